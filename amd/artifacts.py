@@ -1,0 +1,154 @@
+"""A published encoder: `encoder.safetensors`, and its card as `encoder.json` and, for people, as `README.md`.
+
+Knows nothing of training; what is served, probed and exported starts here.
+Shapes: B batch, T frames, H height, W width, D width of the encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from amd.card import Card as Card
+from amd.card import Head as Head
+from amd.card import Pooling as Pooling
+from amd.card import Score as Score
+from amd.config import ClipConfig, ConfigError
+from amd.losses import normalized_pixels
+from amd.model_card import model_card
+from amd.models.classifier import Classifier
+from amd.models.encoder import Encoder
+from amd.storage import exists, is_remote, join, listdir, local_path, read_bytes, read_json, write_bytes, write_json
+from amd.tokens import patchify
+
+WEIGHTS, HEAD, CARD, TEXT = "encoder.safetensors", "head.safetensors", "encoder.json", "README.md"
+
+
+def encoder_url(root: str, id_or_url: str) -> str:
+    """The folder of a published encoder: an id below the storage root, or a path or URL of its own."""
+    is_path = is_remote(id_or_url) or "/" in id_or_url or local_path(id_or_url).exists()
+    return id_or_url if is_path else join(root, "encoders", id_or_url)
+
+
+def save_encoder(url: str, encoder: Encoder, card: Card, head: nn.Linear | None = None) -> Card:
+    """Publish an encoder into the folder `url`; the card is written last, so a folder with a card is complete.
+
+    `head`: the classifier of a fine-tuned one, which `card.head` describes.
+    """
+    card = card.model_copy(update={"sha256": _save(join(url, WEIGHTS), encoder)})
+    if head is not None:
+        assert card.head is not None, "a head is published with its description"
+        described = card.head.model_copy(update={"sha256": _save(join(url, HEAD), head)})
+        card = card.model_copy(update={"head": described})
+    write_card(url, card)
+    return card
+
+
+def write_card(url: str, card: Card) -> None:
+    """Write the card of the encoder in the folder `url`, over the one that is there: its text, then the card itself."""
+    write_bytes(join(url, TEXT), model_card(card).encode())
+    write_json(join(url, CARD), card.model_dump(mode="json"))
+
+
+def _save(path: str, network: nn.Module) -> str:
+    """Write a network's weights; their sha256."""
+    weights = save_tensors({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
+    write_bytes(path, weights)
+    return hashlib.sha256(weights).hexdigest()
+
+
+def load_card(url: str) -> Card:
+    """Raises ConfigError where there is no readable card."""
+    path = join(url, CARD)
+    try:
+        return Card.model_validate(read_json(path))
+    except FileNotFoundError:
+        raise ConfigError([f"{url}: no encoder is published there ({CARD} is missing)"]) from None
+    except (ValueError, ValidationError) as error:
+        raise ConfigError([f"{path}: not an encoder's card: {str(error).splitlines()[0]}"]) from None
+
+
+def published_cards(root: str) -> tuple[list[Card], list[str]]:
+    """The cards of all encoders below a storage root, newest first, and what is wrong with those not readable."""
+    cards, problems = [], []
+    for name in listdir(join(root, "encoders")):
+        try:
+            cards.append(load_card(join(root, "encoders", name)))
+        except ConfigError as error:  # a folder without a card is one that is still being written
+            problems += error.problems
+    return sorted(cards, key=lambda card: card.created, reverse=True), problems
+
+
+def load_encoder(url: str) -> tuple[Encoder, Card]:
+    """The encoder in eval mode on the CPU, and its card.
+
+    Raises ConfigError when weights are missing, damaged or do not fit the card.
+    """
+    card = load_card(url)
+    encoder = Encoder(card.encoder, card.clip.grid, card.clip.token_values)
+    _load(join(url, WEIGHTS), encoder, card.sha256)
+    return encoder.eval(), card
+
+
+def load_classifier(url: str) -> tuple[Classifier, Card]:
+    """A fine-tuned encoder with its head, in eval mode on the CPU, and its card.
+
+    Raises ConfigError for an encoder without a head, and when weights are missing, damaged or do not fit the card.
+    """
+    card = load_card(url)
+    if card.objective == "detection":
+        raise ConfigError([f"{url}: its head looks at boxes, not at whole clips; `load_detector` loads it"])
+    if card.head is None:
+        raise ConfigError([f"{url}: this encoder has no classifier; fine-tune it first (`amd finetune`)"])
+    classifier = Classifier(card.encoder, card.clip.grid, card.clip.token_values, card.head.classes)
+    _load(join(url, WEIGHTS), classifier.encoder, card.sha256)
+    classifier.head = load_head(url, card)
+    return classifier.eval(), card
+
+
+def load_head(url: str, card: Card) -> nn.Linear:
+    """The linear map that was published beside an encoder. Raises ConfigError when it is missing or damaged."""
+    assert card.head is not None, "only an encoder with a head has one to load"
+    head = nn.Linear(card.encoder.width, card.head.classes)
+    _load(join(url, HEAD), head, card.head.sha256)
+    return head
+
+
+def _load(path: str, network: nn.Module, sha256: str | None) -> None:
+    if not exists(path):
+        raise ConfigError([f"{path}: missing beside its card; publish the encoder again"])
+    data = read_bytes(path)
+    if sha256 not in (None, hashlib.sha256(data).hexdigest()):
+        raise ConfigError(
+            [f"{path}: the weights are not those of the card (sha256 differs); publish the encoder again"]
+        )
+    try:
+        network.load_state_dict(load_tensors(data))
+    except Exception as error:
+        raise ConfigError([f"{path}: does not fit its card: {str(error).splitlines()[0]}"]) from None
+
+
+def encode(encoder: Encoder, clip: ClipConfig, clips: Tensor, pooling: Pooling = "mean") -> Tensor:
+    """Embed whole clips: (B, 3, T, H, W) uint8, or float already normalised, -> (B, D), pooled as the card says."""
+    tokens, index = whole_clips(encoder, clip, clips)
+    if pooling == "mean_then_norm":
+        last = len(encoder.blocks)
+        raw = encoder(tokens, index, intermediates=(last,), final=False).intermediates[0]
+        normed: Tensor = encoder.norm(raw.mean(dim=1))
+        return normed
+    final = encoder(tokens, index).final
+    assert final is not None
+    pooled: Tensor = final[:, final.shape[1] - encoder.grid.tokens :].mean(dim=1)
+    return pooled
+
+
+def whole_clips(encoder: Encoder, clip: ClipConfig, clips: Tensor) -> tuple[Tensor, Tensor]:
+    """Every token of clips (B, 3, T, H, W), normalised, and where it stands: (B, N, P) and (B, N)."""
+    pixels = patchify(clips, clip.tubelet, clip.patch)
+    index = torch.arange(encoder.grid.tokens, device=clips.device).expand(clips.shape[0], -1)
+    return normalized_pixels(pixels, clip), index

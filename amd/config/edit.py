@@ -1,0 +1,152 @@
+"""From plain values to a config: building, overriding, and saying in words what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from amd.config.sections import EncoderSize, Section
+
+
+class ConfigError(ValueError):
+    """A config that breaks a rule. `problems` holds one line per broken rule, each naming the dotted field."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(list(problems))  # plain arguments: the exception may cross Ray
+        self.problems = list(problems)
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def validate(model: type[S], values: Mapping[str, Any]) -> S:
+    """Build a config from plain values; raise ConfigError with one line per problem, each naming the dotted field."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_lines(model, error)) from None
+
+
+def with_overrides(config: S, overrides: Mapping[str, Any]) -> S:
+    """The config with dotted keys replaced: `with_overrides(config, {"mask.teacher_ratio": 0.6})`.
+
+    Raises ConfigError when a key does not exist or the result breaks a rule.
+    """
+    return validate(type(config), overridden(config.model_dump(mode="json"), overrides))
+
+
+def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values with dotted keys replaced, not yet validated. Raises ConfigError where a path ends in a value."""
+    result: dict[str, Any] = copy.deepcopy(dict(values))
+    for key, value in {**_replaced(overrides), **overrides}.items():
+        node: Any = result
+        *parents, last = key.split(".")
+        for depth, part in enumerate(parents):
+            child = _step(node, part)
+            if child is None:
+                # An absent section (teacher=null) starts from its defaults; a wrong name is told by validation.
+                if not isinstance(node, dict):
+                    raise ConfigError([f"{key}: {'.'.join(parents[:depth])} has no field {part!r}"])
+                child = node[part] = {}
+            node = child
+        if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+            node[int(last)] = value
+        elif isinstance(node, dict):
+            if key.endswith("encoder.size") and value is not None:
+                for field in EncoderSize._fields:  # a new named size brings its own numbers
+                    if f"{key.removesuffix('size')}{field}" not in overrides:
+                        node.pop(field, None)
+            node[last] = value
+        else:
+            raise ConfigError([f"{key}: {'.'.join(parents)} is a value, not a section"])
+    return result
+
+
+# Fields of which one at most is given: choosing one takes the other back.
+_EXCLUSIVE = (
+    ("teacher.weights", "teacher.preset"),
+    ("schedule.epochs", "schedule.steps"),
+    ("schedule.warmup_epochs", "schedule.warmup_steps"),
+)
+
+
+def _replaced(overrides: Mapping[str, Any]) -> dict[str, None]:
+    return {
+        other: None
+        for pair in _EXCLUSIVE
+        for chosen, other in (pair, pair[::-1])
+        if overrides.get(chosen) is not None and other not in overrides
+    }
+
+
+def _step(node: Any, part: str) -> Any:
+    if isinstance(node, dict):
+        return node.get(part)
+    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+        return node[int(part)]
+    return None
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`["mask.teacher_ratio=0.6", "scaling.workers=[2,4]"]` to a dict; values are YAML, so 1e-3 is a number too."""
+    overrides: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError([f"{word!r} is not an override: write key=value, for example mask.teacher_ratio=0.6"])
+        overrides[key.strip()] = _value(text)
+    return overrides
+
+
+def _value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-3 as a string
+        except ValueError:
+            return text
+    return text if value is None and text.strip() not in ("null", "~", "") else value
+
+
+def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
+    lines: list[str] = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown key{_suggestion(model, problem['loc'])}")
+        elif problem["type"] == "missing":
+            lines.append(f"{where}: required, but not given")
+        elif problem["type"] == "value_error":
+            text = str(problem["ctx"]["error"])
+            # Rules name fields from the section down; put the path of the section before them.
+            prefix = ".".join(str(part) for part in problem["loc"][:-1])
+            lines += [f"{prefix}.{line}" if prefix else line for line in text.split("\n")]
+        else:
+            lines.append(f"{where}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+    return lines
+
+
+def _suggestion(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    current: Any = model
+    for part in loc[:-1]:
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            return ""
+        current = next(
+            (t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(t, "model_fields")),
+            None,
+        )
+    names = list(getattr(current, "model_fields", {}))
+    close = difflib.get_close_matches(str(loc[-1]), names, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(names)}"

@@ -1,0 +1,131 @@
+"""A whole pre-training run, and the rules between its sections."""
+
+from __future__ import annotations
+
+from amd.config.probe import RunProbeConfig
+from amd.config.run import RunConfig
+from amd.config.sections import POSITION_PARTS, MaskConfig, ObjectiveConfig, StudentConfig, TeacherConfig
+
+
+class TrainConfig(RunConfig):
+    """One pre-training run, complete."""
+
+    student: StudentConfig = StudentConfig()
+    teacher: TeacherConfig | None = None
+    mask: MaskConfig = MaskConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    probe: RunProbeConfig | None = None
+    """Probe the encoder every few epochs on labelled data, in a process of its own; none: not."""
+
+    def _problems(self) -> list[str]:
+        return [*self._teacher_problems(), *self._mask_problems(), *super()._problems()]
+
+    def _teacher_problems(self) -> list[str]:
+        objective, teacher = self.objective, self.teacher
+        if objective.kind == "mae":
+            if teacher is not None:
+                return ["teacher: objective.kind=mae has no teacher; set teacher=null or objective.kind=amd"]
+            return [] if objective.weights.reconstruction else ["objective.weights.reconstruction=0 leaves no loss"]
+        if teacher is None:
+            return ["teacher: objective.kind=amd needs one; give teacher.weights or teacher.preset"]
+        problems = []
+        if not objective.layers:
+            problems.append("objective.layers: objective.kind=amd aligns at least one layer pair")
+        students = [pair.student for pair in objective.layers]
+        if len(set(students)) < len(students):
+            problems.append(
+                f"objective.layers: student blocks {students} repeat; each aligned student block has one projection"
+            )
+        for i, pair in enumerate(objective.layers):
+            for role, block, depth in (
+                ("student", pair.student, self.student.encoder.depth),
+                ("teacher", pair.teacher, teacher.encoder.depth),
+            ):
+                if block > depth:
+                    where = "student.encoder.depth" if role == "student" else "teacher.encoder.depth"
+                    problems.append(
+                        f"objective.layers.{i}.{role}={block} is out of range: blocks count from 1 to {where}={depth}"
+                    )
+        if not objective.weights.reconstruction and self.student.encoder.depth not in students:
+            problems.append(
+                "objective.weights.reconstruction=0 leaves the student's blocks after the last aligned one untrained; "
+                f"align block {self.student.encoder.depth} too, or keep reconstruction"
+            )
+        problems += self._generator_problems()
+        weights = objective.weights
+        if not (weights.direct or (weights.generation and self.has_generation)):
+            problems.append(
+                "objective.weights: nothing is aligned with the teacher; raise direct, or generation with "
+                "mask.teacher_ratio below mask.student_ratio (or take objective.kind=mae)"
+            )
+        return problems
+
+    def _generator_problems(self) -> list[str]:
+        heads, width, problems = self.generator_heads, self.generator_width, []
+        own = self.student.generator.width is not None
+        if width % heads:
+            problems.append(
+                f"student.generator.heads={heads} must divide "
+                + (f"student.generator.width={width}" if own else f"the teacher's width {width}")
+                + ": generators work at that width"
+            )
+        positions = self.student.encoder.positions
+        if own and width % POSITION_PARTS[positions]:
+            problems.append(
+                f"student.generator.width={width} must be a multiple of {POSITION_PARTS[positions]} for the student's "
+                f"{positions} positions"
+            )
+        return problems
+
+    def _mask_problems(self) -> list[str]:
+        mask, problems = self.mask, []
+        cells, student, teacher = self.cells, self.student_hidden_cells, self.teacher_hidden_cells
+        if student == 0:
+            problems.append(f"mask.student_ratio={mask.student_ratio} hides none of {cells} cells: nothing to rebuild")
+        if student == cells:
+            problems.append(f"mask.student_ratio={mask.student_ratio} hides all of {cells} cells from the student")
+        if self.objective.kind == "amd" and student == teacher and mask.student_ratio != mask.teacher_ratio:
+            problems.append(
+                f"mask.teacher_ratio={mask.teacher_ratio} and mask.student_ratio={mask.student_ratio} both hide "
+                f"{student} of {cells} cells: move them apart, or make them equal for a symmetric teacher"
+            )
+        if mask.decoder == "running_cell":
+            grid = self.clip.grid
+            if grid.height % 2 or grid.width % 2:
+                problems.append(
+                    f"mask.decoder=running_cell needs an even token grid, not {grid.height}x{grid.width}: "
+                    "a cell is 2x2 tokens"
+                )
+        return problems
+
+    @property
+    def cells(self) -> int:
+        """How many cells the masking strategy chooses among: tube hides columns of tokens, random single tokens."""
+        grid = self.clip.grid
+        return grid.per_frame if self.mask.strategy == "tube" else grid.tokens
+
+    @property
+    def student_hidden_cells(self) -> int:
+        return self.mask.hidden_cells(self.mask.student_ratio, self.cells)
+
+    @property
+    def teacher_hidden_cells(self) -> int:
+        return self.mask.hidden_cells(self.mask.teacher_ratio, self.cells)
+
+    @property
+    def has_generation(self) -> bool:
+        """Generation alignment exists where some tokens are seen by the teacher only and its weight is not 0."""
+        return (
+            self.objective.kind == "amd"
+            and self.teacher_hidden_cells < self.student_hidden_cells
+            and self.objective.weights.generation > 0
+        )
+
+    @property
+    def generator_width(self) -> int:
+        assert self.teacher is not None, "generators exist only beside a teacher"
+        return self.student.generator.width or self.teacher.encoder.width
+
+    @property
+    def generator_heads(self) -> int:
+        return self.student.generator.heads or max(1, self.generator_width // 64)

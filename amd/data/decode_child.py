@@ -1,0 +1,169 @@
+"""The process that reads and decodes, apart from training: `python -m amd.data.decode_child` started by isolation.py.
+
+Light imports only. One JSON request at a time comes over a socket; answers go back the same way, pixels and files
+through shared memory. It ends when its parent is gone, even in the middle of a decoder that does not return.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from amd.data.cache import LocalCache
+from amd.data.fetch import Fetcher, FetchError
+from amd.data.frames import VideoError
+from amd.data.images import ImageError, read_image
+from amd.data.record import Record
+from amd.data.video import Video, frame_rate, open_video
+
+Pixels = npt.NDArray[np.uint8]
+_GRACE_S = 30  # beyond the parent's own time limit
+
+
+class SharedMemory:
+    """An anonymous file that both processes map; the child makes it as large as an answer needs."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._map: mmap.mmap | None = None
+
+    def allocate(self, shape: tuple[int, ...]) -> Pixels:
+        size = int(np.prod(shape, dtype=np.int64))
+        if self._map is None or len(self._map) < size:
+            self._map = None  # the old map goes when the last array over it does
+            os.ftruncate(self._fd, max(size, 1))
+            self._map = mmap.mmap(self._fd, max(size, 1))
+        return np.frombuffer(self._map, np.uint8, size).reshape(shape)
+
+    def put(self, content: bytes) -> int:
+        self.allocate((len(content),))[:] = np.frombuffer(content, np.uint8)
+        return len(content)
+
+
+class Worker:
+    """Answers requests: open a sample, read frames of it, transcode it."""
+
+    def __init__(self, options: dict[str, Any], memory: SharedMemory) -> None:
+        cache = None
+        if options["cache_dir"]:
+            cache = LocalCache(options["cache_dir"], options["cache_limit_mib"] << 20)
+        self._fetcher = Fetcher(options["retries"], cache)
+        self._frame_name, self._decoder = options["frame_name"], options["decoder"]
+        self._memory = memory
+        self._video: Video | None = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        task = request["task"]
+        if task == "open":  # a video: its length is known only now
+            self._drop()
+            record = Record(*request["record"])
+            self._video = open_video(self._fetcher.fetch(record.location, record.offset, record.size), self._decoder)
+            return {"frames": self._video.frames}
+        if task == "frames":
+            assert self._video is not None
+            try:
+                return {"shape": self._video.read(request["indices"], self._memory.allocate).shape}
+            finally:
+                self._drop()
+        if task == "rate":
+            record = Record(*request["record"])
+            return {"fps": frame_rate(self._fetcher.fetch(record.location, record.offset, record.size))}
+        if task == "stills":
+            return {"shape": self._stills(Record(*request["record"]), request["indices"]).shape}
+        if task == "transcode":
+            from amd.data.transcode import transcode
+
+            record = Record(*request["record"])
+            source = self._fetcher.fetch(record.location, record.offset, record.size)
+            result = transcode(source, record.kind, **request["settings"])
+            return {"size": self._memory.put(result.content), "suffix": result.suffix, "facts": result.facts}
+        raise ValueError(f"no task {task!r}")
+
+    def _stills(self, record: Record, indices: Sequence[int]) -> Pixels:
+        """An image (any index is the image), or numbered images of a folder; frame 0 is in file number 1."""
+        if record.kind == "image":
+            pixels = read_image(self._fetcher.fetch(record.location, record.offset, record.size))
+            output = self._memory.allocate((len(indices), *pixels.shape))
+            output[:] = pixels
+            return output
+        numbers = sorted(set(indices))
+        folder = record.location.rstrip("/").rpartition("/")[2]
+        names = [self._frame_name.format(n + 1, folder=folder) for n in numbers]
+        pictures: dict[int, Pixels] = {}
+        for n, name in zip(numbers, names, strict=True):
+            try:
+                pictures[n] = read_image(self._fetcher.fetch(f"{record.location}/{name}"))
+            except (FetchError, ImageError) as error:
+                raise ImageError(f"frame {name} {error}") from None
+        shape = pictures[numbers[0]].shape
+        for n, name in zip(numbers, names, strict=True):
+            if pictures[n].shape != shape:
+                raise ImageError(f"frame {name} is {pictures[n].shape[:2]}, others are {shape[:2]} (height, width)")
+        output = self._memory.allocate((len(indices), *shape))
+        for row, n in enumerate(indices):
+            output[row] = pictures[n]
+        return output
+
+    def _drop(self) -> None:
+        if self._video is not None:
+            self._video.close()
+            self._video = None
+
+
+def serve(connection: Connection, worker: Worker, limit_s: float) -> None:
+    """Answer until the other end closes. The reason why a sample is bad is an answer too."""
+    while True:
+        try:
+            request = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        # Should the parent be gone while a decoder never returns, the kernel ends this process.
+        signal.alarm(int(request.get("limit_s", limit_s)) + _GRACE_S)
+        try:
+            answer = worker.answer(request)
+        except (VideoError, ImageError, FetchError) as error:
+            answer = {"bad": " ".join(str(error).split())}
+        except MemoryError:
+            answer = {"bad": "needs more memory than data.read_memory_mib allows"}
+        except Exception as error:  # broken files find ways that nobody has listed
+            answer = {"bad": " ".join(f"cannot be read ({type(error).__name__}: {error})".split())}
+        signal.alarm(0)
+        connection.send_bytes(json.dumps(answer).encode())
+
+
+def main() -> None:
+    socket, memory, parent = map(int, sys.argv[1:4])
+    options = json.loads(sys.argv[4])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit = options["read_memory_mib"] << 20
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    av.logging.set_level(None)  # what FFmpeg has to say of a broken file comes back as the reason
+    connection = Connection(socket)
+    connection.send_bytes(b'{"ready": true}')
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries that write there would fill a disk
+    serve(connection, Worker(options, SharedMemory(memory)), options["read_timeout_s"])
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""Real handwritten digits as data sets on disk: PNG image folders, and H.264 clips whose label is the motion.
+
+`digits` holds 32x32 images, labelled by digit. `moving-digits` holds mp4 clips of 8 frames in which one digit glides
+over a torus (it leaves on one side and enters on the other) in one of 8 directions; the direction is the label, and a
+single frame cannot tell it. Source: scikit-learn's digits (UCI Optical Recognition of Handwritten Digits, CC BY 4.0),
+1797 images of 8x8, which ship inside the package: nothing is downloaded.
+
+Knows nothing of configs, networks or loaders: it writes files that the ordinary readers read.
+Shapes: N samples, T frames, S side of a frame in pixels.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+DemoName = Literal["digits", "moving-digits"]
+DemoSplit = Literal["train", "probe", "few", "select", "test"]
+Array: TypeAlias = npt.NDArray[np.float32]
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+Labels: TypeAlias = npt.NDArray[np.int64]
+
+VERSION = 1  # part of the folder's name: other pixels need another number
+SIDE = 32
+FRAMES = 8
+SPEEDS = (1.5, 3.0)  # pixels per frame
+DIRECTIONS = ("right", "down-right", "down", "down-left", "left", "up-left", "up", "up-right")
+
+# Digits are split once, by a fixed permutation. `train` is the pre-training pool and `probe` the labelled samples that
+# a probe learns from, `few` what fine-tuning learns from, all of the same digits; settings were chosen on `select`;
+# nothing was chosen on `test`.
+DIGIT_RANGES: dict[str, tuple[int, int]] = {
+    "train": (0, 1097),
+    "probe": (0, 1097),
+    "few": (0, 1097),
+    "select": (1097, 1397),
+    "test": (1397, 1797),
+}
+IMAGES: dict[str, int] = {"train": 6000, "probe": 1097, "few": 100, "select": 300, "test": 400}
+CLIPS: dict[str, int] = {"train": 4000, "probe": 1000, "few": 80, "select": 600, "test": 800}
+SPLIT_SEEDS: dict[str, int] = {"train": 1, "probe": 2, "select": 3, "test": 4, "few": 5}
+
+
+class Samples(NamedTuple):
+    pixels: Pixels  # (N, T, S, S) grey; T is 1 for images
+    labels: Labels  # (N,)
+    digits: Labels  # (N,) which of the 1797 digits each sample shows
+
+
+def demo_root() -> Path:
+    """AMD_DEMO_DIR, else a folder in the user's cache directory."""
+    if root := os.environ.get("AMD_DEMO_DIR"):
+        return Path(root).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "amd" / "demo"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amd" / "demo"
+
+
+def ensure_demo(name: str, split: str = "train") -> str:
+    """What a manifest is opened from: a folder of PNG files by class (digits), a list of mp4 clips (moving-digits).
+
+    Written on first use (seconds), whole or not at all; processes that ask at once wait for the one that writes. `val`
+    is another word for `select`. Raises ValueError for a name or split that does not exist.
+    """
+    split = "select" if split == "val" else split
+    if name not in WRITERS or split not in get_args(DemoSplit):
+        raise ValueError(
+            f"demo:{name}/{split} does not exist: names are {', '.join(WRITERS)}, "
+            f"splits are {', '.join(get_args(DemoSplit))}"
+        )
+    folder = demo_root() / f"{name}-{VERSION}"
+    target = folder / split
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder / f".{split}.lock"):
+            if not target.exists():
+                for leftover in folder.glob(f".{split}.part-*"):  # of a process that died while writing
+                    shutil.rmtree(leftover)
+                part = folder / f".{split}.part-{uuid.uuid4().hex[:8]}"
+                WRITERS[name](part, split)
+                os.replace(part, target)
+    return str(target / "list.txt") if name == "moving-digits" else str(target)
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released with the file, also when the process dies
+        yield
+
+
+def image_samples(split: str, count: int | None = None) -> Samples:
+    """Digits of a split as 32x32 images, labelled by digit.
+
+    The pool is jittered (shift +-2 pixels, scale 0.85 to 1.1, rotation +-0.2 rad); the others show digits as they are.
+    """
+    images, classes = _digits()
+    chosen, rng = _choose(split, count or IMAGES[split])
+    number = len(chosen)
+    centre = np.full((number, 1, 2), (SIDE - 1) / 2, np.float32)
+    side = np.full(number, SIDE, np.float32)
+    angle = np.zeros(number, np.float32)
+    if split == "train":
+        centre += rng.uniform(-2, 2, centre.shape).astype(np.float32)
+        side *= rng.uniform(0.85, 1.1, number).astype(np.float32)
+        angle += rng.uniform(-0.2, 0.2, number).astype(np.float32)
+    return Samples(render(images[chosen], centre, side, angle, wrap=False), classes[chosen], chosen)
+
+
+def clip_samples(split: str, count: int | None = None) -> Samples:
+    """Moving digits of a split, (N, 8, 32, 32), labelled by direction (see DIRECTIONS).
+
+    Digits of 22 to 28 pixels, rotated by up to 0.2 rad, glide at 1.5 to 3 pixels per frame. The start is uniform on the
+    torus and independent of the direction, so that every single frame has the same distribution for every label.
+    """
+    images, _ = _digits()
+    chosen, rng = _choose(split, count or CLIPS[split])
+    number = len(chosen)
+    labels = np.arange(number, dtype=np.int64) % len(DIRECTIONS)
+    rng.shuffle(labels)
+    heading = labels * (2 * np.pi / len(DIRECTIONS))
+    velocity = rng.uniform(*SPEEDS, (number, 1)) * np.stack([np.sin(heading), np.cos(heading)], axis=1)  # (N, 2) y, x
+    # Time counts from the middle of the clip, whose frame is drawn uniformly.
+    time = np.arange(FRAMES) - (FRAMES - 1) / 2
+    centre = rng.uniform(0, SIDE, (number, 1, 2)) + velocity[:, None] * time[None, :, None]  # (N, T, 2)
+    side = rng.uniform(22, 28, number)
+    angle = rng.uniform(-0.2, 0.2, number)
+    return Samples(render(images[chosen], centre, side, angle, wrap=True), labels, chosen)
+
+
+def render(
+    digits: Array,
+    centre: npt.NDArray[np.floating],
+    side: npt.NDArray[np.floating],
+    angle: npt.NDArray[np.floating],
+    *,
+    wrap: bool,
+) -> Pixels:
+    """Draw 8x8 digits on black frames, bilinear.
+
+    digits (N, 8, 8) in [0, 1], centre (N, T, 2) as y, x in pixels, side (N,) of the drawn digit in pixels, angle (N,)
+    in rad -> (N, T, S, S). `wrap` draws on a torus.
+    """
+    number, frames = centre.shape[:2]
+    out = np.empty((number, frames, SIDE, SIDE), np.uint8)
+    padded = np.pad(digits, ((0, 0), (1, 1), (1, 1)))  # a black rim, so that what lies outside is black
+    axis = np.arange(SIDE, dtype=np.float32)
+    for start in range(0, number, 256):
+        rows = slice(start, start + 256)
+        away = axis[None, None, None] - centre[rows, :, :, None].astype(np.float32)  # (n, T, 2, S)
+        if wrap:
+            away = (away + SIDE / 2) % SIDE - SIDE / 2
+        dy, dx = away[:, :, 0, :, None], away[:, :, 1, None, :]  # (n, T, S, 1), (n, T, 1, S)
+        turn = angle[rows, None, None, None].astype(np.float32)
+        scale = (8 / side[rows, None, None, None]).astype(np.float32)
+        y = (np.cos(turn) * dy - np.sin(turn) * dx) * scale + 3.5 + 1  # (n, T, S, S) in the padded source
+        x = (np.sin(turn) * dy + np.cos(turn) * dx) * scale + 3.5 + 1
+        out[rows] = np.rint(_bilinear(padded[rows], y, x) * 255).astype(np.uint8)
+    return out
+
+
+def _bilinear(images: Array, y: npt.NDArray[np.floating], x: npt.NDArray[np.floating]) -> Array:
+    """Read (n, H, W) images at (n, T, S, S) places; beyond the rim the rim's value."""
+    last = images.shape[-1] - 1
+    y, x = np.clip(y, 0, last), np.clip(x, 0, last)
+    top, left = np.minimum(y.astype(np.int64), last - 1), np.minimum(x.astype(np.int64), last - 1)
+    down, right = y - top, x - left
+    n = np.arange(len(images))[:, None, None, None]
+    upper = images[n, top, left] * (1 - right) + images[n, top, left + 1] * right
+    lower = images[n, top + 1, left] * (1 - right) + images[n, top + 1, left + 1] * right
+    result: Array = (upper * (1 - down) + lower * down).astype(np.float32)
+    return result
+
+
+def _digits() -> tuple[Array, Labels]:
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    bunch = load_digits()
+    return (bunch.images / 16).astype(np.float32), bunch.target.astype(np.int64)
+
+
+def _choose(split: str, count: int) -> tuple[Labels, np.random.Generator]:
+    """Which digits a split's samples show, each about equally often, and the split's own random numbers."""
+    order = np.random.default_rng(20_240_311).permutation(1797)
+    start, stop = DIGIT_RANGES[split]
+    rng = np.random.default_rng(SPLIT_SEEDS[split])
+    rounds = [rng.permutation(order[start:stop]) for _ in range(-(-count // (stop - start)))]
+    return np.concatenate(rounds)[:count].astype(np.int64), rng
+
+
+def write_images(folder: Path, split: str, count: int | None = None) -> None:
+    """`folder/LABEL/NNNNN.png`, 32x32 RGB."""
+    from PIL import Image
+
+    samples = image_samples(split, count)
+    for label in range(10):
+        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+    for i, (pixels, label) in enumerate(zip(samples.pixels, samples.labels, strict=True)):
+        Image.fromarray(pixels[0]).convert("RGB").save(folder / str(label) / f"{i:05}.png")
+
+
+def write_clips(folder: Path, split: str, count: int | None = None) -> None:
+    """`folder/NNNNN.mp4` and `folder/list.txt` with a line `path label` each, as VideoMAE's lists."""
+    samples = clip_samples(split, count)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{i:05}.mp4" for i in range(len(samples.labels))]
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:  # libx264 works outside the interpreter's lock
+        list(pool.map(encode_h264, [folder / name for name in names], samples.pixels))
+    lines = [f"{name} {label}\n" for name, label in zip(names, samples.labels, strict=True)]
+    (folder / "list.txt").write_text("".join(lines))
+
+
+def encode_h264(path: Path, frames: Pixels, rate: int = 8) -> None:
+    """Grey frames (T, S, S) as an H.264 mp4, near lossless (crf 8): lossy motion would be a weaker label."""
+    import av
+
+    count, height, width = frames.shape
+    # yuv420p in video range: luma above, neutral chroma (half as many rows again) below.
+    planes = np.full((count, height * 3 // 2, width), 128, np.uint8)
+    planes[:, :height] = np.rint(16 + frames.astype(np.float32) * (219 / 255)).astype(np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "8", "preset": "veryfast", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt, stream.thread_count = width, height, "yuv420p", 1
+        for picture in planes:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="yuv420p")))
+        container.mux(stream.encode())
+
+
+WRITERS: dict[str, Callable[[Path, str], None]] = {"digits": write_images, "moving-digits": write_clips}

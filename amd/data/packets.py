@@ -1,0 +1,185 @@
+"""Which packets of a video must be decoded to see a given frame exactly, told without decoding anything.
+
+Frames are numbered as they are shown. A frame needs the packets from its entry point on: the last packet in decoding
+order at which a decoder may start without anything before it mattering. What is not certain from the packets (a codec
+or container whose packets are not one frame each, missing or doubled times) gives no map; such files are decoded from
+the start. Knows nothing of pixels.
+Sources: ITU-T H.264 (7.4.1.2.4, D.2.8), ITU-T H.265 (7.4.2.2), VP9 bitstream (6.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+CONTAINERS = {"mov", "mp4", "matroska", "webm"}
+CODECS = {"h264", "hevc", "vp9", "av1"}
+_SCAN_BYTES = 4096  # parameter sets and messages stand before a key frame's picture
+
+
+class Entry(Enum):
+    NONE = 0
+    CLOSED = 1  # nothing after it looks back
+    OPEN = 2  # frames shown before it may look back, those after do not
+
+
+class Span(NamedTuple):
+    """Packets [start, stop) in decoding order, and the wanted frames they give, ascending."""
+
+    start: int
+    stop: int
+    frames: tuple[int, ...]
+
+
+class PacketInfo(NamedTuple):
+    pts: int | None
+    key: bool  # flagged as a key frame, rightly or not
+    entry: Entry
+    discard: bool
+
+
+class PacketMap:
+    """From frame numbers, as shown, to spans of packets."""
+
+    def __init__(self, packets: Sequence[PacketInfo]) -> None:
+        places = enumerate(packets)
+        shown = sorted((packet.pts or 0, place) for place, packet in places if not packet.discard)
+        self.pts = [pts for pts, _ in shown]  # of frame n
+        self._place = [place for _, place in shown]  # of frame n, in decoding order
+        self._starts = _starts(packets)
+        self.closed = all(packet.entry is Entry.CLOSED for packet in packets if packet.key)
+        self.edited = any(packet.discard for packet in packets)
+
+    @property
+    def frames(self) -> int:
+        return len(self.pts)
+
+    def spans(self, frames: Sequence[int]) -> list[Span]:
+        """The fewest packets that give these frames: parts without a wanted frame are left out."""
+        needs = sorted((self._starts[self._place[n]], self._place[n] + 1, n) for n in set(frames))
+        spans: list[Span] = []
+        for start, stop, frame in needs:
+            if spans and start <= spans[-1].stop:
+                last = spans[-1]
+                spans[-1] = Span(last.start, max(last.stop, stop), (*last.frames, frame))
+            else:
+                spans.append(Span(start, stop, (frame,)))
+        return [span._replace(frames=tuple(sorted(span.frames))) for span in spans]
+
+
+def _starts(packets: Sequence[PacketInfo]) -> np.ndarray:
+    """For each packet the place of its entry point."""
+    starts = np.zeros(len(packets), np.int64)
+    closed = latest = before = 0  # places: last closed entry, last entry of any kind, the entry before that
+    edited = any(packet.discard for packet in packets)
+    for place, packet in enumerate(packets):
+        if packet.entry is Entry.CLOSED:
+            closed = latest = before = place
+        elif packet.entry is Entry.OPEN:
+            before, latest = latest, place
+        if edited:
+            starts[place] = closed  # an edit may reorder times, so times do not tell who looks back
+        else:
+            looks_back = packet.pts is not None and packet.pts < (packets[latest].pts or 0)
+            starts[place] = before if looks_back else latest
+    return starts
+
+
+def map_packets(packets: Sequence[Any], codec: str, container: str, extradata: bytes | None) -> PacketMap | None:
+    """A map, when every packet is certain to be one frame; else None. `packets` in decoding order, with their data."""
+    if codec not in CODECS or not CONTAINERS & set(container.split(",")) or not packets:
+        return None
+    infos = [PacketInfo(p.pts, p.is_keyframe, entry_point(p, codec, extradata), p.is_discard) for p in packets]
+    shown = [info.pts for info in infos if not info.discard]
+    if not shown or None in shown or len(set(shown)) < len(shown) or infos[0].entry is Entry.NONE:
+        return None
+    if infos[0].entry is Entry.OPEN and min(pts for pts in shown if pts is not None) < (infos[0].pts or 0):
+        return None  # frames that look back beyond the file's start: a decoder may or may not show them
+    if codec == "vp9" and any(_hidden(memoryview(p)) for p in packets):
+        return None
+    return PacketMap(infos)
+
+
+def entry_point(packet: Any, codec: str, extradata: bytes | None) -> Entry:
+    if not packet.is_keyframe:
+        return Entry.NONE
+    if codec not in ("h264", "hevc"):
+        return Entry.CLOSED  # VP9, AV1: a key frame that is shown resets every reference
+    data = bytes(memoryview(packet)[:_SCAN_BYTES])
+    return _h264_entry(data, extradata) if codec == "h264" else _hevc_entry(data, extradata)
+
+
+def _h264_entry(data: bytes, extradata: bytes | None) -> Entry:
+    """An IDR picture is closed; a recovery point that promises exact frames from its own on is open."""
+    recovers = False
+    for unit in _units(data, extradata[4] & 3 if extradata and extradata[0] == 1 and len(extradata) > 4 else None):
+        kind = unit[0] & 31
+        if kind == 5:
+            return Entry.CLOSED
+        if kind == 6:
+            recovers = recovers or _exact_recovery(unit[1:])
+        elif 1 <= kind <= 4:
+            return Entry.OPEN if recovers else Entry.NONE
+    return Entry.NONE
+
+
+def _hevc_entry(data: bytes, extradata: bytes | None) -> Entry:
+    for unit in _units(data, extradata[21] & 3 if extradata and extradata[0] == 1 and len(extradata) > 21 else None):
+        kind = (unit[0] >> 1) & 63
+        if kind in (19, 20):  # IDR
+            return Entry.CLOSED
+        if 16 <= kind <= 21:  # BLA, CRA
+            return Entry.OPEN
+        if kind < 16:
+            return Entry.NONE
+    return Entry.NONE
+
+
+def _units(data: bytes, length_size: int | None) -> Iterator[bytes]:
+    """NAL units of a packet, by length prefixes (mp4, mkv; `length_size` is bytes less one) or start codes."""
+    if length_size is None:
+        for piece in data.split(b"\0\0\1")[1:]:
+            if piece:
+                yield piece
+        return
+    size, at = length_size + 1, 0
+    while at + size < len(data):
+        length = int.from_bytes(data[at : at + size], "big")
+        if not length:
+            return
+        yield data[at + size : at + size + length]
+        at += size + length
+
+
+def _exact_recovery(message: bytes) -> bool:
+    """Whether H.264 messages hold a recovery point with recovery_frame_cnt 0 and exact_match_flag 1."""
+    message = message.replace(b"\0\0\3", b"\0\0")
+    at = 0
+    while at + 2 <= len(message) and message[at] != 0x80:
+        numbers = []
+        for _ in range(2):  # type, then length, each in bytes that add up
+            value = 0
+            while at < len(message) and message[at] == 255:
+                value, at = value + 255, at + 1
+            if at >= len(message):
+                return False
+            numbers.append(value + message[at])
+            at += 1
+        kind, length = numbers
+        if kind == 6 and length:
+            return at < len(message) and message[at] >> 6 == 3  # bit 1: count 0 (ue), bit 1: exact match
+        at += length
+    return False
+
+
+def _hidden(data: memoryview) -> bool:
+    """Whether a VP9 packet shows nothing: a lone frame with show_existing_frame 0 and show_frame 0."""
+    first, last = data[0], data[-1]
+    if last & 0xE0 == 0xC0:
+        return False  # a superframe: hidden frames with the shown one after them
+    profile = (first >> 5 & 1) | (first >> 4 & 1) << 1
+    existing = 3 if profile < 3 else 2  # bit of show_existing_frame; frame_type and show_frame are the two below
+    return not first >> existing & 1 and not first >> (existing - 2) & 1

@@ -1,0 +1,197 @@
+"""Turn a raw collection into what trains fast: small pictures, short GOPs, tar shards with an index.
+
+Resumable: the records of a shard are fixed by the plan, which is written first; a shard exists once its index does,
+which is written last. Started again, what is there is kept and the rest gives the same bytes. Each worker is a thread
+that drives one decoding process (isolation.py), so neither a broken file nor a hung decoder stops the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from amd.config import DataConfig
+from amd.data.manifest import Manifest, ManifestError, capped
+from amd.data.readers import BadSample, SampleReader
+from amd.data.records import open_manifest
+from amd.data.shards import INDEX_SUFFIX, ShardWriter, shard_url, write_index
+from amd.storage import exists, join, read_json, remove_leftovers, write_bytes, write_json
+
+PLAN, REPORT = "prepare.json", "report.json"
+TRIAL = 8  # samples transcoded to estimate how many fill a shard
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """This shard was left unfinished because another failed or the run was interrupted."""
+
+
+class PrepareReport(BaseModel):
+    """What was made; also report.json beside the shards."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    url: str
+    samples: int = 0
+    shards: int = 0
+    shards_kept: int = 0
+    """Of these, found finished from an earlier start."""
+    bytes_written: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+    bad: list[dict[str, Any]] = Field(default_factory=list)
+    """record, location, reason of each sample left out."""
+
+    def __str__(self) -> str:
+        size, named = f"{self.bytes_written / 2**20:.1f} MiB", "samples could not be read and are left out:"
+        lines = [f"{self.samples} samples in {self.shards} shards, {size}, {self.seconds:.0f} s: {self.url}"]
+        if self.shards_kept:
+            lines.append(f"{self.shards_kept} shards were there already")
+        if self.bad:
+            lines.append(f"{len(self.bad)} {named}")
+            lines += capped([f"  {bad['location']} {bad['reason']}" for bad in self.bad])
+        return "\n".join(lines)
+
+
+def prepare(
+    data: DataConfig,
+    output_url: str,
+    *,
+    short_side: int = 320,
+    gop: int = 12,
+    crf: int = 23,
+    frame_rate: float | None = None,
+    quality: int = 90,
+    shard_mib: int = 128,
+    workers: int = 2,
+    limit: int | None = None,
+    sample_timeout_s: float = 600.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> PrepareReport:
+    """Write `data` to tar shards below `output_url`; `limit` takes the first samples only.
+
+    `progress(done, total)` is called after each shard, in samples. Raises ManifestError: the data cannot be read, the
+    output holds another preparation, or samples are frame folders (they are small files already).
+    """
+    started = time.monotonic()
+    manifest = open_manifest(data)
+    if manifest.frames is not None:
+        raise ManifestError(["prepare reads images and videos, not frame folders; encode those to videos first"])
+    count = len(manifest) if limit is None else min(limit, len(manifest))
+    settings = {"short_side": short_side, "gop": gop, "crf": crf, "frame_rate": frame_rate, "quality": quality}
+    job = _Job(data, manifest, output_url.rstrip("/"), settings, sample_timeout_s)
+    plan = job.plan(count, shard_mib)
+    shards = -(-count // plan["samples_per_shard"])
+    report = PrepareReport(url=job.output, shards=shards)
+    with ThreadPoolExecutor(workers) as pool:
+        tasks = [pool.submit(job.shard, number, plan["samples_per_shard"], count) for number in range(shards)]
+        for task in tasks:
+            task.add_done_callback(lambda _: progress and progress(_done(tasks, plan, count), count))
+        try:
+            wait(tasks, return_when=FIRST_EXCEPTION)
+        finally:  # Ctrl-C, or a shard that failed: the others end after their sample
+            if not all(task.done() for task in tasks):
+                job.stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+    for task in sorted(tasks, key=_why_stopped):
+        facts, kept = task.result()
+        report.samples += facts["samples"]
+        report.bytes_written += facts["size"]
+        report.frames += facts["frames"]
+        report.bad += facts["bad"]
+        report.shards_kept += kept
+    remove_leftovers(job.output)
+    report.seconds = round(time.monotonic() - started, 1)
+    write_json(join(job.output, REPORT), report.model_dump())
+    return report
+
+
+def _why_stopped(task: Future[Any]) -> bool:
+    """Sorts the task that failed by itself before those that were stopped for it."""
+    return task.cancelled() or isinstance(task.exception(), Stopped)
+
+
+def _samples_per_shard(mib: int, mean_bytes: float) -> int:
+    return max(1, round(mib * 2**20 / mean_bytes))
+
+
+def _done(tasks: list[Future[Any]], plan: dict[str, Any], count: int) -> int:
+    samples: int = plan["samples_per_shard"]
+    return min(count, samples * [task.done() for task in tasks].count(True))
+
+
+@dataclass
+class _Job:
+    data: DataConfig
+    manifest: Manifest
+    output: str
+    settings: dict[str, Any]
+    limit_s: float
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def plan(self, count: int, shard_mib: int) -> dict[str, Any]:
+        """The plan that is there, if it is of the same data and settings; else a new one, written before any shard."""
+        wanted = {"data": self.manifest.digest(), "samples": count, "shard_mib": shard_mib, **self.settings}
+        url = join(self.output, PLAN)
+        if exists(url):
+            found: dict[str, Any] = read_json(url)
+            changed = [
+                f"{key} was {found.get(key)!r}, is {value!r}"
+                for key, value in wanted.items()
+                if found.get(key) != value
+            ]
+            if changed:
+                raise ManifestError(
+                    [f"{self.output} holds another preparation ({'; '.join(changed)}); choose an empty folder"]
+                )
+            return found
+        mean = self._mean_size(count)
+        samples = _samples_per_shard(shard_mib, mean)
+        plan = {**wanted, "classes": self.manifest.classes, "samples_per_shard": samples}
+        write_json(url, plan)
+        return plan
+
+    def _mean_size(self, count: int) -> float:
+        """Of some samples spread over the data, transcoded."""
+        sizes = []
+        with closing(SampleReader(self.data)) as reader:
+            for trial in range(min(TRIAL, count)):
+                record = self.manifest[trial * count // min(TRIAL, count)]
+                try:
+                    sizes.append(len(reader.transcode(record, self.settings, self.limit_s)[0]) + 2048)
+                except BadSample as error:
+                    log.warning("%s", error)
+        return sum(sizes) / len(sizes) if sizes else 2.0**20
+
+    def shard(self, number: int, samples: int, count: int) -> tuple[dict[str, Any], bool]:
+        """Make one shard unless its index is there; its facts, and whether it was."""
+        url = shard_url(self.output, number)
+        if exists(url + INDEX_SUFFIX):
+            return read_json(url + INDEX_SUFFIX)["facts"], True
+        writer, bad, frames = ShardWriter(), [], 0
+        with closing(SampleReader(self.data)) as reader:
+            for i in range(number * samples, min(count, (number + 1) * samples)):
+                if self.stop.is_set():
+                    raise Stopped
+                record = self.manifest[i]
+                try:
+                    content, suffix, facts = reader.transcode(record, self.settings, self.limit_s)
+                except BadSample as error:
+                    bad.append({"record": i, "location": record.name, "reason": error.reason})
+                    log.warning("left out: %s", error)
+                    continue
+                writer.add(f"{i:09d}", suffix, content, record.label)
+                frames += facts["frames"]
+        content = writer.finish()
+        facts = {"samples": len(writer.members), "size": len(content), "frames": frames, "bad": bad}
+        write_bytes(url, content)
+        write_index(url, len(content), writer.members, {"facts": facts})
+        return facts, False

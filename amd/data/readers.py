@@ -1,0 +1,95 @@
+"""Frames of a record, or the reason why not. The one place that a loader asks.
+
+Everything that can hang, crash or blow up (remote reads, FFmpeg, Pillow) happens in a child process under a time and a
+memory limit (isolation.py); images too: a request costs half a millisecond where decoding a photograph takes 5, and one
+rule for all kinds is simpler than two.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amd.config import DataConfig
+from amd.data.isolation import ChildFailed, DecodingChild, TookTooLong
+from amd.data.manifest import ManifestError
+from amd.data.record import BadSample, Record
+
+__all__ = ["BadSample", "ManifestError", "SampleReader"]
+
+Choose = Callable[[int], npt.NDArray[Any]]
+
+
+class SampleReader:
+    """Reads samples one at a time, in the process that uses it: its child starts with the first read, lives until
+    `close()` or garbage collection, and a copy in a forked or spawned process starts its own."""
+
+    child: type[DecodingChild] = DecodingChild
+
+    def __init__(self, data: DataConfig) -> None:
+        names = (
+            "retries",
+            "cache_dir",
+            "cache_limit_mib",
+            "frame_name",
+            "decoder",
+            "read_timeout_s",
+            "read_memory_mib",
+        )
+        self._limit = data.read_timeout_s
+        self._child = self.child({name: getattr(data, name) for name in names})
+
+    def read_clip(self, record: Record, choose: Choose) -> npt.NDArray[np.uint8]:
+        """The frames `choose(total_frames)` asks for, (T, H, W, 3) uint8. Raises BadSample."""
+        deadline = self._deadline(self._limit)
+        if record.kind == "video":
+            total = self._ask(record, {"task": "open", "record": record}, deadline)["frames"]
+            answer = self._ask(record, {"task": "frames", "indices": _chosen(choose, total)}, deadline)
+        else:
+            total = record.frames if record.kind == "frames" else 1
+            if not total:
+                raise BadSample(record, "has no frames")
+            message = {"task": "stills", "record": record, "indices": _chosen(choose, total)}
+            answer = self._ask(record, message, deadline)
+        shape = answer["shape"]
+        return np.frombuffer(self._child.received(int(np.prod(shape))), np.uint8).reshape(shape).copy()
+
+    def frame_rate(self, record: Record) -> float:
+        """Frames per second of a video, as its file tells. Raises BadSample."""
+        return float(self._ask(record, {"task": "rate", "record": record}, self._deadline(self._limit))["fps"])
+
+    def transcode(self, record: Record, settings: dict[str, Any], limit_s: float) -> tuple[bytes, str, dict[str, Any]]:
+        """The sample as a small file for training: bytes, ending, facts (frames, width, height). Raises BadSample."""
+        message = {"task": "transcode", "record": record, "settings": settings, "limit_s": limit_s}
+        answer = self._ask(record, message, self._deadline(limit_s))
+        return bytes(self._child.received(answer["size"])), answer["suffix"], answer["facts"]
+
+    def close(self) -> None:
+        self._child.close()
+
+    def _deadline(self, limit_s: float) -> float:
+        self._child.start()
+        return time.monotonic() + limit_s
+
+    def _ask(self, record: Record, message: dict[str, Any], deadline: float) -> dict[str, Any]:
+        try:
+            answer = self._child.request(message, deadline)
+        except TookTooLong:
+            limit = message.get("limit_s", self._limit)
+            raise BadSample(record, f"took longer than its limit of {limit:g} s to read and decode") from None
+        except ChildFailed as error:
+            raise BadSample(record, str(error)) from None
+        if "bad" in answer:
+            raise BadSample(record, answer["bad"])
+        return answer
+
+
+def _chosen(choose: Choose, total: int) -> list[int]:
+    indices = [int(n) for n in choose(total)]
+    if not indices or not 0 <= min(indices) <= max(indices) < total:
+        raise IndexError(f"chose frames {indices} of a sample of {total}")
+    return indices

@@ -1,0 +1,70 @@
+"""Box arithmetic. Pure numpy: knows nothing of pictures, files or networks.
+
+Boxes are (n, 4) x1, y1, x2, y2 in any unit; a box covers x1 <= x < x2, so nothing is one pixel wider than it is.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Boxes = npt.NDArray[np.floating[Any]]
+Pair = tuple[float, float]  # of widths and heights
+
+
+def scale(boxes: Boxes, x: float, y: float) -> Boxes:
+    return np.asarray(boxes * np.array([x, y, x, y]))
+
+
+def shift(boxes: Boxes, x: float, y: float) -> Boxes:
+    return np.asarray(boxes + np.array([x, y, x, y]))
+
+
+def mirror(boxes: Boxes, width: float) -> Boxes:
+    """Left and right exchanged in a frame of that width."""
+    turned = boxes.copy()
+    turned[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return turned
+
+
+def clip(boxes: Boxes, width: float, height: float) -> Boxes:
+    """The part inside a frame; a box outside it keeps no area."""
+    return np.asarray(boxes.clip(0, np.array([width, height, width, height])))
+
+
+def extend(boxes: Boxes, by: Pair) -> Boxes:
+    """Wider and higher by these fractions of themselves, around the same middle."""
+    margin = sides(boxes) * (np.array(by) / 2)  # (n, 2)
+    return np.asarray(boxes + np.concatenate([-margin, margin], axis=1))
+
+
+def jitter(boxes: Boxes, outwards: Pair, inwards: Pair, draws: random.Random) -> Boxes:
+    """Each side moves by itself, up to fractions of the box's width and height outwards or inwards."""
+    size = sides(boxes)
+    moved = boxes.copy()
+    for row in range(len(boxes)):
+        for axis in (0, 1):
+            low, high = (draws.uniform(-inwards[axis], outwards[axis]) * size[row, axis] for _ in range(2))
+            moved[row, axis] -= low
+            moved[row, 2 + axis] += high
+    return moved
+
+
+def sides(boxes: Boxes) -> Boxes:
+    """(n, 2) widths and heights."""
+    return np.asarray(boxes[:, 2:] - boxes[:, :2])
+
+
+def have_area(boxes: Boxes) -> npt.NDArray[np.bool_]:
+    return np.asarray((sides(boxes) > 0).all(axis=1))
+
+
+def paired_iou(a: Boxes, b: Boxes) -> npt.NDArray[np.float64]:
+    """Intersection over union of box i of `a` with box i of `b`: (n,)."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    common = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).clip(0).prod(axis=1)
+    union = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - common
+    return np.asarray(common / union)

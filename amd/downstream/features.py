@@ -1,0 +1,201 @@
+"""Frozen features of labelled data: all clips held at once for a small set that several encoders embed, or embedded
+batch by batch, so that a large one costs the memory of its features.
+
+Clips are the middle of each sample, cut without chance. Unreadable samples are left out, counted and named, never
+replaced.
+Shapes: n samples, B batch, T frames, H height, W width, D width of the encoder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amd.artifacts import Pooling, encode, load_encoder, whole_clips
+from amd.config import ClipConfig, ConfigError, DataConfig, ScalingConfig
+from amd.data.faults import Bad, BadSampleLedger
+from amd.data.loader import ClipLoader, Records, Sample
+from amd.data.manifest import Manifest
+from amd.data.readers import SampleReader
+from amd.data.record import Record, kind_of
+from amd.data.records import open_manifest
+from amd.data.sampling import middle_chooser
+from amd.data.transforms import center, clip_view
+from amd.device import autocast, choose_device, choose_precision
+from amd.downstream.cache import Part
+from amd.downstream.probe import Array, Features, Labels
+from amd.models.encoder import Encoder
+
+logger = logging.getLogger(__name__)
+BATCH, BATCH_BYTES = 128, 2**26
+FeaturePooling = Literal["mean", "mean_then_norm", "class_token"]
+
+
+class LabelledClips(NamedTuple):
+    clips: Tensor  # (n, 3, T, H, W) uint8
+    labels: Labels  # (n,)
+
+
+def read_labelled(data: DataConfig, clip: ClipConfig) -> LabelledClips:
+    """Decode the whole of `data.train`, the middle clip of every sample in the manifest's order.
+
+    Holds all clips in memory: for data sets of a probe's size. Raises ConfigError where a sample has no label,
+    DataFault where more than data.max_bad_fraction of them cannot be read.
+    """
+    manifest = open_manifest(data)
+    _check_labels(data, manifest)
+    data = data.model_copy(update={"repeats": 1})
+    ledger = BadSampleLedger()
+    clips, labels = [], []
+    with ClipLoader(data, clip, manifest, batch_size=min(BATCH, len(manifest)), train=False) as loader:
+        for step in loader.steps(0, loader.steps_per_epoch):
+            for batch in step:
+                clips.append(batch.clips)
+                labels.append(batch.labels)
+                for bad in ledger.add(batch.bad):
+                    logger.warning("left out: %s: %s", bad["location"], bad["reason"])
+    if ledger.over(data.max_bad_fraction, len(manifest)) or len(ledger) == len(manifest):
+        raise ledger.fault(data.max_bad_fraction, len(manifest))
+    return LabelledClips(torch.cat(clips), torch.cat(labels).numpy())
+
+
+@torch.inference_mode()
+def embed(encoder: Encoder, clip: ClipConfig, labelled: LabelledClips, pooling: Pooling = "mean") -> Features:
+    """Features of every clip; computed where the encoder is."""
+    device = encoder.positions.device
+    parts = [encode(encoder, clip, some.to(device), pooling).float().cpu() for some in labelled.clips.split(BATCH)]
+    return Features(torch.cat(parts).numpy(), labelled.labels)
+
+
+@torch.inference_mode()
+def embed_file(url: str, path: str) -> Array:
+    """Embed one image or video file with a published encoder, (D,). Raises BadSample where it cannot be read."""
+    encoder, card = load_encoder(url)
+    data = DataConfig(train=path, interpolation=card.interpolation)
+    with closing(SampleReader(data)) as reader:
+        read = reader.read_clip(Record(path, None, kind_of(path)), middle_chooser(card.clip))
+    clip = clip_view(center(torch.from_numpy(read), data, card.clip))
+    values: Array = encode(encoder, card.clip, clip[None], card.pooling)[0].float().numpy()
+    return values
+
+
+class Embedder:
+    """A frozen encoder on its device: clips in, one feature each out."""
+
+    def __init__(self, encoder: Encoder, clip: ClipConfig, pooling: FeaturePooling, scaling: ScalingConfig) -> None:
+        """Of `scaling` device, precision and micro_batch count. Raises ConfigError for a missing class token or GPU."""
+        if pooling == "class_token" and encoder.class_token is None:
+            raise ConfigError(["pooling=class_token: this encoder has no class token; take pooling=card or mean"])
+        self.clip, self.pooling = clip, pooling
+        self.device = choose_device(scaling.device)
+        self.precision = choose_precision(scaling.precision, self.device)
+        self.encoder = encoder.eval().requires_grad_(False).to(self.device)
+        self.width = encoder.config.width
+        pixels = 3 * clip.frames * clip.size[0] * clip.size[1]
+        self.batch = scaling.micro_batch or max(1, min(BATCH, BATCH_BYTES // pixels))
+        """Clips at once."""
+
+    @torch.no_grad()  # not inference mode: heads are trained on these
+    def __call__(self, clips: Tensor) -> Tensor:
+        """(B, 3, T, H, W) uint8 -> (B, D) float32 on the device."""
+        clips = clips.to(self.device, non_blocking=True)
+        with autocast(self.precision, self.device):
+            if self.pooling != "class_token":
+                return encode(self.encoder, self.clip, clips, self.pooling).float()
+            final: Tensor | None = self.encoder(*whole_clips(self.encoder, self.clip, clips)).final
+            assert final is not None
+            return final[:, 0].float()
+
+
+def embed_spans(embedder: Embedder, data: DataConfig, manifest: Records, spans: Iterable[range]) -> Iterator[Part]:
+    """Features of spans of records, one part each."""
+    for span in spans:
+        yield embed_records(embedder, data, Some(manifest, span), span.start)
+
+
+def embed_records(embedder: Embedder, data: DataConfig, records: Records, start: int) -> Part:
+    """Features of consecutive records, of which the first has number `start` in its manifest."""
+    data = data.model_copy(update={"repeats": 1})
+    values, numbers, bad = [torch.zeros(0, embedder.width)], [], list[Bad]()
+    loader = ClipLoader(data, embedder.clip, records, batch_size=min(embedder.batch, len(records)), train=False)
+    with loader:
+        for found in itertools.chain.from_iterable(loader.steps(0, loader.steps_per_epoch)):
+            if len(found.clips):
+                values.append(embedder(found.clips).cpu())
+            numbers.append(found.records + start)
+            bad += [Bad({**sample, "record": sample["record"] + start}) for sample in found.bad]
+    return Part(start, torch.cat(values).numpy(), torch.cat(numbers).numpy(), bad)
+
+
+class Embedded(NamedTuple):
+    """Features of the readable records of a data set, in its order."""
+
+    values: Array  # (n, D)
+    records: Labels  # (n,) their numbers
+    bad: list[Bad]
+
+
+def gather(parts: Iterable[Part], samples: int, max_bad_fraction: float) -> Embedded:
+    """Put parts together, whatever order they come in. Raises DataFault as soon as too many samples are bad."""
+    ledger = BadSampleLedger()
+    values = np.zeros((0, 0), np.float32)
+    read = np.zeros(samples, bool)
+    for part in parts:
+        if not values.size:
+            values = np.empty((samples, part.values.shape[1]), np.float32)  # once: the largest thing held
+        values[part.records] = part.values
+        read[part.records] = True
+        for bad in ledger.add(part.bad):
+            logger.warning("left out: %s: %s", bad["location"], bad["reason"])
+        if ledger.over(max_bad_fraction, samples):
+            raise ledger.fault(max_bad_fraction, samples)
+    if not read.any():
+        raise ledger.fault(max_bad_fraction, samples)
+    return Embedded(values if read.all() else values[read], np.flatnonzero(read), list(ledger))
+
+
+def augmented(
+    embedder: Embedder, data: DataConfig, manifest: Manifest, *, batch: int, epochs: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features of augmented samples, every epoch anew in another order: (B, D) and labels (B,).
+
+    The place of an unreadable sample is taken by the next of the epoch's order, as in training.
+    """
+    ledger = BadSampleLedger()
+    with ClipLoader(data, embedder.clip, manifest, batch_size=batch, micro_batch=embedder.batch, seed=seed) as loader:
+        for step in loader.steps(0, epochs * loader.steps_per_epoch):
+            for found in step:
+                for bad in ledger.add(found.bad):
+                    logger.warning("its place is taken by another: %s: %s", bad["location"], bad["reason"])
+            if ledger.over(data.max_bad_fraction, len(manifest)):
+                raise ledger.fault(data.max_bad_fraction, len(manifest))
+            yield torch.cat([embedder(found.clips) for found in step]), torch.cat([found.labels for found in step])
+
+
+class Some:
+    """Some consecutive records of a manifest."""
+
+    def __init__(self, manifest: Records, span: range) -> None:
+        self._manifest, self._span = manifest, span
+
+    def __len__(self) -> int:
+        return len(self._span)
+
+    def __getitem__(self, number: int) -> Sample:
+        return self._manifest[self._span[number]]
+
+
+def _check_labels(data: DataConfig, manifest: Manifest) -> None:
+    bare = np.flatnonzero(manifest.labels < 0)
+    if len(bare):
+        first = manifest[int(bare[0])].name
+        raise ConfigError(
+            [f"{data.train}: {len(bare)} samples have no label, the first is {first}; a probe needs labels"]
+        )

@@ -1,0 +1,188 @@
+"""A published encoder in another format, written only once what was written gives the same output as ours.
+
+Writes to a temporary place, runs the re-loaded export beside our encoder on random pixels, and moves it only then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from amd.artifacts import load_classifier, load_encoder
+from amd.card import Card
+from amd.config import ConfigError
+from amd.exchange.formats import EXPORTERS, Exporter, Format, PixelEncoder, Written, example
+from amd.model_card import model_card
+from amd.storage import exists, filesystem, is_remote, local_path
+
+TOLERANCE = 1e-5  # of the output's largest value, in float32
+BATCHES = (1, 3)  # neither is the size that an exporter traces with
+SIDECAR = "export.json"
+
+
+class ExportReport(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    encoder: str
+    format: Format
+    output: str
+    files: tuple[str, ...]
+    deviation: float
+    """Largest difference from our own output, as a fraction of its largest value."""
+    size_mib: float
+    weights_license: str | None
+
+    def __str__(self) -> str:
+        text = f"{self.encoder} as {self.format}: {self.output} ({self.size_mib:.1f} MiB: {', '.join(self.files)})\n"
+        text += f"read back, it differs from our own output by at most {self.deviation:.1e} of its largest value"
+        return text + (f"\nlicence handed down: {self.weights_license}" if self.weights_license else "")
+
+
+def export(url: str, format: Format, output: str) -> ExportReport:
+    """Write the published encoder in the folder `url` to `output`: a folder (timm, huggingface), else a file.
+
+    A JSON beside it says what goes in and what comes out. Raises ConfigError where the format cannot hold the encoder,
+    `output` is in use or has another suffix, or what is read back gives another output than ours.
+    """
+    if format not in EXPORTERS:
+        raise ConfigError([f"format={format}: known are {', '.join(get_args(Format))}"])
+    exporter = EXPORTERS[format]
+    model = _load(url)
+    _check(model.card, format, exporter, output)
+    with tempfile.TemporaryDirectory(prefix="amd-export-") as temporary:
+        path = Path(temporary) / Path(output.rstrip("/")).name
+        if not exporter.suffixes:
+            path.mkdir()
+        written = _quietly(lambda: exporter.write(model, path))
+        deviation = _deviation(model, written.run, format)
+        _describe(model.card, format, path, written, deviation)
+        files = sorted(item for item in Path(temporary).rglob("*") if item.is_file())
+        size = sum(item.stat().st_size for item in files) / 2**20
+        _move(Path(temporary), output)
+    return ExportReport(
+        encoder=model.card.id,
+        format=format,
+        output=output,
+        files=tuple(item.name for item in files),
+        deviation=deviation,
+        size_mib=round(size, 3),
+        weights_license=model.card.weights_license,
+    )
+
+
+def _load(url: str) -> PixelEncoder:
+    encoder, card = load_encoder(url)
+    if card.head is None:
+        return PixelEncoder(encoder, None, card).eval()
+    classifier, card = load_classifier(url)
+    return PixelEncoder(classifier.encoder, classifier.head, card).eval()
+
+
+def _check(card: Card, format: Format, exporter: Exporter, output: str) -> None:
+    if obstacle := exporter.obstacle(card):
+        others = ", ".join(name for name, other in EXPORTERS.items() if other.obstacle(card) is None)
+        raise ConfigError([f"{card.id} does not fit format={format}: {obstacle}; formats that can hold it: {others}"])
+    suffix = Path(output).suffix
+    if exporter.suffixes and suffix not in exporter.suffixes:
+        raise ConfigError([f"output={output}: {format} is a file that ends in {' or '.join(exporter.suffixes)}"])
+    if exists(output):
+        raise ConfigError([f"output={output}: there is something already; name another place, or remove it first"])
+
+
+def _quietly(write: Callable[[], Written]) -> Written:
+    """Exporters warn of their own business, and print progress."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return write()
+
+
+@torch.no_grad()
+def _deviation(model: PixelEncoder, run: Callable[[Tensor], Tensor], format: Format) -> float:
+    worst = 0.0
+    for batch in BATCHES:
+        pixels = example(model.card, batch)
+        ours, theirs = model(pixels), run(pixels)
+        if ours.shape != theirs.shape:
+            raise ConfigError([f"{format}: read back, it gives {list(theirs.shape)}, ours gives {list(ours.shape)}"])
+        worst = max(worst, float((ours - theirs).abs().max() / ours.abs().max()))
+    if not worst <= TOLERANCE:
+        hint = ""
+        if format == "huggingface" and model.card.head:
+            hint = "; transformers' VideoMAE classifier has a norm of epsilon 1e-5 where ours is 1e-6"
+        raise ConfigError(
+            [
+                f"{format}: read back, it differs from our output by {worst:.1e} of its largest value, more than "
+                f"{TOLERANCE:.0e}; nothing was written{hint}"
+            ]
+        )
+    return worst
+
+
+def _describe(card: Card, format: Format, path: Path, written: Written, deviation: float) -> None:
+    """The JSON beside the export; in a folder the page for people, too."""
+    if path.is_dir():
+        (path / "README.md").write_text(model_card(card, written.usage))
+    files = sorted(path.iterdir() if path.is_dir() else path.parent.iterdir())
+    sidecar = path / SIDECAR if path.is_dir() else path.with_name(path.name + ".json")
+    sidecar.write_text(json.dumps(_facts(card, format, files, deviation), indent=2) + "\n")
+
+
+def _facts(card: Card, format: Format, files: list[Path], deviation: float) -> dict[str, Any]:
+    clip, head = card.clip, card.head
+    axes = ["batch", "colour", *([] if clip.is_image else ["frame"]), "row", "column"]
+    return {
+        "encoder": card.id,
+        "format": format,
+        "heads": card.encoder.heads,
+        "input": {
+            "pixels": "float32 RGB in [0, 1], less mean, divided by std",
+            "axes": axes,
+            "shape": [None, 3, *([] if clip.is_image else [clip.frames]), *clip.size],
+            "mean": list(clip.mean),
+            "std": list(clip.std),
+            "interpolation": card.interpolation,
+            "sampling_rate_frames": None if clip.is_image else clip.sampling_rate_frames,
+        },
+        "output": {
+            "kind": card.output,
+            "shape": [None, head.classes if head else card.encoder.width],
+            "pooling": card.pooling,
+            "multi_label": head.multi_label if head else None,
+            "labels": list(head.labels) if head and head.labels else None,
+        },
+        "deviation": deviation,
+        "weights_license": card.weights_license,
+        "non_commercial": card.is_non_commercial,
+        "teacher": card.teacher,
+        "start": card.start,
+        "source_sha256": card.sha256,
+        "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+        "versions": card.versions,
+    }
+
+
+def _move(folder: Path, output: str) -> None:
+    """All that lies in `folder` to where it was asked for; what was asked for itself comes last, and whole."""
+    name = Path(output.rstrip("/")).name
+    parent = output.rstrip("/").removesuffix(name)
+    for item in sorted(folder.iterdir(), key=lambda item: item.name == name):
+        if is_remote(output):
+            fs, path = filesystem(parent + item.name)
+            fs.put(str(item), path, recursive=item.is_dir())
+            continue
+        target = local_path(parent + item.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = target.with_name(f".{item.name}.{uuid.uuid4().hex[:8]}")
+        shutil.move(item, staged)
+        staged.replace(target)

@@ -1,0 +1,65 @@
+"""Position tables of foreign files: which kind one is, of which grid, and what it becomes on another grid.
+
+Pure tensors. Shapes: N tokens, t h w of the file's grid, T H W of ours, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+from torch import Tensor
+from torch.nn import functional
+
+from amd.config import Positions, TokenGrid
+from amd.tokens import position_table
+
+TABLE_TOLERANCE = 2e-3  # half-precision files round positions; another kind of table differs by up to 2
+
+
+def fixed_kind(table: Tensor, grid: TokenGrid, base: float) -> Positions | None:
+    """Which fixed table this is, (N, D) of `grid`; None: a learned one."""
+    width = table.shape[1]
+    kinds: dict[Positions, int] = {"sincos_1d": 1, "sincos_2d": 4, "sincos_3d": 16}
+    assert {*kinds, "learned"} == set(get_args(Positions))
+    for kind, parts in kinds.items():
+        if width % parts == 0 and table.shape[0] == grid.tokens:
+            fixed = position_table(kind, grid, width, base)
+            if (fixed - table.float()).abs().max() < TABLE_TOLERANCE:
+                return kind
+    return None
+
+
+def grid_of(tokens: int, ours: TokenGrid, *, image: bool) -> TokenGrid | None:
+    """The grid of so many tokens where the file does not say: ours if it fits, else square frames.
+
+    `image`: the weights embed single frames, so all tokens are of one. Otherwise there are as many frames as ours, or
+    else frames as large as ours. None where neither fits.
+    """
+    if tokens == (ours.per_frame if image else ours.tokens):
+        return TokenGrid(1 if image else ours.frames, ours.height, ours.width)
+    frames = 1 if image else ours.frames
+    side = math.isqrt(tokens // frames)
+    if frames * side * side == tokens:
+        return TokenGrid(frames, side, side)
+    if not image and tokens % ours.per_frame == 0:
+        return TokenGrid(tokens // ours.per_frame, ours.height, ours.width)
+    return None
+
+
+def resample(table: Tensor, grid: TokenGrid, new: TokenGrid) -> Tensor:
+    """A table (t h w, D) on another grid, (T H W, D) float32: bicubic in space (as timm does it), linear in time.
+
+    The same grid gives the same numbers, to the bit.
+    """
+    if grid == new:
+        return table
+    cube = table.float().unflatten(0, tuple(grid)).permute(0, 3, 1, 2)  # (t, D, h, w)
+    if grid[1:] != new[1:]:
+        cube = functional.interpolate(cube, size=tuple(new[1:]), mode="bicubic", antialias=True)  # (t, D, H, W)
+    if grid.frames != new.frames:
+        lines = cube.flatten(1).T[None]  # (1, D H W, t)
+        lines = functional.interpolate(lines, size=new.frames, mode="linear")  # (1, D H W, T)
+        cube = lines[0].T.unflatten(1, cube.shape[1:])  # (T, D, H, W)
+    resampled: Tensor = cube.permute(0, 2, 3, 1).flatten(0, 2)
+    return resampled

@@ -1,0 +1,48 @@
+"""An encoder with a head: what fine-tuning trains.
+
+The encoder's last norm is applied to the mean of the tokens (the official fc_norm), not to each of them.
+Shapes: B batch, K tokens, P pixel values a token, D width, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from amd.config import EncoderConfig, TokenGrid
+from amd.models.encoder import Encoder
+
+HEAD_STD = 0.02
+
+
+class Classifier(nn.Module):
+    def __init__(
+        self,
+        config: EncoderConfig,
+        grid: TokenGrid,
+        token_values: int,
+        classes: int,
+        *,
+        dropout: float = 0.0,
+        init_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(config, grid, token_values)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(config.width, classes)
+        nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
+        nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            self.head.weight.mul_(init_scale)
+
+    def forward(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """Normalised pixel tokens (B, K, P) that stand at `index` (B, K) -> (B, C) logits."""
+        logits: Tensor = self.head(self.dropout(self.features(tokens, index)))
+        return logits
+
+    def features(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """(B, D): the norm of the mean over all tokens, the class token left out."""
+        last = len(self.encoder.blocks)
+        pooled = self.encoder(tokens, index, intermediates=(last,), final=False).intermediates[0].mean(dim=1)
+        normed: Tensor = self.encoder.norm(pooled)
+        return normed

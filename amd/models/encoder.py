@@ -1,0 +1,67 @@
+"""The one ViT encoder: the student's, the teacher's, and the one that is served.
+
+Takes tokens and where they stand; never sees a clip. Only the tokens handed in are embedded: a linear map of flat
+pixels is the same as the official convolution, whose stride equals its kernel.
+Shapes: B batch, K tokens handed in, P pixel values a token, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from amd.config import EncoderConfig, TokenGrid
+from amd.models.layers import LAYER_NORM_EPS, Block, init_like_torch, init_token, init_weights
+from amd.tokens import position_table
+
+
+class Encoded(NamedTuple):
+    final: Tensor | None  # (B, [1 +] K, D) after the last norm, class token first if there is one
+    intermediates: list[Tensor]  # (B, K, D) after the asked blocks, before any norm, without class token
+
+
+class Encoder(nn.Module):
+    positions: Tensor
+
+    def __init__(self, config: EncoderConfig, grid: TokenGrid, token_values: int) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = grid
+        self.patch_embed = nn.Linear(token_values, config.width)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width)) if config.class_token else None
+        rates = [config.drop_path * block / max(1, config.depth - 1) for block in range(config.depth)]
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio, rate) for rate in rates)
+        self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        table = position_table(config.positions, grid, config.width, config.position_base)
+        if config.positions == "learned":
+            self.positions = nn.Parameter(table)  # (N, D)
+        else:
+            self.register_buffer("positions", table, persistent=False)  # (N, D)
+        init_weights(self, config.init)
+        if config.init == "videomae":
+            init_like_torch(self.patch_embed)
+        if self.class_token is not None:
+            init_token(self.class_token, config.init)
+
+    def forward(
+        self, tokens: Tensor, index: Tensor, *, intermediates: Sequence[int] = (), final: bool = True
+    ) -> Encoded:
+        """Encode normalised pixel tokens (B, K, P) that stand at `index` (B, K).
+
+        `intermediates`: blocks, counted from 1, whose output is kept. Without `final`, blocks after the last of these
+        are not run.
+        """
+        x = self.patch_embed(tokens) + self.positions[index]  # (B, K, D)
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)  # its position is zero, as in MAE
+        first = x.shape[1] - index.shape[1]
+        kept: dict[int, Tensor] = {}
+        last = len(self.blocks) if final else max(intermediates, default=0)
+        for number, block in enumerate(self.blocks[:last], start=1):
+            x = block(x)
+            if number in intermediates:
+                kept[number] = x[:, first:]
+        return Encoded(self.norm(x) if final else None, [kept[number] for number in intermediates])

@@ -1,0 +1,122 @@
+"""Blocks of a pre-norm ViT, and how their weights begin.
+
+Shapes: B batch, N tokens, Q tokens asked for, D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from amd.config import Init
+
+LAYER_NORM_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a bias on queries and values only.
+
+    A bias on keys adds the same number to all logits of a row, which softmax cancels: leaving it out is exact.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, asked: int | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, Q, D) for the last Q = `asked` tokens alone."""
+        n, d = x.shape[1:]
+        if asked is None or asked == n:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+            query, key, value = self._heads(functional.linear(x, self.qkv.weight, bias), 3)
+        else:
+            # Keys and values of all tokens, queries only of those that are read.
+            weight_q, weight_kv = self.qkv.weight.split([d, 2 * d])
+            (query,) = self._heads(functional.linear(x[:, n - asked :], weight_q, self.q_bias), 1)
+            bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
+            key, value = self._heads(functional.linear(x, weight_kv, bias), 2)
+        mixed = functional.scaled_dot_product_attention(query, key, value)  # (B, heads, N or Q, D / heads)
+        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return projected
+
+    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, N, parts * D) -> parts of (B, heads, N, D / heads)."""
+        b, n, _ = x.shape
+        return x.reshape(b, n, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, ratio: float) -> None:
+        super().__init__()
+        hidden = int(width * ratio)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); each branch dropped per sample at rate `drop_path` in training."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(width, mlp_ratio)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor, asked: int | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, Q, D) for the last Q = `asked` tokens alone."""
+        attended = self.attn(self.norm1(x), asked)
+        if asked is not None:
+            x = x[:, x.shape[1] - asked :]
+        x = x + self._kept(attended)
+        return x + self._kept(self.mlp(self.norm2(x)))
+
+    def _kept(self, branch: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0:
+            return branch
+        keep = 1 - self.drop_path
+        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+        return branch * branch.new_empty(shape).bernoulli_(keep) / keep
+
+
+def init_weights(module: nn.Module, init: Init) -> None:
+    """Start every linear map and norm below `module`; METHOD 2.4 of the official code, or trunc-normal 0.02."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            if init == "trunc_normal":
+                nn.init.trunc_normal_(part.weight, std=0.02)
+            else:
+                nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+
+
+def init_like_torch(linear: nn.Linear) -> None:
+    """PyTorch's own default, U(+-1/sqrt(fan in)): what VideoMAE leaves its convolution and its decoder's input at."""
+    bound = 1 / math.sqrt(linear.in_features)
+    nn.init.uniform_(linear.weight, -bound, bound)
+    if linear.bias is not None:
+        nn.init.uniform_(linear.bias, -bound, bound)
+
+
+def init_token(token: Tensor, init: Init) -> None:
+    """A mask or class token. VideoMAE clips at one standard deviation, MAE draws a plain normal."""
+    if init == "videomae":
+        nn.init.trunc_normal_(token, std=0.02, a=-0.02, b=0.02)
+    else:
+        nn.init.normal_(token, std=0.02)

@@ -1,0 +1,72 @@
+"""Everything that is trained: encoder, projections, generators, decoder.
+
+A part that the objective does not use is not built, so every parameter gets a gradient in every step.
+Shapes: B batch, V student-visible, O teacher-only, R rebuilt, P pixel values a token, D student width, E teacher width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from amd.config import TrainConfig
+from amd.models.encoder import Encoder
+from amd.models.layers import init_weights
+from amd.models.predictor import Decoder, Generator, Predictor
+from amd.tokens import TokenSets
+
+
+class StudentOutput(NamedTuple):
+    rebuilt: Tensor | None  # (B, R, P) pixels; None when reconstruction has no weight
+    projected: list[Tensor]  # (B, V, E) per layer pair, at student-visible tokens
+    generated: list[Tensor]  # (B, O, E) per layer pair, at teacher-only tokens; empty without generation alignment
+
+
+class Student(nn.Module):
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        student, grid, values = config.student, config.clip.grid, config.clip.token_values
+        self.encoder = Encoder(student.encoder, grid, values)
+        self.aligned_blocks: tuple[int, ...] = ()
+        self.projections = nn.ModuleList()
+        self.generators = nn.ModuleList()
+        if config.objective.kind == "amd":
+            assert config.teacher is not None, "validated: amd has a teacher"
+            width = config.teacher.encoder.width
+            self.aligned_blocks = tuple(pair.student for pair in config.objective.layers)
+            # One projection per aligned block, shared by direct and generation alignment, as in the paper.
+            self.projections.extend(nn.Linear(student.encoder.width, width, bias=False) for _ in self.aligned_blocks)
+            init_weights(self.projections, student.encoder.init)
+            if config.has_generation:
+                self.generators.extend(_generator(config) for _ in self.aligned_blocks)
+        self.decoder: Decoder | None = None
+        if config.objective.weights.reconstruction:
+            self.decoder = Decoder(student.encoder, student.decoder, grid, values)
+        else:
+            self.encoder.norm.requires_grad_(False)  # only the decoder reads through it
+
+    def forward(self, tokens: Tensor, sets: TokenSets) -> StudentOutput:
+        """Normalised pixels of the student-visible tokens, (B, V, P), and the token sets they belong to."""
+        visible = sets.student_visible
+        encoded = self.encoder(tokens, visible, intermediates=self.aligned_blocks, final=self.decoder is not None)
+        projected = [
+            project(features) for project, features in zip(self.projections, encoded.intermediates, strict=True)
+        ]
+        # In series: a generator works on projected features, so its gradient reaches the encoder through them.
+        generated = [
+            generate(features, visible, sets.teacher_only)
+            for generate, features in zip(self.generators, projected, strict=False)
+        ]
+        rebuilt = self.decoder(encoded.final, visible, sets.rebuilt) if self.decoder is not None else None
+        return StudentOutput(rebuilt, projected, generated)
+
+
+def _generator(config: TrainConfig) -> Predictor:
+    """At the teacher's width, as in AMD, blocks alone."""
+    assert config.teacher is not None, "validated: amd has a teacher"
+    encoder, grid, teacher_width = config.student.encoder, config.clip.grid, config.teacher.encoder.width
+    width, depth, heads = config.generator_width, config.student.generator.depth, config.generator_heads
+    if width == teacher_width:
+        return Predictor(encoder, grid, width, depth, heads)
+    return Generator(encoder, grid, teacher_width, width, depth, heads)

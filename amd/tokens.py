@@ -1,0 +1,89 @@
+"""Clips as tokens: cutting, taking by index, and where each token stands. Pure tensors; knows nothing of networks.
+
+Shapes: B batch, C colours, T frames, H height, W width, N tokens, P pixel values a token, K tokens taken, D width,
+V student-visible, O teacher-only, M student-masked, R rebuilt.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amd.config import Positions, TokenGrid
+
+
+class TokenSets(NamedTuple):
+    """Which token is seen by whom: int64 indices into the grid, ascending in each row, the same counts in each row."""
+
+    student_visible: Tensor  # (B, V), seen by both networks
+    teacher_only: Tensor  # (B, O), seen by the teacher alone; O = 0 for equal mask ratios
+    student_masked: Tensor  # (B, M), hidden from the student; contains teacher_only
+    rebuilt: Tensor  # (B, R), the student-masked tokens that the decoder rebuilds
+
+    def rows(self, start: int, stop: int) -> TokenSets:
+        return TokenSets(*(index[start:stop] for index in self))
+
+
+def patchify(clips: Tensor, tubelet: int, patch: int) -> Tensor:
+    """Cut clips into flat pixel tokens.
+
+    (B, C, T, H, W) -> (B, N, P) with P = tubelet * patch**2 * C, colour last, as in VideoMAE and MAE; any dtype.
+    Raises ValueError if T, H or W does not divide.
+    """
+    b, c, t, h, w = clips.shape
+    if t % tubelet or h % patch or w % patch:
+        raise ValueError(f"a clip of {t}x{h}x{w} cannot be cut into tokens of {tubelet}x{patch}x{patch}")
+    cut = clips.reshape(b, c, t // tubelet, tubelet, h // patch, patch, w // patch, patch)
+    return cut.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(b, -1, tubelet * patch * patch * c)
+
+
+def unpatchify(tokens: Tensor, grid: TokenGrid, tubelet: int, patch: int) -> Tensor:
+    """The inverse of patchify: (B, N, P) -> (B, C, T, H, W)."""
+    b = tokens.shape[0]
+    cut = tokens.reshape(b, *grid, tubelet, patch, patch, -1)
+    return cut.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(
+        b, -1, grid.frames * tubelet, grid.height * patch, grid.width * patch
+    )
+
+
+def take_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """(B, N, D) and (B, K) -> (B, K, D)."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def position_table(kind: Positions, grid: TokenGrid, width: int, base: float = 10_000.0) -> Tensor:
+    """Sine-cosine positions of every token, (N, width) float32; computed in float64.
+
+    sincos_1d: over the flattened index, sine and cosine interleaved (VideoMAE, AMD).
+    sincos_2d: half the width from the column, half from the row, each all sines then all cosines, the same in every
+    frame (MAE). sincos_3d: a quarter of the width from the frame, the rest 2-D (MVD). learned: where such a table
+    begins, and what predictors beside it have: sincos_1d.
+    """
+    t, h, w = grid
+    if kind in ("sincos_1d", "learned"):
+        angles = torch.arange(grid.tokens, dtype=torch.float64)[:, None] / _frequencies_1d(width, base)
+        table = torch.where(torch.arange(width) % 2 == 0, angles.sin(), angles.cos())
+        return table.float()
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    plane = width if kind == "sincos_2d" else width // 4 * 3
+    space = torch.cat([_sines(columns.flatten(), plane // 2, base), _sines(rows.flatten(), plane // 2, base)], dim=1)
+    space = space.repeat(t, 1)  # (N, plane)
+    if kind == "sincos_2d":
+        return space.float()
+    time = _sines(torch.arange(t), width - plane, base).repeat_interleave(h * w, dim=0)
+    return torch.cat([time, space], dim=1).float()
+
+
+def _frequencies_1d(width: int, base: float) -> Tensor:
+    """10000^(2 floor(j / 2) / width): each pair of sine and cosine shares one."""
+    pairs = torch.arange(width, dtype=torch.float64).div(2, rounding_mode="floor")
+    return torch.tensor(base, dtype=torch.float64) ** (2 * pairs / width)
+
+
+def _sines(positions: Tensor, width: int, base: float) -> Tensor:
+    """(n,) -> (n, width): width/2 sines, then width/2 cosines."""
+    exponents = torch.arange(width // 2, dtype=torch.float64) / (width / 2)
+    angles = positions.double()[:, None] / torch.tensor(base, dtype=torch.float64) ** exponents
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

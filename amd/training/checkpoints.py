@@ -1,0 +1,234 @@
+"""A run's checkpoints on its storage root: written in the background, committed by a manifest, verified when read.
+
+    checkpoints/step-00000120/model.safetensors, optimizer.safetensors, state.json    in any order
+    checkpoints/step-00000120/manifest.json                                           last: this is the commit
+
+A folder without a manifest is an orphan of a writer that died; it is never read, and swept. The manifest holds the size
+and sha256 of every file, so a damaged checkpoint is noticed and the one before it is taken.
+
+Why a store of our own beside `ray.train.report(checkpoint=…)`: Ray keeps only what its controller saw committed, a rank
+that dies between upload and commit leaves folders that nothing removes, a run can only be continued through Ray, and a
+checkpoint carries no digests. Ray Train manages the workers here; what continues a run is the same folder with or
+without Ray. Knows nothing of models: named tensors and JSON in, the same out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from amd.config import CheckpointConfig
+from amd.storage import (
+    filesystem,
+    is_remote,
+    join,
+    listdir,
+    local_path,
+    patiently,
+    read_json,
+    remove,
+    remove_leftovers,
+    write_json,
+)
+from amd.training.failures import UploadError
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+_FOLDER = re.compile(r"step-(\d{8,})")
+
+logger = logging.getLogger(__name__)
+
+
+class Snapshot(NamedTuple):
+    """What continues a run, on the host: tensors by file and name, and a JSON value."""
+
+    tensors: dict[str, dict[str, Tensor]]  # {"model": {name: tensor}, "optimizer": {…}}
+    state: dict[str, Any]
+
+
+class DamagedCheckpoint(UploadError):
+    """A committed checkpoint whose files are missing or differ from their digests."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run. One writer at a time; readers may be many."""
+
+    def __init__(self, folder: str, policy: CheckpointConfig) -> None:
+        self.folder = folder
+        self.policy = policy
+        self._writer: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    # Reading
+
+    def committed(self) -> list[int]:
+        """Steps of the committed checkpoints, ascending."""
+        return sorted(step for step in self._folders() if MANIFEST in listdir(self.url(step)))
+
+    def load_newest(self) -> tuple[int, Snapshot] | None:
+        """The newest checkpoint that is committed and whole. Damaged ones are told in the log and passed over."""
+        return self._load_first(reversed(self.committed()), "going back to the checkpoint before it")
+
+    def load_best(self) -> tuple[int, Snapshot] | None:
+        """The checkpoint with the best metric, the newest where it was never measured; damaged ones are passed over."""
+        return self._load_first(self.ranked(self.committed()), "taking the next best checkpoint")
+
+    def _load_first(self, steps: Iterable[int], otherwise: str) -> tuple[int, Snapshot] | None:
+        for step in steps:
+            try:
+                return step, self.load(step)
+            except DamagedCheckpoint as damage:
+                logger.warning("%s; %s", damage, otherwise)
+        return None
+
+    def load(self, step: int) -> Snapshot:
+        """Read a checkpoint, its digests verified. Raises DamagedCheckpoint."""
+        with tempfile.TemporaryDirectory(prefix="amd-checkpoint-") as scratch:
+            paths = self._fetch(step, Path(scratch))
+            try:
+                tensors = {path.stem: load_file(path) for path in paths if path.suffix == ".safetensors"}
+            except SafetensorError as error:
+                raise DamagedCheckpoint(f"{self.url(step)}: {error}") from None
+            state = json.loads(next(path for path in paths if path.name == STATE).read_bytes())
+        return Snapshot(tensors, state)
+
+    def metrics(self, step: int) -> dict[str, float]:
+        values: dict[str, float] = read_json(join(self.url(step), MANIFEST)).get("metrics", {})
+        return values
+
+    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Figures of a committed checkpoint that were measured later."""
+        url = join(self.url(step), MANIFEST)
+        manifest = read_json(url)
+        write_json(url, {**manifest, "metrics": {**manifest.get("metrics", {}), **metrics}})
+
+    def _fetch(self, step: int, scratch: Path) -> list[Path]:
+        """Local paths of a checkpoint's files, verified; remote ones are brought into `scratch`."""
+        url = self.url(step)
+        fs, folder = filesystem(url)
+        paths = []
+        for name, facts in read_json(join(url, MANIFEST))["files"].items():
+            try:
+                if is_remote(url):
+                    path = scratch / name
+                    patiently(url, partial(fs.get_file, f"{folder}/{name}", str(path)))
+                else:
+                    path = local_path(url) / name
+                digest = _sha256(path)
+            except FileNotFoundError:
+                raise DamagedCheckpoint(f"{url}: {name} is missing") from None
+            if digest != facts["sha256"]:
+                raise DamagedCheckpoint(f"{url}: {name} is damaged (its sha256 is not that of the manifest)")
+            paths.append(path)
+        return paths
+
+    # Writing
+
+    def save(self, step: int, snapshot: Snapshot, metrics: dict[str, float]) -> None:
+        """Write a checkpoint in the background. Waits for the one before it; raises what went wrong there."""
+        self.wait()
+        self._writer = threading.Thread(
+            target=self._write_safely, args=(step, snapshot, metrics), name=f"checkpoint-{step}", daemon=True
+        )
+        self._writer.start()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the write in flight; whether it has ended. Raises UploadError if it failed."""
+        if self._writer is not None:
+            self._writer.join(timeout_s)
+            if self._writer.is_alive():
+                return False
+            self._writer = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise UploadError(f"checkpoint could not be written to {self.folder}: {type(error).__name__}: {error}")
+        return True
+
+    def _write_safely(self, step: int, snapshot: Snapshot, metrics: dict[str, float]) -> None:
+        try:
+            self._write(step, snapshot, metrics)
+            self.prune()
+        except Exception as error:  # surfaces in wait(), on the training thread
+            self._error = error
+
+    def _write(self, step: int, snapshot: Snapshot, metrics: dict[str, float]) -> None:
+        url = self.url(step)
+        remove(join(url, MANIFEST))  # what stands there, if anything, is damaged or of an attempt that died
+        fs, folder = filesystem(url)
+        with tempfile.TemporaryDirectory(prefix="amd-checkpoint-") as scratch:
+            # Local files need no staging: without a manifest they do not count.
+            place = Path(scratch) if is_remote(url) else local_path(url)
+            place.mkdir(parents=True, exist_ok=True)
+            files: dict[str, dict[str, Any]] = {}
+            for path in _to_files(snapshot, place):
+                files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+                if is_remote(url):
+                    patiently(url, partial(fs.put_file, str(path), f"{folder}/{path.name}"))
+        manifest = {"step": step, "written": time.time(), "metrics": metrics, "files": files}
+        write_json(join(url, MANIFEST), manifest)
+
+    # Keeping
+
+    def prune(self) -> None:
+        """Remove checkpoints that the policy does not keep: last k, best k by the metric, pinned steps."""
+        steps = self.committed()
+        keep = {*steps[-self.policy.keep_last :], *self.policy.pin_steps}
+        if self.policy.keep_best:
+            keep |= set(self.ranked(steps)[: self.policy.keep_best])
+        for step in steps:
+            if step not in keep:
+                # Uncommit first: dying in between leaves an orphan for the sweep, not a checkpoint with holes.
+                remove(join(self.url(step), MANIFEST))
+                remove(self.url(step))
+
+    def ranked(self, steps: list[int]) -> list[int]:
+        """These committed steps, the best by the policy's metric first; those where it was not measured last."""
+        metric, sign = self.policy.best_metric, -1 if self.policy.higher_is_better else 1
+        scores = {step: self.metrics(step).get(metric) for step in steps}
+        worst = float("inf")
+        return sorted(steps, key=lambda step: (worst if (s := scores[step]) is None else sign * s, -step))
+
+    def sweep(self) -> list[int]:
+        """Remove orphans, folders that were never committed; their steps. Only the run's one writer may call this."""
+        self.wait()
+        orphans = sorted(set(self._folders()) - set(self.committed()))
+        for step in orphans:
+            remove(self.url(step))
+        for step in self.committed():
+            remove_leftovers(self.url(step))
+        return orphans
+
+    def url(self, step: int) -> str:
+        return join(self.folder, f"step-{step:08d}")
+
+    def _folders(self) -> list[int]:
+        return [int(match[1]) for name in listdir(self.folder) if (match := _FOLDER.fullmatch(name))]
+
+
+def _to_files(snapshot: Snapshot, folder: Path) -> list[Path]:
+    paths = []
+    for name, tensors in snapshot.tensors.items():
+        path = folder / f"{name}.safetensors"
+        save_file(tensors, path)
+        paths.append(path)
+    path = folder / STATE
+    path.write_text(json.dumps(snapshot.state, indent=2))
+    return [*paths, path]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,245 @@
+"""Where a run's numbers go: immutable JSONL chunks on the storage root, TensorBoard files, MLflow.
+
+A sink of our own, because Ray keeps only metrics tied to a checkpoint. A chunk is written once and never changed, so
+any object store will do and a reader may cache. A run that went back to an older checkpoint writes its steps again:
+`read_metrics` lets the later chunk win. Knows nothing of how the numbers came about.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from amd.config import ConfigError, TrackingConfig
+from amd.storage import filesystem, is_remote, join, listdir, local_path, read_bytes, write_bytes
+
+Line = dict[str, Any]  # {"step": …, "epoch": …, "time": …, "loss/total": …, …}
+
+logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    def write(self, line: Line) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Chunks:
+    """Lines in `metrics/NNNNNN.jsonl`, a chunk every `seconds` and at the end."""
+
+    def __init__(self, run_folder: str, seconds: float = 30.0) -> None:
+        self._folder = join(run_folder, "metrics")
+        self._seconds = seconds
+        self._lines: list[Line] = []
+        self._number = len(_chunk_names(run_folder))
+        self._written = time.monotonic()
+
+    def write(self, line: Line) -> None:
+        self._lines.append(line)
+        if time.monotonic() - self._written >= self._seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        self._written = time.monotonic()
+        if self._lines:
+            text = "".join(json.dumps(line) + "\n" for line in self._lines)
+            write_bytes(join(self._folder, f"{self._number:06d}.jsonl"), text.encode())
+            self._number += 1
+            self._lines = []
+
+    def close(self) -> None:
+        self.flush()
+
+
+class TensorBoard:
+    """Event files in `tensorboard/`: in place where the storage is local, copied there every few minutes if not."""
+
+    def __init__(self, run_folder: str, from_step: int, upload_seconds: float = 300.0) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # seconds to import: only where it is used
+
+        self._url = join(run_folder, "tensorboard")
+        self._remote = is_remote(run_folder)
+        self._local = tempfile.mkdtemp(prefix="amd-tensorboard-") if self._remote else str(local_path(self._url))
+        self._writer: Any = SummaryWriter(self._local, purge_step=from_step or None)
+        self._seconds, self._uploaded = upload_seconds, time.monotonic()
+
+    def write(self, line: Line) -> None:
+        for name, value in _numbers(line):
+            self._writer.add_scalar(name, value, line["step"], line["time"])
+        if self._remote and time.monotonic() - self._uploaded >= self._seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        self._writer.flush()
+        if self._remote:
+            self._uploaded = time.monotonic()
+            fs, folder = filesystem(self._url)
+            for path in Path(self._local).iterdir():
+                fs.put_file(str(path), f"{folder}/{path.name}")
+
+    def close(self) -> None:
+        self.flush()
+        self._writer.close()
+        if self._remote:
+            shutil.rmtree(self._local, ignore_errors=True)
+
+
+class MLflow:
+    """A run in an MLflow server, found again by its tag when training continues.
+
+    Sends from a thread of its own, and keeps lines while the server is away: a tracker must never hold up a training,
+    let alone stop one.
+    """
+
+    RETRY_S = 30.0
+    CLOSE_S = 30.0
+
+    def __init__(self, tracking: TrackingConfig, run_id: str, parameters: dict[str, Any]) -> None:
+        # Its own retries take minutes by default.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        self._tracking, self._run_id, self._parameters = tracking, run_id, parameters
+        self._client: Any = None
+        self._run = ""
+        self._told = False
+        self._lines: deque[Line] = deque(maxlen=100_000)
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def write(self, line: Line) -> None:
+        self._lines.append(line)
+        self._wake.set()
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(self.CLOSE_S)
+        if self._lines:
+            logger.warning("%d lines never reached MLflow; they are in the run's metrics folder", len(self._lines))
+
+    def _work(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            sent = self._send()
+            if self._closing.is_set():
+                return
+            if not sent:
+                self._closing.wait(self.RETRY_S)
+                self._wake.set()
+
+    def _send(self) -> bool:
+        """Send what waits; whether the server took it."""
+        from mlflow.entities import Metric
+
+        try:
+            if not self._run:
+                self._run = self._find_or_create()
+            while self._lines:
+                line = self._lines[0]
+                milliseconds = int(line["time"] * 1000)
+                batch = [Metric(name, value, milliseconds, line["step"]) for name, value in _numbers(line)]
+                self._client.log_batch(self._run, metrics=batch)
+                self._lines.popleft()
+            if self._closing.is_set():
+                self._client.set_terminated(self._run)
+        except Exception as error:  # any kind of network or server trouble
+            if not self._told:
+                logger.warning("MLflow does not answer (%s); the run goes on without it and tries again", error)
+                self._told = True
+            return False
+        return True
+
+    def _find_or_create(self) -> str:
+        from mlflow import MlflowClient
+
+        self._client = client = MlflowClient(tracking_uri=self._tracking.mlflow)
+        name = self._tracking.mlflow_experiment
+        experiment = client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+        found = client.search_runs([experiment_id], f"tags.`amd.run` = '{self._run_id}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        run = client.create_run(experiment_id, run_name=self._run_id, tags={"amd.run": self._run_id})
+        for key, value in self._parameters.items():
+            client.log_param(run.info.run_id, key, str(value)[:500])
+        return str(run.info.run_id)
+
+
+class Metrics:
+    """All sinks of a run, as one."""
+
+    def __init__(self, sinks: list[Sink]) -> None:
+        self._sinks = sinks
+
+    def write(self, line: Line) -> None:
+        for sink in self._sinks:
+            sink.write(line)
+
+    def flush(self) -> None:
+        for sink in self._sinks:
+            sink.flush()
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+def open_metrics(run_folder: str, run_id: str, tracking: TrackingConfig, config: Line, from_step: int) -> Metrics:
+    """The sinks that the config asks for; `config` becomes MLflow's parameters, flattened to dotted keys."""
+    sinks: list[Sink] = [Chunks(run_folder)]
+    if tracking.tensorboard:
+        sinks.append(TensorBoard(run_folder, from_step))
+    if tracking.mlflow:
+        sinks.append(MLflow(tracking, run_id, dict(_flat(config))))
+    return Metrics(sinks)
+
+
+def check_mlflow(tracking: TrackingConfig) -> None:
+    """Raises ConfigError where MLflow is asked for and not installed."""
+    if tracking.mlflow:
+        try:
+            import mlflow  # noqa: F401
+        except ImportError:
+            raise ConfigError(
+                [f"tracking.mlflow={tracking.mlflow}: MLflow is not installed; pip install 'amd-service[mlflow]'"]
+            ) from None
+
+
+def read_metrics(run_folder: str) -> list[Line]:
+    """All lines of a run by step, each step once: as it was written last."""
+    lines: dict[int, Line] = {}
+    for name in _chunk_names(run_folder):
+        for text in read_bytes(join(run_folder, "metrics", name)).decode().splitlines():
+            line = json.loads(text)
+            lines[line["step"]] = lines.get(line["step"], {}) | line
+    return [lines[step] for step in sorted(lines)]
+
+
+def _chunk_names(run_folder: str) -> list[str]:
+    return [name for name in listdir(join(run_folder, "metrics")) if name.endswith(".jsonl")]
+
+
+def _numbers(line: Line) -> Iterator[tuple[str, float]]:
+    return ((name, value) for name, value in line.items() if "/" in name)
+
+
+def _flat(values: Line, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,104 @@
+"""AdamW with the official parameter groups, and the per-step schedule: pure functions of names, shapes and steps.
+
+Knows nothing of losses, ranks or files.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amd.config import OptimConfig
+
+UNDECAYED_LEAVES = ("mask_token", "class_token", "cls_token", "pos_embed", "positions")
+
+
+def is_decayed(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: not to vectors, biases, tokens and positions.
+
+    Source: the official `get_parameter_groups`. Its skip list knows `mask_token` by its full name only; the generators'
+    mask tokens, which it never trains, and MAE's class token are tokens too, so the last part of the name
+    decides here.
+    """
+    leaf = name.rpartition(".")[2]
+    return not (parameter.ndim == 1 or name.endswith(".bias") or leaf in UNDECAYED_LEAVES)
+
+
+def layer_scale(name: str, depth: int, decay: float) -> float:
+    """What a classifier's parameter learns at, relative to its head: `decay` once for every block after it.
+
+    The embedding and the class token count as block 0; the last norm and the head have scale 1. Source: the official
+    `LayerDecayValueAssigner` (BEiT's rule).
+    """
+    block = re.match(r"encoder\.blocks\.(\d+)\.", name)
+    if block:
+        layer = int(block[1]) + 1
+    else:
+        layer = 0 if re.match(r"encoder\.(patch_embed|class_token|positions)\b", name) else depth + 1
+    return float(decay ** (depth + 1 - layer))
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, scale: Callable[[str], float] = lambda name: 1.0
+) -> list[dict[str, object]]:
+    """Trainable parameters by learning rate scale and decay, undecayed first, with the `names` of each in order."""
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decayed, factor = is_decayed(name, parameter), scale(name)
+        empty = {"params": [], "names": [], "weight_decay": weight_decay if decayed else 0.0, "lr_scale": factor}
+        group = groups.setdefault((decayed, factor), empty)
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return [groups[key] for key in sorted(groups)]
+
+
+def build_optimizer(
+    model: nn.Module, optim: OptimConfig, scale: Callable[[str], float] = lambda name: 1.0
+) -> torch.optim.AdamW:
+    """Fused AdamW (one kernel per group, on CPU and GPU), the learning rate still to be set by `set_lr`."""
+    return torch.optim.AdamW(
+        parameter_groups(model, optim.weight_decay, scale),
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        fused=True,
+    )
+
+
+def cosine_lr(step: int, *, peak: float, final: float, steps: int, warmup: int, start: float = 0.0) -> float:
+    """The learning rate of a step: linear from `start` to `peak` over `warmup` steps, then half a cosine to `final`.
+
+    As in the official `cosine_scheduler`, to the digit: the first step has the learning rate `start`, the last of the
+    warm-up and the one after it have the peak. Departures: a warm-up given in steps alone works (the official function
+    fails its own assertion), and a step beyond the end stays at the final rate (the official index runs over).
+    """
+    if step < warmup:
+        return start + (peak - start) * step / (warmup - 1) if warmup > 1 else start
+    progress = min(step - warmup, steps - warmup) / max(1, steps - warmup)
+    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * progress))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Layer decay gives groups a scale of their own."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
+    """Scale gradients to a global norm of at most `limit`; return the norm before, a scalar that stays on the device.
+
+    After DDP's all-reduce every rank holds the same gradients, so the norm is the same on all of them.
+    """
+    with_gradients = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in with_gradients if parameter.grad is not None])
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(with_gradients, limit, norm)
+    return norm

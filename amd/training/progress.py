@@ -1,0 +1,187 @@
+"""What a person sees of a run: a bar with the time left on a terminal, plain lines in a log, nothing when quiet.
+
+Takes the worker's events; knows nothing of where they come from.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+Event = dict[str, Any]
+
+
+class Watcher(Protocol):
+    def see(self, event: Event) -> None: ...
+    def say(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Silence:
+    """Sees everything, says nothing."""
+
+    def see(self, event: Event) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Lines:
+    """Plain lines, at most one a second (and the last): for logs and pipes."""
+
+    def __init__(self, out: TextIO, seconds: float = 1.0) -> None:
+        self._out, self._seconds = out, seconds
+        self._pace = Pace()
+        self._printed = float("-inf")
+
+    def see(self, event: Event) -> None:
+        self._pace.see(event)
+        if event["kind"] == "start":
+            self.say("\n".join(introduction(event)))
+        elif event["kind"] == "warning":
+            self.say(f"WARNING {event['text']}")
+        elif event["kind"] == "note":
+            self.say(event["text"])
+        elif event["kind"] == "step":
+            last = event["step"] == self._pace.steps
+            if last or time.monotonic() - self._printed >= self._seconds:
+                self._printed = time.monotonic()
+                self.say(self._pace.line(event))
+
+    def say(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class Bar:
+    """A live bar with time left, speed, and the share of time spent waiting for data."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._pace = Pace()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._task: TaskID | None = None
+
+    def see(self, event: Event) -> None:
+        self._pace.see(event)
+        if event["kind"] == "start":
+            self.say("\n".join(introduction(event)))
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(
+                event["run_id"], total=event["steps"], completed=event["done"], note=""
+            )
+            self._progress.start()
+        elif event["kind"] == "warning":
+            self._progress.console.print(event["text"], style="yellow", highlight=False)
+        elif event["kind"] == "note":
+            self.say(event["text"])
+        elif event["kind"] == "step" and self._task is not None:
+            self._progress.update(self._task, completed=event["step"], note=_note(event["values"]))
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class Pace:
+    """Time left, from the steps seen since the start."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._first: tuple[float, int] | None = None
+
+    def see(self, event: Event) -> None:
+        if event["kind"] == "start":
+            self.steps, self._first = event["steps"], None
+        elif event["kind"] == "step" and self._first is None:
+            self._first = time.monotonic(), event["step"]
+
+    def line(self, event: Event) -> str:
+        step = event["step"]
+        text = f"step {step}/{self.steps}  {_note(event['values'])}"
+        if self._first is None or step <= self._first[1] or step >= self.steps:
+            return text
+        since, first = self._first
+        left = (time.monotonic() - since) / (step - first) * (self.steps - step)
+        return f"{text}  {duration(left)} left"
+
+
+def _note(values: dict[str, float]) -> str:
+    waiting = values["time/data_s"] / values["time/step_s"] if values["time/step_s"] else 0.0
+    return (
+        f"loss {values['loss/total']:.4f}  lr {values['optim/lr']:.2e}  {values['speed/samples_per_s']:.1f} clips/s  "
+        f"waiting for data {waiting:.0%}"
+    )
+
+
+def introduction(event: Event) -> list[str]:
+    """What is about to happen, before the first step."""
+    parameters = ", ".join(f"{name} {_millions(size)}" for name, size in event["parameters"].items())
+    seen = ", ".join(f"{name} {tokens}" for name, tokens in event.get("tokens_seen", {}).items())
+    clips = f" of {event['clips']} clips" if event["clips"] != event["batch"] else ""
+    workers = f"{event['workers']} worker{'s' if event['workers'] > 1 else ''}"
+    parts = event["micro_batches"]
+    lines = [
+        f"run        {event['run_id']}" + (f", continued after step {event['done']}" if event["done"] else ""),
+        f"length     {event['steps']} steps, {event['epochs']:.1f} epochs of {event['samples']} samples",
+        f"batch      {event['batch']} samples{clips}: {workers} on {event['device']}, "
+        f"{parts} micro-batch{'es' if parts > 1 else ''} each, {event['precision']}",
+        f"peak lr    {event['lr']:.3g}",
+        f"parameters {parameters}",
+        f"tokens     {event['clip_tokens']} a clip{f'; seen by {seen}' if seen else ''}; "
+        f"{event['gflops_per_clip']:.3g} GFLOP a clip",
+    ]
+    if event["workers_before"] != event["workers"]:
+        lines.append(
+            f"elastic    {workers} instead of {event['workers_before']}: batch and learning rate are "
+            "kept, micro-batches recomputed"
+        )
+    if event["done"] < event["steps"]:
+        lines.append(f"estimate   {duration(event['seconds'])}, waiting for data not counted")
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """For people: 42 s, 7 min, 3 h 20 min, 2 d 4 h."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count / 1e3:.1f} k"
+
+
+def watcher(quiet: bool = False) -> Watcher:
+    """A bar on a terminal, lines elsewhere; both on standard error, so that standard output stays for results."""
+    if quiet:
+        return Silence()
+    console = Console(stderr=True)
+    return Bar(console) if console.is_terminal else Lines(sys.stderr)

@@ -1,0 +1,212 @@
+"""A run as its folder on the storage root, as what its workers are told, and as what it came to. No torch, no Ray."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import secrets
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from amd.config import ConfigError, RunConfig, ScalingConfig, validate, with_overrides
+from amd.storage import exists, is_remote, join, local_path, read_json, resolve_root, write_json
+
+State = Literal["succeeded", "failed", "cancelled", "paused"]
+C = TypeVar("C", bound=RunConfig)
+
+CONFIG, FACTS, RESULT, BAD_SAMPLES = "config.json", "run.json", "result.json", "bad_samples.jsonl"
+
+
+class RunResult(BaseModel):
+    """How a run ended; `result.json`, and the last line of `amd train --json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    state: State
+    reason: str | None = None
+    """Why it did not succeed, from a closed list (failures.Reason)."""
+    message: str = ""
+    run_id: str
+    run_folder: str
+    encoder_folder: str | None = None
+    """The published encoder; only where the run succeeded."""
+    steps: int = 0
+    """Optimiser steps done."""
+    seconds: float = 0.0
+    """Wall time of this call, training and all."""
+    figures: dict[str, float] = {}
+    """The last line of the log: losses, rates, speed."""
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.state == "succeeded" else 1
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """All that a worker needs, as plain data: it may start on another machine."""
+
+    run_id: str
+    root: str
+    config: dict[str, Any]
+    """Resolved: the teacher is given by weights."""
+    data_digest: str
+    until: int | None = None
+    """Pause after this step, whose checkpoint is kept; none: go on to the end."""
+
+    def parsed(self, model: type[C]) -> C:
+        """The config as what this kind of run takes."""
+        return validate(model, self.config)
+
+    @property
+    def folder(self) -> str:
+        return run_folder(self.root, self.run_id)
+
+    def scaling(self) -> ScalingConfig:
+        return validate(ScalingConfig, self.config["scaling"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def spec_of(run_id: str, root: str, config: RunConfig, data_digest: str, until: int | None = None) -> RunSpec:
+    """What workers are told. Local paths become absolute: Ray starts its workers in folders of their own."""
+    overrides: dict[str, Any] = {"storage": root}
+    for key in DATA_FIELDS:
+        value = _field(config, key)
+        if value and not value.startswith("demo:") and not is_remote(value):
+            overrides[key] = str(local_path(value))
+    for key in WEIGHTS_FIELDS:
+        value = _field(config, key)
+        if value and not is_remote(value) and local_path(value).exists():
+            overrides[key] = str(local_path(value))
+    return RunSpec(run_id, root, with_overrides(config, overrides).model_dump(mode="json"), data_digest, until)
+
+
+DATA_FIELDS = (
+    "data.train",
+    "data.val",
+    "data.test",
+    "data.root",
+    "data.boxes",
+    "data.excluded",
+    "data.label_map",
+    "data.evaluated",
+    "data.cache_dir",
+    "probe.data.train",
+    "probe.data.test",
+)
+WEIGHTS_FIELDS = ("weights", "teacher.weights")
+
+
+def _field(config: RunConfig, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def run_folder(root: str, run_id: str) -> str:
+    return join(root, "runs", run_id)
+
+
+def find_run(named: str, storage: str | None = None) -> str:
+    """The folder of a run that a user names: a folder or URL, or its id below the storage root."""
+    is_path = is_remote(named) or "/" in named or local_path(named).exists()
+    return named if is_path else run_folder(resolve_root(storage), named)
+
+
+def new_run_id(kind: str = "train") -> str:
+    return f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def open_run(
+    root: str, run_id: str, config: RunConfig, *, kind: str, data: dict[str, Any], parent: str | None = None
+) -> RunResult | None:
+    """Begin a run or find it again. Returns its result if it has already succeeded.
+
+    `data`: `digest` and `samples` of the data set. Writes config.json and run.json the first time. Raises ConfigError
+    when a run of that name exists with another config or other data.
+    """
+    folder = run_folder(root, run_id)
+    if exists(join(folder, FACTS)):
+        facts = read_json(join(folder, FACTS))
+        _check_same(run_id, facts, read_json(join(folder, CONFIG)), config, data)
+        if exists(join(folder, RESULT)):
+            result = RunResult.model_validate(read_json(join(folder, RESULT)))
+            if result.state == "succeeded":
+                return result
+        return None
+    write_json(join(folder, CONFIG), config.model_dump(mode="json"))
+    facts = {
+        "id": run_id,
+        "kind": kind,
+        "parent": parent,
+        "created": datetime.now(UTC).isoformat(),
+        "digest": config.digest(),
+        "data": data,
+        "versions": versions(),
+        "host": {"name": socket.gethostname(), "system": platform.platform(), "user": _user(), "cpus": os.cpu_count()},
+        "command": sys.argv,
+    }
+    write_json(join(folder, FACTS), facts)
+    return None
+
+
+def _check_same(
+    run_id: str, facts: dict[str, Any], old: dict[str, Any], config: RunConfig, data: dict[str, Any]
+) -> None:
+    remedy = "give the run another name, or put it back to continue the one there"
+    if facts["digest"] != config.digest():
+        fields = _differences(old, config.model_dump(mode="json"))
+        shown = ", ".join(f"{key} was {was!r}, now {now!r}" for key, was, now in fields[:8])
+        more = f" and {len(fields) - 8} more" if len(fields) > 8 else ""
+        raise ConfigError([f"name={run_id}: a run of that name has another config ({shown}{more}); {remedy}"])
+    if facts["data"]["digest"] != data["digest"]:
+        was, now = facts["data"]["samples"], data["samples"]
+        raise ConfigError(
+            [f"name={run_id}: data.train has changed since the run began ({was} samples then, {now} now); {remedy}"]
+        )
+
+
+NOT_COMPARED = ("storage", "name", "tracking", "checkpoint", "scaling", "probe")
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted fields that differ, with both values."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in sorted({*old, *new}):
+        was, now = old.get(key), new.get(key)
+        if was == now or (not prefix and key in NOT_COMPARED):
+            continue
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += _differences(was, now, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", was, now))
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of the code and of what decides its results."""
+    names = ("amd-service", "torch", "ray", "numpy", "decord", "av", "pillow", "timm")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None

@@ -1,0 +1,190 @@
+"""`amd encoders`: what is published, and weights in and out. Each command calls one function of `amd.exchange`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from amd.card import Card
+from amd.config import ENCODER_SIZES, ConfigError, Interpolation, Positions
+
+app = typer.Typer(help="Published encoders: list, show, import foreign weights, export.", no_args_is_help=True)
+out = Console()
+err = Console(stderr=True)
+
+Storage = Annotated[str | None, typer.Option(help="Root of the encoder ids; default: AMD_STORAGE.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+EncoderName = Annotated[str, typer.Argument(metavar="ENCODER", help="A published encoder: id, folder or URL.")]
+
+MARKER = "NC"  # stands beside what must not be used commercially
+
+
+@app.command("list")
+def list_command(storage: Storage = None, as_json: AsJson = False) -> None:
+    """What is published, newest first; NC marks what must not be used commercially."""
+    from amd.artifacts import published_cards
+    from amd.storage import resolve_root
+
+    root = resolve_root(storage)
+    cards, problems = published_cards(root)
+    for problem in problems:
+        err.print(f"left out: {problem}", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps([_row(card) for card in cards]))
+        return
+    if not cards:
+        out.print(f"No encoders in {root}; `amd demo`, `amd train` or `amd encoders import` publish some.")
+        return
+    table = Table(caption=f"{MARKER}: non-commercial use only." if any(c.is_non_commercial for c in cards) else None)
+    for column in ("id", "encoder", "clip", "objective", "best score", "licence"):
+        table.add_column(column, no_wrap=column == "id", overflow="fold")
+    for card in cards:
+        row = _row(card)
+        score = card.best_score
+        license = (f"[bold red]{MARKER}[/bold red] " if card.is_non_commercial else "") + (card.weights_license or "")
+        shown = f"{score[0].removeprefix('eval/')} {score[1]:.2f}" if score else ""
+        table.add_row(card.id, row["size"], row["clip"], row["objective"] or "imported", shown, license)
+    out.print(table)
+
+
+@app.command()
+def show(encoder: EncoderName, storage: Storage = None, as_json: AsJson = False) -> None:
+    """The card of one encoder: how to feed it, where it came from, what it scored, under which licence."""
+    from amd.model_card import model_card
+
+    card = _card(encoder, storage)[1]
+    if as_json:
+        print(card.model_dump_json())
+        return
+    page = model_card(card).split("---\n", 2)[2]  # without the front matter, which is for machines
+    out.print(Markdown(page))
+
+
+@app.command("import")
+def import_command(
+    weights: Annotated[str, typer.Argument(help="A file, folder or URL of any known layout, or timm:NAME.")],
+    id: Annotated[str | None, typer.Option(help="Its name here; default: that of the file.")] = None,
+    size: Annotated[str | None, typer.Option(help=f"{', '.join(ENCODER_SIZES)}; default: read off the shapes.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="No tensor tells; default: width / 64.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip.")] = None,
+    image_size: Annotated[str | None, typer.Option(help="Pixels: 224, or 224x320 (height x width).")] = None,
+    patch: Annotated[int | None, typer.Option(min=1, help="Side of a token in pixels.")] = None,
+    tubelet: Annotated[int | None, typer.Option(min=1, help="Frames per token.")] = None,
+    sampling_rate: Annotated[int | None, typer.Option(min=1, help="Every n-th frame goes into a clip.")] = None,
+    positions: Annotated[str | None, typer.Option(help=f"{', '.join(get_args(Positions))}.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Of pixels in [0, 1]: three numbers with commas.")] = None,
+    std: Annotated[str | None, typer.Option(help="The same.")] = None,
+    interpolation: Annotated[str | None, typer.Option(help=f"{', '.join(get_args(Interpolation))}.")] = None,
+    license: Annotated[str | None, typer.Option(help="What the weights hand down, e.g. CC-BY-NC-4.0.")] = None,
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish foreign weights as an encoder: official VideoMAE, MAE, MVD, AMD files, Hugging Face folders, timm."""
+    words = {
+        "size": _one_of("--size", size, tuple(ENCODER_SIZES)),
+        "heads": heads,
+        "frames": frames,
+        "image_size": _pixels(image_size),
+        "patch": patch,
+        "tubelet": tubelet,
+        "sampling_rate_frames": sampling_rate,
+        "positions": _one_of("--positions", positions, get_args(Positions)),
+        "mean": _colours("--mean", mean),
+        "std": _colours("--std", std),
+        "interpolation": _one_of("--interpolation", interpolation, get_args(Interpolation)),
+        "license": license,
+    }
+    from amd.exchange.importing import Words, import_encoder
+    from amd.storage import resolve_root
+
+    imported = import_encoder(weights, resolve_root(storage), id, Words(**words))
+    if as_json:
+        print(json.dumps({**_row(imported.card), "url": imported.url, "notes": imported.notes}))
+        return
+    row = _row(imported.card)
+    out.print(f"{row['id']}: {row['size']}, {row['clip']}; {imported.url}", markup=False, highlight=False)
+    for note in imported.notes:
+        out.print(f"  {note}", markup=False, highlight=False)
+    if imported.card.weights_license is None:
+        out.print("  no licence is known; say it with --license, and students and exports carry it", highlight=False)
+    elif imported.card.is_non_commercial:
+        out.print(f"  {MARKER}: non-commercial use only ({imported.card.weights_license})", highlight=False)
+
+
+@app.command("export")
+def export_command(
+    encoder: EncoderName,
+    output: Annotated[str, typer.Option("--output", "-o", help="A folder (timm, huggingface), else a file.")],
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="timm, huggingface, official, onnx or torch-export.")
+    ] = "huggingface",
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write an encoder in another format; what is read back must give the same output as ours."""
+    from amd.exchange.export import export
+    from amd.exchange.formats import EXPORTERS
+
+    formats = {str(name): name for name in EXPORTERS}
+    chosen = formats[_one_of("--format", format, tuple(formats)) or "huggingface"]
+    report = export(_card(encoder, storage)[0], chosen, output)
+    if as_json:
+        print(report.model_dump_json())
+    else:
+        out.print(str(report), markup=False, highlight=False, soft_wrap=True)
+
+
+def _card(name: str, storage: str | None) -> tuple[str, Card]:
+    from amd.artifacts import encoder_url, load_card
+    from amd.storage import resolve_root
+
+    url = encoder_url(resolve_root(storage), name)
+    return url, load_card(url)
+
+
+def _row(card: Card) -> dict[str, Any]:
+    encoder, clip = card.encoder, card.clip
+    size = f"{encoder.size or 'ViT'} {encoder.width}x{encoder.depth}"
+    frames = "" if clip.is_image else f"{clip.frames}x"
+    score = card.best_score
+    return {
+        "id": card.id,
+        "created": card.created.isoformat(),
+        "size": size,
+        "clip": f"{frames}{clip.size[0]}x{clip.size[1]}",
+        "objective": card.objective,
+        "classes": card.head.classes if card.head else None,
+        "best_score": {score[0]: score[1]} if score else None,
+        "weights_license": card.weights_license,
+        "non_commercial": card.is_non_commercial,
+    }
+
+
+def _one_of(option: str, value: str | None, known: tuple[str, ...]) -> Any:
+    if value is not None and value not in known:
+        raise ConfigError([f"{option} {value}: is none of {', '.join(known)}"])
+    return value
+
+
+def _pixels(value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    parts = value.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ConfigError([f"--image-size {value}: a number of pixels, or height x width such as 224x320"])
+    return int(parts[0]), int(parts[-1])
+
+
+def _colours(option: str, value: str | None) -> tuple[float, float, float] | None:
+    if value is None:
+        return None
+    try:
+        red, green, blue = (float(part) for part in value.split(","))
+    except ValueError:
+        raise ConfigError([f"{option} {value}: three numbers with commas, such as 0.5,0.5,0.5"]) from None
+    return red, green, blue

@@ -1,0 +1,175 @@
+"""`amd prepare`: smaller files with short closed GOPs, in shards; the same bytes whoever stops it and how often."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from amd.config import DataConfig
+from amd.data.fetch import Fetcher
+from amd.data.packets import map_packets
+from amd.data.prepare import REPORT, prepare
+from amd.data.readers import SampleReader
+from amd.data.records import ManifestError, open_manifest
+from amd.data.shards import INDEX_SUFFIX
+from amd.storage import listdir, read_json, write_bytes
+from tests.videos import exact_frames, pictures, write_audio_only, write_video
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of three clips, 30 frames of 96x64, and two files that cannot be read."""
+    folder = tmp_path_factory.mktemp("raw")
+    for label in ("run", "walk"):
+        (folder / label).mkdir()
+        for n in range(3):
+            write_video(folder / label / f"{n}.mp4", pictures(30, seed=n), gop=250)
+    (folder / "run" / "zero.mp4").write_bytes(b"")
+    write_audio_only(folder / "walk" / "sound.mp4")
+    return folder
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Of what a reader would see: a writer that was killed may leave a hidden temporary file."""
+    visible = [path for path in folder.iterdir() if path.name != REPORT and not path.name.startswith(".")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in visible}
+
+
+def test_videos_become_shards_that_train_fast(videos: Path, tmp_path: Path) -> None:
+    done: list[tuple[int, int]] = []
+    report = prepare(
+        DataConfig(train=str(videos)), str(tmp_path), short_side=32, gop=8, progress=lambda *seen: done.append(seen)
+    )
+    assert (report.samples, report.frames, done[-1]) == (6, 180, (8, 8))
+    assert {bad["reason"] for bad in report.bad} == {"is empty (zero bytes)", "has no video stream"}
+    assert read_json(f"{tmp_path}/{REPORT}") == report.model_dump()
+    assert "left out" in str(report)
+    manifest = open_manifest(DataConfig(train=str(tmp_path)))
+    assert manifest.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    reader = SampleReader(DataConfig(train="x"))
+    clip = reader.read_clip(manifest[4], np.arange)
+    reader.close()
+    assert clip.shape == (30, 32, 48, 3)
+    whole = exact_frames(videos / "walk" / "1.mp4")
+    small = np.stack([np.asarray(Image.fromarray(f).resize((48, 32), Image.Resampling.LANCZOS)) for f in whole])
+    brightness = clip.mean(-1) - small.mean(-1)  # colours are halved in resolution by 4:2:0
+    assert np.abs(brightness).mean() < 5
+
+
+def test_prepared_video_has_a_closed_entry_every_gop(videos: Path, tmp_path: Path) -> None:
+    import av
+
+    prepare(DataConfig(train=str(videos)), str(tmp_path), short_side=32, gop=8, limit=1)
+    record = open_manifest(DataConfig(train=str(tmp_path)))[0]
+    content = Fetcher().fetch(record.location, record.offset, record.size)
+    (tmp_path / "one.mp4").write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    with av.open(str(tmp_path / "one.mp4")) as container:
+        stream = container.streams.video[0]
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        found = map_packets(packets, "h264", container.format.name, stream.codec_context.extradata)
+    assert [n for n, packet in enumerate(packets) if packet.is_keyframe] == [0, 8, 16, 24]
+    assert found is not None
+    assert found.closed
+
+
+def test_frame_rate_keeps_every_nth_frame(videos: Path, tmp_path: Path) -> None:
+    report = prepare(DataConfig(train=str(videos)), str(tmp_path), frame_rate=7.5, limit=1)
+    assert report.frames == 8
+
+
+def test_images_become_upright_jpegs_with_the_short_side(tmp_path: Path) -> None:
+    (tmp_path / "raw" / "a").mkdir(parents=True)
+    Image.fromarray(pictures(1, 120, 60)[0]).save(tmp_path / "raw" / "a" / "big.png")
+    Image.fromarray(pictures(1, 20, 10)[0]).save(tmp_path / "raw" / "a" / "small.png")
+    prepare(DataConfig(train=str(tmp_path / "raw")), str(tmp_path / "out"), short_side=30)
+    reader, manifest = SampleReader(DataConfig(train="x")), open_manifest(DataConfig(train=str(tmp_path / "out")))
+    assert [reader.read_clip(record, np.arange).shape for record in manifest] == [(1, 30, 60, 3), (1, 10, 20, 3)]
+    reader.close()
+
+
+def test_a_second_start_keeps_what_is_there(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amd.data.prepare._samples_per_shard", lambda mib, mean: 3)
+    data = DataConfig(train=str(videos))
+    first = prepare(data, str(tmp_path), short_side=32)
+    before = _digests(tmp_path)
+    assert first.shards == 3
+    (tmp_path / f"000001.tar{INDEX_SUFFIX}").unlink()  # as if it had been stopped before this shard was committed
+    (tmp_path / "000001.tar").write_bytes(b"half")
+    (tmp_path / ".000001.tar.0123abcd").write_bytes(b"half")
+    os.utime(tmp_path / ".000001.tar.0123abcd", (0, 0))
+    second = prepare(data, str(tmp_path), short_side=32)
+    assert (second.shards_kept, second.samples, len(second.bad)) == (2, 6, 2)
+    assert not list(tmp_path.glob(".*"))
+    assert _digests(tmp_path) == before
+
+
+JOB = """
+import sys
+import amd.data.prepare as p
+from amd.config import DataConfig
+p._samples_per_shard = lambda mib, mean: 2
+p.prepare(DataConfig(train=sys.argv[1]), sys.argv[2], short_side=32, workers=2)
+"""
+
+
+def test_kill_9_and_a_restart_give_the_same_bytes(videos: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    command = [sys.executable, "-c", JOB, str(videos)]
+    root = Path(__file__).parents[3]
+    subprocess.run([*command, str(whole)], cwd=root, check=True)
+    job = subprocess.Popen([*command, str(broken)], cwd=root)
+    while job.poll() is None and not list(broken.glob(f"*{INDEX_SUFFIX}")):
+        time.sleep(0.02)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    subprocess.run([*command, str(broken)], cwd=root, check=True)
+    assert _digests(whole) == _digests(broken)
+
+
+def test_another_preparation_is_not_mixed_in(videos: Path, tmp_path: Path) -> None:
+    prepare(DataConfig(train=str(videos)), str(tmp_path), short_side=32, limit=1)
+    with pytest.raises(ManifestError, match="short_side was 32, is 48"):
+        prepare(DataConfig(train=str(videos)), str(tmp_path), short_side=48, limit=1)
+
+
+def test_frame_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("clip 12 0\n")
+    with pytest.raises(ManifestError, match="not frame folders"):
+        prepare(DataConfig(train=str(tmp_path / "l.txt")), str(tmp_path / "out"))
+
+
+def test_from_s3_to_s3(s3_root: str, videos: Path) -> None:
+    for file in (videos / "run").iterdir():
+        write_bytes(f"{s3_root}/raw/run/{file.name}", file.read_bytes())
+    report = prepare(DataConfig(train=f"{s3_root}/raw"), f"{s3_root}/out", short_side=32, workers=1)
+    assert (report.samples, len(report.bad)) == (3, 1)
+    assert listdir(f"{s3_root}/out") == ["000000.tar", f"000000.tar{INDEX_SUFFIX}", "prepare.json", REPORT]
+    manifest, reader = open_manifest(DataConfig(train=f"{s3_root}/out")), SampleReader(DataConfig(train="x"))
+    assert reader.read_clip(manifest[2], np.arange).shape == (30, 32, 48, 3)
+    reader.close()
+
+
+def test_a_failure_stops_the_other_workers_and_is_what_is_raised(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amd.data.prepare._samples_per_shard", lambda mib, mean: 1)
+
+    def full(url: str, content: bytes) -> None:
+        if url.endswith("000001.tar"):
+            raise OSError("No space left on device")
+        write_bytes(url, content)
+
+    monkeypatch.setattr("amd.data.prepare.write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare(DataConfig(train=str(videos)), str(tmp_path), short_side=32, workers=2)
+    assert not (tmp_path / f"000001.tar{INDEX_SUFFIX}").exists()
+    assert not (tmp_path / REPORT).exists()

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from amd.artifacts import load_card
+from amd.data import demo
+from amd.demo import DemoFailed, DemoReport, run_demo
+from amd.storage import listdir
+
+SHORT = {"schedule.steps": 3, "schedule.warmup_steps": 1, "optim.batch_size": 8, "data.loader_workers": 0}
+
+
+@pytest.fixture(autouse=True)
+def _little_data(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMD_DEMO_DIR", str(tmp_path_factory.mktemp("demo")))
+    for sizes in (demo.IMAGES, demo.CLIPS):
+        for split in sizes:
+            monkeypatch.setitem(sizes, split, 40)
+
+
+def short_demo(storage: Path, output: io.StringIO, **options: Any) -> DemoReport:
+    return run_demo(
+        str(storage),
+        local=True,
+        overrides=SHORT,
+        teacher_overrides=SHORT,
+        console=Console(file=output, width=120),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_the_demo_goes_from_nothing_to_a_table_pictures_and_an_embedding(tmp_path: Path, kind: str) -> None:
+    output = io.StringIO()
+    report = short_demo(tmp_path, output, image=kind == "image", video=kind == "video")
+
+    (section,) = report.sections
+    assert [row.key for row in section.rows] == ["pixels", "random", "teacher", "mae", "amd"]
+    for row in section.rows:
+        assert len(row.knn) == len(row.linear) == 1
+        assert all(0 <= value <= 100 for value in row.knn + row.linear)
+    for key in ("teacher", "mae", "amd"):
+        row = section.row(key)
+        assert row.steps == (3,)
+        assert row.seconds[0] > 0
+        assert load_card(row.encoders[0]).steps == 3
+    assert load_card(section.row("amd").encoders[0]).teacher["weights"] == section.row("teacher").encoders[0]  # type: ignore[index]
+
+    for key in ("teacher", "mae", "amd"):
+        with Image.open(section.row(key).pictures[0]) as page:
+            assert page.width > 600
+    assert report.embedded["width"] == 64
+    assert str(report.embedded["file"]).endswith((".png", ".mp4"))
+    for words in ("raw pixels", "student (64 x 4), AMD", "Pictures", "One file embedded", "Next:", str(tmp_path)):
+        assert words in output.getvalue()
+
+
+def test_a_second_demo_finds_the_runs_of_the_first(tmp_path: Path) -> None:
+    first = short_demo(tmp_path, io.StringIO(), video=False)
+    runs = listdir(str(tmp_path / "runs"))
+    second = short_demo(tmp_path, io.StringIO(), video=False)
+    assert listdir(str(tmp_path / "runs")) == runs
+    assert second.sections == first.sections
+
+
+def test_seeds_have_teachers_of_their_own_and_full_adds_the_other_arms(tmp_path: Path) -> None:
+    report = short_demo(tmp_path, io.StringIO(), video=False, seeds=2, full=True)
+    (section,) = report.sections
+    keys = ["pixels", "random", "teacher", "mae", "mae-time", "symmetric", "direct", "amd"]
+    assert sorted(row.key for row in section.rows) == sorted(keys)
+    assert len(section.row("pixels").knn) == 1
+    for key in keys[1:]:
+        assert len(section.row(key).knn) == 2
+    assert len(set(section.row("teacher").encoders)) == 2
+    assert len(set(section.row("amd").encoders)) == 2
+
+
+def test_students_are_fine_tuned_from_scratch_undistilled_and_from_amd(tmp_path: Path) -> None:
+    output = io.StringIO()
+    (section,) = short_demo(tmp_path, output, video=False, finetuned=True).sections
+    assert [row.key for row in section.rows if row.finetuned] == ["random", "mae", "amd"]
+    assert all(0 <= row.finetuned[0] <= 100 for row in section.rows if row.finetuned)
+    assert "fine-tuned %" in output.getvalue()
+    tuned = [load_card(str(tmp_path / "encoders" / name)) for name in listdir(str(tmp_path / "encoders"))]
+    starts = {str((card.start or {}).get("id", "")) for card in tuned if card.objective == "finetune"}
+    assert len(starts) == 3, "scratch, the undistilled student, the AMD student"
+
+
+def test_a_run_that_fails_ends_the_demo_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from amd.demo import run
+    from amd.training.run import RunResult
+
+    failed = RunResult(state="failed", message="the disk is full", run_id="x", run_folder="y")
+    monkeypatch.setattr(run, "train", lambda config, local: failed)
+    with pytest.raises(DemoFailed, match="ended as failed: the disk is full"):
+        short_demo(tmp_path, io.StringIO(), video=False)

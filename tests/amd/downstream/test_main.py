@@ -1,0 +1,37 @@
+"""`python -m amd.downstream`, as `ray job submit` runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from amd.downstream.__main__ import main
+from tests.amd.downstream.test_features import write_images
+from tests.amd.downstream.test_probing import publish
+from tests.factories import tiny_image_config
+
+
+def test_a_probe_ends_in_one_line_of_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    publish(tmp_path, tiny_image_config())
+    write_images(tmp_path / "images", 12)
+    data = {"train": str(tmp_path / "images"), "test": str(tmp_path / "images"), "loader_workers": 0}
+    file = tmp_path / "probe.json"
+    file.write_text(json.dumps({"encoder": "tiny", "data": data, "storage": str(tmp_path)}))
+    assert main(["probe", "--config", str(file), "kinds=[knn]", "knn.neighbours=1"]) == 0
+    assert json.loads(capfd.readouterr().out)["scores"][0]["values"]["eval/knn_top1"] == 100
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "'' is no command; one of "),
+        (["prob"], "'prob' is no command; one of "),
+        (["probe", "data.train=x"], "encoder: required"),
+        (["probe", "--config", "/nowhere"], "--config /nowhere: cannot be read"),
+    ],
+)
+def test_a_mistake_is_bad_input(words: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert message in capfd.readouterr().err

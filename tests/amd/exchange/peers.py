@@ -1,0 +1,32 @@
+"""Sizes and helpers for tests beside transformers and timm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PEER = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 192,
+    "image_size": 16,
+    "patch_size": 4,
+    "layer_norm_eps": 1e-6,
+}
+TIMM = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 4, "img_size": 16}
+
+
+def perturbed(model: nn.Module) -> Any:
+    """No parameter at a neutral value: whatever is left out shows."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

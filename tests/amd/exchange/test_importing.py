@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification, ViTConfig, ViTForImageClassification
+
+from amd.artifacts import encode, load_classifier, load_encoder
+from amd.config import ConfigError
+from amd.exchange.export import export
+from amd.exchange.importing import Imported, Words, import_encoder
+from amd.exchange.source import license_of
+from tests.amd.exchange.peers import PEER, TIMM, close, perturbed
+
+
+def bring(folder: Path, weights: Any, id: str | None = "e1", **words: Any) -> Imported:
+    return import_encoder(str(weights), str(folder), id, Words(**words))
+
+
+def test_an_official_video_file_tells_all_but_clip_and_heads(golden: Path, tmp_path: Path) -> None:
+    imported = bring(tmp_path, golden / "student_state.safetensors", image_size=(16, 16), frames=4, heads=3)
+    card = imported.card
+    assert (card.encoder.width, card.encoder.depth, card.encoder.heads) == (48, 4, 3)
+    assert (card.clip.patch, card.clip.tubelet, card.clip.frames) == (4, 2, 4)
+    assert card.encoder.positions == "sincos_1d"
+    assert imported.notes == []
+    encoder, _ = load_encoder(imported.url)
+    assert torch.equal(encoder.norm.weight, load_file(golden / "student_state.safetensors")["encoder.norm.weight"])
+
+
+def test_what_is_guessed_is_said(golden: Path, tmp_path: Path) -> None:
+    notes = " ".join(bring(tmp_path, golden / "student_state.safetensors", heads=3).notes)
+    assert "frames=16: guessed" in notes
+    assert "image size 224: guessed" in notes
+    with pytest.raises(ConfigError, match="give --heads"):
+        bring(tmp_path, golden / "student_state.safetensors", "e2")
+
+
+def test_a_mae_file_tells_its_size_and_positions(golden: Path, tmp_path: Path) -> None:
+    card = bring(tmp_path, golden / "mae_state.safetensors", None, heads=3).card
+    assert (card.clip.frames, card.clip.size, card.clip.patch) == (1, (16, 16), 4)
+    assert (card.encoder.positions, card.encoder.class_token) == ("sincos_2d", True)
+    assert card.id == "mae_state"
+
+
+def test_a_hugging_face_classifier_comes_with_head_labels_and_normalisation(tmp_path: Path) -> None:
+    names = {0: "run", 1: "jump", 2: "fall"}
+    settings = VideoMAEConfig(**PEER, num_frames=4, tubelet_size=2, id2label=names)
+    peer = perturbed(VideoMAEForVideoClassification(settings))
+    peer.fc_norm.eps = 1e-6
+    peer.save_pretrained(tmp_path / "peer")
+    (tmp_path / "peer" / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "resample": 3}')
+    (tmp_path / "peer" / "README.md").write_text("---\ntags:\n- video\nlicense: cc-by-nc-4.0\n---\n# Model\n")
+    imported = bring(tmp_path, tmp_path / "peer")
+    card = imported.card
+    assert card.head is not None
+    assert (card.head.labels, card.pooling) == (("run", "jump", "fall"), "mean_then_norm")
+    assert (card.clip.mean, card.interpolation, card.weights_license) == ((0.1, 0.2, 0.3), "bicubic", "cc-by-nc-4.0")
+    assert card.is_non_commercial
+    assert card.start is not None
+    model, _ = load_classifier(imported.url)
+    clips = torch.randn(2, 3, 4, 16, 16)
+    with torch.no_grad():
+        close(model.head(encode(model.encoder, card.clip, clips, card.pooling)), peer(clips.transpose(1, 2)).logits)
+
+
+def test_a_head_on_the_class_token_is_left_out_and_said(tmp_path: Path) -> None:
+    perturbed(ViTForImageClassification(ViTConfig(**PEER, num_labels=3))).save_pretrained(tmp_path / "peer")
+    imported = bring(tmp_path, tmp_path / "peer")
+    assert imported.card.head is None
+    assert imported.card.encoder.positions == "learned"
+    assert "reads the class token" in imported.notes[-1]
+
+
+def test_timm_by_name_brings_size_and_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=0))
+    peer.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: peer)
+    card = bring(tmp_path, "timm:vit_tiny_patch16_224", None, license="Apache-2.0").card
+    assert card.id == "vit_tiny_patch16_224"
+    assert (card.clip.size, card.clip.patch, card.clip.mean) == ((16, 16), 4, (0.5, 0.5, 0.5))
+    assert (card.encoder.heads, card.encoder.positions, card.weights_license) == (3, "learned", "Apache-2.0")
+    encoder, _ = load_encoder(str(tmp_path / "encoders" / card.id))
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        close(encode(encoder, card.clip, images[:, :, None]), peer.forward_features(images)[:, 1:].mean(1))
+
+
+def test_another_size_resamples_a_learned_table(tmp_path: Path) -> None:
+    peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=0))
+    save_file(peer.state_dict(), tmp_path / "vit.safetensors")
+    card = bring(tmp_path, tmp_path / "vit.safetensors", heads=3, image_size=(24, 32)).card
+    assert card.clip.size == (24, 32)
+    encoder, _ = load_encoder(str(tmp_path / "encoders" / "e1"))
+    expected = timm.layers.resample_abs_pos_embed(peer.pos_embed, [6, 8])
+    close(encoder.positions.detach(), expected[0, 1:].detach())
+
+
+@pytest.mark.parametrize("format", ["official", "timm", "huggingface"])
+def test_what_leaves_comes_back(golden: Path, tmp_path: Path, format: Any) -> None:
+    first = bring(tmp_path, golden / "mae_state.safetensors", heads=3, license="CC-BY-NC-4.0")
+    output = tmp_path / ("out.pth" if format == "official" else "out")
+    export(first.url, format, str(output))
+    second = bring(tmp_path, output, "e2")
+    assert second.notes == []
+    assert second.card.encoder.model_copy(update={"positions": "sincos_2d"}) == first.card.encoder
+    assert second.card.clip == first.card.clip
+    assert str(second.card.weights_license).lower() == "cc-by-nc-4.0"
+    assert license_of(str(output), None) == second.card.weights_license
+    assert license_of("e1", str(tmp_path)) == "CC-BY-NC-4.0"
+    a, b = load_encoder(first.url)[0], load_encoder(second.url)[0]
+    assert all(torch.equal(value, b.state_dict()[key]) for key, value in a.state_dict().items())
+
+
+def test_a_json_of_another_kind_beside_a_file_is_no_sidecar(golden: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mae.safetensors"
+    file.write_bytes((golden / "mae_state.safetensors").read_bytes())
+    for text in ("{}", '{"input": 3}', '{"input": {"shape": [1]}, "output": {"labels": null}}'):
+        (tmp_path / "mae.safetensors.json").write_text(text)
+        assert license_of(str(file), None) is None
+
+
+def test_our_own_encoder_moves_with_its_card(golden: Path, tmp_path: Path) -> None:
+    first = bring(tmp_path, golden / "mae_state.safetensors", heads=3, license="CC-BY-NC-4.0")
+    second = bring(tmp_path / "other", first.url, "e2")
+    assert second.card == first.card.model_copy(update={"id": "e2"})
+
+
+class Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def test_hostile_truncated_and_wrong_files_are_refused_and_leave_nothing(golden: Path, tmp_path: Path) -> None:
+    bomb = Bomb(tmp_path / "went-off")
+    (tmp_path / "hostile.pth").write_bytes(pickle.dumps({"model": {"patch_embed.proj.weight": bomb}}, protocol=2))
+    torch.save({"model": {"patch_embed.proj.weight": torch.zeros(4, 3, 2, 2)}, "extra": bomb}, tmp_path / "zip.pth")
+    whole = (golden / "mae_state.safetensors").read_bytes()
+    (tmp_path / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    save_file({"conv1.weight": torch.zeros(2)}, tmp_path / "resnet.safetensors")
+    save_file({"patch_embed.proj.weight": torch.zeros(64, 3, 2, 2)}, tmp_path / "bare.safetensors")
+    for name, words in (
+        ("hostile.pth", "refused, the file wants"),
+        ("zip.pth", "refused, the file wants"),
+        ("truncated.safetensors", "a broken safetensors file"),
+        ("resnet.safetensors", "keys of no known layout"),
+        ("bare.safetensors", "no encoder is in it"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            bring(tmp_path, tmp_path / name)
+        assert len(caught.value.problems) == 1
+    assert not bomb.marker.exists()
+    assert not (tmp_path / "encoders").exists()
+
+
+def test_a_taken_or_impossible_id_is_refused(golden: Path, tmp_path: Path) -> None:
+    bring(tmp_path, golden / "mae_state.safetensors", heads=3)
+    with pytest.raises(ConfigError, match="published already"):
+        bring(tmp_path, golden / "mae_state.safetensors", heads=3)
+    with pytest.raises(ConfigError, match="letters, digits"):
+        bring(tmp_path, golden / "mae_state.safetensors", "../e3", heads=3)
+
+
+def test_a_wrong_size_names_what_differs(golden: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="weights of another architecture"):
+        bring(tmp_path, golden / "mae_state.safetensors", size="S")

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from amd.config import ENCODER_SIZES, EncoderConfig, TokenGrid
+from amd.models.encoder import Encoder
+from amd.models.student import Student
+from amd.presets import PRESETS
+from tests.factories import tiny_image_config, tiny_video_config
+
+
+def test_only_the_asked_blocks_run_without_the_final_norm() -> None:
+    config = tiny_video_config()
+    encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
+    ran = []
+    for number, block in enumerate(encoder.blocks, start=1):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    encoded = encoder(torch.randn(1, 5, 96), torch.arange(5)[None], intermediates=(3, 1), final=False)
+    assert ran == [1, 2, 3]
+    assert encoded.final is None
+    assert [tuple(features.shape) for features in encoded.intermediates] == [(1, 5, 48)] * 2
+
+
+def test_the_class_token_comes_first_and_stays_out_of_intermediates() -> None:
+    config = tiny_image_config()
+    encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
+    encoded = encoder(torch.randn(2, 4, 48), torch.arange(4).expand(2, -1), intermediates=(2,))
+    assert encoded.final is not None
+    assert encoded.final.shape == (2, 5, 48)
+    assert encoded.intermediates[0].shape == (2, 4, 48)
+
+
+def test_the_order_of_tokens_does_not_matter_only_their_places() -> None:
+    config = tiny_video_config()
+    encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
+    tokens, index = torch.randn(1, 6, 96), torch.tensor([[1, 4, 9, 16, 25, 31]])
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    a = encoder(tokens, index).final
+    b = encoder(tokens[:, order], index[:, order]).final
+    assert a is not None
+    torch.testing.assert_close(a[:, order], b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_linear_embedding_is_the_official_convolution() -> None:
+    from amd.tokens import patchify
+
+    config = tiny_video_config()
+    encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
+    kernel = encoder.patch_embed.weight.reshape(48, 2, 4, 4, 3).permute(0, 4, 1, 2, 3)
+    clips = torch.randn(2, 3, 4, 16, 16)
+    official = torch.nn.functional.conv3d(clips, kernel, encoder.patch_embed.bias, stride=(2, 4, 4))
+    ours = encoder.patch_embed(patchify(clips, 2, 4))
+    torch.testing.assert_close(ours, official.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "millions"), [("S", 22.03), ("B", 86.53), ("L", 304.27)])
+def test_published_sizes_have_the_official_number_of_parameters(size: str, millions: float) -> None:
+    with torch.device("meta"):
+        encoder = Encoder(EncoderConfig(size=size), TokenGrid(8, 14, 14), 1536)
+    head = ENCODER_SIZES[size].width * 400 + 400  # the official figure counts a head of 400 classes
+    assert (sum(p.numel() for p in encoder.parameters()) + head) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("k400-vit-s", 75.200704), ("k400-vit-b", 146.17)])
+def test_a_papers_student_has_the_official_number_of_parameters(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        student = Student(PRESETS[name].config)
+    # Two trained generator mask tokens more than the official list, and its two unused norms less.
+    ours = sum(p.numel() for p in student.parameters()) - 2 * 1024 + 4 * 1024
+    assert ours / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+def test_the_videomae_start_leaves_embedding_and_decoder_input_at_pytorchs_default() -> None:
+    torch.manual_seed(0)
+    with_default = Student(tiny_video_config())
+    assert with_default.encoder.patch_embed.weight.abs().max() <= 1 / 96**0.5
+    assert with_default.decoder is not None
+    assert with_default.decoder.input.weight.abs().max() <= 1 / 48**0.5
+    assert with_default.decoder.mask_token.abs().max() <= 0.02
+    assert with_default.encoder.blocks[0].mlp.fc1.bias.abs().max() == 0  # type: ignore[union-attr, operator]

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from amd.config import TrainConfig, with_overrides
+from amd.flops import step_flops
+from amd.presets import PRESETS
+from tests.amd.test_distillation import OBJECTIVES, batch, networks, run
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_formula_counts_what_torch_counts(name: str) -> None:
+    config = OBJECTIVES[name]
+    student, teacher = networks(config)
+    # Attention spelt out as products, which the counter knows in both directions on any device.
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run(config, student, teacher, batch(config, 2)).total.backward()
+    assert counter.get_total_flops() / 2 == pytest.approx(step_flops(config).total, rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "gflops"), [("k400-vit-b", 558.6), ("k400-vit-s", 421.2)])
+def test_a_papers_step_costs_what_was_derived_by_hand(name: str, gflops: float) -> None:
+    assert step_flops(PRESETS[name].config).total / 1e9 == pytest.approx(gflops, abs=0.05)
+
+
+def test_a_teacher_that_sees_more_costs_more() -> None:
+    def teacher(config: TrainConfig, ratio: float) -> float:
+        return step_flops(with_overrides(config, {"mask.teacher_ratio": ratio})).teacher
+
+    config = PRESETS["k400-vit-b"].config
+    assert teacher(config, 0.0) > teacher(config, 0.5) > teacher(config, 0.75) > teacher(config, 0.9)

@@ -1,0 +1,130 @@
+"""A store that goes away: waited for, then given up with a message. A real S3 server, stopped and started again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from amd import storage
+from amd.storage import StorageUnreachable, join, read_bytes, remove_leftovers, write_bytes
+from amd.training import launch
+from amd.training.progress import Event, Silence
+from tests.runs import tiny_run
+
+
+class Store:
+    """An S3 server of its own on loopback; what it holds outlives a stop."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self._server.start()
+        self.port = self._server.get_host_and_port()[1]
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture
+def store(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """Serves the bucket of `s3_root` too: moto keeps one state in a process."""
+    server = Store()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.port}")
+    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)  # its own take seconds each, and so do botocore's
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.filesystem("s3").clear_instance_cache()
+    yield server
+    server.stop()
+
+
+def test_a_store_that_is_away_for_seconds_is_waited_for(store: Store, s3_root: str) -> None:
+    write_bytes(f"{s3_root}/before", b"1")
+    store.stop()
+    threading.Timer(2.0, store.start).start()
+    write_bytes(f"{s3_root}/after", b"2")
+    assert read_bytes(f"{s3_root}/before") == b"1"
+    assert read_bytes(f"{s3_root}/after") == b"2"
+
+
+def test_a_store_that_stays_away_is_given_up_with_a_message(
+    store: Store, s3_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bytes(f"{s3_root}/before", b"1")
+    monkeypatch.setattr(storage, "PATIENCE_S", 1.0)
+    store.stop()
+    with pytest.raises(StorageUnreachable, match=f"{s3_root}/before: the store has not answered for 1 s .*run again"):
+        read_bytes(f"{s3_root}/before")
+    store.start()
+
+
+def test_what_is_not_there_is_told_at_once(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(seconds: float) -> None:
+        raise AssertionError("an answer is not an outage")
+
+    monkeypatch.setattr(storage.time, "sleep", never)
+    with pytest.raises(FileNotFoundError):
+        read_bytes(f"{s3_root}/nothing")
+
+
+class StopsTheStore(Silence):
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop: Any = stop
+
+    def see(self, event: Event) -> None:
+        if event["kind"] == "step" and event["step"] >= 6 and self._stop:
+            stop, self._stop = self._stop, None
+            stop()
+
+
+def test_a_run_whose_store_stays_away_fails_with_one_message(
+    store: Store, s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run(tmp_path, name="lost", storage=f"{s3_root}/storage", scaling__retries={"infrastructure": 0})
+    monkeypatch.setattr(launch, "watcher", lambda quiet: StopsTheStore(store.stop))
+    monkeypatch.setattr(storage, "PATIENCE_S", 1.0)
+    result = launch.train(config, local=True)
+    assert (result.state, result.reason, result.exit_code) == ("failed", "storage_unreachable", 1)
+    assert "the store has not answered" in result.message
+    assert result.run_folder == join(f"{s3_root}/storage", "runs", "lost")
+    store.start()
+
+
+def test_a_run_whose_disk_is_full_at_the_end_fails_with_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name == "result.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(storage.os, "replace", full)
+    result = launch.train(tiny_run(tmp_path, name="full"), local=True, quiet=True)
+    assert (result.state, result.reason, result.exit_code) == ("failed", "storage_unreachable", 1)
+    assert "result.json: the disk cannot be used" in result.message
+    assert "No space left on device" in result.message
+
+
+def test_a_killed_writers_temporary_files_are_removed_and_nobody_elses(tmp_path: Path) -> None:
+    long_ago = time.time() - 3600
+    names = {".a.tar.0123abcd": long_ago, ".b.tar.0123abcd": time.time(), ".hidden": long_ago, "c.0123abcd": long_ago}
+    for name, at in names.items():
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (at, at))
+    remove_leftovers(str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {".b.tar.0123abcd", ".hidden", "c.0123abcd"}
+    remove_leftovers(str(tmp_path / "nowhere"))

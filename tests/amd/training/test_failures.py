@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+
+from amd.config import ConfigError, Retries
+from amd.data.faults import DataFault, LoaderCrash
+from amd.training.failures import Budgets, NonFinite, UploadError, judge
+
+
+class RayActorError(Exception):
+    """Named as Ray's own: errors are judged by name, so that Ray need not be there."""
+
+    preempted = False
+
+
+class WorkerHealthCheckFailedError(Exception):
+    def __init__(self, failure: Exception) -> None:
+        super().__init__(str(failure))
+        self.health_check_failure = failure
+
+
+class Preempted(RayActorError):
+    preempted = True
+
+
+class WorkerGroupStartupTimeoutError(Exception):
+    pass
+
+
+ECHO = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:4242")
+
+
+@pytest.mark.parametrize(
+    ("errors", "budget", "reason"),
+    [
+        ([NonFinite("step 3"), ECHO], "user", "nan_loss"),
+        ([ECHO, DataFault("4 of 24")], "user", "dataset_invalid"),
+        ([ConfigError(["x"])], "user", "config_invalid"),
+        ([ECHO, WorkerHealthCheckFailedError(RayActorError("died"))], "infrastructure", "node_lost"),
+        ([WorkerHealthCheckFailedError(Preempted("taken")), ECHO], "preemption", "preempted_budget"),
+        (
+            [ECHO, WorkerHealthCheckFailedError(RayActorError("the actor's node was terminated expectedly: SIGTERM"))],
+            "preemption",
+            "preempted_budget",
+        ),
+        ([ECHO], "infrastructure", "node_lost"),
+        ([LoaderCrash("killed")], "infrastructure", "loader_crashed"),
+        ([UploadError("bucket away")], "infrastructure", "storage_unreachable"),
+        ([ZeroDivisionError("division by zero"), ECHO], "user", "user_code_error"),
+        ([WorkerGroupStartupTimeoutError("2 workers")], "user", "infeasible_resources"),
+        ([], "infrastructure", "node_lost"),
+    ],
+)
+def test_the_cause_is_told_from_its_echoes(errors: list[BaseException], budget: str, reason: str) -> None:
+    verdict = judge(errors)
+    assert (verdict.budget, verdict.reason) == (budget, reason)
+
+
+def test_gpu_memory_is_the_users_and_comes_with_a_remedy() -> None:
+    import torch
+
+    verdict = judge([torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")])
+    assert (verdict.budget, verdict.reason) == ("user", "oom_gpu")
+    assert "scaling.micro_batch" in verdict.message
+
+
+def test_each_failure_is_charged_to_its_own_budget() -> None:
+    budgets = Budgets(Retries(infrastructure=2, preemption=1, user=0))
+    assert [budgets.charge("infrastructure") for _ in range(3)] == [True, True, False]
+    assert [budgets.charge("preemption") for _ in range(2)] == [True, False]
+    assert budgets.charge("user") is False

@@ -1,0 +1,58 @@
+"""What all tests share: golden numbers, one S3 server a session. Ray's fixture stands in tests/ray_cluster.py."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.ray_cluster import ray_cluster  # noqa: F401  the session's Ray cluster, as a fixture
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No timed assertions: a first example that imports something may take long on a busy machine.
+hypothesis.settings.register_profile("amd", deadline=None)
+hypothesis.settings.load_profile("amd")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A real S3 server on loopback (moto), the environment pointed at it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    saved = dict(os.environ)
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="testing",
+        AWS_SECRET_ACCESS_KEY="testing",
+        AWS_DEFAULT_REGION="us-east-1",
+        AWS_ENDPOINT_URL_S3=url,
+        AWS_EC2_METADATA_DISABLED="true",
+    )
+    yield url
+    server.stop()
+    os.environ.clear()
+    os.environ.update(saved)
+
+
+@pytest.fixture
+def s3_root(s3_endpoint: str) -> str:
+    """A fresh bucket's URL."""
+    import boto3
+
+    bucket = f"amd-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"

@@ -1,0 +1,172 @@
+"""The main job on Ray Train, and what may befall it: a rank killed, a SIGTERM, a job submitted to go on; all on S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from amd.config import TrainConfig, with_overrides
+from amd.storage import join, listdir
+from amd.training import launch
+from amd.training.metrics import read_metrics
+from amd.training.progress import Event, Silence
+from amd.training.run import RunResult
+from tests.ray_cluster import RayCluster, another_node
+from tests.runs import assert_same_bits, final_state, tiny_run, train_in_processes
+
+pytestmark = pytest.mark.ray
+STEPS = 80
+
+
+def two_workers(folder: Path, name: str) -> TrainConfig:
+    return tiny_run(
+        folder,
+        name=name,
+        schedule__steps=STEPS,
+        scaling__workers=2,
+        scaling__micro_batch=2,
+        checkpoint__every_steps=5,
+        tracking__log_every_steps=2,
+    )
+
+
+class Fate(Silence):
+    """Kills rank 1 with signal 9 after step 8, and asks the run to stop after step 25, once it has recovered."""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.said: list[str] = []
+        self.pids: list[int] = []
+        self.deeds = 0
+
+    def see(self, event: Event) -> None:
+        if event["kind"] == "start":
+            self.starts.append(event["done"])
+            self.pids = event["pids"]
+        if event["kind"] == "step" and event["step"] >= 8 and self.deeds == 0:
+            self.deeds = 1
+            os.kill(self.pids[1], signal.SIGKILL)
+        if event["kind"] == "step" and event["step"] >= 25 and self.deeds == 1 and len(self.starts) == 2:
+            self.deeds = 2
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.timeout(1500)  # three starts of Ray Train: minutes on a busy machine
+def test_a_run_that_is_killed_stopped_and_submitted_again_ends_with_the_same_bits(
+    ray_cluster: RayCluster, s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = two_workers(tmp_path, "calm")
+    undisturbed = train_in_processes(calm, world=2)
+
+    fs = fsspec.filesystem("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"])
+    for name in ("images", "teacher.safetensors"):
+        fs.put(str(tmp_path / name), f"{s3_root}/{name}", recursive=True)
+    remote = {"data.train": f"{s3_root}/images", "teacher.weights": f"{s3_root}/teacher.safetensors"}
+    config = with_overrides(calm, {"name": "main", "storage": f"{s3_root}/storage", **remote})
+    fate = Fate()
+    with monkeypatch.context() as patched:
+        patched.setattr(launch, "watcher", lambda quiet: fate)
+        stopped = launch.train(config)
+    assert (stopped.state, stopped.reason) == ("cancelled", "cancelled_by_user"), stopped.message
+    assert fate.deeds == 2
+    assert [step % 5 for step in fate.starts] == [0, 0], "a run goes on from a checkpoint"
+    assert fate.starts[1] > 0
+    assert any("infrastructure failure 1 of 3" in text for text in fate.said)
+    checkpoints = join(stopped.run_folder, "checkpoints")
+    assert 25 <= stopped.steps < STEPS
+    assert listdir(checkpoints)[-1] == f"step-{stopped.steps:08d}"
+
+    fs.pipe_file(f"{s3_root}/config.json", config.model_dump_json().encode())
+    result = submit(ray_cluster, ["--config", f"{s3_root}/config.json", "scaling.workers=[1,2]", "--json"])
+    assert (result.state, result.steps) == ("succeeded", STEPS), result.message
+    assert_same_bits(final_state(result.run_folder, config), final_state(undisturbed, calm))
+    assert listdir(checkpoints) == ["step-00000075", "step-00000080"]
+    assert [line["step"] for line in read_metrics(result.run_folder)][-1] == STEPS
+
+    # And both learned what one process learns.
+    alone = with_overrides(calm, {"name": "alone", "scaling.workers": 1})
+    single = final_state(launch.train(alone, local=True, quiet=True).run_folder, alone)
+    many = final_state(undisturbed, calm)
+    worst = max(float((many[name] - single[name]).abs().max()) for name in many if name.startswith("model/"))
+    assert worst < 1e-4
+
+
+def submit(cluster: RayCluster, words: list[str]) -> RunResult:
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.dashboard),
+        *("--runtime-env-json", json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "90"}})),
+        *("--", sys.executable, "-m", "amd.training", *words),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    printed = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.returncode == 0, done.stdout + done.stderr
+    return RunResult.model_validate_json(printed[-1])
+
+
+class Reclaim(Silence):
+    """Calls a node back at the first step, and stops the run once it has gone on without it."""
+
+    def __init__(self, node: subprocess.Popen[bytes]) -> None:
+        self._node = node
+        self.starts: list[Event] = []
+        self.saved: list[int] = []
+        self.said: list[str] = []
+
+    def see(self, event: Event) -> None:
+        if event["kind"] == "start":
+            self.starts.append(event)
+        elif event["kind"] == "checkpoint":
+            self.saved.append(event["step"])
+        elif event["kind"] == "warning":
+            self.said.append(event["text"])
+        elif event["kind"] == "step":
+            if len(self.starts) == 1:
+                self._node.terminate()  # Ray announces it to the workers, and ends them NOTICE_S later
+            elif self.starts[-1]["workers"] == 1:  # a start before the node is gone is lost with it
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.timeout(1500)
+def test_a_node_called_back_costs_no_work_and_the_run_goes_on_with_fewer_workers(
+    ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Three CPUs each: one worker fits the head's four, the other needs the second node.
+    shape = {"scaling.workers": [1, 2], "scaling.cpus_per_worker": 3, "checkpoint.every_steps": None}
+    patience = {"schedule.steps": 100_000, "checkpoint.deadline_s": 300}
+    config = with_overrides(two_workers(tmp_path, "spot"), {**shape, **patience})
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
+    with another_node(ray_cluster, cpus=3, mark="spot") as node:
+        reclaim = Reclaim(node)
+        monkeypatch.setattr(launch, "watcher", lambda quiet: reclaim)
+        result = launch.train(config)
+    assert (result.state, result.reason) == ("cancelled", "cancelled_by_user"), result.message
+    before, after = reclaim.starts[0], reclaim.starts[-1]
+    saved, last = reclaim.saved  # none is due but the one at the notice, and the one of the stop
+    assert any(f"step {saved}: a node is about to be taken away" in text for text in reclaim.said)
+    assert any("preemption failure 1 of 10" in text for text in reclaim.said)
+    assert (before["workers"], after["workers"], after["workers_before"]) == (2, 1, 2)
+    assert after["done"] == saved
+    assert (after["batch"], after["lr"]) == (before["batch"], before["lr"])
+    assert (before["micro_batches"], after["micro_batches"]) == (2, 4)
+    assert result.steps == last > saved
+
+
+def test_workers_that_do_not_fit_the_cluster_are_told_with_what_it_has(tmp_path: Path, ray_cluster: RayCluster) -> None:
+    asked = {"scaling.cpus_per_worker": 64, "scaling.start_timeout_s": 1}
+    result = launch.train(with_overrides(two_workers(tmp_path, "large"), asked), quiet=True)
+    assert (result.state, result.reason, result.exit_code) == ("failed", "infeasible_resources", 1)
+    assert "scaling.workers=2 need 64 CPU each; the cluster has 4 CPU" in result.message
+    assert len(listdir(join(result.run_folder, "errors"))) == 1, "it comes back, so it is not tried again"

@@ -1,0 +1,44 @@
+"""The decoding process with decoders that misbehave, by the file's name: what a broken library does to a run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from amd.data import decode_child
+from amd.data.isolation import DecodingChild
+from amd.data.readers import SampleReader
+from amd.data.video import open_video
+
+
+def _misbehave(source: Any, decoder: str = "pyav") -> Any:
+    name = source.stem if isinstance(source, Path) else ""
+    if name == "hangs":
+        time.sleep(3600)
+    if name == "spins":  # in C, holding the interpreter's lock: no Python thread of the child runs again
+        ctypes.PyDLL(None).pause()
+    if name == "segfaults":
+        ctypes.string_at(0)
+    if name == "exits":
+        os._exit(7)
+    if name == "eats":
+        return bytearray(1 << 34)
+    if name == "raises":
+        raise ZeroDivisionError("what nobody expected")
+    return open_video(source, decoder)
+
+
+class HostileChild(DecodingChild):
+    module = "tests.hostile_decoder"
+
+
+class HostileReader(SampleReader):
+    child = HostileChild
+
+
+if __name__ == "__main__":
+    decode_child.open_video = _misbehave
+    decode_child.main()

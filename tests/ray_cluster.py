@@ -1,0 +1,155 @@
+"""One Ray cluster a session, on loopback, with ports of its own and a dashboard for `ray job submit`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+STARTUP_S = 180
+TRIES = 3
+NOTICE_S = 15
+
+
+class RayCluster(NamedTuple):
+    address: str
+    """For RAY_ADDRESS of a process that joins it."""
+    dashboard: str
+    """For `ray job`."""
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_endpoint: str) -> Iterator[RayCluster]:
+    """Started after the S3 server, whose address its workers then know. The environment points at it meanwhile."""
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(STARTUP_S),
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "OMP_NUM_THREADS": "1",
+    }
+    cluster, head, folder = _start_head(environment)
+    saved = dict(os.environ)
+    try:
+        os.environ.update(environment, RAY_ADDRESS=cluster.address)
+        yield cluster
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)
+        _end(head, folder)
+
+
+def _start_head(environment: dict[str, str]) -> tuple[RayCluster, subprocess.Popen[bytes], Path]:
+    """A head that is up. Its raylet waits half a minute for its agent, which a cold or busy machine may miss."""
+    for left in reversed(range(TRIES)):
+        port, dashboard, agent, metrics, client = _free_ports(5)
+        folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets have long names below it
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+            *("--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "4", "--num-gpus", "0"),
+            *("--include-dashboard", "true", "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
+            *("--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)),
+            *("--ray-client-server-port", str(client), "--object-store-memory", str(256 * 2**20)),
+            *("--temp-dir", str(folder)),
+        ]
+        log = folder / "head.log"
+        with log.open("wb") as out:
+            head = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+        cluster = RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
+        try:
+            _wait_until_up(cluster, head, log)
+            return cluster, head, folder
+        except RuntimeError:
+            _end(head, folder)
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+@contextmanager
+def another_node(cluster: RayCluster, cpus: int, mark: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A second node of the cluster, with a resource named `mark` to know it by.
+
+    Terminated, it tells Ray that it is called back, and is gone NOTICE_S later.
+    """
+    agent, metrics = _free_ports(2)
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--address", cluster.address, "--block"),
+        *("--disable-usage-stats", "--node-ip-address", "127.0.0.1", "--num-cpus", str(cpus), "--num-gpus", "0"),
+        *("--resources", f'{{"{mark}": 1}}', "--object-store-memory", str(128 * 2**20)),
+        *("--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)),
+    ]
+    quiet = subprocess.DEVNULL
+    environment = {**os.environ, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(NOTICE_S)}
+    node = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
+    try:
+        until, listing = time.monotonic() + STARTUP_S, f"{cluster.dashboard}/api/v0/nodes?detail=1"
+        while f'"{mark}"' not in urllib.request.urlopen(listing).read().decode():
+            if node.poll() is not None or time.monotonic() > until:
+                raise RuntimeError("the second node did not join")
+            time.sleep(0.5)
+        yield node
+    finally:
+        node.terminate()
+        node.wait()
+
+
+def _wait_until_up(cluster: RayCluster, head: subprocess.Popen[bytes], log: Path) -> None:
+    """Until a node is alive and its agent takes jobs. The dashboard alone answers before either."""
+    until = time.monotonic() + STARTUP_S
+    while True:
+        reason = "no node is alive"
+        try:
+            urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=5)
+            nodes = urllib.request.urlopen(f"{cluster.dashboard}/api/v0/nodes?detail=1", timeout=5).read()
+            if b'"ALIVE"' in nodes:
+                return
+        except OSError as error:
+            reason = str(error)
+        if head.poll() is not None or time.monotonic() > until:
+            raise RuntimeError(f"Ray did not start ({reason}):\n{log.read_text()[-4000:]}")
+        time.sleep(0.5)
+
+
+def _end(head: subprocess.Popen[bytes], folder: Path) -> None:
+    """End the head and what it started: only processes of its own session and of this cluster's folder."""
+    head.send_signal(signal.SIGTERM)
+    try:
+        head.wait(5)
+    except subprocess.TimeoutExpired:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder).encode() in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+        except OSError:
+            continue
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Free ports outside 10002-19999, where Ray's own workers listen."""
+    ports: list[int] = []
+    with tempfile.TemporaryDirectory():
+        while len(ports) < count:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            if port > 20_000 and port not in ports:
+                ports.append(port)
+    return ports

@@ -1,0 +1,196 @@
+"""Every rule of a sweep's config: the message names the field, the rule and the remedy."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amd.config import ConfigError, with_overrides
+from amd.config import validate as validated
+from tests import ledgers
+from tests.factories import mae, tiny_image_config, tiny_video_config
+from tune_spaces.config import Dimension, SearchConfig, SpaceConfig
+
+TRAIN = ledgers.search().train.model_dump(mode="json")
+MASKING = {"use": ["masking"]}
+
+
+def problems(values: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        validated(SearchConfig, {"train": TRAIN, "space": MASKING, **values})
+    return error.value.problems
+
+
+TWO = {"algorithm": "tpe", "against": "teacher_gflops"}
+PBT = {"algorithm": "pbt", "stopping": "none", "space": {"use": ["recipe"]}}
+
+RULES: list[tuple[dict[str, Any], str]] = [
+    ({"train": mae(tiny_video_config()).model_dump(mode="json")}, "train.objective.kind=mae: ~take a config with one"),
+    (
+        {"train": tiny_image_config(scaling__workers=[1, 2]).model_dump(mode="json")},
+        "train.scaling.workers=[1, 2]: ~fixed number of workers~give one number",
+    ),
+    ({"against": "step_gflops"}, "against=step_gflops: ~only algorithm=tpe searches two objectives"),
+    (TWO, "against=teacher_gflops: ~no order to stop by; set stopping=none"),
+    ({**PBT, "stopping": "asha"}, "algorithm=pbt ~instead of stopping them; set stopping=none"),
+    ({**PBT, "space": MASKING}, "algorithm=pbt ~take space.use=[recipe]"),
+    ({**PBT, "space": {"use": ["recipe", "masking"]}}, "algorithm=pbt ~take space.use=[recipe]"),
+    ({**PBT, "space": {"study": "layers"}}, "space.study runs all its variants to their end: take algorithm=grid"),
+    ({**PBT, "rungs": 1}, "rungs=1: algorithm=pbt copies between rungs; take 2 or more"),
+    ({"space": {"study": "layers"}, "algorithm": "random"}, "space.study ~take algorithm=grid, stopping=none"),
+    ({"space": {"study": "layers"}, "stopping": "asha"}, "space.study ~take algorithm=grid, stopping=none"),
+    ({"space": {}}, "space: nothing is varied; give space.use, space.study or space.dimensions"),
+    ({"space": {"use": ["masking", "masking"]}}, "space.use=['masking', 'masking'] repeats; ~once"),
+    ({"space": {"study": "layers", "use": ["masking"]}}, "space.study is a space of its own; take space.use and "),
+    ({"space": {"study": "layers", "dimensions": {"optim.eps": [1, 2]}}}, "space.study ~space.dimensions out"),
+    ({"space": {"use": ["msking"]}}, "space.use.0='msking': ~'masking'"),
+    ({"space": {"study": "lairs"}}, "space.study='lairs': ~'layers'"),
+    ({"space": {"uses": ["masking"]}}, "space.uses: unknown key; did you mean use?"),
+    ({"algorithm": "cmaes"}, "algorithm='cmaes': ~'tpe'"),
+    ({"stopping": "median"}, "stopping='median': ~'hyperband'"),
+    ({"metric": "loss/total"}, "metric='loss/total': ~'eval/knn_top1'"),
+    ({**TWO, "against": "seconds", "stopping": "none"}, "against='seconds': ~'teacher_gflops'"),
+    ({"rungs": 0}, "rungs=0: ~greater than or equal to 1"),
+    ({"rungs": 11}, "rungs=11: ~less than or equal to 10"),
+    ({"reduction": 1}, "reduction=1: ~greater than or equal to 2"),
+    ({"seeds": 0}, "seeds=0: ~greater than or equal to 1"),
+    ({"at_once": 0}, "at_once=0: ~greater than or equal to 1"),
+    ({"retries": -1}, "retries=-1: ~greater than or equal to 0"),
+    ({"seed": 2**31}, f"seed={2**31}: ~less than"),
+    ({"name": "../up"}, "name='../up': ~pattern"),
+    ({"name": "a" * 81}, "name='aaa"),
+    ({"budget": {"trials": 0}}, "budget.trials=0: ~greater than or equal to 1"),
+    ({"budget": {"hours": 0}}, "budget.hours=0: ~greater than 0"),
+    ({"budget": {"clips": 0}}, "budget.clips=0: ~greater than or equal to 1"),
+    ({"budget": {"trails": 3}}, "budget.trails: unknown key; did you mean trials?"),
+    ({"trials": 3}, "trials: unknown key"),
+    ({"train": None}, "train=None"),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), RULES)
+def test_a_broken_rule_names_field_rule_and_remedy(values: dict[str, Any], said: str) -> None:
+    start, *parts = said.split("~")
+    told = [line for line in problems(values) if line.startswith(start)]
+    assert told, problems(values)
+    assert all(any(part in line for line in told) for part in parts), told
+
+
+DIMENSIONS: list[tuple[Any, str]] = [
+    ({"low": 2, "high": 1}, "low=2.0 must be below high=1.0"),
+    ({"low": 1, "high": 1}, "low=1.0 must be below high=1.0"),
+    ({"low": 1}, "give choices: [a, b, …], or low and high"),
+    ({}, "give choices: [a, b, …], or low and high"),
+    ({"low": 0, "high": 1, "log": True}, "low=0.0 must be above 0 where log=true"),
+    ({"low": 1, "high": 2, "log": True, "step": 1}, "step and log cannot be combined; list the values as choices"),
+    ({"low": 1, "high": 2, "step": 0}, "step=0: input should be greater than 0"),
+    ({"low": "few", "high": 2}, "low='few': input should be a valid number"),
+    ({"low": 1, "high": math.inf}, "high=inf: input should be a finite number"),
+    ({"choices": [1, 2], "low": 1}, "give choices, or low and high, not both"),
+    ({"choices": [1, 2], "log": True}, "give choices, or low and high, not both"),
+    ([1, 2, 1], "choices=[1, 2, 1] repeat; give each once"),
+    ([], "choices=[]: "),
+    ({"lo": 1, "high": 2}, "lo: unknown key; did you mean low?"),
+    (3, "3 is no dimension; give choices: [a, b, …], or low and high"),
+    (None, "None is no dimension"),
+]
+
+
+@pytest.mark.parametrize(("value", "said"), DIMENSIONS)
+def test_a_wrong_dimension_is_called_by_its_name(value: Any, said: str) -> None:
+    (told,) = problems({"space": {"dimensions": {"optim.base_lr": value, "optim.eps": [1e-8, 1e-6]}}})
+    assert told.startswith(f"space.dimensions.optim.base_lr: {said}")
+
+
+def test_every_wrong_dimension_is_told_at_once() -> None:
+    told = problems({"space": {"dimensions": {"optim.base_lr": {"low": 2, "high": 1}, "optim.eps": [1, 1]}}})
+    assert [line.split(": ")[0] for line in told] == ["space.dimensions.optim.base_lr", "space.dimensions.optim.eps"]
+
+
+def test_all_broken_rules_are_told_at_once() -> None:
+    told = problems({"algorithm": "pbt", "stopping": "asha", "rungs": 1, "against": "step_gflops"})
+    assert len(told) == 5
+
+
+def test_one_and_true_and_a_text_of_it_are_three_choices() -> None:
+    assert validated(Dimension, {"choices": [1, True, "1"]}).choices == (1, True, "1")
+
+
+def test_an_exponent_is_a_number_though_yaml_reads_a_text() -> None:
+    choices = yaml.safe_load("[1e-8, 1.0e-6, -2E5, [1e-3, last], e5, 1e]")
+    assert validated(Dimension, {"choices": choices}).choices == (1e-8, 1e-6, -2e5, [1e-3, "last"], "e5", "1e")
+
+
+def test_a_list_is_short_for_choices() -> None:
+    short = validated(SpaceConfig, {"dimensions": {"optim.eps": [1e-8, 1e-6]}})
+    long = validated(SpaceConfig, {"dimensions": {"optim.eps": {"choices": [1e-8, 1e-6]}}})
+    made = validated(SpaceConfig, {"dimensions": {"optim.eps": Dimension(choices=(1e-8, 1e-6))}})
+    assert short == long == made
+
+
+def test_a_study_is_a_grid_to_its_end_unless_told() -> None:
+    config = ledgers.search(space={"study": "layers"})
+    assert (config.algorithm, config.stopping, config.rungs) == ("grid", "none", 1)
+    assert ledgers.search(space=SpaceConfig(study="layers")) == config
+    assert ledgers.search(space={"study": "layers"}, rungs=3).rungs == 3
+
+
+@given(rungs=st.integers(1, 10), reduction=st.integers(2, 10))
+def test_rungs_ascend_to_the_end(rungs: int, reduction: int) -> None:
+    base = ledgers.search(rungs=rungs, reduction=reduction)
+    fractions = base.fractions()
+    assert len(fractions) == rungs
+    assert fractions[-1] == 1
+    assert all(after / before == pytest.approx(reduction) for before, after in pairwise(fractions))
+
+
+def test_rungs_of_population_based_training_are_evenly_spaced() -> None:
+    assert ledgers.search(**PBT, rungs=4).fractions() == (0.25, 0.5, 0.75, 1.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"storage": "/elsewhere"},
+        {"name": "b-sweep"},
+        {"at_once": 2},
+        {"retries": 0},
+        {"budget.trials": 50, "budget.hours": 3, "budget.clips": 10},
+        {"train.storage": "/elsewhere", "train.name": "x", "train.checkpoint.every_minutes": 1.0},
+    ],
+)
+def test_place_name_budget_and_room_decide_nothing(changes: dict[str, Any]) -> None:
+    config = ledgers.search()
+    assert with_overrides(config, changes).decides() == config.decides()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm": "tpe"},
+        {"stopping": "none"},
+        {"rungs": 2},
+        {"reduction": 4},
+        {"seeds": 1},
+        {"seed": 1},
+        {"metric": "eval/top1"},
+        {"space.use": ["alignment"]},
+        {"train.optim.base_lr": 0.5},
+        {"train.seed": 3},
+        {"train.probe": {"data": {"train": "demo:digits/probe", "test": "demo:digits/select"}}},
+    ],
+)
+def test_all_else_decides(changes: dict[str, Any]) -> None:
+    config = ledgers.search()
+    assert with_overrides(config, changes).decides() != config.decides()
+
+
+def test_a_config_comes_back_from_its_json() -> None:
+    config = ledgers.search(space={"use": ["masking"], "dimensions": {"optim.eps": [1e-8, 1e-6]}}, at_once=3)
+    assert SearchConfig.model_validate_json(config.model_dump_json()) == config

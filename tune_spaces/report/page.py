@@ -1,0 +1,176 @@
+"""A sweep's report as a page for people (Markdown) and for the terminal. Knows nothing of how it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from tune_spaces.report.figures import Report, Row, Sweep, importance, share, signed, spread
+from tune_spaces.report.verdict import METRICS
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+MEANING = {
+    "eval/knn_top1": "percent of held-out samples whose class the nearest labelled samples name, by frozen features of "
+    "the student; nothing is trained for it",
+    "eval/knn_centred_top1": "percent of held-out samples whose class the nearest labelled samples name, by frozen "
+    "features of the student less their mean; nothing is trained for it",
+    "eval/top1": "percent of held-out samples whose class a linear classifier names, trained on frozen features of the "
+    "student",
+}
+WHY_PROBES = (
+    "Losses of different mask ratios cannot be compared (more or less is hidden, so the task is another), and "
+    "therefore a probe on held-out data is what is maximised."
+)
+
+
+class Shown(NamedTuple):
+    """A picture of the page."""
+
+    file: str
+    title: str
+    caption: str
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "trial": lambda row: str(row.number),
+    "point": lambda row: row.title,
+    "rung": lambda row: "–" if row.rung is None else f"{row.rung}",
+    "score %": lambda row: spread(row.by_seed),
+    "to baseline": lambda row: _difference(row),
+    "clips/s": lambda row: "–" if row.clips_per_s is None else f"{row.clips_per_s:.3g}",
+    "teacher GFLOP": lambda row: "–" if row.teacher_gflops is None else f"{row.teacher_gflops:.3g}",
+    "state": lambda row: _state(row),
+}
+
+IN_PAGE_ONLY = ("clips/s", "teacher GFLOP")
+
+
+def _difference(row: Row) -> str:
+    if row.baseline:
+        return "baseline"
+    if row.difference is None:
+        return "–"
+    text = signed(row.difference)
+    if row.interval is not None:
+        text += f" [{signed(row.interval[0])}, {signed(row.interval[1])}]"
+    return text if row.difference_rung == row.rung else f"{text} at rung {row.difference_rung}"
+
+
+def _state(row: Row) -> str:
+    marks = ["best"] if row.best else []
+    return ", ".join([*marks, row.state])
+
+
+def headings(report: Report) -> list[str]:
+    """The columns that have something to show."""
+    return [name for name, cell in COLUMNS.items() if any(cell(row) != "–" for row in report.rows)]
+
+
+def _title(report: Report) -> str:
+    spreads = max((len(row.by_seed) for row in report.rows), default=1)
+    over = f", mean ± sd of {spreads} seeds" if spreads > 1 else ""
+    return f"{METRICS.get(report.metric, report.metric)}{over}"
+
+
+def table(report: Report) -> Table:
+    """All trials in one rich table that fits a terminal of 80 columns; report.md has the costs too."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    shown = Table(title=f"Trials by {_title(report)}", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    names = [name for name in headings(report) if name not in IN_PAGE_ONLY]
+    for name in names:
+        left = name in ("point", "state")
+        shown.add_column(name, justify="left" if left else "right", no_wrap=name != "point")
+    was: bool | None = None
+    for row in report.rows:
+        if was is not None and was != row.compared:
+            shown.add_section()  # what is below the line is not comparable with what is above it
+        was = row.compared
+        style = "bold green" if row.best else "cyan" if row.baseline else None if row.compared else "dim"
+        shown.add_row(*(_plain(COLUMNS[name](row)) for name in names), style=style)
+    return shown
+
+
+def show(report: Report) -> RenderableType:
+    """The report for a terminal: verdict, trials, what failed, where the files are."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(report.verdict), Text(""), table(report)]
+    parts += [
+        Text(f"trial {row.number} failed: {_plain(row.reason)}", style="red") for row in report.rows if row.reason
+    ]
+    parts.append(Text(f"{report.folder}: {', '.join(report.files)}", style="dim"))
+    return Group(*parts)
+
+
+def markdown(report: Report, sweep: Sweep, pictures: Sequence[Shown]) -> str:
+    """The text of report.md; pictures lie beside it."""
+    config = sweep.config
+    space = f"study {config.space.study}" if config.space.study else ", ".join(
+        [*config.space.use, *config.space.dimensions]
+    )  # fmt: skip
+    fractions = ", ".join(share(fraction) for fraction in config.fractions())
+    how = f"Space: {space}. Algorithm: {config.algorithm}; stopping: {config.stopping}; "
+    how += f"{config.seeds} {'seed' if config.seeds == 1 else 'seeds'} a trial; "
+    how += f"probed after {fractions} of a trial's length (rungs 1 to {report.rungs})." if report.rungs > 1 else (
+        "probed at a trial's end."
+    )  # fmt: skip
+    parts = [
+        f"# Sweep {config.name or ''}".rstrip(),
+        f"**Verdict.** {report.verdict}",
+        how,
+        "## Trials",
+        _trials(report),
+    ]
+    if failed := [row for row in report.rows if row.state == "failed"]:
+        parts.append(
+            "\n".join(f"- Trial {row.number} failed: {_plain(row.reason) or 'no reason told'}" for row in failed)
+        )
+    for picture in pictures:
+        parts += [f"## {picture.title}", f"![{picture.title}]({picture.file})", picture.caption]
+    parts += ["## What is measured", f"{METRICS[report.metric].capitalize()}: {MEANING[report.metric]}. {WHY_PROBES}"]
+    parts.append(_caveats(report, sweep))
+    if report.best is not None:
+        parts += ["## Use", "`best.json` is the best trial's complete config, at full length:"]
+        parts.append("```sh\namd train --config best.json\n```")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _trials(report: Report) -> str:
+    names = headings(report)
+    lines = ["| " + " | ".join(names) + " |"]
+    lines.append("|" + "|".join("---" if name in ("point", "state") else "---:" for name in names) + "|")
+    for row in report.rows:
+        strong = "**" if row.best else ""
+        cells = (_plain(COLUMNS[name](row)).replace("|", "/") for name in names)
+        lines.append("| " + " | ".join(f"{strong}{cell}{strong}" for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _caveats(report: Report, sweep: Sweep) -> str:
+    parts = []
+    if report.rungs > 1:
+        parts.append(
+            "Scores of different rungs are not comparable: a trial is compared with others at the same rung only."
+        )
+    if any(row.interval for row in report.rows):
+        parts.append(
+            "Intervals are 95 %, Student's t of differences paired by seed; each is that of a single comparison."
+        )
+    if sweep.config.algorithm == "pbt":
+        parts.append("Trials of population based training changed on their way; the table shows their last points.")
+    if (found := importance(sweep)) is not None and sweep.config.space.study is None:
+        parts.append(
+            f"Importance rests on {found.trials} trials{' and is a hint at most' if found.trials < 50 else ''}."
+        )
+    return " ".join(parts)
+
+
+def _plain(value: str) -> str:
+    """One line, whatever a message holds."""
+    return " ".join(value.split())

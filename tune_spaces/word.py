@@ -1,0 +1,24 @@
+"""What a word of a space is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from amd.config import TrainConfig
+
+Point = dict[str, Any]
+
+
+class Word(NamedTuple):
+    """A name of a space that is no key of a config."""
+
+    sets: tuple[str, ...]
+    """The keys of a config that it decides."""
+    own: Callable[[TrainConfig], Any]
+    """The value by which it says what a config has already."""
+
+
+def with_own(values: tuple[Any, ...], own: Any) -> tuple[Any, ...]:
+    """Numbers in order, a config's own among them; a value that is none (null) stands first."""
+    return tuple(sorted({*values, own}, key=lambda value: (value is not None, value)))
