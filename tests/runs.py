@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import uuid
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +26,17 @@ from amd.training.run import RunSpec, spec_of
 from amd.training.team import Team
 from amd.training.worker import Event, work
 from tests.factories import tiny_image_config
+
+T = TypeVar("T")
+
+
+def in_a_process(act: Callable[..., T], *words: Any) -> T:
+    """`act(*words)` in a fresh process, in whose main thread it hears signals.
+
+    What drives Ray runs there: where Ray's core ends its process, one test fails and not the whole session.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(act, *words).result()
 
 
 def tiny_images(folder: Path, count: int = 24) -> Path:

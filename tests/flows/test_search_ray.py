@@ -15,13 +15,12 @@ from statistics import median
 from typing import Any
 
 import pytest
-import ray
 
 from amd.training.launch import launch
 from amd.training.metrics import read_metrics
 from amd.training.run import RunResult, run_folder
 from tests.ray_cluster import RayCluster
-from tests.runs import tiny_run
+from tests.runs import in_a_process, tiny_run
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import Ledger, TrialRecord
 from tune_spaces.points import next_point
@@ -112,7 +111,7 @@ def test_a_sweep_whose_worker_trial_and_driver_are_killed_ends_as_an_undisturbed
     assert result["trials"] == {state: [r.state for r in records.values()].count(state) for state in result["trials"]}
     assert Path(result["best"]["config"]).exists()
 
-    wait_for(lambda: free(ray_cluster), None)
+    wait_for(lambda: in_a_process(free, ray_cluster.address), None)
 
 
 def start(file: Path) -> subprocess.Popen[str]:
@@ -152,10 +151,9 @@ def kill(cluster: RayCluster, kind: str) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def free(cluster: RayCluster) -> bool:
+def free(address: str) -> bool:
     """Whether every CPU of the cluster is free again."""
-    ray.init(cluster.address, logging_level="error")
-    try:
-        return bool(ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
-    finally:
-        ray.shutdown()
+    import ray
+
+    ray.init(address, logging_level="error")
+    return bool(ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])

@@ -8,18 +8,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 import fsspec
 import pytest
 
 from amd.config import TrainConfig, with_overrides
 from amd.storage import join, listdir
-from amd.training import launch
+from amd.training.launch import train
 from amd.training.metrics import read_metrics
 from amd.training.progress import Event, Silence
 from amd.training.run import RunResult
 from tests.ray_cluster import RayCluster, another_node
-from tests.runs import assert_same_bits, final_state, tiny_run, train_in_processes
+from tests.runs import assert_same_bits, final_state, in_a_process, tiny_run, train_in_processes
 
 pytestmark = pytest.mark.ray
 STEPS = 80
@@ -35,6 +36,14 @@ def two_workers(folder: Path, name: str) -> TrainConfig:
         checkpoint__every_steps=5,
         tracking__log_every_steps=2,
     )
+
+
+W = TypeVar("W", bound=Silence)
+
+
+def watched(config: TrainConfig, watching: W) -> tuple[RunResult, W]:
+    """A run, and what was seen of it."""
+    return train(config, watching=watching), watching
 
 
 class Fate(Silence):
@@ -63,7 +72,7 @@ class Fate(Silence):
 
 @pytest.mark.timeout(1500)  # three starts of Ray Train: minutes on a busy machine
 def test_a_run_that_is_killed_stopped_and_submitted_again_ends_with_the_same_bits(
-    ray_cluster: RayCluster, s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: RayCluster, s3_root: str, tmp_path: Path
 ) -> None:
     calm = two_workers(tmp_path, "calm")
     undisturbed = train_in_processes(calm, world=2)
@@ -73,10 +82,7 @@ def test_a_run_that_is_killed_stopped_and_submitted_again_ends_with_the_same_bit
         fs.put(str(tmp_path / name), f"{s3_root}/{name}", recursive=True)
     remote = {"data.train": f"{s3_root}/images", "teacher.weights": f"{s3_root}/teacher.safetensors"}
     config = with_overrides(calm, {"name": "main", "storage": f"{s3_root}/storage", **remote})
-    fate = Fate()
-    with monkeypatch.context() as patched:
-        patched.setattr(launch, "watcher", lambda quiet: fate)
-        stopped = launch.train(config)
+    stopped, fate = in_a_process(watched, config, Fate())
     assert (stopped.state, stopped.reason) == ("cancelled", "cancelled_by_user"), stopped.message
     assert fate.deeds == 2
     assert [step % 5 for step in fate.starts] == [0, 0], "a run goes on from a checkpoint"
@@ -95,7 +101,7 @@ def test_a_run_that_is_killed_stopped_and_submitted_again_ends_with_the_same_bit
 
     # And both learned what one process learns.
     alone = with_overrides(calm, {"name": "alone", "scaling.workers": 1})
-    single = final_state(launch.train(alone, local=True, quiet=True).run_folder, alone)
+    single = final_state(train(alone, local=True, quiet=True).run_folder, alone)
     many = final_state(undisturbed, calm)
     worst = max(float((many[name] - single[name]).abs().max()) for name in many if name.startswith("model/"))
     assert worst < 1e-4
@@ -116,8 +122,8 @@ def submit(cluster: RayCluster, words: list[str]) -> RunResult:
 class Reclaim(Silence):
     """Calls a node back at the first step, and stops the run once it has gone on without it."""
 
-    def __init__(self, node: subprocess.Popen[bytes]) -> None:
-        self._node = node
+    def __init__(self, node: int) -> None:
+        self._node = node  # its process
         self.starts: list[Event] = []
         self.saved: list[int] = []
         self.said: list[str] = []
@@ -131,7 +137,7 @@ class Reclaim(Silence):
             self.said.append(event["text"])
         elif event["kind"] == "step":
             if len(self.starts) == 1:
-                self._node.terminate()  # Ray announces it to the workers, and ends them NOTICE_S later
+                os.kill(self._node, signal.SIGTERM)  # Ray announces it to the workers, and ends them NOTICE_S later
             elif self.starts[-1]["workers"] == 1:  # a start before the node is gone is lost with it
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -149,9 +155,7 @@ def test_a_node_called_back_costs_no_work_and_the_run_goes_on_with_fewer_workers
     config = with_overrides(two_workers(tmp_path, "spot"), {**shape, **patience})
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     with another_node(ray_cluster, cpus=3, mark="spot") as node:
-        reclaim = Reclaim(node)
-        monkeypatch.setattr(launch, "watcher", lambda quiet: reclaim)
-        result = launch.train(config)
+        result, reclaim = in_a_process(watched, config, Reclaim(node.pid))
     assert (result.state, result.reason) == ("cancelled", "cancelled_by_user"), result.message
     before, after = reclaim.starts[0], reclaim.starts[-1]
     saved, last = reclaim.saved  # none is due but the one at the notice, and the one of the stop
@@ -166,7 +170,7 @@ def test_a_node_called_back_costs_no_work_and_the_run_goes_on_with_fewer_workers
 
 def test_workers_that_do_not_fit_the_cluster_are_told_with_what_it_has(tmp_path: Path, ray_cluster: RayCluster) -> None:
     asked = {"scaling.cpus_per_worker": 64, "scaling.start_timeout_s": 1}
-    result = launch.train(with_overrides(two_workers(tmp_path, "large"), asked), quiet=True)
+    result, _ = in_a_process(watched, with_overrides(two_workers(tmp_path, "large"), asked), Silence())
     assert (result.state, result.reason, result.exit_code) == ("failed", "infeasible_resources", 1)
     assert "scaling.workers=2 need 64 CPU each; the cluster has 4 CPU" in result.message
     assert len(listdir(join(result.run_folder, "errors"))) == 1, "it comes back, so it is not tried again"

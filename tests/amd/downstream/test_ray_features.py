@@ -12,14 +12,17 @@ from tests.amd.downstream.test_features import write_images
 from tests.amd.downstream.test_probing import publish
 from tests.factories import tiny_image_config
 from tests.ray_cluster import RayCluster
+from tests.runs import in_a_process
 
 pytestmark = pytest.mark.ray
 
 
-def test_several_workers_find_what_one_finds(
-    ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cache, "ROWS", 8)
+def test_several_workers_find_what_one_finds(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    in_a_process(compare, tmp_path)
+
+
+def compare(tmp_path: Path) -> None:
+    cache.ROWS = 8
     publish(tmp_path, tiny_image_config())
     write_images(tmp_path / "known", 44)
     written = sorted(write_images(tmp_path / "asked", 20, seed=1))
