@@ -21,7 +21,12 @@ def load_search(preset_name: str | None, url: str | None, overrides: Mapping[str
     (budget.trials, space.use, seeds) or sections of the run that trials vary (optim.base_lr, train.seed). Raises
     ConfigError with one line per problem.
     """
-    values = read_config_file(url) if url is not None else {}
+    return search_from(preset_name, read_config_file(url) if url is not None else {}, overrides)
+
+
+def search_from(preset_name: str | None, given: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchConfig:
+    """The same from values at hand in place of a file."""
+    values = dict(given)
     changes = values.pop("overrides", None) or {}
     named = preset_name or values.pop("preset", None)
     values.pop("preset", None)

@@ -1,0 +1,267 @@
+"""The tables, and an engine for SQLite or PostgreSQL. The database is the truth for what was asked and what was seen.
+
+Knows no rules: those stand in the rooms' stores. Times are seconds since 1970, UTC; JSON columns hold plain values.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import (
+    JSON,
+    Double,
+    Engine,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    make_url,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.pool import ConnectionPoolEntry
+
+BUSY_S = 30  # how long SQLite waits for another writer
+
+
+class Base(DeclarativeBase):
+    type_annotation_map = {float: Double, dict[str, Any]: JSON, dict[str, str]: JSON, list[str]: JSON}  # noqa: RUF012
+
+
+class Job(Base):
+    """What was asked for, and where it stands."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("jobs_by_time", "created_at", "id"),
+        Index("jobs_of_project", "project", "created_at", "id"),
+        Index("jobs_by_state", "state", "created_at", "id"),
+        Index("jobs_of_kind", "kind", "created_at", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(100), primary_key=True)
+    project: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str | None] = mapped_column(String(200))
+    labels: Mapped[dict[str, str]]
+    priority: Mapped[int]
+    origin: Mapped[str] = mapped_column(String(16))
+    created_by: Mapped[str] = mapped_column(String(100))
+    preset: Mapped[str | None] = mapped_column(String(100))
+    config: Mapped[dict[str, Any]]
+    """Resolved: complete, with the job's id as its name."""
+    max_retries: Mapped[int]
+    time_limit_s: Mapped[float | None]
+    workers: Mapped[int]
+    """The fewest that it runs with."""
+    cpus: Mapped[float]
+    """Of all those workers."""
+    device: Mapped[str] = mapped_column(String(8))
+
+    wanted: Mapped[str] = mapped_column(String(16))
+    """What its owner wants of it: run, pause or cancel."""
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(String(40))
+    message: Mapped[str] = mapped_column(Text)
+    attempt: Mapped[int]
+    """Attempts begun."""
+    retries: Mapped[int]
+    """Automatic ones since its owner last started it."""
+    not_before: Mapped[float]
+    """Queued, but not to start earlier."""
+    stop_by: Mapped[float | None]
+    """Asked to stop: until then it may save."""
+    created_at: Mapped[float]
+    changed_at: Mapped[float]
+    started_at: Mapped[float | None]
+    """When its newest attempt began."""
+    ended_at: Mapped[float | None]
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    version: Mapped[int]
+    """Counts changes; a change names the version it has seen."""
+
+
+class Label(Base):
+    """Labels once more, to find jobs by."""
+
+    __tablename__ = "labels"
+    __table_args__ = (Index("labels_by_value", "key", "value", "job_id"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(63), primary_key=True)
+    value: Mapped[str] = mapped_column(String(255))
+
+
+class Attempt(Base):
+    """One submission to Ray."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    submission_id: Mapped[str] = mapped_column(String(120))
+    started_at: Mapped[float]
+    ended_at: Mapped[float | None]
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(String(40))
+    message: Mapped[str] = mapped_column(Text)
+    outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+
+
+class JobEvent(Base):
+    """Who did what to a job: written with each change, never altered. Its number is the job's version after it."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (Index("job_events_by_time", "at", "job_id", "version"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[float]
+    type: Mapped[str] = mapped_column(String(40))
+    actor: Mapped[str] = mapped_column(String(100))
+    data: Mapped[dict[str, Any]]
+
+
+class Key(Base):
+    """An API key: only its hash is kept."""
+
+    __tablename__ = "keys"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    """Also the readable prefix of the key, by which it is found."""
+    name: Mapped[str] = mapped_column(String(200))
+    project: Mapped[str | None] = mapped_column(String(64))
+    """None: all projects."""
+    scopes: Mapped[list[str]]
+    digest: Mapped[str] = mapped_column(String(128))
+    created_at: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(100))
+    expires_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
+    used_at: Mapped[float | None]
+
+
+class Idempotency(Base):
+    """What a request with an Idempotency-Key was answered."""
+
+    __tablename__ = "idempotency"
+
+    caller: Mapped[str] = mapped_column(String(100), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    request: Mapped[str] = mapped_column(String(64))
+    """sha256 of method, path and body."""
+    answer: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """None while the first request is in flight."""
+    created_at: Mapped[float] = mapped_column(index=True)
+
+
+class Hold(Base):
+    """A lease: who does a task that only one replica may do."""
+
+    __tablename__ = "holds"
+
+    task: Mapped[str] = mapped_column(String(40), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(100))
+    until: Mapped[float]
+
+
+class Webhook(Base):
+    """Who wants to hear of a project's job events."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    project: Mapped[str | None] = mapped_column(String(64))
+    url: Mapped[str] = mapped_column(Text)
+    secret: Mapped[str] = mapped_column(String(128))
+    """Signs the deliveries; kept readable, since HMAC needs it."""
+    events: Mapped[list[str]]
+    created_at: Mapped[float]
+    created_by: Mapped[str] = mapped_column(String(100))
+
+
+class Delivery(Base):
+    """One event to one webhook, until it is taken or given up."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        UniqueConstraint("webhook_id", "job_id", "version"),
+        Index("deliveries_due", "state", "not_before"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    job_id: Mapped[str] = mapped_column(String(100))
+    version: Mapped[int]
+    body: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16))
+    """waiting, taken or given_up."""
+    tries: Mapped[int]
+    not_before: Mapped[float]
+    answer: Mapped[str] = mapped_column(Text)
+    """What the last try came to."""
+
+
+class Encoder(Base):
+    """An index of the encoders on the storage root; their cards are the truth."""
+
+    __tablename__ = "encoders"
+
+    id: Mapped[str] = mapped_column(String(100), primary_key=True)
+    project: Mapped[str] = mapped_column(String(64), index=True)
+    job_id: Mapped[str | None] = mapped_column(String(100))
+    card: Mapped[dict[str, Any]]
+    created_at: Mapped[float] = mapped_column(index=True)
+
+
+def open_engine(url: str) -> Engine:
+    """An engine whose connections behave alike on both databases. Raises sqlalchemy.exc.ArgumentError for a bad URL."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=10)
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_S}, pool_size=10, max_overflow=20)
+
+    @event.listens_for(engine, "connect")
+    def _tune(connection: Any, entry: ConnectionPoolEntry) -> None:
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.isolation_level = None  # so that BEGIN below is ours
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        # Writers queue here, where the busy timeout counts; a read that turns into a write would fail at once instead.
+        mode = "" if connection.get_execution_options().get("reads_only") else "IMMEDIATE"
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return engine
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the tables up to date."""
+    with engine.begin() as connection:
+        config = _alembic()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def is_migrated(engine: Engine) -> bool:
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection)
+        return context.get_current_revision() == ScriptDirectory.from_config(_alembic()).get_current_head()
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config

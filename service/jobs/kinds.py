@@ -1,0 +1,132 @@
+"""The kinds of jobs: how a request becomes a complete config, what it needs of the cluster, and which program runs it.
+
+Knows nothing of HTTP, of the database or of Ray. Torch-free: a config is checked as far as that can be done without
+looking at data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel
+
+from amd.config import ConfigError, DetectionConfig, FinetuneConfig, ProbeConfig, TrainConfig, overridden, validate
+from amd.presets import UNSET, check_complete
+from amd.presets import preset as train_preset
+from amd.presets_detection import detection_config
+from amd.presets_finetune import finetune_config
+from amd.training.run import DATA_FIELDS, WEIGHTS_FIELDS
+from tune_spaces.config import SearchConfig
+from tune_spaces.load import search_from
+
+JobKind = Literal["train", "finetune", "detect", "probe", "search"]
+
+
+class Need(NamedTuple):
+    """The least that a job runs with."""
+
+    workers: int
+    cpus: float
+    """Of all workers."""
+    device: str
+    """cpu, cuda, or auto: a GPU for each worker where the cluster has them."""
+
+
+class Kind(NamedTuple):
+    config: type[BaseModel]
+    resolve: Callable[[str | None, Mapping[str, Any] | None, Mapping[str, Any]], BaseModel]
+    """(preset, config, overrides) -> the config. Raises ConfigError."""
+    module: tuple[str, ...]
+    """`python -m …`, which takes `--config URL`."""
+    words: tuple[str, ...] = ("--json",)
+
+
+def _train(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
+    chosen = values if values is not None else train_preset(str(preset)).config.model_dump(mode="json")
+    config = validate(TrainConfig, overridden(chosen, overrides))
+    check_complete(config)
+    return config
+
+
+def _finetune(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
+    if values is not None:
+        return validate(FinetuneConfig, overridden(values, overrides))
+    return finetune_config(preset, None, overrides)
+
+
+def _detect(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
+    if values is not None:
+        return validate(DetectionConfig, overridden(values, overrides))
+    return detection_config(preset, None, overrides)
+
+
+def _probe(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
+    if preset is not None:
+        raise ConfigError([f"preset={preset}: kind=probe has no presets; give its config"])
+    return validate(ProbeConfig, overridden(values or {}, overrides))
+
+
+def _search(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
+    config = search_from(preset, values or {}, overrides)
+    check_complete(config.train)
+    return config
+
+
+KINDS: dict[JobKind, Kind] = {
+    "train": Kind(TrainConfig, _train, ("amd.training",)),
+    "finetune": Kind(FinetuneConfig, _finetune, ("amd.downstream", "finetune")),
+    "detect": Kind(DetectionConfig, _detect, ("amd.downstream", "detect")),
+    "probe": Kind(ProbeConfig, _probe, ("amd.downstream", "probe"), words=()),
+    "search": Kind(SearchConfig, _search, ("tune_spaces",)),
+}
+
+
+def resolve(
+    kind: JobKind, preset: str | None, config: Mapping[str, Any] | None, overrides: Mapping[str, Any]
+) -> BaseModel:
+    """The complete config of a request. Raises ConfigError with one line per problem."""
+    if preset is not None and config is not None and kind != "search":
+        raise ConfigError(["preset, config: give one of them; `overrides` change single values of either"])
+    if preset is None and config is None:
+        raise ConfigError(["preset, config: give one of them (`GET /v1/presets` lists the recipes)"])
+    resolved = KINDS[kind].resolve(preset, config, overrides)
+    if unset := [f"{key}: must be given; the recipe leaves it to you ({value})" for key, value in _unset(resolved)]:
+        raise ConfigError(unset)
+    return resolved
+
+
+def named(kind: JobKind, config: BaseModel, job_id: str, root: str) -> dict[str, Any]:
+    """The config as it is run: under the job's id, on the service's storage root."""
+    values = config.model_dump(mode="json")
+    values["storage"] = root
+    if "name" in values:
+        values["name"] = job_id
+    if kind == "search":
+        values["train"] |= {"storage": root, "name": None}
+    return values
+
+
+def need(config: BaseModel) -> Need:
+    run = config.train if isinstance(config, SearchConfig) else config
+    scaling = run.scaling  # type: ignore[attr-defined]  # every kind has it
+    trials = (config.at_once or 1) if isinstance(config, SearchConfig) else 1
+    workers = scaling.workers[0] * trials
+    return Need(workers, workers * scaling.cpus_per_worker, scaling.device)
+
+
+def uris(config: BaseModel) -> Iterator[tuple[str, str]]:
+    """(dotted field, value) of everything that a job would read from outside."""
+    values = config.model_dump(mode="json")
+    fields = [*DATA_FIELDS, *WEIGHTS_FIELDS, "encoder"]
+    for prefix in ("", "train."):
+        for field in fields:
+            value: Any = values
+            for part in f"{prefix}{field}".split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if isinstance(value, str) and value:
+                yield f"{prefix}{field}", value
+
+
+def _unset(config: BaseModel) -> Iterator[tuple[str, str]]:
+    return ((key, value) for key, value in uris(config) if value.startswith(UNSET))
