@@ -151,7 +151,7 @@ class Key(Base):
 
 
 class Idempotency(Base):
-    """What a request with an Idempotency-Key was answered."""
+    """Which job a request with an Idempotency-Key made."""
 
     __tablename__ = "idempotency"
 
@@ -159,8 +159,8 @@ class Idempotency(Base):
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     request: Mapped[str] = mapped_column(String(64))
     """sha256 of method, path and body."""
-    answer: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    """None while the first request is in flight."""
+    job_id: Mapped[str] = mapped_column(String(100))
+    """What it was answered with."""
     created_at: Mapped[float] = mapped_column(index=True)
 
 

@@ -1,4 +1,4 @@
-"""The control plane's environment as one object. Read once, handed on; nothing else in service/ reads the environment."""
+"""The control plane's environment as one object, read once and handed on. Nothing else here reads the environment."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     admin_key_file: Path | None = None
     """Where the first admin key is written, with mode 0600; none: `admin-key` in the data directory."""
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = ()
-    """Prefixes of data and weights that jobs may read, besides the storage root; with commas. demo: and timm: always."""
+    """Prefixes of data and weights that jobs may read besides the storage root, with commas."""
     oidc_issuer: str | None = None
     oidc_audience: str | None = None
     oidc_jwks_url: str | None = None
