@@ -27,9 +27,15 @@ test: venv
 demo: venv
 	$(BIN)/amd demo
 
+COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --no-emit-index-url --no-annotate
+
+# One set of versions: the images hold parts of what the tests ran with.
 lock:
-	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --no-emit-index-url --no-annotate \
-		--extra dev pyproject.toml --output-file requirements.lock
+	$(COMPILE) --extra dev pyproject.toml --output-file requirements.lock
+	$(COMPILE) --constraints requirements.lock --extra huggingface --extra mlflow --extra onnx pyproject.toml \
+		--output-file deploy/docker/ray-node.lock
+	$(COMPILE) --constraints requirements.lock --group pyproject.toml:control-plane \
+		--output-file deploy/docker/control-plane.lock
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,124 @@
+"""The two images: what goes into them, and that it suffices."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "deploy" / "docker"
+HEAVY = {"torch", "torchvision", "timm", "decord", "av", "scikit-learn", "matplotlib", "pyarrow", "transformers"}
+
+# Refuses what the image does not hold, then imports every module that the control plane may come to import.
+CONTROL_PLANE_IMPORTS = """
+import importlib, importlib.metadata, pkgutil, sys
+from importlib.machinery import PathFinder
+locked = set(sys.argv[1].split())
+of_module = importlib.metadata.packages_distributions()
+normal = lambda name: name.lower().replace("_", "-").replace(".", "-")
+class OnlyTheImage:
+    def find_spec(self, name, path=None, target=None):
+        owners = {normal(owner) for owner in of_module.get(name.partition(".")[0], ())}
+        if owners and not owners & (locked | {"amd-service"}):
+            found = PathFinder.find_spec(name, path)
+            if found and "/ray/thirdparty_files/" in str(found.origin):
+                return None  # Ray brings its own copy
+            raise ModuleNotFoundError(f"{name} is not in the control plane's image", name=name)
+sys.meta_path.insert(0, OnlyTheImage())
+try:
+    import torch
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("the guard let torch through")
+
+import amd.card, amd.config, amd.flops, amd.model_card, amd.storage
+import amd.presets, amd.presets_demo, amd.presets_detection, amd.presets_finetune
+import tune_spaces.config
+import service
+from ray.job_submission import JobSubmissionClient
+for module in pkgutil.walk_packages(service.__path__, "service."):
+    # Alembic runs migrations, Python runs __main__: importing either would act.
+    if not module.name.startswith("service.migrations.") and not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print("imported")
+"""
+
+
+def locked(path: Path) -> dict[str, str]:
+    pins = [line.split(";")[0].strip() for line in path.read_text().splitlines()]
+    return dict(pin.split("==") for pin in pins if pin)
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[\[<>=!~; ]", requirement)[0].lower()
+
+
+@pytest.mark.parametrize("image", ["control-plane", "ray-node"])
+def test_an_image_holds_the_versions_that_the_tests_ran_with(image: str) -> None:
+    tested = locked(ROOT / "requirements.lock")
+    strangers = {pin for pin in locked(DOCKER / f"{image}.lock").items() if tested.get(pin[0]) != pin[1]}
+    assert not strangers
+
+
+@pytest.mark.parametrize(
+    "lock", ["requirements.lock", "deploy/docker/control-plane.lock", "deploy/docker/ray-node.lock"]
+)
+def test_a_lock_holds_exact_versions_and_no_addresses(lock: str) -> None:
+    lines = (ROOT / lock).read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[a-z0-9.-]+==[^:/@]+", line)] == []
+
+
+def test_the_control_plane_holds_no_torch_and_the_ray_node_does() -> None:
+    control_plane, ray_node = locked(DOCKER / "control-plane.lock"), locked(DOCKER / "ray-node.lock")
+    assert not HEAVY & control_plane.keys()
+    assert ray_node.keys() >= HEAVY
+    assert ray_node["ray"] == control_plane["ray"]  # clients and clusters of different versions do not speak
+
+
+def test_locks_are_as_new_as_what_they_are_made_of() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    group = project["dependency-groups"]["control-plane"]
+    assert {name_of(r) for r in group} <= locked(DOCKER / "control-plane.lock").keys()
+    assert {name_of(r) for r in project["project"]["dependencies"]} <= locked(DOCKER / "ray-node.lock").keys()
+    # The group repeats requirements of the project, so that both ask for the same.
+    ray = {"ray[default]>=2.59": "ray[default,train,tune]>=2.59"}
+    assert {ray.get(r, r) for r in group} <= set(project["project"]["dependencies"])
+
+
+def test_all_that_the_control_plane_imports_is_in_its_image() -> None:
+    names = " ".join(locked(DOCKER / "control-plane.lock"))
+    ran = subprocess.run(
+        [sys.executable, "-c", CONTROL_PLANE_IMPORTS, names], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ran.stdout.endswith("imported\n"), ran.stderr
+
+
+def test_the_dockerfile_pleases_hadolint() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    ran = subprocess.run([hadolint, DOCKER / "Dockerfile"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_images_are_pinned_and_end_as_the_same_user() -> None:
+    stages = re.split(r"(?m)^FROM ", (DOCKER / "Dockerfile").read_text())[1:]
+    named = {stage.split()[2]: stage for stage in stages}
+    outside = {stage.split()[0] for stage in stages} - named.keys()
+    assert len(outside) == 1
+    assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-[a-z]+", outside.pop())
+    for target in ("control-plane", "ray-node"):
+        assert re.findall(r"(?m)^USER (.+)$", named[target]) == ["1000:1000"]
+
+
+def test_only_named_paths_reach_the_builder_and_no_secret_among_them() -> None:
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    allowed = {rule[1:] for rule in rules if rule.startswith("!")}
+    copied = re.findall(r"(?m)^COPY (?!--from)(.+) \S+$", (DOCKER / "Dockerfile").read_text())
+    for source in " ".join(copied).split():
+        assert source in allowed or ("deploy/docker/*.lock" in allowed and source.startswith("deploy/docker/"))
+        assert (ROOT / source).exists(), source
+    assert {"**/.env", "**/secrets"} <= set(rules)
