@@ -1,18 +1,23 @@
 """What a person sees of a run: a bar with the time left on a terminal, plain lines in a log, nothing when quiet.
 
-Takes the worker's events; knows nothing of where they come from.
+Takes the worker's events; knows nothing of where they come from. Programs read the file that AMD_PROGRESS_FILE names.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 Event = dict[str, Any]
+
+PROGRESS_FILE = "AMD_PROGRESS_FILE"
 
 
 class Watcher(Protocol):
@@ -117,13 +122,55 @@ class Pace:
             self._first = time.monotonic(), event["step"]
 
     def line(self, event: Event) -> str:
-        step = event["step"]
-        text = f"step {step}/{self.steps}  {_note(event['values'])}"
+        text = f"step {event['step']}/{self.steps}  {_note(event['values'])}"
+        left = self.seconds_left(event["step"])
+        return text if left is None else f"{text}  {duration(left)} left"
+
+    def seconds_left(self, step: int) -> float | None:
+        """None where it is not known yet, and at the end."""
         if self._first is None or step <= self._first[1] or step >= self.steps:
-            return text
+            return None
         since, first = self._first
-        left = (time.monotonic() - since) / (step - first) * (self.steps - step)
-        return f"{text}  {duration(left)} left"
+        return (time.monotonic() - since) / (step - first) * (self.steps - step)
+
+
+class Noted:
+    """Passes everything on, and keeps how far the run is in a file of its own, at most once a second."""
+
+    def __init__(self, watching: Watcher) -> None:
+        self._watching = watching
+        self._pace = Pace()
+        self._run_id = ""
+        self._written = float("-inf")
+
+    def see(self, event: Event) -> None:
+        self._watching.see(event)
+        self._pace.see(event)
+        if event["kind"] == "start":
+            self._run_id = event["run_id"]
+            self._note(event["done"], None)
+        elif event["kind"] == "step" and (event["step"] == self._pace.steps or time.monotonic() >= self._written + 1):
+            self._note(event["step"], event["values"]["speed/samples_per_s"])
+
+    def say(self, text: str) -> None:
+        self._watching.say(text)
+
+    def close(self) -> None:
+        self._watching.close()
+
+    def _note(self, step: int, speed: float | None) -> None:
+        self._written = time.monotonic()
+        progress = {"run": self._run_id, "step": step, "steps": self._pace.steps, "samples_per_s": speed}
+        note_progress({**progress, "seconds_left": self._pace.seconds_left(step)})
+
+
+def note_progress(progress: dict[str, Any]) -> None:
+    """For the program that started this one, where it asked: the file is replaced whole."""
+    file = os.environ.get(PROGRESS_FILE)
+    if file:
+        temporary = Path(f"{file}.new")
+        temporary.write_text(json.dumps(progress))
+        temporary.replace(file)
 
 
 def _note(values: dict[str, float]) -> str:
@@ -181,7 +228,6 @@ def _millions(count: int) -> str:
 
 def watcher(quiet: bool = False) -> Watcher:
     """A bar on a terminal, lines elsewhere; both on standard error, so that standard output stays for results."""
-    if quiet:
-        return Silence()
     console = Console(stderr=True)
-    return Bar(console) if console.is_terminal else Lines(sys.stderr)
+    shown: Watcher = Silence() if quiet else Bar(console) if console.is_terminal else Lines(sys.stderr)
+    return Noted(shown) if PROGRESS_FILE in os.environ else shown

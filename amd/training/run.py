@@ -60,6 +60,8 @@ class RunSpec:
     data_digest: str
     until: int | None = None
     """Pause after this step, whose checkpoint is kept; none: go on to the end."""
+    parent: tuple[str, int] | None = None
+    """Run and step of the checkpoint that it begins from where it has none of its own; none: from the start."""
 
     def parsed(self, model: type[C]) -> C:
         """The config as what this kind of run takes."""
@@ -76,7 +78,14 @@ class RunSpec:
         return asdict(self)
 
 
-def spec_of(run_id: str, root: str, config: RunConfig, data_digest: str, until: int | None = None) -> RunSpec:
+def spec_of(
+    run_id: str,
+    root: str,
+    config: RunConfig,
+    data_digest: str,
+    until: int | None = None,
+    parent: tuple[str, int] | None = None,
+) -> RunSpec:
     """What workers are told. Local paths become absolute: Ray starts its workers in folders of their own."""
     overrides: dict[str, Any] = {"storage": root}
     for key in DATA_FIELDS:
@@ -87,7 +96,8 @@ def spec_of(run_id: str, root: str, config: RunConfig, data_digest: str, until: 
         value = _field(config, key)
         if value and not is_remote(value) and local_path(value).exists():
             overrides[key] = str(local_path(value))
-    return RunSpec(run_id, root, with_overrides(config, overrides).model_dump(mode="json"), data_digest, until)
+    values = with_overrides(config, overrides).model_dump(mode="json")
+    return RunSpec(run_id, root, values, data_digest, until, parent)
 
 
 DATA_FIELDS = (
@@ -149,6 +159,7 @@ def open_run(
         "id": run_id,
         "kind": kind,
         "parent": parent,
+        "job": os.environ.get("AMD_JOB"),
         "created": datetime.now(UTC).isoformat(),
         "digest": config.digest(),
         "data": data,

@@ -193,14 +193,17 @@ class JobStore:
         actor: str = SERVICE,
         data: Mapping[str, Any] | None = None,
         attempt: Mapping[str, Any] | None = None,
+        number: int | None = None,
         **fields: Any,
     ) -> Job:
         """Set fields if nobody else has changed the job since it was read; the job as it then is.
 
-        `attempt`: fields of the newest attempt (of `fields["attempt"]` where that is given), made if there is none.
+        `attempt`: fields of the newest attempt; with `number`, of a new one.
         Raises Stale.
         """
         now = time.time()
+        if number is not None:
+            fields["attempt"] = number
         told = {
             key: value for key, value in fields.items() if key in ("state", "reason", "message", "wanted", "attempt")
         }
@@ -215,13 +218,11 @@ class JobStore:
             if result.rowcount != 1:
                 raise Stale(job.id)
             if attempt is not None:
-                number = fields.get("attempt", job.attempt)
-                row = session.get(Attempt, (job.id, number))
-                if row is None:
+                if number is not None:
                     session.add(Attempt(job_id=job.id, number=number, **attempt))
                 else:
-                    for name, value in attempt.items():
-                        setattr(row, name, value)
+                    newest = (Attempt.job_id == job.id, Attempt.number == job.attempt)
+                    session.execute(update(Attempt).where(*newest).values(**attempt))
             row_data = {**told, **(data or {})}
             session.add(
                 JobEvent(job_id=job.id, version=job.version + 1, at=now, type=event, actor=actor, data=row_data)
