@@ -1,0 +1,29 @@
+"""What the tests of both deployments share: reading YAML, and what no deployment may do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+SETTINGS = {f"AMD_{name}".upper() for name in Settings.model_fields}
+SECRET = re.compile(r"(PASSWORD|SECRET|TOKEN|CREDENTIAL|ACCESS_KEY|_URL$|_URI$)")
+POINTS_TO_ONE = re.compile(r"(_FILE|_PATH|^PGSERVICEFILE)$")
+IMAGE = re.compile(r"[a-z0-9./-]+:(\d+(\.\d+)+)")  # a full version, never `latest` or none
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def secrets_among(environment: dict[str, str]) -> set[str]:
+    """Names whose values would tell a secret: by their name, or as an address with a password in it."""
+    named = {name for name in environment if SECRET.search(name) and not POINTS_TO_ONE.search(name)}
+    harmless = {name for name in named if re.fullmatch(r"[a-z0-9+]+://[^@]*", environment[name])}
+    return (named - harmless) | {name for name, value in environment.items() if re.search(r"://[^/]*@", value)}
