@@ -206,9 +206,13 @@ class Delivery(Base):
     state: Mapped[str] = mapped_column(String(16))
     """waiting, taken or given_up."""
     tries: Mapped[int]
+    """Begun."""
     not_before: Mapped[float]
+    """Of the next one."""
     answer: Mapped[str] = mapped_column(Text)
     """What the last try came to."""
+    created_at: Mapped[float]
+    tried_at: Mapped[float | None]
 
 
 class Encoder(Base):
