@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TypeVar
 
@@ -120,11 +121,13 @@ def submit(cluster: RayCluster, words: list[str]) -> RunResult:
 
 
 class Reclaim(Silence):
-    """Calls a node back at the first step, and stops the run once it has gone on without it."""
+    """Calls a node back once two workers train, and stops the run once it has gone on with one."""
 
     def __init__(self, node: int) -> None:
         self._node = node  # its process
+        self._gives_up = time.monotonic() + 400
         self.starts: list[Event] = []
+        self.reclaimed: int | None = None  # the start that ended with it
         self.saved: list[int] = []
         self.said: list[str] = []
 
@@ -136,9 +139,12 @@ class Reclaim(Silence):
         elif event["kind"] == "warning":
             self.said.append(event["text"])
         elif event["kind"] == "step":
-            if len(self.starts) == 1:
+            if self.reclaimed is None and self.starts[-1]["workers"] == 2:  # it may have begun with one
+                self.reclaimed = len(self.starts) - 1
                 os.kill(self._node, signal.SIGTERM)  # Ray announces it to the workers, and ends them NOTICE_S later
-            elif self.starts[-1]["workers"] == 1:  # a start before the node is gone is lost with it
+            elif self.reclaimed is not None and self.starts[-1]["workers"] == 1:
+                os.kill(os.getpid(), signal.SIGTERM)  # a start before the node is gone is lost with it
+            elif time.monotonic() > self._gives_up:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def say(self, text: str) -> None:
@@ -157,7 +163,8 @@ def test_a_node_called_back_costs_no_work_and_the_run_goes_on_with_fewer_workers
     with another_node(ray_cluster, cpus=3, mark="spot") as node:
         result, reclaim = in_a_process(watched, config, Reclaim(node.pid))
     assert (result.state, result.reason) == ("cancelled", "cancelled_by_user"), result.message
-    before, after = reclaim.starts[0], reclaim.starts[-1]
+    assert reclaim.reclaimed is not None, "it never had two workers"
+    before, after = reclaim.starts[reclaim.reclaimed], reclaim.starts[-1]
     saved, last = reclaim.saved  # none is due but the one at the notice, and the one of the stop
     assert any(f"step {saved}: a node is about to be taken away" in text for text in reclaim.said)
     assert any("preemption failure 1 of 10" in text for text in reclaim.said)
