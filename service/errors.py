@@ -83,6 +83,10 @@ class ClusterUnavailable(ServiceError):
     """Ray does not answer, and the question needs it."""
 
 
+class IssuerUnavailable(ServiceError):
+    """The OIDC issuer's keys are needed and cannot be had."""
+
+
 class Answer(NamedTuple):
     status: HTTPStatus
     code: str
@@ -102,6 +106,7 @@ ANSWERS: dict[type[ServiceError], Answer] = {
     BodyTooLarge: Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large"),
     UnsupportedMediaType: Answer(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
     ClusterUnavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, "cluster_unavailable", retryable=True),
+    IssuerUnavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, "issuer_unavailable", retryable=True),
 }
 # Of the framework itself, by status.
 CODES = {

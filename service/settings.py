@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     oidc_jwks_url: str | None = None
     """None: found through the issuer's `/.well-known/openid-configuration`."""
 
+    webhooks_http: bool = False
+    """Webhooks may also go to `http://` addresses, where anybody on the way can read them."""
+
     max_body_mib: float = Field(1.0, gt=0)
     rate_limit: str = "1200/minute"
     """Requests of a key; past it: 429."""
