@@ -18,7 +18,7 @@ Stopping = Literal["none", "asha", "hyperband"]
 Metric = Literal["eval/knn_top1", "eval/knn_centred_top1", "eval/top1"]
 Cost = Literal["teacher_gflops", "step_gflops"]
 
-
+SMALLEST_POPULATION = 4
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 
@@ -103,11 +103,16 @@ class SpaceConfig(Section):
         return self
 
 
+def changes_in_mid_run(name: str) -> bool:
+    """Whether a run may go on with another value: it shapes neither networks nor batches."""
+    return name.startswith(("recipe.", "optim.")) and name != "optim.batch_size"
+
+
 class BudgetConfig(Section):
     """What ends a sweep; whichever is reached first. Trials that run then end at their next rung."""
 
     trials: int = Field(20, ge=1)
-    """Points tried, the paper's default among them."""
+    """Points tried, the paper's default among them; for pbt the population, whose members live side by side."""
     hours: float | None = Field(None, gt=0)
     """Wall time, over restarts."""
     clips: int | None = Field(None, ge=1)
@@ -122,7 +127,8 @@ class SearchConfig(Section):
     demo data, which brings a split for choosing settings."""
     space: SpaceConfig
     algorithm: Algorithm = "random"
-    """grid: every point. random. tpe: Optuna's. pbt: population based training, for the space `recipe`."""
+    """grid: every point. random. tpe: Optuna's. pbt: population based training, for the space `recipe`: at each rung
+    the worst quarter makes room for children of the best, which go on from their parents' weights."""
     stopping: Stopping = "asha"
     """asha: a trial that is worse at a rung than the best of those before it (1 in `reduction`) ends there.
     hyperband: the same, some trials starting from later rungs. none: every trial runs to its end."""
@@ -150,10 +156,14 @@ class SearchConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        """A study runs all its variants to their end."""
-        space = values.get("space") if isinstance(values, Mapping) else None
+        """A study runs all its variants to their end; a population has no other way to end its worst."""
+        if not isinstance(values, Mapping):
+            return values
+        space = values.get("space")
         study = space.get("study") if isinstance(space, Mapping) else getattr(space, "study", None)
-        return {"algorithm": "grid", "stopping": "none", "rungs": 1, **values} if study else values
+        if study:
+            return {"algorithm": "grid", "stopping": "none", "rungs": 1, **values}
+        return {"stopping": "none", "rungs": 5, **values} if values.get("algorithm") == "pbt" else values
 
     @model_validator(mode="after")
     def _rules(self) -> SearchConfig:
@@ -171,20 +181,38 @@ class SearchConfig(Section):
         if self.against is not None and self.stopping != "none":
             problems.append(f"against={self.against}: two objectives have no order to stop by; set stopping=none")
         if self.algorithm == "pbt":
-            if self.stopping != "none":
-                problems.append("algorithm=pbt replaces its worst trials instead of stopping them; set stopping=none")
-            if self.space.study or set(self.space.use) - {"recipe"}:
-                problems.append(
-                    "algorithm=pbt changes trials while they run, which only optim.… can bear: take space.use=[recipe] "
-                    "or dimensions of optim"
-                )
-            if self.rungs < 2:
-                problems.append("rungs=1: algorithm=pbt copies between rungs; take 2 or more")
+            problems += self._population_problems()
         if self.space.study and (self.algorithm != "grid" or self.stopping != "none"):
             problems.append("space.study runs all its variants to their end: take algorithm=grid, stopping=none")
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _population_problems(self) -> list[str]:
+        problems = []
+        if self.stopping != "none":
+            problems.append(
+                f"stopping={self.stopping}: algorithm=pbt replaces its worst trials instead of stopping them; set "
+                "stopping=none"
+            )
+        fixed = [f"space.use={[name]}" for name in self.space.use if name != "recipe"]
+        fixed += [f"space.dimensions.{name}" for name in self.space.dimensions if not changes_in_mid_run(name)]
+        fixed += [f"space.study={self.space.study}"] * (self.space.study is not None)
+        problems += [
+            f"{what}: algorithm=pbt changes runs on their way, which only a recipe can bear; take space.use=[recipe] "
+            "or dimensions of optim other than optim.batch_size"
+            for what in fixed
+        ]
+        if self.rungs < 2:
+            problems.append("rungs=1: algorithm=pbt replaces trials between rungs; take 2 or more")
+        if self.seeds > 1:
+            problems.append(f"seeds={self.seeds}: a child of algorithm=pbt goes on from one run; set seeds=1")
+        if self.budget.trials < SMALLEST_POPULATION:
+            problems.append(
+                f"budget.trials={self.budget.trials}: is the population of algorithm=pbt, of which a quarter is "
+                f"replaced at each rung; take {SMALLEST_POPULATION} or more"
+            )
+        return problems
 
     def fractions(self) -> tuple[float, ...]:
         """How far a trial has come at each rung, ascending to 1."""
@@ -195,7 +223,8 @@ class SearchConfig(Section):
     def decides(self) -> dict[str, Any]:
         """What decides a sweep's points and figures: not its place, its name, its budget, or how many run at once."""
         means = {"storage", "name", "budget", "at_once", "retries", "train"}
-        return {**self.model_dump(mode="json", exclude=means), "train": self.train.digest(), "probe": self._probe()}
+        decides = {**self.model_dump(mode="json", exclude=means), "train": self.train.digest(), "probe": self._probe()}
+        return decides | ({"budget.trials": self.budget.trials} if self.algorithm == "pbt" else {})
 
     def _probe(self) -> Any:
         return self.train.probe.model_dump(mode="json") if self.train.probe else None

@@ -30,9 +30,9 @@ class Rung(BaseModel):
     figures: dict[str, tuple[float, ...]]
     """Every figure of the probe, by seed."""
     clips: int
-    """Learnt from up to here, over all seeds."""
+    """Learnt from up to here, over all seeds; what a parent learnt is not counted."""
     seconds: float
-    """Of training up to here, the mean over seeds; probes and starts not counted."""
+    """Of training up to here, the mean over seeds; probes and starts not counted, nor a parent's."""
     time: float
     """When it was told, seconds since 1970."""
 
@@ -54,8 +54,16 @@ class TrialRecord(BaseModel):
     """What that is in the training config, dotted keys."""
     baseline: bool = False
     """The config that the sweep starts from: the paper's default in our presets."""
+    digest: str = ""
+    """Of that training config."""
+    parent: int | None = None
+    """The trial whose weights it began from; only in population based training."""
+    inherited: int = 0
+    """Steps that its weights had learnt by then."""
+    born: int = 0
+    """The level of its first rung; at those before it was still its parent."""
     state: TrialState = "running"
-    """running: not ended yet, wherever its processes are. stopped: ended early at a rung."""
+    """running: not ended yet, wherever its processes are. stopped: ended early at a rung, or replaced there."""
     reason: str | None = None
     message: str = ""
     runs: tuple[str, ...] = ()
@@ -74,6 +82,11 @@ class TrialRecord(BaseModel):
     @property
     def ended_well(self) -> bool:
         return self.state in ("succeeded", "stopped")
+
+    @property
+    def level(self) -> int:
+        """Of its next rung, from 0."""
+        return self.born + len(self.rungs)
 
     @property
     def score(self) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import optuna
@@ -19,7 +19,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from amd.config import ConfigError
 from tune_spaces.config import Dimension, SearchConfig
 from tune_spaces.ledger import Ledger, TrialRecord
-from tune_spaces.spaces import Space, baseline, config_of, grid, size, values_of
+from tune_spaces.spaces import Space, baseline, config_of, grid, has, place, size, values_of
+from tune_spaces.word import Point
 
 TRIES = 100  # draws before a space with few points is gone through in order
 SMALL = 100_000  # points
@@ -27,12 +28,10 @@ STARTUP = 8  # trials before TPE has something to go by
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-Point = dict[str, Any]
-
 
 def next_point(search: SearchConfig, space: Space, ledger: Ledger) -> Point | None:
     """A point whose config was not tried yet; the baseline first. None when there is none left."""
-    tried = {config_of(space, record.point).digest() for record in ledger.records.values()}
+    tried = {record.digest or config_of(space, record.point).digest() for record in ledger.records.values()}
     number = len(ledger.records)
     for point in itertools.chain(_first(space, number), _proposals(search, space, ledger, number)):
         try:
@@ -54,7 +53,7 @@ def _proposals(search: SearchConfig, space: Space, ledger: Ledger, number: int) 
     if search.algorithm != "grid":
         study = _study(search, space, ledger) if search.algorithm == "tpe" else None
         for attempt in range(TRIES):
-            yield _draw(search, space, study, _seed(search.seed, number, attempt))
+            yield _draw(search, space, study, seed_of(search.seed, number, attempt))
         if (size(space) or SMALL) >= SMALL:
             return
     yield from grid(space)
@@ -71,7 +70,8 @@ def _draw(search: SearchConfig, space: Space, study: optuna.Study | None, seed: 
     return {name: value_of(dimension, asked.params[name]) for name, dimension in space.dimensions.items()}
 
 
-def _seed(*parts: int) -> int:
+def seed_of(*parts: int) -> int:
+    """A seed of its own for every combination of parts."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
@@ -113,21 +113,14 @@ def value_of(dimension: Dimension, drawn: Any) -> Any:
 
 def frozen(record: TrialRecord, space: Space, search: SearchConfig) -> FrozenTrial | None:
     """A record as Optuna has it; None where its point lies outside of the space, as a baseline may."""
-    params = {}
-    for name, dimension in space.dimensions.items():
-        if name not in record.point:
-            return None
-        value = record.point[name]
-        if dimension.choices is not None:
-            places = [place for place, choice in enumerate(dimension.choices) if _same(choice, value)]
-            if not places:
-                return None
-            params[name] = places[0]
-        else:
-            params[name] = value
-    ranges = distributions(space)
-    if not all(ranges[name]._contains(ranges[name].to_internal_repr(value)) for name, value in params.items()):
+    point = record.point
+    if not all(name in point and has(dimension, point[name]) for name, dimension in space.dimensions.items()):
         return None
+    params = {
+        name: place(dimension, point[name]) if dimension.choices is not None else point[name]
+        for name, dimension in space.dimensions.items()
+    }
+    ranges = distributions(space)
     state = {
         "running": TrialState.RUNNING,
         "succeeded": TrialState.COMPLETE,
@@ -139,14 +132,3 @@ def frozen(record: TrialRecord, space: Space, search: SearchConfig) -> FrozenTri
         values = [float(record.score or 0.0), *([record.costs[search.against]] if search.against else [])]
     between = {} if search.against else {level: rung.score for level, rung in enumerate(record.rungs)}
     return create_trial(state=state, values=values, params=params, distributions=ranges, intermediate_values=between)
-
-
-def _same(choice: Any, value: Any) -> bool:
-    """As JSON has them: a tuple and a list are the same, True and 1 are not."""
-    return _plain(choice) == _plain(value)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return repr({key: _plain(item) for key, item in value.items()})
-    return repr([_plain(item) for item in value]) if isinstance(value, list | tuple) else repr(value)

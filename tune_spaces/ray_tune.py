@@ -56,7 +56,9 @@ class _Proposals(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         record = self._sweep.begin()
-        return Searcher.FINISHED if record is None else self._sweep.task(record)
+        if record is not None:
+            return self._sweep.task(record)
+        return None if self._sweep.waits() else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         pass

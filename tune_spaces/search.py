@@ -122,8 +122,6 @@ def preview(config: SearchConfig) -> Plan:
 def prepared(config: SearchConfig, root: str, name: str) -> tuple[SearchConfig, Space]:
     """The config with all that it leaves to us, and its space. Raises ConfigError for what it leaves to the user."""
     train = config.train
-    if config.algorithm == "pbt":
-        raise ConfigError(["algorithm=pbt: is not built yet; take random, tpe or grid"])
     with _told_of_train():
         check_complete(train)
     overrides: dict[str, Any] = {"storage": root, "name": name, "train.storage": root, "train.name": None}

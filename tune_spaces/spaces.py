@@ -19,7 +19,7 @@ from tune_spaces import alignment, generator, masking, recipe
 from tune_spaces.config import Dimension, SpaceConfig, SpaceName, StudyName
 from tune_spaces.draft import drafted, is_key, keys_of, look_up, wrong_value
 from tune_spaces.studies import STUDIES, VARIANT, variants
-from tune_spaces.word import Point, Word
+from tune_spaces.word import Point, Word, same
 
 SPACES: dict[SpaceName, Callable[[TrainConfig], dict[str, Dimension]]] = {
     "masking": masking.dimensions,
@@ -128,12 +128,17 @@ def baseline(space: Space) -> Point | None:
     for name, dimension in space.dimensions.items():
         own = _own(name, space.base)
         for value in (own, *values_of(dimension)):
-            if _has(dimension, value) and not _changes(space, {name: value}):
+            if has(dimension, value) and not _changes(space, {name: value}):
                 point[name] = value
                 break
         else:
             return None
     return None if _changes(space, point) else point
+
+
+def sets(name: str) -> tuple[str, ...]:
+    """The keys of a config that a dimension decides."""
+    return WORDS[name].sets if name in WORDS else (name,)
 
 
 def _own(name: str, base: TrainConfig) -> Any:
@@ -158,11 +163,17 @@ def values_of(dimension: Dimension) -> tuple[Any, ...]:
     return tuple(round(low + number * step, 12) for number in range(count))  # 0.1 + 2 x 0.1 is 0.3
 
 
-def _has(dimension: Dimension, value: Any) -> bool:
-    if values := values_of(dimension):
-        return any(type(value) is type(other) and value == other for other in values) or (
-            dimension.choices is None and _is_number(value) and value in values
-        )
+def place(dimension: Dimension, value: Any) -> int | None:
+    """Where a value stands among those of a dimension; None where it does not."""
+    if dimension.choices is None and not _is_number(value):
+        return None
+    alike = same if dimension.choices is not None else lambda other, value: other == value  # 1 and 1.0 are one number
+    return next((at for at, other in enumerate(values_of(dimension)) if alike(other, value)), None)
+
+
+def has(dimension: Dimension, value: Any) -> bool:
+    if values_of(dimension):
+        return place(dimension, value) is not None
     low, high = _ends(dimension)
     return _is_number(value) and low <= value <= high
 
@@ -196,10 +207,10 @@ def size(space: Space) -> int | None:
 
 def draw(space: Space, numbers: random.Random) -> Point:
     """A point at random, every dimension by itself."""
-    return {name: _drawn(dimension, numbers) for name, dimension in space.dimensions.items()}
+    return {name: drawn(dimension, numbers) for name, dimension in space.dimensions.items()}
 
 
-def _drawn(dimension: Dimension, numbers: random.Random) -> Any:
+def drawn(dimension: Dimension, numbers: random.Random) -> Any:
     if values := values_of(dimension):
         return numbers.choice(values)
     low, high = _ends(dimension)
@@ -232,7 +243,7 @@ def _rivals(name: str, other: str) -> bool:
     """Whether two dimensions set the same key; words of one space know of each other."""
     if name == other or (name in WORDS and other in WORDS):
         return False
-    mine, theirs = (WORDS[word].sets if word in WORDS else (word,) for word in (name, other))
+    mine, theirs = sets(name), sets(other)
     if "recipe.lr_scale" in (name, other):
         return False  # it multiplies what the others set
     return any(f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.") for a in mine for b in theirs)

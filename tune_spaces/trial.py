@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
-from amd.config import TrainConfig, validate, with_overrides
+from amd.config import ScalingConfig, TrainConfig, validate, with_overrides
 from amd.training.checks import check_data
 from amd.training.launch import launch
 from amd.training.metrics import read_metrics
-from amd.training.progress import Event
+from amd.training.progress import Event, Watcher
 from amd.training.run import RunResult, run_folder
 from tune_spaces.worker import TRIAL
 
@@ -36,8 +37,7 @@ class RunEnded(Exception):
 
 
 def run_trial(config: dict[str, Any], board: Any) -> None:
-    """Tune's function trainable. `config`: number, train (the config of its first seed), runs (ids, by seed),
-    fractions (rungs), told (how many of them are known already).
+    """Tune's function trainable, for a task of `Sweep.task`.
 
     Reports a dict for each rung; after a failure of the run's own making one with `failed`, then it ends. What was lost
     on the way (a process, a node) it raises, and Tune begins it again.
@@ -46,49 +46,60 @@ def run_trial(config: dict[str, Any], board: Any) -> None:
 
     with _listening(board) as stop:
         watching = _Telling(config["number"], board)
-        base = validate(TrainConfig, config["train"])
-        _join(base, watching)
-        steps = check_data(base).steps
-        try:
-            for level, fraction in enumerate(config["fractions"]):
-                if level < config["told"]:
-                    continue
-                step = max(1, round(fraction * steps))
-                runs = [
-                    _to_rung(with_overrides(base, {"seed": base.seed + seed}), run, step, steps, stop, watching)
-                    for seed, run in enumerate(config["runs"])
-                ]
-                tune.report(_report(level, fraction, step, runs, base))
-        except RunEnded as ended:
-            if ended.result.state == "cancelled":
-                return
-            tune.report({"failed": ended.result.reason or "unknown", "message": ended.result.message})
+        _join(validate(ScalingConfig, config["train"]["scaling"]), watching)
+        for report in reports(config, stop, watching):
+            tune.report(report)
+
+
+def reports(
+    task: dict[str, Any], stop: threading.Event, watching: Watcher, run: Callable[..., RunResult] = launch
+) -> Iterator[dict[str, Any]]:
+    """What becomes of a task, rung by rung, each told before the next is begun; nothing more once it was stopped.
+
+    `task`: number, train (the config of its first seed), runs (ids, by seed), fractions (rungs), told (how many of them
+    are known already), parent (run and step that it begins from), has_children (keep what they begin from).
+    """
+    base = validate(TrainConfig, task["train"])
+    steps = check_data(base).steps
+    ends = [max(1, round(fraction * steps)) for fraction in task["fractions"]]
+    inherited = task["parent"][1] if task["parent"] else 0
+    try:
+        for level in range(task["told"], len(ends)):
+            pins = ends[max(0, level - 1) : level + 1] if task["has_children"] else []
+            kept = {"checkpoint.pin_steps": [*base.checkpoint.pin_steps, *pins]}
+            runs = []
+            for seed, run_id in enumerate(task["runs"]):
+                config = with_overrides(base, {"seed": base.seed + seed, **kept})
+                go = partial(run, config, TRIAL, run_id=run_id, parent=task["parent"], stop=stop, watching=watching)
+                runs.append(_to_rung(config, run_id, ends[level], steps, inherited, go))
+            yield {"level": level, "fraction": task["fractions"][level], **_report(ends[level], inherited, runs, base)}
+    except RunEnded as ended:
+        if ended.result.state != "cancelled":
+            yield {"failed": ended.result.reason or "unknown", "message": ended.result.message}
 
 
 class _Run:
     """A run at a rung."""
 
-    def __init__(self, result: RunResult | None, folder: str, step: int) -> None:
+    def __init__(self, result: RunResult | None, folder: str, step: int, inherited: int) -> None:
         lines = [line for line in read_metrics(folder) if line["step"] <= step]
-        self.seconds = _seconds(lines)
+        self.seconds = _seconds(lines, inherited)
         self.figures = _figures(lines, step)
         self.encoder = result.encoder_folder if result else None
 
 
 def _to_rung(
-    config: TrainConfig, run_id: str, step: int, steps: int, stop: threading.Event, watching: _Telling
+    config: TrainConfig, run_id: str, step: int, steps: int, inherited: int, go: Callable[..., RunResult]
 ) -> _Run:
     """Bring a run to a step and probe it. Raises RunEnded where it does not come there."""
     assert config.storage is not None, "the sweep has told where"
     folder = run_folder(config.storage, run_id)
     if step < steps and _figures(read_metrics(folder), step):
-        return _Run(None, folder, step)
-    result = launch(
-        config, TRIAL, run_id=run_id, until=step if step < steps else None, wait=True, stop=stop, watching=watching
-    )
+        return _Run(None, folder, step, inherited)
+    result = go(until=step if step < steps else None, wait=True)
     if result.state not in ("succeeded", "paused"):
         raise RunEnded(result)
-    return _Run(result, folder, step)
+    return _Run(result, folder, step, inherited)
 
 
 def _figures(lines: list[dict[str, Any]], step: int) -> dict[str, float]:
@@ -99,9 +110,9 @@ def _figures(lines: list[dict[str, Any]], step: int) -> dict[str, float]:
     return found
 
 
-def _seconds(lines: list[dict[str, Any]]) -> float:
-    """Of training: what the steps took, their waiting for data included."""
-    total, before = 0.0, 0
+def _seconds(lines: list[dict[str, Any]], before: int) -> float:
+    """Of training after a step: what the steps took, their waiting for data included."""
+    total = 0.0
     for line in lines:
         if "time/step_s" in line:
             total += line["time/step_s"] * max(0, line["step"] - before)
@@ -109,15 +120,13 @@ def _seconds(lines: list[dict[str, Any]]) -> float:
     return total
 
 
-def _report(level: int, fraction: float, step: int, runs: list[_Run], config: TrainConfig) -> dict[str, Any]:
+def _report(step: int, inherited: int, runs: list[_Run], config: TrainConfig) -> dict[str, Any]:
     names = sorted(set.intersection(*(set(run.figures) for run in runs)))
     figures = {name: [run.figures[name] for run in runs] for name in names}
     return {
-        "level": level,
-        "fraction": fraction,
         "step": step,
         "figures": figures,
-        "clips": step * config.clips_per_step * len(runs),
+        "clips": (step - inherited) * config.clips_per_step * len(runs),
         "seconds": sum(run.seconds for run in runs) / len(runs),
         "encoders": [run.encoder for run in runs if run.encoder],
         "time": time.time(),
@@ -125,13 +134,13 @@ def _report(level: int, fraction: float, step: int, runs: list[_Run], config: Tr
     }
 
 
-def _join(config: TrainConfig, watching: _Telling) -> None:
+def _join(scaling: ScalingConfig, watching: _Telling) -> None:
     """Hold the cluster for all trials of this process, so that Ray Train's workers outlast each of them."""
     global _joined
     from amd.training.ray_train import cluster
 
     if not _joined:
-        _process.enter_context(cluster(config.scaling, watching.say))
+        _process.enter_context(cluster(scaling, watching.say))
         _joined = True
 
 

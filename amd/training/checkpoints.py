@@ -120,7 +120,11 @@ class CheckpointStore:
         url = self.url(step)
         fs, folder = filesystem(url)
         paths = []
-        for name, facts in read_json(join(url, MANIFEST))["files"].items():
+        try:
+            files = read_json(join(url, MANIFEST))["files"]
+        except FileNotFoundError:
+            raise DamagedCheckpoint(f"{url}: there is no such checkpoint") from None
+        for name, facts in files.items():
             try:
                 if is_remote(url):
                     path = scratch / name

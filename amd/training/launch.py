@@ -45,6 +45,7 @@ def launch(
     run_id: str | None = None,
     quiet: bool = False,
     until: int | None = None,
+    parent: tuple[str, int] | None = None,
     wait: bool = False,
     stop: threading.Event | None = None,
     watching: Watcher | None = None,
@@ -55,6 +56,7 @@ def launch(
     this process, without Ray. SIGTERM and SIGINT end with a checkpoint within checkpoint.deadline_s; for `ray job stop`
     the job needs RAY_JOB_STOP_WAIT_TIME_S above that in its environment, since Ray kills after 3 s otherwise.
     `until`: pause after that step with its checkpoint kept (state `paused`); the same call with another one goes on.
+    `parent`: run and step of the checkpoint that a new run goes on from, below the same storage root.
     `wait`: if another process trains the run, wait for its end rather than refuse. `stop`: set by the caller, ends the
     run as SIGTERM does. `watching`: who hears of it, in place of a bar or lines.
     Raises ConfigError for what the user can mend; everything else is told by the result.
@@ -69,7 +71,7 @@ def launch(
             check_machine(config, local)
             with closing(_Runner(root, local, signals, watching)) as runner:
                 try:
-                    result = runner.train(config, kind, run_id, wait, until)
+                    result = runner.train(config, kind, run_id, wait, until, parent)
                 except StorageUnreachable as error:
                     folder, reason = run_folder(root, run_id), "storage_unreachable"
                     result = RunResult(
@@ -95,7 +97,13 @@ class _Runner:
         self._stack.close()
 
     def train(
-        self, config: RunConfig, kind: Kind, run_id: str, wait: bool = False, until: int | None = None
+        self,
+        config: RunConfig,
+        kind: Kind,
+        run_id: str,
+        wait: bool = False,
+        until: int | None = None,
+        parent: tuple[str, int] | None = None,
     ) -> RunResult:
         """One run. `wait`: if another process trains it, wait for its result rather than refuse."""
         began = time.monotonic()
@@ -105,17 +113,25 @@ class _Runner:
                 return self._result(run_id, "cancelled", began, reason="cancelled_by_user", message="stopped")
             kind.check_weights(config)
             facts = {"digest": data.digest, "samples": data.samples}
-            ended = open_run(self.root, run_id, config, kind=kind.name, data=facts)
+            grown_from = parent[0] if parent else None
+            ended = open_run(self.root, run_id, config, kind=kind.name, data=facts, parent=grown_from)
             if ended is not None:
                 self.watching.say(f"{run_id} has already succeeded; its encoder is {ended.encoder_folder}")
                 return ended
             remove(join(run_folder(self.root, run_id), RESULT))
-            result = self._run(config, kind, run_id, data, began, until)
+            result = self._run(config, kind, run_id, data, began, until, parent)
             write_json(join(result.run_folder, RESULT), result.model_dump(mode="json"))
             return result
 
     def _run(
-        self, config: RunConfig, kind: Kind, run_id: str, data: DataFacts, began: float, until: int | None
+        self,
+        config: RunConfig,
+        kind: Kind,
+        run_id: str,
+        data: DataFacts,
+        began: float,
+        until: int | None,
+        parent: tuple[str, int] | None,
     ) -> RunResult:
         try:
             resolved: Resolved = kind.resolve(config, self.root, self._train_teacher)
@@ -127,7 +143,7 @@ class _Runner:
             return self._result(run_id, "cancelled", began, reason="cancelled_by_user", message="stopped")
         except RunError as error:
             return self._result(run_id, "failed", began, reason=error.reason, message=error.message)
-        spec = spec_of(run_id, self.root, resolved.config, data.digest, until)
+        spec = spec_of(run_id, self.root, resolved.config, data.digest, until, parent)
         with self._probed(config, kind, spec):
             end = self._attempts(spec, config, kind)
         if isinstance(end, Verdict):

@@ -27,7 +27,7 @@ from amd.training.learner import Learner
 from amd.training.meters import matmul_rate
 from amd.training.metrics import Metrics, open_metrics
 from amd.training.optim import cosine_lr
-from amd.training.run import RunSpec
+from amd.training.run import RunSpec, run_folder
 from amd.training.state import capture, restore
 from amd.training.team import Signals, Team
 
@@ -86,7 +86,7 @@ class Training(ABC):
         self.steps = config.schedule.total_steps(self.loader.steps_per_epoch)
         self.last = min(self.steps, spec.until or self.steps)  # where this part of the run ends
         self.warmup = config.schedule.total_warmup_steps(self.loader.steps_per_epoch)
-        self.store = CheckpointStore(join(spec.folder, "checkpoints"), config.checkpoint)
+        self.store = self.origin = CheckpointStore(join(spec.folder, "checkpoints"), config.checkpoint)
         self.bad = BadSamples(spec.folder, team, config.data.max_bad_fraction, len(self.manifest))
         self.metrics: Metrics | None = None  # on rank 0
         self.values: dict[str, float] = {}
@@ -160,8 +160,8 @@ class Training(ABC):
         return self._close(done, interrupted)
 
     def _catch_up(self, done: int) -> None:
-        """Evaluate the checkpoint that was loaded if its run was stopped before it could."""
-        if not done:
+        """Evaluate the checkpoint that was loaded if its run was stopped before it could; never a parent's."""
+        if not done or self.origin is not self.store:
             return
         known = self.team.from_leader(lambda: self.store.metrics(done))
         if any(name.startswith("eval/") for name in known):
@@ -259,11 +259,18 @@ class Training(ABC):
     # The ends, and what lies between them
 
     def _resume(self) -> int:
-        """Load the newest checkpoint, if any; the steps done. Removes what a writer that died has left."""
+        """Load the newest checkpoint, if any, else the parent's; the steps done.
+
+        Removes what a writer that died has left.
+        """
         found = self.store.load_newest() if self.team.leads else None
         done = self.team.from_leader(lambda: found[0] if found else 0)
+        if not done and self.spec.parent is not None:
+            run_id, done = self.spec.parent
+            folder = join(run_folder(self.spec.root, run_id), "checkpoints")
+            self.origin = CheckpointStore(folder, self.run_config.checkpoint)
         if done:
-            snapshot = found[1] if found else self.store.load(done)
+            snapshot = found[1] if found else self.origin.load(done)
             cursor = restore(self.learner.network, self.learner.optimizer, snapshot)
             self.learner.load_extra_state(snapshot.tensors)
             self.workers_before = cursor["world"]

@@ -28,7 +28,7 @@ def problems(values: dict[str, Any]) -> list[str]:
 
 
 TWO = {"algorithm": "tpe", "against": "teacher_gflops"}
-PBT = {"algorithm": "pbt", "stopping": "none", "space": {"use": ["recipe"]}}
+PBT = {"algorithm": "pbt", "seeds": 1, "space": {"use": ["recipe"]}}
 
 RULES: list[tuple[dict[str, Any], str]] = [
     ({"train": mae(tiny_video_config()).model_dump(mode="json")}, "train.objective.kind=mae: ~take a config with one"),
@@ -38,11 +38,21 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"against": "step_gflops"}, "against=step_gflops: ~only algorithm=tpe searches two objectives"),
     (TWO, "against=teacher_gflops: ~no order to stop by; set stopping=none"),
-    ({**PBT, "stopping": "asha"}, "algorithm=pbt ~instead of stopping them; set stopping=none"),
-    ({**PBT, "space": MASKING}, "algorithm=pbt ~take space.use=[recipe]"),
-    ({**PBT, "space": {"use": ["recipe", "masking"]}}, "algorithm=pbt ~take space.use=[recipe]"),
+    ({**PBT, "stopping": "asha"}, "stopping=asha: algorithm=pbt ~instead of stopping them; set stopping=none"),
+    ({**PBT, "space": MASKING}, "space.use=['masking']: algorithm=pbt ~take space.use=[recipe]"),
+    ({**PBT, "space": {"use": ["recipe", "masking"]}}, "space.use=['masking']: algorithm=pbt ~take space.use=[recipe]"),
+    (
+        {**PBT, "space": {"dimensions": {"student.generator.depth": [1, 2]}}},
+        "space.dimensions.student.generator.depth: algorithm=pbt ~or dimensions of optim",
+    ),
+    (
+        {**PBT, "space": {"use": ["recipe"], "dimensions": {"optim.batch_size": [64, 128]}}},
+        "space.dimensions.optim.batch_size: algorithm=pbt ~other than optim.batch_size",
+    ),
+    ({**PBT, "seeds": 3}, "seeds=3: a child of algorithm=pbt goes on from one run; set seeds=1"),
+    ({**PBT, "budget": {"trials": 3}}, "budget.trials=3: is the population ~take 4 or more"),
     ({**PBT, "space": {"study": "layers"}}, "space.study runs all its variants to their end: take algorithm=grid"),
-    ({**PBT, "rungs": 1}, "rungs=1: algorithm=pbt copies between rungs; take 2 or more"),
+    ({**PBT, "rungs": 1}, "rungs=1: algorithm=pbt replaces trials between rungs; take 2 or more"),
     ({"space": {"study": "layers"}, "algorithm": "random"}, "space.study ~take algorithm=grid, stopping=none"),
     ({"space": {"study": "layers"}, "stopping": "asha"}, "space.study ~take algorithm=grid, stopping=none"),
     ({"space": {}}, "space: nothing is varied; give space.use, space.study or space.dimensions"),
@@ -161,7 +171,7 @@ def test_rungs_of_population_based_training_are_evenly_spaced() -> None:
         {"name": "b-sweep"},
         {"at_once": 2},
         {"retries": 0},
-        {"budget.trials": 50, "budget.hours": 3, "budget.clips": 10},
+        {"budget.trials": 50, "budget.hours": 3.0, "budget.clips": 10},
         {"train.storage": "/elsewhere", "train.name": "x", "train.checkpoint.every_minutes": 1.0},
     ],
 )
@@ -189,6 +199,16 @@ def test_place_name_budget_and_room_decide_nothing(changes: dict[str, Any]) -> N
 def test_all_else_decides(changes: dict[str, Any]) -> None:
     config = ledgers.search()
     assert with_overrides(config, changes).decides() != config.decides()
+
+
+def test_a_population_decides_and_its_other_budgets_do_not() -> None:
+    config = ledgers.search(**PBT)
+    assert with_overrides(config, {"budget.trials": 50}).decides() != config.decides()
+    assert with_overrides(config, {"budget.hours": 3}).decides() == config.decides()
+
+
+def test_a_population_is_not_stopped_early_unless_told() -> None:
+    assert (ledgers.search(**PBT).stopping, ledgers.search(**PBT).rungs) == ("none", 5)
 
 
 def test_a_config_comes_back_from_its_json() -> None:
