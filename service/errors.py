@@ -169,26 +169,25 @@ def problem(
     return JSONResponse(content, status, dict(headers or {}), media_type=MEDIA_TYPE)
 
 
+def answer(request: Request, error: ServiceError) -> JSONResponse:
+    """A room's exception as the table has it."""
+    found = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+    headers = {}
+    if found.retryable:
+        headers["Retry-After"] = str(max(1, round(error.extra.get("retry_after", 1))))
+    if found.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem(
+        request, found.status, found.code, error.message, retryable=found.retryable, headers=headers, **error.extra
+    )
+
+
 def install(app: FastAPI) -> None:
     """Every error of the app in this one form."""
 
     def of_service(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ServiceError)
-        answer = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
-        headers = {}
-        if "retry_after" in error.extra or answer.retryable:
-            headers["Retry-After"] = str(max(1, round(error.extra.get("retry_after", 1))))
-        if answer.status == HTTPStatus.UNAUTHORIZED:
-            headers["WWW-Authenticate"] = "Bearer"
-        return problem(
-            request,
-            answer.status,
-            answer.code,
-            error.message,
-            retryable=answer.retryable,
-            headers=headers,
-            **error.extra,
-        )
+        return answer(request, error)
 
     def of_config(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ConfigError)

@@ -55,6 +55,15 @@ def allowed_actions(job: Job) -> list[Action]:
     return list(ACTIONS[job.state])
 
 
+def check_allowed(job: Job, action: Action) -> None:
+    """Raises IllegalAction."""
+    allowed = allowed_actions(job)
+    if action not in allowed:
+        remedy = f"; it allows {', '.join(allowed)}" if allowed else ""
+        outside = " and was begun outside the service" if job.origin != "api" else ""
+        raise IllegalAction(f"{action}: {job.id} is {job.state}{outside}{remedy}", allowed_actions=allowed)
+
+
 def act(
     store: JobStore, job_id: str, project: str | None, action: Action, actor: str, deadline_s: float | None = None
 ) -> Job:
@@ -63,12 +72,7 @@ def act(
         job = store.get(job_id, project)
         if action in _UNDER_WAY.get(job.state, ()):
             return job
-        if action not in allowed_actions(job):
-            allowed = allowed_actions(job)
-            remedy = f"; it allows {', '.join(allowed)}" if allowed else ""
-            if job.origin != "api":
-                remedy = ": it was begun outside the service"
-            raise IllegalAction(f"{action}: {job.id} is {job.state}{remedy}", allowed_actions=allowed)
+        check_allowed(job, action)
         try:
             return store.change(job, action, actor=actor, **_asked(job, action, deadline_s))
         except Stale:

@@ -1,0 +1,99 @@
+"""`python -m service`: the control plane. `python -m service migrate`: bring the database up to date, and end.
+
+Configured by the environment alone (`service.settings`). Several may run side by side on one PostgreSQL: all serve,
+one of them at a time moves the jobs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import uvicorn
+from pydantic import ValidationError
+from sqlalchemy.exc import ArgumentError, OperationalError
+
+from service.app import create_app
+from service.db import is_migrated, migrate, open_engine
+from service.http import WithRequestId
+from service.jobs.lifecycle import Reconciler
+from service.keys import ensure_admin_key
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+BAD_INPUT, FAILED = 2, 1
+DRAIN_S = 5  # how long streams may go on once it is told to end
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
+    parser.add_argument("command", nargs="?", choices=("serve", "migrate"), default="serve")
+    command = parser.parse_args(words).command
+    _log_to_stderr()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for found in error.errors():
+            print(f"error: AMD_{'_'.join(map(str, found['loc'])).upper()}: {found['msg']}", file=sys.stderr)
+        return BAD_INPUT
+    try:
+        return serve(settings) if command == "serve" else _migrate(settings)
+    except ArgumentError as error:
+        print(f"error: AMD_DATABASE_URL: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OperationalError as error:
+        print(f"error: the database does not answer: {error.orig}", file=sys.stderr)
+        return FAILED
+
+
+def _migrate(settings: Settings) -> int:
+    migrate(open_engine(settings.database))
+    return 0
+
+
+def serve(settings: Settings) -> int:
+    engine = open_engine(settings.database)
+    if settings.migrate or engine.dialect.name == "sqlite":
+        migrate(engine)
+    if not is_migrated(engine):
+        print("error: the database's tables are not up to date: run `python -m service migrate`", file=sys.stderr)
+        return FAILED
+    if ensure_admin_key(engine, settings.admin_key_path):
+        logger.info("the first admin key was written to %s", settings.admin_key_path)
+    app = create_app(settings, engine=engine)
+    stop = threading.Event()
+    tasks: list[Callable[[threading.Event], None]] = [Reconciler(app.state.jobs, app.state.cluster, settings).run]
+    threads = [threading.Thread(target=task, args=(stop,), daemon=True) for task in tasks]
+    for thread in threads:
+        thread.start()
+    try:
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            access_log=False,  # ours names the request
+            log_config=None,
+            timeout_graceful_shutdown=DRAIN_S,
+        )
+        uvicorn.Server(config).run()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(DRAIN_S)
+    return 0
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.addFilter(WithRequestId())
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

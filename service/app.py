@@ -1,0 +1,73 @@
+"""The control plane's HTTP application, put together from its rooms. Torch-free; runs no jobs and starts no threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from sqlalchemy import Engine
+from starlette.middleware.gzip import GZipMiddleware
+
+from service import errors, health
+from service.auth import Authenticator
+from service.db import open_engine
+from service.http import Bodies, RequestIds
+from service.jobs import catalog
+from service.jobs import routes as jobs
+from service.jobs.ray_jobs import Cluster, RayJobs
+from service.jobs.store import JobStore
+from service.jobs.streams import Hub
+from service.settings import Settings
+from service.uris import UriPolicy
+
+DESCRIPTION = """Pre-train small vision encoders by Asymmetric Masked Distillation, search their settings, watch runs.
+
+Errors are RFC 9457 problem details with a stable `code`. Lists are paged by `cursor`. A POST of a job may carry an
+`Idempotency-Key`: the same request again answers with the same job."""
+
+
+def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Cluster | None = None) -> FastAPI:
+    """The application. `engine` and `cluster`: of the caller's choosing, in place of what the settings name."""
+    engine = engine or open_engine(settings.database)
+    store = JobStore(engine)
+    hub = Hub(store)
+
+    @contextlib.asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(hub.run())
+        try:
+            yield
+        finally:
+            watching.cancel()
+
+    app = FastAPI(
+        title="AMD service",
+        version=version("amd-service"),
+        description=DESCRIPTION,
+        lifespan=life,
+        responses={"4XX": _problem("A mistake of the request."), "5XX": _problem("Trouble of the service.")},
+        separate_input_output_schemas=False,
+    )
+    app.state.settings = settings
+    app.state.engine = engine
+    app.state.jobs = store
+    app.state.hub = hub
+    app.state.cluster = cluster or RayJobs(settings.ray_dashboard, settings.ray_token_file)
+    app.state.authenticator = Authenticator(engine, settings)
+    app.state.uris = UriPolicy(settings.root, settings.allowed_uris)
+    app.include_router(health.router)
+    for router in (jobs.router, catalog.router):
+        app.include_router(router, prefix="/v1")
+    errors.install(app)
+    app.add_middleware(GZipMiddleware, minimum_size=1024)
+    app.add_middleware(Bodies, limit=int(settings.max_body_mib * 2**20))
+    app.add_middleware(RequestIds)
+    return app
+
+
+def _problem(description: str) -> dict[str, Any]:
+    return {"model": errors.Problem, "description": description, "content": {errors.MEDIA_TYPE: {}}}

@@ -1,0 +1,98 @@
+"""What every request goes through: an id for it, a limit on its body, the media type of what it sends. Pure ASGI."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from contextvars import ContextVar
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import BodyTooLarge, UnsupportedMediaType, answer
+
+logger = logging.getLogger("service.access")
+
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+_PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+
+
+class RequestIds:
+    """`X-Request-Id`: the caller's where it is plain, else a new one; in the answer, in every log line, in errors."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        known = given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = known
+        token, began, status = request_id.set(known), time.monotonic(), 0
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", known.encode())]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, named)
+        finally:
+            took = (time.monotonic() - began) * 1000
+            logger.info("%s %s %d %.1f ms", scope["method"], scope["path"], status, took)
+            request_id.reset(token)
+
+
+class Bodies:
+    """Bodies are bounded before they are read, and are JSON."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        has_body = (length.isdigit() and int(length) > 0) or b"transfer-encoding" in headers
+        if length.isdigit() and int(length) > self.limit:
+            await self._refuse(BodyTooLarge(self._told()), scope, receive, send)
+            return
+        media = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if has_body and media != b"application/json":
+            told = f"Content-Type: {media.decode('latin-1') or 'none'}; send application/json"
+            await self._refuse(UnsupportedMediaType(told), scope, receive, send)
+            return
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.limit:
+                raise BodyTooLarge(self._told())
+            return message
+
+        await self.app(scope, bounded, send)
+
+    def _told(self) -> str:
+        return f"the body is larger than {self.limit} bytes; put what is large on the storage and name it by its URI"
+
+    async def _refuse(self, error: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(Request(scope), error)(scope, receive, send)
+
+
+class WithRequestId(logging.Filter):
+    """`%(request_id)s` in a log format."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = request_id.get()
+        return True

@@ -1,0 +1,87 @@
+"""What a training job will take, counted from its config alone: parameters, FLOPs, memory, hours. Torch-free."""
+
+from __future__ import annotations
+
+from amd.config import EncoderConfig, TrainConfig
+from amd.flops import step_flops
+from amd.presets import ASSUMED_SHARE, H100_BF16_FLOPS, PRESETS
+from service.jobs.kinds import need
+from service.jobs.ray_jobs import Capacity
+from service.jobs.schemas import Estimate
+
+H100_BYTES = 80e9
+TRAINED_BYTES = 16  # fp32 weights, gradients and AdamW's two moments
+FROZEN_BYTES = 4
+ACTIVATION_BYTES = 34  # of a block, per token and channel, in 16 bits (Korthikanti et al. 2022, without attention maps)
+
+
+def estimate(config: TrainConfig, preset: str | None, capacity: Capacity | None) -> Estimate:
+    """`capacity`: None where the cluster does not answer."""
+    student = config.student
+    trained = encoder_parameters(student.encoder, config.clip.token_values)
+    trained += transformer_parameters(student.decoder.width, student.decoder.depth, student.encoder.mlp_ratio)
+    frozen = 0
+    if config.teacher is not None:
+        frozen = encoder_parameters(config.teacher.encoder, config.clip.token_values)
+        if config.has_generation:
+            width = config.generator_width
+            per_pair = transformer_parameters(width, student.generator.depth, student.encoder.mlp_ratio)
+            trained += per_pair * len(config.objective.layers)
+    flops = step_flops(config).total
+    gpu_hours = _gpu_hours(config, preset, flops)
+    least = need(config)
+    memory = _memory(config, trained, frozen)
+    return Estimate(
+        student_parameters=encoder_parameters(student.encoder, config.clip.token_values),
+        teacher_parameters=frozen or None,
+        flops_per_step=flops * config.clips_per_step,
+        memory_per_worker_bytes=memory,
+        memory_fits=None if capacity is None else memory < (H100_BYTES if capacity.gpus else capacity.memory),
+        hours=None if gpu_hours is None else gpu_hours / least.workers,
+        gpu_hours=gpu_hours,
+        feasible=None if capacity is None else _fits(config, capacity),
+    )
+
+
+def encoder_parameters(config: EncoderConfig, token_values: int) -> int:
+    """Of a ViT with fixed positions and without head; biases and norms counted."""
+    width = config.width
+    embedding = token_values * width + width + (width if config.class_token else 0)
+    return embedding + transformer_parameters(width, config.depth, config.mlp_ratio) + 2 * width
+
+
+def transformer_parameters(width: int, depth: int, mlp_ratio: float) -> int:
+    attention = 4 * width**2 + 3 * width
+    hidden = int(mlp_ratio * width)
+    mlp = 2 * width * hidden + hidden + width
+    return depth * (attention + mlp + 4 * width)
+
+
+def _gpu_hours(config: TrainConfig, preset: str | None, flops: float) -> float | None:
+    schedule = config.schedule
+    if schedule.steps is not None:
+        clips = float(schedule.steps * config.clips_per_step)
+    elif preset in PRESETS and PRESETS[preset].samples is not None and schedule.epochs is not None:
+        clips = float((PRESETS[preset].samples or 0) * schedule.epochs * config.data.repeats)
+    else:
+        return None
+    return clips * flops / (ASSUMED_SHARE * H100_BF16_FLOPS) / 3600
+
+
+def _memory(config: TrainConfig, trained: int, frozen: int) -> float:
+    """Bytes of a worker: the student's activations are kept for its backward pass, the teacher's are not."""
+    least = config.scaling.workers[0]
+    share = -(-config.clips_per_step // least)
+    clips = min(config.scaling.micro_batch or share, share)
+    per_cell = config.clip.grid.tokens // config.cells
+    visible = (config.cells - config.student_hidden_cells) * per_cell
+    student, decoder = config.student.encoder, config.student.decoder
+    kept = visible * student.width * student.depth + config.clip.grid.tokens * decoder.width * decoder.depth
+    wide = 1 if config.scaling.precision == "bf16" or config.scaling.device == "cuda" else 2
+    return float(trained * TRAINED_BYTES + frozen * FROZEN_BYTES + clips * kept * ACTIVATION_BYTES * wide)
+
+
+def _fits(config: TrainConfig, capacity: Capacity) -> bool:
+    least = need(config)
+    gpus = least.workers if least.device == "cuda" else 0
+    return least.cpus <= capacity.cpus and gpus <= capacity.gpus

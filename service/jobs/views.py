@@ -1,0 +1,115 @@
+"""From rows and files to what goes over the wire."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from amd.storage import join, listdir, read_json
+from amd.training.run import run_folder
+from service.db import Attempt, Job, JobEvent
+from service.jobs.lifecycle import allowed_actions
+from service.jobs.schemas import (
+    AttemptView,
+    CheckpointView,
+    EventView,
+    FailureView,
+    JobDetail,
+    JobView,
+    ProgressView,
+    TrialView,
+)
+
+
+def job_view(job: Job, newest: Attempt | None, root: str) -> JobView:
+    return JobView(**_facts(job, newest, root))
+
+
+def job_detail(job: Job, attempts: Sequence[Attempt], root: str) -> JobDetail:
+    newest = attempts[-1] if attempts else None
+    views = [
+        AttemptView(
+            number=attempt.number,
+            submission_id=attempt.submission_id,
+            state=attempt.state,
+            started_at=_time(attempt.started_at),
+            ended_at=_time_or_none(attempt.ended_at),
+            failure=_failure(attempt),
+        )
+        for attempt in attempts
+    ]
+    return JobDetail(**_facts(job, newest, root), config=job.config, attempts=views)
+
+
+def event_view(event: JobEvent) -> EventView:
+    return EventView(id=event.version, at=_time(event.at), type=event.type, actor=event.actor, data=event.data)
+
+
+def trials(folder: str) -> Iterator[TrialView]:
+    """Of a sweep, from its ledger."""
+    for name in listdir(join(folder, "trials")):
+        if name.endswith(".json"):
+            record = read_json(join(folder, "trials", name))
+            rungs = record.get("rungs", [])
+            yield TrialView(
+                number=record["number"],
+                state=record["state"],
+                point=record["point"],
+                score=rungs[-1]["score"] if rungs else None,
+                rungs=rungs,
+                message=record.get("message") or "",
+            )
+
+
+def checkpoints(folder: str) -> Iterator[CheckpointView]:
+    """Committed ones: the manifest is written last."""
+    for name in listdir(join(folder, "checkpoints")):
+        url = join(folder, "checkpoints", name)
+        if name.startswith("step-") and "manifest.json" in listdir(url):
+            yield CheckpointView(step=int(name.removeprefix("step-")), url=url)
+
+
+def _facts(job: Job, newest: Attempt | None, root: str) -> dict[str, Any]:
+    encoder = (job.result or {}).get("encoder_folder")
+    return {
+        **{name: getattr(job, name) for name in _SAME},
+        "allowed_actions": allowed_actions(job),
+        **{name: _time_or_none(getattr(job, name)) for name in _TIMES},
+        "progress": _progress(job),
+        "failure": _failure(newest) if newest is not None else None,
+        "encoder": posixpath.basename(encoder) if encoder else None,
+        "run_folder": run_folder(root, job.id),
+    }
+
+
+_TIMES = ("created_at", "changed_at", "started_at", "ended_at")
+_SAME = (
+    *("id", "project", "kind", "name", "labels", "priority", "origin", "created_by", "preset", "state", "reason"),
+    *("message", "attempt", "max_retries", "time_limit_s", "workers", "result"),
+)
+
+
+def _progress(job: Job) -> ProgressView | None:
+    if not job.progress:
+        return None
+    known = {name: value for name, value in job.progress.items() if name in ProgressView.model_fields}
+    return ProgressView(**known, at=_time(job.changed_at))
+
+
+def _failure(attempt: Attempt) -> FailureView | None:
+    if attempt.state != "failed" or attempt.outcome is None:
+        return None
+    outcome = attempt.outcome
+    reason = cast(Any, attempt.reason or "unknown")
+    tail = outcome.get("log_tail") or ""
+    return FailureView(reason=reason, message=attempt.message, rank=outcome.get("rank"), log_tail=tail)
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _time_or_none(seconds: float | None) -> datetime | None:
+    return None if seconds is None else _time(seconds)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.jobs.metrics import series, thinned
+
+VALUES = st.lists(st.floats(allow_infinity=True, allow_nan=True), min_size=0, max_size=300)
+
+
+@given(VALUES, st.integers(4, 60))
+def test_thinning_keeps_ends_extremes_and_order_within_the_limit(values: list[float], most: int) -> None:
+    points = list(enumerate(values))
+    kept = thinned(points, most)
+    assert len(kept) <= most
+    assert [step for step, _ in kept] == sorted({step for step, _ in kept})
+    assert all(values[step] is value for step, value in kept)
+    if len(points) <= most:
+        assert list(kept) == points
+        return
+    assert kept[0][0] == 0
+    assert kept[-1][0] == len(points) - 1
+    finite = [value for value in values if not math.isnan(value)]
+    if finite:
+        assert min(finite) in [value for _, value in kept]
+    highest = math.nan if len(finite) < len(values) else max(finite)
+    assert any(value == highest or math.isnan(value) == math.isnan(highest) for _, value in kept)
+
+
+@pytest.mark.parametrize("most", [2, 3])
+def test_very_few_points_are_the_ends(most: int) -> None:
+    assert thinned([(step, 1.0) for step in range(10)], most)[:: most - 1 or 1][0] == (0, 1.0)
+    assert len(thinned([(step, 1.0) for step in range(10)], most)) <= most
+
+
+def test_series_of_lines_that_do_not_all_hold_every_name() -> None:
+    lines = [
+        {"step": 1, "time": 0.0, "loss/total": 2.0},
+        {"step": 2, "time": 1.0, "loss/total": math.nan, "eval/knn_top1": 50.0},
+    ]
+    view = series(lines, [], 10)
+    assert view.names == ["eval/knn_top1", "loss/total"]
+    assert [(found.name, found.steps, found.values) for found in view.series] == [
+        ("eval/knn_top1", [2], [50.0]),
+        ("loss/total", [1, 2], [2.0, None]),
+    ]
+    assert [found.name for found in series(lines, ["loss/total"], 10).series] == ["loss/total"]
+    assert series([], [], 10).last_step is None
