@@ -16,7 +16,9 @@ import psycopg
 import pytest
 
 from service.db import is_migrated, migrate, open_engine
+from service.errors import UriNotAllowed
 from service.settings import Settings
+from service.uris import UriPolicy
 from tests.deploy.manifests import DEPLOY, IMAGE, SETTINGS, read, secrets_among
 
 FOLDER = DEPLOY / "compose"
@@ -120,7 +122,10 @@ def test_the_control_plane_understands_its_environment(monkeypatch: pytest.Monke
         monkeypatch.setenv(name, filled(value))
     settings = Settings()
     assert settings.root == "s3://amd"
-    assert settings.allowed_uris == ("/datasets/",)
+    policy = UriPolicy(settings.root, settings.allowed_uris)
+    policy.check("data.train", "/datasets/digits")
+    with pytest.raises(UriNotAllowed):
+        policy.check("data.train", "/run/secrets/ray-token")
     assert not settings.migrate  # its own container does it
 
 

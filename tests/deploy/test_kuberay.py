@@ -202,7 +202,8 @@ def test_no_service_is_open_to_the_outside() -> None:
 
 def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
     assert selector.keys() <= {"matchLabels"}
-    return selector.get("matchLabels", {}).items() <= labels.items()
+    wanted: dict[str, str] = selector.get("matchLabels", {})
+    return wanted.items() <= labels.items()
 
 
 def reaches(source: dict[str, str], target: dict[str, str], port: int, namespace: dict[str, str] | None = None) -> bool:
