@@ -18,7 +18,8 @@ Stopping = Literal["none", "asha", "hyperband"]
 Metric = Literal["eval/knn_top1", "eval/knn_centred_top1", "eval/top1"]
 Cost = Literal["teacher_gflops", "step_gflops"]
 
-SMALLEST_POPULATION = 4
+SHARE = 4  # of a population, one in so many is replaced and as many have children: Ray Tune's default
+EARLIEST, LATEST = 0.2, 0.5  # of a trial's length, where the first rung is left to us
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 
@@ -133,8 +134,12 @@ class SearchConfig(Section):
     """asha: a trial that is worse at a rung than the best of those before it (1 in `reduction`) ends there.
     hyperband: the same, some trials starting from later rungs. none: every trial runs to its end."""
     rungs: int = Field(3, ge=1, le=10)
-    """How often a trial is probed: at its end, at 1/reduction of its length, 1/reduction², …; evenly spaced for pbt."""
+    """How often a trial is probed: at its end, at 1/reduction of its length, 1/reduction², …, closer together where
+    `first_rung` is later than that; evenly spaced for pbt."""
     reduction: int = Field(3, ge=2, le=10)
+    first_rung: float | None = Field(None, gt=0, lt=1)
+    """How far a trial has come, of 1, when it may first be stopped. None: no earlier than a fifth of its length, and
+    twice its warm-up: before that the learning rate has hardly been at work, and ASHA would decide nearly by lot."""
     metric: Metric = "eval/knn_top1"
     """What is maximised: a figure of the probe. Never a loss: losses of different mask ratios cannot be compared."""
     against: Cost | None = None
@@ -207,10 +212,10 @@ class SearchConfig(Section):
             problems.append("rungs=1: algorithm=pbt replaces trials between rungs; take 2 or more")
         if self.seeds > 1:
             problems.append(f"seeds={self.seeds}: a child of algorithm=pbt goes on from one run; set seeds=1")
-        if self.budget.trials < SMALLEST_POPULATION:
+        if self.budget.trials < SHARE:
             problems.append(
                 f"budget.trials={self.budget.trials}: is the population of algorithm=pbt, of which a quarter is "
-                f"replaced at each rung; take {SMALLEST_POPULATION} or more"
+                f"replaced at each rung; take {SHARE} or more"
             )
         return problems
 
@@ -218,7 +223,16 @@ class SearchConfig(Section):
         """How far a trial has come at each rung, ascending to 1."""
         if self.algorithm == "pbt":
             return tuple((rung + 1) / self.rungs for rung in range(self.rungs))
-        return tuple(float(self.reduction) ** -rung for rung in reversed(range(self.rungs)))
+        gaps = self.rungs - 1
+        first = self.first_rung or max(float(self.reduction) ** -gaps, self._settled())
+        return (*(first ** ((gaps - rung) / gaps) for rung in range(gaps)), 1.0)
+
+    def _settled(self) -> float:
+        """The least that a trial must have learnt before figures mean something."""
+        schedule = self.train.schedule
+        warmup = schedule.warmup_steps if schedule.epochs is None else schedule.warmup_epochs
+        twice = 2 * (warmup or 0) / (schedule.epochs or schedule.steps or 1)
+        return max(EARLIEST, min(twice, LATEST))
 
     def decides(self) -> dict[str, Any]:
         """What decides a sweep's points and figures: not its place, its name, its budget, or how many run at once."""

@@ -11,6 +11,7 @@ from amd.presets import preset, read_config_file
 from tune_spaces.config import SearchConfig
 
 SECTIONS = frozenset(TrainConfig.model_fields) - frozenset(SearchConfig.model_fields)
+DIMENSIONS = "space.dimensions."
 WHAT = "a preset's name in place of `train`, and changes to it"
 
 
@@ -41,7 +42,12 @@ def search_from(preset_name: str | None, given: Mapping[str, Any], overrides: Ma
             ["train: which run is varied? give --preset NAME, or a file with `preset: NAME` or a whole run as `train`"]
         )
     moved = {_placed(key): value for key, value in {**changes, **overrides}.items()}
-    return validate(SearchConfig, overridden(values, moved))
+    named = {key.removeprefix(DIMENSIONS): moved.pop(key) for key in list(moved) if key.startswith(DIMENSIONS)}
+    changed = overridden(values, moved)
+    if named:  # a dimension's name has dots of its own: it is no path
+        space = changed["space"] = {**(changed.get("space") or {})}
+        space["dimensions"] = {**(space.get("dimensions") or {}), **named}
+    return validate(SearchConfig, changed)
 
 
 def _placed(key: str) -> str:

@@ -7,12 +7,14 @@ is refused here. Torch-free and Ray-free: nodes are handed in.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from amd.config import ConfigError, ScalingConfig
 from amd.flops import step_flops
-from tune_spaces.config import SearchConfig
+from tune_spaces.config import SHARE, SearchConfig
 from tune_spaces.spaces import Space, grid, size
 
 Resources = Mapping[str, float]
@@ -29,6 +31,8 @@ class Plan(NamedTuple):
     workers: int
     rungs: tuple[int, ...]
     """Steps of a run at each rung."""
+    replaced: int
+    """Trials at each rung, in population based training."""
     seeds: int
     clips: int
     """Expected, early stopping counted in."""
@@ -38,11 +42,12 @@ class Plan(NamedTuple):
     def lines(self, hours: float | None = None) -> list[str]:
         points = f" of {self.points} points" if self.points is not None else ""
         several = f", {self.seeds} seeds each" if self.seeds > 1 else ""
+        children = f"; at a rung the worst {self.replaced} make room for children of the best" if self.replaced else ""
         more = " (fewer than at_once: there is no room)" if self.lowered else ""
         crew = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
         last = f"about {self.clips:,} clips, {self.pflops:.3g} PFLOP"
         return [
-            f"trials     {self.trials}{points}{several}",
+            f"trials     {self.trials}{points}{several}{children}",
             f"at once    {self.at_once} of {crew} each{more}",
             f"rungs      after {', '.join(map(str, self.rungs))} steps",
             f"training   {last}" + (f", {_hours(hours)} here, starts and probes not counted" if hours else ""),
@@ -64,8 +69,8 @@ def make_plan(search: SearchConfig, space: Space, steps: int, nodes: Sequence[Re
     if len(set(rungs)) < len(rungs):
         raise ConfigError(
             [
-                f"rungs={search.rungs}: a run of {steps} steps is too short to be cut at 1/{search.reduction} of its "
-                f"length {search.rungs - 1} times (steps {list(rungs)}); take fewer rungs or a longer schedule"
+                f"rungs={search.rungs}: a run of {steps} steps is too short to be cut {search.rungs - 1} times (steps "
+                f"{list(rungs)}); take fewer rungs or a longer schedule"
             ]
         )
     clips = round(trials * search.seeds * _expected_steps(search, rungs) * search.train.clips_per_step)
@@ -76,6 +81,7 @@ def make_plan(search: SearchConfig, space: Space, steps: int, nodes: Sequence[Re
         lowered=search.at_once is not None and at_once < min(search.at_once, trials),
         workers=scaling.workers[0],
         rungs=rungs,
+        replaced=trials // SHARE if search.algorithm == "pbt" else 0,
         seeds=search.seeds,
         clips=clips,
         pflops=clips * step_flops(search.train).total / 1e15,
@@ -90,13 +96,22 @@ def trials_that_fit(scaling: ScalingConfig, nodes: Sequence[Resources], gpu: boo
 
 
 def _expected_steps(search: SearchConfig, rungs: tuple[int, ...]) -> float:
-    """Of a trial, if a share 1/reduction of those at a rung goes on."""
+    """Of a trial, if a share 1/reduction of those that are judged at a rung goes on."""
     if search.stopping == "none":
         return rungs[-1]
-    steps, going = 0.0, 1.0
-    for before, step in zip((0, *rungs[:-1]), rungs, strict=True):
+    if search.stopping == "asha":
+        return _judged_from(0, rungs, search.reduction)
+    # hyperband: Ray draws the rung from which a trial is judged, earlier ones e times as often as the next
+    odds = [math.exp(-first) for first in range(len(rungs))]
+    steps = [_judged_from(first, rungs, search.reduction) for first in range(len(rungs))]
+    return sum(odd * step for odd, step in zip(odds, steps, strict=True)) / sum(odds)
+
+
+def _judged_from(first: int, rungs: tuple[int, ...], reduction: int) -> float:
+    steps, going = float(rungs[first]), 1.0
+    for before, step in itertools.pairwise(rungs[first:]):
+        going /= reduction
         steps += going * (step - before)
-        going /= search.reduction
     return steps
 
 

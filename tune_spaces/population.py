@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from amd.config import ConfigError
-from tune_spaces.config import Dimension, SearchConfig
+from tune_spaces.config import SHARE, Dimension, SearchConfig
 from tune_spaces.ledger import Ledger, TrialRecord
 from tune_spaces.points import seed_of
 from tune_spaces.spaces import Space, config_of, drawn, has, place, sets, values_of
 from tune_spaces.word import Point
 
-SHARE = 4  # one in so many is replaced, and as many have children: Ray Tune's default, near the paper's fifth
 FACTORS = (0.8, 1.2)  # Jaderberg et al. 2017
 RESAMPLED = 0.25  # how often a value is drawn anew instead, as in Ray Tune
 TRIES = 20

@@ -29,7 +29,7 @@ class Sweeping(Protocol):
     @property
     def records(self) -> dict[int, TrialRecord]: ...
     def seconds(self) -> float: ...
-    def open(self) -> int: ...
+    def unbegun(self) -> int: ...
 
 
 class Show(Protocol):
@@ -76,14 +76,18 @@ class Quiet:
         pass
 
 
-class PlainLines(Quiet):
+class Telling(Quiet):
+    """Says the plan; subclasses say how."""
+
+    def plan(self, plan: Plan, name: str) -> None:
+        self.say("\n".join([f"sweep      {name}", *plan.lines()]))
+
+
+class PlainLines(Telling):
     """One line for each rung and each end: for logs and pipes."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-
-    def plan(self, plan: Plan, name: str) -> None:
-        self.say("\n".join([f"sweep      {name}", *plan.lines()]))
 
     def say(self, text: str) -> None:
         print(text, file=self._out, flush=True)
@@ -109,7 +113,7 @@ class PlainLines(Quiet):
         yield Lines(self._out, seconds=10.0)
 
 
-class LiveTable(Quiet):
+class LiveTable(Telling):
     """Trials as they go, the best so far, and the time left."""
 
     def __init__(self, console: Console) -> None:
@@ -121,7 +125,7 @@ class LiveTable(Quiet):
 
     def plan(self, plan: Plan, name: str) -> None:
         self._name = name
-        self.say("\n".join([f"sweep      {name}", *plan.lines()]))
+        super().plan(plan, name)
 
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)
@@ -189,18 +193,15 @@ def status(sweep: Sweeping) -> str:
     """How far, how good, how long yet."""
     records = sweep.records.values()
     done = [record for record in records if record.state != "running"]
-    line = f"{len(done)} of {len(done) + sweep.open() + _running(records)} trials ended"
+    left = sweep.unbegun() + len(records) - len(done)
+    line = f"{len(done)} of {len(done) + left} trials ended"
     best = max((r for r in records if r.rungs and r.rungs[-1].fraction == 1), key=lambda r: r.score or 0, default=None)
     if best is not None:
         line += f"   best so far: {best.score:.2f}, trial {best.number}"
     line += f"   {duration(sweep.seconds())}"
     if done:
-        line += f", about {duration(sweep.seconds() / len(done) * (sweep.open() + _running(records) / 2))} left"
+        line += f", about {duration(sweep.seconds() / len(done) * (left + sweep.unbegun()) / 2)} left"
     return line
-
-
-def _running(records: Any) -> int:
-    return sum(record.state == "running" for record in records)
 
 
 def _order(records: dict[int, TrialRecord]) -> list[TrialRecord]:
@@ -213,7 +214,8 @@ def _order(records: dict[int, TrialRecord]) -> list[TrialRecord]:
 def point(record: TrialRecord) -> str:
     """A point in short: last words of names and their values."""
     words = "  ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in record.point.items())
-    return words + ("  (baseline)" if record.baseline else "")
+    parent = f"  (from trial {record.parent})" if record.parent is not None else ""
+    return words + ("  (baseline)" if record.baseline else parent)
 
 
 def _short(value: Any) -> str:

@@ -58,7 +58,7 @@ def test_a_plan_is_shown_and_nothing_is_run(
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == ["trials", "at", "rungs", "training"]
     assert "9 of 40 points" in out
-    assert "after 60, 180, 540 steps" in out
+    assert "after 108, 241, 540 steps" in out
     assert not stub.run
 
 
@@ -68,7 +68,7 @@ def test_a_plan_is_one_line_of_json_for_programs(
     code, out, _ = amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET, "--plan", "--json")
     plan = json.loads(out)
     assert (code, len(out.splitlines())) == (0, 1)
-    assert (plan["trials"], plan["at_once"], plan["rungs"]) == (20, 4, [60, 180, 540])
+    assert (plan["trials"], plan["at_once"], plan["rungs"]) == (20, 4, [108, 241, 540])
 
 
 @pytest.mark.parametrize(

@@ -151,13 +151,28 @@ def test_a_study_is_a_grid_to_its_end_unless_told() -> None:
     assert ledgers.search(space={"study": "layers"}, rungs=3).rungs == 3
 
 
-@given(rungs=st.integers(1, 10), reduction=st.integers(2, 10))
-def test_rungs_ascend_to_the_end(rungs: int, reduction: int) -> None:
-    base = ledgers.search(rungs=rungs, reduction=reduction)
-    fractions = base.fractions()
+@given(
+    rungs=st.integers(1, 10),
+    reduction=st.integers(2, 10),
+    first=st.none() | st.floats(0.01, 0.9),
+    warmup=st.integers(0, 500),
+)
+def test_rungs_ascend_evenly_by_factors_to_the_end(
+    rungs: int, reduction: int, first: float | None, warmup: int
+) -> None:
+    config = ledgers.search(rungs=rungs, reduction=reduction, first_rung=first)
+    config = with_overrides(config, {"train.schedule.warmup_steps": warmup})
+    fractions = config.fractions()
     assert len(fractions) == rungs
     assert fractions[-1] == 1
-    assert all(after / before == pytest.approx(reduction) for before, after in pairwise(fractions))
+    factors = [after / before for before, after in pairwise(fractions)]
+    assert all(factor == pytest.approx(factors[0]) for factor in factors)
+    assert all(factor > 1 for factor in factors)
+    if rungs > 1 and first is not None:
+        assert fractions[0] == pytest.approx(first)
+    elif rungs > 1:
+        twice = min(0.5, 2 * warmup / 500)
+        assert fractions[0] == pytest.approx(max(reduction ** -(rungs - 1), 0.2, twice))
 
 
 def test_rungs_of_population_based_training_are_evenly_spaced() -> None:

@@ -149,3 +149,17 @@ def test_nothing_that_was_handed_in_is_changed(tmp_path: Path) -> None:
     load_search(PRESET, None, overrides)
     assert json.dumps(overrides) == before
     assert PRESETS[PRESET].config == BASE
+
+
+def test_a_dimension_may_be_given_by_its_dotted_name() -> None:
+    words = {"space.use": ["masking"], "space.dimensions.optim.eps": [1e-8, 1e-6]}
+    config = load_search(PRESET, None, {**words, "space.dimensions.optim.base_lr": {"low": 1e-4, "high": 1e-2}})
+    assert list(config.space.dimensions) == ["optim.eps", "optim.base_lr"]
+    assert config.space.dimensions["optim.eps"].choices == (1e-8, 1e-6)
+
+
+def test_a_dimension_of_the_command_line_goes_before_the_files_and_keeps_the_others(tmp_path: Path) -> None:
+    there = {"preset": PRESET, "space": {"dimensions": {"optim.eps": [1e-8, 1e-6], "optim.clip_norm": [0.1, 1.0]}}}
+    config = load_search(None, file(tmp_path, there), {"space.dimensions.optim.eps": [1e-7, 1e-5]})
+    assert config.space.dimensions["optim.eps"].choices == (1e-7, 1e-5)
+    assert config.space.dimensions["optim.clip_norm"].choices == (0.1, 1.0)

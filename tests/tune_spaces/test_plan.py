@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -135,13 +136,29 @@ def test_a_space_without_end_has_its_budget() -> None:
 
 def test_clips_with_and_without_stopping_are_those_of_a_hand() -> None:
     """540 steps, cut at 60 and 180: 60 for all, 120 more for a third, 360 more for a ninth."""
-    words: dict[str, Any] = {"seeds": 2, "budget": {"trials": 10}}
+    words: dict[str, Any] = {"seeds": 2, "budget": {"trials": 10}, "first_rung": 1 / 9}
     clips = ledgers.search().train.clips_per_step
     stopped, whole = planned(ledgers.search(**words)), planned(ledgers.search(**words, stopping="none"))
     assert stopped.rungs == whole.rungs == (60, 180, 540)
     assert stopped.clips == 10 * 2 * (60 + 40 + 40) * clips
     assert whole.clips == 10 * 2 * 540 * clips
     assert whole.pflops == pytest.approx(whole.clips * step_flops(ledgers.search().train).total / 1e15)
+
+
+def test_hyperband_costs_what_its_brackets_cost() -> None:
+    """Judged from 60, 180 or 540 steps on, with odds 1, 1/e, 1/e²."""
+    config = ledgers.search(seeds=1, stopping="hyperband", budget={"trials": 10}, first_rung=1 / 9)
+    odds, steps = [1, math.exp(-1), math.exp(-2)], [60 + 120 / 3 + 360 / 9, 180 + 360 / 3, 540]
+    expected = sum(odd * step for odd, step in zip(odds, steps, strict=True)) / sum(odds)
+    assert planned(config).clips == round(10 * expected * config.train.clips_per_step)
+
+
+def test_a_population_is_trained_whole_and_tells_of_its_children() -> None:
+    config = ledgers.search(space={"use": ["recipe"]}, algorithm="pbt", seeds=1, budget={"trials": 9})
+    plan = make_plan(config, build_space(config.space, config.train), STEPS, [{"CPU": 2.0}], gpu=False)
+    assert plan.rungs == (108, 216, 324, 432, 540)
+    assert plan.clips == 9 * STEPS * config.train.clips_per_step
+    assert plan.lines()[0] == "trials     9; at a rung the worst 2 make room for children of the best"
 
 
 def test_one_rung_stops_nobody() -> None:
@@ -151,9 +168,9 @@ def test_one_rung_stops_nobody() -> None:
 
 def test_a_run_too_short_for_its_rungs_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
-        planned(ledgers.search(rungs=4), steps=8)
+        planned(ledgers.search(rungs=4), steps=4)
     (line,) = error.value.problems
-    assert line.startswith("rungs=4: a run of 8 steps is too short to be cut at 1/3 of its length 3 times")
+    assert line.startswith("rungs=4: a run of 4 steps is too short to be cut 3 times (steps [1, 1, 2, 4])")
     assert "take fewer rungs or a longer schedule" in line
 
 
@@ -164,7 +181,8 @@ def test_rungs_are_steps_that_ascend_to_the_end_or_are_refused(steps: int, rungs
         made = planned(config, steps=steps).rungs
     except ConfigError as error:
         assert str(error).startswith(f"rungs={rungs}: ")  # noqa: PT017  either is right
-        assert reduction ** (rungs - 1) > steps / 2
+        first, second = config.fractions()[:2]
+        assert steps * (second - first) < 1
         return
     assert list(made) == sorted(set(made))
     assert made[0] >= 1
@@ -185,8 +203,8 @@ def test_lines_are_for_reading() -> None:
     first, second, third, last = plan.lines()
     assert first == "trials     12 of 40 points, 3 seeds each"
     assert second == "at once    4 of 2 workers each"
-    assert third == "rungs      after 60, 180, 540 steps"
-    assert last.startswith(f"training   about {12 * 3 * 140 * 240:,} clips, ")
+    assert third == "rungs      after 108, 241, 540 steps"
+    assert last.startswith(f"training   about {round(12 * 3 * (108 + 133 / 3 + 299 / 9) * 240):,} clips, ")
     assert last.endswith(" PFLOP")
     assert plan.lines(1.5)[-1].endswith("about 90 minutes here, starts and probes not counted")
     assert "about 12.3 hours here" in plan.lines(12.34)[-1]

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 
 from tests import ledgers
 from tests.factories import tiny_video_config
+from tune_spaces import points
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import Ledger, TrialRecord
 from tune_spaces.points import Point, distributions, frozen, next_point
@@ -343,3 +344,16 @@ def test_distributions_are_those_of_the_space() -> None:
     assert list(known) == list(made.dimensions)
     assert known["optim.base_lr"] == optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)
     assert known["optim.eps"] == optuna.distributions.CategoricalDistribution((0, 1, 2))
+
+
+def test_what_was_tried_is_not_built_again_for_each_proposal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, made = swept(algorithm="random", space=SMOOTH)
+    told, built = ledger(tmp_path), list[Any]()
+    for number in range(20):
+        point = next_point(config, made, told)
+        assert point is not None
+        digest = config_of(made, point).digest()
+        told.records[number] = ended(number, point, made, 50.0, digest=digest)
+    monkeypatch.setattr(points, "config_of", lambda space, point: built.append(point) or config_of(space, point))
+    assert next_point(config, made, told) is not None
+    assert len(built) == 1

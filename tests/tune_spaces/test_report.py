@@ -80,11 +80,30 @@ def test_before_any_trial_has_ended_the_furthest_rung_counts_and_it_is_said(memo
         trial(0, ratios(0.75, 0.5), [rung(NINTH, [70.0])], "running", baseline=True),
         trial(1, ratios(0.75, 0.25), [rung(NINTH, [60.0]), rung(THIRD, [65.0])], "running"),
     ]
-    report = write_report(write_sweep(memory, search(seeds=1), records))
+    report = write_report(write_sweep(memory, search(seeds=1, first_rung=NINTH), records))
     assert report.best == 1
     assert "No trial has come to its end; the only one at rung 2 of 3, after 1/3 of training" in report.verdict
     assert "only there are they compared: 60.0 % against 70.0 %, that is -10.0 points" in report.verdict
     assert "2 trials have not ended" in report.verdict
+
+
+def test_of_a_population_the_line_of_the_best_is_told(memory: str) -> None:
+    config = search(space={"use": ["recipe"]}, algorithm="pbt", seeds=1, rungs=3, budget={"trials": 4})
+    records = [
+        trial(0, {"recipe.lr_scale": 1.0}, [rung(THIRD, [70.0]), rung(1.0, [75.0])], overrides={}, baseline=True),
+        trial(1, {"recipe.lr_scale": 2.0}, [rung(THIRD, [72.0]), rung(2 / 3, [74.0])], "stopped", overrides={}),
+        trial(2, {"recipe.lr_scale": 0.4}, [rung(THIRD, [60.0])], "stopped", overrides={}),
+        trial(3, {"recipe.lr_scale": 1.6}, [rung(2 / 3, [78.0])], "stopped", overrides={}, parent=1, born=1),
+        trial(4, {"recipe.lr_scale": 1.9}, [rung(1.0, [80.0])], overrides={}, parent=3, born=2, inherited=333),
+    ]
+    report = write_report(write_sweep(memory, config, records))
+    assert report.best == 4
+    assert "Its weights come from trial 1, then 3." in report.verdict
+    assert [row.parent for row in report.rows] == [3, None, 1, None, None]
+    page = read_bytes(f"{memory}/report/report.md").decode()
+    assert "| trial | point | parent |" in page
+    assert "trained from the start it may come to another score" in page
+    assert "importance.png" not in report.files
 
 
 def test_a_mix_of_states_is_reported_and_failures_are_named(memory: str) -> None:

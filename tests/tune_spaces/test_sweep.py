@@ -245,12 +245,12 @@ def test_so_many_trials_and_no_more(tmp_path: Path) -> None:
 
 
 def test_so_many_clips_and_no_more(tmp_path: Path) -> None:
-    sweep = started(tmp_path, budget={"clips": CLIPS + CLIPS // 9})
+    sweep = started(tmp_path, budget={"clips": CLIPS + CLIPS // 5})
     whole(sweep)
     assert not sweep.spent()
     begun(sweep)
     sweep.hear(1, result(sweep, 0))
-    assert sweep.clips() == CLIPS + CLIPS // 9
+    assert sweep.clips() == CLIPS + CLIPS // 5
     assert sweep.spent()
     assert sweep.begin() is None
 

@@ -33,6 +33,8 @@ class Row(BaseModel):
     """Its point in words."""
     state: TrialState
     baseline: bool = False
+    parent: int | None = None
+    """The trial whose weights it began from."""
     best: bool = False
     compared: bool = False
     """It reached the rung at which the best was chosen."""
@@ -131,6 +133,14 @@ class Sweep(NamedTuple):
         found = [trial for trial in self.trials if trial.record.baseline]
         return max(found, key=lambda trial: (not trial.failed, trial.reach, -trial.number), default=None)
 
+    def line(self, trial: Trial) -> list[Trial]:
+        """A trial's forebears, the founder first, and itself: whose rungs its weights came through."""
+        by_number = {other.number: other for other in self.trials}
+        line = [trial]
+        while (parent := line[0].record.parent) is not None:
+            line.insert(0, by_number[parent])
+        return line
+
     @property
     def fullest(self) -> int:
         """The level that most trials reached, the furthest of those: where most can be compared."""
@@ -224,6 +234,7 @@ def rows(sweep: Sweep) -> tuple[Row, ...]:
             title=title(record.point, names),
             state=record.state,
             baseline=record.baseline,
+            parent=record.parent,
             best=trial is best,
             compared=trial.number in compared,
             teacher_gflops=record.costs.get("teacher_gflops"),
@@ -386,8 +397,11 @@ def dimensions(sweep: Sweep) -> dict[str, str]:
 def importance(sweep: Sweep) -> Importance | None:
     """How much of the score's variance each dimension explains, by fANOVA, at the level where most can be compared.
 
-    None for fewer than 4 trials, fewer than 2 dimensions, or equal scores.
+    None for fewer than 4 trials, fewer than 2 dimensions, or equal scores, and for a population: a score is that of a
+    whole line of points.
     """
+    if sweep.config.algorithm == "pbt":
+        return None
     level = sweep.fullest
     trials = sweep.at(level)
     values: dict[str, list[Any]] = {}

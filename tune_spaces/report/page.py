@@ -37,6 +37,7 @@ class Shown(NamedTuple):
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "trial": lambda row: str(row.number),
     "point": lambda row: row.title,
+    "parent": lambda row: "–" if row.parent is None else str(row.parent),
     "rung": lambda row: "–" if row.rung is None else f"{row.rung}",
     "score %": lambda row: spread(row.by_seed),
     "to baseline": lambda row: _difference(row),
@@ -163,7 +164,10 @@ def _caveats(report: Report, sweep: Sweep) -> str:
             "Intervals are 95 %, Student's t of differences paired by seed; each is that of a single comparison."
         )
     if sweep.config.algorithm == "pbt":
-        parts.append("Trials of population based training changed on their way; the table shows their last points.")
+        parts.append(
+            "A child goes on from its parent's weights with another recipe, so a score is that of its whole line; "
+            "`best.json` is the last recipe of the best line, and trained from the start it may come to another score."
+        )
     if (found := importance(sweep)) is not None and sweep.config.space.study is None:
         parts.append(
             f"Importance rests on {found.trials} trials{' and is a hint at most' if found.trials < 50 else ''}."

@@ -468,6 +468,8 @@ def curves(sweep: Sweep) -> Any:
         levels = sorted(trial.rungs)
         xs, ys = [fractions[level] for level in levels], [trial.rungs[level].score for level in levels]
         style = _fate(sweep, trial)
+        if fork := _fork(sweep, trial):  # the line leaves its parent's
+            axes.plot([fork[0], xs[0]], [fork[1], ys[0]], **{**style, "marker": "", "ls": (0, (1, 1.5))})
         if trial.number in special and all(len(sweep.seeds(trial.rungs[level])) > 1 for level in levels):
             sds = [stdev(sweep.seeds(trial.rungs[level])) for level in levels]
             low, high = [y - sd for y, sd in zip(ys, sds, strict=True)], [y + sd for y, sd in zip(ys, sds, strict=True)]
@@ -490,8 +492,18 @@ def curves(sweep: Sweep) -> Any:
     for fate, label in FATES.items():
         if any(_kind(sweep, trial) == fate for trial in scored):
             keys.append(Line2D([], [], label=label, **STYLES[fate]))
+    if any(trial.record.parent is not None for trial in scored):
+        keys.append(Line2D([], [], color=PLAIN, lw=1.3, ls=(0, (1, 1.5)), label="a child leaves its parent"))
     _legend(figure, keys)
     return figure
+
+
+def _fork(sweep: Sweep, trial: Trial) -> tuple[float, float] | None:
+    """Where a child left its parent: how far it had come, and its score."""
+    if trial.record.parent is None:
+        return None
+    at, level = sweep.line(trial)[-2], trial.record.born - 1
+    return (sweep.config.fractions()[level], at.rungs[level].score) if level in at.rungs else None
 
 
 STYLES: dict[str, dict[str, Any]] = {

@@ -88,7 +88,9 @@ def _best(sweep: Sweep, best: Trial) -> str:
         among = f"best of {compared} compared" if compared > 1 else "the only one"
         among = f"No trial has come to its end; {among} at rung {sweep.top + 1} of {sweep.levels}, "
         among += sweep.place(sweep.top)
-    return f"{among}: {name(sweep, best)} with {spread(values)} % {METRICS[sweep.config.metric]}{seeds}."
+    line = [trial.number for trial in sweep.line(best)[:-1]]
+    weights = f" Its weights come from trial {', then '.join(map(str, line))}." if line else ""
+    return f"{among}: {name(sweep, best)} with {spread(values)} % {METRICS[sweep.config.metric]}{seeds}.{weights}"
 
 
 def _against_baseline(sweep: Sweep, best: Trial) -> str:
