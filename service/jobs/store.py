@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from service.db import Attempt, Hold, Idempotency, Job, JobEvent, Label
 from service.errors import BadCursor, KeyInFlight, KeyReused, NotFound
+from service.webhooks.store import deliveries_for
 
 SERVICE = "service"  # the actor of what nobody asked for by hand
 REMEMBERED_S = 24 * 3600.0  # an Idempotency-Key
@@ -109,7 +110,9 @@ class JobStore:
         if job.labels:
             session.execute(insert(Label), [{"job_id": job.id, "key": k, "value": v} for k, v in job.labels.items()])
         data = {"state": job.state, "kind": job.kind, "name": job.name}
-        session.add(JobEvent(job_id=job.id, version=1, at=job.created_at, type="created", actor=actor, data=data))
+        event = JobEvent(job_id=job.id, version=1, at=job.created_at, type="created", actor=actor, data=data)
+        session.add(event)
+        deliveries_for(session, job, event)
 
     # Reading
 
@@ -224,12 +227,12 @@ class JobStore:
                     newest = (Attempt.job_id == job.id, Attempt.number == job.attempt)
                     session.execute(update(Attempt).where(*newest).values(**attempt))
             row_data = {**told, **(data or {})}
-            session.add(
-                JobEvent(job_id=job.id, version=job.version + 1, at=now, type=event, actor=actor, data=row_data)
-            )
+            happened = JobEvent(job_id=job.id, version=job.version + 1, at=now, type=event, actor=actor, data=row_data)
+            session.add(happened)
             session.flush()
             changed = session.get(Job, job.id, populate_existing=True)
             assert changed is not None
+            deliveries_for(session, changed, happened)
             return changed
 
     def note_progress(self, job: Job, progress: Mapping[str, Any] | None, message: str | None = None) -> None:
