@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from sqlalchemy import Engine
 from starlette.middleware.gzip import GZipMiddleware
 
-from service import errors, health
+from service import errors, health, keys
 from service.auth import Authenticator
 from service.db import open_engine
 from service.http import Bodies, RequestIds
@@ -56,11 +56,12 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.engine = engine
     app.state.jobs = store
     app.state.hub = hub
-    app.state.cluster = cluster or RayJobs(settings.ray_dashboard, settings.ray_token_file)
+    app.state.cluster = cluster or RayJobs(settings.ray_dashboard, settings.ray_token_file, settings.ray_python)
     app.state.authenticator = Authenticator(engine, settings)
+    app.state.checks = health.Checks(settings.root, app.state.cluster)
     app.state.uris = UriPolicy(settings.root, settings.allowed_uris)
     app.include_router(health.router)
-    for router in (jobs.router, catalog.router):
+    for router in (jobs.router, catalog.router, keys.router):
         app.include_router(router, prefix="/v1")
     errors.install(app)
     app.add_middleware(GZipMiddleware, minimum_size=1024)

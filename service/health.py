@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from http import HTTPStatus
 from typing import Any
 
@@ -13,8 +15,35 @@ from sqlalchemy.exc import SQLAlchemyError
 from amd.storage import listdir
 from service.db import is_migrated
 from service.errors import ClusterUnavailable
+from service.jobs.ray_jobs import Cluster
 
 router = APIRouter(tags=["health"])
+
+PROBE_S = 1.0
+
+
+class Checks:
+    """Looks at the storage and at Ray within PROBE_S: a probe must not wait for what only they hold up."""
+
+    def __init__(self, root: str, cluster: Cluster) -> None:
+        self._looks: dict[str, Callable[[], object]] = {"storage": lambda: listdir(root), "ray": cluster.capacity}
+        self._pool = ThreadPoolExecutor(len(self._looks), "health")
+        self._running: dict[str, Future[object]] = {}
+
+    def report(self) -> dict[str, str]:
+        for part, look in self._looks.items():
+            if part not in self._running:  # one that hangs is not asked again
+                self._running[part] = self._pool.submit(look)
+        wait(self._running.values(), PROBE_S)
+        return {part: self._result(part) for part in self._looks}
+
+    def _result(self, part: str) -> str:
+        if not self._running[part].done():
+            return f"has not answered within {PROBE_S:g} s"
+        error = self._running.pop(part).exception()
+        if error is None:
+            return "ok"
+        return error.message if isinstance(error, ClusterUnavailable) else f"cannot be read: {type(error).__name__}"
 
 
 @router.get("/livez", summary="Whether the process answers")
@@ -26,20 +55,13 @@ def livez() -> dict[str, str]:
 def readyz(request: Request) -> Response:
     """The database decides: jobs are accepted and read without Ray and without the storage, which are only reported."""
     state = request.app.state
-    parts = {"database": "ok", "storage": "ok", "ray": "ok"}
+    parts = {"database": "ok"}
     try:
         if not is_migrated(state.engine):
             parts["database"] = "its tables are not up to date: run `python -m service migrate`"
     except SQLAlchemyError as error:
         parts["database"] = f"does not answer: {type(error).__name__}"
-    try:
-        listdir(state.settings.root)
-    except Exception as error:  # every backend raises its own kinds
-        parts["storage"] = f"cannot be read: {type(error).__name__}"
-    try:
-        state.cluster.capacity()
-    except ClusterUnavailable as error:
-        parts["ray"] = error.message
+    parts |= state.checks.report()
     ready = parts["database"] == "ok"
     body: dict[str, Any] = {"status": "ok" if ready else "not ready", "parts": parts}
     return JSONResponse(body, HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)

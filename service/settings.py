@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     ray_dashboard: str = "http://127.0.0.1:8265"
     ray_token_file: Path | None = None
     """Holds Ray's token; none: Ray runs without authentication."""
+    ray_python: str = "python"
+    """The interpreter on the nodes that has this package: it runs the jobs' drivers."""
     autoscaling: bool = False
     """The cluster grows on demand: what does not fit it now is submitted all the same."""
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -33,16 +33,8 @@ class RayCluster(NamedTuple):
 @pytest.fixture(scope="session")
 def ray_cluster(s3_endpoint: str) -> Iterator[RayCluster]:
     """Started after the S3 server, whose address its workers then know. The environment points at it meanwhile."""
-    environment = {
-        **os.environ,
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(STARTUP_S),
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "OMP_NUM_THREADS": "1",
-    }
-    cluster, head, folder = _start_head(environment)
+    environment = {**os.environ, **_SETTINGS}
+    cluster, head, folder = start_head(environment)
     saved = dict(os.environ)
     try:
         os.environ.update(environment, RAY_ADDRESS=cluster.address)
@@ -50,13 +42,29 @@ def ray_cluster(s3_endpoint: str) -> Iterator[RayCluster]:
     finally:
         os.environ.clear()
         os.environ.update(saved)
-        _end(head, folder)
+        end_head(head, folder)
 
 
-def _start_head(environment: dict[str, str]) -> tuple[RayCluster, subprocess.Popen[bytes], Path]:
-    """A head that is up. Its raylet waits half a minute for its agent, which a cold or busy machine may miss."""
+_SETTINGS = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(STARTUP_S),
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def start_head(
+    environment: dict[str, str], ports: Sequence[int] | None = None
+) -> tuple[RayCluster, subprocess.Popen[bytes], Path]:
+    """A head that is up. Its raylet waits half a minute for its agent, which a cold or busy machine may miss.
+
+    `ports`: five of the caller's choosing, for a head that takes the place of another.
+    """
+    environment = {**environment, **_SETTINGS}
     for left in reversed(range(TRIES)):
-        port, dashboard, agent, metrics, client = _free_ports(5)
+        port, dashboard, agent, metrics, client = ports or free_ports(5)
         folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets have long names below it
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
@@ -74,7 +82,7 @@ def _start_head(environment: dict[str, str]) -> tuple[RayCluster, subprocess.Pop
             _wait_until_up(cluster, head, log)
             return cluster, head, folder
         except RuntimeError:
-            _end(head, folder)
+            end_head(head, folder)
             if not left:
                 raise
     raise AssertionError("the last try returns or raises")
@@ -86,7 +94,7 @@ def another_node(cluster: RayCluster, cpus: int, mark: str) -> Iterator[subproce
 
     Terminated, it tells Ray that it is called back, and is gone NOTICE_S later.
     """
-    agent, metrics = _free_ports(2)
+    agent, metrics = free_ports(2)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--address", cluster.address, "--block"),
         *("--disable-usage-stats", "--node-ip-address", "127.0.0.1", "--num-cpus", str(cpus), "--num-gpus", "0"),
@@ -125,7 +133,7 @@ def _wait_until_up(cluster: RayCluster, head: subprocess.Popen[bytes], log: Path
         time.sleep(0.5)
 
 
-def _end(head: subprocess.Popen[bytes], folder: Path) -> None:
+def end_head(head: subprocess.Popen[bytes], folder: Path) -> None:
     """End the head and what it started: only processes of its own session and of this cluster's folder."""
     head.send_signal(signal.SIGTERM)
     try:
@@ -142,7 +150,7 @@ def _end(head: subprocess.Popen[bytes], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Free ports outside 10002-19999, where Ray's own workers listen."""
     ports: list[int] = []
     with tempfile.TemporaryDirectory():

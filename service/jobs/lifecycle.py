@@ -21,6 +21,7 @@ from typing import Any
 from amd.storage import StorageError, write_json
 from service.db import Job
 from service.errors import ClusterUnavailable, IllegalAction
+from service.jobs.external import Discovery
 from service.jobs.outcome import JobFolder, Outcome, Word
 from service.jobs.ray_jobs import Capacity, Cluster, Seen
 from service.jobs.schemas import ACTIVE, ENDED, WAITING, Action
@@ -130,6 +131,7 @@ class Reconciler:
     ) -> None:
         self._store, self._cluster, self._settings, self._clock = store, cluster, settings, clock
         self._root = settings.root
+        self._discovery = Discovery(store, self._root)
         self.holder = uuid.uuid4().hex
         self._silent_since: dict[str, float] = {}  # attempts whose end nobody has told yet
         self._signs: dict[str, tuple[float, float]] = {}  # of those: the last by their clock, and when it was seen
@@ -156,6 +158,10 @@ class Reconciler:
         for job in self._store.in_states(ACTIVE):
             self._carefully(self._follow, job)
         self._start_waiting()
+        try:
+            self._discovery.look()
+        except StorageError as error:
+            logger.warning("runs from outside cannot be looked for: %s", error)
         return True
 
     def _carefully(self, move: Callable[[Job], None], job: Job) -> None:

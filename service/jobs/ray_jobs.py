@@ -61,7 +61,7 @@ class Cluster(Protocol):
 
 
 class RayJobs:
-    def __init__(self, dashboard: str, token_file: Path | None = None, python: str = "python") -> None:
+    def __init__(self, dashboard: str, token_file: Path | None, python: str) -> None:
         self._dashboard, self._token_file, self._python = dashboard.rstrip("/"), token_file, python
         self._made: Any = None
 

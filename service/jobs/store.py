@@ -152,6 +152,12 @@ class JobStore:
         with self._read() as session:
             return list(session.scalars(query.order_by(Job.priority.desc(), Job.created_at, Job.id)))
 
+    def external(self, limit: int) -> Sequence[Job]:
+        """The newest runs from outside that have not succeeded."""
+        query = select(Job).where(Job.origin == "external", Job.state != "succeeded")
+        with self._read() as session:
+            return list(session.scalars(query.order_by(Job.created_at.desc()).limit(limit)))
+
     def counts(self) -> dict[tuple[str, str], int]:
         """(kind, state) -> jobs."""
         with self._read() as session:

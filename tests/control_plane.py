@@ -1,0 +1,90 @@
+"""A real control plane: a process of its own, that can be killed and started again on the same data."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.ray_cluster import free_ports
+
+READY_S = 120
+
+
+class ControlPlane:
+    def __init__(self, data: Path, dashboard: str, **environment: str) -> None:
+        self.data, self.port = data, free_ports(1)[0]
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+            "AMD_DATA_DIR": str(data),
+            "AMD_STORAGE": str(data / "root"),
+            "AMD_RAY_DASHBOARD": dashboard,
+            "AMD_PORT": str(self.port),
+            "AMD_RECONCILE_S": "0.3",
+            "AMD_RAY_PYTHON": sys.executable,
+            **environment,
+        }
+        data.mkdir(parents=True, exist_ok=True)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> ControlPlane:
+        with (self.data / "control-plane.log").open("ab") as log:
+            command = [sys.executable, "-m", "service"]
+            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        wait_for(self._answers, READY_S)
+        return self
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.data / "control-plane.log").read_text()[-4000:]
+        try:
+            return httpx.get(f"{self.url}/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def kill(self) -> None:
+        """Without a word."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def ask(self, method: str, path: str, **words: Any) -> Any:
+        key = (self.data / "admin-key").read_text().strip()
+        headers = {"Authorization": f"Bearer {key}", **words.pop("headers", {})}
+        answer = httpx.request(method, f"{self.url}/v1{path}", headers=headers, timeout=30, **words)
+        assert answer.status_code < 400, answer.text
+        return answer.json() if answer.content else None
+
+    def submit(self, **body: Any) -> str:
+        return str(self.ask("POST", "/jobs", json=body)["id"])
+
+    def job(self, job_id: str) -> Any:
+        return self.ask("GET", f"/jobs/{job_id}")
+
+    def wait_until(self, job_id: str, *states: str, seconds: float = 300) -> Any:
+        try:
+            wait_for(lambda: self.job(job_id)["state"] in states, seconds)
+        except AssertionError:
+            log = httpx.get(
+                f"{self.url}/v1/jobs/{job_id}/logs",
+                headers={"Authorization": f"Bearer {(self.data / 'admin-key').read_text().strip()}"},
+            ).text
+            raise AssertionError(f"{self.job(job_id)}\n{log[-3000:]}") from None
+        return self.job(job_id)
+
+
+def wait_for(happened: Callable[[], bool], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.2)

@@ -1,0 +1,124 @@
+"""Jobs over REST on a real cluster, and what may befall the parts: a job ends once, in its right state."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amd.training.metrics import read_metrics
+from tests.control_plane import ControlPlane, wait_for
+from tests.flows.test_search_ray import free
+from tests.ray_cluster import RayCluster, end_head, free_ports, start_head
+from tests.runs import in_a_process, tiny_run
+
+pytestmark = pytest.mark.ray
+LONG = 100_000
+
+
+@pytest.fixture
+def plane(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[ControlPlane]:
+    plane = ControlPlane(tmp_path / "data", ray_cluster.dashboard, AMD_ALLOWED_URIS=str(tmp_path))
+    plane.start()
+    yield plane
+    plane.kill()
+
+
+def a_run(folder: Path, steps: int) -> dict[str, Any]:
+    """What is submitted: a whole config, since no preset is so small."""
+    config = tiny_run(
+        folder,
+        schedule__steps=steps,
+        checkpoint__every_steps=20,
+        checkpoint__every_minutes=None,
+        tracking__log_every_steps=5,
+    )
+    return {"kind": "train", "config": {**config.model_dump(mode="json"), "storage": None}}
+
+
+def step_of(plane: ControlPlane, job_id: str) -> int:
+    return int((plane.job(job_id)["progress"] or {}).get("step") or 0)
+
+
+@pytest.mark.timeout(1200)
+def test_a_job_survives_its_control_plane_and_its_driver_and_stops_with_a_checkpoint(
+    plane: ControlPlane, ray_cluster: RayCluster, tmp_path: Path
+) -> None:
+    job = plane.submit(**a_run(tmp_path, LONG), labels={"team": "x"})
+    plane.wait_until(job, "running")
+    wait_for(lambda: step_of(plane, job) > 20, 200)
+    plane.kill()
+    plane.start()
+    assert plane.job(job)["state"] == "running"
+
+    kill_driver(job)
+    found = plane.wait_until(job, "retrying")
+    assert (found["reason"], found["attempts"][0]["failure"]["reason"]) == ("node_lost", "node_lost")
+    plane.wait_until(job, "running")
+    before = step_of(plane, job)
+    wait_for(lambda: step_of(plane, job) > before, 200)
+    assert read_metrics(found["run_folder"])[0]["step"] == 5, "it went on, and did not begin anew"
+
+    plane.ask("POST", f"/jobs/{job}/cancel")
+    ended = plane.wait_until(job, "cancelled")
+    assert ended["reason"] == "cancelled_by_user"
+    steps = ended["result"]["steps"]
+    assert steps >= before
+    assert plane.ask("GET", f"/jobs/{job}/checkpoints")[-1]["step"] == steps
+    wait_for(lambda: in_a_process(free, ray_cluster.address), 60)
+
+    events = [event["type"] for event in history(plane, job)]
+    expected = ["created", "starting", "running", "retrying", "starting", "running", "cancel", "cancelled"]
+    assert events == expected
+    listed = json.load(urllib.request.urlopen(f"{ray_cluster.dashboard}/api/jobs/", timeout=30))
+    assert {job, f"{job}-2"} <= {entry["submission_id"] for entry in listed}
+
+
+@pytest.mark.timeout(1200)
+def test_a_job_whose_head_is_lost_is_queued_again_and_ends_on_the_next_head(tmp_path: Path) -> None:
+    ports = free_ports(5)
+    cluster, head, folder = start_head(dict(os.environ), ports)
+    plane = ControlPlane(tmp_path / "data", cluster.dashboard, AMD_ALLOWED_URIS=str(tmp_path), AMD_SILENCE_S="10")
+    try:
+        plane.start()
+        job = plane.submit(**a_run(tmp_path, 400))
+        plane.wait_until(job, "running")
+        wait_for(lambda: step_of(plane, job) > 20, 200)
+        end_head(head, folder)
+        wait_for(lambda: "does not answer" in plane.job(job)["message"], 60)
+        cluster, head, folder = start_head(dict(os.environ), ports)
+        ended = plane.wait_until(job, "succeeded", "failed", seconds=400)
+        assert ended["state"] == "succeeded", ended
+        assert ended["result"]["steps"] == 400
+        assert ended["attempt"] == 2
+        assert ended["attempts"][0]["failure"]["reason"] == "node_lost"
+    finally:
+        plane.kill()
+        end_head(head, folder)
+
+
+def history(plane: ControlPlane, job: str) -> list[dict[str, Any]]:
+    """The job's event stream to its end."""
+    import httpx
+
+    key = (plane.data / "admin-key").read_text().strip()
+    text = httpx.get(f"{plane.url}/v1/jobs/{job}/events", headers={"Authorization": f"Bearer {key}"}, timeout=60).text
+    blocks = [block.split("\n") for block in text.split("\n\n")]
+    return [json.loads(lines[2].removeprefix("data: ")) for lines in blocks if lines[0].startswith("id: ")]
+
+
+def kill_driver(job: str) -> None:
+    """Kill -9 the job's runner, as the kernel does when memory is short."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"service.jobs.runner" in words and job.encode() in words:
+            os.kill(int(process.name), signal.SIGKILL)
