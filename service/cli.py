@@ -25,8 +25,11 @@ from amd.storage import StorageError
 from service.cli_detect import detect
 from service.cli_encoders import app as encoders_app
 from service.cli_finetune import finetune
+from service.cli_jobs import Submission, submittable
+from service.cli_jobs import app as jobs_app
 from service.cli_probe import probe
 from service.cli_search import app as search_app
+from service.cli_stack import down, status, up
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user turns it on
 
@@ -44,9 +47,9 @@ bench_app = typer.Typer(help="Measure a training step, or the reading of data, o
 app.add_typer(bench_app, name="bench")
 app.add_typer(encoders_app, name="encoders")
 app.add_typer(search_app, name="search")
-app.command()(finetune)
-app.command()(detect)
-app.command()(probe)
+app.add_typer(jobs_app, name="jobs")
+for _command in (finetune, detect, probe, up, down, status):
+    app.command()(_command)
 out = Console()
 err = Console(stderr=True)
 
@@ -60,17 +63,20 @@ Local = Annotated[bool, typer.Option("--local", help="Train in this process, wit
 
 
 @app.command()
+@submittable
 def train(
     words: Words = None,
     preset: PresetName = None,
     config: ConfigUrl = None,
     local: Local = False,
     as_json: AsJson = False,
+    job: Submission | None = None,
 ) -> None:
-    """Pre-train an encoder: on Ray Train workers here, or on the cluster that RAY_ADDRESS names."""
-    chosen = load_config(
-        preset, config, parse_overrides(words or [])
-    )  # before torch is imported: mistakes show at once
+    """Pre-train an encoder: on Ray Train workers here, on the cluster that RAY_ADDRESS names, or as a job."""
+    overrides = parse_overrides(words or [])
+    if job is not None:
+        job.send("train", preset, config, overrides, as_json=as_json)
+    chosen = load_config(preset, config, overrides)  # before torch is imported: mistakes show at once
 
     from amd.training.launch import train as launch
 

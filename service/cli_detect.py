@@ -8,8 +8,10 @@ import typer
 
 from amd.config import parse_overrides
 from amd.presets_detection import detection_config
+from service.cli_jobs import Submission, submittable
 
 
+@submittable
 def detect(
     words: Annotated[
         list[str] | None,
@@ -21,9 +23,13 @@ def detect(
     config: Annotated[str | None, typer.Option("--config", "-c", help="A config as JSON or YAML: file or URL.")] = None,
     local: Annotated[bool, typer.Option("--local", help="Train in this process, without Ray.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON at the end, for programs.")] = False,
+    job: Submission | None = None,
 ) -> None:
     """Train an action detector on annotated key frames, score its best checkpoint by frame-mAP, and publish it."""
-    chosen = detection_config(preset, config, parse_overrides(words or []))
+    overrides = parse_overrides(words or [])
+    if job is not None:
+        job.send("detect", preset, config, overrides, as_json=as_json)
+    chosen = detection_config(preset, config, overrides)
 
     from amd.downstream.detection.run import detect as run
 

@@ -8,8 +8,10 @@ import typer
 
 from amd.config import parse_overrides
 from amd.presets_finetune import finetune_config
+from service.cli_jobs import Submission, submittable
 
 
+@submittable
 def finetune(
     words: Annotated[
         list[str] | None,
@@ -21,9 +23,13 @@ def finetune(
     config: Annotated[str | None, typer.Option("--config", "-c", help="A config as JSON or YAML: file or URL.")] = None,
     local: Annotated[bool, typer.Option("--local", help="Train in this process, without Ray.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON at the end, for programs.")] = False,
+    job: Submission | None = None,
 ) -> None:
     """Fine-tune an encoder on labelled data, test its best checkpoint with all views, and publish it."""
-    chosen = finetune_config(preset, config, parse_overrides(words or []))
+    overrides = parse_overrides(words or [])
+    if job is not None:
+        job.send("finetune", preset, config, overrides, as_json=as_json)
+    chosen = finetune_config(preset, config, overrides)
 
     from amd.downstream.finetune.run import finetune as run
 

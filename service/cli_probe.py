@@ -11,11 +11,13 @@ from rich.table import Table
 
 from amd.config import ConfigError, ProbeConfig, overridden, parse_overrides, validate
 from amd.presets import read_config_file
+from service.cli_jobs import Submission, submittable
 
 if TYPE_CHECKING:  # needs torch
     from amd.artifacts import Score
 
 
+@submittable
 def probe(
     words: Annotated[
         list[str] | None,
@@ -28,6 +30,7 @@ def probe(
     config: Annotated[str | None, typer.Option("--config", "-c", help="A probe as JSON or YAML: file or URL.")] = None,
     storage: Annotated[str | None, typer.Option(help="Root of encoders and features; default: AMD_STORAGE.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON at the end, for programs.")] = False,
+    job: Submission | None = None,
 ) -> None:
     """Probe a frozen encoder on labelled data; figures are added to its card."""
     overrides = parse_overrides(words or [])
@@ -35,6 +38,8 @@ def probe(
         raise ConfigError([f"data={overrides['data']}: a probe has two sets; give data.train=… and data.test=…"])
     options = {"encoder": encoder, "kinds": _kinds(kinds), "storage": storage}
     overrides |= {name: value for name, value in options.items() if value is not None}
+    if job is not None:
+        job.send("probe", None, config, overrides, as_json=as_json)
     chosen = validate(ProbeConfig, overridden(read_config_file(config) if config else {}, overrides))
 
     from amd.data.faults import DataFault

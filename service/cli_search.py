@@ -10,6 +10,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from amd.config import ConfigError, parse_overrides
+from service.cli_jobs import Submission, submittable
 
 out = Console()
 RUN = "run"
@@ -32,6 +33,7 @@ app = typer.Typer(
 
 
 @app.command(RUN)
+@submittable
 def run(
     words: Annotated[
         list[str] | None,
@@ -52,9 +54,12 @@ def run(
     hours: Annotated[float | None, typer.Option(help="Wall time at most.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of each trial; default: 1.")] = None,
     at_once: Annotated[int | None, typer.Option(help="Trials side by side; default: as many as fit.")] = None,
-    name: Annotated[str | None, typer.Option(help="The sweep's id; the same name continues it.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The sweep's id; the same name continues it. Of a job: for people.")
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show what would be done, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON at the end, for programs.")] = False,
+    job: Submission | None = None,
 ) -> None:
     """Run a sweep, or go on with one, on the cluster that RAY_ADDRESS names or on this machine."""
     from tune_spaces.load import load_search
@@ -67,7 +72,7 @@ def run(
         "budget.hours": hours,
         "seeds": seeds,
         "at_once": at_once,
-        "name": name,
+        "name": name if job is None else None,  # of a job it is for people; its id is the sweep's
     }
     overrides |= {key: value for key, value in options.items() if value is not None}
     if space is not None and study is not None:
@@ -78,6 +83,8 @@ def run(
         overrides["space"] = read_space(space).model_dump(mode="json")
     if study is not None:
         overrides["space"] = {"study": study}
+    if job is not None and not plan:
+        job.send("search", preset, config, overrides, as_json=as_json)
     chosen = load_search(preset, config, overrides)
     from tune_spaces.search import preview, search
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from service.stack import StackError
-from service.stack import down as stop_stack
-from service.stack import status as look_at_stack
-from service.stack import up as start_stack
+if TYPE_CHECKING:
+    from service.stack import StackError
 
 out = Console()
 err = Console(stderr=True)
@@ -38,8 +36,11 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Start the service on this machine, or what of it does not run: Ray and the control plane, on loopback."""
+    from service.stack import StackError
+    from service.stack import up as start
+
     try:
-        stack = start_stack(data_dir, port=port, storage=storage, num_cpus=num_cpus, say=_say)
+        stack = start(data_dir, port=port, storage=storage, num_cpus=num_cpus, say=_say)
     except StackError as error:
         _fail(error)
     if as_json:
@@ -56,8 +57,11 @@ def up(
 
 def down(data_dir: DataDir = None) -> None:
     """Stop the service on this machine; its data stays, and running jobs go on after the next `amd up`."""
+    from service.stack import StackError
+    from service.stack import down as stop
+
     try:
-        ran = stop_stack(data_dir, say=_say)
+        ran = stop(data_dir, say=_say)
     except StackError as error:
         _fail(error)
     out.print("stopped" if ran else "nothing was running", highlight=False)
@@ -65,8 +69,11 @@ def down(data_dir: DataDir = None) -> None:
 
 def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """What of the service runs on this machine, and how it is; exit code 1 where a part is not well."""
+    from service.stack import StackError
+    from service.stack import status as look
+
     try:
-        found = look_at_stack(data_dir)
+        found = look(data_dir)
     except StackError as error:
         _fail(error)
     if as_json:
