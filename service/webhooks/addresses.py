@@ -30,6 +30,8 @@ def checked_url(text: str, *, allow_http: bool, allow_private: bool = False) -> 
         raise NotAllowed("it must begin with https://")
     if not url.host or url.userinfo or url.fragment:
         raise NotAllowed("it must name a host, and hold neither a user name nor a fragment")
+    if url.port is not None and not 0 < url.port < 1 << 16:
+        raise NotAllowed("it has no such port")
     with suppress(ValueError):  # a name, in most cases
         if not allow_private and not is_public(url.host):
             raise NotAllowed("its address is not a public one")
