@@ -13,23 +13,11 @@ from hypothesis import strategies as st
 from tests.ledgers import masking_sweep, ratios, rung, search, trial, write_sweep
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import TrialRecord
-from tune_spaces.report.figures import (
-    Sweep,
-    bins,
-    by_layers,
-    difference,
-    fastest,
-    front,
-    importance,
-    ratio_map,
-    read,
-    rows,
-    share,
-    short,
-    signed,
-    spread,
-)
+from tune_spaces.report.figures import by_layers, difference, fastest, front, importance, rows
+from tune_spaces.report.ratio_map import bins, ratio_map
+from tune_spaces.report.sweep import Sweep, read
 from tune_spaces.report.verdict import judge, verdict
+from tune_spaces.report.words import share, short, signed, spread
 
 
 def sweep(config: SearchConfig, records: Sequence[TrialRecord]) -> Sweep:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from amd.config import with_overrides
 from amd.storage import exists, join, remove, write_bytes, write_json
-from tune_spaces.report.figures import Report, Row, Sweep, read, rows
+from tune_spaces.report.figures import Report, Row, rows
 from tune_spaces.report.page import Shown, markdown, show, table
+from tune_spaces.report.sweep import Sweep, read
 from tune_spaces.report.verdict import verdict
 
 __all__ = ["REPORT", "Report", "Row", "show", "table", "write_report"]

@@ -1,26 +1,22 @@
-"""The numbers of a sweep's report: what may be compared with what, differences, the cheapest, what mattered.
+"""The numbers of a sweep's report: differences, the cheapest, who shares a choice, what mattered.
 
-Values in, values out. Only scores of the same rung are ever compared. Knows nothing of pictures or pages.
+Values in, values out. Knows nothing of pictures or pages.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from amd.config import ConfigError, overridden, validate
-from amd.storage import exists, join, read_json
-from tune_spaces.config import SearchConfig
-from tune_spaces.ledger import Ledger, Rung, TrialRecord, TrialState
+from tune_spaces.ledger import TrialState
+from tune_spaces.report.sweep import Sweep, Trial, dimensions, key, resolved
+from tune_spaces.report.words import short, title
 
 CONFIDENCE = 0.95
 FEW = 4  # comparable trials below which nothing is said of importance
-MOST_VALUES, MOST_BINS = 9, 6  # of an axis of the heat map; more values are put into bins
 
 
 class Row(BaseModel):
@@ -79,83 +75,6 @@ class Report(BaseModel):
     """In that folder."""
 
 
-class Trial(NamedTuple):
-    record: TrialRecord
-    rungs: dict[int, Rung]  # by level, from 0
-
-    @property
-    def number(self) -> int:
-        return self.record.number
-
-    @property
-    def reach(self) -> int:
-        """The furthest level it was scored at; -1: none."""
-        return max(self.rungs, default=-1)
-
-    @property
-    def failed(self) -> bool:
-        return self.record.state == "failed"
-
-
-class Sweep(NamedTuple):
-    config: SearchConfig
-    trials: tuple[Trial, ...]
-
-    @property
-    def levels(self) -> int:
-        return len(self.config.fractions())
-
-    @property
-    def alive(self) -> list[Trial]:
-        """Scored and not failed: what may be compared, rung by rung."""
-        return [trial for trial in self.trials if trial.rungs and not trial.failed]
-
-    @property
-    def top(self) -> int:
-        """The furthest level that any of them reached; -1: none."""
-        return max((trial.reach for trial in self.alive), default=-1)
-
-    def at(self, level: int) -> list[Trial]:
-        """Comparable trials of a level, the best first."""
-        found = [trial for trial in self.alive if level in trial.rungs]
-        return sorted(found, key=lambda trial: (-trial.rungs[level].score, trial.number))
-
-    @property
-    def compared(self) -> list[Trial]:
-        return self.at(self.top)
-
-    @property
-    def best(self) -> Trial | None:
-        return next(iter(self.compared), None)
-
-    @property
-    def baseline(self) -> Trial | None:
-        found = [trial for trial in self.trials if trial.record.baseline]
-        return max(found, key=lambda trial: (not trial.failed, trial.reach, -trial.number), default=None)
-
-    def line(self, trial: Trial) -> list[Trial]:
-        """A trial's forebears, the founder first, and itself: whose rungs its weights came through."""
-        by_number = {other.number: other for other in self.trials}
-        line = [trial]
-        while (parent := line[0].record.parent) is not None:
-            line.insert(0, by_number[parent])
-        return line
-
-    @property
-    def fullest(self) -> int:
-        """The level that most trials reached, the furthest of those: where most can be compared."""
-        return max(range(self.levels), key=lambda level: (len(self.at(level)), level))
-
-    def seeds(self, rung: Rung) -> tuple[float, ...]:
-        """The metric by seed."""
-        return rung.figures.get(self.config.metric) or (rung.score,)
-
-    def place(self, level: int) -> str:
-        """A level in words: after 1/3 of training."""
-        fraction = self.config.fractions()[level]
-        return "after the whole training" if fraction == 1 else f"after {share(fraction)} of training"
-
-
 class Difference(NamedTuple):
     """Ours less theirs."""
 
@@ -163,56 +82,10 @@ class Difference(NamedTuple):
     interval: tuple[float, float] | None  # none: it cannot be known
 
 
-class Cell(NamedTuple):
-    """One cell of the map of mask ratios."""
-
-    student: int  # column
-    teacher: int  # row, from below
-    level: int  # the furthest that its trials reached, up to the level asked for
-    score: float
-    sd: float | None  # over seeds, pooled over its trials
-    trials: tuple[int, ...]
-    symmetric: bool  # teacher and student see the same tokens
-
-
-class RatioMap(NamedTuple):
-    students: list[str]  # labels of the columns, ascending
-    teachers: list[str]
-    cells: list[Cell]
-    possible: set[tuple[int, int]]  # (column, row) where the teacher does not see less than the student
-
-
 class Importance(NamedTuple):
     level: int
     trials: int
     shares: dict[str, float]  # of the score's variance, the highest first
-
-
-def read(run_folder: str) -> Sweep:
-    """The sweep in a folder. Raises ConfigError where there is none, or nothing was scored yet."""
-    path = join(run_folder, "config.json")
-    if not exists(path):
-        raise ConfigError([f"{run_folder}: no sweep is here (it has no config.json); give a sweep's folder"])
-    try:
-        config = validate(SearchConfig, read_json(path))
-    except (ConfigError, ValueError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError([f"{run_folder}: config.json is not that of a sweep ({reason})"]) from None
-    records = Ledger(run_folder).records
-    sweep = Sweep(config, tuple(_trial(config, records[number]) for number in sorted(records)))
-    if not any(trial.rungs for trial in sweep.trials):
-        begun = f"{len(records)} {'trial' if len(records) == 1 else 'trials'} begun, none" if records else "no trial"
-        raise ConfigError([f"{run_folder}: nothing to report yet, {begun} has been scored; ask again after a rung"])
-    return sweep
-
-
-def _trial(config: SearchConfig, record: TrialRecord) -> Trial:
-    fractions = config.fractions()
-
-    def level(rung: Rung) -> int:  # a fraction is rounded to whole steps in places
-        return min(range(len(fractions)), key=lambda level: abs(fractions[level] - rung.fraction))
-
-    return Trial(record, {level(rung): rung for rung in record.rungs})
 
 
 def rows(sweep: Sweep) -> tuple[Row, ...]:
@@ -295,57 +168,6 @@ def fastest(sweep: Sweep) -> list[Trial]:
     return [timed[number] for number in front(points)]
 
 
-def resolved(sweep: Sweep, trial: Trial) -> dict[str, Any]:
-    """A trial's training config as plain values."""
-    return overridden(sweep.config.train.model_dump(mode="json"), trial.record.overrides)
-
-
-def ratio_map(sweep: Sweep, level: int) -> RatioMap | None:
-    """Scores by mask ratios, each cell at the furthest rung up to `level` that any of its trials reached.
-
-    Its score is the mean of those trials. None where the ratios do not vary.
-    """
-    placed = [(trial, resolved(sweep, trial)["mask"]) for trial in sweep.alive if min(trial.rungs) <= level]
-    ratios = [(trial, float(mask["student_ratio"]), float(mask["teacher_ratio"])) for trial, mask in placed]
-    everywhere = [resolved(sweep, trial)["mask"] for trial in sweep.alive]  # the same axes at every level
-    students, columns = bins([float(mask["student_ratio"]) for mask in everywhere])
-    teachers, lines = bins([float(mask["teacher_ratio"]) for mask in everywhere])
-    groups: dict[tuple[int, int], list[Trial]] = {}
-    for trial, student, teacher in ratios:
-        groups.setdefault((columns[student], lines[teacher]), []).append(trial)
-    if len({(mask["student_ratio"], mask["teacher_ratio"]) for mask in everywhere}) < 2:
-        return None
-    cells = []
-    for (column, line), trials in sorted(groups.items()):
-        reached = max(max(at for at in trial.rungs if at <= level) for trial in trials)
-        there = [trial for trial in trials if reached in trial.rungs]
-        spreads = [stdev(by_seed) for trial in there if len(by_seed := sweep.seeds(trial.rungs[reached])) > 1]
-        sd = mean(spread**2 for spread in spreads) ** 0.5 if spreads else None
-        score = mean(trial.rungs[reached].score for trial in there)
-        pairs = {(student, teacher) for trial, student, teacher in ratios if trial in there}
-        same = all(student == teacher for student, teacher in pairs)
-        cells.append(Cell(column, line, reached, score, sd, tuple(trial.number for trial in there), same))
-    lowest = {line: min(value for value, at in lines.items() if at == line) for line in lines.values()}
-    highest = {column: max(value for value, at in columns.items() if at == column) for column in columns.values()}
-    possible = {(column, line) for column in highest for line in lowest if lowest[line] <= highest[column]}
-    return RatioMap(students, teachers, cells, possible)
-
-
-def bins(values: Sequence[float]) -> tuple[list[str], dict[float, int]]:
-    """Labels of a few bins, ascending, and where each value belongs; few values stay as they are, and 0 always does."""
-    distinct = sorted(set(values))
-    if len(distinct) <= MOST_VALUES:
-        return [f"{value:.3g}" for value in distinct], {value: at for at, value in enumerate(distinct)}
-    width = next((width for width in (0.05, 0.1) if len({_bin(v, width) for v in distinct}) <= MOST_BINS), 0.2)
-    used = sorted({_bin(value, width) for value in distinct})
-    labels = ["0" if number < 0 else f"{number * width:.2g}–{(number + 1) * width:.2g}" for number in used]
-    return labels, {value: used.index(_bin(value, width)) for value in distinct}
-
-
-def _bin(value: float, width: float) -> int:
-    return int(value / width + 1e-9) if value else -1
-
-
 class Group(NamedTuple):
     """Trials that share a choice."""
 
@@ -385,15 +207,6 @@ def by_variant(sweep: Sweep) -> list[Group]:
     return groups(sweep, {trial.number: short(trial.record.point.get("variant", "?")) for trial in sweep.alive})
 
 
-def dimensions(sweep: Sweep) -> dict[str, str]:
-    """Names of the space that vary among the trials, with a short name of each."""
-    told = list(dict.fromkeys(name for trial in sweep.trials for name in trial.record.point))
-    points = [trial.record.point for trial in sweep.trials]
-    varying = [name for name in told if len({_key(point.get(name)) for point in points}) > 1] or told
-    last = [name.rpartition(".")[2] for name in varying]
-    return {name: short if last.count(short) == 1 else name for name, short in zip(varying, last, strict=True)}
-
-
 def importance(sweep: Sweep) -> Importance | None:
     """How much of the score's variance each dimension explains, by fANOVA, at the level where most can be compared.
 
@@ -407,7 +220,7 @@ def importance(sweep: Sweep) -> Importance | None:
     values: dict[str, list[Any]] = {}
     for name in dimensions(sweep):
         column = [trial.record.point[name] for trial in trials if name in trial.record.point]
-        if len(column) == len(trials) and len({_key(value) for value in column}) > 1:
+        if len(column) == len(trials) and len({key(value) for value in column}) > 1:
             values[name] = column
     scores = [trial.rungs[level].score for trial in trials]
     if len(trials) < FEW or len(values) < 2 or len(set(scores)) == 1:
@@ -421,7 +234,7 @@ def importance(sweep: Sweep) -> Importance | None:
             values[name] = [float(value) for value in column]
             domains[name] = optuna.distributions.FloatDistribution(min(values[name]), max(values[name]), log=log)
         else:
-            values[name] = [_key(value) for value in column]
+            values[name] = [key(value) for value in column]
             domains[name] = optuna.distributions.CategoricalDistribution(sorted(set(values[name])))
     level_of_talk = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -445,49 +258,3 @@ def logarithmic(sweep: Sweep, name: str, values: Sequence[Any]) -> bool:
     """Whether a dimension is one of orders of magnitude."""
     asked = sweep.config.space.dimensions.get(name)
     return min(values) > 0 and (bool(asked and asked.log) or max(values) / min(values) >= 30)
-
-
-def title(point: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """A point in words; of a study, its variant."""
-    if set(point) == {"variant"}:
-        return short(point["variant"])
-    return ", ".join(f"{names[name]} {short(point[name])}" for name in names if name in point) or "as given"
-
-
-def short(value: Any) -> str:
-    """A value in a few letters: 0.0015, 2→3 4→6 for layer pairs."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, Mapping):
-        if set(value) == {"student", "teacher"}:
-            return f"{value['student']}→{value['teacher']}"
-        return " ".join(f"{name} {short(part)}" for name, part in value.items())
-    if isinstance(value, list | tuple):
-        return " ".join(short(part) for part in value) or "none"
-    return str(value)
-
-
-def share(fraction: float) -> str:
-    """1/9 for 0.111…, else percent."""
-    exact = Fraction(fraction).limit_denominator(1000)
-    return str(exact) if abs(float(exact) - fraction) < 1e-9 else f"{100 * fraction:.2g} %"
-
-
-def signed(value: float) -> str:
-    """+1.2; 0.0 without a sign."""
-    text = f"{value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
-
-
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """One value as it is; several as mean ± sample standard deviation."""
-    if not values:
-        return "–"
-    sd = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{sd}"
-
-
-def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)

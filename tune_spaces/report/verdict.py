@@ -9,18 +9,9 @@ from __future__ import annotations
 from statistics import mean
 from typing import Literal
 
-from tune_spaces.report.figures import (
-    CONFIDENCE,
-    Difference,
-    Sweep,
-    Trial,
-    dimensions,
-    fastest,
-    signed,
-    spread,
-    title,
-    to_baseline,
-)
+from tune_spaces.report.figures import CONFIDENCE, Difference, fastest, to_baseline
+from tune_spaces.report.sweep import Sweep, Trial, dimensions
+from tune_spaces.report.words import signed, spread, title
 
 METRICS = {
     "eval/knn_top1": "nearest-neighbour top-1",

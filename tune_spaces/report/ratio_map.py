@@ -1,0 +1,76 @@
+"""Scores laid out by both mask ratios, many values put into few bins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from tune_spaces.report.sweep import Sweep, Trial, resolved
+
+MOST_VALUES, MOST_BINS = 9, 6  # of an axis; more values are put into bins
+
+
+class Cell(NamedTuple):
+    """One cell of the map of mask ratios."""
+
+    student: int  # column
+    teacher: int  # row, from below
+    level: int  # the furthest that its trials reached, up to the level asked for
+    score: float
+    sd: float | None  # over seeds, pooled over its trials
+    trials: tuple[int, ...]
+    symmetric: bool  # teacher and student see the same tokens
+
+
+class RatioMap(NamedTuple):
+    students: list[str]  # labels of the columns, ascending
+    teachers: list[str]
+    cells: list[Cell]
+    possible: set[tuple[int, int]]  # (column, row) where the teacher does not see less than the student
+
+
+def ratio_map(sweep: Sweep, level: int) -> RatioMap | None:
+    """Scores by mask ratios, each cell at the furthest rung up to `level` that any of its trials reached.
+
+    Its score is the mean of those trials. None where the ratios do not vary.
+    """
+    placed = [(trial, resolved(sweep, trial)["mask"]) for trial in sweep.alive if min(trial.rungs) <= level]
+    ratios = [(trial, float(mask["student_ratio"]), float(mask["teacher_ratio"])) for trial, mask in placed]
+    everywhere = [resolved(sweep, trial)["mask"] for trial in sweep.alive]  # the same axes at every level
+    students, columns = bins([float(mask["student_ratio"]) for mask in everywhere])
+    teachers, lines = bins([float(mask["teacher_ratio"]) for mask in everywhere])
+    groups: dict[tuple[int, int], list[Trial]] = {}
+    for trial, student, teacher in ratios:
+        groups.setdefault((columns[student], lines[teacher]), []).append(trial)
+    if len({(mask["student_ratio"], mask["teacher_ratio"]) for mask in everywhere}) < 2:
+        return None
+    cells = []
+    for (column, line), trials in sorted(groups.items()):
+        reached = max(max(at for at in trial.rungs if at <= level) for trial in trials)
+        there = [trial for trial in trials if reached in trial.rungs]
+        spreads = [stdev(by_seed) for trial in there if len(by_seed := sweep.seeds(trial.rungs[reached])) > 1]
+        sd = mean(spread**2 for spread in spreads) ** 0.5 if spreads else None
+        score = mean(trial.rungs[reached].score for trial in there)
+        pairs = {(student, teacher) for trial, student, teacher in ratios if trial in there}
+        same = all(student == teacher for student, teacher in pairs)
+        cells.append(Cell(column, line, reached, score, sd, tuple(trial.number for trial in there), same))
+    lowest = {line: min(value for value, at in lines.items() if at == line) for line in lines.values()}
+    highest = {column: max(value for value, at in columns.items() if at == column) for column in columns.values()}
+    possible = {(column, line) for column in highest for line in lowest if lowest[line] <= highest[column]}
+    return RatioMap(students, teachers, cells, possible)
+
+
+def bins(values: Sequence[float]) -> tuple[list[str], dict[float, int]]:
+    """Labels of a few bins, ascending, and where each value belongs; few values stay as they are, and 0 always does."""
+    distinct = sorted(set(values))
+    if len(distinct) <= MOST_VALUES:
+        return [f"{value:.3g}" for value in distinct], {value: at for at, value in enumerate(distinct)}
+    width = next((width for width in (0.05, 0.1) if len({_bin(v, width) for v in distinct}) <= MOST_BINS), 0.2)
+    used = sorted({_bin(value, width) for value in distinct})
+    labels = ["0" if number < 0 else f"{number * width:.2g}–{(number + 1) * width:.2g}" for number in used]
+    return labels, {value: used.index(_bin(value, width)) for value in distinct}
+
+
+def _bin(value: float, width: float) -> int:
+    return int(value / width + 1e-9) if value else -1

@@ -1,0 +1,50 @@
+"""Values, points and differences in few letters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from statistics import mean, stdev
+from typing import Any
+
+
+def title(point: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """A point in words; of a study, its variant."""
+    if set(point) == {"variant"}:
+        return short(point["variant"])
+    return ", ".join(f"{names[name]} {short(point[name])}" for name in names if name in point) or "as given"
+
+
+def short(value: Any) -> str:
+    """A value in a few letters: 0.0015, 2→3 4→6 for layer pairs."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, Mapping):
+        if set(value) == {"student", "teacher"}:
+            return f"{value['student']}→{value['teacher']}"
+        return " ".join(f"{name} {short(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(short(part) for part in value) or "none"
+    return str(value)
+
+
+def share(fraction: float) -> str:
+    """1/9 for 0.111…, else percent."""
+    exact = Fraction(fraction).limit_denominator(1000)
+    return str(exact) if abs(float(exact) - fraction) < 1e-9 else f"{100 * fraction:.2g} %"
+
+
+def signed(value: float) -> str:
+    """+1.2; 0.0 without a sign."""
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """One value as it is; several as mean ± sample standard deviation."""
+    if not values:
+        return "–"
+    sd = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{sd}"
