@@ -71,7 +71,7 @@ def test_a_job_survives_its_control_plane_and_its_driver_and_stops_with_a_checkp
     steps = ended["result"]["steps"]
     assert steps >= before
     assert plane.ask("GET", f"/jobs/{job}/checkpoints")[-1]["step"] == steps
-    wait_for(lambda: in_a_process(free, ray_cluster.address), 60)
+    wait_for(lambda: free(ray_cluster), 60)
 
     events = [event["type"] for event in history(plane, job)]
     expected = ["created", "starting", "running", "retrying", "starting", "running", "cancel", "cancelled"]
