@@ -22,6 +22,7 @@ from service.http import WithRequestId
 from service.jobs.lifecycle import Reconciler
 from service.keys import ensure_admin_key
 from service.settings import Settings
+from service.webhooks.sender import Sender
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +65,16 @@ def serve(settings: Settings) -> int:
         return FAILED
     if ensure_admin_key(engine, settings.admin_key_path):
         logger.info("the first admin key was written to %s", settings.admin_key_path)
-    app = create_app(settings, engine=engine)
+    try:
+        app = create_app(settings, engine=engine)
+    except ValueError as error:  # a setting that makes no sense beside the others
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
     stop = threading.Event()
-    tasks: list[Callable[[threading.Event], None]] = [Reconciler(app.state.jobs, app.state.cluster, settings).run]
+    tasks: list[Callable[[threading.Event], None]] = [
+        Reconciler(app.state.jobs, app.state.cluster, settings).run,
+        Sender(engine, allow_http=settings.webhooks_http).run,
+    ]
     threads = [threading.Thread(target=task, args=(stop,), daemon=True) for task in tasks]
     for thread in threads:
         thread.start()

@@ -21,8 +21,10 @@ from service.jobs import routes as jobs
 from service.jobs.ray_jobs import Cluster, RayJobs
 from service.jobs.store import JobStore
 from service.jobs.streams import Hub
+from service.limits import RateLimitHeaders
 from service.settings import Settings
 from service.uris import UriPolicy
+from service.webhooks import routes as webhooks
 
 DESCRIPTION = """Pre-train small vision encoders by Asymmetric Masked Distillation, search their settings, watch runs.
 
@@ -61,9 +63,10 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.checks = health.Checks(settings.root, app.state.cluster)
     app.state.uris = UriPolicy(settings.root, settings.allowed_uris)
     app.include_router(health.router)
-    for router in (jobs.router, catalog.router, keys.router):
+    for router in (jobs.router, catalog.router, keys.router, webhooks.router):
         app.include_router(router, prefix="/v1")
     errors.install(app)
+    app.add_middleware(RateLimitHeaders)
     app.add_middleware(GZipMiddleware, minimum_size=1024)
     app.add_middleware(Bodies, limit=int(settings.max_body_mib * 2**20))
     app.add_middleware(RequestIds)

@@ -32,6 +32,14 @@ REFRESH_S = 60.0  # the issuer is asked for its keys no oftener, whatever tokens
 KEPT_S = 3600.0  # and no more seldom: a key that it withdraws is good for so long
 TIMEOUT_S = 5.0
 ALL_PROJECTS = "*"
+_UNREADABLE = (
+    JoseError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RecursionError,
+)  # whatever is sent as a token
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _SUBJECT = re.compile(r"[!-~]{1,90}")  # what the database keeps and logs can show
 
@@ -67,7 +75,14 @@ class Issuer:
             decoded = jwt.decode(token, self._key, algorithms=ALGORITHMS)
             self._registry().validate(decoded.claims)
             return _claims(decoded.claims)
-        except (JoseError, ValueError, TypeError, KeyError, AttributeError) as error:  # of whatever was sent as a token
+        except (
+            JoseError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+        ) as error:  # whatever was sent
             raise Unauthenticated(f"the token is not accepted: {error}") from None
 
     def _registry(self) -> jwt.JWTClaimsRegistry:

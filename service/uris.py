@@ -8,7 +8,8 @@ What is covered: the names in a request; on the disks that this process sees, al
 What is not: the readers run on the nodes, with the nodes' rights. What a list file, a folder or a tar below an allowed
 prefix holds can name or link to files elsewhere, and a link or a DNS entry can change after the check. Whoever may
 write below an allowed prefix can therefore read what the nodes can read: give the nodes no rights that jobs should not
-have, and allow no prefix that strangers write to.
+have, and allow no prefix that strangers write to. All projects share the storage root: a job of one can read what
+another's runs have written there.
 
 Knows nothing of what the files are.
 """

@@ -16,7 +16,7 @@ from service.errors import ClusterUnavailable, NotFound
 from service.jobs.estimate import estimate
 from service.jobs.kinds import KINDS, JobKind, need, uris
 from service.jobs.ray_jobs import Capacity, Cluster
-from service.jobs.routes import Config, Uris, resolved
+from service.jobs.routes import Config, Uris, project_of, resolved
 from service.jobs.schemas import JobRequest, ValidateView, Wire
 from tune_spaces.config import SearchConfig
 
@@ -80,6 +80,7 @@ def validate_request(
     body: JobRequest, caller: Submitter, settings: Config, policy: Uris, request: Request
 ) -> ValidateView:
     """The resolved config, warnings and an estimate; the same errors as a submission."""
+    project_of(caller, body.project)
     config: BaseModel = resolved(body, policy, settings.root)
     warnings, capacity = list[str](), None
     cluster: Cluster = request.app.state.cluster
