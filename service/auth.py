@@ -27,7 +27,6 @@ from service.settings import Settings
 Scope = Literal["read", "submit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)  # each includes those before it
 
-FAILURES = "30/minute"  # wrong keys and tokens of one client address
 USED_EVERY_S = 60.0  # how exact `used_at` is: a write per request would be one too many
 _KEY = re.compile(r"amd_([a-z0-9]{1,32})_([A-Za-z0-9_-]{43})")
 
@@ -89,7 +88,7 @@ class Authenticator:
         self._reading = engine.execution_options(reads_only=True)
         self._issuer = Issuer.of(settings)
         self._limit = RateLimit(settings.rate_limit)
-        self._failures = RateLimit(FAILURES)
+        self._failures = RateLimit(settings.failure_limit)
 
     def authenticate(self, authorization_header: str | None) -> Principal:
         """Raises Unauthenticated."""

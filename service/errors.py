@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from amd.config import ConfigError
 from amd.storage import StorageError
@@ -96,7 +97,7 @@ class Answer(NamedTuple):
 ANSWERS: dict[type[ServiceError], Answer] = {
     NotFound: Answer(HTTPStatus.NOT_FOUND, "not_found"),
     IllegalAction: Answer(HTTPStatus.CONFLICT, "illegal_action"),
-    BadCursor: Answer(HTTPStatus.BAD_REQUEST, "cursor_invalid"),
+    BadCursor: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "cursor_invalid"),
     KeyReused: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
     KeyInFlight: Answer(HTTPStatus.CONFLICT, "idempotency_key_in_flight", retryable=True),
     Unauthenticated: Answer(HTTPStatus.UNAUTHORIZED, "unauthenticated"),
@@ -205,8 +206,11 @@ def install(app: FastAPI) -> None:
     def of_framework(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         status = HTTPStatus(error.status_code)
+        headers = dict(error.headers or {})
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_methods(request))
         code = CODES.get(status, status.phrase.lower().replace(" ", "_"))
-        return problem(request, status, code, str(error.detail), headers=error.headers)
+        return problem(request, status, code, str(error.detail), headers=headers)
 
     def of_database(request: Request, error: Exception) -> JSONResponse:
         logger.error("the database does not answer: %s", error)
@@ -241,6 +245,16 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, of_accident)
 
 
+def _methods(request: Request) -> list[str]:
+    """Of all routes of a path; the framework names those of the first alone."""
+    found = set[str]()
+    for route in request.app.routes:
+        match, _ = route.matches({**request.scope, "method": "?"})
+        if match != Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)
+
+
 def _pointer(location: Sequence[Any]) -> str:
     """`("body", "labels", "a")` → `#/labels/a`; a parameter keeps its name."""
     where, *rest = location
@@ -250,5 +264,7 @@ def _pointer(location: Sequence[Any]) -> str:
 def _located(line: str) -> FieldProblem:
     """`mask.teacher_ratio=0.9 must be below …` → `#/config/mask/teacher_ratio`."""
     field = line.split("=", 1)[0].split(":", 1)[0].strip()
+    if field == "preset":
+        return FieldProblem(pointer="#/preset", detail=line)
     dotted = field.replace(".", "/") if field and " " not in field else ""
     return FieldProblem(pointer=f"#/config/{dotted}".rstrip("/"), detail=line)

@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     max_body_mib: float = Field(1.0, gt=0)
     rate_limit: str = "1200/minute"
     """Requests of a key; past it: 429."""
+    failure_limit: str = "30/minute"
+    """Wrong keys and tokens of one client address."""
     max_running: int = Field(32, ge=1)
     """Jobs that run at once: each has a driver process on the cluster."""
     project_max_running: int | None = Field(None, ge=1)

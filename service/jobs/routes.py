@@ -40,7 +40,8 @@ from service.uris import UriPolicy
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 DEFAULT_PROJECT = "default"
-EVENT_STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+EVENT = {"type": "object", "properties": {name: {"type": "string"} for name in ("id", "event", "data")}}
+EVENT_STREAM = {"text/event-stream": {"schema": EVENT}}
 
 
 def _store(request: Request) -> JobStore:
@@ -253,7 +254,7 @@ def _act(
     "/{job_id}/logs",
     summary="What a job printed",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/plain": {}, "text/event-stream": {}}}},
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}, **EVENT_STREAM}}},
 )
 def job_logs(
     job: Visible,
@@ -263,15 +264,15 @@ def job_logs(
     tail: Annotated[int | None, Query(ge=0, le=100_000, description="The last lines only.")] = None,
     attempt: Annotated[int | None, Query(ge=1, description="None: the newest.")] = None,
     offset: Annotated[int, Query(ge=0, description="Bytes to leave out.")] = 0,
-    last_event_id: Annotated[int | None, Header(ge=0)] = None,
+    last_event_id: Annotated[int, Header(ge=0)] = 0,
 ) -> Response:
     """As text; with `follow` as server-sent events (`log`, then `end`), whose ids are the offsets to go on from."""
     number = attempt or max(job.attempt, 1)
     if number > max(job.attempt, 1):
         raise NotFound(f"{job.id} has begun {job.attempt} attempts, not {number}")
     folder = JobFolder(settings.root, job.id)
-    start = last_event_id if last_event_id is not None else offset
-    if tail is not None and last_event_id is None:
+    start = last_event_id or offset
+    if tail is not None and not last_event_id:
         start = logs.tail_offset(folder, number, tail)
     if not follow:
         return StreamingResponse(logs.pieces(folder, number, start), media_type="text/plain; charset=utf-8")
@@ -293,13 +294,11 @@ def job_metrics(
     "/{job_id}/events",
     summary="A job's history and what happens to it, as server-sent events",
     response_class=StreamingResponse,
-    responses={200: EVENT_STREAM},
+    responses={200: {"content": EVENT_STREAM}},
 )
-def job_events(
-    job: Visible, jobs: Jobs, request: Request, last_event_id: Annotated[int | None, Header(ge=0)] = None
-) -> Response:
+def job_events(job: Visible, jobs: Jobs, request: Request, last_event_id: Annotated[int, Header(ge=0)] = 0) -> Response:
     """`job` for each change (its id to go on from by `Last-Event-ID`), `progress` between, `end` at the end."""
-    return _stream(streams.job_events(jobs, request.app.state.hub, job, last_event_id or 0))
+    return _stream(streams.job_events(jobs, request.app.state.hub, job, last_event_id))
 
 
 @router.get("/{job_id}/trials", summary="The trials of a sweep")
