@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
@@ -146,24 +147,49 @@ def demo(
     local: Local = False,
     as_json: AsJson = False,
 ) -> None:
-    """A teacher, an AMD student and the same student undistilled, on real digits, in minutes on two CPU cores."""
-    from amd.demo.run import DemoFailed, run_demo
+    """A teacher, an AMD student and the same student undistilled, on real digits, in minutes on two CPU cores.
 
-    try:
-        report = run_demo(
-            storage,
-            seeds=seeds,
-            full=full,
-            finetuned=finetune,
-            image=image,
-            video=video,
-            local=local,
-            console=err if as_json else out,
-        )
-    except DemoFailed as error:
-        _stop([str(error)], FAILED)
+    Its runs are jobs of a service that it starts on this machine for as long as it lasts.
+    """
+    from amd.storage import resolve_root
+
+    console = err if as_json else out
+    root = resolve_root(storage)
+    with _demo_runner(root, console, local) as runner:
+        from amd.demo.run import DemoFailed, run_demo  # torch comes in while the service starts
+
+        try:
+            report = run_demo(
+                root,
+                runner=runner,
+                seeds=seeds,
+                full=full,
+                finetuned=finetune,
+                image=image,
+                video=video,
+                console=console,
+            )
+        except DemoFailed as error:
+            _stop([str(error)], FAILED)
     if as_json:
         print(report.model_dump_json())
+
+
+@contextmanager
+def _demo_runner(root: str, console: Console, local: bool) -> Iterator[Any]:
+    """None: runs in this process."""
+    if local:
+        yield None
+        return
+    from service.client import ApiError, NoAnswer
+    from service.demo import demo_service
+    from service.stack import StackError
+
+    try:
+        with demo_service(root, console) as runner:
+            yield runner
+    except (StackError, ApiError, NoAnswer) as error:
+        _stop([str(error)], FAILED)
 
 
 @app.command()

@@ -1,23 +1,22 @@
 """The demo's flow: digits, a teacher, the student with and without it, probes on held-out digits, one table, pictures.
 
-All parts are those of real runs: files on disk, readers, Ray Train workers, published encoders. A demo that was
-interrupted goes on where it was, since runs continue by name.
+All parts are those of real runs: files on disk, readers, published encoders. Who brings the runs to their ends is the
+caller's choice (`Runner`): one after the other in this process, or as jobs of a service. A demo that was interrupted
+goes on where it was, since runs continue by name.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.rule import Rule
 
 from amd.artifacts import load_card, load_encoder
-from amd.config import ConfigError, ScalingConfig, TrainConfig, validate
+from amd.config import ConfigError, FinetuneConfig, TrainConfig, validate
 from amd.data.demo import ensure_demo
 from amd.data.records import open_manifest
 from amd.demo import arms
@@ -31,7 +30,10 @@ from amd.models.encoder import Encoder
 from amd.storage import resolve_root
 from amd.training.launch import train
 from amd.training.metrics import read_metrics
-from amd.training.run import run_folder
+from amd.training.run import RunResult, run_folder
+
+Runner = Callable[[Sequence[TrainConfig | FinetuneConfig]], list[RunResult]]
+"""Brings runs that do not need each other to their ends, as many side by side as it likes."""
 
 
 class DemoFailed(Exception):
@@ -41,12 +43,12 @@ class DemoFailed(Exception):
 def run_demo(
     storage: str | None = None,
     *,
+    runner: Runner | None = None,
     seeds: int = 1,
     full: bool = False,
     finetuned: bool = False,
     image: bool = True,
     video: bool = True,
-    local: bool = False,
     overrides: dict[str, Any] | None = None,
     teacher_overrides: dict[str, Any] | None = None,
     split: str = "test",
@@ -54,24 +56,26 @@ def run_demo(
 ) -> DemoReport:
     """Train and score everything; prints to `console`, returns the figures.
 
-    `seeds`: how many times over, each with its own teacher. `full`: also what tells the whole truth: the undistilled
-    student given AMD's time, a teacher that sees no more than the student, direct alignment alone. `finetuned`:
-    fine-tune the student on few labels, from AMD, from the undistilled one and from scratch. `local`: without Ray.
-    `overrides` and `teacher_overrides`: dotted keys put over every student's and teacher's config.
-    `split`: what is scored; settings were chosen on `select`.
+    `runner`: none for one run after the other in this process, without Ray. `seeds`: how many times over, each with its
+    own teacher. `full`: also what tells the whole truth: the undistilled student given AMD's time, a teacher that sees
+    no more than the student, direct alignment alone. `finetuned`: fine-tune the student on few labels, from AMD, from
+    the undistilled one and from scratch. `overrides` and `teacher_overrides`: dotted keys put over every student's and
+    teacher's config. `split`: what is scored; settings were chosen on `select`.
     Raises DemoFailed when a run does not succeed, ConfigError for overrides that break a rule.
     """
     started = time.monotonic()
     console = console or Console()
     root = resolve_root(storage)
-    _greet(console, root, seeds)
-    demo = _Demo(root, range(seeds), full, finetuned, local, overrides or {}, teacher_overrides or {}, split, console)
     wanted = [modality for modality, on in ((arms.IMAGE, image), (arms.VIDEO, video)) if on]
     if not wanted:
         raise ConfigError(["the demo has nothing to show without images and without video; leave one of them on"])
-    with demo.machine():
-        demo.warm_up(wanted[0])
-        sections = tuple(demo.section(modality) for modality in wanted)
+    _greet(console, root, seeds)
+    demo = _Demo(root, range(seeds), overrides or {}, teacher_overrides or {}, split, console, runner or in_process)
+    for modality in wanted:
+        demo.prepare(modality)
+    demo.train(demo.first())
+    demo.train([*(demo.finetuned() if finetuned else ()), *(demo.others() if full else ())])
+    sections = tuple(demo.section(modality) for modality in wanted)
     embedded = demo.embed_one(wanted[-1], sections[-1])
     report = DemoReport(
         storage=root,
@@ -84,42 +88,49 @@ def run_demo(
     return report
 
 
+def in_process(configs: Sequence[TrainConfig | FinetuneConfig]) -> list[RunResult]:
+    return [
+        finetune(config, local=True) if isinstance(config, FinetuneConfig) else train(config, local=True)
+        for config in configs
+    ]
+
+
+class Arm(NamedTuple):
+    """A run of the demo, and where it belongs."""
+
+    key: str
+    plan: Plan
+    config: TrainConfig | FinetuneConfig
+
+    @property
+    def title(self) -> str:
+        what = TITLES[self.key].strip()
+        return f"{what}, fine-tuned" if isinstance(self.config, FinetuneConfig) else what
+
+
 @dataclass(frozen=True)
 class _Demo:
     root: str
     seeds: Sequence[int]
-    full: bool
-    finetuned: bool
-    local: bool
     overrides: dict[str, Any]
     teacher_overrides: dict[str, Any]
     split: str
     console: Console
+    runner: Runner
+    scores: dict[str, Scores] = field(default_factory=dict)
+    """By modality."""
 
     def plan(self, modality: Modality, seed: int) -> Plan:
         return Plan(modality, seed, self.root, self.overrides, self.teacher_overrides)
 
-    def machine(self) -> AbstractContextManager[None]:
-        """One Ray for all runs: each would start its own."""
-        if self.local:
-            return nullcontext()
-        from amd.training.ray_train import cluster
+    def plans(self) -> list[Plan]:
+        return [self.plan(modality, seed) for seed in self.seeds for modality in self._modalities()]
 
-        self.console.print("Starting Ray on this machine")
-        return cluster(self._scaling(arms.IMAGE), self.console.print)
+    def _modalities(self) -> Iterator[Modality]:
+        return (modality for modality in (arms.IMAGE, arms.VIDEO) if modality.key in self.scores)
 
-    def warm_up(self, modality: Modality) -> None:
-        """Workers start while data is written; the same ones train all arms."""
-        if not self.local:
-            from amd.training.ray_train import warm_up
-
-            warm_up(self._scaling(modality))
-
-    def _scaling(self, modality: Modality) -> ScalingConfig:
-        return arms.undistilled(self.plan(modality, 0)).scaling
-
-    def section(self, modality: Modality) -> Section:
-        self.console.print(Rule(f"[bold]{modality.title}", align="left"))
+    def prepare(self, modality: Modality) -> None:
+        """Its data, the probe's samples, and the figures of what needs no training."""
         self.console.print(f"Writing real handwritten digits as {modality.data} (once) and reading the probe's samples")
         config = arms.undistilled(self.plan(modality, self.seeds[0]))
         ensure_demo(modality.data, "train")
@@ -127,66 +138,82 @@ class _Demo:
             read_labelled(config.data.model_copy(update={"train": ensure_demo(modality.data, split)}), config.clip)
             for split in ("probe", self.split)
         )
-        scores = Scores(known, asked)
+        scores = self.scores[modality.key] = Scores(known, asked)
         scores.add_pixels()
+        grid, values = config.clip.grid, config.clip.token_values
         for seed in self.seeds:
-            self._seed(modality, seed, scores)
+            torch.manual_seed(seed)
+            scores.add("random", Encoder(config.student.encoder, grid, values).eval(), config.clip)
+
+    def first(self) -> list[Arm]:
+        """What the demo compares. The longer ones first, so that those side by side end together."""
+        plans = self.plans()
+        distilled = [Arm("amd", plan, arms.distilled(plan)) for plan in plans]
+        return distilled + [Arm("mae", plan, arms.undistilled(plan)) for plan in plans]
+
+    def finetuned(self) -> Iterator[Arm]:
+        """The first arms and none, fine-tuned; scored on the same held-out samples as all else."""
+        for plan in self.plans():
+            rows, test = self.scores[plan.modality.key], f"demo:{plan.modality.data}/{self.split}"
+            for key in ("random", "mae", "amd"):
+                weights = None if key == "random" else rows.row(key).encoders[plan.seed]
+                yield Arm(key, plan, arms.finetuned(plan, key, weights, test))
+
+    def others(self) -> Iterator[Arm]:
+        """What tells the whole truth of the first arms."""
+        for plan in self.plans():
+            amd, mae = (self.scores[plan.modality.key].row(key) for key in ("amd", "mae"))
+            longer = amd.seconds[plan.seed] / max(mae.seconds[plan.seed], 1e-6)
+            steps = max(1, round(mae.steps[plan.seed] * longer))
+            yield Arm("mae-time", plan, arms.undistilled(plan, steps))
+            yield Arm("symmetric", plan, arms.symmetric(plan))
+            yield Arm("direct", plan, arms.direct_only(plan))
+
+    def train(self, wanted: Sequence[Arm]) -> None:
+        """Bring runs to their ends and score what they publish."""
+        for arm in wanted:
+            taught = arm.key == "amd" and isinstance(arm.config, TrainConfig)
+            with_teacher = " (and its teacher first)" if taught else ""
+            self.console.print(f"[bold]{arm.title}[/bold]{with_teacher}: {arm.config.name}")
+        results = self.runner([arm.config for arm in wanted])
+        for arm, result in zip(wanted, results, strict=True):
+            if result.state == "cancelled":
+                raise DemoFailed(f"{arm.config.name} was stopped; the same command goes on from there")
+            if result.state != "succeeded" or result.encoder_folder is None:
+                raise DemoFailed(f"{arm.config.name} ended as {result.state}: {result.message or result.reason}")
+            scores, picture = self.scores[arm.plan.modality.key], arm.plan.seed == self.seeds[0]
+            if isinstance(arm.config, FinetuneConfig):
+                scores.add_finetuned(arm.key, result.figures["test/top1"])
+            else:
+                self._score(arm.key, arm.config, result, result.encoder_folder, scores, picture)
+
+    def section(self, modality: Modality) -> Section:
+        scores = self.scores[modality.key]
         return Section(
             key=modality.key,
             title=modality.title,
             chance=modality.chance,
-            samples=len(asked.labels),
+            samples=len(scores.asked.labels),
             rows=scores.rows(),
         )
 
-    def _seed(self, modality: Modality, seed: int, scores: Scores) -> None:
-        plan = self.plan(modality, seed)
-        undistilled = arms.undistilled(plan)
-        torch.manual_seed(seed)
-        grid, values = undistilled.clip.grid, undistilled.clip.token_values
-        scores.add("random", Encoder(undistilled.student.encoder, grid, values).eval(), undistilled.clip)
-        self._train("amd", arms.distilled(plan), scores, picture=seed == self.seeds[0])
-        self._train("mae", undistilled, scores, picture=seed == self.seeds[0])
-        if self.finetuned:
-            self._finetune("random", plan, None, scores)
-            for key in ("mae", "amd"):
-                self._finetune(key, plan, scores.last(key).encoders[-1], scores)
-        if self.full:
-            amd, mae = scores.last("amd"), scores.last("mae")
-            steps = round(mae.steps[-1] * amd.seconds[-1] / max(mae.seconds[-1], 1e-6))
-            self._train("mae-time", arms.undistilled(plan, max(1, steps)), scores)
-            self._train("symmetric", arms.symmetric(plan), scores)
-            self._train("direct", arms.direct_only(plan), scores)
-
-    def _train(self, key: str, config: TrainConfig, scores: Scores, picture: bool = False) -> None:
-        with_teacher = " (and its teacher first)" if key == "amd" else ""
-        self.console.print(f"\n[bold]{TITLES[key]}[/bold]{with_teacher}: {config.name}")
-        result = train(config, local=self.local)
-        if result.state == "cancelled":
-            raise DemoFailed(f"{config.name} was stopped; the same command goes on from there")
-        if result.state != "succeeded" or result.encoder_folder is None:
-            raise DemoFailed(f"{config.name} ended as {result.state}: {result.message or result.reason}")
+    def _score(
+        self, key: str, config: TrainConfig, result: RunResult, folder: str, scores: Scores, picture: bool
+    ) -> None:
         if key == "amd":
-            self._score_teacher(result.encoder_folder, scores, picture)
-        encoder, card = load_encoder(result.encoder_folder)
+            self._score_teacher(folder, scores, picture)
+        encoder, card = load_encoder(folder)
         scores.add(
             key,
             encoder,
             card.clip,
             steps=card.steps,
             seconds=training_seconds(result.run_folder),
-            folder=result.encoder_folder,
-            picture=draw_run(self.root, result.run_folder, config, scores.asked.clips) if picture else None,
+            folder=folder,
+            picture=draw_run(self.root, result.run_folder, config, scores.asked.clips)
+            if picture and key in ("amd", "mae")
+            else None,
         )
-
-    def _finetune(self, key: str, plan: Plan, weights: str | None, scores: Scores) -> None:
-        """Fine-tune an arm of this seed; scored on the same held-out samples as all else."""
-        config = arms.finetuned(plan, key, weights, f"demo:{plan.modality.data}/{self.split}")
-        self.console.print(f"\n[bold]{TITLES[key]}[/bold], fine-tuned: {config.name}")
-        result = finetune(config, local=self.local)
-        if result.state != "succeeded":
-            raise DemoFailed(f"{config.name} ended as {result.state}: {result.message or result.reason}")
-        scores.add_finetuned(key, result.figures["test/top1"])
 
     def _score_teacher(self, student: str, scores: Scores, picture: bool) -> None:
         source = str((load_card(student).teacher or {})["weights"])

@@ -51,7 +51,7 @@ class Scores:
         row = self._rows[key]
         self._rows[key] = row.model_copy(update={"finetuned": (*row.finetuned, top1)})
 
-    def last(self, key: str) -> Row:
+    def row(self, key: str) -> Row:
         return self._rows[key]
 
     def rows(self) -> tuple[Row, ...]:

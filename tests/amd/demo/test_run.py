@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ from PIL import Image
 from rich.console import Console
 
 from amd.artifacts import load_card
+from amd.config import FinetuneConfig, TrainConfig
 from amd.data import demo
 from amd.demo import DemoFailed, DemoReport, run_demo
+from amd.demo.run import in_process
 from amd.storage import listdir
+from amd.training.run import RunResult
 
 SHORT = {"schedule.steps": 3, "schedule.warmup_steps": 1, "optim.batch_size": 8, "data.loader_workers": 0}
 
@@ -27,7 +31,6 @@ def _little_data(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 def short_demo(storage: Path, output: io.StringIO, **options: Any) -> DemoReport:
     return run_demo(
         str(storage),
-        local=True,
         overrides=SHORT,
         teacher_overrides=SHORT,
         console=Console(file=output, width=120),
@@ -92,11 +95,22 @@ def test_students_are_fine_tuned_from_scratch_undistilled_and_from_amd(tmp_path:
     assert len(starts) == 3, "scratch, the undistilled student, the AMD student"
 
 
-def test_a_run_that_fails_ends_the_demo_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from amd.demo import run
-    from amd.training.run import RunResult
-
+def test_a_run_that_fails_ends_the_demo_with_its_reason(tmp_path: Path) -> None:
     failed = RunResult(state="failed", message="the disk is full", run_id="x", run_folder="y")
-    monkeypatch.setattr(run, "train", lambda config, local: failed)
     with pytest.raises(DemoFailed, match="ended as failed: the disk is full"):
-        short_demo(tmp_path, io.StringIO(), video=False)
+        short_demo(tmp_path, io.StringIO(), video=False, runner=lambda configs: [failed for _ in configs])
+
+
+def test_runs_that_do_not_need_each_other_are_handed_over_together(tmp_path: Path) -> None:
+    handed: list[list[str]] = []
+
+    def runner(configs: Sequence[TrainConfig | FinetuneConfig]) -> list[RunResult]:
+        handed.append([str(config.name) for config in configs])
+        return in_process(configs)
+
+    report = short_demo(tmp_path, io.StringIO(), runner=runner, full=True)
+    arms = [[name.split("-s0-")[0].removeprefix("demo-") for name in wave] for wave in handed]
+    assert arms[0] == ["image-amd", "video-amd", "image-mae", "video-mae"]
+    others = [arm.rstrip("-0123456789") for arm in arms[1]]
+    assert others == [f"{kind}-{arm}" for kind in ("image", "video") for arm in ("mae", "symmetric", "direct")]
+    assert [section.key for section in report.sections] == ["image", "video"]
