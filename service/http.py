@@ -71,17 +71,26 @@ class Bodies:
             told = f"Content-Type: {media.decode('latin-1') or 'none'}; send application/json"
             await self._refuse(UnsupportedMediaType(told), scope, receive, send)
             return
-        seen = 0
-
-        async def bounded() -> Message:
-            nonlocal seen
+        if not has_body:
+            await self.app(scope, receive, send)
+            return
+        body = bytearray()
+        while True:
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.limit:
-                raise BodyTooLarge(self._told())
-            return message
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            if len(body) > self.limit:
+                await self._refuse(BodyTooLarge(self._told()), scope, receive, send)
+                return
+            if not message.get("more_body", False):
+                break
+        waiting: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-        await self.app(scope, bounded, send)
+        async def again() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        await self.app(scope, again, send)
 
     def _told(self) -> str:
         return f"the body is larger than {self.limit} bytes; put what is large on the storage and name it by its URI"

@@ -1,0 +1,262 @@
+"""The jobs' routes behind a real port, on both databases."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import Engine
+
+from service.jobs.outcome import JobFolder
+from service.jobs.runner import LogShipper
+from tests.service.clusters import FakeCluster, queued, says
+from tests.service.server import Server, serving
+
+DEMO = {"kind": "train", "preset": "demo-image-amd"}
+
+
+@pytest.fixture
+def server(engine: Engine, tmp_path: Path) -> Iterator[Server]:
+    with serving(engine, tmp_path, FakeCluster(cpus=0.0)) as server:  # nothing ever starts
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {server.key}"}
+    with httpx.Client(base_url=f"{server.url}/v1", headers=headers, timeout=60) as client:
+        yield client
+
+
+BAD: dict[str, tuple[str, str, dict[str, Any], int, str, str]] = {
+    "wrong preset": ("POST", "/jobs", {"json": {**DEMO, "preset": "demo-imag-amd"}}, 422, "config_invalid", "did you"),
+    "invalid config": (
+        *("POST", "/jobs", {"json": {**DEMO, "overrides": {"mask.teacher_ratio": 0.9}}}),
+        *(422, "config_invalid", "mask.teacher_ratio=0.9 must not be above mask.student_ratio"),
+    ),
+    "unknown key of a config": (
+        *("POST", "/jobs", {"json": {**DEMO, "overrides": {"mask.techer_ratio": 0.5}}}),
+        *(422, "config_invalid", "mask.techer_ratio"),
+    ),
+    "unknown field": ("POST", "/jobs", {"json": {**DEMO, "colour": "red"}}, 422, "request_invalid", "#/colour"),
+    "unknown kind": ("POST", "/jobs", {"json": {**DEMO, "kind": "bake"}}, 422, "request_invalid", "#/kind"),
+    "no config": ("POST", "/jobs", {"json": {"kind": "train"}}, 422, "config_invalid", "give one of them"),
+    "a body of 10 MB": ("POST", "/jobs", {"json": {**DEMO, "name": "x" * 10**7}}, 413, "body_too_large", "1048576"),
+    "a body of 10 MB without its length": (
+        *("POST", "/jobs", {"content": iter([b"x" * 10**6] * 10), "headers": {"Content-Type": "application/json"}}),
+        *(413, "body_too_large", "1048576"),
+    ),
+    "no JSON": (
+        *("POST", "/jobs", {"content": b"{", "headers": {"Content-Type": "application/json"}}),
+        *(400, "json_invalid", "not valid JSON"),
+    ),
+    "wrong content type": ("POST", "/jobs", {"data": {"kind": "train"}}, 415, "unsupported_media_type", "json"),
+    "missing data URI": (
+        *("POST", "/jobs", {"json": {"kind": "train", "preset": "ssv2-vit-b"}}),
+        *(422, "config_invalid", "data.train: a recipe brings no data"),
+    ),
+    "a place that is not allowed": (
+        *("POST", "/jobs", {"json": {**DEMO, "overrides": {"data.train": "/etc"}}}),
+        *(422, "uri_not_allowed", "data.train=/etc"),
+    ),
+    "storage of one's own": (
+        *("POST", "/jobs", {"json": {**DEMO, "overrides": {"storage": "/elsewhere"}}}),
+        *(422, "config_invalid", "storage=/elsewhere: the service keeps"),
+    ),
+    "bad cursor": ("GET", "/jobs?cursor=abc", {}, 422, "cursor_invalid", "next_cursor"),
+    "too many at once": ("GET", "/jobs?limit=1000", {}, 422, "request_invalid", "limit"),
+    "no such job": ("GET", "/jobs/train-1", {}, 404, "not_found", "no job 'train-1'"),
+    "no such path": ("GET", "/job", {}, 404, "not_found", ""),
+    "wrong method": ("PUT", "/jobs", {}, 405, "method_not_allowed", ""),
+    "no such preset": ("GET", "/presets/best", {}, 404, "not_found", "GET /v1/presets"),
+}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # none of them comes so far
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_request_is_told_in_one_form_with_its_code(client: httpx.Client, case: str) -> None:
+    method, path, words, status, code, text = BAD[case]
+    answer = client.request(method, path, **words)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    problem = answer.json()
+    assert (problem["code"], problem["status"], problem["type"]) == (code, status, f"urn:amd:problem:{code}")
+    assert text in problem["detail"]
+    assert problem["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_job_is_asked_twice_what_it_cannot_do(client: httpx.Client) -> None:
+    job = client.post("/jobs", json=DEMO).json()["id"]
+    refused = client.post(f"/jobs/{job}/retry")
+    assert (refused.status_code, refused.json()["code"]) == (409, "illegal_action")
+    assert refused.json()["allowed_actions"] == ["cancel", "pause"]
+    assert client.delete(f"/jobs/{job}").status_code == 409
+    first, second = client.post(f"/jobs/{job}/cancel"), client.post(f"/jobs/{job}/cancel")
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert first.json()["changed_at"] == second.json()["changed_at"]
+    assert client.delete(f"/jobs/{job}").status_code == 204
+    assert client.get(f"/jobs/{job}").status_code == 404
+
+
+def test_a_hundred_requests_with_one_key_make_one_job(client: httpx.Client) -> None:
+    def post(number: int) -> httpx.Response:
+        return client.post("/jobs", json=DEMO, headers={"Idempotency-Key": "one"})
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(post, range(100)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert len(client.get("/jobs").json()["items"]) == 1
+    other = client.post("/jobs", json={**DEMO, "priority": 1}, headers={"Idempotency-Key": "one"})
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+
+
+def test_a_view_that_has_not_changed_is_not_sent_again(client: httpx.Client) -> None:
+    job = client.post("/jobs", json=DEMO).json()["id"]
+    time.sleep(0.3)  # the reconciler tells once what it waits for
+    tag = client.get(f"/jobs/{job}").headers["etag"]
+    again = client.get(f"/jobs/{job}", headers={"If-None-Match": tag})
+    assert (again.status_code, again.content) == (304, b"")
+    client.post(f"/jobs/{job}/cancel")
+    assert client.get(f"/jobs/{job}", headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_pages_hold_every_job_once_while_others_come_in(client: httpx.Client, server: Server) -> None:
+    ids = [queued(server.app.state.jobs, labels={"n": str(n % 2)}).id for n in range(25)]
+    seen, cursor = list[str](), None
+    while True:
+        page = client.get("/jobs", params={"limit": 7, **({"cursor": cursor} if cursor else {})}).json()
+        seen += [job["id"] for job in page["items"]]
+        queued(server.app.state.jobs)
+        if (cursor := page["next_cursor"]) is None:
+            break
+    assert [job for job in seen if job in ids] == ids[::-1]
+    assert len(set(seen)) == len(seen)
+    odd = client.get("/jobs", params={"label": "n=1", "limit": 100}).json()["items"]
+    assert [job["id"] for job in odd] == ids[1::2][::-1]
+    assert client.get("/jobs", params={"state": "running"}).json()["items"] == []
+    assert len(client.get("/jobs", params={"state": ["running", "queued"], "limit": 200}).json()["items"]) > 25
+
+
+def events(
+    client: httpx.Client, path: str, last: str | None = None, cut: int | None = None
+) -> list[tuple[str, str, Any]]:
+    """(id, event, data) of a stream, to its end or cut off after so many."""
+    found = []
+    with client.stream("GET", path, headers={"Last-Event-ID": last} if last else {}) as stream:
+        fields: dict[str, str] = {}
+        for line in stream.iter_lines():
+            name, _, value = line.partition(": ")
+            if line:
+                fields[name] = value
+            elif "event" in fields:
+                found.append((fields.get("id", ""), fields["event"], json.loads(fields["data"])))
+                if fields["event"] == "end" or len(found) == cut:
+                    return found
+                fields = {}
+    return found
+
+
+def test_streams_cut_at_random_and_resumed_lose_and_repeat_nothing(
+    client: httpx.Client, server: Server, engine: Engine, tmp_path: Path
+) -> None:
+    store, root = server.app.state.jobs, str(tmp_path / "root")
+    job = queued(store, cpus=0.0)
+
+    def live() -> None:
+        for word in range(12):
+            time.sleep(0.05)
+            current = store.get(job.id)
+            store.change(current, "noted", data={"word": word})
+        for chunk in range(20):
+            shipper.write(f"line {chunk} ä\n".encode())
+            time.sleep(0.02)
+        shipper.close()
+        current = store.get(job.id)
+        store.change(current, "succeeded", state="succeeded", attempt={"state": "succeeded"})
+
+    shipper = LogShipper(JobFolder(root, job.id).logs(1), 0.01)
+    chance, thread = random.Random(0), threading.Thread(target=live)
+    thread.start()
+    got, last = [], None
+    while not got or got[-1][1] != "end":
+        got += events(client, f"/jobs/{job.id}/events", last, cut=chance.randint(1, 4))
+        last = next((found[0] for found in reversed(got) if found[0]), None)
+    thread.join()
+    history = [found for found in got if found[1] == "job"]
+    assert [int(found[0]) for found in history] == list(range(1, store.get(job.id).version + 1))
+    got, last = [], None
+    while not got or got[-1][1] != "end":
+        got += events(client, f"/jobs/{job.id}/logs?follow=true", last, cut=chance.randint(1, 3))
+        last = next((found[0] for found in reversed(got) if found[0]), None)
+    text = "".join(found[2]["text"] for found in got if found[1] == "log")
+    assert text == "".join(f"line {chunk} ä\n" for chunk in range(20))
+    assert client.get(f"/jobs/{job.id}/logs?tail=2").text == "line 18 ä\nline 19 ä\n"
+
+
+def test_two_hundred_streams_hear_of_the_same_end(server: Server) -> None:
+    store = server.app.state.jobs
+    job = queued(store)
+    headers = {"Authorization": f"Bearer {server.key}"}
+    limits = httpx.Limits(max_connections=300)
+    with (
+        httpx.Client(base_url=f"{server.url}/v1", headers=headers, timeout=60, limits=limits) as client,
+        ExitStack() as stack,
+    ):
+        streams = [stack.enter_context(client.stream("GET", f"/jobs/{job.id}/events")) for _ in range(200)]
+        store.change(store.get(job.id), "cancelled", state="cancelled")
+        ends = [stream.read().decode().strip().split("\n\n")[-1] for stream in streams]
+    assert set(ends) == {'event: end\ndata: {"state": "cancelled"}'}
+
+
+def test_what_a_failure_was_stands_in_the_view_with_its_log(
+    client: httpx.Client, server: Server, tmp_path: Path
+) -> None:
+    store, root = server.app.state.jobs, str(tmp_path / "root")
+    cluster = server.app.state.cluster
+    cluster.has = cluster.has._replace(cpus=4.0)
+    job = queued(store)
+    wait_for(lambda: store.get(job.id).state == "starting")
+    says(root, store.get(job.id), "failed", "nan_loss", message="step 7 on rank 3: nan", rank=3, log_tail="last words")
+    wait_for(lambda: store.get(job.id).state == "failed")
+    view = client.get(f"/jobs/{job.id}").json()
+    assert view["failure"] == {
+        "reason": "nan_loss",
+        "message": "step 7 on rank 3: nan",
+        "rank": 3,
+        "log_tail": "last words",
+    }
+    assert view["attempts"][0]["failure"] == view["failure"]
+    assert view["allowed_actions"] == ["retry", "delete"]
+
+
+def test_a_request_is_validated_with_an_estimate_and_warnings(client: httpx.Client) -> None:
+    view = client.post("/validate", json={**DEMO, "overrides": {"scaling.workers": 8}}).json()
+    assert view["config"]["scaling"]["workers"] == [8, 8]
+    assert view["estimate"]["feasible"] is False
+    assert view["estimate"]["student_parameters"] > 100_000
+    assert any("the cluster has 0" in warning for warning in view["warnings"])
+
+
+def test_readiness_waits_for_nobody_and_metrics_count_jobs(server: Server, client: httpx.Client) -> None:
+    server.app.state.cluster.away = True
+    client.post("/jobs", json=DEMO)
+    ready = httpx.get(f"{server.url}/readyz")
+    assert ready.status_code == 200
+    assert "does not answer" in ready.json()["parts"]["ray"]
+    assert 'amd_jobs{kind="train",state="queued"} 1.0' in httpx.get(f"{server.url}/metrics").text
+
+
+def wait_for(happened: Any, seconds: float = 30) -> None:
+    until = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.02)
