@@ -1,9 +1,10 @@
-"""A sweep on Ray Tune, and what may befall it: a worker killed, a trial's driver killed, the sweep's driver killed."""
+"""A sweep on Ray Tune, and what may befall it: a worker, a trial's driver, its own driver, a whole cluster killed."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from typing import Any
 
 import pytest
 
+from amd.config import with_overrides
+from amd.storage import exists, join
 from amd.training.launch import launch
 from amd.training.metrics import read_metrics
 from amd.training.run import RunResult, run_folder
 from tests.ray_cluster import RayCluster
-from tests.runs import in_a_process, tiny_run
+from tests.runs import tiny_run
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import Ledger, TrialRecord
 from tune_spaces.points import next_point
@@ -77,7 +80,7 @@ def probed(run: RunResult, step: int) -> float:
     assert run.state in ("paused", "succeeded"), run.message
     figures = [line[METRIC] for line in read_metrics(run.run_folder) if line["step"] == step and METRIC in line]
     assert len(figures) == 1
-    return figures[0]
+    return float(figures[0])
 
 
 @pytest.mark.timeout(1500)  # Ray Train starts four times: minutes on a busy machine
@@ -111,7 +114,7 @@ def test_a_sweep_whose_worker_trial_and_driver_are_killed_ends_as_an_undisturbed
     assert result["trials"] == {state: [r.state for r in records.values()].count(state) for state in result["trials"]}
     assert Path(result["best"]["config"]).exists()
 
-    wait_for(lambda: in_a_process(free, ray_cluster.address), None)
+    wait_for(lambda: free(ray_cluster), None)
 
 
 def start(file: Path) -> subprocess.Popen[str]:
@@ -151,9 +154,133 @@ def kill(cluster: RayCluster, kind: str) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def free(address: str) -> bool:
-    """Whether every CPU of the cluster is free again."""
-    import ray
+def free(cluster: RayCluster) -> bool:
+    """Whether every CPU of the cluster is free again, and no place is kept for anybody."""
+    status = json.load(urllib.request.urlopen(f"{cluster.dashboard}/api/cluster_status", timeout=30))
+    used, _ = status["data"]["clusterStatus"]["loadMetricsReport"]["usage"]["CPU"]
+    listed = json.load(urllib.request.urlopen(f"{cluster.dashboard}/api/v0/placement_groups?limit=1000", timeout=30))
+    return used == 0 and all(group["state"] == "REMOVED" for group in listed["data"]["result"]["result"])
 
-    ray.init(address, logging_level="error")
-    return bool(ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
+
+@pytest.mark.timeout(1500)
+def test_random_stops_leave_nothing_taken_and_the_sweep_comes_to_its_end(
+    ray_cluster: RayCluster, tmp_path: Path
+) -> None:
+    """Two workers each and four trials at once: as many as there is room for, which is two."""
+    config = with_overrides(
+        a_sweep(tmp_path),
+        {"train.scaling.workers": 2, "at_once": 4, "stopping": "none", "rungs": 1, "name": "stopped-at-random"},
+    )
+    file = tmp_path / "sweep.json"
+    file.write_text(config.model_dump_json())
+    fate = random.Random(3)
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
+        driver = start(file)
+        if fate.random() < 0.75:
+            wait_for(lambda: not free(ray_cluster), driver)
+        time.sleep(fate.uniform(0, 12))
+        driver.send_signal(number)
+        driver.wait(300)
+        wait_for(lambda: free(ray_cluster), None)
+
+    again = start(file)
+    _, complaint = again.communicate(timeout=900)
+    assert again.returncode == 0, complaint
+    assert "at once    2 of 2 workers each (fewer than at_once: there is no room)" in complaint
+    records = Ledger(run_folder(str(tmp_path / "storage"), "stopped-at-random")).records
+    assert [record.state for record in records.values()] == ["succeeded"] * 4
+    wait_for(lambda: free(ray_cluster), None)
+
+
+def test_what_has_no_room_is_refused_at_once(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    config = with_overrides(
+        a_sweep(tmp_path), {"train.scaling.workers": 5, "train.optim.batch_size": 10, "name": "too-many"}
+    )
+    file = tmp_path / "sweep.json"
+    file.write_text(config.model_dump_json())
+    printed, complaint = start(file).communicate(timeout=300)
+    assert "train.scaling.workers=5 of 1 CPU each never fit: the cluster's nodes have 4 CPU" in printed + complaint
+    assert not Ledger(run_folder(str(tmp_path / "storage"), "too-many")).records
+
+
+@pytest.mark.timeout(1500)
+def test_a_population_is_a_job_with_its_storage_on_s3(ray_cluster: RayCluster, s3_root: str, tmp_path: Path) -> None:
+    """`ray job submit -- python -m tune_spaces`: four trials, two rungs, one child that goes on from its parent."""
+    words = {
+        "algorithm": "pbt",
+        "stopping": "none",
+        "space.use": ["recipe"],
+        "train.schedule.steps": 12,
+        "at_once": 2,
+        "storage": f"{s3_root}/storage",
+        "name": "population",
+    }
+    file = tmp_path / "sweep.json"
+    file.write_text(with_overrides(a_sweep(tmp_path), words).model_dump_json())
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", ray_cluster.dashboard),
+        *("--", sys.executable, "-m", "tune_spaces", "--config", str(file), "--json"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
+    assert result["trials"] == {"stopped": 1, "succeeded": 4}
+
+    records = Ledger(run_folder(f"{s3_root}/storage", "population")).records
+    child = records[4]
+    assert child.parent is not None
+    parent = records[child.parent]
+    assert (child.born, child.inherited) == (1, parent.rungs[0].step)
+    assert parent.rungs[0].score == max(record.rungs[0].score for record in records.values() if record.parent is None)
+    runs = {run: read_metrics(run_folder(f"{s3_root}/storage", run)) for run in child.runs}
+    assert all(line["step"] > child.inherited for lines in runs.values() for line in lines)
+    assert all(exists(join(folder, "encoder.safetensors")) for folder in child.encoders)
+    assert exists(join(result["report"], "best.json"))
+    wait_for(lambda: free(ray_cluster), None)
+
+
+@pytest.mark.timeout(1500)
+def test_a_sweep_whose_whole_cluster_is_killed_ends_as_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without RAY_ADDRESS a sweep starts a cluster of its own."""
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    config = with_overrides(a_sweep(tmp_path), {"budget.trials": 2})
+    file = tmp_path / "sweep.json"
+    file.write_text(config.model_dump_json())
+    driver = start(file)
+    wait_for(lambda: steps_of(tmp_path, 0) >= 12, driver)
+    family = descendants(driver.pid)
+    cluster = [pid for pid, name in family.items() if name in ("gcs_server", "raylet")]
+    assert len(cluster) == 2, family
+    for pid in (driver.pid, *cluster):
+        os.kill(pid, signal.SIGKILL)
+    driver.wait()
+    wait_for(lambda: not any(alive(pid) for pid in family), None)
+
+    again = start(file)
+    _, complaint = again.communicate(timeout=900)
+    assert again.returncode == 0, complaint
+    records = Ledger(run_folder(str(tmp_path / "storage"), "rough")).records
+    assert records[0].attempts == 2
+    found = [(record.point, [rung.score for rung in record.rungs], record.state) for record in records.values()]
+    assert found == undisturbed(config, str(tmp_path / "calm"))
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Processes below a process, with their names."""
+    found: dict[int, str] = {}
+    for child in Path(f"/proc/{pid}/task").glob("*/children"):
+        for below in map(int, child.read_text().split()):
+            found[below] = Path(f"/proc/{below}/comm").read_text().strip()
+            found |= descendants(below)
+    return found
+
+
+def alive(pid: int) -> bool:
+    """And no zombie, whose parent has not asked for it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

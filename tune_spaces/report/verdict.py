@@ -126,7 +126,9 @@ def _no_interval(sweep: Sweep, trial: Trial, level: int) -> str:
     base = sweep.baseline
     ours = len(sweep.seeds(trial.rungs[level]))
     theirs = len(sweep.seeds(base.rungs[level])) if base else 0
-    return ONE_SEED if ours == theirs == 1 else f"no interval: {ours} and {theirs} seeds cannot be paired"
+    if ours == theirs == 1:
+        return ONE_SEED if sweep.config.algorithm != "pbt" else "one line each: no interval, repeat with another seed"
+    return f"no interval: {ours} and {theirs} seeds cannot be paired"
 
 
 def _interval(found: Difference, sign: int = 1) -> str:
