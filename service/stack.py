@@ -350,18 +350,17 @@ def _ray_environment(folder: _Folder, state: State) -> dict[str, str]:
     return _without(os.environ, *NOT_FOR_JOBS, "RAY_ADDRESS") | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "AMD_STORAGE": state.storage,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder.ray_token),
+        **_ray_token(folder),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else it takes 127.0.0.1 for a mistake, and listens everywhere
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{STARTUP_S:.0f}",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes away the machine itself: one process less
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else printed lines come twice
-        "RAY_USAGE_STATS_ENABLED": "0",
     }
 
 
 def _service_environment(folder: _Folder, state: State) -> dict[str, str]:
-    return _without(os.environ, "RAY_ADDRESS") | {
+    return _without(os.environ, "RAY_ADDRESS", "RAY_AUTH_TOKEN") | {
+        **_ray_token(folder),
         "AMD_DATA_DIR": str(folder.path),
         "AMD_STORAGE": state.storage,
         "AMD_RAY_DASHBOARD": state.dashboard,
@@ -370,6 +369,11 @@ def _service_environment(folder: _Folder, state: State) -> dict[str, str]:
         "AMD_HOST": HOST,
         "AMD_PORT": str(state.port),
     }
+
+
+def _ray_token(folder: _Folder) -> dict[str, str]:
+    """Explicit: what Ray does by itself depends on what ran on this machine before."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder.ray_token), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def _without(environment: Mapping[str, str], *names: str) -> dict[str, str]:

@@ -1,0 +1,224 @@
+"""`amd up`, `status`, `down` as a person meets them: a real Ray head and control plane, killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from service.client import Client
+from service.stack import MARK, Process, StackError, State, down, find_stack, status, up
+
+PATIENCE_S = 900
+JOB = (
+    *("train", "--preset", "demo-image-mae", "schedule.steps=400", "schedule.warmup_steps=10"),
+    *("checkpoint.every_steps=20", "tracking.log_every_steps=5", "--submit", "--json"),
+)
+STOPPED = State.model_validate(
+    {
+        "port": 1,
+        "storage": "/nowhere",
+        "num_cpus": 1,
+        "ray": {"gcs": 1, "dashboard": 1, "agent": 1, "metrics": 1, "client": 1},
+        "key_file": "/nowhere",
+    }
+)
+
+
+class Here:
+    """The command with a data directory of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data, self.storage = folder / "data", folder / "storage"
+        away = ("AMD_URL", "AMD_KEY", "AMD_KEY_FILE", "RAY_ADDRESS", "AMD_STORAGE")
+        self.environment = {name: value for name, value in os.environ.items() if name not in away} | {
+            "AMD_DATA_DIR": str(self.data),
+            "AMD_DEMO_DIR": str(folder / "demo"),
+            "AMD_SILENCE_S": "10",
+            "AWS_SECRET_ACCESS_KEY": "a-secret",
+        }
+
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        command, pipe = [sys.executable, "-m", "service.cli", *words], subprocess.PIPE
+        return subprocess.Popen(command, env=self.environment, stdout=pipe, stderr=pipe, text=True)
+
+    def amd(self, *words: str, code: int = 0) -> str:
+        """What the command prints; it must end with this exit code."""
+        begun = self.begin(*words)
+        out, err = begun.communicate(timeout=PATIENCE_S)
+        assert begun.returncode == code, f"{words} ended with {begun.returncode}:\n{out}{err}"
+        return out if code == 0 else out + err
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        return json.loads(self.amd(*words, code=code).splitlines()[0])
+
+    def processes(self) -> list[psutil.Process]:
+        """All of the stack, found another way than the stack itself does: below its two parts."""
+        state = json.loads((self.data / "stack.json").read_text())
+        parts = [psutil.Process(part["pid"]) for part in state["processes"].values()]
+        return parts + [child for part in parts for child in part.children(recursive=True)]
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Here]:
+    made = Here(tmp_path)
+    yield made
+    made.amd("down")
+
+
+def until(true: Any) -> Any:
+    """What `true` gives once it gives something."""
+    end = time.monotonic() + PATIENCE_S
+    while not (found := true()):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    return found
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(3 * PATIENCE_S)
+def test_everything_is_killed_and_the_job_goes_on_from_its_checkpoint(here: Here) -> None:
+    # Two at once start one stack.
+    words = ("up", "--port", "0", "--storage", str(here.storage), "--num-cpus", "2", "--json")
+    both = [here.begin(*words) for _ in range(2)]
+    told = [begun.communicate(timeout=PATIENCE_S) for begun in both]
+    assert [begun.returncode for begun in both] == [0, 0], told
+    first, second = (json.loads(out) for out, _ in told)
+    assert first == second
+    assert first["data_dir"] == str(here.data)
+    assert os.stat(first["key_file"]).st_mode & 0o777 == 0o600
+    assert os.stat(here.data / "ray-token").st_mode & 0o777 == 0o600
+
+    # All of it listens on loopback, and is well.
+    addresses = {
+        connection.laddr.ip
+        for process in here.processes()
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
+    found = here.json("status", "--json")
+    assert {part["name"]: part["health"] for part in found["parts"]} == {"ray": "ok", "control-plane": "ok"}
+    assert found["url"] == first["url"]
+
+    # What runs is found again, and not changed while it runs.
+    assert here.json("up", "--json") == first
+    assert here.json("status", "--json") == found
+    assert "amd down" in here.amd("up", "--storage", str(here.storage / "other"), code=1)
+
+    # A job, killed with all else after its first checkpoint.
+    job = here.json(*JOB)["id"]
+    with Client(first["url"], Path(first["key_file"]).read_text().strip()) as client:
+        saved = until(lambda: client.jobs.checkpoints(job))[0].step
+        of_job = [line for line in here.amd("jobs", "show", job, "--json").splitlines() if "a-secret" in line]
+        assert not of_job, "credentials are the node's, and never a job's"
+    everything = here.processes()
+    for process in everything:
+        process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(everything, timeout=PATIENCE_S)
+    gone = here.json("status", "--json", code=1)
+    assert {part["health"] for part in gone["parts"]} == {"down"}
+
+    # The same ports, the same data, and the job goes on.
+    assert here.json("up", "--json") == first
+    again = here.json("status", "--json")
+    assert [part["port"] for part in again["parts"]] == [part["port"] for part in found["parts"]]
+    with Client(first["url"], Path(first["key_file"]).read_text().strip()) as client:
+        ended = client.jobs.wait(job, PATIENCE_S)
+        assert (ended.state, ended.attempt) == ("succeeded", 2), ended
+        log = "".join(client.jobs.logs(job, attempt=2))
+        steps = [int(line.split()[1].split("/")[0]) for line in log.splitlines() if line.startswith("step ")]
+        assert min(steps) > saved, "it began anew"
+        loss = client.jobs.metrics(job, ["loss/total"]).series[0]
+        assert loss.steps == list(range(5, 401, 5)), "a step is missing or was counted twice"
+
+    # Down leaves no process and all data.
+    everything, ports = here.processes(), [part["port"] for part in again["parts"]]
+    temp = Path(json.loads((here.data / "stack.json").read_text())["ray_temp"])
+    assert temp.is_dir()
+    here.amd("down")
+    assert not [process for process in everything if process.is_running()]
+    assert not [port for port in ports if is_open(port)]
+    assert not temp.exists()
+    assert (here.data / "control-plane.db").exists()
+    assert "nothing was running" in here.amd("down")
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StackError, match=f"port {port} is taken by another program; choose one with --port"):
+            up(tmp_path / "data", port=port, storage=str(tmp_path / "storage"))
+    assert find_stack(tmp_path / "data") is None
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StackError, match=r"data directory .*file/data: cannot be written .*--data-dir"):
+        up(tmp_path / "file" / "data")
+    with pytest.raises(StackError, match="storage=/proc/nowhere"):
+        up(tmp_path / "data", storage="/proc/nowhere")
+
+
+def test_a_damaged_state_is_not_taken_for_none(tmp_path: Path) -> None:
+    (tmp_path / "stack.json").write_text("{")
+    with pytest.raises(StackError, match=r"stack\.json: cannot be read"):
+        status(tmp_path)
+
+
+@pytest.fixture
+def sleeper(request: pytest.FixtureRequest) -> Iterator[psutil.Process]:
+    environment = {**os.environ, **getattr(request, "param", {})}
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env=environment) as sleeping:
+        yield psutil.Process(sleeping.pid)
+        sleeping.kill()
+
+
+def test_a_pid_that_is_another_processes_now_is_left_alone(tmp_path: Path, sleeper: psutil.Process) -> None:
+    old = Process(pid=sleeper.pid, started=sleeper.create_time() - 3600)
+    state = STOPPED.model_copy(update={"processes": {"control-plane": old}})
+    (tmp_path / "stack.json").write_text(state.model_dump_json())
+    assert find_stack(tmp_path) is None
+    assert status(tmp_path).parts[1].health == "down"
+    assert down(tmp_path) is False
+    assert sleeper.status() != psutil.STATUS_ZOMBIE
+
+
+def test_what_a_killed_part_left_behind_is_ended_even_where_the_state_is_lost(tmp_path: Path) -> None:
+    from service.stack import _Folder
+
+    mark = f"{_Folder(tmp_path).mark}:control-plane"
+    with subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"], env={**os.environ, MARK: mark}
+    ) as orphan:
+        until(lambda: psutil.Process(orphan.pid).environ().get(MARK) == mark)
+        assert down(tmp_path) is True
+        assert not psutil.pid_exists(orphan.pid)
+
+
+def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:
+    hold = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print('held', flush=True)"
+    hold += "; time.sleep(600)"
+    command = [sys.executable, "-c", hold, str(tmp_path / "stack.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        holder.kill()
+    assert down(tmp_path) is False
