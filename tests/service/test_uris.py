@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from amd.data.shards import expand
+from amd.data.shards import expand, has_pattern
 from amd.storage import StorageError, filesystem, is_remote
 from service.errors import UriNotAllowed
 from service.uris import UriPolicy
@@ -89,6 +89,7 @@ def test_what_lies_below_a_prefix_is_accepted_however_it_names_the_disk(tree: Tr
         "{allowed}/out",
         "{allowed}/o*/x.tar",
         "{allowed}/o[u]t/x.tar",
+        "{allowed}/o[u]t/not-there-yet.tar",
         "{allowed}/**/x.tar",
         "{allowed}/{{0..1}}/x.tar",
         "{allowed}/[x]{{0..1}}/x.tar",
@@ -176,7 +177,7 @@ SPELLINGS = st.one_of(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=1000)
 @given(
     st.sampled_from(["", "file://", "local://", "FILE://", "simplecache::"]),
     st.sampled_from([True, True, True, False]),
@@ -184,6 +185,8 @@ SPELLINGS = st.one_of(
 )
 @example("", True, "/o[u]t/x.tar")
 @example("", True, "/{0..1}/x.tar")
+@example("", True, "/{0..1}/not-there-yet.tar")
+@example("", True, "/o[u]t/not-there-yet.tar")
 def test_no_spelling_of_a_place_outside_is_accepted(tree: Tree, scheme: str, inside: bool, rest: str) -> None:
     uri = scheme + (tree.allowed if inside else "") + rest
     if not accepts(tree.policy, uri):
@@ -196,13 +199,27 @@ def test_no_spelling_of_a_place_outside_is_accepted(tree: Tree, scheme: str, ins
 
 
 def read_by_the_readers(uri: str) -> list[str]:
-    """Every file that a job would open for this URI on this machine."""
+    """Every file that a job would open for this URI on this machine; what a folder holds is not of its spelling."""
     assert not is_remote(uri)
     try:
-        urls = expand(uri)
+        urls = expand(uri) if has_pattern(uri) else []
     except (ValueError, StorageError):
         urls = []
     return [filesystem(url)[1] for url in [uri, *urls]]
+
+
+def test_a_pattern_is_not_followed_outside_the_prefixes(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.uris.glob.iglob", lambda *_, **__: pytest.fail("looked"))
+    for uri in ("/**", "/*/*/*", f"{tree.allowed}base/*", f"{tree.allowed}/out/*"):
+        assert not accepts(tree.policy, uri)
+
+
+def test_a_link_that_a_machine_does_not_show_is_refused(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden(path: str, **_: object) -> str:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.readlink", hidden)  # as for /proc/1/cwd
+    assert not accepts(tree.policy, f"{tree.allowed}/in/x.tar")
 
 
 def test_a_link_that_a_prefix_becomes_is_followed_as_it_is_now(tmp_path: Path) -> None:
