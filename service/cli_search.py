@@ -50,7 +50,9 @@ def run(
     ] = None,
     algorithm: Annotated[str | None, typer.Option(help="grid, random, tpe or pbt; default: random.")] = None,
     stopping: Annotated[str | None, typer.Option(help="none, asha or hyperband; default: asha.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Points tried at most; default: 20.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Points tried at most, for pbt the population; default: 20.")
+    ] = None,
     hours: Annotated[float | None, typer.Option(help="Wall time at most.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of each trial; default: 1.")] = None,
     at_once: Annotated[int | None, typer.Option(help="Trials side by side; default: as many as fit.")] = None,
