@@ -91,14 +91,16 @@ class Job(Base):
 
 
 class Label(Base):
-    """Labels once more, to find jobs by."""
+    """Labels once more, to find jobs by: with their time, so that a label's jobs are read in their order."""
 
     __tablename__ = "labels"
-    __table_args__ = (Index("labels_by_value", "key", "value", "job_id"),)
+    __table_args__ = (Index("labels_by_value", "key", "value", "created_at", "job_id"),)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     key: Mapped[str] = mapped_column(String(63), primary_key=True)
     value: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[float]
+    """The job's."""
 
 
 class Attempt(Base):

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
@@ -219,6 +219,11 @@ def install(app: FastAPI) -> None:
         status = HTTPStatus.SERVICE_UNAVAILABLE
         return problem(request, status, "database_unavailable", detail, retryable=True, headers=headers)
 
+    def of_data(request: Request, error: Exception) -> JSONResponse:
+        """What one database takes and another does not: a NUL character in a text."""
+        detail = "a value of the request cannot be kept: texts must not hold NUL characters"
+        return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "request_invalid", detail)
+
     def of_driver(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, DBAPIError)
         return of_database(request, error) if error.connection_invalidated else of_accident(request, error)
@@ -240,6 +245,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, of_framework)
     app.add_exception_handler(OperationalError, of_database)
     app.add_exception_handler(PoolTimeout, of_database)
+    app.add_exception_handler(DataError, of_data)
     app.add_exception_handler(DBAPIError, of_driver)
     app.add_exception_handler(StorageError, of_storage)
     app.add_exception_handler(Exception, of_accident)

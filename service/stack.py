@@ -31,8 +31,8 @@ from amd.storage import StorageError, check_writable, resolve_root, write_json
 from service.settings import Settings
 
 HOST = "127.0.0.1"
-STARTUP_S = 300.0  # a cold or busy machine takes its time
-RAY_TRIES = 3  # Ray gives its own parts half a minute, which a cold or busy machine may miss
+STARTUP_S = 600.0  # a cold or busy machine takes its time
+RAY_TRIES = 5  # Ray gives its own parts half a minute, which a cold or busy machine may miss
 LOCK_S = STARTUP_S + 60.0
 STOP_S = 15.0  # until a process that was asked to end is ended
 SAME_START_S = 2.0  # a start time is derived from the clock, which may be set meanwhile

@@ -118,7 +118,7 @@ def need(config: BaseModel) -> Need:
 def uris(config: BaseModel) -> Iterator[tuple[str, str]]:
     """(dotted field, value) of everything that a job would read from outside."""
     values = config.model_dump(mode="json")
-    fields = [*DATA_FIELDS, *WEIGHTS_FIELDS, "encoder"]
+    fields = [*DATA_FIELDS, *WEIGHTS_FIELDS, "encoder", "tracking.mlflow"]
     for prefix in ("", "train."):
         for field in fields:
             value: Any = values

@@ -212,7 +212,7 @@ class Reconciler:
                 message = f"time_limit_s={job.time_limit_s:g} is over; saving a last checkpoint"
                 job = self._store.change(
                     job, "time_limit", state="cancelling", wanted="limit", message=message,
-                    stop_by=self._clock() + own_deadline_s(job),
+                    stop_by=self._clock() + own_deadline_s(self._store.get(job.id)),
                 )  # fmt: skip
         if job.state in ("pausing", "cancelling"):
             key = submission_id(job, job.attempt)
@@ -361,6 +361,7 @@ class Reconciler:
         self._submit(self._store.change(job, "starting", attempt=begun, number=number, **fields))
 
     def _submit(self, job: Job) -> None:
+        job = self._store.get(job.id)  # whole
         folder = JobFolder(self._root, job.id)
         write_json(folder.request, {"kind": job.kind})
         write_json(folder.config, job.config)

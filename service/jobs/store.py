@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import CursorResult, Engine, and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased, defer
 
 from service.db import Attempt, Hold, Idempotency, Job, JobEvent, Label
 from service.errors import BadCursor, KeyInFlight, KeyReused, NotFound
@@ -27,6 +27,8 @@ from service.webhooks.store import deliveries_for
 SERVICE = "service"  # the actor of what nobody asked for by hand
 REMEMBERED_S = 24 * 3600.0  # an Idempotency-Key
 TOLD = ("state", "reason", "message", "wanted", "attempt")  # of a change, in its event
+
+_WITHOUT_CONFIG = defer(Job.config, raiseload=True)  # kilobytes of each job, which a list has no use for
 
 
 class Stale(Exception):
@@ -108,7 +110,8 @@ class JobStore:
         session.add(job)
         session.flush()
         if job.labels:
-            session.execute(insert(Label), [{"job_id": job.id, "key": k, "value": v} for k, v in job.labels.items()])
+            same = {"job_id": job.id, "created_at": job.created_at}
+            session.execute(insert(Label), [{"key": key, "value": value, **same} for key, value in job.labels.items()])
         data = {"state": job.state, "kind": job.kind, "name": job.name}
         event = JobEvent(job_id=job.id, version=1, at=job.created_at, type="created", actor=actor, data=data)
         session.add(event)
@@ -125,8 +128,14 @@ class JobStore:
         return job
 
     def list(self, where: JobFilter, cursor: str | None = None, limit: int = 50) -> Page:
-        """Newest first. Raises BadCursor."""
-        query = select(Job).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit + 1)
+        """Newest first, without their configs. Raises BadCursor."""
+        query = select(Job).options(_WITHOUT_CONFIG).limit(limit + 1)
+        at, job_id = Job.created_at, Job.id  # the columns that order it
+        for key, value in where.labels.items():
+            label = aliased(Label)
+            query = query.join(label, and_(label.job_id == Job.id, label.key == key, label.value == value))
+            at, job_id = label.created_at, label.job_id
+        query = query.order_by(at.desc(), job_id.desc())
         if where.project is not None:
             query = query.where(Job.project == where.project)
         if where.kinds:
@@ -135,20 +144,17 @@ class JobStore:
             query = query.where(Job.state.in_(where.states))
         if where.origin:
             query = query.where(Job.origin == where.origin)
-        for key, value in where.labels.items():
-            of_label = select(Label.job_id).where(Label.key == key, Label.value == value)
-            query = query.where(Job.id.in_(of_label))
         if cursor:
-            at, job_id = _read_cursor(cursor)
-            query = query.where(or_(Job.created_at < at, and_(Job.created_at == at, Job.id < job_id)))
+            last_at, last_id = _read_cursor(cursor)
+            query = query.where(or_(at < last_at, and_(at == last_at, job_id < last_id)))
         with self._read() as session:
             jobs = list(session.scalars(query))
         last = jobs[limit - 1] if len(jobs) > limit else None
         return Page(jobs[:limit], _cursor(last) if last is not None else None)
 
     def in_states(self, states: Collection[str]) -> Sequence[Job]:
-        """All jobs in those states: highest priority first, then oldest."""
-        query = select(Job).where(Job.state.in_(states), Job.origin == "api")
+        """All jobs in those states, without their configs: highest priority first, then oldest."""
+        query = select(Job).options(_WITHOUT_CONFIG).where(Job.state.in_(states), Job.origin == "api")
         with self._read() as session:
             return list(session.scalars(query.order_by(Job.priority.desc(), Job.created_at, Job.id)))
 

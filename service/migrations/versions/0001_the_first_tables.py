@@ -163,11 +163,12 @@ def upgrade() -> None:
         sa.Column("job_id", sa.String(length=100), nullable=False),
         sa.Column("key", sa.String(length=63), nullable=False),
         sa.Column("value", sa.String(length=255), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_id", "key"),
     )
     with op.batch_alter_table("labels", schema=None) as batch_op:
-        batch_op.create_index("labels_by_value", ["key", "value", "job_id"], unique=False)
+        batch_op.create_index("labels_by_value", ["key", "value", "created_at", "job_id"], unique=False)
 
     # ### end Alembic commands ###
 
