@@ -1,9 +1,9 @@
-# Everything a person needs: make venv | check | test | demo. Each target installs what it needs first.
+# Everything a person needs: make venv | check | test | chaos | demo. Each target installs what it needs first.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv check test demo lock clean
+.PHONY: venv check test chaos demo lock clean
 
 venv: $(STAMP)
 
@@ -23,6 +23,9 @@ check: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+chaos: venv
+	$(BIN)/python -m pytest -m chaos
 
 demo: venv
 	$(BIN)/amd demo

@@ -83,6 +83,7 @@ def probed(run: RunResult, step: int) -> float:
     return float(figures[0])
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(1500)  # Ray Train starts four times: minutes on a busy machine
 def test_a_sweep_whose_worker_trial_and_driver_are_killed_ends_as_an_undisturbed_one(
     ray_cluster: RayCluster, tmp_path: Path
@@ -168,6 +169,7 @@ def free(cluster: RayCluster) -> bool:
     return used_cpus(cluster) == 0 and not kept and alive <= {"_AutoscalingCoordinatorActor"}
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(1500)
 def test_random_stops_leave_nothing_taken_and_the_sweep_comes_to_its_end(
     ray_cluster: RayCluster, tmp_path: Path
@@ -245,6 +247,7 @@ def test_a_population_is_a_job_with_its_storage_on_s3(ray_cluster: RayCluster, s
     wait_for(lambda: free(ray_cluster), None)
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(1500)
 def test_a_sweep_whose_whole_cluster_is_killed_ends_as_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

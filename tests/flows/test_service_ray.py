@@ -80,6 +80,7 @@ def test_a_job_survives_its_control_plane_and_its_driver_and_stops_with_a_checkp
     assert {job, f"{job}-2"} <= {entry["submission_id"] for entry in listed}
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(1200)
 def test_a_job_whose_head_is_lost_is_queued_again_and_ends_on_the_next_head(tmp_path: Path) -> None:
     ports = free_ports(5)

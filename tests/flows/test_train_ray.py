@@ -151,6 +151,7 @@ class Reclaim(Silence):
         self.said.append(text)
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(1500)
 def test_a_node_called_back_costs_no_work_and_the_run_goes_on_with_fewer_workers(
     ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

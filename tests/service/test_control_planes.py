@@ -1,4 +1,4 @@
-"""Real control-plane processes on one database: killed while they take jobs, and side by side. Nothing starts: no Ray."""
+"""Real control-plane processes on one database: killed while they take jobs, and side by side. No Ray: no starts."""
 
 from __future__ import annotations
 
