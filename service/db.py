@@ -217,18 +217,6 @@ class Delivery(Base):
     tried_at: Mapped[float | None]
 
 
-class Encoder(Base):
-    """An index of the encoders on the storage root; their cards are the truth."""
-
-    __tablename__ = "encoders"
-
-    id: Mapped[str] = mapped_column(String(100), primary_key=True)
-    project: Mapped[str] = mapped_column(String(64), index=True)
-    job_id: Mapped[str | None] = mapped_column(String(100))
-    card: Mapped[dict[str, Any]]
-    created_at: Mapped[float] = mapped_column(index=True)
-
-
 def open_engine(url: str) -> Engine:
     """An engine whose connections behave alike on both databases. Raises sqlalchemy.exc.ArgumentError for a bad URL."""
     parsed = make_url(url)

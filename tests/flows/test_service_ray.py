@@ -16,7 +16,7 @@ from amd.training.metrics import read_metrics
 from tests.control_plane import ControlPlane, wait_for
 from tests.flows.test_search_ray import free
 from tests.ray_cluster import RayCluster, end_head, free_ports, start_head
-from tests.runs import in_a_process, tiny_run
+from tests.runs import tiny_run
 
 pytestmark = pytest.mark.ray
 LONG = 100_000

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from amd.storage import write_json
+from amd.storage import StorageUnreachable, write_json
 from service.jobs import logs
 from service.jobs.outcome import JobFolder, Outcome, Word
-from service.jobs.runner import LogShipper, judge, run
+from service.jobs.runner import LogShipper, judge, patiently_say, run
+from tests.ray_cluster import free_ports
 from tests.runs import in_a_process, tiny_run
 
 
@@ -106,6 +108,47 @@ def test_a_log_larger_than_a_chunk_comes_back_whole_and_from_any_offset(tmp_path
     again.write(b"more\n")
     again.close()
     assert "".join(logs.pieces(folder, 1)).encode() == whole + b"more\n"
+
+
+def test_a_store_that_is_away_for_a_while_gets_the_whole_log_and_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    port = free_ports(1)[0]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}").create_bucket(Bucket="away")
+    folder = JobFolder("s3://away/root", "job")
+    shipper = LogShipper(folder.logs(1), 0.1)
+    lines = [f"line {number}\n" for number in range(100)]
+    for number, line in enumerate(lines):
+        shipper.write(line.encode())
+        if number == 30:
+            time.sleep(0.5)
+            server.stop()
+            with pytest.raises(StorageUnreachable):
+                folder.hear(1)
+        time.sleep(0.02)
+    telling = threading.Thread(target=patiently_say, args=(folder, 1, Outcome(state="succeeded")))
+    telling.start()
+    time.sleep(1.0)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    shipper.close()
+    telling.join()
+    assert "".join(logs.pieces(folder, 1)) == "".join(lines)
+    word = folder.hear(1)
+    assert word is not None
+    assert word.outcome is not None
+    assert word.outcome.state == "succeeded"
+    server.stop()
 
 
 def start(root: Path, config: dict[str, Any]) -> subprocess.Popen[bytes]:
