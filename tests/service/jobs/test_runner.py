@@ -122,6 +122,7 @@ def test_a_store_that_is_away_for_a_while_gets_the_whole_log_and_the_outcome(mon
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
+        "AWS_MAX_ATTEMPTS": "1",  # boto's own patience would only make this longer
     }.items():
         monkeypatch.setenv(name, value)
     boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}").create_bucket(Bucket="away")
