@@ -438,7 +438,7 @@ def _end_leftovers(folder: _Folder, state: State | None, part: Part) -> bool:
     """End what a part has left behind; whether there was any."""
     temp = state.ray_temp if state is not None and part == "ray" else None
     found = [process for process in psutil.process_iter() if _belongs(process, f"{folder.mark}:{part}", temp)]
-    _end(found)
+    _end(found, (psutil.Process.kill,))
     return bool(found)
 
 
@@ -455,9 +455,12 @@ def _belongs(process: psutil.Process, mark: str, temp: str | None) -> bool:
         return False
 
 
-def _end(processes: Sequence[psutil.Process]) -> None:
-    """Ask processes to end, and end those that do not."""
-    for act in (psutil.Process.terminate, psutil.Process.kill):
+ASK_FIRST = (psutil.Process.terminate, psutil.Process.kill)
+
+
+def _end(processes: Sequence[psutil.Process], acts: Sequence[Callable[[psutil.Process], None]] = ASK_FIRST) -> None:
+    """End processes: by each of these acts those that the one before has left."""
+    for act in acts:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 act(process)
