@@ -343,11 +343,6 @@ class WorkerGroup:
 _groups: dict[str, WorkerGroup] = {}  # those that last, by what they ask for; closed with the outermost `cluster`
 
 
-def warm_up(scaling: ScalingConfig) -> None:
-    """Let the workers of runs to come start in the background. Inside `cluster`."""
-    _group("warm", scaling, threading.Event())
-
-
 def _group(name: str, scaling: ScalingConfig, stop: threading.Event) -> WorkerGroup:
     """A group that is there, or a new one. Raises InfeasibleResources and ConfigError."""
     gpu = uses_gpu(scaling)
