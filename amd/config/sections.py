@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -285,6 +286,9 @@ class ObjectiveConfig(Section):
     networks see them (normalized), or in [0, 1] (unit)."""
 
 
+_FRAME_NAME = re.compile(r"([^{}\\]|\{0?(:0?\d{1,2}d?)?\}|\{folder\})+")
+
+
 class DataConfig(Section):
     train: str
     """An fsspec URL or path: folder, list file, shard pattern (`…/{000..099}.tar`), or `demo:digits` /
@@ -328,6 +332,17 @@ class DataConfig(Section):
     cache_dir: str | None = None
     """A local folder that keeps remote files, least recently used first out."""
     cache_limit_mib: int = Field(10_240, ge=1)
+
+    @model_validator(mode="after")
+    def _frame_names(self) -> DataConfig:
+        """A name below its folder, with numbers alone put in: it may come from a stranger."""
+        name = self.frame_name
+        if not _FRAME_NAME.fullmatch(name) or name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(
+                f"data.frame_name={name!r} must be a file's name below its folder, its number as {{}} or {{:05}}, its "
+                "folder's name as {folder}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _scales(self) -> DataConfig:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from amd.config import ConfigError, TrainConfig, parse_overrides, validate, with_overrides
+from amd.config import ConfigError, DataConfig, TrainConfig, parse_overrides, validate, with_overrides
 from tests.factories import mae, tiny_image_config, tiny_video_config
 
 WRONG = {
@@ -115,3 +115,14 @@ def test_the_digest_follows_what_decides_the_result_only() -> None:
 def test_config_and_presets_import_neither_torch_nor_ray() -> None:
     code = "import sys, amd.config, amd.presets, amd.storage; sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["img_{:05}.jpg", "f{}.png", "{folder}_{:06}.png", "rgb/{:05d}.jpg", "{0:04}.jpg"])
+def test_a_frames_name_holds_its_number(name: str) -> None:
+    assert DataConfig(train="x", frame_name=name).frame_name == name
+
+
+@pytest.mark.parametrize("name", ["../{}.jpg", "/etc/{}", "a/../../{}", "{0.__class__}", "{:999999}", "{other}", "{"])
+def test_a_frames_name_stays_below_its_folder_and_formats_a_number_alone(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.frame_name|frame_name"):
+        validate(DataConfig, {"train": "x", "frame_name": name})
