@@ -15,7 +15,7 @@ from tests.ray_cluster import ray_cluster  # noqa: F401  the session's Ray clust
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A session handed a real-time class hands it down to Ray and to all that is killed here, and what they wait for starves.
+# A session with a real-time class hands it down to Ray and to all that is killed here: what they wait for starves.
 if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
