@@ -75,14 +75,7 @@ class Issuer:
             decoded = jwt.decode(token, self._key, algorithms=ALGORITHMS)
             self._registry().validate(decoded.claims)
             return _claims(decoded.claims)
-        except (
-            JoseError,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-        ) as error:  # whatever was sent
+        except _UNREADABLE as error:
             raise Unauthenticated(f"the token is not accepted: {error}") from None
 
     def _registry(self) -> jwt.JWTClaimsRegistry:

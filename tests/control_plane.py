@@ -83,8 +83,8 @@ class ControlPlane:
         return self.job(job_id)
 
 
-def wait_for(happened: Callable[[], bool], seconds: float) -> None:
+def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.2)
+        time.sleep(0.1)

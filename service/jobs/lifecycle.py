@@ -310,12 +310,10 @@ class Reconciler:
             return "paused", None, outcome.message
         if job.wanted == "limit":
             return "failed", "time_limit", f"time_limit_s={job.time_limit_s:g} is over. {outcome.message}".strip()
-        if outcome.state == "cancelled" and (by_ray or outcome.reason != "cancelled_by_user"):
-            return "cancelled", outcome.reason, outcome.message
-        if outcome.state == "cancelled" and not outcome.asked_to_stop:
-            return "cancelled", outcome.reason, outcome.message
         if outcome.state == "cancelled":
-            return "queued", None, "its node went away; going on from the newest checkpoint"
+            if outcome.asked_to_stop and outcome.reason == "cancelled_by_user" and not by_ray:
+                return "queued", None, "its node went away; going on from the newest checkpoint"
+            return "cancelled", outcome.reason, outcome.message
         if outcome.retryable and job.retries < job.max_retries:
             message = f"retry {job.retries + 1} of {job.max_retries} after: {outcome.message}"
             return "retrying", outcome.reason, message

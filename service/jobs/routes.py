@@ -16,7 +16,7 @@ from amd.training.metrics import read_metrics
 from amd.training.run import run_folder
 from service.auth import Principal, Reader, Submitter
 from service.db import Job
-from service.errors import Forbidden, NotFound
+from service.errors import NotFound
 from service.jobs import logs, metrics, streams, views
 from service.jobs.kinds import JobKind, named, need, resolve, uris
 from service.jobs.lifecycle import act, check_allowed
@@ -75,9 +75,7 @@ Visible = Annotated[Job, Depends(_visible)]
 
 def project_of(caller: Principal, wanted: str | None) -> str:
     """The project that a request is for. Raises Forbidden for one that is not the caller's."""
-    if caller.project is not None and wanted not in (None, caller.project):
-        raise Forbidden(f"project={wanted}: this key is for project {caller.project}")
-    return wanted or caller.project or DEFAULT_PROJECT
+    return caller.own_project(wanted) or DEFAULT_PROJECT
 
 
 def resolved(request: JobRequest, policy: UriPolicy, root: str) -> Any:
@@ -169,9 +167,7 @@ def list_jobs(
     cursor: Annotated[str | None, Query(max_length=300)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> JobPage:
-    mine = caller.project if caller.project is not None else project
-    if project is not None and project != mine:
-        raise Forbidden(f"project={project}: this key is for project {caller.project}")
+    mine = caller.own_project(project)
     labels = dict(pair.split("=", 1) for pair in label or [])
     page = jobs.list(JobFilter(mine, kind or (), state or (), labels, origin), cursor, limit)
     newest = jobs.newest_attempts(page.jobs)

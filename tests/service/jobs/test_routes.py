@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 
 from service.jobs.outcome import JobFolder
 from service.jobs.runner import LogShipper
+from tests.control_plane import wait_for
 from tests.service.clusters import FakeCluster, queued, says
 from tests.service.server import Server, serving
 
@@ -253,10 +254,3 @@ def test_readiness_waits_for_nobody_and_metrics_count_jobs(server: Server, clien
     assert ready.status_code == 200
     assert "does not answer" in ready.json()["parts"]["ray"]
     assert 'amd_jobs{kind="train",state="queued"} 1.0' in httpx.get(f"{server.url}/metrics").text
-
-
-def wait_for(happened: Any, seconds: float = 30) -> None:
-    until = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.02)

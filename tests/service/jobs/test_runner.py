@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from amd.storage import StorageUnreachable, write_json
 from service.jobs import logs
 from service.jobs.outcome import JobFolder, Outcome, Word
 from service.jobs.runner import LogShipper, judge, patiently_say, run
+from tests.control_plane import wait_for
 from tests.ray_cluster import free_ports
 from tests.runs import in_a_process, tiny_run
 
@@ -174,10 +174,3 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.1)
