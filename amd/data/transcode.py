@@ -99,7 +99,8 @@ def _encode(frames: Iterator[Pixels], rate: Fraction, short_side: int, gop: int,
                     "preset": "medium",
                     "tune": "fastdecode",
                     "crf": str(crf),
-                    "x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0:threads=1",
+                    # No mbtree: what it finds in memory past a frame's edge changes bytes on CPUs with AVX-512.
+                    "x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0:threads=1:mbtree=0",
                 }
             whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             # Here rather than in the encoder, whose own conversion is neither exact nor in one thread.

@@ -248,12 +248,12 @@ class JobStore:
             return changed
 
     def note_progress(self, job: Job, progress: Mapping[str, Any] | None, message: str | None = None) -> None:
-        """What is seen on the way, without an event and without a new version."""
+        """What is seen on the way, without an event and without a new version; nothing of a job that has moved on."""
         values: dict[str, Any] = {"progress": progress, "changed_at": time.time()}
         if message is not None:
             values["message"] = message
         with self._write() as session:
-            session.execute(update(Job).where(Job.id == job.id).values(**values))
+            session.execute(update(Job).where(Job.id == job.id, Job.version == job.version).values(**values))
 
     def delete(self, job: Job) -> None:
         """With its attempts and events. Raises Stale."""

@@ -176,6 +176,13 @@ def test_a_driver_that_went_away_with_its_node_is_queued_again_and_one_stopped_t
     assert world.now(other).state == "cancelled"
 
 
+def test_what_a_look_still_has_to_say_of_a_job_that_has_moved_on_is_dropped(world: World) -> None:
+    seen = queued(world.store)
+    act(world.store, seen.id, None, "cancel", "me")
+    world.store.note_progress(seen, None, "waits for 2 CPUs to be free")
+    assert (world.now(seen).state, world.now(seen).message) == ("cancelled", "")
+
+
 def test_a_time_limit_ends_with_a_checkpoint_and_a_failure(world: World) -> None:
     job = world.running(time_limit_s=100.0)
     world.later += 99
