@@ -31,8 +31,10 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 
 TASK, HOLD_S = "reconciler", 15.0
+STOPPING = ("pausing", "cancelling")
 ENDED_SILENCE_S = 20.0  # Ray says it has ended, and it has not said so itself: until then its word may still come
 STOP_AGAIN_S = 10.0
+STOP_GRACE_S = 30.0  # beyond checkpoint.deadline_s: workers are told, write, and report back
 BACKOFF_S, BACKOFF_MOST_S = 5.0, 300.0
 
 # What may be asked of a job, by its state.
@@ -101,12 +103,10 @@ def _asked(job: Job, action: Action, deadline_s: float | None) -> dict[str, Any]
     if action in ("resume", "retry"):
         begin = {"state": "queued", "wanted": "run", "retries": 0, "not_before": now, "stop_by": None}
         return {**begin, "reason": None, "message": "", "ended_at": None}
-    wanted, going, gone = (
-        ("cancel", "cancelling", "cancelled") if action == "cancel" else ("pause", "pausing", "paused")
-    )
+    wanted, going, gone = _STOPS[action]
     if job.state in ACTIVE:
-        deadline = deadline_s if deadline_s is not None else own_deadline_s(job)
-        return {"wanted": wanted, "state": going, "stop_by": now + deadline, "message": "saving a last checkpoint"}
+        seconds = deadline_s if deadline_s is not None else own_deadline_s(job) + STOP_GRACE_S
+        return {"wanted": wanted, "state": going, "stop_by": now + seconds, "message": "saving a last checkpoint"}
     fields: dict[str, Any] = {"wanted": wanted, "state": gone, "message": ""}
     return fields | ({"reason": "cancelled_by_user", "ended_at": now} if gone == "cancelled" else {})
 
@@ -182,7 +182,7 @@ class Reconciler:
         if self.trouble != trouble:
             logger.warning("%s", trouble)
             self.trouble = trouble
-        if not job.message.startswith("Ray at"):
+        if job.message != trouble and job.state not in STOPPING:
             self._store.note_progress(job, job.progress, trouble)
 
     # A job that is under way
@@ -204,7 +204,8 @@ class Reconciler:
     def _alive(self, job: Job, word: Word | None) -> None:
         if job.state == "starting" and word is not None:
             job = self._store.change(job, "running", state="running", message="", progress=word.progress)
-        elif word is not None and (word.progress != job.progress or job.message.startswith("Ray at")):
+        elif word is not None and (word.progress != job.progress or (job.message and job.state == "running")):
+            # All that a running job is told is trouble with the cluster, which has just answered.
             self._store.note_progress(job, word.progress, "" if job.state == "running" else None)
         if job.state == "running" and job.time_limit_s is not None and job.started_at is not None:
             over = self._clock() - job.started_at - job.time_limit_s
@@ -212,11 +213,13 @@ class Reconciler:
                 message = f"time_limit_s={job.time_limit_s:g} is over; saving a last checkpoint"
                 job = self._store.change(
                     job, "time_limit", state="cancelling", wanted="limit", message=message,
-                    stop_by=self._clock() + own_deadline_s(self._store.get(job.id)),
+                    stop_by=self._clock() + own_deadline_s(self._store.get(job.id)) + STOP_GRACE_S,
                 )  # fmt: skip
-        if job.state in ("pausing", "cancelling"):
+        if job.state in STOPPING:
             key = submission_id(job, job.attempt)
             if self._clock() - self._stopped_at.get(key, 0.0) >= STOP_AGAIN_S:
+                if job.stop_by is not None:  # relative: the node's clock is another
+                    JobFolder(self._root, job.id).limit_stop(job.attempt, max(0.0, job.stop_by - self._clock()))
                 self._cluster.stop(key)
                 self._stopped_at[key] = self._clock()
 
@@ -242,10 +245,15 @@ class Reconciler:
                 state="cancelled", reason="cancelled_by_user", message="stopped through Ray, not the service"
             )
         else:
-            said = f"; Ray says: {seen.message.splitlines()[0][:300]}" if seen is not None and seen.message else ""
-            where = "the cluster has lost it" if seen is None else "its driver ended without a word"
+            said = [line for line in seen.message.splitlines() if line.strip()] if seen is not None else []
+            if seen is None:
+                message = "the cluster has lost it"
+            elif word is None:  # the last line of a traceback is the one that tells
+                message = f"its driver could not start: {said[-1][:300] if said else 'Ray does not say why'}"
+            else:
+                message = "its driver ended without a word" + (f"; Ray says: {said[0][:300]}" if said else "")
             lost = Outcome(
-                state="failed", reason="node_lost", message=where + said, log_tail=seen.message if seen else ""
+                state="failed", reason="node_lost", message=message, log_tail=seen.message if seen is not None else ""
             )
         self._finish(job, lost, by_ray=False)
 

@@ -3,6 +3,7 @@
     config.json               what the job's program reads
     request.json              which program
     attempts/NNNN.json        the attempt's word: alive at, how far, and at the end what it came to
+    attempts/NNNN.stop.json   how long it may take to stop
     logs/NNNN/<offset>.log    what it printed, in immutable chunks named by their first byte
 
 The storage root outlives clusters and control planes: what stands there outranks what Ray believes.
@@ -10,6 +11,7 @@ The storage root outlives clusters and control planes: what stands there outrank
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from typing import Any, Literal, NamedTuple
@@ -79,6 +81,18 @@ class JobFolder(NamedTuple):
     def word(self, attempt: int) -> str:
         return join(self.url, "attempts", f"{attempt:04d}.json")
 
+    def limit_stop(self, attempt: int, seconds: float) -> None:
+        """How long an attempt that is about to be stopped may take; what then still runs is ended by force."""
+        write_json(self._stop(attempt), {"seconds": seconds})
+
+    def stop_limit(self, attempt: int) -> float | None:
+        """None: nobody has said. Raises StorageUnreachable at once, as `hear`."""
+        found = _cat(self._stop(attempt))
+        return None if found is None else float(json.loads(found)["seconds"])
+
+    def _stop(self, attempt: int) -> str:
+        return join(self.url, "attempts", f"{attempt:04d}.stop.json")
+
     def logs(self, attempt: int) -> str:
         return join(self.url, "logs", f"{attempt:04d}")
 
@@ -88,16 +102,24 @@ class JobFolder(NamedTuple):
 
     def hear(self, attempt: int) -> Word | None:
         """None where it has said nothing yet. Raises StorageUnreachable at once: whoever looks will look again."""
-        url = self.word(attempt)
-        fs, path = filesystem(url)
+        found = _cat(self.word(attempt))
         try:
-            return Word.model_validate_json(fs.cat_file(path))
-        except (FileNotFoundError, ValidationError):
+            return None if found is None else Word.model_validate_json(found)
+        except ValidationError:
             return None
-        except Exception as error:  # every backend raises its own kinds
-            raise StorageUnreachable(f"{url}: {type(error).__name__}: {error}") from None
 
     @property
     def pause_s(self) -> float:
         """Between two words, and between two chunks of log: an object store bills each."""
         return 5.0 if is_remote(self.root) else 1.0
+
+
+def _cat(url: str) -> bytes | None:
+    fs, path = filesystem(url)
+    try:
+        content: bytes = fs.cat_file(path)
+        return content
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # every backend raises its own kinds
+        raise StorageUnreachable(f"{url}: {type(error).__name__}: {error}") from None

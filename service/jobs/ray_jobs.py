@@ -20,7 +20,7 @@ from service.errors import ClusterUnavailable
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 15.0
-STOP_GRACE_S = 30.0  # beyond a job's own deadline, until Ray kills its driver
+STOP_GRACE_S = 60.0  # beyond a job's own deadline, until Ray kills a driver that did not do so itself
 
 RayStatus = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
 

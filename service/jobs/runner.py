@@ -118,7 +118,7 @@ def run(program: Sequence[str], folder: JobFolder, attempt: int) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="amd-job-") as scratch:
         progress_file = Path(scratch) / "progress.json"
         environment = {**os.environ, PROGRESS_FILE: str(progress_file), "PYTHONUNBUFFERED": "1"}
-        stop = threading.Event()
+        stop, forced = threading.Event(), threading.Event()
         child = subprocess.Popen(
             program,
             stdin=subprocess.DEVNULL,
@@ -130,9 +130,9 @@ def run(program: Sequence[str], folder: JobFolder, attempt: int) -> Outcome:
         )
 
         def pass_on(number: int, frame: object) -> None:
-            stop.set()
-            with contextlib.suppress(ProcessLookupError):
-                child.send_signal(signal.SIGTERM)
+            if not stop.is_set():
+                stop.set()
+                threading.Thread(target=_stop, args=(child, folder, attempt, forced), daemon=True).start()
 
         signal.signal(signal.SIGTERM, pass_on)
         signal.signal(signal.SIGINT, pass_on)
@@ -151,10 +151,10 @@ def run(program: Sequence[str], folder: JobFolder, attempt: int) -> Outcome:
             reader.join(30.0)  # a grandchild may hold the pipe open
         beat.join()
         shipper.close()
-    return judge(code, printed[0] if printed else None, list(shipper.tail), stop.is_set())
+    return judge(code, printed[0] if printed else None, list(shipper.tail), stop.is_set(), forced.is_set())
 
 
-def judge(code: int, printed: str | None, tail: Sequence[str], asked_to_stop: bool) -> Outcome:
+def judge(code: int, printed: str | None, tail: Sequence[str], asked_to_stop: bool, by_force: bool = False) -> Outcome:
     """What an exit code and the last words come to."""
     result: dict[str, Any] | None = json.loads(printed) if printed else None
     log_tail = "\n".join(tail)[-TAIL_CHARS:]
@@ -171,6 +171,9 @@ def judge(code: int, printed: str | None, tail: Sequence[str], asked_to_stop: bo
         return Outcome(state=state, reason=reason, message=result.get("message", ""), result=result, **facts)
     if code == 0:
         return Outcome(state="succeeded", result=result, **facts)
+    if by_force:
+        message = "ended by force, for it did not stop in time: its newest checkpoint is what it left"
+        return Outcome(state="cancelled", reason="deadline_exceeded", message=message, **facts)
     if asked_to_stop:
         return Outcome(state="cancelled", reason="cancelled_by_user", message="stopped", **facts)
     if code < 0:
@@ -198,6 +201,20 @@ def patiently_say(folder: JobFolder, attempt: int, outcome: Outcome) -> None:
             if time.monotonic() > until:
                 raise
             time.sleep(5.0)
+
+
+def _stop(child: subprocess.Popen[bytes], folder: JobFolder, attempt: int, forced: threading.Event) -> None:
+    """Ask the program to end; end it where it takes longer than it may."""
+    child.terminate()
+    try:
+        limit = folder.stop_limit(attempt)
+    except StorageError:  # Ray ends a driver that lasts too long
+        limit = None
+    try:
+        child.wait(limit)
+    except subprocess.TimeoutExpired:
+        forced.set()
+        child.kill()
 
 
 def die_with_parent() -> None:

@@ -200,7 +200,8 @@ class EventView(Wire):
 
 class CancelRequest(Wire):
     deadline_s: float | None = Field(None, gt=0, le=86400)
-    """How long the job may take for its last checkpoint; null: what its config says (checkpoint.deadline_s)."""
+    """How long the job may take for its last checkpoint before it is ended by force; null: what its config says
+    (checkpoint.deadline_s), beyond which its workers give up in any case."""
 
 
 class SeriesView(Wire):

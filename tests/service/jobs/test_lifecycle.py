@@ -12,7 +12,8 @@ from sqlalchemy import Engine
 from service.db import Job
 from service.errors import IllegalAction, NotFound
 from service.jobs.lifecycle import Reconciler, act
-from service.jobs.outcome import RETRYABLE
+from service.jobs.outcome import RETRYABLE, JobFolder
+from service.jobs.ray_jobs import Seen
 from service.jobs.schemas import ACTIVE, ENDED
 from service.jobs.store import JobStore
 from service.settings import Settings
@@ -144,6 +145,30 @@ def test_a_stop_is_asked_of_ray_again_until_it_has_ended_and_frees_the_room(
     world.step()
     assert world.now(job).state == ends
     assert world.now(behind).state == "starting"
+
+
+def test_an_attempt_is_told_how_long_it_may_take_to_stop(world: World) -> None:
+    """As the request says, else what the config allows its workers and some time for them to report back."""
+    for deadline_s, seconds in ((5.0, 5.0), (None, 60.0)):
+        job = world.running()
+        act(world.store, job.id, None, "cancel", "me", deadline_s)
+        world.step()
+        limit = JobFolder(world.root, job.id).stop_limit(1)
+        assert limit is not None
+        assert seconds - 2 < limit <= seconds
+
+
+def test_a_driver_that_cannot_start_is_told_by_its_last_line(world: World) -> None:
+    job = queued(world.store)
+    world.step()
+    trace = "Traceback (most recent call last):\n  …\nModuleNotFoundError: No module named 'service'\n"
+    world.cluster.jobs[job.id] = Seen("FAILED", trace)
+    world.step()
+    world.later += 30
+    world.step()
+    assert world.now(job).state == "retrying"
+    expected = "its driver could not start: ModuleNotFoundError: No module named 'service'"
+    assert expected in world.now(job).message
 
 
 def test_a_paused_job_goes_on_where_it_was(world: World) -> None:

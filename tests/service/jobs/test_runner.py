@@ -80,6 +80,23 @@ def test_a_stop_is_passed_on_once_and_the_outcome_tells(tmp_path: Path) -> None:
     assert "stopped after step" in text
 
 
+def test_what_does_not_stop_in_its_time_is_ended_by_force(tmp_path: Path) -> None:
+    folder = JobFolder(str(tmp_path), "job")
+    folder.limit_stop(1, 0.5)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)"
+    code = (
+        "import sys; from service.jobs import runner; from service.jobs.outcome import JobFolder;"
+        f"folder = JobFolder({str(tmp_path)!r}, 'job');"
+        f"runner.patiently_say(folder, 1, runner.run([sys.executable, '-c', {deaf!r}], folder, 1))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as job:
+        wait_for(lambda: "deaf" in "".join(logs.pieces(folder, 1)))
+        job.send_signal(signal.SIGTERM)
+    outcome = heard(tmp_path).outcome
+    assert outcome is not None
+    assert (outcome.state, outcome.reason, outcome.asked_to_stop) == ("cancelled", "deadline_exceeded", True)
+
+
 def test_a_killed_runner_takes_its_program_along_and_leaves_no_outcome(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, name="job", schedule__steps=100_000)
     job = start(tmp_path, config.model_dump(mode="json"))
