@@ -55,13 +55,16 @@ def up(
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def down(data_dir: DataDir = None) -> None:
+def down(
+    data_dir: DataDir = None,
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for last checkpoints of running jobs.")] = False,
+) -> None:
     """Stop the service on this machine; its data stays, and running jobs go on after the next `amd up`."""
-    from service.stack import StackError
+    from service.stack import DRAIN_S, StackError
     from service.stack import down as stop
 
     try:
-        ran = stop(data_dir, say=_say)
+        ran = stop(data_dir, drain_s=0.0 if now else DRAIN_S, say=_say)
     except StackError as error:
         _fail(error)
     out.print("stopped" if ran else "nothing was running", highlight=False)

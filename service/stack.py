@@ -35,6 +35,9 @@ STARTUP_S = 600.0  # a cold or busy machine takes its time
 RAY_TRIES = 5  # Ray gives its own parts half a minute, which a cold or busy machine may miss
 LOCK_S = STARTUP_S + 60.0
 STOP_S = 15.0  # until a process that was asked to end is ended
+DRAIN_S = 90.0  # for the last checkpoints of running jobs: their own deadline is 60 s
+DRIVER = "service.jobs.runner"
+LOG_BYTES = 16 * 2**20  # a start puts a longer log aside
 SAME_START_S = 2.0  # a start time is derived from the clock, which may be set meanwhile
 OBJECT_STORE_MIB = 256  # clips never pass through it
 LOG_TAIL = 2000
@@ -165,8 +168,11 @@ def up(
         return folder.stack(state)
 
 
-def down(data_dir: Path | None = None, *, say: Say = lambda line: None) -> bool:
-    """Stop all of it and keep its data; whether anything ran. Raises StackError."""
+def down(data_dir: Path | None = None, *, drain_s: float = DRAIN_S, say: Say = lambda line: None) -> bool:
+    """Stop all of it and keep its data; whether anything ran. Raises StackError.
+
+    Running jobs get so long for a last checkpoint, from which they go on after the next start.
+    """
     folder = _Folder(data_dir_of(data_dir))
     if not folder.path.is_dir():
         return False
@@ -175,6 +181,8 @@ def down(data_dir: Path | None = None, *, say: Say = lambda line: None) -> bool:
         for part in STOP_ORDER:
             process = state.alive(part) if state is not None else None
             if process is not None:
+                if part == "ray" and drain_s > 0:
+                    _drain(folder, drain_s, say)
                 say(f"stopping {part} (pid {process.pid})")
                 _end([process])
             ran |= _end_leftovers(folder, state, part) or process is not None
@@ -319,7 +327,10 @@ def _start(folder: _Folder, state: State, part: Part, say: Say) -> None:
     else:
         command, environment = [sys.executable, "-m", "service"], _service_environment(folder, state)
     environment[MARK] = f"{folder.mark}:{part}"
-    with folder.log(part).open("ab") as log:
+    path = folder.log(part)
+    if path.exists() and path.stat().st_size > LOG_BYTES:
+        path.replace(path.with_suffix(".log.1"))
+    with path.open("ab") as log:
         started = subprocess.Popen(
             command,
             cwd=folder.path,
@@ -434,6 +445,25 @@ def _reports(state: State) -> dict[str, str]:
 # Stopping
 
 
+def _drain(folder: _Folder, seconds: float, say: Say) -> None:
+    """Ask the drivers of jobs to end. Their owners did not, so the jobs are queued again after the next start."""
+    mark = f"{folder.mark}:ray"
+    drivers = [process for process in psutil.process_iter() if _is_driver(process) and _belongs(process, mark, None)]
+    if drivers:
+        say(f"{len(drivers)} jobs save a last checkpoint" if len(drivers) > 1 else "a job saves a last checkpoint")
+    for driver in drivers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            driver.terminate()
+    psutil.wait_procs(drivers, timeout=seconds)
+
+
+def _is_driver(process: psutil.Process) -> bool:
+    try:
+        return bool(process.cmdline()[1:3] == ["-m", DRIVER])  # the shell that Ray starts it in would die at once
+    except psutil.Error:
+        return False
+
+
 def _end_leftovers(folder: _Folder, state: State | None, part: Part) -> bool:
     """End what a part has left behind; whether there was any."""
     temp = state.ray_temp if state is not None and part == "ray" else None
@@ -450,7 +480,9 @@ def _belongs(process: psutil.Process, mark: str, temp: str | None) -> bool:
             return False
         if process.environ().get(MARK) == mark:
             return True
-        return temp is not None and any(file.path.startswith(f"{temp}/") for file in process.open_files())
+        if temp is None or not process.name().startswith("ray"):
+            return False
+        return any(file.path.startswith(f"{temp}/") for file in process.open_files())
     except (psutil.Error, OSError):  # ended meanwhile, or another user's
         return False
 

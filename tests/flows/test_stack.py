@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from service.client import Client
+from service.jobs.outcome import JobFolder
 from service.stack import MARK, Process, StackError, State, down, find_stack, status, up
 
 PATIENCE_S = 900
@@ -147,11 +148,20 @@ def test_everything_is_killed_and_the_job_goes_on_from_its_checkpoint(here: Here
         loss = client.jobs.metrics(job, ["loss/total"]).series[0]
         assert loss.steps == list(range(5, 401, 5)), "a step is missing or was counted twice"
 
+        # Down lets a running job save a checkpoint, and says of it that it was not its owner who stopped it.
+        job = here.json(*JOB, "schedule.steps=100000", "checkpoint.every_steps=100000")["id"]
+        until(lambda: (found := client.jobs.get(job).progress) is not None and found.step)
+
     # Down leaves no process and all data.
     everything, ports = here.processes(), [part["port"] for part in again["parts"]]
     temp = Path(json.loads((here.data / "stack.json").read_text())["ray_temp"])
     assert temp.is_dir()
     here.amd("down")
+    said = JobFolder(str(here.storage), job).hear(1)
+    assert said is not None
+    assert said.outcome is not None
+    assert (said.outcome.state, said.outcome.asked_to_stop) == ("cancelled", True)
+    assert list((here.storage / "runs" / job / "checkpoints").glob("*/manifest.json"))
     assert not [process for process in everything if process.is_running()]
     assert not [port for port in ports if is_open(port)]
     assert not temp.exists()
