@@ -217,6 +217,73 @@ class Delivery(Base):
     tried_at: Mapped[float | None]
 
 
+class Encoder(Base):
+    """A published encoder as it was last seen on the storage root, whose cards are the truth."""
+
+    __tablename__ = "encoders"
+    __table_args__ = (Index("encoders_by_time", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(String(200), primary_key=True)
+    """The name of its folder."""
+    project: Mapped[str | None] = mapped_column(String(64))
+    """Of the job that made it, or of who imported it. None: it came otherwise, and all projects may use it."""
+    job_id: Mapped[str | None] = mapped_column(String(100))
+    created_at: Mapped[float]
+    card: Mapped[dict[str, Any]]
+    seen_at: Mapped[float]
+
+
+class Alias(Base):
+    """A name of a project for one of its encoders, which can be moved to another."""
+
+    __tablename__ = "aliases"
+
+    project: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    encoder_id: Mapped[str] = mapped_column(String(200))
+    moves: Mapped[int]
+    """Counts them; a move names the count it has seen."""
+    changed_at: Mapped[float]
+    changed_by: Mapped[str] = mapped_column(String(100))
+
+
+class AliasMove(Base):
+    """Where an alias has pointed: written with each move, never altered."""
+
+    __tablename__ = "alias_moves"
+
+    project: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    encoder_id: Mapped[str | None] = mapped_column(String(200))
+    """None: the alias was taken away."""
+    at: Mapped[float]
+    actor: Mapped[str] = mapped_column(String(100))
+
+
+class Deployment(Base):
+    """Encoders that are to answer requests, and how."""
+
+    __tablename__ = "deployments"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    project: Mapped[str] = mapped_column(String(64))
+    encoder: Mapped[str] = mapped_column(String(200))
+    """An id, or an alias of its project, which is followed."""
+    candidate: Mapped[str | None] = mapped_column(String(200))
+    """Answers a share of the requests."""
+    share: Mapped[float]
+    settings: Mapped[dict[str, Any]]
+    serving: Mapped[dict[str, str]]
+    """Of `encoder` and `candidate` the ids that the replicas were last told."""
+    state: Mapped[str] = mapped_column(String(16))
+    message: Mapped[str] = mapped_column(Text)
+    created_by: Mapped[str] = mapped_column(String(100))
+    created_at: Mapped[float]
+    changed_at: Mapped[float]
+    version: Mapped[int]
+
+
 def open_engine(url: str) -> Engine:
     """An engine whose connections behave alike on both databases. Raises sqlalchemy.exc.ArgumentError for a bad URL."""
     parsed = make_url(url)
