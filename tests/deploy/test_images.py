@@ -85,7 +85,7 @@ def test_locks_are_as_new_as_what_they_are_made_of() -> None:
     assert {name_of(r) for r in group} <= locked(DOCKER / "control-plane.lock").keys()
     assert {name_of(r) for r in project["project"]["dependencies"]} <= locked(DOCKER / "ray-node.lock").keys()
     # The group repeats requirements of the project, so that both ask for the same.
-    ray = {"ray[default]>=2.59": "ray[default,train,tune]>=2.59"}
+    ray = {"ray[default]>=2.59": "ray[default,serve,train,tune]>=2.59"}
     assert {ray.get(r, r) for r in group} <= set(project["project"]["dependencies"])
 
 
