@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -23,16 +22,15 @@ from amd.losses import normalized_pixels
 from amd.model_card import model_card
 from amd.models.classifier import Classifier
 from amd.models.encoder import Encoder
-from amd.storage import exists, is_remote, join, listdir, local_path, read_bytes, read_json, write_bytes, write_json
+from amd.published import CARD as CARD
+from amd.published import HEAD as HEAD
+from amd.published import TEXT as TEXT
+from amd.published import WEIGHTS as WEIGHTS
+from amd.published import encoder_url as encoder_url
+from amd.published import load_card as load_card
+from amd.published import published_cards as published_cards
+from amd.storage import exists, join, read_bytes, write_bytes, write_json
 from amd.tokens import patchify
-
-WEIGHTS, HEAD, CARD, TEXT = "encoder.safetensors", "head.safetensors", "encoder.json", "README.md"
-
-
-def encoder_url(root: str, id_or_url: str) -> str:
-    """The folder of a published encoder: an id below the storage root, or a path or URL of its own."""
-    is_path = is_remote(id_or_url) or "/" in id_or_url or local_path(id_or_url).exists()
-    return id_or_url if is_path else join(root, "encoders", id_or_url)
 
 
 def save_encoder(url: str, encoder: Encoder, card: Card, head: nn.Linear | None = None) -> Card:
@@ -60,28 +58,6 @@ def _save(path: str, network: nn.Module) -> str:
     weights = save_tensors({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
     write_bytes(path, weights)
     return hashlib.sha256(weights).hexdigest()
-
-
-def load_card(url: str) -> Card:
-    """Raises ConfigError where there is no readable card."""
-    path = join(url, CARD)
-    try:
-        return Card.model_validate(read_json(path))
-    except FileNotFoundError:
-        raise ConfigError([f"{url}: no encoder is published there ({CARD} is missing)"]) from None
-    except (ValueError, ValidationError) as error:
-        raise ConfigError([f"{path}: not an encoder's card: {str(error).splitlines()[0]}"]) from None
-
-
-def published_cards(root: str) -> tuple[list[Card], list[str]]:
-    """The cards of all encoders below a storage root, newest first, and what is wrong with those not readable."""
-    cards, problems = [], []
-    for name in listdir(join(root, "encoders")):
-        try:
-            cards.append(load_card(join(root, "encoders", name)))
-        except ConfigError as error:  # a folder without a card is one that is still being written
-            problems += error.problems
-    return sorted(cards, key=lambda card: card.created, reverse=True), problems
 
 
 def load_encoder(url: str) -> tuple[Encoder, Card]:

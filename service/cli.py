@@ -238,9 +238,9 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """Embed files with a published encoder; with --json one line per file."""
-    from amd.artifacts import encoder_url
     from amd.data.records import BadSample
     from amd.downstream.features import embed_file
+    from amd.published import encoder_url
     from amd.storage import resolve_root
 
     url, bad = encoder_url(resolve_root(storage), encoder), []

@@ -11,7 +11,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from amd.card import Card
-from amd.config import ENCODER_SIZES, ConfigError, Interpolation, Positions
+from amd.config import ENCODER_SIZES, ConfigError, ImportConfig, Interpolation, Positions, validate
 
 app = typer.Typer(help="Published encoders: list, show, import foreign weights, export.", no_args_is_help=True)
 out = Console()
@@ -27,7 +27,7 @@ MARKER = "NC"  # stands beside what must not be used commercially
 @app.command("list")
 def list_command(storage: Storage = None, as_json: AsJson = False) -> None:
     """What is published, newest first; NC marks what must not be used commercially."""
-    from amd.artifacts import published_cards
+    from amd.published import published_cards
     from amd.storage import resolve_root
 
     root = resolve_root(storage)
@@ -86,6 +86,9 @@ def import_command(
 ) -> None:
     """Publish foreign weights as an encoder: official VideoMAE, MAE, MVD, AMD files, Hugging Face folders, timm."""
     words = {
+        "weights": weights,
+        **({} if id is None else {"id": id}),
+        "storage": storage,
         "size": _one_of("--size", size, tuple(ENCODER_SIZES)),
         "heads": heads,
         "frames": frames,
@@ -99,10 +102,10 @@ def import_command(
         "interpolation": _one_of("--interpolation", interpolation, get_args(Interpolation)),
         "license": license,
     }
-    from amd.exchange.importing import Words, import_encoder
-    from amd.storage import resolve_root
+    config = validate(ImportConfig, words)
+    from amd.exchange.importing import import_encoder
 
-    imported = import_encoder(weights, resolve_root(storage), id, Words(**words))
+    imported = import_encoder(config)
     if as_json:
         print(json.dumps({**_row(imported.card), "url": imported.url, "notes": imported.notes}))
         return
@@ -140,7 +143,7 @@ def export_command(
 
 
 def _card(name: str, storage: str | None) -> tuple[str, Card]:
-    from amd.artifacts import encoder_url, load_card
+    from amd.published import encoder_url, load_card
     from amd.storage import resolve_root
 
     url = encoder_url(resolve_root(storage), name)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from amd.storage import is_remote, local_path
 from service.errors import UriNotAllowed
 
-# Names that are no places. A bare name is an encoder's or a run's id (amd.artifacts.encoder_url); where the job's own
+# Names that are no places. A bare name is an encoder's or a run's id (amd.published.encoder_url); where the job's own
 # working folder, which is Ray's, holds a file of that name, it is that file.
 _NAME = re.compile(r"demo:[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?|timm:[A-Za-z0-9][A-Za-z0-9._-]*|[A-Za-z0-9][A-Za-z0-9_-]*")
 

@@ -55,11 +55,14 @@ def _square(value: object) -> object:
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+FrameSize = Annotated[tuple[int, int], BeforeValidator(_square)]
+
+
 class ClipConfig(Section):
     """What a network is fed, and how it is cut into tokens. An image is a clip of one frame with tubelet 1."""
 
     frames: int = Field(16, ge=1, le=1024)
-    size: Annotated[tuple[int, int], BeforeValidator(_square)] = (224, 224)
+    size: FrameSize = (224, 224)
     """Height and width in pixels; a single number means a square."""
     patch: int = Field(16, ge=1)
     """Side of a token in pixels."""

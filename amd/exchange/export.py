@@ -22,7 +22,8 @@ from torch import Tensor
 from amd.artifacts import load_classifier, load_encoder
 from amd.card import Card
 from amd.config import ConfigError
-from amd.exchange.formats import EXPORTERS, Exporter, Format, PixelEncoder, Written, example
+from amd.config import ExportFormat as Format
+from amd.exchange.formats import EXPORTERS, Exporter, PixelEncoder, Written, example
 from amd.model_card import model_card
 from amd.storage import exists, filesystem, is_remote, local_path
 

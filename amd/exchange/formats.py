@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from amd.artifacts import encode
 from amd.card import Card
 from amd.config import ConfigError
+from amd.config import ExportFormat as Format
 from amd.exchange.huggingface import preprocessor, videomae_folder, vit_folder
 from amd.exchange.layouts import State
 from amd.exchange.official import mae_encoder, mvd_encoder, videomae_encoder
@@ -26,7 +27,6 @@ from amd.exchange.source import open_source
 from amd.exchange.start import fill_from
 from amd.models.encoder import Encoder
 
-Format = Literal["timm", "huggingface", "official", "onnx", "torch-export"]
 Run = Callable[[Tensor], Tensor]  # pixels as `PixelEncoder.forward` takes them -> (B, D) or (B, C)
 
 

@@ -8,42 +8,25 @@ from __future__ import annotations
 import math
 import re
 from importlib.metadata import version
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from amd.artifacts import CARD, save_encoder
+from amd.artifacts import save_encoder
 from amd.card import Card, Head
-from amd.config import ENCODER_SIZES, ClipConfig, ConfigError, EncoderConfig, Interpolation, Positions, validate
+from amd.config import ENCODER_SIZES, ClipConfig, ConfigError, EncoderConfig, ImportConfig, Positions, validate
 from amd.exchange.positions import fixed_kind
 from amd.exchange.source import Source, open_source
 from amd.exchange.start import fill_from
 from amd.exchange.timm_teacher import TIMM, timm_clip
 from amd.models.encoder import Encoder
-from amd.storage import exists, join
+from amd.published import CARD, encoders_url
+from amd.storage import exists, join, resolve_root
 
 # Heads of published encoders whose heads are not 64 wide; no tensor tells them. The last: VideoMAE V2's giant.
 KNOWN_HEADS = {(size.width, size.depth): size.heads for size in ENCODER_SIZES.values()} | {(1408, 40): 16}
 FRAMES, SIZE = 16, 224  # of VideoMAE, where neither the file nor the user says
-
-
-class Words(NamedTuple):
-    """What the user says of the weights; None: read it off, or guess."""
-
-    size: str | None = None
-    heads: int | None = None
-    frames: int | None = None
-    image_size: tuple[int, int] | None = None
-    patch: int | None = None
-    tubelet: int | None = None
-    sampling_rate_frames: int | None = None
-    positions: Positions | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    interpolation: Interpolation | None = None
-    license: str | None = None
 
 
 class Imported(NamedTuple):
@@ -53,16 +36,14 @@ class Imported(NamedTuple):
     """What was guessed, and what was left out."""
 
 
-def import_encoder(weights: str, root: str, id: str | None = None, words: Words = Words()) -> Imported:  # noqa: B008
-    """Publish `weights` (as `open_source` takes them) as the encoder `id` below the storage root.
+def import_encoder(words: ImportConfig) -> Imported:
+    """Publish `words.weights` (as `open_source` takes them) as the encoder `words.id` below the storage root.
 
     Raises ConfigError where the weights cannot be read or do not fit, something that cannot be guessed is not said, or
     the id is taken.
     """
-    id = id or _id_of(weights)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", id):
-        raise ConfigError([f"id={id}: letters, digits, dots, dashes and underscores, beginning with a letter or digit"])
-    url = join(root, "encoders", id)
+    weights, root, id = words.weights, resolve_root(words.storage), words.id
+    url = join(encoders_url(root), id)
     if exists(join(url, CARD)):
         raise ConfigError([f"id={id}: an encoder of this name is published already; choose another with --id"])
     named = timm_clip(weights) if weights.startswith(TIMM) else None
@@ -89,13 +70,7 @@ def import_encoder(weights: str, root: str, id: str | None = None, words: Words 
     return Imported(save_encoder(url, encoder, card, head), url, notes)
 
 
-def _id_of(weights: str) -> str:
-    name = PurePosixPath(weights.removeprefix(TIMM).rstrip("/")).name
-    stem = re.sub(r"\.(pth|pt|bin|safetensors|tar)$", "", name)
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-._") or "imported"
-
-
-def _clip(source: Source, words: Words, notes: list[str]) -> ClipConfig:
+def _clip(source: Source, words: ImportConfig, notes: list[str]) -> ClipConfig:
     facts, kernel = source.facts, source.weights.kernel
     patch = words.patch or (kernel[-1] if kernel else None)
     tubelet = words.tubelet or ((1 if len(kernel) == 2 else kernel[0]) if kernel else None)
@@ -136,7 +111,7 @@ def _size_of_table(source: Source, patch: int, frames: int) -> tuple[int, int] |
     return None
 
 
-def _encoder(source: Source, words: Words, clip: ClipConfig, notes: list[str]) -> EncoderConfig:
+def _encoder(source: Source, words: ImportConfig, clip: ClipConfig, notes: list[str]) -> EncoderConfig:
     state = source.weights.state
     blocks = {int(found[1]) for key in state if (found := re.match(r"encoder\.blocks\.(\d+)\.", key))}
     embedding, first = state.get("encoder.patch_embed.weight"), state.get("encoder.blocks.0.mlp.fc1.weight")

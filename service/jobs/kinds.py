@@ -11,16 +11,30 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from amd.config import ConfigError, DetectionConfig, FinetuneConfig, ProbeConfig, TrainConfig, overridden, validate
+from amd.config import (
+    ConfigError,
+    DetectionConfig,
+    ExportConfig,
+    FinetuneConfig,
+    ImportConfig,
+    PrepareConfig,
+    ProbeConfig,
+    Section,
+    TaskConfig,
+    TrainConfig,
+    overridden,
+    validate,
+)
 from amd.presets import UNSET, check_complete
 from amd.presets import preset as train_preset
 from amd.presets_detection import detection_config
 from amd.presets_finetune import finetune_config
 from amd.training.run import DATA_FIELDS, WEIGHTS_FIELDS
+from service.jobs.outcome import JobFolder
 from tune_spaces.config import SearchConfig
 from tune_spaces.load import search_from
 
-JobKind = Literal["train", "finetune", "detect", "probe", "search"]
+JobKind = Literal["train", "finetune", "detect", "probe", "search", "import", "export", "prepare"]
 
 
 class Need(NamedTuple):
@@ -33,9 +47,12 @@ class Need(NamedTuple):
     """cpu, cuda, or auto: a GPU for each worker where the cluster has them."""
 
 
+Resolve = Callable[[str | None, Mapping[str, Any] | None, Mapping[str, Any]], BaseModel]
+
+
 class Kind(NamedTuple):
     config: type[BaseModel]
-    resolve: Callable[[str | None, Mapping[str, Any] | None, Mapping[str, Any]], BaseModel]
+    resolve: Resolve
     """(preset, config, overrides) -> the config. Raises ConfigError."""
     module: tuple[str, ...]
     """`python -m …`, which takes `--config URL`."""
@@ -61,10 +78,13 @@ def _detect(preset: str | None, values: Mapping[str, Any] | None, overrides: Map
     return detection_config(preset, None, overrides)
 
 
-def _probe(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
-    if preset is not None:
-        raise ConfigError([f"preset={preset}: kind=probe has no presets; give its config"])
-    return validate(ProbeConfig, overridden(values or {}, overrides))
+def _without_presets(kind: JobKind, config: type[Section]) -> Resolve:
+    def resolve(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
+        if preset is not None:
+            raise ConfigError([f"preset={preset}: kind={kind} has no presets; give its config"])
+        return validate(config, overridden(values or {}, overrides))
+
+    return resolve
 
 
 def _search(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
@@ -77,8 +97,11 @@ KINDS: dict[JobKind, Kind] = {
     "train": Kind(TrainConfig, _train, ("amd.training",)),
     "finetune": Kind(FinetuneConfig, _finetune, ("amd.downstream", "finetune")),
     "detect": Kind(DetectionConfig, _detect, ("amd.downstream", "detect")),
-    "probe": Kind(ProbeConfig, _probe, ("amd.downstream", "probe"), words=()),
+    "probe": Kind(ProbeConfig, _without_presets("probe", ProbeConfig), ("amd.downstream", "probe"), words=()),
     "search": Kind(SearchConfig, _search, ("tune_spaces",)),
+    "import": Kind(ImportConfig, _without_presets("import", ImportConfig), ("amd.tasks", "import"), words=()),
+    "export": Kind(ExportConfig, _without_presets("export", ExportConfig), ("amd.tasks", "export"), words=()),
+    "prepare": Kind(PrepareConfig, _without_presets("prepare", PrepareConfig), ("amd.tasks", "prepare"), words=()),
 }
 
 
@@ -102,14 +125,18 @@ def named(kind: JobKind, config: BaseModel, job_id: str, root: str) -> dict[str,
     values["storage"] = root
     if "name" in values:
         values["name"] = job_id
+    if "output" in values:
+        values["output"] = JobFolder(root, job_id).output
     if kind == "search":
         values["train"] |= {"storage": root, "name": None}
     return values
 
 
 def need(config: BaseModel) -> Need:
+    if isinstance(config, TaskConfig):
+        return Need(1, config.cpus, "cpu")
     run = config.train if isinstance(config, SearchConfig) else config
-    scaling = run.scaling  # type: ignore[attr-defined]  # every kind has it
+    scaling = run.scaling  # type: ignore[attr-defined]  # every kind that computes has it
     trials = (config.at_once or 1) if isinstance(config, SearchConfig) else 1
     workers = scaling.workers[0] * trials
     return Need(workers, workers * scaling.cpus_per_worker, scaling.device)
@@ -117,7 +144,11 @@ def need(config: BaseModel) -> Need:
 
 def uris(config: BaseModel) -> Iterator[tuple[str, str]]:
     """(dotted field, value) of everything that a job would read from outside."""
-    values = config.model_dump(mode="json")
+    return places(config.model_dump(mode="json"))
+
+
+def places(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The same of a config as plain values."""
     fields = [*DATA_FIELDS, *WEIGHTS_FIELDS, "encoder", "tracking.mlflow"]
     for prefix in ("", "train."):
         for field in fields:

@@ -5,6 +5,7 @@
     attempts/NNNN.json        the attempt's word: alive at, how far, and at the end what it came to
     attempts/NNNN.stop.json   how long it may take to stop
     logs/NNNN/<offset>.log    what it printed, in immutable chunks named by their first byte
+    output/                   what an export or a preparation made
 
 The storage root outlives clusters and control planes: what stands there outranks what Ray believes.
 """
@@ -77,6 +78,11 @@ class JobFolder(NamedTuple):
     @property
     def config(self) -> str:
         return join(self.url, "config.json")
+
+    @property
+    def output(self) -> str:
+        """What a job that only makes files writes into; it goes when the job is deleted."""
+        return join(self.url, "output")
 
     def word(self, attempt: int) -> str:
         return join(self.url, "attempts", f"{attempt:04d}.json")

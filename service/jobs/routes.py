@@ -86,6 +86,8 @@ def resolved(request: JobRequest, policy: UriPolicy, root: str) -> Any:
         for field in ("storage", "train.storage")
         if (value := _field(config, field)) not in (None, root)
     ]
+    if (value := _field(config, "output")) is not None:
+        problems.append(f"output={value}: a job writes below its own folder; leave it out")
     if (value := _field(config, "name")) is not None:
         problems.append(f"name={value}: a job's id is its run's name; leave it out, and name the job beside its config")
     if problems:
@@ -193,7 +195,7 @@ def get_job(
 
 @router.delete("/{job_id}", status_code=204, summary="Forget a job that has ended")
 def delete_job(job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config) -> None:
-    """Its log, metrics and checkpoints go too; an encoder that it published stays."""
+    """Its log, metrics, checkpoints and output go too; an encoder that it published stays."""
     job = _allowed(jobs, job_id, caller, "delete")
     remove(JobFolder(settings.root, job.id).url)
     remove(run_folder(settings.root, job.id))

@@ -11,15 +11,16 @@ from safetensors.torch import load_file, save_file
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, ViTConfig, ViTForImageClassification
 
 from amd.artifacts import encode, load_classifier, load_encoder
-from amd.config import ConfigError
+from amd.config import ConfigError, ImportConfig, validate
 from amd.exchange.export import export
-from amd.exchange.importing import Imported, Words, import_encoder
+from amd.exchange.importing import Imported, import_encoder
 from amd.exchange.source import license_of
 from tests.amd.exchange.peers import PEER, TIMM, close, perturbed
 
 
 def bring(folder: Path, weights: Any, id: str | None = "e1", **words: Any) -> Imported:
-    return import_encoder(str(weights), str(folder), id, Words(**words))
+    named = {} if id is None else {"id": id}
+    return import_encoder(validate(ImportConfig, {"weights": str(weights), "storage": str(folder), **named, **words}))
 
 
 def test_an_official_video_file_tells_all_but_clip_and_heads(golden: Path, tmp_path: Path) -> None:
