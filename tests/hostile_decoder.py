@@ -1,4 +1,5 @@
-"""The decoding process with decoders that misbehave, by the file's name: what a broken library does to a run."""
+"""The decoding process with decoders that misbehave, by the file's name, or
+what follows the last colon of its bytes: what a broken library does to a run."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ from typing import Any
 from amd.data import decode_child
 from amd.data.isolation import DecodingChild
 from amd.data.readers import SampleReader
-from amd.data.video import open_video
+from amd.data.video import VideoLimits, open_video
 
 
-def _misbehave(source: Any, decoder: str = "pyav") -> Any:
-    name = source.stem if isinstance(source, Path) else ""
+def _misbehave(source: Any, decoder: str = "pyav", limits: VideoLimits | None = None) -> Any:
+    name = source.stem if isinstance(source, Path) else source[-16:].rpartition(b":")[2].decode("latin-1")
     if name == "hangs":
         time.sleep(3600)
     if name == "spins":  # in C, holding the interpreter's lock: no Python thread of the child runs again
@@ -28,7 +29,7 @@ def _misbehave(source: Any, decoder: str = "pyav") -> Any:
         return bytearray(1 << 34)
     if name == "raises":
         raise ZeroDivisionError("what nobody expected")
-    return open_video(source, decoder)
+    return open_video(source, decoder, limits)
 
 
 class HostileChild(DecodingChild):

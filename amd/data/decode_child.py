@@ -16,18 +16,21 @@ import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from amd.data.cache import LocalCache
 from amd.data.fetch import Fetcher, FetchError
 from amd.data.frames import VideoError
-from amd.data.images import ImageError, read_image
+from amd.data.images import MAX_PIXELS, ImageError, is_image, read_image
+from amd.data.limits import FileLimits
 from amd.data.record import Record
-from amd.data.video import Video, frame_rate, open_video
+from amd.data.video import NotOpened, Video, frame_rate, open_video
 
 Pixels = npt.NDArray[np.uint8]
 _GRACE_S = 30  # beyond the parent's own time limit
@@ -56,14 +59,20 @@ class SharedMemory:
 class Worker:
     """Answers requests: open a sample, read frames of it, transcode it."""
 
-    def __init__(self, options: dict[str, Any], memory: SharedMemory) -> None:
+    def __init__(self, options: dict[str, Any], memory: SharedMemory, inbox: int = -1) -> None:
         cache = None
+        if options["limits"] is not None:
+            Image.init()  # a stranger's first WebP must not pay for the imports
+        self._limits = None if options["limits"] is None else FileLimits(**options["limits"])
+        self.memory_limit = "data.read_memory_mib" if self._limits is None else "one file"
         if options["cache_dir"]:
             cache = LocalCache(options["cache_dir"], options["cache_limit_mib"] << 20)
-        self._fetcher = Fetcher(options["retries"], cache)
+        self._fetcher = Fetcher(options["retries"], cache, max_bytes=self._limits and self._limits.bytes)
         self._frame_name, self._decoder = options["frame_name"], options["decoder"]
-        self._memory = memory
+        self._memory, self._inbox = memory, inbox
         self._video: Video | None = None
+        self._held: Path | bytes | None = None
+        self._picture: Pixels | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         task = request["task"]
@@ -72,10 +81,16 @@ class Worker:
             record = Record(*request["record"])
             self._video = open_video(self._fetcher.fetch(record.location, record.offset, record.size), self._decoder)
             return {"frames": self._video.frames}
+        if task == "hold":  # a file of any kind: its bytes lie in the inbox, or are fetched
+            self._drop()
+            size = request["content"]
+            self._held = self._fetcher.fetch(request["location"]) if size is None else _all(self._inbox, size)
+            return {}
+        if task == "look":
+            return {"frames": self._look()}
         if task == "frames":
-            assert self._video is not None
             try:
-                return {"shape": self._video.read(request["indices"], self._memory.allocate).shape}
+                return {"shape": self._frames(request["indices"]).shape}
             finally:
                 self._drop()
         if task == "rate":
@@ -91,6 +106,33 @@ class Worker:
             result = transcode(source, record.kind, **request["settings"])
             return {"size": self._memory.put(result.content), "suffix": result.suffix, "facts": result.facts}
         raise ValueError(f"no task {task!r}")
+
+    def _look(self) -> int:
+        """Open what is held as what its content says it is; its number of frames."""
+        source, limits = self._held, self._limits
+        assert source is not None
+        if is_image(_head(source)):
+            self._picture = read_image(source, MAX_PIXELS if limits is None else limits.pixels)
+            return 1
+        try:
+            self._video = open_video(source, self._decoder, limits and limits.of_video)
+        except NotOpened:
+            raise VideoError("is neither an image nor a video that can be opened; it may be cut short") from None
+        return self._video.frames
+
+    def _frames(self, indices: Sequence[int]) -> Pixels:
+        if self._picture is None:
+            assert self._video is not None
+            return self._video.read(indices, self._allocate)
+        output = self._allocate((len(indices), *self._picture.shape))
+        output[:] = self._picture
+        return output
+
+    def _allocate(self, shape: tuple[int, ...]) -> Pixels:
+        size = int(np.prod(shape, dtype=np.int64))
+        if self._limits is not None and size > self._limits.decoded_bytes:
+            raise VideoError(f"needs {size} bytes for {shape[0]} frames, more than {self._limits.decoded_bytes}")
+        return self._memory.allocate(shape)
 
     def _stills(self, record: Record, indices: Sequence[int]) -> Pixels:
         """An image (any index is the image), or numbered images of a folder; frame 0 is in file number 1."""
@@ -118,9 +160,24 @@ class Worker:
         return output
 
     def _drop(self) -> None:
+        self._held = self._picture = None
         if self._video is not None:
             self._video.close()
             self._video = None
+
+
+def _all(inbox: int, size: int) -> bytes:
+    content = bytearray()
+    while len(content) < size:
+        content += os.pread(inbox, size - len(content), len(content))
+    return bytes(content)
+
+
+def _head(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[:64]
+    with source.open("rb") as file:
+        return file.read(64)
 
 
 def serve(connection: Connection, worker: Worker, limit_s: float) -> None:
@@ -137,7 +194,7 @@ def serve(connection: Connection, worker: Worker, limit_s: float) -> None:
         except (VideoError, ImageError, FetchError) as error:
             answer = {"bad": " ".join(str(error).split())}
         except MemoryError:
-            answer = {"bad": "needs more memory than data.read_memory_mib allows"}
+            answer = {"bad": f"needs more memory than {worker.memory_limit} allows"}
         except Exception as error:  # broken files find ways that nobody has listed
             answer = {"bad": " ".join(f"cannot be read ({type(error).__name__}: {error})".split())}
         signal.alarm(0)
@@ -145,8 +202,8 @@ def serve(connection: Connection, worker: Worker, limit_s: float) -> None:
 
 
 def main() -> None:
-    socket, memory, parent = map(int, sys.argv[1:4])
-    options = json.loads(sys.argv[4])
+    socket, memory, inbox, parent = map(int, sys.argv[1:5])
+    options = json.loads(sys.argv[5])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = options["read_memory_mib"] << 20
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -156,7 +213,7 @@ def main() -> None:
     connection = Connection(socket)
     connection.send_bytes(b'{"ready": true}')
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries that write there would fill a disk
-    serve(connection, Worker(options, SharedMemory(memory)), options["read_timeout_s"])
+    serve(connection, Worker(options, SharedMemory(memory), inbox), options["read_timeout_s"])
 
 
 def _end_with(parent: int) -> None:

@@ -24,8 +24,15 @@ class FetchError(Exception):
 
 
 class Fetcher:
-    def __init__(self, retries: int = 3, cache: LocalCache | None = None, pause_s: float = 0.2) -> None:
-        self._retries, self._cache, self._pause = retries, cache, pause_s
+    def __init__(
+        self,
+        retries: int = 3,
+        cache: LocalCache | None = None,
+        pause_s: float = 0.2,
+        max_bytes: int | None = None,
+    ) -> None:
+        """`max_bytes`: larger whole files are refused before they are read."""
+        self._retries, self._cache, self._pause, self._max_bytes = retries, cache, pause_s, max_bytes
 
     def fetch(self, location: str, offset: int | None = None, size: int | None = None) -> Path | bytes:
         """A local path to read, or bytes: the whole file, or `size` bytes from `offset`. Raises FetchError."""
@@ -39,9 +46,13 @@ class Fetcher:
         path = local_path(location)
         try:
             if offset is None:
-                path.stat()
+                found = path.stat()
                 if path.is_dir():
                     raise FetchError("is a folder, not a file")
+                if self._max_bytes is not None:
+                    if not path.is_file():
+                        raise FetchError("is no ordinary file")  # a pipe or a device has no end
+                    self._check_size(found.st_size)
                 return path
             with path.open("rb") as file:
                 file.seek(offset)
@@ -56,6 +67,10 @@ class Fetcher:
             return [self.fetch(location) for location in locations]
         return list(self._remote(locations, None, None))
 
+    def _check_size(self, size: int) -> None:
+        if self._max_bytes is not None and size > self._max_bytes:
+            raise FetchError(f"has {size} bytes, more than {self._max_bytes}")
+
     def _keep(self, key: str, content: bytes) -> Path | None:
         try:
             return self._cache.put(key, content) if self._cache is not None else None
@@ -69,6 +84,8 @@ class Fetcher:
                 paths = [filesystem(location)[1] for location in locations]
                 found: dict[str, Any] = fs.cat(paths, on_error="raise")
                 return [bytes(found[path]) for path in paths]
+            if self._max_bytes is not None and offset is None:
+                self._check_size(fs.size(path) or 0)
             end = None if offset is None else offset + (size or 0)
             return [_whole(bytes(fs.cat_file(path, start=offset, end=end)), size)]
 

@@ -1,6 +1,7 @@
 """Still images to RGB: upright, 8 bits, whole. Knows nothing of configs, storage or processes.
 
-A truncated image is an error, never half grey; an image of more pixels than MAX_PIXELS is one too.
+A truncated image is an error, never half grey; an image of more pixels than MAX_PIXELS is one too. Formats are a closed
+list: Pillow would hand others to programs outside (EPS to Ghostscript), or guess them without a mark in the file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "QOI")
 MAX_PIXELS = 178_956_970  # half a gigabyte of RGB; the size at which Pillow refuses
+_MARKS = (
+    b"\xff\xd8\xff",  # JPEG
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF8",
+    b"BM",
+    b"II*\x00",  # TIFF, little-endian and big-endian, and BigTIFF
+    b"MM\x00*",
+    b"II+\x00",
+    b"MM\x00+",
+    b"\x00\x00\x00\x0cjP  \r\n\x87\n",  # JPEG 2000
+    b"\xffO\xffQ",
+    b"qoif",
+)
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,21 +45,32 @@ class ImageError(Exception):
     """An image that cannot be read; one sentence."""
 
 
-def read_image(source: Path | bytes) -> npt.NDArray[np.uint8]:
+def is_image(head: bytes) -> bool:
+    """Whether a file that begins so (16 bytes or more) is an image of one of FORMATS; its name says nothing."""
+    if head[4:8] == b"ftyp":
+        return head[8:12] in (b"avif", b"avis")
+    if head[:4] == b"RIFF":
+        return head[8:12] == b"WEBP"
+    if head[:1] == b"P" and head[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"f"):
+        return head[2:3].isspace()
+    return head.startswith(_MARKS)
+
+
+def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """The image as (H, W, 3) uint8; the first of an animation. Raises ImageError."""
-    return np.asarray(load_rgb(source))
+    return np.asarray(load_rgb(source, max_pixels))
 
 
-def load_rgb(source: Path | bytes) -> Image.Image:
+def load_rgb(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image, upright, in mode RGB. Raises ImageError."""
     if not (source.stat().st_size if isinstance(source, Path) else source):
         raise ImageError("is empty (zero bytes)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its own limit on pixels stands below
-            with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ImageError(f"has {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+            with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
+                if image.width * image.height > max_pixels:
+                    raise ImageError(f"has {image.width}x{image.height} pixels, more than {max_pixels}")
                 image.load()
                 return _rgb(_upright(image))
     except UnidentifiedImageError:

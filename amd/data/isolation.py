@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 START_LIMIT_S = 120.0
+KEEP_BYTES = 16 << 20  # of shared memory that is not given back between answers
 
 
 class ChildFailed(Exception):
@@ -41,9 +42,14 @@ class DecodingChild:
         self._options = options
         self._running: _Running | None = None
 
-    def request(self, message: dict[str, Any], deadline: float) -> dict[str, Any]:
-        """Ask, and wait until `deadline` (time.monotonic). Raises ChildFailed."""
+    def request(self, message: dict[str, Any], deadline: float, content: bytes | None = None) -> dict[str, Any]:
+        """Ask, and wait until `deadline` (time.monotonic). Raises ChildFailed.
+
+        `content`: bytes that go along, through memory that both processes see.
+        """
         running = self.start()
+        if content is not None:
+            running.send(content)
         try:
             running.connection.send_bytes(json.dumps(message).encode("utf-8", "surrogatepass"))
             if not running.connection.poll(max(0.0, deadline - time.monotonic())):
@@ -60,8 +66,16 @@ class DecodingChild:
         """The first `size` bytes that the last answer left in shared memory; valid until the next request."""
         running = self.start()
         if running.mapped is None or len(running.mapped) < size:
-            running.mapped = mmap.mmap(running.memory, 0, prot=mmap.PROT_READ)
+            running.mapped = mmap.mmap(running.memory, 0)
         return memoryview(running.mapped)[:size]
+
+    def release(self) -> None:
+        """Give back the memory of a large answer, which is no longer needed: the next one takes its own."""
+        running = self._running
+        if running is None or running.mapped is None or len(running.mapped) <= KEEP_BYTES:
+            return
+        if hasattr(mmap, "MADV_REMOVE"):
+            running.mapped.madvise(mmap.MADV_REMOVE)
 
     def close(self) -> None:
         if self._running is not None:
@@ -87,19 +101,20 @@ class _Running:
 
     def __init__(self, module: str, options: dict[str, Any]) -> None:
         self.owner = os.getpid()
-        self.memory = _anonymous_file()
+        self.memory, self.inbox = _anonymous_file(), _anonymous_file()
         self.mapped: mmap.mmap | None = None
         ours, theirs = socket.socketpair()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        arguments = [str(theirs.fileno()), str(self.memory), str(self.owner), json.dumps(options)]
+        numbers = (theirs.fileno(), self.memory, self.inbox, self.owner)
+        arguments = [*map(str, numbers), json.dumps(options)]
         with tempfile.TemporaryFile() as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                pass_fds=(theirs.fileno(), self.memory),
+                pass_fds=(theirs.fileno(), self.memory, self.inbox),
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the run, which then ends its children
             )
@@ -114,6 +129,13 @@ class _Running:
         raise RuntimeError(
             f"the decoding process did not start within {START_LIMIT_S:.0f} s: {said or 'it said nothing'}"
         )
+
+    def send(self, content: bytes) -> None:
+        """Lay `content` where the child reads it; what lay there before goes."""
+        os.ftruncate(self.inbox, 0)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.pwrite(self.inbox, rest, len(content) - len(rest)) :]
 
     def cause(self) -> str:
         """Why it stopped talking."""
@@ -134,6 +156,7 @@ class _Running:
         self.process.wait()
         self.connection.close()
         os.close(self.memory)
+        os.close(self.inbox)
         self.memory = -1
 
     def forget(self) -> None:

@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 from amd.config import DataConfig
 from amd.data.isolation import ChildFailed, DecodingChild, TookTooLong
+from amd.data.limits import FileLimits
 from amd.data.manifest import ManifestError
 from amd.data.record import BadSample, Record
+from amd.storage import is_remote
 
 __all__ = ["BadSample", "ManifestError", "SampleReader"]
 
@@ -30,7 +32,8 @@ class SampleReader:
 
     child: type[DecodingChild] = DecodingChild
 
-    def __init__(self, data: DataConfig) -> None:
+    def __init__(self, data: DataConfig, limits: FileLimits | None = None) -> None:
+        """`limits`: of files of strangers, as `read_file` takes them; none: of a data set's, whose owner is trusted."""
         names = (
             "retries",
             "cache_dir",
@@ -41,7 +44,8 @@ class SampleReader:
             "read_memory_mib",
         )
         self._limit = data.read_timeout_s
-        self._child = self.child({name: getattr(data, name) for name in names})
+        options = {name: getattr(data, name) for name in names}
+        self._child = self.child({**options, "limits": None if limits is None else limits._asdict()})
 
     def read_clip(self, record: Record, choose: Choose) -> npt.NDArray[np.uint8]:
         """The frames `choose(total_frames)` asks for, (T, H, W, 3) uint8. Raises BadSample."""
@@ -55,8 +59,39 @@ class SampleReader:
                 raise BadSample(record, "has no frames")
             message = {"task": "stills", "record": record, "indices": _chosen(choose, total)}
             answer = self._ask(record, message, deadline)
-        shape = answer["shape"]
-        return np.frombuffer(self._child.received(int(np.prod(shape))), np.uint8).reshape(shape).copy()
+        return self._pixels(answer["shape"])
+
+    def read_file(
+        self, location: str, choose: Choose, content: bytes | None = None, fetch_limit_s: float | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """The same of any one file, an image or a video as its content says, whatever its name: (T, H, W, 3) uint8.
+
+        `content`: its bytes; then `location` only names it. `fetch_limit_s`: time to fetch a remote one, beside
+        that to decode it. Raises BadSample.
+        """
+        record = Record(location, None, "video")
+        deadline = self._deadline(self._limit)
+        held: dict[str, Any] = {"task": "hold", "location": location, "content": None}
+        if content is not None:
+            self._ask(record, {**held, "content": len(content)}, deadline, content)
+        elif fetch_limit_s is not None and is_remote(location):
+            self._ask(record, {**held, "limit_s": fetch_limit_s}, self._deadline(fetch_limit_s))
+            deadline = self._deadline(self._limit)
+        else:
+            self._ask(record, held, deadline)
+        total = self._ask(record, {"task": "look"}, deadline)["frames"]
+        answer = self._ask(record, {"task": "frames", "indices": _chosen(choose, total)}, deadline)
+        return self._pixels(answer["shape"])
+
+    def start(self) -> None:
+        """Start the child now rather than with the first read."""
+        self._child.start()
+
+    def _pixels(self, shape: list[int]) -> npt.NDArray[np.uint8]:
+        """A copy of what the last answer left in shared memory."""
+        pixels = np.frombuffer(self._child.received(int(np.prod(shape))), np.uint8).reshape(shape).copy()
+        self._child.release()
+        return pixels
 
     def frame_rate(self, record: Record) -> float:
         """Frames per second of a video, as its file tells. Raises BadSample."""
@@ -75,9 +110,11 @@ class SampleReader:
         self._child.start()
         return time.monotonic() + limit_s
 
-    def _ask(self, record: Record, message: dict[str, Any], deadline: float) -> dict[str, Any]:
+    def _ask(
+        self, record: Record, message: dict[str, Any], deadline: float, content: bytes | None = None
+    ) -> dict[str, Any]:
         try:
-            answer = self._child.request(message, deadline)
+            answer = self._child.request(message, deadline, content)
         except TookTooLong:
             limit = message.get("limit_s", self._limit)
             raise BadSample(record, f"took longer than its limit of {limit:g} s to read and decode") from None

@@ -13,7 +13,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import av
 from av.stream import Disposition
@@ -25,6 +25,10 @@ from amd.data.packets import PacketMap, Span, map_packets
 FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,mxf,h264,hevc,m4v,obu,ivf,nut,dv,gif"
 KEEP_PACKETS = 128 << 20  # bytes of packets kept from the first pass; larger files are read twice
 KEEP_FRAMES = 256 << 20  # bytes of decoded frames kept where everything must be decoded to count
+
+
+class NotOpened(VideoError):
+    """FFmpeg does not even find a container."""
 
 
 class Video(Protocol):
@@ -41,7 +45,17 @@ class Video(Protocol):
     def close(self) -> None: ...
 
 
-def open_video(source: Source, decoder: str = "pyav") -> Video:
+class VideoLimits(NamedTuple):
+    """What a video may have at most; one that has more is refused before its frames are decoded."""
+
+    pixels: int
+    """Of a frame."""
+    frames: int
+    duration_s: float
+    """As its header tells."""
+
+
+def open_video(source: Source, decoder: str = "pyav", limits: VideoLimits | None = None) -> Video:
     """Open a file or its bytes. `decoder="decord"` reads with decord what it is known to read rightly.
 
     Raises VideoError with the reason.
@@ -49,7 +63,9 @@ def open_video(source: Source, decoder: str = "pyav") -> Video:
     container = _open(source)
     try:
         stream = _video_stream(container)
-        stream.codec_context.thread_count = 1
+        _limit(stream.codec_context, limits)
+        if limits is not None:
+            _check_limits(container, stream, limits)
         _check_whole(source, container.format.name)
         packets, kept = _read_packets(container, stream)
         context = stream.codec_context
@@ -60,14 +76,16 @@ def open_video(source: Source, decoder: str = "pyav") -> Video:
         )
         if map_ is None:
             container.close()
-            return WholeVideo(source)
+            return WholeVideo(source, limits)
         if decoder == "decord":
             from amd.data.decord_video import DecordVideo, reads_rightly
 
             if reads_rightly(container, stream, map_):
                 container.close()
                 return DecordVideo(source, map_.frames)
-        return MappedVideo(source, container, stream, map_, packets if kept else None)
+        if limits is not None and map_.frames > limits.frames:
+            raise VideoError(f"has {map_.frames} frames, more than {limits.frames}")
+        return MappedVideo(source, container, stream, map_, packets if kept else None, limits)
     except av.error.FFmpegError as error:
         container.close()
         raise VideoError(f"cannot be read as a video ({error.strerror})") from None
@@ -97,7 +115,7 @@ def _open(source: Source) -> Any:
             metadata_errors="ignore",
         )
     except av.error.FFmpegError as error:
-        raise VideoError(f"is not a video that can be opened ({error.strerror}); it may be cut short") from None
+        raise NotOpened(f"is not a video that can be opened ({error.strerror}); it may be cut short") from None
 
 
 def _video_stream(container: Any) -> Any:
@@ -109,11 +127,28 @@ def _video_stream(container: Any) -> Any:
     raise VideoError("has no video stream")
 
 
-def _reopen(source: Source) -> tuple[Any, Any]:
+def _reopen(source: Source, limits: VideoLimits | None) -> tuple[Any, Any]:
     container = _open(source)
     stream = _video_stream(container)
-    stream.codec_context.thread_count = 1
+    _limit(stream.codec_context, limits)
     return container, stream
+
+
+def _limit(context: Any, limits: VideoLimits | None) -> None:
+    context.thread_count = 1
+    if limits is not None:  # a stream may grow after its header: the decoder itself must refuse that
+        context.options = {**context.options, "max_pixels": str(limits.pixels)}
+
+
+def _check_limits(container: Any, stream: Any, limits: VideoLimits) -> None:
+    """Raises VideoError for what the header alone tells."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > limits.pixels:
+        raise VideoError(f"has {width}x{height} pixels a frame, more than {limits.pixels}")
+    times = [container.duration / 1e6] if container.duration else []
+    times += [float(stream.duration * stream.time_base)] if stream.duration and stream.time_base else []
+    if times and max(times) > limits.duration_s:
+        raise VideoError(f"is {max(times):.0f} s long, more than {limits.duration_s:g} s")
 
 
 def _read_packets(container: Any, stream: Any) -> tuple[list[Any], bool]:
@@ -159,9 +194,17 @@ def _check_whole(source: Source, container: str) -> None:
 class MappedVideo:
     """A video whose packets are known to be one frame each: decodes the spans that hold wanted frames."""
 
-    def __init__(self, source: Source, container: Any, stream: Any, map_: PacketMap, packets: list[Any] | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        container: Any,
+        stream: Any,
+        map_: PacketMap,
+        packets: list[Any] | None,
+        limits: VideoLimits | None = None,
+    ) -> None:
         self.frames = map_.frames
-        self._source, self._container, self._stream = source, container, stream
+        self._source, self._container, self._stream, self._limits = source, container, stream, limits
         self._map, self._packets = map_, packets
         # Pictures that H.264 marks as never referred to can be skipped without a change to others.
         self._skips = stream.codec_context.name == "h264"
@@ -199,7 +242,7 @@ class MappedVideo:
         if self._packets is not None:
             yield from self._decoded(span, self._packets[span.start : span.stop], self._stream.codec_context, skip)
             return
-        container, stream = _reopen(self._source)
+        container, stream = _reopen(self._source, self._limits)
         try:
             every = (packet for packet in container.demux(stream) if packet.size)
             yield from self._decoded(span, islice(every, span.start, span.stop), stream.codec_context, skip)
@@ -236,13 +279,15 @@ class MappedVideo:
 class WholeVideo:
     """A video that must be decoded from its start to know its frames. Small ones are decoded once and kept."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, limits: VideoLimits | None = None) -> None:
+        self._source, self._limits = source, limits
         self._kept: list[Any] | None = []
         self._damaged: list[tuple[int, int]] = []  # frames [start, stop) from a key frame to the next
         size = start = number = 0
         hurt = False
         for number, frame in enumerate(self._every_frame()):
+            if limits is not None and number >= limits.frames:
+                raise VideoError(f"has more than {limits.frames} frames")
             if frame.key_frame:
                 if hurt:
                     self._damaged.append((start, number))
@@ -288,7 +333,7 @@ class WholeVideo:
                 raise VideoError(f"is damaged between frames {start} and {stop}")
 
     def _every_frame(self) -> Iterator[Any]:
-        container, stream = _reopen(self._source)
+        container, stream = _reopen(self._source, self._limits)
         try:
             for packet in container.demux(stream):
                 if packet.is_corrupt:

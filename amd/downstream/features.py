@@ -15,19 +15,19 @@ from contextlib import closing
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from amd.artifacts import Pooling, encode, load_encoder, whole_clips
-from amd.config import ClipConfig, ConfigError, DataConfig, ScalingConfig
+from amd.artifacts import Card, Pooling, encode, load_encoder, whole_clips
+from amd.config import ClipConfig, ConfigError, DataConfig, ScalingConfig, ViewsConfig
 from amd.data.faults import Bad, BadSampleLedger
 from amd.data.loader import ClipLoader, Records, Sample
 from amd.data.manifest import Manifest
 from amd.data.readers import SampleReader
-from amd.data.record import Record, kind_of
 from amd.data.records import open_manifest
-from amd.data.sampling import middle_chooser
-from amd.data.transforms import center, clip_view
+from amd.data.sampling import Choose, middle_chooser, views_chooser
+from amd.data.transforms import clip_view, spatial_views
 from amd.device import autocast, choose_device, choose_precision
 from amd.downstream.cache import Part
 from amd.downstream.probe import Array, Features, Labels
@@ -78,12 +78,28 @@ def embed(encoder: Encoder, clip: ClipConfig, labelled: LabelledClips, pooling: 
 def embed_file(url: str, path: str) -> Array:
     """Embed one image or video file with a published encoder, (D,). Raises BadSample where it cannot be read."""
     encoder, card = load_encoder(url)
-    data = DataConfig(train=path, interpolation=card.interpolation)
-    with closing(SampleReader(data)) as reader:
-        read = reader.read_clip(Record(path, None, kind_of(path)), middle_chooser(card.clip))
-    clip = clip_view(center(torch.from_numpy(read), data, card.clip))
-    values: Array = encode(encoder, card.clip, clip[None], card.pooling)[0].float().numpy()
+    with closing(SampleReader(DataConfig(train=path))) as reader:
+        clips = cut_clips(reader.read_file(path, file_chooser(card)), card)
+    values: Array = encode(encoder, card.clip, clips, card.pooling)[0].float().numpy()
     return values
+
+
+def file_chooser(card: Card, views: ViewsConfig | None = None) -> Choose:
+    """Which frames of a file an encoder looks at: the middle clip, or those of a multi-view test.
+
+    An image has one frame, which a video encoder sees in every place of its clip.
+    """
+    return middle_chooser(card.clip) if views is None else views_chooser(card.clip, views)
+
+
+def cut_clips(frames: npt.NDArray[np.uint8], card: Card, views: ViewsConfig | None = None) -> Tensor:
+    """What `file_chooser` chose, (T', H, W, 3) uint8, as the card wants it: (views, 3, T, H, W) uint8.
+
+    Views come segment by segment, the crops of each together.
+    """
+    data, crops = DataConfig(train="", interpolation=card.interpolation), 1 if views is None else views.crops
+    segments = torch.from_numpy(frames).split(card.clip.frames)
+    return torch.stack([clip_view(cut) for part in segments for cut in spatial_views(part, data, card.clip, crops)])
 
 
 class Embedder:

@@ -1,0 +1,187 @@
+"""The model's thread: clips of all requests in order, put together into batches of one encoder each.
+
+An idle model waits a moment for clips that are being decoded; one that was busy takes what has come meanwhile. Knows
+nothing of items, files or HTTP.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from service.encoders.loaded import Batch, Loaded, Outputs, Seen
+
+SMOOTHING = 0.2  # share of the newest batch in the measured speed
+
+
+class Row(Protocol):
+    """One clip that waits for an encoder."""
+
+    clip: Tensor  # (3, T, H, W) uint8
+    outputs: Outputs
+
+    @property
+    def alive(self) -> bool:
+        """Whether anybody still waits for it."""
+        ...
+
+    def taken(self) -> None:
+        """It leaves the queue for a batch."""
+        ...
+
+
+Deliver = Callable[[Sequence[tuple[Row, "Seen | Exception"]]], None]
+
+
+class _Launched(NamedTuple):
+    loaded: Loaded
+    rows: list[Row]
+    batch: Batch
+    began: float
+
+
+class Batcher:
+    def __init__(self, deliver: Deliver, max_tokens: int, max_wait_s: float, threads: int | None) -> None:
+        """`deliver` is handed what became of each row, in the model's thread."""
+        self._deliver, self._max_tokens, self._max_wait, self._threads = deliver, max_tokens, max_wait_s, threads
+        self._lanes: dict[Loaded, deque[tuple[float, Row]]] = {}
+        self._coming: dict[Loaded, int] = {}
+        self._calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._change = threading.Condition()
+        self._closed = False
+        self.batches = self.rows = 0
+        self.busy_s = 0.0
+        self.tokens_per_s = 0.0
+        """Of late; 0 before the first batch."""
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
+
+    def expect(self, loaded: Loaded, items: int) -> None:
+        """So many items are on their way, to be `put` one by one."""
+        with self._change:
+            self._coming[loaded] = self._coming.get(loaded, 0) + items
+
+    def put(self, loaded: Loaded, rows: Sequence[Row]) -> None:
+        """The clips of one item that was expected; none, if it turned out to have none."""
+        now = time.monotonic()
+        with self._change:
+            self._coming[loaded] -= 1
+            if not self._coming[loaded]:
+                del self._coming[loaded]
+            if rows:
+                self._lanes.setdefault(loaded, deque()).extend((now, row) for row in rows)
+            self._change.notify()
+
+    def call(self, act: Callable[[], None]) -> Future[None]:
+        """Run `act` in the model's thread, between two batches."""
+        future: Future[None] = Future()
+        with self._change:
+            self._calls.append((act, future))
+            self._change.notify()
+        return future
+
+    def close(self) -> None:
+        """Stop after the batch that runs; rows that wait are never delivered."""
+        with self._change:
+            self._closed = True
+            self._change.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)  # of this thread: each has its own
+        launched: _Launched | None = None
+        while True:
+            found = self._next(wait=launched is None)
+            if found == "closed":
+                return
+            fresh = self._launch(*found) if isinstance(found, tuple) else None
+            if launched is not None:
+                self._collect(launched)
+            launched = fresh
+            if launched is not None and launched.loaded.device.type == "cpu":  # done already
+                self._collect(launched)
+                launched = None
+
+    def _next(self, wait: bool) -> tuple[Loaded, list[Row]] | str:
+        """A batch; "closed"; or "nothing", when it ran a call or shall not wait."""
+        was_idle = False
+        with self._change:
+            while not self._closed:
+                if self._calls:
+                    act, future = self._calls.popleft()
+                    break
+                loaded = self._oldest()
+                if loaded is not None:
+                    left = self._lanes[loaded][0][0] + self._max_wait - time.monotonic()
+                    if not (was_idle and left > 0 and self._coming.get(loaded) and not self._full(loaded)):
+                        return loaded, self._take(loaded)
+                    self._change.wait(left)
+                elif wait:
+                    was_idle = True
+                    self._change.wait()
+                else:
+                    return "nothing"
+            else:
+                return "closed"
+        try:
+            act()
+            future.set_result(None)
+        except Exception as error:
+            future.set_exception(error)
+        return "nothing"
+
+    def _oldest(self) -> Loaded | None:
+        """The encoder whose first clip has waited longest; clips that nobody waits for are gone then."""
+        for loaded, lane in list(self._lanes.items()):
+            while lane and not lane[0][1].alive:
+                lane.popleft()
+            if not lane:
+                del self._lanes[loaded]
+        return min(self._lanes, key=lambda loaded: self._lanes[loaded][0][0], default=None)
+
+    def _full(self, loaded: Loaded) -> bool:
+        return (len(self._lanes[loaded]) + 1) * loaded.tokens > self._max_tokens
+
+    def _take(self, loaded: Loaded) -> list[Row]:
+        """As many clips as the budget allows, one at least, in the order in which they came."""
+        lane, rows = self._lanes[loaded], list[Row]()
+        while lane and (not rows or (len(rows) + 1) * loaded.tokens <= self._max_tokens):
+            row = lane.popleft()[1]
+            if row.alive:
+                row.taken()
+                rows.append(row)
+        return rows
+
+    def _launch(self, loaded: Loaded, rows: list[Row]) -> _Launched | None:
+        asked = [row.outputs for row in rows]
+        union = Outputs(
+            frozenset().union(*(each.layers for each in asked)),
+            any(each.tokens for each in asked),
+            any(each.logits for each in asked),
+        )
+        began = time.monotonic()
+        try:
+            return _Launched(loaded, rows, loaded.forward([row.clip for row in rows], union), began)
+        except Exception as error:  # out of memory on the device: these rows fail, others go on
+            self._deliver([(row, error) for row in rows])
+            return None
+
+    def _collect(self, launched: _Launched) -> None:
+        rows = launched.rows
+        try:
+            seen: list[Seen | Exception] = list(launched.loaded.collect(launched.batch))
+        except Exception as error:
+            seen = [error] * len(rows)
+        took = time.monotonic() - launched.began
+        speed = len(rows) * launched.loaded.tokens / max(took, 1e-9)
+        self.tokens_per_s += (speed - self.tokens_per_s) * (SMOOTHING if self.batches else 1.0)
+        self.batches, self.rows, self.busy_s = self.batches + 1, self.rows + len(rows), self.busy_s + took
+        self._deliver(list(zip(rows, seen, strict=True)))

@@ -1,0 +1,56 @@
+"""Tiny encoders as a training publishes them, pictures and clips to feed them, and what they are worth offline."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from amd.artifacts import Card, Head, save_encoder
+from amd.config import ClipConfig, EncoderConfig
+from amd.models.classifier import Classifier
+from amd.models.encoder import Encoder
+from tests.videos import pictures, write_video
+
+SMALL = EncoderConfig(width=24, depth=2, heads=3)
+IMAGE = ClipConfig(frames=1, size=(16, 16), patch=4, tubelet=1)
+VIDEO = ClipConfig(frames=4, size=(16, 16), patch=4, tubelet=2, sampling_rate_frames=2)
+
+
+def publish(folder: Path, clip: ClipConfig = IMAGE, seed: int = 0, **card: Any) -> str:
+    """An encoder of random weights; its id is the folder's name."""
+    torch.manual_seed(seed)
+    encoder = Encoder(SMALL, clip.grid, clip.token_values)
+    save_encoder(str(folder), encoder, Card(id=folder.name, encoder=SMALL, clip=clip, **card))
+    return str(folder)
+
+
+def publish_classifier(folder: Path, clip: ClipConfig = IMAGE, classes: int = 7, **head: Any) -> tuple[str, Classifier]:
+    torch.manual_seed(1)
+    classifier = Classifier(SMALL, clip.grid, clip.token_values, classes, init_scale=50.0).eval()
+    card = Card(
+        id=folder.name,
+        encoder=SMALL,
+        clip=clip,
+        pooling="mean_then_norm",
+        head=Head(classes=classes, **head),
+        objective="finetune",
+    )
+    save_encoder(str(folder), classifier.encoder, card, classifier.head)
+    return str(folder), classifier
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:
+    """A PNG of noise."""
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    return file.getvalue()
+
+
+def film(path: Path, seed: int = 0, frames: int = 16) -> Path:
+    return write_video(path, pictures(frames, 48, 32, seed))
