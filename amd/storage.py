@@ -5,6 +5,7 @@ Knows nothing of what the files mean.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
@@ -165,6 +166,38 @@ def listdir(url: str) -> list[str]:
     except FileNotFoundError:
         return []
     return sorted(name for name in names if name and name != posixpath.basename(path.rstrip("/")))
+
+
+class FileFacts(NamedTuple):
+    size: int
+    """Bytes."""
+    stamp: str
+    """Changes when the file does."""
+
+
+def files(url: str) -> dict[str, FileFacts]:
+    """All files below a folder, hidden ones left out, by their path from there; none if it does not exist.
+
+    One listing, also of a store. Raises StorageUnreachable at once: whoever watches will look again.
+    """
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    try:
+        found: dict[str, dict[str, Any]] = fs.find(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # every backend raises its own kinds
+        raise StorageUnreachable(f"{url}: {type(error).__name__}: {error}") from None
+    named = {name.removeprefix(path.rstrip("/") + "/"): info for name, info in found.items()}
+    return {
+        name: FileFacts(int(info["size"]), _stamp(info))
+        for name, info in named.items()
+        if not posixpath.basename(name).startswith(".")
+    }
+
+
+def _stamp(info: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(info, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def remove(url: str) -> None:

@@ -10,11 +10,15 @@ from typing import Any
 
 from fastapi import FastAPI
 from sqlalchemy import Engine
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES as ZIPPED
 from starlette.middleware.gzip import GZipMiddleware
 
 from service import errors, health, keys
 from service.auth import Authenticator
 from service.db import open_engine
+from service.encoders import routes as encoders
+from service.encoders.download import BINARY, TAR
+from service.encoders.store import EncoderStore
 from service.http import Bodies, RequestIds
 from service.jobs import catalog
 from service.jobs import routes as jobs
@@ -59,15 +63,16 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.jobs = store
     app.state.hub = hub
     app.state.cluster = cluster or RayJobs(settings.ray_dashboard, settings.ray_token_file, settings.ray_python)
+    app.state.encoders = EncoderStore(engine)
     app.state.authenticator = Authenticator(engine, settings)
     app.state.checks = health.Checks(settings.root, app.state.cluster)
     app.state.uris = UriPolicy(settings.root, settings.allowed_uris)
     app.include_router(health.router)
-    for router in (jobs.router, catalog.router, keys.router, webhooks.router):
+    for router in (jobs.router, catalog.router, encoders.router, keys.router, webhooks.router):
         app.include_router(router, prefix="/v1")
     errors.install(app)
     app.add_middleware(RateLimitHeaders)
-    app.add_middleware(GZipMiddleware, minimum_size=1024)
+    app.add_middleware(GZipMiddleware, minimum_size=1024, exclude_content_types=(*ZIPPED, BINARY, TAR))
     app.add_middleware(Bodies, limit=int(settings.max_body_mib * 2**20))
     app.add_middleware(RequestIds)
     return app

@@ -230,6 +230,8 @@ class Encoder(Base):
     job_id: Mapped[str | None] = mapped_column(String(100))
     created_at: Mapped[float]
     card: Mapped[dict[str, Any]]
+    stamp: Mapped[str] = mapped_column(String(64), default="")
+    """What the storage told of the card's file when it was read; it tells something else once the file is another."""
     seen_at: Mapped[float]
 
 

@@ -44,6 +44,14 @@ class IllegalAction(ServiceError):
     """The object's state does not allow it; `allowed_actions` tells what it does."""
 
 
+class EncoderInUse(ServiceError):
+    """Aliases, deployments or jobs need it; `used_by` names them."""
+
+
+class AliasMoved(ServiceError):
+    """It points to another encoder than the request expects; `current` tells which."""
+
+
 class BadCursor(ServiceError):
     pass
 
@@ -121,6 +129,8 @@ CODES = {
 
 class FieldProblem(BaseModel):
     """One thing that is wrong with the request."""
+    EncoderInUse: Answer(HTTPStatus.CONFLICT, "encoder_in_use"),
+    AliasMoved: Answer(HTTPStatus.CONFLICT, "alias_moved"),
 
     pointer: str
     """Where, as a JSON pointer into the body (`#/config/mask`) or the name of a parameter."""

@@ -1,20 +1,27 @@
-"""What every request goes through: an id for it, a limit on its body, the media type of what it sends. Pure ASGI."""
+"""What every request goes through: an id for it, a limit on its body, the media type of what it sends (pure ASGI).
+
+And ETags, of the answers that have one.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import time
 import uuid
 from contextvars import ContextVar
-from typing import Any
+from http import HTTPStatus
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge, UnsupportedMediaType, answer
 
 logger = logging.getLogger("service.access")
+M = TypeVar("M", bound=BaseModel)
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 _PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
@@ -101,6 +108,25 @@ class Bodies:
 
 class WithRequestId(logging.Filter):
     """`%(request_id)s` in a log format."""
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body is larger than {limit} bytes; put what is large on the storage and name it by its URI"
+    )
+
+
+def tagged(view: M, response: Response, if_none_match: str | None) -> M:
+    """The answer with its ETag, or 304 where the caller has it already."""
+    tag = f'W/"{hashlib.sha256(view.model_dump_json().encode()).hexdigest()[:32]}"'
+    if is_known(tag, if_none_match):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})  # type: ignore[return-value]  # FastAPI sends it as it is
+    response.headers["ETag"] = tag
+    return view
+
+
+def is_known(tag: str, if_none_match: str | None) -> bool:
+    return if_none_match is not None and tag in (part.strip() for part in if_none_match.split(","))
+
+
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id.get()

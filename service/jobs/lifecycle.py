@@ -20,6 +20,8 @@ from typing import Any
 
 from amd.storage import StorageError, write_json
 from service.db import Job
+from service.encoders.discovery import EncoderDiscovery
+from service.encoders.store import EncoderStore
 from service.errors import ClusterUnavailable, IllegalAction
 from service.jobs.external import Discovery
 from service.jobs.outcome import JobFolder, Outcome, Word
@@ -139,6 +141,7 @@ class Reconciler:
         self.trouble = ""
         """Why the cluster does not answer; empty while it does."""
 
+        self._encoders = EncoderDiscovery(EncoderStore(store.engine), self._root)
     def run(self, stop: threading.Event) -> None:
         """Until told to stop. Trouble of any kind is logged and met again at the next look."""
         while not stop.wait(self._settings.reconcile_s):
@@ -158,10 +161,11 @@ class Reconciler:
         for job in self._store.in_states(ACTIVE):
             self._carefully(self._follow, job)
         self._start_waiting()
-        try:
-            self._discovery.look()
-        except StorageError as error:
-            logger.warning("runs from outside cannot be looked for: %s", error)
+        for what, look in (("runs from outside", self._discovery.look), ("encoders", self._encoders.look)):
+            try:
+                look()
+            except StorageError as error:
+                logger.warning("%s cannot be looked for: %s", what, error)
         return True
 
     def _carefully(self, move: Callable[[Job], None], job: Job) -> None:

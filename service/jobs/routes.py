@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -17,11 +16,13 @@ from amd.training.run import run_folder
 from service.auth import Principal, Reader, Submitter
 from service.db import Job
 from service.errors import NotFound
+from service.http import tagged
 from service.jobs import logs, metrics, streams, views
 from service.jobs.kinds import JobKind, named, need, resolve, uris
 from service.jobs.lifecycle import act, check_allowed
 from service.jobs.outcome import JobFolder
 from service.jobs.schemas import (
+    DEFAULT_PROJECT,
     Action,
     CancelRequest,
     CheckpointView,
@@ -39,7 +40,6 @@ from service.uris import UriPolicy
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-DEFAULT_PROJECT = "default"
 EVENT = {"type": "object", "properties": {name: {"type": "string"} for name in ("id", "event", "data")}}
 EVENT_STREAM = {"text/event-stream": {"schema": EVENT}}
 
@@ -185,12 +185,7 @@ def get_job(
     response: Response,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> JobDetail:
-    view = views.job_detail(job, jobs.attempts(job.id), settings.root)
-    tag = f'W/"{hashlib.sha256(view.model_dump_json().encode()).hexdigest()[:32]}"'
-    if if_none_match is not None and tag in (part.strip() for part in if_none_match.split(",")):
-        return Response(status_code=304, headers={"ETag": tag})  # type: ignore[return-value]  # FastAPI sends it as it is
-    response.headers["ETag"] = tag
-    return view
+    return tagged(views.job_detail(job, jobs.attempts(job.id), settings.root), response, if_none_match)
 
 
 @router.delete("/{job_id}", status_code=204, summary="Forget a job that has ended")

@@ -48,6 +48,7 @@ Reason = Literal[
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=255)]
 Project = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+DEFAULT_PROJECT = "default"  # of what a caller of all projects makes without saying whose it is
 
 
 class Wire(BaseModel):

@@ -6,10 +6,7 @@ PostgreSQL.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import json
 import secrets
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,7 +18,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, defer
 
 from service.db import Attempt, Hold, Idempotency, Job, JobEvent, Label
-from service.errors import BadCursor, KeyInFlight, KeyReused, NotFound
+from service.errors import KeyInFlight, KeyReused, NotFound
+from service.paging import after, cursor_of
 from service.webhooks.store import deliveries_for
 
 SERVICE = "service"  # the actor of what nobody asked for by hand
@@ -52,12 +50,12 @@ class JobFilter(NamedTuple):
 
 class JobStore:
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
         self._reading = engine.execution_options(reads_only=True)
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
-        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
@@ -145,12 +143,11 @@ class JobStore:
         if where.origin:
             query = query.where(Job.origin == where.origin)
         if cursor:
-            last_at, last_id = _read_cursor(cursor)
-            query = query.where(or_(at < last_at, and_(at == last_at, job_id < last_id)))
+            query = query.where(after(cursor, at, job_id))
         with self._read() as session:
             jobs = list(session.scalars(query))
         last = jobs[limit - 1] if len(jobs) > limit else None
-        return Page(jobs[:limit], _cursor(last) if last is not None else None)
+        return Page(jobs[:limit], cursor_of(last.created_at, last.id) if last is not None else None)
 
     def in_states(self, states: Collection[str]) -> Sequence[Job]:
         """All jobs in those states, without their configs: highest priority first, then oldest."""
@@ -292,15 +289,3 @@ class JobStore:
 def new_job_id(kind: str) -> str:
     """Readable, sortable by time, and also Ray's submission id and the run's id."""
     return f"{kind}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
-
-
-def _cursor(job: Job) -> str:
-    return base64.urlsafe_b64encode(json.dumps([job.created_at, job.id]).encode()).decode().rstrip("=")
-
-
-def _read_cursor(text: str) -> tuple[float, str]:
-    try:
-        at, job_id = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        return float(at), str(job_id)
-    except (ValueError, TypeError, binascii.Error):
-        raise BadCursor("cursor: not one of this service; take next_cursor of the page before") from None

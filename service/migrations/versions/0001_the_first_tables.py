@@ -57,6 +57,7 @@ def upgrade() -> None:
         sa.Column("job_id", sa.String(length=100), nullable=True),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("card", sa.JSON(), nullable=False),
+        sa.Column("stamp", sa.String(length=64), nullable=False),
         sa.Column("seen_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
