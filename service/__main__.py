@@ -18,6 +18,8 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 
 from service.app import create_app
 from service.db import is_migrated, migrate, open_engine
+from service.encoders.deployments import Deployer, reserved_cpus
+from service.encoders.serve_api import ServeApi
 from service.http import WithRequestId
 from service.jobs.lifecycle import Reconciler
 from service.keys import ensure_admin_key
@@ -71,8 +73,10 @@ def serve(settings: Settings) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     stop = threading.Event()
+    serve_api = ServeApi(settings.ray_dashboard, settings.ray_token_file, settings.serve_host, settings.serve_port)
     tasks: list[Callable[[threading.Event], None]] = [
-        Reconciler(app.state.jobs, app.state.cluster, settings).run,
+        Reconciler(app.state.jobs, app.state.cluster, settings, reserved=reserved_cpus(app.state.deployments)).run,
+        Deployer(app.state.deployments, app.state.encoders, app.state.jobs, serve_api, settings).run,
         Sender(engine, allow_http=settings.webhooks_http).run,
     ]
     threads = [threading.Thread(target=task, args=(stop,), daemon=True) for task in tasks]

@@ -17,7 +17,10 @@ from service import errors, health, keys
 from service.auth import Authenticator
 from service.db import open_engine
 from service.encoders import routes as encoders
+from service.encoders import serving_routes as serving
+from service.encoders.deployments import DeploymentStore
 from service.encoders.download import BINARY, TAR
+from service.encoders.gateway import Gateway
 from service.encoders.store import EncoderStore
 from service.http import Bodies, RequestIds
 from service.jobs import catalog
@@ -49,6 +52,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
             yield
         finally:
             watching.cancel()
+            await app.state.gateway.close()
 
     app = FastAPI(
         title="AMD service",
@@ -64,16 +68,23 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.hub = hub
     app.state.cluster = cluster or RayJobs(settings.ray_dashboard, settings.ray_token_file, settings.ray_python)
     app.state.encoders = EncoderStore(engine)
+    app.state.deployments = DeploymentStore(engine)
+    app.state.gateway = Gateway(app.state.deployments, settings.serve)
     app.state.authenticator = Authenticator(engine, settings)
     app.state.checks = health.Checks(settings.root, app.state.cluster)
     app.state.uris = UriPolicy(settings.root, settings.allowed_uris)
     app.include_router(health.router)
-    for router in (jobs.router, catalog.router, encoders.router, keys.router, webhooks.router):
+    for router in (
+        *(jobs.router, catalog.router, encoders.router, serving.inference, serving.deployments),
+        *(keys.router, webhooks.router),
+    ):
         app.include_router(router, prefix="/v1")
+    app.include_router(serving.openai)
     errors.install(app)
     app.add_middleware(RateLimitHeaders)
     app.add_middleware(GZipMiddleware, minimum_size=1024, exclude_content_types=(*ZIPPED, BINARY, TAR))
-    app.add_middleware(Bodies, limit=int(settings.max_body_mib * 2**20))
+    limit, files_limit = (int(mib * 2**20) for mib in (settings.max_body_mib, settings.max_upload_mib))
+    app.add_middleware(Bodies, limit=limit, files=serving.FILES, files_limit=files_limit)
     app.add_middleware(RequestIds)
     return app
 

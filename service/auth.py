@@ -87,7 +87,7 @@ class Authenticator:
         self._engine = engine
         self._reading = engine.execution_options(reads_only=True)
         self._issuer = Issuer.of(settings)
-        self._limit = RateLimit(settings.rate_limit)
+        self._limits = {False: RateLimit(settings.rate_limit), True: RateLimit(settings.inference_rate_limit)}
         self._failures = RateLimit(settings.failure_limit)
 
     def authenticate(self, authorization_header: str | None) -> Principal:
@@ -100,8 +100,11 @@ class Authenticator:
             return self._of_token(self._issuer, credentials)
         return self._of_key(credentials)
 
-    def admit(self, request: Request) -> Principal:
-        """Whoever sent this request, within their limit. Raises Unauthenticated, TooMany."""
+    def admit(self, request: Request, inference: bool = False) -> Principal:
+        """Whoever sent this request, within their limit. Raises Unauthenticated, TooMany.
+
+        `inference`: requests to encoders are counted apart, by a limit of their own.
+        """
         try:
             principal = self.authenticate(request.headers.get("authorization"))
         except Unauthenticated:
@@ -110,10 +113,11 @@ class Authenticator:
             if not self._failures.take(address):
                 raise self._failures.too_many(address, "failed authentications of this address") from None
             raise
-        within = self._limit.take(principal.id)
-        request.state.rate_limit = self._limit.standing(principal.id)
+        limit = self._limits[inference]
+        within = limit.take(principal.id)
+        request.state.rate_limit = limit.standing(principal.id)
         if not within:
-            raise self._limit.too_many(principal.id, "requests of this key")
+            raise limit.too_many(principal.id, "requests of this key")
         return principal
 
     def _of_key(self, credentials: str) -> Principal:
@@ -149,12 +153,12 @@ def _scopes(words: Any) -> frozenset[Scope]:
 _bearer = HTTPBearer(auto_error=False, description="An API key `amd_…`, or a token of the configured OIDC issuer.")
 
 
-def needs(scope: Scope) -> Any:
+def needs(scope: Scope, inference: bool = False) -> Any:
     """The dependency of a route that this scope opens."""
 
     def caller(request: Request, _: Annotated[object, Security(_bearer)]) -> Principal:
         authenticator: Authenticator = request.app.state.authenticator
-        principal = authenticator.admit(request)
+        principal = authenticator.admit(request, inference)
         if not principal.allowed(scope):
             raise Forbidden(f"this needs the scope {scope!r}; yours: {_told(principal)}", needed_scope=scope)
         return principal
@@ -167,5 +171,6 @@ def _told(principal: Principal) -> str:
 
 
 Reader = Annotated[Principal, needs("read")]
+Inferrer = Annotated[Principal, needs("read", inference=True)]
 Submitter = Annotated[Principal, needs("submit")]
 Admin = Annotated[Principal, needs("admin")]

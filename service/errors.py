@@ -92,6 +92,30 @@ class ClusterUnavailable(ServiceError):
     """Ray does not answer, and the question needs it."""
 
 
+class NotDeployed(ServiceError):
+    """No deployment answers for that encoder."""
+
+
+class EncoderUnavailable(ServiceError):
+    """Its replicas do not answer now: none runs yet, or one died under the request."""
+
+
+class Overloaded(ServiceError):
+    """The replicas have more queued than they may; `retry_after` in seconds."""
+
+
+class DeadlinePassed(ServiceError):
+    """The request's own deadline."""
+
+
+class ItemInvalid(ServiceError):
+    """A file that cannot be encoded; `index` tells which of the request."""
+
+
+class NotPossible(ServiceError):
+    """Not with this encoder: it has no head, or not so many layers."""
+
+
 class IssuerUnavailable(ServiceError):
     """The OIDC issuer's keys are needed and cannot be had."""
 
@@ -105,6 +129,8 @@ class Answer(NamedTuple):
 ANSWERS: dict[type[ServiceError], Answer] = {
     NotFound: Answer(HTTPStatus.NOT_FOUND, "not_found"),
     IllegalAction: Answer(HTTPStatus.CONFLICT, "illegal_action"),
+    EncoderInUse: Answer(HTTPStatus.CONFLICT, "encoder_in_use"),
+    AliasMoved: Answer(HTTPStatus.CONFLICT, "alias_moved"),
     BadCursor: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "cursor_invalid"),
     KeyReused: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
     KeyInFlight: Answer(HTTPStatus.CONFLICT, "idempotency_key_in_flight", retryable=True),
@@ -115,6 +141,12 @@ ANSWERS: dict[type[ServiceError], Answer] = {
     BodyTooLarge: Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large"),
     UnsupportedMediaType: Answer(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
     ClusterUnavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, "cluster_unavailable", retryable=True),
+    NotDeployed: Answer(HTTPStatus.CONFLICT, "encoder_not_deployed"),
+    EncoderUnavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, "encoder_unavailable", retryable=True),
+    Overloaded: Answer(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", retryable=True),
+    DeadlinePassed: Answer(HTTPStatus.GATEWAY_TIMEOUT, "deadline_exceeded", retryable=True),
+    ItemInvalid: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "item_invalid"),
+    NotPossible: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "not_possible"),
     IssuerUnavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, "issuer_unavailable", retryable=True),
 }
 # Of the framework itself, by status.
@@ -129,8 +161,6 @@ CODES = {
 
 class FieldProblem(BaseModel):
     """One thing that is wrong with the request."""
-    EncoderInUse: Answer(HTTPStatus.CONFLICT, "encoder_in_use"),
-    AliasMoved: Answer(HTTPStatus.CONFLICT, "alias_moved"),
 
     pointer: str
     """Where, as a JSON pointer into the body (`#/config/mask`) or the name of a parameter."""

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge, UnsupportedMediaType, answer
 
-logger = logging.getLogger("service.access")
 M = TypeVar("M", bound=BaseModel)
+logger = logging.getLogger("service.access")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 _PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
@@ -58,10 +59,12 @@ class RequestIds:
 
 
 class Bodies:
-    """Bodies are bounded before they are read, and are JSON."""
+    """Bodies are bounded before they are read, and are JSON; those with files are larger, and their route looks itself
+    at what they are."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, app: ASGIApp, limit: int, files: re.Pattern[str], files_limit: int) -> None:
+        """`files`: the paths that take files. Limits in bytes."""
+        self.app, self._limit, self._files, self._files_limit = app, limit, files, files_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,11 +73,13 @@ class Bodies:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
         has_body = (length.isdigit() and int(length) > 0) or b"transfer-encoding" in headers
-        if length.isdigit() and int(length) > self.limit:
-            await self._refuse(BodyTooLarge(self._told()), scope, receive, send)
+        takes_files = self._files.fullmatch(scope["path"]) is not None
+        limit = self._files_limit if takes_files else self._limit
+        if length.isdigit() and int(length) > limit:
+            await self._refuse(_too_large(limit), scope, receive, send)
             return
         media = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if has_body and media != b"application/json":
+        if has_body and media != b"application/json" and not takes_files:
             told = f"Content-Type: {media.decode('latin-1') or 'none'}; send application/json"
             await self._refuse(UnsupportedMediaType(told), scope, receive, send)
             return
@@ -87,8 +92,8 @@ class Bodies:
             if message["type"] == "http.disconnect":
                 return
             body += message.get("body", b"")
-            if len(body) > self.limit:
-                await self._refuse(BodyTooLarge(self._told()), scope, receive, send)
+            if len(body) > limit:
+                await self._refuse(_too_large(limit), scope, receive, send)
                 return
             if not message.get("more_body", False):
                 break
@@ -99,15 +104,10 @@ class Bodies:
 
         await self.app(scope, again, send)
 
-    def _told(self) -> str:
-        return f"the body is larger than {self.limit} bytes; put what is large on the storage and name it by its URI"
-
     async def _refuse(self, error: Any, scope: Scope, receive: Receive, send: Send) -> None:
         await answer(Request(scope), error)(scope, receive, send)
 
 
-class WithRequestId(logging.Filter):
-    """`%(request_id)s` in a log format."""
 def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(
         f"the body is larger than {limit} bytes; put what is large on the storage and name it by its URI"
@@ -127,6 +127,8 @@ def is_known(tag: str, if_none_match: str | None) -> bool:
     return if_none_match is not None and tag in (part.strip() for part in if_none_match.split(","))
 
 
+class WithRequestId(logging.Filter):
+    """`%(request_id)s` in a log format."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id.get()

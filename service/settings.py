@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     autoscaling: bool = False
     """The cluster grows on demand: what does not fit it now is submitted all the same."""
 
+    serve_host: str = "127.0.0.1"
+    serve_port: int = 8000
+    """Where Ray Serve listens once something is deployed. It asks for no key: never where others reach it."""
+    serve_url: str | None = None
+    """Of the same as this process reaches it; none: `http://{serve_host}:{serve_port}`."""
+
     host: str = "127.0.0.1"
     port: int = 8400
     admin_key_file: Path | None = None
@@ -56,8 +62,12 @@ class Settings(BaseSettings):
     """Webhooks may also go to `http://` addresses, where anybody on the way can read them."""
 
     max_body_mib: float = Field(1.0, gt=0)
+    max_upload_mib: float = Field(64.0, gt=0)
+    """Of a request to an encoder: its files together."""
     rate_limit: str = "1200/minute"
     """Requests of a key; past it: 429."""
+    inference_rate_limit: str = "60000/minute"
+    """Of a key's requests to encoders, counted apart."""
     failure_limit: str = "30/minute"
     """Wrong keys and tokens of one client address."""
     max_running: int = Field(32, ge=1)
@@ -89,6 +99,10 @@ class Settings(BaseSettings):
         url = self.database_url.get_secret_value()
         scheme, separator, rest = url.partition("://")
         return f"postgresql+psycopg://{rest}" if scheme in ("postgres", "postgresql") and separator else url
+
+    @property
+    def serve(self) -> str:
+        return self.serve_url or f"http://{self.serve_host}:{self.serve_port}"
 
     @property
     def admin_key_path(self) -> Path:

@@ -76,6 +76,7 @@ class RayPorts(BaseModel):
     agent: int
     metrics: int
     client: int
+    serve: int
 
 
 class State(BaseModel):
@@ -293,7 +294,7 @@ def _planned(folder: _Folder, port: int | None, storage: str | None, num_cpus: i
             )
         state = state.model_copy(update=changes)
     else:
-        chosen = _free_ports(6)
+        chosen = _free_ports(1 + len(RayPorts.model_fields))
         state = State(
             port=settings.port if port is None else port or chosen.pop(),
             storage=resolve_root(storage or settings.storage),
@@ -379,6 +380,8 @@ def _service_environment(folder: _Folder, state: State) -> dict[str, str]:
         "AMD_ADMIN_KEY_FILE": str(state.key_file),
         "AMD_HOST": HOST,
         "AMD_PORT": str(state.port),
+        "AMD_SERVE_HOST": HOST,
+        "AMD_SERVE_PORT": str(state.ray.serve),
     }
 
 

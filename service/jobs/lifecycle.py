@@ -129,11 +129,19 @@ class Reconciler:
     """Moves every job one step at a time towards what is wanted. Of several replicas, the holder of the lease does."""
 
     def __init__(
-        self, store: JobStore, cluster: Cluster, settings: Settings, clock: Callable[[], float] = time.time
+        self,
+        store: JobStore,
+        cluster: Cluster,
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+        reserved: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """`reserved`: CPUs of the cluster that are not for jobs."""
+        self._reserved = reserved
         self._store, self._cluster, self._settings, self._clock = store, cluster, settings, clock
         self._root = settings.root
         self._discovery = Discovery(store, self._root)
+        self._encoders = EncoderDiscovery(EncoderStore(store.engine), self._root)
         self.holder = uuid.uuid4().hex
         self._silent_since: dict[str, float] = {}  # attempts whose end nobody has told yet
         self._signs: dict[str, tuple[float, float]] = {}  # of those: the last by their clock, and when it was seen
@@ -141,7 +149,6 @@ class Reconciler:
         self.trouble = ""
         """Why the cluster does not answer; empty while it does."""
 
-        self._encoders = EncoderDiscovery(EncoderStore(store.engine), self._root)
     def run(self, stop: threading.Event) -> None:
         """Until told to stop. Trouble of any kind is logged and met again at the next look."""
         while not stop.wait(self._settings.reconcile_s):
@@ -339,6 +346,7 @@ class Reconciler:
             return
         try:
             capacity = self._cluster.capacity()
+            capacity = capacity._replace(cpus=max(0.0, capacity.cpus - self._reserved()))
         except ClusterUnavailable as error:
             for job in waiting[:10]:
                 self._told(job, error.message)

@@ -30,7 +30,7 @@ STOPPED = State.model_validate(
         "port": 1,
         "storage": "/nowhere",
         "num_cpus": 1,
-        "ray": {"gcs": 1, "dashboard": 1, "agent": 1, "metrics": 1, "client": 1},
+        "ray": {"gcs": 1, "dashboard": 1, "agent": 1, "metrics": 1, "client": 1, "serve": 1},
         "key_file": "/nowhere",
     }
 )

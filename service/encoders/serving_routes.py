@@ -1,0 +1,299 @@
+"""/v1/deployments, /v1/encoders/{name}/embeddings and its kin, and OpenAI's form of them."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import Field
+from service.encoders.store import EncoderStore
+
+from service.auth import Inferrer, Principal, Reader, Submitter
+from service.db import Deployment
+from service.encoders.answers import ARROW, NUMPY, in_base64, rendered, wanted_form
+from service.encoders.deployments import DeploymentStore, ServingSettings, State, new_deployment
+from service.encoders.gateway import Gateway
+from service.encoders.packing import MAIN
+from service.encoders.requests import (
+    DEADLINE_S,
+    FORM,
+    MOST_ITEMS,
+    EncodeRequest,
+    Input,
+    Options,
+    item_of,
+    read_request,
+)
+from service.errors import NotPossible
+from service.jobs.routes import Uris, project_of
+from service.jobs.schemas import Project, Wire
+
+Name = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+EncoderName = Annotated[str, Path(min_length=1, max_length=200)]
+
+
+class DeploymentRequest(ServingSettings):
+    """Encoders that shall answer requests."""
+
+    encoder: Annotated[str, Field(min_length=1, max_length=200)]
+    """An id, or an alias, which is followed where it moves."""
+    candidate: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Another that answers a share of the requests; null takes it away again."""
+    share: float = Field(0.1, ge=0, le=1)
+    """Of the requests, for the candidate."""
+    project: Project | None = None
+    """None: the key's own; for a key of all projects: `default`."""
+
+
+class DeploymentView(Wire):
+    name: str
+    project: str
+    encoder: str
+    candidate: str | None
+    share: float
+    settings: ServingSettings
+    serving: dict[str, str]
+    """Ids that its replicas were last told, by `main` and `candidate`."""
+    state: State
+    message: str
+    created_by: str
+    created_at: datetime
+    changed_at: datetime
+
+
+class DeploymentList(Wire):
+    items: list[DeploymentView]
+
+
+class DriftView(Wire):
+    """How far the candidate's answers lie from the encoder's, on the same items, as one replica has seen them."""
+
+    items: int
+    cosine_mean: float | None
+    """None where the widths differ, or nothing was compared yet."""
+    cosine_min: float | None
+    neighbours: int
+    neighbours_kept: float | None
+    """Share of each item's nearest neighbours that is the same for both, 0 to 1."""
+
+
+def _deployments(request: Request) -> DeploymentStore:
+    store: DeploymentStore = request.app.state.deployments
+    return store
+
+
+def _encoders(request: Request) -> EncoderStore:
+    store: EncoderStore = request.app.state.encoders
+    return store
+
+
+def _gateway(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+Deployments = Annotated[DeploymentStore, Depends(_deployments)]
+Encoders = Annotated[EncoderStore, Depends(_encoders)]
+Ways = Annotated[Gateway, Depends(_gateway)]
+
+deployments = APIRouter(prefix="/deployments", tags=["deployments"])
+
+
+@deployments.put("/{name}", status_code=202, summary="Have an encoder answer requests, or change how")
+def put_deployment(
+    name: Name, body: DeploymentRequest, caller: Submitter, store: Deployments, encoders: Encoders, response: Response
+) -> DeploymentView:
+    """It answers once its `state` is `healthy`. Another encoder takes over without a failed request."""
+    project = project_of(caller, body.project)
+    for wanted in filter(None, (body.encoder, body.candidate)):
+        encoders.resolve(wanted, project)
+    settings = ServingSettings.model_validate(body.model_dump(include=set(ServingSettings.model_fields)))
+    made, is_new = store.put(
+        new_deployment(
+            name,
+            project,
+            caller.id,
+            encoder=body.encoder,
+            candidate=body.candidate,
+            share=body.share,
+            settings=settings,
+        )
+    )
+    if is_new:
+        response.headers["Location"] = f"/v1/deployments/{name}"
+    return _view(made)
+
+
+@deployments.get("", summary="List deployments")
+def list_deployments(
+    caller: Reader, store: Deployments, project: Annotated[str | None, Query(max_length=63)] = None
+) -> DeploymentList:
+    return DeploymentList(items=[_view(one) for one in store.all(caller.own_project(project))])
+
+
+@deployments.get("/{name}", summary="A deployment and how it is")
+def get_deployment(name: Name, caller: Reader, store: Deployments) -> DeploymentView:
+    return _view(store.get(name, caller.project))
+
+
+@deployments.get("/{name}/drift", summary="How far the candidate's vectors lie from the encoder's")
+async def get_drift(name: Name, caller: Reader, store: Deployments, ways: Ways) -> DriftView:
+    """Gathered from requests that the candidate has answered, up to 512 items."""
+    deployment = store.get(name, caller.project)
+    if deployment.candidate is None:
+        raise NotPossible(f"{name} has no candidate to compare with")
+    found = (await ways.state(deployment))["drift"]
+    if found is None:
+        raise NotPossible(f"{name}: the candidate is not loaded yet")
+    return DriftView(**found)
+
+
+@deployments.delete("/{name}", status_code=204, summary="Take a deployment down")
+def delete_deployment(name: Name, caller: Submitter, store: Deployments) -> None:
+    """Requests under way are answered; the encoder stays."""
+    store.delete(name, caller.project)
+
+
+def _view(one: Deployment) -> DeploymentView:
+    return DeploymentView(
+        name=one.name,
+        project=one.project,
+        encoder=one.encoder,
+        candidate=one.candidate,
+        share=one.share,
+        settings=ServingSettings.model_validate(one.settings),
+        serving=one.serving,
+        state=one.state,
+        message=one.message,
+        created_by=one.created_by,
+        created_at=datetime.fromtimestamp(one.created_at, UTC),
+        changed_at=datetime.fromtimestamp(one.changed_at, UTC),
+    )
+
+
+# Requests to encoders
+
+
+def _schema(kind: type[Wire]) -> dict[str, Any]:
+    """Of a body that is read by hand; what it refers to stands in the document for other routes' sake."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {key: value for key, value in schema.items() if key != "$defs"}
+
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FILES = {
+    "type": "object",
+    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+    "required": ["file"],
+}
+BODIES: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": _BINARY,
+            "video/*": _BINARY,
+            "application/octet-stream": _BINARY,
+            FORM: {"schema": _FILES},
+            "application/json": {"schema": _schema(EncodeRequest)},
+        },
+    }
+}
+
+inference = APIRouter(prefix="/encoders", tags=["requests"])
+
+
+async def _answered(
+    request: Request, name: str, caller: Principal, ways: Gateway, policy: Any, task: str, accept: str | None
+) -> Response:
+    asked = await read_request(request, policy)
+    options, form = asked.options, wanted_form(accept)
+    want = options.model_dump(include={"normalize", "tokens", "layers", "top_k", "views"}) | {"task": task}
+    reply = await ways.ask(request, name, caller.project, asked.items, want, options.deadline_s, arrow=form == ARROW)
+    return rendered(reply, asked, form)
+
+
+@inference.post(
+    "/{encoder}/embeddings",
+    summary="Vectors of images and videos",
+    openapi_extra=BODIES,
+    responses={200: {"content": {"application/json": {}, NUMPY: _BINARY, ARROW: _BINARY}}},
+)
+async def embeddings(
+    request: Request,
+    encoder: EncoderName,
+    caller: Inferrer,
+    ways: Ways,
+    policy: Uris,
+    accept: Annotated[str | None, Header()] = None,
+) -> Response:
+    """`encoder`: an id, an alias, or a deployment's name. A file as the body, a form of files, or JSON."""
+    return await _answered(request, encoder, caller, ways, policy, "embedding", accept)
+
+
+@inference.post("/{encoder}/classifications", summary="Labels of images and videos", openapi_extra=BODIES)
+async def classifications(
+    request: Request, encoder: EncoderName, caller: Inferrer, ways: Ways, policy: Uris
+) -> Response:
+    """Where the encoder was fine-tuned: the `top_k` likeliest labels with their probabilities."""
+    return await _answered(request, encoder, caller, ways, policy, "classification", None)
+
+
+@inference.post("/{encoder}/reconstructions", summary="What is rebuilt of masked files", openapi_extra=BODIES)
+async def reconstructions(
+    request: Request, encoder: EncoderName, caller: Inferrer, ways: Ways, policy: Uris
+) -> Response:
+    """Where the encoder was published with its decoder."""
+    return await _answered(request, encoder, caller, ways, policy, "reconstruction", None)
+
+
+# OpenAI's form: https://platform.openai.com/docs/api-reference/embeddings
+
+openai = APIRouter(prefix="/openai/v1", tags=["openai"])
+
+
+class OpenAIEmbeddings(Wire):
+    """OpenAI's request, its input being files."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    """An encoder's id, its alias, or a deployment."""
+    input: Input | Annotated[list[Input], Field(min_length=1, max_length=MOST_ITEMS)]
+    """`data:` URLs in base64, or URIs below the allowed prefixes."""
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """Must be the encoder's own."""
+    user: str | None = None
+
+
+@openai.post("/embeddings", summary="Vectors, as OpenAI's clients ask for them")
+async def openai_embeddings(
+    request: Request, body: OpenAIEmbeddings, caller: Inferrer, ways: Ways, policy: Uris
+) -> Response:
+    inputs = body.input if isinstance(body.input, list) else [body.input]
+    items = [item_of(value, f"input.{number}", policy) for number, value in enumerate(inputs)]
+    want = Options().model_dump(include={"normalize", "tokens", "layers", "top_k", "views"}) | {"task": "embedding"}
+    reply = await ways.ask(request, body.model, caller.project, items, want, DEADLINE_S)
+    vectors = [item["embedding"] for item in reply.items]
+    if body.dimensions not in (None, len(vectors[0])):
+        raise NotPossible(f"dimensions={body.dimensions}: this encoder gives {len(vectors[0])}; leave it out")
+    shown = [in_base64(vector) if body.encoding_format == "base64" else vector.tolist() for vector in vectors]
+    data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(shown)]
+    usage = {"prompt_tokens": 0, "total_tokens": 0}
+    return JSONResponse({"object": "list", "data": data, "model": reply.encoder, "usage": usage})
+
+
+@openai.get("/models", summary="What can be asked, as OpenAI's clients list it")
+def openai_models(caller: Reader, store: Deployments) -> dict[str, Any]:
+    served = [one for one in store.all(caller.project) if one.state == "healthy"]
+    names = {one.encoder: one for one in served} | {one.serving[MAIN]: one for one in served if MAIN in one.serving}
+    data = [
+        {"id": name, "object": "model", "created": int(one.created_at), "owned_by": one.project}
+        for name, one in sorted(names.items())
+    ]
+    return {"object": "list", "data": data}
+
+
+FILES = re.compile(r"/v1/encoders/[^/]+/(embeddings|classifications|reconstructions)|/openai/v1/embeddings")
+"""Paths that take files."""

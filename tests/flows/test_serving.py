@@ -1,0 +1,270 @@
+"""Encoders behind a real Ray Serve and a real control plane: what is answered, while what happens."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import pytest
+from openai import OpenAI
+from PIL import Image
+
+from amd.downstream.features import embed_file
+from tests.control_plane import ControlPlane, wait_for
+from tests.ray_cluster import RayCluster, free_ports
+from tests.service.encoders.published import IMAGE, VIDEO, publish
+from tests.videos import pictures, write_video
+
+pytestmark = pytest.mark.ray
+START_S = 300
+ARROW = "application/vnd.apache.arrow.stream"
+
+
+class Served(NamedTuple):
+    plane: ControlPlane
+    folder: Path
+    """Below an allowed prefix."""
+    key: str
+
+    def offline(self, encoder: str, file: Path) -> np.ndarray[Any, Any]:
+        return embed_file(f"{self.plane.data}/root/encoders/{encoder}", str(file))
+
+    def post(self, encoder: str, client: httpx.Client | None = None, **words: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.key}", **words.pop("headers", {})}
+        url = f"{self.plane.url}/v1/encoders/{encoder}/embeddings"
+        return (client or httpx).post(url, headers=headers, timeout=120, **words)
+
+    def deploy(self, name: str, **body: Any) -> None:
+        self.plane.ask("PUT", f"/deployments/{name}", json=body)
+        wait_for(lambda: self.state(name)["state"] == "healthy", START_S)
+
+    def state(self, name: str) -> Any:
+        found = self.plane.ask("GET", f"/deployments/{name}")
+        assert found["state"] != "failed", found
+        return found
+
+
+@pytest.fixture(scope="module")
+def served(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("serving")
+    port = str(free_ports(1)[0])
+    plane = ControlPlane(
+        folder / "data", ray_cluster.dashboard, AMD_ALLOWED_URIS=str(folder / "files"), AMD_SERVE_PORT=port
+    )
+    for seed, name in enumerate(("first", "second")):
+        publish(plane.data / "root" / "encoders" / name, IMAGE, seed=seed)
+    publish(plane.data / "root" / "encoders" / "moving", VIDEO)
+    files = folder / "files"
+    files.mkdir()
+    noise = np.random.default_rng(0)
+    for number in range(4):
+        pixels = noise.integers(0, 256, (40 + number, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(files / f"{number}.png")
+    write_video(files / "clip.mp4", pictures(24, 64, 48))
+    plane.start()
+    served = Served(plane, files, (plane.data / "admin-key").read_text().strip())
+    try:
+        wait_for(lambda: len(plane.ask("GET", "/encoders")["items"]) == 3)
+        plane.ask("PUT", "/encoders/aliases/production", json={"encoder": "first"})
+        served.deploy("images", encoder="production")
+        served.deploy("videos", encoder="moving")
+        yield served
+    finally:
+        for name in ("images", "videos"):
+            plane.ask("DELETE", f"/deployments/{name}")
+        wait_for(lambda: not _applications(ray_cluster), 120)
+        plane.kill()
+
+
+@pytest.mark.timeout(900)
+def test_every_way_to_ask_gives_the_vector_of_the_file_itself(served: Served) -> None:
+    for encoder, name, file, media in (
+        ("first", "production", served.folder / "0.png", "image/png"),
+        ("moving", "videos", served.folder / "clip.mp4", "video/mp4"),
+    ):
+        expected, content = served.offline(encoder, file), file.read_bytes()
+        text = base64.b64encode(content).decode()
+        asked = {
+            "the file as the body": {"content": content, "headers": {"Content-Type": media}},
+            "a body that nothing is said of": {
+                "content": content, "headers": {"Content-Type": "application/octet-stream"},
+            },
+            "a form": {"files": {"file": (file.name, content, media)}},
+            "base64": {"json": {"input": {"base64": text}}},
+            "a data URL": {"json": {"input": f"data:{media};base64,{text}"}},
+            "a URI": {"json": {"input": {"uri": str(file)}}},
+            "base64 both ways": {"json": {"input": {"uri": str(file)}, "encoding_format": "base64"}},
+        }  # fmt: skip
+        for way, words in asked.items():
+            answer = served.post(name, **words)
+            assert answer.status_code == 200, (way, answer.text)
+            found = answer.json()
+            assert found["encoder"] == answer.headers["X-Encoder"] == encoder
+            vector = found["embedding"]
+            if isinstance(vector, str):
+                vector = np.frombuffer(base64.b64decode(vector), "<f4")
+            np.testing.assert_allclose(vector, expected, rtol=0, atol=1e-5, err_msg=way)
+
+
+def test_many_items_come_back_in_their_order_and_in_every_form(served: Served) -> None:
+    import pyarrow as pa
+
+    files = sorted(served.folder.glob("*.png"))
+    expected = np.stack([served.offline("first", file) for file in files])
+    body = {"input": [{"uri": str(file)} for file in files]}
+    found = served.post("production", json=body).json()
+    assert [item["index"] for item in found["data"]] == [0, 1, 2, 3]
+    np.testing.assert_allclose([item["embedding"] for item in found["data"]], expected, atol=1e-5)
+    form = served.post("first", files=[("file", (file.name, file.read_bytes())) for file in files]).json()
+    np.testing.assert_allclose([item["embedding"] for item in form["data"]], expected, atol=1e-5)
+    array = np.load(io.BytesIO(served.post("first", json=body, headers={"Accept": "application/x-npy"}).content))
+    np.testing.assert_allclose(array, expected, atol=1e-5)
+    table = pa.ipc.open_stream(served.post("first", json=body, headers={"Accept": ARROW}).content).read_all()
+    np.testing.assert_allclose(table["embedding"].to_pylist(), expected, atol=1e-5)
+    assert table.schema.metadata == {b"encoder": b"first"}
+    normal = served.post("first", json={**body, "normalize": True}).json()
+    lengths = np.linalg.norm([item["embedding"] for item in normal["data"]], axis=1)
+    np.testing.assert_allclose(lengths, 1.0, atol=1e-5)
+
+
+def test_openais_own_client_works(served: Served) -> None:
+    client = OpenAI(base_url=f"{served.plane.url}/openai/v1", api_key=served.key)
+    assert {"production", "first", "moving"} <= {model.id for model in client.models.list()}
+    file = served.folder / "1.png"
+    url = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    found = client.embeddings.create(model="production", input=[url, str(file)])
+    for item in found.data:
+        np.testing.assert_allclose(item.embedding, served.offline("first", file), atol=1e-5)
+
+
+def test_what_cannot_be_answered_is_told_with_a_code(served: Served) -> None:
+    key = {"Authorization": f"Bearer {served.key}"}
+    at = f"{served.plane.url}/v1/encoders"
+    png = (served.folder / "0.png").read_bytes()
+    cases: list[tuple[str, dict[str, Any], int, str]] = [
+        ("nobody/embeddings", {"content": png, "headers": {"Content-Type": "image/png"}}, 409, "encoder_not_deployed"),
+        ("second/embeddings", {"content": png, "headers": {"Content-Type": "image/png"}}, 409, "encoder_not_deployed"),
+        ("first/embeddings", {"content": b"text", "headers": {"Content-Type": "image/png"}}, 422, "item_invalid"),
+        (
+            "first/embeddings",
+            {"content": png, "headers": {"Content-Type": "text/plain"}},
+            415,
+            "unsupported_media_type",
+        ),
+        ("first/embeddings", {"json": {"input": "/etc/passwd"}}, 422, "uri_not_allowed"),
+        ("first/embeddings", {"json": {"input": {"base64": "?"}}}, 422, "request_invalid"),
+        ("first/embeddings", {"json": {"input": []}}, 422, "request_invalid"),
+        ("first/embeddings", {"json": {"input": [{"uri": str(served.folder / "gone.png")}]}}, 422, "item_invalid"),
+        ("first/classifications", {"content": png, "headers": {"Content-Type": "image/png"}}, 422, "not_possible"),
+        ("first/reconstructions", {"content": png, "headers": {"Content-Type": "image/png"}}, 422, "not_possible"),
+    ]
+    for path, words, status, code in cases:
+        words = {**words, "headers": {**key, **words.get("headers", {})}}
+        answer = httpx.post(f"{at}/{path}", timeout=60, **words)
+        assert (answer.status_code, answer.json()["code"]) == (status, code), (path, answer.text)
+
+
+@pytest.mark.timeout(900)
+def test_an_alias_moves_twenty_times_under_load_and_no_request_fails(served: Served) -> None:
+    file = served.folder / "2.png"
+    expected = {name: served.offline(name, file) for name in ("first", "second")}
+    with under_load(served, "production", file) as answers:
+        for number in range(20):
+            to = ("second", "first")[number % 2]
+            served.plane.ask("PUT", "/encoders/aliases/production", json={"encoder": to})
+            wait_for(lambda to=to: answers[-1].json().get("encoder") == to, 60)
+    assert {answer.status_code for answer in answers} == {200}
+    for answer in answers:
+        found = answer.json()
+        np.testing.assert_allclose(found["embedding"], expected[found["encoder"]], atol=1e-5)
+
+
+@pytest.mark.timeout(900)
+def test_a_candidate_answers_its_share_and_tells_how_far_it_is_off(served: Served) -> None:
+    served.deploy("images", encoder="production", candidate="second", share=0.5)
+    wait_for(lambda: set(served.state("images")["serving"]) == {"main", "candidate"})
+    files = sorted(served.folder.glob("*.png"))
+    seen: Counter[str] = Counter()
+
+    def both() -> bool:
+        seen.update(served.post("production", json={"input": [str(file)]}).json()["encoder"] for file in files)
+        return len(seen) == 2 and sum(seen.values()) >= 60
+
+    wait_for(both, 120)
+    assert 0.2 < seen["second"] / sum(seen.values()) < 0.8
+    drift = served.plane.ask("GET", "/deployments/images/drift")
+    assert drift["items"] > 5
+    assert -1 <= drift["cosine_min"] <= drift["cosine_mean"] < 0.999
+    assert 0 <= drift["neighbours_kept"] <= 1
+    served.deploy("images", encoder="production")  # one call back
+    wait_for(lambda: served.state("images")["serving"] == {"main": "first"})
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_replica_costs_at_most_its_own_requests_and_comes_back(served: Served) -> None:
+    file = served.folder / "3.png"
+    with under_load(served, "production", file) as answers:
+        wait_for(lambda: len(answers) > 50)
+        killed = replicas_of("images")
+        assert killed
+        for process in killed:
+            os.kill(process, signal.SIGKILL)
+        at = len(answers)
+        wait_for(lambda: any(answer.status_code == 200 for answer in answers[at + 10 :]), START_S)
+    problems = [answer.json() for answer in answers if answer.status_code != 200]
+    assert {(problem["code"], problem["retryable"]) for problem in problems} <= {("encoder_unavailable", True)}
+    wait_for(lambda: served.state("images")["state"] == "healthy", START_S)
+
+
+@contextmanager
+def under_load(served: Served, encoder: str, file: Path) -> Iterator[list[httpx.Response]]:
+    """Four clients that ask without a pause; what they were answered so far."""
+    answers: list[httpx.Response] = []
+    stop = threading.Event()
+    content, headers = file.read_bytes(), {"Content-Type": "image/png"}
+
+    def ask() -> None:
+        with httpx.Client() as client:
+            while not stop.is_set():
+                answers.append(served.post(encoder, client, content=content, headers=headers))
+                if answers[-1].status_code != 200:
+                    time.sleep(0.2)
+
+    clients = [threading.Thread(target=ask) for _ in range(4)]
+    for client in clients:
+        client.start()
+    try:
+        wait_for(lambda: bool(answers))
+        yield answers
+    finally:
+        stop.set()
+        for client in clients:
+            client.join()
+
+
+def replicas_of(deployment: str) -> list[int]:
+    """Processes of a deployment's replicas, by the title that Ray gives them."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if title.startswith("ray::ServeReplica:amd-" + deployment):
+            found.append(int(process.name))
+    return found
+
+
+def _applications(cluster: RayCluster) -> Any:
+    return httpx.get(f"{cluster.dashboard}/api/serve/applications/", timeout=60).json().get("applications")
