@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
-from service.encoders.store import EncoderStore
 from sqlalchemy import Engine, delete, or_, select, update
 from sqlalchemy.orm import Session
 
@@ -22,6 +21,7 @@ from amd.storage import join
 from service.db import Deployment
 from service.encoders.packing import CANDIDATE, MAIN
 from service.encoders.serve_api import Running, Serve
+from service.encoders.store import EncoderStore
 from service.errors import ClusterUnavailable, NotFound
 from service.jobs.schemas import Wire
 from service.jobs.store import JobStore

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
-from service.encoders.store import EncoderStore
 
 from service.auth import Inferrer, Principal, Reader, Submitter
 from service.db import Deployment
@@ -27,6 +26,7 @@ from service.encoders.requests import (
     item_of,
     read_request,
 )
+from service.encoders.store import EncoderStore
 from service.errors import NotPossible
 from service.jobs.routes import Uris, project_of
 from service.jobs.schemas import Project, Wire

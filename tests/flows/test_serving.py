@@ -152,13 +152,16 @@ def test_what_cannot_be_answered_is_told_with_a_code(served: Served) -> None:
     key = {"Authorization": f"Bearer {served.key}"}
     at = f"{served.plane.url}/v1/encoders"
     png = (served.folder / "0.png").read_bytes()
+    picture = {"content": png, "headers": {"Content-Type": "image/png"}}
+    plain = {"content": png, "headers": {"Content-Type": "text/plain"}}
+    words_only = {"content": b"text", "headers": {"Content-Type": "image/png"}}
     cases: list[tuple[str, dict[str, Any], int, str]] = [
-        ("nobody/embeddings", {"content": png, "headers": {"Content-Type": "image/png"}}, 409, "encoder_not_deployed"),
-        ("second/embeddings", {"content": png, "headers": {"Content-Type": "image/png"}}, 409, "encoder_not_deployed"),
-        ("first/embeddings", {"content": b"text", "headers": {"Content-Type": "image/png"}}, 422, "item_invalid"),
+        ("nobody/embeddings", picture, 409, "encoder_not_deployed"),
+        ("second/embeddings", picture, 409, "encoder_not_deployed"),
+        ("first/embeddings", words_only, 422, "item_invalid"),
         (
             "first/embeddings",
-            {"content": png, "headers": {"Content-Type": "text/plain"}},
+            plain,
             415,
             "unsupported_media_type",
         ),
@@ -166,8 +169,8 @@ def test_what_cannot_be_answered_is_told_with_a_code(served: Served) -> None:
         ("first/embeddings", {"json": {"input": {"base64": "?"}}}, 422, "request_invalid"),
         ("first/embeddings", {"json": {"input": []}}, 422, "request_invalid"),
         ("first/embeddings", {"json": {"input": [{"uri": str(served.folder / "gone.png")}]}}, 422, "item_invalid"),
-        ("first/classifications", {"content": png, "headers": {"Content-Type": "image/png"}}, 422, "not_possible"),
-        ("first/reconstructions", {"content": png, "headers": {"Content-Type": "image/png"}}, 422, "not_possible"),
+        ("first/classifications", picture, 422, "not_possible"),
+        ("first/reconstructions", picture, 422, "not_possible"),
     ]
     for path, words, status, code in cases:
         words = {**words, "headers": {**key, **words.get("headers", {})}}
