@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,16 @@ from amd.data.manifest import ManifestError
 from amd.data.record import BadSample, Record
 from amd.storage import is_remote
 
-__all__ = ["BadSample", "ManifestError", "SampleReader"]
+__all__ = ["BadSample", "Frames", "ManifestError", "SampleReader"]
 
 Choose = Callable[[int], npt.NDArray[Any]]
+
+
+class Frames(NamedTuple):
+    """Frames of a file, each once: an image, or a short video, gives some of them several times to a clip."""
+
+    pixels: npt.NDArray[np.uint8]  # (U, H, W, 3)
+    order: npt.NDArray[np.int64]  # (T,) which of them each frame of the clips is
 
 
 class SampleReader:
@@ -63,8 +70,8 @@ class SampleReader:
 
     def read_file(
         self, location: str, choose: Choose, content: bytes | None = None, fetch_limit_s: float | None = None
-    ) -> npt.NDArray[np.uint8]:
-        """The same of any one file, an image or a video as its content says, whatever its name: (T, H, W, 3) uint8.
+    ) -> Frames:
+        """The same of any one file, an image or a video as its content says, whatever its name.
 
         `content`: its bytes; then `location` only names it. `fetch_limit_s`: time to fetch a remote one, beside
         that to decode it. Raises BadSample.
@@ -80,8 +87,9 @@ class SampleReader:
         else:
             self._ask(record, held, deadline)
         total = self._ask(record, {"task": "look"}, deadline)["frames"]
-        answer = self._ask(record, {"task": "frames", "indices": _chosen(choose, total)}, deadline)
-        return self._pixels(answer["shape"])
+        chosen, order = np.unique(_chosen(choose, total), return_inverse=True)
+        answer = self._ask(record, {"task": "frames", "indices": chosen.tolist()}, deadline)
+        return Frames(self._pixels(answer["shape"]), order)
 
     def start(self) -> None:
         """Start the child now rather than with the first read."""

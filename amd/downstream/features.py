@@ -15,7 +15,6 @@ from contextlib import closing
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from amd.config import ClipConfig, ConfigError, DataConfig, ScalingConfig, Views
 from amd.data.faults import Bad, BadSampleLedger
 from amd.data.loader import ClipLoader, Records, Sample
 from amd.data.manifest import Manifest
-from amd.data.readers import SampleReader
+from amd.data.readers import Frames, SampleReader
 from amd.data.records import open_manifest
 from amd.data.sampling import Choose, middle_chooser, views_chooser
 from amd.data.transforms import clip_view, spatial_views
@@ -92,14 +91,15 @@ def file_chooser(card: Card, views: ViewsConfig | None = None) -> Choose:
     return middle_chooser(card.clip) if views is None else views_chooser(card.clip, views)
 
 
-def cut_clips(frames: npt.NDArray[np.uint8], card: Card, views: ViewsConfig | None = None) -> Tensor:
-    """What `file_chooser` chose, (T', H, W, 3) uint8, as the card wants it: (views, 3, T, H, W) uint8.
+def cut_clips(frames: Frames, card: Card, views: ViewsConfig | None = None) -> Tensor:
+    """What `file_chooser` chose, as the card wants it: (views, 3, T, H, W) uint8.
 
     Views come segment by segment, the crops of each together.
     """
     data, crops = DataConfig(train="", interpolation=card.interpolation), 1 if views is None else views.crops
-    segments = torch.from_numpy(frames).split(card.clip.frames)
-    return torch.stack([clip_view(cut) for part in segments for cut in spatial_views(part, data, card.clip, crops)])
+    cuts = spatial_views(torch.from_numpy(frames.pixels), data, card.clip, crops)  # crops of (U, *size, 3)
+    segments = torch.from_numpy(frames.order).split(card.clip.frames)
+    return torch.stack([clip_view(cut[segment]) for segment in segments for cut in cuts])
 
 
 class Embedder:

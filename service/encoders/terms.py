@@ -111,7 +111,7 @@ class Limits(Settings):
     """Of a video."""
     duration_s: float = Field(1200.0, gt=0)
     """Of a video."""
-    decoded_mib: int = Field(768, ge=1)
+    decoded_mib: int = Field(512, ge=1)
     """Of all frames that are looked at, as RGB."""
     memory_mib: int = Field(2048, ge=1024)
     """Address space of a decoding process."""
