@@ -36,8 +36,8 @@ class EncoderDiscovery:
         if now - self._looked < LOOK_S and not self._store.has_news(self._looked):
             return
         self._looked = now
+        known = self._store.stamps()  # before the listing: what is published between the two is no loss
         cards = dict(self._cards())
-        known = self._store.stamps()
         for encoder_id, stamp in cards.items():
             if stamp not in (known.get(encoder_id), self._unreadable.get(encoder_id)):
                 self._read(encoder_id, stamp)

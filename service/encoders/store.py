@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Engine, and_, delete, func, or_, select, true
@@ -198,11 +198,11 @@ class EncoderStore:
     def stamps(self) -> dict[str, str]:
         """Of every card as it was read, by encoder."""
         with self._read() as session:
-            return dict(session.execute(select(Encoder.id, Encoder.stamp)).tuples())
+            return dict(session.execute(select(Encoder.id, Encoder.stamp)).tuples().all())
 
     def put(self, encoder: Encoder) -> None:
         """A new encoder, or the new card of one that is known, whose owner stays."""
-        with self._write() as session:
+        with suppress(IntegrityError), self._write() as session:  # another who looks was first
             known = session.get(Encoder, encoder.id, with_for_update=True)
             if known is None:
                 session.add(encoder)

@@ -37,6 +37,8 @@ CHUNK_BYTES = 256 * 1024
 TAIL_LINES, TAIL_CHARS = 40, 8000
 PATIENCE_S = 600.0  # how long an outcome waits for a storage that is away
 BAD_INPUT = 2
+# Ray's core ends a process whose cluster has gone or was replaced, with a last line of its severity C and a stack.
+RAY_FATAL = re.compile(r"\[[\d-]+ [\d:,]+ C \d+ \d+\] (.*)")
 
 
 class LogShipper:
@@ -181,6 +183,10 @@ def judge(code: int, printed: str | None, tail: Sequence[str], asked_to_stop: bo
         message = f"the job's driver was ended by {name}"
         if -code == signal.SIGKILL:
             message += ": the node ran out of memory, or somebody killed it"
+        return Outcome(state="failed", reason="node_lost", message=message, **facts)
+    fatal = next((found[1] for line in tail if (found := RAY_FATAL.match(line))), None)
+    if fatal is not None:
+        message = f"Ray ended the job's driver: {fatal[:300]}"
         return Outcome(state="failed", reason="node_lost", message=message, **facts)
     if code == BAD_INPUT:
         return Outcome(state="failed", reason="config_invalid", message="\n".join(errors) or "bad input", **facts)

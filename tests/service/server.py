@@ -37,7 +37,7 @@ class Server(NamedTuple):
 
 @contextmanager
 def serving(engine: Engine, folder: Path, cluster: FakeCluster | None = None, **settings: Any) -> Iterator[Server]:
-    chosen = Settings(data_dir=folder, storage=str(folder / "root"), reconcile_s=0.05, **settings)
+    chosen = Settings(**{"data_dir": folder, "storage": str(folder / "root"), "reconcile_s": 0.05, **settings})
     ensure_admin_key(engine, chosen.admin_key_path)
     app = create_app(chosen, engine=engine, cluster=cluster or Instant())
     port, stop = free_ports(1)[0], threading.Event()

@@ -20,11 +20,13 @@ from starlette.testclient import TestClient
 from service import auth
 from service.app import create_app
 from service.auth import SCOPES, Scope
-from service.db import Delivery, Job, Key, Webhook
+from service.db import Alias, Delivery, Encoder, Job, Key, Webhook
+from service.encoders.store import EncoderStore
 from service.jobs.store import JobStore
 from service.settings import Settings
 from service.webhooks.store import WebhookStore
 from tests.service.clusters import FakeCluster, queued
+from tests.service.encoders.cards import publish, row
 from tests.service.rooms import key_to
 
 OPEN = None  # without a key
@@ -34,8 +36,11 @@ JOB = {"kind": "train", "preset": "demo-image-amd"}
 class Rule(NamedTuple):
     needs: Scope | None
     body: Any = None
+    """Its texts may name the objects, as the path does."""
     lists: bool = False
     """Answers with objects of the caller's project."""
+    names: bool = False
+    """Goes by a name that is of a project, which a caller of all projects has to say."""
 
 
 RULES: dict[tuple[str, str], Rule] = {
@@ -63,6 +68,16 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/v1/jobs/{job_id}/resume"): Rule("submit"),
     ("POST", "/v1/jobs/{job_id}/retry"): Rule("submit"),
     ("DELETE", "/v1/jobs/{job_id}"): Rule("submit"),
+    ("GET", "/v1/encoders"): Rule("read", lists=True),
+    ("POST", "/v1/encoders"): Rule("submit", {"weights": "timm:vit_tiny_patch16_224"}),
+    ("GET", "/v1/encoders/aliases"): Rule("read", lists=True),
+    ("GET", "/v1/encoders/aliases/{alias}"): Rule("read", names=True),
+    ("PUT", "/v1/encoders/aliases/{alias}"): Rule("submit", {"encoder": "{encoder}"}, names=True),
+    ("DELETE", "/v1/encoders/aliases/{alias}"): Rule("submit", names=True),
+    ("GET", "/v1/encoders/{encoder}"): Rule("read"),
+    ("DELETE", "/v1/encoders/{encoder}"): Rule("submit"),
+    ("GET", "/v1/encoders/{encoder}/download"): Rule("read"),
+    ("GET", "/v1/encoders/{encoder}/compare/{other}"): Rule("read"),
     ("POST", "/v1/keys"): Rule("admin", {"name": "a", "scopes": ["read"]}),
     ("GET", "/v1/keys"): Rule("admin", lists=True),
     ("DELETE", "/v1/keys/{key_id}"): Rule("admin"),
@@ -76,10 +91,10 @@ OF_OBJECTS = [route for route in RULES if "{" in route[1] and not any(f"{{{name}
 
 
 class House:
-    """A control plane with a job, a key and a webhook in each of two projects."""
+    """A control plane with a job, an encoder with an alias, a key and a webhook in each of two projects."""
 
-    def __init__(self, engine: Engine, client: TestClient) -> None:
-        self.engine, self.client = engine, client
+    def __init__(self, engine: Engine, client: TestClient, root: str) -> None:
+        self.engine, self.client, self.root = engine, client, root
         self.objects = {project: self._furnish(project) for project in ("ours", "theirs")}
 
     def _furnish(self, project: str) -> dict[str, str]:
@@ -87,14 +102,24 @@ class House:
         now = time.time()
         job = queued(JobStore(self.engine), project=project, state="succeeded", attempt=1, ended_at=now, started_at=now)
         key = key_to(self.engine, "read", project=project)["Authorization"].split("_")[1]
-        return {"job_id": job.id, "key_id": key, "webhook_id": webhook.id}
+        encoder, alias = row(self.engine, f"encoder-of-{job.id}", project), f"alias-{key}"
+        publish(self.root, encoder)
+        EncoderStore(self.engine).move(project, alias, encoder, "test")
+        names = {"encoder": encoder, "other": encoder, "alias": alias}
+        return {"job_id": job.id, "key_id": key, "webhook_id": webhook.id, **names}
 
-    def ask(self, route: tuple[str, str], header: dict[str, str], project: str = "ours") -> Any:
+    def ask(
+        self, route: tuple[str, str], header: dict[str, str], of: str = "ours", named: bool = False, **more: str
+    ) -> Any:
+        """`named`: say the project of what is named; `more`: goes into the body."""
         method, path = route
-        body = RULES[route].body
-        return self.client.request(
-            method, path.format(**PUBLIC, **self.objects[project]), headers=header, **({"json": body} if body else {})
-        )
+        objects, rule = {**PUBLIC, **self.objects[of]}, RULES[route]
+        texts = {key: value for key, value in (rule.body or {}).items() if isinstance(value, str)}
+        body = {**(rule.body or {}), **{key: value.format(**objects) for key, value in texts.items()}, **more}
+        told: dict[str, Any] = {"json": body} if body else {}
+        if named and rule.names:
+            told = {"json": {**body, "project": of}} if body else {"params": {"project": of}}
+        return self.client.request(method, path.format(**objects), headers=header, **told)
 
     def state(self) -> list[tuple[Any, ...]]:
         """All that a request could have changed; when keys were used is not of it."""
@@ -102,6 +127,8 @@ class House:
             return [
                 *((job.id, job.version, job.state, job.wanted) for job in session.query(Job).order_by(Job.id)),
                 *((key.id, key.revoked_at) for key in session.query(Key).order_by(Key.id)),
+                *((encoder.id, encoder.project) for encoder in session.query(Encoder).order_by(Encoder.id)),
+                *((alias.name, alias.moves) for alias in session.query(Alias).order_by(Alias.name)),
                 *((webhook.id,) for webhook in session.query(Webhook).order_by(Webhook.id)),
                 *((delivery.id, delivery.state) for delivery in session.query(Delivery).order_by(Delivery.id)),
             ]
@@ -113,7 +140,7 @@ def house(sqlite_engine: Engine, tmp_path: Path) -> Iterator[House]:
     settings = Settings(storage=str(tmp_path / "storage"), data_dir=tmp_path, rate_limit=many, failure_limit=many)
     app = create_app(settings, engine=sqlite_engine, cluster=FakeCluster())
     with TestClient(app) as client:
-        yield House(sqlite_engine, client)
+        yield House(sqlite_engine, client, settings.root)
 
 
 def test_the_table_names_every_route_and_none_besides(house: House) -> None:
@@ -150,7 +177,7 @@ def test_a_route_opens_to_its_scope_and_to_no_lesser_one(house: House, route: tu
         for project in ("ours", None):
             house.objects = {name: house._furnish(name) for name in ("ours", "theirs")}  # the last one may be gone
             header, before = key_to(house.engine, *scopes, project=project), house.state()
-            answer = house.ask(route, header)
+            answer = house.ask(route, header, named=project is None)
             if enough:
                 assert answer.status_code < 400 or answer.status_code == 409, (scopes, project, answer.text)
             else:
@@ -165,12 +192,13 @@ def test_objects_of_other_projects_are_not_there(house: House, route: tuple[str,
     header, before = key_to(house.engine, scope, project="ours"), house.state()
     needed = RULES[route].needs
     assert needed is not None
-    answer = house.ask(route, header, project="theirs")
+    answer = house.ask(route, header, of="theirs")
     assert answer.status_code == (404 if SCOPES.index(scope) >= SCOPES.index(needed) else 403)
     assert house.state() == before
     if answer.status_code == 404:  # and no answer tells them from what never was
-        house.objects["theirs"] = {"job_id": "train-never", "key_id": "abc", "webhook_id": "wh_abc"}
-        assert house.ask(route, header, project="theirs").json()["code"] == answer.json()["code"]
+        never = dict.fromkeys(("encoder", "other", "alias"), "never")
+        house.objects["theirs"] = {"job_id": "train-never", "key_id": "abc", "webhook_id": "wh_abc", **never}
+        assert house.ask(route, header, of="theirs").json()["code"] == answer.json()["code"]
 
 
 @pytest.mark.parametrize("route", [route for route, rule in RULES.items() if rule.lists], ids=" ".join)
@@ -185,7 +213,5 @@ def test_lists_show_ones_own_project_only(house: House, route: tuple[str, str]) 
 @pytest.mark.parametrize("route", [route for route, rule in RULES.items() if rule.body is not None], ids=" ".join)
 def test_nothing_is_made_in_other_projects(house: House, route: tuple[str, str]) -> None:
     header, before = key_to(house.engine, "admin", project="ours"), house.state()
-    body = {**RULES[route].body, "project": "theirs"}
-    answer = house.client.request(*route, headers=header, json=body)
-    assert answer.status_code == 403
+    assert house.ask(route, header, of="theirs", project="theirs").status_code == 403
     assert house.state() == before

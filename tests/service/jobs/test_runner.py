@@ -65,6 +65,13 @@ def test_the_runs_own_verdict_stands_with_its_rank() -> None:
     assert judge(1, None, [], asked_to_stop=True).state == "cancelled"
 
 
+def test_a_driver_that_ray_ended_was_not_its_owners_mistake() -> None:
+    line = "[2026-11-26 20:58:37,892 C 15124 15360] global_state_accessor.h:238:  An unexpected system state has occurred."
+    outcome = judge(1, None, ["step 5/400", line, "*** StackTrace Information ***", "libc.so.6"], asked_to_stop=False)
+    assert (outcome.reason, outcome.retryable) == ("node_lost", True)
+    assert "An unexpected system state" in outcome.message
+
+
 def test_a_stop_is_passed_on_once_and_the_outcome_tells(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, name="job", schedule__steps=100_000)
     job = start(tmp_path, config.model_dump(mode="json"))
