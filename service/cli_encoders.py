@@ -1,25 +1,37 @@
-"""`amd encoders`: what is published, and weights in and out. Each command calls one function of `amd.exchange`."""
+"""`amd encoders`: what is published, and weights in and out.
+
+Cards and weights are taken from the storage root itself; aliases, comparisons and downloads are the service's.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.markup import escape
 from rich.table import Table
 
 from amd.card import Card
 from amd.config import ENCODER_SIZES, ConfigError, ImportConfig, Interpolation, Positions, validate
+from service.cli_jobs import connected
 
-app = typer.Typer(help="Published encoders: list, show, import foreign weights, export.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from service.encoders.schemas import AliasDetail, CompareView
+
+app = typer.Typer(help="Published encoders: list, show, import, export; aliases.", no_args_is_help=True)
 out = Console()
 err = Console(stderr=True)
 
 Storage = Annotated[str | None, typer.Option(help="Root of the encoder ids; default: AMD_STORAGE.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 EncoderName = Annotated[str, typer.Argument(metavar="ENCODER", help="A published encoder: id, folder or URL.")]
+
+Named = Annotated[str, typer.Argument(metavar="ENCODER", help="An encoder of the service: its id, or an alias.")]
+Project = Annotated[str | None, typer.Option(help="Of the alias; default: the key's.")]
 
 MARKER = "NC"  # stands beside what must not be used commercially
 
@@ -140,6 +152,103 @@ def export_command(
         print(report.model_dump_json())
     else:
         out.print(str(report), markup=False, highlight=False, soft_wrap=True)
+
+
+# Through the service
+
+
+@app.command()
+def alias(
+    name: Annotated[str, typer.Argument(help="Lower case letters, digits, - and _: production, candidate, …")],
+    encoder: Named,
+    expected: Annotated[str | None, typer.Option(help="Move it only from this encoder.")] = None,
+    project: Project = None,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias to an encoder, at once: whoever asks for the alias gets one or the other, whole."""
+    with connected(as_json) as client:
+        words = {} if expected is None else {"expected": expected}
+        moved = client.aliases.move(name, encoder, project=project, **words)
+    print(moved.model_dump_json() if as_json else f"{moved.name}: {moved.encoder}")
+
+
+@app.command()
+def aliases(
+    name: Annotated[str | None, typer.Argument(help="Show this one, and where it has pointed.")] = None,
+    project: Project = None,
+    as_json: AsJson = False,
+) -> None:
+    """List aliases and what they point to."""
+    with connected(as_json) as client:
+        if name is not None:
+            _tell_history(client.aliases.get(name, project), as_json)
+            return
+        found = client.aliases.list(project)
+    if as_json:
+        print(json.dumps([one.model_dump(mode="json") for one in found]))
+        return
+    table = _plain_table("alias", "encoder", "project", "moved", "by")
+    for one in found:
+        table.add_row(one.name, one.encoder, one.project, f"{one.changed_at:%Y-%m-%d %H:%M}", one.changed_by)
+    out.print(table if found else "no aliases")
+
+
+@app.command()
+def compare(first: Named, second: Named, project: Project = None, as_json: AsJson = False) -> None:
+    """Two encoders side by side: size, scores by protocol, and what differs in how they were made."""
+    with connected(as_json) as client:
+        found = client.encoders.compare(first, second, project)
+    if as_json:
+        print(found.model_dump_json())
+    else:
+        out.print(_side_by_side(found))
+
+
+@app.command()
+def download(
+    encoder: Named,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: its own name, in this folder.")
+    ] = None,
+    file: Annotated[str | None, typer.Option(help="encoder.safetensors, …; default: all, as a tar.")] = None,
+    project: Project = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch an encoder from the service; a broken connection is taken up where it broke."""
+    target = output or Path(file or f"{encoder}.tar")
+    with connected(as_json, patient=True) as client:
+        client.encoders.download(encoder, target, file, project)
+    facts = {"encoder": encoder, "file": str(target), "bytes": target.stat().st_size}
+    print(json.dumps(facts) if as_json else f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
+
+
+def _tell_history(found: AliasDetail, as_json: bool) -> None:
+    if as_json:
+        print(found.model_dump_json())
+        return
+    table = _plain_table("when", "from", "to", "by")
+    for move in found.history:
+        table.add_row(f"{move.at:%Y-%m-%d %H:%M:%S}", move.before or "", move.after or "", move.actor)
+    out.print(table)
+
+
+def _side_by_side(found: CompareView) -> Table:
+    table = _plain_table("", found.a.id, found.b.id)
+    for figure in found.figures:
+        table.add_row(figure.name, f"{figure.a:,.0f}", f"{figure.b:,.0f}")
+    for pair in found.scores:
+        values = ("" if value is None else f"{value:.2f}" for value in (pair.a, pair.b))
+        table.add_row(f"{pair.protocol} {pair.metric.removeprefix('eval/')}, {pair.data}", *values)
+    for difference in found.differences:
+        table.add_row(difference.field, *(escape(json.dumps(value)) for value in (difference.a, difference.b)))
+    return table
+
+
+def _plain_table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def _card(name: str, storage: str | None) -> tuple[str, Card]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
 import httpx
 from pydantic import ValidationError
@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 LATER = frozenset({429, 502, 503, 504})  # statuses after which the same request may succeed
 NOT_DONE = 429  # a refusal before anything was done
+PARTIAL = 206
 END = "end"  # the stream's last event
 
 
@@ -257,6 +258,41 @@ def listen(
         failures += 1
         pause = patience.pause(failures) if pause is None else pause
         if pause is None:
+            raise broken
+        yield Sleep(pause)
+
+
+# Files
+
+
+def fetch(path: str, query: Mapping[str, Any], into: BinaryIO, patience: Patience) -> Steps[None]:
+    """Write what a path answers with. A broken connection is taken up where it broke, if the service can send parts."""
+    failures, tag = 0, None
+    while True:
+        headers = {"Accept-Encoding": "identity"}
+        if tag is not None and (known := into.tell()):
+            headers |= {"Range": f"bytes={known}-", "If-Range": tag}
+        call = Call("GET", path, nothing, query, headers=headers)
+        broken: NoAnswer | None = None
+        pause: float | None = None
+        try:
+            answer: httpx.Response = yield Open(call)
+            if answer.is_success:
+                if answer.status_code != PARTIAL:
+                    into.seek(0)
+                    into.truncate()
+                tag = answer.headers.get("ETag")
+                while (chunk := (yield ReadOn())) is not None:
+                    failures = 0
+                    into.write(chunk)
+                return
+            pause = _pause_after(answer, call, failures + 1, patience)
+        except httpx.TransportError as error:
+            broken = _no_answer(error)
+        failures += 1
+        pause = patience.pause(failures) if pause is None else pause
+        if pause is None:
+            assert broken is not None, "an answer that is an error has its pause, or was raised"
             raise broken
         yield Sleep(pause)
 

@@ -99,9 +99,7 @@ def import_encoder(
     With an `Idempotency-Key`, the same request again answers with the same job.
     """
     config = body.model_dump(mode="json", exclude={"project", "labels"}, exclude_none=True)
-    request = JobRequest(
-        kind="import", config=config, project=body.project, labels=body.labels, name=f"import {body.id}"
-    )
+    request = JobRequest(kind="import", config=config, project=body.project, labels=body.labels, name=body.id)
     return submit(request, caller, jobs, settings, policy, response, idempotency_key)
 
 

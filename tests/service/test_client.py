@@ -59,6 +59,8 @@ class Stub:
         self.app.post("/v1/jobs/{job_id}/{action}")(lambda job_id, action: job(job_id, message=action))
         self.app.get("/v1/jobs/{job_id}/events")(self._events)
         self.app.get("/v1/jobs/{job_id}/logs")(self._logs)
+        self.file, self.parts, self.gaps = bytes(range(256)) * 1000, True, 3
+        self.app.get("/v1/encoders/{name}/download")(self._file)
 
     async def _meet(self, request: Request, go_on: Callable[[Request], Any]) -> Response:
         self.seen.append(Seen(request.method, request.url.path, dict(request.headers), request.url.query))
@@ -113,6 +115,21 @@ class Stub:
             made.append((start + 50, f"id: {start + 50}\r\nevent: log\r\ndata: {text}\r\n\r\n".encode()))
         return self._stream(request, made, int(request.headers.get("Last-Event-ID", 0)))
 
+    def _file(self, request: Request) -> Response:
+        """Breaks off in the middle of what is asked for, a few times."""
+        start = int(request.headers.get("range", "bytes=0-")[6:-1]) if self.parts else 0
+        left, self.gaps = self.file[start:], self.gaps - 1
+        headers = {"ETag": '"1"', "Content-Length": str(len(left))}
+
+        async def body() -> AsyncIterator[bytes]:
+            yield left[: len(left) // 2]
+            if self.gaps >= 0:
+                await asyncio.sleep(0.05)  # so that it is sent
+                request.scope["transport"].abort()
+            yield left[len(left) // 2 :]
+
+        return StreamingResponse(body(), 206 if start else 200, headers)
+
 
 @pytest.fixture
 def stub() -> Stub:
@@ -157,7 +174,7 @@ class Doing(NamedTuple):
 @pytest.fixture(params=["blocking", "awaiting"])
 def doing(request: pytest.FixtureRequest, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Doing]:
     """Either client: what holds for one must hold for the other."""
-    monkeypatch.setattr("service.client.LOOK_S", 0.0)
+    monkeypatch.setattr("service.client.jobs.LOOK_S", 0.0)
     QUICK.asked.clear()
     if request.param == "blocking":
         with Client(url, "amd_key", patience=QUICK) as client:
@@ -278,6 +295,23 @@ def test_waiting_ends_when_the_job_has(stub: Stub, doing: Doing) -> None:
     stub.states = ["running"]
     with pytest.raises(TimeoutError, match="a is still running"):
         doing.do(doing.client.jobs.wait("a", timeout_s=-1))
+
+
+@pytest.mark.parametrize("parts", [True, False], ids=["in parts", "whole only"])
+def test_a_download_that_breaks_off_goes_on_where_it_was(stub: Stub, doing: Doing, tmp_path: Path, parts: bool) -> None:
+    stub.parts = parts
+    target = tmp_path / "weights"
+    assert doing.do(doing.client.encoders.download("a", target, "encoder.safetensors")) == target
+    assert target.read_bytes() == stub.file
+    assert (len(stub.seen), {seen.headers.get("if-range") for seen in stub.seen[1:]}) == (4, {'"1"'})
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_a_download_that_fails_for_good_leaves_nothing(stub: Stub, doing: Doing, tmp_path: Path) -> None:
+    stub.faults = [404]
+    with pytest.raises(ApiError):
+        doing.do(doing.client.encoders.download("a", tmp_path / "weights"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_service_that_is_not_there_is_named() -> None:

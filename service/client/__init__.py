@@ -1,0 +1,250 @@
+"""The REST interface as typed Python: `Client`, and `AsyncClient` which awaits the same calls.
+
+    with Client.from_environment() as amd:
+        job = amd.jobs.submit(JobRequest(kind="train", preset="demo-image-amd"))
+        print(*amd.jobs.logs(job.id, follow=True), sep="")
+
+Each call is described once, as a script (`service.wire`): what it sends and how the answer is read. Torch-free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import httpx
+
+from service.client.encoders import Aliases, AsyncAliases, AsyncEncoders, Encoders
+from service.client.jobs import AsyncJobs, Jobs
+from service.client.keys import AsyncKeys, Keys
+from service.client.methods import Awaiting, Blocking, one, one_later, view
+from service.encoders.schemas import ImportRequest
+from service.jobs.kinds import JobKind
+from service.jobs.schemas import JobRequest, ValidateView
+from service.wire import (
+    ApiError,
+    Call,
+    Effect,
+    Emit,
+    NoAnswer,
+    Open,
+    Patience,
+    ReadOn,
+    Script,
+    Send,
+    Sleep,
+    Steps,
+    once,
+)
+
+__all__ = ["ApiError", "AsyncClient", "Client", "ImportRequest", "JobRequest", "NoAnswer", "Patience"]
+
+TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # heartbeats come more often
+
+
+def preset_list() -> Script[list[dict[str, Any]]]:
+    return once(Call("GET", "/v1/presets", view(list[dict[str, Any]])))
+
+
+def preset_get(name: str) -> Script[dict[str, Any]]:
+    return once(Call("GET", f"/v1/presets/{quote(name, safe='')}", view(dict[str, Any])))
+
+
+def schema(kind: JobKind) -> Script[dict[str, Any]]:
+    """JSON schema of a kind's config."""
+    return once(Call("GET", f"/v1/schemas/{kind}", view(dict[str, Any])))
+
+
+def validate(request: JobRequest) -> Script[ValidateView]:
+    """What a request comes to, without running it."""
+    body = request.model_dump(mode="json", exclude_unset=True)
+    return once(Call("POST", "/v1/validate", view(ValidateView), body=body, changes=False))
+
+
+def health() -> Script[dict[str, Any]]:
+    """What /readyz says of its parts, also where it is not ready."""
+    return once(Call("GET", "/readyz", view(dict[str, Any]), accepted=(503,)))
+
+
+class Client(Blocking):
+    """Blocking. Raises ApiError for an answer that is an error, NoAnswer where none comes."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        patience: Patience | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        super().__init__(self._carry_out)
+        self._http = httpx.Client(base_url=url, headers=_headers(key), timeout=TIMEOUT, transport=transport)
+        self._patience = patience or Patience()
+        self.jobs = Jobs(self._run)
+        self.keys = Keys(self._run)
+        self.encoders = Encoders(self._run)
+        self.aliases = Aliases(self._run)
+
+    presets = one(preset_list)
+    preset = one(preset_get)
+    schema = one(schema)
+    validate = one(validate)
+    health = one(health)
+
+    @classmethod
+    def from_environment(cls, **how: Any) -> Client:
+        """Of AMD_URL with AMD_KEY or AMD_KEY_FILE, else the stack that `amd up` started here. Raises NoAnswer."""
+        return cls(*find_service(), **how)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _carry_out(self, script: Script[Any]) -> Iterator[Any]:
+        steps, opened = script.steps(self._patience), contextlib.ExitStack()
+        outcome: Any = None
+        with opened:
+            while (effect := _advance(steps, outcome)) is not None:
+                outcome = None
+                try:
+                    match effect:
+                        case Emit(item):
+                            yield item
+                        case Sleep(seconds):
+                            time.sleep(seconds)
+                        case Send(call):
+                            outcome = self._http.send(_request(self._http, call))
+                        case Open(call):
+                            opened.close()
+                            outcome = self._http.send(_request(self._http, call, STREAM_TIMEOUT), stream=True)
+                            opened.callback(outcome.close)
+                            chunks = outcome.iter_bytes()
+                            if outcome.is_error:
+                                outcome.read()
+                        case ReadOn():
+                            outcome = next(chunks, None)
+                except httpx.TransportError as error:
+                    outcome = error
+
+
+class AsyncClient(Awaiting):
+    """The same, awaiting."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        patience: Patience | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        super().__init__(self._carry_out)
+        self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), timeout=TIMEOUT, transport=transport)
+        self._patience = patience or Patience()
+        self.jobs = AsyncJobs(self._run)
+        self.keys = AsyncKeys(self._run)
+        self.encoders = AsyncEncoders(self._run)
+        self.aliases = AsyncAliases(self._run)
+
+    presets = one_later(preset_list)
+    preset = one_later(preset_get)
+    schema = one_later(schema)
+    validate = one_later(validate)
+    health = one_later(health)
+
+    @classmethod
+    def from_environment(cls, **how: Any) -> AsyncClient:
+        return cls(*find_service(), **how)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _carry_out(self, script: Script[Any]) -> AsyncIterator[Any]:
+        steps, opened = script.steps(self._patience), contextlib.AsyncExitStack()
+        outcome: Any = None
+        async with opened:
+            while (effect := _advance(steps, outcome)) is not None:
+                outcome = None
+                try:
+                    match effect:
+                        case Emit(item):
+                            yield item
+                        case Sleep(seconds):
+                            await asyncio.sleep(seconds)
+                        case Send(call):
+                            outcome = await self._http.send(_request(self._http, call))
+                        case Open(call):
+                            await opened.aclose()
+                            outcome = await self._http.send(_request(self._http, call, STREAM_TIMEOUT), stream=True)
+                            opened.push_async_callback(outcome.aclose)
+                            chunks = outcome.aiter_bytes()
+                            if outcome.is_error:
+                                await outcome.aread()
+                        case ReadOn():
+                            outcome = await anext(chunks, None)
+                except httpx.TransportError as error:
+                    outcome = error
+
+
+def _advance(steps: Steps[None], outcome: Any) -> Effect | None:
+    """Tell a script how it went; what it asks for next, None at its end."""
+    try:
+        return steps.throw(outcome) if isinstance(outcome, httpx.TransportError) else steps.send(outcome)
+    except StopIteration:
+        return None
+
+
+def _request(
+    http: httpx.Client | httpx.AsyncClient, call: Call[Any], timeout: httpx.Timeout = TIMEOUT
+) -> httpx.Request:
+    return http.build_request(
+        call.method, call.path, params=call.query, json=call.body, headers=call.headers, timeout=timeout
+    )
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+# Finding it
+
+
+class Found(NamedTuple):
+    url: str
+    key: str | None
+
+
+def find_service() -> Found:
+    """The service that the environment names, else the stack that runs here. Raises NoAnswer with the remedy."""
+    url, key, key_file = (os.environ.get(name) or None for name in ("AMD_URL", "AMD_KEY", "AMD_KEY_FILE"))
+    if url is None:
+        from service.stack import find_stack
+
+        stack = find_stack()
+        if stack is None:
+            raise NoAnswer("no service is known here: start one with `amd up`, or set AMD_URL and AMD_KEY")
+        url, key_file = stack.url, key_file or str(stack.key_file)
+    if key is None and key_file is not None:
+        try:
+            key = Path(key_file).expanduser().read_text().strip()
+        except OSError as error:
+            raise NoAnswer(f"AMD_KEY_FILE={key_file}: cannot be read ({error.strerror})") from None
+    return Found(url, key)
