@@ -20,10 +20,14 @@ def encoders_url(root: str) -> str:
     return join(root, "encoders")
 
 
+def encoder_folder(root: str, encoder_id: str) -> str:
+    return join(encoders_url(root), encoder_id)
+
+
 def encoder_url(root: str, id_or_url: str) -> str:
-    """The folder of a published encoder: an id below the storage root, or a path or URL of its own."""
+    """The folder of a published encoder as a person names it: an id below the storage root, or a path or URL."""
     is_path = is_remote(id_or_url) or "/" in id_or_url or local_path(id_or_url).exists()
-    return id_or_url if is_path else join(encoders_url(root), id_or_url)
+    return id_or_url if is_path else encoder_folder(root, id_or_url)
 
 
 def load_card(url: str) -> Card:
@@ -42,7 +46,7 @@ def published_cards(root: str) -> tuple[list[Card], list[str]]:
     cards, problems = [], []
     for name in listdir(encoders_url(root)):
         try:
-            cards.append(load_card(join(encoders_url(root), name)))
+            cards.append(load_card(encoder_folder(root, name)))
         except ConfigError as error:  # a folder without a card is one that is still being written
             problems += error.problems
     return sorted(cards, key=lambda card: card.created, reverse=True), problems

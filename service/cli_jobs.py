@@ -49,7 +49,7 @@ Labels = Annotated[list[str] | None, typer.Option("--label", "-l", help="KEY=VAL
 @app.command("list")
 def list_jobs(
     state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed, …")] = None,
-    kind: Annotated[str | None, typer.Option(help="train, finetune, detect, probe or search.")] = None,
+    kind: Annotated[str | None, typer.Option(help="train, finetune, detect, probe, search, import, …")] = None,
     label: Labels = None,
     project: Annotated[str | None, typer.Option(help="Of one project only.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 20,

@@ -21,7 +21,7 @@ from amd.exchange.source import Source, open_source
 from amd.exchange.start import fill_from
 from amd.exchange.timm_teacher import TIMM, timm_clip
 from amd.models.encoder import Encoder
-from amd.published import CARD, encoders_url
+from amd.published import CARD, encoder_folder
 from amd.storage import exists, join, resolve_root
 
 # Heads of published encoders whose heads are not 64 wide; no tensor tells them. The last: VideoMAE V2's giant.
@@ -43,7 +43,7 @@ def import_encoder(words: ImportConfig) -> Imported:
     the id is taken.
     """
     weights, root, id = words.weights, resolve_root(words.storage), words.id
-    url = join(encoders_url(root), id)
+    url = encoder_folder(root, id)
     if exists(join(url, CARD)):
         raise ConfigError([f"id={id}: an encoder of this name is published already; choose another with --id"])
     named = timm_clip(weights) if weights.startswith(TIMM) else None

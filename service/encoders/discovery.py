@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from amd.card import Card
 from amd.config import ConfigError
-from amd.published import CARD, encoders_url, load_card
+from amd.published import CARD, encoder_folder, encoders_url, load_card
 from amd.storage import exists, files, is_remote, join, read_json
 from amd.training.run import FACTS, run_folder
 from service.db import Encoder
@@ -58,7 +58,7 @@ class EncoderDiscovery:
 
     def _read(self, encoder_id: str, stamp: str) -> None:
         try:
-            card = load_card(join(encoders_url(self._root), encoder_id))
+            card = load_card(encoder_folder(self._root, encoder_id))
         except ConfigError as error:
             logger.warning("an encoder is not shown: %s", error)
             self._unreadable[encoder_id] = stamp

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
-from amd.published import CARD, WEIGHTS, encoder_url
+from amd.published import CARD, WEIGHTS, encoder_folder
 from amd.storage import files, join, remove
 from service.auth import Principal, Reader, Submitter
 from service.db import Alias, Encoder
@@ -150,7 +150,7 @@ def get_encoder(
 def delete_encoder(encoder: EncoderId, caller: Submitter, encoders: Encoders, settings: Config) -> None:
     """With its weights, for good. Refused while an alias, a deployment or a job that has not ended needs it."""
     encoders.forget(encoder, caller.project, settings.root)
-    url = encoder_url(settings.root, encoder)
+    url = encoder_folder(settings.root, encoder)
     remove(join(url, CARD))  # first: without it nothing is published
     remove(url)
 
@@ -171,7 +171,7 @@ def download_encoder(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Streamed from the storage root, with length and `ETag`; single files of a disk also by `Range`."""
-    url = encoder_url(settings.root, encoder.id)
+    url = encoder_folder(settings.root, encoder.id)
     found = files(url)
     if file is None and found:
         return download.whole(url, encoder.id, found, if_none_match)

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Engine, and_, delete, func, or_, select, t
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from amd.published import encoder_url
+from amd.published import encoder_folder
 from service.db import Alias, AliasMove, Deployment, Encoder, Job, JobEvent
 from service.errors import AliasMoved, EncoderInUse, Forbidden, IllegalAction, NotFound
 from service.jobs.kinds import places
@@ -109,7 +109,7 @@ class EncoderStore:
                 raise _unknown(encoder_id)
             if found.project is None and project is not None:
                 raise Forbidden(f"{encoder_id} belongs to no project; whoever may act for all of them deletes it")
-            uses = list(_uses(session, encoder_id, encoder_url(root, encoder_id), project))
+            uses = list(_uses(session, encoder_id, encoder_folder(root, encoder_id), project))
             if uses:
                 message = f"{encoder_id} is used by {', '.join(uses)}; end that first"
                 raise EncoderInUse(message, used_by=uses)

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from amd.card import Card, Score
-from amd.published import CARD, WEIGHTS, encoder_url
+from amd.published import CARD, WEIGHTS, encoder_folder
 from amd.storage import join, write_bytes, write_json
 from service.db import Encoder
 
@@ -33,7 +33,7 @@ def card(encoder_id: str, hours: int = 0, **facts: Any) -> Card:
 
 
 def publish(root: str, encoder_id: str, hours: int = 0, weights: bytes = b"weights", **facts: Any) -> Card:
-    made, url = card(encoder_id, hours, **facts), encoder_url(root, encoder_id)
+    made, url = card(encoder_id, hours, **facts), encoder_folder(root, encoder_id)
     write_bytes(join(url, WEIGHTS), weights)
     write_json(join(url, CARD), made.model_dump(mode="json"))
     return made

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from amd import storage
-from amd.published import CARD, encoder_url
+from amd.published import CARD, encoder_folder
 from amd.storage import StorageUnreachable, join, remove, write_bytes, write_json
 from service.encoders import discovery
 from service.encoders.discovery import EncoderDiscovery
@@ -51,12 +51,12 @@ def test_encoders_come_change_and_go_as_their_cards_do(store: EncoderStore, root
     publish(root, "old", scores=[score("knn", 71.5)])
     found.look()
     assert store.get("old").card["scores"][0]["values"] == {"eval/top1": 71.5}
-    remove(encoder_url(root, "new"))
+    remove(encoder_folder(root, "new"))
     found.look()
     assert listed(store) == ["old"]
     with pytest.raises(NotFound):
         store.get("new")
-    remove(join(encoder_url(root, "old"), CARD))  # its weights lie there still, and yet it is not published
+    remove(join(encoder_folder(root, "old"), CARD))  # its weights lie there still, and yet it is not published
     publish(root, "other")
     found.look()
     assert listed(store) == ["other"]
@@ -67,8 +67,8 @@ def test_a_broken_card_is_told_once_and_shown_once_it_is_mended(
 ) -> None:
     found = EncoderDiscovery(store, root)
     publish(root, "good")
-    write_bytes(join(encoder_url(root, "bad"), CARD), b"{")
-    write_json(join(encoder_url(root, "odd"), CARD), {"id": "odd"})
+    write_bytes(join(encoder_folder(root, "bad"), CARD), b"{")
+    write_json(join(encoder_folder(root, "odd"), CARD), {"id": "odd"})
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             found.look()

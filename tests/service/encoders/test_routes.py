@@ -15,7 +15,7 @@ import httpx
 import pytest
 from sqlalchemy import Engine
 
-from amd.published import encoder_url
+from amd.published import encoder_folder
 from service.encoders.discovery import EncoderDiscovery
 from service.encoders.store import EncoderStore
 from service.jobs.outcome import JobFolder
@@ -234,12 +234,25 @@ def test_a_deleted_encoder_leaves_nothing_and_one_in_use_stays(
     assert (refused.status_code, refused.json()["code"]) == (409, "encoder_in_use")
     assert refused.json()["used_by"] == ["alias production"]
     assert client.delete("/encoders/production").status_code == 404  # an alias is not followed
-    assert Path(encoder_url(root, "mine"), "encoder.safetensors").exists()
+    assert Path(encoder_folder(root, "mine"), "encoder.safetensors").exists()
     client.delete("/encoders/aliases/production")
     assert client.delete("/encoders/mine").status_code == 204
-    assert not Path(encoder_url(root, "mine")).exists()
+    assert not Path(encoder_folder(root, "mine")).exists()
     found()
     assert client.get("/encoders/mine").status_code == 404
+
+
+def test_a_folder_of_the_working_directory_is_no_encoder(
+    client: httpx.Client, root: str, found: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(root, "mine")
+    found()
+    (tmp_path / "here" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert client.get("/encoders/mine/download?file=encoder.safetensors").content == b"weights"
+    assert client.delete("/encoders/mine").status_code == 204
+    assert (tmp_path / "here" / "mine").exists()
+    assert not Path(encoder_folder(root, "mine")).exists()
 
 
 def test_an_encoder_of_nobody_is_seen_by_all_and_deleted_by_few(client: httpx.Client, engine: Engine) -> None:
