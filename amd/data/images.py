@@ -48,7 +48,7 @@ class ImageError(Exception):
 def is_image(head: bytes) -> bool:
     """Whether a file that begins so (16 bytes or more) is an image of one of FORMATS; its name says nothing."""
     if head[4:8] == b"ftyp":
-        return head[8:12] in (b"avif", b"avis")
+        return head[8:12] in (b"avif", b"avis", b"mif1", b"msf1")
     if head[:4] == b"RIFF":
         return head[8:12] == b"WEBP"
     if head[:1] == b"P" and head[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"f"):

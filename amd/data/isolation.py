@@ -92,6 +92,13 @@ class DecodingChild:
             weakref.finalize(self, self._running.end)
         return self._running
 
+    def revive(self) -> None:
+        """Between two samples: a process that somebody ended while it had nothing to do is no sample's fault."""
+        running = self._running
+        if running is not None and running.owner == os.getpid() and running.process.poll() is not None:
+            self.close()
+        self.start()
+
     def __getstate__(self) -> dict[str, Any]:
         return {"_options": self._options, "_running": None}
 

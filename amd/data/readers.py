@@ -83,7 +83,7 @@ class SampleReader:
             self._ask(record, {**held, "content": len(content)}, deadline, content)
         elif fetch_limit_s is not None and is_remote(location):
             self._ask(record, {**held, "limit_s": fetch_limit_s}, self._deadline(fetch_limit_s))
-            deadline = self._deadline(self._limit)
+            deadline = time.monotonic() + self._limit
         else:
             self._ask(record, held, deadline)
         total = self._ask(record, {"task": "look"}, deadline)["frames"]
@@ -92,8 +92,8 @@ class SampleReader:
         return Frames(self._pixels(answer["shape"]), order)
 
     def start(self) -> None:
-        """Start the child now rather than with the first read."""
-        self._child.start()
+        """Start the child now, if none lives, rather than with the next read."""
+        self._child.revive()
 
     def _pixels(self, shape: list[int]) -> npt.NDArray[np.uint8]:
         """A copy of what the last answer left in shared memory."""
@@ -115,7 +115,7 @@ class SampleReader:
         self._child.close()
 
     def _deadline(self, limit_s: float) -> float:
-        self._child.start()
+        self._child.revive()
         return time.monotonic() + limit_s
 
     def _ask(

@@ -48,7 +48,7 @@ class _Launched(NamedTuple):
 
 
 class Batcher:
-    def __init__(self, deliver: Deliver, max_tokens: int, max_wait_s: float, threads: int | None) -> None:
+    def __init__(self, deliver: Deliver, max_tokens: int, max_wait_s: float, threads: int) -> None:
         """`deliver` is handed what became of each row, in the model's thread."""
         self._deliver, self._max_tokens, self._max_wait, self._threads = deliver, max_tokens, max_wait_s, threads
         self._lanes: dict[Loaded, deque[tuple[float, Row]]] = {}
@@ -95,48 +95,44 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)  # of this thread: each has its own
+        torch.set_num_threads(self._threads)  # of this thread: each has its own
         launched: _Launched | None = None
-        while True:
-            found = self._next(wait=launched is None)
-            if found == "closed":
-                return
-            fresh = self._launch(*found) if isinstance(found, tuple) else None
+        while not self._closed:
+            loaded, rows = self._next(wait=launched is None)
+            fresh = None if loaded is None or not rows else self._launch(loaded, rows)
             if launched is not None:
-                self._collect(launched)
+                self._collect(launched)  # after the next is on its way: a GPU then has no pause between two
             launched = fresh
             if launched is not None and launched.loaded.device.type == "cpu":  # done already
                 self._collect(launched)
                 launched = None
 
-    def _next(self, wait: bool) -> tuple[Loaded, list[Row]] | str:
-        """A batch; "closed"; or "nothing", when it ran a call or shall not wait."""
+    def _next(self, wait: bool) -> tuple[Loaded | None, list[Row]]:
+        """The next batch; none after a call, at the end, or where there is nothing yet and it shall not wait."""
         was_idle = False
         with self._change:
-            while not self._closed:
-                if self._calls:
-                    act, future = self._calls.popleft()
-                    break
+            while not self._closed and not self._calls:
                 loaded = self._oldest()
                 if loaded is not None:
                     left = self._lanes[loaded][0][0] + self._max_wait - time.monotonic()
-                    if not (was_idle and left > 0 and self._coming.get(loaded) and not self._full(loaded)):
+                    more_comes = self._coming.get(loaded) and not self._full(loaded)
+                    if not (was_idle and more_comes and left > 0):
                         return loaded, self._take(loaded)
                     self._change.wait(left)
                 elif wait:
                     was_idle = True
                     self._change.wait()
                 else:
-                    return "nothing"
-            else:
-                return "closed"
+                    return None, []
+            if self._closed:
+                return None, []
+            act, future = self._calls.popleft()
         try:
             act()
             future.set_result(None)
         except Exception as error:
             future.set_exception(error)
-        return "nothing"
+        return None, []
 
     def _oldest(self) -> Loaded | None:
         """The encoder whose first clip has waited longest; clips that nobody waits for are gone then."""

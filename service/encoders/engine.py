@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from amd.config import Precision
@@ -53,6 +54,7 @@ __all__ = [
     "Want",
 ]
 
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32_768}
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.1, 60.0
 
 
@@ -161,7 +163,9 @@ class Engine:
         self._device = choose_device(settings.device)
         self._precision: Precision = "bf16" if settings.dtype == "bfloat16" else "fp32"
         self._backlog = Backlog(settings.max_queued_tokens, settings.max_queued_mib * MIB)
-        self._batcher = Batcher(self._deliver, settings.max_batch_tokens, settings.max_wait_ms / 1000, settings.threads)
+        budget = settings.max_batch_tokens or BATCH_TOKENS[self._device.type]
+        threads = settings.threads or torch.get_num_threads()  # as it was before other threads took one each
+        self._batcher = Batcher(self._deliver, budget, settings.max_wait_ms / 1000, threads)
         self._decoders = self.decoders(settings.decoders, settings.limits)
         self._slots: dict[str, Loaded] = {}
         self._tickets: set[Ticket] = set()

@@ -38,7 +38,9 @@ class Plan(NamedTuple):
     @property
     def outputs(self) -> Outputs:
         want = self.want
-        return Outputs(frozenset(want.layers), want.tokens == "patch", want.task == "classification")
+        if want.task == "classification":
+            return Outputs(frozenset(), False, True)
+        return Outputs(frozenset(want.layers), want.tokens == "patch", False)
 
 
 class Outputs(NamedTuple):

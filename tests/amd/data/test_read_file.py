@@ -104,6 +104,14 @@ def test_more_than_the_limits_is_refused(reader: SampleReader, tmp_path: Path) -
     assert reader.read_file(str(film), all_of).pixels.shape == (8, 24, 32, 3)
 
 
+def test_a_process_that_is_ended_between_two_files_costs_neither(reader: SampleReader) -> None:
+    for _ in range(2):
+        assert reader.read_file("?", all_of, picture()).pixels.shape == (1, 20, 10, 3)
+        process = reader._child.start().process
+        process.kill()
+        process.wait()
+
+
 def test_the_memory_of_a_large_answer_is_given_back() -> None:
     reader = SampleReader(DataConfig(train=""))
     side = 4000

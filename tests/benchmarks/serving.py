@@ -1,0 +1,231 @@
+"""The engine of a replica under load against the offline batched forward of the same encoder, in turns of one run.
+
+`python tests/benchmarks/serving.py [--video] [--size S] [--concurrency 16] [--device cpu] [--json]`. Each request has
+one item, and a client sends its next as soon as it is answered.
+
+forward: without decoding. Offline: clips that lie in memory, through `encode` in batches of the engine's budget. The
+engine: pictures of just the clip's size as PPM (a video encoder sees the picture in all of its frames), which a decoder
+only copies and nothing resizes; what is left beside the forward pass is the engine's own work and its processes'.
+decoding: with JPEG of 500x376, or mp4 of 340x256. Offline: as many decoding processes as the engine has, read ahead by
+threads, and the same batches.
+ratio: engine over offline in one turn, the median of the turns, since a busy machine disturbs neighbours alike.
+cpu_ratio: the same of items per CPU second, all processes counted, which others on the machine hardly touch (with
+--threads 1: several that wait for each other spin). Latency: requests that come by chance (Poisson) at half of the
+engine's rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import queue
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+from torch import Tensor
+
+from amd.artifacts import Card, encode, load_encoder, save_encoder
+from amd.config import ClipConfig, DataConfig, EncoderConfig
+from amd.data.readers import SampleReader
+from amd.device import autocast, choose_device
+from amd.downstream.features import cut_clips, file_chooser
+from amd.models.encoder import Encoder
+from service.encoders.engine import BATCH_TOKENS, Engine, EngineSettings, Item, Want
+from tests.benchmarks.decoding import scene
+from tests.videos import write_video
+
+DEADLINE_S = 600.0
+
+
+class Offline:
+    """The batched forward pass, as a script over a data set would do it."""
+
+    def __init__(self, url: str, settings: EngineSettings) -> None:
+        self.device = choose_device(settings.device)
+        encoder, self.card = load_encoder(url)
+        self.encoder = encoder.requires_grad_(False).to(self.device)
+        self.precision = "bf16" if settings.dtype == "bfloat16" else "fp32"
+        budget = settings.max_batch_tokens or BATCH_TOKENS[self.device.type]
+        self.batch = max(1, budget // encoder.grid.tokens)
+        self.readers: queue.SimpleQueue[SampleReader] = queue.SimpleQueue()
+        for _ in range(settings.decoders):
+            self.readers.put(SampleReader(DataConfig(train="")))
+        self.pool = ThreadPoolExecutor(settings.decoders, initializer=lambda: torch.set_num_threads(1))
+
+    @torch.inference_mode()
+    def forward(self, clips: Iterator[Tensor]) -> None:
+        while batch := list(islice(clips, self.batch)):
+            moved = torch.stack(batch).to(self.device, non_blocking=True)
+            with autocast(self.precision, self.device):
+                encode(self.encoder, self.card.clip, moved, self.card.pooling).float().cpu().numpy()
+
+    def decoded(self, contents: Sequence[bytes]) -> Iterator[Tensor]:
+        return self.pool.map(self._clip, contents)
+
+    def _clip(self, content: bytes) -> Tensor:
+        reader = self.readers.get()
+        try:
+            return cut_clips(reader.read_file("item", file_chooser(self.card), content), self.card)[0]
+        finally:
+            self.readers.put(reader)
+
+    def close(self) -> None:
+        self.pool.shutdown()
+        while not self.readers.empty():
+            self.readers.get().close()
+
+
+async def served(engine: Engine, contents: Sequence[bytes], concurrency: int) -> None:
+    """Closed loop: each client sends its next item as soon as it is answered."""
+    left = iter(contents)
+
+    async def client() -> None:
+        for content in left:
+            await engine.answer("main", [Item(content)], Want(), DEADLINE_S)
+
+    await asyncio.gather(*(client() for _ in range(concurrency)))
+
+
+async def latencies(engine: Engine, contents: Sequence[bytes], per_s: float) -> list[float]:
+    """Open loop: requests come whether or not others are answered. Seconds each, ascending."""
+    chance, took = random.Random(0), list[float]()
+
+    async def one(content: bytes) -> None:
+        began = time.perf_counter()
+        await engine.answer("main", [Item(content)], Want(), DEADLINE_S)
+        took.append(time.perf_counter() - began)
+
+    due, tasks = time.perf_counter(), []
+    for content in contents:
+        due += chance.expovariate(per_s)
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(content)))
+    await asyncio.gather(*tasks)
+    return sorted(took)
+
+
+class Clock:
+    """Seconds now, by the wall and of the CPU: of this process and of all its children."""
+
+    def __init__(self) -> None:
+        self.wall = time.perf_counter()
+        children = psutil.Process().children()
+        self.cpu = time.process_time() + sum(sum(child.cpu_times()[:2]) for child in children)
+
+
+def small_picture(clip: ClipConfig) -> bytes:
+    height, width = clip.size
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return b"P6 %d %d 255\n" % (width, height) + pixels.tobytes()
+
+
+def files(video: bool, folder: Path) -> list[bytes]:
+    if video:
+        path = write_video(folder / "a.mp4", scene(300, 340, 256), gop=12, options={"preset": "medium", "crf": "26"})
+        return [path.read_bytes()]
+    file = io.BytesIO()
+    Image.fromarray(scene(1, 500, 376)[0]).save(file, "JPEG", quality=90)
+    return [file.getvalue()]
+
+
+async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    clip = ClipConfig() if options.video else ClipConfig(frames=1, tubelet=1)
+    config = EncoderConfig(size=options.size)
+    url = str(folder / "encoder")
+    save_encoder(url, Encoder(config, clip.grid, clip.token_values), Card(id="bench", encoder=config, clip=clip))
+    settings = EngineSettings(
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        decoders=options.decoders,
+        max_batch_tokens=options.batch_tokens,
+    )
+    torch.set_num_threads(options.threads)
+    engine, offline = Engine(settings), Offline(url, settings)
+    await engine.load("main", url)
+    results: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if offline.device.type == "cuda" else f"{options.threads} CPU threads",
+        "encoder": f"{options.size}, {clip.grid.tokens} tokens, {options.dtype}",
+        "concurrency": options.concurrency,
+        "batch": offline.batch,
+        "decoders": options.decoders,
+    }
+    for what, contents in (("forward", [small_picture(clip)]), ("decoding", files(options.video, folder))):
+        items = list(islice(cycle(contents), options.items))
+        clips = list(islice(offline.decoded(contents), 1)) * options.items
+
+        def offline_turn(what: str = what, items: list[bytes] = items, clips: list[Tensor] = clips) -> None:
+            offline.forward(iter(clips) if what == "forward" else offline.decoded(items))
+
+        await served(engine, items[: options.concurrency], options.concurrency)
+        await asyncio.to_thread(offline_turn)
+        rates, costs = list[tuple[float, float]](), list[float]()
+        before = engine.state()["counters"]
+        for _ in range(options.turns):
+            began = Clock()
+            offline_turn()
+            between = Clock()
+            await served(engine, items, options.concurrency)
+            end = Clock()
+            rates.append((options.items / (between.wall - began.wall), options.items / (end.wall - between.wall)))
+            costs.append((between.cpu - began.cpu) / (end.cpu - between.cpu))
+        after = engine.state()["counters"]
+        took = await latencies(engine, items, statistics.median(ours for _, ours in rates) / 2)
+        results[what] = {
+            "offline_per_s": round(statistics.median(theirs for theirs, _ in rates), 1),
+            "engine_per_s": round(statistics.median(ours for _, ours in rates), 1),
+            "ratio": round(statistics.median(ours / theirs for theirs, ours in rates), 3),
+            "cpu_ratio": round(statistics.median(costs), 3),
+            "ratios": [round(ours / theirs, 3) for theirs, ours in rates],
+            "clips_a_batch": round((after["clips"] - before["clips"]) / (after["batches"] - before["batches"]), 1),
+            "p50_ms_at_half_load": round(1e3 * took[len(took) // 2], 1),
+            "p99_ms_at_half_load": round(1e3 * took[int(len(took) * 0.99)], 1),
+        }
+    await engine.close()
+    offline.close()
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="S")
+    parser.add_argument("--video", action="store_true")
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--items", type=int, default=96, help="of a turn")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--decoders", type=int, default=2)
+    parser.add_argument("--batch-tokens", type=int, help="of both; none: the engine's default")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = asyncio.run(measure(options, Path(folder)))
+    if options.json:
+        print(json.dumps(results))
+        return
+    for name, value in results.items():
+        print(f"{name}: {value}" if not isinstance(value, dict) else name)
+        for key, number in value.items() if isinstance(value, dict) else ():
+            print(f"  {key:22s} {number}")
+
+
+if __name__ == "__main__":
+    main()
