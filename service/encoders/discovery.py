@@ -20,6 +20,7 @@ from service.encoders.store import EncoderStore
 logger = logging.getLogger(__name__)
 
 LOOK_S = 30.0
+READ_S = 5.0  # of reading cards at a time: jobs are moved in between
 
 
 class EncoderDiscovery:
@@ -31,7 +32,7 @@ class EncoderDiscovery:
         self._looked = float("-inf")
 
     def look(self) -> None:
-        """Every LOOK_S seconds, and at once where a job has succeeded. Raises StorageError."""
+        """Every LOOK_S seconds, and at once where a job has succeeded or cards are left. Raises StorageError."""
         now = self._clock()
         if now - self._looked < LOOK_S and not self._store.has_news(self._looked):
             return
@@ -40,6 +41,9 @@ class EncoderDiscovery:
         cards = dict(self._cards())
         for encoder_id, stamp in cards.items():
             if stamp not in (known.get(encoder_id), self._unreadable.get(encoder_id)):
+                if self._clock() - now > READ_S:
+                    self._looked = float("-inf")  # the rest at the next look, at once
+                    break
                 self._read(encoder_id, stamp)
         gone = known.keys() - cards.keys()
         if gone and (cards or self._is_there()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from pathlib import Path
@@ -163,3 +164,18 @@ def test_it_looks_at_once_when_a_job_has_succeeded_and_otherwise_now_and_then(
     publish(root, "by-hand", hours=1)
     later.look()
     assert listed(store) == ["by-hand", job.id]
+
+
+def test_a_root_of_many_encoders_is_read_in_several_looks(
+    store: EncoderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "LOOK_S", 3600.0)
+    for number in range(5):
+        publish(str(tmp_path), f"e{number}", hours=-number)
+    ticks = itertools.count(step=2.0)  # of a clock by which each card takes seconds
+    found, counts = EncoderDiscovery(store, str(tmp_path), clock=lambda: next(ticks)), list[int]()
+    for _ in range(6):
+        found.look()
+        counts.append(len(listed(store)))
+    assert 0 < counts[0] < counts[1]
+    assert listed(store) == [f"e{number}" for number in range(5)]
