@@ -58,12 +58,18 @@ class ControlPlane:
             self.process.kill()
             self.process.wait()
 
+    @property
+    def key(self) -> str:
+        return (self.data / "admin-key").read_text().strip()
+
     def ask(self, method: str, path: str, **words: Any) -> Any:
-        key = (self.data / "admin-key").read_text().strip()
-        headers = {"Authorization": f"Bearer {key}", **words.pop("headers", {})}
+        headers = {"Authorization": f"Bearer {self.key}", **words.pop("headers", {})}
         answer = httpx.request(method, f"{self.url}/v1{path}", headers=headers, timeout=30, **words)
         assert answer.status_code < 400, answer.text
         return answer.json() if answer.content else None
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(f"{self.url}/v1{path}", headers={"Authorization": f"Bearer {self.key}"}, timeout=60)
 
     def submit(self, **body: Any) -> str:
         return str(self.ask("POST", "/jobs", json=body)["id"])
@@ -75,10 +81,7 @@ class ControlPlane:
         try:
             wait_for(lambda: self.job(job_id)["state"] in states, seconds)
         except AssertionError:
-            log = httpx.get(
-                f"{self.url}/v1/jobs/{job_id}/logs",
-                headers={"Authorization": f"Bearer {(self.data / 'admin-key').read_text().strip()}"},
-            ).text
+            log = self.get(f"/jobs/{job_id}/logs").text
             raise AssertionError(f"{self.job(job_id)}\n{log[-3000:]}") from None
         return self.job(job_id)
 

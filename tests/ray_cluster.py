@@ -48,7 +48,6 @@ def ray_cluster(s3_endpoint: str) -> Iterator[RayCluster]:
 _SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else it takes 127.0.0.1 for a mistake, and listens everywhere
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(STARTUP_S),
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",

@@ -15,7 +15,7 @@ import pytest
 from amd.training.metrics import read_metrics
 from tests.control_plane import ControlPlane, wait_for
 from tests.flows.test_search_ray import free
-from tests.ray_cluster import RayCluster, end_head, free_ports, start_head
+from tests.ray_cluster import RayCluster, another_node, end_head, free_ports, start_head
 from tests.runs import tiny_run
 
 pytestmark = pytest.mark.ray
@@ -104,12 +104,35 @@ def test_a_job_whose_head_is_lost_is_queued_again_and_ends_on_the_next_head(tmp_
         end_head(head, folder)
 
 
+@pytest.mark.chaos
+@pytest.mark.timeout(1200)
+def test_a_job_whose_node_is_lost_goes_on_with_the_workers_that_are_left(
+    plane: ControlPlane, ray_cluster: RayCluster, tmp_path: Path
+) -> None:
+    body = a_run(tmp_path, LONG)
+    body["config"]["scaling"] |= {"workers": [1, 2], "cpus_per_worker": 3}  # one fits the head, one the second node
+    with another_node(ray_cluster, cpus=3, mark="second") as node:
+        job = plane.submit(**body)
+        plane.wait_until(job, "running")
+        wait_for(lambda: step_of(plane, job) > 40, 300)
+        assert "2 workers" in log_of(plane, job)
+        os.killpg(node.pid, signal.SIGKILL)
+    wait_for(lambda: "1 worker on" in log_of(plane, job), 400)
+    before = step_of(plane, job)
+    wait_for(lambda: step_of(plane, job) > before, 200)
+    plane.ask("POST", f"/jobs/{job}/cancel")
+    ended = plane.wait_until(job, "cancelled")
+    assert (ended["attempt"], ended["result"]["steps"] > 40) == (1, True), "Ray Train's own recovery was enough"
+    wait_for(lambda: free(ray_cluster), 60)
+
+
+def log_of(plane: ControlPlane, job: str) -> str:
+    return plane.get(f"/jobs/{job}/logs").text
+
+
 def history(plane: ControlPlane, job: str) -> list[dict[str, Any]]:
     """The job's event stream to its end."""
-    import httpx
-
-    key = (plane.data / "admin-key").read_text().strip()
-    text = httpx.get(f"{plane.url}/v1/jobs/{job}/events", headers={"Authorization": f"Bearer {key}"}, timeout=60).text
+    text = plane.get(f"/jobs/{job}/events").text
     blocks = [block.split("\n") for block in text.split("\n\n")]
     return [json.loads(lines[2].removeprefix("data: ")) for lines in blocks if lines[0].startswith("id: ")]
 

@@ -73,7 +73,7 @@ def served(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) ->
         Image.fromarray(pixels).save(files / f"{number}.png")
     write_video(files / "clip.mp4", pictures(24, 64, 48))
     plane.start()
-    served = Served(plane, files, (plane.data / "admin-key").read_text().strip())
+    served = Served(plane, files, plane.key)
     try:
         wait_for(lambda: len(plane.ask("GET", "/encoders")["items"]) == 3)
         plane.ask("PUT", "/encoders/aliases/production", json={"encoder": "first"})

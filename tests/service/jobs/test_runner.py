@@ -66,7 +66,7 @@ def test_the_runs_own_verdict_stands_with_its_rank() -> None:
 
 
 def test_a_driver_that_ray_ended_was_not_its_owners_mistake() -> None:
-    line = "[2026-11-26 20:58:37,892 C 15124 15360] global_state_accessor.h:238:  An unexpected system state has occurred."
+    line = "[2026-11-26 20:58:37,892 C 15124 15360] accessor.h:238:  An unexpected system state has occurred."
     outcome = judge(1, None, ["step 5/400", line, "*** StackTrace Information ***", "libc.so.6"], asked_to_stop=False)
     assert (outcome.reason, outcome.retryable) == ("node_lost", True)
     assert "An unexpected system state" in outcome.message
