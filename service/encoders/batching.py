@@ -56,6 +56,7 @@ class Batcher:
         self._calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._change = threading.Condition()
         self._closed = False
+        self._free_since = 0.0  # when the last batch was done
         self.batches = self.rows = 0
         self.busy_s = 0.0
         self.tokens_per_s = 0.0
@@ -109,18 +110,17 @@ class Batcher:
 
     def _next(self, wait: bool) -> tuple[Loaded | None, list[Row]]:
         """The next batch; none after a call, at the end, or where there is nothing yet and it shall not wait."""
-        was_idle = False
         with self._change:
             while not self._closed and not self._calls:
                 loaded = self._oldest()
                 if loaded is not None:
-                    left = self._lanes[loaded][0][0] + self._max_wait - time.monotonic()
-                    more_comes = self._coming.get(loaded) and not self._full(loaded)
-                    if not (was_idle and more_comes and left > 0):
+                    came = self._lanes[loaded][0][0]
+                    left = came + self._max_wait - time.monotonic()
+                    idle = wait and came >= self._free_since
+                    if not (idle and left > 0 and self._coming.get(loaded) and not self._full(loaded)):
                         return loaded, self._take(loaded)
                     self._change.wait(left)
                 elif wait:
-                    was_idle = True
                     self._change.wait()
                 else:
                     return None, []
@@ -176,7 +176,8 @@ class Batcher:
             seen: list[Seen | Exception] = list(launched.loaded.collect(launched.batch))
         except Exception as error:
             seen = [error] * len(rows)
-        took = time.monotonic() - launched.began
+        self._free_since = time.monotonic()
+        took = self._free_since - launched.began
         speed = len(rows) * launched.loaded.tokens / max(took, 1e-9)
         self.tokens_per_s += (speed - self.tokens_per_s) * (SMOOTHING if self.batches else 1.0)
         self.batches, self.rows, self.busy_s = self.batches + 1, self.rows + len(rows), self.busy_s + took

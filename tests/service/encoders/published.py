@@ -1,10 +1,13 @@
-"""Tiny encoders as a training publishes them, pictures and clips to feed them, and what they are worth offline."""
+"""Tiny encoders as a training publishes them, pictures and films to feed them, and an engine's processes."""
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from amd.models.classifier import Classifier
 from amd.models.encoder import Encoder
 from tests.videos import pictures, write_video
 
+T = TypeVar("T")
 SMALL = EncoderConfig(width=24, depth=2, heads=3)
 IMAGE = ClipConfig(frames=1, size=(16, 16), patch=4, tubelet=1)
 VIDEO = ClipConfig(frames=4, size=(16, 16), patch=4, tubelet=2, sampling_rate_frames=2)
@@ -54,3 +58,23 @@ def picture(seed: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:
 
 def film(path: Path, seed: int = 0, frames: int = 16) -> Path:
     return write_video(path, pictures(frames, 48, 32, seed))
+
+
+def run(act: Awaitable[T]) -> T:
+    async def main() -> T:
+        return await act
+
+    return asyncio.run(main())
+
+
+def decoding_processes() -> list[int]:
+    """Of this process."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            ours = int(stat.read_text().rpartition(")")[2].split()[1]) == os.getpid()
+            if ours and b"amd.data.decode_child" in (stat.parent / "cmdline").read_bytes():
+                found.append(int(stat.parent.name))
+        except OSError:
+            continue
+    return sorted(found)

@@ -6,11 +6,10 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -34,18 +33,19 @@ from service.encoders.engine import (
     QueueFull,
     Want,
 )
-from tests.service.encoders.published import IMAGE, VIDEO, film, picture, publish, publish_classifier
+from tests.service.encoders.published import (
+    IMAGE,
+    VIDEO,
+    decoding_processes,
+    film,
+    picture,
+    publish,
+    publish_classifier,
+    run,
+)
 
-T = TypeVar("T")
 PATIENT = Limits(decode_timeout_s=30)  # nothing here is about time, and the machine may be busy
 ACTIVE_S = 120.0
-
-
-def run(act: Awaitable[T]) -> T:
-    async def main() -> T:
-        return await act
-
-    return asyncio.run(main())
 
 
 @pytest.fixture(scope="module")
@@ -296,19 +296,6 @@ def test_a_decoder_that_is_killed_costs_what_it_was_at_and_no_more(engine: Engin
     assert len(decoding_processes()) == engine.settings.decoders
 
 
-def decoding_processes() -> list[int]:
-    """Of this process."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            ours = int(stat.read_text().rpartition(")")[2].split()[1]) == os.getpid()
-            if ours and b"amd.data.decode_child" in (stat.parent / "cmdline").read_bytes():
-                found.append(int(stat.parent.name))
-        except OSError:
-            continue
-    return sorted(found)
-
-
 class Stopped:
     """The model's thread held up, as by a long batch: what is asked meanwhile waits in the queue."""
 
@@ -415,6 +402,15 @@ def test_an_idle_model_waits_for_clips_that_are_being_decoded_but_not_for_others
     began = time.monotonic()
     run(ask_all())
     assert time.monotonic() - began < 60  # it did not wait out max_wait_ms
+    run(engine.close())
+
+
+def test_half_precision_gives_nearly_the_same(folder: Path) -> None:
+    engine = Engine(EngineSettings(device="cpu", dtype="bfloat16", threads=1, decoders=1, limits=PATIENT))
+    loaded(engine, main=folder / "image")
+    vector = ask(engine, upload(folder / "0.png")).items[0]["embedding"]
+    expected = offline(folder / "image", folder / "0.png")
+    assert 1e-6 < np.abs(vector - expected).max() < 0.05
     run(engine.close())
 
 
