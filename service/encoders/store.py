@@ -134,9 +134,8 @@ class EncoderStore:
         self, session: Session, project: str, name: str, encoder: str, actor: str, expected: Collection[str | None]
     ) -> Alias:
         target = _resolve(session, encoder, project)
-        # Held until the move is done, against a deletion. Only then what is held may be believed.
-        target_row = session.get(Encoder, target.id, with_for_update={"read": True}, populate_existing=True)
-        if target_row is None:
+        # Held until the move is done: a deletion waits, and one that was first is seen here.
+        if session.get(Encoder, target.id, with_for_update={"read": True}, populate_existing=True) is None:
             raise _unknown(encoder)
         alias = session.get(Alias, (project, name), with_for_update=True)
         current = alias.encoder_id if alias is not None else None
