@@ -149,19 +149,19 @@ def demo(
 ) -> None:
     """A teacher, an AMD student and the same student undistilled, on real digits, in minutes on two CPU cores.
 
-    Its runs are jobs of a service that it starts on this machine for as long as it lasts.
+    Its runs are jobs of a service that it starts on this machine, which then serves the student it has made.
     """
     from amd.storage import resolve_root
 
     console = err if as_json else out
     root = resolve_root(storage)
-    with _demo_runner(root, console, local) as runner:
+    with _demo_service(root, console, local) as service:
         from amd.demo.run import DemoFailed, run_demo  # torch comes in while the service starts
 
         try:
             report = run_demo(
                 root,
-                runner=runner,
+                runner=service.run if service is not None else None,
                 seeds=seeds,
                 full=full,
                 finetuned=finetune,
@@ -171,12 +171,15 @@ def demo(
             )
         except DemoFailed as error:
             _stop([str(error)], FAILED)
+        if service is not None:
+            served = service.serve(str(report.embedded["encoder"]), str(report.embedded["file"]))
+            report = report.model_copy(update={"served": served})
     if as_json:
         print(report.model_dump_json())
 
 
 @contextmanager
-def _demo_runner(root: str, console: Console, local: bool) -> Iterator[Any]:
+def _demo_service(root: str, console: Console, local: bool) -> Iterator[Any]:
     """None: runs in this process."""
     if local:
         yield None
@@ -186,8 +189,8 @@ def _demo_runner(root: str, console: Console, local: bool) -> Iterator[Any]:
     from service.stack import StackError
 
     try:
-        with demo_service(root, console) as runner:
-            yield runner
+        with demo_service(root, console) as service:
+            yield service
     except (StackError, ApiError, NoAnswer) as error:
         _stop([str(error)], FAILED)
 

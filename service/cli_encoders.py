@@ -22,7 +22,7 @@ from service.cli_jobs import connected
 if TYPE_CHECKING:
     from service.encoders.schemas import AliasDetail, CompareView
 
-app = typer.Typer(help="Published encoders: list, show, import, export; aliases.", no_args_is_help=True)
+app = typer.Typer(help="Published encoders: list, show, import, export; aliases; deployments.", no_args_is_help=True)
 out = Console()
 err = Console(stderr=True)
 
@@ -220,6 +220,67 @@ def download(
         client.encoders.download(encoder, target, file, project)
     facts = {"encoder": encoder, "file": str(target), "bytes": target.stat().st_size}
     print(json.dumps(facts) if as_json else f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
+
+
+@app.command()
+def deploy(
+    encoder: Named,
+    name: Annotated[str | None, typer.Option(help="Of the deployment; default: the encoder's.")] = None,
+    candidate: Annotated[str | None, typer.Option(help="Another encoder that answers a share of the requests.")] = None,
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the requests, for the candidate.")] = 0.1,
+    replicas: Annotated[
+        str, typer.Option(help="How many, or from:to as requests queue; 0:2 costs nothing idle.")
+    ] = "1",
+    cpus: Annotated[float, typer.Option(min=0.0, help="Of a replica, taken away from jobs.")] = 0.0,
+    gpus: Annotated[float, typer.Option(min=0.0, help="Of a replica; fractions share one.")] = 0.0,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    project: Project = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have an encoder answer requests on Ray Serve, or change how; waits until it does. An alias is followed."""
+    from pydantic import ValidationError
+
+    from service.encoders.serving_schemas import DeploymentRequest
+
+    low, _, high = replicas.partition(":")
+    values = {"encoder": encoder, "candidate": candidate, "share": share, "cpus": cpus, "gpus": gpus, "dtype": dtype}
+    try:
+        request = DeploymentRequest.model_validate(
+            {**values, "replicas": {"min": low, "max": high or low}, "project": project}
+        )
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise ConfigError([f"--{found['loc'][0]}: {found['msg']}"]) from None
+    with connected(as_json, patient=True) as client:
+        called = name or encoder
+        client.deployments.put(called, request)
+        made = client.deployments.wait(called)
+    print(made.model_dump_json() if as_json else f"{made.name}: {made.state} {made.message}".rstrip())
+    if made.state != "healthy":
+        raise typer.Exit(1)
+
+
+@app.command()
+def deployments(project: Project = None, as_json: AsJson = False) -> None:
+    """List what answers requests, and how it is."""
+    with connected(as_json) as client:
+        found = client.deployments.list(project)
+    if as_json:
+        print(json.dumps([one.model_dump(mode="json") for one in found]))
+        return
+    table = _plain_table("deployment", "encoder", "candidate", "serving", "state", "message")
+    for one in found:
+        share = f"{one.candidate} ({one.share:.0%})" if one.candidate else ""
+        table.add_row(one.name, one.encoder, share, ", ".join(one.serving.values()), one.state, escape(one.message))
+    out.print(table if found else "no deployments")
+
+
+@app.command()
+def undeploy(name: Annotated[str, typer.Argument(help="A deployment.")], as_json: AsJson = False) -> None:
+    """Take a deployment down; requests under way are answered, and the encoder stays."""
+    with connected(as_json) as client:
+        client.deployments.delete(name)
+    print(json.dumps({"deleted": name}) if as_json else f"{name} is taken down")
 
 
 def _tell_history(found: AliasDetail, as_json: bool) -> None:

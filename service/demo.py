@@ -1,13 +1,12 @@
-"""The demo's runs as jobs: of a stack of its own below the demo's storage, submitted over REST and followed live."""
+"""The demo's runs as jobs, and its encoder deployed: by a stack of its own below the demo's storage, over REST."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -15,40 +14,74 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from amd.config import FinetuneConfig, TrainConfig
 from amd.storage import is_remote
 from amd.training.run import RunResult
-from service.client import Client, JobRequest, Patience
+from service.client import ApiError, Client, DeploymentRequest, JobRequest, NoAnswer, Patience
 from service.jobs.schemas import ENDED, JobView
 from service.settings import default_data_dir
-from service.stack import down, find_stack, up
-
-if TYPE_CHECKING:  # needs torch
-    from amd.demo.run import Runner
+from service.stack import Stack, down, find_stack, up
 
 LABEL = "demo"  # holds the run's name, by which a demo that was interrupted finds its jobs again
 LOOK_S = 1.0
+DEPLOYMENT = "demo"
+DEPLOY_S = 600.0  # a cold machine takes its time
+
+
+class DemoService:
+    """What the demo asks of a service that may still be starting."""
+
+    def __init__(self, starting: Future[Stack], console: Console) -> None:
+        self._starting, self._console = starting, console
+        self.serves = False
+        """Whether it is to go on after the demo."""
+
+    def run(self, configs: Sequence[TrainConfig | FinetuneConfig]) -> list[RunResult]:
+        """Runs as jobs, side by side as the cluster has room."""
+        stack = self._starting.result()
+        if not configs:
+            return []
+        with self._client(stack) as client:
+            jobs = [submit_once(client, config) for config in configs]
+            return [result_of(job) for job in follow(client, jobs, self._console)]
+
+    def serve(self, encoder_folder: str, file: str) -> dict[str, str]:
+        """Deploy an encoder, have it embed a file, and tell how to ask it; it goes on answering."""
+        stack, encoder = self._starting.result(), encoder_folder.rstrip("/").rpartition("/")[2]
+        self._console.print(f"\nDeploying the encoder on Ray Serve as [bold]{DEPLOYMENT}[/bold]")
+        with self._client(stack) as client:
+            deploy(client, DEPLOYMENT, DeploymentRequest(encoder=encoder))
+            (found,) = client.embeddings(DEPLOYMENT, [file])
+        self.serves = True
+        media = "video/mp4" if file.endswith(".mp4") else "image/png"
+        command = (
+            f'curl -H "Authorization: Bearer $(cat {stack.key_file})" -H "Content-Type: {media}" \\\n'
+            f"       --data-binary @{file} {stack.url}/v1/encoders/{DEPLOYMENT}/embeddings"
+        )
+        head = ", ".join(f"{value:.4f}" for value in found.embedding[:4])
+        for line in (
+            f"It answers requests, and says [{head}, …] of the file above:",
+            f"  {command}",
+            f"The service goes on ({stack.url}/docs) until: amd down --data-dir {stack.data_dir}",
+        ):
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return {"url": stack.url, "key_file": str(stack.key_file), "deployment": DEPLOYMENT, "encoder": encoder}
+
+    def _client(self, stack: Stack) -> Client:
+        return Client(stack.url, stack.key_file.read_text().strip(), patience=Patience(tries=16))
 
 
 @contextmanager
-def demo_service(root: str, console: Console) -> Iterator[Runner]:
-    """A runner whose runs are jobs. Its stack starts meanwhile, and ends with the demo that started it."""
+def demo_service(root: str, console: Console) -> Iterator[DemoService]:
+    """A stack that starts meanwhile. It ends with the demo that started it, unless it serves what came of it."""
     data_dir = default_data_dir() / "demo" if is_remote(root) else Path(root) / "service"
     found = find_stack(data_dir)
     said = "Found the service of an earlier demo" if found else "Starting the service on this machine: Ray and the API"
     console.print(f"{said}, its data in {data_dir}", soft_wrap=True)
     with ThreadPoolExecutor(1) as background:
         starting = background.submit(up, data_dir, port=0, storage=root)
-
-        def run(configs: Sequence[TrainConfig | FinetuneConfig]) -> list[RunResult]:
-            stack = starting.result()
-            if not configs:
-                return []
-            with Client(stack.url, stack.key_file.read_text().strip(), patience=Patience(tries=16)) as client:
-                jobs = [submit_once(client, config) for config in configs]
-                return [result_of(job) for job in follow(client, jobs, console)]
-
+        service = DemoService(starting, console)
         try:
-            yield run
+            yield service
         finally:
-            if found is None:
+            if found is None and not service.serves:
                 starting.exception()  # it must not start parts while they are stopped
                 down(data_dir)
 
@@ -63,6 +96,22 @@ def submit_once(client: Client, config: TrainConfig | FinetuneConfig) -> JobView
     values = config.model_dump(mode="json", exclude={"name", "storage"})  # the service gives both
     kind = "finetune" if isinstance(config, FinetuneConfig) else "train"
     return client.jobs.submit(JobRequest(kind=kind, config=values, name=name, labels={LABEL: name}))
+
+
+def deploy(client: Client, name: str, request: DeploymentRequest) -> None:
+    """Raises NoAnswer where it does not come to answer requests."""
+    until = time.monotonic() + DEPLOY_S
+    while True:
+        try:
+            client.deployments.put(name, request)
+            break
+        except ApiError as error:
+            if error.problem.status != 404 or time.monotonic() > until:  # just published, it is not listed yet
+                raise
+            time.sleep(LOOK_S)
+    found = client.deployments.wait(name, DEPLOY_S)
+    if found.state != "healthy":
+        raise NoAnswer(f"the encoder cannot be deployed: {found.message}")
 
 
 def follow(client: Client, jobs: Sequence[JobView], console: Console) -> list[JobView]:

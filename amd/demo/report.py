@@ -57,6 +57,8 @@ class DemoReport(BaseModel):
     sections: tuple[Section, ...]
     embedded: dict[str, str | int | list[float]]
     """One file embedded with the published student: path, encoder, width, first values."""
+    served: dict[str, str] | None = None
+    """Where the student answers requests: url, key_file, deployment, encoder."""
     seconds: float
 
 

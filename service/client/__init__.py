@@ -20,11 +20,13 @@ from urllib.parse import quote
 
 import httpx
 
+from service.client.deployments import AsyncDeployments, Deployments, classifications, embeddings
 from service.client.encoders import Aliases, AsyncAliases, AsyncEncoders, Encoders
 from service.client.jobs import AsyncJobs, Jobs
 from service.client.keys import AsyncKeys, Keys
 from service.client.methods import Awaiting, Blocking, one, one_later, view
 from service.encoders.schemas import ImportRequest
+from service.encoders.serving_schemas import DeploymentRequest
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import JobRequest, ValidateView
 from service.wire import (
@@ -43,7 +45,16 @@ from service.wire import (
     once,
 )
 
-__all__ = ["ApiError", "AsyncClient", "Client", "ImportRequest", "JobRequest", "NoAnswer", "Patience"]
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "Client",
+    "DeploymentRequest",
+    "ImportRequest",
+    "JobRequest",
+    "NoAnswer",
+    "Patience",
+]
 
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # heartbeats come more often
@@ -91,12 +102,15 @@ class Client(Blocking):
         self.keys = Keys(self._run)
         self.encoders = Encoders(self._run)
         self.aliases = Aliases(self._run)
+        self.deployments = Deployments(self._run)
 
     presets = one(preset_list)
     preset = one(preset_get)
     schema = one(schema)
     validate = one(validate)
     health = one(health)
+    embeddings = one(embeddings)
+    classifications = one(classifications)
 
     @classmethod
     def from_environment(cls, **how: Any) -> Client:
@@ -157,12 +171,15 @@ class AsyncClient(Awaiting):
         self.keys = AsyncKeys(self._run)
         self.encoders = AsyncEncoders(self._run)
         self.aliases = AsyncAliases(self._run)
+        self.deployments = AsyncDeployments(self._run)
 
     presets = one_later(preset_list)
     preset = one_later(preset_get)
     schema = one_later(schema)
     validate = one_later(validate)
     health = one_later(health)
+    embeddings = one_later(embeddings)
+    classifications = one_later(classifications)
 
     @classmethod
     def from_environment(cls, **how: Any) -> AsyncClient:

@@ -11,9 +11,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
 from sqlalchemy import Engine, delete, or_, select, update
 from sqlalchemy.orm import Session
 
@@ -21,9 +20,9 @@ from amd.storage import join
 from service.db import Deployment
 from service.encoders.packing import CANDIDATE, MAIN
 from service.encoders.serve_api import Running, Serve
+from service.encoders.serving_schemas import ServingSettings
 from service.encoders.store import EncoderStore
 from service.errors import ClusterUnavailable, NotFound
-from service.jobs.schemas import Wire
 from service.jobs.store import JobStore
 from service.settings import Settings
 
@@ -35,42 +34,6 @@ APP = "amd-"  # before a deployment's name: applications of others on the same c
 STATES = {"RUNNING": "healthy", "UNHEALTHY": "unhealthy", "DEPLOY_FAILED": "failed"}
 IN_FLIGHT = 1000  # requests of a replica: the engine's own queue says when there are too many
 DRAIN_S = 30.0
-
-State = Literal["deploying", "healthy", "unhealthy", "failed"]
-
-
-class Replicas(Wire):
-    min: int = Field(1, ge=0, le=1000)
-    """0: none while nothing is asked; the first request then waits for one to start."""
-    max: int = Field(1, ge=1, le=1000)
-
-
-class ServingSettings(Wire):
-    """How a deployment runs."""
-
-    replicas: Replicas = Replicas()
-    """More than min run while requests queue."""
-    cpus: float = Field(0.0, ge=0, le=256)
-    """That a replica takes away from jobs; 0: it lives on what they leave."""
-    gpus: float = Field(0.0, ge=0, le=16)
-    """Of a replica; fractions share one GPU."""
-    threads: int | None = Field(None, ge=1, le=256)
-    """Of a replica's model on a CPU; none: its CPUs, at least one."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    max_batch_tokens: int | None = Field(None, ge=1)
-    """Tokens in one forward pass, of all requests together; none: the engine's own."""
-    max_wait_ms: float | None = Field(None, ge=0, le=1000)
-    """How long an idle model waits for more to come; none: the engine's own."""
-    max_queued_tokens: int | None = Field(None, ge=1)
-    """Past it requests are answered 429; none: the engine's own."""
-    decoders: int | None = Field(None, ge=1, le=64)
-    """Processes of a replica that decode files; none: the engine's own."""
-
-    def engine(self) -> dict[str, Any]:
-        names = ("max_batch_tokens", "max_wait_ms", "max_queued_tokens", "decoders")
-        own = {name: value for name in names if (value := getattr(self, name)) is not None}
-        device = "cuda" if self.gpus else "cpu"
-        return {**own, "device": device, "dtype": self.dtype, "threads": self.threads or max(1, int(self.cpus))}
 
 
 class DeploymentStore:

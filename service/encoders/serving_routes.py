@@ -4,80 +4,40 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import Field
 
 from service.auth import Inferrer, Principal, Reader, Submitter
 from service.db import Deployment
 from service.encoders.answers import ARROW, NUMPY, in_base64, rendered, wanted_form
-from service.encoders.deployments import DeploymentStore, ServingSettings, State, new_deployment
+from service.encoders.deployments import DeploymentStore, new_deployment
 from service.encoders.gateway import Gateway
 from service.encoders.packing import MAIN
 from service.encoders.requests import (
     DEADLINE_S,
     FORM,
-    MOST_ITEMS,
     EncodeRequest,
-    Input,
     Options,
     item_of,
     read_request,
 )
+from service.encoders.serving_schemas import (
+    DeploymentList,
+    DeploymentRequest,
+    DeploymentView,
+    DriftView,
+    OpenAIEmbeddings,
+    ServingSettings,
+)
 from service.encoders.store import EncoderStore
 from service.errors import NotPossible
 from service.jobs.routes import Uris, project_of
-from service.jobs.schemas import Project, Wire
+from service.jobs.schemas import Wire
 
 Name = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 EncoderName = Annotated[str, Path(min_length=1, max_length=200)]
-
-
-class DeploymentRequest(ServingSettings):
-    """Encoders that shall answer requests."""
-
-    encoder: Annotated[str, Field(min_length=1, max_length=200)]
-    """An id, or an alias, which is followed where it moves."""
-    candidate: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    """Another that answers a share of the requests; null takes it away again."""
-    share: float = Field(0.1, ge=0, le=1)
-    """Of the requests, for the candidate."""
-    project: Project | None = None
-    """None: the key's own; for a key of all projects: `default`."""
-
-
-class DeploymentView(Wire):
-    name: str
-    project: str
-    encoder: str
-    candidate: str | None
-    share: float
-    settings: ServingSettings
-    serving: dict[str, str]
-    """Ids that its replicas were last told, by `main` and `candidate`."""
-    state: State
-    message: str
-    created_by: str
-    created_at: datetime
-    changed_at: datetime
-
-
-class DeploymentList(Wire):
-    items: list[DeploymentView]
-
-
-class DriftView(Wire):
-    """How far the candidate's answers lie from the encoder's, on the same items, as one replica has seen them."""
-
-    items: int
-    cosine_mean: float | None
-    """None where the widths differ, or nothing was compared yet."""
-    cosine_min: float | None
-    neighbours: int
-    neighbours_kept: float | None
-    """Share of each item's nearest neighbours that is the same for both, 0 to 1."""
 
 
 def _deployments(request: Request) -> DeploymentStore:
@@ -252,19 +212,6 @@ async def reconstructions(
 # OpenAI's form: https://platform.openai.com/docs/api-reference/embeddings
 
 openai = APIRouter(prefix="/openai/v1", tags=["openai"])
-
-
-class OpenAIEmbeddings(Wire):
-    """OpenAI's request, its input being files."""
-
-    model: Annotated[str, Field(min_length=1, max_length=200)]
-    """An encoder's id, its alias, or a deployment."""
-    input: Input | Annotated[list[Input], Field(min_length=1, max_length=MOST_ITEMS)]
-    """`data:` URLs in base64, or URIs below the allowed prefixes."""
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Field(ge=1)] | None = None
-    """Must be the encoder's own."""
-    user: str | None = None
 
 
 @openai.post("/embeddings", summary="Vectors, as OpenAI's clients ask for them")

@@ -14,6 +14,7 @@ HEAVY = {"torch", "torchvision", "timm", "decord", "av", "scikit-learn", "matplo
 
 # Refuses what the image does not hold, then imports every module that the control plane may come to import.
 CONTROL_PLANE_IMPORTS = """
+REPLICAS = {"service.serve", *(f"service.encoders.{name}" for name in ("batching", "decoders", "engine", "loaded"))}
 import importlib, importlib.metadata, pkgutil, sys
 from importlib.machinery import PathFinder
 locked = set(sys.argv[1].split())
@@ -42,7 +43,10 @@ import service
 from ray.job_submission import JobSubmissionClient
 for module in pkgutil.walk_packages(service.__path__, "service."):
     # Alembic runs migrations, Python runs __main__: importing either would act.
-    if not module.name.startswith("service.migrations.") and not module.name.endswith("__main__"):
+    # Ray's nodes alone run what answers for encoders.
+    if module.name.startswith("service.migrations.") or module.name.endswith("__main__"):
+        continue
+    if module.name not in REPLICAS:
         importlib.import_module(module.name)
 print("imported")
 """

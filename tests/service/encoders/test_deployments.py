@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from service.encoders.deployments import Deployer, DeploymentStore, ServingSettings, new_deployment, reserved_cpus
+from service.encoders.deployments import Deployer, DeploymentStore, new_deployment, reserved_cpus
 from service.encoders.discovery import EncoderDiscovery
 from service.encoders.serve_api import Running
+from service.encoders.serving_schemas import ServingSettings
 from service.encoders.store import EncoderStore
 from service.errors import ClusterUnavailable, NotFound
 from service.jobs.store import JobStore
