@@ -210,9 +210,17 @@ def problem(
     return JSONResponse(content, status, dict(headers or {}), media_type=MEDIA_TYPE)
 
 
+def code_of(error: ServiceError) -> str:
+    return _answer_of(error).code
+
+
+def _answer_of(error: ServiceError) -> Answer:
+    return next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+
+
 def answer(request: Request, error: ServiceError) -> JSONResponse:
     """A room's exception as the table has it."""
-    found = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+    found = _answer_of(error)
     headers = {}
     if found.retryable:
         headers["Retry-After"] = str(max(1, round(error.extra.get("retry_after", 1))))

@@ -74,4 +74,5 @@ def prometheus(request: Request) -> Response:
     jobs = Gauge("amd_jobs", "Jobs by kind and state.", ["kind", "state"], registry=registry)
     for (kind, state), count in request.app.state.jobs.counts().items():
         jobs.labels(kind, state).set(count)
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    told = generate_latest(registry) + generate_latest(request.app.state.gateway.registry)
+    return Response(told, media_type=CONTENT_TYPE_LATEST)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import httpx
+from prometheus_client import CollectorRegistry, Histogram
 from starlette.requests import Request
 
 from service.db import Deployment
@@ -24,6 +25,8 @@ from service.errors import (
     NotDeployed,
     NotPossible,
     Overloaded,
+    ServiceError,
+    code_of,
 )
 
 CONNECT_S = 5.0
@@ -41,6 +44,11 @@ class Gateway:
     def __init__(self, deployments: DeploymentStore, url: str) -> None:
         """`url`: of Ray Serve's port."""
         self._deployments, self._url = deployments, url.rstrip("/")
+        self.registry = CollectorRegistry()
+        self._seconds = Histogram(
+            "amd_inference_seconds", "Requests to encoders, by task and outcome.", ["task", "outcome"],
+            registry=self.registry, buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+        )  # fmt: skip
         self._known: dict[tuple[str, str | None], tuple[float, Deployment | None]] = {}
         self._client: httpx.AsyncClient | None = None
 
@@ -63,7 +71,29 @@ class Gateway:
         Raises NotDeployed, ItemInvalid, NotPossible, Overloaded, DeadlinePassed, EncoderUnavailable; CancelledError
         where the caller has gone, and the replica then hears of it.
         """
-        deployment = await self._find(name, project)
+        began, outcome = time.monotonic(), "failed"
+        try:
+            reply = await self._ask(request, await self._find(name, project), items, want, deadline_s, arrow)
+            outcome = "ok"
+            return reply
+        except ServiceError as error:
+            outcome = code_of(error)
+            raise
+        except asyncio.CancelledError:
+            outcome = "caller_gone"
+            raise
+        finally:
+            self._seconds.labels(want["task"], outcome).observe(time.monotonic() - began)
+
+    async def _ask(
+        self,
+        request: Request,
+        deployment: Deployment,
+        items: Sequence[Mapping[str, Any]],
+        want: Mapping[str, Any],
+        deadline_s: float,
+        arrow: bool,
+    ) -> Reply:
         slot = CANDIDATE if CANDIDATE in deployment.serving and random.random() < deployment.share else MAIN
         call = {"slot": slot, "items": items, "want": want, "deadline_s": deadline_s, "arrow": arrow}
         asking = asyncio.create_task(self._send(deployment.name, pack(call), deadline_s))
@@ -76,7 +106,7 @@ class Gateway:
         finally:
             asking.cancel()
             gone.cancel()
-        return _reply(answer, name)
+        return _reply(answer, deployment.name)
 
     async def state(self, deployment: Deployment) -> dict[str, Any]:
         """What one of its replicas says of itself. Raises EncoderUnavailable."""

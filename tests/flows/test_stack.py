@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
+from amd.downstream.features import embed_file
 from service.client import Client
 from service.jobs.outcome import JobFolder
 from service.stack import MARK, Process, StackError, State, down, find_stack, status, up
+from tests.service.encoders.published import picture, publish
 
 PATIENCE_S = 900
 JOB = (
@@ -63,6 +66,10 @@ class Here:
     def json(self, *words: str, code: int = 0) -> Any:
         return json.loads(self.amd(*words, code=code).splitlines()[0])
 
+    def client(self, up: Any) -> Client:
+        """`up`: what the command told."""
+        return Client(up["url"], Path(up["key_file"]).read_text().strip())
+
     def processes(self) -> list[psutil.Process]:
         """All of the stack, found another way than the stack itself does: below its two parts."""
         state = json.loads((self.data / "stack.json").read_text())
@@ -105,6 +112,14 @@ def test_everything_is_killed_and_the_job_goes_on_from_its_checkpoint(here: Here
     assert os.stat(first["key_file"]).st_mode & 0o777 == 0o600
     assert os.stat(here.data / "ray-token").st_mode & 0o777 == 0o600
 
+    # An encoder that lies there is deployed.
+    file = here.data / "picture.png"
+    file.write_bytes(picture())
+    expected = embed_file(publish(here.storage / "encoders" / "tiny"), str(file))
+    assert here.json("encoders", "deploy", "tiny", "--json")["state"] == "healthy"
+    with here.client(first) as client:
+        np.testing.assert_allclose(client.embeddings("tiny", [file])[0].embedding, expected, atol=1e-5)
+
     # All of it listens on loopback, and is well.
     addresses = {
         connection.laddr.ip
@@ -124,7 +139,7 @@ def test_everything_is_killed_and_the_job_goes_on_from_its_checkpoint(here: Here
 
     # A job, killed with all else after its first checkpoint.
     job = here.json(*JOB)["id"]
-    with Client(first["url"], Path(first["key_file"]).read_text().strip()) as client:
+    with here.client(first) as client:
         saved = until(lambda: client.jobs.checkpoints(job))[0].step
         of_job = [line for line in here.amd("jobs", "show", job, "--json").splitlines() if "a-secret" in line]
         assert not of_job, "credentials are the node's, and never a job's"
@@ -139,7 +154,7 @@ def test_everything_is_killed_and_the_job_goes_on_from_its_checkpoint(here: Here
     assert here.json("up", "--json") == first
     again = here.json("status", "--json")
     assert [part["port"] for part in again["parts"]] == [part["port"] for part in found["parts"]]
-    with Client(first["url"], Path(first["key_file"]).read_text().strip()) as client:
+    with here.client(first) as client:
         ended = client.jobs.wait(job, PATIENCE_S)
         assert (ended.state, ended.attempt) == ("succeeded", 2), ended
         log = "".join(client.jobs.logs(job, attempt=2))
@@ -147,6 +162,10 @@ def test_everything_is_killed_and_the_job_goes_on_from_its_checkpoint(here: Here
         assert min(steps) > saved, "it began anew"
         loss = client.jobs.metrics(job, ["loss/total"]).series[0]
         assert loss.steps == list(range(5, 401, 5)), "a step is missing or was counted twice"
+
+        # So does the encoder.
+        assert client.deployments.wait("tiny", PATIENCE_S).state == "healthy"
+        np.testing.assert_allclose(client.embeddings("tiny", [file])[0].embedding, expected, atol=1e-5)
 
         # Down lets a running job save a checkpoint, and says of it that it was not its owner who stopped it.
         job = here.json(*JOB, "schedule.steps=100000", "checkpoint.every_steps=100000")["id"]
