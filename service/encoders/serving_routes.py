@@ -23,6 +23,7 @@ from service.encoders.requests import (
     item_of,
     read_request,
 )
+from service.encoders.routes import BINARY, Encoders
 from service.encoders.serving_schemas import (
     DeploymentList,
     DeploymentRequest,
@@ -31,7 +32,6 @@ from service.encoders.serving_schemas import (
     OpenAIEmbeddings,
     ServingSettings,
 )
-from service.encoders.store import EncoderStore
 from service.errors import NotPossible
 from service.jobs.routes import Uris, project_of
 from service.jobs.schemas import Wire
@@ -45,18 +45,12 @@ def _deployments(request: Request) -> DeploymentStore:
     return store
 
 
-def _encoders(request: Request) -> EncoderStore:
-    store: EncoderStore = request.app.state.encoders
-    return store
-
-
 def _gateway(request: Request) -> Gateway:
     gateway: Gateway = request.app.state.gateway
     return gateway
 
 
 Deployments = Annotated[DeploymentStore, Depends(_deployments)]
-Encoders = Annotated[EncoderStore, Depends(_encoders)]
 Ways = Annotated[Gateway, Depends(_gateway)]
 
 deployments = APIRouter(prefix="/deployments", tags=["deployments"])
@@ -143,7 +137,6 @@ def _schema(kind: type[Wire]) -> dict[str, Any]:
     return {key: value for key, value in schema.items() if key != "$defs"}
 
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FILES = {
     "type": "object",
     "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
@@ -153,9 +146,9 @@ BODIES: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "image/*": _BINARY,
-            "video/*": _BINARY,
-            "application/octet-stream": _BINARY,
+            "image/*": BINARY,
+            "video/*": BINARY,
+            "application/octet-stream": BINARY,
             FORM: {"schema": _FILES},
             "application/json": {"schema": _schema(EncodeRequest)},
         },
@@ -179,7 +172,7 @@ async def _answered(
     "/{encoder}/embeddings",
     summary="Vectors of images and videos",
     openapi_extra=BODIES,
-    responses={200: {"content": {"application/json": {}, NUMPY: _BINARY, ARROW: _BINARY}}},
+    responses={200: {"content": {"application/json": {}, NUMPY: BINARY, ARROW: BINARY}}},
 )
 async def embeddings(
     request: Request,
