@@ -26,3 +26,12 @@ def choose_precision(precision: Precision, device: torch.device) -> Precision:
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """bf16 needs no loss scaling, so there is none."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def use_threads(count: int) -> None:
+    """Let the calling thread, and no other, compute with so many.
+
+    Asked first, since a thread that has not computed yet would later take over what another one set last.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(count)

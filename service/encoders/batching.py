@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
+from amd.device import use_threads
 from service.encoders.loaded import Batch, Loaded, Outputs, Seen
 
 SMOOTHING = 0.2  # share of the newest batch in the measured speed
@@ -96,7 +96,7 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
-        torch.set_num_threads(self._threads)  # of this thread: each has its own
+        use_threads(self._threads)
         launched: _Launched | None = None
         while not self._closed:
             loaded, rows = self._next(wait=launched is None)

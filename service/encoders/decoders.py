@@ -12,13 +12,13 @@ import threading
 from concurrent.futures import Future
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from amd.artifacts import Card
 from amd.config import DataConfig, ViewsConfig
 from amd.data.limits import FileLimits
 from amd.data.readers import BadSample, SampleReader
+from amd.device import use_threads
 from amd.downstream.features import cut_clips, file_chooser
 from service.encoders.terms import Item, Limits
 
@@ -79,7 +79,7 @@ class Decoders:
             thread.join()
 
     def _work(self, ready: Future[None]) -> None:
-        torch.set_num_threads(1)  # of this thread: resizing must not take the model's cores
+        use_threads(1)  # resizing must not take the model's cores
         limits = self._limits
         data = DataConfig(
             train="", read_timeout_s=limits.decode_timeout_s, read_memory_mib=limits.memory_mib, retries=1

@@ -43,7 +43,7 @@ from torch import Tensor
 from amd.artifacts import Card, encode, load_encoder, save_encoder
 from amd.config import ClipConfig, DataConfig, EncoderConfig
 from amd.data.readers import SampleReader
-from amd.device import autocast, choose_device
+from amd.device import autocast, choose_device, use_threads
 from amd.downstream.features import cut_clips, file_chooser
 from amd.models.encoder import Encoder
 from service.encoders.engine import BATCH_TOKENS, Engine, EngineSettings, Item, Want
@@ -66,7 +66,7 @@ class Offline:
         self.readers: queue.SimpleQueue[SampleReader] = queue.SimpleQueue()
         for _ in range(settings.decoders):
             self.readers.put(SampleReader(DataConfig(train="")))
-        self.pool = ThreadPoolExecutor(settings.decoders, initializer=lambda: torch.set_num_threads(1))
+        self.pool = ThreadPoolExecutor(settings.decoders, initializer=use_threads, initargs=(1,))
 
     @torch.inference_mode()
     def forward(self, clips: Iterator[Tensor]) -> None:

@@ -405,6 +405,16 @@ def test_an_idle_model_waits_for_clips_that_are_being_decoded_but_not_for_others
     run(engine.close())
 
 
+def test_the_model_computes_with_its_own_number_of_threads(folder: Path) -> None:
+    engine = Engine(EngineSettings(device="cpu", threads=3, decoders=2, limits=PATIENT))
+    loaded(engine, main=folder / "image")
+    ask(engine, *[upload(folder / "0.png")] * 4)
+    found: list[int] = []
+    engine._batcher.call(lambda: found.append(torch.get_num_threads())).result()
+    assert found == [3]  # though decoding threads have set one each
+    run(engine.close())
+
+
 def test_half_precision_gives_nearly_the_same(folder: Path) -> None:
     engine = Engine(EngineSettings(device="cpu", dtype="bfloat16", threads=1, decoders=1, limits=PATIENT))
     loaded(engine, main=folder / "image")
