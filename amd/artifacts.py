@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from amd.card import Card as Card
 from amd.card import Head as Head
 from amd.card import Pooling as Pooling
+from amd.card import Rebuilder as Rebuilder
 from amd.card import Score as Score
 from amd.config import ClipConfig, ConfigError
 from amd.losses import normalized_pixels
 from amd.model_card import model_card
 from amd.models.classifier import Classifier
 from amd.models.encoder import Encoder
+from amd.models.predictor import Decoder
 from amd.published import CARD as CARD
+from amd.published import DECODER as DECODER
 from amd.published import HEAD as HEAD
 from amd.published import TEXT as TEXT
 from amd.published import WEIGHTS as WEIGHTS
@@ -33,16 +36,23 @@ from amd.storage import exists, join, read_bytes, write_bytes, write_json
 from amd.tokens import patchify
 
 
-def save_encoder(url: str, encoder: Encoder, card: Card, head: nn.Linear | None = None) -> Card:
+def save_encoder(
+    url: str, encoder: Encoder, card: Card, head: nn.Linear | None = None, decoder: Decoder | None = None
+) -> Card:
     """Publish an encoder into the folder `url`; the card is written last, so a folder with a card is complete.
 
-    `head`: the classifier of a fine-tuned one, which `card.head` describes.
+    `head`: the classifier of a fine-tuned one, which `card.head` describes. `decoder`: of one that was trained to
+    rebuild pixels, which `card.decoder` describes.
     """
     card = card.model_copy(update={"sha256": _save(join(url, WEIGHTS), encoder)})
     if head is not None:
         assert card.head is not None, "a head is published with its description"
         described = card.head.model_copy(update={"sha256": _save(join(url, HEAD), head)})
         card = card.model_copy(update={"head": described})
+    if decoder is not None:
+        assert card.decoder is not None, "a decoder is published with its description"
+        rebuilder = card.decoder.model_copy(update={"sha256": _save(join(url, DECODER), decoder)})
+        card = card.model_copy(update={"decoder": rebuilder})
     write_card(url, card)
     return card
 
@@ -93,6 +103,18 @@ def load_head(url: str, card: Card) -> nn.Linear:
     head = nn.Linear(card.encoder.width, card.head.classes)
     _load(join(url, HEAD), head, card.head.sha256)
     return head
+
+
+def load_decoder(url: str, card: Card) -> Decoder:
+    """The decoder that was published beside an encoder, in eval mode on the CPU.
+
+    Raises ConfigError for an encoder without one, and when it is missing, damaged or does not fit the card.
+    """
+    if card.decoder is None:
+        raise ConfigError([f"{url}: this encoder was published without a decoder; it cannot rebuild pixels"])
+    decoder = Decoder(card.encoder, card.decoder.network, card.clip.grid, card.clip.token_values)
+    _load(join(url, DECODER), decoder, card.decoder.sha256)
+    return decoder.eval()
 
 
 def _load(path: str, network: nn.Module, sha256: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from amd.config import ClipConfig, EncoderConfig, Interpolation
+from amd.config import ClipConfig, DecoderConfig, EncoderConfig, Interpolation, MaskStrategy, PixelTarget
 
 Pooling = Literal["mean", "mean_then_norm"]
 
@@ -27,6 +27,21 @@ class Head(BaseModel):
     """Names of the classes, where the data set knows them."""
     sha256: str | None = None
     """Of head.safetensors; checked when loaded."""
+
+
+class Rebuilder(BaseModel):
+    """The decoder that was trained together with an encoder: how it is built, what was hidden, what it answers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    network: DecoderConfig
+    mask_strategy: MaskStrategy
+    mask_ratio: float = Field(ge=0, lt=1)
+    """Fraction of tokens that was hidden from the encoder."""
+    pixels: PixelTarget
+    """What it answers: pixels, or pixels normalised per token, which need that token's mean and spread to be seen."""
+    sha256: str | None = None
+    """Of decoder.safetensors; checked when loaded."""
 
 
 class Score(BaseModel):
@@ -68,6 +83,8 @@ class Card(BaseModel):
     """Whether the last norm was trained; without reconstruction it is not."""
     head: Head | None = None
     """Where it was fine-tuned: its weights lie in head.safetensors."""
+    decoder: Rebuilder | None = None
+    """Where it was trained to rebuild pixels: its decoder's weights lie in decoder.safetensors."""
     run: str | None = None
     objective: Literal["amd", "mae", "finetune", "detection"] | None = None
     steps: int | None = None

@@ -77,6 +77,24 @@ def pixel_targets(tokens: Tensor, clip: ClipConfig, kind: PixelTarget) -> Tensor
     return ((pixels - mean) / (variance.sqrt() + 1e-6)).flatten(-2)
 
 
+def rebuilt_pixels(answers: Tensor, original: Tensor, clip: ClipConfig, kind: PixelTarget) -> Tensor:
+    """The inverse of `pixel_targets`: a decoder's answers as pixels in [0, 1], not cut off. (B, K, P) -> (B, K, P).
+
+    Targets that are normalised per token have lost its mean and spread: those of the `original` tokens are put back,
+    as in MAE's demonstration. So they show structure that was rebuilt, in brightness and contrast that were given.
+    """
+    if kind == "unit":
+        return answers
+    if kind == "normalized":
+        return unit_pixels(answers, clip)
+    if kind == "per_patch":
+        variance, mean = torch.var_mean(normalized_pixels(original, clip), dim=-1, keepdim=True)
+        return unit_pixels(answers * (variance + 1e-6).sqrt() + mean, clip)
+    variance, mean = torch.var_mean(unit_pixels(original, clip).unflatten(-1, (-1, 3)), dim=-2, keepdim=True)
+    unit: Tensor = (answers.unflatten(-1, (-1, 3)) * (variance.sqrt() + 1e-6) + mean).flatten(-2)
+    return unit
+
+
 def l2(prediction: Tensor, target: Tensor, objective: ObjectiveConfig) -> Tensor:
     return functional.mse_loss(prediction, target)
 

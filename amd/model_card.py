@@ -111,7 +111,17 @@ def _own_usage(card: Card) -> str:
     return (
         f"```python\nfrom amd.artifacts import {name}\n\n{load}\n"
         f"{call}  # clips (batch, {shape}) uint8 -> {result}\n```\n\n"
-        f"From the command line: `amd embed --encoder {card.id} FILE`."
+        f"From the command line: `amd embed --encoder {card.id} FILE`." + _own_decoder(card)
+    )
+
+
+def _own_decoder(card: Card) -> str:
+    if card.decoder is None:
+        return ""
+    return (
+        "\n\nThe decoder it was trained with lies beside it (`decoder.safetensors`; `load_decoder(folder, card)`). It "
+        f"rebuilds the pixels of hidden tokens; in training {card.decoder.mask_ratio:.0%} were hidden "
+        f"({card.decoder.mask_strategy} masking). A deployment answers `/reconstructions` with it."
     )
 
 

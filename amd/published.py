@@ -1,6 +1,6 @@
 """Where published encoders lie below a storage root, and their cards. Torch-free: whoever only asks needs no weights.
 
-    <root>/encoders/<id>/encoder.safetensors, head.safetensors, encoder.json, README.md
+    <root>/encoders/<id>/encoder.safetensors, head.safetensors, decoder.safetensors, encoder.json, README.md
 
 Knows nothing of networks; `artifacts` writes and loads them.
 """
@@ -13,7 +13,8 @@ from amd.card import Card
 from amd.config import ConfigError
 from amd.storage import is_remote, join, listdir, local_path, read_json
 
-WEIGHTS, HEAD, CARD, TEXT = "encoder.safetensors", "head.safetensors", "encoder.json", "README.md"
+WEIGHTS, HEAD, DECODER = "encoder.safetensors", "head.safetensors", "decoder.safetensors"
+CARD, TEXT = "encoder.json", "README.md"
 
 
 def encoders_url(root: str) -> str:

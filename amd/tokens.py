@@ -53,6 +53,11 @@ def take_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+def put_tokens(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """`tokens` (B, N, D) with `values` (B, K, D) at `index` (B, K)."""
+    return tokens.scatter(1, index.unsqueeze(-1).expand_as(values), values)
+
+
 def position_table(kind: Positions, grid: TokenGrid, width: int, base: float = 10_000.0) -> Tensor:
     """Sine-cosine positions of every token, (N, width) float32; computed in float64.
 

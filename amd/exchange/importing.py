@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from amd.artifacts import save_encoder
+from amd.artifacts import load_decoder, save_encoder
 from amd.card import Card, Head
 from amd.config import ENCODER_SIZES, ClipConfig, ConfigError, EncoderConfig, ImportConfig, Positions, validate
 from amd.exchange.positions import fixed_kind
-from amd.exchange.source import Source, open_source
+from amd.exchange.source import Source, open_source, published
 from amd.exchange.start import fill_from
 from amd.exchange.timm_teacher import TIMM, timm_clip
 from amd.models.encoder import Encoder
@@ -67,7 +67,8 @@ def import_encoder(words: ImportConfig) -> Imported:
         versions={"amd-service": version("amd-service"), "torch": torch.__version__},
     )
     card = card.model_copy(update={"id": id, "weights_license": words.license or source.license})
-    return Imported(save_encoder(url, encoder, card, head), url, notes)
+    decoder = load_decoder(published(weights, root) or weights, card) if card.decoder is not None else None
+    return Imported(save_encoder(url, encoder, card, head, decoder), url, notes)
 
 
 def _clip(source: Source, words: ImportConfig, notes: list[str]) -> ClipConfig:

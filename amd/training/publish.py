@@ -1,12 +1,16 @@
-"""The end of a run: its student's encoder, published with a card that says where it came from."""
+"""The end of a run: its student's encoder and decoder, published with a card that says where they came from."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from amd.artifacts import Card, save_encoder
+from torch import Tensor
+
+from amd.artifacts import Card, Rebuilder, save_encoder
 from amd.config import TrainConfig
 from amd.models.encoder import Encoder
+from amd.models.predictor import Decoder
 from amd.storage import join
 from amd.training.checkpoints import CheckpointStore
 from amd.training.checks import DataFacts
@@ -14,7 +18,7 @@ from amd.training.failures import UploadError
 from amd.training.run import run_folder, versions
 from amd.training.teachers import ResolvedTeacher
 
-ENCODER = "encoder."
+ENCODER, DECODER = "encoder.", "decoder."
 
 
 def publish(config: TrainConfig, teacher: ResolvedTeacher, root: str, run_id: str, data: DataFacts) -> str:
@@ -28,9 +32,11 @@ def publish(config: TrainConfig, teacher: ResolvedTeacher, root: str, run_id: st
         raise UploadError(f"the last checkpoint of {run_id} is not at its end; start the run again to finish it")
     state = found[1].tensors["model"]
     encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
-    encoder.load_state_dict(
-        {key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)}
-    )
+    encoder.load_state_dict(_part(state, ENCODER))
+    decoder = None
+    if config.objective.weights.reconstruction:  # else the student has none
+        decoder = Decoder(encoder.config, config.student.decoder, config.clip.grid, config.clip.token_values)
+        decoder.load_state_dict(_part(state, DECODER))
     folder = join(root, "encoders", run_id)
     card = Card(
         id=run_id,
@@ -38,6 +44,7 @@ def publish(config: TrainConfig, teacher: ResolvedTeacher, root: str, run_id: st
         clip=config.clip,
         interpolation=config.data.interpolation,
         final_norm=config.objective.weights.reconstruction > 0,
+        decoder=_rebuilder(config),
         run=run_id,
         objective=config.objective.kind,
         steps=data.steps,
@@ -47,8 +54,23 @@ def publish(config: TrainConfig, teacher: ResolvedTeacher, root: str, run_id: st
         config=config.model_dump(mode="json"),
         versions=versions(),
     )
-    save_encoder(folder, encoder, card)
+    save_encoder(folder, encoder, card, decoder=decoder)
     return folder
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _rebuilder(config: TrainConfig) -> Rebuilder | None:
+    if not config.objective.weights.reconstruction:
+        return None
+    return Rebuilder(
+        network=config.student.decoder,
+        mask_strategy=config.mask.strategy,
+        mask_ratio=config.mask.student_ratio,
+        pixels=config.objective.pixels,
+    )
 
 
 def _teacher_facts(config: TrainConfig, teacher: ResolvedTeacher) -> dict[str, Any] | None:

@@ -5,9 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from amd.artifacts import Card, Head, encode, load_card, load_encoder, save_encoder, write_card
+from amd.artifacts import (
+    Card,
+    Head,
+    Rebuilder,
+    encode,
+    load_card,
+    load_decoder,
+    load_encoder,
+    save_encoder,
+    write_card,
+)
 from amd.config import ConfigError
 from amd.models.encoder import Encoder
+from amd.models.student import Student
 from tests.factories import tiny_image_config, tiny_video_config
 
 
@@ -25,6 +36,41 @@ def test_a_published_encoder_gives_the_same_vectors(tmp_path: Path, config) -> N
     vectors = encode(loaded, card.clip, clips)
     assert vectors.shape == (2, 48)
     assert torch.equal(vectors, encode(encoder, config.clip, clips))
+
+
+def published_with_decoder(url: str) -> tuple[Student, Card]:
+    config = tiny_video_config()
+    student = Student(config)
+    rebuilder = Rebuilder(
+        network=config.student.decoder, mask_strategy="tube", mask_ratio=0.75, pixels=config.objective.pixels
+    )
+    card = Card(id="e1", encoder=config.student.encoder, clip=config.clip, decoder=rebuilder)
+    return student, save_encoder(url, student.encoder, card, decoder=student.decoder)
+
+
+def test_a_decoder_is_published_beside_its_encoder(tmp_path: Path) -> None:
+    student, card = published_with_decoder(str(tmp_path))
+    assert load_card(str(tmp_path)) == card
+    assert card.decoder is not None
+    assert card.decoder.sha256 is not None
+    loaded = load_decoder(str(tmp_path), card).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in student.decoder.state_dict().items())
+    assert "decoder.safetensors" in (tmp_path / "README.md").read_text()
+
+
+def test_a_decoder_that_is_damaged_missing_or_was_never_there_is_told(tmp_path: Path) -> None:
+    _, card = published_with_decoder(str(tmp_path))
+    weights = tmp_path / "decoder.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(bytes(damaged))
+    with pytest.raises(ConfigError, match="sha256"):
+        load_decoder(str(tmp_path), card)
+    weights.unlink()
+    with pytest.raises(ConfigError, match=r"decoder\.safetensors: missing"):
+        load_decoder(str(tmp_path), card)
+    with pytest.raises(ConfigError, match="without a decoder"):
+        load_decoder(str(tmp_path), card.model_copy(update={"decoder": None}))
 
 
 def test_a_published_encoder_travels_through_s3(s3_root: str) -> None:

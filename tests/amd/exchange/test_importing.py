@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, ViTConfig, ViTForImageClassification
 
-from amd.artifacts import encode, load_classifier, load_encoder
+from amd.artifacts import Card, Rebuilder, encode, load_classifier, load_decoder, load_encoder, save_encoder
 from amd.config import ConfigError, ImportConfig, validate
 from amd.exchange.export import export
 from amd.exchange.importing import Imported, import_encoder
 from amd.exchange.source import license_of
+from amd.models.student import Student
 from tests.amd.exchange.peers import PEER, TIMM, close, perturbed
+from tests.factories import tiny_video_config
 
 
 def bring(folder: Path, weights: Any, id: str | None = "e1", **words: Any) -> Imported:
@@ -32,6 +34,17 @@ def test_an_official_video_file_tells_all_but_clip_and_heads(golden: Path, tmp_p
     assert imported.notes == []
     encoder, _ = load_encoder(imported.url)
     assert torch.equal(encoder.norm.weight, load_file(golden / "student_state.safetensors")["encoder.norm.weight"])
+
+
+def test_a_decoder_comes_with_its_published_encoder(tmp_path: Path) -> None:
+    config = tiny_video_config()
+    student = Student(config)
+    rebuilder = Rebuilder(network=config.student.decoder, mask_strategy="tube", mask_ratio=0.75, pixels="per_channel")
+    card = Card(id="theirs", encoder=config.student.encoder, clip=config.clip, decoder=rebuilder)
+    save_encoder(str(tmp_path / "theirs"), student.encoder, card, decoder=student.decoder)
+    imported = bring(tmp_path / "root", tmp_path / "theirs", "ours")
+    brought = load_decoder(imported.url, imported.card).state_dict()
+    assert all(torch.equal(value, brought[name]) for name, value in student.decoder.state_dict().items())
 
 
 def test_what_is_guessed_is_said(golden: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from safetensors import safe_open
 
 from amd import presets
-from amd.artifacts import load_encoder
+from amd.artifacts import load_decoder, load_encoder
 from amd.config import ConfigError, TrainConfig, with_overrides
 from amd.presets import Preset
 from amd.storage import join, listdir, read_bytes, read_json
@@ -65,6 +65,12 @@ def test_a_run_ends_with_a_published_encoder_and_its_figures(calm: tuple[Path, T
     assert encoder.config == config.student.encoder
     assert (card.run, card.weights_license, card.steps) == ("calm", "CC-BY-NC-4.0", 12)
     assert card.data["samples"] == 24
+    trained = final_state(result.run_folder, config)
+    for part, weights in (("encoder", encoder), ("decoder", load_decoder(result.encoder_folder, card))):
+        named = {f"model/{part}.{name}": value for name, value in weights.state_dict().items()}
+        assert_same_bits(named, {name: trained[name] for name in named})
+    assert card.decoder is not None
+    assert (card.decoder.mask_strategy, card.decoder.mask_ratio, card.decoder.pixels) == ("random", 0.75, "per_patch")
     assert read_json(join(result.run_folder, "result.json")) == result.model_dump(mode="json")
     lines = read_metrics(result.run_folder)
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
