@@ -16,11 +16,13 @@ from starlette.middleware.gzip import GZipMiddleware
 from service import errors, health, keys
 from service.auth import Authenticator
 from service.db import open_engine
+from service.encoders import neighbour_routes as neighbours
 from service.encoders import routes as encoders
 from service.encoders import serving_routes as serving
 from service.encoders.deployments import DeploymentStore
 from service.encoders.download import BINARY, TAR
 from service.encoders.gateway import Gateway
+from service.encoders.neighbours import Shelf
 from service.encoders.store import EncoderStore
 from service.http import Bodies, RequestIds
 from service.jobs import catalog
@@ -70,12 +72,14 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.encoders = EncoderStore(engine)
     app.state.deployments = DeploymentStore(engine)
     app.state.gateway = Gateway(app.state.deployments, settings.serve)
+    app.state.shelf = Shelf()
     app.state.authenticator = Authenticator(engine, settings)
     app.state.checks = health.Checks(settings.root, app.state.cluster)
     app.state.uris = UriPolicy(settings.root, settings.allowed_uris)
     app.include_router(health.router)
     for router in (
-        *(jobs.router, catalog.router, encoders.router, serving.inference, serving.deployments),
+        *(jobs.router, neighbours.router, catalog.router),
+        *(encoders.router, serving.inference, serving.deployments),
         *(keys.router, webhooks.router),
     ):
         app.include_router(router, prefix="/v1")

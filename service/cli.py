@@ -24,6 +24,7 @@ from amd.presets_detection import DETECTION_PRESETS
 from amd.presets_finetune import FINETUNE_PRESETS
 from amd.storage import StorageError
 from service.cli_detect import detect
+from service.cli_embed import embed
 from service.cli_encoders import app as encoders_app
 from service.cli_finetune import finetune
 from service.cli_jobs import Submission, submittable
@@ -49,7 +50,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(encoders_app, name="encoders")
 app.add_typer(search_app, name="search")
 app.add_typer(jobs_app, name="jobs")
-for _command in (finetune, detect, probe, up, down, status):
+for _command in (finetune, detect, probe, embed, up, down, status):
     app.command()(_command)
 out = Console()
 err = Console(stderr=True)
@@ -231,35 +232,6 @@ def prepare(
         print(report.model_dump_json())
     else:
         out.print(str(report), highlight=False)
-
-
-@app.command()
-def embed(
-    files: Annotated[list[str], typer.Argument(help="Images or videos.")],
-    encoder: Annotated[str, typer.Option("--encoder", "-e", help="A published encoder: id, folder or URL.")],
-    storage: Annotated[str | None, typer.Option(help="Root of the encoder ids; default: AMD_STORAGE.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Embed files with a published encoder; with --json one line per file."""
-    from amd.data.records import BadSample
-    from amd.downstream.features import embed_file
-    from amd.published import encoder_url
-    from amd.storage import resolve_root
-
-    url, bad = encoder_url(resolve_root(storage), encoder), []
-    for file in files:
-        try:
-            vector = embed_file(url, file).tolist()
-        except BadSample as error:
-            bad.append(f"{file}: {error}")
-            continue
-        if as_json:
-            print(json.dumps({"file": file, "encoder": encoder, "embedding": vector}))
-        else:
-            head = ", ".join(f"{value:.4f}" for value in vector[:4])
-            out.print(f"{file}: {len(vector)} values [{head}, …]", markup=False, highlight=False)
-    if bad:
-        _stop(bad, FAILED)
 
 
 @bench_app.command("step")

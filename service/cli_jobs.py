@@ -49,7 +49,7 @@ Labels = Annotated[list[str] | None, typer.Option("--label", "-l", help="KEY=VAL
 @app.command("list")
 def list_jobs(
     state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed, …")] = None,
-    kind: Annotated[str | None, typer.Option(help="train, finetune, detect, probe, search, import, …")] = None,
+    kind: Annotated[str | None, typer.Option(help="train, finetune, detect, probe, embed, search, …")] = None,
     label: Labels = None,
     project: Annotated[str | None, typer.Option(help="Of one project only.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 20,
@@ -168,6 +168,37 @@ def wait(
     raise typer.Exit(_exit_code(found))
 
 
+@app.command()
+def neighbours(
+    job: JobId,
+    record: Annotated[int | None, typer.Option(min=0, help="Its number in the data set.")] = None,
+    location: Annotated[str | None, typer.Option(help="Its file, as the answers spell it.")] = None,
+    file: Annotated[
+        str | None, typer.Option(help="Any image or video; a deployment of the same encoder embeds it.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=100, help="How many.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """What lies nearest among the embeddings of a job of kind embed: to a record, a location or a file."""
+    if sum(asked is not None for asked in (record, location, file)) != 1:
+        raise ConfigError(["--record, --location, --file: give one of them"])
+    if file is not None and "://" not in file and not local_path(file).is_file():
+        raise ConfigError([f"--file {file}: there is no such file"])
+    with connected(as_json) as client:
+        id = find_job(client, job).id
+        found = client.jobs.neighbours(id, record=record, location=location, file=file, k=k)
+    if as_json:
+        print(json.dumps([each.model_dump(mode="json") for each in found]))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("score", "record", "label", "location"):
+        table.add_column(column, overflow="fold")
+    for each in found:
+        label = "" if each.label is None else str(each.label)
+        table.add_row(f"{each.score:.4f}", str(each.record), label, escape(each.location))
+    out.print(table)
+
+
 # --submit
 
 
@@ -184,7 +215,7 @@ class Submission(NamedTuple):
         self, kind: JobKind, preset: str | None, config: str | None, overrides: Mapping[str, Any], *, as_json: bool
     ) -> NoReturn:
         """Submit the same words as a job; `config`: a file's name. Follows it where that is asked for, and ends."""
-        values = _absolute(read_config_file(config)) if config else {} if kind == "probe" else None
+        values = _absolute(read_config_file(config)) if config else {} if kind in ("probe", "embed") else None
         told = {"name": self.name, "labels": self.labels, "priority": self.priority, "project": self.project}
         with connected(as_json, patient=True) as client:
             from service.client import JobRequest

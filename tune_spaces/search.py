@@ -21,16 +21,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from amd.config import ConfigError, RunProbeConfig, TrainConfig, validate, with_overrides
+from amd.downstream.features import absolute
 from amd.downstream.labels import open_labelled
-from amd.downstream.probing import absolute
 from amd.presets import check_complete
 from amd.storage import exists, join, read_json, remove, resolve_root, write_json
 from amd.training.checks import check_data, check_storage
 from amd.training.failures import RunError
 from amd.training.kinds import PRETRAINING
-from amd.training.launch import StopSignals, launch
+from amd.training.launch import launch
 from amd.training.lease import Lease
 from amd.training.run import CONFIG, FACTS, RESULT, RunResult, new_run_id, run_folder, versions
+from amd.training.stopping import StopSignals
 from amd.training.teachers import TeacherStopped, resolve_teacher
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import first_line

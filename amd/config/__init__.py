@@ -11,6 +11,7 @@ from amd.config.detection import (
     DetectionHeadConfig,
 )
 from amd.config.edit import ConfigError, overridden, parse_overrides, validate, with_overrides
+from amd.config.embed import EmbedConfig
 from amd.config.finetune import (
     AugmentConfig,
     EvaluationConfig,
@@ -107,6 +108,7 @@ __all__ = [
     "DetectionHeadConfig",
     "Device",
     "Distance",
+    "EmbedConfig",
     "EncoderConfig",
     "EncoderSize",
     "EvaluationConfig",

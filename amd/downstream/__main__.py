@@ -1,6 +1,7 @@
 """`python -m amd.downstream COMMAND …`: the entry points for `ray job submit`.
 
     probe --config FILE_OR_URL key=value…             what a published encoder is worth
+    embed --config FILE_OR_URL key=value…             all of a data set through a published encoder
     finetune --config FILE_OR_URL | --preset NAME key=value…   a classifier on a pre-trained encoder
     detect --config FILE_OR_URL | --preset NAME key=value…     what people in videos do, on a pre-trained encoder
     probe-checkpoint --run FOLDER [--step N] key=value…   what a run's encoder is worth on the way
@@ -15,7 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
-from amd.config import ProbeConfig, overridden, parse_overrides, validate
+from amd.config import EmbedConfig, ProbeConfig, overridden, parse_overrides, validate
 from amd.presets import read_config_file
 from amd.presets_detection import detection_config
 from amd.presets_finetune import finetune_config
@@ -34,6 +35,21 @@ def probe(words: Sequence[str]) -> int:
 
     print(run_probe(config, say=_say).model_dump_json(), flush=True)
     return 0
+
+
+def embed(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m amd.downstream embed")
+    parser.add_argument("--config", help="a file or URL, JSON or YAML")
+    parser.add_argument("--local", action="store_true", help="embed in this process, without Ray")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args(words)
+    values = read_config_file(options.config) if options.config else {}
+    config = validate(EmbedConfig, overridden(values, parse_overrides(options.overrides)))
+    from amd.downstream.bulk import embed_all
+
+    result = embed_all(config, local=options.local, say=_say)
+    print(result.model_dump_json(), flush=True)
+    return result.exit_code
 
 
 def probe_checkpoint(words: Sequence[str]) -> int:
@@ -83,6 +99,7 @@ def _ended(result: RunResult, options: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "probe": probe,
+    "embed": embed,
     "finetune": finetune,
     "detect": detect,
     "probe-checkpoint": probe_checkpoint,

@@ -12,7 +12,7 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -31,10 +31,12 @@ from amd.device import autocast, choose_device, choose_precision
 from amd.downstream.cache import Part
 from amd.downstream.probe import Array, Features, Labels
 from amd.models.encoder import Encoder
+from amd.storage import is_remote, local_path
 
 logger = logging.getLogger(__name__)
 BATCH, BATCH_BYTES = 128, 2**26
 FeaturePooling = Literal["mean", "mean_then_norm", "class_token"]
+D = TypeVar("D", bound=DataConfig)
 
 
 class LabelledClips(NamedTuple):
@@ -63,6 +65,18 @@ def read_labelled(data: DataConfig, clip: ClipConfig) -> LabelledClips:
     if ledger.over(data.max_bad_fraction, len(manifest)) or len(ledger) == len(manifest):
         raise ledger.fault(data.max_bad_fraction, len(manifest))
     return LabelledClips(torch.cat(clips), torch.cat(labels).numpy())
+
+
+def absolute(data: D) -> D:
+    """Local paths in full: what is kept goes by them, and Ray's workers have folders of their own."""
+    urls = {name: getattr(data, name, None) for name in ("train", "test", "root", "cache_dir")}
+    return data.model_copy(
+        update={
+            name: str(local_path(url))
+            for name, url in urls.items()
+            if url and not is_remote(url) and not url.startswith("demo:")
+        }
+    )
 
 
 @torch.inference_mode()

@@ -37,7 +37,7 @@ from amd.data.faults import Bad
 from amd.data.manifest import Manifest
 from amd.data.order import share
 from amd.downstream.cache import FeatureKey, Part, kept_parts, spans
-from amd.downstream.features import Embedder, FeaturePooling, augmented, embed_spans, gather
+from amd.downstream.features import Embedder, FeaturePooling, absolute, augmented, embed_spans, gather
 from amd.downstream.few_shot import check_enough, few_shot
 from amd.downstream.labels import LabelledSets, check_several, open_labelled
 from amd.downstream.linear import AUGMENTS, batch_size, logits, shuffled, train_head
@@ -107,18 +107,6 @@ def add_scores(url: str, scores: Iterable[Score]) -> None:
     replaced = {(score.protocol, score.data) for score in new}
     kept = tuple(score for score in card.scores if (score.protocol, score.data) not in replaced)
     write_card(url, card.model_copy(update={"scores": kept + new}))
-
-
-def absolute(data: ProbeDataConfig) -> ProbeDataConfig:
-    """Local paths in full: features are kept under them, and Ray's workers have folders of their own."""
-    urls = {name: getattr(data, name) for name in ("train", "test", "root", "cache_dir")}
-    return data.model_copy(
-        update={
-            name: str(local_path(url))
-            for name, url in urls.items()
-            if url and not is_remote(url) and not url.startswith("demo:")
-        }
-    )
 
 
 class Subject:

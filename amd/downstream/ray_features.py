@@ -1,14 +1,15 @@
-"""Features by several Ray actors: each embeds a span of records, whichever is next. The one Ray edge of probes.
+"""Features by several Ray actors: each embeds a span of records, whichever is next. The one Ray edge of this package.
 
 An actor is handed the records it is to read, so it lists no data; features come back through Ray's object store, some
-ten MiB at a time. Knows nothing of caches or probes.
+ten MiB at a time. Knows nothing of caches, probes or files.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from amd.device import choose_precision
 from amd.downstream.cache import Part
 from amd.downstream.features import Embedder, FeaturePooling, embed_records
 from amd.training.ray_train import FORWARDED, cluster, uses_gpu
+
+LOOK_S = 0.5  # between two looks at whether to stop
 
 
 class SpanWorker:
@@ -37,10 +40,15 @@ class SpanWorker:
 
 @contextmanager
 def workers(
-    scaling: ScalingConfig, url: str, pooling: FeaturePooling, say: Callable[[str], None]
+    scaling: ScalingConfig,
+    url: str,
+    pooling: FeaturePooling,
+    say: Callable[[str], None],
+    stop: threading.Event | None = None,
 ) -> Iterator[tuple[Callable[[DataConfig, Manifest, Iterable[range]], Iterator[Part]], Precision]]:
     """What embeds spans of records on the cluster, and in which precision. Actors live as long as the context.
 
+    Once `stop` is set no more parts come, and what actors are at is given up.
     Raises ConfigError where the cluster has no room for the fewest workers.
     """
     with cluster(scaling, say):
@@ -65,8 +73,13 @@ def workers(
             def hand_out(actor: Any, span: range) -> Any:
                 return actor.embed.remote(data, [manifest[number] for number in span], span.start)
 
+            pool = ActorPool(actors)
+            for span in spans:
+                pool.submit(hand_out, span)
             try:
-                yield from ActorPool(actors).map_unordered(hand_out, list(spans))
+                while pool.has_next() and not (stop is not None and stop.is_set()):
+                    with suppress(TimeoutError):
+                        yield pool.get_next_unordered(timeout=None if stop is None else LOOK_S)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None  # as if it had happened here
 

@@ -7,7 +7,6 @@ a budget of retries is spent. What kind of run it is, `kinds` tells; knows nothi
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 import traceback
@@ -25,6 +24,7 @@ from amd.training.metrics import read_metrics
 from amd.training.prober import Prober
 from amd.training.progress import Event, Watcher, watcher
 from amd.training.run import RESULT, RunResult, RunSpec, new_run_id, open_run, run_folder, spec_of
+from amd.training.stopping import StopSignals
 from amd.training.teachers import TeacherStopped
 
 logger = logging.getLogger(__name__)
@@ -316,37 +316,6 @@ class LocalEdge:
 
     def report(self, metrics: dict[str, float]) -> None:
         pass
-
-
-class StopSignals:
-    """`stop` is set by SIGTERM and SIGINT while the context lasts; a second SIGINT interrupts at once.
-
-    Outside the main thread Python hears no signals, and it is never set.
-    """
-
-    def __init__(self, stop: threading.Event | None = None) -> None:
-        self.stop = stop or threading.Event()
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        self.listen()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def listen(self) -> None:
-        """Once more after `ray.init`, which puts a SIGTERM handler of its own in place: it ends the process at once."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                previous = signal.signal(number, self._hear)
-                self._before.setdefault(number, previous)
-
-    def _hear(self, number: int, frame: Any) -> None:
-        if self.stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stop.set()
 
 
 def _errors_in(error: BaseException) -> list[BaseException]:

@@ -99,12 +99,13 @@ def _asked(
         items = [{"encoder": found["encoder"], **item} for item in found["data"]]
         return [kind.model_validate({name: item[name] for name in kind.model_fields if name in item}) for item in items]
 
-    body = {"input": [_input(file) for file in files], **options}
+    body = {"input": [input_of(file) for file in files], **options}
     path = f"/v1/encoders/{quote(encoder, safe='')}/{task}"
     return once(Call("POST", path, read, body=body, changes=False))
 
 
-def _input(file: str | Path | bytes) -> dict[str, str]:
+def input_of(file: str | Path | bytes) -> dict[str, str]:
+    """A file of this machine, its bytes, or a text with a scheme, as a request has it."""
     if isinstance(file, str) and "://" in file:
         return {"uri": file}
     content = file if isinstance(file, bytes) else Path(file).read_bytes()

@@ -6,12 +6,15 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
+from service.client.deployments import input_of
 from service.client.methods import Awaiting, Blocking, given, many, many_later, one, one_later, pages, view
+from service.encoders.serving_schemas import NeighbourView
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import (
     ENDED,
@@ -168,6 +171,25 @@ def job_checkpoints(job_id: str) -> Script[list[CheckpointView]]:
     return once(Call("GET", f"/v1/jobs/{quote(job_id, safe='')}/checkpoints", view(list[CheckpointView])))
 
 
+def job_neighbours(
+    job_id: str,
+    *,
+    record: int | None = None,
+    location: str | None = None,
+    vector: Sequence[float] | None = None,
+    file: str | Path | bytes | None = None,
+    k: int = 10,
+) -> Script[list[NeighbourView]]:
+    """What lies nearest among the embeddings of a job of kind embed, to one of these.
+
+    `file`: a path of this machine, bytes, or a text with a scheme; a deployment of the same encoder embeds it.
+    """
+    asked = given(record=record, location=location, vector=vector if vector is None else list(vector))
+    body = {**asked, **({} if file is None else {"input": input_of(file)}), "k": k}
+    path = f"/v1/jobs/{quote(job_id, safe='')}/neighbours"
+    return once(Call("POST", path, view(list[NeighbourView]), body=body, changes=False))
+
+
 class Jobs(Blocking):
     submit = one(job_submit)
     get = one(job_get)
@@ -183,6 +205,7 @@ class Jobs(Blocking):
     metrics = one(job_metrics)
     trials = one(job_trials)
     checkpoints = one(job_checkpoints)
+    neighbours = one(job_neighbours)
 
 
 class AsyncJobs(Awaiting):
@@ -200,3 +223,4 @@ class AsyncJobs(Awaiting):
     metrics = one_later(job_metrics)
     trials = one_later(job_trials)
     checkpoints = one_later(job_checkpoints)
+    neighbours = one_later(job_neighbours)

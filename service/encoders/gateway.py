@@ -65,15 +65,21 @@ class Gateway:
         want: Mapping[str, Any],
         deadline_s: float,
         arrow: bool = False,
+        exact: bool = False,
     ) -> Reply:
         """Have items answered by the encoder of that id, alias or deployment.
 
+        `exact`: the name is an id, and no other encoder may answer, such as a candidate.
         Raises NotDeployed, ItemInvalid, NotPossible, Overloaded, DeadlinePassed, EncoderUnavailable; CancelledError
         where the caller has gone, and the replica then hears of it.
         """
         began, outcome = time.monotonic(), "failed"
         try:
-            reply = await self._ask(request, await self._find(name, project), items, want, deadline_s, arrow)
+            deployment = await self._find(name, project)
+            slot = _slot_of(deployment, name) if exact else _any_slot(deployment)
+            reply = await self._ask(request, deployment, slot, items, want, deadline_s, arrow)
+            if exact and reply.encoder != name:  # another has taken over meanwhile
+                raise _not_deployed(name)
             outcome = "ok"
             return reply
         except ServiceError as error:
@@ -89,12 +95,12 @@ class Gateway:
         self,
         request: Request,
         deployment: Deployment,
+        slot: str,
         items: Sequence[Mapping[str, Any]],
         want: Mapping[str, Any],
         deadline_s: float,
         arrow: bool,
     ) -> Reply:
-        slot = CANDIDATE if CANDIDATE in deployment.serving and random.random() < deployment.share else MAIN
         call = {"slot": slot, "items": items, "want": want, "deadline_s": deadline_s, "arrow": arrow}
         asking = asyncio.create_task(self._send(deployment.name, pack(call), deadline_s))
         gone = asyncio.create_task(_gone(request))
@@ -120,7 +126,7 @@ class Gateway:
             known = time.monotonic(), await asyncio.to_thread(self._deployments.serving, name, project)
             self._known[(name, project)] = known
         if known[1] is None:
-            raise NotDeployed(f"no deployment serves {name!r}; deploy it: PUT /v1/deployments/{{name}}")
+            raise _not_deployed(name)
         return known[1]
 
     async def _send(self, name: str, body: bytes, deadline_s: float) -> httpx.Response:
@@ -145,6 +151,22 @@ class Gateway:
             raise DeadlinePassed(f"{name}: no answer within {seconds:g} s") from None
         except httpx.HTTPError as error:
             raise EncoderUnavailable(f"{name}: Ray Serve does not answer ({type(error).__name__})") from None
+
+
+def _any_slot(deployment: Deployment) -> str:
+    return CANDIDATE if CANDIDATE in deployment.serving and random.random() < deployment.share else MAIN
+
+
+def _slot_of(deployment: Deployment, encoder: str) -> str:
+    """Raises NotDeployed where another encoder has taken over."""
+    for slot, served in deployment.serving.items():
+        if served == encoder:
+            return slot
+    raise _not_deployed(encoder)
+
+
+def _not_deployed(name: str) -> NotDeployed:
+    return NotDeployed(f"no deployment serves {name!r}; deploy it: PUT /v1/deployments/{{name}}")
 
 
 async def _gone(request: Request) -> None:

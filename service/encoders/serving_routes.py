@@ -235,5 +235,7 @@ def openai_models(caller: Reader, store: Deployments) -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
-FILES = re.compile(r"/v1/encoders/[^/]+/(embeddings|classifications|reconstructions)|/openai/v1/embeddings")
+FILES = re.compile(
+    r"/v1/encoders/[^/]+/(embeddings|classifications|reconstructions)|/openai/v1/embeddings|/v1/jobs/[^/]+/neighbours"
+)
 """Paths that take files."""

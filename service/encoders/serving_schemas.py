@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from service.encoders.requests import MOST_ITEMS, Input
 from service.jobs.schemas import Project, Wire
@@ -112,6 +112,35 @@ class ClassificationView(Wire):
     """Probabilities of those labels."""
     classes: list[int]
     """Their numbers."""
+
+
+class NeighboursRequest(Wire):
+    """What the neighbours are of: one of record, location, vector and input."""
+
+    record: int | None = Field(None, ge=0, le=2**53)
+    """Its number in the data set."""
+    location: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """Its file, as the answers spell it."""
+    vector: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(None, min_length=1, max_length=65536)
+    input: Input | None = None
+    """A file: {"base64": …}, {"uri": …}, or a `data:` URL. A deployment of the same encoder embeds it."""
+    k: int = Field(10, ge=1, le=100)
+    """How many neighbours."""
+
+    @model_validator(mode="after")
+    def _one(self) -> NeighboursRequest:
+        given = [name for name in ("record", "location", "vector", "input") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of record, location, vector and input; this has {', '.join(given) or 'none'}")
+        return self
+
+
+class NeighbourView(Wire):
+    record: int
+    location: str
+    label: int | None
+    score: float
+    """Cosine, -1 to 1."""
 
 
 class OpenAIEmbeddings(Wire):

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from amd.config import (
     ConfigError,
     DetectionConfig,
+    EmbedConfig,
     ExportConfig,
     FinetuneConfig,
     ImportConfig,
@@ -34,7 +35,7 @@ from service.jobs.outcome import JobFolder
 from tune_spaces.config import SearchConfig
 from tune_spaces.load import search_from
 
-JobKind = Literal["train", "finetune", "detect", "probe", "search", "import", "export", "prepare"]
+JobKind = Literal["train", "finetune", "detect", "probe", "embed", "search", "import", "export", "prepare"]
 
 
 class Need(NamedTuple):
@@ -98,6 +99,7 @@ KINDS: dict[JobKind, Kind] = {
     "finetune": Kind(FinetuneConfig, _finetune, ("amd.downstream", "finetune")),
     "detect": Kind(DetectionConfig, _detect, ("amd.downstream", "detect")),
     "probe": Kind(ProbeConfig, _without_presets("probe", ProbeConfig), ("amd.downstream", "probe"), words=()),
+    "embed": Kind(EmbedConfig, _without_presets("embed", EmbedConfig), ("amd.downstream", "embed"), words=()),
     "search": Kind(SearchConfig, _search, ("tune_spaces",)),
     "import": Kind(ImportConfig, _without_presets("import", ImportConfig), ("amd.tasks", "import"), words=()),
     "export": Kind(ExportConfig, _without_presets("export", ExportConfig), ("amd.tasks", "export"), words=()),

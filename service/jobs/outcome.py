@@ -5,7 +5,7 @@
     attempts/NNNN.json        the attempt's word: alive at, how far, and at the end what it came to
     attempts/NNNN.stop.json   how long it may take to stop
     logs/NNNN/<offset>.log    what it printed, in immutable chunks named by their first byte
-    output/                   what an export or a preparation made
+    output/                   what an export, a preparation or an embedding made
 
 The storage root outlives clusters and control planes: what stands there outranks what Ray believes.
 """
@@ -43,7 +43,7 @@ class Outcome(BaseModel):
     """The worker that failed first."""
     log_tail: str = ""
     result: dict[str, Any] | None = None
-    """What the program printed last: RunResult, SearchResult or a probe's report."""
+    """What the program printed last: RunResult, SearchResult, EmbedResult or a probe's report."""
     ended: float = 0.0
 
     @property

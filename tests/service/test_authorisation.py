@@ -67,6 +67,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/jobs/{job_id}/events"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/trials"): Rule("read"),
     ("GET", "/v1/jobs/{job_id}/checkpoints"): Rule("read"),
+    ("POST", "/v1/jobs/{job_id}/neighbours"): Rule("read", {"record": 0}),
     ("POST", "/v1/jobs/{job_id}/cancel"): Rule("submit"),
     ("POST", "/v1/jobs/{job_id}/pause"): Rule("submit"),
     ("POST", "/v1/jobs/{job_id}/resume"): Rule("submit"),

@@ -88,6 +88,7 @@ SUBMISSIONS = {
     "detect": "detect --preset ava-vit-b weights=mine data.train=mine data.root=mine data.val=mine data.boxes=null "
     "data.excluded=null data.label_map=mine data.evaluated=null",
     "probe": "probe --encoder mine --kinds knn data.train=demo:digits/probe data.test=demo:digits/test",
+    "embed": "embed --encoder mine data=demo:digits/probe normalize=true",
     "search": "search --study asymmetry --preset demo-image-amd --seeds 2 optim.base_lr=0.01",
 }
 
@@ -106,6 +107,7 @@ def test_a_commands_words_become_a_job(kind: str, service: Service, amd: Command
         "finetune": lambda: job.config["schedule"]["steps"] == 7,
         "detect": lambda: job.config["weights"] == "mine",
         "probe": lambda: (job.config["encoder"], job.config["kinds"]) == ("mine", ["knn"]),
+        "embed": lambda: (job.config["data"]["train"], job.config["normalize"]) == ("demo:digits/probe", True),
         "search": lambda: (sweep["optim"]["base_lr"], job.config["seeds"]) == (0.01, 2),
     }
     assert expected[kind]()

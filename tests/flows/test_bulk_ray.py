@@ -1,0 +1,43 @@
+"""Bulk embedding by several Ray actors."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amd.downstream.bulk import EmbedResult
+from amd.downstream.features import embed_file
+from tests.amd.downstream.test_bulk import ENCODER, assert_each_record_once, config, rows_of, start
+from tests.amd.downstream.test_features import write_images
+from tests.ray_cluster import RayCluster
+
+pytestmark = pytest.mark.ray
+
+
+def test_two_actors_stop_and_go_on_and_each_record_is_there_once(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    files = sorted(write_images(tmp_path / "images", 24))
+    Path(files[7]).write_bytes(b"not a picture")
+    wanted = config(tmp_path, rows_per_file=1, scaling={"device": "cpu", "workers": 2})
+    process, folder = start(tmp_path, wanted, local=False), tmp_path / "out" / "embeddings"
+    until = time.monotonic() + 120
+    while len(list(folder.glob("*.parquet"))) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    stopped = EmbedResult.model_validate_json(process.communicate(timeout=60)[0])
+    assert (stopped.state, process.returncode) == ("cancelled", 1)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
+    assert 3 <= len(before) < 24
+    ended = EmbedResult.model_validate_json(start(tmp_path, wanted, local=False).communicate(timeout=120)[0])
+    assert (ended.state, ended.samples, ended.bad) == ("succeeded", 23, 1)
+    assert_each_record_once(ended.output)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    found = rows_of(ended.output)
+    for at in (0, 6, 7, 22):
+        expected = embed_file(str(tmp_path / "encoders" / ENCODER), found["location"][at])
+        np.testing.assert_allclose(found["embedding"][at], expected, rtol=0, atol=1e-5)
