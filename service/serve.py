@@ -14,6 +14,7 @@ import logging
 from typing import Any
 
 import numpy as np
+import ray
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,6 +31,7 @@ class Replica:
         """`settings`: of EngineSettings."""
         from service.encoders.engine import Engine, EngineSettings  # torch: needed where encoders run
 
+        listen_on_the_nodes_address()
         self._engine = Engine(EngineSettings.model_validate(settings))
         self._urls: dict[str, str] = {}
         self._trouble: dict[str, str] = {}
@@ -120,6 +122,22 @@ class Replica:
 def app(settings: dict[str, Any]) -> serve.Application:
     """What Serve is told to build: `service.serve:app` with its arguments."""
     return Replica.bind(settings["engine"])  # type: ignore[attr-defined]
+
+
+def listen_on_the_nodes_address() -> None:
+    """Serve 2.60 has a replica listen on every interface for other replicas, and unpickles what comes there: whoever
+    reached it would run code. Here it listens where those find it, on the node's own address, which is loopback on one
+    machine. Called before Serve opens the port, which is once the replica is made.
+    """
+    from ray.serve._private import replica
+
+    bind, address = replica.add_port_to_grpc_server, ray.util.get_node_ip_address()
+    host = f"[{address}]" if ":" in address else address
+
+    def narrow(server: Any, asked: str) -> Any:
+        return bind(server, asked.replace("[::]", host))
+
+    replica.add_port_to_grpc_server = narrow
 
 
 def to_arrow(encoder: str, items: list[dict[str, Any]]) -> bytes:
