@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.encoders.drift import Drift
-from service.encoders.packing import CANDIDATE, MAIN, MEDIA_TYPE, SLOTS, pack, unpack
+from service.encoders.packing import ARROW, CANDIDATE, MAIN, MEDIA_TYPE, PNG, SLOTS, pack, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +95,10 @@ class Replica:
             return _refusal(504, "deadline_exceeded", str(error))
         if call["slot"] == CANDIDATE and want.task == "embedding":
             self._compare(items, [item["embedding"] for item in answer.items])
-        if call.get("arrow"):
-            content = await asyncio.to_thread(to_arrow, answer.encoder, answer.items)
-            return Response(pack({"encoder": answer.encoder, "arrow": content}), media_type=MEDIA_TYPE)
-        return Response(pack({"encoder": answer.encoder, "items": answer.items}), media_type=MEDIA_TYPE)
+        told: dict[str, Any] = {"items": answer.items}
+        if call.get("form") is not None or want.task == "reconstruction":
+            told = await asyncio.to_thread(written, answer.encoder, answer.items, call.get("form"))
+        return Response(pack({"encoder": answer.encoder, **told}), media_type=MEDIA_TYPE)
 
     def _compare(self, items: list[Any], vectors: list[Any]) -> None:
         """What `main` says to the same items: after the answer, and only as much as the report needs."""
@@ -138,6 +138,15 @@ def listen_on_the_nodes_address() -> None:
         return bind(server, asked.replace("[::]", host))
 
     replica.add_port_to_grpc_server = narrow
+
+
+def written(encoder: str, items: list[dict[str, Any]], form: str | None) -> dict[str, Any]:
+    """The content of a form; of reconstructions without one, items with their pictures."""
+    if form == ARROW:
+        return {"content": to_arrow(encoder, items)}
+    from service.encoders.pictures import drawn, page  # Pillow: needed where encoders run
+
+    return {"content": page(encoder, items[0])} if form == PNG else {"items": [drawn(item) for item in items]}
 
 
 def to_arrow(encoder: str, items: list[dict[str, Any]]) -> bytes:

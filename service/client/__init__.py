@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import httpx
 
-from service.client.deployments import AsyncDeployments, Deployments, classifications, embeddings
+from service.client.deployments import AsyncDeployments, Deployments, classifications, embeddings, reconstructions
 from service.client.encoders import Aliases, AsyncAliases, AsyncEncoders, Encoders
 from service.client.jobs import AsyncJobs, Jobs
 from service.client.keys import AsyncKeys, Keys
@@ -111,6 +111,7 @@ class Client(Blocking):
     health = one(health)
     embeddings = one(embeddings)
     classifications = one(classifications)
+    reconstructions = one(reconstructions)
 
     @classmethod
     def from_environment(cls, **how: Any) -> Client:
@@ -180,6 +181,7 @@ class AsyncClient(Awaiting):
     health = one_later(health)
     embeddings = one_later(embeddings)
     classifications = one_later(classifications)
+    reconstructions = one_later(reconstructions)
 
     @classmethod
     def from_environment(cls, **how: Any) -> AsyncClient:

@@ -19,6 +19,7 @@ from service.encoders.serving_schemas import (
     DeploymentView,
     DriftView,
     EmbeddingView,
+    ReconstructionView,
 )
 from service.wire import Call, Emit, NoAnswer, Patience, Script, Sleep, Steps, exchange, nothing, once
 
@@ -89,6 +90,13 @@ def classifications(
 ) -> Script[list[ClassificationView]]:
     """The likeliest labels, by a deployed encoder that was fine-tuned. `options`: such as top_k=3."""
     return _asked(encoder, "classifications", files, options, ClassificationView)
+
+
+def reconstructions(
+    encoder: str, files: Sequence[str | Path | bytes], **options: Any
+) -> Script[list[ReconstructionView]]:
+    """What is rebuilt of masked files, by a deployed encoder with its decoder. `options`: mask_ratio and seed."""
+    return _asked(encoder, "reconstructions", files, options, ReconstructionView)
 
 
 def _asked(

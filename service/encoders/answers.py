@@ -1,10 +1,10 @@
-"""What an encoder found, in the form that was asked for: JSON, NumPy or Arrow."""
+"""What an encoder found, in the form that was asked for: JSON, NumPy, Arrow, or a picture."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,25 +12,24 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from service.encoders.gateway import Reply
+from service.encoders.packing import PNG
 from service.encoders.requests import Asked
 
-ARROW = "application/vnd.apache.arrow.stream"
 NUMPY = "application/x-npy"
 ENCODER = "X-Encoder"  # the id of the encoder that answered, in every form
 
 
-def wanted_form(accept: str | None) -> str | None:
-    """ARROW or NUMPY where the caller asks for it; none: JSON."""
+def wanted_form(accept: str | None, offered: Sequence[str]) -> str | None:
+    """The first that is offered and that the caller asks for; none: JSON."""
     forms = {part.partition(";")[0].strip() for part in (accept or "").split(",")}
-    return next((form for form in (ARROW, NUMPY) if form in forms), None)
+    return next((form for form in offered if form in forms), None)
 
 
 def rendered(reply: Reply, asked: Asked, form: str | None) -> Response:
     """One item: {encoder, embedding, …}; several: {encoder, data: [{index, embedding, …}]}."""
     headers = {ENCODER: reply.encoder}
-    if form == ARROW:
-        assert reply.arrow is not None
-        return Response(reply.arrow, media_type=ARROW, headers=headers)
+    if reply.content is not None:
+        return Response(reply.content, media_type=form, headers=headers)
     if form == NUMPY:
         out = io.BytesIO()
         np.save(out, np.stack([item["embedding"] for item in reply.items]), allow_pickle=False)
@@ -45,6 +44,8 @@ def rendered(reply: Reply, asked: Asked, form: str | None) -> Response:
 def _plain(value: Any, encoding: str) -> Any:
     if isinstance(value, np.ndarray):
         return in_base64(value) if encoding == "base64" else value.tolist()
+    if isinstance(value, bytes):  # a picture
+        return f"data:{PNG};base64,{base64.b64encode(value).decode()}"
     if isinstance(value, Mapping):
         return {str(key): _plain(inner, encoding) for key, inner in value.items()}
     return value

@@ -1,4 +1,4 @@
-"""The model's thread: clips of all requests in order, put together into batches of one encoder each.
+"""The model's thread: clips of all requests in order, put together into batches of one network each.
 
 An idle model waits a moment for clips that are being decoded; one that was busy takes what has come meanwhile. Knows
 nothing of items, files or HTTP.
@@ -11,18 +11,38 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from amd.device import use_threads
-from service.encoders.loaded import Batch, Loaded, Outputs, Seen
+from service.encoders.loaded import Outputs, Plan
 
 SMOOTHING = 0.2  # share of the newest batch in the measured speed
 
 
+class Network(Protocol):
+    """What clips go through: an encoder, or one with its decoder behind a mask."""
+
+    tokens: int  # of a clip
+    device: torch.device
+
+    def forward(self, clips: Sequence[Tensor], outputs: Outputs) -> Any:
+        """Clips as one batch. On a GPU it returns before the device is done."""
+        ...
+
+    def collect(self, batch: Any) -> Sequence[Any]:
+        """Wait for the device; what became of each clip."""
+        ...
+
+    def finish(self, plan: Plan, seen: Sequence[Any]) -> dict[str, Any]:
+        """An item's answer, out of what became of its clips."""
+        ...
+
+
 class Row(Protocol):
-    """One clip that waits for an encoder."""
+    """One clip that waits for its network."""
 
     clip: Tensor  # (3, T, H, W) uint8
     outputs: Outputs
@@ -37,13 +57,13 @@ class Row(Protocol):
         ...
 
 
-Deliver = Callable[[Sequence[tuple[Row, "Seen | Exception"]]], None]
+Deliver = Callable[[Sequence[tuple[Row, Any]]], None]  # what became of a row, or an exception
 
 
 class _Launched(NamedTuple):
-    loaded: Loaded
+    network: Network
     rows: list[Row]
-    batch: Batch
+    batch: Any
     began: float
 
 
@@ -51,8 +71,8 @@ class Batcher:
     def __init__(self, deliver: Deliver, max_tokens: int, max_wait_s: float, threads: int) -> None:
         """`deliver` is handed what became of each row, in the model's thread."""
         self._deliver, self._max_tokens, self._max_wait, self._threads = deliver, max_tokens, max_wait_s, threads
-        self._lanes: dict[Loaded, deque[tuple[float, Row]]] = {}
-        self._coming: dict[Loaded, int] = {}
+        self._lanes: dict[Network, deque[tuple[float, Row]]] = {}
+        self._coming: dict[Network, int] = {}
         self._calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._change = threading.Condition()
         self._closed = False
@@ -64,20 +84,20 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
-    def expect(self, loaded: Loaded, items: int) -> None:
+    def expect(self, network: Network, items: int) -> None:
         """So many items are on their way, to be `put` one by one."""
         with self._change:
-            self._coming[loaded] = self._coming.get(loaded, 0) + items
+            self._coming[network] = self._coming.get(network, 0) + items
 
-    def put(self, loaded: Loaded, rows: Sequence[Row]) -> None:
+    def put(self, network: Network, rows: Sequence[Row]) -> None:
         """The clips of one item that was expected; none, if it turned out to have none."""
         now = time.monotonic()
         with self._change:
-            self._coming[loaded] -= 1
-            if not self._coming[loaded]:
-                del self._coming[loaded]
+            self._coming[network] -= 1
+            if not self._coming[network]:
+                del self._coming[network]
             if rows:
-                self._lanes.setdefault(loaded, deque()).extend((now, row) for row in rows)
+                self._lanes.setdefault(network, deque()).extend((now, row) for row in rows)
             self._change.notify()
 
     def call(self, act: Callable[[], None]) -> Future[None]:
@@ -99,26 +119,26 @@ class Batcher:
         use_threads(self._threads)
         launched: _Launched | None = None
         while not self._closed:
-            loaded, rows = self._next(wait=launched is None)
-            fresh = None if loaded is None or not rows else self._launch(loaded, rows)
+            network, rows = self._next(wait=launched is None)
+            fresh = None if network is None or not rows else self._launch(network, rows)
             if launched is not None:
                 self._collect(launched)  # after the next is on its way: a GPU then has no pause between two
             launched = fresh
-            if launched is not None and launched.loaded.device.type == "cpu":  # done already
+            if launched is not None and launched.network.device.type == "cpu":  # done already
                 self._collect(launched)
                 launched = None
 
-    def _next(self, wait: bool) -> tuple[Loaded | None, list[Row]]:
+    def _next(self, wait: bool) -> tuple[Network | None, list[Row]]:
         """The next batch; none after a call, at the end, or where there is nothing yet and it shall not wait."""
         with self._change:
             while not self._closed and not self._calls:
-                loaded = self._oldest()
-                if loaded is not None:
-                    came = self._lanes[loaded][0][0]
+                network = self._oldest()
+                if network is not None:
+                    came = self._lanes[network][0][0]
                     left = came + self._max_wait - time.monotonic()
                     idle = wait and came >= self._free_since
-                    if not (idle and left > 0 and self._coming.get(loaded) and not self._full(loaded)):
-                        return loaded, self._take(loaded)
+                    if not (idle and left > 0 and self._coming.get(network) and not self._full(network)):
+                        return network, self._take(network)
                     self._change.wait(left)
                 elif wait:
                     self._change.wait()
@@ -134,29 +154,29 @@ class Batcher:
             future.set_exception(error)
         return None, []
 
-    def _oldest(self) -> Loaded | None:
-        """The encoder whose first clip has waited longest; clips that nobody waits for are gone then."""
-        for loaded, lane in list(self._lanes.items()):
+    def _oldest(self) -> Network | None:
+        """The network whose first clip has waited longest; clips that nobody waits for are gone then."""
+        for network, lane in list(self._lanes.items()):
             while lane and not lane[0][1].alive:
                 lane.popleft()
             if not lane:
-                del self._lanes[loaded]
-        return min(self._lanes, key=lambda loaded: self._lanes[loaded][0][0], default=None)
+                del self._lanes[network]
+        return min(self._lanes, key=lambda network: self._lanes[network][0][0], default=None)
 
-    def _full(self, loaded: Loaded) -> bool:
-        return (len(self._lanes[loaded]) + 1) * loaded.tokens > self._max_tokens
+    def _full(self, network: Network) -> bool:
+        return (len(self._lanes[network]) + 1) * network.tokens > self._max_tokens
 
-    def _take(self, loaded: Loaded) -> list[Row]:
+    def _take(self, network: Network) -> list[Row]:
         """As many clips as the budget allows, one at least, in the order in which they came."""
-        lane, rows = self._lanes[loaded], list[Row]()
-        while lane and (not rows or (len(rows) + 1) * loaded.tokens <= self._max_tokens):
+        lane, rows = self._lanes[network], list[Row]()
+        while lane and (not rows or (len(rows) + 1) * network.tokens <= self._max_tokens):
             row = lane.popleft()[1]
             if row.alive:
                 row.taken()
                 rows.append(row)
         return rows
 
-    def _launch(self, loaded: Loaded, rows: list[Row]) -> _Launched | None:
+    def _launch(self, network: Network, rows: list[Row]) -> _Launched | None:
         asked = [row.outputs for row in rows]
         union = Outputs(
             frozenset().union(*(each.layers for each in asked)),
@@ -165,7 +185,7 @@ class Batcher:
         )
         began = time.monotonic()
         try:
-            return _Launched(loaded, rows, loaded.forward([row.clip for row in rows], union), began)
+            return _Launched(network, rows, network.forward([row.clip for row in rows], union), began)
         except Exception as error:  # out of memory on the device: these rows fail, others go on
             self._deliver([(row, error) for row in rows])
             return None
@@ -173,12 +193,12 @@ class Batcher:
     def _collect(self, launched: _Launched) -> None:
         rows = launched.rows
         try:
-            seen: list[Seen | Exception] = list(launched.loaded.collect(launched.batch))
+            seen: list[Any] = list(launched.network.collect(launched.batch))
         except Exception as error:
             seen = [error] * len(rows)
         self._free_since = time.monotonic()
         took = self._free_since - launched.began
-        speed = len(rows) * launched.loaded.tokens / max(took, 1e-9)
+        speed = len(rows) * launched.network.tokens / max(took, 1e-9)
         self.tokens_per_s += (speed - self.tokens_per_s) * (SMOOTHING if self.batches else 1.0)
         self.batches, self.rows, self.busy_s = self.batches + 1, self.rows + len(rows), self.busy_s + took
         self._deliver(list(zip(rows, seen, strict=True)))

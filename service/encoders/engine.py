@@ -22,9 +22,10 @@ from torch import Tensor
 from amd.config import Precision
 from amd.data.readers import BadSample
 from amd.device import choose_device
-from service.encoders.batching import Batcher
+from service.encoders.batching import Batcher, Network
 from service.encoders.decoders import MIB, Decoders
-from service.encoders.loaded import Loaded, Outputs, Plan, Seen
+from service.encoders.loaded import Loaded, Outputs, Plan
+from service.encoders.rebuilding import Rebuilding
 from service.encoders.terms import (
     Answer,
     DeadlineExceeded,
@@ -94,8 +95,9 @@ class Backlog:
 class Ticket:
     """One request on its way: alive until it is answered, refused, late or given up. Changed in its loop alone."""
 
-    def __init__(self, slot: str, loaded: Loaded, plan: Plan, items: int, deadline_s: float) -> None:
+    def __init__(self, slot: str, loaded: Loaded, network: Network, plan: Plan, items: int, deadline_s: float) -> None:
         self.slot, self.loaded, self.plan = slot, loaded, plan
+        self.network = network
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self.loop.create_future()
         self.answers: list[dict[str, Any]] = [{} for _ in range(items)]
@@ -126,7 +128,7 @@ class Pending:
     def __init__(self, ticket: Ticket, index: int, item: Item, share: Share, arrive: Arrive) -> None:
         self.ticket, self.index, self.item, self.share, self._arrive = ticket, index, item, share, arrive
         self.card, self.views = ticket.loaded.card, ticket.plan.views
-        self.seen: dict[int, Seen] = {}  # by the number of the view
+        self.seen: dict[int, Any] = {}  # by the number of the view
 
     @property
     def alive(self) -> bool:
@@ -198,13 +200,14 @@ class Engine:
         if loaded is None:
             raise NotLoaded(slot)
         plan = loaded.plan(want, self.settings.limits)
+        network: Network = Rebuilding(loaded, want) if want.task == "reconstruction" else loaded
         shares = self._shares(loaded, plan, items)
         if not items:
             return Answer(loaded.id, [])
         if not self._backlog.admit(shares):
             self._count["full"] += 1
             raise QueueFull(self._retry_after_s())
-        ticket = Ticket(slot, loaded, plan, len(items), deadline_s)
+        ticket = Ticket(slot, loaded, network, plan, len(items), deadline_s)
         pending = [
             Pending(ticket, index, item, share, self._arrived)
             for index, (item, share) in enumerate(zip(items, shares, strict=True))
@@ -212,7 +215,7 @@ class Engine:
         self._tickets.add(ticket)
         self._count.update(requests=1, items=len(items))
         try:
-            self._batcher.expect(loaded, len(items))
+            self._batcher.expect(network, len(items))
             for item in pending:
                 self._decoders.put(item)
             async with asyncio.timeout(deadline_s):
@@ -297,18 +300,18 @@ class Engine:
             _in_loop(ticket.loop, ticket.fail, ItemRefused(item.index, clips.reason))
         elif clips is not None:
             _in_loop(ticket.loop, ticket.fail, clips)
-        self._batcher.put(ticket.loaded, rows)
+        self._batcher.put(ticket.network, rows)
 
-    def _deliver(self, pairs: Sequence[tuple[Any, Seen | Exception]]) -> None:
+    def _deliver(self, pairs: Sequence[tuple[Any, Any]]) -> None:
         """In the model's thread: what is left to do for an item happens in its caller's loop."""
-        loops: dict[asyncio.AbstractEventLoop, list[tuple[View, Seen | Exception]]] = {}
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[View, Any]]] = {}
         for view, seen in pairs:
             loops.setdefault(view.pending.ticket.loop, []).append((view, seen))
         for loop, some in loops.items():
             _in_loop(loop, _finish, some)
 
 
-def _finish(pairs: Sequence[tuple[View, Seen | Exception]]) -> None:
+def _finish(pairs: Sequence[tuple[View, Any]]) -> None:
     for view, seen in pairs:
         item, ticket = view.pending, view.pending.ticket
         if isinstance(seen, Exception):
@@ -318,7 +321,7 @@ def _finish(pairs: Sequence[tuple[View, Seen | Exception]]) -> None:
         if len(item.seen) == ticket.plan.clips and not ticket.done.done():
             try:
                 ordered = [item.seen[number] for number in range(ticket.plan.clips)]
-                ticket.finish(item.index, ticket.loaded.finish(ticket.plan, ordered))
+                ticket.finish(item.index, ticket.network.finish(ticket.plan, ordered))
             except Exception as error:
                 ticket.fail(error)
 

@@ -37,7 +37,8 @@ MARGIN_S = 5.0  # beyond a request's own deadline, for the way there and back
 class Reply(NamedTuple):
     encoder: str
     items: list[dict[str, Any]]
-    arrow: bytes | None
+    content: bytes | None
+    """Instead of items, where a form was asked for."""
 
 
 class Gateway:
@@ -64,11 +65,12 @@ class Gateway:
         items: Sequence[Mapping[str, Any]],
         want: Mapping[str, Any],
         deadline_s: float,
-        arrow: bool = False,
+        form: str | None = None,
         exact: bool = False,
     ) -> Reply:
         """Have items answered by the encoder of that id, alias or deployment.
 
+        `form`: a media type that replicas write, ARROW or PNG.
         `exact`: the name is an id, and no other encoder may answer, such as a candidate.
         Raises NotDeployed, ItemInvalid, NotPossible, Overloaded, DeadlinePassed, EncoderUnavailable; CancelledError
         where the caller has gone, and the replica then hears of it.
@@ -77,7 +79,7 @@ class Gateway:
         try:
             deployment = await self._find(name, project)
             slot = _slot_of(deployment, name) if exact else _any_slot(deployment)
-            reply = await self._ask(request, deployment, slot, items, want, deadline_s, arrow)
+            reply = await self._ask(request, deployment, slot, items, want, deadline_s, form)
             if exact and reply.encoder != name:  # another has taken over meanwhile
                 raise _not_deployed(name)
             outcome = "ok"
@@ -99,9 +101,9 @@ class Gateway:
         items: Sequence[Mapping[str, Any]],
         want: Mapping[str, Any],
         deadline_s: float,
-        arrow: bool,
+        form: str | None,
     ) -> Reply:
-        call = {"slot": slot, "items": items, "want": want, "deadline_s": deadline_s, "arrow": arrow}
+        call = {"slot": slot, "items": items, "want": want, "deadline_s": deadline_s, "form": form}
         asking = asyncio.create_task(self._send(deployment.name, pack(call), deadline_s))
         gone = asyncio.create_task(_gone(request))
         try:
@@ -186,7 +188,7 @@ def _reply(answer: httpx.Response, name: str) -> Reply:
     found = _message(answer, name)
     kind, message = found.get("error"), found.get("message", "")
     if kind is None:
-        return Reply(found["encoder"], found.get("items", []), found.get("arrow"))
+        return Reply(found["encoder"], found.get("items", []), found.get("content"))
     if kind == "item_refused":
         raise ItemInvalid(f"input {found['index']}: {message}", index=found["index"])
     if kind == "not_possible":

@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from amd.artifacts import Card, load_encoder, load_head, whole_clips
+from amd.artifacts import Card, load_decoder, load_encoder, load_head, whole_clips
 from amd.config import ConfigError, Precision, ViewsConfig
 from amd.device import autocast
 from amd.downstream.finetune.scores import probabilities
@@ -75,12 +75,15 @@ class Loaded:
         try:
             encoder, self.card = load_encoder(url)
             self.head = load_head(url, self.card) if _classifies(self.card) else None
+            self.decoder = load_decoder(url, self.card) if self.card.decoder is not None else None
         except StorageError as error:
             raise ConfigError([str(error)]) from None
         self.url, self.device, self.precision = url, device, precision
         self.encoder = encoder.requires_grad_(False).to(device)
         if self.head is not None:
             self.head = self.head.eval().requires_grad_(False).to(device)
+        if self.decoder is not None:
+            self.decoder = self.decoder.requires_grad_(False).to(device)
         self.tokens = encoder.grid.tokens
         """Of a clip."""
 
@@ -90,10 +93,12 @@ class Loaded:
 
     def plan(self, want: Want, limits: Limits) -> Plan:
         """Raises NotPossible for what this encoder cannot do."""
-        if want.task == "reconstruction":
+        if want.task == "reconstruction" and self.decoder is None:
             raise NotPossible(
                 f"{self.id} was published without its decoder, so it cannot rebuild pixels; ask for embeddings"
             )
+        if want.task == "reconstruction" and want.views is not None:
+            raise NotPossible("views: pixels are rebuilt of one clip; ask without views")
         if want.task == "classification" and self.head is None:
             boxes = "its head looks at boxes, not at whole clips" if self.card.head else "it has no classifier"
             raise NotPossible(f"{self.id} cannot classify: {boxes}; ask for embeddings, or fine-tune it first")
@@ -122,7 +127,7 @@ class Loaded:
             raise NotPossible(f"views={word}: {error.errors()[0]['msg']}") from None
 
     def warm_up(self) -> None:
-        """One forward pass of everything, so that the first request pays for no start."""
+        """A forward pass, so that the first request pays for no start. Not of the decoder, which is asked rarely."""
         clip = self.card.clip
         still = torch.zeros(1, 3, clip.frames, *clip.size, dtype=torch.uint8)
         self.collect(self.forward([still[0]], Outputs(frozenset({1}), True, self.head is not None)))
@@ -130,9 +135,7 @@ class Loaded:
     @torch.inference_mode()
     def forward(self, clips: Sequence[Tensor], outputs: Outputs) -> Batch:
         """Clips (3, T, H, W) uint8 as one batch. On a GPU it returns before the device is done."""
-        batch = torch.stack(list(clips))  # (B, 3, T, H, W)
-        if self.device.type == "cuda":
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        batch = self.on_device(clips)
         encoder, last = self.encoder, len(self.encoder.blocks)
         norm_of_mean = self.card.pooling == "mean_then_norm"
         final = outputs.tokens or not norm_of_mean
@@ -153,6 +156,11 @@ class Loaded:
             {number: kept[number] for number in outputs.layers},
             logits,
         )
+
+    def on_device(self, clips: Sequence[Tensor]) -> Tensor:
+        """(B, 3, T, H, W) uint8; on a GPU it may still be on its way."""
+        batch = torch.stack(list(clips))
+        return batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch
 
     @torch.inference_mode()
     def collect(self, batch: Batch) -> list[Seen]:

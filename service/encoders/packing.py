@@ -1,7 +1,7 @@
 """What passes between the gateway and a replica: MessagePack, since JSON holds no bytes. Knows neither HTTP nor torch.
 
-call      {"slot", "items": [{"content"} | {"uri"}], "want": {…}, "deadline_s", "arrow"}
-answer    {"encoder", "items": [{"embedding", …}]}, or {"encoder", "arrow": bytes}
+call      {"slot", "items": [{"content"} | {"uri"}], "want": {…}, "deadline_s", "form"}
+answer    {"encoder", "items": [{"embedding", …}]}, or in a form of the replica's {"encoder", "content": bytes}
 refusal   {"error": kind, "message", …}
 """
 
@@ -14,6 +14,7 @@ import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
 MEDIA_TYPE = "application/msgpack"
+ARROW, PNG = "application/vnd.apache.arrow.stream", "image/png"  # forms that a replica writes
 SLOTS = MAIN, CANDIDATE = "main", "candidate"
 
 _ARRAY = 1  # MessagePack's number for a type of ours

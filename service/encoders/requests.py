@@ -60,6 +60,10 @@ class Options(Wire):
     """Of a classification: how many labels."""
     views: Annotated[str, Field(pattern=r"^[1-9][0-9]?x[1-9][0-9]?$")] | None = None
     """Segments x crops, such as 5x3, whose scores are averaged; none: one clip of the middle."""
+    mask_ratio: float | None = Field(None, ge=0, lt=1)
+    """Of a reconstruction: fraction of tokens that is hidden; none: as the encoder was trained."""
+    seed: int = Field(0, ge=0, lt=2**53)
+    """Of a reconstruction: which tokens; the same for the same seed and ratio."""
     deadline_s: float = Field(DEADLINE_S, gt=0, le=600)
 
 

@@ -11,10 +11,10 @@ from fastapi.responses import JSONResponse
 
 from service.auth import Inferrer, Principal, Reader, Submitter
 from service.db import Deployment
-from service.encoders.answers import ARROW, NUMPY, in_base64, rendered, wanted_form
+from service.encoders.answers import NUMPY, in_base64, rendered, wanted_form
 from service.encoders.deployments import DeploymentStore, new_deployment
 from service.encoders.gateway import Gateway
-from service.encoders.packing import MAIN
+from service.encoders.packing import ARROW, MAIN, PNG
 from service.encoders.requests import (
     DEADLINE_S,
     FORM,
@@ -158,13 +158,20 @@ BODIES: dict[str, Any] = {
 inference = APIRouter(prefix="/encoders", tags=["requests"])
 
 
+WANTED = {"normalize", "tokens", "layers", "top_k", "views", "mask_ratio", "seed"}
+"""Options that are the replica's matter."""
+
+
 async def _answered(
-    request: Request, name: str, caller: Principal, ways: Gateway, policy: Any, task: str, accept: str | None
+    request: Request, name: str, caller: Principal, ways: Gateway, policy: Any, task: str, form: str | None
 ) -> Response:
     asked = await read_request(request, policy)
-    options, form = asked.options, wanted_form(accept)
-    want = options.model_dump(include={"normalize", "tokens", "layers", "top_k", "views"}) | {"task": task}
-    reply = await ways.ask(request, name, caller.project, asked.items, want, options.deadline_s, arrow=form == ARROW)
+    if form == PNG and len(asked.items) > 1:
+        raise NotPossible(f"Accept: {PNG} gives the page of one item, not of {len(asked.items)}; ask for JSON")
+    options = asked.options
+    want = options.model_dump(include=WANTED) | {"task": task}
+    written = form if form in (ARROW, PNG) else None  # by the replica
+    reply = await ways.ask(request, name, caller.project, asked.items, want, options.deadline_s, form=written)
     return rendered(reply, asked, form)
 
 
@@ -183,7 +190,8 @@ async def embeddings(
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
     """`encoder`: an id, an alias, or a deployment's name. A file as the body, a form of files, or JSON."""
-    return await _answered(request, encoder, caller, ways, policy, "embedding", accept)
+    form = wanted_form(accept, (ARROW, NUMPY))
+    return await _answered(request, encoder, caller, ways, policy, "embedding", form)
 
 
 @inference.post("/{encoder}/classifications", summary="Labels of images and videos", openapi_extra=BODIES)
@@ -194,12 +202,28 @@ async def classifications(
     return await _answered(request, encoder, caller, ways, policy, "classification", None)
 
 
-@inference.post("/{encoder}/reconstructions", summary="What is rebuilt of masked files", openapi_extra=BODIES)
+@inference.post(
+    "/{encoder}/reconstructions",
+    summary="What is rebuilt of masked files",
+    openapi_extra=BODIES,
+    responses={200: {"content": {"application/json": {}, PNG: BINARY}}},
+)
 async def reconstructions(
-    request: Request, encoder: EncoderName, caller: Inferrer, ways: Ways, policy: Uris
+    request: Request,
+    encoder: EncoderName,
+    caller: Inferrer,
+    ways: Ways,
+    policy: Uris,
+    accept: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """Where the encoder was published with its decoder."""
-    return await _answered(request, encoder, caller, ways, policy, "reconstruction", None)
+    """Where the encoder was published with its decoder: the clip, what the encoder saw of it and what was rebuilt.
+
+    `mask_ratio` and `seed` say what is hidden: the same of every item. Pictures are PNGs as `data:` URLs, a video's
+    frames from left to right; with `Accept: image/png` one item is answered by a page of them. Where targets were
+    normalised per token, the clip's own mean and spread of each token are put back, as MAE's demonstration does.
+    """
+    form = wanted_form(accept, (PNG,))
+    return await _answered(request, encoder, caller, ways, policy, "reconstruction", form)
 
 
 # OpenAI's form: https://platform.openai.com/docs/api-reference/embeddings
@@ -213,7 +237,7 @@ async def openai_embeddings(
 ) -> Response:
     inputs = body.input if isinstance(body.input, list) else [body.input]
     items = [item_of(value, f"input.{number}", policy) for number, value in enumerate(inputs)]
-    want = Options().model_dump(include={"normalize", "tokens", "layers", "top_k", "views"}) | {"task": "embedding"}
+    want = Options().model_dump(include=WANTED) | {"task": "embedding"}
     reply = await ways.ask(request, body.model, caller.project, items, want, DEADLINE_S)
     vectors = [item["embedding"] for item in reply.items]
     if body.dimensions not in (None, len(vectors[0])):

@@ -143,6 +143,28 @@ class NeighbourView(Wire):
     """Cosine, -1 to 1."""
 
 
+class ReconstructionView(Wire):
+    """What an encoder saw of one file, and what its decoder made of the rest.
+
+    Pictures are PNGs as `data:` URLs; the frames of a film stand side by side, the first at the left.
+    """
+
+    encoder: str
+    index: int
+    mask_ratio: float
+    seed: int
+    visible: list[int]
+    """Tokens that the encoder saw, counted from 0: row by row, then frame by frame."""
+    loss: float
+    """Mean squared error on the others, as training measures it."""
+    original: str
+    """The clip as it was cut for the encoder."""
+    masked: str
+    """Hidden tokens painted over."""
+    rebuilt: str
+    """The decoder's answer in place of hidden tokens."""
+
+
 class OpenAIEmbeddings(Wire):
     """OpenAI's request, its input being files."""
 

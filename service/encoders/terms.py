@@ -1,6 +1,6 @@
 """What an engine is asked, what it answers, why it refuses, and what it may cost. Torch-free.
 
-Shapes: N tokens of a clip, D width of the encoder.
+Shapes: T frames, H height, W width, N tokens of a clip, D width of the encoder.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ class Want(BaseModel):
     """Classes of a classification, likeliest first."""
     views: str | None = None
     """Segments x crops, such as 5x3, averaged: probabilities of a classification, else embeddings. None: the middle."""
+    mask_ratio: float | None = None
+    """Of a reconstruction: fraction of tokens that is hidden; none: as in training."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Of a reconstruction: which tokens; the same for the same ratio, whatever the item."""
 
 
 class Answer(NamedTuple):
@@ -43,7 +47,10 @@ class Answer(NamedTuple):
     """Its id."""
     items: list[dict[str, Any]]
     """Each {"embedding": (D,) float32}, with "tokens": (N, D) and "layers": {"6": (N, D)} where asked; or {"labels",
-    "scores", "classes"}: names, probabilities and numbers of the likeliest classes."""
+    "scores", "classes"}: names, probabilities and numbers of the likeliest classes; or {"mask_ratio", "seed",
+    "visible", "loss", "original", "masked", "rebuilt"}: of a reconstruction the indices of tokens that were seen, the
+    mean squared error on the others as the objective compares them, and clips (3, T, H, W), the last as float32 in
+    [0, 1], the others uint8."""
 
 
 class Refusal(Exception):

@@ -55,8 +55,10 @@ def test_one_file_in_each_form_is_one_item(client: TestClient, tmp_path: Path) -
 
 def test_options_are_the_same_in_the_query_in_a_form_and_in_json(client: TestClient) -> None:
     wanted: dict[str, Any] = {"normalize": True, "tokens": "patch", "layers": [2, 4], "top_k": 3, "views": "5x3"}
-    query = "/read?normalize=true&tokens=patch&layers=2&layers=4&top_k=3&views=5x3"
+    wanted |= {"mask_ratio": 0.5, "seed": 7}
+    query = "/read?normalize=true&tokens=patch&layers=2&layers=4&top_k=3&views=5x3&mask_ratio=0.5&seed=7"
     fields = {"normalize": "true", "tokens": "patch", "layers": ["2", "4"], "top_k": "3", "views": "5x3"}
+    fields |= {"mask_ratio": "0.5", "seed": "7"}
     for answer in (
         client.post(query, content=b"x", headers={"Content-Type": "image/png"}),
         client.post("/read", files={"file": ("a", b"x")}, data=fields),
@@ -85,6 +87,8 @@ def test_options_are_the_same_in_the_query_in_a_form_and_in_json(client: TestCli
         ({"files": {"file": ("a", b"")}}, 422, "#/"),
         ({"data": {"normalize": "true"}, "files": {}}, 415, None),
         ({"files": {"file": ("a", b"x")}, "data": {"top_k": "many"}}, 422, "#/top_k"),
+        ({"json": {"input": {"base64": "eA=="}, "mask_ratio": 1}}, 422, "#/mask_ratio"),
+        ({"json": {"input": {"base64": "eA=="}, "seed": -1}}, 422, "#/seed"),
     ],
 )
 def test_a_mistake_names_its_field(client: TestClient, form: dict[str, Any], status: int, pointer: str | None) -> None:
