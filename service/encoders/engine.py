@@ -267,8 +267,9 @@ class Engine:
     def _shares(self, loaded: Loaded, plan: Plan, items: Sequence[Item]) -> list[Share]:
         """Raises NotPossible for more than any request may ask, ItemRefused for a file that is too large."""
         limits, tokens = self.settings.limits, loaded.tokens * plan.clips
-        if len(items) > limits.items:
-            raise NotPossible(f"{len(items)} items are more than the {limits.items} that a request may have")
+        most = limits.rebuilt_items if plan.want.task == "reconstruction" else limits.items
+        if len(items) > most:
+            raise NotPossible(f"{len(items)} items are more than the {most} that a request may have")
         if tokens * len(items) > self._backlog.max_tokens:
             raise NotPossible(
                 f"{len(items)} items of {tokens} tokens are more than the queue holds ({self._backlog.max_tokens}); "

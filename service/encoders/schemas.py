@@ -94,6 +94,8 @@ class EncoderDetail(EncoderView):
     labels: list[str] | None
     """Names of the classes."""
     multi_label: bool
+    rebuilds: bool
+    """Whether it was published with its decoder, and can be asked for reconstructions."""
     pooling: str
     sha256: str | None
     """Of encoder.safetensors."""

@@ -108,6 +108,8 @@ class Limits(Settings):
     """What a request may cost at most."""
 
     items: int = Field(256, ge=1)
+    rebuilt_items: int = Field(16, ge=1)
+    """Of a request for reconstructions, whose answer holds three clips for each."""
     views: int = Field(64, ge=1)
     """Segments times crops."""
     bytes_mib: int = Field(64, ge=1)

@@ -187,6 +187,8 @@ def test_what_cannot_be_rebuilt_is_told_and_leaves_nothing_in_the_queue(
 ) -> None:
     with pytest.raises(NotPossible, match=reason):
         ask(engine, slot, folder / "0.png", **want)
+    with pytest.raises(NotPossible, match="17 items are more than the 16"):
+        ask(engine, "image", *[folder / "0.png"] * 17)
     assert engine.state()["queued_tokens"] == engine.state()["queued_bytes"] == 0
 
 

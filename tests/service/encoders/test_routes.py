@@ -172,8 +172,10 @@ def test_a_move_that_expects_something_else_is_told_what_is_there(client: httpx.
 def test_files_come_whole_in_parts_and_all_together(client: httpx.Client, root: str, found: Callable[[], None]) -> None:
     weights = b"weights" * 10_000
     publish(root, "mine", weights=weights)
+    Path(encoder_folder(root, "mine"), "decoder.safetensors").write_bytes(b"decoder")
     found()
     url = "/encoders/mine/download"
+    assert client.get(url, params={"file": "decoder.safetensors"}).content == b"decoder"
     got = client.get(url, params={"file": "encoder.safetensors"})
     assert (got.content, int(got.headers["Content-Length"])) == (weights, len(weights))
     part = client.get(url, params={"file": "encoder.safetensors"}, headers={"Range": "bytes=7-13"})
@@ -182,7 +184,8 @@ def test_files_come_whole_in_parts_and_all_together(client: httpx.Client, root: 
     archive = client.get(url)
     assert len(archive.content) == int(archive.headers["Content-Length"])
     with tarfile.open(fileobj=io.BytesIO(archive.content)) as tar:
-        assert sorted(tar.getnames()) == ["mine/encoder.json", "mine/encoder.safetensors"]
+        names = ["decoder.safetensors", "encoder.json", "encoder.safetensors"]
+        assert sorted(tar.getnames()) == [f"mine/{name}" for name in names]
         assert tar.extractfile("mine/encoder.safetensors").read() == weights  # type: ignore[union-attr]
     for params in ({"file": "encoder.safetensors"}, {}):
         tag = client.get(url, params=params).headers["ETag"]
@@ -206,10 +209,11 @@ def test_files_come_from_an_object_store(engine: Engine, tmp_path: Path, s3_root
 
 
 def test_two_encoders_side_by_side(client: httpx.Client, root: str, found: Callable[[], None]) -> None:
-    publish(root, "a", scores=[score("knn", 70.0), score("linear", 80.0)])
+    decoder = {"network": {}, "mask_strategy": "random", "mask_ratio": 0.75, "pixels": "per_patch"}
+    publish(root, "a", scores=[score("knn", 70.0), score("linear", 80.0)], decoder={**decoder, "sha256": "a"})
     config = {"mask": {"teacher_ratio": 0.75}, "seed": 0}
     facts: dict[str, Any] = {"encoder": {"size": "demo-teacher"}, "config": config, "scores": [score("knn", 75.0)]}
-    publish(root, "b", **facts)
+    publish(root, "b", **facts, decoder={**decoder, "mask_ratio": 0.9, "sha256": "b"})
     found()
     told = client.get("/encoders/a/compare/b").json()
     assert (told["a"]["id"], told["b"]["id"]) == ("a", "b")
@@ -220,7 +224,9 @@ def test_two_encoders_side_by_side(client: httpx.Client, root: str, found: Calla
     assert pairs == {("knn", "eval/top1"): (70.0, 75.0), ("linear", "eval/top1"): (80.0, None)}
     differing = {difference["field"]: (difference["a"], difference["b"]) for difference in told["differences"]}
     assert differing["config.mask.teacher_ratio"] == (0.5, 0.75)
-    assert "config.seed" not in differing
+    assert differing["decoder.mask_ratio"] == (0.75, 0.9)
+    assert not {"config.seed", "decoder.sha256"} & differing.keys()
+    assert client.get("/encoders/a").json()["rebuilds"]
     assert client.get("/encoders/a/compare/a").json()["differences"] == []
 
 
