@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from amd.downstream.bulk import EmbedResult
+from amd.downstream.bulk import EmbedResult, embed_all
 from amd.downstream.features import embed_file
 from tests.amd.downstream.test_bulk import ENCODER, assert_each_record_once, config, rows_of, start
 from tests.amd.downstream.test_features import write_images
@@ -19,25 +20,30 @@ pytestmark = pytest.mark.ray
 
 
 def test_two_actors_stop_and_go_on_and_each_record_is_there_once(ray_cluster: RayCluster, tmp_path: Path) -> None:
-    files = sorted(write_images(tmp_path / "images", 24))
+    files = sorted(write_images(tmp_path / "images", 10))
     Path(files[7]).write_bytes(b"not a picture")
     wanted = config(tmp_path, rows_per_file=1, scaling={"device": "cpu", "workers": 2})
     process, folder = start(tmp_path, wanted, local=False), tmp_path / "out" / "embeddings"
     until = time.monotonic() + 120
-    while len(list(folder.glob("*.parquet"))) < 3:
+    while len(list(folder.glob("*.parquet"))) < 2:
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    stopped = EmbedResult.model_validate_json(process.communicate(timeout=60)[0])
+    stopped = result_of(process)
     assert (stopped.state, process.returncode) == ("cancelled", 1)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
-    assert 3 <= len(before) < 24
-    ended = EmbedResult.model_validate_json(start(tmp_path, wanted, local=False).communicate(timeout=120)[0])
-    assert (ended.state, ended.samples, ended.bad) == ("succeeded", 23, 1)
+    assert 2 <= len(before) < 10
+    ended = embed_all(wanted, local=True)  # from where the actors were
+    assert (ended.state, ended.samples, ended.bad) == ("succeeded", 9, 1)
     assert_each_record_once(ended.output)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     found = rows_of(ended.output)
-    for at in (0, 6, 7, 22):
+    for at in (0, 6, 7, 8):
         expected = embed_file(str(tmp_path / "encoders" / ENCODER), found["location"][at])
         np.testing.assert_allclose(found["embedding"][at], expected, rtol=0, atol=1e-5)
+
+
+def result_of(process: subprocess.Popen[str]) -> EmbedResult:
+    """The last line that it prints: Ray may print others."""
+    return EmbedResult.model_validate_json(process.communicate(timeout=120)[0].splitlines()[-1])

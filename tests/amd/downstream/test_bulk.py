@@ -103,19 +103,19 @@ def test_videos_and_unit_vectors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 def test_an_interrupted_run_goes_on_and_leaves_what_was_done(tmp_path: Path, number: signal.Signals) -> None:
-    files = sorted(write_images(tmp_path / "images", 12))
+    files = sorted(write_images(tmp_path / "images", 6))
     Path(files[0]).write_bytes(b"not a picture")
     wanted = config(tmp_path, rows_per_file=1)
     process, folder = start(tmp_path, wanted), tmp_path / "out" / "embeddings"
     until = time.monotonic() + 120
-    while len(list(folder.glob("*.parquet"))) < 3:
+    while len(list(folder.glob("*.parquet"))) < 2:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.002)
     process.send_signal(number)
     printed, _ = process.communicate(timeout=120)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("*.parquet")}
-    assert 3 <= len(before) < 12, "it was too fast to be interrupted"
+    assert 2 <= len(before) < 6, "it was too fast to be interrupted"
     assert not (tmp_path / "out" / "index.json").exists()
     if number == signal.SIGTERM:
         told = EmbedResult.model_validate_json(printed)
@@ -123,7 +123,7 @@ def test_an_interrupted_run_goes_on_and_leaves_what_was_done(tmp_path: Path, num
         assert (told.state, told.reason, told.bad) == ("cancelled", "cancelled_by_user", 1)
         assert told.samples == len(before) - 1
     result = embed_all(wanted, local=True)
-    assert (result.state, result.samples, result.bad) == ("succeeded", 11, 1)
+    assert (result.state, result.samples, result.bad) == ("succeeded", 5, 1)
     assert_each_record_once(result.output)
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
 
