@@ -14,7 +14,8 @@ HEAVY = {"torch", "torchvision", "timm", "decord", "av", "scikit-learn", "matplo
 
 # Refuses what the image does not hold, then imports every module that the control plane may come to import.
 CONTROL_PLANE_IMPORTS = """
-REPLICAS = {"service.serve", *(f"service.encoders.{name}" for name in ("batching", "decoders", "engine", "loaded"))}
+ROOMS = ("batching", "decoders", "engine", "loaded", "pictures", "rebuilding")
+REPLICAS = {"service.serve", *(f"service.encoders.{name}" for name in ROOMS)}
 import importlib, importlib.metadata, pkgutil, sys
 from importlib.machinery import PathFinder
 locked = set(sys.argv[1].split())
