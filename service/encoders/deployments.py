@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Engine, delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from amd.storage import join
+from amd.published import encoder_folder
 from service.db import Deployment
 from service.encoders.packing import CANDIDATE, MAIN
 from service.encoders.serve_api import Running, Serve
@@ -169,7 +169,7 @@ class Deployer:
 
     def _application(self, deployment: Deployment, serving: Mapping[str, str]) -> dict[str, Any]:
         settings = ServingSettings.model_validate(deployment.settings)
-        urls = {slot: join(self._root, "encoders", encoder) for slot, encoder in serving.items()}
+        urls = {slot: encoder_folder(self._root, encoder) for slot, encoder in serving.items()}
         scale: dict[str, Any] = {"num_replicas": settings.replicas.min}
         if settings.replicas.min != settings.replicas.max:
             bounds = {"min_replicas": settings.replicas.min, "max_replicas": settings.replicas.max}

@@ -51,7 +51,7 @@ async def neighbours(
     vector: Any = body.vector
     if body.input is not None:
         item = item_of(body.input, "input", policy)
-        want = Options().model_dump(include={"normalize", "tokens", "layers", "top_k", "views"}) | {"task": "embedding"}
+        want = Options().want("embedding")
         reply = await ways.ask(request, index.encoder, caller.project, [item], want, DEADLINE_S, exact=True)
         vector = reply.items[0]["embedding"]
 

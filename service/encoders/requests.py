@@ -29,6 +29,8 @@ JSON, FORM = "application/json", "multipart/form-data"
 MOST_ITEMS = 256
 DEADLINE_S = 60.0
 
+WANTED = {"normalize", "tokens", "layers", "top_k", "views", "mask_ratio", "seed"}
+
 Layer = Annotated[int, Field(ge=1, le=1000)]
 
 
@@ -65,6 +67,10 @@ class Options(Wire):
     seed: int = Field(0, ge=0, lt=2**53)
     """Of a reconstruction: which tokens; the same for the same seed and ratio."""
     deadline_s: float = Field(DEADLINE_S, gt=0, le=600)
+
+    def want(self, task: str) -> dict[str, Any]:
+        """What of them is the replica's matter."""
+        return self.model_dump(include=WANTED) | {"task": task}
 
 
 class EncodeRequest(Options):

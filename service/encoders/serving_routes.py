@@ -158,10 +158,6 @@ BODIES: dict[str, Any] = {
 inference = APIRouter(prefix="/encoders", tags=["requests"])
 
 
-WANTED = {"normalize", "tokens", "layers", "top_k", "views", "mask_ratio", "seed"}
-"""Options that are the replica's matter."""
-
-
 async def _answered(
     request: Request, name: str, caller: Principal, ways: Gateway, policy: Any, task: str, form: str | None
 ) -> Response:
@@ -169,7 +165,7 @@ async def _answered(
     if form == PNG and len(asked.items) > 1:
         raise NotPossible(f"Accept: {PNG} gives the page of one item, not of {len(asked.items)}; ask for JSON")
     options = asked.options
-    want = options.model_dump(include=WANTED) | {"task": task}
+    want = options.want(task)
     written = form if form in (ARROW, PNG) else None  # by the replica
     reply = await ways.ask(request, name, caller.project, asked.items, want, options.deadline_s, form=written)
     return rendered(reply, asked, form)
@@ -237,7 +233,7 @@ async def openai_embeddings(
 ) -> Response:
     inputs = body.input if isinstance(body.input, list) else [body.input]
     items = [item_of(value, f"input.{number}", policy) for number, value in enumerate(inputs)]
-    want = Options().model_dump(include=WANTED) | {"task": "embedding"}
+    want = Options().want("embedding")
     reply = await ways.ask(request, body.model, caller.project, items, want, DEADLINE_S)
     vectors = [item["embedding"] for item in reply.items]
     if body.dimensions not in (None, len(vectors[0])):
