@@ -15,13 +15,17 @@ from tests.ray_cluster import ray_cluster  # noqa: F401  the session's Ray clust
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A session with a real-time class hands it down to Ray and to all that is killed here: what they wait for starves.
-if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
 # No timed assertions: a first example that imports something may take long on a busy machine.
 hypothesis.settings.register_profile("amd", deadline=None)
 hypothesis.settings.load_profile("amd")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ordinary_scheduling() -> Iterator[None]:
+    """A library that makes this process real-time starves Ray and all else that later tests start and wait for."""
+    yield
+    if hasattr(os, "sched_getscheduler"):
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER, "a test of this file left a real-time class behind"
 
 
 @pytest.fixture(scope="session")

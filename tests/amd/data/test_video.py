@@ -19,6 +19,7 @@ from tests.videos import (
     set_edit,
     set_rotation,
     write_audio_only,
+    write_av1,
     write_video,
 )
 
@@ -54,7 +55,7 @@ ORDINARY: dict[str, tuple[str, Writer]] = {
     "10 bit H.264": _writer("a.mp4", pix_fmt="yuv420p10le"),
     "HEVC, open GOP": _writer("a.mp4", codec="libx265", options=X265),
     "10 bit HEVC": _writer("a.mkv", codec="libx265", pix_fmt="yuv420p10le", options=X265),
-    "AV1": _writer("a.mp4", codec="libsvtav1", options={"preset": "12"}),
+    "AV1": ("a.mp4", lambda f: write_av1(f / "a.mp4", FRAMES)),
     "VP9": _writer("a.webm", codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"}),
     "fragmented": _writer("a.mp4", container={"movflags": "frag_keyframe+empty_moov"}),
     "quicktime": _writer("a.mov"),
