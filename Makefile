@@ -7,11 +7,12 @@ STAMP := .venv/.installed
 
 venv: $(STAMP)
 
-# Installs again only when the locked versions or the project's metadata change.
+# Installs again only when the locked versions or the project's metadata change. Compiled at once: where Python may not
+# write bytecode itself, each of the many processes of a test or a demo would compile torch and Ray anew, for 5 s.
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 

@@ -44,6 +44,7 @@ class Job(Base):
         Index("jobs_by_time", "created_at", "id"),
         Index("jobs_of_project", "project", "created_at", "id"),
         Index("jobs_by_state", "state", "created_at", "id"),
+        Index("jobs_by_state_and_kind", "state", "kind", "created_at", "id"),
         Index("jobs_of_kind", "kind", "created_at", "id"),
     )
 

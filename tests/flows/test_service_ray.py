@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from amd.training.metrics import read_metrics
 from tests.control_plane import ControlPlane, wait_for
@@ -124,6 +127,45 @@ def test_a_job_whose_node_is_lost_goes_on_with_the_workers_that_are_left(
     ended = plane.wait_until(job, "cancelled")
     assert (ended["attempt"], ended["result"]["steps"] > 40) == (1, True), "Ray Train's own recovery was enough"
     wait_for(lambda: free(ray_cluster), 60)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1200)
+def test_a_minute_without_storage_costs_neither_a_running_job_nor_one_accepted_meanwhile(
+    s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+    store = serve_s3(port)
+    boto3.client("s3").create_bucket(Bucket="far")
+    cluster, head, folder = start_head(dict(os.environ))
+    words = {"AMD_STORAGE": "s3://far/root", "AMD_ALLOWED_URIS": str(tmp_path)}
+    plane = ControlPlane(tmp_path / "data", cluster.dashboard, **words)
+    try:
+        plane.start()
+        running = plane.submit(**a_run(tmp_path, 1500))
+        plane.wait_until(running, "running")
+        wait_for(lambda: step_of(plane, running) > 20, 200)
+        store.stop()
+        accepted = plane.submit(**a_run(tmp_path, 30))
+        time.sleep(60)
+        assert plane.job(running)["state"] == "running"
+        store = serve_s3(port)
+        for job, steps in {running: 1500, accepted: 30}.items():
+            ended = plane.wait_until(job, "succeeded", "failed", seconds=400)
+            assert (ended["state"], ended["attempt"]) == ("succeeded", 1), ended
+            assert ended["result"]["steps"] == steps
+    finally:
+        plane.kill()
+        end_head(head, folder)
+        store.stop()
+
+
+def serve_s3(port: int) -> ThreadedMotoServer:
+    """What was stored stays in this process when the server stops."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    return server
 
 
 def log_of(plane: ControlPlane, job: str) -> str:

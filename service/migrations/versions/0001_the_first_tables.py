@@ -119,6 +119,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.create_index("jobs_by_state", ["state", "created_at", "id"], unique=False)
+        batch_op.create_index("jobs_by_state_and_kind", ["state", "kind", "created_at", "id"], unique=False)
         batch_op.create_index("jobs_by_time", ["created_at", "id"], unique=False)
         batch_op.create_index("jobs_of_kind", ["kind", "created_at", "id"], unique=False)
         batch_op.create_index("jobs_of_project", ["project", "created_at", "id"], unique=False)
@@ -232,6 +233,7 @@ def downgrade() -> None:
         batch_op.drop_index("jobs_of_project")
         batch_op.drop_index("jobs_of_kind")
         batch_op.drop_index("jobs_by_time")
+        batch_op.drop_index("jobs_by_state_and_kind")
         batch_op.drop_index("jobs_by_state")
 
     op.drop_table("jobs")
