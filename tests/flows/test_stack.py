@@ -21,6 +21,7 @@ from amd.downstream.features import embed_file
 from service.client import Client
 from service.jobs.outcome import JobFolder
 from service.stack import MARK, Process, StackError, State, down, find_stack, status, up
+from service.stack.state import Folder
 from tests.service.encoders.published import picture, publish
 
 PATIENCE_S = 900
@@ -231,9 +232,7 @@ def test_a_pid_that_is_another_processes_now_is_left_alone(tmp_path: Path, sleep
 
 
 def test_what_a_killed_part_left_behind_is_ended_even_where_the_state_is_lost(tmp_path: Path) -> None:
-    from service.stack import _Folder
-
-    mark = f"{_Folder(tmp_path).mark}:control-plane"
+    mark = f"{Folder(tmp_path).mark}:control-plane"
     with subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(600)"], env={**os.environ, MARK: mark}
     ) as orphan:

@@ -1,0 +1,168 @@
+"""What stands on disk of a stack: where its folder is, and the ports and processes in `<data_dir>/stack.json`.
+
+A process is known by its pid together with its start, so one that got the number of an old one is never touched.
+Starts nothing and ends nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import psutil  # type: ignore[import-untyped]
+from pydantic import BaseModel, ValidationError
+
+from amd.storage import write_json
+from service.settings import Settings
+
+HOST = "127.0.0.1"
+STARTUP_S = 600.0  # a cold or busy machine takes its time
+LOCK_S = STARTUP_S + 60.0
+SAME_START_S = 2.0  # a start time is derived from the clock, which may be set meanwhile
+MARK = "AMD_STACK"  # in the environment of every process of a stack, and of all that those start
+
+Part = Literal["control-plane", "ray"]
+Say = Callable[[str], None]
+
+
+class StackError(Exception):
+    """The stack cannot be started or stopped as asked. The message has the reason and the remedy."""
+
+
+class Process(BaseModel):
+    pid: int
+    started: float
+
+    def find(self) -> psutil.Process | None:
+        """The process, where it is still that one and alive."""
+        try:
+            found = psutil.Process(self.pid)
+            if abs(found.create_time() - self.started) <= SAME_START_S and found.status() != psutil.STATUS_ZOMBIE:
+                return found
+        except psutil.NoSuchProcess:
+            pass
+        return None
+
+
+class RayPorts(BaseModel):
+    gcs: int
+    dashboard: int
+    agent: int
+    metrics: int
+    client: int
+    serve: int
+
+
+class State(BaseModel):
+    """stack.json: what the next start finds again."""
+
+    port: int
+    storage: str
+    num_cpus: int
+    ray: RayPorts
+    key_file: Path
+    ray_temp: str | None = None
+    processes: dict[Part, Process] = {}
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://{HOST}:{self.ray.dashboard}"
+
+    def alive(self, part: Part) -> psutil.Process | None:
+        known = self.processes.get(part)
+        return known.find() if known is not None else None
+
+
+class Stack(NamedTuple):
+    """A stack that runs."""
+
+    url: str
+    key_file: Path
+    data_dir: Path
+
+
+def data_dir_of(given: Path | None) -> Path:
+    """The folder of a stack: the one given, AMD_DATA_DIR, or the user's."""
+    return (given or Settings().data_dir).expanduser().absolute()
+
+
+class Folder:
+    """The data directory of a stack."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.mark = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+        self._state = path / "stack.json"
+        self.ray_token = path / "ray-token"
+
+    def prepare(self) -> None:
+        """Make the folder, for its owner alone, and Ray's token in it. Raises StackError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (self.path / "logs").mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+            with contextlib.suppress(FileExistsError):
+                descriptor = os.open(self.ray_token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(secrets.token_hex(32))
+        except OSError as error:
+            raise StackError(
+                f"data directory {self.path}: cannot be written ({error.strerror}); choose another with --data-dir"
+            ) from None
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Alone at work on this stack; waits for whoever else is. A lock ends with its process, so none is ever stale.
+
+        Raises StackError.
+        """
+        with (self.path / "stack.lock").open("a+") as file:
+            until = time.monotonic() + LOCK_S
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        file.seek(0)
+                        raise StackError(
+                            f"process {file.read().strip() or '?'} has been starting or stopping this stack for "
+                            f"{LOCK_S:.0f} s; end it, and try again"
+                        ) from None
+                    time.sleep(0.2)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def read(self) -> State | None:
+        """None: no stack was started here yet. Raises StackError."""
+        try:
+            return State.model_validate_json(self._state.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (ValidationError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise StackError(f"{self._state}: cannot be read ({reason}); remove it and start anew") from None
+
+    def write(self, state: State) -> None:
+        write_json(str(self._state), state.model_dump(mode="json"))
+
+    def stack(self, state: State) -> Stack:
+        return Stack(state.url, state.key_file, self.path)
+
+    def log(self, part: Part) -> Path:
+        return self.path / "logs" / f"{part}.log"
