@@ -23,7 +23,7 @@ check: venv
 	$(BIN)/lint-imports
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 chaos: venv
 	$(BIN)/python -m pytest -m chaos

@@ -20,6 +20,17 @@ hypothesis.settings.register_profile("amd", deadline=None)
 hypothesis.settings.load_profile("amd")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Groups for `make test`, which runs two processes: tests of a file share its fixtures, all that need Ray share a
+    cluster. Those come first, since they take as long as all others together."""
+    for item in items:
+        ray = "flows" in item.path.parts or "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.stem))
+    if hasattr(config, "workerinput"):  # one of several processes
+        items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _ordinary_scheduling() -> Iterator[None]:
     """A library that makes this process real-time starves Ray and all else that later tests start and wait for."""
