@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from amd.config import FinetuneConfig, TrainConfig
 from amd.storage import is_remote
 from amd.training.run import RunResult
-from service.client import ApiError, Client, DeploymentRequest, JobRequest, NoAnswer, Patience
+from service.client import Client, DeploymentRequest, JobRequest, NoAnswer, Patience
 from service.jobs.schemas import ENDED, JobView
 from service.settings import default_data_dir
 from service.stack import Stack, down, find_stack, up
@@ -100,15 +100,7 @@ def submit_once(client: Client, config: TrainConfig | FinetuneConfig) -> JobView
 
 def deploy(client: Client, name: str, request: DeploymentRequest) -> None:
     """Raises NoAnswer where it does not come to answer requests."""
-    until = time.monotonic() + DEPLOY_S
-    while True:
-        try:
-            client.deployments.put(name, request)
-            break
-        except ApiError as error:
-            if error.problem.status != 404 or time.monotonic() > until:  # just published, it is not listed yet
-                raise
-            time.sleep(LOOK_S)
+    client.deployments.put(name, request)
     found = client.deployments.wait(name, DEPLOY_S)
     if found.state != "healthy":
         raise NoAnswer(f"the encoder cannot be deployed: {found.message}")

@@ -49,6 +49,13 @@ class EncoderDiscovery:
         if gone and (cards or self._is_there()):
             self._store.vanished(gone)
 
+    def published(self, folder: str) -> None:
+        """An encoder that a job says it has published, without a look at all others. Raises StorageError."""
+        encoder_id = folder.rstrip("/").rpartition("/")[2]
+        facts = files(folder).get(CARD) if folder == encoder_folder(self._root, encoder_id) else None
+        if facts is not None:
+            self._read(encoder_id, facts.stamp)
+
     def _cards(self) -> Iterator[tuple[str, str]]:
         """(encoder's id, card's stamp)."""
         for path, facts in files(encoders_url(self._root)).items():

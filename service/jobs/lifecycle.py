@@ -309,6 +309,8 @@ class Reconciler:
             fields["ended_at"] = now
         if outcome.result is not None:
             fields["result"] = outcome.result
+            if state == "succeeded" and outcome.result.get("encoder_folder"):
+                self._published(outcome.result["encoder_folder"])
         attempt = {
             "state": outcome.state,
             "reason": outcome.reason,
@@ -317,6 +319,13 @@ class Reconciler:
             "outcome": outcome.model_dump(mode="json"),
         }
         self._store.change(job, state, attempt=attempt, **fields)
+
+    def _published(self, encoder: str) -> None:
+        """Known before its job has succeeded: who waited for that may deploy it at once."""
+        try:
+            self._encoders.published(encoder)
+        except StorageError as error:
+            logger.warning("%s is not shown yet: %s", encoder, error)  # the next look finds it
 
     def _verdict(self, job: Job, outcome: Outcome, by_ray: bool) -> tuple[str, str | None, str]:
         """State, reason and message that follow from an outcome and what was wanted."""

@@ -117,6 +117,8 @@ def test_everything_is_killed_and_the_job_goes_on_from_its_checkpoint(here: Here
     file = here.data / "picture.png"
     file.write_bytes(picture())
     expected = embed_file(publish(here.storage / "encoders" / "tiny"), str(file))
+    with here.client(first) as client:
+        until(lambda: list(client.encoders.list()))  # found by a look, every 30 s
     assert here.json("encoders", "deploy", "tiny", "--json")["state"] == "healthy"
     with here.client(first) as client:
         np.testing.assert_allclose(client.embeddings("tiny", [file])[0].embedding, expected, atol=1e-5)

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from amd.published import encoder_folder
 from service.db import Job
+from service.encoders.discovery import EncoderDiscovery
+from service.encoders.store import EncoderStore
 from service.errors import IllegalAction, NotFound
 from service.jobs.lifecycle import Reconciler, act
 from service.jobs.outcome import RETRYABLE, JobFolder
@@ -18,6 +21,7 @@ from service.jobs.schemas import ACTIVE, ENDED
 from service.jobs.store import JobStore
 from service.settings import Settings
 from tests.service.clusters import FakeCluster, queued, says
+from tests.service.encoders.cards import publish
 
 
 class World:
@@ -64,6 +68,18 @@ def test_a_job_is_queued_started_run_and_ended_and_every_step_is_an_event(world:
     assert [event.version for event in world.store.events(job.id)] == [1, 2, 3, 4]
     assert world.cluster.submitted == [job.id]
     assert [(attempt.number, attempt.state) for attempt in world.store.attempts(job.id)] == [(1, "succeeded")]
+
+
+def test_what_a_job_has_published_is_known_once_the_job_has_succeeded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = world.running()
+    publish(world.root, job.id)
+    monkeypatch.setattr(EncoderDiscovery, "look", lambda self: None)  # nor do looks at all of them come in between
+    says(world.root, job, "succeeded", result={"encoder_folder": encoder_folder(world.root, job.id)})
+    world.step()
+    assert world.now(job).state == "succeeded"
+    assert EncoderStore(world.store.engine).get(job.id).job_id == job.id
 
 
 def test_what_the_run_wrote_outranks_what_a_restarted_head_believes(world: World) -> None:
