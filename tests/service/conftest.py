@@ -1,4 +1,7 @@
-"""A fresh, migrated database for each test that asks for one: every such test runs on SQLite and on PostgreSQL."""
+"""A fresh, migrated database for each test that asks for one: every such test runs on SQLite and on PostgreSQL.
+
+For webhooks, besides: a receiver on loopback, and a clock that only the test moves.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ import pytest
 from sqlalchemy import Engine
 
 from service.db import migrate, open_engine
+from tests.service.hooks import Clock
+from tests.service.receivers import Receiver, serving
 
 TEMPLATE = "migrated"  # database of the PostgreSQL server that the others are copies of
 TRIES = 6
@@ -89,3 +94,14 @@ def sqlite_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
     engine = open_engine(f"sqlite:///{path}")
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with serving(Receiver()) as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
