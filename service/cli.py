@@ -27,11 +27,11 @@ from service.cli_detect import detect
 from service.cli_embed import embed
 from service.cli_encoders import app as encoders_app
 from service.cli_finetune import finetune
-from service.cli_jobs import Submission, submittable
 from service.cli_jobs import app as jobs_app
 from service.cli_probe import probe
 from service.cli_search import app as search_app
 from service.cli_stack import down, status, up
+from service.cli_submit import Submission, submittable
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user turns it on
 

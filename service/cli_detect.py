@@ -8,7 +8,7 @@ import typer
 
 from amd.config import parse_overrides
 from amd.presets_detection import detection_config
-from service.cli_jobs import Submission, submittable
+from service.cli_submit import Submission, submittable
 
 
 @submittable

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from amd.config import ConfigError, EmbedConfig, overridden, parse_overrides, validate
 from amd.presets import read_config_file
-from service.cli_jobs import Submission, submittable
+from service.cli_submit import Submission, submittable
 
 out = Console()
 err = Console(stderr=True)

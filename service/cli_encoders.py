@@ -17,7 +17,7 @@ from rich.table import Table
 
 from amd.card import Card
 from amd.config import ENCODER_SIZES, ConfigError, ImportConfig, Interpolation, Positions, validate
-from service.cli_jobs import connected
+from service.cli_service import connected
 
 if TYPE_CHECKING:
     from service.encoders.schemas import AliasDetail, CompareView

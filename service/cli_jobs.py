@@ -1,44 +1,36 @@
-"""`amd jobs …`: what a service runs; and `--submit`, which hands a command's words to it as a job.
+"""`amd jobs …`: what a service runs is listed, shown, watched, stopped and gone on with.
 
-The service is the one of AMD_URL, or the one that `amd up` started here. Its client is imported when it is needed.
+How a job is found, and how it is told to people, stands below the commands; `--submit` tells its job alike.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import itertools
 import json
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from amd.config import ConfigError
-from amd.presets import read_config_file
-from amd.storage import is_remote, local_path
-from amd.training.run import DATA_FIELDS, WEIGHTS_FIELDS
+from amd.storage import local_path
+from service.cli_service import BAD_INPUT, DONE, FAILED, connected, stop
 
 if TYPE_CHECKING:
     from service.client import Client
-    from service.errors import Problem
     from service.jobs.kinds import JobKind
     from service.jobs.schemas import JobDetail, JobView, State
 
-DONE, FAILED, BAD_INPUT = 0, 1, 2
 LOOKED_THROUGH = 2000  # newest jobs, for a shortened id
 COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelled": "yellow", "paused": "yellow"}
 
 out = Console()
-err = Console(stderr=True)
 app = typer.Typer(help="Jobs of the service: list, watch, stop, go on.", no_args_is_help=True)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id, or the beginning of it or of its last part.")]
@@ -60,7 +52,7 @@ def list_jobs(
         found = client.jobs.list(
             kind=typing.cast("JobKind | None", kind),
             state=typing.cast("State | None", state),
-            labels=_labels(label),
+            labels=labels_of(label),
             project=project,
             page=min(limit, 200),
         )
@@ -96,7 +88,7 @@ def logs(
 ) -> None:
     """Print what a job printed."""
     with connected(patient=follow) as client:
-        _print_pieces(client.jobs.logs(find_job(client, job).id, follow=follow, attempt=attempt, tail=tail))
+        print_pieces(client.jobs.logs(find_job(client, job).id, follow=follow, attempt=attempt, tail=tail))
 
 
 @app.command()
@@ -119,28 +111,28 @@ def cancel(
 ) -> None:
     """Stop a job for good, with a last checkpoint."""
     with connected(as_json) as client:
-        _tell(client.jobs.cancel(find_job(client, job).id, deadline), as_json)
+        tell(client.jobs.cancel(find_job(client, job).id, deadline), as_json)
 
 
 @app.command()
 def pause(job: JobId, as_json: AsJson = False) -> None:
     """Stop a job with a last checkpoint, until `amd jobs resume`."""
     with connected(as_json) as client:
-        _tell(client.jobs.pause(find_job(client, job).id), as_json)
+        tell(client.jobs.pause(find_job(client, job).id), as_json)
 
 
 @app.command()
 def resume(job: JobId, as_json: AsJson = False) -> None:
     """Go on with a paused job."""
     with connected(as_json) as client:
-        _tell(client.jobs.resume(find_job(client, job).id), as_json)
+        tell(client.jobs.resume(find_job(client, job).id), as_json)
 
 
 @app.command()
 def retry(job: JobId, as_json: AsJson = False) -> None:
     """Start a failed or cancelled job once more, from its newest checkpoint."""
     with connected(as_json) as client:
-        _tell(client.jobs.retry(find_job(client, job).id), as_json)
+        tell(client.jobs.retry(find_job(client, job).id), as_json)
 
 
 @app.command()
@@ -163,9 +155,9 @@ def wait(
         try:
             found = client.jobs.wait(find_job(client, job).id, timeout)
         except TimeoutError as error:
-            _stop([str(error)], FAILED)
-    _tell(found, as_json)
-    raise typer.Exit(_exit_code(found))
+            stop([str(error)], FAILED)
+    tell(found, as_json)
+    raise typer.Exit(exit_code(found))
 
 
 @app.command()
@@ -199,140 +191,7 @@ def neighbours(
     out.print(table)
 
 
-# --submit
-
-
-class Submission(NamedTuple):
-    """What `--submit` and the options beside it ask for."""
-
-    name: str | None
-    labels: dict[str, str]
-    priority: int
-    project: str | None
-    follow: bool | None
-
-    def send(
-        self, kind: JobKind, preset: str | None, config: str | None, overrides: Mapping[str, Any], *, as_json: bool
-    ) -> NoReturn:
-        """Submit the same words as a job; `config`: a file's name. Follows it where that is asked for, and ends."""
-        values = _absolute(read_config_file(config)) if config else {} if kind in ("probe", "embed") else None
-        told = {"name": self.name, "labels": self.labels, "priority": self.priority, "project": self.project}
-        with connected(as_json, patient=True) as client:
-            from service.client import JobRequest
-
-            try:
-                request = JobRequest(kind=kind, preset=preset, config=values, overrides=_placed(overrides), **told)
-            except ValidationError as error:
-                raise ConfigError(
-                    [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
-                ) from None
-            job: JobView = client.jobs.submit(request)
-            if not (self.follow if self.follow is not None else sys.stdout.isatty() and not as_json):
-                print(job.model_dump_json() if as_json else job.id)
-                raise typer.Exit(DONE)
-            err.print(f"{job.id}: {job.state}; Ctrl-C ends this view of it and not the job", style="dim", markup=False)
-            if not as_json:
-                print(job.id, flush=True)
-            _print_pieces(client.jobs.logs(job.id, follow=True), sys.stderr if as_json else sys.stdout)
-            job = client.jobs.get(job.id)
-        _tell(job, as_json)
-        raise typer.Exit(_exit_code(job))
-
-
-_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "submit": (Annotated[bool, typer.Option("--submit", help="Run it as a job of the service.")], False),
-    "name": (Annotated[str | None, typer.Option("--name", help="Of the job, for people.")], None),
-    "label": (Labels, None),
-    "priority": (Annotated[int, typer.Option(min=-100, max=100, help="Of the job; higher starts earlier.")], 0),
-    "project": (Annotated[str | None, typer.Option(help="Of the job; default: the key's.")], None),
-    "follow": (
-        Annotated[
-            bool | None,
-            typer.Option("--follow/--no-follow", help="Print the job's log until it ends; default: on a terminal."),
-        ],
-        None,
-    ),
-}
-
-
-def submittable(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of a submission in place of the command's parameter `job`: None where it runs here.
-
-    A `name` of the command's own serves for both.
-    """
-    own = inspect.signature(command).parameters
-    hints = typing.get_type_hints(command, include_extras=True)
-    added = {name: option for name, option in _OPTIONS.items() if name not in own}
-
-    @functools.wraps(command)
-    def with_options(**given: Any) -> None:
-        asked = {**given, **{name: given.pop(name) for name in added}}
-        job = None
-        if asked["submit"]:
-            if given.get("local"):
-                raise ConfigError(["--local and --submit: it runs here or as a job; give one of them"])
-            labels = _labels(asked["label"]) or {}
-            job = Submission(asked["name"], labels, asked["priority"], asked["project"], asked["follow"])
-        elif idle := [name for name, (_, default) in _OPTIONS.items() if name in added and asked[name] != default]:
-            raise ConfigError([f"--{idle[0]}: is of a job; give --submit too"])
-        command(**given, job=job)
-
-    kept = [parameter.replace(annotation=hints[name]) for name, parameter in own.items() if name != "job"]
-    new = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in added.items()
-    ]
-    with_options.__signature__ = inspect.Signature([*kept, *new])  # type: ignore[attr-defined]
-    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in (*kept, *new)}
-    return with_options
-
-
-def _placed(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Local files by their whole path: the job runs in another folder."""
-    return {key: _whole_path(value) if _is_file_field(key) else value for key, value in overrides.items()}
-
-
-def _absolute(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    return {
-        key: _absolute(value, f"{prefix}{key}.")
-        if isinstance(value, dict)
-        else _whole_path(value)
-        if _is_file_field(f"{prefix}{key}")
-        else value
-        for key, value in values.items()
-    }
-
-
-def _is_file_field(key: str) -> bool:
-    return key.removeprefix("train.") in (*DATA_FIELDS, *WEIGHTS_FIELDS, "encoder")
-
-
-def _whole_path(value: Any) -> Any:
-    if isinstance(value, str) and value and not is_remote(value) and local_path(value).exists():
-        return str(local_path(value))
-    return value
-
-
-# Talking to it
-
-
-@contextmanager
-def connected(as_json: bool = False, *, patient: bool = False) -> Iterator[Client]:
-    """A client of the service. What goes wrong ends in its message: exit code 2 where the request was wrong, else 1.
-
-    `patient`: a service that is away is waited for, as it is when it restarts.
-    """
-    from service.client import ApiError, Client, NoAnswer, Patience
-
-    try:
-        with Client.from_environment(patience=Patience(tries=16 if patient else 4)) as client:
-            yield client
-    except ApiError as error:
-        _refused(error.problem, as_json)
-    except NoAnswer as error:
-        _stop([str(error)], FAILED)
-    except KeyboardInterrupt:
-        _stop(["no longer watched; the job goes on"], FAILED)
+# Finding
 
 
 def find_job(client: Client, text: str) -> JobDetail:
@@ -347,28 +206,15 @@ def find_job(client: Client, text: str) -> JobDetail:
     newest = itertools.islice(client.jobs.list(), LOOKED_THROUGH)
     found = [job.id for job in newest if job.id.startswith(text) or job.id.rsplit("-", 1)[-1].startswith(text)]
     if not found:
-        _stop([f"there is no job {text!r}; `amd jobs list` shows them"], BAD_INPUT)
+        stop([f"there is no job {text!r}; `amd jobs list` shows them"], BAD_INPUT)
     if len(found) > 1:
         more = ", …" if len(found) > 5 else ""
-        _stop([f"{text!r} begins {len(found)} jobs: {', '.join(found[:5])}{more}; give more of the id"], BAD_INPUT)
+        stop([f"{text!r} begins {len(found)} jobs: {', '.join(found[:5])}{more}; give more of the id"], BAD_INPUT)
     return client.jobs.get(found[0])
 
 
-def _refused(problem: Problem, as_json: bool) -> NoReturn:
-    lines = [found.detail for found in problem.errors] or [problem.detail]
-    if as_json:
-        print(json.dumps({"state": "refused", "code": problem.code, "problems": lines, "request": problem.request_id}))
-    asked_wrong = 400 <= problem.status < 500 and problem.status not in (401, 403, 429)
-    _stop(lines, BAD_INPUT if asked_wrong else FAILED)
-
-
-def _stop(problems: Sequence[str], code: int) -> NoReturn:
-    for problem in problems:
-        err.print(f"error: {problem}", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(code)
-
-
-def _labels(pairs: Sequence[str] | None) -> dict[str, str] | None:
+def labels_of(pairs: Sequence[str] | None) -> dict[str, str] | None:
+    """What `--label` says; None where it says nothing."""
     for pair in pairs or ():
         if "=" not in pair:
             raise ConfigError([f"--label {pair}: write KEY=VALUE"])
@@ -378,14 +224,16 @@ def _labels(pairs: Sequence[str] | None) -> dict[str, str] | None:
 # Showing
 
 
-def _print_pieces(pieces: Iterator[str], to: Any = None) -> None:
+def print_pieces(pieces: Iterator[str], to: Any = None) -> None:
+    """A log as it comes; `to`: a stream, by default stdout."""
     to = to or sys.stdout
     for piece in pieces:
         to.write(piece)
         to.flush()
 
 
-def _tell(job: JobView, as_json: bool) -> None:
+def tell(job: JobView, as_json: bool) -> None:
+    """Its id, its state and why on one line, or all of it as JSON."""
     if as_json:
         print(job.model_dump_json())
         return
@@ -397,7 +245,7 @@ def _why(job: JobView) -> str:
     return f"{told}: {job.message}" if job.message else told
 
 
-def _exit_code(job: JobView) -> int:
+def exit_code(job: JobView) -> int:
     return DONE if job.state == "succeeded" else FAILED
 
 

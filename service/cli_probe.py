@@ -11,7 +11,7 @@ from rich.table import Table
 
 from amd.config import ConfigError, ProbeConfig, overridden, parse_overrides, validate
 from amd.presets import read_config_file
-from service.cli_jobs import Submission, submittable
+from service.cli_submit import Submission, submittable
 
 if TYPE_CHECKING:  # needs torch
     from amd.artifacts import Score

@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from amd.config import ConfigError, parse_overrides
-from service.cli_jobs import Submission, submittable
+from service.cli_submit import Submission, submittable
 
 out = Console()
 RUN = "run"
