@@ -44,17 +44,28 @@ def save_encoder(
     `head`: the classifier of a fine-tuned one, which `card.head` describes. `decoder`: of one that was trained to
     rebuild pixels, which `card.decoder` describes.
     """
-    card = card.model_copy(update={"sha256": _save(join(url, WEIGHTS), encoder)})
-    if head is not None:
-        assert card.head is not None, "a head is published with its description"
-        described = card.head.model_copy(update={"sha256": _save(join(url, HEAD), head)})
-        card = card.model_copy(update={"head": described})
-    if decoder is not None:
-        assert card.decoder is not None, "a decoder is published with its description"
-        rebuilder = card.decoder.model_copy(update={"sha256": _save(join(url, DECODER), decoder)})
-        card = card.model_copy(update={"decoder": rebuilder})
+    card, files = seal(encoder, card, head, decoder)
+    for name, data in files.items():
+        write_bytes(join(url, name), data)
     write_card(url, card)
     return card
+
+
+def seal(
+    encoder: Encoder, card: Card, head: nn.Linear | None = None, decoder: Decoder | None = None
+) -> tuple[Card, dict[str, bytes]]:
+    """What `save_encoder` writes: the card with the digests of its weights, and those, by the name of their file."""
+    files = {WEIGHTS: _bytes_of(encoder)}
+    card = card.model_copy(update={"sha256": _sha256(files[WEIGHTS])})
+    if head is not None:
+        assert card.head is not None, "a head is published with its description"
+        files[HEAD] = _bytes_of(head)
+        card = card.model_copy(update={"head": card.head.model_copy(update={"sha256": _sha256(files[HEAD])})})
+    if decoder is not None:
+        assert card.decoder is not None, "a decoder is published with its description"
+        files[DECODER] = _bytes_of(decoder)
+        card = card.model_copy(update={"decoder": card.decoder.model_copy(update={"sha256": _sha256(files[DECODER])})})
+    return card, files
 
 
 def write_card(url: str, card: Card) -> None:
@@ -63,11 +74,12 @@ def write_card(url: str, card: Card) -> None:
     write_json(join(url, CARD), card.model_dump(mode="json"))
 
 
-def _save(path: str, network: nn.Module) -> str:
-    """Write a network's weights; their sha256."""
-    weights = save_tensors({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
-    write_bytes(path, weights)
-    return hashlib.sha256(weights).hexdigest()
+def _bytes_of(network: nn.Module) -> bytes:
+    return save_tensors({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def load_encoder(url: str) -> tuple[Encoder, Card]:
@@ -121,7 +133,7 @@ def _load(path: str, network: nn.Module, sha256: str | None) -> None:
     if not exists(path):
         raise ConfigError([f"{path}: missing beside its card; publish the encoder again"])
     data = read_bytes(path)
-    if sha256 not in (None, hashlib.sha256(data).hexdigest()):
+    if sha256 not in (None, _sha256(data)):
         raise ConfigError(
             [f"{path}: the weights are not those of the card (sha256 differs); publish the encoder again"]
         )

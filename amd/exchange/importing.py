@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from amd.artifacts import load_decoder, save_encoder
+from amd.artifacts import load_decoder, save_encoder, seal
 from amd.card import Card, Head
 from amd.config import ENCODER_SIZES, ClipConfig, ConfigError, EncoderConfig, ImportConfig, Positions, validate
 from amd.exchange.positions import fixed_kind
@@ -21,7 +21,7 @@ from amd.exchange.source import Source, open_source, published
 from amd.exchange.start import fill_from
 from amd.exchange.timm_teacher import TIMM, timm_clip
 from amd.models.encoder import Encoder
-from amd.published import CARD, encoder_folder
+from amd.published import CARD, encoder_folder, load_card
 from amd.storage import exists, join, resolve_root
 
 # Heads of published encoders whose heads are not 64 wide; no tensor tells them. The last: VideoMAE V2's giant.
@@ -39,13 +39,11 @@ class Imported(NamedTuple):
 def import_encoder(words: ImportConfig) -> Imported:
     """Publish `words.weights` (as `open_source` takes them) as the encoder `words.id` below the storage root.
 
-    Raises ConfigError where the weights cannot be read or do not fit, something that cannot be guessed is not said, or
-    the id is taken.
+    The same import again finds what the first has published. Raises ConfigError where the weights cannot be read or do
+    not fit, something that cannot be guessed is not said, or the id is another encoder's.
     """
     weights, root, id = words.weights, resolve_root(words.storage), words.id
     url = encoder_folder(root, id)
-    if exists(join(url, CARD)):
-        raise ConfigError([f"id={id}: an encoder of this name is published already; choose another with --id"])
     named = timm_clip(weights) if weights.startswith(TIMM) else None
     if named is not None and words.image_size is not None:
         named = validate(ClipConfig, named.model_dump() | {"size": words.image_size})
@@ -68,7 +66,17 @@ def import_encoder(words: ImportConfig) -> Imported:
     )
     card = card.model_copy(update={"id": id, "weights_license": words.license or source.license})
     decoder = load_decoder(published(weights, root) or weights, card) if card.decoder is not None else None
+    if exists(join(url, CARD)):  # also by a job that was ended before it could say so, and is tried again
+        found = load_card(url)
+        if _lasting(found) != _lasting(seal(encoder, card, head, decoder)[0]):
+            raise ConfigError([f"id={id}: another encoder is published under this name; choose another with --id"])
+        return Imported(found, url, notes)
     return Imported(save_encoder(url, encoder, card, head, decoder), url, notes)
+
+
+def _lasting(card: Card) -> dict[str, Any]:
+    """What is alike in two imports of the same weights."""
+    return card.model_dump(exclude={"created", "versions", "scores"})
 
 
 def _clip(source: Source, words: ImportConfig, notes: list[str]) -> ClipConfig:

@@ -177,10 +177,25 @@ def test_hostile_truncated_and_wrong_files_are_refused_and_leave_nothing(golden:
 
 def test_a_taken_or_impossible_id_is_refused(golden: Path, tmp_path: Path) -> None:
     bring(tmp_path, golden / "mae_state.safetensors", heads=3)
-    with pytest.raises(ConfigError, match="published already"):
-        bring(tmp_path, golden / "mae_state.safetensors", heads=3)
+    with pytest.raises(ConfigError, match="another encoder is published under this name"):
+        bring(tmp_path, golden / "mae_state.safetensors", heads=6)
     with pytest.raises(ConfigError, match="letters, digits"):
         bring(tmp_path, golden / "mae_state.safetensors", "../e3", heads=3)
+
+
+def test_the_same_import_again_finds_what_the_first_has_published(tmp_path: Path) -> None:
+    peer = perturbed(ViTForImageClassification(ViTConfig(**PEER)))
+    peer.save_pretrained(tmp_path / "peer")
+    first = bring(tmp_path, tmp_path / "peer", license="MIT")
+    card = tmp_path / "encoders" / "e1" / "encoder.json"
+    written = card.stat().st_mtime_ns
+    again = bring(tmp_path, tmp_path / "peer", license="MIT")
+    assert again == first
+    assert card.stat().st_mtime_ns == written
+    peer.vit.layernorm.weight.data[0] += 1
+    peer.save_pretrained(tmp_path / "peer")
+    with pytest.raises(ConfigError, match="another encoder"):  # the same file holds other weights now
+        bring(tmp_path, tmp_path / "peer", license="MIT")
 
 
 def test_a_wrong_size_names_what_differs(golden: Path, tmp_path: Path) -> None:
