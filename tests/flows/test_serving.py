@@ -230,6 +230,17 @@ def test_a_killed_replica_costs_at_most_its_own_requests_and_comes_back(served: 
     wait_for(lambda: served.state("images")["state"] == "healthy", START_S)
 
 
+def test_a_deployment_without_replicas_starts_one_for_its_first_request(served: Served) -> None:
+    served.deploy("sleeping", encoder="second", replicas={"min": 0, "max": 1})
+    assert replicas_of("sleeping") == []
+    file = served.folder / "0.png"
+    answer = served.post("sleeping", content=file.read_bytes(), headers={"Content-Type": "image/png"})
+    assert answer.status_code == 200, answer.text
+    np.testing.assert_allclose(answer.json()["embedding"], served.offline("second", file), rtol=0, atol=1e-5)
+    assert len(replicas_of("sleeping")) == 1
+    served.plane.ask("DELETE", "/deployments/sleeping")
+
+
 @contextmanager
 def under_load(served: Served, encoder: str, file: Path) -> Iterator[list[httpx.Response]]:
     """Four clients that ask without a pause; what they were answered so far."""
