@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,14 @@ def is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def listens_on(process: psutil.Process) -> set[str]:
+    try:
+        connections = process.net_connections()
+    except psutil.NoSuchProcess:  # Ray ends those that have nothing to do
+        return set()
+    return {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(3 * PATIENCE_S)
 def test_everything_is_killed_and_the_job_goes_on_from_its_checkpoint(here: Here) -> None:
@@ -124,12 +133,7 @@ def test_everything_is_killed_and_the_job_goes_on_from_its_checkpoint(here: Here
         np.testing.assert_allclose(client.embeddings("tiny", [file])[0].embedding, expected, atol=1e-5)
 
     # All of it listens on loopback, and is well.
-    addresses = {
-        connection.laddr.ip
-        for process in here.processes()
-        for connection in process.net_connections()
-        if connection.status == psutil.CONN_LISTEN
-    }
+    addresses = {ip for process in here.processes() for ip in listens_on(process)}
     assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
     found = here.json("status", "--json")
     assert {part["name"]: part["health"] for part in found["parts"]} == {"ray": "ok", "control-plane": "ok"}
@@ -148,7 +152,8 @@ def test_everything_is_killed_and_the_job_goes_on_from_its_checkpoint(here: Here
         assert not of_job, "credentials are the node's, and never a job's"
     everything = here.processes()
     for process in everything:
-        process.send_signal(signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):  # it ended with its parent
+            process.send_signal(signal.SIGKILL)
     psutil.wait_procs(everything, timeout=PATIENCE_S)
     gone = here.json("status", "--json", code=1)
     assert {part["health"] for part in gone["parts"]} == {"down"}
