@@ -14,20 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
 from amd.config import ConfigError
 from amd.presets import read_config_file
 from amd.storage import is_remote, local_path
 from amd.training.run import DATA_FIELDS, WEIGHTS_FIELDS
 from service.cli_jobs import Labels, exit_code, labels_of, print_pieces, tell
-from service.cli_service import DONE, connected
+from service.cli_service import DONE, connected, err
 
 if TYPE_CHECKING:
     from service.jobs.kinds import JobKind
     from service.jobs.schemas import JobView
-
-err = Console(stderr=True)
 
 
 class Submission(NamedTuple):

@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 from tests.ray_cluster import ray_cluster  # noqa: F401  the session's Ray cluster, as a fixture
+from tests.s3 import S3Server
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -47,21 +48,16 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """A real S3 server on loopback (moto), the environment pointed at it."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
+    server = S3Server()
     saved = dict(os.environ)
     os.environ.update(
         AWS_ACCESS_KEY_ID="testing",
         AWS_SECRET_ACCESS_KEY="testing",
         AWS_DEFAULT_REGION="us-east-1",
-        AWS_ENDPOINT_URL_S3=url,
+        AWS_ENDPOINT_URL_S3=server.url,
         AWS_EC2_METADATA_DISABLED="true",
     )
-    yield url
+    yield server.url
     server.stop()
     os.environ.clear()
     os.environ.update(saved)

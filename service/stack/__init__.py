@@ -20,11 +20,9 @@ from service.stack.ending import drain, end, end_leftovers
 from service.stack.parts import reports_of, start, trouble_of
 from service.stack.state import (
     HOST,
-    MARK,
     STARTUP_S,
     Folder,
     Part,
-    Process,
     RayPorts,
     Say,
     Stack,
@@ -35,12 +33,9 @@ from service.stack.state import (
 
 __all__ = [
     "DRAIN_S",
-    "MARK",
     "PartStatus",
-    "Process",
     "Stack",
     "StackError",
-    "State",
     "Status",
     "down",
     "find_stack",

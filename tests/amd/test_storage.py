@@ -18,31 +18,14 @@ from amd.storage import StorageUnreachable, join, read_bytes, remove_leftovers, 
 from amd.training import launch
 from amd.training.progress import Event, Silence
 from tests.runs import tiny_run
-
-
-class Store:
-    """An S3 server of its own on loopback; what it holds outlives a stop."""
-
-    def __init__(self) -> None:
-        self.port = 0
-        self.start()
-
-    def start(self) -> None:
-        from moto.server import ThreadedMotoServer
-
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
-        self._server.start()
-        self.port = self._server.get_host_and_port()[1]
-
-    def stop(self) -> None:
-        self._server.stop()
+from tests.s3 import S3Server
 
 
 @pytest.fixture
-def store(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """Serves the bucket of `s3_root` too: moto keeps one state in a process."""
-    server = Store()
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.port}")
+    server = S3Server()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
     monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)  # its own take seconds each, and so do botocore's
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.filesystem("s3").clear_instance_cache()
@@ -50,7 +33,7 @@ def store(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     server.stop()
 
 
-def test_a_store_that_is_away_for_seconds_is_waited_for(store: Store, s3_root: str) -> None:
+def test_a_store_that_is_away_for_seconds_is_waited_for(store: S3Server, s3_root: str) -> None:
     write_bytes(f"{s3_root}/before", b"1")
     store.stop()
     threading.Timer(2.0, store.start).start()
@@ -60,7 +43,7 @@ def test_a_store_that_is_away_for_seconds_is_waited_for(store: Store, s3_root: s
 
 
 def test_a_store_that_stays_away_is_given_up_with_a_message(
-    store: Store, s3_root: str, monkeypatch: pytest.MonkeyPatch
+    store: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_bytes(f"{s3_root}/before", b"1")
     monkeypatch.setattr(storage, "PATIENCE_S", 1.0)
@@ -90,7 +73,7 @@ class StopsTheStore(Silence):
 
 
 def test_a_run_whose_store_stays_away_fails_with_one_message(
-    store: Store, s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: S3Server, s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_run(tmp_path, name="lost", storage=f"{s3_root}/storage", scaling__retries={"infrastructure": 0})
     monkeypatch.setattr(launch, "watcher", lambda quiet: StopsTheStore(store.stop))

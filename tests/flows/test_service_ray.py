@@ -13,13 +13,13 @@ from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from amd.training.metrics import read_metrics
 from tests.control_plane import ControlPlane, wait_for
 from tests.flows.test_search_ray import free
 from tests.ray_cluster import RayCluster, another_node, end_head, free_ports, start_head
 from tests.runs import tiny_run
+from tests.s3 import S3Server
 
 pytestmark = pytest.mark.ray
 LONG = 100_000
@@ -136,9 +136,8 @@ def test_a_job_whose_node_is_lost_goes_on_with_the_workers_that_are_left(
 def test_a_minute_without_storage_costs_neither_a_running_job_nor_one_accepted_meanwhile(
     s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (port,) = free_ports(1)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
-    store = serve_s3(port)
+    store = S3Server()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", store.url)
     boto3.client("s3").create_bucket(Bucket="far")
     cluster, head, folder = start_head(dict(os.environ))
     words = {"AMD_STORAGE": "s3://far/root", "AMD_ALLOWED_URIS": str(tmp_path)}
@@ -152,7 +151,7 @@ def test_a_minute_without_storage_costs_neither_a_running_job_nor_one_accepted_m
         accepted = plane.submit(**a_run(tmp_path, 30))
         time.sleep(60)
         assert plane.job(running)["state"] == "running"
-        store = serve_s3(port)
+        store.start()
         for job, steps in {running: 1500, accepted: 30}.items():
             ended = plane.wait_until(job, "succeeded", "failed", seconds=400)
             assert (ended["state"], ended["attempt"]) == ("succeeded", 1), ended
@@ -161,13 +160,6 @@ def test_a_minute_without_storage_costs_neither_a_running_job_nor_one_accepted_m
         plane.kill()
         end_head(head, folder)
         store.stop()
-
-
-def serve_s3(port: int) -> ThreadedMotoServer:
-    """What was stored stays in this process when the server stops."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    return server
 
 
 def log_of(plane: ControlPlane, job: str) -> str:

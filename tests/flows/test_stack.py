@@ -21,8 +21,8 @@ import pytest
 from amd.downstream.features import embed_file
 from service.client import Client
 from service.jobs.outcome import JobFolder
-from service.stack import MARK, Process, StackError, State, down, find_stack, status, up
-from service.stack.state import Folder
+from service.stack import StackError, down, find_stack, status, up
+from service.stack.state import MARK, Folder, Process, State
 from tests.service.encoders.published import picture, publish
 
 PATIENCE_S = 900

@@ -19,8 +19,8 @@ from service.jobs import logs
 from service.jobs.outcome import JobFolder, Outcome, Word
 from service.jobs.runner import LogShipper, judge, patiently_say, run
 from tests.control_plane import wait_for
-from tests.ray_cluster import free_ports
 from tests.runs import in_a_process, tiny_run
+from tests.s3 import S3Server
 
 
 def program(code: str) -> list[str]:
@@ -136,20 +136,17 @@ def test_a_log_larger_than_a_chunk_comes_back_whole_and_from_any_offset(tmp_path
 
 def test_a_store_that_is_away_for_a_while_gets_the_whole_log_and_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    port = free_ports(1)[0]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
+    server = S3Server()
     for name, value in {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL_S3": server.url,
         "AWS_MAX_ATTEMPTS": "1",  # boto's own patience would only make this longer
     }.items():
         monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}").create_bucket(Bucket="away")
+    boto3.client("s3", endpoint_url=server.url).create_bucket(Bucket="away")
     folder = JobFolder("s3://away/root", "job")
     shipper = LogShipper(folder.logs(1), 0.1)
     lines = [f"line {number}\n" for number in range(100)]
@@ -164,7 +161,6 @@ def test_a_store_that_is_away_for_a_while_gets_the_whole_log_and_the_outcome(mon
     telling = threading.Thread(target=patiently_say, args=(folder, 1, Outcome(state="succeeded")))
     telling.start()
     time.sleep(1.0)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
     shipper.close()
     telling.join()
