@@ -81,8 +81,10 @@ class Replica:
 
         items = [engine.Item(item.get("content"), item.get("uri")) for item in call["items"]]
         want = engine.Want.model_validate(call["want"])
+        # A candidate that is not loaded yet, not any more or not at all costs no request: the answer says who gave it.
+        slot = call["slot"] if call["slot"] in self._urls else MAIN
         try:
-            answer = await self._engine.answer(call["slot"], items, want, call["deadline_s"])
+            answer = await self._engine.answer(slot, items, want, call["deadline_s"])
         except engine.ItemRefused as error:
             return _refusal(422, "item_refused", error.reason, index=error.index)
         except engine.NotPossible as error:
@@ -93,7 +95,7 @@ class Replica:
             return _refusal(409, "not_loaded", str(error))
         except engine.DeadlineExceeded as error:
             return _refusal(504, "deadline_exceeded", str(error))
-        if call["slot"] == CANDIDATE and want.task == "embedding":
+        if slot == CANDIDATE and want.task == "embedding":
             self._compare(items, [item["embedding"] for item in answer.items])
         told: dict[str, Any] = {"items": answer.items}
         if call.get("form") is not None or want.task == "reconstruction":

@@ -50,7 +50,7 @@ class DeploymentStore:
                 return wanted, True
             if found.project != wanted.project:
                 raise NotFound(f"there is no deployment {wanted.name!r} in your project, and its name is taken")
-            for field in ("encoder", "candidate", "share", "settings", "changed_at"):
+            for field in ("encoder", "candidate", "share", "settings", "changed_at", "state", "message"):
                 setattr(found, field, getattr(wanted, field))
             found.version += 1
             return found, False
@@ -146,11 +146,14 @@ class Deployer:
         serving = {deployment.name: self._resolved(deployment) for deployment in wanted}
         apps = {APP + one.name: self._application(one, serving[one.name]) for one in wanted if serving[one.name]}
         ours = {name for name in running if name.startswith(APP)}
-        if ours != apps.keys() or not all(_holds(running[name].config, app) for name, app in apps.items()):
+        changed = {name for name in ours | apps.keys() if not _is_told(apps.get(name), running.get(name))}
+        if changed:
             others = [found.config for name, found in running.items() if name not in ours and found.config]
             self._serve.put([*others, *apps.values()])
         for deployment in wanted:
-            state, message = self._state(deployment, serving[deployment.name], running.get(APP + deployment.name))
+            name = APP + deployment.name
+            found = None if name in changed else running.get(name)  # what was seen is from before the change
+            state, message = self._state(deployment, serving[deployment.name], found)
             self._store.note(deployment, state, message, serving[deployment.name])
         return True
 
@@ -199,6 +202,10 @@ class Deployer:
             return "deploying", ""
         state = STATES.get(found.status, "deploying")
         return state, "" if state == "healthy" else found.message[:2000]
+
+
+def _is_told(wanted: Mapping[str, Any] | None, running: Running | None) -> bool:
+    return wanted is not None and running is not None and _holds(running.config, wanted)
 
 
 def _holds(has: Any, wanted: Any) -> bool:

@@ -14,7 +14,7 @@ from service.db import Deployment
 from service.encoders.answers import NUMPY, in_base64, rendered, wanted_form
 from service.encoders.deployments import DeploymentStore, new_deployment
 from service.encoders.gateway import Gateway
-from service.encoders.packing import ARROW, MAIN, PNG
+from service.encoders.packing import ARROW, CANDIDATE, MAIN, PNG
 from service.encoders.requests import (
     DEADLINE_S,
     FORM,
@@ -99,16 +99,20 @@ async def get_drift(name: Name, caller: Reader, store: Deployments, ways: Ways) 
     deployment = store.get(name, caller.project)
     if deployment.candidate is None:
         raise NotPossible(f"{name} has no candidate to compare with")
-    found = (await ways.state(deployment))["drift"]
-    if found is None:
-        raise NotPossible(f"{name}: the candidate is not loaded yet")
-    return DriftView(**found)
+    state = await ways.state(deployment)
+    if state["drift"] is None:
+        raise NotPossible(f"{name}: the candidate is not loaded{_why(state['trouble'].get(CANDIDATE))}")
+    return DriftView(**state["drift"])
 
 
 @deployments.delete("/{name}", status_code=204, summary="Take a deployment down")
 def delete_deployment(name: Name, caller: Submitter, store: Deployments) -> None:
     """Requests under way are answered; the encoder stays."""
     store.delete(name, caller.project)
+
+
+def _why(trouble: str | None) -> str:
+    return f": {trouble}" if trouble else " yet"
 
 
 def _view(one: Deployment) -> DeploymentView:

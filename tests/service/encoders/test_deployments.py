@@ -74,7 +74,9 @@ def test_what_is_wanted_is_told_once_and_what_is_not_is_taken_down(world: World)
     assert world.serve.puts == 1, "nothing has changed"
     assert (world.store.get("one", None).state, world.store.get("one", None).serving) == ("healthy", {"main": "a"})
     world.put("one", "b", settings={"replicas": {"min": 1, "max": 4}, "cpus": 0.5})
+    assert world.store.get("one", None).state == "deploying", "until Serve has been seen to hold the change"
     world.deployer.step()
+    assert world.store.get("one", None).state == "deploying"
     assert world.serve.told("one")["autoscaling_config"]["max_replicas"] == 4
     assert reserved_cpus(world.store)() == 2.0
     world.store.delete("one", "default")
