@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from amd.published import encoder_folder
 from service.db import Deployment
-from service.encoders.packing import CANDIDATE, MAIN
+from service.encoders.packing import CANDIDATE, MAIN, SLOTS
 from service.encoders.serve_api import Running, Serve
 from service.encoders.serving_schemas import ServingSettings
 from service.encoders.store import EncoderStore
@@ -172,7 +172,8 @@ class Deployer:
 
     def _application(self, deployment: Deployment, serving: Mapping[str, str]) -> dict[str, Any]:
         settings = ServingSettings.model_validate(deployment.settings)
-        urls = {slot: encoder_folder(self._root, encoder) for slot, encoder in serving.items()}
+        # Every slot is named, an empty one too: of what Serve holds, only what is wanted is compared.
+        urls = {slot: encoder_folder(self._root, serving[slot]) if slot in serving else None for slot in SLOTS}
         scale: dict[str, Any] = {"num_replicas": settings.replicas.min}
         if settings.replicas.min != settings.replicas.max:
             bounds = {"min_replicas": settings.replicas.min, "max_replicas": settings.replicas.max}

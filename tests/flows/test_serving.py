@@ -22,6 +22,8 @@ from openai import OpenAI
 from PIL import Image
 
 from amd.downstream.features import embed_file
+from service.encoders.packing import CANDIDATE, pack, unpack
+from service.encoders.requests import Options
 from tests.control_plane import ControlPlane, wait_for
 from tests.ray_cluster import RayCluster, free_ports
 from tests.service.encoders.published import IMAGE, VIDEO, publish
@@ -212,6 +214,11 @@ def test_a_candidate_comes_answers_its_share_and_goes_under_load_and_no_request_
     assert -1 <= drift["cosine_min"] <= drift["cosine_mean"] < 0.999
     assert 0 <= drift["neighbours_kept"] <= 1
     assert {answer.json()["encoder"] for answer in answers[gone:]} == {"first"}
+    # Replicas load and unload at their own pace: what was still meant for a candidate finds none.
+    want = Options().want("embedding")
+    call = {"slot": CANDIDATE, "items": [{"content": files[0].read_bytes()}], "want": want, "deadline_s": 60}
+    late = httpx.post(f"http://127.0.0.1:{served.plane.environment['AMD_SERVE_PORT']}/images", content=pack(call))
+    assert (late.status_code, unpack(late.content)["encoder"]) == (200, "first")
 
 
 @pytest.mark.timeout(900)

@@ -52,6 +52,12 @@ class World:
             publish(self.root / "encoders" / name)
         EncoderDiscovery(self.encoders, str(self.root)).look()
 
+    def urls(self, main: str, candidate: str | None = None) -> dict[str, str | None]:
+        return {
+            slot: str(self.root / "encoders" / name) if name else None
+            for slot, name in (("main", main), ("candidate", candidate))
+        }
+
     def put(self, name: str, encoder: str, project: str = "default", **words: Any) -> None:
         settings = ServingSettings.model_validate(words.pop("settings", {}))
         words = {"candidate": None, "share": 0.0, **words}
@@ -67,7 +73,7 @@ def test_what_is_wanted_is_told_once_and_what_is_not_is_taken_down(world: World)
     world.publish("a", "b")
     world.put("one", "a")
     world.deployer.step()
-    assert world.serve.told("one")["user_config"] == {"main": str(world.root / "encoders" / "a")}
+    assert world.serve.told("one")["user_config"] == world.urls(main="a")
     assert world.store.get("one", None).state == "deploying"
     world.deployer.step()
     world.deployer.step()
@@ -82,6 +88,16 @@ def test_what_is_wanted_is_told_once_and_what_is_not_is_taken_down(world: World)
     world.store.delete("one", "default")
     world.deployer.step()
     assert world.serve.apps == {}
+
+
+def test_a_candidate_that_is_withdrawn_is_taken_from_the_replicas(world: World) -> None:
+    world.publish("a", "b")
+    world.put("one", "a", candidate="b", share=0.5)
+    world.deployer.step()
+    assert world.serve.told("one")["user_config"] == world.urls(main="a", candidate="b")
+    world.put("one", "a")
+    world.deployer.step()
+    assert world.serve.told("one")["user_config"] == world.urls(main="a")
 
 
 def test_a_head_that_was_replaced_is_told_anew_and_others_applications_are_left_alone(world: World) -> None:
@@ -116,10 +132,10 @@ def test_what_an_alias_loses_goes_on_being_served(world: World) -> None:
     world.deployer.step()
     world.encoders.move("default", "production", "b", "me")
     world.deployer.step()
-    assert world.serve.told("one")["user_config"] == {"main": str(world.root / "encoders" / "b")}
+    assert world.serve.told("one")["user_config"] == world.urls(main="b")
     world.encoders.drop("default", "production", "me")
     world.deployer.step()
-    assert world.serve.told("one")["user_config"] == {"main": str(world.root / "encoders" / "b")}
+    assert world.serve.told("one")["user_config"] == world.urls(main="b")
     assert world.store.get("one", None).serving == {"main": "b"}
 
 
