@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from tests.ray_cluster import free_ports
+from service.stack.ports import free_ports
 
 READY_S = 120
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from service.stack.ports import free_ports
 
 STARTUP_S = 180
 TRIES = 3
@@ -79,7 +80,7 @@ def start_head(
             head = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
         cluster = RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
         try:
-            _wait_until_up(cluster, head, log)
+            _wait_until_up(cluster, agent, head, log)
             return cluster, head, folder
         except RuntimeError:
             end_head(head, folder)
@@ -116,7 +117,7 @@ def another_node(cluster: RayCluster, cpus: int, mark: str) -> Iterator[subproce
         node.wait()
 
 
-def _wait_until_up(cluster: RayCluster, head: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_up(cluster: RayCluster, agent: int, head: subprocess.Popen[bytes], log: Path) -> None:
     """Until a node is alive and its agent takes jobs. The dashboard alone answers before either."""
     until = time.monotonic() + STARTUP_S
     while True:
@@ -125,6 +126,8 @@ def _wait_until_up(cluster: RayCluster, head: subprocess.Popen[bytes], log: Path
             urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=5)
             nodes = urllib.request.urlopen(f"{cluster.dashboard}/api/v0/nodes?detail=1", timeout=5).read()
             if b'"ALIVE"' in nodes:
+                reason = "its agent does not answer"
+                urllib.request.urlopen(f"http://127.0.0.1:{agent}/api/local_raylet_healthz", timeout=5)
                 return
         except OSError as error:
             reason = str(error)
@@ -148,16 +151,3 @@ def end_head(head: subprocess.Popen[bytes], folder: Path) -> None:
         except OSError:
             continue
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    """Free ports outside 10002-19999, where Ray's own workers listen."""
-    ports: list[int] = []
-    with tempfile.TemporaryDirectory():
-        while len(ports) < count:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            if port > 20_000 and port not in ports:
-                ports.append(port)
-    return ports

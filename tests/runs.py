@@ -91,25 +91,24 @@ class Quiet:
     def tell(self, event: Event) -> None:
         pass
 
-    def report(self, metrics: dict[str, float]) -> None:
-        pass
-
 
 class DyingAt(Quiet):
-    """Kills its process when it reports that step."""
+    """Kills its process when it is asked so many times whether to stop: after each step and at each batch of a test."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, asked: int) -> None:
+        self.left = asked
 
-    def report(self, metrics: dict[str, float]) -> None:
-        if metrics["step"] >= self.step:
+    def stop_requested(self) -> bool:
+        self.left -= 1
+        if not self.left:
             os.kill(os.getpid(), signal.SIGKILL)
+        return False
 
 
 def train_in_processes(config: RunConfig, world: int, work: Work = work, dying_at: int | None = None) -> str:
     """Train with that many gloo processes and neither Ray nor launcher; the run folder. What any way in must equal.
 
-    `dying_at`: the last rank is killed at the line of that step, and the others fail with it.
+    `dying_at`: the last rank is killed when it is asked so many times whether to stop, and the others fail with it.
     """
     assert config.storage is not None
     assert config.name is not None

@@ -314,9 +314,6 @@ class LocalEdge:
     def tell(self, event: Event) -> None:
         self._watching.see(event)
 
-    def report(self, metrics: dict[str, float]) -> None:
-        pass
-
 
 def _errors_in(error: BaseException) -> list[BaseException]:
     """What Ray Train wraps: the workers' own errors."""

@@ -48,9 +48,6 @@ class Edge(Protocol):
     def tell(self, event: Event) -> None:
         """For whoever watches; only rank 0 tells."""
 
-    def report(self, metrics: dict[str, float]) -> None:
-        """Metrics of a logging step, the same on all ranks. A barrier."""
-
 
 class Interrupted(Exception):
     """`evaluate` or `conclude` was asked to stop half way. Raised on all ranks; a run that goes on begins it again."""
@@ -241,7 +238,6 @@ class Training(ABC):
         self.values = values
         self.note(done, values)
         self.tell("step", step=done, values=values)
-        self.edge.report({"step": float(done), **values})
 
     def _accusation(self, bad_step: int) -> str:
         """Which step first gave no number, and which samples were in it. All ranks put theirs together."""

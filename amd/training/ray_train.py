@@ -126,7 +126,11 @@ def _start_own(cpus: int, quiet: dict[str, Any], tries: int = 3) -> None:
 
 
 class RayEdge:
-    """What lies around the loop on a Ray Train worker, for one run."""
+    """What lies around the loop on a Ray Train worker, for one run.
+
+    Metrics do not go through `ray.train.report`: Ray 2.60 holds one at a time and takes it at its health check, once a
+    second, so a run that logs more often would wait; and nobody reads them there.
+    """
 
     def __init__(self, board: Any, rank: int) -> None:
         self._board = board
@@ -145,11 +149,6 @@ class RayEdge:
 
     def tell(self, event: Event) -> None:
         self._board.tell.remote(event)
-
-    def report(self, metrics: dict[str, float]) -> None:
-        import ray.train
-
-        ray.train.report(metrics)
 
     def close(self) -> None:
         self._over.set()

@@ -6,20 +6,18 @@ Ray's neither, and all data. `state` is what is remembered, `parts` starts each 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import socket
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from amd.storage import StorageError, check_writable, resolve_root
 from service.settings import Settings
 from service.stack.ending import drain, end, end_leftovers
 from service.stack.parts import reports_of, start, trouble_of
+from service.stack.ports import free_ports, is_free
 from service.stack.state import (
-    HOST,
     STARTUP_S,
     Folder,
     Part,
@@ -161,7 +159,7 @@ def _planned(folder: Folder, port: int | None, storage: str | None, num_cpus: in
             )
         state = state.model_copy(update=changes)
     else:
-        chosen = _free_ports(1 + len(RayPorts.model_fields))
+        chosen = free_ports(1 + len(RayPorts.model_fields))
         state = State(
             port=settings.port if port is None else port or chosen.pop(),
             storage=resolve_root(storage or settings.storage),
@@ -173,11 +171,11 @@ def _planned(folder: Folder, port: int | None, storage: str | None, num_cpus: in
         check_writable(state.storage)
     except StorageError as error:
         raise StackError(str(error)) from None
-    if not state.alive("control-plane") and not _is_free(state.port):
+    if not state.alive("control-plane") and not is_free(state.port):
         raise StackError(f"port {state.port} is taken by another program; choose one with --port, 0 for any")
     if not state.alive("ray"):
         # Ray's ports are nobody's choice: one that another program has taken meanwhile is replaced.
-        ports = {name: port if _is_free(port) else _free_ports(1)[0] for name, port in state.ray}
+        ports = {name: port if is_free(port) else free_ports(1)[0] for name, port in state.ray}
         state = state.model_copy(update={"ray": RayPorts(**ports)})
     return state
 
@@ -204,26 +202,3 @@ def _wait(folder: Folder, state: State, say: Say) -> None:
 
 def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-LOG_TAIL:].strip()
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-        return True
-
-
-def _free_ports(count: int) -> list[int]:
-    """Free ports outside 10002-19999, where Ray's own workers listen."""
-    with contextlib.ExitStack() as held:
-        ports: list[int] = []
-        while len(ports) < count:
-            probe = held.enter_context(socket.socket())
-            probe.bind((HOST, 0))
-            port: Any = probe.getsockname()[1]
-            if port > 20_000:
-                ports.append(port)
-    return ports

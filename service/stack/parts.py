@@ -117,9 +117,20 @@ def trouble_of(folder: Folder, state: State, part: Part) -> str | None:
         with httpx.Client(base_url=state.dashboard, headers=headers, timeout=10.0) as ray:
             ray.get("/api/jobs/").raise_for_status()
             nodes = ray.get("/api/v0/nodes", params={"detail": 1}).raise_for_status()
-        return None if '"ALIVE"' in nodes.text else "no node is alive yet"
+            if '"ALIVE"' not in nodes.text:
+                return "no node is alive yet"
+        return _trouble_of_agent(state.ray.agent)
     except (httpx.HTTPError, OSError) as error:
         return f"it does not answer: {error or type(error).__name__}"
+
+
+def _trouble_of_agent(port: int) -> str | None:
+    """Ray 2.60 goes on without an agent's HTTP where the port is taken, and then runs no job."""
+    try:
+        answer = httpx.get(f"http://{HOST}:{port}/api/local_raylet_healthz", timeout=10.0)
+        return None if answer.is_success else f"its agent, which takes jobs, answers {answer.status_code}"
+    except httpx.HTTPError as error:
+        return f"its agent, which takes jobs, does not answer at port {port}: {error or type(error).__name__}"
 
 
 def reports_of(state: State) -> dict[str, str]:

@@ -32,12 +32,12 @@ from tune_spaces.spaces import config_of
 from tune_spaces.worker import TRIAL
 
 pytestmark = pytest.mark.ray
-STEPS = 60
+STEPS = 300
 METRIC = "eval/knn_top1"
 
 
 def a_sweep(folder: Path) -> SearchConfig:
-    train = tiny_run(folder, schedule__steps=STEPS, checkpoint__every_steps=6, tracking__log_every_steps=6)
+    train = tiny_run(folder, schedule__steps=STEPS, checkpoint__every_steps=30, tracking__log_every_steps=6)
     data = {"train": str(folder / "images"), "test": str(folder / "images"), "loader_workers": 0}
     probe = {"data": data, "knn": {"neighbours": 3}}
     values = {

@@ -15,9 +15,10 @@ import boto3
 import pytest
 
 from amd.training.metrics import read_metrics
+from service.stack.ports import free_ports
 from tests.control_plane import ControlPlane, wait_for
 from tests.flows.test_search_ray import free
-from tests.ray_cluster import RayCluster, another_node, end_head, free_ports, start_head
+from tests.ray_cluster import RayCluster, another_node, end_head, start_head
 from tests.runs import tiny_run
 from tests.s3 import S3Server
 
@@ -91,7 +92,7 @@ def test_a_job_whose_head_is_lost_is_queued_again_and_ends_on_the_next_head(tmp_
     plane = ControlPlane(tmp_path / "data", cluster.dashboard, AMD_ALLOWED_URIS=str(tmp_path), AMD_SILENCE_S="10")
     try:
         plane.start()
-        job = plane.submit(**a_run(tmp_path, 400))
+        job = plane.submit(**a_run(tmp_path, 3000))
         plane.wait_until(job, "running")
         wait_for(lambda: step_of(plane, job) > 20, 200)
         end_head(head, folder)
@@ -99,7 +100,7 @@ def test_a_job_whose_head_is_lost_is_queued_again_and_ends_on_the_next_head(tmp_
         cluster, head, folder = start_head(dict(os.environ), ports)
         ended = plane.wait_until(job, "succeeded", "failed", seconds=400)
         assert ended["state"] == "succeeded", ended
-        assert ended["result"]["steps"] == 400
+        assert ended["result"]["steps"] == 3000
         assert ended["attempt"] == 2
         assert ended["attempts"][0]["failure"]["reason"] == "node_lost"
     finally:
@@ -144,7 +145,7 @@ def test_a_minute_without_storage_costs_neither_a_running_job_nor_one_accepted_m
     plane = ControlPlane(tmp_path / "data", cluster.dashboard, **words)
     try:
         plane.start()
-        running = plane.submit(**a_run(tmp_path, 1500))
+        running = plane.submit(**a_run(tmp_path, 8000))
         plane.wait_until(running, "running")
         wait_for(lambda: step_of(plane, running) > 20, 200)
         store.stop()
@@ -152,7 +153,7 @@ def test_a_minute_without_storage_costs_neither_a_running_job_nor_one_accepted_m
         time.sleep(60)
         assert plane.job(running)["state"] == "running"
         store.start()
-        for job, steps in {running: 1500, accepted: 30}.items():
+        for job, steps in {running: 8000, accepted: 30}.items():
             ended = plane.wait_until(job, "succeeded", "failed", seconds=400)
             assert (ended["state"], ended["attempt"]) == ("succeeded", 1), ended
             assert ended["result"]["steps"] == steps

@@ -24,8 +24,9 @@ from PIL import Image
 from amd.downstream.features import embed_file
 from service.encoders.packing import CANDIDATE, pack, unpack
 from service.encoders.requests import Options
+from service.stack.ports import free_ports
 from tests.control_plane import ControlPlane, wait_for
-from tests.ray_cluster import RayCluster, free_ports
+from tests.ray_cluster import RayCluster
 from tests.service.encoders.published import IMAGE, VIDEO, publish
 from tests.videos import pictures, write_video
 

@@ -24,7 +24,7 @@ from tests.ray_cluster import RayCluster, another_node
 from tests.runs import assert_same_bits, final_state, in_a_process, tiny_run, train_in_processes
 
 pytestmark = pytest.mark.ray
-STEPS = 80
+STEPS = 120  # a stop takes a second or two to arrive
 
 
 def two_workers(folder: Path, name: str) -> TrainConfig:
@@ -34,7 +34,7 @@ def two_workers(folder: Path, name: str) -> TrainConfig:
         schedule__steps=STEPS,
         scaling__workers=2,
         scaling__micro_batch=2,
-        checkpoint__every_steps=5,
+        checkpoint__every_steps=10,
         tracking__log_every_steps=2,
     )
 
@@ -48,7 +48,7 @@ def watched(config: TrainConfig, watching: W) -> tuple[RunResult, W]:
 
 
 class Fate(Silence):
-    """Kills rank 1 with signal 9 after step 8, and asks the run to stop after step 25, once it has recovered."""
+    """Kills rank 1 with signal 9 after step 12, and asks the run to stop after step 25, once it has recovered."""
 
     def __init__(self) -> None:
         self.starts: list[int] = []
@@ -60,7 +60,7 @@ class Fate(Silence):
         if event["kind"] == "start":
             self.starts.append(event["done"])
             self.pids = event["pids"]
-        if event["kind"] == "step" and event["step"] >= 8 and self.deeds == 0:
+        if event["kind"] == "step" and event["step"] >= 12 and self.deeds == 0:
             self.deeds = 1
             os.kill(self.pids[1], signal.SIGKILL)
         if event["kind"] == "step" and event["step"] >= 25 and self.deeds == 1 and len(self.starts) == 2:
@@ -86,7 +86,7 @@ def test_a_run_that_is_killed_stopped_and_submitted_again_ends_with_the_same_bit
     stopped, fate = in_a_process(watched, config, Fate())
     assert (stopped.state, stopped.reason) == ("cancelled", "cancelled_by_user"), stopped.message
     assert fate.deeds == 2
-    assert [step % 5 for step in fate.starts] == [0, 0], "a run goes on from a checkpoint"
+    assert [step % 10 for step in fate.starts] == [0, 0], "a run goes on from a checkpoint"
     assert fate.starts[1] > 0
     assert any("infrastructure failure 1 of 3" in text for text in fate.said)
     checkpoints = join(stopped.run_folder, "checkpoints")
@@ -97,7 +97,7 @@ def test_a_run_that_is_killed_stopped_and_submitted_again_ends_with_the_same_bit
     result = submit(ray_cluster, ["--config", f"{s3_root}/config.json", "scaling.workers=[1,2]", "--json"])
     assert (result.state, result.steps) == ("succeeded", STEPS), result.message
     assert_same_bits(final_state(result.run_folder, config), final_state(undisturbed, calm))
-    assert listdir(checkpoints) == ["step-00000075", "step-00000080"]
+    assert listdir(checkpoints) == [f"step-{STEPS - 10:08d}", f"step-{STEPS:08d}"]
     assert [line["step"] for line in read_metrics(result.run_folder)][-1] == STEPS
 
     # And both learned what one process learns.

@@ -17,7 +17,7 @@ from service.jobs.lifecycle import Reconciler
 from service.jobs.outcome import JobFolder, Outcome
 from service.keys import ensure_admin_key
 from service.settings import Settings
-from tests.ray_cluster import free_ports
+from service.stack.ports import free_ports
 from tests.service.clusters import FakeCluster
 
 
