@@ -149,7 +149,8 @@ def _judge_one(error: BaseException) -> tuple[int, Verdict]:
     }:
         return 3, Verdict("infrastructure", "node_lost", "a worker process or its node was lost")
     if names & {"WorkerGroupStartupTimeoutError", "InsufficientClusterResourcesError"}:
-        return 2, Verdict("user", "infeasible_resources", text)
+        # There was room when the attempt began: a node that died is counted for a while after. The next one looks anew.
+        return 2, Verdict("infrastructure", "infeasible_resources", text)
     if names & {"WorkerHealthCheckTimeoutError", "NCCLHangError", "WorkerGroupStartupFailedError"}:
         return 3, Verdict("infrastructure", "node_lost", text.split("\n")[0])
     if "DistError" in names or any(sign in text.lower() for sign in _LOST_PEER):

@@ -47,7 +47,7 @@ ECHO = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:4242")
         ([LoaderCrash("killed")], "infrastructure", "loader_crashed"),
         ([UploadError("bucket away")], "infrastructure", "storage_unreachable"),
         ([ZeroDivisionError("division by zero"), ECHO], "user", "user_code_error"),
-        ([WorkerGroupStartupTimeoutError("2 workers")], "user", "infeasible_resources"),
+        ([WorkerGroupStartupTimeoutError("2 workers")], "infrastructure", "infeasible_resources"),
         ([], "infrastructure", "node_lost"),
     ],
 )
