@@ -202,11 +202,13 @@ def test_a_candidate_comes_answers_its_share_and_goes_under_load_and_no_request_
     files = sorted(served.folder.glob("*.png"))
     with under_load(served, "production", files) as answers:
         served.deploy("images", encoder="production", candidate="second", share=0.5)
+        assert served.state("images")["serving"] == {"main": "first", "candidate": "second"}
         began = len(answers)
         wait_for(lambda: len(answers) > began + 100)
         seen = Counter(answer.json().get("encoder") for answer in answers[began:])
         drift = served.plane.ask("GET", "/deployments/images/drift")
         served.deploy("images", encoder="production")  # one call back
+        assert served.state("images")["serving"] == {"main": "first"}
         gone = len(answers) + 4  # those under way
         wait_for(lambda: len(answers) > gone + 20)
     assert {(answer.status_code, answer.text[:200]) for answer in answers if answer.status_code != 200} == set()

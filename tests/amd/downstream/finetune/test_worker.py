@@ -24,9 +24,8 @@ def test_two_ranks_of_which_one_is_killed_in_mid_epoch_end_with_the_same_bits(tm
     )
     undisturbed = train_in_processes(calm, 2, work)
     killed = with_overrides(calm, {"name": "killed"})
-    folder = train_in_processes(
-        killed, 2, work, dying_at=8
-    )  # after step 5: steps 1 to 3, three batches of a test, 4, 5
+    # After step 5: it is asked after steps 1 to 3, at three batches of a test, and after steps 4 and 5.
+    folder = train_in_processes(killed, 2, work, dying_at=8)
     store = CheckpointStore(join(folder, "checkpoints"), killed.checkpoint)
     assert 0 < store.committed()[-1] < 6, "it died on the way"
     assert train_in_processes(killed, 2, work) == folder
