@@ -17,7 +17,7 @@ from torch import Tensor
 from amd.config import TrainConfig
 from amd.losses import LossTerms, alignment, normalized_pixels, pixel_targets, reconstruction, weigh
 from amd.models.student import StudentOutput
-from amd.models.teacher import FeatureTeacher
+from amd.models.teachers.frozen import FeatureTeacher
 from amd.tokens import TokenSets, patchify, take_tokens
 
 StudentLike = Callable[[Tensor, TokenSets], StudentOutput]  # a Student, or DDP around one

@@ -15,12 +15,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from amd.artifacts.discovery import encoder_url
 from amd.config import ConfigError, ExportConfig, ImportConfig, PrepareConfig, TaskConfig, overridden, parse_overrides
 from amd.config import validate as validated
-from amd.presets import read_config_file
-from amd.published import encoder_url
+from amd.entry_point import ended
+from amd.presets.pretraining import read_config_file
 from amd.storage import join, resolve_root
-from amd.training.command import ended
 
 C = TypeVar("C", bound=TaskConfig)
 

@@ -17,13 +17,13 @@ from pydantic import ValidationError
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from service.app import create_app
-from service.db import is_migrated, migrate, open_engine
-from service.encoders.deployments import Deployer, reserved_cpus
-from service.encoders.serve_api import ServeApi
-from service.http import WithRequestId
-from service.jobs.lifecycle import Reconciler
-from service.keys import ensure_admin_key
+from service.auth.api_keys import ensure_admin_key
+from service.db.engine import is_migrated, migrate, open_engine
+from service.jobs.execution.reconciler import Reconciler
+from service.serving.deployments import Deployer, reserved_cpus
+from service.serving.serve_api import ServeApi
 from service.settings import Settings
+from service.web.middleware import WithRequestId
 from service.webhooks.sender import Sender
 
 logger = logging.getLogger(__name__)

@@ -13,26 +13,28 @@ from sqlalchemy import Engine
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES as ZIPPED
 from starlette.middleware.gzip import GZipMiddleware
 
-from service import errors, health, keys
-from service.auth import Authenticator
-from service.db import open_engine
-from service.encoders import neighbour_routes as neighbours
-from service.encoders import routes as encoders
-from service.encoders import serving_routes as serving
-from service.encoders.deployments import DeploymentStore
-from service.encoders.download import BINARY, TAR
-from service.encoders.gateway import Gateway
-from service.encoders.neighbours import Shelf
-from service.encoders.store import EncoderStore
-from service.http import Bodies, RequestIds
+from service.auth import api_keys
+from service.auth.authentication import Authenticator
+from service.auth.rate_limits import RateLimitHeaders
+from service.auth.uri_policy import UriPolicy
+from service.db.engine import open_engine
 from service.jobs import catalog
 from service.jobs import routes as jobs
-from service.jobs.ray_jobs import Cluster, RayJobs
+from service.jobs.execution.ray_jobs import Cluster, RayJobs
 from service.jobs.store import JobStore
 from service.jobs.streams import Hub
-from service.limits import RateLimitHeaders
+from service.operations import health
+from service.registry import routes as encoders
+from service.registry.download import BINARY, TAR
+from service.registry.store import EncoderStore
+from service.serving import routes as serving
+from service.serving.deployments import DeploymentStore
+from service.serving.gateway import Gateway
 from service.settings import Settings
-from service.uris import UriPolicy
+from service.similarity import routes as neighbours
+from service.similarity.neighbours import Shelf
+from service.web import errors
+from service.web.middleware import Bodies, RequestIds
 from service.webhooks import routes as webhooks
 
 DESCRIPTION = """Pre-train small vision encoders by Asymmetric Masked Distillation, search their settings, watch runs.
@@ -80,7 +82,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     for router in (
         *(jobs.router, neighbours.router, catalog.router),
         *(encoders.router, serving.inference, serving.deployments),
-        *(keys.router, webhooks.router),
+        *(api_keys.router, webhooks.router),
     ):
         app.include_router(router, prefix="/v1")
     app.include_router(serving.openai)

@@ -1,4 +1,4 @@
-"""What all tests share: golden numbers, one S3 server a session. Ray's fixture stands in tests/ray_cluster.py."""
+"""Fixtures of all tests: golden numbers and one S3 server per session. Ray's is in tests/support/ray_cluster.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.ray_cluster import ray_cluster  # noqa: F401  the session's Ray cluster, as a fixture
-from tests.s3 import S3Server
+from tests.support.ray_cluster import ray_cluster  # noqa: F401  the session's Ray cluster, as a fixture
+from tests.support.s3 import S3Server
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from amd.config import parse_overrides
-from amd.training.command import ended
-from tune_spaces.load import load_search
+from amd.entry_point import ended
+from tune_spaces.load_config import load_search
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         config = load_search(options.preset, options.config, parse_overrides(options.overrides))
-        from tune_spaces.search import search  # torch: only once the config is known to be good
+        from tune_spaces.search.run import search  # torch: only once the config is known to be good
 
         result = search(config)
         if options.json:

@@ -10,7 +10,6 @@ from amd.config.detection import (
     DetectionEvaluationConfig,
     DetectionHeadConfig,
 )
-from amd.config.edit import ConfigError, overridden, parse_overrides, validate, with_overrides
 from amd.config.embed import EmbedConfig
 from amd.config.finetune import (
     AugmentConfig,
@@ -22,6 +21,7 @@ from amd.config.finetune import (
     ViewSampling,
     ViewsConfig,
 )
+from amd.config.overrides import ConfigError, overridden, parse_overrides, validate, with_overrides
 from amd.config.probe import (
     FewShotConfig,
     KnnConfig,

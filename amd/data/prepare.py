@@ -19,10 +19,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from amd.config import DataConfig
-from amd.data.manifest import Manifest, ManifestError, capped
-from amd.data.readers import BadSample, SampleReader
-from amd.data.records import open_manifest
-from amd.data.shards import INDEX_SUFFIX, ShardWriter, shard_url, write_index
+from amd.data.dataset.manifest import Manifest, ManifestError, capped
+from amd.data.dataset.open import open_manifest
+from amd.data.dataset.shards import INDEX_SUFFIX, ShardWriter, shard_url, write_index
+from amd.data.decoding.reader import BadSample, SampleReader
 from amd.storage import exists, join, read_json, remove_leftovers, write_bytes, write_json
 
 PLAN, REPORT = "prepare.json", "report.json"

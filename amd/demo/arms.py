@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from amd.config import FinetuneConfig, TrainConfig, with_overrides
-from amd.presets import from_preset
-from amd.presets_finetune import finetune_config
+from amd.presets.finetuning import finetune_config
+from amd.presets.pretraining import from_preset
 
 
 class Modality(NamedTuple):

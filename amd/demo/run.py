@@ -15,22 +15,22 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from amd.artifacts import load_card, load_encoder
+from amd.artifacts.weights import load_card, load_encoder
 from amd.config import ConfigError, FinetuneConfig, TrainConfig, validate
-from amd.data.demo import ensure_demo
-from amd.data.records import open_manifest
+from amd.data.dataset.demo import ensure_demo
+from amd.data.dataset.open import open_manifest
 from amd.demo import arms
 from amd.demo.arms import TITLES, Modality, Plan
-from amd.demo.pictures import draw_run
+from amd.demo.images import draw_run
 from amd.demo.report import DemoReport, Section, table
 from amd.demo.scores import Scores
-from amd.downstream.features import embed_file, read_labelled
-from amd.downstream.finetune.run import finetune
+from amd.downstream.embedding.features import embed_file, read_labelled
+from amd.downstream.supervised.classification.run import finetune
 from amd.models.encoder import Encoder
 from amd.storage import resolve_root
-from amd.training.launch import train
-from amd.training.metrics import read_metrics
-from amd.training.run import RunResult, run_folder
+from amd.training.reporting.metrics import read_metrics
+from amd.training.run_folder import RunResult, run_folder
+from amd.training.runs.launch import train
 
 Runner = Callable[[Sequence[TrainConfig | FinetuneConfig]], list[RunResult]]
 """Brings runs that do not need each other to their ends, as many side by side as it likes."""

@@ -8,8 +8,9 @@ from torch.nn import functional
 from amd.config import ClipConfig
 from amd.demo.arms import TITLES
 from amd.demo.report import Row
-from amd.downstream.features import LabelledClips, embed
-from amd.downstream.probe import Features, probe
+from amd.downstream.arrays import Features
+from amd.downstream.embedding.features import LabelledClips, embed
+from amd.downstream.probing.classifiers import probe
 from amd.models.encoder import Encoder
 
 

@@ -17,11 +17,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from amd.config import EmbedConfig, ProbeConfig, overridden, parse_overrides, validate
-from amd.presets import read_config_file
-from amd.presets_detection import detection_config
-from amd.presets_finetune import finetune_config
-from amd.training.command import ended
-from amd.training.run import RunResult
+from amd.entry_point import ended
+from amd.presets.detection import detection_config
+from amd.presets.finetuning import finetune_config
+from amd.presets.pretraining import read_config_file
+from amd.training.run_folder import RunResult
 
 
 def probe(words: Sequence[str]) -> int:
@@ -31,7 +31,7 @@ def probe(words: Sequence[str]) -> int:
     options = parser.parse_args(words)
     values = read_config_file(options.config) if options.config else {}
     config = validate(ProbeConfig, overridden(values, parse_overrides(options.overrides)))
-    from amd.downstream.probing import run_probe  # torch: only once the config is known to be good
+    from amd.downstream.probing.run import run_probe  # torch: only once the config is known to be good
 
     print(run_probe(config, say=_say).model_dump_json(), flush=True)
     return 0
@@ -45,7 +45,7 @@ def embed(words: Sequence[str]) -> int:
     options = parser.parse_args(words)
     values = read_config_file(options.config) if options.config else {}
     config = validate(EmbedConfig, overridden(values, parse_overrides(options.overrides)))
-    from amd.downstream.bulk import embed_all
+    from amd.downstream.embedding.bulk import embed_all
 
     result = embed_all(config, local=options.local, say=_say)
     print(result.model_dump_json(), flush=True)
@@ -59,7 +59,7 @@ def probe_checkpoint(words: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the section `probe` of the run's config")
     options = parser.parse_args(words)
     overrides = parse_overrides(options.overrides)
-    from amd.downstream.checkpoint_probe import probe_checkpoint
+    from amd.downstream.probing.checkpoint_probe import probe_checkpoint
 
     print(json.dumps(probe_checkpoint(options.run, options.step, overrides)), flush=True)
     return 0
@@ -68,7 +68,9 @@ def probe_checkpoint(words: Sequence[str]) -> int:
 def finetune(words: Sequence[str]) -> int:
     options = _run_options("finetune", words)
     config = finetune_config(options.preset, options.config, parse_overrides(options.overrides))
-    from amd.downstream.finetune.run import finetune as run  # torch: only once the config is known to be good
+    from amd.downstream.supervised.classification.run import (
+        finetune as run,  # torch: only once the config is known to be good
+    )
 
     return _ended(run(config, local=options.local), options)
 
@@ -76,7 +78,7 @@ def finetune(words: Sequence[str]) -> int:
 def detect(words: Sequence[str]) -> int:
     options = _run_options("detect", words)
     config = detection_config(options.preset, options.config, parse_overrides(options.overrides))
-    from amd.downstream.detection.run import detect as run
+    from amd.downstream.supervised.detection.run import detect as run
 
     return _ended(run(config, local=options.local), options)
 

@@ -19,12 +19,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from amd.artifacts import load_classifier, load_encoder
-from amd.card import Card
+from amd.artifacts.card import Card
+from amd.artifacts.model_card import model_card
+from amd.artifacts.weights import load_classifier, load_encoder
 from amd.config import ConfigError
 from amd.config import ExportFormat as Format
 from amd.exchange.formats import EXPORTERS, Exporter, PixelEncoder, Written, example
-from amd.model_card import model_card
 from amd.storage import exists, filesystem, is_remote, local_path
 
 TOLERANCE = 1e-5  # of the output's largest value, in float32

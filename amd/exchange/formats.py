@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from amd.artifacts import encode
-from amd.card import Card
+from amd.artifacts.card import Card
+from amd.artifacts.weights import encode
 from amd.config import ConfigError
 from amd.config import ExportFormat as Format
 from amd.exchange.huggingface import preprocessor, videomae_folder, vit_folder

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from amd.card import Card
+from amd.artifacts.card import Card
+from amd.artifacts.model_card import UNKNOWN_LICENSE
 from amd.config import ConfigError, Interpolation, TokenGrid
 from amd.exchange.layouts import Layout, Rules, State
-from amd.model_card import UNKNOWN_LICENSE
 from amd.models.layers import LAYER_NORM_EPS
 from amd.storage import exists, join, read_bytes, read_json
 

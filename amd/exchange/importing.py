@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from amd.artifacts import load_decoder, save_encoder, seal
-from amd.card import Card, Head
+from amd.artifacts.card import Card, Head
+from amd.artifacts.discovery import CARD, encoder_folder, load_card
+from amd.artifacts.weights import load_decoder, save_encoder, seal
 from amd.config import ENCODER_SIZES, ClipConfig, ConfigError, EncoderConfig, ImportConfig, Positions, validate
 from amd.exchange.positions import fixed_kind
 from amd.exchange.source import Source, open_source, published
 from amd.exchange.start import fill_from
-from amd.exchange.timm_teacher import TIMM, timm_clip
 from amd.models.encoder import Encoder
-from amd.published import CARD, encoder_folder, load_card
+from amd.models.teachers.timm import TIMM, timm_clip
 from amd.storage import exists, join, resolve_root
 
 # Heads of published encoders whose heads are not 64 wide; no tensor tells them. The last: VideoMAE V2's giant.

@@ -17,11 +17,11 @@ from amd.exchange.layouts import State, Translated
 from amd.exchange.positions import TABLE_TOLERANCE, fixed_kind
 from amd.exchange.read import read_state
 from amd.exchange.source import listed, open_source, other_network, translated_state
-from amd.exchange.timm_teacher import TIMM
 from amd.models.encoder import Encoder
 from amd.models.predictor import Predictor
 from amd.models.student import Student
-from amd.models.teacher import Teacher
+from amd.models.teachers.frozen import Teacher
+from amd.models.teachers.timm import TIMM
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from amd.artifacts import CARD, HEAD, Card, load_card
+from amd.artifacts.weights import CARD, HEAD, Card, load_card
 from amd.config import ClipConfig, ConfigError, EncoderConfig, TokenGrid
 from amd.exchange.huggingface import HUGGING_FACE, FolderFacts, folder_facts, sidecar_facts
 from amd.exchange.layouts import State, Translated, translate
 from amd.exchange.official import OFFICIAL, OUR_ENCODER, OUR_STUDENT
 from amd.exchange.read import read_state
-from amd.exchange.timm_teacher import TIMM, load_timm
+from amd.models.teachers.timm import TIMM, load_timm
 from amd.storage import exists, filesystem, join, resolve_root
 
 SHOWN = 8  # keys of each kind in a message

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from amd.artifacts import Pooling
+from amd.artifacts.weights import Pooling
 from amd.config import ClipConfig, Positions, TokenGrid
 from amd.exchange.layouts import PATCHES, State
 from amd.exchange.load import fill

@@ -22,7 +22,7 @@ from amd.exchange.load import load_encoder_state, load_student_state
 from amd.models.encoder import Encoder
 from amd.models.layers import LAYER_NORM_EPS
 from amd.models.student import Student
-from amd.models.teacher import Teacher
+from amd.models.teachers.frozen import Teacher
 from amd.parity.files import Stored
 from amd.parity.report import ParityReport
 from amd.tokens import TokenSets

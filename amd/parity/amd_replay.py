@@ -22,7 +22,7 @@ from amd.parity.amd_case import DTYPE, FILES, META, TOLERANCE, Case, read_case
 from amd.parity.files import Stored, read_meta
 from amd.parity.report import ParityReport
 from amd.tokens import patchify, take_tokens
-from amd.training.optim import build_optimizer, clip_gradients, set_lr
+from amd.training.trainer.optimizer import build_optimizer, clip_gradients, set_lr
 
 # The five official steps; a meta file may say otherwise under `optimizer`.
 OPTIMIZER = {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.05, "clip_grad": 0.02}

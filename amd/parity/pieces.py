@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from amd.config import ConfigError, EncoderConfig, MaskConfig, TokenGrid, TrainConfig, validate
-from amd.data import sampling
-from amd.data.transforms import Box, multi_scale_box
-from amd.downstream.finetune import scores
+from amd.data.loading import frame_sampling
+from amd.data.loading.transforms import Box, multi_scale_box
+from amd.downstream.supervised.classification import metrics
 from amd.exchange.official import to_official
 from amd.masks import sample_token_sets
 from amd.models.classifier import Classifier
@@ -28,7 +28,7 @@ from amd.parity.amd_case import TOLERANCE
 from amd.parity.files import Stored
 from amd.parity.report import ParityReport
 from amd.tokens import position_table
-from amd.training.optim import cosine_lr, layer_scale, parameter_groups
+from amd.training.trainer.optimizer import cosine_lr, layer_scale, parameter_groups
 
 Check = Callable[[Path, ParityReport], None]
 
@@ -202,24 +202,24 @@ def _clips(case: dict[str, Any]) -> int:
 
 
 SAMPLERS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "pretrain_k400": lambda case: sampling.strided(
+    "pretrain_k400": lambda case: frame_sampling.strided(
         case["num_frames"], len(case["frames"]), case["step"], _NumpyDraws(case["np_seed"])
     ).tolist(),
-    "finetune_train": lambda case: sampling.window(
+    "finetune_train": lambda case: frame_sampling.window(
         case["num_frames"], len(case["frames"]), case["step"], _NumpyDraws(case["np_seed"])
     ).tolist(),
-    "ssv2_raw_pretrain": lambda case: sampling.window(
+    "ssv2_raw_pretrain": lambda case: frame_sampling.window(
         case["num_frames"], len(case["frames"]), case["step"], _NumpyDraws(case["np_seed"])
     ).tolist(),
-    "ssv2_raw_finetune_train": lambda case: sampling.segments(
+    "ssv2_raw_finetune_train": lambda case: frame_sampling.segments(
         case["num_frames"], len(case["frames"]), _NumpyDraws(case["np_seed"])
     ).tolist(),
     "finetune_test": lambda case: [
         view.tolist()
-        for view in sampling.dense_views(case["num_frames"], _clips(case), case["step"], case["num_segment"])
+        for view in frame_sampling.dense_views(case["num_frames"], _clips(case), case["step"], case["num_segment"])
     ],
     "ssv2_raw_finetune_test": lambda case: [
-        view.tolist() for view in sampling.segment_views(case["num_frames"], _clips(case), len(case["clips"]))
+        view.tolist() for view in frame_sampling.segment_views(case["num_frames"], _clips(case), len(case["clips"]))
     ],
 }
 
@@ -252,7 +252,7 @@ def check_merge(folder: Path, report: ParityReport) -> None:
     rows = [row for rank in golden["ranks"] for row in rank]
     ids = sorted({row["id"] for row in rows})
     views = sorted({(row["chunk"], row["split"]) for row in rows})
-    merged = scores.merge(
+    merged = metrics.merge(
         np.array([ids.index(row["id"]) for row in rows]),
         np.array([views.index((row["chunk"], row["split"])) for row in rows]),
         np.array([row["logits"] for row in rows]),
@@ -264,7 +264,7 @@ def check_merge(folder: Path, report: ParityReport) -> None:
             report.close("multiview_merge", name, probabilities.tolist(), wanted["prob"], 1e-9)
             report.same("multiview_merge", f"{name}, prediction", int(probabilities.argmax()), wanted["pred"])
     labels = {row["id"]: row["label"] for row in rows}
-    figures = scores.single_label(merged.probabilities, np.array([labels[name] for name in ids]), len(ids))
+    figures = metrics.single_label(merged.probabilities, np.array([labels[name] for name in ids]), len(ids))
     for name in ("top1", "top5"):
         report.close("multiview_merge", name, [figures[f"eval/{name}"]], [golden[name]], 1e-9)
 

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from amd.config import parse_overrides
-from amd.presets import load_config
-from amd.training.command import ended
+from amd.entry_point import ended
+from amd.presets.pretraining import load_config
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         config = load_config(options.preset, options.config, parse_overrides(options.overrides))
-        from amd.training.launch import train  # torch: only once the config is known to be good
+        from amd.training.runs.launch import train  # torch: only once the config is known to be good
 
         result = train(config, local=options.local)
         if options.json:

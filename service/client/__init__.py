@@ -4,7 +4,8 @@
         job = amd.jobs.submit(JobRequest(kind="train", preset="demo-image-amd"))
         print(*amd.jobs.logs(job.id, follow=True), sep="")
 
-Each call is described once, as a script (`service.wire`): what it sends and how the answer is read. Torch-free.
+Each call is described once, as a script (`service.client.transport`): what it sends and how the response is read.
+Torch-free.
 """
 
 from __future__ import annotations
@@ -25,11 +26,7 @@ from service.client.encoders import Aliases, AsyncAliases, AsyncEncoders, Encode
 from service.client.jobs import AsyncJobs, Jobs
 from service.client.keys import AsyncKeys, Keys
 from service.client.methods import Awaiting, Blocking, one, one_later, view
-from service.encoders.schemas import ImportRequest
-from service.encoders.serving_schemas import DeploymentRequest
-from service.jobs.kinds import JobKind
-from service.jobs.schemas import JobRequest, ValidateView
-from service.wire import (
+from service.client.transport import (
     ApiError,
     Call,
     Effect,
@@ -44,6 +41,10 @@ from service.wire import (
     Steps,
     once,
 )
+from service.jobs.kinds import JobKind
+from service.jobs.schemas import JobRequest, ValidateView
+from service.registry.schemas import ImportRequest
+from service.serving.schemas import DeploymentRequest
 
 __all__ = [
     "ApiError",

@@ -12,7 +12,8 @@ from urllib.parse import quote
 import httpx
 
 from service.client.methods import Awaiting, Blocking, given, one, one_later, view
-from service.encoders.serving_schemas import (
+from service.client.transport import Call, Emit, NoAnswer, Patience, Script, Sleep, Steps, exchange, nothing, once
+from service.serving.schemas import (
     ClassificationView,
     DeploymentList,
     DeploymentRequest,
@@ -21,7 +22,6 @@ from service.encoders.serving_schemas import (
     EmbeddingView,
     ReconstructionView,
 )
-from service.wire import Call, Emit, NoAnswer, Patience, Script, Sleep, Steps, exchange, nothing, once
 
 LOOK_S = 0.5
 

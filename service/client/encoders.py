@@ -11,7 +11,9 @@ from urllib.parse import quote
 import httpx
 
 from service.client.methods import Awaiting, Blocking, given, many, many_later, one, one_later, pages, view
-from service.encoders.schemas import (
+from service.client.transport import Call, Emit, Patience, Script, Steps, fetch, nothing, once
+from service.jobs.schemas import JobView
+from service.registry.schemas import (
     AliasDetail,
     AliasList,
     AliasRequest,
@@ -23,8 +25,6 @@ from service.encoders.schemas import (
     ImportRequest,
     Objective,
 )
-from service.jobs.schemas import JobView
-from service.wire import Call, Emit, Patience, Script, Steps, fetch, nothing, once
 
 ANY: Any = object()
 """Of `move`: wherever the alias points now."""

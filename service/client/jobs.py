@@ -14,7 +14,19 @@ from pydantic import TypeAdapter
 
 from service.client.deployments import input_of
 from service.client.methods import Awaiting, Blocking, given, many, many_later, one, one_later, pages, view
-from service.encoders.serving_schemas import NeighbourView
+from service.client.transport import (
+    Call,
+    Emit,
+    Patience,
+    Script,
+    ServerEvent,
+    Sleep,
+    Steps,
+    exchange,
+    listen,
+    nothing,
+    once,
+)
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import (
     ENDED,
@@ -29,7 +41,7 @@ from service.jobs.schemas import (
     State,
     TrialView,
 )
-from service.wire import Call, Emit, Patience, Script, ServerEvent, Sleep, Steps, exchange, listen, nothing, once
+from service.serving.schemas import NeighbourView
 
 LOOK_S, LOOK_MOST_S = 0.5, 3.0  # between two looks of `wait`
 

@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 import httpx
 
+from service.auth.api_keys import KeyList, KeyRequest, KeyView, NewKeyView
 from service.client.methods import Awaiting, Blocking, one, one_later, view
-from service.keys import KeyList, KeyRequest, KeyView, NewKeyView
-from service.wire import Call, Script, nothing, once
+from service.client.transport import Call, Script, nothing, once
 
 
 def key_create(request: KeyRequest) -> Script[NewKeyView]:

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import httpx
 from pydantic import TypeAdapter
 
-from service.wire import Call, Emit, Patience, Script, Steps, exchange
+from service.client.transport import Call, Emit, Patience, Script, Steps, exchange
 
 T = TypeVar("T")
 P = ParamSpec("P")

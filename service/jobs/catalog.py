@@ -8,16 +8,16 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from amd.config import TrainConfig
-from amd.presets import PRESETS
-from amd.presets_detection import DETECTION_PRESETS
-from amd.presets_finetune import FINETUNE_PRESETS
-from service.auth import Reader, Submitter
-from service.errors import ClusterUnavailable, NotFound
+from amd.presets.detection import DETECTION_PRESETS
+from amd.presets.finetuning import FINETUNE_PRESETS
+from amd.presets.pretraining import PRESETS
+from service.auth.authentication import Reader, Submitter
 from service.jobs.estimate import estimate
+from service.jobs.execution.ray_jobs import Capacity, Cluster
 from service.jobs.kinds import KINDS, JobKind, need, uris
-from service.jobs.ray_jobs import Capacity, Cluster
 from service.jobs.routes import Config, Uris, project_of, resolved
 from service.jobs.schemas import JobRequest, ValidateView, Wire
+from service.web.errors import ClusterUnavailable, NotFound
 from tune_spaces.config import SearchConfig
 
 router = APIRouter(tags=["catalog"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from amd.config import EncoderConfig, TrainConfig
 from amd.flops import step_flops
-from amd.presets import ASSUMED_SHARE, H100_BF16_FLOPS, PRESETS
+from amd.presets.pretraining import ASSUMED_SHARE, H100_BF16_FLOPS, PRESETS
+from service.jobs.execution.ray_jobs import Capacity
 from service.jobs.kinds import need
-from service.jobs.ray_jobs import Capacity
 from service.jobs.schemas import Estimate
 
 H100_BYTES = 80e9

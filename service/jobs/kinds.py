@@ -26,14 +26,14 @@ from amd.config import (
     overridden,
     validate,
 )
-from amd.presets import UNSET, check_complete
-from amd.presets import preset as train_preset
-from amd.presets_detection import detection_config
-from amd.presets_finetune import finetune_config
-from amd.training.run import DATA_FIELDS, WEIGHTS_FIELDS
-from service.jobs.outcome import JobFolder
+from amd.presets.detection import detection_config
+from amd.presets.finetuning import finetune_config
+from amd.presets.pretraining import UNSET, check_complete
+from amd.presets.pretraining import preset as train_preset
+from amd.training.run_folder import DATA_FIELDS, WEIGHTS_FIELDS
+from service.jobs.execution.protocol import JobFolder
 from tune_spaces.config import SearchConfig
-from tune_spaces.load import search_from
+from tune_spaces.load_config import search_from
 
 JobKind = Literal["train", "finetune", "detect", "probe", "embed", "search", "import", "export", "prepare"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from amd.storage import join, listdir, read_bytes
-from service.jobs.outcome import JobFolder
+from service.jobs.execution.protocol import JobFolder
 
 READ_BYTES = 256 * 1024
 TAIL_BYTES = 4 * 2**20  # at most so much is looked through for the last lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from amd.training.metrics import Line
+from amd.training.reporting.metrics import Line
 from service.jobs.schemas import MetricsView, SeriesView
 
 Points = Sequence[tuple[int, float]]  # (step, value)

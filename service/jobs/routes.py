@@ -11,16 +11,15 @@ from fastapi.responses import StreamingResponse
 
 from amd.config import ConfigError
 from amd.storage import remove
-from amd.training.metrics import read_metrics
-from amd.training.run import run_folder
-from service.auth import Principal, Reader, Submitter
-from service.db import Job
-from service.errors import NotFound
-from service.http import tagged
+from amd.training.reporting.metrics import read_metrics
+from amd.training.run_folder import run_folder
+from service.auth.authentication import Principal, Reader, Submitter
+from service.auth.uri_policy import UriPolicy
+from service.db.models import Job
 from service.jobs import logs, metrics, streams, views
+from service.jobs.execution.protocol import JobFolder
+from service.jobs.execution.reconciler import act, check_allowed
 from service.jobs.kinds import JobKind, named, need, resolve, uris
-from service.jobs.lifecycle import act, check_allowed
-from service.jobs.outcome import JobFolder
 from service.jobs.schemas import (
     DEFAULT_PROJECT,
     Action,
@@ -36,7 +35,8 @@ from service.jobs.schemas import (
 )
 from service.jobs.store import JobFilter, JobStore, Stale, new_job_id
 from service.settings import Settings
-from service.uris import UriPolicy
+from service.web.errors import NotFound
+from service.web.middleware import tagged
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 

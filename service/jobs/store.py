@@ -17,9 +17,9 @@ from sqlalchemy import CursorResult, Engine, and_, delete, func, insert, or_, se
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, defer
 
-from service.db import Attempt, Hold, Idempotency, Job, JobEvent, Label
-from service.errors import KeyInFlight, KeyReused, NotFound
-from service.paging import after, cursor_of
+from service.db.models import Attempt, Hold, Idempotency, Job, JobEvent, Label
+from service.web.errors import KeyInFlight, KeyReused, NotFound
+from service.web.pagination import after, cursor_of
 from service.webhooks.store import deliveries_for
 
 SERVICE = "service"  # the actor of what nobody asked for by hand

@@ -14,13 +14,13 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from service.db import Job
-from service.errors import NotFound
+from service.db.models import Job
 from service.jobs import logs
-from service.jobs.outcome import JobFolder
+from service.jobs.execution.protocol import JobFolder
 from service.jobs.schemas import ENDED
 from service.jobs.store import JobStore
 from service.jobs.views import event_view
+from service.web.errors import NotFound
 
 logger = logging.getLogger(__name__)
 

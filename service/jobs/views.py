@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from amd.storage import join, listdir, read_json
-from amd.training.run import run_folder
-from service.db import Attempt, Job, JobEvent
-from service.jobs.lifecycle import allowed_actions
+from amd.training.run_folder import run_folder
+from service.db.models import Attempt, Job, JobEvent
+from service.jobs.execution.reconciler import allowed_actions
 from service.jobs.schemas import (
     AttemptView,
     CheckpointView,

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from amd.storage import StorageError, check_writable, resolve_root
 from service.settings import Settings
-from service.stack.ending import drain, end, end_leftovers
 from service.stack.parts import reports_of, start, trouble_of
 from service.stack.ports import free_ports, is_free
+from service.stack.shutdown import drain, end, end_leftovers
 from service.stack.state import (
     STARTUP_S,
     Folder,

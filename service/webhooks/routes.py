@@ -10,10 +10,10 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as InPath
 from pydantic import ConfigDict, Field, StringConstraints
 
-from service.auth import Admin
-from service.db import Delivery, Webhook
-from service.errors import UriNotAllowed
+from service.auth.authentication import Admin
+from service.db.models import Delivery, Webhook
 from service.jobs.schemas import Action, Project, State, Wire
+from service.web.errors import UriNotAllowed
 from service.webhooks.addresses import NotAllowed, checked_url
 from service.webhooks.store import WAITING, WebhookStore
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import CursorResult, Engine, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from service.db import Delivery, Job, JobEvent, Webhook
-from service.errors import NotFound
+from service.db.models import Delivery, Job, JobEvent, Webhook
+from service.web.errors import NotFound
 
 WAITING, TAKEN, GIVEN_UP = "waiting", "taken", "given_up"
 MINUTE, HOUR = 60, 3600

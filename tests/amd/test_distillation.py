@@ -10,8 +10,8 @@ from amd.losses import LossTerms
 from amd.masks import sample_token_sets
 from amd.models.encoder import Encoder
 from amd.models.student import Student
-from amd.models.teacher import Teacher
-from tests.factories import mae, tiny_image_config, tiny_video_config
+from amd.models.teachers.frozen import Teacher
+from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
 
 THREE_PAIRS = [{"student": s, "teacher": t} for s, t in ((1, 2), (3, 3), (4, 4))]
 OBJECTIVES: dict[str, TrainConfig] = {

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from amd.config import TrainConfig, with_overrides
 from amd.flops import step_flops
-from amd.presets import PRESETS
+from amd.presets.pretraining import PRESETS
 from tests.amd.test_distillation import OBJECTIVES, batch, networks, run
 
 

@@ -9,7 +9,7 @@ from amd.masks import sample_token_sets
 from amd.models.student import Student
 from amd.reconstruction import HIDDEN, draw_mask, reconstruct
 from amd.tokens import TokenSets, patchify, take_tokens
-from tests.factories import tiny_image_config, tiny_video_config
+from tests.support.runs.configs import tiny_image_config, tiny_video_config
 
 CONFIGS = {"image": tiny_image_config(), "video": tiny_video_config()}
 

@@ -15,10 +15,10 @@ import pytest
 
 from amd import storage
 from amd.storage import StorageUnreachable, join, read_bytes, remove_leftovers, write_bytes
-from amd.training import launch
-from amd.training.progress import Event, Silence
-from tests.runs import tiny_run
-from tests.s3 import S3Server
+from amd.training.reporting.progress import Event, Silence
+from amd.training.runs import launch
+from tests.support.runs.tiny_runs import tiny_run
+from tests.support.s3 import S3Server
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from amd.artifacts import load_card
+from amd.artifacts.weights import load_card
 from amd.tasks import main
-from tests.amd.downstream.test_features import write_images
+from tests.amd.downstream.embedding.test_features import write_images
 
 
 @pytest.fixture

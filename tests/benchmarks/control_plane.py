@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import httpx
 from sqlalchemy import Engine, insert
 
-from service.db import Attempt, Job, JobEvent, Label, migrate, open_engine
-from tests.service.server import Server, serving
+from service.db.engine import migrate, open_engine
+from service.db.models import Attempt, Job, JobEvent, Label
+from tests.support.service.server import Server, serving
 
 STATES = ("succeeded", "failed", "cancelled")
 KINDS = ("train", "finetune", "probe", "search")

@@ -20,11 +20,11 @@ import numpy as np
 from PIL import Image
 
 from amd.config import DataConfig
-from amd.data.images import read_image
-from amd.data.readers import SampleReader
-from amd.data.record import Record
-from amd.data.video import open_video
-from tests.videos import write_video
+from amd.data.dataset.record import Record
+from amd.data.decoding.images import read_image
+from amd.data.decoding.reader import SampleReader
+from amd.data.decoding.video import open_video
+from tests.support.data.videos import write_video
 
 
 def scene(count: int, width: int, height: int) -> list[np.ndarray]:

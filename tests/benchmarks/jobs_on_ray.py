@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import httpx
 
-from tests.control_plane import ControlPlane
-from tests.ray_cluster import end_head, start_head
+from tests.support.ray_cluster import end_head, start_head
+from tests.support.service.control_plane import ControlPlane
 
 # Called as the interpreter: -m service.jobs.runner JOB ATTEMPT ROOT.
 STUB = """#!/bin/sh

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from amd.config import DataConfig
-from amd.data.records import open_manifest
+from amd.data.dataset.open import open_manifest
 
 LINES = 10_000_000
 

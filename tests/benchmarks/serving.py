@@ -40,15 +40,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from amd.artifacts import Card, encode, load_encoder, save_encoder
+from amd.artifacts.weights import Card, encode, load_encoder, save_encoder
 from amd.config import ClipConfig, DataConfig, EncoderConfig
-from amd.data.readers import SampleReader
+from amd.data.decoding.reader import SampleReader
 from amd.device import autocast, choose_device, use_threads
-from amd.downstream.features import cut_clips, file_chooser
+from amd.downstream.embedding.features import cut_clips, file_chooser
 from amd.models.encoder import Encoder
-from service.encoders.engine import BATCH_TOKENS, Engine, EngineSettings, Item, Want
+from service.inference.engine import BATCH_TOKENS, Engine, EngineSettings, Item, Want
 from tests.benchmarks.decoding import scene
-from tests.videos import write_video
+from tests.support.data.videos import write_video
 
 DEADLINE_S = 600.0
 

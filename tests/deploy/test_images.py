@@ -14,8 +14,6 @@ HEAVY = {"torch", "torchvision", "timm", "decord", "av", "scikit-learn", "matplo
 
 # Refuses what the image does not hold, then imports every module that the control plane may come to import.
 CONTROL_PLANE_IMPORTS = """
-ROOMS = ("batching", "decoders", "engine", "loaded", "pictures", "rebuilding")
-REPLICAS = {"service.serve", *(f"service.encoders.{name}" for name in ROOMS)}
 import importlib, importlib.metadata, pkgutil, sys
 from importlib.machinery import PathFinder
 locked = set(sys.argv[1].split())
@@ -37,17 +35,17 @@ except ModuleNotFoundError:
 else:
     sys.exit("the guard let torch through")
 
-import amd.card, amd.config, amd.flops, amd.model_card, amd.storage
-import amd.presets, amd.presets_demo, amd.presets_detection, amd.presets_finetune
+import amd.artifacts.card, amd.config, amd.flops, amd.artifacts.model_card, amd.storage
+import amd.presets.pretraining, amd.presets.demo, amd.presets.detection, amd.presets.finetuning
 import tune_spaces.config
 import service
 from ray.job_submission import JobSubmissionClient
 for module in pkgutil.walk_packages(service.__path__, "service."):
     # Alembic runs migrations, Python runs __main__: importing either would act.
     # Ray's nodes alone run what answers for encoders.
-    if module.name.startswith("service.migrations.") or module.name.endswith("__main__"):
+    if module.name.startswith("service.db.migrations.") or module.name.endswith("__main__"):
         continue
-    if module.name not in REPLICAS:
+    if module.name != "service.serve" and not module.name.startswith("service.inference."):
         importlib.import_module(module.name)
 print("imported")
 """

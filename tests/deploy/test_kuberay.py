@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from service.settings import Settings
-from tests.deploy.manifests import DEPLOY, IMAGE, ROOT, SETTINGS, read, secrets_among
+from tests.support.manifests import DEPLOY, IMAGE, ROOT, SETTINGS, read, secrets_among
 
 KUBERAY = DEPLOY / "kuberay"
 KUSTOMIZATION = yaml.safe_load((KUBERAY / "kustomization.yaml").read_text())

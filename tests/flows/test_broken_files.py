@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from service import cli
-from tests.factories import mae, tiny_video_config
-from tests.videos import pictures, write_audio_only, write_video
+from service.cli import main
+from tests.support.data.videos import pictures, write_audio_only, write_video
+from tests.support.runs.configs import mae, tiny_video_config
 
 
 def cut_after(path: Path, good: Path, part: float) -> None:
@@ -77,7 +77,7 @@ def amd_train(
     (tmp_path / "run.json").write_text(config.model_dump_json())
     monkeypatch.setattr(sys, "argv", ["amd", "train", "--config", str(tmp_path / "run.json"), "--local", *words])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        main.main()
     return int(end.value.code or 0), tmp_path / "storage" / "runs" / "run"
 
 

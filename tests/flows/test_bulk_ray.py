@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amd.downstream.bulk import EmbedResult, embed_all
-from amd.downstream.features import embed_file
-from tests.amd.downstream.test_bulk import ENCODER, assert_each_record_once, config, rows_of, start
-from tests.amd.downstream.test_features import write_images
-from tests.ray_cluster import RayCluster
+from amd.downstream.embedding.bulk import EmbedResult, embed_all
+from amd.downstream.embedding.features import embed_file
+from tests.amd.downstream.embedding.test_bulk import ENCODER, assert_each_record_once, config, rows_of, start
+from tests.amd.downstream.embedding.test_features import write_images
+from tests.support.ray_cluster import RayCluster
 
 pytestmark = pytest.mark.ray
 

@@ -19,17 +19,17 @@ import pytest
 
 from amd.config import with_overrides
 from amd.storage import exists, join
-from amd.training.launch import launch
-from amd.training.metrics import read_metrics
-from amd.training.run import RunResult, run_folder
-from tests.ray_cluster import RayCluster
-from tests.runs import tiny_run
+from amd.training.reporting.metrics import read_metrics
+from amd.training.run_folder import RunResult, run_folder
+from amd.training.runs.launch import launch
+from tests.support.ray_cluster import RayCluster
+from tests.support.runs.tiny_runs import tiny_run
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import Ledger, TrialRecord
-from tune_spaces.points import next_point
-from tune_spaces.search import prepared
-from tune_spaces.spaces import config_of
-from tune_spaces.worker import TRIAL
+from tune_spaces.search.run import prepared
+from tune_spaces.search.sampler import next_point
+from tune_spaces.search.worker import TRIAL
+from tune_spaces.spaces.space import config_of
 
 pytestmark = pytest.mark.ray
 STEPS = 300

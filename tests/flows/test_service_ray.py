@@ -14,13 +14,13 @@ from typing import Any
 import boto3
 import pytest
 
-from amd.training.metrics import read_metrics
+from amd.training.reporting.metrics import read_metrics
 from service.stack.ports import free_ports
-from tests.control_plane import ControlPlane, wait_for
 from tests.flows.test_search_ray import free
-from tests.ray_cluster import RayCluster, another_node, end_head, start_head
-from tests.runs import tiny_run
-from tests.s3 import S3Server
+from tests.support.ray_cluster import RayCluster, another_node, end_head, start_head
+from tests.support.runs.tiny_runs import tiny_run
+from tests.support.s3 import S3Server
+from tests.support.service.control_plane import ControlPlane, wait_for
 
 pytestmark = pytest.mark.ray
 LONG = 100_000

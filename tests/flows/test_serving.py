@@ -21,14 +21,14 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
-from amd.downstream.features import embed_file
-from service.encoders.packing import CANDIDATE, pack, unpack
-from service.encoders.requests import Options
+from amd.downstream.embedding.features import embed_file
+from service.serving.protocol import CANDIDATE, pack, unpack
+from service.serving.requests import Options
 from service.stack.ports import free_ports
-from tests.control_plane import ControlPlane, wait_for
-from tests.ray_cluster import RayCluster
-from tests.service.encoders.published import IMAGE, VIDEO, publish
-from tests.videos import pictures, write_video
+from tests.support.data.videos import pictures, write_video
+from tests.support.ray_cluster import RayCluster
+from tests.support.service.control_plane import ControlPlane, wait_for
+from tests.support.service.published_encoders import IMAGE, VIDEO, publish
 
 pytestmark = pytest.mark.ray
 START_S = 300

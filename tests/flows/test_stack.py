@@ -20,14 +20,14 @@ import numpy as np
 import psutil
 import pytest
 
-from amd.downstream.features import embed_file
+from amd.downstream.embedding.features import embed_file
 from service.client import Client
-from service.jobs.outcome import JobFolder
+from service.jobs.execution.protocol import JobFolder
 from service.stack import StackError, down, find_stack, status, up
 from service.stack.parts import trouble_of
 from service.stack.ports import free_ports
 from service.stack.state import MARK, Folder, Process, State
-from tests.service.encoders.published import picture, publish
+from tests.support.service.published_encoders import picture, publish
 
 PATIENCE_S = 900
 JOB = (

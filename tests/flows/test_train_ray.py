@@ -16,12 +16,12 @@ import pytest
 
 from amd.config import TrainConfig, with_overrides
 from amd.storage import join, listdir
-from amd.training.launch import train
-from amd.training.metrics import read_metrics
-from amd.training.progress import Event, Silence
-from amd.training.run import RunResult
-from tests.ray_cluster import RayCluster, another_node
-from tests.runs import assert_same_bits, final_state, in_a_process, tiny_run, train_in_processes
+from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.progress import Event, Silence
+from amd.training.run_folder import RunResult
+from amd.training.runs.launch import train
+from tests.support.ray_cluster import RayCluster, another_node
+from tests.support.runs.tiny_runs import assert_same_bits, final_state, in_a_process, tiny_run, train_in_processes
 
 pytestmark = pytest.mark.ray
 STEPS = 120  # a stop takes a second or two to arrive

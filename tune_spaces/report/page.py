@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from tune_spaces.report.figures import Report, Row, importance
+from tune_spaces.report.formatting import share, signed, spread
 from tune_spaces.report.sweep import Sweep
 from tune_spaces.report.verdict import METRICS
-from tune_spaces.report.words import share, signed, spread
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -9,7 +9,7 @@ from amd.config import ConfigError, overridden, validate
 from amd.storage import exists, join, read_json
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import Ledger, Rung, TrialRecord
-from tune_spaces.report.words import share
+from tune_spaces.report.formatting import share
 
 
 class Trial(NamedTuple):

@@ -10,8 +10,8 @@ from statistics import mean
 from typing import Literal
 
 from tune_spaces.report.figures import CONFIDENCE, Difference, fastest, to_baseline
+from tune_spaces.report.formatting import signed, spread, title
 from tune_spaces.report.sweep import Sweep, Trial, dimensions
-from tune_spaces.report.words import signed, spread, title
 
 METRICS = {
     "eval/knn_top1": "nearest-neighbour top-1",

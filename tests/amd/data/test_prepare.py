@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from amd.config import DataConfig
-from amd.data.fetch import Fetcher
-from amd.data.packets import map_packets
+from amd.data.dataset.open import ManifestError, open_manifest
+from amd.data.dataset.shards import INDEX_SUFFIX
+from amd.data.decoding.fetch import Fetcher
+from amd.data.decoding.packets import map_packets
+from amd.data.decoding.reader import SampleReader
 from amd.data.prepare import REPORT, prepare
-from amd.data.readers import SampleReader
-from amd.data.records import ManifestError, open_manifest
-from amd.data.shards import INDEX_SUFFIX
 from amd.storage import listdir, read_json, write_bytes
-from tests.videos import exact_frames, pictures, write_audio_only, write_video
+from tests.support.data.videos import exact_frames, pictures, write_audio_only, write_video
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from amd.artifacts import load_card
+from amd.artifacts.weights import load_card
 from amd.config import FinetuneConfig, TrainConfig
-from amd.data import demo
+from amd.data.dataset import demo
 from amd.demo import DemoFailed, DemoReport, run_demo
 from amd.demo.run import in_process
 from amd.storage import listdir
-from amd.training.run import RunResult
+from amd.training.run_folder import RunResult
 
 SHORT = {"schedule.steps": 3, "schedule.warmup_steps": 1, "optim.batch_size": 8, "data.loader_workers": 0}
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from amd.downstream.__main__ import main
-from tests.amd.downstream.test_features import write_images
-from tests.amd.downstream.test_probing import publish
-from tests.factories import tiny_image_config
+from tests.amd.downstream.embedding.test_features import write_images
+from tests.amd.downstream.probing.test_run import publish
+from tests.support.runs.configs import tiny_image_config
 
 
 def test_a_probe_ends_in_one_line_of_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

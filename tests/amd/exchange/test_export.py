@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import amd.exchange.export as export_module
-from amd.artifacts import Card, Head, encode, load_classifier, save_encoder, whole_clips
+from amd.artifacts.weights import Card, Head, encode, load_classifier, save_encoder, whole_clips
 from amd.config import ClipConfig, ConfigError, EncoderConfig, validate
 from amd.exchange import formats
 from amd.exchange.export import ExportReport, export
 from amd.exchange.formats import EXPORTERS
 from amd.exchange.start import load_starting_point
 from amd.models.encoder import Encoder
-from tests.amd.exchange.peers import close
+from tests.support.runs.peers import close
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 IMAGE = ClipConfig(frames=1, tubelet=1, size=(16, 24), patch=4, mean=MEAN, std=STD)

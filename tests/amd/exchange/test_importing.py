@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, ViTConfig, ViTForImageClassification
 
-from amd.artifacts import Card, Rebuilder, encode, load_classifier, load_decoder, load_encoder, save_encoder
+from amd.artifacts.weights import Card, Rebuilder, encode, load_classifier, load_decoder, load_encoder, save_encoder
 from amd.config import ConfigError, ImportConfig, validate
 from amd.exchange.export import export
 from amd.exchange.importing import Imported, import_encoder
 from amd.exchange.source import license_of
 from amd.models.student import Student
-from tests.amd.exchange.peers import PEER, TIMM, close, perturbed
-from tests.factories import tiny_video_config
+from tests.support.runs.configs import tiny_video_config
+from tests.support.runs.peers import PEER, TIMM, close, perturbed
 
 
 def bring(folder: Path, weights: Any, id: str | None = "e1", **words: Any) -> Imported:

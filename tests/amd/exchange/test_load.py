@@ -12,7 +12,7 @@ from amd.exchange.load import load_encoder_weights, load_student_weights, load_t
 from amd.models.encoder import Encoder
 from amd.models.student import Student
 from amd.tokens import position_table
-from tests.factories import mae, tiny_image_config, tiny_video_config
+from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
 
 MAE_SIZES = {"width": 24, "depth": 2, "heads": 3, "class_token": True, "positions": "sincos_2d"}
 

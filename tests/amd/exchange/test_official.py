@@ -11,7 +11,7 @@ from amd.exchange.load import load_student_state
 from amd.exchange.official import to_mae, to_official
 from amd.exchange.source import to_student
 from amd.models.student import Student
-from tests.factories import mae, tiny_image_config, tiny_video_config
+from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
 
 
 def golden_student(golden: Path) -> dict[str, torch.Tensor]:

@@ -23,14 +23,14 @@ from transformers import (
     ViTModel,
 )
 
-from amd.artifacts import Card, encode, save_encoder
+from amd.artifacts.weights import Card, encode, save_encoder
 from amd.config import ClipConfig, ConfigError, EncoderConfig, TokenGrid, validate
 from amd.exchange.positions import resample
 from amd.exchange.start import StartingPoint, load_starting_point
 from amd.models.classifier import Classifier
 from amd.models.encoder import Encoder
 from amd.tokens import patchify, position_table
-from tests.amd.exchange.peers import PEER, TIMM, close, perturbed
+from tests.support.runs.peers import PEER, TIMM, close, perturbed
 
 IMAGE = ClipConfig(frames=1, tubelet=1, size=(16, 16), patch=4)
 VIDEO = ClipConfig(frames=4, tubelet=2, size=(16, 16), patch=4)

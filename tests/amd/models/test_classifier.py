@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amd.artifacts import encode, whole_clips
+from amd.artifacts.weights import encode, whole_clips
 from amd.config import ClipConfig, EncoderConfig, validate
 from amd.exchange.start import load_starting_point
 from amd.models.classifier import Classifier
-from amd.training.learner import count
+from amd.training.trainer.learner import count
 
 VIDEO = ClipConfig(frames=16, size=224, patch=16, tubelet=2)
 

@@ -6,8 +6,8 @@ import torch
 from amd.config import ENCODER_SIZES, EncoderConfig, TokenGrid
 from amd.models.encoder import Encoder
 from amd.models.student import Student
-from amd.presets import PRESETS
-from tests.factories import tiny_image_config, tiny_video_config
+from amd.presets.pretraining import PRESETS
+from tests.support.runs.configs import tiny_image_config, tiny_video_config
 
 
 def test_only_the_asked_blocks_run_without_the_final_norm() -> None:

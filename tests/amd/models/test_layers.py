@@ -5,7 +5,7 @@ import torch
 
 from amd.models.layers import Attention, Block
 from amd.models.predictor import Predictor
-from tests.factories import tiny_video_config
+from tests.support.runs.configs import tiny_video_config
 
 
 def perturb(module: torch.nn.Module) -> None:

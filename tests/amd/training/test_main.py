@@ -14,10 +14,10 @@ import pytest
 
 from amd.config import TrainConfig, with_overrides
 from amd.storage import listdir
-from amd.training import launch
 from amd.training.__main__ import main
-from amd.training.run import RunResult
-from tests.runs import assert_same_bits, final_state, tiny_run
+from amd.training.run_folder import RunResult
+from amd.training.runs import launch
+from tests.support.runs.tiny_runs import assert_same_bits, final_state, tiny_run
 
 
 def written(config: TrainConfig, folder: Path) -> str:

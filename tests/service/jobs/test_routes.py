@@ -16,11 +16,11 @@ import httpx
 import pytest
 from sqlalchemy import Engine
 
-from service.jobs.outcome import JobFolder
-from service.jobs.runner import LogShipper
-from tests.control_plane import wait_for
-from tests.service.clusters import FakeCluster, queued, says
-from tests.service.server import Server, serving
+from service.jobs.execution.driver import LogShipper
+from service.jobs.execution.protocol import JobFolder
+from tests.support.service.control_plane import wait_for
+from tests.support.service.fake_cluster import FakeCluster, queued, says
+from tests.support.service.server import Server, serving
 
 DEMO = {"kind": "train", "preset": "demo-image-amd"}
 

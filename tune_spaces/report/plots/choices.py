@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from tune_spaces.report.figures import importance, logarithmic, numeric
+from tune_spaces.report.formatting import short
 from tune_spaces.report.plots.canvas import (
     BASELINE,
     BEST,
@@ -28,7 +29,6 @@ from tune_spaces.report.plots.canvas import (
 )
 from tune_spaces.report.sweep import Sweep, Trial, dimensions
 from tune_spaces.report.verdict import METRICS
-from tune_spaces.report.words import short
 
 
 def parallel(sweep: Sweep) -> Any:

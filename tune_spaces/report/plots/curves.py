@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from tune_spaces.report.formatting import share
 from tune_spaces.report.plots.canvas import (
     BASELINE,
     BEST,
@@ -22,7 +23,6 @@ from tune_spaces.report.plots.canvas import (
     subtitle,
 )
 from tune_spaces.report.sweep import Sweep, Trial
-from tune_spaces.report.words import share
 
 STYLES: dict[str, dict[str, Any]] = {
     "best": {"color": BEST, "lw": 2.8, "marker": "o", "ms": 7, "zorder": 6},

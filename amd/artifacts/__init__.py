@@ -1,0 +1,22 @@
+"""Published encoders: weights, card, model card, and where they are stored.
+
+`from amd.artifacts import encode, load_encoder` is public. Both are imported on first use, because the card and the
+discovery of encoders must work where torch is not installed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amd.artifacts.weights import encode, load_encoder
+
+__all__ = ["encode", "load_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from amd.artifacts import weights
+
+    return getattr(weights, name)

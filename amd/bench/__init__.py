@@ -1,0 +1,1 @@
+"""Benchmarks: the cost of a training step and of reading data. Runs without Ray."""

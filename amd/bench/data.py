@@ -1,0 +1,308 @@
+"""How fast samples are read, where the time goes, and how many reading processes a training needs. Runs without Ray.
+
+Every sample is read by our reader and by bare decord, the same frames of the same file, right after one another and in
+turn the other way round: on a shared machine only such pairs compare. One core throughout, so what is told is per core.
+Without data it measures 10 s clips of 340x256 H.264 that it writes first, with key frames often (GOP 12) and rarely
+(GOP 250).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import random
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import av
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from rich.table import Table
+
+from amd.config import ClipConfig, DataConfig
+from amd.data.dataset.manifest import Manifest
+from amd.data.dataset.open import open_manifest
+from amd.data.dataset.record import Record
+from amd.data.decoding.reader import BadSample, SampleReader
+from amd.data.faults import DataFault
+from amd.data.loading import frame_sampling, transforms
+from amd.data.loading.loader import ClipLoader
+from amd.storage import filesystem, is_remote, local_path
+
+REPEATS = 4  # of AMD's recipes, at which the official loader gives 29 clips/s per core on 340x256 H.264
+GOPS = (12, 250)
+WARM_UP = 2  # samples that start the reader and fill caches
+
+
+T = TypeVar("T")
+
+
+class Lap(NamedTuple):
+    """One sample, in milliseconds."""
+
+    read: float  # its bytes, without decoding
+    whole: float  # read and decoded by our reader
+    decord: float | None  # by bare decord; none where it cannot
+    augment: float  # one clip
+    collate: float  # one clip into its batch
+    official: float  # one clip augmented and normalised as the official code does
+
+    def speed_against_official(self, repeats: int) -> float | None:
+        """Of a whole sample with `repeats` clips: the official code reads with decord."""
+        if self.decord is None:
+            return None
+        return (self.decord + repeats * self.official) / (self.whole + repeats * (self.augment + self.collate))
+
+
+def bench_data(
+    data: DataConfig | None = None,
+    clip: ClipConfig | None = None,
+    *,
+    samples: int = 40,
+    target: float | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure `samples` samples of `data` or, without, of synthetic clips; `clip` is 16 frames of 224x224 by default.
+
+    target: clips per second that a training worker takes, for a recommended data.loader_workers.
+    Times in the result are milliseconds, medians: read, decode and decord per sample, augment and collate per clip.
+    Rates are clips per second of one core's time, measured with the training's own loader.
+    """
+    clip = clip or ClipConfig()
+    with _one_thread(), tempfile.TemporaryDirectory(prefix="amd-bench-") as folder:
+        sets = {data.train: data} if data is not None else _synthetic(Path(folder), say)
+        found = [_bench(name, one, clip, samples, say) for name, one in sets.items()]
+    for one in found:
+        rate = one["clips_per_s"]
+        one["loader_workers"] = recommend_workers(target, rate) if target is not None and rate else None
+    return {"frames": clip.frames, "size": list(clip.size), "target_clips_per_s": target, "sets": found}
+
+
+def recommend_workers(target: float, rate: float) -> int:
+    """Reading processes for `target` clips per second at `rate` on one core, and a quarter more: samples differ, and
+    cores are shared."""
+    return max(1, math.ceil(1.25 * target / rate))
+
+
+def bench_table(result: dict[str, Any]) -> Table:
+    """What `bench_data` found, for people."""
+    height, width = result["size"]
+    table = Table(title=f"Reading clips of {result['frames']} x {height} x {width} on one core")
+    table.add_column()
+    for one in result["sets"]:
+        table.add_column(one["name"], justify="right")
+    for title, (key, form) in ROWS.items():
+        table.add_row(title, *["-" if one[key] is None else form.format(one[key]) for one in result["sets"]])
+    return table
+
+
+ROWS = {
+    "read a sample's bytes": ("read_ms", "{:.2f} ms"),
+    "decode its frames": ("decode_ms", "{:.2f} ms"),
+    "bare decord": ("decord_ms", "{:.2f} ms"),
+    "speed against bare decord": ("speed_against_decord", "{:.2f} x"),
+    "augment a clip": ("augment_ms", "{:.2f} ms"),
+    "augment / decode": ("augment_share", "{:.3f}"),
+    "augment a clip as the official code": ("official_augment_ms", "{:.2f} ms"),
+    "collate a clip": ("collate_ms", "{:.2f} ms"),
+    "clips of one sample": ("repeats", "{}"),
+    "clips/s per core": ("clips_per_s", "{:.1f}"),
+    f"clips/s per core with repeats {REPEATS}": (f"clips_per_s_repeats_{REPEATS}", "{:.1f}"),
+    "speed against decord and official augmentation": (f"speed_against_official_repeats_{REPEATS}", "{:.2f} x"),
+    "unreadable samples": ("bad", "{}"),
+    "data.loader_workers for the target": ("loader_workers", "{}"),
+}
+
+
+def write_videos(folder: Path, gop: int, count: int = 2, seconds: int = 10, size: tuple[int, int] = (256, 340)) -> None:
+    """H.264 at 30 frames/s (x264 medium, crf 26), about 0.7 Mb/s: a texture that ripples and drifts, and some noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    height, width = size
+    y, x = np.mgrid[:height, :width]
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        texture = (
+            rng.integers(40, 216, (height // 4, width // 4, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+        )
+        with av.open(str(folder / f"clip{number}.mp4"), "w") as container:
+            options = {"preset": "medium", "crf": "26", "g": str(gop)}
+            stream: Any = container.add_stream("libx264", rate=30, options=options)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for t in range(30 * seconds):
+                rows = (y + t / 2 + 4 * np.sin(x / 30 + t / 9)).astype(np.int64) % len(texture)
+                columns = (x + t + 4 * np.sin(y / 25 - t / 7)).astype(np.int64) % texture.shape[1]
+                pixels = texture[rows, columns] + rng.integers(0, 8, (height, width, 1), dtype=np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode(None))
+
+
+def _synthetic(folder: Path, say: Callable[[str], None]) -> dict[str, DataConfig]:
+    sets = {}
+    for gop in GOPS:
+        name = f"340x256 H.264, GOP {gop}"
+        say(f"writing {name}")
+        write_videos(folder / str(gop), gop)
+        sets[name] = DataConfig(train=str(folder / str(gop)), format="video_folder", repeats=REPEATS)
+    return sets
+
+
+def _bench(name: str, data: DataConfig, clip: ClipConfig, samples: int, say: Callable[[str], None]) -> dict[str, Any]:
+    data = data.model_copy(update={"loader_workers": 0})
+    manifest = open_manifest(data)
+    say(f"reading {samples} samples of {name}")
+    laps, bad = _laps(data, clip, manifest, samples)
+    rates = {repeats: _rate(data, clip, manifest, samples, repeats) for repeats in {data.repeats, REPEATS}}
+    return {
+        "name": name,
+        "samples": len(laps),
+        "bad": bad,
+        "repeats": data.repeats,
+        "read_ms": _median([lap.read for lap in laps]),
+        "decode_ms": _median([max(lap.whole - lap.read, 0.0) for lap in laps]),
+        "decord_ms": _median([lap.decord for lap in laps if lap.decord is not None]),
+        # The median of pairs: samples differ more among themselves than the two readers do.
+        "speed_against_decord": _median([lap.decord / lap.whole for lap in laps if lap.decord is not None]),
+        f"speed_against_official_repeats_{REPEATS}": _median(
+            [speed for lap in laps if (speed := lap.speed_against_official(REPEATS)) is not None]
+        ),
+        "official_augment_ms": _median([lap.official for lap in laps]),
+        "augment_ms": _median([lap.augment for lap in laps]),
+        "augment_share": _median([lap.augment / lap.whole for lap in laps]),
+        "collate_ms": _median([lap.collate for lap in laps]),
+        "clips_per_s": rates[data.repeats],
+        f"clips_per_s_repeats_{REPEATS}": rates[REPEATS],
+    }
+
+
+def _laps(data: DataConfig, clip: ClipConfig, manifest: Manifest, samples: int) -> tuple[list[Lap], int]:
+    """The laps of readable samples, and how many were not readable."""
+    laps, bad, reader = [], 0, SampleReader(data)
+    out = torch.empty((clip.frames, *clip.size, 3), dtype=torch.uint8)
+    picks = random.Random(0)
+    try:
+        for turn in range(samples + WARM_UP):
+            record = manifest[picks.randrange(len(manifest))]
+            try:
+                lap = _lap(reader, record, data, clip, turn, out)
+            except BadSample:
+                bad += 1
+                continue
+            if turn >= WARM_UP:
+                laps.append(lap)
+    finally:
+        reader.close()
+    return laps, bad
+
+
+def _lap(reader: SampleReader, record: Record, data: DataConfig, clip: ClipConfig, turn: int, out: torch.Tensor) -> Lap:
+    def choose(total: int) -> frame_sampling.Indices:
+        return frame_sampling.chooser(data, clip, random.Random(turn))(total)  # the same frames for both readers
+
+    read, fetched = _timed(lambda: _fetch(record))
+    if turn % 2:
+        whole, frames = _timed(lambda: reader.read_clip(record, choose))
+        bare, by_decord = _timed(lambda: _decord(record, fetched, choose))
+    else:
+        bare, by_decord = _timed(lambda: _decord(record, fetched, choose))
+        whole, frames = _timed(lambda: reader.read_clip(record, choose))
+    draws = random.Random(turn)
+    augment, cut = _timed(lambda: transforms.augment(torch.from_numpy(frames), data, clip, draws))
+    collate, _ = _timed(lambda: out.copy_(cut))
+    official, _ = _timed(lambda: _official_clip(frames, clip, random.Random(turn)))
+    return Lap(read, whole, None if by_decord is None else bare, augment, collate, official)
+
+
+def _fetch(record: Record) -> bytes:
+    """The bytes of a sample; none of a frame folder, whose files are many."""
+    if record.kind == "frames":
+        return b""
+    fs, path = filesystem(record.location)
+    if record.offset is None or record.size is None:
+        return bytes(fs.cat_file(path))
+    return bytes(fs.cat_file(path, start=record.offset, end=record.offset + record.size))
+
+
+def _decord(record: Record, fetched: bytes, choose: frame_sampling.Choose) -> npt.NDArray[np.uint8] | None:
+    """What decord alone does with a video; none where it cannot, or where there is none."""
+    if record.kind != "video":
+        return None
+    import decord
+
+    source = io.BytesIO(fetched) if is_remote(record.location) or record.member else str(local_path(record.location))
+    try:
+        reader = decord.VideoReader(source, num_threads=1)
+        pixels: npt.NDArray[np.uint8] = reader.get_batch(choose(len(reader))).asnumpy()
+        return pixels
+    except (RuntimeError, decord.DECORDError):
+        return None
+
+
+def _official_clip(frames: npt.NDArray[np.uint8], clip: ClipConfig, draws: random.Random) -> torch.Tensor:
+    """The arithmetic of AMD's dataset/transforms.py: PIL images cut and resized one by one, float32, normalised."""
+    height, width = clip.size
+    box = transforms.multi_scale_box((frames.shape[1], frames.shape[2]), clip.size, draws)
+    place = (box.left, box.top, box.left + box.width, box.top + box.height)
+    images = [Image.fromarray(frame).crop(place).resize((width, height), Image.Resampling.BILINEAR) for frame in frames]
+    stacked = torch.from_numpy(np.concatenate([np.asarray(image) for image in images], axis=2))  # (H, W, T x 3)
+    pixels = stacked.permute(2, 0, 1).contiguous().float().div(255)
+    for plane, mean, std in zip(pixels, clip.mean * len(frames), clip.std * len(frames), strict=True):
+        plane.sub_(mean).div_(std)
+    return pixels.view(len(frames), 3, height, width).transpose(0, 1)
+
+
+def _rate(data: DataConfig, clip: ClipConfig, manifest: Manifest, samples: int, repeats: int) -> float | None:
+    """Clips per second of core time that the training's loader takes, decoding process and all; none where nothing can
+    be read. Core time, because a clock on the wall also counts what others do on the machine."""
+    data = data.model_copy(update={"repeats": repeats})
+    batch_size = min(4, len(manifest))
+    with ClipLoader(data, clip, manifest, batch_size=batch_size) as loader:
+        try:
+            next(loader.steps(0, 1))  # starts the decoding process
+            start = _core_seconds()
+            steps = loader.steps(1, 1 + -(-samples // batch_size))
+            clips = sum(len(batch.clips) for step in steps for batch in step)
+            return round(clips / (_core_seconds() - start), 2)
+        except DataFault:
+            return None
+
+
+def _core_seconds() -> float:
+    """Of this process and its children; of living ones only where /proc tells."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = time.process_time() + children.ru_utime + children.ru_stime
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = file.read_text().rpartition(")")[2].split()  # from the third on: state, parent, ...
+            if int(fields[1]) == os.getpid():
+                seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Milliseconds, and what the work gave."""
+    start = time.perf_counter()
+    value = work()
+    return (time.perf_counter() - start) * 1000, value
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return round(statistics.median(values), 4) if values else None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

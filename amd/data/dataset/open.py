@@ -1,0 +1,224 @@
+"""Open a data set: whatever the files are, one manifest. `format=auto` looks at them and says what it cannot tell.
+
+Reads names and lists only, never a sample. Raises ManifestError, in the user's words, for data that is not as told.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from amd.config import DataConfig, DataFormat
+from amd.data.dataset.lists import BLOCK, parse_list
+from amd.data.dataset.manifest import (
+    NO_LABEL,
+    Manifest,
+    ManifestError,
+    Names,
+)
+from amd.data.dataset.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BadSample, Record, kind_of
+from amd.data.dataset.shards import TAR_SUFFIXES, expand, has_pattern, open_shards
+from amd.storage import StorageError, filesystem, is_remote, local_path
+
+__all__ = ["BadSample", "Manifest", "ManifestError", "Record", "kind_of", "open_manifest"]
+
+
+def open_manifest(data: DataConfig, url: str | None = None) -> Manifest:
+    """The records of `url`, by default of data.train; `data` says how to read it (format, root).
+
+    Raises ManifestError: nothing there, nothing of the kind, or lines that break a rule.
+    """
+    asked = data.train if url is None else url
+    with told(asked):
+        real = resolve_url(asked)
+        name: DataFormat = _detect(real, asked) if data.format == "auto" else data.format
+        manifest = OPENERS[name](real, data)
+    if not len(manifest):
+        raise ManifestError(
+            [f"data.train: {asked} holds no samples (read as {name}); set data.format if it is another"]
+        )
+    return manifest
+
+
+@contextmanager
+def told(asked: str) -> Iterator[None]:
+    """What goes wrong with files inside becomes a ManifestError about `asked`."""
+    try:
+        yield
+    except StorageError as error:
+        raise ManifestError([f"data.train: {error}"]) from None
+    except FileNotFoundError as error:
+        raise ManifestError(
+            [f"data.train: {asked} does not exist ({error}); give a folder, a list file or tar shards"]
+        ) from None
+    except PermissionError as error:
+        raise ManifestError(
+            [f"data.train: {asked} may not be read ({error}); mend its rights or credentials"]
+        ) from None
+    except ManifestError:
+        raise
+    except Exception as error:  # every remote backend has its own kinds: no credentials, no network, no such host
+        if not is_remote(asked):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise ManifestError(
+            [f"data.train: {asked} cannot be reached ({reason}); mend its address or credentials"]
+        ) from None
+
+
+def list_url(data: DataConfig, manifest: Manifest) -> str | None:
+    """The list file that a manifest of data.train was read from; None for folders and shards."""
+    if manifest.shards is not None:
+        return None
+    url = resolve_url(data.train)
+    fs, path = filesystem(url)
+    return None if fs.isdir(path) else url
+
+
+def resolve_url(url: str) -> str:
+    """An absolute URL or path without a closing slash; demo data is written on first use."""
+    if url.startswith("demo:"):
+        from amd.data.dataset.demo import ensure_demo  # scikit-learn, only where it is needed
+
+        name, _, split = url.removeprefix("demo:").partition("/")
+        try:
+            url = ensure_demo(name, split or "train")
+        except ValueError as error:
+            raise ManifestError([str(error)]) from None
+    if not url.strip():
+        raise ManifestError(["data.train is empty; give a folder, a list file or tar shards"])
+    return url.rstrip("/") if is_remote(url) else str(local_path(url))
+
+
+def _detect(url: str, asked: str) -> DataFormat:
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    if has_pattern(url) or url.lower().endswith(TAR_SUFFIXES):
+        return "shards"
+    if not fs.isdir(path):
+        with fs.open(path, "rb") as file:
+            return _detect_list(file.read(1 << 16), asked)
+    names = [posixpath.basename(str(entry).rstrip("/")).lower() for entry in fs.ls(path, detail=False)]
+    if any(name.endswith(TAR_SUFFIXES) for name in names):
+        return "shards"
+    for count, name in enumerate(_walk(url)):
+        lowered = name.lower()
+        if lowered.endswith(IMAGE_SUFFIXES):
+            return "image_folder"
+        if lowered.endswith(VIDEO_SUFFIXES):
+            return "video_folder"
+        if count > 10_000:
+            break
+    raise ManifestError(
+        [
+            f"data.train: {asked} is a folder without images ({', '.join(IMAGE_SUFFIXES[:3])} …), videos "
+            f"({', '.join(VIDEO_SUFFIXES[:3])} …) or tar shards; give the folder that holds them, or a list file"
+        ]
+    )
+
+
+def _detect_list(head: bytes, asked: str) -> DataFormat:
+    """A frame list names folders (no media ending) and has a frame count before the label."""
+    if b"\0" in head:
+        raise ManifestError([f"data.train: {asked} is one binary file; give a folder, a list file or tar shards"])
+    lines = [line for line in head.decode("utf-8", "replace").splitlines()[:100] if line.strip()]
+    counted = 0
+    for line in lines:
+        path, *numbers = line.rsplit(maxsplit=2)
+        media = path.lower().endswith((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
+        counted += len(numbers) == 2 and numbers[0].isdigit() and not media
+    return "frame_list" if counted and counted == len(lines) else "list"
+
+
+def _open_list(url: str, data: DataConfig, *, with_frames: bool = False) -> Manifest:
+    parsed = parse_list(text_blocks(url), url, with_frames=with_frames)
+    root = data.root or posixpath.dirname(url)
+    root = root.rstrip("/") if is_remote(root) else str(local_path(root))
+    return Manifest(parsed.names, parsed.labels, root=root, frames=parsed.frames)
+
+
+def _open_frame_list(url: str, data: DataConfig) -> Manifest:
+    return _open_list(url, data, with_frames=True)
+
+
+def _open_folder(url: str, suffixes: tuple[str, ...]) -> Manifest:
+    """Files with one of the endings. Labels are the sorted first folders; none when files lie in `url` itself."""
+    fs, path = filesystem(url)
+    if not fs.isdir(path):
+        raise ManifestError([f"data.train: {url} is not a folder; set data.format to what it is, or auto"])
+    every = [os.fsencode(name) for name in _walk(url)]
+    endings = tuple(suffix.encode() for suffix in suffixes)
+    names = sorted(name for name in every if name.lower().endswith(endings))
+    notes = []
+    if len(names) < len(every):
+        notes.append(f"{url}: {len(every) - len(names)} files with other endings are left out")
+    folders = [name.partition(b"/")[0] if b"/" in name else None for name in names]
+    if any(folder is None for folder in folders):
+        if any(folder is not None for folder in folders):
+            notes.append(f"{url}: some files lie in the folder itself, so its sub-folders are not taken as classes")
+        return Manifest(Names.of(names), np.full(len(names), NO_LABEL, np.int64), root=url, notes=notes)
+    classes = sorted(set(folders) - {None})  # type: ignore[type-var]
+    number = {folder: n for n, folder in enumerate(classes)}
+    labels: npt.NDArray[np.int64] = np.fromiter((number[folder] for folder in folders), np.int64, len(names))
+    told = tuple(os.fsdecode(folder) for folder in classes if folder is not None)
+    return Manifest(Names.of(names), labels, root=url, classes=told, notes=notes)
+
+
+def _open_images(url: str, data: DataConfig) -> Manifest:
+    return _open_folder(url, IMAGE_SUFFIXES)
+
+
+def _open_videos(url: str, data: DataConfig) -> Manifest:
+    return _open_folder(url, VIDEO_SUFFIXES)
+
+
+def _open_shards(url: str, data: DataConfig) -> Manifest:
+    return open_shards(expand(url))
+
+
+OPENERS: dict[DataFormat, Callable[[str, DataConfig], Manifest]] = {
+    "image_folder": _open_images,
+    "video_folder": _open_videos,
+    "list": _open_list,
+    "frame_list": _open_frame_list,
+    "shards": _open_shards,
+}
+
+
+def text_blocks(url: str) -> Iterator[bytes]:
+    """A text file in blocks. Raises ManifestError for a folder or a binary file."""
+    fs, path = filesystem(url)
+    if fs.isdir(path):
+        raise ManifestError([f"data.train: {url} is a folder, not a list file; set data.format to what it is, or auto"])
+    with fs.open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            if b"\0" in block[:4096]:
+                raise ManifestError([f"data.train: {url} is not a text file; a list has lines `path label`"])
+            yield block
+
+
+def _walk(url: str) -> Iterator[str]:
+    """Names of files below a folder, relative to it; hidden ones are left out, links are followed once."""
+    fs, path = filesystem(url)
+    if is_remote(url):
+        start = len(path.rstrip("/")) + 1
+        for found in fs.find(path):
+            name = str(found)[start:]
+            if name and not any(part.startswith(".") for part in name.split("/")):
+                yield name
+        return
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        here = os.path.realpath(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and here not in seen)
+        if here in seen:
+            continue
+        seen.add(here)
+        below = os.path.relpath(folder, path)
+        prefix = "" if below == "." else f"{below}/"
+        yield from (prefix + name for name in sorted(files) if not name.startswith("."))

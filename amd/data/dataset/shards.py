@@ -1,0 +1,209 @@
+"""Tar shards in WebDataset's form: members of one sample share a key; `.cls` or `.json` beside a media file labels it.
+
+An index (`x.tar` -> `x.tar.index.json`) gives each sample's place in bytes, so that access is random; where it is
+absent, or the tar has changed, the headers are read instead. Knows nothing of decoding.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import posixpath
+import re
+import tarfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from amd.data.dataset.manifest import NO_LABEL, Manifest, ManifestError, Names, Shards, capped
+from amd.data.dataset.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from amd.storage import filesystem, is_remote, join, write_bytes
+
+TAR_SUFFIXES = (".tar",)
+INDEX_SUFFIX = ".index.json"
+SCAN_THREADS = 8
+_BRACE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class Member(NamedTuple):
+    name: str
+    offset: int
+    size: int
+    label: int
+
+
+def has_pattern(url: str) -> bool:
+    return bool(_BRACE.search(url)) or any(mark in posixpath.basename(url) for mark in "*?[")
+
+
+def expand(url: str) -> list[str]:
+    """Shard URLs of a brace pattern (`{000..099}`), a glob, one tar, or a folder of tars; sorted.
+
+    Raises ManifestError when there is none.
+    """
+    ranges = _BRACE.findall(url)
+    if ranges:
+        pieces = _BRACE.split(url)[::3]
+        numbers = [_numbers(low, high) for low, high in ranges]
+        return ["".join(_weave(pieces, chosen)) for chosen in itertools.product(*numbers)]
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    if has_pattern(url):
+        found = fs.glob(path)
+    elif fs.isdir(path):
+        found = fs.ls(path, detail=False)
+    else:
+        return [url]
+    urls = sorted(_with_protocol(url, str(name)) for name in found if str(name).lower().endswith(TAR_SUFFIXES))
+    if not urls:
+        raise ManifestError(
+            [f"data.train: {url} matches no tar shard; write …/{{000..099}}.tar, a glob, or a folder of tars"]
+        )
+    return urls
+
+
+def _numbers(low: str, high: str) -> list[str]:
+    if int(low) > int(high):
+        raise ManifestError([f"data.train: {{{low}..{high}}} counts down; write the smaller number first"])
+    width = len(low) if len(low) == len(high) or low.startswith("0") else 0
+    return [f"{n:0{width}d}" for n in range(int(low), int(high) + 1)]
+
+
+def _weave(pieces: Sequence[str], chosen: Sequence[str]) -> Iterable[str]:
+    for piece, number in itertools.zip_longest(pieces, chosen, fillvalue=""):
+        yield piece
+        yield number
+
+
+def _with_protocol(url: str, path: str) -> str:
+    return f"{url.split('://', 1)[0]}://{path.split('://', 1)[-1]}" if is_remote(url) else path
+
+
+def open_shards(urls: Sequence[str]) -> Manifest:
+    """Every sample of these shards. Raises ManifestError naming each shard that is missing or not a tar."""
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:  # shards are many and far away: ask for several at once
+        results = list(pool.map(_members_or_problem, urls))
+    problems = [result for result in results if isinstance(result, str)]
+    if problems:
+        raise ManifestError(capped(problems))
+    found = [result for result in results if isinstance(result, list)]
+    members = list(itertools.chain.from_iterable(found))
+    shards = Shards(
+        tuple(urls),
+        np.repeat(np.arange(len(urls), dtype=np.int32), [len(each) for each in found]),
+        np.fromiter((member.offset for member in members), np.int64, len(members)),
+        np.fromiter((member.size for member in members), np.int64, len(members)),
+    )
+    labels = np.fromiter((member.label for member in members), np.int64, len(members))
+    return Manifest(
+        Names.of(member.name.encode("utf-8", "surrogateescape") for member in members), labels, shards=shards
+    )
+
+
+def _members_or_problem(url: str) -> list[Member] | str:
+    try:
+        return shard_members(url)
+    except FileNotFoundError:
+        return f"data.train: shard {url} does not exist; mend the pattern or bring the file"
+    except PermissionError as error:
+        return f"data.train: shard {url} may not be read ({error}); mend its rights or credentials"
+    except tarfile.TarError as error:
+        remedy = "unpack it if it is compressed: compressed shards cannot be read at random"
+        return f"data.train: {url} is not a plain tar file ({error}); {remedy}"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"data.train: {url}: {error}"
+
+
+def shard_members(url: str) -> list[Member]:
+    """Samples of one shard, from its index if that matches the tar's size, else by reading the tar's headers."""
+    fs, path = filesystem(url)
+    size = int(fs.size(path))
+    try:
+        index = json.loads(fs.cat_file(path + INDEX_SUFFIX))
+    except FileNotFoundError:
+        index = None
+    if index is not None and index.get("size") == size:
+        return [Member(str(name), int(at), int(length), int(label)) for name, at, length, label in index["members"]]
+    with fs.open(path, "rb") as file:
+        return scan(file, url)
+
+
+def scan(file: Any, url: str) -> list[Member]:
+    """Read a tar's headers: one Member per media file, labelled by its `.cls` or `.json` neighbour."""
+    media: dict[str, tarfile.TarInfo] = {}  # by key: the first media file of a sample is the sample
+    labels: dict[str, int] = {}
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        try:
+            for info in tar:
+                key, suffix = _split(info.name)
+                if not info.isfile() or posixpath.basename(info.name).startswith("."):
+                    continue
+                if suffix.endswith((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)):
+                    media.setdefault(key, info)
+                elif suffix.endswith((".cls", ".json")):
+                    content = tar.extractfile(info)
+                    label = None if content is None else _label(content.read(), suffix, f"{url}::{info.name}")
+                    if label is not None:
+                        labels[key] = label
+        except tarfile.ReadError:
+            if not media:
+                raise  # else a truncated tar: what lies beyond its end shows when it is read
+    return [Member(info.name, info.offset_data, info.size, labels.get(key, NO_LABEL)) for key, info in media.items()]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """WebDataset's key (up to the first dot of the file name) and the ending after it."""
+    folder, base = posixpath.split(name)
+    stem, dot, suffix = base.partition(".")
+    return posixpath.join(folder, stem), (dot + suffix).lower()
+
+
+def _label(content: bytes, suffix: str, where: str) -> int | None:
+    try:
+        value = int(content) if suffix.endswith(".cls") else json.loads(content)
+    except ValueError:
+        raise ValueError(
+            f'{where} holds no label: write a whole number (.cls) or {{"label": number}} (.json)'
+        ) from None
+    if isinstance(value, dict):
+        value = value.get("label")
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+class ShardWriter:
+    """Builds one shard in memory: the same samples give the same bytes, whoever writes them and when."""
+
+    def __init__(self) -> None:
+        self._bytes = io.BytesIO()
+        self._tar = tarfile.open(fileobj=self._bytes, mode="w:", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self.members: list[Member] = []
+
+    def add(self, key: str, suffix: str, content: bytes, label: int | None) -> None:
+        self._put(key + suffix, content)
+        offset = self._bytes.tell() - -(-len(content) // 512) * 512
+        if label is not None:
+            self._put(f"{key}.cls", str(label).encode())
+        self.members.append(Member(key + suffix, offset, len(content), NO_LABEL if label is None else label))
+
+    def _put(self, name: str, content: bytes) -> None:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        self._tar.addfile(info, io.BytesIO(content))
+
+    def finish(self) -> bytes:
+        self._tar.close()
+        return self._bytes.getvalue()
+
+
+def write_index(url: str, size: int, members: Sequence[Member], extra: dict[str, Any] | None = None) -> None:
+    """Write the shard's index; done last, it is what makes a prepared shard exist."""
+    lines = ",\n".join(json.dumps(list(member)) for member in members)
+    head = json.dumps({"size": size, **(extra or {})})[:-1]
+    write_bytes(url + INDEX_SUFFIX, f'{head}, "members": [\n{lines}\n]}}\n'.encode())
+
+
+def shard_url(folder: str, number: int) -> str:
+    return join(folder, f"{number:06d}.tar")

@@ -1,0 +1,1 @@
+"""From frames to batches of clips: order of samples, frame sampling, augmentation, reader processes."""

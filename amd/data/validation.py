@@ -1,0 +1,175 @@
+"""Look a data set over before GPU time is spent: `amd validate`. Errors say file:line, the rule and the remedy.
+
+Lines are checked by opening the manifest; here it is asked whether files exist, what repeats, and whether some samples
+can be read. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from amd.config import DataConfig
+from amd.data.dataset.lists import line_numbers
+from amd.data.dataset.manifest import MAX_PROBLEMS, NO_LABEL, Manifest, ManifestError, capped
+from amd.data.dataset.open import list_url, open_manifest, text_blocks
+from amd.data.dataset.record import BadSample, Record
+from amd.data.decoding.reader import SampleReader
+from amd.storage import StorageError, filesystem, is_remote, join
+
+ALL_UP_TO = 20_000  # records of which every file is looked for; of larger sets, a sample
+ALL_REMOTE_UP_TO = 1_000
+READ = 16
+_ASK_AT_ONCE = 16
+
+
+class DataReport(BaseModel):
+    """What a data set is, and what about it deserves a look."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    url: str
+    samples: int
+    kinds: dict[str, int]
+    """Samples by kind; of a sample of the records in large sets."""
+    labelled: int
+    classes: int
+    """Different labels."""
+    digest: str
+    looked_for: int
+    """Records whose files were looked for."""
+    read: int
+    """Samples that were read and decoded."""
+    warnings: list[str] = Field(default_factory=list)
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in self.kinds.items())
+        lines = [
+            f"{self.url}: {self.samples} samples ({kinds}), {self.labelled} with a label of {self.classes} classes",
+            f"files looked for: {self.looked_for}; samples read: {self.read}; digest {self.digest[:16]}",
+        ]
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+
+def validate_data(data: DataConfig, *, read: int = READ) -> DataReport:
+    """Check data.train; reads `read` samples for a trial. Raises ManifestError with every error found."""
+    manifest = open_manifest(data)
+    draws = random.Random(0)
+    numbers = _choose(len(manifest), ALL_REMOTE_UP_TO if is_remote(manifest[0].location) else ALL_UP_TO, draws)
+    missing = _missing(manifest, numbers, data)
+    if missing:
+        asked = f" (of {len(numbers)} looked for)" if len(numbers) < len(manifest) else ""
+        problems = capped(_named(data, manifest, missing[:MAX_PROBLEMS]), len(missing))
+        raise ManifestError([f"data.train: {len(missing)} files do not exist{asked}", *problems])
+    tried = _choose(len(manifest), read, draws)
+    bad = _read(data, [manifest[i] for i in tried])
+    if bad and len(bad) == len(tried):
+        raise ManifestError([f"data.train: none of {len(tried)} samples tried can be read", *capped(bad)])
+    labels = manifest.labels
+    known = labels[labels != NO_LABEL]
+    kinds: dict[str, int] = {}
+    for i in numbers:
+        kind = manifest[i].kind
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return DataReport(
+        url=data.train,
+        samples=len(manifest),
+        kinds=kinds,
+        labelled=len(known),
+        classes=len(np.unique(known)),
+        digest=manifest.digest(),
+        looked_for=len(numbers),
+        read=len(tried),
+        warnings=[*manifest.notes, *_label_warnings(manifest), *_repeats(data, manifest), *(f"bad: {b}" for b in bad)],
+    )
+
+
+def _choose(count: int, most: int, draws: random.Random) -> list[int]:
+    return list(range(count)) if count <= most else sorted(draws.sample(range(count), most))
+
+
+def _missing(manifest: Manifest, numbers: Sequence[int], data: DataConfig) -> list[int]:
+    """Records without a file; frame folders are asked for their first and last frame. Shards were opened already."""
+    if manifest.shards is not None:
+        return []
+
+    def exists(i: int) -> bool:
+        record = manifest[i]
+        if record.kind != "frames":
+            return _exists(record.location)
+        ends = (1, record.frames or 1)
+        return all(_exists(join(record.location, data.frame_name.format(n))) for n in ends)
+
+    if not is_remote(manifest[0].location):
+        return [i for i in numbers if not exists(i)]
+    with ThreadPoolExecutor(_ASK_AT_ONCE) as pool:
+        return [i for i, there in zip(numbers, pool.map(exists, numbers), strict=True) if not there]
+
+
+def _exists(url: str) -> bool:
+    try:
+        fs, path = filesystem(url)
+        return bool(fs.exists(path))
+    except StorageError:
+        return False
+
+
+def _named(data: DataConfig, manifest: Manifest, records: Sequence[int]) -> list[str]:
+    """`list:line: file …` for records of a list, the file alone for others."""
+    url = list_url(data, manifest)
+    lines = line_numbers(text_blocks(url), records) if url else {}
+    named = []
+    for i in records:
+        record = manifest[i]
+        what = record.location
+        if record.kind == "frames":
+            first, last = (data.frame_name.format(n) for n in (1, record.frames or 1))
+            what = f"{record.location}/{first} or {last}"
+        where = f"{url}:{lines[i]}: " if url else ""
+        fields = "total_frames, data.frame_name or data.root" if record.kind == "frames" else "or data.root"
+        remedy = f"; mend the line, {fields}" if record.kind == "frames" else f"; mend the line {fields}"
+        named.append(f"{where}{what} does not exist{remedy if url else ''}")
+    return named
+
+
+def _read(data: DataConfig, records: Sequence[Record]) -> list[str]:
+    """Why samples cannot be read, one line each."""
+    bad = []
+    with closing(SampleReader(data)) as reader:
+        for record in records:
+            try:
+                reader.read_clip(record, lambda total: np.array([0, total // 2]))
+            except BadSample as error:
+                bad.append(str(error))
+    return bad
+
+
+def _label_warnings(manifest: Manifest) -> list[str]:
+    labels = manifest.labels
+    without = int((labels == NO_LABEL).sum())
+    warnings = []
+    if 0 < without < len(labels):
+        warnings.append(f"{without} of {len(labels)} samples have no label")
+    known = np.unique(labels[labels != NO_LABEL])
+    if len(known) and known[-1] >= len(known):
+        warnings.append(f"labels go up to {known[-1]}, but only {len(known)} are used: classes may be missing")
+    return warnings
+
+
+def _repeats(data: DataConfig, manifest: Manifest) -> list[str]:
+    """Files named more than once; told by a hash of 64 bits, so that millions of names fit."""
+    if manifest.shards is not None:
+        return []
+    _, first, counts = np.unique(manifest.name_hashes(), return_index=True, return_counts=True)
+    repeated = np.flatnonzero(counts > 1)
+    if not len(repeated):
+        return []
+    example = int(first[repeated[0]])
+    url = list_url(data, manifest)
+    where = f" ({url}:{line_numbers(text_blocks(url), [example])[example]})" if url else ""
+    return [f"{len(repeated)} files are named more than once, for example {manifest[example].name}{where}"]

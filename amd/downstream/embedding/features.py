@@ -1,0 +1,231 @@
+"""Frozen features of labelled data: all clips held at once for a small set that several encoders embed, or embedded
+batch by batch, so that a large one costs the memory of its features.
+
+Clips are the middle of each sample, cut without chance. Unreadable samples are left out, counted and named, never
+replaced.
+Shapes: n samples, B batch, T frames, H height, W width, D width of the encoder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amd.artifacts.weights import Card, Pooling, encode, load_encoder, whole_clips
+from amd.config import ClipConfig, ConfigError, DataConfig, ScalingConfig, ViewsConfig
+from amd.data.dataset.manifest import Manifest
+from amd.data.dataset.open import open_manifest
+from amd.data.decoding.reader import Frames, SampleReader
+from amd.data.faults import Bad, BadSampleLedger
+from amd.data.loading.frame_sampling import Choose, middle_chooser, views_chooser
+from amd.data.loading.loader import ClipLoader, Records, Sample
+from amd.data.loading.transforms import clip_view, spatial_views
+from amd.device import autocast, choose_device, choose_precision
+from amd.downstream.arrays import Array, Features, Labels
+from amd.downstream.embedding.cache import Part
+from amd.models.encoder import Encoder
+from amd.storage import is_remote, local_path
+
+logger = logging.getLogger(__name__)
+BATCH, BATCH_BYTES = 128, 2**26
+FeaturePooling = Literal["mean", "mean_then_norm", "class_token"]
+D = TypeVar("D", bound=DataConfig)
+
+
+class LabelledClips(NamedTuple):
+    clips: Tensor  # (n, 3, T, H, W) uint8
+    labels: Labels  # (n,)
+
+
+def read_labelled(data: DataConfig, clip: ClipConfig) -> LabelledClips:
+    """Decode the whole of `data.train`, the middle clip of every sample in the manifest's order.
+
+    Holds all clips in memory: for data sets of a probe's size. Raises ConfigError where a sample has no label,
+    DataFault where more than data.max_bad_fraction of them cannot be read.
+    """
+    manifest = open_manifest(data)
+    _check_labels(data, manifest)
+    data = data.model_copy(update={"repeats": 1})
+    ledger = BadSampleLedger()
+    clips, labels = [], []
+    with ClipLoader(data, clip, manifest, batch_size=min(BATCH, len(manifest)), train=False) as loader:
+        for step in loader.steps(0, loader.steps_per_epoch):
+            for batch in step:
+                clips.append(batch.clips)
+                labels.append(batch.labels)
+                for bad in ledger.add(batch.bad):
+                    logger.warning("left out: %s: %s", bad["location"], bad["reason"])
+    if ledger.over(data.max_bad_fraction, len(manifest)) or len(ledger) == len(manifest):
+        raise ledger.fault(data.max_bad_fraction, len(manifest))
+    return LabelledClips(torch.cat(clips), torch.cat(labels).numpy())
+
+
+def absolute(data: D) -> D:
+    """Local paths in full: what is kept goes by them, and Ray's workers have folders of their own."""
+    urls = {name: getattr(data, name, None) for name in ("train", "test", "root", "cache_dir")}
+    return data.model_copy(
+        update={
+            name: str(local_path(url))
+            for name, url in urls.items()
+            if url and not is_remote(url) and not url.startswith("demo:")
+        }
+    )
+
+
+@torch.inference_mode()
+def embed(encoder: Encoder, clip: ClipConfig, labelled: LabelledClips, pooling: Pooling = "mean") -> Features:
+    """Features of every clip; computed where the encoder is."""
+    device = encoder.positions.device
+    parts = [encode(encoder, clip, some.to(device), pooling).float().cpu() for some in labelled.clips.split(BATCH)]
+    return Features(torch.cat(parts).numpy(), labelled.labels)
+
+
+@torch.inference_mode()
+def embed_file(url: str, path: str) -> Array:
+    """Embed one image or video file with a published encoder, (D,). Raises BadSample where it cannot be read."""
+    encoder, card = load_encoder(url)
+    with closing(SampleReader(DataConfig(train=path))) as reader:
+        clips = cut_clips(reader.read_file(path, file_chooser(card)), card)
+    values: Array = encode(encoder, card.clip, clips, card.pooling)[0].float().numpy()
+    return values
+
+
+def file_chooser(card: Card, views: ViewsConfig | None = None) -> Choose:
+    """Which frames of a file an encoder looks at: the middle clip, or those of a multi-view test.
+
+    An image has one frame, which a video encoder sees in every place of its clip.
+    """
+    return middle_chooser(card.clip) if views is None else views_chooser(card.clip, views)
+
+
+def cut_clips(frames: Frames, card: Card, views: ViewsConfig | None = None) -> Tensor:
+    """What `file_chooser` chose, as the card wants it: (views, 3, T, H, W) uint8.
+
+    Views come segment by segment, the crops of each together.
+    """
+    data, crops = DataConfig(train="", interpolation=card.interpolation), 1 if views is None else views.crops
+    cuts = spatial_views(torch.from_numpy(frames.pixels), data, card.clip, crops)  # crops of (U, *size, 3)
+    segments = torch.from_numpy(frames.order).split(card.clip.frames)
+    return torch.stack([clip_view(cut[segment]) for segment in segments for cut in cuts])
+
+
+class Embedder:
+    """A frozen encoder on its device: clips in, one feature each out."""
+
+    def __init__(self, encoder: Encoder, clip: ClipConfig, pooling: FeaturePooling, scaling: ScalingConfig) -> None:
+        """Of `scaling` device, precision and micro_batch count. Raises ConfigError for a missing class token or GPU."""
+        if pooling == "class_token" and encoder.class_token is None:
+            raise ConfigError(["pooling=class_token: this encoder has no class token; take pooling=card or mean"])
+        self.clip, self.pooling = clip, pooling
+        self.device = choose_device(scaling.device)
+        self.precision = choose_precision(scaling.precision, self.device)
+        self.encoder = encoder.eval().requires_grad_(False).to(self.device)
+        self.width = encoder.config.width
+        pixels = 3 * clip.frames * clip.size[0] * clip.size[1]
+        self.batch = scaling.micro_batch or max(1, min(BATCH, BATCH_BYTES // pixels))
+        """Clips at once."""
+
+    @torch.no_grad()  # not inference mode: heads are trained on these
+    def __call__(self, clips: Tensor) -> Tensor:
+        """(B, 3, T, H, W) uint8 -> (B, D) float32 on the device."""
+        clips = clips.to(self.device, non_blocking=True)
+        with autocast(self.precision, self.device):
+            if self.pooling != "class_token":
+                return encode(self.encoder, self.clip, clips, self.pooling).float()
+            final: Tensor | None = self.encoder(*whole_clips(self.encoder, self.clip, clips)).final
+            assert final is not None
+            return final[:, 0].float()
+
+
+def embed_spans(embedder: Embedder, data: DataConfig, manifest: Records, spans: Iterable[range]) -> Iterator[Part]:
+    """Features of spans of records, one part each."""
+    for span in spans:
+        yield embed_records(embedder, data, Some(manifest, span), span.start)
+
+
+def embed_records(embedder: Embedder, data: DataConfig, records: Records, start: int) -> Part:
+    """Features of consecutive records, of which the first has number `start` in its manifest."""
+    data = data.model_copy(update={"repeats": 1})
+    values, numbers, bad = [torch.zeros(0, embedder.width)], [], list[Bad]()
+    loader = ClipLoader(data, embedder.clip, records, batch_size=min(embedder.batch, len(records)), train=False)
+    with loader:
+        for found in itertools.chain.from_iterable(loader.steps(0, loader.steps_per_epoch)):
+            if len(found.clips):
+                values.append(embedder(found.clips).cpu())
+            numbers.append(found.records + start)
+            bad += [Bad({**sample, "record": sample["record"] + start}) for sample in found.bad]
+    return Part(start, torch.cat(values).numpy(), torch.cat(numbers).numpy(), bad)
+
+
+class Embedded(NamedTuple):
+    """Features of the readable records of a data set, in its order."""
+
+    values: Array  # (n, D)
+    records: Labels  # (n,) their numbers
+    bad: list[Bad]
+
+
+def gather(parts: Iterable[Part], samples: int, max_bad_fraction: float) -> Embedded:
+    """Put parts together, whatever order they come in. Raises DataFault as soon as too many samples are bad."""
+    ledger = BadSampleLedger()
+    values = np.zeros((0, 0), np.float32)
+    read = np.zeros(samples, bool)
+    for part in parts:
+        if not values.size:
+            values = np.empty((samples, part.values.shape[1]), np.float32)  # once: the largest thing held
+        values[part.records] = part.values
+        read[part.records] = True
+        for bad in ledger.add(part.bad):
+            logger.warning("left out: %s: %s", bad["location"], bad["reason"])
+        if ledger.over(max_bad_fraction, samples):
+            raise ledger.fault(max_bad_fraction, samples)
+    if not read.any():
+        raise ledger.fault(max_bad_fraction, samples)
+    return Embedded(values if read.all() else values[read], np.flatnonzero(read), list(ledger))
+
+
+def augmented(
+    embedder: Embedder, data: DataConfig, manifest: Manifest, *, batch: int, epochs: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features of augmented samples, every epoch anew in another order: (B, D) and labels (B,).
+
+    The place of an unreadable sample is taken by the next of the epoch's order, as in training.
+    """
+    ledger = BadSampleLedger()
+    with ClipLoader(data, embedder.clip, manifest, batch_size=batch, micro_batch=embedder.batch, seed=seed) as loader:
+        for step in loader.steps(0, epochs * loader.steps_per_epoch):
+            for found in step:
+                for bad in ledger.add(found.bad):
+                    logger.warning("its place is taken by another: %s: %s", bad["location"], bad["reason"])
+            if ledger.over(data.max_bad_fraction, len(manifest)):
+                raise ledger.fault(data.max_bad_fraction, len(manifest))
+            yield torch.cat([embedder(found.clips) for found in step]), torch.cat([found.labels for found in step])
+
+
+class Some:
+    """Some consecutive records of a manifest."""
+
+    def __init__(self, manifest: Records, span: range) -> None:
+        self._manifest, self._span = manifest, span
+
+    def __len__(self) -> int:
+        return len(self._span)
+
+    def __getitem__(self, number: int) -> Sample:
+        return self._manifest[self._span[number]]
+
+
+def _check_labels(data: DataConfig, manifest: Manifest) -> None:
+    bare = np.flatnonzero(manifest.labels < 0)
+    if len(bare):
+        first = manifest[int(bare[0])].name
+        raise ConfigError(
+            [f"{data.train}: {len(bare)} samples have no label, the first is {first}; a probe needs labels"]
+        )

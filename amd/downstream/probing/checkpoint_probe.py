@@ -1,0 +1,74 @@
+"""A run's encoder probed while it is trained: by a process of its own, from the checkpoints that the run commits.
+
+The training knows nothing of it and waits for nothing. Figures go into the run's metrics folder, one file a step, under
+a name that no chunk of the training has; `read_metrics` shows them in the line of their step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from amd.config import CheckpointConfig, ClipConfig, ConfigError, EncoderConfig, RunProbeConfig, overridden, validate
+from amd.downstream.probing.run import probe_now
+from amd.models.encoder import Encoder
+from amd.storage import join, read_json, write_bytes
+from amd.training.checkpoints.store import CheckpointStore, DamagedCheckpoint, Snapshot
+from amd.training.reporting.metrics import Line
+from amd.training.run_folder import CONFIG, find_run
+from amd.training.runs.publishing import ENCODER
+
+SECTION = "probe"  # of a run's config
+
+
+def probe_checkpoint(run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None) -> Line:
+    """Probe the encoder in a committed checkpoint of a run, by default the newest; the line added to its metrics.
+
+    `run`: its folder, or its id below AMD_STORAGE. Settings are the section `probe` of the run's config, with
+    overrides. Raises ConfigError for a run, a checkpoint or settings that are not there.
+    """
+    folder = find_run(run)
+    values, settings = _read(folder, overrides or {})
+    clip = validate(ClipConfig, values["clip"])
+    encoder = Encoder(validate(EncoderConfig, values["student"]["encoder"]), clip.grid, clip.token_values)
+    done, snapshot = _load(folder, step)
+    state = snapshot.tensors["model"]
+    encoder.load_state_dict(
+        {key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)}
+    )
+    line: Line = {"step": done, **probe_now(settings, encoder, clip, values["data"]["interpolation"])}
+    write_bytes(join(folder, "metrics", f"probe-{done:08d}.jsonl"), (json.dumps(line) + "\n").encode())
+    return line
+
+
+def _read(folder: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], RunProbeConfig]:
+    """The run's config, and how its encoder is probed."""
+    try:
+        values: dict[str, Any] = read_json(join(folder, CONFIG))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError([f"--run {folder}: holds no run ({CONFIG} is missing); give a folder below runs/"]) from None
+    if "student" not in values:
+        raise ConfigError([f"--run {folder}: is not a pre-training; probe the encoder it publishes with `amd probe`"])
+    try:
+        return values, validate(RunProbeConfig, overridden(values.get(SECTION) or {}, overrides))
+    except ConfigError as error:
+        raise ConfigError([f"{SECTION}.{line}" for line in error.problems]) from None
+
+
+def _load(folder: str, step: int | None) -> tuple[int, Snapshot]:
+    store = CheckpointStore(join(folder, "checkpoints"), CheckpointConfig())
+    if step is None:
+        for _ in range(2):  # the run may remove the one that is being read, once it has committed another
+            try:
+                found = store.load_newest()
+            except FileNotFoundError:
+                continue
+            if found is not None:
+                return found
+        raise ConfigError([f"--run {folder}: has no checkpoint yet; wait for the first"])
+    try:
+        return step, store.load(step)
+    except (FileNotFoundError, DamagedCheckpoint):
+        steps = ", ".join(map(str, store.committed())) or "none"
+        raise ConfigError([f"--step {step}: no whole checkpoint of that step in {folder}; there are {steps}"]) from None

@@ -1,0 +1,121 @@
+"""Linear probe: MAE's head (BatchNorm without weights, then a linear map) trained on frozen features.
+
+Learns from batches of features wherever they come from: kept ones, shuffled, or augmented samples encoded anew.
+Source: facebookresearch/mae, `main_linprobe.py`.
+Shapes: B batch, n learning samples, m scored samples, D features, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from amd.config import LinearAugment, LinearConfig
+from amd.downstream.arrays import Array, Features
+from amd.training.checkpoints.state import stream_seed
+from amd.training.trainer.optimizer import cosine_lr, set_lr
+
+BATCH, LEAST_BATCH, LEAST_STEPS = 16_384, 32, 16
+CHUNK = 8192
+
+# How samples are augmented, as fields of a DataConfig. MAE's crop differs in one thing: it tries one box, ours ten
+# before it takes the largest that fits.
+AUGMENTS: dict[LinearAugment, dict[str, Any]] = {
+    "none": {},
+    "image": {"crop": "random_resized", "crop_scale": (0.08, 1.0), "flip": True, "rand_augment": None, "repeats": 1},
+    "video": {"crop": "multi_scale", "flip": False, "rand_augment": None, "repeats": 1, "sampling": "strided"},
+    "data": {},
+}
+
+
+class LinearHead(nn.Module):
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        # momentum=None: the mean over all steps, where MAE lets older steps fade. Frozen features have one
+        # distribution, and a short probe would keep a part of the initial 0 and 1.
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6, momentum=None)
+        self.linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, C) logits."""
+        logits: Tensor = self.linear(self.norm(features))
+        return logits
+
+
+def batch_size(config: LinearConfig, samples: int) -> int:
+    """Samples a step. Without a wish: MAE's, or less where an epoch would have fewer than 16 steps."""
+    return min(samples, config.batch_size or max(LEAST_BATCH, min(BATCH, samples // LEAST_STEPS)))
+
+
+def shuffled(known: Features, batch: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every epoch in an order of its own; an incomplete last batch is dropped. Yields (B, D) and (B,)."""
+    values, labels = torch.from_numpy(known.values), torch.from_numpy(known.labels)
+    for epoch in range(epochs):
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(stream_seed(seed, "order", epoch)))
+        for start in range(0, len(order) - batch + 1, batch):
+            chosen = order[start : start + batch]
+            yield values[chosen], labels[chosen]
+
+
+def train_head(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    config: LinearConfig,
+    *,
+    width: int,
+    classes: int,
+    batch: int,
+    steps_per_epoch: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> LinearHead:
+    """The head after config.epochs x steps_per_epoch batches; labels count from 0. The same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "head"))
+        head = LinearHead(width, classes).to(device)
+    optimizer = OPTIMIZERS[config.method](head, config)
+    steps, warmup = config.epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
+    peak = config.base_lr * batch / 256
+    for step, (features, labels) in enumerate(batches):
+        set_lr(optimizer, cosine_lr(step, peak=peak, final=0.0, steps=steps, warmup=warmup))
+        loss = functional.cross_entropy(head(features.to(device)), labels.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return head.eval()
+
+
+@torch.inference_mode()
+def logits(head: LinearHead, asked: Array) -> Array:
+    """(m, D) -> (m, C)."""
+    device = head.linear.weight.device
+    parts = [head(some.to(device)).cpu() for some in torch.from_numpy(asked).split(CHUNK)]
+    found: Array = torch.cat(parts).numpy()
+    return found
+
+
+def _lars(head: LinearHead, config: LinearConfig) -> torch.optim.Optimizer:
+    """As MAE's: the trust ratio for the matrix only; the bias takes plain steps."""
+    from timm.optim import Lars  # seconds to import
+
+    weight, bias = head.linear.weight, head.linear.bias
+    groups = [
+        {"params": [weight], "always_adapt": True, "weight_decay": config.weight_decay},
+        {"params": [bias], "always_adapt": False, "weight_decay": 0.0},
+    ]
+    optimizer: torch.optim.Optimizer = Lars(groups, momentum=config.momentum)
+    return optimizer
+
+
+def _sgd(head: LinearHead, config: LinearConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        head.parameters(), lr=config.base_lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+OPTIMIZERS: dict[str, Callable[[LinearHead, LinearConfig], torch.optim.Optimizer]] = {"lars": _lars, "sgd": _sgd}

@@ -1,0 +1,1 @@
+"""Supervised training on a pre-trained encoder: classification and action detection."""

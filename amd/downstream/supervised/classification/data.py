@@ -1,0 +1,197 @@
+"""Labelled data of a fine-tuning run: opened, matched by class, and checked before anything is trained.
+
+Raises ConfigError in the user's words: the field, the rule, the remedy.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from amd.config import ConfigError, FinetuneConfig
+from amd.data.dataset.label_sets import LabelSets, open_label_sets
+from amd.data.dataset.manifest import Manifest, ManifestError, capped
+from amd.data.dataset.open import open_manifest
+from amd.data.decoding.reader import BadSample, SampleReader
+from amd.data.loading.loader import Batch
+from amd.downstream.arrays import Labels
+
+TRIED = 8  # samples opened to see whether they are long enough
+
+
+class Labelled(NamedTuple):
+    """One of the three data sets of a run."""
+
+    field: str
+    url: str
+    manifest: Manifest
+    labels: Labels  # (n,) numbered as in data.train; of several, the lowest
+    names: tuple[str, ...] | None  # of the classes, as numbered in data.train
+    sets: LabelSets | None  # all labels of every sample, where there may be several
+
+    def digest(self) -> str:
+        own = self.manifest.digest()
+        return own if self.sets is None else f"{own}-{self.sets.digest()}"  # a manifest holds one label a sample
+
+    def targets(self, batch: Batch, classes: int) -> Tensor:
+        """(B,) class numbers, or (B, C) zeros and ones where there may be several."""
+        return torch.from_numpy(self.truth(batch.records.numpy(), classes))
+
+    def truth(self, records: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
+        if self.sets is None:
+            return self.labels[records]
+        ones = np.zeros((len(records), classes), np.int64)
+        for row, record in enumerate(records.tolist()):
+            ones[row, self.sets[record]] = 1
+        return ones
+
+
+def open_split(config: FinetuneConfig, field: str) -> Labelled | None:
+    """data.train, data.val or data.test; None where it is not given."""
+    url: str | None = getattr(config.data, field.removeprefix("data."))
+    if url is None:
+        return None
+    try:
+        if config.head.multi_label:
+            manifest, sets = open_label_sets(config.data, url)
+            return Labelled(field, url, manifest, manifest.labels, None, sets)
+        manifest = open_manifest(config.data, url)
+    except ManifestError as error:
+        raise ManifestError([line.replace("data.train", field) for line in error.problems]) from None
+    return Labelled(field, url, manifest, manifest.labels, manifest.classes, None)
+
+
+def open_splits(config: FinetuneConfig) -> dict[str, Labelled]:
+    """All data sets of the run by field, classes of folders matched by name with those of data.train."""
+    found = {field: open_split(config, field) for field in ("data.train", "data.val", "data.test")}
+    splits = {field: split for field, split in found.items() if split is not None}
+    train = splits["data.train"]
+    for field, split in splits.items():
+        labels = split.labels
+        if split is not train and train.names and split.names:
+            labels = _by_name(train.names, split)[labels]
+        splits[field] = split._replace(labels=labels, names=train.names)
+    return splits
+
+
+def _by_name(known: tuple[str, ...], other: Labelled) -> Labels:
+    """For each class folder of `other`, its number among those of data.train."""
+    assert other.names is not None
+    number = {name: i for i, name in enumerate(known)}
+    strangers = [name for name in other.names if name not in number]
+    if strangers:
+        raise ConfigError(
+            [
+                f"{other.field}={other.url}: class folders {_some(strangers)} are not among those of data.train; add "
+                "samples of them there, or leave them out here"
+            ]
+        )
+    return np.array([number[name] for name in other.names], np.int64)
+
+
+def count_classes(config: FinetuneConfig, train: Labelled) -> int:
+    if config.head.classes is not None:
+        return config.head.classes
+    values = train.sets.values if train.sets is not None else train.labels
+    return int(values.max(initial=0)) + 1
+
+
+def check_splits(config: FinetuneConfig, splits: dict[str, Labelled]) -> None:
+    """Raises ConfigError with everything that is wrong with labels and lengths."""
+    train = splits["data.train"]
+    problems: list[str] = []
+    for split in splits.values():
+        if not len(split.manifest):
+            problems.append(f"{split.field}={split.url}: holds no samples; see what it finds with `amd validate`")
+        elif split.sets is None and (split.labels < 0).any():
+            bare = np.flatnonzero(split.labels < 0)
+            first = split.manifest[int(bare[0])].name
+            problems.append(
+                f"{split.field}={split.url}: {len(bare)} samples have no label, the first is {first}; give each one: a "
+                "folder for every class, or a list with lines `path label`, labels from 0"
+            )
+    if problems:
+        raise ConfigError(problems)
+    classes = count_classes(config, train)
+    problems += _too_few_classes(config, train, classes)
+    for split in splits.values():
+        problems += _out_of_range(split, classes)
+    if problems:
+        raise ConfigError(problems)
+    for split in splits.values():
+        problems += _too_short(config, split)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _too_few_classes(config: FinetuneConfig, train: Labelled, classes: int) -> list[str]:
+    values = train.sets.values if train.sets is not None else train.labels
+    present = np.unique(values)
+    if len(present) < 2:
+        what = f"all labels are {present[0]}" if len(present) else "no sample has a label"
+        return [f"data.train={train.url}: {what}; a classifier needs two classes or more to tell apart"]
+    missing = sorted(set(range(classes)) - set(present.tolist()))
+    if missing and train.sets is None:
+        remedy = (
+            f"set head.classes={int(present.max()) + 1} or leave it out"
+            if missing[0] > present.max()
+            else "number the classes from 0 without gaps, or add samples"
+        )
+        return [
+            f"data.train={train.url}: {len(missing)} of {classes} classes have no sample (class "
+            f"{_some([str(c) for c in missing])}); {remedy}"
+        ]
+    return []
+
+
+def _out_of_range(split: Labelled, classes: int) -> list[str]:
+    if split.sets is not None:
+        owners = np.repeat(np.arange(len(split.sets)), np.diff(split.sets.offsets))
+        records, labels = owners[split.sets.values >= classes], split.sets.values[split.sets.values >= classes]
+    else:
+        records = np.flatnonzero(split.labels >= classes)
+        labels = split.labels[records]
+    if not len(records):
+        return []
+    first = split.manifest[int(records[0])].name
+    return [
+        f"{split.field}={split.url}: {len(records)} labels are out of range, the first is {labels[0]} of {first}; "
+        f"there are {classes} classes, numbered from 0 (head.classes, or what data.train has)"
+    ]
+
+
+def _too_short(config: FinetuneConfig, split: Labelled) -> list[str]:
+    """Samples of fewer frames than a clip repeat some; a data set of nothing else is a mistake."""
+    frames, manifest = config.clip.frames, split.manifest
+    if frames == 1:
+        return []
+    tried = np.unique(np.linspace(0, len(manifest) - 1, TRIED).astype(int)).tolist()
+    lengths: list[int] = []
+
+    def note(total: int) -> Labels:
+        lengths.append(total)
+        return np.zeros(1, np.int64)
+
+    with closing(SampleReader(config.data)) as reader:
+        for number in tried:
+            try:
+                reader.read_clip(manifest[number], note)
+            except BadSample:
+                continue
+    if not lengths or max(lengths) >= frames:
+        return []
+    return capped(
+        [
+            f"{split.field}={split.url}: the {len(lengths)} samples tried have at most {max(lengths)} frames, fewer "
+            f"than clip.frames={frames}: a clip would repeat them; lower clip.frames, or give longer videos"
+        ]
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,162 @@
+"""Fine-tuning's learner: a classifier, mixed and erased batches, layer decay, a moving average of the weights.
+
+Mixing draws from the global generators of `random` and numpy (timm's do), set from (seed, step, rank) at every step: a
+run resumes to the bit on as many workers; on another number other pairs are mixed.
+Shapes: B clips of a micro-batch, T frames, H height, W width, C classes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from amd.artifacts.weights import whole_clips
+from amd.config import AugmentConfig, FinetuneConfig
+from amd.data.loading.loader import Batch
+from amd.losses import unit_pixels
+from amd.models.classifier import Classifier
+from amd.training.checkpoints.state import stream_seed
+from amd.training.process_group import Team
+from amd.training.trainer.learner import Learner, compile_blocks, count
+from amd.training.trainer.optimizer import build_optimizer, layer_scale
+
+EMA = "ema"
+Targets = Callable[[Batch], Tensor]  # (B,) class numbers, or (B, C) zeros and ones
+
+
+def new_classifier(config: FinetuneConfig) -> Classifier:
+    assert config.head.classes is not None, "counted before the run begins"
+    return Classifier(
+        config.encoder,
+        config.clip.grid,
+        config.clip.token_values,
+        config.head.classes,
+        dropout=config.head.dropout,
+        init_scale=config.head.init_scale,
+    )
+
+
+class Finetuner(Learner):
+    """Classifier and optimizer of one rank."""
+
+    def __init__(
+        self, config: FinetuneConfig, team: Team, start: Callable[[Classifier], Any] | None, targets: Targets
+    ) -> None:
+        """`start` fills the encoder with pre-trained weights."""
+        super().__init__(config, team)
+        self.config, self._targets = config, targets
+        classifier = new_classifier(config)
+        if start is not None:
+            start(classifier)
+        self.classifier = classifier.to(self.device).train()
+        self.network = self.model = self.classifier
+        if config.scaling.compile:
+            compile_blocks(self.classifier)
+        depth, decay = config.encoder.depth, config.optim.layer_decay
+        self.optimizer = build_optimizer(self.classifier, config.optim, lambda name: layer_scale(name, depth, decay))
+        self.average: AveragedModel | None = None
+        if config.optim.ema_decay is not None:
+            self.average = AveragedModel(self.classifier, multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema_decay))
+        self._disturb = Disturbance(config.augment, config.head.classes or 0, config.head.multi_label, self.device)
+
+    def begin(self, step: int) -> None:
+        super().begin(step)
+        seed = stream_seed(self.config.seed, "mix", step, self.team.rank) % 2**32
+        random.seed(seed)
+        np.random.seed(seed)
+
+    def loss(self, clips: Tensor, batch: Batch, row: int) -> Sequence[Tensor]:
+        targets = self._targets(batch).to(self.device, non_blocking=True)
+        pixels, soft = self._disturb(self._normalized(clips), targets)
+        logits = self.model(*whole_clips(self.classifier.encoder, self.config.clip, pixels)).float()
+        if self.config.head.multi_label:
+            return (functional.binary_cross_entropy_with_logits(logits, soft),)
+        return (functional.cross_entropy(logits, soft),)
+
+    def end(self) -> None:
+        if self.average is not None:
+            self.average.update_parameters(self.classifier)
+
+    @property
+    def tested(self) -> Classifier:
+        """What is scored and published: the weights, or their moving average."""
+        if self.average is None:
+            return self.classifier
+        assert isinstance(self.average.module, Classifier)
+        return self.average.module
+
+    def extra_state(self) -> dict[str, dict[str, Tensor]]:
+        return {} if self.average is None else {EMA: dict(self.average.state_dict())}
+
+    def load_extra_state(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+        if self.average is not None:
+            self.average.load_state_dict(tensors[EMA])
+
+    def parameter_counts(self) -> dict[str, int]:
+        return {"encoder": count(self.classifier.encoder), "head": count(self.classifier.head)}
+
+    def _normalized(self, clips: Tensor) -> Tensor:
+        """(B, 3, T, H, W) uint8 -> float, as the network sees it."""
+        clip = self.config.clip
+        shape = (1, 3, 1, 1, 1)
+        mean, std = (torch.tensor(values, device=clips.device).reshape(shape) for values in (clip.mean, clip.std))
+        return (unit_pixels(clips, clip) - mean) / std
+
+
+class Disturbance:
+    """Erasing, mixing and smoothing of a batch of normalised clips. timm's parts, imported only if they are used."""
+
+    def __init__(self, augment: AugmentConfig, classes: int, multi_label: bool, device: torch.device) -> None:
+        self._augment, self._classes, self._multi_label = augment, classes, multi_label
+        self._erase: Any = None
+        self._mix: Any = None
+        if augment.erase_prob:
+            from timm.data.random_erasing import RandomErasing
+
+            self._erase = RandomErasing(augment.erase_prob, mode="pixel", device=device)
+        if augment.mixes:
+            from timm.data.mixup import Mixup
+
+            self._mix = Mixup(
+                augment.mixup,
+                augment.cutmix,
+                prob=augment.mix_prob,
+                switch_prob=augment.switch_prob,
+                label_smoothing=augment.label_smoothing,
+                num_classes=classes,
+            )
+
+    def __call__(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, T, H, W) and class numbers (B,) or zeros and ones (B, C) -> clips and soft targets (B, C)."""
+        flat = clips.flatten(1, 2)  # (B, 3 T, H, W): one box for all frames of a clip
+        if self._erase is not None:
+            flat = self._erase(flat.contiguous())
+        if self._mix is not None and len(flat) % 2 == 0:  # an elastic run may meet an odd count
+            flat, soft = self._mix(flat.contiguous(), targets)
+        else:
+            soft = self._smooth(targets)
+        return flat.unflatten(1, clips.shape[1:3]), soft
+
+    def _smooth(self, targets: Tensor) -> Tensor:
+        if self._multi_label:
+            return targets.float()
+        smoothing = self._augment.label_smoothing
+        exact = functional.one_hot(targets, self._classes).float()
+        return exact * (1 - smoothing) + smoothing / self._classes
+
+
+def load_tested(classifier: nn.Module, tensors: dict[str, dict[str, Tensor]]) -> None:
+    """Fill a classifier with what a checkpoint says is to be tested: the moving average where there is one."""
+    if EMA in tensors:
+        part = "module."
+        state = {key.removeprefix(part): value for key, value in tensors[EMA].items() if key.startswith(part)}
+    else:
+        state = tensors["model"]
+    classifier.load_state_dict(state)

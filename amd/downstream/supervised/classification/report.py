@@ -1,0 +1,102 @@
+"""What a test leaves in its run's folder, for people and programs.
+
+    test/views-0000.parquet     one row a view: sample, label, segment, crop, logits; a file for every rank
+    test/samples.parquet        one row a sample: label, prediction, probability, views merged
+    test/confusion.csv          rows: true class, columns: predicted class (one label a sample)
+    test/classes.csv            samples, recall, precision of every class
+    test/bad_samples.jsonl      what could not be read
+    test/result.json            figures; written last
+
+Knows nothing of networks or ranks.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import numpy as np
+
+from amd.config import FinetuneConfig, ViewsConfig
+from amd.downstream.supervised.classification import metrics
+from amd.downstream.supervised.classification.data import Labelled
+from amd.downstream.supervised.classification.evaluation import Scored, Seen
+from amd.storage import exists, join, read_json, write_bytes, write_json
+
+RESULT = "result.json"
+
+
+def write_views(folder: str, seen: Seen, split: Labelled, views: ViewsConfig, rank: int) -> None:
+    """One rank's views, each with its logits."""
+    columns = {
+        "sample": [split.manifest[int(record)].name for record in seen.records],
+        "record": seen.records,
+        "label": _labels(split, seen.records),
+        "segment": seen.views // views.crops,
+        "crop": seen.views % views.crops,
+        "logits": list(seen.logits),
+    }
+    _parquet(join(folder, f"views-{rank:04d}.parquet"), columns)
+
+
+def write_report(folder: str, scored: Scored, split: Labelled, config: FinetuneConfig, step: int) -> None:
+    """The figures of all views, and where they come from."""
+    merged = scored.merged
+    columns = {
+        "sample": [split.manifest[int(record)].name for record in merged.records],
+        "label": _labels(split, merged.records),
+        "prediction": merged.probabilities.argmax(axis=1),
+        "probabilities": list(merged.probabilities.astype(np.float32)),
+        "views": merged.views,
+    }
+    _parquet(join(folder, "samples.parquet"), columns)
+    if not config.head.multi_label and len(merged.records):
+        classes = merged.probabilities.shape[1]
+        matrix = metrics.confusion(merged.probabilities.argmax(axis=1), scored.truth, classes)
+        write_bytes(join(folder, "confusion.csv"), _csv(matrix.tolist()))
+        rows = metrics.class_report(matrix, split.names)
+        write_bytes(join(folder, "classes.csv"), _csv([list(rows[0]), *(list(row.values()) for row in rows)]))
+    write_bytes(join(folder, "bad_samples.jsonl"), "".join(json.dumps(bad) + "\n" for bad in scored.bad).encode())
+    write_json(
+        join(folder, RESULT),
+        {
+            "data": split.url,
+            "digest": split.digest(),
+            "samples": scored.total,
+            "unreadable": len(scored.bad),
+            "views": str(config.evaluation.views),
+            "sampling": config.evaluation.views.sampling,
+            "step": step,
+            "figures": scored.figures,
+        },
+    )
+
+
+def read_result(folder: str) -> dict[str, Any] | None:
+    """The figures of a run's test, if it was tested."""
+    url = join(folder, RESULT)
+    found: dict[str, Any] | None = read_json(url) if exists(url) else None
+    return found
+
+
+def _labels(split: Labelled, records: Any) -> list[Any]:
+    if split.sets is None:
+        return [int(label) for label in split.labels[records]]
+    return [split.sets[int(record)].tolist() for record in records]
+
+
+def _parquet(url: str, columns: dict[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    write_bytes(url, out.getvalue())
+
+
+def _csv(rows: list[list[Any]]) -> bytes:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue().encode()

@@ -1,0 +1,89 @@
+"""Detection's learner: what each annotated person does, by binary cross entropy; layer decay as in fine-tuning.
+
+Shapes: B clips of a micro-batch, n boxes of all of them, C actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from amd.artifacts.weights import whole_clips
+from amd.config import DetectionConfig
+from amd.data.loading.loader import Batch
+from amd.downstream.supervised.detection.augment import Placed
+from amd.downstream.supervised.detection.ava import KeyFrames
+from amd.downstream.supervised.detection.model import Detector
+from amd.training.process_group import Team
+from amd.training.trainer.learner import Learner, compile_blocks, count
+from amd.training.trainer.optimizer import build_optimizer, layer_scale
+
+
+def new_detector(config: DetectionConfig, actions: int) -> Detector:
+    return Detector(config.encoder, config.clip, actions, config.head)
+
+
+class DetectionLearner(Learner):
+    """Detector and optimizer of one rank."""
+
+    def __init__(
+        self,
+        config: DetectionConfig,
+        team: Team,
+        actions: int,
+        start: Callable[[Detector], Any] | None,
+        key_frames: KeyFrames,
+    ) -> None:
+        """`start` fills the encoder with pre-trained weights."""
+        super().__init__(config, team)
+        self.config, self._key_frames = config, key_frames
+        detector = new_detector(config, actions)
+        if start is not None:
+            start(detector)
+        self.detector = detector.to(self.device).train()
+        self.network = self.model = self.detector
+        if config.scaling.compile:
+            compile_blocks(self.detector)
+        depth, decay = config.encoder.depth, config.optim.layer_decay
+        self.optimizer = build_optimizer(self.detector, config.optim, lambda name: layer_scale(name, depth, decay))
+
+    def loss(self, clips: Tensor, batch: Batch, row: int) -> Sequence[Tensor]:
+        """The mean over clips of the mean over a clip's boxes; a clip without boxes weighs nothing.
+
+        Departure: the official code takes the mean over all boxes of a GPU, which depends on how the batch is cut.
+        """
+        placed: Sequence[Placed] = batch.extras or [_whole(self.config)] * len(clips)  # none in a rehearsal
+        targets = torch.from_numpy(self._targets(batch.records.tolist(), placed)).to(self.device)
+        share = np.concatenate([np.full(len(one.boxes), 1 / max(1, len(one.boxes))) for one in placed])
+        weights = torch.from_numpy(share.astype(np.float32) / len(clips)).to(self.device)  # (n,)
+        rois = rois_of(placed).to(self.device)
+        logits = self.model(*whole_clips(self.detector.encoder, self.config.clip, clips), rois).float()
+        each = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)  # (n,)
+        return ((each * weights).sum(),)
+
+    def _targets(self, records: list[int], placed: Sequence[Placed]) -> Any:
+        """(n, C) zeros and ones."""
+        rows = [(record, number) for record, one in zip(records, placed, strict=True) for number in one.numbers]
+        targets = np.zeros((len(rows), self.detector.head.out_features), np.float32)
+        for row, (record, number) in enumerate(rows):
+            targets[row, [action - 1 for action in self._key_frames.persons[record].actions[number]]] = 1
+        return targets
+
+    def parameter_counts(self) -> dict[str, int]:
+        return {"encoder": count(self.detector.encoder), "head": count(self.detector.head)}
+
+
+def rois_of(placed: Sequence[Placed]) -> Tensor:
+    """(n, 5): the clip's row, x1, y1, x2, y2."""
+    rows = [np.insert(one.boxes.astype(np.float32), 0, row, axis=1) for row, one in enumerate(placed)]
+    return torch.from_numpy(np.concatenate(rows))
+
+
+def _whole(config: DetectionConfig) -> Placed:
+    height, width = config.clip.size
+    return Placed(np.array([[0, 0, width, height]], np.float32), np.zeros(1, np.int64))

@@ -1,0 +1,80 @@
+"""An encoder with a detection head: the last map, averaged over time, pooled in each box, one logit an action.
+
+Shapes: B clips, N tokens of grid (t, h, w), D width, n boxes of all clips, C actions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from amd.artifacts.card import Card
+from amd.artifacts.weights import load_encoder, load_head
+from amd.config import ClipConfig, ConfigError, DetectionHeadConfig, EncoderConfig, validate
+from amd.exchange.positions import resample
+from amd.models.classifier import HEAD_STD
+from amd.models.encoder import Encoder
+
+
+class Detector(nn.Module):
+    def __init__(self, encoder: EncoderConfig, clip: ClipConfig, actions: int, head: DetectionHeadConfig) -> None:
+        super().__init__()
+        self.clip, self.config = clip, head
+        self.encoder = Encoder(encoder, clip.grid, clip.token_values)
+        self.dropout = nn.Dropout(head.dropout)
+        self.head = nn.Linear(encoder.width, actions)
+        nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
+        nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            self.head.weight.mul_(head.init_scale)
+
+    def forward(self, tokens: Tensor, index: Tensor, rois: Tensor) -> Tensor:
+        """Tokens (B, N, P) at `index` (B, N), boxes (n, 5) of clip and x1, y1, x2, y2 in pixels -> (n, C) logits."""
+        logits: Tensor = self.head(self.dropout(self.pooled(self.map(tokens, index), rois)))
+        return logits
+
+    def map(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """(B, D, h, w), after the last norm."""
+        final = self.encoder(tokens, index).final
+        assert final is not None
+        grid = self.encoder.grid
+        cube = final[:, final.shape[1] - grid.tokens :].unflatten(1, tuple(grid))  # (B, t, h, w, D)
+        features: Tensor = cube.mean(dim=1).permute(0, 3, 1, 2)
+        return features
+
+    def pooled(self, features: Tensor, rois: Tensor) -> Tensor:
+        """(n, D): the maximum over resolution x resolution cells of each box.
+
+        Departure: cells are aligned with pixels to the half; the official code's RoIAlign is half a token off.
+        """
+        side = self.config.resolution
+        cells: Tensor = roi_align(features.float(), rois, (side, side), spatial_scale=1 / self.clip.patch, aligned=True)
+        return cells.amax(dim=(2, 3))  # (n, D, side, side) -> (n, D)
+
+
+def on_size(detector: Detector, clip: ClipConfig) -> Detector:
+    """The same weights for frames of another size: positions are resampled, as in the official code, not made anew."""
+    if clip == detector.clip:
+        return detector
+    old = detector.encoder
+    positions = resample(old.positions.detach(), old.grid, clip.grid)
+    new = Detector(old.config, clip, detector.head.out_features, detector.config).to(positions.device)
+    state = detector.state_dict()
+    if "encoder.positions" in state:
+        state["encoder.positions"] = positions
+    else:
+        new.encoder.positions = positions
+    new.load_state_dict(state)
+    return new.train(detector.training)
+
+
+def load_detector(url: str) -> tuple[Detector, Card]:
+    """A published detector in eval mode on the CPU, and its card. Raises ConfigError for any other encoder."""
+    encoder, card = load_encoder(url)
+    if card.objective != "detection" or card.head is None:
+        raise ConfigError([f"{url}: this encoder has no detection head; train one first (`amd detect`)"])
+    settings = validate(DetectionHeadConfig, card.config.get("head", {}))
+    detector = Detector(card.encoder, card.clip, card.head.classes, settings)
+    detector.encoder, detector.head = encoder, load_head(url, card)
+    return detector.eval(), card

@@ -1,0 +1,1 @@
+"""Named, complete configs: pre-training, fine-tuning, detection and the demo. Torch-free."""

@@ -1,0 +1,247 @@
+"""Named complete runs: the paper's video recipes, image recipes, the teachers they need, and demo runs. Torch-free.
+
+A value that the paper or its code does not give is marked "our default" in the preset's note.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from amd.config import ConfigError, TrainConfig, overridden, validate
+from amd.flops import step_flops
+from amd.presets.demo import DEMO_PRESETS
+from amd.storage import read_bytes
+
+UNSET = "unset:"  # stands where only the user knows the value
+H100_BF16_FLOPS = 989.5e12  # data sheet, dense
+ASSUMED_SHARE = 0.4  # of that rate, for the hours shown
+
+
+@dataclass(frozen=True)
+class Preset:
+    name: str
+    summary: str
+    source: str
+    """Where the values come from: a paper's row and its code, or "our default"."""
+    hardware: str
+    config: TrainConfig
+    samples: int | None = None
+    """Size of the data set the recipe is written for."""
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Estimated hours of one H100 at 40 % of its bf16 rate; from FLOPs, not measured."""
+        if self.samples is None or self.config.schedule.epochs is None:
+            return None
+        clips = self.samples * self.config.schedule.epochs * self.config.data.repeats
+        return clips * step_flops(self.config).total / (ASSUMED_SHARE * H100_BF16_FLOPS) / 3600
+
+
+VIDEO = {"frames": 16, "size": 224, "patch": 16, "tubelet": 2}
+IMAGE = {"frames": 1, "size": 224, "patch": 16, "tubelet": 1}
+VIDEO_DECODERS = {  # VideoMAE takes half the encoder's width, heads of 64
+    "S": {"width": 192, "depth": 4, "heads": 3},
+    "B": {"width": 384, "depth": 4, "heads": 6},
+    "L": {"width": 512, "depth": 12, "heads": 8},
+}
+IMAGE_DECODER = {"width": 512, "depth": 8, "heads": 16, "input_bias": True}
+IMAGE_ENCODER = {"class_token": True, "positions": "sincos_2d", "init": "xavier"}
+MIDDLE_AND_LAST = [{"student": 6, "teacher": 12}, {"student": 12, "teacher": 24}]
+VIDEOMAE_LICENSE = "CC-BY-NC-4.0"
+
+K400 = {"sampling_rate_frames": 4}, {"sampling": "strided"}, 240_436
+SSV2 = {"sampling_rate_frames": 2}, {"sampling": "window"}, 168_913
+IN1K_SAMPLES = 1_281_167
+
+
+def _video_amd(data: str, size: str) -> TrainConfig:
+    clip, sampling, _ = K400 if data == "K400" else SSV2
+    return validate(
+        TrainConfig,
+        {
+            "clip": {**VIDEO, **clip},
+            "student": {"encoder": {"size": size}, "decoder": VIDEO_DECODERS[size], "generator": {"depth": 2}},
+            "teacher": {
+                "encoder": {"size": "L"},
+                "weights": f"{UNSET} VideoMAE ViT-L pre-trained on {data}",
+                "weights_license": VIDEOMAE_LICENSE,
+            },
+            "mask": {"strategy": "tube", "student_ratio": 0.9, "teacher_ratio": 0.75},
+            "objective": {"kind": "amd", "layers": MIDDLE_AND_LAST, "pixels": "per_channel"},
+            "data": {"train": UNSET, "crop": "multi_scale", "repeats": 4, "loader_workers": 16, **sampling},
+            "optim": {"batch_size": 512, "base_lr": 1.2e-3, "min_lr": 1e-5, "clip_norm": 0.02},
+            "schedule": {"epochs": 200, "warmup_epochs": 10},
+            "scaling": {"workers": 32, "device": "cuda"},
+        },
+    )
+
+
+def _video_teacher(data: str, batch: int, epochs: int) -> TrainConfig:
+    clip, sampling, _ = K400 if data == "K400" else SSV2
+    return validate(
+        TrainConfig,
+        {
+            "clip": {**VIDEO, **clip},
+            "student": {"encoder": {"size": "L"}, "decoder": VIDEO_DECODERS["L"]},
+            "mask": {"strategy": "tube", "student_ratio": 0.9, "teacher_ratio": 0.9},
+            "objective": {"kind": "mae", "pixels": "per_channel"},
+            "data": {"train": UNSET, "crop": "multi_scale", "loader_workers": 16, **sampling},
+            "optim": {"batch_size": batch, "base_lr": 1.5e-4, "min_lr": 1e-5},
+            "schedule": {"epochs": epochs, "warmup_epochs": 40},
+            "scaling": {"workers": 32, "device": "cuda"},
+        },
+    )
+
+
+def _image(encoder: str) -> dict[str, Any]:
+    """What MAE's image recipe fixes, for teacher and student alike."""
+    return {
+        "clip": IMAGE,
+        "student": {"encoder": {"size": encoder, **IMAGE_ENCODER}, "decoder": IMAGE_DECODER},
+        "mask": {"strategy": "random", "student_ratio": 0.75, "teacher_ratio": 0.75},
+        "objective": {"kind": "mae", "pixels": "per_patch"},
+        "data": {
+            "train": UNSET,
+            "crop": "random_resized",
+            "crop_scale": (0.2, 1.0),
+            "flip": True,
+            "interpolation": "bicubic",
+            "loader_workers": 10,
+        },
+        "optim": {"batch_size": 4096, "base_lr": 1.5e-4, "min_lr": 0.0},
+        "schedule": {"epochs": 800, "warmup_epochs": 40},
+        "scaling": {"workers": 32, "device": "cuda"},
+    }
+
+
+def _image_amd(size: str) -> TrainConfig:
+    values = _image(size)
+    values["teacher"] = {
+        "encoder": {"size": "L", **IMAGE_ENCODER},
+        "weights": f"{UNSET} MAE ViT-L pre-trained on IN1K (mae_pretrain_vit_large.pth)",
+        "weights_license": "CC-BY-NC-4.0",
+    }
+    values["mask"] = {"strategy": "random", "student_ratio": 0.75, "teacher_ratio": 0.5}
+    values["objective"] = {"kind": "amd", "layers": MIDDLE_AND_LAST, "pixels": "per_patch"}
+    values["student"]["generator"] = {"depth": 2}
+    return validate(TrainConfig, values)
+
+
+def _presets() -> dict[str, Preset]:
+    found = []
+    for data, samples in (("K400", K400[2]), ("SSv2", SSV2[2])):
+        for size, figure in {"S": {"K400": 80.1, "SSv2": 70.2}, "B": {"K400": 82.2, "SSv2": 73.3}}.items():
+            found.append(
+                Preset(
+                    f"{data.lower()}-vit-{size.lower()}",
+                    f"AMD, ViT-{size} student of a VideoMAE ViT-L, on {data}",
+                    f"AMD paper and scripts/pretrain: {figure[data]} % top-1 after fine-tuning",
+                    "32 GPUs of 80 GB (paper: A100)",
+                    _video_amd(data, size),
+                    samples,
+                )
+            )
+        found.append(
+            Preset(
+                f"{data.lower()}-vit-l-teacher",
+                f"VideoMAE ViT-L, the teacher for {data}",
+                "VideoMAE's scripts and model zoo; workers are our default",
+                "32 GPUs of 80 GB (our default)",
+                _video_teacher(data, 512, 1600 if data == "K400" else 2400),
+                samples,
+            )
+        )
+    for size, top1 in {"S": 82.1, "B": 84.6}.items():
+        found.append(
+            Preset(
+                f"in1k-vit-{size.lower()}",
+                f"AMD for images, ViT-{size} student of an MAE ViT-L, on ImageNet-1K",
+                f"AMD paper: {top1} % top-1, 800 epochs, middle and last block; the paper does not give the rest: "
+                "teacher ratio, generator depth, learning rate, batch, warm-up, workers are our default (MAE's values)",
+                "32 GPUs (our default)",
+                _image_amd(size),
+                IN1K_SAMPLES,
+            )
+        )
+    found.append(
+        Preset(
+            "in1k-vit-l-teacher",
+            "MAE ViT-L, the teacher for ImageNet-1K",
+            "MAE's PRETRAIN.md; workers are our default",
+            "64 V100, about 42 h (MAE's README)",
+            validate(TrainConfig, _image("L")),
+            IN1K_SAMPLES,
+        )
+    )
+    for name, make in DEMO_PRESETS.items():
+        note = (make.__doc__ or "").strip().split("\n")[0]
+        found.append(Preset(name, note, "our default", "2 CPU cores", make()))
+    return {preset.name: preset for preset in found}
+
+
+PRESETS: dict[str, Preset] = _presets()
+
+
+def preset(name: str) -> Preset:
+    """Raises ConfigError when there is none of that name."""
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(PRESETS)}"
+        raise ConfigError([f"preset={name!r}: unknown; {hint}"])
+    return PRESETS[name]
+
+
+def from_preset(name: str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """A preset's config with dotted overrides. Raises ConfigError; also when a value only the user knows is missing."""
+    return load_config(name, None, overrides or {})
+
+
+def load_config(
+    preset_name: str | None, url: str | None, overrides: Mapping[str, Any], *, complete: bool = True
+) -> TrainConfig:
+    """The config of a run: a preset, or a file (JSON or YAML, path or fsspec URL), with dotted overrides.
+
+    Raises ConfigError; with `complete` also where a preset leaves a value to the user.
+    """
+    if (preset_name is None) == (url is None):
+        raise ConfigError(["give a preset or a config file, one of them: --preset NAME or --config FILE"])
+    values = read_config_file(url) if url is not None else preset(preset_name or "").config.model_dump(mode="json")
+    config = validate(TrainConfig, overridden(values, overrides))
+    if complete:
+        check_complete(config)
+    return config
+
+
+def read_config_file(url: str, named: str = "--config", holds: str = "the sections of a run") -> dict[str, Any]:
+    """The values in a JSON or YAML file, path or fsspec URL, not yet validated. Raises ConfigError."""
+    try:
+        content = read_bytes(url)
+    except Exception as error:  # any backend raises its own kinds
+        raise ConfigError([f"{named} {url}: cannot be read ({error})"]) from None
+    try:
+        values = yaml.safe_load(content)  # JSON is YAML
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{named} {url}: neither JSON nor YAML ({str(error).splitlines()[0]})"]) from None
+    if not isinstance(values, dict):
+        raise ConfigError([f"{named} {url}: must be an object with {holds}, not {type(values).__name__}"])
+    return values
+
+
+def check_complete(config: TrainConfig) -> None:
+    """Raise ConfigError for values that a preset leaves to the user."""
+    problems = []
+    if config.data.train.startswith(UNSET):
+        problems.append("data.train: a recipe brings no data; give data.train=<folder, list file or tar shards>")
+    if config.teacher and (config.teacher.weights or "").startswith(UNSET):
+        wanted = (config.teacher.weights or "").removeprefix(UNSET).strip()
+        problems.append(
+            f"teacher.weights: this recipe wants {wanted}; give teacher.weights=<file, URI or encoder id>, or train "
+            "the teacher first with teacher.preset=<a …-teacher preset>"
+        )
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,1 @@
+"""Checkpoints: what continues a run, and where it is stored."""

@@ -1,0 +1,67 @@
+"""What continues a run: the student, the optimizer's moments, and where the run stands. Never the teacher.
+
+Randomness needs no state of its own: every draw (order, crops, masks, dropped paths) is a function of the seed, the
+step and the place in the global batch, so seed and step are the state of all generators.
+No pickle: named tensors, and JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amd.training.checkpoints.store import Snapshot
+
+
+def capture(
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    cursor: dict[str, Any],
+    extra: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> Snapshot:
+    """Copy everything to the host; the run may go on at once. The only wait for the device is for these copies.
+
+    `extra`: more tensors by file and name.
+    """
+    model = {name: _to_host(value) for name, value in student.state_dict().items()}
+    moments: dict[str, Tensor] = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for key, value in optimizer.state[parameter].items():
+                moments[f"{name}:{key}"] = _to_host(value)
+    more = {file: {name: _to_host(value) for name, value in part.items()} for file, part in (extra or {}).items()}
+    if any(value.is_pinned() for value in model.values()):
+        torch.cuda.synchronize()
+    return Snapshot({"model": model, "optimizer": moments, **more}, cursor)
+
+
+def restore(student: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot) -> dict[str, Any]:
+    """Put a snapshot back; its cursor. Raises KeyError or RuntimeError where it is not of this model."""
+    student.load_state_dict(snapshot.tensors["model"])
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in snapshot.tensors["optimizer"].items():
+        name, _, part = key.rpartition(":")
+        moments.setdefault(name, {})[part] = value
+    names = [name for group in optimizer.param_groups for name in group["names"]]
+    if moments:
+        blank = optimizer.state_dict()  # hyper-parameters come from the config, not from the checkpoint
+        optimizer.load_state_dict({**blank, "state": {i: moments[name] for i, name in enumerate(names)}})
+    return snapshot.state
+
+
+def _to_host(value: Tensor) -> Tensor:
+    value = value.detach()
+    if value.device.type == "cpu":
+        return value.clone(memory_format=torch.contiguous_format)
+    host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    return host.copy_(value, non_blocking=True)
+
+
+def stream_seed(*parts: int | str) -> int:
+    """A seed of its own for every combination of parts: `stream_seed(seed, "masks", step)`."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1  # 63 bits: torch takes signed seeds

@@ -1,0 +1,66 @@
+"""A config against the world, before anything is started: storage, data, device, teacher. One clear message each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from amd.config import ConfigError, RunConfig, TrainConfig
+from amd.data.dataset.open import open_manifest
+from amd.device import choose_device
+from amd.exchange.load import load_teacher
+from amd.storage import StorageError, check_writable
+from amd.training.reporting.metrics import check_mlflow
+
+
+class DataFacts(NamedTuple):
+    samples: int
+    digest: str
+    steps: int
+    """Optimiser steps of the whole run."""
+
+
+def check_storage(root: str) -> None:
+    try:
+        check_writable(root)
+    except StorageError as error:
+        raise ConfigError([str(error)]) from None
+
+
+def check_machine(config: RunConfig, local: bool) -> None:
+    """What this process can tell: the device where it trains itself, and packages."""
+    check_mlflow(config.tracking)
+    if local:
+        choose_device(config.scaling.device)
+
+
+def check_data(config: RunConfig) -> DataFacts:
+    """Raises ConfigError when the data cannot be listed, is empty or too small, or the schedule does not fit it."""
+    manifest = open_manifest(config.data)
+    return check_counts(config, len(manifest), manifest.digest())
+
+
+def check_counts(config: RunConfig, samples: int, digest: str) -> DataFacts:
+    """Batch and schedule against the number of samples. Raises ConfigError."""
+    batch = config.optim.batch_size
+    if samples == 0:
+        raise ConfigError([f"data.train={config.data.train}: holds no samples; see what it finds with `amd validate`"])
+    if samples < batch:
+        raise ConfigError(
+            [
+                f"optim.batch_size={batch} is above the {samples} samples of data.train={config.data.train}: "
+                f"lower it to {samples} or less, or add data"
+            ]
+        )
+    steps = config.schedule.total_steps(samples // batch)
+    warmup = config.schedule.total_warmup_steps(samples // batch)
+    if warmup > steps:
+        raise ConfigError(
+            [f"schedule: the warm-up is {warmup} steps long, the whole run {steps}; shorten schedule.warmup_*"]
+        )
+    return DataFacts(samples, digest, steps)
+
+
+def check_teacher(config: TrainConfig) -> None:
+    """Load the teacher once, here, where a mistake is told in a second. Raises ConfigError."""
+    if config.teacher is not None:
+        load_teacher(config)

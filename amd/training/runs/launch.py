@@ -1,0 +1,324 @@
+"""`launch`: from a config to a published encoder, on Ray Train or in this process. Every way in ends here.
+
+Checks the config against the world, makes first what the run needs (a teacher), then attempts the run until it ends or
+a budget of retries is spent. What kind of run it is, `kinds` tells; knows nothing of steps: that is `loop`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+
+from amd.config import ConfigError, RunConfig, TrainConfig, with_overrides
+from amd.storage import StorageUnreachable, join, remove, resolve_root, write_bytes, write_json
+from amd.training.runs.checks import DataFacts, check_machine, check_storage
+from amd.training.failures import Budgets, RunError, Verdict, judge
+from amd.training.runs.kinds import PRETRAINING, Kind, Resolved
+from amd.training.lease import Lease
+from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.prober import Prober
+from amd.training.reporting.progress import Event, Watcher, watcher
+from amd.training.run_folder import RESULT, RunResult, RunSpec, new_run_id, open_run, run_folder, spec_of
+from amd.training.stop_signals import StopSignals
+from amd.training.runs.teachers import TeacherStopped
+
+logger = logging.getLogger(__name__)
+
+Attempt = Callable[[RunSpec], dict[str, Any] | None]  # one try; the outcome as plain data, None past the deadline
+
+
+def train(config: TrainConfig, **how: Any) -> RunResult:
+    """Pre-train a config to the end and publish its encoder; `how` as `launch` takes it."""
+    return launch(config, PRETRAINING, **how)
+
+
+def launch(
+    config: RunConfig,
+    kind: Kind,
+    *,
+    local: bool = False,
+    run_id: str | None = None,
+    quiet: bool = False,
+    until: int | None = None,
+    parent: tuple[str, int] | None = None,
+    wait: bool = False,
+    stop: threading.Event | None = None,
+    watching: Watcher | None = None,
+) -> RunResult:
+    """Bring a run to its end and publish its encoder.
+
+    The same name with the same config continues the run, or returns its result if it has succeeded. `local` trains in
+    this process, without Ray. SIGTERM and SIGINT end with a checkpoint within checkpoint.deadline_s; for `ray job stop`
+    the job needs RAY_JOB_STOP_WAIT_TIME_S above that in its environment, since Ray kills after 3 s otherwise.
+    `until`: pause after that step with its checkpoint kept (state `paused`); the same call with another one goes on.
+    `parent`: run and step of the checkpoint that a new run goes on from, below the same storage root.
+    `wait`: if another process trains the run, wait for its end rather than refuse. `stop`: set by the caller, ends the
+    run as SIGTERM does. `watching`: who hears of it, in place of a bar or lines.
+    Raises ConfigError for what the user can mend; everything else is told by the result.
+    """
+    root = resolve_root(config.storage)
+    run_id = run_id or config.name or new_run_id(kind.name)
+    config = with_overrides(config, {"name": run_id})  # also refuses a name that is not one
+    watching = watching or watcher(quiet)
+    try:
+        with StopSignals(stop) as signals:
+            check_storage(root)
+            check_machine(config, local)
+            with closing(_Runner(root, local, signals, watching)) as runner:
+                try:
+                    result = runner.train(config, kind, run_id, wait, until, parent)
+                except StorageUnreachable as error:
+                    folder, reason = run_folder(root, run_id), "storage_unreachable"
+                    result = RunResult(
+                        state="failed", reason=reason, message=str(error), run_id=run_id, run_folder=folder
+                    )
+        if result.state not in ("succeeded", "paused"):
+            watching.say(f"{result.state} ({result.reason}): {result.message}")
+        return result
+    finally:
+        watching.close()
+
+
+class _Runner:
+    """Trains configs one after the other on the same cluster: a student's teacher, then the student."""
+
+    def __init__(self, root: str, local: bool, signals: StopSignals, watching: Watcher) -> None:
+        self.root, self.local, self.signals, self.stop = root, local, signals, signals.stop
+        self.watching = watching
+        self._stack = ExitStack()
+        self._on_cluster = False
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def train(
+        self,
+        config: RunConfig,
+        kind: Kind,
+        run_id: str,
+        wait: bool = False,
+        until: int | None = None,
+        parent: tuple[str, int] | None = None,
+    ) -> RunResult:
+        """One run. `wait`: if another process trains it, wait for its result rather than refuse."""
+        began = time.monotonic()
+        data = kind.check(config)
+        with self._alone(run_id, wait) as stopped:
+            if stopped:
+                return self._result(run_id, "cancelled", began, reason="cancelled_by_user", message="stopped")
+            kind.check_weights(config)
+            facts = {"digest": data.digest, "samples": data.samples}
+            grown_from = parent[0] if parent else None
+            ended = open_run(self.root, run_id, config, kind=kind.name, data=facts, parent=grown_from)
+            if ended is not None:
+                self.watching.say(f"{run_id} has already succeeded; its encoder is {ended.encoder_folder}")
+                return ended
+            remove(join(run_folder(self.root, run_id), RESULT))
+            result = self._run(config, kind, run_id, data, began, until, parent)
+            write_json(join(result.run_folder, RESULT), result.model_dump(mode="json"))
+            return result
+
+    def _run(
+        self,
+        config: RunConfig,
+        kind: Kind,
+        run_id: str,
+        data: DataFacts,
+        began: float,
+        until: int | None,
+        parent: tuple[str, int] | None,
+    ) -> RunResult:
+        try:
+            resolved: Resolved = kind.resolve(config, self.root, self._train_teacher)
+            if resolved.config != config:
+                kind.check_weights(resolved.config)
+            if not self.local:
+                self._join_cluster(config)
+        except TeacherStopped:
+            return self._result(run_id, "cancelled", began, reason="cancelled_by_user", message="stopped")
+        except RunError as error:
+            return self._result(run_id, "failed", began, reason=error.reason, message=error.message)
+        spec = spec_of(run_id, self.root, resolved.config, data.digest, until, parent)
+        with self._probed(config, kind, spec):
+            end = self._attempts(spec, config, kind)
+        if isinstance(end, Verdict):
+            return self._result(run_id, "failed", began, reason=end.reason, message=end.message)
+        if end is not None and not end["finished"] and until is not None and end["steps"] >= until and end["saved"]:
+            message = f"paused after step {end['steps']}"
+            return self._result(run_id, "paused", began, steps=end["steps"], message=message)
+        if end is None or not end["finished"]:
+            return self._stopped(run_id, began, end)
+        return self._publish(config, kind, resolved, run_id, data, began)
+
+    @contextmanager
+    def _probed(self, config: RunConfig, kind: Kind, spec: RunSpec) -> Iterator[None]:
+        """Whoever watches hears of probes too, where the config asks for them."""
+        probe = config.probe if isinstance(config, TrainConfig) and kind.probed_on_the_way else None
+        if probe is None:
+            yield
+            return
+        watching = self.watching
+        self.watching = prober = Prober(watching, spec.folder, probe)
+        try:
+            yield
+        finally:
+            self.watching = watching
+            (prober.abandon if self.stop.is_set() else prober.close)()
+
+    def _train_teacher(self, config: TrainConfig, run_id: str) -> RunResult:
+        self.watching.say(f"the teacher comes first: {run_id}")
+        return self.train(config, PRETRAINING, run_id, wait=True)
+
+    def _attempts(self, spec: RunSpec, config: RunConfig, kind: Kind) -> dict[str, Any] | Verdict | None:
+        """Try until the run ends, is stopped, or a budget is spent: the outcome, None past the deadline, or why not."""
+        budgets = Budgets(config.scaling.retries)
+        attempt = self._local_attempt(kind) if self.local else self._ray_attempt(config, kind)
+        while True:
+            if self.stop.is_set():
+                return {"steps": 0, "finished": False, "saved": True}
+            try:
+                return attempt(spec)
+            except ConfigError:
+                raise
+            except Exception as error:
+                verdict = judge(_errors_in(error))
+                self._keep_traceback(spec, error)
+                if self.stop.is_set() and verdict.budget != "user":
+                    return None  # whoever stopped this process stopped the workers too
+                if not budgets.charge(verdict.budget):
+                    return verdict
+                limit = getattr(config.scaling.retries, verdict.budget)
+                self.watching.say(
+                    f"{verdict.message.splitlines()[0]} ({verdict.budget} failure {budgets.spent[verdict.budget]} of "
+                    f"{limit}); going on from the newest checkpoint"
+                )
+
+    def _local_attempt(self, kind: Kind) -> Attempt:
+        from dataclasses import asdict
+
+        import torch
+
+        from amd.device import choose_device
+        from amd.training.process_group import Team
+
+        def attempt(spec: RunSpec) -> dict[str, Any]:
+            scaling = spec.scaling()
+            if scaling.threads_per_worker:
+                torch.set_num_threads(scaling.threads_per_worker)
+            team = Team(device=choose_device(scaling.device))
+            return asdict(kind.work(spec, team, LocalEdge(self.stop, self.watching)))
+
+        return attempt
+
+    def _ray_attempt(self, config: RunConfig, kind: Kind) -> Attempt:
+        from amd.training.ray.ray_train import fit
+
+        deadline_s = config.checkpoint.deadline_s
+        return lambda spec: fit(spec, kind.work, config.scaling, deadline_s, self.stop, self.watching)
+
+    def _join_cluster(self, config: RunConfig) -> None:
+        """Once, for the teacher and the student; left when `train` ends."""
+        if self._on_cluster:
+            return
+        try:
+            from amd.training.ray.ray_train import cluster
+
+            self._stack.enter_context(cluster(config.scaling, self.watching.say))
+        except ImportError:
+            raise ConfigError(["Ray is not installed; train in this process with --local"]) from None
+        self._on_cluster = True
+        self.signals.listen()
+
+    # Ends
+
+    def _publish(
+        self, config: RunConfig, kind: Kind, resolved: Resolved, run_id: str, data: DataFacts, began: float
+    ) -> RunResult:
+        try:
+            folder = kind.publish(config, resolved, self.root, run_id, data)
+        except Exception as error:
+            message = f"trained to the end, but the encoder could not be published: {error}"
+            return self._result(run_id, "failed", began, reason="storage_unreachable", message=message)
+        self.watching.say(f"published {folder}")
+        return self._result(run_id, "succeeded", began, encoder_folder=folder, steps=data.steps)
+
+    def _stopped(self, run_id: str, began: float, end: dict[str, Any] | None) -> RunResult:
+        if end is None or not end["saved"]:
+            message = "stopped, but the last checkpoint was not written within checkpoint.deadline_s; "
+            message += "the same command continues from the one before it"
+            steps = end["steps"] if end else 0
+            return self._result(run_id, "cancelled", began, reason="deadline_exceeded", message=message, steps=steps)
+        if end["steps"] == 0:
+            return self._result(
+                run_id, "cancelled", began, reason="cancelled_by_user", message="stopped before the first step"
+            )
+        message = f"stopped after step {end['steps']}, whose checkpoint is saved; the same command continues there"
+        return self._result(run_id, "cancelled", began, reason="cancelled_by_user", message=message, steps=end["steps"])
+
+    def _result(self, run_id: str, state: Any, began: float, **facts: Any) -> RunResult:
+        folder = run_folder(self.root, run_id)
+        lines = [line for line in read_metrics(folder) if "loss/total" in line]
+        last = lines[-1] if lines else {}
+        figures = {name: value for name, value in last.items() if "/" in name}
+        facts.setdefault("steps", last.get("step", 0))
+        seconds = round(time.monotonic() - began, 3)
+        return RunResult(state=state, run_id=run_id, run_folder=folder, figures=figures, seconds=seconds, **facts)
+
+    def _keep_traceback(self, spec: RunSpec, error: BaseException) -> None:
+        """For whoever looks into it; the user gets one message."""
+        text = "".join(traceback.format_exception(error))
+        url = join(spec.folder, "errors", f"{time.time_ns()}.txt")
+        try:
+            write_bytes(url, text.encode())
+        except Exception as trouble:  # the storage itself may be what failed
+            logger.warning("the traceback could not be kept at %s: %s", url, trouble)
+
+    @contextmanager
+    def _alone(self, run_id: str, wait: bool) -> Iterator[bool]:
+        """Hold the run's lease. Yields True if asked to stop while waiting for it."""
+        lease = Lease(join(run_folder(self.root, run_id), "lease.json"))
+        told = False
+        while not lease.acquire():
+            who = lease.holder()
+            if not wait:
+                raise ConfigError(
+                    [f"name={run_id}: {who} is training it now; wait for it, stop it, or take another name"]
+                )
+            if not told:
+                self.watching.say(f"waiting for {run_id}, which {who} is training")
+                told = True
+            if self.stop.wait(1.0):
+                yield True
+                return
+        with lease:
+            yield False
+
+
+class LocalEdge:
+    """What lies around the loop in one process."""
+
+    def __init__(self, stop: threading.Event, watching: Watcher) -> None:
+        self._stop, self._watching = stop, watching
+
+    def stop_requested(self) -> bool:
+        return self._stop.is_set()
+
+    def preempted(self) -> bool:
+        return False
+
+    def tell(self, event: Event) -> None:
+        self._watching.see(event)
+
+
+def _errors_in(error: BaseException) -> list[BaseException]:
+    """What Ray Train wraps: the workers' own errors."""
+    inner = getattr(error, "worker_failures", None)
+    if inner:
+        return list(inner.values())
+    cause = getattr(error, "controller_failure", None)
+    return [cause if isinstance(cause, BaseException) else error]

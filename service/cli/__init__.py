@@ -1,0 +1,1 @@
+"""The `amd` command: one module per command or command group."""

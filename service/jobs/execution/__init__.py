@@ -1,0 +1,1 @@
+"""Moving a job on the cluster: reconciler, admission, driver, and the files between them."""

@@ -1,0 +1,1 @@
+"""Operating the control plane: liveness, readiness and Prometheus metrics."""

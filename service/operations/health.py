@@ -1,0 +1,78 @@
+"""/livez, /readyz and /metrics: for whatever starts, routes to and watches the control plane. Without a key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from sqlalchemy.exc import SQLAlchemyError
+
+from amd.storage import listdir
+from service.db.engine import is_migrated
+from service.jobs.execution.ray_jobs import Cluster
+from service.web.errors import ClusterUnavailable
+
+router = APIRouter(tags=["health"])
+
+PROBE_S = 1.0
+
+
+class Checks:
+    """Looks at the storage and at Ray within PROBE_S: a probe must not wait for what only they hold up."""
+
+    def __init__(self, root: str, cluster: Cluster) -> None:
+        self._looks: dict[str, Callable[[], object]] = {"storage": lambda: listdir(root), "ray": cluster.capacity}
+        self._pool = ThreadPoolExecutor(len(self._looks), "health")
+        self._running: dict[str, Future[object]] = {}
+
+    def report(self) -> dict[str, str]:
+        for part, look in self._looks.items():
+            if part not in self._running:  # one that hangs is not asked again
+                self._running[part] = self._pool.submit(look)
+        wait(self._running.values(), PROBE_S)
+        return {part: self._result(part) for part in self._looks}
+
+    def _result(self, part: str) -> str:
+        if not self._running[part].done():
+            return f"has not answered within {PROBE_S:g} s"
+        error = self._running.pop(part).exception()
+        if error is None:
+            return "ok"
+        return error.message if isinstance(error, ClusterUnavailable) else f"cannot be read: {type(error).__name__}"
+
+
+@router.get("/livez", summary="Whether the process answers")
+def livez() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@router.get("/readyz", summary="Whether requests can be served", responses={503: {"description": "Not now."}})
+def readyz(request: Request) -> Response:
+    """The database decides: jobs are accepted and read without Ray and without the storage, which are only reported."""
+    state = request.app.state
+    parts = {"database": "ok"}
+    try:
+        if not is_migrated(state.engine):
+            parts["database"] = "its tables are not up to date: run `python -m service migrate`"
+    except SQLAlchemyError as error:
+        parts["database"] = f"does not answer: {type(error).__name__}"
+    parts |= state.checks.report()
+    ready = parts["database"] == "ok"
+    body: dict[str, Any] = {"status": "ok" if ready else "not ready", "parts": parts}
+    return JSONResponse(body, HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+@router.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)
+def prometheus(request: Request) -> Response:
+    """Counts alone: no names, no labels that users choose."""
+    registry = CollectorRegistry()
+    jobs = Gauge("amd_jobs", "Jobs by kind and state.", ["kind", "state"], registry=registry)
+    for (kind, state), count in request.app.state.jobs.counts().items():
+        jobs.labels(kind, state).set(count)
+    told = generate_latest(registry) + generate_latest(request.app.state.gateway.registry)
+    return Response(told, media_type=CONTENT_TYPE_LATEST)

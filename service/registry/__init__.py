@@ -1,0 +1,1 @@
+"""The registry: published encoders by name, their aliases, discovery and download."""

@@ -1,0 +1,168 @@
+"""From rows to what goes over the wire about encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+from amd.artifacts.card import Card
+from amd.flops import encoder_flops
+from service.db.models import Alias, AliasMove, Encoder
+from service.jobs.estimate import encoder_parameters
+from service.registry.schemas import (
+    AliasDetail,
+    AliasName,
+    AliasView,
+    CompareView,
+    EncoderDetail,
+    EncoderView,
+    FieldDifference,
+    Figure,
+    InputView,
+    LineageView,
+    MoveView,
+    ScorePair,
+)
+from service.registry.store import IMPORTED
+
+NOT_COMPARED = {"id", "created", "scores", "sha256", "versions", "run"}  # differ always, or are shown beside
+ABSENT = object()
+
+
+def encoder_views(rows: Sequence[Encoder], aliases: Iterable[Alias]) -> list[EncoderView]:
+    pointing: dict[str, list[AliasName]] = {row.id: [] for row in rows}
+    for alias in aliases:
+        pointing[alias.encoder_id].append(AliasName(project=alias.project, name=alias.name))
+    return [EncoderView(**_facts(row, _card(row), pointing[row.id])) for row in rows]
+
+
+def encoder_detail(row: Encoder, aliases: Iterable[Alias]) -> EncoderDetail:
+    card = _card(row)
+    return EncoderDetail(
+        **_facts(row, card, [AliasName(project=alias.project, name=alias.name) for alias in aliases]),
+        config=card.config,
+        labels=list(card.head.labels) if card.head is not None and card.head.labels is not None else None,
+        multi_label=card.head is not None and card.head.multi_label,
+        rebuilds=card.decoder is not None,
+        pooling=card.pooling,
+        sha256=card.sha256,
+    )
+
+
+def compare_view(first: Encoder, second: Encoder, aliases: Iterable[Alias]) -> CompareView:
+    a, b = encoder_views([first, second], aliases)
+    pairs = {
+        "parameters": (a.parameters, b.parameters),
+        "width": (a.width, b.width),
+        "depth": (a.depth, b.depth),
+        "flops_per_clip": (a.flops_per_clip, b.flops_per_clip),
+    }
+    return CompareView(
+        a=a,
+        b=b,
+        figures=[Figure(name=name, a=one, b=other) for name, (one, other) in pairs.items()],
+        scores=list(_score_pairs(_card(first), _card(second))),
+        differences=list(_differences(first.card, second.card)),
+    )
+
+
+def alias_view(alias: Alias) -> AliasView:
+    return AliasView(**_alias_facts(alias))
+
+
+def alias_detail(alias: Alias, moves: Sequence[AliasMove]) -> AliasDetail:
+    targets = [None, *(move.encoder_id for move in moves)]
+    history = [
+        MoveView(number=move.number, at=_time(move.at), actor=move.actor, before=before, after=after)
+        for move, (before, after) in zip(moves, pairwise(targets), strict=True)
+    ]
+    return AliasDetail(**_alias_facts(alias), history=history)
+
+
+def _card(row: Encoder) -> Card:
+    return Card.model_validate(row.card)
+
+
+def _facts(row: Encoder, card: Card, aliases: list[AliasName]) -> dict[str, Any]:
+    encoder, clip, best = card.encoder, card.clip, card.best_score
+    return {
+        "id": row.id,
+        "project": row.project,
+        "created_at": _time(row.created_at),
+        "objective": card.objective or IMPORTED,
+        "size": encoder.size,
+        "width": encoder.width,
+        "depth": encoder.depth,
+        "heads": encoder.heads,
+        "parameters": encoder_parameters(encoder, clip.token_values),
+        "flops_per_clip": sum(encoder_flops(encoder, clip.grid.tokens, clip.token_values)),
+        "input": InputView(
+            kind="image" if clip.is_image else "video",
+            sampling_rate_frames=None if clip.is_image else clip.sampling_rate_frames,
+            interpolation=card.interpolation,
+            **clip.model_dump(include={"frames", "size", "patch", "tubelet", "mean", "std"}),
+        ),
+        "classes": card.head.classes if card.head is not None else None,
+        "best_score": {best[0]: best[1]} if best is not None else None,
+        "scores": list(card.scores),
+        "weights_license": card.weights_license,
+        "non_commercial": card.is_non_commercial,
+        "aliases": aliases,
+        "lineage": LineageView(
+            job=row.job_id,
+            **{name: getattr(card, name) for name in ("run", "steps", "teacher", "start", "data", "versions")},
+        ),
+    }
+
+
+def _alias_facts(alias: Alias) -> dict[str, Any]:
+    return {
+        "project": alias.project,
+        "name": alias.name,
+        "encoder": alias.encoder_id,
+        "changed_at": _time(alias.changed_at),
+        "changed_by": alias.changed_by,
+        "moves": alias.moves,
+    }
+
+
+def _score_pairs(first: Card, second: Card) -> Iterator[ScorePair]:
+    a, b = _metrics(first), _metrics(second)
+    for key in sorted({*a, *b}):
+        protocol, data, _, metric = key
+        yield ScorePair(protocol=protocol, data=data, metric=metric, a=a.get(key), b=b.get(key))
+
+
+def _metrics(card: Card) -> dict[tuple[str, str, str, str], float]:
+    """By protocol, data, views and metric; of several measurements the newest."""
+    return {
+        (score.protocol, score.data, score.views or "", metric): value
+        for score in sorted(card.scores, key=lambda score: score.created)
+        for metric, value in score.values.items()
+    }
+
+
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[FieldDifference]:
+    a, b = (dict(_flat({key: card[key] for key in card.keys() - NOT_COMPARED})) for card in (first, second))
+    for field in sorted({*a, *b}):
+        one, other = a.get(field, ABSENT), b.get(field, ABSENT)
+        if one != other and not field.endswith(".sha256"):  # of a head, of a decoder: differ always
+            yield FieldDifference(field=field, a=_told(one), b=_told(other))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _told(value: Any) -> Any:
+    return None if value is ABSENT else value
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

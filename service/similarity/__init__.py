@@ -1,0 +1,1 @@
+"""Nearest neighbours among the embeddings that a job has written."""

@@ -1,0 +1,135 @@
+"""What every request goes through: an id for it, a limit on its body, the media type of what it sends (pure ASGI).
+
+And ETags, of the answers that have one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+import uuid
+from contextvars import ContextVar
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.web.errors import BodyTooLarge, UnsupportedMediaType, answer
+
+M = TypeVar("M", bound=BaseModel)
+logger = logging.getLogger("service.access")
+
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+_PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+
+
+class RequestIds:
+    """`X-Request-Id`: the caller's where it is plain, else a new one; in the answer, in every log line, in errors."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        known = given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = known
+        token, began, status = request_id.set(known), time.monotonic(), 0
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", known.encode())]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, named)
+        finally:
+            took = (time.monotonic() - began) * 1000
+            logger.info("%s %s %d %.1f ms", scope["method"], scope["path"], status, took)
+            request_id.reset(token)
+
+
+class Bodies:
+    """Bodies are bounded before they are read, and are JSON; those with files are larger, and their route looks itself
+    at what they are."""
+
+    def __init__(self, app: ASGIApp, limit: int, files: re.Pattern[str], files_limit: int) -> None:
+        """`files`: the paths that take files. Limits in bytes."""
+        self.app, self._limit, self._files, self._files_limit = app, limit, files, files_limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        has_body = (length.isdigit() and int(length) > 0) or b"transfer-encoding" in headers
+        takes_files = self._files.fullmatch(scope["path"]) is not None
+        limit = self._files_limit if takes_files else self._limit
+        if length.isdigit() and int(length) > limit:
+            await self._refuse(_too_large(limit), scope, receive, send)
+            return
+        media = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if has_body and media != b"application/json" and not takes_files:
+            told = f"Content-Type: {media.decode('latin-1') or 'none'}; send application/json"
+            await self._refuse(UnsupportedMediaType(told), scope, receive, send)
+            return
+        if not has_body:
+            await self.app(scope, receive, send)
+            return
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            if len(body) > limit:
+                await self._refuse(_too_large(limit), scope, receive, send)
+                return
+            if not message.get("more_body", False):
+                break
+        waiting: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def again() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        await self.app(scope, again, send)
+
+    async def _refuse(self, error: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(Request(scope), error)(scope, receive, send)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body is larger than {limit} bytes; put what is large on the storage and name it by its URI"
+    )
+
+
+def tagged(view: M, response: Response, if_none_match: str | None) -> M:
+    """The answer with its ETag, or 304 where the caller has it already."""
+    tag = f'W/"{hashlib.sha256(view.model_dump_json().encode()).hexdigest()[:32]}"'
+    if is_known(tag, if_none_match):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})  # type: ignore[return-value]  # FastAPI sends it as it is
+    response.headers["ETag"] = tag
+    return view
+
+
+def is_known(tag: str, if_none_match: str | None) -> bool:
+    return if_none_match is not None and tag in (part.strip() for part in if_none_match.split(","))
+
+
+class WithRequestId(logging.Filter):
+    """`%(request_id)s` in a log format."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = request_id.get()
+        return True

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from amd.config import ConfigError, DataConfig, TrainConfig, parse_overrides, validate, with_overrides
+from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
+
+WRONG = {
+    "mask.teacher_ratio=0.95": ("mask.teacher_ratio=0.95", "mask.student_ratio=0.75", "sees"),
+    "mask.teacher_ratio=0.76 mask.student_ratio=0.78": ("12 of 16 cells",),
+    "mask.student_ratio=0.01 mask.teacher_ratio=0": ("mask.student_ratio", "hides none"),
+    "mask.student_ratio=1.0": ("mask.student_ratio",),
+    "objective.layers.0.student=9": ("objective.layers.0.student=9", "student.encoder.depth=4"),
+    "objective.layers.1.teacher=5": ("objective.layers.1.teacher=5", "teacher.encoder.depth=4"),
+    "objective.layers=[{student: 2, teacher: 2}, {student: 2, teacher: 4}]": ("student blocks [2, 2] repeat",),
+    "objective.layers=[]": ("at least one layer pair",),
+    "objective.weights.direct=0 mask.teacher_ratio=0.75": ("nothing is aligned",),
+    "objective.weights.reconstruction=0 objective.layers.1.student=3": ("blocks after the last aligned one",),
+    "clip.size=18": ("clip.size", "clip.patch=4"),
+    "clip.frames=5": ("clip.frames=5", "clip.tubelet=2"),
+    "clip.std=[0,1,1]": ("clip.std",),
+    "mask.teacher_rato=0.5": ("mask.teacher_rato", "did you mean teacher_ratio?"),
+    "mask.strategy=tubes": ("mask.strategy='tubes'", "'tube'"),
+    "teacher.weights=null": ("teacher.weights", "neither is given"),
+    "teacher=null": ("objective.kind=amd needs one", "teacher.preset"),
+    "objective.kind=mae": ("teacher", "objective.kind=mae has no teacher"),
+    "name=../../x": ("name='../../x'",),
+    "student.encoder.width=50": ("student.encoder.width=50", "encoder.heads=3"),
+    "student.encoder.size=XL": ("'XL' is not one of S, B, L, H"),
+    "student.generator.heads=5": ("student.generator.heads=5", "64"),
+    "student.generator.width=48 student.generator.heads=5": ("student.generator.heads=5", "student.generator.width=48"),
+    "student.generator.width=50 student.encoder.positions=sincos_2d": ("student.generator.width=50", "multiple of 4"),
+    "optim.batch_size=7 scaling.workers=2": ("optim.batch_size=7", "scaling.workers=2"),
+    "scaling.workers=[4,2]": ("scaling.workers=[4, 2]",),
+    "scaling.workers=16": ("scaling.workers=16", "optim.batch_size=8"),
+    "schedule.warmup_steps=9": ("schedule.warmup_steps=9", "steps=4"),
+    "mask.decoder=running_cell mask.decoder_ratio=0.4": ("mask.decoder_ratio=0.4",),
+    "mask.decoder=running_cell clip.size=12": ("even token grid, not 3x3",),
+    "optim.base_lr=nan": ("optim.base_lr",),
+    "mask.student_ratio.deep=1": ("mask.student_ratio",),
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_config_is_refused_with_field_rule_and_remedy(words: str) -> None:
+    overrides = parse_overrides([words] if "[{" in words else words.split(" "))
+    with pytest.raises(ConfigError) as error:
+        with_overrides(tiny_video_config(), overrides)
+    expected = WRONG[words]
+    for part in (expected,) if isinstance(expected, str) else expected:
+        assert part in str(error.value)
+    assert "Traceback" not in str(error.value)
+    assert "pydantic" not in str(error.value).lower()
+
+
+def test_every_problem_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        with_overrides(tiny_video_config(), {"objective.layers.0.student": 9, "objective.layers.1.teacher": 7})
+    assert len(error.value.problems) == 2
+
+
+def test_missing_sections_are_named() -> None:
+    with pytest.raises(ConfigError) as error:
+        validate(TrainConfig, {"data": {"train": "x"}})
+    assert error.value.problems == ["schedule: required, but not given"]
+
+
+def test_a_config_survives_json() -> None:
+    for config in (tiny_video_config(), tiny_image_config(), mae(tiny_image_config())):
+        assert TrainConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_overrides_read_numbers_as_people_write_them() -> None:
+    words = ["optim.base_lr=1e-3", "scaling.workers=[1,2]", "teacher=null", "name=run-7", "clip.size=[16,32]"]
+    assert parse_overrides(words) == {
+        "optim.base_lr": 1e-3,
+        "scaling.workers": [1, 2],
+        "teacher": None,
+        "name": "run-7",
+        "clip.size": [16, 32],
+    }
+
+
+def test_a_word_that_is_no_override_is_refused() -> None:
+    with pytest.raises(ConfigError, match="key=value"):
+        parse_overrides(["mask.teacher_ratio"])
+
+
+def test_a_new_encoder_size_brings_its_own_numbers() -> None:
+    config = with_overrides(
+        tiny_video_config(objective__layers=[{"student": 12, "teacher": 4}], student__encoder__size="S"), {}
+    )
+    assert (config.student.encoder.width, config.student.encoder.depth, config.student.encoder.heads) == (384, 12, 6)
+    bigger = with_overrides(config, {"student.encoder.size": "B"})
+    assert bigger.student.encoder.width == 768
+
+
+def test_choosing_steps_takes_epochs_back() -> None:
+    config = with_overrides(tiny_video_config(), {"schedule.epochs": 3})
+    assert config.schedule.steps is None
+    assert with_overrides(config, {"schedule.steps": 5}).schedule.epochs is None
+
+
+def test_the_digest_follows_what_decides_the_result_only() -> None:
+    config = tiny_video_config()
+    for kept in ({"name": "other"}, {"storage": "s3://x"}, {"tracking.log_every_steps": 3}, {"scaling.workers": 2}):
+        assert with_overrides(config, kept).digest() == config.digest(), kept
+    for changed in ({"seed": 1}, {"mask.teacher_ratio": 0.5}, {"data.train": "y"}, {"scaling.precision": "bf16"}):
+        assert with_overrides(config, changed).digest() != config.digest(), changed
+
+
+def test_config_and_presets_import_neither_torch_nor_ray() -> None:
+    modules = "amd.config, amd.presets.pretraining, amd.storage"
+    code = f"import sys, {modules}; sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["img_{:05}.jpg", "f{}.png", "{folder}_{:06}.png", "rgb/{:05d}.jpg", "{0:04}.jpg"])
+def test_a_frames_name_holds_its_number(name: str) -> None:
+    assert DataConfig(train="x", frame_name=name).frame_name == name
+
+
+@pytest.mark.parametrize("name", ["../{}.jpg", "/etc/{}", "a/../../{}", "{0.__class__}", "{:999999}", "{other}", "{"])
+def test_a_frames_name_stays_below_its_folder_and_formats_a_number_alone(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.frame_name|frame_name"):
+        validate(DataConfig, {"train": "x", "frame_name": name})

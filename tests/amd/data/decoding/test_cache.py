@@ -1,0 +1,114 @@
+"""The local cache: bounded, least recently used out first, whole after kill -9, safe among processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amd.data.decoding.cache import LocalCache
+
+ROOT = Path(__file__).parents[4]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in (folder / "files").glob("*/*"))
+
+
+def _age(path: Path | None, seconds: float) -> None:
+    assert path is not None
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+def test_what_is_put_is_got(tmp_path: Path) -> None:
+    cache = LocalCache(tmp_path, 1000)
+    assert cache.get("s3://b/x") is None
+    path = cache.put("s3://b/x", b"hello")
+    assert path == cache.get("s3://b/x")
+    assert path is not None
+    assert path.read_bytes() == b"hello"
+
+
+def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+    cache = LocalCache(tmp_path, 1000)
+    for age, key in ((30, "a"), (20, "b"), (10, "c")):
+        _age(cache.put(key, bytes(300)), age)
+    cache.get("a")
+    cache.put("d", bytes(300))
+    assert [key for key in "abcd" if cache.get(key)] == ["a", "c", "d"]
+
+
+def test_a_file_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
+    cache = LocalCache(tmp_path, 100)
+    assert cache.put("a", bytes(101)) is None
+    assert cache.put("b", bytes(100)) is not None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 400)), max_size=40))
+def test_the_limit_holds_whatever_comes(tmp_path_factory: pytest.TempPathFactory, puts: list[tuple[int, int]]) -> None:
+    folder = tmp_path_factory.mktemp("cache")
+    cache = LocalCache(folder, 1000)
+    for key, size in puts:
+        kept = cache.put(str(key), bytes([key]) * size)
+        assert kept is not None
+        assert set(kept.read_bytes()) <= {key}
+        assert _size(folder) <= 1000
+
+
+def test_a_lost_or_wrong_total_is_counted_anew(tmp_path: Path) -> None:
+    cache = LocalCache(tmp_path, 1000)
+    cache.put("a", bytes(600))
+    (tmp_path / "total").write_text("nonsense")
+    cache.put("b", bytes(600))
+    assert _size(tmp_path) == 600
+
+
+WRITER = """
+import sys
+from amd.data.decoding.cache import LocalCache
+cache = LocalCache(sys.argv[1], 200_000)
+seed = int(sys.argv[2])
+n = 0
+print("ready", flush=True)
+while True:
+    key = (seed * 7 + n) % 50
+    path = cache.get(str(key)) or cache.put(str(key), bytes([key]) * (5000 + key * 100))
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = None  # put out by another in between
+    if content is not None and content != bytes([key]) * (5000 + key * 100):
+        print("torn", flush=True)
+        sys.exit(1)
+    n += 1
+"""
+
+
+def test_processes_that_share_it_and_are_killed_leave_whole_files_within_the_limit(tmp_path: Path) -> None:
+    for turn in range(3):
+        writers = [
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, str(tmp_path), str(3 * turn + k)], stdout=subprocess.PIPE, cwd=ROOT
+            )
+            for k in range(3)
+        ]
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"ready\n"
+        time.sleep(0.4)
+        for writer in writers:
+            assert writer.poll() is None, "a writer read a torn file"
+            writer.send_signal(signal.SIGKILL)
+            writer.communicate()
+        assert _size(tmp_path) <= 200_000
+        for path in (tmp_path / "files").glob("*/*"):
+            content = path.read_bytes()
+            assert content == content[:1] * (5000 + content[0] * 100)

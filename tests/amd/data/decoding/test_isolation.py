@@ -1,0 +1,164 @@
+"""A decoder that hangs, crashes or eats memory costs one sample; its process never outlives the one it serves."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amd.config import DataConfig
+from amd.data.dataset.record import Record
+from amd.data.decoding.reader import BadSample, SampleReader
+from tests.support.data.hostile_decoder import HostileReader
+from tests.support.data.videos import pictures, write_video
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("videos") / "good.mp4", pictures(8))
+
+
+def _first(total: int) -> np.ndarray:
+    return np.array([0])
+
+
+def _video(path: Path) -> Record:
+    return Record(str(path), None, "video")
+
+
+def _pid(reader: SampleReader) -> int:
+    running = reader._child._running
+    assert running is not None
+    return running.process.pid
+
+
+def _gone(pid: int, within_s: float = 10.0) -> bool:
+    """Dead and waited for, or taken over and reaped by the system."""
+    for _ in range(int(within_s * 20)):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z" and os.getppid() != 0 and not _is_ours(pid):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _is_ours(pid: int) -> bool:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("hangs", r"took longer than its limit of 1\.5 s to read and decode"),
+        ("spins", r"took longer than its limit of 1\.5 s to read and decode"),
+        ("segfaults", r"crashed the decoder \(SIGSEGV\)"),
+        ("exits", r"made the decoding process end \(exit code 7\)"),
+        ("eats", "needs more memory than data.read_memory_mib allows"),
+        ("raises", "ZeroDivisionError: what nobody expected"),
+    ],
+)
+def test_a_decoder_that_misbehaves_costs_one_sample(name: str, reason: str, good: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.mp4"
+    shutil.copy(good, path)
+    reader = HostileReader(DataConfig(train="x", read_timeout_s=1.5))
+    with pytest.raises(BadSample, match=reason) as error:
+        reader.read_clip(_video(path), _first)
+    assert error.value.record == _video(path)
+    assert reader.read_clip(_video(good), _first).shape == (1, 64, 96, 3)
+    reader.close()
+
+
+def test_closing_or_dropping_a_reader_ends_its_process(good: Path) -> None:
+    for drop in (False, True):
+        reader = SampleReader(DataConfig(train="x"))
+        reader.read_clip(_video(good), _first)
+        pid = _pid(reader)
+        if drop:
+            del reader
+            gc.collect()
+        else:
+            reader.close()
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_reader_that_was_closed_reads_again(good: Path) -> None:
+    reader = SampleReader(DataConfig(train="x"))
+    first = reader.read_clip(_video(good), _first)
+    reader.close()
+    np.testing.assert_array_equal(reader.read_clip(_video(good), _first), first)
+    reader.close()
+
+
+def test_no_file_descriptor_is_left_by_crashes(good: Path, tmp_path: Path) -> None:
+    path = tmp_path / "exits.mp4"
+    shutil.copy(good, path)
+    reader = HostileReader(DataConfig(train="x"))
+    counts = []
+    for _ in range(3):
+        with pytest.raises(BadSample):
+            reader.read_clip(_video(path), _first)
+        counts.append(len(os.listdir("/proc/self/fd")))
+    assert counts[0] == counts[-1]
+
+
+def test_a_forked_copy_starts_its_own_process_and_leaves_the_first_alone(good: Path) -> None:
+    reader = SampleReader(DataConfig(train="x"))
+    reader.read_clip(_video(good), _first)
+    before = _pid(reader)
+    child = os.fork()
+    if child == 0:
+        ok = reader.read_clip(_video(good), _first).shape == (1, 64, 96, 3) and _pid(reader) != before
+        reader.close()
+        os._exit(0 if ok else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert reader.read_clip(_video(good), _first).shape == (1, 64, 96, 3)
+    assert _pid(reader) == before
+    reader.close()
+
+
+def test_a_pickled_reader_takes_no_process_along(good: Path) -> None:
+    reader = SampleReader(DataConfig(train="x"))
+    reader.read_clip(_video(good), _first)
+    copy = pickle.loads(pickle.dumps(reader))
+    assert copy._child._running is None
+    assert copy.read_clip(_video(good), _first).shape == (1, 64, 96, 3)
+    copy.close()
+    reader.close()
+
+
+OWNER = """
+import sys, threading, time
+from amd.config import DataConfig
+from amd.data.dataset.record import Record
+from tests.support.data.hostile_decoder import HostileReader
+reader = HostileReader(DataConfig(train="x", read_timeout_s=600))
+running = reader._child.start()
+print(running.process.pid, flush=True)
+reader.read_clip(Record(sys.argv[1], None, "video"), lambda total: [0])
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("name", ["hangs", "idle"])
+def test_the_process_ends_when_its_owner_is_killed(name: str, good: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.mp4"
+    shutil.copy(good, path)
+    command = [sys.executable, "-c", OWNER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[4]) as owner:
+        assert owner.stdout is not None
+        pid = int(owner.stdout.readline())
+        time.sleep(0.5)
+        owner.send_signal(signal.SIGKILL)
+    assert _gone(pid)

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amd.config import ClipConfig, ConfigError, DataConfig, ViewsConfig
+from amd.data.loading import processes
+from amd.data.loading.frame_sampling import dense_views, segment_views
+from amd.data.loading.loader import Batch, ClipLoader, DataFault, LoaderCrash
+from amd.data.loading.transforms import spatial_views
+from tests.support.data.fake_reader import (
+    FRAMES,
+    BuggyReader,
+    DyingReader,
+    EnvironmentReader,
+    FakeManifest,
+    FakeReader,
+    SlowReader,
+)
+
+CLIP = ClipConfig(frames=4, size=16, patch=4, sampling_rate_frames=2)
+
+
+def _loader(
+    manifest: FakeManifest | None = None, *, data: dict[str, Any] | None = None, **arguments: Any
+) -> ClipLoader:
+    config = DataConfig(train="fake", **{"loader_workers": 0, "flip": True, **(data or {})})
+    arguments = {"batch_size": 4, "seed": 3, "open_reader": FakeReader, **arguments}
+    return ClipLoader(config, CLIP, FakeManifest(10) if manifest is None else manifest, **arguments)
+
+
+def _stream(loader: ClipLoader, start: int, stop: int) -> list[list[Batch]]:
+    with loader:
+        return list(loader.steps(start, stop))
+
+
+def _rows(steps: list[list[Batch]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    batches = [batch for step in steps for batch in step]
+    return (
+        torch.cat([batch.clips for batch in batches]),
+        torch.cat([batch.labels for batch in batches]),
+        torch.cat([batch.records for batch in batches]),
+    )
+
+
+def _same(a: list[list[Batch]], b: list[list[Batch]]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(_rows(a), _rows(b), strict=True))
+
+
+def test_a_batch_holds_bytes_labels_and_numbers_of_its_clips() -> None:
+    (batch,) = _stream(_loader(data={"repeats": 3}), 0, 1)[0]
+    assert batch.clips.shape == (12, 3, 4, 16, 16)
+    assert batch.clips.dtype == torch.uint8
+    assert batch.labels.dtype == batch.records.dtype == torch.int64
+    assert batch.labels.tolist() == batch.records.tolist()  # so made by the fake
+    assert batch.records.reshape(4, 3).unique(dim=1).shape == (4, 1)  # the repeats of a sample stand together
+    assert batch.bad == []
+
+
+def test_repeats_are_different_clips_of_frames_read_once() -> None:
+    reads: list[FakeReader] = []
+
+    def open_reader(data: DataConfig) -> FakeReader:
+        reads.append(FakeReader(data))
+        return reads[-1]
+
+    (batch,) = _stream(_loader(data={"repeats": 4}, open_reader=open_reader), 0, 1)[0]
+    assert len(reads) == 1
+    assert len(reads[0].reads) == 4
+    assert not torch.equal(batch.clips[0], batch.clips[1])
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    world=st.integers(1, 4),
+    micro=st.integers(1, 5),
+    repeats=st.integers(1, 2),
+    start=st.integers(0, 6),
+    seed=st.integers(0, 9),
+)
+def test_the_stream_does_not_know_of_world_micro_batch_or_start(
+    world: int, micro: int, repeats: int, start: int, seed: int
+) -> None:
+    manifest = FakeManifest(11, bad=frozenset({2, 3}))
+    make = lambda **arguments: _loader(manifest, data={"repeats": repeats}, seed=seed, **arguments)  # noqa: E731
+    whole = _stream(make(), 0, 8)
+    ranks = [_stream(make(rank=rank, world=world, micro_batch=micro), start, 8) for rank in range(world)]
+    joined = [[batch for rank in ranks for batch in rank[i]] for i in range(8 - start)]
+    assert _same(joined, whole[start:])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_stream_does_not_know_of_reading_processes(workers: int) -> None:
+    manifest = FakeManifest(23, bad=frozenset({1, 7, 8}))
+    here = _stream(_loader(manifest, data={"repeats": 2}, micro_batch=3), 2, 14)
+    there = _stream(_loader(manifest, data={"repeats": 2, "loader_workers": workers}, micro_batch=3), 2, 14)
+    assert _same(here, there)
+    assert [batch.bad for step in here for batch in step] == [batch.bad for step in there for batch in step]
+
+
+def test_epochs_differ_and_seeds_differ() -> None:
+    first, second = _stream(_loader(), 0, 2), _stream(_loader(), 2, 4)
+    assert not _same(first, second)
+    assert not _same(first, _stream(_loader(seed=4), 0, 2))
+
+
+def test_a_bad_sample_is_named_and_the_next_of_the_order_stands_in() -> None:
+    good = [batch for step in _stream(_loader(FakeManifest(12)), 0, 3) for batch in step]
+    order = torch.cat([batch.records for batch in good]).tolist()
+    bad = order[5]
+    steps = _stream(_loader(FakeManifest(12, bad=frozenset({bad}))), 0, 3)
+    assert _rows(steps)[2].tolist() == [*order[:5], order[6], *order[6:]]
+    assert [batch.bad for batch in steps[0] + steps[2]] == [[], []]
+    assert steps[1][0].bad == [{"record": bad, "location": f"bad-{bad}", "reason": "truncated"}]
+
+
+def test_data_where_nothing_can_be_read_stops_with_reasons() -> None:
+    for workers in (0, 1):
+        loader = _loader(FakeManifest(6, bad=frozenset(range(6))), data={"loader_workers": workers})
+        with pytest.raises(DataFault, match="6 samples in a row cannot be read") as raised:
+            _stream(loader, 0, 1)
+        assert "truncated" in str(raised.value)
+        assert "Traceback" not in str(raised.value)
+
+
+def test_an_evaluation_leaves_bad_samples_out_and_reads_all_others_once() -> None:
+    manifest = FakeManifest(10, bad=frozenset({4}))
+    loader = _loader(manifest, train=False, micro_batch=3)
+    assert loader.steps_per_epoch == 3
+    steps = _stream(loader, 0, 3)
+    assert _rows(steps)[2].tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert [bad["record"] for step in steps for batch in step for bad in batch.bad] == [4]
+    again = _stream(_loader(manifest, train=False, seed=99), 0, 3)
+    assert _same(steps, again)  # nothing is drawn
+
+
+def test_no_samples_and_too_large_a_batch_are_told_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"data\.train=fake: holds no samples"):
+        _loader(FakeManifest(0))
+    with pytest.raises(ConfigError, match=r"optim\.batch_size=11 is above the 10 samples of data.train=fake"):
+        _loader(batch_size=11)
+
+
+def test_too_little_shared_memory_is_told_before_a_process_dies_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"loader_workers": 2, "prefetch_batches": 2, "repeats": 2}
+    monkeypatch.setattr(processes.shutil, "disk_usage", lambda path: shutil_usage(20_000))
+    with pytest.raises(ConfigError, match=r"data\.loader_workers=2 x data\.prefetch_batches=2 .* --shm-size"):
+        _loader(data=data)
+
+
+def shutil_usage(total: int) -> Any:
+    return type("Usage", (), {"total": total})()
+
+
+def test_a_killed_reading_process_is_an_error_not_a_hang() -> None:
+    with pytest.raises(LoaderCrash, match=r"data\.train=fake"):
+        _stream(_loader(data={"loader_workers": 2}, open_reader=DyingReader), 0, 4)
+
+
+def test_a_bug_in_a_reader_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError, match="read_clip"):
+        _stream(_loader(data={"loader_workers": 1}, open_reader=BuggyReader), 0, 1)
+
+
+def _pids(loader: ClipLoader) -> list[int]:
+    assert loader._loader is not None
+    iterator: Any = loader._loader._iterator
+    return [worker.pid for worker in iterator._workers]
+
+
+def test_closing_leaves_no_process_behind() -> None:
+    loader = _loader(data={"loader_workers": 2})
+    steps = loader.steps(0, 1000)
+    next(steps)
+    pids = _pids(loader)
+    assert len(pids) == 2
+    loader.close()
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    loader.close()  # closing twice is harmless
+
+
+def test_leaving_the_loop_early_drops_what_was_read_ahead() -> None:
+    """Work of 20 samples x 0.2 s is given out; the same processes go on with other steps at once."""
+    data = {"loader_workers": 1, "prefetch_batches": 5}
+    with _loader(data=data, open_reader=SlowReader, micro_batch=2) as loader:
+        steps = loader.steps(0, 1000)
+        next(steps)
+        pids = _pids(loader)
+        steps.close()
+        got = list(loader.steps(4, 6))
+        assert _pids(loader) == pids
+    assert _same(got, _stream(_loader(micro_batch=2), 4, 6))
+
+
+def test_reading_processes_have_the_environment_of_the_training_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    _stream(_loader(data={"loader_workers": 1}), 0, 1)  # the server runs by now
+    monkeypatch.setenv("AMD_TEST_CREDENTIAL", "secret")
+    _stream(_loader(data={"loader_workers": 1}, open_reader=EnvironmentReader), 0, 1)
+
+
+def test_reading_does_not_touch_the_global_random_streams() -> None:
+    torch.manual_seed(0)
+    want = torch.rand(3)
+    for workers in (0, 1):
+        torch.manual_seed(0)
+        _stream(_loader(data={"loader_workers": workers}), 0, 2)
+        assert torch.equal(torch.rand(3), want)
+
+
+def test_what_a_cut_gives_beside_a_clip_stands_in_its_row() -> None:
+    (batch,) = _stream(_loader(FakeManifest(10, bad=frozenset({1})), cut=_cut_and_name, train=False), 0, 1)[0]
+    assert batch.extras == ("clip-0", "clip-2", "clip-3")  # by name: the bad one left no gap
+    assert batch.records.tolist() == [0, 2, 3]
+
+
+def _cut_and_name(frames: torch.Tensor, record: Any, draws: Any) -> tuple[torch.Tensor, str]:
+    return frames[:, :16, :16], record.name
+
+
+def _views_of(record: int, clip: ClipConfig, views: ViewsConfig) -> list[torch.Tensor]:
+    """Segments, then crops of each, straight from the reader's frames."""
+    data = DataConfig(train="fake")
+    if views.sampling == "dense":
+        segments = dense_views(FRAMES, clip.frames, clip.sampling_rate_frames, views.segments)
+    else:
+        segments = segment_views(FRAMES, clip.frames, views.segments)
+    found = []
+    for segment in segments:
+        frames = FakeReader(data).read_clip(FakeManifest(10)[record], lambda total, segment=segment: segment)  # type: ignore[misc]
+        found += spatial_views(torch.from_numpy(frames), data, clip, views.crops)
+    return [view.permute(3, 0, 1, 2) for view in found]
+
+
+IMAGE = ClipConfig(frames=1, size=16, patch=4, tubelet=1)
+
+
+@pytest.mark.parametrize(("segments", "crops"), [(1, 1), (2, 3), (3, 1), (1, 3)])
+@pytest.mark.parametrize("sampling", ["dense", "segments"])
+@pytest.mark.parametrize("clip", [CLIP, IMAGE], ids=["video", "image"])
+def test_row_k_of_a_sample_is_segment_k_over_crops_and_crop_k_modulo_crops(
+    clip: ClipConfig, sampling: Any, segments: int, crops: int
+) -> None:
+    views = ViewsConfig(segments=segments, crops=crops, sampling=sampling)
+    count = segments * crops
+    manifest, data = FakeManifest(10, bad=frozenset({3})), DataConfig(train="fake", loader_workers=0, repeats=2)
+    loader = ClipLoader(
+        data, clip, manifest, batch_size=4, micro_batch=3, train=False, views=views, open_reader=FakeReader
+    )
+    clips, labels, records = _rows(_stream(loader, 0, loader.steps_per_epoch))
+    readable = [record for record in range(10) if record != 3]
+    assert records.tolist() == [record for record in readable for _ in range(count)]
+    assert labels.tolist() == records.tolist()
+    expected = [view for record in readable for view in _views_of(record, clip, views)]
+    assert torch.equal(clips, torch.stack(expected))
+
+
+def test_views_that_shared_memory_cannot_hold_are_refused() -> None:
+    data = DataConfig(train="fake", loader_workers=2)
+    large = ClipConfig(frames=64, size=4096, patch=16)
+    with pytest.raises(ConfigError, match=r"micro-batches of 1 samples x 15 clips of each .* --shm-size"):
+        ClipLoader(data, large, FakeManifest(4), batch_size=1, train=False, views=ViewsConfig(segments=5, crops=3))

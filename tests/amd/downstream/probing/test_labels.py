@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from amd.config import ConfigError, ProbeDataConfig
+from amd.downstream.probing.labels import open_labelled
+
+
+def list_file(path: Path, *lines: str) -> str:
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return str(path)
+
+
+def folders(root: Path, *names: str) -> str:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(root / name / "1.png")
+    return str(root)
+
+
+def test_classes_are_counted_from_the_labels_learnt(tmp_path: Path) -> None:
+    train = list_file(tmp_path / "train.txt", "a.png 0", "b.png 4", "c.png 2")
+    sets = open_labelled(ProbeDataConfig(train=train, test=list_file(tmp_path / "test.txt", "d.png 2")))
+    assert sets.classes == 5
+    assert sets.known_labels.tolist() == [0, 4, 2]
+    assert sets.asked_labels.tolist() == [2]
+
+
+def test_folders_are_matched_by_name_not_by_number(tmp_path: Path) -> None:
+    train, test = folders(tmp_path / "train", "ape", "cat", "dog"), folders(tmp_path / "test", "ape", "dog")
+    sets = open_labelled(ProbeDataConfig(train=train, test=test))
+    assert sets.asked.labels.tolist() == [0, 1]
+    assert sets.asked_labels.tolist() == [0, 2]
+
+
+MISTAKES = {
+    "no label in train": (
+        ("a.png 0", "b.png -1"),
+        ("c.png 0",),
+        None,
+        "data.train=.* 1 samples have no label, .*b.png",
+    ),
+    "no label in test": (("a.png 0", "b.png 1"), ("c.png -1",), None, "data.test=.* 1 samples have no label, .*c.png"),
+    "one class": (("a.png 3", "b.png 3"), ("c.png 3",), None, "data.train=.* all samples are of class 3"),
+    "train out of range": (("a.png 0", "b.png 7"), ("c.png 0",), 5, "data.train=.*b.png has label 7, .* 5 classes"),
+    "test out of range": (("a.png 0", "b.png 1"), ("c.png 2",), None, "data.test=.*c.png has label 2, .* 2 classes"),
+    "unknown class": (
+        ("a.png 0", "b.png 3"),
+        ("c.png 0", "d.png 2"),
+        None,
+        "data.test=.* 1 samples .*d.png of class 2",
+    ),
+    "missing list": (("a.png 0", "b.png 1"), None, None, "data.test: .*test.txt does not exist"),
+    "empty list": (("a.png 0", "b.png 1"), (), None, "data.test: .*test.txt holds no samples"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_before_a_sample_is_read(name: str, tmp_path: Path) -> None:
+    train, test, classes, message = MISTAKES[name]
+    data = ProbeDataConfig(train=list_file(tmp_path / "train.txt", *train), test=str(tmp_path / "test.txt"))
+    if test is not None:
+        list_file(tmp_path / "test.txt", *test)
+    with pytest.raises(ConfigError, match=message) as told:
+        open_labelled(data, classes)
+    assert len(told.value.problems) == 1
+
+
+def test_samples_without_class_folders_and_strange_class_folders_are_told(tmp_path: Path) -> None:
+    train = folders(tmp_path / "train", "ape", "cat")
+    with pytest.raises(ConfigError, match=r"data.test=.*1 samples have no label, the first is .*1.png"):
+        open_labelled(ProbeDataConfig(train=train, test=str(tmp_path / "train" / "ape")))
+    with pytest.raises(ConfigError, match="class folders cow are not among"):
+        open_labelled(ProbeDataConfig(train=train, test=folders(tmp_path / "test", "ape", "cow")))

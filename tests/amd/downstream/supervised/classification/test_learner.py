@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from amd.config import AugmentConfig, FinetuneConfig
+from amd.data.loading.loader import Batch
+from amd.downstream.supervised.classification.learner import EMA, Disturbance, Finetuner, load_tested, new_classifier
+from amd.training.process_group import Team
+from tests.support.runs.finetuning import tiny_finetuning
+
+CPU = torch.device("cpu")
+OFF = {"mix_prob": 0.0, "erase_prob": 0.0, "label_smoothing": 0.0}
+
+
+def disturbed(clips: Tensor, targets: Tensor, classes: int = 5, seed: int = 0, **words: Any) -> tuple[Tensor, Tensor]:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    multi_label = targets.ndim == 2
+    return Disturbance(AugmentConfig(**{**OFF, **words}), classes, multi_label, CPU)(clips.clone(), targets)
+
+
+def test_erasing_takes_one_box_through_all_frames_and_colours() -> None:
+    clips, erased = torch.zeros(40, 3, 4, 16, 16), 0
+    out, _ = disturbed(clips, torch.zeros(40, dtype=torch.int64), erase_prob=0.5)
+    for clip in out:
+        box = clip != 0  # noise is never 0
+        assert (box == box[0, 0]).all()
+        if not box.any():
+            continue
+        erased += 1
+        rows, columns = box[0, 0].any(dim=1).nonzero()[:, 0], box[0, 0].any(dim=0).nonzero()[:, 0]
+        area = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+        assert box[0, 0].sum() == area, "a rectangle"
+        assert 0 < area / 256 < 0.4
+        assert clip[:, 0].unique().numel() == 3 * area + 1, "noise, not one colour"
+    assert 10 <= erased <= 30
+
+
+@pytest.mark.parametrize("words", [{"mixup": 0.8, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}, {}])
+def test_mixed_targets_are_shares_of_two_labels_and_follow_the_pixels(words: dict[str, float]) -> None:
+    labels = torch.tensor([0, 1, 2, 3])
+    clips = labels.float().reshape(4, 1, 1, 1, 1).expand(4, 3, 2, 16, 16)
+    for seed in range(10):
+        out, soft = disturbed(clips, labels, seed=seed, mix_prob=1.0, **words)
+        assert soft.shape == (4, 5)
+        torch.testing.assert_close(soft.sum(dim=1), torch.ones(4))
+        shares = (soft * torch.arange(5)).sum(dim=1)  # each pixel is the label of the clip that it came from
+        torch.testing.assert_close(out.mean(dim=(1, 2, 3, 4)), shares)
+        assert (out == out[:, :1, :1]).all(), "one box, one weight for all frames and colours"
+
+
+def test_without_mixing_labels_are_smoothed_as_torch_smooths_them() -> None:
+    labels = torch.tensor([0, 3])
+    clips, logits = torch.rand(2, 3, 2, 8, 8), torch.randn(2, 5)
+    out, soft = disturbed(clips, labels, label_smoothing=0.1)
+    assert torch.equal(out, clips)
+    expected = functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(functional.cross_entropy(logits, soft), expected)
+
+
+def test_mixing_smooths_as_much_as_no_mixing() -> None:
+    labels, clips = torch.tensor([2, 2]), torch.zeros(2, 3, 1, 8, 8)
+    _, mixed = disturbed(clips, labels, mix_prob=1.0, label_smoothing=0.1)
+    _, plain = disturbed(clips, labels, label_smoothing=0.1)
+    torch.testing.assert_close(mixed, plain)
+
+
+def test_an_odd_batch_of_an_elastic_run_is_not_mixed() -> None:
+    clips = torch.rand(3, 3, 1, 8, 8)
+    out, soft = disturbed(clips, torch.tensor([0, 1, 2]), mix_prob=1.0)
+    assert torch.equal(out, clips)
+    assert torch.equal(soft, torch.eye(5)[:3])
+
+
+def test_several_labels_are_neither_mixed_nor_smoothed() -> None:
+    truth = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
+    _, soft = disturbed(torch.rand(2, 3, 1, 8, 8), truth, label_smoothing=0.1)
+    assert torch.equal(soft, truth.float())
+
+
+# A whole step
+
+
+def batch_of(config: FinetuneConfig, clips: int = 8, seed: int = 0) -> Batch:
+    pixels = torch.randint(
+        0, 256, (clips, 3, config.clip.frames, *config.clip.size), dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    numbers = torch.arange(clips)
+    return Batch(pixels, numbers % 2, numbers, [])
+
+
+def learner(config: FinetuneConfig, rank: int = 0) -> Finetuner:
+    team = Team()
+    team.rank = rank
+    return Finetuner(config, team, None, lambda batch: batch.labels)
+
+
+def loss(config: FinetuneConfig, step: int, rank: int = 0) -> float:
+    it = learner(config, rank)
+    it.begin(step)
+    batch = batch_of(config)
+    return it.loss(batch.clips, batch, 0)[0].item()
+
+
+def test_what_is_mixed_erased_and_dropped_is_a_function_of_seed_step_and_rank(tmp_path: Path) -> None:
+    config = tiny_finetuning(tmp_path)
+    first = loss(config, step=3)
+    random.seed(9)
+    torch.manual_seed(9)
+    assert loss(config, step=3) == first
+    other_seed = tiny_finetuning(tmp_path, seed=1)
+    assert len({first, loss(config, step=4), loss(config, step=3, rank=1), loss(other_seed, step=3)}) == 4
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [{}, {"class_token": True, "positions": "sincos_2d"}, {"positions": "learned"}, {"depth": 1}],
+    ids=["plain", "class token", "learned positions", "one block"],
+)
+def test_every_parameter_gets_a_gradient(tmp_path: Path, encoder: dict[str, Any]) -> None:
+    words = {f"encoder__{key}": value for key, value in encoder.items()}
+    it = learner(tiny_finetuning(tmp_path, encoder__drop_path=0.0, **words))
+    it.accumulate(1, [batch_of(it.config)])
+    without = [name for name, value in it.classifier.named_parameters() if value.grad is None or not value.grad.any()]
+    assert without == []
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+    config = tiny_finetuning(tmp_path, augment__mix_prob=0, augment__erase_prob=0, encoder__drop_path=0)
+    whole, parts = learner(config), learner(config)
+    batch = batch_of(config)
+    whole.accumulate(0, [batch])
+    parts.accumulate(0, [Batch(*(value[rows] for value in batch[:3]), []) for rows in (slice(0, 6), slice(6, 8))])
+    for ours, theirs in zip(whole.classifier.parameters(), parts.classifier.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_the_moving_average_is_what_is_tested_and_it_comes_back(tmp_path: Path) -> None:
+    config = tiny_finetuning(tmp_path, optim__ema_decay=0.9)
+    it = learner(config)
+    expected: dict[str, Tensor] = {}
+    for step in range(3):
+        it.learn(step, [batch_of(config, seed=step)], lr=0.01)
+        now = it.classifier.state_dict()
+        expected = {
+            name: 0.9 * expected[name] + 0.1 * value if expected else value.clone() for name, value in now.items()
+        }
+    assert it.tested is not it.classifier
+    torch.testing.assert_close(dict(it.tested.state_dict()), expected, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(it.tested.head.weight, it.classifier.head.weight)
+
+    again, loaded = learner(config), new_classifier(config)
+    again.load_extra_state(it.extra_state())
+    load_tested(loaded, {"model": dict(it.classifier.state_dict()), **it.extra_state()})
+    for other in (again.tested, loaded):
+        torch.testing.assert_close(dict(other.state_dict()), dict(it.tested.state_dict()), rtol=0, atol=0)
+
+
+def test_without_an_average_the_weights_are_tested(tmp_path: Path) -> None:
+    it = learner(tiny_finetuning(tmp_path))
+    assert it.tested is it.classifier
+    assert EMA not in it.extra_state()

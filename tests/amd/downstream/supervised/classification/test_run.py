@@ -1,0 +1,336 @@
+"""Whole fine-tuning runs in this process: from labelled data to a published classifier, and ways to be disturbed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from amd.artifacts.weights import Card, load_classifier, load_encoder, save_encoder, whole_clips
+from amd.config import ClipConfig, ConfigError, EncoderConfig, FinetuneConfig, validate, with_overrides
+from amd.downstream.supervised.classification.learner import EMA
+from amd.downstream.supervised.classification.run import finetune
+from amd.models.classifier import Classifier
+from amd.models.encoder import Encoder
+from amd.storage import join, listdir, read_bytes, read_json, write_bytes
+from amd.training.checkpoints.store import CheckpointStore
+from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.progress import Event, Silence
+from amd.training.run_folder import RunResult
+from amd.training.runs import launch
+from tests.amd.downstream.supervised.classification.test_evaluation import several_labels
+from tests.support.runs.finetuning import CLASSES, moving_shades, shades, tiny_finetuning
+from tests.support.runs.tiny_runs import assert_same_bits, final_state
+
+
+def run(config: FinetuneConfig) -> RunResult:
+    return finetune(config, local=True, quiet=True)
+
+
+def perverse(folder: Path, **overrides: Any) -> FinetuneConfig:
+    """Everything on. Validation takes bright for dark: the more is learnt, the worse it gets. The test does not."""
+    shades(folder / "train", 24)
+    shades(folder / "val", 10, names=CLASSES[::-1], seed=1)
+    shades(folder / "test", 11, seed=2)
+    return tiny_finetuning(
+        folder,
+        **{
+            "name": "calm",
+            "data__test": str(folder / "test"),
+            "optim__ema_decay": 0.5,
+            "evaluation__views": {"segments": 1, "crops": 3},
+            **overrides,
+        },
+    )
+
+
+Calm = tuple[Path, FinetuneConfig, RunResult]
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Calm:
+    """An undisturbed run, for the others to be compared with."""
+    folder = tmp_path_factory.mktemp("calm")
+    config = perverse(folder)
+    return folder, config, run(config)
+
+
+def store_of(result: RunResult, config: FinetuneConfig) -> CheckpointStore:
+    return CheckpointStore(join(result.run_folder, "checkpoints"), config.checkpoint)
+
+
+def evaluations(result: RunResult) -> dict[int, float]:
+    return {line["step"]: line["eval/top1"] for line in read_metrics(result.run_folder) if "eval/top1" in line}
+
+
+def test_the_best_checkpoint_is_kept_tested_and_published_not_the_last(calm: Calm) -> None:
+    _, config, result = calm
+    assert (result.state, result.steps) == ("succeeded", 12)
+    figures = evaluations(result)
+    assert list(figures) == [3, 6, 9, 12], "after every epoch"
+    best = max(figures, key=lambda step: (figures[step], step))
+    assert figures[best] > figures[12]
+    assert best in store_of(result, config).committed()
+    assert result.encoder_folder is not None
+    classifier, card = load_classifier(result.encoder_folder)
+    assert card.steps == best
+    average = store_of(result, config).load(best).tensors[EMA]
+    for name, value in classifier.state_dict().items():
+        assert torch.equal(value, average[f"module.{name}"]), "the moving average is what is published"
+    assert not torch.equal(classifier.head.weight, store_of(result, config).load(best).tensors["model"]["head.weight"])
+
+
+def test_the_card_tells_head_score_and_pooling(calm: Calm) -> None:
+    folder, _, result = calm
+    _, card = load_encoder(str(result.encoder_folder))
+    assert (card.objective, card.pooling, card.run) == ("finetune", "mean_then_norm", "calm")
+    assert card.head is not None
+    assert (card.head.classes, card.head.labels, card.head.multi_label) == (2, ("bright", "dark"), False)
+    (score,) = card.scores
+    assert (score.protocol, score.samples, score.views) == ("test", 11, "1x3")
+    assert score.data == str(folder / "test")
+    assert score.settings["step"] == card.steps
+    line = [line for line in read_metrics(result.run_folder) if "test/top1" in line][-1]
+    assert line["test/top1"] == score.values["eval/top1"]
+
+
+def accuracy(classifier: Classifier, card: Card, folder: Path) -> float:
+    """Of the middle of 20x20 pictures, by PIL and by hand; the official three crops of a square are all the same."""
+    right = []
+    names = sorted(path.name for path in folder.iterdir())
+    for path in sorted(folder.rglob("*.png")):
+        pixels = np.asarray(Image.open(path).resize((16, 16), Image.Resampling.BILINEAR))
+        clip = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None, :, None]
+        with torch.no_grad():
+            answer = classifier(*whole_clips(classifier.encoder, card.clip, clip)).argmax()
+        right.append(int(answer) == names.index(path.parent.name))
+    return 100 * sum(right) / len(right)
+
+
+def test_the_published_classifier_gives_the_tested_accuracy_again(calm: Calm) -> None:
+    folder, _, result = calm
+    classifier, card = load_classifier(str(result.encoder_folder))
+    assert accuracy(classifier, card, folder / "test") == pytest.approx(card.scores[0].values["eval/top1"])
+
+
+def test_a_test_leaves_its_views_samples_and_classes(calm: Calm) -> None:
+    folder, _, result = calm
+    found = join(result.run_folder, "test")
+    views = pq.read_table(io.BytesIO(read_bytes(join(found, "views-0000.parquet")))).to_pylist()
+    assert [(row["record"], row["segment"], row["crop"]) for row in views] == [
+        (record, 0, crop) for record in range(11) for crop in range(3)
+    ]
+    samples = pq.read_table(io.BytesIO(read_bytes(join(found, "samples.parquet")))).to_pylist()
+    assert [Path(row["sample"]).name for row in samples] == sorted_names(folder / "test")
+    assert all(row["views"] == 3 and sum(row["probabilities"]) == pytest.approx(1) for row in samples)
+    right = sum(row["prediction"] == row["label"] for row in samples)
+    figures = read_json(join(found, "result.json"))["figures"]
+    assert figures["eval/top1"] == pytest.approx(100 * right / 11)
+    rows = list(csv.DictReader(io.StringIO(read_bytes(join(found, "classes.csv")).decode())))
+    assert [(row["name"], row["samples"]) for row in rows] == [("bright", "5"), ("dark", "6")]
+    matrix = [list(map(int, line.split(","))) for line in read_bytes(join(found, "confusion.csv")).decode().split()]
+    assert sum(map(sum, matrix)) == 11
+    assert matrix[0][0] + matrix[1][1] == right
+
+
+def sorted_names(folder: Path) -> list[str]:
+    return [path.name for path in sorted(folder.rglob("*.png"))]
+
+
+# Disturbed
+
+
+class Meddler(Silence):
+    """Sends this process a SIGTERM when an event comes by, once."""
+
+    def __init__(self, when: Callable[[Event], bool]) -> None:
+        self._when: Callable[[Event], bool] | None = when
+        self.warnings: list[str] = []
+
+    def see(self, event: Event) -> None:
+        if event["kind"] == "warning":
+            self.warnings.append(event["text"])
+        if self._when is not None and self._when(event):
+            self._when = None
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stopped(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, when: Callable[[Event], bool]) -> RunResult:
+    with monkeypatch.context() as patched:
+        patched.setattr(launch, "watcher", lambda quiet: Meddler(when))
+        return finetune(config, local=True)
+
+
+def assert_same_run(calm: Calm, config: FinetuneConfig, result: RunResult) -> None:
+    _, calm_config, whole = calm
+    assert (result.state, result.steps) == ("succeeded", 12)
+    assert evaluations(result) == evaluations(whole)
+    assert_same_bits(final_state(result.run_folder, config), final_state(whole.run_folder, calm_config))
+    ours, theirs = load_classifier(str(result.encoder_folder)), load_classifier(str(whole.encoder_folder))
+    assert_same_bits(dict(ours[0].state_dict()), dict(theirs[0].state_dict()))
+    assert ours[1].scores[0].values == theirs[1].scores[0].values
+    assert ours[1].steps == theirs[1].steps
+
+
+def test_a_run_stopped_in_mid_epoch_while_validating_and_while_testing_ends_with_the_same_bits(
+    calm: Calm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_overrides(calm[1], {"name": "stopped"})
+    # The stop after step 4 is heard in step 5; that after step 6 in the validation that follows it.
+    for steps, when in (
+        (5, lambda event: event["kind"] == "step" and event["step"] == 4),
+        (6, lambda event: event["kind"] == "step" and event["step"] == 6),
+        (12, lambda event: event["kind"] == "note" and event["text"].startswith("testing")),
+    ):
+        result = stopped(config, monkeypatch, when)
+        assert (result.state, result.reason, result.steps) == ("cancelled", "cancelled_by_user", steps)
+        assert (6 in evaluations(result)) is (steps == 12), "a stop does not wait for figures"
+        assert store_of(result, config).committed()[-1] == steps
+    assert_same_run(calm, config, run(config))
+
+
+def test_a_run_that_died_while_testing_tests_again(calm: Calm, tmp_path: Path) -> None:
+    folder, config, result = calm
+    shutil.copytree(folder / "storage", tmp_path / "storage")
+    config = with_overrides(config, {"storage": str(tmp_path / "storage")})
+    died = tmp_path / "storage" / "runs" / "calm"
+    shutil.rmtree(tmp_path / "storage" / "encoders")
+    (died / "result.json").unlink()
+    (died / "test" / "result.json").unlink()
+    write_bytes(str(died / "test" / "views-0003.parquet"), b"of a fourth worker that is no more")
+    again = run(config)
+    assert_same_run(calm, config, again)
+    assert listdir(str(died / "test")) == listdir(join(result.run_folder, "test"))
+
+
+def test_a_best_checkpoint_that_is_damaged_gives_way_to_the_next_best(calm: Calm, tmp_path: Path) -> None:
+    folder, config, _ = calm
+    shutil.copytree(folder / "storage", tmp_path / "storage")
+    config = with_overrides(config, {"storage": str(tmp_path / "storage")})
+    store = CheckpointStore(str(tmp_path / "storage" / "runs" / "calm" / "checkpoints"), config.checkpoint)
+    best, second, *_ = store.ranked(store.committed())
+    (Path(store.url(best)) / "ema.safetensors").write_bytes(b"damaged")
+    (tmp_path / "storage" / "runs" / "calm" / "result.json").unlink()
+    _, card = load_classifier(str(run(config).encoder_folder))
+    assert card.steps == card.scores[0].settings["step"] == second
+
+
+def test_a_finished_run_gives_its_result_again_and_another_config_is_refused(calm: Calm) -> None:
+    _, config, result = calm
+    assert run(config) == result
+    with pytest.raises(ConfigError, match=r"name=calm: .*augment\.mixup was 0\.8, now 0\.2.*another name"):
+        run(with_overrides(config, {"augment.mixup": 0.2}))
+
+
+# Other data, other beginnings
+
+
+def publish(folder: Path, encoder: dict[str, Any], clip: dict[str, Any]) -> Encoder:
+    """A pre-trained encoder's folder, as a run leaves it."""
+    shape, words = validate(ClipConfig, clip), validate(EncoderConfig, encoder)
+    torch.manual_seed(3)
+    network = Encoder(words, shape.grid, shape.token_values)
+    card = Card(id=folder.name, encoder=words, clip=shape, objective="amd", weights_license="CC-BY-NC-4.0")
+    save_encoder(str(folder), network, card)
+    return network
+
+
+def test_clips_begin_with_an_encoder_of_fewer_and_smaller_frames(tmp_path: Path) -> None:
+    small = {"frames": 2, "size": 8, "patch": 4, "tubelet": 2}
+    words = {"width": 24, "depth": 2, "heads": 3}
+    before = publish(tmp_path / "storage" / "encoders" / "pretrained", words, small)
+    moving_shades(tmp_path / "clips", 8)
+    config = tiny_finetuning(
+        tmp_path,
+        name="clips",
+        weights="pretrained",
+        clip={"frames": 4, "size": 16, "patch": 4, "tubelet": 2, "sampling_rate_frames": 1},
+        data__train=str(tmp_path / "clips"),
+        data__val=None,
+        data__test=str(tmp_path / "clips"),
+        data__repeats=2,
+        data__sampling="window",
+        data__rand_augment="rand-m7-n4-mstd0.5-inc1",
+        optim__batch_size=4,
+        optim__base_lr=1e-9,
+        scaling__micro_batch=3,
+        schedule={"steps": 3, "warmup_steps": 1},
+        evaluation__views={"segments": 2, "crops": 3, "sampling": "segments"},
+    )
+    result = run(config)
+    assert result.state == "succeeded", result.message
+    classifier, card = load_classifier(str(result.encoder_folder))
+    assert (card.weights_license, card.steps) == ("CC-BY-NC-4.0", 3)
+    assert card.start is not None
+    assert card.start["id"] == "pretrained"
+    assert card.scores[0].views == "2x3"
+    assert read_json(join(result.run_folder, "test", "result.json"))["samples"] == 8
+    for name, value in before.state_dict().items():
+        if not name.startswith("norm."):
+            torch.testing.assert_close(classifier.encoder.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_images_begin_with_a_class_token_encoder_of_another_size(tmp_path: Path) -> None:
+    words = {"width": 24, "depth": 2, "heads": 3, "class_token": True, "positions": "sincos_2d"}
+    publish(tmp_path / "elsewhere", words, {"frames": 1, "size": 24, "patch": 4, "tubelet": 1})
+    config = tiny_finetuning(
+        tmp_path, name="token", weights=str(tmp_path / "elsewhere"), encoder=words, schedule={"steps": 2}
+    )
+    result = run(config)
+    assert result.state == "succeeded", result.message
+    classifier, card = load_classifier(str(result.encoder_folder))
+    assert classifier.encoder.class_token is not None
+    assert accuracy(classifier, card, tmp_path / "val") == pytest.approx(card.scores[0].values["eval/top1"])
+
+
+def test_samples_with_several_labels_are_learnt_scored_and_published(tmp_path: Path) -> None:
+    config = several_labels(tmp_path, name="several", schedule={"steps": 3})
+    assert config.checkpoint.best_metric == "eval/map"
+    result = run(config)
+    assert result.state == "succeeded", result.message
+    _, card = load_classifier(str(result.encoder_folder))
+    assert card.head is not None
+    assert (card.head.classes, card.head.multi_label) == (3, True)
+    assert list(card.scores[0].values) == ["eval/map", "eval/unreadable"]
+    assert listdir(join(result.run_folder, "test")) == [
+        "bad_samples.jsonl",
+        "result.json",
+        "samples.parquet",
+        "views-0000.parquet",
+    ]
+    samples = pq.read_table(io.BytesIO(read_bytes(join(result.run_folder, "test", "samples.parquet")))).to_pylist()
+    assert [row["label"] for row in samples] == [[0], [0, 1], [2], []]
+
+
+def test_classes_are_counted_and_matched_by_the_names_of_their_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shades(tmp_path / "train", 24)
+    shades(tmp_path / "val", 6, names=("dark", "dark"), seed=1)  # class 1, and alone
+    (tmp_path / "val" / "dark" / "000.png").write_bytes(b"not a picture")
+    config = tiny_finetuning(tmp_path, name="named", head__classes=None, schedule={"steps": 3})
+    meddler = Meddler(lambda event: False)
+    monkeypatch.setattr(launch, "watcher", lambda quiet: meddler)
+    result = finetune(config, local=True)
+    assert result.state == "succeeded", result.message
+    classifier, card = load_classifier(str(result.encoder_folder))
+    assert classifier.head.out_features == 2
+    samples = pq.read_table(io.BytesIO(read_bytes(join(result.run_folder, "test", "samples.parquet")))).to_pylist()
+    assert {row["label"] for row in samples} == {1}
+    classes = read_bytes(join(result.run_folder, "test", "classes.csv")).decode().splitlines()
+    assert [line.split(",")[1:3] for line in classes[1:]] == [["bright", "0"], ["dark", "5"]]
+    assert card.scores[0].settings["unreadable"] == 1
+    assert meddler.warnings
+    assert "data.val: 1 of 6 samples cannot be read and count as wrong" in meddler.warnings[0]
+    assert "000.png" in meddler.warnings[0]

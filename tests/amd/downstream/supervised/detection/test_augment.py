@@ -1,0 +1,112 @@
+"""Boxes follow pixels: the box of a drawn rectangle is the box of its picture after every transform."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from amd.config import ClipConfig, DetectionDataConfig
+from amd.data.dataset.record import Record
+from amd.downstream.supervised.detection.augment import TrainingCut, WholeCut, flip, random_crop, resize_short_side
+from amd.downstream.supervised.detection.ava import KeyFrame
+from amd.downstream.supervised.detection.boxes import Boxes, extend
+
+CLIP = ClipConfig(frames=2, size=(32, 48), patch=16)
+
+
+def _data(**values: Any) -> DetectionDataConfig:
+    still: dict[str, Any] = {"jitter_out": (0, 0), "jitter_in": (0, 0), "short_side": 50}
+    return DetectionDataConfig(train="t.csv", label_map="m.pbtxt", **{**still, **values})
+
+
+def _scene(height: int, width: int, corner: tuple[int, int, int, int]) -> tuple[Tensor, KeyFrame]:
+    """Two frames with a bright rectangle, and its key frame."""
+    x1, y1, x2, y2 = corner
+    frames = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    frames[:, y1:y2, x1:x2] = 255
+    fractions = np.array([[x1 / width, y1 / height, x2 / width, y2 / height]])
+    return frames, KeyFrame(Record("v.mp4", None, "video"), 1.0, fractions)
+
+
+def _bright(frames: Tensor) -> list[int]:
+    """The box of what is bright."""
+    rows, columns = torch.nonzero(frames[0, :, :, 0] > 127, as_tuple=True)
+    return [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
+
+
+@st.composite
+def _scenes(draw: st.DrawFn) -> tuple[Tensor, KeyFrame]:
+    height, width = draw(st.integers(40, 120)), draw(st.integers(40, 120))
+    x1, y1 = draw(st.integers(0, width - 12)), draw(st.integers(0, height - 12))
+    x2, y2 = draw(st.integers(x1 + 10, width)), draw(st.integers(y1 + 10, height))
+    return _scene(height, width, (x1, y1, x2, y2))
+
+
+@settings(deadline=None, max_examples=80)
+@given(scene=_scenes(), seed=st.integers(0, 10_000), mirrored=st.booleans())
+def test_boxes_follow_every_transform_of_training(scene: tuple[Tensor, KeyFrame], seed: int, mirrored: bool) -> None:
+    clip, placed = TrainingCut(_data(flip=mirrored), CLIP)(*scene, random.Random(seed))
+    assert clip.shape == (2, 32, 48, 3)
+    if len(placed.boxes) and (placed.boxes[0, 2:] - placed.boxes[0, :2]).min() > 2:
+        np.testing.assert_allclose(placed.boxes[0], _bright(clip), atol=1.0)
+    elif not len(placed.boxes):
+        assert clip.max() < 128  # the crop left it out
+
+
+@settings(deadline=None, max_examples=40)
+@given(scene=_scenes())
+def test_boxes_follow_a_whole_frame_into_its_place(scene: tuple[Tensor, KeyFrame]) -> None:
+    clip, placed = WholeCut(_data(), CLIP.model_copy(update={"mean": (0.0, 0.0, 0.0)}), (0, 0))(*scene, random.Random())
+    assert clip.shape == (2, 32, 48, 3)
+    if (placed.boxes[0, 2:] - placed.boxes[0, :2]).min() > 2:
+        np.testing.assert_allclose(placed.boxes[0], _bright(clip), atol=1.0)
+
+
+@pytest.mark.parametrize("step", ["resize", "crop", "flip"])
+def test_each_transform_moves_boxes_by_itself(step: str) -> None:
+    frames, key_frame = _scene(60, 80, (20, 15, 50, 40))
+    pixels: Boxes = np.array([[20.0, 15.0, 50.0, 40.0]])
+    if step == "resize":
+        moved, boxes = resize_short_side(frames, key_frame.boxes, 30, "bilinear")
+        assert moved.shape[1:3] == (30, 40)
+    elif step == "crop":
+        moved, boxes = random_crop(frames, pixels, (48, 64), random.Random(3))
+        assert moved.shape[1:3] == (48, 64)
+        assert boxes.tolist() != pixels.tolist()
+    else:
+        moved, boxes = flip(frames, pixels)
+        assert boxes[0, 0] == 30
+    np.testing.assert_allclose(boxes[0], _bright(moved), atol=0.5)
+
+
+def test_a_box_that_the_crop_leaves_out_is_dropped_and_the_others_keep_their_numbers() -> None:
+    frames, key_frame = _scene(50, 400, (0, 0, 20, 20))
+    both = key_frame._replace(boxes=np.array([[0, 0, 0.05, 0.4], [0, 0, 1, 1]]))
+    for seed in range(20):
+        _, placed = TrainingCut(_data(), CLIP)(frames, both, random.Random(seed))
+        assert placed.numbers.tolist() in ([1], [0, 1])
+        assert len(placed.boxes) == len(placed.numbers)
+
+
+def test_tested_boxes_grow_but_stay_in_the_frame_not_in_the_margin() -> None:
+    frames, key_frame = _scene(64, 64, (0, 32, 64, 64))
+    clip, placed = WholeCut(_data(), CLIP, (0.1, 0.5))(frames, key_frame, random.Random())
+    assert placed.boxes.tolist() == [[0, 12, 32, 32]]  # 16 high, 4 more above; nothing beyond the picture's 32 x 32
+    assert extend(np.array([[0.0, 16, 32, 32]]), (0.1, 0.5))[0, 3] > 32
+    assert clip[0, 0, 40].tolist() == [124, 116, 104]  # the margin has the mean colour
+
+
+def test_the_same_draws_give_the_same_clip_and_boxes() -> None:
+    scene = _scene(60, 80, (20, 15, 50, 40))
+    cut = TrainingCut(_data(jitter_out=(0.2, 0.1), jitter_in=(0.1, 0.05), flip=True), CLIP)
+    one, other = (cut(*scene, random.Random(7)) for _ in range(2))
+    assert torch.equal(one[0], other[0])
+    assert one[1].boxes.tolist() == other[1].boxes.tolist()
+    assert any(cut(*scene, random.Random(s))[1].boxes.tolist() != one[1].boxes.tolist() for s in range(3))

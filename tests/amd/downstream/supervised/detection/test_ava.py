@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from amd.config import ClipConfig, ConfigError, DetectionDataConfig
+from amd.data.dataset.record import Record
+from amd.data.decoding.reader import BadSample
+from amd.downstream.supervised.detection import ava
+from amd.downstream.supervised.detection.ava import KeyFrame, KeyFrameReader, Moment
+from amd.downstream.supervised.detection.data import open_data
+from tests.support.data.ava_videos import DOWN, NEVER, RIGHT, draw, label_map, tiny_detection
+from tests.support.data.videos import exact_frames, pictures, write_video
+
+LABELS = ava.LabelMap({1: "stand", 12: "walk", 80: "watch"})
+GOOD = "1j20qq1JyX4,0902,0.002,0.118,0.714,0.977,12,0"
+
+
+def _file(folder: Path, *lines: str) -> str:
+    path = folder / "file.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_lines_of_one_person_are_one_box_of_several_actions(tmp_path: Path) -> None:
+    other = "1j20qq1JyX4,0902,0.1,0.1,0.5,0.9,1,1"
+    found = ava.read_annotations("data.train", _file(tmp_path, GOOD, other, GOOD.replace(",12,", ",80,")), LABELS)
+    (moment,) = found
+    assert moment == Moment("1j20qq1JyX4", 902.0)
+    assert str(moment) == "1j20qq1JyX4,0902"
+    assert found[moment].actions == [[12, 80], [1]]
+    assert found[moment].boxes.tolist() == [[0.002, 0.118, 0.714, 0.977], [0.1, 0.1, 0.5, 0.9]]
+
+
+def test_a_detectors_boxes_below_the_limit_are_left_out(tmp_path: Path) -> None:
+    lines = ["v,1,0,0,1,1,,0.79", "v,1,0,0,0.5,1,,0.80", "v,2,0,0,1,1,-1,0.1"]
+    found = ava.read_boxes("data.boxes", _file(tmp_path, *lines), 0.8)
+    assert {str(moment): persons.boxes.tolist() for moment, persons in found.items()} == {"v,0001": [[0, 0, 0.5, 1]]}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("v,1,0,0,1,1,12", "7 columns, not 8; write video,timestamp,x1,y1,x2,y2,action_id,person_id"),
+        ("v,t,0,0,1,1,12,0", "timestamp 't' is not a number (these files have no header line)"),
+        ("v,1,0,0,1,nan,12,0", "y2 'nan' is not a number"),
+        ("v,1,0,0,1.2,1,12,0", "box 0,0,1.2,1 reaches outside the frame"),
+        ("v,1,-0.1,0,1,1,12,0", "box -0.1,0,1,1 reaches outside the frame"),
+        ("v,1,0.6,0,0.4,1,12,0", "box 0.6,0,0.4,1 has no area; write x1,y1,x2,y2 with x1 < x2 and y1 < y2"),
+        ("v,1,0,0,1,1,13,0", "action '13' is not in data.label_map, which has 1, 12, 80"),
+        ("v,1,0,0,1,1,,0", "action '' is not in data.label_map"),
+        (",1,0,0,1,1,12,0", "the first column, the video's name, is empty"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    url = _file(tmp_path, GOOD, line)
+    with pytest.raises(ConfigError) as caught:
+        ava.read_annotations("data.train", url, LABELS)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"data.train: {url}:2: {message}")
+
+
+def test_all_wrong_lines_are_told_together(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ava.read_annotations("data.train", _file(tmp_path, *(["v,1,0,0,1,1,99,0"] * 50)), LABELS)
+    assert len(caught.value.problems) == 21
+    assert caught.value.problems[-1] == "… and 30 more"
+
+
+@pytest.mark.parametrize("form", ["item", "label"])
+def test_both_forms_of_a_label_map_are_read(tmp_path: Path, form: str) -> None:
+    key = {"item": "id", "label": "label_id"}[form]
+    lines = [f'{form} {{\n  name: "bend/bow (at the waist)"\n  {key}: 1\n  label_type: X\n}}', f"{form} {{ {key}: 3 }}"]
+    url = _file(tmp_path, lines[0], lines[1].replace("{ ", '{ name: "run" '))
+    found = ava.read_label_map("data.label_map", url)
+    assert found.names == {1: "bend/bow (at the waist)", 3: "run"}
+    assert (found.classes, found.labels()) == (3, ("bend/bow (at the waist)", "2", "run"))
+    with pytest.raises(ConfigError, match="lacks a name"):
+        ava.read_label_map("data.label_map", _file(tmp_path, *lines))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "train.csv").unlink(), "data.train=.*train.csv: does not exist"),
+        (lambda f: (f / "train.csv").write_text("\n"), "data.train=.*train.csv: holds no lines"),
+        (lambda f: (f / "train.csv").write_bytes(b"\xff\xfe\x00"), "data.train=.*train.csv: cannot be read as text"),
+        (lambda f: (f / "map.pbtxt").write_text("none"), "data.label_map=.*map.pbtxt: holds no items"),
+        (lambda f: (f / "v0.mp4").unlink(), r"data.train=.*: 1 of 6 videos are not in data.root=.* \(v0\); put VIDEO"),
+        (lambda f: (f / "v7.mp4").unlink(), r"data.boxes=.*: 1 of 2 videos are not in data.root=.* \(v7\)"),
+        (
+            lambda f: (f / "val.csv").write_text(f"v6,1,0,0,1,1,{NEVER},0\n"),
+            "data.val=.*: none of the evaluated actions",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_data_is_one_message(tmp_path: Path, spoil: Callable[[Path], Any], message: str) -> None:
+    draw(tmp_path)
+    (tmp_path / "scored.pbtxt").write_text(label_map(RIGHT, DOWN))
+    config = tiny_detection(tmp_path, data__evaluated=str(tmp_path / "scored.pbtxt"))
+    spoil(tmp_path)
+    with pytest.raises(ConfigError, match=message) as caught:
+        open_data(config)
+    assert len(caught.value.problems) == 1
+
+
+def test_evaluated_actions_must_be_in_the_label_map(tmp_path: Path) -> None:
+    draw(tmp_path)
+    (tmp_path / "scored.pbtxt").write_text('item { name: "fly" id: 9 }')
+    with pytest.raises(ConfigError, match=r"data.evaluated=.*: ids 9 are not in data.label_map"):
+        open_data(tiny_detection(tmp_path, data__evaluated=str(tmp_path / "scored.pbtxt")))
+
+
+def test_excluded_key_frames_are_neither_looked_at_nor_scored(tmp_path: Path) -> None:
+    draw(tmp_path)
+    (tmp_path / "excluded.csv").write_text("v7,0002\n")
+    whole = open_data(tiny_detection(tmp_path)).scene
+    scene = open_data(tiny_detection(tmp_path, data__excluded=str(tmp_path / "excluded.csv"))).scene
+    assert whole is not None
+    assert scene is not None
+    gone = Moment("v7", 2.0)
+    assert set(whole.looked_at.moments) - set(scene.looked_at.moments) == {gone}
+    assert set(whole.annotated) - set(scene.annotated) == {gone}
+    assert scene.digest != whole.digest
+
+
+def test_a_clip_lies_around_its_key_frame_and_stays_in_the_video() -> None:
+    assert ava.centred(300, 100, 16, 4).tolist() == list(range(70, 131, 4))
+    assert ava.centred(300, 100, 4, 1).tolist() == [98, 99, 100, 101]
+    assert ava.centred(300, 5, 4, 4).tolist() == [0, 3, 7, 11]
+    assert ava.centred(300, 299, 4, 4).tolist() == [293, 297, 299, 299]
+    assert ava.centred(10, 7, 1, 4).tolist() == [7]
+
+
+def _read(record: Record, timestamp: float, clip: ClipConfig, **data: Any) -> np.ndarray:
+    config = DetectionDataConfig(train="t.csv", label_map="m.pbtxt", **data)
+    reader = KeyFrameReader(clip, config)
+    try:
+        return reader.read_clip(KeyFrame(record, timestamp, np.zeros((0, 4))), lambda total: np.zeros(0, np.int64))
+    finally:
+        reader.close()
+
+
+def test_a_video_is_read_at_its_own_frame_rate(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mp4", pictures(40), fps=10)
+    record, clip, frames = (
+        Record(str(path), None, "video"),
+        ClipConfig(frames=4, sampling_rate_frames=2),
+        exact_frames(path),
+    )
+    around = [17, 19, 21, 23]  # 2 s are 20 frames
+    assert (_read(record, 2.0, clip) == frames[around]).all()
+    assert (_read(record, 1.0, clip, fps=20) == frames[around]).all()
+    assert (_read(record, 902.0, clip, first_frame_s=900) == frames[around]).all()
+    with pytest.raises(BadSample, match="has no frame at 4 s: it would be 40 of 40"):
+        _read(record, 4.0, clip)
+
+
+def test_frame_folders_are_read_as_ava_extracts_them(tmp_path: Path) -> None:
+    folder = tmp_path / "v"
+    folder.mkdir()
+    for n in range(1, 62):
+        Image.fromarray(np.full((8, 8, 3), n, np.uint8)).save(folder / f"v_{n:06d}.png")
+    (record,) = ava.find_videos("data.train", "t.csv", str(tmp_path), ["v"]).values()
+    assert (record.kind, record.frames) == ("frames", 61)
+    clip = ClipConfig(frames=2, sampling_rate_frames=4)
+    read = _read(record, 901.0, clip, frame_name="{folder}_{:06}.png")  # 30 frames after the first, which is number 1
+    assert read[:, 0, 0, 0].tolist() == [29, 33]
+
+
+def test_a_broken_video_is_a_bad_sample(tmp_path: Path) -> None:
+    (tmp_path / "v.mp4").write_bytes(b"no video")
+    with pytest.raises(BadSample, match=r"v\.mp4 is not a video"):
+        _read(Record(str(tmp_path / "v.mp4"), None, "video"), 1.0, ClipConfig())

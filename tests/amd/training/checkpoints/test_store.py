@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+
+from amd.config import CheckpointConfig
+from amd.storage import join, listdir, remove, write_bytes
+from amd.training.checkpoints.store import MANIFEST, CheckpointStore, Snapshot
+from amd.training.failures import UploadError
+
+
+def snapshot(step: int) -> Snapshot:
+    return Snapshot(
+        {"model": {"w": torch.full((3,), float(step))}, "optimizer": {"w:step": torch.tensor(step)}}, {"step": step}
+    )
+
+
+def store(root: str, steps: list[int], **policy: object) -> CheckpointStore:
+    checkpoints = CheckpointStore(join(root, "checkpoints"), CheckpointConfig(**policy))
+    for step in steps:
+        checkpoints.save(step, snapshot(step), {"loss/total": abs(step - 20) / 10})
+    checkpoints.wait()
+    return checkpoints
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_root")
+
+
+def test_what_was_saved_comes_back_and_only_the_last_are_kept(root: str) -> None:
+    checkpoints = store(root, [10, 20, 30], keep_last=2)
+    assert checkpoints.committed() == [20, 30]
+    step, back = checkpoints.load_newest()
+    assert step == 30
+    assert torch.equal(back.tensors["model"]["w"], torch.full((3,), 30.0))
+    assert back.tensors["optimizer"]["w:step"].item() == 30
+    assert back.state == {"step": 30}
+
+
+def test_a_damaged_checkpoint_is_passed_over(root: str) -> None:
+    checkpoints = store(root, [10, 20, 30], keep_last=3)
+    write_bytes(join(checkpoints.url(30), "model.safetensors"), b"torn")
+    assert checkpoints.load_newest()[0] == 20
+    remove(join(checkpoints.url(20), "optimizer.safetensors"))
+    assert checkpoints.load_newest()[0] == 10
+
+
+def test_an_uncommitted_folder_is_never_read_and_swept(root: str) -> None:
+    checkpoints = store(root, [10, 20])
+    remove(join(checkpoints.url(20), MANIFEST))  # as if the writer had died before its commit
+    assert checkpoints.load_newest()[0] == 10
+    assert checkpoints.sweep() == [20]
+    assert listdir(checkpoints.folder) == ["step-00000010"]
+
+
+def test_what_a_killed_writer_left_in_a_committed_folder_is_swept(tmp_path: Path) -> None:
+    checkpoints = store(str(tmp_path), [10])
+    leftover = Path(checkpoints.url(10)) / f".{MANIFEST}.0123abcd"
+    leftover.write_bytes(b"{")
+    os.utime(leftover, (0, 0))
+    assert checkpoints.sweep() == []
+    assert not leftover.exists()
+    assert checkpoints.load_newest()[0] == 10
+
+
+def test_the_best_and_the_pinned_are_kept_besides(tmp_path: Path) -> None:
+    checkpoints = store(str(tmp_path), [10, 20, 30, 40, 50], keep_last=1, keep_best=1, pin_steps=(10,))
+    assert checkpoints.committed() == [10, 20, 50]
+    assert listdir(checkpoints.folder) == ["step-00000010", "step-00000020", "step-00000050"]
+
+
+def test_a_write_that_fails_is_told_at_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    checkpoints = CheckpointStore(str(tmp_path / "checkpoints"), CheckpointConfig())
+    checkpoints.save(10, snapshot(10), {})
+    with pytest.raises(UploadError, match="could not be written"):
+        checkpoints.wait()
+
+
+def test_saving_does_not_wait_for_a_slow_store_but_the_next_saving_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    gate, memory = threading.Event(), fsspec.filesystem("memory")
+    put = type(memory).put_file
+    monkeypatch.setattr(type(memory), "put_file", lambda *args, **kwargs: (gate.wait(30), put(*args, **kwargs))[1])
+    checkpoints = CheckpointStore("memory://slow/checkpoints", CheckpointConfig())
+    checkpoints.save(10, snapshot(10), {})
+    assert checkpoints.wait(timeout_s=0.01) is False
+    gate.set()
+    checkpoints.save(20, snapshot(20), {})
+    checkpoints.wait()
+    assert checkpoints.committed() == [10, 20]

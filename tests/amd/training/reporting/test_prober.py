@@ -1,0 +1,71 @@
+"""Probes on the way: at the epochs asked for, by a process of its own, and never in the way of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amd.config import RunProbeConfig, validate
+from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.prober import Prober, is_probed
+from amd.training.reporting.progress import Silence
+from amd.training.runs import launch
+from tests.support.runs.tiny_runs import tiny_images, tiny_run
+
+
+class Listener(Silence):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def probed_run(folder: Path, **probe: Any) -> Any:
+    data = {
+        "train": str(tiny_images(folder / "known")),
+        "test": str(tiny_images(folder / "asked", 10)),
+        "loader_workers": 0,
+    }
+    return tiny_run(folder, name="probed", probe={"data": data, "every_epochs": 2, **probe})
+
+
+def test_a_run_is_probed_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ears = Listener()
+    monkeypatch.setattr(launch, "watcher", lambda quiet: ears)
+    result = launch.train(probed_run(tmp_path, every_epochs=4), local=True)  # 3 steps an epoch, 12 steps
+    assert result.state == "succeeded", result.message
+    lines = {line["step"]: line for line in read_metrics(result.run_folder) if "eval/knn_top1" in line}
+    assert sorted(lines) == [12]
+    assert all(0 <= line["eval/top1"] <= 100 for line in lines.values())
+    assert sum(text.startswith("probe of step") for text in ears.said) == 1
+
+
+def test_a_probe_that_fails_is_told_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ears = Listener()
+    monkeypatch.setattr(launch, "watcher", lambda quiet: ears)
+    config = probed_run(tmp_path, every_epochs=4)
+    for path in (tmp_path / "asked").rglob("*.png"):
+        path.unlink()
+    result = launch.train(config, local=True)
+    assert result.state == "succeeded"
+    assert [text for text in ears.said if text.startswith("WARNING the probe of step 12 failed: error: ")]
+
+
+@pytest.mark.parametrize(("step", "probed"), [(9, False), (10, True), (15, False), (20, True), (23, True)])
+def test_probes_come_at_the_end_of_epochs_and_of_the_run(step: int, probed: bool) -> None:
+    assert is_probed(step, steps=23, steps_per_epoch=5, every_epochs=2) is probed
+
+
+def test_a_checkpoint_that_was_removed_before_its_turn_is_not_waited_for(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, name="short", checkpoint__keep_last=1)
+    result = launch.train(config, local=True, quiet=True)
+    ears = Listener()
+    data = {"train": str(tmp_path / "images"), "test": str(tmp_path / "images")}
+    prober = Prober(ears, result.run_folder, validate(RunProbeConfig, {"data": data, "every_epochs": 1}))
+    prober.see({"kind": "start", "steps": 12, "epochs": 4})
+    prober.see({"kind": "checkpoint", "step": 3})
+    prober.close()
+    assert ears.said == ["WARNING step 3 was not probed: its checkpoint is gone; keep more (checkpoint.keep_last)"]

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from amd.training.reporting.progress import Bar, Lines, duration
+
+START = {
+    "kind": "start",
+    "run_id": "one",
+    "steps": 100,
+    "done": 40,
+    "epochs": 12.5,
+    "samples": 64,
+    "batch": 8,
+    "clips": 16,
+    "lr": 2.4e-3,
+    "workers": 2,
+    "workers_before": 3,
+    "micro_batches": 2,
+    "parameters": {"encoder": 22_030_000, "student": 75_200_000, "teacher": 303_000_000},
+    "clip_tokens": 1568,
+    "tokens_seen": {"student": 160, "teacher": 392},
+    "gflops_per_clip": 421.2,
+    "device": "cuda",
+    "precision": "bf16",
+    "seconds": 12_000.0,
+}
+VALUES = {"loss/total": 1.25, "optim/lr": 1e-3, "speed/samples_per_s": 80.0, "time/step_s": 0.2, "time/data_s": 0.05}
+
+
+def test_a_log_tells_what_begins_and_then_each_step_in_a_line() -> None:
+    out = io.StringIO()
+    lines = Lines(out, seconds=0)
+    lines.see(START)
+    for step in (50, 60, 100):
+        lines.see({"kind": "step", "step": step, "values": VALUES})
+    lines.see({"kind": "warning", "text": "collapsing"})
+    text = out.getvalue()
+    for part in (
+        "continued after step 40",
+        "100 steps, 12.5 epochs of 64 samples",
+        "8 samples of 16 clips: 2 workers on cuda, 2 micro-batches each, bf16",
+        "peak lr    0.0024",
+        "2 workers instead of 3: batch and learning rate are kept",
+        "encoder 22.0 M, student 75.2 M, teacher 303.0 M",
+        "1568 a clip; seen by student 160, teacher 392",
+        "estimate   3 h 20 min",
+        "step 50/100  loss 1.2500  lr 1.00e-03  80.0 clips/s  waiting for data 25%",
+        "WARNING collapsing",
+    ):
+        assert part in text
+    assert "left" in next(line for line in text.splitlines() if line.startswith("step 60/100"))
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    out = io.StringIO()
+    bar = Bar(Console(file=out, force_terminal=True, width=160))
+    bar.see(START)
+    bar.see({"kind": "step", "step": 70, "values": VALUES})
+    bar.close()
+    assert "70/100" in out.getvalue()
+    assert "waiting for data 25%" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (42, "42 s"), (420, "7 min"), (12_000, "3 h 20 min"), (187_200, "2 d 4 h")]
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,312 @@
+"""Whole runs in this process: from a config to a published encoder, and every way a run can end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from safetensors import safe_open
+
+from amd.presets import pretraining
+from amd.artifacts.weights import load_decoder, load_encoder
+from amd.config import ConfigError, TrainConfig, with_overrides
+from amd.presets.pretraining import Preset
+from amd.storage import join, listdir, read_bytes, read_json
+from amd.training.runs import launch
+from amd.training.lease import Lease
+from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.progress import Event, Silence
+from amd.training.run_folder import RunResult, run_folder
+from amd.training.runs.teachers import teacher_id, teacher_recipe
+from tests.support.runs.configs import mae, tiny_image_config
+from tests.support.runs.tiny_runs import assert_same_bits, final_state, tiny_run
+
+
+def train(config: TrainConfig) -> RunResult:
+    return launch.train(config, local=True, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainConfig, RunResult]:
+    """An undisturbed run, for the others to be compared with."""
+    folder = tmp_path_factory.mktemp("calm")
+    config = tiny_run(folder, name="calm", teacher__weights_license="CC-BY-NC-4.0", tracking__tensorboard=True)
+    return folder, config, train(config)
+
+
+class Meddler(Silence):
+    """Does something when a step comes by, once."""
+
+    def __init__(self, step: int, act: Callable[[], None]) -> None:
+        self._step, self._act = step, act
+
+    def see(self, event: Event) -> None:
+        if event["kind"] == "step" and event["step"] >= self._step and self._act is not None:
+            act, self._act = self._act, None
+            act()
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
+    monkeypatch.setattr(launch, "watcher", lambda quiet: Meddler(step, lambda: os.kill(os.getpid(), number)))
+
+
+def test_a_run_ends_with_a_published_encoder_and_its_figures(calm: tuple[Path, TrainConfig, RunResult]) -> None:
+    _, config, result = calm
+    assert (result.state, result.steps, result.exit_code) == ("succeeded", 12, 0)
+    assert result.encoder_folder is not None
+    encoder, card = load_encoder(result.encoder_folder)
+    assert encoder.config == config.student.encoder
+    assert (card.run, card.weights_license, card.steps) == ("calm", "CC-BY-NC-4.0", 12)
+    assert card.data["samples"] == 24
+    trained = final_state(result.run_folder, config)
+    for part, weights in (("encoder", encoder), ("decoder", load_decoder(result.encoder_folder, card))):
+        named = {f"model/{part}.{name}": value for name, value in weights.state_dict().items()}
+        assert_same_bits(named, {name: trained[name] for name in named})
+    assert card.decoder is not None
+    assert (card.decoder.mask_strategy, card.decoder.mask_ratio, card.decoder.pixels) == ("random", 0.75, "per_patch")
+    assert read_json(join(result.run_folder, "result.json")) == result.model_dump(mode="json")
+    lines = read_metrics(result.run_folder)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert lines[-1]["epoch"] == 4
+    names = {"loss/total", "loss/reconstruction", "loss/direct", "loss/generation", "optim/lr", "optim/grad_norm"}
+    names |= {"time/step_s", "time/data_s", "data/bad_samples", "speed/samples_per_s", "speed/mfu"}
+    assert names <= set(lines[-1])
+    assert result.figures.keys() == names
+    assert listdir(join(result.run_folder, "tensorboard"))
+
+
+def test_a_checkpoint_holds_no_teacher_and_none_is_left_over(calm: tuple[Path, TrainConfig, RunResult]) -> None:
+    _, _, result = calm
+    folder = join(result.run_folder, "checkpoints")
+    assert listdir(folder) == ["step-00000008", "step-00000012"]
+    assert listdir(join(folder, "step-00000012")) == [
+        "manifest.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    ]
+    for file in ("model", "optimizer"):
+        with safe_open(join(folder, "step-00000012", f"{file}.safetensors"), "pt") as tensors:
+            parts = {name.partition(".")[0] for name in tensors.keys()}  # noqa: SIM118
+        assert parts == {"encoder", "projections", "generators", "decoder"}
+
+
+def test_sigterm_saves_and_the_same_command_continues_to_the_bit(
+    calm: tuple[Path, TrainConfig, RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, config, whole = calm
+    stopped = with_overrides(config, {"name": "stopped", "checkpoint.every_steps": None})
+    for after, number in ((2, signal.SIGTERM), (6, signal.SIGINT)):  # in mid-epoch: an epoch has 3 steps
+        with monkeypatch.context() as patched:
+            stop_at(patched, after, number)
+            result = launch.train(stopped, local=True)
+        assert (result.state, result.reason, result.exit_code) == ("cancelled", "cancelled_by_user", 1)
+        assert after <= result.steps < 12
+        assert read_json(join(result.run_folder, "result.json"))["state"] == "cancelled"
+    result = train(stopped)
+    assert (result.state, result.steps) == ("succeeded", 12)
+    assert_same_bits(final_state(result.run_folder, stopped), final_state(whole.run_folder, config))
+    assert [line["step"] for line in read_metrics(result.run_folder)][-1] == 12
+
+
+def test_a_run_on_s3_stops_and_continues_to_the_bit(
+    calm: tuple[Path, TrainConfig, RunResult], s3_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, config, whole = calm
+    fs = fsspec.filesystem("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"])
+    fs.put(str(folder / "images"), f"{s3_root}/images", recursive=True)
+    fs.put(str(folder / "teacher.safetensors"), f"{s3_root}/teacher.safetensors")
+    remote = with_overrides(
+        config,
+        {
+            "storage": f"{s3_root}/storage",
+            "data.train": f"{s3_root}/images",
+            "teacher.weights": f"{s3_root}/teacher.safetensors",
+        },
+    )
+    with monkeypatch.context() as patched:
+        stop_at(patched, 6)
+        assert launch.train(remote, local=True).state == "cancelled"
+    # As if a writer had died before its commit, and the newest checkpoint had been damaged on its way.
+    checkpoints = join(remote.storage, "runs", "calm", "checkpoints")
+    newest = listdir(checkpoints)[-1]
+    fs.pipe_file(f"{checkpoints}/step-00000011/model.safetensors", b"half of it")
+    fs.pipe_file(f"{checkpoints}/{newest}/optimizer.safetensors", b"damaged")
+    result = train(remote)
+    assert result.state == "succeeded"
+    assert_same_bits(final_state(result.run_folder, remote), final_state(whole.run_folder, config))
+    assert listdir(checkpoints) == ["step-00000008", "step-00000012"]
+
+
+def test_a_finished_run_gives_its_result_again_and_trains_no_further(calm: tuple[Path, TrainConfig, RunResult]) -> None:
+    _, config, result = calm
+    assert train(config) == result
+    assert train(with_overrides(config, {"tracking.log_every_steps": 7, "data.loader_workers": 1})) == result
+
+
+def test_a_name_that_another_config_has_is_refused_with_the_fields(calm: tuple[Path, TrainConfig, RunResult]) -> None:
+    _, config, _ = calm
+    with pytest.raises(ConfigError, match=r"name=calm: .*optim\.weight_decay was 0\.05, now 0\.1.*another name"):
+        train(with_overrides(config, {"optim.weight_decay": 0.1}))
+
+
+def test_a_name_whose_data_has_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_run(tmp_path, name="grown")
+    with monkeypatch.context() as patched:
+        stop_at(patched, 2)
+        launch.train(config, local=True)
+    (tmp_path / "images" / "a" / "new.png").write_bytes((tmp_path / "images" / "a" / "000.png").read_bytes())
+    with pytest.raises(ConfigError, match=r"data\.train has changed since the run began \(24 samples then, 25 now\)"):
+        train(config)
+
+
+def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, name="busy")
+    lease = Lease(join(run_folder(config.storage, "busy"), "lease.json"))
+    assert lease.acquire()
+    with lease, pytest.raises(ConfigError, match=f"name=busy: process {os.getpid()} on .* is training it now"):
+        train(config)
+    assert train(config).state == "succeeded"
+
+
+def test_a_step_without_numbers_stops_the_run_and_names_step_and_samples(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, name="wild", optim__base_lr=1e30, checkpoint__every_steps=1, optim__weight_decay=0)
+    result = train(config)
+    assert (result.state, result.reason, result.exit_code) == ("failed", "nan_loss", 1)
+    assert "step 3: the loss or its gradient is not finite" in result.message  # step 1 has lr 0, step 2 explodes
+    assert result.message.count(str(tmp_path / "images")) == 8
+    assert len(listdir(join(result.run_folder, "errors"))) == 1  # told once, not retried
+
+
+def test_too_many_bad_samples_stop_the_run_with_their_list(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, name="rotten", data__max_bad_fraction=0.1)
+    bad = sorted((tmp_path / "images").rglob("*.png"))[:4]
+    for path in bad:
+        path.write_bytes(b"not an image")
+    result = train(config)
+    assert (result.state, result.reason, result.exit_code) == ("failed", "dataset_invalid", 1)
+    named = [path for path in bad if str(path) in result.message]
+    assert len(named) >= 3
+    told = [json.loads(line) for line in read_bytes(join(result.run_folder, "bad_samples.jsonl")).splitlines()]
+    assert {bad["location"] for bad in told} >= set(map(str, named))
+    assert len(listdir(join(result.run_folder, "errors"))) == 1
+    # Raising the limit lets the same run go on to its end.
+    result = train(with_overrides(config, {"data.max_bad_fraction": 0.5}))
+    assert result.state == "succeeded"
+    assert result.figures["data/bad_samples"] == 4
+
+
+def wrong(**overrides: Any) -> dict[str, Any]:
+    return {key.replace("__", "."): value for key, value in overrides.items()}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (wrong(mask__student_ratio=0.5, mask__teacher_ratio=0.75), "must not be above mask.student_ratio=0.5"),
+        (wrong(objective__layers=[{"student": 2, "teacher": 9}]), "objective.layers.0.teacher=9 is out of range"),
+        (wrong(clip__size=18), "multiple of clip.patch=4"),
+        (wrong(optim__learning_rate=1), "optim.learning_rate: unknown key"),
+        (wrong(teacher__weights="nowhere.safetensors"), "nowhere.safetensors: no such file"),
+        (wrong(teacher__encoder={"width": 32, "depth": 4, "heads": 2}), "teacher.encoder"),
+        (wrong(teacher__preset="vit-giant", teacher__weights=None), "vit-giant"),
+        (wrong(storage="/proc/amd"), "storage=/proc/amd cannot be written"),
+        (wrong(data__train="empty"), "empty"),
+        (wrong(data__train="missing"), "missing does not exist"),
+        (wrong(optim__batch_size=32), "optim.batch_size=32 is above the 24 samples"),
+        (wrong(name="../../x"), "name"),
+        (wrong(schedule__warmup_epochs=5, schedule__warmup_steps=None), "warm-up is 15 steps long, the whole run 12"),
+        (wrong(scaling__device="cuda"), "no CUDA device"),
+    ],
+)
+def test_every_wrong_config_ends_in_one_clear_message(
+    overrides: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    config = tiny_run(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        train(with_overrides(config, overrides))
+    assert message in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def tiny_recipe(folder: Path) -> TrainConfig:
+    """What makes the tiny teacher, in 3 steps."""
+    wide = {"width": 64, "depth": 4, "heads": 2, "class_token": True, "positions": "sincos_2d"}
+    return mae(tiny_image_config(), student__encoder=wide, data__train=str(folder / "images"), schedule__steps=3)
+
+
+def test_a_teacher_preset_is_trained_first_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_run(tmp_path)
+    recipe = tiny_recipe(tmp_path)
+    monkeypatch.setitem(pretraining.PRESETS, "tiny-teacher", Preset("tiny-teacher", "", "", "", recipe))
+    ask = {"teacher.weights": None, "teacher.preset": "tiny-teacher", "teacher.overrides": {"seed": 5}}
+    student = train(with_overrides(config, {**ask, "name": "student"}))
+    assert student.state == "succeeded"
+    runs = listdir(join(config.storage, "runs"))
+    (teacher,) = [name for name in runs if name.startswith("tiny-teacher-")]
+    assert read_json(join(config.storage, "runs", teacher, "config.json"))["seed"] == 5
+    _, card = load_encoder(student.encoder_folder)
+    assert (card.teacher["preset"], card.teacher["run"], card.weights_license) == ("tiny-teacher", teacher, None)
+    written = read_json(join(config.storage, "runs", teacher, "result.json"))
+    other = train(with_overrides(config, {**ask, "name": "other", "seed": 1}))
+    assert other.state == "succeeded"
+    assert listdir(join(config.storage, "runs")) == sorted([*runs, "other"])
+    assert read_json(join(config.storage, "runs", teacher, "result.json")) == written
+
+
+def test_a_teacher_preset_that_does_not_fit_is_refused_before_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run(tmp_path)
+    recipe = mae(tiny_image_config(), data__train=str(tmp_path / "images"))
+    monkeypatch.setitem(pretraining.PRESETS, "small-teacher", Preset("small-teacher", "", "", "", recipe))
+    with pytest.raises(ConfigError, match=r"small-teacher makes another encoder .*width 48 there, 64 here"):
+        train(with_overrides(config, {"teacher.weights": None, "teacher.preset": "small-teacher"}))
+
+
+def test_a_collapsing_student_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+
+    class Listener(Silence):
+        def see(self, event: Event) -> None:
+            if event["kind"] == "warning":
+                warnings.append(event["text"])
+
+    monkeypatch.setattr(launch, "watcher", lambda quiet: Listener())
+    config = tiny_run(tmp_path, name="guarded", tracking__guard_every_steps=6, tracking__guard_min_rank=1.0)
+    result = launch.train(config, local=True)
+    assert [text.partition(":")[0] for text in warnings] == ["step 6", "step 12"]
+    assert "lower optim.base_lr" in warnings[0]
+    last = read_metrics(result.run_folder)[-1]
+    assert 0 < last["guard/feature_rank"] < 1
+    assert last["guard/feature_spread"] > 0
+
+
+def test_a_run_waits_for_a_teacher_that_another_process_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_run(tmp_path)
+    recipe = tiny_recipe(tmp_path)
+    monkeypatch.setitem(pretraining.PRESETS, "tiny-teacher", Preset("tiny-teacher", "", "", "", recipe))
+    config = with_overrides(config, {"teacher.weights": None, "teacher.preset": "tiny-teacher", "name": "student"})
+    teacher = teacher_id("tiny-teacher", teacher_recipe(config))
+    lease = Lease(join(run_folder(config.storage, teacher), "lease.json"))
+    waited: list[str] = []
+
+    class Waiter(Silence):
+        def say(self, text: str) -> None:
+            if text.startswith("waiting"):
+                waited.append(text)
+                lease.release()  # the other process has ended
+
+    monkeypatch.setattr(launch, "watcher", lambda quiet: Waiter())
+    assert lease.acquire()
+    assert launch.train(config, local=True).state == "succeeded"
+    assert waited == [f"waiting for {teacher}, which process {os.getpid()} on {socket.gethostname()} is training"]

@@ -1,0 +1,242 @@
+"""Keys over HTTP and the first one of all, on both databases."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from service.auth import api_keys
+from service.auth.api_keys import KeyStore, ensure_admin_key, router
+from service.auth.authentication import Authenticator, Principal, new_secret, read_secret
+from service.db.engine import open_engine
+from service.db.models import Key
+from service.settings import Settings
+from service.web.errors import IllegalAction
+from tests.support.service.apps import client_of, key_to
+
+
+def count(engine: Engine) -> int:
+    with Session(engine) as session:
+        return session.query(Key).count()
+
+
+def opened_by(engine: Engine, path: Path) -> Principal:
+    return Authenticator(engine, Settings()).authenticate(f"Bearer {path.read_text().strip()}")
+
+
+def test_a_made_key_opens_what_was_asked_and_is_shown_once(engine: Engine) -> None:
+    client = client_of(engine, router)
+    root = key_to(engine, "admin")
+    expires = datetime.now(UTC) + timedelta(days=30)
+    body = {"name": "CI", "scopes": ["submit"], "project": "video", "expires_at": expires.isoformat()}
+    answer = client.post("/v1/keys", json=body, headers=root)
+    assert answer.status_code == 201
+    assert answer.headers["Cache-Control"] == "no-store"
+    made = answer.json()
+    principal = Authenticator(engine, Settings()).authenticate(f"Bearer {made['key']}")
+    assert principal == Principal(made["id"], "video", frozenset({"submit"}))
+    assert datetime.fromisoformat(made["expires_at"]) == expires
+    listed = client.get("/v1/keys", headers=root)
+    assert {item["name"] for item in listed.json()["items"]} == {"CI", "of a test"}
+    assert made["key"].split("_", 2)[2] not in listed.text
+
+
+def test_an_admin_of_a_project_sees_makes_and_revokes_keys_of_that_project_only(engine: Engine) -> None:
+    client = client_of(engine, router)
+    key_to(engine, "admin")
+    ours, theirs = key_to(engine, "admin", project="ours"), key_to(engine, "read", project="theirs")
+    made = client.post("/v1/keys", json={"name": "a", "scopes": ["admin"]}, headers=ours)
+    assert made.status_code == 201
+    assert made.json()["project"] == "ours"  # null is one's own project, not all
+    other = client.post("/v1/keys", json={"name": "a", "scopes": ["read"], "project": "theirs"}, headers=ours)
+    assert other.status_code == 403
+    listed = client.get("/v1/keys", headers=ours).json()["items"]
+    assert {item["project"] for item in listed} == {"ours"}
+    their_id = theirs["Authorization"].split("_")[1]
+    assert client.delete(f"/v1/keys/{their_id}", headers=ours).status_code == 404
+    assert client.delete(f"/v1/keys/{made.json()['id']}", headers=ours).status_code == 204
+
+
+@pytest.mark.parametrize("scope", ["read", "submit"])
+def test_others_than_admins_do_nothing_with_keys(engine: Engine, scope: str) -> None:
+    client = client_of(engine, router)
+    header = key_to(engine, scope)
+    assert client.get("/v1/keys", headers=header).status_code == 403
+    assert client.post("/v1/keys", json={"name": "a", "scopes": ["read"]}, headers=header).status_code == 403
+    assert client.delete("/v1/keys/abc", headers=header).status_code == 403
+    assert count(engine) == 1
+
+
+def test_a_revoked_key_opens_nothing_at_once_and_stays_listed(engine: Engine) -> None:
+    client = client_of(engine, router)
+    root, other = key_to(engine, "admin"), key_to(engine, "admin")
+    other_id = other["Authorization"].split("_")[1]
+    assert client.get("/v1/keys", headers=other).status_code == 200
+    for _ in range(2):  # once more changes nothing
+        assert client.delete(f"/v1/keys/{other_id}", headers=root).status_code == 204
+    assert client.get("/v1/keys", headers=other).status_code == 401
+    listed = {item["id"]: item for item in client.get("/v1/keys", headers=root).json()["items"]}
+    assert listed[other_id]["revoked_at"] is not None
+
+
+def test_the_last_key_that_can_make_others_cannot_be_revoked(engine: Engine) -> None:
+    client = client_of(engine, router)
+    root = key_to(engine, "admin")
+    root_id = root["Authorization"].split("_")[1]
+    key_to(engine, "admin", project="one")  # opens not all
+    key_to(engine, "submit")  # nor does this
+    key_to(engine, "admin", expires_at=time.time() - 1)
+    key_to(engine, "admin", revoked_at=time.time() - 1)
+    answer = client.delete(f"/v1/keys/{root_id}", headers=root)
+    assert answer.status_code == 409
+    assert client.get("/v1/keys", headers=root).status_code == 200
+    key_to(engine, "admin")
+    assert client.delete(f"/v1/keys/{root_id}", headers=root).status_code == 204
+
+
+def test_two_admins_that_revoke_each_other_at_once_leave_one(engine: Engine, database_url: str) -> None:
+    for _ in range(5):
+        ids = [key_to(engine, "admin")["Authorization"].split("_")[1] for _ in range(4)]
+        replicas = [open_engine(database_url) for _ in ids]
+
+        def revoke(replica: Engine, key_id: str) -> bool:
+            try:
+                KeyStore(replica).revoke(key_id, None)
+            except IllegalAction:
+                return False
+            return True
+
+        with Session(engine) as session, session.begin():
+            for key in session.query(Key).where(Key.id.not_in(ids)):
+                session.delete(key)
+        with ThreadPoolExecutor(len(ids)) as pool:
+            done = list(pool.map(revoke, replicas, ids))
+        assert sorted(done) == [False, True, True, True]
+        for replica in replicas:
+            replica.dispose()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scopes": []},
+        {"scopes": ["root"]},
+        {"scopes": ["read"] * 4},
+        {"name": ""},
+        {"name": "a\u0000b"},
+        {"name": "x" * 201},
+        {"project": "Not a project"},
+        {"expires_at": "2020-01-01T00:00:00Z"},
+        {"expires_at": "2099-01-01T00:00:00"},
+        {"project": "\ud800"},
+        {"id": "mine"},
+    ],
+)
+def test_a_request_that_makes_no_sense_makes_no_key(engine: Engine, wrong: dict[str, object]) -> None:
+    client = client_of(engine, router)
+    root = key_to(engine, "admin")
+    body = json.dumps({"name": "a", "scopes": ["read"], **wrong})  # escaped, so that half a surrogate pair gets there
+    answer = client.post("/v1/keys", content=body, headers={**root, "Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert count(engine) == 1
+
+
+@pytest.mark.parametrize("key_id", ["%00", "a" * 33, "A", "..%2f", "unknown"])
+def test_ids_that_name_no_key_are_the_callers_mistake(engine: Engine, key_id: str) -> None:
+    answer = client_of(engine, router).delete(f"/v1/keys/{key_id}", headers=key_to(engine, "admin"))
+    assert answer.status_code in (404, 422)
+
+
+def test_the_first_admin_key_stands_in_a_file_for_its_owner_only(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "admin-key"
+    mask = os.umask(0)
+    try:
+        assert ensure_admin_key(engine, path)
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    principal = opened_by(engine, path)
+    assert principal.project is None
+    assert principal.allowed("admin")
+    text = path.read_text()
+    assert not ensure_admin_key(engine, path)  # the next start
+    assert path.read_text() == text
+    assert count(engine) == 1
+
+
+def test_no_first_key_is_made_where_an_admin_key_lives(engine: Engine, tmp_path: Path) -> None:
+    key_to(engine, "admin", project="one")
+    key_to(engine, "submit")
+    key_to(engine, "admin", expires_at=time.time() - 1)
+    path = tmp_path / "admin-key"
+    assert ensure_admin_key(engine, path)  # none of these opens everything
+    path.unlink()
+    assert not ensure_admin_key(engine, path)
+    assert not path.exists()
+
+
+def test_a_crash_between_file_and_commit_locks_nobody_out(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "admin-key"
+
+    def crash(*_: object) -> Key:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(api_keys, "_key", crash)
+        with pytest.raises(KeyboardInterrupt):
+            ensure_admin_key(engine, path)
+    assert path.exists()
+    assert count(engine) == 0
+    assert ensure_admin_key(engine, path)
+    assert opened_by(engine, path).allowed("admin")
+
+
+def test_a_file_whose_key_has_died_gets_a_new_one_and_a_file_of_something_else_is_kept(
+    engine: Engine, tmp_path: Path
+) -> None:
+    path = tmp_path / "admin-key"
+    path.write_text(f"{new_secret()}\n")
+    assert ensure_admin_key(engine, path)
+    assert opened_by(engine, path).allowed("admin")
+    with Session(engine) as session, session.begin():
+        session.query(Key).delete()
+    path.write_text("my thesis")
+    with pytest.raises(FileExistsError, match="AMD_ADMIN_KEY_FILE"):
+        ensure_admin_key(engine, path)
+    assert path.read_text() == "my thesis"
+    assert count(engine) == 0
+
+
+def test_a_link_in_the_files_place_is_not_followed(engine: Engine, tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere"
+    (tmp_path / "admin-key").symlink_to(target)
+    with pytest.raises(FileExistsError):
+        ensure_admin_key(engine, tmp_path / "admin-key")
+    assert not target.exists()
+    assert count(engine) == 0
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one file", "a file each"])
+def test_replicas_that_start_at_once_make_one_key(database_url: str, tmp_path: Path, shared: bool) -> None:
+    replicas = [open_engine(database_url) for _ in range(6)]
+    paths = [tmp_path / ("admin-key" if shared else f"key-{n}") for n in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(ensure_admin_key, replicas, paths))
+    assert made.count(True) == 1
+    assert count(replicas[0]) == 1
+    path = paths[made.index(True)]
+    assert read_secret(path.read_text().strip()) is not None
+    assert opened_by(replicas[0], path).allowed("admin")
+    for replica in replicas:
+        replica.dispose()

@@ -1,0 +1,217 @@
+"""Who is let in, and how far: keys that are wrong in every way, scopes, limits. On both databases."""
+
+from __future__ import annotations
+
+import time
+from typing import get_args
+
+import pytest
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.orm import Session
+
+from service.auth import authentication
+from service.auth.authentication import (
+    Admin,
+    Authenticator,
+    Principal,
+    Reader,
+    Scope,
+    Submitter,
+    new_secret,
+    read_secret,
+)
+from service.db.models import Key
+from service.settings import Settings
+from service.web.errors import Unauthenticated
+from tests.support.service.apps import client_of, key_to
+
+router = APIRouter()
+
+
+@router.get("/read")
+def read(caller: Reader) -> str:
+    return caller.id
+
+
+@router.get("/submit")
+def submit(caller: Submitter) -> str:
+    return caller.id
+
+
+@router.get("/admin")
+def admin(caller: Admin) -> str:
+    return caller.id
+
+
+@router.get("/stream")
+async def stream(caller: Reader) -> StreamingResponse:
+    return StreamingResponse(iter(["a", "b"]))
+
+
+def test_a_key_opens_what_its_scope_includes_and_a_refusal_names_the_missing_one(engine: Engine) -> None:
+    client = client_of(engine, router)
+    order = get_args(Scope)
+    for own in order:
+        header = key_to(engine, own)
+        for needed in order:
+            answer = client.get(f"/v1/{needed}", headers=header)
+            if order.index(needed) <= order.index(own):
+                assert answer.status_code == 200, (own, needed)
+            else:
+                assert answer.status_code == 403, (own, needed)
+                assert answer.json()["needed_scope"] == needed
+                assert repr(needed) in answer.json()["detail"]
+
+
+def test_a_key_without_scopes_opens_nothing(engine: Engine) -> None:
+    client = client_of(engine, router)
+    assert client.get("/v1/read", headers=key_to(engine)).status_code == 403
+
+
+def test_keys_that_are_dead_wrong_or_absent_are_refused_alike(engine: Engine) -> None:
+    client = client_of(engine, router)
+    good = key_to(engine, "admin")["Authorization"]
+    stranger = new_secret()
+    known = read_secret(good.removeprefix("Bearer "))
+    assert known is not None
+    wrong = {
+        "expired": key_to(engine, "admin", expires_at=time.time() - 1)["Authorization"],
+        "revoked": key_to(engine, "admin", revoked_at=time.time() - 1)["Authorization"],
+        "never made": f"Bearer {stranger}",
+        "another's secret": f"Bearer {known._replace(secret=stranger.secret)}",
+        "another's id": f"Bearer {stranger._replace(secret=known.secret)}",
+        "only a digest": f"Bearer amd_{known.id}_{known.digest}",
+    }
+    details = set()
+    for name, header in wrong.items():
+        answer = client.get("/v1/read", headers={"Authorization": header})
+        assert answer.status_code == 401, name
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        details.add(answer.json()["detail"])
+    assert len(details) == 1  # an answer does not tell which ids exist
+    assert client.get("/v1/read", headers={"Authorization": good}).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "amd_a_b", "Bearer a b", "Bearer amd_"])
+def test_other_headers_are_no_way_in(engine: Engine, header: str) -> None:
+    answer = client_of(engine, router).get("/v1/read", headers={"Authorization": header})
+    assert answer.status_code == 401
+
+
+def test_a_key_in_another_place_is_no_way_in(engine: Engine) -> None:
+    client = client_of(engine, router)
+    key = key_to(engine, "admin")["Authorization"].removeprefix("Bearer ")
+    assert client.get("/v1/read", headers={"X-API-Key": key}).status_code == 401
+    assert client.get("/v1/read", params={"api_key": key}).status_code == 401
+    assert client.get("/v1/read", cookies={"Authorization": f"Bearer {key}"}).status_code == 401
+
+
+def test_a_key_that_expires_while_in_use_stops_to_open(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    authenticator = Authenticator(engine, Settings())
+    now = time.time()
+    header = key_to(engine, "read", expires_at=now + 100)["Authorization"]
+    monkeypatch.setattr(authentication.time, "time", lambda: now + 99)
+    assert authenticator.authenticate(header).scopes == {"read"}
+    monkeypatch.setattr(authentication.time, "time", lambda: now + 100)
+    with pytest.raises(Unauthenticated):
+        authenticator.authenticate(header)
+
+
+def test_use_is_noted_at_most_once_a_minute(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    authenticator = Authenticator(engine, Settings())
+    header = key_to(engine, "read")["Authorization"]
+    writes: list[str] = []
+    event.listen(
+        engine, "before_cursor_execute", lambda *args: writes.append(args[2]) if args[2].startswith("UPDATE") else None
+    )
+
+    def used_at() -> float | None:
+        with Session(engine) as session:
+            return session.query(Key).one().used_at
+
+    start = time.time()
+    for after, writes_so_far in ((0, 1), (30, 1), (59, 1), (61, 2), (62, 2)):
+        monkeypatch.setattr(authentication.time, "time", lambda after=after: start + after)
+        authenticator.authenticate(header)
+        assert len(writes) == writes_so_far
+    assert used_at() == start + 61
+
+
+def test_the_database_holds_nothing_that_opens(engine: Engine) -> None:
+    key = key_to(engine, "admin")["Authorization"].removeprefix("Bearer ")
+    with Session(engine) as session:
+        row = session.query(Key).one()
+        kept = [str(value) for name, value in vars(row).items() if not name.startswith("_")]
+    secret = key.split("_", 2)[2]
+    assert not any(secret in value for value in kept)
+
+
+def test_a_secret_in_a_log_is_not_readable() -> None:
+    secret = new_secret()
+    assert secret.secret not in repr(secret)
+    assert secret.secret not in f"{[secret]}"
+
+
+def test_secrets_are_256_random_bits_and_survive_being_written_down() -> None:
+    made = {new_secret() for _ in range(200)}
+    assert len(made) == 200
+    for secret in made:
+        assert read_secret(str(secret)) == secret
+        assert len(secret.secret) * 6 >= 256
+
+
+@given(st.text())
+def test_no_header_is_an_accident(text: str) -> None:
+    authenticator = Authenticator(create_engine("sqlite://"), Settings())  # without tables: nobody looks there
+    for header in (text, f"Bearer {text}", f"Bearer amd_{text}", f"Bearer amd_a_{text}"):
+        with pytest.raises(Unauthenticated):
+            authenticator.authenticate(header)
+
+
+def test_a_key_has_a_limit_of_its_own_that_every_answer_tells(engine: Engine) -> None:
+    client = client_of(engine, router, settings=Settings(rate_limit="3/minute"))
+    first, second = key_to(engine, "read"), key_to(engine, "read")
+    for left in (2, 1, 0):
+        path = "/v1/admin" if left == 1 else "/v1/stream"  # a refusal counts, and a stream tells it too
+        answer = client.get(path, headers=first)
+        assert answer.status_code == (403 if left == 1 else 200)
+        assert answer.headers["RateLimit-Limit"] == "3"
+        assert answer.headers["RateLimit-Remaining"] == str(left)
+        assert 0 < int(answer.headers["RateLimit-Reset"]) <= 60
+    refused = client.get("/v1/read", headers=first)
+    assert refused.status_code == 429
+    assert refused.json()["code"] == "rate_limited"
+    assert refused.json()["retryable"] is True
+    assert 0 < int(refused.headers["Retry-After"]) <= 60
+    assert refused.headers["RateLimit-Remaining"] == "0"
+    assert client.get("/v1/read", headers=second).status_code == 200
+
+
+def test_failures_are_limited_by_address_but_lock_out_nobody_with_a_key(engine: Engine) -> None:
+    client = client_of(engine, router)
+    statuses = [
+        client.get("/v1/read", headers={"Authorization": f"Bearer {new_secret()}"}).status_code for _ in range(32)
+    ]
+    assert statuses == [401] * 30 + [429] * 2
+    assert client.get("/v1/read", headers=key_to(engine, "read")).status_code == 200
+
+
+def test_a_limit_that_is_none_is_refused_at_start(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="many"):
+        Authenticator(engine, Settings(rate_limit="many"))
+
+
+@given(st.sets(st.sampled_from(get_args(Scope))))
+def test_more_scopes_never_open_less(scopes: set[Scope]) -> None:
+    principal = Principal("k", None, frozenset(scopes))
+    wider = Principal("k", None, frozenset(scopes | {"admin"}))
+    for scope in get_args(Scope):
+        assert wider.allowed(scope)
+        if principal.allowed(scope):
+            order = get_args(Scope)
+            assert all(principal.allowed(lower) for lower in order[: order.index(scope)])

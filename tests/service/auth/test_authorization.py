@@ -1,0 +1,244 @@
+"""Every route × every scope × own and other project's objects. A route that is not in the table fails the first test.
+
+Needs: the scope that opens a route. Of an object: the same route answers 404 to whoever may not see the object, and
+leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from fastapi.routing import iter_route_contexts
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from service.app import create_app
+from service.auth import authentication
+from service.auth.authentication import SCOPES, Scope
+from service.db.models import Alias, Delivery, Deployment, Encoder, Job, Key, Webhook
+from service.jobs.store import JobStore
+from service.registry.store import EncoderStore
+from service.serving.deployments import DeploymentStore, ServingSettings, new_deployment
+from service.settings import Settings
+from service.webhooks.store import WebhookStore
+from tests.support.service.apps import key_to
+from tests.support.service.encoder_cards import publish, row
+from tests.support.service.fake_cluster import FakeCluster, queued
+
+OPEN = None  # without a key
+JOB = {"kind": "train", "preset": "demo-image-amd"}
+PICTURE = {"input": "data:image/png;base64,AAAA"}
+
+
+class Rule(NamedTuple):
+    needs: Scope | None
+    body: Any = None
+    """Its texts may name the objects, as the path does."""
+    lists: bool = False
+    """Answers with objects of the caller's project."""
+    names: bool = False
+    """Goes by a name that is of a project, which a caller of all projects has to say."""
+    unknown: int = 404
+    """What it answers about an object that is not there."""
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    ("GET", "/livez"): Rule(OPEN),
+    ("GET", "/readyz"): Rule(OPEN),
+    ("GET", "/metrics"): Rule(OPEN),
+    ("GET", "/openapi.json"): Rule(OPEN),
+    ("GET", "/docs"): Rule(OPEN),
+    ("GET", "/docs/oauth2-redirect"): Rule(OPEN),
+    ("GET", "/redoc"): Rule(OPEN),
+    ("GET", "/v1/presets"): Rule("read"),
+    ("GET", "/v1/presets/{name}"): Rule("read"),
+    ("GET", "/v1/schemas/{kind}"): Rule("read"),
+    ("POST", "/v1/validate"): Rule("submit", JOB),
+    ("POST", "/v1/jobs"): Rule("submit", JOB),
+    ("GET", "/v1/jobs"): Rule("read", lists=True),
+    ("GET", "/v1/jobs/{job_id}"): Rule("read"),
+    ("GET", "/v1/jobs/{job_id}/logs"): Rule("read"),
+    ("GET", "/v1/jobs/{job_id}/metrics"): Rule("read"),
+    ("GET", "/v1/jobs/{job_id}/events"): Rule("read"),
+    ("GET", "/v1/jobs/{job_id}/trials"): Rule("read"),
+    ("GET", "/v1/jobs/{job_id}/checkpoints"): Rule("read"),
+    ("POST", "/v1/jobs/{job_id}/neighbours"): Rule("read", {"record": 0}),
+    ("POST", "/v1/jobs/{job_id}/cancel"): Rule("submit"),
+    ("POST", "/v1/jobs/{job_id}/pause"): Rule("submit"),
+    ("POST", "/v1/jobs/{job_id}/resume"): Rule("submit"),
+    ("POST", "/v1/jobs/{job_id}/retry"): Rule("submit"),
+    ("DELETE", "/v1/jobs/{job_id}"): Rule("submit"),
+    ("GET", "/v1/encoders"): Rule("read", lists=True),
+    ("POST", "/v1/encoders"): Rule("submit", {"weights": "timm:vit_tiny_patch16_224"}),
+    ("GET", "/v1/encoders/aliases"): Rule("read", lists=True),
+    ("GET", "/v1/encoders/aliases/{alias}"): Rule("read", names=True),
+    ("PUT", "/v1/encoders/aliases/{alias}"): Rule("submit", {"encoder": "{encoder}"}, names=True),
+    ("DELETE", "/v1/encoders/aliases/{alias}"): Rule("submit", names=True),
+    ("GET", "/v1/encoders/{encoder}"): Rule("read"),
+    ("DELETE", "/v1/encoders/{encoder}"): Rule("submit"),
+    ("GET", "/v1/encoders/{encoder}/download"): Rule("read"),
+    ("GET", "/v1/encoders/{encoder}/compare/{other}"): Rule("read"),
+    ("POST", "/v1/encoders/{encoder}/embeddings"): Rule("read", PICTURE, unknown=409),
+    ("POST", "/v1/encoders/{encoder}/classifications"): Rule("read", PICTURE, unknown=409),
+    ("POST", "/v1/encoders/{encoder}/reconstructions"): Rule("read", PICTURE, unknown=409),
+    ("POST", "/openai/v1/embeddings"): Rule("read", {"model": "{encoder}", **PICTURE}),
+    ("GET", "/openai/v1/models"): Rule("read"),
+    ("GET", "/v1/deployments"): Rule("read", lists=True),
+    ("PUT", "/v1/deployments/{name}"): Rule("submit", {"encoder": "{encoder}"}, names=True),
+    ("GET", "/v1/deployments/{name}"): Rule("read"),
+    ("GET", "/v1/deployments/{name}/drift"): Rule("read"),
+    ("DELETE", "/v1/deployments/{name}"): Rule("submit"),
+    ("POST", "/v1/keys"): Rule("admin", {"name": "a", "scopes": ["read"]}),
+    ("GET", "/v1/keys"): Rule("admin", lists=True),
+    ("DELETE", "/v1/keys/{key_id}"): Rule("admin"),
+    ("POST", "/v1/webhooks"): Rule("admin", {"url": "https://hooks.example.com"}),
+    ("GET", "/v1/webhooks"): Rule("admin", lists=True),
+    ("DELETE", "/v1/webhooks/{webhook_id}"): Rule("admin"),
+    ("GET", "/v1/webhooks/{webhook_id}/deliveries"): Rule("admin"),
+}
+PUBLIC = {  # what belongs to no project
+    "/v1/presets/{name}": {"name": "demo-image-amd"},
+    "/v1/schemas/{kind}": {"kind": "train"},
+}
+OF_OBJECTS = [route for route in RULES if "{" in route[1] and route[1] not in PUBLIC]
+
+
+class House:
+    """A control plane with a job, an encoder, its alias, a deployment, a key and a webhook in each of two projects."""
+
+    def __init__(self, engine: Engine, client: TestClient, root: str) -> None:
+        self.engine, self.client, self.root = engine, client, root
+        self.objects = {project: self._furnish(project) for project in ("ours", "theirs")}
+
+    def _furnish(self, project: str) -> dict[str, str]:
+        webhook = WebhookStore(self.engine).add(f"https://{project}.example.com", project, [], "test")
+        now = time.time()
+        job = queued(JobStore(self.engine), project=project, state="succeeded", attempt=1, ended_at=now, started_at=now)
+        key = key_to(self.engine, "read", project=project)["Authorization"].split("_")[1]
+        encoder, alias = row(self.engine, f"encoder-of-{job.id}", project), f"alias-{key}"
+        publish(self.root, encoder)
+        EncoderStore(self.engine).move(project, alias, encoder, "test")
+        deployed = f"serves-{key}"  # another encoder: nothing answers for this one
+        plain: dict[str, Any] = {"candidate": None, "share": 0.0, "settings": ServingSettings()}
+        DeploymentStore(self.engine).put(new_deployment(deployed, project, "test", encoder="another", **plain))
+        names = {"encoder": encoder, "other": encoder, "alias": alias, "name": deployed}
+        return {"job_id": job.id, "key_id": key, "webhook_id": webhook.id, **names}
+
+    def ask(
+        self, route: tuple[str, str], header: dict[str, str], of: str = "ours", named: bool = False, **more: str
+    ) -> Any:
+        """`named`: say the project of what is named; `more`: goes into the body."""
+        method, path = route
+        objects, rule = self.objects[of] | PUBLIC.get(path, {}), RULES[route]
+        texts = {key: value for key, value in (rule.body or {}).items() if isinstance(value, str)}
+        body = {**(rule.body or {}), **{key: value.format(**objects) for key, value in texts.items()}, **more}
+        told: dict[str, Any] = {"json": body} if body else {}
+        if named and rule.names:
+            told = {"json": {**body, "project": of}} if body else {"params": {"project": of}}
+        return self.client.request(method, path.format(**objects), headers=header, **told)
+
+    def state(self) -> list[tuple[Any, ...]]:
+        """All that a request could have changed; when keys were used is not of it."""
+        with Session(self.engine) as session:
+            return [
+                *((job.id, job.version, job.state, job.wanted) for job in session.query(Job).order_by(Job.id)),
+                *((key.id, key.revoked_at) for key in session.query(Key).order_by(Key.id)),
+                *((encoder.id, encoder.project) for encoder in session.query(Encoder).order_by(Encoder.id)),
+                *((alias.name, alias.moves) for alias in session.query(Alias).order_by(Alias.name)),
+                *((one.name, one.version) for one in session.query(Deployment).order_by(Deployment.name)),
+                *((webhook.id,) for webhook in session.query(Webhook).order_by(Webhook.id)),
+                *((delivery.id, delivery.state) for delivery in session.query(Delivery).order_by(Delivery.id)),
+            ]
+
+
+@pytest.fixture
+def house(sqlite_engine: Engine, tmp_path: Path) -> Iterator[House]:
+    many = "100000/minute"
+    settings = Settings(storage=str(tmp_path / "storage"), data_dir=tmp_path, rate_limit=many, failure_limit=many)
+    app = create_app(settings, engine=sqlite_engine, cluster=FakeCluster())
+    with TestClient(app) as client:
+        yield House(sqlite_engine, client, settings.root)
+
+
+def test_the_table_names_every_route_and_none_besides(house: House) -> None:
+    routes = list(iter_route_contexts(house.client.app.routes))  # type: ignore[attr-defined]
+    served = {(method, route.path) for route in routes for method in (route.methods or {"ANY"}) - {"HEAD"}}
+    assert served == set(RULES)
+
+
+@pytest.mark.parametrize("route", RULES, ids=" ".join)
+def test_without_a_live_key_only_open_routes_answer(house: House, route: tuple[str, str]) -> None:
+    before = house.state()
+    dead = {
+        "no key": {},
+        "expired": key_to(house.engine, "admin", expires_at=1.0),
+        "revoked": key_to(house.engine, "admin", revoked_at=1.0),
+        "unknown": {"Authorization": f"Bearer {authentication.new_secret()}"},
+        "another scheme": {"Authorization": "Basic YTpi"},
+    }
+    for name, header in dead.items():
+        status = house.ask(route, header).status_code
+        if RULES[route].needs is OPEN:
+            assert status == 200, name
+        else:
+            assert status == 401, name
+    assert [row for row in house.state() if row in before] == before
+
+
+@pytest.mark.parametrize("route", [route for route, rule in RULES.items() if rule.needs is not OPEN], ids=" ".join)
+def test_a_route_opens_to_its_scope_and_to_no_lesser_one(house: House, route: tuple[str, str]) -> None:
+    needed = RULES[route].needs
+    assert needed is not None
+    for scopes in ((), *((scope,) for scope in SCOPES)):
+        enough = bool(scopes) and SCOPES.index(scopes[0]) >= SCOPES.index(needed)
+        for project in ("ours", None):
+            house.objects = {name: house._furnish(name) for name in ("ours", "theirs")}  # the last one may be gone
+            header, before = key_to(house.engine, *scopes, project=project), house.state()
+            answer = house.ask(route, header, named=project is None)
+            if enough:
+                able = answer.status_code < 400 or answer.json()["code"] == "not_possible"
+                assert able or answer.status_code == 409, (scopes, project, answer.text)
+            else:
+                assert answer.status_code == 403, (scopes, project)
+                assert answer.json()["needed_scope"] == needed
+                assert house.state() == before
+
+
+@pytest.mark.parametrize("route", OF_OBJECTS, ids=" ".join)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_objects_of_other_projects_are_not_there(house: House, route: tuple[str, str], scope: Scope) -> None:
+    header, before = key_to(house.engine, scope, project="ours"), house.state()
+    needed = RULES[route].needs
+    assert needed is not None
+    answer = house.ask(route, header, of="theirs")
+    unknown = RULES[route].unknown
+    assert answer.status_code == (unknown if SCOPES.index(scope) >= SCOPES.index(needed) else 403)
+    assert house.state() == before
+    if answer.status_code == unknown:  # and no answer tells them from what never was
+        never = dict.fromkeys(("encoder", "other", "alias", "name"), "never")
+        house.objects["theirs"] = {"job_id": "train-never", "key_id": "abc", "webhook_id": "wh_abc", **never}
+        assert house.ask(route, header, of="theirs").json()["code"] == answer.json()["code"]
+
+
+@pytest.mark.parametrize("route", [route for route, rule in RULES.items() if rule.lists], ids=" ".join)
+def test_lists_show_ones_own_project_only(house: House, route: tuple[str, str]) -> None:
+    everything = house.ask(route, key_to(house.engine, "admin")).json()["items"]
+    assert {item["project"] for item in everything} >= {"ours", "theirs"}
+    shown = house.ask(route, key_to(house.engine, "admin", project="ours"))
+    assert {item["project"] for item in shown.json()["items"]} == {"ours"}
+    assert not any(name in shown.text for name in house.objects["theirs"].values())
+
+
+MAKING = [route for route, rule in RULES.items() if rule.body is not None and rule.needs != "read"]
+
+
+@pytest.mark.parametrize("route", MAKING, ids=" ".join)
+def test_nothing_is_made_in_other_projects(house: House, route: tuple[str, str]) -> None:
+    header, before = key_to(house.engine, "admin", project="ours"), house.state()
+    assert house.ask(route, header, of="theirs", project="theirs").status_code == 403
+    assert house.state() == before

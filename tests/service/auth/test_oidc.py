@@ -1,0 +1,350 @@
+"""Bearer tokens of a real issuer on loopback with real keys; forged ones in every way one can think of."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from joserfc import jwt
+from joserfc.jwk import ECKey, KeySet, OctKey, OKPKey, RSAKey
+from sqlalchemy import Engine
+
+from service.auth.api_keys import router
+from service.auth.authentication import Authenticator, Principal
+from service.auth.oidc import KEPT_S, REFRESH_S, Issuer
+from service.settings import Settings
+from service.web.errors import IssuerUnavailable, Unauthenticated
+from tests.support.service.apps import client_of
+from tests.support.service.receivers import Received, Receiver, Reply, serving
+
+AUDIENCE = "amd"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Provider:
+    """An issuer: its keys, what it publishes, and the tokens it signs."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self.receiver = receiver
+        self.key: Any = RSAKey.generate_key(2048, {"kid": "first", "use": "sig"})
+        self.published: list[Any] = [self.key]
+        self.away = False
+        self.clock = Clock()
+        receiver.reply = self._reply
+
+    @property
+    def url(self) -> str:
+        return self.receiver.url(path="/realm")
+
+    @property
+    def asked(self) -> int:
+        return sum(request.path == "/realm/keys" for request in self.receiver.received)
+
+    def _reply(self, request: Received) -> Reply:
+        if self.away:
+            return Reply(503)
+        documents = {
+            "/realm/.well-known/openid-configuration": {"issuer": self.url, "jwks_uri": f"{self.url}/keys"},
+            "/realm/keys": {"keys": [key.as_dict(private=False) for key in self.published]},
+        }
+        return Reply(200, body=json.dumps(documents[request.path]).encode())
+
+    def token(self, *, key: Any = None, header: dict[str, Any] | None = None, **claims: Any) -> str:
+        key = key or self.key
+        head = {"alg": "RS256", "kid": key.kid, **(header or {})}
+        body = {
+            "iss": self.url,
+            "aud": AUDIENCE,
+            "sub": "someone",
+            "exp": int(self.clock.now) + 600,
+            "amd_project": "video",
+            "amd_scopes": ["submit"],
+            **claims,
+        }
+        present = {name: value for name, value in body.items() if value is not None}
+        return jwt.encode(
+            {name: value for name, value in head.items() if value is not None}, present, key, [head["alg"]]
+        )
+
+    def issuer(self) -> Issuer:
+        return Issuer(self.url, AUDIENCE, clock=self.clock)
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    with serving(Receiver()) as receiver:
+        yield Provider(receiver)
+
+
+def settings(provider: Provider, **more: Any) -> Settings:
+    return Settings(oidc_issuer=provider.url, oidc_audience=AUDIENCE, **more)
+
+
+def test_a_token_opens_what_its_claims_say(sqlite_engine: Engine, provider: Provider) -> None:
+    authenticator = Authenticator(sqlite_engine, settings(provider))
+    principal = authenticator.authenticate(f"Bearer {provider.token()}")
+    assert principal == Principal("oidc:someone", "video", frozenset({"submit"}))
+    assert principal.allowed("read")
+    assert not principal.allowed("admin")
+
+
+@pytest.mark.parametrize(
+    ("claims", "scopes"),
+    [
+        ({"amd_scopes": "read submit"}, {"read", "submit"}),
+        ({"amd_scopes": ["admin", "other"]}, {"admin"}),
+        ({"amd_scopes": None, "scope": "openid profile read"}, {"read"}),
+        ({"amd_scopes": [], "scope": "admin"}, set()),
+        ({"amd_scopes": "read", "scope": "admin"}, {"read"}),
+        ({"amd_scopes": None}, set()),
+        ({"amd_scopes": "administrator"}, set()),
+        ({"amd_scopes": [1, None]}, set()),
+    ],
+)
+def test_scopes_come_from_amd_scopes_else_from_scope(
+    sqlite_engine: Engine, provider: Provider, claims: dict[str, Any], scopes: set[str]
+) -> None:
+    authenticator = Authenticator(sqlite_engine, settings(provider))
+    assert authenticator.authenticate(f"Bearer {provider.token(**claims)}").scopes == scopes
+
+
+def test_all_projects_must_be_said(sqlite_engine: Engine, provider: Provider) -> None:
+    authenticator = Authenticator(sqlite_engine, settings(provider))
+    assert authenticator.authenticate(f"Bearer {provider.token(amd_project='*')}").project is None
+    for project in (None, "", "Not A Project", "a\n", ["video"], 7, {}):
+        with pytest.raises(Unauthenticated):
+            authenticator.authenticate(f"Bearer {provider.token(amd_project=project)}")
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"iss": "https://other.example.com"},
+        {"iss": None},
+        {"aud": "another service"},
+        {"aud": ["another", "third"]},
+        {"aud": None},
+        {"exp": 1},
+        {"exp": None},
+        {"exp": "tomorrow"},
+        {"nbf": 4e9},
+        {"iat": 4e9},
+        {"sub": None},
+        {"sub": ""},
+        {"sub": "x" * 91},
+        {"sub": "a\nb"},
+        {"sub": 7},
+        {"amd_scopes": 7},
+    ],
+)
+def test_a_token_for_somebody_else_or_another_time_is_refused(provider: Provider, claims: dict[str, Any]) -> None:
+    issuer = provider.issuer()
+    issuer.claims(provider.token())
+    with pytest.raises(Unauthenticated):
+        issuer.claims(provider.token(**claims))
+
+
+def test_one_of_several_audiences_is_enough(provider: Provider) -> None:
+    assert provider.issuer().claims(provider.token(aud=["another", AUDIENCE])).subject == "someone"
+
+
+def test_a_token_expires_while_in_use(provider: Provider) -> None:
+    issuer, token = provider.issuer(), provider.token()
+    issuer.claims(token)
+    provider.clock.now += 600 + 31
+    with pytest.raises(Unauthenticated, match="expired"):
+        issuer.claims(token)
+
+
+def part(value: Any) -> str:
+    text = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return base64.urlsafe_b64encode(text).decode().rstrip("=")
+
+
+def test_forged_signatures_are_refused(provider: Provider) -> None:
+    issuer, good = provider.issuer(), provider.token()
+    header, payload, signature = good.split(".")
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=="))
+    widened = part({**claims, "amd_project": "*", "amd_scopes": ["admin"]})
+    shared = f"{part({'alg': 'HS256', 'kid': 'first'})}.{payload}"
+    by_public_key = hmac.digest(provider.key.as_pem(private=False), shared.encode(), "sha256")
+    stranger = RSAKey.generate_key(2048, {"kid": "first"})
+    forged = {
+        "unsigned": f"{part({'alg': 'none', 'kid': 'first'})}.{payload}.",
+        "unsigned, in capitals": f"{part({'alg': 'NONE', 'kid': 'first'})}.{payload}.",
+        "unsigned with a signature": f"{part({'alg': 'none', 'kid': 'first'})}.{payload}.{signature}",
+        "no algorithm": f"{part({'kid': 'first'})}.{payload}.{signature}",
+        "HMAC with the public key": f"{shared}.{part(by_public_key)}",
+        "a stranger's key under a known name": provider.token(key=stranger),
+        "a key that comes along": provider.token(
+            key=stranger, header={"kid": None, "jwk": stranger.as_dict(private=False), "jku": "http://127.0.0.1:1/"}
+        ),
+        "other claims under a good signature": f"{header}.{widened}.{signature}",
+        "no signature": f"{header}.{payload}.",
+        "cut": good[:-20],
+        "another key's name": provider.token(header={"kid": "second"}),
+        "a name that is none": f"{part({'alg': 'RS256', 'kid': ['first']})}.{payload}.{signature}",
+        "a demand we do not know": provider.token(header={"crit": ["b64"], "b64": False}),
+    }
+    issuer.claims(good)
+    for name, token in forged.items():
+        with pytest.raises(Unauthenticated):
+            issuer.claims(token)
+        assert name
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "key"),
+    [
+        ("PS256", RSAKey.generate_key(2048, {"kid": "k"})),
+        ("ES256", ECKey.generate_key("P-256", {"kid": "k"})),
+        ("Ed25519", OKPKey.generate_key("Ed25519", {"kid": "k"})),
+    ],
+)
+def test_other_kinds_of_keys_work(provider: Provider, algorithm: str, key: Any) -> None:
+    provider.published = [provider.key, key]
+    assert provider.issuer().claims(provider.token(key=key, header={"alg": algorithm})).subject == "someone"
+
+
+def test_a_key_for_encryption_or_with_a_shared_secret_signs_nothing(provider: Provider) -> None:
+    secret = OctKey.generate_key(256, {"kid": "shared"})
+    encrypting = RSAKey.generate_key(2048, {"kid": "enc", "use": "enc"})
+    plain = RSAKey.import_key({**encrypting.as_dict(private=True), "use": "sig"})
+    provider.receiver.reply = lambda request: (
+        provider._reply(request)
+        if request.path != "/realm/keys"
+        else Reply(200, body=json.dumps(KeySet([provider.key, secret, encrypting]).as_dict(private=True)).encode())
+    )
+    issuer = provider.issuer()
+    issuer.claims(provider.token())
+    for token in (provider.token(key=secret, header={"alg": "HS256"}), provider.token(key=plain)):
+        with pytest.raises(Unauthenticated):
+            issuer.claims(token)
+
+
+def test_keys_are_kept_and_asked_for_again_when_a_new_one_appears(provider: Provider) -> None:
+    issuer = provider.issuer()
+    for _ in range(5):
+        issuer.claims(provider.token())
+    assert provider.asked == 1
+    provider.key = RSAKey.generate_key(2048, {"kid": "second"})
+    provider.published.append(provider.key)
+    provider.clock.now += REFRESH_S
+    issuer.claims(provider.token())
+    assert provider.asked == 2
+
+
+def test_unknown_keys_make_us_ask_once_a_minute_at_most(provider: Provider) -> None:
+    issuer = provider.issuer()
+    issuer.claims(provider.token())
+    for step in range(10):
+        provider.clock.now += REFRESH_S / 5
+        with pytest.raises(Unauthenticated):
+            issuer.claims(provider.token(header={"kid": f"made up {step}"}))
+    assert provider.asked == 1 + 2
+    issuer.claims(provider.token())
+
+
+def test_a_withdrawn_key_is_good_for_an_hour_at_most(provider: Provider) -> None:
+    issuer, old = provider.issuer(), provider.key
+    issuer.claims(provider.token())
+    provider.published = [RSAKey.generate_key(2048, {"kid": "second"})]
+    provider.clock.now += KEPT_S + 1
+    with pytest.raises(Unauthenticated):
+        issuer.claims(provider.token(key=old))
+
+
+def test_while_the_issuer_is_away_known_keys_serve_and_unknown_ones_wait(provider: Provider) -> None:
+    provider.away = True
+    issuer = provider.issuer()
+    with pytest.raises(IssuerUnavailable) as refused:
+        issuer.claims(provider.token())
+    assert 0 < refused.value.extra["retry_after"] <= REFRESH_S
+    provider.away = False
+    provider.clock.now += REFRESH_S
+    issuer.claims(provider.token())
+    provider.away = True
+    provider.clock.now += KEPT_S + 1
+    assert issuer.claims(provider.token()).subject == "someone"
+
+
+def test_an_issuer_that_calls_itself_otherwise_is_not_believed(provider: Provider) -> None:
+    issuer = Issuer(provider.url + "/", AUDIENCE, clock=provider.clock)
+    with pytest.raises(IssuerUnavailable):
+        issuer.claims(provider.token())
+
+
+def test_a_key_without_a_name_serves_tokens_without_one(provider: Provider) -> None:
+    provider.key = RSAKey.generate_key(2048)
+    provider.published = [provider.key]
+    assert provider.issuer().claims(provider.token(header={"kid": None})).subject == "someone"
+    provider.published = [provider.key, RSAKey.generate_key(2048)]
+    with pytest.raises(Unauthenticated):
+        provider.issuer().claims(provider.token(header={"kid": None}))
+
+
+@given(st.one_of(st.text(), st.lists(st.binary().map(part), min_size=3, max_size=3).map(".".join)))
+def test_no_token_is_an_accident(text: str) -> None:
+    issuer = Issuer("http://127.0.0.1:1", AUDIENCE)
+    with pytest.raises((Unauthenticated, IssuerUnavailable)):
+        issuer.claims(text)
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.text()
+
+
+@given(st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_no_header_of_a_token_is_an_accident(value: Any) -> None:
+    issuer = Issuer("http://127.0.0.1:1", AUDIENCE)
+    for header in (value, {"alg": value}, {"alg": "RS256", "kid": value}, {"alg": "RS256", "crit": value}):
+        with pytest.raises((Unauthenticated, IssuerUnavailable)):
+            issuer.claims(f"{part(header)}.{part({})}.{part(b'x')}")
+
+
+@pytest.mark.parametrize(
+    "text", [b"[" * 40_000, b'{"a":' * 10_000, b"9" * 5_000, b'{"alg":"RS256","kid":' + b"9" * 5_000]
+)
+def test_a_token_made_to_break_parsers_is_refused(text: bytes) -> None:
+    with pytest.raises((Unauthenticated, IssuerUnavailable)):
+        Issuer("http://127.0.0.1:1", AUDIENCE).claims(f"{part(text)}.{part({})}.{part(b'x')}")
+
+
+def test_an_issuer_without_an_audience_is_refused_at_start(sqlite_engine: Engine) -> None:
+    with pytest.raises(ValueError, match="AMD_OIDC_AUDIENCE"):
+        Authenticator(sqlite_engine, Settings(oidc_issuer="https://issuer.example.com"))
+
+
+def test_tokens_mean_nothing_where_no_issuer_is_configured(sqlite_engine: Engine, provider: Provider) -> None:
+    with pytest.raises(Unauthenticated):
+        Authenticator(sqlite_engine, Settings()).authenticate(f"Bearer {provider.token()}")
+    assert provider.asked == 0
+
+
+def test_over_http_a_token_is_as_good_as_a_key_and_its_issuers_absence_is_told(
+    sqlite_engine: Engine, provider: Provider
+) -> None:
+    client = client_of(sqlite_engine, router, settings=settings(provider))
+    provider.away = True
+    header = {"Authorization": f"Bearer {provider.token(amd_scopes='admin')}"}
+    refused = client.get("/v1/keys", headers=header)
+    assert (refused.status_code, refused.json()["code"]) == (503, "issuer_unavailable")
+    provider.away = False
+    client = client_of(sqlite_engine, router, settings=settings(provider, rate_limit="2/minute"))
+    made = client.post("/v1/keys", json={"name": "a", "scopes": ["read"]}, headers=header)
+    assert (made.json()["project"], made.json()["created_by"]) == ("video", "oidc:someone")
+    assert client.get("/v1/keys", headers=header).status_code == 200
+    assert client.get("/v1/keys", headers=header).status_code == 429

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.service.cli.test_main import amd
+from tests.support.data.ava_videos import draw, tiny_detection
+
+
+def test_a_mistake_is_told_without_a_traceback_and_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "detect.json"
+    config.write_text(tiny_detection(draw(tmp_path, videos=3)).model_dump_json())
+    line = (tmp_path / "train.csv").read_text().splitlines()[0]
+    (tmp_path / "train.csv").write_text(line.replace("v0,0001,", "v0,0001,-") + "\n")
+    code, out, err = amd(monkeypatch, capfd, "detect", "--config", str(config), "--local", "--json")
+    assert code == 2
+    assert "train.csv:1: box -" in err
+    assert "reaches outside the frame" in json.loads(out)["problems"][0]
+    code, _, err = amd(monkeypatch, capfd, "detect", "--preset", "ava")
+    assert code == 2
+    assert "preset='ava': unknown; " in err

@@ -1,0 +1,58 @@
+"""`amd embed`: files, or a whole data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.amd.downstream.embedding.test_bulk import assert_each_record_once
+from tests.amd.downstream.embedding.test_features import write_images
+from tests.service.cli.test_main import amd
+from tests.support.service.published_encoders import publish
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AMD_STORAGE", str(tmp_path))
+    publish(tmp_path / "encoders" / "small")
+    write_images(tmp_path / "images", 6)
+    return tmp_path
+
+
+def test_a_data_set_becomes_files_and_a_file_a_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["embed", "--encoder", "small", f"data.train={root / 'images'}", "data.loader_workers=0", "--local"]
+    code, out, err = amd(monkeypatch, capfd, *words, "--json", "--output", str(root / "out"))
+    assert code == 0, err
+    assert json.loads(out)["samples"] == 6
+    assert_each_record_once(str(root / "out"))
+    code, out, _ = amd(monkeypatch, capfd, *words)
+    assert code == 0
+    assert "6 samples" in out
+    assert str(root / "embeddings" / "small") in out
+    code, out, _ = amd(monkeypatch, capfd, "embed", "-e", "small", str(root / "images" / "a" / "000.png"), "--json")
+    assert code == 0
+    assert len(json.loads(out)["embedding"]) == 24
+
+
+MISTAKES = {
+    "-e small": "data: required",
+    "cat.png": "--encoder: required",
+    "-e small cat.png data.train=x": "cat.png: files or a data set",
+    "-e small cat.png --output x": "--submit, --output: of a data set",
+    "-e nowhere data.train=x": "nowhere: no encoder is published there",
+    "-e small data.tran=x": "did you mean train?",
+    "-e small data.train=nowhere --local": "nowhere does not exist",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_ends_with_its_message_and_code_2(
+    words: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = amd(monkeypatch, capfd, "embed", *words.split())
+    assert code == 2, err
+    assert MISTAKES[words] in err

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amd.artifacts.card import Score
+from amd.artifacts.weights import load_card, write_card
+from service.cli.main import main
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["amd", "encoders", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    told = capsys.readouterr()
+    return int(stopped.value.code or 0), told.out, told.err
+
+
+@pytest.fixture
+def amd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """`amd encoders …` on a storage of its own: exit code, standard output, standard error."""
+    monkeypatch.setenv("AMD_STORAGE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *words: run(monkeypatch, capsys, *words)
+
+
+def test_weights_come_in_are_listed_shown_and_leave(amd: Any, golden: Path, tmp_path: Path) -> None:
+    code, told, _ = amd("list")
+    assert (code, "No encoders" in told) == (0, True)
+    options = ("--id", "mine", "--heads", 3, "--license", "CC-BY-NC-4.0")
+    code, told, _ = amd("import", golden / "mae_state.safetensors", *options)
+    assert (code, "non-commercial use only" in told) == (0, True)
+
+    code, told, _ = amd("list")
+    assert code == 0
+    assert all(words in told for words in ("mine", "NC CC-BY-NC-4.0", "16x16", "imported", "NC: non-commercial"))
+    code, told, _ = amd("show", "mine")
+    assert code == 0
+    assert "Non-commercial use only" in told
+    assert "license:" not in told
+
+    output = tmp_path / "out"
+    code, told, _ = amd("export", "mine", "--format", "huggingface", "--output", output)
+    assert (code, "differs from our own output by at most" in told) == (0, True)
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "export.json", "README.md"} == {
+        path.name for path in output.iterdir()
+    }
+
+
+def test_every_command_speaks_json_and_nothing_else_on_standard_output(amd: Any, golden: Path, tmp_path: Path) -> None:
+    words = ("--id", "mine", "--heads", 3, "--image-size", "16x16", "--mean", "0.5,0.4,0.3")
+    imported = json.loads(amd("import", golden / "mae_state.safetensors", *words, "--json")[1])
+    assert imported["id"] == "mine"
+    assert imported["url"].endswith("encoders/mine")
+    card = load_card(imported["url"])
+    assert card.clip.mean == (0.5, 0.4, 0.3)
+    score = Score(protocol="knn", data="d", samples=3, values={"eval/knn_top1": 61.5})
+    write_card(imported["url"], card.model_copy(update={"scores": (score,)}))
+    (row,) = json.loads(amd("list", "--json")[1])
+    assert (row["best_score"], row["non_commercial"], row["clip"]) == ({"eval/knn_top1": 61.5}, False, "16x16")
+    assert json.loads(amd("show", "mine", "--json")[1])["encoder"]["width"] == 24
+    for format, name in (("timm", "t"), ("torch-export", "e.pt2"), ("onnx", "o.onnx"), ("official", "o.pth")):
+        code, told, _ = amd("export", "mine", "-f", format, "-o", tmp_path / name, "--json")
+        report = json.loads(told)
+        assert (code, report["format"]) == (0, format)
+        assert report["deviation"] < 1e-5
+        assert (tmp_path / name).exists()
+
+
+def test_a_broken_card_is_named_and_the_others_listed(amd: Any, golden: Path, tmp_path: Path) -> None:
+    amd("import", golden / "mae_state.safetensors", "--id", "mine", "--heads", 3)
+    (tmp_path / "encoders" / "broken").mkdir()
+    (tmp_path / "encoders" / "broken" / "encoder.json").write_text("{")
+    code, told, error = amd("list", "--json")
+    assert (code, [row["id"] for row in json.loads(told)]) == (0, ["mine"])
+    assert "broken" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("show", "nothing"), "no encoder is published there"),
+        (("import", "nowhere.pth"), "no such file"),
+        (("import", "x.pth", "--size", "XL"), "--size XL: is none of S, B, L, H"),
+        (("import", "x.pth", "--image-size", "2x2x2"), "--image-size 2x2x2"),
+        (("import", "x.pth", "--std", "1,2"), "--std 1,2: three numbers"),
+        (("export", "nothing", "-f", "gguf", "-o", "x"), "--format gguf: is none of timm"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_exit_code_two(amd: Any, words: tuple[str, ...], message: str) -> None:
+    code, _, error = amd(*words)
+    assert code == 2
+    assert message in " ".join(error.split())
+    assert "Traceback" not in error
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, service.cli.encoders; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

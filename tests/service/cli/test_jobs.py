@@ -1,0 +1,269 @@
+"""`amd jobs` and `--submit` against a real control plane over HTTP; only the cluster behind it is a double."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import uvicorn
+from sqlalchemy import Engine
+
+from amd.storage import write_bytes
+from service.app import create_app
+from service.db.engine import open_engine
+from service.db.models import Job
+from service.jobs.execution.protocol import JobFolder
+from service.jobs.execution.reconciler import Reconciler
+from service.jobs.store import JobStore
+from service.settings import Settings
+from tests.service.cli.test_main import amd as run_command
+from tests.support.service.apps import key_to
+from tests.support.service.fake_cluster import FakeCluster, queued, says
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+class Service(NamedTuple):
+    store: JobStore
+    root: str
+    move: Callable[[], object]
+    """One step of the reconciler."""
+
+    def ended(self, **outcome: Any) -> Job:
+        """A job that ran, printed two lines and ended so."""
+        job = queued(self.store, name="a name", preset="demo-image-amd", labels={"team": "video"})
+        self.move()
+        write_bytes(f"{JobFolder(self.root, job.id).logs(1)}/{0:016d}.log", b"step 1\nstep 2\n")
+        says(self.root, self.store.get(job.id), **outcome)
+        self.move()
+        return self.store.get(job.id)
+
+
+@pytest.fixture
+def engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
+    shutil.copy(sqlite_template, tmp_path / "control-plane.db")
+    engine = open_engine(f"sqlite:///{tmp_path / 'control-plane.db'}")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def service(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    settings = Settings(data_dir=tmp_path, storage=str(tmp_path / "storage"), allowed_uris=(str(tmp_path),))
+    cluster = FakeCluster()
+    app = create_app(settings, engine=engine, cluster=cluster)
+    reconciler = Reconciler(app.state.jobs, cluster, settings)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        monkeypatch.setenv("AMD_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        monkeypatch.setenv("AMD_KEY", key_to(engine, "submit")["Authorization"].removeprefix("Bearer "))
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr("service.client.jobs.LOOK_S", 0.01)
+        yield Service(app.state.jobs, settings.root, reconciler.step)
+        server.should_exit = server.force_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def amd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return lambda *words: run_command(monkeypatch, capfd, *map(str, words))
+
+
+def short(job: Job) -> str:
+    """The last part of its id."""
+    return job.id.rsplit("-", 1)[-1]
+
+
+SUBMISSIONS = {
+    "train": "train --preset demo-image-amd mask.teacher_ratio=0.6",
+    "finetune": "finetune --preset demo-image-finetune weights=null schedule.steps=7",
+    "detect": "detect --preset ava-vit-b weights=mine data.train=mine data.root=mine data.val=mine data.boxes=null "
+    "data.excluded=null data.label_map=mine data.evaluated=null",
+    "probe": "probe --encoder mine --kinds knn data.train=demo:digits/probe data.test=demo:digits/test",
+    "embed": "embed --encoder mine data=demo:digits/probe normalize=true",
+    "search": "search --study asymmetry --preset demo-image-amd --seeds 2 optim.base_lr=0.01",
+}
+
+
+@pytest.mark.parametrize("kind", SUBMISSIONS)
+def test_a_commands_words_become_a_job(kind: str, service: Service, amd: Command) -> None:
+    options = ("--name", "my job", "--label", "team=video", "--label", "a=b", "--priority", 7, "--project", "vision")
+    code, out, err = amd(*SUBMISSIONS[kind].split(), "--submit", *options)
+    assert (code, err) == (0, "")
+    job = service.store.get(out.strip())
+    assert (job.kind, job.name, job.labels) == (kind, "my job", {"team": "video", "a": "b"})
+    assert (job.priority, job.project, job.state) == (7, "vision", "queued")
+    sweep = job.config.get("train", {})
+    expected = {
+        "train": lambda: job.config["mask"]["teacher_ratio"] == 0.6,
+        "finetune": lambda: job.config["schedule"]["steps"] == 7,
+        "detect": lambda: job.config["weights"] == "mine",
+        "probe": lambda: (job.config["encoder"], job.config["kinds"]) == ("mine", ["knn"]),
+        "embed": lambda: (job.config["data"]["train"], job.config["normalize"]) == ("demo:digits/probe", True),
+        "search": lambda: (sweep["optim"]["base_lr"], job.config["seeds"]) == (0.01, 2),
+    }
+    assert expected[kind]()
+
+
+def test_a_config_file_and_local_paths_go_over_whole(
+    service: Service, amd: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "labelled.txt").write_text("")
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = amd("presets", "demo-image-mae")
+    config = {**json.loads(out), "probe": {"data": {"train": "labelled.txt", "test": "demo:digits/test"}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, out, err = amd("train", "--config", "config.json", "--submit", "--json", "data.train=pictures")
+    assert (code, err) == (0, "")
+    sent = service.store.get(json.loads(out)["id"]).config
+    assert sent["data"]["train"] == str(tmp_path / "pictures")
+    assert sent["probe"]["data"]["train"] == str(tmp_path / "labelled.txt")
+    assert sent["probe"]["data"]["test"] == "demo:digits/test"
+
+
+MISTAKES = {
+    "train --preset demo-image-amd mask.teacher_ratio=0.9 --submit": "mask.teacher_ratio=0.9",
+    "train --preset demo-imge-amd --submit": "did you mean demo-image-amd?",
+    "train --preset demo-image-amd data.train=/etc --submit": "/etc",
+    "train --preset demo-image-amd --label odd --submit": "write KEY=VALUE",
+    "train --preset demo-image-amd --label -=x --submit": "labels",
+    "train --preset demo-image-amd --local --submit": "--local and --submit",
+    "train --preset demo-image-amd --name mine": "--name: is of a job",
+    "jobs show nothing": "there is no job 'nothing'",
+    "jobs list --state asleep": "queued",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_ends_in_the_services_words_and_exit_code_2(words: str, service: Service, amd: Command) -> None:
+    code, out, err = amd(*words.split(), "--json")
+    assert code == 2
+    assert MISTAKES[words] in err
+    assert "Traceback" not in err
+    if "is no job" not in err:
+        assert MISTAKES[words] in " ".join(json.loads(out.strip().splitlines()[-1])["problems"])
+
+
+def test_following_prints_the_log_and_the_end_decides_the_exit_code(service: Service, amd: Command) -> None:
+    over = threading.Event()
+
+    def cluster() -> None:
+        """Lets what is submitted run and end."""
+        while not over.wait(0.05):
+            service.move()
+            for job in service.store.in_states({"starting"}):
+                write_bytes(f"{JobFolder(service.root, job.id).logs(1)}/{0:016d}.log", b"step 1\nstep 2\n")
+                state = "failed" if job.name == "bad" else "succeeded"
+                reason = "nan_loss" if job.name == "bad" else None
+                says(service.root, job, state, reason, message="the loss is not finite" if reason else "")
+
+    running = threading.Thread(target=cluster)
+    running.start()
+    try:
+        code, out, _ = amd("train", "--preset", "demo-image-mae", "--submit", "--follow")
+        assert code == 0
+        first, *log, last = out.splitlines()
+        assert log == ["step 1", "step 2"]
+        assert last == f"{first}: succeeded"
+        code, out, err = amd("train", "--preset", "demo-image-mae", "--submit", "--follow", "--json", "--name", "bad")
+        assert code == 1
+        assert json.loads(out)["reason"] == "nan_loss"
+        assert "step 1\nstep 2\n" in err
+    finally:
+        over.set()
+        running.join()
+
+
+def test_jobs_are_listed_for_people_and_for_programs(service: Service, amd: Command) -> None:
+    ended, waiting = service.ended(state="succeeded"), queued(service.store, preset="ssv2-vit-b")
+    code, out, _ = amd("jobs", "list")
+    assert code == 0
+    rows = {line.split()[0]: line for line in out.splitlines()[1:]}
+    assert list(rows) == [waiting.id, ended.id]
+    assert "a name" in rows[ended.id]
+    assert "succeeded" in rows[ended.id]
+    for words, found in (
+        (("--state", "succeeded"), [ended.id]),
+        (("--label", "team=video"), [ended.id]),
+        (("--kind", "search"), []),
+        (("--limit", "1"), [waiting.id]),
+        ((), [waiting.id, ended.id]),
+    ):
+        code, out, _ = amd("jobs", "list", "--json", *words)
+        assert [job["id"] for job in json.loads(out)] == found
+
+
+def test_an_id_may_be_shortened_while_it_is_one_jobs(service: Service, amd: Command) -> None:
+    job = service.ended(state="failed", reason="nan_loss", message="the loss is not finite", log_tail="last words")
+    for text in (job.id, job.id[:-2], short(job), short(job)[:5]):
+        code, out, _ = amd("jobs", "show", text)
+        assert code == 0
+        for words in (job.id, "failed (nan_loss): the loss is not finite", "last words", "team=video", "retry, delete"):
+            assert words in out
+    other = service.ended(state="succeeded")
+    code, _, err = amd("jobs", "show", "train-")
+    assert code == 2
+    assert "'train-' begins 2 jobs" in err
+    assert job.id in err
+    assert other.id in err
+
+
+def test_logs_and_events_of_a_job_that_has_ended_end_too(service: Service, amd: Command) -> None:
+    job = service.ended(state="succeeded")
+    assert amd("jobs", "logs", short(job))[:2] == (0, "step 1\nstep 2\n")
+    assert amd("jobs", "logs", short(job), "-f")[:2] == (0, "step 1\nstep 2\n")
+    assert amd("jobs", "logs", short(job), "--tail", 1)[:2] == (0, "step 2\n")
+    code, out, _ = amd("jobs", "events", short(job), "--json")
+    told = [json.loads(line) for line in out.splitlines()]
+    assert (code, told[0]["type"], told[-1]["data"]["state"]) == (0, "created", "succeeded")
+    assert [event["id"] for event in told] == list(range(1, len(told) + 1))
+    assert "by test" in amd("jobs", "events", short(job))[1]
+
+
+def test_a_job_is_stopped_and_goes_on(service: Service, amd: Command) -> None:
+    job = queued(service.store)
+    assert amd("jobs", "pause", short(job))[:2] == (0, f"{job.id}: paused\n")
+    assert amd("jobs", "resume", short(job))[:2] == (0, f"{job.id}: queued\n")
+    service.move()
+    code, out, _ = amd("jobs", "cancel", short(job), "--deadline", 5, "--json")
+    assert (code, json.loads(out)["state"]) == (0, "cancelling")
+    says(service.root, service.store.get(job.id), "cancelled", "cancelled_by_user", asked_to_stop=True)
+    service.move()
+    assert amd("jobs", "retry", short(job))[0] == 0
+    code, out, err = amd("jobs", "delete", short(job))
+    assert (code, "queued" in err) == (2, True), "what has not ended is not forgotten"
+    amd("jobs", "cancel", short(job))
+    assert amd("jobs", "delete", short(job))[:2] == (0, f"{job.id}: deleted\n")
+    assert amd("jobs", "show", job.id)[0] == 2
+
+
+def test_waiting_says_by_its_exit_code_how_it_ended(service: Service, amd: Command) -> None:
+    assert amd("jobs", "wait", short(service.ended(state="succeeded")))[0] == 0
+    assert amd("jobs", "wait", short(service.ended(state="failed", reason="nan_loss")))[0] == 1
+    code, _, err = amd("jobs", "wait", short(queued(service.store)), "--timeout", 0)
+    assert code == 1
+    assert "still queued" in err
+
+
+def test_who_may_not_is_told_so(service: Service, amd: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMD_KEY", "amd_0_wrong")
+    code, _, err = amd("jobs", "list")
+    assert (code, "key" in err) == (1, True)
+
+
+def test_without_a_service_the_remedy_is_named(tmp_path: Path, amd: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AMD_URL", raising=False)
+    monkeypatch.setenv("AMD_DATA_DIR", str(tmp_path))
+    code, _, err = amd("jobs", "list")
+    assert code == 1
+    assert "amd up" in err

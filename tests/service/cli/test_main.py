@@ -1,0 +1,132 @@
+"""The command as a person or a program meets it: what is printed, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.cli import main
+
+
+def amd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Run the command in this process: (exit code, standard output, standard error)."""
+    monkeypatch.setattr(sys, "argv", ["amd", *words])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    printed = capfd.readouterr()
+    return int(end.value.code or 0), printed.out, printed.err
+
+
+MISTAKES = {
+    "--preset demo-image-amd mask.teacher_ratio=0.9": "mask.teacher_ratio=0.9 must not be above",
+    "--preset demo-image-amd objective.layers.0.student=9": "objective.layers.0.student=9 is out of range",
+    "--preset demo-image-amd clip.size=33": "clip.size",
+    "--preset demo-image-amd optim.batchsize=3": "did you mean batch_size?",
+    "--preset demo-image-amd name=../../x": "name='../../x'",
+    "--preset demo-image-amd data.train=nowhere": "nowhere",
+    "--preset demo-image-amd teacher.weights=nowhere.pth": "nowhere.pth",
+    "--preset demo-image-mae storage=/proc/nowhere": "/proc/nowhere",
+    "--preset demo-image-mae optim.batch_size=100000": "optim.batch_size=100000",
+    "--preset demo-image-mae scaling.device=cuda": "scaling.device=cuda",
+    "--preset k400-vit-b": "data.train",
+    "--preset demo-imge-amd": "did you mean demo-image-amd?",
+    "--config nowhere.json": "nowhere.json",
+    "": "--preset NAME or --config FILE",
+    "--preset demo-image-mae word": "'word' is not an override",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_users_mistake_ends_in_one_message_and_exit_code_2(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AMD_STORAGE", str(tmp_path / "storage"))
+    code, out, err = amd(monkeypatch, capfd, "train", *words.split(), "--local", "--json")
+    assert code == 2
+    assert MISTAKES[words] in err
+    assert "Traceback" not in err + out
+    last = json.loads(out.strip().splitlines()[-1])
+    assert last["state"] == "invalid"
+    assert MISTAKES[words] in " ".join(last["problems"])
+
+
+def test_an_empty_folder_is_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = amd(
+        monkeypatch, capfd, "train", "--preset", "demo-image-mae", f"data.train={tmp_path / 'empty'}", "--local"
+    )
+    assert code == 2
+    assert str(tmp_path / "empty") in err
+    assert "give the folder that holds them" in err
+    assert "Traceback" not in err
+
+
+def test_presets_are_listed_with_source_hardware_and_cost(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = amd(monkeypatch, capfd, "presets", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert {"k400-vit-b", "ssv2-vit-s", "in1k-vit-b", "demo-video-amd"} <= set(rows)
+    kinds = {name: row["kind"] for name, row in rows.items()}
+    assert (kinds["k400-vit-b-finetune"], kinds["ava-vit-b"]) == ("finetune", "detect")
+    assert all(row["source"] and row["hardware"] for row in rows.values())
+
+
+def test_a_preset_shown_is_a_config_that_can_be_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from amd.presets.pretraining import load_config, preset
+
+    _, out, _ = amd(monkeypatch, capfd, "presets", "demo-video-amd")
+    file = tmp_path / "run.json"
+    file.write_text(out)
+    assert load_config(None, str(file), {}) == preset("demo-video-amd").config
+
+
+def test_parity_reports_every_deviation_and_fails_on_a_changed_number(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(golden, tmp_path / "golden")
+    code, out, _ = amd(monkeypatch, capfd, "parity", str(folder))
+    assert code == 0
+    assert "0 failed" in out
+    outputs = load_file(folder / "amd_outputs_f32.safetensors")
+    outputs["teacher_dir.1"][0, 0, 0] += 1e-3
+    save_file(outputs, folder / "amd_outputs_f32.safetensors")
+    code, out, _ = amd(monkeypatch, capfd, "parity", str(folder))
+    assert code == 1
+    assert "teacher_dir.1" in out
+
+
+def test_the_step_is_measured_by_parts(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ("bench", "step", "--preset", "demo-video-amd", "--batch", "2", "--steps", "2", "--json")
+    code, out, _ = amd(monkeypatch, capfd, *words)
+    figures = json.loads(out)
+    assert code == 0
+    assert sum(figures["share"].values()) == pytest.approx(1)
+    assert set(figures["share"]) == {"data", "teacher", "student_forward", "backward", "optimizer"}
+    assert figures["samples_per_s"] > 0
+    assert figures["matmul_fraction"] > 0
+
+
+def test_help_and_presets_load_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; sys.argv = ['amd', 'presets', '--json']\n"
+        "from service.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0

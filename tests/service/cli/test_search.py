@@ -1,0 +1,242 @@
+"""`amd search`: what is handed on, what is printed, and that a user's mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.service.cli.test_main import amd
+from tests.support.runs.ledgers import masking_sweep, write_sweep
+from tests.support.runs.ledgers import search as a_search
+from tune_spaces.config import SearchConfig
+from tune_spaces.report import plots
+from tune_spaces.search import run as driver
+from tune_spaces.search.plan import Plan, make_plan
+from tune_spaces.search.run import SearchResult
+from tune_spaces.spaces.space import build_space
+
+PRESET = ("--preset", "demo-image-amd")
+
+
+class Stub:
+    """Stands where sweeps are run: remembers their configs, and plans for a machine of four cores."""
+
+    def __init__(self, state: Any = "succeeded") -> None:
+        self.state = state
+        self.run: list[SearchConfig] = []
+        self.planned: list[SearchConfig] = []
+
+    def search(self, config: SearchConfig, *, quiet: bool = False) -> SearchResult:
+        self.run.append(config)
+        if not quiet:
+            print("trial 0: 88.1")
+        return SearchResult(
+            state=self.state, run_id="a-sweep", run_folder="/runs/a-sweep", trials={"succeeded": 3}, seconds=1.5
+        )
+
+    def preview(self, config: SearchConfig) -> Plan:
+        self.planned.append(config)
+        return make_plan(config, build_space(config.space, config.train), 540, [{"CPU": 4.0}], gpu=False)
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Stub:
+    made = Stub()
+    monkeypatch.setattr(driver, "search", made.search)
+    monkeypatch.setattr(driver, "preview", made.preview)
+    return made
+
+
+def test_a_plan_is_shown_and_nothing_is_run(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = amd(monkeypatch, capfd, "search", "run", "--space", "masking", *PRESET, "--trials", "9", "--plan")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["trials", "at", "rungs", "training"]
+    assert "9 of 40 points" in out
+    assert "after 108, 241, 540 steps" in out
+    assert not stub.run
+
+
+def test_a_plan_is_one_line_of_json_for_programs(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET, "--plan", "--json")
+    plan = json.loads(out)
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert (plan["trials"], plan["at_once"], plan["rungs"]) == (20, 4, [108, 241, 540])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--space", "masking", *PRESET, "optim.base_lr=0.5"),
+        (*PRESET, "optim.base_lr=0.5", "--space", "masking"),
+        ("optim.base_lr=0.5", *PRESET, "--space", "masking"),
+        ("-p", "demo-image-amd", "optim.base_lr=0.5", "space.use=[masking]"),
+    ],
+)
+def test_to_run_is_the_default(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    assert amd(monkeypatch, capfd, "search", *words)[0] == 0
+    assert amd(monkeypatch, capfd, "search", "run", *words)[0] == 0
+    by_default, by_name = stub.run
+    assert by_default == by_name
+    assert by_default.space.use == ("masking",)
+    assert by_default.train.optim.base_lr == 0.5
+
+
+def test_options_are_words_of_the_sweep(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = {
+        "algorithm": "tpe",
+        "stopping": "none",
+        "trials": "7",
+        "hours": "1.5",
+        "seeds": "3",
+        "at-once": "2",
+        "name": "mine",
+        "space": "masking,recipe",
+    }
+    options = [word for name, value in given.items() for word in (f"--{name}", value)]
+    assert amd(monkeypatch, capfd, "search", *options, *PRESET, "train.seed=5", "retries=1")[0] == 0
+    (config,) = stub.run
+    assert (config.algorithm, config.stopping, config.seeds, config.at_once) == ("tpe", "none", 3, 2)
+    assert (config.budget.trials, config.budget.hours, config.name) == (7, 1.5, "mine")
+    assert config.space.use == ("masking", "recipe")
+    assert (config.train.seed, config.retries) == (5, 1)
+
+
+def test_a_study_goes_to_its_end(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert amd(monkeypatch, capfd, "search", "--study", "asymmetry", *PRESET)[0] == 0
+    (config,) = stub.run
+    assert (config.space.study, config.algorithm, config.stopping) == ("asymmetry", "grid", "none")
+
+
+def test_a_file_is_a_sweep_and_options_change_it(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"preset": "demo-image-amd", "space": {"use": ["recipe"]}, "seeds": 2}))
+    assert amd(monkeypatch, capfd, "search", "--config", str(file), "--seeds", "3")[0] == 0
+    (config,) = stub.run
+    assert (config.space.use, config.seeds) == (("recipe",), 3)
+
+
+def test_the_result_is_the_one_line_of_json(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET, "--json")
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    assert SearchResult.model_validate_json(out).trials == {"succeeded": 3}
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_a_sweep_that_did_not_succeed_ends_with_1(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], state: str
+) -> None:
+    stub.state = state
+    assert amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET)[0] == 1
+
+
+def test_a_report_is_written_anew_by_id_and_by_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plots, "pictures", lambda sweep: [])  # they take seconds
+    folder = write_sweep(str(tmp_path / "runs" / "a-sweep"), a_search(), masking_sweep(a_search(), 6))
+    code, out, err = amd(monkeypatch, capfd, "search", "report", "a-sweep", "--storage", str(tmp_path))
+    assert (code, err) == (0, "")
+    assert "masking" in out or "student_ratio" in out
+    assert (Path(folder) / "report" / "report.md").exists()
+    code, out, _ = amd(monkeypatch, capfd, "search", "report", folder, "--json")
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert json.loads(out)["folder"] == f"{folder}/report"
+    assert len(json.loads(out)["rows"]) == 6
+
+
+DATA = "data.train=photos teacher.weights=teacher.pth scaling.device=cpu"
+MISTAKES = {
+    "--space msking --preset demo-image-amd": "space='msking': unknown; did you mean masking?",
+    "--space masking,layers --preset demo-image-amd": "space=layers: a study is a space of its own",
+    "--space nowhere.yaml --preset demo-image-amd": "nowhere.yaml: cannot be read",
+    "--space masking --study layers --preset demo-image-amd": "--space and --study",
+    "--study lairs --preset demo-image-amd": "space.study='lairs'",
+    "--space masking --preset demo-image-amd optim.baselr=1": "did you mean base_lr?",
+    "--space masking --preset demo-image-amd budgt.trials=3": "budgt",
+    "--space masking --preset demo-image-amd mask.teacher_ratio=0.9": "mask.teacher_ratio=0.9 must not be above",
+    "--space masking --preset demo-image-amd --trials 0": "budget.trials=0",
+    "--space masking --preset demo-image-amd --hours 0": "budget.hours=0",
+    "--space masking --preset demo-image-amd --at-once 0": "at_once=0",
+    "--space masking --preset demo-image-amd --algorithm cmaes": "algorithm='cmaes'",
+    "--space masking --preset demo-image-amd --name ../up": "name='../up'",
+    "--space masking --preset demo-image-amd word": "'word' is not an override",
+    "--space masking --preset demo-imge-amd": "did you mean demo-image-amd?",
+    "--space masking --preset demo-image-mae": "train.objective.kind=mae",
+    "--space masking": "give --preset NAME",
+    "--preset demo-image-amd": "space: required",
+    "--config nowhere.yaml": "nowhere.yaml: cannot be read",
+    "--space masking --preset k400-vit-b teacher.weights=t.pth": "train.data.train: a recipe brings no data",
+    f"--space masking --preset k400-vit-b {DATA}": "train.probe: a sweep compares trials by a probe on labelled data",
+    f"--space masking --preset k400-vit-b --plan {DATA}": "probe.data.test=…",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AMD_STORAGE", str(tmp_path / "storage"))
+    code, out, err = amd(monkeypatch, capfd, "search", *words.split())
+    assert code == 2
+    assert MISTAKES[words] in err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert out == ""
+    assert not (tmp_path / "storage").exists()
+
+
+def test_a_mistake_is_one_line_of_json_for_programs(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET, "--trials", "0", "--json")
+    assert code == 2
+    (problem,) = json.loads(out)["problems"]
+    assert err == f"error: {problem}\n"
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_a_folder_that_is_no_sweep_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], as_json: tuple[str, ...]
+) -> None:
+    for words in ((str(tmp_path),), ("no-such-sweep", "--storage", str(tmp_path))):
+        code, _, err = amd(monkeypatch, capfd, "search", "report", *words, *as_json)
+        assert code == 2
+        assert "no sweep is here" in err
+        assert len(err.splitlines()) == 1
+
+
+def test_a_wrong_kind_of_number_and_an_unknown_option_are_told_with_2(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for words in (("--trials", "many"), ("--trails", "3")):
+        code, _, err = amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET, *words)
+        assert code == 2
+        assert words[0] in err
+        assert "Traceback" not in err
+
+
+def test_help_tells_of_both_commands(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = amd(monkeypatch, capfd, "search", "--help")
+    assert code == 0
+    assert "run" in out
+    assert "report" in out

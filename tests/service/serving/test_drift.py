@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from service.serving.drift import NEIGHBOURS, Drift
+
+
+def pairs(count: int, width: int = 8) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
+
+
+def test_an_encoder_does_not_drift_from_itself_nor_from_its_scaled_or_turned_self() -> None:
+    vectors = pairs(40)
+    turned = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0].astype(np.float32)
+    for other, cosine in ((vectors, 1.0), (vectors * 3, 1.0), (vectors @ turned, None)):
+        drift = Drift()
+        for one, two in zip(vectors, other, strict=True):
+            drift.add(one, two)
+        found = drift.report()
+        assert found["neighbours_kept"] == 1.0
+        if cosine is not None:
+            assert found["cosine_min"] == pytest.approx(cosine, abs=1e-5)
+
+
+def test_vectors_of_chance_keep_as_many_neighbours_as_chance_has_it() -> None:
+    drift = Drift()
+    for one, two in zip(pairs(200), np.random.default_rng(2).normal(size=(200, 8)), strict=True):
+        drift.add(one, two)
+    found = drift.report()
+    assert found["neighbours_kept"] == pytest.approx(NEIGHBOURS / 199, abs=0.02)
+    assert abs(found["cosine_mean"]) < 0.1
+
+
+def test_other_widths_have_no_cosine_and_few_items_no_neighbours() -> None:
+    drift = Drift()
+    assert drift.report()["items"] == 0
+    for vector in pairs(NEIGHBOURS):
+        drift.add(vector, vector[:4])
+    found = drift.report()
+    assert (found["cosine_mean"], found["neighbours_kept"]) == (None, None)

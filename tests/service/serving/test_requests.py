@@ -1,0 +1,98 @@
+"""The forms of a request, through a real HTTP stack and without a replica."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.testclient import TestClient
+
+from service.auth.uri_policy import UriPolicy
+from service.serving.requests import read_request
+from service.web import errors
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> TestClient:
+    app, policy = FastAPI(), UriPolicy(str(tmp_path), ())
+
+    @app.post("/read")
+    async def read(request: Request) -> Any:
+        asked = await read_request(request, policy)
+        items = [
+            {"content": base64.b64encode(item["content"]).decode()} if "content" in item else item
+            for item in asked.items
+        ]
+        return {"items": items, "options": asked.options.model_dump(), "single": asked.single}
+
+    errors.install(app)
+    return TestClient(app)
+
+
+def b64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def test_one_file_in_each_form_is_one_item(client: TestClient, tmp_path: Path) -> None:
+    content = b"\x89PNG\x00\xff"
+    forms: list[dict[str, Any]] = [
+        {"content": content, "headers": {"Content-Type": "image/png"}},
+        {"content": content, "headers": {"Content-Type": "application/octet-stream"}},
+        {"files": {"anything": ("name.png", content)}},
+        {"json": {"input": {"base64": b64(content)}}},
+        {"json": {"input": f"data:image/png;base64,{b64(content)}"}},
+    ]
+    for form in forms:
+        found = client.post("/read", **form).json()
+        assert found["items"] == [{"content": b64(content)}], form
+        assert found["single"]
+    found = client.post("/read", json={"input": [str(tmp_path / "a b.mp4")]}).json()
+    assert (found["items"], found["single"]) == ([{"uri": str(tmp_path / "a b.mp4")}], False)
+
+
+def test_options_are_the_same_in_the_query_in_a_form_and_in_json(client: TestClient) -> None:
+    wanted: dict[str, Any] = {"normalize": True, "tokens": "patch", "layers": [2, 4], "top_k": 3, "views": "5x3"}
+    wanted |= {"mask_ratio": 0.5, "seed": 7}
+    query = "/read?normalize=true&tokens=patch&layers=2&layers=4&top_k=3&views=5x3&mask_ratio=0.5&seed=7"
+    fields = {"normalize": "true", "tokens": "patch", "layers": ["2", "4"], "top_k": "3", "views": "5x3"}
+    fields |= {"mask_ratio": "0.5", "seed": "7"}
+    for answer in (
+        client.post(query, content=b"x", headers={"Content-Type": "image/png"}),
+        client.post("/read", files={"file": ("a", b"x")}, data=fields),
+        client.post("/read", json={"input": {"base64": "eA=="}, **wanted}),
+    ):
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["options"].items() >= wanted.items()
+
+
+@pytest.mark.parametrize(
+    ("form", "status", "pointer"),
+    [
+        ({"content": b"", "headers": {"Content-Type": "image/png"}}, 422, "#/"),
+        ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, 415, None),
+        ({"content": b"x"}, 415, None),
+        ({"json": {"input": []}}, 422, "#/input"),
+        ({"json": {}}, 422, "#/input"),
+        ({"json": {"input": {"base64": "no base64!"}}}, 422, "#/input/0"),
+        ({"json": {"input": {"base64": ""}}}, 422, "#/input/0"),
+        ({"json": {"input": "data:image/png,plain"}}, 422, "#/input/0"),
+        ({"json": {"input": "words"}}, 422, "#/input/0"),
+        ({"json": {"input": "/etc/passwd"}}, 422, None),
+        ({"json": {"input": "s3://other/bucket"}}, 422, None),
+        ({"json": {"input": {"base64": "eA=="}, "colour": 1}}, 422, "#/colour"),
+        ({"json": {"input": {"base64": "eA=="}, "views": "0x0"}}, 422, "#/views"),
+        ({"files": {"file": ("a", b"")}}, 422, "#/"),
+        ({"data": {"normalize": "true"}, "files": {}}, 415, None),
+        ({"files": {"file": ("a", b"x")}, "data": {"top_k": "many"}}, 422, "#/top_k"),
+        ({"json": {"input": {"base64": "eA=="}, "mask_ratio": 1}}, 422, "#/mask_ratio"),
+        ({"json": {"input": {"base64": "eA=="}, "seed": -1}}, 422, "#/seed"),
+    ],
+)
+def test_a_mistake_names_its_field(client: TestClient, form: dict[str, Any], status: int, pointer: str | None) -> None:
+    answer = client.post("/read", **form)
+    assert answer.status_code == status, answer.text
+    if pointer is not None:
+        assert answer.json()["errors"][0]["pointer"].startswith(pointer)

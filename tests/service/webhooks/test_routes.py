@@ -1,0 +1,98 @@
+"""Webhooks over HTTP: who may make, list, watch and remove them, and what is refused at once."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from service.db.models import Webhook
+from service.jobs.store import JobStore
+from service.settings import Settings
+from service.webhooks.routes import router
+from service.webhooks.store import WebhookStore
+from tests.support.service.apps import client_of, key_to
+from tests.support.service.fake_cluster import queued
+from tests.support.service.receivers import Receiver, Reply
+from tests.support.service.webhooks import Clock, loopback, rows, verified
+
+
+def test_a_webhook_is_made_listed_watched_and_removed(engine: Engine, receiver: Receiver, clock: Clock) -> None:
+    client = client_of(engine, router, settings=Settings(webhooks_http=True))
+    admin = key_to(engine, "admin")
+    made = client.post("/v1/webhooks", json={"url": "http://a.example.com/x", "events": ["failed"]}, headers=admin)
+    assert made.status_code == 201
+    assert made.headers["Cache-Control"] == "no-store"
+    secret, webhook_id = made.json()["secret"], made.json()["id"]
+    assert len(base64.b64decode(secret.removeprefix("whsec_"))) == 32
+    listed = client.get("/v1/webhooks", headers=admin)
+    assert [each["id"] for each in listed.json()["items"]] == [webhook_id]
+    assert secret not in listed.text
+    store = JobStore(engine)
+    job = store.change(queued(store), "failed", state="failed")
+    with Session(engine) as session, session.begin():
+        session.get_one(Webhook, webhook_id).url = receiver.url()
+    receiver.reply = Reply(500)
+    loopback(engine, clock).step()
+    (told,) = client.get(f"/v1/webhooks/{webhook_id}/deliveries", headers=admin).json()["items"]
+    assert (told["job_id"], told["type"], told["state"], told["tries"]) == (job.id, "job.failed", "waiting", 1)
+    assert told["answer"] == "answered 500"
+    assert told["next_try_at"] > told["tried_at"]
+    verified(secret, receiver.received[0])
+    assert client.delete(f"/v1/webhooks/{webhook_id}", headers=admin).status_code == 204
+    assert client.delete(f"/v1/webhooks/{webhook_id}", headers=admin).status_code == 404
+    assert rows(engine) == []
+
+
+def test_webhooks_of_other_projects_are_nobodys_business(engine: Engine) -> None:
+    client = client_of(engine, router)
+    ours, theirs = key_to(engine, "admin", project="ours"), key_to(engine, "admin", project="theirs")
+    made = client.post("/v1/webhooks", json={"url": "https://a.example.com"}, headers=theirs).json()
+    assert made["project"] == "theirs"
+    assert client.get("/v1/webhooks", headers=ours).json()["items"] == []
+    assert client.get(f"/v1/webhooks/{made['id']}/deliveries", headers=ours).status_code == 404
+    assert client.delete(f"/v1/webhooks/{made['id']}", headers=ours).status_code == 404
+    other = client.post("/v1/webhooks", json={"url": "https://a.example.com", "project": "theirs"}, headers=ours)
+    assert other.status_code == 403
+    for scope in ("read", "submit"):
+        header = key_to(engine, scope, project="theirs")
+        assert client.get("/v1/webhooks", headers=header).status_code == 403
+        assert client.post("/v1/webhooks", json={"url": "https://a.example.com"}, headers=header).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://a.example.com",
+        "ftp://a.example.com",
+        "https://",
+        "https:///x",
+        "a.example.com",
+        "",
+        "https://user:word@a.example.com",
+        "https://a.example.com/#x",
+        "https://127.0.0.1/",
+        "https://[::1]/",
+        "https://[::ffff:10.0.0.1]/",
+        "https://169.254.169.254/latest/meta-data",
+        "https://a.example.com:99999999/",
+        "https://a\u0000b/",
+        "https://" + "a" * 2000,
+        "javascript:alert(1)",
+        "file:///etc/passwd",
+    ],
+)
+def test_urls_that_lead_nowhere_good_are_refused_at_once(engine: Engine, url: str) -> None:
+    client = client_of(engine, router)
+    answer = client.post("/v1/webhooks", json={"url": url}, headers=key_to(engine, "admin"))
+    assert answer.status_code == 422
+    assert answer.json()["code"] in ("uri_not_allowed", "request_invalid")
+    assert WebhookStore(engine).of_project(None) == []
+
+
+def test_an_event_that_is_none_is_refused(engine: Engine) -> None:
+    client = client_of(engine, router)
+    body = {"url": "https://a.example.com", "events": ["suceeded"]}
+    assert client.post("/v1/webhooks", json=body, headers=key_to(engine, "admin")).status_code == 422

@@ -1,0 +1,187 @@
+"""Sending to real receivers on loopback: nothing lost, nothing sent elsewhere or twice, everything signed."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Engine
+
+from service.db.engine import open_engine
+from service.jobs.store import JobStore
+from service.webhooks import sender as sending
+from service.webhooks.sender import EACH, signed
+from service.webhooks.store import PAUSES_S, WebhookStore
+from tests.support.service.fake_cluster import queued
+from tests.support.service.receivers import Received, Receiver, Reply, serving
+from tests.support.service.webhooks import Clock, hook, loopback, rows
+
+
+def test_the_signature_is_that_of_the_published_example() -> None:
+    headers = signed(
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        1614265330,
+        b'{"test": 2432232314}',
+    )
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_a_receiver_that_fails_is_tried_for_a_day_at_growing_pauses_then_given_up(
+    engine: Engine, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.reply = Reply(503)
+    hook(engine, receiver.url())
+    queued(JobStore(engine))
+    sender, start, tried = loopback(engine, clock), clock.now, []
+    while rows(engine)[0].state == "waiting":
+        sender.step()
+        tried.append(clock.now - start)
+        clock.now += PAUSES_S[min(len(tried), len(PAUSES_S)) - 1] - 1
+        sender.step()  # a second too early
+        assert len(receiver.received) == len(tried)
+        clock.now += 1
+    assert len(tried) == len(PAUSES_S) + 1
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tried)]
+    assert pauses == sorted(pauses) == list(PAUSES_S)
+    assert tried[-1] == pytest.approx(24 * 3600, rel=0.05)
+    (row,) = rows(engine)
+    assert (row.state, row.tries, row.answer) == ("given_up", len(PAUSES_S) + 1, "answered 503")
+    clock.now += 30 * 24 * 3600
+    sender.step()
+    assert len(receiver.received) == len(tried)
+    assert len({each.headers["webhook-id"] for each in receiver.received}) == 1  # by which a receiver knows it again
+    assert len({each.headers["webhook-timestamp"] for each in receiver.received}) == len(tried)
+
+
+def test_a_receiver_that_comes_back_gets_what_it_missed(engine: Engine, receiver: Receiver, clock: Clock) -> None:
+    receiver.reply = Reply(500)
+    hook(engine, receiver.url())
+    queued(JobStore(engine))
+    loopback(engine, clock).step()
+    receiver.reply = Reply(200, body=b"thank you")
+    clock.now += PAUSES_S[0]
+    loopback(engine, clock).step()
+    (row,) = rows(engine)
+    assert (row.state, row.tries, row.answer) == ("taken", 2, "answered 200")
+
+
+def test_redirects_are_not_followed(engine: Engine, receiver: Receiver, clock: Clock) -> None:
+    with serving(Receiver()) as other:
+        for status in (301, 302, 307, 308):
+            receiver.reply = Reply(status, {"Location": other.url()})
+            hook(engine, receiver.url())
+        queued(JobStore(engine))
+        loopback(engine, clock).step()
+        assert len(receiver.received) == 4
+        assert other.received == []
+    assert {row.state for row in rows(engine)} == {"waiting"}
+
+
+def test_proxies_of_the_environment_are_not_used(
+    engine: Engine, receiver: Receiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(Receiver()) as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url(path=""))
+        hook(engine, receiver.url())
+        queued(JobStore(engine))
+        loopback(engine, clock).step()
+        assert proxy.received == []
+    assert len(receiver.received) == 1
+
+
+def test_a_receiver_that_never_ends_its_answer_is_left(
+    engine: Engine, receiver: Receiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "TIMEOUT_S", 0.3)
+    asked = threading.Event()
+
+    def wait(_: Received) -> Reply:
+        asked.wait(60)
+        return Reply()
+
+    receiver.reply = wait
+    hook(engine, receiver.url())
+    queued(JobStore(engine))
+    loopback(engine, clock).step()
+    asked.set()
+    (row,) = rows(engine)
+    assert row.state == "waiting"
+    assert "no answer" in row.answer or "Timeout" in row.answer
+
+
+def test_a_receiver_that_is_away_is_not_in_the_way_of_the_others(
+    engine: Engine, receiver: Receiver, clock: Clock
+) -> None:
+    with serving(Receiver()) as gone:
+        away = gone.url()
+    store = JobStore(engine)
+    hook(engine, away, project="a")
+    for _ in range(3 * EACH):
+        queued(store, project="a")
+    hook(engine, receiver.url(), project="b")
+    queued(store, project="b")
+    loopback(engine, clock).step()
+    assert len(receiver.received) == 1
+    assert [row.answer for row in rows(engine) if row.tries and row.state == "waiting"] == [
+        "not reached: ConnectError"
+    ] * EACH
+
+
+def test_senders_side_by_side_make_each_try_once(
+    engine: Engine, database_url: str, receiver: Receiver, clock: Clock
+) -> None:
+    store = JobStore(engine)
+    hook(engine, receiver.url())
+    for _ in range(2 * EACH):
+        queued(store)
+    engines = [open_engine(database_url) for _ in range(4)]
+    senders = [loopback(each, clock) for each in engines]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            list(pool.map(lambda sender: sender.step(), senders))
+    assert len(receiver.received) == 2 * EACH
+    assert {row.tries for row in rows(engine)} == {1}
+    for each in engines:
+        each.dispose()
+
+
+def test_a_sender_that_dies_in_the_middle_has_used_up_a_try(engine: Engine, receiver: Receiver, clock: Clock) -> None:
+    hook(engine, receiver.url())
+    queued(JobStore(engine))
+    store = WebhookStore(engine)
+    assert len(store.claim(clock.now, 1, 1)) == 1  # and never settled
+    loopback(engine, clock).step()
+    assert receiver.received == []
+    clock.now += PAUSES_S[0]
+    loopback(engine, clock).step()
+    (row,) = rows(engine)
+    assert (row.state, row.tries) == ("taken", 2)
+
+
+def test_a_sender_that_dies_over_the_last_try_leaves_nothing_waiting(engine: Engine, clock: Clock) -> None:
+    hook(engine, "https://a.example.com")
+    queued(JobStore(engine))
+    store = WebhookStore(engine)
+    for pause in (*PAUSES_S, PAUSES_S[-1]):
+        assert len(store.claim(clock.now, 1, 1)) == 1
+        clock.now += pause
+    assert store.claim(clock.now, 1, 1) == []
+    assert rows(engine)[0].state == "given_up"
+
+
+def test_what_ended_long_ago_is_forgotten_and_what_waits_is_not(
+    engine: Engine, receiver: Receiver, clock: Clock
+) -> None:
+    hook(engine, receiver.url(), "created")
+    hook(engine, receiver.url(path="/later"), "created")
+    receiver.reply = lambda message: Reply(500 if message.path == "/later" else 204)
+    queued(JobStore(engine))
+    sender = loopback(engine, clock)
+    sender.step()
+    clock.now += 8 * 24 * 3600
+    sender.step()
+    assert [row.state for row in rows(engine)] == ["waiting"]

@@ -1,0 +1,120 @@
+"""What webhooks are owed: every change of their jobs, once, whatever else commits or is removed meanwhile."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from service.db.engine import open_engine
+from service.db.models import JobEvent, Webhook
+from service.jobs.store import JobStore, Stale
+from service.webhooks.store import deliveries_for
+from tests.support.service.fake_cluster import queued
+from tests.support.service.receivers import Receiver
+from tests.support.service.webhooks import Clock, hook, loopback, rows, verified
+
+
+def test_every_change_of_a_job_reaches_its_webhook_signed_and_once(
+    engine: Engine, receiver: Receiver, clock: Clock
+) -> None:
+    store, webhook = JobStore(engine), hook(engine, receiver.url())
+    job = queued(store, project="video", name="a", labels={"team": "x"})
+    job = store.change(job, "starting", state="starting")
+    store.change(job, "failed", actor="key", state="failed", reason="oom_gpu", message="too large")
+    loopback(engine, clock).step()
+    loopback(engine, clock).step()
+    told = sorted(
+        (verified(webhook.secret, each) for each in receiver.received), key=lambda body: body["data"]["version"]
+    )
+    assert [body["type"] for body in told] == ["job.created", "job.starting", "job.failed"]
+    assert told[-1]["data"] == {
+        "job_id": job.id,
+        "version": 3,
+        "project": "video",
+        "kind": job.kind,
+        "name": "a",
+        "labels": {"team": "x"},
+        "state": "failed",
+        "reason": "oom_gpu",
+        "message": "too large",
+        "actor": "key",
+    }
+    assert dt.datetime.fromisoformat(told[-1]["timestamp"]).tzinfo is not None
+    assert len({each.headers["webhook-id"] for each in receiver.received}) == 3
+    assert {each.headers["content-type"] for each in receiver.received} == {"application/json"}
+    assert {row.state for row in rows(engine)} == {"taken"}
+
+
+def test_a_webhook_hears_of_its_project_and_its_events_only(engine: Engine) -> None:
+    store = JobStore(engine)
+    ours = hook(engine, "https://ours.example.com", project="ours")
+    ends = hook(engine, "https://ends.example.com", "succeeded", "failed")
+    for project in ("ours", "theirs"):
+        job = queued(store, project=project)
+        store.change(job, "succeeded", state="succeeded")
+    owed = {(row.webhook_id, row.body["data"]["project"], row.body["type"]) for row in rows(engine)}
+    assert owed == {
+        (ours.id, "ours", "job.created"),
+        (ours.id, "ours", "job.succeeded"),
+        (ends.id, "ours", "job.succeeded"),
+        (ends.id, "theirs", "job.succeeded"),
+    }
+
+
+def test_a_change_that_did_not_happen_is_not_told(engine: Engine) -> None:
+    store = JobStore(engine)
+    hook(engine, "https://a.example.com")
+    job = queued(store)
+    store.change(job, "starting", state="starting")
+    with pytest.raises(Stale):
+        store.change(job, "cancel", wanted="cancel")
+    assert [row.version for row in rows(engine)] == [1, 2]
+
+
+def test_an_event_that_commits_after_later_ones_were_sent_is_sent_too(
+    engine: Engine, receiver: Receiver, clock: Clock
+) -> None:
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer at a time: events commit in their order")
+    store = JobStore(engine)
+    hook(engine, receiver.url())
+    early = queued(store)
+    loopback(engine, clock).step()
+    with store._write() as slow:
+        late = JobEvent(job_id=early.id, version=2, at=early.created_at, type="starting", actor="service", data={})
+        slow.add(late)
+        deliveries_for(slow, early, late)
+        slow.flush()
+        later = queued(store)
+        loopback(engine, clock).step()
+        assert [json.loads(each.body)["data"]["job_id"] for each in receiver.received] == [early.id, later.id]
+    loopback(engine, clock).step()
+    assert json.loads(receiver.received[-1].body)["type"] == "job.starting"
+
+
+def test_a_webhook_that_is_removed_meanwhile_does_not_hinder_the_job(engine: Engine, database_url: str) -> None:
+    webhook = hook(engine, "https://a.example.com")
+    other = open_engine(database_url)
+    store = JobStore(other)
+    with ThreadPoolExecutor(1) as pool:
+        with Session(engine) as session, session.begin():
+            session.delete(session.get_one(Webhook, webhook.id))
+            session.flush()
+            adding = pool.submit(queued, store)
+        job = adding.result()
+    assert store.get(job.id).version == 1
+    assert rows(engine) == []
+    other.dispose()
+
+
+def test_a_deleted_job_is_still_told_about(engine: Engine, receiver: Receiver, clock: Clock) -> None:
+    store = JobStore(engine)
+    hook(engine, receiver.url())
+    store.delete(queued(store))
+    loopback(engine, clock).step()
+    assert len(receiver.received) == 1

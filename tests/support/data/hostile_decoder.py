@@ -1,0 +1,45 @@
+"""The decoding process with decoders that misbehave, by the file's name, or
+what follows the last colon of its bytes: what a broken library does to a run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from amd.data.decoding import worker
+from amd.data.decoding.isolation import DecodingChild
+from amd.data.decoding.reader import SampleReader
+from amd.data.decoding.video import VideoLimits, open_video
+
+
+def _misbehave(source: Any, decoder: str = "pyav", limits: VideoLimits | None = None) -> Any:
+    name = source.stem if isinstance(source, Path) else source[-16:].rpartition(b":")[2].decode("latin-1")
+    if name == "hangs":
+        time.sleep(3600)
+    if name == "spins":  # in C, holding the interpreter's lock: no Python thread of the child runs again
+        ctypes.PyDLL(None).pause()
+    if name == "segfaults":
+        ctypes.string_at(0)
+    if name == "exits":
+        os._exit(7)
+    if name == "eats":
+        return bytearray(1 << 34)
+    if name == "raises":
+        raise ZeroDivisionError("what nobody expected")
+    return open_video(source, decoder, limits)
+
+
+class HostileChild(DecodingChild):
+    module = "tests.support.data.hostile_decoder"
+
+
+class HostileReader(SampleReader):
+    child = HostileChild
+
+
+if __name__ == "__main__":
+    worker.open_video = _misbehave
+    worker.main()

@@ -1,0 +1,148 @@
+"""Tiny data, tiny teachers and tiny runs: a whole training in about a second, with the real parts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from amd.config import RunConfig, TrainConfig
+from amd.models.encoder import Encoder
+from amd.storage import join
+from amd.training.checkpoints.store import CheckpointStore
+from amd.training.runs.kinds import Work
+from amd.training.run_folder import RunSpec, spec_of
+from amd.training.process_group import Team
+from amd.training.trainer.pretraining import Event, work
+from tests.support.runs.configs import tiny_image_config
+
+T = TypeVar("T")
+
+
+def in_a_process(act: Callable[..., T], *words: Any) -> T:
+    """`act(*words)` in a fresh process, in whose main thread it hears signals.
+
+    What drives Ray runs there: where Ray's core ends its process, one test fails and not the whole session.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(act, *words).result()
+
+
+def tiny_images(folder: Path, count: int = 24) -> Path:
+    """PNG files of 20x20 noise in two class folders."""
+    noise = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / "ab"[i % 2] / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def tiny_teacher(path: Path, config: TrainConfig | None = None) -> Path:
+    """Random weights of the tiny teacher, in a file."""
+    config = config or tiny_image_config()
+    assert config.teacher is not None
+    torch.manual_seed(7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(Encoder(config.teacher.encoder, config.clip.grid, config.clip.token_values).state_dict(), path)
+    return path
+
+
+def tiny_run(folder: Path, **overrides: Any) -> TrainConfig:
+    """An AMD run of 12 steps on 24 images (3 steps an epoch), its data and teacher below `folder`."""
+    data, weights = folder / "images", folder / "teacher.safetensors"
+    if not data.exists():
+        tiny_images(data)
+        tiny_teacher(weights)
+    defaults: dict[str, Any] = {
+        "data__train": str(data),
+        "teacher__weights": str(weights),
+        "storage": str(folder / "storage"),
+        "schedule__steps": 12,
+        "schedule__warmup_steps": 2,
+        "tracking__log_every_steps": 2,
+        "tracking__tensorboard": False,
+        "scaling__threads_per_worker": 1,
+        "checkpoint__every_steps": 4,
+    }
+    return tiny_image_config(**{**defaults, **overrides})
+
+
+class Quiet:
+    """Nothing around the loop."""
+
+    def stop_requested(self) -> bool:
+        return False
+
+    def preempted(self) -> bool:
+        return False
+
+    def tell(self, event: Event) -> None:
+        pass
+
+
+class DyingAt(Quiet):
+    """Kills its process when it is asked so many times whether to stop: after each step and at each batch of a test."""
+
+    def __init__(self, asked: int) -> None:
+        self.left = asked
+
+    def stop_requested(self) -> bool:
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+
+def train_in_processes(config: RunConfig, world: int, work: Work = work, dying_at: int | None = None) -> str:
+    """Train with that many gloo processes and neither Ray nor launcher; the run folder. What any way in must equal.
+
+    `dying_at`: the last rank is killed when it is asked so many times whether to stop, and the others fail with it.
+    """
+    assert config.storage is not None
+    assert config.name is not None
+    spec = spec_of(config.name, config.storage, config, "")
+    context = torch.multiprocessing.get_context("spawn")
+    meeting = f"file://{config.storage}.meeting-{uuid.uuid4().hex}"
+    edges: list[Quiet] = [Quiet() for _ in range(world)]
+    if dying_at is not None:
+        edges[-1] = DyingAt(dying_at)
+    arguments = [(work, spec.to_dict(), rank, world, meeting, edges[rank]) for rank in range(world)]
+    ranks = [context.Process(target=_rank, args=words) for words in arguments]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+        assert (process.exitcode == 0) == (dying_at is None)
+    return spec.folder
+
+
+def _rank(work: Work, spec: dict[str, Any], rank: int, world: int, meeting: str, edge: Quiet) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    work(RunSpec(**spec), Team(rank, world), edge)
+    torch.distributed.destroy_process_group()
+
+
+def final_state(run_folder: str, config: RunConfig) -> dict[str, Tensor]:
+    """Model and optimizer of a run's newest checkpoint, by file and name."""
+    found = CheckpointStore(join(run_folder, "checkpoints"), config.checkpoint).load_newest()
+    assert found is not None
+    return {f"{file}/{name}": value for file, values in found[1].tensors.items() for name, value in values.items()}
+
+
+def assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different, f"{len(different)} of {len(ours)} tensors differ, first {different[0]}"

@@ -1,0 +1,54 @@
+"""Single rooms of the control plane behind its real door: the app that a test of a few routes needs, and keys to it."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter, FastAPI
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from service.auth.authentication import Authenticator, new_secret
+from service.auth.rate_limits import RateLimitHeaders
+from service.db.models import Key
+from service.settings import Settings
+from service.web import errors
+
+
+def client_of(engine: Engine, *routers: APIRouter, settings: Settings | None = None) -> TestClient:
+    app = FastAPI()
+    app.state.settings = settings or Settings()
+    app.state.engine = engine
+    app.state.authenticator = Authenticator(engine, app.state.settings)
+    errors.install(app)
+    app.add_middleware(RateLimitHeaders)
+    for router in routers:
+        app.include_router(router, prefix="/v1")
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def key_to(
+    engine: Engine,
+    *scopes: str,
+    project: str | None = None,
+    expires_at: float | None = None,
+    revoked_at: float | None = None,
+) -> dict[str, str]:
+    """The header of a new key."""
+    secret = new_secret()
+    row = Key(
+        id=secret.id,
+        name="of a test",
+        project=project,
+        scopes=list(scopes),
+        digest=secret.digest,
+        created_at=time.time(),
+        created_by="test",
+        expires_at=expires_at,
+        revoked_at=revoked_at,
+        used_at=None,
+    )
+    with Session(engine) as session, session.begin():
+        session.add(row)
+    return {"Authorization": f"Bearer {secret}"}

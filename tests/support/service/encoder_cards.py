@@ -1,0 +1,61 @@
+"""Published encoders as their folders, without a network: a card, and bytes in the place of weights."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from amd.artifacts.card import Card, Score
+from amd.artifacts.discovery import CARD, WEIGHTS, encoder_folder
+from amd.storage import join, write_bytes, write_json
+from service.db.models import Encoder
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def card(encoder_id: str, hours: int = 0, **facts: Any) -> Card:
+    values: dict[str, Any] = {
+        "id": encoder_id,
+        "created": NOON + timedelta(hours=hours),
+        "encoder": {"size": "demo-student"},
+        "clip": {"frames": 1, "size": 32, "patch": 4, "tubelet": 1},
+        "objective": "amd",
+        "run": encoder_id,
+        "steps": 3,
+        "data": {"train": "demo:digits", "samples": 1397, "digest": "abc"},
+        "versions": {"amd-service": "0.1.0"},
+        "config": {"mask": {"teacher_ratio": 0.5}, "seed": 0},
+    }
+    return Card.model_validate({**values, **facts})
+
+
+def publish(root: str, encoder_id: str, hours: int = 0, weights: bytes = b"weights", **facts: Any) -> Card:
+    made, url = card(encoder_id, hours, **facts), encoder_folder(root, encoder_id)
+    write_bytes(join(url, WEIGHTS), weights)
+    write_json(join(url, CARD), made.model_dump(mode="json"))
+    return made
+
+
+def row(engine: Engine, encoder_id: str, project: str | None = None, hours: int = 0, **facts: Any) -> str:
+    """An encoder that discovery has found; its id."""
+    made = card(encoder_id, hours, **facts)
+    with Session(engine) as session, session.begin():
+        session.add(
+            Encoder(
+                id=encoder_id,
+                project=project,
+                job_id=made.run,
+                created_at=made.created.timestamp(),
+                card=made.model_dump(mode="json"),
+                stamp="",
+                seen_at=0.0,
+            )
+        )
+    return encoder_id
+
+
+def score(protocol: Any, value: float, metric: str = "eval/top1", data: str = "demo:digits") -> Score:
+    return Score(protocol=protocol, data=data, samples=400, values={metric: value})

@@ -1,0 +1,79 @@
+"""A cluster of ten lines, and jobs to run on it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from service.db.models import Job
+from service.jobs.execution.protocol import JobFolder, Outcome
+from service.jobs.execution.ray_jobs import Capacity, Seen
+from service.jobs.store import JobStore, new_job_id
+from service.web.errors import ClusterUnavailable
+
+
+class FakeCluster:
+    """Keeps what it was asked; a test says what becomes of it."""
+
+    def __init__(self, cpus: float = 4.0, gpus: float = 0.0) -> None:
+        self.has = Capacity(cpus, gpus, 1e9)
+        self.jobs: dict[str, Seen] = {}
+        self.submitted: list[str] = []
+        self.stopped: list[str] = []
+        self.away = False
+
+    def submit(self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float) -> None:
+        self._answer()
+        if submission_id not in self.jobs:
+            self.submitted.append(submission_id)
+            self.jobs[submission_id] = Seen("RUNNING")
+
+    def look(self, submission_id: str) -> Seen | None:
+        self._answer()
+        return self.jobs.get(submission_id)
+
+    def stop(self, submission_id: str) -> None:
+        self._answer()
+        self.stopped.append(submission_id)
+
+    def capacity(self) -> Capacity:
+        self._answer()
+        return self.has
+
+    def _answer(self) -> None:
+        if self.away:
+            raise ClusterUnavailable("Ray at http://127.0.0.1:1 does not answer as it should: refused")
+
+
+def queued(store: JobStore, **fields: Any) -> Job:
+    """A job that waits."""
+    now = time.time()
+    values: dict[str, Any] = {
+        "id": new_job_id("train"),
+        "project": "default",
+        "kind": "train",
+        "labels": {},
+        "priority": 0,
+        "origin": "api",
+        "created_by": "test",
+        "config": {"checkpoint": {"deadline_s": 30.0}},
+        "max_retries": 2,
+        "workers": 1,
+        "cpus": 1.0,
+        "device": "cpu",
+        "wanted": "run",
+        "state": "queued",
+        "message": "",
+        "attempt": 0,
+        "retries": 0,
+        "not_before": now,
+        "created_at": now,
+        "changed_at": now,
+    }
+    return store.add(Job(**{**values, **fields}), "test")
+
+
+def says(root: str, job: Job, state: Any = None, reason: str | None = None, **facts: Any) -> None:
+    """The newest attempt gives a sign of life, or says what it came to."""
+    outcome = Outcome(state=state, reason=reason, ended=time.time(), **facts) if state else None
+    JobFolder(root, job.id).say(job.attempt, {"step": 3, "steps": 10}, outcome)

@@ -1,0 +1,49 @@
+"""Webhooks and what is owed to them: a clock that a test moves, a sender to loopback, a receiver's own check."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+from typing import Any
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from service.db.models import Delivery, Webhook
+from service.webhooks.sender import Sender
+from service.webhooks.store import WebhookStore
+from tests.support.service.receivers import Received
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 4e9  # after all that is written with the real one
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def loopback(engine: Engine, clock: Clock, **more: Any) -> Sender:
+    return Sender(engine, allow_http=True, allow_private=True, clock=clock, **more)
+
+
+def hook(engine: Engine, url: str, *events: str, project: str | None = None) -> Webhook:
+    return WebhookStore(engine).add(url, project, events, "test")
+
+
+def rows(engine: Engine) -> list[Delivery]:
+    with Session(engine, expire_on_commit=False) as session:
+        return list(session.scalars(select(Delivery).order_by(Delivery.id)))
+
+
+def verified(secret: str, message: Received) -> dict[str, Any]:
+    """What a receiver does by the book of Standard Webhooks, without our code."""
+    text = f"{message.headers['webhook-id']}.{message.headers['webhook-timestamp']}.".encode() + message.body
+    key = base64.b64decode(secret.split("_", 1)[1])
+    version, _, signature = message.headers["webhook-signature"].partition(",")
+    assert version == "v1"
+    assert base64.b64decode(signature) == hmac.digest(key, text, hashlib.sha256)
+    body: dict[str, Any] = json.loads(message.body)
+    return body

@@ -1,0 +1,257 @@
+"""Data that version 0.1 wrote is read, continued and served by the code as it is now (see `tests/support/stored.py`).
+
+Programs are started through their public entry points where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sqlalchemy import text
+from starlette.testclient import TestClient
+
+import amd.downstream.__main__ as downstream
+import amd.training.__main__ as training
+from amd.artifacts import encode, load_encoder
+from service.app import create_app
+from service.cli import main as amd_command
+from service.db import migrate, open_engine
+from service.settings import Settings
+from tests.support.stored import EXPECTED, STORE, copy_database, copy_root, shape
+from tune_spaces.config import SearchConfig
+from tune_spaces.progress import Quiet
+from tune_spaces.search import prepared
+from tune_spaces.spaces import build_space
+from tune_spaces.sweep import Sweep
+
+RUNS, SWEEP, DATABASE = EXPECTED["runs"], EXPECTED["sweep"], EXPECTED["database"]
+TOLERANCE = 1e-5  # 0 on the machine that wrote it; other CPUs sum in another order
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _demo_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The digits that the runs learn from, written once for all tests here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMD_DEMO_DIR", str(tmp_path_factory.mktemp("demo")))
+        yield
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return copy_root(tmp_path)
+
+
+def train(root: Path, run_id: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The result of a run of the fixture, begun or continued below `root`."""
+    config = root / "runs" / run_id / "config.json"
+    assert training.main(["--config", str(config), "--local", "--json", f"storage={root}"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return result
+
+
+def metrics(root: Path, run_id: str) -> list[dict[str, Any]]:
+    """Lines of training, in the order in which they were written."""
+    chunks = sorted((root / "runs" / run_id / "metrics").glob("*.jsonl"))
+    lines = [json.loads(line) for chunk in chunks for line in chunk.read_text().splitlines()]
+    return [line for line in lines if "loss/total" in line]
+
+
+def embedding(root: Path, encoder_id: str) -> torch.Tensor:
+    """Of two made-up images, as `expected.json` has it."""
+    encoder, card = load_encoder(str(root / "encoders" / encoder_id))
+    images = (torch.arange(2 * 3 * 16 * 16) * 37 % 251).to(torch.uint8).reshape(2, 3, 1, 16, 16)
+    with torch.no_grad():
+        return encode(encoder, card.clip, images, card.pooling)
+
+
+def assert_recorded(found: list[dict[str, Any]], recorded: list[dict[str, Any]]) -> None:
+    assert [line["step"] for line in found] == [line["step"] for line in recorded]
+    for line, expected in zip(found, recorded, strict=True):
+        assert {name: line[name] for name in expected} == pytest.approx(expected, rel=TOLERANCE)
+
+
+def assert_recorded_embedding(root: Path, encoder_id: str) -> None:
+    expected = torch.tensor(RUNS["embeddings"][encoder_id])
+    torch.testing.assert_close(embedding(root, encoder_id), expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+# Runs and encoders
+
+
+def test_a_finished_run_returns_its_result_and_is_not_trained_again(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in (root / "runs" / "tiny-teacher" / "metrics").iterdir()}
+    result = train(root, "tiny-teacher", capsys)
+    assert result == json.loads((root / "runs" / "tiny-teacher" / "result.json").read_text())
+    assert (result["state"], result["steps"]) == ("succeeded", 12)
+    assert {path: path.read_bytes() for path in (root / "runs" / "tiny-teacher" / "metrics").iterdir()} == before
+    assert_recorded(metrics(root, "tiny-teacher"), RUNS["losses"]["tiny-teacher"])
+
+
+def test_a_run_that_was_stopped_continues_from_its_checkpoint_to_the_recorded_end(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped_after = RUNS["stopped_after"]
+    assert [line["step"] for line in metrics(root, "tiny-student")] == list(range(1, stopped_after + 1))
+    result = train(root, "tiny-student", capsys)
+    assert (result["state"], result["steps"]) == ("succeeded", 12)
+    assert_recorded(metrics(root, "tiny-student"), RUNS["losses"]["tiny-student"])
+    assert_recorded_embedding(root, "tiny-student")
+
+
+def test_the_same_config_trained_from_the_start_gives_the_recorded_losses_files_and_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "runs" / "tiny-teacher" / "config.json"
+    config.parent.mkdir(parents=True)
+    shutil.copy(STORE / "root" / "runs" / "tiny-teacher" / "config.json", config)
+    train(tmp_path, "tiny-teacher", capsys)
+    assert_recorded(metrics(tmp_path, "tiny-teacher"), RUNS["losses"]["tiny-teacher"])
+    assert_recorded_embedding(tmp_path, "tiny-teacher")
+    data = ["data.train=demo:digits/few", "data.test=demo:digits/select", "data.loader_workers=0"]
+    words = ["kinds=[knn,linear]", "linear.method=logistic", "scaling.device=cpu"]
+    assert downstream.main(["probe", "encoder=tiny-teacher", f"storage={tmp_path}", *data, *words]) == 0
+    for folder in ("runs/tiny-teacher", "encoders/tiny-teacher", "features"):
+        missing = shape(STORE / "root" / folder) - shape(tmp_path / folder)
+        assert not missing, f"{folder}: version 0.1 wrote these files and keys, and now they are missing"
+
+
+def test_an_encoder_is_loaded_and_gives_the_recorded_embedding(root: Path) -> None:
+    assert_recorded_embedding(root, "tiny-teacher")
+
+
+def test_a_card_is_read_whole_with_its_scores(root: Path) -> None:
+    _, card = load_encoder(str(root / "encoders" / "tiny-teacher"))
+    written = json.loads((root / "encoders" / "tiny-teacher" / "encoder.json").read_text())
+    read = card.model_dump(mode="json")
+    assert {key: read[key] for key in written} == written
+    assert {score["protocol"] for score in written["scores"]} == {"knn", "linear"}
+
+
+# Sweeps
+
+
+def test_a_sweep_that_was_stopped_goes_on_with_the_recorded_trials(root: Path) -> None:
+    folder = root / "runs" / "tiny-sweep"
+    config = SearchConfig.model_validate(json.loads((folder / "config.json").read_text()))
+    config, _ = prepared(config, str(root), "tiny-sweep")
+    assert json.loads((folder / "run.json").read_text())["decides"] == config.decides()
+    sweep = Sweep(config, build_space(config.space, config.train), str(root), "tiny-sweep", Quiet())
+    assert {str(number): record.state for number, record in sweep.records.items()} == SWEEP["states"]
+    begun = [sweep.begin() for _ in SWEEP["next"]]
+    found = [{"number": r.number, "point": r.point, "level": r.level, "runs": list(r.runs)} for r in begun if r]
+    assert found == SWEEP["next"]
+    earlier, later = (json.loads((folder / "trials" / f"000{number}.json").read_text()) for number in (0, 3))
+    assert earlier.keys() == later.keys()
+
+
+def test_the_report_of_a_sweep_is_written_from_its_ledger(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = root / "runs" / "tiny-sweep"
+    recorded = json.loads((folder / "report" / "report.json").read_text())
+    shutil.rmtree(folder / "report")
+    monkeypatch.setattr(sys, "argv", ["amd", "search", "report", str(folder), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        amd_command()
+    assert ended.value.code in (0, None)
+    written = json.loads((folder / "report" / "report.json").read_text())
+    assert {key: written[key] for key in ("best", "metric", "rungs", "rows")} == {
+        key: recorded[key] for key in ("best", "metric", "rungs", "rows")
+    }
+    assert set(recorded["files"]) <= {path.name for path in (folder / "report").iterdir()}
+    assert not shape(STORE / "root" / "runs" / "tiny-sweep" / "report") - shape(folder / "report")
+
+
+# Jobs
+
+
+def test_a_job_run_again_writes_the_recorded_files_and_keys(root: Path) -> None:
+    (job,) = (root / "jobs").iterdir()
+    for name in ("attempts", "logs", "output"):
+        shutil.rmtree(job / name)
+    command = [sys.executable, "-m", "service.jobs.runner", job.name, "1", str(root)]
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    attempt = json.loads((job / "attempts" / "0001.json").read_text())
+    assert (attempt["outcome"]["state"], attempt["outcome"]["exit_code"]) == ("succeeded", 0)
+    assert not shape(STORE / "root" / "jobs" / job.name) - shape(job)
+
+
+@pytest.fixture
+def served(root: Path, tmp_path: Path) -> Iterator[TestClient]:
+    """The API on the migrated database, asked with the fixture's key."""
+    engine = open_engine(f"sqlite:///{copy_database(tmp_path, root)}")
+    migrate(engine)
+    app = create_app(Settings(data_dir=tmp_path, storage=str(root)), engine=engine)
+    yield TestClient(app, headers={"Authorization": f"Bearer {DATABASE['key']}"})
+    engine.dispose()
+
+
+def get(served: TestClient, path: str) -> Any:
+    answer = served.get(f"/v1{path}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_every_job_of_the_database_is_listed_in_its_state(served: TestClient) -> None:
+    assert {job["id"]: job["state"] for job in get(served, "/jobs?limit=100")["items"]} == DATABASE["job_states"]
+
+
+def test_every_job_of_the_database_is_shown_with_its_config_attempts_and_history(served: TestClient) -> None:
+    for job_id, state in DATABASE["job_states"].items():
+        job = get(served, f"/jobs/{job_id}")
+        assert job["state"] == state
+        assert len(job["attempts"]) == job["attempt"]
+        if state == "failed":
+            assert (job["failure"]["reason"], job["progress"]["step"]) == ("nan_loss", 6)
+        if job["kind"] == "export":
+            assert get_text(served, f"/jobs/{job_id}/logs").strip()
+            assert job["result"]["encoder"] == "tiny-teacher"
+
+
+def get_text(served: TestClient, path: str) -> str:
+    answer = served.get(f"/v1{path}")
+    assert answer.status_code == 200, answer.text
+    return answer.text
+
+
+def test_keys_of_the_database_open_what_they_opened(served: TestClient) -> None:
+    keys = {key["id"]: key for key in get(served, "/keys")["items"]}
+    assert [keys[DATABASE["key"].split("_")[1]]["scopes"], keys["fedcba9876543210"]["scopes"]] == [["admin"], ["read"]]
+    assert served.get("/v1/jobs", headers={"Authorization": f"Bearer {DATABASE['key'][:-1]}B"}).status_code == 401
+    revoked = f"amd_fedcba9876543210_{'B' * 43}"
+    assert served.get("/v1/jobs", headers={"Authorization": f"Bearer {revoked}"}).status_code == 401
+
+
+def test_encoders_aliases_and_deployments_of_the_database_are_there(served: TestClient) -> None:
+    assert sorted(encoder["id"] for encoder in get(served, "/encoders")["items"]) == DATABASE["encoders"]
+    aliases = get(served, "/encoders/aliases")["items"]
+    assert {alias["name"]: alias["encoder"] for alias in aliases} == DATABASE["aliases"]
+    assert get(served, "/encoders/best")["id"] == DATABASE["aliases"]["best"]
+    deployments = get(served, "/deployments")["items"]
+    assert {one["name"]: one["encoder"] for one in deployments} == DATABASE["deployments"]
+
+
+def test_webhooks_and_their_deliveries_of_the_database_are_there(served: TestClient) -> None:
+    webhooks = {webhook["id"]: webhook["url"] for webhook in get(served, "/webhooks")["items"]}
+    assert webhooks == DATABASE["webhooks"]
+    (webhook_id,) = webhooks
+    deliveries = get(served, f"/webhooks/{webhook_id}/deliveries")["items"]
+    assert [delivery["job_id"] for delivery in deliveries] == DATABASE["deliveries"]
+
+
+def test_idempotency_keys_of_the_database_are_kept(root: Path, tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite:///{copy_database(tmp_path, root)}")
+    migrate(engine)
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT key FROM idempotency ORDER BY key")).scalars().all()
+    engine.dispose()
+    assert list(rows) == DATABASE["idempotency_keys"]

@@ -1,0 +1,188 @@
+"""Early stopping: decisions as by hand, and the same ones after a restart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from tests.support.runs import ledgers
+from tune_spaces.config import SearchConfig
+from tune_spaces.ledger import Ledger
+from tune_spaces.search.asha import Halving, scheduler
+
+METRIC = ledgers.METRIC
+GO, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
+Told = tuple[int, int, float]  # number, level, score
+
+
+def trial(number: int) -> Any:
+    """As Tune has it: an id of its own, which is another after a restart."""
+    return SimpleNamespace(trial_id=f"{id(object())}-{number}", config={"number": number})
+
+
+def say(made: TrialScheduler, told: Told) -> str:
+    number, level, score = told
+    return str(made.on_trial_result(None, trial(number), {"level": level, METRIC: score}))
+
+
+def fresh(config: SearchConfig, trials: int) -> TrialScheduler:
+    made = Halving(config)
+    for number in range(trials):
+        made.on_trial_add(None, trial(number))
+    return made
+
+
+def remembered(config: SearchConfig, told: list[Told], folder: Path) -> TrialScheduler:
+    """A scheduler of the next start: it has the ledger, then Tune adds trials."""
+    ledger = Ledger(str(folder))
+    for at, (number, level, score) in enumerate(told):
+        rung = ledgers.rung(config.fractions()[level], [score]).model_copy(update={"time": 100.0 + at})
+        record = ledger.records.get(number) or ledgers.trial(number, {}, [], "running")
+        ledger.records[number] = record.model_copy(update={"rungs": (*record.rungs, rung)})
+    return scheduler(config, ledger)
+
+
+def test_halving_decides_as_by_hand() -> None:
+    """A half goes on: who is below the median of those before it at its rung ends there; a tie goes on."""
+    made = fresh(ledgers.search(rungs=3, reduction=2), 6)
+    steps = [
+        ((0, 0, 50.0), GO),  # nobody was before it
+        ((1, 0, 40.0), STOP),  # below 50
+        ((2, 0, 45.0), GO),  # the median of 40, 50
+        ((3, 0, 44.0), STOP),  # below 45, the median of 40, 45, 50
+        ((0, 1, 60.0), GO),  # the first at the second rung
+        ((2, 1, 70.0), GO),
+        ((4, 0, 44.5), GO),  # the median of 40, 44, 45, 50
+        ((4, 1, 64.0), STOP),  # below 65
+        ((0, 2, 80.0), GO),
+        ((5, 0, 90.0), GO),
+        ((5, 1, 59.0), STOP),  # the best at one rung is not so at the next
+    ]
+    assert [(told, say(made, told)) for told, _ in steps] == steps
+
+
+def test_a_third_goes_on() -> None:
+    made = fresh(ledgers.search(rungs=2, reduction=3), 9)
+    for number, score in enumerate([10.0, 20.0, 30.0, 40.0]):
+        assert say(made, (number, 0, score)) == GO
+    # of 10, 20, 30, 40 two thirds of the way: 30
+    assert say(made, (4, 0, 29.9)) == STOP
+    assert say(made, (5, 0, 35.0)) == GO
+
+
+SCORES = st.integers(0, 20).map(float)
+
+
+@st.composite
+def stories(draw: st.DrawFn, trials: int = 8, rungs: int = 3) -> list[Told]:
+    """Rungs as they are told: each trial's in order, trials mixed."""
+    order = draw(st.permutations([number for number in range(trials) for _ in range(rungs)]))
+    reached = dict.fromkeys(range(trials), -1)
+    told = []
+    for number in order:
+        reached[number] += 1
+        told.append((number, reached[number], draw(SCORES)))
+    return told
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    told=stories(),
+    cut=st.integers(0, 24),
+    stopping=st.sampled_from(["asha", "hyperband"]),
+    reduction=st.integers(2, 5),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_a_scheduler_made_from_the_ledger_decides_as_the_one_that_heard_all(
+    tmp_path: Path, told: list[Told], cut: int, stopping: str, reduction: int, seed: int
+) -> None:
+    config = ledgers.search(stopping=stopping, rungs=3, reduction=reduction, seed=seed, seeds=1)
+    heard = fresh(config, 8)
+    for each in told[:cut]:
+        say(heard, each)
+    later = remembered(config, told[:cut], tmp_path)
+    for number in reversed(range(8)):
+        later.on_trial_add(None, trial(number))
+    assert [say(later, each) for each in told[cut:]] == [say(heard, each) for each in told[cut:]]
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(told=stories(trials=5), cut=st.integers(1, 14), stopping=st.sampled_from(["asha", "hyperband"]))
+def test_rungs_that_were_told_are_not_judged_again(tmp_path: Path, told: list[Told], cut: int, stopping: str) -> None:
+    config = ledgers.search(stopping=stopping, rungs=3, reduction=3, seeds=1)
+    once, again = fresh(config, 5), fresh(config, 5)
+    for each in told[:cut]:
+        say(once, each)
+        say(again, each)
+    assert {say(again, (number, level, -1.0)) for number, level, _ in told[:cut]} == {GO}
+    assert [say(again, each) for each in told[cut:]] == [say(once, each) for each in told[cut:]]
+    later = remembered(config, told[:cut], tmp_path)
+    for number in range(5):
+        later.on_trial_add(None, trial(number))
+    assert {say(later, each) for each in told[:cut]} == {GO}
+
+
+@given(number=st.integers(0, 5000), seed=st.integers(0, 2**31 - 1), noise=st.integers(0, 1000))
+def test_a_trial_has_the_same_bracket_whenever_it_is_added(number: int, seed: int, noise: int) -> None:
+    config = ledgers.search(stopping="hyperband", seed=seed)
+    one, other = Halving(config), Halving(config)
+    other.on_trial_add(None, trial(number + 1))
+    np.random.seed(noise)
+    before = np.random.get_state()[1].tolist()  # type: ignore[index]
+    for made in (one, other):
+        made.on_trial_add(None, trial(number))
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[index]
+    places = [made._brackets.index(made._trial_info[str(number)]) for made in (one, other)]
+    assert places[0] == places[1]
+
+
+def test_hyperband_starts_to_judge_at_every_rung_and_asha_at_the_first() -> None:
+    for stopping, judged_at in (("asha", {0}), ("hyperband", {0, 1, 2})):
+        made = Halving(ledgers.search(stopping=stopping, rungs=3, reduction=3))
+        for number in range(60):
+            made.on_trial_add(None, trial(number))
+        assert {made._brackets.index(made._trial_info[str(number)]) for number in range(60)} == judged_at
+        assert [len(bracket._rungs) for bracket in made._brackets] == ([3] if stopping == "asha" else [3, 2, 1])
+
+
+@pytest.mark.parametrize("reduction", range(2, 11))
+@pytest.mark.parametrize("rungs", range(1, 11))
+def test_there_are_as_many_rungs_as_asked_for(rungs: int, reduction: int) -> None:
+    (bracket,) = Halving(ledgers.search(rungs=rungs, reduction=reduction))._brackets
+    assert len(bracket._rungs) == rungs
+
+
+def test_each_rung_is_judged_among_its_own() -> None:
+    made = fresh(ledgers.search(rungs=10, reduction=10), 3)
+    for level in range(10):
+        assert say(made, (0, level, 50.0)) == GO
+        assert say(made, (1, level, 60.0)) == GO
+        assert say(made, (2, level, 10.0)) == STOP
+
+
+@given(told=stories(trials=4))
+def test_without_stopping_every_trial_goes_on(told: list[Told]) -> None:
+    made = scheduler(ledgers.search(stopping="none"), Ledger("memory://no-such-sweep"))
+    assert type(made) is FIFOScheduler
+    assert {say(made, each) for each in told} == {GO}
+
+
+def test_a_trial_that_failed_is_let_through_and_counts_for_nothing() -> None:
+    made = fresh(ledgers.search(rungs=2, reduction=2), 3)
+    assert say(made, (0, 0, 50.0)) == GO
+    assert made.on_trial_result(None, trial(1), {"failed": "diverged", "message": "loss is nan"}) == GO
+    made.on_trial_complete(None, trial(1), {"failed": "diverged", "message": "loss is nan"})
+    made.on_trial_remove(None, trial(1))
+    assert say(made, (2, 0, 49.0)) == STOP
+    assert say(made, (1, 0, 51.0)) == GO
+
+
+def test_tune_may_name_metric_and_mode_though_they_are_set() -> None:
+    assert Halving(ledgers.search()).set_search_properties(METRIC, "max")

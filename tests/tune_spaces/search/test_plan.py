@@ -1,0 +1,210 @@
+"""What a sweep will do: as many trials side by side as have room, for sure, and a cost that can be computed by hand."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amd.config import ConfigError
+from amd.flops import step_flops
+from tests.support.runs import ledgers
+from tests.support.runs.configs import tiny_video_config
+from tune_spaces.config import SearchConfig
+from tune_spaces.search.plan import Plan, make_plan, trials_that_fit
+from tune_spaces.spaces.space import Space, build_space
+
+STEPS = 540
+MASKING = build_space(ledgers.search().space, ledgers.search().train)
+
+
+def planned(config: SearchConfig, steps: int = STEPS, nodes: Any = ({"CPU": 8.0},), gpu: bool = False) -> Plan:
+    return make_plan(config, MASKING._replace(base=config.train), steps, nodes, gpu)
+
+
+def scaled(**words: Any) -> dict[str, Any]:
+    """A run whose batch so many workers can share."""
+    return tiny_video_config(optim__batch_size=240, scaling={"device": "cpu", **words}).model_dump(mode="json")
+
+
+def packed(config: SearchConfig, nodes: list[dict[str, float]], gpu: bool) -> int:
+    """Workers laid on nodes one by one, in Ray's unit of a 10,000th; trials that got all of theirs."""
+    scaling = config.train.scaling
+    need = round(Fraction(scaling.cpus_per_worker) * 10_000)
+    free = [[round(node.get("CPU", 0) * 10_000), int(node.get("GPU", 0))] for node in nodes]
+    trials = 0
+    while True:
+        for _ in range(scaling.workers[0]):
+            place = next((node for node in free if node[0] >= need and (not gpu or node[1] >= 1)), None)
+            if place is None:
+                return trials
+            place[0] -= need
+            place[1] -= int(gpu)
+        trials += 1
+
+
+@given(
+    nodes=st.lists(
+        st.fixed_dictionaries({"CPU": st.sampled_from([0.0, 0.5, 1, 2, 3, 4, 7, 16]), "GPU": st.integers(0, 4)}),
+        max_size=4,
+    ),
+    workers=st.integers(1, 6),
+    cpus=st.sampled_from([0.1, 0.25, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0]),
+    at_once=st.none() | st.integers(1, 12),
+    gpu=st.booleans(),
+)
+def test_trials_side_by_side_have_room_or_are_refused(
+    nodes: list[dict[str, float]], workers: int, cpus: float, at_once: int | None, gpu: bool
+) -> None:
+    config = ledgers.search(
+        train=scaled(workers=workers, cpus_per_worker=cpus), at_once=at_once, budget={"trials": 1000}
+    )
+    room = packed(config, nodes, gpu)
+    if room == 0:
+        with pytest.raises(ConfigError, match=f"train.scaling.workers={workers} of "):
+            planned(config, nodes=nodes, gpu=gpu)
+        return
+    plan = planned(config, nodes=nodes, gpu=gpu)
+    trials = MASKING_POINTS
+    assert plan.at_once == min(at_once or room, room, trials)
+    assert plan.lowered == (at_once is not None and room < min(at_once, trials))
+    assert plan.at_once <= room
+    assert plan.workers == workers
+
+
+MASKING_POINTS = planned(ledgers.search(budget={"trials": 1000})).trials
+
+
+@given(st.integers(1, 40), st.integers(1, 20))
+def test_a_fraction_of_a_cpu_divides_a_node_as_far_as_it_goes(tenths: int, cores: int) -> None:
+    scaling = ledgers.search(train=scaled(cpus_per_worker=tenths / 10)).train.scaling
+    assert trials_that_fit(scaling, [{"CPU": float(cores)}], gpu=False) == cores * 10 // tenths
+
+
+def test_a_worker_lies_on_one_node() -> None:
+    config = ledgers.search(train=scaled(cpus_per_worker=3))
+    assert planned(config, nodes=[{"CPU": 4.0}, {"CPU": 4.0}]).at_once == 2
+    with pytest.raises(ConfigError):
+        planned(config, nodes=[{"CPU": 2.0}, {"CPU": 2.0}])
+
+
+def test_a_trials_workers_may_lie_on_several_nodes() -> None:
+    config = ledgers.search(train=scaled(workers=3))
+    assert planned(config, nodes=[{"CPU": 2.0}] * 3).at_once == 2
+
+
+def test_what_never_fits_is_told_with_what_there_is_and_what_to_do() -> None:
+    config = ledgers.search(train=scaled(workers=2, cpus_per_worker=4))
+    with pytest.raises(ConfigError) as error:
+        planned(config, nodes=[{"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0}], gpu=True)
+    (line,) = error.value.problems
+    assert line.startswith("train.scaling.workers=2 of 4 CPU, 1 GPU each never fit")
+    assert "4 CPU, 1 GPU; 2 CPU, 0 GPU" in line
+    assert "scaling.cpus_per_worker" in line
+    assert "add nodes" in line
+    with pytest.raises(ConfigError, match="nodes have none"):
+        planned(config, nodes=[])
+
+
+def test_fewer_side_by_side_than_asked_for_is_said() -> None:
+    plan = planned(ledgers.search(at_once=20))
+    assert (plan.at_once, plan.lowered) == (8, True)
+    assert "at once    8 of 1 worker each (fewer than at_once: there is no room)" in plan.lines()
+    assert "there is no room" not in "".join(planned(ledgers.search(at_once=8)).lines())
+
+
+def test_fewer_trials_than_asked_for_side_by_side_is_no_want_of_room() -> None:
+    plan = planned(ledgers.search(at_once=20, budget={"trials": 3}))
+    assert (plan.at_once, plan.lowered) == (3, False)
+
+
+def test_a_space_has_no_more_trials_than_points() -> None:
+    assert planned(ledgers.search(budget={"trials": 1000})).trials == 40
+    assert planned(ledgers.search(budget={"trials": 30})).trials == 30
+
+
+def test_a_space_without_end_has_its_budget() -> None:
+    config = ledgers.search(space={"use": ["recipe"]}, budget={"trials": 33})
+    plan = make_plan(config, build_space(config.space, config.train), STEPS, [{"CPU": 2.0}], gpu=False)
+    assert (plan.points, plan.trials) == (None, 33)
+    assert plan.lines()[0] == "trials     33, 3 seeds each"
+
+
+def test_clips_with_and_without_stopping_are_those_of_a_hand() -> None:
+    """540 steps, cut at 60 and 180: 60 for all, 120 more for a third, 360 more for a ninth."""
+    words: dict[str, Any] = {"seeds": 2, "budget": {"trials": 10}, "first_rung": 1 / 9}
+    clips = ledgers.search().train.clips_per_step
+    stopped, whole = planned(ledgers.search(**words)), planned(ledgers.search(**words, stopping="none"))
+    assert stopped.rungs == whole.rungs == (60, 180, 540)
+    assert stopped.clips == 10 * 2 * (60 + 40 + 40) * clips
+    assert whole.clips == 10 * 2 * 540 * clips
+    assert whole.pflops == pytest.approx(whole.clips * step_flops(ledgers.search().train).total / 1e15)
+
+
+def test_hyperband_costs_what_its_brackets_cost() -> None:
+    """Judged from 60, 180 or 540 steps on, with odds 1, 1/e, 1/e²."""
+    config = ledgers.search(seeds=1, stopping="hyperband", budget={"trials": 10}, first_rung=1 / 9)
+    odds, steps = [1, math.exp(-1), math.exp(-2)], [60 + 120 / 3 + 360 / 9, 180 + 360 / 3, 540]
+    expected = sum(odd * step for odd, step in zip(odds, steps, strict=True)) / sum(odds)
+    assert planned(config).clips == round(10 * expected * config.train.clips_per_step)
+
+
+def test_a_population_is_trained_whole_and_tells_of_its_children() -> None:
+    config = ledgers.search(space={"use": ["recipe"]}, algorithm="pbt", seeds=1, budget={"trials": 9})
+    plan = make_plan(config, build_space(config.space, config.train), STEPS, [{"CPU": 2.0}], gpu=False)
+    assert plan.rungs == (108, 216, 324, 432, 540)
+    assert plan.clips == 9 * STEPS * config.train.clips_per_step
+    assert plan.lines()[0] == "trials     9; at a rung the worst 2 make room for children of the best"
+
+
+def test_one_rung_stops_nobody() -> None:
+    one = planned(ledgers.search(rungs=1))
+    assert (one.rungs, one.clips) == ((STEPS,), planned(ledgers.search(stopping="none")).clips)
+
+
+def test_a_run_too_short_for_its_rungs_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        planned(ledgers.search(rungs=4), steps=4)
+    (line,) = error.value.problems
+    assert line.startswith("rungs=4: a run of 4 steps is too short to be cut 3 times (steps [1, 1, 2, 4])")
+    assert "take fewer rungs or a longer schedule" in line
+
+
+@given(steps=st.integers(1, 2000), rungs=st.integers(1, 10), reduction=st.integers(2, 10))
+def test_rungs_are_steps_that_ascend_to_the_end_or_are_refused(steps: int, rungs: int, reduction: int) -> None:
+    config = ledgers.search(rungs=rungs, reduction=reduction)
+    try:
+        made = planned(config, steps=steps).rungs
+    except ConfigError as error:
+        assert str(error).startswith(f"rungs={rungs}: ")  # noqa: PT017  either is right
+        first, second = config.fractions()[:2]
+        assert steps * (second - first) < 1
+        return
+    assert list(made) == sorted(set(made))
+    assert made[0] >= 1
+    assert made[-1] == steps
+    assert len(made) == rungs
+
+
+def test_a_grid_over_a_range_without_step_is_refused_before_anything_is_begun() -> None:
+    config = ledgers.search(space={"use": ["recipe"]}, algorithm="grid")
+    with pytest.raises(ConfigError, match="a range has no end of values; give step, or choices"):
+        make_plan(config, build_space(config.space, config.train), STEPS, [{"CPU": 2.0}], gpu=False)
+
+
+def test_lines_are_for_reading() -> None:
+    config = ledgers.search(train=scaled(workers=2), budget={"trials": 12})
+    space = Space(MASKING.dimensions, config.train)
+    plan = make_plan(config, space, STEPS, [{"CPU": 8.0}], gpu=False)
+    first, second, third, last = plan.lines()
+    assert first == "trials     12 of 40 points, 3 seeds each"
+    assert second == "at once    4 of 2 workers each"
+    assert third == "rungs      after 108, 241, 540 steps"
+    assert last.startswith(f"training   about {round(12 * 3 * (108 + 133 / 3 + 299 / 9) * 240):,} clips, ")
+    assert last.endswith(" PFLOP")
+    assert plan.lines(1.5)[-1].endswith("about 90 minutes here, starts and probes not counted")
+    assert "about 12.3 hours here" in plan.lines(12.34)[-1]

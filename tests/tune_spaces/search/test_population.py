@@ -1,0 +1,326 @@
+"""Population based training: who makes room for whose child, what the child is, and that a restart decides the same."""
+
+from __future__ import annotations
+
+import random
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amd.config import CheckpointConfig
+from amd.storage import join
+from amd.training.checkpoints.store import CheckpointStore
+from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.progress import Silence
+from amd.training.run_folder import run_folder
+from amd.training.runs.kinds import PRETRAINING
+from amd.training.runs.launch import launch
+from tests.support.runs import ledgers
+from tests.support.runs.configs import tiny_video_config
+from tests.support.runs.tiny_runs import tiny_run
+from tune_spaces.config import SearchConfig
+from tune_spaces.ledger import Ledger, TrialRecord
+from tune_spaces.search.population import FACTORS, perturbed, to_replace
+from tune_spaces.search.progress import Quiet
+from tune_spaces.search.run import prepared
+from tune_spaces.search.sweep import Sweep
+from tune_spaces.search.trial import reports
+from tune_spaces.spaces.space import Space, build_space, config_of, has, place
+
+TRAIN = tiny_video_config(schedule__steps=100, schedule__warmup_steps=5).model_dump(mode="json")
+RECIPE: dict[str, Any] = {
+    "use": ["recipe"],
+    "dimensions": {"optim.weight_decay": {"low": 0.0, "high": 0.5, "step": 0.05}},
+}
+
+
+def search(**words: Any) -> SearchConfig:
+    values = {"train": TRAIN, "space": RECIPE, "algorithm": "pbt", "seeds": 1, "rungs": 3, "budget": {"trials": 8}}
+    return ledgers.search(**{**values, **words})
+
+
+def started(folder: Path, config: SearchConfig | None = None) -> Sweep:
+    config = config or search()
+    return Sweep(config, build_space(config.space, config.train), str(folder), "a-sweep", Quiet())
+
+
+def told(sweep: Sweep, number: int, score: float) -> None:
+    """The trial comes to its next rung."""
+    record = sweep.records[number]
+    fraction = sweep.config.fractions()[record.level]
+    rung = {"level": record.level, "fraction": fraction, "step": round(100 * fraction), "time": 0.0, "encoders": []}
+    figures = {ledgers.METRIC: [score]}
+    sweep.hear(number, {**rung, "figures": figures, "clips": 100, "seconds": 1.0, ledgers.METRIC: score})
+    sweep.ended(number)
+
+
+def worth(record: TrialRecord) -> float:
+    """A score that the recipe and the level alone decide."""
+    return 50 - 10 * abs(float(record.point["recipe.lr_scale"]) - 1.7) + record.level
+
+
+def run(sweep: Sweep) -> None:
+    while (record := sweep.begin()) is not None:
+        told(sweep, record.number, worth(record))
+
+
+def family(sweep: Sweep) -> list[Any]:
+    return [
+        (r.number, r.point, r.parent, r.inherited, r.born, r.state, [rung.score for rung in r.rungs])
+        for r in sweep.records.values()
+    ]
+
+
+def ledger(records: list[TrialRecord], folder: Path) -> Ledger:
+    made = Ledger(str(folder))
+    made.records.update({record.number: record for record in records})
+    return made
+
+
+# Who makes room
+
+
+def test_the_worst_quarter_makes_room_for_children_of_the_best(tmp_path: Path) -> None:
+    scores = [50.0, 80.0, 20.0, 60.0, 90.0, 10.0, 40.0, 70.0]
+    records = [ledgers.trial(n, {}, [ledgers.rung(0.2, [s])], "running") for n, s in enumerate(scores)]
+    found = to_replace(ledger(records, tmp_path), 0)
+    assert [replaced.number for replaced, _ in found] == [5, 2]
+    assert [[parent.number for parent in parents] for _, parents in found] == [[4, 1], [4, 1]]
+
+
+def test_who_failed_makes_room_before_the_worst_and_has_no_children(tmp_path: Path) -> None:
+    records = [
+        ledgers.trial(n, {}, [ledgers.rung(0.2, [s])], "running") for n, s in enumerate([50.0, 80.0, 20.0, 60.0, 90.0])
+    ]
+    failed = [ledgers.trial(n, {}, [], "failed") for n in (5, 6, 7)]
+    found = to_replace(ledger([*records, *failed], tmp_path), 0)
+    assert [replaced.number for replaced, _ in found] == [5, 6, 7]
+    assert to_replace(ledger(failed, tmp_path / "none"), 0) == []
+
+
+def test_equal_scores_are_told_apart_by_number(tmp_path: Path) -> None:
+    records = [ledgers.trial(n, {}, [ledgers.rung(0.2, [50.0])], "running") for n in range(4)]
+    ((replaced, parents),) = to_replace(ledger(records, tmp_path), 0)
+    assert (replaced.number, [parent.number for parent in parents]) == (3, [0])
+
+
+# What a child is
+
+
+@given(seed=st.integers(0, 10_000))
+def test_a_childs_recipe_is_near_its_parents_or_drawn_anew_and_within_the_bounds(seed: int) -> None:
+    config = search()
+    space = build_space(config.space, config.train)
+    parent = {
+        "recipe.lr_scale": 1.5,
+        "recipe.warmup_fraction": 0.1,
+        "optim.clip_norm": 0.1,
+        "optim.weight_decay": 0.5,
+    }
+    child = perturbed(space, parent, random.Random(seed))
+    assert config_of(space, child).digest() != config_of(space, parent).digest()
+    assert all(has(space.dimensions[name], value) for name, value in child.items() if "warmup" not in name)
+    assert child["recipe.warmup_fraction"] == 0.1
+
+
+def test_most_steps_are_small(tmp_path: Path) -> None:
+    config = search()
+    space = build_space(config.space, config.train)
+    parent = {"recipe.lr_scale": 1.5, "optim.clip_norm": 0.1}
+    numbers = random.Random(0)
+    children = [perturbed(space, parent, numbers) for _ in range(400)]
+    scaled = [child["recipe.lr_scale"] in [1.5 * factor for factor in FACTORS] for child in children]
+    assert 0.65 < sum(scaled) / 400 < 0.85
+    norms = space.dimensions["optim.clip_norm"]
+    at = place(norms, 0.1)
+    assert at is not None
+    near = [abs((place(norms, child["optim.clip_norm"]) or 0) - at) == 1 for child in children]
+    assert sum(near) / 400 > 0.75
+
+
+def test_where_nothing_else_is_possible_a_child_is_its_parent() -> None:
+    space = Space({}, search().train)
+    assert perturbed(space, {}, random.Random(0)) == {}
+
+
+# A whole life
+
+
+def test_a_population_keeps_its_size_and_comes_to_its_end(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    run(sweep)
+    states = [record.state for record in sweep.records.values()]
+    assert (len(states), states.count("succeeded"), states.count("stopped")) == (12, 8, 4)
+    children = [record for record in sweep.records.values() if record.parent is not None]
+    assert [child.born for child in children] == [1, 1, 2, 2]
+    for child in children:
+        assert child.parent is not None
+        parent = sweep.records[child.parent]
+        assert child.inherited == parent.rungs[child.born - 1 - parent.born].step
+        assert not child.baseline
+    assert sweep.records[0].baseline
+    assert (sweep.open(), sweep.waits()) == (0, False)
+
+
+def test_nobody_goes_on_before_all_have_come_to_the_rung(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    under_way = [sweep.begin() for _ in range(8)]
+    assert sweep.begin() is None
+    assert sweep.waits()
+    for record in under_way[:-1]:
+        assert record is not None
+        told(sweep, record.number, worth(record))
+        assert sweep.begin() is None
+    assert under_way[-1] is not None
+    told(sweep, under_way[-1].number, 10.0)
+    record = sweep.begin()
+    assert record is not None
+    assert record.level == 1
+
+
+def test_a_trial_that_failed_is_replaced(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    for _ in range(8):
+        record = sweep.begin()
+        assert record is not None
+        if record.number in (2, 5, 6):
+            sweep.hear(record.number, {"failed": "nan_loss", "message": "not finite"})
+            sweep.ended(record.number)
+        else:
+            told(sweep, record.number, worth(record))
+    run(sweep)
+    states = [record.state for record in sweep.records.values()]
+    assert (states.count("failed"), states.count("succeeded")) == (3, 8)
+
+
+def test_all_failed_ends_it(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    while (record := sweep.begin()) is not None:
+        sweep.hear(record.number, {"failed": "nan_loss", "message": "not finite"})
+        sweep.ended(record.number)
+    assert len(sweep.records) == 8
+    assert not sweep.waits()
+
+
+def test_a_space_with_fewer_points_than_members_has_fewer_members(tmp_path: Path) -> None:
+    config = search(space={"dimensions": {"optim.eps": [1e-8, 1e-7, 1e-6, 1e-5, 1e-4]}})
+    sweep = started(tmp_path, config)
+    while (record := sweep.begin()) is not None:
+        told(sweep, record.number, float(record.number))
+    assert sum(record.parent is None for record in sweep.records.values()) == 5
+
+
+def test_a_budget_that_is_spent_ends_those_that_wait_too(tmp_path: Path) -> None:
+    sweep = started(tmp_path, search(budget={"trials": 8, "clips": 900}))
+    run(sweep)
+    assert {record.state for record in sweep.records.values()} == {"stopped"}
+    assert not sweep.waits()
+    assert sweep.clips() >= 900
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_population_that_is_killed_anywhere_decides_as_the_undisturbed_one(tmp_path: Path, seed: int) -> None:
+    undisturbed, fate = started(tmp_path / "whole"), random.Random(seed)
+    run(undisturbed)
+    sweep, side_by_side = started(tmp_path / "killed"), list[TrialRecord]()
+    while True:
+        if fate.random() < 0.15:
+            sweep, side_by_side = started(tmp_path / "killed"), []
+        elif len(side_by_side) < 3 and (record := sweep.begin()) is not None:
+            side_by_side.append(record)
+        elif side_by_side:
+            done = side_by_side.pop(fate.randrange(len(side_by_side)))
+            told(sweep, done.number, worth(done))
+        else:
+            break
+    assert family(sweep) == family(undisturbed)
+
+
+def test_killed_between_a_child_and_the_end_of_whom_it_replaces(tmp_path: Path) -> None:
+    undisturbed = started(tmp_path / "whole")
+    run(undisturbed)
+    sweep = started(tmp_path / "killed")
+    for _ in range(8):
+        record = sweep.begin()
+        assert record is not None
+        told(sweep, record.number, worth(record))
+    sweep.begin()
+    trials = tmp_path / "killed" / "runs" / "a-sweep" / "trials"
+    (trials / "0009.json").unlink()  # the second child is not written yet
+    stopped = [record for record in sweep.records.values() if record.state == "stopped"]
+    for record in stopped:
+        sweep.ledger.write(record.model_copy(update={"state": "running", "ended": None}))
+    again = started(tmp_path / "killed")
+    run(again)
+    assert family(again) == family(undisturbed)
+
+
+# Real runs
+
+
+def a_population(folder: Path) -> SearchConfig:
+    train = tiny_run(folder, schedule__steps=12, checkpoint__keep_last=1, checkpoint__every_steps=1)
+    data = {"train": str(folder / "images"), "test": str(folder / "images"), "loader_workers": 0}
+    return search(
+        train={**train.model_dump(mode="json"), "probe": {"data": data, "knn": {"neighbours": 3}}},
+        space={"use": ["recipe"]},
+        rungs=2,
+        budget={"trials": 4},
+    )
+
+
+def lived(folder: Path, config: SearchConfig, killed_after: int) -> Sweep:
+    """In this process; after so many rungs it is killed before it has written the last of them, and begun again."""
+    root = str(folder)
+    config, space = prepared(config.model_copy(update={"storage": root}), root, "live")
+    sweep, rungs = Sweep(config, space, root, "live", Quiet()), 0
+    local = partial(launch, local=True)
+    while (record := sweep.begin()) is not None:
+        for report in reports(sweep.task(record), threading.Event(), Silence(), local):
+            rungs += 1
+            if rungs == killed_after:
+                sweep = Sweep(config, space, root, "live", Quiet())
+                break
+            sweep.hear(record.number, report)
+        else:
+            sweep.ended(record.number)
+    return sweep
+
+
+def test_a_child_goes_on_from_its_parents_weights_at_their_step(tmp_path: Path) -> None:
+    config = a_population(tmp_path)
+    sweep = lived(tmp_path / "one", config, killed_after=5)
+    assert [record.state for record in sweep.records.values()].count("succeeded") == 4
+    (child,) = (record for record in sweep.records.values() if record.parent is not None)
+    assert (child.inherited, child.rungs[0].clips) == (6, 6 * config.train.clips_per_step)
+    steps = [line["step"] for line in read_metrics(run_folder(str(tmp_path / "one"), child.runs[0]))]
+    assert min(steps) > 6
+
+    # what it learns is what its parent's checkpoint and its own recipe make of it
+    assert child.parent is not None
+    parent = sweep.records[child.parent]
+    policy = CheckpointConfig()
+    theirs = CheckpointStore(join(run_folder(str(tmp_path / "one"), parent.runs[0]), "checkpoints"), policy)
+    assert child.inherited in theirs.committed()
+    by_hand = CheckpointStore(join(str(tmp_path / "hand" / "runs" / "by-hand"), "checkpoints"), policy)
+    by_hand.save(child.inherited, theirs.load(child.inherited), theirs.metrics(child.inherited))
+    by_hand.wait()
+    train = config_of(build_space(config.space, config.train), child.point)
+    train = train.model_copy(update={"storage": str(tmp_path / "hand"), "probe": None})
+    launch(train, PRETRAINING, local=True, run_id="by-hand", quiet=True)
+    ours = CheckpointStore(join(run_folder(str(tmp_path / "one"), child.runs[0]), "checkpoints"), policy)
+    for name, tensor in by_hand.load(12).tensors["model"].items():
+        assert torch.equal(tensor, ours.load(12).tensors["model"][name])
+
+
+def test_a_parents_checkpoint_that_is_gone_fails_the_child_with_its_place(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path)
+    result = launch(config, PRETRAINING, local=True, run_id="orphan", parent=("nobody", 4), quiet=True)
+    assert (result.state, result.reason) == ("failed", "storage_unreachable")
+    assert "runs/nobody/checkpoints/step-00000004: there is no such checkpoint" in result.message

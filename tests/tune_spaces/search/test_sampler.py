@@ -1,0 +1,359 @@
+"""Which point is tried next: the same for the same ledger, never a config twice; TPE learns from what it is told."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+
+from tests.support.runs import ledgers
+from tests.support.runs.configs import tiny_video_config
+from tune_spaces.config import SearchConfig
+from tune_spaces.ledger import Ledger, TrialRecord
+from tune_spaces.search import sampler
+from tune_spaces.search.sampler import Point, distributions, frozen, next_point
+from tune_spaces.spaces.space import Space, baseline, build_space, config_of, overrides_of, size
+
+ALGORITHMS = ("grid", "random", "tpe")
+TRAIN = tiny_video_config().model_dump(mode="json")
+EPS: dict[str, Any] = {"dimensions": {"optim.eps": [1e-8, 1e-7, 1e-6], "optim.clip_norm": [None, 0.5]}}
+LAYERS = [[{"student": 2, "teacher": 2}, {"student": 4, "teacher": 4}], [{"student": 4, "teacher": 4}]]
+SMOOTH: dict[str, Any] = {
+    "dimensions": {
+        "optim.base_lr": {"low": 1e-5, "high": 1e-1, "log": True},
+        "optim.weight_decay": {"low": 0.0, "high": 1.0},
+    }
+}
+
+
+def swept(**words: Any) -> tuple[SearchConfig, Space]:
+    config = ledgers.search(**{"train": TRAIN, "seeds": 1, "space": EPS, **words})
+    return config, build_space(config.space, config.train)
+
+
+def ended(number: int, point: Point, space: Space, score: float, **fields: Any) -> TrialRecord:
+    costs = {"teacher_gflops": 1.0 + number % 3, "step_gflops": 2.0}
+    words = {"overrides": overrides_of(space, point), "costs": costs, **fields}
+    return ledgers.trial(number, point, [ledgers.rung(1.0, [score])], **words)
+
+
+def made_up(point: Point) -> float:
+    """A score that a point alone decides."""
+    return (sum(json.dumps(point, sort_keys=True).encode()) * 7919 % 1000) / 10
+
+
+def ledger(folder: Path, records: list[TrialRecord] | None = None) -> Ledger:
+    made = Ledger(str(folder))
+    made.records.update({record.number: record for record in records or []})
+    return made
+
+
+def go_on(
+    config: SearchConfig, space: Space, told: Ledger, trials: int, score: Callable[[Point], float] = made_up
+) -> list[Point]:
+    """Trials one after the other until there are so many, or no point is left; all points, also those there were."""
+    while len(told.records) < trials:
+        point = next_point(config, space, told)
+        if point is None:
+            break
+        number = len(told.records)
+        told.records[number] = ended(number, point, space, score(point))
+    return [told.records[number].point for number in sorted(told.records)]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("space", [EPS, {"use": ["masking"]}, {"study": "reduction"}])
+def test_the_baseline_comes_first(tmp_path: Path, algorithm: str, space: dict[str, Any]) -> None:
+    config, made = swept(space=space, **({} if "study" in space else {"algorithm": algorithm}))
+    first = next_point(config, made, ledger(tmp_path))
+    assert first is not None
+    assert first == baseline(made)
+    assert config_of(made, first).digest() == config.train.digest()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    ("space", "configs"),
+    [
+        (EPS, 6),
+        ({"dimensions": {"mask.student_ratio": [0.6, 0.75], "mask.teacher_ratio": [0.25, 0.6, 0.75]}}, 5),
+        ({"dimensions": {"optim.eps": [1e-8, 1e-6], "optim.weight_decay": {"low": 0, "high": 0.5, "step": 0.25}}}, 6),
+    ],
+)
+def test_a_small_space_is_gone_through_once_and_then_there_is_no_more(
+    tmp_path: Path, algorithm: str, space: dict[str, Any], configs: int
+) -> None:
+    config, made = swept(algorithm=algorithm, space=space)
+    told = ledger(tmp_path)
+    points = go_on(config, made, told, 50)
+    assert len(points) == len({config_of(made, point).digest() for point in points}) == configs
+    assert next_point(config, made, told) is None
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "grid",
+        "random",
+        "tpe",
+    ],
+)
+def test_a_step_that_floats_cannot_hold_makes_no_point_twice(tmp_path: Path, algorithm: str) -> None:
+    space = {"dimensions": {"optim.weight_decay": {"low": 0.1, "high": 0.5, "step": 0.1}}}
+    config, made = swept(algorithm=algorithm, space=space)
+    points = go_on(config, made, ledger(tmp_path), 20)
+    assert sorted(point["optim.weight_decay"] for point in points) == [0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe"])
+def test_a_space_without_end_gives_ever_new_configs(tmp_path: Path, algorithm: str) -> None:
+    config, made = swept(algorithm=algorithm, space=SMOOTH)
+    assert size(made) is None
+    points = go_on(config, made, ledger(tmp_path), 25)
+    assert len({config_of(made, point).digest() for point in points}) == 25
+
+
+def test_a_grid_goes_in_order_after_the_baseline(tmp_path: Path) -> None:
+    config, made = swept(algorithm="grid")
+    points = go_on(config, made, ledger(tmp_path), 6)
+    assert points[0] == {"optim.eps": 1e-8, "optim.clip_norm": config.train.optim.clip_norm}
+    values = [(point["optim.eps"], point["optim.clip_norm"]) for point in points[1:]]
+    order = [(eps, norm) for eps in (1e-8, 1e-7, 1e-6) for norm in (None, 0.5)]
+    assert values == [value for value in order if value != tuple(points[0].values())]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_ledger_decides_and_so_does_its_json(tmp_path: Path, algorithm: str) -> None:
+    config, made = swept(algorithm=algorithm, space={"use": ["masking"], "dimensions": {"objective.layers": LAYERS}})
+    told = Ledger(str(tmp_path))
+    for record in range(10):
+        point = next_point(config, made, told)
+        assert point is not None
+        assert next_point(config, made, told) == point
+        assert next_point(config, made, Ledger(str(tmp_path))) == point
+        told.write(ended(record, point, made, made_up(point)))
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe"])
+def test_another_seed_goes_another_way(tmp_path: Path, algorithm: str) -> None:
+    ways = []
+    for seed in (0, 1):
+        config, made = swept(algorithm=algorithm, space=SMOOTH, seed=seed)
+        ways.append(go_on(config, made, ledger(tmp_path), 8))
+    assert ways[0][0] == ways[1][0]  # the baseline
+    assert not any(a == b for a, b in zip(ways[0][1:], ways[1][1:], strict=True))
+
+
+LONG = 14
+WHOLE: dict[tuple[str, str], tuple[SearchConfig, Space, list[TrialRecord]]] = {}
+KINDS = {"choices": {"use": ["masking", "alignment"]}, "ranges": SMOOTH, "recipe": {"use": ["recipe"]}}
+
+
+def undisturbed(algorithm: str, kind: str, folder: Path) -> tuple[SearchConfig, Space, list[TrialRecord]]:
+    if (algorithm, kind) not in WHOLE:
+        config, made = swept(algorithm=algorithm, space=KINDS[kind])
+        told = ledger(folder)
+        go_on(config, made, told, LONG)
+        WHOLE[algorithm, kind] = config, made, list(told.records.values())
+    return WHOLE[algorithm, kind]
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(algorithm=st.sampled_from(["random", "tpe"]), kind=st.sampled_from(sorted(KINDS)), cut=st.integers(0, LONG))
+def test_a_sweep_that_was_cut_anywhere_goes_on_as_if_undisturbed(
+    tmp_path: Path, algorithm: str, kind: str, cut: int
+) -> None:
+    config, made, records = undisturbed(algorithm, kind, tmp_path)
+    assert go_on(config, made, ledger(tmp_path, records[:cut]), LONG) == [record.point for record in records]
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(1, LONG - 1), running=st.sets(st.integers(0, LONG - 1), max_size=3))
+def test_trials_that_run_count_as_tried_and_may_be_told_in_any_order(
+    tmp_path: Path, cut: int, running: set[int]
+) -> None:
+    config, made, records = undisturbed("tpe", "choices", tmp_path)
+    told = [
+        record.model_copy(update={"state": "running", "rungs": ()}) if record.number in running else record
+        for record in records[:cut]
+    ]
+    point = next_point(config, made, ledger(tmp_path, told))
+    assert point is not None
+    assert point == next_point(config, made, ledger(tmp_path, told[::-1]))
+    tried = {config_of(made, record.point).digest() for record in told}
+    assert config_of(made, point).digest() not in tried
+
+
+# What Optuna is told
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ("succeeded", TrialState.COMPLETE),
+        ("stopped", TrialState.PRUNED),
+        ("failed", TrialState.FAIL),
+        ("running", TrialState.RUNNING),
+    ],
+)
+@pytest.mark.parametrize("rungs", [0, 2])
+def test_every_state_has_optunas_word(state: Any, told: TrialState, rungs: int) -> None:
+    config, made = swept()
+    point = baseline(made) or {}
+    fractions = [1.0, 1.0] if state == "succeeded" else [1 / 9, 1 / 3]
+    scores = [ledgers.rung(fraction, [50.0 + level]) for level, fraction in enumerate(fractions)]
+    record = ledgers.trial(0, point, scores[:rungs] or (scores[:1] if state == "succeeded" else []), state)
+    known = frozen(record, made, config)
+    assert known is not None
+    assert known.state == told
+    assert known.intermediate_values == {level: rung.score for level, rung in enumerate(record.rungs)}
+    assert known.values == ([record.score] if state == "succeeded" else None)
+    assert known.params == {"optim.eps": 0, "optim.clip_norm": 0}  # places
+
+
+def test_two_objectives_are_told_the_score_and_the_cost() -> None:
+    config, made = swept(algorithm="tpe", against="teacher_gflops", stopping="none")
+    known = frozen(ended(4, baseline(made) or {}, made, 61.0), made, config)
+    assert known is not None
+    assert known.values == [61.0, 2.0]
+    assert known.intermediate_values == {}
+
+
+def test_choices_that_are_lists_come_back_from_json_to_their_place() -> None:
+    config, made = swept(space={"use": ["alignment"]})
+    for name, dimension in made.dimensions.items():
+        for place, choice in enumerate(dimension.choices or ()):
+            point = {**(baseline(made) or {}), name: choice}
+            record = TrialRecord.model_validate_json(ledgers.trial(0, point, []).model_dump_json())
+            known = frozen(record, made, config)
+            assert known is not None
+            assert known.params[name] == place
+
+
+def test_true_and_one_are_two_choices() -> None:
+    _, made = swept()
+    two = Space({"flag": made.dimensions["optim.eps"].model_copy(update={"choices": (1, True, "1", None)})}, made.base)
+    known = [frozen(ledgers.trial(0, {"flag": value}, []), two, ledgers.search()) for value in (1, True, "1", None)]
+    assert [trial.params["flag"] for trial in known if trial] == [0, 1, 2, 3]
+
+
+def test_a_range_with_a_step_knows_its_own_points() -> None:
+    config, made = swept(space={"dimensions": {"optim.weight_decay": {"low": 0.0, "high": 1.0, "step": 0.1}}})
+    for place in range(11):
+        record = ledgers.trial(0, {"optim.weight_decay": place / 10}, [])
+        assert frozen(record, made, config) is not None, place
+
+
+# Points that a space does not have
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        {"optim.base_lr": 5.0, "optim.weight_decay": 0.5},  # above the range
+        {"optim.base_lr": 0.01},  # a word is missing
+        {},
+    ],
+)
+def test_a_point_outside_of_the_space_is_not_told_and_does_no_harm(tmp_path: Path, point: Point) -> None:
+    config, made = swept(algorithm="tpe", space=SMOOTH)
+    stranger = ledgers.trial(0, point, [ledgers.rung(1.0, [50.0])], overrides=point)
+    assert frozen(stranger, made, config) is None
+    points = go_on(config, made, ledger(tmp_path, [stranger]), 12)
+    assert len(points) == 12
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_space_that_lacks_the_baseline_is_searched_all_the_same(tmp_path: Path, algorithm: str) -> None:
+    config, made = swept(algorithm=algorithm, space={"dimensions": {"optim.eps": [1e-5, 1e-4, 1e-3]}})
+    assert baseline(made) is None
+    told = ledger(tmp_path)
+    points = go_on(config, made, told, 9)
+    assert sorted(point["optim.eps"] for point in points) == [1e-5, 1e-4, 1e-3]
+    assert not any(config_of(made, point).digest() == config.train.digest() for point in points)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_points_that_break_a_rule_between_ones_own_dimensions_are_passed_over(tmp_path: Path, algorithm: str) -> None:
+    widths = {"student.encoder.width": [48, 64, 96], "student.encoder.heads": [3, 4]}  # 64 has no third
+    config, made = swept(algorithm=algorithm, space={"dimensions": widths})
+    points = go_on(config, made, ledger(tmp_path), 40)
+    chosen = {(point["student.encoder.width"], point["student.encoder.heads"]) for point in points}
+    assert len(points) == 5
+    assert chosen == {(48, 3), (96, 3), (48, 4), (64, 4), (96, 4)}
+
+
+# TPE
+
+
+def test_two_objectives_are_searched_also_after_a_trial_that_the_budget_ended(tmp_path: Path) -> None:
+    config, made = swept(algorithm="tpe", against="teacher_gflops", stopping="none", space=SMOOTH)
+    told = ledger(tmp_path)
+    go_on(config, made, told, 10)
+    early = (ledgers.rung(1 / 3, [40.0]),)
+    told.records[3] = told.records[3].model_copy(update={"state": "stopped", "rungs": early})
+    told.records[5] = told.records[5].model_copy(update={"state": "failed", "rungs": ()})
+    told.records[9] = told.records[9].model_copy(update={"state": "running", "rungs": ()})
+    points = go_on(config, made, told, 16)
+    assert len({config_of(made, point).digest() for point in points}) == 16
+
+
+def test_all_trials_may_have_failed(tmp_path: Path) -> None:
+    config, made = swept(algorithm="tpe", space=SMOOTH)
+    records = [
+        ledgers.trial(number, {"optim.base_lr": 0.001 + number / 1e3, "optim.weight_decay": 0.5}, [], "failed")
+        for number in range(12)
+    ]
+    assert next_point(config, made, ledger(tmp_path, records)) is not None
+
+
+def smooth(point: Point) -> float:
+    """Best, with 0, at a learning rate of 1e-3 and a decay of 0.7."""
+    decades, decay = math.log10(point["optim.base_lr"]), float(point["optim.weight_decay"])
+    return -((decades + 3) ** 2) - 4 * (decay - 0.7) ** 2
+
+
+def test_tpe_finds_better_points_than_chance(tmp_path: Path) -> None:
+    tail: dict[str, list[float]] = {"random": [], "tpe": []}
+    for seed in range(3):
+        for algorithm, scores in tail.items():
+            config, made = swept(algorithm=algorithm, space=SMOOTH, seed=seed)
+            points = go_on(config, made, ledger(tmp_path), 22, smooth)
+            scores.append(mean(smooth(point) for point in points[11:]))
+    assert mean(tail["tpe"]) > 0.75 * mean(tail["random"])  # both below 0
+
+
+def test_a_proposal_says_nothing_on_the_way(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    config, made = swept(algorithm="tpe", space=SMOOTH)
+    next_point(config, made, ledger(tmp_path, [ended(0, {"optim.base_lr": 0.01, "optim.weight_decay": 0.1}, made, 1)]))
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_distributions_are_those_of_the_space() -> None:
+    _, made = swept(space={"dimensions": {**SMOOTH["dimensions"], **EPS["dimensions"]}})
+    known = distributions(made)
+    assert list(known) == list(made.dimensions)
+    assert known["optim.base_lr"] == optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)
+    assert known["optim.eps"] == optuna.distributions.CategoricalDistribution((0, 1, 2))
+
+
+def test_what_was_tried_is_not_built_again_for_each_proposal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, made = swept(algorithm="random", space=SMOOTH)
+    told, built = ledger(tmp_path), list[Any]()
+    for number in range(20):
+        point = next_point(config, made, told)
+        assert point is not None
+        digest = config_of(made, point).digest()
+        told.records[number] = ended(number, point, made, 50.0, digest=digest)
+    monkeypatch.setattr(sampler, "config_of", lambda space, point: built.append(point) or config_of(space, point))
+    assert next_point(config, made, told) is not None
+    assert len(built) == 1

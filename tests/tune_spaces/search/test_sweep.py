@@ -1,0 +1,380 @@
+"""A sweep's bookkeeping: what is begun, what is heard, what a restart finds, and when the budget is spent."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from amd.config import RunConfig, TrainConfig, validate, with_overrides
+from amd.storage import join
+from tests.support.runs import ledgers
+from tests.support.runs.configs import tiny_video_config
+from tune_spaces.config import SearchConfig
+from tune_spaces.ledger import TrialRecord
+from tune_spaces.search import sweep as module
+from tune_spaces.search.progress import Quiet
+from tune_spaces.search.sweep import Sweep
+from tune_spaces.spaces.space import baseline, build_space, config_of
+
+CLIPS = 900  # of a whole trial
+WITH_WEIGHTS = tiny_video_config().model_dump(mode="json")  # the demo's teacher has to be made first
+
+
+class Clock:
+    """Both clocks; they go when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now - 500
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=made.time, monotonic=made.monotonic))
+    return made
+
+
+class Notes(Quiet):
+    """What was shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+
+    def rung(self, record: TrialRecord) -> None:
+        self.seen.append(("rung", record.number))
+
+    def ended(self, record: TrialRecord) -> None:
+        self.seen.append((record.state, record.number))
+
+
+def started(folder: Path, config: SearchConfig | None = None, **words: Any) -> Sweep:
+    """A sweep as a driver finds it: anew, or with what is there."""
+    config = config or ledgers.search(**{"seeds": 2, **words})
+    return Sweep(config, build_space(config.space, config.train), str(folder), "a-sweep", Notes())
+
+
+def result(sweep: Sweep, level: int, score: float = 50.0, time: float = 1000.0) -> dict[str, Any]:
+    """What a trial reports at a rung."""
+    fraction, seeds = sweep.config.fractions()[level], sweep.config.seeds
+    whole = level == len(sweep.config.fractions()) - 1
+    return {
+        "level": level,
+        "fraction": fraction,
+        "step": round(540 * fraction),
+        "figures": {ledgers.METRIC: [score] * seeds},
+        "clips": round(CLIPS * fraction),
+        "seconds": 9.0 * fraction,
+        "encoders": ["/encoders/one", "/encoders/two"] if whole else [],
+        "time": time,
+        ledgers.METRIC: score,
+    }
+
+
+def begun(sweep: Sweep) -> TrialRecord:
+    record = sweep.begin()
+    assert record is not None
+    return record
+
+
+def whole(sweep: Sweep, score: float = 50.0) -> int:
+    """One trial from its beginning to its end."""
+    number = begun(sweep).number
+    for level in range(len(sweep.records[number].rungs), len(sweep.config.fractions())):
+        sweep.hear(number, result(sweep, level, score))
+    sweep.ended(number)
+    return number
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "runs" / "a-sweep" / "trials").iterdir())}
+
+
+def test_a_trial_is_in_the_ledger_from_its_beginning_to_its_end(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    record = begun(sweep)
+    assert (record.number, record.state, record.baseline, record.attempts) == (0, "running", True, 1)
+    assert record.point == baseline(sweep.space)
+    assert record.overrides == {}
+    assert set(record.costs) == {"teacher_gflops", "step_gflops"}
+    assert record.costs["teacher_gflops"] < record.costs["step_gflops"]
+    sweep.hear(0, result(sweep, 0, 40.0))
+    sweep.hear(0, result(sweep, 1, 45.0))
+    assert [rung.score for rung in started(tmp_path).records[0].rungs] == [40.0, 45.0]
+    sweep.hear(0, result(sweep, 2, 50.0))
+    sweep.ended(0)
+    found = started(tmp_path).records[0]
+    assert found == sweep.records[0]
+    assert (found.state, found.score, found.encoders) == ("succeeded", 50.0, ("/encoders/one", "/encoders/two"))
+    assert isinstance(sweep.shown, Notes)
+    assert sweep.shown.seen == [("rung", 0)] * 3 + [("succeeded", 0)]
+
+
+def test_a_trial_that_ends_before_its_last_rung_was_stopped(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    sweep.hear(begun(sweep).number, result(sweep, 0))
+    sweep.ended(0)
+    assert sweep.records[0].state == "stopped"
+    assert sweep.records[0].ended is not None
+
+
+def test_a_failure_keeps_its_reason_and_its_rungs(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    sweep.hear(begun(sweep).number, result(sweep, 0))
+    sweep.hear(0, {"failed": "diverged", "message": "loss is nan\nat step 70"})
+    sweep.ended(0)
+    sweep.lost(0, "gone")
+    record = started(tmp_path).records[0]
+    assert (record.state, record.reason, record.message) == ("failed", "diverged", "loss is nan\nat step 70")
+    assert len(record.rungs) == 1
+    assert begun(sweep).number == 1
+
+
+def test_a_trial_that_was_lost_too_often_has_failed(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    begun(sweep)
+    sweep.retried(0)
+    sweep.retried(0)
+    assert sweep.records[0].attempts == 3
+    sweep.lost(0, "its process was lost again and again")
+    assert (sweep.records[0].state, sweep.records[0].reason) == ("failed", "node_lost")
+    assert started(tmp_path).records == sweep.records
+
+
+def test_a_rung_that_is_told_twice_is_one(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    begun(sweep)
+    for level in (0, 0, 1, 0, 1, 2, 2):
+        sweep.hear(0, result(sweep, level, score=10.0 * level))
+        before = files(tmp_path)
+        sweep.hear(0, result(sweep, level, score=99.0))
+        assert files(tmp_path) == before
+    assert [rung.score for rung in sweep.records[0].rungs] == [0.0, 10.0, 20.0]
+
+
+# Restarts
+
+
+def test_what_ran_is_begun_again_first_from_where_it_was_and_what_ended_is_untouched(tmp_path: Path) -> None:
+    sweep = started(tmp_path, train=WITH_WEIGHTS)
+    whole(sweep)
+    running = [begun(sweep), begun(sweep)]
+    sweep.hear(2, result(sweep, 0))
+    sweep.hear(2, result(sweep, 1))
+    sweep.hear(begun(sweep).number, {"failed": "diverged", "message": "nan"})
+    undisturbed = begun(sweep).point
+    (tmp_path / "runs" / "a-sweep" / "trials" / "0004.json").unlink()  # killed just before it was begun
+    before = files(tmp_path)
+
+    again = started(tmp_path, train=WITH_WEIGHTS)
+    assert again.open() == 20 - 4 + 2
+    first, second, third = begun(again), begun(again), begun(again)
+    assert [first.number, second.number, third.number] == [1, 2, 4]
+    assert [first.point, second.point, third.point] == [*(record.point for record in running), undisturbed]
+    assert [first.runs, second.runs] == [record.runs for record in running]
+    assert [first.attempts, second.attempts, third.attempts] == [2, 2, 1]
+    assert [again.task(record)["told"] for record in (first, second, third)] == [0, 2, 0]
+    after = files(tmp_path)
+    assert {name for name in before if after[name] != before[name]} == {"0001.json", "0002.json"}
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_sweep_that_is_killed_anywhere_tries_the_points_of_the_undisturbed_one(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    words: dict[str, Any] = {"space": {"use": ["masking"]}, "budget": {"trials": 5}, "rungs": 2}
+    undisturbed = started(tmp_path_factory.mktemp("whole"), **words)
+    while undisturbed.open():
+        whole(undisturbed)
+    folder = tmp_path_factory.mktemp("killed")
+    sweep = started(folder, **words)
+    while sweep.open():
+        number = begun(sweep).number
+        for level in range(len(sweep.records[number].rungs), 2):
+            if data.draw(st.sampled_from([False, False, True])):
+                break
+            sweep.hear(number, result(sweep, level))
+        else:
+            sweep.ended(number)
+            continue
+        sweep = started(folder, **words)
+    states = [(record.number, record.point, record.state) for record in sweep.records.values()]
+    assert states == [(record.number, record.point, record.state) for record in undisturbed.records.values()]
+
+
+def test_while_it_stops_nothing_is_begun_and_what_runs_stays_so(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    for _ in range(3):
+        begun(sweep)
+    sweep.hear(0, result(sweep, 0))
+    sweep.stopping.set()
+    assert sweep.begin() is None
+    sweep.ended(0)
+    sweep.lost(1, "killed by hand")
+    for level in range(3):
+        sweep.hear(2, result(sweep, level))
+    sweep.ended(2)  # it came to its end all the same
+    assert [record.state for record in sweep.records.values()] == ["running", "running", "succeeded"]
+    again = started(tmp_path)
+    assert [begun(again).number for _ in range(3)] == [0, 1, 3]
+
+
+# The budget
+
+
+def test_so_many_trials_and_no_more(tmp_path: Path) -> None:
+    sweep = started(tmp_path, budget={"trials": 3})
+    assert [whole(sweep) for _ in range(3)] == [0, 1, 2]
+    assert sweep.open() == 0
+    assert sweep.begin() is None
+    assert not sweep.spent()
+
+
+def test_so_many_clips_and_no_more(tmp_path: Path) -> None:
+    sweep = started(tmp_path, budget={"clips": CLIPS + CLIPS // 5})
+    whole(sweep)
+    assert not sweep.spent()
+    begun(sweep)
+    sweep.hear(1, result(sweep, 0))
+    assert sweep.clips() == CLIPS + CLIPS // 5
+    assert sweep.spent()
+    assert sweep.begin() is None
+
+
+def test_so_many_hours_and_no_more_over_restarts(tmp_path: Path, clock: Clock) -> None:
+    sweep = started(tmp_path, budget={"hours": 1})
+    begun(sweep)
+    clock.now += 1800
+    sweep.hear(0, result(sweep, 0, time=clock.now))
+    assert (sweep.seconds(), sweep.spent()) == (1800, False)
+    clock.now += 50_000  # nobody ran it
+    again = started(tmp_path, budget={"hours": 1})
+    assert again.seconds() == 1800
+    assert begun(again).number == 0
+    clock.now += 1799
+    assert not again.spent()
+    clock.now += 1
+    assert again.spent()
+    assert again.begin() is None
+
+
+def test_hours_in_which_nobody_ran_it_are_never_counted(tmp_path: Path, clock: Clock) -> None:
+    sweep = started(tmp_path)
+    begun(sweep)
+    clock.now += 100
+    sweep.hear(0, result(sweep, 0, time=clock.now))
+    clock.now += 50_000
+    again = started(tmp_path)
+    begun(again)
+    clock.now += 100
+    again.hear(0, result(again, 1, time=clock.now))
+    assert again.seconds() == 200
+    assert started(tmp_path).seconds() == 200
+
+
+def test_trials_side_by_side_are_one_time(tmp_path: Path, clock: Clock) -> None:
+    sweep = started(tmp_path)
+    begun(sweep)
+    clock.now += 100
+    begun(sweep)
+    clock.now += 100
+    for number in (0, 1):
+        sweep.hear(number, {"failed": "diverged", "message": "nan"})
+    assert started(tmp_path).seconds() == 200
+
+
+@pytest.mark.parametrize(
+    ("spent", "raised"),
+    [({"trials": 2}, {"trials": 4}), ({"clips": 2 * CLIPS}, {"clips": 4 * CLIPS}), ({"clips": CLIPS}, {"trials": 4})],
+)
+def test_a_raised_budget_goes_on(tmp_path: Path, spent: dict[str, int], raised: dict[str, int]) -> None:
+    sweep = started(tmp_path, budget=spent)
+    while sweep.begin() is not None:
+        number = max(sweep.records)
+        for level in range(3):
+            sweep.hear(number, result(sweep, level))
+        sweep.ended(number)
+    ended = len(sweep.records)
+    before = files(tmp_path)
+    more = started(tmp_path, budget=raised)
+    assert [whole(more) for _ in range(2)] == [ended, ended + 1]
+    assert {name: content for name, content in files(tmp_path).items() if name in before} == before
+
+
+def test_a_space_that_is_gone_through_ends_the_sweep(tmp_path: Path) -> None:
+    sweep = started(tmp_path, space={"dimensions": {"optim.eps": [1e-8, 1e-6, 1e-4]}}, seeds=1)
+    for _ in range(3):
+        whole(sweep)
+    assert sweep.begin() is None
+    assert sweep.open() == 17
+
+
+# What trials are handed
+
+
+def test_runs_have_valid_names_of_their_own(tmp_path: Path) -> None:
+    config = ledgers.search(name="a" * 80, seeds=3, seed=2**31 - 1)
+    sweep = Sweep(config, build_space(config.space, config.train), str(tmp_path), "a" * 80, Quiet())
+    names = [name for _ in range(4) for name in begun(sweep).runs]
+    assert len(set(names)) == 12
+    (pattern,) = (rule.pattern for rule in RunConfig.model_fields["name"].metadata if hasattr(rule, "pattern"))
+    assert all(re.fullmatch(pattern, name) for name in names)
+    assert all(with_overrides(config.train, {"name": name}) for name in names)
+
+
+def test_a_task_is_plain_and_whole(tmp_path: Path) -> None:
+    sweep = started(tmp_path, seeds=3, train=WITH_WEIGHTS)
+    whole(sweep)
+    record = begun(sweep)
+    task = sweep.task(record)
+    train = validate(TrainConfig, task["train"])
+    assert train.digest() == config_of(sweep.space, record.point).digest()
+    assert train.storage == str(tmp_path)
+    assert train.name is None
+    assert task["runs"] == list(record.runs)
+    assert (len(task["runs"]), task["number"], task["told"]) == (3, 1, 0)
+    assert task["fractions"] == list(sweep.config.fractions())
+    assert pickle.loads(pickle.dumps(task)) == task
+
+
+def test_trials_are_handed_the_teacher_that_was_made(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    assert sweep.config.train.teacher is not None
+    assert sweep.config.train.teacher.preset is not None
+    made: dict[str, Any] = {"teacher.weights": "/encoders/teacher", "teacher.preset": None, "teacher.overrides": {}}
+    sweep.train = with_overrides(sweep.config.train, made)
+    teacher = validate(TrainConfig, sweep.task(begun(sweep))["train"]).teacher
+    assert teacher is not None
+    assert (teacher.weights, teacher.preset) == ("/encoders/teacher", None)
+    assert sweep.records[0].baseline
+
+
+def test_a_trials_record_lies_where_the_report_looks(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    begun(sweep)
+    assert Path(join(str(tmp_path), "runs", "a-sweep", "trials", "0000.json")).exists()
+    assert sweep.folder == join(str(tmp_path), "runs", "a-sweep")
+
+
+def test_a_copy_of_a_sweep_is_the_sweep(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    assert copy.deepcopy(sweep) is sweep
+
+
+def test_a_pickle_of_a_sweep_is_the_sweep(tmp_path: Path) -> None:
+    sweep = started(tmp_path)
+    assert pickle.loads(pickle.dumps(sweep)) is sweep

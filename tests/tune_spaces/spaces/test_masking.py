@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amd.config import ConfigError
+from tests.support.runs.space_bases import BASES, space_of
+from tune_spaces.spaces.masking import fitting, ratio_of
+from tune_spaces.spaces.space import config_of, grid, overrides_of
+
+ratios = st.floats(0, 1, exclude_max=True)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_no_point_lets_the_teacher_see_less_than_the_student(name: str) -> None:
+    for point in grid(space_of(name, use=["masking"])):
+        config = config_of(space_of(name, use=["masking"]), point)
+        assert config.mask.teacher_ratio <= config.mask.student_ratio
+        assert config.teacher_hidden_cells <= config.student_hidden_cells
+        assert 0 < config.student_hidden_cells < config.cells
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_symmetric_and_the_full_view_teacher_are_among_the_points(name: str) -> None:
+    space = space_of(name, use=["masking"])
+    configs = [config_of(space, point) for point in grid(space)]
+    assert any(config.teacher_hidden_cells == 0 for config in configs)
+    for config in configs:
+        twin = (config.student_hidden_cells, config.student_hidden_cells)
+        assert twin in [(other.student_hidden_cells, other.teacher_hidden_cells) for other in configs]
+
+
+@pytest.mark.parametrize("name", ["demo-image-amd", "tiny video", "four cells"])
+def test_a_small_grid_is_offered_each_count_of_cells_once(name: str) -> None:
+    base = BASES[name]
+    for dimension in space_of(name, use=["masking"]).dimensions.values():
+        counts = [base.mask.hidden_cells(ratio, base.cells) for ratio in dimension.choices or ()]
+        assert len(set(counts)) == len(counts)
+
+
+@given(name=st.sampled_from(sorted(BASES)), student=ratios, teacher=ratios)
+def test_any_two_ratios_are_made_to_fit(name: str, student: float, teacher: float) -> None:
+    base = BASES[name]
+    space = space_of(name, dimensions={"masking.student_ratio": [0.5, 0.75], "mask.teacher_ratio": [0.0, 0.5]})
+    config = config_of(space, {"masking.student_ratio": student, "mask.teacher_ratio": teacher})
+    assert fitting(config.mask.student_ratio, config.mask.teacher_ratio, base) == (
+        config.mask.student_ratio,
+        config.mask.teacher_ratio,
+    )
+
+
+def test_ratios_that_fit_are_left_alone() -> None:
+    assert fitting(0.9, 0.75, BASES["k400-vit-b"]) == (0.9, 0.75)
+    assert fitting(0.9, 0.0, BASES["k400-vit-b"]) == (0.9, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        (0.75, 0.9, (0.75, 0.75)),  # clamped
+        (0.78, 0.76, (0.78, 0.78)),  # both hide 12 of 16
+        (0.01, 0.0, (0.0625, 0.0)),  # the least that hides a cell
+    ],
+)
+def test_ratios_are_clamped_and_snapped(student: float, teacher: float, expected: tuple[float, float]) -> None:
+    assert fitting(student, teacher, BASES["demo-image-amd"]) == expected
+
+
+@given(cells=st.integers(1, 5000), data=st.data())
+def test_a_ratio_of_a_count_hides_just_so_many(cells: int, data: Any) -> None:
+    count = data.draw(st.integers(0, cells - 1))
+    assert int(ratio_of(count, cells) * cells) == count
+
+
+def test_ones_own_ratios_are_clamped_too() -> None:
+    space = space_of("tiny video", dimensions={"mask.teacher_ratio": [0.0, 0.9]})
+    assert overrides_of(space, {"mask.teacher_ratio": 0.9}) == {"mask.teacher_ratio": 0.75}
+    space = space_of("tiny video", dimensions={"mask.student_ratio": {"low": 0.3, "high": 0.95}})
+    assert overrides_of(space, {"mask.student_ratio": 0.5}) == {"mask.student_ratio": 0.5, "mask.teacher_ratio": 0.5}
+
+
+def test_another_strategy_brings_other_cells_and_the_ratios_follow() -> None:
+    base = {"mask.strategy": ["tube", "random"], "masking.student_ratio": [0.51, 0.75], "masking.teacher_ratio": [0.5]}
+    space = space_of("tiny video", dimensions=base)  # tube: 16 cells, random: 32
+    tube, random = (
+        config_of(space, {"mask.strategy": strategy, "masking.student_ratio": 0.54, "masking.teacher_ratio": 0.5})
+        for strategy in ("tube", "random")
+    )
+    assert tube.mask.teacher_ratio == tube.mask.student_ratio == 0.54
+    assert random.mask.teacher_ratio == 0.5
+
+
+@pytest.mark.parametrize("word", ["masking.teacher_ratio", "mask.teacher_ratio"])
+@pytest.mark.parametrize("value", [1.0, -0.1, "half"])
+def test_what_is_no_ratio_is_refused(word: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=r"teacher_ratio=.*input should be"):
+        space_of("tiny video", dimensions={word: [0.5, value]})

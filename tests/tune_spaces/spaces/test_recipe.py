@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amd.config import ConfigError, with_overrides
+from tests.support.runs.space_bases import BASES, space_of
+from tune_spaces.spaces.space import Space, config_of, overrides_of
+
+
+@given(name=st.sampled_from(sorted(BASES)), scale=st.floats(0.3, 3))
+def test_both_ends_of_the_learning_rate_are_scaled(name: str, scale: float) -> None:
+    base = BASES[name]
+    optim = config_of(Space({}, base), {"recipe.lr_scale": scale}).optim
+    assert optim.base_lr == pytest.approx(base.optim.base_lr * scale)
+    assert optim.min_lr == pytest.approx(base.optim.min_lr * scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "fraction", "expected"),
+    [
+        ("k400-vit-b", 0.1, {"schedule.warmup_epochs": 20}),
+        ("k400-vit-b", 0.05, {}),
+        ("k400-vit-b", 0.0, {"schedule.warmup_epochs": 0}),
+        ("demo-image-amd", 0.2, {"schedule.warmup_steps": 100}),
+        ("demo-image-amd", 0.1, {}),
+        ("tiny video", 0.0, {}),  # left out, which is none
+        ("tiny video", 0.5, {"schedule.warmup_steps": 2}),
+        ("warm-up in epochs, run in steps", 0.5, {"schedule.warmup_epochs": None, "schedule.warmup_steps": 2}),
+        ("warm-up in epochs, run in steps", None, {}),
+    ],
+)
+def test_warm_up_is_a_fraction_of_the_run_in_its_own_unit(name: str, fraction: Any, expected: dict[str, Any]) -> None:
+    assert overrides_of(Space({}, BASES[name]), {"recipe.warmup_fraction": fraction}) == expected
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_each_warm_up_is_offered_once(name: str) -> None:
+    space = space_of(name, use=["recipe"])
+    choices = space.dimensions["recipe.warmup_fraction"].choices or ()
+    found = [config_of(space, {"recipe.warmup_fraction": fraction}).digest() for fraction in choices]
+    assert len(set(found)) == len(found)
+
+
+@given(length=st.integers(1, 2000), data=st.data())
+def test_the_bases_own_warm_up_is_its_fraction(length: int, data: Any) -> None:
+    warmup = data.draw(st.integers(0, length))
+    base = with_overrides(BASES["k400-vit-b"], {"schedule.epochs": length, "schedule.warmup_epochs": warmup})
+    assert overrides_of(Space({}, base), {"recipe.warmup_fraction": warmup / length}) == {}
+
+
+def test_a_scale_multiplies_a_learning_rate_of_ones_own() -> None:
+    space = space_of("k400-vit-b", use=["recipe"], dimensions={"optim.base_lr": [1e-3, 2e-3]})
+    assert config_of(space, {"optim.base_lr": 2e-3, "recipe.lr_scale": 0.5}).optim.base_lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("recipe.lr_scale", 0), ("recipe.lr_scale", "fast"), ("recipe.warmup_fraction", 1.5), ("optim.clip_norm", 0)],
+)
+def test_a_value_that_is_none_is_refused_with_its_word(word: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"space\.dimensions\.{word}.*{value}"):
+        space_of("tiny video", dimensions={word: [value, 0.5]})

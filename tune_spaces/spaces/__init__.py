@@ -1,0 +1,1 @@
+"""Search spaces: parameters, studies, and how a point becomes a config. No torch, Ray or Optuna."""

@@ -1,0 +1,166 @@
+"""What is compared with the teacher, where, and how much it weighs.
+
+Layer pairs are fractions of depth, so that they fit encoders of any depth. Branches and weights compose: a weight
+counts where its branch is on.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from amd.config import ConfigError, Distance, LossWeights, TargetNorm, TrainConfig
+from tune_spaces.config import Dimension
+from tune_spaces.spaces.parameter import Word
+
+THIRD, TWO_THIRDS = 1 / 3, 2 / 3
+
+LAYERS: dict[str, tuple[tuple[float, float], ...]] = {
+    "last": ((1, 1),),
+    "middle": ((0.5, 0.5),),
+    "middle+last": ((0.5, 0.5), (1, 1)),
+    "thirds": ((THIRD, THIRD), (TWO_THIRDS, TWO_THIRDS), (1, 1)),
+    "quarters": ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75), (1, 1)),
+    "last to 3/4": ((1, 0.75),),
+    "middle+last to 1/3+1/2": ((0.5, THIRD), (1, 0.5)),
+}
+"""Pairs (student, teacher), fractions of depth. `A to B`: student blocks A learn from earlier teacher blocks B."""
+OWN_LAYERS = "base"
+"""As the config that is varied has them."""
+BRANCHES = ("direct", "generation", "both")
+
+WORDS = {
+    "alignment.layers": Word(("objective.layers",), lambda config: own_layers(config)),
+    "alignment.branches": Word(
+        ("objective.weights.direct", "objective.weights.generation"),
+        lambda config: branches_of(config.objective.weights),
+    ),
+    "alignment.direct_weight": Word(
+        ("objective.weights.direct",), lambda config: config.objective.weights.direct or _weight(config)
+    ),
+    "alignment.generation_weight": Word(
+        ("objective.weights.generation",), lambda config: config.objective.weights.generation or _weight(config)
+    ),
+}
+
+
+def dimensions(base: TrainConfig) -> dict[str, Dimension]:
+    weights = {
+        name: Dimension(low=WORDS[name].own(base) / 10, high=WORDS[name].own(base) * 10, log=True)
+        for name in ("alignment.direct_weight", "alignment.generation_weight")
+    }
+    return {
+        "alignment.layers": Dimension(choices=layer_sets(base)),
+        "alignment.branches": Dimension(choices=BRANCHES),
+        **weights,
+        "objective.distance": Dimension(choices=get_args(Distance)),
+        "objective.target_norm": Dimension(choices=get_args(TargetNorm)),
+    }
+
+
+def layer_sets(base: TrainConfig) -> tuple[str, ...]:
+    """Names of sets that are different pairs at the depths of `base`, its own among them."""
+    by_pairs: dict[tuple[tuple[int, int], ...], str] = {}
+    for name in (own_layers(base), *LAYERS):
+        by_pairs.setdefault(tuple(_pairs(name, base)), name)
+    return (*by_pairs.values(),)
+
+
+def own_layers(base: TrainConfig) -> str:
+    """The name of its pairs; `base` where they have none."""
+    own = _pairs(OWN_LAYERS, base)
+    return next((name for name in LAYERS if _pairs(name, base) == own), OWN_LAYERS)
+
+
+def branches_of(weights: LossWeights) -> str:
+    if weights.direct and weights.generation:
+        return "both"
+    return "generation" if weights.generation else "direct"
+
+
+def overrides(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """`config` has its masks already: without teacher-only tokens there is no generation alignment.
+
+    Raises ConfigError for values that are none of a word.
+    """
+    found: dict[str, Any] = {}
+    if config.teacher is None or config.objective.kind != "amd":
+        return found  # a dimension of one's own took it away; the config's rules say what is missing
+    if "alignment.layers" in point:
+        pairs = _pairs(point["alignment.layers"], config)
+        if pairs != _pairs(OWN_LAYERS, config):  # else in the order that the config has
+            found["objective.layers"] = [{"student": student, "teacher": teacher} for student, teacher in pairs]
+    return found | _weights(point, config)
+
+
+def _weights(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """The weights of both branches.
+
+    Where the teacher sees no more than the student, direct alignment is all there is: whatever the branches, it takes
+    place, and the weight of generation stays as it is, so that equal runs are equal configs.
+    """
+    chosen = {name for name in WORDS if name in point and name != "alignment.layers"}
+    branches = point.get("alignment.branches", branches_of(config.objective.weights))
+    if branches not in BRANCHES:
+        raise ConfigError([f"alignment.branches={branches!r}: must be one of {', '.join(BRANCHES)}"])
+    direct, generation = (
+        point.get(f"alignment.{branch}_weight", WORDS[f"alignment.{branch}_weight"].own(config))
+        for branch in ("direct", "generation")
+    )
+    if config.teacher_hidden_cells >= config.student_hidden_cells:
+        none = not config.objective.weights.direct and "objective.weights.direct" not in point
+        return {"objective.weights.direct": direct} if chosen or none else {}
+    if not chosen:
+        return {}
+    return {
+        "objective.weights.direct": direct if branches != "generation" else 0.0,
+        "objective.weights.generation": generation if branches != "direct" else 0.0,
+    }
+
+
+def _weight(config: TrainConfig) -> float:
+    """For a branch that is off in `config`: as much as the other."""
+    return config.objective.weights.direct or config.objective.weights.generation or 1.0
+
+
+def _pairs(chosen: Any, config: TrainConfig) -> list[tuple[int, int]]:
+    """Blocks (student, teacher), ascending, one for each student block.
+
+    In shallow encoders fractions may meet in one student block: the last pair, of the deepest teacher block, counts.
+    Without reconstruction the student's last block would go untrained: it is aligned with the teacher's last then.
+    """
+    if chosen == OWN_LAYERS:
+        return sorted((pair.student, pair.teacher) for pair in config.objective.layers)
+    assert config.teacher is not None, "a sweep has a teacher"
+    depths = config.student.encoder.depth, config.teacher.encoder.depth
+    pairs = {_block(student, depths[0]): _block(teacher, depths[1]) for student, teacher in _fractions(chosen)}
+    if not config.objective.weights.reconstruction:
+        pairs.setdefault(*depths)
+    return sorted(pairs.items())
+
+
+def _block(fraction: float, depth: int) -> int:
+    """Counted from 1; halves up."""
+    return max(1, int(fraction * depth + 0.5))
+
+
+def _fractions(chosen: Any) -> list[tuple[float, float]]:
+    if isinstance(chosen, str):
+        if chosen not in LAYERS:
+            close = difflib.get_close_matches(chosen, LAYERS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join([OWN_LAYERS, *LAYERS])}"
+            raise ConfigError([f"alignment.layers={chosen!r}: unknown; {hint}"])
+        return sorted(LAYERS[chosen])
+    pairs = chosen if isinstance(chosen, list | tuple) else ()
+    if not pairs or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise ConfigError(
+            [
+                f"alignment.layers={chosen!r}: must be a name ({', '.join([OWN_LAYERS, *LAYERS])}) or pairs "
+                "[student, teacher] of fractions of depth, for example [[0.5, 0.5], [1, 1]]"
+            ]
+        )
+    for number in (number for pair in pairs for number in pair):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number <= 1:
+            raise ConfigError([f"alignment.layers={chosen!r}: {number!r} must be a fraction of depth, above 0 up to 1"])
+    return sorted((student, teacher) for student, teacher in pairs)
