@@ -22,15 +22,15 @@ import amd.downstream.__main__ as downstream
 import amd.training.__main__ as training
 from amd.artifacts import encode, load_encoder
 from service.app import create_app
-from service.cli import main as amd_command
-from service.db import migrate, open_engine
+from service.cli.main import main as amd_command
+from service.db.engine import migrate, open_engine
 from service.settings import Settings
 from tests.support.stored import EXPECTED, STORE, copy_database, copy_root, shape
 from tune_spaces.config import SearchConfig
-from tune_spaces.progress import Quiet
-from tune_spaces.search import prepared
-from tune_spaces.spaces import build_space
-from tune_spaces.sweep import Sweep
+from tune_spaces.search.progress import Quiet
+from tune_spaces.search.run import prepared
+from tune_spaces.search.sweep import Sweep
+from tune_spaces.spaces.space import build_space
 
 RUNS, SWEEP, DATABASE = EXPECTED["runs"], EXPECTED["sweep"], EXPECTED["database"]
 TOLERANCE = 1e-5  # 0 on the machine that wrote it; other CPUs sum in another order

@@ -24,7 +24,7 @@ WRITE = "python -m tests.support.surface --write"
 def collect(folder: Path) -> dict[str, list[str]]:
     """Sorted lines by file name. `folder`: for a database and a copy of a store."""
     _neutral(folder)
-    from service.db import open_engine
+    from service.db.engine import open_engine
     from tests.support import surface_programs as programs
     from tests.support import surface_service as service
 

@@ -33,7 +33,7 @@ NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 
 def command_lines() -> Iterator[str]:
     """Every command of `amd` with its arguments and options."""
-    from service.cli import main
+    from service.cli.main import main
 
     found: list[typer.Typer] = []
     original = typer.Typer.__call__

@@ -20,9 +20,10 @@ from starlette.testclient import TestClient
 from amd.config import ConfigError
 from amd.storage import StorageError
 from service.app import create_app
-from service.db import Base, migrate, open_engine
-from service.errors import ServiceError
+from service.db.engine import migrate, open_engine
+from service.db.models import Base
 from service.settings import Settings
+from service.web.errors import ServiceError
 from tests.support.stored import EXPECTED, copy_database, copy_root
 from tests.support.surface_schema import compact, openapi_lines, schema_lines
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Protocol
 
 from amd.config import RunConfig, TrainConfig
 from amd.presets.pretraining import check_complete
-from amd.training.runs.checks import DataFacts, check_data, check_teacher
-from amd.training.trainer.loop import Edge, Outcome
-from amd.training.runs.publishing import publish
-from amd.training.run_folder import RunResult, RunSpec
-from amd.training.runs.teachers import resolve_teacher
 from amd.training.process_group import Team
+from amd.training.run_folder import RunResult, RunSpec
+from amd.training.runs.checks import DataFacts, check_data, check_teacher
+from amd.training.runs.publishing import publish
+from amd.training.runs.teachers import resolve_teacher
+from amd.training.trainer.loop import Edge, Outcome
 from amd.training.trainer.pretraining import work
 
 Work = Callable[[RunSpec, Team, Edge], Outcome]

@@ -16,16 +16,16 @@ from typing import Any
 
 from amd.config import ConfigError, RunConfig, TrainConfig, with_overrides
 from amd.storage import StorageUnreachable, join, remove, resolve_root, write_bytes, write_json
-from amd.training.runs.checks import DataFacts, check_machine, check_storage
 from amd.training.failures import Budgets, RunError, Verdict, judge
-from amd.training.runs.kinds import PRETRAINING, Kind, Resolved
 from amd.training.lease import Lease
 from amd.training.reporting.metrics import read_metrics
 from amd.training.reporting.prober import Prober
 from amd.training.reporting.progress import Event, Watcher, watcher
 from amd.training.run_folder import RESULT, RunResult, RunSpec, new_run_id, open_run, run_folder, spec_of
-from amd.training.stop_signals import StopSignals
+from amd.training.runs.checks import DataFacts, check_machine, check_storage
+from amd.training.runs.kinds import PRETRAINING, Kind, Resolved
 from amd.training.runs.teachers import TeacherStopped
+from amd.training.stop_signals import StopSignals
 
 logger = logging.getLogger(__name__)
 

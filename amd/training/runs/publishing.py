@@ -13,9 +13,9 @@ from amd.models.encoder import Encoder
 from amd.models.predictor import Decoder
 from amd.storage import join
 from amd.training.checkpoints.store import CheckpointStore
-from amd.training.runs.checks import DataFacts
 from amd.training.failures import UploadError
 from amd.training.run_folder import run_folder, versions
+from amd.training.runs.checks import DataFacts
 from amd.training.runs.teachers import ResolvedTeacher
 
 ENCODER, DECODER = "encoder.", "decoder."

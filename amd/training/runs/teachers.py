@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from amd.config import ConfigError, TrainConfig, with_overrides
 from amd.exchange.source import license_of
 from amd.presets.pretraining import from_preset
-from amd.training.runs.checks import check_data
 from amd.training.failures import TeacherError
 from amd.training.run_folder import RunResult
+from amd.training.runs.checks import check_data
 
 Trained = Callable[[TrainConfig, str], RunResult]  # train this config under this run id
 

@@ -21,28 +21,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sqlalchemy.orm import Session
-
-from amd.artifacts import encode, load_encoder
-from amd.config import ProbeConfig, TrainConfig, validate, with_overrides
-from amd.downstream.probing import run_probe
 from amd.training.launch import launch, train
 from amd.training.metrics import read_metrics
 from amd.training.progress import Silence
-from service.auth import Secret
-from service.db import Deployment, Job, Key, migrate, open_engine
 from service.encoders.deployments import DeploymentStore
 from service.encoders.discovery import EncoderDiscovery
 from service.encoders.store import EncoderStore
 from service.jobs.outcome import JobFolder, Outcome
+from sqlalchemy.orm import Session
+from tune_spaces.progress import Quiet
+from tune_spaces.sweep import Sweep
+from tune_spaces.trial import reports
+
+from amd.artifacts import encode, load_encoder
+from amd.config import ProbeConfig, TrainConfig, validate, with_overrides
+from amd.downstream.probing import run_probe
+from service.auth import Secret
+from service.db import Deployment, Job, Key, migrate, open_engine
 from service.jobs.store import JobStore
 from service.webhooks.store import WebhookStore
 from tune_spaces.config import SearchConfig
-from tune_spaces.progress import Quiet
 from tune_spaces.report import write_report
 from tune_spaces.search import _open, prepared
-from tune_spaces.sweep import Sweep
-from tune_spaces.trial import reports
 
 HERE = Path(__file__).parent
 PLACEHOLDER = "/amd-store-0.1"  # stands for the absolute path of the storage root

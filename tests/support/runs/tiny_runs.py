@@ -21,9 +21,9 @@ from amd.config import RunConfig, TrainConfig
 from amd.models.encoder import Encoder
 from amd.storage import join
 from amd.training.checkpoints.store import CheckpointStore
-from amd.training.runs.kinds import Work
-from amd.training.run_folder import RunSpec, spec_of
 from amd.training.process_group import Team
+from amd.training.run_folder import RunSpec, spec_of
+from amd.training.runs.kinds import Work
 from amd.training.trainer.pretraining import Event, work
 from tests.support.runs.configs import tiny_image_config
 
