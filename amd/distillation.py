@@ -1,10 +1,10 @@
-"""AMD on one page: the teacher sees more of a clip than the student, which rebuilds pixels and the teacher's features.
+"""AMD on one page: a student reconstructs pixels and the features of a teacher that sees more of the clip.
 
-Three terms (Zhao et al., CVPR 2024): reconstruction of hidden pixels; direct alignment with the teacher on the tokens
-both see; generation alignment on the tokens only the teacher sees. Without a teacher the first term alone is MAE, or
-VideoMAE for video.
-Shapes: B batch, C colours, T frames, H height, W width, N tokens, P pixel values a token, V student-visible,
-O teacher-only, R rebuilt, E teacher width.
+Three loss terms (Zhao et al., CVPR 2024): reconstruction of hidden pixels, direct alignment with the teacher on
+student-visible tokens, and generation alignment on teacher-only tokens. Without a teacher, reconstruction alone is MAE,
+or VideoMAE for video. Independent of devices, optimisers and logging.
+Shapes: B batch, C channels, T frames, H height, W width, N tokens, P pixel values per token, V student-visible,
+O teacher-only, R reconstructed, E teacher width.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ StudentLike = Callable[[Tensor, TokenSets], StudentOutput]  # a Student, or DDP 
 def distill(
     student: StudentLike, teacher: FeatureTeacher | None, clips: Tensor, sets: TokenSets, config: TrainConfig
 ) -> LossTerms:
-    """The loss terms of one batch of clips, (B, C, T, H, W) uint8 (or float, normalised already)."""
+    """Return the loss terms of a batch of clips (B, C, T, H, W), uint8 or normalised float."""
     clip, objective = config.clip, config.objective
     pixels = patchify(clips, clip.tubelet, clip.patch)  # (B, N, P)
     targets = teacher_features(teacher, pixels, sets, config) if teacher is not None else []
 
     visible = normalized_pixels(take_tokens(pixels, sets.student_visible), clip)  # (B, V, P)
-    answer = student(visible, sets)
+    output = student(visible, sets)
 
-    none = torch.zeros((), device=pixels.device)
-    rebuilding = direct = generation = none
-    if answer.rebuilt is not None:
+    zero = torch.zeros((), device=pixels.device)
+    reconstructed = direct = generation = zero
+    if output.rebuilt is not None:
         hidden = pixel_targets(take_tokens(pixels, sets.rebuilt), clip, objective.pixels)  # (B, R, P)
-        rebuilding = reconstruction(answer.rebuilt, hidden)
+        reconstructed = reconstruction(output.rebuilt, hidden)
     if targets:
-        # The teacher sees the student's tokens first, then those it sees alone.
+        # Split at V: the teacher processes student-visible tokens first, then teacher-only tokens.
         shared = sets.student_visible.shape[1]
-        direct = alignment(answer.projected, [features[:, :shared] for features in targets], objective)
-        if answer.generated:
-            generation = alignment(answer.generated, [features[:, shared:] for features in targets], objective)
-    return weigh(rebuilding, direct, generation, objective)
+        direct = alignment(output.projected, [features[:, :shared] for features in targets], objective)
+        if output.generated:
+            generation = alignment(output.generated, [features[:, shared:] for features in targets], objective)
+    return weigh(reconstructed, direct, generation, objective)
 
 
 def teacher_features(teacher: FeatureTeacher, pixels: Tensor, sets: TokenSets, config: TrainConfig) -> list[Tensor]:
-    """The teacher's features at [student-visible, teacher-only] tokens, (B, V + O, E) per layer pair."""
+    """Return the teacher's features at [student-visible, teacher-only] tokens, (B, V + O, E) per layer pair."""
     index = torch.cat([sets.student_visible, sets.teacher_only], dim=1)  # (B, V + O)
-    seen = normalized_pixels(take_tokens(pixels, index), config.clip)
-    # A copy outside inference mode: a loss may not keep an inference tensor for its backward pass.
-    return [features.clone() for features in teacher(seen, index)]
+    tokens = normalized_pixels(take_tokens(pixels, index), config.clip)
+    # Copy outside inference mode: autograd cannot save inference tensors for the backward pass.
+    return [features.clone() for features in teacher(tokens, index)]

@@ -1,6 +1,7 @@
-"""How an entry point ends: a user's mistake in its message and exit code 2, trouble and a stop in 1, never a traceback.
+"""Exit codes and error messages of entry points: 2 for invalid input, 1 for other failures and interrupts.
 
-For `python -m amd.training`, `python -m amd.downstream` and `python -m tune_spaces`, which `ray job submit` runs.
+Used by `python -m amd.training`, `amd.downstream`, `amd.tasks` and `tune_spaces`, which jobs run. Expected errors are
+printed without a traceback.
 """
 
 from __future__ import annotations
@@ -13,23 +14,26 @@ from amd.data.faults import DataFault
 from amd.storage import StorageError
 
 
-def ended(act: Callable[[], int], continues: str) -> int:
-    """The exit code of `act`. `continues`: what the same command does after an interruption."""
+def run_entry_point(command: Callable[[], int], resume_note: str) -> int:
+    """Run `command` and return its exit code.
+
+    `resume_note`: what the same command does after an interrupt, such as "continues from the newest checkpoint".
+    """
     try:
-        return act()
+        return command()
     except ConfigError as error:
-        _complain(error.problems)
+        _print_errors(error.problems)
         return 2
     except StorageError as error:
-        _complain([str(error)])
+        _print_errors([str(error)])
         return 2
     except DataFault as error:
-        _complain([str(error)])
+        _print_errors([str(error)])
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted; the same command {continues}", file=sys.stderr)
+        print(f"interrupted; the same command {resume_note}", file=sys.stderr)
         return 1
 
 
-def _complain(problems: list[str]) -> None:
+def _print_errors(problems: list[str]) -> None:
     print("\n".join(f"error: {line}" for line in problems), file=sys.stderr)

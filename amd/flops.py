@@ -1,8 +1,7 @@
-"""FLOPs of a step, counted from the config alone: what `speed/mfu`, `amd bench` and `amd validate` divide by.
+"""FLOPs of a training step, computed from the config alone; used by `speed/mfu`, `amd bench` and `amd validate`.
 
-One multiply-add counts 2. A backward pass costs twice its forward pass; no gradient goes to pixels, so that of the
-embedding costs one.
-Norms, activations and softmax are left out, as is usual.
+A multiply-add counts as 2 FLOPs. A backward pass costs twice its forward pass, except for the patch embedding, whose
+input needs no gradient. Norms, activations and softmax are not counted. Independent of torch.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from amd.config import EncoderConfig, TrainConfig
 
 
 class StepFlops(NamedTuple):
-    """FLOPs per clip, forward and backward where a part is trained."""
+    """FLOPs per clip of each part: forward and backward, or forward alone for the teacher."""
 
     teacher: float
     student: float
@@ -26,18 +25,18 @@ class StepFlops(NamedTuple):
         return sum(self)
 
 
-def block_flops(tokens: int, asked: int, width: int, mlp_ratio: float) -> float:
-    """Forward pass of one block over `tokens`, of which only `asked` are computed to the end."""
+def block_flops(tokens: int, queries: int, width: int, mlp_ratio: float) -> float:
+    """Return the FLOPs of one block's forward pass over `tokens`, of which only `queries` produce outputs."""
     keys_values = 4 * width**2 * tokens
-    queries_output_mlp = (4 + 4 * mlp_ratio) * width**2 * asked
-    attention = 4 * asked * tokens * width
+    queries_output_mlp = (4 + 4 * mlp_ratio) * width**2 * queries
+    attention = 4 * queries * tokens * width
     return keys_values + queries_output_mlp + attention
 
 
 def encoder_flops(
     config: EncoderConfig, tokens: int, token_values: int, blocks: int | None = None
 ) -> tuple[float, float]:
-    """Forward pass over `tokens`: (embedding, blocks)."""
+    """Return the FLOPs of a forward pass over `tokens`: (embedding, blocks)."""
     length = tokens + int(config.class_token)
     depth = config.depth if blocks is None else blocks
     return 2.0 * tokens * token_values * config.width, depth * block_flops(
@@ -46,7 +45,7 @@ def encoder_flops(
 
 
 def step_flops(config: TrainConfig) -> StepFlops:
-    """FLOPs of one training step per clip."""
+    """Return the FLOPs of one training step per clip."""
     clip, student = config.clip, config.student
     per_cell = clip.grid.tokens // config.cells
     visible = (config.cells - config.student_hidden_cells) * per_cell
@@ -57,16 +56,17 @@ def step_flops(config: TrainConfig) -> StepFlops:
     teacher = projections = generators = decoder = 0.0
     if config.teacher is not None:
         wide = config.teacher.encoder
-        seen = (config.cells - config.teacher_hidden_cells) * per_cell
+        teacher_visible = (config.cells - config.teacher_hidden_cells) * per_cell
         last = max(pair.teacher for pair in config.objective.layers)
-        teacher = sum(encoder_flops(wide, seen, clip.token_values, last))
+        teacher = sum(encoder_flops(wide, teacher_visible, clip.token_values, last))
         pairs = len(config.objective.layers)
         projections = 3 * pairs * 2.0 * visible * student.encoder.width * wide.width
         if config.has_generation:
-            width, only = config.generator_width, seen - visible
-            full = (student.generator.depth - 1) * block_flops(seen, seen, width, ratio)
-            maps = 2.0 * seen * width * wide.width if width != wide.width else 0.0  # in for visible, out for the rest
-            generators = 3 * pairs * (full + block_flops(seen, only, width, ratio) + maps)
+            width, only = config.generator_width, teacher_visible - visible
+            full = (student.generator.depth - 1) * block_flops(teacher_visible, teacher_visible, width, ratio)
+            # Input layer for visible tokens, output layer for the others.
+            maps = 2.0 * teacher_visible * width * wide.width if width != wide.width else 0.0
+            generators = 3 * pairs * (full + block_flops(teacher_visible, only, width, ratio) + maps)
     if config.objective.weights.reconstruction:
         extra = int(student.encoder.class_token)
         length, width = visible + rebuilt + extra, student.decoder.width

@@ -1,6 +1,6 @@
-"""What is compared: pixel targets, alignment distances, and the three loss terms. Pure functions, always in float32.
+"""Pixel targets, alignment distances and the loss terms. Pure functions, computed in float32; independent of networks.
 
-Shapes: B batch, K tokens, P pixel values a token, D width.
+Shapes: B batch, K tokens, P pixel values per token, D width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from amd.config import ClipConfig, Distance, ObjectiveConfig, PixelTarget, Reduc
 
 
 class LossTerms(NamedTuple):
-    """Scalars; `total` carries the weights, the others do not."""
+    """Scalar loss terms: `total` is weighted, the others are not."""
 
     total: Tensor
     reconstruction: Tensor
@@ -26,29 +26,29 @@ class LossTerms(NamedTuple):
 
 
 def unit_pixels(tokens: Tensor, clip: ClipConfig) -> Tensor:
-    """Pixels in [0, 1] from tokens of uint8 values, or of float values that are already normalised."""
+    """Convert tokens of uint8 or normalised float pixels to pixels in [0, 1]."""
     if tokens.dtype == torch.uint8:
         return tokens.float() / 255
-    mean, std = _colours(tokens, clip)
+    mean, std = _channel_statistics(tokens, clip)
     return tokens * std + mean
 
 
 def normalized_pixels(tokens: Tensor, clip: ClipConfig) -> Tensor:
-    """What a network sees: (pixel - mean) / std per colour. Float tokens are taken as normalised already."""
+    """Normalise tokens of uint8 pixels by mean and std per channel; float tokens are normalised already."""
     if tokens.dtype != torch.uint8:
         return tokens
-    mean, std = _colours(tokens, clip)
+    mean, std = _channel_statistics(tokens, clip)
     return (tokens.float() / 255 - mean) / std
 
 
-def _colours(tokens: Tensor, clip: ClipConfig) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation laid out along P, where colour varies fastest."""
+def _channel_statistics(tokens: Tensor, clip: ClipConfig) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation repeated along P, where the channel varies fastest."""
     dtype = tokens.dtype if tokens.is_floating_point() else torch.float32
-    return _laid_out(clip.mean, clip.std, tokens.shape[-1], dtype, tokens.device)
+    return _repeated(clip.mean, clip.std, tokens.shape[-1], dtype, tokens.device)
 
 
 @cache  # copied to the device once, not in every step
-def _laid_out(
+def _repeated(
     mean: tuple[float, ...], std: tuple[float, ...], values: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     repeats = values // 3
@@ -58,11 +58,11 @@ def _laid_out(
 
 
 def pixel_targets(tokens: Tensor, clip: ClipConfig, kind: PixelTarget) -> Tensor:
-    """What the decoder should answer for tokens of uint8 or normalised float pixels. (B, K, P) -> (B, K, P).
+    """Return the decoder's targets for tokens of uint8 or normalised float pixels: (B, K, P) -> (B, K, P).
 
-    per_channel: VideoMAE, over the token's pixels of one colour in [0, 1], epsilon outside the root.
-    per_patch: MAE, over all values of the token as the network sees them, epsilon inside the root.
-    Both take the unbiased variance.
+    per_channel: as in VideoMAE, normalised over the pixels of one channel in [0, 1], epsilon outside the root.
+    per_patch: as in MAE, normalised over all normalised pixels of the token, epsilon inside the root.
+    Both use the unbiased variance.
     """
     if kind == "unit":
         return unit_pixels(tokens, clip)
@@ -77,21 +77,21 @@ def pixel_targets(tokens: Tensor, clip: ClipConfig, kind: PixelTarget) -> Tensor
     return ((pixels - mean) / (variance.sqrt() + 1e-6)).flatten(-2)
 
 
-def rebuilt_pixels(answers: Tensor, original: Tensor, clip: ClipConfig, kind: PixelTarget) -> Tensor:
-    """The inverse of `pixel_targets`: a decoder's answers as pixels in [0, 1], not cut off. (B, K, P) -> (B, K, P).
+def reconstructed_pixels(predictions: Tensor, original: Tensor, clip: ClipConfig, kind: PixelTarget) -> Tensor:
+    """Invert `pixel_targets`: convert predictions to pixels in [0, 1], not clamped. (B, K, P) -> (B, K, P).
 
-    Targets that are normalised per token have lost its mean and spread: those of the `original` tokens are put back,
-    as in MAE's demonstration. So they show structure that was rebuilt, in brightness and contrast that were given.
+    Targets normalised per token lack its mean and standard deviation, so those of the `original` tokens are used, as in
+    MAE's demo: the structure is reconstructed, brightness and contrast are given.
     """
     if kind == "unit":
-        return answers
+        return predictions
     if kind == "normalized":
-        return unit_pixels(answers, clip)
+        return unit_pixels(predictions, clip)
     if kind == "per_patch":
         variance, mean = torch.var_mean(normalized_pixels(original, clip), dim=-1, keepdim=True)
-        return unit_pixels(answers * (variance + 1e-6).sqrt() + mean, clip)
+        return unit_pixels(predictions * (variance + 1e-6).sqrt() + mean, clip)
     variance, mean = torch.var_mean(unit_pixels(original, clip).unflatten(-1, (-1, 3)), dim=-2, keepdim=True)
-    unit: Tensor = (answers.unflatten(-1, (-1, 3)) * (variance.sqrt() + 1e-6) + mean).flatten(-2)
+    unit: Tensor = (predictions.unflatten(-1, (-1, 3)) * (variance.sqrt() + 1e-6) + mean).flatten(-2)
     return unit
 
 
@@ -115,11 +115,11 @@ DISTANCES: dict[Distance, Callable[[Tensor, Tensor, ObjectiveConfig], Tensor]] =
 
 
 def alignment(predictions: list[Tensor], targets: list[Tensor], objective: ObjectiveConfig) -> Tensor:
-    """Distance between student and teacher features, reduced over layer pairs. Lists of (B, K, D) -> scalar."""
+    """Return the distance between student and teacher features over layer pairs: lists of (B, K, D) -> scalar."""
     distance = DISTANCES[objective.distance]
     losses = []
     for prediction, target in zip(predictions, targets, strict=True):
-        prediction, target = _full(prediction), _full(target)
+        prediction, target = _at_least_float32(prediction), _at_least_float32(target)
         if objective.target_norm == "layer_norm":
             target = functional.layer_norm(target, target.shape[-1:], eps=1e-6)
         elif objective.target_norm == "l2":
@@ -132,16 +132,17 @@ REDUCTIONS: dict[Reduction, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "
 
 
 def reconstruction(rebuilt: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error over rebuilt tokens; always l2, as in AMD."""
-    return functional.mse_loss(_full(rebuilt), targets)
+    """Return the mean squared error over reconstructed tokens; always l2, as in AMD."""
+    return functional.mse_loss(_at_least_float32(rebuilt), targets)
 
 
-def _full(values: Tensor) -> Tensor:
-    """At least float32: autocast hands over half precision, parity tests float64."""
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Convert half precision, which autocast produces, to float32; keep float64, which parity tests use."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def weigh(reconstruction: Tensor, direct: Tensor, generation: Tensor, objective: ObjectiveConfig) -> LossTerms:
+    """Combine the loss terms into the weighted total."""
     weights = objective.weights
     total = weights.reconstruction * reconstruction + weights.direct * direct + weights.generation * generation
     return LossTerms(total, reconstruction, direct, generation)

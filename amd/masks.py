@@ -1,8 +1,9 @@
-"""Asymmetric masking. A strategy only groups tokens into equal cells; one sampler serves all.
+"""Asymmetric masking: sample which tokens student and teacher see.
 
-Knows nothing of clips or networks: a token grid in, token indices out. Randomness is handed in, counts are exact and
-the same in every row, so nothing in a step depends on the data.
-Shapes: B batch, N tokens, G cells, S tokens a cell, V student-visible, O teacher-only, M student-masked, R rebuilt.
+A strategy groups the token grid into equal cells; one sampler serves every strategy. Counts are exact and equal in all
+rows, so tensor shapes never depend on the data. Independent of clips and networks.
+Shapes: B batch, N tokens, G cells, S tokens per cell, V student-visible, O teacher-only, M student-masked,
+R reconstructed.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from torch import Tensor
 from amd.config import MaskConfig, MaskStrategy, TokenGrid
 from amd.tokens import TokenSets
 
-Cells = Callable[[TokenGrid], Tensor]  # the tokens of every cell, (S, G)
+CellFunction = Callable[[TokenGrid], Tensor]  # returns the tokens of every cell, (S, G)
 
 
 def random_cells(grid: TokenGrid) -> Tensor:
-    """Every token is a cell of its own (MAE)."""
+    """Make every token a cell (MAE)."""
     return torch.arange(grid.tokens).reshape(1, grid.tokens)
 
 
 def tube_cells(grid: TokenGrid) -> Tensor:
-    """A cell is one place in all frames (VideoMAE): what is hidden cannot be copied from the frame before."""
+    """Make the tokens at one position in all frames a cell (VideoMAE): hidden content is hidden in every frame."""
     return torch.arange(grid.tokens).reshape(grid.frames, grid.per_frame)
 
 
-STRATEGIES: dict[MaskStrategy, Cells] = {"random": random_cells, "tube": tube_cells}
+STRATEGIES: dict[MaskStrategy, CellFunction] = {"random": random_cells, "tube": tube_cells}
 
 
 def sample_token_sets(mask: MaskConfig, grid: TokenGrid, batch: int, generator: torch.Generator) -> TokenSets:
-    """Draw the token sets of a batch on the generator's device.
+    """Sample the token sets of a batch on the generator's device.
 
-    One order of the cells serves both networks: the first are visible to both, the next to the teacher only, so the
-    student's tokens are always among the teacher's.
+    One random order of the cells serves both networks: the first cells are visible to both, the next to the teacher
+    only, so the teacher always sees the student's tokens.
     """
     device = generator.device
     cells = _cells(mask.strategy, grid, device)  # (S, G)
@@ -59,21 +60,21 @@ def _cells(strategy: MaskStrategy, grid: TokenGrid, device: torch.device) -> Ten
 
 
 def _tokens(cells: Tensor, chosen: Tensor) -> Tensor:
-    """The tokens of the chosen cells in raster order: (S, G) and (B, k) -> (B, S * k)."""
+    """Return the tokens of the chosen cells in raster order: (S, G) and (B, k) -> (B, S * k)."""
     return cells[:, chosen.sort(dim=1).values].transpose(0, 1).reshape(chosen.shape[0], -1)
 
 
 def _running_cell(student_masked: Tensor, grid: TokenGrid, ratio: float, generator: torch.Generator) -> Tensor:
-    """Leave out `ratio` of the student-masked tokens, those first that VideoMAE V2's running cell leaves out.
+    """Leave out `ratio` of the student-masked tokens, preferring those that VideoMAE V2's running cell leaves out.
 
-    Every 2x2 cell drops 4 * ratio of its places, and the dropped ones move on by one place a frame. V2 keeps the cell's
-    tokens whether masked or not and weighs the visible ones with 0 in the loss; here the count of rebuilt tokens is
-    fixed instead (shapes stay static, nothing is computed in vain), topped up or thinned at random.
+    Every 2x2 cell drops 4 * ratio of its positions; the dropped positions advance by one per frame. VideoMAE V2 also
+    decodes visible tokens of the cell and gives them weight 0 in the loss. Here the number of reconstructed tokens is
+    fixed instead, filled up or reduced at random: shapes stay static and no visible token is decoded.
     """
     device, batch = generator.device, student_masked.shape[0]
     phase = torch.randint(4, (batch, 1), generator=generator, device=device)
-    place = (_running_places(grid, device) + phase) % 4  # (B, N)
-    dropped = place < round(4 * ratio)
+    position = (_running_positions(grid, device) + phase) % 4  # (B, N)
+    dropped = position < round(4 * ratio)
     noise = torch.rand(student_masked.shape, generator=generator, device=device)
     rank = (noise + dropped.gather(1, student_masked)).argsort(dim=1)
     kept = student_masked.shape[1] - int(ratio * student_masked.shape[1])
@@ -81,8 +82,8 @@ def _running_cell(student_masked: Tensor, grid: TokenGrid, ratio: float, generat
 
 
 @cache
-def _running_places(grid: TokenGrid, device: torch.device) -> Tensor:
-    """(1, N): each token's place on the ring around its 2x2 cell, moved on by one a frame."""
+def _running_positions(grid: TokenGrid, device: torch.device) -> Tensor:
+    """Return each token's position on the ring around its 2x2 cell, advanced by one per frame, (1, N)."""
     ring = torch.tensor([[0, 1], [3, 2]])
     index = torch.arange(grid.tokens)
     frame, row, column = index // grid.per_frame, index % grid.per_frame // grid.width, index % grid.width

@@ -1,6 +1,6 @@
-"""Files under one root, local or remote alike: URLs in, bytes and JSON out. The one place that asks for a filesystem.
+"""File access by URL, local or remote: read, write, list and remove bytes and JSON, with retries during outages.
 
-Knows nothing of what the files mean.
+The only module that resolves fsspec filesystems. Independent of what the files contain.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
-PATIENCE_S = 60.0  # how long a remote store may be away before it is given up
+OUTAGE_LIMIT_S = 60.0  # longest outage of a remote store that operations wait for
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-LEFTOVER_S = 60.0  # a temporary file that has not grown for so long has lost its writer
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}")  # as _write_once names them
+STALE_AFTER_S = 60.0  # a temporary file without changes for this long was abandoned by its writer
+_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}")  # as named by _write_once
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
 class StorageError(Exception):
-    """Storage that cannot be used as asked. The message names the URL, the reason and the remedy."""
+    """Storage cannot be used as requested. The message names the URL, the reason and the remedy."""
 
 
 class StorageUnreachable(StorageError):
-    """A remote store that has not answered for PATIENCE_S, or a disk that is full or broken."""
+    """A remote store did not respond for OUTAGE_LIMIT_S, or a disk is full or broken."""
 
 
 def default_root() -> str:
-    """AMD_STORAGE, else a folder in the user's data directory."""
+    """Return AMD_STORAGE, or else a folder in the user's data directory."""
     if root := os.environ.get("AMD_STORAGE"):
         return root
     if sys.platform == "darwin":
@@ -49,7 +49,7 @@ def default_root() -> str:
 
 
 def resolve_root(storage: str | None) -> str:
-    """The storage root as a URL or an absolute path: Ray moves its workers into folders of their own."""
+    """Return the storage root as a URL or absolute path; Ray workers run in other working directories."""
     root = storage or default_root()
     return root.rstrip("/") if is_remote(root) else str(local_path(root))
 
@@ -59,7 +59,7 @@ def is_remote(url: str) -> bool:
 
 
 def local_path(url: str) -> Path:
-    """The absolute path of a local URL or path."""
+    """Return the absolute path of a local URL or path."""
     return Path(url.removeprefix("file://").removeprefix("local://")).expanduser().absolute()
 
 
@@ -68,7 +68,10 @@ def join(url: str, *parts: str) -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL, and the path in it. S3 endpoints come from AWS_ENDPOINT_URL_S3, as for boto3."""
+    """Return the fsspec filesystem of a URL and the path within it.
+
+    The S3 endpoint is read from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as in boto3.
+    """
     if not is_remote(url):
         return fsspec.filesystem("file"), str(local_path(url))
     options: dict[str, Any] = {}
@@ -85,32 +88,33 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def patiently(url: str, act: Callable[[], T]) -> T:
-    """What `act` gives, tried again while a remote store does not answer. Raises StorageUnreachable after PATIENCE_S.
+def retry_on_outage(url: str, operation: Callable[[], T]) -> T:
+    """Return the result of `operation`, retried while a remote store does not respond.
 
-    A store that answers with a no (not found, not allowed) has answered: that is raised at once. A disk is not waited
-    for.
+    Raises StorageUnreachable after OUTAGE_LIMIT_S, and at once for a local disk. 403 and 404 raise at once.
     """
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + OUTAGE_LIMIT_S
     for pause in chain(_PAUSES_S, repeat(_PAUSES_S[-1])):
         try:
-            return act()
-        except Exception as error:  # every backend raises its own kinds
+            return operation()
+        except Exception as error:  # every backend raises its own exceptions
             if not _is_outage(error):
                 raise
             reason = f"{type(error).__name__}: {error}"
             if not is_remote(url):
                 raise StorageUnreachable(f"{url}: the disk cannot be used ({reason}); run again once it can") from None
             if time.monotonic() + pause > until:
-                message = f"{url}: the store has not answered for {PATIENCE_S:.0f} s ({reason}); run again once it does"
+                message = (
+                    f"{url}: the store has not responded for {OUTAGE_LIMIT_S:.0f} s ({reason}); run again once it does"
+                )
                 raise StorageUnreachable(message) from None
-            logger.warning("%s: the store does not answer (%s); trying again", url, reason)
+            logger.warning("%s: the store does not respond (%s); retrying", url, reason)
             time.sleep(pause)
-    raise AssertionError("the pauses never end")
+    raise AssertionError("unreachable: the pauses are endless")
 
 
 def _is_outage(error: Exception) -> bool:
-    """Whether a store did not answer, or answered that it cannot now."""
+    """Whether an error means that the store is temporarily unavailable."""
     if isinstance(
         error, FileNotFoundError | PermissionError | FileExistsError | IsADirectoryError | NotADirectoryError
     ):
@@ -122,18 +126,18 @@ def _is_outage(error: Exception) -> bool:
 def exists(url: str) -> bool:
     fs, path = filesystem(url)
     fs.invalidate_cache()
-    return patiently(url, lambda: bool(fs.exists(path)))
+    return retry_on_outage(url, lambda: bool(fs.exists(path)))
 
 
 def read_bytes(url: str) -> bytes:
     fs, path = filesystem(url)
-    data: bytes = patiently(url, lambda: fs.cat_file(path))
+    data: bytes = retry_on_outage(url, lambda: fs.cat_file(path))
     return data
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Write a file whole or not at all: a local reader never sees half of it, nor does one of an object store."""
-    patiently(url, lambda: _write_once(url, data))
+    """Write a file atomically: readers never see a partial file, locally or in an object store."""
+    retry_on_outage(url, lambda: _write_once(url, data))
 
 
 def _write_once(url: str, data: bytes) -> None:
@@ -157,11 +161,11 @@ def write_json(url: str, value: Any) -> None:
 
 
 def listdir(url: str) -> list[str]:
-    """Names in a folder, sorted; none if it does not exist."""
+    """Return the sorted names in a folder; an empty list if it does not exist."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
     try:
-        found = patiently(url, lambda: fs.ls(path, detail=False))
+        found = retry_on_outage(url, lambda: fs.ls(path, detail=False))
         names = {posixpath.basename(str(entry).rstrip("/")) for entry in found}
     except FileNotFoundError:
         return []
@@ -169,16 +173,18 @@ def listdir(url: str) -> list[str]:
 
 
 class FileFacts(NamedTuple):
+    """Size and version of a file, from a listing."""
+
     size: int
     """Bytes."""
     stamp: str
-    """Changes when the file does."""
+    """Fingerprint of the file; changes with its content."""
 
 
 def files(url: str) -> dict[str, FileFacts]:
-    """All files below a folder, hidden ones left out, by their path from there; none if it does not exist.
+    """Return all files below a folder except hidden ones, keyed by relative path; empty if it does not exist.
 
-    One listing, also of a store. Raises StorageUnreachable at once: whoever watches will look again.
+    Sends one list request. Raises StorageUnreachable without retries, because callers poll.
     """
     fs, path = filesystem(url)
     fs.invalidate_cache()
@@ -186,7 +192,7 @@ def files(url: str) -> dict[str, FileFacts]:
         found: dict[str, dict[str, Any]] = fs.find(path, detail=True)
     except FileNotFoundError:
         return {}
-    except Exception as error:  # every backend raises its own kinds
+    except Exception as error:  # every backend raises its own exceptions
         raise StorageUnreachable(f"{url}: {type(error).__name__}: {error}") from None
     named = {name.removeprefix(path.rstrip("/") + "/"): info for name, info in found.items()}
     return {
@@ -201,20 +207,20 @@ def _stamp(info: dict[str, Any]) -> str:
 
 
 def remove(url: str) -> None:
-    """Remove a file or folder; nothing happens where there is none."""
+    """Remove a file or folder, if it exists."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
-    if patiently(url, lambda: fs.exists(path)):
-        patiently(url, lambda: fs.rm(path, recursive=True) if fs.exists(path) else None)
+    if retry_on_outage(url, lambda: fs.exists(path)):
+        retry_on_outage(url, lambda: fs.rm(path, recursive=True) if fs.exists(path) else None)
 
 
 def remove_leftovers(folder: str) -> None:
-    """Remove the hidden temporary files of writers that were killed; an object store keeps none."""
+    """Remove temporary files of killed writers from a local folder; object stores have none."""
     if is_remote(folder):
         return
     for path in local_path(folder).glob(".*"):
         with suppress(FileNotFoundError):
-            if _LEFTOVER.fullmatch(path.name) and time.time() - path.stat().st_mtime > LEFTOVER_S:
+            if _TEMPORARY_NAME.fullmatch(path.name) and time.time() - path.stat().st_mtime > STALE_AFTER_S:
                 path.unlink()
 
 
@@ -222,14 +228,14 @@ def check_writable(root: str) -> None:
     """Write, read and remove one small file. Raises StorageError with the reason."""
     probe = join(root, f".amd-write-test-{uuid.uuid4().hex[:8]}")
     try:
-        _write_once(probe, b"amd")  # at the start, a store that does not answer is a mistake rather than an outage
+        _write_once(probe, b"amd")  # no retries: at the start, a store that does not respond is a wrong setting
         if read_bytes(probe) != b"amd":
-            raise StorageError(f"storage={root}: what is written there reads back differently")
+            raise StorageError(f"storage={root}: a test file reads back with different content; choose another storage")
         remove(probe)
     except StorageError:
         raise
-    except Exception as error:  # any backend raises its own kinds
+    except Exception as error:  # every backend raises its own exceptions
         raise StorageError(
             f"storage={root} cannot be written ({type(error).__name__}: {error}); "
-            "choose another with storage=… or AMD_STORAGE, or mend its rights or credentials"
+            "choose another with storage=… or AMD_STORAGE, or fix its permissions or credentials"
         ) from None

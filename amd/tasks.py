@@ -1,10 +1,10 @@
-"""`python -m amd.tasks COMMAND --config FILE_OR_URL key=value…`: what trains nothing, as a job runs it.
+"""`python -m amd.tasks COMMAND --config FILE_OR_URL key=value…`: run a task without training, as jobs do.
 
-    import      foreign weights become a published encoder
-    export      a published encoder in another format
-    prepare     a raw collection as tar shards that are fast to read
+    import      publish foreign weights as an encoder
+    export      write a published encoder in another format
+    prepare     convert a data set to tar shards that are fast to read
 
-Ends with one JSON line on standard output. Exit code 0: done; 1: failed or stopped; 2: bad input.
+The last line of standard output is the result as JSON. Exit codes: 0 success, 1 failed or interrupted, 2 invalid input.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from amd.artifacts.discovery import encoder_url
 from amd.config import ConfigError, ExportConfig, ImportConfig, PrepareConfig, TaskConfig, overridden, parse_overrides
-from amd.config import validate as validated
-from amd.entry_point import ended
+from amd.config import validate as validate_config
+from amd.entry_point import run_entry_point
 from amd.presets.pretraining import read_config_file
 from amd.storage import join, resolve_root
 
@@ -26,10 +26,14 @@ C = TypeVar("C", bound=TaskConfig)
 
 
 def import_weights(config: ImportConfig) -> dict[str, Any]:
-    from amd.exchange.importing import import_encoder  # torch: only once the config is known to be good
+    from amd.exchange.importing import import_encoder  # imports torch, only after the config is validated
 
-    done = import_encoder(config)
-    return {"encoder_folder": done.url, "weights_license": done.card.weights_license, "notes": done.notes}
+    imported = import_encoder(config)
+    return {
+        "encoder_folder": imported.url,
+        "weights_license": imported.card.weights_license,
+        "notes": imported.notes,
+    }
 
 
 def export_encoder(config: ExportConfig) -> dict[str, Any]:
@@ -45,22 +49,24 @@ def prepare_data(config: PrepareConfig) -> dict[str, Any]:
     from amd.data.prepare import prepare
 
     options = config.model_dump(exclude={"storage", "data", "output"})
-    return prepare(config.data, _output(config), progress=_tell, **options).model_dump(mode="json")
+    return prepare(config.data, _output(config), progress=_print_progress, **options).model_dump(mode="json")
 
 
 def _output(config: ExportConfig | PrepareConfig) -> str:
     if config.output is None:
-        raise ConfigError(["output: required; a folder or URL that is written into"])
+        raise ConfigError(["output: required; set it to the folder or URL to write to"])
     return config.output
 
 
-def _tell(done: int, total: int) -> None:
+def _print_progress(done: int, total: int) -> None:
     print(f"{done} of {total} samples", file=sys.stderr, flush=True)
 
 
 class Task(NamedTuple):
+    """A command of this entry point: its config, and the function that returns its result."""
+
     config: type[TaskConfig]
-    do: Callable[[Any], dict[str, Any]]
+    run: Callable[[Any], dict[str, Any]]
 
 
 TASKS: dict[str, Task] = {
@@ -70,22 +76,24 @@ TASKS: dict[str, Task] = {
 }
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    name, *rest = list(sys.argv[1:] if words is None else words) or [""]
+def main(args: Sequence[str] | None = None) -> int:
+    name, *rest = list(sys.argv[1:] if args is None else args) or [""]
     if name not in TASKS:
-        print(f"error: {name!r} is no command; one of {', '.join(TASKS)}\n\n{__doc__}", file=sys.stderr)
+        print(f"error: {name!r} is not a command; choose one of {', '.join(TASKS)}\n\n{__doc__}", file=sys.stderr)
         return 2
     parser = argparse.ArgumentParser(prog=f"python -m amd.tasks {name}")
-    parser.add_argument("--config", help="a file or URL, JSON or YAML")
+    parser.add_argument("--config", help="config file in JSON or YAML, a path or URL")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args(rest)
-    return ended(lambda: _run(TASKS[name], options.config, options.overrides), "goes on from what was finished")
+    return run_entry_point(
+        lambda: _run(TASKS[name], options.config, options.overrides), "continues from finished parts"
+    )
 
 
 def _run(task: Task, file: str | None, overrides: Sequence[str]) -> int:
     values = read_config_file(file) if file else {}
-    config = validated(task.config, overridden(values, parse_overrides(overrides)))
-    print(json.dumps(task.do(config)), flush=True)
+    config = validate_config(task.config, overridden(values, parse_overrides(overrides)))
+    print(json.dumps(task.run(config)), flush=True)
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Clips as tokens: cutting, taking by index, and where each token stands. Pure tensors; knows nothing of networks.
+"""Convert clips to tokens and back, gather tokens by index, and compute position tables. Independent of networks.
 
-Shapes: B batch, C colours, T frames, H height, W width, N tokens, P pixel values a token, K tokens taken, D width,
-V student-visible, O teacher-only, M student-masked, R rebuilt.
+Shapes: B batch, C colours, T frames, H height, W width, N tokens, P pixel values per token, K gathered tokens, D width,
+V student-visible, O teacher-only, M student-masked, R reconstructed.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from amd.config import Positions, TokenGrid
 
 
 class TokenSets(NamedTuple):
-    """Which token is seen by whom: int64 indices into the grid, ascending in each row, the same counts in each row."""
+    """Token indices of each role: int64, ascending in each row, equal counts in all rows of the batch."""
 
-    student_visible: Tensor  # (B, V), seen by both networks
-    teacher_only: Tensor  # (B, O), seen by the teacher alone; O = 0 for equal mask ratios
+    student_visible: Tensor  # (B, V), visible to both networks
+    teacher_only: Tensor  # (B, O), visible to the teacher alone; O = 0 for equal mask ratios
     student_masked: Tensor  # (B, M), hidden from the student; contains teacher_only
-    rebuilt: Tensor  # (B, R), the student-masked tokens that the decoder rebuilds
+    rebuilt: Tensor  # (B, R), the student-masked tokens that the decoder reconstructs
 
     def rows(self, start: int, stop: int) -> TokenSets:
+        """Return the token sets of a slice of the batch."""
         return TokenSets(*(index[start:stop] for index in self))
 
 
 def patchify(clips: Tensor, tubelet: int, patch: int) -> Tensor:
     """Cut clips into flat pixel tokens.
 
-    (B, C, T, H, W) -> (B, N, P) with P = tubelet * patch**2 * C, colour last, as in VideoMAE and MAE; any dtype.
+    (B, C, T, H, W) -> (B, N, P) with P = tubelet * patch**2 * C, channel last, as in VideoMAE and MAE; any dtype.
     Raises ValueError if T, H or W does not divide.
     """
     b, c, t, h, w = clips.shape
@@ -40,7 +41,7 @@ def patchify(clips: Tensor, tubelet: int, patch: int) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, grid: TokenGrid, tubelet: int, patch: int) -> Tensor:
-    """The inverse of patchify: (B, N, P) -> (B, C, T, H, W)."""
+    """Invert patchify: (B, N, P) -> (B, C, T, H, W)."""
     b = tokens.shape[0]
     cut = tokens.reshape(b, *grid, tubelet, patch, patch, -1)
     return cut.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(
@@ -49,22 +50,22 @@ def unpatchify(tokens: Tensor, grid: TokenGrid, tubelet: int, patch: int) -> Ten
 
 
 def take_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """(B, N, D) and (B, K) -> (B, K, D)."""
+    """Gather tokens by index: (B, N, D) and (B, K) -> (B, K, D)."""
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def put_tokens(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    """`tokens` (B, N, D) with `values` (B, K, D) at `index` (B, K)."""
+    """Return `tokens` (B, N, D) with `values` (B, K, D) at `index` (B, K)."""
     return tokens.scatter(1, index.unsqueeze(-1).expand_as(values), values)
 
 
 def position_table(kind: Positions, grid: TokenGrid, width: int, base: float = 10_000.0) -> Tensor:
-    """Sine-cosine positions of every token, (N, width) float32; computed in float64.
+    """Return the sine-cosine position embedding of every token, (N, width) float32, computed in float64.
 
     sincos_1d: over the flattened index, sine and cosine interleaved (VideoMAE, AMD).
     sincos_2d: half the width from the column, half from the row, each all sines then all cosines, the same in every
-    frame (MAE). sincos_3d: a quarter of the width from the frame, the rest 2-D (MVD). learned: where such a table
-    begins, and what predictors beside it have: sincos_1d.
+    frame (MAE). sincos_3d: a quarter of the width from the frame, the rest 2-D (MVD). learned: sincos_1d, the initial
+    value of the table and the fixed table of the predictors.
     """
     t, h, w = grid
     if kind in ("sincos_1d", "learned"):
@@ -82,13 +83,13 @@ def position_table(kind: Positions, grid: TokenGrid, width: int, base: float = 1
 
 
 def _frequencies_1d(width: int, base: float) -> Tensor:
-    """10000^(2 floor(j / 2) / width): each pair of sine and cosine shares one."""
+    """Return base^(2 floor(j / 2) / width) for each j; a pair of sine and cosine shares one value."""
     pairs = torch.arange(width, dtype=torch.float64).div(2, rounding_mode="floor")
     return torch.tensor(base, dtype=torch.float64) ** (2 * pairs / width)
 
 
 def _sines(positions: Tensor, width: int, base: float) -> Tensor:
-    """(n,) -> (n, width): width/2 sines, then width/2 cosines."""
+    """Embed positions: (n,) -> (n, width), width/2 sines, then width/2 cosines."""
     exponents = torch.arange(width // 2, dtype=torch.float64) / (width / 2)
     angles = positions.double()[:, None] / torch.tensor(base, dtype=torch.float64) ** exponents
     return torch.cat([angles.sin(), angles.cos()], dim=1)

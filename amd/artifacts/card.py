@@ -1,6 +1,6 @@
-"""The card of a published encoder: how to feed it, where it came from, what it scored. Torch-free.
+"""The card of a published encoder: its input, provenance and scores. Torch-free.
 
-Knows nothing of files; `artifacts` writes it as JSON, `model_card` as a page for people.
+Independent of files: `weights` writes the card as JSON, `model_card` renders it as Markdown.
 """
 
 from __future__ import annotations
@@ -15,106 +15,114 @@ from amd.config import ClipConfig, DecoderConfig, EncoderConfig, Interpolation, 
 Pooling = Literal["mean", "mean_then_norm"]
 
 
-class Head(BaseModel):
-    """The classifier that was trained on top of an encoder."""
+class HeadCard(BaseModel):
+    """Description of the classifier published with an encoder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     classes: int
+    """Number of classes."""
     multi_label: bool = False
-    """Whether a sample may have several labels: then each class has a probability of its own (sigmoid)."""
+    """Whether a sample may have several labels; probabilities then come from a sigmoid per class."""
     labels: tuple[str, ...] | None = None
-    """Names of the classes, where the data set knows them."""
+    """Names of the classes, if the data set provides them."""
     sha256: str | None = None
-    """Of head.safetensors; checked when loaded."""
+    """SHA-256 of head.safetensors, verified on loading."""
 
 
-class Rebuilder(BaseModel):
-    """The decoder that was trained together with an encoder: how it is built, what was hidden, what it answers."""
+class DecoderCard(BaseModel):
+    """Description of the decoder published with an encoder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     network: DecoderConfig
+    """Architecture of the decoder."""
     mask_strategy: MaskStrategy
+    """Masking strategy in training."""
     mask_ratio: float = Field(ge=0, lt=1)
-    """Fraction of tokens that was hidden from the encoder."""
+    """Fraction of tokens hidden from the encoder in training."""
     pixels: PixelTarget
-    """What it answers: pixels, or pixels normalised per token, which need that token's mean and spread to be seen."""
+    """Pixel targets of training; for targets normalised per token, display requires the token's mean and variance."""
     sha256: str | None = None
-    """Of decoder.safetensors; checked when loaded."""
+    """SHA-256 of decoder.safetensors, verified on loading."""
 
 
 class Score(BaseModel):
-    """One measurement of what an encoder is worth: by which protocol, on what, with which views."""
+    """One evaluation of an encoder: protocol, data, views and metrics."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     protocol: Literal["test", "linear", "knn", "few_shot", "detection"]
-    """test: the fine-tuned classifier. linear, knn, few_shot: probes on frozen features. detection: frame-mAP."""
+    """Evaluation protocol. test: fine-tuned classifier. linear, knn, few_shot: probes on frozen features. detection:
+    frame-mAP."""
     data: str
-    """Where the scored samples are."""
+    """Location of the scored samples."""
     digest: str | None = None
-    """Of their manifest."""
+    """Digest of the scored samples' manifest."""
     samples: int
+    """Number of scored samples."""
     views: str | None = None
-    """Temporal segments x spatial crops, such as 5x3."""
+    """Views per sample: temporal segments x spatial crops, such as 5x3."""
     values: dict[str, float]
-    """Metrics as DESIGN names them: eval/top1 in percent, eval/knn_top1, ..."""
+    """Metrics by name, such as eval/top1 in percent."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """What else decides the figure: neighbours, labels a class, the data a probe learnt on."""
+    """Further settings of the evaluation, such as neighbours, labels per class and the training data of a probe."""
     run: str | None = None
+    """Run that the score belongs to."""
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
 class Card(BaseModel):
-    """How to feed an encoder, where it came from, and what it scored."""
+    """Input, provenance and scores of a published encoder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     id: str
+    """Id of the encoder."""
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     encoder: EncoderConfig
     clip: ClipConfig
     interpolation: Interpolation = "bilinear"
     pooling: Pooling = "mean"
-    """mean: over all tokens after the last norm, the class token left out. mean_then_norm: the last norm of the tokens'
-    mean, as a fine-tuned encoder has it (fc_norm)."""
+    """Pooling of tokens into one embedding. mean: mean of all tokens after the last norm, without the class token.
+    mean_then_norm: last norm of the tokens' mean, as in fine-tuned encoders (fc_norm)."""
     final_norm: bool = True
-    """Whether the last norm was trained; without reconstruction it is not."""
-    head: Head | None = None
-    """Where it was fine-tuned: its weights lie in head.safetensors."""
-    decoder: Rebuilder | None = None
-    """Where it was trained to rebuild pixels: its decoder's weights lie in decoder.safetensors."""
+    """Whether the last norm was trained; it is not trained without reconstruction."""
+    head: HeadCard | None = None
+    """Classifier of a fine-tuned encoder, stored in head.safetensors."""
+    decoder: DecoderCard | None = None
+    """Decoder of an encoder trained with reconstruction, stored in decoder.safetensors."""
     run: str | None = None
     objective: Literal["amd", "mae", "finetune", "detection"] | None = None
     steps: int | None = None
     teacher: dict[str, Any] | None = None
-    """Its source (weights or preset), encoder config and weights' digest."""
+    """Teacher of the encoder: source (weights or preset), encoder config and digest of the weights."""
     start: dict[str, Any] | None = None
-    """Facts of the weights it began with, where it did not begin at random."""
+    """Facts about the initial weights, unless they were random."""
     weights_license: str | None = None
-    """Licence that the teacher's weights, or those it began with, hand down; none where nothing restricts them."""
+    """Licence inherited from the teacher's or the initial weights; null if neither restricts use."""
     data: dict[str, Any] = Field(default_factory=dict)
-    """train: where; samples: how many; digest: of the manifest."""
+    """Training data: location (train), number of samples, and digest of the manifest."""
     config: dict[str, Any] = Field(default_factory=dict)
-    """The run's whole config."""
+    """Complete config of the run."""
     versions: dict[str, str] = Field(default_factory=dict)
     scores: tuple[Score, ...] = ()
     sha256: str | None = None
-    """Of encoder.safetensors; checked when loaded."""
+    """SHA-256 of encoder.safetensors, verified on loading."""
 
     @property
     def is_non_commercial(self) -> bool:
+        """Whether the weights' licence forbids commercial use."""
         return is_non_commercial(self.weights_license)
 
     @property
     def output(self) -> str:
-        """What it gives for a clip."""
+        """Output for a clip: embedding or logits."""
         return "embedding" if self.head is None else "logits"
 
     @property
     def best_score(self) -> tuple[str, float] | None:
-        """The headline: the first metric of the best measurement, the strictest protocol that there is."""
+        """First metric of the best evaluation under the strictest protocol available."""
         for protocol in ("test", "detection", "linear", "knn", "few_shot"):
             values = [next(iter(score.values.items())) for score in self.scores if score.protocol == protocol]
             if values:
@@ -123,6 +131,6 @@ class Card(BaseModel):
 
 
 def is_non_commercial(license: str | None) -> bool:
-    """Whether a licence forbids commercial use, by its name (CC-BY-NC-4.0 and its kin)."""
-    words = (license or "").lower().replace("_", "-").replace(" ", "-").split("-")
-    return "nc" in words or "noncommercial" in words or "non-commercial" in (license or "").lower()
+    """Whether a licence forbids commercial use, judged by its name, such as CC-BY-NC-4.0."""
+    parts = (license or "").lower().replace("_", "-").replace(" ", "-").split("-")
+    return "nc" in parts or "noncommercial" in parts or "non-commercial" in (license or "").lower()

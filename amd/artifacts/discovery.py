@@ -1,8 +1,6 @@
-"""Where published encoders lie below a storage root, and their cards. Torch-free: whoever only asks needs no weights.
+"""Storage layout of published encoders, and reading of their cards. Torch-free, independent of weights.
 
-    <root>/encoders/<id>/encoder.safetensors, head.safetensors, decoder.safetensors, encoder.json, README.md
-
-Knows nothing of networks; `artifacts` writes and loads them.
+<root>/encoders/<id>/encoder.safetensors, head.safetensors, decoder.safetensors, encoder.json, README.md
 """
 
 from __future__ import annotations
@@ -14,40 +12,42 @@ from amd.config import ConfigError
 from amd.storage import is_remote, join, listdir, local_path, read_json
 
 WEIGHTS, HEAD, DECODER = "encoder.safetensors", "head.safetensors", "decoder.safetensors"
-CARD, TEXT = "encoder.json", "README.md"
+CARD, MODEL_CARD = "encoder.json", "README.md"
 
 
 def encoders_url(root: str) -> str:
+    """Return the folder of all published encoders."""
     return join(root, "encoders")
 
 
 def encoder_folder(root: str, encoder_id: str) -> str:
+    """Return the folder of a published encoder by id."""
     return join(encoders_url(root), encoder_id)
 
 
 def encoder_url(root: str, id_or_url: str) -> str:
-    """The folder of a published encoder as a person names it: an id below the storage root, or a path or URL."""
+    """Return the folder of a published encoder, given its id under the storage root, or a path or URL."""
     is_path = is_remote(id_or_url) or "/" in id_or_url or local_path(id_or_url).exists()
     return id_or_url if is_path else encoder_folder(root, id_or_url)
 
 
 def load_card(url: str) -> Card:
-    """Raises ConfigError where there is no readable card."""
+    """Read the card in an encoder's folder. Raises ConfigError if it is missing or invalid."""
     path = join(url, CARD)
     try:
         return Card.model_validate(read_json(path))
     except FileNotFoundError:
-        raise ConfigError([f"{url}: no encoder is published there ({CARD} is missing)"]) from None
+        raise ConfigError([f"{url}: not a published encoder ({CARD} is missing); check the id or path"]) from None
     except (ValueError, ValidationError) as error:
         raise ConfigError([f"{path}: not an encoder's card: {str(error).splitlines()[0]}"]) from None
 
 
 def published_cards(root: str) -> tuple[list[Card], list[str]]:
-    """The cards of all encoders below a storage root, newest first, and what is wrong with those not readable."""
+    """Return the cards of all encoders under a storage root, newest first, and one problem per unreadable card."""
     cards, problems = [], []
     for name in listdir(encoders_url(root)):
         try:
             cards.append(load_card(encoder_folder(root, name)))
-        except ConfigError as error:  # a folder without a card is one that is still being written
+        except ConfigError as error:  # a folder without a card is still being written
             problems += error.problems
     return sorted(cards, key=lambda card: card.created, reverse=True), problems

@@ -1,6 +1,6 @@
-"""A card as a page for people: Markdown with the front matter that the Hugging Face Hub reads. A pure function.
+"""Render a card as Markdown with the front matter of the Hugging Face Hub. A pure function.
 
-Knows nothing of files or formats: whoever exports an encoder says how to load it there.
+Independent of files and formats; exporters pass instructions for loading their format.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROTOCOLS = {
 
 
 def model_card(card: Card, usage: str | None = None) -> str:
-    """The text of README.md. `usage`: how to load it, in Markdown; default: with this package."""
+    """Return the text of README.md. `usage`: loading instructions in Markdown; default: with this package."""
     parts = [
         _front_matter(card),
         f"# {card.id}",
@@ -50,14 +50,14 @@ def _front_matter(card: Card) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A plain YAML scalar, or a quoted one (JSON's strings are YAML's)."""
+    """Return a plain YAML scalar, or a quoted one (JSON strings are valid YAML)."""
     return text if text.replace("-", "").replace(".", "").isalnum() else json.dumps(text)
 
 
 def _warning(card: Card) -> str:
     return (
-        f"> **Non-commercial use only ({card.weights_license}).** This licence was handed down by the weights that "
-        "this encoder learned from or began with; it binds whatever is made of this encoder, too."
+        f"> **Non-commercial use only ({card.weights_license}).** This licence is inherited from the teacher's or "
+        "the initial weights; it also applies to everything derived from this encoder."
     )
 
 
@@ -76,7 +76,7 @@ def _what(card: Card) -> str:
     }[card.objective]
     whose = "actions for each box" if card.objective == "detection" else "classes"
     gives = f"logits of {card.head.classes} {whose}" if card.head else f"an embedding of {encoder.width} values"
-    return f"{what}; {made}. It takes {sees} and gives {gives}."
+    return f"{what}; {made}. Its input is {sees}, its output {gives}."
 
 
 def _clip(card: Card) -> str:
@@ -119,18 +119,18 @@ def _own_decoder(card: Card) -> str:
     if card.decoder is None:
         return ""
     return (
-        "\n\nThe decoder it was trained with lies beside it (`decoder.safetensors`; `load_decoder(folder, card)`). It "
-        f"rebuilds the pixels of hidden tokens; in training {card.decoder.mask_ratio:.0%} were hidden "
-        f"({card.decoder.mask_strategy} masking). A deployment answers `/reconstructions` with it."
+        "\n\nThe decoder it was trained with is included (`decoder.safetensors`; `load_decoder(folder, card)`). It "
+        f"reconstructs the pixels of hidden tokens; in training {card.decoder.mask_ratio:.0%} were hidden "
+        f"({card.decoder.mask_strategy} masking). Deployments use it for `/reconstructions`."
     )
 
 
 def _input(card: Card) -> str:
     clip = card.clip
     rows = [
-        "RGB pixels in [0, 1], less the mean, divided by the standard deviation:",
+        "RGB pixels in [0, 1], normalised by mean and standard deviation:",
         f"mean {list(clip.mean)}, standard deviation {list(clip.std)}.",
-        f"Frames are scaled ({card.interpolation}) and cut in the middle to {clip.size[0]}x{clip.size[1]}.",
+        f"Frames are scaled ({card.interpolation}) and center-cropped to {clip.size[0]}x{clip.size[1]}.",
     ]
     if not clip.is_image:
         rows.append(f"A clip is {_clip(card)} of the source.")
@@ -143,8 +143,8 @@ def _input(card: Card) -> str:
 
 def _lineage(card: Card) -> str:
     rows: dict[str, Any] = {"created": f"{card.created:%Y-%m-%d}", "run": card.run, "steps": card.steps}
-    rows["began with"] = _origin(card.start) if card.start else None
-    rows["learned from (teacher)"] = _origin(card.teacher) if card.teacher else None
+    rows["initial weights"] = _origin(card.start) if card.start else None
+    rows["teacher"] = _origin(card.teacher) if card.teacher else None
     rows |= {"data": card.data.get("train"), "samples": card.data.get("samples")}
     rows["data digest"] = card.data.get("digest")
     rows["code"] = ", ".join(f"{name} {version}" for name, version in card.versions.items()) or None
@@ -153,12 +153,12 @@ def _lineage(card: Card) -> str:
 
 
 def _origin(facts: dict[str, Any]) -> str:
-    """Where weights came from, in a line, with what those came from in turn."""
+    """Describe the origin of weights in one line, including their own teacher."""
     name = facts.get("id") or facts.get("preset") or facts.get("weights") or "unknown"
     encoder = facts.get("encoder") or {}
     size = f" (width {encoder['width']}, {encoder['depth']} blocks)" if {"width", "depth"} <= set(encoder) else ""
     teacher = facts.get("teacher")
-    return f"{name}{size}" + (f", which learned from {_origin(teacher)}" if isinstance(teacher, dict) else "")
+    return f"{name}{size}" + (f", distilled from {_origin(teacher)}" if isinstance(teacher, dict) else "")
 
 
 def _scores(card: Card) -> str:
@@ -177,13 +177,12 @@ def _row(score: Score) -> str:
 def _license(card: Card) -> str:
     if card.weights_license is None:
         return (
-            "No licence was handed down by a teacher or by weights this began with; the data it was trained on may set "
-            "terms of its own."
+            "No licence is inherited from a teacher or from initial weights; the training data may have its own terms."
         )
     more = "Commercial use is not allowed." if card.is_non_commercial else ""
-    return f"{card.weights_license}, handed down by the weights it learned from or began with. {more}".rstrip()
+    return f"{card.weights_license}, inherited from the teacher's or the initial weights. {more}".rstrip()
 
 
 def _plain(value: object) -> str:
-    """One line, whatever a name holds."""
+    """Collapse whitespace, so that the text fits on one line."""
     return " ".join(str(value).split())

@@ -1,6 +1,6 @@
-"""A published encoder: `encoder.safetensors`, and its card as `encoder.json` and, for people, as `README.md`.
+"""Save, load and run published encoders: `encoder.safetensors` with its card, `encoder.json`, and a `README.md`.
 
-Knows nothing of training; what is served, probed and exported starts here.
+Independent of training; serving, probes and exports load encoders here.
 Shapes: B batch, T frames, H height, W width, D width of the encoder.
 """
 
@@ -14,14 +14,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from amd.artifacts.card import Card as Card
-from amd.artifacts.card import Head as Head
+from amd.artifacts.card import DecoderCard as DecoderCard
+from amd.artifacts.card import HeadCard as HeadCard
 from amd.artifacts.card import Pooling as Pooling
-from amd.artifacts.card import Rebuilder as Rebuilder
 from amd.artifacts.card import Score as Score
 from amd.artifacts.discovery import CARD as CARD
 from amd.artifacts.discovery import DECODER as DECODER
 from amd.artifacts.discovery import HEAD as HEAD
-from amd.artifacts.discovery import TEXT as TEXT
+from amd.artifacts.discovery import MODEL_CARD as MODEL_CARD
 from amd.artifacts.discovery import WEIGHTS as WEIGHTS
 from amd.artifacts.discovery import encoder_url as encoder_url
 from amd.artifacts.discovery import load_card as load_card
@@ -39,38 +39,38 @@ from amd.tokens import patchify
 def save_encoder(
     url: str, encoder: Encoder, card: Card, head: nn.Linear | None = None, decoder: Decoder | None = None
 ) -> Card:
-    """Publish an encoder into the folder `url`; the card is written last, so a folder with a card is complete.
+    """Publish an encoder to the folder `url`; the card is written last, so a folder with a card is complete.
 
-    `head`: the classifier of a fine-tuned one, which `card.head` describes. `decoder`: of one that was trained to
-    rebuild pixels, which `card.decoder` describes.
+    `head`: classifier of a fine-tuned encoder, described by `card.head`. `decoder`: decoder of an encoder trained with
+    reconstruction, described by `card.decoder`. Returns the card with the digests of the weights.
     """
-    card, files = seal(encoder, card, head, decoder)
+    card, files = serialize_encoder(encoder, card, head, decoder)
     for name, data in files.items():
         write_bytes(join(url, name), data)
     write_card(url, card)
     return card
 
 
-def seal(
+def serialize_encoder(
     encoder: Encoder, card: Card, head: nn.Linear | None = None, decoder: Decoder | None = None
 ) -> tuple[Card, dict[str, bytes]]:
-    """What `save_encoder` writes: the card with the digests of its weights, and those, by the name of their file."""
+    """Return the card with the digests of its weights, and the weights by file name."""
     files = {WEIGHTS: _bytes_of(encoder)}
     card = card.model_copy(update={"sha256": _sha256(files[WEIGHTS])})
     if head is not None:
-        assert card.head is not None, "a head is published with its description"
+        assert card.head is not None, "a head needs card.head"
         files[HEAD] = _bytes_of(head)
         card = card.model_copy(update={"head": card.head.model_copy(update={"sha256": _sha256(files[HEAD])})})
     if decoder is not None:
-        assert card.decoder is not None, "a decoder is published with its description"
+        assert card.decoder is not None, "a decoder needs card.decoder"
         files[DECODER] = _bytes_of(decoder)
         card = card.model_copy(update={"decoder": card.decoder.model_copy(update={"sha256": _sha256(files[DECODER])})})
     return card, files
 
 
 def write_card(url: str, card: Card) -> None:
-    """Write the card of the encoder in the folder `url`, over the one that is there: its text, then the card itself."""
-    write_bytes(join(url, TEXT), model_card(card).encode())
+    """Write or replace the model card and the card in the folder `url`, the card last."""
+    write_bytes(join(url, MODEL_CARD), model_card(card).encode())
     write_json(join(url, CARD), card.model_dump(mode="json"))
 
 
@@ -83,9 +83,9 @@ def _sha256(data: bytes) -> str:
 
 
 def load_encoder(url: str) -> tuple[Encoder, Card]:
-    """The encoder in eval mode on the CPU, and its card.
+    """Load an encoder in eval mode on the CPU, with its card.
 
-    Raises ConfigError when weights are missing, damaged or do not fit the card.
+    Raises ConfigError if weights are missing, damaged or do not match the card.
     """
     card = load_card(url)
     encoder = Encoder(card.encoder, card.clip.grid, card.clip.token_values)
@@ -94,13 +94,13 @@ def load_encoder(url: str) -> tuple[Encoder, Card]:
 
 
 def load_classifier(url: str) -> tuple[Classifier, Card]:
-    """A fine-tuned encoder with its head, in eval mode on the CPU, and its card.
+    """Load a fine-tuned encoder with its head, in eval mode on the CPU, with its card.
 
-    Raises ConfigError for an encoder without a head, and when weights are missing, damaged or do not fit the card.
+    Raises ConfigError for an encoder without a head, and if weights are missing, damaged or do not match the card.
     """
     card = load_card(url)
     if card.objective == "detection":
-        raise ConfigError([f"{url}: its head looks at boxes, not at whole clips; `load_detector` loads it"])
+        raise ConfigError([f"{url}: its head classifies boxes, not whole clips; use `load_detector` to load it"])
     if card.head is None:
         raise ConfigError([f"{url}: this encoder has no classifier; fine-tune it first (`amd finetune`)"])
     classifier = Classifier(card.encoder, card.clip.grid, card.clip.token_values, card.head.classes)
@@ -110,20 +110,20 @@ def load_classifier(url: str) -> tuple[Classifier, Card]:
 
 
 def load_head(url: str, card: Card) -> nn.Linear:
-    """The linear map that was published beside an encoder. Raises ConfigError when it is missing or damaged."""
-    assert card.head is not None, "only an encoder with a head has one to load"
+    """Load the head published with an encoder. Raises ConfigError if it is missing or damaged."""
+    assert card.head is not None, "callers check for a head"
     head = nn.Linear(card.encoder.width, card.head.classes)
     _load(join(url, HEAD), head, card.head.sha256)
     return head
 
 
 def load_decoder(url: str, card: Card) -> Decoder:
-    """The decoder that was published beside an encoder, in eval mode on the CPU.
+    """Load the decoder published with an encoder, in eval mode on the CPU.
 
-    Raises ConfigError for an encoder without one, and when it is missing, damaged or does not fit the card.
+    Raises ConfigError for an encoder without a decoder, and if it is missing, damaged or does not match the card.
     """
     if card.decoder is None:
-        raise ConfigError([f"{url}: this encoder was published without a decoder; it cannot rebuild pixels"])
+        raise ConfigError([f"{url}: this encoder was published without a decoder; it cannot reconstruct pixels"])
     decoder = Decoder(card.encoder, card.decoder.network, card.clip.grid, card.clip.token_values)
     _load(join(url, DECODER), decoder, card.decoder.sha256)
     return decoder.eval()
@@ -144,7 +144,7 @@ def _load(path: str, network: nn.Module, sha256: str | None) -> None:
 
 
 def encode(encoder: Encoder, clip: ClipConfig, clips: Tensor, pooling: Pooling = "mean") -> Tensor:
-    """Embed whole clips: (B, 3, T, H, W) uint8, or float already normalised, -> (B, D), pooled as the card says."""
+    """Embed whole clips: (B, 3, T, H, W), uint8 or normalised float, -> (B, D)."""
     tokens, index = whole_clips(encoder, clip, clips)
     if pooling == "mean_then_norm":
         last = len(encoder.blocks)
@@ -158,7 +158,7 @@ def encode(encoder: Encoder, clip: ClipConfig, clips: Tensor, pooling: Pooling =
 
 
 def whole_clips(encoder: Encoder, clip: ClipConfig, clips: Tensor) -> tuple[Tensor, Tensor]:
-    """Every token of clips (B, 3, T, H, W), normalised, and where it stands: (B, N, P) and (B, N)."""
+    """Return all tokens of clips (B, 3, T, H, W), normalised, and their indices: (B, N, P) and (B, N)."""
     pixels = patchify(clips, clip.tubelet, clip.patch)
     index = torch.arange(encoder.grid.tokens, device=clips.device).expand(clips.shape[0], -1)
     return normalized_pixels(pixels, clip), index

@@ -1,1 +1,1 @@
-"""Benchmarks: the cost of a training step and of reading data. Runs without Ray."""
+"""Benchmarks of a training step and of data loading, without Ray."""

@@ -1,9 +1,9 @@
-"""How fast samples are read, where the time goes, and how many reading processes a training needs. Runs without Ray.
+"""Benchmark data loading: read, decode and augmentation times, and the loader workers a training needs.
 
-Every sample is read by our reader and by bare decord, the same frames of the same file, right after one another and in
-turn the other way round: on a shared machine only such pairs compare. One core throughout, so what is told is per core.
-Without data it measures 10 s clips of 340x256 H.264 that it writes first, with key frames often (GOP 12) and rarely
-(GOP 250).
+Each sample is read by our reader and by bare decord, the same frames of the same file back to back and in alternating
+order, since only such pairs are comparable on a shared machine. Everything runs on one core, so rates are per core.
+Without data it writes and measures 10 s videos of 340x256 H.264 with frequent (GOP 12) and rare (GOP 250) key frames.
+Independent of Ray.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ from amd.storage import filesystem, is_remote, local_path
 
 REPEATS = 4  # of AMD's recipes, at which the official loader gives 29 clips/s per core on 340x256 H.264
 GOPS = (12, 250)
-WARM_UP = 2  # samples that start the reader and fill caches
+WARM_UP = 2  # samples read before measuring, to start the reader and fill caches
 
 
 T = TypeVar("T")
 
 
-class Lap(NamedTuple):
-    """One sample, in milliseconds."""
+class SampleTimings(NamedTuple):
+    """Times of one sample, in milliseconds."""
 
-    read: float  # its bytes, without decoding
-    whole: float  # read and decoded by our reader
-    decord: float | None  # by bare decord; none where it cannot
+    read: float  # fetch the bytes, without decoding
+    whole: float  # fetch and decode with our reader
+    decord: float | None  # decode with bare decord; None if it fails
     augment: float  # one clip
     collate: float  # one clip into its batch
-    official: float  # one clip augmented and normalised as the official code does
+    official: float  # augment and normalise one clip as the official code does
 
     def speed_against_official(self, repeats: int) -> float | None:
-        """Of a whole sample with `repeats` clips: the official code reads with decord."""
+        """Speed-up for a sample with `repeats` clips over the official code, which decodes with decord."""
         if self.decord is None:
             return None
         return (self.decord + repeats * self.official) / (self.whole + repeats * (self.augment + self.collate))
@@ -69,18 +69,18 @@ def bench_data(
     *,
     samples: int = 40,
     target: float | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure `samples` samples of `data` or, without, of synthetic clips; `clip` is 16 frames of 224x224 by default.
+    """Measure `samples` samples of `data`, by default synthetic videos; `clip` defaults to 16 frames of 224x224.
 
-    target: clips per second that a training worker takes, for a recommended data.loader_workers.
-    Times in the result are milliseconds, medians: read, decode and decord per sample, augment and collate per clip.
-    Rates are clips per second of one core's time, measured with the training's own loader.
+    `target`: clips per second that a training worker consumes; the result then recommends data.loader_workers.
+    Times are medians in milliseconds: read, decode and decord per sample, augment and collate per clip.
+    Rates are clips per second of CPU time on one core, measured with the training's loader.
     """
     clip = clip or ClipConfig()
     with _one_thread(), tempfile.TemporaryDirectory(prefix="amd-bench-") as folder:
-        sets = {data.train: data} if data is not None else _synthetic(Path(folder), say)
-        found = [_bench(name, one, clip, samples, say) for name, one in sets.items()]
+        sets = {data.train: data} if data is not None else _synthetic(Path(folder), log)
+        found = [_bench(name, one, clip, samples, log) for name, one in sets.items()]
     for one in found:
         rate = one["clips_per_s"]
         one["loader_workers"] = recommend_workers(target, rate) if target is not None and rate else None
@@ -88,13 +88,12 @@ def bench_data(
 
 
 def recommend_workers(target: float, rate: float) -> int:
-    """Reading processes for `target` clips per second at `rate` on one core, and a quarter more: samples differ, and
-    cores are shared."""
+    """Loader workers for `target` clips per second at `rate` per core, with 25 % headroom."""
     return max(1, math.ceil(1.25 * target / rate))
 
 
 def bench_table(result: dict[str, Any]) -> Table:
-    """What `bench_data` found, for people."""
+    """Render the result of `bench_data` as a table."""
     height, width = result["size"]
     table = Table(title=f"Reading clips of {result['frames']} x {height} x {width} on one core")
     table.add_column()
@@ -124,7 +123,7 @@ ROWS = {
 
 
 def write_videos(folder: Path, gop: int, count: int = 2, seconds: int = 10, size: tuple[int, int] = (256, 340)) -> None:
-    """H.264 at 30 frames/s (x264 medium, crf 26), about 0.7 Mb/s: a texture that ripples and drifts, and some noise."""
+    """Write H.264 videos (30 frames/s, x264 medium, crf 26, about 0.7 Mb/s) of a noisy, drifting texture."""
     folder.mkdir(parents=True, exist_ok=True)
     height, width = size
     y, x = np.mgrid[:height, :width]
@@ -145,84 +144,90 @@ def write_videos(folder: Path, gop: int, count: int = 2, seconds: int = 10, size
             container.mux(stream.encode(None))
 
 
-def _synthetic(folder: Path, say: Callable[[str], None]) -> dict[str, DataConfig]:
+def _synthetic(folder: Path, log: Callable[[str], None]) -> dict[str, DataConfig]:
     sets = {}
     for gop in GOPS:
         name = f"340x256 H.264, GOP {gop}"
-        say(f"writing {name}")
+        log(f"writing {name}")
         write_videos(folder / str(gop), gop)
         sets[name] = DataConfig(train=str(folder / str(gop)), format="video_folder", repeats=REPEATS)
     return sets
 
 
-def _bench(name: str, data: DataConfig, clip: ClipConfig, samples: int, say: Callable[[str], None]) -> dict[str, Any]:
+def _bench(name: str, data: DataConfig, clip: ClipConfig, samples: int, log: Callable[[str], None]) -> dict[str, Any]:
     data = data.model_copy(update={"loader_workers": 0})
     manifest = open_manifest(data)
-    say(f"reading {samples} samples of {name}")
-    laps, bad = _laps(data, clip, manifest, samples)
+    log(f"reading {samples} samples of {name}")
+    timings, bad = _timings(data, clip, manifest, samples)
     rates = {repeats: _rate(data, clip, manifest, samples, repeats) for repeats in {data.repeats, REPEATS}}
     return {
         "name": name,
-        "samples": len(laps),
+        "samples": len(timings),
         "bad": bad,
         "repeats": data.repeats,
-        "read_ms": _median([lap.read for lap in laps]),
-        "decode_ms": _median([max(lap.whole - lap.read, 0.0) for lap in laps]),
-        "decord_ms": _median([lap.decord for lap in laps if lap.decord is not None]),
-        # The median of pairs: samples differ more among themselves than the two readers do.
-        "speed_against_decord": _median([lap.decord / lap.whole for lap in laps if lap.decord is not None]),
-        f"speed_against_official_repeats_{REPEATS}": _median(
-            [speed for lap in laps if (speed := lap.speed_against_official(REPEATS)) is not None]
+        "read_ms": _median([timing.read for timing in timings]),
+        "decode_ms": _median([max(timing.whole - timing.read, 0.0) for timing in timings]),
+        "decord_ms": _median([timing.decord for timing in timings if timing.decord is not None]),
+        # Median of pairwise ratios: samples differ more from each other than the two readers do.
+        "speed_against_decord": _median(
+            [timing.decord / timing.whole for timing in timings if timing.decord is not None]
         ),
-        "official_augment_ms": _median([lap.official for lap in laps]),
-        "augment_ms": _median([lap.augment for lap in laps]),
-        "augment_share": _median([lap.augment / lap.whole for lap in laps]),
-        "collate_ms": _median([lap.collate for lap in laps]),
+        f"speed_against_official_repeats_{REPEATS}": _median(
+            [speed for timing in timings if (speed := timing.speed_against_official(REPEATS)) is not None]
+        ),
+        "official_augment_ms": _median([timing.official for timing in timings]),
+        "augment_ms": _median([timing.augment for timing in timings]),
+        "augment_share": _median([timing.augment / timing.whole for timing in timings]),
+        "collate_ms": _median([timing.collate for timing in timings]),
         "clips_per_s": rates[data.repeats],
         f"clips_per_s_repeats_{REPEATS}": rates[REPEATS],
     }
 
 
-def _laps(data: DataConfig, clip: ClipConfig, manifest: Manifest, samples: int) -> tuple[list[Lap], int]:
-    """The laps of readable samples, and how many were not readable."""
-    laps, bad, reader = [], 0, SampleReader(data)
+def _timings(data: DataConfig, clip: ClipConfig, manifest: Manifest, samples: int) -> tuple[list[SampleTimings], int]:
+    """Timings of the readable samples and the number of unreadable ones."""
+    timings, bad, reader = [], 0, SampleReader(data)
     out = torch.empty((clip.frames, *clip.size, 3), dtype=torch.uint8)
     picks = random.Random(0)
     try:
-        for turn in range(samples + WARM_UP):
+        for index in range(samples + WARM_UP):
             record = manifest[picks.randrange(len(manifest))]
             try:
-                lap = _lap(reader, record, data, clip, turn, out)
+                timing = _time_sample(reader, record, data, clip, index, out)
             except BadSample:
                 bad += 1
                 continue
-            if turn >= WARM_UP:
-                laps.append(lap)
+            if index >= WARM_UP:
+                timings.append(timing)
     finally:
         reader.close()
-    return laps, bad
+    return timings, bad
 
 
-def _lap(reader: SampleReader, record: Record, data: DataConfig, clip: ClipConfig, turn: int, out: torch.Tensor) -> Lap:
+def _time_sample(
+    reader: SampleReader, record: Record, data: DataConfig, clip: ClipConfig, index: int, out: torch.Tensor
+) -> SampleTimings:
     def choose(total: int) -> frame_sampling.Indices:
-        return frame_sampling.chooser(data, clip, random.Random(turn))(total)  # the same frames for both readers
+        return frame_sampling.training_chooser(data, clip, random.Random(index))(
+            total
+        )  # the same frames for both readers
 
     read, fetched = _timed(lambda: _fetch(record))
-    if turn % 2:
+    if index % 2:
         whole, frames = _timed(lambda: reader.read_clip(record, choose))
         bare, by_decord = _timed(lambda: _decord(record, fetched, choose))
     else:
         bare, by_decord = _timed(lambda: _decord(record, fetched, choose))
         whole, frames = _timed(lambda: reader.read_clip(record, choose))
-    draws = random.Random(turn)
+    draws = random.Random(index)
     augment, cut = _timed(lambda: transforms.augment(torch.from_numpy(frames), data, clip, draws))
     collate, _ = _timed(lambda: out.copy_(cut))
-    official, _ = _timed(lambda: _official_clip(frames, clip, random.Random(turn)))
-    return Lap(read, whole, None if by_decord is None else bare, augment, collate, official)
+    official, _ = _timed(lambda: _official_clip(frames, clip, random.Random(index)))
+    return SampleTimings(read, whole, None if by_decord is None else bare, augment, collate, official)
 
 
 def _fetch(record: Record) -> bytes:
-    """The bytes of a sample; none of a frame folder, whose files are many."""
+    """Fetch the bytes of a sample; empty for a frame folder, which has many files."""
     if record.kind == "frames":
         return b""
     fs, path = filesystem(record.location)
@@ -231,8 +236,8 @@ def _fetch(record: Record) -> bytes:
     return bytes(fs.cat_file(path, start=record.offset, end=record.offset + record.size))
 
 
-def _decord(record: Record, fetched: bytes, choose: frame_sampling.Choose) -> npt.NDArray[np.uint8] | None:
-    """What decord alone does with a video; none where it cannot, or where there is none."""
+def _decord(record: Record, fetched: bytes, choose: frame_sampling.FrameChooser) -> npt.NDArray[np.uint8] | None:
+    """Decode a video with decord alone; None for other records and where decord fails."""
     if record.kind != "video":
         return None
     import decord
@@ -247,11 +252,13 @@ def _decord(record: Record, fetched: bytes, choose: frame_sampling.Choose) -> np
 
 
 def _official_clip(frames: npt.NDArray[np.uint8], clip: ClipConfig, draws: random.Random) -> torch.Tensor:
-    """The arithmetic of AMD's dataset/transforms.py: PIL images cut and resized one by one, float32, normalised."""
+    """Augment as AMD's dataset/transforms.py does: crop and resize PIL images one by one, normalise in float32."""
     height, width = clip.size
     box = transforms.multi_scale_box((frames.shape[1], frames.shape[2]), clip.size, draws)
-    place = (box.left, box.top, box.left + box.width, box.top + box.height)
-    images = [Image.fromarray(frame).crop(place).resize((width, height), Image.Resampling.BILINEAR) for frame in frames]
+    corners = (box.left, box.top, box.left + box.width, box.top + box.height)
+    images = [
+        Image.fromarray(frame).crop(corners).resize((width, height), Image.Resampling.BILINEAR) for frame in frames
+    ]
     stacked = torch.from_numpy(np.concatenate([np.asarray(image) for image in images], axis=2))  # (H, W, T x 3)
     pixels = stacked.permute(2, 0, 1).contiguous().float().div(255)
     for plane, mean, std in zip(pixels, clip.mean * len(frames), clip.std * len(frames), strict=True):
@@ -260,8 +267,10 @@ def _official_clip(frames: npt.NDArray[np.uint8], clip: ClipConfig, draws: rando
 
 
 def _rate(data: DataConfig, clip: ClipConfig, manifest: Manifest, samples: int, repeats: int) -> float | None:
-    """Clips per second of core time that the training's loader takes, decoding process and all; none where nothing can
-    be read. Core time, because a clock on the wall also counts what others do on the machine."""
+    """Clips per second of CPU time of the training's loader, with its decoding process; None if nothing is readable.
+
+    CPU time, since wall time also counts other load on the machine.
+    """
     data = data.model_copy(update={"repeats": repeats})
     batch_size = min(4, len(manifest))
     with ClipLoader(data, clip, manifest, batch_size=batch_size) as loader:
@@ -276,7 +285,7 @@ def _rate(data: DataConfig, clip: ClipConfig, manifest: Manifest, samples: int, 
 
 
 def _core_seconds() -> float:
-    """Of this process and its children; of living ones only where /proc tells."""
+    """CPU seconds of this process and its children; running children are counted only where /proc exists."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = time.process_time() + children.ru_utime + children.ru_stime
     for file in Path("/proc").glob("[0-9]*/stat"):
@@ -288,7 +297,7 @@ def _core_seconds() -> float:
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:
-    """Milliseconds, and what the work gave."""
+    """Run `work` and return its milliseconds and its result."""
     start = time.perf_counter()
     value = work()
     return (time.perf_counter() - start) * 1000, value

@@ -1,7 +1,7 @@
-"""How fast a step is, where its time goes, and how near it comes to what the machine can multiply. Runs without Ray.
+"""Benchmark a training step: throughput, time per part, and the fraction of the machine's matrix-multiply rate.
 
-Clips are random bytes already decoded: what reading costs is `amd.bench.data`'s question. The parts are timed in steps
-of their own with the device brought to rest between them; throughput is timed in steps that are left alone.
+Clips are random decoded bytes; `amd.bench.data` measures reading. Parts are timed in separate steps with a device
+synchronisation between them, throughput in uninterrupted steps. Independent of Ray.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PARTS = ("data", "teacher", "student_forward", "backward", "optimizer")
 
 
 class StepBench:
-    """One training step of a config with random weights and random clips, whole or part by part."""
+    """A training step of a config with random weights and random clips, run whole or part by part."""
 
     def __init__(self, config: TrainConfig, batch: int) -> None:
         self.config = config
@@ -45,7 +45,7 @@ class StepBench:
             encoder = Encoder(config.teacher.encoder, clip.grid, clip.token_values)
             self.teacher = Teacher(encoder, tuple(pair.teacher for pair in config.objective.layers)).to(self.device)
             if self.precision == "bf16":
-                self.teacher.multiply_in(torch.bfloat16)
+                self.teacher.cast_linear_layers(torch.bfloat16)
         self.optimizer = build_optimizer(self.student, config.optim)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         shape = (batch, 3, clip.frames, *clip.size)
@@ -58,7 +58,7 @@ class StepBench:
                 self.teacher.encoder.compile()
 
     def step(self) -> None:
-        """A step as in training."""
+        """Run one step as in training."""
         clips, sets = self.inputs()
         with autocast(self.precision, self.device):
             terms = distill(self.student, self.teacher, clips, sets, self.config)
@@ -66,7 +66,7 @@ class StepBench:
         self._optimize()
 
     def timed_parts(self) -> dict[str, float]:
-        """Seconds of each part of one step: the same work, in the same order, with a pause to measure between."""
+        """Seconds of each part of one step: the same work and order, with a synchronisation between parts."""
         config, objective = self.config, self.config.objective
         clock = _Clock(self.device)
         clips, sets = self.inputs()
@@ -77,13 +77,13 @@ class StepBench:
         with autocast(self.precision, self.device):
             features = teacher_features(self.teacher, pixels, sets, config) if self.teacher is not None else []
             clock.lap("teacher")
-            answer = self.student(visible, sets)
+            output = self.student(visible, sets)
             shared = sets.student_visible.shape[1]
             zero = torch.zeros((), device=self.device)
             terms = weigh(
-                reconstruction(answer.rebuilt, targets) if answer.rebuilt is not None else zero,
-                alignment(answer.projected, [f[:, :shared] for f in features], objective) if features else zero,
-                alignment(answer.generated, [f[:, shared:] for f in features], objective) if answer.generated else zero,
+                reconstruction(output.rebuilt, targets) if output.rebuilt is not None else zero,
+                alignment(output.projected, [f[:, :shared] for f in features], objective) if features else zero,
+                alignment(output.generated, [f[:, shared:] for f in features], objective) if output.generated else zero,
                 objective,
             )
             clock.lap("student_forward")
@@ -110,7 +110,7 @@ class _Clock:
         self._last = self._now()
 
     def _now(self) -> float:
-        rest(self.device)
+        synchronize(self.device)
         return time.perf_counter()
 
     def lap(self, name: str) -> None:
@@ -119,25 +119,25 @@ class _Clock:
         self._last = now
 
 
-def rest(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    rest(device)
+    synchronize(device)
     start = time.perf_counter()
     work()
-    rest(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
 def bench_step(config: TrainConfig, *, batch: int = 8, steps: int = 5, warmup: int = 2) -> dict[str, Any]:
-    """Measure a step: `batch` clips at once, medians over `steps`.
+    """Measure a step of `batch` clips; medians over `steps`.
 
-    Returns samples/s, each part's share of the step, and the step's FLOP/s as a fraction of the machine's own
-    matrix-multiply rate in the same precision. Shares are of the step taken apart, which is slower than the whole.
+    Returns samples/s, each part's share of the step, and the step's FLOP/s as a fraction of the machine's
+    matrix-multiply rate in the same precision. Shares refer to the synchronised step, which is slower than the whole.
     """
     bench = StepBench(config, batch)
     for _ in range(warmup):

@@ -1,7 +1,7 @@
-"""Every word of a run, one frozen tree: the same JSON is a preset, a REST body, a job's file, and what a run saves.
+"""Frozen config models of all runs and tasks; the same JSON serves as preset, REST body and saved run config.
 
-Torch-free and Ray-free. Knows the rules between fields, so that a config that validates can be built and trained;
-knows nothing of tensors, files or clusters.
+Validators enforce the rules between fields, so a config that validates can be built and trained. Independent of
+tensors, files and clusters; imports neither torch nor Ray.
 """
 
 from amd.config.detection import (
@@ -40,40 +40,27 @@ from amd.config.sections import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     POSITION_PARTS,
-    CheckpointConfig,
     ClipConfig,
-    Crop,
-    DataConfig,
-    DataFormat,
     DecoderConfig,
     DecoderTokens,
-    Device,
     Distance,
     EncoderConfig,
     EncoderSize,
-    FrameSampling,
     GeneratorConfig,
     Init,
-    Interpolation,
     LayerPair,
     LossWeights,
     MaskConfig,
     MaskStrategy,
     ObjectiveConfig,
-    OptimConfig,
     PixelTarget,
     Positions,
-    Precision,
     Reduction,
-    Retries,
-    ScalingConfig,
-    ScheduleConfig,
     Section,
     StudentConfig,
     TargetNorm,
     TeacherConfig,
     TokenGrid,
-    TrackingConfig,
 )
 from amd.config.tasks import (
     ENCODER_ID,
@@ -86,6 +73,21 @@ from amd.config.tasks import (
     encoder_id,
 )
 from amd.config.train import TrainConfig
+from amd.config.training_sections import (
+    CheckpointConfig,
+    Crop,
+    DataConfig,
+    DataFormat,
+    Device,
+    FrameSampling,
+    Interpolation,
+    OptimConfig,
+    Precision,
+    Retries,
+    ScalingConfig,
+    ScheduleConfig,
+    TrackingConfig,
+)
 
 __all__ = [
     "ENCODER_ID",

@@ -1,4 +1,4 @@
-"""An action detection run: a pre-trained encoder and a head that says what each person of a key frame does (AVA)."""
+"""Config of an action detection run: a pre-trained encoder and a head that classifies the actions of people (AVA)."""
 
 from __future__ import annotations
 
@@ -8,84 +8,96 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from amd.config.finetune import FinetuneOptimConfig
 from amd.config.run import RunConfig
-from amd.config.sections import DataConfig, EncoderConfig, Section, _square
+from amd.config.sections import EncoderConfig, Section, as_pair
+from amd.config.training_sections import DataConfig
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Half = Annotated[float, Field(ge=0, lt=0.5)]
 
 
 class DetectionHeadConfig(Section):
-    """RoIAlign on the encoder's last map, the maximum over each box, one sigmoid an action."""
+    """RoIAlign on the encoder's last feature map, max pooling over each box, one sigmoid per action."""
 
     resolution: int = Field(7, ge=1)
-    """Cells along each side of a box."""
+    """Resolution of RoIAlign: sampling cells along each side of a box."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout probability before the head."""
     init_scale: float = Field(0.001, gt=0)
-    """The head starts at trunc-normal 0.02 times this."""
+    """Factor on the initial weights of the head, which are truncated normal with standard deviation 0.02."""
 
 
 class DetectionDataConfig(DataConfig):
-    """`train` is a csv in AVA's layout: video, timestamp, x1, y1, x2, y2, action, person; boxes as fractions.
+    """Annotated boxes: `train` is a CSV in AVA's layout, with video, timestamp, x1, y1, x2, y2, action and person.
 
-    `root` holds what its videos are: VIDEO.mp4 (or another ending), or folders VIDEO of numbered frames; default: the
-    csv's own folder. `sampling`, `crop` and `center_fraction` are not read: boxes say where to look.
+    Box coordinates are fractions of the frame. `root` contains the videos, VIDEO.mp4 (or another extension), or
+    folders VIDEO of numbered frames; default: the folder of the CSV. `sampling`, `crop` and `center_fraction` are
+    ignored: the boxes determine time and place.
     """
 
     frame_name: str = "{folder}_{:06}.jpg"
-    """File name of frame n (from 1) in a video's folder, whose name is {folder}."""
+    """File name of frame n in a folder named {folder}, as a format string; frames are numbered from 1."""
     val: str | None = None
-    """A csv like `train`, scored on the way and at the end; none: the last checkpoint is published unscored."""
+    """Validation annotations, a CSV like `train`, scored during and after training. Default: no validation; the last
+    checkpoint is published without a score."""
     boxes: str | None = None
-    """A person detector's boxes for `val`: the same layout, the last column a score, the action empty. none: the
-    annotated boxes are scored, which flatters."""
+    """Boxes of a person detector for `val`: a CSV in the same layout, with an empty action and a score in the last
+    column. Default: the annotated boxes, which overestimates the score."""
     excluded: str | None = None
-    """A csv `video,timestamp` of key frames that `val` leaves out."""
+    """Key frames to leave out of `val`: a CSV of video and timestamp. Default: none."""
     label_map: str
-    """Names and numbers (from 1) of the actions that may be annotated: AVA's .pbtxt."""
+    """Label map with the names and numbers of all annotated actions: a .pbtxt as in AVA, numbered from 1."""
     evaluated: str | None = None
-    """A .pbtxt of the actions that are scored (AVA: 60 of 80); none: those of `label_map`."""
+    """Label map of the actions to score (AVA: 60 of 80), a .pbtxt. Default: all actions in `label_map`."""
     fps: float | None = Field(None, gt=0)
-    """Frames per second; none: what each video says, 30 in frame folders."""
+    """Frame rate of the videos, in frames per second. Default: the rate stored in each video; 30 for frame folders."""
     first_frame_s: float | None = None
-    """Timestamp of the first frame, in seconds; none: 0 in videos, 900 in frame folders, as AVA's are extracted."""
+    """Timestamp of the first frame, in seconds. Default: 0 for videos; 900 for frame folders, as AVA extracts them."""
     short_side: int = Field(256, ge=1)
-    """Frames are scaled to it; training then crops clip.size at random."""
+    """Short side of the resized frames, in pixels; training then takes random crops of clip.size."""
     jitter_out: tuple[Fraction, Fraction] = (0.2, 0.1)
-    """How far each side of a training box may move outwards, as fractions of the box's width and height."""
+    """Maximum outward shift of each side of a training box, as fractions of the box's width and height."""
     jitter_in: tuple[Half, Half] = (0.1, 0.05)
-    """And inwards."""
+    """Maximum inward shift of each side of a training box, as fractions of the box's width and height."""
 
 
 class DetectionEvaluationConfig(Section):
+    """Evaluation by frame-mAP on `data.val`."""
+
     every_epochs: int = Field(1, ge=1)
-    """How often `data.val` is scored."""
+    """Epochs between two evaluations on `data.val`."""
     batch_size: int = Field(8, ge=1)
-    """Key frames at once, over all workers."""
-    size: Annotated[tuple[int, int] | None, BeforeValidator(_square)] = None
-    """Height and width that hold a whole frame, the rest filled with the mean colour; none: clip.size."""
+    """Key frames per forward pass, over all workers."""
+    size: Annotated[tuple[int, int] | None, BeforeValidator(as_pair)] = None
+    """Height and width, in pixels, that whole frames are padded to with the mean colour. Default: clip.size."""
     min_score: float = Field(0.8, ge=0, le=1)
-    """Boxes of `data.boxes` below it are left out."""
+    """Minimum detector score; boxes in `data.boxes` with a lower score are ignored."""
     extend: tuple[Fraction, Fraction] = (0.1, 0.05)
-    """By how much boxes grow before the network looks at them, as fractions of width and height."""
+    """Enlargement of each box before RoIAlign, as fractions of its width and height."""
 
 
 class DetectionConfig(RunConfig):
-    """One action detection run, complete."""
+    """Complete config of an action detection run."""
 
     encoder: EncoderConfig = EncoderConfig()
+    """Encoder to fine-tune; must match the initial weights."""
     weights: str | None = None
-    """Where the encoder starts: a published encoder's id or folder, a file or URI of any layout; none: from scratch."""
+    """Initial weights of the encoder: the id or folder of a published encoder, or a file or URI of any known layout.
+    Default: random initialisation."""
     weights_license: str | None = None
-    """Of the weights, where no card tells it; carried to the published encoder."""
+    """Licence of the initial weights, where they have no card; copied to the published encoder's card."""
     head: DetectionHeadConfig = DetectionHeadConfig()
+    """Detection head."""
     data: DetectionDataConfig
+    """Training and validation annotations."""
     optim: FinetuneOptimConfig = FinetuneOptimConfig()
+    """Optimiser."""
     evaluation: DetectionEvaluationConfig = DetectionEvaluationConfig()
+    """Evaluation during and after training."""
 
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        """Detection keeps the checkpoint that validates best, unless told otherwise."""
+        """Keep the checkpoint with the best validation score, unless the config sets its own policy."""
         if not isinstance(values, dict) or not isinstance(values.get("checkpoint"), dict | None):
             return values
         best = {"keep_best": 1, "best_metric": "eval/map"}
@@ -97,7 +109,7 @@ class DetectionConfig(RunConfig):
         if data.short_side < max(self.clip.size):
             problems.append(
                 f"data.short_side={data.short_side} must not be below clip.size={list(self.clip.size)}: training crops "
-                "that much out of the scaled frames"
+                "take clip.size out of the resized frames"
             )
         if size is not None and any(side <= 0 or side % self.clip.patch for side in size):
             problems.append(
@@ -105,9 +117,13 @@ class DetectionConfig(RunConfig):
                 "the frame"
             )
         if data.rand_augment is not None:
-            problems.append("data.rand_augment: boxes would not follow what it does to a picture; set it to null")
+            problems.append(
+                f"data.rand_augment={data.rand_augment}: boxes cannot follow its geometric operations; set it to null"
+            )
         if data.repeats > 1:
-            problems.append(f"data.repeats={data.repeats}: detection cuts one clip a key frame; set it to 1")
+            problems.append(f"data.repeats={data.repeats}: detection takes one clip per key frame; set it to 1")
         if self.optim.ema_decay is not None:
-            problems.append("optim.ema_decay: detection keeps no moving average; set it to null")
+            problems.append(
+                f"optim.ema_decay={self.optim.ema_decay}: detection keeps no moving average; set it to null"
+            )
         return [*problems, *super()._problems()]

@@ -1,26 +1,28 @@
-"""Bulk embedding: all of a data set through a published encoder."""
+"""Config of bulk embedding: a data set and the published encoder that embeds it."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from amd.config.sections import DataConfig, ScalingConfig, Section
+from amd.config.sections import Section
+from amd.config.training_sections import DataConfig, ScalingConfig
 
 
 class EmbedConfig(Section):
-    """A data set to embed as the encoder's card says, into Parquet files."""
+    """A data set to embed into Parquet files, with the preprocessing in the encoder's card."""
 
     encoder: str = Field(min_length=1)
-    """A published encoder: id, folder or URL."""
+    """Published encoder: its id, folder or URL."""
     data: DataConfig
+    """Data set to embed."""
     output: str | None = None
-    """A folder or URL for the files; none: `<storage>/embeddings/<encoder>/<digest of the data>`. A job's is its own,
+    """Folder or URL for the Parquet files. Default: `<storage>/embeddings/<encoder>/<digest of the data>`; for jobs
     `<storage>/jobs/<job>/output`."""
     normalize: bool = False
-    """Vectors of length 1."""
+    """Whether to scale the embeddings to unit length."""
     rows_per_file: int = Field(4096, ge=1, le=2**17)
-    """Samples a file, which are also what a worker takes at once, and what an interruption may cost it."""
+    """Samples per Parquet file; each file is one unit of work, repeated after an interruption."""
     scaling: ScalingConfig = ScalingConfig()
-    """workers: Ray actors that embed; micro_batch: clips at once, none: 128."""
+    """Workers (Ray actors) and their resources; micro_batch is the number of clips per forward pass (default 128)."""
     storage: str | None = None
-    """Root of encoder ids, any fsspec URL; none: AMD_STORAGE, else the user's data folder."""
+    """Storage root of published encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""

@@ -1,4 +1,4 @@
-"""A fine-tuning run: a pre-trained encoder and a classifier on labelled data (METHOD 4)."""
+"""Config of a fine-tuning run: a pre-trained encoder and a classifier on labelled data."""
 
 from __future__ import annotations
 
@@ -7,142 +7,163 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from amd.config.run import RunConfig
-from amd.config.sections import DataConfig, EncoderConfig, OptimConfig, Section
+from amd.config.sections import EncoderConfig, Section
+from amd.config.training_sections import DataConfig, OptimConfig
 
 ViewSampling = Literal["dense", "segments"]
 
-HEADLINE = {False: "eval/top1", True: "eval/map"}  # by head.multi_label
-FIGURES = {False: ("eval/top1", "eval/top5", "eval/loss"), True: ("eval/map",)}
+# Both keyed by head.multi_label.
+MAIN_METRIC = {False: "eval/top1", True: "eval/map"}
+EVALUATION_METRICS = {False: ("eval/top1", "eval/top5", "eval/loss"), True: ("eval/map",)}
 
 
 class HeadConfig(Section):
-    """What turns the pooled, normalised tokens into one number a class."""
+    """The linear classifier on the pooled, normalised tokens."""
 
     classes: int | None = Field(None, ge=2)
-    """Classes; none: one more than the highest label of the training data."""
+    """Number of classes. Default: one more than the highest label in the training data."""
     multi_label: bool = False
-    """A sample may have several labels (`path 3,17` in a list): sigmoid and binary cross entropy, scored by mAP."""
+    """Whether a sample may have several labels (`path 3,17` in a list file): sigmoid, binary cross-entropy and mAP
+    instead of softmax, cross-entropy and accuracy."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout probability before the head."""
     init_scale: float = Field(0.001, gt=0)
-    """The head starts at trunc-normal 0.02 times this."""
+    """Factor on the initial weights of the head, which are truncated normal with standard deviation 0.02."""
 
 
 class AugmentConfig(Section):
-    """What is done to a batch on its way to the network; frames are augmented by `data`."""
+    """Batch augmentation: mixup, CutMix, label smoothing and random erasing. Frames are augmented by `data`."""
 
     mixup: float = Field(0.8, ge=0)
-    """alpha of mixup's Beta distribution; 0: no mixup."""
+    """Alpha of mixup's Beta distribution; 0 turns mixup off."""
     cutmix: float = Field(1.0, ge=0)
+    """Alpha of CutMix's Beta distribution; 0 turns CutMix off."""
     mix_prob: float = Field(1.0, ge=0, le=1)
+    """Probability that mixup or CutMix is applied to a batch."""
     switch_prob: float = Field(0.5, ge=0, le=1)
-    """How often cutmix is taken where both are on."""
+    """Probability of CutMix instead of mixup where both are on."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    """Not with head.multi_label, where every class has a target of its own."""
+    """Label smoothing; ignored with head.multi_label, where each class has a binary target of its own."""
     erase_prob: float = Field(0.25, ge=0, le=1)
-    """Random erasing: one box of noise through all frames of a clip."""
+    """Probability of random erasing, which fills the same box with noise in all frames of a clip."""
 
     @property
     def mixes(self) -> bool:
+        """Whether mixup or CutMix is ever applied."""
         return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
 
 class ViewsConfig(Section):
-    """A test looks at every sample several times and averages the probabilities."""
+    """Multi-view testing: class probabilities are averaged over several clips and crops of each sample."""
 
     segments: int = Field(1, ge=1, le=64)
-    """Clips along time."""
+    """Clips per sample, spread over time."""
     crops: int = Field(1, ge=1, le=9)
-    """Crops along the longer side."""
+    """Spatial crops per clip, spread over the longer side of the frame."""
     sampling: ViewSampling = "dense"
-    """dense: every clip.sampling_rate_frames-th frame, segments spread evenly (K400). segments: one frame out of each
-    of clip.frames equal parts of the video (TSN; SSv2)."""
+    """Frame sampling of the test. dense: every clip.sampling_rate_frames-th frame, with clips spread evenly (K400).
+    segments: one frame from each of clip.frames equal segments of the video (TSN; SSv2)."""
 
     def __str__(self) -> str:
         return f"{self.segments}x{self.crops}"
 
 
 class LabelledDataConfig(DataConfig):
-    """`train` as in pre-training; `val` chooses the best checkpoint, `test` is scored once, at the end."""
+    """Labelled data: `train` as in pre-training, `val` to choose the best checkpoint, `test` for the final score."""
 
     val: str | None = None
-    """Read like `train`; none: the last checkpoint is the one tested and published."""
+    """Validation data, in the same form as `train`. Default: none; the last checkpoint is tested and published."""
     test: str | None = None
-    """Read like `train`; none: `val` is tested."""
+    """Test data, in the same form as `train`, scored once at the end. Default: `val`."""
 
 
 class FinetuneOptimConfig(OptimConfig):
+    """AdamW with layer-wise learning rate decay, and an optional moving average of the weights."""
+
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
     base_lr: float = Field(5e-4, gt=0)
+    """Peak learning rate, per 256 samples: lr = base_lr x batch_size / 256. Repeats are not counted, as in AMD."""
     min_lr: float = Field(1e-6, ge=0)
+    """Learning rate at the end of the schedule, per 256 samples."""
     layer_decay: float = Field(0.75, gt=0, le=1)
-    """The learning rate of each block is that of the block after it times this; head and last norm have 1."""
+    """Layer-wise learning rate decay: factor from each block to the one before it; 1 for the head and the last norm."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Test and publish a moving average of the weights instead of the weights; none: off."""
+    """Decay of an exponential moving average of the weights, which is tested and published in their place.
+    Default: no average."""
 
 
 class EvaluationConfig(Section):
+    """Validation during training and the final test."""
+
     every_epochs: int = Field(1, ge=1)
-    """How often the validation data is scored: one view, the middle."""
+    """Epochs between two validations, each on the central view alone."""
     batch_size: int = Field(32, ge=1)
-    """Samples at once, over all workers."""
+    """Samples per forward pass, over all workers."""
     views: ViewsConfig = ViewsConfig()
-    """Of the test."""
+    """Views per sample in the final test."""
 
 
 class FinetuneConfig(RunConfig):
-    """One fine-tuning run, complete."""
+    """Complete config of a fine-tuning run."""
 
     encoder: EncoderConfig = EncoderConfig()
+    """Encoder to fine-tune; must match the initial weights."""
     weights: str | None = None
-    """Where the encoder starts: a published encoder's id or folder, a file or URI of any layout, `timm:NAME`; none:
-    from scratch."""
+    """Initial weights of the encoder: the id or folder of a published encoder, a file or URI of any known layout, or
+    `timm:NAME`. Default: random initialisation."""
     weights_license: str | None = None
-    """Of the weights, where no card tells it; carried to the published encoder."""
+    """Licence of the initial weights, where they have no card; copied to the published encoder's card."""
     head: HeadConfig = HeadConfig()
+    """Classifier head."""
     augment: AugmentConfig = AugmentConfig()
+    """Batch augmentation."""
     data: LabelledDataConfig
+    """Training, validation and test data."""
     optim: FinetuneOptimConfig = FinetuneOptimConfig()
+    """Optimiser."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """Validation and test."""
 
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        """Fine-tuning keeps the checkpoint that validates best, unless told otherwise."""
+        """Keep the checkpoint with the best validation score, unless the config sets its own policy."""
         if not isinstance(values, dict) or not isinstance(values.get("checkpoint"), dict | None):
             return values
         head = values.get("head") or {}
-        several = bool(head.get("multi_label") if isinstance(head, dict) else head.multi_label)
-        chosen = {"keep_best": 1, **(values.get("checkpoint") or {})}
-        if chosen.get("best_metric") in (None, HEADLINE[not several]):
-            chosen["best_metric"] = HEADLINE[several]
-        return {**values, "checkpoint": chosen}
+        multi_label = bool(head.get("multi_label") if isinstance(head, dict) else head.multi_label)
+        checkpoint = {"keep_best": 1, **(values.get("checkpoint") or {})}
+        if checkpoint.get("best_metric") in (None, MAIN_METRIC[not multi_label]):
+            checkpoint["best_metric"] = MAIN_METRIC[multi_label]
+        return {**values, "checkpoint": checkpoint}
 
     def _problems(self) -> list[str]:
         problems = []
-        metric, figures = self.checkpoint.best_metric, FIGURES[self.head.multi_label]
-        if metric.startswith("eval/") and metric not in figures:
+        metric, measured = self.checkpoint.best_metric, EVALUATION_METRICS[self.head.multi_label]
+        if metric.startswith("eval/") and metric not in measured:
             problems.append(
                 f"checkpoint.best_metric={metric} is not measured with head.multi_label="
-                f"{str(self.head.multi_label).lower()}; take {' or '.join(figures)}"
+                f"{str(self.head.multi_label).lower()}; use {' or '.join(measured)}"
             )
         if self.head.multi_label and self.augment.mixes:
             problems.append(
-                "augment.mixup, augment.cutmix: mixing is for one label a sample; set both to 0 with "
+                "augment.mixup, augment.cutmix: mixing requires one label per sample; set both to 0 with "
                 "head.multi_label=true"
             )
         problems += self._mixing_problems() if self.augment.mixes else []
         return [*problems, *super()._problems()]
 
     def _mixing_problems(self) -> list[str]:
-        """timm mixes a batch with its own mirror image, so it needs an even count."""
-        least, most = self.scaling.workers
-        share = self.optim.batch_size // most
+        """timm mixes a batch with its own reverse, so every batch needs an even number of clips."""
+        min_workers, max_workers = self.scaling.workers
+        share = self.optim.batch_size // max_workers
         for samples in sorted({share, min(self.scaling.micro_batch or share, share)}, reverse=True):
             clips = samples * self.data.repeats
-            if least == most and clips % 2:
+            if min_workers == max_workers and clips % 2:
                 each = "each worker" if samples == share else "each micro-batch"
                 return [
-                    f"augment.mixup and augment.cutmix mix pairs: {each} has {clips} clips a step, and must have an "
+                    f"augment.mixup and augment.cutmix mix pairs: {each} has {clips} clips, which must be an "
                     "even number; change optim.batch_size, scaling.workers or scaling.micro_batch, or set "
                     "augment.mix_prob=0"
                 ]

@@ -1,4 +1,7 @@
-"""From plain values to a config: building, overriding, and saying in words what is wrong."""
+"""Validate plain values into a config, apply dotted overrides, and report validation errors one line per problem.
+
+Independent of files and of the command line; callers read the values.
+"""
 
 from __future__ import annotations
 
@@ -44,15 +47,15 @@ def with_overrides(config: S, overrides: Mapping[str, Any]) -> S:
 
 
 def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values with dotted keys replaced, not yet validated. Raises ConfigError where a path ends in a value."""
+    """Plain values with dotted keys replaced, not yet validated. Raises ConfigError for a path through a value."""
     result: dict[str, Any] = copy.deepcopy(dict(values))
-    for key, value in {**_replaced(overrides), **overrides}.items():
+    for key, value in {**_reset_alternatives(overrides), **overrides}.items():
         node: Any = result
         *parents, last = key.split(".")
         for depth, part in enumerate(parents):
             child = _step(node, part)
             if child is None:
-                # An absent section (teacher=null) starts from its defaults; a wrong name is told by validation.
+                # An absent section (teacher=null) starts from its defaults; validation reports unknown names.
                 if not isinstance(node, dict):
                     raise ConfigError([f"{key}: {'.'.join(parents[:depth])} has no field {part!r}"])
                 child = node[part] = {}
@@ -70,7 +73,7 @@ def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
     return result
 
 
-# Fields of which one at most is given: choosing one takes the other back.
+# Pairs of mutually exclusive fields: setting one resets the other.
 _EXCLUSIVE = (
     ("teacher.weights", "teacher.preset"),
     ("schedule.epochs", "schedule.steps"),
@@ -78,7 +81,7 @@ _EXCLUSIVE = (
 )
 
 
-def _replaced(overrides: Mapping[str, Any]) -> dict[str, None]:
+def _reset_alternatives(overrides: Mapping[str, Any]) -> dict[str, None]:
     return {
         other: None
         for pair in _EXCLUSIVE
@@ -95,13 +98,16 @@ def _step(node: Any, part: str) -> Any:
     return None
 
 
-def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """`["mask.teacher_ratio=0.6", "scaling.workers=[2,4]"]` to a dict; values are YAML, so 1e-3 is a number too."""
+def parse_overrides(args: Sequence[str]) -> dict[str, Any]:
+    """Parse `["mask.teacher_ratio=0.6", "scaling.workers=[2,4]"]` into a dict.
+
+    Values are YAML, except that 1e-3 is a number. Raises ConfigError for an argument that is not `key=value`.
+    """
     overrides: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
+    for arg in args:
+        key, equals, text = arg.partition("=")
         if not equals or not key.strip():
-            raise ConfigError([f"{word!r} is not an override: write key=value, for example mask.teacher_ratio=0.6"])
+            raise ConfigError([f"{arg!r} is not an override: write key=value, for example mask.teacher_ratio=0.6"])
         overrides[key.strip()] = _value(text)
     return overrides
 
@@ -129,7 +135,7 @@ def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
             lines.append(f"{where}: required, but not given")
         elif problem["type"] == "value_error":
             text = str(problem["ctx"]["error"])
-            # Rules name fields from the section down; put the path of the section before them.
+            # Rules name fields relative to their section; prefix the path of that section.
             prefix = ".".join(str(part) for part in problem["loc"][:-1])
             lines += [f"{prefix}.{line}" if prefix else line for line in text.split("\n")]
         else:
@@ -149,4 +155,4 @@ def _suggestion(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
         )
     names = list(getattr(current, "model_fields", {}))
     close = difflib.get_close_matches(str(loc[-1]), names, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(names)}"
+    return f"; did you mean {close[0]}?" if close else f"; known fields: {', '.join(names)}"

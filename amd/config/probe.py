@@ -1,4 +1,4 @@
-"""A probe: what a frozen encoder is worth on labelled data."""
+"""Configs of probes, which evaluate a frozen encoder on labelled data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from amd.config.sections import DataConfig, Device, ScalingConfig, Section
+from amd.config.sections import Section
+from amd.config.training_sections import DataConfig, Device, ScalingConfig
 
 ProbeKind = Literal["knn", "linear", "few_shot"]
 ProbePooling = Literal["card", "mean", "mean_then_norm", "class_token"]
@@ -15,45 +16,52 @@ LinearAugment = Literal["none", "image", "video", "data"]
 
 
 class ProbeDataConfig(DataConfig):
-    """`train` is the labelled set that probes learn from; `test` is scored."""
+    """Labelled data: probes are fitted on `train` and scored on `test`."""
 
     test: str
-    """Read like `train`."""
+    """Test data, in the same form as `train`."""
 
 
 class KnnConfig(Section):
+    """A weighted nearest-neighbour classifier on frozen features."""
+
     neighbours: int = Field(20, ge=1)
+    """Number of nearest neighbours that vote."""
     temperature: float = Field(0.07, gt=0)
-    """A neighbour of cosine similarity s votes with weight exp(s / temperature)."""
+    """Temperature of the votes: a neighbour with cosine similarity s has weight exp(s / temperature)."""
 
 
 class LinearConfig(Section):
     """A linear classifier on frozen features."""
 
     method: LinearMethod = "sgd"
-    """sgd: MAE's head (BatchNorm without weights, then a linear map) by SGD with momentum. lars: the same by LARS, as
-    MAE has it; made for batches of thousands, it learns too little from small sets. logistic: scikit-learn's logistic
-    regression on standardised features, seconds for small sets."""
+    """Training method. sgd: MAE's head (BatchNorm without affine parameters, then a linear layer) trained by SGD with
+    momentum. lars: the same head trained by LARS, as in MAE; intended for batches of thousands, it underfits small data
+    sets. logistic: scikit-learn's logistic regression on standardised features; takes seconds for small data sets."""
     augment: LinearAugment = "none"
-    """What the head learns on. none: features of the middle of each sample, computed once. Otherwise features are
-    computed anew every epoch from augmented samples: image is MAE's protocol (random resized crop, flip), video is ours
-    (random start, multi-scale crop), data is what data.crop, data.flip and the like tell."""
+    """Augmentation of the training samples. none: features of the central view, computed once. The others recompute
+    features in every epoch. image: MAE's protocol (random resized crop, flip). video: random start and multi-scale
+    crop. data: the augmentation that data.crop, data.flip and related fields define."""
     epochs: int = Field(90, ge=1)
+    """Epochs of training, for sgd and lars."""
     warmup_epochs: int = Field(10, ge=0)
+    """Epochs of linear warm-up, for sgd and lars."""
     batch_size: int | None = Field(None, ge=2)
-    """Samples a step; none: MAE's 16384, or less where an epoch would have fewer than 16 steps."""
+    """Samples per step, for sgd and lars. Default: 16384 as in MAE, or fewer so that an epoch has at least 16 steps."""
     base_lr: float = Field(0.1, gt=0)
-    """For 256 samples a step; the learning rate grows with the batch."""
+    """Peak learning rate, per 256 samples: lr = base_lr x batch_size / 256."""
     weight_decay: float = Field(0.0, ge=0)
+    """Weight decay, for sgd and lars."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum, for sgd and lars."""
     strength: float = Field(0.1, gt=0)
-    """scikit-learn's C, for method=logistic."""
+    """Inverse regularisation strength (C) of scikit-learn's logistic regression, for method=logistic."""
 
     @model_validator(mode="after")
     def _rules(self) -> LinearConfig:
         if self.method == "logistic" and self.augment != "none":
             raise ValueError(
-                f"linear.augment={self.augment}: linear.method=logistic learns on features computed once; take "
+                f"linear.augment={self.augment}: linear.method=logistic trains on features computed once; use "
                 "linear.augment=none, or linear.method=lars"
             )
         if self.warmup_epochs > self.epochs:
@@ -62,54 +70,68 @@ class LinearConfig(Section):
 
 
 class FewShotConfig(Section):
-    """Logistic regression on few labels a class, drawn several times."""
+    """Logistic regression on a few labelled samples per class, averaged over several draws."""
 
     labels: tuple[int, ...] = Field((1, 5, 10), min_length=1)
-    """Labels a class."""
+    """Numbers of labelled samples per class, each probed in turn."""
     draws: int = Field(5, ge=1)
+    """Random draws of labelled samples; the scores are averaged."""
     strength: float = Field(1.0, gt=0)
-    """scikit-learn's C."""
+    """Inverse regularisation strength (C) of scikit-learn's logistic regression."""
 
     @model_validator(mode="after")
     def _positive(self) -> FewShotConfig:
         if min(self.labels) < 1 or len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"few_shot.labels={list(self.labels)} must be different numbers above 0")
+            raise ValueError(f"few_shot.labels={list(self.labels)} must be distinct numbers above 0")
         return self
 
 
 class ProbeConfig(Section):
-    """One probe of a published encoder, complete."""
+    """Complete config for probing a published encoder."""
 
     encoder: str
-    """A published encoder: id, folder or URL."""
+    """Published encoder: its id, folder or URL."""
     data: ProbeDataConfig
+    """Labelled data."""
     kinds: tuple[ProbeKind, ...] = Field(("knn", "linear"), min_length=1)
+    """Probes to run."""
     pooling: ProbePooling = "card"
-    """How tokens become one feature; card: as the encoder's card says."""
+    """Pooling of tokens into one feature vector; card follows the encoder's card."""
     classes: int | None = Field(None, ge=2)
-    """Classes; none: one more than the highest label of the learning set."""
+    """Number of classes. Default: one more than the highest label in data.train."""
     knn: KnnConfig = KnnConfig()
+    """Nearest-neighbour probe."""
     linear: LinearConfig = LinearConfig()
+    """Linear probe."""
     few_shot: FewShotConfig = FewShotConfig()
+    """Few-shot probe."""
     scaling: ScalingConfig = ScalingConfig()
-    """workers: Ray actors that compute features; micro_batch: clips at once, none: 128."""
+    """Workers (Ray actors) that compute features; micro_batch is the number of clips per forward pass (default 128)."""
     cache: bool = True
-    """Keep features below the storage root and read them from there; samples are known by their names, so turn it off
-    where files have changed under the same names."""
+    """Whether to cache features under the storage root. Samples are identified by name, so turn the cache off when
+    files have changed under the same names."""
     storage: str | None = None
-    """Root of encoders and features, any fsspec URL; none: AMD_STORAGE, else the user's data folder."""
+    """Storage root of encoders and features: path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """Random seed."""
 
 
 class RunProbeConfig(Section):
-    """How a run's encoder is probed while it is trained, by a process of its own: nearest neighbours and linear."""
+    """Probes of a run's encoder during training, in a separate process: nearest neighbours and linear."""
 
     data: ProbeDataConfig
+    """Labelled data."""
     every_epochs: int = Field(10, ge=1)
+    """Epochs between two probes."""
     device: Device = "cpu"
-    """By default the GPUs are left to the training."""
+    """Device of the probes; cpu leaves the GPUs to training."""
     classes: int | None = Field(None, ge=2)
+    """Number of classes. Default: one more than the highest label in data.train."""
     pooling: ProbePooling = "card"
+    """Pooling of tokens into one feature vector; card follows the encoder's card."""
     knn: KnnConfig = KnnConfig()
+    """Nearest-neighbour probe."""
     linear: LinearConfig = LinearConfig(method="logistic")
+    """Linear probe."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """Random seed."""

@@ -1,4 +1,7 @@
-"""What every kind of run has in common: pre-training, fine-tuning, detection. Subclasses add what they train."""
+"""Base config of all training runs: pre-training, fine-tuning and detection.
+
+Subclasses add the networks, their objective and the rules between them.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,18 @@ import json
 
 from pydantic import Field, model_validator
 
-from amd.config.sections import (
+from amd.config.sections import ClipConfig, Section
+from amd.config.training_sections import (
     CheckpointConfig,
-    ClipConfig,
     DataConfig,
     OptimConfig,
     ScalingConfig,
     ScheduleConfig,
-    Section,
     TrackingConfig,
 )
 
-READING_MEANS = (
+# Fields of `data` that change how samples are read but not their content: they may change when a run continues.
+READER_FIELDS = (
     "loader_workers",
     "prefetch_batches",
     "max_bad_fraction",
@@ -28,24 +31,32 @@ READING_MEANS = (
     "retries",
     "cache_dir",
     "cache_limit_mib",
-)  # how data is read, not what: they may change when a run continues
+)
 
 
 class RunConfig(Section):
-    """A run on a data set: what is fed, how long, on which machines, and where it is kept."""
+    """A run on a data set: its input, length, resources and storage."""
 
     clip: ClipConfig = ClipConfig()
+    """Input of the networks."""
     data: DataConfig
+    """Training data."""
     optim: OptimConfig = OptimConfig()
+    """Optimiser."""
     schedule: ScheduleConfig
+    """Length of the run and learning rate schedule."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
     scaling: ScalingConfig = ScalingConfig()
+    """Workers, devices and precision."""
     tracking: TrackingConfig = TrackingConfig()
+    """Logging of metrics."""
     storage: str | None = None
-    """Root of runs and encoders, any fsspec URL; none: the environment's AMD_STORAGE, else the user's data folder."""
+    """Storage root of runs and encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
-    """The run's id: letters, digits, - and _. The same name with the same config continues the run."""
+    """Id of the run: letters, digits, - and _. A run with the name and config of an earlier one continues it."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """Random seed of weights, masks and data order."""
 
     @model_validator(mode="after")
     def _rules(self) -> RunConfig:
@@ -54,23 +65,24 @@ class RunConfig(Section):
         return self
 
     def _problems(self) -> list[str]:
-        """One line for every rule between sections that is broken; subclasses put theirs before these."""
-        batch, (least, most) = self.optim.batch_size, self.scaling.workers
-        if most > batch:
-            return [f"scaling.workers={most} must not be above optim.batch_size={batch}: every worker takes a sample"]
-        if least == most and batch % most:
-            return [f"optim.batch_size={batch} must be a multiple of scaling.workers={most}: workers share it evenly"]
+        """One line per broken rule between sections; subclasses prepend their own."""
+        batch, (low, high) = self.optim.batch_size, self.scaling.workers
+        if high > batch:
+            return [f"scaling.workers={high} must not be above optim.batch_size={batch}: every worker needs a sample"]
+        if low == high and batch % high:
+            return [f"optim.batch_size={batch} must be a multiple of scaling.workers={high}: workers share it evenly"]
         return []
 
     @property
     def clips_per_step(self) -> int:
+        """Clips per optimiser step over all workers."""
         return self.optim.batch_size * self.data.repeats
 
     def digest(self) -> str:
-        """sha256 of what decides the result: not where it is kept, how it is watched, or what it is called."""
-        watched = {"storage", "name", "tracking", "checkpoint", "scaling", "probe"}
-        decides = self.model_dump(mode="json", exclude=watched)
-        for means in READING_MEANS:
-            del decides["data"][means]
-        decides["precision"] = self.scaling.precision
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the fields that determine the result; storage, name, tracking and scaling do not."""
+        excluded = {"storage", "name", "tracking", "checkpoint", "scaling", "probe"}
+        values = self.model_dump(mode="json", exclude=excluded)
+        for field in READER_FIELDS:
+            del values["data"][field]
+        values["precision"] = self.scaling.precision
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What trains nothing and yet may run as a job: weights in, weights out, data made fast to read."""
+"""Configs of tasks that run as jobs without training: import, export and data preparation."""
 
 from __future__ import annotations
 
@@ -8,67 +8,75 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from amd.config.sections import ENCODER_SIZES, DataConfig, FrameSize, Interpolation, Positions, Section
+from amd.config.sections import ENCODER_SIZES, FrameSize, Positions, Section
+from amd.config.training_sections import DataConfig, Interpolation
 
 ENCODER_ID = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 ExportFormat = Literal["timm", "huggingface", "official", "onnx", "torch-export"]
 
 
 class TaskConfig(Section):
+    """Base of all task configs."""
+
     storage: str | None = None
-    """Root of encoder ids, any fsspec URL; none: AMD_STORAGE, else the user's data folder."""
+    """Storage root of published encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
 
     @property
     def cpus(self) -> float:
-        """That it keeps busy."""
+        """CPUs the task reserves."""
         return 1.0
 
 
 def encoder_id(weights: str) -> str:
-    """The name that weights are published under where nobody gives one: that of their file."""
+    """Default id of imported weights, derived from their file name."""
     name = PurePosixPath(weights.removeprefix("timm:").rstrip("/")).name
     stem = re.sub(r"\.(pth|pt|bin|safetensors|tar)$", "", name)
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-._")[:200] or "imported"
 
 
-def _of_weights(values: dict[str, Any]) -> str:
+def _default_id(values: dict[str, Any]) -> str:
     return encoder_id(values.get("weights", ""))
 
 
 class ForeignWeights(Section):
-    """Weights from outside, and what the user says of them; none: read off them, or guessed."""
+    """Weights trained elsewhere, with facts that the files do not contain; what is not given is inferred or guessed."""
 
     weights: str = Field(min_length=1)
-    """A file, folder or URL of any known layout, or timm:NAME."""
-    id: str = Field(default_factory=_of_weights, max_length=200)
-    """The encoder's; by default the name of the file."""
+    """Weights to import: a file, folder or URL of any known layout, or timm:NAME."""
+    id: str = Field(default_factory=_default_id, max_length=200)
+    """Id of the published encoder. Default: the name of the weights' file."""
     size: str | None = None
-    """One of S, B, L, H, demo-student, demo-teacher; none: read off the shapes."""
+    """Name of a standard encoder: S, B, L, H, demo-student or demo-teacher. Default: inferred from the weights."""
     heads: int | None = Field(None, ge=1)
-    """No tensor tells; guessed as width / 64."""
+    """Attention heads per block, which no tensor shape reveals. Default: width / 64."""
     frames: int | None = Field(None, ge=1, le=1024)
+    """Frames per clip; 1 for images. Default: inferred or guessed."""
     image_size: FrameSize | None = None
-    """Height and width in pixels; a single number means a square."""
+    """Height and width of a frame in pixels; a single number means a square. Default: inferred or guessed."""
     patch: int | None = Field(None, ge=1)
-    """Side of a token in pixels."""
+    """Height and width of a token in pixels. Default: inferred from the patch embedding."""
     tubelet: int | None = Field(None, ge=1)
-    """Frames per token."""
+    """Frames per token. Default: inferred from the patch embedding."""
     sampling_rate_frames: int | None = Field(None, ge=1)
-    """Every n-th frame of the source goes into a clip."""
+    """Distance between two frames of a clip, in frames of the source video."""
     positions: Positions | None = None
+    """Position embedding that the weights were trained with."""
     mean: tuple[float, float, float] | None = None
-    """Of pixels in [0, 1]."""
+    """Mean of the R, G and B values in [0, 1], subtracted from the pixels."""
     std: tuple[float, float, float] | None = None
+    """Standard deviation of the R, G and B values in [0, 1]; pixels are divided by it."""
     interpolation: Interpolation | None = None
+    """Interpolation used to resize frames."""
     license: str | None = Field(None, max_length=100)
-    """What the weights hand down, such as CC-BY-NC-4.0."""
+    """Licence of the weights, such as CC-BY-NC-4.0."""
 
     @field_validator("id")
     @classmethod
     def _name(cls, value: str) -> str:
         if not re.fullmatch(ENCODER_ID, value):
             raise ValueError(
-                f"id={value}: letters, digits, dots, dashes and underscores, beginning with a letter or digit"
+                f"id={value} must consist of letters, digits, dots, dashes and underscores "
+                "and start with a letter or digit"
             )
         return value
 
@@ -76,46 +84,52 @@ class ForeignWeights(Section):
     @classmethod
     def _known(cls, value: str | None) -> str | None:
         if value is not None and value not in ENCODER_SIZES:
-            raise ValueError(f"size={value} is not one of {', '.join(ENCODER_SIZES)}; leave it out to have it read off")
+            raise ValueError(
+                f"size={value} is not one of {', '.join(ENCODER_SIZES)}; leave it out to infer it from the weights"
+            )
         return value
 
 
 class ImportConfig(ForeignWeights, TaskConfig):
-    """Foreign weights to publish as an encoder."""
+    """Import of foreign weights as a published encoder."""
 
 
 class ExportConfig(TaskConfig):
-    """A published encoder to write in another format."""
+    """Export of a published encoder in another format."""
 
     encoder: str = Field(min_length=1)
-    """A published encoder: id, folder or URL."""
+    """Published encoder: its id, folder or URL."""
     format: ExportFormat = "huggingface"
+    """Format to export to."""
     output: str | None = None
-    """A folder or URL that what is written goes into. A job's is its own, `<storage>/jobs/<job>/output`."""
+    """Folder or URL for the exported files; required outside jobs, which write to `<storage>/jobs/<job>/output`."""
 
 
 class PrepareConfig(TaskConfig):
-    """A raw collection to turn into what trains fast: scaled down, small GOP, tar shards with an index."""
+    """Preparation of a data set for fast reading: smaller frames, short GOPs, tar shards with an index."""
 
     data: DataConfig
+    """Data set to prepare."""
     output: str | None = None
-    """A folder or URL for the shards. A job's is its own, `<storage>/jobs/<job>/output`."""
+    """Folder or URL for the shards; required outside jobs, which write to `<storage>/jobs/<job>/output`."""
     short_side: int = Field(320, ge=16)
-    """Shorter side in pixels; smaller ones stay."""
+    """Short side of the prepared frames, in pixels; smaller frames keep their size."""
     gop: int = Field(12, ge=1)
-    """Frames between key frames of a video."""
+    """Frames between two key frames of a video."""
     crf: int = Field(23, ge=0, le=51)
-    """H.264's constant rate factor: higher is smaller and worse."""
+    """Constant rate factor of H.264; higher values give smaller files of lower quality."""
     frame_rate: float | None = Field(None, gt=0)
-    """Frames a second; none: the source's."""
+    """Frame rate of the prepared videos, in frames per second. Default: that of the source."""
     quality: int = Field(90, ge=1, le=100)
-    """Of JPEG."""
+    """JPEG quality of images."""
     shard_mib: int = Field(128, ge=1)
+    """Size of a shard, in MiB."""
     workers: int = Field(2, ge=1)
     """Processes that decode and encode."""
     limit: int | None = Field(None, ge=1)
-    """The first samples only."""
+    """Number of samples to prepare, from the start of the data set. Default: all."""
     sample_timeout_s: float = Field(600.0, gt=0)
+    """Seconds allowed to decode and encode one sample."""
 
     @property
     def cpus(self) -> float:

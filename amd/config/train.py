@@ -1,4 +1,4 @@
-"""A whole pre-training run, and the rules between its sections."""
+"""Config of a pre-training run, and the rules between its sections."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from amd.config.sections import POSITION_PARTS, MaskConfig, ObjectiveConfig, Stu
 
 
 class TrainConfig(RunConfig):
-    """One pre-training run, complete."""
+    """Complete config of a pre-training run."""
 
     student: StudentConfig = StudentConfig()
+    """Networks that are trained."""
     teacher: TeacherConfig | None = None
+    """Frozen teacher; required with objective.kind=amd, not allowed with mae."""
     mask: MaskConfig = MaskConfig()
+    """Asymmetric masking."""
     objective: ObjectiveConfig = ObjectiveConfig()
+    """Training objective."""
     probe: RunProbeConfig | None = None
-    """Probe the encoder every few epochs on labelled data, in a process of its own; none: not."""
+    """Probes of the encoder every few epochs on labelled data, in a separate process. Default: no probes."""
 
     def _problems(self) -> list[str]:
         return [*self._teacher_problems(), *self._mask_problems(), *super()._problems()]
@@ -25,12 +29,16 @@ class TrainConfig(RunConfig):
         if objective.kind == "mae":
             if teacher is not None:
                 return ["teacher: objective.kind=mae has no teacher; set teacher=null or objective.kind=amd"]
-            return [] if objective.weights.reconstruction else ["objective.weights.reconstruction=0 leaves no loss"]
+            return (
+                []
+                if objective.weights.reconstruction
+                else ["objective.weights.reconstruction=0 leaves no loss with objective.kind=mae; raise it above 0"]
+            )
         if teacher is None:
-            return ["teacher: objective.kind=amd needs one; give teacher.weights or teacher.preset"]
+            return ["teacher: objective.kind=amd needs one; set teacher.weights or teacher.preset"]
         problems = []
         if not objective.layers:
-            problems.append("objective.layers: objective.kind=amd aligns at least one layer pair")
+            problems.append("objective.layers: objective.kind=amd needs at least one layer pair; add one")
         students = [pair.student for pair in objective.layers]
         if len(set(students)) < len(students):
             problems.append(
@@ -44,7 +52,7 @@ class TrainConfig(RunConfig):
                 if block > depth:
                     where = "student.encoder.depth" if role == "student" else "teacher.encoder.depth"
                     problems.append(
-                        f"objective.layers.{i}.{role}={block} is out of range: blocks count from 1 to {where}={depth}"
+                        f"objective.layers.{i}.{role}={block} is out of range: blocks are numbered 1 to {where}={depth}"
                     )
         if not objective.weights.reconstruction and self.student.encoder.depth not in students:
             problems.append(
@@ -56,7 +64,7 @@ class TrainConfig(RunConfig):
         if not (weights.direct or (weights.generation and self.has_generation)):
             problems.append(
                 "objective.weights: nothing is aligned with the teacher; raise direct, or generation with "
-                "mask.teacher_ratio below mask.student_ratio (or take objective.kind=mae)"
+                "mask.teacher_ratio below mask.student_ratio (or set objective.kind=mae)"
             )
         return problems
 
@@ -81,7 +89,9 @@ class TrainConfig(RunConfig):
         mask, problems = self.mask, []
         cells, student, teacher = self.cells, self.student_hidden_cells, self.teacher_hidden_cells
         if student == 0:
-            problems.append(f"mask.student_ratio={mask.student_ratio} hides none of {cells} cells: nothing to rebuild")
+            problems.append(
+                f"mask.student_ratio={mask.student_ratio} hides none of {cells} cells: nothing to reconstruct"
+            )
         if student == cells:
             problems.append(f"mask.student_ratio={mask.student_ratio} hides all of {cells} cells from the student")
         if self.objective.kind == "amd" and student == teacher and mask.student_ratio != mask.teacher_ratio:
@@ -100,21 +110,23 @@ class TrainConfig(RunConfig):
 
     @property
     def cells(self) -> int:
-        """How many cells the masking strategy chooses among: tube hides columns of tokens, random single tokens."""
+        """Number of cells that the masking strategy samples from: one per token (random) or per tube (tube)."""
         grid = self.clip.grid
         return grid.per_frame if self.mask.strategy == "tube" else grid.tokens
 
     @property
     def student_hidden_cells(self) -> int:
+        """Number of cells hidden from the student."""
         return self.mask.hidden_cells(self.mask.student_ratio, self.cells)
 
     @property
     def teacher_hidden_cells(self) -> int:
+        """Number of cells hidden from the teacher."""
         return self.mask.hidden_cells(self.mask.teacher_ratio, self.cells)
 
     @property
     def has_generation(self) -> bool:
-        """Generation alignment exists where some tokens are seen by the teacher only and its weight is not 0."""
+        """Whether generation alignment applies: some tokens are teacher-only, and its weight is above 0."""
         return (
             self.objective.kind == "amd"
             and self.teacher_hidden_cells < self.student_hidden_cells
@@ -123,9 +135,11 @@ class TrainConfig(RunConfig):
 
     @property
     def generator_width(self) -> int:
+        """Embedding dimension of the generators, with its default resolved."""
         assert self.teacher is not None, "generators exist only beside a teacher"
         return self.student.generator.width or self.teacher.encoder.width
 
     @property
     def generator_heads(self) -> int:
+        """Attention heads per generator block, with the default resolved."""
         return self.student.generator.heads or max(1, self.generator_width // 64)

@@ -1,5 +1,4 @@
-"""Data: what the samples are (records, manifest, lists, shards), how they are read (readers, video, images, isolation,
-cache), how they become batches (sampling, transforms, loader), and how a raw collection is prepared (prepare).
+"""Data pipeline: manifests of records, isolated decoding, batches of clips, and preparation of raw collections.
 
-Readers never replace a sample: a bad one is named, with its reason, and whoever asked decides.
+Readers never replace a sample: an unreadable one raises `BadSample` with the reason, and the caller decides.
 """

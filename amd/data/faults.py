@@ -1,6 +1,6 @@
-"""What is wrong with samples, and when it is too much. Pure.
+"""Unreadable samples and the limit on their number. Performs no I/O.
 
-A bad sample is counted, named and passed over; never replaced in silence.
+An unreadable sample is counted, reported and skipped, never replaced silently.
 """
 
 from __future__ import annotations
@@ -9,35 +9,35 @@ from collections.abc import Iterable, Iterator
 from typing import TypedDict
 
 
-class Bad(TypedDict):
-    """A sample that could not be read."""
+class UnreadableSample(TypedDict):
+    """A sample that could not be read, with the reason."""
 
-    record: int  # its number in the manifest
+    record: int  # index in the manifest
     location: str
     reason: str
 
 
 class DataFault(Exception):
-    """Too many samples cannot be read. The message says which, why, and what to do."""
+    """Too many samples cannot be read. The message lists them with reasons and the remedy."""
 
 
 class LoaderCrash(RuntimeError):
-    """A reading process ended by itself: killed, out of memory, or crashed. Not the fault of any one sample."""
+    """A loader process was killed, ran out of memory or crashed. Not caused by a particular sample."""
 
 
 class BadSampleLedger:
-    """The bad samples of a run, each once however often it was met.
+    """Unreadable samples of a run, each recorded once.
 
-    Ranks see different samples: they put theirs together (`add` of what the others met) before they ask `over`, so that
-    all stop at the same step. A run taken up again starts from the lines it wrote before.
+    Ranks read different samples: they exchange theirs (`add`) before checking `exceeds`, so that all ranks stop at the
+    same step. A resumed run starts from the samples it recorded before.
     """
 
-    def __init__(self, known: Iterable[Bad] = ()) -> None:
-        self._bad: dict[int, Bad] = {}
+    def __init__(self, known: Iterable[UnreadableSample] = ()) -> None:
+        self._bad: dict[int, UnreadableSample] = {}
         self.add(known)
 
-    def add(self, bad: Iterable[Bad]) -> list[Bad]:
-        """Take them in; returns those not known before, in order."""
+    def add(self, bad: Iterable[UnreadableSample]) -> list[UnreadableSample]:
+        """Record samples; returns the new ones in order."""
         new = []
         for sample in bad:
             if sample["record"] not in self._bad:
@@ -48,19 +48,19 @@ class BadSampleLedger:
     def __len__(self) -> int:
         return len(self._bad)
 
-    def __iter__(self) -> Iterator[Bad]:
+    def __iter__(self) -> Iterator[UnreadableSample]:
         return iter(self._bad.values())
 
-    def over(self, limit_fraction: float, total: int) -> bool:
-        """Whether more than this fraction of `total` records is bad."""
+    def exceeds(self, limit_fraction: float, total: int) -> bool:
+        """Whether more than `limit_fraction` of `total` records are unreadable."""
         return len(self) > limit_fraction * total
 
     def fault(self, limit_fraction: float, total: int, shown: int = 20) -> DataFault:
-        """What to raise once it is over: the numbers, the list (its first lines), the remedy."""
+        """The error to raise when the limit is exceeded: the counts, the first `shown` samples and the remedy."""
         lines = [f"  {bad['location']}: {bad['reason']}" for bad in list(self)[:shown]]
         if len(self) > shown:
-            lines.append(f"  and {len(self) - shown} more")
+            lines.append(f"  … and {len(self) - shown} more")
         return DataFault(
             f"{len(self)} of {total} samples cannot be read, more than data.max_bad_fraction={limit_fraction} allows: "
-            "mend them, take them out of the list, or raise the limit\n" + "\n".join(lines)
+            "fix them, remove them from the list, or raise the limit\n" + "\n".join(lines)
         )

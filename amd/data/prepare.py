@@ -1,8 +1,8 @@
-"""Turn a raw collection into what trains fast: small pictures, short GOPs, tar shards with an index.
+"""Prepare a raw collection for fast training: small pictures, short GOPs, indexed tar shards.
 
-Resumable: the records of a shard are fixed by the plan, which is written first; a shard exists once its index does,
-which is written last. Started again, what is there is kept and the rest gives the same bytes. Each worker is a thread
-that drives one decoding process (isolation.py), so neither a broken file nor a hung decoder stops the others.
+Resumable: the plan, written first, fixes the records of each shard; the index, written last, marks a shard as complete.
+A restart keeps complete shards and produces the same bytes for the rest. Each worker is a thread that drives one
+decoding process (isolation.py), so neither a broken file nor a hung decoder stops the others.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from amd.data.decoding.reader import BadSample, SampleReader
 from amd.storage import exists, join, read_json, remove_leftovers, write_bytes, write_json
 
 PLAN, REPORT = "prepare.json", "report.json"
-TRIAL = 8  # samples transcoded to estimate how many fill a shard
+TRIAL_SAMPLES = 8  # samples transcoded to estimate the samples per shard
 log = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
-    """This shard was left unfinished because another failed or the run was interrupted."""
+class ShardCancelled(Exception):
+    """The shard is unfinished because another one failed or the run was interrupted."""
 
 
 class PrepareReport(BaseModel):
-    """What was made; also report.json beside the shards."""
+    """Result of a preparation; also written to report.json next to the shards."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -43,20 +43,20 @@ class PrepareReport(BaseModel):
     samples: int = 0
     shards: int = 0
     shards_kept: int = 0
-    """Of these, found finished from an earlier start."""
+    """Number of shards already complete from an earlier run."""
     bytes_written: int = 0
     frames: int = 0
     seconds: float = 0.0
     bad: list[dict[str, Any]] = Field(default_factory=list)
-    """record, location, reason of each sample left out."""
+    """Record, location and reason of each skipped sample."""
 
     def __str__(self) -> str:
-        size, named = f"{self.bytes_written / 2**20:.1f} MiB", "samples could not be read and are left out:"
+        size = f"{self.bytes_written / 2**20:.1f} MiB"
         lines = [f"{self.samples} samples in {self.shards} shards, {size}, {self.seconds:.0f} s: {self.url}"]
         if self.shards_kept:
-            lines.append(f"{self.shards_kept} shards were there already")
+            lines.append(f"{self.shards_kept} shards were already complete")
         if self.bad:
-            lines.append(f"{len(self.bad)} {named}")
+            lines.append(f"{len(self.bad)} samples could not be read and were skipped:")
             lines += capped([f"  {bad['location']} {bad['reason']}" for bad in self.bad])
         return "\n".join(lines)
 
@@ -76,18 +76,18 @@ def prepare(
     sample_timeout_s: float = 600.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> PrepareReport:
-    """Write `data` to tar shards below `output_url`; `limit` takes the first samples only.
+    """Write `data` to tar shards under `output_url`; `limit` takes only the first samples.
 
-    `progress(done, total)` is called after each shard, in samples. Raises ManifestError: the data cannot be read, the
-    output holds another preparation, or samples are frame folders (they are small files already).
+    `progress(done, total)` is called after each shard and counts samples. Raises ManifestError if the data cannot be
+    read, the output belongs to another preparation, or the samples are frame folders (already small files).
     """
     started = time.monotonic()
     manifest = open_manifest(data)
     if manifest.frames is not None:
-        raise ManifestError(["prepare reads images and videos, not frame folders; encode those to videos first"])
+        raise ManifestError(["prepare takes images and videos, not frame folders; encode the folders to videos first"])
     count = len(manifest) if limit is None else min(limit, len(manifest))
     settings = {"short_side": short_side, "gop": gop, "crf": crf, "frame_rate": frame_rate, "quality": quality}
-    job = _Job(data, manifest, output_url.rstrip("/"), settings, sample_timeout_s)
+    job = _PrepareJob(data, manifest, output_url.rstrip("/"), settings, sample_timeout_s)
     plan = job.plan(count, shard_mib)
     shards = -(-count // plan["samples_per_shard"])
     report = PrepareReport(url=job.output, shards=shards)
@@ -97,11 +97,11 @@ def prepare(
             task.add_done_callback(lambda _: progress and progress(_done(tasks, plan, count), count))
         try:
             wait(tasks, return_when=FIRST_EXCEPTION)
-        finally:  # Ctrl-C, or a shard that failed: the others end after their sample
+        finally:  # on Ctrl-C or a failed shard, the others stop after their current sample
             if not all(task.done() for task in tasks):
                 job.stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
-    for task in sorted(tasks, key=_why_stopped):
+    for task in sorted(tasks, key=_was_stopped):
         facts, kept = task.result()
         report.samples += facts["samples"]
         report.bytes_written += facts["size"]
@@ -114,9 +114,9 @@ def prepare(
     return report
 
 
-def _why_stopped(task: Future[Any]) -> bool:
-    """Sorts the task that failed by itself before those that were stopped for it."""
-    return task.cancelled() or isinstance(task.exception(), Stopped)
+def _was_stopped(task: Future[Any]) -> bool:
+    """Sort key that puts the task that failed before those cancelled because of it."""
+    return task.cancelled() or isinstance(task.exception(), ShardCancelled)
 
 
 def _samples_per_shard(mib: int, mean_bytes: float) -> int:
@@ -129,7 +129,7 @@ def _done(tasks: list[Future[Any]], plan: dict[str, Any], count: int) -> int:
 
 
 @dataclass
-class _Job:
+class _PrepareJob:
     data: DataConfig
     manifest: Manifest
     output: str
@@ -138,33 +138,33 @@ class _Job:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def plan(self, count: int, shard_mib: int) -> dict[str, Any]:
-        """The plan that is there, if it is of the same data and settings; else a new one, written before any shard."""
-        wanted = {"data": self.manifest.digest(), "samples": count, "shard_mib": shard_mib, **self.settings}
+        """The existing plan if it has the same data and settings, else a new one, written before any shard."""
+        expected = {"data": self.manifest.digest(), "samples": count, "shard_mib": shard_mib, **self.settings}
         url = join(self.output, PLAN)
         if exists(url):
             found: dict[str, Any] = read_json(url)
             changed = [
                 f"{key} was {found.get(key)!r}, is {value!r}"
-                for key, value in wanted.items()
+                for key, value in expected.items()
                 if found.get(key) != value
             ]
             if changed:
                 raise ManifestError(
-                    [f"{self.output} holds another preparation ({'; '.join(changed)}); choose an empty folder"]
+                    [f"{self.output} belongs to another preparation ({'; '.join(changed)}); choose an empty folder"]
                 )
             return found
         mean = self._mean_size(count)
         samples = _samples_per_shard(shard_mib, mean)
-        plan = {**wanted, "classes": self.manifest.classes, "samples_per_shard": samples}
+        plan = {**expected, "classes": self.manifest.classes, "samples_per_shard": samples}
         write_json(url, plan)
         return plan
 
     def _mean_size(self, count: int) -> float:
-        """Of some samples spread over the data, transcoded."""
+        """Mean transcoded size in bytes of a few samples spread over the data."""
         sizes = []
         with closing(SampleReader(self.data)) as reader:
-            for trial in range(min(TRIAL, count)):
-                record = self.manifest[trial * count // min(TRIAL, count)]
+            for trial in range(min(TRIAL_SAMPLES, count)):
+                record = self.manifest[trial * count // min(TRIAL_SAMPLES, count)]
                 try:
                     sizes.append(len(reader.transcode(record, self.settings, self.limit_s)[0]) + 2048)
                 except BadSample as error:
@@ -172,7 +172,7 @@ class _Job:
         return sum(sizes) / len(sizes) if sizes else 2.0**20
 
     def shard(self, number: int, samples: int, count: int) -> tuple[dict[str, Any], bool]:
-        """Make one shard unless its index is there; its facts, and whether it was."""
+        """Write one shard unless its index exists; returns its facts and whether it existed."""
         url = shard_url(self.output, number)
         if exists(url + INDEX_SUFFIX):
             return read_json(url + INDEX_SUFFIX)["facts"], True
@@ -180,13 +180,13 @@ class _Job:
         with closing(SampleReader(self.data)) as reader:
             for i in range(number * samples, min(count, (number + 1) * samples)):
                 if self.stop.is_set():
-                    raise Stopped
+                    raise ShardCancelled
                 record = self.manifest[i]
                 try:
                     content, suffix, facts = reader.transcode(record, self.settings, self.limit_s)
                 except BadSample as error:
                     bad.append({"record": i, "location": record.name, "reason": error.reason})
-                    log.warning("left out: %s", error)
+                    log.warning("skipped: %s", error)
                     continue
                 writer.add(f"{i:09d}", suffix, content, record.label)
                 frames += facts["frames"]

@@ -1,7 +1,7 @@
-"""Look a data set over before GPU time is spent: `amd validate`. Errors say file:line, the rule and the remedy.
+"""Validate a data set before GPU time is spent (`amd validate`). Errors give file:line, the rule and the remedy.
 
-Lines are checked by opening the manifest; here it is asked whether files exist, what repeats, and whether some samples
-can be read. Knows nothing of training.
+Opening the manifest checks the lines; this module checks that files exist, finds duplicates and decodes a few samples.
+Independent of training.
 """
 
 from __future__ import annotations
@@ -22,54 +22,54 @@ from amd.data.dataset.record import BadSample, Record
 from amd.data.decoding.reader import SampleReader
 from amd.storage import StorageError, filesystem, is_remote, join
 
-ALL_UP_TO = 20_000  # records of which every file is looked for; of larger sets, a sample
+ALL_UP_TO = 20_000  # records up to which every file is checked; larger sets are sampled
 ALL_REMOTE_UP_TO = 1_000
 READ = 16
-_ASK_AT_ONCE = 16
+_CONCURRENT_CHECKS = 16
 
 
 class DataReport(BaseModel):
-    """What a data set is, and what about it deserves a look."""
+    """Summary of a data set, with warnings."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     url: str
     samples: int
     kinds: dict[str, int]
-    """Samples by kind; of a sample of the records in large sets."""
+    """Number of checked samples by kind."""
     labelled: int
     classes: int
-    """Different labels."""
+    """Number of distinct labels."""
     digest: str
     looked_for: int
-    """Records whose files were looked for."""
+    """Number of records whose files were checked to exist."""
     read: int
-    """Samples that were read and decoded."""
+    """Number of samples that were decoded."""
     warnings: list[str] = Field(default_factory=list)
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {count}" for kind, count in self.kinds.items())
         lines = [
-            f"{self.url}: {self.samples} samples ({kinds}), {self.labelled} with a label of {self.classes} classes",
-            f"files looked for: {self.looked_for}; samples read: {self.read}; digest {self.digest[:16]}",
+            f"{self.url}: {self.samples} samples ({kinds}), {self.labelled} labelled with {self.classes} classes",
+            f"files checked: {self.looked_for}; samples decoded: {self.read}; digest {self.digest[:16]}",
         ]
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
 def validate_data(data: DataConfig, *, read: int = READ) -> DataReport:
-    """Check data.train; reads `read` samples for a trial. Raises ManifestError with every error found."""
+    """Check data.train and decode `read` of its samples. Raises ManifestError listing every error found."""
     manifest = open_manifest(data)
     draws = random.Random(0)
-    numbers = _choose(len(manifest), ALL_REMOTE_UP_TO if is_remote(manifest[0].location) else ALL_UP_TO, draws)
+    numbers = _sample_indices(len(manifest), ALL_REMOTE_UP_TO if is_remote(manifest[0].location) else ALL_UP_TO, draws)
     missing = _missing(manifest, numbers, data)
     if missing:
-        asked = f" (of {len(numbers)} looked for)" if len(numbers) < len(manifest) else ""
-        problems = capped(_named(data, manifest, missing[:MAX_PROBLEMS]), len(missing))
-        raise ManifestError([f"data.train: {len(missing)} files do not exist{asked}", *problems])
-    tried = _choose(len(manifest), read, draws)
-    bad = _read(data, [manifest[i] for i in tried])
+        scope = f" (of {len(numbers)} checked)" if len(numbers) < len(manifest) else ""
+        problems = capped(_missing_messages(data, manifest, missing[:MAX_PROBLEMS]), len(missing))
+        raise ManifestError([f"data.train: {len(missing)} files do not exist{scope}", *problems])
+    tried = _sample_indices(len(manifest), read, draws)
+    bad = _unreadable(data, [manifest[i] for i in tried])
     if bad and len(bad) == len(tried):
-        raise ManifestError([f"data.train: none of {len(tried)} samples tried can be read", *capped(bad)])
+        raise ManifestError([f"data.train: none of the {len(tried)} samples tried can be read", *capped(bad)])
     labels = manifest.labels
     known = labels[labels != NO_LABEL]
     kinds: dict[str, int] = {}
@@ -85,16 +85,21 @@ def validate_data(data: DataConfig, *, read: int = READ) -> DataReport:
         digest=manifest.digest(),
         looked_for=len(numbers),
         read=len(tried),
-        warnings=[*manifest.notes, *_label_warnings(manifest), *_repeats(data, manifest), *(f"bad: {b}" for b in bad)],
+        warnings=[
+            *manifest.notes,
+            *_label_warnings(manifest),
+            *_duplicate_warnings(data, manifest),
+            *(f"bad: {b}" for b in bad),
+        ],
     )
 
 
-def _choose(count: int, most: int, draws: random.Random) -> list[int]:
+def _sample_indices(count: int, most: int, draws: random.Random) -> list[int]:
     return list(range(count)) if count <= most else sorted(draws.sample(range(count), most))
 
 
 def _missing(manifest: Manifest, numbers: Sequence[int], data: DataConfig) -> list[int]:
-    """Records without a file; frame folders are asked for their first and last frame. Shards were opened already."""
+    """Records whose file does not exist; a frame folder needs its first and last frame. Shards were opened already."""
     if manifest.shards is not None:
         return []
 
@@ -107,8 +112,8 @@ def _missing(manifest: Manifest, numbers: Sequence[int], data: DataConfig) -> li
 
     if not is_remote(manifest[0].location):
         return [i for i in numbers if not exists(i)]
-    with ThreadPoolExecutor(_ASK_AT_ONCE) as pool:
-        return [i for i, there in zip(numbers, pool.map(exists, numbers), strict=True) if not there]
+    with ThreadPoolExecutor(_CONCURRENT_CHECKS) as pool:
+        return [i for i, found in zip(numbers, pool.map(exists, numbers), strict=True) if not found]
 
 
 def _exists(url: str) -> bool:
@@ -119,26 +124,26 @@ def _exists(url: str) -> bool:
         return False
 
 
-def _named(data: DataConfig, manifest: Manifest, records: Sequence[int]) -> list[str]:
-    """`list:line: file …` for records of a list, the file alone for others."""
+def _missing_messages(data: DataConfig, manifest: Manifest, records: Sequence[int]) -> list[str]:
+    """Messages for missing files: `list:line: file …` for records of a list, else the file alone."""
     url = list_url(data, manifest)
     lines = line_numbers(text_blocks(url), records) if url else {}
-    named = []
+    messages = []
     for i in records:
         record = manifest[i]
-        what = record.location
+        target = record.location
         if record.kind == "frames":
             first, last = (data.frame_name.format(n) for n in (1, record.frames or 1))
-            what = f"{record.location}/{first} or {last}"
+            target = f"{record.location}/{first} or {last}"
         where = f"{url}:{lines[i]}: " if url else ""
         fields = "total_frames, data.frame_name or data.root" if record.kind == "frames" else "or data.root"
-        remedy = f"; mend the line, {fields}" if record.kind == "frames" else f"; mend the line {fields}"
-        named.append(f"{where}{what} does not exist{remedy if url else ''}")
-    return named
+        remedy = f"; fix the line, {fields}" if record.kind == "frames" else f"; fix the line {fields}"
+        messages.append(f"{where}{target} does not exist{remedy if url else ''}")
+    return messages
 
 
-def _read(data: DataConfig, records: Sequence[Record]) -> list[str]:
-    """Why samples cannot be read, one line each."""
+def _unreadable(data: DataConfig, records: Sequence[Record]) -> list[str]:
+    """One message for each of these records that cannot be decoded."""
     bad = []
     with closing(SampleReader(data)) as reader:
         for record in records:
@@ -157,12 +162,14 @@ def _label_warnings(manifest: Manifest) -> list[str]:
         warnings.append(f"{without} of {len(labels)} samples have no label")
     known = np.unique(labels[labels != NO_LABEL])
     if len(known) and known[-1] >= len(known):
-        warnings.append(f"labels go up to {known[-1]}, but only {len(known)} are used: classes may be missing")
+        warnings.append(
+            f"labels go up to {known[-1]}, but only {len(known)} distinct labels occur: classes may be missing"
+        )
     return warnings
 
 
-def _repeats(data: DataConfig, manifest: Manifest) -> list[str]:
-    """Files named more than once; told by a hash of 64 bits, so that millions of names fit."""
+def _duplicate_warnings(data: DataConfig, manifest: Manifest) -> list[str]:
+    """Warn about files listed more than once, found by 64-bit hashes so that millions of names fit in memory."""
     if manifest.shards is not None:
         return []
     _, first, counts = np.unique(manifest.name_hashes(), return_index=True, return_counts=True)
@@ -172,4 +179,4 @@ def _repeats(data: DataConfig, manifest: Manifest) -> list[str]:
     example = int(first[repeated[0]])
     url = list_url(data, manifest)
     where = f" ({url}:{line_numbers(text_blocks(url), [example])[example]})" if url else ""
-    return [f"{len(repeated)} files are named more than once, for example {manifest[example].name}{where}"]
+    return [f"{len(repeated)} files are listed more than once, for example {manifest[example].name}{where}"]

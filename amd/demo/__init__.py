@@ -1,4 +1,4 @@
-"""`amd demo`: from nothing to a table that says what distillation is worth, on a laptop."""
+"""`amd demo`: train a teacher and its students on a laptop and tabulate what distillation adds."""
 
 from amd.demo.report import DemoReport, markdown
 from amd.demo.run import DemoFailed, run_demo

@@ -1,4 +1,7 @@
-"""What the demo compares: one config for each arm, all of one seed alike but for what the arm is about. Torch-free."""
+"""The arms that the demo compares: one config each; within a seed they differ only in what the arm tests.
+
+Independent of torch.
+"""
 
 from __future__ import annotations
 
@@ -35,56 +38,56 @@ TITLES = {
 }
 
 
-class Plan(NamedTuple):
-    """What all arms of one modality and seed have in common."""
+class DemoPlan(NamedTuple):
+    """Settings shared by all arms of one modality and seed."""
 
     modality: Modality
     seed: int
     storage: str
     overrides: dict[str, Any]
-    """Put over every student's config."""
+    """Overrides of every student's config."""
     teacher_overrides: dict[str, Any]
-    """Put over the teacher's."""
+    """Overrides of the teacher's config."""
 
 
-def distilled(plan: Plan, arm: str = "amd", **changes: Any) -> TrainConfig:
-    """The AMD run; its teacher is trained first from the preset, one for every seed."""
+def distilled(plan: DemoPlan, arm: str = "amd", **changes: Any) -> TrainConfig:
+    """The AMD run. Its teacher, one per seed, is trained first from the preset."""
     teacher = {"seed": plan.seed, **plan.teacher_overrides}
     return _config(plan, "amd", arm, {"teacher.overrides": teacher, **changes})
 
 
-def undistilled(plan: Plan, steps: int | None = None) -> TrainConfig:
-    """The same student without a teacher; `steps` for another length, its warm-up a tenth as in the preset."""
-    length = {} if steps is None else {"schedule.steps": steps, "schedule.warmup_steps": steps // 10}
-    return _config(plan, "mae", "mae" if steps is None else f"mae-{steps}", length)
+def undistilled(plan: DemoPlan, steps: int | None = None) -> TrainConfig:
+    """The same student without a teacher. `steps` overrides the length; warm-up is a tenth of it, as in the preset."""
+    schedule = {} if steps is None else {"schedule.steps": steps, "schedule.warmup_steps": steps // 10}
+    return _config(plan, "mae", "mae" if steps is None else f"mae-{steps}", schedule)
 
 
-def symmetric(plan: Plan) -> TrainConfig:
-    """Teacher and student see the same tokens; there is then nothing to generate."""
+def symmetric(plan: DemoPlan) -> TrainConfig:
+    """Teacher and student see the same tokens, so there is no generation alignment."""
     ratio = from_preset(f"demo-{plan.modality.key}-amd").mask.student_ratio
     return distilled(plan, "symmetric", **{"mask.teacher_ratio": ratio})
 
 
-def direct_only(plan: Plan) -> TrainConfig:
-    """The teacher sees more, but the student is only compared where both see."""
+def direct_only(plan: DemoPlan) -> TrainConfig:
+    """The teacher sees more tokens, but only direct alignment is trained."""
     return distilled(plan, "direct", **{"objective.weights.generation": 0.0})
 
 
-def finetuned(plan: Plan, arm: str, weights: str | None, test: str) -> FinetuneConfig:
-    """An arm's encoder, or none, fine-tuned on few labels and scored on `test`."""
+def finetuned(plan: DemoPlan, arm: str, weights: str | None, test: str) -> FinetuneConfig:
+    """Fine-tuning of an arm's encoder (None: random weights) on few labels, scored on `test`."""
     key = plan.modality.key
-    same = {"seed": plan.seed, "storage": plan.storage, "weights": weights, "data.test": test}
-    lengths = {name: value for name, value in plan.overrides.items() if name in FINETUNE_OVERRIDES}
-    config = finetune_config(f"demo-{key}-finetune", None, {**lengths, **same})
+    common = {"seed": plan.seed, "storage": plan.storage, "weights": weights, "data.test": test}
+    shared = {name: value for name, value in plan.overrides.items() if name in FINETUNE_OVERRIDES}
+    config = finetune_config(f"demo-{key}-finetune", None, {**shared, **common})
     return with_overrides(config, {"name": f"demo-{key}-{arm}-s{plan.seed}-finetuned-{config.digest()[:8]}"})
 
 
 FINETUNE_OVERRIDES = ("schedule.steps", "schedule.warmup_steps", "optim.batch_size", "data.loader_workers")
 
 
-def _config(plan: Plan, preset: str, arm: str, changes: dict[str, Any]) -> TrainConfig:
+def _config(plan: DemoPlan, preset: str, arm: str, changes: dict[str, Any]) -> TrainConfig:
     key = plan.modality.key
-    same = {"seed": plan.seed, "storage": plan.storage}
-    config = from_preset(f"demo-{key}-{preset}", {**plan.overrides, **changes, **same})
-    # The digest in the name: after an upgrade that changes a preset, new runs do not meet old ones of the same name.
+    common = {"seed": plan.seed, "storage": plan.storage}
+    config = from_preset(f"demo-{key}-{preset}", {**plan.overrides, **changes, **common})
+    # The digest keeps names apart after an upgrade that changes a preset: runs continue by name.
     return with_overrides(config, {"name": f"demo-{key}-{arm}-s{plan.seed}-{config.digest()[:8]}"})

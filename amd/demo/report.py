@@ -1,4 +1,4 @@
-"""What the demo found, as one table for people, as markdown, and as JSON. Knows nothing of how it was found."""
+"""The demo's results as a rich table, as markdown and as JSON. Independent of training and probing."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-class Row(BaseModel):
-    """One line of the table: what was probed, and its figures, one for each seed."""
+class DemoRow(BaseModel):
+    """One row of the table: an arm and its figures, one per seed."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     key: str
     title: str
     knn: tuple[float, ...] = ()
-    """Top-1 in percent of the nearest-neighbour probe."""
+    """Top-1 of the nearest-neighbour probe, in percent."""
     linear: tuple[float, ...] = ()
-    """Top-1 in percent of the linear probe."""
+    """Top-1 of the linear probe, in percent."""
     finetuned: tuple[float, ...] = ()
-    """Top-1 in percent after fine-tuning the whole encoder on few labels."""
+    """Top-1 after fine-tuning the whole encoder on few labels, in percent."""
     steps: tuple[int, ...] = ()
     seconds: tuple[float, ...] = ()
-    """Training alone, without start-up; a student's does not contain its teacher's."""
+    """Training time without start-up; a student's excludes its teacher's."""
     encoders: tuple[str, ...] = ()
     pictures: tuple[str, ...] = ()
 
 
-class Section(BaseModel):
-    """One modality."""
+class DemoSection(BaseModel):
+    """Rows of one modality."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     key: str
     title: str
     chance: float
-    """Percent that guessing reaches."""
+    """Top-1 of guessing, in percent."""
     samples: int
-    """Held-out samples scored."""
-    rows: tuple[Row, ...]
+    """Number of held-out samples scored."""
+    rows: tuple[DemoRow, ...]
 
-    def row(self, key: str) -> Row:
+    def row(self, key: str) -> DemoRow:
         return next(row for row in self.rows if row.key == key)
 
 
@@ -54,16 +54,16 @@ class DemoReport(BaseModel):
 
     storage: str
     seeds: tuple[int, ...]
-    sections: tuple[Section, ...]
+    sections: tuple[DemoSection, ...]
     embedded: dict[str, str | int | list[float]]
     """One file embedded with the published student: path, encoder, width, first values."""
     served: dict[str, str] | None = None
-    """Where the student answers requests: url, key_file, deployment, encoder."""
+    """Endpoint that serves the student: url, key_file, deployment, encoder."""
     seconds: float
 
 
 def figure(values: Sequence[float], digits: int = 1) -> str:
-    """One value as it is; several as mean ± sample standard deviation."""
+    """Format one value as is, several as mean ± sample standard deviation."""
     if not values:
         return "–"
     if len(values) == 1:
@@ -71,44 +71,44 @@ def figure(values: Sequence[float], digits: int = 1) -> str:
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
 
 
-COLUMNS: dict[str, Callable[[Row], str]] = {
+COLUMNS: dict[str, Callable[[DemoRow], str]] = {
     "": lambda row: row.title,
     "kNN %": lambda row: figure(row.knn),
     "linear %": lambda row: figure(row.linear),
     "fine-tuned %": lambda row: figure(row.finetuned),
-    # of equal lengths nothing is to be averaged
+    # equal lengths are shown without a deviation
     "steps": lambda row: figure(row.steps[:1] if len(set(row.steps)) == 1 else row.steps, 0),
     "seconds": lambda row: figure(row.seconds, 0),
 }
 
 
 def headings(report: DemoReport) -> list[str]:
-    """The columns that have something to show."""
-    tuned = any(row.finetuned for section in report.sections for row in section.rows)
-    return [name for name in COLUMNS if tuned or name != "fine-tuned %"]
+    """Columns with at least one figure."""
+    finetuned = any(row.finetuned for section in report.sections for row in section.rows)
+    return [name for name in COLUMNS if finetuned or name != "fine-tuned %"]
 
 
-def cells(row: Row, names: Sequence[str]) -> list[str]:
+def cells(row: DemoRow, names: Sequence[str]) -> list[str]:
     return [COLUMNS[name](row) for name in names]
 
 
-def heading(section: Section, seeds: int) -> str:
+def heading(section: DemoSection, seeds: int) -> str:
     spread = f", mean ± sd of {seeds} seeds" if seeds > 1 else ""
     return f"{section.title}; {section.samples} held out{spread}"
 
 
-def guessing(section: Section) -> Row:
-    return Row(key="chance", title="guessing", knn=(section.chance,), linear=(section.chance,))
+def guessing(section: DemoSection) -> DemoRow:
+    return DemoRow(key="chance", title="guessing", knn=(section.chance,), linear=(section.chance,))
 
 
 def table(report: DemoReport) -> Table:
-    """All sections in one rich table."""
+    """Render all sections as one rich table."""
     from rich.table import Table
 
-    shown = Table(title="What the frozen features are worth: top-1 on digits no network saw", title_justify="left")
+    shown = Table(title="Top-1 of frozen features on held-out digits", title_justify="left")
     names = headings(report)
     for name in names:
-        shown.add_column(name, justify="right" if name else "left", no_wrap=bool(name))  # figures are never cut
+        shown.add_column(name, justify="right" if name else "left", no_wrap=bool(name))  # never truncate figures
     for number, section in enumerate(report.sections):
         if number:
             shown.add_section()
@@ -119,7 +119,7 @@ def table(report: DemoReport) -> Table:
 
 
 def markdown(report: DemoReport) -> str:
-    """The same as a table for a README."""
+    """Render the same table as markdown, for a README."""
     lines, names = [], headings(report)
     for section in report.sections:
         lines += ["| " + " | ".join((heading(section, len(report.seeds)), *names[1:])) + " |"]

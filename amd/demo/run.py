@@ -1,8 +1,8 @@
-"""The demo's flow: digits, a teacher, the student with and without it, probes on held-out digits, one table, pictures.
+"""The demo: train a teacher and its students on digits, probe them on held-out digits, print a table and pictures.
 
-All parts are those of real runs: files on disk, readers, published encoders. Who brings the runs to their ends is the
-caller's choice (`Runner`): one after the other in this process, or as jobs of a service. A demo that was interrupted
-goes on where it was, since runs continue by name.
+It uses the components of real runs: files on disk, readers, published encoders. The caller chooses how runs are
+executed (`Runner`): one after the other in this process, or as jobs of a service. An interrupted demo resumes, since
+runs continue by name.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from amd.config import ConfigError, FinetuneConfig, TrainConfig, validate
 from amd.data.dataset.demo import ensure_demo
 from amd.data.dataset.open import open_manifest
 from amd.demo import arms
-from amd.demo.arms import TITLES, Modality, Plan
+from amd.demo.arms import TITLES, DemoPlan, Modality
 from amd.demo.images import draw_run
-from amd.demo.report import DemoReport, Section, table
-from amd.demo.scores import Scores
+from amd.demo.report import DemoReport, DemoSection, table
+from amd.demo.scores import DemoScores
 from amd.downstream.embedding.features import embed_file, read_labelled
 from amd.downstream.supervised.classification.run import finetune
 from amd.models.encoder import Encoder
 from amd.storage import resolve_root
-from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import RunResult, run_folder
 from amd.training.runs.launch import train
 
 Runner = Callable[[Sequence[TrainConfig | FinetuneConfig]], list[RunResult]]
-"""Brings runs that do not need each other to their ends, as many side by side as it likes."""
+"""Executes independent runs to completion, possibly in parallel."""
 
 
 class DemoFailed(Exception):
@@ -54,29 +54,29 @@ def run_demo(
     split: str = "test",
     console: Console | None = None,
 ) -> DemoReport:
-    """Train and score everything; prints to `console`, returns the figures.
+    """Train and score all arms, print the table to `console` and return the report.
 
-    `runner`: none for one run after the other in this process, without Ray. `seeds`: how many times over, each with its
-    own teacher. `full`: also what tells the whole truth: the undistilled student given AMD's time, a teacher that sees
-    no more than the student, direct alignment alone. `finetuned`: fine-tune the student on few labels, from AMD, from
-    the undistilled one and from scratch. `overrides` and `teacher_overrides`: dotted keys put over every student's and
-    teacher's config. `split`: what is scored; settings were chosen on `select`.
-    Raises DemoFailed when a run does not succeed, ConfigError for overrides that break a rule.
+    `runner`: executes the runs; by default one after the other in this process, without Ray. `seeds`: number of
+    repetitions, each with its own teacher. `full`: adds the control arms: the undistilled student given the time that
+    AMD takes, a teacher that sees no more than the student, direct alignment alone. `finetuned`: fine-tunes the student
+    on few labels from AMD, from the undistilled student and from scratch. `overrides` and `teacher_overrides`: dotted
+    keys of every student's and teacher's config. `split`: the data scored; settings were tuned on `select`.
+    Raises DemoFailed when a run does not succeed, ConfigError for invalid overrides.
     """
     started = time.monotonic()
     console = console or Console()
     root = resolve_root(storage)
-    wanted = [modality for modality, on in ((arms.IMAGE, image), (arms.VIDEO, video)) if on]
-    if not wanted:
-        raise ConfigError(["the demo has nothing to show without images and without video; leave one of them on"])
-    _greet(console, root, seeds)
+    modalities = [modality for modality, on in ((arms.IMAGE, image), (arms.VIDEO, video)) if on]
+    if not modalities:
+        raise ConfigError(["images and video are both off, so the demo has nothing to train; leave one of them on"])
+    _print_introduction(console, root, seeds)
     demo = _Demo(root, range(seeds), overrides or {}, teacher_overrides or {}, split, console, runner or in_process)
-    for modality in wanted:
+    for modality in modalities:
         demo.prepare(modality)
-    demo.train(demo.first())
-    demo.train([*(demo.finetuned() if finetuned else ()), *(demo.others() if full else ())])
-    sections = tuple(demo.section(modality) for modality in wanted)
-    embedded = demo.embed_one(wanted[-1], sections[-1])
+    demo.train(demo.main_arms())
+    demo.train([*(demo.finetuning_arms() if finetuned else ()), *(demo.control_arms() if full else ())])
+    sections = tuple(demo.section(modality) for modality in modalities)
+    embedded = demo.embed_one(modalities[-1], sections[-1])
     report = DemoReport(
         storage=root,
         seeds=tuple(range(seeds)),
@@ -84,7 +84,7 @@ def run_demo(
         embedded=embedded,
         seconds=time.monotonic() - started,
     )
-    _conclude(console, report)
+    _print_results(console, report)
     return report
 
 
@@ -96,16 +96,16 @@ def in_process(configs: Sequence[TrainConfig | FinetuneConfig]) -> list[RunResul
 
 
 class Arm(NamedTuple):
-    """A run of the demo, and where it belongs."""
+    """A run of the demo with the arm and plan it belongs to."""
 
     key: str
-    plan: Plan
+    plan: DemoPlan
     config: TrainConfig | FinetuneConfig
 
     @property
     def title(self) -> str:
-        what = TITLES[self.key].strip()
-        return f"{what}, fine-tuned" if isinstance(self.config, FinetuneConfig) else what
+        title = TITLES[self.key].strip()
+        return f"{title}, fine-tuned" if isinstance(self.config, FinetuneConfig) else title
 
 
 @dataclass(frozen=True)
@@ -117,68 +117,68 @@ class _Demo:
     split: str
     console: Console
     runner: Runner
-    scores: dict[str, Scores] = field(default_factory=dict)
-    """By modality."""
+    scores: dict[str, DemoScores] = field(default_factory=dict)
+    """Scores by modality."""
 
-    def plan(self, modality: Modality, seed: int) -> Plan:
-        return Plan(modality, seed, self.root, self.overrides, self.teacher_overrides)
+    def plan(self, modality: Modality, seed: int) -> DemoPlan:
+        return DemoPlan(modality, seed, self.root, self.overrides, self.teacher_overrides)
 
-    def plans(self) -> list[Plan]:
+    def plans(self) -> list[DemoPlan]:
         return [self.plan(modality, seed) for seed in self.seeds for modality in self._modalities()]
 
     def _modalities(self) -> Iterator[Modality]:
         return (modality for modality in (arms.IMAGE, arms.VIDEO) if modality.key in self.scores)
 
     def prepare(self, modality: Modality) -> None:
-        """Its data, the probe's samples, and the figures of what needs no training."""
-        self.console.print(f"Writing real handwritten digits as {modality.data} (once) and reading the probe's samples")
+        """Write the data, read the probe's samples and score the arms that need no training."""
+        self.console.print(f"Preparing {modality.data} from handwritten digits (once) and reading the probe samples")
         config = arms.undistilled(self.plan(modality, self.seeds[0]))
         ensure_demo(modality.data, "train")
-        known, asked = (
+        train_clips, test_clips = (
             read_labelled(config.data.model_copy(update={"train": ensure_demo(modality.data, split)}), config.clip)
             for split in ("probe", self.split)
         )
-        scores = self.scores[modality.key] = Scores(known, asked)
+        scores = self.scores[modality.key] = DemoScores(train_clips, test_clips)
         scores.add_pixels()
         grid, values = config.clip.grid, config.clip.token_values
         for seed in self.seeds:
             torch.manual_seed(seed)
             scores.add("random", Encoder(config.student.encoder, grid, values).eval(), config.clip)
 
-    def first(self) -> list[Arm]:
-        """What the demo compares. The longer ones first, so that those side by side end together."""
+    def main_arms(self) -> list[Arm]:
+        """AMD and undistilled students. Longer runs first, so that parallel runs end together."""
         plans = self.plans()
         distilled = [Arm("amd", plan, arms.distilled(plan)) for plan in plans]
         return distilled + [Arm("mae", plan, arms.undistilled(plan)) for plan in plans]
 
-    def finetuned(self) -> Iterator[Arm]:
-        """The first arms and none, fine-tuned; scored on the same held-out samples as all else."""
+    def finetuning_arms(self) -> Iterator[Arm]:
+        """Fine-tuning of the main arms and of random weights, scored on the same held-out samples."""
         for plan in self.plans():
             rows, test = self.scores[plan.modality.key], f"demo:{plan.modality.data}/{self.split}"
             for key in ("random", "mae", "amd"):
                 weights = None if key == "random" else rows.row(key).encoders[plan.seed]
                 yield Arm(key, plan, arms.finetuned(plan, key, weights, test))
 
-    def others(self) -> Iterator[Arm]:
-        """What tells the whole truth of the first arms."""
+    def control_arms(self) -> Iterator[Arm]:
+        """Ablations of the main arms: equal time, equal ratios, direct alignment alone."""
         for plan in self.plans():
             amd, mae = (self.scores[plan.modality.key].row(key) for key in ("amd", "mae"))
-            longer = amd.seconds[plan.seed] / max(mae.seconds[plan.seed], 1e-6)
-            steps = max(1, round(mae.steps[plan.seed] * longer))
+            time_ratio = amd.seconds[plan.seed] / max(mae.seconds[plan.seed], 1e-6)
+            steps = max(1, round(mae.steps[plan.seed] * time_ratio))
             yield Arm("mae-time", plan, arms.undistilled(plan, steps))
             yield Arm("symmetric", plan, arms.symmetric(plan))
             yield Arm("direct", plan, arms.direct_only(plan))
 
-    def train(self, wanted: Sequence[Arm]) -> None:
-        """Bring runs to their ends and score what they publish."""
-        for arm in wanted:
-            taught = arm.key == "amd" and isinstance(arm.config, TrainConfig)
-            with_teacher = " (and its teacher first)" if taught else ""
+    def train(self, queue: Sequence[Arm]) -> None:
+        """Execute runs and score the encoders they publish."""
+        for arm in queue:
+            distilled = arm.key == "amd" and isinstance(arm.config, TrainConfig)
+            with_teacher = " (its teacher first)" if distilled else ""
             self.console.print(f"[bold]{arm.title}[/bold]{with_teacher}: {arm.config.name}")
-        results = self.runner([arm.config for arm in wanted])
-        for arm, result in zip(wanted, results, strict=True):
+        results = self.runner([arm.config for arm in queue])
+        for arm, result in zip(queue, results, strict=True):
             if result.state == "cancelled":
-                raise DemoFailed(f"{arm.config.name} was stopped; the same command goes on from there")
+                raise DemoFailed(f"{arm.config.name} was stopped; run the same command to continue")
             if result.state != "succeeded" or result.encoder_folder is None:
                 raise DemoFailed(f"{arm.config.name} ended as {result.state}: {result.message or result.reason}")
             scores, picture = self.scores[arm.plan.modality.key], arm.plan.seed == self.seeds[0]
@@ -187,18 +187,18 @@ class _Demo:
             else:
                 self._score(arm.key, arm.config, result, result.encoder_folder, scores, picture)
 
-    def section(self, modality: Modality) -> Section:
+    def section(self, modality: Modality) -> DemoSection:
         scores = self.scores[modality.key]
-        return Section(
+        return DemoSection(
             key=modality.key,
             title=modality.title,
             chance=modality.chance,
-            samples=len(scores.asked.labels),
+            samples=len(scores.test.labels),
             rows=scores.rows(),
         )
 
     def _score(
-        self, key: str, config: TrainConfig, result: RunResult, folder: str, scores: Scores, picture: bool
+        self, key: str, config: TrainConfig, result: RunResult, folder: str, scores: DemoScores, picture: bool
     ) -> None:
         if key == "amd":
             self._score_teacher(folder, scores, picture)
@@ -210,21 +210,21 @@ class _Demo:
             steps=card.steps,
             seconds=training_seconds(result.run_folder),
             folder=folder,
-            picture=draw_run(self.root, result.run_folder, config, scores.asked.clips)
+            picture=draw_run(self.root, result.run_folder, config, scores.test.clips)
             if picture and key in ("amd", "mae")
             else None,
         )
 
-    def _score_teacher(self, student: str, scores: Scores, picture: bool) -> None:
+    def _score_teacher(self, student: str, scores: DemoScores, picture: bool) -> None:
         source = str((load_card(student).teacher or {})["weights"])
         encoder, card = load_encoder(source)
         folder, config = run_folder(self.root, str(card.run)), validate(TrainConfig, card.config)
-        page = draw_run(self.root, folder, config, scores.asked.clips) if picture else None
+        page = draw_run(self.root, folder, config, scores.test.clips) if picture else None
         seconds = training_seconds(folder)
         scores.add("teacher", encoder, card.clip, steps=card.steps, seconds=seconds, folder=source, picture=page)
 
-    def embed_one(self, modality: Modality, section: Section) -> dict[str, Any]:
-        """Embed one held-out file with the published student."""
+    def embed_one(self, modality: Modality, section: DemoSection) -> dict[str, Any]:
+        """Embed one held-out file with the published AMD student."""
         student = section.row("amd").encoders[0]
         config = arms.undistilled(self.plan(modality, self.seeds[0]))
         file = open_manifest(config.data, ensure_demo(modality.data, self.split))[0].location
@@ -238,43 +238,43 @@ class _Demo:
 
 
 def training_seconds(folder: str) -> float:
-    """Time that a run's steps took, from its metrics: without start-up, teacher, checkpoints' end and probes."""
-    seconds, before = 0.0, 0
+    """Seconds spent in a run's steps, from its metrics: excludes start-up, teacher, final checkpoint and probes."""
+    seconds, last_step = 0.0, 0
     for line in read_metrics(folder):
         if "time/step_s" in line:
-            seconds += line["time/step_s"] * (line["step"] - before)
-            before = line["step"]
+            seconds += line["time/step_s"] * (line["step"] - last_step)
+            last_step = line["step"]
     return seconds
 
 
-def _greet(console: Console, root: str, seeds: int) -> None:
-    console.print("[bold]AMD demo[/bold]: a small student learns from a larger teacher that sees more of the picture.")
-    again = f", {seeds} times over" if seeds > 1 else ""
-    console.print(f"Teacher, AMD student, and the same student undistilled are trained here from nothing{again}.")
-    console.print(f"Everything is kept below {root}; if you stop the demo, the same command goes on from there.\n")
+def _print_introduction(console: Console, root: str, seeds: int) -> None:
+    console.print("[bold]AMD demo[/bold]: a small student learns from a larger teacher that sees more of the input.")
+    repeated = f", with {seeds} seeds" if seeds > 1 else ""
+    console.print(f"Teacher, AMD student and the same student undistilled are trained from scratch{repeated}.")
+    console.print(f"All files are stored in {root}; run the same command to resume an interrupted demo.\n")
 
 
-def _conclude(console: Console, report: DemoReport) -> None:
+def _print_results(console: Console, report: DemoReport) -> None:
     console.print()
     console.print(table(report))
     console.print(
-        "[dim]kNN and linear: probes on frozen features, learnt on labelled digits of the training pool. Seconds are "
-        "training alone; a student's do not contain its teacher's. Raw pixels are hard to beat on data this simple: "
-        "what is shown is what a teacher adds to a short pre-training.[/dim]"
+        "[dim]kNN and linear: probes on frozen features, trained on labelled digits of the training pool. Seconds: "
+        "training only; a student's exclude its teacher's. Raw pixels are hard to beat on data this simple: "
+        "the table shows what a teacher adds to a short pre-training.[/dim]"
     )
     pictures = [path for section in report.sections for row in section.rows for path in row.pictures]
     if pictures:
-        console.print("\nPictures (what each network saw, and what it made of it):")
+        console.print("\nPictures (input of each network and its reconstruction):")
         for path in pictures:
             console.print(f"  {path}", soft_wrap=True)
     if report.embedded:
         embedded = report.embedded
         console.print(f"\nOne file embedded: {embedded['file']}", soft_wrap=True)
-        console.print(f"  by {embedded['encoder']}", soft_wrap=True)
-        console.print(f"  {embedded['width']} numbers: {embedded['values']} …")
+        console.print(f"  encoder: {embedded['encoder']}", soft_wrap=True)
+        console.print(f"  {embedded['width']} values: {embedded['values']} …")
     console.print(f"\nRuns: {report.storage}/runs   published encoders: {report.storage}/encoders", soft_wrap=True)
     console.print(f"Took {report.seconds / 60:.1f} minutes.")
     console.print(
         "Next: `amd presets` lists complete recipes; `amd train --preset demo-image-amd mask.teacher_ratio=0.25` "
-        "trains a variant; `amd train --preset in1k-vit-s data.train=FOLDER teacher.weights=FILE` is the real thing."
+        "trains a variant; `amd train --preset in1k-vit-s data.train=FOLDER teacher.weights=FILE` trains a full recipe."
     )

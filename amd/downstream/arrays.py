@@ -1,4 +1,4 @@
-"""Array types of features and labels.
+"""NumPy types of features and labels.
 
 Shapes: n samples, D features.
 """

@@ -1,1 +1,1 @@
-"""Foreign weights in and out. Every layout is a named table with a test; nothing a file contains is executed."""
+"""Foreign weights in and out. Each layout is a named, tested table of keys; loading never executes code from a file."""

@@ -1,6 +1,6 @@
-"""A published encoder in another format, written only once what was written gives the same output as ours.
+"""Export a published encoder to another format, and verify that the export gives the same output.
 
-Writes to a temporary place, runs the re-loaded export beside our encoder on random pixels, and moves it only then.
+Writes to a temporary folder, runs the reloaded export and our encoder on random pixels, and moves the files only then.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from amd.config import ExportFormat as Format
 from amd.exchange.formats import EXPORTERS, Exporter, PixelEncoder, Written, example
 from amd.storage import exists, filesystem, is_remote, local_path
 
-TOLERANCE = 1e-5  # of the output's largest value, in float32
-BATCHES = (1, 3)  # neither is the size that an exporter traces with
+TOLERANCE = 1e-5  # relative to the largest value of the output, in float32
+BATCHES = (1, 3)  # other sizes than the one that exporters trace with
 SIDECAR = "export.json"
 
 
@@ -46,18 +46,18 @@ class ExportReport(BaseModel):
 
     def __str__(self) -> str:
         text = f"{self.encoder} as {self.format}: {self.output} ({self.size_mib:.1f} MiB: {', '.join(self.files)})\n"
-        text += f"read back, it differs from our own output by at most {self.deviation:.1e} of its largest value"
-        return text + (f"\nlicence handed down: {self.weights_license}" if self.weights_license else "")
+        text += f"reloaded, it differs from our own output by at most {self.deviation:.1e} of its largest value"
+        return text + (f"\nlicence of the weights: {self.weights_license}" if self.weights_license else "")
 
 
 def export(url: str, format: Format, output: str) -> ExportReport:
     """Write the published encoder in the folder `url` to `output`: a folder (timm, huggingface), else a file.
 
-    A JSON beside it says what goes in and what comes out. Raises ConfigError where the format cannot hold the encoder,
-    `output` is in use or has another suffix, or what is read back gives another output than ours.
+    A JSON file beside it describes input and output. Raises ConfigError if the format cannot represent the encoder,
+    `output` exists or has the wrong suffix, or the reloaded export gives a different output.
     """
     if format not in EXPORTERS:
-        raise ConfigError([f"format={format}: known are {', '.join(get_args(Format))}"])
+        raise ConfigError([f"format={format}: choose one of {', '.join(get_args(Format))}"])
     exporter = EXPORTERS[format]
     model = _load(url)
     _check(model.card, format, exporter, output)
@@ -65,7 +65,7 @@ def export(url: str, format: Format, output: str) -> ExportReport:
         path = Path(temporary) / Path(output.rstrip("/")).name
         if not exporter.suffixes:
             path.mkdir()
-        written = _quietly(lambda: exporter.write(model, path))
+        written = _without_warnings(lambda: exporter.write(model, path))
         deviation = _deviation(model, written.run, format)
         _describe(model.card, format, path, written, deviation)
         files = sorted(item for item in Path(temporary).rglob("*") if item.is_file())
@@ -93,16 +93,16 @@ def _load(url: str) -> PixelEncoder:
 def _check(card: Card, format: Format, exporter: Exporter, output: str) -> None:
     if obstacle := exporter.obstacle(card):
         others = ", ".join(name for name, other in EXPORTERS.items() if other.obstacle(card) is None)
-        raise ConfigError([f"{card.id} does not fit format={format}: {obstacle}; formats that can hold it: {others}"])
+        raise ConfigError([f"{card.id} does not fit format={format}: {obstacle}; formats that can: {others}"])
     suffix = Path(output).suffix
     if exporter.suffixes and suffix not in exporter.suffixes:
-        raise ConfigError([f"output={output}: {format} is a file that ends in {' or '.join(exporter.suffixes)}"])
+        raise ConfigError([f"output={output}: {format} writes a file that ends in {' or '.join(exporter.suffixes)}"])
     if exists(output):
-        raise ConfigError([f"output={output}: there is something already; name another place, or remove it first"])
+        raise ConfigError([f"output={output}: already exists; choose another path, or remove it first"])
 
 
-def _quietly(write: Callable[[], Written]) -> Written:
-    """Exporters warn of their own business, and print progress."""
+def _without_warnings(write: Callable[[], Written]) -> Written:
+    """Suppress the warnings of exporting libraries."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return write()
@@ -115,15 +115,15 @@ def _deviation(model: PixelEncoder, run: Callable[[Tensor], Tensor], format: For
         pixels = example(model.card, batch)
         ours, theirs = model(pixels), run(pixels)
         if ours.shape != theirs.shape:
-            raise ConfigError([f"{format}: read back, it gives {list(theirs.shape)}, ours gives {list(ours.shape)}"])
+            raise ConfigError([f"{format}: reloaded, its output is {list(theirs.shape)}, ours is {list(ours.shape)}"])
         worst = max(worst, float((ours - theirs).abs().max() / ours.abs().max()))
     if not worst <= TOLERANCE:
         hint = ""
         if format == "huggingface" and model.card.head:
-            hint = "; transformers' VideoMAE classifier has a norm of epsilon 1e-5 where ours is 1e-6"
+            hint = "; transformers' VideoMAE classifier uses a norm with epsilon 1e-5, ours 1e-6"
         raise ConfigError(
             [
-                f"{format}: read back, it differs from our output by {worst:.1e} of its largest value, more than "
+                f"{format}: reloaded, it differs from our output by {worst:.1e} of its largest value, more than "
                 f"{TOLERANCE:.0e}; nothing was written{hint}"
             ]
         )
@@ -131,7 +131,7 @@ def _deviation(model: PixelEncoder, run: Callable[[Tensor], Tensor], format: For
 
 
 def _describe(card: Card, format: Format, path: Path, written: Written, deviation: float) -> None:
-    """The JSON beside the export; in a folder the page for people, too."""
+    """Write the JSON beside the export and, in a folder, the model card."""
     if path.is_dir():
         (path / "README.md").write_text(model_card(card, written.usage))
     files = sorted(path.iterdir() if path.is_dir() else path.parent.iterdir())
@@ -174,7 +174,7 @@ def _facts(card: Card, format: Format, files: list[Path], deviation: float) -> d
 
 
 def _move(folder: Path, output: str) -> None:
-    """All that lies in `folder` to where it was asked for; what was asked for itself comes last, and whole."""
+    """Move the files of `folder` to `output`; the export itself comes last and appears whole."""
     name = Path(output.rstrip("/")).name
     parent = output.rstrip("/").removesuffix(name)
     for item in sorted(folder.iterdir(), key=lambda item: item.name == name):

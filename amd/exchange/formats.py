@@ -1,7 +1,7 @@
-"""The formats an encoder leaves in: what each can hold, how it is written, and how it is run from what was written.
+"""Export formats: which encoders each can represent, how it is written, and how the written export is run.
 
-A writer puts files at a local path and gives back, re-loaded from there, a function from pixels to output, which
-`export` compares with ours. Foreign libraries are imported where they are used.
+A writer writes files to a local path and returns a function from pixels to output, reloaded from these files, which
+`export` compares with our encoder. Optional libraries are imported where they are used.
 Shapes: B batch, N tokens, D width, C classes.
 """
 
@@ -31,20 +31,20 @@ Run = Callable[[Tensor], Tensor]  # pixels as `PixelEncoder.forward` takes them 
 
 
 class PixelEncoder(nn.Module):
-    """An encoder, with its head if it has one, as one function of normalised pixels."""
+    """An encoder and, if present, its head as one function of normalised pixels."""
 
     def __init__(self, encoder: Encoder, head: nn.Linear | None, card: Card) -> None:
         super().__init__()
         self.encoder, self.head, self.card = encoder, head, card
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, T, H, W), or (B, 3, H, W) where it takes images, float32 -> (B, D) embeddings or (B, C) logits."""
+        """(B, 3, T, H, W), or (B, 3, H, W) for an image encoder, float32 -> (B, D) embeddings or (B, C) logits."""
         clips = pixels[:, :, None] if self.card.clip.is_image else pixels
         pooled = encode(self.encoder, self.card.clip, clips, self.card.pooling)
         return pooled if self.head is None else self.head(pooled)
 
     def tensors(self) -> tuple[State, Tensor]:
-        """The encoder's weights without its positions, and those: (N, D)."""
+        """Return the encoder's weights without its positions, and the positions (N, D)."""
         state = {key: value for key, value in self.encoder.state_dict().items() if key != "positions"}
         return state, self.encoder.positions.detach()
 
@@ -55,19 +55,19 @@ class PixelEncoder(nn.Module):
 class Written(NamedTuple):
     run: Run
     usage: str
-    """How to load it, in Markdown."""
+    """Instructions for loading it, in Markdown."""
 
 
 class Exporter(NamedTuple):
     suffixes: tuple[str, ...]
-    """Of the file it writes; none: it writes a folder."""
+    """Suffixes of the file it writes; empty if it writes a folder."""
     obstacle: Callable[[Card], str | None]
-    """What of this encoder the format cannot hold."""
+    """Why the format cannot represent an encoder; None if it can."""
     write: Callable[[PixelEncoder, Path], Written]
 
 
 def _timm_obstacle(card: Card) -> str | None:
-    return None if card.clip.is_image else f"timm's ViT sees images, this encoder clips of {card.clip.frames} frames"
+    return None if card.clip.is_image else f"timm's ViT takes images, this encoder clips of {card.clip.frames} frames"
 
 
 def _write_timm(model: PixelEncoder, folder: Path) -> Written:
@@ -117,27 +117,27 @@ def _write_timm(model: PixelEncoder, folder: Path) -> Written:
     return Written(
         reloaded,
         '```python\nimport timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n```\n\n'
-        "`config.json` holds the arguments under `model_args`, for `model.load_state_dict` without the hub's code.",
+        "`config.json` holds the arguments under `model_args`, for use with `model.load_state_dict`.",
     )
 
 
-TIMM_ARCHITECTURE = "vit_base_patch16_224"  # a plain ViT; model_args say all that differs
+TIMM_ARCHITECTURE = "vit_base_patch16_224"  # a plain ViT; model_args holds all differences
 
 
 def _hugging_face_obstacle(card: Card) -> str | None:
     if _fits_videomae(card):
         if (card.head is not None) == (card.pooling == "mean_then_norm"):
             return None
-        return f"VideoMAE pools otherwise than pooling={card.pooling} {'with' if card.head else 'without'} a head"
+        return f"VideoMAE does not support pooling={card.pooling} {'with' if card.head else 'without'} a head"
     if not (card.clip.is_image and card.encoder.class_token):
         kind = card.encoder.positions
         return (
-            "VideoMAE has 1-D sine-cosine positions of base 10000 and no class token, ViT has one and sees images; "
+            "VideoMAE has 1-D sine-cosine positions of base 10000 and no class token, ViT has one and takes images; "
             f"this encoder has {kind} positions of base {card.encoder.position_base:g}, "
             f"{'a' if card.encoder.class_token else 'no'} class token, and {card.clip.frames} frames"
         )
     if card.head is not None or card.pooling != "mean":
-        return "ViTForImageClassification reads its class token, this encoder the mean of all others"
+        return "ViTForImageClassification uses the class token, this encoder the mean of the other tokens"
     return None
 
 
@@ -159,10 +159,10 @@ def _write_hugging_face(model: PixelEncoder, folder: Path) -> Written:
     _write_json(folder / "preprocessor_config.json", preprocessor(card))
     name = config["architectures"][0]
     options = {"add_pooling_layer": False} if name == "ViTModel" else {}
-    reloaded, told = getattr(transformers, name).from_pretrained(folder, output_loading_info=True, **options)
-    lost = {kind: sorted(keys) for kind, keys in told.items() if keys}
-    if lost:
-        raise ConfigError([f"transformers {transformers.__version__} does not take {name} whole: {lost}"])
+    reloaded, loading_info = getattr(transformers, name).from_pretrained(folder, output_loading_info=True, **options)
+    mismatched = {kind: sorted(keys) for kind, keys in loading_info.items() if keys}
+    if mismatched:
+        raise ConfigError([f"transformers {transformers.__version__} does not load all of {name}: {mismatched}"])
     reloaded.eval()
 
     def run(pixels: Tensor) -> Tensor:
@@ -202,11 +202,11 @@ def _write_official(model: PixelEncoder, path: Path) -> Written:
         save(tensors, path)
     else:
         torch.save({"model": {key: value.cpu().contiguous() for key, value in tensors.items()}}, path)
-    return Written(_as_ours(str(path), card), f"Keys as in the official {layout} code, under `model` in a torch file.")
+    return Written(_reimport(str(path), card), f"Keys as in the official {layout} code, under `model` in a torch file.")
 
 
-def _as_ours(url: str, card: Card) -> Run:
-    """What the file gives when it comes back in, by the way that foreign files come."""
+def _reimport(url: str, card: Card) -> Run:
+    """Reload the file through the import of foreign weights."""
     encoder = Encoder(card.encoder, card.clip.grid, card.clip.token_values).eval()
     source = open_source(url, None, card.clip)
     fill_from(encoder, source, card.clip)
@@ -217,7 +217,7 @@ def _as_ours(url: str, card: Card) -> Run:
     return PixelEncoder(encoder, head, card).eval()
 
 
-ONNX_LIMIT = 1.9e9  # bytes; one file holds no more than 2 GiB, what is above lies in a second one beside it
+ONNX_LIMIT = 1.9e9  # bytes; an ONNX file is limited to 2 GiB, larger weights go to a second file beside it
 
 
 def _write_onnx(model: PixelEncoder, path: Path) -> Written:
@@ -267,13 +267,13 @@ EXPORTERS: dict[Format, Exporter] = {
 
 
 def example(card: Card, batch: int) -> Tensor:
-    """Random pixels as `PixelEncoder.forward` takes them, the same every time."""
+    """Return random pixels for `PixelEncoder.forward`, the same on every call."""
     frames = () if card.clip.is_image else (card.clip.frames,)
     return torch.randn(batch, 3, *frames, *card.clip.size, generator=torch.Generator().manual_seed(0))
 
 
 def save(tensors: State, path: Path) -> None:
-    """A safetensors file as torch writes them."""
+    """Write a safetensors file with the metadata of PyTorch."""
     save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, path, metadata={"format": "pt"})
 
 
@@ -287,6 +287,4 @@ def _library(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ConfigError(
-            [f"this format is written and checked with {name}: pip install 'amd-service[{extra}]'"]
-        ) from None
+        raise ConfigError([f"this format needs {name}: pip install 'amd-service[{extra}]'"]) from None

@@ -1,8 +1,7 @@
-"""transformers' VideoMAE, ViTMAE and ViT: key tables, as published files have them and as version 5 holds them in
-memory, and what a folder says beside its weights.
+"""VideoMAE, ViTMAE and ViT of transformers: key tables for published files and for version 5, and folder metadata.
 
-The two differ in the names of attention: published files say `attention.attention.q_bias`, version 5 says
-`attention.attention.query.bias`; a table that knows one alone would leave biases at zero without a word.
+The two differ in attention keys: `attention.attention.q_bias` in published files, `attention.attention.query.bias` in
+version 5; a table with only one of them would silently leave biases at zero.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _STEM = r"(?:videomae\.|vit\.)?"
 
 
 def _layer(source: str, target: str) -> Rules:
-    """One transformer layer, by both spellings; `source` captures its number."""
+    """Rules for one transformer layer, in both spellings; `source` captures its number."""
     start, end = rf"{source}\.", rf"{target}.\1."
     return (
         (start + r"attention\.attention\.([qv])_bias", end + r"attn.\2_bias"),
@@ -54,13 +53,13 @@ HUGGING_FACE = (
             (_STEM + r"layernorm\.(weight|bias)", r"encoder.norm.\1"),
             (r"fc_norm\.(weight|bias)", r"classifier.norm.\1"),
             (r"classifier\.(weight|bias)", r"classifier.head.\1"),
-            (_STEM + r"pooler\.dense\.(?:weight|bias)", None),  # of the class token, after the last norm
+            (_STEM + r"pooler\.dense\.(?:weight|bias)", None),  # applies to the class token, after the last norm
             (r"vit\.embeddings\.mask_token", None),
             (r"encoder_to_decoder\.weight", r"decoder.input.weight"),
             (r"decoder\.decoder_embed\.(weight|bias)", r"decoder.input.\1"),
             (r"(?:decoder\.)?mask_token", r"decoder.mask_token"),
             (r"decoder\.decoder_pos_embed|position_embeddings", r"decoder.positions"),
-            # the second: what version 5 makes of it on saving
+            # the second form is what version 5 saves
             *_layer(r"decoder\.decoder_(?:layers|encoder\.layer)\.(\d+)", r"decoder.blocks"),
             (r"decoder\.(?:decoder_)?norm\.(weight|bias)", r"decoder.norm.\1"),
             (r"decoder\.(?:head|decoder_pred)\.(weight|bias)", r"decoder.head.\1"),
@@ -70,7 +69,7 @@ HUGGING_FACE = (
 
 
 class FolderFacts(NamedTuple):
-    """What a Hugging Face folder says beside its weights; none where it says nothing."""
+    """Metadata of a Hugging Face folder; None where absent."""
 
     heads: int | None = None
     grid: TokenGrid | None = None  # of the position table
@@ -81,15 +80,15 @@ class FolderFacts(NamedTuple):
     interpolation: Interpolation | None = None
     labels: tuple[str, ...] | None = None
     license: str | None = None
-    unbiased: bool = False  # attention without biases: then their absence is no loss
-    problems: tuple[str, ...] = ()  # what the network computes otherwise than ours
+    unbiased: bool = False  # attention has no biases, so none are missing
+    problems: tuple[str, ...] = ()  # computations that differ from ours
 
 
-def folder_facts(url: str) -> FolderFacts:
-    """Read config.json, preprocessor_config.json and the model card of a folder. Raises ConfigError for broken ones."""
-    config = _json(join(url, "config.json"))
-    preprocessor = _json(join(url, "preprocessor_config.json"))
-    if "architecture" in config:  # a folder of timm's
+def folder_facts(url: str, *, field: str = "weights") -> FolderFacts:
+    """Read config.json, preprocessor_config.json and the card of a folder. Raises ConfigError if one is invalid."""
+    config = _json(join(url, "config.json"), field)
+    preprocessor = _json(join(url, "preprocessor_config.json"), field)
+    if "architecture" in config:  # a timm folder
         arguments = config.get("model_args") or {}
         trained = config.get("pretrained_cfg") or {}
         own = [name for name in ("act_layer", "norm_layer") if name in arguments]
@@ -104,7 +103,7 @@ def folder_facts(url: str) -> FolderFacts:
         if not config:
             return FolderFacts(license=_card_license(url))
         kinds = ", ".join(FAMILIES)
-        raise ConfigError([f"weights {url}: a model of type {config.get('model_type')}; known are {kinds}"])
+        raise ConfigError([f"{field}={url}: model_type={config.get('model_type')} is not one of {kinds}"])
     size, patch = (_pair(config.get(name, default)) for name, default in (("image_size", 224), ("patch_size", 16)))
     video = config["model_type"] == "videomae"
     frames, tubelet = (config.get("num_frames", 16), config.get("tubelet_size", 2)) if video else (1, 1)
@@ -113,7 +112,7 @@ def folder_facts(url: str) -> FolderFacts:
     problems = []
     if config.get("hidden_act", "gelu") != "gelu":
         problems.append(f"its activation is {config['hidden_act']}, not GELU")
-    # transformers writes 1e-12 where the original networks had 1e-6; features hardly feel it.
+    # transformers writes 1e-12 where the original networks used 1e-6; the effect on features is negligible.
     if config.get("layer_norm_eps", 1e-12) > LAYER_NORM_EPS:
         problems.append(f"its norms have the epsilon {config['layer_norm_eps']}, not {LAYER_NORM_EPS}")
     return FolderFacts(
@@ -132,36 +131,36 @@ def folder_facts(url: str) -> FolderFacts:
 
 
 FAMILIES = ("videomae", "vit_mae", "vit")
-_RESAMPLING: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # as PIL counts them
+_RESAMPLING: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # constants of PIL.Image.Resampling
 
 
-def sidecar_facts(url: str) -> FolderFacts:
-    """What the JSON beside an exported file says (`export` writes it); nothing where there is none of ours."""
-    told = _json(f"{url}.json")
+def sidecar_facts(url: str, *, field: str = "weights") -> FolderFacts:
+    """Read the JSON that `export` writes beside a file; empty metadata if there is none."""
+    sidecar = _json(f"{url}.json", field)
     try:
-        given, labels = told["input"], told["output"]["labels"]
-        shape = given["shape"]
+        inputs, labels = sidecar["input"], sidecar["output"]["labels"]
+        shape = inputs["shape"]
         return FolderFacts(
-            heads=told["heads"],
+            heads=sidecar["heads"],
             frames=shape[2] if len(shape) == 5 else 1,
             size=(shape[-2], shape[-1]),
-            mean=_numbers(given["mean"]),
-            std=_numbers(given["std"]),
-            interpolation=given["interpolation"],
+            mean=_numbers(inputs["mean"]),
+            std=_numbers(inputs["std"]),
+            interpolation=inputs["interpolation"],
             labels=tuple(labels) if labels else None,
-            license=told["weights_license"],
+            license=sidecar["weights_license"],
         )
-    except (KeyError, TypeError, IndexError):  # another file of that name
+    except (KeyError, TypeError, IndexError):  # an unrelated file of that name
         return FolderFacts()
 
 
-def _json(url: str) -> dict[str, Any]:
+def _json(url: str, field: str) -> dict[str, Any]:
     if not exists(url):
         return {}
     try:
         return dict(read_json(url))
     except (ValueError, TypeError):
-        raise ConfigError([f"{url}: not a JSON object; download it again"]) from None
+        raise ConfigError([f"{field}={url}: not a JSON object; download it again"]) from None
 
 
 def _pair(value: int | list[int]) -> tuple[int, int]:
@@ -182,7 +181,7 @@ def _card_license(url: str) -> str | None:
 
 
 def videomae_folder(state: State, card: Card) -> tuple[State, dict[str, Any]]:
-    """An encoder (with `classifier.*`, if there is a head) as VideoMAE: published keys, and its config.json."""
+    """Convert an encoder (and `classifier.*` of a head) to VideoMAE: published keys, and config.json."""
     out: State = {}
     prefix = "videomae." if card.head else ""
     for key, tensor in state.items():
@@ -195,7 +194,7 @@ def videomae_folder(state: State, card: Card) -> tuple[State, dict[str, Any]]:
         elif key.startswith("norm.") and card.head:
             out[f"fc_{key}"] = tensor
         else:
-            out |= {prefix + name: part for name, part in _published(key, tensor, separate_bias=True).items()}
+            out |= {prefix + name: part for name, part in _published_keys(key, tensor, separate_bias=True).items()}
     config = {
         "architectures": ["VideoMAEForVideoClassification" if card.head else "VideoMAEModel"],
         "model_type": "videomae",
@@ -215,22 +214,22 @@ def videomae_folder(state: State, card: Card) -> tuple[State, dict[str, Any]]:
 
 
 def vit_folder(state: State, table: Tensor, card: Card) -> tuple[State, dict[str, Any]]:
-    """An encoder of images with a class token as ViTModel (without its pooler), positions (N, D) in its table."""
+    """Convert an image encoder with a class token and positions (N, D) to ViTModel without a pooler."""
     out: State = {"embeddings.position_embeddings": torch.cat([table.new_zeros(1, table.shape[1]), table])[None]}
     for key, tensor in state.items():
         if key == "patch_embed.weight":
             cut = tensor.unflatten(1, (card.clip.patch, card.clip.patch, 3)).movedim(-1, 1)
             out["embeddings.patch_embeddings.projection.weight"] = cut
         else:
-            out |= _published(key, tensor, separate_bias=False)
+            out |= _published_keys(key, tensor, separate_bias=False)
     return out, {"architectures": ["ViTModel"], "model_type": "vit", "qkv_bias": True} | _sizes(card)
 
 
 def preprocessor(card: Card) -> dict[str, Any]:
-    """preprocessor_config.json: shorter side to the clip's, the middle cut out, pixels normalised."""
+    """Return preprocessor_config.json: resize the shorter side, crop the centre, normalise."""
     height, width = card.clip.size
     return {
-        # For images the one of DINOv2: ViT's own cannot crop before version 5.
+        # DINOv2's processor for images: ViT's own cannot crop before version 5.
         "image_processor_type": "BitImageProcessor" if card.clip.is_image else "VideoMAEImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": min(height, width)},
@@ -260,8 +259,8 @@ _PARTS = {
 }
 
 
-def _published(key: str, tensor: Tensor, *, separate_bias: bool) -> State:
-    """One of our tensors under the names of published files, which every version of transformers reads."""
+def _published_keys(key: str, tensor: Tensor, *, separate_bias: bool) -> State:
+    """Rename one of our tensors as in published files, which every version of transformers reads."""
     if key in _NAMES:
         return {_NAMES[key]: tensor}
     _, block, part = key.split(".", 2)  # blocks.N.…

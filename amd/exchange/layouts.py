@@ -1,9 +1,9 @@
-"""Foreign keys to the keys of `Student`, by tables of patterns, and the exact rewritings of tensors on the way.
+"""Translate foreign keys to the keys of `Student` with tables of patterns, and rewrite tensors exactly where needed.
 
-Everything passes through the student's keys: an encoder is the part below `encoder.`. A key that no rule knows is told
-as unexpected by whoever loads. Two rewritings change no result: a bias on attention keys is dropped (softmax cancels
-it), and layer scale is folded into the map before it.
-Knows how tables are applied; the tables stand in `official` and `huggingface`.
+All weights pass through the student's keys; an encoder is the part below `encoder.`. Keys that match no rule are
+reported as unexpected by the loader. Two rewrites change no result: the bias of attention keys is dropped (it cancels
+in the softmax), and layer scale is folded into the preceding linear layer.
+Applies tables; the tables themselves are in `official` and `huggingface`.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from amd.config import ConfigError
 PATCHES = "encoder.patch_embed.weight"
 
 State = dict[str, Tensor]
-Rules = tuple[tuple[str, str | None], ...]  # (pattern of a whole key, our key); None: known, and takes no part here
+Rules = tuple[tuple[str, str | None], ...]  # (pattern of a whole key, our key); None: known and unused
 
 
 class Layout(NamedTuple):
     name: str
-    mark: str  # a key that tells the layout, as a pattern
+    mark: str  # pattern of a key that identifies the layout
     rules: Rules
 
 
 class Translated(NamedTuple):
     layout: str
-    state: State  # our student keys; `*.positions` are tables; under `classifier.` what follows an encoder's blocks
-    dropped: list[str]  # known keys of the file that take no part
-    unknown: list[str]  # keys that no rule knows
-    kernel: tuple[int, ...] = ()  # of the file's patch embedding: ([tubelet,] patch, patch); empty where it is flat
+    state: State  # keys of `Student`; `*.positions` are tables; `classifier.*` is what follows the encoder's blocks
+    dropped: list[str]  # known keys of the file that are not used
+    unknown: list[str]  # keys that match no rule
+    kernel: tuple[int, ...] = ()  # of the patch embedding in the file: ([tubelet,] patch, patch); empty if it is flat
 
 
 def translate(state: Mapping[str, Tensor], layouts: Sequence[Layout]) -> Translated:
-    """Foreign weights under the keys of `Student`; parts the file does not have are absent.
+    """Translate foreign weights to the keys of `Student`; parts that the file lacks are absent.
 
-    Raises ConfigError when the keys are of none of the layouts.
+    Raises ConfigError if the keys match no layout.
     """
     stripped = {key.removeprefix("backbone."): tensor for key, tensor in state.items()}
     for layout in layouts:
         if any(re.fullmatch(layout.mark, key) for key in stripped):
             return _translate(stripped, layout)
     names = ", ".join(layout.name for layout in layouts)
-    raise ConfigError([f"keys of no known layout, such as {', '.join(sorted(state)[:4])}; known are: {names}"])
+    raise ConfigError([f"keys match no known layout, such as {', '.join(sorted(state)[:4])}; known layouts: {names}"])
 
 
 def _translate(state: Mapping[str, Tensor], layout: Layout) -> Translated:
@@ -75,7 +75,7 @@ def _translate(state: Mapping[str, Tensor], layout: Layout) -> Translated:
 
 
 def _stack_attention(state: State) -> State:
-    """Separate q, k, v maps (Hugging Face) to one."""
+    """Stack separate q, k, v projections (Hugging Face) into one."""
     out = dict(state)
     for key in state:
         if key.endswith("attn.q.weight"):
@@ -87,7 +87,7 @@ def _stack_attention(state: State) -> State:
 
 
 def _split_bias(state: State) -> State:
-    """A fused bias (3D) to q and v; the third of the keys changes nothing."""
+    """Split a fused bias (3D) into q and v; the bias of k cancels in the softmax."""
     out: State = {}
     for key, tensor in state.items():
         if key.endswith("attn.qkv.bias"):

@@ -1,6 +1,6 @@
-"""The layouts of the official AMD, VideoMAE, MAE, MVD and timm code, as tables to our keys, and the way back.
+"""Layouts of the official AMD, VideoMAE, MAE, MVD and timm code: tables to our keys, and the inverse.
 
-Knows key names and axis orders; knows nothing of files.
+Maps key names and axis orders; opens no files.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ PRETRAIN = Layout(
         (r"encoder\.norm\.(weight|bias)", r"encoder.norm.\1"),
         (r"encoder\.projection_heads\.(\d+)\.weight", r"projections.\1.weight"),
         (rf"generators\.(\d+)\.blocks\.(\d+)\.{_BLOCK}", r"generators.\1.blocks.\2.\3"),
-        (r"generators\.\d+\.norm\.(weight|bias)", None),  # built by the official code, never used
-        # Ours: the official code keeps these in a list that no checkpoint has.
+        (r"generators\.\d+\.norm\.(weight|bias)", None),  # the official code builds it and never uses it
+        # Ours: the official code keeps these in a plain list, so its checkpoints lack them.
         (r"generator_mask_tokens\.(\d+)", r"generators.\1.mask_token"),
         (r"encoder_to_decoder\.(weight|bias)", r"decoder.input.\1"),
         (r"mask_token", r"decoder.mask_token"),
@@ -54,7 +54,7 @@ PLAIN = Layout(
         (rf"decoder_blocks\.(\d+)\.{_BLOCK}", r"decoder.blocks.\1.\2"),
         (r"decoder_norm\.(weight|bias)", r"decoder.norm.\1"),
         (r"decoder_pred\.(weight|bias)", r"decoder.head.\1"),
-        (r"(mask_token|down|decoder|pos_embed)_(img|vid)(\..+)?", None),  # MVD: decoders towards its two teachers
+        (r"(mask_token|down|decoder|pos_embed)_(img|vid)(\..+)?", None),  # MVD: decoders for its two teachers
     ),
 )
 OUR_STUDENT = Layout("our student", r"encoder\.patch_embed\.weight", ((r"(.+)", r"\1"),))
@@ -63,10 +63,10 @@ OFFICIAL = (PRETRAIN, PLAIN, OUR_STUDENT, OUR_ENCODER)
 
 
 def to_official(state: Mapping[str, Tensor], clip: ClipConfig) -> State:
-    """Our student in the layout of AMD (or, without projections and generators, of VideoMAE).
+    """Convert our student to the layout of AMD (or, without projections and generators, of VideoMAE).
 
-    What the official code builds and never uses, a norm per generator, is filled with ones and zeros. Generator mask
-    tokens go under `generator_mask_tokens.I`, which the official loader ignores: it has them in no checkpoint.
+    The norm of each generator, which the official code builds and never uses, is filled with ones and zeros. Generator
+    mask tokens are stored as `generator_mask_tokens.I`, which the official loader ignores.
     """
     out: State = {}
     for key, tensor in state.items():
@@ -79,12 +79,12 @@ def to_official(state: Mapping[str, Tensor], clip: ClipConfig) -> State:
             out[f"generators.{found[1]}.norm.weight"] = torch.ones(width, dtype=tensor.dtype)
             out[f"generators.{found[1]}.norm.bias"] = torch.zeros(width, dtype=tensor.dtype)
         else:
-            out[_renamed(key, _TO_AMD)] = tensor
+            out[_rename(key, _TO_AMD)] = tensor
     return out
 
 
 def to_mae(state: Mapping[str, Tensor], clip: ClipConfig) -> State:
-    """Our student (class token, 2-D positions) in the layout of MAE, without its two fixed tables."""
+    """Convert our student (class token, 2-D positions) to the layout of MAE, without its two fixed tables."""
     out: State = {}
     for key, tensor in state.items():
         if key == "encoder.patch_embed.weight":
@@ -93,9 +93,9 @@ def to_mae(state: Mapping[str, Tensor], clip: ClipConfig) -> State:
         elif key.endswith("q_bias"):
             stem = key.removesuffix("q_bias")
             fused = [tensor, torch.zeros_like(tensor), state[f"{stem}v_bias"]]
-            out[_renamed(f"{stem}qkv.bias", _TO_MAE)] = torch.cat(fused)
+            out[_rename(f"{stem}qkv.bias", _TO_MAE)] = torch.cat(fused)
         elif not key.endswith("v_bias"):
-            out[_renamed(key, _TO_MAE)] = tensor
+            out[_rename(key, _TO_MAE)] = tensor
     return out
 
 
@@ -116,7 +116,7 @@ _TO_MAE = (
 )
 
 
-def _renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
+def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
     for pattern, name in rules:
         if found := re.fullmatch(pattern, key):
             return found.expand(name)
@@ -124,37 +124,37 @@ def _renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 
 def mae_encoder(state: Mapping[str, Tensor], table: Tensor, clip: ClipConfig, *, pooled: bool) -> State:
-    """An encoder of images in the layout of MAE and timm, with its table of positions (N, D).
+    """Convert an image encoder to the layout of MAE and timm, with its position table (N, D).
 
-    `pooled`: its last norm is that of pooled tokens. The class token has the position zero.
+    `pooled`: the last norm applies to pooled tokens. The position of the class token is zero.
     """
     out = to_mae({f"encoder.{key}": tensor for key, tensor in state.items()}, clip)
     rows = [table.new_zeros(1, table.shape[1]), table] if "class_token" in state else [table]
     out["pos_embed"] = torch.cat(rows)[None]
-    return _pooled(out) if pooled else out
+    return _rename_norm(out) if pooled else out
 
 
 def videomae_encoder(state: Mapping[str, Tensor], clip: ClipConfig, *, pooled: bool) -> State:
-    """An encoder in the layout of VideoMAE and AMD: of pre-training, or (`pooled`) of fine-tuning."""
+    """Convert an encoder to the layout of VideoMAE and AMD, after pre-training or (`pooled`) after fine-tuning."""
     out = to_official({f"encoder.{key}": tensor for key, tensor in state.items()}, clip)
-    return _pooled(_bare(out)) if pooled else out
+    return _rename_norm(_strip_prefix(out)) if pooled else out
 
 
 def mvd_encoder(state: Mapping[str, Tensor], table: Tensor, clip: ClipConfig, *, pooled: bool) -> State:
-    """An encoder in the layout of MVD: as VideoMAE's fine-tuning, but with a table of positions (N, D).
+    """Convert an encoder to the layout of MVD: as VideoMAE after fine-tuning, but with a position table (N, D).
 
     A class token has no position, as in MVD.
     """
-    out = _bare(videomae_encoder(state, clip, pooled=False))
+    out = _strip_prefix(videomae_encoder(state, clip, pooled=False))
     if "class_token" in out:
         out["cls_token"] = out.pop("class_token")
     out["pos_embed"] = table[None]
-    return _pooled(out) if pooled else out
+    return _rename_norm(out) if pooled else out
 
 
-def _bare(state: State) -> State:
+def _strip_prefix(state: State) -> State:
     return {key.removeprefix("encoder."): tensor for key, tensor in state.items()}
 
 
-def _pooled(state: State) -> State:
+def _rename_norm(state: State) -> State:
     return {re.sub(r"^norm\.", "fc_norm.", key): tensor for key, tensor in state.items()}

@@ -1,6 +1,6 @@
-"""Position tables of foreign files: which kind one is, of which grid, and what it becomes on another grid.
+"""Position tables of foreign files: identify their kind and grid, and resample them to another grid.
 
-Pure tensors. Shapes: N tokens, t h w of the file's grid, T H W of ours, D width.
+Pure tensors. Shapes: N tokens, (t, h, w) grid of the file, (T, H, W) our grid, D width.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch.nn import functional
 from amd.config import Positions, TokenGrid
 from amd.tokens import position_table
 
-TABLE_TOLERANCE = 2e-3  # half-precision files round positions; another kind of table differs by up to 2
+TABLE_TOLERANCE = 2e-3  # half-precision files round positions; different kinds of tables differ by up to 2
 
 
 def fixed_kind(table: Tensor, grid: TokenGrid, base: float) -> Positions | None:
-    """Which fixed table this is, (N, D) of `grid`; None: a learned one."""
+    """Return the kind of a fixed position table (N, D) of `grid`, or None for a learned one."""
     width = table.shape[1]
     kinds: dict[Positions, int] = {"sincos_1d": 1, "sincos_2d": 4, "sincos_3d": 16}
     assert {*kinds, "learned"} == set(get_args(Positions))
@@ -31,10 +31,10 @@ def fixed_kind(table: Tensor, grid: TokenGrid, base: float) -> Positions | None:
 
 
 def grid_of(tokens: int, ours: TokenGrid, *, image: bool) -> TokenGrid | None:
-    """The grid of so many tokens where the file does not say: ours if it fits, else square frames.
+    """Infer the token grid from the number of tokens: ours if it fits, else square frames.
 
-    `image`: the weights embed single frames, so all tokens are of one. Otherwise there are as many frames as ours, or
-    else frames as large as ours. None where neither fits.
+    `image`: the weights embed single frames, so all tokens belong to one. Otherwise the grid has as many frames as
+    ours, or frames as large as ours. None if neither fits.
     """
     if tokens == (ours.per_frame if image else ours.tokens):
         return TokenGrid(1 if image else ours.frames, ours.height, ours.width)
@@ -48,9 +48,9 @@ def grid_of(tokens: int, ours: TokenGrid, *, image: bool) -> TokenGrid | None:
 
 
 def resample(table: Tensor, grid: TokenGrid, new: TokenGrid) -> Tensor:
-    """A table (t h w, D) on another grid, (T H W, D) float32: bicubic in space (as timm does it), linear in time.
+    """Resample a table (t h w, D) to (T H W, D) float32: bicubic in space, as in timm, and linear in time.
 
-    The same grid gives the same numbers, to the bit.
+    An equal grid returns the table unchanged.
     """
     if grid == new:
         return table

@@ -1,7 +1,7 @@
-"""Tensors out of weight files, and nothing else: safetensors, or torch files through a reader that executes nothing.
+"""Read tensors from safetensors and torch files without executing code.
 
-Knows how files wrap a state dict (`model`, `module`, `state_dict`, a DeepSpeed folder, a DataParallel prefix);
-knows nothing of what the keys mean.
+Unwraps state dicts: `model`, `module`, `state_dict`, a DeepSpeed folder, a DataParallel
+prefix. Does not interpret keys.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FOLDER_FILES = (
     "pytorch_model.bin.index.json",
     "mp_rank_00_model_states.pt",
 )
-INDEX = ".index.json"  # Hugging Face: which file of several holds which tensor
+INDEX = ".index.json"  # Hugging Face: maps each tensor to the file that contains it
 WRAPPERS = ("model", "module", "state_dict")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 
@@ -54,13 +54,13 @@ ALLOWED = (
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
-"""What training scripts are known to pickle beside weights. None of it is built: each becomes a `_Hole`."""
+"""Objects that training scripts pickle beside weights. None is constructed: each is replaced by a `_Placeholder`."""
 
 
-class _Hole:
-    """Stands where a file pickled an object that is not weights; takes any arguments and state, keeps none."""
+class _Placeholder:
+    """Replaces a pickled object that is not a tensor; accepts any arguments and state, keeps none."""
 
-    def __new__(cls, *_: object, **__: object) -> _Hole:
+    def __new__(cls, *_: object, **__: object) -> _Placeholder:
         return object.__new__(cls)
 
     def __init__(self, *_: object, **__: object) -> None: ...
@@ -68,60 +68,61 @@ class _Hole:
     def __setstate__(self, _: object) -> None: ...
 
 
-def read_state(url: str) -> dict[str, Tensor]:
-    """The state dict of a weight file or folder, on CPU, keys as in the file but for wrapping prefixes.
+def read_state(url: str, *, field: str = "weights") -> dict[str, Tensor]:
+    """Read the state dict of a weight file or folder, on the CPU, with wrapping prefixes removed from the keys.
 
-    `url`: a safetensors or torch file, or a folder with one, anywhere fsspec reads.
-    Raises ConfigError, naming the file and the remedy, when it is missing, broken, not weights, or asks for code.
+    `url`: a safetensors or torch file, or a folder that contains one, at any fsspec URL. `field`: config field that error
+    messages name.
+    Raises ConfigError if the file is missing, broken, not weights, or would execute code.
     """
-    url = _file_of(url)
+    url = _file_of(url, field)
     if url.endswith(INDEX):
-        return _read_shards(url)
-    with _local_copy(url) as path:
-        return _unwrap(_read(path, url), url)
+        return _read_shards(url, field)
+    with _local_copy(url, field) as path:
+        return _unwrap(_read(path, url, field), url, field)
 
 
-def _read_shards(index: str) -> dict[str, Tensor]:
-    """The tensors of all files that an index names, each of which must hold what the index says."""
+def _read_shards(index: str, field: str) -> dict[str, Tensor]:
+    """Read all files of a Hugging Face index; every tensor of the index must be present."""
     try:
-        places = dict(json.loads(read_bytes(index))["weight_map"])
-        shards = {Path(str(name)).name for name in places.values()}  # beside the index, never elsewhere
+        files = dict(json.loads(read_bytes(index))["weight_map"])
+        shards = {Path(str(name)).name for name in files.values()}  # only beside the index
     except (ValueError, TypeError, KeyError):
-        raise ConfigError([f"weights {index}: not an index of weight files; download it again"]) from None
+        raise ConfigError([f"{field}={index}: not an index of weight files; download it again"]) from None
     tensors: dict[str, Tensor] = {}
     for shard in sorted(shards):
-        tensors |= read_state(posixpath.join(posixpath.dirname(index), shard))
-    if missing := sorted(set(places) - set(tensors)):
+        tensors |= read_state(posixpath.join(posixpath.dirname(index), shard), field=field)
+    if missing := sorted(set(files) - set(tensors)):
         raise ConfigError(
-            [f"weights {index}: {len(missing)} tensors of the index are in none of its files, such as {missing[0]}"]
+            [f"{field}={index}: {len(missing)} tensors of the index are missing from its files, such as {missing[0]}"]
         )
     return tensors
 
 
-def _file_of(url: str) -> str:
+def _file_of(url: str, field: str) -> str:
     try:
         fs, path = filesystem(url)
         if not fs.exists(path):
-            raise ConfigError([f"weights {url}: no such file or folder; check the path"])
+            raise ConfigError([f"{field}={url}: no such file or folder; check the path"])
         if not fs.isdir(path):
             return url
         names = listdir(url)
         if "latest" in names:  # DeepSpeed: the name of the newest tag's folder
-            return _file_of(join(url, Path(read_bytes(join(url, "latest")).decode().strip()).name))
+            return _file_of(join(url, Path(read_bytes(join(url, "latest")).decode().strip()).name), field)
     except (ConfigError, StorageError):
         raise
-    except Exception as error:  # any backend raises its own kinds
-        raise _unreadable(url, error) from None
+    except Exception as error:  # every backend raises its own exceptions
+        raise _unreadable(url, field, error) from None
     if "mp_rank_01_model_states.pt" in names:
-        raise ConfigError([f"weights {url}: split over several model-parallel ranks; merge them into one file first"])
+        raise ConfigError([f"{field}={url}: split across model-parallel ranks; merge them into one file first"])
     for name in FOLDER_FILES:
         if name in names:
             return join(url, name)
-    raise ConfigError([f"weights {url}: the folder holds none of {', '.join(FOLDER_FILES)}; name the file itself"])
+    raise ConfigError([f"{field}={url}: the folder contains none of {', '.join(FOLDER_FILES)}; name the file itself"])
 
 
 @contextmanager
-def _local_copy(url: str) -> Iterator[Path]:
+def _local_copy(url: str, field: str) -> Iterator[Path]:
     fs, path = filesystem(url)
     if not is_remote(url):
         yield Path(path)
@@ -130,74 +131,74 @@ def _local_copy(url: str) -> Iterator[Path]:
         local = Path(folder) / "weights"
         try:
             fs.get_file(path, str(local))
-        except Exception as error:  # any backend raises its own kinds
-            raise _unreadable(url, error) from None
+        except Exception as error:  # every backend raises its own exceptions
+            raise _unreadable(url, field, error) from None
         yield local
 
 
-def _unreadable(url: str, error: Exception) -> ConfigError:
+def _unreadable(url: str, field: str, error: Exception) -> ConfigError:
     return ConfigError(
-        [f"weights {url}: cannot be read ({type(error).__name__}: {error}); check the path and the credentials"]
+        [f"{field}={url}: cannot be read ({type(error).__name__}: {error}); check the path and the credentials"]
     )
 
 
-def _read(path: Path, url: str) -> Any:
-    """By content, not by name: released files carry every suffix."""
+def _read(path: Path, url: str, field: str) -> Any:
+    """Detect the format from the content: published files carry all kinds of suffixes."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
-        raise _unreadable(url, error) from None
+        raise _unreadable(url, field, error) from None
     if size == 0:
-        raise ConfigError([f"weights {url}: the file is empty; download or copy it again"])
+        raise ConfigError([f"{field}={url}: the file is empty; download or copy it again"])
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ConfigError([f"weights {url}: this is a web page, not weights; a download was answered by a page"])
+        raise ConfigError([f"{field}={url}: this is a web page, not weights; the download returned HTML"])
     if text.startswith(b"version https://git-lfs"):
         raise ConfigError(
-            [f"weights {url}: this is a Git LFS pointer, not weights; fetch the file with `git lfs pull`"]
+            [f"{field}={url}: this is a Git LFS pointer, not weights; fetch the file with `git lfs pull`"]
         )
     if head.startswith(b"PK\x03\x04"):
-        return _read_torch(path, url, mmap=True)
+        return _read_torch(path, url, field, mmap=True)
     if head.startswith(b"\x80"):
-        return _read_torch(path, url, mmap=False)
+        return _read_torch(path, url, field, mmap=False)
     if head[8:9] == b"{":
-        return _read_safetensors(path, url)
-    raise ConfigError([f"weights {url}: neither a safetensors nor a torch file; convert it to one of them"])
+        return _read_safetensors(path, url, field)
+    raise ConfigError([f"{field}={url}: neither a safetensors nor a torch file; convert it to one of them"])
 
 
-def _read_safetensors(path: Path, url: str) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, url: str, field: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ConfigError([f"weights {url}: a broken safetensors file ({error}); download or copy it again"]) from None
+        raise ConfigError([f"{field}={url}: a broken safetensors file ({error}); download or copy it again"]) from None
 
 
-def _read_torch(path: Path, url: str, mmap: bool) -> Any:
-    holes: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(_Hole, name) for name in ALLOWED]
+def _read_torch(path: Path, url: str, field: str, *, mmap: bool) -> Any:
+    placeholders: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(_Placeholder, name) for name in ALLOWED]
     try:
-        with torch.serialization.safe_globals(holes):
+        with torch.serialization.safe_globals(placeholders):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # a broken or hostile pickle raises whatever it likes
-        raise ConfigError([f"weights {url}: {_torch_reason(str(error))}"]) from None
+    except Exception as error:  # a broken or malicious pickle can raise anything
+        raise ConfigError([f"{field}={url}: {_torch_reason(str(error))}"]) from None
 
 
 def _torch_reason(message: str) -> str:
     if found := re.search(r"GLOBAL (\S+)", message):
         return (
-            f"refused, the file wants {found[1]} to be run or built on loading, and weights need no code; "
-            "if you trust where it comes from, load it there and save its state dict alone, as safetensors"
+            f"refused: loading would run {found[1]}, and weights need no code; "
+            "if you trust the source, load the file there and save only its state dict, as safetensors"
         )
     if "TorchScript" in message or "torch.jit" in message:
         return "a TorchScript archive; save the model's state_dict() instead"
     if "central directory" in message or "PytorchStreamReader" in message or "EOF" in message or not message:
         return "a broken or truncated torch file; download or copy it again"
     reason = message.split("\n")[0].split(". ")[0][:200]
-    return f"not readable as weights ({reason}); download it again, or save its state dict alone, as safetensors"
+    return f"not readable as weights ({reason}); download it again, or save only its state dict, as safetensors"
 
 
-def _unwrap(content: Any, url: str) -> dict[str, Tensor]:
+def _unwrap(content: Any, url: str, field: str) -> dict[str, Tensor]:
     state = content
     for name in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping) and _tensors(content[name]):
@@ -206,7 +207,7 @@ def _unwrap(content: Any, url: str) -> dict[str, Tensor]:
     tensors = _tensors(state) if isinstance(state, Mapping) else {}
     if not tensors:
         raise ConfigError(
-            [f"weights {url}: holds no state dict, bare or under {', '.join(WRAPPERS)}; save model.state_dict() as one"]
+            [f"{field}={url}: no state dict at the top or under {', '.join(WRAPPERS)}; save model.state_dict()"]
         )
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None):
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
@@ -214,7 +215,7 @@ def _unwrap(content: Any, url: str) -> dict[str, Tensor]:
 
 
 def _tensors(values: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The dense tensors of a dict by name, out of any file mapping."""
+    """Return the dense tensors of a mapping by name, detached."""
     return {
         key: value.detach()
         for key, value in values.items()

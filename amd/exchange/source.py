@@ -1,6 +1,6 @@
-"""Weights opened, from wherever they are named, with what their source says about itself: a card, a folder's config.
+"""Open weights by name, path or URL, together with the metadata of their source: a card or a folder's config.
 
-Knows names, folders and layouts; knows no network.
+Resolves names, folders and layouts; builds no network.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ from amd.exchange.read import read_state
 from amd.models.teachers.timm import TIMM, load_timm
 from amd.storage import exists, filesystem, join, resolve_root
 
-SHOWN = 8  # keys of each kind in a message
+SHOWN = 8  # keys of each kind that a message lists
 
 
 class Source(NamedTuple):
-    """Weights under our keys, and facts that shapes do not tell."""
+    """Weights under our keys, and metadata that tensor shapes do not reveal."""
 
-    name: str  # as it was asked for
+    name: str  # as the caller wrote it
     weights: Translated
     facts: FolderFacts = FolderFacts()
     card: Card | None = None  # of a published encoder
+    field: str = "weights"  # config field that names it
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.name}"
 
     @property
     def license(self) -> str | None:
@@ -41,7 +45,7 @@ class Source(NamedTuple):
 
     @property
     def grid(self) -> TokenGrid | None:
-        """Of the position table."""
+        """Token grid of the position table."""
         return self.card.clip.grid if self.card else self.facts.grid
 
     @property
@@ -49,109 +53,118 @@ class Source(NamedTuple):
         return self.weights.layout in (OUR_ENCODER.name, OUR_STUDENT.name)
 
     def head(self) -> State:
-        """`weight` and `bias` of the classifier, if there is one."""
+        """Return `weight` and `bias` of the classifier; empty without one."""
         prefix = "classifier.head."
         return {key.removeprefix(prefix): value for key, value in self.weights.state.items() if key.startswith(prefix)}
 
     @property
     def is_pooled(self) -> bool:
-        """Whether the last norm is one of pooled tokens (fc_norm), as after fine-tuning."""
+        """Whether the last norm applies to pooled tokens (fc_norm), as after fine-tuning."""
         if self.card is not None:
             return self.card.pooling == "mean_then_norm"
         return "encoder.norm.weight" not in self.weights.state and "classifier.norm.weight" in self.weights.state
 
 
 def open_source(weights: str, storage: str | None, clip: ClipConfig, *, field: str = "weights") -> Source:
-    """Open a published encoder's id or folder, a file or URI of any layout, a Hugging Face folder, or `timm:NAME`.
+    """Open the id or folder of a published encoder, a file or URI of any layout, a Hugging Face folder, or `timm:NAME`.
 
-    `clip`: the size that timm builds its model for. `field`: the config's field that names the weights in messages.
+    `clip`: input size of a timm model. `field`: config field that error messages name.
     Raises ConfigError.
     """
     if weights.startswith(TIMM):
         model = load_timm(weights, clip, field=field)
         facts = FolderFacts(model.blocks[0].attn.num_heads, TokenGrid(1, clip.grid.height, clip.grid.width))
-        return Source(weights, translated_state(model.state_dict(), weights), facts)
+        return Source(weights, translated_state(model.state_dict(), weights, field=field), facts, field=field)
     url = published(weights, storage) or weights
-    translated = translated_state(read_state(url), url)
+    translated = translated_state(read_state(url, field=field), url, field=field)
     if not _is_folder(url):
-        return Source(weights, translated, sidecar_facts(url))
+        return Source(weights, translated, sidecar_facts(url, field=field), field=field)
     if exists(join(url, CARD)):
-        state = translated.state | _published_head(url)
-        return Source(weights, translated._replace(state=state), card=load_card(url))
-    facts = folder_facts(url)
+        state = translated.state | _published_head(url, field)
+        return Source(weights, translated._replace(state=state), card=load_card(url), field=field)
+    facts = folder_facts(url, field=field)
     if facts.problems:
-        raise ConfigError([f"weights {url}: {problem}" for problem in facts.problems])
-    return Source(weights, _unlost(translated, facts), facts)
+        raise ConfigError([f"{field}={url}: {problem}" for problem in facts.problems])
+    return Source(weights, _fill_absent_biases(translated, facts), facts, field=field)
 
 
-def license_of(weights: str, storage: str | None) -> str | None:
-    """The licence that weights hand down: of a card, of a Hugging Face folder's page, of the JSON beside an export.
+def license_of(weights: str, storage: str | None, *, field: str = "weights") -> str | None:
+    """Return the licence of weights: from a card, a Hugging Face model card, or the JSON beside an export.
 
-    Reads no weights. None where nothing tells it.
+    Reads no weights. None if no licence is stated. `field`: config field that error messages name.
     """
     if weights.startswith(TIMM):
         return None
     url = published(weights, storage) or weights
     if not _is_folder(url):
-        return sidecar_facts(url).license
-    return load_card(url).weights_license if exists(join(url, CARD)) else folder_facts(url).license
+        return sidecar_facts(url, field=field).license
+    if exists(join(url, CARD)):
+        return load_card(url).weights_license
+    return folder_facts(url, field=field).license
 
 
-def other_network(ours: EncoderConfig, source: Source, clip: ClipConfig, field: str) -> list[str]:
-    """What no shape tells: heads, pixel normalisation, the base of fixed positions."""
+def config_mismatches(ours: EncoderConfig, source: Source, clip: ClipConfig, section: str) -> list[str]:
+    """List mismatches that shapes do not reveal: heads, pixel normalisation, the base of fixed positions.
+
+    `section`: config section of the encoder, for the remedies.
+    """
     problems = []
     card = source.card
     if source.heads not in (None, ours.heads):
-        problems.append(f"it has {source.heads} heads: set {field}.heads={source.heads}")
+        problems.append(f"it has {source.heads} heads: set {section}.heads={source.heads}")
     fixed = "learned" not in (ours.positions, card.encoder.positions if card else "learned")
     if card and fixed and card.encoder.position_base != ours.position_base:
-        problems.append(f"set {field}.position_base={card.encoder.position_base:g}, the base of its positions")
+        problems.append(f"set {section}.position_base={card.encoder.position_base:g}, the base of its positions")
     for name in ("mean", "std"):
         theirs = getattr(card.clip if card else source.facts, name)
         if theirs and any(abs(a - b) > 1e-6 for a, b in zip(theirs, getattr(clip, name), strict=True)):
-            problems.append(f"it was trained with another pixel normalisation: set clip.{name}={list(theirs)}")
+            problems.append(f"it was trained with a different pixel normalisation: set clip.{name}={list(theirs)}")
     return problems
 
 
 def to_student(state: Mapping[str, Tensor]) -> Translated:
-    """Foreign weights under the keys of `Student`; parts the file does not have are absent."""
+    """Translate foreign weights to the keys of `Student`; parts that the file lacks are absent."""
     return translate(state, (*OFFICIAL, *HUGGING_FACE))
 
 
 def published(name: str, storage: str | None) -> str | None:
-    """The folder of a published encoder with this id, if there is one."""
+    """Return the folder of the published encoder with this id, or None."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         return None
     folder = join(resolve_root(storage), "encoders", name)
     return folder if exists(join(folder, "encoder.safetensors")) else None
 
 
-def translated_state(state: State, url: str) -> Translated:
-    """The same, with messages that name where the weights came from; refuses weights that are not finite."""
+def translated_state(state: State, url: str, *, field: str = "weights") -> Translated:
+    """Translate weights with messages that name their source. Raises ConfigError also for non-finite weights."""
     try:
         translated = to_student(state)
     except ConfigError as error:
-        raise ConfigError([f"weights {url}: {line}" for line in error.problems]) from None
+        raise ConfigError([f"{field}={url}: {line}" for line in error.problems]) from None
     broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
-        raise ConfigError([f"weights {url}: not finite in {listed(broken)}; the run that wrote them diverged"])
+        raise ConfigError([f"{field}={url}: not finite in {listed(broken)}; the run that wrote them diverged"])
     return translated
 
 
 def listed(keys: list[str]) -> str:
-    """The first few, and how many more."""
+    """Join the first keys and count the rest."""
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     return ", ".join(keys[:SHOWN]) + more
 
 
-def _published_head(url: str) -> State:
-    """A published encoder's head, under the keys of a classifier."""
+def _published_head(url: str, field: str) -> State:
+    """Read the head of a published encoder under the keys of a classifier."""
     path = join(url, HEAD)
-    return {f"classifier.head.{key}": tensor for key, tensor in read_state(path).items()} if exists(path) else {}
+    return (
+        {f"classifier.head.{key}": tensor for key, tensor in read_state(path, field=field).items()}
+        if exists(path)
+        else {}
+    )
 
 
-def _unlost(translated: Translated, facts: FolderFacts) -> Translated:
-    """Zeros for attention biases that a config says were never there; any other absence is told as missing."""
+def _fill_absent_biases(translated: Translated, facts: FolderFacts) -> Translated:
+    """Fill in zeros for attention biases if the config states that the network has none."""
     if not facts.unbiased:
         return translated
     state = dict(translated.state)

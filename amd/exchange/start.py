@@ -1,9 +1,8 @@
-"""Where an encoder starts: weights of any kind into an encoder of ours, also at another input size.
+"""Initialise an encoder from existing weights, also at a different input size.
 
-As strict as `load`: what is missing, unexpected or of another shape is told at once. Wider in three things: fixed
-position tables take the new size and learned ones are resampled, weights of images serve clips (the patch embedding is
-inflated), and the last norm may start fresh.
-Knows nothing of training.
+As strict as `load`, with three exceptions: fixed position tables are computed and learned ones resampled for the new
+size, image weights can initialise a video encoder (the patch embedding is inflated), and the last norm may be
+initialised anew. Independent of training.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from amd.config import ClipConfig, Positions, TokenGrid
 from amd.exchange.layouts import PATCHES, State
 from amd.exchange.load import fill
 from amd.exchange.positions import fixed_kind, grid_of, resample
-from amd.exchange.source import Source, open_source, other_network
+from amd.exchange.source import Source, config_mismatches, open_source
 from amd.models.encoder import Encoder
 from amd.tokens import position_table
 
@@ -28,17 +27,17 @@ NORM = ("norm.weight", "norm.bias")
 
 
 class StartingPoint(NamedTuple):
-    """What is known of the weights that an encoder started from."""
+    """The weights that an encoder was initialised from."""
 
     source: str
-    """As it was asked for."""
+    """Name, path or URL, as the caller wrote it."""
     layout: str
     weights_license: str | None
-    """What they hand down, where a card tells it."""
+    """Licence of the weights, if stated."""
     pooling: Pooling
-    """What the last norm is one of: each token, or (mean_then_norm) their mean, as after fine-tuning."""
+    """Whether the last norm applies to each token or (mean_then_norm) to their mean, as after fine-tuning."""
     lineage: dict[str, Any]
-    """Facts for the card of what comes of it."""
+    """Origin, as recorded on the card of the resulting encoder."""
 
 
 def load_starting_point(
@@ -47,36 +46,36 @@ def load_starting_point(
     storage: str | None,
     clip: ClipConfig,
     *,
-    field: str = "encoder",
+    section: str = "encoder",
     final_norm: bool = True,
 ) -> StartingPoint:
-    """Fill an encoder, in place.
+    """Initialise an encoder from weights, in place.
 
-    `weights`: a published encoder's id or folder, a file or URI of any known layout, a Hugging Face folder, or
-    `timm:NAME`. `field`: the config's section that describes the encoder, for messages. Without `final_norm` the last
-    norm keeps its fresh start.
-    Raises ConfigError with everything that does not fit.
+    `weights`: the id or folder of a published encoder, a file or URI of any known layout, a Hugging Face folder, or
+    `timm:NAME`. `section`: config section of the encoder, for error messages. Without `final_norm` the last norm keeps
+    its own initialisation.
+    Raises ConfigError that lists every mismatch.
     """
-    return fill_from(encoder, open_source(weights, storage, clip), clip, field=field, final_norm=final_norm)
+    return fill_from(encoder, open_source(weights, storage, clip), clip, section=section, final_norm=final_norm)
 
 
 def fill_from(
-    encoder: Encoder, source: Source, clip: ClipConfig, *, field: str = "encoder", final_norm: bool = True
+    encoder: Encoder, source: Source, clip: ClipConfig, *, section: str = "encoder", final_norm: bool = True
 ) -> StartingPoint:
-    """The same from weights that are open already."""
+    """Initialise an encoder from weights that are already open."""
     part = "encoder."
     state = {key.removeprefix(part): value for key, value in source.weights.state.items() if key.startswith(part)}
-    problems = [*other_network(encoder.config, source, clip, field), *_fit_patches(state, source, clip)]
-    problems += _fit_positions(encoder, state, source, field)
+    problems = [*config_mismatches(encoder.config, source, clip, section), *_fit_patches(state, source, clip)]
+    problems += _fit_positions(encoder, state, source, section)
     for key in NORM:
         if not final_norm:
             state.pop(key, None)
         elif key not in state and source.is_pooled:
             state[key] = source.weights.state[f"classifier.{key}"]
     absent = set() if final_norm else set(NORM)
-    what = f"weights {source.name} ({source.weights.layout})"
-    fill(encoder, state, source.weights.unknown, absent, problems, what, field)
-    _warn_of_lost_biases(state, what)
+    origin = f"{source} ({source.weights.layout})"
+    fill(encoder, state, source.weights.unknown, absent, problems, origin, section)
+    _warn_of_zero_biases(state, origin)
     return StartingPoint(
         source.name,
         source.weights.layout,
@@ -87,30 +86,27 @@ def fill_from(
 
 
 def _fit_patches(state: State, source: Source, clip: ClipConfig) -> list[str]:
-    """Compare the file's tokens with the clip's, and inflate an image's patch embedding for clips."""
+    """Compare the token size of the file with the clip's, and inflate the patch embedding of an image encoder."""
     kernel = source.weights.kernel
     if source.card:
         kernel = (source.card.clip.tubelet, source.card.clip.patch, source.card.clip.patch)
-    if not kernel:  # flat, without a card: shapes alone must do
+    if not kernel:  # flat and without a card: only shapes can be compared
         return []
     tubelet, patch = (1 if len(kernel) == 2 else kernel[0]), kernel[-2:]
     if patch != (clip.patch, clip.patch):
-        return [
-            f"its patch is {'x'.join(map(str, patch))}, and a patch embedding serves one size: "
-            f"set clip.patch={patch[0]}"
-        ]
+        return [f"its patch is {'x'.join(map(str, patch))}, which a patch embedding fixes: set clip.patch={patch[0]}"]
     if tubelet == clip.tubelet:
         return []
     if tubelet > 1:
-        return [f"its tubelet is {tubelet} frames, and a patch embedding serves one length: set clip.tubelet={tubelet}"]
-    # Every frame of a tubelet weighs the same, and a still clip gives what the image gave.
+        return [f"its tubelet is {tubelet} frames, which a patch embedding fixes: set clip.tubelet={tubelet}"]
+    # All frames of a tubelet get equal weight, so a static clip gives the same output as the image.
     key = PATCHES.removeprefix("encoder.")
     state[key] = state[key].repeat(1, clip.tubelet) / clip.tubelet
     return []
 
 
-def _fit_positions(encoder: Encoder, state: State, source: Source, field: str) -> list[str]:
-    """Make `state` hold the positions that the encoder needs: none where they are fixed, a table where learned."""
+def _fit_positions(encoder: Encoder, state: State, source: Source, section: str) -> list[str]:
+    """Put the positions that the encoder needs into `state`: none if they are fixed, a table if learned."""
     ours = encoder.config
     table = state.pop("positions", None)
     if table is None:
@@ -119,21 +115,21 @@ def _fit_positions(encoder: Encoder, state: State, source: Source, field: str) -
             base = source.card.encoder.position_base if source.card else ours.position_base
             state["positions"] = position_table(kind, encoder.grid, ours.width, base)
         elif kind not in (None, ours.positions):
-            return [f"its positions are {kind}, not {ours.positions}: set {field}.positions={kind}"]
+            return [f"its positions are {kind}, not {ours.positions}: set {section}.positions={kind}"]
         return []
     table = table[0] if table.ndim == 3 else table  # ([1 +] N, D)
     if table.shape[1] != ours.width:
-        return []  # another width altogether, which other tensors tell better
-    placed = _placed(table, state, source, encoder.grid)
-    if placed is None:
+        return []  # a different width, which other tensors report better
+    split = _split_table(table, state, source, encoder.grid)
+    if split is None:
         return [
-            f"its table of {len(table)} positions is of no square frames; import it with the size it was trained at "
-            f"(a Hugging Face folder tells it), or give clip.size that size"
+            f"its table of {len(table)} positions fits no square frames; import it with its training size "
+            f"(a Hugging Face folder states it), or set clip.size to that size"
         ]
-    table, grid = placed
+    table, grid = split
     if not table.any():
-        # A ViTMAE made afresh by transformers 5 is in this state; published files are not.
-        return ["its table of positions is all zeros, it was never filled; fill it before saving"]
+        # True of a newly created ViTMAE in transformers 5; published files are filled.
+        return ["its position table is all zeros, it was never initialised; fill it before saving"]
     if ours.positions == "learned":
         state["positions"] = resample(table, grid, encoder.grid)
         return []
@@ -141,20 +137,21 @@ def _fit_positions(encoder: Encoder, state: State, source: Source, field: str) -
     if kind == ours.positions:
         return []
     kind = kind or "learned"
-    return [f"its positions are {kind}, not {ours.positions}: set {field}.positions={kind}"]
+    return [f"its positions are {kind}, not {ours.positions}: set {section}.positions={kind}"]
 
 
 def _kind_without_table(source: Source) -> Positions | None:
-    """The fixed positions of weights that hold no table: as the card says; VideoMAE's code computes 1-D ones."""
+    """Return the kind of fixed positions of weights without a table: from the card, else VideoMAE's 1-D sine-cosine."""
     if source.card:
         return source.card.encoder.positions
     return None if source.is_ours else "sincos_1d"
 
 
-def _placed(table: Tensor, state: State, source: Source, ours: TokenGrid) -> tuple[Tensor, TokenGrid] | None:
-    """The table of tokens alone, and its grid; a class token's position goes where it is only ever added: to the token.
+def _split_table(table: Tensor, state: State, source: Source, ours: TokenGrid) -> tuple[Tensor, TokenGrid] | None:
+    """Return the position table without the class token's row, and its grid.
 
-    timm has models with a class token and no position for it.
+    The class token's position is added to the token itself, since only their sum is used. Some timm models have a class
+    token without a position.
     """
     token = state.get("class_token")
     image = len(source.weights.kernel) == 2
@@ -186,9 +183,9 @@ def _lineage(source: Source) -> dict[str, Any]:
     return facts
 
 
-def _warn_of_lost_biases(state: State, what: str) -> None:
-    """transformers 5.0 could load published files with attention biases of zero, and save them so."""
+def _warn_of_zero_biases(state: State, origin: str) -> None:
+    """transformers 5.0 could load published files without their attention biases, and save them as zeros."""
     biases = [value for key, value in state.items() if key.endswith(("q_bias", "v_bias"))]
     others = [value for key, value in state.items() if key.endswith("fc1.bias")]
     if not any(value.any() for value in biases) and any(value.any() for value in others):
-        logger.warning("%s: every attention bias is zero; was the file saved by a library that lost them?", what)
+        logger.warning("%s: all attention biases are zero; the library that saved the file may have lost them", origin)

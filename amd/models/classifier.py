@@ -1,7 +1,7 @@
-"""An encoder with a head: what fine-tuning trains.
+"""An encoder with a linear head, as trained by fine-tuning. Independent of losses and data.
 
-The encoder's last norm is applied to the mean of the tokens (the official fc_norm), not to each of them.
-Shapes: B batch, K tokens, P pixel values a token, D width, C classes.
+The encoder's last norm applies to the mean of the tokens (the official fc_norm), not to each of them.
+Shapes: B batch, K tokens, P pixel values per token, D width, C classes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ HEAD_STD = 0.02
 
 
 class Classifier(nn.Module):
+    """Encoder, mean pooling, norm, dropout and a linear head."""
+
     def __init__(
         self,
         config: EncoderConfig,
@@ -36,12 +38,12 @@ class Classifier(nn.Module):
             self.head.weight.mul_(init_scale)
 
     def forward(self, tokens: Tensor, index: Tensor) -> Tensor:
-        """Normalised pixel tokens (B, K, P) that stand at `index` (B, K) -> (B, C) logits."""
+        """Normalised pixel tokens (B, K, P) at grid positions `index` (B, K) -> (B, C) logits."""
         logits: Tensor = self.head(self.dropout(self.features(tokens, index)))
         return logits
 
     def features(self, tokens: Tensor, index: Tensor) -> Tensor:
-        """(B, D): the norm of the mean over all tokens, the class token left out."""
+        """Return the normalised mean of all tokens except the class token, (B, D)."""
         last = len(self.encoder.blocks)
         pooled = self.encoder(tokens, index, intermediates=(last,), final=False).intermediates[0].mean(dim=1)
         normed: Tensor = self.encoder.norm(pooled)

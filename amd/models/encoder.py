@@ -1,8 +1,8 @@
-"""The one ViT encoder: the student's, the teacher's, and the one that is served.
+"""The ViT encoder of students, teachers and published models.
 
-Takes tokens and where they stand; never sees a clip. Only the tokens handed in are embedded: a linear map of flat
-pixels is the same as the official convolution, whose stride equals its kernel.
-Shapes: B batch, K tokens handed in, P pixel values a token, D width.
+Takes flat pixel tokens with their indices, independent of clips and masking strategies. Only the given tokens are
+embedded, by a linear layer equal to the official convolution, whose stride is its kernel size.
+Shapes: B batch, K given tokens, P pixel values per token, D width.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from amd.models.layers import LAYER_NORM_EPS, Block, init_like_torch, init_token
 from amd.tokens import position_table
 
 
-class Encoded(NamedTuple):
+class EncoderOutput(NamedTuple):
+    """Features of an encoder."""
+
     final: Tensor | None  # (B, [1 +] K, D) after the last norm, class token first if there is one
-    intermediates: list[Tensor]  # (B, K, D) after the asked blocks, before any norm, without class token
+    intermediates: list[Tensor]  # (B, K, D) after the requested blocks, before any norm, without class token
 
 
 class Encoder(nn.Module):
+    """A plain pre-norm ViT with optional class token and fixed or learned positions."""
+
     positions: Tensor
 
     def __init__(self, config: EncoderConfig, grid: TokenGrid, token_values: int) -> None:
@@ -48,15 +52,16 @@ class Encoder(nn.Module):
 
     def forward(
         self, tokens: Tensor, index: Tensor, *, intermediates: Sequence[int] = (), final: bool = True
-    ) -> Encoded:
-        """Encode normalised pixel tokens (B, K, P) that stand at `index` (B, K).
+    ) -> EncoderOutput:
+        """Encode normalised pixel tokens (B, K, P) at grid positions `index` (B, K).
 
-        `intermediates`: blocks, counted from 1, whose output is kept. Without `final`, blocks after the last of these
-        are not run.
+        `intermediates`: blocks, numbered from 1, whose outputs are returned. Without `final`, later blocks are skipped.
         """
         x = self.patch_embed(tokens) + self.positions[index]  # (B, K, D)
         if self.class_token is not None:
-            x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)  # its position is zero, as in MAE
+            x = torch.cat(
+                [self.class_token.expand(x.shape[0], -1, -1), x], dim=1
+            )  # its position embedding is zero, as in MAE
         first = x.shape[1] - index.shape[1]
         kept: dict[int, Tensor] = {}
         last = len(self.blocks) if final else max(intermediates, default=0)
@@ -64,4 +69,4 @@ class Encoder(nn.Module):
             x = block(x)
             if number in intermediates:
                 kept[number] = x[:, first:]
-        return Encoded(self.norm(x) if final else None, [kept[number] for number in intermediates])
+        return EncoderOutput(self.norm(x) if final else None, [kept[number] for number in intermediates])

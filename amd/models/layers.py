@@ -1,6 +1,6 @@
-"""Blocks of a pre-norm ViT, and how their weights begin.
+"""Transformer blocks of a pre-norm ViT and their weight initialisation. Independent of tokens' meaning and positions.
 
-Shapes: B batch, N tokens, Q tokens asked for, D width.
+Shapes: B batch, N tokens, Q query tokens, D width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LAYER_NORM_EPS = 1e-6
 class Attention(nn.Module):
     """Multi-head self-attention with a bias on queries and values only.
 
-    A bias on keys adds the same number to all logits of a row, which softmax cancels: leaving it out is exact.
+    A bias on keys adds a constant to all logits of a row, which softmax cancels, so omitting it is exact.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -30,16 +30,16 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, asked: int | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D), or (B, Q, D) for the last Q = `asked` tokens alone."""
+    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, Q, D) for the last Q = `queries` tokens alone."""
         n, d = x.shape[1:]
-        if asked is None or asked == n:
+        if queries is None or queries == n:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
             query, key, value = self._heads(functional.linear(x, self.qkv.weight, bias), 3)
         else:
-            # Keys and values of all tokens, queries only of those that are read.
+            # Keys and values of all tokens, queries only of the tokens whose outputs are used.
             weight_q, weight_kv = self.qkv.weight.split([d, 2 * d])
-            (query,) = self._heads(functional.linear(x[:, n - asked :], weight_q, self.q_bias), 1)
+            (query,) = self._heads(functional.linear(x[:, n - queries :], weight_q, self.q_bias), 1)
             bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
             key, value = self._heads(functional.linear(x, weight_kv, bias), 2)
         mixed = functional.scaled_dot_product_attention(query, key, value)  # (B, heads, N or Q, D / heads)
@@ -47,12 +47,14 @@ class Attention(nn.Module):
         return projected
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B, N, parts * D) -> parts of (B, heads, N, D / heads)."""
+        """Split into parts and heads: (B, N, parts * D) -> parts of (B, heads, N, D / heads)."""
         b, n, _ = x.shape
         return x.reshape(b, n, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
     def __init__(self, width: int, ratio: float) -> None:
         super().__init__()
         hidden = int(width * ratio)
@@ -75,15 +77,16 @@ class Block(nn.Module):
         self.mlp = Mlp(width, mlp_ratio)
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor, asked: int | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D), or (B, Q, D) for the last Q = `asked` tokens alone."""
-        attended = self.attn(self.norm1(x), asked)
-        if asked is not None:
-            x = x[:, x.shape[1] - asked :]
-        x = x + self._kept(attended)
-        return x + self._kept(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, Q, D) for the last Q = `queries` tokens alone."""
+        attended = self.attn(self.norm1(x), queries)
+        if queries is not None:
+            x = x[:, x.shape[1] - queries :]
+        x = x + self._drop_branch(attended)
+        return x + self._drop_branch(self.mlp(self.norm2(x)))
 
-    def _kept(self, branch: Tensor) -> Tensor:
+    def _drop_branch(self, branch: Tensor) -> Tensor:
+        """Apply stochastic depth: zero the branch per sample, scale the others."""
         if not self.training or self.drop_path == 0:
             return branch
         keep = 1 - self.drop_path
@@ -92,7 +95,7 @@ class Block(nn.Module):
 
 
 def init_weights(module: nn.Module, init: Init) -> None:
-    """Start every linear map and norm below `module`; METHOD 2.4 of the official code, or trunc-normal 0.02."""
+    """Initialise the linear layers and norms of `module`: Xavier-uniform as in the official code, or trunc-normal."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             if init == "trunc_normal":
@@ -107,7 +110,7 @@ def init_weights(module: nn.Module, init: Init) -> None:
 
 
 def init_like_torch(linear: nn.Linear) -> None:
-    """PyTorch's own default, U(+-1/sqrt(fan in)): what VideoMAE leaves its convolution and its decoder's input at."""
+    """Apply PyTorch's default, U(+-1/sqrt(fan in)), as in VideoMAE's patch embedding and decoder input layer."""
     bound = 1 / math.sqrt(linear.in_features)
     nn.init.uniform_(linear.weight, -bound, bound)
     if linear.bias is not None:
@@ -115,7 +118,7 @@ def init_like_torch(linear: nn.Linear) -> None:
 
 
 def init_token(token: Tensor, init: Init) -> None:
-    """A mask or class token. VideoMAE clips at one standard deviation, MAE draws a plain normal."""
+    """Initialise a mask or class token. VideoMAE truncates at one standard deviation, MAE uses a plain normal."""
     if init == "videomae":
         nn.init.trunc_normal_(token, std=0.02, a=-0.02, b=0.02)
     else:

@@ -1,6 +1,7 @@
-"""Predictors fill in hidden tokens from seen ones: the decoder answers in pixels, a generator in teacher features.
+"""Predictors of hidden tokens from visible ones: the decoder predicts pixels, a generator predicts teacher features.
 
-Shapes: B batch, K seen tokens, A asked tokens, D width, E teacher width, P pixel values a token.
+Independent of masking strategies and losses.
+Shapes: B batch, K visible tokens, Q query tokens, D width, E teacher width, P pixel values per token.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from amd.tokens import position_table
 
 
 class Predictor(nn.Module):
-    """Blocks over [seen tokens, mask tokens at the asked places]; the last block computes only the asked ones."""
+    """Blocks over [visible tokens, mask tokens at the queried positions]; the last block computes only the queries."""
 
     positions: Tensor
 
@@ -27,25 +28,29 @@ class Predictor(nn.Module):
         init_weights(self, encoder.init)
         init_token(self.mask_token, encoder.init)
 
-    def forward(self, seen: Tensor, seen_index: Tensor, asked_index: Tensor, *, return_seen: bool = False) -> Tensor:
-        """(B, [1 +] K, D), (B, K), (B, A) -> (B, A, D); a class token may stand before the seen tokens.
+    def forward(
+        self, visible: Tensor, visible_index: Tensor, query_index: Tensor, *, return_visible: bool = False
+    ) -> Tensor:
+        """(B, [1 +] K, D), (B, K), (B, Q) -> (B, Q, D); a class token may precede the visible tokens.
 
-        With `return_seen` the answer is (B, [1 +] K + A, D), the seen tokens first.
+        With `return_visible` the result is (B, [1 +] K + Q, D), visible tokens first.
         """
-        extra = seen.shape[1] - seen_index.shape[1]
-        places = self.positions[seen_index]
-        if extra:  # a class token stands nowhere: its position is zero, as in MAE
-            places = torch.cat([places.new_zeros(places.shape[0], extra, places.shape[2]), places], dim=1)
-        asked = self.mask_token + self.positions[asked_index]  # (B, A, D)
-        x = torch.cat([seen + places, asked], dim=1)  # (B, [1 +] K + A, D)
+        extra = visible.shape[1] - visible_index.shape[1]
+        positions = self.positions[visible_index]
+        if extra:  # the position embedding of a class token is zero, as in MAE
+            positions = torch.cat(
+                [positions.new_zeros(positions.shape[0], extra, positions.shape[2]), positions], dim=1
+            )
+        queries = self.mask_token + self.positions[query_index]  # (B, Q, D)
+        x = torch.cat([visible + positions, queries], dim=1)  # (B, [1 +] K + Q, D)
         for block in self.blocks[:-1]:
             x = block(x)
-        out: Tensor = self.blocks[-1](x, None if return_seen else asked_index.shape[1])
+        out: Tensor = self.blocks[-1](x, None if return_visible else query_index.shape[1])
         return out
 
 
 class Decoder(Predictor):
-    """From the student's encoded tokens to pixels at hidden ones."""
+    """Predicts pixels at hidden tokens from the encoded visible tokens."""
 
     def __init__(self, encoder: EncoderConfig, config: DecoderConfig, grid: TokenGrid, token_values: int) -> None:
         super().__init__(encoder, grid, config.width, config.depth, config.heads)
@@ -57,28 +62,32 @@ class Decoder(Predictor):
         if encoder.init == "videomae":
             init_like_torch(self.input)
 
-    def forward(self, seen: Tensor, seen_index: Tensor, asked_index: Tensor, *, return_seen: bool = False) -> Tensor:
-        """(B, [1 +] K, D), (B, K), (B, A) -> (B, A, P) pixels as the target has them."""
-        predicted = super().forward(self.input(seen), seen_index, asked_index, return_seen=return_seen)
+    def forward(
+        self, visible: Tensor, visible_index: Tensor, query_index: Tensor, *, return_visible: bool = False
+    ) -> Tensor:
+        """(B, [1 +] K, D), (B, K), (B, Q) -> (B, Q, P) pixels in the form of the pixel targets."""
+        predicted = super().forward(self.input(visible), visible_index, query_index, return_visible=return_visible)
         pixels: Tensor = self.head(self.norm(predicted))
         return pixels
 
 
 class Generator(Predictor):
-    """Answers in teacher features by blocks of another width. Ours: AMD has the teacher's width alone."""
+    """Predicts teacher features with blocks of another width. AMD itself uses the teacher's width alone."""
 
     def __init__(
         self, encoder: EncoderConfig, grid: TokenGrid, teacher_width: int, width: int, depth: int, heads: int
     ) -> None:
         super().__init__(encoder, grid, width, depth, heads)
-        self.input = nn.Linear(teacher_width, width, bias=False)  # after a projection, which has none either
+        self.input = nn.Linear(teacher_width, width, bias=False)  # no bias, like the projection before it
         self.output = nn.Linear(width, teacher_width)
         for part in (self.input, self.output):
             init_weights(part, encoder.init)
 
-    def forward(self, seen: Tensor, seen_index: Tensor, asked_index: Tensor, *, return_seen: bool = False) -> Tensor:
-        """(B, K, E), (B, K), (B, A) -> (B, A, E) features of the teacher."""
+    def forward(
+        self, visible: Tensor, visible_index: Tensor, query_index: Tensor, *, return_visible: bool = False
+    ) -> Tensor:
+        """(B, K, E), (B, K), (B, Q) -> (B, Q, E) features of the teacher."""
         features: Tensor = self.output(
-            super().forward(self.input(seen), seen_index, asked_index, return_seen=return_seen)
+            super().forward(self.input(visible), visible_index, query_index, return_visible=return_visible)
         )
         return features

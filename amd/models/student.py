@@ -1,7 +1,8 @@
-"""Everything that is trained: encoder, projections, generators, decoder.
+"""The student: encoder, projections, generators and decoder, all trained together.
 
-A part that the objective does not use is not built, so every parameter gets a gradient in every step.
-Shapes: B batch, V student-visible, O teacher-only, R rebuilt, P pixel values a token, D student width, E teacher width.
+Parts without a loss term are not built, so every parameter receives a gradient in every step. Independent of the
+teacher's network; only its width matters.
+Shapes: B batch, V student-visible, O teacher-only, R reconstructed, P pixel values per token, E teacher width.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from amd.tokens import TokenSets
 
 
 class StudentOutput(NamedTuple):
-    rebuilt: Tensor | None  # (B, R, P) pixels; None when reconstruction has no weight
+    """Predictions of the student, one per loss term."""
+
+    rebuilt: Tensor | None  # (B, R, P) pixels; None if reconstruction has weight 0
     projected: list[Tensor]  # (B, V, E) per layer pair, at student-visible tokens
     generated: list[Tensor]  # (B, O, E) per layer pair, at teacher-only tokens; empty without generation alignment
 
 
 class Student(nn.Module):
+    """Encoder, projections and generators per layer pair, and decoder."""
+
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
         student, grid, values = config.student, config.clip.grid, config.clip.token_values
@@ -44,10 +49,10 @@ class Student(nn.Module):
         if config.objective.weights.reconstruction:
             self.decoder = Decoder(student.encoder, student.decoder, grid, values)
         else:
-            self.encoder.norm.requires_grad_(False)  # only the decoder reads through it
+            self.encoder.norm.requires_grad_(False)  # only the decoder uses its output
 
     def forward(self, tokens: Tensor, sets: TokenSets) -> StudentOutput:
-        """Normalised pixels of the student-visible tokens, (B, V, P), and the token sets they belong to."""
+        """Take normalised student-visible tokens (B, V, P) and their token sets; return the predictions."""
         visible = sets.student_visible
         encoded = self.encoder(tokens, visible, intermediates=self.aligned_blocks, final=self.decoder is not None)
         projected = [
@@ -63,7 +68,7 @@ class Student(nn.Module):
 
 
 def _generator(config: TrainConfig) -> Predictor:
-    """At the teacher's width, as in AMD, blocks alone."""
+    """Build a generator; at the teacher's width, as in AMD, it consists of blocks alone."""
     assert config.teacher is not None, "validated: amd has a teacher"
     encoder, grid, teacher_width = config.student.encoder, config.clip.grid, config.teacher.encoder.width
     width, depth, heads = config.generator_width, config.student.generator.depth, config.generator_heads

@@ -1,15 +1,14 @@
-"""`amd parity DIR`: numbers of the official code, reproduced with our own modules, each against its tolerance.
+"""`amd parity DIR`: reproduce recorded numbers of the official code with our modules, each within a tolerance.
 
-A folder holds an AMD case (`amd_meta.json`), a MAE case (`mae_meta.json`), smaller golden files, or all of them. What
-is compared: every feature, target, loss, gradient and gradient norm, in float32 and float64; the optimiser's steps;
-position tables, schedules, parameter groups with layer decay, masks, frame sampling, crops, fine-tuned heads, views of
-a test.
+A folder contains an AMD case (`amd_meta.json`), a MAE case (`mae_meta.json`), smaller golden files, or all of them.
+Compared are all features, targets, losses, gradients and gradient norms, in float32 and float64; optimizer steps;
+position tables, schedules, parameter groups with layer decay, masks, frame sampling, crops, fine-tuned heads, and
+multi-view tests.
 
-Rules. A tensor that nobody checks is a failure, in a known file or an unknown one. A file or a tensor that the layout
-names and the folder does not have is a failure. JSON files that no check knows are named in a note, as are unknown
-words in the meta files. What a state holds for no purpose (a
-classifier's head in a teacher, norms of generators) is checked by name and shape alone: it decides no number.
-Knows nothing of the command line.
+A tensor that no check reads is a failure, as is a file or tensor that the layout requires and the folder lacks. Unknown
+JSON files and unknown keys of the meta files are reported as notes. Unused tensors of a state (the classifier head of
+a teacher, norms of generators) are checked by name and shape only, since they affect no number.
+Independent of the command line.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from pathlib import Path
 
 from amd.config import ConfigError
 from amd.parity import amd_replay, finetune_case, mae_case, pieces
-from amd.parity.report import ParityReport, Row
+from amd.parity.report import ParityReport, ParityRow
 
-__all__ = ["ParityReport", "Row", "run"]
+__all__ = ["ParityReport", "ParityRow", "run"]
 
 
 def run(folder: str) -> ParityReport:
-    """Replay a local golden folder. Raises ConfigError when it is none."""
+    """Replay a local golden folder. Raises ConfigError if it is not one."""
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise ConfigError([f"{folder}: no such folder; give one with amd_meta.json or mae_meta.json in it"])
+        raise ConfigError([f"{folder}: no such folder; pass one that contains amd_meta.json or mae_meta.json"])
     names = {file.name for file in path.iterdir() if file.is_file()}
     report = ParityReport(str(path))
     known: set[str] = set()
@@ -49,5 +48,5 @@ def run(folder: str) -> ParityReport:
         elif name.endswith(".json"):
             report.note(name, "file", "not part of this command")
     if not report.rows or all(row.verdict == "note" for row in report.rows):
-        raise ConfigError([f"{folder}: no golden files in it; give a folder with amd_meta.json or mae_meta.json"])
+        raise ConfigError([f"{folder}: contains no golden files; pass a folder with amd_meta.json or mae_meta.json"])
     return report

@@ -1,6 +1,6 @@
-"""An AMD case as the official code left it: its config, token sets, clips and weights, and our networks made of them.
+"""An AMD case recorded from the official code: config, token sets, clips and weights, and our networks built from them.
 
-Masks are read from the inputs, sizes from the meta file; nothing is drawn.
+Masks are read from the inputs, sizes from the meta file; nothing is sampled.
 Shapes: B batch, N tokens.
 """
 
@@ -23,7 +23,7 @@ from amd.models.encoder import Encoder
 from amd.models.layers import LAYER_NORM_EPS
 from amd.models.student import Student
 from amd.models.teachers.frozen import Teacher
-from amd.parity.files import Stored
+from amd.parity.files import GoldenTensors
 from amd.parity.report import ParityReport
 from amd.tokens import TokenSets
 
@@ -43,7 +43,7 @@ TOLERANCE = {"f32": 1e-5, "f64": 1e-9}
 DTYPE = {"f32": torch.float32, "f64": torch.float64}
 
 
-class Case(NamedTuple):
+class AmdCase(NamedTuple):
     config: TrainConfig
     meta: dict[str, Any]
     video: Tensor  # (B, 3, T, H, W), normalised
@@ -52,18 +52,18 @@ class Case(NamedTuple):
     teacher: dict[str, Tensor]
 
     def networks(self, precision: str) -> tuple[Student, Teacher]:
-        """Fresh networks with the file's weights, in the asked precision."""
+        """Build networks with the weights of the file, in the given precision."""
         config = self.config
         assert config.teacher is not None, "built below with a teacher"
         student = Student(config)
         load_student_state(student, self.student, "student_state")
         encoder = Encoder(config.teacher.encoder, config.clip.grid, config.clip.token_values)
-        load_encoder_state(encoder, self.teacher, "teacher_state", taps_only=True, field="teacher.encoder")
+        load_encoder_state(encoder, self.teacher, "teacher_state", intermediates_only=True, field="teacher.encoder")
         teacher = Teacher(encoder, tuple(pair.teacher for pair in config.objective.layers))
         return student.to(DTYPE[precision]).train(), teacher.to(DTYPE[precision])
 
 
-def read_case(meta: dict[str, Any], files: dict[str, Stored], report: ParityReport) -> Case | None:
+def read_case(meta: dict[str, Any], files: dict[str, GoldenTensors], report: ParityReport) -> AmdCase | None:
     inputs = files["amd_inputs"]
     video, student_mask, teacher_mask, diff = (
         inputs.take(name) for name in ("video", "mask_student", "mask_teacher", "mask_diff")
@@ -79,23 +79,23 @@ def read_case(meta: dict[str, Any], files: dict[str, Stored], report: ParityRepo
         if len(set(mask.sum(dim=1).tolist())) > 1:
             report.fail("amd_inputs", name, "has rows of different counts")
             return None
-    sets = TokenSets(_where(~hidden), _where(shown), _where(hidden), _where(hidden))
+    sets = TokenSets(_indices(~hidden), _indices(shown), _indices(hidden), _indices(hidden))
     config = _config(meta["config"], sets)
     report.same("amd_inputs", "video", list(video.shape[1:]), [3, config.clip.frames, *config.clip.size])
     report.same("amd_inputs", "masks", list(hidden.shape), [video.shape[0], config.clip.grid.tokens])
     if len(report.failures) > before:
         return None
     student = dict(files["student_state"].all()) | dict(files["student_extra"].all())
-    return Case(config, meta, video, sets, student, dict(files["teacher_state"].all()))
+    return AmdCase(config, meta, video, sets, student, dict(files["teacher_state"].all()))
 
 
-def _where(mask: Tensor) -> Tensor:
-    """(B, N) of rows with equally many True -> (B, K) their places, ascending."""
+def _indices(mask: Tensor) -> Tensor:
+    """(B, N) with equally many True per row -> (B, K) ascending indices."""
     return mask.nonzero()[:, 1].reshape(mask.shape[0], -1)
 
 
 def _config(sizes: dict[str, Any], sets: TokenSets) -> TrainConfig:
-    """The run that the meta file describes. Counts come from the masks themselves, not from ratios."""
+    """Return the config of the run in the meta file. Token counts come from the masks, not from ratios."""
     student, teacher = sizes["student"], sizes["teacher"]
     if sizes.get("ln_eps", LAYER_NORM_EPS) != LAYER_NORM_EPS:
         raise ConfigError([f"ln_eps={sizes['ln_eps']}: norms here have {LAYER_NORM_EPS}, as the official ones"])

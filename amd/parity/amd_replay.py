@@ -1,8 +1,8 @@
-"""The official AMD model, replayed with our student, teacher, losses and optimiser from the files it left.
+"""Replay of the official AMD model with our student, teacher, losses and optimizer, from recorded files.
 
-The official generators' mask tokens are no parameters (they stand in a plain list), so the five steps hold them still
-and leave them out of the clipped norm.
-Shapes: B batch, N tokens, V student-visible, O teacher-only, M student-masked, P pixel values a token, E teacher width.
+The official mask tokens of the generators are not parameters (they are in a plain list), so the five steps keep them
+fixed and exclude them from the clipped norm.
+Shapes: B batch, N tokens, V student-visible, O teacher-only, M student-masked, P values per token, E teacher width.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from amd.distillation import distill, teacher_features
 from amd.exchange.official import to_official
 from amd.losses import LossTerms, pixel_targets
 from amd.models.student import Student
-from amd.parity.amd_case import DTYPE, FILES, META, TOLERANCE, Case, read_case
-from amd.parity.files import Stored, read_meta
+from amd.parity.amd_case import DTYPE, FILES, META, TOLERANCE, AmdCase, read_case
+from amd.parity.files import GoldenTensors, read_meta
 from amd.parity.report import ParityReport
 from amd.tokens import patchify, take_tokens
 from amd.training.trainer.optimizer import build_optimizer, clip_gradients, set_lr
@@ -36,7 +36,7 @@ GLOBAL_NORM = "grad_global_norm_without_generator_mask_tokens"
 
 
 def replay(folder: Path, report: ParityReport) -> None:
-    files = {name: Stored(folder, name, report) for name in FILES}
+    files = {name: GoldenTensors(folder, name, report) for name in FILES}
     meta = read_meta(folder, META, report)
     if meta is None or not all(files[name].readable for name in FILES[:4]):
         return
@@ -50,7 +50,7 @@ def replay(folder: Path, report: ParityReport) -> None:
             report.fail(META, "config", problem)
         return
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        report.fail(META, "config", f"cannot be understood ({type(error).__name__}: {error})")
+        report.fail(META, "config", f"cannot be parsed ({type(error).__name__}: {error})")
         return
     _check_meta(case, files, report)
     for precision in ("f32", "f64"):
@@ -62,8 +62,8 @@ def replay(folder: Path, report: ParityReport) -> None:
         file.close()
 
 
-def _check_meta(case: Case, files: dict[str, Stored], report: ParityReport) -> None:
-    """What the meta file says of shapes and counts, beside what the files hold."""
+def _check_meta(case: AmdCase, files: dict[str, GoldenTensors], report: ParityReport) -> None:
+    """Compare shapes and counts in the meta file with the tensors."""
     meta, sets, grid = case.meta, case.sets, case.config.clip.grid
     states = {"student_keys": dict(files["student_state"].all()), "teacher_keys": case.teacher}
     for key, state in states.items():
@@ -92,8 +92,8 @@ def _check_meta(case: Case, files: dict[str, Stored], report: ParityReport) -> N
         report.note(META, key, "not known to this command")
 
 
-def _check_features(case: Case, precision: str, stored: Stored, report: ParityReport) -> None:
-    """Every tensor on the way to the losses."""
+def _check_features(case: AmdCase, precision: str, stored: GoldenTensors, report: ParityReport) -> None:
+    """Compare every intermediate tensor of the losses."""
     tolerance, config, sets = TOLERANCE[precision], case.config, case.sets
     student, teacher = case.networks(precision)
     pixels = patchify(case.video.to(DTYPE[precision]), config.clip.tubelet, config.clip.patch)  # (B, N, P)
@@ -127,8 +127,8 @@ def _check_features(case: Case, precision: str, stored: Stored, report: ParityRe
             report.close(stored.name, name, tensor, golden, tolerance)
 
 
-def _check_losses(case: Case, precision: str, stored: Stored, report: ParityReport) -> dict[str, Tensor]:
-    """Every loss; returns the gradients of the official one (l2, normalised targets) under official keys."""
+def _check_losses(case: AmdCase, precision: str, stored: GoldenTensors, report: ParityReport) -> dict[str, Tensor]:
+    """Compare every loss; return the gradients of the official one (l2, normalised targets) under official keys."""
     tolerance, listed = TOLERANCE[precision], dict(case.meta.get(f"losses_{precision}", {}))
     video = case.video.to(DTYPE[precision])
     gradients: dict[str, Tensor] = {}
@@ -163,7 +163,7 @@ def _named(terms: LossTerms, suffix: str) -> dict[str, Tensor]:
 
 
 def official_gradients(student: Student, config: TrainConfig) -> dict[str, Tensor]:
-    """Gradients under official keys; absent for what the official code builds and never uses."""
+    """Return gradients under official keys, without parameters that the official code never uses."""
     own = {name: parameter.grad for name, parameter in student.named_parameters() if parameter.grad is not None}
     renamed = to_official(own, config.clip)
     return {name: tensor for name, tensor in renamed.items() if not _is_unused(name)}
@@ -174,7 +174,7 @@ def _is_unused(name: str) -> bool:
 
 
 def _check_gradients(
-    case: Case, precision: str, gradients: dict[str, Tensor], stored: Stored, report: ParityReport
+    case: AmdCase, precision: str, gradients: dict[str, Tensor], stored: GoldenTensors, report: ParityReport
 ) -> None:
     tolerance = TOLERANCE[precision]
     found = 0
@@ -197,8 +197,8 @@ def _check_gradients(
             report.same(META, "params_without_grad", without, set(case.meta["params_without_grad"]))
 
 
-def _check_steps(case: Case, stored: Stored, report: ParityReport) -> None:
-    """The official optimiser on the same batch, step by step, in float32."""
+def _check_steps(case: AmdCase, stored: GoldenTensors, report: ParityReport) -> None:
+    """Compare the optimizer with the official one on the same batch, step by step, in float32."""
     steps = case.meta.get("five_steps")
     if not steps:
         report.fail(META, "five_steps", "is missing")

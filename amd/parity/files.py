@@ -1,6 +1,6 @@
-"""The files of a golden folder, each tensor and number handed out once, so that what nobody asked for can be told.
+"""Files of a golden folder that record which tensors were read, so that unread ones can be reported.
 
-Knows nothing of what they mean.
+Does not interpret the tensors.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from amd.parity.report import ParityReport
 
 
-class Stored:
-    """The tensors of one safetensors file. `take` hands one out and marks it as looked at."""
+class GoldenTensors:
+    """The tensors of one safetensors file. `take` returns a tensor and marks it as checked."""
 
     def __init__(self, folder: Path, name: str, report: ParityReport) -> None:
         self.name = name
@@ -39,7 +39,7 @@ class Stored:
         self._left = set(self._tensors)
 
     def take(self, name: str) -> Tensor | None:
-        """The tensor, or None and a failure in the report."""
+        """Return the tensor; if it is absent, report a failure and return None."""
         if name not in self._tensors:
             if self.readable:
                 self._report.fail(self.name, name, "is missing from the file")
@@ -51,13 +51,13 @@ class Stored:
         return sorted(name for name in self._tensors if name.startswith(prefix))
 
     def all(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Every tensor below a prefix, marked as looked at, the prefix cut off."""
+        """Return every tensor below a prefix, without the prefix, and mark them as checked."""
         for name in self.names(prefix):
             self._left.discard(name)
             yield name.removeprefix(prefix), self._tensors[name]
 
     def close(self) -> None:
-        """What nobody could check is a failure."""
+        """Report every unchecked tensor as a failure."""
         for name in sorted(self._left):
             self._report.fail(self.name, name, "cannot be checked: no known tensor of this layout")
 

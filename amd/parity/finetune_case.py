@@ -1,7 +1,7 @@
-"""The official fine-tuned classifier's numbers, out of our encoder and a head made here: features, losses, gradients.
+"""Replay of the official fine-tuned classifier with our encoder and a head: features, losses, gradients.
 
-Layer scale is folded into the maps before it and gradients are taken through the folding, so each official name has
-one.
+Layer scale is folded into the preceding linear layer and gradients flow through the folding, so that every official
+parameter has one.
 Shapes: B batch, N tokens, K classes, D width.
 """
 
@@ -19,7 +19,7 @@ from amd.exchange.source import to_student
 from amd.models.encoder import Encoder
 from amd.models.layers import LAYER_NORM_EPS
 from amd.parity.amd_case import DTYPE, TOLERANCE
-from amd.parity.files import Stored
+from amd.parity.files import GoldenTensors
 from amd.parity.report import ParityReport
 from amd.tokens import patchify
 
@@ -31,8 +31,8 @@ SOFT = (0.88, 0.02)  # the soft target at the label, and elsewhere
 
 
 def check(folder: Path, report: ParityReport) -> None:
-    stored = Stored(folder, FILE.removesuffix(".safetensors"), report)
-    video = Stored(folder, "amd_inputs", report).take("video")
+    stored = GoldenTensors(folder, FILE.removesuffix(".safetensors"), report)
+    video = GoldenTensors(folder, "amd_inputs", report).take("video")
     variants = sorted({name.split(".state.")[0] for name in stored.names() if ".state." in name})
     if video is not None:
         for variant in variants:
@@ -43,7 +43,7 @@ def check(folder: Path, report: ParityReport) -> None:
 
 
 def _check_variant(
-    prefix: str, state: dict[str, Tensor], video: Tensor, precision: str, stored: Stored, report: ParityReport
+    prefix: str, state: dict[str, Tensor], video: Tensor, precision: str, stored: GoldenTensors, report: ParityReport
 ) -> None:
     leaves = {name: tensor.to(DTYPE[precision], copy=True).requires_grad_() for name, tensor in state.items()}
     features = _features(leaves, video.to(DTYPE[precision]))
@@ -71,7 +71,7 @@ def _check_variant(
 
 
 def _features(leaves: dict[str, Tensor], video: Tensor) -> Tensor:
-    """(B, D): the norm of pooled tokens where the file has fc_norm, else the first token after the norm."""
+    """Return (B, D): the norm of pooled tokens if the file has fc_norm, else the first token after the norm."""
     width, _, tubelet, patch, _ = leaves["patch_embed.proj.weight"].shape
     depth = 1 + max(int(name.split(".")[1]) for name in leaves if name.startswith("blocks."))
     grid = TokenGrid(video.shape[2] // tubelet, video.shape[3] // patch, video.shape[4] // patch)

@@ -1,8 +1,8 @@
-"""The official MAE, replayed with our student trained without a teacher.
+"""Replay of the official MAE with our student trained without a teacher.
 
-Its decoder answers for all tokens and reads the loss off the hidden ones; ours answers for the hidden ones, and here
-for the seen ones too, so that every number of the golden prediction is compared.
-Shapes: B batch, N tokens, V kept, P pixel values a token, D width.
+Its decoder predicts all tokens and computes the loss on the masked ones; ours predicts the masked ones, and here the
+visible ones too, so that every number of the golden prediction is compared.
+Shapes: B batch, N tokens, V kept, P pixel values per token, D width.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from amd.exchange.load import load_student_state
 from amd.exchange.official import to_mae
 from amd.models.student import Student
 from amd.parity.amd_case import DTYPE, TOLERANCE
-from amd.parity.files import Stored, read_meta
+from amd.parity.files import GoldenTensors, read_meta
 from amd.parity.report import ParityReport
 from amd.tokens import TokenSets, patchify, position_table, take_tokens
 
@@ -28,7 +28,7 @@ META = "mae_meta.json"
 FILES = ("mae_state", "mae_golden")
 
 
-class Case(NamedTuple):
+class MaeCase(NamedTuple):
     config: TrainConfig
     images: Tensor  # (B, 3, 1, H, W), normalised
     sets: TokenSets  # student-visible in MAE's shuffled order
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 def replay(folder: Path, report: ParityReport) -> None:
-    state, golden = (Stored(folder, name, report) for name in FILES)
+    state, golden = (GoldenTensors(folder, name, report) for name in FILES)
     meta = read_meta(folder, META, report)
     if meta is None or not state.readable or not golden.readable:
         return
@@ -55,7 +55,7 @@ def replay(folder: Path, report: ParityReport) -> None:
             report.fail(META, "config", problem)
         return
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        report.fail(META, "config", f"cannot be understood ({type(error).__name__}: {error})")
+        report.fail(META, "config", f"cannot be parsed ({type(error).__name__}: {error})")
         return
     if "keys" in meta:
         report.same(META, "keys", {name: list(tensor.shape) for name, tensor in case.state.items()}, meta["keys"])
@@ -78,7 +78,9 @@ def replay(folder: Path, report: ParityReport) -> None:
     golden.close()
 
 
-def _read_case(meta: dict[str, Any], state: Stored, golden: Stored, report: ParityReport) -> Case | None:
+def _read_case(
+    meta: dict[str, Any], state: GoldenTensors, golden: GoldenTensors, report: ParityReport
+) -> MaeCase | None:
     images, noise, mask, restore = (golden.take(name) for name in ("imgs", "noise", "mask", "ids_restore"))
     if images is None or noise is None or mask is None or restore is None:
         return None
@@ -100,7 +102,7 @@ def _read_case(meta: dict[str, Any], state: Stored, golden: Stored, report: Pari
         return None
     empty = order[:, :0]
     sets = TokenSets(order[:, :kept], empty, order[:, kept:], order[:, kept:])
-    return Case(config, images[:, :, None], sets, dict(state.all()))
+    return MaeCase(config, images[:, :, None], sets, dict(state.all()))
 
 
 def _config(sizes: dict[str, Any], tokens: int, hidden: int) -> TrainConfig:
@@ -133,7 +135,7 @@ def _config(sizes: dict[str, Any], tokens: int, hidden: int) -> TrainConfig:
     return validate(TrainConfig, values)
 
 
-def _check_features(case: Case, precision: str, golden: Stored, report: ParityReport) -> None:
+def _check_features(case: MaeCase, precision: str, golden: GoldenTensors, report: ParityReport) -> None:
     tolerance, clip, sets = TOLERANCE[precision], case.config.clip, case.sets
     student = case.student(precision)
     assert student.decoder is not None, "a mae student rebuilds"
@@ -142,7 +144,7 @@ def _check_features(case: Case, precision: str, golden: Stored, report: ParityRe
     order = torch.cat([sets.student_visible, sets.student_masked], dim=1)  # (B, N)
     with torch.no_grad():
         latent = student.encoder(take_tokens(pixels, sets.student_visible), sets.student_visible).final  # (B, 1 + V, D)
-        rebuilt = student.decoder(latent, sets.student_visible, sets.student_masked, return_seen=True)[:, 1:]
+        rebuilt = student.decoder(latent, sets.student_visible, sets.student_masked, return_visible=True)[:, 1:]
         unmasked = student.encoder(pixels, everything).final
     got = {"patchify": pixels, "latent": latent, "pred": take_tokens(rebuilt, order.argsort(dim=1))}
     if precision == "f32" or f"{precision}.latent_unmasked" in golden.names():
@@ -153,8 +155,8 @@ def _check_features(case: Case, precision: str, golden: Stored, report: ParityRe
             report.close("mae_golden", f"{precision}.{name}", tensor, stored, tolerance)
 
 
-def _check_losses(case: Case, precision: str, golden: Stored, report: ParityReport) -> dict[str, Tensor]:
-    """Both losses and the gradients of the normalised one, which carry official names."""
+def _check_losses(case: MaeCase, precision: str, golden: GoldenTensors, report: ParityReport) -> dict[str, Tensor]:
+    """Compare both losses and the gradients of the normalised one, under official names."""
     tolerance = TOLERANCE[precision]
     losses: dict[str, Tensor] = {}
     for flag, pixels in ((1, "per_patch"), (0, "normalized")):
@@ -173,7 +175,7 @@ def _check_losses(case: Case, precision: str, golden: Stored, report: ParityRepo
     return losses
 
 
-def _check_gradients(gradients: dict[str, Tensor], precision: str, golden: Stored, report: ParityReport) -> None:
+def _check_gradients(gradients: dict[str, Tensor], precision: str, golden: GoldenTensors, report: ParityReport) -> None:
     prefix = f"{precision}.grad."
     if not golden.names(prefix):
         report.fail("mae_golden", f"{prefix}*", "none is in the file")
@@ -184,7 +186,7 @@ def _check_gradients(gradients: dict[str, Tensor], precision: str, golden: Store
             report.fail("mae_golden", prefix + name, "cannot be checked: no parameter here gets this gradient")
 
 
-def _check_info(case: Case, info: dict[str, Any], losses: dict[str, Tensor], report: ParityReport) -> None:
+def _check_info(case: MaeCase, info: dict[str, Any], losses: dict[str, Tensor], report: ParityReport) -> None:
     for name, value in info.items():
         if name in losses:
             report.close(META, f"info.{name}", losses[name], value, TOLERANCE[name.split(".")[0]])
@@ -195,8 +197,8 @@ def _check_info(case: Case, info: dict[str, Any], losses: dict[str, Tensor], rep
             report.note(META, f"info.{name}", "not known to this command")
 
 
-def _check_tables(golden: Stored, report: ParityReport) -> None:
-    """Ours are computed in float64 and kept in float32."""
+def _check_tables(golden: GoldenTensors, report: ParityReport) -> None:
+    """Compare position tables; ours are computed in float64 and stored in float32."""
     for rest, stored in list(golden.all("pos2d.")):
         name = f"pos2d.{rest}"
         found = re.fullmatch(r"d(\d+)_g(\d+)(?:x(\d+))?(_cls)?", rest)
@@ -206,5 +208,5 @@ def _check_tables(golden: Stored, report: ParityReport) -> None:
         width, height = int(found[1]), int(found[2])
         table = position_table("sincos_2d", TokenGrid(1, height, int(found[3] or height)), width)
         if found[4]:
-            table = torch.cat([torch.zeros(1, width), table])  # the class token stands nowhere
+            table = torch.cat([torch.zeros(1, width), table])  # the class token has no position
         report.close("mae_golden", name, table, stored, TOLERANCE["f32"])

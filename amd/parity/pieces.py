@@ -1,7 +1,7 @@
-"""The smaller golden files: position tables, schedules, parameter groups, masks, frame sampling, crops, views.
+"""Checks of the smaller golden files: position tables, schedules, parameter groups, masks, sampling, crops, views.
 
-Each check reads one file and adds its rows to the report. Official draws come from numpy's and Python's own generators,
-which are rebuilt here from their seeds.
+Each check reads one file and adds rows to the report. Official random draws come from the generators of NumPy and
+Python, which are rebuilt here from their seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from amd.masks import sample_token_sets
 from amd.models.classifier import Classifier
 from amd.models.student import Student
 from amd.parity.amd_case import TOLERANCE
-from amd.parity.files import Stored
+from amd.parity.files import GoldenTensors
 from amd.parity.report import ParityReport
 from amd.tokens import position_table
 from amd.training.trainer.optimizer import cosine_lr, layer_scale, parameter_groups
@@ -34,13 +34,13 @@ Check = Callable[[Path, ParityReport], None]
 
 
 def guarded(name: str, check: Check, folder: Path, report: ParityReport) -> None:
-    """A file that does not read as its layout says is a failure, not a traceback."""
+    """Run a check; report a file that violates its layout as a failure instead of raising."""
     try:
         check(folder, report)
     except ConfigError as error:
         report.fail(name, "file", str(error))
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-        report.fail(name, "file", f"cannot be understood ({type(error).__name__}: {error})")
+        report.fail(name, "file", f"cannot be parsed ({type(error).__name__}: {error})")
 
 
 def _json(folder: Path, name: str) -> Any:
@@ -48,7 +48,7 @@ def _json(folder: Path, name: str) -> Any:
 
 
 def check_sinusoid(folder: Path, report: ParityReport) -> None:
-    stored = Stored(folder, "sinusoid", report)
+    stored = GoldenTensors(folder, "sinusoid", report)
     for name in stored.names():
         found = re.fullmatch(r"n(\d+)_d(\d+)(_sub|_rows|_cols)?", name)
         if found is None or found[3] in ("_rows", "_cols"):
@@ -87,7 +87,7 @@ def check_schedule(folder: Path, report: ParityReport) -> None:
 
 
 def check_groups(folder: Path, report: ParityReport) -> None:
-    """Which parameters decay. Order inside a group changes nothing in AdamW and is not compared."""
+    """Compare which parameters decay. The order within a group does not affect AdamW and is ignored."""
     for key, groups in _json(folder, "param_groups.json").items():
         if not (isinstance(groups, list) and all(isinstance(group, dict) for group in groups)):
             continue  # the official skip lists, which say less than the groups
@@ -98,7 +98,7 @@ def check_groups(folder: Path, report: ParityReport) -> None:
 
 
 def _check_finetune_groups(key: str, groups: list[dict[str, Any]], report: ParityReport) -> None:
-    """Learning rate scale and weight decay of every parameter of a classifier; the decay is read off block 0."""
+    """Compare learning rate scale and weight decay of every classifier parameter; block 0 gives the decay."""
     golden = {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["names"]}
     depth = 1 + max(int(found[1]) for name in golden if (found := re.match(r"blocks\.(\d+)\.", name)))
     decay = golden["blocks.0.norm1.weight"][0] ** (1 / depth)
@@ -115,7 +115,7 @@ def _check_finetune_groups(key: str, groups: list[dict[str, Any]], report: Parit
 
 
 def _official_name(name: str) -> str:
-    """Of a classifier's parameter in the official fine-tuning code."""
+    """Return the name of a classifier parameter in the official fine-tuning code."""
     name = re.sub(r"^encoder\.norm\.", "fc_norm.", name)
     return re.sub(r"^patch_embed\.", "patch_embed.proj.", name.removeprefix("encoder."))
 
@@ -163,7 +163,7 @@ def _unused(name: str) -> bool:
 
 
 def official_codes(cells: int, student_ratio: float, teacher_ratio: float, draws: np.random.RandomState) -> list[int]:
-    """The official mask generator: 0 visible to both, 1 to the teacher only, 2 hidden, shuffled once."""
+    """Reimplement the official mask generator: 0 visible to both, 1 teacher-only, 2 hidden from both."""
     student, teacher = int(student_ratio * cells), int(teacher_ratio * cells)
     codes = np.concatenate([np.zeros(cells - student), np.ones(student - teacher), np.full(teacher, 2)])
     draws.shuffle(codes)
@@ -171,7 +171,7 @@ def official_codes(cells: int, student_ratio: float, teacher_ratio: float, draws
 
 
 def check_masks(folder: Path, report: ParityReport) -> None:
-    """The official draws, rebuilt from their seeds, and the same counts from our own sampler in every frame."""
+    """Compare official draws, rebuilt from their seeds, and the per-frame counts of our sampler."""
     for number, case in enumerate(_json(folder, "masks.json"), start=1):
         grid, name = TokenGrid(*case["grid"]), f"case {number}"
         ratios = case["mask_ratio"], case["mask_ratio_teacher"]
@@ -188,7 +188,7 @@ def check_masks(folder: Path, report: ParityReport) -> None:
 
 
 class _NumpyDraws:
-    """The stream of np.random.seed and np.random.randint."""
+    """Random numbers as from np.random.seed and np.random.randint."""
 
     def __init__(self, seed: int) -> None:
         self._state = np.random.RandomState(seed)
@@ -247,7 +247,7 @@ def check_crops(folder: Path, report: ParityReport) -> None:
 
 
 def check_merge(folder: Path, report: ParityReport) -> None:
-    """The views of a test, put together from several ranks: probabilities, predictions, top-1 and top-5."""
+    """Compare merged views of a test on several ranks: probabilities, predictions, top-1 and top-5."""
     golden = _json(folder, "multiview_merge.json")
     rows = [row for rank in golden["ranks"] for row in rank]
     ids = sorted({row["id"] for row in rows})

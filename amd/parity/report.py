@@ -1,6 +1,6 @@
-"""What a replay found: one row per thing compared, with the largest deviation and what it was allowed to be.
+"""Report of a replay: one row per comparison, with the largest deviation and its tolerance.
 
-Knows nothing of networks or of what the golden files hold.
+Independent of networks and golden files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 Verdict = Literal["ok", "fail", "note"]
 
 
-class Row(NamedTuple):
+class ParityRow(NamedTuple):
     source: str
     """The golden file."""
     name: str
@@ -33,21 +33,21 @@ class Row(NamedTuple):
 @dataclass
 class ParityReport:
     folder: str
-    rows: list[Row] = field(default_factory=list)
+    rows: list[ParityRow] = field(default_factory=list)
 
     @property
-    def failures(self) -> list[Row]:
+    def failures(self) -> list[ParityRow]:
         return [row for row in self.rows if row.verdict == "fail"]
 
     @property
     def ok(self) -> bool:
-        """Nothing failed, and something was compared."""
+        """Whether at least one comparison was made and none failed."""
         return not self.failures and any(row.verdict == "ok" for row in self.rows)
 
     # Each way of comparing adds one row.
 
     def close(self, source: str, name: str, got: Any, golden: Any, tolerance: float) -> None:
-        """Elementwise within tolerance + tolerance * |golden|."""
+        """Compare elementwise, within tolerance + tolerance * |golden|."""
         got, golden = _tensor(got), _tensor(golden)
         if self._other_shape(source, name, got, golden):
             return
@@ -57,7 +57,7 @@ class ParityReport:
         self._measured(source, name, deviation, tolerance, float((gap / allowed).max()) if gap.numel() else 0.0)
 
     def close_l2(self, source: str, name: str, got: Any, golden: Any, tolerance: float) -> None:
-        """The L2 norm of the difference within `tolerance` of the golden norm: for gradients, whose scale varies."""
+        """Compare the L2 norm of the difference, relative to the golden norm: for gradients, whose scale varies."""
         got, golden = _tensor(got), _tensor(golden)
         if self._other_shape(source, name, got, golden):
             return
@@ -66,18 +66,18 @@ class ParityReport:
         self._measured(source, name, deviation, tolerance, deviation / tolerance)
 
     def same(self, source: str, name: str, got: object, golden: object) -> None:
-        """Equal, to the last digit."""
+        """Compare for exact equality."""
         equal = torch.equal(got, golden) if isinstance(got, Tensor) and isinstance(golden, Tensor) else got == golden
         if equal:
-            self.rows.append(Row(source, name, "ok", 0.0, 0.0, 0.0))
+            self.rows.append(ParityRow(source, name, "ok", 0.0, 0.0, 0.0))
         else:
             self.fail(source, name, f"is not the same: {_short(got)} here, {_short(golden)} in the file")
 
     def fail(self, source: str, name: str, text: str) -> None:
-        self.rows.append(Row(source, name, "fail", text=text))
+        self.rows.append(ParityRow(source, name, "fail", text=text))
 
     def note(self, source: str, name: str, text: str) -> None:
-        self.rows.append(Row(source, name, "note", text=text))
+        self.rows.append(ParityRow(source, name, "note", text=text))
 
     def _other_shape(self, source: str, name: str, got: Tensor, golden: Tensor) -> bool:
         if got.shape == golden.shape:
@@ -87,7 +87,7 @@ class ParityReport:
 
     def _measured(self, source: str, name: str, deviation: float, tolerance: float, used: float) -> None:
         # A deviation that is not a number is no deviation within tolerance.
-        self.rows.append(Row(source, name, "ok" if used <= 1 else "fail", deviation, tolerance, used))
+        self.rows.append(ParityRow(source, name, "ok" if used <= 1 else "fail", deviation, tolerance, used))
 
     # For people and for programs.
 
@@ -106,7 +106,7 @@ class ParityReport:
         return json.dumps({"folder": self.folder, "ok": self.ok, "failed": len(self.failures), "rows": rows})
 
     def lines(self) -> list[str]:
-        """One line per row, failures again at the end, then the summary."""
+        """Return one line per row, the failures again, and the summary."""
         width = max((len(f"{row.source} {row.name}") for row in self.rows), default=0)
         lines = [_line(row, width) for row in self.rows]
         if self.failures:
@@ -117,7 +117,7 @@ class ParityReport:
         return "\n".join(self.lines())
 
 
-def _line(row: Row, width: int) -> str:
+def _line(row: ParityRow, width: int) -> str:
     what = f"{row.source} {row.name}".ljust(width)
     numbers = ""
     if row.deviation is not None and row.tolerance is not None:
@@ -126,7 +126,7 @@ def _line(row: Row, width: int) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON knows no NaN and no infinity."""
+    """Replace NaN and infinity, which JSON cannot represent."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

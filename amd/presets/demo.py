@@ -1,8 +1,8 @@
-"""Runs for a laptop: a teacher, an AMD student and the same student undistilled, on real digits, in minutes.
+"""Demo presets for a laptop: a teacher, an AMD student and a student without distillation, on digits, in minutes.
 
-All values are our default: the paper has no runs of this size. They depart from its recipes where small runs need it
-(2-D positions of a short base, truncated-normal weights, plain pixel targets, few and big tokens); chosen on the split
-`select` of the demo data, by probes. Torch-free.
+All values are our default, since the paper has no runs of this size. They depart from its recipes where small runs need
+it: 2-D positions with a small base, truncated-normal weights, plain pixel targets, few large tokens. They were tuned by
+probes on the split `select` of the demo data. Torch-free.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from amd.config import TrainConfig, validate
 
 PIXEL_MEAN, PIXEL_STD = 0.25, 0.35
-# Against VideoMAE's values (1-D positions of base 10000, xavier) both halve the pixel loss after a few hundred steps.
+# Each halves the pixel loss after a few hundred steps, compared with VideoMAE (1-D positions of base 10000, xavier).
 ENCODER = {"positions": "sincos_2d", "position_base": 100.0, "init": "trunc_normal"}
 DECODER = {"width": 48, "depth": 2, "heads": 3}
 TEACHER = {"size": "demo-teacher", **ENCODER}
@@ -22,7 +22,7 @@ STUDENT = {
     "decoder": DECODER,
     "generator": {"depth": 1, "heads": 4},
 }
-PIXELS = "normalized"  # targets normalised per token would ask for the noise of black tokens
+PIXELS = "normalized"  # targets normalised per token would amplify the noise of black tokens
 
 IMAGE: dict[str, Any] = {
     "clip": {"frames": 1, "size": 32, "patch": 8, "tubelet": 1},
@@ -30,17 +30,17 @@ IMAGE: dict[str, Any] = {
     "batch": 32,
 }
 VIDEO: dict[str, Any] = {
-    # One token spans the whole clip: with several along time, a token is completed from its neighbours in the same
-    # frames, and nothing is learnt of motion.
+    # One token spans the whole clip: with several tokens along time, a token can be reconstructed from its neighbours
+    # in the same frames, without learning motion.
     "clip": {"frames": 8, "size": 32, "patch": 8, "tubelet": 8, "sampling_rate_frames": 1},
-    # Window sampling takes all 8 frames of 8 (strided sampling would repeat the last but one).
+    # Window sampling uses all 8 frames; strided sampling would repeat one.
     "data": {"train": "demo:moving-digits", "sampling": "window", "repeats": 4},
-    "batch": 16,  # 64 clips: 4 masks for every decoded file
+    "batch": 16,  # 64 clips: 4 masks per decoded file
 }
 
 
 def _run(modality: dict[str, Any], steps: int, lr: float) -> dict[str, Any]:
-    """What all three arms share; `lr` is the peak learning rate itself, down to a hundredth of it."""
+    """Return the values shared by all three runs; `lr` is the absolute peak learning rate, decayed to a hundredth."""
     scale = 256 / modality["batch"]
     return {
         "clip": {**modality["clip"], "mean": (PIXEL_MEAN,) * 3, "std": (PIXEL_STD,) * 3},
@@ -53,7 +53,7 @@ def _run(modality: dict[str, Any], steps: int, lr: float) -> dict[str, Any]:
         },
         "schedule": {"steps": steps, "warmup_steps": steps // 10},
         "checkpoint": {"every_minutes": 0.5, "keep_last": 1},
-        # One worker: steps so small cost less than averaging their gradients between two.
+        # One worker: averaging gradients between two would cost more than these small steps.
         "scaling": {"workers": 1, "threads_per_worker": 1, "device": "cpu"},
         "tracking": {"log_every_steps": 20, "guard_every_steps": 0, "tensorboard": False},
     }
@@ -97,7 +97,7 @@ def demo_image_teacher() -> TrainConfig:
 
 
 def demo_image_mae() -> TrainConfig:
-    """The undistilled student: MAE of a 64 x 4 encoder on the digits, 500 steps of 32; about 10 s."""
+    """Student without distillation: MAE of a 64 x 4 encoder on the digits, 500 steps of 32; about 10 s."""
     return validate(TrainConfig, _undistilled(IMAGE, steps=500))
 
 
@@ -112,15 +112,15 @@ def demo_video_teacher() -> TrainConfig:
 
 
 def demo_video_mae() -> TrainConfig:
-    """The undistilled student: VideoMAE of a 64 x 4 encoder on the clips, 300 steps of 64; about 15 s."""
+    """Student without distillation: VideoMAE of a 64 x 4 encoder on the clips, 300 steps of 64; about 15 s."""
     return validate(TrainConfig, _undistilled(VIDEO, steps=300))
 
 
 def demo_video_amd() -> TrainConfig:
     """AMD of the same 64 x 4 student on the clips, 300 steps of 64; about 25 s after its teacher.
 
-    Aligned with the teacher's blocks 2 and 3 of 6, where a linear probe reads the motion best (84 and 80 %, 78 % after
-    the last). Direct alignment weighs 10: normalised targets leave its term at a tenth of the others.
+    Aligned with the teacher's blocks 2 and 3 of 6, where a linear probe classifies motion best (84 and 80 %, 78 % after
+    the last). Direct alignment has weight 10, since normalised targets keep its term at a tenth of the others.
     """
     weights = {"reconstruction": 1.0, "direct": 10.0, "generation": 1.0}
     return _distilled(VIDEO, 300, "demo-video-teacher", layers=_pairs((2, 2), (4, 3)), weights=weights)

@@ -1,6 +1,6 @@
-"""Named action detection runs: the paper's transfer task, AVA 2.2. Torch-free.
+"""Action detection presets for AVA 2.2, a transfer task of the paper. Torch-free.
 
-A value that neither paper nor code gives is marked "our default".
+Values that neither the paper nor its code states are marked "our default".
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from amd.presets.pretraining import UNSET, VIDEO, read_config_file
 
 
 class DetectionPreset(NamedTuple):
+    """A named detection config with its source and hardware."""
+
     name: str
     summary: str
     source: str
@@ -63,9 +65,9 @@ DETECTION_PRESETS = _presets()
 
 
 def detection_config(preset: str | None, url: str | None, overrides: Mapping[str, Any]) -> DetectionConfig:
-    """A preset or a config file (JSON or YAML, path or URL), with dotted overrides. Raises ConfigError."""
+    """Return a preset or a config file (JSON or YAML, path or URL) with dotted overrides. Raises ConfigError."""
     if (preset is None) == (url is None):
-        raise ConfigError(["give a preset or a config file, one of them: --preset NAME or --config FILE"])
+        raise ConfigError(["give either a preset or a config file: --preset NAME or --config FILE"])
     if url is not None:
         return validate(DetectionConfig, overridden(read_config_file(url), overrides))
     if preset not in DETECTION_PRESETS:

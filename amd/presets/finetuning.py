@@ -1,6 +1,6 @@
-"""Named fine-tuning runs: the paper's targets (METHOD 4) and the demo's. Torch-free.
+"""Fine-tuning presets: the paper's target data sets and the demo. Torch-free.
 
-A value that neither paper nor code gives is marked "our default".
+Values that neither the paper nor its code states are marked "our default".
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from amd.presets.pretraining import IMAGE, IMAGE_ENCODER, UNSET, VIDEO, read_con
 
 
 class FinetunePreset(NamedTuple):
+    """A named fine-tuning config with its source and hardware."""
+
     name: str
     summary: str
     source: str
@@ -25,7 +27,7 @@ class FinetunePreset(NamedTuple):
     config: FinetuneConfig
 
 
-DENSE = {"sampling": "window"}  # the official training sampler of dense data sets; tested strided
+DENSE = {"sampling": "window"}  # official training sampler of dense data sets; tests sample strided
 TSN = {"sampling": "segments"}
 
 
@@ -99,7 +101,7 @@ def _image(size: str, *, epochs: int, base_lr: float, layer_decay: float) -> Fin
 
 
 def _demo(modality: dict[str, Any], *, epochs: int, lr: float, test: str) -> FinetuneConfig:
-    """Learns on 10 labelled samples a class: so few that the start matters. Our default, chosen on `select`."""
+    """Return a config with 10 labelled samples per class, few enough that initial weights matter; tuned on `select`."""
     data = modality["data"]["train"]
     batch = 20
     values: dict[str, Any] = {
@@ -235,9 +237,9 @@ FINETUNE_PRESETS = _presets()
 
 
 def finetune_config(preset: str | None, url: str | None, overrides: Mapping[str, Any]) -> FinetuneConfig:
-    """A preset or a config file (JSON or YAML, path or URL), with dotted overrides. Raises ConfigError."""
+    """Return a preset or a config file (JSON or YAML, path or URL) with dotted overrides. Raises ConfigError."""
     if (preset is None) == (url is None):
-        raise ConfigError(["give a preset or a config file, one of them: --preset NAME or --config FILE"])
+        raise ConfigError(["give either a preset or a config file: --preset NAME or --config FILE"])
     if url is not None:
         return validate(FinetuneConfig, overridden(read_config_file(url), overrides))
     if preset not in FINETUNE_PRESETS:

@@ -1,6 +1,6 @@
-"""Named complete runs: the paper's video recipes, image recipes, the teachers they need, and demo runs. Torch-free.
+"""Pre-training presets: the paper's video and image recipes, their teachers, and demo runs. Torch-free.
 
-A value that the paper or its code does not give is marked "our default" in the preset's note.
+Values that neither the paper nor its code states are marked "our default" in the preset's source.
 """
 
 from __future__ import annotations
@@ -17,34 +17,36 @@ from amd.flops import step_flops
 from amd.presets.demo import DEMO_PRESETS
 from amd.storage import read_bytes
 
-UNSET = "unset:"  # stands where only the user knows the value
+UNSET = "unset:"  # prefix of values that the user must set
 H100_BF16_FLOPS = 989.5e12  # data sheet, dense
-ASSUMED_SHARE = 0.4  # of that rate, for the hours shown
+ASSUMED_MFU = 0.4  # model FLOPs utilisation assumed for estimated hours
 
 
 @dataclass(frozen=True)
 class Preset:
+    """A named config with its source and its cost."""
+
     name: str
     summary: str
     source: str
-    """Where the values come from: a paper's row and its code, or "our default"."""
+    """Source of the values: a paper and its code, or "our default"."""
     hardware: str
     config: TrainConfig
     samples: int | None = None
-    """Size of the data set the recipe is written for."""
+    """Samples in the data set of the recipe."""
 
     @property
     def gpu_hours(self) -> float | None:
-        """Estimated hours of one H100 at 40 % of its bf16 rate; from FLOPs, not measured."""
+        """Estimated hours on one H100 at 40 % of its bf16 rate, computed from FLOPs, not measured."""
         if self.samples is None or self.config.schedule.epochs is None:
             return None
         clips = self.samples * self.config.schedule.epochs * self.config.data.repeats
-        return clips * step_flops(self.config).total / (ASSUMED_SHARE * H100_BF16_FLOPS) / 3600
+        return clips * step_flops(self.config).total / (ASSUMED_MFU * H100_BF16_FLOPS) / 3600
 
 
 VIDEO = {"frames": 16, "size": 224, "patch": 16, "tubelet": 2}
 IMAGE = {"frames": 1, "size": 224, "patch": 16, "tubelet": 1}
-VIDEO_DECODERS = {  # VideoMAE takes half the encoder's width, heads of 64
+VIDEO_DECODERS = {  # as in VideoMAE: half the encoder's width, 64 per head
     "S": {"width": 192, "depth": 4, "heads": 3},
     "B": {"width": 384, "depth": 4, "heads": 6},
     "L": {"width": 512, "depth": 12, "heads": 8},
@@ -99,7 +101,7 @@ def _video_teacher(data: str, batch: int, epochs: int) -> TrainConfig:
 
 
 def _image(encoder: str) -> dict[str, Any]:
-    """What MAE's image recipe fixes, for teacher and student alike."""
+    """Return the values of MAE's image recipe, shared by teacher and student."""
     return {
         "clip": IMAGE,
         "student": {"encoder": {"size": encoder, **IMAGE_ENCODER}, "decoder": IMAGE_DECODER},
@@ -188,7 +190,7 @@ PRESETS: dict[str, Preset] = _presets()
 
 
 def preset(name: str) -> Preset:
-    """Raises ConfigError when there is none of that name."""
+    """Return the preset with this name. Raises ConfigError for an unknown name."""
     if name not in PRESETS:
         close = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(PRESETS)}"
@@ -197,19 +199,19 @@ def preset(name: str) -> Preset:
 
 
 def from_preset(name: str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
-    """A preset's config with dotted overrides. Raises ConfigError; also when a value only the user knows is missing."""
+    """Return a preset's config with dotted overrides. Raises ConfigError, also for values that the user must set."""
     return load_config(name, None, overrides or {})
 
 
 def load_config(
     preset_name: str | None, url: str | None, overrides: Mapping[str, Any], *, complete: bool = True
 ) -> TrainConfig:
-    """The config of a run: a preset, or a file (JSON or YAML, path or fsspec URL), with dotted overrides.
+    """Return the config of a run: a preset or a file (JSON or YAML, path or fsspec URL), with dotted overrides.
 
-    Raises ConfigError; with `complete` also where a preset leaves a value to the user.
+    Raises ConfigError; with `complete` also for values that the preset leaves to the user.
     """
     if (preset_name is None) == (url is None):
-        raise ConfigError(["give a preset or a config file, one of them: --preset NAME or --config FILE"])
+        raise ConfigError(["give either a preset or a config file: --preset NAME or --config FILE"])
     values = read_config_file(url) if url is not None else preset(preset_name or "").config.model_dump(mode="json")
     config = validate(TrainConfig, overridden(values, overrides))
     if complete:
@@ -217,30 +219,34 @@ def load_config(
     return config
 
 
-def read_config_file(url: str, named: str = "--config", holds: str = "the sections of a run") -> dict[str, Any]:
-    """The values in a JSON or YAML file, path or fsspec URL, not yet validated. Raises ConfigError."""
+def read_config_file(url: str, option: str = "--config", expected: str = "the sections of a run") -> dict[str, Any]:
+    """Read the values of a JSON or YAML file, path or fsspec URL, without validation.
+
+    `option` and `expected`: the command-line option and the expected content that error messages name.
+    Raises ConfigError.
+    """
     try:
         content = read_bytes(url)
-    except Exception as error:  # any backend raises its own kinds
-        raise ConfigError([f"{named} {url}: cannot be read ({error})"]) from None
+    except Exception as error:  # every backend raises its own exceptions
+        raise ConfigError([f"{option} {url}: cannot be read ({error})"]) from None
     try:
         values = yaml.safe_load(content)  # JSON is YAML
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{named} {url}: neither JSON nor YAML ({str(error).splitlines()[0]})"]) from None
+        raise ConfigError([f"{option} {url}: neither JSON nor YAML ({str(error).splitlines()[0]})"]) from None
     if not isinstance(values, dict):
-        raise ConfigError([f"{named} {url}: must be an object with {holds}, not {type(values).__name__}"])
+        raise ConfigError([f"{option} {url}: must be an object with {expected}, not {type(values).__name__}"])
     return values
 
 
 def check_complete(config: TrainConfig) -> None:
-    """Raise ConfigError for values that a preset leaves to the user."""
+    """Raise ConfigError for values that a preset leaves to the user and that are not set."""
     problems = []
     if config.data.train.startswith(UNSET):
-        problems.append("data.train: a recipe brings no data; give data.train=<folder, list file or tar shards>")
+        problems.append("data.train: presets contain no data; set data.train=<folder, list file or tar shards>")
     if config.teacher and (config.teacher.weights or "").startswith(UNSET):
-        wanted = (config.teacher.weights or "").removeprefix(UNSET).strip()
+        required = (config.teacher.weights or "").removeprefix(UNSET).strip()
         problems.append(
-            f"teacher.weights: this recipe wants {wanted}; give teacher.weights=<file, URI or encoder id>, or train "
+            f"teacher.weights: this preset needs {required}; set teacher.weights=<file, URI or encoder id>, or train "
             "the teacher first with teacher.preset=<a …-teacher preset>"
         )
     if problems:

@@ -1,1 +1,1 @@
-"""Pre-training runs: the loop, its checkpoints and metrics, and the ways to launch it (Ray Train, or one process)."""
+"""Training runs: the loop, its checkpoints and metrics, and launching on Ray Train or in one process."""

@@ -2,7 +2,6 @@
 
 The config is JSON or YAML, or a preset by name; overrides are dotted. Exit code 0: succeeded; 1: failed or stopped;
 2: bad input.
-bad input.
 """
 
 from __future__ import annotations
@@ -12,29 +11,29 @@ import sys
 from collections.abc import Sequence
 
 from amd.config import parse_overrides
-from amd.entry_point import ended
+from amd.entry_point import run_entry_point
 from amd.presets.pretraining import load_config
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m amd.training", description=__doc__)
     parser.add_argument("--config", help="a file or URL, JSON or YAML")
     parser.add_argument("--preset", help="a named recipe instead of a config")
     parser.add_argument("--local", action="store_true", help="train in this process, without Ray")
     parser.add_argument("--json", action="store_true", help="end with one JSON line on standard output")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args(words)
+    options = parser.parse_args(args)
 
-    def work() -> int:
+    def run() -> int:
         config = load_config(options.preset, options.config, parse_overrides(options.overrides))
-        from amd.training.runs.launch import train  # torch: only once the config is known to be good
+        from amd.training.runs.launch import train  # imports torch: only after the config is validated
 
         result = train(config, local=options.local)
         if options.json:
             print(result.model_dump_json(), flush=True)
         return result.exit_code
 
-    return ended(work, "continues from the newest checkpoint")
+    return run_entry_point(run, "continues from the newest checkpoint")
 
 
 if __name__ == "__main__":

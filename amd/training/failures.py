@@ -1,7 +1,7 @@
-"""What went wrong, whose budget pays for it, and whether the run goes on: decisions, apart from their execution.
+"""Classify failures: the reason, the retry budget that is charged, and whether the run may be tried again.
 
-Knows nothing of Ray's classes by import: an error from a worker is judged by its own kind or by its name, so this file
-works where Ray is not installed. Exceptions here take plain arguments, so they cross process borders.
+Does not import Ray: its errors are recognized by class name, so that this module works without Ray. Exceptions take
+plain arguments, so that they can be pickled.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Reason = Literal[
 
 
 class RunError(Exception):
-    """A run that stopped for a known reason, with a message that a user can act on."""
+    """A failure with a known reason and a message that a user can act on."""
 
     reason: Reason = "user_code_error"
 
@@ -48,31 +48,31 @@ class RunError(Exception):
 
 
 class NonFinite(RunError):
-    """The loss or the gradient is no longer a number; the message names the step and its samples."""
+    """The loss or its gradient is not finite; the message names the step and its samples."""
 
     reason: Reason = "nan_loss"
 
 
 class TeacherError(RunError):
-    """The teacher could not be made or loaded."""
+    """The teacher could not be trained or loaded."""
 
     reason: Reason = "teacher_load_failed"
 
 
 class InfeasibleResources(RunError):
-    """The cluster did not give what the workers need within scaling.start_timeout_s."""
+    """The cluster had too few free resources for the workers within scaling.start_timeout_s."""
 
     reason: Reason = "infeasible_resources"
 
 
 class NoCluster(RunError):
-    """Ray could not be started here."""
+    """Ray could not be started on this machine."""
 
     reason: Reason = "cluster_unavailable"
 
 
 class UploadError(RunError):
-    """A checkpoint or metrics could not be written to the storage root; worth another attempt."""
+    """A checkpoint or metrics could not be written to the storage root. Retryable."""
 
     reason: Reason = "storage_unreachable"
 
@@ -84,7 +84,7 @@ class Verdict:
     message: str
 
 
-# A collective that breaks because its peer is gone: the peer's death is the cause, this is only the echo.
+# A collective that fails because its peer is gone: a consequence, not the cause.
 _LOST_PEER = (
     "connection closed by peer",
     "connection reset by peer",
@@ -98,29 +98,29 @@ _LOST_PEER = (
 )
 
 
-# A node that was told to end did so before its deadline: Ray calls only what outlives the deadline preempted.
-_TAKEN = "node was terminated expectedly"
+# A node that exited before its preemption deadline: Ray reports only those that exceed the deadline as preempted.
+_NODE_DRAINED = "node was terminated expectedly"
 
 
-def judge(errors: Iterable[BaseException]) -> Verdict:
-    """Whose fault a failed attempt was, from the errors of its workers. The most telling error decides.
+def classify_failure(errors: Iterable[BaseException]) -> Verdict:
+    """Classify a failed attempt by the errors of its workers. The most specific error decides.
 
-    An error is told from its echo on the other ranks: a rank that raises, or a lost node, breaks the collectives of all
-    the others.
+    A rank that raises, or a lost node, breaks the collectives of all other ranks; those errors are ignored if there is
+    a more specific one.
     """
-    verdicts = sorted((_judge_one(error) for error in errors), key=lambda found: found[0])
+    verdicts = sorted((_classify_one(error) for error in errors), key=lambda found: found[0])
     if not verdicts:
-        return Verdict("infrastructure", "node_lost", "the workers ended without saying why")
+        return Verdict("infrastructure", "node_lost", "the workers exited without reporting an error")
     return verdicts[0][1]
 
 
-def _judge_one(error: BaseException) -> tuple[int, Verdict]:
-    """A rank of how telling the error is (lower tells more), and what it says."""
+def _classify_one(error: BaseException) -> tuple[int, Verdict]:
+    """Return how specific the error is (lower is more specific), and its verdict."""
     names = {cls.__name__ for cls in type(error).__mro__}
     text = str(error).strip() or type(error).__name__
     inner = getattr(error, "health_check_failure", None) or getattr(error, "cause", None)
     if isinstance(inner, BaseException) and inner is not error:
-        return _judge_one(inner)
+        return _classify_one(inner)
     if isinstance(error, UploadError):
         return 0, Verdict("infrastructure", error.reason, text)
     if isinstance(error, StorageUnreachable):
@@ -133,7 +133,7 @@ def _judge_one(error: BaseException) -> tuple[int, Verdict]:
         return 0, Verdict("user", error.reason, text)
     if isinstance(error, ConfigError):
         return 0, Verdict("user", "config_invalid", text)
-    if "PreemptionError" in names or getattr(error, "preempted", False) or _TAKEN in text:
+    if "PreemptionError" in names or getattr(error, "preempted", False) or _NODE_DRAINED in text:
         return 1, Verdict("preemption", "preempted_budget", text)
     if "OutOfMemoryError" in names and type(error).__module__.startswith("torch"):
         remedy = "; lower scaling.micro_batch, which keeps the batch by accumulating gradients"
@@ -149,24 +149,24 @@ def _judge_one(error: BaseException) -> tuple[int, Verdict]:
     }:
         return 3, Verdict("infrastructure", "node_lost", "a worker process or its node was lost")
     if names & {"WorkerGroupStartupTimeoutError", "InsufficientClusterResourcesError"}:
-        # There was room when the attempt began: a node that died is counted for a while after. The next one looks anew.
+        # Resources were free when the attempt began: Ray counts a dead node for a while. The next attempt checks again.
         return 2, Verdict("infrastructure", "infeasible_resources", text)
     if names & {"WorkerHealthCheckTimeoutError", "NCCLHangError", "WorkerGroupStartupFailedError"}:
         return 3, Verdict("infrastructure", "node_lost", text.split("\n")[0])
     if "DistError" in names or any(sign in text.lower() for sign in _LOST_PEER):
-        return 5, Verdict("infrastructure", "node_lost", "a worker lost touch with the others")
+        return 5, Verdict("infrastructure", "node_lost", "a worker lost its connection to the others")
     return 4, Verdict("user", "user_code_error", f"{type(error).__name__}: {text}")
 
 
 @dataclass
 class Budgets:
-    """What is left of `scaling.retries`; each failure is charged to its own budget."""
+    """Remaining retries (`scaling.retries`); each failure is charged to its own budget."""
 
     limits: Retries
     spent: dict[Budget, int] = field(default_factory=dict)
 
     def charge(self, budget: Budget) -> bool:
-        """Count a failure; whether the run may be tried again."""
+        """Count a failure; return whether the run may be tried again."""
         self.spent[budget] = self.spent.get(budget, 0) + 1
         allowed: int = getattr(self.limits, budget)
         return self.spent[budget] <= allowed

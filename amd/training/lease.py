@@ -1,8 +1,8 @@
-"""One writer per run: a small file that says who trains it, renewed while they live.
+"""One writer per run: a lease file that names the process that trains it, renewed while that process is alive.
 
-Two processes that trained the same run at once would overwrite each other's checkpoints. The file is created only where
-there is none (exclusively on disk, by a conditional put on S3); a holder that has not renewed it for `STALE_S`, or that
-is a dead process of this very machine, has lost it. Knows nothing of what the run does.
+Two processes training the same run would overwrite each other's checkpoints. The file is created only if it does not
+exist (exclusively on disk, by a conditional put on S3). A lease expires if it is not renewed for `STALE_S`, or if its
+holder is a dead process of this machine. Independent of what the run does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import uuid
 from types import TracebackType
 from typing import Any
 
-from amd.storage import filesystem, is_remote, local_path, patiently, read_bytes, remove, write_bytes
+from amd.storage import filesystem, is_remote, local_path, read_bytes, remove, retry_on_outage, write_bytes
 
 STALE_S = 90.0
 RENEW_S = 15.0
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class Lease:
-    """`with Lease(url):` holds the file; `taken_by()` says who has it before one tries."""
+    """A lease on a file: `acquire` takes it, and leaving the context releases it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -35,15 +35,15 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def acquire(self) -> bool:
-        """Take the lease, or say that another holds it."""
+        """Try to take the lease; return False if another process holds it."""
         holder = self.taken_by()
         if holder is not None:
             return False
-        if not patiently(self.url, lambda: _create(self.url, self._body())):
+        if not retry_on_outage(self.url, lambda: _create(self.url, self._body())):
             if self.taken_by() is not None:
                 return False
-            write_bytes(self.url, self._body())  # its holder is gone, or is this one, whose first try had no answer
-        time.sleep(0 if not is_remote(self.url) else 0.2)  # let a rival's write land, then see who was last
+            write_bytes(self.url, self._body())  # its holder is gone, or it is ours and the first response was lost
+        time.sleep(0 if not is_remote(self.url) else 0.2)  # let a concurrent write finish; the last writer wins
         if self._read().get("token") != self._token:
             return False
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -51,7 +51,7 @@ class Lease:
         return True
 
     def taken_by(self) -> dict[str, Any] | None:
-        """Who holds the lease, if anyone alive does: host, pid, since."""
+        """Return the living holder's entry (host, pid, renewed), or None."""
         holder = self._read()
         if not holder or holder.get("token") == self._token:
             return None
@@ -61,7 +61,7 @@ class Lease:
         return None if here and not _alive(holder["pid"], holder["born"]) else holder
 
     def holder(self) -> str:
-        """Who holds it, in words; whoever was refused a moment ago may already find it free."""
+        """Describe the holder for a message; it may have released the lease in the meantime."""
         found = self.taken_by() or {"host": "another machine", "pid": "?"}
         return f"process {found['pid']} on {found['host']}"
 
@@ -72,8 +72,8 @@ class Lease:
             try:
                 if self._read().get("token") == self._token:
                     remove(self.url)
-            except Exception as error:  # it grows stale by itself
-                logger.warning("the run's lease could not be given back: %s", error)
+            except Exception as error:  # it expires by itself
+                logger.warning("the run's lease could not be released: %s", error)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -87,7 +87,7 @@ class Lease:
         while not self._stop.wait(RENEW_S):
             try:
                 write_bytes(self.url, self._body())
-            except Exception as error:  # the store may be away for a while; the run itself notices if it stays so
+            except Exception as error:  # a short storage outage; the run itself fails on a long one
                 logger.warning("the run's lease could not be renewed: %s", error)
 
     def _read(self) -> dict[str, Any]:
@@ -103,14 +103,14 @@ class Lease:
             "token": self._token,
             "host": socket.gethostname(),
             "pid": pid,
-            "born": _born(pid),
+            "born": _start_time(pid),
             "renewed": time.time(),
         }
         return json.dumps(value).encode()
 
 
 def _create(url: str, body: bytes) -> bool:
-    """Write a file that does not exist yet; whether it was so."""
+    """Create a file; return False if it exists."""
     if not is_remote(url):
         path = local_path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,8 +133,8 @@ def _create(url: str, body: bytes) -> bool:
     return True
 
 
-def _born(pid: int) -> str | None:
-    """When a process of this machine began, so that a pid used again is not taken for it. None where unknown."""
+def _start_time(pid: int) -> str | None:
+    """Return the start time of a process, which distinguishes reused pids; None if unknown."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[19]
@@ -149,4 +149,4 @@ def _alive(pid: int, born: str | None) -> bool:
         return False
     except PermissionError:
         pass
-    return _born(pid) == born
+    return _start_time(pid) == born

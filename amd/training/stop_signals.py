@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop, heard by whoever looks between two pieces of work."""
+"""SIGTERM and SIGINT as a stop request, checked between two units of work."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class StopSignals:
-    """`stop` is set by SIGTERM and SIGINT while the context lasts; a second SIGINT interrupts at once.
+    """Set `stop` on SIGTERM and SIGINT while the context is active; a second SIGINT interrupts at once.
 
-    Outside the main thread Python hears no signals, and it is never set.
+    Python handles signals only in the main thread; elsewhere `stop` is never set by a signal.
     """
 
     def __init__(self, stop: threading.Event | None = None) -> None:
@@ -18,21 +18,21 @@ class StopSignals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        self.listen()
+        self.install()
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def listen(self) -> None:
-        """Once more after `ray.init`, which puts a SIGTERM handler of its own in place: it ends the process at once."""
+    def install(self) -> None:
+        """Install the handlers. Call again after `ray.init`, whose own SIGTERM handler ends the process at once."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                previous = signal.signal(number, self._hear)
+                previous = signal.signal(number, self._on_signal)
                 self._before.setdefault(number, previous)
 
-    def _hear(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: Any) -> None:
         if self.stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.stop.set()

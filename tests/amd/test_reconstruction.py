@@ -34,7 +34,7 @@ def test_it_is_what_the_student_rebuilds_of_the_same_tokens(name: str) -> None:
     rebuilt = student(normalized_pixels(take_tokens(pixels, visible), clip), sets).rebuilt
     targets = pixel_targets(take_tokens(pixels, hidden), clip, kind)
     assert found.losses.mean().item() == pytest.approx(reconstruction(rebuilt, targets).item(), rel=1e-5)
-    unseen = patchify(found.seen, clip.tubelet, clip.patch)
+    unseen = patchify(found.masked, clip.tubelet, clip.patch)
     assert torch.equal(take_tokens(unseen, visible), take_tokens(pixels, visible))
     assert (take_tokens(unseen, hidden).unflatten(-1, (-1, 3)) == torch.tensor(HIDDEN)).all()
     shown = patchify(found.rebuilt, clip.tubelet, clip.patch)

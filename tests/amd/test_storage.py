@@ -1,4 +1,4 @@
-"""A store that goes away: waited for, then given up with a message. A real S3 server, stopped and started again."""
+"""Outages of remote storage: short ones are retried, long ones raise. Uses a real S3 server that stops and restarts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from amd import storage
 from amd.storage import StorageUnreachable, join, read_bytes, remove_leftovers, write_bytes
-from amd.training.reporting.progress import Event, Silence
+from amd.training.reporting.progress import Event, NullWatcher
 from amd.training.runs import launch
 from tests.support.runs.tiny_runs import tiny_run
 from tests.support.s3 import S3Server
@@ -23,17 +23,19 @@ from tests.support.s3 import S3Server
 
 @pytest.fixture
 def store(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """Serves the bucket of `s3_root` too: moto keeps one state in a process."""
+    """An S3 server that also serves the bucket of `s3_root`: moto keeps one state per process."""
     server = S3Server()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
-    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)  # its own take seconds each, and so do botocore's
+    monkeypatch.setattr(
+        "s3fs.core.S3FileSystem.retries", 1
+    )  # each of its retries takes seconds, as do those of botocore
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.filesystem("s3").clear_instance_cache()
     yield server
     server.stop()
 
 
-def test_a_store_that_is_away_for_seconds_is_waited_for(store: S3Server, s3_root: str) -> None:
+def test_a_short_outage_is_retried(store: S3Server, s3_root: str) -> None:
     write_bytes(f"{s3_root}/before", b"1")
     store.stop()
     threading.Timer(2.0, store.start).start()
@@ -42,52 +44,48 @@ def test_a_store_that_is_away_for_seconds_is_waited_for(store: S3Server, s3_root
     assert read_bytes(f"{s3_root}/after") == b"2"
 
 
-def test_a_store_that_stays_away_is_given_up_with_a_message(
-    store: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_outage_raises(store: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bytes(f"{s3_root}/before", b"1")
-    monkeypatch.setattr(storage, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(storage, "OUTAGE_LIMIT_S", 1.0)
     store.stop()
-    with pytest.raises(StorageUnreachable, match=f"{s3_root}/before: the store has not answered for 1 s .*run again"):
+    with pytest.raises(StorageUnreachable, match=f"{s3_root}/before: the store has not responded for 1 s .*run again"):
         read_bytes(f"{s3_root}/before")
     store.start()
 
 
-def test_what_is_not_there_is_told_at_once(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_raises_at_once(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(seconds: float) -> None:
-        raise AssertionError("an answer is not an outage")
+        raise AssertionError("a missing file is not an outage")
 
     monkeypatch.setattr(storage.time, "sleep", never)
     with pytest.raises(FileNotFoundError):
         read_bytes(f"{s3_root}/nothing")
 
 
-class StopsTheStore(Silence):
+class StopsTheStore(NullWatcher):
     def __init__(self, stop: Callable[[], None]) -> None:
         self._stop: Any = stop
 
-    def see(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         if event["kind"] == "step" and event["step"] >= 6 and self._stop:
             stop, self._stop = self._stop, None
             stop()
 
 
-def test_a_run_whose_store_stays_away_fails_with_one_message(
+def test_a_run_fails_with_one_message_after_a_long_outage(
     store: S3Server, s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_run(tmp_path, name="lost", storage=f"{s3_root}/storage", scaling__retries={"infrastructure": 0})
-    monkeypatch.setattr(launch, "watcher", lambda quiet: StopsTheStore(store.stop))
-    monkeypatch.setattr(storage, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: StopsTheStore(store.stop))
+    monkeypatch.setattr(storage, "OUTAGE_LIMIT_S", 1.0)
     result = launch.train(config, local=True)
     assert (result.state, result.reason, result.exit_code) == ("failed", "storage_unreachable", 1)
-    assert "the store has not answered" in result.message
+    assert "the store has not responded" in result.message
     assert result.run_folder == join(f"{s3_root}/storage", "runs", "lost")
     store.start()
 
 
-def test_a_run_whose_disk_is_full_at_the_end_fails_with_one_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_fails_with_one_message_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace = os.replace
 
     def full(source: Any, target: Any) -> None:
@@ -102,7 +100,7 @@ def test_a_run_whose_disk_is_full_at_the_end_fails_with_one_message(
     assert "No space left on device" in result.message
 
 
-def test_a_killed_writers_temporary_files_are_removed_and_nobody_elses(tmp_path: Path) -> None:
+def test_only_stale_temporary_files_are_removed(tmp_path: Path) -> None:
     long_ago = time.time() - 3600
     names = {".a.tar.0123abcd": long_ago, ".b.tar.0123abcd": time.time(), ".hidden": long_ago, "c.0123abcd": long_ago}
     for name, at in names.items():

@@ -1,1 +1,1 @@
-"""What samples a data set has: manifests built from folders, list files and tar shards. Decodes nothing."""
+"""Data sets as manifests, built from folders, list files and tar shards. Decodes nothing."""

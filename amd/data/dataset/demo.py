@@ -1,12 +1,12 @@
-"""Real handwritten digits as data sets on disk: PNG image folders, and H.264 clips whose label is the motion.
+"""Demo data sets of handwritten digits: PNG image folders, and H.264 clips labelled by motion.
 
-`digits` holds 32x32 images, labelled by digit. `moving-digits` holds mp4 clips of 8 frames in which one digit glides
-over a torus (it leaves on one side and enters on the other) in one of 8 directions; the direction is the label, and a
-single frame cannot tell it. Source: scikit-learn's digits (UCI Optical Recognition of Handwritten Digits, CC BY 4.0),
-1797 images of 8x8, which ship inside the package: nothing is downloaded.
+`digits` contains 32x32 images labelled by digit. `moving-digits` contains mp4 clips of 8 frames in which one digit
+moves over a torus (leaving on one side, entering on the other) in one of 8 directions; the label is the direction,
+which no single frame reveals. Source: scikit-learn's digits (UCI Optical Recognition of Handwritten Digits, CC BY 4.0),
+1797 images of 8x8 that ship with the package: nothing is downloaded.
 
-Knows nothing of configs, networks or loaders: it writes files that the ordinary readers read.
-Shapes: N samples, T frames, S side of a frame in pixels.
+Independent of configs, networks and loaders: it writes files that the ordinary readers read.
+Shapes: N samples, T frames, S frame side in pixels.
 """
 
 from __future__ import annotations
@@ -31,15 +31,14 @@ Array: TypeAlias = npt.NDArray[np.float32]
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Labels: TypeAlias = npt.NDArray[np.int64]
 
-VERSION = 1  # part of the folder's name: other pixels need another number
+VERSION = 1  # part of the folder name; bump it when the pixels change
 SIDE = 32
 FRAMES = 8
 SPEEDS = (1.5, 3.0)  # pixels per frame
 DIRECTIONS = ("right", "down-right", "down", "down-left", "left", "up-left", "up", "up-right")
 
-# Digits are split once, by a fixed permutation. `train` is the pre-training pool and `probe` the labelled samples that
-# a probe learns from, `few` what fine-tuning learns from, all of the same digits; settings were chosen on `select`;
-# nothing was chosen on `test`.
+# Digits are split once, by a fixed permutation. `train` (pre-training), `probe` (labelled samples for probes) and `few`
+# (fine-tuning) draw from the same digits. Hyperparameters were selected on `select`, and none on `test`.
 DIGIT_RANGES: dict[str, tuple[int, int]] = {
     "train": (0, 1097),
     "probe": (0, 1097),
@@ -55,11 +54,11 @@ SPLIT_SEEDS: dict[str, int] = {"train": 1, "probe": 2, "select": 3, "test": 4, "
 class Samples(NamedTuple):
     pixels: Pixels  # (N, T, S, S) grey; T is 1 for images
     labels: Labels  # (N,)
-    digits: Labels  # (N,) which of the 1797 digits each sample shows
+    digits: Labels  # (N,) index among the 1797 source digits
 
 
 def demo_root() -> Path:
-    """AMD_DEMO_DIR, else a folder in the user's cache directory."""
+    """AMD_DEMO_DIR if set, else a folder in the user's cache directory."""
     if root := os.environ.get("AMD_DEMO_DIR"):
         return Path(root).expanduser().absolute()
     if sys.platform == "darwin":
@@ -68,10 +67,10 @@ def demo_root() -> Path:
 
 
 def ensure_demo(name: str, split: str = "train") -> str:
-    """What a manifest is opened from: a folder of PNG files by class (digits), a list of mp4 clips (moving-digits).
+    """Return the path to open as a manifest: a folder of PNG files by class (digits) or a list file (moving-digits).
 
-    Written on first use (seconds), whole or not at all; processes that ask at once wait for the one that writes. `val`
-    is another word for `select`. Raises ValueError for a name or split that does not exist.
+    The data is written atomically on first use (seconds); concurrent processes wait for the writer. `val` is an alias
+    of `select`. Raises ValueError for an unknown name or split.
     """
     split = "select" if split == "val" else split
     if name not in WRITERS or split not in get_args(DemoSplit):
@@ -83,9 +82,9 @@ def ensure_demo(name: str, split: str = "train") -> str:
     target = folder / split
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder / f".{split}.lock"):
+        with _exclusive_lock(folder / f".{split}.lock"):
             if not target.exists():
-                for leftover in folder.glob(f".{split}.part-*"):  # of a process that died while writing
+                for leftover in folder.glob(f".{split}.part-*"):  # from a process that died while writing
                     shutil.rmtree(leftover)
                 part = folder / f".{split}.part-{uuid.uuid4().hex[:8]}"
                 WRITERS[name](part, split)
@@ -94,16 +93,16 @@ def ensure_demo(name: str, split: str = "train") -> str:
 
 
 @contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
+def _exclusive_lock(lock: Path) -> Iterator[None]:
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released with the file, also when the process dies
+        fcntl.flock(file, fcntl.LOCK_EX)  # the kernel releases it even if the process dies
         yield
 
 
 def image_samples(split: str, count: int | None = None) -> Samples:
     """Digits of a split as 32x32 images, labelled by digit.
 
-    The pool is jittered (shift +-2 pixels, scale 0.85 to 1.1, rotation +-0.2 rad); the others show digits as they are.
+    `train` is jittered (shift +-2 pixels, scale 0.85 to 1.1, rotation +-0.2 rad); other splits are not.
     """
     images, classes = _digits()
     chosen, rng = _choose(split, count or IMAGES[split])
@@ -121,8 +120,8 @@ def image_samples(split: str, count: int | None = None) -> Samples:
 def clip_samples(split: str, count: int | None = None) -> Samples:
     """Moving digits of a split, (N, 8, 32, 32), labelled by direction (see DIRECTIONS).
 
-    Digits of 22 to 28 pixels, rotated by up to 0.2 rad, glide at 1.5 to 3 pixels per frame. The start is uniform on the
-    torus and independent of the direction, so that every single frame has the same distribution for every label.
+    Digits of 22 to 28 pixels, rotated by up to 0.2 rad, move 1.5 to 3 pixels per frame. The start is uniform on the
+    torus and independent of the direction, so single frames have the same distribution for every label.
     """
     images, _ = _digits()
     chosen, rng = _choose(split, count or CLIPS[split])
@@ -131,7 +130,7 @@ def clip_samples(split: str, count: int | None = None) -> Samples:
     rng.shuffle(labels)
     heading = labels * (2 * np.pi / len(DIRECTIONS))
     velocity = rng.uniform(*SPEEDS, (number, 1)) * np.stack([np.sin(heading), np.cos(heading)], axis=1)  # (N, 2) y, x
-    # Time counts from the middle of the clip, whose frame is drawn uniformly.
+    # Time is relative to the middle of the clip, where the position is uniform.
     time = np.arange(FRAMES) - (FRAMES - 1) / 2
     centre = rng.uniform(0, SIDE, (number, 1, 2)) + velocity[:, None] * time[None, :, None]  # (N, T, 2)
     side = rng.uniform(22, 28, number)
@@ -147,14 +146,14 @@ def render(
     *,
     wrap: bool,
 ) -> Pixels:
-    """Draw 8x8 digits on black frames, bilinear.
+    """Render 8x8 digits on black frames with bilinear interpolation.
 
     digits (N, 8, 8) in [0, 1], centre (N, T, 2) as y, x in pixels, side (N,) of the drawn digit in pixels, angle (N,)
     in rad -> (N, T, S, S). `wrap` draws on a torus.
     """
     number, frames = centre.shape[:2]
     out = np.empty((number, frames, SIDE, SIDE), np.uint8)
-    padded = np.pad(digits, ((0, 0), (1, 1), (1, 1)))  # a black rim, so that what lies outside is black
+    padded = np.pad(digits, ((0, 0), (1, 1), (1, 1)))  # a black border, so that pixels outside the digit are black
     axis = np.arange(SIDE, dtype=np.float32)
     for start in range(0, number, 256):
         rows = slice(start, start + 256)
@@ -171,7 +170,7 @@ def render(
 
 
 def _bilinear(images: Array, y: npt.NDArray[np.floating], x: npt.NDArray[np.floating]) -> Array:
-    """Read (n, H, W) images at (n, T, S, S) places; beyond the rim the rim's value."""
+    """Sample (n, H, W) images at (n, T, S, S) coordinates, clamped to the border."""
     last = images.shape[-1] - 1
     y, x = np.clip(y, 0, last), np.clip(x, 0, last)
     top, left = np.minimum(y.astype(np.int64), last - 1), np.minimum(x.astype(np.int64), last - 1)
@@ -184,14 +183,14 @@ def _bilinear(images: Array, y: npt.NDArray[np.floating], x: npt.NDArray[np.floa
 
 
 def _digits() -> tuple[Array, Labels]:
-    from sklearn.datasets import load_digits  # takes a second to import
+    from sklearn.datasets import load_digits  # slow import: about a second
 
     bunch = load_digits()
     return (bunch.images / 16).astype(np.float32), bunch.target.astype(np.int64)
 
 
 def _choose(split: str, count: int) -> tuple[Labels, np.random.Generator]:
-    """Which digits a split's samples show, each about equally often, and the split's own random numbers."""
+    """Choose the digits of a split, each about equally often; also returns the split's generator."""
     order = np.random.default_rng(20_240_311).permutation(1797)
     start, stop = DIGIT_RANGES[split]
     rng = np.random.default_rng(SPLIT_SEEDS[split])
@@ -200,7 +199,7 @@ def _choose(split: str, count: int) -> tuple[Labels, np.random.Generator]:
 
 
 def write_images(folder: Path, split: str, count: int | None = None) -> None:
-    """`folder/LABEL/NNNNN.png`, 32x32 RGB."""
+    """Write `folder/LABEL/NNNNN.png`, 32x32 RGB."""
     from PIL import Image
 
     samples = image_samples(split, count)
@@ -211,22 +210,22 @@ def write_images(folder: Path, split: str, count: int | None = None) -> None:
 
 
 def write_clips(folder: Path, split: str, count: int | None = None) -> None:
-    """`folder/NNNNN.mp4` and `folder/list.txt` with a line `path label` each, as VideoMAE's lists."""
+    """Write `folder/NNNNN.mp4` and `folder/list.txt` with lines `path label`, as in VideoMAE."""
     samples = clip_samples(split, count)
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{i:05}.mp4" for i in range(len(samples.labels))]
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:  # libx264 works outside the interpreter's lock
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:  # libx264 releases the GIL
         list(pool.map(encode_h264, [folder / name for name in names], samples.pixels))
     lines = [f"{name} {label}\n" for name, label in zip(names, samples.labels, strict=True)]
     (folder / "list.txt").write_text("".join(lines))
 
 
 def encode_h264(path: Path, frames: Pixels, rate: int = 8) -> None:
-    """Grey frames (T, S, S) as an H.264 mp4, near lossless (crf 8): lossy motion would be a weaker label."""
+    """Encode grey frames (T, S, S) as a near-lossless H.264 mp4 (crf 8), so that compression keeps the motion."""
     import av
 
     count, height, width = frames.shape
-    # yuv420p in video range: luma above, neutral chroma (half as many rows again) below.
+    # yuv420p in video range: luma rows, then half as many rows of neutral chroma.
     planes = np.full((count, height * 3 // 2, width), 128, np.uint8)
     planes[:, :height] = np.rint(16 + frames.astype(np.float32) * (219 / 255)).astype(np.uint8)
     with av.open(str(path), "w") as container:

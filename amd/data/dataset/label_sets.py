@@ -1,7 +1,7 @@
-"""List files whose samples may have several labels: `path 3,17` or, for frame folders, `path total_frames 3,17`.
+"""Parse multi-label list files: `path 3,17` or, for frame folders, `path total_frames 3,17`.
 
-`-` stands for a sample without any. Read line by line, since the numbers of a line are not of one length; the lists of
-multi-label data sets hold at most some hundred thousand lines.
+`-` marks a sample without labels. Lines are parsed one at a time, since their label counts differ; lists of
+multi-label data sets have at most a few hundred thousand lines.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy.typing as npt
 
 from amd.config import DataConfig
 from amd.data.dataset.manifest import MAX_PROBLEMS, Manifest, ManifestError, Names, capped
-from amd.data.dataset.open import resolve_url, text_blocks, told
+from amd.data.dataset.open import manifest_errors, resolve_url, text_blocks
 from amd.data.dataset.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from amd.storage import filesystem, is_remote, local_path
 
-MOST_DIGITS = 9  # of a label
+MAX_LABEL_DIGITS = 9
 
 
 class LabelSets:
-    """The labels of every record: `sets[i]` is an array of class numbers."""
+    """Labels of every record: `label_sets[i]` is an array of class numbers."""
 
     def __init__(self, sets: list[tuple[int, ...]]) -> None:
         self.offsets = np.zeros(len(sets) + 1, np.int64)
@@ -41,16 +41,16 @@ class LabelSets:
 
 
 def open_label_sets(data: DataConfig, url: str | None = None) -> tuple[Manifest, LabelSets]:
-    """A list of samples with any number of labels each. Raises ManifestError naming file:line, rule and remedy."""
-    asked = data.train if url is None else url
-    with told(asked):
-        real = resolve_url(asked)
+    """Open a list whose samples have any number of labels. Raises ManifestError with file:line, rule and remedy."""
+    requested = data.train if url is None else url
+    with manifest_errors(requested):
+        real = resolve_url(requested)
         fs, path = filesystem(real)
         if fs.isdir(path):
-            raise ManifestError([f"data.train: {asked} is a folder; several labels a sample are given in a list file"])
+            raise ManifestError([f"data.train: {requested} is a folder; multi-label data needs a list file"])
         lines = [(number, line.strip()) for number, line in enumerate(_lines(real), start=1) if line.strip()]
     if not lines:
-        raise ManifestError([f"data.train: {asked} holds no samples; a list has lines `path 3,17`"])
+        raise ManifestError([f"data.train: {requested} has no samples; a list has lines `path 3,17`"])
     with_frames = data.format == "frame_list" or (data.format == "auto" and _counts_frames(lines[0][1]))
     names: list[bytes] = []
     frames: list[int] = []
@@ -61,7 +61,7 @@ def open_label_sets(data: DataConfig, url: str | None = None) -> tuple[Manifest,
         labels = _labels(numbers[-1]) if len(numbers) == 1 + with_frames else None
         if labels is None or (with_frames and not numbers[0].isdecimal()):
             form = "path total_frames 3,17" if with_frames else "path 3,17"
-            problems.append(f"{real}:{number}: {line!r}: write `{form}`, - where there is none")
+            problems.append(f"{real}:{number}: {line!r}: write `{form}`, with - for no labels")
             continue
         names.append(path.encode("utf-8", "surrogateescape"))
         frames.append(int(numbers[0]) if with_frames else 0)
@@ -79,12 +79,12 @@ def _labels(text: str) -> tuple[int, ...] | None:
     if text == "-":
         return ()
     parts = text.split(",")
-    well = all(part.isdecimal() and len(part) <= MOST_DIGITS for part in parts)
-    return tuple(sorted({int(part) for part in parts})) if well else None
+    valid = all(part.isdecimal() and len(part) <= MAX_LABEL_DIGITS for part in parts)
+    return tuple(sorted({int(part) for part in parts})) if valid else None
 
 
 def _counts_frames(line: str) -> bool:
-    """Whether a line is of a frame list: a folder, how many frames it has, and labels."""
+    """Whether a line belongs to a frame list: a folder, its frame count, and labels."""
     path, *numbers = line.rsplit(maxsplit=2)
     is_file = path.lower().endswith((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
     return len(numbers) == 2 and numbers[0].isdecimal() and not is_file

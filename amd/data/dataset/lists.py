@@ -1,7 +1,7 @@
-"""List files, one sample a line: `path label` (VideoMAE) or `path total_frames label` (frame folders).
+"""Parse list files with one sample per line: `path label` (VideoMAE) or `path total_frames label` (frame folders).
 
-The numbers are the last fields, so paths may hold spaces and need no quotes. Parsed with numpy, a block at a time:
-ten million lines take seconds. Knows nothing of where the files are.
+Numbers are the last fields, so paths may contain spaces without quotes. Lines are parsed with numpy, one block at a
+time: ten million lines take seconds. Independent of where the listed files are stored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from amd.data.dataset.manifest import MAX_PROBLEMS, ManifestError, Names, capped
 
 BLOCK = 16 << 20
 _SPACE, _TAB, _RETURN, _NEWLINE, _MINUS, _ZERO = 32, 9, 13, 10, 45, 48
-_MOST_DIGITS = 18
+_MAX_DIGITS = 18
 
 
 class ParsedList(NamedTuple):
@@ -27,16 +27,16 @@ class ParsedList(NamedTuple):
 class _Block(NamedTuple):
     paths: bytes
     lengths: np.ndarray  # (n,) int32
-    frames: np.ndarray  # (n,) int32, zeros in lists without
+    frames: np.ndarray  # (n,) int32, zeros when the list has no frame counts
     labels: np.ndarray
 
 
 def parse_list(blocks: Iterable[bytes], url: str, *, with_frames: bool) -> ParsedList:
     """Parse a list file given as blocks of bytes.
 
-    Raises ManifestError naming file:line, the rule and the remedy for each line that breaks one.
+    Raises ManifestError with file:line, the rule and the remedy for each invalid line.
     """
-    paths = bytearray()  # grows in place: the text is never held twice
+    paths = bytearray()  # grows in place: the text is never in memory twice
     lengths, frames, labels = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
     problems: list[str] = []
     broken = 0
@@ -53,7 +53,7 @@ def parse_list(blocks: Iterable[bytes], url: str, *, with_frames: bool) -> Parse
         broken += len(bad)
         for line in bad[: MAX_PROBLEMS - len(problems)]:
             shown = text[starts[line] : ends[line]].decode("utf-8", "replace").strip()
-            problems.append(f"{url}:{number + line}: {_complaint(shown, with_frames)}")
+            problems.append(f"{url}:{number + line}: {_line_error(shown, with_frames)}")
         number += len(ends)
     if broken:
         raise ManifestError(capped(problems, broken))
@@ -62,23 +62,23 @@ def parse_list(blocks: Iterable[bytes], url: str, *, with_frames: bool) -> Parse
 
 
 def line_numbers(blocks: Iterable[bytes], records: Iterable[int]) -> dict[int, int]:
-    """The line, counted from 1, of each of these records: blank lines hold none."""
-    wanted = sorted(set(records), reverse=True)
+    """The 1-based line number of each record; blank lines are not records."""
+    remaining = sorted(set(records), reverse=True)
     found: dict[int, int] = {}
     record, line = -1, 0
     for text in _whole_lines(blocks):
         for content in text.splitlines():
-            if not wanted:
+            if not remaining:
                 return found
             line += 1
             record += bool(content.strip())
-            if content.strip() and record == wanted[-1]:
-                found[wanted.pop()] = line
+            if content.strip() and record == remaining[-1]:
+                found[remaining.pop()] = line
     return found
 
 
 def _whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Blocks cut after a newline, the last one given a newline; a byte order mark is dropped."""
+    """Regroup blocks so that each ends with a newline; strips a byte order mark."""
     rest, first = b"", True
     for block in blocks:
         if first:
@@ -94,7 +94,7 @@ def _whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _parse(c: np.ndarray, starts: np.ndarray, ends: np.ndarray, with_frames: bool) -> tuple[_Block, np.ndarray]:
-    """One block's lines to paths and numbers; and which lines break a rule (blank lines do not, they are dropped)."""
+    """Parse the lines of one block; also returns the indices of invalid lines. Blank lines are skipped."""
     stops = _strip_end(c, starts, ends)
     begins = _strip_start(c, starts, stops)
     filled = stops > begins
@@ -104,26 +104,28 @@ def _parse(c: np.ndarray, starts: np.ndarray, ends: np.ndarray, with_frames: boo
     if with_frames:
         frames, counted, stops = _last_number(c, begins, stops)
         good &= counted & (frames > 0) & (frames < 2**31)
-    good &= stops > begins  # something is left for the path
+    good &= stops > begins  # the path must not be empty
     bad = np.flatnonzero(filled & ~good)
     keep = filled & good
     begins, stops = begins[keep], stops[keep]
-    edges = np.zeros(len(c) + 1, np.int8)
-    edges[begins] = 1
-    edges[stops] -= 1
-    inside = np.cumsum(edges[:-1], dtype=np.int8).view(bool)
+    boundaries = np.zeros(len(c) + 1, np.int8)
+    boundaries[begins] = 1
+    boundaries[stops] -= 1
+    inside = np.cumsum(boundaries[:-1], dtype=np.int8).view(bool)
     lengths = (stops - begins).astype(np.int32)
     return _Block(c[inside].tobytes(), lengths, frames[keep].astype(np.int32), labels[keep]), bad
 
 
 def _last_number(c: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The whole number that ends each line at `stops`: values, whether there is one after white space, and where the
-    rest of the line stops."""
+    """Parse the integer that ends each line at `stops`.
+
+    Returns the values, whether each line ends with an integer preceded by white space, and the end of the rest of it.
+    """
     at = stops - 1
     value = np.zeros(len(stops), np.int64)
     power = np.ones(len(stops), np.int64)
     active = at >= begins
-    for _ in range(_MOST_DIGITS):
+    for _ in range(_MAX_DIGITS):
         character = c[np.maximum(at, 0)]
         active = active & (at >= begins) & (character >= _ZERO) & (character <= _ZERO + 9)
         if not active.any():
@@ -137,8 +139,8 @@ def _last_number(c: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> tuple[
     value = np.where(minus, -value, value)
     at = at - minus
     character = c[np.maximum(at, 0)]
-    apart = (at >= begins) & ((character == _SPACE) | (character == _TAB))
-    good = (digits > 0) & apart
+    separated = (at >= begins) & ((character == _SPACE) | (character == _TAB))
+    good = (digits > 0) & separated
     return value, good, np.where(good, _strip_end(c, begins, at + 1), stops)
 
 
@@ -160,19 +162,19 @@ def _strip_start(c: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> np.nda
         begins = begins + blank
 
 
-def _complaint(line: str, with_frames: bool) -> str:
+def _line_error(line: str, with_frames: bool) -> str:
     fields = line.split()
     form = "path total_frames label" if with_frames else "path label"
     shown = line if len(line) <= 120 else line[:117] + "…"
     needed = 3 if with_frames else 2
     if len(fields) < needed:
-        return f"{shown!r} has {len(fields)} of {needed} fields; write `{form}`, with label -1 where there is none"
+        return f"{shown!r} has {len(fields)} of {needed} fields; write `{form}`, with label -1 if it has none"
     if not _is_label(fields[-1]):
-        label = f"label {fields[-1]!r} is not a whole number from -1"
-        return f"{label}; write `{form}`, the label last, and -1 where there is none"
-    return f"total_frames {fields[-2]!r} is not a whole number from 1; write `{form}`"
+        label = f"label {fields[-1]!r} is not an integer of at least -1"
+        return f"{label}; write `{form}`, with the label last, -1 if it has none"
+    return f"total_frames {fields[-2]!r} is not an integer of at least 1; write `{form}`"
 
 
 def _is_label(text: str) -> bool:
     digits = text.removeprefix("-")
-    return digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS and int(text) >= -1
+    return digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS and int(text) >= -1

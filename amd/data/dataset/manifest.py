@@ -1,7 +1,7 @@
-"""What a data set is: a compact list of records behind one type, whatever the files are.
+"""The manifest of a data set: a compact, immutable list of records, independent of how the files are stored.
 
-A manifest keeps names in one run of bytes with offsets, numbers in arrays: ten million records fit in a gigabyte and
-cost a forked reader nothing. Knows nothing of decoding; reads no file.
+Names are stored in one byte buffer with offsets and numbers in arrays, so ten million records fit in a gigabyte and
+are shared with forked readers. Independent of decoding; reads no files.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ NO_LABEL = -1
 
 
 class ManifestError(ConfigError):
-    """Data that is not what the config says: the user's mistake. One line per problem, with file and line or object."""
+    """Data that does not match the config. One line per problem, with its file and line or its object."""
 
 
 def capped(problems: Sequence[str], total: int | None = None) -> list[str]:
-    """The first problems, and how many more there are."""
+    """The first MAX_PROBLEMS problems, followed by the number omitted."""
     total = len(problems) if total is None else total
     shown = list(problems[:MAX_PROBLEMS])
     return shown if total <= len(shown) else [*shown, f"… and {total - len(shown)} more"]
 
 
 class Names:
-    """Many strings in one run of bytes: `names[i]` in constant time, 8 bytes besides the characters."""
+    """Strings stored in one byte buffer: `names[i]` in constant time, with 8 bytes of overhead per string."""
 
     def __init__(self, blob: bytes | bytearray, lengths: np.ndarray) -> None:
         self.blob = blob
@@ -56,7 +56,7 @@ class Names:
         return self.raw(i).decode("utf-8", "surrogateescape")
 
     def hash_into(self, digest: Any) -> None:
-        """Names without the folder they all share when they are absolute: a mount point is not part of the data."""
+        """Update `digest` with the names, less the folder that absolute names share: a mount point is not data."""
         skip = self._shared_folder()
         digest.update((np.diff(self.offsets) - skip).astype("<i8").tobytes())
         if not skip:
@@ -68,7 +68,7 @@ class Names:
             digest.update(b"".join(self.blob[a + skip : b] for a, b in itertools.pairwise(ends)))
 
     def _shared_folder(self) -> int:
-        """Length of the folder all names share, 0 unless all are absolute."""
+        """Length of the folder prefix that all names share; 0 unless all names are absolute."""
         if not len(self):
             return 0
         first = self.raw(0)
@@ -85,11 +85,11 @@ class Names:
         return shared[:limit].rfind(b"/") + 1
 
 
-class Shards(NamedTuple):
-    """Where each record lies inside tar shards."""
+class ShardLocations(NamedTuple):
+    """Byte ranges of the records inside tar shards."""
 
     urls: tuple[str, ...]
-    shard: np.ndarray  # (N,) int32, which of urls
+    shard: np.ndarray  # (N,) int32, index into urls
     offsets: np.ndarray  # (N,) int64 bytes
     sizes: np.ndarray  # (N,) int64 bytes
 
@@ -104,13 +104,13 @@ class Manifest:
         *,
         root: str = "",
         frames: np.ndarray | None = None,
-        shards: Shards | None = None,
+        shards: ShardLocations | None = None,
         classes: tuple[str, ...] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
-        """`root` is put before names that are relative; `notes` are warnings for whoever validates."""
+        """`root` is prepended to relative names; `notes` are warnings that `amd validate` reports."""
         self._names = names
-        self.labels = labels  # (N,) int64, -1 where there is none
+        self.labels = labels  # (N,) int64, NO_LABEL for unlabelled records
         self.labels.flags.writeable = False
         self.root = root
         self.frames = frames  # (N,) int32 for frame folders
@@ -127,20 +127,20 @@ class Manifest:
         name, label = self._names[i], int(self.labels[i])
         known = None if label == NO_LABEL else label
         if self.shards is not None:
-            at = self.shards
-            place = (int(at.offsets[i]), int(at.sizes[i]))
-            return Record(at.urls[at.shard[i]], known, kind_of(name), None, name, *place)
+            shards = self.shards
+            byte_range = (int(shards.offsets[i]), int(shards.sizes[i]))
+            return Record(shards.urls[shards.shard[i]], known, kind_of(name), None, name, *byte_range)
         location = name if name.startswith("/") or "://" in name or not self.root else join(self.root, name)
         if self.frames is not None:
             return Record(location, known, "frames", int(self.frames[i]))
         return Record(location, known, kind_of(name))
 
     def name_hashes(self) -> np.ndarray:
-        """(N,) int64: equal names have equal hashes, in this process."""
+        """(N,) int64 hashes of the names; comparable only within this process."""
         return np.fromiter((hash(self._names.raw(i)) for i in range(len(self))), np.int64, len(self))
 
     def digest(self) -> str:
-        """sha256 of names, labels, frame counts and sizes in shards; the same wherever the data is mounted."""
+        """SHA-256 of names, labels, frame counts and shard member sizes; independent of the mount point."""
         if self._digest is None:
             digest = hashlib.sha256(b"amd manifest 1\n")
             self._names.hash_into(digest)

@@ -1,6 +1,6 @@
-"""Open a data set: whatever the files are, one manifest. `format=auto` looks at them and says what it cannot tell.
+"""Open a data set of any format as a manifest; `format=auto` detects the format from the files.
 
-Reads names and lists only, never a sample. Raises ManifestError, in the user's words, for data that is not as told.
+Reads only file names and lists, never samples. Raises ManifestError if the data does not match the config.
 """
 
 from __future__ import annotations
@@ -29,50 +29,50 @@ __all__ = ["BadSample", "Manifest", "ManifestError", "Record", "kind_of", "open_
 
 
 def open_manifest(data: DataConfig, url: str | None = None) -> Manifest:
-    """The records of `url`, by default of data.train; `data` says how to read it (format, root).
+    """Open `url`, by default data.train, with the format and root of `data`.
 
-    Raises ManifestError: nothing there, nothing of the kind, or lines that break a rule.
+    Raises ManifestError if it does not exist, contains no samples of that format, or has invalid lines.
     """
-    asked = data.train if url is None else url
-    with told(asked):
-        real = resolve_url(asked)
-        name: DataFormat = _detect(real, asked) if data.format == "auto" else data.format
+    requested = data.train if url is None else url
+    with manifest_errors(requested):
+        real = resolve_url(requested)
+        name: DataFormat = _detect(real, requested) if data.format == "auto" else data.format
         manifest = OPENERS[name](real, data)
     if not len(manifest):
         raise ManifestError(
-            [f"data.train: {asked} holds no samples (read as {name}); set data.format if it is another"]
+            [f"data.train: {requested} has no samples (read as {name}); set data.format if that is not its format"]
         )
     return manifest
 
 
 @contextmanager
-def told(asked: str) -> Iterator[None]:
-    """What goes wrong with files inside becomes a ManifestError about `asked`."""
+def manifest_errors(requested: str) -> Iterator[None]:
+    """Convert file errors raised inside the block to a ManifestError about `requested`."""
     try:
         yield
     except StorageError as error:
         raise ManifestError([f"data.train: {error}"]) from None
     except FileNotFoundError as error:
         raise ManifestError(
-            [f"data.train: {asked} does not exist ({error}); give a folder, a list file or tar shards"]
+            [f"data.train: {requested} does not exist ({error}); give a folder, a list file or tar shards"]
         ) from None
     except PermissionError as error:
         raise ManifestError(
-            [f"data.train: {asked} may not be read ({error}); mend its rights or credentials"]
+            [f"data.train: {requested} cannot be read ({error}); fix its permissions or credentials"]
         ) from None
     except ManifestError:
         raise
-    except Exception as error:  # every remote backend has its own kinds: no credentials, no network, no such host
-        if not is_remote(asked):
+    except Exception as error:  # remote backends raise their own types: no credentials, no network, unknown host
+        if not is_remote(requested):
             raise
         reason = f"{type(error).__name__}: {error}"
         raise ManifestError(
-            [f"data.train: {asked} cannot be reached ({reason}); mend its address or credentials"]
+            [f"data.train: {requested} cannot be reached ({reason}); fix its address or credentials"]
         ) from None
 
 
 def list_url(data: DataConfig, manifest: Manifest) -> str | None:
-    """The list file that a manifest of data.train was read from; None for folders and shards."""
+    """URL of the list file behind a manifest of data.train; None for folders and shards."""
     if manifest.shards is not None:
         return None
     url = resolve_url(data.train)
@@ -81,9 +81,9 @@ def list_url(data: DataConfig, manifest: Manifest) -> str | None:
 
 
 def resolve_url(url: str) -> str:
-    """An absolute URL or path without a closing slash; demo data is written on first use."""
+    """Resolve to an absolute URL or path without a trailing slash; demo data is written on first use."""
     if url.startswith("demo:"):
-        from amd.data.dataset.demo import ensure_demo  # scikit-learn, only where it is needed
+        from amd.data.dataset.demo import ensure_demo  # imports scikit-learn, so only on demand
 
         name, _, split = url.removeprefix("demo:").partition("/")
         try:
@@ -95,14 +95,14 @@ def resolve_url(url: str) -> str:
     return url.rstrip("/") if is_remote(url) else str(local_path(url))
 
 
-def _detect(url: str, asked: str) -> DataFormat:
+def _detect(url: str, requested: str) -> DataFormat:
     fs, path = filesystem(url)
     fs.invalidate_cache()
     if has_pattern(url) or url.lower().endswith(TAR_SUFFIXES):
         return "shards"
     if not fs.isdir(path):
         with fs.open(path, "rb") as file:
-            return _detect_list(file.read(1 << 16), asked)
+            return _detect_list(file.read(1 << 16), requested)
     names = [posixpath.basename(str(entry).rstrip("/")).lower() for entry in fs.ls(path, detail=False)]
     if any(name.endswith(TAR_SUFFIXES) for name in names):
         return "shards"
@@ -116,16 +116,16 @@ def _detect(url: str, asked: str) -> DataFormat:
             break
     raise ManifestError(
         [
-            f"data.train: {asked} is a folder without images ({', '.join(IMAGE_SUFFIXES[:3])} …), videos "
-            f"({', '.join(VIDEO_SUFFIXES[:3])} …) or tar shards; give the folder that holds them, or a list file"
+            f"data.train: {requested} is a folder without images ({', '.join(IMAGE_SUFFIXES[:3])} …), videos "
+            f"({', '.join(VIDEO_SUFFIXES[:3])} …) or tar shards; give the folder that contains them, or a list file"
         ]
     )
 
 
-def _detect_list(head: bytes, asked: str) -> DataFormat:
-    """A frame list names folders (no media ending) and has a frame count before the label."""
+def _detect_list(head: bytes, requested: str) -> DataFormat:
+    """Detect a frame list: it names folders (no media suffix) and has a frame count before the label."""
     if b"\0" in head:
-        raise ManifestError([f"data.train: {asked} is one binary file; give a folder, a list file or tar shards"])
+        raise ManifestError([f"data.train: {requested} is one binary file; give a folder, a list file or tar shards"])
     lines = [line for line in head.decode("utf-8", "replace").splitlines()[:100] if line.strip()]
     counted = 0
     for line in lines:
@@ -147,26 +147,26 @@ def _open_frame_list(url: str, data: DataConfig) -> Manifest:
 
 
 def _open_folder(url: str, suffixes: tuple[str, ...]) -> Manifest:
-    """Files with one of the endings. Labels are the sorted first folders; none when files lie in `url` itself."""
+    """Open files with one of the suffixes; classes are the sorted sub-folders, unless `url` itself has files."""
     fs, path = filesystem(url)
     if not fs.isdir(path):
-        raise ManifestError([f"data.train: {url} is not a folder; set data.format to what it is, or auto"])
-    every = [os.fsencode(name) for name in _walk(url)]
-    endings = tuple(suffix.encode() for suffix in suffixes)
-    names = sorted(name for name in every if name.lower().endswith(endings))
+        raise ManifestError([f"data.train: {url} is not a folder; set data.format to its format, or to auto"])
+    all_names = [os.fsencode(name) for name in _walk(url)]
+    encoded_suffixes = tuple(suffix.encode() for suffix in suffixes)
+    names = sorted(name for name in all_names if name.lower().endswith(encoded_suffixes))
     notes = []
-    if len(names) < len(every):
-        notes.append(f"{url}: {len(every) - len(names)} files with other endings are left out")
+    if len(names) < len(all_names):
+        notes.append(f"{url}: {len(all_names) - len(names)} files with other suffixes are ignored")
     folders = [name.partition(b"/")[0] if b"/" in name else None for name in names]
     if any(folder is None for folder in folders):
         if any(folder is not None for folder in folders):
-            notes.append(f"{url}: some files lie in the folder itself, so its sub-folders are not taken as classes")
+            notes.append(f"{url}: the folder itself contains files, so its sub-folders are not used as classes")
         return Manifest(Names.of(names), np.full(len(names), NO_LABEL, np.int64), root=url, notes=notes)
     classes = sorted(set(folders) - {None})  # type: ignore[type-var]
     number = {folder: n for n, folder in enumerate(classes)}
     labels: npt.NDArray[np.int64] = np.fromiter((number[folder] for folder in folders), np.int64, len(names))
-    told = tuple(os.fsdecode(folder) for folder in classes if folder is not None)
-    return Manifest(Names.of(names), labels, root=url, classes=told, notes=notes)
+    class_names = tuple(os.fsdecode(folder) for folder in classes if folder is not None)
+    return Manifest(Names.of(names), labels, root=url, classes=class_names, notes=notes)
 
 
 def _open_images(url: str, data: DataConfig) -> Manifest:
@@ -191,10 +191,12 @@ OPENERS: dict[DataFormat, Callable[[str, DataConfig], Manifest]] = {
 
 
 def text_blocks(url: str) -> Iterator[bytes]:
-    """A text file in blocks. Raises ManifestError for a folder or a binary file."""
+    """Read a text file in blocks. Raises ManifestError for a folder or a binary file."""
     fs, path = filesystem(url)
     if fs.isdir(path):
-        raise ManifestError([f"data.train: {url} is a folder, not a list file; set data.format to what it is, or auto"])
+        raise ManifestError(
+            [f"data.train: {url} is a folder, not a list file; set data.format to its format, or to auto"]
+        )
     with fs.open(path, "rb") as file:
         while block := file.read(BLOCK):
             if b"\0" in block[:4096]:
@@ -203,7 +205,7 @@ def text_blocks(url: str) -> Iterator[bytes]:
 
 
 def _walk(url: str) -> Iterator[str]:
-    """Names of files below a folder, relative to it; hidden ones are left out, links are followed once."""
+    """Yield file names relative to a folder, recursively; skips hidden entries and follows each link once."""
     fs, path = filesystem(url)
     if is_remote(url):
         start = len(path.rstrip("/")) + 1
@@ -212,13 +214,13 @@ def _walk(url: str) -> Iterator[str]:
             if name and not any(part.startswith(".") for part in name.split("/")):
                 yield name
         return
-    seen: set[str] = set()
+    visited: set[str] = set()
     for folder, folders, files in os.walk(path, followlinks=True):
         here = os.path.realpath(folder)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and here not in seen)
-        if here in seen:
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and here not in visited)
+        if here in visited:
             continue
-        seen.add(here)
+        visited.add(here)
         below = os.path.relpath(folder, path)
         prefix = "" if below == "." else f"{below}/"
         yield from (prefix + name for name in sorted(files) if not name.startswith("."))

@@ -1,10 +1,10 @@
-"""One sample of a data set, as plain values: cheap to import, for the process that decodes. Reads nothing."""
+"""One sample of a data set as plain values. Performs no I/O; cheap to import in the decoding process."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Kind = Literal["image", "video", "frames"]
+SampleKind = Literal["image", "video", "frames"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (
@@ -24,36 +24,38 @@ VIDEO_SUFFIXES = (
 )
 
 
-def kind_of(name: str) -> Kind:
-    """By the ending; what has no image's ending is tried as a video."""
+def kind_of(name: str) -> SampleKind:
+    """The kind a file suffix implies; anything without an image suffix is treated as a video."""
     return "image" if name.lower().endswith(IMAGE_SUFFIXES) else "video"
 
 
 class Record(NamedTuple):
-    """One sample: where it is and how to open it."""
+    """One sample: its location and how to open it."""
 
     location: str
     """URL or path of the file, the frame folder, or the tar shard."""
     label: int | None
-    kind: Kind
+    kind: SampleKind
     frames: int | None = None
     """Frames in a frame folder."""
     member: str | None = None
-    """Name inside a tar shard, with its place in bytes."""
+    """Member name inside a tar shard."""
     offset: int | None = None
+    """Byte offset of the member in its shard."""
     size: int | None = None
+    """Size of the member in bytes."""
 
     @property
     def name(self) -> str:
-        """For people and logs: the file, or shard.tar::member."""
+        """Display name for messages and logs: the file, or `shard.tar::member`."""
         return f"{self.location}::{self.member}" if self.member else self.location
 
 
 class BadSample(Exception):
-    """A record that cannot be read, and the reason in one sentence."""
+    """A record that cannot be read, with a one-sentence reason."""
 
     def __init__(self, record: Record, reason: str) -> None:
-        super().__init__(record, reason)  # plain arguments: it may cross processes
+        super().__init__(record, reason)  # plain arguments: it may be pickled across processes
         self.record, self.reason = record, reason
 
     def __str__(self) -> str:

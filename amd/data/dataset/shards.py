@@ -1,7 +1,7 @@
-"""Tar shards in WebDataset's form: members of one sample share a key; `.cls` or `.json` beside a media file labels it.
+"""Tar shards in WebDataset layout: members of one sample share a key, and a `.cls` or `.json` member holds the label.
 
-An index (`x.tar` -> `x.tar.index.json`) gives each sample's place in bytes, so that access is random; where it is
-absent, or the tar has changed, the headers are read instead. Knows nothing of decoding.
+An index (`x.tar` -> `x.tar.index.json`) stores each sample's byte range for random access; if it is missing or stale,
+the tar headers are scanned instead. Independent of decoding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from amd.data.dataset.manifest import NO_LABEL, Manifest, ManifestError, Names, Shards, capped
+from amd.data.dataset.manifest import NO_LABEL, Manifest, ManifestError, Names, ShardLocations, capped
 from amd.data.dataset.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from amd.storage import filesystem, is_remote, join, write_bytes
 
@@ -40,15 +40,15 @@ def has_pattern(url: str) -> bool:
 
 
 def expand(url: str) -> list[str]:
-    """Shard URLs of a brace pattern (`{000..099}`), a glob, one tar, or a folder of tars; sorted.
+    """Expand a brace pattern (`{000..099}`), a glob, one tar or a folder of tars to sorted shard URLs.
 
-    Raises ManifestError when there is none.
+    Raises ManifestError if nothing matches.
     """
     ranges = _BRACE.findall(url)
     if ranges:
         pieces = _BRACE.split(url)[::3]
         numbers = [_numbers(low, high) for low, high in ranges]
-        return ["".join(_weave(pieces, chosen)) for chosen in itertools.product(*numbers)]
+        return ["".join(_interleave(pieces, chosen)) for chosen in itertools.product(*numbers)]
     fs, path = filesystem(url)
     fs.invalidate_cache()
     if has_pattern(url):
@@ -67,12 +67,12 @@ def expand(url: str) -> list[str]:
 
 def _numbers(low: str, high: str) -> list[str]:
     if int(low) > int(high):
-        raise ManifestError([f"data.train: {{{low}..{high}}} counts down; write the smaller number first"])
+        raise ManifestError([f"data.train: {{{low}..{high}}} is a descending range; write the smaller number first"])
     width = len(low) if len(low) == len(high) or low.startswith("0") else 0
     return [f"{n:0{width}d}" for n in range(int(low), int(high) + 1)]
 
 
-def _weave(pieces: Sequence[str], chosen: Sequence[str]) -> Iterable[str]:
+def _interleave(pieces: Sequence[str], chosen: Sequence[str]) -> Iterable[str]:
     for piece, number in itertools.zip_longest(pieces, chosen, fillvalue=""):
         yield piece
         yield number
@@ -83,17 +83,17 @@ def _with_protocol(url: str, path: str) -> str:
 
 
 def open_shards(urls: Sequence[str]) -> Manifest:
-    """Every sample of these shards. Raises ManifestError naming each shard that is missing or not a tar."""
-    with ThreadPoolExecutor(SCAN_THREADS) as pool:  # shards are many and far away: ask for several at once
+    """Open the samples of these shards. Raises ManifestError listing every shard that is missing or not a tar."""
+    with ThreadPoolExecutor(SCAN_THREADS) as pool:  # hide the latency of remote storage
         results = list(pool.map(_members_or_problem, urls))
     problems = [result for result in results if isinstance(result, str)]
     if problems:
         raise ManifestError(capped(problems))
-    found = [result for result in results if isinstance(result, list)]
-    members = list(itertools.chain.from_iterable(found))
-    shards = Shards(
+    members_by_shard = [result for result in results if isinstance(result, list)]
+    members = list(itertools.chain.from_iterable(members_by_shard))
+    shards = ShardLocations(
         tuple(urls),
-        np.repeat(np.arange(len(urls), dtype=np.int32), [len(each) for each in found]),
+        np.repeat(np.arange(len(urls), dtype=np.int32), [len(members) for members in members_by_shard]),
         np.fromiter((member.offset for member in members), np.int64, len(members)),
         np.fromiter((member.size for member in members), np.int64, len(members)),
     )
@@ -107,18 +107,18 @@ def _members_or_problem(url: str) -> list[Member] | str:
     try:
         return shard_members(url)
     except FileNotFoundError:
-        return f"data.train: shard {url} does not exist; mend the pattern or bring the file"
+        return f"data.train: shard {url} does not exist; fix the pattern or add the file"
     except PermissionError as error:
-        return f"data.train: shard {url} may not be read ({error}); mend its rights or credentials"
+        return f"data.train: shard {url} cannot be read ({error}); fix its permissions or credentials"
     except tarfile.TarError as error:
-        remedy = "unpack it if it is compressed: compressed shards cannot be read at random"
+        remedy = "decompress it if it is compressed: compressed shards do not support random access"
         return f"data.train: {url} is not a plain tar file ({error}); {remedy}"
     except (ValueError, KeyError, TypeError) as error:
         return f"data.train: {url}: {error}"
 
 
 def shard_members(url: str) -> list[Member]:
-    """Samples of one shard, from its index if that matches the tar's size, else by reading the tar's headers."""
+    """Samples of one shard, from its index if it matches the tar's size, else from the tar headers."""
     fs, path = filesystem(url)
     size = int(fs.size(path))
     try:
@@ -132,8 +132,8 @@ def shard_members(url: str) -> list[Member]:
 
 
 def scan(file: Any, url: str) -> list[Member]:
-    """Read a tar's headers: one Member per media file, labelled by its `.cls` or `.json` neighbour."""
-    media: dict[str, tarfile.TarInfo] = {}  # by key: the first media file of a sample is the sample
+    """Scan tar headers: one Member per media file, labelled by the `.cls` or `.json` member with its key."""
+    media: dict[str, tarfile.TarInfo] = {}  # by key; the first media file of a key is the sample
     labels: dict[str, int] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         try:
@@ -150,12 +150,12 @@ def scan(file: Any, url: str) -> list[Member]:
                         labels[key] = label
         except tarfile.ReadError:
             if not media:
-                raise  # else a truncated tar: what lies beyond its end shows when it is read
+                raise  # a truncated tar: members past its end fail when they are read
     return [Member(info.name, info.offset_data, info.size, labels.get(key, NO_LABEL)) for key, info in media.items()]
 
 
 def _split(name: str) -> tuple[str, str]:
-    """WebDataset's key (up to the first dot of the file name) and the ending after it."""
+    """Split a name into WebDataset's key (up to the first dot of the file name) and its suffix."""
     folder, base = posixpath.split(name)
     stem, dot, suffix = base.partition(".")
     return posixpath.join(folder, stem), (dot + suffix).lower()
@@ -165,16 +165,14 @@ def _label(content: bytes, suffix: str, where: str) -> int | None:
     try:
         value = int(content) if suffix.endswith(".cls") else json.loads(content)
     except ValueError:
-        raise ValueError(
-            f'{where} holds no label: write a whole number (.cls) or {{"label": number}} (.json)'
-        ) from None
+        raise ValueError(f'{where} has no label: write an integer (.cls) or {{"label": number}} (.json)') from None
     if isinstance(value, dict):
         value = value.get("label")
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 class ShardWriter:
-    """Builds one shard in memory: the same samples give the same bytes, whoever writes them and when."""
+    """Builds one shard in memory; the same samples always give the same bytes."""
 
     def __init__(self) -> None:
         self._bytes = io.BytesIO()
@@ -199,7 +197,7 @@ class ShardWriter:
 
 
 def write_index(url: str, size: int, members: Sequence[Member], extra: dict[str, Any] | None = None) -> None:
-    """Write the shard's index; done last, it is what makes a prepared shard exist."""
+    """Write the shard's index; written last, it marks a prepared shard as complete."""
     lines = ",\n".join(json.dumps(list(member)) for member in members)
     head = json.dumps({"size": size, **(extra or {})})[:-1]
     write_bytes(url + INDEX_SUFFIX, f'{head}, "members": [\n{lines}\n]}}\n'.encode())

@@ -1,1 +1,1 @@
-"""From the bytes of a sample to its frames: fetching, decoding in a separate process, time and memory limits."""
+"""Decode samples to frames: fetching, a separate decoding process, time and memory limits."""

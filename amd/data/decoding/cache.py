@@ -1,8 +1,8 @@
-"""A bounded folder of remote files on the local disk, least recently used first out.
+"""A bounded LRU cache of remote files on the local disk.
 
-Safe with many processes and with kill -9 at any moment: files appear whole by a rename, one process at a time writes
-(a lock the kernel gives back when its holder dies), and the running total errs only upwards until the next count.
-Knows nothing of where files come from.
+Safe for concurrent processes and for SIGKILL at any moment: files are renamed into place, a file lock (released by the
+kernel when its holder dies) serialises writers, and the running total only overestimates until the next count.
+Independent of where files come from.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_SPARE = 0.9  # an eviction makes room down to this fraction, so that it is rare
+_EVICT_TO_FRACTION = 0.9  # evict down to this fraction of the limit, so that evictions are rare
 
 
 class LocalCache:
-    """`get(key)` gives a path or None; `put(key, content)` keeps a copy and gives its path; None if it is too big."""
+    """`get(key)` returns a path or None; `put(key, content)` stores a copy and returns its path, None if too large."""
 
     def __init__(self, folder: str | Path, limit_bytes: int) -> None:
         self.folder = Path(folder).expanduser().absolute()
@@ -28,7 +28,7 @@ class LocalCache:
     def get(self, key: str) -> Path | None:
         path = self._path(key)
         try:
-            os.utime(path)  # marks it as used, and tells whether it is there
+            os.utime(path)  # marks it as used; fails if it does not exist
         except OSError:
             return None
         return path
@@ -37,13 +37,13 @@ class LocalCache:
         if len(content) > self.limit:
             return None
         path = self._path(key)
-        with self._only_one():
+        with self._exclusive_lock():
             if path.exists():
                 return path
             total = self._total()
             if total + len(content) > self.limit:
-                total = self._make_room(len(content))
-            incoming = self.folder / "incoming"  # one writer at a time; what a killed one left is overwritten
+                total = self._evict(len(content))
+            incoming = self.folder / "incoming"  # one writer at a time; overwrites the leftovers of a killed one
             incoming.write_bytes(content)
             self._set_total(total + len(content))
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class LocalCache:
         return self._files / name[:2] / name
 
     @contextmanager
-    def _only_one(self) -> Iterator[None]:
+    def _exclusive_lock(self) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -65,26 +65,26 @@ class LocalCache:
         try:
             return int((self.folder / "total").read_text())
         except (OSError, ValueError):
-            return sum(size for _, size, _ in self._count())
+            return sum(size for _, size, _ in self._entries())
 
     def _set_total(self, total: int) -> None:
         written = self.folder / "total.new"
         written.write_text(str(total))
         os.replace(written, self.folder / "total")
 
-    def _make_room(self, size: int) -> int:
-        """Remove the least recently used until `size` more fits with some to spare; the bytes that stay."""
-        files = sorted(self._count())
+    def _evict(self, size: int) -> int:
+        """Remove least recently used files until `size` more bytes fit with some to spare; returns the bytes kept."""
+        files = sorted(self._entries())
         total = sum(size for _, size, _ in files)
-        aim = max(0, min(int(self.limit * _SPARE), self.limit - size))
+        target = max(0, min(int(self.limit * _EVICT_TO_FRACTION), self.limit - size))
         for _, length, path in files:
-            if total <= aim:
+            if total <= target:
                 break
             path.unlink(missing_ok=True)
             total -= length
         return total
 
-    def _count(self) -> list[tuple[int, int, Path]]:
+    def _entries(self) -> list[tuple[int, int, Path]]:
         found = []
         for path in self._files.glob("*/*"):
             try:

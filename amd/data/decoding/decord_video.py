@@ -1,9 +1,9 @@
-"""decord, for the streams that it reads rightly: kept as a choice (data.decoder=decord), for comparison.
+"""Decode with decord the streams that it decodes correctly; an alternative (data.decoder=decord) for comparison.
 
-Measured against PyAV's exact decoding, decord 0.6 silently returns wrong frames for open GOPs, edit lists, intra
-refresh, HEVC as x265 writes it, MPEG transport and programme streams, H.264 in AVI, interlaced video and 10-bit video;
-and damaged frames without a sign. It is also slower than video.py. So it is handed only progressive 8-bit H.264 in mp4
-whose every key frame is closed; damage inside such a stream stays unseen.
+Compared with PyAV's exact decoding, decord 0.6 silently returns wrong frames for open GOPs, edit lists, intra refresh,
+HEVC from x265, MPEG transport and programme streams, H.264 in AVI, interlaced video and 10-bit video, and does not
+report damaged frames. It is also slower than video.py. Only progressive 8-bit H.264 in mp4 with closed key frames is
+passed to it; damage inside such a stream goes undetected.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from amd.data.decoding.frames import Allocate, Pixels, Source, VideoError, pixels
+from amd.data.decoding.frames import Allocate, Pixels, Source, VideoError, new_pixels
 from amd.data.decoding.packets import PacketMap
 
 
-def reads_rightly(container: Any, stream: Any, map_: PacketMap) -> bool:
+def decord_supports(container: Any, stream: Any, map_: PacketMap) -> bool:
+    """Whether decord decodes this stream exactly; see above."""
     context = stream.codec_context
     first = next(iter(container.decode(stream)), None) if _rewind(container) else None
     return (
@@ -49,18 +50,18 @@ class DecordVideo:
             raise VideoError("cannot be opened by decord") from None
         self.frames = frames
         if len(self._reader) != frames:
-            raise VideoError(f"has {frames} frames, and {len(self._reader)} by decord's count")
+            raise VideoError(f"has {frames} frames, but decord counts {len(self._reader)}")
 
-    def read(self, indices: Sequence[int], allocate: Allocate = pixels) -> Pixels:
+    def read(self, indices: Sequence[int], allocate: Allocate = new_pixels) -> Pixels:
         try:
-            read = self._reader.get_batch(list(indices)).asnumpy()
+            frames = self._reader.get_batch(list(indices)).asnumpy()
         except self._errors:
             raise VideoError(f"cannot be decoded by decord near frame {min(indices)}") from None
-        output = allocate(read.shape)
-        output[...] = read
+        output = allocate(frames.shape)
+        output[...] = frames
         return output
 
-    def each(self, indices: Sequence[int]) -> Iterator[Pixels]:
+    def iter_frames(self, indices: Sequence[int]) -> Iterator[Pixels]:
         for n in indices:
             yield self.read([n])[0]
 

@@ -1,26 +1,33 @@
-"""The bytes of a sample, from wherever they are: local paths as they are, remote ones with retries and a cache.
+"""Fetch the bytes of a sample: local files by path, remote ones with retries and a cache.
 
-Runs in the process that decodes: filesystems of remote storage must not cross a fork. Knows nothing of decoding.
+Runs in the decoding process, since remote filesystems must not cross a fork. Independent of decoding.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from amd.data.decoding.cache import LocalCache
 from amd.storage import filesystem, is_remote, local_path
 
 _T = TypeVar("_T")
-# Asking again does not change these.
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ImportError)
+# A retry does not help.
+_PERMANENT_ERRORS = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NotImplementedError,
+    ImportError,
+)
 
 
 class FetchError(Exception):
-    """A file that could not be read; one sentence."""
+    """A file that cannot be read, with a one-sentence reason."""
 
 
 class Fetcher:
@@ -31,18 +38,18 @@ class Fetcher:
         pause_s: float = 0.2,
         max_bytes: int | None = None,
     ) -> None:
-        """`max_bytes`: larger whole files are refused before they are read."""
+        """`max_bytes`: larger files are rejected before they are read."""
         self._retries, self._cache, self._pause, self._max_bytes = retries, cache, pause_s, max_bytes
 
     def fetch(self, location: str, offset: int | None = None, size: int | None = None) -> Path | bytes:
-        """A local path to read, or bytes: the whole file, or `size` bytes from `offset`. Raises FetchError."""
+        """Return a local path, or bytes: the whole file, or `size` bytes from `offset`. Raises FetchError."""
         if is_remote(location):
             key = location if offset is None else f"{location}#{offset}+{size}"
-            if self._cache is not None and (kept := self._cache.get(key)) is not None:
-                return kept
-            content = self._remote([location], offset, size)[0]
-            kept = None if self._cache is None else self._keep(key, content)
-            return content if kept is None else kept
+            if self._cache is not None and (cached := self._cache.get(key)) is not None:
+                return cached
+            content = self._remote(location, offset, size)
+            cached = None if self._cache is None else self._store(key, content)
+            return content if cached is None else cached
         path = local_path(location)
         try:
             if offset is None:
@@ -51,7 +58,7 @@ class Fetcher:
                     raise FetchError("is a folder, not a file")
                 if self._max_bytes is not None:
                     if not path.is_file():
-                        raise FetchError("is no ordinary file")  # a pipe or a device has no end
+                        raise FetchError("is not a regular file")  # a pipe or a device has no end
                     self._check_size(found.st_size)
                 return path
             with path.open("rb") as file:
@@ -59,47 +66,37 @@ class Fetcher:
                 content = file.read(size or 0)
         except OSError as error:
             raise FetchError(_reason(error)) from None
-        return _whole(content, size)
-
-    def fetch_many(self, locations: Sequence[str]) -> list[Path | bytes]:
-        """Several files; remote ones are asked for at once."""
-        if self._cache is not None or not locations or not is_remote(locations[0]):
-            return [self.fetch(location) for location in locations]
-        return list(self._remote(locations, None, None))
+        return _complete(content, size)
 
     def _check_size(self, size: int) -> None:
         if self._max_bytes is not None and size > self._max_bytes:
             raise FetchError(f"has {size} bytes, more than {self._max_bytes}")
 
-    def _keep(self, key: str, content: bytes) -> Path | None:
+    def _store(self, key: str, content: bytes) -> Path | None:
         try:
             return self._cache.put(key, content) if self._cache is not None else None
         except OSError:
-            return None  # a full or read-only disk costs speed, not samples
+            return None  # a full or read-only disk only costs speed
 
-    def _remote(self, locations: Sequence[str], offset: int | None, size: int | None) -> list[bytes]:
-        def read() -> list[bytes]:
-            fs, path = filesystem(locations[0])
-            if len(locations) > 1:
-                paths = [filesystem(location)[1] for location in locations]
-                found: dict[str, Any] = fs.cat(paths, on_error="raise")
-                return [bytes(found[path]) for path in paths]
+    def _remote(self, location: str, offset: int | None, size: int | None) -> bytes:
+        def read() -> bytes:
+            fs, path = filesystem(location)
             if self._max_bytes is not None and offset is None:
                 self._check_size(fs.size(path) or 0)
             end = None if offset is None else offset + (size or 0)
-            return [_whole(bytes(fs.cat_file(path, start=offset, end=end)), size)]
+            return _complete(bytes(fs.cat_file(path, start=offset, end=end)), size)
 
-        return self._again(read)
+        return self._retry(read)
 
-    def _again(self, read: Callable[[], _T]) -> _T:
+    def _retry(self, read: Callable[[], _T]) -> _T:
         for attempt in range(self._retries + 1):
             try:
                 return read()
-            except _FINAL as error:
+            except _PERMANENT_ERRORS as error:
                 raise FetchError(_reason(error)) from None
             except FetchError:
                 raise
-            except Exception as error:  # every backend has its own kinds for what passes
+            except Exception as error:  # backends raise their own types for transient errors
                 if attempt == self._retries:
                     tries = f" after {attempt + 1} attempts" if attempt else ""
                     raise FetchError(f"could not be read{tries} ({type(error).__name__}: {error})") from None
@@ -107,7 +104,7 @@ class Fetcher:
         raise AssertionError("unreachable")
 
 
-def _whole(content: bytes, size: int | None) -> bytes:
+def _complete(content: bytes, size: int | None) -> bytes:
     if size is not None and len(content) < size:
         raise FetchError(f"is cut short: {len(content)} of {size} bytes")
     return content
@@ -117,7 +114,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return "does not exist"
     if isinstance(error, PermissionError):
-        return "may not be read (no permission)"
+        return "cannot be read (permission denied)"
     if isinstance(error, IsADirectoryError):
         return "is a folder, not a file"
     return f"could not be read ({type(error).__name__}: {error})"

@@ -1,7 +1,7 @@
-"""Still images to RGB: upright, 8 bits, whole. Knows nothing of configs, storage or processes.
+"""Decode still images to upright 8-bit RGB. Independent of configs, storage and processes.
 
-A truncated image is an error, never half grey; an image of more pixels than MAX_PIXELS is one too. Formats are a closed
-list: Pillow would hand others to programs outside (EPS to Ghostscript), or guess them without a mark in the file.
+A truncated image is an error, never half grey; so is one with more pixels than MAX_PIXELS. Only listed formats are
+opened: Pillow passes some others to external programs (EPS to Ghostscript) or guesses them without a magic number.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "QOI")
-MAX_PIXELS = 178_956_970  # half a gigabyte of RGB; the size at which Pillow refuses
-_MARKS = (
+MAX_PIXELS = 178_956_970  # half a gigabyte of RGB; Pillow's own limit
+_MAGIC_NUMBERS = (
     b"\xff\xd8\xff",  # JPEG
     b"\x89PNG\r\n\x1a\n",
     b"GIF8",
@@ -30,7 +30,7 @@ _MARKS = (
     b"qoif",
 )
 _ORIENTATION = 0x0112
-_TURNS = {
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -42,32 +42,32 @@ _TURNS = {
 
 
 class ImageError(Exception):
-    """An image that cannot be read; one sentence."""
+    """An image that cannot be decoded, with a one-sentence reason."""
 
 
 def is_image(head: bytes) -> bool:
-    """Whether a file that begins so (16 bytes or more) is an image of one of FORMATS; its name says nothing."""
+    """Whether a file that starts with `head` (16 bytes or more) is an image of one of FORMATS."""
     if head[4:8] == b"ftyp":
         return head[8:12] in (b"avif", b"avis", b"mif1", b"msf1")
     if head[:4] == b"RIFF":
         return head[8:12] == b"WEBP"
     if head[:1] == b"P" and head[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"f"):
         return head[2:3].isspace()
-    return head.startswith(_MARKS)
+    return head.startswith(_MAGIC_NUMBERS)
 
 
 def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """The image as (H, W, 3) uint8; the first of an animation. Raises ImageError."""
+    """Decode an image, or the first frame of an animation, to (H, W, 3) uint8. Raises ImageError."""
     return np.asarray(load_rgb(source, max_pixels))
 
 
 def load_rgb(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image, upright, in mode RGB. Raises ImageError."""
+    """Decode an image upright in mode RGB. Raises ImageError."""
     if not (source.stat().st_size if isinstance(source, Path) else source):
         raise ImageError("is empty (zero bytes)")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its own limit on pixels stands below
+            warnings.simplefilter("ignore")  # the pixel limit is checked below
             with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise ImageError(f"has {image.width}x{image.height} pixels, more than {max_pixels}")
@@ -77,28 +77,28 @@ def load_rgb(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError("is not an image that can be opened") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"has too many pixels ({error})") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:  # as broken files raise them
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:  # raised for broken files
         raise ImageError(f"cannot be decoded ({error})") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a broken EXIF block says nothing about the pixels
+        transpose = _TRANSPOSES.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a broken EXIF block does not affect the pixels
         return image
-    return image if turn is None else image.transpose(turn)
+    return image if transpose is None else image.transpose(transpose)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """16 bits are scaled, transparency lies on white, every other mode is converted by Pillow."""
+    """Scale 16-bit images, composite transparency on white and let Pillow convert the other modes."""
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image).astype(np.int64)
         scaled = values >> 8 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else values
         return Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ImageError("holds floating-point numbers, whose range is not known; convert it to 8 or 16 bits")
+        raise ImageError("has floating-point pixels of unknown range; convert it to 8 or 16 bits")
     if image.has_transparency_data:
-        layered = image.convert("RGBA")
-        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layered).convert("RGB")
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")

@@ -1,8 +1,8 @@
-"""Decoding in a process of its own: a decoder that hangs, crashes or eats all memory costs one sample, not the run.
+"""Isolate decoding in a child process: a decoder that hangs, crashes or exhausts memory costs one sample, not the run.
 
-A plain subprocess rather than multiprocessing: loader workers are daemons, which may have no children of that kind, and
-the child must not be forked from a process that holds CUDA, threads or remote filesystems. Measured: two requests and a
-16-frame clip through shared memory cost about 1 ms. Knows nothing of what is asked.
+A plain subprocess rather than multiprocessing: loader workers are daemons, which may not have multiprocessing children,
+and the child must not be forked from a process with CUDA, threads or remote filesystems. Measured cost of two requests
+and a 16-frame clip through shared memory: about 1 ms. Independent of the content of requests.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 START_LIMIT_S = 120.0
-KEEP_BYTES = 16 << 20  # of shared memory that is not given back between answers
+KEEP_BYTES = 16 << 20  # shared memory that is kept between responses
 
 
 class ChildFailed(Exception):
-    """The child did not answer: it died, or was ended. One sentence; the next request starts a new one."""
+    """The child died or was killed, with a one-sentence reason. The next request starts a new one."""
 
 
-class TookTooLong(ChildFailed):
-    pass
+class ChildTimeout(ChildFailed):
+    """The child did not respond before the deadline."""
 
 
 class DecodingChild:
-    """Starts its process at the first request, again after each failure, and anew in a forked copy of its owner."""
+    """A decoding process, started on the first request, after each failure, and in a forked copy of its owner."""
 
     module = "amd.data.decoding.worker"
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
-        self._running: _Running | None = None
+        self._process: _ChildProcess | None = None
 
     def request(self, message: dict[str, Any], deadline: float, content: bytes | None = None) -> dict[str, Any]:
-        """Ask, and wait until `deadline` (time.monotonic). Raises ChildFailed.
+        """Send a request and wait for the response until `deadline` (time.monotonic). Raises ChildFailed.
 
-        `content`: bytes that go along, through memory that both processes see.
+        `content`: bytes to pass along in shared memory.
         """
         running = self.start()
         if content is not None:
@@ -54,66 +54,66 @@ class DecodingChild:
             running.connection.send_bytes(json.dumps(message).encode("utf-8", "surrogatepass"))
             if not running.connection.poll(max(0.0, deadline - time.monotonic())):
                 self.close()
-                raise TookTooLong("did not end in time")
-            answer: dict[str, Any] = json.loads(running.connection.recv_bytes())
+                raise ChildTimeout("did not respond in time")
+            response: dict[str, Any] = json.loads(running.connection.recv_bytes())
         except (EOFError, ConnectionError):
-            cause = running.cause()
+            exit_reason = running.exit_reason()
             self.close()
-            raise ChildFailed(cause) from None
-        return answer
+            raise ChildFailed(exit_reason) from None
+        return response
 
-    def received(self, size: int) -> memoryview:
-        """The first `size` bytes that the last answer left in shared memory; valid until the next request."""
+    def shared_bytes(self, size: int) -> memoryview:
+        """The first `size` bytes of the last response in shared memory; valid until the next request."""
         running = self.start()
         if running.mapped is None or len(running.mapped) < size:
             running.mapped = mmap.mmap(running.memory, 0)
         return memoryview(running.mapped)[:size]
 
     def release(self) -> None:
-        """Give back the memory of a large answer, which is no longer needed: the next one takes its own."""
-        running = self._running
+        """Release the shared memory of a large response that is no longer needed."""
+        running = self._process
         if running is None or running.mapped is None or len(running.mapped) <= KEEP_BYTES:
             return
         if hasattr(mmap, "MADV_REMOVE"):
             running.mapped.madvise(mmap.MADV_REMOVE)
 
     def close(self) -> None:
-        if self._running is not None:
-            self._running.end()
-            self._running = None
+        if self._process is not None:
+            self._process.terminate()
+            self._process = None
 
-    def start(self) -> _Running:
-        """The live process, started if there is none: its start is not part of a sample's time."""
-        if self._running is not None and self._running.owner != os.getpid():
-            self._running.forget()
-            self._running = None
-        if self._running is None:
-            self._running = _Running(self.module, self._options)
-            weakref.finalize(self, self._running.end)
-        return self._running
+    def start(self) -> _ChildProcess:
+        """The live process, started if necessary. Startup does not count towards a sample's time limit."""
+        if self._process is not None and self._process.owner != os.getpid():
+            self._process.detach()
+            self._process = None
+        if self._process is None:
+            self._process = _ChildProcess(self.module, self._options)
+            weakref.finalize(self, self._process.terminate)
+        return self._process
 
-    def revive(self) -> None:
-        """Between two samples: a process that somebody ended while it had nothing to do is no sample's fault."""
-        running = self._running
+    def ensure_running(self) -> None:
+        """Restart a process that was killed while idle, which must not count against the next sample."""
+        running = self._process
         if running is not None and running.owner == os.getpid() and running.process.poll() is not None:
             self.close()
         self.start()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_options": self._options, "_running": None}
+        return {"_options": self._options, "_process": None}
 
 
-class _Running:
-    """One live process, its socket and its shared memory."""
+class _ChildProcess:
+    """One live process with its socket and shared memory."""
 
     def __init__(self, module: str, options: dict[str, Any]) -> None:
         self.owner = os.getpid()
         self.memory, self.inbox = _anonymous_file(), _anonymous_file()
         self.mapped: mmap.mmap | None = None
-        ours, theirs = socket.socketpair()
+        parent_end, child_end = socket.socketpair()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        numbers = (theirs.fileno(), self.memory, self.inbox, self.owner)
+        numbers = (child_end.fileno(), self.memory, self.inbox, self.owner)
         arguments = [*map(str, numbers), json.dumps(options)]
         with tempfile.TemporaryFile() as errors:
             self.process = subprocess.Popen(
@@ -121,42 +121,40 @@ class _Running:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                pass_fds=(theirs.fileno(), self.memory, self.inbox),
+                pass_fds=(child_end.fileno(), self.memory, self.inbox),
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for the run, which then ends its children
+                start_new_session=True,  # the parent handles Ctrl-C and stops its children
             )
-            theirs.close()
-            self.connection = Connection(ours.detach())
+            child_end.close()
+            self.connection = Connection(parent_end.detach())
             with contextlib.suppress(EOFError, ConnectionError):
                 if self.connection.poll(START_LIMIT_S) and self.connection.recv_bytes():
                     return
-            self.end()
+            self.terminate()
             errors.seek(0)
-            said = errors.read()[-2000:].decode("utf-8", "replace").strip()
-        raise RuntimeError(
-            f"the decoding process did not start within {START_LIMIT_S:.0f} s: {said or 'it said nothing'}"
-        )
+            stderr = errors.read()[-2000:].decode("utf-8", "replace").strip()
+        raise RuntimeError(f"the decoding process did not start within {START_LIMIT_S:.0f} s: {stderr or 'no output'}")
 
     def send(self, content: bytes) -> None:
-        """Lay `content` where the child reads it; what lay there before goes."""
+        """Write `content` to the child's inbox, replacing its previous content."""
         os.ftruncate(self.inbox, 0)
         rest = memoryview(content)
         while rest:
             rest = rest[os.pwrite(self.inbox, rest, len(content) - len(rest)) :]
 
-    def cause(self) -> str:
-        """Why it stopped talking."""
+    def exit_reason(self) -> str:
+        """Why the process stopped responding."""
         try:
             code = self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            return "made the decoding process stop answering"
+            return "made the decoding process unresponsive"
         if code >= 0:
-            return f"made the decoding process end (exit code {code})"
+            return f"terminated the decoding process (exit code {code})"
         names = {number.value: number.name for number in signal.Signals}
         return f"crashed the decoder ({names.get(-code, f'signal {-code}')})"
 
-    def end(self) -> None:
-        """Kill the process and wait for it; nothing in a forked copy, whose owner it is not."""
+    def terminate(self) -> None:
+        """Kill the process and wait for it. No-op in a forked copy, which does not own it."""
         if self.owner != os.getpid() or self.memory < 0:
             return
         self.process.kill()
@@ -166,14 +164,15 @@ class _Running:
         os.close(self.inbox)
         self.memory = -1
 
-    def forget(self) -> None:
-        self.process.returncode = 0  # it is the other process's to wait for
+    def detach(self) -> None:
+        """Forget the process in a forked copy of its owner."""
+        self.process.returncode = 0  # the owner waits for it
         with contextlib.suppress(OSError):
             self.connection.close()
 
 
 def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("amd-frames", os.MFD_CLOEXEC)  # not bounded by a container's small /dev/shm
+        return os.memfd_create("amd-frames", os.MFD_CLOEXEC)  # not limited by a container's small /dev/shm
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -1,4 +1,4 @@
-"""What a file from a stranger may cost to decode. Plain values: they go to the decoding process as they are."""
+"""Limits on untrusted files. Plain values, since they are sent to the decoding process."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from amd.data.decoding.video import VideoLimits
 
 
 class FileLimits(NamedTuple):
-    """The most that an image or a video may have; more is refused before it is decoded, where its header tells."""
+    """Maximum size of an image or a video; checked before decoding where the header has the value."""
 
     bytes: int
-    """Of the file."""
+    """Size of the file."""
     pixels: int
-    """Of an image, or of a video's frame."""
+    """Pixels of an image or of a video frame."""
     frames: int
-    """Of a video."""
+    """Frames of a video."""
     duration_s: float
-    """Of a video."""
+    """Duration of a video."""
     decoded_bytes: int
-    """Of all frames that are asked for, as RGB."""
+    """Size of all requested frames as RGB."""
 
     @property
-    def of_video(self) -> VideoLimits:
+    def video_limits(self) -> VideoLimits:
         return VideoLimits(self.pixels, self.frames, self.duration_s)

@@ -1,9 +1,9 @@
-"""Which packets of a video must be decoded to see a given frame exactly, told without decoding anything.
+"""Find the packets that must be decoded to get given frames of a video exactly, without decoding.
 
-Frames are numbered as they are shown. A frame needs the packets from its entry point on: the last packet in decoding
-order at which a decoder may start without anything before it mattering. What is not certain from the packets (a codec
-or container whose packets are not one frame each, missing or doubled times) gives no map; such files are decoded from
-the start. Knows nothing of pixels.
+Frames are numbered in presentation order. A frame needs the packets from its entry point on: the last packet in
+decoding order at which a decoder can start without any earlier packet. Videos whose packets are not certainly one frame
+each (by codec, container, or missing or duplicate timestamps) have no map and are decoded from the start.
+Independent of pixels.
 Sources: ITU-T H.264 (7.4.1.2.4, D.2.8), ITU-T H.265 (7.4.2.2), VP9 bitstream (6.2).
 """
 
@@ -17,17 +17,17 @@ import numpy as np
 
 CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 CODECS = {"h264", "hevc", "vp9", "av1"}
-_SCAN_BYTES = 4096  # parameter sets and messages stand before a key frame's picture
+_SCAN_BYTES = 4096  # parameter sets and SEI messages precede a key frame's picture
 
 
-class Entry(Enum):
+class EntryPoint(Enum):
     NONE = 0
-    CLOSED = 1  # nothing after it looks back
-    OPEN = 2  # frames shown before it may look back, those after do not
+    CLOSED = 1  # no later frame references earlier ones
+    OPEN = 2  # frames shown before it may reference earlier ones, later frames do not
 
 
-class Span(NamedTuple):
-    """Packets [start, stop) in decoding order, and the wanted frames they give, ascending."""
+class PacketRange(NamedTuple):
+    """Packets [start, stop) in decoding order, and the requested frames among them, ascending."""
 
     start: int
     stop: int
@@ -36,110 +36,111 @@ class Span(NamedTuple):
 
 class PacketInfo(NamedTuple):
     pts: int | None
-    key: bool  # flagged as a key frame, rightly or not
-    entry: Entry
+    key: bool  # flagged as a key frame, not necessarily correctly
+    entry: EntryPoint
     discard: bool
 
 
 class PacketMap:
-    """From frame numbers, as shown, to spans of packets."""
+    """Maps frame numbers in presentation order to ranges of packets."""
 
     def __init__(self, packets: Sequence[PacketInfo]) -> None:
-        places = enumerate(packets)
-        shown = sorted((packet.pts or 0, place) for place, packet in places if not packet.discard)
+        indexed = enumerate(packets)
+        shown = sorted((packet.pts or 0, position) for position, packet in indexed if not packet.discard)
         self.pts = [pts for pts, _ in shown]  # of frame n
-        self._place = [place for _, place in shown]  # of frame n, in decoding order
+        self._position = [position for _, position in shown]  # packet of frame n in decoding order
         self._starts = _starts(packets)
-        self.closed = all(packet.entry is Entry.CLOSED for packet in packets if packet.key)
+        self.closed = all(packet.entry is EntryPoint.CLOSED for packet in packets if packet.key)
         self.edited = any(packet.discard for packet in packets)
 
     @property
     def frames(self) -> int:
         return len(self.pts)
 
-    def spans(self, frames: Sequence[int]) -> list[Span]:
-        """The fewest packets that give these frames: parts without a wanted frame are left out."""
-        needs = sorted((self._starts[self._place[n]], self._place[n] + 1, n) for n in set(frames))
-        spans: list[Span] = []
+    def ranges(self, frames: Sequence[int]) -> list[PacketRange]:
+        """The smallest packet ranges that contain these frames."""
+        needs = sorted((self._starts[self._position[n]], self._position[n] + 1, n) for n in set(frames))
+        ranges: list[PacketRange] = []
         for start, stop, frame in needs:
-            if spans and start <= spans[-1].stop:
-                last = spans[-1]
-                spans[-1] = Span(last.start, max(last.stop, stop), (*last.frames, frame))
+            if ranges and start <= ranges[-1].stop:
+                last = ranges[-1]
+                ranges[-1] = PacketRange(last.start, max(last.stop, stop), (*last.frames, frame))
             else:
-                spans.append(Span(start, stop, (frame,)))
-        return [span._replace(frames=tuple(sorted(span.frames))) for span in spans]
+                ranges.append(PacketRange(start, stop, (frame,)))
+        return [packet_range._replace(frames=tuple(sorted(packet_range.frames))) for packet_range in ranges]
 
 
 def _starts(packets: Sequence[PacketInfo]) -> np.ndarray:
-    """For each packet the place of its entry point."""
+    """Position of the entry point of each packet."""
     starts = np.zeros(len(packets), np.int64)
-    closed = latest = before = 0  # places: last closed entry, last entry of any kind, the entry before that
+    closed = latest = before = 0  # positions: last closed entry, last entry of any kind, the entry before that
     edited = any(packet.discard for packet in packets)
-    for place, packet in enumerate(packets):
-        if packet.entry is Entry.CLOSED:
-            closed = latest = before = place
-        elif packet.entry is Entry.OPEN:
-            before, latest = latest, place
+    for position, packet in enumerate(packets):
+        if packet.entry is EntryPoint.CLOSED:
+            closed = latest = before = position
+        elif packet.entry is EntryPoint.OPEN:
+            before, latest = latest, position
         if edited:
-            starts[place] = closed  # an edit may reorder times, so times do not tell who looks back
+            starts[position] = closed  # edit lists may reorder timestamps, which then do not identify leading frames
         else:
-            looks_back = packet.pts is not None and packet.pts < (packets[latest].pts or 0)
-            starts[place] = before if looks_back else latest
+            is_leading = packet.pts is not None and packet.pts < (packets[latest].pts or 0)
+            starts[position] = before if is_leading else latest
     return starts
 
 
 def map_packets(packets: Sequence[Any], codec: str, container: str, extradata: bytes | None) -> PacketMap | None:
-    """A map, when every packet is certain to be one frame; else None. `packets` in decoding order, with their data."""
+    """A map if every packet is certainly one frame, else None. `packets` are in decoding order, with their data."""
     if codec not in CODECS or not CONTAINERS & set(container.split(",")) or not packets:
         return None
     infos = [PacketInfo(p.pts, p.is_keyframe, entry_point(p, codec, extradata), p.is_discard) for p in packets]
     shown = [info.pts for info in infos if not info.discard]
-    if not shown or None in shown or len(set(shown)) < len(shown) or infos[0].entry is Entry.NONE:
+    if not shown or None in shown or len(set(shown)) < len(shown) or infos[0].entry is EntryPoint.NONE:
         return None
-    if infos[0].entry is Entry.OPEN and min(pts for pts in shown if pts is not None) < (infos[0].pts or 0):
-        return None  # frames that look back beyond the file's start: a decoder may or may not show them
+    if infos[0].entry is EntryPoint.OPEN and min(pts for pts in shown if pts is not None) < (infos[0].pts or 0):
+        return None  # leading frames with references before the file's start: decoders differ in showing them
     if codec == "vp9" and any(_hidden(memoryview(p)) for p in packets):
         return None
     return PacketMap(infos)
 
 
-def entry_point(packet: Any, codec: str, extradata: bytes | None) -> Entry:
+def entry_point(packet: Any, codec: str, extradata: bytes | None) -> EntryPoint:
+    """Whether and how a decoder can start at this packet."""
     if not packet.is_keyframe:
-        return Entry.NONE
+        return EntryPoint.NONE
     if codec not in ("h264", "hevc"):
-        return Entry.CLOSED  # VP9, AV1: a key frame that is shown resets every reference
+        return EntryPoint.CLOSED  # VP9, AV1: a key frame that is shown resets every reference
     data = bytes(memoryview(packet)[:_SCAN_BYTES])
     return _h264_entry(data, extradata) if codec == "h264" else _hevc_entry(data, extradata)
 
 
-def _h264_entry(data: bytes, extradata: bytes | None) -> Entry:
-    """An IDR picture is closed; a recovery point that promises exact frames from its own on is open."""
+def _h264_entry(data: bytes, extradata: bytes | None) -> EntryPoint:
+    """An IDR picture is closed; a recovery point with exact match and frame count 0 is open."""
     recovers = False
     for unit in _units(data, extradata[4] & 3 if extradata and extradata[0] == 1 and len(extradata) > 4 else None):
         kind = unit[0] & 31
         if kind == 5:
-            return Entry.CLOSED
+            return EntryPoint.CLOSED
         if kind == 6:
             recovers = recovers or _exact_recovery(unit[1:])
         elif 1 <= kind <= 4:
-            return Entry.OPEN if recovers else Entry.NONE
-    return Entry.NONE
+            return EntryPoint.OPEN if recovers else EntryPoint.NONE
+    return EntryPoint.NONE
 
 
-def _hevc_entry(data: bytes, extradata: bytes | None) -> Entry:
+def _hevc_entry(data: bytes, extradata: bytes | None) -> EntryPoint:
     for unit in _units(data, extradata[21] & 3 if extradata and extradata[0] == 1 and len(extradata) > 21 else None):
         kind = (unit[0] >> 1) & 63
         if kind in (19, 20):  # IDR
-            return Entry.CLOSED
+            return EntryPoint.CLOSED
         if 16 <= kind <= 21:  # BLA, CRA
-            return Entry.OPEN
+            return EntryPoint.OPEN
         if kind < 16:
-            return Entry.NONE
-    return Entry.NONE
+            return EntryPoint.NONE
+    return EntryPoint.NONE
 
 
 def _units(data: bytes, length_size: int | None) -> Iterator[bytes]:
-    """NAL units of a packet, by length prefixes (mp4, mkv; `length_size` is bytes less one) or start codes."""
+    """NAL units of a packet, by length prefixes (mp4, mkv; `length_size` is their bytes minus one) or start codes."""
     if length_size is None:
         for piece in data.split(b"\0\0\1")[1:]:
             if piece:
@@ -155,12 +156,12 @@ def _units(data: bytes, length_size: int | None) -> Iterator[bytes]:
 
 
 def _exact_recovery(message: bytes) -> bool:
-    """Whether H.264 messages hold a recovery point with recovery_frame_cnt 0 and exact_match_flag 1."""
+    """Whether H.264 SEI messages contain a recovery point with recovery_frame_cnt 0 and exact_match_flag 1."""
     message = message.replace(b"\0\0\3", b"\0\0")
     at = 0
     while at + 2 <= len(message) and message[at] != 0x80:
         numbers = []
-        for _ in range(2):  # type, then length, each in bytes that add up
+        for _ in range(2):  # type, then length, each a sum of bytes
             value = 0
             while at < len(message) and message[at] == 255:
                 value, at = value + 255, at + 1

@@ -1,7 +1,7 @@
-"""One raw sample to one that trains fast: a smaller picture, few frames between key frames, nothing hard to decode.
+"""Transcode one raw sample for fast training: smaller pictures, short GOPs, cheap decoding.
 
-Runs in the decoding process. The same source gives the same bytes (no threads, no times or versions of ours in
-the file). Knows nothing of shards.
+Runs in the decoding process. Deterministic: the same source gives the same bytes, with no threads and no timestamps or
+versions in the file. Independent of shards.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ class Transcoded(NamedTuple):
 def transcode(
     source: Source, kind: str, *, short_side: int, gop: int, crf: int, frame_rate: float | None, quality: int
 ) -> Transcoded:
-    """A JPEG of an image, an mp4 (H.264, closed GOPs, fastdecode) of a video; never enlarged.
+    """Transcode an image to JPEG, or a video to mp4 (H.264, closed GOPs, fastdecode); never enlarges.
 
-    `frame_rate` keeps the frame nearest to each tick. Raises ImageError or VideoError.
+    `frame_rate` in frames per second keeps the frame nearest to each tick. Raises ImageError or VideoError.
     """
     if kind == "image":
         return _image(source, short_side, quality)
     video = open_video(source)
     try:
         rate = _rate(source)
-        keep = _ticks(video.frames, rate, frame_rate)
-        written = Fraction(frame_rate).limit_denominator(1001) if frame_rate and frame_rate < rate else rate
-        return _encode(video.each(keep), written, short_side, gop, crf)
+        indices = _kept_frames(video.frames, rate, frame_rate)
+        output_rate = Fraction(frame_rate).limit_denominator(1001) if frame_rate and frame_rate < rate else rate
+        return _encode(video.iter_frames(indices), output_rate, short_side, gop, crf)
     finally:
         video.close()
 
 
 def _image(source: Source, short_side: int, quality: int) -> Transcoded:
     image = load_rgb(source)
-    size = _smaller(image.height, image.width, short_side, 1)
+    size = _output_size(image.height, image.width, short_side, 1)
     if size != (image.height, image.width):
         image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS, reducing_gap=3.0)
     out = io.BytesIO()
@@ -59,8 +59,8 @@ def _image(source: Source, short_side: int, quality: int) -> Transcoded:
     return Transcoded(out.getvalue(), ".jpg", {"frames": 1, "width": size[1], "height": size[0]})
 
 
-def _smaller(height: int, width: int, short_side: int, multiple: int) -> tuple[int, int]:
-    """Height and width with the short side at most `short_side`, both multiples (4:2:0 needs even sides)."""
+def _output_size(height: int, width: int, short_side: int, multiple: int) -> tuple[int, int]:
+    """Height and width with the short side at most `short_side`, both divisible by `multiple` (4:2:0 needs 2)."""
     scale = min(1.0, short_side / min(height, width))
 
     def side(pixels: int) -> int:
@@ -76,10 +76,10 @@ def _rate(source: Source) -> Fraction:
     return Fraction(rate).limit_denominator(1001)
 
 
-def _ticks(frames: int, rate: Fraction, wanted: float | None) -> list[int]:
-    if not wanted or wanted >= rate:
+def _kept_frames(frames: int, rate: Fraction, target: float | None) -> list[int]:
+    if not target or target >= rate:
         return list(range(frames))
-    step = float(rate) / wanted
+    step = float(rate) / target
     return [min(frames - 1, int(n * step + 0.5)) for n in range(max(1, round(frames / step)))]
 
 
@@ -91,7 +91,7 @@ def _encode(frames: Iterator[Pixels], rate: Fraction, short_side: int, gop: int,
     with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         for pixels in frames:
             if stream is None:
-                height, width = _smaller(pixels.shape[0], pixels.shape[1], short_side, 2)
+                height, width = _output_size(pixels.shape[0], pixels.shape[1], short_side, 2)
                 stream = container.add_stream("libx264", rate=rate)
                 stream.height, stream.width, stream.pix_fmt, stream.gop_size = height, width, "yuv420p", gop
                 stream.codec_context.thread_count = 1
@@ -99,16 +99,16 @@ def _encode(frames: Iterator[Pixels], rate: Fraction, short_side: int, gop: int,
                     "preset": "medium",
                     "tune": "fastdecode",
                     "crf": str(crf),
-                    # No mbtree: what it finds in memory past a frame's edge changes bytes on CPUs with AVX-512.
+                    # No mbtree: with AVX-512 it reads memory past the frame, which changes the output.
                     "x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0:threads=1:mbtree=0",
                 }
-            whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            # Here rather than in the encoder, whose own conversion is neither exact nor in one thread.
-            frame = scaler.reformat(whole, width, height, "yuv420p", interpolation=SCALING, threads=1)
+            source_frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            # Convert here, since the encoder's own conversion is neither exact nor single-threaded.
+            frame = scaler.reformat(source_frame, width, height, "yuv420p", interpolation=SCALING, threads=1)
             frame.pts, frame.time_base = count, 1 / rate
             container.mux(stream.encode(frame))
             count += 1
         if stream is None:
-            raise VideoError("gave no frame")
+            raise VideoError("has no frame that can be decoded")
         container.mux(stream.encode(None))
     return Transcoded(out.getvalue(), ".mp4", {"frames": count, "width": width, "height": height})

@@ -1,9 +1,9 @@
-"""Chosen frames of a video: the right ones, as a decoder that starts at the beginning would give them, or an error.
+"""Decode given frames of a video exactly as sequential decoding does, or raise an error.
 
-Frame n is the n-th shown: edit lists, variable frame rates and B-frames change nothing in that count; a display matrix
-is applied. PyAV decodes. Where packets tell which frames depend on which (packets.py) only what is needed is decoded;
-other files are decoded from the start. Damage that the decoder notices is an error, also in a frame that a wanted one
-builds on. Knows nothing of configs, storage or processes.
+Frame n is the n-th in presentation order, whatever edit lists, variable frame rates and B-frames do; the display matrix
+is applied. PyAV decodes. Where the packets reveal frame dependencies (packets.py) only the needed ones are decoded;
+other files are decoded from the start. Damage that the decoder detects in a requested frame or its references is an
+error. Independent of configs, storage and processes.
 Shapes: T frames, H, W after rotation.
 """
 
@@ -18,55 +18,58 @@ from typing import Any, NamedTuple, Protocol
 import av
 from av.stream import Disposition
 
-from amd.data.decoding.frames import Allocate, Output, Pixels, Source, ToRGB, VideoError, pixels
-from amd.data.decoding.packets import PacketMap, Span, map_packets
+from amd.data.decoding.frames import Allocate, FrameBuffer, Pixels, Source, ToRGB, VideoError, new_pixels
+from amd.data.decoding.packets import PacketMap, PacketRange, map_packets
 
-# What a data set may hold. Others (playlists, images, consoles, network protocols) could make a file open other files.
+# Accepted containers. Others (playlists, image sequences, devices, network protocols) could open other files.
 FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,mxf,h264,hevc,m4v,obu,ivf,nut,dv,gif"
-KEEP_PACKETS = 128 << 20  # bytes of packets kept from the first pass; larger files are read twice
-KEEP_FRAMES = 256 << 20  # bytes of decoded frames kept where everything must be decoded to count
+MAX_KEPT_PACKET_BYTES = 128 << 20  # bytes of packets kept from the first pass; larger files are read twice
+MAX_KEPT_FRAME_BYTES = 256 << 20  # bytes of decoded frames kept when counting frames requires decoding
 
 
-class NotOpened(VideoError):
-    """FFmpeg does not even find a container."""
+class UnknownContainer(VideoError):
+    """FFmpeg recognises no container."""
 
 
 class Video(Protocol):
+    """An open video."""
+
     frames: int
 
-    def read(self, indices: Sequence[int], allocate: Allocate = pixels) -> Pixels:
-        """Frames by number, in any order, repeats allowed: (T, H, W, 3). Raises VideoError."""
+    def read(self, indices: Sequence[int], allocate: Allocate = new_pixels) -> Pixels:
+        """Decode frames by number, in any order and with repeats: (T, H, W, 3). Raises VideoError."""
         ...
 
-    def each(self, indices: Sequence[int]) -> Iterator[Pixels]:
-        """The same one at a time, for ascending numbers: (H, W, 3), valid until the next."""
+    def iter_frames(self, indices: Sequence[int]) -> Iterator[Pixels]:
+        """Decode frames one at a time, for ascending numbers: (H, W, 3), valid until the next."""
         ...
 
     def close(self) -> None: ...
 
 
 class VideoLimits(NamedTuple):
-    """What a video may have at most; one that has more is refused before its frames are decoded."""
+    """Maximum size of a video; a larger one is rejected before its frames are decoded."""
 
     pixels: int
-    """Of a frame."""
+    """Pixels per frame."""
     frames: int
+    """Number of frames."""
     duration_s: float
-    """As its header tells."""
+    """Duration according to the header."""
 
 
 def open_video(source: Source, decoder: str = "pyav", limits: VideoLimits | None = None) -> Video:
-    """Open a file or its bytes. `decoder="decord"` reads with decord what it is known to read rightly.
+    """Open a file or its bytes. `decoder="decord"` uses decord for streams it decodes correctly.
 
     Raises VideoError with the reason.
     """
     container = _open(source)
     try:
         stream = _video_stream(container)
-        _limit(stream.codec_context, limits)
+        _configure(stream.codec_context, limits)
         if limits is not None:
             _check_limits(container, stream, limits)
-        _check_whole(source, container.format.name)
+        _check_complete(source, container.format.name)
         packets, kept = _read_packets(container, stream)
         context = stream.codec_context
         map_ = (
@@ -76,11 +79,11 @@ def open_video(source: Source, decoder: str = "pyav", limits: VideoLimits | None
         )
         if map_ is None:
             container.close()
-            return WholeVideo(source, limits)
+            return SequentialVideo(source, limits)
         if decoder == "decord":
-            from amd.data.decoding.decord_video import DecordVideo, reads_rightly
+            from amd.data.decoding.decord_video import DecordVideo, decord_supports
 
-            if reads_rightly(container, stream, map_):
+            if decord_supports(container, stream, map_):
                 container.close()
                 return DecordVideo(source, map_.frames)
         if limits is not None and map_.frames > limits.frames:
@@ -95,13 +98,13 @@ def open_video(source: Source, decoder: str = "pyav", limits: VideoLimits | None
 
 
 def frame_rate(source: Source) -> float:
-    """Frames per second, the mean where it varies. Raises VideoError."""
+    """Frames per second, on average if the rate varies. Raises VideoError."""
     container = _open(source)
     with container:
         stream = _video_stream(container)
         rate = stream.average_rate or stream.guessed_rate
     if not rate:
-        raise VideoError("does not tell its frame rate")
+        raise VideoError("does not specify its frame rate")
     return float(rate)
 
 
@@ -115,14 +118,14 @@ def _open(source: Source) -> Any:
             metadata_errors="ignore",
         )
     except av.error.FFmpegError as error:
-        raise NotOpened(f"is not a video that can be opened ({error.strerror}); it may be cut short") from None
+        raise UnknownContainer(f"is not a video that can be opened ({error.strerror}); it may be cut short") from None
 
 
 def _video_stream(container: Any) -> Any:
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             if stream.codec_context is None:
-                raise VideoError("holds video of a kind that this build of FFmpeg cannot decode")
+                raise VideoError("has a video codec that this build of FFmpeg cannot decode")
             return stream
     raise VideoError("has no video stream")
 
@@ -130,21 +133,21 @@ def _video_stream(container: Any) -> Any:
 def _reopen(source: Source, limits: VideoLimits | None) -> tuple[Any, Any]:
     container = _open(source)
     stream = _video_stream(container)
-    _limit(stream.codec_context, limits)
+    _configure(stream.codec_context, limits)
     return container, stream
 
 
-def _limit(context: Any, limits: VideoLimits | None) -> None:
+def _configure(context: Any, limits: VideoLimits | None) -> None:
     context.thread_count = 1
-    if limits is not None:  # a stream may grow after its header: the decoder itself must refuse that
+    if limits is not None:  # frames may grow after the header, so the decoder enforces the limit too
         context.options = {**context.options, "max_pixels": str(limits.pixels)}
 
 
 def _check_limits(container: Any, stream: Any, limits: VideoLimits) -> None:
-    """Raises VideoError for what the header alone tells."""
+    """Raise VideoError if the header exceeds the limits."""
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > limits.pixels:
-        raise VideoError(f"has {width}x{height} pixels a frame, more than {limits.pixels}")
+        raise VideoError(f"has {width}x{height} pixels per frame, more than {limits.pixels}")
     times = [container.duration / 1e6] if container.duration else []
     times += [float(stream.duration * stream.time_base)] if stream.duration and stream.time_base else []
     if times and max(times) > limits.duration_s:
@@ -152,9 +155,9 @@ def _check_limits(container: Any, stream: Any, limits: VideoLimits) -> None:
 
 
 def _read_packets(container: Any, stream: Any) -> tuple[list[Any], bool]:
-    """All packets of the stream in decoding order, and whether they hold on to their data.
+    """All packets of the stream in decoding order, and whether they may be kept in memory.
 
-    Raises VideoError for a file whose index names more data than there is.
+    Raises VideoError if the index lists more data than the file contains.
     """
     packets: list[Any] = []
     total = 0
@@ -165,14 +168,14 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[Any], bool]:
             raise VideoError(f"is cut short: packet {len(packets)} is not complete")
         packets.append(packet)
         total += packet.size
-    promised = stream.frames
-    if promised > len(packets) and not any(packet.is_discard for packet in packets):
-        raise VideoError(f"is cut short: it holds {len(packets)} of {promised} frames")
-    return packets, total <= KEEP_PACKETS
+    declared = stream.frames
+    if declared > len(packets) and not any(packet.is_discard for packet in packets):
+        raise VideoError(f"is cut short: it has {len(packets)} of {declared} frames")
+    return packets, total <= MAX_KEPT_PACKET_BYTES
 
 
-def _check_whole(source: Source, container: str) -> None:
-    """A Matroska or WebM file says how long it is, but its demuxer does not mind. Raises VideoError."""
+def _check_complete(source: Source, container: str) -> None:
+    """Check the size that Matroska and WebM files declare and their demuxer ignores. Raises VideoError."""
     if "matroska" not in container:
         return
     if isinstance(source, Path):
@@ -192,7 +195,7 @@ def _check_whole(source: Source, container: str) -> None:
 
 
 class MappedVideo:
-    """A video whose packets are known to be one frame each: decodes the spans that hold wanted frames."""
+    """A video with exactly one frame per packet: decodes only the ranges with requested frames."""
 
     def __init__(
         self,
@@ -206,133 +209,139 @@ class MappedVideo:
         self.frames = map_.frames
         self._source, self._container, self._stream, self._limits = source, container, stream, limits
         self._map, self._packets = map_, packets
-        # Pictures that H.264 marks as never referred to can be skipped without a change to others.
-        self._skips = stream.codec_context.name == "h264"
+        # Pictures that H.264 marks as non-reference can be skipped without affecting others.
+        self._can_skip = stream.codec_context.name == "h264"
 
-    def read(self, indices: Sequence[int], allocate: Allocate = pixels) -> Pixels:
-        _check(indices, self.frames)
-        output = Output(indices, allocate)
-        for span in self._map.spans(indices):
-            for skip in (True, False) if self._skips else (False,):
-                for number, frame in self._decode(span, skip):
-                    if output.lacks(number):
+    def read(self, indices: Sequence[int], allocate: Allocate = new_pixels) -> Pixels:
+        _check_indices(indices, self.frames)
+        output = FrameBuffer(indices, allocate)
+        for packet_range in self._map.ranges(indices):
+            for skip in (True, False) if self._can_skip else (False,):
+                for number, frame in self._decode(packet_range, skip):
+                    if output.is_missing(number):
                         output.put(number, frame)
-                missing = [n for n in span.frames if output.lacks(n)]
+                missing = [n for n in packet_range.frames if output.is_missing(n)]
                 if not missing:
                     break
             else:
                 raise VideoError(f"frame {missing[0]} cannot be decoded: the file is damaged there")
-        return output.done()
+        return output.result()
 
-    def each(self, indices: Sequence[int]) -> Iterator[Pixels]:
-        _check(indices, self.frames)
+    def iter_frames(self, indices: Sequence[int]) -> Iterator[Pixels]:
+        _check_indices(indices, self.frames)
         to_rgb = ToRGB()
-        for span in self._map.spans(indices):
-            come = 0
-            for number, frame in self._decode(span, False):
-                if number != span.frames[come]:
+        for packet_range in self._map.ranges(indices):
+            decoded = 0
+            for number, frame in self._decode(packet_range, False):
+                if number != packet_range.frames[decoded]:
                     break
-                come += 1
+                decoded += 1
                 yield to_rgb(frame)
-            if come < len(span.frames):
-                raise VideoError(f"frame {span.frames[come]} cannot be decoded: the file is damaged there")
+            if decoded < len(packet_range.frames):
+                raise VideoError(f"frame {packet_range.frames[decoded]} cannot be decoded: the file is damaged there")
 
-    def _decode(self, span: Span, skip: bool) -> Iterator[tuple[int, Any]]:
-        """The span's wanted frames that come, as shown; `skip` leaves out pictures that none of them needs."""
+    def _decode(self, packet_range: PacketRange, skip: bool) -> Iterator[tuple[int, Any]]:
+        """Yield the requested frames of the range in presentation order; `skip` omits non-reference pictures."""
         if self._packets is not None:
-            yield from self._decoded(span, self._packets[span.start : span.stop], self._stream.codec_context, skip)
+            yield from self._requested_frames(
+                packet_range, self._packets[packet_range.start : packet_range.stop], self._stream.codec_context, skip
+            )
             return
         container, stream = _reopen(self._source, self._limits)
         try:
-            every = (packet for packet in container.demux(stream) if packet.size)
-            yield from self._decoded(span, islice(every, span.start, span.stop), stream.codec_context, skip)
+            packets = (packet for packet in container.demux(stream) if packet.size)
+            yield from self._requested_frames(
+                packet_range, islice(packets, packet_range.start, packet_range.stop), stream.codec_context, skip
+            )
         finally:
             container.close()
 
-    def _decoded(self, span: Span, packets: Iterable[Any], context: Any, skip: bool) -> Iterator[tuple[int, Any]]:
-        wanted = {self._map.pts[n]: n for n in span.frames}
+    def _requested_frames(
+        self, packet_range: PacketRange, packets: Iterable[Any], context: Any, skip: bool
+    ) -> Iterator[tuple[int, Any]]:
+        requested = {self._map.pts[n]: n for n in packet_range.frames}
         context.flush_buffers()
         first: int | None = None
         mode = None
         for packet in chain(packets, (None,)):
             if packet is not None:
                 first = packet.pts if first is None else first
-                needed = "NONREF" if skip and packet.pts not in wanted else "DEFAULT"
+                needed = "NONREF" if skip and packet.pts not in requested else "DEFAULT"
                 if needed != mode:
                     context.skip_frame = mode = needed
             try:
                 frames = context.decode(packet)
             except av.error.FFmpegError as error:
-                raise VideoError(f"is damaged near frame {span.frames[0]} ({error.strerror})") from None
+                raise VideoError(f"is damaged near frame {packet_range.frames[0]} ({error.strerror})") from None
             for frame in frames:
-                # Frames shown before an open entry point look back beyond it: expected, and not wanted.
+                # Leading frames of an open entry point reference earlier packets: corrupt, and not requested.
                 if frame.is_corrupt and (frame.pts is None or first is None or frame.pts >= first):
-                    raise VideoError(f"is damaged near frame {span.frames[0]}")
-                if frame.pts in wanted:
-                    yield wanted[frame.pts], frame
+                    raise VideoError(f"is damaged near frame {packet_range.frames[0]}")
+                if frame.pts in requested:
+                    yield requested[frame.pts], frame
 
     def close(self) -> None:
         self._packets = None
         self._container.close()
 
 
-class WholeVideo:
-    """A video that must be decoded from its start to know its frames. Small ones are decoded once and kept."""
+class SequentialVideo:
+    """A video that must be decoded from the start to count its frames. Small ones are decoded once and kept."""
 
     def __init__(self, source: Source, limits: VideoLimits | None = None) -> None:
         self._source, self._limits = source, limits
         self._kept: list[Any] | None = []
-        self._damaged: list[tuple[int, int]] = []  # frames [start, stop) from a key frame to the next
+        self._damaged: list[tuple[int, int]] = []  # frames [start, stop) between key frames
         size = start = number = 0
-        hurt = False
-        for number, frame in enumerate(self._every_frame()):
+        damaged = False
+        for number, frame in enumerate(self._all_frames()):
             if limits is not None and number >= limits.frames:
                 raise VideoError(f"has more than {limits.frames} frames")
             if frame.key_frame:
-                if hurt:
+                if damaged:
                     self._damaged.append((start, number))
-                start, hurt = number, False
-            hurt = hurt or frame.is_corrupt
+                start, damaged = number, False
+            damaged = damaged or frame.is_corrupt
             size += sum(plane.buffer_size for plane in frame.planes)
-            if size > KEEP_FRAMES:
+            if size > MAX_KEPT_FRAME_BYTES:
                 self._kept = None
             if self._kept is not None:
                 self._kept.append(frame)
         self.frames = number + 1 if size else 0
         if not self.frames:
-            raise VideoError("holds no frame that can be decoded")
-        if hurt:
+            raise VideoError("has no frame that can be decoded")
+        if damaged:
             self._damaged.append((start, self.frames))
 
-    def read(self, indices: Sequence[int], allocate: Allocate = pixels) -> Pixels:
-        _check(indices, self.frames)
-        self._refuse_damage(indices)
-        output = Output(indices, allocate)
-        for number, frame in self._chosen(indices):
+    def read(self, indices: Sequence[int], allocate: Allocate = new_pixels) -> Pixels:
+        _check_indices(indices, self.frames)
+        self._check_damage(indices)
+        output = FrameBuffer(indices, allocate)
+        for number, frame in self._select(indices):
             output.put(number, frame)
-        return output.done()
+        return output.result()
 
-    def each(self, indices: Sequence[int]) -> Iterator[Pixels]:
-        _check(indices, self.frames)
-        self._refuse_damage(indices)
+    def iter_frames(self, indices: Sequence[int]) -> Iterator[Pixels]:
+        _check_indices(indices, self.frames)
+        self._check_damage(indices)
         to_rgb = ToRGB()
-        for _, frame in self._chosen(indices):
+        for _, frame in self._select(indices):
             yield to_rgb(frame)
 
-    def _chosen(self, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        wanted, last = set(indices), max(indices)
-        for number, frame in enumerate(self._kept if self._kept is not None else self._every_frame()):
-            if number in wanted:
+    def _select(self, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        requested, last = set(indices), max(indices)
+        for number, frame in enumerate(self._kept if self._kept is not None else self._all_frames()):
+            if number in requested:
                 yield number, frame
             if number >= last:
                 return
 
-    def _refuse_damage(self, indices: Sequence[int]) -> None:
+    def _check_damage(self, indices: Sequence[int]) -> None:
         for start, stop in self._damaged:
             if any(start <= n < stop for n in indices):
                 raise VideoError(f"is damaged between frames {start} and {stop}")
 
-    def _every_frame(self) -> Iterator[Any]:
+    def _all_frames(self) -> Iterator[Any]:
         container, stream = _reopen(self._source, self._limits)
         try:
             for packet in container.demux(stream):
@@ -348,7 +357,7 @@ class WholeVideo:
         self._kept = None
 
 
-def _check(indices: Iterable[int], frames: int) -> None:
+def _check_indices(indices: Iterable[int], frames: int) -> None:
     for n in indices:
         if not 0 <= n < frames:
             raise IndexError(f"frame {n} of a video of {frames} frames")

@@ -1,7 +1,7 @@
-"""The decoding process, `python -m amd.data.decoding.worker`: started by isolation.py, apart from training.
+"""Decoding process (`python -m amd.data.decoding.worker`), started by isolation.py.
 
-Light imports only. One JSON request at a time comes over a socket; answers go back the same way, pixels and files
-through shared memory. It ends when its parent is gone, even in the middle of a decoder that does not return.
+Light imports only. Requests and responses are JSON messages over a socket, one at a time; pixels and files are passed
+in shared memory. Exits when its parent is gone, even while a decoder hangs.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from amd.data.decoding.fetch import Fetcher, FetchError
 from amd.data.decoding.frames import VideoError
 from amd.data.decoding.images import MAX_PIXELS, ImageError, is_image, read_image
 from amd.data.decoding.limits import FileLimits
-from amd.data.decoding.video import NotOpened, Video, frame_rate, open_video
+from amd.data.decoding.video import UnknownContainer, Video, frame_rate, open_video
 
 Pixels = npt.NDArray[np.uint8]
-_GRACE_S = 30  # beyond the parent's own time limit
+_GRACE_S = 30  # on top of the parent's time limit
 
 
 class SharedMemory:
-    """An anonymous file that both processes map; the child makes it as large as an answer needs."""
+    """An anonymous file mapped by both processes; the child grows it to the size of a response."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -46,7 +46,7 @@ class SharedMemory:
     def allocate(self, shape: tuple[int, ...]) -> Pixels:
         size = int(np.prod(shape, dtype=np.int64))
         if self._map is None or len(self._map) < size:
-            self._map = None  # the old map goes when the last array over it does
+            self._map = None  # the old map is freed with the last array over it
             os.ftruncate(self._fd, max(size, 1))
             self._map = mmap.mmap(self._fd, max(size, 1))
         return np.frombuffer(self._map, np.uint8, size).reshape(shape)
@@ -57,42 +57,42 @@ class SharedMemory:
 
 
 class Worker:
-    """Answers requests: open a sample, read frames of it, transcode it."""
+    """Handles requests to open a sample, decode its frames or transcode it."""
 
     def __init__(self, options: dict[str, Any], memory: SharedMemory, inbox: int = -1) -> None:
         cache = None
         if options["limits"] is not None:
-            Image.init()  # a stranger's first WebP must not pay for the imports
+            Image.init()  # so that the first untrusted image does not pay for plugin imports
         self._limits = None if options["limits"] is None else FileLimits(**options["limits"])
-        self.memory_limit = "data.read_memory_mib" if self._limits is None else "one file"
+        self.memory_limit = "data.read_memory_mib allows" if self._limits is None else "is allowed for one file"
         if options["cache_dir"]:
             cache = LocalCache(options["cache_dir"], options["cache_limit_mib"] << 20)
         self._fetcher = Fetcher(options["retries"], cache, max_bytes=self._limits and self._limits.bytes)
         self._frame_name, self._decoder = options["frame_name"], options["decoder"]
         self._memory, self._inbox = memory, inbox
         self._video: Video | None = None
-        self._held: Path | bytes | None = None
-        self._picture: Pixels | None = None
+        self._source: Path | bytes | None = None
+        self._image: Pixels | None = None
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         task = request["task"]
-        if task == "open":  # a video: its length is known only now
-            self._drop()
+        if task == "open":  # a video, whose length is known only once it is open
+            self._reset()
             record = Record(*request["record"])
             self._video = open_video(self._fetcher.fetch(record.location, record.offset, record.size), self._decoder)
             return {"frames": self._video.frames}
-        if task == "hold":  # a file of any kind: its bytes lie in the inbox, or are fetched
-            self._drop()
+        if task == "load":  # a file of any kind, from the inbox or its location
+            self._reset()
             size = request["content"]
-            self._held = self._fetcher.fetch(request["location"]) if size is None else _all(self._inbox, size)
+            self._source = self._fetcher.fetch(request["location"]) if size is None else _read_inbox(self._inbox, size)
             return {}
-        if task == "look":
-            return {"frames": self._look()}
+        if task == "probe":
+            return {"frames": self._probe()}
         if task == "frames":
             try:
                 return {"shape": self._frames(request["indices"]).shape}
             finally:
-                self._drop()
+                self._reset()
         if task == "rate":
             record = Record(*request["record"])
             return {"fps": frame_rate(self._fetcher.fetch(record.location, record.offset, record.size))}
@@ -105,27 +105,27 @@ class Worker:
             source = self._fetcher.fetch(record.location, record.offset, record.size)
             result = transcode(source, record.kind, **request["settings"])
             return {"size": self._memory.put(result.content), "suffix": result.suffix, "facts": result.facts}
-        raise ValueError(f"no task {task!r}")
+        raise ValueError(f"unknown task {task!r}")
 
-    def _look(self) -> int:
-        """Open what is held as what its content says it is; its number of frames."""
-        source, limits = self._held, self._limits
+    def _probe(self) -> int:
+        """Open the loaded file by its content; returns its number of frames."""
+        source, limits = self._source, self._limits
         assert source is not None
         if is_image(_head(source)):
-            self._picture = read_image(source, MAX_PIXELS if limits is None else limits.pixels)
+            self._image = read_image(source, MAX_PIXELS if limits is None else limits.pixels)
             return 1
         try:
-            self._video = open_video(source, self._decoder, limits and limits.of_video)
-        except NotOpened:
+            self._video = open_video(source, self._decoder, limits and limits.video_limits)
+        except UnknownContainer:
             raise VideoError("is neither an image nor a video that can be opened; it may be cut short") from None
         return self._video.frames
 
     def _frames(self, indices: Sequence[int]) -> Pixels:
-        if self._picture is None:
+        if self._image is None:
             assert self._video is not None
             return self._video.read(indices, self._allocate)
-        output = self._allocate((len(indices), *self._picture.shape))
-        output[:] = self._picture
+        output = self._allocate((len(indices), *self._image.shape))
+        output[:] = self._image
         return output
 
     def _allocate(self, shape: tuple[int, ...]) -> Pixels:
@@ -135,7 +135,7 @@ class Worker:
         return self._memory.allocate(shape)
 
     def _stills(self, record: Record, indices: Sequence[int]) -> Pixels:
-        """An image (any index is the image), or numbered images of a folder; frame 0 is in file number 1."""
+        """An image (any index gives the image), or numbered images of a folder; frame 0 is file number 1."""
         if record.kind == "image":
             pixels = read_image(self._fetcher.fetch(record.location, record.offset, record.size))
             output = self._memory.allocate((len(indices), *pixels.shape))
@@ -144,29 +144,29 @@ class Worker:
         numbers = sorted(set(indices))
         folder = record.location.rstrip("/").rpartition("/")[2]
         names = [self._frame_name.format(n + 1, folder=folder) for n in numbers]
-        pictures: dict[int, Pixels] = {}
+        images: dict[int, Pixels] = {}
         for n, name in zip(numbers, names, strict=True):
             try:
-                pictures[n] = read_image(self._fetcher.fetch(f"{record.location}/{name}"))
+                images[n] = read_image(self._fetcher.fetch(f"{record.location}/{name}"))
             except (FetchError, ImageError) as error:
                 raise ImageError(f"frame {name} {error}") from None
-        shape = pictures[numbers[0]].shape
+        shape = images[numbers[0]].shape
         for n, name in zip(numbers, names, strict=True):
-            if pictures[n].shape != shape:
-                raise ImageError(f"frame {name} is {pictures[n].shape[:2]}, others are {shape[:2]} (height, width)")
+            if images[n].shape != shape:
+                raise ImageError(f"frame {name} is {images[n].shape[:2]}, others are {shape[:2]} (height, width)")
         output = self._memory.allocate((len(indices), *shape))
         for row, n in enumerate(indices):
-            output[row] = pictures[n]
+            output[row] = images[n]
         return output
 
-    def _drop(self) -> None:
-        self._held = self._picture = None
+    def _reset(self) -> None:
+        self._source = self._image = None
         if self._video is not None:
             self._video.close()
             self._video = None
 
 
-def _all(inbox: int, size: int) -> bytes:
+def _read_inbox(inbox: int, size: int) -> bytes:
     content = bytearray()
     while len(content) < size:
         content += os.pread(inbox, size - len(content), len(content))
@@ -181,24 +181,24 @@ def _head(source: Path | bytes) -> bytes:
 
 
 def serve(connection: Connection, worker: Worker, limit_s: float) -> None:
-    """Answer until the other end closes. The reason why a sample is bad is an answer too."""
+    """Handle requests until the other end closes. An unreadable sample is a response, not an error."""
     while True:
         try:
             request = json.loads(connection.recv_bytes())
         except EOFError:
             return
-        # Should the parent be gone while a decoder never returns, the kernel ends this process.
+        # If the parent is gone while a decoder hangs, the kernel kills this process.
         signal.alarm(int(request.get("limit_s", limit_s)) + _GRACE_S)
         try:
-            answer = worker.answer(request)
+            response = worker.handle(request)
         except (VideoError, ImageError, FetchError) as error:
-            answer = {"bad": " ".join(str(error).split())}
+            response = {"bad": " ".join(str(error).split())}
         except MemoryError:
-            answer = {"bad": f"needs more memory than {worker.memory_limit} allows"}
-        except Exception as error:  # broken files find ways that nobody has listed
-            answer = {"bad": " ".join(f"cannot be read ({type(error).__name__}: {error})".split())}
+            response = {"bad": f"needs more memory than {worker.memory_limit}"}
+        except Exception as error:  # decoders raise arbitrary errors on broken files
+            response = {"bad": " ".join(f"cannot be read ({type(error).__name__}: {error})".split())}
         signal.alarm(0)
-        connection.send_bytes(json.dumps(answer).encode())
+        connection.send_bytes(json.dumps(response).encode())
 
 
 def main() -> None:
@@ -208,15 +208,15 @@ def main() -> None:
     limit = options["read_memory_mib"] << 20
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    av.logging.set_level(None)  # what FFmpeg has to say of a broken file comes back as the reason
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
+    av.logging.set_level(None)  # FFmpeg errors are returned as reasons
     connection = Connection(socket)
     connection.send_bytes(b'{"ready": true}')
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries that write there would fill a disk
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # library output to stderr would fill a disk
     serve(connection, Worker(options, SharedMemory(memory), inbox), options["read_timeout_s"])
 
 
-def _end_with(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(0)

@@ -1,1 +1,1 @@
-"""From frames to batches of clips: order of samples, frame sampling, augmentation, reader processes."""
+"""Turn frames into batches of clips: sample order, frame sampling, augmentation and loader processes."""

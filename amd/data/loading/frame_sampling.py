@@ -1,7 +1,7 @@
-"""Which frames of a sample make a clip. Pure functions: a frame count and a source of draws in, frame numbers out.
+"""Sample the frames of a clip. Pure functions of a frame count and a random generator that return frame numbers.
 
-Frames count from 0. Knows nothing of files or pixels. The rules are those of VideoMAE and AMD (`dataset/datasets.py`),
-their indices reproduced number by number in tests/golden/frame_sampling.json.
+Frames count from 0. Independent of files and pixels. The rules are those of VideoMAE and AMD (`dataset/datasets.py`);
+tests/golden/frame_sampling.json pins their indices.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy.typing as npt
 from amd.config import ClipConfig, DataConfig, FrameSampling, ViewsConfig
 
 Indices = npt.NDArray[np.int64]
-Choose = Callable[[int], Indices]  # total frames of a sample -> the frames of one clip
+FrameChooser = Callable[[int], Indices]  # total frames of a sample -> frames of one clip
 
 
 class Draws(Protocol):
-    """A source of integers, such as random.Random."""
+    """A source of random integers, such as random.Random."""
 
     def randrange(self, stop: int, /) -> int:
         """Uniform in [0, stop)."""
@@ -30,8 +30,8 @@ def strided(total: int, frames: int, step: int, draws: Draws) -> Indices:
     """Every `step`-th frame from a random start: K400 pre-training.
 
     A sample shorter than frames x step starts at 0, and the index stops advancing when the next one would reach the
-    last frame or beyond, so that late frames repeat. (The official code stops one frame early: of 41 frames the last,
-    40, is never taken. Kept, since released weights were trained so.)
+    last frame, so that late frames repeat. (The official code stops one frame early: of 41 frames, the last one (40) is
+    never used. Kept, since the released weights were trained this way.)
     """
     _check(total)
     slack = total - frames * step + 1
@@ -41,10 +41,10 @@ def strided(total: int, frames: int, step: int, draws: Draws) -> Indices:
 
 
 def window(total: int, frames: int, step: int, draws: Draws) -> Indices:
-    """`frames` frames spread evenly over a random window of frames x step: SSv2 pre-training, K400 fine-tuning.
+    """`frames` frames spaced evenly over a random window of frames x step: SSv2 pre-training, K400 fine-tuning.
 
-    The stride is not quite `step`: 16 frames over a window of 32 lie 32 / 15 apart. Of a shorter sample total // step
-    frames are spread over the whole of it, and the last is repeated.
+    The stride is not exactly `step`: 16 frames over a window of 32 are 32 / 15 apart. A shorter sample gives
+    total // step frames spread over all of it, then repeats the last.
     """
     _check(total)
     span = frames * step
@@ -57,7 +57,7 @@ def window(total: int, frames: int, step: int, draws: Draws) -> Indices:
 
 
 def segments(total: int, frames: int, draws: Draws) -> Indices:
-    """One random frame out of each of `frames` equal segments: SSv2 fine-tuning. A short sample repeats its first."""
+    """One random frame from each of `frames` equal segments: SSv2 fine-tuning. Short samples repeat their first."""
     _check(total)
     length = total // frames
     if length > 0:
@@ -66,28 +66,28 @@ def segments(total: int, frames: int, draws: Draws) -> Indices:
 
 
 def dense_views(total: int, frames: int, step: int, views: int) -> list[Indices]:
-    """`views` clips of every `step`-th frame, evenly over the sample: K400 testing. A short one repeats its last.
+    """`views` clips of every `step`-th frame, spaced evenly: K400 testing. A short sample repeats its last frame.
 
-    One view is the middle of the sample; the official code divides by zero there.
+    A single view is the middle of the sample; the official code divides by zero there.
     """
     _check(total)
     index = np.arange(0, total, step, dtype=np.int64)
     index = np.pad(index, (0, max(0, frames - len(index))), mode="edge")
-    room = len(index) - frames
-    starts = [int(i * room / (views - 1)) for i in range(views)] if views > 1 else [room // 2]
+    slack = len(index) - frames
+    starts = [int(i * slack / (views - 1)) for i in range(views)] if views > 1 else [slack // 2]
     return [index[start : start + frames] for start in starts]
 
 
 def segment_views(total: int, frames: int, views: int) -> list[Indices]:
-    """`views` interleaved clips over the whole sample, one frame out of each segment: SSv2 testing.
+    """`views` interleaved clips over the whole sample, one frame per segment: SSv2 testing.
 
-    View 1 takes the segments' starts, a second one their middles, and so on; more views than official runs used
-    (2) follow the same rule: sorted together, every `views`-th from i is view i.
+    Indices are the segment starts for view 1, their middles for view 2, and so on, sorted together; view i takes every
+    `views`-th index from i. Official runs use 2 views; larger numbers follow the same rule.
     """
     _check(total)
-    tick = total / frames
-    starts = [int(tick * x) for x in range(frames)]
-    between = [int(tick / y + tick * x) for y in range(2, views + 1) for x in range(frames)]
+    segment = total / frames
+    starts = [int(segment * x) for x in range(frames)]
+    between = [int(segment / y + segment * x) for y in range(2, views + 1) for x in range(frames)]
     index = np.sort(np.array(starts + between, dtype=np.int64))
     return [index[view::views] for view in range(views)]
 
@@ -99,19 +99,19 @@ SAMPLERS: dict[FrameSampling, Callable[[int, int, int, Draws], Indices]] = {
 }
 
 
-def chooser(data: DataConfig, clip: ClipConfig, draws: Draws) -> Choose:
-    """What a reader asks once it knows how many frames a sample has. Each call draws anew."""
+def training_chooser(data: DataConfig, clip: ClipConfig, draws: Draws) -> FrameChooser:
+    """Chooser for training: samples frames by data.sampling, with new draws on each call."""
     sample = SAMPLERS[data.sampling]
     return lambda total: sample(total, clip.frames, clip.sampling_rate_frames, draws)
 
 
-def middle_chooser(clip: ClipConfig) -> Choose:
-    """The middle clip, without a draw: for evaluation."""
+def middle_chooser(clip: ClipConfig) -> FrameChooser:
+    """Chooser for evaluation: the middle clip, without randomness."""
     return lambda total: dense_views(total, clip.frames, clip.sampling_rate_frames, views=1)[0]
 
 
-def views_chooser(clip: ClipConfig, views: ViewsConfig) -> Choose:
-    """The frames of all temporal views of a test, one view after the other: (segments * T,)."""
+def views_chooser(clip: ClipConfig, views: ViewsConfig) -> FrameChooser:
+    """Chooser for testing: the frames of all temporal views, concatenated: (segments * T,)."""
 
     def choose(total: int) -> Indices:
         if views.sampling == "segments":
@@ -123,5 +123,5 @@ def views_chooser(clip: ClipConfig, views: ViewsConfig) -> Choose:
 
 def _check(total: int) -> None:
     if total <= 0:
-        # The official code returns frame -1 here, fails on it, and puts another sample in its place.
-        raise ValueError(f"a sample of {total} frames has none to choose")
+        # The official code returns frame -1 here, fails to read it and substitutes another sample.
+        raise ValueError(f"a sample of {total} frames has no frame to choose")

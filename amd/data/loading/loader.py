@@ -1,12 +1,12 @@
-"""Batches of clips for one training worker: read, cut and put together in processes of their own, in a fixed order.
+"""Load batches of clips for one training worker: loader processes read, augment and collate in a fixed order.
 
-Knows nothing of networks or Ray. Every random choice follows from (seed, epoch, position in the epoch's order), so the
-stream is the same to the bit for any number of reading processes, any number of training workers, any place to start.
+Independent of networks and Ray. Every random choice is a function of (seed, epoch, position in the epoch's order), so
+the stream is bit-identical for any number of loader processes and training workers, and from any step.
 
-Reading processes come from a fork server: a process that has imported torch and nothing else, from which each is forked
-in milliseconds. Forking the training process itself is unsafe: a thread of torch, Ray, s3fs or a checkpoint upload may
-hold a lock in that very moment, and a reader opened before a fork hangs. The manifest stays in the training process; a
-reading process is given the records it is to read with each piece of work. Clips travel in shared memory, as uint8.
+Loader processes are forked from a fork server that has only imported torch, which takes milliseconds. Forking the
+training process is unsafe: a thread of torch, Ray, s3fs or a checkpoint upload may hold a lock at that moment, and a
+reader opened before a fork hangs. The manifest stays in the training process; each work item carries its records.
+Clips are passed as uint8 in shared memory.
 Shapes: B samples, R repeats, T frames, H height, W width.
 """
 
@@ -27,25 +27,25 @@ from torch.utils.data import DataLoader, Dataset
 
 from amd.config import ClipConfig, ConfigError, DataConfig, ViewsConfig
 from amd.data.decoding.reader import BadSample, SampleReader
-from amd.data.faults import Bad, BadSampleLedger, DataFault, LoaderCrash
+from amd.data.faults import BadSampleLedger, DataFault, LoaderCrash, UnreadableSample
 from amd.data.loading import frame_sampling, order, processes, transforms
-from amd.data.loading.order import Plan, Span
+from amd.data.loading.order import EpochPlan, SampleRange
 
-__all__ = ["Bad", "BadSampleLedger", "Batch", "ClipLoader", "DataFault", "LoaderCrash"]
+__all__ = ["BadSampleLedger", "Batch", "ClipLoader", "DataFault", "LoaderCrash", "UnreadableSample"]
 
 
 class Batch(NamedTuple):
     """The clips of one micro-batch. Row i x R + k is the k-th clip of sample i."""
 
-    clips: Tensor  # (B x R, 3, T, H, W) uint8; colours last in memory, as they were decoded
-    labels: Tensor  # (B x R,) int64, -1 where there is none
+    clips: Tensor  # (B x R, 3, T, H, W) uint8; channels last in memory, as decoded
+    labels: Tensor  # (B x R,) int64, -1 if unlabelled
     records: Tensor  # (B x R,) int64, record numbers
-    bad: list[Bad]  # samples that could not be read, whose places were taken by others
-    extras: tuple[Any, ...] = ()  # B x R things that a `Cut` gave beside the clips
+    bad: list[UnreadableSample]  # samples that could not be read and were substituted
+    extras: tuple[Any, ...] = ()  # B x R values that a ClipTransform returned with the clips
 
 
 class Sample(Protocol):
-    """A record, or what stands for one where a task knows more of it."""
+    """A record, or a task-specific sample with more attributes."""
 
     @property
     def name(self) -> str: ...
@@ -54,49 +54,49 @@ class Sample(Protocol):
 
 
 class Records(Protocol):
-    """A manifest."""
+    """A sequence of samples, such as a Manifest."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, number: int, /) -> Sample: ...
 
 
 class Reader(Protocol):
-    def read_clip(self, record: Any, choose: frame_sampling.Choose) -> npt.NDArray[np.uint8]: ...
+    def read_clip(self, record: Any, choose: frame_sampling.FrameChooser) -> npt.NDArray[np.uint8]: ...
     def close(self) -> None: ...
 
 
-Cut = Callable[[Tensor, Any, random.Random], tuple[Tensor, Any]]
-"""Frames (T, H, W, 3), their record and its draws -> the clip (T, *clip.size, 3), and what belongs to it (boxes that
-moved with the pixels)."""
+ClipTransform = Callable[[Tensor, Any, random.Random], tuple[Tensor, Any]]
+"""(frames (T, H, W, 3), record, random generator) -> (clip (T, *clip.size, 3), extra), where extra is any value that
+belongs to the clip, such as its transformed boxes."""
 
 
-class Filled(NamedTuple):
-    """A Batch on its way out of a reading process: only clips in shared memory, each tensor there takes a file."""
+class WorkerBatch(NamedTuple):
+    """A Batch sent by a loader process. Only clips use shared memory, since every tensor there takes a file."""
 
     clips: Tensor
     labels: npt.NDArray[np.int64]
     records: npt.NDArray[np.int64]
-    bad: list[Bad]
+    bad: list[UnreadableSample]
     extras: tuple[Any, ...]
 
 
-class Work(NamedTuple):
-    """A micro-batch to read. Work of an earlier `run` of the loop is not wanted any more."""
+class WorkItem(NamedTuple):
+    """A micro-batch to read. Items of an earlier `run` of the loop are discarded."""
 
     run: int
-    span: Span
-    records: list[Sample]  # of span.numbers
+    sample_range: SampleRange
+    records: list[Sample]  # of sample_range.numbers
 
 
 class ClipLoader:
-    """Reads a manifest for one rank of a training. Close it, or use it in a `with`.
+    """Loads the samples of a manifest for one rank. A context manager; otherwise call `close()`.
 
-    batch_size: samples per optimiser step over all ranks; micro_batch: most samples in one Batch.
-    train=False is for evaluation: manifest order, every record once (the last step is short), the middle clip, a
-    center crop; bad samples are named and left out, not stood in for. `views` of a test look at every record several
-    times instead: row i x V + k of a Batch is view k of sample i, k = segment x crops + crop.
-    `cut` cuts clips in place of data.crop and the like; it travels to the reading processes, as `open_reader` does.
-    Raises ConfigError for data without samples, or fewer than a step takes.
+    batch_size: samples per optimiser step over all ranks; micro_batch: maximum samples in one Batch.
+    train=False evaluates: manifest order, every record once (the last step is short), the middle clip, a center crop;
+    unreadable samples are reported and skipped without a substitute. `views` gives several test views of every record:
+    row i x V + k of a Batch is view k of sample i, with k = segment x crops + crop.
+    `transform` replaces the crop and flip of `data`; like `open_reader` it is pickled to the loader processes.
+    Raises ConfigError if the data has no samples, or fewer than one step needs.
     """
 
     def __init__(
@@ -112,24 +112,24 @@ class ClipLoader:
         seed: int = 0,
         train: bool = True,
         views: ViewsConfig | None = None,
-        cut: Cut | None = None,
+        transform: ClipTransform | None = None,
         open_reader: Callable[[DataConfig], Reader] = SampleReader,
     ) -> None:
-        assert not (train and views), "views are for tests"
+        assert not (train and views), "views are for evaluation"
         _check_counts(data, len(manifest), batch_size, train)
         share = len(order.share(batch_size, rank, world))
         micro_batch = min(micro_batch or share, share) or 1
         self.data, self.manifest = data, manifest
-        self.plan = Plan(
+        self.plan = EpochPlan(
             len(manifest), batch_size, rank=rank, world=world, micro_batch=micro_batch, seed=seed, train=train
         )
         self._steps = range(0)
-        self._current = None
+        self._current_run = None
         if data.loader_workers:
             clip_bytes = clip.frames * clip.size[0] * clip.size[1] * 3
             processes.check_shared_memory(data, micro_batch, _clips_per_sample(data, views), clip_bytes)
-            self._current = processes.fork_server(*_heavy_modules(data, train)).Value("q", 0)
-        self._reading = _Reading(data, clip, seed, train, views, cut, open_reader, self._current)
+            self._current_run = processes.fork_server(*_heavy_modules(data, train)).Value("q", 0)
+        self._dataset = _ClipDataset(data, clip, seed, train, views, transform, open_reader, self._current_run)
         self._loader: DataLoader[Any] | None = None
 
     @property
@@ -137,27 +137,27 @@ class ClipLoader:
         return self.plan.steps_per_epoch
 
     def steps(self, start_step: int, stop_step: int) -> Iterator[list[Batch]]:
-        """This rank's micro-batches of each optimiser step; steps count over the whole run, from 0.
+        """Yield this rank's micro-batches of each optimiser step; steps count over the whole run, from 0.
 
-        Reads ahead data.prefetch_batches micro-batches per reading process. Leaving the loop early drops what was read.
-        Raises DataFault where no readable record is found for a place, LoaderCrash when a reading process ends.
+        Each loader process prefetches data.prefetch_batches micro-batches. Leaving the loop early discards them.
+        Raises DataFault if a position has no readable record, LoaderCrash if a loader process dies.
         """
         self._steps = range(start_step, stop_step)
         batches = self._batches()
         try:
             for step in self._steps:
-                yield [next(batches) for _ in self.plan.parts(step)]
+                yield [next(batches) for _ in self.plan.rank_micro_batches(step)]
         except GeneratorExit:
             self._drop_pending()
             raise
 
     def close(self) -> None:
-        """Ends the reading processes, at most one sample later."""
+        """Stop the loader processes, which finish at most their current sample."""
         self._drop_pending()
         loader, self._loader = self._loader, None
         if loader is not None:
-            processes.stop(loader)
-        self._reading.close()
+            processes.stop_workers(loader)
+        self._dataset.close()
 
     def __enter__(self) -> ClipLoader:
         return self
@@ -165,31 +165,31 @@ class ClipLoader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Work]:
-        """The work of the steps asked for; the DataLoader hands it to its processes."""
-        run = self._current.value if self._current is not None else 0
-        for span in self.plan.spans(self._steps.start, self._steps.stop):
-            yield Work(run, span, [self.manifest[number] for number in span.numbers])
+    def __iter__(self) -> Iterator[WorkItem]:
+        """Yield the work items of the requested steps, which the DataLoader distributes to its processes."""
+        run = self._current_run.value if self._current_run is not None else 0
+        for sample_range in self.plan.sample_ranges(self._steps.start, self._steps.stop):
+            yield WorkItem(run, sample_range, [self.manifest[number] for number in sample_range.numbers])
 
     def _drop_pending(self) -> None:
-        if self._current is not None:
-            self._current.value += 1
+        if self._current_run is not None:
+            self._current_run.value += 1
 
     def _batches(self) -> Iterator[Batch]:
         if self._loader is None:
             self._loader = self._open()
-        with processes.main_hidden():
+        with processes.hide_main_module():
             batches = iter(self._loader)
         while True:
             try:
-                batch: Filled | DataFault | None = next(batches, None)
+                batch: WorkerBatch | DataFault | None = next(batches, None)
             except RuntimeError as error:
-                if not processes.is_death(error):
+                if not processes.is_worker_death(error):
                     raise
                 self.close()
                 raise LoaderCrash(
-                    f"a process that reads data.train={self.data.train} ended by itself: killed, out of memory, or a "
-                    f"crash in a library ({error}). If memory is short, lower data.loader_workers="
+                    f"a loader process for data.train={self.data.train} died: it was killed, ran out of memory, or "
+                    f"crashed in a library ({error}). If memory is short, lower data.loader_workers="
                     f"{self.data.loader_workers} or data.prefetch_batches={self.data.prefetch_batches}"
                 ) from None
             if batch is None:
@@ -200,26 +200,26 @@ class ClipLoader:
             yield Batch(batch.clips, labels, records, batch.bad, batch.extras)
 
     def _open(self) -> DataLoader[Any]:
-        several: dict[str, Any] = {
+        worker_options: dict[str, Any] = {
             "multiprocessing_context": processes.fork_server(),
             "persistent_workers": True,
             "prefetch_factor": self.data.prefetch_batches,
-            "worker_init_fn": partial(processes.enter, dict(os.environ)),
+            "worker_init_fn": partial(processes.init_worker, dict(os.environ)),
         }
         return DataLoader(
-            self._reading,
+            self._dataset,
             batch_size=None,
-            sampler=self,  # any iterable of what the dataset is asked for
-            collate_fn=_as_it_is,
+            sampler=self,  # any iterable of dataset indices; here, work items
+            collate_fn=_identity,
             num_workers=self.data.loader_workers,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # without one, each start would draw from torch's global stream
-            **(several if self.data.loader_workers else {}),
+            generator=torch.Generator(),  # otherwise each start would draw from torch's global stream
+            **(worker_options if self.data.loader_workers else {}),
         )
 
 
-class _Reading(Dataset[Any]):
-    """Does the work, in a reading process or, without any, in the training process; its reader is opened there."""
+class _ClipDataset(Dataset[Any]):
+    """Reads work items, in a loader process or in the training process; opens its reader where it runs."""
 
     def __init__(
         self,
@@ -228,94 +228,96 @@ class _Reading(Dataset[Any]):
         seed: int,
         train: bool,
         views: ViewsConfig | None,
-        cut: Cut | None,
+        transform: ClipTransform | None,
         open_reader: Callable[[DataConfig], Reader],
-        current: Any,
+        current_run: Any,
     ) -> None:
         self.data, self.clip, self.seed, self.train, self.views = data, clip, seed, train, views
         self.clips_per_sample = _clips_per_sample(data, views)
-        self._cut, self._open_reader, self._current = cut, open_reader, current
+        self._transform, self._open_reader, self._current_run = transform, open_reader, current_run
         self._reader: Reader | None = None
-        self._known: dict[int, Bad] = {}
+        self._unreadable: dict[int, UnreadableSample] = {}
 
-    def __getitem__(self, work: Work) -> Filled | DataFault:
-        repeats, span = self.clips_per_sample, work.span
-        clips = processes.empty_bytes(span.places * repeats, self.clip.frames, *self.clip.size, 3)
+    def __getitem__(self, item: WorkItem) -> WorkerBatch | DataFault:
+        repeats, sample_range = self.clips_per_sample, item.sample_range
+        clips = processes.empty_uint8(sample_range.size * repeats, self.clip.frames, *self.clip.size, 3)
         labels: list[int] = []
         numbers: list[int] = []
-        bad: list[Bad] = []
+        bad: list[UnreadableSample] = []
         extras: list[Any] = []
-        for i in range(span.places):
-            if self._current is not None and work.run != self._current.value:
+        for i in range(sample_range.size):
+            if self._current_run is not None and item.run != self._current_run.value:
                 break
             try:
-                record = self._fill(clips[len(labels) :][:repeats], work, i, bad, extras)
+                found = self._fill(clips[len(labels) :][:repeats], item, i, bad, extras)
             except DataFault as fault:
-                return fault  # as a value: torch would put a traceback into its message
-            if record is not None:
-                number, label = record
+                return fault  # returned, since torch adds a traceback to the message of a raised one
+            if found is not None:
+                number, label = found
                 numbers += [number] * repeats
                 labels += [label] * repeats
         clips = transforms.clip_view(clips[: len(labels)])
-        return Filled(clips, np.array(labels, np.int64), np.array(numbers, np.int64), bad, tuple(extras))
+        return WorkerBatch(clips, np.array(labels, np.int64), np.array(numbers, np.int64), bad, tuple(extras))
 
     def close(self) -> None:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
 
-    def _fill(self, out: Tensor, work: Work, i: int, bad: list[Bad], extras: list[Any]) -> tuple[int, int] | None:
-        """Clips of the first readable record for the i-th place, into `out` (R, T, H, W, 3): its number and label.
+    def _fill(
+        self, out: Tensor, item: WorkItem, i: int, bad: list[UnreadableSample], extras: list[Any]
+    ) -> tuple[int, int] | None:
+        """Write the clips of the first readable record for position i to `out` (R, T, H, W, 3); its number and label.
 
-        Names the unreadable ones met in `bad`, adds to `extras` what a `Cut` gives. Evaluation looks no further
-        than the place's own record.
+        Appends unreadable samples to `bad` and the values of a ClipTransform to `extras`. Evaluation tries only the
+        record at that position.
         """
-        span, met = work.span, list[Bad]()
-        for attempt in range(1 + len(span.numbers) - span.places):
-            number, record = span.numbers[i + attempt], work.records[i + attempt]
-            draws = order.sample_draws(self.seed, span.epoch, span.position + i, attempt)
+        sample_range, unreadable = item.sample_range, list[UnreadableSample]()
+        for attempt in range(1 + len(sample_range.numbers) - sample_range.size):
+            number, record = sample_range.numbers[i + attempt], item.records[i + attempt]
+            draws = order.sample_draws(self.seed, sample_range.epoch, sample_range.position + i, attempt)
             frames = self._read(number, record, draws)
             if isinstance(frames, Tensor):
-                for clip, cut in zip(out, self._cuts(frames, record, draws, extras), strict=True):
-                    clip.copy_(cut)
-                bad += met
+                for row, clip in zip(out, self._clips(frames, record, draws, extras), strict=True):
+                    row.copy_(clip)
+                bad += unreadable
                 return number, -1 if record.label is None else record.label
-            met.append(frames)
-        bad += met
+            unreadable.append(frames)
+        bad += unreadable
         if not self.train:
             return None
         raise DataFault(
-            f"data.train={self.data.train}: {len(met)} samples in a row cannot be read; look at "
+            f"data.train={self.data.train}: {len(unreadable)} samples in a row cannot be read; check with "
             f"`amd validate data.train={self.data.train}`\n"
-            + "\n".join(f"  {sample['location']}: {sample['reason']}" for sample in met)
+            + "\n".join(f"  {sample['location']}: {sample['reason']}" for sample in unreadable)
         )
 
-    def _read(self, number: int, record: Sample, draws: frame_sampling.Draws) -> Tensor | Bad:
-        """Frames (T, H, W, 3) uint8, or what is wrong. A bad sample is not read again: it may stall for long."""
-        if number in self._known:
-            return self._known[number]
+    def _read(self, number: int, record: Sample, draws: frame_sampling.Draws) -> Tensor | UnreadableSample:
+        """Frames (T, H, W, 3) uint8, or the unreadable sample. It is not read again, since it may time out."""
+        if number in self._unreadable:
+            return self._unreadable[number]
         if self._reader is None:
             self._reader = self._open_reader(self.data)
         try:
             return torch.from_numpy(self._reader.read_clip(record, self._chooser(draws)))
         except BadSample as error:
-            self._known[number] = Bad(record=number, location=record.name, reason=error.reason)
-            return self._known[number]
+            self._unreadable[number] = UnreadableSample(record=number, location=record.name, reason=error.reason)
+            return self._unreadable[number]
 
-    def _chooser(self, draws: frame_sampling.Draws) -> frame_sampling.Choose:
+    def _chooser(self, draws: frame_sampling.Draws) -> frame_sampling.FrameChooser:
         if self.train:
-            return frame_sampling.chooser(self.data, self.clip, draws)
+            return frame_sampling.training_chooser(self.data, self.clip, draws)
         return (
             frame_sampling.views_chooser(self.clip, self.views)
             if self.views
             else frame_sampling.middle_chooser(self.clip)
         )
 
-    def _cuts(self, frames: Tensor, record: Sample, draws: random.Random, extras: list[Any]) -> Iterator[Tensor]:
-        """The clips of one sample, each (T, *clip.size, 3)."""
-        if self._cut is not None:
+    def _clips(self, frames: Tensor, record: Sample, draws: random.Random, extras: list[Any]) -> Iterator[Tensor]:
+        """Yield the clips of one sample, each (T, *clip.size, 3)."""
+        if self._transform is not None:
             for _ in range(self.clips_per_sample):
-                clip, extra = self._cut(frames, record, draws)
+                clip, extra = self._transform(frames, record, draws)
                 extras.append(extra)
                 yield clip
             return
@@ -336,21 +338,21 @@ def _clips_per_sample(data: DataConfig, views: ViewsConfig | None) -> int:
 
 
 def _heavy_modules(data: DataConfig, train: bool) -> list[str]:
-    """Imports that cost seconds: done once in the fork server rather than in every reading process."""
+    """Slow imports to preload in the fork server rather than in every loader process."""
     return ["timm.data.auto_augment"] if train and data.rand_augment else []
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 def _check_counts(data: DataConfig, records: int, batch_size: int, train: bool) -> None:
     if not records:
-        raise ConfigError([f"data.train={data.train}: holds no samples; see what it finds with `amd validate`"])
+        raise ConfigError([f"data.train={data.train}: has no samples; check it with `amd validate`"])
     if train and records < batch_size:
         raise ConfigError(
             [
                 f"optim.batch_size={batch_size} is above the {records} samples of data.train={data.train}: a step "
-                f"takes that many different ones; lower optim.batch_size to {records} or less, or add data"
+                f"takes that many distinct samples; lower optim.batch_size to {records} or less, or add data"
             ]
         )

@@ -1,7 +1,7 @@
-"""Who reads what, and when: the order of an epoch, and each training worker's share of a step. Pure; torch-free.
+"""Sample order: the permutation of an epoch and each rank's share of an optimiser step. No I/O; no torch.
 
-Everything follows from (seed, epoch, position in the epoch's order), so that the stream of samples does not depend on
-how many workers read it, nor on where a run was taken up again.
+Everything is a function of (seed, epoch, position in the epoch's order), so the stream of samples depends neither on
+the number of ranks nor on where a run resumed.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 Numbers = npt.NDArray[np.int32]
 
-TRIES = 32  # records tried for one place before the data is given up: of 50 % bad files, once in 4 billion places
+MAX_ATTEMPTS = 32  # records tried per position before reading fails; with 50 % bad files, once in 4 billion positions
 
 
 def epoch_order(records: int, seed: int, epoch: int) -> Numbers:
-    """A permutation of the record numbers, the same for the same seed and epoch. 10 million take about a second.
+    """Permutation of the record numbers, a function of seed and epoch. 10 million take about a second.
 
-    numpy promises that RandomState's stream stays as it is, which it does not for its newer Generator: a run taken up
-    again under another numpy reads on in the same order.
+    numpy guarantees a stable stream for RandomState but not for Generator, so a run that resumes under another numpy
+    version keeps its order.
     """
     order = np.arange(records, dtype=np.int32)
     np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch]))).shuffle(order)
@@ -30,33 +30,33 @@ def epoch_order(records: int, seed: int, epoch: int) -> Numbers:
 
 
 def sample_draws(seed: int, epoch: int, position: int, attempt: int = 0) -> random.Random:
-    """The randomness of one sample: its frames, crops and flips. `attempt` counts the records tried in that place."""
+    """Random generator of one sample's frames, crops and flips; `attempt` counts records tried at that position."""
     return random.Random(f"{seed}/{epoch}/{position}/{attempt}")
 
 
 def share(batch: int, rank: int, world: int) -> range:
-    """Which places of a global batch a rank reads. Equal, or one apart where `world` does not divide."""
+    """Positions of a global batch that a rank reads; shares differ by at most one if `world` does not divide."""
     return range(rank * batch // world, (rank + 1) * batch // world)
 
 
-def micro_batches(places: range, most: int) -> list[range]:
-    """Consecutive slices of at most `most` places."""
-    return [places[i : i + most] for i in range(0, len(places), most)]
+def micro_batches(positions: range, most: int) -> list[range]:
+    """Split a range into consecutive slices of at most `most` positions."""
+    return [positions[i : i + most] for i in range(0, len(positions), most)]
 
 
-class Span(NamedTuple):
+class SampleRange(NamedTuple):
     """The records of one micro-batch."""
 
     epoch: int
-    position: int  # of its first place in the epoch's order
-    places: int
-    numbers: list[int]  # records in those places, then in the places after them, which stand in for bad ones
+    position: int  # of the first sample in the epoch's order
+    size: int  # samples to read
+    numbers: list[int]  # records at those positions, then substitutes for unreadable ones
 
 
-class Plan:
-    """What one rank reads in each step. Steps count over the whole run; an epoch's incomplete last step is dropped.
+class EpochPlan:
+    """Records that one rank reads in each step. Steps count over the whole run; incomplete last steps are dropped.
 
-    train=False: manifest order, nothing dropped (the last step is short), no stand-ins.
+    train=False: manifest order, with a short last step and no substitutes.
     """
 
     def __init__(
@@ -67,25 +67,25 @@ class Plan:
         self.steps_per_epoch = records // batch_size if train else -(-records // batch_size)
         self._order: tuple[int, Numbers] | None = None
 
-    def parts(self, step: int) -> list[range]:
-        """This rank's micro-batches, as places in the step's global batch."""
+    def rank_micro_batches(self, step: int) -> list[range]:
+        """This rank's micro-batches, as positions in the step's global batch."""
         start = step % self.steps_per_epoch * self.batch_size
         size = min(self.batch_size, self.records - start)
         return micro_batches(share(size, self.rank, self.world), self.micro_batch)
 
-    def spans(self, start_step: int, stop_step: int) -> Iterator[Span]:
-        """The micro-batches of these steps, one after the other."""
-        spare = min(TRIES, self.records) - 1 if self.train else 0
+    def sample_ranges(self, start_step: int, stop_step: int) -> Iterator[SampleRange]:
+        """Yield the micro-batches of these steps in order."""
+        spare = min(MAX_ATTEMPTS, self.records) - 1 if self.train else 0
         for step in range(start_step, stop_step):
-            epoch, place = divmod(step, self.steps_per_epoch)
+            epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
             order = self._epoch(epoch)
-            for part in self.parts(step):
-                position = place * self.batch_size + part.start
-                taken = order.take(np.arange(position, position + len(part) + spare), mode="wrap")
-                yield Span(epoch, position, len(part), taken.tolist())
+            for positions in self.rank_micro_batches(step):
+                position = step_in_epoch * self.batch_size + positions.start
+                numbers = order.take(np.arange(position, position + len(positions) + spare), mode="wrap")
+                yield SampleRange(epoch, position, len(positions), numbers.tolist())
 
     def _epoch(self, epoch: int) -> Numbers:
         if self._order is None or (self._order[0] != epoch and self.train):
-            fixed = np.arange(self.records, dtype=np.int32)
-            self._order = epoch, epoch_order(self.records, self.seed, epoch) if self.train else fixed
+            manifest_order = np.arange(self.records, dtype=np.int32)
+            self._order = epoch, epoch_order(self.records, self.seed, epoch) if self.train else manifest_order
         return self._order[1]

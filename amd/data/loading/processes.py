@@ -1,6 +1,6 @@
-"""The processes that read: how they start, what they share, how they end. What torch's DataLoader leaves to its user.
+"""Loader processes: start, shared memory and shutdown, where torch's DataLoader needs help.
 
-Knows nothing of samples. See loader.py for why they come from a fork server.
+Independent of samples. loader.py explains why a fork server starts them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ SHARED_MEMORY = "/dev/shm"
 
 
 def fork_server(*heavy: str) -> ForkServerContext:
-    """The context of reading processes; the first call lets the server start to import torch in the background.
+    """Multiprocessing context of loader processes; the first call starts the server, which imports torch.
 
-    `heavy`: modules that it imports too, if it has not started yet.
+    `heavy`: more modules to preload, if the server has not started yet.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["amd.data.loading.loader", *heavy])
-    with main_hidden():
+    with hide_main_module():
         _start_server()
     return context
 
@@ -45,11 +45,11 @@ def _start_server() -> None:
 
 
 @contextmanager
-def main_hidden() -> Iterator[None]:
-    """Keep multiprocessing from running the user's main script again in each process it starts.
+def hide_main_module() -> Iterator[None]:
+    """Keep multiprocessing from importing the user's main script in each process it starts.
 
-    They need nothing of it, and it would ask every script that trains for an `if __name__ == "__main__"`, and every
-    reading process of a Ray worker to import Ray.
+    Loader processes do not need it; otherwise every training script would need an `if __name__ == "__main__"` guard,
+    and every loader process of a Ray worker would import Ray.
     """
     main = sys.modules["__main__"]
     spec, file = main.__spec__, main.__dict__.pop("__file__", None)
@@ -62,34 +62,34 @@ def main_hidden() -> Iterator[None]:
             main.__file__ = file
 
 
-def enter(environ: Mapping[str, str], worker: int) -> None:
-    """First thing in a reading process. The server may be older than the environment: credentials, endpoints."""
+def init_worker(environ: Mapping[str, str], worker: int) -> None:
+    """Initialise a loader process with the current environment, which may be newer than the fork server's."""
     os.environ.clear()
     os.environ.update(environ)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which then ends this one
-    threading.Thread(target=_end_with_training, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process handles Ctrl-C and stops this one
+    threading.Thread(target=_exit_with_training, daemon=True).start()
 
 
-def _end_with_training() -> None:
-    """A reading process is the fork server's child: torch, which watches its parent, would not see training die."""
+def _exit_with_training() -> None:
+    """Exit when the training process dies: torch only watches the parent, which is the fork server."""
     training = multiprocessing.parent_process()
     assert training is not None
     training.join()
     os._exit(1)
 
 
-def empty_bytes(*shape: int) -> Tensor:
-    """A uint8 tensor to be filled; in a reading process in shared memory, so that it is sent without a copy."""
+def empty_uint8(*shape: int) -> Tensor:
+    """An uninitialised uint8 tensor, in shared memory in a loader process so that it is sent without a copy."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own collate does
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))  # as in torch's default collate
     return torch.empty(0, dtype=torch.uint8).set_(storage).reshape(shape)
 
 
 def check_shared_memory(data: DataConfig, micro_batch: int, clips: int, clip_bytes: int) -> None:
-    """Raise ConfigError if what is read ahead cannot fit: a process that runs out of it dies of a bus error.
+    """Raise ConfigError if prefetched clips exceed shared memory, where a process would die of a bus error.
 
-    `clips` of each sample: data.repeats, or the views of a test.
+    `clips`: clips per sample, that is data.repeats or the number of test views.
     """
     if not os.path.isdir(SHARED_MEMORY):
         return
@@ -106,13 +106,13 @@ def check_shared_memory(data: DataConfig, micro_batch: int, clips: int, clip_byt
         )
 
 
-def is_death(error: RuntimeError) -> bool:
-    """Whether torch says that a reading process died, rather than that our code failed in it."""
+def is_worker_death(error: RuntimeError) -> bool:
+    """Whether torch reports the death of a loader process rather than an exception in it."""
     return "exited unexpectedly" in str(error) or "is killed by signal" in str(error)
 
 
-def stop(loader: DataLoader[Any]) -> None:
-    """End a loader's processes: what torch does when its iterator is collected, at a time of our choosing."""
+def stop_workers(loader: DataLoader[Any]) -> None:
+    """Stop a loader's processes now rather than when torch's iterator is garbage collected."""
     iterator: Any = loader._iterator
     if iterator is None:
         return

@@ -1,7 +1,7 @@
-"""Cutting clips out of frames: which box, and how it is resized. uint8 in, uint8 out; randomness handed in.
+"""Crop, resize and flip frames to clips. uint8 in, uint8 out; randomness is passed in.
 
-Knows nothing of files or networks. Frames lie as decoders give them, (T, H, W, 3) with colours last; resizing keeps
-that order in memory, where it is twice as fast, and `clip_view` shows it as (3, T, H, W).
+Independent of files and networks. Frames are (T, H, W, 3) with channels last, as decoded; resizing keeps that memory
+order, in which it is twice as fast, and `clip_view` views the result as (3, T, H, W).
 Shapes: T frames, H height, W width.
 """
 
@@ -21,7 +21,7 @@ from amd.data.loading.rand_augment import rand_augment
 Size = tuple[int, int]  # height, width
 
 SCALES = (1.0, 0.875, 0.75, 0.66)  # of the short side; GroupMultiScaleCrop in AMD and VideoMAE
-# Where a multi-scale crop may lie, in quarters of the room it has (x, y), in the official order.
+# Offsets (x, y) of a multi-scale crop in quarters of the remaining space, in the official order.
 CORNERS = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
 
 
@@ -35,7 +35,7 @@ class Box(NamedTuple):
 
 
 def multi_scale_box(frame: Size, size: Size, draws: random.Random) -> Box:
-    """One of four scales for each side, not more than one scale apart, at one of 13 places; as in AMD and VideoMAE.
+    """One of four scales per side, at most one scale apart, at one of 13 positions; as in AMD and VideoMAE.
 
     The sides scale the largest box of the output's shape that fits the frame. For square outputs that is the official
     rule (the frame's short side); the official code would squeeze a square into a non-square output.
@@ -45,7 +45,7 @@ def multi_scale_box(frame: Size, size: Size, draws: random.Random) -> Box:
     widths = [_snap(max(1, int(full_width * scale)), size[1]) for scale in SCALES]
     pairs = [(h, w) for i, h in enumerate(heights) for j, w in enumerate(widths) if abs(i - j) <= 1]
     height, width = draws.choice(pairs)
-    height, width = min(height, frame[0]), min(width, frame[1])  # snapping may pass the frame's edge
+    height, width = min(height, frame[0]), min(width, frame[1])  # snapping may exceed the frame
     x, y = draws.choice(CORNERS)
     return Box(y * ((frame[0] - height) // 4), x * ((frame[1] - width) // 4), height, width)
 
@@ -70,34 +70,36 @@ def random_resized_box(frame: Size, size: Size, scale: tuple[float, float], draw
 
 
 def center_box(frame: Size, size: Size, fraction: float = 1.0) -> Box:
-    """The largest box of the output's shape, in the middle: short side to the output's, then a center crop.
+    """The largest centered box with the output's aspect ratio, with its sides scaled by `fraction`.
 
-    `fraction` of its sides is taken.
+    Equivalent to resizing the short side to the output's and taking a center crop.
     """
     height, width = _largest(frame, size)
     return _middle(frame, max(1, round(height * fraction)), max(1, round(width * fraction)))
 
 
 def resize_box(frames: Tensor, box: Box, size: Size, interpolation: Interpolation = "bilinear") -> Tensor:
-    """Cut the box out of every frame and resize it, antialiased: (T, H, W, 3) uint8 -> (T, *size, 3) uint8.
+    """Crop every frame to the box and resize it, antialiased: (T, H, W, 3) uint8 -> (T, *size, 3) uint8.
 
     Within 1 of 255 of PIL's crop and resize, and ten times as fast.
     """
     cut = frames[:, box.top : box.top + box.height, box.left : box.left + box.width]
     if (box.height, box.width) == size:
         return cut
-    planes = cut.permute(0, 3, 1, 2)  # (T, 3, h, w), colours last in memory: torch's fast path for bytes
+    planes = cut.permute(0, 3, 1, 2)  # (T, 3, h, w), channels last in memory: torch's fast path for uint8
     resized = functional.interpolate(planes, size, mode=interpolation, antialias=True)
     return resized.permute(0, 2, 3, 1)
 
 
 def mirror(frames: Tensor) -> Tensor:
-    """Left and right exchanged, (T, H, W, 3)."""
-    return frames.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)  # as planes: 30 times as fast as moving pixels
+    """Flip frames (T, H, W, 3) horizontally."""
+    return (
+        frames.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
+    )  # flipping planes is 30 times as fast as moving pixels
 
 
 def clip_view(frames: Tensor) -> Tensor:
-    """(..., T, H, W, 3) as (..., 3, T, H, W), not moving a byte."""
+    """View (..., T, H, W, 3) as (..., 3, T, H, W) without copying."""
     return frames.movedim(-1, -4)
 
 
@@ -109,28 +111,28 @@ BOXES: dict[Crop, Callable[[Size, Size, DataConfig, random.Random], Box]] = {
 
 
 def augment(frames: Tensor, data: DataConfig, clip: ClipConfig, draws: random.Random) -> Tensor:
-    """One clip out of decoded frames, the same box and flip in all of them: (T, H, W, 3) -> (T, *clip.size, 3) uint8.
+    """Augment frames to a clip, with the same box and flip in all: (T, H, W, 3) -> (T, *clip.size, 3) uint8.
 
-    Called once for every repeat: each draws anew, the frames were decoded once.
+    Called once per repeat, with new draws on the same decoded frames.
     """
     if data.rand_augment is not None:
         frames = rand_augment(frames, data.rand_augment, clip, draws)
     box = BOXES[data.crop](_frame_size(frames), clip.size, data, draws)
-    cut = resize_box(frames, box, clip.size, data.interpolation)
-    return mirror(cut) if data.flip and draws.random() < 0.5 else cut
+    resized = resize_box(frames, box, clip.size, data.interpolation)
+    return mirror(resized) if data.flip and draws.random() < 0.5 else resized
 
 
 def center(frames: Tensor, data: DataConfig, clip: ClipConfig) -> Tensor:
-    """The clip of an evaluation: the middle, never flipped."""
+    """Center-crop frames to an evaluation clip, never flipped: (T, H, W, 3) -> (T, *clip.size, 3) uint8."""
     box = center_box(_frame_size(frames), clip.size, data.center_fraction)
     return resize_box(frames, box, clip.size, data.interpolation)
 
 
 def spatial_views(frames: Tensor, data: DataConfig, clip: ClipConfig, crops: int) -> list[Tensor]:
-    """`crops` views along the longer side, each (T, *clip.size, 3): the official test, which divides by zero for one.
+    """`crops` views along the longer side, each (T, *clip.size, 3), as in the official evaluation.
 
-    Frames are resized until they just cover clip.size; crop j of n begins at int(j * room / (n - 1)). One crop is the
-    middle.
+    Frames are resized to just cover clip.size; crop j of n starts at int(j * slack / (n - 1)). A single crop is the
+    center; the official code divides by zero there.
     """
     if crops == 1:
         return [center(frames, data, clip)]
@@ -138,8 +140,8 @@ def spatial_views(frames: Tensor, data: DataConfig, clip: ClipConfig, crops: int
     scale = max(out_height / height, out_width / width)
     covering = (max(out_height, int(height * scale)), max(out_width, int(width * scale)))
     resized = resize_box(frames, Box(0, 0, height, width), covering, data.interpolation)
-    room_y, room_x = covering[0] - out_height, covering[1] - out_width
-    starts = [(int(j * room_y / (crops - 1)), int(j * room_x / (crops - 1))) for j in range(crops)]
+    slack_y, slack_x = covering[0] - out_height, covering[1] - out_width
+    starts = [(int(j * slack_y / (crops - 1)), int(j * slack_x / (crops - 1))) for j in range(crops)]
     return [resized[:, top : top + out_height, left : left + out_width] for top, left in starts]
 
 
@@ -159,5 +161,5 @@ def _middle(frame: Size, height: int, width: int) -> Box:
 
 
 def _snap(side: int, output: int) -> int:
-    """A side within 2 pixels of the output's becomes the output's, which needs no resizing."""
+    """Snap a side within 2 pixels of the output's to the output's, which needs no resizing."""
     return output if abs(side - output) < 3 else side

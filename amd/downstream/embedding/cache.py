@@ -1,11 +1,11 @@
-"""Features kept on the storage root: computed once for an encoder and a data set, then read.
+"""Feature cache below the storage root: computed once for an encoder and a data set, then read.
 
     features/KEY/rows-00000000.safetensors, rows-00004096.safetensors, …    in any order
-    features/KEY/manifest.json                                              last: this is the commit
+    features/KEY/manifest.json                                              written last, as the commit
 
-KEY is a digest of all that decides the features. A folder without a manifest is of a writer that died, or is at work;
-it is never read, and the next writer writes the same files. The manifest holds each file's sha256 and the samples that
-were left out, so damage is noticed. Knows nothing of encoders, clips or labels: rows of numbers in, the same out.
+KEY is a digest of everything that determines the features. A folder without a manifest belongs to a writer that died or
+is still running; it is never read, and the next writer writes the same files. The manifest lists each file's sha256,
+which detects damage, and the samples left out. Independent of encoders, clips and labels: rows in, the same rows out.
 Shapes: n records of a data set, r rows of a part, D width.
 """
 
@@ -23,27 +23,27 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from amd.config import ClipConfig, Interpolation, Precision
-from amd.data.faults import Bad
+from amd.data.faults import UnreadableSample
 from amd.downstream.arrays import Array, Labels
 from amd.storage import exists, join, read_bytes, read_json, remove, write_bytes, write_json
 
 MANIFEST = "manifest.json"
-ROWS = 4096  # records a part
+ROWS = 4096  # records per part
 
 logger = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
-    """Features of consecutive records; unreadable ones are named instead."""
+    """Features of consecutive records, and the unreadable ones among them."""
 
-    start: int  # the first record's number in the data set's manifest
+    start: int  # number of the first record in the data set's manifest
     values: Array  # (r, D)
-    records: Labels  # (r,) their numbers
-    bad: list[Bad]
+    records: Labels  # (r,) record numbers
+    bad: list[UnreadableSample]
 
 
 class FeatureKey(BaseModel):
-    """All that decides the features of a data set."""
+    """Everything that determines the features of a data set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -51,9 +51,9 @@ class FeatureKey(BaseModel):
     encoder: str
     """sha256 of the weights."""
     data: str
-    """Where the samples are: two splits may hold the same names and labels."""
+    """Location of the samples: two splits may contain the same names and labels."""
     digest: str
-    """Of the data set's manifest."""
+    """Digest of the data set's manifest."""
     clip: ClipConfig
     interpolation: Interpolation
     center_fraction: float
@@ -71,12 +71,12 @@ class DamagedFeatures(Exception):
 
 
 def spans(records: int) -> list[range]:
-    """The records of each part."""
+    """Ranges of records, one per part."""
     return [range(start, min(start + ROWS, records)) for start in range(0, records, ROWS)]
 
 
-def kept_parts(folder: str, key: FeatureKey, compute: Callable[[], Iterable[Part]]) -> Iterator[Part]:
-    """The parts of a data set: read where they are kept, else computed and kept. After damage some come twice."""
+def cached_parts(folder: str, key: FeatureKey, compute: Callable[[], Iterable[Part]]) -> Iterator[Part]:
+    """Yield the parts of a data set from the cache, or compute and cache them. After damage some parts are repeated."""
     if exists(join(folder, MANIFEST)):
         try:
             yield from read_parts(folder)
@@ -87,8 +87,8 @@ def kept_parts(folder: str, key: FeatureKey, compute: Callable[[], Iterable[Part
 
 
 def write_parts(folder: str, key: FeatureKey, parts: Iterable[Part]) -> Iterator[Part]:
-    """Hand parts on, each once it is written; the manifest follows the last of them."""
-    remove(join(folder, MANIFEST))  # what stands there, if anything, is damaged
+    """Write and yield each part; the manifest is written after the last one."""
+    remove(join(folder, MANIFEST))  # an existing manifest belongs to damaged files
     files: dict[str, dict[str, Any]] = {}
     for part in parts:
         name, data = f"rows-{part.start:08d}.safetensors", _packed(part)
@@ -104,20 +104,20 @@ def write_parts(folder: str, key: FeatureKey, parts: Iterable[Part]) -> Iterator
 
 
 def read_parts(folder: str) -> Iterator[Part]:
-    """The parts of a committed folder, their digests verified. Raises DamagedFeatures."""
-    for name, facts in read_json(join(folder, MANIFEST))["files"].items():
+    """Yield the parts of a committed folder after verifying their digests. Raises DamagedFeatures."""
+    for name, entry in read_json(join(folder, MANIFEST))["files"].items():
         url = join(folder, name)
         try:
             data = read_bytes(url)
         except FileNotFoundError:
             raise DamagedFeatures(f"{url} is missing") from None
-        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-            raise DamagedFeatures(f"{url} is damaged (its sha256 is not that of the manifest)")
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise DamagedFeatures(f"{url} is damaged (its sha256 differs from the manifest)")
         try:
             tensors = load(data)
         except SafetensorError as error:
             raise DamagedFeatures(f"{url}: {error}") from None
-        yield Part(facts["start"], tensors["values"], tensors["records"], facts["left_out"])
+        yield Part(entry["start"], tensors["values"], tensors["records"], entry["left_out"])
 
 
 def _packed(part: Part) -> bytes:

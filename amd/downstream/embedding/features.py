@@ -1,8 +1,8 @@
-"""Frozen features of labelled data: all clips held at once for a small set that several encoders embed, or embedded
-batch by batch, so that a large one costs the memory of its features.
+"""Frozen features of labelled data.
 
-Clips are the middle of each sample, cut without chance. Unreadable samples are left out, counted and named, never
-replaced.
+Small sets that several encoders embed are decoded into memory once; large sets are embedded batch by batch, which needs
+only the memory of the features. Clips are the middle of each sample, without random augmentation. Unreadable samples
+are left out, counted and reported, never replaced. Independent of probes and of Ray.
 Shapes: n samples, B batch, T frames, H height, W width, D width of the encoder.
 """
 
@@ -22,9 +22,9 @@ from amd.artifacts.weights import Card, Pooling, encode, load_encoder, whole_cli
 from amd.config import ClipConfig, ConfigError, DataConfig, ScalingConfig, ViewsConfig
 from amd.data.dataset.manifest import Manifest
 from amd.data.dataset.open import open_manifest
-from amd.data.decoding.reader import Frames, SampleReader
-from amd.data.faults import Bad, BadSampleLedger
-from amd.data.loading.frame_sampling import Choose, middle_chooser, views_chooser
+from amd.data.decoding.reader import DecodedFrames, SampleReader
+from amd.data.faults import BadSampleLedger, UnreadableSample
+from amd.data.loading.frame_sampling import FrameChooser, middle_chooser, views_chooser
 from amd.data.loading.loader import ClipLoader, Records, Sample
 from amd.data.loading.transforms import clip_view, spatial_views
 from amd.device import autocast, choose_device, choose_precision
@@ -45,10 +45,10 @@ class LabelledClips(NamedTuple):
 
 
 def read_labelled(data: DataConfig, clip: ClipConfig) -> LabelledClips:
-    """Decode the whole of `data.train`, the middle clip of every sample in the manifest's order.
+    """Decode the middle clip of every sample of `data.train`, in the order of the manifest.
 
-    Holds all clips in memory: for data sets of a probe's size. Raises ConfigError where a sample has no label,
-    DataFault where more than data.max_bad_fraction of them cannot be read.
+    Keeps all clips in memory, for data sets of a probe's size. Raises ConfigError for samples without a label,
+    DataFault if more than data.max_bad_fraction of the samples cannot be read.
     """
     manifest = open_manifest(data)
     _check_labels(data, manifest)
@@ -62,13 +62,13 @@ def read_labelled(data: DataConfig, clip: ClipConfig) -> LabelledClips:
                 labels.append(batch.labels)
                 for bad in ledger.add(batch.bad):
                     logger.warning("left out: %s: %s", bad["location"], bad["reason"])
-    if ledger.over(data.max_bad_fraction, len(manifest)) or len(ledger) == len(manifest):
+    if ledger.exceeds(data.max_bad_fraction, len(manifest)) or len(ledger) == len(manifest):
         raise ledger.fault(data.max_bad_fraction, len(manifest))
     return LabelledClips(torch.cat(clips), torch.cat(labels).numpy())
 
 
-def absolute(data: D) -> D:
-    """Local paths in full: what is kept goes by them, and Ray's workers have folders of their own."""
+def with_absolute_paths(data: D) -> D:
+    """Make local paths absolute: cache keys contain them, and Ray workers run in other working directories."""
     urls = {name: getattr(data, name, None) for name in ("train", "test", "root", "cache_dir")}
     return data.model_copy(
         update={
@@ -81,15 +81,15 @@ def absolute(data: D) -> D:
 
 @torch.inference_mode()
 def embed(encoder: Encoder, clip: ClipConfig, labelled: LabelledClips, pooling: Pooling = "mean") -> Features:
-    """Features of every clip; computed where the encoder is."""
+    """Embed every clip on the encoder's device."""
     device = encoder.positions.device
-    parts = [encode(encoder, clip, some.to(device), pooling).float().cpu() for some in labelled.clips.split(BATCH)]
+    parts = [encode(encoder, clip, chunk.to(device), pooling).float().cpu() for chunk in labelled.clips.split(BATCH)]
     return Features(torch.cat(parts).numpy(), labelled.labels)
 
 
 @torch.inference_mode()
 def embed_file(url: str, path: str) -> Array:
-    """Embed one image or video file with a published encoder, (D,). Raises BadSample where it cannot be read."""
+    """Embed one image or video file with a published encoder, (D,). Raises BadSample if it cannot be read."""
     encoder, card = load_encoder(url)
     with closing(SampleReader(DataConfig(train=path))) as reader:
         clips = cut_clips(reader.read_file(path, file_chooser(card)), card)
@@ -97,19 +97,16 @@ def embed_file(url: str, path: str) -> Array:
     return values
 
 
-def file_chooser(card: Card, views: ViewsConfig | None = None) -> Choose:
-    """Which frames of a file an encoder looks at: the middle clip, or those of a multi-view test.
+def file_chooser(card: Card, views: ViewsConfig | None = None) -> FrameChooser:
+    """Chooser of the frames of a file: the middle clip, or the clips of a multi-view test.
 
-    An image has one frame, which a video encoder sees in every place of its clip.
+    The single frame of an image is repeated for a video encoder.
     """
     return middle_chooser(card.clip) if views is None else views_chooser(card.clip, views)
 
 
-def cut_clips(frames: Frames, card: Card, views: ViewsConfig | None = None) -> Tensor:
-    """What `file_chooser` chose, as the card wants it: (views, 3, T, H, W) uint8.
-
-    Views come segment by segment, the crops of each together.
-    """
+def cut_clips(frames: DecodedFrames, card: Card, views: ViewsConfig | None = None) -> Tensor:
+    """Cut chosen frames into the clips of a card: (views, 3, T, H, W) uint8, ordered by segment, then crop."""
     data, crops = DataConfig(train="", interpolation=card.interpolation), 1 if views is None else views.crops
     cuts = spatial_views(torch.from_numpy(frames.pixels), data, card.clip, crops)  # crops of (U, *size, 3)
     segments = torch.from_numpy(frames.order).split(card.clip.frames)
@@ -117,12 +114,14 @@ def cut_clips(frames: Frames, card: Card, views: ViewsConfig | None = None) -> T
 
 
 class Embedder:
-    """A frozen encoder on its device: clips in, one feature each out."""
+    """A frozen encoder on its device: one feature per clip."""
 
     def __init__(self, encoder: Encoder, clip: ClipConfig, pooling: FeaturePooling, scaling: ScalingConfig) -> None:
-        """Of `scaling` device, precision and micro_batch count. Raises ConfigError for a missing class token or GPU."""
+        """Uses device, precision and micro_batch of `scaling`. Raises ConfigError for a missing class token or GPU."""
         if pooling == "class_token" and encoder.class_token is None:
-            raise ConfigError(["pooling=class_token: this encoder has no class token; take pooling=card or mean"])
+            raise ConfigError(
+                ["pooling=class_token: this encoder has no class token; set pooling=card or pooling=mean"]
+            )
         self.clip, self.pooling = clip, pooling
         self.device = choose_device(scaling.device)
         self.precision = choose_precision(scaling.precision, self.device)
@@ -130,9 +129,9 @@ class Embedder:
         self.width = encoder.config.width
         pixels = 3 * clip.frames * clip.size[0] * clip.size[1]
         self.batch = scaling.micro_batch or max(1, min(BATCH, BATCH_BYTES // pixels))
-        """Clips at once."""
+        """Clips per batch."""
 
-    @torch.no_grad()  # not inference mode: heads are trained on these
+    @torch.no_grad()  # not inference mode: heads are trained on these features
     def __call__(self, clips: Tensor) -> Tensor:
         """(B, 3, T, H, W) uint8 -> (B, D) float32 on the device."""
         clips = clips.to(self.device, non_blocking=True)
@@ -145,72 +144,72 @@ class Embedder:
 
 
 def embed_spans(embedder: Embedder, data: DataConfig, manifest: Records, spans: Iterable[range]) -> Iterator[Part]:
-    """Features of spans of records, one part each."""
+    """Embed spans of records; yields one part per span."""
     for span in spans:
-        yield embed_records(embedder, data, Some(manifest, span), span.start)
+        yield embed_records(embedder, data, ManifestSlice(manifest, span), span.start)
 
 
 def embed_records(embedder: Embedder, data: DataConfig, records: Records, start: int) -> Part:
-    """Features of consecutive records, of which the first has number `start` in its manifest."""
+    """Embed consecutive records; `start` is the number of the first one in its manifest."""
     data = data.model_copy(update={"repeats": 1})
-    values, numbers, bad = [torch.zeros(0, embedder.width)], [], list[Bad]()
+    values, numbers, bad = [torch.zeros(0, embedder.width)], [], list[UnreadableSample]()
     loader = ClipLoader(data, embedder.clip, records, batch_size=min(embedder.batch, len(records)), train=False)
     with loader:
         for found in itertools.chain.from_iterable(loader.steps(0, loader.steps_per_epoch)):
             if len(found.clips):
                 values.append(embedder(found.clips).cpu())
             numbers.append(found.records + start)
-            bad += [Bad({**sample, "record": sample["record"] + start}) for sample in found.bad]
+            bad += [UnreadableSample({**sample, "record": sample["record"] + start}) for sample in found.bad]
     return Part(start, torch.cat(values).numpy(), torch.cat(numbers).numpy(), bad)
 
 
-class Embedded(NamedTuple):
-    """Features of the readable records of a data set, in its order."""
+class EmbeddedRecords(NamedTuple):
+    """Features of the readable records of a data set, in the order of the manifest."""
 
     values: Array  # (n, D)
-    records: Labels  # (n,) their numbers
-    bad: list[Bad]
+    records: Labels  # (n,) record numbers
+    bad: list[UnreadableSample]
 
 
-def gather(parts: Iterable[Part], samples: int, max_bad_fraction: float) -> Embedded:
-    """Put parts together, whatever order they come in. Raises DataFault as soon as too many samples are bad."""
+def gather(parts: Iterable[Part], samples: int, max_bad_fraction: float) -> EmbeddedRecords:
+    """Merge parts that arrive in any order. Raises DataFault as soon as too many samples are bad."""
     ledger = BadSampleLedger()
     values = np.zeros((0, 0), np.float32)
     read = np.zeros(samples, bool)
     for part in parts:
         if not values.size:
-            values = np.empty((samples, part.values.shape[1]), np.float32)  # once: the largest thing held
+            values = np.empty((samples, part.values.shape[1]), np.float32)  # allocated once: the largest array
         values[part.records] = part.values
         read[part.records] = True
         for bad in ledger.add(part.bad):
             logger.warning("left out: %s: %s", bad["location"], bad["reason"])
-        if ledger.over(max_bad_fraction, samples):
+        if ledger.exceeds(max_bad_fraction, samples):
             raise ledger.fault(max_bad_fraction, samples)
     if not read.any():
         raise ledger.fault(max_bad_fraction, samples)
-    return Embedded(values if read.all() else values[read], np.flatnonzero(read), list(ledger))
+    return EmbeddedRecords(values if read.all() else values[read], np.flatnonzero(read), list(ledger))
 
 
 def augmented(
     embedder: Embedder, data: DataConfig, manifest: Manifest, *, batch: int, epochs: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features of augmented samples, every epoch anew in another order: (B, D) and labels (B,).
+    """Yield features (B, D) and labels (B,) of augmented samples, in a new order every epoch.
 
-    The place of an unreadable sample is taken by the next of the epoch's order, as in training.
+    An unreadable sample is replaced by the next one of the epoch's order, as in training.
     """
     ledger = BadSampleLedger()
     with ClipLoader(data, embedder.clip, manifest, batch_size=batch, micro_batch=embedder.batch, seed=seed) as loader:
         for step in loader.steps(0, epochs * loader.steps_per_epoch):
             for found in step:
                 for bad in ledger.add(found.bad):
-                    logger.warning("its place is taken by another: %s: %s", bad["location"], bad["reason"])
-            if ledger.over(data.max_bad_fraction, len(manifest)):
+                    logger.warning("replaced by the next sample: %s: %s", bad["location"], bad["reason"])
+            if ledger.exceeds(data.max_bad_fraction, len(manifest)):
                 raise ledger.fault(data.max_bad_fraction, len(manifest))
             yield torch.cat([embedder(found.clips) for found in step]), torch.cat([found.labels for found in step])
 
 
-class Some:
-    """Some consecutive records of a manifest."""
+class ManifestSlice:
+    """Consecutive records of a manifest."""
 
     def __init__(self, manifest: Records, span: range) -> None:
         self._manifest, self._span = manifest, span
@@ -223,9 +222,9 @@ class Some:
 
 
 def _check_labels(data: DataConfig, manifest: Manifest) -> None:
-    bare = np.flatnonzero(manifest.labels < 0)
-    if len(bare):
-        first = manifest[int(bare[0])].name
+    unlabelled = np.flatnonzero(manifest.labels < 0)
+    if len(unlabelled):
+        first = manifest[int(unlabelled[0])].name
         raise ConfigError(
-            [f"{data.train}: {len(bare)} samples have no label, the first is {first}; a probe needs labels"]
+            [f"{data.train}: {len(unlabelled)} samples have no label, the first is {first}; a probe needs all labels"]
         )

@@ -1,10 +1,10 @@
-"""The embeddings of a data set as files: what a bulk run leaves, and what neighbours are looked for in.
+"""Files of an embedded data set, written by bulk runs and read by the neighbour search.
 
     embeddings/0000000000-0000004096.parquet   records 0 to 4095: record, location, label, embedding
     search/0000000000-0000004096.npz           the same for NumPy: unit vectors, records, labels, locations
-    index.json                                 last: with it the set is complete
+    index.json                                 written last: marks the set as complete
 
-Torch-free, and all but Parquet is read without pyarrow. Knows nothing of how a vector comes about.
+Independent of torch and of how vectors are computed; only Parquet files need pyarrow.
 Shapes: r rows of a span, D width.
 """
 
@@ -42,16 +42,16 @@ def index_url(output: str) -> str:
 
 
 class SpanFile(BaseModel):
-    """Where the records [start, stop) of the data set are."""
+    """File of the records [start, stop) of the data set."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     start: int
     stop: int
     rows: int
-    """Those that could be read."""
+    """Number of readable records."""
     file: str
-    """Parquet, from the output's folder."""
+    """Parquet file, relative to the output folder."""
 
     @property
     def span(self) -> range:
@@ -59,32 +59,32 @@ class SpanFile(BaseModel):
 
 
 class EmbeddingIndex(BaseModel):
-    """A complete set of embeddings; `index.json`."""
+    """Index of a complete set of embeddings; `index.json`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     encoder: str
-    """Its id."""
+    """Id of the encoder."""
     sha256: str
-    """Of its weights."""
+    """sha256 of the encoder's weights."""
     data: str
-    """Where the samples were."""
+    """Location of the samples."""
     digest: str
-    """Of the data set's manifest."""
+    """Digest of the data set's manifest."""
     samples: int
     count: int
-    """Samples that were embedded."""
+    """Number of samples embedded."""
     width: int
     normalize: bool
     bad: tuple[dict[str, Any], ...]
-    """record, location and reason of each sample that could not be read."""
+    """Record, location and reason of each sample that could not be read."""
     files: tuple[SpanFile, ...]
     made_of: dict[str, Any]
-    """All that decides the vectors."""
+    """Everything that determines the vectors."""
 
 
 def read_index(output: str) -> EmbeddingIndex:
-    """Raises FileNotFoundError where the set is not complete."""
+    """Read the index of a set. Raises FileNotFoundError if the set is incomplete."""
     return EmbeddingIndex.model_validate(read_json(index_url(output)))
 
 
@@ -92,12 +92,12 @@ def write_index(output: str, index: EmbeddingIndex) -> None:
     write_json(index_url(output), index.model_dump(mode="json"))
 
 
-class Rows(NamedTuple):
-    """What neighbours are looked for in, of one span."""
+class SearchRows(NamedTuple):
+    """Searchable vectors of one span."""
 
-    vectors: Vectors  # (r, D), of length 1; zero where the embedding is
+    vectors: Vectors  # (r, D), of length 1; zero embeddings stay zero
     records: Numbers  # (r,)
-    labels: Numbers  # (r,), NO_LABEL where there is none
+    labels: Numbers  # (r,), NO_LABEL for unlabelled samples
     locations: Names
 
     @property
@@ -111,7 +111,7 @@ class Rows(NamedTuple):
 
 
 def unit(vectors: Vectors) -> Vectors:
-    """(r, D) -> the same directions at length 1; what has none stays zero."""
+    """Scale vectors (r, D) to length 1; zero vectors stay zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.where(lengths > 0, lengths, 1.0), np.float32)
 
@@ -130,13 +130,13 @@ def write_rows(output: str, span: range, vectors: Vectors, records: Numbers, lab
     write_bytes(search_url(output, span), out.getvalue())
 
 
-def read_rows(output: str, span: range) -> Rows:
-    """Raises FileNotFoundError."""
-    with np.load(io.BytesIO(read_bytes(search_url(output, span))), allow_pickle=False) as found:
-        names = Names(found["locations"].tobytes(), found["lengths"])
-        return Rows(found["vectors"], found["records"], found["labels"], names)
+def read_rows(output: str, span: range) -> SearchRows:
+    """Read the searchable vectors of a span. Raises FileNotFoundError."""
+    with np.load(io.BytesIO(read_bytes(search_url(output, span))), allow_pickle=False) as arrays:
+        names = Names(arrays["locations"].tobytes(), arrays["lengths"])
+        return SearchRows(arrays["vectors"], arrays["records"], arrays["labels"], names)
 
 
-def plan(samples: int, rows_per_file: int) -> Sequence[range]:
-    """The spans that the records are cut into."""
+def plan_spans(samples: int, rows_per_file: int) -> Sequence[range]:
+    """Split the records into spans."""
     return [range(start, min(start + rows_per_file, samples)) for start in range(0, samples, rows_per_file)]

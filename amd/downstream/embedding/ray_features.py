@@ -1,7 +1,7 @@
-"""Features by several Ray actors: each embeds a span of records, whichever is next. The one Ray edge of this package.
+"""Features from several Ray actors, each embedding the next span of records. The only module here that uses Ray.
 
-An actor is handed the records it is to read, so it lists no data; features come back through Ray's object store, some
-ten MiB at a time. Knows nothing of caches, probes or files.
+Actors receive the records to read and list no data themselves; features return through Ray's object store, about ten
+MiB at a time. Independent of caches, probes and files.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from amd.downstream.embedding.cache import Part
 from amd.downstream.embedding.features import Embedder, FeaturePooling, embed_records
 from amd.training.ray.ray_train import FORWARDED, cluster, uses_gpu
 
-LOOK_S = 0.5  # between two looks at whether to stop
+POLL_INTERVAL_S = 0.5  # between two checks of the stop event
 
 
 class SpanWorker:
-    """What runs in an actor: an encoder on its device."""
+    """Ray actor that embeds spans with an encoder on its device."""
 
     def __init__(self, url: str, pooling: FeaturePooling, scaling: ScalingConfig) -> None:
         torch.set_num_threads(scaling.threads_per_worker or max(1, int(scaling.cpus_per_worker)))
@@ -43,22 +43,22 @@ def workers(
     scaling: ScalingConfig,
     url: str,
     pooling: FeaturePooling,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     stop: threading.Event | None = None,
 ) -> Iterator[tuple[Callable[[DataConfig, Manifest, Iterable[range]], Iterator[Part]], Precision]]:
-    """What embeds spans of records on the cluster, and in which precision. Actors live as long as the context.
+    """Start actors and yield a function that embeds spans of records, with its precision. Actors live until exit.
 
-    Once `stop` is set no more parts come, and what actors are at is given up.
-    Raises ConfigError where the cluster has no room for the fewest workers.
+    Once `stop` is set, no more parts are returned and work in progress is discarded.
+    Raises ConfigError if the cluster cannot fit the minimum number of workers.
     """
-    with cluster(scaling, say):
+    with cluster(scaling, log):
         import ray
         from ray.util import ActorPool
 
         gpu = uses_gpu(scaling)
         count = _count(scaling, gpu)
         device = torch.device("cuda" if gpu else "cpu")
-        own = scaling.model_copy(update={"device": device.type})
+        actor_scaling = scaling.model_copy(update={"device": device.type})
         environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
         options: dict[str, Any] = {
             "num_cpus": scaling.cpus_per_worker,
@@ -67,21 +67,21 @@ def workers(
             "max_task_retries": scaling.retries.infrastructure,
             "runtime_env": {"env_vars": environment},
         }
-        actors = [ray.remote(SpanWorker).options(**options).remote(url, pooling, own) for _ in range(count)]
+        actors = [ray.remote(SpanWorker).options(**options).remote(url, pooling, actor_scaling) for _ in range(count)]
 
         def embed(data: DataConfig, manifest: Manifest, spans: Iterable[range]) -> Iterator[Part]:
-            def hand_out(actor: Any, span: range) -> Any:
+            def submit(actor: Any, span: range) -> Any:
                 return actor.embed.remote(data, [manifest[number] for number in span], span.start)
 
             pool = ActorPool(actors)
             for span in spans:
-                pool.submit(hand_out, span)
+                pool.submit(submit, span)
             try:
                 while pool.has_next() and not (stop is not None and stop.is_set()):
                     with suppress(TimeoutError):
-                        yield pool.get_next_unordered(timeout=None if stop is None else LOOK_S)
+                        yield pool.get_next_unordered(timeout=None if stop is None else POLL_INTERVAL_S)
             except ray.exceptions.RayTaskError as error:
-                raise error.cause from None  # as if it had happened here
+                raise error.cause from None  # re-raise as if it had been raised in this process
 
         try:
             yield embed, choose_precision(scaling.precision, device)
@@ -91,19 +91,20 @@ def workers(
 
 
 def _count(scaling: ScalingConfig, gpu: bool) -> int:
-    """As many workers as the cluster has room for, in the range that is asked for."""
+    """Number of workers that the cluster can fit, within the configured range."""
     import ray
 
-    least, most = scaling.workers
+    minimum, maximum = scaling.workers
     resources = ray.cluster_resources()
-    room = int(resources.get("CPU", 0) // scaling.cpus_per_worker)
+    capacity = int(resources.get("CPU", 0) // scaling.cpus_per_worker)
     if gpu:
-        room = min(room, int(resources.get("GPU", 0)))
-    if room < least:
+        capacity = min(capacity, int(resources.get("GPU", 0)))
+    if capacity < minimum:
         raise ConfigError(
             [
-                f"scaling.workers={least} need {scaling.cpus_per_worker:g} CPUs{' and a GPU' if gpu else ''} each; the "
-                f"cluster has room for {room}; lower scaling.workers or scaling.cpus_per_worker, or add nodes"
+                f"scaling.workers={minimum} need {scaling.cpus_per_worker:g} CPUs{' and a GPU' if gpu else ''} each; "
+                f"the cluster has capacity for {capacity}; lower scaling.workers or scaling.cpus_per_worker, or "
+                "add nodes"
             ]
         )
-    return min(most, room)
+    return min(maximum, capacity)

@@ -1,1 +1,1 @@
-"""Probes of frozen features: k-nearest neighbours, linear classifiers and few-shot."""
+"""Probes of frozen features: k-nearest neighbours, linear and few-shot classifiers."""

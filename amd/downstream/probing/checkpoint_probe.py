@@ -1,7 +1,7 @@
-"""A run's encoder probed while it is trained: by a process of its own, from the checkpoints that the run commits.
+"""Probe the encoder of a run in progress, in a separate process, from the checkpoints that the run commits.
 
-The training knows nothing of it and waits for nothing. Figures go into the run's metrics folder, one file a step, under
-a name that no chunk of the training has; `read_metrics` shows them in the line of their step.
+Training neither waits for probes nor depends on them. Figures are written to the run's metrics folder, one file per
+step, with names that training never uses; `read_metrics` merges them into the line of their step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from amd.downstream.probing.run import probe_now
 from amd.models.encoder import Encoder
 from amd.storage import join, read_json, write_bytes
 from amd.training.checkpoints.store import CheckpointStore, DamagedCheckpoint, Snapshot
-from amd.training.reporting.metrics import Line
+from amd.training.reporting.metrics_reader import Line
 from amd.training.run_folder import CONFIG, find_run
 from amd.training.runs.publishing import ENCODER
 
@@ -23,10 +23,10 @@ SECTION = "probe"  # of a run's config
 
 
 def probe_checkpoint(run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None) -> Line:
-    """Probe the encoder in a committed checkpoint of a run, by default the newest; the line added to its metrics.
+    """Probe the encoder of a run's committed checkpoint, by default the newest; return the line added to its metrics.
 
-    `run`: its folder, or its id below AMD_STORAGE. Settings are the section `probe` of the run's config, with
-    overrides. Raises ConfigError for a run, a checkpoint or settings that are not there.
+    `run`: folder of the run, or its id below AMD_STORAGE. Settings are the section `probe` of the run's config with
+    `overrides`. Raises ConfigError if the run, the checkpoint or the settings do not exist.
     """
     folder = find_run(run)
     values, settings = _read(folder, overrides or {})
@@ -43,13 +43,15 @@ def probe_checkpoint(run: str, step: int | None = None, overrides: Mapping[str, 
 
 
 def _read(folder: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], RunProbeConfig]:
-    """The run's config, and how its encoder is probed."""
+    """Read the run's config and its probe settings."""
     try:
         values: dict[str, Any] = read_json(join(folder, CONFIG))
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError([f"--run {folder}: holds no run ({CONFIG} is missing); give a folder below runs/"]) from None
+        raise ConfigError(
+            [f"--run {folder}: contains no run ({CONFIG} is missing); give a folder below runs/"]
+        ) from None
     if "student" not in values:
-        raise ConfigError([f"--run {folder}: is not a pre-training; probe the encoder it publishes with `amd probe`"])
+        raise ConfigError([f"--run {folder}: is not a pre-training run; probe its published encoder with `amd probe`"])
     try:
         return values, validate(RunProbeConfig, overridden(values.get(SECTION) or {}, overrides))
     except ConfigError as error:
@@ -59,16 +61,18 @@ def _read(folder: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], Ru
 def _load(folder: str, step: int | None) -> tuple[int, Snapshot]:
     store = CheckpointStore(join(folder, "checkpoints"), CheckpointConfig())
     if step is None:
-        for _ in range(2):  # the run may remove the one that is being read, once it has committed another
+        for _ in range(2):  # the run may delete the checkpoint being read after committing the next one
             try:
                 found = store.load_newest()
             except FileNotFoundError:
                 continue
             if found is not None:
                 return found
-        raise ConfigError([f"--run {folder}: has no checkpoint yet; wait for the first"])
+        raise ConfigError([f"--run {folder}: has no checkpoint yet; wait for the first one"])
     try:
         return step, store.load(step)
     except (FileNotFoundError, DamagedCheckpoint):
         steps = ", ".join(map(str, store.committed())) or "none"
-        raise ConfigError([f"--step {step}: no whole checkpoint of that step in {folder}; there are {steps}"]) from None
+        raise ConfigError(
+            [f"--step {step}: {folder} has no intact checkpoint of that step; available steps: {steps}"]
+        ) from None

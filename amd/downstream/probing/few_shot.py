@@ -1,9 +1,9 @@
-"""Few-shot probe: a few labels a class, drawn several times. Arrays in, figures out.
+"""Few-shot probe: train on a few labels per class, drawn several times. Arrays in, figures out.
 
 Logistic regression on standardised features, as in MSN's low-shot test (Assran et al. 2022). The nearest class mean,
-which needs no fitting, was tried and is far behind where a few directions dominate the features: 29 % against 78 % with
-10 labels a class on the digits, features of a random ViT.
-Shapes: n learning samples, m scored samples, D features, C classes, S labels a class.
+which needs no fitting, is far worse where a few directions dominate the features: 29 % against 78 % with 10 labels per
+class on the digits, with features of a random ViT.
+Shapes: n training samples, m test samples, D features, C classes, S labels per class.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from amd.downstream.probing.classifiers import check_features, linear, top1
 
 
 class FewShotScore(NamedTuple):
-    """Top-1 in percent over the draws."""
+    """Top-1 over the draws, in percent."""
 
     mean: float
     std: float
@@ -27,34 +27,34 @@ class FewShotScore(NamedTuple):
 
 
 def few_shot(
-    known: Features, asked: Features, *, labels: int, draws: int, seed: int, strength: float = 1.0
+    train: Features, test: Features, *, labels: int, draws: int, seed: int, strength: float = 1.0
 ) -> FewShotScore:
-    """Learn on `labels` samples of each known class, drawn `draws` times; `strength` is scikit-learn's C.
+    """Train on `labels` samples of each class, drawn `draws` times; `strength` is scikit-learn's C.
 
-    Draws follow from the seed alone, so encoders are compared on the same samples.
+    Draws depend on the seed alone, so encoders are compared on the same samples.
     """
-    check_features(known, asked.values)
+    check_features(train, test.values)
     scores = []
     for draw in range(draws):
-        drawn = draw_samples(known.labels, labels, np.random.default_rng([seed, labels, draw]))
-        few = Features(known.values[drawn], known.labels[drawn])
-        scores.append(top1(linear(few, asked.values, strength=strength), asked.labels))
+        drawn = draw_samples(train.labels, labels, np.random.default_rng([seed, labels, draw]))
+        subset = Features(train.values[drawn], train.labels[drawn])
+        scores.append(top1(linear(subset, test.values, strength=strength), test.labels))
     return FewShotScore(float(np.mean(scores)), float(np.std(scores)))
 
 
-def draw_samples(known: Labels, labels: int, rng: np.random.Generator) -> Labels:
-    """Numbers of `labels` different samples of each class, (C x S,)."""
-    shuffled = rng.permutation(len(known))
-    by_class = shuffled[np.argsort(known[shuffled], kind="stable")]
-    starts = np.unique(known[by_class], return_index=True)[1]
+def draw_samples(train: Labels, labels: int, rng: np.random.Generator) -> Labels:
+    """Draw the indices of `labels` distinct samples of each class, (C x S,)."""
+    shuffled = rng.permutation(len(train))
+    by_class = shuffled[np.argsort(train[shuffled], kind="stable")]
+    starts = np.unique(train[by_class], return_index=True)[1]
     chosen: Labels = by_class[(starts[:, None] + np.arange(labels)).ravel()]
     return chosen
 
 
-def check_enough(known: Labels, labels: Sequence[int], where: str, names: Sequence[str] | None = None) -> None:
-    """Raises ConfigError naming the classes that have fewer samples than the most labels asked for."""
+def check_enough(train: Labels, labels: Sequence[int], where: str, names: Sequence[str] | None = None) -> None:
+    """Raise ConfigError naming the classes that have fewer samples than the largest number of labels."""
     most = max(labels)
-    classes, counts = np.unique(known, return_counts=True)
+    classes, counts = np.unique(train, return_counts=True)
     short = [
         f"{number} ({names[number]}) has {count}" if names else f"{number} has {count}"
         for number, count in zip(classes.tolist(), counts.tolist(), strict=True)
@@ -64,7 +64,7 @@ def check_enough(known: Labels, labels: Sequence[int], where: str, names: Sequen
         shown = ", ".join(short[:5]) + (f" and {len(short) - 5} more have too few" if len(short) > 5 else "")
         raise ConfigError(
             [
-                f"few_shot.labels={list(labels)}: {most} labels a class are drawn, but of the classes of {where} "
-                f"class {shown}; lower few_shot.labels, or add samples"
+                f"few_shot.labels={list(labels)}: up to {most} labels per class are drawn, but in {where} class "
+                f"{shown}; lower few_shot.labels, or add samples"
             ]
         )

@@ -1,8 +1,8 @@
 """Linear probe: MAE's head (BatchNorm without weights, then a linear map) trained on frozen features.
 
-Learns from batches of features wherever they come from: kept ones, shuffled, or augmented samples encoded anew.
+Independent of the source of features: cached ones that are shuffled, or augmented samples that are encoded on the fly.
 Source: facebookresearch/mae, `main_linprobe.py`.
-Shapes: B batch, n learning samples, m scored samples, D features, C classes.
+Shapes: B batch, n training samples, m test samples, D features, C classes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from amd.downstream.arrays import Array, Features
 from amd.training.checkpoints.state import stream_seed
 from amd.training.trainer.optimizer import cosine_lr, set_lr
 
-BATCH, LEAST_BATCH, LEAST_STEPS = 16_384, 32, 16
+BATCH, MIN_BATCH, MIN_STEPS = 16_384, 32, 16
 CHUNK = 8192
 
-# How samples are augmented, as fields of a DataConfig. MAE's crop differs in one thing: it tries one box, ours ten
-# before it takes the largest that fits.
+# Augmentations as fields of a DataConfig. Departure from MAE: its crop tries one box, ours tries ten before it takes
+# the largest that fits.
 AUGMENTS: dict[LinearAugment, dict[str, Any]] = {
     "none": {},
     "image": {"crop": "random_resized", "crop_scale": (0.08, 1.0), "flip": True, "rand_augment": None, "repeats": 1},
@@ -35,8 +35,8 @@ AUGMENTS: dict[LinearAugment, dict[str, Any]] = {
 class LinearHead(nn.Module):
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        # momentum=None: the mean over all steps, where MAE lets older steps fade. Frozen features have one
-        # distribution, and a short probe would keep a part of the initial 0 and 1.
+        # momentum=None averages over all steps, where MAE uses a moving average. Frozen features have a fixed
+        # distribution, and in a short probe a moving average retains part of the initial 0 and 1.
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6, momentum=None)
         self.linear = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.linear.weight, std=0.01)
@@ -49,13 +49,13 @@ class LinearHead(nn.Module):
 
 
 def batch_size(config: LinearConfig, samples: int) -> int:
-    """Samples a step. Without a wish: MAE's, or less where an epoch would have fewer than 16 steps."""
-    return min(samples, config.batch_size or max(LEAST_BATCH, min(BATCH, samples // LEAST_STEPS)))
+    """Samples per step: by default MAE's, or fewer if an epoch would have fewer than 16 steps."""
+    return min(samples, config.batch_size or max(MIN_BATCH, min(BATCH, samples // MIN_STEPS)))
 
 
-def shuffled(known: Features, batch: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every epoch in an order of its own; an incomplete last batch is dropped. Yields (B, D) and (B,)."""
-    values, labels = torch.from_numpy(known.values), torch.from_numpy(known.labels)
+def shuffled(train: Features, batch: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches (B, D) and labels (B,) in a new order every epoch; an incomplete last batch is dropped."""
+    values, labels = torch.from_numpy(train.values), torch.from_numpy(train.labels)
     for epoch in range(epochs):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(stream_seed(seed, "order", epoch)))
         for start in range(0, len(order) - batch + 1, batch):
@@ -74,7 +74,7 @@ def train_head(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> LinearHead:
-    """The head after config.epochs x steps_per_epoch batches; labels count from 0. The same for the same seed."""
+    """Train a head for config.epochs x steps_per_epoch batches; deterministic given the seed. Labels count from 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "head"))
         head = LinearHead(width, classes).to(device)
@@ -91,16 +91,16 @@ def train_head(
 
 
 @torch.inference_mode()
-def logits(head: LinearHead, asked: Array) -> Array:
-    """(m, D) -> (m, C)."""
+def logits(head: LinearHead, test: Array) -> Array:
+    """Logits of a trained head: (m, D) -> (m, C)."""
     device = head.linear.weight.device
-    parts = [head(some.to(device)).cpu() for some in torch.from_numpy(asked).split(CHUNK)]
-    found: Array = torch.cat(parts).numpy()
-    return found
+    parts = [head(chunk.to(device)).cpu() for chunk in torch.from_numpy(test).split(CHUNK)]
+    values: Array = torch.cat(parts).numpy()
+    return values
 
 
 def _lars(head: LinearHead, config: LinearConfig) -> torch.optim.Optimizer:
-    """As MAE's: the trust ratio for the matrix only; the bias takes plain steps."""
+    """LARS as in MAE: the trust ratio scales only the matrix, not the bias."""
     from timm.optim import Lars  # seconds to import
 
     weight, bias = head.linear.weight, head.linear.bias

@@ -1,6 +1,6 @@
-"""The frozen teacher: an encoder in eval mode, stopped after its last aligned block, never trained, never saved.
+"""The frozen teacher: an encoder in eval mode, run up to its last aligned block, never trained or checkpointed.
 
-Shapes: B batch, K tokens the teacher sees, E teacher width.
+Shapes: B batch, K teacher-visible tokens, E teacher width.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from amd.models.encoder import Encoder
 
 
 class FeatureTeacher(Protocol):
-    """What distillation needs of a teacher, whatever network stands behind it."""
+    """Interface of a teacher for distillation, independent of its network."""
 
     def __call__(self, tokens: Tensor, index: Tensor) -> list[Tensor]: ...
 
 
 class Teacher(nn.Module):
+    """Frozen encoder that returns intermediates of the aligned blocks."""
+
     def __init__(self, encoder: Encoder, blocks: tuple[int, ...]) -> None:
         super().__init__()
         self.encoder = encoder
@@ -28,19 +30,19 @@ class Teacher(nn.Module):
         self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Teacher:
-        """A teacher stays in eval mode."""
+        """Stay in eval mode whatever `mode` is."""
         return self
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, index: Tensor) -> list[Tensor]:
-        """Raw residual streams after the aligned blocks at tokens (B, K, P) that stand at `index`: (B, K, E) each."""
+        """Return the residual stream after each aligned block: (B, K, P) at `index` (B, K) -> (B, K, E) each."""
         features: list[Tensor] = self.encoder(tokens, index, intermediates=self.blocks, final=False).intermediates
         return features
 
-    def multiply_in(self, dtype: torch.dtype) -> Teacher:
-        """Store the weights of linear maps in the type that autocast multiplies them in anyway.
+    def cast_linear_layers(self, dtype: torch.dtype) -> Teacher:
+        """Store the weights of linear layers in the dtype that autocast computes in.
 
-        The same numbers, half the memory, and no cast of every weight in every step. Norms, tokens and the residual
+        Results are identical, with half the memory and no cast of weights per step. Norms, tokens and the residual
         stream stay in float32.
         """
         for module in self.modules():

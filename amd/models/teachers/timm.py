@@ -1,7 +1,8 @@
-"""Any plain timm ViT as an image teacher: `timm:NAME` gives its weights once its architecture is known to be ours.
+"""Load plain timm ViTs, named `timm:NAME`, as image teachers after checking that their architecture equals ours.
 
-Its learned positions and layer scale are no obstacle (`load` takes the one and `layouts` folds the other); what would
-change a feature in silence (another norm, activation, pixel normalisation, register tokens) is refused.
+Learned positions and layer scale are supported (`amd.exchange.load` adopts positions, `layouts` folds layer
+scale). Differences that would silently change features (norm epsilon, activation, pixel normalisation, register tokens)
+raise ConfigError.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ TIMM = "timm:"
 
 
 def load_timm_state(weights: str, clip: ClipConfig, *, pretrained: bool = True) -> dict[str, Tensor]:
-    """The state dict of `load_timm`."""
+    """Return the state dict of `load_timm`."""
     state: dict[str, Tensor] = load_timm(weights, clip, pretrained=pretrained).state_dict()
     return state
 
 
 def load_timm(weights: str, clip: ClipConfig, *, pretrained: bool = True, field: str = "teacher.weights") -> Any:
-    """The model `timm:NAME` with its pre-trained weights, positions resampled to the clip's size by timm.
+    """Return the model `timm:NAME` with pre-trained weights and positions resampled to the clip's size by timm.
 
-    Raises ConfigError when there is no such model, its weights cannot be had, or it is not a plain ViT for these clips.
+    `field`: config field that error messages name.
+    Raises ConfigError if the model is unknown, its weights cannot be downloaded, or it is not a plain ViT for the clip.
     """
     import timm
 
@@ -38,7 +40,7 @@ def load_timm(weights: str, clip: ClipConfig, *, pretrained: bool = True, field:
         raise ConfigError([f"{field}={weights}: timm has no such model; see timm.list_models('vit_*')"])
     try:
         model = timm.create_model(name, pretrained=False, img_size=clip.size, num_classes=0)
-    except Exception as error:  # model builders raise their own kinds
+    except Exception as error:  # model builders raise their own exceptions
         reason = str(error).split("\n")[0][:200]
         raise ConfigError(
             [f"{field}={weights}: cannot be built at {list(clip.size)} pixels ({reason}); is it a plain ViT?"]
@@ -47,27 +49,27 @@ def load_timm(weights: str, clip: ClipConfig, *, pretrained: bool = True, field:
     try:
         if pretrained:
             model = timm.create_model(name, pretrained=True, img_size=clip.size, num_classes=0)
-    except Exception as error:  # hub and network raise their own kinds
+    except Exception as error:  # hub and network raise their own exceptions
         reason = str(error).split("\n")[0][:200]
         raise ConfigError(
             [
-                f"{field}={weights}: its weights could not be had ({type(error).__name__}: {reason}); "
-                "without access to the hub, give the path of a downloaded file instead"
+                f"{field}={weights}: its weights could not be downloaded ({type(error).__name__}: {reason}); "
+                "without access to the hub, set the path of a downloaded file instead"
             ]
         ) from None
     return model
 
 
 def timm_clip(weights: str) -> ClipConfig:
-    """What `timm:NAME` was trained to see. Raises ConfigError when there is no such plain ViT."""
+    """Return the input that `timm:NAME` was trained on. Raises ConfigError if there is no such plain ViT."""
     import timm
 
     name = weights.removeprefix(TIMM)
     try:
         model = timm.create_model(name, pretrained=False, num_classes=0)
         (height, width), (patch, _) = model.patch_embed.img_size, model.patch_embed.patch_size
-    except Exception:  # names with odd characters, builders that raise their own kinds, other networks
-        raise ConfigError([f"weights {weights}: timm has no such plain ViT; see timm.list_models('vit_*')"]) from None
+    except Exception:  # names with odd characters, builders with their own exceptions, other networks
+        raise ConfigError([f"weights={weights}: timm has no such plain ViT; see timm.list_models('vit_*')"]) from None
     settings = model.pretrained_cfg
     normalisation = {field: tuple(settings[field]) for field in ("mean", "std") if settings.get(field)}
     return ClipConfig(frames=1, tubelet=1, size=(height, width), patch=patch, **normalisation)
@@ -80,7 +82,7 @@ def check_plain(model: Any, clip: ClipConfig, weights: str, field: str = "teache
         raise ConfigError([f"{field}={weights}: a {type(model).__name__}, not a plain VisionTransformer"])
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
     if any(norm.eps != LAYER_NORM_EPS for norm in norms):
-        problems.append(f"its norms have another epsilon than {LAYER_NORM_EPS}")
+        problems.append(f"its norms have an epsilon other than {LAYER_NORM_EPS}")
     activations = {repr(block.mlp.act) for block in model.blocks}
     if activations != {repr(nn.GELU())}:
         problems.append(f"its activation is {', '.join(sorted(activations))}, not GELU")
@@ -91,9 +93,9 @@ def check_plain(model: Any, clip: ClipConfig, weights: str, field: str = "teache
     if tuple(model.patch_embed.patch_size) != (clip.patch, clip.patch):
         problems.append(f"its patch is {model.patch_embed.patch_size[0]}, clip.patch={clip.patch}")
     settings = model.pretrained_cfg
-    for field in ("mean", "std"):
-        theirs = tuple(settings.get(field) or ())
-        if theirs and any(abs(a - b) > 1e-6 for a, b in zip(theirs, getattr(clip, field), strict=True)):
-            problems.append(f"it was trained with another pixel normalisation: set clip.{field}={list(theirs)}")
+    for statistic in ("mean", "std"):
+        theirs = tuple(settings.get(statistic) or ())
+        if theirs and any(abs(a - b) > 1e-6 for a, b in zip(theirs, getattr(clip, statistic), strict=True)):
+            problems.append(f"it was trained with another pixel normalisation: set clip.{statistic}={list(theirs)}")
     if problems:
         raise ConfigError([f"{field}={weights}: {problem}" for problem in problems])

@@ -1,1 +1,1 @@
-"""Checkpoints: what continues a run, and where it is stored."""
+"""Checkpoints: the state that resumes a run, and its store."""

@@ -1,8 +1,7 @@
-"""What continues a run: the student, the optimizer's moments, and where the run stands. Never the teacher.
+"""The state that resumes a run: network, optimizer moments, and a cursor. Never the teacher.
 
-Randomness needs no state of its own: every draw (order, crops, masks, dropped paths) is a function of the seed, the
-step and the place in the global batch, so seed and step are the state of all generators.
-No pickle: named tensors, and JSON.
+Random generators have no state to save: every draw (order, crops, masks, dropped paths) is a function of the seed, the
+step and the position in the global batch. No pickle: named tensors and JSON.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ def capture(
     cursor: dict[str, Any],
     extra: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Snapshot:
-    """Copy everything to the host; the run may go on at once. The only wait for the device is for these copies.
+    """Copy the state to the host. Waits for the device only for these copies, so the run can continue at once.
 
-    `extra`: more tensors by file and name.
+    `extra`: additional tensors by file and name.
     """
     model = {name: _to_host(value) for name, value in student.state_dict().items()}
     moments: dict[str, Tensor] = {}
@@ -40,7 +39,7 @@ def capture(
 
 
 def restore(student: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot) -> dict[str, Any]:
-    """Put a snapshot back; its cursor. Raises KeyError or RuntimeError where it is not of this model."""
+    """Load a snapshot and return its cursor. Raises KeyError or RuntimeError if it does not fit this model."""
     student.load_state_dict(snapshot.tensors["model"])
     moments: dict[str, dict[str, Tensor]] = {}
     for key, value in snapshot.tensors["optimizer"].items():
@@ -62,6 +61,6 @@ def _to_host(value: Tensor) -> Tensor:
 
 
 def stream_seed(*parts: int | str) -> int:
-    """A seed of its own for every combination of parts: `stream_seed(seed, "masks", step)`."""
+    """Derive an independent seed from parts: `stream_seed(seed, "masks", step)`."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1  # 63 bits: torch takes signed seeds

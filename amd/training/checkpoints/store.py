@@ -1,15 +1,14 @@
-"""A run's checkpoints on its storage root: written in the background, committed by a manifest, verified when read.
+"""Store a run's checkpoints: written in the background, committed by a manifest, verified when read.
 
     checkpoints/step-00000120/model.safetensors, optimizer.safetensors, state.json    in any order
     checkpoints/step-00000120/manifest.json                                           last: this is the commit
 
-A folder without a manifest is an orphan of a writer that died; it is never read, and swept. The manifest holds the size
-and sha256 of every file, so a damaged checkpoint is noticed and the one before it is taken.
+A folder without a manifest was left by a writer that died: it is never read, and is removed by `sweep`. The manifest
+holds the size and sha256 of every file, so a damaged checkpoint is detected and the previous one is used.
 
-Why a store of our own beside `ray.train.report(checkpoint=…)`: Ray keeps only what its controller saw committed, a rank
-that dies between upload and commit leaves folders that nothing removes, a run can only be continued through Ray, and a
-checkpoint carries no digests. Ray Train manages the workers here; what continues a run is the same folder with or
-without Ray. Knows nothing of models: named tensors and JSON in, the same out.
+Replaces `ray.train.report(checkpoint=…)`: Ray tracks only checkpoints that its controller saw committed, a rank that
+dies between upload and commit leaves folders that nothing removes, such runs can resume only through Ray, and its
+checkpoints have no digests. Independent of Ray and of models: named tensors and JSON in, the same out.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ from amd.storage import (
     join,
     listdir,
     local_path,
-    patiently,
     read_json,
     remove,
     remove_leftovers,
+    retry_on_outage,
     write_json,
 )
 from amd.training.failures import UploadError
@@ -53,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 class Snapshot(NamedTuple):
-    """What continues a run, on the host: tensors by file and name, and a JSON value."""
+    """The state of a run in host memory: tensors by file and name, and a JSON value."""
 
     tensors: dict[str, dict[str, Tensor]]  # {"model": {name: tensor}, "optimizer": {…}}
     state: dict[str, Any]
@@ -64,7 +63,7 @@ class DamagedCheckpoint(UploadError):
 
 
 class CheckpointStore:
-    """The checkpoints of one run. One writer at a time; readers may be many."""
+    """The checkpoints of one run. One writer at a time, any number of readers."""
 
     def __init__(self, folder: str, policy: CheckpointConfig) -> None:
         self.folder = folder
@@ -75,15 +74,15 @@ class CheckpointStore:
     # Reading
 
     def committed(self) -> list[int]:
-        """Steps of the committed checkpoints, ascending."""
+        """Return the steps of the committed checkpoints, ascending."""
         return sorted(step for step in self._folders() if MANIFEST in listdir(self.url(step)))
 
     def load_newest(self) -> tuple[int, Snapshot] | None:
-        """The newest checkpoint that is committed and whole. Damaged ones are told in the log and passed over."""
+        """Load the newest intact checkpoint. Damaged ones are logged and skipped."""
         return self._load_first(reversed(self.committed()), "going back to the checkpoint before it")
 
     def load_best(self) -> tuple[int, Snapshot] | None:
-        """The checkpoint with the best metric, the newest where it was never measured; damaged ones are passed over."""
+        """Load the intact checkpoint with the best metric, or the newest if it was never measured."""
         return self._load_first(self.ranked(self.committed()), "taking the next best checkpoint")
 
     def _load_first(self, steps: Iterable[int], otherwise: str) -> tuple[int, Snapshot] | None:
@@ -110,13 +109,13 @@ class CheckpointStore:
         return values
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Figures of a committed checkpoint that were measured later."""
+        """Add metrics to a committed checkpoint."""
         url = join(self.url(step), MANIFEST)
         manifest = read_json(url)
         write_json(url, {**manifest, "metrics": {**manifest.get("metrics", {}), **metrics}})
 
     def _fetch(self, step: int, scratch: Path) -> list[Path]:
-        """Local paths of a checkpoint's files, verified; remote ones are brought into `scratch`."""
+        """Return local paths of a checkpoint's verified files; remote files are downloaded to `scratch`."""
         url = self.url(step)
         fs, folder = filesystem(url)
         paths = []
@@ -128,7 +127,7 @@ class CheckpointStore:
             try:
                 if is_remote(url):
                     path = scratch / name
-                    patiently(url, partial(fs.get_file, f"{folder}/{name}", str(path)))
+                    retry_on_outage(url, partial(fs.get_file, f"{folder}/{name}", str(path)))
                 else:
                     path = local_path(url) / name
                 digest = _sha256(path)
@@ -142,7 +141,7 @@ class CheckpointStore:
     # Writing
 
     def save(self, step: int, snapshot: Snapshot, metrics: dict[str, float]) -> None:
-        """Write a checkpoint in the background. Waits for the one before it; raises what went wrong there."""
+        """Write a checkpoint in the background. Waits for the previous write, and raises its error."""
         self.wait()
         self._writer = threading.Thread(
             target=self._write_safely, args=(step, snapshot, metrics), name=f"checkpoint-{step}", daemon=True
@@ -150,7 +149,7 @@ class CheckpointStore:
         self._writer.start()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for the write in flight; whether it has ended. Raises UploadError if it failed."""
+        """Wait for the pending write; return whether it has ended. Raises UploadError if it failed."""
         if self._writer is not None:
             self._writer.join(timeout_s)
             if self._writer.is_alive():
@@ -165,48 +164,48 @@ class CheckpointStore:
         try:
             self._write(step, snapshot, metrics)
             self.prune()
-        except Exception as error:  # surfaces in wait(), on the training thread
+        except Exception as error:  # raised by wait(), on the training thread
             self._error = error
 
     def _write(self, step: int, snapshot: Snapshot, metrics: dict[str, float]) -> None:
         url = self.url(step)
-        remove(join(url, MANIFEST))  # what stands there, if anything, is damaged or of an attempt that died
+        remove(join(url, MANIFEST))  # an existing checkpoint here is damaged or incomplete
         fs, folder = filesystem(url)
         with tempfile.TemporaryDirectory(prefix="amd-checkpoint-") as scratch:
-            # Local files need no staging: without a manifest they do not count.
-            place = Path(scratch) if is_remote(url) else local_path(url)
-            place.mkdir(parents=True, exist_ok=True)
+            # Local files need no staging: without a manifest they are not a checkpoint.
+            target = Path(scratch) if is_remote(url) else local_path(url)
+            target.mkdir(parents=True, exist_ok=True)
             files: dict[str, dict[str, Any]] = {}
-            for path in _to_files(snapshot, place):
+            for path in _to_files(snapshot, target):
                 files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
                 if is_remote(url):
-                    patiently(url, partial(fs.put_file, str(path), f"{folder}/{path.name}"))
+                    retry_on_outage(url, partial(fs.put_file, str(path), f"{folder}/{path.name}"))
         manifest = {"step": step, "written": time.time(), "metrics": metrics, "files": files}
         write_json(join(url, MANIFEST), manifest)
 
-    # Keeping
+    # Retention
 
     def prune(self) -> None:
-        """Remove checkpoints that the policy does not keep: last k, best k by the metric, pinned steps."""
+        """Remove checkpoints that the policy does not keep: the last k, the best k by the metric, and pinned steps."""
         steps = self.committed()
         keep = {*steps[-self.policy.keep_last :], *self.policy.pin_steps}
         if self.policy.keep_best:
             keep |= set(self.ranked(steps)[: self.policy.keep_best])
         for step in steps:
             if step not in keep:
-                # Uncommit first: dying in between leaves an orphan for the sweep, not a checkpoint with holes.
+                # Manifest first: an interruption then leaves an uncommitted folder, not an incomplete checkpoint.
                 remove(join(self.url(step), MANIFEST))
                 remove(self.url(step))
 
     def ranked(self, steps: list[int]) -> list[int]:
-        """These committed steps, the best by the policy's metric first; those where it was not measured last."""
+        """Sort committed steps by the policy's metric, best first, unmeasured ones last."""
         metric, sign = self.policy.best_metric, -1 if self.policy.higher_is_better else 1
         scores = {step: self.metrics(step).get(metric) for step in steps}
         worst = float("inf")
         return sorted(steps, key=lambda step: (worst if (s := scores[step]) is None else sign * s, -step))
 
     def sweep(self) -> list[int]:
-        """Remove orphans, folders that were never committed; their steps. Only the run's one writer may call this."""
+        """Remove uncommitted folders and return their steps. Only the run's writer may call this."""
         self.wait()
         orphans = sorted(set(self._folders()) - set(self.committed()))
         for step in orphans:

@@ -1,1 +1,1 @@
-"""Ray Train: the cluster, the worker group, and the coordinator actor between workers and driver."""
+"""Ray Train: the cluster, its worker groups, and the coordinator between driver and workers."""

@@ -1,57 +1,61 @@
-"""The wire between workers and driver: an actor that hands out runs, where workers leave events and the driver its wish
-to stop.
+"""The coordinator actor: hands runs to workers, collects their events, and passes on the driver's stop request.
 
-Imports nothing, so that its process is there in a second.
+Imports nothing heavy, so that its process starts within a second.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-WAIT = "wait"  # no run yet: ask again
+WAIT = "wait"  # no run is available yet; poll again
 
 
-class Board:
+class CoordinatorActor:
+    """State shared by one driver and its workers. Runs as a Ray actor that reserves no CPU."""
+
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._task: dict[str, Any] | None = None
         self._number = self._finished = 0
         self._stop = self._closed = False
 
-    # The driver's side
+    # Called by the driver
 
-    def offer(self, task: dict[str, Any]) -> None:
-        """A run for all workers; one at a time."""
+    def submit(self, task: dict[str, Any]) -> None:
+        """Offer a run to all workers, one at a time. Clears an earlier stop request."""
         self._number += 1
         self._task, self._stop = {**task, "number": self._number}, False
 
-    def take(self) -> list[dict[str, Any]]:
-        """What was told since the last time."""
+    def drain_events(self) -> list[dict[str, Any]]:
+        """Return the events received since the last call."""
         events, self._events = self._events, []
         return events
 
     def stop(self) -> None:
+        """Request that the current run stops."""
         self._stop = True
 
     def close(self) -> None:
-        """No more runs: workers that ask for one end."""
+        """End workers that poll for another run."""
         self._closed = True
 
-    # The workers' side
+    # Called by the workers
 
-    def task_after(self, number: int) -> dict[str, Any] | str | None:
-        """The run to work on for a worker whose last one was `number`; WAIT, or None when there are no more.
+    def next_task(self, number: int) -> dict[str, Any] | str | None:
+        """Return the run that follows run `number`, WAIT while there is none, or None once the actor is closed.
 
-        A worker that Ray started anew asks with 0 and joins the run that is going on.
+        A worker that Ray has restarted passes 0 and joins the current run.
         """
         if self._task is not None and self._number > max(number, self._finished):
             return self._task
         return None if self._closed else WAIT
 
-    def tell(self, event: dict[str, Any]) -> None:
+    def emit(self, event: dict[str, Any]) -> None:
+        """Queue an event for the driver."""
         self._events.append(event)
 
     def finish(self, number: int, outcome: dict[str, Any]) -> None:
+        """Record the outcome of run `number`."""
         self._finished = number
         self._events.append({"kind": "outcome", **outcome})
 

@@ -1,1 +1,1 @@
-"""What a run reports: metrics, progress, bad samples, and probes of its checkpoints."""
+"""Reports of a run: metrics, progress, bad samples, and probes of its checkpoints."""

@@ -1,8 +1,7 @@
-"""Where a run's numbers go: immutable JSONL chunks on the storage root, TensorBoard files, MLflow.
+"""Write a run's metrics: immutable JSONL chunks on the storage root, TensorBoard event files, MLflow.
 
-A sink of our own, because Ray keeps only metrics tied to a checkpoint. A chunk is written once and never changed, so
-any object store will do and a reader may cache. A run that went back to an older checkpoint writes its steps again:
-`read_metrics` lets the later chunk win. Knows nothing of how the numbers came about.
+Ray keeps only metrics that are tied to a checkpoint, so runs write their own. Independent of how metrics are computed;
+`metrics_reader` reads the chunks.
 """
 
 from __future__ import annotations
@@ -20,27 +19,26 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from amd.config import ConfigError, TrackingConfig
-from amd.storage import filesystem, is_remote, join, listdir, local_path, read_bytes, write_bytes
-
-Line = dict[str, Any]  # {"step": …, "epoch": …, "time": …, "loss/total": …, …}
+from amd.storage import filesystem, is_remote, join, local_path, write_bytes
+from amd.training.reporting.metrics_reader import Line, chunk_names
 
 logger = logging.getLogger(__name__)
 
 
-class Sink(Protocol):
+class MetricsSink(Protocol):
     def write(self, line: Line) -> None: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
 
 
-class Chunks:
-    """Lines in `metrics/NNNNNN.jsonl`, a chunk every `seconds` and at the end."""
+class ChunkSink:
+    """Write lines to `metrics/NNNNNN.jsonl`, one chunk every `seconds` and at the end."""
 
     def __init__(self, run_folder: str, seconds: float = 30.0) -> None:
         self._folder = join(run_folder, "metrics")
         self._seconds = seconds
         self._lines: list[Line] = []
-        self._number = len(_chunk_names(run_folder))
+        self._number = len(chunk_names(run_folder))
         self._written = time.monotonic()
 
     def write(self, line: Line) -> None:
@@ -60,7 +58,7 @@ class Chunks:
         self.flush()
 
 
-class TensorBoard:
+class EventFileSink:
     """Event files in `tensorboard/`: in place where the storage is local, copied there every few minutes if not."""
 
     def __init__(self, run_folder: str, from_step: int, upload_seconds: float = 300.0) -> None:
@@ -93,11 +91,11 @@ class TensorBoard:
             shutil.rmtree(self._local, ignore_errors=True)
 
 
-class MLflow:
-    """A run in an MLflow server, found again by its tag when training continues.
+class MLflowSink:
+    """A run on an MLflow server, identified by its tag when training resumes.
 
-    Sends from a thread of its own, and keeps lines while the server is away: a tracker must never hold up a training,
-    let alone stop one.
+    Sends from its own thread and buffers lines while the server is unavailable: tracking must never delay
+    or stop a run.
     """
 
     RETRY_S = 30.0
@@ -110,7 +108,7 @@ class MLflow:
         self._tracking, self._run_id, self._parameters = tracking, run_id, parameters
         self._client: Any = None
         self._run = ""
-        self._told = False
+        self._warned = False
         self._lines: deque[Line] = deque(maxlen=100_000)
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -142,7 +140,7 @@ class MLflow:
                 self._wake.set()
 
     def _send(self) -> bool:
-        """Send what waits; whether the server took it."""
+        """Send buffered lines; return whether the server accepted them."""
         from mlflow.entities import Metric
 
         try:
@@ -157,9 +155,9 @@ class MLflow:
             if self._closing.is_set():
                 self._client.set_terminated(self._run)
         except Exception as error:  # any kind of network or server trouble
-            if not self._told:
+            if not self._warned:
                 logger.warning("MLflow does not answer (%s); the run goes on without it and tries again", error)
-                self._told = True
+                self._warned = True
             return False
         return True
 
@@ -179,10 +177,10 @@ class MLflow:
         return str(run.info.run_id)
 
 
-class Metrics:
-    """All sinks of a run, as one."""
+class MetricsWriter:
+    """Write to all sinks of a run."""
 
-    def __init__(self, sinks: list[Sink]) -> None:
+    def __init__(self, sinks: list[MetricsSink]) -> None:
         self._sinks = sinks
 
     def write(self, line: Line) -> None:
@@ -198,18 +196,18 @@ class Metrics:
             sink.close()
 
 
-def open_metrics(run_folder: str, run_id: str, tracking: TrackingConfig, config: Line, from_step: int) -> Metrics:
-    """The sinks that the config asks for; `config` becomes MLflow's parameters, flattened to dotted keys."""
-    sinks: list[Sink] = [Chunks(run_folder)]
+def open_metrics(run_folder: str, run_id: str, tracking: TrackingConfig, config: Line, from_step: int) -> MetricsWriter:
+    """Open the sinks that the config selects; `config` becomes MLflow's parameters, flattened to dotted keys."""
+    sinks: list[MetricsSink] = [ChunkSink(run_folder)]
     if tracking.tensorboard:
-        sinks.append(TensorBoard(run_folder, from_step))
+        sinks.append(EventFileSink(run_folder, from_step))
     if tracking.mlflow:
-        sinks.append(MLflow(tracking, run_id, dict(_flat(config))))
-    return Metrics(sinks)
+        sinks.append(MLflowSink(tracking, run_id, dict(_flat(config))))
+    return MetricsWriter(sinks)
 
 
 def check_mlflow(tracking: TrackingConfig) -> None:
-    """Raises ConfigError where MLflow is asked for and not installed."""
+    """Raise ConfigError if MLflow is configured but not installed."""
     if tracking.mlflow:
         try:
             import mlflow  # noqa: F401
@@ -217,20 +215,6 @@ def check_mlflow(tracking: TrackingConfig) -> None:
             raise ConfigError(
                 [f"tracking.mlflow={tracking.mlflow}: MLflow is not installed; pip install 'amd-service[mlflow]'"]
             ) from None
-
-
-def read_metrics(run_folder: str) -> list[Line]:
-    """All lines of a run by step, each step once: as it was written last."""
-    lines: dict[int, Line] = {}
-    for name in _chunk_names(run_folder):
-        for text in read_bytes(join(run_folder, "metrics", name)).decode().splitlines():
-            line = json.loads(text)
-            lines[line["step"]] = lines.get(line["step"], {}) | line
-    return [lines[step] for step in sorted(lines)]
-
-
-def _chunk_names(run_folder: str) -> list[str]:
-    return [name for name in listdir(join(run_folder, "metrics")) if name.endswith(".jsonl")]
 
 
 def _numbers(line: Line) -> Iterator[tuple[str, float]]:

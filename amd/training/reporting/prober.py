@@ -1,7 +1,7 @@
-"""Probes of a run on the way: a process of its own for each, beside the driver; the training waits for none of them.
+"""Probe a run's checkpoints during training, in subprocesses of the driver; training never waits for them.
 
-Listens for checkpoints as a watcher does and starts `python -m amd.downstream probe-checkpoint`, one at a time. What
-goes wrong there is told and never ends the run. Knows nothing of probes: training stands below them.
+Starts `python -m amd.downstream probe-checkpoint` for each due checkpoint, one at a time. Failures are logged and never
+end the run. Does not import the probes: they are a layer above training.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 
 
 class Prober:
-    """A watcher around another one."""
+    """A watcher that probes checkpoints and forwards all events to another watcher."""
 
-    def __init__(self, watching: Watcher, run_folder: str, probe: RunProbeConfig) -> None:
-        self._watching, self._folder, self._probe = watching, run_folder, probe
+    def __init__(self, watcher: Watcher, run_folder: str, probe: RunProbeConfig) -> None:
+        self._watcher, self._folder, self._probe = watcher, run_folder, probe
         self._steps_per_epoch = 0.0
         self._last = 0
         self._due: queue.Queue[int | None] = queue.Queue()
@@ -40,8 +40,8 @@ class Prober:
         self._thread = threading.Thread(target=self._work, name="prober", daemon=True)
         self._thread.start()
 
-    def see(self, event: Event) -> None:
-        self._watching.see(event)
+    def on_event(self, event: Event) -> None:
+        self._watcher.on_event(event)
         if event["kind"] == "start":
             self._steps_per_epoch, self._last = event["steps"] / event["epochs"], event["steps"]
         elif event["kind"] == "checkpoint" and is_probed(
@@ -49,16 +49,16 @@ class Prober:
         ):
             self._due.put(event["step"])
 
-    def say(self, text: str) -> None:
-        self._watching.say(text)
+    def log(self, text: str) -> None:
+        self._watcher.log(text)
 
     def close(self) -> None:
-        """Wait for the probes that are due."""
+        """Wait for the due probes."""
         self._due.put(None)
         self._thread.join()
 
     def abandon(self) -> None:
-        """The run was stopped: end the probe that runs, start no other."""
+        """Kill the current probe and skip the others, after a stop."""
         self._stopped.set()
         if self._process is not None:
             with suppress(ProcessLookupError):
@@ -81,7 +81,7 @@ class Prober:
                 if step in steps:
                     return True
                 if any(other > step for other in steps):  # it was removed before its turn came
-                    self.say(
+                    self.log(
                         f"WARNING step {step} was not probed: its checkpoint is gone; keep more (checkpoint.keep_last)"
                     )
                     return False
@@ -105,23 +105,23 @@ class Prober:
             stderr=subprocess.PIPE,
             text=True,
             stdin=subprocess.DEVNULL,
-            preexec_fn=_politely,
+            preexec_fn=_lower_priority,
         )
         printed, complaint = self._process.communicate()
         if self._process.returncode == 0:
             figures = json.loads(printed.strip().splitlines()[-1])
             shown = "  ".join(f"{name} {value:.2f}" for name, value in figures.items() if "/" in name)
-            self.say(f"probe of step {step}: {shown}")
+            self.log(f"probe of step {step}: {shown}")
         elif not self._stopped.is_set():
-            self.say(
+            self.log(
                 f"WARNING the probe of step {step} failed: {(complaint.strip().splitlines() or ['no reason'])[-1]}"
             )
 
 
 def is_probed(step: int, steps: int, steps_per_epoch: float, every_epochs: int) -> bool:
-    """Whether the encoder is probed after this step: at the end of every so many epochs, and of the run."""
+    """Return whether the encoder is probed after this step: every `every_epochs` epochs and at the end of the run."""
     return step == steps or (steps_per_epoch > 0 and step % max(1, round(steps_per_epoch * every_epochs)) == 0)
 
 
-def _politely() -> None:
-    os.nice(10)  # a probe on the training's own machine takes what is left
+def _lower_priority() -> None:
+    os.nice(10)  # a probe must not slow down training on the same machine

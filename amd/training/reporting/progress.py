@@ -1,6 +1,6 @@
-"""What a person sees of a run: a bar with the time left on a terminal, plain lines in a log, nothing when quiet.
+"""Show a run's progress: a bar on a terminal, plain lines in a log, and a JSON file named by AMD_PROGRESS_FILE.
 
-Takes the worker's events; knows nothing of where they come from. Programs read the file that AMD_PROGRESS_FILE names.
+Consumes the events of rank 0; independent of how they are transported.
 """
 
 from __future__ import annotations
@@ -21,59 +21,59 @@ PROGRESS_FILE = "AMD_PROGRESS_FILE"
 
 
 class Watcher(Protocol):
-    def see(self, event: Event) -> None: ...
-    def say(self, text: str) -> None: ...
+    def on_event(self, event: Event) -> None: ...
+    def log(self, text: str) -> None: ...
     def close(self) -> None: ...
 
 
-class Silence:
-    """Sees everything, says nothing."""
+class NullWatcher:
+    """Ignores all events."""
 
-    def see(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         pass
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         pass
 
     def close(self) -> None:
         pass
 
 
-class Lines:
+class LineWatcher:
     """Plain lines, at most one a second (and the last): for logs and pipes."""
 
     def __init__(self, out: TextIO, seconds: float = 1.0) -> None:
         self._out, self._seconds = out, seconds
-        self._pace = Pace()
+        self._pace = PaceEstimator()
         self._printed = float("-inf")
 
-    def see(self, event: Event) -> None:
-        self._pace.see(event)
+    def on_event(self, event: Event) -> None:
+        self._pace.on_event(event)
         if event["kind"] == "start":
-            self.say("\n".join(introduction(event)))
+            self.log("\n".join(describe_start(event)))
         elif event["kind"] == "warning":
-            self.say(f"WARNING {event['text']}")
+            self.log(f"WARNING {event['text']}")
         elif event["kind"] == "note":
-            self.say(event["text"])
+            self.log(event["text"])
         elif event["kind"] == "step":
             last = event["step"] == self._pace.steps
             if last or time.monotonic() - self._printed >= self._seconds:
                 self._printed = time.monotonic()
-                self.say(self._pace.line(event))
+                self.log(self._pace.line(event))
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         print(text, file=self._out, flush=True)
 
     def close(self) -> None:
         pass
 
 
-class Bar:
+class ProgressBarWatcher:
     """A live bar with time left, speed, and the share of time spent waiting for data."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._pace = Pace()
+        self._pace = PaceEstimator()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -84,10 +84,10 @@ class Bar:
         )
         self._task: TaskID | None = None
 
-    def see(self, event: Event) -> None:
-        self._pace.see(event)
+    def on_event(self, event: Event) -> None:
+        self._pace.on_event(event)
         if event["kind"] == "start":
-            self.say("\n".join(introduction(event)))
+            self.log("\n".join(describe_start(event)))
             if self._task is not None:
                 self._progress.remove_task(self._task)
             self._task = self._progress.add_task(
@@ -97,25 +97,25 @@ class Bar:
         elif event["kind"] == "warning":
             self._progress.console.print(event["text"], style="yellow", highlight=False)
         elif event["kind"] == "note":
-            self.say(event["text"])
+            self.log(event["text"])
         elif event["kind"] == "step" and self._task is not None:
             self._progress.update(self._task, completed=event["step"], note=_note(event["values"]))
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
         self._progress.stop()
 
 
-class Pace:
-    """Time left, from the steps seen since the start."""
+class PaceEstimator:
+    """Estimate the time left from the steps since the start."""
 
     def __init__(self) -> None:
         self.steps = 0
         self._first: tuple[float, int] | None = None
 
-    def see(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         if event["kind"] == "start":
             self.steps, self._first = event["steps"], None
         elif event["kind"] == "step" and self._first is None:
@@ -127,45 +127,45 @@ class Pace:
         return text if left is None else f"{text}  {duration(left)} left"
 
     def seconds_left(self, step: int) -> float | None:
-        """None where it is not known yet, and at the end."""
+        """Return the estimated seconds left; None before the second step and at the end."""
         if self._first is None or step <= self._first[1] or step >= self.steps:
             return None
         since, first = self._first
         return (time.monotonic() - since) / (step - first) * (self.steps - step)
 
 
-class Noted:
-    """Passes everything on, and keeps how far the run is in a file of its own, at most once a second."""
+class ProgressFileWatcher:
+    """Pass events on, and write progress to a file at most once a second."""
 
-    def __init__(self, watching: Watcher) -> None:
-        self._watching = watching
-        self._pace = Pace()
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._pace = PaceEstimator()
         self._run_id = ""
         self._written = float("-inf")
 
-    def see(self, event: Event) -> None:
-        self._watching.see(event)
-        self._pace.see(event)
+    def on_event(self, event: Event) -> None:
+        self._watcher.on_event(event)
+        self._pace.on_event(event)
         if event["kind"] == "start":
             self._run_id = event["run_id"]
             self._note(event["done"], None)
         elif event["kind"] == "step" and (event["step"] == self._pace.steps or time.monotonic() >= self._written + 1):
             self._note(event["step"], event["values"]["speed/samples_per_s"])
 
-    def say(self, text: str) -> None:
-        self._watching.say(text)
+    def log(self, text: str) -> None:
+        self._watcher.log(text)
 
     def close(self) -> None:
-        self._watching.close()
+        self._watcher.close()
 
     def _note(self, step: int, speed: float | None) -> None:
         self._written = time.monotonic()
         progress = {"run": self._run_id, "step": step, "steps": self._pace.steps, "samples_per_s": speed}
-        note_progress({**progress, "seconds_left": self._pace.seconds_left(step)})
+        write_progress({**progress, "seconds_left": self._pace.seconds_left(step)})
 
 
-def note_progress(progress: dict[str, Any]) -> None:
-    """For the program that started this one, where it asked: the file is replaced whole."""
+def write_progress(progress: dict[str, Any]) -> None:
+    """Replace the progress file, if AMD_PROGRESS_FILE names one."""
     file = os.environ.get(PROGRESS_FILE)
     if file:
         temporary = Path(f"{file}.new")
@@ -181,10 +181,10 @@ def _note(values: dict[str, float]) -> str:
     )
 
 
-def introduction(event: Event) -> list[str]:
-    """What is about to happen, before the first step."""
+def describe_start(event: Event) -> list[str]:
+    """Describe the run before its first step."""
     parameters = ", ".join(f"{name} {_millions(size)}" for name, size in event["parameters"].items())
-    seen = ", ".join(f"{name} {tokens}" for name, tokens in event.get("tokens_seen", {}).items())
+    seen = ", ".join(f"{name} {tokens}" for name, tokens in event.get("visible_tokens", {}).items())
     clips = f" of {event['clips']} clips" if event["clips"] != event["batch"] else ""
     workers = f"{event['workers']} worker{'s' if event['workers'] > 1 else ''}"
     parts = event["micro_batches"]
@@ -209,7 +209,7 @@ def introduction(event: Event) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """For people: 42 s, 7 min, 3 h 20 min, 2 d 4 h."""
+    """Format a duration: 42 s, 7 min, 3 h 20 min, 2 d 4 h."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
@@ -226,8 +226,10 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count / 1e3:.1f} k"
 
 
-def watcher(quiet: bool = False) -> Watcher:
+def choose_watcher(quiet: bool = False) -> Watcher:
     """A bar on a terminal, lines elsewhere; both on standard error, so that standard output stays for results."""
     console = Console(stderr=True)
-    shown: Watcher = Silence() if quiet else Bar(console) if console.is_terminal else Lines(sys.stderr)
-    return Noted(shown) if PROGRESS_FILE in os.environ else shown
+    shown: Watcher = (
+        NullWatcher() if quiet else ProgressBarWatcher(console) if console.is_terminal else LineWatcher(sys.stderr)
+    )
+    return ProgressFileWatcher(shown) if PROGRESS_FILE in os.environ else shown

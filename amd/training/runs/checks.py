@@ -1,4 +1,4 @@
-"""A config against the world, before anything is started: storage, data, device, teacher. One clear message each."""
+"""Check a config before anything starts: storage, data, device and teacher. Each problem is one clear message."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def check_storage(root: str) -> None:
 
 
 def check_machine(config: RunConfig, local: bool) -> None:
-    """What this process can tell: the device where it trains itself, and packages."""
+    """Check optional packages, and the device if this process trains."""
     check_mlflow(config.tracking)
     if local:
         choose_device(config.scaling.device)
 
 
 def check_data(config: RunConfig) -> DataFacts:
-    """Raises ConfigError when the data cannot be listed, is empty or too small, or the schedule does not fit it."""
+    """Count samples and steps. Raises ConfigError if the data is missing or too small, or the schedule does not fit."""
     manifest = open_manifest(config.data)
     return check_counts(config, len(manifest), manifest.digest())
 
@@ -61,6 +61,6 @@ def check_counts(config: RunConfig, samples: int, digest: str) -> DataFacts:
 
 
 def check_teacher(config: TrainConfig) -> None:
-    """Load the teacher once, here, where a mistake is told in a second. Raises ConfigError."""
+    """Load the teacher once, so that errors appear before the run starts. Raises ConfigError."""
     if config.teacher is not None:
         load_teacher(config)

@@ -1,4 +1,4 @@
-"""What tells one kind of run from another, for `launch`: its checks, its work, and what it publishes."""
+"""Kinds of runs, for `launch`: their checks, their work, and what they publish."""
 
 from __future__ import annotations
 
@@ -7,39 +7,40 @@ from typing import Any, NamedTuple, Protocol
 
 from amd.config import RunConfig, TrainConfig
 from amd.presets.pretraining import check_complete
-from amd.training.process_group import Team
+from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import RunResult, RunSpec
 from amd.training.runs.checks import DataFacts, check_data, check_teacher
 from amd.training.runs.publishing import publish
 from amd.training.runs.teachers import resolve_teacher
-from amd.training.trainer.loop import Edge, Outcome
+from amd.training.trainer.loop import LoopResult, RunHooks
 from amd.training.trainer.pretraining import work
 
-Work = Callable[[RunSpec, Team, Edge], Outcome]
-Trained = Callable[[TrainConfig, str], RunResult]  # pre-train this config under this run id
+Work = Callable[[RunSpec, ProcessGroup, RunHooks], LoopResult]
+TrainTeacher = Callable[[TrainConfig, str], RunResult]  # pre-train this config under this run id
 
 
-class Resolved(Protocol):
+class ResolvedRun(Protocol):
     @property
     def config(self) -> RunConfig: ...
 
 
-class Kind(NamedTuple):
-    """Functions of a module each, so that `work` travels to workers by its name."""
+class RunKind(NamedTuple):
+    """Functions of one kind of run. They are module-level, so that workers can import `work` by name."""
 
     name: str
-    """As run.json and run ids have it."""
+    """Name of the kind in run.json and in run ids."""
     check: Callable[[Any], DataFacts]
     """Config against data. Raises ConfigError."""
     check_weights: Callable[[Any], None]
-    """Load once what the config names, here, where a mistake is told in a second. Raises ConfigError."""
-    resolve: Callable[[Any, str, Trained], Any]
-    """(config, root, train) -> Resolved: make what must be made first. Raises ConfigError, RunError, Stopped."""
+    """Load the config's weights once, so that errors appear before the run starts. Raises ConfigError."""
+    resolve: Callable[[Any, str, TrainTeacher], Any]
+    """(config, root, train) -> ResolvedRun: train the teacher if needed. Raises ConfigError, RunError and
+    TeacherStopped."""
     work: Work
     publish: Callable[[Any, Any, str, str, DataFacts], str]
     """(config, resolved, root, run id, data) -> folder of the published encoder."""
-    probed_on_the_way: bool = False
-    """Whether a section `probe` of its config asks for probes beside the training."""
+    supports_probe: bool = False
+    """Whether the config section `probe` enables probes during training."""
 
 
 def _check(config: TrainConfig) -> DataFacts:
@@ -52,4 +53,4 @@ def _check_weights(config: TrainConfig) -> None:
         check_teacher(config)
 
 
-PRETRAINING = Kind("train", _check, _check_weights, resolve_teacher, work, publish, probed_on_the_way=True)
+PRETRAINING = RunKind("train", _check, _check_weights, resolve_teacher, work, publish, supports_probe=True)

@@ -16,14 +16,14 @@ from typing import Any
 
 from amd.config import ConfigError, RunConfig, TrainConfig, with_overrides
 from amd.storage import StorageUnreachable, join, remove, resolve_root, write_bytes, write_json
-from amd.training.failures import Budgets, RunError, Verdict, judge
+from amd.training.failures import Budgets, RunError, Verdict, classify_failure
 from amd.training.lease import Lease
-from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.prober import Prober
-from amd.training.reporting.progress import Event, Watcher, watcher
+from amd.training.reporting.progress import Event, Watcher, choose_watcher
 from amd.training.run_folder import RESULT, RunResult, RunSpec, new_run_id, open_run, run_folder, spec_of
 from amd.training.runs.checks import DataFacts, check_machine, check_storage
-from amd.training.runs.kinds import PRETRAINING, Kind, Resolved
+from amd.training.runs.kinds import PRETRAINING, ResolvedRun, RunKind
 from amd.training.runs.teachers import TeacherStopped
 from amd.training.stop_signals import StopSignals
 
@@ -39,7 +39,7 @@ def train(config: TrainConfig, **how: Any) -> RunResult:
 
 def launch(
     config: RunConfig,
-    kind: Kind,
+    kind: RunKind,
     *,
     local: bool = False,
     run_id: str | None = None,
@@ -48,7 +48,7 @@ def launch(
     parent: tuple[str, int] | None = None,
     wait: bool = False,
     stop: threading.Event | None = None,
-    watching: Watcher | None = None,
+    watcher: Watcher | None = None,
 ) -> RunResult:
     """Bring a run to its end and publish its encoder.
 
@@ -58,18 +58,18 @@ def launch(
     `until`: pause after that step with its checkpoint kept (state `paused`); the same call with another one goes on.
     `parent`: run and step of the checkpoint that a new run goes on from, below the same storage root.
     `wait`: if another process trains the run, wait for its end rather than refuse. `stop`: set by the caller, ends the
-    run as SIGTERM does. `watching`: who hears of it, in place of a bar or lines.
+    run as SIGTERM does. `watcher`: receives events, in place of a bar or lines.
     Raises ConfigError for what the user can mend; everything else is told by the result.
     """
     root = resolve_root(config.storage)
     run_id = run_id or config.name or new_run_id(kind.name)
     config = with_overrides(config, {"name": run_id})  # also refuses a name that is not one
-    watching = watching or watcher(quiet)
+    watcher = watcher or choose_watcher(quiet)
     try:
         with StopSignals(stop) as signals:
             check_storage(root)
             check_machine(config, local)
-            with closing(_Runner(root, local, signals, watching)) as runner:
+            with closing(_Runner(root, local, signals, watcher)) as runner:
                 try:
                     result = runner.train(config, kind, run_id, wait, until, parent)
                 except StorageUnreachable as error:
@@ -78,18 +78,18 @@ def launch(
                         state="failed", reason=reason, message=str(error), run_id=run_id, run_folder=folder
                     )
         if result.state not in ("succeeded", "paused"):
-            watching.say(f"{result.state} ({result.reason}): {result.message}")
+            watcher.log(f"{result.state} ({result.reason}): {result.message}")
         return result
     finally:
-        watching.close()
+        watcher.close()
 
 
 class _Runner:
     """Trains configs one after the other on the same cluster: a student's teacher, then the student."""
 
-    def __init__(self, root: str, local: bool, signals: StopSignals, watching: Watcher) -> None:
+    def __init__(self, root: str, local: bool, signals: StopSignals, watcher: Watcher) -> None:
         self.root, self.local, self.signals, self.stop = root, local, signals, signals.stop
-        self.watching = watching
+        self.watcher = watcher
         self._stack = ExitStack()
         self._on_cluster = False
 
@@ -99,7 +99,7 @@ class _Runner:
     def train(
         self,
         config: RunConfig,
-        kind: Kind,
+        kind: RunKind,
         run_id: str,
         wait: bool = False,
         until: int | None = None,
@@ -108,7 +108,7 @@ class _Runner:
         """One run. `wait`: if another process trains it, wait for its result rather than refuse."""
         began = time.monotonic()
         data = kind.check(config)
-        with self._alone(run_id, wait) as stopped:
+        with self._exclusive(run_id, wait) as stopped:
             if stopped:
                 return self._result(run_id, "cancelled", began, reason="cancelled_by_user", message="stopped")
             kind.check_weights(config)
@@ -116,7 +116,7 @@ class _Runner:
             grown_from = parent[0] if parent else None
             ended = open_run(self.root, run_id, config, kind=kind.name, data=facts, parent=grown_from)
             if ended is not None:
-                self.watching.say(f"{run_id} has already succeeded; its encoder is {ended.encoder_folder}")
+                self.watcher.log(f"{run_id} has already succeeded; its encoder is {ended.encoder_folder}")
                 return ended
             remove(join(run_folder(self.root, run_id), RESULT))
             result = self._run(config, kind, run_id, data, began, until, parent)
@@ -126,7 +126,7 @@ class _Runner:
     def _run(
         self,
         config: RunConfig,
-        kind: Kind,
+        kind: RunKind,
         run_id: str,
         data: DataFacts,
         began: float,
@@ -134,7 +134,7 @@ class _Runner:
         parent: tuple[str, int] | None,
     ) -> RunResult:
         try:
-            resolved: Resolved = kind.resolve(config, self.root, self._train_teacher)
+            resolved: ResolvedRun = kind.resolve(config, self.root, self._train_teacher)
             if resolved.config != config:
                 kind.check_weights(resolved.config)
             if not self.local:
@@ -156,25 +156,25 @@ class _Runner:
         return self._publish(config, kind, resolved, run_id, data, began)
 
     @contextmanager
-    def _probed(self, config: RunConfig, kind: Kind, spec: RunSpec) -> Iterator[None]:
+    def _probed(self, config: RunConfig, kind: RunKind, spec: RunSpec) -> Iterator[None]:
         """Whoever watches hears of probes too, where the config asks for them."""
-        probe = config.probe if isinstance(config, TrainConfig) and kind.probed_on_the_way else None
+        probe = config.probe if isinstance(config, TrainConfig) and kind.supports_probe else None
         if probe is None:
             yield
             return
-        watching = self.watching
-        self.watching = prober = Prober(watching, spec.folder, probe)
+        watcher = self.watcher
+        self.watcher = prober = Prober(watcher, spec.folder, probe)
         try:
             yield
         finally:
-            self.watching = watching
+            self.watcher = watcher
             (prober.abandon if self.stop.is_set() else prober.close)()
 
     def _train_teacher(self, config: TrainConfig, run_id: str) -> RunResult:
-        self.watching.say(f"the teacher comes first: {run_id}")
+        self.watcher.log(f"training the teacher first: {run_id}")
         return self.train(config, PRETRAINING, run_id, wait=True)
 
-    def _attempts(self, spec: RunSpec, config: RunConfig, kind: Kind) -> dict[str, Any] | Verdict | None:
+    def _attempts(self, spec: RunSpec, config: RunConfig, kind: RunKind) -> dict[str, Any] | Verdict | None:
         """Try until the run ends, is stopped, or a budget is spent: the outcome, None past the deadline, or why not."""
         budgets = Budgets(config.scaling.retries)
         attempt = self._local_attempt(kind) if self.local else self._ray_attempt(config, kind)
@@ -186,40 +186,40 @@ class _Runner:
             except ConfigError:
                 raise
             except Exception as error:
-                verdict = judge(_errors_in(error))
+                verdict = classify_failure(_errors_in(error))
                 self._keep_traceback(spec, error)
                 if self.stop.is_set() and verdict.budget != "user":
                     return None  # whoever stopped this process stopped the workers too
                 if not budgets.charge(verdict.budget):
                     return verdict
                 limit = getattr(config.scaling.retries, verdict.budget)
-                self.watching.say(
+                self.watcher.log(
                     f"{verdict.message.splitlines()[0]} ({verdict.budget} failure {budgets.spent[verdict.budget]} of "
                     f"{limit}); going on from the newest checkpoint"
                 )
 
-    def _local_attempt(self, kind: Kind) -> Attempt:
+    def _local_attempt(self, kind: RunKind) -> Attempt:
         from dataclasses import asdict
 
         import torch
 
         from amd.device import choose_device
-        from amd.training.process_group import Team
+        from amd.training.process_group import ProcessGroup
 
         def attempt(spec: RunSpec) -> dict[str, Any]:
             scaling = spec.scaling()
             if scaling.threads_per_worker:
                 torch.set_num_threads(scaling.threads_per_worker)
-            team = Team(device=choose_device(scaling.device))
-            return asdict(kind.work(spec, team, LocalEdge(self.stop, self.watching)))
+            group = ProcessGroup(device=choose_device(scaling.device))
+            return asdict(kind.work(spec, group, LocalRunHooks(self.stop, self.watcher)))
 
         return attempt
 
-    def _ray_attempt(self, config: RunConfig, kind: Kind) -> Attempt:
+    def _ray_attempt(self, config: RunConfig, kind: RunKind) -> Attempt:
         from amd.training.ray.ray_train import fit
 
         deadline_s = config.checkpoint.deadline_s
-        return lambda spec: fit(spec, kind.work, config.scaling, deadline_s, self.stop, self.watching)
+        return lambda spec: fit(spec, kind.work, config.scaling, deadline_s, self.stop, self.watcher)
 
     def _join_cluster(self, config: RunConfig) -> None:
         """Once, for the teacher and the student; left when `train` ends."""
@@ -228,23 +228,23 @@ class _Runner:
         try:
             from amd.training.ray.ray_train import cluster
 
-            self._stack.enter_context(cluster(config.scaling, self.watching.say))
+            self._stack.enter_context(cluster(config.scaling, self.watcher.log))
         except ImportError:
             raise ConfigError(["Ray is not installed; train in this process with --local"]) from None
         self._on_cluster = True
-        self.signals.listen()
+        self.signals.install()
 
     # Ends
 
     def _publish(
-        self, config: RunConfig, kind: Kind, resolved: Resolved, run_id: str, data: DataFacts, began: float
+        self, config: RunConfig, kind: RunKind, resolved: ResolvedRun, run_id: str, data: DataFacts, began: float
     ) -> RunResult:
         try:
             folder = kind.publish(config, resolved, self.root, run_id, data)
         except Exception as error:
             message = f"trained to the end, but the encoder could not be published: {error}"
             return self._result(run_id, "failed", began, reason="storage_unreachable", message=message)
-        self.watching.say(f"published {folder}")
+        self.watcher.log(f"published {folder}")
         return self._result(run_id, "succeeded", began, encoder_folder=folder, steps=data.steps)
 
     def _stopped(self, run_id: str, began: float, end: dict[str, Any] | None) -> RunResult:
@@ -279,7 +279,7 @@ class _Runner:
             logger.warning("the traceback could not be kept at %s: %s", url, trouble)
 
     @contextmanager
-    def _alone(self, run_id: str, wait: bool) -> Iterator[bool]:
+    def _exclusive(self, run_id: str, wait: bool) -> Iterator[bool]:
         """Hold the run's lease. Yields True if asked to stop while waiting for it."""
         lease = Lease(join(run_folder(self.root, run_id), "lease.json"))
         told = False
@@ -290,7 +290,7 @@ class _Runner:
                     [f"name={run_id}: {who} is training it now; wait for it, stop it, or take another name"]
                 )
             if not told:
-                self.watching.say(f"waiting for {run_id}, which {who} is training")
+                self.watcher.log(f"waiting for {run_id}, which {who} is training")
                 told = True
             if self.stop.wait(1.0):
                 yield True
@@ -299,11 +299,11 @@ class _Runner:
             yield False
 
 
-class LocalEdge:
+class LocalRunHooks:
     """What lies around the loop in one process."""
 
-    def __init__(self, stop: threading.Event, watching: Watcher) -> None:
-        self._stop, self._watching = stop, watching
+    def __init__(self, stop: threading.Event, watcher: Watcher) -> None:
+        self._stop, self._watcher = stop, watcher
 
     def stop_requested(self) -> bool:
         return self._stop.is_set()
@@ -311,8 +311,8 @@ class LocalEdge:
     def preempted(self) -> bool:
         return False
 
-    def tell(self, event: Event) -> None:
-        self._watching.see(event)
+    def emit(self, event: Event) -> None:
+        self._watcher.on_event(event)
 
 
 def _errors_in(error: BaseException) -> list[BaseException]:

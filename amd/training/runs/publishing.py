@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from amd.artifacts.weights import Card, Rebuilder, save_encoder
+from amd.artifacts.weights import Card, DecoderCard, save_encoder
 from amd.config import TrainConfig
 from amd.models.encoder import Encoder
 from amd.models.predictor import Decoder
@@ -62,10 +62,10 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _rebuilder(config: TrainConfig) -> Rebuilder | None:
+def _rebuilder(config: TrainConfig) -> DecoderCard | None:
     if not config.objective.weights.reconstruction:
         return None
-    return Rebuilder(
+    return DecoderCard(
         network=config.student.decoder,
         mask_strategy=config.mask.strategy,
         mask_ratio=config.mask.student_ratio,

@@ -13,7 +13,7 @@ from amd.training.failures import TeacherError
 from amd.training.run_folder import RunResult
 from amd.training.runs.checks import check_data
 
-Trained = Callable[[TrainConfig, str], RunResult]  # train this config under this run id
+TrainTeacher = Callable[[TrainConfig, str], RunResult]  # train this config under this run id
 
 
 class ResolvedTeacher(NamedTuple):
@@ -29,13 +29,15 @@ class TeacherStopped(Exception):
     """The teacher's own training was stopped; so is the run that waits for it."""
 
 
-def resolve_teacher(config: TrainConfig, root: str, train: Trained) -> ResolvedTeacher:
+def resolve_teacher(config: TrainConfig, root: str, train: TrainTeacher) -> ResolvedTeacher:
     """Train a teacher preset if that is not done yet. Raises ConfigError, TeacherError, TeacherStopped."""
     teacher = config.teacher
     if teacher is None:
         return ResolvedTeacher(config, None)
     if teacher.preset is None:
-        return ResolvedTeacher(config, teacher.weights_license or license_of(teacher.weights or "", root))
+        return ResolvedTeacher(
+            config, teacher.weights_license or license_of(teacher.weights or "", root, field="teacher.weights")
+        )
     recipe = teacher_recipe(config)
     run_id = teacher_id(teacher.preset, recipe)
     result = train(with_overrides(recipe, {"name": run_id}), run_id)

@@ -1,4 +1,4 @@
-"""The collapse guard: do the student's features still tell samples apart? A loss can fall while they do not.
+"""The collapse guard: check that the student's features still distinguish samples, even while the loss falls.
 
 Shapes: n samples, D width.
 """
@@ -15,19 +15,19 @@ from amd.losses import normalized_pixels
 from amd.models.encoder import Encoder
 from amd.tokens import TokenSets, patchify, take_tokens
 
-MIN_SPREAD = 1e-3  # features that differ by less than a thousandth of their size tell nothing apart
+MIN_SPREAD = 1e-3  # relative: features that differ by less than a thousandth of their size are collapsed
 
 
 class FeatureHealth(NamedTuple):
     rank: float
-    """Effective rank over the highest possible, 0 to 1: the exponential of the entropy of the singular values."""
+    """Effective rank as a fraction of the maximum: the exponential of the entropy of the singular values."""
     spread: float
-    """Standard deviation over samples relative to the features' size."""
+    """Standard deviation over samples, relative to the features' size."""
 
 
 @torch.no_grad()
 def student_features(encoder: Encoder, clips: Tensor, sets: TokenSets, config: TrainConfig) -> Tensor:
-    """Mean over the student-visible tokens of the last block, (n, D) float32."""
+    """Average the last block's features over the student-visible tokens: (n, D) float32."""
     pixels = take_tokens(patchify(clips, config.clip.tubelet, config.clip.patch), sets.student_visible)
     depth = config.student.encoder.depth
     visible = normalized_pixels(pixels, config.clip)
@@ -36,7 +36,7 @@ def student_features(encoder: Encoder, clips: Tensor, sets: TokenSets, config: T
 
 
 def feature_health(features: Tensor) -> FeatureHealth:
-    """(n, D) -> effective rank as a fraction of min(n - 1, D), and relative spread."""
+    """Compute the effective rank as a fraction of min(n - 1, D), and the relative spread, of (n, D) features."""
     centred = features - features.mean(dim=0)
     values = torch.linalg.svdvals(centred)
     total = values.sum()
@@ -51,11 +51,11 @@ def feature_health(features: Tensor) -> FeatureHealth:
 
 
 def warning(health: FeatureHealth, step: int, min_rank: float) -> str | None:
-    """What to tell the user, with a remedy; None while the features are well."""
+    """Return a warning with its remedy, or None while the features are healthy."""
     if health.rank >= min_rank and health.spread >= MIN_SPREAD:
         return None
     return (
-        f"step {step}: the student's features are collapsing (effective rank {health.rank:.3f} of the possible, least "
-        f"{min_rank}; spread {health.spread:.2g}, least {MIN_SPREAD}). Stop and lower optim.base_lr, lengthen the "
+        f"step {step}: the student's features are collapsing (effective rank {health.rank:.3f}, minimum "
+        f"{min_rank}; spread {health.spread:.2g}, minimum {MIN_SPREAD}). Stop and lower optim.base_lr, lengthen the "
         "warm-up, set optim.clip_norm, or raise objective.weights.reconstruction"
     )

@@ -1,5 +1,7 @@
-"""Pre-training's learner: student and teacher on one rank. Token sets are drawn for the whole global batch, and each
-rank takes its own rows."""
+"""The learner of pre-training: student and teacher on one rank.
+
+Token sets are sampled for the whole global batch, and each rank uses its own rows.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +19,24 @@ from amd.models.student import Student
 from amd.models.teachers.frozen import Teacher
 from amd.tokens import TokenSets
 from amd.training.checkpoints.state import stream_seed
-from amd.training.process_group import Team
+from amd.training.process_group import ProcessGroup
 from amd.training.trainer.learner import Learner, compile_blocks, count
 from amd.training.trainer.optimizer import build_optimizer
 
 
 class Distiller(Learner):
-    """Student, teacher and optimizer of one rank."""
+    """Student, frozen teacher and optimizer of one rank."""
 
     losses = tuple(f"loss/{name}" for name in LossTerms._fields)
 
-    def __init__(self, config: TrainConfig, team: Team, teacher: Teacher | None) -> None:
-        super().__init__(config, team)
+    def __init__(self, config: TrainConfig, group: ProcessGroup, teacher: Teacher | None) -> None:
+        super().__init__(config, group)
         self.config = config
         self.student = Student(config).to(self.device).train()
         self.network = self.model = self.student
         self.teacher = teacher.to(self.device) if teacher is not None else None
         if self.teacher is not None and self.precision == "bf16":
-            self.teacher.multiply_in(torch.bfloat16)
+            self.teacher.cast_linear_layers(torch.bfloat16)
         if config.scaling.compile:
             compile_blocks(self.student)
             if self.teacher is not None:
@@ -48,16 +50,16 @@ class Distiller(Learner):
         self._sets = self.token_sets(step)
 
     def loss(self, clips: Tensor, batch: Batch, row: int) -> Sequence[Tensor]:
-        assert self._sets is not None, "a step has begun"
+        assert self._sets is not None, "call begin() first"
         return distill(self.model, self.teacher, clips, self._sets.rows(row, row + len(clips)), self.config)
 
     def token_sets(self, step: int) -> TokenSets:
-        """Token sets of the whole global batch: a function of seed and step."""
+        """Sample the token sets of the whole global batch, a function of seed and step."""
         self._generator.manual_seed(stream_seed(self.config.seed, "masks", step))
         config = self.config
         return sample_token_sets(config.mask, config.clip.grid, config.clips_per_step, self._generator)
 
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters of the encoder, of all that is trained, and of the teacher."""
+        """Return the parameter counts of the encoder, the whole student, and the teacher."""
         counts = {"encoder": count(self.student.encoder), "student": count(self.student)}
         return counts | ({"teacher": count(self.teacher)} if self.teacher is not None else {})

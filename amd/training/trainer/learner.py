@@ -1,8 +1,8 @@
-"""A network and one optimiser step, on one rank. Nothing in a step waits for the device, reads a file or logs.
+"""One optimizer step of a network, on one rank. A step never waits for the device, reads a file or logs.
 
-The global batch may be cut into any number of ranks and micro-batches: every micro-batch weighs as much as it has
-samples, so the gradient is that of the whole batch. What the loss is, subclasses say: `distiller` for pre-training, and
-fine-tuning its own.
+The global batch may be split over any number of ranks and micro-batches: each micro-batch is weighted by its number of
+samples, so the gradient is that of the whole batch. Subclasses define the loss: `distiller` for pre-training, and the
+learners of fine-tuning.
 """
 
 from __future__ import annotations
@@ -20,56 +20,57 @@ from amd.data.loading.loader import Batch
 from amd.device import autocast, choose_precision
 from amd.models.layers import Block
 from amd.training.checkpoints.state import stream_seed
-from amd.training.process_group import Team
-from amd.training.trainer.meters import Health, Meter
+from amd.training.process_group import ProcessGroup
+from amd.training.trainer.meters import GradientHealth, StepMeter
 from amd.training.trainer.optimizer import clip_gradients, set_lr
 
 
 class Learner(ABC):
-    """What one rank trains. Subclasses set `network` and `optimizer` after this constructor, and give the loss."""
+    """Network, optimizer and loss of one rank. Subclasses set `network` and `optimizer` after this constructor."""
 
     network: nn.Module
-    model: nn.Module  # what is run forward: the network, or DDP around it once `join` was called
+    model: nn.Module  # called in the forward pass: the network, or DDP around it after `join`
     optimizer: torch.optim.Optimizer
     losses: tuple[str, ...] = ("loss/total",)
-    """Metric names of what `loss` returns; the first is what is minimised."""
+    """Metric names of the terms that `loss` returns; the first is minimized."""
 
-    def __init__(self, config: RunConfig, team: Team) -> None:
-        self.run, self.team, self.device = config, team, team.device
+    def __init__(self, config: RunConfig, group: ProcessGroup) -> None:
+        self.run, self.group, self.device = config, group, group.device
         self.precision = choose_precision(config.scaling.precision, self.device)
-        self.share = order.share(config.optim.batch_size, team.rank, team.world)
-        self.health, self.meter = Health(self.device), Meter(team, self.losses)
-        self.trail: list[tuple[int, Tensor, Tensor]] = []  # step, records, loss of each micro-batch since the last look
+        self.share = order.share(config.optim.batch_size, group.rank, group.world)
+        self.health, self.meter = GradientHealth(self.device), StepMeter(group, self.losses)
+        # Step, records and loss of each micro-batch since the last log line.
+        self.recent_losses: list[tuple[int, Tensor, Tensor]] = []
         torch.manual_seed(config.seed)  # the same weights on every rank
 
     @abstractmethod
     def loss(self, clips: Tensor, batch: Batch, row: int) -> Sequence[Tensor]:
-        """The terms of a micro-batch, scalars in the order of `losses`.
+        """Return the loss terms of a micro-batch, scalars in the order of `losses`.
 
-        `clips` is batch.clips on the device; the first of them is clip `row` of the global batch.
+        `clips` is batch.clips on the device; its first clip is clip `row` of the global batch.
         """
 
     def begin(self, step: int) -> None:
-        """Before the first micro-batch of a step. Every draw of a step is a function of seed, step and rank."""
-        torch.manual_seed(stream_seed(self.run.seed, "paths", step, self.team.rank))  # which paths drop_path drops
+        """Prepare a step, before its first micro-batch. Its randomness is a function of seed, step and rank."""
+        torch.manual_seed(stream_seed(self.run.seed, "paths", step, self.group.rank))  # stochastic depth
 
     def end(self) -> None:
-        """After the optimizer's step."""
+        """Run after the optimizer's step."""
 
     def extra_state(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors that a checkpoint keeps beside network and optimizer, by file."""
+        """Return the tensors that a checkpoint holds in addition to network and optimizer, by file."""
         return {}
 
     def load_extra_state(self, tensors: dict[str, dict[str, Tensor]]) -> None:
-        """Put them back."""
+        """Load the tensors of `extra_state`."""
 
     @abstractmethod
     def parameter_counts(self) -> dict[str, int]:
-        """Parameters of the parts, for people."""
+        """Return the parameter count of each part, for the log."""
 
     @property
     def micro_batches(self) -> int:
-        """How many of them this rank takes through the networks in a step."""
+        """Micro-batches of this rank per step."""
         return len(order.micro_batches(self.share, self._largest))
 
     @property
@@ -77,11 +78,11 @@ class Learner(ABC):
         return min(len(self.share), self.run.scaling.micro_batch or len(self.share))
 
     def join(self) -> None:
-        """Average gradients with the other ranks from here on."""
-        self.model = self.team.wrap(self.network)
+        """Average gradients over the ranks from now on."""
+        self.model = self.group.wrap(self.network)
 
     def learn(self, step: int, batches: Sequence[Batch], lr: float, waited_s: float = 0.0) -> None:
-        """One optimiser step. A step without finite gradients changes nothing, nor does any after it (`Health`)."""
+        """Take one optimizer step. From the first non-finite gradient on, steps change nothing (`GradientHealth`)."""
         norm = self.accumulate(step, batches)
         self.health.observe(step, norm)
         set_lr(self.optimizer, lr)
@@ -92,32 +93,32 @@ class Learner(ABC):
         self.meter.add_step(norm, waited_s)
 
     def accumulate(self, step: int, batches: Sequence[Batch]) -> Tensor:
-        """Leave the gradient of the global batch in the parameters, clipped; its norm before."""
+        """Compute and clip the gradient of the global batch; return its norm before clipping."""
         self.begin(step)
         row = self.share.start * self.run.data.repeats
         for number, batch in enumerate(batches, start=1):
             clips = batch.clips.to(self.device, non_blocking=True)
             part = len(clips) / self.run.clips_per_step
-            with self.team.quiet(self.model, number < len(batches)):
+            with self.group.quiet(self.model, number < len(batches)):
                 with autocast(self.precision, self.device):
                     terms = self.loss(clips, batch, row)
-                # DDP takes the mean over ranks; weighted so, it is the mean over the global batch, however it is cut.
-                (terms[0] * (part * self.team.world)).backward()
+                # DDP averages over ranks; with this weight the result is the mean over the global batch.
+                (terms[0] * (part * self.group.world)).backward()
             row += len(clips)
             self.meter.add_losses(terms, part)
-            self.trail.append((step, batch.records, terms[0].detach()))
+            self.recent_losses.append((step, batch.records, terms[0].detach()))
         return clip_gradients(self.network.parameters(), self.run.optim.clip_norm)
 
-    def accused(self, bad_step: int) -> list[int]:
-        """This rank's records in a step that gave no number: of micro-batches whose loss is not finite, or all."""
-        parts = [(records, bool(loss.isfinite())) for step, records, loss in self.trail if step == bad_step]
+    def suspect_records(self, bad_step: int) -> list[int]:
+        """Return this rank's records of a non-finite step: those with a non-finite loss, or all if there are none."""
+        parts = [(records, bool(loss.isfinite())) for step, records, loss in self.recent_losses if step == bad_step]
         suspects = [records for records, finite in parts if not finite] or [records for records, _ in parts]
         return sorted({int(number) for records in suspects for number in records.tolist()})
 
-    def rehearse(self) -> float:
-        """Seconds a step will take, data apart: two micro-batches of noise forward and backward, nothing kept.
+    def warm_up(self) -> float:
+        """Run two micro-batches of noise forward and backward; return the estimated seconds per step without data.
 
-        Compiles, allocates and runs out of memory here rather than in the first step. Before `join` only.
+        Compiles and allocates before the first step, and changes no state. Must be called before `join`.
         """
         clip = self.run.clip
         shape = (self._largest * self.run.data.repeats, 3, clip.frames, *clip.size)
@@ -139,7 +140,7 @@ class Learner(ABC):
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """torch.compile every transformer block in place; state keys stay as they are."""
+    """Compile every transformer block in place; state keys do not change."""
     for module in network.modules():
         if isinstance(module, Block):
             module.compile()

@@ -1,7 +1,7 @@
-"""The training loop of one rank, for every kind of run. The same code runs in one process and on a Ray Train worker.
+"""The training loop of one rank, for every kind of run, in one process or on a Ray Train worker.
 
-Knows the run's folder, its data and when things are due; nothing of what is trained (subclasses of `Training` do), nor
-of Ray, signals or terminals, which stand behind `Edge`.
+Schedules steps, logging, checkpoints and evaluation. Independent of what is trained, which subclasses of `Training`
+define, and of Ray, signals and terminals, which are behind `RunHooks`.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ from amd.storage import join
 from amd.training.checkpoints.state import capture, restore
 from amd.training.checkpoints.store import CheckpointStore
 from amd.training.failures import NonFinite
-from amd.training.process_group import Signals, Team
+from amd.training.process_group import ProcessGroup, Signals
 from amd.training.reporting.bad_samples import BadSamples
-from amd.training.reporting.metrics import Metrics, open_metrics
+from amd.training.reporting.metrics import MetricsWriter, open_metrics
 from amd.training.run_folder import RunSpec, run_folder
 from amd.training.trainer.learner import Learner
 from amd.training.trainer.meters import matmul_rate
 from amd.training.trainer.optimizer import cosine_lr
 
-LOOK_EVERY_S = 5.0  # how often ranks ask together whether one of them is about to be preempted
+PREEMPTION_POLL_S = 5.0  # between two joint checks for a pending preemption
 
 Event = dict[str, Any]  # {"kind": "start" | "step" | "checkpoint" | "warning", …}: plain data, it crosses processes
 
 
-class Edge(Protocol):
-    """What lies around the loop."""
+class RunHooks(Protocol):
+    """The loop's connection to its environment: stop requests, preemption and events."""
 
     def stop_requested(self) -> bool:
-        """Whether this process knows of a SIGTERM or cancel; cheap, asked at every step."""
+        """Return whether this process has received a SIGTERM or cancel. Called at every step, so it must be cheap."""
 
     def preempted(self) -> bool:
-        """Whether a node of the team is about to be taken. A barrier: all ranks ask at the same step."""
+        """Return whether a node of the group is about to be preempted. A barrier: call on all ranks."""
 
-    def tell(self, event: Event) -> None:
-        """For whoever watches; only rank 0 tells."""
+    def emit(self, event: Event) -> None:
+        """Report an event to the run's watcher. Called on rank 0 only."""
 
 
 class Interrupted(Exception):
-    """`evaluate` or `conclude` was asked to stop half way. Raised on all ranks; a run that goes on begins it again."""
+    """A stop request interrupted `evaluate` or `finalize`. Raised on all ranks; a resumed run repeats the call."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How far a run came."""
+class LoopResult:
+    """How far the loop got."""
 
     steps: int
     """Optimiser steps done."""
     finished: bool
-    """False: it was asked to stop."""
+    """Whether the run is complete; False after a stop or a pause."""
     saved: bool
     """Whether the last step's checkpoint is committed."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -69,75 +69,78 @@ class Outcome:
 class Training(ABC):
     """One rank's part of a run, from the newest checkpoint to the end or to a stop.
 
-    Subclasses set `learner` after this constructor, and say what a step costs, how the run is introduced, and what else
-    is looked at on the way.
+    Subclasses set `learner` after this constructor, define the FLOPs of a clip, and may add start facts, evaluation and
+    checks between steps.
     """
 
     learner: Learner
 
-    def __init__(self, spec: RunSpec, config: RunConfig, team: Team, edge: Edge) -> None:
-        self.spec, self.team, self.edge = spec, team, edge
+    def __init__(self, spec: RunSpec, config: RunConfig, group: ProcessGroup, hooks: RunHooks) -> None:
+        self.spec, self.group, self.hooks = spec, group, hooks
         self.run_config = config
         self.manifest = self.open_manifest()
         self.loader = self.open_loader()
         self.steps = config.schedule.total_steps(self.loader.steps_per_epoch)
-        self.last = min(self.steps, spec.until or self.steps)  # where this part of the run ends
+        self.last = min(self.steps, spec.until or self.steps)  # last step of this attempt
         self.warmup = config.schedule.total_warmup_steps(self.loader.steps_per_epoch)
         self.store = self.origin = CheckpointStore(join(spec.folder, "checkpoints"), config.checkpoint)
-        self.bad = BadSamples(spec.folder, team, config.data.max_bad_fraction, len(self.manifest))
-        self.metrics: Metrics | None = None  # on rank 0
+        self.bad = BadSamples(spec.folder, group, config.data.max_bad_fraction, len(self.manifest))
+        self.metrics: MetricsWriter | None = None  # on rank 0
         self.values: dict[str, float] = {}
-        self.saved_at = self.looked_at = time.monotonic()
-        self.alarmed = False
-        self.workers_before = team.world
+        self.saved_at = self.polled_at = time.monotonic()
+        self.preemption_reported = False
+        self.workers_before = group.world
 
-    # What subclasses give, beside `learner`
+    # Defined by subclasses, in addition to `learner`
 
     @abstractmethod
     def flops_per_clip(self) -> float:
-        """Of a whole step, forward and backward."""
+        """FLOPs per clip of a whole step, forward and backward."""
 
     def open_manifest(self) -> Records:
         return open_manifest(self.run_config.data)
 
     def open_loader(self, **more: Any) -> ClipLoader:
-        """`more`: as ClipLoader takes it."""
+        """Open the loader of the training data; `more` is passed to ClipLoader."""
         config = self.run_config
         return ClipLoader(
             config.data,
             config.clip,
             self.manifest,
             batch_size=config.optim.batch_size,
-            rank=self.team.rank,
-            world=self.team.world,
+            rank=self.group.rank,
+            world=self.group.world,
             micro_batch=config.scaling.micro_batch,
             seed=config.seed,
             **more,
         )
 
-    def introduction(self) -> dict[str, Any]:
-        """More facts for the event `start`."""
+    def start_facts(self) -> dict[str, Any]:
+        """Return additional fields of the `start` event."""
         return {}
 
-    def examine(self, done: int, batches: list[Batch]) -> None:
-        """Look at the network after a step; called on every rank."""
+    def after_step(self, done: int, batches: list[Batch]) -> None:
+        """Inspect the network after a step. Called on every rank."""
 
-    def wants_checkpoint(self, done: int) -> bool:
-        """Whether a checkpoint is due after this step for a reason of the run's kind."""
+    def is_checkpoint_due(self, done: int) -> bool:
+        """Return whether this kind of run needs a checkpoint after this step."""
         return False
 
     def evaluate(self, done: int) -> dict[str, float]:
-        """Figures `eval/…` due after this step, the same on all ranks; none on most steps. A checkpoint follows.
+        """Return the `eval/…` metrics due after this step, equal on all ranks; empty on most steps.
 
-        May raise Interrupted, as `conclude` may.
+        Metrics are followed by a checkpoint. May raise Interrupted.
         """
         return {}
 
-    def conclude(self, done: int) -> dict[str, float]:
-        """What a finished run still owes once its last checkpoint is committed; figures, the same on all ranks."""
+    def finalize(self, done: int) -> dict[str, float]:
+        """Complete a finished run after its last checkpoint is committed; return metrics, equal on all ranks.
+
+        May raise Interrupted.
+        """
         return {}
 
-    def run(self) -> Outcome:
+    def run(self) -> LoopResult:
         interrupted = False
         with self.loader:
             done = self._resume()
@@ -148,119 +151,119 @@ class Training(ABC):
                 for step, batches, waited_s in self._read(done):
                     self.learner.learn(step, batches, self._lr(step), waited_s)
                     done = step + 1
-                    orders = self.team.exchange(self._signals(batches))
-                    self._between_steps(done, batches, orders)
-                    if orders.stop:
+                    signals = self.group.exchange(self._signals(batches))
+                    self._between_steps(done, batches, signals)
+                    if signals.stop:
                         break
             except Interrupted:
                 interrupted = True
         return self._close(done, interrupted)
 
     def _catch_up(self, done: int) -> None:
-        """Evaluate the checkpoint that was loaded if its run was stopped before it could; never a parent's."""
+        """Evaluate the loaded checkpoint if a stop prevented it earlier; never a parent's checkpoint."""
         if not done or self.origin is not self.store:
             return
-        known = self.team.from_leader(lambda: self.store.metrics(done))
+        known = self.group.broadcast_from_main(lambda: self.store.metrics(done))
         if any(name.startswith("eval/") for name in known):
             return
         if figures := self.evaluate(done):
-            self.note(done, figures)
-            if self.team.leads:
+            self.write_metrics(done, figures)
+            if self.group.is_main:
                 self.store.add_metrics(done, figures)
 
     def _read(self, start: int) -> Iterator[tuple[int, list[Batch], float]]:
-        """Step (from 0), this rank's micro-batches, and the seconds waited for them."""
+        """Yield the step (from 0), this rank's micro-batches, and the seconds spent waiting for them."""
         steps = self.loader.steps(start, self.last)
         for step in range(start, self.last):
-            asked = time.perf_counter()
+            start_s = time.perf_counter()
             batches = next(steps)
-            yield step, batches, time.perf_counter() - asked
+            yield step, batches, time.perf_counter() - start_s
 
     def _lr(self, step: int) -> float:
         optim = self.run_config.optim
         return cosine_lr(step, peak=optim.lr, final=optim.final_lr, steps=self.steps, warmup=self.warmup)
 
-    # Between steps: each thing at the same step on all ranks
+    # Between steps: every action happens at the same step on all ranks
 
     def _signals(self, batches: list[Batch]) -> Signals:
         found = [bad for batch in batches for bad in batch.bad]
-        self.bad.meet(found)
+        self.bad.add(found)
         now, minutes = time.monotonic(), self.run_config.checkpoint.every_minutes
         return Signals(
-            stop=int(self.edge.stop_requested()),
-            save=int(self.team.leads and minutes is not None and now - self.saved_at >= 60 * minutes),
-            look=int(self.team.leads and now - self.looked_at >= LOOK_EVERY_S),
+            stop=int(self.hooks.stop_requested()),
+            save=int(self.group.is_main and minutes is not None and now - self.saved_at >= 60 * minutes),
+            poll_preemption=int(self.group.is_main and now - self.polled_at >= PREEMPTION_POLL_S),
             bad=len(found),
         )
 
-    def _between_steps(self, done: int, batches: list[Batch], orders: Signals) -> None:
-        if orders.bad:
+    def _between_steps(self, done: int, batches: list[Batch], signals: Signals) -> None:
+        if signals.bad:
             self.bad.share()
-        save = bool(orders.stop or orders.save) or self._save_is_due(done) or self.bad.too_many
-        if orders.look:
-            self.looked_at = time.monotonic()
-            if self.edge.preempted() and not self.alarmed:
-                self.alarmed = save = True
-                self.tell("warning", text=f"step {done}: a node is about to be taken away; saving a checkpoint")
+        save = bool(signals.stop or signals.save) or self._save_is_due(done) or self.bad.too_many
+        if signals.poll_preemption:
+            self.polled_at = time.monotonic()
+            if self.hooks.preempted() and not self.preemption_reported:
+                self.preemption_reported = save = True
+                self.emit("warning", text=f"step {done}: a node is about to be preempted; saving a checkpoint")
         if save or done % self.run_config.tracking.log_every_steps == 0:
             self._log(done)
-        self.examine(done, batches)
-        try:  # a stop does not wait for figures: whoever goes on makes them first
-            figures = {} if orders.stop and done < self.last else self.evaluate(done)
+        self.after_step(done, batches)
+        try:  # a stop does not wait for evaluation: the resumed run evaluates first
+            figures = {} if signals.stop and done < self.last else self.evaluate(done)
         except Interrupted:
             self._save(done, {})
             raise
         if figures:
-            self.note(done, figures)
+            self.write_metrics(done, figures)
         if save or figures:
             self._save(done, figures)
         if self.bad.too_many:
-            self._settle()
+            self._wait_for_checkpoint()
             raise self.bad.fault()
 
     def _save_is_due(self, done: int) -> bool:
         policy = self.run_config.checkpoint
         every = policy.every_steps is not None and done % policy.every_steps == 0
-        return every or done in policy.pin_steps or done == self.last or self.wants_checkpoint(done)
+        return every or done in policy.pin_steps or done == self.last or self.is_checkpoint_due(done)
 
     def _log(self, done: int) -> None:
-        """Write the means since the last line. Raises NonFinite, on all ranks alike, before anything bad is kept."""
+        """Log the means since the last line. Raises NonFinite on all ranks, before a bad state is saved."""
         bad_step = self.learner.health.first_bad_step()
         if bad_step is not None:
-            raise NonFinite(self._accusation(bad_step))
-        self.learner.trail.clear()
+            raise NonFinite(self._non_finite_message(bad_step))
+        self.learner.recent_losses.clear()
         values = self.learner.meter.read(self.run_config.clips_per_step)
         values["optim/lr"] = self._lr(done - 1)
         values["data/bad_samples"] = float(len(self.bad))
         values["speed/mfu"] = self.step_flops / values["time/step_s"] / self.machine_rate
         if not all(map(math.isfinite, values.values())):
-            raise NonFinite(f"step {done}: the gradient is finite, but not all that was measured is: {values}")
+            raise NonFinite(f"step {done}: the gradient is finite, but some metrics are not: {values}")
         self.values = values
-        self.note(done, values)
-        self.tell("step", step=done, values=values)
+        self.write_metrics(done, values)
+        self.emit("step", step=done, values=values)
 
-    def _accusation(self, bad_step: int) -> str:
-        """Which step first gave no number, and which samples were in it. All ranks put theirs together."""
-        mine = [self.manifest[number].name for number in self.learner.accused(bad_step)]
-        names = [name for rank in self.team.gather(mine) for name in rank]
+    def _non_finite_message(self, bad_step: int) -> str:
+        """Name the first step that was not finite, and its samples on all ranks."""
+        mine = [self.manifest[number].name for number in self.learner.suspect_records(bad_step)]
+        names = [name for rank in self.group.gather(mine) for name in rank]
         more = f"\n  and {len(names) - 20} more" if len(names) > 20 else ""
         return (
-            f"step {bad_step + 1}: the loss or its gradient is not finite; nothing was learned from that step on, and "
-            "the newest checkpoint is from before it. Lower optim.base_lr, lengthen the warm-up, set optim.clip_norm, "
-            "or take scaling.precision=fp32. Samples of that step:\n"
+            f"step {bad_step + 1}: the loss or its gradient is not finite; no update was applied from that step on, "
+            "and the newest checkpoint is from before it. Lower optim.base_lr, lengthen the warm-up, set "
+            "optim.clip_norm, or use scaling.precision=fp32. Samples of that step:\n"
             + "\n".join(f"  {name}" for name in names[:20])
             + more
         )
 
-    # The ends, and what lies between them
+    # Start and end
 
     def _resume(self) -> int:
-        """Load the newest checkpoint, if any, else the parent's; the steps done.
+        """Load the newest checkpoint, or else the parent's; return the steps done.
 
-        Removes what a writer that died has left.
+        Removes uncommitted folders of a writer that died.
         """
-        found = self.store.load_newest() if self.team.leads else None
-        done = self.team.from_leader(lambda: found[0] if found else 0)
+        found = self.store.load_newest() if self.group.is_main else None
+        done = self.group.broadcast_from_main(lambda: found[0] if found else 0)
         if not done and self.spec.parent is not None:
             run_id, done = self.spec.parent
             folder = join(run_folder(self.spec.root, run_id), "checkpoints")
@@ -270,7 +273,7 @@ class Training(ABC):
             cursor = restore(self.learner.network, self.learner.optimizer, snapshot)
             self.learner.load_extra_state(snapshot.tensors)
             self.workers_before = cursor["world"]
-        if self.team.leads:
+        if self.group.is_main:
             self.store.sweep()
             self.metrics = open_metrics(
                 self.spec.folder, self.spec.run_id, self.run_config.tracking, self.spec.config, done
@@ -278,13 +281,13 @@ class Training(ABC):
         return done
 
     def _introduce(self, done: int) -> None:
-        """Tell what is about to happen, and how long it will take."""
+        """Warm up, and emit the `start` event with the run's facts and estimated duration."""
         config, learner = self.run_config, self.learner
-        step_s = max(self.team.gather(learner.rehearse())) if done < self.last else 0.0
+        step_s = max(self.group.gather(learner.warm_up())) if done < self.last else 0.0
         dtype = torch.bfloat16 if learner.precision == "bf16" else torch.float32
-        self.machine_rate = sum(self.team.gather(matmul_rate(learner.device, dtype)))
+        self.machine_rate = sum(self.group.gather(matmul_rate(learner.device, dtype)))
         self.step_flops = self.flops_per_clip() * config.clips_per_step
-        self.tell(
+        self.emit(
             "start",
             run_id=self.spec.run_id,
             steps=self.steps,
@@ -294,9 +297,9 @@ class Training(ABC):
             batch=config.optim.batch_size,
             clips=config.clips_per_step,
             lr=config.optim.lr,
-            workers=self.team.world,
+            workers=self.group.world,
             workers_before=self.workers_before,
-            pids=self.team.gather(os.getpid()),
+            pids=self.group.gather(os.getpid()),
             micro_batches=learner.micro_batches,
             parameters=learner.parameter_counts(),
             clip_tokens=config.clip.grid.tokens,
@@ -304,67 +307,67 @@ class Training(ABC):
             device=learner.device.type,
             precision=learner.precision,
             seconds=step_s * max(0, self.last - done),
-            **self.introduction(),
+            **self.start_facts(),
         )
 
     def _save(self, done: int, figures: dict[str, float]) -> None:
         self.saved_at = time.monotonic()
         if self.metrics is None:
             return
-        self.metrics.flush()  # a checkpoint never runs ahead of the metrics before it
+        self.metrics.flush()  # metrics are stored before the checkpoint that follows them
         cursor = {
             "step": done,
             "samples": done * self.run_config.optim.batch_size,
             "epoch": done / self.loader.steps_per_epoch,
             "seed": self.run_config.seed,
-            "world": self.team.world,
+            "world": self.group.world,
             "config": self.run_config.digest(),
             "data": self.spec.data_digest,
         }
         snapshot = capture(self.learner.network, self.learner.optimizer, cursor, self.learner.extra_state())
         self.store.save(done, snapshot, self.values | figures)
-        self.tell("checkpoint", step=done)
+        self.emit("checkpoint", step=done)
 
-    def _settle(self) -> bool:
-        """Wait for the last checkpoint, no longer than a stop may take; whether it is committed. Same on all ranks."""
-        saved = self.team.from_leader(lambda: self.store.wait(self.run_config.checkpoint.deadline_s))
+    def _wait_for_checkpoint(self) -> bool:
+        """Wait for the last checkpoint, up to checkpoint.deadline_s; return whether it is committed."""
+        saved = self.group.broadcast_from_main(lambda: self.store.wait(self.run_config.checkpoint.deadline_s))
         if self.metrics is not None:
             self.metrics.close()
         return saved
 
-    def _close(self, done: int, interrupted: bool) -> Outcome:
+    def _close(self, done: int, interrupted: bool) -> LoopResult:
         finished = done >= self.steps and not interrupted
-        if self.team.collect().bad:  # the last step's signals are still on their way
+        if self.group.collect().bad:  # the last step's signals are still pending
             self.bad.share()
             if self.bad.too_many:
-                self._settle()
+                self._wait_for_checkpoint()
                 raise self.bad.fault()
         figures: dict[str, float] = {}
         if done >= self.last and not interrupted:
-            saved = self.team.from_leader(self.store.wait)
+            saved = self.group.broadcast_from_main(self.store.wait)
             try:
-                figures = self.conclude(done) if finished else {}
+                figures = self.finalize(done) if finished else {}
             except Interrupted:
                 finished = False
             if figures:
-                self.note(done, figures)
+                self.write_metrics(done, figures)
             if self.metrics is not None:
                 self.metrics.close()
         else:
-            saved = self._settle()
-        if self.team.leads and saved:
+            saved = self._wait_for_checkpoint()
+        if self.group.is_main and saved:
             self.store.sweep()
-        return Outcome(done, finished, saved, self.values | figures)
+        return LoopResult(done, finished, saved, self.values | figures)
 
-    # For subclasses too
+    # Also called by subclasses
 
-    def note(self, done: int, values: dict[str, float]) -> None:
-        """Into the run's metrics, by rank 0."""
+    def write_metrics(self, done: int, values: dict[str, float]) -> None:
+        """Write metrics of a step, on rank 0."""
         if self.metrics is not None:
             epoch = done / self.loader.steps_per_epoch
             self.metrics.write({"step": done, "epoch": epoch, "time": time.time()} | values)
 
-    def tell(self, kind: str, **facts: Any) -> None:
-        """To whoever watches, by rank 0."""
-        if self.team.leads:
-            self.edge.tell({"kind": kind, **facts})
+    def emit(self, kind: str, **facts: Any) -> None:
+        """Emit an event, on rank 0."""
+        if self.group.is_main:
+            self.hooks.emit({"kind": kind, **facts})

@@ -1,6 +1,6 @@
-"""What a run measures between two lines of its log: sums that stay on the device until then, and wall clocks.
+"""Measurements between two log lines: sums kept on the device, and wall-clock times.
 
-Knows nothing of where the numbers go.
+Independent of where metrics are written.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from amd.training.process_group import Team
+from amd.training.process_group import ProcessGroup
 
 
-class Health:
-    """Whether every step so far gave numbers, kept on the device: looking costs a wait, so it is done rarely.
+class GradientHealth:
+    """Whether all gradients so far were finite, tracked on the device; reading it synchronizes, so it is read rarely.
 
-    `found` feeds the fused optimizer's `found_inf`: from the first step without a number on, steps change nothing, so
+    `found` is the fused optimizer's `found_inf`: from the first non-finite step on, steps change nothing, so
     the weights stay those of the last good step.
     """
 
@@ -32,21 +32,21 @@ class Health:
         self.found = torch.maximum(self.found, bad.to(self.found.dtype))
 
     def first_bad_step(self) -> int | None:
-        """Waits for the device."""
+        """Return the first non-finite step, or None. Synchronizes with the device."""
         step = int(self.first_bad.item())
         return step if step >= 0 else None
 
 
-class Meter:
-    """Means over the steps since the last line of the log, the same on all ranks."""
+class StepMeter:
+    """Means over the steps since the last log line, equal on all ranks."""
 
-    def __init__(self, team: Team, names: Sequence[str]) -> None:
-        """`names`: of the loss terms, in their order."""
-        self._team, self._names = team, tuple(names)
+    def __init__(self, group: ProcessGroup, names: Sequence[str]) -> None:
+        """`names`: metric names of the loss terms, in order."""
+        self._group, self._names = group, tuple(names)
         self._reset()
 
     def add_losses(self, terms: Sequence[Tensor], share: float) -> None:
-        """`share`: this micro-batch's part of the global batch."""
+        """Add a micro-batch's loss terms; `share` is its fraction of the global batch."""
         self._losses += torch.stack([term.detach().float() for term in terms]) * share
 
     def add_step(self, norm: Tensor, data_s: float) -> None:
@@ -55,10 +55,10 @@ class Meter:
         self._data_s += data_s
 
     def read(self, clips_per_step: int) -> dict[str, float]:
-        """The means, and a fresh start. The one wait for the device, and the one all-reduce, of a logging interval."""
+        """Return the means and reset. The only device synchronization and all-reduce of a logging interval."""
         clocks = torch.tensor([self._data_s, time.perf_counter() - self._since], device=self._losses.device)
-        *losses, data_s, seconds = self._team.sum(torch.cat([self._losses, clocks])).tolist()
-        data_s, seconds = data_s / self._team.world, seconds / self._team.world
+        *losses, data_s, seconds = self._group.sum(torch.cat([self._losses, clocks])).tolist()
+        data_s, seconds = data_s / self._group.world, seconds / self._group.world
         norm = float(self._norm)
         steps = max(1, self._steps)
         values = {name: value / steps for name, value in zip(self._names, losses, strict=True)}
@@ -72,7 +72,7 @@ class Meter:
         return values
 
     def _reset(self) -> None:
-        device = self._team.device
+        device = self._group.device
         self._losses = torch.zeros(len(self._names), device=device)
         self._norm = torch.zeros((), device=device)
         self._steps, self._data_s = 0, 0.0
@@ -80,7 +80,7 @@ class Meter:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """The machine's own rate of large matrix multiplications, FLOP/s: what `speed/mfu` is a fraction of."""
+    """Measure the rate of large matrix multiplications, FLOP/s: the denominator of `speed/mfu`."""
     size = 8192 if device.type == "cuda" else 768
     a = torch.randn(size, size, device=device, dtype=dtype)
     b = torch.randn(size, size, device=device, dtype=dtype)

@@ -1,6 +1,6 @@
-"""AdamW with the official parameter groups, and the per-step schedule: pure functions of names, shapes and steps.
+"""AdamW with the official parameter groups, and the per-step learning rate: functions of names, shapes and steps.
 
-Knows nothing of losses, ranks or files.
+Independent of losses, ranks and files.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ UNDECAYED_LEAVES = ("mask_token", "class_token", "cls_token", "pos_embed", "posi
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: not to vectors, biases, tokens and positions.
+    """Return whether weight decay applies: not to vectors, biases, tokens and positions.
 
-    Source: the official `get_parameter_groups`. Its skip list knows `mask_token` by its full name only; the generators'
-    mask tokens, which it never trains, and MAE's class token are tokens too, so the last part of the name
-    decides here.
+    Source: the official `get_parameter_groups`. Departure: its skip list matches the full name `mask_token` only; here
+    the last part of the name decides, which covers the generators' mask tokens (never trained there) and MAE's class
+    token.
     """
     leaf = name.rpartition(".")[2]
     return not (parameter.ndim == 1 or name.endswith(".bias") or leaf in UNDECAYED_LEAVES)
 
 
 def layer_scale(name: str, depth: int, decay: float) -> float:
-    """What a classifier's parameter learns at, relative to its head: `decay` once for every block after it.
+    """Return a classifier parameter's learning rate relative to its head: `decay` to the number of layers above it.
 
-    The embedding and the class token count as block 0; the last norm and the head have scale 1. Source: the official
+    The embedding and the class token are layer 0; the last norm and the head have scale 1. Source: the official
     `LayerDecayValueAssigner` (BEiT's rule).
     """
     block = re.match(r"encoder\.blocks\.(\d+)\.", name)
@@ -46,7 +46,7 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
 def parameter_groups(
     model: nn.Module, weight_decay: float, scale: Callable[[str], float] = lambda name: 1.0
 ) -> list[dict[str, object]]:
-    """Trainable parameters by learning rate scale and decay, undecayed first, with the `names` of each in order."""
+    """Group trainable parameters by learning rate scale and weight decay, undecayed first, with their `names`."""
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -62,7 +62,7 @@ def parameter_groups(
 def build_optimizer(
     model: nn.Module, optim: OptimConfig, scale: Callable[[str], float] = lambda name: 1.0
 ) -> torch.optim.AdamW:
-    """Fused AdamW (one kernel per group, on CPU and GPU), the learning rate still to be set by `set_lr`."""
+    """Build a fused AdamW (one kernel per group, on CPU and GPU); `set_lr` sets the learning rate of each step."""
     return torch.optim.AdamW(
         parameter_groups(model, optim.weight_decay, scale),
         lr=optim.lr,
@@ -74,11 +74,11 @@ def build_optimizer(
 
 
 def cosine_lr(step: int, *, peak: float, final: float, steps: int, warmup: int, start: float = 0.0) -> float:
-    """The learning rate of a step: linear from `start` to `peak` over `warmup` steps, then half a cosine to `final`.
+    """Return the learning rate of a step: a linear warm-up from `start` to `peak`, then a half cosine to `final`.
 
-    As in the official `cosine_scheduler`, to the digit: the first step has the learning rate `start`, the last of the
+    Exactly as in the official `cosine_scheduler`: the first step has the learning rate `start`, the last step of the
     warm-up and the one after it have the peak. Departures: a warm-up given in steps alone works (the official function
-    fails its own assertion), and a step beyond the end stays at the final rate (the official index runs over).
+    fails its own assertion), and steps beyond the end keep the final rate (the official index is out of range).
     """
     if step < warmup:
         return start + (peak - start) * step / (warmup - 1) if warmup > 1 else start
@@ -87,15 +87,15 @@ def cosine_lr(step: int, *, peak: float, final: float, steps: int, warmup: int, 
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Layer decay gives groups a scale of their own."""
+    """Set the learning rate of every group, times its layer-decay scale."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
-    """Scale gradients to a global norm of at most `limit`; return the norm before, a scalar that stays on the device.
+    """Scale gradients to a global norm of at most `limit`; return the norm before, a scalar on the device.
 
-    After DDP's all-reduce every rank holds the same gradients, so the norm is the same on all of them.
+    After DDP's all-reduce every rank has the same gradients, so the norm is equal on all ranks.
     """
     with_gradients = [parameter for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in with_gradients if parameter.grad is not None])

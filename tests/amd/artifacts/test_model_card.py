@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import yaml
 
-from amd.artifacts.card import Card, Head, Score, is_non_commercial
+from amd.artifacts.card import Card, HeadCard, Score, is_non_commercial
 from amd.artifacts.model_card import model_card
 from amd.config import ClipConfig, EncoderConfig
 
@@ -52,9 +52,9 @@ def test_lineage_names_teacher_start_data_run_and_code() -> None:
             sha256="f00d",
         )
     )
-    for words in (
-        "t1 (width 1024, 24 blocks), which learned from videomae.pth",
-        "began with: timm:vit_base_patch16_224",
+    for parts in (
+        "t1 (width 1024, 24 blocks), distilled from videomae.pth",
+        "initial weights: timm:vit_base_patch16_224",
         "s3://k400",
         "abc123",
         "run-7",
@@ -62,12 +62,12 @@ def test_lineage_names_teacher_start_data_run_and_code() -> None:
         "amd-service 0.1.0, torch 2.15",
         "f00d",
     ):
-        assert words in text
+        assert parts in text
 
 
 def test_scores_are_a_table_that_a_name_cannot_break() -> None:
     score = Score(protocol="test", data="a|b\nc", samples=10, views="5x3", values={"eval/top1": 71.234})
-    text = model_card(card(scores=(score,), head=Head(classes=5)))
+    text = model_card(card(scores=(score,), head=HeadCard(classes=5)))
     (row,) = [line for line in text.splitlines() if "5x3" in line]
     assert row == "| fine-tuned, test set | a/b c | 10 | 5x3 | top1 71.23 |"
     assert "None measured yet" in model_card(card())
@@ -76,8 +76,8 @@ def test_scores_are_a_table_that_a_name_cannot_break() -> None:
 def test_input_says_what_the_pixels_must_be() -> None:
     image = ClipConfig(frames=1, tubelet=1, size=(32, 48), patch=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     text = model_card(card(clip=image, interpolation="bicubic"))
-    for words in ("mean [0.5, 0.5, 0.5], standard deviation [0.25, 0.25, 0.25]", "bicubic", "32x48", "(batch, 384)"):
-        assert words in text
+    for parts in ("mean [0.5, 0.5, 0.5], standard deviation [0.25, 0.25, 0.25]", "bicubic", "32x48", "(batch, 384)"):
+        assert parts in text
     assert "every fourth frame" not in text
     assert "16 frames of 224x224 pixels, every 4th frame" in model_card(card())
 

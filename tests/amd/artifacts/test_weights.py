@@ -7,8 +7,8 @@ import torch
 
 from amd.artifacts.weights import (
     Card,
-    Head,
-    Rebuilder,
+    DecoderCard,
+    HeadCard,
     encode,
     load_card,
     load_decoder,
@@ -41,7 +41,7 @@ def test_a_published_encoder_gives_the_same_vectors(tmp_path: Path, config) -> N
 def published_with_decoder(url: str) -> tuple[Student, Card]:
     config = tiny_video_config()
     student = Student(config)
-    rebuilder = Rebuilder(
+    rebuilder = DecoderCard(
         network=config.student.decoder, mask_strategy="tube", mask_ratio=0.75, pixels=config.objective.pixels
     )
     card = Card(id="e1", encoder=config.student.encoder, clip=config.clip, decoder=rebuilder)
@@ -82,7 +82,7 @@ def test_a_published_encoder_travels_through_s3(s3_root: str) -> None:
 
 
 def test_nothing_published_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no encoder is published there"):
+    with pytest.raises(ConfigError, match="not a published encoder"):
         load_encoder(str(tmp_path))
 
 
@@ -115,7 +115,7 @@ def test_the_card_is_published_as_a_page_too_and_follows_it(tmp_path: Path) -> N
 
 def test_the_pages_own_example_runs(tmp_path: Path) -> None:
     config = tiny_video_config()
-    for head in (None, Head(classes=5)):
+    for head in (None, HeadCard(classes=5)):
         folder = str(tmp_path / ("plain" if head is None else "head"))
         encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
         pooling = "mean" if head is None else "mean_then_norm"

@@ -22,11 +22,11 @@ VIDEO_ONLY = {"decord_ms", "speed_against_decord", "speed_against_official_repea
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     bench.write_videos(folder, gop=6, count=3, seconds=1, size=(48, 64))
-    (folder / "clip3.mp4").write_bytes(b"not a film")
+    (folder / "clip3.mp4").write_bytes(b"not a video")
     return folder
 
 
-def test_a_bench_of_films_measures_every_part_and_counts_bad_ones(videos: Path) -> None:
+def test_a_video_benchmark_measures_every_part_and_counts_bad_samples(videos: Path) -> None:
     result = bench.bench_data(DataConfig(train=str(videos), format="video_folder"), CLIP, samples=12, target=1e6)
     (one,) = result["sets"]
     assert json.loads(json.dumps(result)) == result
@@ -40,7 +40,7 @@ def test_a_bench_of_films_measures_every_part_and_counts_bad_ones(videos: Path) 
     assert "speed against bare decord" in console.export_text()
 
 
-def test_a_bench_of_images_has_no_decord_to_compare_with(tmp_path: Path) -> None:
+def test_an_image_benchmark_omits_the_comparison_with_decord(tmp_path: Path) -> None:
     for number in range(4):
         pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
@@ -49,7 +49,7 @@ def test_a_bench_of_images_has_no_decord_to_compare_with(tmp_path: Path) -> None
     assert {key for key, value in one.items() if value is None} == {*VIDEO_ONLY, "loader_workers"}
 
 
-def test_data_that_cannot_be_read_gives_counts_and_no_rates(tmp_path: Path) -> None:
+def test_unreadable_data_gives_counts_and_no_rates(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"")
     (one,) = bench.bench_data(DataConfig(train=str(tmp_path), format="video_folder"), CLIP, samples=2, target=10)[
         "sets"
@@ -58,7 +58,7 @@ def test_data_that_cannot_be_read_gives_counts_and_no_rates(tmp_path: Path) -> N
     assert one["clips_per_s"] is one["loader_workers"] is None
 
 
-def test_the_official_augmentation_it_is_compared_with_gives_the_same_clip() -> None:
+def test_the_official_augmentation_gives_the_same_clip_as_ours() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (4, 60, 80, 3), dtype=np.uint8)
     official = bench._official_clip(frames, CLIP, random.Random(1))
     ours = transforms.augment(torch.from_numpy(frames), DataConfig(train="x"), CLIP, random.Random(1))
@@ -67,6 +67,6 @@ def test_the_official_augmentation_it_is_compared_with_gives_the_same_clip() -> 
     assert (official - normalised).abs().max() < 1.01 / 255 / min(CLIP.std)
 
 
-def test_recommended_workers_leave_a_quarter_to_spare() -> None:
+def test_recommended_workers_include_a_quarter_of_headroom() -> None:
     assert bench.recommend_workers(100, 50) == 3
     assert bench.recommend_workers(1, 500) == 1

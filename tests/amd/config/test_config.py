@@ -44,38 +44,38 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("words", WRONG)
-def test_a_wrong_config_is_refused_with_field_rule_and_remedy(words: str) -> None:
-    overrides = parse_overrides([words] if "[{" in words else words.split(" "))
+@pytest.mark.parametrize("args", WRONG)
+def test_an_invalid_config_raises_with_field_rule_and_remedy(args: str) -> None:
+    overrides = parse_overrides([args] if "[{" in args else args.split(" "))
     with pytest.raises(ConfigError) as error:
         with_overrides(tiny_video_config(), overrides)
-    expected = WRONG[words]
+    expected = WRONG[args]
     for part in (expected,) if isinstance(expected, str) else expected:
         assert part in str(error.value)
     assert "Traceback" not in str(error.value)
     assert "pydantic" not in str(error.value).lower()
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     with pytest.raises(ConfigError) as error:
         with_overrides(tiny_video_config(), {"objective.layers.0.student": 9, "objective.layers.1.teacher": 7})
     assert len(error.value.problems) == 2
 
 
-def test_missing_sections_are_named() -> None:
+def test_missing_sections_are_reported() -> None:
     with pytest.raises(ConfigError) as error:
         validate(TrainConfig, {"data": {"train": "x"}})
     assert error.value.problems == ["schedule: required, but not given"]
 
 
-def test_a_config_survives_json() -> None:
+def test_a_config_round_trips_through_json() -> None:
     for config in (tiny_video_config(), tiny_image_config(), mae(tiny_image_config())):
         assert TrainConfig.model_validate_json(config.model_dump_json()) == config
 
 
-def test_overrides_read_numbers_as_people_write_them() -> None:
-    words = ["optim.base_lr=1e-3", "scaling.workers=[1,2]", "teacher=null", "name=run-7", "clip.size=[16,32]"]
-    assert parse_overrides(words) == {
+def test_overrides_parse_yaml_and_scientific_notation() -> None:
+    args = ["optim.base_lr=1e-3", "scaling.workers=[1,2]", "teacher=null", "name=run-7", "clip.size=[16,32]"]
+    assert parse_overrides(args) == {
         "optim.base_lr": 1e-3,
         "scaling.workers": [1, 2],
         "teacher": None,
@@ -84,12 +84,12 @@ def test_overrides_read_numbers_as_people_write_them() -> None:
     }
 
 
-def test_a_word_that_is_no_override_is_refused() -> None:
+def test_an_argument_without_a_value_raises() -> None:
     with pytest.raises(ConfigError, match="key=value"):
         parse_overrides(["mask.teacher_ratio"])
 
 
-def test_a_new_encoder_size_brings_its_own_numbers() -> None:
+def test_an_encoder_size_override_resets_its_dimensions() -> None:
     config = with_overrides(
         tiny_video_config(objective__layers=[{"student": 12, "teacher": 4}], student__encoder__size="S"), {}
     )
@@ -98,13 +98,13 @@ def test_a_new_encoder_size_brings_its_own_numbers() -> None:
     assert bigger.student.encoder.width == 768
 
 
-def test_choosing_steps_takes_epochs_back() -> None:
+def test_setting_steps_resets_epochs() -> None:
     config = with_overrides(tiny_video_config(), {"schedule.epochs": 3})
     assert config.schedule.steps is None
     assert with_overrides(config, {"schedule.steps": 5}).schedule.epochs is None
 
 
-def test_the_digest_follows_what_decides_the_result_only() -> None:
+def test_the_digest_covers_only_fields_that_determine_the_result() -> None:
     config = tiny_video_config()
     for kept in ({"name": "other"}, {"storage": "s3://x"}, {"tracking.log_every_steps": 3}, {"scaling.workers": 2}):
         assert with_overrides(config, kept).digest() == config.digest(), kept
@@ -119,11 +119,11 @@ def test_config_and_presets_import_neither_torch_nor_ray() -> None:
 
 
 @pytest.mark.parametrize("name", ["img_{:05}.jpg", "f{}.png", "{folder}_{:06}.png", "rgb/{:05d}.jpg", "{0:04}.jpg"])
-def test_a_frames_name_holds_its_number(name: str) -> None:
+def test_valid_frame_names_are_accepted(name: str) -> None:
     assert DataConfig(train="x", frame_name=name).frame_name == name
 
 
 @pytest.mark.parametrize("name", ["../{}.jpg", "/etc/{}", "a/../../{}", "{0.__class__}", "{:999999}", "{other}", "{"])
-def test_a_frames_name_stays_below_its_folder_and_formats_a_number_alone(name: str) -> None:
+def test_frame_names_outside_the_folder_or_with_other_fields_raise(name: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.frame_name|frame_name"):
         validate(DataConfig, {"train": "x", "frame_name": name})

@@ -1,4 +1,4 @@
-"""`amd prepare`: smaller files with short closed GOPs, in shards; the same bytes whoever stops it and how often."""
+"""`amd prepare`: small files with short closed GOPs in tar shards, byte-identical after any interruption."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Of what a reader would see: a writer that was killed may leave a hidden temporary file."""
+    """SHA-256 of the visible files: a killed writer may leave a hidden temporary file."""
     visible = [path for path in folder.iterdir() if path.name != REPORT and not path.name.startswith(".")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in visible}
 
 
-def test_videos_become_shards_that_train_fast(videos: Path, tmp_path: Path) -> None:
+def test_videos_become_shards_of_small_clips(videos: Path, tmp_path: Path) -> None:
     done: list[tuple[int, int]] = []
     report = prepare(
-        DataConfig(train=str(videos)), str(tmp_path), short_side=32, gop=8, progress=lambda *seen: done.append(seen)
+        DataConfig(train=str(videos)), str(tmp_path), short_side=32, gop=8, progress=lambda *counts: done.append(counts)
     )
     assert (report.samples, report.frames, done[-1]) == (6, 180, (8, 8))
     assert {bad["reason"] for bad in report.bad} == {"is empty (zero bytes)", "has no video stream"}
     assert read_json(f"{tmp_path}/{REPORT}") == report.model_dump()
-    assert "left out" in str(report)
+    assert "skipped" in str(report)
     manifest = open_manifest(DataConfig(train=str(tmp_path)))
     assert manifest.labels.tolist() == [0, 0, 0, 1, 1, 1]
     reader = SampleReader(DataConfig(train="x"))
@@ -61,11 +61,11 @@ def test_videos_become_shards_that_train_fast(videos: Path, tmp_path: Path) -> N
     assert clip.shape == (30, 32, 48, 3)
     whole = exact_frames(videos / "walk" / "1.mp4")
     small = np.stack([np.asarray(Image.fromarray(f).resize((48, 32), Image.Resampling.LANCZOS)) for f in whole])
-    brightness = clip.mean(-1) - small.mean(-1)  # colours are halved in resolution by 4:2:0
+    brightness = clip.mean(-1) - small.mean(-1)  # 4:2:0 halves the resolution of colours
     assert np.abs(brightness).mean() < 5
 
 
-def test_prepared_video_has_a_closed_entry_every_gop(videos: Path, tmp_path: Path) -> None:
+def test_prepared_video_has_a_closed_entry_point_every_gop(videos: Path, tmp_path: Path) -> None:
     import av
 
     prepare(DataConfig(train=str(videos)), str(tmp_path), short_side=32, gop=8, limit=1)
@@ -96,13 +96,13 @@ def test_images_become_upright_jpegs_with_the_short_side(tmp_path: Path) -> None
     reader.close()
 
 
-def test_a_second_start_keeps_what_is_there(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_keeps_complete_shards(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amd.data.prepare._samples_per_shard", lambda mib, mean: 3)
     data = DataConfig(train=str(videos))
     first = prepare(data, str(tmp_path), short_side=32)
     before = _digests(tmp_path)
     assert first.shards == 3
-    (tmp_path / f"000001.tar{INDEX_SUFFIX}").unlink()  # as if it had been stopped before this shard was committed
+    (tmp_path / f"000001.tar{INDEX_SUFFIX}").unlink()  # as if the run had stopped before this shard was committed
     (tmp_path / "000001.tar").write_bytes(b"half")
     (tmp_path / ".000001.tar.0123abcd").write_bytes(b"half")
     os.utime(tmp_path / ".000001.tar.0123abcd", (0, 0))
@@ -121,7 +121,7 @@ p.prepare(DataConfig(train=sys.argv[1]), sys.argv[2], short_side=32, workers=2)
 """
 
 
-def test_kill_9_and_a_restart_give_the_same_bytes(videos: Path, tmp_path: Path) -> None:
+def test_a_restart_after_sigkill_gives_the_same_bytes(videos: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [sys.executable, "-c", JOB, str(videos)]
     root = Path(__file__).parents[3]
@@ -135,19 +135,19 @@ def test_kill_9_and_a_restart_give_the_same_bytes(videos: Path, tmp_path: Path) 
     assert _digests(whole) == _digests(broken)
 
 
-def test_another_preparation_is_not_mixed_in(videos: Path, tmp_path: Path) -> None:
+def test_an_output_of_other_settings_is_rejected(videos: Path, tmp_path: Path) -> None:
     prepare(DataConfig(train=str(videos)), str(tmp_path), short_side=32, limit=1)
     with pytest.raises(ManifestError, match="short_side was 32, is 48"):
         prepare(DataConfig(train=str(videos)), str(tmp_path), short_side=48, limit=1)
 
 
-def test_frame_folders_are_refused(tmp_path: Path) -> None:
+def test_frame_folders_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("clip 12 0\n")
     with pytest.raises(ManifestError, match="not frame folders"):
         prepare(DataConfig(train=str(tmp_path / "l.txt")), str(tmp_path / "out"))
 
 
-def test_from_s3_to_s3(s3_root: str, videos: Path) -> None:
+def test_preparation_reads_from_and_writes_to_s3(s3_root: str, videos: Path) -> None:
     for file in (videos / "run").iterdir():
         write_bytes(f"{s3_root}/raw/run/{file.name}", file.read_bytes())
     report = prepare(DataConfig(train=f"{s3_root}/raw"), f"{s3_root}/out", short_side=32, workers=1)
@@ -158,17 +158,17 @@ def test_from_s3_to_s3(s3_root: str, videos: Path) -> None:
     reader.close()
 
 
-def test_a_failure_stops_the_other_workers_and_is_what_is_raised(
+def test_a_failure_stops_the_other_workers_and_is_raised(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("amd.data.prepare._samples_per_shard", lambda mib, mean: 1)
 
-    def full(url: str, content: bytes) -> None:
+    def fail_on_second_shard(url: str, content: bytes) -> None:
         if url.endswith("000001.tar"):
             raise OSError("No space left on device")
         write_bytes(url, content)
 
-    monkeypatch.setattr("amd.data.prepare.write_bytes", full)
+    monkeypatch.setattr("amd.data.prepare.write_bytes", fail_on_second_shard)
     with pytest.raises(OSError, match="No space left"):
         prepare(DataConfig(train=str(videos)), str(tmp_path), short_side=32, workers=2)
     assert not (tmp_path / f"000001.tar{INDEX_SUFFIX}").exists()

@@ -27,7 +27,7 @@ def tokens(clips: torch.Tensor, config: TrainConfig) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_each_view_shows_the_tokens_its_network_saw_and_hides_the_others(name: str) -> None:
+def test_each_view_shows_visible_tokens_and_hides_the_others(name: str) -> None:
     config = CONFIGS[name]
     clips, sets = inputs(config)
     shown = views(Student(config).eval(), clips, sets, config)
@@ -49,11 +49,11 @@ def test_each_view_shows_the_tokens_its_network_saw_and_hides_the_others(name: s
     assert torch.equal(cut[..., 1:-1, 1:-1, :], original[..., 1:-1, 1:-1, :])
 
 
-def test_answers_beyond_black_and_white_are_cut_off() -> None:
+def test_pixels_outside_the_range_are_clipped() -> None:
     assert as_bytes(torch.tensor([-0.5, 0.0, 0.5, 1.0, 7.0])).tolist() == [0, 0, 128, 255, 255]
 
 
-def test_a_page_has_a_row_for_each_view_and_wraps_samples() -> None:
+def test_a_page_has_one_row_per_view_and_wraps_samples() -> None:
     config = CONFIGS["video"]
     clips, sets = inputs(config, count=4)
     shown = views(Student(config).eval(), clips, sets, config)
@@ -69,7 +69,7 @@ def test_a_page_has_a_row_for_each_view_and_wraps_samples() -> None:
     np.testing.assert_array_equal(tile[::2, ::2], clips[0, :, 0].permute(1, 2, 0).numpy())
 
 
-def test_a_student_that_rebuilds_nothing_has_no_picture() -> None:
+def test_a_student_without_decoder_cannot_be_drawn() -> None:
     config = tiny_video_config(objective__weights__reconstruction=0.0)
     clips, sets = inputs(config)
     with pytest.raises(ValueError, match=r"objective\.weights\.reconstruction=0"):

@@ -21,7 +21,7 @@ SHORT = {"schedule.steps": 3, "schedule.warmup_steps": 1, "optim.batch_size": 8,
 
 
 @pytest.fixture(autouse=True)
-def _little_data(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_data(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMD_DEMO_DIR", str(tmp_path_factory.mktemp("demo")))
     for sizes in (demo.IMAGES, demo.CLIPS):
         for split in sizes:
@@ -39,7 +39,7 @@ def short_demo(storage: Path, output: io.StringIO, **options: Any) -> DemoReport
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_the_demo_goes_from_nothing_to_a_table_pictures_and_an_embedding(tmp_path: Path, kind: str) -> None:
+def test_the_demo_produces_a_table_pictures_and_an_embedding(tmp_path: Path, kind: str) -> None:
     output = io.StringIO()
     report = short_demo(tmp_path, output, image=kind == "image", video=kind == "video")
 
@@ -60,11 +60,11 @@ def test_the_demo_goes_from_nothing_to_a_table_pictures_and_an_embedding(tmp_pat
             assert page.width > 600
     assert report.embedded["width"] == 64
     assert str(report.embedded["file"]).endswith((".png", ".mp4"))
-    for words in ("raw pixels", "student (64 x 4), AMD", "Pictures", "One file embedded", "Next:", str(tmp_path)):
-        assert words in output.getvalue()
+    for expected in ("raw pixels", "student (64 x 4), AMD", "Pictures", "One file embedded", "Next:", str(tmp_path)):
+        assert expected in output.getvalue()
 
 
-def test_a_second_demo_finds_the_runs_of_the_first(tmp_path: Path) -> None:
+def test_a_second_demo_reuses_finished_runs(tmp_path: Path) -> None:
     first = short_demo(tmp_path, io.StringIO(), video=False)
     runs = listdir(str(tmp_path / "runs"))
     second = short_demo(tmp_path, io.StringIO(), video=False)
@@ -72,7 +72,7 @@ def test_a_second_demo_finds_the_runs_of_the_first(tmp_path: Path) -> None:
     assert second.sections == first.sections
 
 
-def test_seeds_have_teachers_of_their_own_and_full_adds_the_other_arms(tmp_path: Path) -> None:
+def test_each_seed_has_its_own_teacher_and_full_adds_the_control_arms(tmp_path: Path) -> None:
     report = short_demo(tmp_path, io.StringIO(), video=False, seeds=2, full=True)
     (section,) = report.sections
     keys = ["pixels", "random", "teacher", "mae", "mae-time", "symmetric", "direct", "amd"]
@@ -95,22 +95,22 @@ def test_students_are_fine_tuned_from_scratch_undistilled_and_from_amd(tmp_path:
     assert len(starts) == 3, "scratch, the undistilled student, the AMD student"
 
 
-def test_a_run_that_fails_ends_the_demo_with_its_reason(tmp_path: Path) -> None:
+def test_a_failed_run_ends_the_demo_with_its_reason(tmp_path: Path) -> None:
     failed = RunResult(state="failed", message="the disk is full", run_id="x", run_folder="y")
     with pytest.raises(DemoFailed, match="ended as failed: the disk is full"):
         short_demo(tmp_path, io.StringIO(), video=False, runner=lambda configs: [failed for _ in configs])
 
 
-def test_runs_that_do_not_need_each_other_are_handed_over_together(tmp_path: Path) -> None:
-    handed: list[list[str]] = []
+def test_independent_runs_are_passed_to_the_runner_together(tmp_path: Path) -> None:
+    batches: list[list[str]] = []
 
     def runner(configs: Sequence[TrainConfig | FinetuneConfig]) -> list[RunResult]:
-        handed.append([str(config.name) for config in configs])
+        batches.append([str(config.name) for config in configs])
         return in_process(configs)
 
     report = short_demo(tmp_path, io.StringIO(), runner=runner, full=True)
-    arms = [[name.split("-s0-")[0].removeprefix("demo-") for name in wave] for wave in handed]
+    arms = [[name.split("-s0-")[0].removeprefix("demo-") for name in batch] for batch in batches]
     assert arms[0] == ["image-amd", "video-amd", "image-mae", "video-mae"]
-    others = [arm.rstrip("-0123456789") for arm in arms[1]]
-    assert others == [f"{kind}-{arm}" for kind in ("image", "video") for arm in ("mae", "symmetric", "direct")]
+    control_arms = [arm.rstrip("-0123456789") for arm in arms[1]]
+    assert control_arms == [f"{kind}-{arm}" for kind in ("image", "video") for arm in ("mae", "symmetric", "direct")]
     assert [section.key for section in report.sections] == ["image", "video"]

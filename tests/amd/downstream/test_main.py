@@ -13,7 +13,7 @@ from tests.amd.downstream.probing.test_run import publish
 from tests.support.runs.configs import tiny_image_config
 
 
-def test_a_probe_ends_in_one_line_of_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_probe_prints_one_line_of_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     publish(tmp_path, tiny_image_config())
     write_images(tmp_path / "images", 12)
     data = {"train": str(tmp_path / "images"), "test": str(tmp_path / "images"), "loader_workers": 0}
@@ -24,14 +24,14 @@ def test_a_probe_ends_in_one_line_of_json(tmp_path: Path, capfd: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
-        ([], "'' is no command; one of "),
-        (["prob"], "'prob' is no command; one of "),
+        ([], "unknown command ''; use one of "),
+        (["prob"], "unknown command 'prob'; use one of "),
         (["probe", "data.train=x"], "encoder: required"),
         (["probe", "--config", "/nowhere"], "--config /nowhere: cannot be read"),
     ],
 )
-def test_a_mistake_is_bad_input(words: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 2
+def test_invalid_input_exits_with_2(args: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(args) == 2
     assert message in capfd.readouterr().err

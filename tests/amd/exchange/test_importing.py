@@ -1,3 +1,5 @@
+"""Imports of foreign weights as published encoders."""
+
 from __future__ import annotations
 
 import pickle
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, ViTConfig, ViTForImageClassification
 
-from amd.artifacts.weights import Card, Rebuilder, encode, load_classifier, load_decoder, load_encoder, save_encoder
+from amd.artifacts.weights import Card, DecoderCard, encode, load_classifier, load_decoder, load_encoder, save_encoder
 from amd.config import ConfigError, ImportConfig, validate
 from amd.exchange.export import export
 from amd.exchange.importing import Imported, import_encoder
@@ -20,12 +22,12 @@ from tests.support.runs.configs import tiny_video_config
 from tests.support.runs.peers import PEER, TIMM, close, perturbed
 
 
-def bring(folder: Path, weights: Any, id: str | None = "e1", **words: Any) -> Imported:
+def bring(folder: Path, weights: Any, id: str | None = "e1", **values: Any) -> Imported:
     named = {} if id is None else {"id": id}
-    return import_encoder(validate(ImportConfig, {"weights": str(weights), "storage": str(folder), **named, **words}))
+    return import_encoder(validate(ImportConfig, {"weights": str(weights), "storage": str(folder), **named, **values}))
 
 
-def test_an_official_video_file_tells_all_but_clip_and_heads(golden: Path, tmp_path: Path) -> None:
+def test_an_official_video_file_reveals_all_but_clip_and_heads(golden: Path, tmp_path: Path) -> None:
     imported = bring(tmp_path, golden / "student_state.safetensors", image_size=(16, 16), frames=4, heads=3)
     card = imported.card
     assert (card.encoder.width, card.encoder.depth, card.encoder.heads) == (48, 4, 3)
@@ -36,10 +38,10 @@ def test_an_official_video_file_tells_all_but_clip_and_heads(golden: Path, tmp_p
     assert torch.equal(encoder.norm.weight, load_file(golden / "student_state.safetensors")["encoder.norm.weight"])
 
 
-def test_a_decoder_comes_with_its_published_encoder(tmp_path: Path) -> None:
+def test_a_published_encoder_is_imported_with_its_decoder(tmp_path: Path) -> None:
     config = tiny_video_config()
     student = Student(config)
-    rebuilder = Rebuilder(network=config.student.decoder, mask_strategy="tube", mask_ratio=0.75, pixels="per_channel")
+    rebuilder = DecoderCard(network=config.student.decoder, mask_strategy="tube", mask_ratio=0.75, pixels="per_channel")
     card = Card(id="theirs", encoder=config.student.encoder, clip=config.clip, decoder=rebuilder)
     save_encoder(str(tmp_path / "theirs"), student.encoder, card, decoder=student.decoder)
     imported = bring(tmp_path / "root", tmp_path / "theirs", "ours")
@@ -47,22 +49,22 @@ def test_a_decoder_comes_with_its_published_encoder(tmp_path: Path) -> None:
     assert all(torch.equal(value, brought[name]) for name, value in student.decoder.state_dict().items())
 
 
-def test_what_is_guessed_is_said(golden: Path, tmp_path: Path) -> None:
+def test_guesses_are_reported(golden: Path, tmp_path: Path) -> None:
     notes = " ".join(bring(tmp_path, golden / "student_state.safetensors", heads=3).notes)
     assert "frames=16: guessed" in notes
     assert "image size 224: guessed" in notes
-    with pytest.raises(ConfigError, match="give --heads"):
+    with pytest.raises(ConfigError, match="pass --heads"):
         bring(tmp_path, golden / "student_state.safetensors", "e2")
 
 
-def test_a_mae_file_tells_its_size_and_positions(golden: Path, tmp_path: Path) -> None:
+def test_size_and_positions_are_inferred_from_a_mae_file(golden: Path, tmp_path: Path) -> None:
     card = bring(tmp_path, golden / "mae_state.safetensors", None, heads=3).card
     assert (card.clip.frames, card.clip.size, card.clip.patch) == (1, (16, 16), 4)
     assert (card.encoder.positions, card.encoder.class_token) == ("sincos_2d", True)
     assert card.id == "mae_state"
 
 
-def test_a_hugging_face_classifier_comes_with_head_labels_and_normalisation(tmp_path: Path) -> None:
+def test_a_hugging_face_classifier_is_imported_with_head_labels_and_normalisation(tmp_path: Path) -> None:
     names = {0: "run", 1: "jump", 2: "fall"}
     settings = VideoMAEConfig(**PEER, num_frames=4, tubelet_size=2, id2label=names)
     peer = perturbed(VideoMAEForVideoClassification(settings))
@@ -83,15 +85,15 @@ def test_a_hugging_face_classifier_comes_with_head_labels_and_normalisation(tmp_
         close(model.head(encode(model.encoder, card.clip, clips, card.pooling)), peer(clips.transpose(1, 2)).logits)
 
 
-def test_a_head_on_the_class_token_is_left_out_and_said(tmp_path: Path) -> None:
+def test_a_head_on_the_class_token_is_omitted_and_reported(tmp_path: Path) -> None:
     perturbed(ViTForImageClassification(ViTConfig(**PEER, num_labels=3))).save_pretrained(tmp_path / "peer")
     imported = bring(tmp_path, tmp_path / "peer")
     assert imported.card.head is None
     assert imported.card.encoder.positions == "learned"
-    assert "reads the class token" in imported.notes[-1]
+    assert "takes the class token" in imported.notes[-1]
 
 
-def test_timm_by_name_brings_size_and_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timm_name_sets_size_and_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=0))
     peer.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: peer)
@@ -105,7 +107,7 @@ def test_timm_by_name_brings_size_and_normalisation(tmp_path: Path, monkeypatch:
         close(encode(encoder, card.clip, images[:, :, None]), peer.forward_features(images)[:, 1:].mean(1))
 
 
-def test_another_size_resamples_a_learned_table(tmp_path: Path) -> None:
+def test_a_different_size_resamples_a_learned_table(tmp_path: Path) -> None:
     peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=0))
     save_file(peer.state_dict(), tmp_path / "vit.safetensors")
     card = bring(tmp_path, tmp_path / "vit.safetensors", heads=3, image_size=(24, 32)).card
@@ -116,7 +118,7 @@ def test_another_size_resamples_a_learned_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["official", "timm", "huggingface"])
-def test_what_leaves_comes_back(golden: Path, tmp_path: Path, format: Any) -> None:
+def test_an_export_can_be_imported_again(golden: Path, tmp_path: Path, format: Any) -> None:
     first = bring(tmp_path, golden / "mae_state.safetensors", heads=3, license="CC-BY-NC-4.0")
     output = tmp_path / ("out.pth" if format == "official" else "out")
     export(first.url, format, str(output))
@@ -131,7 +133,7 @@ def test_what_leaves_comes_back(golden: Path, tmp_path: Path, format: Any) -> No
     assert all(torch.equal(value, b.state_dict()[key]) for key, value in a.state_dict().items())
 
 
-def test_a_json_of_another_kind_beside_a_file_is_no_sidecar(golden: Path, tmp_path: Path) -> None:
+def test_an_unrelated_json_beside_a_file_is_ignored(golden: Path, tmp_path: Path) -> None:
     file = tmp_path / "mae.safetensors"
     file.write_bytes((golden / "mae_state.safetensors").read_bytes())
     for text in ("{}", '{"input": 3}', '{"input": {"shape": [1]}, "output": {"labels": null}}'):
@@ -139,13 +141,13 @@ def test_a_json_of_another_kind_beside_a_file_is_no_sidecar(golden: Path, tmp_pa
         assert license_of(str(file), None) is None
 
 
-def test_our_own_encoder_moves_with_its_card(golden: Path, tmp_path: Path) -> None:
+def test_our_own_encoder_keeps_its_card(golden: Path, tmp_path: Path) -> None:
     first = bring(tmp_path, golden / "mae_state.safetensors", heads=3, license="CC-BY-NC-4.0")
     second = bring(tmp_path / "other", first.url, "e2")
     assert second.card == first.card.model_copy(update={"id": "e2"})
 
 
-class Bomb:
+class TouchOnUnpickle:
     def __init__(self, marker: Path) -> None:
         self.marker = marker
 
@@ -153,37 +155,37 @@ class Bomb:
         return Path.touch, (self.marker,)
 
 
-def test_hostile_truncated_and_wrong_files_are_refused_and_leave_nothing(golden: Path, tmp_path: Path) -> None:
-    bomb = Bomb(tmp_path / "went-off")
+def test_malicious_truncated_and_wrong_files_are_refused_and_leave_nothing(golden: Path, tmp_path: Path) -> None:
+    bomb = TouchOnUnpickle(tmp_path / "went-off")
     (tmp_path / "hostile.pth").write_bytes(pickle.dumps({"model": {"patch_embed.proj.weight": bomb}}, protocol=2))
     torch.save({"model": {"patch_embed.proj.weight": torch.zeros(4, 3, 2, 2)}, "extra": bomb}, tmp_path / "zip.pth")
     whole = (golden / "mae_state.safetensors").read_bytes()
     (tmp_path / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
     save_file({"conv1.weight": torch.zeros(2)}, tmp_path / "resnet.safetensors")
     save_file({"patch_embed.proj.weight": torch.zeros(64, 3, 2, 2)}, tmp_path / "bare.safetensors")
-    for name, words in (
-        ("hostile.pth", "refused, the file wants"),
-        ("zip.pth", "refused, the file wants"),
+    for name, expected in (
+        ("hostile.pth", "refused: loading would run"),
+        ("zip.pth", "refused: loading would run"),
         ("truncated.safetensors", "a broken safetensors file"),
         ("resnet.safetensors", "keys of no known layout"),
         ("bare.safetensors", "no encoder is in it"),
     ):
-        with pytest.raises(ConfigError, match=words) as caught:
+        with pytest.raises(ConfigError, match=expected) as caught:
             bring(tmp_path, tmp_path / name)
         assert len(caught.value.problems) == 1
     assert not bomb.marker.exists()
     assert not (tmp_path / "encoders").exists()
 
 
-def test_a_taken_or_impossible_id_is_refused(golden: Path, tmp_path: Path) -> None:
+def test_a_taken_or_invalid_id_is_refused(golden: Path, tmp_path: Path) -> None:
     bring(tmp_path, golden / "mae_state.safetensors", heads=3)
-    with pytest.raises(ConfigError, match="another encoder is published under this name"):
+    with pytest.raises(ConfigError, match="another encoder is already published"):
         bring(tmp_path, golden / "mae_state.safetensors", heads=6)
     with pytest.raises(ConfigError, match="letters, digits"):
         bring(tmp_path, golden / "mae_state.safetensors", "../e3", heads=3)
 
 
-def test_the_same_import_again_finds_what_the_first_has_published(tmp_path: Path) -> None:
+def test_repeating_an_import_returns_the_published_encoder(tmp_path: Path) -> None:
     peer = perturbed(ViTForImageClassification(ViTConfig(**PEER)))
     peer.save_pretrained(tmp_path / "peer")
     first = bring(tmp_path, tmp_path / "peer", license="MIT")
@@ -198,6 +200,6 @@ def test_the_same_import_again_finds_what_the_first_has_published(tmp_path: Path
         bring(tmp_path, tmp_path / "peer", license="MIT")
 
 
-def test_a_wrong_size_names_what_differs(golden: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="weights of another architecture"):
+def test_a_wrong_size_is_reported_with_the_differences(golden: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="weights of a different architecture"):
         bring(tmp_path, golden / "mae_state.safetensors", size="S")

@@ -1,3 +1,5 @@
+"""Strict loading of weights into teachers, encoders and students; covers load.py and source.py."""
+
 from __future__ import annotations
 
 import argparse
@@ -31,10 +33,10 @@ def official(folder: Path, state: dict[str, torch.Tensor]) -> str:
     return str(path)
 
 
-def refused(encoder: Encoder, url: str, *, taps_only: bool = False) -> str:
+def refused(encoder: Encoder, url: str, *, intermediates_only: bool = False) -> str:
     before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
     with pytest.raises(ConfigError) as caught:
-        load_encoder_weights(encoder, url, taps_only=taps_only)
+        load_encoder_weights(encoder, url, intermediates_only=intermediates_only)
     assert all(torch.equal(before[key], tensor) for key, tensor in encoder.state_dict().items())
     assert all(url in line for line in caught.value.problems)
     return str(caught.value)
@@ -48,7 +50,7 @@ def test_an_official_video_pretraining_file_fills_the_whole_encoder(golden: Path
         assert torch.equal(encoder.state_dict()[own], state[f"encoder.{name}"])
 
 
-def test_biases_of_attention_are_really_set(golden: Path, tmp_path: Path) -> None:
+def test_attention_biases_are_loaded(golden: Path, tmp_path: Path) -> None:
     state = load_file(golden / "mae_state.safetensors")
     encoder = mae_encoder()
     load_encoder_weights(encoder, official(tmp_path, state))
@@ -69,62 +71,65 @@ def test_missing_and_unexpected_keys_are_listed_together(golden: Path, tmp_path:
     assert "unexpected 1: blocks.0.attn.rel_pos" in message
 
 
-def test_long_lists_are_cut_with_a_count(golden: Path, tmp_path: Path) -> None:
+def test_long_lists_are_truncated_with_a_count(golden: Path, tmp_path: Path) -> None:
     state = {key: value for key, value in load_file(golden / "mae_state.safetensors").items() if "blocks.1" not in key}
     message = refused(mae_encoder(), official(tmp_path, state))
     assert "missing 13: " in message
     assert " and 5 more" in message
-    assert "the file has 1 block fewer than encoder.depth says" in message
+    assert "the file has 1 block fewer than encoder.depth" in message
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
-        ({"width": 32, "heads": 4}, ["weights of another architecture", "32x48 here", "encoder.width"]),
-        ({"mlp_ratio": 2.0}, ["blocks.0.mlp.fc1.weight 96x24 in the file, 48x24 here", "look at encoder.mlp_ratio"]),
-        ({"depth": 1}, ["unexpected 13: blocks.1.attn", "1 block more than encoder.depth says"]),
-        ({"depth": 3}, ["missing 13: blocks.2.attn", "1 block fewer than encoder.depth says"]),
+        ({"width": 32, "heads": 4}, ["weights of a different architecture", "32x48 in the config", "encoder.width"]),
+        (
+            {"mlp_ratio": 2.0},
+            ["blocks.0.mlp.fc1.weight 96x24 in the file, 48x24 in the config", "check encoder.mlp_ratio"],
+        ),
+        ({"depth": 1}, ["unexpected 13: blocks.1.attn", "1 block more than encoder.depth"]),
+        ({"depth": 3}, ["missing 13: blocks.2.attn", "1 block fewer than encoder.depth"]),
         ({"class_token": False}, ["unexpected 1: class_token", "set encoder.class_token=true"]),
         ({"positions": "sincos_1d"}, ["its positions are sincos_2d", "set encoder.positions=sincos_2d"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_weights_of_another_architecture_name_the_field(golden: Path, change: dict, words: list[str]) -> None:
+def test_weights_of_a_different_architecture_name_the_field(golden: Path, change: dict, expected: list[str]) -> None:
     encoder = encoder_of(mae(tiny_image_config(), student__encoder=MAE_SIZES | change))
-    message = refused(encoder, str(golden / "mae_state.safetensors"), taps_only=True)
-    for word in words:
-        assert word in message, message
+    message = refused(encoder, str(golden / "mae_state.safetensors"), intermediates_only=True)
+    for part in expected:
+        assert part in message, message
 
 
-def test_weights_for_another_clip_name_its_size_and_patch(golden: Path) -> None:
-    for change, words in (
-        ({"clip__size": 32}, "the file has 17x24, here it is 64x24 (tokens, width): look at clip.size and clip.patch"),
-        ({"clip__patch": 2, "clip__size": 8}, "look at clip.patch and clip.tubelet"),
+def test_weights_for_a_different_clip_name_size_and_patch(golden: Path) -> None:
+    for change, expected in (
+        ({"clip__size": 32}, "the file has 17x24, the config 64x24 (tokens, width): check clip.size and clip.patch"),
+        ({"clip__patch": 2, "clip__size": 8}, "check clip.patch and clip.tubelet"),
     ):
         encoder = encoder_of(mae(tiny_image_config(**change), student__encoder=MAE_SIZES))
-        assert words in refused(encoder, str(golden / "mae_state.safetensors"))
+        assert expected in refused(encoder, str(golden / "mae_state.safetensors"))
 
 
-def test_weights_that_are_not_finite_are_refused(golden: Path, tmp_path: Path) -> None:
+def test_non_finite_weights_are_refused(golden: Path, tmp_path: Path) -> None:
     state = load_file(golden / "mae_state.safetensors")
     state["norm.weight"][3] = float("nan")
     assert "not finite in norm.weight" in refused(mae_encoder(), official(tmp_path, state))
 
 
-def test_a_file_of_no_known_layout_says_which_are_known(tmp_path: Path) -> None:
+def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     save_file({"conv1.weight": torch.zeros(2)}, tmp_path / "resnet.safetensors")
     message = refused(mae_encoder(), str(tmp_path / "resnet.safetensors"))
-    assert "keys of no known layout, such as conv1.weight" in message
+    assert "keys match no known layout, such as conv1.weight" in message
     assert "timm" in message
 
 
-def test_a_fine_tuned_file_serves_as_a_teacher_and_not_as_an_encoder(golden: Path) -> None:
+def test_a_fine_tuned_file_can_be_a_teacher_but_not_an_encoder(golden: Path) -> None:
     config = tiny_video_config()
     assert config.teacher is not None
     encoder = Encoder(config.teacher.encoder, config.clip.grid, config.clip.token_values)
     path = str(golden / "teacher_state.safetensors")
-    assert "can serve as a teacher" in refused(encoder, path)
-    load_encoder_weights(encoder, path, taps_only=True)
+    assert "use it as a teacher" in refused(encoder, path)
+    load_encoder_weights(encoder, path, intermediates_only=True)
     assert torch.equal(encoder.norm.weight, torch.ones(64))
     assert torch.equal(encoder.blocks[3].attn.v_bias, load_file(path)["blocks.3.attn.v_bias"])
 
@@ -150,8 +155,8 @@ def test_a_published_encoder_loads_by_folder_and_by_id(tmp_path: Path) -> None:
             assert torch.equal(teacher.encoder.state_dict()[key], tensor)
 
 
-def test_missing_teacher_weights_are_told_in_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"weights nowhere\.pth: no such file") as caught:
+def test_missing_teacher_weights_are_reported_in_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"teacher\.weights=nowhere\.pth: no such file") as caught:
         load_teacher(with_overrides(tiny_video_config(), {"teacher.weights": "nowhere.pth"}))
     assert len(caught.value.problems) == 1
 
@@ -162,7 +167,7 @@ def test_a_wrong_teacher_names_the_teacher_fields(golden: Path) -> None:
         load_teacher(config)
 
 
-def test_a_whole_student_loads_from_its_own_file_and_tells_what_differs(tmp_path: Path) -> None:
+def test_a_whole_student_loads_from_its_file_and_mismatches_are_listed(tmp_path: Path) -> None:
     source, path = Student(tiny_video_config()), str(tmp_path / "student.safetensors")
     save_file(source.state_dict(), path)
     target = Student(tiny_video_config())
@@ -185,15 +190,15 @@ def test_learned_positions_replace_ours_in_a_teacher_only(golden: Path, tmp_path
     path = official(tmp_path, state)
     encoder = mae_encoder()
     assert "its positions are learned" in refused(encoder, path)
-    load_encoder_weights(encoder, path, taps_only=True)
+    load_encoder_weights(encoder, path, intermediates_only=True)
     assert torch.equal(encoder.positions, state["pos_embed"][0, 1:])
     assert torch.equal(encoder.class_token[0, 0], state["cls_token"][0, 0] + state["pos_embed"][0, 0])
 
 
-def test_a_3d_table_is_told_from_a_learned_one(tmp_path: Path) -> None:
+def test_a_3d_table_is_distinguished_from_a_learned_one(tmp_path: Path) -> None:
     config = tiny_video_config()
     source = encoder_of(config)
     table = position_table("sincos_3d", config.clip.grid, 48)[None]
     save_file(source.state_dict() | {"positions": table}, tmp_path / "mvd.safetensors")
-    message = refused(encoder_of(config), str(tmp_path / "mvd.safetensors"), taps_only=True)
+    message = refused(encoder_of(config), str(tmp_path / "mvd.safetensors"), intermediates_only=True)
     assert "set encoder.positions=sincos_3d" in message

@@ -1,3 +1,5 @@
+"""Round trips between our keys and the official layouts; covers official.py and layouts.py."""
+
 from __future__ import annotations
 
 import re
@@ -18,7 +20,7 @@ def golden_student(golden: Path) -> dict[str, torch.Tensor]:
     return load_file(golden / "student_state.safetensors") | load_file(golden / "student_extra.safetensors")
 
 
-def test_an_official_amd_state_comes_back_the_same(golden: Path) -> None:
+def test_an_official_amd_state_survives_a_round_trip(golden: Path) -> None:
     config, state = tiny_video_config(), golden_student(golden)
     student = Student(config)
     load_student_state(student, state, "golden")
@@ -31,14 +33,14 @@ def test_an_official_amd_state_comes_back_the_same(golden: Path) -> None:
             assert torch.equal(back[key], tensor), key
 
 
-def test_an_official_file_keeps_no_generator_tokens_and_ours_stay_as_they_begin(golden: Path) -> None:
+def test_official_files_lack_generator_tokens_and_ours_keep_their_initialisation(golden: Path) -> None:
     student = Student(tiny_video_config())
     before = [generator.mask_token.detach().clone() for generator in student.generators]
     load_student_state(student, load_file(golden / "student_state.safetensors"), "golden")
     assert all(torch.equal(a, b.mask_token) for a, b in zip(before, student.generators, strict=True))
 
 
-def test_a_mae_state_comes_back_but_for_the_bias_of_keys(golden: Path) -> None:
+def test_a_mae_state_survives_a_round_trip_except_for_the_bias_of_keys(golden: Path) -> None:
     state = load_file(golden / "mae_state.safetensors")
     config = mae(
         tiny_image_config(),
@@ -62,7 +64,7 @@ def test_a_mae_state_comes_back_but_for_the_bias_of_keys(golden: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [tiny_video_config(), mae(tiny_video_config())], ids=["amd", "videomae"])
-def test_a_student_survives_the_way_to_the_official_layout_and_back(config) -> None:
+def test_a_student_survives_a_round_trip_through_the_official_layout(config) -> None:
     student = Student(config)
     back = to_student(to_official(student.state_dict(), config.clip))
     assert not back.unknown
@@ -70,7 +72,7 @@ def test_a_student_survives_the_way_to_the_official_layout_and_back(config) -> N
     assert all(torch.equal(back.state[key], tensor) for key, tensor in student.state_dict().items())
 
 
-def test_layer_scale_is_folded_into_the_map_before_it() -> None:
+def test_layer_scale_is_folded_into_the_preceding_layer() -> None:
     gamma, weight, bias, x = torch.rand(4), torch.rand(4, 3), torch.rand(4), torch.rand(5, 3)
     state = {
         "patch_embed.proj.weight": torch.zeros(4, 3, 2, 2),
@@ -86,7 +88,7 @@ def test_layer_scale_is_folded_into_the_map_before_it() -> None:
         assert not [key for key in folded if "gamma" in key]
 
 
-def test_a_convolution_and_the_flat_map_embed_alike() -> None:
+def test_a_convolution_and_the_flat_linear_map_embed_equally() -> None:
     from amd.tokens import patchify
 
     weight, clips = torch.rand(5, 3, 2, 4, 4), torch.rand(1, 3, 4, 8, 8)

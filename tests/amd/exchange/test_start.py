@@ -1,3 +1,5 @@
+"""Initialising encoders from weights of transformers, timm and ours; covers start.py and positions.py."""
+
 from __future__ import annotations
 
 import json
@@ -34,23 +36,23 @@ from tests.support.runs.peers import PEER, TIMM, close, perturbed
 
 IMAGE = ClipConfig(frames=1, tubelet=1, size=(16, 16), patch=4)
 VIDEO = ClipConfig(frames=4, tubelet=2, size=(16, 16), patch=4)
-WORDS = {"width": 48, "depth": 2, "heads": 3}
-LEARNED_IMAGE = {**WORDS, "class_token": True, "positions": "learned"}
+BASE = {"width": 48, "depth": 2, "heads": 3}
+LEARNED_IMAGE = {**BASE, "class_token": True, "positions": "learned"}
 
 
-def encoder_of(words: dict[str, Any], clip: ClipConfig) -> Encoder:
+def encoder_of(values: dict[str, Any], clip: ClipConfig) -> Encoder:
     torch.manual_seed(7)
-    return Encoder(validate(EncoderConfig, words), clip.grid, clip.token_values).eval()
+    return Encoder(validate(EncoderConfig, values), clip.grid, clip.token_values).eval()
 
 
-def start(words: dict[str, Any], clip: ClipConfig, weights: Any, **options: Any) -> tuple[Encoder, StartingPoint]:
-    encoder = encoder_of(words, clip)
+def start(values: dict[str, Any], clip: ClipConfig, weights: Any, **options: Any) -> tuple[Encoder, StartingPoint]:
+    encoder = encoder_of(values, clip)
     return encoder, load_starting_point(encoder, str(weights), None, clip, **options)
 
 
-def refused(words: dict[str, Any], clip: ClipConfig, weights: Any, **options: Any) -> str:
+def refused(values: dict[str, Any], clip: ClipConfig, weights: Any, **options: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        start(words, clip, weights, **options)
+        start(values, clip, weights, **options)
     return str(caught.value)
 
 
@@ -74,7 +76,7 @@ def test_a_folder_of_transformers_videomae_gives_its_features(tmp_path: Path, mo
     peer = model(settings)
     saved(peer, tmp_path, max_shard_size=shard)
     assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "100KB")
-    encoder, point = start(WORDS, VIDEO, tmp_path)
+    encoder, point = start(BASE, VIDEO, tmp_path)
     clips = torch.randn(2, 3, 4, 16, 16)
     with torch.no_grad():
         expected = getattr(peer, "videomae", peer)(clips.transpose(1, 2)).last_hidden_state
@@ -85,7 +87,7 @@ def test_a_folder_of_transformers_videomae_gives_its_features(tmp_path: Path, mo
 def test_a_fine_tuned_videomae_gives_its_pooled_features(tmp_path: Path) -> None:
     peer = VideoMAEForVideoClassification(VideoMAEConfig(**PEER, num_frames=4, tubelet_size=2, num_labels=5))
     peer.fc_norm.eps = 1e-6  # the official value; transformers leaves torch's 1e-5
-    encoder, point = start(WORDS, VIDEO, saved(peer, tmp_path))
+    encoder, point = start(BASE, VIDEO, saved(peer, tmp_path))
     clips = torch.randn(2, 3, 4, 16, 16)
     with torch.no_grad():
         expected = peer.fc_norm(peer.videomae(clips.transpose(1, 2)).last_hidden_state.mean(1))
@@ -108,7 +110,7 @@ def test_a_folder_of_transformers_vit_mae_gives_its_features(tmp_path: Path) -> 
     table = position_table("sincos_2d", IMAGE.grid, 48)
     peer.vit.embeddings.position_embeddings.data.copy_(torch.cat([torch.zeros(1, 48), table])[None])
     peer.save_pretrained(tmp_path)
-    encoder, _ = start({**WORDS, "class_token": True, "positions": "sincos_2d"}, IMAGE, tmp_path)
+    encoder, _ = start({**BASE, "class_token": True, "positions": "sincos_2d"}, IMAGE, tmp_path)
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         theirs = peer.vit(images, noise=torch.arange(16.0).expand(2, -1)).last_hidden_state
@@ -128,14 +130,14 @@ def test_a_folder_of_transformers_vit_mae_gives_its_features(tmp_path: Path) -> 
 def test_a_file_of_a_timm_vit_gives_timms_features(tmp_path: Path, options: dict[str, Any]) -> None:
     peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=3, **options))
     save_file(peer.state_dict(), tmp_path / "vit.safetensors")
-    words = LEARNED_IMAGE | {"class_token": options.get("class_token", True)}
-    encoder, _ = start(words, IMAGE, tmp_path / "vit.safetensors")
+    values = LEARNED_IMAGE | {"class_token": options.get("class_token", True)}
+    encoder, _ = start(values, IMAGE, tmp_path / "vit.safetensors")
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         close(tokens_of(encoder, IMAGE, images[:, :, None]), peer.forward_features(images))
 
 
-def test_timm_by_name_starts_images_and_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timm_name_initialises_image_and_video_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=0))
     peer.pretrained_cfg = {"mean": IMAGE.mean, "std": IMAGE.std}
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: peer)
@@ -159,7 +161,7 @@ def timm_file(folder: Path) -> tuple[Any, str]:
     return peer, str(folder / "vit.safetensors")
 
 
-def test_learned_positions_are_the_files_to_the_bit_at_the_same_size(tmp_path: Path) -> None:
+def test_learned_positions_are_unchanged_at_the_same_size(tmp_path: Path) -> None:
     peer, path = timm_file(tmp_path)
     encoder, _ = start(LEARNED_IMAGE, IMAGE, path)
     assert torch.equal(encoder.positions, peer.pos_embed[0, 1:])
@@ -169,7 +171,7 @@ def test_learned_positions_are_the_files_to_the_bit_at_the_same_size(tmp_path: P
 
 
 @pytest.mark.parametrize("size", [(24, 24), (32, 16), (8, 8)])
-def test_learned_positions_at_another_size_are_timms(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_learned_positions_at_a_different_size_equal_those_of_timm(tmp_path: Path, size: tuple[int, int]) -> None:
     peer, path = timm_file(tmp_path)
     clip = ClipConfig(frames=1, tubelet=1, size=size, patch=4)
     encoder, _ = start(LEARNED_IMAGE, clip, path)
@@ -177,7 +179,7 @@ def test_learned_positions_at_another_size_are_timms(tmp_path: Path, size: tuple
     close(encoder.positions, expected[0, 1:])
 
 
-def test_resampling_in_time_is_linear_and_keeps_what_does_not_change() -> None:
+def test_resampling_in_time_is_linear_and_keeps_static_values() -> None:
     old, width = TokenGrid(2, 3, 3), 5
     table = torch.randn(old.tokens, width)
     assert torch.equal(resample(table, old, old), table)
@@ -188,50 +190,50 @@ def test_resampling_in_time_is_linear_and_keeps_what_does_not_change() -> None:
     close(still, torch.ones(60, width))
 
 
-def test_a_longer_and_larger_clip_takes_fixed_positions_of_its_own(golden: Path) -> None:
-    words = {"width": 48, "depth": 4, "heads": 3}
+def test_a_longer_and_larger_clip_gets_its_own_fixed_positions(golden: Path) -> None:
+    values = {"width": 48, "depth": 4, "heads": 3}
     clip = ClipConfig(frames=8, tubelet=2, size=(24, 32), patch=4)
-    encoder, point = start(words, clip, golden / "student_state.safetensors")
+    encoder, point = start(values, clip, golden / "student_state.safetensors")
     assert torch.equal(encoder.positions, position_table("sincos_1d", clip.grid, 48))
     assert torch.equal(encoder.norm.weight, load_file(golden / "student_state.safetensors")["encoder.norm.weight"])
     assert point.layout == "VideoMAE or AMD pre-training"
 
 
-def test_a_mae_file_serves_another_size_and_names_another_kind(golden: Path) -> None:
-    words = {"width": 24, "depth": 2, "heads": 3, "class_token": True, "positions": "sincos_2d"}
+def test_a_mae_file_loads_at_a_different_size_and_a_wrong_kind_is_named(golden: Path) -> None:
+    values = {"width": 24, "depth": 2, "heads": 3, "class_token": True, "positions": "sincos_2d"}
     clip = ClipConfig(frames=1, tubelet=1, size=(32, 24), patch=4)
-    encoder, _ = start(words, clip, golden / "mae_state.safetensors")
+    encoder, _ = start(values, clip, golden / "mae_state.safetensors")
     assert torch.equal(encoder.positions, position_table("sincos_2d", clip.grid, 24))
-    message = refused(words | {"positions": "sincos_1d"}, clip, golden / "mae_state.safetensors")
+    message = refused(values | {"positions": "sincos_1d"}, clip, golden / "mae_state.safetensors")
     assert "its positions are sincos_2d, not sincos_1d: set encoder.positions=sincos_2d" in message
 
 
-def test_learned_positions_are_refused_where_fixed_ones_are_asked_for(tmp_path: Path) -> None:
-    message = refused({**WORDS, "class_token": True, "positions": "sincos_2d"}, IMAGE, timm_file(tmp_path)[1])
+def test_learned_positions_are_refused_if_the_config_has_fixed_ones(tmp_path: Path) -> None:
+    message = refused({**BASE, "class_token": True, "positions": "sincos_2d"}, IMAGE, timm_file(tmp_path)[1])
     assert "its positions are learned, not sincos_2d: set encoder.positions=learned" in message
 
 
-def test_learned_positions_begin_at_the_fixed_ones_of_a_file_without_a_table(golden: Path) -> None:
-    words = {"width": 48, "depth": 4, "heads": 3, "positions": "learned"}
-    encoder, _ = start(words, VIDEO, golden / "student_state.safetensors")
+def test_learned_positions_start_from_fixed_ones_if_the_file_has_no_table(golden: Path) -> None:
+    values = {"width": 48, "depth": 4, "heads": 3, "positions": "learned"}
+    encoder, _ = start(values, VIDEO, golden / "student_state.safetensors")
     assert torch.equal(encoder.positions, position_table("sincos_1d", VIDEO.grid, 48))
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "values"),
     [
-        ({"patch": 8}, "its patch is 4x4, and a patch embedding serves one size: set clip.patch=4"),
-        ({"tubelet": 4}, "its tubelet is 2 frames, and a patch embedding serves one length: set clip.tubelet=2"),
+        ({"patch": 8}, "its patch is 4x4, which a patch embedding fixes: set clip.patch=4"),
+        ({"tubelet": 4}, "its tubelet is 2 frames, which a patch embedding fixes: set clip.tubelet=2"),
         ({"patch": 8, "tubelet": 1}, "set clip.patch=4"),
     ],
 )
-def test_another_token_size_is_refused_even_where_shapes_agree(golden: Path, change: dict, words: str) -> None:
+def test_a_different_token_size_is_refused_even_if_shapes_agree(golden: Path, change: dict, values: str) -> None:
     clip = ClipConfig(**(VIDEO.model_dump() | change))
     message = refused({"width": 48, "depth": 4, "heads": 3}, clip, golden / "student_state.safetensors")
-    assert words in message
+    assert values in message
 
 
-def test_missing_and_unexpected_and_heads_are_told_together(tmp_path: Path) -> None:
+def test_all_mismatches_are_reported_together(tmp_path: Path) -> None:
     saved(VideoMAEModel(VideoMAEConfig(**PEER, num_frames=4, use_mean_pooling=False)), tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     lost = [key for key in state if key.endswith(("v_bias", "value.bias"))]
@@ -243,37 +245,35 @@ def test_missing_and_unexpected_and_heads_are_told_together(tmp_path: Path) -> N
         assert part in message
 
 
-def test_biases_that_never_were_are_zeros_and_biases_that_were_lost_are_warned_of(
+def test_absent_biases_become_zeros_and_zero_biases_are_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     peer = VideoMAEModel(VideoMAEConfig(**PEER, num_frames=4, use_mean_pooling=False, qv_bias=False))
     saved(peer, tmp_path)
     with caplog.at_level(logging.WARNING):
-        encoder, _ = start(WORDS, VIDEO, tmp_path)
+        encoder, _ = start(BASE, VIDEO, tmp_path)
     clips = torch.randn(1, 3, 4, 16, 16)
     with torch.no_grad():
         close(tokens_of(encoder, VIDEO, clips), peer(clips.transpose(1, 2)).last_hidden_state)
-    assert "every attention bias is zero" in caplog.text
+    assert "all attention biases are zero" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "words"),
+    ("field", "value", "values"),
     [
         ("hidden_act", "relu", "its activation is relu"),
         ("layer_norm_eps", 1e-5, "epsilon"),
-        ("model_type", "bert", "known are videomae, vit_mae, vit"),
+        ("model_type", "bert", "is not one of videomae, vit_mae, vit"),
     ],
 )
-def test_a_folder_whose_network_computes_otherwise_is_refused(
-    tmp_path: Path, field: str, value: Any, words: str
-) -> None:
+def test_a_folder_with_an_incompatible_network_is_refused(tmp_path: Path, field: str, value: Any, values: str) -> None:
     saved(ViTModel(ViTConfig(**PEER)), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
-    assert words in refused(LEARNED_IMAGE, IMAGE, tmp_path)
+    assert values in refused(LEARNED_IMAGE, IMAGE, tmp_path)
 
 
-def test_another_pixel_normalisation_of_a_folder_is_told(tmp_path: Path) -> None:
+def test_a_different_pixel_normalisation_of_a_folder_is_reported(tmp_path: Path) -> None:
     saved(ViTModel(ViTConfig(**PEER)), tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
     message = refused(LEARNED_IMAGE, IMAGE, tmp_path)
@@ -281,27 +281,27 @@ def test_another_pixel_normalisation_of_a_folder_is_told(tmp_path: Path) -> None
     assert "set clip.std=[0.5, 0.5, 0.5]" in message
 
 
-def test_an_index_that_names_what_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_an_index_that_lists_missing_tensors_is_refused(tmp_path: Path) -> None:
     saved(ViTModel(ViTConfig(**PEER)), tmp_path, max_shard_size="100KB")
     index = tmp_path / "model.safetensors.index.json"
     places = json.loads(index.read_text())
     places["weight_map"]["layernorm.surprise"] = next(iter(places["weight_map"].values()))
     index.write_text(json.dumps(places))
-    assert "1 tensors of the index are in none of its files" in refused(LEARNED_IMAGE, IMAGE, tmp_path)
+    assert "1 tensors of the index are missing from its files" in refused(LEARNED_IMAGE, IMAGE, tmp_path)
     index.write_text("{}")
     assert "not an index of weight files" in refused(LEARNED_IMAGE, IMAGE, tmp_path)
 
 
-def publish(folder: Path, words: dict[str, Any], clip: ClipConfig, **card: Any) -> Encoder:
-    encoder = perturbed(encoder_of(words, clip))
+def publish(folder: Path, values: dict[str, Any], clip: ClipConfig, **card: Any) -> Encoder:
+    encoder = perturbed(encoder_of(values, clip))
     save_encoder(str(folder), encoder, Card(id="e1", encoder=encoder.config, clip=clip, **card))
     return encoder
 
 
-def test_a_published_encoder_hands_down_its_licence_and_lineage(tmp_path: Path) -> None:
+def test_licence_and_lineage_of_a_published_encoder_are_inherited(tmp_path: Path) -> None:
     teacher = {"weights": "videomae.pth"}
-    source = publish(tmp_path / "encoders" / "e1", WORDS, VIDEO, weights_license="CC-BY-NC-4.0", teacher=teacher)
-    encoder = encoder_of(WORDS, VIDEO)
+    source = publish(tmp_path / "encoders" / "e1", BASE, VIDEO, weights_license="CC-BY-NC-4.0", teacher=teacher)
+    encoder = encoder_of(BASE, VIDEO)
     point = load_starting_point(encoder, "e1", str(tmp_path), VIDEO, field="encoder")
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), encoder.parameters(), strict=True))
     assert point.weights_license == "CC-BY-NC-4.0"
@@ -309,33 +309,33 @@ def test_a_published_encoder_hands_down_its_licence_and_lineage(tmp_path: Path) 
     assert point.lineage["id"] == "e1"
 
 
-def test_a_published_encoder_with_learned_positions_survives_and_grows(tmp_path: Path) -> None:
-    words = WORDS | {"positions": "learned"}
-    source = publish(tmp_path, words, VIDEO)
-    encoder, _ = start(words, VIDEO, tmp_path)
+def test_a_published_encoder_with_learned_positions_loads_at_the_same_and_a_larger_size(tmp_path: Path) -> None:
+    values = BASE | {"positions": "learned"}
+    source = publish(tmp_path, values, VIDEO)
+    encoder, _ = start(values, VIDEO, tmp_path)
     assert torch.equal(encoder.positions, source.positions)
     longer = ClipConfig(**(VIDEO.model_dump() | {"frames": 8, "size": (24, 24)}))
-    encoder, _ = start(words, longer, tmp_path)
+    encoder, _ = start(values, longer, tmp_path)
     close(encoder.positions, resample(source.positions.detach(), VIDEO.grid, longer.grid))
 
 
-def test_a_published_encoder_of_other_positions_or_heads_is_refused(tmp_path: Path) -> None:
-    publish(tmp_path, WORDS | {"positions": "sincos_2d", "position_base": 100.0}, VIDEO)
-    message = refused(WORDS | {"heads": 4}, VIDEO, tmp_path, field="student.encoder")
+def test_a_published_encoder_with_different_positions_or_heads_is_refused(tmp_path: Path) -> None:
+    publish(tmp_path, BASE | {"positions": "sincos_2d", "position_base": 100.0}, VIDEO)
+    message = refused(BASE | {"heads": 4}, VIDEO, tmp_path, field="student.encoder")
     assert "set student.encoder.heads=3" in message
     assert "set student.encoder.positions=sincos_2d" in message
     assert "set student.encoder.position_base=100" in message
 
 
-def test_the_last_norm_may_start_fresh(golden: Path) -> None:
-    words = {"width": 48, "depth": 4, "heads": 3}
-    encoder, _ = start(words, VIDEO, golden / "student_state.safetensors", final_norm=False)
+def test_the_last_norm_can_be_initialised_anew(golden: Path) -> None:
+    values = {"width": 48, "depth": 4, "heads": 3}
+    encoder, _ = start(values, VIDEO, golden / "student_state.safetensors", final_norm=False)
     assert torch.equal(encoder.norm.weight, torch.ones(48))
     assert encoder.blocks[0].attn.q_bias.any()
 
 
-def test_a_fine_tuned_encoder_starts_another_with_its_pooled_norm(tmp_path: Path) -> None:
-    classifier = perturbed(Classifier(validate(EncoderConfig, WORDS), VIDEO.grid, VIDEO.token_values, 5))
+def test_a_fine_tuned_encoder_initialises_another_with_its_pooled_norm(tmp_path: Path) -> None:
+    classifier = perturbed(Classifier(validate(EncoderConfig, BASE), VIDEO.grid, VIDEO.token_values, 5))
     official = {"head.weight": classifier.head.weight, "head.bias": classifier.head.bias}
     for key, value in classifier.encoder.state_dict().items():
         if key == "patch_embed.weight":
@@ -343,7 +343,7 @@ def test_a_fine_tuned_encoder_starts_another_with_its_pooled_norm(tmp_path: Path
         key = key.replace("patch_embed.", "patch_embed.proj.").replace("norm.", "fc_norm.", int(key[:5] == "norm."))
         official[key] = value
     torch.save({"module": {key: value.detach().contiguous() for key, value in official.items()}}, tmp_path / "ft.pth")
-    encoder, point = start(WORDS, VIDEO, tmp_path / "ft.pth")
+    encoder, point = start(BASE, VIDEO, tmp_path / "ft.pth")
     clips = torch.randn(2, 3, 4, 16, 16)
     index = torch.arange(32).expand(2, -1)
     with torch.no_grad():
@@ -353,7 +353,7 @@ def test_a_fine_tuned_encoder_starts_another_with_its_pooled_norm(tmp_path: Path
 
 def mvd_state(clip: ClipConfig) -> dict[str, Tensor]:
     """The keys of an MVD student: its encoder bare, two decoders towards its teachers, tables as parameters."""
-    encoder = perturbed(encoder_of(WORDS, clip))
+    encoder = perturbed(encoder_of(BASE, clip))
     state = {f"blocks.{key}": value for key, value in encoder.blocks.state_dict().items()}
     state |= {"norm.weight": encoder.norm.weight, "norm.bias": encoder.norm.bias}
     state["patch_embed.proj.weight"] = encoder.patch_embed.weight.unflatten(1, (2, 4, 4, 3)).movedim(-1, 1)
@@ -368,15 +368,15 @@ def mvd_state(clip: ClipConfig) -> dict[str, Tensor]:
     return {key: value.detach().clone().contiguous() for key, value in state.items()}
 
 
-def test_an_mvd_student_starts_an_encoder_with_3d_positions_at_any_size(tmp_path: Path) -> None:
+def test_an_mvd_student_initialises_an_encoder_with_3d_positions_at_any_size(tmp_path: Path) -> None:
     state = mvd_state(VIDEO)
     torch.save({"model": state}, tmp_path / "mvd.pth")
-    words = WORDS | {"positions": "sincos_3d"}
+    values = BASE | {"positions": "sincos_3d"}
     for frames, size in ((4, 16), (4, 24), (8, 16)):
         clip = ClipConfig(frames=frames, tubelet=2, size=(size, size), patch=4)
-        encoder, _ = start(words, clip, tmp_path / "mvd.pth")
+        encoder, _ = start(values, clip, tmp_path / "mvd.pth")
         assert torch.equal(encoder.blocks[1].attn.v_bias, state["blocks.1.attn.v_bias"])
         assert torch.equal(encoder.positions, position_table("sincos_3d", clip.grid, 48))
     both = ClipConfig(frames=8, tubelet=2, size=(24, 24), patch=4)  # then nothing tells the grid of the table
-    assert "its table of 32 positions" in refused(words, both, tmp_path / "mvd.pth")
-    assert "set encoder.positions=sincos_3d" in refused(WORDS, VIDEO, tmp_path / "mvd.pth")
+    assert "its table of 32 positions" in refused(values, both, tmp_path / "mvd.pth")
+    assert "set encoder.positions=sincos_3d" in refused(BASE, VIDEO, tmp_path / "mvd.pth")

@@ -56,7 +56,7 @@ def test_drop_path_keeps_the_mean_in_training_and_does_nothing_else() -> None:
     assert torch.equal(block(x), block(x))
     block.train()
     branch = torch.ones(20_000, 1, 1)
-    kept = block._kept(branch)
+    kept = block._drop_branch(branch)
     assert set(kept.unique().tolist()) == {0.0, 2.0}
     assert abs(float(kept.mean()) - 1) < 0.05
 
@@ -67,6 +67,6 @@ def test_a_predictor_answers_alike_whether_or_not_it_returns_what_it_saw() -> No
     perturb(predictor)
     seen, asked = torch.arange(8)[None], torch.arange(8, 32)[None]
     x = torch.randn(1, 8, 32)
-    whole = predictor(x, seen, asked, return_seen=True)
+    whole = predictor(x, seen, asked, return_visible=True)
     assert whole.shape == (1, 32, 32)
     torch.testing.assert_close(predictor(x, seen, asked), whole[:, 8:], rtol=1e-4, atol=1e-4)

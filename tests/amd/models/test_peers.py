@@ -166,7 +166,7 @@ def test_a_real_timm_vit_gives_the_same_features() -> None:
     perturbed(peer)
     config = validate(EncoderConfig, {"width": 192, "depth": 12, "heads": 3, "class_token": True})
     encoder = Encoder(config, clip.grid, clip.token_values).eval()
-    load_encoder_state(encoder, peer.state_dict(), "timm", taps_only=True)
+    load_encoder_state(encoder, peer.state_dict(), "timm", intermediates_only=True)
     images = torch.randn(2, 3, 32, 48)
     with torch.no_grad():
         theirs = peer.forward_features(images)

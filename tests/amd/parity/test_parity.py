@@ -123,7 +123,7 @@ def _shift_a_scale(found: Any) -> None:
         ("param_groups", _shift_a_scale, "finetune_depth3_layer_decay_0p75, blocks.2.attn.q_bias"),
     ],
 )
-def test_a_changed_number_of_fine_tuning_is_noticed(
+def test_a_changed_number_of_fine_tuning_is_detected(
     tmp_path: Path, golden: Path, name: str, change: Callable[[Any], None], row: str
 ) -> None:
     found = json.loads((golden / f"{name}.json").read_text())
@@ -151,7 +151,7 @@ def test_a_non_square_mae_is_reproduced(mae_case: Path) -> None:
 
 
 @pytest.mark.parametrize("name", AMD_FILES[4:])
-def test_every_changed_number_of_an_amd_case_is_noticed(copy: Any, amd_case: Path, name: str) -> None:
+def test_every_changed_number_of_an_amd_case_is_detected(copy: Any, amd_case: Path, name: str) -> None:
     folder = copy(amd_case)
 
     def nudge(tensors: dict[str, Tensor]) -> None:
@@ -163,7 +163,7 @@ def test_every_changed_number_of_an_amd_case_is_noticed(copy: Any, amd_case: Pat
     assert expected <= failed(run(str(folder)))
 
 
-def test_every_changed_number_of_a_mae_case_is_noticed(copy: Any, mae_case: Path) -> None:
+def test_every_changed_number_of_a_mae_case_is_detected(copy: Any, mae_case: Path) -> None:
     folder = copy(mae_case)
     path = folder / "mae_golden.safetensors"
 
@@ -187,13 +187,13 @@ def test_every_changed_number_of_a_mae_case_is_noticed(copy: Any, mae_case: Path
         ("amd_inputs", "video"),
     ],
 )
-def test_a_changed_weight_or_input_is_noticed(copy: Any, amd_case: Path, name: str, key: str) -> None:
+def test_a_changed_weight_or_input_is_detected(copy: Any, amd_case: Path, name: str, key: str) -> None:
     folder = copy(amd_case)
     change(folder / f"{name}.safetensors", lambda tensors: tensors[key].view(-1)[0].add_(0.1))
     assert not run(str(folder)).ok
 
 
-def test_masks_that_contradict_each_other_are_noticed(copy: Any, amd_case: Path) -> None:
+def test_contradictory_masks_are_detected(copy: Any, amd_case: Path) -> None:
     folder = copy(amd_case)
     change(folder / "amd_inputs.safetensors", lambda tensors: tensors["mask_teacher"][0].fill_(1))
     assert "amd_inputs mask_teacher" in failed(run(str(folder)))
@@ -239,7 +239,7 @@ def test_an_unknown_file_of_tensors_is_a_failure(copy: Any, mae_case: Path) -> N
     assert "more.safetensors file" in failed(run(str(folder)))
 
 
-def test_broken_files_are_failures_and_no_tracebacks(copy: Any, amd_case: Path) -> None:
+def test_broken_files_are_failures_without_a_traceback(copy: Any, amd_case: Path) -> None:
     folder = copy(amd_case)
     content = (folder / "amd_grads_f32.safetensors").read_bytes()
     (folder / "amd_grads_f32.safetensors").write_bytes(content[:-5])
@@ -262,7 +262,7 @@ def test_broken_files_are_failures_and_no_tracebacks(copy: Any, amd_case: Path) 
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_a_changed_number_of_the_meta_file_is_noticed(copy: Any, amd_case: Path, where: tuple, row: str) -> None:
+def test_a_changed_number_of_the_meta_file_is_detected(copy: Any, amd_case: Path, where: tuple, row: str) -> None:
     folder = copy(amd_case)
     meta = json.loads((folder / "amd_meta.json").read_text())
     *parents, last = where
@@ -274,7 +274,7 @@ def test_a_changed_number_of_the_meta_file_is_noticed(copy: Any, amd_case: Path,
     assert f"amd_meta.json {row}" in failed(run(str(folder)))
 
 
-def test_an_architecture_that_is_not_ours_is_told(copy: Any, amd_case: Path) -> None:
+def test_an_unsupported_architecture_is_reported(copy: Any, amd_case: Path) -> None:
     for key, value in (("ln_eps", 1e-5), ("qkv_bias", False)):
         folder = copy(amd_case)
         meta = json.loads((folder / "amd_meta.json").read_text())
@@ -285,14 +285,14 @@ def test_an_architecture_that_is_not_ours_is_told(copy: Any, amd_case: Path) -> 
         shutil.rmtree(folder)
 
 
-def test_a_folder_without_golden_files_is_a_users_mistake(tmp_path: Path) -> None:
+def test_a_folder_without_golden_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no golden files"):
         run(str(tmp_path))
     with pytest.raises(ConfigError, match=r"no such folder"):
         run(str(tmp_path / "nowhere"))
 
 
-def test_the_report_reads_as_lines_and_as_json(copy: Any, mae_case: Path) -> None:
+def test_the_report_is_available_as_lines_and_as_json(copy: Any, mae_case: Path) -> None:
     folder = copy(mae_case)
 
     def spoil(tensors: dict[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ def test_the_recipes_are_those_of_the_official_scripts(name: str, lr: float, dec
     assert config.checkpoint.best_metric == "eval/map"
 
 
-def test_an_unknown_name_is_told_with_a_guess() -> None:
+def test_an_unknown_preset_raises_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match=r"preset='ava-vit-l': unknown; did you mean ava-vit-"):
         detection_config("ava-vit-l", None, {})
 
@@ -29,13 +29,13 @@ def test_an_unknown_name_is_told_with_a_guess() -> None:
     [
         ({"data.short_side": 200}, "data.short_side=200 must not be below clip.size=[224, 224]"),
         ({"evaluation.size": [250, 464]}, "evaluation.size=[250, 464] must be positive multiples of clip.patch=16"),
-        ({"data.repeats": 2}, "data.repeats=2: detection cuts one clip a key frame; set it to 1"),
-        ({"data.rand_augment": "rand-m7"}, "data.rand_augment: boxes would not follow"),
-        ({"optim.ema_decay": 0.99}, "optim.ema_decay: detection keeps no moving average"),
+        ({"data.repeats": 2}, "data.repeats=2: detection takes one clip per key frame; set it to 1"),
+        ({"data.rand_augment": "rand-m7"}, "data.rand_augment=rand-m7: boxes cannot follow"),
+        ({"optim.ema_decay": 0.99}, "optim.ema_decay=0.99: detection keeps no moving average"),
         ({"data.jitter_in": [0.5, 0]}, "data.jitter_in.0=0.5: input should be less than 0.5"),
     ],
 )
-def test_a_config_that_cannot_work_is_told(override: dict[str, object], message: str) -> None:
+def test_an_invalid_config_raises(override: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         detection_config("ava-vit-s", None, override)
     assert caught.value.problems[0].startswith(message)

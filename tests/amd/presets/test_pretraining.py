@@ -10,7 +10,7 @@ from amd.config import ConfigError
 from amd.presets.pretraining import PRESETS, UNSET, from_preset, load_config, preset
 
 
-def test_papers_recipes_have_the_papers_numbers() -> None:
+def test_paper_recipes_use_the_published_hyperparameters() -> None:
     for name in ("k400-vit-s", "k400-vit-b", "ssv2-vit-s", "ssv2-vit-b"):
         config = PRESETS[name].config
         assert config.optim.lr == pytest.approx(2.4e-3)
@@ -26,7 +26,7 @@ def test_papers_recipes_have_the_papers_numbers() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_says_where_it_comes_from_and_what_it_costs(name: str) -> None:
+def test_every_preset_documents_source_and_hardware(name: str) -> None:
     found = PRESETS[name]
     assert found.summary
     assert found.source
@@ -35,22 +35,22 @@ def test_every_preset_says_where_it_comes_from_and_what_it_costs(name: str) -> N
 
 
 @pytest.mark.parametrize("name", [name for name, found in PRESETS.items() if found.config.teacher])
-def test_a_teacher_preset_makes_the_teacher_its_student_expects(name: str) -> None:
+def test_a_teacher_preset_trains_the_teacher_of_its_student(name: str) -> None:
     teacher = PRESETS[name].config.teacher
     assert teacher is not None
-    wanted = teacher.preset or f"{name.split('-')[0]}-vit-l-teacher"
-    source = PRESETS[wanted].config
+    teacher_preset = teacher.preset or f"{name.split('-')[0]}-vit-l-teacher"
+    source = PRESETS[teacher_preset].config
     assert source.objective.kind == "mae"
     assert source.student.encoder == teacher.encoder
     assert source.clip == PRESETS[name].config.clip
 
 
-def test_an_unknown_preset_is_told_its_neighbour() -> None:
+def test_an_unknown_preset_raises_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match="did you mean k400-vit-b"):
         preset("k400-vitb")
 
 
-def test_what_only_the_user_knows_is_asked_for() -> None:
+def test_values_without_a_default_are_required() -> None:
     with pytest.raises(ConfigError) as error:
         from_preset("k400-vit-b")
     assert [problem.split(":")[0] for problem in error.value.problems] == ["data.train", "teacher.weights"]
@@ -69,13 +69,13 @@ def test_what_only_the_user_knows_is_asked_for() -> None:
         (b'{"optim": {"batchsize": 3}}', "did you mean batch_size?"),
     ],
 )
-def test_a_file_that_is_no_config_is_told_so(content: bytes, message: str, tmp_path: Path) -> None:
+def test_an_invalid_config_file_raises(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(None, str(tmp_path / "c.yaml"), {})
 
 
-def test_a_config_that_cannot_be_fetched_is_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_config_url_raises_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")

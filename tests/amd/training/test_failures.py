@@ -4,7 +4,7 @@ import pytest
 
 from amd.config import ConfigError, Retries
 from amd.data.faults import DataFault, LoaderCrash
-from amd.training.failures import Budgets, NonFinite, UploadError, judge
+from amd.training.failures import Budgets, NonFinite, UploadError, classify_failure
 
 
 class RayActorError(Exception):
@@ -52,14 +52,14 @@ ECHO = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:4242")
     ],
 )
 def test_the_cause_is_told_from_its_echoes(errors: list[BaseException], budget: str, reason: str) -> None:
-    verdict = judge(errors)
+    verdict = classify_failure(errors)
     assert (verdict.budget, verdict.reason) == (budget, reason)
 
 
 def test_gpu_memory_is_the_users_and_comes_with_a_remedy() -> None:
     import torch
 
-    verdict = judge([torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")])
+    verdict = classify_failure([torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")])
     assert (verdict.budget, verdict.reason) == ("user", "oom_gpu")
     assert "scaling.micro_batch" in verdict.message
 

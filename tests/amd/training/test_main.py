@@ -28,9 +28,9 @@ def written(config: TrainConfig, folder: Path) -> str:
 
 def test_a_process_killed_with_signal_9_is_continued_to_the_bit_by_the_same_command(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, name="killed", schedule__steps=30, checkpoint__every_steps=4)
-    words = ["--config", written(config, tmp_path), "--local", "--json", "tracking.log_every_steps=1"]
+    args = ["--config", written(config, tmp_path), "--local", "--json", "tracking.log_every_steps=1"]
     child = subprocess.Popen(
-        [sys.executable, "-m", "amd.training", *words],
+        [sys.executable, "-m", "amd.training", *args],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -73,7 +73,7 @@ def test_a_failed_run_has_exit_code_1_and_a_message(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["nonsense"], "nonsense"),
         (["optim.batch_size=1000"], "optim.batch_size=1000"),
@@ -82,9 +82,9 @@ def test_a_failed_run_has_exit_code_1_and_a_message(tmp_path: Path, capsys: pyte
     ],
 )
 def test_bad_input_has_exit_code_2_and_no_traceback(
-    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--config", written(tiny_run(tmp_path), tmp_path), "--local", *words]) == 2
+    assert main(["--config", written(tiny_run(tmp_path), tmp_path), "--local", *args]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error

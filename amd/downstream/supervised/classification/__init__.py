@@ -1,1 +1,1 @@
-"""Fine-tuning: a classifier on a pre-trained encoder, with the loop of pre-training, and the multi-view test."""
+"""Fine-tuning of a classifier on a pre-trained encoder, with multi-view evaluation."""

@@ -1,6 +1,6 @@
-"""Labelled data of a fine-tuning run: opened, matched by class, and checked before anything is trained.
+"""Labelled data of a fine-tuning run: opened, matched by class and checked before training.
 
-Raises ConfigError in the user's words: the field, the rule, the remedy.
+Errors are ConfigErrors that name the field, the rule and the remedy. Independent of networks.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from amd.data.decoding.reader import BadSample, SampleReader
 from amd.data.loading.loader import Batch
 from amd.downstream.arrays import Labels
 
-TRIED = 8  # samples opened to see whether they are long enough
+PROBED_SAMPLES = 8  # samples opened to check their length
 
 
-class Labelled(NamedTuple):
-    """One of the three data sets of a run."""
+class LabelledSplit(NamedTuple):
+    """One of the three labelled data sets of a run."""
 
     field: str
     url: str
     manifest: Manifest
-    labels: Labels  # (n,) numbered as in data.train; of several, the lowest
-    names: tuple[str, ...] | None  # of the classes, as numbered in data.train
-    sets: LabelSets | None  # all labels of every sample, where there may be several
+    labels: Labels  # (n,) numbered as in data.train; the lowest of several labels
+    names: tuple[str, ...] | None  # class names, in the order of data.train
+    sets: LabelSets | None  # all labels of every sample, if multi-label
 
     def digest(self) -> str:
         own = self.manifest.digest()
-        return own if self.sets is None else f"{own}-{self.sets.digest()}"  # a manifest holds one label a sample
+        return own if self.sets is None else f"{own}-{self.sets.digest()}"  # the manifest contains one label per sample
 
     def targets(self, batch: Batch, classes: int) -> Tensor:
-        """(B,) class numbers, or (B, C) zeros and ones where there may be several."""
+        """(B,) class numbers, or (B, C) zeros and ones if multi-label."""
         return torch.from_numpy(self.truth(batch.records.numpy(), classes))
 
     def truth(self, records: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
@@ -51,23 +51,23 @@ class Labelled(NamedTuple):
         return ones
 
 
-def open_split(config: FinetuneConfig, field: str) -> Labelled | None:
-    """data.train, data.val or data.test; None where it is not given."""
+def open_split(config: FinetuneConfig, field: str) -> LabelledSplit | None:
+    """Open data.train, data.val or data.test; None if it is not set."""
     url: str | None = getattr(config.data, field.removeprefix("data."))
     if url is None:
         return None
     try:
         if config.head.multi_label:
             manifest, sets = open_label_sets(config.data, url)
-            return Labelled(field, url, manifest, manifest.labels, None, sets)
+            return LabelledSplit(field, url, manifest, manifest.labels, None, sets)
         manifest = open_manifest(config.data, url)
     except ManifestError as error:
         raise ManifestError([line.replace("data.train", field) for line in error.problems]) from None
-    return Labelled(field, url, manifest, manifest.labels, manifest.classes, None)
+    return LabelledSplit(field, url, manifest, manifest.labels, manifest.classes, None)
 
 
-def open_splits(config: FinetuneConfig) -> dict[str, Labelled]:
-    """All data sets of the run by field, classes of folders matched by name with those of data.train."""
+def open_splits(config: FinetuneConfig) -> dict[str, LabelledSplit]:
+    """Open all data sets of the run, by field; class folders are matched by name with those of data.train."""
     found = {field: open_split(config, field) for field in ("data.train", "data.val", "data.test")}
     splits = {field: split for field, split in found.items() if split is not None}
     train = splits["data.train"]
@@ -79,41 +79,41 @@ def open_splits(config: FinetuneConfig) -> dict[str, Labelled]:
     return splits
 
 
-def _by_name(known: tuple[str, ...], other: Labelled) -> Labels:
-    """For each class folder of `other`, its number among those of data.train."""
+def _by_name(known: tuple[str, ...], other: LabelledSplit) -> Labels:
+    """Map each class folder of `other` to its number in data.train."""
     assert other.names is not None
     number = {name: i for i, name in enumerate(known)}
-    strangers = [name for name in other.names if name not in number]
-    if strangers:
+    unmatched = [name for name in other.names if name not in number]
+    if unmatched:
         raise ConfigError(
             [
-                f"{other.field}={other.url}: class folders {_some(strangers)} are not among those of data.train; add "
-                "samples of them there, or leave them out here"
+                f"{other.field}={other.url}: class folders {_shorten(unmatched)} are not among those of data.train; "
+                "add them to data.train, or remove them from this set"
             ]
         )
     return np.array([number[name] for name in other.names], np.int64)
 
 
-def count_classes(config: FinetuneConfig, train: Labelled) -> int:
+def count_classes(config: FinetuneConfig, train: LabelledSplit) -> int:
     if config.head.classes is not None:
         return config.head.classes
     values = train.sets.values if train.sets is not None else train.labels
     return int(values.max(initial=0)) + 1
 
 
-def check_splits(config: FinetuneConfig, splits: dict[str, Labelled]) -> None:
-    """Raises ConfigError with everything that is wrong with labels and lengths."""
+def check_splits(config: FinetuneConfig, splits: dict[str, LabelledSplit]) -> None:
+    """Raise ConfigError with all problems of labels and lengths."""
     train = splits["data.train"]
     problems: list[str] = []
     for split in splits.values():
         if not len(split.manifest):
-            problems.append(f"{split.field}={split.url}: holds no samples; see what it finds with `amd validate`")
+            problems.append(f"{split.field}={split.url}: contains no samples; check it with `amd validate`")
         elif split.sets is None and (split.labels < 0).any():
-            bare = np.flatnonzero(split.labels < 0)
-            first = split.manifest[int(bare[0])].name
+            unlabelled = np.flatnonzero(split.labels < 0)
+            first = split.manifest[int(unlabelled[0])].name
             problems.append(
-                f"{split.field}={split.url}: {len(bare)} samples have no label, the first is {first}; give each one: a "
-                "folder for every class, or a list with lines `path label`, labels from 0"
+                f"{split.field}={split.url}: {len(unlabelled)} samples have no label, the first is {first}; "
+                "use one folder per class, or a list with lines `path label`, labels from 0"
             )
     if problems:
         raise ConfigError(problems)
@@ -129,12 +129,12 @@ def check_splits(config: FinetuneConfig, splits: dict[str, Labelled]) -> None:
         raise ConfigError(problems)
 
 
-def _too_few_classes(config: FinetuneConfig, train: Labelled, classes: int) -> list[str]:
+def _too_few_classes(config: FinetuneConfig, train: LabelledSplit, classes: int) -> list[str]:
     values = train.sets.values if train.sets is not None else train.labels
     present = np.unique(values)
     if len(present) < 2:
-        what = f"all labels are {present[0]}" if len(present) else "no sample has a label"
-        return [f"data.train={train.url}: {what}; a classifier needs two classes or more to tell apart"]
+        problem = f"all labels are {present[0]}" if len(present) else "no sample has a label"
+        return [f"data.train={train.url}: {problem}; a classifier needs at least two classes"]
     missing = sorted(set(range(classes)) - set(present.tolist()))
     if missing and train.sets is None:
         remedy = (
@@ -143,13 +143,13 @@ def _too_few_classes(config: FinetuneConfig, train: Labelled, classes: int) -> l
             else "number the classes from 0 without gaps, or add samples"
         )
         return [
-            f"data.train={train.url}: {len(missing)} of {classes} classes have no sample (class "
-            f"{_some([str(c) for c in missing])}); {remedy}"
+            f"data.train={train.url}: {len(missing)} of {classes} classes have no samples (class "
+            f"{_shorten([str(c) for c in missing])}); {remedy}"
         ]
     return []
 
 
-def _out_of_range(split: Labelled, classes: int) -> list[str]:
+def _out_of_range(split: LabelledSplit, classes: int) -> list[str]:
     if split.sets is not None:
         owners = np.repeat(np.arange(len(split.sets)), np.diff(split.sets.offsets))
         records, labels = owners[split.sets.values >= classes], split.sets.values[split.sets.values >= classes]
@@ -165,33 +165,33 @@ def _out_of_range(split: Labelled, classes: int) -> list[str]:
     ]
 
 
-def _too_short(config: FinetuneConfig, split: Labelled) -> list[str]:
-    """Samples of fewer frames than a clip repeat some; a data set of nothing else is a mistake."""
+def _too_short(config: FinetuneConfig, split: LabelledSplit) -> list[str]:
+    """Report a data set whose samples all have fewer frames than a clip: every clip would repeat frames."""
     frames, manifest = config.clip.frames, split.manifest
     if frames == 1:
         return []
-    tried = np.unique(np.linspace(0, len(manifest) - 1, TRIED).astype(int)).tolist()
+    numbers = np.unique(np.linspace(0, len(manifest) - 1, PROBED_SAMPLES).astype(int)).tolist()
     lengths: list[int] = []
 
-    def note(total: int) -> Labels:
+    def record_length(total: int) -> Labels:
         lengths.append(total)
         return np.zeros(1, np.int64)
 
     with closing(SampleReader(config.data)) as reader:
-        for number in tried:
+        for number in numbers:
             try:
-                reader.read_clip(manifest[number], note)
+                reader.read_clip(manifest[number], record_length)
             except BadSample:
                 continue
     if not lengths or max(lengths) >= frames:
         return []
     return capped(
         [
-            f"{split.field}={split.url}: the {len(lengths)} samples tried have at most {max(lengths)} frames, fewer "
-            f"than clip.frames={frames}: a clip would repeat them; lower clip.frames, or give longer videos"
+            f"{split.field}={split.url}: the {len(lengths)} samples checked have at most {max(lengths)} frames, fewer "
+            f"than clip.frames={frames}: clips would repeat frames; lower clip.frames, or give longer videos"
         ]
     )
 
 
-def _some(names: list[str]) -> str:
+def _shorten(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,9 +1,8 @@
-"""Score a classifier on labelled data, all ranks together: every sample once, none lost, whatever their number.
+"""Evaluate a classifier on labelled data across ranks: every sample exactly once, for any number of ranks.
 
-Each rank reads its places of every step. A sample's views are all on one rank, which merges them, so that ranks hand
-each other one row a sample; figures are made from all rows on every rank alike. A sample that cannot be read is named,
-and counts as wrong.
-Shapes: n views seen by this rank, m samples, C classes.
+Each rank reads its share of every step. All views of a sample are on one rank, which merges them, so ranks exchange one
+row per sample and compute the same figures from all rows. Unreadable samples are reported and count as wrong.
+Shapes: n views of this rank, m samples, C classes.
 """
 
 from __future__ import annotations
@@ -18,60 +17,60 @@ from torch import Tensor
 
 from amd.artifacts.weights import whole_clips
 from amd.config import FinetuneConfig, Precision, ViewsConfig
-from amd.data.faults import Bad
+from amd.data.faults import UnreadableSample
 from amd.data.loading.loader import Batch, ClipLoader
 from amd.device import autocast
 from amd.downstream.supervised.classification import metrics
-from amd.downstream.supervised.classification.data import Labelled
+from amd.downstream.supervised.classification.data import LabelledSplit
 from amd.models.classifier import Classifier
-from amd.training.process_group import Team
+from amd.training.process_group import ProcessGroup
 from amd.training.trainer.loop import Interrupted
 
 
-class Seen(NamedTuple):
-    """What one rank saw."""
+class ViewPredictions(NamedTuple):
+    """Logits of one rank's views."""
 
     records: npt.NDArray[np.int64]  # (n,)
     views: npt.NDArray[np.int64]  # (n,) segment x crops + crop
     logits: npt.NDArray[np.float32]  # (n, C)
-    bad: list[Bad]
+    bad: list[UnreadableSample]
 
 
-class Scored(NamedTuple):
-    """A data set scored; the same on all ranks."""
+class ClassificationScores(NamedTuple):
+    """Figures of a data set; equal on all ranks."""
 
     figures: dict[str, float]
-    merged: metrics.Merged
+    merged: metrics.MergedViews
     truth: npt.NDArray[np.int64]  # (m,) or (m, C), of the merged records
-    bad: list[Bad]
+    bad: list[UnreadableSample]
     total: int
 
 
 @torch.inference_mode()
-def look(
+def predict(
     classifier: Classifier,
     config: FinetuneConfig,
-    split: Labelled,
+    split: LabelledSplit,
     views: ViewsConfig,
-    team: Team,
+    group: ProcessGroup,
     precision: Precision,
     stopped: Callable[[], bool] = lambda: False,
-) -> Seen:
-    """This rank's share of a data set, through the classifier in eval mode.
+) -> ViewPredictions:
+    """Predict this rank's share of a data set with the classifier in eval mode.
 
-    Raises Interrupted, on all ranks alike, once one of them is `stopped`.
+    Raises Interrupted on all ranks once one of them is `stopped`.
     """
     count = views.segments * views.crops
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    bad: list[Bad] = []
+    bad: list[UnreadableSample] = []
     loader = ClipLoader(
         config.data.model_copy(update={"train": split.url, "repeats": 1}),
         config.clip,
         split.manifest,
         batch_size=config.evaluation.batch_size,
-        rank=team.rank,
-        world=team.world,
-        micro_batch=max(1, config.evaluation.batch_size // (count * team.world)),
+        rank=group.rank,
+        world=group.world,
+        micro_batch=max(1, config.evaluation.batch_size // (count * group.world)),
         train=False,
         views=views,
     )
@@ -83,42 +82,46 @@ def look(
                 for batch in step:
                     bad += batch.bad
                     if len(batch.clips):
-                        parts.append(_through(classifier, config, batch, count, team, precision))
-                if any(team.gather(stopped())):
+                        parts.append(_forward(classifier, config, batch, count, group, precision))
+                if any(group.gather(stopped())):
                     raise Interrupted
     finally:
         classifier.train(training)
     if not parts:
         none = np.zeros(0, np.int64)
-        return Seen(none, none, np.zeros((0, classifier.head.out_features), np.float32), bad)
+        return ViewPredictions(none, none, np.zeros((0, classifier.head.out_features), np.float32), bad)
     records, numbers, logits = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-    return Seen(records, numbers, logits, bad)
+    return ViewPredictions(records, numbers, logits, bad)
 
 
-def _through(
-    classifier: Classifier, config: FinetuneConfig, batch: Batch, views: int, team: Team, precision: Precision
+def _forward(
+    classifier: Classifier, config: FinetuneConfig, batch: Batch, views: int, group: ProcessGroup, precision: Precision
 ) -> tuple[Tensor, Tensor, Tensor]:
-    clips = batch.clips.to(team.device, non_blocking=True)
-    with autocast(precision, team.device):
+    clips = batch.clips.to(group.device, non_blocking=True)
+    with autocast(precision, group.device):
         logits = classifier(*whole_clips(classifier.encoder, config.clip, clips))
     return batch.records, torch.arange(len(clips)) % views, logits.float().cpu()
 
 
-def score(seen: Seen, split: Labelled, config: FinetuneConfig, team: Team) -> Scored:
-    """Put the samples of all ranks together. Every rank calls it; the answer is the same on all."""
-    several = config.head.multi_label
-    mine = metrics.merge(seen.records, seen.views, seen.logits, several)
-    everyone = team.gather((mine, seen.bad))
-    merged = metrics.join([part for part, _ in everyone])
-    bad = [sample for _, met in everyone for sample in met]
+def score(
+    predictions: ViewPredictions, split: LabelledSplit, config: FinetuneConfig, group: ProcessGroup
+) -> ClassificationScores:
+    """Merge the samples of all ranks and score them. Every rank must call it; the result is equal on all."""
+    multi_label = config.head.multi_label
+    mine = metrics.merge(predictions.records, predictions.views, predictions.logits, multi_label)
+    gathered = group.gather((mine, predictions.bad))
+    merged = metrics.join([part for part, _ in gathered])
+    bad = [sample for _, unreadable in gathered for sample in unreadable]
     classes, total = merged.probabilities.shape[1], len(split.manifest)
     truth = split.truth(merged.records, classes)
-    if several:
-        every = np.zeros((total, classes))  # what could not be read comes last, wherever it belongs
+    if multi_label:
+        every = np.zeros((total, classes))  # unreadable samples rank last in every class
         every[merged.records] = merged.probabilities
         figures = metrics.multi_label(every, split.truth(np.arange(total), classes))
     else:
         figures = metrics.single_label(merged.probabilities, truth, total)
         if len(truth):
             figures["eval/loss"] = metrics.cross_entropy(merged.probabilities, truth)
-    return Scored(figures | {"eval/unreadable": float(total - len(merged.records))}, merged, truth, bad, total)
+    return ClassificationScores(
+        figures | {"eval/unreadable": float(total - len(merged.records))}, merged, truth, bad, total
+    )

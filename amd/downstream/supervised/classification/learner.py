@@ -1,7 +1,7 @@
-"""Fine-tuning's learner: a classifier, mixed and erased batches, layer decay, a moving average of the weights.
+"""Learner of fine-tuning runs: a classifier with batch augmentation, layer decay and an average of the weights.
 
-Mixing draws from the global generators of `random` and numpy (timm's do), set from (seed, step, rank) at every step: a
-run resumes to the bit on as many workers; on another number other pairs are mixed.
+Mixing uses the global generators of `random` and numpy, as timm does, seeded from (seed, step, rank) at every step: a
+run resumes bit for bit on the same number of workers; on another number, other pairs are mixed.
 Shapes: B clips of a micro-batch, T frames, H height, W width, C classes.
 """
 
@@ -23,7 +23,7 @@ from amd.data.loading.loader import Batch
 from amd.losses import unit_pixels
 from amd.models.classifier import Classifier
 from amd.training.checkpoints.state import stream_seed
-from amd.training.process_group import Team
+from amd.training.process_group import ProcessGroup
 from amd.training.trainer.learner import Learner, compile_blocks, count
 from amd.training.trainer.optimizer import build_optimizer, layer_scale
 
@@ -47,10 +47,10 @@ class Finetuner(Learner):
     """Classifier and optimizer of one rank."""
 
     def __init__(
-        self, config: FinetuneConfig, team: Team, start: Callable[[Classifier], Any] | None, targets: Targets
+        self, config: FinetuneConfig, group: ProcessGroup, start: Callable[[Classifier], Any] | None, targets: Targets
     ) -> None:
-        """`start` fills the encoder with pre-trained weights."""
-        super().__init__(config, team)
+        """`start` loads pre-trained weights into the encoder."""
+        super().__init__(config, group)
         self.config, self._targets = config, targets
         classifier = new_classifier(config)
         if start is not None:
@@ -64,17 +64,19 @@ class Finetuner(Learner):
         self.average: AveragedModel | None = None
         if config.optim.ema_decay is not None:
             self.average = AveragedModel(self.classifier, multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema_decay))
-        self._disturb = Disturbance(config.augment, config.head.classes or 0, config.head.multi_label, self.device)
+        self._augment_batch = BatchAugmentation(
+            config.augment, config.head.classes or 0, config.head.multi_label, self.device
+        )
 
     def begin(self, step: int) -> None:
         super().begin(step)
-        seed = stream_seed(self.config.seed, "mix", step, self.team.rank) % 2**32
+        seed = stream_seed(self.config.seed, "mix", step, self.group.rank) % 2**32
         random.seed(seed)
         np.random.seed(seed)
 
     def loss(self, clips: Tensor, batch: Batch, row: int) -> Sequence[Tensor]:
         targets = self._targets(batch).to(self.device, non_blocking=True)
-        pixels, soft = self._disturb(self._normalized(clips), targets)
+        pixels, soft = self._augment_batch(self._normalized(clips), targets)
         logits = self.model(*whole_clips(self.classifier.encoder, self.config.clip, pixels)).float()
         if self.config.head.multi_label:
             return (functional.binary_cross_entropy_with_logits(logits, soft),)
@@ -86,7 +88,7 @@ class Finetuner(Learner):
 
     @property
     def tested(self) -> Classifier:
-        """What is scored and published: the weights, or their moving average."""
+        """Model that is evaluated and published: the weights, or their moving average."""
         if self.average is None:
             return self.classifier
         assert isinstance(self.average.module, Classifier)
@@ -110,8 +112,8 @@ class Finetuner(Learner):
         return (unit_pixels(clips, clip) - mean) / std
 
 
-class Disturbance:
-    """Erasing, mixing and smoothing of a batch of normalised clips. timm's parts, imported only if they are used."""
+class BatchAugmentation:
+    """Random erasing, mixup or cutmix, and label smoothing of a normalised batch; imports timm only if needed."""
 
     def __init__(self, augment: AugmentConfig, classes: int, multi_label: bool, device: torch.device) -> None:
         self._augment, self._classes, self._multi_label = augment, classes, multi_label
@@ -138,7 +140,7 @@ class Disturbance:
         flat = clips.flatten(1, 2)  # (B, 3 T, H, W): one box for all frames of a clip
         if self._erase is not None:
             flat = self._erase(flat.contiguous())
-        if self._mix is not None and len(flat) % 2 == 0:  # an elastic run may meet an odd count
+        if self._mix is not None and len(flat) % 2 == 0:  # elastic runs may have odd batches
             flat, soft = self._mix(flat.contiguous(), targets)
         else:
             soft = self._smooth(targets)
@@ -152,11 +154,11 @@ class Disturbance:
         return exact * (1 - smoothing) + smoothing / self._classes
 
 
-def load_tested(classifier: nn.Module, tensors: dict[str, dict[str, Tensor]]) -> None:
-    """Fill a classifier with what a checkpoint says is to be tested: the moving average where there is one."""
+def load_eval_weights(classifier: nn.Module, tensors: dict[str, dict[str, Tensor]]) -> None:
+    """Load the weights to evaluate from a checkpoint: the moving average if there is one."""
     if EMA in tensors:
-        part = "module."
-        state = {key.removeprefix(part): value for key, value in tensors[EMA].items() if key.startswith(part)}
+        prefix = "module."
+        state = {key.removeprefix(prefix): value for key, value in tensors[EMA].items() if key.startswith(prefix)}
     else:
         state = tensors["model"]
     classifier.load_state_dict(state)

@@ -1,6 +1,6 @@
-"""From logits of views to figures: merging, top-1 and top-5, mean average precision, confusion, per-class report.
+"""Classification metrics: merging of views, top-1 and top-5, mean average precision, confusion, per-class report.
 
-Arrays in, numbers out; knows nothing of networks, files or ranks.
+Arrays in, numbers out; independent of networks, files and ranks.
 Shapes: n views, m samples, C classes.
 """
 
@@ -16,16 +16,16 @@ Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
 
 
-class Merged(NamedTuple):
-    """The views of each sample put together."""
+class MergedViews(NamedTuple):
+    """Probabilities of each sample, averaged over its views."""
 
     records: Numbers  # (m,) ascending
     probabilities: Floats  # (m, C), the mean over views
-    views: Numbers  # (m,) how many were merged
+    views: Numbers  # (m,) number of views merged
 
 
 def probabilities(logits: npt.NDArray[np.floating], multi_label: bool = False) -> Floats:
-    """Softmax over classes, or a sigmoid each, in float64. (n, C) -> (n, C)."""
+    """Softmax over classes, or sigmoid per class if multi-label, in float64. (n, C) -> (n, C)."""
     values = logits.astype(np.float64)
     if multi_label:
         return np.asarray(np.exp(-np.logaddexp(0, -values)))  # a sigmoid that does not overflow
@@ -33,33 +33,33 @@ def probabilities(logits: npt.NDArray[np.floating], multi_label: bool = False) -
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
-def merge(records: Numbers, views: Numbers, logits: npt.NDArray[np.floating], multi_label: bool = False) -> Merged:
-    """Mean of the probabilities of each record's views, each view counted once, as the official `merge` does.
+def merge(records: Numbers, views: Numbers, logits: npt.NDArray[np.floating], multi_label: bool = False) -> MergedViews:
+    """Average the probabilities of each record's views, as the official `merge` does.
 
-    records (n,), views (n,) numbers of a record's views, logits (n, C). A view that is there twice (a padded sampler)
-    is taken once.
+    records (n,), views (n,) numbers of a record's views, logits (n, C). Duplicate views (from a padded sampler) count
+    once.
     """
     _, first = np.unique(np.stack([records, views], axis=1), axis=0, return_index=True)
     records, scored = records[first], probabilities(logits[first], multi_label)
-    ids, starts, counts = np.unique(records, return_index=True, return_counts=True)  # the views of each are together
-    return Merged(ids, np.add.reduceat(scored, starts, axis=0) / counts[:, None], counts)
+    ids, starts, counts = np.unique(records, return_index=True, return_counts=True)  # views of a record are adjacent
+    return MergedViews(ids, np.add.reduceat(scored, starts, axis=0) / counts[:, None], counts)
 
 
-def join(parts: Sequence[Merged]) -> Merged:
-    """What several ranks merged; a record that two of them have (a padded sampler) is taken once."""
+def join(parts: Sequence[MergedViews]) -> MergedViews:
+    """Concatenate the merged views of several ranks; duplicate records (from a padded sampler) count once."""
     ids, scored, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
     ids, first = np.unique(ids, return_index=True)
-    return Merged(ids, scored[first], counts[first])
+    return MergedViews(ids, scored[first], counts[first])
 
 
 def top_k(scored: Floats, labels: Numbers, k: int) -> int:
-    """How many samples have their label among the k highest of (m, C) scores; ties go to the lower class."""
+    """Number of samples whose label is among the k highest of (m, C) scores; ties go to the lower class."""
     best = np.argsort(-scored, axis=1, kind="stable")[:, :k]
     return int((best == labels[:, None]).any(axis=1).sum())
 
 
 def single_label(scored: Floats, labels: Numbers, total: int) -> dict[str, float]:
-    """Top-1 and top-5 in percent of `total` samples: those that could not be read count as wrong."""
+    """Top-1 and top-5 in percent of `total` samples; unreadable samples count as wrong."""
     k = min(5, scored.shape[1])
     return {
         "eval/top1": 100 * top_k(scored, labels, 1) / total,
@@ -68,9 +68,9 @@ def single_label(scored: Floats, labels: Numbers, total: int) -> dict[str, float
 
 
 def cross_entropy(scored: Floats, labels: Numbers) -> float:
-    """Mean over samples of -log of the probability (m, C) that the right class got."""
-    right = scored[np.arange(len(labels)), labels]
-    return float(-np.log(right.clip(1e-12)).mean())
+    """Mean negative log probability (m, C) of the correct class."""
+    correct = scored[np.arange(len(labels)), labels]
+    return float(-np.log(correct.clip(1e-12)).mean())
 
 
 def multi_label(scored: Floats, truth: npt.NDArray[np.integer]) -> dict[str, float]:
@@ -83,7 +83,7 @@ def multi_label(scored: Floats, truth: npt.NDArray[np.integer]) -> dict[str, flo
 
 
 def confusion(predicted: Numbers, labels: Numbers, classes: int) -> Numbers:
-    """(C, C): how often a sample of class row was taken for class column."""
+    """Confusion matrix (C, C): rows are true classes, columns predicted classes."""
     matrix = np.zeros((classes, classes), np.int64)
     np.add.at(matrix, (labels, predicted), 1)
     return matrix
@@ -93,14 +93,14 @@ def class_report(matrix: Numbers, names: tuple[str, ...] | None) -> list[dict[st
     """Samples, recall and precision in percent of every class, from its confusion matrix."""
     rows: list[dict[str, float | int | str]] = []
     for c in range(len(matrix)):
-        samples, taken, right = int(matrix[c].sum()), int(matrix[:, c].sum()), int(matrix[c, c])
+        samples, predicted, correct = int(matrix[c].sum()), int(matrix[:, c].sum()), int(matrix[c, c])
         rows.append(
             {
                 "class": c,
                 "name": names[c] if names else str(c),
                 "samples": samples,
-                "recall": 100 * right / samples if samples else float("nan"),
-                "precision": 100 * right / taken if taken else float("nan"),
+                "recall": 100 * correct / samples if samples else float("nan"),
+                "precision": 100 * correct / predicted if predicted else float("nan"),
             }
         )
     return rows

@@ -1,13 +1,13 @@
-"""What a test leaves in its run's folder, for people and programs.
+"""Reports of a test, written to the run's folder.
 
-    test/views-0000.parquet     one row a view: sample, label, segment, crop, logits; a file for every rank
-    test/samples.parquet        one row a sample: label, prediction, probability, views merged
-    test/confusion.csv          rows: true class, columns: predicted class (one label a sample)
+    test/views-0000.parquet     one row per view: sample, label, segment, crop, logits; one file per rank
+    test/samples.parquet        one row per sample: label, prediction, probabilities, number of views
+    test/confusion.csv          rows: true class, columns: predicted class (single label only)
     test/classes.csv            samples, recall, precision of every class
-    test/bad_samples.jsonl      what could not be read
+    test/bad_samples.jsonl      unreadable samples
     test/result.json            figures; written last
 
-Knows nothing of networks or ranks.
+Independent of networks and ranks.
 """
 
 from __future__ import annotations
@@ -21,28 +21,30 @@ import numpy as np
 
 from amd.config import FinetuneConfig, ViewsConfig
 from amd.downstream.supervised.classification import metrics
-from amd.downstream.supervised.classification.data import Labelled
-from amd.downstream.supervised.classification.evaluation import Scored, Seen
+from amd.downstream.supervised.classification.data import LabelledSplit
+from amd.downstream.supervised.classification.evaluation import ClassificationScores, ViewPredictions
 from amd.storage import exists, join, read_json, write_bytes, write_json
 
 RESULT = "result.json"
 
 
-def write_views(folder: str, seen: Seen, split: Labelled, views: ViewsConfig, rank: int) -> None:
-    """One rank's views, each with its logits."""
+def write_views(folder: str, predictions: ViewPredictions, split: LabelledSplit, views: ViewsConfig, rank: int) -> None:
+    """Write one rank's views with their logits."""
     columns = {
-        "sample": [split.manifest[int(record)].name for record in seen.records],
-        "record": seen.records,
-        "label": _labels(split, seen.records),
-        "segment": seen.views // views.crops,
-        "crop": seen.views % views.crops,
-        "logits": list(seen.logits),
+        "sample": [split.manifest[int(record)].name for record in predictions.records],
+        "record": predictions.records,
+        "label": _labels(split, predictions.records),
+        "segment": predictions.views // views.crops,
+        "crop": predictions.views % views.crops,
+        "logits": list(predictions.logits),
     }
     _parquet(join(folder, f"views-{rank:04d}.parquet"), columns)
 
 
-def write_report(folder: str, scored: Scored, split: Labelled, config: FinetuneConfig, step: int) -> None:
-    """The figures of all views, and where they come from."""
+def write_report(
+    folder: str, scored: ClassificationScores, split: LabelledSplit, config: FinetuneConfig, step: int
+) -> None:
+    """Write the per-sample and per-class reports and the figures."""
     merged = scored.merged
     columns = {
         "sample": [split.manifest[int(record)].name for record in merged.records],
@@ -75,13 +77,13 @@ def write_report(folder: str, scored: Scored, split: Labelled, config: FinetuneC
 
 
 def read_result(folder: str) -> dict[str, Any] | None:
-    """The figures of a run's test, if it was tested."""
+    """Read the result of a run's test; None if it was not tested."""
     url = join(folder, RESULT)
     found: dict[str, Any] | None = read_json(url) if exists(url) else None
     return found
 
 
-def _labels(split: Labelled, records: Any) -> list[Any]:
+def _labels(split: LabelledSplit, records: Any) -> list[Any]:
     if split.sets is None:
         return [int(label) for label in split.labels[records]]
     return [split.sets[int(record)].tolist() for record in records]

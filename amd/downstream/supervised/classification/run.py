@@ -1,15 +1,15 @@
-"""Fine-tuning as a kind of run: what is checked before it, and what it publishes. `finetune` is the way in."""
+"""Fine-tuning runs: checks before the start and publishing of the result. `finetune` is the entry point."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from amd.artifacts.weights import Card, Head, Score, save_encoder
+from amd.artifacts.weights import Card, HeadCard, Score, save_encoder
 from amd.config import ConfigError, FinetuneConfig, with_overrides
 from amd.data.loading.rand_augment import check_rand_augment
 from amd.downstream.supervised.classification import report
 from amd.downstream.supervised.classification.data import check_splits, count_classes, open_splits
-from amd.downstream.supervised.classification.learner import load_tested, new_classifier
+from amd.downstream.supervised.classification.learner import load_eval_weights, new_classifier
 from amd.downstream.supervised.classification.worker import work
 from amd.exchange.start import StartingPoint, load_starting_point
 from amd.models.encoder import Encoder
@@ -19,28 +19,30 @@ from amd.training.checkpoints.store import CheckpointStore
 from amd.training.failures import UploadError
 from amd.training.run_folder import RunResult, run_folder, versions
 from amd.training.runs.checks import DataFacts, check_counts
-from amd.training.runs.kinds import Kind, Trained
+from amd.training.runs.kinds import RunKind, TrainTeacher
 from amd.training.runs.launch import launch
 
 
-class Resolved(NamedTuple):
+class ResolvedFinetuning(NamedTuple):
     config: FinetuneConfig
-    """With the classes counted."""
+    """Config with the number of classes filled in."""
     start: StartingPoint | None
 
 
-def finetune(config: FinetuneConfig, **how: Any) -> RunResult:
-    """Fine-tune to the end, test the best checkpoint and publish it; `how` as `launch` takes it."""
-    return launch(config, FINETUNING, **how)
+def finetune(config: FinetuneConfig, **options: Any) -> RunResult:
+    """Fine-tune to the end, test the best checkpoint and publish it; `options` are those of `launch`."""
+    return launch(config, FINETUNING, **options)
 
 
 def _check(config: FinetuneConfig) -> DataFacts:
     problems = []
     if config.data.train.startswith(UNSET):
-        problems.append("data.train: a recipe brings no data; give data.train=<folder, list file or tar shards>")
+        problems.append("data.train: presets contain no data; set data.train=<folder, list file or tar shards>")
     if config.weights is not None and config.weights.startswith(UNSET):
-        wanted = config.weights.removeprefix(UNSET).strip()
-        problems.append(f"weights: this recipe wants {wanted}; give weights=<file, URI or encoder id>, or weights=null")
+        required = config.weights.removeprefix(UNSET).strip()
+        problems.append(
+            f"weights: this preset needs {required}; set weights=<file, URI or encoder id>, or weights=null"
+        )
     if problems:
         raise ConfigError(problems)
     check_rand_augment(config.data.rand_augment)
@@ -62,31 +64,33 @@ def _start(config: FinetuneConfig) -> StartingPoint | None:
     return load_starting_point(encoder, config.weights, config.storage, config.clip, final_norm=False)
 
 
-def _resolve(config: FinetuneConfig, root: str, train: Trained) -> Resolved:
+def _resolve(config: FinetuneConfig, root: str, train: TrainTeacher) -> ResolvedFinetuning:
     counted = count_classes(config, open_splits(config)["data.train"])
-    return Resolved(with_overrides(config, {"head.classes": counted}), _start(config))
+    return ResolvedFinetuning(with_overrides(config, {"head.classes": counted}), _start(config))
 
 
-def _publish(config: FinetuneConfig, resolved: Resolved, root: str, run_id: str, data: DataFacts) -> str:
+def _publish(config: FinetuneConfig, resolved: ResolvedFinetuning, root: str, run_id: str, data: DataFacts) -> str:
     folder = run_folder(root, run_id)
     store = CheckpointStore(join(folder, "checkpoints"), config.checkpoint)
     found = store.load_best()
     if found is None or store.committed()[-1] < data.steps:
-        raise UploadError(f"the last checkpoint of {run_id} is not at its end; start the run again to finish it")
+        raise UploadError(f"the last checkpoint of {run_id} is not the final one; start the run again to finish it")
     (best, snapshot), config = found, resolved.config
     classifier = new_classifier(config)
-    load_tested(classifier, snapshot.tensors)
+    load_eval_weights(classifier, snapshot.tensors)
     train, start = open_splits(config)["data.train"], resolved.start
     tested = report.read_result(join(folder, "test"))
     if tested is not None and tested["step"] != best:
-        raise UploadError(f"step {tested['step']} of {run_id} was tested, and cannot be read any more; start it again")
+        raise UploadError(
+            f"step {tested['step']} of {run_id} was tested but can no longer be read; start the run again"
+        )
     card = Card(
         id=run_id,
         encoder=config.encoder,
         clip=config.clip,
         interpolation=config.data.interpolation,
         pooling="mean_then_norm",
-        head=Head(
+        head=HeadCard(
             classes=classifier.head.out_features,
             multi_label=config.head.multi_label,
             labels=train.names,
@@ -119,4 +123,4 @@ def _score(tested: dict[str, Any], run_id: str) -> Score:
     )
 
 
-FINETUNING = Kind("finetune", _check, _check_weights, _resolve, work, _publish)
+FINETUNING = RunKind("finetune", _check, _check_weights, _resolve, work, _publish)

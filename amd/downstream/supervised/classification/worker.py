@@ -1,39 +1,39 @@
-"""Fine-tuning on one rank: the loop with a classifier, validation every few epochs, and the test at the end."""
+"""Fine-tuning on one rank: the training loop, periodic validation and the final test."""
 
 from __future__ import annotations
 
 from amd.config import FinetuneConfig, ViewsConfig
 from amd.data.dataset.manifest import Manifest
 from amd.downstream.supervised.classification import report
-from amd.downstream.supervised.classification.data import Labelled, open_splits
-from amd.downstream.supervised.classification.evaluation import Scored, Seen, look, score
-from amd.downstream.supervised.classification.learner import Finetuner, load_tested, new_classifier
+from amd.downstream.supervised.classification.data import LabelledSplit, open_splits
+from amd.downstream.supervised.classification.evaluation import ClassificationScores, ViewPredictions, predict, score
+from amd.downstream.supervised.classification.learner import Finetuner, load_eval_weights, new_classifier
 from amd.exchange.start import load_starting_point
 from amd.flops import encoder_flops
 from amd.models.classifier import Classifier
 from amd.storage import join, remove
-from amd.training.process_group import Team
+from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import RunSpec
-from amd.training.trainer.loop import Edge, Outcome, Training
+from amd.training.trainer.loop import LoopResult, RunHooks, Training
 
-NAMED = 5  # unreadable samples in a warning
+LISTED_SAMPLES = 5  # unreadable samples listed in a warning
 
 
-def work(spec: RunSpec, team: Team, edge: Edge) -> Outcome:
-    """Fine-tune from the newest checkpoint to the end, test the best one; or stop on the way."""
-    return Finetuning(spec, team, edge).run()
+def work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
+    """Fine-tune from the newest checkpoint and test the best one, unless stopped earlier."""
+    return Finetuning(spec, group, hooks).run()
 
 
 class Finetuning(Training):
     learner: Finetuner
 
-    def __init__(self, spec: RunSpec, team: Team, edge: Edge) -> None:
+    def __init__(self, spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> None:
         self.config = config = spec.parsed(FinetuneConfig)
         self.splits = open_splits(config)
-        super().__init__(spec, config, team, edge)
+        super().__init__(spec, config, group, hooks)
         train, classes = self.splits["data.train"], config.head.classes or 0
         self.learner = Finetuner(
-            config, team, self._start if config.weights else None, lambda batch: train.targets(batch, classes)
+            config, group, self._start if config.weights else None, lambda batch: train.targets(batch, classes)
         )
 
     def open_manifest(self) -> Manifest:
@@ -41,11 +41,11 @@ class Finetuning(Training):
 
     def _start(self, classifier: Classifier) -> None:
         config = self.config
-        assert config.weights is not None, "only a run that begins with weights comes here"
+        assert config.weights is not None, "only called for runs with weights"
         load_starting_point(classifier.encoder, config.weights, config.storage, config.clip, final_norm=False)
 
     def flops_per_clip(self) -> float:
-        """Three times a forward pass, the embedding twice: no gradient flows to pixels."""
+        """Three times a forward pass, the patch embedding twice: pixels need no gradient."""
         clip = self.config.clip
         embedding, blocks = encoder_flops(self.config.encoder, clip.grid.tokens, clip.token_values)
         return 2 * embedding + 3 * blocks
@@ -56,43 +56,45 @@ class Finetuning(Training):
         if split is None or (done % every and done != self.steps):
             return {}
         views = self.config.evaluation.views.model_copy(update={"segments": 1, "crops": 1})
-        scored = self._score(self._look(self.learner.tested, split, views), split)
+        scored = self._score(self._predict(self.learner.tested, split, views), split)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in scored.figures.items())
-        self.tell("note", text=f"step {done}: {shown}")
+        self.emit("note", text=f"step {done}: {shown}")
         return scored.figures
 
-    def conclude(self, done: int) -> dict[str, float]:
-        """Test the best checkpoint with all views; scores and reports go to the run's folder."""
+    def finalize(self, done: int) -> dict[str, float]:
+        """Test the best checkpoint with all views and write reports to the run's folder."""
         split = self.splits.get("data.test") or self.splits.get("data.val")
         if split is None:
             return {}
-        found = self.store.load_best() if self.team.leads else None
-        best = self.team.from_leader(lambda: found[0] if found else 0)
+        found = self.store.load_best() if self.group.is_main else None
+        best = self.group.broadcast_from_main(lambda: found[0] if found else 0)
         classifier = new_classifier(self.config)
-        load_tested(classifier, (found[1] if found else self.store.load(best)).tensors)
+        load_eval_weights(classifier, (found[1] if found else self.store.load(best)).tensors)
         views, folder = self.config.evaluation.views, join(self.spec.folder, "test")
-        self.tell("note", text=f"testing step {best}: {views} views of {len(split.manifest)} samples")
-        self.team.from_leader(lambda: remove(folder))  # of a test that was broken off, maybe on more workers
-        seen = self._look(classifier.to(self.team.device), split, views)
-        report.write_views(folder, seen, split, views, self.team.rank)
-        scored = self._score(seen, split)
-        if self.team.leads:
+        self.emit("note", text=f"testing step {best}: {views} views of {len(split.manifest)} samples")
+        self.group.broadcast_from_main(lambda: remove(folder))  # left by an interrupted test, possibly on more workers
+        predictions = self._predict(classifier.to(self.group.device), split, views)
+        report.write_views(folder, predictions, split, views, self.group.rank)
+        scored = self._score(predictions, split)
+        if self.group.is_main:
             report.write_report(folder, scored, split, self.config, best)
         return {name.replace("eval/", "test/"): value for name, value in scored.figures.items()}
 
-    def _look(self, classifier: Classifier, split: Labelled, views: ViewsConfig) -> Seen:
-        return look(classifier, self.config, split, views, self.team, self.learner.precision, self.edge.stop_requested)
+    def _predict(self, classifier: Classifier, split: LabelledSplit, views: ViewsConfig) -> ViewPredictions:
+        return predict(
+            classifier, self.config, split, views, self.group, self.learner.precision, self.hooks.stop_requested
+        )
 
-    def _score(self, seen: Seen, split: Labelled) -> Scored:
-        scored = score(seen, split, self.config, self.team)
+    def _score(self, predictions: ViewPredictions, split: LabelledSplit) -> ClassificationScores:
+        scored = score(predictions, split, self.config, self.group)
         if scored.bad:
-            self.tell("warning", text=unreadable(scored, split))
+            self.emit("warning", text=unreadable_warning(scored, split))
         return scored
 
 
-def unreadable(scored: Scored, split: Labelled) -> str:
-    names = "; ".join(f"{sample['location']} {sample['reason']}" for sample in scored.bad[:NAMED])
-    more = f"; and {len(scored.bad) - NAMED} more" if len(scored.bad) > NAMED else ""
+def unreadable_warning(scored: ClassificationScores, split: LabelledSplit) -> str:
+    names = "; ".join(f"{sample['location']} {sample['reason']}" for sample in scored.bad[:LISTED_SAMPLES])
+    more = f"; and {len(scored.bad) - LISTED_SAMPLES} more" if len(scored.bad) > LISTED_SAMPLES else ""
     return (
         f"{split.field}: {len(scored.bad)} of {scored.total} samples cannot be read and count as wrong: {names}{more}"
     )

@@ -1,1 +1,1 @@
-"""Action detection: what each person of a key frame does, in the layout and by the measure of AVA (frame-mAP)."""
+"""Action detection: classify the actions of each person in a key frame, with AVA's file layout and frame-mAP."""

@@ -1,6 +1,6 @@
-"""From decoded frames and boxes to a clip and the boxes in it: whatever moves pixels moves boxes by the same draws.
+"""Augment decoded frames together with their boxes: every geometric transform applies to both.
 
-uint8 in, uint8 out; randomness handed in. Knows nothing of files or networks.
+uint8 in, uint8 out; randomness is passed in. Independent of files and networks.
 Shapes: T frames, H height, W width, n boxes.
 """
 
@@ -20,24 +20,24 @@ from amd.downstream.supervised.detection import boxes as box
 from amd.downstream.supervised.detection.boxes import Boxes, Pair
 
 
-class Placed(NamedTuple):
-    """The boxes of a clip, in its pixels."""
+class ClipBoxes(NamedTuple):
+    """Boxes of a clip, in its pixels."""
 
     boxes: Boxes  # (n, 4)
-    numbers: npt.NDArray[np.int64]  # (n,) which boxes of the key frame these are
+    numbers: npt.NDArray[np.int64]  # (n,) indices into the boxes of the key frame
 
 
-class TrainingCut:
-    """The short side to a length, a crop anywhere, a flip; then boxes lose what lies outside and their sides move.
+class TrainingTransform:
+    """Resize the short side, crop and flip at random; then clip and jitter the boxes.
 
-    Departures from the official code: a box that the crop leaves out altogether is dropped rather than kept as a
-    sliver at the edge, and colours are not jittered.
+    Departures from the official code: a box entirely outside the crop is dropped rather than kept as a sliver at the
+    border, and colours are not jittered.
     """
 
     def __init__(self, data: DetectionDataConfig, clip: ClipConfig) -> None:
         self.data, self.size = data, clip.size
 
-    def __call__(self, frames: Tensor, key_frame: Any, draws: random.Random) -> tuple[Tensor, Placed]:
+    def __call__(self, frames: Tensor, key_frame: Any, draws: random.Random) -> tuple[Tensor, ClipBoxes]:
         frames, boxes = resize_short_side(frames, key_frame.boxes, self.data.short_side, self.data.interpolation)
         frames, boxes = random_crop(frames, boxes, self.size, draws)
         if self.data.flip and draws.random() < 0.5:
@@ -46,25 +46,25 @@ class TrainingCut:
         inside = box.clip(boxes, width, height)
         numbers = np.flatnonzero(box.have_area(inside))
         moved = box.clip(box.jitter(inside[numbers], self.data.jitter_out, self.data.jitter_in, draws), width, height)
-        return frames, Placed(moved, numbers)
+        return frames, ClipBoxes(moved, numbers)
 
 
-class WholeCut:
-    """The whole frame at the training's scale, or as large as fits; boxes grow by `extend`, inside the frame."""
+class EvaluationTransform:
+    """Fit the whole frame at the training scale or smaller; boxes grow by `extend` within the frame."""
 
     def __init__(self, data: DetectionDataConfig, clip: ClipConfig, extend: Pair) -> None:
         self.data, self.size, self.extend = data, clip.size, extend
         self.fill = torch.tensor([round(255 * value) for value in clip.mean], dtype=torch.uint8)
 
-    def __call__(self, frames: Tensor, key_frame: Any, draws: random.Random) -> tuple[Tensor, Placed]:
+    def __call__(self, frames: Tensor, key_frame: Any, draws: random.Random) -> tuple[Tensor, ClipBoxes]:
         frames, boxes = fit(frames, key_frame.boxes, self.size, self.data.short_side, self.data.interpolation)
         boxes = box.clip(box.extend(boxes, self.extend), frames.shape[2], frames.shape[1])
-        canvas = self.fill.expand(len(frames), *self.size, 3).clone()  # the mean colour: near 0 to the network
+        canvas = self.fill.expand(len(frames), *self.size, 3).clone()  # mean colour: near 0 after normalisation
         canvas[:, : frames.shape[1], : frames.shape[2]] = frames
-        return canvas, Placed(boxes, np.arange(len(boxes)))
+        return canvas, ClipBoxes(boxes, np.arange(len(boxes)))
 
 
-# Each takes frames (T, H, W, 3) and boxes, and gives both anew. Boxes are fractions of the frame before the first.
+# Transforms of frames (T, H, W, 3) and boxes. The first one expects boxes as fractions of the frame.
 
 
 def resize_short_side(
@@ -76,7 +76,7 @@ def resize_short_side(
 
 
 def fit(frames: Tensor, fractions: Boxes, size: Size, short: int, interpolation: Interpolation) -> tuple[Tensor, Boxes]:
-    """Inside `size`, keeping the frame's shape, the short side at most `short`."""
+    """Resize to fit into `size` with the short side at most `short`, keeping the aspect ratio."""
     height, width = frames.shape[1:3]
     factor = min(size[0] / height, size[1] / width, short / min(height, width))
     target = max(1, round(height * factor)), max(1, round(width * factor))
@@ -84,7 +84,7 @@ def fit(frames: Tensor, fractions: Boxes, size: Size, short: int, interpolation:
 
 
 def random_crop(frames: Tensor, boxes: Boxes, size: Size, draws: random.Random) -> tuple[Tensor, Boxes]:
-    """Boxes may reach beyond the crop."""
+    """Crop frames at random; boxes may extend beyond the crop."""
     top, left = (draws.randrange(side - out + 1) for side, out in zip(frames.shape[1:3], size, strict=True))
     return frames[:, top : top + size[0], left : left + size[1]], box.shift(boxes, -left, -top)
 

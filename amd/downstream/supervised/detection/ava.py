@@ -1,11 +1,11 @@
-"""AVA's files: annotations, a detector's boxes, excluded key frames, label maps; and key frames as records to read.
+"""AVA's files: annotations, detected boxes, excluded key frames and label maps; key frames as records.
 
     annotations   video,timestamp,x1,y1,x2,y2,action,person   no header; boxes as fractions of the frame
-    boxes         video,timestamp,x1,y1,x2,y2,,score          the action, if any, is not read
+    boxes         video,timestamp,x1,y1,x2,y2,,score          the action, if any, is ignored
     excluded      video,timestamp
     label map     item { name: "stand" id: 12 } …             or label { name: … label_id: … }
 
-Raises ConfigError in the user's words: the file, the line, the rule, the remedy.
+Errors are ConfigErrors that name the file, the line, the rule and the remedy. Independent of networks.
 Shapes: k key frames, n boxes, C actions.
 """
 
@@ -27,7 +27,7 @@ from amd.config import ClipConfig, ConfigError, DataConfig, DetectionDataConfig
 from amd.data.dataset.manifest import capped
 from amd.data.dataset.record import VIDEO_SUFFIXES, Record
 from amd.data.decoding.reader import BadSample, SampleReader
-from amd.data.loading.frame_sampling import Choose
+from amd.data.loading.frame_sampling import FrameChooser
 from amd.downstream.supervised.detection.boxes import Boxes
 from amd.storage import filesystem, join, listdir, read_bytes
 
@@ -36,37 +36,37 @@ FRAME_FOLDER_FPS, FRAME_FOLDER_START_S = 30.0, 900.0  # of AVA's extracted frame
 T = TypeVar("T")
 
 
-class Moment(NamedTuple):
-    """Names a key frame."""
+class KeyFrameId(NamedTuple):
+    """Identifies a key frame."""
 
     video: str
     timestamp: float  # seconds
 
     def __str__(self) -> str:
-        """As AVA writes it: 1j20qq1JyX4,0902."""
+        """AVA's notation: 1j20qq1JyX4,0902."""
         whole = self.timestamp.is_integer()
         return f"{self.video},{int(self.timestamp):04d}" if whole else f"{self.video},{self.timestamp:g}"
 
 
-class Row(NamedTuple):
-    """One line of annotations or of a detector's boxes."""
+class AvaRow(NamedTuple):
+    """One line of annotations or of detected boxes."""
 
-    moment: Moment
+    frame_id: KeyFrameId
     box: tuple[float, float, float, float]
     action: int  # 0: none
     person: str
     score: float
 
 
-class Persons(NamedTuple):
-    """The boxes of a key frame."""
+class PersonBoxes(NamedTuple):
+    """Person boxes of a key frame."""
 
     boxes: Boxes  # (n, 4) fractions of the frame
-    actions: list[list[int]]  # of each box, numbers from 1; empty where a detector found it
+    actions: list[list[int]]  # per box, numbered from 1; empty for detected boxes
 
 
 class KeyFrame(NamedTuple):
-    """A key frame as a record: what is read, when, and the boxes that move with its pixels."""
+    """A key frame as a record: source, timestamp and the boxes that move with its pixels."""
 
     record: Record
     timestamp: float
@@ -82,25 +82,25 @@ class KeyFrame(NamedTuple):
 
 
 class KeyFrames:
-    """Key frames in the order of their file: a manifest for ClipLoader."""
+    """Key frames in file order; a manifest for ClipLoader."""
 
-    def __init__(self, persons: dict[Moment, Persons], videos: dict[str, Record]) -> None:
-        self.moments = list(persons)
+    def __init__(self, persons: dict[KeyFrameId, PersonBoxes], videos: dict[str, Record]) -> None:
+        self.frame_ids = list(persons)
         self.persons = list(persons.values())
         self._videos = videos
 
     def __len__(self) -> int:
-        return len(self.moments)
+        return len(self.frame_ids)
 
     def __getitem__(self, number: int) -> KeyFrame:
-        moment = self.moments[number]
-        return KeyFrame(self._videos[moment.video], moment.timestamp, self.persons[number].boxes)
+        frame_id = self.frame_ids[number]
+        return KeyFrame(self._videos[frame_id.video], frame_id.timestamp, self.persons[number].boxes)
 
     def digest(self) -> str:
-        """sha256 of moments, boxes and actions; the same wherever the videos are."""
+        """sha256 of ids, boxes and actions; independent of the videos' location."""
         digest = hashlib.sha256(b"amd key frames 1\n")
-        for moment, persons in zip(self.moments, self.persons, strict=True):
-            digest.update(f"{moment} {persons.actions}\n".encode())
+        for frame_id, persons in zip(self.frame_ids, self.persons, strict=True):
+            digest.update(f"{frame_id} {persons.actions}\n".encode())
             digest.update(persons.boxes.astype("<f8").tobytes())
         return digest.hexdigest()
 
@@ -110,7 +110,7 @@ class LabelMap(NamedTuple):
 
     @property
     def classes(self) -> int:
-        """Outputs of a network: number i is output i - 1, gaps included."""
+        """Number of network outputs: action i is output i - 1, including gaps."""
         return max(self.names)
 
     def labels(self) -> tuple[str, ...]:
@@ -120,17 +120,17 @@ class LabelMap(NamedTuple):
 # Reading
 
 
-def read_annotations(field: str, url: str, label_map: LabelMap) -> dict[Moment, Persons]:
-    """By key frame; lines of the same person and box are one box of several actions."""
+def read_annotations(field: str, url: str, label_map: LabelMap) -> dict[KeyFrameId, PersonBoxes]:
+    """Read annotations by key frame; lines of the same person and box become one box with several actions."""
     return _grouped(_rows(field, url, partial(_annotation, label_map)))
 
 
-def read_boxes(field: str, url: str, min_score: float) -> dict[Moment, Persons]:
-    """A detector's boxes that score enough, by key frame."""
+def read_boxes(field: str, url: str, min_score: float) -> dict[KeyFrameId, PersonBoxes]:
+    """Read detected boxes with a score of at least `min_score`, by key frame."""
     return _grouped(_rows(field, url, partial(_detected, min_score)))
 
 
-def read_excluded(field: str, url: str) -> set[Moment]:
+def read_excluded(field: str, url: str) -> set[KeyFrameId]:
     return set(_rows(field, url, _excluded))
 
 
@@ -141,29 +141,29 @@ def read_label_map(field: str, url: str) -> LabelMap:
         name = re.search(r'\bname:\s*"([^"]*)"', item)
         number = re.search(r"\b(?:label_)?id:\s*(\d+)", item)
         if not name or not number or int(number[1]) < 1 or int(number[1]) in names:
-            what = "lacks a name" if not name else "lacks an id of its own, from 1"
-            raise ConfigError([f"{field}={url}: item {{{' '.join(item.split())}}} {what}"])
+            problem = "lacks a name" if not name else "lacks an id of its own, from 1"
+            raise ConfigError([f"{field}={url}: item {{{' '.join(item.split())}}} {problem}"])
         names[int(number[1])] = name[1]
     if not names:
-        raise ConfigError([f'{field}={url}: holds no items; write item {{ name: "stand" id: 12 }}, one an action'])
+        raise ConfigError([f'{field}={url}: contains no items; write item {{ name: "stand" id: 12 }}, one per action'])
     return LabelMap(names)
 
 
 def read_evaluated(data: DetectionDataConfig, label_map: LabelMap) -> list[int]:
-    """The numbers of the actions that are scored."""
+    """Read the numbers of the actions to score."""
     if data.evaluated is None:
         return sorted(label_map.names)
     scored = sorted(read_label_map("data.evaluated", data.evaluated).names)
-    strangers = [number for number in scored if number not in label_map.names]
-    if strangers:
+    unknown = [number for number in scored if number not in label_map.names]
+    if unknown:
         raise ConfigError(
-            [f"data.evaluated={data.evaluated}: ids {_some(strangers)} are not in data.label_map={data.label_map}"]
+            [f"data.evaluated={data.evaluated}: ids {_shorten(unknown)} are not in data.label_map={data.label_map}"]
         )
     return scored
 
 
 def _rows(field: str, url: str, parse: Callable[[list[str]], T | None]) -> list[T]:
-    """Every line parsed; None is left out. Problems of all lines are told together."""
+    """Parse every line, dropping None; problems of all lines are reported together."""
     rows: list[T] = []
     problems: list[str] = []
     for number, fields in enumerate(csv.reader(_read(field, url).splitlines()), start=1):
@@ -180,7 +180,7 @@ def _rows(field: str, url: str, parse: Callable[[list[str]], T | None]) -> list[
         first, *others = capped(problems)
         raise ConfigError([f"{field}: {first}", *others])
     if not rows:
-        raise ConfigError([f"{field}={url}: holds no lines"])
+        raise ConfigError([f"{field}={url}: contains no lines"])
     return rows
 
 
@@ -193,42 +193,42 @@ def _read(field: str, url: str) -> str:
         raise ConfigError([f"{field}={url}: cannot be read as text ({error})"]) from None
 
 
-def _annotation(label_map: LabelMap, fields: list[str]) -> Row:
+def _annotation(label_map: LabelMap, fields: list[str]) -> AvaRow:
     form = "video,timestamp,x1,y1,x2,y2,action_id,person_id"
     _columns(fields, 8, form)
     action = fields[6]
     if not action.isdecimal() or int(action) not in label_map.names:
-        raise ValueError(f"action {action!r} is not in data.label_map, which has {_some(sorted(label_map.names))}")
-    return Row(_moment(fields), _box(fields), int(action), fields[7], 1.0)
+        raise ValueError(f"action {action!r} is not in data.label_map, which has {_shorten(sorted(label_map.names))}")
+    return AvaRow(_frame_id(fields), _box(fields), int(action), fields[7], 1.0)
 
 
-def _detected(min_score: float, fields: list[str]) -> Row | None:
+def _detected(min_score: float, fields: list[str]) -> AvaRow | None:
     _columns(fields, 8, "video,timestamp,x1,y1,x2,y2,,score")
     score = _number("score", fields[7])
-    return Row(_moment(fields), _box(fields), 0, "", score) if score >= min_score else None
+    return AvaRow(_frame_id(fields), _box(fields), 0, "", score) if score >= min_score else None
 
 
-def _excluded(fields: list[str]) -> Moment:
+def _excluded(fields: list[str]) -> KeyFrameId:
     _columns(fields, 2, "video,timestamp")
-    return _moment(fields)
+    return _frame_id(fields)
 
 
-def _columns(fields: list[str], wanted: int, form: str) -> None:
-    if len(fields) != wanted:
-        raise ValueError(f"{len(fields)} columns, not {wanted}; write {form}")
+def _columns(fields: list[str], expected: int, form: str) -> None:
+    if len(fields) != expected:
+        raise ValueError(f"{len(fields)} columns, not {expected}; write {form}")
 
 
-def _moment(fields: list[str]) -> Moment:
+def _frame_id(fields: list[str]) -> KeyFrameId:
     if not fields[0]:
         raise ValueError("the first column, the video's name, is empty")
-    return Moment(fields[0], _number("timestamp", fields[1]))
+    return KeyFrameId(fields[0], _number("timestamp", fields[1]))
 
 
 def _box(fields: list[str]) -> tuple[float, float, float, float]:
     x1, y1, x2, y2 = (_number(name, text) for name, text in zip(("x1", "y1", "x2", "y2"), fields[2:6], strict=True))
     shown = ",".join(fields[2:6])
     if min(x1, y1, x2, y2) < 0 or max(x1, y1, x2, y2) > 1:
-        raise ValueError(f"box {shown} reaches outside the frame; write fractions of width and height, 0 to 1")
+        raise ValueError(f"box {shown} extends outside the frame; write fractions of width and height, 0 to 1")
     if x1 >= x2 or y1 >= y2:
         raise ValueError(f"box {shown} has no area; write x1,y1,x2,y2 with x1 < x2 and y1 < y2")
     return x1, y1, x2, y2
@@ -244,16 +244,16 @@ def _number(name: str, text: str) -> float:
     return value
 
 
-def _grouped(rows: Sequence[Row]) -> dict[Moment, Persons]:
-    found: dict[Moment, dict[tuple[str, tuple[float, ...]], list[int]]] = {}
+def _grouped(rows: Sequence[AvaRow]) -> dict[KeyFrameId, PersonBoxes]:
+    found: dict[KeyFrameId, dict[tuple[str, tuple[float, ...]], list[int]]] = {}
     for row in rows:
-        persons = found.setdefault(row.moment, {})
+        persons = found.setdefault(row.frame_id, {})
         actions = persons.setdefault((row.person, row.box), [])
         if row.action and row.action not in actions:
             actions.append(row.action)
     return {
-        moment: Persons(np.array([box for _, box in persons]), list(persons.values()))
-        for moment, persons in found.items()
+        frame_id: PersonBoxes(np.array([box for _, box in persons]), list(persons.values()))
+        for frame_id, persons in found.items()
     }
 
 
@@ -261,10 +261,10 @@ def _grouped(rows: Sequence[Row]) -> dict[Moment, Persons]:
 
 
 def find_videos(field: str, url: str, root: str, names: Sequence[str]) -> dict[str, Record]:
-    """The file or frame folder of each of these videos below `root`."""
-    there = listdir(root)
-    files = {name.rpartition(".")[0]: name for name in there if name.lower().endswith(VIDEO_SUFFIXES)}
-    folders = set(there)
+    """Find the file or frame folder of each video below `root`."""
+    entries = listdir(root)
+    files = {name.rpartition(".")[0]: name for name in entries if name.lower().endswith(VIDEO_SUFFIXES)}
+    folders = set(entries)
     videos: dict[str, Record] = {}
     missing: list[str] = []
     for name in names:
@@ -278,8 +278,8 @@ def find_videos(field: str, url: str, root: str, names: Sequence[str]) -> dict[s
     if missing:
         raise ConfigError(
             [
-                f"{field}={url}: {len(missing)} of {len(names)} videos are not in data.root={root} ({_some(missing)}); "
-                "put VIDEO.mp4 or a folder VIDEO of frames there, or set data.root"
+                f"{field}={url}: {len(missing)} of {len(names)} videos are not in data.root={root} "
+                f"({_shorten(missing)}); put VIDEO.mp4 or a folder VIDEO of frames there, or set data.root"
             ]
         )
     return videos
@@ -290,21 +290,21 @@ def _count(folder: str) -> int:
     return len(fs.ls(path, detail=False)) if fs.isdir(path) else 0
 
 
-def root_of(data: DetectionDataConfig, url: str) -> str:
+def video_root(data: DetectionDataConfig, url: str) -> str:
     return (data.root or posixpath.dirname(url) or ".").rstrip("/")
 
 
 class KeyFrameReader:
-    """Reads the clip around a key frame, with the isolation of SampleReader."""
+    """Reads the clip around a key frame, isolated as in SampleReader."""
 
     def __init__(self, clip: ClipConfig, data: DataConfig) -> None:
         assert isinstance(data, DetectionDataConfig), "its fps and first_frame_s turn seconds into frames"
         self._clip, self._data = clip, data
         self._reader = SampleReader(data)
-        self._rates: dict[str, float] = {}  # of videos seen: their files are asked once
+        self._rates: dict[str, float] = {}  # cached per video file
 
-    def read_clip(self, key_frame: KeyFrame, choose: Choose) -> npt.NDArray[np.uint8]:
-        """(T, H, W, 3) uint8. The timestamp decides, so `choose` is not asked. Raises BadSample."""
+    def read_clip(self, key_frame: KeyFrame, choose: FrameChooser) -> npt.NDArray[np.uint8]:
+        """Read (T, H, W, 3) uint8 frames around the timestamp; ignores `choose`. Raises BadSample."""
         record, clip = key_frame.record, self._clip
         first = self._data.first_frame_s
         if first is None:
@@ -332,11 +332,11 @@ class KeyFrameReader:
 
 
 def centred(total: int, centre: int, frames: int, step: int) -> npt.NDArray[np.int64]:
-    """Every `step`-th frame, `centre` in the middle; the first and last frame stand for those beyond the ends."""
+    """Indices of every `step`-th frame around `centre`; the first and last frame repeat beyond the ends."""
     index = centre + (np.arange(frames, dtype=np.int64) * 2 - (frames - 1)) * step // 2
     return index.clip(0, total - 1)
 
 
-def _some(things: Sequence[object]) -> str:
-    shown = ", ".join(str(thing) for thing in things[:5])
-    return shown + (f" and {len(things) - 5} more" if len(things) > 5 else "")
+def _shorten(items: Sequence[object]) -> str:
+    shown = ", ".join(str(item) for item in items[:5])
+    return shown + (f" and {len(items) - 5} more" if len(items) > 5 else "")

@@ -1,6 +1,6 @@
-"""Box arithmetic. Pure numpy: knows nothing of pictures, files or networks.
+"""Box arithmetic. Pure numpy, independent of images, files and networks.
 
-Boxes are (n, 4) x1, y1, x2, y2 in any unit; a box covers x1 <= x < x2, so nothing is one pixel wider than it is.
+Boxes are (n, 4) x1, y1, x2, y2 in any unit; a box covers x1 <= x < x2, so its width is x2 - x1.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ def shift(boxes: Boxes, x: float, y: float) -> Boxes:
 
 
 def mirror(boxes: Boxes, width: float) -> Boxes:
-    """Left and right exchanged in a frame of that width."""
-    turned = boxes.copy()
-    turned[:, [0, 2]] = width - boxes[:, [2, 0]]
-    return turned
+    """Mirror boxes horizontally in a frame of that width."""
+    mirrored = boxes.copy()
+    mirrored[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return mirrored
 
 
 def clip(boxes: Boxes, width: float, height: float) -> Boxes:
-    """The part inside a frame; a box outside it keeps no area."""
+    """Clip boxes to the frame; a box outside it has no area."""
     return np.asarray(boxes.clip(0, np.array([width, height, width, height])))
 
 
 def extend(boxes: Boxes, by: Pair) -> Boxes:
-    """Wider and higher by these fractions of themselves, around the same middle."""
+    """Extend width and height by these fractions around the same centre."""
     margin = sides(boxes) * (np.array(by) / 2)  # (n, 2)
     return np.asarray(boxes + np.concatenate([-margin, margin], axis=1))
 
 
 def jitter(boxes: Boxes, outwards: Pair, inwards: Pair, draws: random.Random) -> Boxes:
-    """Each side moves by itself, up to fractions of the box's width and height outwards or inwards."""
+    """Move each side independently, outwards or inwards by up to these fractions of the box's width and height."""
     size = sides(boxes)
     moved = boxes.copy()
     for row in range(len(boxes)):

@@ -1,4 +1,4 @@
-"""The data of a detection run: opened, and checked before anything is trained. Raises ConfigError."""
+"""Data of a detection run, opened and checked before training. Errors are ConfigErrors."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ import numpy as np
 from amd.config import ClipConfig, ConfigError, DataConfig, DetectionConfig
 from amd.data.loading.loader import Reader
 from amd.downstream.supervised.detection import ava
-from amd.downstream.supervised.detection.ava import KeyFrames, LabelMap, Moment, Persons
-from amd.downstream.supervised.detection.metric import Annotated
+from amd.downstream.supervised.detection.ava import KeyFrameId, KeyFrames, LabelMap, PersonBoxes
+from amd.downstream.supervised.detection.metric import AnnotatedActions
 
 
 @dataclass(frozen=True)
-class Scene:
-    """The key frames of data.val: what is looked at, and what is true."""
+class EvaluationSet:
+    """Key frames of data.val: those to predict and their ground truth."""
 
     url: str
-    looked_at: KeyFrames
-    """With the boxes that are classified: a detector's, or the annotated ones."""
-    annotated: dict[Moment, Persons]
-    """All key frames that are scored; one that no detector box is in counts as missed."""
+    key_frames: KeyFrames
+    """Key frames with the boxes to classify: detected or annotated ones."""
+    annotated: dict[KeyFrameId, PersonBoxes]
+    """All key frames scored; those without a detected box count as missed."""
 
     @property
     def digest(self) -> str:
-        return self.looked_at.digest()
+        return self.key_frames.digest()
 
-    def truth(self, numbers: dict[Moment, int]) -> Annotated:
-        """With key frames by number."""
+    def truth(self, numbers: dict[KeyFrameId, int]) -> AnnotatedActions:
+        """Ground truth with numbered key frames."""
         rows = [
-            (numbers[moment], box, action)
-            for moment, persons in self.annotated.items()
+            (numbers[frame_id], box, action)
+            for frame_id, persons in self.annotated.items()
             for box, actions in zip(persons.boxes, persons.actions, strict=True)
             for action in actions
         ]
         frames, boxes, actions = zip(*rows, strict=True) if rows else ((), np.zeros((0, 4)), ())
-        return Annotated(np.array(frames, np.int64), np.array(boxes), np.array(actions, np.int64))
+        return AnnotatedActions(np.array(frames, np.int64), np.array(boxes), np.array(actions, np.int64))
 
-    def numbers(self) -> dict[Moment, int]:
-        """Every key frame's number: those looked at come first, as in their manifest."""
-        every = dict.fromkeys([*self.looked_at.moments, *self.annotated])
-        return {moment: number for number, moment in enumerate(every)}
+    def numbers(self) -> dict[KeyFrameId, int]:
+        """Number all key frames: those to predict first, in manifest order."""
+        every = dict.fromkeys([*self.key_frames.frame_ids, *self.annotated])
+        return {frame_id: number for number, frame_id in enumerate(every)}
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class DetectionData:
     label_map: LabelMap
     evaluated: list[int]
     train: KeyFrames
-    scene: Scene | None
+    val: EvaluationSet | None
 
     def digest(self) -> str:
-        return "-".join([self.train.digest(), *([self.scene.digest] if self.scene else [])])
+        return "-".join([self.train.digest(), *([self.val.digest] if self.val else [])])
 
 
 def open_data(config: DetectionConfig) -> DetectionData:
@@ -62,32 +62,32 @@ def open_data(config: DetectionConfig) -> DetectionData:
     label_map = ava.read_label_map("data.label_map", data.label_map)
     evaluated = ava.read_evaluated(data, label_map)
     train = _key_frames(config, "data.train", data.train, ava.read_annotations("data.train", data.train, label_map))
-    return DetectionData(label_map, evaluated, train, _open_scene(config, label_map, evaluated))
+    return DetectionData(label_map, evaluated, train, _open_val(config, label_map, evaluated))
 
 
-def _open_scene(config: DetectionConfig, label_map: LabelMap, evaluated: list[int]) -> Scene | None:
+def _open_val(config: DetectionConfig, label_map: LabelMap, evaluated: list[int]) -> EvaluationSet | None:
     data = config.data
     if data.val is None:
         return None
     annotated = ava.read_annotations("data.val", data.val, label_map)
     excluded = ava.read_excluded("data.excluded", data.excluded) if data.excluded else set()
-    annotated = {moment: persons for moment, persons in annotated.items() if moment not in excluded}
+    annotated = {frame_id: persons for frame_id, persons in annotated.items() if frame_id not in excluded}
     scored = {action for persons in annotated.values() for actions in persons.actions for action in actions}
     if not scored & set(evaluated):
-        raise ConfigError([f"data.val={data.val}: none of the evaluated actions is annotated in it; nothing to score"])
+        raise ConfigError([f"data.val={data.val}: none of the evaluated actions is annotated; change data.evaluated"])
     field, url, shown = "data.val", data.val, annotated
     if data.boxes is not None:
         field, url = "data.boxes", data.boxes
         found = ava.read_boxes(field, url, config.evaluation.min_score)
-        shown = {moment: persons for moment, persons in found.items() if moment not in excluded}
-    return Scene(data.val, _key_frames(config, field, url, shown), annotated)
+        shown = {frame_id: persons for frame_id, persons in found.items() if frame_id not in excluded}
+    return EvaluationSet(data.val, _key_frames(config, field, url, shown), annotated)
 
 
-def _key_frames(config: DetectionConfig, field: str, url: str, persons: dict[Moment, Persons]) -> KeyFrames:
-    names = sorted({moment.video for moment in persons})
-    return KeyFrames(persons, ava.find_videos(field, url, ava.root_of(config.data, url), names))
+def _key_frames(config: DetectionConfig, field: str, url: str, persons: dict[KeyFrameId, PersonBoxes]) -> KeyFrames:
+    names = sorted({frame_id.video for frame_id in persons})
+    return KeyFrames(persons, ava.find_videos(field, url, ava.video_root(config.data, url), names))
 
 
 def reader_of(clip: ClipConfig) -> Callable[[DataConfig], Reader]:
-    """What opens readers in the reading processes."""
+    """Factory of readers for the loader's processes."""
     return partial(ava.KeyFrameReader, clip)

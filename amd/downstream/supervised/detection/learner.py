@@ -1,4 +1,4 @@
-"""Detection's learner: what each annotated person does, by binary cross entropy; layer decay as in fine-tuning.
+"""Learner of detection runs: binary cross entropy per annotated person, layer decay as in fine-tuning.
 
 Shapes: B clips of a micro-batch, n boxes of all of them, C actions.
 """
@@ -16,10 +16,10 @@ from torch.nn import functional
 from amd.artifacts.weights import whole_clips
 from amd.config import DetectionConfig
 from amd.data.loading.loader import Batch
-from amd.downstream.supervised.detection.augment import Placed
+from amd.downstream.supervised.detection.augment import ClipBoxes
 from amd.downstream.supervised.detection.ava import KeyFrames
 from amd.downstream.supervised.detection.model import Detector
-from amd.training.process_group import Team
+from amd.training.process_group import ProcessGroup
 from amd.training.trainer.learner import Learner, compile_blocks, count
 from amd.training.trainer.optimizer import build_optimizer, layer_scale
 
@@ -34,13 +34,13 @@ class DetectionLearner(Learner):
     def __init__(
         self,
         config: DetectionConfig,
-        team: Team,
+        group: ProcessGroup,
         actions: int,
         start: Callable[[Detector], Any] | None,
         key_frames: KeyFrames,
     ) -> None:
-        """`start` fills the encoder with pre-trained weights."""
-        super().__init__(config, team)
+        """`start` loads pre-trained weights into the encoder."""
+        super().__init__(config, group)
         self.config, self._key_frames = config, key_frames
         detector = new_detector(config, actions)
         if start is not None:
@@ -53,22 +53,22 @@ class DetectionLearner(Learner):
         self.optimizer = build_optimizer(self.detector, config.optim, lambda name: layer_scale(name, depth, decay))
 
     def loss(self, clips: Tensor, batch: Batch, row: int) -> Sequence[Tensor]:
-        """The mean over clips of the mean over a clip's boxes; a clip without boxes weighs nothing.
+        """Mean over clips of the mean over a clip's boxes; a clip without boxes contributes zero.
 
-        Departure: the official code takes the mean over all boxes of a GPU, which depends on how the batch is cut.
+        Departure: the official code averages over all boxes of a GPU, which depends on how the batch is split.
         """
-        placed: Sequence[Placed] = batch.extras or [_whole(self.config)] * len(clips)  # none in a rehearsal
-        targets = torch.from_numpy(self._targets(batch.records.tolist(), placed)).to(self.device)
-        share = np.concatenate([np.full(len(one.boxes), 1 / max(1, len(one.boxes))) for one in placed])
+        clip_boxes: Sequence[ClipBoxes] = batch.extras or [_whole(self.config)] * len(clips)  # no boxes during warm-up
+        targets = torch.from_numpy(self._targets(batch.records.tolist(), clip_boxes)).to(self.device)
+        share = np.concatenate([np.full(len(one.boxes), 1 / max(1, len(one.boxes))) for one in clip_boxes])
         weights = torch.from_numpy(share.astype(np.float32) / len(clips)).to(self.device)  # (n,)
-        rois = rois_of(placed).to(self.device)
+        rois = rois_of(clip_boxes).to(self.device)
         logits = self.model(*whole_clips(self.detector.encoder, self.config.clip, clips), rois).float()
         each = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)  # (n,)
         return ((each * weights).sum(),)
 
-    def _targets(self, records: list[int], placed: Sequence[Placed]) -> Any:
+    def _targets(self, records: list[int], clip_boxes: Sequence[ClipBoxes]) -> Any:
         """(n, C) zeros and ones."""
-        rows = [(record, number) for record, one in zip(records, placed, strict=True) for number in one.numbers]
+        rows = [(record, number) for record, one in zip(records, clip_boxes, strict=True) for number in one.numbers]
         targets = np.zeros((len(rows), self.detector.head.out_features), np.float32)
         for row, (record, number) in enumerate(rows):
             targets[row, [action - 1 for action in self._key_frames.persons[record].actions[number]]] = 1
@@ -78,12 +78,12 @@ class DetectionLearner(Learner):
         return {"encoder": count(self.detector.encoder), "head": count(self.detector.head)}
 
 
-def rois_of(placed: Sequence[Placed]) -> Tensor:
-    """(n, 5): the clip's row, x1, y1, x2, y2."""
-    rows = [np.insert(one.boxes.astype(np.float32), 0, row, axis=1) for row, one in enumerate(placed)]
+def rois_of(clip_boxes: Sequence[ClipBoxes]) -> Tensor:
+    """Regions of interest (n, 5): clip index, x1, y1, x2, y2."""
+    rows = [np.insert(one.boxes.astype(np.float32), 0, row, axis=1) for row, one in enumerate(clip_boxes)]
     return torch.from_numpy(np.concatenate(rows))
 
 
-def _whole(config: DetectionConfig) -> Placed:
+def _whole(config: DetectionConfig) -> ClipBoxes:
     height, width = config.clip.size
-    return Placed(np.array([[0, 0, width, height]], np.float32), np.zeros(1, np.int64))
+    return ClipBoxes(np.array([[0, 0, width, height]], np.float32), np.zeros(1, np.int64))

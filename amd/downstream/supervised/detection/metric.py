@@ -1,7 +1,7 @@
-"""Frame-mAP as AVA's official evaluation has it: average precision of PASCAL VOC over all key frames together.
+"""Frame-mAP as in AVA's official evaluation: PASCAL VOC average precision over all key frames.
 
-Arrays in, numbers out. An action is found where its box overlaps an annotated one of that action by half or more; a
-second detection of the same one is wrong, and so is any in a key frame where nothing is annotated.
+Arrays in, numbers out. A detection is correct if its box overlaps an annotated box of the same action with an IoU of at
+least one half; further detections of that box are wrong, and so are detections in key frames without annotations.
 Shapes: m annotated actions of boxes, n detected ones.
 """
 
@@ -20,16 +20,16 @@ Floats = npt.NDArray[np.float64]
 IOU = 0.5
 
 
-class Annotated(NamedTuple):
-    """What people do: one row an action of a box."""
+class AnnotatedActions(NamedTuple):
+    """Annotated actions, one row per box and action."""
 
-    frames: Numbers  # (m,) any number for each key frame
+    frames: Numbers  # (m,) key-frame numbers
     boxes: Boxes  # (m, 4)
     actions: Numbers  # (m,)
 
 
-class Detected(NamedTuple):
-    """What a network says they do."""
+class DetectedActions(NamedTuple):
+    """Detected actions, one row per box and action."""
 
     frames: Numbers  # (n,)
     boxes: Boxes  # (n, 4)
@@ -37,8 +37,10 @@ class Detected(NamedTuple):
     scores: npt.NDArray[np.floating[Any]]  # (n,)
 
 
-def average_precisions(truth: Annotated, found: Detected, actions: Iterable[int], iou: float = IOU) -> dict[int, float]:
-    """Of each of these actions that is annotated at all, in [0, 1]."""
+def average_precisions(
+    truth: AnnotatedActions, found: DetectedActions, actions: Iterable[int], iou: float = IOU
+) -> dict[int, float]:
+    """Average precision in [0, 1] of each of these actions that is annotated."""
     result: dict[int, float] = {}
     for action in actions:
         mine, theirs = truth.actions == action, found.actions == action
@@ -63,36 +65,37 @@ def match(
     scores: npt.NDArray[np.floating[Any]],
     iou: float,
 ) -> npt.NDArray[np.bool_]:
-    """Of one action: which detections are right, the highest score first; (n,).
+    """Correct detections of one action, highest score first; (n,).
 
-    Each detection goes to the annotated box that it overlaps most, if by enough, and the first one there is right.
-    Departure: equal scores keep the order in which they came, the official order of those is not defined.
+    Each detection matches the annotated box with the highest IoU if that reaches the threshold; the first match of a
+    box is correct.
+    Departure: equal scores keep their input order; their official order is undefined.
     """
     order = np.argsort(-scores, kind="stable")
     hits = np.zeros(len(order), bool)
     by_frame = np.argsort(frames, kind="stable")
     start = np.searchsorted(frames[by_frame], found_frames[order], "left")
     count = np.searchsorted(frames[by_frame], found_frames[order], "right") - start
-    rivals = np.flatnonzero(count)  # detections with something annotated in their frame
-    if not len(rivals):
+    candidates = np.flatnonzero(count)  # detections in annotated key frames
+    if not len(candidates):
         return hits
-    start, count = start[rivals], count[rivals]
-    first = np.cumsum(count) - count  # where each one's pairs begin
+    start, count = start[candidates], count[candidates]
+    first = np.cumsum(count) - count  # offset of each candidate's pairs
     pair = np.arange(count.sum())
     annotated = by_frame[pair - np.repeat(first - start, count)]
-    overlap = paired_iou(boxes[annotated], found_boxes[order][np.repeat(rivals, count)])
-    best = np.maximum.reduceat(overlap, first)  # (rivals,)
+    overlap = paired_iou(boxes[annotated], found_boxes[order][np.repeat(candidates, count)])
+    best = np.maximum.reduceat(overlap, first)  # (candidates,)
     winner = np.minimum.reduceat(np.where(overlap == np.repeat(best, count), pair, len(pair)), first)
     enough = best >= iou
     _, earliest = np.unique(annotated[winner[enough]], return_index=True)
-    hits[rivals[enough][earliest]] = True
+    hits[candidates[enough][earliest]] = True
     return hits
 
 
 def average_precision(hits: npt.NDArray[np.bool_], annotated: int) -> float:
-    """Area under the precision-recall curve, precision made to fall with recall first (VOC 2010).
+    """Area under the precision-recall curve with monotonically decreasing precision (VOC 2010).
 
-    hits: (n,) right or wrong, the highest score first.
+    hits: (n,) correct or not, highest score first.
     """
     right = np.cumsum(hits)
     recall = np.concatenate([[0.0], right / annotated, [1.0]])

@@ -1,4 +1,4 @@
-"""An encoder with a detection head: the last map, averaged over time, pooled in each box, one logit an action.
+"""An encoder with a detection head: final features averaged over time, pooled per box, one logit per action.
 
 Shapes: B clips, N tokens of grid (t, h, w), D width, n boxes of all clips, C actions.
 """
@@ -35,7 +35,7 @@ class Detector(nn.Module):
         return logits
 
     def map(self, tokens: Tensor, index: Tensor) -> Tensor:
-        """(B, D, h, w), after the last norm."""
+        """Feature map (B, D, h, w) after the final norm."""
         final = self.encoder(tokens, index).final
         assert final is not None
         grid = self.encoder.grid
@@ -44,17 +44,17 @@ class Detector(nn.Module):
         return features
 
     def pooled(self, features: Tensor, rois: Tensor) -> Tensor:
-        """(n, D): the maximum over resolution x resolution cells of each box.
+        """Max-pool resolution x resolution cells of each box: (n, D).
 
-        Departure: cells are aligned with pixels to the half; the official code's RoIAlign is half a token off.
+        Departure: cells are aligned to pixel centres; the official RoIAlign is off by half a token.
         """
         side = self.config.resolution
         cells: Tensor = roi_align(features.float(), rois, (side, side), spatial_scale=1 / self.clip.patch, aligned=True)
         return cells.amax(dim=(2, 3))  # (n, D, side, side) -> (n, D)
 
 
-def on_size(detector: Detector, clip: ClipConfig) -> Detector:
-    """The same weights for frames of another size: positions are resampled, as in the official code, not made anew."""
+def resized_detector(detector: Detector, clip: ClipConfig) -> Detector:
+    """Copy a detector to another frame size; positions are resampled, as in the official code."""
     if clip == detector.clip:
         return detector
     old = detector.encoder
@@ -70,7 +70,7 @@ def on_size(detector: Detector, clip: ClipConfig) -> Detector:
 
 
 def load_detector(url: str) -> tuple[Detector, Card]:
-    """A published detector in eval mode on the CPU, and its card. Raises ConfigError for any other encoder."""
+    """Load a published detector in eval mode on the CPU, with its card. Raises ConfigError for any other encoder."""
     encoder, card = load_encoder(url)
     if card.objective != "detection" or card.head is None:
         raise ConfigError([f"{url}: this encoder has no detection head; train one first (`amd detect`)"])

@@ -1,10 +1,10 @@
-"""Action detection as a kind of run: what is checked before it, and what it publishes. `detect` is the way in."""
+"""Action detection runs: checks before the start and publishing of the result. `detect` is the entry point."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from amd.artifacts.weights import Card, Head, Score, save_encoder
+from amd.artifacts.weights import Card, HeadCard, Score, save_encoder
 from amd.config import ConfigError, DetectionConfig
 from amd.downstream.supervised.detection import report
 from amd.downstream.supervised.detection.data import open_data
@@ -18,32 +18,34 @@ from amd.training.checkpoints.store import CheckpointStore
 from amd.training.failures import UploadError
 from amd.training.run_folder import RunResult, run_folder, versions
 from amd.training.runs.checks import DataFacts, check_counts
-from amd.training.runs.kinds import Kind, Trained
+from amd.training.runs.kinds import RunKind, TrainTeacher
 from amd.training.runs.launch import launch
 
 FILES = ("train", "val", "boxes", "excluded", "label_map", "evaluated")
 
 
-class Resolved(NamedTuple):
+class ResolvedDetection(NamedTuple):
     config: DetectionConfig
     start: StartingPoint | None
 
 
-def detect(config: DetectionConfig, **how: Any) -> RunResult:
-    """Train to the end, test the best checkpoint and publish it; `how` as `launch` takes it."""
-    return launch(config, DETECTION, **how)
+def detect(config: DetectionConfig, **options: Any) -> RunResult:
+    """Train to the end, test the best checkpoint and publish it; `options` are those of `launch`."""
+    return launch(config, DETECTION, **options)
 
 
 def _check(config: DetectionConfig) -> DataFacts:
     missing = {field: str(getattr(config.data, field)) for field in FILES}
     problems = [
-        f"data.{field}: a recipe brings no data; give data.{field}=<{value.removeprefix(UNSET).strip()}>"
+        f"data.{field}: presets contain no data; set data.{field}=<{value.removeprefix(UNSET).strip()}>"
         for field, value in missing.items()
         if value.startswith(UNSET)
     ]
     if config.weights is not None and config.weights.startswith(UNSET):
-        wanted = config.weights.removeprefix(UNSET).strip()
-        problems.append(f"weights: this recipe wants {wanted}; give weights=<file, URI or encoder id>, or weights=null")
+        required = config.weights.removeprefix(UNSET).strip()
+        problems.append(
+            f"weights: this preset needs {required}; set weights=<file, URI or encoder id>, or weights=null"
+        )
     if problems:
         raise ConfigError(problems)
     data = open_data(config)
@@ -61,30 +63,32 @@ def _start(config: DetectionConfig) -> StartingPoint | None:
     return load_starting_point(encoder, config.weights, config.storage, config.clip)
 
 
-def _resolve(config: DetectionConfig, root: str, train: Trained) -> Resolved:
-    return Resolved(config, _start(config))
+def _resolve(config: DetectionConfig, root: str, train: TrainTeacher) -> ResolvedDetection:
+    return ResolvedDetection(config, _start(config))
 
 
-def _publish(config: DetectionConfig, resolved: Resolved, root: str, run_id: str, data: DataFacts) -> str:
-    """The encoder, and its head: a linear map of each box's maximum over the last map (`model.load_detector`)."""
+def _publish(config: DetectionConfig, resolved: ResolvedDetection, root: str, run_id: str, data: DataFacts) -> str:
+    """Publish the encoder and its head, which `model.load_detector` loads."""
     folder = run_folder(root, run_id)
     store = CheckpointStore(join(folder, "checkpoints"), config.checkpoint)
     found = store.load_best()
     if found is None or store.committed()[-1] < data.steps:
-        raise UploadError(f"the last checkpoint of {run_id} is not at its end; start the run again to finish it")
+        raise UploadError(f"the last checkpoint of {run_id} is not the final one; start the run again to finish it")
     (best, snapshot), start = found, resolved.start
     opened = open_data(config)
     detector = new_detector(config, opened.label_map.classes)
     detector.load_state_dict(snapshot.tensors["model"])
     tested = report.read_result(join(folder, "test"))
     if tested is not None and tested["step"] != best:
-        raise UploadError(f"step {tested['step']} of {run_id} was tested, and cannot be read any more; start it again")
+        raise UploadError(
+            f"step {tested['step']} of {run_id} was tested but can no longer be read; start the run again"
+        )
     card = Card(
         id=run_id,
         encoder=config.encoder,
         clip=config.clip,
         interpolation=config.data.interpolation,
-        head=Head(classes=opened.label_map.classes, multi_label=True, labels=opened.label_map.labels()),
+        head=HeadCard(classes=opened.label_map.classes, multi_label=True, labels=opened.label_map.labels()),
         run=run_id,
         objective="detection",
         steps=best,
@@ -112,4 +116,4 @@ def _score(tested: dict[str, Any], run_id: str) -> Score:
     )
 
 
-DETECTION = Kind("detect", _check, _check_weights, _resolve, work, _publish)
+DETECTION = RunKind("detect", _check, _check_weights, _resolve, work, _publish)

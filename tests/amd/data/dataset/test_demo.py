@@ -1,3 +1,5 @@
+"""Demo data sets: splits, rendering, encoding and atomic writes."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -32,30 +34,30 @@ def _root(demo_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_select_and_test_show_digits_that_nothing_else_shows(kind: str) -> None:
+def test_select_and_test_digits_appear_in_no_other_split(kind: str) -> None:
     shown = {split: set(MAKERS[kind](split).digits.tolist()) for split in SPLITS}
-    learnt = shown["train"] | shown["probe"]
-    assert not learnt & shown["select"]
-    assert not learnt & shown["test"]
+    trained = shown["train"] | shown["probe"]
+    assert not trained & shown["select"]
+    assert not trained & shown["test"]
     assert not shown["select"] & shown["test"]
     assert all(0 <= digit < 1797 for digits in shown.values() for digit in digits)
 
 
-def test_images_and_clips_agree_on_which_digits_are_held_out() -> None:
+def test_images_and_clips_hold_out_the_same_digits() -> None:
     pool = {digit for make in MAKERS.values() for digit in make("train").digits.tolist()}
     held = {digit for make in MAKERS.values() for digit in make("test").digits.tolist()}
     assert not pool & held
 
 
 @pytest.mark.parametrize("samples", [demo.image_samples, demo.clip_samples])
-def test_every_call_gives_the_same_samples(samples: Callable[[str], demo.Samples]) -> None:
+def test_samples_are_deterministic(samples: Callable[[str], demo.Samples]) -> None:
     first, second = samples("select"), samples("select")
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_images_of_the_probe_splits_are_the_digits_themselves() -> None:
-    """Un-jittered: averaged back to 8x8 they are the source, up to the smoothing of the drawing."""
+def test_images_of_the_evaluation_splits_are_not_jittered() -> None:
+    """Averaged back to 8x8 they correlate with the source digits, up to interpolation."""
     from sklearn.datasets import load_digits
 
     samples = demo.image_samples("select", 50)
@@ -65,18 +67,18 @@ def test_images_of_the_probe_splits_are_the_digits_themselves() -> None:
         assert np.corrcoef(drawn.ravel(), original.ravel())[0, 1] > 0.9
 
 
-def test_a_digit_drawn_in_the_middle_without_jitter_is_bilinear_interpolation() -> None:
+def test_rendering_without_jitter_is_bilinear_interpolation() -> None:
     digit = np.zeros((1, 8, 8), np.float32)
     digit[0, 3, 5] = 1
     centre = np.full((1, 1, 2), 15.5)
     drawn = demo.render(digit, centre, np.array([32.0]), np.array([0.0]), wrap=False)[0, 0]
-    # Pixel p stands at (p + 0.5) / 4 - 0.5 of the source: rows 13 and 14 are 0.125 beside source row 3.
+    # Pixel p maps to source coordinate (p + 0.5) / 4 - 0.5: rows 13 and 14 are 0.125 away from source row 3.
     rows, columns = (np.arange(32) + 0.5) / 4 - 0.5 - 3, (np.arange(32) + 0.5) / 4 - 0.5 - 5
     expected = np.outer(np.clip(1 - abs(rows), 0, 1), np.clip(1 - abs(columns), 0, 1)) * 255
     np.testing.assert_allclose(drawn, expected, atol=0.51)
 
 
-def test_what_leaves_the_torus_on_one_side_enters_on_the_other() -> None:
+def test_a_digit_that_leaves_on_one_side_enters_on_the_other() -> None:
     digit = np.random.default_rng(0).random((1, 8, 8), np.float32)
     side, angle = np.array([24.0]), np.array([0.1])
     middle = demo.render(digit, np.array([[[16.0, 16.0]]]), side, angle, wrap=True)[0, 0]
@@ -84,30 +86,34 @@ def test_what_leaves_the_torus_on_one_side_enters_on_the_other() -> None:
     np.testing.assert_array_equal(np.roll(middle, (16, 16), (0, 1)), corner)
 
 
-def test_the_label_is_the_direction_in_which_the_digit_moves() -> None:
-    """The shift that best maps a frame to a later one, found by correlation on the torus, points along the label."""
+def test_the_label_is_the_direction_of_motion() -> None:
+    """The shift between two frames, estimated by circular cross-correlation, points along the label."""
     samples = demo.clip_samples("select", 64)
     steps = {"right": (0, 1), "left": (0, -1), "up": (-1, 0), "down": (1, 0)}
-    right = 0
+    matches = 0
     for clip, label in zip(samples.pixels.astype(np.float64), samples.labels, strict=True):
         spectrum = np.fft.fft2(clip[2]) * np.conj(np.fft.fft2(clip[0]))
         peak = np.unravel_index(np.fft.ifft2(spectrum).real.argmax(), (32, 32))
         shift = (np.array(peak) + 16) % 32 - 16
-        wanted = np.sum([steps[word] for word in demo.DIRECTIONS[label].split("-")], axis=0)
-        right += np.array_equal(np.sign(np.where(abs(shift) < 1.5, 0, shift)), wanted)
-    assert right >= 60
+        expected = np.sum([steps[part] for part in demo.DIRECTIONS[label].split("-")], axis=0)
+        matches += np.array_equal(np.sign(np.where(abs(shift) < 1.5, 0, shift)), expected)
+    assert matches >= 60
 
 
-def test_one_frame_cannot_tell_the_motion_and_two_can() -> None:
-    """As decoded from the files: compression must not leak it either. Chance is 12.5 %."""
-    known, asked = _decoded("probe", 800), _decoded("select", 600)
+def test_motion_is_predictable_from_the_clip_but_not_from_one_frame() -> None:
+    """Measured on decoded files, since compression must not leak the label either. Chance is 12.5 %."""
+    known, queries = _decoded("probe", 800), _decoded("select", 600)
     for frame in (0, 4, 7):
         one = Features(known.values[:, frame], known.labels)
         for predict in (knn, linear):
-            score = top1(predict(one, asked.values[:, frame]), asked.labels)
-            assert score < 12.5 + 4 * 100 * np.sqrt(0.125 * 0.875 / len(asked.labels)), (frame, predict.__name__, score)
+            score = top1(predict(one, queries.values[:, frame]), queries.labels)
+            assert score < 12.5 + 4 * 100 * np.sqrt(0.125 * 0.875 / len(queries.labels)), (
+                frame,
+                predict.__name__,
+                score,
+            )
     whole = Features(known.values.reshape(len(known.labels), -1), known.labels)
-    assert top1(knn(whole, asked.values.reshape(len(asked.labels), -1)), asked.labels) > 50
+    assert top1(knn(whole, queries.values.reshape(len(queries.labels), -1)), queries.labels) > 50
 
 
 def _decoded(split: str, count: int) -> Features:
@@ -118,7 +124,7 @@ def _decoded(split: str, count: int) -> Features:
     return Features(values.astype(np.float32) / 255, np.array([int(line.split()[1]) for line in lines]))
 
 
-def test_the_clips_are_h264_in_mp4_with_eight_frames_close_to_what_was_drawn() -> None:
+def test_clips_are_h264_mp4_files_of_eight_frames_close_to_the_rendered_ones() -> None:
     listing = Path(demo.ensure_demo("moving-digits", "select"))
     samples = demo.clip_samples("select")
     lines = listing.read_text().splitlines()
@@ -139,7 +145,7 @@ def test_directions_are_equally_frequent() -> None:
         assert set(Counter(MAKERS["clips"](split).labels.tolist()).values()) == {demo.CLIPS[split] // 8}
 
 
-def test_images_are_png_files_in_folders_named_by_label() -> None:
+def test_images_are_png_files_in_one_folder_per_label() -> None:
     folder = Path(demo.ensure_demo("digits", "test"))
     samples = demo.image_samples("test")
     files = sorted(folder.glob("*/*.png"))
@@ -155,33 +161,31 @@ def test_images_are_png_files_in_folders_named_by_label() -> None:
 def test_a_second_call_writes_nothing(demo_dir: Path) -> None:
     folder = Path(demo.ensure_demo("digits", "select"))
     before = os.stat(folder).st_mtime_ns
-    assert Path(demo.ensure_demo("digits", "val")) == folder  # val is another word for select
+    assert Path(demo.ensure_demo("digits", "val")) == folder  # val is an alias of select
     assert os.stat(folder).st_mtime_ns == before
 
 
-def _ensure(root: str, start: object, answers: object) -> None:
+def _ensure(root: str, start: object, results: object) -> None:
     os.environ["AMD_DEMO_DIR"] = root
     start.wait()  # type: ignore[attr-defined]
     path = Path(demo.ensure_demo("digits", "test"))
-    answers.put((str(path), len(list(path.glob("*/*.png")))))  # type: ignore[attr-defined]
+    results.put((str(path), len(list(path.glob("*/*.png")))))  # type: ignore[attr-defined]
 
 
-def test_processes_that_ask_at_once_get_one_whole_data_set(tmp_path: Path) -> None:
+def test_concurrent_processes_get_one_complete_data_set(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    start, answers = context.Barrier(3), context.Queue()
-    workers = [context.Process(target=_ensure, args=(str(tmp_path), start, answers)) for _ in range(3)]
+    start, results = context.Barrier(3), context.Queue()
+    workers = [context.Process(target=_ensure, args=(str(tmp_path), start, results)) for _ in range(3)]
     for worker in workers:
         worker.start()
-    found = {answers.get(timeout=120) for _ in workers}
+    found = {results.get(timeout=120) for _ in workers}
     for worker in workers:
         worker.join()
     assert found == {(str(tmp_path / "digits-1" / "test"), demo.IMAGES["test"])}
     assert not list((tmp_path / "digits-1").glob(".test.part-*"))
 
 
-def test_what_a_killed_process_left_half_written_is_cleared_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_partial_folder_of_a_killed_process_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMD_DEMO_DIR", str(tmp_path))
     leftover = tmp_path / "digits-1" / ".select.part-deadbeef"
     (leftover / "0").mkdir(parents=True)
@@ -190,6 +194,6 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(
 
 
 @pytest.mark.parametrize(("name", "split"), [("faces", "train"), ("digits", "dev")])
-def test_an_unknown_name_or_split_is_told_with_those_that_exist(name: str, split: str) -> None:
+def test_an_unknown_name_or_split_is_reported_with_the_valid_ones(name: str, split: str) -> None:
     with pytest.raises(ValueError, match=rf"demo:{name}/{split} does not exist.*moving-digits.*select"):
         demo.ensure_demo(name, split)

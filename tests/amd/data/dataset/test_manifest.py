@@ -1,4 +1,4 @@
-"""Manifests: what is found, how it is labelled, what a user is told about data that is not as it should be."""
+"""Covers dataset/manifest.py, dataset/open.py, dataset/lists.py and validation.py: discovery, labels and errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _problems(url: Path | str, **fields: object) -> list[str]:
     return error.value.problems
 
 
-def test_an_image_folder_takes_its_sub_folders_as_classes_in_order(tmp_path: Path) -> None:
+def test_sorted_sub_folders_of_an_image_folder_are_its_classes(tmp_path: Path) -> None:
     manifest = _open(_images(tmp_path, ["dog/b.png", "cat/x/a.JPG", "dog/a b.jpeg", ".hidden/a.png"]))
     assert [(r.location.removeprefix(f"{tmp_path}/"), r.label, r.kind) for r in manifest] == [
         ("cat/x/a.JPG", 0, "image"),
@@ -54,20 +54,20 @@ def test_an_image_folder_takes_its_sub_folders_as_classes_in_order(tmp_path: Pat
     assert manifest.classes == ("cat", "dog")
 
 
-def test_a_flat_folder_has_no_labels_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+def test_a_flat_folder_has_no_labels_and_notes_ignored_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     manifest = _open(_images(tmp_path, ["b.png", "a.png"]))
     assert [r.label for r in manifest] == [None, None]
     assert manifest.labels.tolist() == [-1, -1]
-    assert "1 files with other endings" in manifest.notes[0]
+    assert "1 files with other suffixes" in manifest.notes[0]
 
 
-def test_a_folder_that_links_to_itself_is_walked_once(tmp_path: Path) -> None:
+def test_a_folder_that_links_to_itself_is_traversed_once(tmp_path: Path) -> None:
     (_images(tmp_path, ["a/1.png"]) / "a" / "loop").symlink_to(tmp_path)
     assert len(_open(tmp_path)) == 1
 
 
-def test_a_list_has_the_label_last_and_paths_may_hold_spaces(tmp_path: Path) -> None:
+def test_a_list_has_the_label_last_and_paths_may_contain_spaces(tmp_path: Path) -> None:
     path = _list(
         tmp_path / "l.csv", "\ufeffa b/c d.mp4 3\r\n\n  /abs/x.mp4\t-1\n s3://bucket/é.webm  00012 \nlast.jpg 7"
     )
@@ -82,57 +82,57 @@ def test_a_list_has_the_label_last_and_paths_may_hold_spaces(tmp_path: Path) -> 
     assert [r.kind for r in records] == ["video", "video", "video", "image"]
 
 
-def test_data_root_stands_before_relative_paths(tmp_path: Path) -> None:
+def test_data_root_is_prepended_to_relative_paths(tmp_path: Path) -> None:
     path = _list(tmp_path / "l.txt", "a.mp4 0\n")
     assert _open(path, root="/data/k400/")[0].location == "/data/k400/a.mp4"
     assert _open(path, root="s3://bucket/k400")[0].location == "s3://bucket/k400/a.mp4"
 
 
-def test_a_frame_list_is_recognised_and_holds_counts(tmp_path: Path) -> None:
+def test_a_frame_list_is_detected_with_its_frame_counts(tmp_path: Path) -> None:
     record = _open(_list(tmp_path / "l.txt", "clip 1 62 140\nclip2 16 -1\n"))[0]
     assert (record.location, record.frames, record.label, record.kind) == (f"{tmp_path}/clip 1", 62, 140, "frames")
 
 
-def test_every_broken_line_is_named_with_its_rule(tmp_path: Path) -> None:
+def test_every_invalid_line_is_reported_with_its_rule(tmp_path: Path) -> None:
     lines = ["ok.mp4 1", "nolabel.mp4", "", "x.mp4 cat", "x.mp4 1.5", "x.mp4 -3", " 4", "x.mp4 99999999999999999999"]
     path = _list(tmp_path / "l.txt", "\n".join(lines))
     problems = _problems(path, format="list")
     assert [problem.split(":")[1] for problem in problems] == ["2", "4", "5", "6", "7", "8"]
     assert all(problem.startswith(f"{path}:") and "`path label`" in problem for problem in problems)
-    assert "'cat' is not a whole number" in problems[1]
+    assert "'cat' is not an integer" in problems[1]
 
 
-def test_a_frame_count_of_zero_is_named(tmp_path: Path) -> None:
+def test_a_frame_count_of_zero_is_reported(tmp_path: Path) -> None:
     (problem,) = _problems(_list(tmp_path / "l.txt", "a 12 0\nb 0 1\n"), format="frame_list")
     assert ":2: total_frames '0'" in problem
 
 
-def test_many_problems_are_counted_and_not_all_printed(tmp_path: Path) -> None:
+def test_a_long_list_of_problems_is_truncated(tmp_path: Path) -> None:
     problems = _problems(_list(tmp_path / "l.txt", "x.mp4\n" * 5000), format="list")
     assert len(problems) == 21
     assert problems[-1] == "… and 4980 more"
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("{}/none", "does not exist"),
         ("", "is empty"),
         ("{}/empty", "is a folder without images"),
         ("{}/binary.bin", "is one binary file"),
-        ("{}/blank.txt", "holds no samples"),
+        ("{}/blank.txt", "has no samples"),
         ("{}/x-{{0..2}}.tar", "shard {}/x-0.tar does not exist"),
         ("{}/*.tar", "matches no tar shard"),
         ("nosuch://bucket/x", "no filesystem for this URL"),
         ("demo:nothing", "does not exist"),
     ],
 )
-def test_what_is_no_data_set_is_told_in_one_message(url: str, said: str, tmp_path: Path) -> None:
+def test_an_invalid_data_set_gives_one_clear_message(url: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "binary.bin").write_bytes(bytes(100))
     (tmp_path / "blank.txt").write_text("\n \n")
     assert (
-        said.replace("{}", str(tmp_path))
+        message.replace("{}", str(tmp_path))
         in _problems(url.replace("{}", str(tmp_path)).replace("{{", "{").replace("}}", "}"))[0]
     )
 
@@ -144,7 +144,7 @@ def test_what_is_no_data_set_is_told_in_one_message(url: str, said: str, tmp_pat
     ),
     st.integers(1, 40),
 )
-def test_lists_read_back_whatever_the_blocks(lines: list[tuple[str, int]], block: int) -> None:
+def test_parsing_a_list_does_not_depend_on_the_block_size(lines: list[tuple[str, int]], block: int) -> None:
     text = "".join(f"{path} x {label}\n" for path, label in lines).encode()
     blocks = [text[at : at + block] for at in range(0, len(text), block)]
     parsed = parse_list(blocks, "l", with_frames=False)
@@ -154,7 +154,7 @@ def test_lists_read_back_whatever_the_blocks(lines: list[tuple[str, int]], block
     assert line_numbers(blocks, range(len(lines))) == {n: n + 1 for n in range(len(lines))}
 
 
-def test_the_digest_knows_content_and_not_place(tmp_path: Path) -> None:
+def test_the_digest_depends_on_content_and_not_on_location(tmp_path: Path) -> None:
     one = _images(tmp_path / "one", ["a/1.png", "b/2.png"])
     shutil.copytree(one, tmp_path / "two")
     assert _open(one).digest() == _open(tmp_path / "two").digest()
@@ -173,30 +173,30 @@ def test_the_digest_of_a_list_ignores_spacing_and_mount_point_but_not_labels(tmp
 
 
 @given(st.lists(st.binary(max_size=8), max_size=30))
-def test_names_keep_every_string(names: list[bytes]) -> None:
-    kept = Names.of(names)
-    assert [kept.raw(i) for i in range(len(kept))] == names
+def test_names_round_trip_every_string(names: list[bytes]) -> None:
+    stored = Names.of(names)
+    assert [stored.raw(i) for i in range(len(stored))] == names
 
 
-def test_records_count_from_both_ends_and_end(tmp_path: Path) -> None:
+def test_records_support_negative_indices_and_bounds(tmp_path: Path) -> None:
     manifest = _open(_list(tmp_path / "l.txt", "a.mp4 0\nb.mp4 1\n"))
     assert manifest[-1] == manifest[1]
     with pytest.raises(IndexError):
         manifest[2]
 
 
-def test_labels_cannot_be_changed_behind_the_digest(tmp_path: Path) -> None:
+def test_labels_are_read_only(tmp_path: Path) -> None:
     manifest = _open(_list(tmp_path / "l.txt", "a.mp4 0\n"))
     with pytest.raises(ValueError, match="read-only"):
         manifest.labels[0] = 5
 
 
-def test_validate_names_the_line_of_a_missing_file(tmp_path: Path) -> None:
+def test_validate_reports_the_line_of_a_missing_file(tmp_path: Path) -> None:
     _images(tmp_path, ["a.png"])
     path = _list(tmp_path / "l.txt", "a.png 0\n\ngone.png 1\na.png 0\n")
     with pytest.raises(ManifestError) as error:
         validate_data(DataConfig(train=str(path)))
-    assert error.value.problems[1].startswith(f"{path}:3: {tmp_path}/gone.png does not exist; mend the line")
+    assert error.value.problems[1].startswith(f"{path}:3: {tmp_path}/gone.png does not exist; fix the line")
 
 
 def test_validate_reports_repeats_gaps_and_bad_samples(tmp_path: Path) -> None:
@@ -205,19 +205,19 @@ def test_validate_reports_repeats_gaps_and_bad_samples(tmp_path: Path) -> None:
     report = validate_data(DataConfig(train=str(_list(tmp_path / "l.txt", "a.png 0\nb.png 5\na.png 0\nc.png -1\n"))))
     assert (report.samples, report.labelled, report.classes, report.kinds) == (4, 3, 2, {"image": 4})
     text = str(report)
-    assert "named more than once" in text
+    assert "listed more than once" in text
     assert "labels go up to 5" in text
     assert f"{tmp_path}/c.png is empty" in text
     assert json.loads(report.model_dump_json())["samples"] == 4
 
 
-def test_validate_refuses_data_of_which_nothing_can_be_read(tmp_path: Path) -> None:
+def test_validate_rejects_data_with_no_readable_sample(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("no video")
-    with pytest.raises(ManifestError, match="none of 1 samples tried can be read"):
+    with pytest.raises(ManifestError, match="none of the 1 samples tried can be read"):
         validate_data(DataConfig(train=str(tmp_path)))
 
 
-def test_folders_and_lists_on_s3_are_as_local_ones(s3_root: str, tmp_path: Path) -> None:
+def test_folders_and_lists_on_s3_open_like_local_ones(s3_root: str, tmp_path: Path) -> None:
     folder = _images(tmp_path / "set", ["a/1.png", "b/2 2.png"])
     for file in folder.rglob("*.png"):
         write_bytes(f"{s3_root}/set/{file.relative_to(folder)}", file.read_bytes())
@@ -230,7 +230,7 @@ def test_folders_and_lists_on_s3_are_as_local_ones(s3_root: str, tmp_path: Path)
     assert "does not exist" in _problems(f"{s3_root}/nothing")[0]
 
 
-def test_demo_data_opens_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_data_opens_like_any_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMD_DEMO_DIR", str(tmp_path))
     monkeypatch.setattr(
         "amd.data.dataset.demo.ensure_demo", lambda name, split: str(_images(tmp_path / name / split, ["0/a.png"]))

@@ -1,4 +1,4 @@
-"""Tar shards: patterns, indexes, labels beside files, and what is told of shards that are not as they should be."""
+"""Tar shards: patterns, indexes, labels and errors."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _values(manifest: Manifest) -> list[int]:
 
 
 @pytest.mark.parametrize("url", ["{}", "{}/{{000..002}}.tar", "{}/*.tar", "{}/00[0-2].tar"])
-def test_folders_globs_and_brace_patterns_name_the_same_samples(url: str, tmp_path: Path) -> None:
+def test_folders_globs_and_brace_patterns_open_the_same_samples(url: str, tmp_path: Path) -> None:
     for n in range(3):
         _tar(tmp_path / f"{n:03d}.tar", _samples(4 * n, 4))
     manifest = _open(url.format(tmp_path))
@@ -64,12 +64,12 @@ def test_folders_globs_and_brace_patterns_name_the_same_samples(url: str, tmp_pa
     assert manifest[5].name == f"{tmp_path}/001.tar::000005.png"
 
 
-def test_brace_patterns_keep_their_width_and_multiply() -> None:
+def test_brace_patterns_keep_their_width_and_combine() -> None:
     assert expand("s3://b/{08..11}.tar") == [f"s3://b/{n:02d}.tar" for n in range(8, 12)]
     assert expand("s3://b/{9..10}-{0..1}.tar") == [f"s3://b/{a}-{b}.tar" for a in (9, 10) for b in (0, 1)]
 
 
-def test_long_names_and_folders_inside_are_read(tmp_path: Path) -> None:
+def test_long_names_and_nested_folders_are_read(tmp_path: Path) -> None:
     name = "deep/" * 40 + "a b.png"
     manifest = _open(_tar(tmp_path / "x.tar", {name: _png(9), name.replace(".png", ".json"): b'{"label": 4}'}))
     assert (manifest[0].member, manifest[0].label) == (name, 4)
@@ -80,7 +80,7 @@ def test_json_without_a_label_leaves_a_sample_unlabelled(tmp_path: Path) -> None
     assert _open(_tar(tmp_path / "x.tar", {"a.png": _png(1), "a.json": b'{"caption": "x"}'}))[0].label is None
 
 
-def test_an_index_is_used_only_while_it_fits_the_tar(tmp_path: Path) -> None:
+def test_an_index_is_used_only_if_it_matches_the_tar(tmp_path: Path) -> None:
     path = _tar(tmp_path / "x.tar", _samples(0, 3))
     members = shard_members(str(path))
     write_index(str(path), path.stat().st_size, [member._replace(label=9) for member in members])
@@ -89,7 +89,7 @@ def test_an_index_is_used_only_while_it_fits_the_tar(tmp_path: Path) -> None:
     assert len(_open(path)) == 30
 
 
-def test_what_a_writer_makes_scans_to_its_own_index(tmp_path: Path) -> None:
+def test_scanning_a_written_shard_gives_its_index(tmp_path: Path) -> None:
     writer = ShardWriter()
     writer.add("000000000", ".png", _png(3), 7)
     writer.add("000000001", ".png", _png(4), None)
@@ -102,7 +102,7 @@ def test_what_a_writer_makes_scans_to_its_own_index(tmp_path: Path) -> None:
     assert _values(_open(tmp_path)) == [3, 4]
 
 
-def test_a_truncated_shard_keeps_its_whole_samples_and_names_the_others(tmp_path: Path) -> None:
+def test_a_truncated_shard_keeps_its_complete_samples_and_reports_the_others(tmp_path: Path) -> None:
     members = {f"{n}.png": _png(n) + bytes(3000) for n in range(3)}
     path = _tar(tmp_path / "x.tar", members)
     path.write_bytes(path.read_bytes()[: 512 + 3584 + 512 + 1000])
@@ -115,18 +115,18 @@ def test_a_truncated_shard_keeps_its_whole_samples_and_names_the_others(tmp_path
     reader.close()
 
 
-def test_shards_that_are_no_plain_tar_or_carry_no_label_are_named_together(tmp_path: Path) -> None:
+def test_compressed_shards_and_invalid_labels_are_reported_together(tmp_path: Path) -> None:
     _tar(tmp_path / "a.tar", _samples(0, 2))
     _tar(tmp_path / "b.tar", _samples(0, 2), "w:gz")
     _tar(tmp_path / "c.tar", {"1.png": _png(1), "1.cls": b"cat"})
     with pytest.raises(ManifestError) as error:
         _open(tmp_path)
     assert [tmp_path.joinpath(name).as_posix() in text for name, text in zip("bc", error.value.problems, strict=True)]
-    assert "compressed shards cannot be read at random" in error.value.problems[0]
-    assert "c.tar::1.cls holds no label" in error.value.problems[1]
+    assert "compressed shards do not support random access" in error.value.problems[0]
+    assert "c.tar::1.cls has no label" in error.value.problems[1]
 
 
-def test_shards_on_s3_are_read_by_ranges(s3_root: str, tmp_path: Path) -> None:
+def test_shards_on_s3_are_read_by_byte_ranges(s3_root: str, tmp_path: Path) -> None:
     path = _tar(tmp_path / "000.tar", _samples(0, 3))
     write_bytes(f"{s3_root}/set/000.tar", path.read_bytes())
     for url in (f"{s3_root}/set", f"{s3_root}/set/{{000..000}}.tar", f"{s3_root}/set/*.tar"):

@@ -1,4 +1,4 @@
-"""The local cache: bounded, least recently used out first, whole after kill -9, safe among processes."""
+"""The local cache: bounded, LRU eviction, intact after SIGKILL, safe for concurrent processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _age(path: Path | None, seconds: float) -> None:
     os.utime(path, (time.time() - seconds,) * 2)
 
 
-def test_what_is_put_is_got(tmp_path: Path) -> None:
+def test_get_returns_what_put_stored(tmp_path: Path) -> None:
     cache = LocalCache(tmp_path, 1000)
     assert cache.get("s3://b/x") is None
     path = cache.put("s3://b/x", b"hello")
@@ -36,7 +36,7 @@ def test_what_is_put_is_got(tmp_path: Path) -> None:
     assert path.read_bytes() == b"hello"
 
 
-def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_file_is_evicted_first(tmp_path: Path) -> None:
     cache = LocalCache(tmp_path, 1000)
     for age, key in ((30, "a"), (20, "b"), (10, "c")):
         _age(cache.put(key, bytes(300)), age)
@@ -45,7 +45,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert [key for key in "abcd" if cache.get(key)] == ["a", "c", "d"]
 
 
-def test_a_file_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
+def test_a_file_larger_than_the_cache_is_not_stored(tmp_path: Path) -> None:
     cache = LocalCache(tmp_path, 100)
     assert cache.put("a", bytes(101)) is None
     assert cache.put("b", bytes(100)) is not None
@@ -53,17 +53,19 @@ def test_a_file_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 400)), max_size=40))
-def test_the_limit_holds_whatever_comes(tmp_path_factory: pytest.TempPathFactory, puts: list[tuple[int, int]]) -> None:
+def test_the_size_never_exceeds_the_limit(
+    tmp_path_factory: pytest.TempPathFactory, puts: list[tuple[int, int]]
+) -> None:
     folder = tmp_path_factory.mktemp("cache")
     cache = LocalCache(folder, 1000)
     for key, size in puts:
-        kept = cache.put(str(key), bytes([key]) * size)
-        assert kept is not None
-        assert set(kept.read_bytes()) <= {key}
+        path = cache.put(str(key), bytes([key]) * size)
+        assert path is not None
+        assert set(path.read_bytes()) <= {key}
         assert _size(folder) <= 1000
 
 
-def test_a_lost_or_wrong_total_is_counted_anew(tmp_path: Path) -> None:
+def test_an_invalid_total_is_recomputed(tmp_path: Path) -> None:
     cache = LocalCache(tmp_path, 1000)
     cache.put("a", bytes(600))
     (tmp_path / "total").write_text("nonsense")
@@ -84,7 +86,7 @@ while True:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        content = None  # put out by another in between
+        content = None  # evicted by another process in between
     if content is not None and content != bytes([key]) * (5000 + key * 100):
         print("torn", flush=True)
         sys.exit(1)
@@ -92,11 +94,11 @@ while True:
 """
 
 
-def test_processes_that_share_it_and_are_killed_leave_whole_files_within_the_limit(tmp_path: Path) -> None:
-    for turn in range(3):
+def test_killed_processes_leave_complete_files_within_the_limit(tmp_path: Path) -> None:
+    for attempt in range(3):
         writers = [
             subprocess.Popen(
-                [sys.executable, "-c", WRITER, str(tmp_path), str(3 * turn + k)], stdout=subprocess.PIPE, cwd=ROOT
+                [sys.executable, "-c", WRITER, str(tmp_path), str(3 * attempt + k)], stdout=subprocess.PIPE, cwd=ROOT
             )
             for k in range(3)
         ]

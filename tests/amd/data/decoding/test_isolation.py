@@ -1,4 +1,4 @@
-"""A decoder that hangs, crashes or eats memory costs one sample; its process never outlives the one it serves."""
+"""A decoder that hangs, crashes or exhausts memory costs one sample; its process never outlives its owner."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def _video(path: Path) -> Record:
 
 
 def _pid(reader: SampleReader) -> int:
-    running = reader._child._running
-    assert running is not None
-    return running.process.pid
+    process = reader._child._process
+    assert process is not None
+    return process.process.pid
 
 
-def _gone(pid: int, within_s: float = 10.0) -> bool:
-    """Dead and waited for, or taken over and reaped by the system."""
+def _exited(pid: int, within_s: float = 10.0) -> bool:
+    """Whether the process is dead and reaped, by us or by the system."""
     for _ in range(int(within_s * 20)):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -64,12 +64,12 @@ def _is_ours(pid: int) -> bool:
         ("hangs", r"took longer than its limit of 1\.5 s to read and decode"),
         ("spins", r"took longer than its limit of 1\.5 s to read and decode"),
         ("segfaults", r"crashed the decoder \(SIGSEGV\)"),
-        ("exits", r"made the decoding process end \(exit code 7\)"),
+        ("exits", r"terminated the decoding process \(exit code 7\)"),
         ("eats", "needs more memory than data.read_memory_mib allows"),
-        ("raises", "ZeroDivisionError: what nobody expected"),
+        ("raises", "ZeroDivisionError: unexpected"),
     ],
 )
-def test_a_decoder_that_misbehaves_costs_one_sample(name: str, reason: str, good: Path, tmp_path: Path) -> None:
+def test_a_misbehaving_decoder_costs_one_sample(name: str, reason: str, good: Path, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.mp4"
     shutil.copy(good, path)
     reader = HostileReader(DataConfig(train="x", read_timeout_s=1.5))
@@ -80,7 +80,7 @@ def test_a_decoder_that_misbehaves_costs_one_sample(name: str, reason: str, good
     reader.close()
 
 
-def test_closing_or_dropping_a_reader_ends_its_process(good: Path) -> None:
+def test_closing_or_deleting_a_reader_ends_its_process(good: Path) -> None:
     for drop in (False, True):
         reader = SampleReader(DataConfig(train="x"))
         reader.read_clip(_video(good), _first)
@@ -93,7 +93,7 @@ def test_closing_or_dropping_a_reader_ends_its_process(good: Path) -> None:
         assert not Path(f"/proc/{pid}").exists()
 
 
-def test_a_reader_that_was_closed_reads_again(good: Path) -> None:
+def test_a_closed_reader_can_read_again(good: Path) -> None:
     reader = SampleReader(DataConfig(train="x"))
     first = reader.read_clip(_video(good), _first)
     reader.close()
@@ -101,7 +101,7 @@ def test_a_reader_that_was_closed_reads_again(good: Path) -> None:
     reader.close()
 
 
-def test_no_file_descriptor_is_left_by_crashes(good: Path, tmp_path: Path) -> None:
+def test_crashes_leak_no_file_descriptors(good: Path, tmp_path: Path) -> None:
     path = tmp_path / "exits.mp4"
     shutil.copy(good, path)
     reader = HostileReader(DataConfig(train="x"))
@@ -113,7 +113,7 @@ def test_no_file_descriptor_is_left_by_crashes(good: Path, tmp_path: Path) -> No
     assert counts[0] == counts[-1]
 
 
-def test_a_forked_copy_starts_its_own_process_and_leaves_the_first_alone(good: Path) -> None:
+def test_a_forked_copy_starts_its_own_process(good: Path) -> None:
     reader = SampleReader(DataConfig(train="x"))
     reader.read_clip(_video(good), _first)
     before = _pid(reader)
@@ -128,11 +128,11 @@ def test_a_forked_copy_starts_its_own_process_and_leaves_the_first_alone(good: P
     reader.close()
 
 
-def test_a_pickled_reader_takes_no_process_along(good: Path) -> None:
+def test_a_pickled_reader_has_no_process(good: Path) -> None:
     reader = SampleReader(DataConfig(train="x"))
     reader.read_clip(_video(good), _first)
     copy = pickle.loads(pickle.dumps(reader))
-    assert copy._child._running is None
+    assert copy._child._process is None
     assert copy.read_clip(_video(good), _first).shape == (1, 64, 96, 3)
     copy.close()
     reader.close()
@@ -161,4 +161,4 @@ def test_the_process_ends_when_its_owner_is_killed(name: str, good: Path, tmp_pa
         pid = int(owner.stdout.readline())
         time.sleep(0.5)
         owner.send_signal(signal.SIGKILL)
-    assert _gone(pid)
+    assert _exited(pid)

@@ -1,4 +1,4 @@
-"""One file of any kind, read by what its content says and within limits."""
+"""Covers SampleReader.read_file, decoding/limits.py and decoding/images.py: files of any type, within limits."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def picture(size: tuple[int, int] = (20, 10), format: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def test_its_bytes_and_its_place_give_the_same_whatever_its_name(reader: SampleReader, tmp_path: Path) -> None:
-    film = write_video(tmp_path / "film.mp4", FRAMES)
+def test_bytes_and_path_give_the_same_frames_for_any_file_name(reader: SampleReader, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "video.mp4", FRAMES)
     for name in ("a.png", "a.mp4", "a"):
-        (tmp_path / name).write_bytes(film.read_bytes())
-        np.testing.assert_array_equal(reader.read_file(str(tmp_path / name), all_of).pixels, exact_frames(film))
+        (tmp_path / name).write_bytes(video.read_bytes())
+        np.testing.assert_array_equal(reader.read_file(str(tmp_path / name), all_of).pixels, exact_frames(video))
         (tmp_path / name).write_bytes(picture())
         np.testing.assert_array_equal(
             reader.read_file(str(tmp_path / name), all_of).pixels[0], np.asarray(Image.open(io.BytesIO(picture())))
         )
-    np.testing.assert_array_equal(reader.read_file("?", all_of, film.read_bytes()).pixels, exact_frames(film))
+    np.testing.assert_array_equal(reader.read_file("?", all_of, video.read_bytes()).pixels, exact_frames(video))
 
 
-def test_a_remote_file_has_time_of_its_own_to_be_fetched(s3_root: str) -> None:
-    reader = SampleReader(DataConfig(train="", retries=0), LIMITS)  # its process begins with the store's environment
+def test_fetching_a_remote_file_has_its_own_time_limit(s3_root: str) -> None:
+    reader = SampleReader(DataConfig(train="", retries=0), LIMITS)  # its process inherits the store's environment
     write_bytes(join(s3_root, "a"), picture())
     write_bytes(join(s3_root, "large"), bytes(LIMITS.bytes + 1))
     assert reader.read_file(join(s3_root, "a"), all_of, fetch_limit_s=60).pixels.shape == (1, 20, 10, 3)
@@ -62,26 +62,26 @@ def test_a_remote_file_has_time_of_its_own_to_be_fetched(s3_root: str) -> None:
     reader.close()
 
 
-def test_a_frame_that_is_chosen_again_is_decoded_once(reader: SampleReader, tmp_path: Path) -> None:
-    film = write_video(tmp_path / "film.mp4", FRAMES)
-    frames = reader.read_file(str(film), lambda total: np.array([5, 2, 5, 5]))
+def test_a_repeated_frame_is_decoded_once(reader: SampleReader, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "video.mp4", FRAMES)
+    frames = reader.read_file(str(video), lambda total: np.array([5, 2, 5, 5]))
     assert frames.pixels.shape[0] == 2
-    np.testing.assert_array_equal(frames.pixels[frames.order], exact_frames(film)[[5, 2, 5, 5]])
+    np.testing.assert_array_equal(frames.pixels[frames.order], exact_frames(video)[[5, 2, 5, 5]])
 
 
-def test_every_format_that_may_be_opened_is_known_by_its_first_bytes() -> None:
+def test_every_supported_format_is_detected_by_its_first_bytes() -> None:
     for format in FORMATS:
         try:
             content = picture(format=format)
-        except KeyError:  # this Pillow reads it and does not write it
+        except KeyError:  # this Pillow cannot write it
             continue
         assert is_image(content[:64]), format
     for other in (b"", b"P", b"\x00\x00\x00\x18ftypisom", b"RIFF\0\0\0\0AVI ", b"%!PS-Adobe", b"\x1a\x45\xdf\xa3"):
         assert not is_image(other)
 
 
-def test_more_than_the_limits_is_refused(reader: SampleReader, tmp_path: Path) -> None:
-    film = write_video(tmp_path / "film.mp4", FRAMES)
+def test_files_beyond_the_limits_are_rejected(reader: SampleReader, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "video.mp4", FRAMES)
     slow = write_video(tmp_path / "slow.mp4", FRAMES, fps=1)
     long = write_video(tmp_path / "long.mp4", pictures(21, 32, 24))
     wide = write_video(tmp_path / "wide.mp4", pictures(2, 128, 96))
@@ -89,10 +89,10 @@ def test_more_than_the_limits_is_refused(reader: SampleReader, tmp_path: Path) -
     os.mkfifo(tmp_path / "pipe")
     for name, reason in {
         "bytes": "bytes, more than",
-        "pipe": "is no ordinary file",
+        "pipe": "is not a regular file",
         slow.name: "is 8 s long, more than 5 s",
         long.name: "has 21 frames, more than 20",
-        wide.name: "has 128x96 pixels a frame, more than 10000",
+        wide.name: "has 128x96 pixels per frame, more than 10000",
     }.items():
         with pytest.raises(BadSample, match=reason):
             reader.read_file(str(tmp_path / name), all_of)
@@ -101,10 +101,10 @@ def test_more_than_the_limits_is_refused(reader: SampleReader, tmp_path: Path) -
     tall = write_video(tmp_path / "tall.mp4", pictures(9, 96, 64))
     with pytest.raises(BadSample, match="needs 165888 bytes for 9 frames, more than 100000"):
         reader.read_file(str(tall), all_of)
-    assert reader.read_file(str(film), all_of).pixels.shape == (8, 24, 32, 3)
+    assert reader.read_file(str(video), all_of).pixels.shape == (8, 24, 32, 3)
 
 
-def test_a_process_that_is_ended_between_two_files_costs_neither(reader: SampleReader) -> None:
+def test_a_process_killed_between_two_files_costs_neither(reader: SampleReader) -> None:
     for _ in range(2):
         assert reader.read_file("?", all_of, picture()).pixels.shape == (1, 20, 10, 3)
         process = reader._child.start().process
@@ -112,12 +112,12 @@ def test_a_process_that_is_ended_between_two_files_costs_neither(reader: SampleR
         process.wait()
 
 
-def test_the_memory_of_a_large_answer_is_given_back() -> None:
+def test_the_memory_of_a_large_response_is_released() -> None:
     reader = SampleReader(DataConfig(train=""))
     side = 4000
     assert reader.read_file("?", all_of, picture((side, side), "BMP")).pixels.nbytes == 3 * side**2 > KEEP_BYTES
-    running = reader._child.start()
-    assert os.fstat(running.memory).st_blocks * 512 < 1 << 20
-    small = reader.read_file("?", all_of, picture())  # and what comes next is whole
+    process = reader._child.start()
+    assert os.fstat(process.memory).st_blocks * 512 < 1 << 20
+    small = reader.read_file("?", all_of, picture())  # and the next response is intact
     np.testing.assert_array_equal(small.pixels[0], np.asarray(Image.open(io.BytesIO(picture()))))
     reader.close()

@@ -1,9 +1,10 @@
-"""One reader for every kind of record, local and remote; and every kind of bad sample named with its reason."""
+"""Covers decoding/reader.py, decoding/images.py and decoding/fetch.py: every kind of record, errors with reasons."""
 
 from __future__ import annotations
 
 import io
 import random
+import re
 import shutil
 import socket
 import threading
@@ -40,7 +41,7 @@ def _record(path: Path | str) -> Record:
     return Record(str(path), None, kind_of(str(path)))
 
 
-def _why(reader: SampleReader, record: Record, choose: Callable[[int], np.ndarray] = _all) -> str:
+def _reason(reader: SampleReader, record: Record, choose: Callable[[int], np.ndarray] = _all) -> str:
     with pytest.raises(BadSample) as error:
         reader.read_clip(record, choose)
     assert error.value.record == record
@@ -48,7 +49,7 @@ def _why(reader: SampleReader, record: Record, choose: Callable[[int], np.ndarra
     return error.value.reason
 
 
-def test_chosen_frames_of_a_video_come_in_the_order_asked_for(reader: SampleReader, tmp_path: Path) -> None:
+def test_frames_of_a_video_are_returned_in_the_requested_order(reader: SampleReader, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a b.mp4", FRAMES)
     clip = reader.read_clip(_record(path), lambda total: np.array([total - 1, 0, 5, 5]))
     assert clip.dtype == np.uint8
@@ -56,12 +57,12 @@ def test_chosen_frames_of_a_video_come_in_the_order_asked_for(reader: SampleRead
     np.testing.assert_array_equal(clip, exact_frames(path)[[11, 0, 5, 5]])
 
 
-def test_a_clip_is_not_changed_by_the_next_read(reader: SampleReader, tmp_path: Path) -> None:
+def test_a_clip_does_not_change_on_the_next_read(reader: SampleReader, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", FRAMES)
     first = reader.read_clip(_record(path), lambda _: np.array([0]))
-    kept = first.copy()
+    copy = first.copy()
     reader.read_clip(_record(path), _all)
-    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(first, copy)
 
 
 def test_an_image_is_a_clip_of_one_frame(reader: SampleReader, tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_an_image_is_a_clip_of_one_frame(reader: SampleReader, tmp_path: Path) -
     np.testing.assert_array_equal(reader.read_clip(_record(tmp_path / "a.png"), _all), FRAMES[:1])
 
 
-def test_frame_folders_give_the_chosen_files_counted_from_one(tmp_path: Path) -> None:
+def test_frame_folders_number_their_files_from_one(tmp_path: Path) -> None:
     folder = tmp_path / "clip 1"
     folder.mkdir()
     for n in (2, 5):
@@ -79,9 +80,9 @@ def test_frame_folders_give_the_chosen_files_counted_from_one(tmp_path: Path) ->
     np.testing.assert_array_equal(
         reader.read_clip(record, lambda _: np.array([5, 2, 5])), [FRAMES[n] for n in (5, 2, 5)]
     )
-    assert _why(reader, record, lambda _: np.array([0])) == "frame f1.png does not exist"
+    assert _reason(reader, record, lambda _: np.array([0])) == "frame f1.png does not exist"
     Image.new("RGB", (9, 9)).save(folder / "f1.png")
-    assert "frame f3.png is (64, 96), others are (9, 9)" in _why(reader, record, lambda _: np.array([0, 2]))
+    assert "frame f3.png is (64, 96), others are (9, 9)" in _reason(reader, record, lambda _: np.array([0, 2]))
     reader.close()
 
 
@@ -104,27 +105,27 @@ def _write(path: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("suffix", ["mp4", "jpg"])
 @pytest.mark.parametrize("kind", ["truncated", "zero bytes", "random", "text", "wrong ending"])
-def test_every_kind_of_broken_file_is_named(kind: str, suffix: str, reader: SampleReader, tmp_path: Path) -> None:
-    said = {"truncated": "cut short|truncated", "zero bytes": "is empty"}.get(kind, "is not an? (video|image)")
-    reason = _why(reader, _record(_write(tmp_path / f"bad.{suffix}", kind)))
-    assert __import__("re").search(said, reason), reason
+def test_every_kind_of_broken_file_is_reported(kind: str, suffix: str, reader: SampleReader, tmp_path: Path) -> None:
+    expected = {"truncated": "cut short|truncated", "zero bytes": "is empty"}.get(kind, "is not an? (video|image)")
+    reason = _reason(reader, _record(_write(tmp_path / f"bad.{suffix}", kind)))
+    assert re.search(expected, reason), reason
 
 
-def test_missing_audio_only_and_folders_are_named(reader: SampleReader, tmp_path: Path) -> None:
-    assert _why(reader, _record(tmp_path / "gone.mp4")) == "does not exist"
-    assert _why(reader, _record(tmp_path / "gone.jpg")) == "does not exist"
-    assert _why(reader, _record(write_audio_only(tmp_path / "sound.mp4"))) == "has no video stream"
+def test_missing_files_audio_and_folders_are_reported(reader: SampleReader, tmp_path: Path) -> None:
+    assert _reason(reader, _record(tmp_path / "missing.mp4")) == "does not exist"
+    assert _reason(reader, _record(tmp_path / "missing.jpg")) == "does not exist"
+    assert _reason(reader, _record(write_audio_only(tmp_path / "sound.mp4"))) == "has no video stream"
     (tmp_path / "folder.mp4").mkdir()
-    assert _why(reader, _record(tmp_path / "folder.mp4")) == "is a folder, not a file"
+    assert _reason(reader, _record(tmp_path / "folder.mp4")) == "is a folder, not a file"
 
 
-def test_choosing_a_frame_that_is_not_there_is_the_callers_mistake(reader: SampleReader, tmp_path: Path) -> None:
+def test_choosing_a_frame_out_of_range_raises_index_error(reader: SampleReader, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", FRAMES)
     with pytest.raises(IndexError, match="of a sample of 12"):
         reader.read_clip(_record(path), lambda total: np.array([total]))
 
 
-def test_a_bad_sample_crosses_processes() -> None:
+def test_bad_sample_can_be_pickled() -> None:
     import pickle
 
     error = pickle.loads(pickle.dumps(BadSample(Record("a.mp4", 1, "video"), "is empty")))
@@ -134,16 +135,16 @@ def test_a_bad_sample_crosses_processes() -> None:
 # Images
 
 
-def _through(reader: SampleReader, image: Image.Image, path: Path, **options: object) -> np.ndarray:
+def _round_trip(reader: SampleReader, image: Image.Image, path: Path, **options: object) -> np.ndarray:
     image.save(path, **options)  # type: ignore[arg-type]
     return reader.read_clip(_record(path), _all)[0]
 
 
-def test_images_stand_upright_by_their_exif(reader: SampleReader, tmp_path: Path) -> None:
+def test_images_are_rotated_by_their_exif_orientation(reader: SampleReader, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     picture = Image.fromarray(FRAMES[0])
-    turned = _through(reader, picture, tmp_path / "a.png", exif=exif)
+    turned = _round_trip(reader, picture, tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(turned, np.rot90(FRAMES[0], -1))
 
 
@@ -155,25 +156,25 @@ def test_every_mode_becomes_rgb(mode: str, reader: SampleReader, tmp_path: Path)
     else:
         colored = grey.convert("RGB")
         image = colored.quantize(256) if mode == "P" else colored.convert(mode)
-    read = _through(reader, image, tmp_path / "a.tif")
+    read = _round_trip(reader, image, tmp_path / "a.tif")
     expected = np.asarray(grey.convert("1").convert("RGB") if mode == "1" else grey.convert("RGB"))
     assert np.abs(read.astype(int) - expected).max() <= (12 if mode == "CMYK" else 2)
 
 
-def test_transparent_pixels_lie_on_white(reader: SampleReader, tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(reader: SampleReader, tmp_path: Path) -> None:
     image = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
-    assert (_through(reader, image, tmp_path / "a.png") == 255).all()
+    assert (_round_trip(reader, image, tmp_path / "a.png") == 255).all()
 
 
 def test_an_animation_gives_its_first_frame(reader: SampleReader, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
-    read = _through(reader, frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    read = _round_trip(reader, frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert read[0, 0].tolist() == [255, 0, 0]
 
 
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(reader: SampleReader, tmp_path: Path) -> None:
+def test_an_image_with_too_many_pixels_is_rejected_before_decoding(reader: SampleReader, tmp_path: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
-    assert "pixels" in _why(reader, _record(tmp_path / "bomb.png"))
+    assert "pixels" in _reason(reader, _record(tmp_path / "bomb.png"))
 
 
 # Remote files
@@ -190,7 +191,7 @@ def test_remote_files_are_read_and_cached(s3_root: str, tmp_path: Path) -> None:
     url = f"{s3_root}/set/a b.mp4"
     write_bytes(url, path.read_bytes())
     reader = SampleReader(DataConfig(train="x", cache_dir=str(tmp_path / "cache")))
-    assert _why(reader, _record(f"{s3_root}/set/gone.mp4")) == "does not exist"
+    assert _reason(reader, _record(f"{s3_root}/set/missing.mp4")) == "does not exist"
     np.testing.assert_array_equal(_s3(reader, url), exact_frames(path))
     boto3.client("s3").delete_object(Bucket=s3_root[5:], Key="set/a b.mp4")
     np.testing.assert_array_equal(_s3(reader, url), exact_frames(path))
@@ -205,12 +206,12 @@ def test_frame_folders_on_s3_are_read(s3_root: str) -> None:
     reader = SampleReader(DataConfig(train="x"))
     clip = reader.read_clip(Record(f"{s3_root}/clip", None, "frames", frames=3), _all)
     np.testing.assert_array_equal(clip, FRAMES[:3])
-    assert "does not exist" in _why(reader, Record(f"{s3_root}/clip", None, "frames", frames=4))
+    assert "does not exist" in _reason(reader, Record(f"{s3_root}/clip", None, "frames", frames=4))
     reader.close()
 
 
 def test_a_read_that_stalls_is_a_bad_sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A server that takes the connection and never answers."""
+    """The server accepts the connection and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         for key, value in {
             "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{server.getsockname()[1]}",
@@ -222,7 +223,7 @@ def test_a_read_that_stalls_is_a_bad_sample(monkeypatch: pytest.MonkeyPatch, tmp
         accepted: list[socket.socket] = []
         threading.Thread(target=lambda: accepted.append(server.accept()[0]), daemon=True).start()
         reader = SampleReader(DataConfig(train="x", read_timeout_s=8))
-        assert _why(reader, _record("s3://bucket/a.mp4")) == "took longer than its limit of 8 s to read and decode"
+        assert _reason(reader, _record("s3://bucket/a.mp4")) == "took longer than its limit of 8 s to read and decode"
         assert accepted, "the read never reached the server"
         good = write_video(tmp_path / "a.mp4", FRAMES)
         assert reader.read_clip(_record(good), _all).shape == (12, 64, 96, 3)
@@ -230,29 +231,29 @@ def test_a_read_that_stalls_is_a_bad_sample(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 class _Flaky:
-    """A remote filesystem that fails so many times before it answers."""
+    """A remote filesystem that raises the given errors before it succeeds."""
 
     def __init__(self, failures: list[Exception]) -> None:
-        self.failures, self.asked = failures, 0
+        self.failures, self.requests = failures, 0
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        self.asked += 1
+        self.requests += 1
         if self.failures:
             raise self.failures.pop(0)
         return b"0123456789"[start:end]
 
 
 @pytest.mark.parametrize(
-    ("failures", "retries", "asked", "reason"),
+    ("failures", "retries", "requests", "reason"),
     [
         ([TimeoutError("slow"), OSError("reset")], 3, 3, None),
         ([OSError("reset")] * 3, 2, 3, r"could not be read after 3 attempts \(OSError: reset\)"),
         ([FileNotFoundError("x")], 3, 1, "does not exist"),
-        ([PermissionError("x")], 3, 1, "may not be read"),
+        ([PermissionError("x")], 3, 1, "cannot be read"),
     ],
 )
-def test_transient_errors_are_tried_again_and_final_ones_are_not(
-    failures: list[Exception], retries: int, asked: int, reason: str | None, monkeypatch: pytest.MonkeyPatch
+def test_transient_errors_are_retried_and_permanent_ones_are_not(
+    failures: list[Exception], retries: int, requests: int, reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flaky = _Flaky(failures)
     monkeypatch.setattr("amd.data.decoding.fetch.filesystem", lambda url: (flaky, url))
@@ -262,10 +263,10 @@ def test_transient_errors_are_tried_again_and_final_ones_are_not(
     else:
         with pytest.raises(FetchError, match=reason):
             fetcher.fetch("s3://b/x")
-    assert flaky.asked == asked
+    assert flaky.requests == requests
 
 
-def test_a_member_beyond_the_end_of_its_shard_is_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_past_the_end_of_its_shard_is_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.tar").write_bytes(bytes(100))
     with pytest.raises(FetchError, match="is cut short: 40 of 50 bytes"):
         Fetcher().fetch(str(tmp_path / "x.tar"), 60, 50)
@@ -274,7 +275,7 @@ def test_a_member_beyond_the_end_of_its_shard_is_cut_short(tmp_path: Path, monke
         Fetcher().fetch("s3://b/x", 6, 9)
 
 
-def test_a_full_disk_costs_the_cache_and_not_the_sample(tmp_path: Path, s3_root: str) -> None:
+def test_an_unusable_cache_does_not_cost_the_sample(tmp_path: Path, s3_root: str) -> None:
     write_bytes(f"{s3_root}/a.mp4", write_video(tmp_path / "a.mp4", FRAMES).read_bytes())
     (tmp_path / "cache").write_text("a file where the folder should be")
     reader = SampleReader(DataConfig(train="x", cache_dir=str(tmp_path / "cache")))
@@ -282,7 +283,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_sample(tmp_path: Path, s3_root:
     reader.close()
 
 
-def test_a_folder_of_good_and_bad_is_read_to_the_end(reader: SampleReader, tmp_path: Path) -> None:
+def test_a_folder_with_unreadable_files_is_read_to_the_end(reader: SampleReader, tmp_path: Path) -> None:
     good = write_video(tmp_path / "a.mp4", FRAMES)
     shutil.copy(good, tmp_path / "c.mp4")
     (tmp_path / "b.mp4").write_bytes(b"")

@@ -1,4 +1,7 @@
-"""The right frames or a clear refusal: every file is compared with PyAV's decoding from first packet to last."""
+"""Covers decoding/video.py, decoding/packets.py and decoding/decord_video.py: exact frames or a clear error.
+
+PyAV's sequential decoding from the first packet to the last is the reference.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import pytest
 from PIL import Image
 
 from amd.data.decoding.frames import VideoError
-from amd.data.decoding.video import MappedVideo, WholeVideo, open_video
+from amd.data.decoding.video import MappedVideo, SequentialVideo, open_video
 from tests.support.data.videos import (
     cut_copy,
     exact_frames,
@@ -68,7 +71,7 @@ ORDINARY: dict[str, tuple[str, Writer]] = {
 
 @pytest.mark.parametrize("kind", ORDINARY)
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
-def test_frames_are_those_of_sequential_decoding(kind: str, decoder: str, tmp_path: Path) -> None:
+def test_frames_equal_sequential_decoding(kind: str, decoder: str, tmp_path: Path) -> None:
     path = ORDINARY[kind][1](tmp_path)
     exact, draws = exact_frames(path), random.Random(kind)
     for source in (path, path.read_bytes()):
@@ -78,12 +81,12 @@ def test_frames_are_those_of_sequential_decoding(kind: str, decoder: str, tmp_pa
             chosen = [draws.randrange(len(exact)) for _ in range(draws.choice([1, 2, 5]))]
             np.testing.assert_array_equal(video.read(chosen), exact[chosen])
         video.close()
-    np.testing.assert_array_equal(np.stack([f.copy() for f in open_video(path).each(range(len(exact)))]), exact)
+    np.testing.assert_array_equal(np.stack([f.copy() for f in open_video(path).iter_frames(range(len(exact)))]), exact)
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
-def test_rotated_video_stands_upright(degrees: int, decoder: str, tmp_path: Path) -> None:
+def test_rotated_video_is_decoded_upright(degrees: int, decoder: str, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", FRAMES)
     plain = exact_frames(path)
     video = open_video(set_rotation(path, degrees), decoder)
@@ -91,20 +94,20 @@ def test_rotated_video_stands_upright(degrees: int, decoder: str, tmp_path: Path
     np.testing.assert_array_equal(video.read([0, 31]), clockwise[[0, 31]])
 
 
-def test_an_angle_that_is_no_quarter_turn_is_refused(tmp_path: Path) -> None:
+def test_a_rotation_by_other_than_a_quarter_turn_is_rejected(tmp_path: Path) -> None:
     path = set_rotation(write_video(tmp_path / "a.mp4", FRAMES[:5]), 45)
-    with pytest.raises(VideoError, match="no quarter turn"):
+    with pytest.raises(VideoError, match="not a quarter turn"):
         open_video(path).read([0])
 
 
-def test_only_needed_packets_are_decoded_for_ordinary_video(tmp_path: Path) -> None:
+def test_ordinary_videos_are_decoded_by_packet_ranges(tmp_path: Path) -> None:
     assert isinstance(open_video(write_video(tmp_path / "a.mp4", FRAMES)), MappedVideo)
-    assert isinstance(open_video(write_video(tmp_path / "a.avi", FRAMES, codec="mpeg4")), WholeVideo)
+    assert isinstance(open_video(write_video(tmp_path / "a.avi", FRAMES, codec="mpeg4")), SequentialVideo)
 
 
-def test_a_file_too_large_to_keep_is_read_again_and_rightly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amd.data.decoding.video.KEEP_PACKETS", 1000)
-    monkeypatch.setattr("amd.data.decoding.video.KEEP_FRAMES", 1000)
+def test_a_file_too_large_to_keep_is_read_again_correctly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amd.data.decoding.video.MAX_KEPT_PACKET_BYTES", 1000)
+    monkeypatch.setattr("amd.data.decoding.video.MAX_KEPT_FRAME_BYTES", 1000)
     for path in (write_video(tmp_path / "a.mp4", FRAMES), write_video(tmp_path / "a.avi", FRAMES, codec="mpeg4")):
         exact = exact_frames(path)
         for chosen in ([40, 3, 17, 3], [49], [12, 13]):
@@ -113,7 +116,7 @@ def test_a_file_too_large_to_keep_is_read_again_and_rightly(tmp_path: Path, monk
 
 @pytest.mark.parametrize("name", ["tail.mp4", "head.mp4", "a.mkv", "a.webm", "a.avi", "a.mov"])
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
-def test_a_truncated_file_is_refused(name: str, part: float, tmp_path: Path) -> None:
+def test_a_truncated_file_is_rejected(name: str, part: float, tmp_path: Path) -> None:
     codec = {"a.webm": "libvpx-vp9", "a.avi": "mpeg4"}.get(name, "libx264")
     container = {"movflags": "faststart"} if name == "head.mp4" else {}
     content = write_video(tmp_path / name, FRAMES, codec=codec, container=container).read_bytes()
@@ -143,19 +146,19 @@ NOT_VIDEOS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", NOT_VIDEOS)
-def test_what_is_not_a_video_is_refused_with_the_reason(kind: str, tmp_path: Path) -> None:
+def test_other_files_are_rejected_with_the_reason(kind: str, tmp_path: Path) -> None:
     write, reason = NOT_VIDEOS[kind]
     write(tmp_path / "a.mp4")
     with pytest.raises(VideoError, match=reason):
         open_video(tmp_path / "a.mp4")
 
 
-def test_a_damaged_file_gives_no_frame_that_the_decoder_knows_to_be_damaged(tmp_path: Path) -> None:
-    """What it cannot know (a slice that is still valid, with other pixels) is as sequential decoding gives it."""
+def test_a_damaged_file_gives_no_frame_that_the_decoder_reports_as_damaged(tmp_path: Path) -> None:
+    """Undetected damage (a valid slice with other pixels) gives the frames of sequential decoding."""
     path = write_video(tmp_path / "a.mp4", FRAMES, options={"crf": "18"})
     content, exact, draws = path.read_bytes(), exact_frames(path), random.Random(0)
     start, stop = content.find(b"mdat") + 4, content.find(b"moov") - 60
-    right = refused = unseen = 0
+    correct = rejected = undetected = 0
     for _ in range(40):
         damaged = bytearray(content)
         at = draws.randrange(start + (stop - start) // 8, stop)
@@ -164,13 +167,13 @@ def test_a_damaged_file_gives_no_frame_that_the_decoder_knows_to_be_damaged(tmp_
         try:
             frames = open_video(bytes(damaged)).read(chosen)
         except VideoError:
-            refused += 1
+            rejected += 1
             continue
         if np.array_equal(frames, exact[chosen]):
-            right += 1
+            correct += 1
         else:
-            unseen += 1
+            undetected += 1
             (tmp_path / "b.mp4").write_bytes(damaged)
             np.testing.assert_array_equal(frames, exact_frames(tmp_path / "b.mp4")[chosen])
-    assert refused > unseen
-    assert right > 5
+    assert rejected > undetected
+    assert correct > 5

@@ -15,7 +15,7 @@ from amd.data.loading import frame_sampling
 
 
 class OfficialDraws:
-    """The stream that np.random.seed and np.random.randint give."""
+    """The stream of np.random.seed and np.random.randint."""
 
     def __init__(self, seed: int) -> None:
         self.state = np.random.RandomState(seed)
@@ -29,13 +29,13 @@ def cases(golden: Path) -> dict[str, list[dict[str, Any]]]:
     return dict(json.loads((golden / "frame_sampling.json").read_text()))
 
 
-def test_strided_sampling_is_the_official_k400_pretraining(cases: dict[str, list[dict[str, Any]]]) -> None:
+def test_strided_sampling_equals_official_k400_pretraining(cases: dict[str, list[dict[str, Any]]]) -> None:
     for case in cases["pretrain_k400"]:
         got = frame_sampling.strided(case["num_frames"], 16, case["step"], OfficialDraws(case["np_seed"]))
         assert got.tolist() == case["frames"], case
 
 
-def test_window_sampling_is_the_official_ssv2_pretraining_and_k400_finetuning(
+def test_window_sampling_equals_official_ssv2_pretraining_and_k400_finetuning(
     cases: dict[str, list[dict[str, Any]]],
 ) -> None:
     for case in cases["ssv2_raw_pretrain"] + cases["finetune_train"]:
@@ -44,13 +44,13 @@ def test_window_sampling_is_the_official_ssv2_pretraining_and_k400_finetuning(
         assert got.tolist() == case["frames"], case
 
 
-def test_segment_sampling_is_the_official_ssv2_finetuning(cases: dict[str, list[dict[str, Any]]]) -> None:
+def test_segment_sampling_equals_official_ssv2_finetuning(cases: dict[str, list[dict[str, Any]]]) -> None:
     for case in cases["ssv2_raw_finetune_train"]:
         got = frame_sampling.segments(case["num_frames"], 16, OfficialDraws(case["np_seed"]))
         assert got.tolist() == case["frames"], case
 
 
-def test_test_views_are_the_official_ones(cases: dict[str, list[dict[str, Any]]]) -> None:
+def test_test_views_equal_the_official_ones(cases: dict[str, list[dict[str, Any]]]) -> None:
     for case in cases["finetune_test"]:
         views = frame_sampling.dense_views(case["num_frames"], 16, case["step"], case["num_segment"])
         assert [view.tolist() for view in views] == case["clips"], case
@@ -61,7 +61,7 @@ def test_test_views_are_the_official_ones(cases: dict[str, list[dict[str, Any]]]
 
 
 def _reference_strided(total: int, frames: int, step: int, start: int) -> list[int]:
-    """The official rule in its own words: a 1-based offset that advances while the next one stays below the end."""
+    """The official rule: a 1-based offset that advances while the next one is below the end."""
     offset, index = start + 1, []
     for _ in range(frames):
         index.append(offset - 1)
@@ -77,7 +77,7 @@ def test_strided_sampling_equals_the_official_loop(total: int, frames: int, step
 
 
 @given(st.integers(1, 400), st.integers(1, 32), st.integers(1, 8), st.integers(1, 5), st.integers(0, 1000))
-def test_every_sampler_gives_the_asked_number_of_existing_frames_in_order(
+def test_every_sampler_returns_the_requested_number_of_valid_frames_in_order(
     total: int, frames: int, step: int, views: int, seed: int
 ) -> None:
     draws = random.Random(seed)
@@ -96,7 +96,7 @@ def test_every_sampler_gives_the_asked_number_of_existing_frames_in_order(
         assert (np.diff(clip) >= 0).all()
 
 
-def test_a_sample_without_frames_is_refused() -> None:
+def test_a_sample_without_frames_is_rejected() -> None:
     draws = random.Random(0)
     for choose in (
         lambda: frame_sampling.strided(0, 16, 4, draws),
@@ -107,9 +107,9 @@ def test_a_sample_without_frames_is_refused() -> None:
             choose()
 
 
-def test_the_config_word_chooses_the_sampler() -> None:
+def test_data_sampling_selects_the_sampler() -> None:
     clip = ClipConfig(frames=16, sampling_rate_frames=2)
-    for word, sampler in frame_sampling.SAMPLERS.items():
-        choose = frame_sampling.chooser(DataConfig(train="x", sampling=word), clip, random.Random(5))
+    for name, sampler in frame_sampling.SAMPLERS.items():
+        choose = frame_sampling.training_chooser(DataConfig(train="x", sampling=name), clip, random.Random(5))
         assert choose(60).tolist() == sampler(60, 16, 2, random.Random(5)).tolist()
     assert frame_sampling.middle_chooser(clip)(60).tolist() == list(range(14, 46, 2))

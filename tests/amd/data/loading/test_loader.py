@@ -1,3 +1,5 @@
+"""The loader with fake readers: a deterministic stream, unreadable samples, and processes that die."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -52,13 +54,13 @@ def _same(a: list[list[Batch]], b: list[list[Batch]]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(_rows(a), _rows(b), strict=True))
 
 
-def test_a_batch_holds_bytes_labels_and_numbers_of_its_clips() -> None:
+def test_a_batch_has_the_pixels_labels_and_record_numbers_of_its_clips() -> None:
     (batch,) = _stream(_loader(data={"repeats": 3}), 0, 1)[0]
     assert batch.clips.shape == (12, 3, 4, 16, 16)
     assert batch.clips.dtype == torch.uint8
     assert batch.labels.dtype == batch.records.dtype == torch.int64
-    assert batch.labels.tolist() == batch.records.tolist()  # so made by the fake
-    assert batch.records.reshape(4, 3).unique(dim=1).shape == (4, 1)  # the repeats of a sample stand together
+    assert batch.labels.tolist() == batch.records.tolist()  # by construction of the fake
+    assert batch.records.reshape(4, 3).unique(dim=1).shape == (4, 1)  # the repeats of a sample are adjacent
     assert batch.bad == []
 
 
@@ -83,7 +85,7 @@ def test_repeats_are_different_clips_of_frames_read_once() -> None:
     start=st.integers(0, 6),
     seed=st.integers(0, 9),
 )
-def test_the_stream_does_not_know_of_world_micro_batch_or_start(
+def test_the_stream_does_not_depend_on_world_size_micro_batch_or_start(
     world: int, micro: int, repeats: int, start: int, seed: int
 ) -> None:
     manifest = FakeManifest(11, bad=frozenset({2, 3}))
@@ -95,12 +97,12 @@ def test_the_stream_does_not_know_of_world_micro_batch_or_start(
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_the_stream_does_not_know_of_reading_processes(workers: int) -> None:
+def test_the_stream_does_not_depend_on_loader_processes(workers: int) -> None:
     manifest = FakeManifest(23, bad=frozenset({1, 7, 8}))
-    here = _stream(_loader(manifest, data={"repeats": 2}, micro_batch=3), 2, 14)
-    there = _stream(_loader(manifest, data={"repeats": 2, "loader_workers": workers}, micro_batch=3), 2, 14)
-    assert _same(here, there)
-    assert [batch.bad for step in here for batch in step] == [batch.bad for step in there for batch in step]
+    in_process = _stream(_loader(manifest, data={"repeats": 2}, micro_batch=3), 2, 14)
+    in_workers = _stream(_loader(manifest, data={"repeats": 2, "loader_workers": workers}, micro_batch=3), 2, 14)
+    assert _same(in_process, in_workers)
+    assert [batch.bad for step in in_process for batch in step] == [batch.bad for step in in_workers for batch in step]
 
 
 def test_epochs_differ_and_seeds_differ() -> None:
@@ -109,7 +111,7 @@ def test_epochs_differ_and_seeds_differ() -> None:
     assert not _same(first, _stream(_loader(seed=4), 0, 2))
 
 
-def test_a_bad_sample_is_named_and_the_next_of_the_order_stands_in() -> None:
+def test_an_unreadable_sample_is_reported_and_substituted_by_the_next_in_order() -> None:
     good = [batch for step in _stream(_loader(FakeManifest(12)), 0, 3) for batch in step]
     order = torch.cat([batch.records for batch in good]).tolist()
     bad = order[5]
@@ -119,7 +121,7 @@ def test_a_bad_sample_is_named_and_the_next_of_the_order_stands_in() -> None:
     assert steps[1][0].bad == [{"record": bad, "location": f"bad-{bad}", "reason": "truncated"}]
 
 
-def test_data_where_nothing_can_be_read_stops_with_reasons() -> None:
+def test_data_with_no_readable_sample_raises_with_reasons() -> None:
     for workers in (0, 1):
         loader = _loader(FakeManifest(6, bad=frozenset(range(6))), data={"loader_workers": workers})
         with pytest.raises(DataFault, match="6 samples in a row cannot be read") as raised:
@@ -128,7 +130,7 @@ def test_data_where_nothing_can_be_read_stops_with_reasons() -> None:
         assert "Traceback" not in str(raised.value)
 
 
-def test_an_evaluation_leaves_bad_samples_out_and_reads_all_others_once() -> None:
+def test_an_evaluation_skips_unreadable_samples_and_reads_all_others_once() -> None:
     manifest = FakeManifest(10, bad=frozenset({4}))
     loader = _loader(manifest, train=False, micro_batch=3)
     assert loader.steps_per_epoch == 3
@@ -136,17 +138,17 @@ def test_an_evaluation_leaves_bad_samples_out_and_reads_all_others_once() -> Non
     assert _rows(steps)[2].tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     assert [bad["record"] for step in steps for batch in step for bad in batch.bad] == [4]
     again = _stream(_loader(manifest, train=False, seed=99), 0, 3)
-    assert _same(steps, again)  # nothing is drawn
+    assert _same(steps, again)  # no randomness
 
 
-def test_no_samples_and_too_large_a_batch_are_told_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"data\.train=fake: holds no samples"):
+def test_empty_data_and_a_too_large_batch_are_config_errors() -> None:
+    with pytest.raises(ConfigError, match=r"data\.train=fake: has no samples"):
         _loader(FakeManifest(0))
     with pytest.raises(ConfigError, match=r"optim\.batch_size=11 is above the 10 samples of data.train=fake"):
         _loader(batch_size=11)
 
 
-def test_too_little_shared_memory_is_told_before_a_process_dies_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_shared_memory_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     data = {"loader_workers": 2, "prefetch_batches": 2, "repeats": 2}
     monkeypatch.setattr(processes.shutil, "disk_usage", lambda path: shutil_usage(20_000))
     with pytest.raises(ConfigError, match=r"data\.loader_workers=2 x data\.prefetch_batches=2 .* --shm-size"):
@@ -157,12 +159,12 @@ def shutil_usage(total: int) -> Any:
     return type("Usage", (), {"total": total})()
 
 
-def test_a_killed_reading_process_is_an_error_not_a_hang() -> None:
+def test_a_killed_loader_process_raises_instead_of_hanging() -> None:
     with pytest.raises(LoaderCrash, match=r"data\.train=fake"):
         _stream(_loader(data={"loader_workers": 2}, open_reader=DyingReader), 0, 4)
 
 
-def test_a_bug_in_a_reader_keeps_its_traceback() -> None:
+def test_an_unexpected_reader_error_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError, match="read_clip"):
         _stream(_loader(data={"loader_workers": 1}, open_reader=BuggyReader), 0, 1)
 
@@ -184,8 +186,8 @@ def test_closing_leaves_no_process_behind() -> None:
     loader.close()  # closing twice is harmless
 
 
-def test_leaving_the_loop_early_drops_what_was_read_ahead() -> None:
-    """Work of 20 samples x 0.2 s is given out; the same processes go on with other steps at once."""
+def test_leaving_the_loop_early_discards_prefetched_work() -> None:
+    """With 20 samples x 0.2 s queued, the same processes start on other steps at once."""
     data = {"loader_workers": 1, "prefetch_batches": 5}
     with _loader(data=data, open_reader=SlowReader, micro_batch=2) as loader:
         steps = loader.steps(0, 1000)
@@ -197,33 +199,33 @@ def test_leaving_the_loop_early_drops_what_was_read_ahead() -> None:
     assert _same(got, _stream(_loader(micro_batch=2), 4, 6))
 
 
-def test_reading_processes_have_the_environment_of_the_training_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    _stream(_loader(data={"loader_workers": 1}), 0, 1)  # the server runs by now
+def test_loader_processes_have_the_environment_of_the_training_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    _stream(_loader(data={"loader_workers": 1}), 0, 1)  # starts the fork server
     monkeypatch.setenv("AMD_TEST_CREDENTIAL", "secret")
     _stream(_loader(data={"loader_workers": 1}, open_reader=EnvironmentReader), 0, 1)
 
 
-def test_reading_does_not_touch_the_global_random_streams() -> None:
+def test_reading_does_not_change_the_global_random_state() -> None:
     torch.manual_seed(0)
-    want = torch.rand(3)
+    expected = torch.rand(3)
     for workers in (0, 1):
         torch.manual_seed(0)
         _stream(_loader(data={"loader_workers": workers}), 0, 2)
-        assert torch.equal(torch.rand(3), want)
+        assert torch.equal(torch.rand(3), expected)
 
 
-def test_what_a_cut_gives_beside_a_clip_stands_in_its_row() -> None:
-    (batch,) = _stream(_loader(FakeManifest(10, bad=frozenset({1})), cut=_cut_and_name, train=False), 0, 1)[0]
-    assert batch.extras == ("clip-0", "clip-2", "clip-3")  # by name: the bad one left no gap
+def test_extras_of_a_transform_match_their_rows() -> None:
+    (batch,) = _stream(_loader(FakeManifest(10, bad=frozenset({1})), transform=_crop_and_name, train=False), 0, 1)[0]
+    assert batch.extras == ("clip-0", "clip-2", "clip-3")  # the unreadable record leaves no gap
     assert batch.records.tolist() == [0, 2, 3]
 
 
-def _cut_and_name(frames: torch.Tensor, record: Any, draws: Any) -> tuple[torch.Tensor, str]:
+def _crop_and_name(frames: torch.Tensor, record: Any, draws: Any) -> tuple[torch.Tensor, str]:
     return frames[:, :16, :16], record.name
 
 
 def _views_of(record: int, clip: ClipConfig, views: ViewsConfig) -> list[torch.Tensor]:
-    """Segments, then crops of each, straight from the reader's frames."""
+    """Expected views: the crops of each segment, computed from the reader's frames."""
     data = DataConfig(train="fake")
     if views.sampling == "dense":
         segments = dense_views(FRAMES, clip.frames, clip.sampling_rate_frames, views.segments)
@@ -259,7 +261,7 @@ def test_row_k_of_a_sample_is_segment_k_over_crops_and_crop_k_modulo_crops(
     assert torch.equal(clips, torch.stack(expected))
 
 
-def test_views_that_shared_memory_cannot_hold_are_refused() -> None:
+def test_views_that_exceed_shared_memory_are_rejected() -> None:
     data = DataConfig(train="fake", loader_workers=2)
     large = ClipConfig(frames=64, size=4096, patch=16)
     with pytest.raises(ConfigError, match=r"micro-batches of 1 samples x 15 clips of each .* --shm-size"):

@@ -1,4 +1,4 @@
-"""The loader with real parts: H.264 files, the decoding process, S3, processes that are killed."""
+"""Covers loading/loader.py and loading/processes.py end to end: real files, S3, killed processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLIP = ClipConfig(frames=4, size=32, patch=16, sampling_rate_frames=2)
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six short films; the second is cut off, the fifth is empty."""
+    """Six short videos; the second is truncated and the fifth is empty."""
     folder = tmp_path_factory.mktemp("videos")
     write_videos(folder, gop=6, count=6, seconds=1, size=(48, 64))
     files = sorted(folder.iterdir())
@@ -47,28 +47,28 @@ def _pixels(batches: list[Batch]) -> torch.Tensor:
     return torch.cat([batch.clips for batch in batches])
 
 
-def test_films_are_read_alike_by_any_number_of_processes_and_broken_ones_are_named(videos: Path) -> None:
-    here, there = (_read(_data(str(videos), loader_workers=workers)) for workers in (0, 2))
-    assert torch.equal(_pixels(here), _pixels(there))
-    assert _pixels(here).float().std() > 10  # pictures, not blanks
-    for batches in (here, there):
+def test_videos_are_read_identically_by_any_number_of_processes(videos: Path) -> None:
+    in_process, in_workers = (_read(_data(str(videos), loader_workers=workers)) for workers in (0, 2))
+    assert torch.equal(_pixels(in_process), _pixels(in_workers))
+    assert _pixels(in_process).float().std() > 10  # pictures, not blank frames
+    for batches in (in_process, in_workers):
         bad = {(Path(b["location"]).name, b["record"]) for batch in batches for b in batch.bad}
         assert bad == {("clip1.mp4", 1), ("clip4.mp4", 4)}
-    read = {int(number) for batch in there for number in batch.records}
+    read = {int(number) for batch in in_workers for number in batch.records}
     assert read == {0, 2, 3, 5}
 
 
-def test_a_store_that_the_training_process_uses_too_is_read_by_others(videos: Path, s3_root: str) -> None:
-    """s3fs keeps a thread and its locks in the training process: why reading processes are no forks of it."""
+def test_loader_processes_can_read_a_store_that_the_training_process_uses(videos: Path, s3_root: str) -> None:
+    """s3fs keeps a thread and locks in the training process, so loader processes must not be forked from it."""
     for file in videos.iterdir():
-        write_bytes(f"{s3_root}/films/{file.name}", file.read_bytes())
-    assert len(filesystem(s3_root)[0].ls(f"{s3_root}/films")) == 6
-    assert torch.equal(_pixels(_read(_data(f"{s3_root}/films"))), _pixels(_read(_data(str(videos)))))
+        write_bytes(f"{s3_root}/videos/{file.name}", file.read_bytes())
+    assert len(filesystem(s3_root)[0].ls(f"{s3_root}/videos")) == 6
+    assert torch.equal(_pixels(_read(_data(f"{s3_root}/videos"))), _pixels(_read(_data(str(videos)))))
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="requires /proc")
 def test_a_killed_training_process_leaves_no_process_behind(videos: Path) -> None:
-    """Also shows that a script needs no `if __name__ == "__main__"` to train with reading processes."""
+    """Also checks that a training script needs no `if __name__ == "__main__"` guard."""
     script = f"""
 import time
 from tests.amd.data.loading.test_loader_files import CLIP, ClipLoader, _data, open_manifest
@@ -83,12 +83,12 @@ time.sleep(600)
     )
     assert training.stdout is not None
     assert training.stdout.readline() == "reading\n"
-    family = _descendants(training.pid)
-    assert len(family) >= 5  # the fork server, two that read, two that decode
+    descendants = _descendants(training.pid)
+    assert len(descendants) >= 5  # the fork server, two loader processes, two decoding processes
     training.send_signal(signal.SIGKILL)
     training.wait()
     deadline = time.monotonic() + 30
-    while (left := [pid for pid in family if _alive(pid)]) and time.monotonic() < deadline:
+    while (left := [pid for pid in descendants if _alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left
 
@@ -105,21 +105,21 @@ def _descendants(pid: int) -> list[int]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and _alive(int(folder.name)):
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    family = [pid]
-    for member in family:
-        family += [child for child, parent in parents.items() if parent == member]
-    return family[1:]
+    descendants = [pid]
+    for member in descendants:
+        descendants += [child for child, parent in parents.items() if parent == member]
+    return descendants[1:]
 
 
-def test_a_decoding_process_that_is_killed_between_two_samples_costs_none(videos: Path) -> None:
-    """What kills it while it reads a sample is that sample's fault: test_isolation."""
+def test_a_decoding_process_killed_between_two_samples_costs_none(videos: Path) -> None:
+    """test_isolation covers a process that dies while it reads a sample."""
     data = _data(str(videos), loader_workers=0)
     with ClipLoader(data, CLIP, open_manifest(data), batch_size=3, seed=1) as loader:
         steps = loader.steps(0, 50)
         next(steps)
-        (decoding,) = [pid for pid in _descendants(os.getpid()) if b"decode_child" in _command(pid)]
+        (decoding,) = [pid for pid in _descendants(os.getpid()) if b"amd.data.decoding.worker" in _command(pid)]
         os.kill(decoding, signal.SIGKILL)
-        # Until its last thread has ended its end cannot be seen; a zombie may still have threads.
+        # Wait for its last thread: a zombie may still have running threads.
         os.waitid(os.P_PID, decoding, os.WEXITED | os.WNOWAIT)
         (batch,) = next(steps)
     assert not [bad for bad in batch.bad if "SIGKILL" in bad["reason"]]

@@ -1,3 +1,5 @@
+"""RandAugment: consistent across frames and a function of the sample's generator."""
+
 from __future__ import annotations
 
 import random
@@ -16,17 +18,17 @@ K400, IN1K = "rand-m7-n4-mstd0.5-inc1", "rand-m9-mstd0.5-inc1"
 
 
 def still(frames: int = 4) -> Tensor:
-    """A clip whose frames are all the same picture of smooth noise."""
+    """A clip whose frames all show the same smooth noise."""
     coarse = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 6, 8), dtype=np.uint8)).float()
     picture = torch.nn.functional.interpolate(coarse, (36, 48), mode="bilinear")[0].permute(1, 2, 0)
     return picture.to(torch.uint8).expand(frames, -1, -1, -1).contiguous()
 
 
-@pytest.mark.parametrize("words", [K400, IN1K])
-def test_all_frames_get_the_same_operations(words: str) -> None:
+@pytest.mark.parametrize("policy", [K400, IN1K])
+def test_all_frames_get_the_same_operations(policy: str) -> None:
     changed = 0
     for seed in range(20):
-        out = rand_augment(still(), words, CLIP, random.Random(seed))
+        out = rand_augment(still(), policy, CLIP, random.Random(seed))
         assert out.shape == (4, 36, 48, 3)
         assert out.dtype == torch.uint8
         assert (out == out[:1]).all(), "a still clip stays still"
@@ -34,7 +36,7 @@ def test_all_frames_get_the_same_operations(words: str) -> None:
     assert changed > 15
 
 
-def test_it_is_a_function_of_the_draws_alone() -> None:
+def test_the_result_depends_only_on_the_generator() -> None:
     random.seed(1)
     first = rand_augment(still(), K400, CLIP, random.Random(5))
     random.seed(2)
@@ -43,14 +45,14 @@ def test_it_is_a_function_of_the_draws_alone() -> None:
     assert not torch.equal(first, rand_augment(still(), K400, CLIP, random.Random(6)))
 
 
-def test_the_global_streams_go_on_as_if_nothing_had_been_drawn() -> None:
+def test_the_global_generators_are_restored() -> None:
     random.seed(3)
     np.random.seed(3)
-    undisturbed = [random.random(), random.gauss(0, 1), np.random.rand()]
+    expected = [random.random(), random.gauss(0, 1), np.random.rand()]
     random.seed(3)
     np.random.seed(3)
     rand_augment(still(), K400, CLIP, random.Random(0))
-    assert [random.random(), random.gauss(0, 1), np.random.rand()] == undisturbed
+    assert [random.random(), random.gauss(0, 1), np.random.rand()] == expected
 
 
 def test_repeats_of_a_sample_are_augmented_differently() -> None:
@@ -59,12 +61,12 @@ def test_repeats_of_a_sample_are_augmented_differently() -> None:
     assert not torch.equal(augment(still(), data, CLIP, draws), augment(still(), data, CLIP, draws))
 
 
-@pytest.mark.parametrize("words", ["rand-m7-q4", "augmix-m3", "original", ""])
-def test_words_that_timm_does_not_take_are_the_users_mistake(words: str) -> None:
-    with pytest.raises(ConfigError, match=r"^data\.rand_augment='.*not taken by timm.*write rand-m7"):
-        check_rand_augment(words)
+@pytest.mark.parametrize("policy", ["rand-m7-q4", "augmix-m3", "original", ""])
+def test_a_policy_that_timm_rejects_is_a_config_error(policy: str) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.rand_augment='.*rejected by timm.*write rand-m7"):
+        check_rand_augment(policy)
 
 
-@pytest.mark.parametrize("words", [None, K400, IN1K])
-def test_the_words_of_the_recipes_are_taken(words: str | None) -> None:
-    check_rand_augment(words)
+@pytest.mark.parametrize("policy", [None, K400, IN1K])
+def test_the_policies_of_the_recipes_are_accepted(policy: str | None) -> None:
+    check_rand_augment(policy)

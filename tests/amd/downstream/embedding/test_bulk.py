@@ -1,4 +1,4 @@
-"""Bulk embedding: what the files hold, and what becomes of them when it is interrupted."""
+"""Bulk embedding: contents of the files, and resumption after interruptions."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.support.service.published_encoders import VIDEO, film, publish
 ENCODER = "small"
 
 
-def config(folder: Path, **words: Any) -> EmbedConfig:
-    """Of the pictures of `folder`, with the encoder that is published there."""
+def config(folder: Path, **overrides: Any) -> EmbedConfig:
+    """Config of the images in `folder` and the encoder published there."""
     if not (folder / "encoders").exists():
         publish(folder / "encoders" / ENCODER)
     values = {
@@ -40,11 +40,11 @@ def config(folder: Path, **words: Any) -> EmbedConfig:
         "scaling": {"device": "cpu"},
         "storage": str(folder),
     }
-    return validate(EmbedConfig, {**values, **words})
+    return validate(EmbedConfig, {**values, **overrides})
 
 
 def rows_of(output: str) -> dict[str, list[Any]]:
-    """Of all Parquet files together, in the order of their names."""
+    """Rows of all Parquet files, in the order of their names."""
     fs, path = filesystem(output)
     found: dict[str, list[Any]] = {"record": [], "location": [], "label": [], "embedding": []}
     for name in listdir(f"{output}/embeddings"):
@@ -63,11 +63,11 @@ def assert_each_record_once(output: str) -> None:
     assert searched.tolist() == rows_of(output)["record"]
 
 
-def test_each_vector_is_that_of_its_file_and_bad_ones_are_named(
+def test_each_vector_belongs_to_its_file_and_bad_samples_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = sorted(write_images(tmp_path / "images", 10))
-    Path(files[6]).write_bytes(b"not a picture")
+    Path(files[6]).write_bytes(b"not an image")
     monkeypatch.setenv(PROGRESS_FILE, str(tmp_path / "progress.json"))
     result = embed_all(config(tmp_path), local=True)
     assert (result.state, result.samples, result.bad) == ("succeeded", 9, 1)
@@ -88,7 +88,7 @@ def test_each_vector_is_that_of_its_file_and_bad_ones_are_named(
     assert (progress["step"], progress["steps"]) == (10, 10)
 
 
-def test_videos_and_unit_vectors(tmp_path: Path) -> None:
+def test_videos_are_embedded_as_unit_vectors(tmp_path: Path) -> None:
     publish(tmp_path / "encoders" / ENCODER, VIDEO)
     (tmp_path / "images").mkdir()
     files = [str(film(tmp_path / "images" / f"{number}.mp4", seed=number)) for number in range(3)]
@@ -102,89 +102,89 @@ def test_videos_and_unit_vectors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
-def test_an_interrupted_run_goes_on_and_leaves_what_was_done(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_run_resumes_and_keeps_finished_files(tmp_path: Path, number: signal.Signals) -> None:
     files = sorted(write_images(tmp_path / "images", 6))
-    Path(files[0]).write_bytes(b"not a picture")
-    wanted = config(tmp_path, rows_per_file=1)
-    process, folder = start(tmp_path, wanted), tmp_path / "out" / "embeddings"
-    until = time.monotonic() + 120
+    Path(files[0]).write_bytes(b"not an image")
+    bulk_config = config(tmp_path, rows_per_file=1)
+    process, folder = start(tmp_path, bulk_config), tmp_path / "out" / "embeddings"
+    deadline = time.monotonic() + 120
     while len(list(folder.glob("*.parquet"))) < 2:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(number)
     printed, _ = process.communicate(timeout=120)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("*.parquet")}
-    assert 2 <= len(before) < 6, "it was too fast to be interrupted"
+    assert 2 <= len(before) < 6, "the run finished before it was interrupted"
     assert not (tmp_path / "out" / "index.json").exists()
     if number == signal.SIGTERM:
-        told = EmbedResult.model_validate_json(printed)
+        partial = EmbedResult.model_validate_json(printed)
         assert process.returncode == 1
-        assert (told.state, told.reason, told.bad) == ("cancelled", "cancelled_by_user", 1)
-        assert told.samples == len(before) - 1
-    result = embed_all(wanted, local=True)
+        assert (partial.state, partial.reason, partial.bad) == ("cancelled", "cancelled_by_user", 1)
+        assert partial.samples == len(before) - 1
+    result = embed_all(bulk_config, local=True)
     assert (result.state, result.samples, result.bad) == ("succeeded", 5, 1)
     assert_each_record_once(result.output)
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
 
 
-def start(folder: Path, wanted: EmbedConfig, *words: str, local: bool = True) -> subprocess.Popen[str]:
-    """The program, as a job runs it."""
+def start(folder: Path, config: EmbedConfig, *args: str, local: bool = True) -> subprocess.Popen[str]:
+    """Start the program as a job does."""
     file = folder / "embed.json"
-    file.write_text(wanted.model_dump_json())
-    command = [sys.executable, "-m", "amd.downstream", "embed", "--config", str(file), *words]
+    file.write_text(config.model_dump_json())
+    command = [sys.executable, "-m", "amd.downstream", "embed", "--config", str(file), *args]
     return subprocess.Popen([*command, *(["--local"] if local else [])], stdout=subprocess.PIPE, text=True)
 
 
-def test_on_an_object_store_it_goes_on_too(tmp_path: Path, s3_root: str) -> None:
+def test_a_run_on_an_object_store_resumes(tmp_path: Path, s3_root: str) -> None:
     write_images(tmp_path / "images", 10)
-    wanted = config(tmp_path, output=f"{s3_root}/out")
-    embed_all(wanted, local=True)
+    bulk_config = config(tmp_path, output=f"{s3_root}/out")
+    embed_all(bulk_config, local=True)
     fs, path = filesystem(f"{s3_root}/out")
-    for gone in ("index.json", "embeddings/0000000004-0000000008.parquet", "search/0000000008-0000000010.npz"):
-        fs.rm_file(f"{path}/{gone}")
+    for removed in ("index.json", "embeddings/0000000004-0000000008.parquet", "search/0000000008-0000000010.npz"):
+        fs.rm_file(f"{path}/{removed}")
     fs.invalidate_cache()
     kept = fs.modified(f"{path}/embeddings/0000000000-0000000004.parquet")
-    result = embed_all(wanted, local=True)
+    result = embed_all(bulk_config, local=True)
     assert (result.state, result.samples) == ("succeeded", 10)
     assert_each_record_once(result.output)
     assert fs.modified(f"{path}/embeddings/0000000000-0000000004.parquet") == kept
 
 
-def test_too_many_bad_samples_fail_with_their_list_until_they_are_mended(tmp_path: Path) -> None:
+def test_too_many_bad_samples_fail_with_their_list_until_they_are_fixed(tmp_path: Path) -> None:
     pictures = write_images(tmp_path / "images", 10)
     files = sorted(pictures)
     good = Path(files[0]).read_bytes()
     for file in (files[0], files[5], files[9]):
-        Path(file).write_bytes(b"not a picture")
+        Path(file).write_bytes(b"not an image")
     result = embed_all(config(tmp_path), local=True)
     assert (result.state, result.reason, result.exit_code) == ("failed", "dataset_invalid", 1)
     assert "3 of 10 samples cannot be read" in result.message
     assert files[9] in result.message
-    again = embed_all(config(tmp_path), local=True)  # and not refused for what stands there
+    again = embed_all(config(tmp_path), local=True)  # not rejected because of existing files
     assert again.message == result.message
     Path(files[0]).write_bytes(good)
-    mended = embed_all(config(tmp_path), local=True)
-    assert (mended.state, mended.samples, mended.bad) == ("succeeded", 8, 2)
-    assert_each_record_once(mended.output)
+    fixed = embed_all(config(tmp_path), local=True)
+    assert (fixed.state, fixed.samples, fixed.bad) == ("succeeded", 8, 2)
+    assert_each_record_once(fixed.output)
 
 
-def test_a_complete_set_is_left_as_it_is_and_a_damaged_file_is_made_again(tmp_path: Path) -> None:
+def test_a_complete_set_is_unchanged_and_a_damaged_file_is_rewritten(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 10)
-    wanted = config(tmp_path)
-    first = embed_all(wanted, local=True)
+    bulk_config = config(tmp_path)
+    first = embed_all(bulk_config, local=True)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*")}
-    said: list[str] = []
-    assert embed_all(wanted, local=True, say=said.append).samples == first.samples
-    assert said == [f"{first.output} is complete"]
+    logged: list[str] = []
+    assert embed_all(bulk_config, local=True, log=logged.append).samples == first.samples
+    assert logged == [f"{first.output} is complete"]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     (tmp_path / "out" / "index.json").unlink()
     (tmp_path / "out" / "embeddings" / "0000000004-0000000008.parquet").write_bytes(b"PAR1")
-    assert embed_all(wanted, local=True).state == "succeeded"
+    assert embed_all(bulk_config, local=True).state == "succeeded"
     assert_each_record_once(first.output)
 
 
-def test_a_folder_holds_one_set(tmp_path: Path) -> None:
+def test_a_folder_contains_one_set_only(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 10)
     embed_all(config(tmp_path), local=True)
     publish(tmp_path / "encoders" / "other", seed=1)
@@ -192,17 +192,17 @@ def test_a_folder_holds_one_set(tmp_path: Path) -> None:
         embed_all(config(tmp_path, encoder="other"), local=True)
     (tmp_path / "out" / "index.json").unlink()
     for changes in ({"encoder": "other"}, {"rows_per_file": 5}, {"normalize": True}):
-        with pytest.raises(ConfigError, match="holds embeddings of another encoder, data set or config"):
+        with pytest.raises(ConfigError, match="contains embeddings of another encoder, data set or config"):
             embed_all(config(tmp_path, **changes), local=True)
 
 
-def test_the_program_ends_in_one_line_of_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_one_line_of_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "images", 6)
     file = tmp_path / "embed.json"
     file.write_text(config(tmp_path).model_dump_json())
     assert main(["embed", "--config", str(file), "--local", "normalize=true"]) == 0
-    told = json.loads(capfd.readouterr().out)
-    assert {name: told[name] for name in ("state", "output", "samples", "bad")} == {
+    result = json.loads(capfd.readouterr().out)
+    assert {name: result[name] for name in ("state", "output", "samples", "bad")} == {
         "state": "succeeded",
         "output": str(tmp_path / "out"),
         "samples": 6,
@@ -210,4 +210,4 @@ def test_the_program_ends_in_one_line_of_json(tmp_path: Path, capfd: pytest.Capt
     }
     assert os.listdir(tmp_path / "out" / "embeddings") != []
     assert main(["embed", "--config", str(file), "encoder=nowhere"]) == 2
-    assert "nowhere: no encoder is published there" in capfd.readouterr().err
+    assert "nowhere: not a published encoder" in capfd.readouterr().err

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from amd.config import ClipConfig
-from amd.downstream.embedding.cache import FeatureKey, Part, kept_parts, spans, write_parts
+from amd.downstream.embedding.cache import FeatureKey, Part, cached_parts, spans, write_parts
 from amd.storage import join, listdir, read_json
 
 
@@ -54,30 +54,30 @@ def same(found: list[Part], expected: list[Part]) -> bool:
 def test_features_are_computed_once_and_then_read(remote: bool, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     root = request.getfixturevalue("s3_root") if remote else str(tmp_path)
     folder = key().folder(root)
-    assert same(list(kept_parts(folder, key(), some_parts)), some_parts())
-    assert same(list(kept_parts(folder, key(), never)), some_parts())
+    assert same(list(cached_parts(folder, key(), some_parts)), some_parts())
+    assert same(list(cached_parts(folder, key(), never)), some_parts())
     manifest = read_json(join(folder, "manifest.json"))
     assert FeatureKey.model_validate(manifest["key"]) == key()
-    told = [bad for facts in manifest["files"].values() for bad in facts["left_out"]]
-    assert told == some_parts()[0].bad
+    left_out = [bad for entry in manifest["files"].values() for bad in entry["left_out"]]
+    assert left_out == some_parts()[0].bad
 
 
-def test_what_a_writer_that_died_has_left_is_not_read(tmp_path: Path) -> None:
+def test_files_of_an_interrupted_writer_are_not_read(tmp_path: Path) -> None:
     folder = key().folder(str(tmp_path))
     writer = write_parts(folder, key(), some_parts())
     next(writer)
     writer.close()  # as Ctrl-C does
     assert listdir(folder) == ["rows-00000004.safetensors"]
-    assert same(list(kept_parts(folder, key(), some_parts)), some_parts())
-    assert same(list(kept_parts(folder, key(), never)), some_parts())
+    assert same(list(cached_parts(folder, key(), some_parts)), some_parts())
+    assert same(list(cached_parts(folder, key(), never)), some_parts())
 
 
 @pytest.mark.parametrize("damage", ["change", "cut", "remove"])
-def test_damaged_features_are_told_and_computed_again(
+def test_damaged_features_are_logged_and_computed_again(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = key().folder(str(tmp_path))
-    list(kept_parts(folder, key(), some_parts))
+    list(cached_parts(folder, key(), some_parts))
     file = Path(folder) / "rows-00000004.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -86,17 +86,17 @@ def test_damaged_features_are_told_and_computed_again(
     else:
         file.write_bytes(data if damage == "change" else data[:20])
     with caplog.at_level(logging.WARNING):
-        again = list(kept_parts(folder, key(), some_parts))
+        again = list(cached_parts(folder, key(), some_parts))
     assert "rows-00000004.safetensors" in caplog.text
-    assert same(again[-2:], some_parts())  # what was read before the damage comes twice
-    assert same(list(kept_parts(folder, key(), never)), some_parts())
+    assert same(again[-2:], some_parts())  # parts read before the damage are repeated
+    assert same(list(cached_parts(folder, key(), never)), some_parts())
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"encoder": "other"},
-        {"data": "/data/val"},  # two splits may hold the same names and labels
+        {"data": "/data/val"},  # two splits may contain the same names and labels
         {"digest": "other"},
         {"clip": ClipConfig(sampling_rate_frames=2)},
         {"interpolation": "bicubic"},
@@ -106,7 +106,7 @@ def test_damaged_features_are_told_and_computed_again(
         {"views": "2x3"},
     ],
 )
-def test_whatever_decides_a_feature_is_part_of_the_key(change: dict[str, object]) -> None:
+def test_everything_that_determines_features_is_part_of_the_key(change: dict[str, object]) -> None:
     assert key(**change).folder("/root") != key().folder("/root")
     assert set(FeatureKey.model_fields) == {
         *("version", "encoder", "data", "digest", "clip"),

@@ -29,7 +29,7 @@ CONFIG = tiny_image_config()
 
 
 def write_images(folder: Path, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Dark pictures of class `a`, bright ones of class `b`, of the clip's size."""
+    """Write dark images of class `a` and bright ones of class `b`, of the clip's size."""
     rng = np.random.default_rng(seed)
     written = {}
     for i in range(count):
@@ -60,18 +60,18 @@ def published(folder: Path) -> str:
     return str(folder)
 
 
-def test_clips_come_in_the_manifests_order_with_their_labels(tmp_path: Path) -> None:
+def test_clips_follow_the_manifests_order_with_their_labels(tmp_path: Path) -> None:
     written = write_images(tmp_path, 10)
-    found = read_labelled(data(tmp_path, repeats=4), CONFIG.clip)  # a probe takes every sample once
+    found = read_labelled(data(tmp_path, repeats=4), CONFIG.clip)  # a probe reads every sample once
     assert found.clips.shape == (10, 3, 1, 16, 16)
     assert found.labels.tolist() == [0] * 5 + [1] * 5
     for clip, path in zip(found.clips, sorted(written), strict=True):
         np.testing.assert_array_equal(clip[:, 0].permute(1, 2, 0).numpy(), written[path])
 
 
-def test_unreadable_samples_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_samples_are_left_out_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_images(tmp_path, 10)
-    (tmp_path / "a" / "000.png").write_bytes(b"not a picture")
+    (tmp_path / "a" / "000.png").write_bytes(b"not an image")
     with caplog.at_level(logging.WARNING):
         found = read_labelled(data(tmp_path, max_bad_fraction=0.1), CONFIG.clip)
     assert len(found.labels) == len(found.clips) == 9
@@ -95,7 +95,7 @@ def test_features_do_not_depend_on_how_samples_are_batched() -> None:
     np.testing.assert_allclose(found.values[::37], one_by_one.numpy(), atol=1e-5)
 
 
-def test_one_file_is_embedded_as_in_a_batch(tmp_path: Path) -> None:
+def test_a_single_file_is_embedded_as_in_a_batch(tmp_path: Path) -> None:
     written = write_images(tmp_path, 2)
     url = published(tmp_path / "encoder")
     path, pixels = next(iter(written.items()))
@@ -105,11 +105,11 @@ def test_one_file_is_embedded_as_in_a_batch(tmp_path: Path) -> None:
     np.testing.assert_allclose(embed_file(url, path), expected, atol=1e-5)
 
 
-def test_features_embedded_batch_by_batch_are_those_of_all_clips_at_once(tmp_path: Path) -> None:
+def test_features_of_spans_equal_those_of_all_clips_at_once(tmp_path: Path) -> None:
     write_images(tmp_path, 23)
     found = embed(encoder(), CONFIG.clip, read_labelled(data(tmp_path), CONFIG.clip))
     manifest = open_manifest(data(tmp_path))
-    spans = [range(16, 23), range(8), range(8, 16)]  # whatever comes first
+    spans = [range(16, 23), range(8), range(8, 16)]  # in any order
     parts = list(embed_spans(embedder(micro_batch=3), data(tmp_path, repeats=4), manifest, spans))
     assert [len(part.values) for part in parts] == [7, 8, 8]
     streamed = gather(parts, len(manifest), 0.0)
@@ -117,10 +117,10 @@ def test_features_embedded_batch_by_batch_are_those_of_all_clips_at_once(tmp_pat
     assert streamed.records.tolist() == list(range(23))
 
 
-def test_unreadable_samples_of_any_span_are_named_by_their_number(tmp_path: Path) -> None:
+def test_unreadable_samples_of_any_span_are_listed_by_record_number(tmp_path: Path) -> None:
     written = sorted(write_images(tmp_path, 12))
-    for number in (0, 5, 6, 7):  # one whole batch among them
-        Path(written[number]).write_bytes(b"not a picture")
+    for number in (0, 5, 6, 7):  # includes one whole batch
+        Path(written[number]).write_bytes(b"not an image")
     manifest = open_manifest(data(tmp_path))
 
     def parts() -> object:
@@ -135,7 +135,7 @@ def test_unreadable_samples_of_any_span_are_named_by_their_number(tmp_path: Path
         gather(parts(), 12, max_bad_fraction=0.3)
 
 
-def test_a_class_token_is_a_feature_of_its_own_and_must_exist(tmp_path: Path) -> None:
+def test_class_token_pooling_returns_the_token_and_requires_one(tmp_path: Path) -> None:
     clips = torch.randint(0, 256, (2, 3, 1, 16, 16), dtype=torch.uint8)
     network = encoder()
     token = Embedder(network, CONFIG.clip, "class_token", ScalingConfig(device="cpu"))(clips)
@@ -143,8 +143,8 @@ def test_a_class_token_is_a_feature_of_its_own_and_must_exist(tmp_path: Path) ->
     assert final is not None
     torch.testing.assert_close(token, final[:, 0])
     assert not torch.allclose(token, embedder()(clips))
-    bare = CONFIG.student.encoder.model_copy(update={"class_token": False})
-    without = Encoder(bare, CONFIG.clip.grid, CONFIG.clip.token_values)
+    tokenless = CONFIG.student.encoder.model_copy(update={"class_token": False})
+    without = Encoder(tokenless, CONFIG.clip.grid, CONFIG.clip.token_values)
     with pytest.raises(ConfigError, match="no class token"):
         Embedder(without, CONFIG.clip, "class_token", ScalingConfig(device="cpu"))
 

@@ -17,23 +17,23 @@ from tests.support.runs.tiny_runs import in_a_process
 pytestmark = pytest.mark.ray
 
 
-def test_several_workers_find_what_one_finds(ray_cluster: RayCluster, tmp_path: Path) -> None:
+def test_several_workers_score_like_one(ray_cluster: RayCluster, tmp_path: Path) -> None:
     in_a_process(compare, tmp_path)
 
 
 def compare(tmp_path: Path) -> None:
     cache.ROWS = 8
     publish(tmp_path, tiny_image_config())
-    write_images(tmp_path / "known", 44)
-    written = sorted(write_images(tmp_path / "asked", 20, seed=1))
-    Path(written[11]).write_bytes(b"not a picture")
+    write_images(tmp_path / "train", 44)
+    written = sorted(write_images(tmp_path / "test", 20, seed=1))
+    Path(written[11]).write_bytes(b"not an image")
     config = validate(
         ProbeConfig,
         {
             "encoder": "tiny",
             "data": {
-                "train": str(tmp_path / "known"),
-                "test": str(tmp_path / "asked"),
+                "train": str(tmp_path / "train"),
+                "test": str(tmp_path / "test"),
                 "loader_workers": 0,
                 "max_bad_fraction": 0.1,
             },
@@ -44,13 +44,13 @@ def compare(tmp_path: Path) -> None:
         },
     )
     alone = run_probe(config)
-    team = run_probe(with_overrides(config, {"scaling.workers": 2, "cache": True}))
-    assert [score.values for score in team.scores] == [score.values for score in alone.scores]
-    assert team.left_out == alone.left_out
-    assert team.left_out[0]["location"] == written[11]
-    assert run_probe(with_overrides(config, {"cache": True})).scores[0].values == alone.scores[0].values  # as kept
+    distributed = run_probe(with_overrides(config, {"scaling.workers": 2, "cache": True}))
+    assert [score.values for score in distributed.scores] == [score.values for score in alone.scores]
+    assert distributed.left_out == alone.left_out
+    assert distributed.left_out[0]["location"] == written[11]
+    assert run_probe(with_overrides(config, {"cache": True})).scores[0].values == alone.scores[0].values  # as cached
 
     with pytest.raises(DataFault, match="1 of 20 samples cannot be read"):
         run_probe(with_overrides(config, {"scaling.workers": 2, "data.max_bad_fraction": 0.01}))
-    with pytest.raises(ConfigError, match=r"scaling\.workers=64 need 1 CPUs each; the cluster has room for 4"):
+    with pytest.raises(ConfigError, match=r"scaling\.workers=64 need 1 CPUs each; the cluster has capacity for 4"):
         run_probe(with_overrides(config, {"scaling.workers": 64}))

@@ -12,14 +12,14 @@ from amd.downstream.__main__ import main
 from amd.downstream.probing.checkpoint_probe import probe_checkpoint
 from amd.downstream.probing.run import probe_now
 from amd.storage import join, read_json, write_json
-from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.runs.launch import train
 from tests.support.runs.tiny_runs import tiny_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A finished run of 12 steps with checkpoints of steps 8 and 12, probed on what it was trained on."""
+    """A finished run of 12 steps with checkpoints of steps 8 and 12, probed on its training data."""
     folder = tmp_path_factory.mktemp("run")
     result = train(tiny_run(folder, name="tiny"), local=True, quiet=True)
     assert result.state == "succeeded"
@@ -29,18 +29,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     return result.run_folder
 
 
-def test_figures_of_the_newest_checkpoint_stand_in_the_line_of_its_step(run: str) -> None:
+def test_scores_of_the_newest_checkpoint_are_merged_into_the_line_of_its_step(run: str) -> None:
     before = read_metrics(run)
     line = probe_checkpoint(run)
     assert line["step"] == 12
-    assert line["eval/knn_top1"] == 100  # every sample's nearest is itself
+    assert line["eval/knn_top1"] == 100  # every sample is its own nearest neighbour
     assert 0 <= line["eval/top1"] <= 100
     after = read_metrics(run)
     assert after[:-1] == before[:-1]
     assert after[-1] == before[-1] | line
 
 
-def test_the_encoder_is_the_one_that_the_run_publishes(run: str) -> None:
+def test_the_last_checkpoint_scores_like_the_published_encoder(run: str) -> None:
     settings = validate(RunProbeConfig, read_json(join(run, "config.json"))["probe"])
     encoder, card = load_encoder(join(run, "..", "..", "encoders", "tiny"))
     expected = probe_now(settings, encoder, card.clip, card.interpolation)
@@ -48,7 +48,7 @@ def test_the_encoder_is_the_one_that_the_run_publishes(run: str) -> None:
     assert {name: line[name] for name in expected} == expected
 
 
-def test_a_step_is_probed_by_a_process_of_its_own(run: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_probes_a_given_step(run: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["probe-checkpoint", "--run", run, "--step", "8", "knn.neighbours=3"]) == 0
     line = json.loads(capfd.readouterr().out)
     assert line["step"] == 8
@@ -56,20 +56,22 @@ def test_a_step_is_probed_by_a_process_of_its_own(run: str, capfd: pytest.Captur
 
 
 MISTAKES = {
-    "--run nowhere": "--run .*nowhere: holds no run",
-    "--run RUN --step 5": "--step 5: no whole checkpoint of that step in .*; there are 8, 12",
+    "--run nowhere": "--run .*nowhere: contains no run",
+    "--run RUN --step 5": "--step 5: .* has no intact checkpoint of that step; available steps: 8, 12",
     "--run RUN knn.neighbours=0": "probe.knn.neighbours=0",
     "--run RUN data.test=/nowhere": "data.test: /nowhere does not exist",
 }
 
 
-@pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistake_ends_in_one_message_and_exit_code_2(words: str, run: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["probe-checkpoint", *words.replace("RUN", run).split()]) == 2
-    assert re.search(MISTAKES[words], capfd.readouterr().err)
+@pytest.mark.parametrize("args", MISTAKES)
+def test_invalid_input_prints_one_message_and_exits_with_2(
+    args: str, run: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["probe-checkpoint", *args.replace("RUN", run).split()]) == 2
+    assert re.search(MISTAKES[args], capfd.readouterr().err)
 
 
-def test_a_run_without_checkpoint_or_settings_is_told(run: str, tmp_path: Path) -> None:
+def test_a_run_without_checkpoint_or_probe_settings_is_rejected(run: str, tmp_path: Path) -> None:
     config = read_json(join(run, "config.json"))
     write_json(str(tmp_path / "config.json"), config)
     with pytest.raises(ConfigError, match="has no checkpoint yet"):

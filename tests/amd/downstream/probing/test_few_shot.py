@@ -15,41 +15,41 @@ from tests.amd.downstream.probing.test_classifiers import clouds
 
 
 @given(st.integers(1, 5), st.integers(0, 1000))
-def test_a_draw_holds_as_many_different_samples_of_every_class(labels: int, seed: int) -> None:
-    known = np.random.default_rng(seed).permutation(np.repeat([0, 3, 7], [5, 9, 20]))
-    drawn = draw_samples(known, labels, np.random.default_rng(seed))
+def test_a_draw_contains_equally_many_distinct_samples_of_every_class(labels: int, seed: int) -> None:
+    train = np.random.default_rng(seed).permutation(np.repeat([0, 3, 7], [5, 9, 20]))
+    drawn = draw_samples(train, labels, np.random.default_rng(seed))
     assert len(set(drawn.tolist())) == 3 * labels
-    assert sorted(known[drawn].tolist()) == sorted([0, 3, 7] * labels)
+    assert sorted(train[drawn].tolist()) == sorted([0, 3, 7] * labels)
 
 
-def test_every_sample_of_a_class_is_drawn_as_often() -> None:
-    known = np.repeat([0, 1], [4, 2])
+def test_samples_of_a_class_are_drawn_uniformly() -> None:
+    train = np.repeat([0, 1], [4, 2])
     counts = np.zeros(6)
     for seed in range(3000):
-        counts[draw_samples(known, 1, np.random.default_rng(seed))] += 1
+        counts[draw_samples(train, 1, np.random.default_rng(seed))] += 1
     np.testing.assert_allclose(counts / 3000, [1 / 4] * 4 + [1 / 2] * 2, atol=0.03)
 
 
 def test_a_score_is_mean_and_deviation_of_scikit_learns_logistic_regression_over_the_draws() -> None:
-    known, asked = clouds(1, 200), clouds(2, 100)
+    train, test = clouds(1, 200), clouds(2, 100)
     scores = []
     for draw in range(3):
-        drawn = draw_samples(known.labels, 5, np.random.default_rng([4, 5, draw]))
+        drawn = draw_samples(train.labels, 5, np.random.default_rng([4, 5, draw]))
         peer = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=300))
-        peer.fit(known.values[drawn], known.labels[drawn])
-        scores.append(100 * peer.score(asked.values, asked.labels))
-    found = few_shot(known, asked, labels=5, draws=3, seed=4)
+        peer.fit(train.values[drawn], train.labels[drawn])
+        scores.append(100 * peer.score(test.values, test.labels))
+    found = few_shot(train, test, labels=5, draws=3, seed=4)
     assert found.mean == pytest.approx(np.mean(scores))
     assert found.std == pytest.approx(np.std(scores))
     assert found.std > 0
 
 
-def test_more_labels_tell_more_and_a_seed_repeats() -> None:
-    known, asked = clouds(1, 400, spread=1.5), clouds(2, 400, spread=1.5)
-    one, many = (few_shot(known, asked, labels=labels, draws=5, seed=0) for labels in (1, 20))
+def test_more_labels_score_higher_and_equal_seeds_repeat() -> None:
+    train, test = clouds(1, 400, spread=1.5), clouds(2, 400, spread=1.5)
+    one, many = (few_shot(train, test, labels=labels, draws=5, seed=0) for labels in (1, 20))
     assert many.mean > one.mean + 10
-    assert few_shot(known, asked, labels=1, draws=5, seed=0) == one
-    assert few_shot(known, asked, labels=1, draws=5, seed=1) != one
+    assert few_shot(train, test, labels=1, draws=5, seed=0) == one
+    assert few_shot(train, test, labels=1, draws=5, seed=1) != one
 
 
 def test_a_class_with_too_few_samples_is_named() -> None:
@@ -61,10 +61,10 @@ def test_a_class_with_too_few_samples_is_named() -> None:
         check_enough(labels, (5,), "data.train=x", ("ape", "cat", "dog"))
 
 
-def test_what_was_learnt_on_every_sample_is_the_plain_probe() -> None:
-    known, asked = clouds(1, 80), clouds(2, 50)
-    order = np.argsort(known.labels, kind="stable")
-    count = int(np.bincount(known.labels).min())
-    equal = np.concatenate([order[known.labels[order] == c][:count] for c in range(4)])
-    some = Features(known.values[equal], known.labels[equal])
-    assert few_shot(some, asked, labels=count, draws=3, seed=0).std == pytest.approx(0, abs=1e-9)
+def test_draws_of_all_samples_do_not_vary() -> None:
+    train, test = clouds(1, 80), clouds(2, 50)
+    order = np.argsort(train.labels, kind="stable")
+    count = int(np.bincount(train.labels).min())
+    equal = np.concatenate([order[train.labels[order] == c][:count] for c in range(4)])
+    balanced = Features(train.values[equal], train.labels[equal])
+    assert few_shot(balanced, test, labels=count, draws=3, seed=0).std == pytest.approx(0, abs=1e-9)

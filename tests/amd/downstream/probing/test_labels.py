@@ -21,19 +21,19 @@ def folders(root: Path, *names: str) -> str:
     return str(root)
 
 
-def test_classes_are_counted_from_the_labels_learnt(tmp_path: Path) -> None:
+def test_classes_are_counted_from_the_training_labels(tmp_path: Path) -> None:
     train = list_file(tmp_path / "train.txt", "a.png 0", "b.png 4", "c.png 2")
     sets = open_labelled(ProbeDataConfig(train=train, test=list_file(tmp_path / "test.txt", "d.png 2")))
     assert sets.classes == 5
-    assert sets.known_labels.tolist() == [0, 4, 2]
-    assert sets.asked_labels.tolist() == [2]
+    assert sets.train_labels.tolist() == [0, 4, 2]
+    assert sets.test_labels.tolist() == [2]
 
 
-def test_folders_are_matched_by_name_not_by_number(tmp_path: Path) -> None:
+def test_class_folders_are_matched_by_name_not_by_number(tmp_path: Path) -> None:
     train, test = folders(tmp_path / "train", "ape", "cat", "dog"), folders(tmp_path / "test", "ape", "dog")
     sets = open_labelled(ProbeDataConfig(train=train, test=test))
-    assert sets.asked.labels.tolist() == [0, 1]
-    assert sets.asked_labels.tolist() == [0, 2]
+    assert sets.test.labels.tolist() == [0, 1]
+    assert sets.test_labels.tolist() == [0, 2]
 
 
 MISTAKES = {
@@ -54,22 +54,22 @@ MISTAKES = {
         "data.test=.* 1 samples .*d.png of class 2",
     ),
     "missing list": (("a.png 0", "b.png 1"), None, None, "data.test: .*test.txt does not exist"),
-    "empty list": (("a.png 0", "b.png 1"), (), None, "data.test: .*test.txt holds no samples"),
+    "empty list": (("a.png 0", "b.png 1"), (), None, "data.test: .*test.txt has no samples"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_before_a_sample_is_read(name: str, tmp_path: Path) -> None:
+def test_invalid_labels_are_rejected_before_any_sample_is_read(name: str, tmp_path: Path) -> None:
     train, test, classes, message = MISTAKES[name]
     data = ProbeDataConfig(train=list_file(tmp_path / "train.txt", *train), test=str(tmp_path / "test.txt"))
     if test is not None:
         list_file(tmp_path / "test.txt", *test)
-    with pytest.raises(ConfigError, match=message) as told:
+    with pytest.raises(ConfigError, match=message) as caught:
         open_labelled(data, classes)
-    assert len(told.value.problems) == 1
+    assert len(caught.value.problems) == 1
 
 
-def test_samples_without_class_folders_and_strange_class_folders_are_told(tmp_path: Path) -> None:
+def test_unlabelled_samples_and_unmatched_class_folders_are_rejected(tmp_path: Path) -> None:
     train = folders(tmp_path / "train", "ape", "cat")
     with pytest.raises(ConfigError, match=r"data.test=.*1 samples have no label, the first is .*1.png"):
         open_labelled(ProbeDataConfig(train=train, test=str(tmp_path / "train" / "ape")))

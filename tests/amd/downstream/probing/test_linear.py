@@ -13,27 +13,27 @@ from amd.training.trainer.optimizer import cosine_lr
 from tests.amd.downstream.probing.test_classifiers import clouds
 
 
-def trained(known: Features, config: LinearConfig, seed: int = 0) -> LinearHead:
-    batch = batch_size(config, len(known.labels))
+def trained(train: Features, config: LinearConfig, seed: int = 0) -> LinearHead:
+    batch = batch_size(config, len(train.labels))
     return train_head(
-        shuffled(known, batch, config.epochs, seed),
+        shuffled(train, batch, config.epochs, seed),
         config,
-        width=known.values.shape[1],
+        width=train.values.shape[1],
         classes=4,
         batch=batch,
-        steps_per_epoch=len(known.labels) // batch,
+        steps_per_epoch=len(train.labels) // batch,
         seed=seed,
     )
 
 
 @pytest.mark.parametrize("method", ["lars", "sgd"])
-def test_training_equals_a_plain_retelling_of_maes_probe(method: str) -> None:
-    """BatchNorm, cross entropy, its gradient, LARS (util/lars.py of facebookresearch/mae) and momentum by hand."""
-    known = clouds(1, 96)
+def test_training_equals_maes_probe_written_out(method: str) -> None:
+    """BatchNorm, cross entropy, its gradient, LARS (util/lars.py of facebookresearch/mae) and momentum written out."""
+    train = clouds(1, 96)
     config = LinearConfig.model_validate(
         {"method": method, "epochs": 3, "warmup_epochs": 1, "batch_size": 32, "base_lr": 8.0 if method == "lars" else 1}
     )
-    head = trained(known, config)
+    head = trained(train, config)
 
     start = train_head([], config, width=12, classes=4, batch=32, steps_per_epoch=3, seed=0).linear
     weight, bias = start.weight.detach().double(), start.bias.detach().double()
@@ -41,7 +41,7 @@ def test_training_equals_a_plain_retelling_of_maes_probe(method: str) -> None:
     assert not bias.any()
     momentum = [torch.zeros_like(weight), torch.zeros_like(bias)]
     means, variances = [], []
-    for step, (features, labels) in enumerate(shuffled(known, 32, 3, 0)):
+    for step, (features, labels) in enumerate(shuffled(train, 32, 3, 0)):
         x = features.double()
         means.append(x.mean(0))
         variances.append(x.var(0, unbiased=True))
@@ -56,50 +56,50 @@ def test_training_equals_a_plain_retelling_of_maes_probe(method: str) -> None:
             parameter -= lr * momentum[i]
     np.testing.assert_allclose(head.linear.weight.detach(), weight, atol=2e-6)
     np.testing.assert_allclose(head.linear.bias.detach(), bias, atol=2e-6)
-    asked = clouds(2, 20).values
-    normed = (torch.from_numpy(asked) - torch.stack(means).mean(0)) / (torch.stack(variances).mean(0) + 1e-6).sqrt()
-    np.testing.assert_allclose(logits(head, asked), normed @ weight.T + bias, atol=1e-4)
+    test = clouds(2, 20).values
+    normed = (torch.from_numpy(test) - torch.stack(means).mean(0)) / (torch.stack(variances).mean(0) + 1e-6).sqrt()
+    np.testing.assert_allclose(logits(head, test), normed @ weight.T + bias, atol=1e-4)
 
 
-def test_the_head_answers_about_as_well_as_logistic_regression() -> None:
-    known, asked = clouds(1, 600), clouds(2, 400)
-    found = logits(trained(known, LinearConfig()), asked.values).argmax(axis=1)
-    peer = top1(linear(known, asked.values), asked.labels)
-    assert top1(found, asked.labels) == pytest.approx(peer, abs=2)
+def test_the_head_scores_close_to_logistic_regression() -> None:
+    train, test = clouds(1, 600), clouds(2, 400)
+    predicted = logits(trained(train, LinearConfig()), test.values).argmax(axis=1)
+    peer = top1(linear(train, test.values), test.labels)
+    assert top1(predicted, test.labels) == pytest.approx(peer, abs=2)
     assert peer > 80
 
 
-def test_the_same_seed_gives_the_same_head_whatever_the_global_generator() -> None:
-    known = clouds(1, 100)
+def test_the_head_depends_on_the_seed_and_not_on_the_global_generator() -> None:
+    train = clouds(1, 100)
     config = LinearConfig(epochs=3, warmup_epochs=1)
     heads = []
     for noise, seed in ((1, 0), (2, 0), (2, 1)):
         torch.manual_seed(noise)
         before = torch.get_rng_state()
-        heads.append(trained(known, config, seed).linear.weight)
+        heads.append(trained(train, config, seed).linear.weight)
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
 
 
-def test_an_epoch_takes_every_sample_once_in_an_order_of_its_own() -> None:
-    known = Features(np.arange(12, dtype=np.float32)[:, None], np.arange(12))
-    taken = torch.cat([labels for _, labels in shuffled(known, 4, 2, seed=0)]).tolist()
+def test_every_epoch_visits_each_sample_once_in_a_new_order() -> None:
+    train = Features(np.arange(12, dtype=np.float32)[:, None], np.arange(12))
+    taken = torch.cat([labels for _, labels in shuffled(train, 4, 2, seed=0)]).tolist()
     first, second = taken[:12], taken[12:]
     assert sorted(first) == sorted(second) == list(range(12))
     assert first != second
-    assert [len(labels) for _, labels in shuffled(known, 5, 1, seed=0)] == [5, 5]
+    assert [len(labels) for _, labels in shuffled(train, 5, 1, seed=0)] == [5, 5]
 
 
 @pytest.mark.parametrize(
-    ("samples", "wish", "batch"),
+    ("samples", "requested", "batch"),
     [(1_281_167, None, 16_384), (100_000, None, 6250), (200, None, 32), (20, None, 20), (500, 64, 64), (50, 64, 50)],
 )
-def test_a_batch_is_maes_or_less_for_small_sets(samples: int, wish: int | None, batch: int) -> None:
-    assert batch_size(LinearConfig(batch_size=wish), samples) == batch
+def test_the_default_batch_is_maes_or_less_for_small_sets(samples: int, requested: int | None, batch: int) -> None:
+    assert batch_size(LinearConfig(batch_size=requested), samples) == batch
 
 
-def test_top_k_counts_a_label_among_the_k_highest() -> None:
+def test_top_k_counts_labels_among_the_k_highest() -> None:
     scores = np.array([[3, 2, 1, 0], [3, 2, 1, 0], [0, 1, 2, 3]], np.float32)
     labels = np.array([1, 2, 3])
     assert [round(top_k(scores, labels, k), 1) for k in (1, 2, 3, 4)] == [33.3, 66.7, 100.0, 100.0]

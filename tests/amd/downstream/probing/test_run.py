@@ -31,15 +31,15 @@ def publish(storage: Path, config: TrainConfig, **card: Any) -> Encoder:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Callable[..., ProbeConfig]:
-    """A tiny encoder published below `tmp_path`, dark and bright pictures to probe it on."""
+    """A tiny encoder published below `tmp_path`, with dark and bright images to probe it on."""
     publish(tmp_path, tiny_image_config())
-    write_images(tmp_path / "known", 40)
-    write_images(tmp_path / "asked", 20, seed=1)
+    write_images(tmp_path / "train", 40)
+    write_images(tmp_path / "test", 20, seed=1)
 
     def config(**overrides: Any) -> ProbeConfig:
         values: dict[str, Any] = {
             "encoder": "tiny",
-            "data": {"train": str(tmp_path / "known"), "test": str(tmp_path / "asked"), "loader_workers": 0},
+            "data": {"train": str(tmp_path / "train"), "test": str(tmp_path / "test"), "loader_workers": 0},
             "kinds": ["knn", "linear", "few_shot"],
             "linear": {"epochs": 20, "warmup_epochs": 2},
             "few_shot": {"labels": [1, 5], "draws": 2},
@@ -54,26 +54,26 @@ def images(tmp_path: Path) -> Callable[..., ProbeConfig]:
     return config
 
 
-def test_figures_of_all_kinds_stand_on_the_encoders_card(images: Callable[..., ProbeConfig], tmp_path: Path) -> None:
+def test_scores_of_all_probes_are_written_to_the_card(images: Callable[..., ProbeConfig], tmp_path: Path) -> None:
     report = run_probe(images())
     card = load_card(str(tmp_path / "encoders" / "tiny"))
     assert card.scores == report.scores
     assert [score.protocol for score in card.scores] == ["knn", "linear", "few_shot"]
     values = {name: value for score in card.scores for name, value in score.values.items()}
-    assert values["eval/knn_top1"] == values["eval/top1"] == 100  # brightness is plain in any features
+    assert values["eval/knn_top1"] == values["eval/top1"] == 100  # any features separate brightness
     assert {"eval/1_shot_top1", "eval/1_shot_top1_std", "eval/5_shot_top1", "eval/5_shot_top1_std"} < set(values)
     assert "eval/top5" not in values  # of two classes
     for score in card.scores:
-        assert (score.data, score.samples, score.views) == (str(tmp_path / "asked"), 20, "1x1")
-        assert score.settings["learnt_on"]["data"] == str(tmp_path / "known")
+        assert (score.data, score.samples, score.views) == (str(tmp_path / "test"), 20, "1x1")
+        assert score.settings["learnt_on"]["data"] == str(tmp_path / "train")
         assert score.settings["learnt_on"]["samples"] == 40
 
 
-def test_a_second_probe_reads_kept_features_and_replaces_its_figures(
+def test_a_second_probe_reads_cached_features_and_replaces_its_scores(
     images: Callable[..., ProbeConfig], tmp_path: Path
 ) -> None:
     first = run_probe(images())
-    for file in (*(tmp_path / "known").rglob("*.png"), *(tmp_path / "asked").rglob("*.png")):
+    for file in (*(tmp_path / "train").rglob("*.png"), *(tmp_path / "test").rglob("*.png")):
         file.write_bytes(b"cannot be decoded any more")
     second = run_probe(images(kinds=["linear"]))
     assert second.scores[0].values == first.scores[1].values
@@ -82,13 +82,13 @@ def test_a_second_probe_reads_kept_features_and_replaces_its_figures(
     assert len(listdir(str(tmp_path / "features"))) == 2
 
 
-def test_features_are_not_kept_where_the_cache_is_off(images: Callable[..., ProbeConfig], tmp_path: Path) -> None:
+def test_features_are_not_cached_when_the_cache_is_off(images: Callable[..., ProbeConfig], tmp_path: Path) -> None:
     report = run_probe(images(cache=False, kinds=["knn"]))
     assert listdir(str(tmp_path / "features")) == []
     assert report.scores[0].values["eval/knn_top1"] == 100
 
 
-def test_older_figures_of_other_data_or_protocol_stay(tmp_path: Path) -> None:
+def test_scores_of_other_data_or_protocols_are_kept(tmp_path: Path) -> None:
     publish(tmp_path, tiny_image_config())
     url = str(tmp_path / "encoders" / "tiny")
     old = [Score(protocol=p, data=d, samples=1, values={}) for p in ("knn", "linear") for d in ("a", "b")]
@@ -99,7 +99,7 @@ def test_older_figures_of_other_data_or_protocol_stay(tmp_path: Path) -> None:
 
 
 def test_real_digits_are_probed_as_the_demo_probes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streamed, in parts, through the cache: the same figures as from all clips held at once."""
+    """Scores are the same whether features are streamed through the cache or computed from all clips in memory."""
     monkeypatch.setenv("AMD_DEMO_DIR", str(tmp_path / "demo"))
     monkeypatch.setattr(cache, "ROWS", 150)
     train = tiny_image_config(clip__size=32, clip__patch=8)
@@ -116,16 +116,16 @@ def test_real_digits_are_probed_as_the_demo_probes_them(tmp_path: Path, monkeypa
     )
     report = run_probe(config)
 
-    def held(url: str) -> Features:
+    def in_memory(url: str) -> Features:
         labelled = read_labelled(config.data.model_copy(update={"train": url}), train.clip)
         with torch.inference_mode():
             tokens = encoder(*_tokens(encoder, train, labelled.clips)).final
         assert tokens is not None
         return Features(tokens[:, 1:].mean(dim=1).numpy(), labelled.labels)
 
-    expected = probe(held("demo:digits/select"), held("demo:digits/test"))
+    expected = probe(in_memory("demo:digits/select"), in_memory("demo:digits/test"))
     found = {name: value for score in report.scores for name, value in score.values.items()}
-    assert found == pytest.approx(expected, abs=0.5)  # features are rounded otherwise in other batches
+    assert found == pytest.approx(expected, abs=0.5)  # rounding depends on the batch
     assert found["eval/top1"] > 50
 
 
@@ -156,8 +156,8 @@ def test_a_head_is_trained_on_augmented_images(augment: str, images: Callable[..
     assert first.scores[0].settings["augment"] == augment
 
 
-def test_short_and_broken_videos(tmp_path: Path) -> None:
-    """A video shorter than the clip is padded, as elsewhere; one without frames is left out, counted and named."""
+def test_short_videos_are_padded_and_broken_ones_left_out(tmp_path: Path) -> None:
+    """A video shorter than the clip is padded; one without frames is left out, counted and named."""
     clip = tiny_video_config(clip__sampling_rate_frames=2)  # 4 frames, 7 of the video
     publish(tmp_path, clip)
     lines = []
@@ -192,7 +192,7 @@ def test_short_and_broken_videos(tmp_path: Path) -> None:
     assert [bad["record"] for facts in manifests[0]["files"].values() for bad in facts["left_out"]] == [6]
 
 
-def test_features_of_a_diverged_encoder_are_told(images: Callable[..., ProbeConfig], tmp_path: Path) -> None:
+def test_a_diverged_encoder_is_rejected(images: Callable[..., ProbeConfig], tmp_path: Path) -> None:
     config = tiny_image_config()
     encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
     torch.nn.init.constant_(encoder.norm.weight, float("nan"))
@@ -202,7 +202,7 @@ def test_features_of_a_diverged_encoder_are_told(images: Callable[..., ProbeConf
         run_probe(images())
 
 
-def test_a_class_with_too_few_samples_is_told_before_anything_is_read(images: Callable[..., ProbeConfig]) -> None:
+def test_a_class_with_too_few_samples_is_rejected_before_reading(images: Callable[..., ProbeConfig]) -> None:
     with pytest.raises(ConfigError, match=r"few_shot.labels=\[1, 21\].*class 0 \(a\) has 20, 1 \(b\) has 20"):
         run_probe(images(few_shot__labels=[1, 21]))
 
@@ -218,6 +218,6 @@ def test_a_class_with_too_few_samples_is_told_before_anything_is_read(images: Ca
         ({"data": {"train": "x"}}, "data.test: required"),
     ],
 )
-def test_settings_that_break_a_rule_are_told(values: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(ProbeConfig, {"encoder": "e", "data": {"train": "a", "test": "b"}, **values})

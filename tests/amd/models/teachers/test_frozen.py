@@ -16,7 +16,7 @@ def test_weights_stored_in_bf16_give_what_autocast_gives() -> None:
     tokens, index = torch.randn(2, 8, 48), torch.arange(8).expand(2, -1)
     with torch.autocast("cpu", torch.bfloat16):
         cast = teacher(tokens, index)
-        stored = teacher.multiply_in(torch.bfloat16)(tokens, index)
+        stored = teacher.cast_linear_layers(torch.bfloat16)(tokens, index)
     assert all(torch.equal(a, b) for a, b in zip(cast, stored, strict=True))
     assert {p.dtype for p in teacher.parameters()} == {torch.float32, torch.bfloat16}
 

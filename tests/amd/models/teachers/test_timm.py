@@ -61,7 +61,7 @@ def test_a_saved_timm_file_loads_as_a_teacher(tmp_path: Any) -> None:
     torch.save(model.state_dict(), tmp_path / "vit.pth")
     assert config.teacher is not None
     encoder = Encoder(config.teacher.encoder, config.clip.grid, config.clip.token_values)
-    load_encoder_weights(encoder, str(tmp_path / "vit.pth"), taps_only=True)
+    load_encoder_weights(encoder, str(tmp_path / "vit.pth"), intermediates_only=True)
     images = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
         got = encoder(patchify(images[:, :, None], 1, 4), torch.arange(16)[None], intermediates=(1, 2))
@@ -76,7 +76,7 @@ def test_a_saved_timm_file_loads_as_a_teacher(tmp_path: Any) -> None:
         ({"reg_tokens": 2}, "register tokens"),
         ({"pre_norm": True}, "before the first block"),
         ({"act_layer": torch.nn.SiLU}, "its activation is SiLU"),
-        ({"norm_layer": torch.nn.LayerNorm}, "another epsilon"),
+        ({"norm_layer": torch.nn.LayerNorm}, "epsilon other than"),
         ({"patch_size": 8}, r"its patch is 8, clip\.patch=4"),
         ({"qk_norm": True}, r"unexpected \d+: encoder\.blocks\.0\.attn\.k_norm|blocks\.0\.attn\.k_norm"),
         ({"embed_dim": 48}, r"look at teacher\.encoder\.width"),

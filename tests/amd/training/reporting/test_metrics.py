@@ -9,7 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from amd.config import ConfigError, TrackingConfig
 from amd.storage import join, listdir
-from amd.training.reporting.metrics import Chunks, check_mlflow, open_metrics, read_metrics
+from amd.training.reporting.metrics import ChunkSink, check_mlflow, open_metrics
+from amd.training.reporting.metrics_reader import read_metrics
 
 
 def line(step: int, loss: float) -> dict[str, Any]:
@@ -23,12 +24,12 @@ def run_folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_chunks_are_written_once_and_the_later_line_of_a_step_wins(run_folder: str) -> None:
-    first = Chunks(run_folder)
+    first = ChunkSink(run_folder)
     first.write(line(1, 9.0))
     first.flush()
     first.write(line(2, 8.0))
     first.close()
-    again = Chunks(run_folder)  # a run that went back to step 1
+    again = ChunkSink(run_folder)  # a run that went back to step 1
     again.write(line(2, 7.0))
     again.close()
     assert listdir(join(run_folder, "metrics")) == ["000000.jsonl", "000001.jsonl", "000002.jsonl"]

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 
 from amd.config import RunProbeConfig, validate
-from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.prober import Prober, is_probed
-from amd.training.reporting.progress import Silence
+from amd.training.reporting.progress import NullWatcher
 from amd.training.runs import launch
 from tests.support.runs.tiny_runs import tiny_images, tiny_run
 
 
-class Listener(Silence):
+class MessageRecorder(NullWatcher):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.said.append(text)
 
 
@@ -33,8 +33,8 @@ def probed_run(folder: Path, **probe: Any) -> Any:
 
 
 def test_a_run_is_probed_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ears = Listener()
-    monkeypatch.setattr(launch, "watcher", lambda quiet: ears)
+    ears = MessageRecorder()
+    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: ears)
     result = launch.train(probed_run(tmp_path, every_epochs=4), local=True)  # 3 steps an epoch, 12 steps
     assert result.state == "succeeded", result.message
     lines = {line["step"]: line for line in read_metrics(result.run_folder) if "eval/knn_top1" in line}
@@ -44,8 +44,8 @@ def test_a_run_is_probed_in_a_process_of_its_own(tmp_path: Path, monkeypatch: py
 
 
 def test_a_probe_that_fails_is_told_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ears = Listener()
-    monkeypatch.setattr(launch, "watcher", lambda quiet: ears)
+    ears = MessageRecorder()
+    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: ears)
     config = probed_run(tmp_path, every_epochs=4)
     for path in (tmp_path / "asked").rglob("*.png"):
         path.unlink()
@@ -62,10 +62,10 @@ def test_probes_come_at_the_end_of_epochs_and_of_the_run(step: int, probed: bool
 def test_a_checkpoint_that_was_removed_before_its_turn_is_not_waited_for(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, name="short", checkpoint__keep_last=1)
     result = launch.train(config, local=True, quiet=True)
-    ears = Listener()
+    ears = MessageRecorder()
     data = {"train": str(tmp_path / "images"), "test": str(tmp_path / "images")}
     prober = Prober(ears, result.run_folder, validate(RunProbeConfig, {"data": data, "every_epochs": 1}))
-    prober.see({"kind": "start", "steps": 12, "epochs": 4})
-    prober.see({"kind": "checkpoint", "step": 3})
+    prober.on_event({"kind": "start", "steps": 12, "epochs": 4})
+    prober.on_event({"kind": "checkpoint", "step": 3})
     prober.close()
     assert ears.said == ["WARNING step 3 was not probed: its checkpoint is gone; keep more (checkpoint.keep_last)"]

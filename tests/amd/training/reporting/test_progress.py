@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from amd.training.reporting.progress import Bar, Lines, duration
+from amd.training.reporting.progress import LineWatcher, ProgressBarWatcher, duration
 
 START = {
     "kind": "start",
@@ -22,7 +22,7 @@ START = {
     "micro_batches": 2,
     "parameters": {"encoder": 22_030_000, "student": 75_200_000, "teacher": 303_000_000},
     "clip_tokens": 1568,
-    "tokens_seen": {"student": 160, "teacher": 392},
+    "visible_tokens": {"student": 160, "teacher": 392},
     "gflops_per_clip": 421.2,
     "device": "cuda",
     "precision": "bf16",
@@ -33,11 +33,11 @@ VALUES = {"loss/total": 1.25, "optim/lr": 1e-3, "speed/samples_per_s": 80.0, "ti
 
 def test_a_log_tells_what_begins_and_then_each_step_in_a_line() -> None:
     out = io.StringIO()
-    lines = Lines(out, seconds=0)
-    lines.see(START)
+    lines = LineWatcher(out, seconds=0)
+    lines.on_event(START)
     for step in (50, 60, 100):
-        lines.see({"kind": "step", "step": step, "values": VALUES})
-    lines.see({"kind": "warning", "text": "collapsing"})
+        lines.on_event({"kind": "step", "step": step, "values": VALUES})
+    lines.on_event({"kind": "warning", "text": "collapsing"})
     text = out.getvalue()
     for part in (
         "continued after step 40",
@@ -57,9 +57,9 @@ def test_a_log_tells_what_begins_and_then_each_step_in_a_line() -> None:
 
 def test_a_terminal_gets_a_bar() -> None:
     out = io.StringIO()
-    bar = Bar(Console(file=out, force_terminal=True, width=160))
-    bar.see(START)
-    bar.see({"kind": "step", "step": 70, "values": VALUES})
+    bar = ProgressBarWatcher(Console(file=out, force_terminal=True, width=160))
+    bar.on_event(START)
+    bar.on_event({"kind": "step", "step": 70, "values": VALUES})
     bar.close()
     assert "70/100" in out.getvalue()
     assert "waiting for data 25%" in out.getvalue()

@@ -20,8 +20,8 @@ from amd.presets import pretraining
 from amd.presets.pretraining import Preset
 from amd.storage import join, listdir, read_bytes, read_json
 from amd.training.lease import Lease
-from amd.training.reporting.metrics import read_metrics
-from amd.training.reporting.progress import Event, Silence
+from amd.training.reporting.metrics_reader import read_metrics
+from amd.training.reporting.progress import Event, NullWatcher
 from amd.training.run_folder import RunResult, run_folder
 from amd.training.runs import launch
 from amd.training.runs.teachers import teacher_id, teacher_recipe
@@ -41,20 +41,20 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainConfig, R
     return folder, config, train(config)
 
 
-class Meddler(Silence):
+class Meddler(NullWatcher):
     """Does something when a step comes by, once."""
 
     def __init__(self, step: int, act: Callable[[], None]) -> None:
         self._step, self._act = step, act
 
-    def see(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         if event["kind"] == "step" and event["step"] >= self._step and self._act is not None:
             act, self._act = self._act, None
             act()
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
-    monkeypatch.setattr(launch, "watcher", lambda quiet: Meddler(step, lambda: os.kill(os.getpid(), number)))
+    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: Meddler(step, lambda: os.kill(os.getpid(), number)))
 
 
 def test_a_run_ends_with_a_published_encoder_and_its_figures(calm: tuple[Path, TrainConfig, RunResult]) -> None:
@@ -276,12 +276,12 @@ def test_a_teacher_preset_that_does_not_fit_is_refused_before_it_is_trained(
 def test_a_collapsing_student_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
 
-    class Listener(Silence):
-        def see(self, event: Event) -> None:
+    class Listener(NullWatcher):
+        def on_event(self, event: Event) -> None:
             if event["kind"] == "warning":
                 warnings.append(event["text"])
 
-    monkeypatch.setattr(launch, "watcher", lambda quiet: Listener())
+    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: Listener())
     config = tiny_run(tmp_path, name="guarded", tracking__guard_every_steps=6, tracking__guard_min_rank=1.0)
     result = launch.train(config, local=True)
     assert [text.partition(":")[0] for text in warnings] == ["step 6", "step 12"]
@@ -300,13 +300,13 @@ def test_a_run_waits_for_a_teacher_that_another_process_trains(tmp_path: Path, m
     lease = Lease(join(run_folder(config.storage, teacher), "lease.json"))
     waited: list[str] = []
 
-    class Waiter(Silence):
-        def say(self, text: str) -> None:
+    class Waiter(NullWatcher):
+        def log(self, text: str) -> None:
             if text.startswith("waiting"):
                 waited.append(text)
                 lease.release()  # the other process has ended
 
-    monkeypatch.setattr(launch, "watcher", lambda quiet: Waiter())
+    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: Waiter())
     assert lease.acquire()
     assert launch.train(config, local=True).state == "succeeded"
     assert waited == [f"waiting for {teacher}, which process {os.getpid()} on {socket.gethostname()} is training"]

@@ -13,7 +13,7 @@ from amd.data.loading import order
 from amd.data.loading.loader import Batch
 from amd.models.encoder import Encoder
 from amd.models.teachers.frozen import Teacher
-from amd.training.process_group import Team
+from amd.training.process_group import ProcessGroup
 from amd.training.trainer.distiller import Distiller
 from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
 
@@ -43,7 +43,7 @@ def batches_of(config: TrainConfig, rank: int = 0, world: int = 1, step: int = 0
 
 
 def gradients(config: TrainConfig) -> dict[str, torch.Tensor]:
-    learner = Distiller(config, Team(), teacher_of(config))
+    learner = Distiller(config, ProcessGroup(), teacher_of(config))
     learner.accumulate(0, batches_of(config))
     return {name: parameter.grad for name, parameter in learner.student.named_parameters()}
 
@@ -64,7 +64,7 @@ def test_accumulating_gives_the_gradient_of_the_whole_batch(micro_batch: int) ->
 
 @pytest.mark.parametrize("config", [tiny_video_config(), tiny_image_config(), mae(tiny_image_config())])
 def test_every_student_parameter_gets_a_gradient_and_no_teacher_parameter_does(config: TrainConfig) -> None:
-    learner = Distiller(config, Team(), teacher_of(config))
+    learner = Distiller(config, ProcessGroup(), teacher_of(config))
     learner.accumulate(0, batches_of(config))
     assert not [name for name, parameter in learner.student.named_parameters() if parameter.grad is None]
     assert learner.teacher is None or not [
@@ -74,14 +74,14 @@ def test_every_student_parameter_gets_a_gradient_and_no_teacher_parameter_does(c
 
 def test_the_optimizer_holds_no_teacher() -> None:
     config = tiny_video_config()
-    learner = Distiller(config, Team(), teacher_of(config))
+    learner = Distiller(config, ProcessGroup(), teacher_of(config))
     held = {id(parameter) for group in learner.optimizer.param_groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in learner.student.parameters()}
 
 
 def test_a_step_that_is_no_number_changes_nothing_and_names_its_records() -> None:
     config = tiny_video_config(scaling__micro_batch=4)
-    learner = Distiller(config, Team(), teacher_of(config))
+    learner = Distiller(config, ProcessGroup(), teacher_of(config))
     learner.learn(0, batches_of(config), lr=1e-3)
     before = {name: value.clone() for name, value in learner.student.state_dict().items()}
     moments = {i: value["exp_avg"].clone() for i, value in enumerate(learner.optimizer.state.values())}
@@ -91,16 +91,16 @@ def test_a_step_that_is_no_number_changes_nothing_and_names_its_records() -> Non
     learner.learn(1, [poisoned[0], poisoned[1]._replace(clips=clips)], lr=1e-3)
     learner.learn(2, batches_of(config, step=2), lr=1e-3)
     assert learner.health.first_bad_step() == 1
-    assert learner.accused(1) == [4, 5, 6, 7]
+    assert learner.suspect_records(1) == [4, 5, 6, 7]
     assert all(torch.equal(before[name], value) for name, value in learner.student.state_dict().items())
     assert all(torch.equal(moments[i], value["exp_avg"]) for i, value in enumerate(learner.optimizer.state.values()))
 
 
 def test_rehearsing_keeps_nothing() -> None:
     config = tiny_video_config()
-    learner = Distiller(config, Team(), teacher_of(config))
+    learner = Distiller(config, ProcessGroup(), teacher_of(config))
     before = {name: value.clone() for name, value in learner.student.state_dict().items()}
-    assert learner.rehearse() > 0
+    assert learner.warm_up() > 0
     assert all(torch.equal(before[name], value) for name, value in learner.student.state_dict().items())
     assert not [p for p in learner.student.parameters() if p.grad is not None]
     assert not learner.optimizer.state
@@ -108,12 +108,12 @@ def test_rehearsing_keeps_nothing() -> None:
 
 def test_bf16_is_an_option_on_cpu() -> None:
     full, half = (
-        Distiller(config, Team(), teacher_of(config))
+        Distiller(config, ProcessGroup(), teacher_of(config))
         for config in (tiny_video_config(), tiny_video_config(scaling__precision="bf16"))
     )
     for learner in (full, half):
         learner.accumulate(0, batches_of(learner.config))
-    losses = [float(learner.trail[0][2]) for learner in (full, half)]
+    losses = [float(learner.recent_losses[0][2]) for learner in (full, half)]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
@@ -122,7 +122,7 @@ def test_bf16_is_an_option_on_cpu() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("config", [tiny_video_config(optim__clip_norm=1.0), tiny_image_config()])
 def test_no_step_waits_for_the_gpu(config: TrainConfig) -> None:
-    learner = Distiller(config, Team(device=torch.device("cuda", 0)), teacher_of(config))
+    learner = Distiller(config, ProcessGroup(device=torch.device("cuda", 0)), teacher_of(config))
     batches = [batch._replace(clips=batch.clips.pin_memory()) for batch in batches_of(config)]
     learner.learn(0, batches, lr=1e-3)  # allocations and lazy loading may wait
     torch.cuda.set_sync_debug_mode("error")
@@ -141,7 +141,7 @@ def rank_of_many(rank: int, world: int, values: dict[str, Any], folder: str) -> 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
     config = validate(TrainConfig, values)
-    learner = Distiller(config, Team(rank, world), teacher_of(config))
+    learner = Distiller(config, ProcessGroup(rank, world), teacher_of(config))
     learner.join()
     norms = []
     for step in range(2):
@@ -170,7 +170,7 @@ def test_ranks_with_shares_of_a_batch_give_the_gradient_of_the_whole(world: int,
         process.join()
         assert process.exitcode == 0
     for step in range(2):
-        learner = Distiller(config, Team(), teacher_of(config))
+        learner = Distiller(config, ProcessGroup(), teacher_of(config))
         learner.accumulate(step, batches_of(config, step=step))
         alone = {name: parameter.grad for name, parameter in learner.student.named_parameters()}
         together = [torch.load(tmp_path / f"gradients-{world}-{rank}-{step}") for rank in range(world)]

@@ -11,9 +11,9 @@ from amd.config import with_overrides
 from amd.data.faults import DataFault
 from amd.storage import listdir
 from amd.training.failures import NonFinite
-from amd.training.process_group import Team
+from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import RunSpec, spec_of
-from amd.training.trainer.pretraining import Outcome, work
+from amd.training.trainer.pretraining import LoopResult, work
 from tests.support.runs.tiny_runs import Quiet, tiny_run
 
 
@@ -33,9 +33,9 @@ def three_fates(specs: list[dict[str, Any]], rank: int, world: int, folder: str)
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     ends: list[Any] = []
-    for spec, edge in zip(specs, (Quiet(), Quiet(), StopAfter(rank, 3)), strict=True):
+    for spec, hooks in zip(specs, (Quiet(), Quiet(), StopAfter(rank, 3)), strict=True):
         try:
-            ends.append(work(RunSpec(**spec), Team(rank, world), edge))
+            ends.append(work(RunSpec(**spec), ProcessGroup(rank, world), hooks))
         except (DataFault, NonFinite) as error:
             ends.append((type(error).__name__, str(error)))
     torch.save(ends, f"{folder}/ends-{rank}")
@@ -65,7 +65,7 @@ def test_ranks_stop_together_and_say_the_same(tmp_path: Path) -> None:
     assert kind == "NonFinite"
     assert message.startswith("step 3:")
     assert message.count("healthy/images") == 8, "the samples of both ranks"
-    outcome: Outcome = first[2]
+    outcome: LoopResult = first[2]
     assert outcome == second[2]
     assert (outcome.finished, outcome.saved) == (False, True)
     assert 3 < outcome.steps < 12

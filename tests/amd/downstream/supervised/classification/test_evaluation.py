@@ -12,10 +12,10 @@ from sklearn.metrics import average_precision_score
 
 from amd.config import FinetuneConfig, ViewsConfig, validate
 from amd.downstream.supervised.classification.data import open_splits
-from amd.downstream.supervised.classification.evaluation import Scored, Seen, look, score
+from amd.downstream.supervised.classification.evaluation import ClassificationScores, ViewPredictions, predict, score
 from amd.downstream.supervised.classification.learner import new_classifier
 from amd.models.classifier import Classifier
-from amd.training.process_group import Team
+from amd.training.process_group import ProcessGroup
 from amd.training.trainer.loop import Interrupted
 from tests.support.runs.finetuning import shades, tiny_finetuning
 
@@ -28,10 +28,12 @@ def classifier_of(config: FinetuneConfig) -> Classifier:
     return new_classifier(config)
 
 
-def scored(config: FinetuneConfig, team: Team, views: ViewsConfig = VIEWS) -> tuple[Seen, Scored]:
+def scored(
+    config: FinetuneConfig, group: ProcessGroup, views: ViewsConfig = VIEWS
+) -> tuple[ViewPredictions, ClassificationScores]:
     split = open_splits(config)["data.val"]
-    seen = look(classifier_of(config), config, split, views, team, "fp32")
-    return seen, score(seen, split, config, team)
+    predictions = predict(classifier_of(config), config, split, views, group, "fp32")
+    return predictions, score(predictions, split, config, group)
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +53,25 @@ def two_then_three(rank: int, config: dict[str, Any], folder: str) -> None:
         if rank < world:
             meeting = f"file://{folder}/meeting-{world}"
             torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-            ends = scored(validate(FinetuneConfig, config), Team(rank, world))
+            ends = scored(validate(FinetuneConfig, config), ProcessGroup(rank, world))
             torch.save(ends, f"{folder}/{rank}-of-{world}")
             torch.distributed.destroy_process_group()
 
 
-def test_any_number_of_ranks_sees_each_sample_once_and_gives_the_same_figures(
+def test_any_number_of_ranks_predicts_each_sample_once_and_gives_the_same_figures(
     config: FinetuneConfig, tmp_path: Path
 ) -> None:
-    _, alone = scored(config, Team())
+    _, alone = scored(config, ProcessGroup())
     torch.multiprocessing.spawn(two_then_three, args=(config.model_dump(mode="json"), str(tmp_path)), nprocs=3)
     for world in (2, 3):
         ends = [torch.load(tmp_path / f"{rank}-of-{world}", weights_only=False) for rank in range(world)]
-        rows = [tuple(row) for seen, _ in ends for row in np.stack([seen.records, seen.views], axis=1).tolist()]
+        rows = [
+            tuple(row)
+            for predictions, _ in ends
+            for row in np.stack([predictions.records, predictions.views], axis=1).tolist()
+        ]
         assert len(rows) == len(set(rows)) == 10 * 3, "no padding, nothing twice"
-        assert all(seen.records.size for seen, _ in ends), "every rank works"
+        assert all(predictions.records.size for predictions, _ in ends), "every rank works"
         for _, end in ends:
             assert end.merged.records.tolist() == alone.merged.records.tolist()
             assert end.merged.views.tolist() == [3] * 10
@@ -75,7 +81,7 @@ def test_any_number_of_ranks_sees_each_sample_once_and_gives_the_same_figures(
 
 
 def test_an_unreadable_sample_is_named_and_counts_as_wrong(config: FinetuneConfig) -> None:
-    _, end = scored(config, Team())
+    _, end = scored(config, ProcessGroup())
     assert [Path(sample["location"]).name for sample in end.bad] == ["004.png"]
     assert end.figures["eval/unreadable"] == 1
     assert end.figures["eval/top5"] == pytest.approx(100 * 10 / 11), "two classes: all but the unreadable one"
@@ -87,7 +93,7 @@ def test_data_without_one_readable_sample_scores_nothing(tmp_path: Path) -> None
     config = tiny_finetuning(tmp_path)
     for path in (tmp_path / "val").rglob("*.png"):
         path.write_bytes(b"not a picture")
-    _, end = scored(config, Team())
+    _, end = scored(config, ProcessGroup())
     assert end.figures == {"eval/top1": 0, "eval/top5": 0, "eval/unreadable": 10}
 
 
@@ -96,26 +102,26 @@ def test_a_classifier_is_scored_in_eval_mode_and_left_as_it_was(config: Finetune
     classifier, split = classifier_of(config).train(training), open_splits(config)["data.val"]
     modes: list[bool] = []
     classifier.encoder.blocks[1].register_forward_hook(lambda module, *_: modes.append(module.training))
-    first = look(classifier, config, split, VIEWS, Team(), "fp32")
+    first = predict(classifier, config, split, VIEWS, ProcessGroup(), "fp32")
     assert set(modes) == {False}
     assert classifier.training is classifier.encoder.blocks[1].training is training
-    assert np.array_equal(first.logits, look(classifier, config, split, VIEWS, Team(), "fp32").logits)
+    assert np.array_equal(first.logits, predict(classifier, config, split, VIEWS, ProcessGroup(), "fp32").logits)
 
 
 def test_a_stop_ends_it_within_a_step_and_leaves_the_classifier_as_it_was(config: FinetuneConfig) -> None:
-    classifier, split, asked = classifier_of(config).train(), open_splits(config)["data.val"], iter([False, True])
+    classifier, split, stops = classifier_of(config).train(), open_splits(config)["data.val"], iter([False, True])
     with pytest.raises(Interrupted):
-        look(classifier, config, split, VIEWS, Team(), "fp32", lambda: next(asked))
+        predict(classifier, config, split, VIEWS, ProcessGroup(), "fp32", lambda: next(stops))
     assert classifier.training
 
 
 def test_several_labels_are_scored_by_average_precision_with_the_unreadable_last(tmp_path: Path) -> None:
     config = several_labels(tmp_path)
-    _, whole = scored(config, Team())
+    _, whole = scored(config, ProcessGroup())
     assert list(whole.figures) == ["eval/map", "eval/unreadable"]
     assert whole.truth.tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]]
     (tmp_path / "val" / "bright" / "001.png").write_bytes(b"not a picture")
-    _, part = scored(config, Team())
+    _, part = scored(config, ProcessGroup())
     assert part.figures["eval/unreadable"] == 1
     # The only sample of class 1 comes last of four.
     assert part.merged.records.tolist() == [0, 2, 3]

@@ -12,25 +12,33 @@ from torch.nn import functional
 
 from amd.config import AugmentConfig, FinetuneConfig
 from amd.data.loading.loader import Batch
-from amd.downstream.supervised.classification.learner import EMA, Disturbance, Finetuner, load_tested, new_classifier
-from amd.training.process_group import Team
+from amd.downstream.supervised.classification.learner import (
+    EMA,
+    BatchAugmentation,
+    Finetuner,
+    load_eval_weights,
+    new_classifier,
+)
+from amd.training.process_group import ProcessGroup
 from tests.support.runs.finetuning import tiny_finetuning
 
 CPU = torch.device("cpu")
 OFF = {"mix_prob": 0.0, "erase_prob": 0.0, "label_smoothing": 0.0}
 
 
-def disturbed(clips: Tensor, targets: Tensor, classes: int = 5, seed: int = 0, **words: Any) -> tuple[Tensor, Tensor]:
+def augmented(
+    clips: Tensor, targets: Tensor, classes: int = 5, seed: int = 0, **overrides: Any
+) -> tuple[Tensor, Tensor]:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     multi_label = targets.ndim == 2
-    return Disturbance(AugmentConfig(**{**OFF, **words}), classes, multi_label, CPU)(clips.clone(), targets)
+    return BatchAugmentation(AugmentConfig(**{**OFF, **overrides}), classes, multi_label, CPU)(clips.clone(), targets)
 
 
 def test_erasing_takes_one_box_through_all_frames_and_colours() -> None:
     clips, erased = torch.zeros(40, 3, 4, 16, 16), 0
-    out, _ = disturbed(clips, torch.zeros(40, dtype=torch.int64), erase_prob=0.5)
+    out, _ = augmented(clips, torch.zeros(40, dtype=torch.int64), erase_prob=0.5)
     for clip in out:
         box = clip != 0  # noise is never 0
         assert (box == box[0, 0]).all()
@@ -45,12 +53,12 @@ def test_erasing_takes_one_box_through_all_frames_and_colours() -> None:
     assert 10 <= erased <= 30
 
 
-@pytest.mark.parametrize("words", [{"mixup": 0.8, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}, {}])
-def test_mixed_targets_are_shares_of_two_labels_and_follow_the_pixels(words: dict[str, float]) -> None:
+@pytest.mark.parametrize("overrides", [{"mixup": 0.8, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}, {}])
+def test_mixed_targets_are_shares_of_two_labels_and_follow_the_pixels(overrides: dict[str, float]) -> None:
     labels = torch.tensor([0, 1, 2, 3])
     clips = labels.float().reshape(4, 1, 1, 1, 1).expand(4, 3, 2, 16, 16)
     for seed in range(10):
-        out, soft = disturbed(clips, labels, seed=seed, mix_prob=1.0, **words)
+        out, soft = augmented(clips, labels, seed=seed, mix_prob=1.0, **overrides)
         assert soft.shape == (4, 5)
         torch.testing.assert_close(soft.sum(dim=1), torch.ones(4))
         shares = (soft * torch.arange(5)).sum(dim=1)  # each pixel is the label of the clip that it came from
@@ -61,7 +69,7 @@ def test_mixed_targets_are_shares_of_two_labels_and_follow_the_pixels(words: dic
 def test_without_mixing_labels_are_smoothed_as_torch_smooths_them() -> None:
     labels = torch.tensor([0, 3])
     clips, logits = torch.rand(2, 3, 2, 8, 8), torch.randn(2, 5)
-    out, soft = disturbed(clips, labels, label_smoothing=0.1)
+    out, soft = augmented(clips, labels, label_smoothing=0.1)
     assert torch.equal(out, clips)
     expected = functional.cross_entropy(logits, labels, label_smoothing=0.1)
     torch.testing.assert_close(functional.cross_entropy(logits, soft), expected)
@@ -69,21 +77,21 @@ def test_without_mixing_labels_are_smoothed_as_torch_smooths_them() -> None:
 
 def test_mixing_smooths_as_much_as_no_mixing() -> None:
     labels, clips = torch.tensor([2, 2]), torch.zeros(2, 3, 1, 8, 8)
-    _, mixed = disturbed(clips, labels, mix_prob=1.0, label_smoothing=0.1)
-    _, plain = disturbed(clips, labels, label_smoothing=0.1)
+    _, mixed = augmented(clips, labels, mix_prob=1.0, label_smoothing=0.1)
+    _, plain = augmented(clips, labels, label_smoothing=0.1)
     torch.testing.assert_close(mixed, plain)
 
 
 def test_an_odd_batch_of_an_elastic_run_is_not_mixed() -> None:
     clips = torch.rand(3, 3, 1, 8, 8)
-    out, soft = disturbed(clips, torch.tensor([0, 1, 2]), mix_prob=1.0)
+    out, soft = augmented(clips, torch.tensor([0, 1, 2]), mix_prob=1.0)
     assert torch.equal(out, clips)
     assert torch.equal(soft, torch.eye(5)[:3])
 
 
 def test_several_labels_are_neither_mixed_nor_smoothed() -> None:
     truth = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
-    _, soft = disturbed(torch.rand(2, 3, 1, 8, 8), truth, label_smoothing=0.1)
+    _, soft = augmented(torch.rand(2, 3, 1, 8, 8), truth, label_smoothing=0.1)
     assert torch.equal(soft, truth.float())
 
 
@@ -100,9 +108,9 @@ def batch_of(config: FinetuneConfig, clips: int = 8, seed: int = 0) -> Batch:
 
 
 def learner(config: FinetuneConfig, rank: int = 0) -> Finetuner:
-    team = Team()
-    team.rank = rank
-    return Finetuner(config, team, None, lambda batch: batch.labels)
+    group = ProcessGroup()
+    group.rank = rank
+    return Finetuner(config, group, None, lambda batch: batch.labels)
 
 
 def loss(config: FinetuneConfig, step: int, rank: int = 0) -> float:
@@ -128,8 +136,8 @@ def test_what_is_mixed_erased_and_dropped_is_a_function_of_seed_step_and_rank(tm
     ids=["plain", "class token", "learned positions", "one block"],
 )
 def test_every_parameter_gets_a_gradient(tmp_path: Path, encoder: dict[str, Any]) -> None:
-    words = {f"encoder__{key}": value for key, value in encoder.items()}
-    it = learner(tiny_finetuning(tmp_path, encoder__drop_path=0.0, **words))
+    overrides = {f"encoder__{key}": value for key, value in encoder.items()}
+    it = learner(tiny_finetuning(tmp_path, encoder__drop_path=0.0, **overrides))
     it.accumulate(1, [batch_of(it.config)])
     without = [name for name, value in it.classifier.named_parameters() if value.grad is None or not value.grad.any()]
     assert without == []
@@ -161,7 +169,7 @@ def test_the_moving_average_is_what_is_tested_and_it_comes_back(tmp_path: Path) 
 
     again, loaded = learner(config), new_classifier(config)
     again.load_extra_state(it.extra_state())
-    load_tested(loaded, {"model": dict(it.classifier.state_dict()), **it.extra_state()})
+    load_eval_weights(loaded, {"model": dict(it.classifier.state_dict()), **it.extra_state()})
     for other in (again.tested, loaded):
         torch.testing.assert_close(dict(other.state_dict()), dict(it.tested.state_dict()), rtol=0, atol=0)
 

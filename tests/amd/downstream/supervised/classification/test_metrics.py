@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
 from amd.downstream.supervised.classification import metrics
-from amd.downstream.supervised.classification.metrics import Merged
+from amd.downstream.supervised.classification.metrics import MergedViews
 
 
 def arrays(rows: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
@@ -62,7 +62,7 @@ def test_probabilities_of_huge_logits_are_finite() -> None:
         assert metrics.probabilities(logits, multi_label=True).tolist() == [[1, 0, 0.5]]
 
 
-def test_nothing_seen_merges_to_nothing() -> None:
+def test_merging_no_views_gives_no_samples() -> None:
     none = np.zeros(0, np.int64)
     merged = metrics.merge(none, none, np.zeros((0, 3), np.float32))
     assert merged.probabilities.shape == (0, 3)
@@ -116,8 +116,8 @@ def test_a_class_that_never_occurs_has_no_recall() -> None:
 
 
 def test_merged_rows_are_in_order_of_their_records() -> None:
-    one = Merged(np.array([5, 9]), np.array([[0.1], [0.2]]), np.array([1, 1]))
-    other = Merged(np.array([2, 7]), np.array([[0.3], [0.4]]), np.array([1, 1]))
+    one = MergedViews(np.array([5, 9]), np.array([[0.1], [0.2]]), np.array([1, 1]))
+    other = MergedViews(np.array([2, 7]), np.array([[0.3], [0.4]]), np.array([1, 1]))
     joined = metrics.join([one, other])
     assert joined.records.tolist() == [2, 5, 7, 9]
     assert joined.probabilities[:, 0].tolist() == [0.3, 0.1, 0.4, 0.2]

@@ -1,4 +1,4 @@
-"""Whole fine-tuning runs in this process: from labelled data to a published classifier, and ways to be disturbed."""
+"""Whole fine-tuning runs in this process: from labelled data to a published classifier, with interruptions."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from amd.models.classifier import Classifier
 from amd.models.encoder import Encoder
 from amd.storage import join, listdir, read_bytes, read_json, write_bytes
 from amd.training.checkpoints.store import CheckpointStore
-from amd.training.reporting.metrics import read_metrics
-from amd.training.reporting.progress import Event, Silence
+from amd.training.reporting.metrics_reader import read_metrics
+from amd.training.reporting.progress import Event, NullWatcher
 from amd.training.run_folder import RunResult
 from amd.training.runs import launch
 from tests.amd.downstream.supervised.classification.test_evaluation import several_labels
@@ -91,7 +91,7 @@ def test_the_best_checkpoint_is_kept_tested_and_published_not_the_last(calm: Cal
     assert not torch.equal(classifier.head.weight, store_of(result, config).load(best).tensors["model"]["head.weight"])
 
 
-def test_the_card_tells_head_score_and_pooling(calm: Calm) -> None:
+def test_the_card_records_head_score_and_pooling(calm: Calm) -> None:
     folder, _, result = calm
     _, card = load_encoder(str(result.encoder_folder))
     assert (card.objective, card.pooling, card.run) == ("finetune", "mean_then_norm", "calm")
@@ -148,17 +148,17 @@ def sorted_names(folder: Path) -> list[str]:
     return [path.name for path in sorted(folder.rglob("*.png"))]
 
 
-# Disturbed
+# Interruptions
 
 
-class Meddler(Silence):
+class StopSender(NullWatcher):
     """Sends this process a SIGTERM when an event comes by, once."""
 
     def __init__(self, when: Callable[[Event], bool]) -> None:
         self._when: Callable[[Event], bool] | None = when
         self.warnings: list[str] = []
 
-    def see(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         if event["kind"] == "warning":
             self.warnings.append(event["text"])
         if self._when is not None and self._when(event):
@@ -168,7 +168,7 @@ class Meddler(Silence):
 
 def stopped(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, when: Callable[[Event], bool]) -> RunResult:
     with monkeypatch.context() as patched:
-        patched.setattr(launch, "watcher", lambda quiet: Meddler(when))
+        patched.setattr(launch, "choose_watcher", lambda quiet: StopSender(when))
         return finetune(config, local=True)
 
 
@@ -187,7 +187,7 @@ def test_a_run_stopped_in_mid_epoch_while_validating_and_while_testing_ends_with
     calm: Calm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = with_overrides(calm[1], {"name": "stopped"})
-    # The stop after step 4 is heard in step 5; that after step 6 in the validation that follows it.
+    # The stop after step 4 takes effect in step 5; that after step 6 in the validation that follows it.
     for steps, when in (
         (5, lambda event: event["kind"] == "step" and event["step"] == 4),
         (6, lambda event: event["kind"] == "step" and event["step"] == 6),
@@ -238,18 +238,18 @@ def test_a_finished_run_gives_its_result_again_and_another_config_is_refused(cal
 
 def publish(folder: Path, encoder: dict[str, Any], clip: dict[str, Any]) -> Encoder:
     """A pre-trained encoder's folder, as a run leaves it."""
-    shape, words = validate(ClipConfig, clip), validate(EncoderConfig, encoder)
+    shape, config = validate(ClipConfig, clip), validate(EncoderConfig, encoder)
     torch.manual_seed(3)
-    network = Encoder(words, shape.grid, shape.token_values)
-    card = Card(id=folder.name, encoder=words, clip=shape, objective="amd", weights_license="CC-BY-NC-4.0")
+    network = Encoder(config, shape.grid, shape.token_values)
+    card = Card(id=folder.name, encoder=config, clip=shape, objective="amd", weights_license="CC-BY-NC-4.0")
     save_encoder(str(folder), network, card)
     return network
 
 
 def test_clips_begin_with_an_encoder_of_fewer_and_smaller_frames(tmp_path: Path) -> None:
     small = {"frames": 2, "size": 8, "patch": 4, "tubelet": 2}
-    words = {"width": 24, "depth": 2, "heads": 3}
-    before = publish(tmp_path / "storage" / "encoders" / "pretrained", words, small)
+    encoder = {"width": 24, "depth": 2, "heads": 3}
+    before = publish(tmp_path / "storage" / "encoders" / "pretrained", encoder, small)
     moving_shades(tmp_path / "clips", 8)
     config = tiny_finetuning(
         tmp_path,
@@ -282,10 +282,10 @@ def test_clips_begin_with_an_encoder_of_fewer_and_smaller_frames(tmp_path: Path)
 
 
 def test_images_begin_with_a_class_token_encoder_of_another_size(tmp_path: Path) -> None:
-    words = {"width": 24, "depth": 2, "heads": 3, "class_token": True, "positions": "sincos_2d"}
-    publish(tmp_path / "elsewhere", words, {"frames": 1, "size": 24, "patch": 4, "tubelet": 1})
+    encoder = {"width": 24, "depth": 2, "heads": 3, "class_token": True, "positions": "sincos_2d"}
+    publish(tmp_path / "elsewhere", encoder, {"frames": 1, "size": 24, "patch": 4, "tubelet": 1})
     config = tiny_finetuning(
-        tmp_path, name="token", weights=str(tmp_path / "elsewhere"), encoder=words, schedule={"steps": 2}
+        tmp_path, name="token", weights=str(tmp_path / "elsewhere"), encoder=encoder, schedule={"steps": 2}
     )
     result = run(config)
     assert result.state == "succeeded", result.message
@@ -320,8 +320,8 @@ def test_classes_are_counted_and_matched_by_the_names_of_their_folders(
     shades(tmp_path / "val", 6, names=("dark", "dark"), seed=1)  # class 1, and alone
     (tmp_path / "val" / "dark" / "000.png").write_bytes(b"not a picture")
     config = tiny_finetuning(tmp_path, name="named", head__classes=None, schedule={"steps": 3})
-    meddler = Meddler(lambda event: False)
-    monkeypatch.setattr(launch, "watcher", lambda quiet: meddler)
+    watcher = StopSender(lambda event: False)
+    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: watcher)
     result = finetune(config, local=True)
     assert result.state == "succeeded", result.message
     classifier, card = load_classifier(str(result.encoder_folder))
@@ -331,6 +331,6 @@ def test_classes_are_counted_and_matched_by_the_names_of_their_folders(
     classes = read_bytes(join(result.run_folder, "test", "classes.csv")).decode().splitlines()
     assert [line.split(",")[1:3] for line in classes[1:]] == [["bright", "0"], ["dark", "5"]]
     assert card.scores[0].settings["unreadable"] == 1
-    assert meddler.warnings
-    assert "data.val: 1 of 6 samples cannot be read and count as wrong" in meddler.warnings[0]
-    assert "000.png" in meddler.warnings[0]
+    assert watcher.warnings
+    assert "data.val: 1 of 6 samples cannot be read and count as wrong" in watcher.warnings[0]
+    assert "000.png" in watcher.warnings[0]

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from amd.config import ClipConfig, DetectionDataConfig
 from amd.data.dataset.record import Record
-from amd.downstream.supervised.detection.augment import TrainingCut, WholeCut, flip, random_crop, resize_short_side
+from amd.downstream.supervised.detection.augment import (
+    EvaluationTransform,
+    TrainingTransform,
+    flip,
+    random_crop,
+    resize_short_side,
+)
 from amd.downstream.supervised.detection.ava import KeyFrame
 from amd.downstream.supervised.detection.boxes import Boxes, extend
 
@@ -52,21 +58,23 @@ def _scenes(draw: st.DrawFn) -> tuple[Tensor, KeyFrame]:
 @settings(deadline=None, max_examples=80)
 @given(scene=_scenes(), seed=st.integers(0, 10_000), mirrored=st.booleans())
 def test_boxes_follow_every_transform_of_training(scene: tuple[Tensor, KeyFrame], seed: int, mirrored: bool) -> None:
-    clip, placed = TrainingCut(_data(flip=mirrored), CLIP)(*scene, random.Random(seed))
+    clip, clip_boxes = TrainingTransform(_data(flip=mirrored), CLIP)(*scene, random.Random(seed))
     assert clip.shape == (2, 32, 48, 3)
-    if len(placed.boxes) and (placed.boxes[0, 2:] - placed.boxes[0, :2]).min() > 2:
-        np.testing.assert_allclose(placed.boxes[0], _bright(clip), atol=1.0)
-    elif not len(placed.boxes):
+    if len(clip_boxes.boxes) and (clip_boxes.boxes[0, 2:] - clip_boxes.boxes[0, :2]).min() > 2:
+        np.testing.assert_allclose(clip_boxes.boxes[0], _bright(clip), atol=1.0)
+    elif not len(clip_boxes.boxes):
         assert clip.max() < 128  # the crop left it out
 
 
 @settings(deadline=None, max_examples=40)
 @given(scene=_scenes())
 def test_boxes_follow_a_whole_frame_into_its_place(scene: tuple[Tensor, KeyFrame]) -> None:
-    clip, placed = WholeCut(_data(), CLIP.model_copy(update={"mean": (0.0, 0.0, 0.0)}), (0, 0))(*scene, random.Random())
+    clip, clip_boxes = EvaluationTransform(_data(), CLIP.model_copy(update={"mean": (0.0, 0.0, 0.0)}), (0, 0))(
+        *scene, random.Random()
+    )
     assert clip.shape == (2, 32, 48, 3)
-    if (placed.boxes[0, 2:] - placed.boxes[0, :2]).min() > 2:
-        np.testing.assert_allclose(placed.boxes[0], _bright(clip), atol=1.0)
+    if (clip_boxes.boxes[0, 2:] - clip_boxes.boxes[0, :2]).min() > 2:
+        np.testing.assert_allclose(clip_boxes.boxes[0], _bright(clip), atol=1.0)
 
 
 @pytest.mark.parametrize("step", ["resize", "crop", "flip"])
@@ -90,22 +98,22 @@ def test_a_box_that_the_crop_leaves_out_is_dropped_and_the_others_keep_their_num
     frames, key_frame = _scene(50, 400, (0, 0, 20, 20))
     both = key_frame._replace(boxes=np.array([[0, 0, 0.05, 0.4], [0, 0, 1, 1]]))
     for seed in range(20):
-        _, placed = TrainingCut(_data(), CLIP)(frames, both, random.Random(seed))
-        assert placed.numbers.tolist() in ([1], [0, 1])
-        assert len(placed.boxes) == len(placed.numbers)
+        _, clip_boxes = TrainingTransform(_data(), CLIP)(frames, both, random.Random(seed))
+        assert clip_boxes.numbers.tolist() in ([1], [0, 1])
+        assert len(clip_boxes.boxes) == len(clip_boxes.numbers)
 
 
 def test_tested_boxes_grow_but_stay_in_the_frame_not_in_the_margin() -> None:
     frames, key_frame = _scene(64, 64, (0, 32, 64, 64))
-    clip, placed = WholeCut(_data(), CLIP, (0.1, 0.5))(frames, key_frame, random.Random())
-    assert placed.boxes.tolist() == [[0, 12, 32, 32]]  # 16 high, 4 more above; nothing beyond the picture's 32 x 32
+    clip, clip_boxes = EvaluationTransform(_data(), CLIP, (0.1, 0.5))(frames, key_frame, random.Random())
+    assert clip_boxes.boxes.tolist() == [[0, 12, 32, 32]]  # 16 high, 4 more above; nothing beyond the picture's 32 x 32
     assert extend(np.array([[0.0, 16, 32, 32]]), (0.1, 0.5))[0, 3] > 32
     assert clip[0, 0, 40].tolist() == [124, 116, 104]  # the margin has the mean colour
 
 
 def test_the_same_draws_give_the_same_clip_and_boxes() -> None:
     scene = _scene(60, 80, (20, 15, 50, 40))
-    cut = TrainingCut(_data(jitter_out=(0.2, 0.1), jitter_in=(0.1, 0.05), flip=True), CLIP)
+    cut = TrainingTransform(_data(jitter_out=(0.2, 0.1), jitter_in=(0.1, 0.05), flip=True), CLIP)
     one, other = (cut(*scene, random.Random(7)) for _ in range(2))
     assert torch.equal(one[0], other[0])
     assert one[1].boxes.tolist() == other[1].boxes.tolist()

@@ -12,7 +12,7 @@ from amd.config import ClipConfig, ConfigError, DetectionDataConfig
 from amd.data.dataset.record import Record
 from amd.data.decoding.reader import BadSample
 from amd.downstream.supervised.detection import ava
-from amd.downstream.supervised.detection.ava import KeyFrame, KeyFrameReader, Moment
+from amd.downstream.supervised.detection.ava import KeyFrame, KeyFrameId, KeyFrameReader
 from amd.downstream.supervised.detection.data import open_data
 from tests.support.data.ava_videos import DOWN, NEVER, RIGHT, draw, label_map, tiny_detection
 from tests.support.data.videos import exact_frames, pictures, write_video
@@ -27,20 +27,22 @@ def _file(folder: Path, *lines: str) -> str:
     return str(path)
 
 
-def test_lines_of_one_person_are_one_box_of_several_actions(tmp_path: Path) -> None:
+def test_lines_of_one_person_become_one_box_with_several_actions(tmp_path: Path) -> None:
     other = "1j20qq1JyX4,0902,0.1,0.1,0.5,0.9,1,1"
     found = ava.read_annotations("data.train", _file(tmp_path, GOOD, other, GOOD.replace(",12,", ",80,")), LABELS)
-    (moment,) = found
-    assert moment == Moment("1j20qq1JyX4", 902.0)
-    assert str(moment) == "1j20qq1JyX4,0902"
-    assert found[moment].actions == [[12, 80], [1]]
-    assert found[moment].boxes.tolist() == [[0.002, 0.118, 0.714, 0.977], [0.1, 0.1, 0.5, 0.9]]
+    (frame_id,) = found
+    assert frame_id == KeyFrameId("1j20qq1JyX4", 902.0)
+    assert str(frame_id) == "1j20qq1JyX4,0902"
+    assert found[frame_id].actions == [[12, 80], [1]]
+    assert found[frame_id].boxes.tolist() == [[0.002, 0.118, 0.714, 0.977], [0.1, 0.1, 0.5, 0.9]]
 
 
 def test_a_detectors_boxes_below_the_limit_are_left_out(tmp_path: Path) -> None:
     lines = ["v,1,0,0,1,1,,0.79", "v,1,0,0,0.5,1,,0.80", "v,2,0,0,1,1,-1,0.1"]
     found = ava.read_boxes("data.boxes", _file(tmp_path, *lines), 0.8)
-    assert {str(moment): persons.boxes.tolist() for moment, persons in found.items()} == {"v,0001": [[0, 0, 0.5, 1]]}
+    assert {str(frame_id): persons.boxes.tolist() for frame_id, persons in found.items()} == {
+        "v,0001": [[0, 0, 0.5, 1]]
+    }
 
 
 @pytest.mark.parametrize(
@@ -49,15 +51,15 @@ def test_a_detectors_boxes_below_the_limit_are_left_out(tmp_path: Path) -> None:
         ("v,1,0,0,1,1,12", "7 columns, not 8; write video,timestamp,x1,y1,x2,y2,action_id,person_id"),
         ("v,t,0,0,1,1,12,0", "timestamp 't' is not a number (these files have no header line)"),
         ("v,1,0,0,1,nan,12,0", "y2 'nan' is not a number"),
-        ("v,1,0,0,1.2,1,12,0", "box 0,0,1.2,1 reaches outside the frame"),
-        ("v,1,-0.1,0,1,1,12,0", "box -0.1,0,1,1 reaches outside the frame"),
+        ("v,1,0,0,1.2,1,12,0", "box 0,0,1.2,1 extends outside the frame"),
+        ("v,1,-0.1,0,1,1,12,0", "box -0.1,0,1,1 extends outside the frame"),
         ("v,1,0.6,0,0.4,1,12,0", "box 0.6,0,0.4,1 has no area; write x1,y1,x2,y2 with x1 < x2 and y1 < y2"),
         ("v,1,0,0,1,1,13,0", "action '13' is not in data.label_map, which has 1, 12, 80"),
         ("v,1,0,0,1,1,,0", "action '' is not in data.label_map"),
         (",1,0,0,1,1,12,0", "the first column, the video's name, is empty"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_an_invalid_line_is_reported(tmp_path: Path, line: str, message: str) -> None:
     url = _file(tmp_path, GOOD, line)
     with pytest.raises(ConfigError) as caught:
         ava.read_annotations("data.train", url, LABELS)
@@ -65,7 +67,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     assert problem.startswith(f"data.train: {url}:2: {message}")
 
 
-def test_all_wrong_lines_are_told_together(tmp_path: Path) -> None:
+def test_all_invalid_lines_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         ava.read_annotations("data.train", _file(tmp_path, *(["v,1,0,0,1,1,99,0"] * 50)), LABELS)
     assert len(caught.value.problems) == 21
@@ -88,9 +90,9 @@ def test_both_forms_of_a_label_map_are_read(tmp_path: Path, form: str) -> None:
     ("spoil", "message"),
     [
         (lambda f: (f / "train.csv").unlink(), "data.train=.*train.csv: does not exist"),
-        (lambda f: (f / "train.csv").write_text("\n"), "data.train=.*train.csv: holds no lines"),
+        (lambda f: (f / "train.csv").write_text("\n"), "data.train=.*train.csv: contains no lines"),
         (lambda f: (f / "train.csv").write_bytes(b"\xff\xfe\x00"), "data.train=.*train.csv: cannot be read as text"),
-        (lambda f: (f / "map.pbtxt").write_text("none"), "data.label_map=.*map.pbtxt: holds no items"),
+        (lambda f: (f / "map.pbtxt").write_text("none"), "data.label_map=.*map.pbtxt: contains no items"),
         (lambda f: (f / "v0.mp4").unlink(), r"data.train=.*: 1 of 6 videos are not in data.root=.* \(v0\); put VIDEO"),
         (lambda f: (f / "v7.mp4").unlink(), r"data.boxes=.*: 1 of 2 videos are not in data.root=.* \(v7\)"),
         (
@@ -99,7 +101,7 @@ def test_both_forms_of_a_label_map_are_read(tmp_path: Path, form: str) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_the_data_is_one_message(tmp_path: Path, spoil: Callable[[Path], Any], message: str) -> None:
+def test_each_data_problem_is_one_message(tmp_path: Path, spoil: Callable[[Path], Any], message: str) -> None:
     draw(tmp_path)
     (tmp_path / "scored.pbtxt").write_text(label_map(RIGHT, DOWN))
     config = tiny_detection(tmp_path, data__evaluated=str(tmp_path / "scored.pbtxt"))
@@ -116,20 +118,20 @@ def test_evaluated_actions_must_be_in_the_label_map(tmp_path: Path) -> None:
         open_data(tiny_detection(tmp_path, data__evaluated=str(tmp_path / "scored.pbtxt")))
 
 
-def test_excluded_key_frames_are_neither_looked_at_nor_scored(tmp_path: Path) -> None:
+def test_excluded_key_frames_are_neither_predicted_nor_scored(tmp_path: Path) -> None:
     draw(tmp_path)
     (tmp_path / "excluded.csv").write_text("v7,0002\n")
-    whole = open_data(tiny_detection(tmp_path)).scene
-    scene = open_data(tiny_detection(tmp_path, data__excluded=str(tmp_path / "excluded.csv"))).scene
+    whole = open_data(tiny_detection(tmp_path)).val
+    val = open_data(tiny_detection(tmp_path, data__excluded=str(tmp_path / "excluded.csv"))).val
     assert whole is not None
-    assert scene is not None
-    gone = Moment("v7", 2.0)
-    assert set(whole.looked_at.moments) - set(scene.looked_at.moments) == {gone}
-    assert set(whole.annotated) - set(scene.annotated) == {gone}
-    assert scene.digest != whole.digest
+    assert val is not None
+    gone = KeyFrameId("v7", 2.0)
+    assert set(whole.key_frames.frame_ids) - set(val.key_frames.frame_ids) == {gone}
+    assert set(whole.annotated) - set(val.annotated) == {gone}
+    assert val.digest != whole.digest
 
 
-def test_a_clip_lies_around_its_key_frame_and_stays_in_the_video() -> None:
+def test_a_clip_is_centred_on_its_key_frame_within_the_video() -> None:
     assert ava.centred(300, 100, 16, 4).tolist() == list(range(70, 131, 4))
     assert ava.centred(300, 100, 4, 1).tolist() == [98, 99, 100, 101]
     assert ava.centred(300, 5, 4, 4).tolist() == [0, 3, 7, 11]

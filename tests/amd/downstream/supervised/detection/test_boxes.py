@@ -27,7 +27,7 @@ def test_a_box_outside_the_frame_keeps_no_area() -> None:
 
 
 @given(seed=st.integers(0, 1000))
-def test_jitter_moves_each_side_no_further_than_told(seed: int) -> None:
+def test_jitter_moves_each_side_within_its_limits(seed: int) -> None:
     moved = box.jitter(BOX, (0.2, 0.1), (0.1, 0.05), random.Random(seed))[0] - BOX[0]
     assert -4 <= moved[0] <= 2  # the left side: 0.2 of 20 outwards, 0.1 inwards
     assert -4 <= moved[1] <= 2  # the top: 0.1 of 40 outwards, 0.05 inwards

@@ -12,26 +12,26 @@ from amd.config import DetectionConfig, with_overrides
 from amd.data.dataset.record import Record
 from amd.data.loading.loader import Batch
 from amd.data.loading.transforms import clip_view
-from amd.downstream.supervised.detection.augment import Placed, WholeCut
-from amd.downstream.supervised.detection.ava import KeyFrame, KeyFrames, Moment, Persons
+from amd.downstream.supervised.detection.augment import ClipBoxes, EvaluationTransform
+from amd.downstream.supervised.detection.ava import KeyFrame, KeyFrameId, KeyFrames, PersonBoxes
 from amd.downstream.supervised.detection.learner import DetectionLearner, new_detector, rois_of
-from amd.downstream.supervised.detection.model import on_size
-from amd.training.process_group import Team
+from amd.downstream.supervised.detection.model import resized_detector
+from amd.training.process_group import ProcessGroup
 from tests.support.data.ava_videos import DOWN, HEIGHT, RIGHT, SIDE, WIDTH, picture, squares_at, tiny_detection
 
 SQUARES = np.array([[0.0, 0.0, 16.0, 16.0], [16.0, 8.0, 32.0, 32.0]])
 
 
 def _learner(config: DetectionConfig) -> DetectionLearner:
-    persons = {Moment("v", float(n)): Persons(SQUARES / 32, [[1], [2, 3]]) for n in range(4)}
-    return DetectionLearner(config, Team(), 3, None, KeyFrames(persons, {}))
+    persons = {KeyFrameId("v", float(n)): PersonBoxes(SQUARES / 32, [[1], [2, 3]]) for n in range(4)}
+    return DetectionLearner(config, ProcessGroup(), 3, None, KeyFrames(persons, {}))
 
 
 def _batch(boxes: list[list[int]]) -> Batch:
     """A clip for each list of numbers of SQUARES."""
     clips = torch.randint(0, 256, (len(boxes), 3, 4, 32, 32), dtype=torch.uint8, generator=torch.manual_seed(1))
-    placed = tuple(Placed(SQUARES[numbers], np.array(numbers, np.int64)) for numbers in boxes)
-    return Batch(clips, torch.full((len(boxes),), -1), torch.arange(len(boxes)), [], placed)
+    clip_boxes = tuple(ClipBoxes(SQUARES[numbers], np.array(numbers, np.int64)) for numbers in boxes)
+    return Batch(clips, torch.full((len(boxes),), -1), torch.arange(len(boxes)), [], clip_boxes)
 
 
 @pytest.fixture
@@ -117,8 +117,8 @@ def test_a_detector_on_another_size_has_the_same_weights_and_positions_between_t
 ) -> None:
     detector = new_detector(config, 3).eval()
     clip = config.clip.model_copy(update={"size": (40, 48)})
-    assert on_size(detector, config.clip) is detector
-    other = on_size(detector, clip)
+    assert resized_detector(detector, config.clip) is detector
+    other = resized_detector(detector, clip)
     assert not other.training
     for name, value in detector.state_dict().items():
         assert torch.equal(value, other.state_dict()[name])
@@ -133,7 +133,7 @@ def test_a_detector_on_another_size_has_the_same_weights_and_positions_between_t
 def test_it_learns_which_of_two_persons_does_what(config: DetectionConfig) -> None:
     """Either may be left or right, so what is in the box must decide; scored on videos not learned from."""
     learner = _learner(config)
-    cut = WholeCut(config.data, config.clip, (0, 0))
+    cut = EvaluationTransform(config.data, config.clip, (0, 0))
 
     def clips_of(numbers: list[int]) -> Batch:
         parts = []
@@ -147,8 +147,8 @@ def test_it_learns_which_of_two_persons_does_what(config: DetectionConfig) -> No
             clips, torch.zeros(1), torch.zeros(len(numbers), dtype=torch.int64), [], tuple(p for _, p in parts)
         )
 
-    persons = Persons(SQUARES, [[RIGHT], [DOWN]])
-    learner._key_frames = KeyFrames({Moment("v", 0.0): persons}, {})
+    persons = PersonBoxes(SQUARES, [[RIGHT], [DOWN]])
+    learner._key_frames = KeyFrames({KeyFrameId("v", 0.0): persons}, {})
     for step in range(80):
         learner.learn(step, [clips_of([(4 * step + i) % 6 for i in range(4)])], 2e-3)
     unseen = clips_of([6, 7])

@@ -5,21 +5,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amd.downstream.supervised.detection.metric import Annotated, Detected, average_precision, average_precisions
+from amd.downstream.supervised.detection.metric import (
+    AnnotatedActions,
+    DetectedActions,
+    average_precision,
+    average_precisions,
+)
 
 A, B = [0.0, 0.0, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9]
 NEAR_A = [0.0, 0.0, 0.4, 0.3]  # 3/4 of A
 FAR_A = [0.0, 0.0, 0.4, 0.19]  # less than half of A
 
 
-def _annotated(*rows: tuple[int, list[float], int]) -> Annotated:
+def _annotated(*rows: tuple[int, list[float], int]) -> AnnotatedActions:
     frames, boxes, actions = zip(*rows, strict=True)
-    return Annotated(np.array(frames), np.array(boxes), np.array(actions))
+    return AnnotatedActions(np.array(frames), np.array(boxes), np.array(actions))
 
 
-def _detected(*rows: tuple[int, list[float], int, float]) -> Detected:
+def _detected(*rows: tuple[int, list[float], int, float]) -> DetectedActions:
     frames, boxes, actions, scores = zip(*rows, strict=True)
-    return Detected(np.array(frames), np.array(boxes), np.array(actions), np.array(scores))
+    return DetectedActions(np.array(frames), np.array(boxes), np.array(actions), np.array(scores))
 
 
 def test_a_case_computed_by_hand() -> None:
@@ -52,25 +57,25 @@ def test_precision_is_made_to_fall_before_the_area_is_taken() -> None:
 
 def test_what_is_annotated_and_never_detected_counts() -> None:
     truth = _annotated((0, A, 1), (1, A, 1))
-    nothing = Detected(np.zeros(0, int), np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
+    nothing = DetectedActions(np.zeros(0, int), np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
     assert average_precisions(truth, nothing, [1]) == {1: 0.0}
     assert average_precisions(truth, _detected((0, A, 1, 0.1)), [1]) == {1: 0.5}
 
 
-def _plainly(truth: Annotated, found: Detected, action: int) -> float:
-    """The official evaluation told again, one detection at a time."""
+def _plainly(truth: AnnotatedActions, found: DetectedActions, action: int) -> float:
+    """The official evaluation written out, one detection at a time."""
     persons = {f: [b for g, b, a in zip(*truth, strict=True) if (g, a) == (f, action)] for f in truth.frames.tolist()}
     taken: set[tuple[int, int]] = set()
     rows = [row for row in zip(*found, strict=True) if row[2] == action]
     right, precision, recall = 0, [0.0], [0.0]
     total = sum(map(len, persons.values()))
-    for seen, (frame, box, _, _) in enumerate(sorted(rows, key=lambda row: -row[3]), start=1):
+    for predictions, (frame, box, _, _) in enumerate(sorted(rows, key=lambda row: -row[3]), start=1):
         overlaps = [_iou(box, other) for other in persons.get(int(frame), [])]
         best = int(np.argmax(overlaps)) if overlaps else -1
         if best >= 0 and overlaps[best] >= 0.5 and (int(frame), best) not in taken:
             taken.add((int(frame), best))
             right += 1
-        precision.append(right / seen)
+        precision.append(right / predictions)
         recall.append(right / total)
     area = 0.0
     for i in range(1, len(recall)):
@@ -86,19 +91,19 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10_000), frames=st.integers(1, 6), annotated=st.integers(1, 25), found=st.integers(0, 60))
-def test_it_equals_a_plain_telling_of_the_official_evaluation(
-    seed: int, frames: int, annotated: int, found: int
-) -> None:
+def test_it_equals_the_official_evaluation_written_out(seed: int, frames: int, annotated: int, found: int) -> None:
     rng = np.random.default_rng(seed)
 
     def some_boxes(count: int) -> np.ndarray:
         corner = rng.integers(0, 4, (count, 2)) / 10
         return np.concatenate([corner, corner + rng.integers(3, 6, (count, 2)) / 10], axis=1)
 
-    truth = Annotated(rng.integers(0, frames, annotated), some_boxes(annotated), rng.integers(1, 4, annotated))
+    truth = AnnotatedActions(rng.integers(0, frames, annotated), some_boxes(annotated), rng.integers(1, 4, annotated))
     scores = rng.permutation(found) / max(1, found)  # no ties: their order is not defined
-    seen = Detected(rng.integers(0, frames + 1, found), some_boxes(found), rng.integers(1, 4, found), scores)
-    ours = average_precisions(truth, seen, [1, 2, 3])
+    predictions = DetectedActions(
+        rng.integers(0, frames + 1, found), some_boxes(found), rng.integers(1, 4, found), scores
+    )
+    ours = average_precisions(truth, predictions, [1, 2, 3])
     assert set(ours) == set(truth.actions.tolist())
     for action, value in ours.items():
-        assert value == pytest.approx(_plainly(truth, seen, action))
+        assert value == pytest.approx(_plainly(truth, predictions, action))

@@ -14,11 +14,11 @@ from amd.artifacts.model_card import model_card
 from amd.artifacts.weights import load_classifier, whole_clips
 from amd.config import ConfigError, DetectionConfig, with_overrides
 from amd.downstream.__main__ import main
-from amd.downstream.supervised.detection.metric import Annotated, Detected, average_precisions
+from amd.downstream.supervised.detection.metric import AnnotatedActions, DetectedActions, average_precisions
 from amd.downstream.supervised.detection.model import load_detector
 from amd.downstream.supervised.detection.run import detect
 from amd.storage import join, read_json
-from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import RunResult
 from tests.amd.training.runs.test_launch import stop_at
 from tests.support.data.ava_videos import DOWN, NAMES, RIGHT, draw, label_map, tiny_detection
@@ -47,7 +47,7 @@ def test_a_run_ends_with_a_published_detector_and_its_score(whole: tuple[Detecti
     boxes = torch.tensor([[0.0, 0, 0, 16, 16], [1.0, 0, 0, 32, 32], [1.0, 8, 8, 16, 16]])
     assert detector(*whole_clips(detector.encoder, config.clip, clips), boxes).shape == (3, 3)
     assert "load_detector" in model_card(card)
-    with pytest.raises(ConfigError, match="its head looks at boxes"):
+    with pytest.raises(ConfigError, match="its head classifies boxes"):
         load_classifier(result.encoder_folder)
 
 
@@ -59,8 +59,8 @@ def test_it_is_scored_every_epoch_and_the_best_is_tested(whole: tuple[DetectionC
     assert result.figures["test/map"] == max(scored.values())
 
 
-def test_what_is_written_gives_the_figure_again(whole: tuple[DetectionConfig, RunResult]) -> None:
-    """results.csv and the annotations, read as anyone would, against what the card says."""
+def test_the_written_results_reproduce_the_score(whole: tuple[DetectionConfig, RunResult]) -> None:
+    """Recompute the published score from results.csv and the annotations."""
     config, result = whole
     assert config.data.val is not None
     truth = list(csv.reader(Path(config.data.val).read_text().splitlines()))
@@ -74,7 +74,9 @@ def test_what_is_written_gives_the_figure_again(whole: tuple[DetectionConfig, Ru
         return np.array([frames[row[0], row[1]] for row in rows]), boxes, np.array([int(row[6]) for row in rows])
 
     scores = np.array([float(row[7]) for row in found])
-    precisions = average_precisions(Annotated(*columns(truth)), Detected(*columns(found), scores), [1, 2, 3])
+    precisions = average_precisions(
+        AnnotatedActions(*columns(truth)), DetectedActions(*columns(found), scores), [1, 2, 3]
+    )
     assert 100 * np.mean(list(precisions.values())) == pytest.approx(result.figures["test/map"])
     classes = list(csv.DictReader(Path(result.run_folder, "test", "classes.csv").read_text().splitlines()))
     assert [row["annotated"] for row in classes] == ["4", "0", "4"]
@@ -139,7 +141,7 @@ def test_too_many_broken_videos_stop_the_run(tmp_path: Path) -> None:
     assert "v0.mp4@1" in result.message
 
 
-def test_the_command_tells_a_mistake_and_runs_a_config(
+def test_the_command_runs_a_config_and_reports_invalid_input(
     whole: tuple[DetectionConfig, RunResult], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config, _ = whole
@@ -148,10 +150,10 @@ def test_the_command_tells_a_mistake_and_runs_a_config(
     assert main(["detect", "--config", str(file), "--local", "--json"]) == 0  # it has already succeeded
     assert '"run_id":"whole"' in capfd.readouterr().out
     (tmp_path / "map.pbtxt").write_text(label_map(RIGHT))
-    words = [f"data.label_map={tmp_path / 'map.pbtxt'}", "name=other", "--local"]
-    assert main(["detect", "--config", str(file), *words]) == 2
+    args = [f"data.label_map={tmp_path / 'map.pbtxt'}", "name=other", "--local"]
+    assert main(["detect", "--config", str(file), *args]) == 2
     assert "train.csv:2: action '3' is not in data.label_map, which has 1" in capfd.readouterr().err
     assert main(["detect", "--preset", "ava-vit-s"]) == 2
-    told = capfd.readouterr().err
-    assert "data.label_map: a recipe brings no data; give data.label_map=<ava_action_list_v2.2.pbtxt>" in told
-    assert "weights: this recipe wants an AMD ViT-S pre-trained on K400" in told
+    stderr = capfd.readouterr().err
+    assert "data.label_map: presets contain no data; set data.label_map=<ava_action_list_v2.2.pbtxt>" in stderr
+    assert "weights: this preset needs an AMD ViT-S pre-trained on K400" in stderr

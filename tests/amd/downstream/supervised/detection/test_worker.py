@@ -1,4 +1,4 @@
-"""Two workers: they learn what one learns, each looks at its share, and all come to the same figures."""
+"""Two workers train like one, predict their shares and report the same figures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from amd.config import DetectionConfig
 from amd.downstream.supervised.detection.worker import work
-from amd.training.process_group import Team
-from amd.training.reporting.metrics import read_metrics
+from amd.training.process_group import ProcessGroup
+from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import RunSpec, spec_of
 from tests.support.data.ava_videos import draw, tiny_detection
 from tests.support.runs.tiny_runs import Quiet, final_state
@@ -25,7 +25,7 @@ def _spec(config: DetectionConfig) -> RunSpec:
 def _rank(spec: dict[str, Any], rank: int, world: int, meeting: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    outcome = work(RunSpec(**spec), Team(rank, world), Quiet())
+    outcome = work(RunSpec(**spec), ProcessGroup(rank, world), Quiet())
     assert "test/map" in outcome.metrics
     torch.distributed.destroy_process_group()
 
@@ -34,7 +34,7 @@ def test_two_workers_learn_and_score_what_one_does(tmp_path: Path) -> None:
     draw(tmp_path)
     schedule = {"schedule__steps": 3, "encoder__drop_path": 0.0}  # dropped paths differ between ranks
     one, two = (tiny_detection(tmp_path, name=name, **schedule) for name in ("one", "two"))
-    work(_spec(one), Team(), Quiet())
+    work(_spec(one), ProcessGroup(), Quiet())
     context = torch.multiprocessing.get_context("spawn")
     meeting = f"file://{tmp_path / 'meeting'}"
     ranks = [context.Process(target=_rank, args=(_spec(two).to_dict(), rank, 2, meeting)) for rank in range(2)]

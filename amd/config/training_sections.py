@@ -1,0 +1,257 @@
+"""Config sections of a training run: data, optimiser, schedule, checkpoints, scaling and tracking.
+
+Shared by pre-training, fine-tuning, detection, probing and embedding; independent of the method. Torch-free.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from amd.config.sections import Section, as_pair
+
+Precision = Literal["auto", "fp32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
+DataFormat = Literal["auto", "image_folder", "video_folder", "list", "frame_list", "shards"]
+FrameSampling = Literal["strided", "window", "segments"]
+Crop = Literal["multi_scale", "random_resized", "center"]
+Interpolation = Literal["bilinear", "bicubic"]
+VideoDecoder = Literal["pyav", "decord"]
+
+_FRAME_NAME = re.compile(r"([^{}\\]|\{0?(:0?\d{1,2}d?)?\}|\{folder\})+")
+
+
+class DataConfig(Section):
+    """A data set, how clips are sampled from it, and how its files are read."""
+
+    train: str
+    """Path or fsspec URL of the data: a folder, a list file or a shard pattern (`…/{000..099}.tar`); or `demo:digits` /
+    `demo:moving-digits`, which are generated on first use."""
+    format: DataFormat = "auto"
+    """Layout of the data; auto detects it from the path and its contents."""
+    root: str = ""
+    """Folder that relative paths in list files refer to. Default: the folder of the list file."""
+    frame_name: str = "img_{:05}.jpg"
+    """File name of frame n in frame folders, as a format string; frames are numbered from 1."""
+    sampling: FrameSampling = "strided"
+    """Frame sampling in training. strided: every clip.sampling_rate_frames-th frame from a random start (K400). window:
+    frames spread evenly over a random window of clip.frames x clip.sampling_rate_frames frames (SSv2; K400
+    fine-tuning). segments: one random frame from each of clip.frames equal segments of the video (TSN; SSv2
+    fine-tuning)."""
+    crop: Crop = "multi_scale"
+    """Spatial crop in training. multi_scale: random scale, aspect ratio and position from fixed sets (VideoMAE).
+    random_resized: random area and aspect ratio, see crop_scale (MAE). center: the largest central crop."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest area of a random_resized crop, as fractions of the frame."""
+    flip: bool = False
+    """Random horizontal flips, with probability 0.5; leave off where left and right decide the label (SSv2)."""
+    rand_augment: str | None = None
+    """RandAugment policy in timm's notation, such as rand-m7-n4-mstd0.5-inc1, applied alike to all frames of a clip.
+    Default: no RandAugment."""
+    center_fraction: float = Field(1.0, gt=0, le=1)
+    """Side of the center crop in evaluation, as a fraction of the largest possible one; 0.875 resizes to 256 and crops
+    224."""
+    interpolation: Interpolation = "bilinear"
+    """Interpolation used to resize frames."""
+    repeats: int = Field(1, ge=1, le=64)
+    """Clips cut from each decoded sample (repeated augmentation)."""
+    loader_workers: int = Field(4, ge=0, le=256)
+    """Data loader processes per training worker; 0 reads in the training process itself."""
+    prefetch_batches: int = Field(2, ge=1)
+    """Batches that each data loader process prepares in advance."""
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    """Largest fraction of unreadable samples in the data set; the run stops beyond it."""
+    read_timeout_s: float = Field(30.0, gt=0)
+    """Seconds allowed to read and decode one sample; a sample that takes longer counts as bad."""
+    read_memory_mib: int = Field(4096, ge=1024)
+    """Address space of a decoding process, in MiB; a sample that needs more counts as bad."""
+    decoder: VideoDecoder = "pyav"
+    """Video decoder. pyav: exact for every file, detects damage, and faster. decord: decord for files that it is known
+    to decode correctly, pyav for all others."""
+    retries: int = Field(3, ge=0, le=20)
+    """Retries of a failed read from remote storage."""
+    cache_dir: str | None = None
+    """Local folder that caches remote files and evicts the least recently used. Default: no cache."""
+    cache_limit_mib: int = Field(10_240, ge=1)
+    """Size limit of the cache folder, in MiB."""
+
+    @model_validator(mode="after")
+    def _frame_names(self) -> DataConfig:
+        """Confine frame names to their folder: the config may come from an untrusted REST client."""
+        name = self.frame_name
+        if not _FRAME_NAME.fullmatch(name) or name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(
+                f"data.frame_name={name!r} must be a relative file name inside the frame folder: {{}} or {{:05}} is "
+                "replaced by the frame number, {folder} by the folder's name"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scales(self) -> DataConfig:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"data.crop_scale={self.crop_scale} must be two fractions with 0 < low <= high <= 1")
+        return self
+
+
+class OptimConfig(Section):
+    """AdamW with the official parameter groups: no decay on biases, norms, tokens and positions."""
+
+    batch_size: int = Field(256, ge=1)
+    """Samples per optimiser step over all workers; each sample yields data.repeats clips."""
+    base_lr: float = Field(1.5e-4, gt=0)
+    """Peak learning rate, per 256 samples: lr = base_lr x batch_size / 256. Repeats are not counted, as in AMD."""
+    min_lr: float = Field(1e-5, ge=0)
+    """Learning rate at the end of the schedule, per 256 samples."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon, added to the denominator."""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's decoupled weight decay."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Maximum global norm of the gradients. Default: no clipping."""
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate of the optimiser."""
+        return self.base_lr * self.batch_size / 256
+
+    @property
+    def final_lr(self) -> float:
+        """Learning rate of the optimiser at the end of the schedule."""
+        return self.min_lr * self.batch_size / 256
+
+
+class ScheduleConfig(Section):
+    """Learning rate schedule: linear warm-up from 0, then cosine decay, updated every step."""
+
+    epochs: int | None = Field(None, ge=1)
+    """Length of the run in epochs; set either epochs or steps."""
+    steps: int | None = Field(None, ge=1)
+    """Length of the run in optimiser steps; set either epochs or steps."""
+    warmup_epochs: int | None = Field(None, ge=0)
+    """Length of the warm-up in epochs. Default: no warm-up, unless warmup_steps is set."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Length of the warm-up in optimiser steps. Default: no warm-up, unless warmup_epochs is set."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> ScheduleConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("schedule.epochs and schedule.steps: give exactly one, the length of the run")
+        if self.warmup_epochs is not None and self.warmup_steps is not None:
+            raise ValueError("schedule.warmup_epochs and schedule.warmup_steps: give at most one")
+        if self.epochs is not None and (self.warmup_epochs or 0) >= self.epochs + 1:
+            raise ValueError(f"schedule.warmup_epochs={self.warmup_epochs} must not be above epochs={self.epochs}")
+        if self.steps is not None and (self.warmup_steps or 0) > self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps={self.warmup_steps} must not be above steps={self.steps}: give both"
+            )
+        return self
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
+
+    def total_warmup_steps(self, steps_per_epoch: int) -> int:
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return (self.warmup_epochs or 0) * steps_per_epoch
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written and which are kept."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """Optimiser steps between checkpoints. Default: no limit by steps."""
+    every_minutes: float | None = Field(15.0, gt=0)
+    """Minutes between checkpoints, in addition to every_steps; whichever comes first."""
+    keep_last: int = Field(2, ge=1)
+    """Number of most recent checkpoints to keep."""
+    keep_best: int = Field(0, ge=0)
+    """Number of checkpoints with the best value of best_metric to keep, in addition to keep_last."""
+    best_metric: str = "loss/total"
+    """Metric that ranks checkpoints, as named in the run's metrics. Lower is better for losses, higher for all
+    others."""
+    pin_steps: tuple[int, ...] = ()
+    """Steps at which a checkpoint is always written and never removed."""
+    deadline_s: float = Field(60.0, gt=0)
+    """Seconds allowed for the final checkpoint when a run is stopped (SIGTERM, cancellation, preemption)."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        return "loss" not in self.best_metric
+
+
+class Retries(Section):
+    """Maximum number of restarts from the newest checkpoint, by cause of failure."""
+
+    infrastructure: int = Field(3, ge=0)
+    """Restarts after infrastructure failures, such as a lost node or a crashed worker."""
+    preemption: int = Field(10, ge=0)
+    """Restarts after a node was preempted."""
+    user: int = Field(0, ge=0)
+    """Restarts after errors in config, data or code; 0 by default, because these errors recur."""
+
+
+class ScalingConfig(Section):
+    """Workers, devices and precision."""
+
+    workers: Annotated[tuple[int, int], BeforeValidator(as_pair)] = (1, 1)
+    """Training workers (DDP ranks): a number, or [min, max] for an elastic run, which adapts gradient accumulation to
+    keep batch size and learning rate."""
+    device: Device = "auto"
+    """Device of the workers; auto uses a GPU where one is available."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """CPUs that Ray reserves per worker."""
+    threads_per_worker: int | None = Field(None, ge=1)
+    """PyTorch threads per worker on CPU. Default: the machine's cores divided among its workers."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Maximum samples per forward pass of a worker; gradients accumulate up to optim.batch_size. Default: the
+    worker's whole share of the batch."""
+    precision: Precision = "auto"
+    """Numeric precision. bf16: bfloat16 autocast. auto: bf16 on GPU, fp32 on CPU."""
+    compile: bool = False
+    """Whether to compile the transformer blocks with torch.compile."""
+    retries: Retries = Retries()
+    """Restarts after a failure."""
+    start_timeout_s: float = Field(300.0, gt=0)
+    """Seconds to wait for the cluster to provide the workers' resources before the run fails as infeasible."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ScalingConfig:
+        low, high = self.workers
+        if not 1 <= low <= high:
+            raise ValueError(
+                f"scaling.workers={list(self.workers)} must be a positive number, or [min, max] with 1 <= min <= max"
+            )
+        return self
+
+    def worker_resources(self, gpu: bool) -> dict[str, float]:
+        """Resources that one worker requests, keyed by Ray's resource names."""
+        return {"CPU": self.cpus_per_worker, **({"GPU": 1.0} if gpu else {})}
+
+    @property
+    def min_cpus(self) -> int:
+        """CPUs that the minimum number of workers needs in total, rounded up to whole CPUs."""
+        return max(1, math.ceil(self.workers[0] * self.cpus_per_worker))
+
+
+class TrackingConfig(Section):
+    """Logging of metrics, and the guard against collapsed features."""
+
+    log_every_steps: int = Field(10, ge=1)
+    """Optimiser steps between two lines of metrics."""
+    tensorboard: bool = True
+    """Whether to write TensorBoard event files."""
+    mlflow: str | None = None
+    """MLflow tracking URI; requires the extra `mlflow`. Default: no MLflow."""
+    mlflow_experiment: str = "amd"
+    """Name of the MLflow experiment."""
+    guard_every_steps: int = Field(200, ge=0)
+    """Optimiser steps between two measurements of the collapse guard, which estimates the effective rank of the
+    student's features; 0 turns it off."""
+    guard_min_rank: float = Field(0.02, ge=0, le=1)
+    """Effective rank of the student's features, as a fraction of their width, below which the guard warns."""

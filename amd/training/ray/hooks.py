@@ -1,0 +1,61 @@
+"""The training loop's hooks on a Ray Train worker: stop requests, preemption and events, through the coordinator."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from amd.training.reporting.progress import Event
+
+
+class RayRunHooks:
+    """RunHooks of one worker, for one run.
+
+    Metrics do not go through `ray.train.report`: Ray 2.60 buffers one report and collects it at its health check, once
+    a second, so a run that logs more often would block.
+    """
+
+    def __init__(self, coordinator: Any, rank: int) -> None:
+        self._coordinator = coordinator
+        self._stop, self._closed = threading.Event(), threading.Event()
+        if rank == 0:
+            listen_for_stop(coordinator, self._stop, self._closed)
+            self.emit({"kind": "workers", "placement_group": _placement_group()})
+
+    def stop_requested(self) -> bool:
+        return self._stop.is_set()
+
+    def preempted(self) -> bool:
+        import ray.train
+
+        return ray.train.get_preemption_info() is not None
+
+    def emit(self, event: Event) -> None:
+        self._coordinator.emit.remote(event)
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+def listen_for_stop(coordinator: Any, stop: threading.Event, closed: threading.Event) -> None:
+    """Set `stop` once the driver requests it. Polls in a thread that ends when `closed` is set."""
+    import ray
+
+    def poll() -> None:
+        while not closed.wait(1.0):
+            try:
+                if ray.get(coordinator.stop_requested.remote(), timeout=30):
+                    stop.set()
+                    return
+            except Exception:  # the driver is gone, and this process with it
+                return
+
+    threading.Thread(target=poll, name="stop-listener", daemon=True).start()
+
+
+def _placement_group() -> str | None:
+    """Return the id of this worker's placement group, for a process that may have to release it later."""
+    from ray.util.placement_group import get_current_placement_group
+
+    group = get_current_placement_group()
+    return group.id.hex() if group is not None else None

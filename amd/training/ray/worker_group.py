@@ -1,0 +1,224 @@
+"""Worker groups: Ray Train workers that stay alive between runs, and the driver's side of one attempt.
+
+Ray Train places workers, sets up torch.distributed, detects lost workers, resizes elastic groups and announces
+preemption. Runs resume from our own checkpoint store (see `checkpoints`), and retries are counted by `launch`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from amd.config import ScalingConfig
+from amd.training.ray.cluster import FORWARDED, free_workers, uses_gpu, wait_for_resources
+from amd.training.ray.coordinator import WAIT, CoordinatorActor
+from amd.training.ray.hooks import RayRunHooks
+from amd.training.reporting.progress import Watcher
+from amd.training.run_folder import RunSpec
+
+POLL_S = 0.25
+STOP_GRACE_S = 15.0  # beyond checkpoint.deadline_s, for the step during which a stop arrives
+CLOSE_S = 20.0  # for idle workers to exit
+PRELOADED_MODULES = (
+    "amd.training.trainer.pretraining",
+    "torch._dynamo",
+)  # every run needs them (any optimizer imports the second); seconds each
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Ray Train's worker function: work on one run after another until the coordinator is closed."""
+    import ray
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from amd.data.loading.processes import fork_server
+    from amd.training.process_group import ProcessGroup
+
+    context, coordinator = ray.train.get_context(), settings["coordinator"]
+    fork_server()  # it imports torch too, while this process waits for a run
+    for module in PRELOADED_MODULES:
+        importlib.import_module(module)
+    device = ray.train.torch.get_device() if settings["gpu"] else torch.device("cpu")
+    cores = (os.cpu_count() or 1) // context.get_local_world_size()
+    number = 0
+    while (task := ray.get(coordinator.next_task.remote(number))) is not None:
+        if task == WAIT:
+            time.sleep(POLL_S)
+            continue
+        number, spec = task["number"], RunSpec(**task["spec"])
+        torch.set_num_threads(spec.scaling().threads_per_worker or max(1, cores))
+        group = ProcessGroup(context.get_world_rank(), context.get_world_size(), device)
+        with contextlib.closing(RayRunHooks(coordinator, group.rank)) as hooks:
+            outcome = _import_function(task["work"])(spec, group, hooks)
+        if group.is_main:
+            ray.get(coordinator.finish.remote(number, asdict(outcome)))
+
+
+def _import_function(path: str) -> Callable[..., Any]:
+    """Import a function given as `module:name`."""
+    module, _, name = path.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+class WorkerGroup:
+    """Ray Train workers that process runs one at a time.
+
+    Starting them takes tens of seconds on a small machine, mostly imports, so a group of fixed size is reused for later
+    runs: a student after its teacher, or the demo's runs.
+    """
+
+    def __init__(self, name: str, scaling: ScalingConfig, gpu: bool) -> None:
+        import ray
+
+        self.reusable = scaling.workers[0] == scaling.workers[1]
+        self._coordinator = ray.remote(num_cpus=0)(CoordinatorActor).remote()
+        self._error: BaseException | None = None
+        self._lost = False
+        self._placement_group: str | None = None
+
+        def run() -> None:
+            try:
+                with tempfile.TemporaryDirectory(prefix="amd-ray-train-", ignore_cleanup_errors=True) as scratch:
+                    _trainer(name, scaling, gpu, self._coordinator, scratch).fit()
+            except BaseException as error:  # raised again on the driver's thread
+                self._error = error
+
+        # In a thread, so that the main thread still receives signals and updates the progress bar.
+        self._thread = threading.Thread(target=run, name="ray-train-fit", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._lost
+
+    def attempt(
+        self, spec: RunSpec, work: Callable[..., Any], deadline_s: float, stop: threading.Event, watcher: Watcher
+    ) -> dict[str, Any] | None:
+        """Work on a run until it ends or is stopped; return its outcome, or None past the deadline.
+
+        Raises what Ray Train raises; the group is then unusable.
+        """
+        import ray
+
+        # By name: with the function itself, the coordinator would import torch to unpickle it.
+        path = f"{work.__module__}:{work.__qualname__}"
+        ray.get(self._coordinator.submit.remote({"spec": spec.to_dict(), "work": path}))
+        give_up_at = float("inf")
+        while self._thread.is_alive():
+            self._thread.join(POLL_S)
+            outcome = self._forward_events(watcher)
+            if outcome is not None:
+                return outcome
+            if stop.is_set() and give_up_at == float("inf"):
+                give_up_at = time.monotonic() + deadline_s + STOP_GRACE_S
+                ray.get(self._coordinator.stop.remote())
+                watcher.log("stopping: the workers save a last checkpoint")
+            if time.monotonic() > give_up_at:
+                self._lost = True
+                return None
+        outcome = self._forward_events(watcher)
+        if outcome is None:
+            self._free()
+            raise self._error or RuntimeError("the workers exited without reporting an outcome")
+        return outcome
+
+    def close(self) -> None:
+        """End the workers and release what they hold."""
+        import ray
+
+        if self.alive and ray.is_initialized():
+            with contextlib.suppress(Exception):  # a cluster that is gone has no workers left
+                ray.get(self._coordinator.close.remote(), timeout=CLOSE_S)
+                self._thread.join(CLOSE_S)
+        if not self.alive:
+            self._free()
+
+    def _free(self) -> None:
+        """Release the workers' placement group, in case Ray's controller died before it could."""
+        import ray
+
+        if self._placement_group is not None and ray.is_initialized():
+            free_workers(self._placement_group)
+        self._placement_group = None
+
+    def _forward_events(self, watcher: Watcher) -> dict[str, Any] | None:
+        """Pass the workers' events on; return the outcome if it is among them."""
+        import ray
+
+        outcome = None
+        for event in ray.get(self._coordinator.drain_events.remote()):
+            if event["kind"] == "outcome":
+                outcome = {key: value for key, value in event.items() if key != "kind"}
+            else:
+                if event["kind"] == "workers":
+                    self._placement_group = event["placement_group"]
+                watcher.on_event(event)
+        return outcome
+
+
+_reusable_groups: dict[str, WorkerGroup] = {}  # by their size and resources; closed with the outermost `cluster`
+
+
+def worker_group(name: str, scaling: ScalingConfig, stop: threading.Event) -> WorkerGroup:
+    """Return a running group of this size, or start one. Raises InfeasibleResources and ConfigError."""
+    gpu = uses_gpu(scaling)
+    key = f"{scaling.workers} of {scaling.worker_resources(gpu)}"
+    found = _reusable_groups.get(key)
+    if found is not None and found.alive:
+        return found
+    close_groups()  # they hold what the new one needs
+    wait_for_resources(scaling, gpu, stop)
+    group = WorkerGroup(name, scaling, gpu)
+    if group.reusable:
+        _reusable_groups[key] = group
+    return group
+
+
+def close_groups() -> None:
+    """End idle workers, to free their resources."""
+    while _reusable_groups:
+        _reusable_groups.popitem()[1].close()
+
+
+def _trainer(name: str, scaling: ScalingConfig, gpu: bool, coordinator: Any, scratch: str) -> Any:
+    from ray.train import FailureConfig, RunConfig
+    from ray.train import ScalingConfig as RayScaling
+    from ray.train.torch import TorchTrainer
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's is untyped
+        """TorchTrainer without Ray's placement group cleaner.
+
+        The cleaner is a process of 230 MB per run that never exits after its controller is killed: its exit call runs
+        in a thread and ends that thread alone (Ray 2.60). `free_workers` replaces it.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+    least, most = scaling.workers
+    environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    return Trainer(
+        train_worker,
+        train_loop_config={"coordinator": coordinator, "gpu": gpu},
+        scaling_config=RayScaling(
+            num_workers=most if least == most else (least, most),
+            use_gpu=gpu,
+            resources_per_worker=scaling.worker_resources(gpu),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=scratch,  # nothing of ours is kept there
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+            worker_runtime_env={"env_vars": environment} if environment else None,
+        ),
+    )
