@@ -1,1 +1,1 @@
-"""Search over masking ratios, alignment layers, generators and recipes: Ray Tune around the same launch as one run."""
+"""Hyperparameter search over masking ratios, alignment layers, generators and recipes, on Ray Tune."""

@@ -1,6 +1,6 @@
-"""`python -m tune_spaces --config FILE [key=value …]`: a sweep as a job, for `ray job submit` and for programs.
+"""Entry point `python -m tune_spaces --config FILE [key=value …]`, for `ray job submit` and other programs.
 
-Exit codes: 0 done, 1 failed or stopped, 2 bad input.
+Exit codes: 0 success, 1 failed or stopped, 2 invalid input.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ import sys
 from collections.abc import Sequence
 
 from amd.config import parse_overrides
-from amd.entry_point import ended
+from amd.entry_point import run_entry_point
 from tune_spaces.load_config import load_search
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tune_spaces", description="Search over how a student is distilled."
+        prog="python -m tune_spaces", description="Run a sweep over distillation settings."
     )
-    parser.add_argument("--config", help="a sweep as JSON or YAML, file or URL")
-    parser.add_argument("--preset", help="a named recipe to vary, where the file names none")
-    parser.add_argument("--json", action="store_true", help="end with one JSON line on standard output")
+    parser.add_argument("--config", help="sweep config as a JSON or YAML file or URL")
+    parser.add_argument("--preset", help="preset to vary; overrides the one named in the file")
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args(words)
+    options = parser.parse_args(args)
 
-    def work() -> int:
+    def run() -> int:
         config = load_search(options.preset, options.config, parse_overrides(options.overrides))
-        from tune_spaces.search.run import search  # torch: only once the config is known to be good
+        from tune_spaces.search.run import search  # imports torch, so only after the config is validated
 
         result = search(config)
         if options.json:
             print(result.model_dump_json(), flush=True)
         return result.exit_code
 
-    return ended(work, "goes on from the newest checkpoints")
+    return run_entry_point(run, "resumes from the latest checkpoints")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""Every word of a sweep, one frozen tree like a run's: what is varied, how points are chosen, when a trial is stopped,
-and what may be spent. Torch-free and Ray-free."""
+"""Configuration of a sweep: what varies, how points are chosen, when trials stop, and the budget.
+
+One frozen tree, like a run's config. Imports neither torch nor Ray.
+"""
 
 from __future__ import annotations
 
@@ -18,28 +20,28 @@ Stopping = Literal["none", "asha", "hyperband"]
 Metric = Literal["eval/knn_top1", "eval/knn_centred_top1", "eval/top1"]
 Cost = Literal["teacher_gflops", "step_gflops"]
 
-SHARE = 4  # of a population, one in so many is replaced and as many have children: Ray Tune's default
-EARLIEST, LATEST = 0.2, 0.5  # of a trial's length, where the first rung is left to us
+POPULATION_DIVISOR = 4  # one trial in four is replaced, and as many have children: Ray Tune's default quantile
+MIN_FIRST_RUNG, MAX_FIRST_RUNG = 0.2, 0.5  # as a fraction of a trial's length, when first_rung is unset
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 
-def _number(value: Any) -> Any:
-    """1e-3 as a number: YAML 1.1 reads it as text, and a JSON file may hold it."""
+def _parse_exponents(value: Any) -> Any:
+    """Convert strings such as "1e-3" to floats: YAML 1.1 reads them as text, and a JSON file may hold them."""
     if isinstance(value, list | tuple):
-        return [_number(item) for item in value]
+        return [_parse_exponents(item) for item in value]
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 class Dimension(Section):
-    """What one name of a space may be: one of `choices`, or a number from `low` to `high`."""
+    """Values of one dimension of a space: one of `choices`, or a number from `low` to `high`."""
 
-    choices: Annotated[tuple[Any, ...] | None, BeforeValidator(_number)] = Field(None, min_length=1)
+    choices: Annotated[tuple[Any, ...] | None, BeforeValidator(_parse_exponents)] = Field(None, min_length=1)
     low: float | None = None
     high: float | None = None
     log: bool = False
-    """Draw the logarithm evenly."""
+    """Sampling on a logarithmic scale."""
     step: float | None = Field(None, gt=0)
-    """Only low, low + step, …: what a grid needs of a range."""
+    """Spacing of values, starting at `low`; required to use a range in a grid."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Dimension:
@@ -61,107 +63,114 @@ class Dimension(Section):
         return self
 
 
-def _named(values: object) -> object:
-    """Dimensions from what a user writes. A dimension's rules do not know its name; here it is told."""
+def _parse_dimensions(values: object) -> object:
+    """Parse dimensions as a user writes them, and prefix each problem with the name of its dimension."""
     if not isinstance(values, Mapping):
         return values
-    made, problems = {}, []
+    parsed, problems = {}, []
     for name, value in values.items():
         try:
-            made[name] = value if isinstance(value, Dimension) else _dimension(value)
+            parsed[name] = value if isinstance(value, Dimension) else _parse_dimension(value)
         except ConfigError as error:
             problems += [f"dimensions.{name}: {line}" for line in error.problems]
     if problems:
         raise ValueError("\n".join(problems))
-    return made
+    return parsed
 
 
-def _dimension(value: object) -> Dimension:
+def _parse_dimension(value: object) -> Dimension:
     if isinstance(value, list | tuple):
         return validate(Dimension, {"choices": value})
     if not isinstance(value, Mapping):
-        raise ConfigError([f"{value!r} is no dimension; give choices: [a, b, …], or low and high"])
+        raise ConfigError([f"{value!r} is not a dimension; give choices: [a, b, …], or low and high"])
     return validate(Dimension, value)
 
 
 class SpaceConfig(Section):
-    """The union of named spaces and of dimensions of one's own; or a study: a few named variants, all of them run."""
+    """Search space: named spaces and custom dimensions combined, or a study whose named variants all run."""
 
     use: tuple[SpaceName, ...] = ()
+    """Named spaces to combine."""
     study: StudyName | None = None
-    dimensions: Annotated[dict[str, Dimension], BeforeValidator(_named)] = Field(default_factory=dict)
-    """By name: a word of the named spaces (masking.student_ratio, alignment.layers, …), or any key of a training
-    config (optim.base_lr). A list is short for choices. A name that a used space has too replaces its dimension."""
+    """Named study; excludes `use` and `dimensions`."""
+    dimensions: Annotated[dict[str, Dimension], BeforeValidator(_parse_dimensions)] = Field(default_factory=dict)
+    """Custom dimensions by name: a parameter of a named space (masking.student_ratio, alignment.layers, …) or any key
+    of a training config (optim.base_lr). A list is short for `choices`. A dimension replaces the one of the same name
+    in a used space."""
 
     @model_validator(mode="after")
-    def _something(self) -> SpaceConfig:
+    def _not_empty(self) -> SpaceConfig:
         if self.study is not None and (self.use or self.dimensions):
-            raise ValueError("space.study is a space of its own; take space.use and space.dimensions out")
+            raise ValueError("space.study defines its own space; remove space.use and space.dimensions")
         if not (self.use or self.study or self.dimensions):
-            raise ValueError("space: nothing is varied; give space.use, space.study or space.dimensions")
+            raise ValueError("space: nothing varies; give space.use, space.study or space.dimensions")
         if len(set(self.use)) < len(self.use):
-            raise ValueError(f"space.use={list(self.use)} repeats; name each space once")
+            raise ValueError(f"space.use={list(self.use)} repeats a space; name each once")
         return self
 
 
-def changes_in_mid_run(name: str) -> bool:
-    """Whether a run may go on with another value: it shapes neither networks nor batches."""
+def can_change_mid_run(name: str) -> bool:
+    """Whether a run can continue with another value, because it shapes neither networks nor batches."""
     return name.startswith(("recipe.", "optim.")) and name != "optim.batch_size"
 
 
 class BudgetConfig(Section):
-    """What ends a sweep; whichever is reached first. Trials that run then end at their next rung."""
+    """Limits of a sweep, whichever is reached first. Trials running at that point end at their next rung."""
 
     trials: int = Field(20, ge=1)
-    """Points tried, the paper's default among them; for pbt the population, whose members live side by side."""
+    """Number of points to try, the base config included; for pbt, the size of the population."""
     hours: float | None = Field(None, gt=0)
-    """Wall time, over restarts."""
+    """Wall time in hours, summed over restarts; downtime excluded."""
     clips: int | None = Field(None, ge=1)
-    """Clips learnt from, by all trials and seeds together."""
+    """Training clips over all trials and seeds."""
 
 
 class SearchConfig(Section):
-    """One sweep, complete."""
+    """Complete configuration of a sweep."""
 
     train: TrainConfig
-    """The run that trials vary. Its section `probe` says on which labelled data they are compared: required, but for
-    demo data, which brings a split for choosing settings."""
+    """Training config that trials vary. Its `probe` section names the labelled data on which trials are compared;
+    required except for demo data, which has a split for model selection."""
     space: SpaceConfig
+    """Parameters to vary, and their values."""
     algorithm: Algorithm = "random"
-    """grid: every point. random. tpe: Optuna's. pbt: population based training, for the space `recipe`: at each rung
-    the worst quarter makes room for children of the best, which go on from their parents' weights."""
+    """Search algorithm. grid: every point, in order. random: independent draws. tpe: Optuna's Tree-structured Parzen
+    Estimator. pbt: population based training for the space `recipe`; at each rung, children of the best trials replace
+    the worst quarter and continue from their parents' weights."""
     stopping: Stopping = "asha"
-    """asha: a trial that is worse at a rung than the best of those before it (1 in `reduction`) ends there.
-    hyperband: the same, some trials starting from later rungs. none: every trial runs to its end."""
+    """Early stopping. asha: a trial stops at a rung unless it ranks in the top 1/`reduction` of the trials scored there
+    so far. hyperband: the same, with some trials first judged at later rungs. none: every trial runs to completion."""
     rungs: int = Field(3, ge=1, le=10)
-    """How often a trial is probed: at its end, at 1/reduction of its length, 1/reduction², …, closer together where
-    `first_rung` is later than that; evenly spaced for pbt."""
+    """Number of probes per trial: at the end, at 1/`reduction` of its length, 1/`reduction`², …; closer together if
+    `first_rung` is later than the earliest of these, and evenly spaced for pbt."""
     reduction: int = Field(3, ge=2, le=10)
+    """Reduction factor of early stopping: one in this many trials continues past a rung."""
     first_rung: float | None = Field(None, gt=0, lt=1)
-    """How far a trial has come, of 1, when it may first be stopped. None: no earlier than a fifth of its length, and
-    twice its warm-up: before that the learning rate has hardly been at work, and ASHA would decide nearly by lot."""
+    """Fraction of a trial's length at its first rung. Default: at least a fifth, and at least twice the warm-up (up to
+    half); before that, the learning rate is too low for scores to predict the ranking."""
     metric: Metric = "eval/knn_top1"
-    """What is maximised: a figure of the probe. Never a loss: losses of different mask ratios cannot be compared."""
+    """Probe metric to maximise. Never a loss, because losses at different mask ratios are not comparable."""
     against: Cost | None = None
-    """A cost to minimise at the same time (tpe): GFLOP of the teacher or of the whole step for each clip."""
+    """Cost to minimise as a second objective (tpe only): GFLOPs per clip of the teacher or of the whole step."""
     seeds: int = Field(1, ge=1, le=100)
-    """Runs of each trial, with the seeds train.seed, train.seed + 1, …; the mean of their figures is compared."""
+    """Runs per trial, with seeds train.seed, train.seed + 1, …; trials are compared by the mean over seeds."""
     at_once: int | None = Field(None, ge=1)
-    """Trials side by side; none: as many as the cluster has room for."""
+    """Maximum number of concurrent trials; default: as many as fit the cluster."""
     budget: BudgetConfig = BudgetConfig()
+    """Limits on trials, wall time and training clips."""
     retries: int = Field(2, ge=0)
-    """Times a trial whose processes were lost is begun again from its newest checkpoints."""
+    """Number of restarts of a trial from its latest checkpoints after its processes are lost."""
     storage: str | None = None
-    """Root of runs and encoders; none: train.storage, else the environment's AMD_STORAGE."""
+    """Storage root for runs and encoders; default: train.storage, then the environment variable AMD_STORAGE."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$")
-    """The sweep's id. The same name with the same config continues the sweep."""
+    """Id of the sweep. The same name with the same config resumes it."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Of the search; a run's own seed is train.seed."""
+    """Random seed of the search; the seed of training is train.seed."""
 
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        """A study runs all its variants to their end; a population has no other way to end its worst."""
+        """Set the defaults of a study, which runs all variants to completion, and of pbt, which stops no trials."""
         if not isinstance(values, Mapping):
             return values
         space = values.get("space")
@@ -174,21 +183,25 @@ class SearchConfig(Section):
     def _rules(self) -> SearchConfig:
         problems = []
         if self.train.objective.kind != "amd":
-            problems.append("train.objective.kind=mae: a sweep varies how a teacher is used; take a config with one")
-        least, most = self.train.scaling.workers
-        if least != most:
             problems.append(
-                f"train.scaling.workers={[least, most]}: trials take a fixed number of workers, so that their speeds "
-                "can be compared; give one number"
+                "train.objective.kind=mae: a sweep varies how a teacher is used; use a config with a teacher"
+            )
+        minimum, maximum = self.train.scaling.workers
+        if minimum != maximum:
+            problems.append(
+                f"train.scaling.workers={[minimum, maximum]}: trials need a fixed number of workers so that "
+                "their speeds are comparable; give one number"
             )
         if self.against is not None and self.algorithm != "tpe":
-            problems.append(f"against={self.against}: only algorithm=tpe searches two objectives")
+            problems.append(
+                f"against={self.against}: only algorithm=tpe supports two objectives; set it, or remove against"
+            )
         if self.against is not None and self.stopping != "none":
             problems.append(f"against={self.against}: two objectives have no order to stop by; set stopping=none")
         if self.algorithm == "pbt":
             problems += self._population_problems()
         if self.space.study and (self.algorithm != "grid" or self.stopping != "none"):
-            problems.append("space.study runs all its variants to their end: take algorithm=grid, stopping=none")
+            problems.append("space.study runs every variant to completion: set algorithm=grid, stopping=none")
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -201,44 +214,45 @@ class SearchConfig(Section):
                 "stopping=none"
             )
         fixed = [f"space.use={[name]}" for name in self.space.use if name != "recipe"]
-        fixed += [f"space.dimensions.{name}" for name in self.space.dimensions if not changes_in_mid_run(name)]
+        fixed += [f"space.dimensions.{name}" for name in self.space.dimensions if not can_change_mid_run(name)]
         fixed += [f"space.study={self.space.study}"] * (self.space.study is not None)
         problems += [
-            f"{what}: algorithm=pbt changes runs on their way, which only a recipe can bear; take space.use=[recipe] "
-            "or dimensions of optim other than optim.batch_size"
-            for what in fixed
+            f"{field}: algorithm=pbt changes values in the middle of a run, which only a recipe allows; use "
+            "space.use=[recipe] or dimensions of optim other than optim.batch_size"
+            for field in fixed
         ]
         if self.rungs < 2:
-            problems.append("rungs=1: algorithm=pbt replaces trials between rungs; take 2 or more")
+            problems.append("rungs=1: algorithm=pbt replaces trials between rungs; set 2 or more")
         if self.seeds > 1:
-            problems.append(f"seeds={self.seeds}: a child of algorithm=pbt goes on from one run; set seeds=1")
-        if self.budget.trials < SHARE:
+            problems.append(f"seeds={self.seeds}: a child in algorithm=pbt continues a single run; set seeds=1")
+        if self.budget.trials < POPULATION_DIVISOR:
             problems.append(
-                f"budget.trials={self.budget.trials}: is the population of algorithm=pbt, of which a quarter is "
-                f"replaced at each rung; take {SHARE} or more"
+                f"budget.trials={self.budget.trials}: this is the population of algorithm=pbt, a quarter of which is "
+                f"replaced at each rung; set {POPULATION_DIVISOR} or more"
             )
         return problems
 
     def fractions(self) -> tuple[float, ...]:
-        """How far a trial has come at each rung, ascending to 1."""
+        """Fraction of a trial's length at each rung, ascending to 1."""
         if self.algorithm == "pbt":
             return tuple((rung + 1) / self.rungs for rung in range(self.rungs))
         gaps = self.rungs - 1
-        first = self.first_rung or max(float(self.reduction) ** -gaps, self._settled())
+        first = self.first_rung or max(float(self.reduction) ** -gaps, self._default_first_rung())
         return (*(first ** ((gaps - rung) / gaps) for rung in range(gaps)), 1.0)
 
-    def _settled(self) -> float:
-        """The least that a trial must have learnt before figures mean something."""
+    def _default_first_rung(self) -> float:
+        """Earliest fraction of a trial's length at which scores are informative."""
         schedule = self.train.schedule
         warmup = schedule.warmup_steps if schedule.epochs is None else schedule.warmup_epochs
         twice = 2 * (warmup or 0) / (schedule.epochs or schedule.steps or 1)
-        return max(EARLIEST, min(twice, LATEST))
+        return max(MIN_FIRST_RUNG, min(twice, MAX_FIRST_RUNG))
 
-    def decides(self) -> dict[str, Any]:
-        """What decides a sweep's points and figures: not its place, its name, its budget, or how many run at once."""
-        means = {"storage", "name", "budget", "at_once", "retries", "train"}
-        decides = {**self.model_dump(mode="json", exclude=means), "train": self.train.digest(), "probe": self._probe()}
-        return decides | ({"budget.trials": self.budget.trials} if self.algorithm == "pbt" else {})
+    def identity(self) -> dict[str, Any]:
+        """Settings that determine a sweep's points and scores; a sweep resumes only if they are unchanged.
 
-    def _probe(self) -> Any:
-        return self.train.probe.model_dump(mode="json") if self.train.probe else None
+        Storage, name, budget, retries and concurrency are excluded.
+        """
+        excluded = {"storage", "name", "budget", "at_once", "retries", "train"}
+        probe = self.train.probe.model_dump(mode="json") if self.train.probe else None
+        settings = {**self.model_dump(mode="json", exclude=excluded), "train": self.train.digest(), "probe": probe}
+        return settings | ({"budget.trials": self.budget.trials} if self.algorithm == "pbt" else {})

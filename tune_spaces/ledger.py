@@ -1,7 +1,7 @@
-"""A sweep's ledger: one JSON record a trial below the sweep's folder, from which everything is rebuilt.
+"""Ledger of a sweep: one JSON record per trial, stored in the sweep's folder.
 
-The searcher, the scheduler and the report read these and nothing else: Tune's own state, a pickle, is never read again.
-Only the sweep's driver writes. No torch, no Ray.
+The searcher, the scheduler and the report rebuild their state from these records alone; Ray Tune's own pickled state is
+never read. Only the sweep's driver writes. Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -18,79 +18,83 @@ TrialState = Literal["running", "succeeded", "stopped", "failed"]
 
 
 class Rung(BaseModel):
-    """What a trial was worth when it had come so far."""
+    """Score of a trial at one rung."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     fraction: float
-    """Of its whole length."""
+    """Fraction of the trial's length."""
     step: int
     score: float
-    """The metric, the mean over seeds."""
+    """Value of the sweep's metric, averaged over seeds."""
     figures: dict[str, tuple[float, ...]]
-    """Every figure of the probe, by seed."""
+    """Probe metrics by name, one value per seed."""
     clips: int
-    """Learnt from up to here, over all seeds; what a parent learnt is not counted."""
+    """Training clips so far over all seeds, excluding those of a parent."""
     seconds: float
-    """Of training up to here, the mean over seeds; probes and starts not counted, nor a parent's."""
+    """Training time so far, averaged over seeds, excluding probes, startup and a parent's training."""
     time: float
-    """When it was told, seconds since 1970."""
+    """Time of the report, in seconds since the epoch."""
 
     @property
     def clips_per_s(self) -> float:
-        """Of one run."""
+        """Training speed of a single run."""
         seeds = max((len(by_seed) for by_seed in self.figures.values()), default=1)
         return self.clips / seeds / self.seconds if self.seconds else 0.0
 
 
 class TrialRecord(BaseModel):
+    """State of one trial."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     number: int
-    """From 0."""
+    """Number of the trial, from 0."""
     point: dict[str, Any]
-    """Of the space: the chosen value of each dimension."""
+    """Chosen value of each dimension of the space."""
     overrides: dict[str, Any]
-    """What that is in the training config, dotted keys."""
+    """Overrides of the training config for this point, by dotted key."""
     baseline: bool = False
-    """The config that the sweep starts from: the paper's default in our presets."""
+    """Whether the point is the base config of the sweep."""
     digest: str = ""
-    """Of that training config."""
+    """Digest of the resulting training config."""
     parent: int | None = None
-    """The trial whose weights it began from; only in population based training."""
+    """Trial whose weights this one starts from; only in population based training."""
     inherited: int = 0
-    """Steps that its weights had learnt by then."""
+    """Training steps of the inherited weights."""
     born: int = 0
-    """The level of its first rung; at those before it was still its parent."""
+    """Level of its first rung; earlier rungs belong to its parent."""
     state: TrialState = "running"
-    """running: not ended yet, wherever its processes are. stopped: ended early at a rung, or replaced there."""
+    """State of the trial. running: not finished, whether or not its processes are alive. stopped: ended early or
+    replaced at a rung."""
     reason: str | None = None
     message: str = ""
     runs: tuple[str, ...] = ()
-    """Run ids, by seed."""
+    """Run ids, one per seed."""
     encoders: tuple[str, ...] = ()
-    """Folders of published encoders, by seed; of trials that came to their end."""
+    """Folders of published encoders, one per seed; empty unless the trial reached its last rung."""
     rungs: tuple[Rung, ...] = ()
     costs: dict[str, float] = {}
-    """teacher_gflops and step_gflops, for each clip."""
+    """Costs per clip: teacher_gflops and step_gflops."""
     attempts: int = 1
     began: float
     ended: float | None = None
     sweep_seconds: float = 0.0
-    """How long the sweep had lasted when this was written, over restarts, down times not counted."""
+    """Duration of the sweep when this record was written, summed over restarts; downtime excluded."""
 
     @property
-    def ended_well(self) -> bool:
+    def completed(self) -> bool:
+        """Whether the trial succeeded or was stopped early."""
         return self.state in ("succeeded", "stopped")
 
     @property
     def level(self) -> int:
-        """Of its next rung, from 0."""
+        """Level of its next rung, from 0."""
         return self.born + len(self.rungs)
 
     @property
     def score(self) -> float | None:
-        """At its last rung."""
+        """Score at its latest rung."""
         return self.rungs[-1].score if self.rungs else None
 
 
@@ -99,7 +103,7 @@ def first_line(message: str) -> str:
 
 
 class Ledger:
-    """The records of one sweep, in memory and on storage alike."""
+    """Records of one sweep, held in memory and mirrored to storage."""
 
     def __init__(self, run_folder: str) -> None:
         self._folder = join(run_folder, TRIALS)
@@ -113,7 +117,7 @@ class Ledger:
         write_json(join(self._folder, f"{record.number:04d}.json"), record.model_dump(mode="json"))
         self.records[record.number] = record
 
-    def told(self) -> list[tuple[TrialRecord, Rung]]:
-        """All rungs in the order in which they were told."""
+    def rungs_by_time(self) -> list[tuple[TrialRecord, Rung]]:
+        """Return all rungs in the order they were reported."""
         rungs = [(record, rung) for record in self.records.values() for rung in record.rungs]
-        return sorted(rungs, key=lambda told: (told[1].time, told[0].number))
+        return sorted(rungs, key=lambda pair: (pair[1].time, pair[0].number))

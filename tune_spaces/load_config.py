@@ -1,5 +1,7 @@
-"""A sweep's config from a preset or a file, options and overrides: what the command, `python -m tune_spaces` and a job
-share."""
+"""Load a sweep's config from a preset or a file, plus overrides.
+
+Shared by `amd search`, `python -m tune_spaces` and search jobs.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,14 @@ from amd.config import ConfigError, TrainConfig, overridden, validate
 from amd.presets.pretraining import preset, read_config_file
 from tune_spaces.config import SearchConfig
 
-SECTIONS = frozenset(TrainConfig.model_fields) - frozenset(SearchConfig.model_fields)
-DIMENSIONS = "space.dimensions."
-WHAT = "a preset's name in place of `train`, and changes to it"
+TRAIN_SECTIONS = frozenset(TrainConfig.model_fields) - frozenset(SearchConfig.model_fields)
+DIMENSIONS_PREFIX = "space.dimensions."
 
 
 def load_search(preset_name: str | None, url: str | None, overrides: Mapping[str, Any]) -> SearchConfig:
-    """A sweep's config: a file with the fields of SearchConfig, or a preset to vary, with dotted overrides.
+    """Load a sweep's config from a file with the fields of SearchConfig, or from a preset, and apply dotted overrides.
 
-    In a file `preset: NAME` and `overrides: {…}` may stand in place of `train`. Overrides name the sweep's own fields
+    In a file, `preset: NAME` and `overrides: {…}` can replace `train`. Overrides address fields of the sweep
     (budget.trials, space.use, seeds) or sections of the run that trials vary (optim.base_lr, train.seed). Raises
     ConfigError with one line per problem.
     """
@@ -26,30 +27,36 @@ def load_search(preset_name: str | None, url: str | None, overrides: Mapping[str
 
 
 def search_from(preset_name: str | None, given: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchConfig:
-    """The same from values at hand in place of a file."""
+    """Build a sweep's config from the values of a file, as `load_search` does."""
     values = dict(given)
     changes = values.pop("overrides", None) or {}
-    named = preset_name or values.pop("preset", None)
+    chosen_preset = preset_name or values.pop("preset", None)
     values.pop("preset", None)
     if not isinstance(changes, Mapping):
-        raise ConfigError([f"overrides={changes!r}: must be a mapping of dotted keys, {WHAT}"])
-    if named is not None:
+        raise ConfigError([f"overrides={changes!r}: must be a mapping of dotted keys to values"])
+    if chosen_preset is not None:
         if "train" in values:
-            raise ConfigError(["train: the file holds a whole run and a preset is given too; take one of them"])
-        values["train"] = preset(str(named)).config.model_dump(mode="json")
+            raise ConfigError(
+                ["train: the file contains a complete run and a preset is given too; keep only one of them"]
+            )
+        values["train"] = preset(str(chosen_preset)).config.model_dump(mode="json")
     elif "train" not in values:
         raise ConfigError(
-            ["train: which run is varied? give --preset NAME, or a file with `preset: NAME` or a whole run as `train`"]
+            [
+                "train: required, the run to vary; give --preset NAME, or a file with `preset: NAME` or a complete run "
+                "as `train`"
+            ]
         )
-    moved = {_placed(key): value for key, value in {**changes, **overrides}.items()}
-    named = {key.removeprefix(DIMENSIONS): moved.pop(key) for key in list(moved) if key.startswith(DIMENSIONS)}
+    moved = {_full_key(key): value for key, value in {**changes, **overrides}.items()}
+    dimension_keys = [key for key in moved if key.startswith(DIMENSIONS_PREFIX)]
+    dimensions = {key.removeprefix(DIMENSIONS_PREFIX): moved.pop(key) for key in dimension_keys}
     changed = overridden(values, moved)
-    if named:  # a dimension's name has dots of its own: it is no path
+    if dimensions:  # the name of a dimension contains dots, so it is not a path
         space = changed["space"] = {**(changed.get("space") or {})}
-        space["dimensions"] = {**(space.get("dimensions") or {}), **named}
+        space["dimensions"] = {**(space.get("dimensions") or {}), **dimensions}
     return validate(SearchConfig, changed)
 
 
-def _placed(key: str) -> str:
-    """`optim.base_lr` means the run's."""
-    return f"train.{key}" if key.split(".")[0] in SECTIONS else key
+def _full_key(key: str) -> str:
+    """Prefix keys of the run with `train.`: `optim.base_lr` becomes `train.optim.base_lr`."""
+    return f"train.{key}" if key.split(".")[0] in TRAIN_SECTIONS else key

@@ -31,16 +31,19 @@ TWO = {"algorithm": "tpe", "against": "teacher_gflops"}
 PBT = {"algorithm": "pbt", "seeds": 1, "space": {"use": ["recipe"]}}
 
 RULES: list[tuple[dict[str, Any], str]] = [
-    ({"train": mae(tiny_video_config()).model_dump(mode="json")}, "train.objective.kind=mae: ~take a config with one"),
+    (
+        {"train": mae(tiny_video_config()).model_dump(mode="json")},
+        "train.objective.kind=mae: ~use a config with a teacher",
+    ),
     (
         {"train": tiny_image_config(scaling__workers=[1, 2]).model_dump(mode="json")},
         "train.scaling.workers=[1, 2]: ~fixed number of workers~give one number",
     ),
-    ({"against": "step_gflops"}, "against=step_gflops: ~only algorithm=tpe searches two objectives"),
+    ({"against": "step_gflops"}, "against=step_gflops: ~only algorithm=tpe supports two objectives"),
     (TWO, "against=teacher_gflops: ~no order to stop by; set stopping=none"),
     ({**PBT, "stopping": "asha"}, "stopping=asha: algorithm=pbt ~instead of stopping them; set stopping=none"),
-    ({**PBT, "space": MASKING}, "space.use=['masking']: algorithm=pbt ~take space.use=[recipe]"),
-    ({**PBT, "space": {"use": ["recipe", "masking"]}}, "space.use=['masking']: algorithm=pbt ~take space.use=[recipe]"),
+    ({**PBT, "space": MASKING}, "space.use=['masking']: algorithm=pbt ~use space.use=[recipe]"),
+    ({**PBT, "space": {"use": ["recipe", "masking"]}}, "space.use=['masking']: algorithm=pbt ~use space.use=[recipe]"),
     (
         {**PBT, "space": {"dimensions": {"student.generator.depth": [1, 2]}}},
         "space.dimensions.student.generator.depth: algorithm=pbt ~or dimensions of optim",
@@ -49,16 +52,19 @@ RULES: list[tuple[dict[str, Any], str]] = [
         {**PBT, "space": {"use": ["recipe"], "dimensions": {"optim.batch_size": [64, 128]}}},
         "space.dimensions.optim.batch_size: algorithm=pbt ~other than optim.batch_size",
     ),
-    ({**PBT, "seeds": 3}, "seeds=3: a child of algorithm=pbt goes on from one run; set seeds=1"),
-    ({**PBT, "budget": {"trials": 3}}, "budget.trials=3: is the population ~take 4 or more"),
-    ({**PBT, "space": {"study": "layers"}}, "space.study runs all its variants to their end: take algorithm=grid"),
-    ({**PBT, "rungs": 1}, "rungs=1: algorithm=pbt replaces trials between rungs; take 2 or more"),
-    ({"space": {"study": "layers"}, "algorithm": "random"}, "space.study ~take algorithm=grid, stopping=none"),
-    ({"space": {"study": "layers"}, "stopping": "asha"}, "space.study ~take algorithm=grid, stopping=none"),
-    ({"space": {}}, "space: nothing is varied; give space.use, space.study or space.dimensions"),
-    ({"space": {"use": ["masking", "masking"]}}, "space.use=['masking', 'masking'] repeats; ~once"),
-    ({"space": {"study": "layers", "use": ["masking"]}}, "space.study is a space of its own; take space.use and "),
-    ({"space": {"study": "layers", "dimensions": {"optim.eps": [1, 2]}}}, "space.study ~space.dimensions out"),
+    ({**PBT, "seeds": 3}, "seeds=3: a child in algorithm=pbt continues a single run; set seeds=1"),
+    ({**PBT, "budget": {"trials": 3}}, "budget.trials=3: this is the population ~set 4 or more"),
+    ({**PBT, "space": {"study": "layers"}}, "space.study runs every variant to completion: set algorithm=grid"),
+    ({**PBT, "rungs": 1}, "rungs=1: algorithm=pbt replaces trials between rungs; set 2 or more"),
+    ({"space": {"study": "layers"}, "algorithm": "random"}, "space.study ~set algorithm=grid, stopping=none"),
+    ({"space": {"study": "layers"}, "stopping": "asha"}, "space.study ~set algorithm=grid, stopping=none"),
+    ({"space": {}}, "space: nothing varies; give space.use, space.study or space.dimensions"),
+    ({"space": {"use": ["masking", "masking"]}}, "space.use=['masking', 'masking'] repeats a space; ~once"),
+    ({"space": {"study": "layers", "use": ["masking"]}}, "space.study defines its own space; remove space.use and "),
+    (
+        {"space": {"study": "layers", "dimensions": {"optim.eps": [1, 2]}}},
+        "space.study ~remove space.use and space.dimensions",
+    ),
     ({"space": {"use": ["msking"]}}, "space.use.0='msking': ~'masking'"),
     ({"space": {"study": "lairs"}}, "space.study='lairs': ~'layers'"),
     ({"space": {"uses": ["masking"]}}, "space.uses: unknown key; did you mean use?"),
@@ -107,8 +113,8 @@ DIMENSIONS: list[tuple[Any, str]] = [
     ([1, 2, 1], "choices=[1, 2, 1] repeat; give each once"),
     ([], "choices=[]: "),
     ({"lo": 1, "high": 2}, "lo: unknown key; did you mean low?"),
-    (3, "3 is no dimension; give choices: [a, b, …], or low and high"),
-    (None, "None is no dimension"),
+    (3, "3 is not a dimension; give choices: [a, b, …], or low and high"),
+    (None, "None is not a dimension"),
 ]
 
 
@@ -192,7 +198,7 @@ def test_rungs_of_population_based_training_are_evenly_spaced() -> None:
 )
 def test_place_name_budget_and_room_decide_nothing(changes: dict[str, Any]) -> None:
     config = ledgers.search()
-    assert with_overrides(config, changes).decides() == config.decides()
+    assert with_overrides(config, changes).identity() == config.identity()
 
 
 @pytest.mark.parametrize(
@@ -213,13 +219,13 @@ def test_place_name_budget_and_room_decide_nothing(changes: dict[str, Any]) -> N
 )
 def test_all_else_decides(changes: dict[str, Any]) -> None:
     config = ledgers.search()
-    assert with_overrides(config, changes).decides() != config.decides()
+    assert with_overrides(config, changes).identity() != config.identity()
 
 
 def test_a_population_decides_and_its_other_budgets_do_not() -> None:
     config = ledgers.search(**PBT)
-    assert with_overrides(config, {"budget.trials": 50}).decides() != config.decides()
-    assert with_overrides(config, {"budget.hours": 3}).decides() == config.decides()
+    assert with_overrides(config, {"budget.trials": 50}).identity() != config.identity()
+    assert with_overrides(config, {"budget.hours": 3}).identity() == config.identity()
 
 
 def test_a_population_is_not_stopped_early_unless_told() -> None:

@@ -109,13 +109,13 @@ def test_a_probe_given_by_hand_is_the_runs() -> None:
 
 
 MISTAKES: list[tuple[str | None, Any, dict[str, Any], str]] = [
-    (None, None, MASKING, "train: which run is varied? give --preset NAME"),
-    (None, MASKING, {}, "train: which run is varied? give --preset NAME"),
-    (None, {}, {}, "train: which run is varied?"),
+    (None, None, MASKING, "train: required, the run to vary; give --preset NAME"),
+    (None, MASKING, {}, "train: required, the run to vary; give --preset NAME"),
+    (None, {}, {}, "train: required, the run to vary"),
     ("demo-imge-amd", None, MASKING, "preset='demo-imge-amd': unknown; did you mean demo-image-amd?"),
     (None, {**MASKING, "preset": "demo-imge-amd"}, {}, "did you mean demo-image-amd?"),
-    (PRESET, {**MASKING, "train": {}}, {}, "train: the file holds a whole run and a preset is given too; take one"),
-    (None, {**MASKING, "train": {}, "preset": PRESET}, {}, "train: the file holds a whole run and a preset"),
+    (PRESET, {**MASKING, "train": {}}, {}, "train: the file contains a complete run and a preset is given too"),
+    (None, {**MASKING, "train": {}, "preset": PRESET}, {}, "train: the file contains a complete run and a preset"),
     (None, {**MASKING, "preset": PRESET, "overrides": ["optim.base_lr=1"]}, {}, "overrides=['optim.base_lr=1']: must"),
     (PRESET, None, {}, "space: required, but not given"),
     (PRESET, None, {**MASKING, "optim.baselr": 1}, "train.optim.baselr: unknown key; did you mean base_lr?"),

@@ -1,6 +1,6 @@
-"""The numbers of a sweep's report: differences, the cheapest, who shares a choice, what mattered.
+"""Figures of a sweep's report: differences to the baseline, Pareto front, groups and importance.
 
-Values in, values out. Knows nothing of pictures or pages.
+Pure functions, independent of plots and pages.
 """
 
 from __future__ import annotations
@@ -13,96 +13,99 @@ from pydantic import BaseModel, ConfigDict
 
 from tune_spaces.ledger import TrialState
 from tune_spaces.report.formatting import short, title
-from tune_spaces.report.sweep import Sweep, Trial, dimensions, key, resolved
+from tune_spaces.report.sweep import SweepHistory, TrialHistory, dimensions, key, resolved_config
 
 CONFIDENCE = 0.95
-FEW = 4  # comparable trials below which nothing is said of importance
+MIN_IMPORTANCE_TRIALS = 4
 
 
-class Row(BaseModel):
-    """One trial, as the table shows it."""
+class TrialRow(BaseModel):
+    """One trial, as a row of the report's table."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     number: int
     title: str
-    """Its point in words."""
+    """Title of its point."""
     state: TrialState
     baseline: bool = False
     parent: int | None = None
-    """The trial whose weights it began from."""
+    """Trial whose weights this one started from."""
     best: bool = False
     compared: bool = False
-    """It reached the rung at which the best was chosen."""
+    """Whether it reached the rung at which the best trial was selected."""
     rung: int | None = None
-    """The furthest it reached, from 1."""
+    """Highest rung it reached, from 1."""
     fraction: float | None = None
     score: float | None = None
-    """There, the mean over seeds."""
+    """Score at that rung, averaged over seeds."""
     by_seed: tuple[float, ...] = ()
     difference: float | None = None
-    """To the baseline, at the furthest rung that both reached."""
+    """Difference to the baseline at the highest rung that both reached."""
     interval: tuple[float, float] | None = None
-    """95 % interval of that difference, paired by seed; none for one seed."""
+    """95 % interval of that difference, paired by seed; none for a single seed."""
     difference_rung: int | None = None
     clips_per_s: float | None = None
-    """Measured while training, of one run."""
+    """Measured training speed of a single run."""
     teacher_gflops: float | None = None
     on_front: bool = False
-    """No compared trial is both better and faster."""
+    """Whether no compared trial is both better and faster."""
     reason: str = ""
-    """Of a trial that failed."""
+    """Reason and message of a failed trial."""
     overrides: dict[str, Any] = {}
     runs: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ()
 
 
 class Report(BaseModel):
-    """What is known of a sweep so far."""
+    """Report of a sweep so far."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     verdict: str
     best: int | None
-    """Number of the best trial; none where all that were scored failed."""
+    """Number of the best trial; none if every scored trial failed."""
     metric: str
     rungs: int
-    rows: tuple[Row, ...]
-    """Compared trials first, the best on top; then those that ended earlier; failed ones last."""
+    rows: tuple[TrialRow, ...]
+    """Trials: compared ones first, the best on top, then those that ended earlier, failed ones last."""
     folder: str
-    """Where the report is."""
+    """Folder of the report."""
     files: tuple[str, ...]
-    """In that folder."""
+    """Files in that folder."""
 
 
 class Difference(NamedTuple):
-    """Ours less theirs."""
+    """Difference between two means."""
 
     value: float
-    interval: tuple[float, float] | None  # none: it cannot be known
+    interval: tuple[float, float] | None  # None if there are too few seeds
 
 
 class Importance(NamedTuple):
+    """Share of the score's variance that each dimension explains."""
+
     level: int
     trials: int
-    shares: dict[str, float]  # of the score's variance, the highest first
+    shares: dict[str, float]  # by dimension, the highest first
 
 
-def rows(sweep: Sweep) -> tuple[Row, ...]:
+def trial_rows(sweep: SweepHistory) -> tuple[TrialRow, ...]:
+    """Return the rows of the report's table."""
     compared = {trial.number for trial in sweep.compared}
-    best, front = sweep.best, {trial.number for trial in fastest(sweep)}
+    best, front = sweep.best, {trial.number for trial in speed_front(sweep)}
     names = dimensions(sweep)
 
-    def row(trial: Trial) -> Row:
+    def row(trial: TrialHistory) -> TrialRow:
         record, rung = trial.record, trial.rungs.get(trial.reach)
-        seen: dict[str, Any] = {}
+        scores: dict[str, Any] = {}
         if rung is not None:
-            seen = {"rung": trial.reach + 1, "fraction": rung.fraction, "score": rung.score}
-            seen |= {"by_seed": sweep.seeds(rung), "clips_per_s": rung.clips_per_s or None}
-        level, difference = to_baseline(sweep, trial)
+            scores = {"rung": trial.reach + 1, "fraction": rung.fraction, "score": rung.score}
+            scores |= {"by_seed": sweep.seeds(rung), "clips_per_s": rung.clips_per_s or None}
+        level, difference = difference_to_baseline(sweep, trial)
         if difference is not None:
-            seen |= {"difference": difference.value, "interval": difference.interval, "difference_rung": level + 1}
-        return Row(
+            scores |= {"difference": difference.value, "interval": difference.interval, "difference_rung": level + 1}
+        return TrialRow(
             number=trial.number,
             title=title(record.point, names),
             state=record.state,
@@ -116,18 +119,20 @@ def rows(sweep: Sweep) -> tuple[Row, ...]:
             overrides=record.overrides,
             runs=record.runs,
             encoders=record.encoders,
-            **seen,
+            **scores,
         )
 
-    def order(trial: Trial) -> tuple[bool, int, float, int]:
+    def order(trial: TrialHistory) -> tuple[bool, int, float, int]:
         score = trial.rungs[trial.reach].score if trial.rungs else 0.0
         return trial.failed, -trial.reach, -score, trial.number
 
     return tuple(row(trial) for trial in sorted(sweep.trials, key=order))
 
 
-def to_baseline(sweep: Sweep, trial: Trial, confidence: float = CONFIDENCE) -> tuple[int, Difference | None]:
-    """A trial's difference to the baseline at the furthest level that both reached, and that level."""
+def difference_to_baseline(
+    sweep: SweepHistory, trial: TrialHistory, confidence: float = CONFIDENCE
+) -> tuple[int, Difference | None]:
+    """Return the highest level that a trial and the baseline both reached, and their difference there."""
     base = sweep.baseline
     if base is None or base.failed or trial.failed or trial.number == base.number:
         return -1, None
@@ -138,84 +143,86 @@ def to_baseline(sweep: Sweep, trial: Trial, confidence: float = CONFIDENCE) -> t
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float], confidence: float = CONFIDENCE) -> Difference:
-    """The mean difference and Student's t interval of differences paired by seed; none for one seed.
+    """Return the mean difference and Student's t interval of differences paired by seed.
 
-    Different numbers of seeds cannot be paired.
+    No interval for a single seed or unequal numbers of seeds.
     """
     value = mean(ours) - mean(theirs)
     if len(ours) != len(theirs) or len(ours) < 2:
         return Difference(value, None)
-    from scipy.stats import t  # type: ignore[import-untyped]  # scikit-learn brings it
+    from scipy.stats import t  # type: ignore[import-untyped]  # a dependency of scikit-learn
 
     pairs = [a - b for a, b in zip(ours, theirs, strict=True)]
     half = float(t.ppf((1 + confidence) / 2, len(pairs) - 1)) * stdev(pairs) / len(pairs) ** 0.5
     return Difference(value, (value - half, value + half))
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points no other beats: as high in both, higher in one."""
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the indices of points that no other dominates; both coordinates are maximised."""
 
-    def beaten(point: tuple[float, float]) -> bool:
+    def dominated(point: tuple[float, float]) -> bool:
         return any(a >= point[0] and b >= point[1] and (a, b) != point for a, b in points)
 
-    return [number for number, point in enumerate(points) if not beaten(point)]
+    return [number for number, point in enumerate(points) if not dominated(point)]
 
 
-def fastest(sweep: Sweep) -> list[Trial]:
-    """The compared trials that no other beats in both score and measured speed."""
-    timed = [trial for trial in sweep.compared if trial.rungs[sweep.top].clips_per_s]
-    points = [(trial.rungs[sweep.top].score, trial.rungs[sweep.top].clips_per_s) for trial in timed]
-    return [timed[number] for number in front(points)]
+def speed_front(sweep: SweepHistory) -> list[TrialHistory]:
+    """Return the compared trials that no other beats in both score and measured speed."""
+    timed = [trial for trial in sweep.compared if trial.rungs[sweep.top_level].clips_per_s]
+    points = [(trial.rungs[sweep.top_level].score, trial.rungs[sweep.top_level].clips_per_s) for trial in timed]
+    return [timed[number] for number in pareto_front(points)]
 
 
-class Group(NamedTuple):
-    """Trials that share a choice."""
+class TrialGroup(NamedTuple):
+    """Trials that share a value."""
 
     label: str
-    trials: list[Trial]
+    trials: list[TrialHistory]
 
     @property
     def reach(self) -> int:
         return max(trial.reach for trial in self.trials)
 
-    def at(self, level: int) -> list[Trial]:
+    def at(self, level: int) -> list[TrialHistory]:
         return [trial for trial in self.trials if level in trial.rungs]
 
     def score(self, level: int) -> float:
         return mean(trial.rungs[level].score for trial in self.at(level))
 
 
-def groups(sweep: Sweep, labels: Mapping[int, str]) -> list[Group]:
-    """Comparable trials by label: those that came furthest first, among them the best first."""
-    sharing: dict[str, list[Trial]] = {}
-    for trial in sweep.alive:
-        sharing.setdefault(labels[trial.number], []).append(trial)
-    found = [Group(label, trials) for label, trials in sharing.items()]
+def groups(sweep: SweepHistory, labels: Mapping[int, str]) -> list[TrialGroup]:
+    """Group scored trials by label, ordered by highest level, then by score."""
+    by_label: dict[str, list[TrialHistory]] = {}
+    for trial in sweep.scored:
+        by_label.setdefault(labels[trial.number], []).append(trial)
+    found = [TrialGroup(label, trials) for label, trials in by_label.items()]
     return sorted(found, key=lambda group: (-group.reach, -group.score(group.reach), group.label))
 
 
-def by_layers(sweep: Sweep) -> list[Group]:
-    """Trials by their aligned layer pairs; empty where all have the same."""
-    found = groups(sweep, {trial.number: short(resolved(sweep, trial)["objective"]["layers"]) for trial in sweep.alive})
+def by_layers(sweep: SweepHistory) -> list[TrialGroup]:
+    """Group trials by aligned layer pairs; empty if all have the same pairs."""
+    found = groups(
+        sweep, {trial.number: short(resolved_config(sweep, trial)["objective"]["layers"]) for trial in sweep.scored}
+    )
     return found if len(found) > 1 else []
 
 
-def by_variant(sweep: Sweep) -> list[Group]:
-    """Trials of a study by variant."""
+def by_variant(sweep: SweepHistory) -> list[TrialGroup]:
+    """Group the trials of a study by variant."""
     if sweep.config.space.study is None:
         return []
-    return groups(sweep, {trial.number: short(trial.record.point.get("variant", "?")) for trial in sweep.alive})
+    return groups(sweep, {trial.number: short(trial.record.point.get("variant", "?")) for trial in sweep.scored})
 
 
-def importance(sweep: Sweep) -> Importance | None:
-    """How much of the score's variance each dimension explains, by fANOVA, at the level where most can be compared.
+def importance(sweep: SweepHistory) -> Importance | None:
+    """Return the share of the score's variance that each dimension explains (fANOVA), at the level with most trials.
 
-    None for fewer than 4 trials, fewer than 2 dimensions, or equal scores, and for a population: a score is that of a
-    whole line of points.
+    None for fewer than 4 trials, fewer than 2 dimensions, equal scores, or a population, where a score results from
+    several points.
     """
     if sweep.config.algorithm == "pbt":
         return None
-    level = sweep.fullest
+    level = sweep.widest_level
     trials = sweep.at(level)
     values: dict[str, list[Any]] = {}
     for name in dimensions(sweep):
@@ -223,7 +230,7 @@ def importance(sweep: Sweep) -> Importance | None:
         if len(column) == len(trials) and len({key(value) for value in column}) > 1:
             values[name] = column
     scores = [trial.rungs[level].score for trial in trials]
-    if len(trials) < FEW or len(values) < 2 or len(set(scores)) == 1:
+    if len(trials) < MIN_IMPORTANCE_TRIALS or len(values) < 2 or len(set(scores)) == 1:
         return None
     import optuna
 
@@ -236,7 +243,7 @@ def importance(sweep: Sweep) -> Importance | None:
         else:
             values[name] = [key(value) for value in column]
             domains[name] = optuna.distributions.CategoricalDistribution(sorted(set(values[name])))
-    level_of_talk = optuna.logging.get_verbosity()
+    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.create_study(direction="maximize")
@@ -246,7 +253,7 @@ def importance(sweep: Sweep) -> Importance | None:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         shares = optuna.importance.get_param_importances(study, evaluator=evaluator, params=list(domains))
     finally:
-        optuna.logging.set_verbosity(level_of_talk)
+        optuna.logging.set_verbosity(verbosity)
     return Importance(level, len(trials), dict(sorted(shares.items(), key=lambda item: -item[1])))
 
 
@@ -254,7 +261,7 @@ def numeric(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def logarithmic(sweep: Sweep, name: str, values: Sequence[Any]) -> bool:
-    """Whether a dimension is one of orders of magnitude."""
-    asked = sweep.config.space.dimensions.get(name)
-    return min(values) > 0 and (bool(asked and asked.log) or max(values) / min(values) >= 30)
+def logarithmic(sweep: SweepHistory, name: str, values: Sequence[Any]) -> bool:
+    """Whether a dimension spans orders of magnitude."""
+    dimension = sweep.config.space.dimensions.get(name)
+    return min(values) > 0 and (bool(dimension and dimension.log) or max(values) / min(values) >= 30)

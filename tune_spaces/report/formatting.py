@@ -1,4 +1,4 @@
-"""Values, points and differences in few letters."""
+"""Compact formatting of values, points and differences."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def title(point: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """A point in words; of a study, its variant."""
+    """Return the title of a point; for a study, its variant."""
     if set(point) == {"variant"}:
         return short(point["variant"])
     return ", ".join(f"{names[name]} {short(point[name])}" for name in names if name in point) or "as given"
 
 
 def short(value: Any) -> str:
-    """A value in a few letters: 0.0015, 2→3 4→6 for layer pairs."""
+    """Format a value compactly, for example 0.0015, or 2→3 4→6 for layer pairs."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, float):
@@ -31,19 +31,19 @@ def short(value: Any) -> str:
 
 
 def share(fraction: float) -> str:
-    """1/9 for 0.111…, else percent."""
+    """Format a fraction as 1/9 for 0.111…, otherwise in percent."""
     exact = Fraction(fraction).limit_denominator(1000)
     return str(exact) if abs(float(exact) - fraction) < 1e-9 else f"{100 * fraction:.2g} %"
 
 
 def signed(value: float) -> str:
-    """+1.2; 0.0 without a sign."""
+    """Format a number with its sign; 0.0 has none."""
     text = f"{value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """One value as it is; several as mean ± sample standard deviation."""
+    """Format one value as is, several as mean ± sample standard deviation."""
     if not values:
         return "–"
     sd = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""

@@ -1,42 +1,42 @@
-"""A sweep's report as a page for people (Markdown) and for the terminal. Knows nothing of how it was found."""
+"""Render a sweep's report as Markdown and for the terminal, independent of how its figures are computed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tune_spaces.report.figures import Report, Row, importance
+from tune_spaces.report.figures import Report, TrialRow, importance
 from tune_spaces.report.formatting import share, signed, spread
-from tune_spaces.report.sweep import Sweep
-from tune_spaces.report.verdict import METRICS
+from tune_spaces.report.sweep import SweepHistory
+from tune_spaces.report.verdict import METRIC_NAMES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-MEANING = {
-    "eval/knn_top1": "percent of held-out samples whose class the nearest labelled samples name, by frozen features of "
-    "the student; nothing is trained for it",
-    "eval/knn_centred_top1": "percent of held-out samples whose class the nearest labelled samples name, by frozen "
-    "features of the student less their mean; nothing is trained for it",
-    "eval/top1": "percent of held-out samples whose class a linear classifier names, trained on frozen features of the "
-    "student",
+METRIC_DESCRIPTIONS = {
+    "eval/knn_top1": "percentage of held-out samples classified correctly by their nearest labelled samples in the "
+    "space of the student's frozen features; no training involved",
+    "eval/knn_centred_top1": "percentage of held-out samples classified correctly by their nearest labelled samples in "
+    "the space of the student's frozen, mean-centred features; no training involved",
+    "eval/top1": "percentage of held-out samples classified correctly by a linear classifier trained on the student's "
+    "frozen features",
 }
 WHY_PROBES = (
-    "Losses of different mask ratios cannot be compared (more or less is hidden, so the task is another), and "
-    "therefore a probe on held-out data is what is maximised."
+    "Losses at different mask ratios cannot be compared, because hiding more or less changes the task; the sweep "
+    "therefore maximises a probe on held-out data."
 )
 
 
-class Shown(NamedTuple):
-    """A picture of the page."""
+class PagePicture(NamedTuple):
+    """A plot on the page."""
 
     file: str
     title: str
     caption: str
 
 
-COLUMNS: dict[str, Callable[[Row], str]] = {
+COLUMNS: dict[str, Callable[[TrialRow], str]] = {
     "trial": lambda row: str(row.number),
     "point": lambda row: row.title,
     "parent": lambda row: "–" if row.parent is None else str(row.parent),
@@ -51,7 +51,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 IN_PAGE_ONLY = ("clips/s", "teacher GFLOP")
 
 
-def _difference(row: Row) -> str:
+def _difference(row: TrialRow) -> str:
     if row.baseline:
         return "baseline"
     if row.difference is None:
@@ -62,24 +62,24 @@ def _difference(row: Row) -> str:
     return text if row.difference_rung == row.rung else f"{text} at rung {row.difference_rung}"
 
 
-def _state(row: Row) -> str:
+def _state(row: TrialRow) -> str:
     marks = ["best"] if row.best else []
     return ", ".join([*marks, row.state])
 
 
 def headings(report: Report) -> list[str]:
-    """The columns that have something to show."""
+    """Return the columns that are not empty."""
     return [name for name, cell in COLUMNS.items() if any(cell(row) != "–" for row in report.rows)]
 
 
 def _title(report: Report) -> str:
-    spreads = max((len(row.by_seed) for row in report.rows), default=1)
-    over = f", mean ± sd of {spreads} seeds" if spreads > 1 else ""
-    return f"{METRICS.get(report.metric, report.metric)}{over}"
+    seeds = max((len(row.by_seed) for row in report.rows), default=1)
+    over = f", mean ± sd of {seeds} seeds" if seeds > 1 else ""
+    return f"{METRIC_NAMES.get(report.metric, report.metric)}{over}"
 
 
 def table(report: Report) -> Table:
-    """All trials in one rich table that fits a terminal of 80 columns; report.md has the costs too."""
+    """Return a table of all trials that fits 80 columns; report.md adds speed and cost."""
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -88,18 +88,18 @@ def table(report: Report) -> Table:
     for name in names:
         left = name in ("point", "state")
         shown.add_column(name, justify="left" if left else "right", no_wrap=name != "point")
-    was: bool | None = None
+    previous: bool | None = None
     for row in report.rows:
-        if was is not None and was != row.compared:
-            shown.add_section()  # what is below the line is not comparable with what is above it
-        was = row.compared
+        if previous is not None and previous != row.compared:
+            shown.add_section()  # trials below the line cannot be compared with those above it
+        previous = row.compared
         style = "bold green" if row.best else "cyan" if row.baseline else None if row.compared else "dim"
         shown.add_row(*(_plain(COLUMNS[name](row)) for name in names), style=style)
     return shown
 
 
 def show(report: Report) -> RenderableType:
-    """The report for a terminal: verdict, trials, what failed, where the files are."""
+    """Return the report for a terminal: verdict, trials, failures and files."""
     from rich.console import Group
     from rich.text import Text
 
@@ -111,17 +111,17 @@ def show(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def markdown(report: Report, sweep: Sweep, pictures: Sequence[Shown]) -> str:
-    """The text of report.md; pictures lie beside it."""
+def markdown(report: Report, sweep: SweepHistory, pictures: Sequence[PagePicture]) -> str:
+    """Return the text of report.md, which refers to plots in the same folder."""
     config = sweep.config
     space = f"study {config.space.study}" if config.space.study else ", ".join(
         [*config.space.use, *config.space.dimensions]
     )  # fmt: skip
     fractions = ", ".join(share(fraction) for fraction in config.fractions())
     how = f"Space: {space}. Algorithm: {config.algorithm}; stopping: {config.stopping}; "
-    how += f"{config.seeds} {'seed' if config.seeds == 1 else 'seeds'} a trial; "
+    how += f"{config.seeds} {'seed' if config.seeds == 1 else 'seeds'} per trial; "
     how += f"probed after {fractions} of a trial's length (rungs 1 to {report.rungs})." if report.rungs > 1 else (
-        "probed at a trial's end."
+        "probed at the end of each trial."
     )  # fmt: skip
     parts = [
         f"# Sweep {config.name or ''}".rstrip(),
@@ -132,14 +132,17 @@ def markdown(report: Report, sweep: Sweep, pictures: Sequence[Shown]) -> str:
     ]
     if failed := [row for row in report.rows if row.state == "failed"]:
         parts.append(
-            "\n".join(f"- Trial {row.number} failed: {_plain(row.reason) or 'no reason told'}" for row in failed)
+            "\n".join(f"- Trial {row.number} failed: {_plain(row.reason) or 'no reason given'}" for row in failed)
         )
     for picture in pictures:
         parts += [f"## {picture.title}", f"![{picture.title}]({picture.file})", picture.caption]
-    parts += ["## What is measured", f"{METRICS[report.metric].capitalize()}: {MEANING[report.metric]}. {WHY_PROBES}"]
+    parts += [
+        "## Metric",
+        f"{METRIC_NAMES[report.metric].capitalize()}: {METRIC_DESCRIPTIONS[report.metric]}. {WHY_PROBES}",
+    ]
     parts.append(_caveats(report, sweep))
     if report.best is not None:
-        parts += ["## Use", "`best.json` is the best trial's complete config, at full length:"]
+        parts += ["## Use", "`best.json` is the complete config of the best trial, at full length:"]
         parts.append("```sh\namd train --config best.json\n```")
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -155,28 +158,28 @@ def _trials(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _caveats(report: Report, sweep: Sweep) -> str:
+def _caveats(report: Report, sweep: SweepHistory) -> str:
     parts = []
     if report.rungs > 1:
         parts.append(
-            "Scores of different rungs are not comparable: a trial is compared with others at the same rung only."
+            "Scores of different rungs are not comparable: a trial is compared only with others at the same rung."
         )
     if any(row.interval for row in report.rows):
         parts.append(
-            "Intervals are 95 %, Student's t of differences paired by seed; each is that of a single comparison."
+            "Intervals are 95 % Student's t intervals of differences paired by seed, each for a single comparison."
         )
     if sweep.config.algorithm == "pbt":
         parts.append(
-            "A child goes on from its parent's weights with another recipe, so a score is that of its whole line; "
-            "`best.json` is the last recipe of the best line, and trained from the start it may come to another score."
+            "A child continues from its parent's weights with another recipe, so its score reflects its ancestry; "
+            "`best.json` is the last recipe of the best trial, and training it from scratch can give another score."
         )
     if (found := importance(sweep)) is not None and sweep.config.space.study is None:
         parts.append(
-            f"Importance rests on {found.trials} trials{' and is a hint at most' if found.trials < 50 else ''}."
+            f"Importance is estimated from {found.trials} trials{', a rough guide' if found.trials < 50 else ''}."
         )
     return " ".join(parts)
 
 
 def _plain(value: str) -> str:
-    """One line, whatever a message holds."""
+    """Collapse whitespace to give a single line."""
     return " ".join(value.split())

@@ -1,4 +1,4 @@
-"""Scores laid out by both mask ratios, many values put into few bins."""
+"""Scores on a grid of both mask ratios, with many values grouped into bins."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from tune_spaces.report.sweep import Sweep, Trial, resolved
+from tune_spaces.report.sweep import SweepHistory, TrialHistory, resolved_config
 
-MOST_VALUES, MOST_BINS = 9, 6  # of an axis; more values are put into bins
+MAX_AXIS_VALUES, MAX_AXIS_BINS = 9, 6  # per axis; more values are grouped into bins
 
 
-class Cell(NamedTuple):
+class RatioCell(NamedTuple):
     """One cell of the map of mask ratios."""
 
     student: int  # column
     teacher: int  # row, from below
-    level: int  # the furthest that its trials reached, up to the level asked for
+    level: int  # highest level its trials reached, up to the requested one
     score: float
     sd: float | None  # over seeds, pooled over its trials
     trials: tuple[int, ...]
@@ -26,21 +26,21 @@ class Cell(NamedTuple):
 class RatioMap(NamedTuple):
     students: list[str]  # labels of the columns, ascending
     teachers: list[str]
-    cells: list[Cell]
-    possible: set[tuple[int, int]]  # (column, row) where the teacher does not see less than the student
+    cells: list[RatioCell]
+    possible: set[tuple[int, int]]  # (column, row) where the teacher sees at least what the student sees
 
 
-def ratio_map(sweep: Sweep, level: int) -> RatioMap | None:
-    """Scores by mask ratios, each cell at the furthest rung up to `level` that any of its trials reached.
+def ratio_map(sweep: SweepHistory, level: int) -> RatioMap | None:
+    """Return scores by mask ratios, each cell at the highest level up to `level` that any of its trials reached.
 
-    Its score is the mean of those trials. None where the ratios do not vary.
+    A cell's score is the mean of those trials. None if the ratios do not vary.
     """
-    placed = [(trial, resolved(sweep, trial)["mask"]) for trial in sweep.alive if min(trial.rungs) <= level]
+    placed = [(trial, resolved_config(sweep, trial)["mask"]) for trial in sweep.scored if min(trial.rungs) <= level]
     ratios = [(trial, float(mask["student_ratio"]), float(mask["teacher_ratio"])) for trial, mask in placed]
-    everywhere = [resolved(sweep, trial)["mask"] for trial in sweep.alive]  # the same axes at every level
+    everywhere = [resolved_config(sweep, trial)["mask"] for trial in sweep.scored]  # use the same axes at every level
     students, columns = bins([float(mask["student_ratio"]) for mask in everywhere])
     teachers, lines = bins([float(mask["teacher_ratio"]) for mask in everywhere])
-    groups: dict[tuple[int, int], list[Trial]] = {}
+    groups: dict[tuple[int, int], list[TrialHistory]] = {}
     for trial, student, teacher in ratios:
         groups.setdefault((columns[student], lines[teacher]), []).append(trial)
     if len({(mask["student_ratio"], mask["teacher_ratio"]) for mask in everywhere}) < 2:
@@ -54,7 +54,7 @@ def ratio_map(sweep: Sweep, level: int) -> RatioMap | None:
         score = mean(trial.rungs[reached].score for trial in there)
         pairs = {(student, teacher) for trial, student, teacher in ratios if trial in there}
         same = all(student == teacher for student, teacher in pairs)
-        cells.append(Cell(column, line, reached, score, sd, tuple(trial.number for trial in there), same))
+        cells.append(RatioCell(column, line, reached, score, sd, tuple(trial.number for trial in there), same))
     lowest = {line: min(value for value, at in lines.items() if at == line) for line in lines.values()}
     highest = {column: max(value for value, at in columns.items() if at == column) for column in columns.values()}
     possible = {(column, line) for column in highest for line in lowest if lowest[line] <= highest[column]}
@@ -62,11 +62,11 @@ def ratio_map(sweep: Sweep, level: int) -> RatioMap | None:
 
 
 def bins(values: Sequence[float]) -> tuple[list[str], dict[float, int]]:
-    """Labels of a few bins, ascending, and where each value belongs; few values stay as they are, and 0 always does."""
+    """Return labels of bins, ascending, and the bin of each value; few values get one bin each, and so does 0."""
     distinct = sorted(set(values))
-    if len(distinct) <= MOST_VALUES:
+    if len(distinct) <= MAX_AXIS_VALUES:
         return [f"{value:.3g}" for value in distinct], {value: at for at, value in enumerate(distinct)}
-    width = next((width for width in (0.05, 0.1) if len({_bin(v, width) for v in distinct}) <= MOST_BINS), 0.2)
+    width = next((width for width in (0.05, 0.1) if len({_bin(v, width) for v in distinct}) <= MAX_AXIS_BINS), 0.2)
     used = sorted({_bin(value, width) for value in distinct})
     labels = ["0" if number < 0 else f"{number * width:.2g}–{(number + 1) * width:.2g}" for number in used]
     return labels, {value: used.index(_bin(value, width)) for value in distinct}

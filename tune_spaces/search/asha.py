@@ -1,7 +1,7 @@
-"""Early stopping: Ray Tune's asynchronous successive halving, made to say the same again after a restart.
+"""Early stopping: Ray Tune's asynchronous successive halving, deterministic across restarts.
 
-A trial is known to it by its number and not by Tune's own id, its bracket follows from that number, and a fresh one
-learns from the ledger what the one before it was told.
+Trials are identified by number instead of Tune's id, the bracket follows from that number, and a new scheduler replays
+the rungs in the ledger.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import Ledger
 
-TIME = "halving_time"  # of a report: 1 at the first rung, reduction at the second, reduction² …
+TIME = "halving_time"  # result key: 1 at the first rung, reduction at the second, reduction² at the third
 
 
-def scheduler(search: SearchConfig, ledger: Ledger) -> TrialScheduler:
+def make_scheduler(search: SearchConfig, ledger: Ledger) -> TrialScheduler:
+    """Return the scheduler of a sweep, in the state that the ledger implies."""
     if search.stopping == "none":
         return FIFOScheduler()
-    made = Halving(search)
-    for record, rung in ledger.told():
-        made.on_trial_add(None, _stand_in(record.number))
-        told = {"level": record.rungs.index(rung), search.metric: rung.score}
-        made.on_trial_result(None, _stand_in(record.number), told)
-    return made
+    halving = SuccessiveHalving(search)
+    for record, rung in ledger.rungs_by_time():
+        halving.on_trial_add(None, _tune_trial(record.number))
+        result = {"level": record.rungs.index(rung), search.metric: rung.score}
+        halving.on_trial_result(None, _tune_trial(record.number), result)
+    return halving
 
 
-class Halving(AsyncHyperBandScheduler):
-    """asha has one bracket; hyperband one for every rung that a trial may start to be judged from."""
+class SuccessiveHalving(AsyncHyperBandScheduler):
+    """Successive halving with one bracket for asha, and for hyperband one per rung at which judging can start."""
 
     def __init__(self, search: SearchConfig) -> None:
         brackets = search.rungs if search.stopping == "hyperband" else 1
@@ -46,25 +47,25 @@ class Halving(AsyncHyperBandScheduler):
         self._search = search
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        return True  # they are set
+        return True  # already set
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         number = _number(trial)
         before = np.random.get_state()
         np.random.seed((self._search.seed * 1_000_003 + number) % 2**32)
         try:
-            super().on_trial_add(tune_controller, _stand_in(number))
+            super().on_trial_add(tune_controller, _tune_trial(number))
         finally:
             np.random.set_state(before)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if "level" not in result:  # a trial that failed
+        if "level" not in result:  # the trial failed
             return str(TrialScheduler.CONTINUE)
-        told = {TIME: self._search.reduction ** result["level"], **result}
-        return str(super().on_trial_result(tune_controller, _stand_in(_number(trial)), told))
+        result = {TIME: self._search.reduction ** result["level"], **result}
+        return str(super().on_trial_result(tune_controller, _tune_trial(_number(trial)), result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """It has heard the last rung already."""
+        """Do nothing: the last rung has been reported already."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         pass
@@ -74,5 +75,5 @@ def _number(trial: Any) -> int:
     return int(trial.config["number"])
 
 
-def _stand_in(number: int) -> Any:
+def _tune_trial(number: int) -> Any:
     return SimpleNamespace(trial_id=str(number), config={"number": number})

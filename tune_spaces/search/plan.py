@@ -1,8 +1,8 @@
-"""What a sweep will do, before it does anything: how many trials side by side, which rungs, how much training.
+"""Plan of a sweep: concurrency, rungs and expected training cost.
 
-Train inside Tune deadlocks when more trials start than have room for their workers: each holds a part and waits for
-the rest. So the number side by side is counted from the nodes, trial drivers ask for no CPU, and what no node can hold
-is refused here. Torch-free and Ray-free: nodes are handed in.
+Ray Train inside Ray Tune deadlocks when more trials start than fit with all their workers: each holds some of its
+workers and waits for the rest. Concurrency is therefore computed from the nodes, trial drivers request no CPU, and
+workers that fit no node are rejected here. Imports neither torch nor Ray; the caller passes the nodes.
 """
 
 from __future__ import annotations
@@ -14,113 +14,124 @@ from typing import NamedTuple
 
 from amd.config import ConfigError, ScalingConfig
 from amd.flops import step_flops
-from tune_spaces.config import SHARE, SearchConfig
-from tune_spaces.spaces.space import Space, grid, size
+from tune_spaces.config import POPULATION_DIVISOR, SearchConfig
+from tune_spaces.spaces.space import Space, grid, grid_size
 
 Resources = Mapping[str, float]
 
 
-class Plan(NamedTuple):
+class SweepPlan(NamedTuple):
+    """What a sweep is about to do."""
+
     trials: int
-    """At most."""
+    """Maximum number of trials."""
     points: int | None
-    """In the space; none: not countable."""
+    """Number of points in the space; None for a continuous space."""
     at_once: int
+    """Number of concurrent trials."""
     lowered: bool
-    """Fewer side by side than asked for."""
+    """Whether fewer trials run concurrently than requested."""
     workers: int
+    """Workers per trial."""
     rungs: tuple[int, ...]
-    """Steps of a run at each rung."""
+    """Training step at each rung."""
     replaced: int
-    """Trials at each rung, in population based training."""
+    """Trials replaced at each rung, in population based training."""
     seeds: int
+    """Runs per trial."""
     clips: int
-    """Expected, early stopping counted in."""
+    """Expected training clips, allowing for early stopping."""
     pflops: float
-    """Of them, forward and backward."""
+    """Compute for these clips in PFLOPs, forward and backward."""
 
     def lines(self, hours: float | None = None) -> list[str]:
+        """Format the plan for people; `hours`: estimated duration on this machine."""
         points = f" of {self.points} points" if self.points is not None else ""
-        several = f", {self.seeds} seeds each" if self.seeds > 1 else ""
-        children = f"; at a rung the worst {self.replaced} make room for children of the best" if self.replaced else ""
-        more = " (fewer than at_once: there is no room)" if self.lowered else ""
-        crew = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
-        last = f"about {self.clips:,} clips, {self.pflops:.3g} PFLOP"
+        seeds = f", {self.seeds} seeds each" if self.seeds > 1 else ""
+        children = f"; at each rung, children of the best replace the worst {self.replaced}" if self.replaced else ""
+        note = " (fewer than at_once: not enough resources)" if self.lowered else ""
+        workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
+        cost = f"about {self.clips:,} clips, {self.pflops:.3g} PFLOP"
         return [
-            f"trials     {self.trials}{points}{several}{children}",
-            f"at once    {self.at_once} of {crew} each{more}",
+            f"trials     {self.trials}{points}{seeds}{children}",
+            f"at once    {self.at_once} of {workers} each{note}",
             f"rungs      after {', '.join(map(str, self.rungs))} steps",
-            f"training   {last}" + (f", {_hours(hours)} here, starts and probes not counted" if hours else ""),
+            f"training   {cost}" + (f", {_hours(hours)} here, excluding startup and probes" if hours else ""),
         ]
 
 
-def make_plan(search: SearchConfig, space: Space, steps: int, nodes: Sequence[Resources], gpu: bool) -> Plan:
-    """`steps`: of a whole run; `nodes`: what each has in all. Raises ConfigError for what can never run."""
+def make_plan(search: SearchConfig, space: Space, steps: int, nodes: Sequence[Resources], gpu: bool) -> SweepPlan:
+    """Plan a sweep whose full runs take `steps` steps, on nodes with these total resources.
+
+    Raises ConfigError if the sweep cannot run.
+    """
     scaling = search.train.scaling
     if search.algorithm == "grid":
-        next(grid(space), None)  # raises where a range has no end of values
-    room = trials_that_fit(scaling, nodes, gpu)
-    if room == 0:
-        raise ConfigError([_no_room(scaling, nodes, gpu)])
-    points = size(space)
+        next(grid(space), None)  # raises for a range without step
+    fitting = max_concurrent_trials(scaling, nodes, gpu)
+    if fitting == 0:
+        raise ConfigError([_does_not_fit(scaling, nodes, gpu)])
+    points = grid_size(space)
     trials = min(search.budget.trials, points) if points is not None else search.budget.trials
-    at_once = min(search.at_once or room, room, trials)
+    at_once = min(search.at_once or fitting, fitting, trials)
     rungs = tuple(max(1, round(fraction * steps)) for fraction in search.fractions())
     if len(set(rungs)) < len(rungs):
         raise ConfigError(
             [
-                f"rungs={search.rungs}: a run of {steps} steps is too short to be cut {search.rungs - 1} times (steps "
-                f"{list(rungs)}); take fewer rungs or a longer schedule"
+                f"rungs={search.rungs}: a run of {steps} steps is too short for {search.rungs} distinct rungs (steps "
+                f"{list(rungs)}); use fewer rungs or a longer schedule"
             ]
         )
     clips = round(trials * search.seeds * _expected_steps(search, rungs) * search.train.clips_per_step)
-    return Plan(
+    return SweepPlan(
         trials=trials,
         points=points,
         at_once=at_once,
         lowered=search.at_once is not None and at_once < min(search.at_once, trials),
         workers=scaling.workers[0],
         rungs=rungs,
-        replaced=trials // SHARE if search.algorithm == "pbt" else 0,
+        replaced=trials // POPULATION_DIVISOR if search.algorithm == "pbt" else 0,
         seeds=search.seeds,
         clips=clips,
         pflops=clips * step_flops(search.train).total / 1e15,
     )
 
 
-def trials_that_fit(scaling: ScalingConfig, nodes: Sequence[Resources], gpu: bool) -> int:
-    """How many trials have room for all their workers at the same time; a worker lies on one node."""
-    need = scaling.worker_resources(gpu)
-    workers = sum(int(min(node.get(name, 0) / amount + 1e-9 for name, amount in need.items())) for node in nodes)
+def max_concurrent_trials(scaling: ScalingConfig, nodes: Sequence[Resources], gpu: bool) -> int:
+    """Return how many trials fit at the same time with all their workers; a worker runs on one node."""
+    required = scaling.worker_resources(gpu)
+    workers = sum(int(min(node.get(name, 0) / amount + 1e-9 for name, amount in required.items())) for node in nodes)
     return workers // scaling.workers[0]
 
 
 def _expected_steps(search: SearchConfig, rungs: tuple[int, ...]) -> float:
-    """Of a trial, if a share 1/reduction of those that are judged at a rung goes on."""
+    """Return the expected steps per trial if 1/reduction of the trials judged at a rung continue."""
     if search.stopping == "none":
         return rungs[-1]
     if search.stopping == "asha":
-        return _judged_from(0, rungs, search.reduction)
-    # hyperband: Ray draws the rung from which a trial is judged, earlier ones e times as often as the next
+        return _expected_steps_from(0, rungs, search.reduction)
+    # hyperband: Ray samples the first rung at which a trial is judged, each e times as likely as the next
     odds = [math.exp(-first) for first in range(len(rungs))]
-    steps = [_judged_from(first, rungs, search.reduction) for first in range(len(rungs))]
+    steps = [_expected_steps_from(first, rungs, search.reduction) for first in range(len(rungs))]
     return sum(odd * step for odd, step in zip(odds, steps, strict=True)) / sum(odds)
 
 
-def _judged_from(first: int, rungs: tuple[int, ...], reduction: int) -> float:
-    steps, going = float(rungs[first]), 1.0
+def _expected_steps_from(first: int, rungs: tuple[int, ...], reduction: int) -> float:
+    steps, remaining = float(rungs[first]), 1.0
     for before, step in itertools.pairwise(rungs[first:]):
-        going /= reduction
-        steps += going * (step - before)
+        remaining /= reduction
+        steps += remaining * (step - before)
     return steps
 
 
-def _no_room(scaling: ScalingConfig, nodes: Sequence[Resources], gpu: bool) -> str:
-    need = ", ".join(f"{amount:g} {name}" for name, amount in scaling.worker_resources(gpu).items())
-    has = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in ("CPU", "GPU")) for node in nodes) or "none"
+def _does_not_fit(scaling: ScalingConfig, nodes: Sequence[Resources], gpu: bool) -> str:
+    required = ", ".join(f"{amount:g} {name}" for name, amount in scaling.worker_resources(gpu).items())
+    available = (
+        "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in ("CPU", "GPU")) for node in nodes) or "none"
+    )
     return (
-        f"train.scaling.workers={scaling.workers[0]} of {need} each never fit: the cluster's nodes have {has}; ask for "
-        "fewer workers or CPUs (scaling.workers, scaling.cpus_per_worker), or add nodes first"
+        f"train.scaling.workers={scaling.workers[0]} of {required} each do not fit: the cluster's nodes have "
+        f"{available}; request fewer workers or CPUs (scaling.workers, scaling.cpus_per_worker), or add nodes"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a live table of trials on a terminal, plain lines in a log, nothing when quiet."""
+"""Progress of a sweep: a live table on a terminal, plain lines in a log, nothing when quiet."""
 
 from __future__ import annotations
 
@@ -13,137 +13,139 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from amd.training.reporting.progress import Bar, Lines, Silence, Watcher, duration
+from amd.training.reporting.progress import LineWatcher, NullWatcher, ProgressBarWatcher, Watcher, duration
 from tune_spaces.ledger import TrialRecord, first_line
 from tune_spaces.report import Report
-from tune_spaces.report import show as shown_report
-from tune_spaces.search.plan import Plan
+from tune_spaces.report import show as render_report
+from tune_spaces.search.plan import SweepPlan
 
 REFRESH_S = 0.5
-SHOWN = 20  # trials in the live table: those that run, then the best
+MAX_TABLE_ROWS = 20  # running trials first, then the best
 
 
-class Sweeping(Protocol):
-    """What is asked of a sweep."""
+class SweepStatus(Protocol):
+    """The part of a sweep that progress output reads."""
 
     @property
     def records(self) -> dict[int, TrialRecord]: ...
     def seconds(self) -> float: ...
-    def unbegun(self) -> int: ...
+    def unstarted(self) -> int: ...
 
 
-class Show(Protocol):
-    def plan(self, plan: Plan, name: str) -> None: ...
-    def say(self, text: str) -> None: ...
-    def see(self, number: int, event: dict[str, Any]) -> None: ...
-    def rung(self, record: TrialRecord) -> None: ...
-    def ended(self, record: TrialRecord) -> None: ...
-    def beat(self, sweep: Sweeping) -> None: ...
-    def report(self, report: Report) -> None: ...
-    def watching(self) -> Any: ...
+class SearchProgress(Protocol):
+    """Receives what happens in a sweep."""
+
+    def on_plan(self, plan: SweepPlan, name: str) -> None: ...
+    def log(self, text: str) -> None: ...
+    def on_event(self, number: int, event: dict[str, Any]) -> None: ...
+    def on_rung(self, record: TrialRecord) -> None: ...
+    def on_trial_end(self, record: TrialRecord) -> None: ...
+    def refresh(self, sweep: SweepStatus) -> None: ...
+    def on_report(self, report: Report) -> None: ...
+    def watcher(self) -> Any: ...
     def close(self) -> None: ...
 
 
-class Quiet:
-    """Says nothing."""
+class NullProgress:
+    """Prints nothing."""
 
-    def plan(self, plan: Plan, name: str) -> None:
+    def on_plan(self, plan: SweepPlan, name: str) -> None:
         pass
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         pass
 
-    def see(self, number: int, event: dict[str, Any]) -> None:
+    def on_event(self, number: int, event: dict[str, Any]) -> None:
         pass
 
-    def rung(self, record: TrialRecord) -> None:
+    def on_rung(self, record: TrialRecord) -> None:
         pass
 
-    def ended(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         pass
 
-    def beat(self, sweep: Sweeping) -> None:
+    def refresh(self, sweep: SweepStatus) -> None:
         pass
 
-    def report(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         pass
 
     @contextmanager
-    def watching(self) -> Iterator[Watcher]:
-        yield Silence()
+    def watcher(self) -> Iterator[Watcher]:
+        yield NullWatcher()
 
     def close(self) -> None:
         pass
 
 
-class Telling(Quiet):
-    """Says the plan; subclasses say how."""
+class _PlanLogging(NullProgress):
+    """Logs the plan; subclasses implement `log`."""
 
-    def plan(self, plan: Plan, name: str) -> None:
-        self.say("\n".join([f"sweep      {name}", *plan.lines()]))
+    def on_plan(self, plan: SweepPlan, name: str) -> None:
+        self.log("\n".join([f"sweep      {name}", *plan.lines()]))
 
 
-class PlainLines(Telling):
-    """One line for each rung and each end: for logs and pipes."""
+class LineProgress(_PlanLogging):
+    """Prints one line per rung and per finished trial, for logs and pipes."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         print(text, file=self._out, flush=True)
 
-    def see(self, number: int, event: dict[str, Any]) -> None:
+    def on_event(self, number: int, event: dict[str, Any]) -> None:
         if event["kind"] == "warning":
-            self.say(f"trial {number}: WARNING {event['text']}")
+            self.log(f"trial {number}: WARNING {event['text']}")
 
-    def rung(self, record: TrialRecord) -> None:
+    def on_rung(self, record: TrialRecord) -> None:
         last = record.rungs[-1]
-        self.say(f"trial {record.number}: {last.score:.2f} after step {last.step}  {point(record)}")
+        self.log(f"trial {record.number}: {last.score:.2f} after step {last.step}  {point(record)}")
 
-    def ended(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         if record.state != "succeeded":
-            why = f" ({record.reason}): {first_line(record.message)}" if record.reason else " early"
-            self.say(f"trial {record.number}: {record.state}{why}")
+            reason = f" ({record.reason}): {first_line(record.message)}" if record.reason else " early"
+            self.log(f"trial {record.number}: {record.state}{reason}")
 
-    def report(self, report: Report) -> None:
-        Console(file=self._out).print(shown_report(report))
+    def on_report(self, report: Report) -> None:
+        Console(file=self._out).print(render_report(report))
 
     @contextmanager
-    def watching(self) -> Iterator[Watcher]:
-        yield Lines(self._out, seconds=10.0)
+    def watcher(self) -> Iterator[Watcher]:
+        yield LineWatcher(self._out, seconds=10.0)
 
 
-class LiveTable(Telling):
-    """Trials as they go, the best so far, and the time left."""
+class TableProgress(_PlanLogging):
+    """Shows trials in progress, the best so far, and the time left."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live: Live | None = None
         self._name = ""
-        self._steps: dict[int, tuple[int, int, float]] = {}  # step, of, clips/s
+        self._steps: dict[int, tuple[int, int, float]] = {}  # step, total steps, clips/s
         self._drawn = 0.0
 
-    def plan(self, plan: Plan, name: str) -> None:
+    def on_plan(self, plan: SweepPlan, name: str) -> None:
         self._name = name
-        super().plan(plan, name)
+        super().on_plan(plan, name)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)
 
-    def see(self, number: int, event: dict[str, Any]) -> None:
+    def on_event(self, number: int, event: dict[str, Any]) -> None:
         if event["kind"] == "start":
             self._steps[number] = event["step"], event["steps"], 0.0
         elif event["kind"] == "step":
-            _, of, _ = self._steps.get(number, (0, 0, 0.0))
-            self._steps[number] = event["step"], of, event["speed"]
+            _, total, _ = self._steps.get(number, (0, 0, 0.0))
+            self._steps[number] = event["step"], total, event["speed"]
         elif event["kind"] == "warning":
             self._console.print(f"trial {number}: {event['text']}", style="yellow", highlight=False, markup=False)
 
-    def ended(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         if record.state == "failed":
-            self.say(f"trial {record.number} failed ({record.reason}): {first_line(record.message)}")
+            self.log(f"trial {record.number} failed ({record.reason}): {first_line(record.message)}")
 
-    def beat(self, sweep: Sweeping) -> None:
+    def refresh(self, sweep: SweepStatus) -> None:
         if time.monotonic() - self._drawn < REFRESH_S:
             return
         self._drawn = time.monotonic()
@@ -152,13 +154,13 @@ class LiveTable(Telling):
             self._live.start()
         self._live.update(self._draw(sweep), refresh=True)
 
-    def report(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         self.close()
-        self._console.print(shown_report(report))
+        self._console.print(render_report(report))
 
     @contextmanager
-    def watching(self) -> Iterator[Watcher]:
-        bar = Bar(self._console)
+    def watcher(self) -> Iterator[Watcher]:
+        bar = ProgressBarWatcher(self._console)
         try:
             yield bar
         finally:
@@ -169,18 +171,18 @@ class LiveTable(Telling):
             self._live.stop()
             self._live = None
 
-    def _draw(self, sweep: Sweeping) -> Group:
+    def _draw(self, sweep: SweepStatus) -> Group:
         table = Table(title=self._name, title_justify="left")
         for column in ("trial", "point", "state", "step", "clips/s", "score", "rung"):
             table.add_column(column, justify="left" if column in ("point", "state") else "right")
-        for record in _order(sweep.records)[:SHOWN]:
-            step, of, speed = self._steps.get(record.number, (0, 0, 0.0))
+        for record in _order(sweep.records)[:MAX_TABLE_ROWS]:
+            step, total, speed = self._steps.get(record.number, (0, 0, 0.0))
             running = record.state == "running"
             table.add_row(
                 str(record.number),
                 Text(point(record), overflow="ellipsis", no_wrap=True),
                 record.state,
-                f"{step}/{of}" if running and of else "",
+                f"{step}/{total}" if running and total else "",
                 f"{speed:.0f}" if running and speed else "",
                 f"{record.score:.2f}" if record.score is not None else "",
                 f"{record.rungs[-1].fraction:.0%}" if record.rungs else "",
@@ -189,18 +191,18 @@ class LiveTable(Telling):
         return Group(table, Text(status(sweep)))
 
 
-def status(sweep: Sweeping) -> str:
-    """How far, how good, how long yet."""
+def status(sweep: SweepStatus) -> str:
+    """Return one line on progress, the best score and the remaining time."""
     records = sweep.records.values()
     done = [record for record in records if record.state != "running"]
-    left = sweep.unbegun() + len(records) - len(done)
-    line = f"{len(done)} of {len(done) + left} trials ended"
+    left = sweep.unstarted() + len(records) - len(done)
+    line = f"{len(done)} of {len(done) + left} trials finished"
     best = max((r for r in records if r.rungs and r.rungs[-1].fraction == 1), key=lambda r: r.score or 0, default=None)
     if best is not None:
         line += f"   best so far: {best.score:.2f}, trial {best.number}"
     line += f"   {duration(sweep.seconds())}"
     if done:
-        line += f", about {duration(sweep.seconds() / len(done) * (left + sweep.unbegun()) / 2)} left"
+        line += f", about {duration(sweep.seconds() / len(done) * (left + sweep.unstarted()) / 2)} left"
     return line
 
 
@@ -212,19 +214,19 @@ def _order(records: dict[int, TrialRecord]) -> list[TrialRecord]:
 
 
 def point(record: TrialRecord) -> str:
-    """A point in short: last words of names and their values."""
-    words = "  ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in record.point.items())
+    """Format a point briefly, with the last part of each name."""
+    values = "  ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in record.point.items())
     parent = f"  (from trial {record.parent})" if record.parent is not None else ""
-    return words + ("  (baseline)" if record.baseline else parent)
+    return values + ("  (baseline)" if record.baseline else parent)
 
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def show(quiet: bool) -> Show:
-    """A table on a terminal, lines elsewhere; both on standard error, so that standard output stays for results."""
+def open_progress(quiet: bool) -> SearchProgress:
+    """Return a table on a terminal, lines elsewhere; both use standard error, as standard output is for results."""
     if quiet:
-        return Quiet()
+        return NullProgress()
     console = Console(stderr=True)
-    return LiveTable(console) if console.is_terminal else PlainLines(sys.stderr)
+    return TableProgress(console) if console.is_terminal else LineProgress(sys.stderr)

@@ -1,7 +1,7 @@
-"""Ray Tune around a sweep: it places trials, begins lost ones again, and asks the scheduler at each rung.
+"""Run a sweep on Ray Tune, which places trials, restarts lost ones, and consults the scheduler at each rung.
 
-The one place of the search that imports Ray Tune, beside `stopping` and `trial`. What continues a sweep is the ledger;
-Tune's own state goes to a scratch folder and is never read.
+Besides `asha` and `trial`, the only module of the search that imports Ray Tune. A sweep resumes from its ledger; Tune's
+own state goes to a scratch folder and is never read.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from amd.training.ray.ray_train import free_workers
-from tune_spaces.search.asha import scheduler
+from tune_spaces.search.asha import make_scheduler
 from tune_spaces.search.sweep import Sweep
 from tune_spaces.search.trial import run_trial
 
-SLOT_MIB = 1  # a trial's driver asks for memory alone: CPUs and GPUs are for its workers
-MANY = 1_000_000  # trials: the sweep itself says when it is over
+TRIAL_DRIVER_MIB = 1  # a trial's driver requests only memory; CPUs and GPUs are for its workers
+NUM_SAMPLES = 1_000_000  # effectively unlimited: the sweep decides when to stop
 
 
-def run_tuner(sweep: Sweep, board: Any, at_once: int, scratch: str) -> None:
-    """Until the sweep has nothing to begin and no trial runs."""
-    slot = tune.PlacementGroupFactory([{"memory": SLOT_MIB * 2**20}])
-    trainable = tune.with_resources(tune.with_parameters(run_trial, board=board), slot)
+def run_tuner(sweep: Sweep, coordinator: Any, at_once: int, scratch: str) -> None:
+    """Run trials until the sweep has none left to start and none is running."""
+    slot = tune.PlacementGroupFactory([{"memory": TRIAL_DRIVER_MIB * 2**20}])
+    trainable = tune.with_resources(tune.with_parameters(run_trial, coordinator=coordinator), slot)
     tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=_Proposals(sweep),
-            scheduler=scheduler(sweep.config, sweep.ledger),
-            num_samples=MANY,
+            search_alg=_LedgerSearcher(sweep),
+            scheduler=make_scheduler(sweep.config, sweep.ledger),
+            num_samples=NUM_SAMPLES,
             max_concurrent_trials=at_once,
-            reuse_actors=True,  # a trial takes over the process and the warm workers of the one before it
+            reuse_actors=True,  # reuse the process and the warm workers of the previous trial
         ),
         run_config=tune.RunConfig(
             name=sweep.name,
             storage_path=scratch,
-            stop=_Stopper(sweep),
+            stop=_BudgetStopper(sweep),
             failure_config=tune.FailureConfig(max_failures=sweep.config.retries),
-            callbacks=[_Ear(sweep)],
+            callbacks=[_LedgerCallback(sweep)],
             verbose=0,
         ),
     ).fit()
 
 
-class _Proposals(Searcher):
-    """Tune asks for trials here; figures go to the ledger by `_Ear`, so there is nothing to remember."""
+class _LedgerSearcher(Searcher):
+    """Suggests the sweep's next trial. Stateless, because `_LedgerCallback` records results in the ledger."""
 
     def __init__(self, sweep: Sweep) -> None:
         super().__init__(metric=sweep.config.metric, mode="max")
@@ -55,10 +55,10 @@ class _Proposals(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        record = self._sweep.begin()
+        record = self._sweep.next_trial()
         if record is not None:
             return self._sweep.task(record)
-        return None if self._sweep.waits() else Searcher.FINISHED
+        return None if self._sweep.is_waiting() else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         pass
@@ -67,44 +67,45 @@ class _Proposals(Searcher):
         open(checkpoint_path, "wb").close()
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep is continued from its ledger")
+        raise NotImplementedError("a sweep resumes from its ledger")
 
 
-class _Ear(tune.Callback):
-    """From Tune's trials to the ledger."""
+class _LedgerCallback(tune.Callback):
+    """Records the results of Tune's trials in the ledger."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        self._sweep.hear(trial.config["number"], result)
+        self._sweep.record_result(trial.config["number"], result)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._sweep.ended(trial.config["number"])
+        self._sweep.record_end(trial.config["number"])
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        _free_workers_of(self._sweep, trial.config["number"])
-        self._sweep.retried(trial.config["number"])
+        _free_trial_workers(self._sweep, trial.config["number"])
+        self._sweep.record_retry(trial.config["number"])
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        _free_workers_of(self._sweep, trial.config["number"])
-        self._sweep.lost(trial.config["number"], "its process was lost again and again")
+        _free_trial_workers(self._sweep, trial.config["number"])
+        self._sweep.record_loss(trial.config["number"], "its process was lost more often than `retries` allows")
 
 
-def _free_workers_of(sweep: Sweep, number: int) -> None:
-    """A trial's driver died: what its workers hold stays taken until somebody gives it back."""
+def _free_trial_workers(sweep: Sweep, number: int) -> None:
+    """Release the resources of a trial whose driver died; its workers would hold them otherwise."""
     group = sweep.workers.pop(number, None)
     if group is not None:
         free_workers(group)
 
 
-class _Stopper(tune.Stopper):
+class _BudgetStopper(tune.Stopper):
+    """Stops trials at their next rung once the budget is spent."""
+
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """At a rung: nothing is left to spend."""
-        return self._sweep.spent()
+        return self._sweep.budget_spent()
 
     def stop_all(self) -> bool:
         return self._sweep.abandoned.is_set()

@@ -1,7 +1,7 @@
-"""Which point is tried next: a pure function of the sweep's config, its seed and its ledger.
+"""Sampler: the next point of a sweep, as a pure function of its config, seed and ledger.
 
-The search keeps no state of its own, so a sweep that was killed proposes what it would have proposed. Optuna samples;
-its study is built from the ledger for every proposal. Knows nothing of Ray.
+The search keeps no state of its own, so a restarted sweep proposes the same points. Optuna samples from a study that is
+rebuilt from the ledger for every proposal. Independent of Ray.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from amd.config import ConfigError
 from tune_spaces.config import Dimension, SearchConfig
 from tune_spaces.ledger import Ledger, TrialRecord
 from tune_spaces.spaces.parameter import Point
-from tune_spaces.spaces.space import Space, baseline, config_of, grid, has, place, size, values_of
+from tune_spaces.spaces.space import Space, baseline, config_of, contains, grid, grid_size, index_of, values_of
 
-TRIES = 100  # draws before a space with few points is gone through in order
-SMALL = 100_000  # points
-STARTUP = 8  # trials before TPE has something to go by
+MAX_DRAWS = 100  # attempts before a small space is enumerated in order
+MAX_ENUMERATED_POINTS = 100_000
+TPE_STARTUP_TRIALS = 8  # random trials before TPE models the scores
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def next_point(search: SearchConfig, space: Space, ledger: Ledger) -> Point | None:
-    """A point whose config was not tried yet; the baseline first. None when there is none left."""
+    """Return a point whose config is untried, the baseline first; None when no such point is left."""
     tried = {record.digest or config_of(space, record.point).digest() for record in ledger.records.values()}
     number = len(ledger.records)
-    for point in itertools.chain(_first(space, number), _proposals(search, space, ledger, number)):
+    for point in itertools.chain(_baseline_point(space, number), _proposals(search, space, ledger, number)):
         try:
             digest = config_of(space, point).digest()
-        except ConfigError:  # a rule between dimensions of the user's own: there is no such config
+        except ConfigError:  # invalid combination of custom dimensions
             continue
         if digest not in tried:
             return point
     return None
 
 
-def _first(space: Space, number: int) -> Iterator[Point]:
+def _baseline_point(space: Space, number: int) -> Iterator[Point]:
     point = baseline(space) if number == 0 else None
     if point is not None:
         yield point
@@ -52,26 +52,26 @@ def _first(space: Space, number: int) -> Iterator[Point]:
 def _proposals(search: SearchConfig, space: Space, ledger: Ledger, number: int) -> Iterator[Point]:
     if search.algorithm != "grid":
         study = _study(search, space, ledger) if search.algorithm == "tpe" else None
-        for attempt in range(TRIES):
-            yield _draw(search, space, study, seed_of(search.seed, number, attempt))
-        if (size(space) or SMALL) >= SMALL:
+        for attempt in range(MAX_DRAWS):
+            yield _sample(search, space, study, seed_of(search.seed, number, attempt))
+        if (grid_size(space) or MAX_ENUMERATED_POINTS) >= MAX_ENUMERATED_POINTS:
             return
     yield from grid(space)
 
 
-def _draw(search: SearchConfig, space: Space, study: optuna.Study | None, seed: int) -> Point:
+def _sample(search: SearchConfig, space: Space, study: optuna.Study | None, seed: int) -> Point:
     if study is None:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     else:
         study.sampler = optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=STARTUP, multivariate=True, constant_liar=True
+            seed=seed, n_startup_trials=TPE_STARTUP_TRIALS, multivariate=True, constant_liar=True
         )
-    asked = study.ask(fixed_distributions=distributions(space))
-    return {name: value_of(dimension, asked.params[name]) for name, dimension in space.dimensions.items()}
+    proposal = study.ask(fixed_distributions=distributions(space))
+    return {name: value_of(dimension, proposal.params[name]) for name, dimension in space.dimensions.items()}
 
 
 def seed_of(*parts: int) -> int:
-    """A seed of its own for every combination of parts."""
+    """Return a seed that is distinct for every combination of parts."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
@@ -79,13 +79,13 @@ def _study(search: SearchConfig, space: Space, ledger: Ledger) -> optuna.Study:
     directions = ["maximize", "minimize"] if search.against else ["maximize"]
     study = optuna.create_study(directions=directions)
     for number in sorted(ledger.records):
-        told = frozen(ledger.records[number], space, search)
-        if told is not None:
-            study.add_trial(told)
+        trial = to_optuna_trial(ledger.records[number], space, search)
+        if trial is not None:
+            study.add_trial(trial)
     return study
 
 
-# Between a space and Optuna's words
+# Conversion between spaces and Optuna
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -93,12 +93,12 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
-    """Choices go by their place: Optuna takes no lists."""
+    """Return the Optuna distribution of a dimension; choices are encoded by index, as Optuna rejects lists."""
     if dimension.choices is not None:
         return CategoricalDistribution(tuple(range(len(dimension.choices))))
     assert dimension.low is not None
     assert dimension.high is not None
-    with warnings.catch_warnings():  # a step that does not divide the range: Optuna lowers `high`, as we mean it
+    with warnings.catch_warnings():  # if step does not divide the range, Optuna lowers `high`, as intended
         warnings.simplefilter("ignore")
         return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
 
@@ -106,18 +106,18 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 def value_of(dimension: Dimension, drawn: Any) -> Any:
     if dimension.choices is not None:
         return dimension.choices[drawn]
-    if dimension.step is not None:  # as the grid has it: floats differ in their last bit
+    if dimension.step is not None:  # snap to the grid, whose floats can differ in the last bit
         return min(values_of(dimension), key=lambda value: abs(value - drawn))
     return drawn
 
 
-def frozen(record: TrialRecord, space: Space, search: SearchConfig) -> FrozenTrial | None:
-    """A record as Optuna has it; None where its point lies outside of the space, as a baseline may."""
+def to_optuna_trial(record: TrialRecord, space: Space, search: SearchConfig) -> FrozenTrial | None:
+    """Convert a record to an Optuna trial; None if its point is outside the space, as a baseline can be."""
     point = record.point
-    if not all(name in point and has(dimension, point[name]) for name, dimension in space.dimensions.items()):
+    if not all(name in point and contains(dimension, point[name]) for name, dimension in space.dimensions.items()):
         return None
     params = {
-        name: place(dimension, point[name]) if dimension.choices is not None else point[name]
+        name: index_of(dimension, point[name]) if dimension.choices is not None else point[name]
         for name, dimension in space.dimensions.items()
     }
     ranges = distributions(space)
@@ -130,5 +130,7 @@ def frozen(record: TrialRecord, space: Space, search: SearchConfig) -> FrozenTri
     values = None
     if state == TrialState.COMPLETE:
         values = [float(record.score or 0.0), *([record.costs[search.against]] if search.against else [])]
-    between = {} if search.against else {level: rung.score for level, rung in enumerate(record.rungs)}
-    return create_trial(state=state, values=values, params=params, distributions=ranges, intermediate_values=between)
+    intermediate = {} if search.against else {level: rung.score for level, rung in enumerate(record.rungs)}
+    return create_trial(
+        state=state, values=values, params=params, distributions=ranges, intermediate_values=intermediate
+    )

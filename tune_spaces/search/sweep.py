@@ -1,6 +1,6 @@
-"""What a sweep's driver knows of its trials: which to begin, what came of them, and whether the budget is spent.
+"""State of a sweep in its driver: which trial is next, results of trials, and the budget.
 
-Everything lasting goes to the ledger at once. Knows nothing of Ray: Tune asks and tells through `ray_tune`.
+Every change is written to the ledger at once. Independent of Ray: `ray_tune` connects it to Ray Tune.
 """
 
 from __future__ import annotations
@@ -14,70 +14,70 @@ from amd.flops import step_flops
 from amd.training.run_folder import run_folder, spec_of
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import Ledger, Rung, TrialRecord
-from tune_spaces.search.population import born, to_replace
-from tune_spaces.search.progress import Show
+from tune_spaces.search.population import make_child, replacements
+from tune_spaces.search.progress import SearchProgress
 from tune_spaces.search.sampler import next_point
 from tune_spaces.spaces.parameter import Point
 from tune_spaces.spaces.space import Space, config_of, overrides_of
 
 
 class Sweep:
-    """What the driver knows of its trials: the ledger, and what may still be begun."""
+    """Trials of a sweep: those in the ledger, and those still to start."""
 
-    def __init__(self, config: SearchConfig, space: Space, root: str, name: str, shown: Show) -> None:
-        self.config, self.space, self.root, self.name, self.shown = config, space, root, name, shown
+    def __init__(self, config: SearchConfig, space: Space, root: str, name: str, progress: SearchProgress) -> None:
+        self.config, self.space, self.root, self.name, self.progress = config, space, root, name, progress
         self.folder = run_folder(root, name)
         self.ledger = Ledger(self.folder)
-        self.train = config.train  # with the teacher given by weights, once that is made
+        self.train = config.train  # the teacher is replaced by its weights once trained
         self.stopping, self.abandoned = threading.Event(), threading.Event()
         self.workers: dict[int, str] = {}
-        """The placement group that holds a running trial's workers, by trial."""
+        """Placement group of a running trial's workers, by trial number."""
         self._population = config.algorithm == "pbt"
-        self._founded = False
-        self._under_way: set[int] = set()
-        self._earlier = max((record.sweep_seconds for record in self.ledger.records.values()), default=0.0)
+        self._population_created = False
+        self._running: set[int] = set()
+        self._previous_seconds = max((record.sweep_seconds for record in self.ledger.records.values()), default=0.0)
         self._began = time.monotonic()
-        self._again = [record.number for record in self._living()]
-        for number in self._again:
+        self._to_resume = [record.number for record in self._unfinished()]
+        for number in self._to_resume:
             record = self.ledger.records[number]
             self._write(record.model_copy(update={"attempts": record.attempts + 1}))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Tune copies and pickles what it is given, for a state that is never read: a copy is the sweep itself."""
-        _living[self.name] = self
-        return _alive, (self.name,)
+        """Make every copy and pickle the sweep itself: Tune copies its arguments for a state that is never read."""
+        _live_sweeps[self.name] = self
+        return _live_sweep, (self.name,)
 
-    # For Tune: what to begin
+    # Next trials, requested by Tune
 
-    def begin(self) -> TrialRecord | None:
-        """The next trial: one that was under way, or a new point; of a population one that goes on to its next rung.
+    def next_trial(self) -> TrialRecord | None:
+        """Return the next trial: an interrupted one, a new point, or a member of a population due for its next rung.
 
-        None when nothing is to be begun now, and none later unless it `waits`.
+        None if there is nothing to start now; more can follow only while `is_waiting`.
         """
         if self.stopping.is_set():
             return None
-        if self.spent():
-            self._end_waiting()
+        if self.budget_spent():
+            self._stop_waiting_trials()
             return None
-        record = self._next_of_population() if self._population else self._next()
+        record = self._next_in_population() if self._population else self._next_independent()
         if record is not None:
-            self._under_way.add(record.number)
+            self._running.add(record.number)
         return record
 
-    def waits(self) -> bool:
-        """Whether there may be something to begin once those under way have come to their rung."""
-        return self._population and bool(self._under_way) and not self.stopping.is_set()
+    def is_waiting(self) -> bool:
+        """Whether more trials can start once the running ones reach their rung."""
+        return self._population and bool(self._running) and not self.stopping.is_set()
 
-    def _next(self) -> TrialRecord | None:
-        if self._again:
-            return self.ledger.records[self._again.pop(0)]
-        return self._new() if len(self.ledger.records) < self.config.budget.trials else None
+    def _next_independent(self) -> TrialRecord | None:
+        if self._to_resume:
+            return self.ledger.records[self._to_resume.pop(0)]
+        return self._start_new() if len(self.ledger.records) < self.config.budget.trials else None
 
-    def _new(self) -> TrialRecord | None:
+    def _start_new(self) -> TrialRecord | None:
         point = next_point(self.config, self.space, self.ledger)
-        return self._record(point) if point is not None else None
+        return self._create_record(point) if point is not None else None
 
-    def _record(self, point: Point, **more: Any) -> TrialRecord:
+    def _create_record(self, point: Point, **fields: Any) -> TrialRecord:
         number = len(self.ledger.records)
         config = config_of(self.space, point)
         digest, flops = config.digest(), step_flops(config)
@@ -86,63 +86,67 @@ class Sweep:
             point=point,
             overrides=overrides_of(self.space, point),
             digest=digest,
-            baseline=digest == self.config.train.digest() and "parent" not in more,
+            baseline=digest == self.config.train.digest() and "parent" not in fields,
             runs=tuple(f"{self.name}-{number:04d}-s{config.seed + seed}" for seed in range(self.config.seeds)),
             costs={"teacher_gflops": flops.teacher / 1e9, "step_gflops": flops.total / 1e9},
             began=time.time(),
-            **more,
+            **fields,
         )
         self._write(record)
         return record
 
-    # A population: all that live come to a rung, then it is judged, then all go on
+    # Population: all running trials reach a rung, the worst are replaced, then all continue
 
-    def _next_of_population(self) -> TrialRecord | None:
-        self._found()
-        if not (living := self._living()):
+    def _next_in_population(self) -> TrialRecord | None:
+        self._create_population()
+        if not (unfinished := self._unfinished()):
             return None
-        level = min(record.level for record in living)
+        level = min(record.level for record in unfinished)
         if 0 < level < len(self.config.fractions()):
-            self._judge(level - 1)
-        ready = (r for r in self._living() if r.level == level and r.number not in self._under_way)
+            self._replace_worst(level - 1)
+        ready = (r for r in self._unfinished() if r.level == level and r.number not in self._running)
         return next(ready, None)
 
-    def _found(self) -> None:
-        """Draw the first generation, all of it at once; a small space has fewer."""
+    def _create_population(self) -> None:
+        """Sample the first generation at once; it is smaller if the space has too few points."""
         founders = sum(record.parent is None for record in self.ledger.records.values())
-        while not self._founded and founders < self.config.budget.trials and self._new() is not None:
+        while not self._population_created and founders < self.config.budget.trials and self._start_new() is not None:
             founders += 1
-        self._founded = True
+        self._population_created = True
 
-    def _judge(self, level: int) -> None:
-        """Let children take the places of the worst; whatever of it the ledger has already stays."""
-        there = sum(record.born == level + 1 for record in self.ledger.records.values())
-        for number, (replaced, parents) in enumerate(to_replace(self.ledger, level)):
-            if number >= there:
-                birth = born(self.config, self.space, level, replaced, parents)
-                step = birth.parent.rungs[level - birth.parent.born].step
-                child = self._record(birth.point, parent=birth.parent.number, inherited=step, born=level + 1)
-                self.shown.say(f"trial {child.number} goes on from trial {child.parent} in place of {replaced.number}")
+    def _replace_worst(self, level: int) -> None:
+        """Replace the worst trials by children, except where the ledger already has the child."""
+        existing = sum(record.born == level + 1 for record in self.ledger.records.values())
+        for number, (replaced, parents) in enumerate(replacements(self.ledger, level)):
+            if number >= existing:
+                child = make_child(self.config, self.space, level, replaced, parents)
+                step = child.parent.rungs[level - child.parent.born].step
+                record = self._create_record(child.point, parent=child.parent.number, inherited=step, born=level + 1)
+                self.progress.log(
+                    f"trial {record.number} continues from trial {record.parent} and replaces trial {replaced.number}"
+                )
             if self.ledger.records[replaced.number].state == "running":
                 self._end(self.ledger.records[replaced.number], "stopped")
 
-    def _end_waiting(self) -> None:
-        for record in self._living() if self._population else ():
-            if record.number not in self._under_way:
+    def _stop_waiting_trials(self) -> None:
+        for record in self._unfinished() if self._population else ():
+            if record.number not in self._running:
                 self._end(record, "stopped")
 
-    def _living(self) -> list[TrialRecord]:
+    def _unfinished(self) -> list[TrialRecord]:
         return [record for _, record in sorted(self.ledger.records.items()) if record.state == "running"]
 
     def task(self, record: TrialRecord) -> dict[str, Any]:
-        """What Tune hands to the trial."""
+        """Return the task that Tune passes to the trial; see `trial.run_rungs`."""
         train = config_of(self.space, record.point)
         if train.teacher == self.config.train.teacher and self.train.teacher is not None:
-            made = self.train.teacher
+            teacher = self.train.teacher
             train = with_overrides(
-                train, {"teacher.weights": made.weights, "teacher.preset": None, "teacher.overrides": {}}
+                train, {"teacher.weights": teacher.weights, "teacher.preset": None, "teacher.overrides": {}}
             )
-        spec = spec_of(record.runs[0], self.root, train, "")  # local paths in full: trials have folders of their own
+        spec = spec_of(
+            record.runs[0], self.root, train, ""
+        )  # absolute local paths: each trial has its own working directory
         fractions = self.config.fractions()
         parent = self.ledger.records[record.parent].runs[0] if record.parent is not None else None
         return {
@@ -150,14 +154,15 @@ class Sweep:
             "train": spec.config,
             "runs": list(record.runs),
             "fractions": list(fractions[: record.level + 1] if self._population else fractions),
-            "told": record.level,
+            "completed_rungs": record.level,
             "parent": (parent, record.inherited) if parent is not None else None,
             "has_children": self._population,
         }
 
-    # From Tune: what came of it
+    # Results, reported by Tune
 
-    def hear(self, number: int, result: dict[str, Any]) -> None:
+    def record_result(self, number: int, result: dict[str, Any]) -> None:
+        """Record a rung or a failure; a rung reported again is ignored."""
         record = self.ledger.records[number]
         if "failed" in result:
             self._end(record, "failed", reason=result["failed"], message=result["message"])
@@ -175,69 +180,72 @@ class Sweep:
                 update={"rungs": (*record.rungs, rung), "encoders": tuple(result["encoders"]) or record.encoders}
             )
             self._write(record)
-            self.shown.rung(record)
+            self.progress.on_rung(record)
 
-    def ended(self, number: int) -> None:
-        """Tune is done with the trial, of its own accord or because it was told to stop."""
+    def record_end(self, number: int) -> None:
+        """Record that Tune ended the trial, at its last rung or earlier."""
         record = self.ledger.records[number]
-        self._under_way.discard(number)
+        self._running.discard(number)
         if record.state != "running":
             return
         if record.rungs and record.rungs[-1].fraction == 1:
             self._end(record, "succeeded")
-        elif not self.stopping.is_set() and (not self._population or self.spent()):
+        elif not self.stopping.is_set() and (not self._population or self.budget_spent()):
             self._end(record, "stopped")
 
-    def lost(self, number: int, message: str) -> None:
-        """Its processes died more often than `retries` allow."""
+    def record_loss(self, number: int, message: str) -> None:
+        """Record that the trial's processes were lost more often than `retries` allows."""
         record = self.ledger.records[number]
-        self._under_way.discard(number)
+        self._running.discard(number)
         if record.state == "running" and not self.stopping.is_set():
             self._end(record, "failed", reason="node_lost", message=message)
 
-    def retried(self, number: int) -> None:
+    def record_retry(self, number: int) -> None:
+        """Record that Tune restarts the trial."""
         record = self.ledger.records[number]
         self._write(record.model_copy(update={"attempts": record.attempts + 1}))
-        self.shown.say(f"trial {number}: its process was lost; going on from its newest checkpoints")
+        self.progress.log(f"trial {number}: its process was lost; resuming from its latest checkpoints")
 
     def _end(self, record: TrialRecord, state: Any, reason: str | None = None, message: str = "") -> None:
         record = record.model_copy(update={"state": state, "reason": reason, "message": message, "ended": time.time()})
         self._write(record)
-        self.shown.ended(record)
+        self.progress.on_trial_end(record)
 
     def _write(self, record: TrialRecord) -> None:
         self.ledger.write(record.model_copy(update={"sweep_seconds": self.seconds()}))
 
-    # The budget
+    # Budget
 
-    def spent(self) -> bool:
+    def budget_spent(self) -> bool:
+        """Whether the limit on wall time or clips is reached."""
         budget = self.config.budget
         if budget.hours is not None and self.seconds() >= budget.hours * 3600:
             return True
         return budget.clips is not None and self.clips() >= budget.clips
 
     def clips(self) -> int:
+        """Return the training clips of all trials."""
         return sum(record.rungs[-1].clips for record in self.ledger.records.values() if record.rungs)
 
     def seconds(self) -> float:
-        """Wall time, over restarts."""
-        return self._earlier + time.monotonic() - self._began
+        """Return the wall time of the sweep, summed over restarts."""
+        return self._previous_seconds + time.monotonic() - self._began
 
     @property
     def records(self) -> dict[int, TrialRecord]:
         return self.ledger.records
 
-    def unbegun(self) -> int:
-        """Points that the budget still has, at most; children take places and use up none."""
+    def unstarted(self) -> int:
+        """Return how many points the budget still allows; children count for none."""
         return max(0, self.config.budget.trials - sum(r.parent is None for r in self.ledger.records.values()))
 
-    def open(self) -> int:
-        """Trials that may still be begun, or begun again."""
-        return self.unbegun() + len(self._living() if self._population else self._again)
+    def remaining_trials(self) -> int:
+        """Return how many trials can still be started or resumed."""
+        return self.unstarted() + len(self._unfinished() if self._population else self._to_resume)
 
 
-_living: dict[str, Sweep] = {}
+_live_sweeps: dict[str, Sweep] = {}
 
 
-def _alive(name: str) -> Sweep:
-    return _living[name]
+def _live_sweep(name: str) -> Sweep:
+    return _live_sweeps[name]

@@ -1,7 +1,7 @@
-"""One trial, as Tune runs it: the runs of its seeds, rung by rung, each rung told before the next is begun.
+"""One trial under Ray Tune: the runs of its seeds, rung by rung, each rung reported before the next starts.
 
-Between rungs the workers of Ray Train stay and wait, also for the next trial in the same process. A trial that is
-begun again finds its runs where they were: whatever they have been probed for is read, not trained again.
+Ray Train's workers stay alive between rungs, and for the next trial in the same process. A restarted trial finds its
+runs in storage: rungs that were probed already are read back instead of trained again.
 """
 
 from __future__ import annotations
@@ -15,71 +15,73 @@ from functools import partial
 from typing import Any
 
 from amd.config import ScalingConfig, TrainConfig, validate, with_overrides
-from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.progress import Event, Watcher
 from amd.training.run_folder import RunResult, run_folder
 from amd.training.runs.checks import check_data
 from amd.training.runs.launch import launch
 from tune_spaces.search.worker import TRIAL
 
-TELL_S = 2.0  # at most so often does a trial tell of its steps
+STEP_EVENT_INTERVAL_S = 2.0  # minimum interval between step events of a trial
 
-_process = ExitStack()  # Ray Train's workers, kept as long as this process lives
+_process = ExitStack()  # keeps Ray Train's workers for the lifetime of this process
 _joined = False
 
 
-class RunEnded(Exception):
-    """A run that did not come to its rung."""
+class RungNotReached(Exception):
+    """Raised for a run that ended before its rung."""
 
     def __init__(self, result: RunResult) -> None:
         super().__init__(result)
         self.result = result
 
 
-def run_trial(config: dict[str, Any], board: Any) -> None:
-    """Tune's function trainable, for a task of `Sweep.task`.
+def run_trial(config: dict[str, Any], coordinator: Any) -> None:
+    """Function trainable of Ray Tune, for a task of `Sweep.task`.
 
-    Reports a dict for each rung; after a failure of the run's own making one with `failed`, then it ends. What was lost
-    on the way (a process, a node) it raises, and Tune begins it again.
+    Reports a dict per rung. If the run itself fails, reports one with `failed` and returns; if a process or node is
+    lost, raises, and Tune restarts the trial.
     """
     from ray import tune
 
-    with _listening(board) as stop:
-        watching = _Telling(config["number"], board)
-        _join(validate(ScalingConfig, config["train"]["scaling"]), watching)
-        for report in reports(config, stop, watching):
+    with _stop_event(coordinator) as stop:
+        watcher = _DriverWatcher(config["number"], coordinator)
+        _join_cluster(validate(ScalingConfig, config["train"]["scaling"]), watcher)
+        for report in run_rungs(config, stop, watcher):
             tune.report(report)
 
 
-def reports(
-    task: dict[str, Any], stop: threading.Event, watching: Watcher, run: Callable[..., RunResult] = launch
+def run_rungs(
+    task: dict[str, Any], stop: threading.Event, watcher: Watcher, run: Callable[..., RunResult] = launch
 ) -> Iterator[dict[str, Any]]:
-    """What becomes of a task, rung by rung, each told before the next is begun; nothing more once it was stopped.
+    """Train a task rung by rung and yield one report per rung; yields nothing more once stopped.
 
-    `task`: number, train (the config of its first seed), runs (ids, by seed), fractions (rungs), told (how many of them
-    are known already), parent (run and step that it begins from), has_children (keep what they begin from).
+    `task`: number, train (config of the first seed), runs (ids, one per seed), fractions (rungs), completed_rungs (how
+    many are reported already), parent (run and step to start from), has_children (keep the checkpoints at rungs).
     """
     base = validate(TrainConfig, task["train"])
     steps = check_data(base).steps
     ends = [max(1, round(fraction * steps)) for fraction in task["fractions"]]
     inherited = task["parent"][1] if task["parent"] else 0
     try:
-        for level in range(task["told"], len(ends)):
+        for level in range(task["completed_rungs"], len(ends)):
             pins = ends[max(0, level - 1) : level + 1] if task["has_children"] else []
-            kept = {"checkpoint.pin_steps": [*base.checkpoint.pin_steps, *pins]}
+            pinned = {"checkpoint.pin_steps": [*base.checkpoint.pin_steps, *pins]}
             runs = []
             for seed, run_id in enumerate(task["runs"]):
-                config = with_overrides(base, {"seed": base.seed + seed, **kept})
-                go = partial(run, config, TRIAL, run_id=run_id, parent=task["parent"], stop=stop, watching=watching)
-                runs.append(_to_rung(config, run_id, ends[level], steps, inherited, go))
+                config = with_overrides(base, {"seed": base.seed + seed, **pinned})
+                launch_run = partial(
+                    run, config, TRIAL, run_id=run_id, parent=task["parent"], stop=stop, watcher=watcher
+                )
+                runs.append(_train_to_rung(config, run_id, ends[level], steps, inherited, launch_run))
             yield {"level": level, "fraction": task["fractions"][level], **_report(ends[level], inherited, runs, base)}
-    except RunEnded as ended:
-        if ended.result.state != "cancelled":
-            yield {"failed": ended.result.reason or "unknown", "message": ended.result.message}
+    except RungNotReached as error:
+        if error.result.state != "cancelled":
+            yield {"failed": error.result.reason or "unknown", "message": error.result.message}
 
 
-class _Run:
-    """A run at a rung."""
+class _RunAtRung:
+    """Metrics and encoder of one run at a rung."""
 
     def __init__(self, result: RunResult | None, folder: str, step: int, inherited: int) -> None:
         lines = [line for line in read_metrics(folder) if line["step"] <= step]
@@ -88,18 +90,18 @@ class _Run:
         self.encoder = result.encoder_folder if result else None
 
 
-def _to_rung(
-    config: TrainConfig, run_id: str, step: int, steps: int, inherited: int, go: Callable[..., RunResult]
-) -> _Run:
-    """Bring a run to a step and probe it. Raises RunEnded where it does not come there."""
-    assert config.storage is not None, "the sweep has told where"
+def _train_to_rung(
+    config: TrainConfig, run_id: str, step: int, steps: int, inherited: int, launch_run: Callable[..., RunResult]
+) -> _RunAtRung:
+    """Train a run to a step and probe it. Raises RungNotReached if it ends earlier."""
+    assert config.storage is not None, "set by the sweep"
     folder = run_folder(config.storage, run_id)
     if step < steps and _figures(read_metrics(folder), step):
-        return _Run(None, folder, step, inherited)
-    result = go(until=step if step < steps else None, wait=True)
+        return _RunAtRung(None, folder, step, inherited)
+    result = launch_run(until=step if step < steps else None, wait=True)
     if result.state not in ("succeeded", "paused"):
-        raise RunEnded(result)
-    return _Run(result, folder, step, inherited)
+        raise RungNotReached(result)
+    return _RunAtRung(result, folder, step, inherited)
 
 
 def _figures(lines: list[dict[str, Any]], step: int) -> dict[str, float]:
@@ -111,7 +113,7 @@ def _figures(lines: list[dict[str, Any]], step: int) -> dict[str, float]:
 
 
 def _seconds(lines: list[dict[str, Any]], before: int) -> float:
-    """Of training after a step: what the steps took, their waiting for data included."""
+    """Return the training time after a step, including waits for data."""
     total = 0.0
     for line in lines:
         if "time/step_s" in line:
@@ -120,7 +122,7 @@ def _seconds(lines: list[dict[str, Any]], before: int) -> float:
     return total
 
 
-def _report(step: int, inherited: int, runs: list[_Run], config: TrainConfig) -> dict[str, Any]:
+def _report(step: int, inherited: int, runs: list[_RunAtRung], config: TrainConfig) -> dict[str, Any]:
     names = sorted(set.intersection(*(set(run.figures) for run in runs)))
     figures = {name: [run.figures[name] for run in runs] for name in names}
     return {
@@ -134,51 +136,51 @@ def _report(step: int, inherited: int, runs: list[_Run], config: TrainConfig) ->
     }
 
 
-def _join(scaling: ScalingConfig, watching: _Telling) -> None:
-    """Hold the cluster for all trials of this process, so that Ray Train's workers outlast each of them."""
+def _join_cluster(scaling: ScalingConfig, watcher: _DriverWatcher) -> None:
+    """Stay connected for all trials of this process, so that Ray Train's workers outlive each of them."""
     global _joined
     from amd.training.ray.ray_train import cluster
 
     if not _joined:
-        _process.enter_context(cluster(scaling, watching.say))
+        _process.enter_context(cluster(scaling, watcher.log))
         _joined = True
 
 
 @contextlib.contextmanager
-def _listening(board: Any) -> Iterator[threading.Event]:
-    """An event that is set when the sweep is to stop."""
+def _stop_event(coordinator: Any) -> Iterator[threading.Event]:
+    """Yield an event that is set when the sweep should stop."""
     from amd.training.ray.ray_train import listen_for_stop
 
     stop, over = threading.Event(), threading.Event()
-    listen_for_stop(board, stop, over)
+    listen_for_stop(coordinator, stop, over)
     try:
         yield stop
     finally:
         over.set()
 
 
-class _Telling:
-    """A watcher whose events go to the sweep's driver."""
+class _DriverWatcher:
+    """Watcher that sends events to the sweep's driver."""
 
-    def __init__(self, number: int, board: Any) -> None:
-        self._number, self._board = number, board
-        self._told = float("-inf")
+    def __init__(self, number: int, coordinator: Any) -> None:
+        self._number, self._coordinator = number, coordinator
+        self._last_step_event = float("-inf")
 
-    def see(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         if event["kind"] == "step":
-            if time.monotonic() - self._told < TELL_S:
+            if time.monotonic() - self._last_step_event < STEP_EVENT_INTERVAL_S:
                 return
-            self._told = time.monotonic()
+            self._last_step_event = time.monotonic()
             event = {"kind": "step", "step": event["step"], "speed": event["values"]["speed/samples_per_s"]}
         elif event["kind"] == "start":
             event = {"kind": "start", "step": event["done"], "steps": event["steps"], "pids": event["pids"]}
-        self._tell(event)
+        self._emit(event)
 
-    def say(self, text: str) -> None:
-        self._tell({"kind": "note", "text": text})
+    def log(self, text: str) -> None:
+        self._emit({"kind": "note", "text": text})
 
     def close(self) -> None:
         pass
 
-    def _tell(self, event: Event) -> None:
-        self._board.tell.remote({"trial": self._number, **event})
+    def _emit(self, event: Event) -> None:
+        self._coordinator.emit.remote({"trial": self._number, **event})

@@ -1,7 +1,7 @@
-"""What is compared with the teacher, where, and how much it weighs.
+"""The `alignment` space: layer pairs, alignment branches, loss weights and distance.
 
-Layer pairs are fractions of depth, so that they fit encoders of any depth. Branches and weights compose: a weight
-counts where its branch is on.
+Layer pairs are fractions of depth, so they fit encoders of any depth. Branches and weights compose: a weight applies
+only if its branch is enabled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from amd.config import ConfigError, Distance, LossWeights, TargetNorm, TrainConfig
 from tune_spaces.config import Dimension
-from tune_spaces.spaces.parameter import Word
+from tune_spaces.spaces.parameter import Parameter
 
 THIRD, TWO_THIRDS = 1 / 3, 2 / 3
 
@@ -25,21 +25,21 @@ LAYERS: dict[str, tuple[tuple[float, float], ...]] = {
     "last to 3/4": ((1, 0.75),),
     "middle+last to 1/3+1/2": ((0.5, THIRD), (1, 0.5)),
 }
-"""Pairs (student, teacher), fractions of depth. `A to B`: student blocks A learn from earlier teacher blocks B."""
-OWN_LAYERS = "base"
-"""As the config that is varied has them."""
+"""Pairs (student, teacher) as fractions of depth. `A to B`: student blocks A align with earlier teacher blocks B."""
+BASE_LAYERS = "base"
+"""Name of the layer pairs of the base config."""
 BRANCHES = ("direct", "generation", "both")
 
-WORDS = {
-    "alignment.layers": Word(("objective.layers",), lambda config: own_layers(config)),
-    "alignment.branches": Word(
+PARAMETERS = {
+    "alignment.layers": Parameter(("objective.layers",), lambda config: current_layers(config)),
+    "alignment.branches": Parameter(
         ("objective.weights.direct", "objective.weights.generation"),
         lambda config: branches_of(config.objective.weights),
     ),
-    "alignment.direct_weight": Word(
+    "alignment.direct_weight": Parameter(
         ("objective.weights.direct",), lambda config: config.objective.weights.direct or _weight(config)
     ),
-    "alignment.generation_weight": Word(
+    "alignment.generation_weight": Parameter(
         ("objective.weights.generation",), lambda config: config.objective.weights.generation or _weight(config)
     ),
 }
@@ -47,7 +47,7 @@ WORDS = {
 
 def dimensions(base: TrainConfig) -> dict[str, Dimension]:
     weights = {
-        name: Dimension(low=WORDS[name].own(base) / 10, high=WORDS[name].own(base) * 10, log=True)
+        name: Dimension(low=PARAMETERS[name].current(base) / 10, high=PARAMETERS[name].current(base) * 10, log=True)
         for name in ("alignment.direct_weight", "alignment.generation_weight")
     }
     return {
@@ -60,17 +60,17 @@ def dimensions(base: TrainConfig) -> dict[str, Dimension]:
 
 
 def layer_sets(base: TrainConfig) -> tuple[str, ...]:
-    """Names of sets that are different pairs at the depths of `base`, its own among them."""
+    """Return names of layer sets that give distinct pairs at the depths of `base`, including its own."""
     by_pairs: dict[tuple[tuple[int, int], ...], str] = {}
-    for name in (own_layers(base), *LAYERS):
+    for name in (current_layers(base), *LAYERS):
         by_pairs.setdefault(tuple(_pairs(name, base)), name)
     return (*by_pairs.values(),)
 
 
-def own_layers(base: TrainConfig) -> str:
-    """The name of its pairs; `base` where they have none."""
-    own = _pairs(OWN_LAYERS, base)
-    return next((name for name in LAYERS if _pairs(name, base) == own), OWN_LAYERS)
+def current_layers(base: TrainConfig) -> str:
+    """Return the name of the base's layer pairs; `base` if no named set matches."""
+    current = _pairs(BASE_LAYERS, base)
+    return next((name for name in LAYERS if _pairs(name, base) == current), BASE_LAYERS)
 
 
 def branches_of(weights: LossWeights) -> str:
@@ -80,37 +80,38 @@ def branches_of(weights: LossWeights) -> str:
 
 
 def overrides(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """`config` has its masks already: without teacher-only tokens there is no generation alignment.
+    """Return the alignment overrides of a point.
 
-    Raises ConfigError for values that are none of a word.
+    `config` already has the point's masks: without teacher-only tokens there is no generation alignment. Raises
+    ConfigError for invalid values.
     """
     found: dict[str, Any] = {}
     if config.teacher is None or config.objective.kind != "amd":
-        return found  # a dimension of one's own took it away; the config's rules say what is missing
+        return found  # a custom dimension removed it; config validation reports that
     if "alignment.layers" in point:
         pairs = _pairs(point["alignment.layers"], config)
-        if pairs != _pairs(OWN_LAYERS, config):  # else in the order that the config has
+        if pairs != _pairs(BASE_LAYERS, config):  # equal pairs keep the order of the config
             found["objective.layers"] = [{"student": student, "teacher": teacher} for student, teacher in pairs]
     return found | _weights(point, config)
 
 
 def _weights(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """The weights of both branches.
+    """Return the weights of both branches.
 
-    Where the teacher sees no more than the student, direct alignment is all there is: whatever the branches, it takes
-    place, and the weight of generation stays as it is, so that equal runs are equal configs.
+    If the teacher sees no more than the student, only direct alignment exists: it is used whatever the branches, and
+    the generation weight stays unchanged, so that equal runs have equal configs.
     """
-    chosen = {name for name in WORDS if name in point and name != "alignment.layers"}
+    chosen = {name for name in PARAMETERS if name in point and name != "alignment.layers"}
     branches = point.get("alignment.branches", branches_of(config.objective.weights))
     if branches not in BRANCHES:
         raise ConfigError([f"alignment.branches={branches!r}: must be one of {', '.join(BRANCHES)}"])
     direct, generation = (
-        point.get(f"alignment.{branch}_weight", WORDS[f"alignment.{branch}_weight"].own(config))
+        point.get(f"alignment.{branch}_weight", PARAMETERS[f"alignment.{branch}_weight"].current(config))
         for branch in ("direct", "generation")
     )
     if config.teacher_hidden_cells >= config.student_hidden_cells:
-        none = not config.objective.weights.direct and "objective.weights.direct" not in point
-        return {"objective.weights.direct": direct} if chosen or none else {}
+        missing = not config.objective.weights.direct and "objective.weights.direct" not in point
+        return {"objective.weights.direct": direct} if chosen or missing else {}
     if not chosen:
         return {}
     return {
@@ -120,17 +121,17 @@ def _weights(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
 
 
 def _weight(config: TrainConfig) -> float:
-    """For a branch that is off in `config`: as much as the other."""
+    """Return the weight of the enabled branch, the default for the branch that is off in `config`."""
     return config.objective.weights.direct or config.objective.weights.generation or 1.0
 
 
 def _pairs(chosen: Any, config: TrainConfig) -> list[tuple[int, int]]:
-    """Blocks (student, teacher), ascending, one for each student block.
+    """Return pairs of blocks (student, teacher), ascending, one per student block.
 
-    In shallow encoders fractions may meet in one student block: the last pair, of the deepest teacher block, counts.
-    Without reconstruction the student's last block would go untrained: it is aligned with the teacher's last then.
+    In shallow encoders several fractions can map to one student block; the pair with the deepest teacher block wins.
+    Without reconstruction the student's last block would get no gradient, so it is aligned with the teacher's last.
     """
-    if chosen == OWN_LAYERS:
+    if chosen == BASE_LAYERS:
         return sorted((pair.student, pair.teacher) for pair in config.objective.layers)
     assert config.teacher is not None, "a sweep has a teacher"
     depths = config.student.encoder.depth, config.teacher.encoder.depth
@@ -141,7 +142,7 @@ def _pairs(chosen: Any, config: TrainConfig) -> list[tuple[int, int]]:
 
 
 def _block(fraction: float, depth: int) -> int:
-    """Counted from 1; halves up."""
+    """Return the block at a fraction of depth, numbered from 1, rounding halves up."""
     return max(1, int(fraction * depth + 0.5))
 
 
@@ -149,14 +150,14 @@ def _fractions(chosen: Any) -> list[tuple[float, float]]:
     if isinstance(chosen, str):
         if chosen not in LAYERS:
             close = difflib.get_close_matches(chosen, LAYERS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join([OWN_LAYERS, *LAYERS])}"
+            hint = f"did you mean {close[0]!r}?" if close else f"must be one of {', '.join([BASE_LAYERS, *LAYERS])}"
             raise ConfigError([f"alignment.layers={chosen!r}: unknown; {hint}"])
         return sorted(LAYERS[chosen])
     pairs = chosen if isinstance(chosen, list | tuple) else ()
     if not pairs or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         raise ConfigError(
             [
-                f"alignment.layers={chosen!r}: must be a name ({', '.join([OWN_LAYERS, *LAYERS])}) or pairs "
+                f"alignment.layers={chosen!r}: must be a name ({', '.join([BASE_LAYERS, *LAYERS])}) or pairs "
                 "[student, teacher] of fractions of depth, for example [[0.5, 0.5], [1, 1]]"
             ]
         )

@@ -1,6 +1,7 @@
-"""A config on the way: its sections are right by themselves, the rules between them are not asked yet.
+"""Draft configs: each section is validated, but rules across sections are not checked yet.
 
-Words of a space are resolved against it (depths, cells, weights so far). Knows nothing of any space. No torch, no Ray.
+Parameters of a space are resolved against a draft (depths, cells, weights). Independent of the spaces themselves;
+imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -15,18 +16,23 @@ from pydantic.fields import FieldInfo
 from amd.config import TrainConfig, overridden, validate
 
 
-class Draft(TrainConfig):
+class DraftConfig(TrainConfig):
+    """A training config without the rules across sections."""
+
     def _problems(self) -> list[str]:
         return []
 
 
-def drafted(config: TrainConfig, overrides: Mapping[str, Any]) -> Draft:
-    """Raises ConfigError where a key does not exist or a section breaks a rule of its own."""
-    return validate(Draft, overridden(config.model_dump(mode="json"), overrides))
+def draft_config(config: TrainConfig, overrides: Mapping[str, Any]) -> DraftConfig:
+    """Apply overrides without checking rules across sections.
+
+    Raises ConfigError for an unknown key or an invalid section.
+    """
+    return validate(DraftConfig, overridden(config.model_dump(mode="json"), overrides))
 
 
-def look_up(values: Any, key: str) -> Any:
-    """The value at a dotted key of plain values; None where a section on the way is absent."""
+def value_at(values: Any, key: str) -> Any:
+    """Return the value at a dotted key of plain data, or None if a section along the path is absent."""
     for part in key.split("."):
         if isinstance(values, Mapping):
             values = values.get(part)
@@ -37,23 +43,23 @@ def look_up(values: Any, key: str) -> Any:
     return values
 
 
-def keys_of(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[str]:
-    """Every dotted key of a config, sections too."""
+def config_keys(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[str]:
+    """Return every dotted key of a config, including sections."""
     keys = []
     for name, field in model.model_fields.items():
         keys.append(f"{prefix}{name}")
         if section := _section(field.annotation):
-            keys += keys_of(section, f"{prefix}{name}.")
+            keys += config_keys(section, f"{prefix}{name}.")
     return keys
 
 
 def is_key(key: str) -> bool:
-    """Whether a config may have it: a field, an entry of a list (objective.layers.0.teacher), a key of a dict."""
+    """Whether a key can exist in a config: a field, a list item (objective.layers.0.teacher) or a key of a dict."""
     return _field(key)[1]
 
 
-def wrong_value(key: str, value: object) -> str | None:
-    """Why a field cannot have this value whatever the others have; None: it can."""
+def value_problem(key: str, value: object) -> str | None:
+    """Return why a field rejects this value regardless of other fields, or None if it accepts it."""
     field, _ = _field(key)
     if field is None:
         return None
@@ -68,7 +74,7 @@ def wrong_value(key: str, value: object) -> str | None:
 
 
 def _field(key: str) -> tuple[FieldInfo | None, bool]:
-    """The field at a key, where it is one, and whether there may be such a key."""
+    """Return the field at a key, if it is one, and whether such a key can exist."""
     current: Any = TrainConfig
     field: FieldInfo | None = None
     for part in key.split("."):

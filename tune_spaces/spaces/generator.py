@@ -1,7 +1,7 @@
-"""How large the generators are: depth, and width with heads that fit it.
+"""The `generator` space: depth, and width with a matching number of heads.
 
-Without generation alignment there are no generators: all their sizes are then the base's, so that equal runs are equal
-configs.
+Without generation alignment there are no generators; their sizes then stay at the base values, so that equal runs have
+equal configs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from amd.config import POSITION_PARTS, ConfigError, TrainConfig
 from tune_spaces.config import Dimension
-from tune_spaces.spaces.parameter import Word, with_own
+from tune_spaces.spaces.parameter import Parameter, with_current
 
 DEPTHS = (1, 2, 4)
 SECTION = "student.generator."
@@ -20,28 +20,30 @@ WIDTHS: dict[str, Callable[[TrainConfig], int]] = {
     "half": lambda config: _half(config),
     "student": lambda config: config.student.encoder.width,
 }
-"""By name: the teacher's (AMD), about half of it, the student's. A number is a width too."""
+"""Widths by name: the teacher's (as in AMD), about half of it, and the student's. A number is a width too."""
 
-WORDS = {"generator.width": Word((f"{SECTION}width", f"{SECTION}heads"), lambda config: _own_width(config))}
+PARAMETERS = {
+    "generator.width": Parameter((f"{SECTION}width", f"{SECTION}heads"), lambda config: _current_width(config))
+}
 
 
 def dimensions(base: TrainConfig) -> dict[str, Dimension]:
     return {
-        f"{SECTION}depth": Dimension(choices=with_own(DEPTHS, base.student.generator.depth)),
+        f"{SECTION}depth": Dimension(choices=with_current(DEPTHS, base.student.generator.depth)),
         "generator.width": Dimension(choices=_widths(base)),
     }
 
 
 def _widths(base: TrainConfig) -> tuple[str | int, ...]:
-    """Names of different widths, and the base's own where it has none."""
+    """Return names of distinct widths, plus the base's own width if no name matches it."""
     named: dict[int, str] = {}
     for name, width in WIDTHS.items():
         named.setdefault(width(base), name)
-    own = _own_width(base)
-    return (*named.values(),) if own in named.values() else (own, *named.values())
+    current = _current_width(base)
+    return (*named.values(),) if current in named.values() else (current, *named.values())
 
 
-def _own_width(config: TrainConfig) -> str | int:
+def _current_width(config: TrainConfig) -> str | int:
     names = (name for name, width in WIDTHS.items() if width(config) == config.generator_width)
     return next(names, config.generator_width)
 
@@ -52,24 +54,27 @@ def _teacher_width(config: TrainConfig) -> int:
 
 
 def _half(config: TrainConfig) -> int:
-    """A multiple of what any positions ask for."""
+    """Return about half the teacher's width, rounded down to a multiple that suits every position embedding."""
     parts = max(POSITION_PARTS.values())
     return max(parts, _teacher_width(config) // 2 // parts * parts)
 
 
 def overrides(point: Mapping[str, Any], config: TrainConfig, base: TrainConfig) -> dict[str, Any]:
-    """`config` has its masks, its weights and the keys of the point already. Raises ConfigError for no width."""
+    """Return the generator overrides of a point.
+
+    `config` already has the point's masks, weights and plain keys. Raises ConfigError for an invalid width.
+    """
     if config.teacher is None:
-        return {}  # a dimension of one's own took it away; the config's rules say what is missing
+        return {}  # a custom dimension removed it; config validation reports that
     width = _width(point["generator.width"], config) if "generator.width" in point else config.generator_width
     if not config.has_generation:
-        mine = [name for name in point if name.startswith(SECTION)]
-        return {name: getattr(base.student.generator, name.removeprefix(SECTION), None) for name in mine}
+        sizes = [name for name in point if name.startswith(SECTION)]
+        return {name: getattr(base.student.generator, name.removeprefix(SECTION), None) for name in sizes}
     found: dict[str, Any] = {}
     if "generator.width" in point:
-        found[f"{SECTION}width"] = _said(width, config)
+        found[f"{SECTION}width"] = _width_override(width, config)
     if width != base.generator_width and f"{SECTION}heads" not in point:
-        found[f"{SECTION}heads"] = heads_that_fit(width, base)
+        found[f"{SECTION}heads"] = fitting_heads(width, base)
     return found
 
 
@@ -81,17 +86,20 @@ def _width(chosen: Any, config: TrainConfig) -> int:
     raise ConfigError([f"generator.width={chosen!r}: must be one of {', '.join(WIDTHS)}, or a whole number from 4"])
 
 
-def _said(width: int, config: TrainConfig) -> int | None:
-    """The teacher's width is said by none, unless the config says it by number already."""
-    own = config.student.generator.width
-    return None if width == _teacher_width(config) != own else width
+def _width_override(width: int, config: TrainConfig) -> int | None:
+    """Return None for the teacher's width, the default, unless the config already gives it as a number."""
+    current = config.student.generator.width
+    return None if width == _teacher_width(config) != current else width
 
 
-def heads_that_fit(width: int, base: TrainConfig) -> int | None:
-    """Heads of about the base's size that divide the width; none where the default (width // 64) does."""
+def fitting_heads(width: int, base: TrainConfig) -> int | None:
+    """Return the head count closest to the base's head size that divides the width.
+
+    None if the default (width // 64) divides it.
+    """
     default = max(1, width // 64)
     if base.student.generator.heads is None and width % default == 0:
         return None
-    wanted = width * base.generator_heads / base.generator_width
+    target = width * base.generator_heads / base.generator_width
     divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
-    return min(divisors, key=lambda heads: (abs(heads - wanted), heads))
+    return min(divisors, key=lambda heads: (abs(heads - target), heads))

@@ -1,4 +1,4 @@
-"""What a word of a space is."""
+"""Parameters of search spaces, and helpers that compare their values."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from amd.config import TrainConfig
 Point = dict[str, Any]
 
 
-class Word(NamedTuple):
-    """A name of a space that is no key of a config."""
+class Parameter(NamedTuple):
+    """A parameter of a search space that maps to one or more config keys."""
 
-    sets: tuple[str, ...]
-    """The keys of a config that it decides."""
-    own: Callable[[TrainConfig], Any]
-    """The value by which it says what a config has already."""
+    keys: tuple[str, ...]
+    """Config keys that the parameter sets."""
+    current: Callable[[TrainConfig], Any]
+    """Function that returns the parameter's value in a config."""
 
 
-def with_own(values: tuple[Any, ...], own: Any) -> tuple[Any, ...]:
-    """Numbers in order, a config's own among them; a value that is none (null) stands first."""
-    return tuple(sorted({*values, own}, key=lambda value: (value is not None, value)))
+def with_current(values: tuple[Any, ...], current: Any) -> tuple[Any, ...]:
+    """Return the values and a config's current one, sorted, with None first."""
+    return tuple(sorted({*values, current}, key=lambda value: (value is not None, value)))
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are one, as JSON has them: a tuple and a list are the same, True and 1 are not."""
+    """Whether two values are equal as JSON: a tuple equals a list, True does not equal 1."""
     return _plain(one) == _plain(other)
 
 

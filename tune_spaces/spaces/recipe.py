@@ -1,4 +1,4 @@
-"""How fast and how carefully is learnt, relative to the recipe that is varied, so that one space fits all of them."""
+"""The `recipe` space: learning rate, warm-up and gradient clipping, relative to the base recipe."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 from amd.config import ConfigError, ScheduleConfig, TrainConfig
 from tune_spaces.config import Dimension
-from tune_spaces.spaces.parameter import Word, with_own
+from tune_spaces.spaces.parameter import Parameter, with_current
 
 WARMUP_FRACTIONS = (0.0, 0.025, 0.05, 0.1, 0.2)
 CLIP_NORMS = (None, 0.02, 0.1, 0.5, 1.0)
 
-WORDS = {
-    "recipe.lr_scale": Word(("optim.base_lr", "optim.min_lr"), lambda config: 1.0),
-    "recipe.warmup_fraction": Word(
-        ("schedule.warmup_epochs", "schedule.warmup_steps"), lambda config: own_fraction(config.schedule)
+PARAMETERS = {
+    "recipe.lr_scale": Parameter(("optim.base_lr", "optim.min_lr"), lambda config: 1.0),
+    "recipe.warmup_fraction": Parameter(
+        ("schedule.warmup_epochs", "schedule.warmup_steps"), lambda config: current_warmup_fraction(config.schedule)
     ),
 }
 
@@ -24,21 +24,24 @@ def dimensions(base: TrainConfig) -> dict[str, Dimension]:
     return {
         "recipe.lr_scale": Dimension(low=0.3, high=3.0, log=True),
         "recipe.warmup_fraction": Dimension(choices=_fractions(base.schedule)),
-        "optim.clip_norm": Dimension(choices=with_own(CLIP_NORMS, base.optim.clip_norm)),
+        "optim.clip_norm": Dimension(choices=with_current(CLIP_NORMS, base.optim.clip_norm)),
     }
 
 
 def _fractions(schedule: ScheduleConfig) -> tuple[float | None, ...]:
-    """One for each length of warm-up: a short schedule has few."""
-    own = own_fraction(schedule)
+    """Return one fraction per distinct warm-up length; a short schedule has few."""
+    current = current_warmup_fraction(schedule)
     by_length: dict[int | None, float | None] = {}
-    for fraction in (own, *WARMUP_FRACTIONS):
+    for fraction in (current, *WARMUP_FRACTIONS):
         by_length.setdefault(None if fraction is None else _length(fraction, schedule), fraction)
-    return with_own(tuple(by_length.values()), own)
+    return with_current(tuple(by_length.values()), current)
 
 
-def own_fraction(schedule: ScheduleConfig) -> float | None:
-    """None: the warm-up is counted in another unit than the run, and its fraction depends on the data set's size."""
+def current_warmup_fraction(schedule: ScheduleConfig) -> float | None:
+    """Return the warm-up as a fraction of the run.
+
+    None if warm-up and run use different units: the fraction then depends on the size of the data set.
+    """
     in_epochs = schedule.epochs is not None
     other = schedule.warmup_steps if in_epochs else schedule.warmup_epochs
     if other:
@@ -47,14 +50,15 @@ def own_fraction(schedule: ScheduleConfig) -> float | None:
 
 
 def overrides(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """`recipe.lr_scale` multiplies both ends of the learning rate; the warm-up is counted in the unit of the run.
+    """Return the overrides of the point's recipe parameters.
 
-    Raises ConfigError for values that are none of a word.
+    `recipe.lr_scale` multiplies both base_lr and min_lr; the warm-up uses the unit of the run. Raises ConfigError for
+    invalid values.
     """
     found: dict[str, Any] = {}
     if (scale := point.get("recipe.lr_scale")) is not None:
         if not _is_number(scale) or scale <= 0:
-            raise ConfigError([f"recipe.lr_scale={scale!r}: must be a number above 0; it multiplies learning rates"])
+            raise ConfigError([f"recipe.lr_scale={scale!r}: must be a number above 0, as it multiplies learning rates"])
         found |= {"optim.base_lr": config.optim.base_lr * scale, "optim.min_lr": config.optim.min_lr * scale}
     if (fraction := point.get("recipe.warmup_fraction")) is not None:
         if not _is_number(fraction) or not 0 <= fraction <= 1:
@@ -64,10 +68,10 @@ def overrides(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
 
 
 def _warmup(fraction: float, schedule: ScheduleConfig) -> dict[str, Any]:
-    own = own_fraction(schedule)
+    current = current_warmup_fraction(schedule)
     length = _length(fraction, schedule)
-    if own is not None and length == _length(own, schedule):
-        return {}  # as it is, be it said or left out
+    if current is not None and length == _length(current, schedule):
+        return {}  # unchanged, whether the base sets it or leaves it out
     unit, other = ("epochs", "steps") if schedule.epochs is not None else ("steps", "epochs")
     return {f"schedule.warmup_{unit}": length, f"schedule.warmup_{other}": None}
 

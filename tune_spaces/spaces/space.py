@@ -1,7 +1,7 @@
-"""What a sweep varies: named spaces, studies and dimensions of one's own, and how their points become configs.
+"""Search spaces: named spaces, studies and custom dimensions, and the mapping from points to configs.
 
-A point is a value for each dimension. Points of named spaces are valid by construction. Pure functions; knows nothing
-of how points are chosen or run. No torch, no Ray.
+A point assigns a value to each dimension. Points of named spaces are valid by construction. Pure functions, independent
+of how points are chosen or run; imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from amd.config import ConfigError, TrainConfig, validate, with_overrides
 from amd.presets.pretraining import read_config_file
 from tune_spaces.config import Dimension, SpaceConfig, SpaceName, StudyName
 from tune_spaces.spaces import alignment, generator, masking, recipe
-from tune_spaces.spaces.draft import drafted, is_key, keys_of, look_up, wrong_value
-from tune_spaces.spaces.parameter import Point, Word, same
+from tune_spaces.spaces.draft import config_keys, draft_config, is_key, value_at, value_problem
+from tune_spaces.spaces.parameter import Parameter, Point, same
 from tune_spaces.spaces.studies import STUDIES, VARIANT, variants
 
 SPACES: dict[SpaceName, Callable[[TrainConfig], dict[str, Dimension]]] = {
@@ -27,17 +27,24 @@ SPACES: dict[SpaceName, Callable[[TrainConfig], dict[str, Dimension]]] = {
     "generator": generator.dimensions,
     "recipe": recipe.dimensions,
 }
-WORDS: dict[str, Word] = {**masking.WORDS, **alignment.WORDS, **generator.WORDS, **recipe.WORDS}
-LOOKED_AT = 256  # points of a space, before it is begun
+PARAMETERS: dict[str, Parameter] = {
+    **masking.PARAMETERS,
+    **alignment.PARAMETERS,
+    **generator.PARAMETERS,
+    **recipe.PARAMETERS,
+}
+MAX_CHECKED_POINTS = 256  # points checked before a sweep starts
 
 
 class Space(NamedTuple):
+    """Dimensions by name, and the config they vary."""
+
     dimensions: dict[str, Dimension]
     base: TrainConfig
 
 
 def read_space(text_or_url: str) -> SpaceConfig:
-    """Names of spaces with commas between ("masking,recipe"), the name of one study, or a YAML or JSON file with the
+    """Parse comma-separated names of spaces ("masking,recipe"), the name of a study, or a YAML or JSON file with the
     fields of a space (path or fsspec URL). Raises ConfigError."""
     names = [name.strip() for name in text_or_url.split(",")]
     known: list[str] = [*SPACES, *STUDIES]
@@ -46,7 +53,7 @@ def read_space(text_or_url: str) -> SpaceConfig:
     if all(name in SPACES for name in names):
         return validate(SpaceConfig, {"use": names})
     if any(name in known for name in names) or not _is_file(text_or_url):
-        raise ConfigError([_unknown(name, known) for name in names if name not in SPACES])
+        raise ConfigError([_unknown_name(name, known) for name in names if name not in SPACES])
     values = read_config_file(text_or_url, "space", "the fields use, study, dimensions of a space")
     try:
         return validate(SpaceConfig, values)
@@ -58,21 +65,21 @@ def _is_file(text: str) -> bool:
     return "/" in text or "\\" in text or text.lower().endswith((".yaml", ".yml", ".json"))
 
 
-def _unknown(name: str, known: Sequence[str]) -> str:
+def _unknown_name(name: str, known: Sequence[str]) -> str:
     if name in STUDIES:
-        return f"space={name}: a study is a space of its own; give it alone"
+        return f"space={name}: a study defines its own space; give it alone"
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"spaces are {', '.join(SPACES)}, studies {', '.join(STUDIES)}"
-    return f"space={name!r}: unknown; {hint} (a file ends in .yaml or .json)"
+    return f"space={name!r}: unknown; {hint} (a file must end in .yaml or .json)"
 
 
 def build_space(config: SpaceConfig, base: TrainConfig) -> Space:
-    """The dimensions that a config names, for the run that is varied.
+    """Build the space that a config describes, for the base run.
 
-    Raises ConfigError for names and values that no config has, and where no point, or only one config, is left.
+    Raises ConfigError for unknown names, for invalid values, and if the space has no valid point or only one config.
     """
     if base.objective.kind != "amd":
-        raise ConfigError(["objective.kind=mae: a space varies how a teacher is used; take a config with a teacher"])
+        raise ConfigError(["objective.kind=mae: a space varies how a teacher is used; use a config with a teacher"])
     if config.study is not None:
         space = _study(config.study, base)
     else:
@@ -80,12 +87,12 @@ def build_space(config: SpaceConfig, base: TrainConfig) -> Space:
         space = Space({**named, **config.dimensions}, base)
         if problems := _problems(config, space):
             raise ConfigError(problems)
-    _check_worth(config, space)
+    _check_varied(config, space)
     return space
 
 
 def _study(name: StudyName, base: TrainConfig) -> Space:
-    """Variants that are the same run as one before them, or as the base, are left out."""
+    """Build the space of a study, dropping variants that equal an earlier one."""
     by_digest: dict[str, str] = {}
     points = STUDIES[name](base)
     space = Space({VARIANT: Dimension(choices=tuple(points))}, base)
@@ -95,40 +102,42 @@ def _study(name: StudyName, base: TrainConfig) -> Space:
 
 
 def overrides_of(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
-    """What a point changes in the base config, dotted keys in order; empty where it is the base. Words left out are
-    as the base has them. Raises ConfigError for a value that none may have."""
+    """Return the overrides of the base config for a point, sorted by key; empty if the point is the base.
+
+    Parameters missing from the point keep the base's values. Raises ConfigError for invalid values.
+    """
     base = space.base
     if VARIANT in point:
         return overrides_of(space, _variant(point[VARIANT], base))
-    found = {name: value for name, value in point.items() if name not in WORDS and name not in masking.KEYS}
-    plain = drafted(base, found)
+    found = {name: value for name, value in point.items() if name not in PARAMETERS and name not in masking.CONFIG_KEYS}
+    plain = draft_config(base, found)
     found |= masking.overrides(point, plain)
-    found |= alignment.overrides(point, drafted(base, found))
-    found |= generator.overrides(point, drafted(base, found), base)
+    found |= alignment.overrides(point, draft_config(base, found))
+    found |= generator.overrides(point, draft_config(base, found), base)
     found |= recipe.overrides(point, plain)
-    before, after = base.model_dump(mode="json"), drafted(base, found).model_dump(mode="json")
-    return {key: look_up(after, key) for key in sorted(found) if look_up(after, key) != look_up(before, key)}
+    before, after = base.model_dump(mode="json"), draft_config(base, found).model_dump(mode="json")
+    return {key: value_at(after, key) for key in sorted(found) if value_at(after, key) != value_at(before, key)}
 
 
 def _variant(name: str, base: TrainConfig) -> Point:
     known = variants(base)
     if name not in known:
-        raise ConfigError([f"variant={name!r}: unknown; there are {', '.join(known)}"])
+        raise ConfigError([f"variant={name!r}: unknown; must be one of {', '.join(known)}"])
     return known[name]
 
 
 def config_of(space: Space, point: Mapping[str, Any]) -> TrainConfig:
-    """Raises ConfigError where a point breaks a rule: only dimensions of one's own can."""
+    """Return the config of a point. Raises ConfigError for an invalid point, possible only with custom dimensions."""
     return with_overrides(space.base, overrides_of(space, point))
 
 
 def baseline(space: Space) -> Point | None:
-    """The point that is the base config itself; None where the space has none."""
+    """Return the point that equals the base config, or None if the space does not contain it."""
     point: Point = {}
     for name, dimension in space.dimensions.items():
-        own = _own(name, space.base)
-        for value in (own, *values_of(dimension)):
-            if has(dimension, value) and not _changes(space, {name: value}):
+        current = _current_value(name, space.base)
+        for value in (current, *values_of(dimension)):
+            if contains(dimension, value) and not _changes(space, {name: value}):
                 point[name] = value
                 break
         else:
@@ -136,13 +145,13 @@ def baseline(space: Space) -> Point | None:
     return None if _changes(space, point) else point
 
 
-def sets(name: str) -> tuple[str, ...]:
-    """The keys of a config that a dimension decides."""
-    return WORDS[name].sets if name in WORDS else (name,)
+def config_keys_of(name: str) -> tuple[str, ...]:
+    """Return the config keys that a dimension sets."""
+    return PARAMETERS[name].keys if name in PARAMETERS else (name,)
 
 
-def _own(name: str, base: TrainConfig) -> Any:
-    return WORDS[name].own(base) if name in WORDS else look_up(base.model_dump(mode="json"), name)
+def _current_value(name: str, base: TrainConfig) -> Any:
+    return PARAMETERS[name].current(base) if name in PARAMETERS else value_at(base.model_dump(mode="json"), name)
 
 
 def _changes(space: Space, point: Point) -> bool:
@@ -153,32 +162,33 @@ def _changes(space: Space, point: Point) -> bool:
 
 
 def values_of(dimension: Dimension) -> tuple[Any, ...]:
-    """All values in order; empty for a range without step."""
+    """Return all values in order; empty for a range without step."""
     if dimension.choices is not None:
         return dimension.choices
-    (low, high), step = _ends(dimension), dimension.step
+    (low, high), step = _bounds(dimension), dimension.step
     if step is None:
         return ()
     count = math.floor((high - low) / step + 1e-9) + 1
     return tuple(round(low + number * step, 12) for number in range(count))  # 0.1 + 2 x 0.1 is 0.3
 
 
-def place(dimension: Dimension, value: Any) -> int | None:
-    """Where a value stands among those of a dimension; None where it does not."""
+def index_of(dimension: Dimension, value: Any) -> int | None:
+    """Return the index of a value among those of a dimension, or None if it is not among them."""
     if dimension.choices is None and not _is_number(value):
         return None
-    alike = same if dimension.choices is not None else lambda other, value: other == value  # 1 and 1.0 are one number
-    return next((at for at, other in enumerate(values_of(dimension)) if alike(other, value)), None)
+    equal = same if dimension.choices is not None else lambda other, value: other == value  # 1 equals 1.0
+    return next((index for index, other in enumerate(values_of(dimension)) if equal(other, value)), None)
 
 
-def has(dimension: Dimension, value: Any) -> bool:
+def contains(dimension: Dimension, value: Any) -> bool:
+    """Whether a dimension can take a value."""
     if values_of(dimension):
-        return place(dimension, value) is not None
-    low, high = _ends(dimension)
+        return index_of(dimension, value) is not None
+    low, high = _bounds(dimension)
     return _is_number(value) and low <= value <= high
 
 
-def _ends(dimension: Dimension) -> tuple[float, float]:
+def _bounds(dimension: Dimension) -> tuple[float, float]:
     assert dimension.low is not None, "validated: a range has both ends"
     assert dimension.high is not None, "validated: a range has both ends"
     return dimension.low, dimension.high
@@ -189,120 +199,122 @@ def _is_number(value: object) -> bool:
 
 
 def grid(space: Space) -> Iterator[Point]:
-    """All points in order, the last dimension fastest. Raises ConfigError for a range without step."""
-    endless = [name for name, dimension in space.dimensions.items() if not values_of(dimension)]
-    if endless:
+    """Iterate over all points, the last dimension fastest. Raises ConfigError for a range without step."""
+    continuous = [name for name, dimension in space.dimensions.items() if not values_of(dimension)]
+    if continuous:
         raise ConfigError(
-            [f"space.dimensions.{name}: a range has no end of values; give step, or choices" for name in endless]
+            [f"space.dimensions.{name}: a range without step has no grid; give step, or choices" for name in continuous]
         )
     values = [values_of(dimension) for dimension in space.dimensions.values()]
     return (dict(zip(space.dimensions, chosen, strict=True)) for chosen in itertools.product(*values))
 
 
-def size(space: Space) -> int | None:
-    """Points of the grid, of which several may be one config; None where a range has no step."""
+def grid_size(space: Space) -> int | None:
+    """Return the number of grid points, several of which may give one config; None for a range without step."""
     counts = [len(values_of(dimension)) for dimension in space.dimensions.values()]
     return math.prod(counts) or None
 
 
-def draw(space: Space, numbers: random.Random) -> Point:
-    """A point at random, every dimension by itself."""
-    return {name: drawn(dimension, numbers) for name, dimension in space.dimensions.items()}
+def sample_point(space: Space, rng: random.Random) -> Point:
+    """Sample every dimension independently."""
+    return {name: sample_value(dimension, rng) for name, dimension in space.dimensions.items()}
 
 
-def drawn(dimension: Dimension, numbers: random.Random) -> Any:
+def sample_value(dimension: Dimension, rng: random.Random) -> Any:
+    """Sample a value of a dimension, uniformly or log-uniformly."""
     if values := values_of(dimension):
-        return numbers.choice(values)
-    low, high = _ends(dimension)
+        return rng.choice(values)
+    low, high = _bounds(dimension)
     if dimension.log:
-        return min(max(math.exp(numbers.uniform(math.log(low), math.log(high))), low), high)
-    return numbers.uniform(low, high)
+        return min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)
+    return rng.uniform(low, high)
 
 
 def _problems(config: SpaceConfig, space: Space) -> list[str]:
-    """Of dimensions of one's own, each by itself and against the others."""
+    """Return the problems of custom dimensions, each alone and in combination with the others."""
     problems = []
     for name, dimension in config.dimensions.items():
         where = f"space.dimensions.{name}"
-        if name not in WORDS and not is_key(name):
-            problems.append(f"{where}: unknown{_meant(name)}")
-        elif rival := next((other for other in space.dimensions if _rivals(name, other)), None):
-            problems.append(f"{where}: sets the same as {rival}; take one of them out")
+        if name not in PARAMETERS and not is_key(name):
+            problems.append(f"{where}: unknown{_suggestion(name)}")
+        elif conflict := next((other for other in space.dimensions if _conflicts(name, other)), None):
+            problems.append(f"{where}: sets the same config key as {conflict}; remove one of them")
         else:
-            problems += _wrong_values(name, dimension, space.base)
+            problems += _value_problems(name, dimension, space.base)
     return problems
 
 
-def _meant(name: str) -> str:
-    close = difflib.get_close_matches(name, [*WORDS, *keys_of()], n=1)
-    words = f"; words are {', '.join(WORDS)}, and every key of a training config is one (optim.base_lr)"
-    return f"; did you mean {close[0]}?" if close else words
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name, [*PARAMETERS, *config_keys()], n=1)
+    known = f"; must be one of {', '.join(PARAMETERS)} or a key of a training config (optim.base_lr)"
+    return f"; did you mean {close[0]}?" if close else known
 
 
-def _rivals(name: str, other: str) -> bool:
-    """Whether two dimensions set the same key; words of one space know of each other."""
-    if name == other or (name in WORDS and other in WORDS):
+def _conflicts(name: str, other: str) -> bool:
+    """Whether two dimensions set the same config key; parameters of named spaces are designed to combine."""
+    if name == other or (name in PARAMETERS and other in PARAMETERS):
         return False
-    mine, theirs = sets(name), sets(other)
+    keys, other_keys = config_keys_of(name), config_keys_of(other)
     if "recipe.lr_scale" in (name, other):
         return False  # it multiplies what the others set
-    return any(f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.") for a in mine for b in theirs)
+    return any(f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.") for a in keys for b in other_keys)
 
 
-def _wrong_values(name: str, dimension: Dimension, base: TrainConfig) -> list[str]:
+def _value_problems(name: str, dimension: Dimension, base: TrainConfig) -> list[str]:
     where, space = f"space.dimensions.{name}", Space({name: dimension}, base)
-    for value in _typical(dimension):
-        if name in WORDS:
+    for value in _representative_values(dimension):
+        if name in PARAMETERS:
             try:
                 overrides_of(space, {name: value})
             except ConfigError as error:
                 return [f"{where}: {line}" for line in error.problems]
-        elif reason := wrong_value(name, value):
-            whole = "; give step=1, or choices" if "integer" in reason and dimension.choices is None else ""
-            return [f"{where}={value!r}: {reason}{whole}"]
-    digests = {_digest(base, name, value) for value in _typical(dimension)}  # None: only other values make it valid
-    if name not in WORDS and len(_typical(dimension)) > 1 and digests == {base.digest()}:
-        return [f"{where}: decides nothing of what is learnt; take it out, and give it in the run's config"]
+        elif reason := value_problem(name, value):
+            remedy = "; give step=1, or choices" if "integer" in reason and dimension.choices is None else ""
+            return [f"{where}={value!r}: {reason}{remedy}"]
+    values = _representative_values(dimension)
+    digests = {_digest(base, name, value) for value in values}  # None: valid only with other values
+    if name not in PARAMETERS and len(values) > 1 and digests == {base.digest()}:
+        return [f"{where}: does not affect training; remove it, and set it in the run's config"]
     return []
 
 
-def _typical(dimension: Dimension) -> tuple[Any, ...]:
-    """All values, or both ends of a range and one between, not a round one."""
+def _representative_values(dimension: Dimension) -> tuple[Any, ...]:
+    """Return all values, or both bounds of a range and a non-round value between them."""
     if values := values_of(dimension):
-        return values[:LOOKED_AT]
-    low, high = _ends(dimension)
+        return values[:MAX_CHECKED_POINTS]
+    low, high = _bounds(dimension)
     return (low, low + (high - low) * (math.sqrt(5) - 1) / 2, high)
 
 
 def _digest(base: TrainConfig, key: str, value: Any) -> str | None:
     try:
-        return drafted(base, {key: value}).digest()
+        return draft_config(base, {key: value}).digest()
     except ConfigError:
         return None
 
 
-def _check_worth(config: SpaceConfig, space: Space) -> None:
-    """Raise ConfigError where no point can be run, or all points are one run."""
-    points = size(space)
-    some: Iterator[Point] = grid(space) if points and points <= LOOKED_AT else _drawn_points(space)
-    looked, first, digests = 0, "", set()
-    for point in some:
-        looked += 1
+def _check_varied(config: SpaceConfig, space: Space) -> None:
+    """Raise ConfigError if no point is valid, or if all points give the same run."""
+    points = grid_size(space)
+    candidates: Iterator[Point] = grid(space) if points and points <= MAX_CHECKED_POINTS else _sampled_points(space)
+    checked, first_error, digests = 0, "", set()
+    for point in candidates:
+        checked += 1
         try:
             digests.add(config_of(space, point).digest())
         except ConfigError as error:
-            first = first or str(error)
+            first_error = first_error or str(error)
         if len(digests) > 1:
             return
     if not digests:
-        raise ConfigError([f"space: none of {looked} points is a valid config; the first says: {first}"])
-    what = f"space.study={config.study}: its variants" if config.study else "space: its points"
-    without = "" if space.base.has_generation else " (this config has no generation alignment)"
+        raise ConfigError([f"space: none of {checked} points is a valid config; the first error: {first_error}"])
+    subject = f"space.study={config.study}: its variants" if config.study else "space: its points"
+    reason = "" if space.base.has_generation else " (this config has no generation alignment)"
     raise ConfigError(
-        [f"{what} are all the same run{without}; give a dimension two values that make a difference in this config"]
+        [f"{subject} all give the same run{reason}; vary something that makes a difference in this config"]
     )
 
 
-def _drawn_points(space: Space) -> Iterator[Point]:
-    numbers = random.Random(0)
-    return (draw(space, numbers) for _ in range(LOOKED_AT))
+def _sampled_points(space: Space) -> Iterator[Point]:
+    rng = random.Random(0)
+    return (sample_point(space, rng) for _ in range(MAX_CHECKED_POINTS))

@@ -13,22 +13,22 @@ from hypothesis import strategies as st
 from tests.support.runs.ledgers import masking_sweep, ratios, rung, search, trial, write_sweep
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import TrialRecord
-from tune_spaces.report.figures import by_layers, difference, fastest, front, importance, rows
+from tune_spaces.report.figures import by_layers, difference, importance, pareto_front, speed_front, trial_rows
 from tune_spaces.report.formatting import share, short, signed, spread
 from tune_spaces.report.ratio_map import bins, ratio_map
-from tune_spaces.report.sweep import Sweep, read
+from tune_spaces.report.sweep import SweepHistory, read_sweep
 from tune_spaces.report.verdict import judge, verdict
 
 
-def sweep(config: SearchConfig, records: Sequence[TrialRecord]) -> Sweep:
-    return read(write_sweep(f"memory://{uuid.uuid4().hex}", config, records))
+def sweep(config: SearchConfig, records: Sequence[TrialRecord]) -> SweepHistory:
+    return read_sweep(write_sweep(f"memory://{uuid.uuid4().hex}", config, records))
 
 
 def ended(number: int, scores: Sequence[float], **fields: Any) -> TrialRecord:
     return trial(number, ratios(0.75, round(0.05 * number, 2)), [rung(1.0, scores)], **fields)
 
 
-def pair(ours: Sequence[float], theirs: Sequence[float]) -> Sweep:
+def pair(ours: Sequence[float], theirs: Sequence[float]) -> SweepHistory:
     config = search(seeds=len(theirs), rungs=1, stopping="none")
     return sweep(config, [ended(0, theirs, baseline=True), ended(1, ours)])
 
@@ -50,11 +50,11 @@ def test_one_seed_or_different_numbers_of_seeds_give_no_interval() -> None:
 def test_the_verdict_claims_a_difference_only_where_the_interval_has_no_zero() -> None:
     alike = pair([81.0, 83.0, 85.0], [80.0, 81.0, 82.0])
     assert judge(alike, alike.trials[1]) == "alike"
-    assert "+2.0 points, 95 % interval -0.5 to +4.5 (paired by seed): the seeds do not tell" in verdict(alike)
+    assert "+2.0 points, 95 % interval -0.5 to +4.5 (paired by seed): not a significant difference" in verdict(alike)
     better = pair([82.0, 83.1, 83.9], [80.0, 81.0, 82.0])
     assert judge(better, better.trials[1]) == "better"
-    assert "+2.0 points, 95 % interval +1.8 to +2.2 (paired by seed): a difference" in verdict(better)
-    assert "The best of 2 is chosen by its own score and so flattered" in verdict(better)
+    assert "+2.0 points, 95 % interval +1.8 to +2.2 (paired by seed): a significant difference" in verdict(better)
+    assert "The best of 2 is selected by its own score, so it is biased upwards" in verdict(better)
 
 
 def test_a_difference_of_one_comparison_is_doubted_where_many_were_made() -> None:
@@ -83,7 +83,7 @@ def test_differences_are_taken_at_the_furthest_rung_that_both_reached() -> None:
         trial(0, ratios(0.75, 0.5), [rung(1 / 9, [60.0, 61.0])], "stopped", baseline=True),
         trial(1, ratios(0.75, 0.25), [rung(1 / 9, [62.0, 64.0]), rung(1 / 3, [70.0, 71.0]), rung(1.0, [80.0, 81.0])]),
     ]
-    best = rows(sweep(search(seeds=2), records))[0]
+    best = trial_rows(sweep(search(seeds=2), records))[0]
     assert (best.number, best.rung, best.difference_rung) == (1, 3, 1)
     assert best.difference == pytest.approx(2.5)
 
@@ -98,7 +98,7 @@ def test_nothing_on_the_front_is_beaten_and_everything_off_it_is(points: list[tu
     def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
         return a[0] >= b[0] and a[1] >= b[1] and a != b
 
-    on = set(front(points))
+    on = set(pareto_front(points))
     assert on
     for at, point in enumerate(points):
         assert any(beats(points[other], point) for other in on) == (at not in on)
@@ -111,7 +111,7 @@ def test_the_front_of_a_sweep_holds_compared_trials_only() -> None:
         trial(2, ratios(0.75, 0.0), [rung(1.0, [78.0], seconds=8)]),
         trial(3, ratios(0.9, 0.0), [rung(1 / 3, [99.0], seconds=1)], "stopped"),
     ]
-    assert [found.number for found in fastest(sweep(search(seeds=1), records))] == [0, 1]
+    assert [found.number for found in speed_front(sweep(search(seeds=1), records))] == [0, 1]
 
 
 def test_cells_of_the_map_hold_means_spreads_and_the_furthest_rung() -> None:

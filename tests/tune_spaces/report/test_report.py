@@ -40,7 +40,7 @@ def test_every_file_that_is_named_exists_and_no_other(memory: str) -> None:
     for name in report.files:
         data = read_bytes(join(report.folder, name))
         assert data.startswith(b"\x89PNG") if name.endswith("png") else len(data) > 100
-    assert "Losses of different mask ratios cannot be compared" in page
+    assert "Losses at different mask ratios cannot be compared" in page
     assert report.verdict in page
     assert Report.model_validate(read_json(join(report.folder, "report.json"))) == report
 
@@ -82,9 +82,9 @@ def test_before_any_trial_has_ended_the_furthest_rung_counts_and_it_is_said(memo
     ]
     report = write_report(write_sweep(memory, search(seeds=1, first_rung=NINTH), records))
     assert report.best == 1
-    assert "No trial has come to its end; the only one at rung 2 of 3, after 1/3 of training" in report.verdict
-    assert "only there are they compared: 60.0 % against 70.0 %, that is -10.0 points" in report.verdict
-    assert "2 trials have not ended" in report.verdict
+    assert "No trial has run to completion; the only one at rung 2 of 3, after 1/3 of training" in report.verdict
+    assert "where the two are compared: 60.0 % against 70.0 %, that is -10.0 points" in report.verdict
+    assert "2 trials have not finished" in report.verdict
 
 
 def test_of_a_population_the_line_of_the_best_is_told(memory: str) -> None:
@@ -102,7 +102,7 @@ def test_of_a_population_the_line_of_the_best_is_told(memory: str) -> None:
     assert [row.parent for row in report.rows] == [3, None, 1, None, None]
     page = read_bytes(f"{memory}/report/report.md").decode()
     assert "| trial | point | parent |" in page
-    assert "trained from the start it may come to another score" in page
+    assert "training it from scratch can give another score" in page
     assert "importance.png" not in report.files
 
 
@@ -132,7 +132,7 @@ def test_where_all_scored_trials_failed_there_is_no_best(memory: str) -> None:
     report = write_report(write_sweep(memory, search(), [trial(0, ratios(0.75, 0.5), three(80.0, 81.0), "failed")]))
     assert report.best is None
     assert "best.json" not in report.files
-    assert "there is no best" in report.verdict
+    assert "there is no best trial" in report.verdict
 
 
 def test_pictures_of_an_earlier_report_do_not_stay(memory: str) -> None:
@@ -162,7 +162,7 @@ def test_a_single_trial_has_a_report(memory: str) -> None:
     record = trial(0, ratios(0.75, 0.5), [rung(1.0, [80.0])], baseline=True)
     report = write_report(write_sweep(memory, search(seeds=1, rungs=1, stopping="none"), [record]))
     assert not any(name.endswith(".png") for name in report.files)  # nothing would be seen in any
-    assert "The only trial that came to its end: trial 0" in report.verdict
+    assert "The only trial that ran to completion: trial 0" in report.verdict
 
 
 def test_a_study_shows_its_variants(memory: str) -> None:
@@ -187,13 +187,13 @@ def test_every_metric_has_words(memory: str, metric: str) -> None:
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no sweep is here"):
+    with pytest.raises(ConfigError, match="not a sweep"):
         write_report(str(tmp_path))
     write_json(str(tmp_path / "config.json"), search().train.model_dump(mode="json"))
-    with pytest.raises(ConfigError, match=r"config\.json is not that of a sweep"):
+    with pytest.raises(ConfigError, match=r"config\.json is not the config of a sweep"):
         write_report(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"config\.json is not that of a sweep"):
+    with pytest.raises(ConfigError, match=r"config\.json is not the config of a sweep"):
         write_report(str(tmp_path))
 
 
@@ -202,7 +202,7 @@ def test_a_sweep_without_a_scored_rung_is_refused(memory: str) -> None:
     with pytest.raises(ConfigError, match="no trial has been scored"):
         write_report(memory)
     write_sweep(memory, search(), [trial(0, ratios(0.75, 0.5), [], "running")])
-    with pytest.raises(ConfigError, match="1 trial begun, none has been scored"):
+    with pytest.raises(ConfigError, match="1 trial started, none has been scored"):
         write_report(memory)
     assert "report" not in listdir(memory)
 

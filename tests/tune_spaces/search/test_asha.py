@@ -15,7 +15,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tests.support.runs import ledgers
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import Ledger
-from tune_spaces.search.asha import Halving, scheduler
+from tune_spaces.search.asha import SuccessiveHalving, make_scheduler
 
 METRIC = ledgers.METRIC
 GO, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -33,7 +33,7 @@ def say(made: TrialScheduler, told: Told) -> str:
 
 
 def fresh(config: SearchConfig, trials: int) -> TrialScheduler:
-    made = Halving(config)
+    made = SuccessiveHalving(config)
     for number in range(trials):
         made.on_trial_add(None, trial(number))
     return made
@@ -46,7 +46,7 @@ def remembered(config: SearchConfig, told: list[Told], folder: Path) -> TrialSch
         rung = ledgers.rung(config.fractions()[level], [score]).model_copy(update={"time": 100.0 + at})
         record = ledger.records.get(number) or ledgers.trial(number, {}, [], "running")
         ledger.records[number] = record.model_copy(update={"rungs": (*record.rungs, rung)})
-    return scheduler(config, ledger)
+    return make_scheduler(config, ledger)
 
 
 def test_halving_decides_as_by_hand() -> None:
@@ -132,7 +132,7 @@ def test_rungs_that_were_told_are_not_judged_again(tmp_path: Path, told: list[To
 @given(number=st.integers(0, 5000), seed=st.integers(0, 2**31 - 1), noise=st.integers(0, 1000))
 def test_a_trial_has_the_same_bracket_whenever_it_is_added(number: int, seed: int, noise: int) -> None:
     config = ledgers.search(stopping="hyperband", seed=seed)
-    one, other = Halving(config), Halving(config)
+    one, other = SuccessiveHalving(config), SuccessiveHalving(config)
     other.on_trial_add(None, trial(number + 1))
     np.random.seed(noise)
     before = np.random.get_state()[1].tolist()  # type: ignore[index]
@@ -145,7 +145,7 @@ def test_a_trial_has_the_same_bracket_whenever_it_is_added(number: int, seed: in
 
 def test_hyperband_starts_to_judge_at_every_rung_and_asha_at_the_first() -> None:
     for stopping, judged_at in (("asha", {0}), ("hyperband", {0, 1, 2})):
-        made = Halving(ledgers.search(stopping=stopping, rungs=3, reduction=3))
+        made = SuccessiveHalving(ledgers.search(stopping=stopping, rungs=3, reduction=3))
         for number in range(60):
             made.on_trial_add(None, trial(number))
         assert {made._brackets.index(made._trial_info[str(number)]) for number in range(60)} == judged_at
@@ -155,7 +155,7 @@ def test_hyperband_starts_to_judge_at_every_rung_and_asha_at_the_first() -> None
 @pytest.mark.parametrize("reduction", range(2, 11))
 @pytest.mark.parametrize("rungs", range(1, 11))
 def test_there_are_as_many_rungs_as_asked_for(rungs: int, reduction: int) -> None:
-    (bracket,) = Halving(ledgers.search(rungs=rungs, reduction=reduction))._brackets
+    (bracket,) = SuccessiveHalving(ledgers.search(rungs=rungs, reduction=reduction))._brackets
     assert len(bracket._rungs) == rungs
 
 
@@ -169,7 +169,7 @@ def test_each_rung_is_judged_among_its_own() -> None:
 
 @given(told=stories(trials=4))
 def test_without_stopping_every_trial_goes_on(told: list[Told]) -> None:
-    made = scheduler(ledgers.search(stopping="none"), Ledger("memory://no-such-sweep"))
+    made = make_scheduler(ledgers.search(stopping="none"), Ledger("memory://no-such-sweep"))
     assert type(made) is FIFOScheduler
     assert {say(made, each) for each in told} == {GO}
 
@@ -185,4 +185,4 @@ def test_a_trial_that_failed_is_let_through_and_counts_for_nothing() -> None:
 
 
 def test_tune_may_name_metric_and_mode_though_they_are_set() -> None:
-    assert Halving(ledgers.search()).set_search_properties(METRIC, "max")
+    assert SuccessiveHalving(ledgers.search()).set_search_properties(METRIC, "max")

@@ -15,14 +15,14 @@ from amd.flops import step_flops
 from tests.support.runs import ledgers
 from tests.support.runs.configs import tiny_video_config
 from tune_spaces.config import SearchConfig
-from tune_spaces.search.plan import Plan, make_plan, trials_that_fit
+from tune_spaces.search.plan import SweepPlan, make_plan, max_concurrent_trials
 from tune_spaces.spaces.space import Space, build_space
 
 STEPS = 540
 MASKING = build_space(ledgers.search().space, ledgers.search().train)
 
 
-def planned(config: SearchConfig, steps: int = STEPS, nodes: Any = ({"CPU": 8.0},), gpu: bool = False) -> Plan:
+def planned(config: SearchConfig, steps: int = STEPS, nodes: Any = ({"CPU": 8.0},), gpu: bool = False) -> SweepPlan:
     return make_plan(config, MASKING._replace(base=config.train), steps, nodes, gpu)
 
 
@@ -82,7 +82,7 @@ MASKING_POINTS = planned(ledgers.search(budget={"trials": 1000})).trials
 @given(st.integers(1, 40), st.integers(1, 20))
 def test_a_fraction_of_a_cpu_divides_a_node_as_far_as_it_goes(tenths: int, cores: int) -> None:
     scaling = ledgers.search(train=scaled(cpus_per_worker=tenths / 10)).train.scaling
-    assert trials_that_fit(scaling, [{"CPU": float(cores)}], gpu=False) == cores * 10 // tenths
+    assert max_concurrent_trials(scaling, [{"CPU": float(cores)}], gpu=False) == cores * 10 // tenths
 
 
 def test_a_worker_lies_on_one_node() -> None:
@@ -102,7 +102,7 @@ def test_what_never_fits_is_told_with_what_there_is_and_what_to_do() -> None:
     with pytest.raises(ConfigError) as error:
         planned(config, nodes=[{"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0}], gpu=True)
     (line,) = error.value.problems
-    assert line.startswith("train.scaling.workers=2 of 4 CPU, 1 GPU each never fit")
+    assert line.startswith("train.scaling.workers=2 of 4 CPU, 1 GPU each do not fit")
     assert "4 CPU, 1 GPU; 2 CPU, 0 GPU" in line
     assert "scaling.cpus_per_worker" in line
     assert "add nodes" in line
@@ -113,8 +113,8 @@ def test_what_never_fits_is_told_with_what_there_is_and_what_to_do() -> None:
 def test_fewer_side_by_side_than_asked_for_is_said() -> None:
     plan = planned(ledgers.search(at_once=20))
     assert (plan.at_once, plan.lowered) == (8, True)
-    assert "at once    8 of 1 worker each (fewer than at_once: there is no room)" in plan.lines()
-    assert "there is no room" not in "".join(planned(ledgers.search(at_once=8)).lines())
+    assert "at once    8 of 1 worker each (fewer than at_once: not enough resources)" in plan.lines()
+    assert "not enough resources" not in "".join(planned(ledgers.search(at_once=8)).lines())
 
 
 def test_fewer_trials_than_asked_for_side_by_side_is_no_want_of_room() -> None:
@@ -158,7 +158,7 @@ def test_a_population_is_trained_whole_and_tells_of_its_children() -> None:
     plan = make_plan(config, build_space(config.space, config.train), STEPS, [{"CPU": 2.0}], gpu=False)
     assert plan.rungs == (108, 216, 324, 432, 540)
     assert plan.clips == 9 * STEPS * config.train.clips_per_step
-    assert plan.lines()[0] == "trials     9; at a rung the worst 2 make room for children of the best"
+    assert plan.lines()[0] == "trials     9; at each rung, children of the best replace the worst 2"
 
 
 def test_one_rung_stops_nobody() -> None:
@@ -170,8 +170,8 @@ def test_a_run_too_short_for_its_rungs_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         planned(ledgers.search(rungs=4), steps=4)
     (line,) = error.value.problems
-    assert line.startswith("rungs=4: a run of 4 steps is too short to be cut 3 times (steps [1, 1, 2, 4])")
-    assert "take fewer rungs or a longer schedule" in line
+    assert line.startswith("rungs=4: a run of 4 steps is too short for 4 distinct rungs (steps [1, 1, 2, 4])")
+    assert "use fewer rungs or a longer schedule" in line
 
 
 @given(steps=st.integers(1, 2000), rungs=st.integers(1, 10), reduction=st.integers(2, 10))
@@ -192,7 +192,7 @@ def test_rungs_are_steps_that_ascend_to_the_end_or_are_refused(steps: int, rungs
 
 def test_a_grid_over_a_range_without_step_is_refused_before_anything_is_begun() -> None:
     config = ledgers.search(space={"use": ["recipe"]}, algorithm="grid")
-    with pytest.raises(ConfigError, match="a range has no end of values; give step, or choices"):
+    with pytest.raises(ConfigError, match="a range without step has no grid; give step, or choices"):
         make_plan(config, build_space(config.space, config.train), STEPS, [{"CPU": 2.0}], gpu=False)
 
 
@@ -206,5 +206,5 @@ def test_lines_are_for_reading() -> None:
     assert third == "rungs      after 108, 241, 540 steps"
     assert last.startswith(f"training   about {round(12 * 3 * (108 + 133 / 3 + 299 / 9) * 240):,} clips, ")
     assert last.endswith(" PFLOP")
-    assert plan.lines(1.5)[-1].endswith("about 90 minutes here, starts and probes not counted")
+    assert plan.lines(1.5)[-1].endswith("about 90 minutes here, excluding startup and probes")
     assert "about 12.3 hours here" in plan.lines(12.34)[-1]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from amd.config import CheckpointConfig
 from amd.storage import join
 from amd.training.checkpoints.store import CheckpointStore
-from amd.training.reporting.metrics import read_metrics
-from amd.training.reporting.progress import Silence
+from amd.training.reporting.metrics_reader import read_metrics
+from amd.training.reporting.progress import NullWatcher
 from amd.training.run_folder import run_folder
 from amd.training.runs.kinds import PRETRAINING
 from amd.training.runs.launch import launch
@@ -26,12 +26,12 @@ from tests.support.runs.configs import tiny_video_config
 from tests.support.runs.tiny_runs import tiny_run
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import Ledger, TrialRecord
-from tune_spaces.search.population import FACTORS, perturbed, to_replace
-from tune_spaces.search.progress import Quiet
-from tune_spaces.search.run import prepared
+from tune_spaces.search.population import FACTORS, perturb, replacements
+from tune_spaces.search.progress import NullProgress
+from tune_spaces.search.run import prepare_search
 from tune_spaces.search.sweep import Sweep
-from tune_spaces.search.trial import reports
-from tune_spaces.spaces.space import Space, build_space, config_of, has, place
+from tune_spaces.search.trial import run_rungs
+from tune_spaces.spaces.space import Space, build_space, config_of, contains, index_of
 
 TRAIN = tiny_video_config(schedule__steps=100, schedule__warmup_steps=5).model_dump(mode="json")
 RECIPE: dict[str, Any] = {
@@ -47,7 +47,7 @@ def search(**words: Any) -> SearchConfig:
 
 def started(folder: Path, config: SearchConfig | None = None) -> Sweep:
     config = config or search()
-    return Sweep(config, build_space(config.space, config.train), str(folder), "a-sweep", Quiet())
+    return Sweep(config, build_space(config.space, config.train), str(folder), "a-sweep", NullProgress())
 
 
 def told(sweep: Sweep, number: int, score: float) -> None:
@@ -56,8 +56,8 @@ def told(sweep: Sweep, number: int, score: float) -> None:
     fraction = sweep.config.fractions()[record.level]
     rung = {"level": record.level, "fraction": fraction, "step": round(100 * fraction), "time": 0.0, "encoders": []}
     figures = {ledgers.METRIC: [score]}
-    sweep.hear(number, {**rung, "figures": figures, "clips": 100, "seconds": 1.0, ledgers.METRIC: score})
-    sweep.ended(number)
+    sweep.record_result(number, {**rung, "figures": figures, "clips": 100, "seconds": 1.0, ledgers.METRIC: score})
+    sweep.record_end(number)
 
 
 def worth(record: TrialRecord) -> float:
@@ -66,7 +66,7 @@ def worth(record: TrialRecord) -> float:
 
 
 def run(sweep: Sweep) -> None:
-    while (record := sweep.begin()) is not None:
+    while (record := sweep.next_trial()) is not None:
         told(sweep, record.number, worth(record))
 
 
@@ -89,7 +89,7 @@ def ledger(records: list[TrialRecord], folder: Path) -> Ledger:
 def test_the_worst_quarter_makes_room_for_children_of_the_best(tmp_path: Path) -> None:
     scores = [50.0, 80.0, 20.0, 60.0, 90.0, 10.0, 40.0, 70.0]
     records = [ledgers.trial(n, {}, [ledgers.rung(0.2, [s])], "running") for n, s in enumerate(scores)]
-    found = to_replace(ledger(records, tmp_path), 0)
+    found = replacements(ledger(records, tmp_path), 0)
     assert [replaced.number for replaced, _ in found] == [5, 2]
     assert [[parent.number for parent in parents] for _, parents in found] == [[4, 1], [4, 1]]
 
@@ -99,14 +99,14 @@ def test_who_failed_makes_room_before_the_worst_and_has_no_children(tmp_path: Pa
         ledgers.trial(n, {}, [ledgers.rung(0.2, [s])], "running") for n, s in enumerate([50.0, 80.0, 20.0, 60.0, 90.0])
     ]
     failed = [ledgers.trial(n, {}, [], "failed") for n in (5, 6, 7)]
-    found = to_replace(ledger([*records, *failed], tmp_path), 0)
+    found = replacements(ledger([*records, *failed], tmp_path), 0)
     assert [replaced.number for replaced, _ in found] == [5, 6, 7]
-    assert to_replace(ledger(failed, tmp_path / "none"), 0) == []
+    assert replacements(ledger(failed, tmp_path / "none"), 0) == []
 
 
 def test_equal_scores_are_told_apart_by_number(tmp_path: Path) -> None:
     records = [ledgers.trial(n, {}, [ledgers.rung(0.2, [50.0])], "running") for n in range(4)]
-    ((replaced, parents),) = to_replace(ledger(records, tmp_path), 0)
+    ((replaced, parents),) = replacements(ledger(records, tmp_path), 0)
     assert (replaced.number, [parent.number for parent in parents]) == (3, [0])
 
 
@@ -123,9 +123,9 @@ def test_a_childs_recipe_is_near_its_parents_or_drawn_anew_and_within_the_bounds
         "optim.clip_norm": 0.1,
         "optim.weight_decay": 0.5,
     }
-    child = perturbed(space, parent, random.Random(seed))
+    child = perturb(space, parent, random.Random(seed))
     assert config_of(space, child).digest() != config_of(space, parent).digest()
-    assert all(has(space.dimensions[name], value) for name, value in child.items() if "warmup" not in name)
+    assert all(contains(space.dimensions[name], value) for name, value in child.items() if "warmup" not in name)
     assert child["recipe.warmup_fraction"] == 0.1
 
 
@@ -134,19 +134,19 @@ def test_most_steps_are_small(tmp_path: Path) -> None:
     space = build_space(config.space, config.train)
     parent = {"recipe.lr_scale": 1.5, "optim.clip_norm": 0.1}
     numbers = random.Random(0)
-    children = [perturbed(space, parent, numbers) for _ in range(400)]
+    children = [perturb(space, parent, numbers) for _ in range(400)]
     scaled = [child["recipe.lr_scale"] in [1.5 * factor for factor in FACTORS] for child in children]
     assert 0.65 < sum(scaled) / 400 < 0.85
     norms = space.dimensions["optim.clip_norm"]
-    at = place(norms, 0.1)
+    at = index_of(norms, 0.1)
     assert at is not None
-    near = [abs((place(norms, child["optim.clip_norm"]) or 0) - at) == 1 for child in children]
+    near = [abs((index_of(norms, child["optim.clip_norm"]) or 0) - at) == 1 for child in children]
     assert sum(near) / 400 > 0.75
 
 
 def test_where_nothing_else_is_possible_a_child_is_its_parent() -> None:
     space = Space({}, search().train)
-    assert perturbed(space, {}, random.Random(0)) == {}
+    assert perturb(space, {}, random.Random(0)) == {}
 
 
 # A whole life
@@ -165,21 +165,21 @@ def test_a_population_keeps_its_size_and_comes_to_its_end(tmp_path: Path) -> Non
         assert child.inherited == parent.rungs[child.born - 1 - parent.born].step
         assert not child.baseline
     assert sweep.records[0].baseline
-    assert (sweep.open(), sweep.waits()) == (0, False)
+    assert (sweep.remaining_trials(), sweep.is_waiting()) == (0, False)
 
 
 def test_nobody_goes_on_before_all_have_come_to_the_rung(tmp_path: Path) -> None:
     sweep = started(tmp_path)
-    under_way = [sweep.begin() for _ in range(8)]
-    assert sweep.begin() is None
-    assert sweep.waits()
+    under_way = [sweep.next_trial() for _ in range(8)]
+    assert sweep.next_trial() is None
+    assert sweep.is_waiting()
     for record in under_way[:-1]:
         assert record is not None
         told(sweep, record.number, worth(record))
-        assert sweep.begin() is None
+        assert sweep.next_trial() is None
     assert under_way[-1] is not None
     told(sweep, under_way[-1].number, 10.0)
-    record = sweep.begin()
+    record = sweep.next_trial()
     assert record is not None
     assert record.level == 1
 
@@ -187,11 +187,11 @@ def test_nobody_goes_on_before_all_have_come_to_the_rung(tmp_path: Path) -> None
 def test_a_trial_that_failed_is_replaced(tmp_path: Path) -> None:
     sweep = started(tmp_path)
     for _ in range(8):
-        record = sweep.begin()
+        record = sweep.next_trial()
         assert record is not None
         if record.number in (2, 5, 6):
-            sweep.hear(record.number, {"failed": "nan_loss", "message": "not finite"})
-            sweep.ended(record.number)
+            sweep.record_result(record.number, {"failed": "nan_loss", "message": "not finite"})
+            sweep.record_end(record.number)
         else:
             told(sweep, record.number, worth(record))
     run(sweep)
@@ -201,17 +201,17 @@ def test_a_trial_that_failed_is_replaced(tmp_path: Path) -> None:
 
 def test_all_failed_ends_it(tmp_path: Path) -> None:
     sweep = started(tmp_path)
-    while (record := sweep.begin()) is not None:
-        sweep.hear(record.number, {"failed": "nan_loss", "message": "not finite"})
-        sweep.ended(record.number)
+    while (record := sweep.next_trial()) is not None:
+        sweep.record_result(record.number, {"failed": "nan_loss", "message": "not finite"})
+        sweep.record_end(record.number)
     assert len(sweep.records) == 8
-    assert not sweep.waits()
+    assert not sweep.is_waiting()
 
 
 def test_a_space_with_fewer_points_than_members_has_fewer_members(tmp_path: Path) -> None:
     config = search(space={"dimensions": {"optim.eps": [1e-8, 1e-7, 1e-6, 1e-5, 1e-4]}})
     sweep = started(tmp_path, config)
-    while (record := sweep.begin()) is not None:
+    while (record := sweep.next_trial()) is not None:
         told(sweep, record.number, float(record.number))
     assert sum(record.parent is None for record in sweep.records.values()) == 5
 
@@ -220,7 +220,7 @@ def test_a_budget_that_is_spent_ends_those_that_wait_too(tmp_path: Path) -> None
     sweep = started(tmp_path, search(budget={"trials": 8, "clips": 900}))
     run(sweep)
     assert {record.state for record in sweep.records.values()} == {"stopped"}
-    assert not sweep.waits()
+    assert not sweep.is_waiting()
     assert sweep.clips() >= 900
 
 
@@ -232,7 +232,7 @@ def test_a_population_that_is_killed_anywhere_decides_as_the_undisturbed_one(tmp
     while True:
         if fate.random() < 0.15:
             sweep, side_by_side = started(tmp_path / "killed"), []
-        elif len(side_by_side) < 3 and (record := sweep.begin()) is not None:
+        elif len(side_by_side) < 3 and (record := sweep.next_trial()) is not None:
             side_by_side.append(record)
         elif side_by_side:
             done = side_by_side.pop(fate.randrange(len(side_by_side)))
@@ -247,10 +247,10 @@ def test_killed_between_a_child_and_the_end_of_whom_it_replaces(tmp_path: Path) 
     run(undisturbed)
     sweep = started(tmp_path / "killed")
     for _ in range(8):
-        record = sweep.begin()
+        record = sweep.next_trial()
         assert record is not None
         told(sweep, record.number, worth(record))
-    sweep.begin()
+    sweep.next_trial()
     trials = tmp_path / "killed" / "runs" / "a-sweep" / "trials"
     (trials / "0009.json").unlink()  # the second child is not written yet
     stopped = [record for record in sweep.records.values() if record.state == "stopped"]
@@ -278,18 +278,18 @@ def a_population(folder: Path) -> SearchConfig:
 def lived(folder: Path, config: SearchConfig, killed_after: int) -> Sweep:
     """In this process; after so many rungs it is killed before it has written the last of them, and begun again."""
     root = str(folder)
-    config, space = prepared(config.model_copy(update={"storage": root}), root, "live")
-    sweep, rungs = Sweep(config, space, root, "live", Quiet()), 0
+    config, space = prepare_search(config.model_copy(update={"storage": root}), root, "live")
+    sweep, rungs = Sweep(config, space, root, "live", NullProgress()), 0
     local = partial(launch, local=True)
-    while (record := sweep.begin()) is not None:
-        for report in reports(sweep.task(record), threading.Event(), Silence(), local):
+    while (record := sweep.next_trial()) is not None:
+        for report in run_rungs(sweep.task(record), threading.Event(), NullWatcher(), local):
             rungs += 1
             if rungs == killed_after:
-                sweep = Sweep(config, space, root, "live", Quiet())
+                sweep = Sweep(config, space, root, "live", NullProgress())
                 break
-            sweep.hear(record.number, report)
+            sweep.record_result(record.number, report)
         else:
-            sweep.ended(record.number)
+            sweep.record_end(record.number)
     return sweep
 
 

@@ -20,8 +20,8 @@ from tests.support.runs.configs import tiny_video_config
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import Ledger, TrialRecord
 from tune_spaces.search import sampler
-from tune_spaces.search.sampler import Point, distributions, frozen, next_point
-from tune_spaces.spaces.space import Space, baseline, build_space, config_of, overrides_of, size
+from tune_spaces.search.sampler import Point, distributions, next_point, to_optuna_trial
+from tune_spaces.spaces.space import Space, baseline, build_space, config_of, grid_size, overrides_of
 
 ALGORITHMS = ("grid", "random", "tpe")
 TRAIN = tiny_video_config().model_dump(mode="json")
@@ -117,7 +117,7 @@ def test_a_step_that_floats_cannot_hold_makes_no_point_twice(tmp_path: Path, alg
 @pytest.mark.parametrize("algorithm", ["random", "tpe"])
 def test_a_space_without_end_gives_ever_new_configs(tmp_path: Path, algorithm: str) -> None:
     config, made = swept(algorithm=algorithm, space=SMOOTH)
-    assert size(made) is None
+    assert grid_size(made) is None
     points = go_on(config, made, ledger(tmp_path), 25)
     assert len({config_of(made, point).digest() for point in points}) == 25
 
@@ -212,7 +212,7 @@ def test_every_state_has_optunas_word(state: Any, told: TrialState, rungs: int) 
     fractions = [1.0, 1.0] if state == "succeeded" else [1 / 9, 1 / 3]
     scores = [ledgers.rung(fraction, [50.0 + level]) for level, fraction in enumerate(fractions)]
     record = ledgers.trial(0, point, scores[:rungs] or (scores[:1] if state == "succeeded" else []), state)
-    known = frozen(record, made, config)
+    known = to_optuna_trial(record, made, config)
     assert known is not None
     assert known.state == told
     assert known.intermediate_values == {level: rung.score for level, rung in enumerate(record.rungs)}
@@ -222,7 +222,7 @@ def test_every_state_has_optunas_word(state: Any, told: TrialState, rungs: int) 
 
 def test_two_objectives_are_told_the_score_and_the_cost() -> None:
     config, made = swept(algorithm="tpe", against="teacher_gflops", stopping="none")
-    known = frozen(ended(4, baseline(made) or {}, made, 61.0), made, config)
+    known = to_optuna_trial(ended(4, baseline(made) or {}, made, 61.0), made, config)
     assert known is not None
     assert known.values == [61.0, 2.0]
     assert known.intermediate_values == {}
@@ -231,18 +231,20 @@ def test_two_objectives_are_told_the_score_and_the_cost() -> None:
 def test_choices_that_are_lists_come_back_from_json_to_their_place() -> None:
     config, made = swept(space={"use": ["alignment"]})
     for name, dimension in made.dimensions.items():
-        for place, choice in enumerate(dimension.choices or ()):
+        for index, choice in enumerate(dimension.choices or ()):
             point = {**(baseline(made) or {}), name: choice}
             record = TrialRecord.model_validate_json(ledgers.trial(0, point, []).model_dump_json())
-            known = frozen(record, made, config)
+            known = to_optuna_trial(record, made, config)
             assert known is not None
-            assert known.params[name] == place
+            assert known.params[name] == index
 
 
 def test_true_and_one_are_two_choices() -> None:
     _, made = swept()
     two = Space({"flag": made.dimensions["optim.eps"].model_copy(update={"choices": (1, True, "1", None)})}, made.base)
-    known = [frozen(ledgers.trial(0, {"flag": value}, []), two, ledgers.search()) for value in (1, True, "1", None)]
+    known = [
+        to_optuna_trial(ledgers.trial(0, {"flag": value}, []), two, ledgers.search()) for value in (1, True, "1", None)
+    ]
     assert [trial.params["flag"] for trial in known if trial] == [0, 1, 2, 3]
 
 
@@ -250,7 +252,7 @@ def test_a_range_with_a_step_knows_its_own_points() -> None:
     config, made = swept(space={"dimensions": {"optim.weight_decay": {"low": 0.0, "high": 1.0, "step": 0.1}}})
     for place in range(11):
         record = ledgers.trial(0, {"optim.weight_decay": place / 10}, [])
-        assert frozen(record, made, config) is not None, place
+        assert to_optuna_trial(record, made, config) is not None, place
 
 
 # Points that a space does not have
@@ -267,7 +269,7 @@ def test_a_range_with_a_step_knows_its_own_points() -> None:
 def test_a_point_outside_of_the_space_is_not_told_and_does_no_harm(tmp_path: Path, point: Point) -> None:
     config, made = swept(algorithm="tpe", space=SMOOTH)
     stranger = ledgers.trial(0, point, [ledgers.rung(1.0, [50.0])], overrides=point)
-    assert frozen(stranger, made, config) is None
+    assert to_optuna_trial(stranger, made, config) is None
     points = go_on(config, made, ledger(tmp_path, [stranger]), 12)
     assert len(points) == 12
 

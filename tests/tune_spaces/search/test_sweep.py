@@ -20,7 +20,7 @@ from tests.support.runs.configs import tiny_video_config
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import TrialRecord
 from tune_spaces.search import sweep as module
-from tune_spaces.search.progress import Quiet
+from tune_spaces.search.progress import NullProgress
 from tune_spaces.search.sweep import Sweep
 from tune_spaces.spaces.space import baseline, build_space, config_of
 
@@ -48,16 +48,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-class Notes(Quiet):
+class Notes(NullProgress):
     """What was shown."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, int]] = []
 
-    def rung(self, record: TrialRecord) -> None:
+    def on_rung(self, record: TrialRecord) -> None:
         self.seen.append(("rung", record.number))
 
-    def ended(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         self.seen.append((record.state, record.number))
 
 
@@ -85,7 +85,7 @@ def result(sweep: Sweep, level: int, score: float = 50.0, time: float = 1000.0) 
 
 
 def begun(sweep: Sweep) -> TrialRecord:
-    record = sweep.begin()
+    record = sweep.next_trial()
     assert record is not None
     return record
 
@@ -94,8 +94,8 @@ def whole(sweep: Sweep, score: float = 50.0) -> int:
     """One trial from its beginning to its end."""
     number = begun(sweep).number
     for level in range(len(sweep.records[number].rungs), len(sweep.config.fractions())):
-        sweep.hear(number, result(sweep, level, score))
-    sweep.ended(number)
+        sweep.record_result(number, result(sweep, level, score))
+    sweep.record_end(number)
     return number
 
 
@@ -111,32 +111,32 @@ def test_a_trial_is_in_the_ledger_from_its_beginning_to_its_end(tmp_path: Path) 
     assert record.overrides == {}
     assert set(record.costs) == {"teacher_gflops", "step_gflops"}
     assert record.costs["teacher_gflops"] < record.costs["step_gflops"]
-    sweep.hear(0, result(sweep, 0, 40.0))
-    sweep.hear(0, result(sweep, 1, 45.0))
+    sweep.record_result(0, result(sweep, 0, 40.0))
+    sweep.record_result(0, result(sweep, 1, 45.0))
     assert [rung.score for rung in started(tmp_path).records[0].rungs] == [40.0, 45.0]
-    sweep.hear(0, result(sweep, 2, 50.0))
-    sweep.ended(0)
+    sweep.record_result(0, result(sweep, 2, 50.0))
+    sweep.record_end(0)
     found = started(tmp_path).records[0]
     assert found == sweep.records[0]
     assert (found.state, found.score, found.encoders) == ("succeeded", 50.0, ("/encoders/one", "/encoders/two"))
-    assert isinstance(sweep.shown, Notes)
-    assert sweep.shown.seen == [("rung", 0)] * 3 + [("succeeded", 0)]
+    assert isinstance(sweep.progress, Notes)
+    assert sweep.progress.seen == [("rung", 0)] * 3 + [("succeeded", 0)]
 
 
 def test_a_trial_that_ends_before_its_last_rung_was_stopped(tmp_path: Path) -> None:
     sweep = started(tmp_path)
-    sweep.hear(begun(sweep).number, result(sweep, 0))
-    sweep.ended(0)
+    sweep.record_result(begun(sweep).number, result(sweep, 0))
+    sweep.record_end(0)
     assert sweep.records[0].state == "stopped"
     assert sweep.records[0].ended is not None
 
 
 def test_a_failure_keeps_its_reason_and_its_rungs(tmp_path: Path) -> None:
     sweep = started(tmp_path)
-    sweep.hear(begun(sweep).number, result(sweep, 0))
-    sweep.hear(0, {"failed": "diverged", "message": "loss is nan\nat step 70"})
-    sweep.ended(0)
-    sweep.lost(0, "gone")
+    sweep.record_result(begun(sweep).number, result(sweep, 0))
+    sweep.record_result(0, {"failed": "diverged", "message": "loss is nan\nat step 70"})
+    sweep.record_end(0)
+    sweep.record_loss(0, "gone")
     record = started(tmp_path).records[0]
     assert (record.state, record.reason, record.message) == ("failed", "diverged", "loss is nan\nat step 70")
     assert len(record.rungs) == 1
@@ -146,10 +146,10 @@ def test_a_failure_keeps_its_reason_and_its_rungs(tmp_path: Path) -> None:
 def test_a_trial_that_was_lost_too_often_has_failed(tmp_path: Path) -> None:
     sweep = started(tmp_path)
     begun(sweep)
-    sweep.retried(0)
-    sweep.retried(0)
+    sweep.record_retry(0)
+    sweep.record_retry(0)
     assert sweep.records[0].attempts == 3
-    sweep.lost(0, "its process was lost again and again")
+    sweep.record_loss(0, "its process was lost again and again")
     assert (sweep.records[0].state, sweep.records[0].reason) == ("failed", "node_lost")
     assert started(tmp_path).records == sweep.records
 
@@ -158,9 +158,9 @@ def test_a_rung_that_is_told_twice_is_one(tmp_path: Path) -> None:
     sweep = started(tmp_path)
     begun(sweep)
     for level in (0, 0, 1, 0, 1, 2, 2):
-        sweep.hear(0, result(sweep, level, score=10.0 * level))
+        sweep.record_result(0, result(sweep, level, score=10.0 * level))
         before = files(tmp_path)
-        sweep.hear(0, result(sweep, level, score=99.0))
+        sweep.record_result(0, result(sweep, level, score=99.0))
         assert files(tmp_path) == before
     assert [rung.score for rung in sweep.records[0].rungs] == [0.0, 10.0, 20.0]
 
@@ -172,21 +172,21 @@ def test_what_ran_is_begun_again_first_from_where_it_was_and_what_ended_is_untou
     sweep = started(tmp_path, train=WITH_WEIGHTS)
     whole(sweep)
     running = [begun(sweep), begun(sweep)]
-    sweep.hear(2, result(sweep, 0))
-    sweep.hear(2, result(sweep, 1))
-    sweep.hear(begun(sweep).number, {"failed": "diverged", "message": "nan"})
+    sweep.record_result(2, result(sweep, 0))
+    sweep.record_result(2, result(sweep, 1))
+    sweep.record_result(begun(sweep).number, {"failed": "diverged", "message": "nan"})
     undisturbed = begun(sweep).point
     (tmp_path / "runs" / "a-sweep" / "trials" / "0004.json").unlink()  # killed just before it was begun
     before = files(tmp_path)
 
     again = started(tmp_path, train=WITH_WEIGHTS)
-    assert again.open() == 20 - 4 + 2
+    assert again.remaining_trials() == 20 - 4 + 2
     first, second, third = begun(again), begun(again), begun(again)
     assert [first.number, second.number, third.number] == [1, 2, 4]
     assert [first.point, second.point, third.point] == [*(record.point for record in running), undisturbed]
     assert [first.runs, second.runs] == [record.runs for record in running]
     assert [first.attempts, second.attempts, third.attempts] == [2, 2, 1]
-    assert [again.task(record)["told"] for record in (first, second, third)] == [0, 2, 0]
+    assert [again.task(record)["completed_rungs"] for record in (first, second, third)] == [0, 2, 0]
     after = files(tmp_path)
     assert {name for name in before if after[name] != before[name]} == {"0001.json", "0002.json"}
 
@@ -198,18 +198,18 @@ def test_a_sweep_that_is_killed_anywhere_tries_the_points_of_the_undisturbed_one
 ) -> None:
     words: dict[str, Any] = {"space": {"use": ["masking"]}, "budget": {"trials": 5}, "rungs": 2}
     undisturbed = started(tmp_path_factory.mktemp("whole"), **words)
-    while undisturbed.open():
+    while undisturbed.remaining_trials():
         whole(undisturbed)
     folder = tmp_path_factory.mktemp("killed")
     sweep = started(folder, **words)
-    while sweep.open():
+    while sweep.remaining_trials():
         number = begun(sweep).number
         for level in range(len(sweep.records[number].rungs), 2):
             if data.draw(st.sampled_from([False, False, True])):
                 break
-            sweep.hear(number, result(sweep, level))
+            sweep.record_result(number, result(sweep, level))
         else:
-            sweep.ended(number)
+            sweep.record_end(number)
             continue
         sweep = started(folder, **words)
     states = [(record.number, record.point, record.state) for record in sweep.records.values()]
@@ -220,14 +220,14 @@ def test_while_it_stops_nothing_is_begun_and_what_runs_stays_so(tmp_path: Path) 
     sweep = started(tmp_path)
     for _ in range(3):
         begun(sweep)
-    sweep.hear(0, result(sweep, 0))
+    sweep.record_result(0, result(sweep, 0))
     sweep.stopping.set()
-    assert sweep.begin() is None
-    sweep.ended(0)
-    sweep.lost(1, "killed by hand")
+    assert sweep.next_trial() is None
+    sweep.record_end(0)
+    sweep.record_loss(1, "killed by hand")
     for level in range(3):
-        sweep.hear(2, result(sweep, level))
-    sweep.ended(2)  # it came to its end all the same
+        sweep.record_result(2, result(sweep, level))
+    sweep.record_end(2)  # it came to its end all the same
     assert [record.state for record in sweep.records.values()] == ["running", "running", "succeeded"]
     again = started(tmp_path)
     assert [begun(again).number for _ in range(3)] == [0, 1, 3]
@@ -239,49 +239,49 @@ def test_while_it_stops_nothing_is_begun_and_what_runs_stays_so(tmp_path: Path) 
 def test_so_many_trials_and_no_more(tmp_path: Path) -> None:
     sweep = started(tmp_path, budget={"trials": 3})
     assert [whole(sweep) for _ in range(3)] == [0, 1, 2]
-    assert sweep.open() == 0
-    assert sweep.begin() is None
-    assert not sweep.spent()
+    assert sweep.remaining_trials() == 0
+    assert sweep.next_trial() is None
+    assert not sweep.budget_spent()
 
 
 def test_so_many_clips_and_no_more(tmp_path: Path) -> None:
     sweep = started(tmp_path, budget={"clips": CLIPS + CLIPS // 5})
     whole(sweep)
-    assert not sweep.spent()
+    assert not sweep.budget_spent()
     begun(sweep)
-    sweep.hear(1, result(sweep, 0))
+    sweep.record_result(1, result(sweep, 0))
     assert sweep.clips() == CLIPS + CLIPS // 5
-    assert sweep.spent()
-    assert sweep.begin() is None
+    assert sweep.budget_spent()
+    assert sweep.next_trial() is None
 
 
 def test_so_many_hours_and_no_more_over_restarts(tmp_path: Path, clock: Clock) -> None:
     sweep = started(tmp_path, budget={"hours": 1})
     begun(sweep)
     clock.now += 1800
-    sweep.hear(0, result(sweep, 0, time=clock.now))
-    assert (sweep.seconds(), sweep.spent()) == (1800, False)
+    sweep.record_result(0, result(sweep, 0, time=clock.now))
+    assert (sweep.seconds(), sweep.budget_spent()) == (1800, False)
     clock.now += 50_000  # nobody ran it
     again = started(tmp_path, budget={"hours": 1})
     assert again.seconds() == 1800
     assert begun(again).number == 0
     clock.now += 1799
-    assert not again.spent()
+    assert not again.budget_spent()
     clock.now += 1
-    assert again.spent()
-    assert again.begin() is None
+    assert again.budget_spent()
+    assert again.next_trial() is None
 
 
 def test_hours_in_which_nobody_ran_it_are_never_counted(tmp_path: Path, clock: Clock) -> None:
     sweep = started(tmp_path)
     begun(sweep)
     clock.now += 100
-    sweep.hear(0, result(sweep, 0, time=clock.now))
+    sweep.record_result(0, result(sweep, 0, time=clock.now))
     clock.now += 50_000
     again = started(tmp_path)
     begun(again)
     clock.now += 100
-    again.hear(0, result(again, 1, time=clock.now))
+    again.record_result(0, result(again, 1, time=clock.now))
     assert again.seconds() == 200
     assert started(tmp_path).seconds() == 200
 
@@ -293,7 +293,7 @@ def test_trials_side_by_side_are_one_time(tmp_path: Path, clock: Clock) -> None:
     begun(sweep)
     clock.now += 100
     for number in (0, 1):
-        sweep.hear(number, {"failed": "diverged", "message": "nan"})
+        sweep.record_result(number, {"failed": "diverged", "message": "nan"})
     assert started(tmp_path).seconds() == 200
 
 
@@ -303,11 +303,11 @@ def test_trials_side_by_side_are_one_time(tmp_path: Path, clock: Clock) -> None:
 )
 def test_a_raised_budget_goes_on(tmp_path: Path, spent: dict[str, int], raised: dict[str, int]) -> None:
     sweep = started(tmp_path, budget=spent)
-    while sweep.begin() is not None:
+    while sweep.next_trial() is not None:
         number = max(sweep.records)
         for level in range(3):
-            sweep.hear(number, result(sweep, level))
-        sweep.ended(number)
+            sweep.record_result(number, result(sweep, level))
+        sweep.record_end(number)
     ended = len(sweep.records)
     before = files(tmp_path)
     more = started(tmp_path, budget=raised)
@@ -319,8 +319,8 @@ def test_a_space_that_is_gone_through_ends_the_sweep(tmp_path: Path) -> None:
     sweep = started(tmp_path, space={"dimensions": {"optim.eps": [1e-8, 1e-6, 1e-4]}}, seeds=1)
     for _ in range(3):
         whole(sweep)
-    assert sweep.begin() is None
-    assert sweep.open() == 17
+    assert sweep.next_trial() is None
+    assert sweep.remaining_trials() == 17
 
 
 # What trials are handed
@@ -328,7 +328,7 @@ def test_a_space_that_is_gone_through_ends_the_sweep(tmp_path: Path) -> None:
 
 def test_runs_have_valid_names_of_their_own(tmp_path: Path) -> None:
     config = ledgers.search(name="a" * 80, seeds=3, seed=2**31 - 1)
-    sweep = Sweep(config, build_space(config.space, config.train), str(tmp_path), "a" * 80, Quiet())
+    sweep = Sweep(config, build_space(config.space, config.train), str(tmp_path), "a" * 80, NullProgress())
     names = [name for _ in range(4) for name in begun(sweep).runs]
     assert len(set(names)) == 12
     (pattern,) = (rule.pattern for rule in RunConfig.model_fields["name"].metadata if hasattr(rule, "pattern"))
@@ -346,7 +346,7 @@ def test_a_task_is_plain_and_whole(tmp_path: Path) -> None:
     assert train.storage == str(tmp_path)
     assert train.name is None
     assert task["runs"] == list(record.runs)
-    assert (len(task["runs"]), task["number"], task["told"]) == (3, 1, 0)
+    assert (len(task["runs"]), task["number"], task["completed_rungs"]) == (3, 1, 0)
     assert task["fractions"] == list(sweep.config.fractions())
     assert pickle.loads(pickle.dumps(task)) == task
 

@@ -20,7 +20,7 @@ def test_points_of_the_space_are_different_runs(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(NO_GENERATION))
 def test_where_there_are_no_generators_there_is_nothing_to_vary(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"all the same run \(this config has no generation alignment\)"):
+    with pytest.raises(ConfigError, match=r"all give the same run \(this config has no generation alignment\)"):
         space_of(name, use=["generator"])
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from amd.config import ConfigError
 from tests.support.runs.space_bases import BASES, space_of
-from tune_spaces.spaces.masking import fitting, ratio_of
+from tune_spaces.spaces.masking import fit_ratios, ratio_for_count
 from tune_spaces.spaces.space import config_of, grid, overrides_of
 
 ratios = st.floats(0, 1, exclude_max=True)
@@ -46,15 +46,15 @@ def test_any_two_ratios_are_made_to_fit(name: str, student: float, teacher: floa
     base = BASES[name]
     space = space_of(name, dimensions={"masking.student_ratio": [0.5, 0.75], "mask.teacher_ratio": [0.0, 0.5]})
     config = config_of(space, {"masking.student_ratio": student, "mask.teacher_ratio": teacher})
-    assert fitting(config.mask.student_ratio, config.mask.teacher_ratio, base) == (
+    assert fit_ratios(config.mask.student_ratio, config.mask.teacher_ratio, base) == (
         config.mask.student_ratio,
         config.mask.teacher_ratio,
     )
 
 
 def test_ratios_that_fit_are_left_alone() -> None:
-    assert fitting(0.9, 0.75, BASES["k400-vit-b"]) == (0.9, 0.75)
-    assert fitting(0.9, 0.0, BASES["k400-vit-b"]) == (0.9, 0.0)
+    assert fit_ratios(0.9, 0.75, BASES["k400-vit-b"]) == (0.9, 0.75)
+    assert fit_ratios(0.9, 0.0, BASES["k400-vit-b"]) == (0.9, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_ratios_that_fit_are_left_alone() -> None:
     ],
 )
 def test_ratios_are_clamped_and_snapped(student: float, teacher: float, expected: tuple[float, float]) -> None:
-    assert fitting(student, teacher, BASES["demo-image-amd"]) == expected
+    assert fit_ratios(student, teacher, BASES["demo-image-amd"]) == expected
 
 
 @given(cells=st.integers(1, 5000), data=st.data())
 def test_a_ratio_of_a_count_hides_just_so_many(cells: int, data: Any) -> None:
     count = data.draw(st.integers(0, cells - 1))
-    assert int(ratio_of(count, cells) * cells) == count
+    assert int(ratio_for_count(count, cells) * cells) == count
 
 
 def test_ones_own_ratios_are_clamped_too() -> None:

@@ -16,17 +16,17 @@ from tests.support.runs.configs import mae
 from tests.support.runs.space_bases import BASES, NO_GENERATION, space_of
 from tune_spaces.config import Dimension, SpaceConfig, SpaceName
 from tune_spaces.spaces.space import (
+    PARAMETERS,
     SPACES,
-    WORDS,
     Space,
     baseline,
     build_space,
     config_of,
-    draw,
     grid,
+    grid_size,
     overrides_of,
     read_space,
-    size,
+    sample_point,
 )
 
 UNIONS: tuple[tuple[SpaceName, ...], ...] = (
@@ -44,14 +44,14 @@ def test_spaces_are_those_of_the_config() -> None:
 def test_every_dimension_is_a_word_or_a_key_of_a_config(name: str) -> None:
     for use in SPACES:
         for dimension in SPACES[use](BASES[name]):
-            assert dimension in WORDS or dimension.split(".")[0] in TrainConfig.model_fields
+            assert dimension in PARAMETERS or dimension.split(".")[0] in TrainConfig.model_fields
 
 
 @pytest.mark.parametrize(("name", "use"), TRIED)
 def test_every_point_is_a_config_and_plain_data_tells_it_again(name: str, use: tuple[SpaceName, ...]) -> None:
     space, numbers = space_of(name, use=use), random.Random(7)
     for _ in range(30):
-        point = draw(space, numbers)
+        point = sample_point(space, numbers)
         config = config_of(space, point)
         assert config.mask.teacher_ratio <= config.mask.student_ratio
         overrides = overrides_of(space, point)
@@ -82,7 +82,7 @@ def test_overrides_hold_nothing_that_the_base_has() -> None:
 def test_points_that_are_one_run_have_one_digest() -> None:
     space = space_of("demo-image-amd", use=["masking"])
     digests = {config_of(space, point).digest() for point in grid(space)}
-    assert len(digests) < (size(space) or 0)  # clamped ones
+    assert len(digests) < (grid_size(space) or 0)  # clamped ones
     assert len(digests) == len({json.dumps(overrides_of(space, point)) for point in grid(space)})
 
 
@@ -114,14 +114,14 @@ def test_a_grid_is_every_point_in_order() -> None:
     own = {"optim.weight_decay": [0.0, 0.05], "mask.teacher_ratio": {"low": 0.1, "high": 0.35, "step": 0.1}}
     space = space_of("k400-vit-b", dimensions=own)
     points = list(grid(space))
-    assert size(space) == len(points) == 6
+    assert grid_size(space) == len(points) == 6
     assert [point["mask.teacher_ratio"] for point in points] == [0.1, 0.2, 0.3] * 2  # not 0.30000000000000004
     assert [point["optim.weight_decay"] for point in points] == [0.0] * 3 + [0.05] * 3
 
 
 def test_a_range_without_step_has_no_grid() -> None:
     space = space_of("k400-vit-b", use=["recipe"])
-    assert size(space) is None
+    assert grid_size(space) is None
     with pytest.raises(ConfigError, match=r"space\.dimensions\.recipe\.lr_scale: .* give step, or choices"):
         grid(space)
 
@@ -130,17 +130,17 @@ REFUSED = {
     "masking.teacher_rato=[0.5, 0.6]": "space.dimensions.masking.teacher_rato: unknown; did you mean masking.",
     "mask.teacher_rato=[0.5, 0.6]": "did you mean mask.teacher_ratio?",
     "optm.base_lr=[0.1, 0.2]": "did you mean optim.base_lr?",
-    "quux=[1, 2]": "words are masking.student_ratio",
+    "quux=[1, 2]": "must be one of masking.student_ratio",
     "variant=[last, middle]": "space.dimensions.variant: unknown",
     "optim.clip_norm=[none, 1]": "space.dimensions.optim.clip_norm='none': input should be a valid number",
     "objective.distance=[l2, l3]": "distance='l3': input should be 'l2', 'l1' or 'smooth_l1'",
     "student.generator.depth={low: 1, high: 4}": "give step=1, or choices",
     "mask.teacher_ratio={low: 0.5, high: 1.5}": "input should be less than 1",
     "objective.layers.0.teacher=[6, half]": "space.dimensions.objective.layers.0.teacher='half'",
-    "tracking.log_every_steps=[10, 20]": "decides nothing of what is learnt",
-    "data.loader_workers=[1, 2]": "decides nothing of what is learnt",
-    "optim.weight_decay=[0.05]": "its points are all the same run; give a dimension two values",
-    "student.generator.heads=[3, 5]": "none of 2 points is a valid config; the first says: student.generator.heads=3",
+    "tracking.log_every_steps=[10, 20]": "does not affect training",
+    "data.loader_workers=[1, 2]": "does not affect training",
+    "optim.weight_decay=[0.05]": "its points all give the same run",
+    "student.generator.heads=[3, 5]": "none of 2 points is a valid config; the first error: student.generator.heads=3",
     "schedule.warmup_epochs=[300, 400]": "none of 2 points is a valid config",
 }
 
@@ -166,7 +166,9 @@ def test_a_space_that_makes_no_sense_is_refused_with_field_rule_and_remedy(words
     ],
 )
 def test_two_dimensions_that_set_the_same_are_refused(used: str, own: str) -> None:
-    with pytest.raises(ConfigError, match=rf"space\.dimensions\.{own}: sets the same as \w+\.\w+; take one"):
+    with pytest.raises(
+        ConfigError, match=rf"space\.dimensions\.{own}: sets the same config key as \w+\.\w+; remove one"
+    ):
         space_of("k400-vit-b", use=[used], dimensions={own: [1, 2]})
 
 
@@ -217,9 +219,9 @@ def test_a_space_is_read_from_a_file(tmp_path: Path, suffix: str) -> None:
     [
         ("maskin", "space='maskin': unknown; did you mean masking?"),
         ("masking,recpe", "did you mean recipe?"),
-        ("masking,serial", "space=serial: a study is a space of its own; give it alone"),
+        ("masking,serial", "space=serial: a study defines its own space; give it alone"),
         ("quux", "spaces are masking, alignment, generator, recipe, studies asymmetry"),
-        ("masking,masking", "space.use=['masking', 'masking'] repeats"),
+        ("masking,masking", "space.use=['masking', 'masking'] repeats a space"),
         ("/nowhere/space.yaml", "space /nowhere/space.yaml: cannot be read"),
         ("", "space='': unknown"),
     ],
@@ -237,8 +239,8 @@ def test_a_name_or_file_that_is_none_is_told(text: str, expected: str) -> None:
         ("use: [masking", "neither JSON nor YAML"),
         ("usee: [masking]", "space.usee: unknown key; did you mean use?"),
         ("use: [maskin]", "space.use.0='maskin'"),
-        ("{}", "space: nothing is varied"),
-        ("study: serial\nuse: [masking]", "space.study is a space of its own"),
+        ("{}", "space: nothing varies"),
+        ("study: serial\nuse: [masking]", "space.study defines its own space"),
         ("dimensions: {optim.eps: {low: 1}}", "space.dimensions.optim.eps: give choices"),
         ("dimensions: {optim.eps: [1, 1]}", "space.dimensions.optim.eps: choices=[1, 1] repeat"),
         ("dimensions: {optim.eps: 3}", "space.dimensions.optim.eps"),

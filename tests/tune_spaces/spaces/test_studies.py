@@ -25,7 +25,7 @@ def test_studies_are_those_of_the_config() -> None:
 @pytest.mark.parametrize("name", BASES)
 def test_variants_are_valid_and_different_runs_and_the_base_is_one(name: str, study: StudyName) -> None:
     if (name, study) in POINTLESS:
-        with pytest.raises(ConfigError, match=f"space.study={study}: its variants are all the same run"):
+        with pytest.raises(ConfigError, match=f"space.study={study}: its variants all give the same run"):
             space_of(name, study=study)
         return
     space = space_of(name, study=study)
@@ -68,5 +68,5 @@ def test_asymmetry_compares_three_teachers_whatever_the_base_has(name: str) -> N
 
 def test_a_variant_that_is_none_is_told() -> None:
     space = space_of("k400-vit-b", study="serial")
-    with pytest.raises(ConfigError, match="variant='parallel': unknown; there are asymmetric"):
+    with pytest.raises(ConfigError, match="variant='parallel': unknown; must be one of asymmetric"):
         config_of(space, {VARIANT: "parallel"})

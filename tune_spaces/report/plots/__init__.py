@@ -1,7 +1,4 @@
-"""A sweep as pictures: figures of matplotlib, each with the name of its file. One with nothing to show is left out.
-
-Knows nothing of storage.
-"""
+"""Plots of a sweep: matplotlib figures, each with a file name. Empty plots are left out. Independent of storage."""
 
 from __future__ import annotations
 
@@ -17,25 +14,27 @@ from tune_spaces.report.plots.cost import cost
 from tune_spaces.report.plots.curves import curves
 from tune_spaces.report.plots.ranking import layers, variants
 from tune_spaces.report.plots.ratios import ratios
-from tune_spaces.report.sweep import Sweep
+from tune_spaces.report.sweep import SweepHistory
 
 DPI = 150
 
 
 class Picture(NamedTuple):
-    name: str  # of its files, without an ending
+    """A plot of the report."""
+
+    name: str  # file name without extension
     caption: str
     figure: Any
 
 
-def pictures(sweep: Sweep) -> list[Picture]:
-    """All that have something to show, in the order of a page."""
+def pictures(sweep: SweepHistory) -> list[Picture]:
+    """Return the plots that are not empty, in the order of the page."""
     drawn = ((name, draw(sweep)) for name, draw in DRAWN.items())
     return [Picture(name, CAPTIONS[name], figure) for name, figure in drawn if figure is not None]
 
 
 def rendered(figure: Any) -> dict[str, bytes]:
-    """A figure as files, by ending; equal figures give equal bytes."""
+    """Render a figure to files, by extension; equal figures give equal bytes."""
     files = {}
     for ending, options in (("png", {"dpi": DPI}), ("svg", {"metadata": {"Date": None}})):
         data = io.BytesIO()
@@ -45,7 +44,7 @@ def rendered(figure: Any) -> dict[str, bytes]:
     return files
 
 
-DRAWN: Mapping[str, Callable[[Sweep], Any]] = {
+DRAWN: Mapping[str, Callable[[SweepHistory], Any]] = {
     "variants": variants,
     "mask_ratios": ratios,
     "cost": cost,
@@ -55,17 +54,17 @@ DRAWN: Mapping[str, Callable[[Sweep], Any]] = {
     "curves": curves,
 }
 CAPTIONS = {
-    "variants": "Each variant's mean, its standard deviation, and every seed.",
-    "mask_ratios": "Rows: what is hidden from the teacher; columns: what is hidden from the student. The teacher never "
-    "sees less than the student, so one corner stays empty. Hatched: came only to an earlier rung, so it cannot "
-    "be compared with the coloured ones. Outlined: possible, but not tried.",
-    "cost": "Trials at the same rung only. Speeds are those of training on the machines of this sweep; GFLOP are "
-    "counted.",
-    "layers": "Blocks count from 1, student→teacher. Trials that share their layer pairs stand in one line. Compare "
-    "within a panel only: each is one rung.",
-    "parallel": "One line is one trial, coloured at the rung where most trials can be compared; the best is that of "
-    "the furthest rung.",
-    "importance": "fANOVA on a forest fitted to these trials. It is unreliable for few trials (fewer than about 50), "
-    "and says nothing of values that were not tried.",
-    "curves": "Scores of the same fraction may be compared, those of different fractions not.",
+    "variants": "Mean, standard deviation and every seed of each variant.",
+    "mask_ratios": "Rows: teacher ratio; columns: student ratio. The teacher never sees less than the student, so one "
+    "corner stays empty. Hatched cells reached only an earlier rung and cannot be compared with the coloured ones. "
+    "Outlined cells are valid but were not tried.",
+    "cost": "Trials at the same rung only. Speeds were measured during training on this sweep's machines; GFLOPs are "
+    "computed.",
+    "layers": "Blocks count from 1, student→teacher. Trials with the same layer pairs share a row. Compare only "
+    "within a panel: each panel is one rung.",
+    "parallel": "Each line is a trial, coloured by its score at the rung with most trials; the best trial is selected "
+    "at the highest rung.",
+    "importance": "fANOVA on a random forest fitted to these trials. Unreliable for fewer than about 50 trials, and "
+    "not informative about values that were not tried.",
+    "curves": "Scores at the same fraction can be compared, scores at different fractions cannot.",
 }

@@ -1,7 +1,6 @@
-"""What all pictures have in common: colours, a page with its titles and legend, marks.
+"""Shared parts of all plots: colours, figure layout, titles, legends and markers.
 
-Colours are those of Okabe and Ito and of cividis, which colour-blind readers tell apart. Draws without pyplot, so that
-nothing outlives a call.
+Uses the colour-blind-safe palettes of Okabe and Ito and cividis. Draws without pyplot, so no global state remains.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from tune_spaces.report.sweep import Sweep
-from tune_spaces.report.verdict import METRICS
+from tune_spaces.report.sweep import SweepHistory
+from tune_spaces.report.verdict import METRIC_NAMES
 
 PAPER, INK, FAINT, LINE = "#ffffff", "#212529", "#6c757d", "#dee2e6"
 PALE = "#b8bec4"  # trials that ended earlier
@@ -24,9 +23,9 @@ BEST, BASELINE, PLAIN = "#d55e00", "#0072b2", "#495057"
 SCORES = matplotlib.colormaps["cividis"]
 
 
-def new_page(title: str, width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
-    room = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.04)
-    figure = Figure(figsize=(width, height), layout=room, facecolor=PAPER)
+def new_figure(title: str, width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.04)
+    figure = Figure(figsize=(width, height), layout=layout, facecolor=PAPER)
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.015, ha="left", fontsize=13.5, fontweight="bold", color=INK)
     axes = figure.subplots(1, panels)
@@ -44,8 +43,8 @@ def subtitle(axes: Any, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=10, color=FAINT, pad=8)
 
 
-def metric_axis(axis: Any, sweep: Sweep) -> None:
-    axis.set_label_text(f"{METRICS[sweep.config.metric]}, %", color=INK)
+def metric_axis(axis: Any, sweep: SweepHistory) -> None:
+    axis.set_label_text(f"{METRIC_NAMES[sweep.config.metric]}, %", color=INK)
 
 
 def legend(figure: Any, keys: Sequence[Any]) -> None:
@@ -58,7 +57,7 @@ def legend(figure: Any, keys: Sequence[Any]) -> None:
     )  # fmt: skip
 
 
-def best_label(sweep: Sweep) -> str:
+def best_label(sweep: SweepHistory) -> str:
     return "best: the baseline" if sweep.best is sweep.baseline else "best"
 
 
@@ -67,5 +66,5 @@ def dot(colour: str, label: str, marker: str = "o", *, hollow: bool = False, lin
     return Line2D([], [], color=colour, marker=marker, mfc=face, ms=7, lw=1 if line else 0, ls=line or "-", label=label)
 
 
-def cut(text: str, most: int) -> str:
+def truncate(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""Which choices go with which score: a line for each trial through all dimensions, and what each dimension explains."""
+"""Parallel coordinates of all dimensions, one line per trial, and the importance of each dimension."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from tune_spaces.report.plots.canvas import (
     PAPER,
     SCORES,
     best_label,
-    cut,
     legend,
-    new_page,
+    new_figure,
     subtitle,
+    truncate,
 )
-from tune_spaces.report.sweep import Sweep, Trial, dimensions
-from tune_spaces.report.verdict import METRICS
+from tune_spaces.report.sweep import SweepHistory, TrialHistory, dimensions
+from tune_spaces.report.verdict import METRIC_NAMES
 
 
-def parallel(sweep: Sweep) -> Any:
-    """A line through the choices of each trial, coloured by its score where most can be compared."""
+def parallel(sweep: SweepHistory) -> Any:
+    """Plot a line through the values of each trial, coloured by its score at the level with most trials."""
     names = {} if sweep.config.space.study is not None else dimensions(sweep)
-    trials = sweep.alive
+    trials = sweep.scored
     columns = {name: [trial.record.point[name] for trial in trials if name in trial.record.point] for name in names}
     columns = {name: column for name, column in columns.items() if len({repr(value) for value in column}) > 1}
-    level = sweep.fullest
+    level = sweep.widest_level
     if len(columns) < 2 or len(sweep.at(level)) < 2:
         return None
-    figure, axes = new_page("Which choices go with which score", max(8.2, 2.1 * (len(columns) + 1) + 1), 5.0)
+    figure, axes = new_figure("Values and scores of all trials", max(8.2, 2.1 * (len(columns) + 1) + 1), 5.0)
     scales = [_scale(sweep, name, column) for name, column in columns.items()]
     scores = [trial.rungs[level].score for trial in sweep.at(level)]
     low, high = min(scores), max(scores)
@@ -79,8 +79,10 @@ def parallel(sweep: Sweep) -> Any:
                 _tick(axes, last, float(norm(value)), f"{value:g}", 10)
     else:
         _tick(axes, last, float(norm(low)), f"{low:.1f}", 10)
-    heads = [cut(names[name], 24).replace("_", " ") for name in columns]
-    axes.set_xticks(range(last + 1), [*heads, f"score, %, of {len(scores)} trials\n{sweep.place(level)}"], fontsize=10)
+    heads = [truncate(names[name], 24).replace("_", " ") for name in columns]
+    axes.set_xticks(
+        range(last + 1), [*heads, f"score, %, of {len(scores)} trials\n{sweep.describe_level(level)}"], fontsize=10
+    )
     axes.xaxis.tick_top()
     axes.tick_params(length=0, pad=8)
     axes.set_yticks([])
@@ -88,27 +90,29 @@ def parallel(sweep: Sweep) -> Any:
     axes.set_ylim(-0.04, 1.04)
     for side in axes.spines.values():
         side.set_visible(False)
-    keys = [Line2D([], [], color=BEST, lw=3.2, label=f"{best_label(sweep)} {sweep.place(sweep.top)}")]
+    keys = [Line2D([], [], color=BEST, lw=3.2, label=f"{best_label(sweep)} {sweep.describe_level(sweep.top_level)}")]
     if sweep.baseline in trials and sweep.baseline is not sweep.best:
         keys.append(Line2D([], [], color=BASELINE, lw=2.4, ls=(0, (4, 2)), label="baseline"))
-    keys.append(Line2D([], [], color=SCORES(0.6), lw=2.2, label=f"{METRICS[sweep.config.metric]}, as on the right"))
+    keys.append(
+        Line2D([], [], color=SCORES(0.6), lw=2.2, label=f"{METRIC_NAMES[sweep.config.metric]}, as on the right")
+    )
     if len(scores) < len(trials):
-        keys.append(Line2D([], [], color=PALE, lw=1, label="not scored there"))
+        keys.append(Line2D([], [], color=PALE, lw=1, label="not scored at that rung"))
     legend(figure, keys)
     return figure
 
 
-def _score(trial: Trial, level: int) -> float:
+def _score(trial: TrialHistory, level: int) -> float:
     return trial.rungs[level].score if level in trial.rungs else float("-inf")
 
 
 class _Scale(NamedTuple):
-    place: Callable[[Any], float]  # a value's height, 0 to 1
+    place: Callable[[Any], float]  # maps a value to its height, 0 to 1
     ticks: list[tuple[float, str]]
 
 
-def _scale(sweep: Sweep, name: str, column: Sequence[Any]) -> _Scale:
-    """Few values evenly spaced, in order; many numbers on a line, by logarithm where they span orders."""
+def _scale(sweep: SweepHistory, name: str, column: Sequence[Any]) -> _Scale:
+    """Space few values evenly; put many numbers on a linear axis, or a logarithmic one over orders of magnitude."""
     if numeric(column) and len(set(column)) > 8:
         low, high = min(column), max(column)
         if logarithmic(sweep, name, column):
@@ -125,12 +129,12 @@ def _scale(sweep: Sweep, name: str, column: Sequence[Any]) -> _Scale:
     distinct = sorted(set(column)) if numeric(column) else sorted({short(value) for value in column})
     heights = {short(value): at / (len(distinct) - 1) for at, value in enumerate(distinct)}
     every = -(-len(heights) // 12)
-    ticks = [(height, cut(text, 22)) for at, (text, height) in enumerate(heights.items()) if at % every == 0]
+    ticks = [(height, truncate(text, 22)) for at, (text, height) in enumerate(heights.items()) if at % every == 0]
     return _Scale(lambda value: heights[short(value)], ticks)
 
 
 def _eased(places: Sequence[tuple[int, float]]) -> tuple[list[float], list[float]]:
-    """A curve through places that is level at each of them, so that lines which meet there stay apart by eye."""
+    """Return a curve that is flat at each given position, so that lines crossing there stay distinguishable."""
     xs, ys = [float(places[0][0])], [places[0][1]]
     for (x0, y0), (x1, y1) in itertools.pairwise(places):
         for step in range(1, 25):
@@ -148,22 +152,23 @@ def _tick(axes: Any, x: float, y: float, text: str, away: int = 4) -> None:
     )  # fmt: skip
 
 
-def importances(sweep: Sweep) -> Any:
+def importances(sweep: SweepHistory) -> Any:
+    """Plot the share of the score's variance that each dimension explains."""
     found = importance(sweep) if sweep.config.space.study is None else None
     if found is None:
         return None
     names = dimensions(sweep)
-    figure, axes = new_page("What the score depends on", 7.0, 1.7 + 0.42 * len(found.shares))
+    figure, axes = new_figure("What the score depends on", 7.0, 1.7 + 0.42 * len(found.shares))
     for at, part in enumerate(found.shares.values()):
         axes.barh(at, 100 * part, height=0.62, color=BASELINE)
         axes.annotate(
             f"{100 * part:.0f} %", (100 * part, at), (5, 0), textcoords="offset points", va="center", fontsize=9.5
         )
-    axes.set_yticks(range(len(found.shares)), [cut(names[name], 30).replace("_", " ") for name in found.shares])
+    axes.set_yticks(range(len(found.shares)), [truncate(names[name], 30).replace("_", " ") for name in found.shares])
     axes.set_ylim(len(found.shares) - 0.4, -0.6)
     axes.set_xlim(0, 112 * max(found.shares.values()))
     axes.set_xlabel("share of the score's variance between trials (fANOVA)", color=INK)
     axes.grid(axis="x", color=LINE, lw=0.7)
-    few = "; few trials: take it as a hint" if found.trials < 50 else ""
-    subtitle(axes, f"{found.trials} trials {sweep.place(found.level)}{few}")
+    few = "; few trials: a rough guide" if found.trials < 50 else ""
+    subtitle(axes, f"{found.trials} trials {sweep.describe_level(found.level)}{few}")
     return figure

@@ -1,4 +1,4 @@
-"""What does quality cost: scores against measured speed and the teacher's work, and what no other trial beats."""
+"""Plot of quality against cost: score over measured speed and teacher GFLOPs, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
-from tune_spaces.report.figures import front
+from tune_spaces.report.figures import pareto_front
 from tune_spaces.report.plots.canvas import (
     BASELINE,
     BEST,
@@ -22,31 +22,33 @@ from tune_spaces.report.plots.canvas import (
     best_label,
     dot,
     legend,
-    new_page,
+    new_figure,
     subtitle,
 )
-from tune_spaces.report.sweep import Sweep, Trial
-from tune_spaces.report.verdict import METRICS
+from tune_spaces.report.sweep import SweepHistory, TrialHistory
+from tune_spaces.report.verdict import METRIC_NAMES
 
 
-def cost(sweep: Sweep) -> Any:
-    """Score against measured speed, and against the teacher's work: what no other trial beats is joined."""
-    trials, level = sweep.compared, sweep.top
+def cost(sweep: SweepHistory) -> Any:
+    """Plot score against measured speed and teacher GFLOPs, joining the trials on the Pareto front."""
+    trials, level = sweep.compared, sweep.top_level
     timed = [trial for trial in trials if trial.rungs[level].clips_per_s]
     counted = [trial for trial in trials if "teacher_gflops" in trial.record.costs]
-    panels: list[tuple[list[Trial], Callable[[Trial], float], str, int]] = []
+    panels: list[tuple[list[TrialHistory], Callable[[TrialHistory], float], str, int]] = []
     if len(timed) > 1:
-        panels.append((timed, lambda trial: trial.rungs[level].clips_per_s, "clips a second, measured in training", 1))
+        panels.append(
+            (timed, lambda trial: trial.rungs[level].clips_per_s, "clips per second, measured during training", 1)
+        )
     if len({trial.record.costs["teacher_gflops"] for trial in counted}) > 1:
-        panels.append((counted, lambda trial: trial.record.costs["teacher_gflops"], "teacher's GFLOP a clip", -1))
+        panels.append((counted, lambda trial: trial.record.costs["teacher_gflops"], "teacher GFLOPs per clip", -1))
     if not panels:
         return None
-    figure, found = new_page("Quality against the cost of the teacher", 6.2 * len(panels), 4.9, len(panels))
+    figure, found = new_figure("Quality against the cost of the teacher", 6.2 * len(panels), 4.9, len(panels))
     for number, (axes, (shown, x, label, sign)) in enumerate(
         zip(found if len(panels) > 1 else [found], panels, strict=True)
     ):
         _cost_panel(axes, sweep, shown, x, label, sign)
-        axes.set_ylabel("" if number else f"{METRICS[sweep.config.metric]}, %")
+        axes.set_ylabel("" if number else f"{METRIC_NAMES[sweep.config.metric]}, %")
     keys = [dot(BEST, best_label(sweep)), dot(PLAIN, "other trials, by number")]
     if sweep.baseline in trials and sweep.baseline is not sweep.best:
         keys.insert(1, dot(BASELINE, "baseline"))
@@ -56,20 +58,22 @@ def cost(sweep: Sweep) -> Any:
     legend(figure, keys)
     for axes, (shown, x, _, sign) in zip(found if len(panels) > 1 else [found], panels, strict=True):
         points = [(sign * x(trial), trial.rungs[level].score) for trial in shown]
-        first = {shown[at].number for at in front(points)}
-        line = [(sign * a, b) for a, b in sorted(points[at] for at in front(points))]
-        wanted = sorted(shown, key=lambda trial: (trial is not sweep.best, trial is not sweep.baseline,
+        first = {shown[at].number for at in pareto_front(points)}
+        line = [(sign * a, b) for a, b in sorted(points[at] for at in pareto_front(points))]
+        labelled = sorted(shown, key=lambda trial: (trial is not sweep.best, trial is not sweep.baseline,
                                                   trial.number not in first))  # fmt: skip
-        _name_points(figure, axes, [(x(trial), trial.rungs[level].score, str(trial.number)) for trial in wanted], line)
+        _name_points(
+            figure, axes, [(x(trial), trial.rungs[level].score, str(trial.number)) for trial in labelled], line
+        )
     return figure
 
 
 def _cost_panel(
-    axes: Any, sweep: Sweep, shown: list[Trial], x: Callable[[Trial], float], label: str, sign: int
+    axes: Any, sweep: SweepHistory, shown: list[TrialHistory], x: Callable[[TrialHistory], float], label: str, sign: int
 ) -> None:
-    level = sweep.top
+    level = sweep.top_level
     points = [(sign * x(trial), trial.rungs[level].score) for trial in shown]
-    best = sorted(points[at] for at in front(points))
+    best = sorted(points[at] for at in pareto_front(points))
     axes.plot([sign * a for a, _ in best], [b for _, b in best], color=INK, lw=1.2, zorder=2)
     for trial, (a, b) in zip(shown, points, strict=True):
         colour = BEST if trial is sweep.best else BASELINE if trial is sweep.baseline else PLAIN
@@ -82,15 +86,15 @@ def _cost_panel(
     axes.set_xlabel(label + (" (faster to the right)" if sign > 0 else " (cheaper to the left)"), color=INK)
     axes.grid(color=LINE, lw=0.7)
     axes.margins(0.08, 0.1)
-    left = len(sweep.alive) - len(shown)
-    more = f"; {left} that ended earlier are not shown" if left else ""
-    subtitle(axes, f"{len(shown)} trials {sweep.place(level)}{more}")
+    left = len(sweep.scored) - len(shown)
+    more = f"; {left} that ended earlier not shown" if left else ""
+    subtitle(axes, f"{len(shown)} trials {sweep.describe_level(level)}{more}")
 
 
 def _name_points(
     figure: Any, axes: Any, named: Sequence[tuple[float, float, str]], line: Sequence[tuple[float, float]]
 ) -> None:
-    """A label beside each point where there is room, clear of a line; the first ones choose first."""
+    """Label points where a label fits, clear of the line and other labels; earlier points take precedence."""
     figure.draw_without_rendering()
     frame, taken = axes.get_window_extent(), list[Any]()
     dots = [axes.transData.transform((x, y)) for x, y, _ in named]

@@ -1,4 +1,4 @@
-"""Which variant, which aligned layers are worth most: one line for each, the best on top."""
+"""Ranking plots of variants and of aligned layers: one row each, the best on top."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import stdev
 from typing import Any
 
-from tune_spaces.report.figures import Group, by_layers, by_variant
+from tune_spaces.report.figures import TrialGroup, by_layers, by_variant
 from tune_spaces.report.plots.canvas import (
     BASELINE,
     BEST,
@@ -15,55 +15,55 @@ from tune_spaces.report.plots.canvas import (
     PAPER,
     PLAIN,
     best_label,
-    cut,
     dot,
     legend,
     metric_axis,
-    new_page,
+    new_figure,
     subtitle,
+    truncate,
 )
-from tune_spaces.report.sweep import Sweep
+from tune_spaces.report.sweep import SweepHistory
 
 
-def variants(sweep: Sweep) -> Any:
-    """A study's variants, best on top."""
+def variants(sweep: SweepHistory) -> Any:
+    """Plot the variants of a study, the best on top."""
     found = by_variant(sweep)
-    return _ranking(sweep, found, f"Study “{sweep.config.space.study}”: what each variant is worth") if found else None
+    return _ranking(sweep, found, f"Study “{sweep.config.space.study}”: score by variant") if found else None
 
 
-def layers(sweep: Sweep) -> Any:
+def layers(sweep: SweepHistory) -> Any:
+    """Plot trials by aligned layer pairs, the best on top."""
     found = by_layers(sweep) if sweep.config.space.study is None else []
-    return _ranking(sweep, found, "Which aligned layers (student→teacher) serve best") if found else None
+    return _ranking(sweep, found, "Score by aligned layers (student→teacher)") if found else None
 
 
-def _ranking(sweep: Sweep, found: Sequence[Group], title: str) -> Any:
-    """One line a group: mean, sd and a dot for every seed of every trial; a panel where all can be compared, one for
-    the furthest rung."""
-    levels = sweep.telling
-    figure, axes = new_page(title, 3.0 + 5.0 * len(levels), 2.2 + 0.42 * len(found), len(levels))
+def _ranking(sweep: SweepHistory, found: Sequence[TrialGroup], title: str) -> Any:
+    """Draw one row per group, with mean, standard deviation and a dot per seed, and one panel per plotted level."""
+    levels = sweep.plotted_levels
+    figure, axes = new_figure(title, 3.0 + 5.0 * len(levels), 2.2 + 0.42 * len(found), len(levels))
     panels = axes if len(levels) > 1 else [axes]
     for number, (panel, level) in enumerate(zip(panels, levels, strict=True)):
         _ranks(panel, sweep, found, level)
-        labels = [cut(group.label, 34) + _trials(len(group.trials)) for group in found]
+        labels = [truncate(group.label, 34) + _trials(len(group.trials)) for group in found]
         panel.set_yticks(range(len(found)), labels if number == 0 else [""] * len(found), fontsize=10)
         panel.set_ylim(len(found) - 0.5, -0.5)
         metric_axis(panel.xaxis, sweep)
         panel.grid(axis="x", color=LINE, lw=0.7)
-        subtitle(panel, f"{len(sweep.at(level))} trials {sweep.place(level)}")
+        subtitle(panel, f"{len(sweep.at(level))} trials {sweep.describe_level(level)}")
     keys = [dot(BEST, best_label(sweep), "D"), dot(PLAIN, "mean ± sd", "D"), dot(PLAIN, "one seed", "o", hollow=True)]
-    if sweep.baseline in sweep.alive and sweep.baseline is not sweep.best:
+    if sweep.baseline in sweep.scored and sweep.baseline is not sweep.best:
         keys.insert(1, dot(BASELINE, "baseline", "D", line=(0, (4, 3))))
     legend(figure, keys)
     return figure
 
 
-def _ranks(axes: Any, sweep: Sweep, found: Sequence[Group], level: int) -> None:
+def _ranks(axes: Any, sweep: SweepHistory, found: Sequence[TrialGroup], level: int) -> None:
     best, base = sweep.best, sweep.baseline
     for at, group in enumerate(found):
         there = group.at(level)
         if not there:
             axes.annotate(
-                f"came to rung {group.reach + 1}", (0.02, at), xycoords=("axes fraction", "data"), va="center",
+                f"reached rung {group.reach + 1}", (0.02, at), xycoords=("axes fraction", "data"), va="center",
                 fontsize=9, color=FAINT,
             )  # fmt: skip
             continue

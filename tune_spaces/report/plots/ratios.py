@@ -1,4 +1,4 @@
-"""How much should teacher and student see: scores over both mask ratios."""
+"""Map of scores over both mask ratios."""
 
 from __future__ import annotations
 
@@ -17,45 +17,43 @@ from tune_spaces.report.plots.canvas import (
     PAPER,
     SCORES,
     legend,
-    new_page,
+    new_figure,
     subtitle,
 )
 from tune_spaces.report.ratio_map import RatioMap, ratio_map
-from tune_spaces.report.sweep import Sweep
-from tune_spaces.report.verdict import METRICS
+from tune_spaces.report.sweep import SweepHistory
+from tune_spaces.report.verdict import METRIC_NAMES
 
 
-def ratios(sweep: Sweep) -> Any:
-    """Scores over teacher and student ratio: where all can be compared, and as far as each has come."""
+def ratios(sweep: SweepHistory) -> Any:
+    """Plot scores over teacher and student ratio, one panel per plotted level."""
     if sweep.config.space.study is not None:
         return None
-    maps = [(level, found) for level in sweep.telling if (found := ratio_map(sweep, level)) is not None]
+    maps = [(level, found) for level in sweep.plotted_levels if (found := ratio_map(sweep, level)) is not None]
     if not maps:
         return None
     columns, lines = len(maps[0][1].students), len(maps[0][1].teachers)
     wide, high = max(4.6, 0.92 * columns + 1.5), max(3.2, 0.74 * lines + 2.2)
-    figure, panels = new_page(
-        "How much teacher and student see: quality by mask ratio", wide * len(maps), high, len(maps)
-    )
-    # one span of colours for all panels: small differences between the last few would look large otherwise
+    figure, panels = new_figure("Score by mask ratio", wide * len(maps), high, len(maps))
+    # use one colour range for all panels, so that small differences between the last few do not appear large
     span = max(max(scores) - min(scores) for level, found in maps if (scores := _reached(found, level)))
     for number, (axes, (level, found)) in enumerate(zip(panels if len(maps) > 1 else [panels], maps, strict=True)):
         _map(figure, axes, sweep, found, level, span, number == 0)
     keys = [
         Patch(facecolor="none", edgecolor=BEST, lw=2.6, label="best"),
-        Patch(facecolor="none", edgecolor=BASELINE, lw=2.6, label="baseline: what the sweep started from"),
+        Patch(facecolor="none", edgecolor=BASELINE, lw=2.6, label="baseline: the base config"),
     ]
     if any(cell.symmetric for _, found in maps for cell in found.cells):
         keys.append(
             Patch(facecolor="none", edgecolor=INK, lw=1.2, ls=(0, (3, 2)), label="symmetric: both see the same")
         )
     if any(cell.level < level for level, found in maps for cell in found.cells):
-        keys.append(Patch(facecolor="#f1f3f5", edgecolor=PALE, hatch="///", label="came only to the rung named"))
+        keys.append(Patch(facecolor="#f1f3f5", edgecolor=PALE, hatch="///", label="reached only the rung named"))
     legend(figure, keys)
     return figure
 
 
-def _map(figure: Any, axes: Any, sweep: Sweep, found: RatioMap, level: int, span: float, first: bool) -> None:
+def _map(figure: Any, axes: Any, sweep: SweepHistory, found: RatioMap, level: int, span: float, first: bool) -> None:
     high = max(_reached(found, level), default=1.0)
     norm = matplotlib.colors.Normalize(high - 1.02 * span - 1e-6, high + 1e-6)
     filled = {(cell.student, cell.teacher) for cell in found.cells}
@@ -96,18 +94,22 @@ def _map(figure: Any, axes: Any, sweep: Sweep, found: RatioMap, level: int, span
     axes.grid(False)
     for side in axes.spines.values():
         side.set_visible(False)
-    if level == sweep.top and len(sweep.compared) == len(sweep.alive):
-        where = f"all {len(sweep.alive)} trials {sweep.place(level)}" if len(sweep.alive) > 1 else sweep.place(level)
-    elif level == sweep.fullest and level != sweep.top:
-        where = f"rung {level + 1}, {sweep.place(level)}: {len(sweep.at(level))} trials compared"
+    if level == sweep.top_level and len(sweep.compared) == len(sweep.scored):
+        where = (
+            f"all {len(sweep.scored)} trials {sweep.describe_level(level)}"
+            if len(sweep.scored) > 1
+            else sweep.describe_level(level)
+        )
+    elif level == sweep.widest_level and level != sweep.top_level:
+        where = f"rung {level + 1}, {sweep.describe_level(level)}: {len(sweep.at(level))} trials compared"
     else:
-        where = f"rung {level + 1}, {sweep.place(level)}: {len(sweep.at(level))} of {len(sweep.alive)} trials"
+        where = f"rung {level + 1}, {sweep.describe_level(level)}: {len(sweep.at(level))} of {len(sweep.scored)} trials"
     subtitle(axes, where)
     if span and len(_reached(found, level)) > 1:
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, SCORES), ax=axes, shrink=0.8, pad=0.02, aspect=24)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8, length=0, colors=FAINT)
-        bar.set_label(f"{METRICS[sweep.config.metric]}, %", fontsize=8.5, color=FAINT)
+        bar.set_label(f"{METRIC_NAMES[sweep.config.metric]}, %", fontsize=8.5, color=FAINT)
 
 
 def _reached(found: RatioMap, level: int) -> list[float]:
