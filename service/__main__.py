@@ -1,7 +1,7 @@
-"""`python -m service`: the control plane. `python -m service migrate`: bring the database up to date, and end.
+"""`python -m service` runs the control plane; `python -m service migrate` brings the database schema up to date.
 
-Configured by the environment alone (`service.settings`). Several may run side by side on one PostgreSQL: all serve,
-one of them at a time moves the jobs.
+Configured by the environment alone (`service.settings`). Several replicas may share one PostgreSQL database: all serve
+requests, and one at a time reconciles jobs.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from service.app import create_app
 from service.auth.api_keys import ensure_admin_key
 from service.db.engine import is_migrated, migrate, open_engine
 from service.jobs.execution.reconciler import Reconciler
+from service.registry.discovery import EncoderDiscovery
 from service.serving.deployments import Deployer, reserved_cpus
 from service.serving.serve_api import ServeApi
 from service.settings import Settings
 from service.web.middleware import WithRequestId
-from service.webhooks.sender import Sender
+from service.webhooks.sender import WebhookSender
 
 logger = logging.getLogger(__name__)
 
 BAD_INPUT, FAILED = 2, 1
-DRAIN_S = 5  # how long streams may go on once it is told to end
+DRAIN_S = 5  # how long streams may continue after a stop signal
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
     parser.add_argument("command", nargs="?", choices=("serve", "migrate"), default="serve")
-    command = parser.parse_args(words).command
+    command = parser.parse_args(args).command
     _log_to_stderr()
     try:
         settings = Settings()
@@ -63,21 +64,23 @@ def serve(settings: Settings) -> int:
     if settings.migrate or engine.dialect.name == "sqlite":
         migrate(engine)
     if not is_migrated(engine):
-        print("error: the database's tables are not up to date: run `python -m service migrate`", file=sys.stderr)
+        print("error: the database schema is not up to date: run `python -m service migrate`", file=sys.stderr)
         return FAILED
     if ensure_admin_key(engine, settings.admin_key_path):
         logger.info("the first admin key was written to %s", settings.admin_key_path)
     try:
         app = create_app(settings, engine=engine)
-    except ValueError as error:  # a setting that makes no sense beside the others
+    except ValueError as error:  # inconsistent settings
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     stop = threading.Event()
+    encoders = EncoderDiscovery(app.state.encoders, settings.root)
+    reserved = reserved_cpus(app.state.deployments)
     serve_api = ServeApi(settings.ray_dashboard, settings.ray_token_file, settings.serve_host, settings.serve_port)
     tasks: list[Callable[[threading.Event], None]] = [
-        Reconciler(app.state.jobs, app.state.cluster, settings, reserved=reserved_cpus(app.state.deployments)).run,
+        Reconciler(app.state.jobs, app.state.cluster, settings, encoders, reserved_cpus=reserved).run,
         Deployer(app.state.deployments, app.state.encoders, app.state.jobs, serve_api, settings).run,
-        Sender(engine, allow_http=settings.webhooks_http).run,
+        WebhookSender(engine, allow_http=settings.webhooks_http).run,
     ]
     threads = [threading.Thread(target=task, args=(stop,), daemon=True) for task in tasks]
     for thread in threads:
@@ -87,7 +90,7 @@ def serve(settings: Settings) -> int:
             app,
             host=settings.host,
             port=settings.port,
-            access_log=False,  # ours names the request
+            access_log=False,  # RequestIdMiddleware logs requests with their id
             log_config=None,
             timeout_graceful_shutdown=DRAIN_S,
         )

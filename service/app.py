@@ -1,4 +1,4 @@
-"""The control plane's HTTP application, put together from its rooms. Torch-free; runs no jobs and starts no threads."""
+"""The control plane's HTTP application, composed from its packages. Torch-free; runs no jobs and starts no threads."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from service.db.engine import open_engine
 from service.jobs import catalog
 from service.jobs import routes as jobs
 from service.jobs.execution.ray_jobs import Cluster, RayJobs
-from service.jobs.store import JobStore
-from service.jobs.streams import Hub
+from service.jobs.streams import JobWatcher
 from service.operations import health
 from service.registry import routes as encoders
 from service.registry.download import BINARY, TAR
@@ -32,51 +31,52 @@ from service.serving.deployments import DeploymentStore
 from service.serving.gateway import Gateway
 from service.settings import Settings
 from service.similarity import routes as neighbours
-from service.similarity.neighbours import Shelf
+from service.similarity.neighbours import EmbeddingCache
 from service.web import errors
-from service.web.middleware import Bodies, RequestIds
+from service.web.middleware import BodyLimitMiddleware, RequestIdMiddleware
 from service.webhooks import routes as webhooks
+from service.webhooks.store import job_store
 
 DESCRIPTION = """Pre-train small vision encoders by Asymmetric Masked Distillation, search their settings, watch runs.
 
 Errors are RFC 9457 problem details with a stable `code`. Lists are paged by `cursor`. A POST of a job may carry an
-`Idempotency-Key`: the same request again answers with the same job."""
+`Idempotency-Key`: repeating the request returns the same job."""
 
 
 def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Cluster | None = None) -> FastAPI:
-    """The application. `engine` and `cluster`: of the caller's choosing, in place of what the settings name."""
+    """Create the application. `engine` and `cluster` replace those that the settings name."""
     engine = engine or open_engine(settings.database)
-    store = JobStore(engine)
-    hub = Hub(store)
+    store = job_store(engine)
+    watcher = JobWatcher(store)
 
     @contextlib.asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(hub.run())
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        polling = asyncio.create_task(watcher.run())
         try:
             yield
         finally:
-            watching.cancel()
+            polling.cancel()
             await app.state.gateway.close()
 
     app = FastAPI(
         title="AMD service",
         version=version("amd-service"),
         description=DESCRIPTION,
-        lifespan=life,
-        responses={"4XX": _problem("A mistake of the request."), "5XX": _problem("Trouble of the service.")},
+        lifespan=lifespan,
+        responses={"4XX": _problem("Error of the request."), "5XX": _problem("Error of the service.")},
         separate_input_output_schemas=False,
     )
     app.state.settings = settings
     app.state.engine = engine
     app.state.jobs = store
-    app.state.hub = hub
+    app.state.watcher = watcher
     app.state.cluster = cluster or RayJobs(settings.ray_dashboard, settings.ray_token_file, settings.ray_python)
     app.state.encoders = EncoderStore(engine)
     app.state.deployments = DeploymentStore(engine)
     app.state.gateway = Gateway(app.state.deployments, settings.serve)
-    app.state.shelf = Shelf()
+    app.state.embedding_cache = EmbeddingCache()
     app.state.authenticator = Authenticator(engine, settings)
-    app.state.checks = health.Checks(settings.root, app.state.cluster)
+    app.state.checks = health.DependencyChecks(settings.root, app.state.cluster)
     app.state.uris = UriPolicy(settings.root, settings.allowed_uris)
     app.include_router(health.router)
     for router in (
@@ -90,8 +90,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.add_middleware(RateLimitHeaders)
     app.add_middleware(GZipMiddleware, minimum_size=1024, exclude_content_types=(*ZIPPED, BINARY, TAR))
     limit, files_limit = (int(mib * 2**20) for mib in (settings.max_body_mib, settings.max_upload_mib))
-    app.add_middleware(Bodies, limit=limit, files=serving.FILES, files_limit=files_limit)
-    app.add_middleware(RequestIds)
+    app.add_middleware(BodyLimitMiddleware, limit=limit, files=serving.UPLOAD_PATHS, files_limit=files_limit)
+    app.add_middleware(RequestIdMiddleware)
     return app
 
 

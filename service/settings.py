@@ -1,4 +1,4 @@
-"""The control plane's environment as one object, read once and handed on. Nothing else here reads the environment."""
+"""Settings of the control plane, read once from the environment. No other module of the service reads it."""
 
 from __future__ import annotations
 
@@ -20,67 +20,68 @@ def default_data_dir() -> Path:
 
 
 class Settings(BaseSettings):
-    """Every field is an environment variable: `AMD_` and its name."""
+    """Settings of the control plane. Each field is the environment variable `AMD_` plus its name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix="AMD_", frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     data_dir: Path = Field(default_factory=default_data_dir)
-    """Of a control plane on one machine: its database, its keys, its logs."""
+    """Data directory of a control plane on one machine: database, keys, logs."""
     database_url: SecretStr | None = None
-    """SQLAlchemy's; none: SQLite in the data directory. May hold a password, so it is never printed."""
+    """SQLAlchemy URL of the database; null: SQLite in the data directory. May contain a password; never printed."""
     migrate: bool = False
-    """Bring the database's tables up to date at start. SQLite's always are."""
+    """Migrations of the database schema at start. SQLite is always migrated."""
     storage: str | None = None
-    """Root of runs, encoders and jobs, any fsspec URL; none: a folder in the user's data directory."""
+    """Storage root of runs, encoders and jobs, any fsspec URL; null: a folder in the user's data directory."""
 
     ray_dashboard: str = "http://127.0.0.1:8265"
+    """URL of the Ray dashboard, which serves the Ray Jobs API."""
     ray_token_file: Path | None = None
-    """Holds Ray's token; none: Ray runs without authentication."""
+    """File with Ray's token; null: Ray runs without authentication."""
     ray_python: str = "python"
-    """The interpreter on the nodes that has this package: it runs the jobs' drivers."""
+    """Python interpreter on the nodes that runs the jobs' drivers; must have this package installed."""
     autoscaling: bool = False
-    """The cluster grows on demand: what does not fit it now is submitted all the same."""
+    """Whether the cluster grows on demand: jobs that do not fit its current size are submitted anyway."""
 
     serve_host: str = "127.0.0.1"
     serve_port: int = 8000
-    """Where Ray Serve listens once something is deployed. It asks for no key: never where others reach it."""
+    """Port of Ray Serve once something is deployed. It requires no key: never expose it."""
     serve_url: str | None = None
-    """Of the same as this process reaches it; none: `http://{serve_host}:{serve_port}`."""
+    """URL at which this process reaches Ray Serve; null: `http://{serve_host}:{serve_port}`."""
 
     host: str = "127.0.0.1"
     port: int = 8400
     admin_key_file: Path | None = None
-    """Where the first admin key is written, with mode 0600; none: `admin-key` in the data directory."""
+    """File for the first admin key, mode 0600; null: `admin-key` in the data directory."""
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = ()
-    """Prefixes of data and weights that jobs may read besides the storage root, with commas."""
+    """Prefixes of data and weights that jobs may read besides the storage root, separated by commas."""
     oidc_issuer: str | None = None
     oidc_audience: str | None = None
     oidc_jwks_url: str | None = None
-    """None: found through the issuer's `/.well-known/openid-configuration`."""
+    """URL of the issuer's keys; null: from the issuer's `/.well-known/openid-configuration`."""
 
     webhooks_http: bool = False
-    """Webhooks may also go to `http://` addresses, where anybody on the way can read them."""
+    """Whether webhooks may use `http://`, which sends events in the clear."""
 
     max_body_mib: float = Field(1.0, gt=0)
     max_upload_mib: float = Field(64.0, gt=0)
-    """Of a request to an encoder: its files together."""
+    """Maximum total size of the files in a request to an encoder."""
     rate_limit: str = "1200/minute"
-    """Requests of a key; past it: 429."""
+    """Rate limit of a key; beyond it requests are rejected with 429."""
     inference_rate_limit: str = "60000/minute"
-    """Of a key's requests to encoders, counted apart."""
+    """Separate rate limit of a key's requests to encoders."""
     failure_limit: str = "30/minute"
-    """Wrong keys and tokens of one client address."""
+    """Rate limit of failed authentications per client address."""
     max_running: int = Field(32, ge=1)
-    """Jobs that run at once: each has a driver process on the cluster."""
+    """Maximum number of concurrent jobs: each has a driver process on the cluster."""
     project_max_running: int | None = Field(None, ge=1)
     project_max_workers: int | None = Field(None, ge=1)
 
     reconcile_s: float = Field(1.0, gt=0)
-    """Between two looks at the cluster."""
+    """Interval between two reconcile steps."""
     start_timeout_s: float = Field(600.0, gt=0)
-    """How long Ray may take from submission to the job's first sign of life."""
+    """Maximum time from submission to an attempt's first heartbeat."""
     silence_s: float = Field(60.0, gt=0)
-    """A job of which Ray knows nothing, and which has been silent for so long, is lost."""
+    """Time without a heartbeat after which an attempt that Ray does not know is lost."""
 
     @field_validator("allowed_uris", mode="before")
     @classmethod
@@ -93,7 +94,7 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        """The URL as SQLAlchemy takes it."""
+        """Database URL in SQLAlchemy's form."""
         if self.database_url is None:
             return f"sqlite:///{self.data_dir / 'control-plane.db'}"
         url = self.database_url.get_secret_value()

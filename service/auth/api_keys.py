@@ -1,6 +1,6 @@
-"""API keys: made, listed and revoked. A key is shown once, when it is made; what is kept cannot open anything.
+"""API keys: create, list and revoke. A key is shown once, when it is created; only its hash is stored.
 
-Knows nothing of how a key opens a route (`auth`).
+Independent of how a key authenticates a request (`authentication`).
 """
 
 from __future__ import annotations
@@ -22,68 +22,75 @@ from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from service.auth.authentication import SCOPES, Admin, Scope, Secret, is_live, new_secret, read_secret
-from service.db.models import Key
-from service.jobs.schemas import Project, Wire
+from service.db.models import ApiKey
 from service.web.errors import IllegalAction, NotFound
+from service.web.schemas import ApiModel, Project
 
 logger = logging.getLogger(__name__)
 
-FIRST = "first admin key"
+FIRST_KEY_NAME = "first admin key"
 SERVICE = "service"
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
-class KeyRequest(Wire):
-    """A key to make."""
+class KeyRequest(ApiModel):
+    """A key to create."""
 
     name: Name
-    """Who or what will use it."""
+    """Person or program that uses the key."""
     scopes: list[Scope] = Field(min_length=1, max_length=len(SCOPES))
-    """read: see jobs and encoders. submit: also run, cancel and delete jobs. admin: also keys and webhooks."""
+    """Scopes of the key. read: view jobs and encoders. submit: also run, cancel and delete jobs.
+    admin: also manage keys and webhooks."""
     project: Project | None = None
-    """The only one it opens; null: what your own key opens, one project or all."""
+    """Project that the key is limited to; null: that of your own key, or all projects if it has none."""
     expires_at: AwareDatetime | None = None
-    """null: never."""
+    """Time at which the key expires; null: never."""
 
     @field_validator("expires_at")
     @classmethod
-    def _ahead(cls, value: datetime | None) -> datetime | None:
+    def _in_the_future(cls, value: datetime | None) -> datetime | None:
         if value is not None and value.timestamp() <= time.time():
             raise ValueError("expires_at must be in the future")
         return value
 
 
-class KeyView(Wire):
+class KeyView(ApiModel):
+    """An API key without its secret."""
+
     id: str
-    """Stands in the key itself: `amd_<id>_…`."""
+    """Id of the key, also part of the key itself: `amd_<id>_…`."""
     name: str
     project: str | None
-    """null: all projects."""
+    """Project of the key; null: all projects."""
     scopes: list[Scope]
     created_at: datetime
     created_by: str
     expires_at: datetime | None
     revoked_at: datetime | None
     used_at: datetime | None
-    """Exact to a minute."""
+    """Last use, accurate to a minute."""
 
 
 class NewKeyView(KeyView):
+    """A new API key."""
+
     key: str
-    """For `Authorization: Bearer …`. Shown here and never again."""
+    """The key, for `Authorization: Bearer …`. It is not shown again."""
 
 
-class KeyList(Wire):
+class KeyList(ApiModel):
     items: list[KeyView]
 
 
 class KeyStore:
+    """API keys in the database."""
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._reading = engine.execution_options(reads_only=True)
 
-    def make(self, request: KeyRequest, project: str | None, actor: str) -> tuple[Key, Secret]:
+    def create(self, request: KeyRequest, project: str | None, actor: str) -> tuple[ApiKey, Secret]:
         secret = new_secret()
         expires_at = request.expires_at.timestamp() if request.expires_at else None
         key = _key(secret, request.name, project, request.scopes, actor, expires_at)
@@ -91,42 +98,47 @@ class KeyStore:
             session.add(key)
         return key, secret
 
-    def list(self, project: str | None) -> Sequence[Key]:
-        """Of a project, none: of all; newest first."""
-        query = select(Key).order_by(Key.created_at.desc(), Key.id)
+    def list(self, project: str | None) -> Sequence[ApiKey]:
+        """Keys of a project, or of all if none is given; newest first."""
+        query = select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id)
         if project is not None:
-            query = query.where(Key.project == project)
+            query = query.where(ApiKey.project == project)
         with Session(self._reading, expire_on_commit=False) as session:
             return list(session.scalars(query))
 
     def revoke(self, key_id: str, project: str | None) -> None:
-        """Nothing happens where it is revoked already. Raises NotFound, also for a key of another project, and
-        IllegalAction for the last one that could make others."""
-        with _alone(self._engine) as session:
-            key = session.get(Key, key_id)
+        """Revoke a key; revoking it again changes nothing.
+
+        Raises NotFound, also for a key of another project, and IllegalAction for the last key that can create others.
+        """
+        with _exclusive(self._engine) as session:
+            key = session.get(ApiKey, key_id)
             if key is None or (project is not None and key.project != project):
                 raise NotFound(f"there is no key {key_id!r}")
             now = time.time()
-            if _opens_all(key, now) and sum(_opens_all(other, now) for other in session.scalars(select(Key))) == 1:
-                message = f"key {key_id!r} is the last admin key of all projects; make another one first"
+            if (
+                _is_global_admin(key, now)
+                and sum(_is_global_admin(other, now) for other in session.scalars(select(ApiKey))) == 1
+            ):
+                message = f"key {key_id!r} is the last admin key of all projects; create another one first"
                 raise IllegalAction(message, allowed_actions=[])
             if key.revoked_at is None:
                 key.revoked_at = now
 
 
 def ensure_admin_key(engine: Engine, path: Path) -> bool:
-    """Where no key opens everything, make one and write it into this file, which only its owner can read.
+    """Create an admin key of all projects if there is none, and write it to a file that only its owner can read.
 
-    Whether it did. The key is committed only once it stands in the file: one that nobody knows would lock everybody
-    out. Raises OSError for a file that cannot be written, and FileExistsError for one that holds something else.
+    Returns whether a key was created. It is committed only after it is written: a key that nobody knows would lock
+    everybody out. Raises OSError if the file cannot be written, and FileExistsError if it contains something else.
     """
-    with _alone(engine) as session:
-        if any(_opens_all(key, time.time()) for key in session.scalars(select(Key))):
+    with _exclusive(engine) as session:
+        if any(_is_global_admin(key, time.time()) for key in session.scalars(select(ApiKey))):
             return False
         secret = new_secret()
         _write(path, secret)
-        session.add(_key(secret, FIRST, None, ["admin"], SERVICE, None))
-    logger.warning("a first admin key was made; it stands in %s", path)
+        session.add(_key(secret, FIRST_KEY_NAME, None, ["admin"], SERVICE, None))
+    logger.warning("the first admin key was created; it is stored in %s", path)
     return True
 
 
@@ -134,8 +146,8 @@ def _write(path: Path, secret: Secret) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if path.exists():
         if read_secret(path.read_text(errors="replace").strip()) is None:
-            raise FileExistsError(f"{path} holds something else than a key; move it, or set AMD_ADMIN_KEY_FILE")
-        path.unlink()  # a key that is dead, or that was never committed
+            raise FileExistsError(f"{path} contains something other than a key; move it, or set AMD_ADMIN_KEY_FILE")
+        path.unlink()  # a key that is no longer valid, or was never committed
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(f"{secret}\n")
@@ -144,22 +156,22 @@ def _write(path: Path, secret: Secret) -> None:
 
 
 @contextmanager
-def _alone(engine: Engine) -> Iterator[Session]:
-    """A transaction beside which no other changes keys, in any replica: what it counts stays true until it ends."""
+def _exclusive(engine: Engine) -> Iterator[Session]:
+    """A transaction during which no other one changes keys, in any replica: what it counts holds until it ends."""
     with Session(engine) as session, session.begin():
         if engine.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
             session.execute(text("LOCK TABLE keys IN SHARE ROW EXCLUSIVE MODE"))
         yield session
 
 
-def _opens_all(key: Key, now: float) -> bool:
+def _is_global_admin(key: ApiKey, now: float) -> bool:
     return key.project is None and "admin" in key.scopes and is_live(key, now)
 
 
 def _key(
     secret: Secret, name: str, project: str | None, scopes: Sequence[Scope], actor: str, expires_at: float | None
-) -> Key:
-    return Key(
+) -> ApiKey:
+    return ApiKey(
         id=secret.id,
         name=name,
         project=project,
@@ -173,7 +185,7 @@ def _key(
     )
 
 
-def _view(key: Key) -> KeyView:
+def _view(key: ApiKey) -> KeyView:
     return KeyView(
         id=key.id,
         name=key.name,
@@ -196,23 +208,23 @@ KeyId = Annotated[str, InPath(pattern=r"^[a-z0-9]{1,32}$")]
 
 
 @router.post("", status_code=HTTPStatus.CREATED)
-def make_key(request: Request, caller: Admin, body: KeyRequest, response: Response) -> NewKeyView:
-    """Make a key. An admin of one project makes keys of that project only."""
+def create_key(request: Request, caller: Admin, body: KeyRequest, response: Response) -> NewKeyView:
+    """Create a key. An admin of one project creates keys of that project only."""
     response.headers["Cache-Control"] = "no-store"
-    key, secret = _keys(request).make(body, caller.own_project(body.project), caller.id)
-    logger.info("key %s made by %s", key.id, caller.id)
+    key, secret = _keys(request).create(body, caller.own_project(body.project), caller.id)
+    logger.info("key %s created by %s", key.id, caller.id)
     return NewKeyView(**_view(key).model_dump(), key=str(secret))
 
 
 @router.get("")
 def list_keys(request: Request, caller: Admin) -> KeyList:
-    """All keys, revoked and expired ones too, without what opens anything; of your project where you have one."""
+    """List all keys, including revoked and expired ones, without their secrets; limited to your key's project."""
     return KeyList(items=[_view(key) for key in _keys(request).list(caller.project)])
 
 
 @router.delete("/{key_id}", status_code=HTTPStatus.NO_CONTENT)
 def revoke_key(request: Request, caller: Admin, key_id: KeyId) -> None:
-    """Revoke a key, at once and for good."""
+    """Revoke a key immediately and permanently."""
     _keys(request).revoke(key_id, caller.project)
     logger.info("key %s revoked by %s", key_id, caller.id)
 

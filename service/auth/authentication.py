@@ -1,7 +1,7 @@
-"""Who asks, and what they may: API keys and, where an issuer is configured, its bearer tokens.
+"""Authentication and authorization of requests, by API key or by bearer token of a configured OIDC issuer.
 
-Knows nothing of how keys are made and listed (`keys`) nor of what they open: routes say with Reader, Submitter or Admin
-what they need. There is one way in, `Authorization: Bearer …`.
+Every credential arrives as `Authorization: Bearer …`. Routes declare the scope they need with Reader, Submitter or
+Admin. Independent of how keys are created (`api_keys`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hmac
 import re
 import secrets
 import time
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from fastapi import Depends, Request, Security
@@ -20,19 +21,19 @@ from sqlalchemy.orm import Session
 
 from service.auth.oidc import Issuer
 from service.auth.rate_limits import RateLimit
-from service.db.models import Key
+from service.db.models import ApiKey
 from service.settings import Settings
 from service.web.errors import Forbidden, Unauthenticated
 
 Scope = Literal["read", "submit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)  # each includes those before it
 
-USED_EVERY_S = 60.0  # how exact `used_at` is: a write per request would be one too many
+USED_EVERY_S = 60.0  # accuracy of `used_at`: avoids a write per request
 _KEY = re.compile(r"amd_([a-z0-9]{1,32})_([A-Za-z0-9_-]{43})")
 
 
 class Principal(NamedTuple):
-    """Whoever asks."""
+    """The authenticated caller."""
 
     id: str
     """A key's id, or `oidc:` and the token's subject."""
@@ -41,17 +42,18 @@ class Principal(NamedTuple):
     scopes: frozenset[Scope]
 
     def allowed(self, scope: Scope) -> bool:
+        """Whether one of the caller's scopes includes this one."""
         return any(scope in SCOPES[: SCOPES.index(own) + 1] for own in self.scopes)
 
-    def own_project(self, asked: str | None) -> str | None:
-        """The project that something new belongs to; none: all. Raises Forbidden for one that is not the caller's."""
-        if self.project is not None and asked not in (None, self.project):
-            raise Forbidden(f"your key is for the project {self.project!r}, not for {asked!r}")
-        return asked if self.project is None else self.project
+    def own_project(self, requested: str | None) -> str | None:
+        """The project of a request; None: all. Raises Forbidden for one that is not the caller's."""
+        if self.project is not None and requested not in (None, self.project):
+            raise Forbidden(f"your key is for the project {self.project!r}, not for {requested!r}")
+        return requested if self.project is None else self.project
 
 
 class Secret(NamedTuple):
-    """An API key as its owner holds it, `amd_<id>_<secret>`: the id is found in the database, the secret is not."""
+    """An API key as its owner has it, `amd_<id>_<secret>`: the database stores the id and a hash of the secret."""
 
     id: str
     secret: str
@@ -60,11 +62,11 @@ class Secret(NamedTuple):
         return f"amd_{self.id}_{self.secret}"
 
     def __repr__(self) -> str:
-        return f"Secret(id={self.id!r})"  # a log that shows it shows no secret
+        return f"Secret(id={self.id!r})"  # keeps the secret out of logs
 
     @property
     def digest(self) -> str:
-        # A fast hash is right here: slow ones protect passwords that can be guessed, and 256 random bits cannot be.
+        # A fast hash suffices: slow ones protect passwords, which can be guessed; 256 random bits cannot be.
         return hashlib.sha256(self.secret.encode()).hexdigest()
 
 
@@ -73,63 +75,69 @@ def new_secret() -> Secret:
 
 
 def read_secret(text: str) -> Secret | None:
+    """Parse an API key; None if the text is not one."""
     found = _KEY.fullmatch(text)
     return Secret(*found.groups()) if found else None
 
 
-def is_live(key: Key, now: float) -> bool:
+def is_live(key: ApiKey, now: float) -> bool:
+    """Whether a key is neither revoked nor expired."""
     return key.revoked_at is None and (key.expires_at is None or now < key.expires_at)
 
 
 class Authenticator:
-    def __init__(self, engine: Engine, settings: Settings) -> None:
-        """Raises ValueError for settings that make no sense."""
-        self._engine = engine
+    """Identifies callers and applies their rate limits."""
+
+    def __init__(self, engine: Engine, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        """Raises ValueError for inconsistent settings."""
+        self._engine, self._clock = engine, clock
         self._reading = engine.execution_options(reads_only=True)
         self._issuer = Issuer.of(settings)
         self._limits = {False: RateLimit(settings.rate_limit), True: RateLimit(settings.inference_rate_limit)}
         self._failures = RateLimit(settings.failure_limit)
 
     def authenticate(self, authorization_header: str | None) -> Principal:
-        """Raises Unauthenticated."""
+        """Identify the caller. Raises Unauthenticated, IssuerUnavailable."""
         scheme, _, credentials = (authorization_header or "").partition(" ")
         credentials = credentials.strip()
         if scheme.lower() != "bearer" or not credentials:
             raise Unauthenticated("an API key is needed: Authorization: Bearer amd_…")
         if not credentials.startswith("amd_") and self._issuer is not None:
-            return self._of_token(self._issuer, credentials)
-        return self._of_key(credentials)
+            return self._principal_of_token(self._issuer, credentials)
+        return self._principal_of_key(credentials)
 
     def admit(self, request: Request, inference: bool = False) -> Principal:
-        """Whoever sent this request, within their limit. Raises Unauthenticated, TooMany.
+        """Identify the caller of a request and count it against their rate limit. Raises Unauthenticated, TooMany.
 
-        `inference`: requests to encoders are counted apart, by a limit of their own.
+        `inference`: requests to encoders have a rate limit of their own.
         """
         try:
             principal = self.authenticate(request.headers.get("authorization"))
         except Unauthenticated:
-            # Only failures are held against an address: others behind the same proxy keep their way in.
+            # Only failures count against an address: other callers behind the same proxy stay admitted.
             address = request.client.host if request.client else "unknown"
             if not self._failures.take(address):
                 raise self._failures.too_many(address, "failed authentications of this address") from None
             raise
         limit = self._limits[inference]
         within = limit.take(principal.id)
-        request.state.rate_limit = limit.standing(principal.id)
+        request.state.rate_limit = limit.status(principal.id)
         if not within:
             raise limit.too_many(principal.id, "requests of this key")
         return principal
 
-    def _of_key(self, credentials: str) -> Principal:
-        refused = Unauthenticated("this API key does not exist, has expired or was revoked")  # which one is not told
+    def _principal_of_key(self, credentials: str) -> Principal:
+        refused = Unauthenticated(
+            "this API key does not exist, has expired or was revoked"
+        )  # which of these is not disclosed
         secret = read_secret(credentials)
         if secret is None:
             raise refused
         with Session(self._reading, expire_on_commit=False) as session:
-            key = session.get(Key, secret.id)
+            key = session.get(ApiKey, secret.id)
         if key is None or not hmac.compare_digest(key.digest, secret.digest):
             raise refused
-        now = time.time()
+        now = self._clock()
         if not is_live(key, now):
             raise refused
         if key.used_at is None or key.used_at <= now - USED_EVERY_S:
@@ -137,36 +145,36 @@ class Authenticator:
         return Principal(key.id, key.project, _scopes(key.scopes))
 
     def _note_use(self, key_id: str, now: float) -> None:
-        stale = or_(Key.used_at.is_(None), Key.used_at <= now - USED_EVERY_S)
+        stale = or_(ApiKey.used_at.is_(None), ApiKey.used_at <= now - USED_EVERY_S)
         with Session(self._engine) as session, session.begin():
-            session.execute(update(Key).where(Key.id == key_id, stale).values(used_at=now))
+            session.execute(update(ApiKey).where(ApiKey.id == key_id, stale).values(used_at=now))
 
-    def _of_token(self, issuer: Issuer, token: str) -> Principal:
+    def _principal_of_token(self, issuer: Issuer, token: str) -> Principal:
         claims = issuer.claims(token)
         return Principal(f"oidc:{claims.subject}", claims.project, _scopes(claims.scopes))
 
 
-def _scopes(words: Any) -> frozenset[Scope]:
-    return frozenset(scope for scope in SCOPES if scope in words)
+def _scopes(names: Any) -> frozenset[Scope]:
+    return frozenset(scope for scope in SCOPES if scope in names)
 
 
 _bearer = HTTPBearer(auto_error=False, description="An API key `amd_…`, or a token of the configured OIDC issuer.")
 
 
 def needs(scope: Scope, inference: bool = False) -> Any:
-    """The dependency of a route that this scope opens."""
+    """Dependency of a route that requires this scope."""
 
     def caller(request: Request, _: Annotated[object, Security(_bearer)]) -> Principal:
         authenticator: Authenticator = request.app.state.authenticator
         principal = authenticator.admit(request, inference)
         if not principal.allowed(scope):
-            raise Forbidden(f"this needs the scope {scope!r}; yours: {_told(principal)}", needed_scope=scope)
+            raise Forbidden(f"this needs the scope {scope!r}; yours: {_scope_names(principal)}", needed_scope=scope)
         return principal
 
     return Depends(caller)
 
 
-def _told(principal: Principal) -> str:
+def _scope_names(principal: Principal) -> str:
     return ", ".join(sorted(principal.scopes)) or "none"
 
 

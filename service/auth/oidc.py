@@ -1,9 +1,9 @@
 """Bearer tokens of one OIDC issuer: signed with a key it publishes, for this audience, not expired.
 
-What a token must say, besides `iss`, `aud`, `exp` and `sub`:
-`amd_project`: the project it is for, or `*` for all; a token that names none opens none.
-`amd_scopes` (a list, or words with spaces), else OAuth's `scope`: which of read, submit, admin it has; others mean
-nothing here.
+Claims that a token must have besides `iss`, `aud`, `exp` and `sub`:
+`amd_project`: its project, or `*` for all; a token without one is rejected.
+`amd_scopes` (a list, or text separated by spaces), else OAuth's `scope`: its scopes among read, submit and admin;
+others are ignored.
 """
 
 from __future__ import annotations
@@ -25,26 +25,28 @@ from service.web.errors import IssuerUnavailable, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
-# Signatures only the issuer can make: `none` has none, and the key of HS* would be as public as the JWKS.
+# Asymmetric algorithms only: `none` has no signature, and the key of HS* would be as public as the JWKS.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519", "EdDSA")
 LEEWAY_S = 30
-REFRESH_S = 60.0  # the issuer is asked for its keys no oftener, whatever tokens come
-KEPT_S = 3600.0  # and no more seldom: a key that it withdraws is good for so long
+REFRESH_S = 60.0  # minimum interval between two requests for the issuer's keys
+MAX_KEY_AGE_S = 3600.0  # keys are fetched again after this; a withdrawn key stays valid until then
 TIMEOUT_S = 5.0
 ALL_PROJECTS = "*"
-_UNREADABLE = (
+_MALFORMED = (
     JoseError,
     ValueError,
     TypeError,
     KeyError,
     AttributeError,
     RecursionError,
-)  # whatever is sent as a token
+)  # errors of malformed tokens
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_SUBJECT = re.compile(r"[!-~]{1,90}")  # what the database keeps and logs can show
+_SUBJECT = re.compile(r"[!-~]{1,90}")  # fits the database column and prints in logs
 
 
 class Claims(NamedTuple):
+    """Validated claims of a token."""
+
     subject: str
     project: str | None
     """None: all."""
@@ -52,30 +54,34 @@ class Claims(NamedTuple):
 
 
 class Issuer:
+    """Validates the tokens of an OIDC issuer with its published keys."""
+
     def __init__(
         self, issuer: str, audience: str, jwks_url: str | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self._issuer, self._audience, self._jwks_url, self._clock = issuer, audience, jwks_url, clock
         self._lock = threading.Lock()
         self._keys: Mapping[str | None, Any] = {}
-        self._asked_at = self._got_at = float("-inf")
+        self._requested_at = self._fetched_at = float("-inf")
 
     @classmethod
     def of(cls, settings: Settings) -> Issuer | None:
-        """Raises ValueError for an issuer without an audience: its tokens for any other service would do here."""
+        """The configured issuer. Raises ValueError without an audience: tokens for other services would be valid."""
         if settings.oidc_issuer is None:
             return None
         if settings.oidc_audience is None:
-            raise ValueError("AMD_OIDC_ISSUER needs AMD_OIDC_AUDIENCE: else tokens for other services open this one")
+            raise ValueError(
+                "AMD_OIDC_ISSUER needs AMD_OIDC_AUDIENCE: otherwise tokens for other services would be accepted"
+            )
         return cls(settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url)
 
     def claims(self, token: str) -> Claims:
-        """What a valid token says. Raises Unauthenticated, IssuerUnavailable."""
+        """Claims of a valid token. Raises Unauthenticated, IssuerUnavailable."""
         try:
             decoded = jwt.decode(token, self._key, algorithms=ALGORITHMS)
             self._registry().validate(decoded.claims)
             return _claims(decoded.claims)
-        except _UNREADABLE as error:
+        except _MALFORMED as error:
             raise Unauthenticated(f"the token is not accepted: {error}") from None
 
     def _registry(self) -> jwt.JWTClaimsRegistry:
@@ -92,15 +98,15 @@ class Issuer:
         """The published key that a token names."""
         kid = token.headers().get("kid")
         if not self._is_known(kid):
-            with self._lock:  # one asks, the others wait for its answer; tokens of known keys wait for nobody
+            with self._lock:  # one thread fetches, the others wait for it; tokens with known keys do not wait
                 now = self._clock()
-                if not self._is_known(kid) and now >= self._asked_at + REFRESH_S:
-                    self._asked_at = now
+                if not self._is_known(kid) and now >= self._requested_at + REFRESH_S:
+                    self._requested_at = now
                     self._fetch(now)
         keys = self._keys
         if not keys:
-            wait = self._asked_at + REFRESH_S - self._clock()
-            raise IssuerUnavailable("the issuer's keys cannot be had; try again later", retry_after=wait)
+            wait = self._requested_at + REFRESH_S - self._clock()
+            raise IssuerUnavailable("the OIDC issuer's keys are unavailable; try again later", retry_after=wait)
         if kid is None and len(keys) == 1:
             return next(iter(keys.values()))
         if kid not in keys:
@@ -108,23 +114,23 @@ class Issuer:
         return keys[kid]
 
     def _is_known(self, kid: Any) -> bool:
-        """Whether nothing needs to be asked; a token may leave its key unnamed where there is one only."""
+        """Whether the key is cached; a token may omit its key id if the issuer has a single key."""
         keys = self._keys
-        named = kid in keys or (kid is None and len(keys) == 1)
-        return named and self._clock() <= self._got_at + KEPT_S
+        known = kid in keys or (kid is None and len(keys) == 1)
+        return known and self._clock() <= self._fetched_at + MAX_KEY_AGE_S
 
     def _fetch(self, now: float) -> None:
-        """The issuer's keys, those known so far where it does not answer."""
+        """Fetch the issuer's keys; keep the cached ones if it does not answer."""
         try:
             with httpx.Client(timeout=TIMEOUT_S) as client:
                 url = self._jwks_url or self._discovered(client)
                 found = KeySet.import_key_set(_json(client, url))
         except (httpx.HTTPError, httpx.InvalidURL, JoseError, ValueError, TypeError, KeyError) as error:
-            logger.error("the keys of %s cannot be had: %s", self._issuer, error)
+            logger.error("the keys of %s cannot be fetched: %s", self._issuer, error)
             return
         signing = [key for key in found.keys if key.key_type != "oct" and key.get("use", "sig") == "sig"]
         self._keys = {key.kid: key for key in signing}
-        self._got_at = now
+        self._fetched_at = now
 
     def _discovered(self, client: httpx.Client) -> str:
         found = _json(client, self._issuer.rstrip("/") + "/.well-known/openid-configuration")
@@ -144,5 +150,5 @@ def _claims(claims: Mapping[str, Any]) -> Claims:
     if not isinstance(project, str) or not (project == ALL_PROJECTS or _PROJECT.fullmatch(project)):
         raise ValueError("amd_project must name a project, or be * for all")
     scopes = claims["amd_scopes"] if "amd_scopes" in claims else claims.get("scope", "")
-    words = scopes.split() if isinstance(scopes, str) else scopes
-    return Claims(subject, None if project == ALL_PROJECTS else project, frozenset(map(str, words)))
+    names = scopes.split() if isinstance(scopes, str) else scopes
+    return Claims(subject, None if project == ALL_PROJECTS else project, frozenset(map(str, names)))

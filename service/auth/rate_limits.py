@@ -1,7 +1,7 @@
-"""How often a caller may ask: a moving window, counted in this process.
+"""Rate limits per caller: a moving window, counted in this process.
 
-Every replica counts for itself, so with several a caller gets up to that many times the limit: enough against runaway
-clients, which is what it is for, and no request waits for a shared counter.
+Every replica counts separately, so with several replicas a caller may reach a multiple of the limit. That suffices
+against runaway clients, and no request waits for a shared counter.
 """
 
 from __future__ import annotations
@@ -19,48 +19,50 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.web.errors import TooMany
 
 
-class Standing(NamedTuple):
-    """Where a caller stands with its limit."""
+class RateLimitStatus(NamedTuple):
+    """A caller's usage of its limit."""
 
     limit: int
     remaining: int
     reset_s: int
-    """Until the oldest counted request no longer counts."""
+    """Seconds until the oldest counted request expires."""
 
 
 class RateLimit:
+    """A limit such as 1200 requests per minute, applied to each caller separately."""
+
     def __init__(self, text: str) -> None:
-        """`text`: such as `1200/minute`. Raises ValueError."""
+        """`text` is a limit such as `1200/minute`. Raises ValueError."""
         self._item = parse(text)
         self._window = MovingWindowRateLimiter(MemoryStorage())
 
-    def take(self, who: str) -> bool:
-        """Count one; whether it is within the limit."""
-        return self._window.hit(self._item, who)
+    def take(self, caller: str) -> bool:
+        """Count a request; return whether it is within the limit."""
+        return self._window.hit(self._item, caller)
 
-    def standing(self, who: str) -> Standing:
-        reset, remaining = self._window.get_window_stats(self._item, who)
-        return Standing(self._item.amount, remaining, max(0, math.ceil(reset - time.time())))
+    def status(self, caller: str) -> RateLimitStatus:
+        reset, remaining = self._window.get_window_stats(self._item, caller)
+        return RateLimitStatus(self._item.amount, remaining, max(0, math.ceil(reset - time.time())))
 
-    def too_many(self, who: str, what: str) -> TooMany:
-        wait = max(1, self.standing(who).reset_s)
+    def too_many(self, caller: str, what: str) -> TooMany:
+        wait = max(1, self.status(caller).reset_s)
         return TooMany(f"more {what} than {self._item}; try again in {wait} s", retry_after=wait)
 
 
 class RateLimitHeaders:
-    """ASGI middleware: where the caller stands with its limit is told in every answer, streams and errors too."""
+    """ASGI middleware: adds the caller's rate-limit status to every response, including streams and errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def tell(message: Message) -> None:
-            standing: Standing | None = scope.get("state", {}).get("rate_limit")
-            if message["type"] == "http.response.start" and standing is not None:
+        async def send_with_headers(message: Message) -> None:
+            status: RateLimitStatus | None = scope.get("state", {}).get("rate_limit")
+            if message["type"] == "http.response.start" and status is not None:
                 headers = MutableHeaders(scope=message)
-                headers["RateLimit-Limit"] = str(standing.limit)
-                headers["RateLimit-Remaining"] = str(standing.remaining)
-                headers["RateLimit-Reset"] = str(standing.reset_s)
+                headers["RateLimit-Limit"] = str(status.limit)
+                headers["RateLimit-Remaining"] = str(status.remaining)
+                headers["RateLimit-Reset"] = str(status.reset_s)
             await send(message)
 
-        await self._app(scope, receive, tell)
+        await self._app(scope, receive, send_with_headers)

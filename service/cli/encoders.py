@@ -1,6 +1,7 @@
-"""`amd encoders`: what is published, and weights in and out.
+"""`amd encoders`: list published encoders, import and export weights, and manage aliases and deployments.
 
-Cards and weights are taken from the storage root itself; aliases, comparisons and downloads are the service's.
+Cards and weights are read from the storage root directly; aliases, comparisons, downloads and deployments need the
+service.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
@@ -18,47 +18,49 @@ from rich.table import Table
 from amd.artifacts.card import Card
 from amd.config import ENCODER_SIZES, ConfigError, ImportConfig, Interpolation, Positions, validate
 from service.cli.connection import connected
+from service.cli.console import err, out, print_plain
+from service.cli.exit_codes import FAILURE
+from service.cli.options import AsJson, Storage
 
 if TYPE_CHECKING:
     from service.registry.schemas import AliasDetail, CompareView
 
-app = typer.Typer(help="Published encoders: list, show, import, export; aliases; deployments.", no_args_is_help=True)
-out = Console()
-err = Console(stderr=True)
+app = typer.Typer(help="Published encoders: list, show, import, export, aliases, deployments.", no_args_is_help=True)
+EncoderName = Annotated[str, typer.Argument(metavar="ENCODER", help="Published encoder: id, folder or URL.")]
 
-Storage = Annotated[str | None, typer.Option(help="Root of the encoder ids; default: AMD_STORAGE.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-EncoderName = Annotated[str, typer.Argument(metavar="ENCODER", help="A published encoder: id, folder or URL.")]
+IdOrAlias = Annotated[str, typer.Argument(metavar="ENCODER", help="Encoder of the service: id or alias.")]
+Project = Annotated[str | None, typer.Option(help="Project; default: that of the API key.")]
 
-Named = Annotated[str, typer.Argument(metavar="ENCODER", help="An encoder of the service: its id, or an alias.")]
-Project = Annotated[str | None, typer.Option(help="Of the alias; default: the key's.")]
-
-MARKER = "NC"  # stands beside what must not be used commercially
+NON_COMMERCIAL_MARK = "NC"
 
 
 @app.command("list")
 def list_command(storage: Storage = None, as_json: AsJson = False) -> None:
-    """What is published, newest first; NC marks what must not be used commercially."""
+    """List published encoders, newest first; NC marks those for non-commercial use only."""
     from amd.artifacts.discovery import published_cards
     from amd.storage import resolve_root
 
     root = resolve_root(storage)
     cards, problems = published_cards(root)
     for problem in problems:
-        err.print(f"left out: {problem}", markup=False, highlight=False, soft_wrap=True)
+        print_plain(f"left out: {problem}", err)
     if as_json:
-        print(json.dumps([_row(card) for card in cards]))
+        print(json.dumps([_summary(card) for card in cards]))
         return
     if not cards:
-        out.print(f"No encoders in {root}; `amd demo`, `amd train` or `amd encoders import` publish some.")
+        out.print(f"No encoders in {root}; `amd demo`, `amd train` or `amd encoders import` publish them.")
         return
-    table = Table(caption=f"{MARKER}: non-commercial use only." if any(c.is_non_commercial for c in cards) else None)
+    table = Table(
+        caption=f"{NON_COMMERCIAL_MARK}: non-commercial use only." if any(c.is_non_commercial for c in cards) else None
+    )
     for column in ("id", "encoder", "clip", "objective", "best score", "licence"):
         table.add_column(column, no_wrap=column == "id", overflow="fold")
     for card in cards:
-        row = _row(card)
+        row = _summary(card)
         score = card.best_score
-        license = (f"[bold red]{MARKER}[/bold red] " if card.is_non_commercial else "") + (card.weights_license or "")
+        license = (f"[bold red]{NON_COMMERCIAL_MARK}[/bold red] " if card.is_non_commercial else "") + (
+            card.weights_license or ""
+        )
         shown = f"{score[0].removeprefix('eval/')} {score[1]:.2f}" if score else ""
         table.add_row(card.id, row["size"], row["clip"], row["objective"] or "imported", shown, license)
     out.print(table)
@@ -66,38 +68,48 @@ def list_command(storage: Storage = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def show(encoder: EncoderName, storage: Storage = None, as_json: AsJson = False) -> None:
-    """The card of one encoder: how to feed it, where it came from, what it scored, under which licence."""
+    """Show the card of an encoder: input format, origin, scores and licence."""
     from amd.artifacts.model_card import model_card
 
     card = _card(encoder, storage)[1]
     if as_json:
         print(card.model_dump_json())
         return
-    page = model_card(card).split("---\n", 2)[2]  # without the front matter, which is for machines
+    page = model_card(card).split("---\n", 2)[2]  # without the front matter
     out.print(Markdown(page))
 
 
 @app.command("import")
 def import_command(
-    weights: Annotated[str, typer.Argument(help="A file, folder or URL of any known layout, or timm:NAME.")],
-    id: Annotated[str | None, typer.Option(help="Its name here; default: that of the file.")] = None,
-    size: Annotated[str | None, typer.Option(help=f"{', '.join(ENCODER_SIZES)}; default: read off the shapes.")] = None,
-    heads: Annotated[int | None, typer.Option(min=1, help="No tensor tells; default: width / 64.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of a clip.")] = None,
-    image_size: Annotated[str | None, typer.Option(help="Pixels: 224, or 224x320 (height x width).")] = None,
-    patch: Annotated[int | None, typer.Option(min=1, help="Side of a token in pixels.")] = None,
+    weights: Annotated[str, typer.Argument(help="File, folder or URL in any known layout, or timm:NAME.")],
+    id: Annotated[str | None, typer.Option(help="Id to publish under; default: the file name.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help=f"{', '.join(ENCODER_SIZES)}; default: inferred from the tensor shapes.")
+    ] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Number of attention heads; default: width / 64.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames per clip.")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Image size in pixels: 224, or 224x320 (height x width).")
+    ] = None,
+    patch: Annotated[int | None, typer.Option(min=1, help="Pixels per token side.")] = None,
     tubelet: Annotated[int | None, typer.Option(min=1, help="Frames per token.")] = None,
-    sampling_rate: Annotated[int | None, typer.Option(min=1, help="Every n-th frame goes into a clip.")] = None,
-    positions: Annotated[str | None, typer.Option(help=f"{', '.join(get_args(Positions))}.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Of pixels in [0, 1]: three numbers with commas.")] = None,
-    std: Annotated[str | None, typer.Option(help="The same.")] = None,
-    interpolation: Annotated[str | None, typer.Option(help=f"{', '.join(get_args(Interpolation))}.")] = None,
-    license: Annotated[str | None, typer.Option(help="What the weights hand down, e.g. CC-BY-NC-4.0.")] = None,
+    sampling_rate: Annotated[int | None, typer.Option(min=1, help="Frame stride within a clip.")] = None,
+    positions: Annotated[
+        str | None, typer.Option(help=f"Position embedding: {', '.join(get_args(Positions))}.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Pixel mean in [0, 1]: three numbers separated by commas.")] = None,
+    std: Annotated[
+        str | None, typer.Option(help="Pixel standard deviation: three numbers separated by commas.")
+    ] = None,
+    interpolation: Annotated[
+        str | None, typer.Option(help=f"Resize filter: {', '.join(get_args(Interpolation))}.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="Licence of the weights, e.g. CC-BY-NC-4.0.")] = None,
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish foreign weights as an encoder: official VideoMAE, MAE, MVD, AMD files, Hugging Face folders, timm."""
-    words = {
+    """Publish external weights as an encoder: official VideoMAE, MAE, MVD, AMD files, Hugging Face folders, timm."""
+    values = {
         "weights": weights,
         **({} if id is None else {"id": id}),
         "storage": storage,
@@ -114,34 +126,38 @@ def import_command(
         "interpolation": _one_of("--interpolation", interpolation, get_args(Interpolation)),
         "license": license,
     }
-    config = validate(ImportConfig, words)
+    config = validate(ImportConfig, values)
     from amd.exchange.importing import import_encoder
 
     imported = import_encoder(config)
     if as_json:
-        print(json.dumps({**_row(imported.card), "url": imported.url, "notes": imported.notes}))
+        print(json.dumps({**_summary(imported.card), "url": imported.url, "notes": imported.notes}))
         return
-    row = _row(imported.card)
+    row = _summary(imported.card)
     out.print(f"{row['id']}: {row['size']}, {row['clip']}; {imported.url}", markup=False, highlight=False)
     for note in imported.notes:
         out.print(f"  {note}", markup=False, highlight=False)
     if imported.card.weights_license is None:
-        out.print("  no licence is known; say it with --license, and students and exports carry it", highlight=False)
+        out.print("  licence unknown; set it with --license, and students and exports inherit it", highlight=False)
     elif imported.card.is_non_commercial:
-        out.print(f"  {MARKER}: non-commercial use only ({imported.card.weights_license})", highlight=False)
+        out.print(
+            f"  {NON_COMMERCIAL_MARK}: non-commercial use only ({imported.card.weights_license})", highlight=False
+        )
 
 
 @app.command("export")
 def export_command(
     encoder: EncoderName,
-    output: Annotated[str, typer.Option("--output", "-o", help="A folder (timm, huggingface), else a file.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Folder for timm and huggingface, file for the others.")
+    ],
     format: Annotated[
-        str, typer.Option("--format", "-f", help="timm, huggingface, official, onnx or torch-export.")
+        str, typer.Option("--format", "-f", help="Format: timm, huggingface, official, onnx or torch-export.")
     ] = "huggingface",
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an encoder in another format; what is read back must give the same output as ours."""
+    """Export an encoder to another format, and verify that the exported model gives the same output."""
     from amd.exchange.export import export
     from amd.exchange.formats import EXPORTERS
 
@@ -151,7 +167,7 @@ def export_command(
     if as_json:
         print(report.model_dump_json())
     else:
-        out.print(str(report), markup=False, highlight=False, soft_wrap=True)
+        print_plain(str(report))
 
 
 # Through the service
@@ -159,64 +175,66 @@ def export_command(
 
 @app.command()
 def alias(
-    name: Annotated[str, typer.Argument(help="Lower case letters, digits, - and _: production, candidate, …")],
-    encoder: Named,
-    expected: Annotated[str | None, typer.Option(help="Move it only from this encoder.")] = None,
+    name: Annotated[str, typer.Argument(help="Alias of lower-case letters, digits, - and _: production, candidate, …")],
+    encoder: IdOrAlias,
+    expected: Annotated[str | None, typer.Option(help="Move the alias only if it points to this encoder.")] = None,
     project: Project = None,
     as_json: AsJson = False,
 ) -> None:
-    """Point an alias to an encoder, at once: whoever asks for the alias gets one or the other, whole."""
+    """Point an alias to an encoder, atomically."""
     with connected(as_json) as client:
-        words = {} if expected is None else {"expected": expected}
-        moved = client.aliases.move(name, encoder, project=project, **words)
+        condition = {} if expected is None else {"expected": expected}
+        moved = client.aliases.move(name, encoder, project=project, **condition)
     print(moved.model_dump_json() if as_json else f"{moved.name}: {moved.encoder}")
 
 
 @app.command()
 def aliases(
-    name: Annotated[str | None, typer.Argument(help="Show this one, and where it has pointed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Alias to show with its history.")] = None,
     project: Project = None,
     as_json: AsJson = False,
 ) -> None:
-    """List aliases and what they point to."""
+    """List aliases and the encoders they point to."""
     with connected(as_json) as client:
         if name is not None:
-            _tell_history(client.aliases.get(name, project), as_json)
+            _print_history(client.aliases.get(name, project), as_json)
             return
         found = client.aliases.list(project)
     if as_json:
-        print(json.dumps([one.model_dump(mode="json") for one in found]))
+        print(json.dumps([item.model_dump(mode="json") for item in found]))
         return
     table = _plain_table("alias", "encoder", "project", "moved", "by")
-    for one in found:
-        table.add_row(one.name, one.encoder, one.project, f"{one.changed_at:%Y-%m-%d %H:%M}", one.changed_by)
+    for item in found:
+        table.add_row(item.name, item.encoder, item.project, f"{item.changed_at:%Y-%m-%d %H:%M}", item.changed_by)
     out.print(table if found else "no aliases")
 
 
 @app.command()
-def compare(first: Named, second: Named, project: Project = None, as_json: AsJson = False) -> None:
-    """Two encoders side by side: size, scores by protocol, and what differs in how they were made."""
+def compare(first: IdOrAlias, second: IdOrAlias, project: Project = None, as_json: AsJson = False) -> None:
+    """Compare two encoders: size, scores by protocol, and differing training settings."""
     with connected(as_json) as client:
         found = client.encoders.compare(first, second, project)
     if as_json:
         print(found.model_dump_json())
     else:
-        out.print(_side_by_side(found))
+        out.print(_comparison_table(found))
 
 
 @app.command()
 def download(
-    encoder: Named,
+    encoder: IdOrAlias,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Default: its own name, in this folder.")
+        Path | None, typer.Option("--output", "-o", help="File to write; default: the encoder's name, in this folder.")
     ] = None,
-    file: Annotated[str | None, typer.Option(help="encoder.safetensors, …; default: all, as a tar.")] = None,
+    file: Annotated[
+        str | None, typer.Option(help="Single file to download, e.g. encoder.safetensors; default: all, as a tar.")
+    ] = None,
     project: Project = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch an encoder from the service; a broken connection is taken up where it broke."""
+    """Download an encoder from the service; a broken connection is resumed."""
     target = output or Path(file or f"{encoder}.tar")
-    with connected(as_json, patient=True) as client:
+    with connected(as_json, persistent=True) as client:
         client.encoders.download(encoder, target, file, project)
     facts = {"encoder": encoder, "file": str(target), "bytes": target.stat().st_size}
     print(json.dumps(facts) if as_json else f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
@@ -224,20 +242,20 @@ def download(
 
 @app.command()
 def deploy(
-    encoder: Named,
-    name: Annotated[str | None, typer.Option(help="Of the deployment; default: the encoder's.")] = None,
-    candidate: Annotated[str | None, typer.Option(help="Another encoder that answers a share of the requests.")] = None,
-    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the requests, for the candidate.")] = 0.1,
+    encoder: IdOrAlias,
+    name: Annotated[str | None, typer.Option(help="Deployment name; default: that of the encoder.")] = None,
+    candidate: Annotated[str | None, typer.Option(help="Second encoder that serves a share of the requests.")] = None,
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Fraction of the requests for the candidate.")] = 0.1,
     replicas: Annotated[
-        str, typer.Option(help="How many, or from:to as requests queue; 0:2 costs nothing idle.")
+        str, typer.Option(help="Number of replicas, or min:max to autoscale; 0:2 uses nothing when idle.")
     ] = "1",
-    cpus: Annotated[float, typer.Option(min=0.0, help="Of a replica, taken away from jobs.")] = 0.0,
-    gpus: Annotated[float, typer.Option(min=0.0, help="Of a replica; fractions share one.")] = 0.0,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    cpus: Annotated[float, typer.Option(min=0.0, help="CPUs reserved per replica, not available to jobs.")] = 0.0,
+    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs per replica; fractions share one.")] = 0.0,
+    dtype: Annotated[str, typer.Option(help="Precision: float32 or bfloat16.")] = "float32",
     project: Project = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have an encoder answer requests on Ray Serve, or change how; waits until it does. An alias is followed."""
+    """Deploy an encoder on Ray Serve, or update its deployment, and wait until it serves. Follows an alias."""
     from pydantic import ValidationError
 
     from service.serving.schemas import DeploymentRequest
@@ -251,39 +269,41 @@ def deploy(
     except ValidationError as error:
         found = error.errors()[0]
         raise ConfigError([f"--{found['loc'][0]}: {found['msg']}"]) from None
-    with connected(as_json, patient=True) as client:
-        called = name or encoder
-        client.deployments.put(called, request)
-        made = client.deployments.wait(called)
-    print(made.model_dump_json() if as_json else f"{made.name}: {made.state} {made.message}".rstrip())
-    if made.state != "healthy":
-        raise typer.Exit(1)
+    with connected(as_json, persistent=True) as client:
+        deployment = name or encoder
+        client.deployments.put(deployment, request)
+        deployed = client.deployments.wait(deployment)
+    print(deployed.model_dump_json() if as_json else f"{deployed.name}: {deployed.state} {deployed.message}".rstrip())
+    if deployed.state != "healthy":
+        raise typer.Exit(FAILURE)
 
 
 @app.command()
 def deployments(project: Project = None, as_json: AsJson = False) -> None:
-    """List what answers requests, and how it is."""
+    """List deployments with their state."""
     with connected(as_json) as client:
         found = client.deployments.list(project)
     if as_json:
-        print(json.dumps([one.model_dump(mode="json") for one in found]))
+        print(json.dumps([item.model_dump(mode="json") for item in found]))
         return
     table = _plain_table("deployment", "encoder", "candidate", "serving", "state", "message")
-    for one in found:
-        share = f"{one.candidate} ({one.share:.0%})" if one.candidate else ""
-        table.add_row(one.name, one.encoder, share, ", ".join(one.serving.values()), one.state, escape(one.message))
+    for item in found:
+        share = f"{item.candidate} ({item.share:.0%})" if item.candidate else ""
+        table.add_row(
+            item.name, item.encoder, share, ", ".join(item.serving.values()), item.state, escape(item.message)
+        )
     out.print(table if found else "no deployments")
 
 
 @app.command()
-def undeploy(name: Annotated[str, typer.Argument(help="A deployment.")], as_json: AsJson = False) -> None:
-    """Take a deployment down; requests under way are answered, and the encoder stays."""
+def undeploy(name: Annotated[str, typer.Argument(help="Deployment name.")], as_json: AsJson = False) -> None:
+    """Delete a deployment; requests in progress are completed, and the encoder is kept."""
     with connected(as_json) as client:
         client.deployments.delete(name)
-    print(json.dumps({"deleted": name}) if as_json else f"{name} is taken down")
+    print(json.dumps({"deleted": name}) if as_json else f"{name}: deployment deleted")
 
 
-def _tell_history(found: AliasDetail, as_json: bool) -> None:
+def _print_history(found: AliasDetail, as_json: bool) -> None:
     if as_json:
         print(found.model_dump_json())
         return
@@ -293,7 +313,7 @@ def _tell_history(found: AliasDetail, as_json: bool) -> None:
     out.print(table)
 
 
-def _side_by_side(found: CompareView) -> Table:
+def _comparison_table(found: CompareView) -> Table:
     table = _plain_table("", found.a.id, found.b.id)
     for figure in found.figures:
         table.add_row(figure.name, f"{figure.a:,.0f}", f"{figure.b:,.0f}")
@@ -320,7 +340,7 @@ def _card(name: str, storage: str | None) -> tuple[str, Card]:
     return url, load_card(url)
 
 
-def _row(card: Card) -> dict[str, Any]:
+def _summary(card: Card) -> dict[str, Any]:
     encoder, clip = card.encoder, card.clip
     size = f"{encoder.size or 'ViT'} {encoder.width}x{encoder.depth}"
     frames = "" if clip.is_image else f"{clip.frames}x"
@@ -340,7 +360,7 @@ def _row(card: Card) -> dict[str, Any]:
 
 def _one_of(option: str, value: str | None, known: tuple[str, ...]) -> Any:
     if value is not None and value not in known:
-        raise ConfigError([f"{option} {value}: is none of {', '.join(known)}"])
+        raise ConfigError([f"{option} {value}: must be one of {', '.join(known)}"])
     return value
 
 
@@ -349,7 +369,7 @@ def _pixels(value: str | None) -> tuple[int, int] | None:
         return None
     parts = value.lower().split("x")
     if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise ConfigError([f"--image-size {value}: a number of pixels, or height x width such as 224x320"])
+        raise ConfigError([f"--image-size {value}: must be a number of pixels, or height x width such as 224x320"])
     return int(parts[0]), int(parts[-1])
 
 
@@ -359,5 +379,5 @@ def _colours(option: str, value: str | None) -> tuple[float, float, float] | Non
     try:
         red, green, blue = (float(part) for part in value.split(","))
     except ValueError:
-        raise ConfigError([f"{option} {value}: three numbers with commas, such as 0.5,0.5,0.5"]) from None
+        raise ConfigError([f"{option} {value}: must be three numbers, such as 0.5,0.5,0.5"]) from None
     return red, green, blue

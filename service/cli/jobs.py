@@ -1,6 +1,6 @@
-"""`amd jobs …`: what a service runs is listed, shown, watched, stopped and gone on with.
+"""`amd jobs …`: list, inspect, follow, stop and resume the jobs of a service.
 
-How a job is found, and how it is told to people, stands below the commands; `--submit` tells its job alike.
+Finding a job by a shortened id, and printing one, follow below the commands; `--submit` uses them too.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from amd.config import ConfigError
 from amd.storage import local_path
-from service.cli.connection import BAD_INPUT, DONE, FAILED, connected, stop
+from service.cli.connection import connected
+from service.cli.console import fail, out
+from service.cli.exit_codes import BAD_INPUT, FAILURE, SUCCESS
+from service.cli.options import AsJson
 
 if TYPE_CHECKING:
     from service.client import Client
     from service.jobs.kinds import JobKind
     from service.jobs.schemas import JobDetail, JobView, State
 
-LOOKED_THROUGH = 2000  # newest jobs, for a shortened id
+SEARCHED_JOBS = 2000  # newest ones, for a shortened id
 COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelled": "yellow", "paused": "yellow"}
 
-out = Console()
-app = typer.Typer(help="Jobs of the service: list, watch, stop, go on.", no_args_is_help=True)
+app = typer.Typer(help="Jobs of the service: list, follow, stop, resume.", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id, or the beginning of it or of its last part.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Labels = Annotated[list[str] | None, typer.Option("--label", "-l", help="KEY=VALUE; may be given again.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, or the beginning of it or of its last part.")]
+Labels = Annotated[list[str] | None, typer.Option("--label", "-l", help="Label as KEY=VALUE; may be repeated.")]
 
 
 @app.command("list")
 def list_jobs(
-    state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed, …")] = None,
-    kind: Annotated[str | None, typer.Option(help="train, finetune, detect, probe, embed, search, …")] = None,
+    state: Annotated[str | None, typer.Option(help="State: queued, running, succeeded, failed, …")] = None,
+    kind: Annotated[str | None, typer.Option(help="Kind: train, finetune, detect, probe, embed, search, …")] = None,
     label: Labels = None,
-    project: Annotated[str | None, typer.Option(help="Of one project only.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 20,
+    project: Annotated[str | None, typer.Option(help="Project to list; default: all that the key may read.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of jobs.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
@@ -52,7 +52,7 @@ def list_jobs(
         found = client.jobs.list(
             kind=typing.cast("JobKind | None", kind),
             state=typing.cast("State | None", state),
-            labels=labels_of(label),
+            labels=parse_labels(label),
             project=project,
             page=min(limit, 200),
         )
@@ -61,7 +61,7 @@ def list_jobs(
         print(json.dumps([job.model_dump(mode="json") for job in jobs]))
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("id", "state", "what", "progress", "created"):
+    for column in ("id", "state", "name", "progress", "created"):
         table.add_column(column, no_wrap=column == "id")
     for job in jobs:
         table.add_row(job.id, _state(job), escape(job.name or job.preset or ""), _progress(job), _ago(job.created_at))
@@ -70,74 +70,76 @@ def list_jobs(
 
 @app.command()
 def show(job: JobId, as_json: AsJson = False) -> None:
-    """Show a job: its state, why, how far it is, and what it came to."""
+    """Show the state of a job, the reason for it, the progress and the result."""
     with connected(as_json) as client:
         found = find_job(client, job)
     if as_json:
         print(found.model_dump_json())
     else:
-        out.print(_whole(found))
+        out.print(_details(found))
 
 
 @app.command()
 def logs(
     job: JobId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
-    tail: Annotated[int | None, typer.Option("--tail", "-n", min=0, help="The last lines only.")] = None,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Of this attempt; default: the newest.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
+    tail: Annotated[
+        int | None, typer.Option("--tail", "-n", min=0, help="Number of last lines to print; default: all.")
+    ] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Attempt number; default: the newest.")] = None,
 ) -> None:
-    """Print what a job printed."""
-    with connected(patient=follow) as client:
-        print_pieces(client.jobs.logs(find_job(client, job).id, follow=follow, attempt=attempt, tail=tail))
+    """Print the log of a job."""
+    with connected(persistent=follow) as client:
+        print_log(client.jobs.logs(find_job(client, job).id, follow=follow, attempt=attempt, tail=tail))
 
 
 @app.command()
 def events(job: JobId, as_json: AsJson = False) -> None:
-    """Print what happened to a job and who did it, and what happens until it has ended."""
-    with connected(as_json, patient=True) as client:
+    """Print the history of a job with the actor of each event, and follow it until the job ends."""
+    with connected(as_json, persistent=True) as client:
         for event in client.jobs.events(find_job(client, job).id):
             if as_json:
                 print(event.model_dump_json(), flush=True)
                 continue
-            told = ", ".join(f"{key}={value}" for key, value in event.data.items() if value not in (None, ""))
-            out.print(f"{event.at:%Y-%m-%d %H:%M:%S}  {event.type}  by {event.actor}  {told}", markup=False)
+            data = ", ".join(f"{key}={value}" for key, value in event.data.items() if value not in (None, ""))
+            out.print(f"{event.at:%Y-%m-%d %H:%M:%S}  {event.type}  by {event.actor}  {data}", markup=False)
 
 
 @app.command()
 def cancel(
     job: JobId,
-    deadline: Annotated[float | None, typer.Option(min=0.001, help="Seconds for its last checkpoint.")] = None,
+    deadline: Annotated[float | None, typer.Option(min=0.001, help="Seconds allowed for the last checkpoint.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stop a job for good, with a last checkpoint."""
+    """Cancel a job after a last checkpoint."""
     with connected(as_json) as client:
-        tell(client.jobs.cancel(find_job(client, job).id, deadline), as_json)
+        print_job(client.jobs.cancel(find_job(client, job).id, deadline), as_json)
 
 
 @app.command()
 def pause(job: JobId, as_json: AsJson = False) -> None:
-    """Stop a job with a last checkpoint, until `amd jobs resume`."""
+    """Pause a job after a last checkpoint, until `amd jobs resume`."""
     with connected(as_json) as client:
-        tell(client.jobs.pause(find_job(client, job).id), as_json)
+        print_job(client.jobs.pause(find_job(client, job).id), as_json)
 
 
 @app.command()
 def resume(job: JobId, as_json: AsJson = False) -> None:
-    """Go on with a paused job."""
+    """Resume a paused job."""
     with connected(as_json) as client:
-        tell(client.jobs.resume(find_job(client, job).id), as_json)
+        print_job(client.jobs.resume(find_job(client, job).id), as_json)
 
 
 @app.command()
 def retry(job: JobId, as_json: AsJson = False) -> None:
-    """Start a failed or cancelled job once more, from its newest checkpoint."""
+    """Retry a failed or cancelled job from its newest checkpoint."""
     with connected(as_json) as client:
-        tell(client.jobs.retry(find_job(client, job).id), as_json)
+        print_job(client.jobs.retry(find_job(client, job).id), as_json)
 
 
 @app.command()
 def delete(job: JobId, as_json: AsJson = False) -> None:
-    """Forget a job that has ended, with its log and checkpoints; an encoder that it published stays."""
+    """Delete an ended job with its log and checkpoints; its published encoder is kept."""
     with connected(as_json) as client:
         found = find_job(client, job)
         client.jobs.delete(found.id)
@@ -147,35 +149,35 @@ def delete(job: JobId, as_json: AsJson = False) -> None:
 @app.command()
 def wait(
     job: JobId,
-    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds; default: as long as it takes.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Maximum wait in seconds; default: no limit.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Wait until a job has ended; exit code 0 where it succeeded."""
-    with connected(as_json, patient=True) as client:
+    """Wait until a job ends; exit code 0 if it succeeded."""
+    with connected(as_json, persistent=True) as client:
         try:
             found = client.jobs.wait(find_job(client, job).id, timeout)
         except TimeoutError as error:
-            stop([str(error)], FAILED)
-    tell(found, as_json)
+            fail(str(error))
+    print_job(found, as_json)
     raise typer.Exit(exit_code(found))
 
 
 @app.command()
 def neighbours(
     job: JobId,
-    record: Annotated[int | None, typer.Option(min=0, help="Its number in the data set.")] = None,
-    location: Annotated[str | None, typer.Option(help="Its file, as the answers spell it.")] = None,
+    record: Annotated[int | None, typer.Option(min=0, help="Index of the query record in the data set.")] = None,
+    location: Annotated[str | None, typer.Option(help="Location of the query record, as responses spell it.")] = None,
     file: Annotated[
-        str | None, typer.Option(help="Any image or video; a deployment of the same encoder embeds it.")
+        str | None, typer.Option(help="Image or video to query with; needs a deployment of the same encoder.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=100, help="How many.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, max=100, help="Number of neighbours.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """What lies nearest among the embeddings of a job of kind embed: to a record, a location or a file."""
-    if sum(asked is not None for asked in (record, location, file)) != 1:
-        raise ConfigError(["--record, --location, --file: give one of them"])
+    """Find the nearest neighbours of a record, location or file among the embeddings of an embed job."""
+    if sum(query is not None for query in (record, location, file)) != 1:
+        raise ConfigError(["--record, --location, --file: give exactly one"])
     if file is not None and "://" not in file and not local_path(file).is_file():
-        raise ConfigError([f"--file {file}: there is no such file"])
+        raise ConfigError([f"--file {file}: no such file"])
     with connected(as_json) as client:
         id = find_job(client, job).id
         found = client.jobs.neighbours(id, record=record, location=location, file=file, k=k)
@@ -195,7 +197,7 @@ def neighbours(
 
 
 def find_job(client: Client, text: str) -> JobDetail:
-    """The job of that id, or the one among the newest whose id, or its last part, begins so."""
+    """Find a job by its id, or by the beginning of the id or of its last part among the newest jobs."""
     from service.client import ApiError
 
     try:
@@ -203,18 +205,19 @@ def find_job(client: Client, text: str) -> JobDetail:
     except ApiError as error:
         if error.problem.status not in (404, 422):
             raise
-    newest = itertools.islice(client.jobs.list(), LOOKED_THROUGH)
+    newest = itertools.islice(client.jobs.list(), SEARCHED_JOBS)
     found = [job.id for job in newest if job.id.startswith(text) or job.id.rsplit("-", 1)[-1].startswith(text)]
     if not found:
-        stop([f"there is no job {text!r}; `amd jobs list` shows them"], BAD_INPUT)
+        fail(f"no job {text!r}; `amd jobs list` shows the existing ones", code=BAD_INPUT)
     if len(found) > 1:
         more = ", …" if len(found) > 5 else ""
-        stop([f"{text!r} begins {len(found)} jobs: {', '.join(found[:5])}{more}; give more of the id"], BAD_INPUT)
+        ids = ", ".join(found[:5]) + more
+        fail(f"{text!r} matches {len(found)} jobs: {ids}; give more of the id", code=BAD_INPUT)
     return client.jobs.get(found[0])
 
 
-def labels_of(pairs: Sequence[str] | None) -> dict[str, str] | None:
-    """What `--label` says; None where it says nothing."""
+def parse_labels(pairs: Sequence[str] | None) -> dict[str, str] | None:
+    """Parse `--label` values; None without any. Raises ConfigError."""
     for pair in pairs or ():
         if "=" not in pair:
             raise ConfigError([f"--label {pair}: write KEY=VALUE"])
@@ -224,16 +227,16 @@ def labels_of(pairs: Sequence[str] | None) -> dict[str, str] | None:
 # Showing
 
 
-def print_pieces(pieces: Iterator[str], to: Any = None) -> None:
-    """A log as it comes; `to`: a stream, by default stdout."""
+def print_log(pieces: Iterator[str], to: Any = None) -> None:
+    """Print a log as it arrives. `to` is a stream, by default standard output."""
     to = to or sys.stdout
     for piece in pieces:
         to.write(piece)
         to.flush()
 
 
-def tell(job: JobView, as_json: bool) -> None:
-    """Its id, its state and why on one line, or all of it as JSON."""
+def print_job(job: JobView, as_json: bool) -> None:
+    """Print the id, state and reason of a job on one line, or the whole job as JSON."""
     if as_json:
         print(job.model_dump_json())
         return
@@ -241,12 +244,12 @@ def tell(job: JobView, as_json: bool) -> None:
 
 
 def _why(job: JobView) -> str:
-    told = f" ({job.reason})" if job.reason else ""
-    return f"{told}: {job.message}" if job.message else told
+    reason = f" ({job.reason})" if job.reason else ""
+    return f"{reason}: {job.message}" if job.message else reason
 
 
 def exit_code(job: JobView) -> int:
-    return DONE if job.state == "succeeded" else FAILED
+    return SUCCESS if job.state == "succeeded" else FAILURE
 
 
 def _state(job: JobView) -> str:
@@ -255,29 +258,29 @@ def _state(job: JobView) -> str:
 
 
 def _progress(job: JobView) -> str:
-    seen = job.progress
-    if seen is None:
+    progress = job.progress
+    if progress is None:
         return ""
-    if seen.of_trials:
-        return f"{seen.trials or 0}/{seen.of_trials} trials"
-    if not seen.steps:
+    if progress.of_trials:
+        return f"{progress.trials or 0}/{progress.of_trials} trials"
+    if not progress.steps:
         return ""
-    left = f", {_lasting(seen.seconds_left)} left" if seen.seconds_left and job.state == "running" else ""
-    return f"{seen.step or 0}/{seen.steps}{left}"
+    left = f", {_duration(progress.seconds_left)} left" if progress.seconds_left and job.state == "running" else ""
+    return f"{progress.step or 0}/{progress.steps}{left}"
 
 
 def _ago(at: datetime) -> str:
-    return f"{_lasting((datetime.now(UTC) - at).total_seconds())} ago"
+    return f"{_duration((datetime.now(UTC) - at).total_seconds())} ago"
 
 
-def _lasting(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{max(0, seconds):.0f} s"
 
 
-def _whole(job: JobDetail) -> Table:
+def _details(job: JobDetail) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     rows: list[tuple[str, str]] = [
         ("id", job.id),
@@ -287,15 +290,15 @@ def _whole(job: JobDetail) -> Table:
         ("labels", escape(", ".join(f"{key}={value}" for key, value in job.labels.items()))),
         ("project", job.project),
         ("progress", _progress(job)),
-        ("attempt", f"{job.attempt} (retries itself up to {job.max_retries} times)" if job.attempt else ""),
+        ("attempt", f"{job.attempt} (up to {job.max_retries} automatic retries)" if job.attempt else ""),
         ("created", f"{_ago(job.created_at)} by {job.created_by}"),
         ("run", job.run_folder),
         ("encoder", job.encoder or ""),
-        ("may", ", ".join(job.allowed_actions)),
+        ("actions", ", ".join(job.allowed_actions)),
     ]
     for name, value in rows:
         if value:
             table.add_row(f"[dim]{name}[/dim]", value)
     if job.failure is not None and job.failure.log_tail:
-        table.add_row("[dim]log ends[/dim]", escape(job.failure.log_tail))
+        table.add_row("[dim]log tail[/dim]", escape(job.failure.log_tail))
     return table

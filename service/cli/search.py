@@ -1,4 +1,4 @@
-"""`amd search`: a sweep over masking ratios, alignment layers, generators or recipes, and its report."""
+"""`amd search`: sweep over masking ratios, alignment layers, generators or recipes, and report on a sweep."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from amd.config import ConfigError, parse_overrides
+from service.cli.console import out
+from service.cli.options import AsJson, PresetName
 from service.cli.submission import Submission, submittable
 
-out = Console()
 RUN = "run"
 
 
 class _RunByDefault(TyperGroup):
-    """`amd search --space masking …` is `amd search run --space masking …`."""
+    """Reads `amd search --space masking …` as `amd search run --space masking …`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
@@ -35,38 +35,46 @@ app = typer.Typer(
 @app.command(RUN)
 @submittable
 def run(
-    words: Annotated[
+    overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]…", help="Of the run (optim.base_lr=…, probe.data.test=…) or the sweep."),
+        typer.Argument(metavar="[KEY=VALUE]…", help="Overrides of the run (optim.base_lr=…) or the sweep (seeds=…)."),
     ] = None,
-    preset: Annotated[str | None, typer.Option("--preset", "-p", help="The recipe to vary; see `amd presets`.")] = None,
-    config: Annotated[str | None, typer.Option("--config", "-c", help="A sweep as JSON or YAML: file or URL.")] = None,
+    preset: PresetName = None,
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="JSON or YAML sweep config: file or URL.")
+    ] = None,
     space: Annotated[
         str | None,
-        typer.Option(help="masking, alignment, generator, recipe, with commas; or a YAML or JSON file of your own."),
+        typer.Option(help="masking, alignment, generator, recipe, separated by commas; or a YAML or JSON file."),
     ] = None,
     study: Annotated[
-        str | None, typer.Option(help="asymmetry, serial, layers, distance, generator_depth or reduction.")
+        str | None, typer.Option(help="Ablation: asymmetry, serial, layers, distance, generator_depth or reduction.")
     ] = None,
-    algorithm: Annotated[str | None, typer.Option(help="grid, random, tpe or pbt; default: random.")] = None,
-    stopping: Annotated[str | None, typer.Option(help="none, asha or hyperband; default: asha.")] = None,
+    algorithm: Annotated[
+        str | None, typer.Option(help="Search algorithm: grid, random, tpe or pbt; default: random.")
+    ] = None,
+    stopping: Annotated[
+        str | None, typer.Option(help="Early stopping: none, asha or hyperband; default: asha.")
+    ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Points tried at most, for pbt the population; default: 20.")
+        int | None, typer.Option(help="Maximum number of trials, population size for pbt; default: 20.")
     ] = None,
-    hours: Annotated[float | None, typer.Option(help="Wall time at most.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Runs of each trial; default: 1.")] = None,
-    at_once: Annotated[int | None, typer.Option(help="Trials side by side; default: as many as fit.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Maximum wall time in hours.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds per trial; default: 1.")] = None,
+    at_once: Annotated[
+        int | None, typer.Option(help="Maximum number of parallel trials; default: as many as fit.")
+    ] = None,
     name: Annotated[
-        str | None, typer.Option(help="The sweep's id; the same name continues it. Of a job: for people.")
+        str | None, typer.Option(help="Sweep id; the same name continues it. With --submit: display name.")
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Show what would be done, and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON at the end, for programs.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the plan without running it.")] = False,
+    as_json: AsJson = False,
     job: Submission | None = None,
 ) -> None:
-    """Run a sweep, or go on with one, on the cluster that RAY_ADDRESS names or on this machine."""
+    """Run or continue a sweep, on the cluster at RAY_ADDRESS or on this machine."""
     from tune_spaces.load_config import load_search
 
-    overrides: dict[str, Any] = parse_overrides(words or [])
+    values: dict[str, Any] = parse_overrides(overrides or [])
     options = {
         "algorithm": algorithm,
         "stopping": stopping,
@@ -74,27 +82,27 @@ def run(
         "budget.hours": hours,
         "seeds": seeds,
         "at_once": at_once,
-        "name": name if job is None else None,  # of a job it is for people; its id is the sweep's
+        "name": name if job is None else None,  # a job's name is for display; its id is the sweep's
     }
-    overrides |= {key: value for key, value in options.items() if value is not None}
+    values |= {key: value for key, value in options.items() if value is not None}
     if space is not None and study is not None:
-        raise ConfigError(["--space and --study: a study is a space of its own; give one of them"])
+        raise ConfigError(["--space and --study: a study has its own space; give one of them"])
     if space is not None:
         from tune_spaces.spaces.space import read_space
 
-        overrides["space"] = read_space(space).model_dump(mode="json")
+        values["space"] = read_space(space).model_dump(mode="json")
     if study is not None:
-        overrides["space"] = {"study": study}
+        values["space"] = {"study": study}
     if job is not None and not plan:
-        job.send("search", preset, config, overrides, as_json=as_json)
-    chosen = load_search(preset, config, overrides)
+        job.send("search", preset, config, values, as_json=as_json)
+    resolved = load_search(preset, config, values)
     from tune_spaces.search.run import preview, search
 
     if plan:
-        shown = preview(chosen)
+        shown = preview(resolved)
         print(json.dumps(shown._asdict())) if as_json else print("\n".join(shown.lines()))
         return
-    result = search(chosen, quiet=as_json)
+    result = search(resolved, quiet=as_json)
     if as_json:
         print(result.model_dump_json())
     raise typer.Exit(result.exit_code)
@@ -102,11 +110,13 @@ def run(
 
 @app.command()
 def report(
-    sweep: Annotated[str, typer.Argument(metavar="RUN", help="A sweep: its id, or its folder.")],
-    storage: Annotated[str | None, typer.Option(help="Root of the ids; default: AMD_STORAGE.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    sweep: Annotated[str, typer.Argument(metavar="RUN", help="Sweep id or folder.")],
+    storage: Annotated[
+        str | None, typer.Option(help="Storage root of runs and encoders; default: AMD_STORAGE.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Write a sweep's report anew: table, pictures, verdict, best.json. Also while it runs."""
+    """Regenerate the report of a sweep, running or ended: table, plots, verdict, best.json."""
     from amd.training.run_folder import find_run
     from tune_spaces.report import show, write_report
 

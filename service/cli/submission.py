@@ -1,6 +1,6 @@
-"""`--submit`: hands a command's words to the service as a job, and follows it as `amd jobs` would.
+"""`--submit`: send a command to the service as a job, and follow it like `amd jobs logs -f`.
 
-Knows no command: `submittable` adds the options to any, and its `Submission` sends what the command made of its words.
+Independent of the commands: `submittable` adds the options to any, and `Submission` sends the config it resolved.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from amd.config import ConfigError
 from amd.presets.pretraining import read_config_file
 from amd.storage import is_remote, local_path
 from amd.training.run_folder import DATA_FIELDS, WEIGHTS_FIELDS
-from service.cli.connection import DONE, connected, err
-from service.cli.jobs import Labels, exit_code, labels_of, print_pieces, tell
+from service.cli.connection import connected
+from service.cli.console import print_progress
+from service.cli.exit_codes import SUCCESS
+from service.cli.jobs import Labels, exit_code, parse_labels, print_job, print_log
 
 if TYPE_CHECKING:
     from service.jobs.kinds import JobKind
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Submission(NamedTuple):
-    """What `--submit` and the options beside it ask for."""
+    """The values of `--submit` and its companion options."""
 
     name: str | None
     labels: dict[str, str]
@@ -39,14 +41,16 @@ class Submission(NamedTuple):
     def send(
         self, kind: JobKind, preset: str | None, config: str | None, overrides: Mapping[str, Any], *, as_json: bool
     ) -> NoReturn:
-        """Submit the same words as a job; `config`: a file's name. Follows it where that is asked for, and ends."""
-        values = _absolute(read_config_file(config)) if config else {} if kind in ("probe", "embed") else None
-        told = {"name": self.name, "labels": self.labels, "priority": self.priority, "project": self.project}
-        with connected(as_json, patient=True) as client:
+        """Submit the command as a job, follow it if requested, and exit. `config` is the file or URL of a config."""
+        values = _absolute_config(read_config_file(config)) if config else {} if kind in ("probe", "embed") else None
+        metadata = {"name": self.name, "labels": self.labels, "priority": self.priority, "project": self.project}
+        with connected(as_json, persistent=True) as client:
             from service.client import JobRequest
 
             try:
-                request = JobRequest(kind=kind, preset=preset, config=values, overrides=_placed(overrides), **told)
+                request = JobRequest(
+                    kind=kind, preset=preset, config=values, overrides=_with_absolute_paths(overrides), **metadata
+                )
             except ValidationError as error:
                 raise ConfigError(
                     [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
@@ -54,22 +58,25 @@ class Submission(NamedTuple):
             job: JobView = client.jobs.submit(request)
             if not (self.follow if self.follow is not None else sys.stdout.isatty() and not as_json):
                 print(job.model_dump_json() if as_json else job.id)
-                raise typer.Exit(DONE)
-            err.print(f"{job.id}: {job.state}; Ctrl-C ends this view of it and not the job", style="dim", markup=False)
+                raise typer.Exit(SUCCESS)
+            print_progress(f"{job.id}: {job.state}; Ctrl-C stops following, the job continues")
             if not as_json:
                 print(job.id, flush=True)
-            print_pieces(client.jobs.logs(job.id, follow=True), sys.stderr if as_json else sys.stdout)
+            print_log(client.jobs.logs(job.id, follow=True), sys.stderr if as_json else sys.stdout)
             job = client.jobs.get(job.id)
-        tell(job, as_json)
+        print_job(job, as_json)
         raise typer.Exit(exit_code(job))
 
 
 _OPTIONS: dict[str, tuple[Any, Any]] = {
-    "submit": (Annotated[bool, typer.Option("--submit", help="Run it as a job of the service.")], False),
-    "name": (Annotated[str | None, typer.Option("--name", help="Of the job, for people.")], None),
+    "submit": (Annotated[bool, typer.Option("--submit", help="Run as a job of the service.")], False),
+    "name": (Annotated[str | None, typer.Option("--name", help="Display name of the job.")], None),
     "label": (Labels, None),
-    "priority": (Annotated[int, typer.Option(min=-100, max=100, help="Of the job; higher starts earlier.")], 0),
-    "project": (Annotated[str | None, typer.Option(help="Of the job; default: the key's.")], None),
+    "priority": (
+        Annotated[int, typer.Option(min=-100, max=100, help="Priority of the job; higher starts earlier.")],
+        0,
+    ),
+    "project": (Annotated[str | None, typer.Option(help="Project of the job; default: that of the API key.")], None),
     "follow": (
         Annotated[
             bool | None,
@@ -81,26 +88,26 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 
 
 def submittable(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of a submission in place of the command's parameter `job`: None where it runs here.
+    """Replace the command's `job` parameter with the options of a submission; without --submit, `job` is None.
 
-    A `name` of the command's own serves for both.
+    A `name` option of the command serves for both.
     """
     own = inspect.signature(command).parameters
     hints = typing.get_type_hints(command, include_extras=True)
     added = {name: option for name, option in _OPTIONS.items() if name not in own}
 
     @functools.wraps(command)
-    def with_options(**given: Any) -> None:
-        asked = {**given, **{name: given.pop(name) for name in added}}
+    def with_options(**arguments: Any) -> None:
+        options = {**arguments, **{name: arguments.pop(name) for name in added}}
         job = None
-        if asked["submit"]:
-            if given.get("local"):
-                raise ConfigError(["--local and --submit: it runs here or as a job; give one of them"])
-            labels = labels_of(asked["label"]) or {}
-            job = Submission(asked["name"], labels, asked["priority"], asked["project"], asked["follow"])
-        elif idle := [name for name, (_, default) in _OPTIONS.items() if name in added and asked[name] != default]:
-            raise ConfigError([f"--{idle[0]}: is of a job; give --submit too"])
-        command(**given, job=job)
+        if options["submit"]:
+            if arguments.get("local"):
+                raise ConfigError(["--local and --submit: a command runs here or as a job; give one of them"])
+            labels = parse_labels(options["label"]) or {}
+            job = Submission(options["name"], labels, options["priority"], options["project"], options["follow"])
+        elif unused := [name for name, (_, default) in _OPTIONS.items() if name in added and options[name] != default]:
+            raise ConfigError([f"--{unused[0]}: only for a job; add --submit"])
+        command(**arguments, job=job)
 
     kept = [parameter.replace(annotation=hints[name]) for name, parameter in own.items() if name != "job"]
     new = [
@@ -112,16 +119,16 @@ def submittable(command: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
-def _placed(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Local files by their whole path: the job runs in another folder."""
-    return {key: _whole_path(value) if _is_file_field(key) else value for key, value in overrides.items()}
+def _with_absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Make paths of local files absolute, because the job runs in another folder."""
+    return {key: _absolute_path(value) if _is_file_field(key) else value for key, value in overrides.items()}
 
 
-def _absolute(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _absolute_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return {
-        key: _absolute(value, f"{prefix}{key}.")
+        key: _absolute_config(value, f"{prefix}{key}.")
         if isinstance(value, dict)
-        else _whole_path(value)
+        else _absolute_path(value)
         if _is_file_field(f"{prefix}{key}")
         else value
         for key, value in values.items()
@@ -132,7 +139,7 @@ def _is_file_field(key: str) -> bool:
     return key.removeprefix("train.") in (*DATA_FIELDS, *WEIGHTS_FIELDS, "encoder")
 
 
-def _whole_path(value: Any) -> Any:
+def _absolute_path(value: Any) -> Any:
     if isinstance(value, str) and value and not is_remote(value) and local_path(value).exists():
         return str(local_path(value))
     return value

@@ -1,11 +1,11 @@
-"""The REST interface as typed Python: `Client`, and `AsyncClient` which awaits the same calls.
+"""Typed Python client of the REST API: `Client`, and `AsyncClient` with the same calls to await.
 
     with Client.from_environment() as amd:
         job = amd.jobs.submit(JobRequest(kind="train", preset="demo-image-amd"))
         print(*amd.jobs.logs(job.id, follow=True), sep="")
 
-Each call is described once, as a script (`service.client.transport`): what it sends and how the response is read.
-Torch-free.
+Each call is defined once, as a script (`service.client.transport`) of what to send and how to read the response.
+Independent of torch and Ray.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from service.client.deployments import AsyncDeployments, Deployments, classifica
 from service.client.encoders import Aliases, AsyncAliases, AsyncEncoders, Encoders
 from service.client.jobs import AsyncJobs, Jobs
 from service.client.keys import AsyncKeys, Keys
-from service.client.methods import Awaiting, Blocking, one, one_later, view
+from service.client.methods import AsyncMethods, BlockingMethods, async_one, one, view
 from service.client.transport import (
     ApiError,
     Call,
@@ -34,7 +34,7 @@ from service.client.transport import (
     NoAnswer,
     Open,
     Patience,
-    ReadOn,
+    Read,
     Script,
     Send,
     Sleep,
@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
-STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # heartbeats come more often
+STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # longer than the interval of the server's heartbeats
 
 
 def preset_list() -> Script[list[dict[str, Any]]]:
@@ -70,23 +70,23 @@ def preset_get(name: str) -> Script[dict[str, Any]]:
 
 
 def schema(kind: JobKind) -> Script[dict[str, Any]]:
-    """JSON schema of a kind's config."""
+    """Get the JSON schema of the config of a job kind."""
     return once(Call("GET", f"/v1/schemas/{kind}", view(dict[str, Any])))
 
 
 def validate(request: JobRequest) -> Script[ValidateView]:
-    """What a request comes to, without running it."""
+    """Resolve a request and estimate its cost, without running it."""
     body = request.model_dump(mode="json", exclude_unset=True)
     return once(Call("POST", "/v1/validate", view(ValidateView), body=body, changes=False))
 
 
 def health() -> Script[dict[str, Any]]:
-    """What /readyz says of its parts, also where it is not ready."""
+    """Get the readiness of each part of the service, whether or not it is ready."""
     return once(Call("GET", "/readyz", view(dict[str, Any]), accepted=(503,)))
 
 
-class Client(Blocking):
-    """Blocking. Raises ApiError for an answer that is an error, NoAnswer where none comes."""
+class Client(BlockingMethods):
+    """Blocking client. Raises ApiError for an error response, and NoAnswer if the service cannot be reached."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Client(Blocking):
         patience: Patience | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        super().__init__(self._carry_out)
+        super().__init__(self._execute_script)
         self._http = httpx.Client(base_url=url, headers=_headers(key), timeout=TIMEOUT, transport=transport)
         self._patience = patience or Patience()
         self.jobs = Jobs(self._run)
@@ -115,9 +115,9 @@ class Client(Blocking):
     reconstructions = one(reconstructions)
 
     @classmethod
-    def from_environment(cls, **how: Any) -> Client:
-        """Of AMD_URL with AMD_KEY or AMD_KEY_FILE, else the stack that `amd up` started here. Raises NoAnswer."""
-        return cls(*find_service(), **how)
+    def from_environment(cls, **options: Any) -> Client:
+        """Connect to AMD_URL with AMD_KEY or AMD_KEY_FILE, else to the stack of `amd up`. Raises NoAnswer."""
+        return cls(*find_service(), **options)
 
     def __enter__(self) -> Client:
         return self
@@ -128,11 +128,11 @@ class Client(Blocking):
     def close(self) -> None:
         self._http.close()
 
-    def _carry_out(self, script: Script[Any]) -> Iterator[Any]:
+    def _execute_script(self, script: Script[Any]) -> Iterator[Any]:
         steps, opened = script.steps(self._patience), contextlib.ExitStack()
         outcome: Any = None
         with opened:
-            while (effect := _advance(steps, outcome)) is not None:
+            while (effect := _next_effect(steps, outcome)) is not None:
                 outcome = None
                 try:
                     match effect:
@@ -149,14 +149,14 @@ class Client(Blocking):
                             chunks = outcome.iter_bytes()
                             if outcome.is_error:
                                 outcome.read()
-                        case ReadOn():
+                        case Read():
                             outcome = next(chunks, None)
                 except httpx.TransportError as error:
                     outcome = error
 
 
-class AsyncClient(Awaiting):
-    """The same, awaiting."""
+class AsyncClient(AsyncMethods):
+    """The same client for asyncio: methods are awaited, listings are asynchronous iterators."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class AsyncClient(Awaiting):
         patience: Patience | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(self._carry_out)
+        super().__init__(self._execute_script)
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), timeout=TIMEOUT, transport=transport)
         self._patience = patience or Patience()
         self.jobs = AsyncJobs(self._run)
@@ -175,18 +175,18 @@ class AsyncClient(Awaiting):
         self.aliases = AsyncAliases(self._run)
         self.deployments = AsyncDeployments(self._run)
 
-    presets = one_later(preset_list)
-    preset = one_later(preset_get)
-    schema = one_later(schema)
-    validate = one_later(validate)
-    health = one_later(health)
-    embeddings = one_later(embeddings)
-    classifications = one_later(classifications)
-    reconstructions = one_later(reconstructions)
+    presets = async_one(preset_list)
+    preset = async_one(preset_get)
+    schema = async_one(schema)
+    validate = async_one(validate)
+    health = async_one(health)
+    embeddings = async_one(embeddings)
+    classifications = async_one(classifications)
+    reconstructions = async_one(reconstructions)
 
     @classmethod
-    def from_environment(cls, **how: Any) -> AsyncClient:
-        return cls(*find_service(), **how)
+    def from_environment(cls, **options: Any) -> AsyncClient:
+        return cls(*find_service(), **options)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -197,11 +197,11 @@ class AsyncClient(Awaiting):
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def _carry_out(self, script: Script[Any]) -> AsyncIterator[Any]:
+    async def _execute_script(self, script: Script[Any]) -> AsyncIterator[Any]:
         steps, opened = script.steps(self._patience), contextlib.AsyncExitStack()
         outcome: Any = None
         async with opened:
-            while (effect := _advance(steps, outcome)) is not None:
+            while (effect := _next_effect(steps, outcome)) is not None:
                 outcome = None
                 try:
                     match effect:
@@ -218,14 +218,14 @@ class AsyncClient(Awaiting):
                             chunks = outcome.aiter_bytes()
                             if outcome.is_error:
                                 await outcome.aread()
-                        case ReadOn():
+                        case Read():
                             outcome = await anext(chunks, None)
                 except httpx.TransportError as error:
                     outcome = error
 
 
-def _advance(steps: Steps[None], outcome: Any) -> Effect | None:
-    """Tell a script how it went; what it asks for next, None at its end."""
+def _next_effect(steps: Steps[None], outcome: Any) -> Effect | None:
+    """Pass an outcome to a script; return its next effect, or None when it has finished."""
     try:
         return steps.throw(outcome) if isinstance(outcome, httpx.TransportError) else steps.send(outcome)
     except StopIteration:
@@ -244,27 +244,27 @@ def _headers(key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-# Finding it
+# Service discovery
 
 
-class Found(NamedTuple):
+class ServiceAddress(NamedTuple):
     url: str
     key: str | None
 
 
-def find_service() -> Found:
-    """The service that the environment names, else the stack that runs here. Raises NoAnswer with the remedy."""
+def find_service() -> ServiceAddress:
+    """Find the service in the environment, else the stack on this machine. Raises NoAnswer with the remedy."""
     url, key, key_file = (os.environ.get(name) or None for name in ("AMD_URL", "AMD_KEY", "AMD_KEY_FILE"))
     if url is None:
         from service.stack import find_stack
 
         stack = find_stack()
         if stack is None:
-            raise NoAnswer("no service is known here: start one with `amd up`, or set AMD_URL and AMD_KEY")
+            raise NoAnswer("no service found: start one with `amd up`, or set AMD_URL and AMD_KEY")
         url, key_file = stack.url, key_file or str(stack.key_file)
     if key is None and key_file is not None:
         try:
             key = Path(key_file).expanduser().read_text().strip()
         except OSError as error:
             raise NoAnswer(f"AMD_KEY_FILE={key_file}: cannot be read ({error.strerror})") from None
-    return Found(url, key)
+    return ServiceAddress(url, key)

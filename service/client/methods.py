@@ -1,6 +1,6 @@
-"""Scripts as methods of a client: each is described once, and carried out blocking or awaiting.
+"""Turn scripts into methods of the clients: each is defined once, and executed blocking or with await.
 
-Knows nothing of what the scripts ask for.
+Independent of the requests that the scripts send.
 """
 
 from __future__ import annotations
@@ -17,24 +17,27 @@ from service.client.transport import Call, Emit, Patience, Script, Steps, exchan
 T = TypeVar("T")
 P = ParamSpec("P")
 
+POLL_INTERVAL_S = 0.5
+
 
 def view(kind: type[T] | Any) -> Callable[[httpx.Response], T]:
-    """Reads an answer; fields that a newer service adds are passed over."""
+    """Return a reader of responses of this type; it ignores fields that a newer service adds."""
     adapter: TypeAdapter[T] = TypeAdapter(kind)
-    return lambda answer: adapter.validate_json(answer.content, extra="ignore")
+    return lambda response: adapter.validate_json(response.content, extra="ignore")
 
 
-def given(**query: Any) -> dict[str, Any]:
+def present(**query: Any) -> dict[str, Any]:
+    """The parameters that are not None."""
     return {name: value for name, value in query.items() if value is not None}
 
 
 def pages(path: str, kind: type[Any], query: dict[str, Any]) -> Script[Any]:
-    """The items of a listing, one after the other; pages are fetched as they are needed."""
+    """Emit the items of a listing; pages are fetched as needed."""
 
     def steps(patience: Patience) -> Steps[None]:
         cursor: str | None = None
         while True:
-            call: Call[Any] = Call("GET", path, view(kind), query | given(cursor=cursor))
+            call: Call[Any] = Call("GET", path, view(kind), query | present(cursor=cursor))
             found = yield from exchange(call, patience)
             for item in found.items:
                 yield Emit(item)
@@ -45,49 +48,49 @@ def pages(path: str, kind: type[Any], query: dict[str, Any]) -> Script[Any]:
     return Script(steps)
 
 
-class Blocking:
-    """What has the methods of a blocking client."""
+class BlockingMethods:
+    """Base of the method groups of the blocking client."""
 
     def __init__(self, run: Callable[[Script[Any]], Iterator[Any]]) -> None:
         self._run = run
 
 
-class Awaiting:
-    """What has the methods of an awaiting client."""
+class AsyncMethods:
+    """Base of the method groups of the asynchronous client."""
 
     def __init__(self, run: Callable[[Script[Any]], AsyncIterator[Any]]) -> None:
         self._run = run
 
 
-def one(describe: Callable[P, Script[T]]) -> Callable[Concatenate[Blocking, P], T]:
-    @functools.wraps(describe)
-    def method(of: Blocking, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        (item,) = of._run(describe(*args, **kwargs))
+def one(define: Callable[P, Script[T]]) -> Callable[Concatenate[BlockingMethods, P], T]:
+    @functools.wraps(define)
+    def method(self: BlockingMethods, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        (item,) = self._run(define(*args, **kwargs))
         return item  # type: ignore[no-any-return]
 
     return method
 
 
-def many(describe: Callable[P, Script[T]]) -> Callable[Concatenate[Blocking, P], Iterator[T]]:
-    @functools.wraps(describe)
-    def method(of: Blocking, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
-        return of._run(describe(*args, **kwargs))
+def many(define: Callable[P, Script[T]]) -> Callable[Concatenate[BlockingMethods, P], Iterator[T]]:
+    @functools.wraps(define)
+    def method(self: BlockingMethods, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return self._run(define(*args, **kwargs))
 
     return method
 
 
-def one_later(describe: Callable[P, Script[T]]) -> Callable[Concatenate[Awaiting, P], Awaitable[T]]:
-    @functools.wraps(describe)
-    async def method(of: Awaiting, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        (item,) = [item async for item in of._run(describe(*args, **kwargs))]
+def async_one(define: Callable[P, Script[T]]) -> Callable[Concatenate[AsyncMethods, P], Awaitable[T]]:
+    @functools.wraps(define)
+    async def method(self: AsyncMethods, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        (item,) = [item async for item in self._run(define(*args, **kwargs))]
         return item  # type: ignore[no-any-return]
 
     return method
 
 
-def many_later(describe: Callable[P, Script[T]]) -> Callable[Concatenate[Awaiting, P], AsyncIterator[T]]:
-    @functools.wraps(describe)
-    def method(of: Awaiting, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
-        return of._run(describe(*args, **kwargs))
+def async_many(define: Callable[P, Script[T]]) -> Callable[Concatenate[AsyncMethods, P], AsyncIterator[T]]:
+    @functools.wraps(define)
+    def method(self: AsyncMethods, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
+        return self._run(define(*args, **kwargs))
 
     return method

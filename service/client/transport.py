@@ -1,7 +1,7 @@
-"""How a request is carried out: sent, tried again, read as a stream. Without doing any of it.
+"""Retries, event streams and downloads as scripts, without performing any I/O.
 
-A script is a generator that yields what is to be done (send, wait, read on), as httpx's auth flows are;
-`service.client` does it, blocking or awaiting, so that neither repeats the other. Knows nothing of jobs.
+A script is a generator that yields effects (send, sleep, read), like httpx's auth flows; `service.client` executes
+them, blocking or with await, so both clients share this logic. Independent of jobs and encoders.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from service.web.errors import Problem
 
 T = TypeVar("T")
 
-LATER = frozenset({429, 502, 503, 504})  # statuses after which the same request may succeed
-NOT_DONE = 429  # a refusal before anything was done
-PARTIAL = 206
-END = "end"  # the stream's last event
+RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})  # statuses after which the same request may succeed
+RATE_LIMITED = 429  # refused before any effect
+PARTIAL_CONTENT = 206
+END_EVENT = "end"  # the stream's last event
 
 
 class ApiError(Exception):
-    """The service's answer is an error; `problem.code` is stable."""
+    """The service returned an error; `problem.code` is stable."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -44,28 +44,28 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True)
 class Patience:
-    """How a request is tried again: pauses double, with jitter, so that many clients do not come back at once."""
+    """Retry policy: pauses double, with jitter so that many clients do not retry at once."""
 
     tries: int = 8
     first_s: float = 0.25
     most_s: float = 8.0
     retry_after_most_s: float = 120.0
-    """Of a pause that the service asks for."""
+    """Longest Retry-After that is waited for."""
 
-    def pause(self, failures: int, asked: float = 0.0) -> float | None:
-        """Seconds until the next try after so many failures; None: give up."""
-        if failures >= self.tries or asked > self.retry_after_most_s:
+    def pause(self, failures: int, requested_s: float = 0.0) -> float | None:
+        """Seconds until the next try after this many failures; None to give up."""
+        if failures >= self.tries or requested_s > self.retry_after_most_s:
             return None
         doubled = min(self.most_s, self.first_s * 2.0 ** (failures - 1))
-        return max(asked, doubled * random.uniform(0.5, 1.0))
+        return max(requested_s, doubled * random.uniform(0.5, 1.0))
 
 
-# What is asked for, and what doing it asks for
+# Calls and effects
 
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request, and how its answer is read."""
+    """A request, and the reader of its response."""
 
     method: str
     path: str
@@ -74,30 +74,30 @@ class Call(Generic[T]):
     body: Mapping[str, Any] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     accepted: tuple[int, ...] = ()
-    """Statuses of errors that are an answer here."""
+    """Error statuses that `read` accepts."""
     changes: bool = True
-    """Whether to be carried out twice would be another thing than once; of POST without an Idempotency-Key only."""
+    """Whether repeating a POST without an Idempotency-Key has a further effect."""
 
     @property
     def repeatable(self) -> bool:
-        """Whether it may be sent again although it may have been carried out."""
+        """Whether the request may be resent although it may have been executed."""
         return self.method != "POST" or not self.changes or "Idempotency-Key" in self.headers
 
 
 class Send(NamedTuple):
-    """Sent; the answer comes back whole, or httpx.TransportError is thrown."""
+    """Send a request. Returns the complete response, or throws httpx.TransportError."""
 
     call: Call[Any]
 
 
 class Open(NamedTuple):
-    """Sent; the answer comes back with its body still to be read."""
+    """Send a request. Returns the response with its body unread."""
 
     call: Call[Any]
 
 
-class ReadOn(NamedTuple):
-    """The next bytes of what was opened come back; None at its end."""
+class Read(NamedTuple):
+    """Read the opened response. Returns the next bytes, or None at its end."""
 
 
 class Sleep(NamedTuple):
@@ -105,17 +105,17 @@ class Sleep(NamedTuple):
 
 
 class Emit(NamedTuple):
-    """An item for whoever called."""
+    """Yield an item to the caller."""
 
     value: Any
 
 
-Effect = Send | Open | ReadOn | Sleep | Emit
+Effect = Send | Open | Read | Sleep | Emit
 Steps = Generator[Effect, Any, T]
 
 
 class Script(Generic[T]):
-    """What emits one T, or one after the other."""
+    """A sequence of effects that emits one or more values of type T."""
 
     def __init__(self, steps: Callable[[Patience], Steps[None]]) -> None:
         self.steps = steps
@@ -133,49 +133,49 @@ def exchange(call: Call[T], patience: Patience) -> Steps[T]:
     while True:
         failures += 1
         try:
-            answer: httpx.Response = yield Send(call)
+            response: httpx.Response = yield Send(call)
         except httpx.TransportError as error:
             arrived = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
             pause = None if arrived and not call.repeatable else patience.pause(failures)
             if pause is None:
-                raise _no_answer(error) from error
+                raise _no_response_error(error) from error
         else:
-            if answer.is_success or answer.status_code in call.accepted:
-                return call.read(answer)
-            pause = _pause_after(answer, call, failures, patience)
+            if response.is_success or response.status_code in call.accepted:
+                return call.read(response)
+            pause = _retry_pause(response, call, failures, patience)
         yield Sleep(pause)
 
 
-def _pause_after(answer: httpx.Response, call: Call[Any], failures: int, patience: Patience) -> float:
-    """After an answer that is an error: how long to wait for the next try. Raises ApiError where there is none."""
-    found = _problem(answer)
-    later = found.retryable or answer.status_code in LATER
-    if later and (call.repeatable or answer.status_code == NOT_DONE):
-        pause = patience.pause(failures, _retry_after(answer))
+def _retry_pause(response: httpx.Response, call: Call[Any], failures: int, patience: Patience) -> float:
+    """Seconds until the next try after an error response. Raises ApiError if there is none."""
+    found = _parse_problem(response)
+    later = found.retryable or response.status_code in RETRYABLE_STATUSES
+    if later and (call.repeatable or response.status_code == RATE_LIMITED):
+        pause = patience.pause(failures, _retry_after(response))
         if pause is not None:
             return pause
     raise ApiError(found)
 
 
-def _problem(answer: httpx.Response) -> Problem:
+def _parse_problem(response: httpx.Response) -> Problem:
     try:
-        return Problem.model_validate_json(answer.content)
-    except ValidationError:  # of something between us and the service
-        status, detail = answer.status_code, f"HTTP {answer.status_code} {answer.reason_phrase}".rstrip()
+        return Problem.model_validate_json(response.content)
+    except ValidationError:  # from a proxy in front of the service
+        status, detail = response.status_code, f"HTTP {response.status_code} {response.reason_phrase}".rstrip()
         code = f"http_{status}"
         return Problem(
             type=f"urn:amd:problem:{code}",
-            title=answer.reason_phrase,
+            title=response.reason_phrase,
             status=status,
             detail=detail,
             code=code,
-            request_id=answer.headers.get("X-Request-Id", ""),
-            retryable=status in LATER,
+            request_id=response.headers.get("X-Request-Id", ""),
+            retryable=status in RETRYABLE_STATUSES,
         )
 
 
-def _retry_after(answer: httpx.Response) -> float:
-    text = answer.headers.get("Retry-After", "")
+def _retry_after(response: httpx.Response) -> float:
+    text = response.headers.get("Retry-After", "")
     with contextlib.suppress(ValueError):
         return max(0.0, float(text))
     with contextlib.suppress(ValueError):
@@ -183,11 +183,11 @@ def _retry_after(answer: httpx.Response) -> float:
     return 0.0
 
 
-def _no_answer(error: httpx.TransportError) -> NoAnswer:
-    where = ""
-    with contextlib.suppress(RuntimeError):  # an error that belongs to no request
-        where = f"{error.request.url.scheme}://{error.request.url.netloc.decode()}: "
-    return NoAnswer(f"{where}the service does not answer ({error or type(error).__name__})")
+def _no_response_error(error: httpx.TransportError) -> NoAnswer:
+    origin = ""
+    with contextlib.suppress(RuntimeError):  # the error has no request
+        origin = f"{error.request.url.scheme}://{error.request.url.netloc.decode()}: "
+    return NoAnswer(f"{origin}the service does not answer ({error or type(error).__name__})")
 
 
 # Server-sent events
@@ -200,14 +200,14 @@ class ServerEvent(NamedTuple):
 
 
 class EventReader:
-    """Bytes to events. An event counts once it is whole: what a broken connection cuts off was never there."""
+    """Incremental parser of server-sent events. Incomplete events at the end of a broken connection are dropped."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._fields: dict[str, str] = {}
 
     def feed(self, chunk: bytes) -> Iterator[ServerEvent]:
-        # Split by hand: str.splitlines also cuts at characters that are part of the data.
+        # Not str.splitlines, which also splits at characters that are part of the data.
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             name, _, value = line.removesuffix(b"\r").decode().partition(":")
@@ -222,39 +222,39 @@ class EventReader:
                     yield ServerEvent(fields.get("id"), fields.get("event", "message"), fields["data"])
 
 
-def listen(
+def stream_events(
     path: str,
     query: Mapping[str, Any],
     read: Callable[[ServerEvent], Any],
     patience: Patience,
     last_id: str | None = None,
 ) -> Steps[ServerEvent]:
-    """Emit what is read of a stream's events, up to its `end`, which is returned.
+    """Emit what `read` returns for each event of a stream; return its `end` event.
 
-    A broken connection is taken up where it broke. `read`: None for an event that is of no interest.
+    A broken connection is resumed after the last event. Events for which `read` returns None are skipped.
     """
-    seen, failures = last_id, 0
+    failures = 0
     while True:
-        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": seen} if seen else {})}
-        call = Call("GET", path, nothing, query, headers=headers)
-        broken = NoAnswer(f"{path}: the stream ends again and again before its end")
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
+        call = Call("GET", path, ignore_body, query, headers=headers)
+        broken = NoAnswer(f"{path}: the stream was interrupted repeatedly before its end")
         pause: float | None = None
         try:
-            answer: httpx.Response = yield Open(call)
-            if answer.is_success:
+            response: httpx.Response = yield Open(call)
+            if response.is_success:
                 events = EventReader()
-                while (chunk := (yield ReadOn())) is not None:
+                while (chunk := (yield Read())) is not None:
                     for event in events.feed(chunk):
                         failures = 0
-                        if event.name == END:
+                        if event.name == END_EVENT:
                             return event
                         if (item := read(event)) is not None:
                             yield Emit(item)
-                        seen = event.id or seen
+                        last_id = event.id or last_id
             else:
-                pause = _pause_after(answer, call, failures + 1, patience)
+                pause = _retry_pause(response, call, failures + 1, patience)
         except httpx.TransportError as error:
-            broken = _no_answer(error)
+            broken = _no_response_error(error)
         failures += 1
         pause = patience.pause(failures) if pause is None else pause
         if pause is None:
@@ -265,37 +265,37 @@ def listen(
 # Files
 
 
-def fetch(path: str, query: Mapping[str, Any], into: BinaryIO, patience: Patience) -> Steps[None]:
-    """Write what a path answers with. A broken connection is taken up where it broke, if the service can send parts."""
+def download_to(path: str, query: Mapping[str, Any], into: BinaryIO, patience: Patience) -> Steps[None]:
+    """Write the response body to a file. A broken connection is resumed if the service supports byte ranges."""
     failures, tag = 0, None
     while True:
         headers = {"Accept-Encoding": "identity"}
         if tag is not None and (known := into.tell()):
             headers |= {"Range": f"bytes={known}-", "If-Range": tag}
-        call = Call("GET", path, nothing, query, headers=headers)
+        call = Call("GET", path, ignore_body, query, headers=headers)
         broken: NoAnswer | None = None
         pause: float | None = None
         try:
-            answer: httpx.Response = yield Open(call)
-            if answer.is_success:
-                if answer.status_code != PARTIAL:
+            response: httpx.Response = yield Open(call)
+            if response.is_success:
+                if response.status_code != PARTIAL_CONTENT:
                     into.seek(0)
                     into.truncate()
-                tag = answer.headers.get("ETag")
-                while (chunk := (yield ReadOn())) is not None:
+                tag = response.headers.get("ETag")
+                while (chunk := (yield Read())) is not None:
                     failures = 0
                     into.write(chunk)
                 return
-            pause = _pause_after(answer, call, failures + 1, patience)
+            pause = _retry_pause(response, call, failures + 1, patience)
         except httpx.TransportError as error:
-            broken = _no_answer(error)
+            broken = _no_response_error(error)
         failures += 1
         pause = patience.pause(failures) if pause is None else pause
         if pause is None:
-            assert broken is not None, "an answer that is an error has its pause, or was raised"
+            assert broken is not None, "an error response sets a pause or raises"
             raise broken
         yield Sleep(pause)
 
 
-def nothing(answer: httpx.Response) -> None:
+def ignore_body(response: httpx.Response) -> None:
     return None

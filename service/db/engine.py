@@ -1,4 +1,4 @@
-"""Engines for SQLite and PostgreSQL, and migrations of the schema with Alembic."""
+"""Engines for SQLite and PostgreSQL, and schema migrations with Alembic."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.pool import ConnectionPoolEntry
 
-BUSY_S = 30  # how long SQLite waits for another writer
+BUSY_TIMEOUT_S = 30  # how long SQLite waits for another writer
 
 
 def open_engine(url: str) -> Engine:
-    """An engine whose connections behave alike on both databases. Raises sqlalchemy.exc.ArgumentError for a bad URL."""
+    """Create an engine that behaves alike on both databases. Raises sqlalchemy.exc.ArgumentError for an invalid URL."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=10)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_S}, pool_size=10, max_overflow=20)
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S}, pool_size=10, max_overflow=20)
 
     @event.listens_for(engine, "connect")
     def _tune(connection: Any, entry: ConnectionPoolEntry) -> None:
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
-        connection.isolation_level = None  # so that BEGIN below is ours
+        connection.isolation_level = None  # so that BEGIN below is issued here
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        # Writers queue here, where the busy timeout counts; a read that turns into a write would fail at once instead.
+        # Writers queue here, where the busy timeout applies; upgrading a read to a write would fail at once instead.
         mode = "" if connection.get_execution_options().get("reads_only") else "IMMEDIATE"
         connection.exec_driver_sql(f"BEGIN {mode}")
 
@@ -40,7 +40,7 @@ def open_engine(url: str) -> Engine:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the tables up to date."""
+    """Bring the schema up to date."""
     with engine.begin() as connection:
         config = _alembic()
         config.attributes["connection"] = connection
@@ -48,6 +48,7 @@ def migrate(engine: Engine) -> None:
 
 
 def is_migrated(engine: Engine) -> bool:
+    """Whether the schema is up to date."""
     with engine.connect() as connection:
         context = MigrationContext.configure(connection)
         return context.get_current_revision() == ScriptDirectory.from_config(_alembic()).get_current_head()

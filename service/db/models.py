@@ -1,6 +1,6 @@
-"""The tables. The database is the truth for what was asked and what was seen.
+"""Database tables: desired and observed state of jobs, and the records of keys, webhooks, encoders and deployments.
 
-Knows no rules: those stand in the rooms' stores. Times are seconds since 1970, UTC; JSON columns hold plain values.
+Contains no rules; those are in each package's store. Times are seconds since 1970, UTC; JSON columns hold plain values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Base(DeclarativeBase):
 
 
 class Job(Base):
-    """What was asked for, and where it stands."""
+    """A job: its request, desired state and observed state."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -46,41 +46,41 @@ class Job(Base):
     created_by: Mapped[str] = mapped_column(String(100))
     preset: Mapped[str | None] = mapped_column(String(100))
     config: Mapped[dict[str, Any]]
-    """Resolved: complete, with the job's id as its name."""
+    """Resolved config, with the job's id as its name."""
     max_retries: Mapped[int]
     time_limit_s: Mapped[float | None]
     workers: Mapped[int]
-    """The fewest that it runs with."""
+    """Minimum number of workers."""
     cpus: Mapped[float]
-    """Of all those workers."""
+    """CPUs of all those workers."""
     device: Mapped[str] = mapped_column(String(8))
 
     wanted: Mapped[str] = mapped_column(String(16))
-    """What its owner wants of it: run, pause or cancel."""
+    """Desired state: run, pause, cancel, or limit once its time limit is over."""
     state: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(String(40))
     message: Mapped[str] = mapped_column(Text)
     attempt: Mapped[int]
-    """Attempts begun."""
+    """Number of attempts started."""
     retries: Mapped[int]
-    """Automatic ones since its owner last started it."""
+    """Automatic retries since its owner last started it."""
     not_before: Mapped[float]
-    """Queued, but not to start earlier."""
+    """Earliest start of a queued job."""
     stop_by: Mapped[float | None]
-    """Asked to stop: until then it may save."""
+    """Deadline for saving after a stop request."""
     created_at: Mapped[float]
     changed_at: Mapped[float]
     started_at: Mapped[float | None]
-    """When its newest attempt began."""
+    """Start of the newest attempt."""
     ended_at: Mapped[float | None]
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     version: Mapped[int]
-    """Counts changes; a change names the version it has seen."""
+    """Number of changes; a change is conditional on the version that was read."""
 
 
-class Label(Base):
-    """Labels once more, to find jobs by: with their time, so that a label's jobs are read in their order."""
+class JobLabel(Base):
+    """Index of jobs by label, with the job's time, so that jobs of a label are read in listing order."""
 
     __tablename__ = "labels"
     __table_args__ = (Index("labels_by_value", "key", "value", "created_at", "job_id"),)
@@ -89,11 +89,11 @@ class Label(Base):
     key: Mapped[str] = mapped_column(String(63), primary_key=True)
     value: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[float]
-    """The job's."""
+    """Creation time of the job."""
 
 
 class Attempt(Base):
-    """One submission to Ray."""
+    """One attempt of a job: a submission to Ray."""
 
     __tablename__ = "attempts"
 
@@ -109,7 +109,7 @@ class Attempt(Base):
 
 
 class JobEvent(Base):
-    """Who did what to a job: written with each change, never altered. Its number is the job's version after it."""
+    """A change of a job and its actor: written with the change, never altered. Numbered by the job's new version."""
 
     __tablename__ = "job_events"
     __table_args__ = (Index("job_events_by_time", "at", "job_id", "version"),)
@@ -122,16 +122,16 @@ class JobEvent(Base):
     data: Mapped[dict[str, Any]]
 
 
-class Key(Base):
-    """An API key: only its hash is kept."""
+class ApiKey(Base):
+    """An API key; only a hash of its secret is stored."""
 
     __tablename__ = "keys"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    """Also the readable prefix of the key, by which it is found."""
+    """Id of the key, also its readable prefix."""
     name: Mapped[str] = mapped_column(String(200))
     project: Mapped[str | None] = mapped_column(String(64))
-    """None: all projects."""
+    """Project; None: all projects."""
     scopes: Mapped[list[str]]
     digest: Mapped[str] = mapped_column(String(128))
     created_at: Mapped[float]
@@ -141,22 +141,22 @@ class Key(Base):
     used_at: Mapped[float | None]
 
 
-class Idempotency(Base):
-    """Which job a request with an Idempotency-Key made."""
+class IdempotencyKey(Base):
+    """The job that a request with an Idempotency-Key created."""
 
     __tablename__ = "idempotency"
 
     caller: Mapped[str] = mapped_column(String(100), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     request: Mapped[str] = mapped_column(String(64))
-    """sha256 of method, path and body."""
+    """sha256 of the request's body."""
     job_id: Mapped[str] = mapped_column(String(100))
-    """What it was answered with."""
+    """Id of that job."""
     created_at: Mapped[float] = mapped_column(index=True)
 
 
-class Hold(Base):
-    """A lease: who does a task that only one replica may do."""
+class TaskLease(Base):
+    """A lease on a task that only one replica may perform."""
 
     __tablename__ = "holds"
 
@@ -166,7 +166,7 @@ class Hold(Base):
 
 
 class Webhook(Base):
-    """Who wants to hear of a project's job events."""
+    """A subscription to the job events of a project."""
 
     __tablename__ = "webhooks"
 
@@ -174,14 +174,14 @@ class Webhook(Base):
     project: Mapped[str | None] = mapped_column(String(64))
     url: Mapped[str] = mapped_column(Text)
     secret: Mapped[str] = mapped_column(String(128))
-    """Signs the deliveries; kept readable, since HMAC needs it."""
+    """Secret that signs deliveries; stored in the clear because HMAC needs it."""
     events: Mapped[list[str]]
     created_at: Mapped[float]
     created_by: Mapped[str] = mapped_column(String(100))
 
 
 class Delivery(Base):
-    """One event to one webhook, until it is taken or given up."""
+    """Delivery of one event to one webhook, until it is accepted or given up."""
 
     __tablename__ = "deliveries"
     __table_args__ = (
@@ -195,37 +195,37 @@ class Delivery(Base):
     version: Mapped[int]
     body: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(String(16))
-    """waiting, taken or given_up."""
+    """State: waiting, taken or given_up."""
     tries: Mapped[int]
-    """Begun."""
+    """Number of tries started."""
     not_before: Mapped[float]
-    """Of the next one."""
+    """Earliest time of the next try."""
     answer: Mapped[str] = mapped_column(Text)
-    """What the last try came to."""
+    """Result of the last try."""
     created_at: Mapped[float]
     tried_at: Mapped[float | None]
 
 
-class Encoder(Base):
-    """A published encoder as it was last seen on the storage root, whose cards are the truth."""
+class RegisteredEncoder(Base):
+    """A published encoder as last read from the storage root, whose cards are authoritative."""
 
     __tablename__ = "encoders"
     __table_args__ = (Index("encoders_by_time", "created_at", "id"),)
 
     id: Mapped[str] = mapped_column(String(200), primary_key=True)
-    """The name of its folder."""
+    """Name of its folder."""
     project: Mapped[str | None] = mapped_column(String(64))
-    """Of the job that made it, or of who imported it. None: it came otherwise, and all projects may use it."""
+    """Project of the job that created it, or of its importer. None: created otherwise, usable by all projects."""
     job_id: Mapped[str | None] = mapped_column(String(100))
     created_at: Mapped[float]
     card: Mapped[dict[str, Any]]
     stamp: Mapped[str] = mapped_column(String(64), default="")
-    """What the storage told of the card's file when it was read; it tells something else once the file is another."""
+    """Fingerprint of the card's file; changes with its content."""
     seen_at: Mapped[float]
 
 
 class Alias(Base):
-    """A name of a project for one of its encoders, which can be moved to another."""
+    """A movable name of a project for one of its encoders."""
 
     __tablename__ = "aliases"
 
@@ -233,13 +233,13 @@ class Alias(Base):
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     encoder_id: Mapped[str] = mapped_column(String(200))
     moves: Mapped[int]
-    """Counts them; a move names the count it has seen."""
+    """Number of moves; a move is conditional on the number that was read."""
     changed_at: Mapped[float]
     changed_by: Mapped[str] = mapped_column(String(100))
 
 
 class AliasMove(Base):
-    """Where an alias has pointed: written with each move, never altered."""
+    """A move of an alias: written with the move, never altered."""
 
     __tablename__ = "alias_moves"
 
@@ -247,26 +247,26 @@ class AliasMove(Base):
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     encoder_id: Mapped[str | None] = mapped_column(String(200))
-    """None: the alias was taken away."""
+    """New target; None: the alias was deleted."""
     at: Mapped[float]
     actor: Mapped[str] = mapped_column(String(100))
 
 
 class Deployment(Base):
-    """Encoders that are to answer requests, and how."""
+    """A deployment: encoders to serve, and their settings."""
 
     __tablename__ = "deployments"
 
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     project: Mapped[str] = mapped_column(String(64))
     encoder: Mapped[str] = mapped_column(String(200))
-    """An id, or an alias of its project, which is followed."""
+    """Encoder id, or an alias of the project, whose moves are followed."""
     candidate: Mapped[str | None] = mapped_column(String(200))
-    """Answers a share of the requests."""
+    """Encoder that serves a share of the requests."""
     share: Mapped[float]
     settings: Mapped[dict[str, Any]]
     serving: Mapped[dict[str, str]]
-    """Of `encoder` and `candidate` the ids that the replicas were last told."""
+    """Encoder ids last sent to the replicas, for `encoder` and `candidate`."""
     state: Mapped[str] = mapped_column(String(16))
     message: Mapped[str] = mapped_column(Text)
     created_by: Mapped[str] = mapped_column(String(100))

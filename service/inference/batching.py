@@ -1,7 +1,7 @@
-"""The model's thread: clips of all requests in order, put together into batches of one network each.
+"""Dynamic batching on the model thread: group queued clips, in order, into batches for one network each.
 
-An idle model waits a moment for clips that are being decoded; one that was busy takes what has come meanwhile. Knows
-nothing of items, files or HTTP.
+An idle model briefly waits for clips that are being decoded; a busy one takes the clips that arrived meanwhile.
+Independent of items, files and HTTP.
 """
 
 from __future__ import annotations
@@ -17,99 +17,101 @@ import torch
 from torch import Tensor
 
 from amd.device import use_threads
-from service.inference.model import Outputs, Plan
+from service.inference.model import InferencePlan, RequestedOutputs
 
-SMOOTHING = 0.2  # share of the newest batch in the measured speed
+SMOOTHING = 0.2  # weight of the newest batch in the throughput average
 
 
 class Network(Protocol):
-    """What clips go through: an encoder, or one with its decoder behind a mask."""
+    """A network that clips run through: an encoder, or an encoder and its decoder with a mask."""
 
-    tokens: int  # of a clip
+    tokens: int  # per clip
     device: torch.device
 
-    def forward(self, clips: Sequence[Tensor], outputs: Outputs) -> Any:
-        """Clips as one batch. On a GPU it returns before the device is done."""
+    def forward(self, clips: Sequence[Tensor], outputs: RequestedOutputs) -> Any:
+        """Run clips as one batch. Does not wait for a GPU."""
         ...
 
     def collect(self, batch: Any) -> Sequence[Any]:
-        """Wait for the device; what became of each clip."""
+        """Wait for the device and return one result per clip."""
         ...
 
-    def finish(self, plan: Plan, seen: Sequence[Any]) -> dict[str, Any]:
-        """An item's answer, out of what became of its clips."""
+    def item_result(self, plan: InferencePlan, results: Sequence[Any]) -> dict[str, Any]:
+        """Combine the results of an item's clips."""
         ...
 
 
-class Row(Protocol):
-    """One clip that waits for its network."""
+class QueuedClip(Protocol):
+    """A clip waiting for its network."""
 
     clip: Tensor  # (3, T, H, W) uint8
-    outputs: Outputs
+    outputs: RequestedOutputs
 
     @property
-    def alive(self) -> bool:
-        """Whether anybody still waits for it."""
+    def is_active(self) -> bool:
+        """Whether a caller still waits for the result."""
         ...
 
-    def taken(self) -> None:
-        """It leaves the queue for a batch."""
+    def on_dequeue(self) -> None:
+        """Called when the clip leaves the queue for a batch."""
         ...
 
 
-Deliver = Callable[[Sequence[tuple[Row, Any]]], None]  # what became of a row, or an exception
+OnResults = Callable[[Sequence[tuple[QueuedClip, Any]]], None]  # a clip and its result, or an exception
 
 
-class _Launched(NamedTuple):
+class _InFlightBatch(NamedTuple):
     network: Network
-    rows: list[Row]
+    clips: list[QueuedClip]
     batch: Any
     began: float
 
 
 class Batcher:
-    def __init__(self, deliver: Deliver, max_tokens: int, max_wait_s: float, threads: int) -> None:
-        """`deliver` is handed what became of each row, in the model's thread."""
-        self._deliver, self._max_tokens, self._max_wait, self._threads = deliver, max_tokens, max_wait_s, threads
-        self._lanes: dict[Network, deque[tuple[float, Row]]] = {}
-        self._coming: dict[Network, int] = {}
-        self._calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
+    """Run queued clips through their networks on one thread."""
+
+    def __init__(self, on_results: OnResults, max_tokens: int, max_wait_s: float, threads: int) -> None:
+        """`on_results` is called on the model thread with each batch's clips and their results."""
+        self._on_results, self._max_tokens, self._max_wait, self._threads = on_results, max_tokens, max_wait_s, threads
+        self._queues: dict[Network, deque[tuple[float, QueuedClip]]] = {}
+        self._expected: dict[Network, int] = {}
+        self._callbacks: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._change = threading.Condition()
         self._closed = False
-        self._free_since = 0.0  # when the last batch was done
-        self.batches = self.rows = 0
+        self._free_since = 0.0  # when the last batch finished
+        self.batches = self.clips = 0
         self.busy_s = 0.0
         self.tokens_per_s = 0.0
-        """Of late; 0 before the first batch."""
+        """Moving average; 0 before the first batch."""
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
     def expect(self, network: Network, items: int) -> None:
-        """So many items are on their way, to be `put` one by one."""
+        """Announce items that will be `put` one by one."""
         with self._change:
-            self._coming[network] = self._coming.get(network, 0) + items
+            self._expected[network] = self._expected.get(network, 0) + items
 
-    def put(self, network: Network, rows: Sequence[Row]) -> None:
-        """The clips of one item that was expected; none, if it turned out to have none."""
+    def put(self, network: Network, clips: Sequence[QueuedClip]) -> None:
+        """Queue the clips of an expected item; an empty sequence if it failed to decode."""
         now = time.monotonic()
         with self._change:
-            self._coming[network] -= 1
-            if not self._coming[network]:
-                del self._coming[network]
-            if rows:
-                self._lanes.setdefault(network, deque()).extend((now, row) for row in rows)
+            self._expected[network] -= 1
+            if not self._expected[network]:
+                del self._expected[network]
+            if clips:
+                self._queues.setdefault(network, deque()).extend((now, clip) for clip in clips)
             self._change.notify()
 
-    def call(self, act: Callable[[], None]) -> Future[None]:
-        """Run `act` in the model's thread, between two batches."""
+    def call(self, function: Callable[[], None]) -> Future[None]:
+        """Run `function` on the model thread, between two batches."""
         future: Future[None] = Future()
         with self._change:
-            self._calls.append((act, future))
+            self._callbacks.append((function, future))
             self._change.notify()
         return future
 
     def close(self) -> None:
-        """Stop after the batch that runs; rows that wait are never delivered."""
+        """Stop after the current batch; queued clips are dropped."""
         with self._change:
             self._closed = True
             self._change.notify()
@@ -117,27 +119,27 @@ class Batcher:
 
     def _work(self) -> None:
         use_threads(self._threads)
-        launched: _Launched | None = None
+        launched: _InFlightBatch | None = None
         while not self._closed:
-            network, rows = self._next(wait=launched is None)
-            fresh = None if network is None or not rows else self._launch(network, rows)
+            network, clips = self._next(wait=launched is None)
+            next_batch = None if network is None or not clips else self._launch(network, clips)
             if launched is not None:
-                self._collect(launched)  # after the next is on its way: a GPU then has no pause between two
-            launched = fresh
-            if launched is not None and launched.network.device.type == "cpu":  # done already
+                self._collect(launched)  # after launching the next batch, so that a GPU does not idle between two
+            launched = next_batch
+            if launched is not None and launched.network.device.type == "cpu":  # the forward pass is synchronous
                 self._collect(launched)
                 launched = None
 
-    def _next(self, wait: bool) -> tuple[Network | None, list[Row]]:
-        """The next batch; none after a call, at the end, or where there is nothing yet and it shall not wait."""
+    def _next(self, wait: bool) -> tuple[Network | None, list[QueuedClip]]:
+        """The next batch. (None, []) after a callback, when closed, or if nothing is queued and `wait` is false."""
         with self._change:
-            while not self._closed and not self._calls:
+            while not self._closed and not self._callbacks:
                 network = self._oldest()
                 if network is not None:
-                    came = self._lanes[network][0][0]
-                    left = came + self._max_wait - time.monotonic()
-                    idle = wait and came >= self._free_since
-                    if not (idle and left > 0 and self._coming.get(network) and not self._full(network)):
+                    arrived = self._queues[network][0][0]
+                    left = arrived + self._max_wait - time.monotonic()
+                    idle = wait and arrived >= self._free_since
+                    if not (idle and left > 0 and self._expected.get(network) and not self._full(network)):
                         return network, self._take(network)
                     self._change.wait(left)
                 elif wait:
@@ -146,59 +148,59 @@ class Batcher:
                     return None, []
             if self._closed:
                 return None, []
-            act, future = self._calls.popleft()
+            function, future = self._callbacks.popleft()
         try:
-            act()
+            function()
             future.set_result(None)
         except Exception as error:
             future.set_exception(error)
         return None, []
 
     def _oldest(self) -> Network | None:
-        """The network whose first clip has waited longest; clips that nobody waits for are gone then."""
-        for network, lane in list(self._lanes.items()):
-            while lane and not lane[0][1].alive:
-                lane.popleft()
-            if not lane:
-                del self._lanes[network]
-        return min(self._lanes, key=lambda network: self._lanes[network][0][0], default=None)
+        """The network whose first clip has waited longest. Drops clips that no caller waits for."""
+        for network, queue in list(self._queues.items()):
+            while queue and not queue[0][1].is_active:
+                queue.popleft()
+            if not queue:
+                del self._queues[network]
+        return min(self._queues, key=lambda network: self._queues[network][0][0], default=None)
 
     def _full(self, network: Network) -> bool:
-        return (len(self._lanes[network]) + 1) * network.tokens > self._max_tokens
+        return (len(self._queues[network]) + 1) * network.tokens > self._max_tokens
 
-    def _take(self, network: Network) -> list[Row]:
-        """As many clips as the budget allows, one at least, in the order in which they came."""
-        lane, rows = self._lanes[network], list[Row]()
-        while lane and (not rows or (len(rows) + 1) * network.tokens <= self._max_tokens):
-            row = lane.popleft()[1]
-            if row.alive:
-                row.taken()
-                rows.append(row)
-        return rows
+    def _take(self, network: Network) -> list[QueuedClip]:
+        """As many clips as the token budget allows, at least one, in order of arrival."""
+        queue, clips = self._queues[network], list[QueuedClip]()
+        while queue and (not clips or (len(clips) + 1) * network.tokens <= self._max_tokens):
+            clip = queue.popleft()[1]
+            if clip.is_active:
+                clip.on_dequeue()
+                clips.append(clip)
+        return clips
 
-    def _launch(self, network: Network, rows: list[Row]) -> _Launched | None:
-        asked = [row.outputs for row in rows]
-        union = Outputs(
-            frozenset().union(*(each.layers for each in asked)),
-            any(each.tokens for each in asked),
-            any(each.logits for each in asked),
+    def _launch(self, network: Network, clips: list[QueuedClip]) -> _InFlightBatch | None:
+        outputs = [clip.outputs for clip in clips]
+        union = RequestedOutputs(
+            frozenset().union(*(each.layers for each in outputs)),
+            any(each.tokens for each in outputs),
+            any(each.logits for each in outputs),
         )
         began = time.monotonic()
         try:
-            return _Launched(network, rows, network.forward([row.clip for row in rows], union), began)
-        except Exception as error:  # out of memory on the device: these rows fail, others go on
-            self._deliver([(row, error) for row in rows])
+            return _InFlightBatch(network, clips, network.forward([clip.clip for clip in clips], union), began)
+        except Exception as error:  # such as out of memory on the device: only these clips fail
+            self._on_results([(clip, error) for clip in clips])
             return None
 
-    def _collect(self, launched: _Launched) -> None:
-        rows = launched.rows
+    def _collect(self, launched: _InFlightBatch) -> None:
+        clips = launched.clips
         try:
-            seen: list[Any] = list(launched.network.collect(launched.batch))
+            results: list[Any] = list(launched.network.collect(launched.batch))
         except Exception as error:
-            seen = [error] * len(rows)
+            results = [error] * len(clips)
         self._free_since = time.monotonic()
-        took = self._free_since - launched.began
-        speed = len(rows) * launched.network.tokens / max(took, 1e-9)
+        duration = self._free_since - launched.began
+        speed = len(clips) * launched.network.tokens / max(duration, 1e-9)
         self.tokens_per_s += (speed - self.tokens_per_s) * (SMOOTHING if self.batches else 1.0)
-        self.batches, self.rows, self.busy_s = self.batches + 1, self.rows + len(rows), self.busy_s + took
-        self._deliver(list(zip(rows, seen, strict=True)))
+        self.batches, self.clips, self.busy_s = self.batches + 1, self.clips + len(clips), self.busy_s + duration
+        self._on_results(list(zip(clips, results, strict=True)))

@@ -1,7 +1,7 @@
-"""Items to clips: threads that each drive a decoding process, first come, first served.
+"""Decoder pool: threads that each drive one decoding process, first come, first served.
 
-A process that a file crashes, hangs or fills is ended, named as the reason, and another stands ready before its thread
-takes the next item. Knows nothing of encoders' weights or of requests.
+A process that crashes, hangs or runs out of memory on a file is replaced before its thread takes the next item, and the
+item's error names the cause. Independent of encoder weights and of requests.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from amd.data.decoding.limits import FileLimits
 from amd.data.decoding.reader import BadSample, SampleReader
 from amd.device import use_threads
 from amd.downstream.embedding.features import cut_clips, file_chooser
-from service.inference.options import Item, Limits
+from service.inference.options import Item, RequestLimits
 
 logger = logging.getLogger(__name__)
 MIB = 1 << 20
 
 
-class Task(Protocol):
-    """An item to be decoded for an encoder."""
+class DecodeTask(Protocol):
+    """An item to decode for an encoder."""
 
     item: Item
 
@@ -38,24 +38,26 @@ class Task(Protocol):
     def views(self) -> ViewsConfig | None: ...
 
     @property
-    def alive(self) -> bool:
-        """Whether anybody still waits for it."""
+    def is_active(self) -> bool:
+        """Whether a caller still waits for the clips."""
         ...
 
-    def decoded(self, clips: Tensor | Exception | None) -> None:
-        """(V, 3, T, H, W) uint8; BadSample, or what else went wrong; None if it was dropped. From another thread."""
+    def on_decoded(self, clips: Tensor | Exception | None) -> None:
+        """Receive clips (V, 3, T, H, W) uint8, an error, or None if dropped. Called on a decoder thread."""
         ...
 
 
-class Decoders:
+class DecoderPool:
+    """Decode items in `processes` child processes."""
+
     reader: type[SampleReader] = SampleReader
 
-    def __init__(self, processes: int, limits: Limits) -> None:
+    def __init__(self, processes: int, limits: RequestLimits) -> None:
         self._limits = limits
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[DecodeTask | None] = queue.SimpleQueue()
         self._ready = [Future[None]() for _ in range(processes)]
-        self.refused = 0
-        """Items that could not be read."""
+        self.rejected_items = 0
+        """Number of items that could not be read."""
         self._threads = [
             threading.Thread(target=self._work, args=(ready,), name=f"decoder-{n}", daemon=True)
             for n, ready in enumerate(self._ready)
@@ -65,14 +67,14 @@ class Decoders:
 
     @property
     def ready(self) -> list[Future[None]]:
-        """Done as soon as each process has started once."""
+        """One future per process, done once it has started."""
         return self._ready
 
-    def put(self, task: Task) -> None:
+    def put(self, task: DecodeTask) -> None:
         self._tasks.put(task)
 
     def close(self) -> None:
-        """End processes after the items they are at; those that wait are dropped."""
+        """Stop the processes after their current items; queued items are dropped."""
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
@@ -84,25 +86,25 @@ class Decoders:
         data = DataConfig(
             train="", read_timeout_s=limits.decode_timeout_s, read_memory_mib=limits.memory_mib, retries=1
         )
-        most = FileLimits(
+        file_limits = FileLimits(
             limits.bytes_mib * MIB, limits.pixels, limits.frames, limits.duration_s, limits.decoded_mib * MIB
         )
-        reader = self.reader(data, most)
+        reader = self.reader(data, file_limits)
         self._start(reader, ready)
         while (task := self._tasks.get()) is not None:
-            if not task.alive:
-                task.decoded(None)
+            if not task.is_active:
+                task.on_decoded(None)
                 continue
             try:
-                task.decoded(self._clips(reader, task))
-            except Exception as error:  # a bad item, or no process: the thread goes on
-                self.refused += isinstance(error, BadSample)
-                task.decoded(error)
-            del task  # its pixels would stay until the next
-            self._start(reader, ready)  # where the item ended it, and no next one shall wait for that
+                task.on_decoded(self._clips(reader, task))
+            except Exception as error:  # a bad item or a failed process must not end the thread
+                self.rejected_items += isinstance(error, BadSample)
+                task.on_decoded(error)
+            del task  # otherwise its pixels stay in memory until the next item
+            self._start(reader, ready)  # replace a process that the item ended, before the next item needs it
         reader.close()
 
-    def _clips(self, reader: SampleReader, task: Task) -> Tensor:
+    def _clips(self, reader: SampleReader, task: DecodeTask) -> Tensor:
         content, uri = task.item
         frames = reader.read_file(
             uri or "the upload", file_chooser(task.card, task.views), content, self._limits.fetch_timeout_s
@@ -115,6 +117,6 @@ class Decoders:
             if not ready.done():
                 ready.set_result(None)
         except (RuntimeError, OSError) as error:
-            logger.error("%s", error)  # tried again with the next item
+            logger.error("%s", error)  # retried with the next item
             if not ready.done():
                 ready.set_exception(error)

@@ -1,8 +1,8 @@
-"""What a serving replica runs: encoders in named slots, and requests that are decoded, batched and answered.
+"""Inference engine of a serving replica: encoders in named slots; requests are admitted, decoded, batched and run.
 
-    answer(items) → decoders (processes) → clips → the model's thread (batches of one encoder) → the caller's loop
+    infer(items) → decoder processes → clips → model thread (batches for one encoder) → the caller's event loop
 
-Knows neither HTTP nor Ray.
+Independent of HTTP and Ray.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from amd.config import Precision
 from amd.data.decoding.reader import BadSample
 from amd.device import choose_device
 from service.inference.batching import Batcher, Network
-from service.inference.decoders import MIB, Decoders
-from service.inference.model import Loaded, Outputs, Plan
+from service.inference.decoders import MIB, DecoderPool
+from service.inference.model import InferencePlan, LoadedEncoder, RequestedOutputs
 from service.inference.options import (
-    Answer,
     DeadlineExceeded,
     EngineSettings,
+    InferenceError,
+    InferenceOptions,
+    InferenceResult,
     Item,
     ItemRefused,
-    Limits,
     NotLoaded,
-    NotPossible,
     QueueFull,
-    Refusal,
-    Want,
+    RequestLimits,
+    UnsupportedRequest,
 )
-from service.inference.reconstruction import Rebuilding
+from service.inference.reconstruction import ReconstructionNetwork
 
 __all__ = [
-    "Answer",
     "DeadlineExceeded",
     "Engine",
     "EngineSettings",
+    "InferenceError",
+    "InferenceOptions",
+    "InferenceResult",
     "Item",
     "ItemRefused",
-    "Limits",
     "NotLoaded",
-    "NotPossible",
     "QueueFull",
-    "Refusal",
-    "Want",
+    "RequestLimits",
+    "UnsupportedRequest",
 ]
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32_768}
@@ -60,58 +60,64 @@ SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.1, 60.0
 
 
 @dataclass
-class Share:
-    """What one item takes of the backlog."""
+class BacklogShare:
+    """Part of the backlog that one item occupies."""
 
     tokens: int
     bytes: int
 
 
 class Backlog:
-    """Tokens that the model has not begun and bytes that are not decoded: what decides whether more is admitted."""
+    """Admission limit on tokens that no forward pass has taken yet and bytes that are not decoded yet."""
 
     def __init__(self, max_tokens: int, max_bytes: int) -> None:
         self.max_tokens, self.max_bytes = max_tokens, max_bytes
         self._lock = threading.Lock()
         self.tokens = self.bytes = 0
 
-    def admit(self, shares: Sequence[Share]) -> bool:
+    def admit(self, shares: Sequence[BacklogShare]) -> bool:
+        """Add a request's shares if they fit."""
         tokens, content = sum(share.tokens for share in shares), sum(share.bytes for share in shares)
         with self._lock:
-            # Bytes that come alone are admitted: each file has its own limit.
+            # With no bytes queued, any request is admitted: each file has its own limit.
             if self.tokens + tokens > self.max_tokens or (self.bytes and self.bytes + content > self.max_bytes):
                 return False
             self.tokens, self.bytes = self.tokens + tokens, self.bytes + content
             return True
 
-    def give_back(self, share: Share, tokens: int = 0, content: int = 0) -> None:
-        """So much of a share, or what is left of it."""
+    def release(self, share: BacklogShare, tokens: int = 0, content: int = 0) -> None:
+        """Remove tokens and bytes of a share, at most what remains of it."""
         with self._lock:
             tokens, content = min(tokens, share.tokens), min(content, share.bytes)
             share.tokens, share.bytes = share.tokens - tokens, share.bytes - content
             self.tokens, self.bytes = self.tokens - tokens, self.bytes - content
 
 
-class Ticket:
-    """One request on its way: alive until it is answered, refused, late or given up. Changed in its loop alone."""
+class PendingRequest:
+    """A request in flight, active until it completes, fails, expires or is cancelled.
 
-    def __init__(self, slot: str, loaded: Loaded, network: Network, plan: Plan, items: int, deadline_s: float) -> None:
+    Mutated only on its event loop.
+    """
+
+    def __init__(
+        self, slot: str, loaded: LoadedEncoder, network: Network, plan: InferencePlan, items: int, deadline_s: float
+    ) -> None:
         self.slot, self.loaded, self.plan = slot, loaded, plan
         self.network = network
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self.loop.create_future()
-        self.answers: list[dict[str, Any]] = [{} for _ in range(items)]
+        self.results: list[dict[str, Any]] = [{} for _ in range(items)]
         self._left, self._dropped, self._deadline = items, False, time.monotonic() + deadline_s
 
     @property
-    def alive(self) -> bool:
+    def is_active(self) -> bool:
         return not self._dropped and time.monotonic() < self._deadline
 
     def drop(self) -> None:
         self._dropped = True
 
-    def finish(self, index: int, answer: dict[str, Any]) -> None:
-        self.answers[index] = answer
+    def complete_item(self, index: int, result: dict[str, Any]) -> None:
+        self.results[index] = result
         self._left -= 1
         if not self._left and not self.done.done():
             self.done.set_result(None)
@@ -122,104 +128,110 @@ class Ticket:
             self.done.set_exception(error)
 
 
-class Pending:
-    """One item of a request: waits to be decoded, then for its clips to be seen."""
+class PendingItem:
+    """One item of a request: waits to be decoded, then for the outputs of its clips."""
 
-    def __init__(self, ticket: Ticket, index: int, item: Item, share: Share, arrive: Arrive) -> None:
-        self.ticket, self.index, self.item, self.share, self._arrive = ticket, index, item, share, arrive
-        self.card, self.views = ticket.loaded.card, ticket.plan.views
-        self.seen: dict[int, Any] = {}  # by the number of the view
+    def __init__(
+        self, request: PendingRequest, index: int, item: Item, share: BacklogShare, on_decoded: OnDecoded
+    ) -> None:
+        self.request, self.index, self.item, self.share, self._on_decoded = request, index, item, share, on_decoded
+        self.card, self.views = request.loaded.card, request.plan.views
+        self.outputs: dict[int, Any] = {}  # by clip number
 
     @property
-    def alive(self) -> bool:
-        return self.ticket.alive
+    def is_active(self) -> bool:
+        return self.request.is_active
 
-    def decoded(self, clips: Tensor | Exception | None) -> None:
-        self._arrive(self, clips)
-
-
-Arrive = Callable[[Pending, "Tensor | Exception | None"], None]
+    def on_decoded(self, clips: Tensor | Exception | None) -> None:
+        self._on_decoded(self, clips)
 
 
-class View:
-    """One clip of an item, in the model's queue."""
+OnDecoded = Callable[[PendingItem, "Tensor | Exception | None"], None]
 
-    def __init__(self, pending: Pending, number: int, clip: Tensor, backlog: Backlog) -> None:
+
+class PendingClip:
+    """One clip of an item in the model's queue."""
+
+    def __init__(self, pending: PendingItem, number: int, clip: Tensor, backlog: Backlog) -> None:
         self.pending, self.number, self.clip, self._backlog = pending, number, clip, backlog
-        self.outputs: Outputs = pending.ticket.plan.outputs
+        self.outputs: RequestedOutputs = pending.request.plan.outputs
 
     @property
-    def alive(self) -> bool:
-        return self.pending.alive
+    def is_active(self) -> bool:
+        return self.pending.is_active
 
-    def taken(self) -> None:
-        self._backlog.give_back(self.pending.share, tokens=self.pending.ticket.loaded.tokens)
+    def on_dequeue(self) -> None:
+        self._backlog.release(self.pending.share, tokens=self.pending.request.loaded.tokens)
 
 
 class Engine:
-    decoders: type[Decoders] = Decoders
+    """Serve requests with the encoders in its slots."""
+
+    decoder_pool: type[DecoderPool] = DecoderPool
 
     def __init__(self, settings: EngineSettings) -> None:
-        """Raises ConfigError where there is no such device."""
+        """Raises ConfigError if the device is not available."""
         self.settings = settings
         self._device = choose_device(settings.device)
         self._precision: Precision = "bf16" if settings.dtype == "bfloat16" else "fp32"
         self._backlog = Backlog(settings.max_queued_tokens, settings.max_queued_mib * MIB)
         budget = settings.max_batch_tokens or BATCH_TOKENS[self._device.type]
-        threads = settings.threads or torch.get_num_threads()  # as it was before other threads took one each
+        threads = settings.threads or torch.get_num_threads()  # read before decoder threads set theirs to 1
         self._batcher = Batcher(self._deliver, budget, settings.max_wait_ms / 1000, threads)
-        self._decoders = self.decoders(settings.decoders, settings.limits)
-        self._slots: dict[str, Loaded] = {}
-        self._tickets: set[Ticket] = set()
+        self._decoders = self.decoder_pool(settings.decoders, settings.limits)
+        self._slots: dict[str, LoadedEncoder] = {}
+        self._requests: set[PendingRequest] = set()
         self._loading = asyncio.Lock()
         self._count: Counter[str] = Counter()
 
     async def load(self, slot: str, url: str) -> None:
-        """Load the encoder published at `url`, warm it up, then put it in the slot at once.
+        """Load the encoder published at `url`, warm it up, then swap it into the slot.
 
-        Requests that were admitted before finish on the encoder that was there. Raises ConfigError where nothing sound
-        is published at `url`; the slot is then as it was.
+        Requests admitted earlier finish on the previous encoder. Raises ConfigError if `url` holds no valid encoder;
+        the slot is then unchanged.
         """
         async with self._loading:
             await asyncio.gather(*map(asyncio.wrap_future, self._decoders.ready))
-            loaded = await asyncio.to_thread(Loaded, url, self._device, self._precision)
+            loaded = await asyncio.to_thread(LoadedEncoder, url, self._device, self._precision)
             await asyncio.wrap_future(self._batcher.call(loaded.warm_up))
             self._slots[slot] = loaded
 
     async def unload(self, slot: str) -> None:
-        """Empty the slot; requests that were admitted before are answered."""
+        """Empty the slot; requests admitted earlier still complete."""
         self._slots.pop(slot, None)
 
-    async def answer(self, slot: str, items: Sequence[Item], want: Want, deadline_s: float) -> Answer:
-        """All items by the encoder that is in the slot now.
+    async def infer(
+        self, slot: str, items: Sequence[Item], options: InferenceOptions, deadline_s: float
+    ) -> InferenceResult:
+        """Run all items through the encoder that the slot holds now.
 
-        Raises NotLoaded, NotPossible, QueueFull, ItemRefused (the first bad item found; the others are dropped),
-        DeadlineExceeded. A caller that is cancelled takes its items out of the queue.
+        Raises NotLoaded, UnsupportedRequest, QueueFull, DeadlineExceeded, and ItemRefused for the first bad item found,
+        which fails the whole request. Cancelling the caller removes its items from the queue.
         """
         loaded = self._slots.get(slot)
         if loaded is None:
             raise NotLoaded(slot)
-        plan = loaded.plan(want, self.settings.limits)
-        network: Network = Rebuilding(loaded, want) if want.task == "reconstruction" else loaded
+        plan = loaded.plan(options, self.settings.limits)
+        network: Network = ReconstructionNetwork(loaded, options) if options.task == "reconstruction" else loaded
         shares = self._shares(loaded, plan, items)
         if not items:
-            return Answer(loaded.id, [])
+            return InferenceResult(loaded.id, [])
         if not self._backlog.admit(shares):
             self._count["full"] += 1
             raise QueueFull(self._retry_after_s())
-        ticket = Ticket(slot, loaded, network, plan, len(items), deadline_s)
+        request = PendingRequest(slot, loaded, network, plan, len(items), deadline_s)
         pending = [
-            Pending(ticket, index, item, share, self._arrived)
+            PendingItem(request, index, item, share, self._handle_decoded)
             for index, (item, share) in enumerate(zip(items, shares, strict=True))
         ]
-        self._tickets.add(ticket)
+        self._requests.add(request)
         self._count.update(requests=1, items=len(items))
         try:
             self._batcher.expect(network, len(items))
             for item in pending:
                 self._decoders.put(item)
             async with asyncio.timeout(deadline_s):
-                await ticket.done
+                await request.done
         except TimeoutError:
             self._count["late"] += 1
             raise DeadlineExceeded(deadline_s) from None
@@ -227,15 +239,15 @@ class Engine:
             self._count["cancelled"] += 1
             raise
         finally:
-            ticket.drop()
-            self._tickets.discard(ticket)
+            request.drop()
+            self._requests.discard(request)
             for share in shares:
-                self._backlog.give_back(share, share.tokens, share.bytes)
+                self._backlog.release(share, share.tokens, share.bytes)
         self._count["answered"] += 1
-        return Answer(loaded.id, ticket.answers)
+        return InferenceResult(loaded.id, request.results)
 
     def state(self) -> dict[str, Any]:
-        """Encoders by slot, what is queued and in flight, and counts since the start."""
+        """Encoders by slot, queue length, requests in flight, and counters since the start."""
         batcher = self._batcher
         return {
             "slots": {
@@ -245,35 +257,35 @@ class Engine:
             "device": str(self._device),
             "queued_tokens": self._backlog.tokens,
             "queued_bytes": self._backlog.bytes,
-            "in_flight": len(self._tickets),
+            "in_flight": len(self._requests),
             "tokens_per_s": batcher.tokens_per_s,
             "counters": {
                 **{name: self._count[name] for name in ("requests", "items", "answered", "full", "late", "cancelled")},
-                "refused_items": self._decoders.refused,
+                "refused_items": self._decoders.rejected_items,
                 "batches": batcher.batches,
-                "clips": batcher.rows,
+                "clips": batcher.clips,
                 "busy_s": batcher.busy_s,
             },
         }
 
     async def close(self) -> None:
-        """End threads and processes; requests in flight are told that nothing is loaded any more."""
+        """Stop threads and processes; requests in flight fail with NotLoaded."""
         self._slots.clear()
-        for ticket in list(self._tickets):
-            ticket.fail(NotLoaded(ticket.slot))
+        for request in list(self._requests):
+            request.fail(NotLoaded(request.slot))
         await asyncio.to_thread(self._decoders.close)
         await asyncio.to_thread(self._batcher.close)
 
-    def _shares(self, loaded: Loaded, plan: Plan, items: Sequence[Item]) -> list[Share]:
-        """Raises NotPossible for more than any request may ask, ItemRefused for a file that is too large."""
+    def _shares(self, loaded: LoadedEncoder, plan: InferencePlan, items: Sequence[Item]) -> list[BacklogShare]:
+        """Raises UnsupportedRequest if the request exceeds a limit, ItemRefused if a file is missing or too large."""
         limits, tokens = self.settings.limits, loaded.tokens * plan.clips
-        most = limits.rebuilt_items if plan.want.task == "reconstruction" else limits.items
-        if len(items) > most:
-            raise NotPossible(f"{len(items)} items are more than the {most} that a request may have")
+        max_items = limits.rebuilt_items if plan.options.task == "reconstruction" else limits.items
+        if len(items) > max_items:
+            raise UnsupportedRequest(f"{len(items)} items exceed the limit of {max_items} per request; split it")
         if tokens * len(items) > self._backlog.max_tokens:
-            raise NotPossible(
-                f"{len(items)} items of {tokens} tokens are more than the queue holds ({self._backlog.max_tokens}); "
-                "ask for fewer at once, or for fewer views"
+            raise UnsupportedRequest(
+                f"{len(items)} items of {tokens} tokens exceed the queue's capacity of "
+                f"{self._backlog.max_tokens} tokens; send fewer items or request fewer views"
             )
         shares = []
         for index, item in enumerate(items):
@@ -281,8 +293,8 @@ class Engine:
             if item.content is None and item.uri is None:
                 raise ItemRefused(index, "has neither content nor a URI")
             if size > limits.bytes_mib * MIB:
-                raise ItemRefused(index, f"has {size} bytes, more than {limits.bytes_mib * MIB}")
-            shares.append(Share(tokens, size))
+                raise ItemRefused(index, f"has {size} bytes, more than the limit of {limits.bytes_mib * MIB}")
+            shares.append(BacklogShare(tokens, size))
         return shares
 
     def _retry_after_s(self) -> float:
@@ -290,43 +302,43 @@ class Engine:
         needed = self._backlog.tokens / speed if speed else 1.0
         return min(max(needed, SHORTEST_RETRY_S), LONGEST_RETRY_S)
 
-    def _arrived(self, item: Pending, clips: Tensor | Exception | None) -> None:
-        """In a decoder's thread."""
-        ticket, item.item = item.ticket, Item()  # its bytes are not needed again
-        self._backlog.give_back(item.share, content=item.share.bytes)
-        rows = list[View]()
+    def _handle_decoded(self, item: PendingItem, clips: Tensor | Exception | None) -> None:
+        """Queue an item's clips or fail its request. Called on a decoder thread."""
+        request, item.item = item.request, Item()  # drop its bytes
+        self._backlog.release(item.share, content=item.share.bytes)
+        queued = list[PendingClip]()
         if isinstance(clips, Tensor):
-            rows = [View(item, number, clip, self._backlog) for number, clip in enumerate(clips)]
+            queued = [PendingClip(item, number, clip, self._backlog) for number, clip in enumerate(clips)]
         elif isinstance(clips, BadSample):
-            _in_loop(ticket.loop, ticket.fail, ItemRefused(item.index, clips.reason))
+            _in_loop(request.loop, request.fail, ItemRefused(item.index, clips.reason))
         elif clips is not None:
-            _in_loop(ticket.loop, ticket.fail, clips)
-        self._batcher.put(ticket.network, rows)
+            _in_loop(request.loop, request.fail, clips)
+        self._batcher.put(request.network, queued)
 
     def _deliver(self, pairs: Sequence[tuple[Any, Any]]) -> None:
-        """In the model's thread: what is left to do for an item happens in its caller's loop."""
-        loops: dict[asyncio.AbstractEventLoop, list[tuple[View, Any]]] = {}
-        for view, seen in pairs:
-            loops.setdefault(view.pending.ticket.loop, []).append((view, seen))
-        for loop, some in loops.items():
-            _in_loop(loop, _finish, some)
+        """Hand results to the event loops of their callers. Called on the model thread."""
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[PendingClip, Any]]] = {}
+        for clip, outputs in pairs:
+            loops.setdefault(clip.pending.request.loop, []).append((clip, outputs))
+        for loop, pairs_of_loop in loops.items():
+            _in_loop(loop, _complete, pairs_of_loop)
 
 
-def _finish(pairs: Sequence[tuple[View, Any]]) -> None:
-    for view, seen in pairs:
-        item, ticket = view.pending, view.pending.ticket
-        if isinstance(seen, Exception):
-            ticket.fail(seen)
+def _complete(pairs: Sequence[tuple[PendingClip, Any]]) -> None:
+    for clip, outputs in pairs:
+        item, request = clip.pending, clip.pending.request
+        if isinstance(outputs, Exception):
+            request.fail(outputs)
             continue
-        item.seen[view.number] = seen
-        if len(item.seen) == ticket.plan.clips and not ticket.done.done():
+        item.outputs[clip.number] = outputs
+        if len(item.outputs) == request.plan.clips and not request.done.done():
             try:
-                ordered = [item.seen[number] for number in range(ticket.plan.clips)]
-                ticket.finish(item.index, ticket.network.finish(ticket.plan, ordered))
+                ordered = [item.outputs[number] for number in range(request.plan.clips)]
+                request.complete_item(item.index, request.network.item_result(request.plan, ordered))
             except Exception as error:
-                ticket.fail(error)
+                request.fail(error)
 
 
-def _in_loop(loop: asyncio.AbstractEventLoop, act: Callable[..., object], *words: object) -> None:
-    with suppress(RuntimeError):  # the caller's loop is closed, and nobody waits
-        loop.call_soon_threadsafe(act, *words)
+def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
+    with suppress(RuntimeError):  # the caller's loop is closed, so nobody waits
+        loop.call_soon_threadsafe(function, *args)

@@ -1,4 +1,4 @@
-"""A reconstruction as PNGs. Drawn in the replica, where Pillow and torch are; the control plane has neither.
+"""Encode reconstructions as PNGs. Runs in the replica: the control plane has neither Pillow nor torch.
 
 Shapes: T frames, H height, W width.
 """
@@ -18,25 +18,30 @@ from amd.visualization import Views, as_bytes, draw
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-PAGE_FRAMES = 8  # of a film, evenly
-TILE = 192  # pixels that a small frame is drawn at
+PAGE_FRAMES = 8  # of a video, evenly spaced
+TILE = 192  # side in pixels that small frames are enlarged to
 
 
-def drawn(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer with PNGs in place of clips; frames of a film stand side by side, the first at the left."""
+def with_pngs(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace the clips of a result with PNGs; video frames are tiled left to right."""
     views = _views(item)
-    return {**item, "original": _png(views.input), "masked": _png(views.student), "rebuilt": _png(views.rebuilt)}
+    return {
+        **item,
+        "original": _frames_png(views.input),
+        "masked": _frames_png(views.student),
+        "rebuilt": _frames_png(views.rebuilt),
+    }
 
 
-def page(encoder: str, item: Mapping[str, Any]) -> bytes:
-    """One PNG: the clip, what the encoder saw of it, what was rebuilt, below each other."""
+def overview_png(encoder: str, item: Mapping[str, Any]) -> bytes:
+    """One PNG with the clip, its visible tokens and the reconstruction in three rows."""
     views = _views(item)
     caption = (
-        f"it saw {len(item['visible'])} tokens, mask ratio {item['mask_ratio']:g}, seed {item['seed']}; "
-        f"error on the others {item['loss']:.3g}"
+        f"{len(item['visible'])} visible tokens, mask ratio {item['mask_ratio']:g}, seed {item['seed']}; "
+        f"error on hidden tokens {item['loss']:.3g}"
     )
     zoom = max(1, TILE // views.input.shape[-2])
-    return _file(draw(views, encoder, caption, zoom=zoom, frames=PAGE_FRAMES))
+    return _png_bytes(draw(views, encoder, caption, zoom=zoom, frames=PAGE_FRAMES))
 
 
 def _views(item: Mapping[str, Any]) -> Views:
@@ -44,13 +49,13 @@ def _views(item: Mapping[str, Any]) -> Views:
     return Views(original, masked, None, as_bytes(rebuilt))
 
 
-def _png(clips: Tensor) -> bytes:
-    """(1, 3, T, H, W) uint8 as one picture of H x (T * W)."""
+def _frames_png(clips: Tensor) -> bytes:
+    """Tile (1, 3, T, H, W) uint8 into one image of H x (T * W)."""
     row = clips[0].permute(2, 1, 3, 0).flatten(1, 2)  # (H, T * W, 3)
-    return _file(Image.fromarray(row.contiguous().numpy()))
+    return _png_bytes(Image.fromarray(row.contiguous().numpy()))
 
 
-def _file(picture: Picture) -> bytes:
+def _png_bytes(picture: Picture) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()

@@ -1,6 +1,6 @@
-"""An encoder in memory: what it can be asked, its forward pass, and what becomes of an item's views.
+"""A loaded encoder: validate options, run the forward pass, combine the views of an item.
 
-Knows nothing of requests, queues or files of items.
+Independent of requests, queues and the files of items.
 Shapes: B clips of a batch, V views of an item, T frames, H height, W width, N tokens, D width, C classes.
 """
 
@@ -21,38 +21,38 @@ from amd.config import ConfigError, Precision, ViewsConfig
 from amd.device import autocast
 from amd.downstream.supervised.classification.metrics import probabilities
 from amd.storage import StorageError
-from service.inference.options import Limits, NotPossible, Want
+from service.inference.options import InferenceOptions, RequestLimits, UnsupportedRequest
 
 Floats = npt.NDArray[np.float32]
 _VIEWS = re.compile(r"([1-9][0-9]?)x([1-9][0-9]?)")
 
 
-class Plan(NamedTuple):
-    """A want that an encoder can fulfil."""
+class InferencePlan(NamedTuple):
+    """Validated options for one encoder."""
 
-    want: Want
+    options: InferenceOptions
     views: ViewsConfig | None
     clips: int
-    """Of an item."""
+    """Clips per item."""
 
     @property
-    def outputs(self) -> Outputs:
-        want = self.want
-        if want.task == "classification":
-            return Outputs(frozenset(), False, True)
-        return Outputs(frozenset(want.layers), want.tokens == "patch", False)
+    def outputs(self) -> RequestedOutputs:
+        options = self.options
+        if options.task == "classification":
+            return RequestedOutputs(frozenset(), False, True)
+        return RequestedOutputs(frozenset(options.layers), options.tokens == "patch", False)
 
 
-class Outputs(NamedTuple):
-    """What a forward pass gives besides embeddings."""
+class RequestedOutputs(NamedTuple):
+    """Outputs of a forward pass besides embeddings."""
 
     layers: frozenset[int]
     tokens: bool
     logits: bool
 
 
-class Seen(NamedTuple):
-    """What the encoder made of one clip."""
+class ClipOutputs(NamedTuple):
+    """Outputs for one clip."""
 
     embedding: Floats  # (D,)
     tokens: Floats | None  # (N, D)
@@ -60,8 +60,8 @@ class Seen(NamedTuple):
     logits: Floats | None  # (C,)
 
 
-class Batch(NamedTuple):
-    """Of a forward pass, still on the device, which may not be done yet."""
+class BatchOutputs(NamedTuple):
+    """Outputs of a forward pass, still on the device, which may not have finished."""
 
     embeddings: Tensor  # (B, D)
     tokens: Tensor | None  # (B, N, D)
@@ -69,9 +69,11 @@ class Batch(NamedTuple):
     logits: Tensor | None  # (B, C)
 
 
-class Loaded:
+class LoadedEncoder:
+    """A published encoder on its device, with its classifier head and decoder if it has them."""
+
     def __init__(self, url: str, device: torch.device, precision: Precision) -> None:
-        """Raises ConfigError where nothing sound is published at `url`."""
+        """Raises ConfigError if `url` holds no valid encoder."""
         try:
             encoder, self.card = load_encoder(url)
             self.head = load_head(url, self.card) if _classifies(self.card) else None
@@ -85,56 +87,56 @@ class Loaded:
         if self.decoder is not None:
             self.decoder = self.decoder.requires_grad_(False).to(device)
         self.tokens = encoder.grid.tokens
-        """Of a clip."""
+        """Tokens of a clip."""
 
     @property
     def id(self) -> str:
         return self.card.id
 
-    def plan(self, want: Want, limits: Limits) -> Plan:
-        """Raises NotPossible for what this encoder cannot do."""
-        if want.task == "reconstruction" and self.decoder is None:
-            raise NotPossible(
-                f"{self.id} was published without its decoder, so it cannot rebuild pixels; ask for embeddings"
+    def plan(self, options: InferenceOptions, limits: RequestLimits) -> InferencePlan:
+        """Validate options. Raises UnsupportedRequest if the encoder does not support them."""
+        if options.task == "reconstruction" and self.decoder is None:
+            raise UnsupportedRequest(
+                f"{self.id} was published without its decoder, so it cannot reconstruct pixels; request embeddings"
             )
-        if want.task == "reconstruction" and want.views is not None:
-            raise NotPossible("views: pixels are rebuilt of one clip; ask without views")
-        if want.task == "classification" and self.head is None:
-            boxes = "its head looks at boxes, not at whole clips" if self.card.head else "it has no classifier"
-            raise NotPossible(f"{self.id} cannot classify: {boxes}; ask for embeddings, or fine-tune it first")
+        if options.task == "reconstruction" and options.views is not None:
+            raise UnsupportedRequest("views: a reconstruction uses one clip; leave out views")
+        if options.task == "classification" and self.head is None:
+            reason = "its head classifies boxes, not whole clips" if self.card.head else "it has no classifier"
+            raise UnsupportedRequest(f"{self.id} cannot classify: {reason}; request embeddings, or fine-tune it first")
         depth = len(self.encoder.blocks)
-        strange = [layer for layer in want.layers if not 1 <= layer <= depth]
-        if strange:
-            raise NotPossible(f"layers={strange[0]}: {self.id} has {depth} blocks, counted from 1")
-        views = self._views(want.views, limits)
-        if views is not None and (want.layers or want.tokens != "none"):
-            raise NotPossible("views: tokens belong to one view each; ask for them without views")
-        return Plan(want, views, 1 if views is None else views.segments * views.crops)
+        invalid = [layer for layer in options.layers if not 1 <= layer <= depth]
+        if invalid:
+            raise UnsupportedRequest(f"layers={invalid[0]}: {self.id} has {depth} blocks, numbered from 1")
+        views = self._parse_views(options.views, limits)
+        if views is not None and (options.layers or options.tokens != "none"):
+            raise UnsupportedRequest("views: tokens and layers are per clip and cannot be averaged; leave out views")
+        return InferencePlan(options, views, 1 if views is None else views.segments * views.crops)
 
-    def _views(self, word: str | None, limits: Limits) -> ViewsConfig | None:
-        if word is None:
+    def _parse_views(self, text: str | None, limits: RequestLimits) -> ViewsConfig | None:
+        if text is None:
             return None
-        found = _VIEWS.fullmatch(word)
+        found = _VIEWS.fullmatch(text)
         if found is None:
-            raise NotPossible(f"views={word!r} must be segments x crops, such as 5x3")
+            raise UnsupportedRequest(f"views={text!r} must be segments x crops, such as 5x3")
         segments, crops = map(int, found.groups())
         if segments * crops > limits.views:
-            raise NotPossible(f"views={word}: {segments * crops} views are more than {limits.views}")
-        tested = (self.card.config.get("evaluation") or {}).get("views") or {}  # frames as its own test chose them
+            raise UnsupportedRequest(f"views={text}: {segments * crops} views exceed the limit of {limits.views}")
+        tested = (self.card.config.get("evaluation") or {}).get("views") or {}  # sample frames as its evaluation did
         try:
             return ViewsConfig(segments=segments, crops=crops, sampling=tested.get("sampling", "dense"))
         except ValidationError as error:
-            raise NotPossible(f"views={word}: {error.errors()[0]['msg']}") from None
+            raise UnsupportedRequest(f"views={text}: {error.errors()[0]['msg']}") from None
 
     def warm_up(self) -> None:
-        """A forward pass, so that the first request pays for no start. Not of the decoder, which is asked rarely."""
+        """Run one forward pass, so that the first request is not slow. Skips the decoder, which is used rarely."""
         clip = self.card.clip
-        still = torch.zeros(1, 3, clip.frames, *clip.size, dtype=torch.uint8)
-        self.collect(self.forward([still[0]], Outputs(frozenset({1}), True, self.head is not None)))
+        blank = torch.zeros(1, 3, clip.frames, *clip.size, dtype=torch.uint8)
+        self.collect(self.forward([blank[0]], RequestedOutputs(frozenset({1}), True, self.head is not None)))
 
     @torch.inference_mode()
-    def forward(self, clips: Sequence[Tensor], outputs: Outputs) -> Batch:
-        """Clips (3, T, H, W) uint8 as one batch. On a GPU it returns before the device is done."""
+    def forward(self, clips: Sequence[Tensor], outputs: RequestedOutputs) -> BatchOutputs:
+        """Encode clips (3, T, H, W) uint8 as one batch. Does not wait for a GPU."""
         batch = self.on_device(clips)
         encoder, last = self.encoder, len(self.encoder.blocks)
         norm_of_mean = self.card.pooling == "mean_then_norm"
@@ -146,11 +148,11 @@ class Loaded:
             encoded = encoder(tokens, index, intermediates=numbers, final=final)
             kept = dict(zip(numbers, encoded.intermediates, strict=True))
             grid = None if encoded.final is None else encoded.final[:, -self.tokens :]  # (B, N, D)
-            normed = encoder.norm(kept[last].mean(dim=1)) if last in kept else None  # as a classifier pools
+            normed = encoder.norm(kept[last].mean(dim=1)) if last in kept else None  # pooled as for the classifier
             embeddings = normed if norm_of_mean else None if grid is None else grid.mean(dim=1)
             assert embeddings is not None
             logits = self.head(normed) if outputs.logits and self.head is not None else None
-        return Batch(
+        return BatchOutputs(
             embeddings,
             grid if outputs.tokens else None,
             {number: kept[number] for number in outputs.layers},
@@ -158,18 +160,18 @@ class Loaded:
         )
 
     def on_device(self, clips: Sequence[Tensor]) -> Tensor:
-        """(B, 3, T, H, W) uint8; on a GPU it may still be on its way."""
+        """Stack clips to (B, 3, T, H, W) uint8; the copy to a GPU is asynchronous."""
         batch = torch.stack(list(clips))
         return batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch
 
     @torch.inference_mode()
-    def collect(self, batch: Batch) -> list[Seen]:
-        """Wait for the device; what it made of each clip."""
+    def collect(self, batch: BatchOutputs) -> list[ClipOutputs]:
+        """Wait for the device and return the outputs of each clip."""
         embeddings, tokens, logits = _array(batch.embeddings), _array(batch.tokens), _array(batch.logits)
         layers = {number: _array(values) for number, values in batch.layers.items()}
         assert embeddings is not None
         return [
-            Seen(
+            ClipOutputs(
                 embeddings[row],
                 None if tokens is None else tokens[row],
                 {number: values[row] for number, values in layers.items() if values is not None},
@@ -178,28 +180,30 @@ class Loaded:
             for row in range(len(embeddings))
         ]
 
-    def finish(self, plan: Plan, seen: Sequence[Seen]) -> dict[str, Any]:
-        """An item's answer out of its views."""
-        if plan.want.task == "classification":
-            return self._classified(plan.want, np.stack([view.logits for view in seen if view.logits is not None]))
-        embedding = seen[0].embedding if len(seen) == 1 else np.mean([view.embedding for view in seen], axis=0)
-        if plan.want.normalize:
+    def item_result(self, plan: InferencePlan, clips: Sequence[ClipOutputs]) -> dict[str, Any]:
+        """Combine the outputs of an item's views."""
+        if plan.options.task == "classification":
+            return self._classification(
+                plan.options, np.stack([view.logits for view in clips if view.logits is not None])
+            )
+        embedding = clips[0].embedding if len(clips) == 1 else np.mean([view.embedding for view in clips], axis=0)
+        if plan.options.normalize:
             embedding = embedding / max(float(np.linalg.norm(embedding)), 1e-12)
-        # Copies: a slice would keep the arrays of its whole batch alive.
-        answer: dict[str, Any] = {"embedding": np.array(embedding, np.float32)}
-        if plan.want.tokens == "patch":
-            assert seen[0].tokens is not None
-            answer["tokens"] = seen[0].tokens.copy()
-        if plan.want.layers:
-            answer["layers"] = {str(number): seen[0].layers[number].copy() for number in plan.want.layers}
-        return answer
+        # Copy: a slice would keep the arrays of the whole batch in memory.
+        result: dict[str, Any] = {"embedding": np.array(embedding, np.float32)}
+        if plan.options.tokens == "patch":
+            assert clips[0].tokens is not None
+            result["tokens"] = clips[0].tokens.copy()
+        if plan.options.layers:
+            result["layers"] = {str(number): clips[0].layers[number].copy() for number in plan.options.layers}
+        return result
 
-    def _classified(self, want: Want, logits: Floats) -> dict[str, Any]:
-        """Probabilities are averaged over views, as in the multi-view test; (V, C) logits."""
+    def _classification(self, options: InferenceOptions, logits: Floats) -> dict[str, Any]:
+        """Average the probabilities of (V, C) logits over views, as in the multi-view evaluation."""
         head = self.card.head
         assert head is not None
         scores = probabilities(logits, head.multi_label).mean(axis=0)
-        best = np.argsort(-scores, kind="stable")[: want.top_k].tolist()
+        best = np.argsort(-scores, kind="stable")[: options.top_k].tolist()
         return {
             "labels": [head.labels[number] if head.labels else str(number) for number in best],
             "scores": scores[best].tolist(),

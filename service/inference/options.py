@@ -1,4 +1,4 @@
-"""What an engine is asked, what it answers, why it refuses, and what it may cost. Torch-free.
+"""Options, results, errors and limits of an inference request. Independent of torch.
 
 Shapes: T frames, H height, W width, N tokens of a clip, D width of the encoder.
 """
@@ -11,68 +11,73 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Item(NamedTuple):
-    """One image or video: its bytes, or where it lies."""
+    """One image or video: its bytes or its location."""
 
     content: bytes | None = None
     uri: str | None = None
-    """A path or an fsspec URL; whoever asks has made sure that it may be read."""
+    """A path or an fsspec URL; the caller has checked that it may be read."""
 
 
-class Want(BaseModel):
-    """What is asked of each item."""
+class InferenceOptions(BaseModel):
+    """Task and output options, the same for each item of a request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     task: Literal["embedding", "classification", "reconstruction"] = "embedding"
     normalize: bool = False
-    """The embedding at length 1."""
+    """Scale embeddings to unit length."""
     tokens: Literal["none", "patch"] = "none"
-    """patch: beside the embedding every token after the last norm."""
+    """patch: also return every token after the last norm."""
     layers: tuple[int, ...] = ()
-    """Blocks, counted from 1, whose tokens are wanted as they leave it, before any norm."""
+    """Blocks, numbered from 1, whose output tokens are returned, before any norm."""
     top_k: int = Field(5, ge=1)
-    """Classes of a classification, likeliest first."""
+    """Number of classes that a classification returns, most likely first."""
     views: str | None = None
-    """Segments x crops, such as 5x3, averaged: probabilities of a classification, else embeddings. None: the middle."""
+    """Segments x crops, such as 5x3. Probabilities or embeddings are averaged over them. None: one center clip."""
     mask_ratio: float | None = None
-    """Of a reconstruction: fraction of tokens that is hidden; none: as in training."""
+    """Fraction of tokens that a reconstruction hides. None: as in training."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Of a reconstruction: which tokens; the same for the same ratio, whatever the item."""
+    """Seed of a reconstruction's mask; equal seeds and ratios hide the same tokens of every item."""
 
 
-class Answer(NamedTuple):
-    """Of one request; all items by the same encoder."""
+class InferenceResult(NamedTuple):
+    """Results of one request; one encoder computes all of them."""
 
     encoder: str
-    """Its id."""
+    """Id of the encoder."""
     items: list[dict[str, Any]]
-    """Each {"embedding": (D,) float32}, with "tokens": (N, D) and "layers": {"6": (N, D)} where asked; or {"labels",
-    "scores", "classes"}: names, probabilities and numbers of the likeliest classes; or {"mask_ratio", "seed",
-    "visible", "loss", "original", "masked", "rebuilt"}: of a reconstruction the indices of tokens that were seen, the
-    mean squared error on the others as the objective compares them, and clips (3, T, H, W), the last as float32 in
-    [0, 1], the others uint8."""
+    """One dict per item, by task.
+
+    embedding: {"embedding": (D,) float32}, on request with "tokens": (N, D) and "layers": {"6": (N, D)}.
+    classification: {"labels", "scores", "classes"}, the names, probabilities and numbers of the most likely classes.
+    reconstruction: {"mask_ratio", "seed", "visible", "loss", "original", "masked", "rebuilt"}: `visible` holds the
+    indices of visible tokens, `loss` the mean squared error on hidden ones under the training objective; clips are
+    (3, T, H, W) uint8, `rebuilt` float32 in [0, 1].
+    """
 
 
-class Refusal(Exception):
-    """A request that gets no answer; one sentence for whoever asked."""
+class InferenceError(Exception):
+    """Base of errors that fail a request; the message is one sentence for the caller."""
 
 
-class ItemRefused(Refusal):
-    """An item that cannot be read, or costs more than it may."""
+class ItemRefused(InferenceError):
+    """An item cannot be read or exceeds a limit."""
 
     def __init__(self, index: int, reason: str) -> None:
-        super().__init__(index, reason)  # plain arguments: it may cross processes
+        super().__init__(index, reason)  # plain arguments: the exception may cross processes
         self.index, self.reason = index, reason
 
     def __str__(self) -> str:
         return f"item {self.index} {self.reason}"
 
 
-class NotPossible(Refusal):
-    """What this encoder cannot do, or no request may ask."""
+class UnsupportedRequest(InferenceError):
+    """The encoder does not support the options, or the request exceeds a limit."""
 
 
-class NotLoaded(Refusal):
+class NotLoaded(InferenceError):
+    """The slot holds no encoder."""
+
     def __init__(self, slot: str) -> None:
         super().__init__(slot)
         self.slot = slot
@@ -81,68 +86,80 @@ class NotLoaded(Refusal):
         return f"no encoder is loaded as {self.slot!r}"
 
 
-class QueueFull(Refusal):
+class QueueFull(InferenceError):
+    """The backlog is full."""
+
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(retry_after_s)
         self.retry_after_s = retry_after_s
-        """When the queue that is there now should be done."""
+        """Estimated seconds until the current queue is processed."""
 
     def __str__(self) -> str:
-        return f"more is queued than may be; ask again in {self.retry_after_s:.1f} s"
+        return f"the queue is full; retry in {self.retry_after_s:.1f} s"
 
 
-class DeadlineExceeded(Refusal):
+class DeadlineExceeded(InferenceError):
+    """The request did not finish within its deadline."""
+
     def __init__(self, deadline_s: float) -> None:
         super().__init__(deadline_s)
         self.deadline_s = deadline_s
 
     def __str__(self) -> str:
-        return f"was not answered within its deadline of {self.deadline_s:g} s"
+        return f"the request did not finish within its deadline of {self.deadline_s:g} s"
 
 
-class Settings(BaseModel):
+class FrozenSettings(BaseModel):
+    """Base of immutable settings that reject unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class Limits(Settings):
-    """What a request may cost at most."""
+class RequestLimits(FrozenSettings):
+    """Upper bounds on the cost of one request."""
 
     items: int = Field(256, ge=1)
+    """Items of a request."""
     rebuilt_items: int = Field(16, ge=1)
-    """Of a request for reconstructions, whose answer holds three clips for each."""
+    """Items of a reconstruction request, whose result holds three clips for each."""
     views: int = Field(64, ge=1)
-    """Segments times crops."""
+    """Segments times crops of an item."""
     bytes_mib: int = Field(64, ge=1)
-    """Of a file."""
+    """Size of a file."""
     pixels: int = Field(40_000_000, ge=1)
-    """Of an image, or of a video's frame."""
+    """Pixels of an image or of a video frame."""
     frames: int = Field(36_000, ge=1)
-    """Of a video."""
+    """Frames of a video."""
     duration_s: float = Field(1200.0, gt=0)
-    """Of a video."""
+    """Length of a video."""
     decoded_mib: int = Field(512, ge=1)
-    """Of all frames that are looked at, as RGB."""
+    """Size of all decoded frames of a file, as RGB."""
     memory_mib: int = Field(2048, ge=1024)
     """Address space of a decoding process."""
     decode_timeout_s: float = Field(1.5, gt=0)
+    """Time to read and decode a file."""
     fetch_timeout_s: float = Field(20.0, gt=0)
-    """To fetch a file from a remote store."""
+    """Time to fetch a file from a remote store."""
 
 
-class EngineSettings(Settings):
+class EngineSettings(FrozenSettings):
+    """Device, batching, queue and decoding settings of an engine."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int | None = Field(None, ge=1)
-    """Of the model on a CPU; none: as many as PyTorch takes."""
+    """CPU threads of the model. None: PyTorch's default."""
     max_batch_tokens: int | None = Field(None, ge=1)
-    """In one forward pass; a clip of more is one by itself. None: 2048 on a CPU, where more is not faster, 32768 on a
-    GPU."""
+    """Tokens of one forward pass; a clip with more tokens is a batch of its own.
+
+    None: 2048 on a CPU, where larger batches are not faster, and 32768 on a GPU.
+    """
     max_wait_ms: float = Field(5.0, ge=0)
-    """How long an idle model waits for items that are being decoded."""
+    """Time that an idle model waits for items that are being decoded."""
     max_queued_tokens: int = Field(262_144, ge=1)
-    """Of admitted items that the model has not begun; past it requests are refused."""
+    """Tokens of admitted items that no forward pass has taken yet; requests beyond this limit are refused."""
     max_queued_mib: int = Field(1024, ge=1)
-    """Of admitted bytes that are not decoded."""
+    """Size of admitted files that are not decoded yet."""
     decoders: int = Field(2, ge=1, le=64)
-    """Decoding processes."""
-    limits: Limits = Limits()
+    """Number of decoding processes."""
+    limits: RequestLimits = RequestLimits()

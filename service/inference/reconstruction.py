@@ -1,4 +1,4 @@
-"""What one request has masked and rebuilt. It goes through the model's thread as an encoder does, in its own batches.
+"""Mask and reconstruct the clips of one request. Implements the batcher's Network protocol; batches are not shared.
 
 Shapes: B clips of a batch, T frames, H height, W width.
 """
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from amd.device import autocast
 from amd.reconstruction import Reconstruction, draw_mask, reconstruct
-from service.inference.model import Loaded, Outputs, Plan
-from service.inference.options import NotPossible, Want
+from service.inference.model import InferencePlan, LoadedEncoder, RequestedOutputs
+from service.inference.options import InferenceOptions, UnsupportedRequest
 
 
-class Rebuilt(NamedTuple):
-    """What became of one clip."""
+class ClipReconstruction(NamedTuple):
+    """Reconstruction of one clip."""
 
     original: Tensor  # (3, T, H, W) uint8
     masked: Tensor  # (3, T, H, W) uint8
@@ -26,23 +26,25 @@ class Rebuilt(NamedTuple):
     loss: float
 
 
-class Rebuilding:
-    def __init__(self, loaded: Loaded, want: Want) -> None:
-        """Raises NotPossible where the mask leaves nothing to see or nothing to rebuild."""
+class ReconstructionNetwork:
+    """An encoder and its decoder behind the mask of one request."""
+
+    def __init__(self, loaded: LoadedEncoder, options: InferenceOptions) -> None:
+        """Raises UnsupportedRequest if the mask leaves no visible or no hidden tokens."""
         described = loaded.card.decoder
-        assert described is not None, "planned: its decoder is there"
-        assert loaded.decoder is not None, "planned: its decoder is there"
+        assert described is not None, "the plan checks for a decoder"
+        assert loaded.decoder is not None, "the plan checks for a decoder"
         self._loaded, self._decoder, self._pixels = loaded, loaded.decoder, described.pixels
-        self._ratio = described.mask_ratio if want.mask_ratio is None else want.mask_ratio
+        self._ratio = described.mask_ratio if options.mask_ratio is None else options.mask_ratio
         try:
-            self._mask = draw_mask(described.mask_strategy, self._ratio, loaded.encoder.grid, want.seed)
+            self._mask = draw_mask(described.mask_strategy, self._ratio, loaded.encoder.grid, options.seed)
         except ValueError as error:
-            raise NotPossible(f"mask_ratio: {error}") from None
+            raise UnsupportedRequest(f"mask_ratio: {error}") from None
         self.tokens, self.device = loaded.tokens, loaded.device
 
     @torch.inference_mode()
-    def forward(self, clips: Sequence[Tensor], outputs: Outputs) -> tuple[Tensor, Reconstruction]:
-        """Clips (3, T, H, W) uint8 as one batch, and what was rebuilt of them; `outputs` are of embeddings."""
+    def forward(self, clips: Sequence[Tensor], outputs: RequestedOutputs) -> tuple[Tensor, Reconstruction]:
+        """Reconstruct clips (3, T, H, W) uint8 as one batch. `outputs` applies to embeddings and is ignored."""
         loaded = self._loaded
         batch = loaded.on_device(clips)
         with autocast(loaded.precision, self.device):
@@ -50,17 +52,17 @@ class Rebuilding:
         return batch, found
 
     @torch.inference_mode()
-    def collect(self, batch: tuple[Tensor, Reconstruction]) -> list[Rebuilt]:
+    def collect(self, batch: tuple[Tensor, Reconstruction]) -> list[ClipReconstruction]:
         clips, found = batch
-        pictures = zip(clips.cpu(), found.seen.cpu(), found.rebuilt.cpu(), found.losses.tolist(), strict=True)
-        return [Rebuilt(*each) for each in pictures]
+        pictures = zip(clips.cpu(), found.masked.cpu(), found.rebuilt.cpu(), found.losses.tolist(), strict=True)
+        return [ClipReconstruction(*each) for each in pictures]
 
-    def finish(self, plan: Plan, seen: Sequence[Rebuilt]) -> dict[str, Any]:
-        """An item's answer; it has one clip."""
-        (one,) = seen
+    def item_result(self, plan: InferencePlan, clips: Sequence[ClipReconstruction]) -> dict[str, Any]:
+        """The result of an item, which has one clip."""
+        (one,) = clips
         return {
             "mask_ratio": self._ratio,
-            "seed": plan.want.seed,
+            "seed": plan.options.seed,
             "visible": self._mask.visible.tolist(),
             "loss": one.loss,
             "original": one.original.numpy(),

@@ -1,8 +1,8 @@
-"""What Ray Serve runs: replicas that answer for encoders. The one place that knows Serve's Python interface.
+"""Ray Serve deployment that serves encoders. The only module that uses Serve's Python API.
 
-A replica holds the encoders of one deployment, `main` and at times `candidate`, and is told by `user_config` which
-they are: so an alias moves without a new process, and each request is answered by one encoder whole. Serve's port asks
-for no key: it stays on loopback or inside the cluster, and the control plane is the way in.
+A replica holds the encoders of one deployment: `main` and optionally `candidate`. `user_config` names them, so moving
+an alias needs no new process, and a single encoder computes each request. Serve's port is not authenticated: it must
+stay on loopback or inside the cluster, behind the control plane.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ logger = logging.getLogger(__name__)
 
 @serve.deployment
 class Replica:
-    def __init__(self, settings: dict[str, Any]) -> None:
-        """`settings`: of EngineSettings."""
-        from service.inference.engine import Engine, EngineSettings  # torch: needed where encoders run
+    """One replica of a deployment."""
 
-        listen_on_the_nodes_address()
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """`settings`: fields of EngineSettings."""
+        from service.inference.engine import Engine, EngineSettings  # imports torch, which only replicas have
+
+        bind_to_node_address()
         self._engine = Engine(EngineSettings.model_validate(settings))
         self._urls: dict[str, str] = {}
-        self._trouble: dict[str, str] = {}
+        self._load_errors: dict[str, str] = {}
         self._drift: Drift | None = None
         self._shadows: set[asyncio.Task[None]] = set()
 
     async def reconfigure(self, urls: dict[str, str | None]) -> None:
-        """Encoders to hold, by slot. Called before the first request, and with every change.
+        """Load the encoders named by slot. Serve calls this before the first request and on every change.
 
-        One that cannot be loaded leaves the one before it in its place, and is told; without any there is nothing to
-        serve, and the replica does not start.
+        If an encoder cannot be loaded, its slot keeps the previous one and the state reports the error. If `main` has
+        no previous encoder, the replica fails to start.
         """
         from amd.config import ConfigError
 
@@ -50,7 +52,7 @@ class Replica:
             url = urls.get(slot)
             if url == self._urls.get(slot):
                 continue
-            self._trouble.pop(slot, None)
+            self._load_errors.pop(slot, None)
             if url is None:
                 await self._engine.unload(slot)
                 del self._urls[slot]
@@ -62,58 +64,58 @@ class Replica:
                 if slot == MAIN and MAIN not in self._urls:
                     raise RuntimeError(str(error)) from None
                 logger.warning("%s: %s", slot, error)
-                self._trouble[slot] = str(error)
+                self._load_errors[slot] = str(error)
         self._drift = Drift() if CANDIDATE in self._urls else None
 
     async def __call__(self, request: Request) -> Response:
         if request.method == "GET":
             drift = self._drift.report() if self._drift is not None else None
-            state = {**self._engine.state(), "urls": self._urls, "trouble": self._trouble, "drift": drift}
+            state = {**self._engine.state(), "urls": self._urls, "trouble": self._load_errors, "drift": drift}
             return Response(pack(state), media_type=MEDIA_TYPE)
         try:
             call = unpack(await request.body())
         except ValueError as error:
-            return _refusal(400, "bad_message", str(error))
-        return await self._answer(call)
+            return _error_response(400, "bad_message", str(error))
+        return await self._infer(call)
 
-    async def _answer(self, call: dict[str, Any]) -> Response:
+    async def _infer(self, call: dict[str, Any]) -> Response:
         from service.inference import engine
 
         items = [engine.Item(item.get("content"), item.get("uri")) for item in call["items"]]
-        want = engine.Want.model_validate(call["want"])
-        # A candidate that is not loaded yet, not any more or not at all costs no request: the answer says who gave it.
+        options = engine.InferenceOptions.model_validate(call["want"])
+        # Without a loaded candidate `main` serves the request; the reply names the encoder.
         slot = call["slot"] if call["slot"] in self._urls else MAIN
         try:
-            answer = await self._engine.answer(slot, items, want, call["deadline_s"])
+            result = await self._engine.infer(slot, items, options, call["deadline_s"])
         except engine.ItemRefused as error:
-            return _refusal(422, "item_refused", error.reason, index=error.index)
-        except engine.NotPossible as error:
-            return _refusal(422, "not_possible", str(error))
+            return _error_response(422, "item_refused", error.reason, index=error.index)
+        except engine.UnsupportedRequest as error:
+            return _error_response(422, "not_possible", str(error))
         except engine.QueueFull as error:
-            return _refusal(429, "queue_full", str(error), retry_after_s=error.retry_after_s)
+            return _error_response(429, "queue_full", str(error), retry_after_s=error.retry_after_s)
         except engine.NotLoaded as error:
-            return _refusal(409, "not_loaded", str(error))
+            return _error_response(409, "not_loaded", str(error))
         except engine.DeadlineExceeded as error:
-            return _refusal(504, "deadline_exceeded", str(error))
-        if slot == CANDIDATE and want.task == "embedding":
-            self._compare(items, [item["embedding"] for item in answer.items])
-        told: dict[str, Any] = {"items": answer.items}
-        if call.get("form") is not None or want.task == "reconstruction":
-            told = await asyncio.to_thread(written, answer.encoder, answer.items, call.get("form"))
-        return Response(pack({"encoder": answer.encoder, **told}), media_type=MEDIA_TYPE)
+            return _error_response(504, "deadline_exceeded", str(error))
+        if slot == CANDIDATE and options.task == "embedding":
+            self._measure_drift(items, [item["embedding"] for item in result.items])
+        content: dict[str, Any] = {"items": result.items}
+        if call.get("form") is not None or options.task == "reconstruction":
+            content = await asyncio.to_thread(encode_items, result.encoder, result.items, call.get("form"))
+        return Response(pack({"encoder": result.encoder, **content}), media_type=MEDIA_TYPE)
 
-    def _compare(self, items: list[Any], vectors: list[Any]) -> None:
-        """What `main` says to the same items: after the answer, and only as much as the report needs."""
+    def _measure_drift(self, items: list[Any], vectors: list[Any]) -> None:
+        """Run the same items through `main` in the background, until the drift report has enough of them."""
         drift = self._drift
-        if drift is None or not drift.wants_more or len(self._shadows) > 1:
+        if drift is None or not drift.needs_more or len(self._shadows) > 1:
             return
 
         async def shadow() -> None:
             from service.inference import engine
 
-            with contextlib.suppress(Exception):  # a comparison is never worth a request
-                answer = await self._engine.answer(MAIN, items, engine.Want(), 30.0)
-                for ours, theirs in zip(answer.items, vectors, strict=True):
+            with contextlib.suppress(Exception):  # a failed comparison must not fail the request
+                result = await self._engine.infer(MAIN, items, engine.InferenceOptions(), 30.0)
+                for ours, theirs in zip(result.items, vectors, strict=True):
                     drift.add(ours["embedding"], theirs)
 
         task = asyncio.create_task(shadow())
@@ -122,37 +124,41 @@ class Replica:
 
 
 def app(settings: dict[str, Any]) -> serve.Application:
-    """What Serve is told to build: `service.serve:app` with its arguments."""
+    """Application builder that Serve imports as `service.serve:app`."""
     return Replica.bind(settings["engine"])  # type: ignore[attr-defined]
 
 
-def listen_on_the_nodes_address() -> None:
-    """Serve 2.60 has a replica listen on every interface for other replicas, and unpickles what comes there: whoever
-    reached it would run code. Here it listens where those find it, on the node's own address, which is loopback on one
-    machine. Called before Serve opens the port, which is once the replica is made.
+def bind_to_node_address() -> None:
+    """Bind the replica's gRPC port to the node's address instead of all interfaces.
+
+    Serve 2.60 listens on every interface for other replicas and unpickles what it receives, so anyone who reaches the
+    port can run code. The node's address, loopback on a single machine, is where other replicas look for it. Must run
+    before Serve opens the port, that is, in the replica's constructor.
     """
     from ray.serve._private import replica
 
     bind, address = replica.add_port_to_grpc_server, ray.util.get_node_ip_address()
     host = f"[{address}]" if ":" in address else address
 
-    def narrow(server: Any, asked: str) -> Any:
-        return bind(server, asked.replace("[::]", host))
+    def add_port(server: Any, requested: str) -> Any:
+        return bind(server, requested.replace("[::]", host))
 
-    replica.add_port_to_grpc_server = narrow
+    replica.add_port_to_grpc_server = add_port
 
 
-def written(encoder: str, items: list[dict[str, Any]], form: str | None) -> dict[str, Any]:
-    """The content of a form; of reconstructions without one, items with their pictures."""
-    if form == ARROW:
+def encode_items(encoder: str, items: list[dict[str, Any]], media_type: str | None) -> dict[str, Any]:
+    """Encode items as `media_type`; without one, replace the clips of reconstructions with PNGs."""
+    if media_type == ARROW:
         return {"content": to_arrow(encoder, items)}
-    from service.inference.images import drawn, page  # Pillow: needed where encoders run
+    from service.inference.images import overview_png, with_pngs  # imports Pillow, which only replicas have
 
-    return {"content": page(encoder, items[0])} if form == PNG else {"items": [drawn(item) for item in items]}
+    if media_type == PNG:
+        return {"content": overview_png(encoder, items[0])}
+    return {"items": [with_pngs(item) for item in items]}
 
 
 def to_arrow(encoder: str, items: list[dict[str, Any]]) -> bytes:
-    """An Arrow stream with a row for each item; `encoder` stands in the schema's metadata."""
+    """An Arrow stream with one row per item; the schema metadata holds the `encoder` id."""
     import pyarrow as pa
 
     columns = {name: [_plain(item[name]) for item in items] for name in items[0]} if items else {}
@@ -173,5 +179,5 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _refusal(status: int, kind: str, message: str, **facts: Any) -> Response:
+def _error_response(status: int, kind: str, message: str, **facts: Any) -> Response:
     return Response(pack({"error": kind, "message": message, **facts}), status, media_type=MEDIA_TYPE)

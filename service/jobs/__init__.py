@@ -1,1 +1,1 @@
-"""Jobs: submitted over REST, queued in the database, run on Ray, watched through the storage root. No torch."""
+"""Jobs: submitted over REST, queued in the database, run on Ray, followed through the storage root. Torch-free."""

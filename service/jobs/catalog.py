@@ -1,4 +1,4 @@
-"""/v1/presets, /v1/schemas, /v1/validate: what can be asked for, and what a request comes to."""
+"""Routes of /v1/presets, /v1/schemas and /v1/validate: available recipes, config schemas, and dry runs of requests."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ from amd.presets.pretraining import PRESETS
 from service.auth.authentication import Reader, Submitter
 from service.jobs.estimate import estimate
 from service.jobs.execution.ray_jobs import Capacity, Cluster
-from service.jobs.kinds import KINDS, JobKind, need, uris
+from service.jobs.kinds import KINDS, JobKind, resources_of, uris
 from service.jobs.routes import Config, Uris, project_of, resolved
-from service.jobs.schemas import JobRequest, ValidateView, Wire
+from service.jobs.schemas import JobRequest, ValidateView
 from service.web.errors import ClusterUnavailable, NotFound
+from service.web.schemas import ApiModel
 from tune_spaces.config import SearchConfig
 
 router = APIRouter(tags=["catalog"])
 
 
-class PresetView(Wire):
+class PresetView(ApiModel):
     """A named recipe."""
 
     name: str
     kind: JobKind
     summary: str
     source: str
-    """Where its values come from: a paper's row, or "our default"."""
+    """Source of its values: a row of a paper, or "our default"."""
     hardware: str
     gpu_hours_estimate: float | None
 
 
 class PresetDetail(PresetView):
+    """A named recipe with its config."""
+
     config: dict[str, Any]
-    """What stands behind `unset:` is left to you."""
+    """Config of the recipe. A value that starts with `unset:` must be given by the caller."""
 
 
 def _presets() -> dict[str, PresetDetail]:
@@ -57,12 +60,12 @@ def _presets() -> dict[str, PresetDetail]:
     }
 
 
-@router.get("/presets", summary="The named recipes")
+@router.get("/presets", summary="List the named recipes")
 def list_presets(caller: Reader) -> list[PresetView]:
     return [PresetView(**preset.model_dump(exclude={"config"})) for preset in _presets().values()]
 
 
-@router.get("/presets/{name}", summary="A recipe whole")
+@router.get("/presets/{name}", summary="Get a recipe with its config")
 def get_preset(name: str, caller: Reader) -> PresetDetail:
     found = _presets().get(name)
     if found is None:
@@ -70,16 +73,16 @@ def get_preset(name: str, caller: Reader) -> PresetDetail:
     return found
 
 
-@router.get("/schemas/{kind}", summary="The JSON schema of a kind's config")
+@router.get("/schemas/{kind}", summary="Get the JSON schema of a kind's config")
 def get_schema(kind: JobKind, caller: Reader) -> dict[str, Any]:
     return KINDS[kind].config.model_json_schema()
 
 
-@router.post("/validate", summary="What a job would come to, without running it")
+@router.post("/validate", summary="Validate a job without running it")
 def validate_request(
     body: JobRequest, caller: Submitter, settings: Config, policy: Uris, request: Request
 ) -> ValidateView:
-    """The resolved config, warnings and an estimate; the same errors as a submission."""
+    """Returns the resolved config, warnings and an estimate; fails with the same errors as a submission."""
     project_of(caller, body.project)
     config: BaseModel = resolved(body, policy, settings.root)
     warnings, capacity = list[str](), None
@@ -87,33 +90,33 @@ def validate_request(
     try:
         capacity = cluster.capacity()
     except ClusterUnavailable as error:
-        warnings.append(f"whether the cluster can run it is not known: {error.message}")
+        warnings.append(f"unknown whether the cluster can run the job: {error.message}")
     run = config.train if isinstance(config, SearchConfig) else config
     figures = estimate(run, body.preset, capacity) if isinstance(run, TrainConfig) else None
     if capacity is not None:
-        warnings += _of_capacity(config, capacity)
+        warnings += _capacity_warnings(config, capacity)
     if figures is not None and figures.memory_fits is False:
         warnings.append(
             f"a worker needs about {figures.memory_per_worker_bytes / 1e9:.0f} GB; lower scaling.micro_batch, which "
             "keeps the batch by accumulating gradients"
         )
-    warnings += [
-        f"{field}: a path on the nodes; every node must have it" for field, uri in uris(config) if uri[0] == "/"
-    ]
+    warnings += [f"{field}: a local path; it must exist on every node" for field, uri in uris(config) if uri[0] == "/"]
     return ValidateView(kind=body.kind, config=config.model_dump(mode="json"), warnings=warnings, estimate=figures)
 
 
-def _of_capacity(config: BaseModel, capacity: Capacity) -> list[str]:
-    asked = need(config)
-    told = []
-    if asked.cpus > capacity.cpus:
-        told.append(
-            f"scaling.workers need {asked.cpus:g} CPUs; the cluster has {capacity.cpus:g}: it waits until it grows"
+def _capacity_warnings(config: BaseModel, capacity: Capacity) -> list[str]:
+    request = resources_of(config)
+    warnings = []
+    if request.cpus > capacity.cpus:
+        warnings.append(
+            f"scaling.workers need {request.cpus:g} CPUs; the cluster has {capacity.cpus:g}: "
+            "the job waits until the cluster grows"
         )
-    if asked.device == "cuda" and asked.workers > capacity.gpus:
-        told.append(
-            f"scaling.workers need {asked.workers} GPUs; the cluster has {capacity.gpus:g}: it waits until it grows"
+    if request.device == "cuda" and request.workers > capacity.gpus:
+        warnings.append(
+            f"scaling.workers need {request.workers} GPUs; the cluster has {capacity.gpus:g}: "
+            "the job waits until the cluster grows"
         )
-    if asked.device == "auto" and capacity.gpus < asked.workers:
-        told.append(f"it trains on CPUs: the cluster has {capacity.gpus:g} GPUs for {asked.workers} workers")
-    return told
+    if request.device == "auto" and capacity.gpus < request.workers:
+        warnings.append(f"the job trains on CPUs: the cluster has {capacity.gpus:g} GPUs for {request.workers} workers")
+    return warnings

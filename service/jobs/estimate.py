@@ -1,22 +1,22 @@
-"""What a training job will take, counted from its config alone: parameters, FLOPs, memory, hours. Torch-free."""
+"""Estimate of a training job's cost from its config alone: parameters, FLOPs, memory, hours. Torch-free."""
 
 from __future__ import annotations
 
 from amd.config import EncoderConfig, TrainConfig
 from amd.flops import step_flops
-from amd.presets.pretraining import ASSUMED_SHARE, H100_BF16_FLOPS, PRESETS
+from amd.presets.pretraining import ASSUMED_MFU, H100_BF16_FLOPS, PRESETS
 from service.jobs.execution.ray_jobs import Capacity
-from service.jobs.kinds import need
+from service.jobs.kinds import resources_of
 from service.jobs.schemas import Estimate
 
 H100_BYTES = 80e9
 TRAINED_BYTES = 16  # fp32 weights, gradients and AdamW's two moments
 FROZEN_BYTES = 4
-ACTIVATION_BYTES = 34  # of a block, per token and channel, in 16 bits (Korthikanti et al. 2022, without attention maps)
+ACTIVATION_BYTES = 34  # per block, token and channel, in 16 bits (Korthikanti et al. 2022, without attention maps)
 
 
 def estimate(config: TrainConfig, preset: str | None, capacity: Capacity | None) -> Estimate:
-    """`capacity`: None where the cluster does not answer."""
+    """Estimate a config's cost. `capacity`: None if the cluster does not answer."""
     student = config.student
     trained = encoder_parameters(student.encoder, config.clip.token_values)
     trained += transformer_parameters(student.decoder.width, student.decoder.depth, student.encoder.mlp_ratio)
@@ -29,7 +29,7 @@ def estimate(config: TrainConfig, preset: str | None, capacity: Capacity | None)
             trained += per_pair * len(config.objective.layers)
     flops = step_flops(config).total
     gpu_hours = _gpu_hours(config, preset, flops)
-    least = need(config)
+    minimum = resources_of(config)
     memory = _memory(config, trained, frozen)
     return Estimate(
         student_parameters=encoder_parameters(student.encoder, config.clip.token_values),
@@ -37,20 +37,21 @@ def estimate(config: TrainConfig, preset: str | None, capacity: Capacity | None)
         flops_per_step=flops * config.clips_per_step,
         memory_per_worker_bytes=memory,
         memory_fits=None if capacity is None else memory < (H100_BYTES if capacity.gpus else capacity.memory),
-        hours=None if gpu_hours is None else gpu_hours / least.workers,
+        hours=None if gpu_hours is None else gpu_hours / minimum.workers,
         gpu_hours=gpu_hours,
         feasible=None if capacity is None else _fits(config, capacity),
     )
 
 
 def encoder_parameters(config: EncoderConfig, token_values: int) -> int:
-    """Of a ViT with fixed positions and without head; biases and norms counted."""
+    """Parameters of a ViT with fixed positions and without a head, including biases and norms."""
     width = config.width
     embedding = token_values * width + width + (width if config.class_token else 0)
     return embedding + transformer_parameters(width, config.depth, config.mlp_ratio) + 2 * width
 
 
 def transformer_parameters(width: int, depth: int, mlp_ratio: float) -> int:
+    """Parameters of a stack of transformer blocks."""
     attention = 4 * width**2 + 3 * width
     hidden = int(mlp_ratio * width)
     mlp = 2 * width * hidden + hidden + width
@@ -65,13 +66,13 @@ def _gpu_hours(config: TrainConfig, preset: str | None, flops: float) -> float |
         clips = float((PRESETS[preset].samples or 0) * schedule.epochs * config.data.repeats)
     else:
         return None
-    return clips * flops / (ASSUMED_SHARE * H100_BF16_FLOPS) / 3600
+    return clips * flops / (ASSUMED_MFU * H100_BF16_FLOPS) / 3600
 
 
 def _memory(config: TrainConfig, trained: int, frozen: int) -> float:
-    """Bytes of a worker: the student's activations are kept for its backward pass, the teacher's are not."""
-    least = config.scaling.workers[0]
-    share = -(-config.clips_per_step // least)
+    """Bytes per worker: activations of the student are kept for its backward pass, those of the teacher are not."""
+    min_workers = config.scaling.workers[0]
+    share = -(-config.clips_per_step // min_workers)
     clips = min(config.scaling.micro_batch or share, share)
     per_cell = config.clip.grid.tokens // config.cells
     visible = (config.cells - config.student_hidden_cells) * per_cell
@@ -82,6 +83,6 @@ def _memory(config: TrainConfig, trained: int, frozen: int) -> float:
 
 
 def _fits(config: TrainConfig, capacity: Capacity) -> bool:
-    least = need(config)
-    gpus = least.workers if least.device == "cuda" else 0
-    return least.cpus <= capacity.cpus and gpus <= capacity.gpus
+    minimum = resources_of(config)
+    gpus = minimum.workers if minimum.device == "cuda" else 0
+    return minimum.cpus <= capacity.cpus and gpus <= capacity.gpus

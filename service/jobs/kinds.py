@@ -1,7 +1,6 @@
-"""The kinds of jobs: how a request becomes a complete config, what it needs of the cluster, and which program runs it.
+"""Job kinds: how a request becomes a complete config, which resources it needs, and which program runs it.
 
-Knows nothing of HTTP, of the database or of Ray. Torch-free: a config is checked as far as that can be done without
-looking at data.
+Independent of HTTP, the database and Ray. Torch-free: a config is checked as far as possible without reading data.
 """
 
 from __future__ import annotations
@@ -38,26 +37,29 @@ from tune_spaces.load_config import search_from
 JobKind = Literal["train", "finetune", "detect", "probe", "embed", "search", "import", "export", "prepare"]
 
 
-class Need(NamedTuple):
-    """The least that a job runs with."""
+class ResourceRequest(NamedTuple):
+    """Minimum resources of a job."""
 
     workers: int
     cpus: float
-    """Of all workers."""
+    """Total of all workers."""
     device: str
-    """cpu, cuda, or auto: a GPU for each worker where the cluster has them."""
+    """cpu, cuda, or auto: one GPU per worker if the cluster has them."""
 
 
 Resolve = Callable[[str | None, Mapping[str, Any] | None, Mapping[str, Any]], BaseModel]
 
 
-class Kind(NamedTuple):
+class JobKindSpec(NamedTuple):
+    """Config and program of a job kind."""
+
     config: type[BaseModel]
     resolve: Resolve
-    """(preset, config, overrides) -> the config. Raises ConfigError."""
+    """(preset, config, overrides) -> the complete config. Raises ConfigError."""
     module: tuple[str, ...]
-    """`python -m …`, which takes `--config URL`."""
-    words: tuple[str, ...] = ("--json",)
+    """Arguments of `python -m`; the program takes `--config URL`."""
+    args: tuple[str, ...] = ("--json",)
+    """Further arguments of the program."""
 
 
 def _train(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
@@ -94,16 +96,18 @@ def _search(preset: str | None, values: Mapping[str, Any] | None, overrides: Map
     return config
 
 
-KINDS: dict[JobKind, Kind] = {
-    "train": Kind(TrainConfig, _train, ("amd.training",)),
-    "finetune": Kind(FinetuneConfig, _finetune, ("amd.downstream", "finetune")),
-    "detect": Kind(DetectionConfig, _detect, ("amd.downstream", "detect")),
-    "probe": Kind(ProbeConfig, _without_presets("probe", ProbeConfig), ("amd.downstream", "probe"), words=()),
-    "embed": Kind(EmbedConfig, _without_presets("embed", EmbedConfig), ("amd.downstream", "embed"), words=()),
-    "search": Kind(SearchConfig, _search, ("tune_spaces",)),
-    "import": Kind(ImportConfig, _without_presets("import", ImportConfig), ("amd.tasks", "import"), words=()),
-    "export": Kind(ExportConfig, _without_presets("export", ExportConfig), ("amd.tasks", "export"), words=()),
-    "prepare": Kind(PrepareConfig, _without_presets("prepare", PrepareConfig), ("amd.tasks", "prepare"), words=()),
+KINDS: dict[JobKind, JobKindSpec] = {
+    "train": JobKindSpec(TrainConfig, _train, ("amd.training",)),
+    "finetune": JobKindSpec(FinetuneConfig, _finetune, ("amd.downstream", "finetune")),
+    "detect": JobKindSpec(DetectionConfig, _detect, ("amd.downstream", "detect")),
+    "probe": JobKindSpec(ProbeConfig, _without_presets("probe", ProbeConfig), ("amd.downstream", "probe"), args=()),
+    "embed": JobKindSpec(EmbedConfig, _without_presets("embed", EmbedConfig), ("amd.downstream", "embed"), args=()),
+    "search": JobKindSpec(SearchConfig, _search, ("tune_spaces",)),
+    "import": JobKindSpec(ImportConfig, _without_presets("import", ImportConfig), ("amd.tasks", "import"), args=()),
+    "export": JobKindSpec(ExportConfig, _without_presets("export", ExportConfig), ("amd.tasks", "export"), args=()),
+    "prepare": JobKindSpec(
+        PrepareConfig, _without_presets("prepare", PrepareConfig), ("amd.tasks", "prepare"), args=()
+    ),
 }
 
 
@@ -122,7 +126,7 @@ def resolve(
 
 
 def named(kind: JobKind, config: BaseModel, job_id: str, root: str) -> dict[str, Any]:
-    """The config as it is run: under the job's id, on the service's storage root."""
+    """The config as the job runs it: named by the job's id, on the service's storage root."""
     values = config.model_dump(mode="json")
     values["storage"] = root
     if "name" in values:
@@ -134,23 +138,24 @@ def named(kind: JobKind, config: BaseModel, job_id: str, root: str) -> dict[str,
     return values
 
 
-def need(config: BaseModel) -> Need:
+def resources_of(config: BaseModel) -> ResourceRequest:
+    """Minimum resources that a config runs with."""
     if isinstance(config, TaskConfig):
-        return Need(1, config.cpus, "cpu")
+        return ResourceRequest(1, config.cpus, "cpu")
     run = config.train if isinstance(config, SearchConfig) else config
-    scaling = run.scaling  # type: ignore[attr-defined]  # every kind that computes has it
+    scaling = run.scaling  # type: ignore[attr-defined]  # every kind that computes has one
     trials = (config.at_once or 1) if isinstance(config, SearchConfig) else 1
     workers = scaling.workers[0] * trials
-    return Need(workers, workers * scaling.cpus_per_worker, scaling.device)
+    return ResourceRequest(workers, workers * scaling.cpus_per_worker, scaling.device)
 
 
 def uris(config: BaseModel) -> Iterator[tuple[str, str]]:
-    """(dotted field, value) of everything that a job would read from outside."""
-    return places(config.model_dump(mode="json"))
+    """(dotted field, value) of each location that a job reads."""
+    return uris_in(config.model_dump(mode="json"))
 
 
-def places(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The same of a config as plain values."""
+def uris_in(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """As `uris`, of a config as plain values."""
     fields = [*DATA_FIELDS, *WEIGHTS_FIELDS, "encoder", "tracking.mlflow"]
     for prefix in ("", "train."):
         for field in fields:

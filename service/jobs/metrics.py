@@ -1,49 +1,49 @@
-"""A run's metrics as series, with fewer points where fewer are asked for: each bucket keeps its lowest and highest."""
+"""A run's metrics as series, reduced to a number of points: each bucket keeps its lowest and highest value."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
 
-from amd.training.reporting.metrics import Line
+from amd.training.reporting.metrics_reader import Line
 from service.jobs.schemas import MetricsView, SeriesView
 
 Points = Sequence[tuple[int, float]]  # (step, value)
 
 
 def series(lines: Sequence[Line], names: Collection[str], max_points: int) -> MetricsView:
-    """`names`: none means all."""
+    """Series of the metrics in `names`, or of all if it is empty."""
     known = sorted({name for line in lines for name in line if "/" in name})
     found = []
     for name in known:
         if names and name not in names:
             continue
         points = [(int(line["step"]), float(line[name])) for line in lines if name in line]
-        kept = thinned(points, max_points)
+        kept = downsample(points, max_points)
         values = [value if math.isfinite(value) else None for _, value in kept]
         found.append(SeriesView(name=name, steps=[step for step, _ in kept], values=values, points=len(points)))
     return MetricsView(series=found, names=known, last_step=int(lines[-1]["step"]) if lines else None)
 
 
-def thinned(points: Points, most: int) -> Points:
-    """At most so many points, in order: the first, the last, and of equal buckets between them the lowest and highest.
+def downsample(points: Points, limit: int) -> Points:
+    """At most `limit` points in order: the first, the last, and the lowest and highest of equal buckets between them.
 
-    A spike is never lost, whatever the zoom.
+    A spike is therefore kept at every zoom level.
     """
-    if len(points) <= most:
+    if len(points) <= limit:
         return points
-    if most < 4:
-        return [points[0], points[-1]][:most]
+    if limit < 4:
+        return [points[0], points[-1]][:limit]
     inner = points[1:-1]
-    buckets = (most - 2) // 2
+    buckets = (limit - 2) // 2
     kept = [points[0]]
     for number in range(buckets):
         bucket = inner[number * len(inner) // buckets : (number + 1) * len(inner) // buckets]
-        ordered = sorted(range(len(bucket)), key=lambda place: _order(bucket[place][1]))
-        kept += [bucket[place] for place in sorted({ordered[0], ordered[-1]})]
+        ordered = sorted(range(len(bucket)), key=lambda index: _order(bucket[index][1]))
+        kept += [bucket[index] for index in sorted({ordered[0], ordered[-1]})]
     return [*kept, points[-1]]
 
 
 def _order(value: float) -> float:
-    """A value that is no number stands out: it counts as the highest."""
+    """Sort key of a value; NaN counts as the highest, so that it stays visible."""
     return math.inf if math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""/v1/jobs: parse, call one function of the room, answer with a view."""
+"""Routes of /v1/jobs: parse, call one function of the package, return a view."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from fastapi.responses import StreamingResponse
 
 from amd.config import ConfigError
 from amd.storage import remove
-from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import run_folder
 from service.auth.authentication import Principal, Reader, Submitter
 from service.auth.uri_policy import UriPolicy
 from service.db.models import Job
 from service.jobs import logs, metrics, streams, views
+from service.jobs.actions import act, check_allowed
 from service.jobs.execution.protocol import JobFolder
-from service.jobs.execution.reconciler import act, check_allowed
-from service.jobs.kinds import JobKind, named, need, resolve, uris
+from service.jobs.kinds import JobKind, named, resolve, resources_of, uris
 from service.jobs.schemas import (
-    DEFAULT_PROJECT,
     Action,
     CancelRequest,
     CheckpointView,
@@ -33,10 +32,11 @@ from service.jobs.schemas import (
     State,
     TrialView,
 )
-from service.jobs.store import JobFilter, JobStore, Stale, new_job_id
+from service.jobs.store import JobFilter, JobStore, StaleJob, new_job_id
 from service.settings import Settings
 from service.web.errors import NotFound
 from service.web.middleware import tagged
+from service.web.schemas import DEFAULT_PROJECT
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -66,23 +66,23 @@ JobId = Annotated[str, Path(min_length=1, max_length=100)]
 
 
 def _visible(job_id: JobId, jobs: Jobs, caller: Reader) -> Job:
-    """The job, where the caller may see it."""
+    """The job, if it is visible to the caller. Raises NotFound."""
     return jobs.get(job_id, caller.project)
 
 
 Visible = Annotated[Job, Depends(_visible)]
 
 
-def project_of(caller: Principal, wanted: str | None) -> str:
-    """The project that a request is for. Raises Forbidden for one that is not the caller's."""
-    return caller.own_project(wanted) or DEFAULT_PROJECT
+def project_of(caller: Principal, requested: str | None) -> str:
+    """The project of a request. Raises Forbidden for one that is not the caller's."""
+    return caller.own_project(requested) or DEFAULT_PROJECT
 
 
 def resolved(request: JobRequest, policy: UriPolicy, root: str) -> Any:
-    """The request's complete config. Raises ConfigError, UriNotAllowed."""
+    """The complete config of a request. Raises ConfigError, UriNotAllowed."""
     config = resolve(request.kind, request.preset, request.config, request.overrides)
     problems = [
-        f"{field}={value}: the service keeps all runs below its own root; leave it out"
+        f"{field}={value}: the service stores all runs below its own root; leave it out"
         for field in ("storage", "train.storage")
         if (value := _field(config, field)) not in (None, root)
     ]
@@ -112,14 +112,14 @@ def submit(
     response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> JobView:
-    """Accept a job. It is queued from now on and not lost again, whatever dies.
+    """Accept a job. Once accepted it is queued durably and survives restarts.
 
-    With an `Idempotency-Key`, the same request again answers with the same job.
+    With an `Idempotency-Key`, repeating the request returns the same job.
     """
     project = project_of(caller, body.project)
     root = settings.root
     config = resolved(body, policy, root)
-    needs, now, job_id = need(config), time.time(), new_job_id(body.kind)
+    needs, now, job_id = resources_of(config), time.time(), new_job_id(body.kind)
     job = Job(
         id=job_id,
         project=project,
@@ -162,22 +162,26 @@ def list_jobs(
     state: Annotated[list[State] | None, Query()] = None,
     label: Annotated[
         list[Annotated[str, Query(pattern=r"^[^=]+=.*$", max_length=320)]] | None,
-        Query(description="`key=value`; several must all fit."),
+        Query(description="Label as `key=value`; a job must have all of those given."),
     ] = None,
     origin: Literal["api", "external"] | None = None,
     project: Annotated[str | None, Query(max_length=63)] = None,
     cursor: Annotated[str | None, Query(max_length=300)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> JobPage:
-    mine = caller.own_project(project)
+    visible = caller.own_project(project)
     labels = dict(pair.split("=", 1) for pair in label or [])
-    page = jobs.list(JobFilter(mine, kind or (), state or (), labels, origin), cursor, limit)
+    page = jobs.list(JobFilter(visible, kind or (), state or (), labels, origin), cursor, limit)
     newest = jobs.newest_attempts(page.jobs)
     items = [views.job_view(job, newest.get(job.id), settings.root) for job in page.jobs]
     return JobPage(items=items, next_cursor=page.next_cursor)
 
 
-@router.get("/{job_id}", summary="A job whole", responses={304: {"description": "As `If-None-Match` has it."}})
+@router.get(
+    "/{job_id}",
+    summary="Get a job with its config and attempts",
+    responses={304: {"description": "Unchanged since `If-None-Match`."}},
+)
 def get_job(
     job: Visible,
     jobs: Jobs,
@@ -188,9 +192,9 @@ def get_job(
     return tagged(views.job_detail(job, jobs.attempts(job.id), settings.root), response, if_none_match)
 
 
-@router.delete("/{job_id}", status_code=204, summary="Forget a job that has ended")
+@router.delete("/{job_id}", status_code=204, summary="Delete a job that has ended")
 def delete_job(job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config) -> None:
-    """Its log, metrics, checkpoints and output go too; an encoder that it published stays."""
+    """Deletes its log, metrics, checkpoints and output too; an encoder that it published is kept."""
     job = _allowed(jobs, job_id, caller, "delete")
     remove(JobFolder(settings.root, job.id).url)
     remove(run_folder(settings.root, job.id))
@@ -198,7 +202,7 @@ def delete_job(job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config) -
         try:
             jobs.delete(job)
             return
-        except Stale:
+        except StaleJob:
             job = _allowed(jobs, job_id, caller, "delete")
 
 
@@ -208,27 +212,27 @@ def _allowed(jobs: JobStore, job_id: str, caller: Principal, action: Action) -> 
     return job
 
 
-@router.post("/{job_id}/cancel", status_code=202, summary="Stop a job, with a last checkpoint")
+@router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job after a last checkpoint")
 def cancel(
     job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config, body: CancelRequest | None = None
 ) -> JobView:
     return _act(jobs, settings, job_id, caller, "cancel", body.deadline_s if body is not None else None)
 
 
-def _acting(action: Action) -> Callable[..., JobView]:
-    def do(job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config) -> JobView:
+def _action_route(action: Action) -> Callable[..., JobView]:
+    def route(job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config) -> JobView:
         return _act(jobs, settings, job_id, caller, action)
 
-    do.__name__ = f"{action}_job"
-    return do
+    route.__name__ = f"{action}_job"
+    return route
 
 
 for _action, _summary in (
-    ("pause", "Stop a job with a last checkpoint, until it is resumed"),
-    ("resume", "Go on with a paused job"),
-    ("retry", "Start a failed or cancelled job once more, from its newest checkpoint"),
+    ("pause", "Pause a job after a last checkpoint"),
+    ("resume", "Resume a paused job"),
+    ("retry", "Restart a failed or cancelled job from its newest checkpoint"),
 ):
-    router.post(f"/{{job_id}}/{_action}", status_code=202, summary=_summary)(_acting(_action))  # type: ignore[arg-type]
+    router.post(f"/{{job_id}}/{_action}", status_code=202, summary=_summary)(_action_route(_action))  # type: ignore[arg-type]
 
 
 def _act(
@@ -245,7 +249,7 @@ def _act(
 
 @router.get(
     "/{job_id}/logs",
-    summary="What a job printed",
+    summary="Get a job's log",
     response_class=StreamingResponse,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}, **EVENT_STREAM}}},
 )
@@ -254,15 +258,17 @@ def job_logs(
     jobs: Jobs,
     settings: Config,
     follow: bool = False,
-    tail: Annotated[int | None, Query(ge=0, le=100_000, description="The last lines only.")] = None,
-    attempt: Annotated[int | None, Query(ge=1, description="None: the newest.")] = None,
-    offset: Annotated[int, Query(ge=0, description="Bytes to leave out.")] = 0,
+    tail: Annotated[
+        int | None, Query(ge=0, le=100_000, description="Number of last lines to return; null: all.")
+    ] = None,
+    attempt: Annotated[int | None, Query(ge=1, description="Number of the attempt; null: the newest.")] = None,
+    offset: Annotated[int, Query(ge=0, description="Bytes to skip.")] = 0,
     last_event_id: Annotated[int, Header(ge=0)] = 0,
 ) -> Response:
-    """As text; with `follow` as server-sent events (`log`, then `end`), whose ids are the offsets to go on from."""
+    """Returns text; with `follow`, server-sent events (`log`, then `end`) whose ids are the offsets to resume from."""
     number = attempt or max(job.attempt, 1)
     if number > max(job.attempt, 1):
-        raise NotFound(f"{job.id} has begun {job.attempt} attempts, not {number}")
+        raise NotFound(f"attempt={number}: {job.id} has started {job.attempt} attempts")
     folder = JobFolder(settings.root, job.id)
     start = last_event_id or offset
     if tail is not None and not last_event_id:
@@ -272,34 +278,34 @@ def job_logs(
     return _stream(streams.job_log(jobs, folder, job, number, start))
 
 
-@router.get("/{job_id}/metrics", summary="A job's metrics as series")
+@router.get("/{job_id}/metrics", summary="Get a job's metrics as series")
 def job_metrics(
     job: Visible,
     settings: Config,
-    names: Annotated[str | None, Query(max_length=2000, description="With commas; none: all.")] = None,
+    names: Annotated[str | None, Query(max_length=2000, description="Names separated by commas; null: all.")] = None,
     max_points: Annotated[int, Query(ge=2, le=10_000)] = 500,
 ) -> MetricsView:
-    wanted = [name.strip() for name in names.split(",")] if names else []
-    return metrics.series(read_metrics(run_folder(settings.root, job.id)), wanted, max_points)
+    selected = [name.strip() for name in names.split(",")] if names else []
+    return metrics.series(read_metrics(run_folder(settings.root, job.id)), selected, max_points)
 
 
 @router.get(
     "/{job_id}/events",
-    summary="A job's history and what happens to it, as server-sent events",
+    summary="Stream a job's past and future events",
     response_class=StreamingResponse,
     responses={200: {"content": EVENT_STREAM}},
 )
 def job_events(job: Visible, jobs: Jobs, request: Request, last_event_id: Annotated[int, Header(ge=0)] = 0) -> Response:
-    """`job` for each change (its id to go on from by `Last-Event-ID`), `progress` between, `end` at the end."""
-    return _stream(streams.job_events(jobs, request.app.state.hub, job, last_event_id))
+    """Server-sent events: `job` for each change (its id resumes as `Last-Event-ID`), `progress`, and finally `end`."""
+    return _stream(streams.job_events(jobs, request.app.state.watcher, job, last_event_id))
 
 
-@router.get("/{job_id}/trials", summary="The trials of a sweep")
+@router.get("/{job_id}/trials", summary="List the trials of a sweep")
 def job_trials(job: Visible, settings: Config) -> list[TrialView]:
     return list(views.trials(run_folder(settings.root, job.id)))
 
 
-@router.get("/{job_id}/checkpoints", summary="The checkpoints that a job can go on from")
+@router.get("/{job_id}/checkpoints", summary="List the checkpoints that a job can resume from")
 def job_checkpoints(job: Visible, settings: Config) -> list[CheckpointView]:
     return list(views.checkpoints(run_folder(settings.root, job.id)))
 

@@ -1,4 +1,4 @@
-"""`python -m service.jobs.runner JOB ATTEMPT ROOT`: the name under which running clusters know a job's driver."""
+"""`python -m service.jobs.runner JOB ATTEMPT ROOT`: stable entry point of a job's driver, used by running clusters."""
 
 import sys
 

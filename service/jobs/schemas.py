@@ -1,13 +1,14 @@
-"""What goes over the wire about jobs: requests and views. Words as in the config and the metrics."""
+"""Request and response models of jobs. Names are those of the config and the metrics."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from service.jobs.kinds import JobKind
+from service.web.schemas import ApiModel, LabelKey, LabelValue, Project
 
 State = Literal[
     "queued",
@@ -45,17 +46,9 @@ Reason = Literal[
     "user_code_error",
     "unknown",
 ]
-LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
-LabelValue = Annotated[str, StringConstraints(max_length=255)]
-Project = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-DEFAULT_PROJECT = "default"  # of what a caller of all projects makes without saying whose it is
 
 
-class Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class JobRequest(Wire):
+class JobRequest(ApiModel):
     """A job to run."""
 
     model_config = ConfigDict(
@@ -85,61 +78,64 @@ class JobRequest(Wire):
 
     kind: JobKind
     preset: Annotated[str, StringConstraints(max_length=100)] | None = None
-    """A named recipe; `GET /v1/presets` lists them."""
+    """Named recipe; `GET /v1/presets` lists them."""
     config: dict[str, Any] | None = None
-    """A whole config in place of a preset; for kind=search the sweep's fields, `preset` being the run to vary."""
+    """Complete config in place of a preset; for kind=search the fields of the sweep, `preset` being the run to vary."""
     overrides: dict[str, Any] = Field(default_factory=dict)
-    """Dotted keys: `{"mask.teacher_ratio": 0.6}`."""
+    """Config values by dotted key: `{"mask.teacher_ratio": 0.6}`."""
     project: Project | None = None
-    """None: the key's own; for a key of all projects: `default`."""
+    """Project of the job; null: the key's own, or `default` for a key of all projects."""
     name: Annotated[str, StringConstraints(max_length=200)] | None = None
-    """For people. The job's id is made by the service."""
+    """Display name. The service generates the job's id."""
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)
+    """Key-value pairs to find jobs by."""
     priority: int = Field(0, ge=-100, le=100)
-    """Higher starts earlier."""
+    """Priority in the queue; jobs with a higher one start earlier."""
     max_retries: int = Field(3, ge=0, le=100)
-    """After failures of machines, network or storage; errors of config, data or code are not tried again."""
+    """Automatic retries after failures of machines, network or storage; other failures are not retried."""
     time_limit_s: float | None = Field(None, gt=0, le=366 * 86400)
-    """Of an attempt's running time; past it the job is stopped with a checkpoint and has failed."""
+    """Limit of an attempt's running time; beyond it the job is stopped with a checkpoint and fails."""
 
 
-class ProgressView(Wire):
-    """How far the job is."""
+class ProgressView(ApiModel):
+    """Progress of a job."""
 
     step: int | None = None
     steps: int | None = None
     trials: int | None = None
-    """Trials ended; of a sweep."""
+    """Trials of a sweep that have ended."""
     of_trials: int | None = None
     samples_per_s: float | None = None
     seconds_left: float | None = None
     at: datetime
 
 
-class FailureView(Wire):
-    """Why an attempt did not succeed."""
+class FailureView(ApiModel):
+    """Why an attempt failed."""
 
     reason: Reason
     message: str
-    """One sentence, and what to do."""
+    """One sentence: the cause and the remedy."""
     rank: int | None = None
-    """The worker that failed first, where one did."""
+    """Rank of the worker that failed first, if one did."""
     log_tail: str = ""
-    """The last lines of the attempt's log."""
+    """Last lines of the attempt's log."""
 
 
-class AttemptView(Wire):
+class AttemptView(ApiModel):
+    """One run of a job on the cluster."""
+
     number: int
     submission_id: str
-    """Ray's."""
+    """Ray's id of the attempt."""
     state: str
     started_at: datetime
     ended_at: datetime | None
     failure: FailureView | None
 
 
-class JobView(Wire):
-    """A job as it stands."""
+class JobView(ApiModel):
+    """Current state of a job."""
 
     id: str
     project: str
@@ -148,16 +144,16 @@ class JobView(Wire):
     labels: dict[str, str]
     priority: int
     origin: Literal["api", "external"]
-    """external: begun outside the service, and found on the storage root."""
+    """Origin of the job; external: started outside the service and discovered on the storage root."""
     created_by: str
     preset: str | None
     state: State
     reason: Reason | None
     message: str
-    """What it waits for, or why it ended as it did."""
+    """What the job waits for, or why it ended."""
     allowed_actions: list[Action]
     attempt: int
-    """Attempts begun."""
+    """Number of attempts started."""
     max_retries: int
     time_limit_s: float | None
     workers: int
@@ -167,63 +163,73 @@ class JobView(Wire):
     ended_at: datetime | None
     progress: ProgressView | None
     failure: FailureView | None
-    """Of the newest attempt."""
+    """Failure of the newest attempt."""
     result: dict[str, Any] | None
-    """What the run itself says at its end: figures, folders, encoder."""
+    """Result that the run itself reports: metrics, folders, encoder."""
     encoder: str | None
-    """Id of the encoder it published."""
+    """Id of the encoder that the job published."""
     run_folder: str
 
 
 class JobDetail(JobView):
+    """A job with its config and attempts."""
+
     config: dict[str, Any]
-    """Resolved."""
+    """Resolved config."""
     attempts: list[AttemptView]
 
 
-class JobPage(Wire):
+class JobPage(ApiModel):
+    """A page of jobs, newest first."""
+
     items: list[JobView]
     next_cursor: str | None
-    """For the next page; null on the last."""
+    """Cursor of the next page; null on the last one."""
 
 
-class EventView(Wire):
+class EventView(ApiModel):
     """One entry of a job's history."""
 
     id: int
-    """Counts the job's changes; the `id:` of the event stream."""
+    """Number of the change, counted per job; the `id:` of the event stream."""
     at: datetime
     type: str
     actor: str
-    """A key's id, an OIDC subject, or `service`."""
+    """Who made the change: a key's id, an OIDC subject, or `service`."""
     data: dict[str, Any]
 
 
-class CancelRequest(Wire):
+class CancelRequest(ApiModel):
+    """Options of a cancellation."""
+
     deadline_s: float | None = Field(None, gt=0, le=86400)
-    """How long the job may take for its last checkpoint before it is ended by force; null: what its config says
-    (checkpoint.deadline_s), beyond which its workers give up in any case."""
+    """Seconds the job may take for its last checkpoint before it is killed; null: its config's checkpoint.deadline_s,
+    after which its workers give up in any case."""
 
 
-class SeriesView(Wire):
+class SeriesView(ApiModel):
     """A metric over steps."""
 
     name: str
     steps: list[int]
     values: list[float | None]
-    """null: not a finite number."""
+    """Value at each step; null: not a finite number."""
     points: int
-    """Points there are; fewer are sent where max_points asks so, with every bucket's lowest and highest kept."""
+    """Number of points recorded. With max_points fewer are returned; each bucket keeps its lowest and highest value."""
 
 
-class MetricsView(Wire):
+class MetricsView(ApiModel):
+    """Metrics of a job's run."""
+
     series: list[SeriesView]
     names: list[str]
-    """Every name the run has logged."""
+    """Names of all metrics that the run has logged."""
     last_step: int | None
 
 
-class TrialView(Wire):
+class TrialView(ApiModel):
+    """One trial of a sweep."""
+
     number: int
     state: str
     point: dict[str, Any]
@@ -232,35 +238,37 @@ class TrialView(Wire):
     message: str
 
 
-class CheckpointView(Wire):
+class CheckpointView(ApiModel):
+    """A checkpoint of a job's run."""
+
     step: int
     url: str
 
 
-class Estimate(Wire):
-    """What a job will take: counted from its config, not measured."""
+class Estimate(ApiModel):
+    """Estimated cost of a job: computed from its config, not measured."""
 
     student_parameters: int
     teacher_parameters: int | None
     flops_per_step: float
     memory_per_worker_bytes: float
-    """Weights, gradients, optimizer and activations of a micro-batch; roughly."""
+    """Approximate memory for weights, gradients, optimizer state and the activations of a micro-batch."""
     memory_fits: bool | None
-    """None: the cluster's memory is not known."""
+    """Whether a worker's memory suffices; null: the cluster's memory is not known."""
     hours: float | None
-    """On H100s at 40 % of their bf16 rate, one a worker; null: the data set's size is not known."""
+    """Duration on one H100 per worker at 40 % of its bf16 rate; null: the data set's size is not known."""
     gpu_hours: float | None
     feasible: bool | None
-    """Whether the cluster as it is can ever run it; null: it does not answer."""
+    """Whether the cluster can run the job at its current size; null: the cluster does not answer."""
 
 
-class ValidateView(Wire):
-    """What a request comes to, without running it."""
+class ValidateView(ApiModel):
+    """Result of validating a request without running it."""
 
     valid: Literal[True] = True
     kind: JobKind
     config: dict[str, Any]
-    """Resolved."""
+    """Resolved config."""
     warnings: list[str]
     estimate: Estimate | None
-    """For kinds that train."""
+    """Estimate for kind=train; null for other kinds."""

@@ -1,7 +1,7 @@
-"""Jobs in the database: every change is compare-and-set on the job's version, and leaves an event beside it.
+"""Jobs in the database: every change is compare-and-set on the job's version and is recorded as an event.
 
-Knows what may follow what only as far as `version` goes; the rules stand in `lifecycle`. Works alike on SQLite and
-PostgreSQL.
+Which state may follow which is decided in `actions` and `execution.reconciler`. Events are delivered elsewhere by a
+listener: independent of webhooks. Behaves alike on SQLite and PostgreSQL.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,29 +17,32 @@ from sqlalchemy import CursorResult, Engine, and_, delete, func, insert, or_, se
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, defer
 
-from service.db.models import Attempt, Hold, Idempotency, Job, JobEvent, Label
+from service.db.models import Attempt, IdempotencyKey, Job, JobEvent, JobLabel, TaskLease
 from service.web.errors import KeyInFlight, KeyReused, NotFound
 from service.web.pagination import after, cursor_of
-from service.webhooks.store import deliveries_for
 
-SERVICE = "service"  # the actor of what nobody asked for by hand
-REMEMBERED_S = 24 * 3600.0  # an Idempotency-Key
-TOLD = ("state", "reason", "message", "wanted", "attempt")  # of a change, in its event
+SERVICE = "service"  # the actor of changes that no user requested
+IDEMPOTENCY_S = 24 * 3600.0  # how long an Idempotency-Key is remembered
+EVENT_FIELDS = ("state", "reason", "message", "wanted", "attempt")  # fields of a change that its event records
 
-_WITHOUT_CONFIG = defer(Job.config, raiseload=True)  # kilobytes of each job, which a list has no use for
+_WITHOUT_CONFIG = defer(Job.config, raiseload=True)  # kilobytes per job that a listing does not need
 
-
-class Stale(Exception):
-    """Somebody else changed the job first; look again."""
+EventListener = Callable[[Session, Job, JobEvent], None]
 
 
-class Page(NamedTuple):
+class StaleJob(Exception):
+    """The job has changed since it was read; read it again."""
+
+
+class JobPageRows(NamedTuple):
+    """One page of a listing."""
+
     jobs: list[Job]
     next_cursor: str | None
 
 
 class JobFilter(NamedTuple):
-    """What a listing shows; none: all."""
+    """Filter of a listing; an empty field matches every job."""
 
     project: str | None = None
     kinds: Collection[str] = ()
@@ -49,8 +52,12 @@ class JobFilter(NamedTuple):
 
 
 class JobStore:
-    def __init__(self, engine: Engine) -> None:
+    """Jobs with their attempts, labels and events, and the leases of background tasks."""
+
+    def __init__(self, engine: Engine, on_event: EventListener | None = None) -> None:
+        """`on_event` is called for each event, within the transaction that writes it."""
         self.engine = engine
+        self._on_event = on_event
         self._reading = engine.execution_options(reads_only=True)
 
     @contextmanager
@@ -63,44 +70,46 @@ class JobStore:
         with Session(self._reading, expire_on_commit=False) as session:
             yield session
 
-    # Asking
+    # Submitting
 
     def add(self, job: Job, actor: str) -> Job:
-        """A new job with its first event. `job.version` is 1 afterwards."""
+        """Insert a new job with its first event. `job.version` is 1 afterwards."""
         with self._write() as session:
             self._add(session, job, actor)
         return job
 
     def add_once(self, job: Job, actor: str, key: str, request: bytes) -> tuple[Job, bool]:
-        """The same for a request with an Idempotency-Key: the job of its first time, and whether this is it.
+        """Insert the job of a request with an Idempotency-Key, or return the one that its first request inserted.
 
-        One transaction, so that neither a crash nor a race makes two. Raises KeyReused where the key came with another
-        request before.
+        Returns the job, and whether it is new. One transaction, so that neither a crash nor a race inserts two. Raises
+        KeyReused for a key that was sent with a different request before.
         """
         digest = hashlib.sha256(request).hexdigest()
         try:
             with self._write() as session:
-                session.execute(delete(Idempotency).where(Idempotency.created_at < time.time() - REMEMBERED_S))
-                known = session.get(Idempotency, (actor, key))
+                session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < time.time() - IDEMPOTENCY_S))
+                known = session.get(IdempotencyKey, (actor, key))
                 if known is not None:
                     return self._known(session, known, digest, key), False
                 row = {"caller": actor, "key": key, "request": digest, "job_id": job.id, "created_at": time.time()}
-                session.execute(insert(Idempotency).values(**row))
+                session.execute(insert(IdempotencyKey).values(**row))
                 self._add(session, job, actor)
                 return job, True
-        except IntegrityError:  # a request beside this one was first; it has committed
+        except IntegrityError:  # a concurrent request committed first
             with self._read() as session:
-                known = session.get(Idempotency, (actor, key))
+                known = session.get(IdempotencyKey, (actor, key))
                 if known is None:
-                    raise KeyInFlight("the first request with this Idempotency-Key has not ended yet") from None
+                    raise KeyInFlight(
+                        "the first request with this Idempotency-Key has not completed yet; try again"
+                    ) from None
                 return self._known(session, known, digest, key), False
 
-    def _known(self, session: Session, known: Idempotency, digest: str, key: str) -> Job:
+    def _known(self, session: Session, known: IdempotencyKey, digest: str, key: str) -> Job:
         if known.request != digest:
-            raise KeyReused(f"Idempotency-Key {key!r} came with another request before; take a new key")
+            raise KeyReused(f"Idempotency-Key {key!r} was sent with a different request before; use a new key")
         job = session.get(Job, known.job_id)
         if job is None:
-            raise KeyReused(f"Idempotency-Key {key!r} belongs to a job that was deleted; take a new key")
+            raise KeyReused(f"Idempotency-Key {key!r} belongs to a job that was deleted; use a new key")
         return job
 
     def _add(self, session: Session, job: Job, actor: str) -> None:
@@ -109,28 +118,34 @@ class JobStore:
         session.flush()
         if job.labels:
             same = {"job_id": job.id, "created_at": job.created_at}
-            session.execute(insert(Label), [{"key": key, "value": value, **same} for key, value in job.labels.items()])
+            session.execute(
+                insert(JobLabel), [{"key": key, "value": value, **same} for key, value in job.labels.items()]
+            )
         data = {"state": job.state, "kind": job.kind, "name": job.name}
         event = JobEvent(job_id=job.id, version=1, at=job.created_at, type="created", actor=actor, data=data)
         session.add(event)
-        deliveries_for(session, job, event)
+        self._notify(session, job, event)
+
+    def _notify(self, session: Session, job: Job, event: JobEvent) -> None:
+        if self._on_event is not None:
+            self._on_event(session, job, event)
 
     # Reading
 
     def get(self, job_id: str, project: str | None = None) -> Job:
-        """Raises NotFound, also for a job of another project: its existence is nobody else's business."""
+        """Raises NotFound, also for a job of another project, whose existence is not disclosed."""
         with self._read() as session:
             job = session.get(Job, job_id)
         if job is None or (project is not None and job.project != project):
             raise NotFound(f"there is no job {job_id!r}")
         return job
 
-    def list(self, where: JobFilter, cursor: str | None = None, limit: int = 50) -> Page:
-        """Newest first, without their configs. Raises BadCursor."""
+    def list(self, where: JobFilter, cursor: str | None = None, limit: int = 50) -> JobPageRows:
+        """List jobs, newest first, without their configs. Raises BadCursor."""
         query = select(Job).options(_WITHOUT_CONFIG).limit(limit + 1)
-        at, job_id = Job.created_at, Job.id  # the columns that order it
+        at, job_id = Job.created_at, Job.id  # the columns that order the listing
         for key, value in where.labels.items():
-            label = aliased(Label)
+            label = aliased(JobLabel)
             query = query.join(label, and_(label.job_id == Job.id, label.key == key, label.value == value))
             at, job_id = label.created_at, label.job_id
         query = query.order_by(at.desc(), job_id.desc())
@@ -147,27 +162,28 @@ class JobStore:
         with self._read() as session:
             jobs = list(session.scalars(query))
         last = jobs[limit - 1] if len(jobs) > limit else None
-        return Page(jobs[:limit], cursor_of(last.created_at, last.id) if last is not None else None)
+        return JobPageRows(jobs[:limit], cursor_of(last.created_at, last.id) if last is not None else None)
 
     def in_states(self, states: Collection[str]) -> Sequence[Job]:
-        """All jobs in those states, without their configs: highest priority first, then oldest."""
+        """All jobs in these states in queue order, highest priority first, then oldest; without their configs."""
         query = select(Job).options(_WITHOUT_CONFIG).where(Job.state.in_(states), Job.origin == "api")
         with self._read() as session:
             return list(session.scalars(query.order_by(Job.priority.desc(), Job.created_at, Job.id)))
 
     def external(self, limit: int) -> Sequence[Job]:
-        """The newest runs from outside that have not succeeded."""
+        """The newest external runs that have not succeeded."""
         query = select(Job).where(Job.origin == "external", Job.state != "succeeded")
         with self._read() as session:
             return list(session.scalars(query.order_by(Job.created_at.desc()).limit(limit)))
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """(kind, state) -> jobs."""
+        """Number of jobs by (kind, state)."""
         with self._read() as session:
             rows = session.execute(select(Job.kind, Job.state, func.count()).group_by(Job.kind, Job.state))
             return {(kind, state): count for kind, state, count in rows}
 
     def known(self, ids: Collection[str]) -> set[str]:
+        """Those of these ids that have a job."""
         with self._read() as session:
             return set(session.scalars(select(Job.id).where(Job.id.in_(ids))))
 
@@ -176,7 +192,7 @@ class JobStore:
             return list(session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)))
 
     def newest_attempts(self, jobs: Collection[Job]) -> dict[str, Attempt]:
-        """By job; none for those that never started."""
+        """The newest attempt by job id; no entry for a job that never started."""
         if not jobs:
             return {}
         query = select(Attempt).join(Job, and_(Job.id == Attempt.job_id, Job.attempt == Attempt.number))
@@ -190,7 +206,7 @@ class JobStore:
             return list(session.scalars(query.order_by(JobEvent.version).limit(limit)))
 
     def versions(self, ids: Collection[str]) -> dict[str, tuple[int, float]]:
-        """(version, changed_at) of many jobs at once: what event streams look at."""
+        """(version, changed_at) by job id, for event streams to detect changes."""
         with self._read() as session:
             rows = session.execute(select(Job.id, Job.version, Job.changed_at).where(Job.id.in_(ids)))
             return {job_id: (version, changed) for job_id, version, changed in rows}
@@ -208,17 +224,15 @@ class JobStore:
         number: int | None = None,
         **fields: Any,
     ) -> Job:
-        """Set fields if nobody else has changed the job since it was read; the job as it then is.
+        """Set fields of a job, with an event, if it has not changed since it was read. Returns the changed job.
 
         `attempt`: fields of the newest attempt; with `number`, of a new one.
-        Raises Stale.
+        Raises StaleJob.
         """
         now = time.time()
         if number is not None:
             fields["attempt"] = number
-        told = {
-            key: value for key, value in fields.items() if key in ("state", "reason", "message", "wanted", "attempt")
-        }
+        recorded = {key: value for key, value in fields.items() if key in EVENT_FIELDS}
         with self._write() as session:
             statement = (
                 update(Job)
@@ -228,24 +242,24 @@ class JobStore:
             result = session.execute(statement)
             assert isinstance(result, CursorResult)
             if result.rowcount != 1:
-                raise Stale(job.id)
+                raise StaleJob(job.id)
             if attempt is not None:
                 if number is not None:
                     session.add(Attempt(job_id=job.id, number=number, **attempt))
                 else:
                     newest = (Attempt.job_id == job.id, Attempt.number == job.attempt)
                     session.execute(update(Attempt).where(*newest).values(**attempt))
-            row_data = {**told, **(data or {})}
-            happened = JobEvent(job_id=job.id, version=job.version + 1, at=now, type=event, actor=actor, data=row_data)
-            session.add(happened)
+            recorded |= data or {}
+            row = JobEvent(job_id=job.id, version=job.version + 1, at=now, type=event, actor=actor, data=recorded)
+            session.add(row)
             session.flush()
             changed = session.get(Job, job.id, populate_existing=True)
             assert changed is not None
-            deliveries_for(session, changed, happened)
+            self._notify(session, changed, row)
             return changed
 
     def note_progress(self, job: Job, progress: Mapping[str, Any] | None, message: str | None = None) -> None:
-        """What is seen on the way, without an event and without a new version; nothing of a job that has moved on."""
+        """Set progress and message without an event or a new version; does nothing if the job has changed since."""
         values: dict[str, Any] = {"progress": progress, "changed_at": time.time()}
         if message is not None:
             values["message"] = message
@@ -253,39 +267,40 @@ class JobStore:
             session.execute(update(Job).where(Job.id == job.id, Job.version == job.version).values(**values))
 
     def delete(self, job: Job) -> None:
-        """With its attempts and events. Raises Stale."""
+        """Delete the job with its attempts and events. Raises StaleJob."""
         with self._write() as session:
             result = session.execute(delete(Job).where(Job.id == job.id, Job.version == job.version))
             assert isinstance(result, CursorResult)
             if result.rowcount != 1:
-                raise Stale(job.id)
+                raise StaleJob(job.id)
 
-    # One of several
+    # Leases
 
-    def hold(self, task: str, holder: str, seconds: float) -> bool:
-        """Take or renew the lease on a task for so long; whether it is now this holder's."""
+    def acquire_lease(self, task: str, holder: str, seconds: float) -> bool:
+        """Acquire or renew the lease on a task for this many seconds; return whether the holder has it now."""
         now = time.time()
-        mine = {"holder": holder, "until": now + seconds}
+        lease = {"holder": holder, "until": now + seconds}
         with self._write() as session:
-            free = or_(Hold.holder == holder, Hold.until < now)
-            result = session.execute(update(Hold).where(Hold.task == task, free).values(**mine))
+            free = or_(TaskLease.holder == holder, TaskLease.until < now)
+            result = session.execute(update(TaskLease).where(TaskLease.task == task, free).values(**lease))
             assert isinstance(result, CursorResult)
             if result.rowcount == 1:
                 return True
         try:
             with self._write() as session:
-                if session.get(Hold, task) is not None:
+                if session.get(TaskLease, task) is not None:
                     return False
-                session.execute(insert(Hold).values(task=task, **mine))
+                session.execute(insert(TaskLease).values(task=task, **lease))
             return True
         except IntegrityError:
             return False
 
-    def let_go(self, task: str, holder: str) -> None:
+    def release_lease(self, task: str, holder: str) -> None:
+        """Give the lease up, if this holder has it."""
         with self._write() as session:
-            session.execute(delete(Hold).where(Hold.task == task, Hold.holder == holder))
+            session.execute(delete(TaskLease).where(TaskLease.task == task, TaskLease.holder == holder))
 
 
 def new_job_id(kind: str) -> str:
-    """Readable, sortable by time, and also Ray's submission id and the run's id."""
+    """A readable id, sortable by time; also Ray's submission id and the run's id."""
     return f"{kind}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"

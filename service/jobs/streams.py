@@ -1,6 +1,7 @@
-"""Server-sent events: one look at the database serves all who watch, and a stream goes on where it broke off.
+"""Server-sent event streams: one poll of the database serves all subscribers, and an interrupted stream resumes.
 
-`id:` is an event's number, or a log's byte; a client that comes back with `Last-Event-ID` misses and repeats nothing.
+`id:` is an event's number or a log's byte offset; a client that reconnects with `Last-Event-ID` misses and repeats
+nothing.
 """
 
 from __future__ import annotations
@@ -24,46 +25,47 @@ from service.web.errors import NotFound
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 0.5
-BEAT_S = 15.0
+POLL_S = 0.5
+KEEPALIVE_S = 15.0
 RETRY_MS = 2000
+KEEPALIVE = ": keep-alive\n\n"
 
 
-class Hub:
-    """Wakes those who watch a job when it has changed."""
+class JobWatcher:
+    """Polls jobs with subscribers and wakes the subscribers of a job that has changed."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
-        self._waiting: dict[str, set[asyncio.Event]] = {}
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._subscribers: dict[str, set[asyncio.Event]] = {}
+        self._versions: dict[str, tuple[int, float]] = {}
 
     async def run(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_S)
-            if not self._waiting:
+            await asyncio.sleep(POLL_S)
+            if not self._subscribers:
                 continue
             try:
-                now = await run_in_threadpool(self._store.versions, list(self._waiting))
-            except Exception as error:  # the database may be away for a while
-                logger.warning("streams cannot look at the database for now: %s", error)
+                now = await run_in_threadpool(self._store.versions, list(self._subscribers))
+            except Exception as error:  # the database may be unavailable for a while
+                logger.warning("event streams cannot poll the database; will retry: %s", error)
                 continue
-            for job_id, events in list(self._waiting.items()):
-                if now.get(job_id) != self._seen.get(job_id):
-                    self._seen[job_id] = now.get(job_id, (0, 0.0))
+            for job_id, events in list(self._subscribers.items()):
+                if now.get(job_id) != self._versions.get(job_id):
+                    self._versions[job_id] = now.get(job_id, (0, 0.0))
                     for event in events:
                         event.set()
 
     @contextmanager
-    def watch(self, job_id: str) -> Iterator[asyncio.Event]:
+    def subscribe(self, job_id: str) -> Iterator[asyncio.Event]:
         event = asyncio.Event()
-        self._waiting.setdefault(job_id, set()).add(event)
+        self._subscribers.setdefault(job_id, set()).add(event)
         try:
             yield event
         finally:
-            self._waiting[job_id].discard(event)
-            if not self._waiting[job_id]:
-                del self._waiting[job_id]
-                self._seen.pop(job_id, None)
+            self._subscribers[job_id].discard(event)
+            if not self._subscribers[job_id]:
+                del self._subscribers[job_id]
+                self._versions.pop(job_id, None)
 
 
 def message(event: str, data: Any, event_id: int | None = None) -> str:
@@ -71,11 +73,11 @@ def message(event: str, data: Any, event_id: int | None = None) -> str:
     return "\n".join([f"id: {event_id}", *lines] if event_id is not None else lines) + "\n\n"
 
 
-async def job_events(store: JobStore, hub: Hub, job: Job, after: int) -> AsyncIterator[str]:
-    """What has happened after that event, what happens, progress between, and `end` once the job has ended."""
+async def job_events(store: JobStore, watcher: JobWatcher, job: Job, after: int) -> AsyncIterator[str]:
+    """Stream the job's events after a given one as they happen, its progress, and `end` once the job has ended."""
     yield f"retry: {RETRY_MS}\n\n"
     progress: Any = None
-    with hub.watch(job.id) as changed:
+    with watcher.subscribe(job.id) as changed:
         while True:
             changed.clear()
             events = await run_in_threadpool(store.events, job.id, after)
@@ -94,30 +96,30 @@ async def job_events(store: JobStore, hub: Hub, job: Job, after: int) -> AsyncIt
                 yield message("end", {"state": job.state})
                 return
             try:
-                await asyncio.wait_for(changed.wait(), BEAT_S)
+                await asyncio.wait_for(changed.wait(), KEEPALIVE_S)
             except TimeoutError:
-                yield ": still here\n\n"
+                yield KEEPALIVE
 
 
 async def job_log(store: JobStore, folder: JobFolder, job: Job, attempt: int, offset: int) -> AsyncIterator[str]:
-    """An attempt's log from an offset on, as it grows; `end` when that attempt has ended and all of it was sent."""
+    """Stream an attempt's log from an offset as it grows; `end` when the attempt has ended and all of it was sent."""
     yield f"retry: {RETRY_MS}\n\n"
     silent = 0.0
     while True:
         over = job.attempt > attempt or job.state not in ("starting", "running", "pausing", "cancelling")
-        piece = await run_in_threadpool(logs.read, folder, attempt, offset, whole_lines=not over)
-        if piece.end > offset:
-            offset, silent = piece.end, 0.0
-            yield message("log", {"text": piece.text}, offset)
+        found = await run_in_threadpool(logs.read, folder, attempt, offset, whole_lines=not over)
+        if found.end > offset:
+            offset, silent = found.end, 0.0
+            yield message("log", {"text": found.text}, offset)
             continue
         if over:
             yield message("end", {"state": job.state, "attempt": attempt})
             return
-        await asyncio.sleep(folder.pause_s)
-        silent += folder.pause_s
-        if silent >= BEAT_S:
+        await asyncio.sleep(folder.interval_s)
+        silent += folder.interval_s
+        if silent >= KEEPALIVE_S:
             silent = 0.0
-            yield ": still here\n\n"
+            yield KEEPALIVE
         try:
             job = await run_in_threadpool(store.get, job.id)
         except NotFound:

@@ -1,4 +1,4 @@
-"""From rows and files to what goes over the wire."""
+"""Response models of jobs, built from database rows and files on the storage root."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 from amd.storage import join, listdir, read_json
 from amd.training.run_folder import run_folder
 from service.db.models import Attempt, Job, JobEvent
-from service.jobs.execution.reconciler import allowed_actions
+from service.jobs.actions import allowed_actions
 from service.jobs.schemas import (
     AttemptView,
     CheckpointView,
@@ -24,7 +24,7 @@ from service.jobs.schemas import (
 
 
 def job_view(job: Job, newest: Attempt | None, root: str) -> JobView:
-    return JobView(**_facts(job, newest, root))
+    return JobView(**_fields(job, newest, root))
 
 
 def job_detail(job: Job, attempts: Sequence[Attempt], root: str) -> JobDetail:
@@ -40,7 +40,7 @@ def job_detail(job: Job, attempts: Sequence[Attempt], root: str) -> JobDetail:
         )
         for attempt in attempts
     ]
-    return JobDetail(**_facts(job, newest, root), config=job.config, attempts=views)
+    return JobDetail(**_fields(job, newest, root), config=job.config, attempts=views)
 
 
 def event_view(event: JobEvent) -> EventView:
@@ -48,7 +48,7 @@ def event_view(event: JobEvent) -> EventView:
 
 
 def trials(folder: str) -> Iterator[TrialView]:
-    """Of a sweep, from its ledger."""
+    """Trials of a sweep, from its ledger."""
     for name in listdir(join(folder, "trials")):
         if name.endswith(".json"):
             record = read_json(join(folder, "trials", name))
@@ -64,17 +64,17 @@ def trials(folder: str) -> Iterator[TrialView]:
 
 
 def checkpoints(folder: str) -> Iterator[CheckpointView]:
-    """Committed ones: the manifest is written last."""
+    """Committed checkpoints: the manifest is written last."""
     for name in listdir(join(folder, "checkpoints")):
         url = join(folder, "checkpoints", name)
         if name.startswith("step-") and "manifest.json" in listdir(url):
             yield CheckpointView(step=int(name.removeprefix("step-")), url=url)
 
 
-def _facts(job: Job, newest: Attempt | None, root: str) -> dict[str, Any]:
+def _fields(job: Job, newest: Attempt | None, root: str) -> dict[str, Any]:
     encoder = (job.result or {}).get("encoder_folder")
     return {
-        **{name: getattr(job, name) for name in _SAME},
+        **{name: getattr(job, name) for name in _COPIED},
         "allowed_actions": allowed_actions(job),
         **{name: _time_or_none(getattr(job, name)) for name in _TIMES},
         "progress": _progress(job),
@@ -85,7 +85,7 @@ def _facts(job: Job, newest: Attempt | None, root: str) -> dict[str, Any]:
 
 
 _TIMES = ("created_at", "changed_at", "started_at", "ended_at")
-_SAME = (
+_COPIED = (
     *("id", "project", "kind", "name", "labels", "priority", "origin", "created_by", "preset", "state", "reason"),
     *("message", "attempt", "max_retries", "time_limit_s", "workers", "result"),
 )

@@ -1,4 +1,4 @@
-"""/livez, /readyz and /metrics: for whatever starts, routes to and watches the control plane. Without a key."""
+"""Routes of /livez, /readyz and /metrics, for orchestrators, load balancers and Prometheus. No key needed."""
 
 from __future__ import annotations
 
@@ -19,41 +19,42 @@ from service.web.errors import ClusterUnavailable
 
 router = APIRouter(tags=["health"])
 
-PROBE_S = 1.0
+PROBE_TIMEOUT_S = 1.0
 
 
-class Checks:
-    """Looks at the storage and at Ray within PROBE_S: a probe must not wait for what only they hold up."""
+class DependencyChecks:
+    """Checks the storage and Ray within PROBE_TIMEOUT_S, so that a probe never waits for a dependency."""
 
     def __init__(self, root: str, cluster: Cluster) -> None:
-        self._looks: dict[str, Callable[[], object]] = {"storage": lambda: listdir(root), "ray": cluster.capacity}
-        self._pool = ThreadPoolExecutor(len(self._looks), "health")
+        self._checks: dict[str, Callable[[], object]] = {"storage": lambda: listdir(root), "ray": cluster.capacity}
+        self._pool = ThreadPoolExecutor(len(self._checks), "health")
         self._running: dict[str, Future[object]] = {}
 
     def report(self) -> dict[str, str]:
-        for part, look in self._looks.items():
-            if part not in self._running:  # one that hangs is not asked again
-                self._running[part] = self._pool.submit(look)
-        wait(self._running.values(), PROBE_S)
-        return {part: self._result(part) for part in self._looks}
+        """Status of each dependency: `ok`, or what is wrong."""
+        for part, check in self._checks.items():
+            if part not in self._running:  # a check that hangs is not started again
+                self._running[part] = self._pool.submit(check)
+        wait(self._running.values(), PROBE_TIMEOUT_S)
+        return {part: self._result(part) for part in self._checks}
 
     def _result(self, part: str) -> str:
         if not self._running[part].done():
-            return f"has not answered within {PROBE_S:g} s"
+            return f"has not answered within {PROBE_TIMEOUT_S:g} s"
         error = self._running.pop(part).exception()
         if error is None:
             return "ok"
         return error.message if isinstance(error, ClusterUnavailable) else f"cannot be read: {type(error).__name__}"
 
 
-@router.get("/livez", summary="Whether the process answers")
+@router.get("/livez", summary="Liveness: the process answers")
 def livez() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Whether requests can be served", responses={503: {"description": "Not now."}})
+@router.get("/readyz", summary="Readiness: requests can be served", responses={503: {"description": "Not ready."}})
 def readyz(request: Request) -> Response:
-    """The database decides: jobs are accepted and read without Ray and without the storage, which are only reported."""
+    """Ready if the database is: jobs are accepted and read without Ray and storage, which are only reported."""
     state = request.app.state
     parts = {"database": "ok"}
     try:
@@ -67,12 +68,12 @@ def readyz(request: Request) -> Response:
     return JSONResponse(body, HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-@router.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)
+@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 def prometheus(request: Request) -> Response:
-    """Counts alone: no names, no labels that users choose."""
+    """Counts only: no names and no user-defined labels."""
     registry = CollectorRegistry()
     jobs = Gauge("amd_jobs", "Jobs by kind and state.", ["kind", "state"], registry=registry)
     for (kind, state), count in request.app.state.jobs.counts().items():
         jobs.labels(kind, state).set(count)
-    told = generate_latest(registry) + generate_latest(request.app.state.gateway.registry)
-    return Response(told, media_type=CONTENT_TYPE_LATEST)
+    text = generate_latest(registry) + generate_latest(request.app.state.gateway.registry)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -1,6 +1,6 @@
-"""Published encoders, found on the storage root: its cards are the truth, the table is their index.
+"""Encoder discovery: index the encoder cards below the storage root, which are authoritative, in the database.
 
-Knows nothing of how an encoder came there: a job's, an import's, `amd train` by hand, a folder that was copied.
+Independent of how an encoder was published: by a job, an import, `amd train` outside the service, or a copied folder.
 """
 
 from __future__ import annotations
@@ -14,70 +14,70 @@ from amd.artifacts.discovery import CARD, encoder_folder, encoders_url, load_car
 from amd.config import ConfigError
 from amd.storage import exists, files, is_remote, join, read_json
 from amd.training.run_folder import FACTS, run_folder
-from service.db.models import Encoder
+from service.db.models import RegisteredEncoder
 from service.registry.store import EncoderStore
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 30.0
-READ_S = 5.0  # of reading cards at a time: jobs are moved in between
+SCAN_INTERVAL_S = 30.0
+READ_BUDGET_S = 5.0  # time limit of reading cards in one scan, so that the reconciler also serves jobs
 
 
 class EncoderDiscovery:
-    """Keeps a row for each card. A look where nothing has changed costs one listing and one query."""
+    """Keeps one row per card. A scan without changes costs one listing and one query."""
 
     def __init__(self, store: EncoderStore, root: str, clock: Callable[[], float] = time.time) -> None:
         self._store, self._root, self._clock = store, root, clock
-        self._unreadable: dict[str, str] = {}  # by encoder, its card's stamp: said once, and not read again
-        self._looked = float("-inf")
+        self._unreadable: dict[str, str] = {}  # card stamp by encoder id: warn once, do not read again
+        self._last_scan = float("-inf")
 
-    def look(self) -> None:
-        """Every LOOK_S seconds, and at once where a job has succeeded or cards are left. Raises StorageError."""
+    def scan(self) -> None:
+        """Scan if SCAN_INTERVAL_S has passed, a job has succeeded or cards are left to read. Raises StorageError."""
         now = self._clock()
-        if now - self._looked < LOOK_S and not self._store.has_news(self._looked):
+        if now - self._last_scan < SCAN_INTERVAL_S and not self._store.job_succeeded_since(self._last_scan):
             return
-        self._looked = now
-        known = self._store.stamps()  # before the listing: what is published between the two is no loss
+        self._last_scan = now
+        known = self._store.stamps()  # before the listing, so that an encoder published in between is not dropped
         cards = dict(self._cards())
         for encoder_id, stamp in cards.items():
             if stamp not in (known.get(encoder_id), self._unreadable.get(encoder_id)):
-                if self._clock() - now > READ_S:
-                    self._looked = float("-inf")  # the rest at the next look, at once
+                if self._clock() - now > READ_BUDGET_S:
+                    self._last_scan = float("-inf")  # read the rest in the next scan, without waiting
                     break
                 self._read(encoder_id, stamp)
-        gone = known.keys() - cards.keys()
-        if gone and (cards or self._is_there()):
-            self._store.vanished(gone)
+        missing = known.keys() - cards.keys()
+        if missing and (cards or self._root_is_available()):
+            self._store.remove_missing(missing)
 
-    def published(self, folder: str) -> None:
-        """An encoder that a job says it has published, without a look at all others. Raises StorageError."""
+    def register(self, folder: str) -> None:
+        """Index an encoder that a job reports, without a full scan. Raises StorageError."""
         encoder_id = folder.rstrip("/").rpartition("/")[2]
         facts = files(folder).get(CARD) if folder == encoder_folder(self._root, encoder_id) else None
         if facts is not None:
             self._read(encoder_id, facts.stamp)
 
     def _cards(self) -> Iterator[tuple[str, str]]:
-        """(encoder's id, card's stamp)."""
+        """(encoder id, card stamp) of each published encoder."""
         for path, facts in files(encoders_url(self._root)).items():
             folder, _, file = path.partition("/")
             if file == CARD:
                 yield folder, facts.stamp
 
-    def _is_there(self) -> bool:
-        """A disk that is not mounted has no encoders either, and yet none is gone."""
+    def _root_is_available(self) -> bool:
+        """Whether an empty listing can be trusted: an unmounted disk lists no encoders either."""
         return is_remote(self._root) or exists(encoders_url(self._root))
 
     def _read(self, encoder_id: str, stamp: str) -> None:
         try:
             card = load_card(encoder_folder(self._root, encoder_id))
         except ConfigError as error:
-            logger.warning("an encoder is not shown: %s", error)
+            logger.warning("skipping an encoder with an invalid card: %s", error)
             self._unreadable[encoder_id] = stamp
             return
         self._unreadable.pop(encoder_id, None)
-        owner = self._store.owner(encoder_id, self._jobs(card))
-        self._store.put(
-            Encoder(
+        owner = self._store.find_owner(encoder_id, self._candidate_jobs(card))
+        self._store.upsert(
+            RegisteredEncoder(
                 id=encoder_id,
                 project=owner.project if owner is not None else None,
                 job_id=owner.job_id if owner is not None else None,
@@ -88,12 +88,12 @@ class EncoderDiscovery:
             )
         )
 
-    def _jobs(self, card: Card) -> list[str]:
-        """What may be the job of the run that made it: of its own name, or, for a teacher or a trial, the run's."""
+    def _candidate_jobs(self, card: Card) -> list[str]:
+        """Jobs that may have published it: the one named like its run, or the run's own, for a teacher or a trial."""
         if card.run is None:
             return []
         try:
-            above = read_json(join(run_folder(self._root, card.run), FACTS)).get("job")
+            parent = read_json(join(run_folder(self._root, card.run), FACTS)).get("job")
         except (FileNotFoundError, ValueError, AttributeError):
-            above = None
-        return [name for name in (card.run, above) if name]
+            parent = None
+        return [name for name in (card.run, parent) if name]

@@ -1,4 +1,4 @@
-"""What goes over the wire about encoders and aliases. Words as on the cards."""
+"""Request and response schemas of encoders and aliases. Field names are those of the encoder card."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pydantic import ConfigDict, Field, StringConstraints, field_validator
 
 from amd.artifacts.card import Score
 from amd.config import ForeignWeights
-from service.jobs.schemas import LabelKey, LabelValue, Project, Wire
+from service.web.schemas import ApiModel, LabelKey, LabelValue, Project
 
-RESERVED = "aliases"  # a path of its own beside the encoders' names
+RESERVED_ALIAS = "aliases"  # a path below /v1/encoders, so neither an id nor an alias
 
-ALIAS = r"^[a-z0-9][a-z0-9_-]{0,62}$"
-ENCODER = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$"
-Named = Annotated[str, StringConstraints(pattern=ENCODER)]
-"""An encoder's id or an alias."""
+ALIAS_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+ENCODER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$"
+EncoderReference = Annotated[str, StringConstraints(pattern=ENCODER_PATTERN)]
+"""Encoder id or alias."""
 
 Objective = Literal["amd", "mae", "finetune", "detection", "imported"]
 
 
-class InputView(Wire):
-    """What an encoder takes."""
+class InputView(ApiModel):
+    """Input of an encoder."""
 
     kind: Literal["image", "video"]
     frames: int
     size: tuple[int, int]
     """Height and width in pixels."""
     sampling_rate_frames: int | None
-    """Every n-th frame of a video goes into the clip; null for images."""
+    """Distance between sampled video frames; null for images."""
     patch: int
     tubelet: int
     mean: tuple[float, float, float]
@@ -37,78 +37,84 @@ class InputView(Wire):
     interpolation: str
 
 
-class LineageView(Wire):
-    """Where an encoder came from."""
+class LineageView(ApiModel):
+    """Origin of an encoder."""
 
     job: str | None
-    """Of this service, that published it."""
+    """Job of this service that published it."""
     run: str | None
     steps: int | None
     teacher: dict[str, Any] | None
     start: dict[str, Any] | None
-    """Facts of the weights that it began with."""
+    """Facts of the weights that training started from."""
     data: dict[str, Any]
-    """train: where; samples: how many; digest: of the manifest."""
+    """Training data. train: location; samples: number of samples; digest: digest of the manifest."""
     versions: dict[str, str]
-    """Of the code that made it."""
+    """Versions of the code that produced it."""
 
 
-class AliasName(Wire):
+class AliasName(ApiModel):
+    """An alias and its project."""
+
     project: str
     name: str
 
 
-class EncoderView(Wire):
-    """A published encoder: its card's facts."""
+class EncoderView(ApiModel):
+    """A published encoder, as described by its card."""
 
     id: str
     project: str | None
-    """null: it belongs to none, and all may use it."""
+    """Owning project. null: none, and every project may use it."""
     created_at: datetime
     objective: Objective
     size: str | None
-    """S, B, L, H, …; null: none of the named ones."""
+    """Named size: S, B, L, H, …; null: a custom size."""
     width: int
-    """Of its vectors."""
+    """Width of its embeddings."""
     depth: int
     heads: int
     parameters: int
     flops_per_clip: float
     input: InputView
     classes: int | None
-    """Of its classifier; null: it has none."""
+    """Number of classes of its classifier; null: it has none."""
     best_score: dict[str, float] | None
-    """The headline: the strictest protocol's first metric."""
+    """First metric of the strictest protocol."""
     scores: list[Score]
     weights_license: str | None
-    """Handed down by the weights it learnt from; null: nothing restricts them, or nobody said."""
+    """License inherited from the weights it was trained from; null: unrestricted or unknown."""
     non_commercial: bool
     aliases: list[AliasName]
-    """That point to it, of the caller's projects."""
+    """Aliases in the caller's projects that point to it."""
     lineage: LineageView
 
 
 class EncoderDetail(EncoderView):
+    """An encoder with its training configuration."""
+
     config: dict[str, Any]
-    """Of the run that trained it, resolved."""
+    """Resolved configuration of the run that trained it."""
     labels: list[str] | None
-    """Names of the classes."""
+    """Class names."""
     multi_label: bool
     rebuilds: bool
-    """Whether it was published with its decoder, and can be asked for reconstructions."""
+    """Whether it was published with its decoder and supports reconstructions."""
     pooling: str
     sha256: str | None
-    """Of encoder.safetensors."""
+    """SHA-256 of encoder.safetensors."""
 
 
-class EncoderPage(Wire):
+class EncoderPage(ApiModel):
+    """A page of encoders."""
+
     items: list[EncoderView]
     next_cursor: str | None
-    """For the next page; null on the last."""
+    """Cursor of the next page; null on the last page."""
 
 
 class ImportRequest(ForeignWeights):
-    """Weights from outside to publish as an encoder. What cannot be guessed must be said; the job's log tells which."""
+    """External weights to publish as an encoder. Facts that cannot be inferred are required; the job log names them."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -120,20 +126,20 @@ class ImportRequest(ForeignWeights):
     )
 
     project: Project | None = None
-    """Whose encoder it will be. None: the key's own; for a key of all projects: `default`."""
+    """Project of the encoder. None: the key's project, or `default` for a key of all projects."""
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)
-    """Of the job."""
+    """Labels of the import job."""
 
     @field_validator("id")
     @classmethod
-    def _free(cls, value: str) -> str:
-        if value == RESERVED:
-            raise ValueError(f"id={value} is a path of this interface; choose another")
+    def _not_reserved(cls, value: str) -> str:
+        if value == RESERVED_ALIAS:
+            raise ValueError(f"id={value} is a reserved path; choose another")
         return value
 
 
-class AliasRequest(Wire):
-    """Where an alias shall point."""
+class AliasRequest(ApiModel):
+    """The encoder that an alias points to."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -144,16 +150,16 @@ class AliasRequest(Wire):
         }
     )
 
-    encoder: Named
-    """An id, or another alias, whose encoder is taken."""
+    encoder: EncoderReference
+    """Encoder id, or another alias, which is resolved now."""
     expected: Annotated[str, StringConstraints(max_length=200)] | None = None
-    """Move it only if it points to this encoder now; null: only if it does not exist yet; left out: in any case."""
+    """Encoder that the alias must currently point to. null: the alias must not exist; omitted: no condition."""
     project: Project | None = None
-    """None: the key's own; for a key of all projects: `default`."""
+    """Project of the alias. None: the key's project, or `default` for a key of all projects."""
 
 
-class AliasView(Wire):
-    """A name of a project for one of its encoders."""
+class AliasView(ApiModel):
+    """A project's name for an encoder."""
 
     project: str
     name: str
@@ -163,35 +169,43 @@ class AliasView(Wire):
     moves: int
 
 
-class MoveView(Wire):
+class MoveView(ApiModel):
+    """One change of an alias."""
+
     number: int
     at: datetime
     actor: str
-    """A key's id, or an OIDC subject."""
+    """Id of an API key, or an OIDC subject."""
     before: str | None
-    """The encoder it pointed to; null: none."""
+    """Encoder before the change; null: none."""
     after: str | None
-    """null: the alias was taken away."""
+    """Encoder after the change; null: the alias was deleted."""
 
 
 class AliasDetail(AliasView):
+    """An alias with its history."""
+
     history: list[MoveView]
-    """Oldest first."""
+    """Changes, oldest first."""
 
 
-class AliasList(Wire):
+class AliasList(ApiModel):
+    """Aliases by name."""
+
     items: list[AliasView]
 
 
-class FieldDifference(Wire):
+class FieldDifference(ApiModel):
+    """A field of the cards that differs."""
+
     field: str
-    """Dotted, of the card's `config`, `encoder`, `clip` and so on."""
+    """Dotted path in the card, such as `config.mask.teacher_ratio`."""
     a: Any
     b: Any
 
 
-class ScorePair(Wire):
-    """One metric by one protocol on one data set; null where an encoder was not measured so."""
+class ScorePair(ApiModel):
+    """One metric of one protocol on one data set; null if an encoder was not measured."""
 
     protocol: str
     data: str
@@ -200,13 +214,15 @@ class ScorePair(Wire):
     b: float | None
 
 
-class Figure(Wire):
+class Figure(ApiModel):
+    """A figure of both encoders."""
+
     name: Literal["parameters", "width", "depth", "flops_per_clip"]
     a: float
     b: float
 
 
-class CompareView(Wire):
+class CompareView(ApiModel):
     """Two encoders side by side."""
 
     a: EncoderView
@@ -214,4 +230,4 @@ class CompareView(Wire):
     figures: list[Figure]
     scores: list[ScorePair]
     differences: list[FieldDifference]
-    """In how they were made and are fed."""
+    """Differences in training configuration, architecture and input."""

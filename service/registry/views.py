@@ -1,4 +1,4 @@
-"""From rows to what goes over the wire about encoders."""
+"""Convert database rows of encoders and aliases to response schemas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from amd.artifacts.card import Card
 from amd.flops import encoder_flops
-from service.db.models import Alias, AliasMove, Encoder
+from service.db.models import Alias, AliasMove, RegisteredEncoder
 from service.jobs.estimate import encoder_parameters
 from service.registry.schemas import (
     AliasDetail,
@@ -27,18 +27,18 @@ from service.registry.schemas import (
 )
 from service.registry.store import IMPORTED
 
-NOT_COMPARED = {"id", "created", "scores", "sha256", "versions", "run"}  # differ always, or are shown beside
+NOT_COMPARED = {"id", "created", "scores", "sha256", "versions", "run"}  # always differ, or are compared elsewhere
 ABSENT = object()
 
 
-def encoder_views(rows: Sequence[Encoder], aliases: Iterable[Alias]) -> list[EncoderView]:
+def encoder_views(rows: Sequence[RegisteredEncoder], aliases: Iterable[Alias]) -> list[EncoderView]:
     pointing: dict[str, list[AliasName]] = {row.id: [] for row in rows}
     for alias in aliases:
         pointing[alias.encoder_id].append(AliasName(project=alias.project, name=alias.name))
     return [EncoderView(**_facts(row, _card(row), pointing[row.id])) for row in rows]
 
 
-def encoder_detail(row: Encoder, aliases: Iterable[Alias]) -> EncoderDetail:
+def encoder_detail(row: RegisteredEncoder, aliases: Iterable[Alias]) -> EncoderDetail:
     card = _card(row)
     return EncoderDetail(
         **_facts(row, card, [AliasName(project=alias.project, name=alias.name) for alias in aliases]),
@@ -51,7 +51,7 @@ def encoder_detail(row: Encoder, aliases: Iterable[Alias]) -> EncoderDetail:
     )
 
 
-def compare_view(first: Encoder, second: Encoder, aliases: Iterable[Alias]) -> CompareView:
+def compare_view(first: RegisteredEncoder, second: RegisteredEncoder, aliases: Iterable[Alias]) -> CompareView:
     a, b = encoder_views([first, second], aliases)
     pairs = {
         "parameters": (a.parameters, b.parameters),
@@ -81,11 +81,11 @@ def alias_detail(alias: Alias, moves: Sequence[AliasMove]) -> AliasDetail:
     return AliasDetail(**_alias_facts(alias), history=history)
 
 
-def _card(row: Encoder) -> Card:
+def _card(row: RegisteredEncoder) -> Card:
     return Card.model_validate(row.card)
 
 
-def _facts(row: Encoder, card: Card, aliases: list[AliasName]) -> dict[str, Any]:
+def _facts(row: RegisteredEncoder, card: Card, aliases: list[AliasName]) -> dict[str, Any]:
     encoder, clip, best = card.encoder, card.clip, card.best_score
     return {
         "id": row.id,
@@ -136,7 +136,7 @@ def _score_pairs(first: Card, second: Card) -> Iterator[ScorePair]:
 
 
 def _metrics(card: Card) -> dict[tuple[str, str, str, str], float]:
-    """By protocol, data, views and metric; of several measurements the newest."""
+    """Newest value by protocol, data, views and metric."""
     return {
         (score.protocol, score.data, score.views or "", metric): value
         for score in sorted(card.scores, key=lambda score: score.created)
@@ -148,8 +148,8 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterato
     a, b = (dict(_flat({key: card[key] for key in card.keys() - NOT_COMPARED})) for card in (first, second))
     for field in sorted({*a, *b}):
         one, other = a.get(field, ABSENT), b.get(field, ABSENT)
-        if one != other and not field.endswith(".sha256"):  # of a head, of a decoder: differ always
-            yield FieldDifference(field=field, a=_told(one), b=_told(other))
+        if one != other and not field.endswith(".sha256"):  # of a head or decoder: always differs
+            yield FieldDifference(field=field, a=_none_if_absent(one), b=_none_if_absent(other))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -160,7 +160,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _told(value: Any) -> Any:
+def _none_if_absent(value: Any) -> Any:
     return None if value is ABSENT else value
 
 

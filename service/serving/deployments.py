@@ -1,7 +1,6 @@
-"""Encoders that are to answer requests: what is wanted stands in the database, Ray Serve is brought to it.
+"""Deployments: desired state is stored in the database; the deployer applies it to Ray Serve.
 
-A deployment is one application of Serve. An alias is followed: where it points, its replicas are told, without a new
-process. Knows nothing of HTTP on either side.
+A deployment is one Serve application. It follows an alias without restarting replicas. Independent of HTTP.
 """
 
 from __future__ import annotations
@@ -22,41 +21,45 @@ from service.jobs.store import JobStore
 from service.registry.store import EncoderStore
 from service.serving.protocol import CANDIDATE, MAIN, SLOTS
 from service.serving.schemas import ServingSettings
-from service.serving.serve_api import Running, Serve
+from service.serving.serve_api import ServeApplication, ServeClient
 from service.settings import Settings
 from service.web.errors import ClusterUnavailable, NotFound
 
 logger = logging.getLogger(__name__)
 
-TASK, HOLD_S = "deployer", 15.0
-LOOK_S = 1.0
-APP = "amd-"  # before a deployment's name: applications of others on the same cluster are left alone
-STATES = {"RUNNING": "healthy", "UNHEALTHY": "unhealthy", "DEPLOY_FAILED": "failed"}
-IN_FLIGHT = 1000  # requests of a replica: the engine's own queue says when there are too many
+LEASE, LEASE_S = "deployer", 15.0
+POLL_INTERVAL_S = 1.0
+APP_PREFIX = "amd-"  # prefix of our applications; others on the cluster are left unchanged
+STATE_BY_STATUS = {"RUNNING": "healthy", "UNHEALTHY": "unhealthy", "DEPLOY_FAILED": "failed"}
+IN_FLIGHT = 1000  # requests per replica; the engine's own queue limits them
 DRAIN_S = 30.0
 
 
 class DeploymentStore:
+    """Deployments in the database."""
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._reading = engine.execution_options(reads_only=True)
 
-    def put(self, wanted: Deployment) -> tuple[Deployment, bool]:
-        """As it is now, and whether it is new. Raises NotFound where another project has that name."""
+    def put(self, desired: Deployment) -> tuple[Deployment, bool]:
+        """Create or update; returns the row and whether it is new. Raises NotFound if another project owns the name."""
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
-            found = session.get(Deployment, wanted.name)
+            found = session.get(Deployment, desired.name)
             if found is None:
-                session.add(wanted)
-                return wanted, True
-            if found.project != wanted.project:
-                raise NotFound(f"there is no deployment {wanted.name!r} in your project, and its name is taken")
+                session.add(desired)
+                return desired, True
+            if found.project != desired.project:
+                raise NotFound(
+                    f"there is no deployment {desired.name!r} in your project, and another project uses the name"
+                )
             for field in ("encoder", "candidate", "share", "settings", "changed_at", "state", "message"):
-                setattr(found, field, getattr(wanted, field))
+                setattr(found, field, getattr(desired, field))
             found.version += 1
             return found, False
 
     def all(self, project: str | None = None) -> Sequence[Deployment]:
-        """Of a project, none: of all; by name."""
+        """Deployments of a project, or of all projects, by name."""
         query = select(Deployment).order_by(Deployment.name)
         if project is not None:
             query = query.where(Deployment.project == project)
@@ -71,8 +74,8 @@ class DeploymentStore:
             raise NotFound(f"there is no deployment {name!r}")
         return found
 
-    def serving(self, name: str, project: str | None) -> Deployment | None:
-        """What answers for an encoder, named by its id, its alias, or its deployment; the healthiest, then by name."""
+    def find_serving(self, name: str, project: str | None) -> Deployment | None:
+        """The deployment of an encoder, named by id, alias or deployment. Of several, the healthiest, then by name."""
         query = select(Deployment).where(
             or_(
                 Deployment.name == name,
@@ -93,72 +96,74 @@ class DeploymentStore:
         with Session(self._engine) as session, session.begin():
             session.execute(delete(Deployment).where(Deployment.name == found.name))
 
-    def note(self, seen: Deployment, state: str, message: str, serving: Mapping[str, str]) -> None:
-        """What the deployer found; nothing where somebody has changed it meanwhile."""
-        if (seen.state, seen.message, seen.serving) == (state, message, serving):
+    def record_status(self, deployment: Deployment, state: str, message: str, serving: Mapping[str, str]) -> None:
+        """Store the observed status, unless the deployment has been changed meanwhile."""
+        if (deployment.state, deployment.message, deployment.serving) == (state, message, serving):
             return
         with Session(self._engine) as session, session.begin():
             session.execute(
                 update(Deployment)
-                .where(Deployment.name == seen.name, Deployment.version == seen.version)
+                .where(Deployment.name == deployment.name, Deployment.version == deployment.version)
                 .values(state=state, message=message, serving=dict(serving))
             )
 
 
 class Deployer:
-    """Of several control planes, the holder of the lease brings Serve to what the database wants."""
+    """Applies the database's deployments to Serve. Of several control planes only the lease holder acts."""
 
     def __init__(
-        self, store: DeploymentStore, encoders: EncoderStore, leases: JobStore, serve: Serve, settings: Settings
+        self, store: DeploymentStore, encoders: EncoderStore, leases: JobStore, serve: ServeClient, settings: Settings
     ) -> None:
         self._store, self._encoders, self._leases, self._serve = store, encoders, leases, serve
         self._root, self._holder = settings.root, uuid.uuid4().hex
-        self._told = ""
+        self._last_warning = ""
 
     def run(self, stop: threading.Event) -> None:
-        """Until told to stop. Trouble of any kind is logged and met again at the next look."""
-        while not stop.wait(LOOK_S):
+        """Step until `stop` is set. Errors are logged and retried at the next step."""
+        while not stop.wait(POLL_INTERVAL_S):
             try:
                 self.step()
-                self._told = ""
+                self._last_warning = ""
             except ClusterUnavailable as error:
-                if error.message != self._told:
+                if error.message != self._last_warning:
                     logger.warning("%s", error.message)
-                self._told = error.message
+                self._last_warning = error.message
             except Exception:
-                logger.exception("the deployer stumbled; it goes on")
+                logger.exception("deployer step failed; will retry")
         try:
-            self._leases.let_go(TASK, self._holder)
+            self._leases.release_lease(LEASE, self._holder)
         except Exception as error:
-            logger.warning("the deployer's lease could not be given back: %s", error)
+            logger.warning("could not release the deployer's lease: %s", error)
 
     def step(self) -> bool:
-        """One look at everything; whether this replica holds the lease."""
-        if not self._leases.hold(TASK, self._holder, HOLD_S):
+        """Reconcile all deployments once. Returns whether this process holds the lease."""
+        if not self._leases.acquire_lease(LEASE, self._holder, LEASE_S):
             return False
-        wanted = self._store.all()
+        desired = self._store.all()
         try:
             running = self._serve.applications()
         except ClusterUnavailable as error:
-            for deployment in wanted:
-                self._store.note(deployment, "unhealthy", error.message, deployment.serving)
+            for deployment in desired:
+                self._store.record_status(deployment, "unhealthy", error.message, deployment.serving)
             raise
-        serving = {deployment.name: self._resolved(deployment) for deployment in wanted}
-        apps = {APP + one.name: self._application(one, serving[one.name]) for one in wanted if serving[one.name]}
-        ours = {name for name in running if name.startswith(APP)}
-        changed = {name for name in ours | apps.keys() if not _is_told(apps.get(name), running.get(name))}
+        serving = {deployment.name: self._resolve_slots(deployment) for deployment in desired}
+        apps = {
+            APP_PREFIX + one.name: self._application(one, serving[one.name]) for one in desired if serving[one.name]
+        }
+        ours = {name for name in running if name.startswith(APP_PREFIX)}
+        changed = {name for name in ours | apps.keys() if not _is_up_to_date(apps.get(name), running.get(name))}
         if changed:
             others = [found.config for name, found in running.items() if name not in ours and found.config]
             self._serve.put([*others, *apps.values()])
-        for deployment in wanted:
-            name = APP + deployment.name
-            found = None if name in changed else running.get(name)  # what was seen is from before the change
+        for deployment in desired:
+            name = APP_PREFIX + deployment.name
+            found = None if name in changed else running.get(name)  # the reported status predates the change
             state, message = self._state(deployment, serving[deployment.name], found)
-            self._store.note(deployment, state, message, serving[deployment.name])
+            self._store.record_status(deployment, state, message, serving[deployment.name])
         return True
 
-    def _resolved(self, deployment: Deployment) -> dict[str, str]:
-        """Ids by slot; what has lost its meaning stays as it was."""
+    def _resolve_slots(self, deployment: Deployment) -> dict[str, str]:
+        """Encoder ids by slot; a name that no longer resolves keeps its previous encoder."""
         found = dict[str, str]()
         for slot, name in ((MAIN, deployment.encoder), (CANDIDATE, deployment.candidate)):
             if name is None:
@@ -172,14 +177,14 @@ class Deployer:
 
     def _application(self, deployment: Deployment, serving: Mapping[str, str]) -> dict[str, Any]:
         settings = ServingSettings.model_validate(deployment.settings)
-        # Every slot is named, an empty one too: of what Serve holds, only what is wanted is compared.
+        # Name empty slots too: `_matches` compares only the keys of the desired configuration.
         urls = {slot: encoder_folder(self._root, serving[slot]) if slot in serving else None for slot in SLOTS}
         scale: dict[str, Any] = {"num_replicas": settings.replicas.min}
         if settings.replicas.min != settings.replicas.max:
             bounds = {"min_replicas": settings.replicas.min, "max_replicas": settings.replicas.max}
             scale = {"autoscaling_config": {**bounds, "target_ongoing_requests": 8}}
         return {
-            "name": APP + deployment.name,
+            "name": APP_PREFIX + deployment.name,
             "route_prefix": f"/{deployment.name}",
             "import_path": "service.serve:app",
             "args": {"engine": settings.engine()},
@@ -196,30 +201,32 @@ class Deployer:
             ],
         }
 
-    def _state(self, deployment: Deployment, serving: Mapping[str, str], found: Running | None) -> tuple[str, str]:
+    def _state(
+        self, deployment: Deployment, serving: Mapping[str, str], found: ServeApplication | None
+    ) -> tuple[str, str]:
         if not serving:
             return "failed", f"there is no encoder or alias {deployment.encoder!r} in project {deployment.project}"
         if found is None:
             return "deploying", ""
-        state = STATES.get(found.status, "deploying")
+        state = STATE_BY_STATUS.get(found.status, "deploying")
         return state, "" if state == "healthy" else found.message[:2000]
 
 
-def _is_told(wanted: Mapping[str, Any] | None, running: Running | None) -> bool:
-    return wanted is not None and running is not None and _holds(running.config, wanted)
+def _is_up_to_date(desired: Mapping[str, Any] | None, running: ServeApplication | None) -> bool:
+    return desired is not None and running is not None and _matches(running.config, desired)
 
 
-def _holds(has: Any, wanted: Any) -> bool:
-    """Whether all that is wanted is so: Serve adds fields of its own."""
-    if isinstance(wanted, Mapping):
-        return isinstance(has, Mapping) and all(_holds(has.get(key), value) for key, value in wanted.items())
-    if isinstance(wanted, list):
-        return isinstance(has, list) and len(has) == len(wanted) and all(map(_holds, has, wanted))
-    return bool(has == wanted)
+def _matches(has: Any, desired: Any) -> bool:
+    """Whether `has` contains all desired values. Serve adds fields of its own."""
+    if isinstance(desired, Mapping):
+        return isinstance(has, Mapping) and all(_matches(has.get(key), value) for key, value in desired.items())
+    if isinstance(desired, list):
+        return isinstance(has, list) and len(has) == len(desired) and all(map(_matches, has, desired))
+    return bool(has == desired)
 
 
 def reserved_cpus(store: DeploymentStore) -> Callable[[], float]:
-    """CPUs that deployments may take away from jobs."""
+    """A function that counts the CPUs that deployments reserve at most."""
 
     def count() -> float:
         settings = [ServingSettings.model_validate(one.settings) for one in store.all()]

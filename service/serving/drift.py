@@ -1,7 +1,7 @@
-"""How far a candidate's vectors lie from those of the encoder that it would replace, seen on the same items.
+"""Drift: compare a candidate's embeddings with those of the encoder it would replace, on the same items.
 
-Cosines compare only where both spaces have one width, and mean little where they were not trained alike; whether the
-same items stay each other's nearest neighbours says what a search would notice.
+Cosines need equal widths and mean little between encoders trained differently. The share of nearest neighbours that
+both spaces have in common measures the effect on search. Independent of replicas.
 """
 
 from __future__ import annotations
@@ -11,25 +11,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-MOST = 512  # items kept: enough for a figure, few enough for a replica
+MAX_PAIRS = 512  # enough for an estimate, few enough for a replica's memory
 NEIGHBOURS = 5
 
 
 class Drift:
+    """Pairs of embeddings and their statistics."""
+
     def __init__(self) -> None:
         self._pairs: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = []
 
     @property
-    def wants_more(self) -> bool:
-        return len(self._pairs) < MOST
+    def needs_more(self) -> bool:
+        return len(self._pairs) < MAX_PAIRS
 
     def add(self, main: npt.NDArray[np.float32], candidate: npt.NDArray[np.float32]) -> None:
-        """Vectors of one item, (D,) and (E,)."""
+        """Add the embeddings of one item, (D,) and (E,)."""
         self._pairs.append((main, candidate))
 
     def report(self) -> dict[str, Any]:
-        """items; cosine: mean and lowest over them, where the widths agree; neighbours_kept: of each item's nearest
-        the share that is the same in both spaces, 0 to 1; none until there are more items than neighbours."""
+        """Number of items, mean and minimum cosine, and the share of nearest neighbours kept.
+
+        The cosines are None if the widths differ. `neighbours_kept` is the mean share, 0 to 1, of each item's nearest
+        neighbours that both spaces have in common; None until there are more items than neighbours.
+        """
         found: dict[str, Any] = {"items": len(self._pairs), "cosine_mean": None, "cosine_min": None}
         found |= {"neighbours": NEIGHBOURS, "neighbours_kept": None}
         if not self._pairs:

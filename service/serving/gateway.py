@@ -1,6 +1,6 @@
-"""The way from a request to the replicas that answer it, and back. Replicas ask for no key: this is the only way in.
+"""Gateway: route requests to the replicas of a deployment. Replicas are unauthenticated and reachable only through it.
 
-Knows nothing of the forms that a request comes in (`requests`) nor of what runs the replicas.
+Independent of request content types (`requests`) and of how replicas are run.
 """
 
 from __future__ import annotations
@@ -26,119 +26,124 @@ from service.web.errors import (
     NotPossible,
     Overloaded,
     ServiceError,
-    code_of,
+    error_code,
 )
 
 CONNECT_S = 5.0
-KNOWN_S = 1.0  # how long the database's answer is taken for true
-MARGIN_S = 5.0  # beyond a request's own deadline, for the way there and back
+LOOKUP_CACHE_S = 1.0  # how long a deployment lookup is cached
+MARGIN_S = 5.0  # added to a request's deadline for transport
 
 
-class Reply(NamedTuple):
+class EncoderReply(NamedTuple):
+    """Reply of a replica."""
+
     encoder: str
+    """Id of the encoder that computed it."""
     items: list[dict[str, Any]]
     content: bytes | None
-    """Instead of items, where a form was asked for."""
+    """Encoded items, if a media type was requested."""
 
 
 class Gateway:
+    """Send requests to replicas and translate their errors."""
+
     def __init__(self, deployments: DeploymentStore, url: str) -> None:
-        """`url`: of Ray Serve's port."""
+        """`url`: address of Ray Serve's HTTP proxy."""
         self._deployments, self._url = deployments, url.rstrip("/")
         self.registry = CollectorRegistry()
         self._seconds = Histogram(
             "amd_inference_seconds", "Requests to encoders, by task and outcome.", ["task", "outcome"],
             registry=self.registry, buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
         )  # fmt: skip
-        self._known: dict[tuple[str, str | None], tuple[float, Deployment | None]] = {}
+        self._lookups: dict[tuple[str, str | None], tuple[float, Deployment | None]] = {}
         self._client: httpx.AsyncClient | None = None
 
     async def close(self) -> None:
         if self._client is not None:
             await self._client.aclose()
 
-    async def ask(
+    async def infer(
         self,
         request: Request,
         name: str,
         project: str | None,
         items: Sequence[Mapping[str, Any]],
-        want: Mapping[str, Any],
+        options: Mapping[str, Any],
         deadline_s: float,
-        form: str | None = None,
+        media_type: str | None = None,
         exact: bool = False,
-    ) -> Reply:
-        """Have items answered by the encoder of that id, alias or deployment.
+    ) -> EncoderReply:
+        """Run items through an encoder, named by its id, alias or deployment.
 
-        `form`: a media type that replicas write, ARROW or PNG.
-        `exact`: the name is an id, and no other encoder may answer, such as a candidate.
-        Raises NotDeployed, ItemInvalid, NotPossible, Overloaded, DeadlinePassed, EncoderUnavailable; CancelledError
-        where the caller has gone, and the replica then hears of it.
+        `media_type`: encoding by the replica, ARROW or PNG.
+        `exact`: `name` is an id, and no other encoder, such as a candidate, may serve the request.
+        Raises NotDeployed, ItemInvalid, NotPossible, Overloaded, DeadlinePassed, EncoderUnavailable; CancelledError if
+        the caller disconnects, which cancels the request on the replica.
         """
         began, outcome = time.monotonic(), "failed"
         try:
             deployment = await self._find(name, project)
-            slot = _slot_of(deployment, name) if exact else _any_slot(deployment)
-            reply = await self._ask(request, deployment, slot, items, want, deadline_s, form)
-            if exact and reply.encoder != name:  # another has taken over meanwhile
+            slot = _slot_of(deployment, name) if exact else _choose_slot(deployment)
+            reply = await self._send_until_disconnect(request, deployment, slot, items, options, deadline_s, media_type)
+            if exact and reply.encoder != name:  # replaced since the lookup
                 raise _not_deployed(name)
             outcome = "ok"
             return reply
         except ServiceError as error:
-            outcome = code_of(error)
+            outcome = error_code(error)
             raise
         except asyncio.CancelledError:
             outcome = "caller_gone"
             raise
         finally:
-            self._seconds.labels(want["task"], outcome).observe(time.monotonic() - began)
+            self._seconds.labels(options["task"], outcome).observe(time.monotonic() - began)
 
-    async def _ask(
+    async def _send_until_disconnect(
         self,
         request: Request,
         deployment: Deployment,
         slot: str,
         items: Sequence[Mapping[str, Any]],
-        want: Mapping[str, Any],
+        options: Mapping[str, Any],
         deadline_s: float,
-        form: str | None,
-    ) -> Reply:
-        call = {"slot": slot, "items": items, "want": want, "deadline_s": deadline_s, "form": form}
-        asking = asyncio.create_task(self._send(deployment.name, pack(call), deadline_s))
-        gone = asyncio.create_task(_gone(request))
+        media_type: str | None,
+    ) -> EncoderReply:
+        call = {"slot": slot, "items": items, "want": options, "deadline_s": deadline_s, "form": media_type}
+        sending = asyncio.create_task(self._send(deployment.name, pack(call), deadline_s))
+        disconnect = asyncio.create_task(_wait_for_disconnect(request))
         try:
-            await asyncio.wait((asking, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done():
+            await asyncio.wait((sending, disconnect), return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
                 raise asyncio.CancelledError
-            answer = await asking
+            response = await sending
         finally:
-            asking.cancel()
-            gone.cancel()
-        return _reply(answer, deployment.name)
+            sending.cancel()
+            disconnect.cancel()
+        return _parse_reply(response, deployment.name)
 
-    async def state(self, deployment: Deployment) -> dict[str, Any]:
-        """What one of its replicas says of itself. Raises EncoderUnavailable."""
-        return _message(await self._exchange("GET", deployment.name, None, CONNECT_S), deployment.name)
+    async def replica_state(self, deployment: Deployment) -> dict[str, Any]:
+        """State of one of the deployment's replicas. Raises EncoderUnavailable."""
+        return _unpack_reply(await self._exchange("GET", deployment.name, None, CONNECT_S), deployment.name)
 
     async def _find(self, name: str, project: str | None) -> Deployment:
-        known = self._known.get((name, project))
-        if known is None or time.monotonic() - known[0] > KNOWN_S:
-            if len(self._known) > 10_000:
-                self._known.clear()
-            known = time.monotonic(), await asyncio.to_thread(self._deployments.serving, name, project)
-            self._known[(name, project)] = known
-        if known[1] is None:
+        lookup = self._lookups.get((name, project))
+        if lookup is None or time.monotonic() - lookup[0] > LOOKUP_CACHE_S:
+            if len(self._lookups) > 10_000:
+                self._lookups.clear()
+            lookup = time.monotonic(), await asyncio.to_thread(self._deployments.find_serving, name, project)
+            self._lookups[(name, project)] = lookup
+        if lookup[1] is None:
             raise _not_deployed(name)
-        return known[1]
+        return lookup[1]
 
     async def _send(self, name: str, body: bytes, deadline_s: float) -> httpx.Response:
-        """Once more where a replica went away under it: the same items give the same vectors."""
+        """Retry once if the replica failed; inference is idempotent."""
         until = time.monotonic() + deadline_s
-        answer = await self._exchange("POST", name, body, deadline_s)
-        if answer.status_code in (500, 503) and until - time.monotonic() > 1.0:
+        response = await self._exchange("POST", name, body, deadline_s)
+        if response.status_code in (500, 503) and until - time.monotonic() > 1.0:
             await asyncio.sleep(0.2)
-            answer = await self._exchange("POST", name, body, until - time.monotonic())
-        return answer
+            response = await self._exchange("POST", name, body, until - time.monotonic())
+        return response
 
     async def _exchange(self, method: str, name: str, body: bytes | None, seconds: float) -> httpx.Response:
         if self._client is None:
@@ -150,17 +155,17 @@ class Gateway:
                 method, f"{self._url}/{name}", content=body, headers=headers, timeout=timeout
             )
         except httpx.TimeoutException:
-            raise DeadlinePassed(f"{name}: no answer within {seconds:g} s") from None
+            raise DeadlinePassed(f"{name}: no response within {seconds:g} s") from None
         except httpx.HTTPError as error:
-            raise EncoderUnavailable(f"{name}: Ray Serve does not answer ({type(error).__name__})") from None
+            raise EncoderUnavailable(f"{name}: Ray Serve does not respond ({type(error).__name__})") from None
 
 
-def _any_slot(deployment: Deployment) -> str:
+def _choose_slot(deployment: Deployment) -> str:
     return CANDIDATE if CANDIDATE in deployment.serving and random.random() < deployment.share else MAIN
 
 
 def _slot_of(deployment: Deployment, encoder: str) -> str:
-    """Raises NotDeployed where another encoder has taken over."""
+    """Raises NotDeployed if the deployment no longer serves the encoder."""
     for slot, served in deployment.serving.items():
         if served == encoder:
             return slot
@@ -171,30 +176,30 @@ def _not_deployed(name: str) -> NotDeployed:
     return NotDeployed(f"no deployment serves {name!r}; deploy it: PUT /v1/deployments/{{name}}")
 
 
-async def _gone(request: Request) -> None:
-    """Until the caller has closed its connection; the body has been read before."""
+async def _wait_for_disconnect(request: Request) -> None:
+    """Return once the caller closes its connection. Requires the body to be read already."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def _message(answer: httpx.Response, name: str) -> dict[str, Any]:
+def _unpack_reply(response: httpx.Response, name: str) -> dict[str, Any]:
     try:
-        return unpack(answer.content)
-    except ValueError:  # of Serve itself: no replica, or one that died
-        raise EncoderUnavailable(f"{name}: no replica answered (Ray Serve says {answer.status_code})") from None
+        return unpack(response.content)
+    except ValueError:  # a response of Serve itself: no replica runs, or it died
+        raise EncoderUnavailable(f"{name}: no replica responded (Ray Serve returned {response.status_code})") from None
 
 
-def _reply(answer: httpx.Response, name: str) -> Reply:
-    found = _message(answer, name)
-    kind, message = found.get("error"), found.get("message", "")
+def _parse_reply(response: httpx.Response, name: str) -> EncoderReply:
+    reply = _unpack_reply(response, name)
+    kind, message = reply.get("error"), reply.get("message", "")
     if kind is None:
-        return Reply(found["encoder"], found.get("items", []), found.get("content"))
+        return EncoderReply(reply["encoder"], reply.get("items", []), reply.get("content"))
     if kind == "item_refused":
-        raise ItemInvalid(f"input {found['index']}: {message}", index=found["index"])
+        raise ItemInvalid(f"input {reply['index']}: {message}", index=reply["index"])
     if kind == "not_possible":
         raise NotPossible(message)
     if kind == "queue_full":
-        raise Overloaded(message, retry_after=found["retry_after_s"])
+        raise Overloaded(message, retry_after=reply["retry_after_s"])
     if kind == "deadline_exceeded":
         raise DeadlinePassed(message)
     raise EncoderUnavailable(f"{name}: {message}")

@@ -1,8 +1,8 @@
-"""What passes between the gateway and a replica: MessagePack, since JSON holds no bytes. Knows neither HTTP nor torch.
+"""Messages between the gateway and replicas: MessagePack, since JSON cannot hold bytes. Independent of HTTP and torch.
 
 call      {"slot", "items": [{"content"} | {"uri"}], "want": {…}, "deadline_s", "form"}
-answer    {"encoder", "items": [{"embedding", …}]}, or in a form of the replica's {"encoder", "content": bytes}
-refusal   {"error": kind, "message", …}
+reply     {"encoder", "items": [{"embedding", …}]}, or encoded by the replica {"encoder", "content": bytes}
+error     {"error": kind, "message", …}
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
 MEDIA_TYPE = "application/msgpack"
-ARROW, PNG = "application/vnd.apache.arrow.stream", "image/png"  # forms that a replica writes
+ARROW, PNG = "application/vnd.apache.arrow.stream", "image/png"  # media types that replicas encode
 SLOTS = MAIN, CANDIDATE = "main", "candidate"
 
-_ARRAY = 1  # MessagePack's number for a type of ours
+_ARRAY = 1  # MessagePack extension code
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """Arrays travel as little-endian float32 with their shape."""
-    packed: bytes = msgpack.packb(message, default=_packed)
+    """Serialize a message; arrays become little-endian float32 with their shape."""
+    packed: bytes = msgpack.packb(message, default=_encode)
     return packed
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """Raises ValueError for anything that `pack` did not make."""
+    """Deserialize a message. Raises ValueError for anything but the output of `pack`."""
     try:
-        message = msgpack.unpackb(data, ext_hook=_unpacked)
-    except Exception as error:  # it has a dozen kinds of its own
+        message = msgpack.unpackb(data, ext_hook=_decode)
+    except Exception as error:  # msgpack raises a dozen types
         raise ValueError(f"not a message of the service: {error}") from None
     if not isinstance(message, dict):
         raise ValueError("not a message of the service")
     return message
 
 
-def _packed(value: Any) -> Any:
+def _encode(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         array = np.ascontiguousarray(value, "<f4")
         return msgpack.ExtType(_ARRAY, msgpack.packb(array.shape) + array.tobytes())
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be sent")
+    raise TypeError(f"{type(value).__name__} cannot be serialized")
 
 
-def _unpacked(code: int, data: bytes) -> Any:
+def _decode(code: int, data: bytes) -> Any:
     if code != _ARRAY:
         raise ValueError(f"extension {code}")
     unpacker = msgpack.Unpacker()

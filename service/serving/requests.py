@@ -1,11 +1,9 @@
-"""What a caller sends to an encoder, in any of its forms, to one: items and what is wanted of them.
+"""Parse inference requests of every content type into items and options. Independent of replicas.
 
-    image/…, video/…, application/octet-stream    the body is the item; options stand in the query
-    multipart/form-data                           each file is an item; options in the query or as fields
-    application/json                              {"input": item or list of items, options…}; an item is
-                                                  {"base64": …}, {"uri": …}, a `data:` URL, or a URI
-
-Knows nothing of replicas.
+image/…, video/…, application/octet-stream    the body is the item; options are query parameters
+multipart/form-data                           each file is an item; options are query parameters or form fields
+application/json                              {"input": item or list of items, options…}; an item is
+                                              {"base64": …}, {"uri": …}, a `data:` URL, or a URI
 """
 
 from __future__ import annotations
@@ -21,131 +19,139 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from service.auth.uri_policy import UriPolicy
-from service.jobs.schemas import Wire
 from service.web.errors import UnsupportedMediaType
+from service.web.schemas import ApiModel
 
 RAW = ("image/", "video/", "application/octet-stream")
 JSON, FORM = "application/json", "multipart/form-data"
-MOST_ITEMS = 256
+MAX_ITEMS = 256
 DEADLINE_S = 60.0
 
-WANTED = {"normalize", "tokens", "layers", "top_k", "views", "mask_ratio", "seed"}
+ENGINE_OPTIONS = {"normalize", "tokens", "layers", "top_k", "views", "mask_ratio", "seed"}
 
 Layer = Annotated[int, Field(ge=1, le=1000)]
 
 
-class Encoded(Wire):
+class Base64Input(ApiModel):
+    """A file as base64."""
+
     base64: str
-    """The file's bytes."""
+    """Content of the file, base64-encoded."""
 
 
-class Located(Wire):
+class UriInput(ApiModel):
+    """A file by its location."""
+
     uri: Annotated[str, Field(max_length=2048)]
-    """Below the storage root or an allowed prefix."""
+    """URI below the storage root or an allowed prefix."""
 
 
-Input = Encoded | Located | str
+Input = Base64Input | UriInput | str
 
 
-class Options(Wire):
-    """What is wanted of each item."""
+class RequestOptions(ApiModel):
+    """Options that apply to each item of a request."""
 
     normalize: bool = False
-    """Vectors of length 1."""
+    """Whether to scale vectors to unit length."""
     tokens: Literal["none", "patch"] = "none"
-    """patch: beside the vector, one for each token of the last layer."""
+    """Tokens to return. patch: also one vector for each token of the last layer."""
     layers: list[Layer] = Field(default_factory=list, max_length=64)
-    """Tokens of these blocks, counted from 1, before any norm."""
+    """Blocks, numbered from 1, whose output tokens are returned, before any norm."""
     encoding_format: Literal["float", "base64"] = "float"
-    """base64: little-endian float32, as OpenAI's API has it."""
+    """Encoding of vectors. base64: little-endian float32, as in OpenAI's API."""
     top_k: int = Field(5, ge=1, le=1000)
-    """Of a classification: how many labels."""
+    """Number of labels that a classification returns."""
     views: Annotated[str, Field(pattern=r"^[1-9][0-9]?x[1-9][0-9]?$")] | None = None
-    """Segments x crops, such as 5x3, whose scores are averaged; none: one clip of the middle."""
+    """Segments x crops, such as 5x3, whose results are averaged. None: one center clip."""
     mask_ratio: float | None = Field(None, ge=0, lt=1)
-    """Of a reconstruction: fraction of tokens that is hidden; none: as the encoder was trained."""
+    """Fraction of tokens that a reconstruction hides. None: as in the encoder's training."""
     seed: int = Field(0, ge=0, lt=2**53)
-    """Of a reconstruction: which tokens; the same for the same seed and ratio."""
+    """Seed of a reconstruction's mask; equal seeds and ratios hide the same tokens."""
     deadline_s: float = Field(DEADLINE_S, gt=0, le=600)
+    """Time after which the request fails."""
 
-    def want(self, task: str) -> dict[str, Any]:
-        """What of them is the replica's matter."""
-        return self.model_dump(include=WANTED) | {"task": task}
-
-
-class EncodeRequest(Options):
-    """A request as JSON."""
-
-    input: Input | Annotated[list[Input], Field(min_length=1, max_length=MOST_ITEMS)]
+    def for_engine(self, task: str) -> dict[str, Any]:
+        """The options that the replica's engine needs."""
+        return self.model_dump(include=ENGINE_OPTIONS) | {"task": task}
 
 
-class Asked(NamedTuple):
+class EncodeRequest(RequestOptions):
+    """JSON body of an inference request."""
+
+    input: Input | Annotated[list[Input], Field(min_length=1, max_length=MAX_ITEMS)]
+    """File or list of files."""
+
+
+class InferenceRequest(NamedTuple):
+    """A parsed request."""
+
     items: list[dict[str, Any]]
     """{"content": bytes} or {"uri": text}."""
-    options: Options
+    options: RequestOptions
     single: bool
-    """Whether the answer is one object rather than a list."""
+    """Whether the response is one object rather than a list."""
 
 
-async def read_request(request: Request, policy: UriPolicy) -> Asked:
-    """Raises RequestValidationError, UnsupportedMediaType, UriNotAllowed."""
+async def read_request(request: Request, policy: UriPolicy) -> InferenceRequest:
+    """Parse a request by its Content-Type. Raises RequestValidationError, UnsupportedMediaType, UriNotAllowed."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     query: dict[str, Any] = dict(request.query_params)
     if "layers" in query:
         query["layers"] = request.query_params.getlist("layers")
     if media == JSON:
-        return _of_json(await request.body(), policy)
+        return _parse_json(await request.body(), policy)
     if media == FORM:
-        return await _of_form(request, query)
+        return await _parse_form(request, query)
     if media.startswith(RAW):
         content = await request.body()
         if not content:
-            raise _invalid("body", "is empty; send the file's bytes")
-        return Asked([{"content": content}], _options(query), single=True)
+            raise _field_error("body", "is empty; send the file's bytes")
+        return InferenceRequest([{"content": content}], _parse_options(query), single=True)
     raise UnsupportedMediaType(
         f"Content-Type: {media or 'none'}; send image/…, video/…, application/octet-stream, {FORM} or {JSON}"
     )
 
 
-def _of_json(body: bytes, policy: UriPolicy) -> Asked:
+def _parse_json(body: bytes, policy: UriPolicy) -> InferenceRequest:
     try:
-        found = EncodeRequest.model_validate_json(body)
+        parsed = EncodeRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _located(error) from None
-    inputs = found.input if isinstance(found.input, list) else [found.input]
-    items = [item_of(value, f"input.{number}", policy) for number, value in enumerate(inputs)]
-    return Asked(items, found, single=not isinstance(found.input, list))
+        raise _validation_error(error) from None
+    inputs = parsed.input if isinstance(parsed.input, list) else [parsed.input]
+    items = [parse_input(value, f"input.{number}", policy) for number, value in enumerate(inputs)]
+    return InferenceRequest(items, parsed, single=not isinstance(parsed.input, list))
 
 
-def item_of(value: Input, field: str, policy: UriPolicy) -> dict[str, Any]:
-    """Raises RequestValidationError, UriNotAllowed."""
-    if isinstance(value, Encoded):
-        return {"content": _decoded(value.base64, field)}
-    text = value.uri if isinstance(value, Located) else value
+def parse_input(value: Input, field: str, policy: UriPolicy) -> dict[str, Any]:
+    """Convert an input to an item. Raises RequestValidationError, UriNotAllowed."""
+    if isinstance(value, Base64Input):
+        return {"content": _decode_base64(value.base64, field)}
+    text = value.uri if isinstance(value, UriInput) else value
     if text.startswith("data:"):
         head, comma, data = text.partition(",")
         if not comma or not head.endswith(";base64"):
-            raise _invalid(field, "is not a data URL in base64: data:image/png;base64,…")
-        return {"content": _decoded(data, field)}
+            raise _field_error(field, "must be a base64 data URL, such as data:image/png;base64,…")
+        return {"content": _decode_base64(data, field)}
     if "/" not in text:
-        raise _invalid(field, "give base64, a data: URL, or the URI of a file")
+        raise _field_error(field, "must be base64, a data: URL, or the URI of a file")
     policy.check(field, text)
     return {"uri": text}
 
 
-def _decoded(text: str, field: str) -> bytes:
+def _decode_base64(text: str, field: str) -> bytes:
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise _invalid(field, "is not base64") from None
+        raise _field_error(field, "is not base64") from None
     if not content:
-        raise _invalid(field, "is empty")
+        raise _field_error(field, "is empty")
     return content
 
 
-async def _of_form(request: Request, query: dict[str, Any]) -> Asked:
+async def _parse_form(request: Request, query: dict[str, Any]) -> InferenceRequest:
     items = list[dict[str, Any]]()
-    async with request.form(max_files=MOST_ITEMS, max_fields=64) as form:
+    async with request.form(max_files=MAX_ITEMS, max_fields=64) as form:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 items.append({"content": await value.read()})
@@ -154,24 +160,24 @@ async def _of_form(request: Request, query: dict[str, Any]) -> Asked:
             else:
                 query[name] = value
     if not items:
-        raise _invalid("body", "holds no file; send at least one part with a filename")
+        raise _field_error("body", "has no file; send at least one part with a filename")
     if not all(item["content"] for item in items):
-        raise _invalid("body", "holds an empty file")
-    return Asked(items, _options(query), single=len(items) == 1)
+        raise _field_error("body", "has an empty file; send the file's bytes")
+    return InferenceRequest(items, _parse_options(query), single=len(items) == 1)
 
 
-def _options(values: dict[str, Any]) -> Options:
+def _parse_options(values: dict[str, Any]) -> RequestOptions:
     try:
-        return Options.model_validate(values)
+        return RequestOptions.model_validate(values)
     except ValidationError as error:
-        raise _located(error) from None
+        raise _validation_error(error) from None
 
 
-def _located(error: ValidationError) -> RequestValidationError:
-    found = json.loads(error.json(include_url=False, include_context=False, include_input=False))
-    return RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found])
+def _validation_error(error: ValidationError) -> RequestValidationError:
+    parsed = json.loads(error.json(include_url=False, include_context=False, include_input=False))
+    return RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in parsed])
 
 
-def _invalid(field: str, message: str) -> RequestValidationError:
+def _field_error(field: str, message: str) -> RequestValidationError:
     location = ("body",) if field == "body" else ("body", *field.split("."))
     return RequestValidationError([{"type": "value_error", "loc": location, "msg": message}])

@@ -1,4 +1,4 @@
-"""What an encoder found, in the form that was asked for: JSON, NumPy, Arrow, or a picture."""
+"""Render replies as JSON, NumPy, Arrow or PNG."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ import numpy as np
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from service.serving.gateway import Reply
+from service.serving.gateway import EncoderReply
 from service.serving.protocol import PNG
-from service.serving.requests import Asked
+from service.serving.requests import InferenceRequest
 
 NUMPY = "application/x-npy"
-ENCODER = "X-Encoder"  # the id of the encoder that answered, in every form
+ENCODER = "X-Encoder"  # header with the id of the encoder, for every media type
 
 
-def wanted_form(accept: str | None, offered: Sequence[str]) -> str | None:
-    """The first that is offered and that the caller asks for; none: JSON."""
-    forms = {part.partition(";")[0].strip() for part in (accept or "").split(",")}
-    return next((form for form in offered if form in forms), None)
+def negotiate_media_type(accept: str | None, offered: Sequence[str]) -> str | None:
+    """The first offered media type that the Accept header names. None: JSON."""
+    accepted = {part.partition(";")[0].strip() for part in (accept or "").split(",")}
+    return next((media_type for media_type in offered if media_type in accepted), None)
 
 
-def rendered(reply: Reply, asked: Asked, form: str | None) -> Response:
+def render_reply(reply: EncoderReply, request: InferenceRequest, media_type: str | None) -> Response:
     """One item: {encoder, embedding, …}; several: {encoder, data: [{index, embedding, …}]}."""
     headers = {ENCODER: reply.encoder}
     if reply.content is not None:
-        return Response(reply.content, media_type=form, headers=headers)
-    if form == NUMPY:
+        return Response(reply.content, media_type=media_type, headers=headers)
+    if media_type == NUMPY:
         out = io.BytesIO()
         np.save(out, np.stack([item["embedding"] for item in reply.items]), allow_pickle=False)
         return Response(out.getvalue(), media_type=NUMPY, headers=headers)
-    items = [_plain(item, asked.options.encoding_format) for item in reply.items]
-    if asked.single:
+    items = [_to_json(item, request.options.encoding_format) for item in reply.items]
+    if request.single:
         return JSONResponse({"encoder": reply.encoder, **items[0]}, headers=headers)
     data = [{"index": index, **item} for index, item in enumerate(items)]
     return JSONResponse({"encoder": reply.encoder, "data": data}, headers=headers)
 
 
-def _plain(value: Any, encoding: str) -> Any:
+def _to_json(value: Any, encoding: str) -> Any:
     if isinstance(value, np.ndarray):
-        return in_base64(value) if encoding == "base64" else value.tolist()
-    if isinstance(value, bytes):  # a picture
+        return to_base64(value) if encoding == "base64" else value.tolist()
+    if isinstance(value, bytes):  # PNG
         return f"data:{PNG};base64,{base64.b64encode(value).decode()}"
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner, encoding) for key, inner in value.items()}
+        return {str(key): _to_json(inner, encoding) for key, inner in value.items()}
     return value
 
 
-def in_base64(vector: np.ndarray[Any, Any]) -> str:
-    """Little-endian float32."""
+def to_base64(vector: np.ndarray[Any, Any]) -> str:
+    """Encode a vector as little-endian float32."""
     return base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()

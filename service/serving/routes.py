@@ -1,4 +1,4 @@
-"""/v1/deployments, /v1/encoders/{name}/embeddings and its kin, and OpenAI's form of them."""
+"""/v1/deployments, inference under /v1/encoders/{encoder}, and the OpenAI-compatible endpoints."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from fastapi.responses import JSONResponse
 from service.auth.authentication import Inferrer, Principal, Reader, Submitter
 from service.db.models import Deployment
 from service.jobs.routes import Uris, project_of
-from service.jobs.schemas import Wire
-from service.registry.routes import BINARY, Encoders
+from service.registry.routes import BINARY, EncodersDep
 from service.serving.deployments import DeploymentStore, new_deployment
 from service.serving.gateway import Gateway
 from service.serving.protocol import ARROW, CANDIDATE, MAIN, PNG
@@ -21,11 +20,11 @@ from service.serving.requests import (
     DEADLINE_S,
     FORM,
     EncodeRequest,
-    Options,
-    item_of,
+    RequestOptions,
+    parse_input,
     read_request,
 )
-from service.serving.responses import NUMPY, in_base64, rendered, wanted_form
+from service.serving.responses import NUMPY, negotiate_media_type, render_reply, to_base64
 from service.serving.schemas import (
     DeploymentList,
     DeploymentRequest,
@@ -35,8 +34,9 @@ from service.serving.schemas import (
     ServingSettings,
 )
 from service.web.errors import NotPossible
+from service.web.schemas import ApiModel
 
-Name = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+DeploymentName = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 EncoderName = Annotated[str, Path(min_length=1, max_length=200)]
 
 
@@ -50,22 +50,27 @@ def _gateway(request: Request) -> Gateway:
     return gateway
 
 
-Deployments = Annotated[DeploymentStore, Depends(_deployments)]
-Ways = Annotated[Gateway, Depends(_gateway)]
+DeploymentsDep = Annotated[DeploymentStore, Depends(_deployments)]
+GatewayDep = Annotated[Gateway, Depends(_gateway)]
 
 deployments = APIRouter(prefix="/deployments", tags=["deployments"])
 
 
-@deployments.put("/{name}", status_code=202, summary="Have an encoder answer requests, or change how")
+@deployments.put("/{name}", status_code=202, summary="Create or update a deployment")
 def put_deployment(
-    name: Name, body: DeploymentRequest, caller: Submitter, store: Deployments, encoders: Encoders, response: Response
+    name: DeploymentName,
+    body: DeploymentRequest,
+    caller: Submitter,
+    store: DeploymentsDep,
+    encoders: EncodersDep,
+    response: Response,
 ) -> DeploymentView:
-    """It answers once its `state` is `healthy`. Another encoder takes over without a failed request."""
+    """The deployment serves requests once its `state` is `healthy`. Replacing its encoder fails no request."""
     project = project_of(caller, body.project)
-    for wanted in filter(None, (body.encoder, body.candidate)):
-        encoders.resolve(wanted, project)
+    for encoder in filter(None, (body.encoder, body.candidate)):
+        encoders.resolve(encoder, project)
     settings = ServingSettings.model_validate(body.model_dump(include=set(ServingSettings.model_fields)))
-    made, is_new = store.put(
+    stored, created = store.put(
         new_deployment(
             name,
             project,
@@ -76,43 +81,43 @@ def put_deployment(
             settings=settings,
         )
     )
-    if is_new:
+    if created:
         response.headers["Location"] = f"/v1/deployments/{name}"
-    return _view(made)
+    return _view(stored)
 
 
 @deployments.get("", summary="List deployments")
 def list_deployments(
-    caller: Reader, store: Deployments, project: Annotated[str | None, Query(max_length=63)] = None
+    caller: Reader, store: DeploymentsDep, project: Annotated[str | None, Query(max_length=63)] = None
 ) -> DeploymentList:
     return DeploymentList(items=[_view(one) for one in store.all(caller.own_project(project))])
 
 
-@deployments.get("/{name}", summary="A deployment and how it is")
-def get_deployment(name: Name, caller: Reader, store: Deployments) -> DeploymentView:
+@deployments.get("/{name}", summary="Get a deployment and its state")
+def get_deployment(name: DeploymentName, caller: Reader, store: DeploymentsDep) -> DeploymentView:
     return _view(store.get(name, caller.project))
 
 
-@deployments.get("/{name}/drift", summary="How far the candidate's vectors lie from the encoder's")
-async def get_drift(name: Name, caller: Reader, store: Deployments, ways: Ways) -> DriftView:
-    """Gathered from requests that the candidate has answered, up to 512 items."""
+@deployments.get("/{name}/drift", summary="Compare the candidate's embeddings with the encoder's")
+async def get_drift(name: DeploymentName, caller: Reader, store: DeploymentsDep, gateway: GatewayDep) -> DriftView:
+    """Measured on requests served by the candidate, up to 512 items, on a single replica."""
     deployment = store.get(name, caller.project)
     if deployment.candidate is None:
         raise NotPossible(f"{name} has no candidate to compare with")
-    state = await ways.state(deployment)
+    state = await gateway.replica_state(deployment)
     if state["drift"] is None:
-        raise NotPossible(f"{name}: the candidate is not loaded{_why(state['trouble'].get(CANDIDATE))}")
+        raise NotPossible(f"{name}: the candidate is not loaded{_load_error_suffix(state['trouble'].get(CANDIDATE))}")
     return DriftView(**state["drift"])
 
 
-@deployments.delete("/{name}", status_code=204, summary="Take a deployment down")
-def delete_deployment(name: Name, caller: Submitter, store: Deployments) -> None:
-    """Requests under way are answered; the encoder stays."""
+@deployments.delete("/{name}", status_code=204, summary="Delete a deployment")
+def delete_deployment(name: DeploymentName, caller: Submitter, store: DeploymentsDep) -> None:
+    """Requests in flight complete; the encoder is kept."""
     store.delete(name, caller.project)
 
 
-def _why(trouble: str | None) -> str:
-    return f": {trouble}" if trouble else " yet"
+def _load_error_suffix(error: str | None) -> str:
+    return f": {error}" if error else " yet"
 
 
 def _view(one: Deployment) -> DeploymentView:
@@ -132,11 +137,11 @@ def _view(one: Deployment) -> DeploymentView:
     )
 
 
-# Requests to encoders
+# Inference
 
 
-def _schema(kind: type[Wire]) -> dict[str, Any]:
-    """Of a body that is read by hand; what it refers to stands in the document for other routes' sake."""
+def _schema(kind: type[ApiModel]) -> dict[str, Any]:
+    """JSON schema of a body that the handler parses itself; other routes add the schemas that it refers to."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     return {key: value for key, value in schema.items() if key != "$defs"}
 
@@ -146,7 +151,7 @@ _FILES = {
     "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
     "required": ["file"],
 }
-BODIES: dict[str, Any] = {
+REQUEST_BODIES: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
@@ -162,94 +167,94 @@ BODIES: dict[str, Any] = {
 inference = APIRouter(prefix="/encoders", tags=["requests"])
 
 
-async def _answered(
-    request: Request, name: str, caller: Principal, ways: Gateway, policy: Any, task: str, form: str | None
+async def _infer(
+    request: Request, name: str, caller: Principal, gateway: Gateway, policy: Any, task: str, media_type: str | None
 ) -> Response:
-    asked = await read_request(request, policy)
-    if form == PNG and len(asked.items) > 1:
-        raise NotPossible(f"Accept: {PNG} gives the page of one item, not of {len(asked.items)}; ask for JSON")
-    options = asked.options
-    want = options.want(task)
-    written = form if form in (ARROW, PNG) else None  # by the replica
-    reply = await ways.ask(request, name, caller.project, asked.items, want, options.deadline_s, form=written)
-    return rendered(reply, asked, form)
+    parsed = await read_request(request, policy)
+    if media_type == PNG and len(parsed.items) > 1:
+        raise NotPossible(f"Accept: {PNG} supports one item, not {len(parsed.items)}; request JSON instead")
+    options = parsed.options.for_engine(task)
+    encoding = media_type if media_type in (ARROW, PNG) else None  # the replica encodes it
+    deadline_s = parsed.options.deadline_s
+    reply = await gateway.infer(request, name, caller.project, parsed.items, options, deadline_s, encoding)
+    return render_reply(reply, parsed, media_type)
 
 
 @inference.post(
     "/{encoder}/embeddings",
-    summary="Vectors of images and videos",
-    openapi_extra=BODIES,
+    summary="Embed images and videos",
+    openapi_extra=REQUEST_BODIES,
     responses={200: {"content": {"application/json": {}, NUMPY: BINARY, ARROW: BINARY}}},
 )
 async def embeddings(
     request: Request,
     encoder: EncoderName,
     caller: Inferrer,
-    ways: Ways,
+    gateway: GatewayDep,
     policy: Uris,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """`encoder`: an id, an alias, or a deployment's name. A file as the body, a form of files, or JSON."""
-    form = wanted_form(accept, (ARROW, NUMPY))
-    return await _answered(request, encoder, caller, ways, policy, "embedding", form)
+    """`encoder`: an id, an alias or a deployment's name. The body is a file, a form of files, or JSON."""
+    media_type = negotiate_media_type(accept, (ARROW, NUMPY))
+    return await _infer(request, encoder, caller, gateway, policy, "embedding", media_type)
 
 
-@inference.post("/{encoder}/classifications", summary="Labels of images and videos", openapi_extra=BODIES)
+@inference.post("/{encoder}/classifications", summary="Classify images and videos", openapi_extra=REQUEST_BODIES)
 async def classifications(
-    request: Request, encoder: EncoderName, caller: Inferrer, ways: Ways, policy: Uris
+    request: Request, encoder: EncoderName, caller: Inferrer, gateway: GatewayDep, policy: Uris
 ) -> Response:
-    """Where the encoder was fine-tuned: the `top_k` likeliest labels with their probabilities."""
-    return await _answered(request, encoder, caller, ways, policy, "classification", None)
+    """The `top_k` most likely labels with their probabilities. Requires a fine-tuned encoder."""
+    return await _infer(request, encoder, caller, gateway, policy, "classification", None)
 
 
 @inference.post(
     "/{encoder}/reconstructions",
-    summary="What is rebuilt of masked files",
-    openapi_extra=BODIES,
+    summary="Mask and reconstruct images and videos",
+    openapi_extra=REQUEST_BODIES,
     responses={200: {"content": {"application/json": {}, PNG: BINARY}}},
 )
 async def reconstructions(
     request: Request,
     encoder: EncoderName,
     caller: Inferrer,
-    ways: Ways,
+    gateway: GatewayDep,
     policy: Uris,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """Where the encoder was published with its decoder: the clip, what the encoder saw of it and what was rebuilt.
+    """The clip, its visible tokens and the reconstruction. Requires an encoder published with its decoder.
 
-    `mask_ratio` and `seed` say what is hidden: the same of every item. Pictures are PNGs as `data:` URLs, a video's
-    frames from left to right; with `Accept: image/png` one item is answered by a page of them. Where targets were
-    normalised per token, the clip's own mean and spread of each token are put back, as MAE's demonstration does.
+    `mask_ratio` and `seed` determine the hidden tokens, the same for every item. Images are PNGs as `data:` URLs, with
+    video frames from left to right; `Accept: image/png` returns one overview image of a single item. If the decoder
+    predicts normalised targets, each token's own mean and standard deviation are restored, as in MAE's demo.
     """
-    form = wanted_form(accept, (PNG,))
-    return await _answered(request, encoder, caller, ways, policy, "reconstruction", form)
+    media_type = negotiate_media_type(accept, (PNG,))
+    return await _infer(request, encoder, caller, gateway, policy, "reconstruction", media_type)
 
 
-# OpenAI's form: https://platform.openai.com/docs/api-reference/embeddings
+# OpenAI-compatible endpoints: https://platform.openai.com/docs/api-reference/embeddings
 
 openai = APIRouter(prefix="/openai/v1", tags=["openai"])
 
 
-@openai.post("/embeddings", summary="Vectors, as OpenAI's clients ask for them")
+@openai.post("/embeddings", summary="Embed images and videos (OpenAI-compatible)")
 async def openai_embeddings(
-    request: Request, body: OpenAIEmbeddings, caller: Inferrer, ways: Ways, policy: Uris
+    request: Request, body: OpenAIEmbeddings, caller: Inferrer, gateway: GatewayDep, policy: Uris
 ) -> Response:
     inputs = body.input if isinstance(body.input, list) else [body.input]
-    items = [item_of(value, f"input.{number}", policy) for number, value in enumerate(inputs)]
-    want = Options().want("embedding")
-    reply = await ways.ask(request, body.model, caller.project, items, want, DEADLINE_S)
+    items = [parse_input(value, f"input.{number}", policy) for number, value in enumerate(inputs)]
+    options = RequestOptions().for_engine("embedding")
+    reply = await gateway.infer(request, body.model, caller.project, items, options, DEADLINE_S)
     vectors = [item["embedding"] for item in reply.items]
     if body.dimensions not in (None, len(vectors[0])):
-        raise NotPossible(f"dimensions={body.dimensions}: this encoder gives {len(vectors[0])}; leave it out")
-    shown = [in_base64(vector) if body.encoding_format == "base64" else vector.tolist() for vector in vectors]
+        raise NotPossible(f"dimensions={body.dimensions}: this encoder returns {len(vectors[0])}; leave it out")
+    shown = [to_base64(vector) if body.encoding_format == "base64" else vector.tolist() for vector in vectors]
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(shown)]
     usage = {"prompt_tokens": 0, "total_tokens": 0}
     return JSONResponse({"object": "list", "data": data, "model": reply.encoder, "usage": usage})
 
 
-@openai.get("/models", summary="What can be asked, as OpenAI's clients list it")
-def openai_models(caller: Reader, store: Deployments) -> dict[str, Any]:
+@openai.get("/models", summary="List served encoders (OpenAI-compatible)")
+def openai_models(caller: Reader, store: DeploymentsDep) -> dict[str, Any]:
     served = [one for one in store.all(caller.project) if one.state == "healthy"]
     names = {one.encoder: one for one in served} | {one.serving[MAIN]: one for one in served if MAIN in one.serving}
     data = [
@@ -259,7 +264,7 @@ def openai_models(caller: Reader, store: Deployments) -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
-FILES = re.compile(
+UPLOAD_PATHS = re.compile(
     r"/v1/encoders/[^/]+/(embeddings|classifications|reconstructions)|/openai/v1/embeddings|/v1/jobs/[^/]+/neighbours"
 )
-"""Paths that take files."""
+"""Paths that accept file uploads, with a larger body limit."""

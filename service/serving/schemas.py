@@ -1,4 +1,4 @@
-"""What goes over the wire about deployments, and what a deployment is made of."""
+"""Request and response schemas of deployments and inference."""
 
 from __future__ import annotations
 
@@ -7,40 +7,45 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from service.jobs.schemas import Project, Wire
-from service.serving.requests import MOST_ITEMS, Input
+from service.serving.requests import MAX_ITEMS, Input
+from service.web.schemas import ApiModel, Project
 
 State = Literal["deploying", "healthy", "unhealthy", "failed"]
 
 
-class Replicas(Wire):
+class Replicas(ApiModel):
+    """Bounds of autoscaling."""
+
     min: int = Field(1, ge=0, le=1000)
-    """0: none while nothing is asked; the first request then waits for one to start."""
+    """Minimum number of replicas. 0: scale to zero when idle; the next request waits for a replica to start."""
     max: int = Field(1, ge=1, le=1000)
+    """Maximum number of replicas."""
 
 
-class ServingSettings(Wire):
-    """How a deployment runs."""
+class ServingSettings(ApiModel):
+    """Resources and engine settings of a deployment."""
 
     replicas: Replicas = Replicas()
-    """More than min run while requests queue."""
+    """Bounds of the number of replicas, which grows while requests queue."""
     cpus: float = Field(0.0, ge=0, le=256)
-    """That a replica takes away from jobs; 0: it lives on what they leave."""
+    """CPUs that a replica reserves; jobs cannot use them. 0: it uses CPUs that jobs leave idle."""
     gpus: float = Field(0.0, ge=0, le=16)
-    """Of a replica; fractions share one GPU."""
+    """GPUs that a replica reserves; fractions share one GPU."""
     threads: int | None = Field(None, ge=1, le=256)
-    """Of a replica's model on a CPU; none: its CPUs, at least one."""
+    """CPU threads of a replica's model. None: its reserved CPUs, at least one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the forward pass."""
     max_batch_tokens: int | None = Field(None, ge=1)
-    """Tokens in one forward pass, of all requests together; none: the engine's own."""
+    """Tokens of one forward pass, shared by all requests. None: the engine's default."""
     max_wait_ms: float | None = Field(None, ge=0, le=1000)
-    """How long an idle model waits for more to come; none: the engine's own."""
+    """Time that an idle model waits for more clips. None: the engine's default."""
     max_queued_tokens: int | None = Field(None, ge=1)
-    """Past it requests are answered 429; none: the engine's own."""
+    """Tokens of queued requests, beyond which requests fail with 429. None: the engine's default."""
     decoders: int | None = Field(None, ge=1, le=64)
-    """Processes of a replica that decode files; none: the engine's own."""
+    """Decoding processes of a replica. None: the engine's default."""
 
     def engine(self) -> dict[str, Any]:
+        """Fields of the engine's settings."""
         names = ("max_batch_tokens", "max_wait_ms", "max_queued_tokens", "decoders")
         own = {name: value for name in names if (value := getattr(self, name)) is not None}
         device = "cuda" if self.gpus else "cpu"
@@ -48,19 +53,21 @@ class ServingSettings(Wire):
 
 
 class DeploymentRequest(ServingSettings):
-    """Encoders that shall answer requests."""
+    """The encoder to serve, and how."""
 
     encoder: Annotated[str, Field(min_length=1, max_length=200)]
-    """An id, or an alias, which is followed where it moves."""
+    """Encoder id or alias. The deployment follows an alias when it moves."""
     candidate: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    """Another that answers a share of the requests; null takes it away again."""
+    """Second encoder, which serves a share of the requests. null: none."""
     share: float = Field(0.1, ge=0, le=1)
-    """Of the requests, for the candidate."""
+    """Fraction of requests that the candidate serves."""
     project: Project | None = None
-    """None: the key's own; for a key of all projects: `default`."""
+    """Project of the deployment. None: the key's project, or `default` for a key of all projects."""
 
 
-class DeploymentView(Wire):
+class DeploymentView(ApiModel):
+    """A deployment and its state."""
+
     name: str
     project: str
     encoder: str
@@ -68,7 +75,7 @@ class DeploymentView(Wire):
     share: float
     settings: ServingSettings
     serving: dict[str, str]
-    """Ids that its replicas were last told, by `main` and `candidate`."""
+    """Ids of the encoders last sent to the replicas, by slot: `main` and `candidate`."""
     state: State
     message: str
     created_by: str
@@ -76,77 +83,87 @@ class DeploymentView(Wire):
     changed_at: datetime
 
 
-class DeploymentList(Wire):
+class DeploymentList(ApiModel):
+    """Deployments by name."""
+
     items: list[DeploymentView]
 
 
-class DriftView(Wire):
-    """How far the candidate's answers lie from the encoder's, on the same items, as one replica has seen them."""
+class DriftView(ApiModel):
+    """Distance of the candidate's embeddings from the encoder's on the same items, measured on a single replica."""
 
     items: int
+    """Number of items compared."""
     cosine_mean: float | None
-    """None where the widths differ, or nothing was compared yet."""
+    """Mean cosine. None if the widths differ or no item was compared yet."""
     cosine_min: float | None
+    """Lowest cosine."""
     neighbours: int
+    """Number of nearest neighbours compared per item."""
     neighbours_kept: float | None
-    """Share of each item's nearest neighbours that is the same for both, 0 to 1."""
+    """Mean share of each item's nearest neighbours that both encoders have in common, 0 to 1."""
 
 
-class EmbeddingView(Wire):
-    """What an encoder found in one file."""
+class EmbeddingView(ApiModel):
+    """Embedding of one file."""
 
     encoder: str
-    """The id of the one that answered."""
+    """Id of the encoder that computed it."""
     index: int
     embedding: list[float] | str
-    """(D,); base64 where that was asked for."""
+    """Vector of D values, or base64 if requested."""
     tokens: list[list[float]] | str | None = None
     layers: dict[str, Any] | None = None
 
 
-class ClassificationView(Wire):
+class ClassificationView(ApiModel):
+    """Most likely classes of one file."""
+
     encoder: str
     index: int
     labels: list[str]
     scores: list[float]
-    """Probabilities of those labels."""
+    """Probabilities of the labels."""
     classes: list[int]
-    """Their numbers."""
+    """Numbers of the classes."""
 
 
-class NeighboursRequest(Wire):
-    """What the neighbours are of: one of record, location, vector and input."""
+class NeighboursRequest(ApiModel):
+    """The query of a neighbour search: exactly one of record, location, vector and input."""
 
     record: int | None = Field(None, ge=0, le=2**53)
-    """Its number in the data set."""
+    """Record number in the data set."""
     location: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
-    """Its file, as the answers spell it."""
+    """Location of the file, spelled as in search results."""
     vector: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(None, min_length=1, max_length=65536)
+    """Embedding to search for."""
     input: Input | None = None
-    """A file: {"base64": …}, {"uri": …}, or a `data:` URL. A deployment of the same encoder embeds it."""
+    """File, as {"base64": …}, {"uri": …} or a `data:` URL. A deployment of the same encoder embeds it."""
     k: int = Field(10, ge=1, le=100)
-    """How many neighbours."""
+    """Number of neighbours."""
 
     @model_validator(mode="after")
-    def _one(self) -> NeighboursRequest:
+    def _exactly_one_query(self) -> NeighboursRequest:
         given = [name for name in ("record", "location", "vector", "input") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give one of record, location, vector and input; this has {', '.join(given) or 'none'}")
+            raise ValueError(f"give one of record, location, vector and input; got {', '.join(given) or 'none'}")
         return self
 
 
-class NeighbourView(Wire):
+class NeighbourView(ApiModel):
+    """A neighbour and its similarity."""
+
     record: int
     location: str
     label: int | None
     score: float
-    """Cosine, -1 to 1."""
+    """Cosine similarity, -1 to 1."""
 
 
-class ReconstructionView(Wire):
-    """What an encoder saw of one file, and what its decoder made of the rest.
+class ReconstructionView(ApiModel):
+    """Reconstruction of one file.
 
-    Pictures are PNGs as `data:` URLs; the frames of a film stand side by side, the first at the left.
+    Images are PNGs as `data:` URLs; the frames of a video are tiled from left to right.
     """
 
     encoder: str
@@ -154,25 +171,25 @@ class ReconstructionView(Wire):
     mask_ratio: float
     seed: int
     visible: list[int]
-    """Tokens that the encoder saw, counted from 0: row by row, then frame by frame."""
+    """Indices of visible tokens from 0, row by row, then frame by frame."""
     loss: float
-    """Mean squared error on the others, as training measures it."""
+    """Mean squared error on hidden tokens, as in training."""
     original: str
-    """The clip as it was cut for the encoder."""
+    """Clip that the encoder receives."""
     masked: str
-    """Hidden tokens painted over."""
+    """Clip with hidden tokens painted over."""
     rebuilt: str
-    """The decoder's answer in place of hidden tokens."""
+    """Clip with the decoder's predictions in place of hidden tokens."""
 
 
-class OpenAIEmbeddings(Wire):
-    """OpenAI's request, its input being files."""
+class OpenAIEmbeddings(ApiModel):
+    """OpenAI-compatible embeddings request whose inputs are files."""
 
     model: Annotated[str, Field(min_length=1, max_length=200)]
-    """An encoder's id, its alias, or a deployment."""
-    input: Input | Annotated[list[Input], Field(min_length=1, max_length=MOST_ITEMS)]
-    """`data:` URLs in base64, or URIs below the allowed prefixes."""
+    """Encoder id, alias or deployment name."""
+    input: Input | Annotated[list[Input], Field(min_length=1, max_length=MAX_ITEMS)]
+    """Files as base64 `data:` URLs, or URIs below the allowed prefixes."""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
-    """Must be the encoder's own."""
+    """Width of the embeddings; must equal the encoder's."""
     user: str | None = None

@@ -1,1 +1,1 @@
-"""Nearest neighbours among the embeddings that a job has written."""
+"""Nearest-neighbour search in the embeddings written by a job."""

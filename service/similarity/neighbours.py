@@ -1,7 +1,7 @@
-"""Nearest neighbours among the embeddings that a job has left: exact, by cosine, one file after the other.
+"""Exact nearest-neighbour search by cosine in the embeddings of a job, one file at a time.
 
-What was read stays in memory up to a limit of bytes; a larger set is read anew beyond it, and never held whole. Knows
-nothing of HTTP nor of deployments.
+Files are cached up to a byte limit; the rest of a larger set is read again for each query, so no set has to fit in
+memory. Independent of HTTP and deployments.
 Shapes: r rows of a file, D width.
 """
 
@@ -16,143 +16,147 @@ import numpy as np
 import numpy.typing as npt
 
 from amd.data.dataset.manifest import Names
-from amd.downstream.embedding.files import EmbeddingIndex, Rows, Vectors, read_index, read_rows
+from amd.downstream.embedding.files import EmbeddingIndex, SearchRows, Vectors, read_index, read_rows
 from service.web.errors import NotPossible
 
-HELD_BYTES = 256 * 2**20
-HELD_INDEXES = 16
+MAX_CACHED_BYTES = 256 * 2**20
+MAX_CACHED_INDEXES = 16
 
 
 class Neighbour(NamedTuple):
+    """A record and its similarity to the query."""
+
     score: float
-    """Cosine, -1 to 1."""
+    """Cosine similarity, -1 to 1."""
     record: int
     location: str
     label: int | None
 
 
-class Shelf:
-    """Files that were read, by their set; any thread may ask.
+class EmbeddingCache:
+    """Cache of embedding files, grouped by set. Thread-safe.
 
-    For a new set others make room, the longest unused first. A set's own files stay: read from start to end each time,
-    one that is too large would push out what it needs next.
+    A new set evicts others, least recently used first, but never its own files: a set is read from start to end, so one
+    larger than the cache would always evict the files that it needs next.
     """
 
-    def __init__(self, limit_bytes: int = HELD_BYTES) -> None:
-        self._limit, self._held = limit_bytes, 0
-        self._sets: OrderedDict[str, dict[int, Rows]] = OrderedDict()
+    def __init__(self, limit_bytes: int = MAX_CACHED_BYTES) -> None:
+        self._limit, self._cached_bytes = limit_bytes, 0
+        self._sets: OrderedDict[str, dict[int, SearchRows]] = OrderedDict()
         self._indexes: OrderedDict[str, EmbeddingIndex] = OrderedDict()
         self._lock = threading.Lock()
 
     def index(self, output: str) -> EmbeddingIndex:
-        """Raises FileNotFoundError."""
+        """The index of a set. Raises FileNotFoundError."""
         with self._lock:
             found = self._indexes.get(output)
         if found is None:
             found = read_index(output)
             with self._lock:
                 self._indexes[output] = found
-                while len(self._indexes) > HELD_INDEXES:
+                while len(self._indexes) > MAX_CACHED_INDEXES:
                     self._indexes.popitem(last=False)
         return found
 
-    def rows(self, output: str, spans: Iterable[range]) -> Iterator[Rows]:
-        """Raises FileNotFoundError."""
+    def rows(self, output: str, spans: Iterable[range]) -> Iterator[SearchRows]:
+        """The rows of each span, cached or read. Raises FileNotFoundError."""
         for span in spans:
             with self._lock:
                 found = self._sets.get(output, {}).get(span.start)
             if found is None:
                 found = read_rows(output, span)
-                self._keep(output, span, found)
+                self._insert(output, span, found)
             yield found
 
     @property
-    def held_bytes(self) -> int:
-        return self._held
+    def cached_bytes(self) -> int:
+        return self._cached_bytes
 
-    def _keep(self, output: str, span: range, rows: Rows) -> None:
+    def _insert(self, output: str, span: range, rows: SearchRows) -> None:
         with self._lock:
-            mine = self._sets.setdefault(output, {})
+            spans_of_set = self._sets.setdefault(output, {})
             self._sets.move_to_end(output)
-            if span.start in mine:
+            if span.start in spans_of_set:
                 return
-            while self._held + rows.nbytes > self._limit and next(iter(self._sets)) != output:
-                _, gone = self._sets.popitem(last=False)
-                self._held -= sum(each.nbytes for each in gone.values())
-            if self._held + rows.nbytes <= self._limit:
-                mine[span.start] = rows
-                self._held += rows.nbytes
+            while self._cached_bytes + rows.nbytes > self._limit and next(iter(self._sets)) != output:
+                _, evicted = self._sets.popitem(last=False)
+                self._cached_bytes -= sum(each.nbytes for each in evicted.values())
+            if self._cached_bytes + rows.nbytes <= self._limit:
+                spans_of_set[span.start] = rows
+                self._cached_bytes += rows.nbytes
 
 
-class Question(NamedTuple):
-    vector: Vectors  # (D,), of length 1
-    itself: int | None = None
-    """A record that is no answer: the one that was asked for."""
+class NeighbourQuery(NamedTuple):
+    """A vector to search for."""
+
+    vector: Vectors  # (D,), unit length
+    exclude: int | None = None
+    """Record to exclude from the results: the query itself."""
 
 
-def of_vector(index: EmbeddingIndex, values: Sequence[float] | npt.NDArray[np.floating]) -> Question:
-    """Raises NotPossible for another width, and for a vector without a direction."""
+def query_by_vector(index: EmbeddingIndex, values: Sequence[float] | npt.NDArray[np.floating]) -> NeighbourQuery:
+    """Query by vector. Raises NotPossible if its width differs from the set's or it has no direction."""
     vector = np.asarray(values, np.float64)
     if vector.shape != (index.width,):
-        raise NotPossible(f"the vector has {vector.size} values; those of {index.encoder} have {index.width}")
+        raise NotPossible(f"the vector has {vector.size} values; embeddings of {index.encoder} have {index.width}")
     largest = np.abs(vector).max()
     if not largest > 0 or not np.isfinite(largest):
-        raise NotPossible("the vector has no direction: all of it is zero, or some of it is no number")
+        raise NotPossible("the vector has no direction: its values must be finite and not all zero")
     vector = vector / largest
-    return Question(np.asarray(vector / np.linalg.norm(vector), np.float32))
+    return NeighbourQuery(np.asarray(vector / np.linalg.norm(vector), np.float32))
 
 
-def of_record(shelf: Shelf, output: str, index: EmbeddingIndex, record: int) -> Question:
-    """Raises NotPossible for a record that is not there, or could not be read."""
+def query_by_record(cache: EmbeddingCache, output: str, index: EmbeddingIndex, record: int) -> NeighbourQuery:
+    """Query by record number. Raises NotPossible if the record does not exist or could not be read."""
     spans = [file.span for file in index.files if record in file.span]
-    for rows in shelf.rows(output, spans):
-        at = int(np.searchsorted(rows.records, record))
-        if at < len(rows.records) and rows.records[at] == record:
-            return Question(rows.vectors[at], record)
+    for rows in cache.rows(output, spans):
+        position = int(np.searchsorted(rows.records, record))
+        if position < len(rows.records) and rows.records[position] == record:
+            return NeighbourQuery(rows.vectors[position], record)
     for bad in index.bad:
         if bad["record"] == record:
             raise NotPossible(f"record {record} could not be read: {bad['location']} {bad['reason']}")
-    raise NotPossible(f"record {record} is not there; the set has records 0 to {index.samples - 1}")
+    raise NotPossible(f"record {record} does not exist; the set has records 0 to {index.samples - 1}")
 
 
-def of_location(shelf: Shelf, output: str, index: EmbeddingIndex, location: str) -> Question:
-    """Raises NotPossible."""
+def query_by_location(cache: EmbeddingCache, output: str, index: EmbeddingIndex, location: str) -> NeighbourQuery:
+    """Query by file location. Raises NotPossible if the set has no such location or it could not be read."""
     name = location.encode("utf-8", "surrogateescape")
-    for rows in shelf.rows(output, (file.span for file in index.files)):
-        at = _row_of(rows.locations, name)
-        if at is not None:
-            return Question(rows.vectors[at], int(rows.records[at]))
+    for rows in cache.rows(output, (file.span for file in index.files)):
+        position = _find_location(rows.locations, name)
+        if position is not None:
+            return NeighbourQuery(rows.vectors[position], int(rows.records[position]))
     for bad in index.bad:
         if bad["location"] == location:
             raise NotPossible(f"{location} could not be read: {bad['reason']}")
-    raise NotPossible(f"{location!r} is not in this set; locations are spelled as in its files")
+    raise NotPossible(f"{location!r} is not in this set; spell the location as in the set's files")
 
 
-def _row_of(names: Names, name: bytes) -> int | None:
-    at = names.blob.find(name)
-    while at >= 0 and name:
-        row = int(np.searchsorted(names.offsets, at))
-        if row < len(names) and names.offsets[row] == at and names.offsets[row + 1] == at + len(name):
+def _find_location(names: Names, name: bytes) -> int | None:
+    position = names.blob.find(name)
+    while position >= 0 and name:
+        row = int(np.searchsorted(names.offsets, position))
+        if row < len(names) and names.offsets[row] == position and names.offsets[row + 1] == position + len(name):
             return row
-        at = names.blob.find(name, at + 1)
+        position = names.blob.find(name, position + 1)
     return None
 
 
-def nearest(files: Iterable[Rows], question: Question, k: int) -> list[Neighbour]:
-    """The k rows of the highest cosine, the nearest first; of equal ones the lower record."""
+def nearest(files: Iterable[SearchRows], query: NeighbourQuery, k: int) -> list[Neighbour]:
+    """The k rows with the highest cosine, nearest first; ties are ordered by record."""
     best = list[Neighbour]()
     for rows in files:
-        scores = np.clip(rows.vectors @ question.vector, -1.0, 1.0)
-        order = np.lexsort((rows.records, -scores))[: k + 1]  # one more: it may be the record itself
+        scores = np.clip(rows.vectors @ query.vector, -1.0, 1.0)
+        order = np.lexsort((rows.records, -scores))[: k + 1]  # one more, since one may be the excluded record
         best += [
-            Neighbour(float(scores[row]), int(rows.records[row]), _shown(rows.locations[row]), rows.label(row))
+            Neighbour(float(scores[row]), int(rows.records[row]), _printable(rows.locations[row]), rows.label(row))
             for row in order.tolist()
-            if rows.records[row] != question.itself
+            if rows.records[row] != query.exclude
         ]
         best = sorted(best, key=lambda found: (-found.score, found.record))[:k]
     return best
 
 
-def _shown(name: str) -> str:
-    """Bytes that are no UTF-8 cannot go over the wire."""
+def _printable(name: str) -> str:
+    """Replace bytes that are not UTF-8, which JSON cannot carry."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/neighbours: what an encoder holds to be alike, in the embeddings that a job has left."""
+"""/v1/jobs/{id}/neighbours: nearest-neighbour search in the embeddings of a job."""
 
 from __future__ import annotations
 
@@ -9,28 +9,36 @@ from starlette.concurrency import run_in_threadpool
 
 from amd.downstream.embedding.files import EmbeddingIndex
 from service.auth.authentication import Inferrer
+from service.jobs.actions import allowed_actions
 from service.jobs.execution.protocol import JobFolder
-from service.jobs.execution.reconciler import allowed_actions
 from service.jobs.routes import Config, JobId, Jobs, Uris
 from service.jobs.store import JobStore
-from service.serving.requests import DEADLINE_S, Options, item_of
-from service.serving.routes import Ways
+from service.serving.requests import DEADLINE_S, RequestOptions, parse_input
+from service.serving.routes import GatewayDep
 from service.serving.schemas import NeighboursRequest, NeighbourView
-from service.similarity.neighbours import Neighbour, Question, Shelf, nearest, of_location, of_record, of_vector
+from service.similarity.neighbours import (
+    EmbeddingCache,
+    Neighbour,
+    NeighbourQuery,
+    nearest,
+    query_by_location,
+    query_by_record,
+    query_by_vector,
+)
 from service.web.errors import IllegalAction, NotPossible
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 
-def _shelf(request: Request) -> Shelf:
-    shelf: Shelf = request.app.state.shelf
-    return shelf
+def _embedding_cache(request: Request) -> EmbeddingCache:
+    cache: EmbeddingCache = request.app.state.embedding_cache
+    return cache
 
 
-Held = Annotated[Shelf, Depends(_shelf)]
+EmbeddingCacheDep = Annotated[EmbeddingCache, Depends(_embedding_cache)]
 
 
-@router.post("/{job_id}/neighbours", summary="What lies nearest among the embeddings of a job")
+@router.post("/{job_id}/neighbours", summary="Find the nearest neighbours in a job's embeddings")
 async def neighbours(
     request: Request,
     job_id: JobId,
@@ -38,50 +46,52 @@ async def neighbours(
     caller: Inferrer,
     jobs: Jobs,
     settings: Config,
-    shelf: Held,
-    ways: Ways,
+    cache: EmbeddingCacheDep,
+    gateway: GatewayDep,
     policy: Uris,
 ) -> list[NeighbourView]:
-    """Of a record of the data set, a location, a vector, or a file, which a deployment of the same encoder embeds.
+    """Search by a record of the data set, a file location, a vector, or a file that a deployment of the encoder embeds.
 
-    By cosine, the nearest first; a record is not its own neighbour.
+    Neighbours are ordered by cosine similarity, nearest first; a record is not its own neighbour.
     """
     output = JobFolder(settings.root, job_id).output
-    index = await run_in_threadpool(_index, jobs, job_id, caller.project, shelf, output)
+    index = await run_in_threadpool(_load_index, jobs, job_id, caller.project, cache, output)
     vector: Any = body.vector
     if body.input is not None:
-        item = item_of(body.input, "input", policy)
-        want = Options().want("embedding")
-        reply = await ways.ask(request, index.encoder, caller.project, [item], want, DEADLINE_S, exact=True)
+        item = parse_input(body.input, "input", policy)
+        options = RequestOptions().for_engine("embedding")
+        reply = await gateway.infer(request, index.encoder, caller.project, [item], options, DEADLINE_S, exact=True)
         vector = reply.items[0]["embedding"]
 
     def search() -> list[Neighbour]:
         if vector is not None:
-            question = of_vector(index, vector)
+            query = query_by_vector(index, vector)
         elif body.record is not None:
-            question = of_record(shelf, output, index, body.record)
+            query = query_by_record(cache, output, index, body.record)
         else:
-            question = of_location(shelf, output, index, str(body.location))
-        return _found(shelf, output, index, question, body.k)
+            query = query_by_location(cache, output, index, str(body.location))
+        return _search(cache, output, index, query, body.k)
 
     return [NeighbourView(**found._asdict()) for found in await run_in_threadpool(search)]
 
 
-def _found(shelf: Shelf, output: str, index: EmbeddingIndex, question: Question, k: int) -> list[Neighbour]:
-    return nearest(shelf.rows(output, (file.span for file in index.files)), question, k)
+def _search(
+    cache: EmbeddingCache, output: str, index: EmbeddingIndex, query: NeighbourQuery, k: int
+) -> list[Neighbour]:
+    return nearest(cache.rows(output, (file.span for file in index.files)), query, k)
 
 
-def _index(jobs: JobStore, job_id: str, project: str | None, shelf: Shelf, output: str) -> EmbeddingIndex:
-    """Raises NotFound, NotPossible for a job of another kind, IllegalAction for one that has not succeeded."""
+def _load_index(jobs: JobStore, job_id: str, project: str | None, cache: EmbeddingCache, output: str) -> EmbeddingIndex:
+    """Raises NotFound, NotPossible for a job of another kind, IllegalAction if it has not succeeded."""
     job = jobs.get(job_id, project)
     if job.kind != "embed":
-        raise NotPossible(f"{job.id} is of kind {job.kind}; neighbours are of a job of kind embed")
+        raise NotPossible(f"{job.id} is a job of kind {job.kind}; neighbours need a job of kind embed")
     try:
         if job.state == "succeeded":
-            return shelf.index(output)
+            return cache.index(output)
     except FileNotFoundError:
         raise NotPossible(f"the embeddings of {job.id} are no longer at {output}") from None
     raise IllegalAction(
-        f"{job.id} is {job.state}; its embeddings can be asked once it has succeeded",
+        f"{job.id} is {job.state}; its embeddings can be searched once it has succeeded",
         allowed_actions=allowed_actions(job),
     )

@@ -1,7 +1,8 @@
-"""A whole service on one machine: a Ray head and a control plane, in the background, on loopback.
+"""The whole service on one machine: a Ray head and a control plane, in the background, on loopback.
 
-Starting finds what runs and starts what does not, on the same ports and the same data; stopping leaves no process, of
-Ray's neither, and all data. `state` is what is remembered, `parts` starts each part and asks how it is, `ending` ends.
+`up` starts the parts that are down, on the same ports and data as before; `down` stops every process, those of Ray
+included, and keeps all data. `state` persists ports and processes, `parts` starts and probes each part, `shutdown`
+terminates them.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from typing import NamedTuple
 
 from amd.storage import StorageError, check_writable, resolve_root
 from service.settings import Settings
-from service.stack.parts import reports_of, start, trouble_of
+from service.stack.parts import find_problem, reports_of, start
 from service.stack.ports import free_ports, is_free
 from service.stack.shutdown import drain, end, end_leftovers
 from service.stack.state import (
     STARTUP_S,
-    Folder,
     Part,
+    ProgressCallback,
     RayPorts,
-    Say,
     Stack,
     StackError,
-    State,
-    data_dir_of,
+    StackFolder,
+    StackState,
+    resolve_data_dir,
 )
 
 __all__ = [
@@ -34,19 +35,19 @@ __all__ = [
     "PartStatus",
     "Stack",
     "StackError",
-    "Status",
+    "StackStatus",
     "down",
     "find_stack",
     "status",
     "up",
 ]
 
-RAY_TRIES = 5  # Ray gives its own parts half a minute, which a cold or busy machine may miss
-DRAIN_S = 90.0  # for the last checkpoints of running jobs: their own deadline is 60 s
+RAY_TRIES = 5  # Ray limits the startup of its own processes to 30 s, which a cold or busy machine may exceed
+DRAIN_S = 90.0  # for last checkpoints of running jobs, whose own deadline is 60 s
 LOG_TAIL = 2000
 
 START_ORDER: tuple[Part, ...] = ("ray", "control-plane")
-STOP_ORDER: tuple[Part, ...] = ("control-plane", "ray")  # the first would take the other's end for a failure
+STOP_ORDER: tuple[Part, ...] = ("control-plane", "ray")  # else the control plane reports that Ray failed
 
 
 class PartStatus(NamedTuple):
@@ -54,15 +55,15 @@ class PartStatus(NamedTuple):
     pid: int | None
     port: int
     health: str
-    """ok, or what is wrong."""
+    """`ok`, or the problem."""
 
 
-class Status(NamedTuple):
+class StackStatus(NamedTuple):
     data_dir: Path
     url: str | None
     parts: list[PartStatus]
     reports: dict[str, str]
-    """What the control plane says of its database, its storage and Ray."""
+    """Readiness of the database, the storage and Ray, as reported by the control plane."""
 
     @property
     def healthy(self) -> bool:
@@ -70,8 +71,8 @@ class Status(NamedTuple):
 
 
 def find_stack(data_dir: Path | None = None) -> Stack | None:
-    """The stack that runs there. Raises StackError where what is remembered cannot be read."""
-    folder = Folder(data_dir_of(data_dir))
+    """Find the running stack of a data directory. Raises StackError if its state cannot be read."""
+    folder = StackFolder(resolve_data_dir(data_dir))
     state = folder.read()
     return folder.stack(state) if state is not None and state.alive("control-plane") else None
 
@@ -82,32 +83,34 @@ def up(
     port: int | None = None,
     storage: str | None = None,
     num_cpus: int | None = None,
-    say: Say = lambda line: None,
+    on_progress: ProgressCallback = lambda line: None,
 ) -> Stack:
-    """Start what does not run yet, and wait until all of it is ready. Raises StackError.
+    """Start the parts that are down, and wait until all are ready. Raises StackError.
 
-    `port`: 0 for any that is free; none: the one of last time, else AMD_PORT. `storage`: as last time, else
-    AMD_STORAGE's. `num_cpus`: what Ray offers to jobs; the machine's.
+    `port`: 0 for any free one; defaults to the previous one, else AMD_PORT. `storage`: defaults to the previous one,
+    else AMD_STORAGE. `num_cpus`: CPUs that Ray offers to jobs; defaults to those of the machine.
     """
-    folder = Folder(data_dir_of(data_dir))
+    folder = StackFolder(resolve_data_dir(data_dir))
     folder.prepare()
     with folder.lock():
-        state = _planned(folder, port, storage, num_cpus)
+        state = _plan_state(folder, port, storage, num_cpus)
         folder.write(state)
-        for part in START_ORDER:  # side by side: neither needs the other to start
+        for part in START_ORDER:  # concurrently: neither needs the other to start
             if not state.alive(part):
                 end_leftovers(folder, state, part)
-                start(folder, state, part, say)
-        _wait(folder, state, say)
+                start(folder, state, part, on_progress)
+        _wait_until_ready(folder, state, on_progress)
         return folder.stack(state)
 
 
-def down(data_dir: Path | None = None, *, drain_s: float = DRAIN_S, say: Say = lambda line: None) -> bool:
-    """Stop all of it and keep its data; whether anything ran. Raises StackError.
+def down(
+    data_dir: Path | None = None, *, drain_s: float = DRAIN_S, on_progress: ProgressCallback = lambda line: None
+) -> bool:
+    """Stop all parts and keep their data; return whether any was running. Raises StackError.
 
-    Running jobs get so long for a last checkpoint, from which they go on after the next start.
+    Running jobs get `drain_s` seconds for a last checkpoint, from which they continue after the next start.
     """
-    folder = Folder(data_dir_of(data_dir))
+    folder = StackFolder(resolve_data_dir(data_dir))
     if not folder.path.is_dir():
         return False
     with folder.lock():
@@ -116,8 +119,8 @@ def down(data_dir: Path | None = None, *, drain_s: float = DRAIN_S, say: Say = l
             process = state.alive(part) if state is not None else None
             if process is not None:
                 if part == "ray" and drain_s > 0:
-                    drain(folder, drain_s, say)
-                say(f"stopping {part} (pid {process.pid})")
+                    drain(folder, drain_s, on_progress)
+                on_progress(f"stopping {part} (pid {process.pid})")
                 end([process])
             ran |= end_leftovers(folder, state, part) or process is not None
         if state is not None:
@@ -127,40 +130,40 @@ def down(data_dir: Path | None = None, *, drain_s: float = DRAIN_S, say: Say = l
         return ran
 
 
-def status(data_dir: Path | None = None) -> Status:
-    """How each part is, and what the control plane says of others. Raises StackError as `find_stack` does."""
-    folder = Folder(data_dir_of(data_dir))
+def status(data_dir: Path | None = None) -> StackStatus:
+    """Probe each part. Raises StackError if the state cannot be read."""
+    folder = StackFolder(resolve_data_dir(data_dir))
     state = folder.read()
     if state is None:
-        return Status(folder.path, None, [], {})
+        return StackStatus(folder.path, None, [], {})
     parts, ports = [], {"ray": state.ray.dashboard, "control-plane": state.port}
     for part in START_ORDER:
         process = state.alive(part)
-        trouble = "down" if process is None else trouble_of(folder, state, part)
-        parts.append(PartStatus(part, process.pid if process else None, ports[part], trouble or "ok"))
-    return Status(folder.path, state.url, parts, reports_of(state))
+        problem = "down" if process is None else find_problem(folder, state, part)
+        parts.append(PartStatus(part, process.pid if process else None, ports[part], problem or "ok"))
+    return StackStatus(folder.path, state.url, parts, reports_of(state))
 
 
-def _planned(folder: Folder, port: int | None, storage: str | None, num_cpus: int | None) -> State:
-    """What shall run: as last time but for what is asked otherwise. Raises StackError where that runs already."""
+def _plan_state(folder: StackFolder, port: int | None, storage: str | None, num_cpus: int | None) -> StackState:
+    """The previous state with the requested changes. Raises StackError if a running stack would have to change."""
     state, settings = folder.read(), Settings()
     if state is not None:
-        asked = {
+        requested = {
             "port": port or None,
             "storage": storage and resolve_root(storage),
             "num_cpus": num_cpus,
         }
-        changes = {name: value for name, value in asked.items() if value not in (None, getattr(state, name))}
+        changes = {name: value for name, value in requested.items() if value not in (None, getattr(state, name))}
         if changes and any(state.alive(part) for part in START_ORDER):
             name, value = next(iter(changes.items()))
             raise StackError(
                 f"{name.replace('_', '-')}: the stack in {folder.path} runs with {getattr(state, name)}, not with "
-                f"{value}; `amd down` first"
+                f"{value}; run `amd down` first"
             )
         state = state.model_copy(update=changes)
     else:
         chosen = free_ports(1 + len(RayPorts.model_fields))
-        state = State(
+        state = StackState(
             port=settings.port if port is None else port or chosen.pop(),
             storage=resolve_root(storage or settings.storage),
             num_cpus=num_cpus or os.cpu_count() or 1,
@@ -174,30 +177,30 @@ def _planned(folder: Folder, port: int | None, storage: str | None, num_cpus: in
     if not state.alive("control-plane") and not is_free(state.port):
         raise StackError(f"port {state.port} is taken by another program; choose one with --port, 0 for any")
     if not state.alive("ray"):
-        # Ray's ports are nobody's choice: one that another program has taken meanwhile is replaced.
+        # Ray's ports are not configurable: replace those that another program has taken since.
         ports = {name: port if is_free(port) else free_ports(1)[0] for name, port in state.ray}
         state = state.model_copy(update={"ray": RayPorts(**ports)})
     return state
 
 
-def _wait(folder: Folder, state: State, say: Say) -> None:
-    """Until all parts are ready. Raises StackError with the end of the log of one that is not."""
+def _wait_until_ready(folder: StackFolder, state: StackState, on_progress: ProgressCallback) -> None:
+    """Wait until all parts are ready. Raises StackError with the log tail of a part that is not."""
     until, tries = time.monotonic() + STARTUP_S, RAY_TRIES
     for part in START_ORDER:
-        while (trouble := trouble_of(folder, state, part)) is not None:
+        while (problem := find_problem(folder, state, part)) is not None:
             if state.alive(part) is None:
                 tries -= 1
                 if part != "ray" or not tries:
-                    raise StackError(f"{part} ended while it started:\n{_tail(folder.log(part))}")
+                    raise StackError(f"{part} exited during startup:\n{_tail(folder.log(part))}")
                 end_leftovers(folder, state, part)
-                start(folder, state, part, say)
+                start(folder, state, part, on_progress)
             if time.monotonic() > until:
                 raise StackError(
-                    f"{part} is not ready after {STARTUP_S:.0f} s ({trouble}); see {folder.log(part)}, then "
+                    f"{part} is not ready after {STARTUP_S:.0f} s ({problem}); see {folder.log(part)}, then "
                     "`amd down` and `amd up`"
                 )
             time.sleep(0.25)
-        say(f"{part} is ready")
+        on_progress(f"{part} is ready")
 
 
 def _tail(log: Path) -> str:

@@ -1,6 +1,6 @@
-"""Each part of a stack by itself: the command and the environment it is started with, and how it is.
+"""Start and probe a single part of a stack: its command, its environment, its readiness.
 
-Knows neither in which order parts come and go nor how they end.
+Independent of the order in which parts start and stop, and of how they are terminated.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from pathlib import Path
 import httpx
 import psutil  # type: ignore[import-untyped]
 
-from service.stack.state import HOST, MARK, STARTUP_S, Folder, Part, Process, Say, State
+from service.stack.state import HOST, MARK, STARTUP_S, Part, PartProcess, ProgressCallback, StackFolder, StackState
 
-LOG_BYTES = 16 * 2**20  # a start puts a longer log aside
-OBJECT_STORE_MIB = 256  # clips never pass through it
+LOG_BYTES = 16 * 2**20  # a longer log is rotated at the next start
+OBJECT_STORE_MIB = 256  # clips do not pass through it
 NOT_FOR_JOBS = ("AMD_KEY", "AMD_KEY_FILE", "AMD_URL", "AMD_DATABASE_URL", "AMD_DATA_DIR", "RAY_AUTH_TOKEN")
 
 # Starting
 
 
-def start(folder: Folder, state: State, part: Part, say: Say) -> None:
-    """Start a part in the background, and write down its process."""
-    say(f"starting {part}")
+def start(folder: StackFolder, state: StackState, part: Part, on_progress: ProgressCallback) -> None:
+    """Start a part in the background, and record its process."""
+    on_progress(f"starting {part}")
     if part == "ray":
         if state.ray_temp:
             shutil.rmtree(state.ray_temp, ignore_errors=True)
-        state.ray_temp = tempfile.mkdtemp(prefix="amd-stack-", dir="/tmp")  # short: sockets have long names below it
+        state.ray_temp = tempfile.mkdtemp(
+            prefix="amd-stack-", dir="/tmp"
+        )  # short: the length of socket paths is limited
         command, environment = _ray_command(state), _ray_environment(folder, state)
     else:
         command, environment = [sys.executable, "-m", "service"], _service_environment(folder, state)
@@ -48,13 +50,13 @@ def start(folder: Folder, state: State, part: Part, say: Say) -> None:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # it outlives this command, and its Ctrl-C
+            start_new_session=True,  # it outlives this command and its Ctrl-C
         )
-    state.processes[part] = Process(pid=started.pid, started=psutil.Process(started.pid).create_time())
+    state.processes[part] = PartProcess(pid=started.pid, started=psutil.Process(started.pid).create_time())
     folder.write(state)
 
 
-def _ray_command(state: State) -> list[str]:
+def _ray_command(state: StackState) -> list[str]:
     ports = state.ray
     return [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
@@ -66,20 +68,20 @@ def _ray_command(state: State) -> list[str]:
     ]
 
 
-def _ray_environment(folder: Folder, state: State) -> dict[str, str]:
-    """What jobs find on their node: credentials of the storage, and none of the service's own."""
+def _ray_environment(folder: StackFolder, state: StackState) -> dict[str, str]:
+    """The environment of jobs: credentials of the storage, and none of the service."""
     return _without(os.environ, *NOT_FOR_JOBS, "RAY_ADDRESS") | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "AMD_STORAGE": state.storage,
         **_ray_token(folder),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else it takes 127.0.0.1 for a mistake, and listens everywhere
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray replaces 127.0.0.1 and listens on all interfaces
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{STARTUP_S:.0f}",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes away the machine itself: one process less
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else printed lines come twice
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # this machine is not preemptible: one process less
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else printed lines appear twice
     }
 
 
-def _service_environment(folder: Folder, state: State) -> dict[str, str]:
+def _service_environment(folder: StackFolder, state: StackState) -> dict[str, str]:
     return _without(os.environ, "RAY_ADDRESS", "RAY_AUTH_TOKEN") | {
         **_ray_token(folder),
         "AMD_DATA_DIR": str(folder.path),
@@ -94,8 +96,8 @@ def _service_environment(folder: Folder, state: State) -> dict[str, str]:
     }
 
 
-def _ray_token(folder: Folder) -> dict[str, str]:
-    """Explicit: what Ray does by itself depends on what ran on this machine before."""
+def _ray_token(folder: StackFolder) -> dict[str, str]:
+    """Ray's token authentication, set explicitly: its default depends on earlier runs on this machine."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder.ray_token), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -103,38 +105,38 @@ def _without(environment: Mapping[str, str], *names: str) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in names}
 
 
-# Looking
+# Probing
 
 
-def trouble_of(folder: Folder, state: State, part: Part) -> str | None:
-    """What keeps a part from being ready; none: it is."""
+def find_problem(folder: StackFolder, state: StackState, part: Part) -> str | None:
+    """Return why a part is not ready, or None if it is."""
     try:
         if part == "control-plane":
-            answer = httpx.get(f"{state.url}/readyz", timeout=10.0)
-            return None if answer.is_success else f"it answers {answer.status_code} to /readyz"
-        # The dashboard answers before a node is alive, and a node is alive before its agent takes jobs.
+            response = httpx.get(f"{state.url}/readyz", timeout=10.0)
+            return None if response.is_success else f"/readyz returned status {response.status_code}"
+        # The dashboard responds before a node is alive, and a node is alive before its agent accepts jobs.
         headers = {"Authorization": f"Bearer {folder.ray_token.read_text()}"}
         with httpx.Client(base_url=state.dashboard, headers=headers, timeout=10.0) as ray:
             ray.get("/api/jobs/").raise_for_status()
             nodes = ray.get("/api/v0/nodes", params={"detail": 1}).raise_for_status()
             if '"ALIVE"' not in nodes.text:
                 return "no node is alive yet"
-        return _trouble_of_agent(state.ray.agent)
+        return _agent_problem(state.ray.agent)
     except (httpx.HTTPError, OSError) as error:
         return f"it does not answer: {error or type(error).__name__}"
 
 
-def _trouble_of_agent(port: int) -> str | None:
-    """Ray 2.60 goes on without an agent's HTTP where the port is taken, and then runs no job."""
+def _agent_problem(port: int) -> str | None:
+    """Probe the agent: Ray 2.60 starts without its HTTP server if the port is taken, and then runs no job."""
     try:
-        answer = httpx.get(f"http://{HOST}:{port}/api/local_raylet_healthz", timeout=10.0)
-        return None if answer.is_success else f"its agent, which takes jobs, answers {answer.status_code}"
+        response = httpx.get(f"http://{HOST}:{port}/api/local_raylet_healthz", timeout=10.0)
+        return None if response.is_success else f"its agent, which takes jobs, returned status {response.status_code}"
     except httpx.HTTPError as error:
         return f"its agent, which takes jobs, does not answer at port {port}: {error or type(error).__name__}"
 
 
-def reports_of(state: State) -> dict[str, str]:
-    """What the control plane says of its database, its storage and Ray; nothing where it does not answer."""
+def reports_of(state: StackState) -> dict[str, str]:
+    """Readiness of the database, the storage and Ray as the control plane reports it; empty if it is down."""
     try:
         parts: dict[str, str] = httpx.get(f"{state.url}/readyz", timeout=10.0).json()["parts"]
     except (httpx.HTTPError, json.JSONDecodeError, KeyError):

@@ -1,4 +1,4 @@
-"""Ports on loopback that are free now and likely to be so in a minute, when what was started comes to listen there."""
+"""Find ports on loopback that are free and likely to remain so until the started process listens on them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import socket
 
 from service.stack.state import HOST
 
-# Above those where Ray's own workers listen (10002 to 19999), below those that Linux gives to outgoing connections.
-RANGE = range(20_000, 32_768)
+# Above the ports of Ray's workers (10002 to 19999), below those that Linux assigns to outgoing connections.
+PORT_RANGE = range(20_000, 32_768)
 
 
 def is_free(port: int) -> bool:
@@ -22,7 +22,7 @@ def is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different from each other. Chosen at random, so that two callers at once hardly meet."""
-    shuffled = random.SystemRandom().sample(RANGE, len(RANGE))
+    """Return distinct free ports, chosen at random so that concurrent callers rarely collide."""
+    shuffled = random.SystemRandom().sample(PORT_RANGE, len(PORT_RANGE))
     free = filter(is_free, shuffled)
     return [next(free) for _ in range(count)]

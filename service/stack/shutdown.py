@@ -1,4 +1,4 @@
-"""How parts of a stack end: jobs after a last checkpoint, processes that are known, and what those left behind."""
+"""Terminate the parts of a stack: drivers of jobs after a last checkpoint, known processes, and their leftovers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from collections.abc import Callable, Sequence
 
 import psutil  # type: ignore[import-untyped]
 
-from service.stack.state import MARK, Folder, Part, Say, State
+from service.stack.state import MARK, Part, ProgressCallback, StackFolder, StackState
 
-STOP_S = 15.0  # until a process that was asked to end is ended
+TERMINATE_S = 15.0  # until a process that ignores SIGTERM is killed
 DRIVER = "service.jobs.runner"
-ASK_FIRST = (psutil.Process.terminate, psutil.Process.kill)
+TERMINATE_THEN_KILL = (psutil.Process.terminate, psutil.Process.kill)
 
 
-def drain(folder: Folder, seconds: float, say: Say) -> None:
-    """Ask the drivers of jobs to end. Their owners did not, so the jobs are queued again after the next start."""
+def drain(folder: StackFolder, seconds: float, on_progress: ProgressCallback) -> None:
+    """Terminate the drivers of jobs, which save a last checkpoint. The jobs are queued again after the next start."""
     mark = f"{folder.mark}:ray"
     drivers = [process for process in psutil.process_iter() if _is_driver(process) and _belongs(process, mark, None)]
     if drivers:
-        say(f"{len(drivers)} jobs save a last checkpoint" if len(drivers) > 1 else "a job saves a last checkpoint")
+        on_progress(
+            f"{len(drivers)} jobs are saving a last checkpoint"
+            if len(drivers) > 1
+            else "a job is saving a last checkpoint"
+        )
     for driver in drivers:
         with contextlib.suppress(psutil.NoSuchProcess):
             driver.terminate()
@@ -29,13 +33,13 @@ def drain(folder: Folder, seconds: float, say: Say) -> None:
 
 def _is_driver(process: psutil.Process) -> bool:
     try:
-        return bool(process.cmdline()[1:3] == ["-m", DRIVER])  # the shell that Ray starts it in would die at once
+        return bool(process.cmdline()[1:3] == ["-m", DRIVER])  # not the shell around it, which would exit at once
     except psutil.Error:
         return False
 
 
-def end_leftovers(folder: Folder, state: State | None, part: Part) -> bool:
-    """End what a part has left behind; whether there was any."""
+def end_leftovers(folder: StackFolder, state: StackState | None, part: Part) -> bool:
+    """Kill the remaining processes of a part; return whether there were any."""
     temp = state.ray_temp if state is not None and part == "ray" else None
     found = [process for process in psutil.process_iter() if _belongs(process, f"{folder.mark}:{part}", temp)]
     end(found, (psutil.Process.kill,))
@@ -43,8 +47,10 @@ def end_leftovers(folder: Folder, state: State | None, part: Part) -> bool:
 
 
 def _belongs(process: psutil.Process, mark: str, temp: str | None) -> bool:
-    """Whether it carries the mark; of Ray also whether it writes below its folder: its workers' titles overwrite their
-    environment."""
+    """Whether a process carries the mark, or belongs to Ray and writes below its folder.
+
+    The titles of Ray's workers overwrite their environment, so they need the second check.
+    """
     try:
         if process.pid == os.getpid():
             return False
@@ -53,14 +59,17 @@ def _belongs(process: psutil.Process, mark: str, temp: str | None) -> bool:
         if temp is None or not process.name().startswith("ray"):
             return False
         return any(file.path.startswith(f"{temp}/") for file in process.open_files())
-    except (psutil.Error, OSError):  # ended meanwhile, or another user's
+    except (psutil.Error, OSError):  # already ended, or owned by another user
         return False
 
 
-def end(processes: Sequence[psutil.Process], acts: Sequence[Callable[[psutil.Process], None]] = ASK_FIRST) -> None:
-    """End processes: by each of these acts those that the one before has left."""
-    for act in acts:
+def end(
+    processes: Sequence[psutil.Process],
+    signals: Sequence[Callable[[psutil.Process], None]] = TERMINATE_THEN_KILL,
+) -> None:
+    """End processes: apply each signal to those that survived the one before."""
+    for send in signals:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
-                act(process)
-        _, processes = psutil.wait_procs(processes, timeout=STOP_S)
+                send(process)
+        _, processes = psutil.wait_procs(processes, timeout=TERMINATE_S)

@@ -1,7 +1,7 @@
-"""What stands on disk of a stack: where its folder is, and the ports and processes in `<data_dir>/stack.json`.
+"""The state of a stack on disk: its folder, and its ports and processes in `<data_dir>/stack.json`.
 
-A process is known by its pid together with its start, so one that got the number of an old one is never touched.
-Starts nothing and ends nothing.
+A process is identified by its pid and its start time, so that a reused pid is never signalled. Starts and ends no
+process.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from amd.storage import write_json
 from service.settings import Settings
 
 HOST = "127.0.0.1"
-STARTUP_S = 600.0  # a cold or busy machine takes its time
+STARTUP_S = 600.0  # generous: a cold or busy machine is slow
 LOCK_S = STARTUP_S + 60.0
-SAME_START_S = 2.0  # a start time is derived from the clock, which may be set meanwhile
-MARK = "AMD_STACK"  # in the environment of every process of a stack, and of all that those start
+SAME_START_S = 2.0  # start times are derived from the clock, which may be adjusted
+MARK = "AMD_STACK"  # in the environment of every process of a stack and of its children
 
 Part = Literal["control-plane", "ray"]
-Say = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 
 
 class StackError(Exception):
-    """The stack cannot be started or stopped as asked. The message has the reason and the remedy."""
+    """The stack cannot be started or stopped as requested. The message has the reason and the remedy."""
 
 
-class Process(BaseModel):
+class PartProcess(BaseModel):
     pid: int
     started: float
 
     def find(self) -> psutil.Process | None:
-        """The process, where it is still that one and alive."""
+        """Return the process if it is the same one and alive, else None."""
         try:
             found = psutil.Process(self.pid)
             if abs(found.create_time() - self.started) <= SAME_START_S and found.status() != psutil.STATUS_ZOMBIE:
@@ -61,8 +61,8 @@ class RayPorts(BaseModel):
     serve: int
 
 
-class State(BaseModel):
-    """stack.json: what the next start finds again."""
+class StackState(BaseModel):
+    """Content of stack.json, from which the next start continues."""
 
     port: int
     storage: str
@@ -70,7 +70,7 @@ class State(BaseModel):
     ray: RayPorts
     key_file: Path
     ray_temp: str | None = None
-    processes: dict[Part, Process] = {}
+    processes: dict[Part, PartProcess] = {}
 
     @property
     def url(self) -> str:
@@ -86,19 +86,19 @@ class State(BaseModel):
 
 
 class Stack(NamedTuple):
-    """A stack that runs."""
+    """Address of a running stack."""
 
     url: str
     key_file: Path
     data_dir: Path
 
 
-def data_dir_of(given: Path | None) -> Path:
-    """The folder of a stack: the one given, AMD_DATA_DIR, or the user's."""
+def resolve_data_dir(given: Path | None) -> Path:
+    """The data directory of a stack: the given one, else AMD_DATA_DIR, else the default for the user."""
     return (given or Settings().data_dir).expanduser().absolute()
 
 
-class Folder:
+class StackFolder:
     """The data directory of a stack."""
 
     def __init__(self, path: Path) -> None:
@@ -108,7 +108,7 @@ class Folder:
         self.ray_token = path / "ray-token"
 
     def prepare(self) -> None:
-        """Make the folder, for its owner alone, and Ray's token in it. Raises StackError."""
+        """Create the folder, readable by its owner alone, and Ray's token in it. Raises StackError."""
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             (self.path / "logs").mkdir(exist_ok=True)
@@ -125,9 +125,9 @@ class Folder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Alone at work on this stack; waits for whoever else is. A lock ends with its process, so none is ever stale.
+        """Lock the stack against concurrent `up` and `down`. The lock ends with its process, so it is never stale.
 
-        Raises StackError.
+        Raises StackError if another process holds it for longer than LOCK_S.
         """
         with (self.path / "stack.lock").open("a+") as file:
             until = time.monotonic() + LOCK_S
@@ -140,7 +140,7 @@ class Folder:
                         file.seek(0)
                         raise StackError(
                             f"process {file.read().strip() or '?'} has been starting or stopping this stack for "
-                            f"{LOCK_S:.0f} s; end it, and try again"
+                            f"{LOCK_S:.0f} s; end it and retry"
                         ) from None
                     time.sleep(0.2)
             file.truncate(0)
@@ -148,20 +148,20 @@ class Folder:
             file.flush()
             yield
 
-    def read(self) -> State | None:
-        """None: no stack was started here yet. Raises StackError."""
+    def read(self) -> StackState | None:
+        """Read the state; None before the first start. Raises StackError if it cannot be read."""
         try:
-            return State.model_validate_json(self._state.read_bytes())
+            return StackState.model_validate_json(self._state.read_bytes())
         except FileNotFoundError:
             return None
         except (ValidationError, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise StackError(f"{self._state}: cannot be read ({reason}); remove it and start anew") from None
+            raise StackError(f"{self._state}: cannot be read ({reason}); remove it and run `amd up`") from None
 
-    def write(self, state: State) -> None:
+    def write(self, state: StackState) -> None:
         write_json(str(self._state), state.model_dump(mode="json"))
 
-    def stack(self, state: State) -> Stack:
+    def stack(self, state: StackState) -> Stack:
         return Stack(state.url, state.key_file, self.path)
 
     def log(self, part: Part) -> Path:

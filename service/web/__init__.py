@@ -1,1 +1,1 @@
-"""What every HTTP route shares: errors, middleware, pagination."""
+"""Shared by every HTTP route: errors, middleware, pagination, base schemas."""

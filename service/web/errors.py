@@ -1,6 +1,7 @@
-"""One form of error: RFC 9457 problem details with a stable `code`. The only place that knows HTTP statuses of errors.
+"""Error responses: RFC 9457 problem details with a stable `code`. The only module with HTTP statuses of errors.
 
-Rooms raise their own exceptions, plain and without HTTP; the table here gives each a status and a code.
+The service's packages raise ServiceError subclasses without reference to HTTP; ERROR_RESPONSES maps each to a status
+and a code. Imports no other package of the service.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class ServiceError(Exception):
-    """What a room cannot do, in words for whoever asked. Subclasses stand in ANSWERS; `extra` joins the answer."""
+    """A request that fails, with a message for the caller.
+
+    Subclasses are listed in ERROR_RESPONSES; `extra` becomes members of the response.
+    """
 
     def __init__(self, message: str, **extra: Any) -> None:
         super().__init__(message)
@@ -37,120 +41,122 @@ class ServiceError(Exception):
 
 
 class NotFound(ServiceError):
-    """No such object, or none that the caller may see."""
+    """The object does not exist, or is not visible to the caller."""
 
 
 class IllegalAction(ServiceError):
-    """The object's state does not allow it; `allowed_actions` tells what it does."""
+    """The object's state does not allow the action; `allowed_actions` lists those it allows."""
 
 
 class EncoderInUse(ServiceError):
-    """Aliases, deployments or jobs need it; `used_by` names them."""
+    """Aliases, deployments or jobs use the encoder; `used_by` names them."""
 
 
 class AliasMoved(ServiceError):
-    """It points to another encoder than the request expects; `current` tells which."""
+    """The alias points to another encoder than the request expects; `current` names it."""
 
 
 class BadCursor(ServiceError):
-    pass
+    """The cursor of a listing is invalid."""
 
 
 class KeyReused(ServiceError):
-    """An Idempotency-Key that came with another body before."""
+    """The Idempotency-Key was sent with a different request before."""
 
 
 class KeyInFlight(ServiceError):
-    """The first request with that Idempotency-Key has not ended yet."""
+    """The first request with this Idempotency-Key has not completed yet."""
 
 
 class Unauthenticated(ServiceError):
-    pass
+    """The request has no valid key or token."""
 
 
 class Forbidden(ServiceError):
-    """Known, but not allowed: the scope is missing."""
+    """The caller is known but lacks the scope or the project."""
 
 
 class TooMany(ServiceError):
-    """More requests than the limit; `retry_after` in seconds."""
+    """The caller exceeds its rate limit; `retry_after` in seconds."""
 
 
 class UriNotAllowed(ServiceError):
-    """A data or storage URI outside the configured prefixes; `field` names it."""
+    """A data or storage URI lies outside the allowed prefixes; `field` names it."""
 
 
 class BodyTooLarge(ServiceError):
-    pass
+    """The request's body exceeds the limit."""
 
 
 class UnsupportedMediaType(ServiceError):
-    pass
+    """The request's body is not JSON."""
 
 
 class ClusterUnavailable(ServiceError):
-    """Ray does not answer, and the question needs it."""
+    """The request needs Ray, which does not answer."""
 
 
 class NotDeployed(ServiceError):
-    """No deployment answers for that encoder."""
+    """No deployment serves the encoder."""
 
 
 class EncoderUnavailable(ServiceError):
-    """Its replicas do not answer now: none runs yet, or one died under the request."""
+    """The encoder's replicas do not answer: none runs yet, or one died during the request."""
 
 
 class Overloaded(ServiceError):
-    """The replicas have more queued than they may; `retry_after` in seconds."""
+    """The replicas' queues are full; `retry_after` in seconds."""
 
 
 class DeadlinePassed(ServiceError):
-    """The request's own deadline."""
+    """The request's own deadline has passed."""
 
 
 class ItemInvalid(ServiceError):
-    """A file that cannot be encoded; `index` tells which of the request."""
+    """A file cannot be encoded; `index` is its position in the request."""
 
 
 class NotPossible(ServiceError):
-    """Not with this encoder: it has no head, or not so many layers."""
+    """The encoder does not support the request, for example without a head or with too few layers."""
 
 
 class IssuerUnavailable(ServiceError):
-    """The OIDC issuer's keys are needed and cannot be had."""
+    """The OIDC issuer's keys are needed but unavailable."""
 
 
-class Answer(NamedTuple):
+class ErrorResponse(NamedTuple):
+    """Status and code of an error."""
+
     status: HTTPStatus
     code: str
     retryable: bool = False
 
 
-ANSWERS: dict[type[ServiceError], Answer] = {
-    NotFound: Answer(HTTPStatus.NOT_FOUND, "not_found"),
-    IllegalAction: Answer(HTTPStatus.CONFLICT, "illegal_action"),
-    EncoderInUse: Answer(HTTPStatus.CONFLICT, "encoder_in_use"),
-    AliasMoved: Answer(HTTPStatus.CONFLICT, "alias_moved"),
-    BadCursor: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "cursor_invalid"),
-    KeyReused: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
-    KeyInFlight: Answer(HTTPStatus.CONFLICT, "idempotency_key_in_flight", retryable=True),
-    Unauthenticated: Answer(HTTPStatus.UNAUTHORIZED, "unauthenticated"),
-    Forbidden: Answer(HTTPStatus.FORBIDDEN, "forbidden"),
-    TooMany: Answer(HTTPStatus.TOO_MANY_REQUESTS, "rate_limited", retryable=True),
-    UriNotAllowed: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "uri_not_allowed"),
-    BodyTooLarge: Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large"),
-    UnsupportedMediaType: Answer(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
-    ClusterUnavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, "cluster_unavailable", retryable=True),
-    NotDeployed: Answer(HTTPStatus.CONFLICT, "encoder_not_deployed"),
-    EncoderUnavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, "encoder_unavailable", retryable=True),
-    Overloaded: Answer(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", retryable=True),
-    DeadlinePassed: Answer(HTTPStatus.GATEWAY_TIMEOUT, "deadline_exceeded", retryable=True),
-    ItemInvalid: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "item_invalid"),
-    NotPossible: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "not_possible"),
-    IssuerUnavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, "issuer_unavailable", retryable=True),
+ERROR_RESPONSES: dict[type[ServiceError], ErrorResponse] = {
+    NotFound: ErrorResponse(HTTPStatus.NOT_FOUND, "not_found"),
+    IllegalAction: ErrorResponse(HTTPStatus.CONFLICT, "illegal_action"),
+    EncoderInUse: ErrorResponse(HTTPStatus.CONFLICT, "encoder_in_use"),
+    AliasMoved: ErrorResponse(HTTPStatus.CONFLICT, "alias_moved"),
+    BadCursor: ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY, "cursor_invalid"),
+    KeyReused: ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
+    KeyInFlight: ErrorResponse(HTTPStatus.CONFLICT, "idempotency_key_in_flight", retryable=True),
+    Unauthenticated: ErrorResponse(HTTPStatus.UNAUTHORIZED, "unauthenticated"),
+    Forbidden: ErrorResponse(HTTPStatus.FORBIDDEN, "forbidden"),
+    TooMany: ErrorResponse(HTTPStatus.TOO_MANY_REQUESTS, "rate_limited", retryable=True),
+    UriNotAllowed: ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY, "uri_not_allowed"),
+    BodyTooLarge: ErrorResponse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large"),
+    UnsupportedMediaType: ErrorResponse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+    ClusterUnavailable: ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, "cluster_unavailable", retryable=True),
+    NotDeployed: ErrorResponse(HTTPStatus.CONFLICT, "encoder_not_deployed"),
+    EncoderUnavailable: ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, "encoder_unavailable", retryable=True),
+    Overloaded: ErrorResponse(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", retryable=True),
+    DeadlinePassed: ErrorResponse(HTTPStatus.GATEWAY_TIMEOUT, "deadline_exceeded", retryable=True),
+    ItemInvalid: ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY, "item_invalid"),
+    NotPossible: ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY, "not_possible"),
+    IssuerUnavailable: ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, "issuer_unavailable", retryable=True),
 }
-# Of the framework itself, by status.
-CODES = {
+# Codes of errors raised by the framework, by status.
+FRAMEWORK_CODES = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
@@ -160,10 +166,10 @@ CODES = {
 
 
 class FieldProblem(BaseModel):
-    """One thing that is wrong with the request."""
+    """One problem of the request."""
 
     pointer: str
-    """Where, as a JSON pointer into the body (`#/config/mask`) or the name of a parameter."""
+    """Location: a JSON pointer into the body (`#/config/mask`) or the name of a parameter."""
     detail: str
 
 
@@ -177,7 +183,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     code: str
-    """Stable; decide by it and not by the text."""
+    """Stable code for programs to act on; the text may change."""
     request_id: str
     retryable: bool = False
     """Whether the same request may succeed later."""
@@ -210,17 +216,17 @@ def problem(
     return JSONResponse(content, status, dict(headers or {}), media_type=MEDIA_TYPE)
 
 
-def code_of(error: ServiceError) -> str:
-    return _answer_of(error).code
+def error_code(error: ServiceError) -> str:
+    return _response_of(error).code
 
 
-def _answer_of(error: ServiceError) -> Answer:
-    return next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+def _response_of(error: ServiceError) -> ErrorResponse:
+    return next(ERROR_RESPONSES[kind] for kind in type(error).__mro__ if kind in ERROR_RESPONSES)
 
 
-def answer(request: Request, error: ServiceError) -> JSONResponse:
-    """A room's exception as the table has it."""
-    found = _answer_of(error)
+def error_response(request: Request, error: ServiceError) -> JSONResponse:
+    """The response to a ServiceError."""
+    found = _response_of(error)
     headers = {}
     if found.retryable:
         headers["Retry-After"] = str(max(1, round(error.extra.get("retry_after", 1))))
@@ -232,18 +238,18 @@ def answer(request: Request, error: ServiceError) -> JSONResponse:
 
 
 def install(app: FastAPI) -> None:
-    """Every error of the app in this one form."""
+    """Install handlers that turn every error of the app into problem details."""
 
-    def of_service(request: Request, error: Exception) -> JSONResponse:
+    def service_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ServiceError)
-        return answer(request, error)
+        return error_response(request, error)
 
-    def of_config(request: Request, error: Exception) -> JSONResponse:
+    def config_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ConfigError)
         errors = [_located(line) for line in error.problems]
         return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "config_invalid", str(error), errors=errors)
 
-    def of_validation(request: Request, error: Exception) -> JSONResponse:
+    def validation_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         if any(found["type"] == "json_invalid" for found in error.errors()):
             return problem(request, HTTPStatus.BAD_REQUEST, "json_invalid", "the body is not valid JSON")
@@ -251,56 +257,56 @@ def install(app: FastAPI) -> None:
         detail = "; ".join(f"{found.pointer}: {found.detail}" for found in errors[:5])
         return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "request_invalid", detail, errors=errors)
 
-    def of_framework(request: Request, error: Exception) -> JSONResponse:
+    def framework_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         status = HTTPStatus(error.status_code)
         headers = dict(error.headers or {})
         if status == HTTPStatus.METHOD_NOT_ALLOWED:
             headers["Allow"] = ", ".join(_methods(request))
-        code = CODES.get(status, status.phrase.lower().replace(" ", "_"))
+        code = FRAMEWORK_CODES.get(status, status.phrase.lower().replace(" ", "_"))
         return problem(request, status, code, str(error.detail), headers=headers)
 
-    def of_database(request: Request, error: Exception) -> JSONResponse:
+    def database_unavailable(request: Request, error: Exception) -> JSONResponse:
         logger.error("the database does not answer: %s", error)
         detail = "the database does not answer; nothing was changed, try again"
         headers = {"Retry-After": "2"}
         status = HTTPStatus.SERVICE_UNAVAILABLE
         return problem(request, status, "database_unavailable", detail, retryable=True, headers=headers)
 
-    def of_data(request: Request, error: Exception) -> JSONResponse:
-        """What one database takes and another does not: a NUL character in a text."""
-        detail = "a value of the request cannot be kept: texts must not hold NUL characters"
+    def database_value_error(request: Request, error: Exception) -> JSONResponse:
+        """A value that one database accepts and another rejects, such as NUL characters in text."""
+        detail = "a value of the request cannot be stored: text must not contain NUL characters; remove them"
         return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "request_invalid", detail)
 
-    def of_driver(request: Request, error: Exception) -> JSONResponse:
+    def database_driver_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, DBAPIError)
-        return of_database(request, error) if error.connection_invalidated else of_accident(request, error)
+        return database_unavailable(request, error) if error.connection_invalidated else unhandled_error(request, error)
 
-    def of_storage(request: Request, error: Exception) -> JSONResponse:
+    def storage_unavailable(request: Request, error: Exception) -> JSONResponse:
         logger.error("the storage does not answer: %s", error)
         detail = "the storage root cannot be used now; try again"
         status = HTTPStatus.SERVICE_UNAVAILABLE
         return problem(request, status, "storage_unavailable", detail, retryable=True, headers={"Retry-After": "5"})
 
-    def of_accident(request: Request, error: Exception) -> JSONResponse:
-        logger.exception("an error nobody foresaw", exc_info=error)
-        detail = "an error inside the service; its log tells more under this request id"
+    def unhandled_error(request: Request, error: Exception) -> JSONResponse:
+        logger.exception("unhandled error", exc_info=error)
+        detail = "internal error; the service's log has the details under this request id"
         return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail)
 
-    app.add_exception_handler(ServiceError, of_service)
-    app.add_exception_handler(ConfigError, of_config)
-    app.add_exception_handler(RequestValidationError, of_validation)
-    app.add_exception_handler(HTTPException, of_framework)
-    app.add_exception_handler(OperationalError, of_database)
-    app.add_exception_handler(PoolTimeout, of_database)
-    app.add_exception_handler(DataError, of_data)
-    app.add_exception_handler(DBAPIError, of_driver)
-    app.add_exception_handler(StorageError, of_storage)
-    app.add_exception_handler(Exception, of_accident)
+    app.add_exception_handler(ServiceError, service_error)
+    app.add_exception_handler(ConfigError, config_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(HTTPException, framework_error)
+    app.add_exception_handler(OperationalError, database_unavailable)
+    app.add_exception_handler(PoolTimeout, database_unavailable)
+    app.add_exception_handler(DataError, database_value_error)
+    app.add_exception_handler(DBAPIError, database_driver_error)
+    app.add_exception_handler(StorageError, storage_unavailable)
+    app.add_exception_handler(Exception, unhandled_error)
 
 
 def _methods(request: Request) -> list[str]:
-    """Of all routes of a path; the framework names those of the first alone."""
+    """Methods of all routes that match the path; the framework names only those of the first."""
     found = set[str]()
     for route in request.app.routes:
         match, _ = route.matches({**request.scope, "method": "?"})

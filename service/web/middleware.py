@@ -1,6 +1,6 @@
-"""What every request goes through: an id for it, a limit on its body, the media type of what it sends (pure ASGI).
+"""ASGI middleware for request ids, body limits and media types; ETags of responses.
 
-And ETags, of the answers that have one.
+Independent of routes and of authentication.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.web.errors import BodyTooLarge, UnsupportedMediaType, answer
+from service.web.errors import BodyTooLarge, UnsupportedMediaType, error_response
 
 M = TypeVar("M", bound=BaseModel)
 logger = logging.getLogger("service.access")
@@ -28,8 +28,11 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 _PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
-class RequestIds:
-    """`X-Request-Id`: the caller's where it is plain, else a new one; in the answer, in every log line, in errors."""
+class RequestIdMiddleware:
+    """Sets `X-Request-Id`: the caller's if it is well-formed, else a new one.
+
+    The id appears in the response, in every log line and in errors.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -39,31 +42,33 @@ class RequestIds:
             await self.app(scope, receive, send)
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        known = given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = known
-        token, began, status = request_id.set(known), time.monotonic(), 0
+        own = given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = own
+        token, began, status = request_id.set(own), time.monotonic(), 0
 
-        async def named(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", known.encode())]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", own.encode())]
             await send(message)
 
         try:
-            await self.app(scope, receive, named)
+            await self.app(scope, receive, send_with_id)
         finally:
             took = (time.monotonic() - began) * 1000
             logger.info("%s %s %d %.1f ms", scope["method"], scope["path"], status, took)
             request_id.reset(token)
 
 
-class Bodies:
-    """Bodies are bounded before they are read, and are JSON; those with files are larger, and their route looks itself
-    at what they are."""
+class BodyLimitMiddleware:
+    """Rejects bodies that are too large or not JSON, before a route reads them.
+
+    Paths that accept files have a larger limit and check media types themselves.
+    """
 
     def __init__(self, app: ASGIApp, limit: int, files: re.Pattern[str], files_limit: int) -> None:
-        """`files`: the paths that take files. Limits in bytes."""
+        """`files`: pattern of the paths that accept files. Limits in bytes."""
         self.app, self._limit, self._files, self._files_limit = app, limit, files, files_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,15 +78,15 @@ class Bodies:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
         has_body = (length.isdigit() and int(length) > 0) or b"transfer-encoding" in headers
-        takes_files = self._files.fullmatch(scope["path"]) is not None
-        limit = self._files_limit if takes_files else self._limit
+        accepts_files = self._files.fullmatch(scope["path"]) is not None
+        limit = self._files_limit if accepts_files else self._limit
         if length.isdigit() and int(length) > limit:
-            await self._refuse(_too_large(limit), scope, receive, send)
+            await self._reject(_too_large(limit), scope, receive, send)
             return
         media = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if has_body and media != b"application/json" and not takes_files:
-            told = f"Content-Type: {media.decode('latin-1') or 'none'}; send application/json"
-            await self._refuse(UnsupportedMediaType(told), scope, receive, send)
+        if has_body and media != b"application/json" and not accepts_files:
+            detail = f"Content-Type: {media.decode('latin-1') or 'none'}; send application/json"
+            await self._reject(UnsupportedMediaType(detail), scope, receive, send)
             return
         if not has_body:
             await self.app(scope, receive, send)
@@ -93,29 +98,27 @@ class Bodies:
                 return
             body += message.get("body", b"")
             if len(body) > limit:
-                await self._refuse(_too_large(limit), scope, receive, send)
+                await self._reject(_too_large(limit), scope, receive, send)
                 return
             if not message.get("more_body", False):
                 break
-        waiting: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        buffered: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-        async def again() -> Message:
-            return waiting.pop() if waiting else await receive()
+        async def replay() -> Message:
+            return buffered.pop() if buffered else await receive()
 
-        await self.app(scope, again, send)
+        await self.app(scope, replay, send)
 
-    async def _refuse(self, error: Any, scope: Scope, receive: Receive, send: Send) -> None:
-        await answer(Request(scope), error)(scope, receive, send)
+    async def _reject(self, error: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        await error_response(Request(scope), error)(scope, receive, send)
 
 
 def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(
-        f"the body is larger than {limit} bytes; put what is large on the storage and name it by its URI"
-    )
+    return BodyTooLarge(f"the body is larger than {limit} bytes; store large data on the storage root and pass its URI")
 
 
 def tagged(view: M, response: Response, if_none_match: str | None) -> M:
-    """The answer with its ETag, or 304 where the caller has it already."""
+    """The view with its ETag, or 304 if the caller already has it."""
     tag = f'W/"{hashlib.sha256(view.model_dump_json().encode()).hexdigest()[:32]}"'
     if is_known(tag, if_none_match):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})  # type: ignore[return-value]  # FastAPI sends it as it is
@@ -128,7 +131,7 @@ def is_known(tag: str, if_none_match: str | None) -> bool:
 
 
 class WithRequestId(logging.Filter):
-    """`%(request_id)s` in a log format."""
+    """Provides `%(request_id)s` to log formats."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id.get()

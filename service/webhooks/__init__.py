@@ -1,1 +1,1 @@
-"""Whoever wants to hear of job events gets them by HTTP: kept with the event, sent until they are taken."""
+"""Webhooks: deliver job events by HTTP, queued with the event and retried until accepted."""

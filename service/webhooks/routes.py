@@ -1,4 +1,4 @@
-"""Webhooks over HTTP, for admins: made, listed, removed, and what became of their deliveries."""
+"""Routes of /v1/webhooks, for admins: create, list and delete webhooks, and list their deliveries."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from service.auth.authentication import Admin
 from service.db.models import Delivery, Webhook
-from service.jobs.schemas import Action, Project, State, Wire
+from service.jobs.schemas import Action, State
 from service.web.errors import UriNotAllowed
-from service.webhooks.addresses import NotAllowed, checked_url
+from service.web.schemas import ApiModel, Project
+from service.webhooks.addresses import AddressNotAllowed, checked_url
 from service.webhooks.store import WAITING, WebhookStore
 
 EventType = Literal["created", "time_limit"] | State | Action
 
 
-class WebhookRequest(Wire):
-    """Where a project's job events are to be sent."""
+class WebhookRequest(ApiModel):
+    """A webhook to create."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -32,49 +33,53 @@ class WebhookRequest(Wire):
     )
 
     url: Annotated[str, StringConstraints(min_length=1, max_length=2000)]
-    """https, with a public address."""
+    """Target of the deliveries: an https URL with a public address."""
     events: list[EventType] = Field(default_factory=list, max_length=40)
-    """Types of job events, as in a job's history; none: all."""
+    """Types of job events to deliver, as in a job's history; empty: all."""
     project: Project | None = None
-    """null: your own; for a key of all projects: all."""
+    """Project whose events are delivered; null: your key's project, or all for a key of all projects."""
 
 
-class WebhookView(Wire):
+class WebhookView(ApiModel):
+    """A webhook without its secret."""
+
     id: str
     url: str
     events: list[str]
     project: str | None
-    """null: all projects."""
+    """Project of the webhook; null: all projects."""
     created_at: datetime
     created_by: str
 
 
 class NewWebhookView(WebhookView):
+    """A new webhook."""
+
     secret: str
-    """Checks the signature of what arrives, as Standard Webhooks says. Shown here and never again."""
+    """Secret to verify signatures with, as specified by Standard Webhooks. It is not shown again."""
 
 
-class WebhookList(Wire):
+class WebhookList(ApiModel):
     items: list[WebhookView]
 
 
-class DeliveryView(Wire):
-    """One event on its way to a webhook."""
+class DeliveryView(ApiModel):
+    """Delivery of one event to a webhook."""
 
     job_id: str
     version: int
-    """The event's number in the job's history."""
+    """Number of the event in the job's history."""
     type: str
     state: Literal["waiting", "taken", "given_up"]
     tries: int
     answer: str
-    """What the last try came to."""
+    """Result of the last try."""
     created_at: datetime
     tried_at: datetime | None
     next_try_at: datetime | None
 
 
-class DeliveryList(Wire):
+class DeliveryList(ApiModel):
     items: list[DeliveryView]
 
 
@@ -83,11 +88,11 @@ WebhookId = Annotated[str, InPath(pattern=r"^wh_[0-9a-f]{1,29}$")]
 
 
 @router.post("", status_code=HTTPStatus.CREATED)
-def make_webhook(request: Request, caller: Admin, body: WebhookRequest, response: Response) -> NewWebhookView:
-    """Send a project's job events to a URL from now on, signed, for a day until each is taken."""
+def create_webhook(request: Request, caller: Admin, body: WebhookRequest, response: Response) -> NewWebhookView:
+    """Deliver future job events of a project to a URL. Deliveries are signed and retried for a day."""
     try:
         checked_url(body.url, allow_http=request.app.state.settings.webhooks_http)
-    except NotAllowed as error:
+    except AddressNotAllowed as error:
         raise UriNotAllowed(f"url: {error}", field="url") from None
     response.headers["Cache-Control"] = "no-store"
     webhook = _webhooks(request).add(body.url, caller.own_project(body.project), body.events, caller.id)
@@ -96,13 +101,13 @@ def make_webhook(request: Request, caller: Admin, body: WebhookRequest, response
 
 @router.get("")
 def list_webhooks(request: Request, caller: Admin) -> WebhookList:
-    """All webhooks; of your project where you have one."""
+    """List webhooks; limited to your key's project."""
     return WebhookList(items=[_view(webhook) for webhook in _webhooks(request).of_project(caller.project)])
 
 
 @router.delete("/{webhook_id}", status_code=HTTPStatus.NO_CONTENT)
 def delete_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> None:
-    """Send nothing more; what waits is dropped."""
+    """Delete a webhook and its pending deliveries."""
     _webhooks(request).delete(webhook_id, caller.project)
 
 
@@ -110,7 +115,7 @@ def delete_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> No
 def list_deliveries(
     request: Request, caller: Admin, webhook_id: WebhookId, limit: Annotated[int, Query(ge=1, le=200)] = 50
 ) -> DeliveryList:
-    """The last deliveries, newest first; those that have ended are kept for a week."""
+    """List the latest deliveries, newest first; finished ones are kept for a week."""
     found = _webhooks(request).deliveries(webhook_id, caller.project, limit)
     return DeliveryList(items=[_delivery_view(delivery) for delivery in found])
 

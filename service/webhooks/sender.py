@@ -1,8 +1,8 @@
-"""Sends deliveries, signed as Standard Webhooks says: https://www.standardwebhooks.com.
+"""Sends deliveries, signed according to Standard Webhooks: https://www.standardwebhooks.com.
 
-A receiver is a stranger's machine: its host is resolved once, all its addresses must be public ones, and the
-connection goes to the first of them, so that no name can lead it elsewhere in between. Redirects and proxies are not
-followed, and nothing of an answer is kept but its status.
+Receivers are untrusted: the host is resolved once, all its addresses must be public, and the connection goes to the
+first of them, so that a changed DNS entry cannot redirect it in between. Redirects and proxies are not followed, and
+only the status of a response is kept.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from collections.abc import Callable, Sequence
 import httpx
 from sqlalchemy import Engine
 
-from service.webhooks.addresses import NotAllowed, Resolve, checked_url, is_public, resolve
-from service.webhooks.store import Try, WebhookStore
+from service.webhooks.addresses import AddressNotAllowed, Resolve, checked_url, is_public, resolve
+from service.webhooks.store import DeliveryTry, WebhookStore
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_S = 10.0  # of a try, from the look-up of its host to the answer
+TIMEOUT_S = 10.0  # per try, from resolving its host to the response
 PAUSE_S = 1.0  # between two steps
-WEBHOOKS, EACH = 16, 8  # of a step: its tries are made at once
-FORGET_EVERY_S = 3600.0
+MAX_WEBHOOKS, MAX_TRIES_EACH = 16, 8  # per step, whose tries are sent concurrently
+PURGE_EVERY_S = 3600.0
 
 
-class Sender:
-    """Any number may run side by side: each try is one sender's."""
+class WebhookSender:
+    """Sends due deliveries. Any number may run concurrently: each try is claimed by one sender."""
 
     def __init__(
         self,
@@ -45,68 +45,68 @@ class Sender:
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`allow_private`: for tests, whose receivers are on this machine; no setting and no request turns it on."""
+        """`allow_private`: for tests with receivers on this machine; no setting or request enables it."""
         self._store = WebhookStore(engine)
         self._allow_http, self._allow_private = allow_http, allow_private
         self._resolve, self._clock = resolve, clock
         self._tls = tls or httpx.create_ssl_context(trust_env=False)
-        self._forgot_at = float("-inf")
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs, and they may hold a token
+        self._purged_at = float("-inf")
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs complete URLs, which may contain a token
 
     def run(self, stop: threading.Event) -> None:
-        """Until told to stop, whatever happens to the database meanwhile."""
+        """Send deliveries until `stop` is set. Any error is logged, and the next step retries."""
         while not stop.is_set():
             try:
                 self.step()
             except Exception:
-                logger.exception("webhooks: a step failed; the next one goes on")
+                logger.exception("webhook step failed; will retry")
             stop.wait(PAUSE_S)
 
     def step(self) -> None:
-        """Make all tries that are due, up to a number."""
+        """Send the tries that are due, up to a limit."""
         now = self._clock()
-        tries = self._store.claim(now, WEBHOOKS, EACH)
+        tries = self._store.claim(now, MAX_WEBHOOKS, MAX_TRIES_EACH)
         if tries:
             asyncio.run(self._send_all(tries))
-        if now > self._forgot_at + FORGET_EVERY_S:
-            self._forgot_at = now
-            self._store.forget(now)
+        if now > self._purged_at + PURGE_EVERY_S:
+            self._purged_at = now
+            self._store.purge(now)
 
-    async def _send_all(self, tries: Sequence[Try]) -> None:
-        # Connections are not kept: what is behind one is known by name, and two names may share an address.
-        unkept = httpx.Limits(max_keepalive_connections=0)
-        async with httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=TIMEOUT_S, limits=unkept) as client:
-            await asyncio.gather(*(self._send(client, each) for each in tries))
+    async def _send_all(self, tries: Sequence[DeliveryTry]) -> None:
+        # Connections are not reused: they are keyed by address, which two host names may share.
+        no_reuse = httpx.Limits(max_keepalive_connections=0)
+        async with httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=TIMEOUT_S, limits=no_reuse) as client:
+            await asyncio.gather(*(self._send(client, delivery_try) for delivery_try in tries))
 
-    async def _send(self, client: httpx.AsyncClient, made: Try) -> None:
+    async def _send(self, client: httpx.AsyncClient, attempt: DeliveryTry) -> None:
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                taken, answer = await self._post(client, made)
-        except NotAllowed as error:
+                taken, answer = await self._post(client, attempt)
+        except AddressNotAllowed as error:
             taken, answer = False, str(error)
         except TimeoutError:
             taken, answer = False, f"no answer within {TIMEOUT_S:.0f} s"
-        except Exception as error:  # whatever a stranger's machine brings about, the others' deliveries go on
+        except Exception as error:  # no error of one receiver may affect other deliveries
             taken, answer = False, f"not reached: {type(error).__name__}"
-        await asyncio.to_thread(self._store.settle, made, taken, answer)
+        await asyncio.to_thread(self._store.record_result, attempt, taken, answer)
 
-    async def _post(self, client: httpx.AsyncClient, made: Try) -> tuple[bool, str]:
-        url = checked_url(made.url, allow_http=self._allow_http, allow_private=self._allow_private)
+    async def _post(self, client: httpx.AsyncClient, attempt: DeliveryTry) -> tuple[bool, str]:
+        url = checked_url(attempt.url, allow_http=self._allow_http, allow_private=self._allow_private)
         host = url.raw_host.decode("ascii")
         addresses = await self._resolve(host, url.port or (443 if url.scheme == "https" else 80))
         if not addresses or not (self._allow_private or all(map(is_public, addresses))):
-            raise NotAllowed("its host has no public address, or others besides")
-        body = json.dumps(made.body, separators=(",", ":")).encode()
+            raise AddressNotAllowed("its host must have public addresses only")
+        body = json.dumps(attempt.body, separators=(",", ":")).encode()
         headers = {"Host": url.netloc.decode("ascii"), "Content-Type": "application/json", "User-Agent": "amd-service"}
-        headers |= signed(made.secret, made.message_id, int(self._clock()), body)
+        headers |= signature_headers(attempt.secret, attempt.message_id, int(self._clock()), body)
         pinned = url.copy_with(host=addresses[0])
-        name = {"sni_hostname": host}  # which the certificate must be for
+        name = {"sni_hostname": host}  # the name that the certificate must match
         async with client.stream("POST", pinned, content=body, headers=headers, extensions=name) as response:
             return response.is_success, f"answered {response.status_code}"
 
 
-def signed(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The three headers by which a receiver knows that a message is ours, whole, and not an old one."""
+def signature_headers(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The three headers by which a receiver verifies a message's origin, integrity and age."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
     digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return {

@@ -1,9 +1,10 @@
 """Webhooks and their deliveries in the database.
 
-A delivery is written in the transaction of its event. Nothing reads events up to some position, so none is lost that
-commits late, and none is sent whose change was rolled back; that holds with any number of replicas. A try is claimed
-by counting it, compare-and-set, before it is made: two senders never make the same one, and a sender that dies in the
-middle has used up a try. A receiver may see a delivery twice (it answered, and we died): `webhook-id` tells.
+A delivery is written in the transaction of its event. No reader tracks a position in the events, so an event that
+commits late is not lost, and one whose change was rolled back is not sent, with any number of replicas. A try is
+claimed by counting it, compare-and-set, before it is sent: two senders never send the same one, and a sender that dies
+has used up its try. A receiver may get a delivery twice, if the sender dies after the response; `webhook-id` identifies
+it.
 """
 
 from __future__ import annotations
@@ -19,17 +20,23 @@ from sqlalchemy import CursorResult, Engine, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.db.models import Delivery, Job, JobEvent, Webhook
+from service.jobs.store import JobStore
 from service.web.errors import NotFound
 
 WAITING, TAKEN, GIVEN_UP = "waiting", "taken", "given_up"
 MINUTE, HOUR = 60, 3600
-# After each try that fails: a day in all, then the delivery is given up.
+# Pause after each failed try: a day in total, then the delivery is given up.
 PAUSES_S = (5, 30, 2 * MINUTE, 10 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 4 * HOUR, 8 * HOUR, 8 * HOUR)
-KEPT_S = 7 * 24 * HOUR  # deliveries that have ended
+RETENTION_S = 7 * 24 * HOUR  # of finished deliveries
 
 
-def deliveries_for(session: Session, job: Job, event: JobEvent) -> None:
-    """What this event owes to webhooks, for the session that writes it."""
+def job_store(engine: Engine) -> JobStore:
+    """The job store of a control plane: every job event queues its webhook deliveries in the same transaction."""
+    return JobStore(engine, queue_deliveries)
+
+
+def queue_deliveries(session: Session, job: Job, event: JobEvent) -> None:
+    """Add the event's deliveries to the session that writes the event."""
     # The lock keeps a webhook from being deleted until the event is committed, which would make the event fail.
     listening = select(Webhook).where(or_(Webhook.project.is_(None), Webhook.project == job.project))
     for webhook in session.scalars(listening.with_for_update(read=True, key_share=True)):
@@ -69,12 +76,12 @@ def _body(job: Job, event: JobEvent) -> dict[str, Any]:
     }
 
 
-class Try(NamedTuple):
-    """One claimed try of a delivery, with all that sending it needs."""
+class DeliveryTry(NamedTuple):
+    """One claimed try of a delivery, with everything needed to send it."""
 
     delivery: int
     number: int
-    """From 1."""
+    """Number of the try, from 1."""
     message_id: str
     url: str
     secret: str
@@ -86,11 +93,13 @@ class Try(NamedTuple):
 
 
 class WebhookStore:
+    """Webhooks and their deliveries in the database."""
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._reading = engine.execution_options(reads_only=True)
 
-    # For their owners
+    # Management
 
     def add(self, url: str, project: str | None, events: Sequence[str], actor: str) -> Webhook:
         webhook = Webhook(
@@ -107,7 +116,7 @@ class WebhookStore:
         return webhook
 
     def of_project(self, project: str | None) -> Sequence[Webhook]:
-        """Those of a project; none: all. Newest first."""
+        """Webhooks of a project, or all if none is given; newest first."""
         query = select(Webhook).order_by(Webhook.created_at.desc(), Webhook.id)
         if project is not None:
             query = query.where(Webhook.project == project)
@@ -115,22 +124,25 @@ class WebhookStore:
             return list(session.scalars(query))
 
     def delete(self, webhook_id: str, project: str | None) -> None:
-        """With its deliveries, sent or not. Raises NotFound, also for one of another project."""
+        """Delete a webhook with all its deliveries. Raises NotFound, also for one of another project."""
         with Session(self._engine) as session, session.begin():
             session.delete(_of(session, webhook_id, project))
 
     def deliveries(self, webhook_id: str, project: str | None, limit: int) -> Sequence[Delivery]:
-        """The last ones, newest first. Raises NotFound."""
+        """The latest deliveries of a webhook, newest first. Raises NotFound."""
         with Session(self._reading, expire_on_commit=False) as session:
             _of(session, webhook_id, project)
             query = select(Delivery).where(Delivery.webhook_id == webhook_id)
             return list(session.scalars(query.order_by(Delivery.id.desc()).limit(limit)))
 
-    # For the sender
+    # Sending
 
-    def claim(self, now: float, webhooks: int, each: int) -> list[Try]:
-        """Tries that are due, now this caller's to make: of so many webhooks, those that have waited longest, and so
-        many of each, so that one that does not answer is not in the way of the others."""
+    def claim(self, now: float, webhooks: int, each: int) -> list[DeliveryTry]:
+        """Claim tries that are due for the caller to send.
+
+        Takes at most `webhooks` webhooks, those that have waited longest, and at most `each` tries per webhook, so that
+        a receiver that does not answer does not block the others.
+        """
         due = (Delivery.state == WAITING, Delivery.not_before <= now)
         first = func.min(Delivery.not_before)
         oldest = select(Delivery.webhook_id).where(*due).group_by(Delivery.webhook_id).order_by(first).limit(webhooks)
@@ -146,31 +158,31 @@ class WebhookStore:
                 )
             ]
         claimed = ((self._claim(delivery, now), delivery, webhook) for delivery, webhook in found)
-        return [_try(delivery, webhook) for mine, delivery, webhook in claimed if mine]
+        return [_try(delivery, webhook) for is_claimed, delivery, webhook in claimed if is_claimed]
 
     def _claim(self, delivery: Delivery, now: float) -> bool:
-        if delivery.tries > len(PAUSES_S):  # whoever made the last try died over it
+        if delivery.tries > len(PAUSES_S):  # the sender of the last try died
             self._set(delivery.id, delivery.tries, state=GIVEN_UP)
             return False
         pause = PAUSES_S[min(delivery.tries, len(PAUSES_S) - 1)]
         return self._set(delivery.id, delivery.tries, tries=delivery.tries + 1, tried_at=now, not_before=now + pause)
 
-    def settle(self, made: Try, taken: bool, answer: str) -> None:
-        """What a claimed try came to."""
-        state = TAKEN if taken else GIVEN_UP if made.is_last else WAITING
-        self._set(made.delivery, made.number, state=state, answer=answer)
+    def record_result(self, claimed: DeliveryTry, taken: bool, answer: str) -> None:
+        """Record the result of a claimed try."""
+        state = TAKEN if taken else GIVEN_UP if claimed.is_last else WAITING
+        self._set(claimed.delivery, claimed.number, state=state, answer=answer)
 
-    def _set(self, delivery: int, seen: int, **values: Any) -> bool:
-        """If it still waits, with as many tries as were seen; whether it did."""
-        unchanged = (Delivery.id == delivery, Delivery.state == WAITING, Delivery.tries == seen)
+    def _set(self, delivery: int, expected_tries: int, **values: Any) -> bool:
+        """Update a delivery if it still waits with this number of tries; return whether it did."""
+        unchanged = (Delivery.id == delivery, Delivery.state == WAITING, Delivery.tries == expected_tries)
         with Session(self._engine) as session, session.begin():
             result = session.execute(update(Delivery).where(*unchanged).values(**values))
             assert isinstance(result, CursorResult)
             return result.rowcount == 1
 
-    def forget(self, now: float) -> None:
-        """Deliveries that ended long ago."""
-        old = (Delivery.state.in_((TAKEN, GIVEN_UP)), Delivery.not_before < now - KEPT_S)
+    def purge(self, now: float) -> None:
+        """Delete deliveries that finished longer than RETENTION_S ago."""
+        old = (Delivery.state.in_((TAKEN, GIVEN_UP)), Delivery.not_before < now - RETENTION_S)
         with Session(self._engine) as session, session.begin():
             session.execute(delete(Delivery).where(*old))
 
@@ -182,7 +194,7 @@ def _of(session: Session, webhook_id: str, project: str | None) -> Webhook:
     return webhook
 
 
-def _try(delivery: Delivery, webhook: Webhook) -> Try:
-    # Not the row's number, which a database may give again, and without the full stops that part what is signed.
+def _try(delivery: Delivery, webhook: Webhook) -> DeliveryTry:
+    # Not the row's id, which a database may reuse, and without dots, which separate the parts that are signed.
     message_id = f"msg_{webhook.id}_{delivery.job_id}_{delivery.version}".replace(".", "_")
-    return Try(delivery.id, delivery.tries + 1, message_id, webhook.url, webhook.secret, delivery.body)
+    return DeliveryTry(delivery.id, delivery.tries + 1, message_id, webhook.url, webhook.secret, delivery.body)

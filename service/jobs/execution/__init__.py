@@ -1,1 +1,1 @@
-"""Moving a job on the cluster: reconciler, admission, driver, and the files between them."""
+"""Running jobs on the cluster: reconciler, admission, driver, and the files that connect them."""

@@ -1,8 +1,8 @@
-"""`python -m service.jobs.runner JOB ATTEMPT ROOT`: a job's driver on the cluster, and all that Ray is asked to run.
+"""`python -m service.jobs.runner JOB ATTEMPT ROOT`: a job's driver, the entry point of its Ray submission.
 
-Starts the program of the job's kind as its child, ships what it prints to the storage root, says now and then that it
-lives and how far it is, passes a stop on, and leaves the outcome: so a job can be watched, and its end is known,
-whatever becomes of Ray's head. Knows nothing of the control plane, its database or HTTP.
+Starts the program of the job's kind as a child process, ships its output to the storage root, writes heartbeats with
+its progress, forwards a stop request, and reports the outcome: a job can be followed, and its end is known, even if
+Ray's head is lost. Independent of the control plane, its database and HTTP.
 """
 
 from __future__ import annotations
@@ -28,26 +28,28 @@ from amd.storage import StorageError, join, listdir, read_bytes, read_json, writ
 from amd.training.lease import Lease
 from amd.training.reporting.progress import PROGRESS_FILE
 from amd.training.run_folder import run_folder
-from service.jobs.execution.protocol import JobFolder, Outcome
+from service.jobs.execution.protocol import AttemptOutcome, JobFolder
 from service.jobs.kinds import KINDS
 
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 * 1024
 TAIL_LINES, TAIL_CHARS = 40, 8000
-PATIENCE_S = 600.0  # how long an outcome waits for a storage that is away
+OUTAGE_S = 600.0  # how long the outcome is retried while the storage is unavailable
+REPORT_RETRY_S = 5.0
+READER_TIMEOUT_S = 30.0  # a grandchild may hold the pipe open
 BAD_INPUT = 2
-# Ray's core ends a process whose cluster has gone or was replaced, with a last line of its severity C and a stack.
+# Ray's core ends a process whose cluster is gone or was replaced, with a final line of severity C and a stack.
 RAY_FATAL = re.compile(r"\[[\d-]+ [\d:,]+ C \d+ \d+\] (.*)")
 
 
 class LogShipper:
-    """Bytes of an attempt's log to immutable chunks, named by their first byte. One writer; any thread may `write`."""
+    """Ships an attempt's log to immutable chunks, named by their first byte. One writer; any thread may `write`."""
 
-    def __init__(self, folder: str, pause_s: float) -> None:
-        self._folder, self._pause_s = folder, pause_s
+    def __init__(self, folder: str, interval_s: float) -> None:
+        self._folder, self._interval_s = folder, interval_s
         self._lock = threading.Lock()
-        self._waiting = bytearray()
+        self._pending = bytearray()
         self._offset = next_offset(folder)
         self._closing = threading.Event()
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
@@ -56,7 +58,7 @@ class LogShipper:
 
     def write(self, line: bytes) -> None:
         with self._lock:
-            self._waiting += line
+            self._pending += line
         self.tail.append(line.decode(errors="replace").rstrip("\n"))
 
     def close(self) -> None:
@@ -64,59 +66,59 @@ class LogShipper:
         self._thread.join()
 
     def _work(self) -> None:
-        while not self._closing.wait(self._pause_s):
+        while not self._closing.wait(self._interval_s):
             self._ship()
-        until = time.monotonic() + PATIENCE_S
-        while self._waiting and time.monotonic() < until and not self._ship():
-            time.sleep(self._pause_s)
+        until = time.monotonic() + OUTAGE_S
+        while self._pending and time.monotonic() < until and not self._ship():
+            time.sleep(self._interval_s)
 
     def _ship(self) -> bool:
-        """Send what waits; whether all of it is there. What could not be sent is kept."""
-        while self._waiting:
+        """Write pending bytes; return whether all were written. Bytes that could not be written stay pending."""
+        while self._pending:
             with self._lock:
-                part = bytes(self._waiting[:CHUNK_BYTES])
+                part = bytes(self._pending[:CHUNK_BYTES])
             try:
                 write_bytes(join(self._folder, f"{self._offset:016d}.log"), part)
-            except Exception as error:  # the store may be away; the job itself must not suffer
-                logger.warning("the log cannot be kept for now: %s", error)
+            except Exception as error:  # the storage may be unavailable; the job itself must not suffer
+                logger.warning("the log cannot be written; will retry: %s", error)
                 return False
             with self._lock:
-                del self._waiting[: len(part)]
+                del self._pending[: len(part)]
             self._offset += len(part)
         return True
 
 
 def next_offset(folder: str) -> int:
-    """Where a log goes on: an attempt that Ray began twice writes behind the first."""
+    """Offset at which a log continues: an attempt that Ray started twice appends to the first."""
     names = [name for name in listdir(folder) if name.endswith(".log")]
     return int(names[-1].removesuffix(".log")) + len(read_bytes(join(folder, names[-1]))) if names else 0
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    job_id, number, root = list(sys.argv[1:] if words is None else words)
+def main(args: Sequence[str] | None = None) -> int:
+    job_id, number, root = list(sys.argv[1:] if args is None else args)
     folder, attempt = JobFolder(root, job_id), int(number)
-    said = folder.hear(attempt)
-    if said is not None and said.outcome is not None:
-        return said.outcome.exit_code or 0  # Ray began it again; it has ended
-    wait_for_turn(folder, attempt)
+    heartbeat = folder.read_heartbeat(attempt)
+    if heartbeat is not None and heartbeat.outcome is not None:
+        return heartbeat.outcome.exit_code or 0  # Ray started an attempt again that has already ended
+    wait_for_lease(folder, attempt)
     kind = read_json(folder.request)["kind"]
-    program = [sys.executable, "-m", *KINDS[kind].module, "--config", folder.config, *KINDS[kind].words]
+    program = [sys.executable, "-m", *KINDS[kind].module, "--config", folder.config, *KINDS[kind].args]
     outcome = run(program, folder, attempt)
-    patiently_say(folder, attempt, outcome)
+    report_outcome(folder, attempt, outcome)
     return 0 if outcome.state == "succeeded" else outcome.exit_code or 1
 
 
-def wait_for_turn(folder: JobFolder, attempt: int) -> None:
-    """Until the attempt before this one, whose node may only seem lost, has let go of the run."""
+def wait_for_lease(folder: JobFolder, attempt: int) -> None:
+    """Wait until the previous attempt, whose node may only appear lost, has released the run."""
     lease = Lease(join(run_folder(folder.root, folder.job_id), "lease.json"))
     while (holder := lease.taken_by()) is not None:
-        folder.say(attempt, None)
-        print(f"waiting for the attempt on {holder['host']} to let go of the run", file=sys.stderr, flush=True)
-        time.sleep(folder.pause_s)
+        folder.write_heartbeat(attempt, None)
+        print(f"waiting for the attempt on {holder['host']} to release the run", file=sys.stderr, flush=True)
+        time.sleep(folder.interval_s)
 
 
-def run(program: Sequence[str], folder: JobFolder, attempt: int) -> Outcome:
-    """The program to its end, watched: what it came to."""
+def run(program: Sequence[str], folder: JobFolder, attempt: int) -> AttemptOutcome:
+    """Run the program to its end, with heartbeats and log shipping; return its outcome."""
     with tempfile.TemporaryDirectory(prefix="amd-job-") as scratch:
         progress_file = Path(scratch) / "progress.json"
         environment = {**os.environ, PROGRESS_FILE: str(progress_file), "PYTHONUNBUFFERED": "1"}
@@ -127,37 +129,41 @@ def run(program: Sequence[str], folder: JobFolder, attempt: int) -> Outcome:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
-            start_new_session=True,  # a stop comes once, through here, and not from Ray's signal to the group as well
+            start_new_session=True,  # it is stopped once, by this process, and not also by Ray's signal to the group
             preexec_fn=die_with_parent,
         )
 
-        def pass_on(number: int, frame: object) -> None:
+        def forward_stop(number: int, frame: object) -> None:
             if not stop.is_set():
                 stop.set()
                 threading.Thread(target=_stop, args=(child, folder, attempt, forced), daemon=True).start()
 
-        signal.signal(signal.SIGTERM, pass_on)
-        signal.signal(signal.SIGINT, pass_on)
-        shipper = LogShipper(folder.logs(attempt), folder.pause_s)
+        signal.signal(signal.SIGTERM, forward_stop)
+        signal.signal(signal.SIGINT, forward_stop)
+        shipper = LogShipper(folder.logs(attempt), folder.interval_s)
         printed: deque[str] = deque(maxlen=1)
         assert child.stdout is not None
         assert child.stderr is not None
         readers = [
-            _reading(child.stdout, shipper.write, printed),
-            _reading(child.stderr, shipper.write),
+            _start_reader(child.stdout, shipper.write, printed),
+            _start_reader(child.stderr, shipper.write),
         ]
-        beat = threading.Thread(target=_beat, args=(folder, attempt, progress_file, child), daemon=True)
-        beat.start()
+        heartbeats = threading.Thread(
+            target=_send_heartbeats, args=(folder, attempt, progress_file, child), daemon=True
+        )
+        heartbeats.start()
         code = child.wait()
         for reader in readers:
-            reader.join(30.0)  # a grandchild may hold the pipe open
-        beat.join()
+            reader.join(READER_TIMEOUT_S)
+        heartbeats.join()
         shipper.close()
-    return judge(code, printed[0] if printed else None, list(shipper.tail), stop.is_set(), forced.is_set())
+    return outcome_of_exit(code, printed[0] if printed else None, list(shipper.tail), stop.is_set(), forced.is_set())
 
 
-def judge(code: int, printed: str | None, tail: Sequence[str], asked_to_stop: bool, by_force: bool = False) -> Outcome:
-    """What an exit code and the last words come to."""
+def outcome_of_exit(
+    code: int, printed: str | None, tail: Sequence[str], asked_to_stop: bool, killed: bool = False
+) -> AttemptOutcome:
+    """The outcome that follows from a program's exit code, its last JSON line and the end of its log."""
     result: dict[str, Any] | None = json.loads(printed) if printed else None
     log_tail = "\n".join(tail)[-TAIL_CHARS:]
     errors = [line.removeprefix("error: ") for line in tail if line.startswith("error: ")]
@@ -170,51 +176,55 @@ def judge(code: int, printed: str | None, tail: Sequence[str], asked_to_stop: bo
     if result is not None and result.get("state") in ("succeeded", "failed", "cancelled"):
         state, reason = result["state"], result.get("reason")
         facts["rank"] = _rank(str(result.get("message", "")))
-        return Outcome(state=state, reason=reason, message=result.get("message", ""), result=result, **facts)
+        return AttemptOutcome(state=state, reason=reason, message=result.get("message", ""), result=result, **facts)
     if code == 0:
-        return Outcome(state="succeeded", result=result, **facts)
-    if by_force:
-        message = "ended by force, for it did not stop in time: its newest checkpoint is what it left"
-        return Outcome(state="cancelled", reason="deadline_exceeded", message=message, **facts)
+        return AttemptOutcome(state="succeeded", result=result, **facts)
+    if killed:
+        message = "killed because it did not stop in time; its newest checkpoint is kept"
+        return AttemptOutcome(state="cancelled", reason="deadline_exceeded", message=message, **facts)
     if asked_to_stop:
-        return Outcome(state="cancelled", reason="cancelled_by_user", message="stopped", **facts)
+        return AttemptOutcome(state="cancelled", reason="cancelled_by_user", message="stopped", **facts)
     if code < 0:
         name = signal.Signals(-code).name
-        message = f"the job's driver was ended by {name}"
+        message = f"the job's program was terminated by {name}"
         if -code == signal.SIGKILL:
-            message += ": the node ran out of memory, or somebody killed it"
-        return Outcome(state="failed", reason="node_lost", message=message, **facts)
+            message += ": the node ran out of memory, or it was killed by hand"
+        return AttemptOutcome(state="failed", reason="node_lost", message=message, **facts)
     fatal = next((found[1] for line in tail if (found := RAY_FATAL.match(line))), None)
     if fatal is not None:
-        message = f"Ray ended the job's driver: {fatal[:300]}"
-        return Outcome(state="failed", reason="node_lost", message=message, **facts)
+        message = f"Ray terminated the job's program: {fatal[:300]}"
+        return AttemptOutcome(state="failed", reason="node_lost", message=message, **facts)
     if code == BAD_INPUT:
-        return Outcome(state="failed", reason="config_invalid", message="\n".join(errors) or "bad input", **facts)
-    last = next((line for line in reversed(tail) if line.strip()), "no word in its log")
-    message = "\n".join(errors) or f"the job's driver ended with exit code {code}: {last}"
-    return Outcome(state="failed", reason="dataset_invalid" if errors else "user_code_error", message=message, **facts)
+        return AttemptOutcome(
+            state="failed", reason="config_invalid", message="\n".join(errors) or "bad input", **facts
+        )
+    last = next((line for line in reversed(tail) if line.strip()), "its log is empty")
+    message = "\n".join(errors) or f"the job's program exited with code {code}: {last}"
+    return AttemptOutcome(
+        state="failed", reason="dataset_invalid" if errors else "user_code_error", message=message, **facts
+    )
 
 
-def patiently_say(folder: JobFolder, attempt: int, outcome: Outcome) -> None:
-    """The outcome is the one thing that must arrive."""
-    until = time.monotonic() + PATIENCE_S
+def report_outcome(folder: JobFolder, attempt: int, outcome: AttemptOutcome) -> None:
+    """Write the outcome, the one report that must arrive: retries for OUTAGE_S while the storage is unavailable."""
+    until = time.monotonic() + OUTAGE_S
     while True:
         try:
-            folder.say(attempt, None, outcome)
+            folder.write_heartbeat(attempt, None, outcome)
             return
         except StorageError as error:
-            logger.warning("the outcome cannot be kept for now: %s", error)
+            logger.warning("the outcome cannot be written; will retry: %s", error)
             if time.monotonic() > until:
                 raise
-            time.sleep(5.0)
+            time.sleep(REPORT_RETRY_S)
 
 
 def _stop(child: subprocess.Popen[bytes], folder: JobFolder, attempt: int, forced: threading.Event) -> None:
-    """Ask the program to end; end it where it takes longer than it may."""
+    """Ask the program to stop; kill it after the attempt's deadline."""
     child.terminate()
     try:
-        limit = folder.stop_limit(attempt)
-    except StorageError:  # Ray ends a driver that lasts too long
+        limit = folder.read_stop_deadline(attempt)
+    except StorageError:  # Ray kills a driver that takes too long
         limit = None
     try:
         child.wait(limit)
@@ -224,15 +234,17 @@ def _stop(child: subprocess.Popen[bytes], folder: JobFolder, attempt: int, force
 
 
 def die_with_parent() -> None:
-    """Linux: a driver whose runner was killed must not go on training unseen."""
+    """Linux: a program whose driver was killed must not continue training unobserved."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _reading(pipe: IO[bytes], take: Callable[[bytes], None], results: deque[str] | None = None) -> threading.Thread:
+def _start_reader(
+    pipe: IO[bytes], write: Callable[[bytes], None], results: deque[str] | None = None
+) -> threading.Thread:
     def work() -> None:
         for line in pipe:
-            take(line)
+            write(line)
             if results is not None:
                 _keep_json(line, results)
             with contextlib.suppress(OSError, ValueError):  # Ray's own log of the job
@@ -251,18 +263,18 @@ def _keep_json(line: bytes, kept: deque[str]) -> None:
                 kept.append(line.decode())
 
 
-def _beat(folder: JobFolder, attempt: int, progress_file: Path, child: subprocess.Popen[bytes]) -> None:
+def _send_heartbeats(folder: JobFolder, attempt: int, progress_file: Path, child: subprocess.Popen[bytes]) -> None:
     while child.poll() is None:
         try:
             progress = json.loads(progress_file.read_text())
         except (OSError, ValueError):
             progress = None
         try:
-            folder.say(attempt, progress)
-        except Exception as error:  # told by its silence
-            logger.warning("no sign of life can be left for now: %s", error)
+            folder.write_heartbeat(attempt, progress)
+        except Exception as error:  # the reconciler notices missing heartbeats
+            logger.warning("the heartbeat cannot be written; will retry: %s", error)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(folder.pause_s)
+            child.wait(folder.interval_s)
 
 
 def _rank(message: str) -> int | None:

@@ -1,6 +1,7 @@
-"""Runs that were begun outside the service, with `amd train` or `ray job submit`, found on the storage root and shown.
+"""Discovery of runs started outside the service, with `amd train` or `ray job submit`, on the storage root.
 
-They are read only: nobody can cancel here what was not started here. Trials and teachers that a job makes are its own.
+They are listed read-only: the service cannot cancel what it did not start. Trials and teachers of a job belong to that
+job and are not listed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import logging
 import posixpath
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -17,45 +19,47 @@ from amd.training.lease import Lease
 from amd.training.run_folder import CONFIG, FACTS, RESULT, run_folder
 from service.db.models import Job
 from service.jobs.kinds import KINDS
-from service.jobs.store import JobStore, Stale
+from service.jobs.store import JobStore, StaleJob
+from service.web.schemas import DEFAULT_PROJECT
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 30.0
-WATCHED = 100  # of those that have not succeeded, the newest are looked at again: they may have been continued
-PROJECT = "default"
+SCAN_S = 30.0
+WATCHED = 100  # newest unfinished runs that every scan reads again: they may have been resumed
 
 
-class Discovery:
-    """Keeps a row for each run that is not a job's. `look` is cheap where nothing is new."""
+class ExternalRunDiscovery:
+    """Keeps a job row for each run that no job started. `scan` is cheap when nothing is new."""
 
-    def __init__(self, store: JobStore, root: str) -> None:
-        self._store, self._root = store, root
-        self._passed: set[str] = set()  # ours, or nothing that can be shown
-        self._looked = float("-inf")
+    def __init__(self, store: JobStore, root: str, clock: Callable[[], float] = time.time) -> None:
+        self._store, self._root, self._clock = store, root, clock
+        self._ignored: set[str] = set()  # names of listed runs, of jobs' own runs and of unreadable folders
+        self._scanned_at = float("-inf")
 
-    def look(self) -> None:
-        if time.monotonic() - self._looked < LOOK_S:
+    def scan(self) -> None:
+        """Add new runs and update unfinished ones, at most every SCAN_S seconds. Raises StorageError."""
+        now = self._clock()
+        if abs(now - self._scanned_at) < SCAN_S:
             return
-        self._looked = time.monotonic()
-        names = [name for name in listdir(join(self._root, "runs")) if name not in self._passed]
+        self._scanned_at = now
+        names = [name for name in listdir(join(self._root, "runs")) if name not in self._ignored]
         known = self._store.known(names)
         for name in names:
             if name not in known:
-                self._carefully(name)
-        self._passed.update(known)
+                self._add_if_readable(name)
+        self._ignored.update(known)
         for job in self._store.external(WATCHED):
             self._refresh(job)
 
-    def _carefully(self, name: str) -> None:
+    def _add_if_readable(self, name: str) -> None:
         try:
             if not self._add(name):
-                self._passed.add(name)
+                self._ignored.add(name)
         except FileNotFoundError:
-            pass  # a folder that is just being made, or was removed
+            pass  # the folder is being created, or was removed
         except (ValueError, KeyError, TypeError) as error:
-            logger.warning("runs/%s cannot be read and is not shown: %s", name, error)
-            self._passed.add(name)
+            logger.warning("runs/%s cannot be read and is not listed: %s", name, error)
+            self._ignored.add(name)
 
     def _add(self, name: str) -> bool:
         folder = run_folder(self._root, name)
@@ -67,7 +71,7 @@ class Discovery:
         workers = (read_json(join(folder, CONFIG)).get("scaling") or {}).get("workers") or [1]
         job = Job(
             id=name,
-            project=PROJECT,
+            project=DEFAULT_PROJECT,
             kind=facts["kind"],
             labels={},
             priority=0,
@@ -85,25 +89,26 @@ class Discovery:
             created_at=created,
             changed_at=created,
             started_at=created,
-            **state_of(folder),
+            **state_of(folder, self._clock()),
         )
         self._store.add(job, user)
         return True
 
     def _refresh(self, job: Job) -> None:
-        found = state_of(run_folder(self._root, job.id))
+        found = state_of(run_folder(self._root, job.id), self._clock())
         if any(getattr(job, name) != value for name, value in found.items() if name != "ended_at"):
-            with contextlib.suppress(Stale):
+            with contextlib.suppress(StaleJob):
                 self._store.change(job, found["state"], **found)
 
 
-def state_of(folder: str) -> dict[str, Any]:
-    """What a run's folder tells of it, as fields of a job."""
+def state_of(folder: str, now: float) -> dict[str, Any]:
+    """Fields of a job that follow from a run's folder."""
     if RESULT in listdir(folder):
         result = read_json(join(folder, RESULT))
-        told = {"state": result["state"], "reason": result.get("reason"), "message": result.get("message") or ""}
-        return {**told, "result": result, "ended_at": time.time()}
+        ending = {"state": result["state"], "reason": result.get("reason"), "message": result.get("message") or ""}
+        return {**ending, "result": result, "ended_at": now}
     if Lease(join(folder, "lease.json")).taken_by() is not None:
         return {"state": "running", "reason": None, "message": "", "result": None, "ended_at": None}
-    message = f"ended without a word; the same command continues {posixpath.basename(folder)}"
-    return {"state": "failed", "reason": "unknown", "message": message, "result": None, "ended_at": time.time()}
+    name = posixpath.basename(folder)
+    message = f"exited without reporting a result; run the same command again to resume {name}"
+    return {"state": "failed", "reason": "unknown", "message": message, "result": None, "ended_at": now}

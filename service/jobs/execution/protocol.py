@@ -1,13 +1,13 @@
-"""What passes between a job and the control plane: files below `<root>/jobs/<job id>/`. No HTTP, no database.
+"""Files that connect a job and the control plane, below `<root>/jobs/<job id>/`. Independent of HTTP and database.
 
-    config.json               what the job's program reads
-    request.json              which program
-    attempts/NNNN.json        the attempt's word: alive at, how far, and at the end what it came to
-    attempts/NNNN.stop.json   how long it may take to stop
-    logs/NNNN/<offset>.log    what it printed, in immutable chunks named by their first byte
-    output/                   what an export, a preparation or an embedding made
+    config.json               the config that the job's program reads
+    request.json              the job's kind, which selects the program
+    attempts/NNNN.json        the attempt's heartbeat: time, progress, and at the end its outcome
+    attempts/NNNN.stop.json   seconds the attempt may take to stop
+    logs/NNNN/<offset>.log    its output, in immutable chunks named by their first byte
+    output/                   files made by an export, a preparation or an embedding
 
-The storage root outlives clusters and control planes: what stands there outranks what Ray believes.
+The storage root outlives clusters and control planes: what is stored there outranks what Ray believes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from amd.storage import StorageUnreachable, filesystem, is_remote, join, write_j
 RETRYABLE = frozenset(
     {"storage_unreachable", "node_lost", "oom_host", "cluster_unavailable", "loader_crashed", "preempted_budget"}
 )
-"""Reasons that lie in machines, network or storage. What lies in config, data or code comes back."""
+"""Reasons caused by machines, network or storage. Errors of config, data or code would only recur."""
 
 
-class Outcome(BaseModel):
+class AttemptOutcome(BaseModel):
     """How an attempt ended."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
@@ -36,14 +36,14 @@ class Outcome(BaseModel):
     reason: str | None = None
     message: str = ""
     exit_code: int | None = None
-    """Negative: ended by that signal. None: it never said."""
+    """Negative: terminated by that signal. None: not reported."""
     asked_to_stop: bool = False
-    """It was sent SIGTERM."""
+    """Whether it was sent SIGTERM."""
     rank: int | None = None
     """The worker that failed first."""
     log_tail: str = ""
     result: dict[str, Any] | None = None
-    """What the program printed last: RunResult, SearchResult, EmbedResult or a probe's report."""
+    """The program's last JSON line: RunResult, SearchResult, EmbedResult or a probe's report."""
     ended: float = 0.0
 
     @property
@@ -51,19 +51,21 @@ class Outcome(BaseModel):
         return self.state == "failed" and self.reason in RETRYABLE
 
 
-class Word(BaseModel):
-    """What an attempt last said of itself."""
+class Heartbeat(BaseModel):
+    """An attempt's latest report of itself."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     at: float
-    """By the clock of its node."""
+    """Time by the clock of its node."""
     host: str = ""
     progress: dict[str, Any] | None = None
-    outcome: Outcome | None = None
+    outcome: AttemptOutcome | None = None
 
 
 class JobFolder(NamedTuple):
+    """A job's folder on the storage root."""
+
     root: str
     job_id: str
 
@@ -81,42 +83,44 @@ class JobFolder(NamedTuple):
 
     @property
     def output(self) -> str:
-        """What a job that only makes files writes into; it goes when the job is deleted."""
+        """Folder for a job whose result is files; deleted with the job."""
         return join(self.url, "output")
 
-    def word(self, attempt: int) -> str:
+    def heartbeat_file(self, attempt: int) -> str:
         return join(self.url, "attempts", f"{attempt:04d}.json")
 
-    def limit_stop(self, attempt: int, seconds: float) -> None:
-        """How long an attempt that is about to be stopped may take; what then still runs is ended by force."""
-        write_json(self._stop(attempt), {"seconds": seconds})
+    def write_stop_deadline(self, attempt: int, seconds: float) -> None:
+        """Set how long an attempt that is about to be stopped may take; after that its program is killed."""
+        write_json(self._stop_file(attempt), {"seconds": seconds})
 
-    def stop_limit(self, attempt: int) -> float | None:
-        """None: nobody has said. Raises StorageUnreachable at once, as `hear`."""
-        found = _cat(self._stop(attempt))
+    def read_stop_deadline(self, attempt: int) -> float | None:
+        """None if no deadline was set. Raises StorageUnreachable without retrying, as `read_heartbeat` does."""
+        found = _cat(self._stop_file(attempt))
         return None if found is None else float(json.loads(found)["seconds"])
 
-    def _stop(self, attempt: int) -> str:
+    def _stop_file(self, attempt: int) -> str:
         return join(self.url, "attempts", f"{attempt:04d}.stop.json")
 
     def logs(self, attempt: int) -> str:
         return join(self.url, "logs", f"{attempt:04d}")
 
-    def say(self, attempt: int, progress: dict[str, Any] | None, outcome: Outcome | None = None) -> None:
-        word = Word(at=time.time(), host=socket.gethostname(), progress=progress, outcome=outcome)
-        write_json(self.word(attempt), word.model_dump(mode="json"))
+    def write_heartbeat(
+        self, attempt: int, progress: dict[str, Any] | None, outcome: AttemptOutcome | None = None
+    ) -> None:
+        heartbeat = Heartbeat(at=time.time(), host=socket.gethostname(), progress=progress, outcome=outcome)
+        write_json(self.heartbeat_file(attempt), heartbeat.model_dump(mode="json"))
 
-    def hear(self, attempt: int) -> Word | None:
-        """None where it has said nothing yet. Raises StorageUnreachable at once: whoever looks will look again."""
-        found = _cat(self.word(attempt))
+    def read_heartbeat(self, attempt: int) -> Heartbeat | None:
+        """None if the attempt has sent none yet. Raises StorageUnreachable without retrying: callers poll."""
+        found = _cat(self.heartbeat_file(attempt))
         try:
-            return None if found is None else Word.model_validate_json(found)
+            return None if found is None else Heartbeat.model_validate_json(found)
         except ValidationError:
             return None
 
     @property
-    def pause_s(self) -> float:
-        """Between two words, and between two chunks of log: an object store bills each."""
+    def interval_s(self) -> float:
+        """Seconds between heartbeats and between log chunks: an object store bills each write."""
         return 5.0 if is_remote(self.root) else 1.0
 
 
@@ -127,5 +131,5 @@ def _cat(url: str) -> bytes | None:
         return content
     except FileNotFoundError:
         return None
-    except Exception as error:  # every backend raises its own kinds
+    except Exception as error:  # every backend raises its own exceptions
         raise StorageUnreachable(f"{url}: {type(error).__name__}: {error}") from None

@@ -1,7 +1,8 @@
-"""The cluster as the reconciler sees it: submit, look, stop, how much there is. The one place that talks to Ray.
+"""Cluster client of the reconciler: submit, poll and stop Ray jobs, and read the cluster's capacity.
 
-Ray's API answers mistakes in prose and has no time-outs; here both become plain: a status or None, ClusterUnavailable.
-Ray is imported when the first question is asked, so the control plane starts without a cluster.
+The only module of the jobs package that calls Ray. Ray's API reports errors in prose and has no time-outs; here a call
+returns a value or None, or raises ClusterUnavailable. Ray is imported with the first call, so the control plane starts
+without a cluster.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from service.web.errors import ClusterUnavailable
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 15.0
-STOP_GRACE_S = 60.0  # beyond a job's own deadline, until Ray kills a driver that did not do so itself
+KILL_GRACE_S = 60.0  # beyond a job's own deadline, until Ray kills a driver that has not stopped itself
 
 RayStatus = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
 
 
-class Seen(NamedTuple):
-    """What Ray says of a submission."""
+class RayJobStatus(NamedTuple):
+    """Ray's view of a submission."""
 
     status: RayStatus
     message: str = ""
@@ -37,7 +38,7 @@ class Seen(NamedTuple):
 
 
 class Capacity(NamedTuple):
-    """What all living nodes have together."""
+    """Total resources of all alive nodes."""
 
     cpus: float
     gpus: float
@@ -46,29 +47,31 @@ class Capacity(NamedTuple):
 
 
 class Cluster(Protocol):
-    """All may raise ClusterUnavailable."""
+    """Every method may raise ClusterUnavailable."""
 
     def submit(self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float) -> None:
-        """Once: a second time changes nothing."""
+        """Start an attempt's driver; submitting the same id again changes nothing."""
 
-    def look(self, submission_id: str) -> Seen | None:
-        """None: Ray knows nothing of it."""
+    def status(self, submission_id: str) -> RayJobStatus | None:
+        """None if Ray does not know the submission."""
 
     def stop(self, submission_id: str) -> None:
-        """Ask it to end; nothing happens where there is nothing to end."""
+        """Ask a submission to end; does nothing if there is none."""
 
     def capacity(self) -> Capacity: ...
 
 
 class RayJobs:
+    """Cluster backed by the Ray Jobs API."""
+
     def __init__(self, dashboard: str, token_file: Path | None, python: str) -> None:
         self._dashboard, self._token_file, self._python = dashboard.rstrip("/"), token_file, python
-        self._made: Any = None
+        self._job_client: Any = None
 
     def submit(self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float) -> None:
         entrypoint = shlex.join([self._python, "-m", "service.jobs.runner", job_id, str(attempt), root])
-        environment = {"RAY_JOB_STOP_WAIT_TIME_S": f"{deadline_s + STOP_GRACE_S:g}", "AMD_JOB": job_id}
-        with self._asking():
+        environment = {"RAY_JOB_STOP_WAIT_TIME_S": f"{deadline_s + KILL_GRACE_S:g}", "AMD_JOB": job_id}
+        with self._translated_errors():
             try:
                 self._client().submit_job(
                     entrypoint=entrypoint,
@@ -76,22 +79,22 @@ class RayJobs:
                     runtime_env={"env_vars": environment},
                     metadata={"amd_job": job_id, "amd_attempt": str(attempt)},
                 )
-            except RuntimeError as error:  # 500 and a traceback, where there is one of that id
+            except RuntimeError as error:  # 500 and a traceback if the id exists
                 if "already exists" not in str(error):
                     raise
 
-    def look(self, submission_id: str) -> Seen | None:
-        with self._asking():
+    def status(self, submission_id: str) -> RayJobStatus | None:
+        with self._translated_errors():
             try:
                 info = self._client().get_job_info(submission_id)
             except RuntimeError as error:
                 if "status code 404" in str(error):
                     return None
                 raise
-        return Seen(cast(RayStatus, str(info.status.value)), info.message or "")
+        return RayJobStatus(cast(RayStatus, str(info.status.value)), info.message or "")
 
     def stop(self, submission_id: str) -> None:
-        with self._asking():
+        with self._translated_errors():
             try:
                 self._client().stop_job(submission_id)
             except RuntimeError as error:
@@ -99,7 +102,7 @@ class RayJobs:
                     raise
 
     def capacity(self) -> Capacity:
-        with self._asking():
+        with self._translated_errors():
             answer = self._client()._do_request("GET", "/api/v0/nodes?detail=1&limit=10000")
             answer.raise_for_status()
             nodes = answer.json()["data"]["result"]["result"]
@@ -111,37 +114,37 @@ class RayJobs:
         )
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
-        """Every way in which Ray fails to answer, as one."""
+    def _translated_errors(self) -> Iterator[None]:
+        """Raise ClusterUnavailable for every failure of Ray."""
         import requests
 
         try:
             yield
         except (requests.RequestException, ConnectionError, RuntimeError, json.JSONDecodeError, KeyError) as error:
-            self._made = None  # it may be another head next time
+            self._job_client = None  # the next call may reach another head
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ClusterUnavailable(f"Ray at {self._dashboard} does not answer as it should: {first[:300]}") from error
 
     def _client(self) -> Any:
-        if self._made is None:
-            for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would outrank the address given here
+        if self._job_client is None:
+            for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would take precedence over this address
                 os.environ.pop(name, None)
             from ray.job_submission import JobSubmissionClient
 
-            class Bounded(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
-                """Ray's client waits for ever."""
+            class ClientWithTimeout(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
+                """Ray's client has no time-out of its own."""
 
-                def _do_request(self, *words: Any, **named: Any) -> Any:
-                    return super()._do_request(*words, **{"timeout": TIMEOUT_S, **named})
+                def _do_request(self, *args: Any, **kwargs: Any) -> Any:
+                    return super()._do_request(*args, **{"timeout": TIMEOUT_S, **kwargs})
 
             token = self._token_file.read_text().strip() if self._token_file is not None else ""
             headers = {"Authorization": f"Bearer {token}"} if token else {}
-            self._made = Bounded(self._dashboard, headers=headers)
-        return self._made
+            self._job_client = ClientWithTimeout(self._dashboard, headers=headers)
+        return self._job_client
 
 
 def _bytes(value: Any) -> float:
-    """The state API gives memory as a number or as text: 12.5 GiB."""
+    """Parse memory from the state API, which gives a number or text such as `12.5 GiB`."""
     if isinstance(value, int | float):
         return float(value)
     number, _, unit = str(value).partition(" ")

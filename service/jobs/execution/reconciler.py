@@ -1,11 +1,9 @@
-"""How a job moves: what its owner may ask, and a reconciler that brings the cluster to it. Decisions on one page each.
+"""Reconciler: moves every job one step at a time from its observed to its desired state.
 
-The database holds the intent, the storage root what attempts said of themselves, Ray what it believes; in this order
-they outrank each other. An intent is committed before Ray is asked, and every question to Ray may be repeated, so a
-control plane may die between any two lines here and another goes on.
-
-    queued → starting → running → succeeded | failed | cancelled
-    retrying (after a failure of machines) → starting      pausing → paused → queued      cancelling → cancelled
+Three sources of truth, in descending order of authority: the database holds the intent, the storage root holds what
+attempts reported, Ray holds what it believes. An intent is committed before Ray is called, and every call to Ray may be
+repeated, so a control plane may die between any two lines and another one continues. What an owner may do is decided in
+`service.jobs.actions`, which job starts next in `admission`. Independent of HTTP and of the encoder registry.
 """
 
 from __future__ import annotations
@@ -14,292 +12,216 @@ import logging
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from amd.storage import StorageError, write_json
 from service.db.models import Job
-from service.jobs.execution.external import Discovery
-from service.jobs.execution.protocol import JobFolder, Outcome, Word
-from service.jobs.execution.ray_jobs import Capacity, Cluster, Seen
-from service.jobs.schemas import ACTIVE, ENDED, WAITING, Action
-from service.jobs.store import JobStore, Stale
-from service.registry.discovery import EncoderDiscovery
-from service.registry.store import EncoderStore
+from service.jobs.actions import STOP_GRACE_S, checkpoint_deadline_s
+from service.jobs.execution.admission import AdmissionController
+from service.jobs.execution.external import ExternalRunDiscovery
+from service.jobs.execution.protocol import AttemptOutcome, Heartbeat, JobFolder
+from service.jobs.execution.ray_jobs import Cluster, RayJobStatus
+from service.jobs.schemas import ACTIVE, ENDED, WAITING
+from service.jobs.store import JobStore, StaleJob
 from service.settings import Settings
-from service.web.errors import ClusterUnavailable, IllegalAction
+from service.web.errors import ClusterUnavailable
 
 logger = logging.getLogger(__name__)
 
-TASK, HOLD_S = "reconciler", 15.0
+TASK, LEASE_S = "reconciler", 15.0
 STOPPING = ("pausing", "cancelling")
-ENDED_SILENCE_S = 20.0  # Ray says it has ended, and it has not said so itself: until then its word may still come
+ENDED_SILENCE_S = 20.0  # after Ray reports the end: until then the attempt's own report may still arrive
 STOP_AGAIN_S = 10.0
-STOP_GRACE_S = 30.0  # beyond checkpoint.deadline_s: workers are told, write, and report back
-BACKOFF_S, BACKOFF_MOST_S = 5.0, 300.0
-
-# What may be asked of a job, by its state.
-ACTIONS: dict[str, tuple[Action, ...]] = {
-    "queued": ("cancel", "pause"),
-    "retrying": ("cancel", "pause"),
-    "starting": ("cancel", "pause"),
-    "running": ("cancel", "pause"),
-    "pausing": ("cancel",),
-    "paused": ("resume", "cancel"),
-    "cancelling": (),
-    "succeeded": ("delete",),
-    "failed": ("retry", "delete"),
-    "cancelled": ("retry", "delete"),
-}
+BACKOFF_S, MAX_BACKOFF_S = 5.0, 300.0
+MAX_MARKED = 10  # waiting jobs whose message names an outage
 
 
-def allowed_actions(job: Job) -> list[Action]:
-    if job.origin != "api":
-        return []
-    return list(ACTIONS[job.state])
+class PublishedEncoders(Protocol):
+    """The registry as far as jobs need it. Both methods may raise StorageError."""
+
+    def scan(self) -> None:
+        """Bring the registry up to date with the storage root; cheap when nothing has changed."""
+
+    def register(self, folder: str) -> None:
+        """Add the encoder that a job has just published in this folder."""
 
 
-def check_allowed(job: Job, action: Action) -> None:
-    """Raises IllegalAction."""
-    allowed = allowed_actions(job)
-    if action not in allowed:
-        remedy = f"; it allows {', '.join(allowed)}" if allowed else ""
-        outside = " and was begun outside the service" if job.origin != "api" else ""
-        raise IllegalAction(f"{action}: {job.id} is {job.state}{outside}{remedy}", allowed_actions=allowed)
+class JobTransition(NamedTuple):
+    """A job's next state, with reason and message."""
 
-
-def act(
-    store: JobStore, job_id: str, project: str | None, action: Action, actor: str, deadline_s: float | None = None
-) -> Job:
-    """Do what a job's owner asks; what is already so, or under way, changes nothing. Raises IllegalAction, NotFound."""
-    while True:
-        job = store.get(job_id, project)
-        if action in _UNDER_WAY.get(job.state, ()):
-            return job
-        check_allowed(job, action)
-        try:
-            return store.change(job, action, actor=actor, **_asked(job, action, deadline_s))
-        except Stale:
-            continue
-
-
-_UNDER_WAY: dict[str, tuple[Action, ...]] = {
-    "cancelled": ("cancel",),
-    "cancelling": ("cancel",),
-    "paused": ("pause",),
-    "pausing": ("pause",),
-}
-
-
-# What is wanted then, and the job's state while it saves and once it has.
-_STOPS: dict[Action, tuple[str, str, str]] = {
-    "cancel": ("cancel", "cancelling", "cancelled"),
-    "pause": ("pause", "pausing", "paused"),
-}
-
-
-def _asked(job: Job, action: Action, deadline_s: float | None) -> dict[str, Any]:
-    """The fields that an action sets."""
-    now = time.time()
-    if action in ("resume", "retry"):
-        begin = {"state": "queued", "wanted": "run", "retries": 0, "not_before": now, "stop_by": None}
-        return {**begin, "reason": None, "message": "", "ended_at": None}
-    wanted, going, gone = _STOPS[action]
-    if job.state in ACTIVE:
-        seconds = deadline_s if deadline_s is not None else own_deadline_s(job) + STOP_GRACE_S
-        return {"wanted": wanted, "state": going, "stop_by": now + seconds, "message": "saving a last checkpoint"}
-    fields: dict[str, Any] = {"wanted": wanted, "state": gone, "message": ""}
-    return fields | ({"reason": "cancelled_by_user", "ended_at": now} if gone == "cancelled" else {})
-
-
-def own_deadline_s(job: Job) -> float:
-    """checkpoint.deadline_s of its config."""
-    run = job.config.get("train") if job.kind == "search" else job.config
-    checkpoint = run.get("checkpoint") if isinstance(run, dict) else None
-    return float((checkpoint or {}).get("deadline_s", 60.0))
-
-
-def submission_id(job: Job, attempt: int) -> str:
-    """Ray's. The first attempt's is the job's id; Ray takes an id once."""
-    return job.id if attempt == 1 else f"{job.id}-{attempt}"
+    state: str
+    reason: str | None
+    message: str
 
 
 class Reconciler:
-    """Moves every job one step at a time towards what is wanted. Of several replicas, the holder of the lease does."""
+    """Moves every job one step at a time towards its desired state. Of several replicas, the lease holder does so."""
 
     def __init__(
         self,
         store: JobStore,
         cluster: Cluster,
         settings: Settings,
+        encoders: PublishedEncoders,
         clock: Callable[[], float] = time.time,
-        reserved: Callable[[], float] = lambda: 0.0,
+        reserved_cpus: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`reserved`: CPUs of the cluster that are not for jobs."""
-        self._reserved = reserved
-        self._store, self._cluster, self._settings, self._clock = store, cluster, settings, clock
+        """`reserved_cpus`: CPUs of the cluster that are not available to jobs."""
+        self._store, self._cluster, self._settings, self._encoders = store, cluster, settings, encoders
+        self._clock, self._reserved_cpus = clock, reserved_cpus
         self._root = settings.root
-        self._discovery = Discovery(store, self._root)
-        self._encoders = EncoderDiscovery(EncoderStore(store.engine), self._root)
+        self._external_runs = ExternalRunDiscovery(store, self._root, clock)
         self.holder = uuid.uuid4().hex
-        self._silent_since: dict[str, float] = {}  # attempts whose end nobody has told yet
-        self._signs: dict[str, tuple[float, float]] = {}  # of those: the last by their clock, and when it was seen
+        self._silent_since: dict[str, float] = {}  # by job, attempts that ended without reporting so
+        self._heartbeats: dict[str, tuple[float, float]] = {}  # by such job: time on the node's clock, when observed
         self._stopped_at: dict[str, float] = {}
-        self.trouble = ""
+        self.outage = ""
         """Why the cluster does not answer; empty while it does."""
 
     def run(self, stop: threading.Event) -> None:
-        """Until told to stop. Trouble of any kind is logged and met again at the next look."""
+        """Reconcile until `stop` is set. Any error is logged, and the next step retries."""
         while not stop.wait(self._settings.reconcile_s):
             try:
                 self.step()
             except Exception:
-                logger.exception("the reconciler stumbled; it goes on")
+                logger.exception("reconcile step failed; will retry")
         try:
-            self._store.let_go(TASK, self.holder)
+            self._store.release_lease(TASK, self.holder)
         except Exception as error:
-            logger.warning("the reconciler's lease could not be given back: %s", error)
+            logger.warning("the reconciler's lease could not be released: %s", error)
 
     def step(self) -> bool:
-        """One look at everything; whether this replica holds the lease."""
-        if not self._store.hold(TASK, self.holder, HOLD_S):
+        """Reconcile every job once; return whether this replica holds the lease."""
+        if not self._store.acquire_lease(TASK, self.holder, LEASE_S):
             return False
         for job in self._store.in_states(ACTIVE):
-            self._carefully(self._follow, job)
+            self._guarded(self._follow, job)
         self._start_waiting()
-        for what, look in (("runs from outside", self._discovery.look), ("encoders", self._encoders.look)):
+        scans = (("external runs", self._external_runs.scan), ("published encoders", self._encoders.scan))
+        for what, scan in scans:
             try:
-                look()
+                scan()
             except StorageError as error:
-                logger.warning("%s cannot be looked for: %s", what, error)
+                logger.warning("%s cannot be scanned: %s", what, error)
         return True
 
-    def _carefully(self, move: Callable[[Job], None], job: Job) -> None:
-        """What goes wrong with one job is no matter of the others."""
+    def _guarded(self, move: Callable[[Job], None], job: Job) -> None:
+        """Move one job; its errors do not affect the others."""
         try:
             move(job)
-            self.trouble = ""
-        except Stale:
-            pass  # its owner was first; the next look sees it
+            self.outage = ""
+        except StaleJob:
+            pass  # its owner changed it first; the next step sees that
         except ClusterUnavailable as error:
-            self._told(job, error.message)
+            self._note_outage(job, error.message)
         except StorageError as error:
             logger.warning("%s: %s", job.id, error)
         except Exception:
-            logger.exception("%s: cannot be moved now", job.id)
+            logger.exception("%s: cannot be reconciled now; will retry", job.id)
 
-    def _told(self, job: Job, trouble: str) -> None:
-        if self.trouble != trouble:
-            logger.warning("%s", trouble)
-            self.trouble = trouble
-        if job.message != trouble and job.state not in STOPPING:
-            self._store.note_progress(job, job.progress, trouble)
+    def _note_outage(self, job: Job, outage: str) -> None:
+        if self.outage != outage:
+            logger.warning("%s", outage)
+            self.outage = outage
+        if job.message != outage and job.state not in STOPPING:
+            self._store.note_progress(job, job.progress, outage)
 
-    # A job that is under way
+    # Active jobs
 
     def _follow(self, job: Job) -> None:
-        word = JobFolder(self._root, job.id).hear(job.attempt)
-        if word is not None and word.outcome is not None:
-            self._finish(job, word.outcome, self._asked_ray_to_stop(job, word.outcome))
+        heartbeat = JobFolder(self._root, job.id).read_heartbeat(job.attempt)
+        if heartbeat is not None and heartbeat.outcome is not None:
+            self._finish(job, heartbeat.outcome, self._stopped_through_ray(job, heartbeat.outcome))
             return
-        seen = self._cluster.look(submission_id(job, job.attempt))
-        if seen is None and word is None and job.state == "starting" and not self._waited(job):
-            self._submit(job)  # the intent was committed, and then the control plane died, or Ray was away
-        elif seen is None or seen.ended:
-            self._missing(job, seen, word)
+        ray_job = self._cluster.status(submission_id(job, job.attempt))
+        if ray_job is None and heartbeat is None and job.state == "starting" and not self._start_timed_out(job):
+            self._submit(job)  # the intent was committed, and then the control plane died, or Ray was unavailable
+        elif ray_job is None or ray_job.ended:
+            self._handle_missing(job, ray_job, heartbeat)
         else:
             self._silent_since.pop(job.id, None)
-            self._alive(job, word)
+            self._update_running(job, heartbeat)
 
-    def _alive(self, job: Job, word: Word | None) -> None:
-        if job.state == "starting" and word is not None:
-            job = self._store.change(job, "running", state="running", message="", progress=word.progress)
-        elif word is not None and (word.progress != job.progress or (job.message and job.state == "running")):
-            # All that a running job is told is trouble with the cluster, which has just answered.
-            self._store.note_progress(job, word.progress, "" if job.state == "running" else None)
+    def _update_running(self, job: Job, heartbeat: Heartbeat | None) -> None:
+        if job.state == "starting" and heartbeat is not None:
+            job = self._store.change(job, "running", state="running", message="", progress=heartbeat.progress)
+        elif heartbeat is not None and (
+            heartbeat.progress != job.progress or (job.message and job.state == "running")
+        ):  # the message of a running job only reports cluster outages, and the cluster has just answered
+            self._store.note_progress(job, heartbeat.progress, "" if job.state == "running" else None)
         if job.state == "running" and job.time_limit_s is not None and job.started_at is not None:
             over = self._clock() - job.started_at - job.time_limit_s
             if over > 0:
                 message = f"time_limit_s={job.time_limit_s:g} is over; saving a last checkpoint"
-                job = self._store.change(
-                    job, "time_limit", state="cancelling", wanted="limit", message=message,
-                    stop_by=self._clock() + own_deadline_s(self._store.get(job.id)) + STOP_GRACE_S,
-                )  # fmt: skip
+                stop_by = self._clock() + checkpoint_deadline_s(self._store.get(job.id)) + STOP_GRACE_S
+                fields: dict[str, Any] = {
+                    "state": "cancelling",
+                    "wanted": "limit",
+                    "message": message,
+                    "stop_by": stop_by,
+                }
+                job = self._store.change(job, "time_limit", **fields)
         if job.state in STOPPING:
-            key = submission_id(job, job.attempt)
-            if self._clock() - self._stopped_at.get(key, 0.0) >= STOP_AGAIN_S:
-                if job.stop_by is not None:  # relative: the node's clock is another
-                    JobFolder(self._root, job.id).limit_stop(job.attempt, max(0.0, job.stop_by - self._clock()))
-                self._cluster.stop(key)
-                self._stopped_at[key] = self._clock()
+            self._request_stop(job)
 
-    def _missing(self, job: Job, seen: Seen | None, word: Word | None) -> None:
-        """Ray says it has ended, or knows nothing of it, but the attempt itself has not said so.
+    def _request_stop(self, job: Job) -> None:
+        """Ask Ray to stop the attempt, every STOP_AGAIN_S until it has ended."""
+        key = submission_id(job, job.attempt)
+        if self._clock() - self._stopped_at.get(key, 0.0) >= STOP_AGAIN_S:
+            if job.stop_by is not None:  # relative, since the node's clock differs
+                seconds = max(0.0, job.stop_by - self._clock())
+                JobFolder(self._root, job.id).write_stop_deadline(job.attempt, seconds)
+            self._cluster.stop(key)
+            self._stopped_at[key] = self._clock()
 
-        A head that was replaced forgets its jobs, or calls those failed that go on: while an attempt gives signs of
-        life it lives. One that is silent for a while is lost.
+    def _handle_missing(self, job: Job, ray_job: RayJobStatus | None, heartbeat: Heartbeat | None) -> None:
+        """Declare an attempt lost once it has been silent for long enough.
+
+        Ray reports its end, or does not know it, but the attempt itself has not reported an outcome. A Ray head that
+        was replaced forgets its jobs, or marks running ones as failed: an attempt that sends heartbeats is alive.
         """
         now = self._clock()
         since = self._silent_since.setdefault(job.id, now)
-        heard = self._heard(job, word, now)
-        patience = self._settings.silence_s if seen is None else min(self._settings.silence_s, ENDED_SILENCE_S)
-        if now - max(since, heard) < patience:
+        last_heartbeat = self._last_heartbeat(job, heartbeat, now)
+        limit = self._settings.silence_s if ray_job is None else min(self._settings.silence_s, ENDED_SILENCE_S)
+        if now - max(since, last_heartbeat) < limit:
             return
         del self._silent_since[job.id]
-        asked = job.wanted != "run"
-        if asked:
-            message = "ended without a last word: its newest checkpoint is what it left"
-            lost = Outcome(state="cancelled", reason="deadline_exceeded", message=message)
-        elif seen is not None and seen.status == "STOPPED":
-            lost = Outcome(
-                state="cancelled", reason="cancelled_by_user", message="stopped through Ray, not the service"
-            )
-        else:
-            said = [line for line in seen.message.splitlines() if line.strip()] if seen is not None else []
-            if seen is None:
-                message = "the cluster has lost it"
-            elif word is None:  # the last line of a traceback is the one that tells
-                message = f"its driver could not start: {said[-1][:300] if said else 'Ray does not say why'}"
-            else:
-                message = "its driver ended without a word" + (f"; Ray says: {said[0][:300]}" if said else "")
-            lost = Outcome(
-                state="failed", reason="node_lost", message=message, log_tail=seen.message if seen is not None else ""
-            )
-        self._finish(job, lost, by_ray=False)
+        self._finish(job, outcome_of_lost(job, ray_job, started=heartbeat is not None), stopped_through_ray=False)
 
-    def _heard(self, job: Job, word: Word | None, now: float) -> float:
-        """When the attempt last gave a sign of life, by this clock: nodes' clocks differ, so only changes count."""
-        if word is None:
+    def _last_heartbeat(self, job: Job, heartbeat: Heartbeat | None, now: float) -> float:
+        """When the attempt last sent a heartbeat, by this clock: nodes' clocks differ, so only changes count."""
+        if heartbeat is None:
             return 0.0
-        said, heard = self._signs.get(job.id, (0.0, 0.0))
-        if said != word.at:
-            self._signs[job.id] = (word.at, now)
+        node_time, observed = self._heartbeats.get(job.id, (0.0, 0.0))
+        if node_time != heartbeat.at:
+            self._heartbeats[job.id] = (heartbeat.at, now)
             return now
-        return heard
+        return observed
 
-    def _waited(self, job: Job) -> bool:
-        """Whether Ray has had its time: what it took and then lost is not begun anew for ever."""
+    def _start_timed_out(self, job: Job) -> bool:
+        """Whether the start has timed out: an attempt that Ray accepted and then lost is not resubmitted forever."""
         return job.started_at is not None and self._clock() - job.started_at > self._settings.start_timeout_s
 
-    def _asked_ray_to_stop(self, job: Job, outcome: Outcome) -> bool:
+    def _stopped_through_ray(self, job: Job, outcome: AttemptOutcome) -> bool:
         """Whether a person stopped the attempt through Ray, rather than its node going away."""
         if outcome.state != "cancelled" or job.wanted != "run":
             return False
         try:
-            seen = self._cluster.look(submission_id(job, job.attempt))
+            ray_job = self._cluster.status(submission_id(job, job.attempt))
         except ClusterUnavailable:
             return False
-        return seen is not None and seen.status == "STOPPED"
+        return ray_job is not None and ray_job.status == "STOPPED"
 
-    # Ends
+    # Ended attempts
 
-    def _finish(self, job: Job, outcome: Outcome, by_ray: bool) -> None:
-        """From an attempt's outcome to the job's next state."""
+    def _finish(self, job: Job, outcome: AttemptOutcome, stopped_through_ray: bool) -> None:
+        """Move the job from its attempt's outcome to its next state."""
         self._silent_since.pop(job.id, None)
-        self._signs.pop(job.id, None)
+        self._heartbeats.pop(job.id, None)
         now = self._clock()
-        state, reason, message = self._verdict(job, outcome, by_ray)
+        state, reason, message = next_transition(job, outcome, stopped_through_ray)
         fields: dict[str, Any] = {"state": state, "reason": reason, "message": message, "stop_by": None}
         if state == "retrying":
             fields |= {"retries": job.retries + 1, "not_before": now + backoff_s(job.retries)}
@@ -310,7 +232,7 @@ class Reconciler:
         if outcome.result is not None:
             fields["result"] = outcome.result
             if state == "succeeded" and outcome.result.get("encoder_folder"):
-                self._published(outcome.result["encoder_folder"])
+                self._register(outcome.result["encoder_folder"])
         attempt = {
             "state": outcome.state,
             "reason": outcome.reason,
@@ -320,34 +242,14 @@ class Reconciler:
         }
         self._store.change(job, state, attempt=attempt, **fields)
 
-    def _published(self, encoder: str) -> None:
-        """Known before its job has succeeded: who waited for that may deploy it at once."""
+    def _register(self, encoder: str) -> None:
+        """Register an encoder before its job succeeds: whoever waits for the job may deploy it at once."""
         try:
-            self._encoders.published(encoder)
+            self._encoders.register(encoder)
         except StorageError as error:
-            logger.warning("%s is not shown yet: %s", encoder, error)  # the next look finds it
+            logger.warning("%s is not registered yet; the next scan retries: %s", encoder, error)
 
-    def _verdict(self, job: Job, outcome: Outcome, by_ray: bool) -> tuple[str, str | None, str]:
-        """State, reason and message that follow from an outcome and what was wanted."""
-        if outcome.state == "succeeded":
-            return "succeeded", None, outcome.message
-        if job.wanted == "cancel":
-            reason = outcome.reason if outcome.reason == "deadline_exceeded" else "cancelled_by_user"
-            return "cancelled", reason, outcome.message
-        if job.wanted == "pause" and (outcome.state == "cancelled" or outcome.retryable):
-            return "paused", None, outcome.message
-        if job.wanted == "limit":
-            return "failed", "time_limit", f"time_limit_s={job.time_limit_s:g} is over. {outcome.message}".strip()
-        if outcome.state == "cancelled":
-            if outcome.asked_to_stop and outcome.reason == "cancelled_by_user" and not by_ray:
-                return "queued", None, "its node went away; going on from the newest checkpoint"
-            return "cancelled", outcome.reason, outcome.message
-        if outcome.retryable and job.retries < job.max_retries:
-            message = f"retry {job.retries + 1} of {job.max_retries} after: {outcome.message}"
-            return "retrying", outcome.reason, message
-        return "failed", outcome.reason or "unknown", outcome.message
-
-    # Those that wait
+    # Waiting jobs
 
     def _start_waiting(self) -> None:
         waiting = [job for job in self._store.in_states(WAITING) if job.not_before <= self._clock()]
@@ -355,26 +257,26 @@ class Reconciler:
             return
         try:
             capacity = self._cluster.capacity()
-            capacity = capacity._replace(cpus=max(0.0, capacity.cpus - self._reserved()))
+            capacity = capacity._replace(cpus=max(0.0, capacity.cpus - self._reserved_cpus()))
         except ClusterUnavailable as error:
-            for job in waiting[:10]:
-                self._told(job, error.message)
+            for job in waiting[:MAX_MARKED]:
+                self._note_outage(job, error.message)
             return
-        self.trouble = ""
-        room = Room(self._settings, capacity, self._store.in_states(ACTIVE))
+        self.outage = ""
+        admission = AdmissionController(self._settings, capacity, self._store.in_states(ACTIVE))
         for job in waiting:
-            obstacle = room.obstacle(job)
+            obstacle = admission.obstacle(job)
             if obstacle is None:
-                room.take(job)
-                self._carefully(self._begin, job)
+                admission.admit(job)
+                self._guarded(self._start, job)
             elif job.message != obstacle and job.state == "queued":
                 self._store.note_progress(job, job.progress, obstacle)
-            if room.full:
+            if admission.is_closed:
                 return
 
-    def _begin(self, job: Job) -> None:
+    def _start(self, job: Job) -> None:
         number, now = job.attempt + 1, self._clock()
-        begun = {
+        attempt = {
             "submission_id": submission_id(job, number),
             "started_at": now,
             "ended_at": None,
@@ -385,63 +287,62 @@ class Reconciler:
         }
         fields: dict[str, Any] = {"state": "starting", "message": "", "reason": None, "progress": None, "stop_by": None}
         fields |= {"started_at": now}
-        self._submit(self._store.change(job, "starting", attempt=begun, number=number, **fields))
+        self._submit(self._store.change(job, "starting", attempt=attempt, number=number, **fields))
 
     def _submit(self, job: Job) -> None:
-        job = self._store.get(job.id)  # whole
+        job = self._store.get(job.id)  # with its config
         folder = JobFolder(self._root, job.id)
         write_json(folder.request, {"kind": job.kind})
         write_json(folder.config, job.config)
-        self._cluster.submit(submission_id(job, job.attempt), job.id, job.attempt, self._root, own_deadline_s(job))
+        key, deadline_s = submission_id(job, job.attempt), checkpoint_deadline_s(job)
+        self._cluster.submit(key, job.id, job.attempt, self._root, deadline_s)
 
 
-class Room:
-    """What may still start: the cluster's resources, and limits of jobs and workers. Never overtakes what could fit."""
+def submission_id(job: Job, attempt: int) -> str:
+    """Ray's submission id of an attempt. The first one is the job's id; Ray accepts an id only once."""
+    return job.id if attempt == 1 else f"{job.id}-{attempt}"
 
-    def __init__(self, settings: Settings, capacity: Capacity, active: Any) -> None:
-        self._settings, self._capacity = settings, capacity
-        self._cpus = self._gpus = 0.0
-        self._running = 0
-        self._jobs: Counter[str] = Counter()
-        self._workers: Counter[str] = Counter()
-        self.full = False
-        """Whether nothing else is to start now."""
-        for job in active:
-            self.take(job)
 
-    def take(self, job: Job) -> None:
-        self._running += 1
-        self._jobs[job.project] += 1
-        self._workers[job.project] += job.workers
-        self._cpus += job.cpus
-        self._gpus += self._gpus_of(job)
-        self.full = self.full or self._running >= self._settings.max_running
+def outcome_of_lost(job: Job, ray_job: RayJobStatus | None, *, started: bool) -> AttemptOutcome:
+    """The outcome of an attempt that reported none. `started`: it has sent a heartbeat."""
+    if job.wanted != "run":
+        message = "exited without reporting a result; its newest checkpoint is kept"
+        return AttemptOutcome(state="cancelled", reason="deadline_exceeded", message=message)
+    if ray_job is not None and ray_job.status == "STOPPED":
+        message = "stopped through Ray, not the service"
+        return AttemptOutcome(state="cancelled", reason="cancelled_by_user", message=message)
+    if ray_job is None:
+        return AttemptOutcome(state="failed", reason="node_lost", message="the cluster no longer knows the job")
+    lines = [line for line in ray_job.message.splitlines() if line.strip()]
+    if started:
+        message = "its driver exited without reporting a result" + (f"; Ray says: {lines[0][:300]}" if lines else "")
+    else:  # the last line of a traceback names the error
+        message = f"its driver could not start: {lines[-1][:300] if lines else 'Ray does not say why'}"
+    return AttemptOutcome(state="failed", reason="node_lost", message=message, log_tail=ray_job.message)
 
-    def obstacle(self, job: Job) -> str | None:
-        """What a job waits for; None: it may start."""
-        most, workers = self._settings.project_max_running, self._settings.project_max_workers
-        if self.full:
-            return f"waits for one of {self._settings.max_running} running jobs to end"
-        if most is not None and self._jobs[job.project] >= most:
-            return f"waits: project {job.project} runs {most} jobs, which is its limit"
-        if workers is not None and self._workers[job.project] + job.workers > workers:
-            return f"waits: project {job.project} may have {workers} workers, of which {job.workers} must be free"
-        if self._settings.autoscaling:
-            return None
-        has, gpus = self._capacity, self._gpus_of(job)
-        asks = f"{job.cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
-        if job.cpus > has.cpus or gpus > has.gpus:
-            return f"waits: it needs {asks}, and the cluster has {has.cpus:g} CPUs and {has.gpus:g} GPUs in all"
-        if self._cpus + job.cpus > has.cpus or self._gpus + gpus > has.gpus:
-            self.full = True  # what waits behind it would overtake it for ever
-            return f"waits for {asks} to be free"
-        return None
 
-    def _gpus_of(self, job: Job) -> float:
-        wants = job.device == "cuda" or (job.device == "auto" and self._capacity.gpus >= job.workers)
-        return float(job.workers) if wants else 0.0
+def next_transition(job: Job, outcome: AttemptOutcome, stopped_through_ray: bool) -> JobTransition:
+    """The job's next state, from its attempt's outcome and its desired state."""
+    if outcome.state == "succeeded":
+        return JobTransition("succeeded", None, outcome.message)
+    if job.wanted == "cancel":
+        reason = outcome.reason if outcome.reason == "deadline_exceeded" else "cancelled_by_user"
+        return JobTransition("cancelled", reason, outcome.message)
+    if job.wanted == "pause" and (outcome.state == "cancelled" or outcome.retryable):
+        return JobTransition("paused", None, outcome.message)
+    if job.wanted == "limit":
+        message = f"time_limit_s={job.time_limit_s:g} is over. {outcome.message}".strip()
+        return JobTransition("failed", "time_limit", message)
+    if outcome.state == "cancelled":
+        if outcome.asked_to_stop and outcome.reason == "cancelled_by_user" and not stopped_through_ray:
+            return JobTransition("queued", None, "its node went away; resuming from the newest checkpoint")
+        return JobTransition("cancelled", outcome.reason, outcome.message)
+    if outcome.retryable and job.retries < job.max_retries:
+        message = f"retry {job.retries + 1} of {job.max_retries} after: {outcome.message}"
+        return JobTransition("retrying", outcome.reason, message)
+    return JobTransition("failed", outcome.reason or "unknown", outcome.message)
 
 
 def backoff_s(retries: int) -> float:
-    """5, 10, 20 … s, at most five minutes."""
-    return float(min(BACKOFF_MOST_S, BACKOFF_S * 2**retries))
+    """Pause before the next retry: 5, 10, 20 … s, at most five minutes."""
+    return float(min(MAX_BACKOFF_S, BACKOFF_S * 2**retries))

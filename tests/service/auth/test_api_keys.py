@@ -18,7 +18,7 @@ from service.auth import api_keys
 from service.auth.api_keys import KeyStore, ensure_admin_key, router
 from service.auth.authentication import Authenticator, Principal, new_secret, read_secret
 from service.db.engine import open_engine
-from service.db.models import Key
+from service.db.models import ApiKey
 from service.settings import Settings
 from service.web.errors import IllegalAction
 from tests.support.service.apps import client_of, key_to
@@ -26,14 +26,14 @@ from tests.support.service.apps import client_of, key_to
 
 def count(engine: Engine) -> int:
     with Session(engine) as session:
-        return session.query(Key).count()
+        return session.query(ApiKey).count()
 
 
 def opened_by(engine: Engine, path: Path) -> Principal:
     return Authenticator(engine, Settings()).authenticate(f"Bearer {path.read_text().strip()}")
 
 
-def test_a_made_key_opens_what_was_asked_and_is_shown_once(engine: Engine) -> None:
+def test_a_created_key_has_the_requested_scopes_and_is_shown_once(engine: Engine) -> None:
     client = client_of(engine, router)
     root = key_to(engine, "admin")
     expires = datetime.now(UTC) + timedelta(days=30)
@@ -50,7 +50,7 @@ def test_a_made_key_opens_what_was_asked_and_is_shown_once(engine: Engine) -> No
     assert made["key"].split("_", 2)[2] not in listed.text
 
 
-def test_an_admin_of_a_project_sees_makes_and_revokes_keys_of_that_project_only(engine: Engine) -> None:
+def test_an_admin_of_a_project_lists_creates_and_revokes_keys_of_that_project_only(engine: Engine) -> None:
     client = client_of(engine, router)
     key_to(engine, "admin")
     ours, theirs = key_to(engine, "admin", project="ours"), key_to(engine, "read", project="theirs")
@@ -67,7 +67,7 @@ def test_an_admin_of_a_project_sees_makes_and_revokes_keys_of_that_project_only(
 
 
 @pytest.mark.parametrize("scope", ["read", "submit"])
-def test_others_than_admins_do_nothing_with_keys(engine: Engine, scope: str) -> None:
+def test_only_admins_manage_keys(engine: Engine, scope: str) -> None:
     client = client_of(engine, router)
     header = key_to(engine, scope)
     assert client.get("/v1/keys", headers=header).status_code == 403
@@ -76,7 +76,7 @@ def test_others_than_admins_do_nothing_with_keys(engine: Engine, scope: str) -> 
     assert count(engine) == 1
 
 
-def test_a_revoked_key_opens_nothing_at_once_and_stays_listed(engine: Engine) -> None:
+def test_a_revoked_key_is_rejected_at_once_and_stays_listed(engine: Engine) -> None:
     client = client_of(engine, router)
     root, other = key_to(engine, "admin"), key_to(engine, "admin")
     other_id = other["Authorization"].split("_")[1]
@@ -88,7 +88,7 @@ def test_a_revoked_key_opens_nothing_at_once_and_stays_listed(engine: Engine) ->
     assert listed[other_id]["revoked_at"] is not None
 
 
-def test_the_last_key_that_can_make_others_cannot_be_revoked(engine: Engine) -> None:
+def test_the_last_key_that_can_create_others_cannot_be_revoked(engine: Engine) -> None:
     client = client_of(engine, router)
     root = key_to(engine, "admin")
     root_id = root["Authorization"].split("_")[1]
@@ -103,7 +103,7 @@ def test_the_last_key_that_can_make_others_cannot_be_revoked(engine: Engine) -> 
     assert client.delete(f"/v1/keys/{root_id}", headers=root).status_code == 204
 
 
-def test_two_admins_that_revoke_each_other_at_once_leave_one(engine: Engine, database_url: str) -> None:
+def test_two_admins_revoking_each_other_concurrently_leave_one(engine: Engine, database_url: str) -> None:
     for _ in range(5):
         ids = [key_to(engine, "admin")["Authorization"].split("_")[1] for _ in range(4)]
         replicas = [open_engine(database_url) for _ in ids]
@@ -116,7 +116,7 @@ def test_two_admins_that_revoke_each_other_at_once_leave_one(engine: Engine, dat
             return True
 
         with Session(engine) as session, session.begin():
-            for key in session.query(Key).where(Key.id.not_in(ids)):
+            for key in session.query(ApiKey).where(ApiKey.id.not_in(ids)):
                 session.delete(key)
         with ThreadPoolExecutor(len(ids)) as pool:
             done = list(pool.map(revoke, replicas, ids))
@@ -141,7 +141,7 @@ def test_two_admins_that_revoke_each_other_at_once_leave_one(engine: Engine, dat
         {"id": "mine"},
     ],
 )
-def test_a_request_that_makes_no_sense_makes_no_key(engine: Engine, wrong: dict[str, object]) -> None:
+def test_an_invalid_request_creates_no_key(engine: Engine, wrong: dict[str, object]) -> None:
     client = client_of(engine, router)
     root = key_to(engine, "admin")
     body = json.dumps({"name": "a", "scopes": ["read"], **wrong})  # escaped, so that half a surrogate pair gets there
@@ -151,12 +151,12 @@ def test_a_request_that_makes_no_sense_makes_no_key(engine: Engine, wrong: dict[
 
 
 @pytest.mark.parametrize("key_id", ["%00", "a" * 33, "A", "..%2f", "unknown"])
-def test_ids_that_name_no_key_are_the_callers_mistake(engine: Engine, key_id: str) -> None:
+def test_unknown_key_ids_are_client_errors(engine: Engine, key_id: str) -> None:
     answer = client_of(engine, router).delete(f"/v1/keys/{key_id}", headers=key_to(engine, "admin"))
     assert answer.status_code in (404, 422)
 
 
-def test_the_first_admin_key_stands_in_a_file_for_its_owner_only(engine: Engine, tmp_path: Path) -> None:
+def test_the_first_admin_key_is_written_to_a_file_only_its_owner_can_read(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "admin-key"
     mask = os.umask(0)
     try:
@@ -173,7 +173,7 @@ def test_the_first_admin_key_stands_in_a_file_for_its_owner_only(engine: Engine,
     assert count(engine) == 1
 
 
-def test_no_first_key_is_made_where_an_admin_key_lives(engine: Engine, tmp_path: Path) -> None:
+def test_no_first_key_is_created_if_a_valid_admin_key_exists(engine: Engine, tmp_path: Path) -> None:
     key_to(engine, "admin", project="one")
     key_to(engine, "submit")
     key_to(engine, "admin", expires_at=time.time() - 1)
@@ -189,7 +189,7 @@ def test_a_crash_between_file_and_commit_locks_nobody_out(
 ) -> None:
     path = tmp_path / "admin-key"
 
-    def crash(*_: object) -> Key:
+    def crash(*_: object) -> ApiKey:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -202,15 +202,13 @@ def test_a_crash_between_file_and_commit_locks_nobody_out(
     assert opened_by(engine, path).allowed("admin")
 
 
-def test_a_file_whose_key_has_died_gets_a_new_one_and_a_file_of_something_else_is_kept(
-    engine: Engine, tmp_path: Path
-) -> None:
+def test_a_file_with_an_invalid_key_is_replaced_and_any_other_file_is_kept(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "admin-key"
     path.write_text(f"{new_secret()}\n")
     assert ensure_admin_key(engine, path)
     assert opened_by(engine, path).allowed("admin")
     with Session(engine) as session, session.begin():
-        session.query(Key).delete()
+        session.query(ApiKey).delete()
     path.write_text("my thesis")
     with pytest.raises(FileExistsError, match="AMD_ADMIN_KEY_FILE"):
         ensure_admin_key(engine, path)
@@ -218,7 +216,7 @@ def test_a_file_whose_key_has_died_gets_a_new_one_and_a_file_of_something_else_i
     assert count(engine) == 0
 
 
-def test_a_link_in_the_files_place_is_not_followed(engine: Engine, tmp_path: Path) -> None:
+def test_a_link_at_the_key_files_path_is_not_followed(engine: Engine, tmp_path: Path) -> None:
     target = tmp_path / "elsewhere"
     (tmp_path / "admin-key").symlink_to(target)
     with pytest.raises(FileExistsError):
@@ -228,7 +226,7 @@ def test_a_link_in_the_files_place_is_not_followed(engine: Engine, tmp_path: Pat
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one file", "a file each"])
-def test_replicas_that_start_at_once_make_one_key(database_url: str, tmp_path: Path, shared: bool) -> None:
+def test_replicas_starting_concurrently_create_one_key(database_url: str, tmp_path: Path, shared: bool) -> None:
     replicas = [open_engine(database_url) for _ in range(6)]
     paths = [tmp_path / ("admin-key" if shared else f"key-{n}") for n in range(6)]
     with ThreadPoolExecutor(6) as pool:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.orm import Session
 
-from service.auth import authentication
 from service.auth.authentication import (
     Admin,
     Authenticator,
@@ -24,10 +23,11 @@ from service.auth.authentication import (
     new_secret,
     read_secret,
 )
-from service.db.models import Key
+from service.db.models import ApiKey
 from service.settings import Settings
 from service.web.errors import Unauthenticated
 from tests.support.service.apps import client_of, key_to
+from tests.support.service.webhooks import SettableClock
 
 router = APIRouter()
 
@@ -52,7 +52,7 @@ async def stream(caller: Reader) -> StreamingResponse:
     return StreamingResponse(iter(["a", "b"]))
 
 
-def test_a_key_opens_what_its_scope_includes_and_a_refusal_names_the_missing_one(engine: Engine) -> None:
+def test_a_key_grants_what_its_scope_includes_and_a_rejection_names_the_missing_scope(engine: Engine) -> None:
     client = client_of(engine, router)
     order = get_args(Scope)
     for own in order:
@@ -67,12 +67,12 @@ def test_a_key_opens_what_its_scope_includes_and_a_refusal_names_the_missing_one
                 assert repr(needed) in answer.json()["detail"]
 
 
-def test_a_key_without_scopes_opens_nothing(engine: Engine) -> None:
+def test_a_key_without_scopes_grants_nothing(engine: Engine) -> None:
     client = client_of(engine, router)
     assert client.get("/v1/read", headers=key_to(engine)).status_code == 403
 
 
-def test_keys_that_are_dead_wrong_or_absent_are_refused_alike(engine: Engine) -> None:
+def test_expired_wrong_and_missing_keys_are_rejected_alike(engine: Engine) -> None:
     client = client_of(engine, router)
     good = key_to(engine, "admin")["Authorization"]
     stranger = new_secret()
@@ -98,12 +98,12 @@ def test_keys_that_are_dead_wrong_or_absent_are_refused_alike(engine: Engine) ->
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "amd_a_b", "Bearer a b", "Bearer amd_"])
-def test_other_headers_are_no_way_in(engine: Engine, header: str) -> None:
+def test_malformed_headers_are_rejected(engine: Engine, header: str) -> None:
     answer = client_of(engine, router).get("/v1/read", headers={"Authorization": header})
     assert answer.status_code == 401
 
 
-def test_a_key_in_another_place_is_no_way_in(engine: Engine) -> None:
+def test_a_key_outside_the_authorization_header_is_ignored(engine: Engine) -> None:
     client = client_of(engine, router)
     key = key_to(engine, "admin")["Authorization"].removeprefix("Bearer ")
     assert client.get("/v1/read", headers={"X-API-Key": key}).status_code == 401
@@ -111,19 +111,19 @@ def test_a_key_in_another_place_is_no_way_in(engine: Engine) -> None:
     assert client.get("/v1/read", cookies={"Authorization": f"Bearer {key}"}).status_code == 401
 
 
-def test_a_key_that_expires_while_in_use_stops_to_open(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    authenticator = Authenticator(engine, Settings())
-    now = time.time()
+def test_a_key_that_expires_while_in_use_is_rejected(engine: Engine, clock: SettableClock) -> None:
+    authenticator = Authenticator(engine, Settings(), clock)
+    now = clock.now
     header = key_to(engine, "read", expires_at=now + 100)["Authorization"]
-    monkeypatch.setattr(authentication.time, "time", lambda: now + 99)
+    clock.now = now + 99
     assert authenticator.authenticate(header).scopes == {"read"}
-    monkeypatch.setattr(authentication.time, "time", lambda: now + 100)
+    clock.now = now + 100
     with pytest.raises(Unauthenticated):
         authenticator.authenticate(header)
 
 
-def test_use_is_noted_at_most_once_a_minute(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    authenticator = Authenticator(engine, Settings())
+def test_use_is_recorded_at_most_once_a_minute(engine: Engine, clock: SettableClock) -> None:
+    authenticator = Authenticator(engine, Settings(), clock)
     header = key_to(engine, "read")["Authorization"]
     writes: list[str] = []
     event.listen(
@@ -132,26 +132,26 @@ def test_use_is_noted_at_most_once_a_minute(engine: Engine, monkeypatch: pytest.
 
     def used_at() -> float | None:
         with Session(engine) as session:
-            return session.query(Key).one().used_at
+            return session.query(ApiKey).one().used_at
 
-    start = time.time()
+    start = clock.now
     for after, writes_so_far in ((0, 1), (30, 1), (59, 1), (61, 2), (62, 2)):
-        monkeypatch.setattr(authentication.time, "time", lambda after=after: start + after)
+        clock.now = start + after
         authenticator.authenticate(header)
         assert len(writes) == writes_so_far
     assert used_at() == start + 61
 
 
-def test_the_database_holds_nothing_that_opens(engine: Engine) -> None:
+def test_the_database_contains_no_usable_credential(engine: Engine) -> None:
     key = key_to(engine, "admin")["Authorization"].removeprefix("Bearer ")
     with Session(engine) as session:
-        row = session.query(Key).one()
+        row = session.query(ApiKey).one()
         kept = [str(value) for name, value in vars(row).items() if not name.startswith("_")]
     secret = key.split("_", 2)[2]
     assert not any(secret in value for value in kept)
 
 
-def test_a_secret_in_a_log_is_not_readable() -> None:
+def test_a_secret_does_not_appear_in_logs() -> None:
     secret = new_secret()
     assert secret.secret not in repr(secret)
     assert secret.secret not in f"{[secret]}"
@@ -166,14 +166,14 @@ def test_secrets_are_256_random_bits_and_survive_being_written_down() -> None:
 
 
 @given(st.text())
-def test_no_header_is_an_accident(text: str) -> None:
+def test_no_header_causes_an_internal_error(text: str) -> None:
     authenticator = Authenticator(create_engine("sqlite://"), Settings())  # without tables: nobody looks there
     for header in (text, f"Bearer {text}", f"Bearer amd_{text}", f"Bearer amd_a_{text}"):
         with pytest.raises(Unauthenticated):
             authenticator.authenticate(header)
 
 
-def test_a_key_has_a_limit_of_its_own_that_every_answer_tells(engine: Engine) -> None:
+def test_each_key_has_its_own_rate_limit_reported_in_every_response(engine: Engine) -> None:
     client = client_of(engine, router, settings=Settings(rate_limit="3/minute"))
     first, second = key_to(engine, "read"), key_to(engine, "read")
     for left in (2, 1, 0):
@@ -192,7 +192,7 @@ def test_a_key_has_a_limit_of_its_own_that_every_answer_tells(engine: Engine) ->
     assert client.get("/v1/read", headers=second).status_code == 200
 
 
-def test_failures_are_limited_by_address_but_lock_out_nobody_with_a_key(engine: Engine) -> None:
+def test_failures_are_limited_by_address_without_locking_out_valid_keys(engine: Engine) -> None:
     client = client_of(engine, router)
     statuses = [
         client.get("/v1/read", headers={"Authorization": f"Bearer {new_secret()}"}).status_code for _ in range(32)
@@ -201,13 +201,13 @@ def test_failures_are_limited_by_address_but_lock_out_nobody_with_a_key(engine: 
     assert client.get("/v1/read", headers=key_to(engine, "read")).status_code == 200
 
 
-def test_a_limit_that_is_none_is_refused_at_start(engine: Engine) -> None:
+def test_an_invalid_rate_limit_is_rejected_at_start(engine: Engine) -> None:
     with pytest.raises(ValueError, match="many"):
         Authenticator(engine, Settings(rate_limit="many"))
 
 
 @given(st.sets(st.sampled_from(get_args(Scope))))
-def test_more_scopes_never_open_less(scopes: set[Scope]) -> None:
+def test_more_scopes_never_grant_less(scopes: set[Scope]) -> None:
     principal = Principal("k", None, frozenset(scopes))
     wider = Principal("k", None, frozenset(scopes | {"admin"}))
     for scope in get_args(Scope):

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from service.app import create_app
 from service.auth import authentication
 from service.auth.authentication import SCOPES, Scope
-from service.db.models import Alias, Delivery, Deployment, Encoder, Job, Key, Webhook
+from service.db.models import Alias, ApiKey, Delivery, Deployment, Job, RegisteredEncoder, Webhook
 from service.jobs.store import JobStore
 from service.registry.store import EncoderStore
 from service.serving.deployments import DeploymentStore, ServingSettings, new_deployment
@@ -108,21 +108,21 @@ PUBLIC = {  # what belongs to no project
 OF_OBJECTS = [route for route in RULES if "{" in route[1] and route[1] not in PUBLIC]
 
 
-class House:
+class ApiFixture:
     """A control plane with a job, an encoder, its alias, a deployment, a key and a webhook in each of two projects."""
 
     def __init__(self, engine: Engine, client: TestClient, root: str) -> None:
         self.engine, self.client, self.root = engine, client, root
-        self.objects = {project: self._furnish(project) for project in ("ours", "theirs")}
+        self.objects = {project: self._create_objects(project) for project in ("ours", "theirs")}
 
-    def _furnish(self, project: str) -> dict[str, str]:
+    def _create_objects(self, project: str) -> dict[str, str]:
         webhook = WebhookStore(self.engine).add(f"https://{project}.example.com", project, [], "test")
         now = time.time()
         job = queued(JobStore(self.engine), project=project, state="succeeded", attempt=1, ended_at=now, started_at=now)
         key = key_to(self.engine, "read", project=project)["Authorization"].split("_")[1]
         encoder, alias = row(self.engine, f"encoder-of-{job.id}", project), f"alias-{key}"
         publish(self.root, encoder)
-        EncoderStore(self.engine).move(project, alias, encoder, "test")
+        EncoderStore(self.engine).move_alias(project, alias, encoder, "test")
         deployed = f"serves-{key}"  # another encoder: nothing answers for this one
         plain: dict[str, Any] = {"candidate": None, "share": 0.0, "settings": ServingSettings()}
         DeploymentStore(self.engine).put(new_deployment(deployed, project, "test", encoder="another", **plain))
@@ -147,8 +147,11 @@ class House:
         with Session(self.engine) as session:
             return [
                 *((job.id, job.version, job.state, job.wanted) for job in session.query(Job).order_by(Job.id)),
-                *((key.id, key.revoked_at) for key in session.query(Key).order_by(Key.id)),
-                *((encoder.id, encoder.project) for encoder in session.query(Encoder).order_by(Encoder.id)),
+                *((key.id, key.revoked_at) for key in session.query(ApiKey).order_by(ApiKey.id)),
+                *(
+                    (encoder.id, encoder.project)
+                    for encoder in session.query(RegisteredEncoder).order_by(RegisteredEncoder.id)
+                ),
                 *((alias.name, alias.moves) for alias in session.query(Alias).order_by(Alias.name)),
                 *((one.name, one.version) for one in session.query(Deployment).order_by(Deployment.name)),
                 *((webhook.id,) for webhook in session.query(Webhook).order_by(Webhook.id)),
@@ -157,88 +160,88 @@ class House:
 
 
 @pytest.fixture
-def house(sqlite_engine: Engine, tmp_path: Path) -> Iterator[House]:
+def api(sqlite_engine: Engine, tmp_path: Path) -> Iterator[ApiFixture]:
     many = "100000/minute"
     settings = Settings(storage=str(tmp_path / "storage"), data_dir=tmp_path, rate_limit=many, failure_limit=many)
     app = create_app(settings, engine=sqlite_engine, cluster=FakeCluster())
     with TestClient(app) as client:
-        yield House(sqlite_engine, client, settings.root)
+        yield ApiFixture(sqlite_engine, client, settings.root)
 
 
-def test_the_table_names_every_route_and_none_besides(house: House) -> None:
-    routes = list(iter_route_contexts(house.client.app.routes))  # type: ignore[attr-defined]
+def test_the_table_lists_exactly_the_routes_of_the_app(api: ApiFixture) -> None:
+    routes = list(iter_route_contexts(api.client.app.routes))  # type: ignore[attr-defined]
     served = {(method, route.path) for route in routes for method in (route.methods or {"ANY"}) - {"HEAD"}}
     assert served == set(RULES)
 
 
 @pytest.mark.parametrize("route", RULES, ids=" ".join)
-def test_without_a_live_key_only_open_routes_answer(house: House, route: tuple[str, str]) -> None:
-    before = house.state()
+def test_without_a_valid_key_only_public_routes_respond(api: ApiFixture, route: tuple[str, str]) -> None:
+    before = api.state()
     dead = {
         "no key": {},
-        "expired": key_to(house.engine, "admin", expires_at=1.0),
-        "revoked": key_to(house.engine, "admin", revoked_at=1.0),
+        "expired": key_to(api.engine, "admin", expires_at=1.0),
+        "revoked": key_to(api.engine, "admin", revoked_at=1.0),
         "unknown": {"Authorization": f"Bearer {authentication.new_secret()}"},
         "another scheme": {"Authorization": "Basic YTpi"},
     }
     for name, header in dead.items():
-        status = house.ask(route, header).status_code
+        status = api.ask(route, header).status_code
         if RULES[route].needs is OPEN:
             assert status == 200, name
         else:
             assert status == 401, name
-    assert [row for row in house.state() if row in before] == before
+    assert [row for row in api.state() if row in before] == before
 
 
 @pytest.mark.parametrize("route", [route for route, rule in RULES.items() if rule.needs is not OPEN], ids=" ".join)
-def test_a_route_opens_to_its_scope_and_to_no_lesser_one(house: House, route: tuple[str, str]) -> None:
+def test_a_route_accepts_its_scope_and_no_lesser_one(api: ApiFixture, route: tuple[str, str]) -> None:
     needed = RULES[route].needs
     assert needed is not None
     for scopes in ((), *((scope,) for scope in SCOPES)):
         enough = bool(scopes) and SCOPES.index(scopes[0]) >= SCOPES.index(needed)
         for project in ("ours", None):
-            house.objects = {name: house._furnish(name) for name in ("ours", "theirs")}  # the last one may be gone
-            header, before = key_to(house.engine, *scopes, project=project), house.state()
-            answer = house.ask(route, header, named=project is None)
+            api.objects = {name: api._create_objects(name) for name in ("ours", "theirs")}  # the last one may be gone
+            header, before = key_to(api.engine, *scopes, project=project), api.state()
+            answer = api.ask(route, header, named=project is None)
             if enough:
                 able = answer.status_code < 400 or answer.json()["code"] == "not_possible"
                 assert able or answer.status_code == 409, (scopes, project, answer.text)
             else:
                 assert answer.status_code == 403, (scopes, project)
                 assert answer.json()["needed_scope"] == needed
-                assert house.state() == before
+                assert api.state() == before
 
 
 @pytest.mark.parametrize("route", OF_OBJECTS, ids=" ".join)
 @pytest.mark.parametrize("scope", SCOPES)
-def test_objects_of_other_projects_are_not_there(house: House, route: tuple[str, str], scope: Scope) -> None:
-    header, before = key_to(house.engine, scope, project="ours"), house.state()
+def test_objects_of_other_projects_are_not_found(api: ApiFixture, route: tuple[str, str], scope: Scope) -> None:
+    header, before = key_to(api.engine, scope, project="ours"), api.state()
     needed = RULES[route].needs
     assert needed is not None
-    answer = house.ask(route, header, of="theirs")
+    answer = api.ask(route, header, of="theirs")
     unknown = RULES[route].unknown
     assert answer.status_code == (unknown if SCOPES.index(scope) >= SCOPES.index(needed) else 403)
-    assert house.state() == before
+    assert api.state() == before
     if answer.status_code == unknown:  # and no answer tells them from what never was
         never = dict.fromkeys(("encoder", "other", "alias", "name"), "never")
-        house.objects["theirs"] = {"job_id": "train-never", "key_id": "abc", "webhook_id": "wh_abc", **never}
-        assert house.ask(route, header, of="theirs").json()["code"] == answer.json()["code"]
+        api.objects["theirs"] = {"job_id": "train-never", "key_id": "abc", "webhook_id": "wh_abc", **never}
+        assert api.ask(route, header, of="theirs").json()["code"] == answer.json()["code"]
 
 
 @pytest.mark.parametrize("route", [route for route, rule in RULES.items() if rule.lists], ids=" ".join)
-def test_lists_show_ones_own_project_only(house: House, route: tuple[str, str]) -> None:
-    everything = house.ask(route, key_to(house.engine, "admin")).json()["items"]
+def test_lists_are_limited_to_the_callers_project(api: ApiFixture, route: tuple[str, str]) -> None:
+    everything = api.ask(route, key_to(api.engine, "admin")).json()["items"]
     assert {item["project"] for item in everything} >= {"ours", "theirs"}
-    shown = house.ask(route, key_to(house.engine, "admin", project="ours"))
+    shown = api.ask(route, key_to(api.engine, "admin", project="ours"))
     assert {item["project"] for item in shown.json()["items"]} == {"ours"}
-    assert not any(name in shown.text for name in house.objects["theirs"].values())
+    assert not any(name in shown.text for name in api.objects["theirs"].values())
 
 
 MAKING = [route for route, rule in RULES.items() if rule.body is not None and rule.needs != "read"]
 
 
 @pytest.mark.parametrize("route", MAKING, ids=" ".join)
-def test_nothing_is_made_in_other_projects(house: House, route: tuple[str, str]) -> None:
-    header, before = key_to(house.engine, "admin", project="ours"), house.state()
-    assert house.ask(route, header, of="theirs", project="theirs").status_code == 403
-    assert house.state() == before
+def test_nothing_is_created_in_other_projects(api: ApiFixture, route: tuple[str, str]) -> None:
+    header, before = key_to(api.engine, "admin", project="ours"), api.state()
+    assert api.ask(route, header, of="theirs", project="theirs").status_code == 403
+    assert api.state() == before

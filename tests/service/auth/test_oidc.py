@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 
 from service.auth.api_keys import router
 from service.auth.authentication import Authenticator, Principal
-from service.auth.oidc import KEPT_S, REFRESH_S, Issuer
+from service.auth.oidc import MAX_KEY_AGE_S, REFRESH_S, Issuer
 from service.settings import Settings
 from service.web.errors import IssuerUnavailable, Unauthenticated
 from tests.support.service.apps import client_of
@@ -27,7 +27,7 @@ from tests.support.service.receivers import Received, Receiver, Reply, serving
 AUDIENCE = "amd"
 
 
-class Clock:
+class IssuerClock:
     def __init__(self) -> None:
         self.now = time.time()
 
@@ -43,7 +43,7 @@ class Provider:
         self.key: Any = RSAKey.generate_key(2048, {"kid": "first", "use": "sig"})
         self.published: list[Any] = [self.key]
         self.away = False
-        self.clock = Clock()
+        self.clock = IssuerClock()
         receiver.reply = self._reply
 
     @property
@@ -94,7 +94,7 @@ def settings(provider: Provider, **more: Any) -> Settings:
     return Settings(oidc_issuer=provider.url, oidc_audience=AUDIENCE, **more)
 
 
-def test_a_token_opens_what_its_claims_say(sqlite_engine: Engine, provider: Provider) -> None:
+def test_a_token_grants_what_its_claims_state(sqlite_engine: Engine, provider: Provider) -> None:
     authenticator = Authenticator(sqlite_engine, settings(provider))
     principal = authenticator.authenticate(f"Bearer {provider.token()}")
     assert principal == Principal("oidc:someone", "video", frozenset({"submit"}))
@@ -115,14 +115,14 @@ def test_a_token_opens_what_its_claims_say(sqlite_engine: Engine, provider: Prov
         ({"amd_scopes": [1, None]}, set()),
     ],
 )
-def test_scopes_come_from_amd_scopes_else_from_scope(
+def test_scopes_are_read_from_amd_scopes_else_from_scope(
     sqlite_engine: Engine, provider: Provider, claims: dict[str, Any], scopes: set[str]
 ) -> None:
     authenticator = Authenticator(sqlite_engine, settings(provider))
     assert authenticator.authenticate(f"Bearer {provider.token(**claims)}").scopes == scopes
 
 
-def test_all_projects_must_be_said(sqlite_engine: Engine, provider: Provider) -> None:
+def test_access_to_all_projects_must_be_explicit(sqlite_engine: Engine, provider: Provider) -> None:
     authenticator = Authenticator(sqlite_engine, settings(provider))
     assert authenticator.authenticate(f"Bearer {provider.token(amd_project='*')}").project is None
     for project in (None, "", "Not A Project", "a\n", ["video"], 7, {}):
@@ -151,7 +151,7 @@ def test_all_projects_must_be_said(sqlite_engine: Engine, provider: Provider) ->
         {"amd_scopes": 7},
     ],
 )
-def test_a_token_for_somebody_else_or_another_time_is_refused(provider: Provider, claims: dict[str, Any]) -> None:
+def test_a_token_for_another_audience_or_time_is_rejected(provider: Provider, claims: dict[str, Any]) -> None:
     issuer = provider.issuer()
     issuer.claims(provider.token())
     with pytest.raises(Unauthenticated):
@@ -175,7 +175,7 @@ def part(value: Any) -> str:
     return base64.urlsafe_b64encode(text).decode().rstrip("=")
 
 
-def test_forged_signatures_are_refused(provider: Provider) -> None:
+def test_forged_signatures_are_rejected(provider: Provider) -> None:
     issuer, good = provider.issuer(), provider.token()
     header, payload, signature = good.split(".")
     claims = json.loads(base64.urlsafe_b64decode(payload + "=="))
@@ -215,12 +215,12 @@ def test_forged_signatures_are_refused(provider: Provider) -> None:
         ("Ed25519", OKPKey.generate_key("Ed25519", {"kid": "k"})),
     ],
 )
-def test_other_kinds_of_keys_work(provider: Provider, algorithm: str, key: Any) -> None:
+def test_other_key_types_work(provider: Provider, algorithm: str, key: Any) -> None:
     provider.published = [provider.key, key]
     assert provider.issuer().claims(provider.token(key=key, header={"alg": algorithm})).subject == "someone"
 
 
-def test_a_key_for_encryption_or_with_a_shared_secret_signs_nothing(provider: Provider) -> None:
+def test_encryption_keys_and_shared_secrets_are_rejected_for_signing(provider: Provider) -> None:
     secret = OctKey.generate_key(256, {"kid": "shared"})
     encrypting = RSAKey.generate_key(2048, {"kid": "enc", "use": "enc"})
     plain = RSAKey.import_key({**encrypting.as_dict(private=True), "use": "sig"})
@@ -236,7 +236,7 @@ def test_a_key_for_encryption_or_with_a_shared_secret_signs_nothing(provider: Pr
             issuer.claims(token)
 
 
-def test_keys_are_kept_and_asked_for_again_when_a_new_one_appears(provider: Provider) -> None:
+def test_keys_are_cached_and_refetched_when_a_new_one_appears(provider: Provider) -> None:
     issuer = provider.issuer()
     for _ in range(5):
         issuer.claims(provider.token())
@@ -248,7 +248,7 @@ def test_keys_are_kept_and_asked_for_again_when_a_new_one_appears(provider: Prov
     assert provider.asked == 2
 
 
-def test_unknown_keys_make_us_ask_once_a_minute_at_most(provider: Provider) -> None:
+def test_unknown_keys_trigger_at_most_one_fetch_a_minute(provider: Provider) -> None:
     issuer = provider.issuer()
     issuer.claims(provider.token())
     for step in range(10):
@@ -259,16 +259,16 @@ def test_unknown_keys_make_us_ask_once_a_minute_at_most(provider: Provider) -> N
     issuer.claims(provider.token())
 
 
-def test_a_withdrawn_key_is_good_for_an_hour_at_most(provider: Provider) -> None:
+def test_a_withdrawn_key_is_valid_for_at_most_an_hour(provider: Provider) -> None:
     issuer, old = provider.issuer(), provider.key
     issuer.claims(provider.token())
     provider.published = [RSAKey.generate_key(2048, {"kid": "second"})]
-    provider.clock.now += KEPT_S + 1
+    provider.clock.now += MAX_KEY_AGE_S + 1
     with pytest.raises(Unauthenticated):
         issuer.claims(provider.token(key=old))
 
 
-def test_while_the_issuer_is_away_known_keys_serve_and_unknown_ones_wait(provider: Provider) -> None:
+def test_during_an_outage_of_the_issuer_cached_keys_work_and_unknown_ones_are_retryable(provider: Provider) -> None:
     provider.away = True
     issuer = provider.issuer()
     with pytest.raises(IssuerUnavailable) as refused:
@@ -278,17 +278,17 @@ def test_while_the_issuer_is_away_known_keys_serve_and_unknown_ones_wait(provide
     provider.clock.now += REFRESH_S
     issuer.claims(provider.token())
     provider.away = True
-    provider.clock.now += KEPT_S + 1
+    provider.clock.now += MAX_KEY_AGE_S + 1
     assert issuer.claims(provider.token()).subject == "someone"
 
 
-def test_an_issuer_that_calls_itself_otherwise_is_not_believed(provider: Provider) -> None:
+def test_an_issuer_with_another_name_in_its_metadata_is_rejected(provider: Provider) -> None:
     issuer = Issuer(provider.url + "/", AUDIENCE, clock=provider.clock)
     with pytest.raises(IssuerUnavailable):
         issuer.claims(provider.token())
 
 
-def test_a_key_without_a_name_serves_tokens_without_one(provider: Provider) -> None:
+def test_a_key_without_an_id_validates_tokens_without_one(provider: Provider) -> None:
     provider.key = RSAKey.generate_key(2048)
     provider.published = [provider.key]
     assert provider.issuer().claims(provider.token(header={"kid": None})).subject == "someone"
@@ -298,7 +298,7 @@ def test_a_key_without_a_name_serves_tokens_without_one(provider: Provider) -> N
 
 
 @given(st.one_of(st.text(), st.lists(st.binary().map(part), min_size=3, max_size=3).map(".".join)))
-def test_no_token_is_an_accident(text: str) -> None:
+def test_no_token_causes_an_internal_error(text: str) -> None:
     issuer = Issuer("http://127.0.0.1:1", AUDIENCE)
     with pytest.raises((Unauthenticated, IssuerUnavailable)):
         issuer.claims(text)
@@ -308,7 +308,7 @@ PLAIN = st.none() | st.booleans() | st.integers() | st.text()
 
 
 @given(st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_no_header_of_a_token_is_an_accident(value: Any) -> None:
+def test_no_token_header_causes_an_internal_error(value: Any) -> None:
     issuer = Issuer("http://127.0.0.1:1", AUDIENCE)
     for header in (value, {"alg": value}, {"alg": "RS256", "kid": value}, {"alg": "RS256", "crit": value}):
         with pytest.raises((Unauthenticated, IssuerUnavailable)):
@@ -318,23 +318,23 @@ def test_no_header_of_a_token_is_an_accident(value: Any) -> None:
 @pytest.mark.parametrize(
     "text", [b"[" * 40_000, b'{"a":' * 10_000, b"9" * 5_000, b'{"alg":"RS256","kid":' + b"9" * 5_000]
 )
-def test_a_token_made_to_break_parsers_is_refused(text: bytes) -> None:
+def test_a_token_crafted_to_break_parsers_is_rejected(text: bytes) -> None:
     with pytest.raises((Unauthenticated, IssuerUnavailable)):
         Issuer("http://127.0.0.1:1", AUDIENCE).claims(f"{part(text)}.{part({})}.{part(b'x')}")
 
 
-def test_an_issuer_without_an_audience_is_refused_at_start(sqlite_engine: Engine) -> None:
+def test_an_issuer_without_an_audience_is_rejected_at_start(sqlite_engine: Engine) -> None:
     with pytest.raises(ValueError, match="AMD_OIDC_AUDIENCE"):
         Authenticator(sqlite_engine, Settings(oidc_issuer="https://issuer.example.com"))
 
 
-def test_tokens_mean_nothing_where_no_issuer_is_configured(sqlite_engine: Engine, provider: Provider) -> None:
+def test_tokens_are_rejected_without_a_configured_issuer(sqlite_engine: Engine, provider: Provider) -> None:
     with pytest.raises(Unauthenticated):
         Authenticator(sqlite_engine, Settings()).authenticate(f"Bearer {provider.token()}")
     assert provider.asked == 0
 
 
-def test_over_http_a_token_is_as_good_as_a_key_and_its_issuers_absence_is_told(
+def test_a_token_works_over_http_like_a_key_and_an_issuer_outage_is_reported(
     sqlite_engine: Engine, provider: Provider
 ) -> None:
     client = client_of(sqlite_engine, router, settings=settings(provider))

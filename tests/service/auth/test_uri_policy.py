@@ -71,7 +71,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
         *("/not there yet.txt", "/ü/名前.txt", "/a@b+c=d.txt"),
     ],
 )
-def test_what_lies_below_a_prefix_is_accepted_however_it_names_the_disk(tree: Tree, below: str) -> None:
+def test_uris_below_a_prefix_are_accepted_in_every_spelling_of_the_disk(tree: Tree, below: str) -> None:
     for uri in (f"{tree.allowed}{below}", f"file://{tree.allowed}{below}", f"local://{tree.allowed}{below}"):
         tree.policy.check("data.train", uri)
 
@@ -135,7 +135,7 @@ def test_what_lies_below_a_prefix_is_accepted_however_it_names_the_disk(tree: Tr
         "http://localhost/x",
     ],
 )
-def test_other_spellings_and_other_places_are_refused(tree: Tree, uri: str) -> None:
+def test_other_spellings_and_locations_are_rejected(tree: Tree, uri: str) -> None:
     assert not accepts(tree.policy, uri.format(allowed=tree.allowed) if "{allowed}" in uri else uri)
 
 
@@ -143,7 +143,7 @@ def test_other_spellings_and_other_places_are_refused(tree: Tree, uri: str) -> N
     "name",
     ["demo:digits", "demo:moving-digits/val", "timm:vit_small_patch16_224.dino", "train-20261126-120000-ab12cd34"],
 )
-def test_names_that_are_no_places_are_always_accepted(name: str) -> None:
+def test_names_that_are_not_locations_are_always_accepted(name: str) -> None:
     assert accepts(UriPolicy(ROOT, ()), name)
 
 
@@ -187,7 +187,7 @@ SPELLINGS = st.one_of(
 @example("", True, "/{0..1}/x.tar")
 @example("", True, "/{0..1}/not-there-yet.tar")
 @example("", True, "/o[u]t/not-there-yet.tar")
-def test_no_spelling_of_a_place_outside_is_accepted(tree: Tree, scheme: str, inside: bool, rest: str) -> None:
+def test_no_spelling_of_an_outside_location_is_accepted(tree: Tree, scheme: str, inside: bool, rest: str) -> None:
     uri = scheme + (tree.allowed if inside else "") + rest
     if not accepts(tree.policy, uri):
         return
@@ -214,7 +214,7 @@ def test_a_pattern_is_not_followed_outside_the_prefixes(tree: Tree, monkeypatch:
         assert not accepts(tree.policy, uri)
 
 
-def test_a_link_that_a_machine_does_not_show_is_refused(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_link_is_rejected(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     def hidden(path: str, **_: object) -> str:
         raise PermissionError(13, "Permission denied", path)
 
@@ -222,7 +222,7 @@ def test_a_link_that_a_machine_does_not_show_is_refused(tree: Tree, monkeypatch:
     assert not accepts(tree.policy, f"{tree.allowed}/in/x.tar")
 
 
-def test_a_link_that_a_prefix_becomes_is_followed_as_it_is_now(tmp_path: Path) -> None:
+def test_a_prefix_that_becomes_a_link_is_resolved_at_check_time(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     policy = UriPolicy(str(tmp_path / "data"), ())
@@ -278,7 +278,7 @@ def test_buckets_and_their_prefixes(uri: str, accepted: bool) -> None:
 
 @settings(max_examples=400)
 @given(SPELLINGS, st.sampled_from(["bucket/a", "bucket", "whole", "", "bucket/../whole", "bucket/b/../a"]))
-def test_no_spelling_of_a_key_outside_is_accepted(rest: str, start: str) -> None:
+def test_no_spelling_of_an_outside_object_key_is_accepted(rest: str, start: str) -> None:
     uri = f"s3://{start}{rest}"
     if accepts(S3, uri):
         _, path = fsspec.core.url_to_fs(uri, anon=True)
@@ -286,7 +286,7 @@ def test_no_spelling_of_a_key_outside_is_accepted(rest: str, start: str) -> None
         assert bucket == "whole" or (bucket == "bucket" and (key == "a" or key.startswith("a/"))), uri
 
 
-def test_http_goes_to_exactly_the_hosts_that_are_allowed() -> None:
+def test_http_is_limited_to_exactly_the_allowed_hosts() -> None:
     policy = UriPolicy(ROOT, ("https://data.example.org/sets", "http://plain.example.org:8080"))
     assert accepts(policy, "https://data.example.org/sets/a.tar")
     assert accepts(policy, "http://plain.example.org:8080/a.tar")
@@ -349,7 +349,7 @@ def test_no_internal_name_can_be_allowed(host: str) -> None:
 
 
 @given(st.text())
-def test_no_text_is_an_accident(text: str) -> None:
+def test_no_text_causes_an_internal_error(text: str) -> None:
     for uri in (text, f"/{text}", f"{ROOT}/{text}", f"s3://{text}", f"https://data.example.org/{text}"):
         accepts(UriPolicy(ROOT, ("s3://b", "https://data.example.org")), uri)
 
@@ -361,7 +361,7 @@ def test_a_password_in_a_uri_is_not_repeated() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["data", "", "s3://", "s3://b/../c", "s3://u:p@b/x", "simplecache::s3://b/x"])
-def test_a_prefix_that_is_no_place_is_refused_at_start(prefix: str) -> None:
+def test_an_invalid_prefix_is_rejected_at_start(prefix: str) -> None:
     with pytest.raises(ValueError, match="AMD_ALLOWED_URIS"):
         UriPolicy(ROOT, (prefix,))
 

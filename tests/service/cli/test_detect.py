@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.cli.test_main import amd
 from tests.support.data.ava_videos import draw, tiny_detection
+from tests.support.service.command import amd
 
 
-def test_a_mistake_is_told_without_a_traceback_and_as_json(
+def test_bad_input_is_reported_as_json_without_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "detect.json"
@@ -19,7 +19,7 @@ def test_a_mistake_is_told_without_a_traceback_and_as_json(
     code, out, err = amd(monkeypatch, capfd, "detect", "--config", str(config), "--local", "--json")
     assert code == 2
     assert "train.csv:1: box -" in err
-    assert "reaches outside the frame" in json.loads(out)["problems"][0]
+    assert "extends outside the frame" in json.loads(out)["problems"][0]
     code, _, err = amd(monkeypatch, capfd, "detect", "--preset", "ava")
     assert code == 2
     assert "preset='ava': unknown; " in err

@@ -9,7 +9,7 @@ import pytest
 
 from tests.amd.downstream.embedding.test_bulk import assert_each_record_once
 from tests.amd.downstream.embedding.test_features import write_images
-from tests.service.cli.test_main import amd
+from tests.support.service.command import amd
 from tests.support.service.published_encoders import publish
 
 
@@ -21,15 +21,15 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_data_set_becomes_files_and_a_file_a_line(
+def test_a_data_set_is_written_to_files_and_a_single_file_to_a_line(
     root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["embed", "--encoder", "small", f"data.train={root / 'images'}", "data.loader_workers=0", "--local"]
-    code, out, err = amd(monkeypatch, capfd, *words, "--json", "--output", str(root / "out"))
+    args = ["embed", "--encoder", "small", f"data.train={root / 'images'}", "data.loader_workers=0", "--local"]
+    code, out, err = amd(monkeypatch, capfd, *args, "--json", "--output", str(root / "out"))
     assert code == 0, err
     assert json.loads(out)["samples"] == 6
     assert_each_record_once(str(root / "out"))
-    code, out, _ = amd(monkeypatch, capfd, *words)
+    code, out, _ = amd(monkeypatch, capfd, *args)
     assert code == 0
     assert "6 samples" in out
     assert str(root / "embeddings" / "small") in out
@@ -41,18 +41,18 @@ def test_a_data_set_becomes_files_and_a_file_a_line(
 MISTAKES = {
     "-e small": "data: required",
     "cat.png": "--encoder: required",
-    "-e small cat.png data.train=x": "cat.png: files or a data set",
-    "-e small cat.png --output x": "--submit, --output: of a data set",
-    "-e nowhere data.train=x": "nowhere: no encoder is published there",
+    "-e small cat.png data.train=x": "cat.png: give files or a data set",
+    "-e small cat.png --output x": "--submit, --output: only for a data set",
+    "-e nowhere data.train=x": "nowhere: not a published encoder",
     "-e small data.tran=x": "did you mean train?",
     "-e small data.train=nowhere --local": "nowhere does not exist",
 }
 
 
-@pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistake_ends_with_its_message_and_code_2(
-    words: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("args", MISTAKES)
+def test_bad_input_prints_a_message_and_exits_with_code_2(
+    args: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, err = amd(monkeypatch, capfd, "embed", *words.split())
+    code, _, err = amd(monkeypatch, capfd, "embed", *args.split())
     assert code == 2, err
-    assert MISTAKES[words] in err
+    assert MISTAKES[args] in err

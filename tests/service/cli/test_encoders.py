@@ -13,8 +13,8 @@ from amd.artifacts.weights import load_card, write_card
 from service.cli.main import main
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["amd", "encoders", *map(str, words)])
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: Any) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["amd", "encoders", *map(str, args)])
     with pytest.raises(SystemExit) as stopped:
         main()
     told = capsys.readouterr()
@@ -26,10 +26,10 @@ def amd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     """`amd encoders …` on a storage of its own: exit code, standard output, standard error."""
     monkeypatch.setenv("AMD_STORAGE", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
-    return lambda *words: run(monkeypatch, capsys, *words)
+    return lambda *args: run(monkeypatch, capsys, *args)
 
 
-def test_weights_come_in_are_listed_shown_and_leave(amd: Any, golden: Path, tmp_path: Path) -> None:
+def test_weights_are_imported_listed_shown_and_exported(amd: Any, golden: Path, tmp_path: Path) -> None:
     code, told, _ = amd("list")
     assert (code, "No encoders" in told) == (0, True)
     options = ("--id", "mine", "--heads", 3, "--license", "CC-BY-NC-4.0")
@@ -38,7 +38,7 @@ def test_weights_come_in_are_listed_shown_and_leave(amd: Any, golden: Path, tmp_
 
     code, told, _ = amd("list")
     assert code == 0
-    assert all(words in told for words in ("mine", "NC CC-BY-NC-4.0", "16x16", "imported", "NC: non-commercial"))
+    assert all(args in told for args in ("mine", "NC CC-BY-NC-4.0", "16x16", "imported", "NC: non-commercial"))
     code, told, _ = amd("show", "mine")
     assert code == 0
     assert "Non-commercial use only" in told
@@ -52,9 +52,9 @@ def test_weights_come_in_are_listed_shown_and_leave(amd: Any, golden: Path, tmp_
     }
 
 
-def test_every_command_speaks_json_and_nothing_else_on_standard_output(amd: Any, golden: Path, tmp_path: Path) -> None:
-    words = ("--id", "mine", "--heads", 3, "--image-size", "16x16", "--mean", "0.5,0.4,0.3")
-    imported = json.loads(amd("import", golden / "mae_state.safetensors", *words, "--json")[1])
+def test_every_command_prints_only_json_on_standard_output(amd: Any, golden: Path, tmp_path: Path) -> None:
+    args = ("--id", "mine", "--heads", 3, "--image-size", "16x16", "--mean", "0.5,0.4,0.3")
+    imported = json.loads(amd("import", golden / "mae_state.safetensors", *args, "--json")[1])
     assert imported["id"] == "mine"
     assert imported["url"].endswith("encoders/mine")
     card = load_card(imported["url"])
@@ -72,7 +72,7 @@ def test_every_command_speaks_json_and_nothing_else_on_standard_output(amd: Any,
         assert (tmp_path / name).exists()
 
 
-def test_a_broken_card_is_named_and_the_others_listed(amd: Any, golden: Path, tmp_path: Path) -> None:
+def test_a_broken_card_is_reported_and_the_others_are_listed(amd: Any, golden: Path, tmp_path: Path) -> None:
     amd("import", golden / "mae_state.safetensors", "--id", "mine", "--heads", 3)
     (tmp_path / "encoders" / "broken").mkdir()
     (tmp_path / "encoders" / "broken" / "encoder.json").write_text("{")
@@ -82,18 +82,18 @@ def test_a_broken_card_is_named_and_the_others_listed(amd: Any, golden: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
-        (("show", "nothing"), "no encoder is published there"),
+        (("show", "nothing"), "not a published encoder"),
         (("import", "nowhere.pth"), "no such file"),
-        (("import", "x.pth", "--size", "XL"), "--size XL: is none of S, B, L, H"),
+        (("import", "x.pth", "--size", "XL"), "--size XL: must be one of S, B, L, H"),
         (("import", "x.pth", "--image-size", "2x2x2"), "--image-size 2x2x2"),
-        (("import", "x.pth", "--std", "1,2"), "--std 1,2: three numbers"),
-        (("export", "nothing", "-f", "gguf", "-o", "x"), "--format gguf: is none of timm"),
+        (("import", "x.pth", "--std", "1,2"), "--std 1,2: must be three numbers"),
+        (("export", "nothing", "-f", "gguf", "-o", "x"), "--format gguf: must be one of timm"),
     ],
 )
-def test_mistakes_end_in_one_line_and_exit_code_two(amd: Any, words: tuple[str, ...], message: str) -> None:
-    code, _, error = amd(*words)
+def test_bad_input_prints_one_line_and_exits_with_code_2(amd: Any, args: tuple[str, ...], message: str) -> None:
+    code, _, error = amd(*args)
     assert code == 2
     assert message in " ".join(error.split())
     assert "Traceback" not in error

@@ -1,4 +1,4 @@
-"""`amd finetune`: a user's mistake ends in one message and exit code 2."""
+"""Tests of `amd finetune`: bad input prints one message and exits with code 2."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.service.cli.test_main import amd
 from tests.support.runs.finetuning import moving_shades, shades, tiny_finetuning
+from tests.support.service.command import amd
 
 
 def one_class(folder: Path) -> list[str]:
@@ -94,7 +94,7 @@ def truncated(folder: Path) -> list[str]:
         (truncated, "cut.pth"),
     ],
 )
-def test_a_mistake_is_one_message_and_exit_code_2(
+def test_bad_input_prints_one_message_and_exits_with_code_2(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],

@@ -21,9 +21,10 @@ from service.db.models import Job
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.execution.reconciler import Reconciler
 from service.jobs.store import JobStore
+from service.registry.discovery import EncoderDiscovery
 from service.settings import Settings
-from tests.service.cli.test_main import amd as run_command
 from tests.support.service.apps import key_to
+from tests.support.service.command import amd as run_command
 from tests.support.service.fake_cluster import FakeCluster, queued, says
 
 Command = Callable[..., tuple[int, str, str]]
@@ -58,7 +59,8 @@ def service(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     settings = Settings(data_dir=tmp_path, storage=str(tmp_path / "storage"), allowed_uris=(str(tmp_path),))
     cluster = FakeCluster()
     app = create_app(settings, engine=engine, cluster=cluster)
-    reconciler = Reconciler(app.state.jobs, cluster, settings)
+    encoders = EncoderDiscovery(app.state.encoders, settings.root)
+    reconciler = Reconciler(app.state.jobs, cluster, settings, encoders)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
@@ -67,7 +69,7 @@ def service(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("AMD_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
         monkeypatch.setenv("AMD_KEY", key_to(engine, "submit")["Authorization"].removeprefix("Bearer "))
         monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr("service.client.jobs.LOOK_S", 0.01)
+        monkeypatch.setattr("service.client.jobs.POLL_INTERVAL_S", 0.01)
         yield Service(app.state.jobs, settings.root, reconciler.step)
         server.should_exit = server.force_exit = True
         thread.join()
@@ -75,7 +77,7 @@ def service(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def amd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return lambda *words: run_command(monkeypatch, capfd, *map(str, words))
+    return lambda *args: run_command(monkeypatch, capfd, *map(str, args))
 
 
 def short(job: Job) -> str:
@@ -95,7 +97,7 @@ SUBMISSIONS = {
 
 
 @pytest.mark.parametrize("kind", SUBMISSIONS)
-def test_a_commands_words_become_a_job(kind: str, service: Service, amd: Command) -> None:
+def test_a_command_line_is_submitted_as_a_job(kind: str, service: Service, amd: Command) -> None:
     options = ("--name", "my job", "--label", "team=video", "--label", "a=b", "--priority", 7, "--project", "vision")
     code, out, err = amd(*SUBMISSIONS[kind].split(), "--submit", *options)
     assert (code, err) == (0, "")
@@ -114,7 +116,7 @@ def test_a_commands_words_become_a_job(kind: str, service: Service, amd: Command
     assert expected[kind]()
 
 
-def test_a_config_file_and_local_paths_go_over_whole(
+def test_a_config_file_is_submitted_with_absolute_local_paths(
     service: Service, amd: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pictures").mkdir()
@@ -138,23 +140,25 @@ MISTAKES = {
     "train --preset demo-image-amd --label odd --submit": "write KEY=VALUE",
     "train --preset demo-image-amd --label -=x --submit": "labels",
     "train --preset demo-image-amd --local --submit": "--local and --submit",
-    "train --preset demo-image-amd --name mine": "--name: is of a job",
-    "jobs show nothing": "there is no job 'nothing'",
+    "train --preset demo-image-amd --name mine": "--name: only for a job",
+    "jobs show nothing": "no job 'nothing'",
     "jobs list --state asleep": "queued",
 }
 
 
-@pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistake_ends_in_the_services_words_and_exit_code_2(words: str, service: Service, amd: Command) -> None:
-    code, out, err = amd(*words.split(), "--json")
+@pytest.mark.parametrize("args", MISTAKES)
+def test_a_refused_request_prints_the_error_of_the_service_and_exits_with_code_2(
+    args: str, service: Service, amd: Command
+) -> None:
+    code, out, err = amd(*args.split(), "--json")
     assert code == 2
-    assert MISTAKES[words] in err
+    assert MISTAKES[args] in err
     assert "Traceback" not in err
-    if "is no job" not in err:
-        assert MISTAKES[words] in " ".join(json.loads(out.strip().splitlines()[-1])["problems"])
+    if "no job" not in err:
+        assert MISTAKES[args] in " ".join(json.loads(out.strip().splitlines()[-1])["problems"])
 
 
-def test_following_prints_the_log_and_the_end_decides_the_exit_code(service: Service, amd: Command) -> None:
+def test_following_prints_the_log_and_exits_with_the_outcome(service: Service, amd: Command) -> None:
     over = threading.Event()
 
     def cluster() -> None:
@@ -184,7 +188,7 @@ def test_following_prints_the_log_and_the_end_decides_the_exit_code(service: Ser
         running.join()
 
 
-def test_jobs_are_listed_for_people_and_for_programs(service: Service, amd: Command) -> None:
+def test_jobs_are_listed_as_text_and_as_json(service: Service, amd: Command) -> None:
     ended, waiting = service.ended(state="succeeded"), queued(service.store, preset="ssv2-vit-b")
     code, out, _ = amd("jobs", "list")
     assert code == 0
@@ -192,33 +196,33 @@ def test_jobs_are_listed_for_people_and_for_programs(service: Service, amd: Comm
     assert list(rows) == [waiting.id, ended.id]
     assert "a name" in rows[ended.id]
     assert "succeeded" in rows[ended.id]
-    for words, found in (
+    for args, found in (
         (("--state", "succeeded"), [ended.id]),
         (("--label", "team=video"), [ended.id]),
         (("--kind", "search"), []),
         (("--limit", "1"), [waiting.id]),
         ((), [waiting.id, ended.id]),
     ):
-        code, out, _ = amd("jobs", "list", "--json", *words)
+        code, out, _ = amd("jobs", "list", "--json", *args)
         assert [job["id"] for job in json.loads(out)] == found
 
 
-def test_an_id_may_be_shortened_while_it_is_one_jobs(service: Service, amd: Command) -> None:
+def test_an_id_may_be_shortened_while_it_is_unambiguous(service: Service, amd: Command) -> None:
     job = service.ended(state="failed", reason="nan_loss", message="the loss is not finite", log_tail="last words")
     for text in (job.id, job.id[:-2], short(job), short(job)[:5]):
         code, out, _ = amd("jobs", "show", text)
         assert code == 0
-        for words in (job.id, "failed (nan_loss): the loss is not finite", "last words", "team=video", "retry, delete"):
-            assert words in out
+        for args in (job.id, "failed (nan_loss): the loss is not finite", "last words", "team=video", "retry, delete"):
+            assert args in out
     other = service.ended(state="succeeded")
     code, _, err = amd("jobs", "show", "train-")
     assert code == 2
-    assert "'train-' begins 2 jobs" in err
+    assert "'train-' matches 2 jobs" in err
     assert job.id in err
     assert other.id in err
 
 
-def test_logs_and_events_of_a_job_that_has_ended_end_too(service: Service, amd: Command) -> None:
+def test_logs_and_events_of_an_ended_job_end(service: Service, amd: Command) -> None:
     job = service.ended(state="succeeded")
     assert amd("jobs", "logs", short(job))[:2] == (0, "step 1\nstep 2\n")
     assert amd("jobs", "logs", short(job), "-f")[:2] == (0, "step 1\nstep 2\n")
@@ -230,7 +234,7 @@ def test_logs_and_events_of_a_job_that_has_ended_end_too(service: Service, amd: 
     assert "by test" in amd("jobs", "events", short(job))[1]
 
 
-def test_a_job_is_stopped_and_goes_on(service: Service, amd: Command) -> None:
+def test_a_job_is_paused_and_resumed(service: Service, amd: Command) -> None:
     job = queued(service.store)
     assert amd("jobs", "pause", short(job))[:2] == (0, f"{job.id}: paused\n")
     assert amd("jobs", "resume", short(job))[:2] == (0, f"{job.id}: queued\n")
@@ -247,7 +251,7 @@ def test_a_job_is_stopped_and_goes_on(service: Service, amd: Command) -> None:
     assert amd("jobs", "show", job.id)[0] == 2
 
 
-def test_waiting_says_by_its_exit_code_how_it_ended(service: Service, amd: Command) -> None:
+def test_wait_exits_with_the_outcome_of_the_job(service: Service, amd: Command) -> None:
     assert amd("jobs", "wait", short(service.ended(state="succeeded")))[0] == 0
     assert amd("jobs", "wait", short(service.ended(state="failed", reason="nan_loss")))[0] == 1
     code, _, err = amd("jobs", "wait", short(queued(service.store)), "--timeout", 0)
@@ -255,13 +259,15 @@ def test_waiting_says_by_its_exit_code_how_it_ended(service: Service, amd: Comma
     assert "still queued" in err
 
 
-def test_who_may_not_is_told_so(service: Service, amd: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_without_permission_is_refused(service: Service, amd: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMD_KEY", "amd_0_wrong")
     code, _, err = amd("jobs", "list")
     assert (code, "key" in err) == (1, True)
 
 
-def test_without_a_service_the_remedy_is_named(tmp_path: Path, amd: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_service_the_error_names_the_remedy(
+    tmp_path: Path, amd: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AMD_URL", raising=False)
     monkeypatch.setenv("AMD_DATA_DIR", str(tmp_path))
     code, _, err = amd("jobs", "list")

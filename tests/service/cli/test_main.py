@@ -1,4 +1,4 @@
-"""The command as a person or a program meets it: what is printed, and the exit code."""
+"""Tests of the `amd` command from the outside: its output and its exit code."""
 
 from __future__ import annotations
 
@@ -9,17 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli import main
-
-
-def amd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Run the command in this process: (exit code, standard output, standard error)."""
-    monkeypatch.setattr(sys, "argv", ["amd", *words])
-    with pytest.raises(SystemExit) as end:
-        main.main()
-    printed = capfd.readouterr()
-    return int(end.value.code or 0), printed.out, printed.err
-
+from tests.support.service.command import amd
 
 MISTAKES = {
     "--preset demo-image-amd mask.teacher_ratio=0.9": "mask.teacher_ratio=0.9 must not be above",
@@ -40,22 +30,22 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("words", MISTAKES)
-def test_a_users_mistake_ends_in_one_message_and_exit_code_2(
-    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("args", MISTAKES)
+def test_bad_input_prints_one_message_and_exits_with_code_2(
+    args: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AMD_STORAGE", str(tmp_path / "storage"))
-    code, out, err = amd(monkeypatch, capfd, "train", *words.split(), "--local", "--json")
+    code, out, err = amd(monkeypatch, capfd, "train", *args.split(), "--local", "--json")
     assert code == 2
-    assert MISTAKES[words] in err
+    assert MISTAKES[args] in err
     assert "Traceback" not in err + out
     last = json.loads(out.strip().splitlines()[-1])
     assert last["state"] == "invalid"
-    assert MISTAKES[words] in " ".join(last["problems"])
+    assert MISTAKES[args] in " ".join(last["problems"])
 
 
-def test_an_empty_folder_is_no_data(
+def test_an_empty_folder_is_bad_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -80,7 +70,7 @@ def test_presets_are_listed_with_source_hardware_and_cost(
     assert all(row["source"] and row["hardware"] for row in rows.values())
 
 
-def test_a_preset_shown_is_a_config_that_can_be_given_back(
+def test_a_printed_preset_can_be_loaded_as_a_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from amd.presets.pretraining import load_config, preset
@@ -91,7 +81,7 @@ def test_a_preset_shown_is_a_config_that_can_be_given_back(
     assert load_config(None, str(file), {}) == preset("demo-video-amd").config
 
 
-def test_parity_reports_every_deviation_and_fails_on_a_changed_number(
+def test_parity_fails_and_names_a_changed_number(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import shutil
@@ -110,9 +100,11 @@ def test_parity_reports_every_deviation_and_fails_on_a_changed_number(
     assert "teacher_dir.1" in out
 
 
-def test_the_step_is_measured_by_parts(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ("bench", "step", "--preset", "demo-video-amd", "--batch", "2", "--steps", "2", "--json")
-    code, out, _ = amd(monkeypatch, capfd, *words)
+def test_bench_step_reports_the_share_of_each_part(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    args = ("bench", "step", "--preset", "demo-video-amd", "--batch", "2", "--steps", "2", "--json")
+    code, out, _ = amd(monkeypatch, capfd, *args)
     figures = json.loads(out)
     assert code == 0
     assert sum(figures["share"].values()) == pytest.approx(1)
@@ -121,7 +113,7 @@ def test_the_step_is_measured_by_parts(monkeypatch: pytest.MonkeyPatch, capfd: p
     assert figures["matmul_fraction"] > 0
 
 
-def test_help_and_presets_load_neither_torch_nor_ray() -> None:
+def test_presets_imports_neither_torch_nor_ray() -> None:
     code = (
         "import sys; sys.argv = ['amd', 'presets', '--json']\n"
         "from service.cli.main import main\n"

@@ -8,12 +8,12 @@ import pytest
 from amd.artifacts.weights import load_card
 from tests.amd.downstream.embedding.test_features import write_images
 from tests.amd.downstream.probing.test_run import publish
-from tests.service.cli.test_main import amd
 from tests.support.runs.configs import tiny_image_config
+from tests.support.service.command import amd
 
 
 @pytest.fixture
-def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("AMD_STORAGE", str(tmp_path))
     publish(tmp_path, tiny_image_config())
     write_images(tmp_path / "known", 20)
@@ -22,16 +22,16 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["probe", "--encoder", "tiny", *data, "scaling.device=cpu"]
 
 
-def test_figures_are_a_table_for_people_and_one_line_for_programs(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_scores_are_printed_as_a_table_or_one_line_of_json(
+    args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     few = ["few_shot.labels=[1,2]", "few_shot.draws=2", "linear.method=logistic"]
-    code, out, _ = amd(monkeypatch, capfd, *words, *few, "--kinds", "knn,linear,few-shot")
+    code, out, _ = amd(monkeypatch, capfd, *args, *few, "--kinds", "knn,linear,few-shot")
     assert code == 0
     assert "knn_top1" in out
     assert "100.00" in out
     assert "±" in out
-    code, out, err = amd(monkeypatch, capfd, *words, "--kinds", "knn", "--json")
+    code, out, err = amd(monkeypatch, capfd, *args, "--kinds", "knn", "--json")
     assert code == 0
     report = json.loads(out)
     assert report["scores"][0]["values"]["eval/knn_top1"] == 100
@@ -40,8 +40,8 @@ def test_figures_are_a_table_for_people_and_one_line_for_programs(
     assert sorted(score.protocol for score in card.scores) == ["few_shot", "knn", "linear"]
 
 
-def test_a_config_file_and_overrides_say_the_same(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_a_config_file_and_overrides_are_equivalent(
+    args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = {"train": str(tmp_path / "known"), "test": str(tmp_path / "nowhere"), "loader_workers": 0}
     file = tmp_path / "probe.json"
@@ -52,7 +52,7 @@ def test_a_config_file_and_overrides_say_the_same(
 
 
 MISTAKES = {
-    "--encoder nowhere": "nowhere: no encoder is published there",
+    "--encoder nowhere": "nowhere: not a published encoder",
     "--kinds nearest": "kinds.0='nearest'",
     "data=x": "give data.train=… and data.test=…",
     "data.tset=x": "did you mean test?",
@@ -66,21 +66,21 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_users_mistake_ends_in_one_message_and_exit_code_2(
-    mistake: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_bad_input_prints_one_message_and_exits_with_code_2(
+    mistake: str, args: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = amd(monkeypatch, capfd, *words, *mistake.split(), "--json")
+    code, out, err = amd(monkeypatch, capfd, *args, *mistake.split(), "--json")
     assert code == 2
     assert MISTAKES[mistake] in err
     assert "Traceback" not in err + out
     assert MISTAKES[mistake] in " ".join(json.loads(out.strip().splitlines()[-1])["problems"])
 
 
-def test_too_many_unreadable_samples_fail_with_their_names(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_too_many_unreadable_samples_fail_with_their_paths(
+    args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "asked" / "a" / "000.png").write_bytes(b"not a picture")
-    code, _, err = amd(monkeypatch, capfd, *words)
+    code, _, err = amd(monkeypatch, capfd, *args)
     assert code == 1
     assert "000.png" in err
     assert "Traceback" not in err

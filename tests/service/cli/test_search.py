@@ -1,4 +1,4 @@
-"""`amd search`: what is handed on, what is printed, and that a user's mistake is one line and exit code 2."""
+"""Tests of `amd search`: its config, its output, and one line with exit code 2 for bad input."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.service.cli.test_main import amd
 from tests.support.runs.ledgers import masking_sweep, write_sweep
 from tests.support.runs.ledgers import search as a_search
+from tests.support.service.command import amd
 from tune_spaces.config import SearchConfig
 from tune_spaces.report import plots
 from tune_spaces.search import run as driver
-from tune_spaces.search.plan import Plan, make_plan
+from tune_spaces.search.plan import SweepPlan, make_plan
 from tune_spaces.search.run import SearchResult
 from tune_spaces.spaces.space import build_space
 
 PRESET = ("--preset", "demo-image-amd")
 
 
-class Stub:
+class SearchStub:
     """Stands where sweeps are run: remembers their configs, and plans for a machine of four cores."""
 
     def __init__(self, state: Any = "succeeded") -> None:
@@ -38,21 +38,21 @@ class Stub:
             state=self.state, run_id="a-sweep", run_folder="/runs/a-sweep", trials={"succeeded": 3}, seconds=1.5
         )
 
-    def preview(self, config: SearchConfig) -> Plan:
+    def preview(self, config: SearchConfig) -> SweepPlan:
         self.planned.append(config)
         return make_plan(config, build_space(config.space, config.train), 540, [{"CPU": 4.0}], gpu=False)
 
 
 @pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Stub:
-    made = Stub()
+def stub(monkeypatch: pytest.MonkeyPatch) -> SearchStub:
+    made = SearchStub()
     monkeypatch.setattr(driver, "search", made.search)
     monkeypatch.setattr(driver, "preview", made.preview)
     return made
 
 
-def test_a_plan_is_shown_and_nothing_is_run(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_plan_is_printed_without_running_the_sweep(
+    stub: SearchStub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = amd(monkeypatch, capfd, "search", "run", "--space", "masking", *PRESET, "--trials", "9", "--plan")
     assert (code, err) == (0, "")
@@ -62,8 +62,8 @@ def test_a_plan_is_shown_and_nothing_is_run(
     assert not stub.run
 
 
-def test_a_plan_is_one_line_of_json_for_programs(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_plan_is_one_line_of_json(
+    stub: SearchStub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET, "--plan", "--json")
     plan = json.loads(out)
@@ -72,7 +72,7 @@ def test_a_plan_is_one_line_of_json_for_programs(
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         ("--space", "masking", *PRESET, "optim.base_lr=0.5"),
         (*PRESET, "optim.base_lr=0.5", "--space", "masking"),
@@ -80,19 +80,19 @@ def test_a_plan_is_one_line_of_json_for_programs(
         ("-p", "demo-image-amd", "optim.base_lr=0.5", "space.use=[masking]"),
     ],
 )
-def test_to_run_is_the_default(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: tuple[str, ...]
+def test_run_is_the_default_command(
+    stub: SearchStub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], args: tuple[str, ...]
 ) -> None:
-    assert amd(monkeypatch, capfd, "search", *words)[0] == 0
-    assert amd(monkeypatch, capfd, "search", "run", *words)[0] == 0
+    assert amd(monkeypatch, capfd, "search", *args)[0] == 0
+    assert amd(monkeypatch, capfd, "search", "run", *args)[0] == 0
     by_default, by_name = stub.run
     assert by_default == by_name
     assert by_default.space.use == ("masking",)
     assert by_default.train.optim.base_lr == 0.5
 
 
-def test_options_are_words_of_the_sweep(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_options_override_the_sweep_config(
+    stub: SearchStub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     given = {
         "algorithm": "tpe",
@@ -104,7 +104,7 @@ def test_options_are_words_of_the_sweep(
         "name": "mine",
         "space": "masking,recipe",
     }
-    options = [word for name, value in given.items() for word in (f"--{name}", value)]
+    options = [arg for name, value in given.items() for arg in (f"--{name}", value)]
     assert amd(monkeypatch, capfd, "search", *options, *PRESET, "train.seed=5", "retries=1")[0] == 0
     (config,) = stub.run
     assert (config.algorithm, config.stopping, config.seeds, config.at_once) == ("tpe", "none", 3, 2)
@@ -113,16 +113,16 @@ def test_options_are_words_of_the_sweep(
     assert (config.train.seed, config.retries) == (5, 1)
 
 
-def test_a_study_goes_to_its_end(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_a_study_runs_to_its_end(
+    stub: SearchStub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert amd(monkeypatch, capfd, "search", "--study", "asymmetry", *PRESET)[0] == 0
     (config,) = stub.run
     assert (config.space.study, config.algorithm, config.stopping) == ("asymmetry", "grid", "none")
 
 
-def test_a_file_is_a_sweep_and_options_change_it(
-    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_options_override_a_sweep_file(
+    stub: SearchStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump({"preset": "demo-image-amd", "space": {"use": ["recipe"]}, "seeds": 2}))
@@ -132,7 +132,7 @@ def test_a_file_is_a_sweep_and_options_change_it(
 
 
 def test_the_result_is_the_one_line_of_json(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    stub: SearchStub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET, "--json")
     assert code == 0
@@ -141,14 +141,14 @@ def test_the_result_is_the_one_line_of_json(
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
-def test_a_sweep_that_did_not_succeed_ends_with_1(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], state: str
+def test_a_failed_sweep_exits_with_code_1(
+    stub: SearchStub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], state: str
 ) -> None:
     stub.state = state
     assert amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET)[0] == 1
 
 
-def test_a_report_is_written_anew_by_id_and_by_folder(
+def test_a_report_is_regenerated_by_id_and_by_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(plots, "pictures", lambda sweep: [])  # they take seconds
@@ -166,7 +166,7 @@ def test_a_report_is_written_anew_by_id_and_by_folder(
 DATA = "data.train=photos teacher.weights=teacher.pth scaling.device=cpu"
 MISTAKES = {
     "--space msking --preset demo-image-amd": "space='msking': unknown; did you mean masking?",
-    "--space masking,layers --preset demo-image-amd": "space=layers: a study is a space of its own",
+    "--space masking,layers --preset demo-image-amd": "space=layers: a study defines its own space",
     "--space nowhere.yaml --preset demo-image-amd": "nowhere.yaml: cannot be read",
     "--space masking --study layers --preset demo-image-amd": "--space and --study",
     "--study lairs --preset demo-image-amd": "space.study='lairs'",
@@ -184,30 +184,28 @@ MISTAKES = {
     "--space masking": "give --preset NAME",
     "--preset demo-image-amd": "space: required",
     "--config nowhere.yaml": "nowhere.yaml: cannot be read",
-    "--space masking --preset k400-vit-b teacher.weights=t.pth": "train.data.train: a recipe brings no data",
-    f"--space masking --preset k400-vit-b {DATA}": "train.probe: a sweep compares trials by a probe on labelled data",
+    "--space masking --preset k400-vit-b teacher.weights=t.pth": "train.data.train: presets contain no data",
+    f"--space masking --preset k400-vit-b {DATA}": "train.probe: required, as a sweep compares trials by a probe",
     f"--space masking --preset k400-vit-b --plan {DATA}": "probe.data.test=…",
 }
 
 
-@pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(
-    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("args", MISTAKES)
+def test_bad_input_prints_one_line_and_exits_with_code_2(
+    args: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AMD_STORAGE", str(tmp_path / "storage"))
-    code, out, err = amd(monkeypatch, capfd, "search", *words.split())
+    code, out, err = amd(monkeypatch, capfd, "search", *args.split())
     assert code == 2
-    assert MISTAKES[words] in err
+    assert MISTAKES[args] in err
     assert err.startswith("error: ")
     assert len(err.splitlines()) == 1
     assert out == ""
     assert not (tmp_path / "storage").exists()
 
 
-def test_a_mistake_is_one_line_of_json_for_programs(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_prints_one_line_of_json(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, err = amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET, "--trials", "0", "--json")
     assert code == 2
     (problem,) = json.loads(out)["problems"]
@@ -215,27 +213,27 @@ def test_a_mistake_is_one_line_of_json_for_programs(
 
 
 @pytest.mark.parametrize("as_json", [(), ("--json",)])
-def test_a_folder_that_is_no_sweep_is_told(
+def test_a_folder_without_a_sweep_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], as_json: tuple[str, ...]
 ) -> None:
-    for words in ((str(tmp_path),), ("no-such-sweep", "--storage", str(tmp_path))):
-        code, _, err = amd(monkeypatch, capfd, "search", "report", *words, *as_json)
+    for args in ((str(tmp_path),), ("no-such-sweep", "--storage", str(tmp_path))):
+        code, _, err = amd(monkeypatch, capfd, "search", "report", *args, *as_json)
         assert code == 2
-        assert "no sweep is here" in err
+        assert "not a sweep" in err
         assert len(err.splitlines()) == 1
 
 
-def test_a_wrong_kind_of_number_and_an_unknown_option_are_told_with_2(
+def test_invalid_numbers_and_unknown_options_exit_with_code_2(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for words in (("--trials", "many"), ("--trails", "3")):
-        code, _, err = amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET, *words)
+    for args in (("--trials", "many"), ("--trails", "3")):
+        code, _, err = amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET, *args)
         assert code == 2
-        assert words[0] in err
+        assert args[0] in err
         assert "Traceback" not in err
 
 
-def test_help_tells_of_both_commands(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_both_commands(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = amd(monkeypatch, capfd, "search", "--help")
     assert code == 0
     assert "run" in out

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from service.client import ApiError, AsyncClient, Client, ImportRequest
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
-from tests.service.cli.test_main import amd as run_command
+from tests.support.service.command import amd as run_command
 from tests.support.service.encoder_cards import publish, score
 from tests.support.service.fake_cluster import FakeCluster
 from tests.support.service.server import Server, serving
@@ -27,22 +27,22 @@ def server(sqlite_engine: Engine, tmp_path: Path) -> Iterator[Server]:
     root = str(tmp_path / "root")
     publish(root, "a", scores=[score("knn", 70.0)])
     publish(root, "b", hours=1, weights=b"weights of b", encoder={"size": "demo-teacher"})
-    EncoderDiscovery(EncoderStore(sqlite_engine), root).look()
+    EncoderDiscovery(EncoderStore(sqlite_engine), root).scan()
     with serving(sqlite_engine, tmp_path, FakeCluster(cpus=0.0)) as server:
         yield server
 
 
-class Doing(NamedTuple):
+class EncoderClientCase(NamedTuple):
     client: Any
     do: Callable[[Any], Any]
     """What a call comes to: a list of what is iterated."""
 
 
 @pytest.fixture(params=["blocking", "awaiting"])
-def doing(request: pytest.FixtureRequest, server: Server) -> Iterator[Doing]:
+def client_case(request: pytest.FixtureRequest, server: Server) -> Iterator[EncoderClientCase]:
     if request.param == "blocking":
         with Client(server.url, server.key) as client:
-            yield Doing(client, lambda it: list(it) if inspect.isgenerator(it) else it)
+            yield EncoderClientCase(client, lambda it: list(it) if inspect.isgenerator(it) else it)
         return
 
     async def whole(value: Any) -> Any:
@@ -50,12 +50,12 @@ def doing(request: pytest.FixtureRequest, server: Server) -> Iterator[Doing]:
 
     with asyncio.Runner() as runner:
         awaiting = AsyncClient(server.url, server.key)
-        yield Doing(awaiting, lambda it: runner.run(whole(it)))
+        yield EncoderClientCase(awaiting, lambda it: runner.run(whole(it)))
         runner.run(awaiting.close())
 
 
-def test_all_that_can_be_asked_of_encoders(doing: Doing, tmp_path: Path) -> None:
-    encoders, aliases, do = doing.client.encoders, doing.client.aliases, doing.do
+def test_every_encoder_call(client_case: EncoderClientCase, tmp_path: Path) -> None:
+    encoders, aliases, do = client_case.client.encoders, client_case.client.aliases, client_case.do
     assert [encoder.id for encoder in do(encoders.list(page=1))] == ["b", "a"]
     assert [encoder.id for encoder in do(encoders.list(size="demo-teacher"))] == ["b"]
     assert do(aliases.move("production", "a", expected=None)).moves == 1
@@ -86,20 +86,20 @@ def amd(
     for name, value in {"AMD_URL": server.url, "AMD_KEY": server.key, "COLUMNS": "200"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    return lambda *words: run_command(monkeypatch, capfd, "encoders", *map(str, words))
+    return lambda *args: run_command(monkeypatch, capfd, "encoders", *map(str, args))
 
 
-def test_the_command_moves_lists_compares_and_fetches(amd: Any, tmp_path: Path) -> None:
+def test_the_command_moves_lists_compares_and_downloads(amd: Any, tmp_path: Path) -> None:
     assert amd("aliases") == (0, "no aliases\n", "")
     assert amd("alias", "production", "a") == (0, "production: a\n", "")
     code, _, told = amd("alias", "production", "b", "--expected", "b")
     assert (code, "production points to a" in told) == (2, True)
     assert json.loads(amd("alias", "production", "b", "--json")[1])["moves"] == 2
-    assert all(word in amd("aliases")[1] for word in ("production", "b", "default"))
+    assert all(text in amd("aliases")[1] for text in ("production", "b", "default"))
     assert [move["after"] for move in json.loads(amd("aliases", "production", "--json")[1])["history"]] == ["a", "b"]
     assert "from" in amd("aliases", "production")[1]
     shown = amd("compare", "a", "production")[1]
-    assert all(word in shown for word in ("parameters", "knn top1, demo:digits", "70.00", "encoder.width", "128"))
+    assert all(text in shown for text in ("parameters", "knn top1, demo:digits", "70.00", "encoder.width", "128"))
     assert json.loads(amd("compare", "a", "b", "--json")[1])["a"]["id"] == "a"
     assert amd("download", "production", "--file", "encoder.safetensors")[0] == 0
     assert (tmp_path / "encoder.safetensors").read_bytes() == b"weights of b"

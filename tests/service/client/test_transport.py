@@ -1,4 +1,4 @@
-"""The client against a server that fails: refuses, breaks off in the middle of a stream, says things nobody foresaw."""
+"""Tests of the client against a server that refuses requests, breaks streams and sends unexpected responses."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def job(job_id: str, **fields: Any) -> dict[str, Any]:
     return {"id": job_id, **nothing, **made, **counts, **rest, "config": {}, "attempts": [], **fields}
 
 
-class Seen(NamedTuple):
+class RecordedRequest(NamedTuple):
     method: str
     path: str
     headers: dict[str, str]
     query: str
 
 
-class Stub:
+class FailingServer:
     """A small service. `faults`: what the next requests meet in place of an answer."""
 
     def __init__(self) -> None:
         self.faults: list[int | str] = []
-        self.seen: list[Seen] = []
+        self.seen: list[RecordedRequest] = []
         self.states = ["succeeded"]
         self.attempt = 1
         self.app = FastAPI()
@@ -63,7 +63,7 @@ class Stub:
         self.app.get("/v1/encoders/{name}/download")(self._file)
 
     async def _meet(self, request: Request, go_on: Callable[[Request], Any]) -> Response:
-        self.seen.append(Seen(request.method, request.url.path, dict(request.headers), request.url.query))
+        self.seen.append(RecordedRequest(request.method, request.url.path, dict(request.headers), request.url.query))
         fault = self.faults.pop(0) if self.faults else None
         if fault == "break":
             request.scope["transport"].abort()
@@ -132,12 +132,12 @@ class Stub:
 
 
 @pytest.fixture
-def stub() -> Stub:
-    return Stub()
+def stub() -> FailingServer:
+    return FailingServer()
 
 
 @pytest.fixture
-def url(stub: Stub) -> Iterator[str]:
+def url(stub: FailingServer) -> Iterator[str]:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         scope["transport"] = getattr(getattr(send, "__self__", None), "transport", None)
         await stub.app(scope, receive, send)
@@ -152,33 +152,33 @@ def url(stub: Stub) -> Iterator[str]:
         thread.join()
 
 
-class Hurried(Patience):
-    """Keeps what the service asks for, and does not wait."""
+class ImmediateRetries(Patience):
+    """Records the requested pauses and does not wait."""
 
-    asked: ClassVar[list[float]] = []
+    requested_s: ClassVar[list[float]] = []
 
-    def pause(self, failures: int, asked: float = 0.0) -> float | None:
-        self.asked.append(asked)
-        return None if super().pause(failures, asked) is None else 0.0
-
-
-QUICK = Hurried(tries=4)
+    def pause(self, failures: int, requested_s: float = 0.0) -> float | None:
+        self.requested_s.append(requested_s)
+        return None if super().pause(failures, requested_s) is None else 0.0
 
 
-class Doing(NamedTuple):
+QUICK = ImmediateRetries(tries=4)
+
+
+class ClientCase(NamedTuple):
     client: Any
     do: Callable[[Any], Any]
     """What a call comes to: a list of what is iterated."""
 
 
 @pytest.fixture(params=["blocking", "awaiting"])
-def doing(request: pytest.FixtureRequest, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Doing]:
+def client_case(request: pytest.FixtureRequest, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClientCase]:
     """Either client: what holds for one must hold for the other."""
-    monkeypatch.setattr("service.client.jobs.LOOK_S", 0.0)
-    QUICK.asked.clear()
+    monkeypatch.setattr("service.client.jobs.POLL_INTERVAL_S", 0.0)
+    QUICK.requested_s.clear()
     if request.param == "blocking":
         with Client(url, "amd_key", patience=QUICK) as client:
-            yield Doing(client, lambda it: list(it) if isinstance(it, Iterator) else it)
+            yield ClientCase(client, lambda it: list(it) if isinstance(it, Iterator) else it)
         return
 
     async def whole(value: Any) -> Any:
@@ -186,154 +186,162 @@ def doing(request: pytest.FixtureRequest, url: str, monkeypatch: pytest.MonkeyPa
 
     with asyncio.Runner() as runner:
         awaiting = AsyncClient(url, "amd_key", patience=QUICK)
-        yield Doing(awaiting, lambda it: runner.run(whole(it)))
+        yield ClientCase(awaiting, lambda it: runner.run(whole(it)))
         runner.run(awaiting.close())
 
 
 REQUEST = JobRequest(kind="train", preset="demo-image-amd")
 
 
-def test_a_submit_that_is_refused_or_lost_is_sent_again_under_the_same_key(stub: Stub, doing: Doing) -> None:
+def test_a_refused_or_lost_submission_is_retried_with_the_same_key(
+    stub: FailingServer, client_case: ClientCase
+) -> None:
     stub.faults = [503, "break", 429]
-    assert doing.do(doing.client.jobs.submit(REQUEST)).id == "new"
+    assert client_case.do(client_case.client.jobs.submit(REQUEST)).id == "new"
     keys = {seen.headers["idempotency-key"] for seen in stub.seen}
     assert (len(stub.seen), len(keys)) == (4, 1)
     assert {seen.headers["authorization"] for seen in stub.seen} == {"Bearer amd_key"}
-    doing.do(doing.client.jobs.submit(REQUEST))
+    client_case.do(client_case.client.jobs.submit(REQUEST))
     assert stub.seen[-1].headers["idempotency-key"] not in keys
 
 
-def test_the_pause_that_the_service_asks_for_is_kept(stub: Stub, doing: Doing) -> None:
+def test_retry_after_is_respected(stub: FailingServer, client_case: ClientCase) -> None:
     stub.faults = [429, 503]
-    doing.do(doing.client.jobs.get("a"))
-    assert QUICK.asked == [7.0, 7.0]
+    client_case.do(client_case.client.jobs.get("a"))
+    assert QUICK.requested_s == [7.0, 7.0]
 
 
-def test_patience_ends_with_the_services_own_word(stub: Stub, doing: Doing) -> None:
+def test_retries_end_with_the_error_of_the_service(stub: FailingServer, client_case: ClientCase) -> None:
     stub.faults = [503] * 9
     with pytest.raises(ApiError) as refused:
-        doing.do(doing.client.jobs.get("a"))
+        client_case.do(client_case.client.jobs.get("a"))
     assert (refused.value.problem.status, refused.value.problem.code, len(stub.seen)) == (503, "busy", 4)
 
 
-def test_what_may_have_been_done_is_not_done_twice(stub: Stub, doing: Doing) -> None:
+def test_a_request_that_may_have_been_executed_is_not_repeated(stub: FailingServer, client_case: ClientCase) -> None:
     stub.faults = ["break"]
     with pytest.raises(NoAnswer):
-        doing.do(doing.client.jobs.retry("a"))
+        client_case.do(client_case.client.jobs.retry("a"))
     assert len(stub.seen) == 1
     stub.faults = ["break"]
-    assert doing.do(doing.client.jobs.cancel("a")).message == "cancel"  # the same, once or twice
+    assert client_case.do(client_case.client.jobs.cancel("a")).message == "cancel"  # the same, once or twice
     assert len(stub.seen) == 3
 
 
-def test_a_refusal_before_anything_was_done_is_tried_again(stub: Stub, doing: Doing) -> None:
+def test_a_rate_limited_request_is_retried(stub: FailingServer, client_case: ClientCase) -> None:
     stub.faults = [429]
-    assert doing.do(doing.client.jobs.retry("a")).message == "retry"
+    assert client_case.do(client_case.client.jobs.retry("a")).message == "retry"
 
 
-def test_an_error_of_the_asker_is_not_tried_again(stub: Stub, doing: Doing) -> None:
+def test_a_client_error_is_not_retried(stub: FailingServer, client_case: ClientCase) -> None:
     stub.faults = [404]
     with pytest.raises(ApiError, match=r"not now \(busy\)"):
-        doing.do(doing.client.jobs.get("a"))
+        client_case.do(client_case.client.jobs.get("a"))
     assert len(stub.seen) == 1
 
 
-def test_an_answer_that_is_not_the_services_is_an_error_too(stub: Stub, doing: Doing) -> None:
+def test_an_error_page_of_a_proxy_is_an_api_error(stub: FailingServer, client_case: ClientCase) -> None:
     stub.faults = ["proxy"]
     with pytest.raises(ApiError) as refused:
-        doing.do(doing.client.jobs.get("a"))
+        client_case.do(client_case.client.jobs.get("a"))
     assert refused.value.problem.code == "http_404"
 
 
-def test_a_listing_goes_through_all_pages_and_passes_over_fields_it_does_not_know(stub: Stub, doing: Doing) -> None:
-    found = doing.do(doing.client.jobs.list(state="queued", labels={"team": "video"}, page=3))
+def test_a_listing_reads_all_pages_and_ignores_unknown_fields(stub: FailingServer, client_case: ClientCase) -> None:
+    found = client_case.do(client_case.client.jobs.list(state="queued", labels={"team": "video"}, page=3))
     assert [view.id for view in found] == [f"job-{n}" for n in range(7)]
     assert "state=queued" in stub.seen[0].query
     assert "label=team%3Dvideo" in stub.seen[0].query
     assert len(stub.seen) == 3
 
 
-def test_an_event_stream_that_breaks_again_and_again_loses_and_repeats_nothing(stub: Stub, doing: Doing) -> None:
-    events = doing.do(doing.client.jobs.events("a"))
+def test_an_interrupted_event_stream_neither_loses_nor_repeats_events(
+    stub: FailingServer, client_case: ClientCase
+) -> None:
+    events = client_case.do(client_case.client.jobs.events("a"))
     assert [event.id for event in events] == list(range(1, 9))
     resumed = [seen.headers.get("last-event-id") for seen in stub.seen]
     assert resumed == [None, "2", "4", "6"]
 
 
-def test_events_can_be_taken_up_after_one_that_is_known(doing: Doing) -> None:
-    assert [event.id for event in doing.do(doing.client.jobs.events("a", after=6))] == [7, 8]
+def test_events_resume_after_a_known_id(client_case: ClientCase) -> None:
+    assert [event.id for event in client_case.do(client_case.client.jobs.events("a", after=6))] == [7, 8]
 
 
-def test_a_followed_log_is_the_log_to_the_last_character(doing: Doing) -> None:
-    assert "".join(doing.do(doing.client.jobs.logs("a", follow=True))) == LOG
-    assert "".join(doing.do(doing.client.jobs.logs("a"))) == LOG
+def test_a_followed_log_is_complete(client_case: ClientCase) -> None:
+    assert "".join(client_case.do(client_case.client.jobs.logs("a", follow=True))) == LOG
+    assert "".join(client_case.do(client_case.client.jobs.logs("a"))) == LOG
 
 
-def test_a_followed_log_goes_on_with_the_next_attempt(stub: Stub, doing: Doing) -> None:
+def test_a_followed_log_continues_with_the_next_attempt(stub: FailingServer, client_case: ClientCase) -> None:
     stub.states = ["running", "retrying", "succeeded"]
-    assert "".join(doing.do(doing.client.jobs.logs("a", follow=True))) == LOG * 2
+    assert "".join(client_case.do(client_case.client.jobs.logs("a", follow=True))) == LOG * 2
     assert {seen.query for seen in stub.seen if seen.query} == {"follow=true&attempt=1", "follow=true&attempt=2"}
 
 
-def test_the_log_of_a_job_that_never_began_is_empty_and_one_attempt_can_be_asked_for(stub: Stub, doing: Doing) -> None:
+def test_the_log_of_an_unstarted_job_is_empty_and_an_attempt_can_be_selected(
+    stub: FailingServer, client_case: ClientCase
+) -> None:
     stub.attempt = 0
-    assert doing.do(doing.client.jobs.logs("a", follow=True)) == []
+    assert client_case.do(client_case.client.jobs.logs("a", follow=True)) == []
     stub.attempt = 2
-    assert "".join(doing.do(doing.client.jobs.logs("a", follow=True, attempt=1))) == LOG
+    assert "".join(client_case.do(client_case.client.jobs.logs("a", follow=True, attempt=1))) == LOG
     assert stub.seen[-1].query == "follow=true&attempt=1"
 
 
-def test_a_stream_that_is_refused_for_good_says_why(stub: Stub, doing: Doing) -> None:
+def test_a_refused_stream_raises_the_reason(stub: FailingServer, client_case: ClientCase) -> None:
     stub.faults = [503, 404]
     with pytest.raises(ApiError, match="not now"):
-        doing.do(doing.client.jobs.events("a"))
+        client_case.do(client_case.client.jobs.events("a"))
 
 
-def test_waiting_ends_when_the_job_has(stub: Stub, doing: Doing) -> None:
+def test_wait_returns_when_the_job_ends(stub: FailingServer, client_case: ClientCase) -> None:
     stub.states = ["queued", "running", "pausing", "failed"]
-    assert doing.do(doing.client.jobs.wait("a")).state == "failed"
+    assert client_case.do(client_case.client.jobs.wait("a")).state == "failed"
     stub.states = ["running"]
     with pytest.raises(TimeoutError, match="a is still running"):
-        doing.do(doing.client.jobs.wait("a", timeout_s=-1))
+        client_case.do(client_case.client.jobs.wait("a", timeout_s=-1))
 
 
 @pytest.mark.parametrize("parts", [True, False], ids=["in parts", "whole only"])
-def test_a_download_that_breaks_off_goes_on_where_it_was(stub: Stub, doing: Doing, tmp_path: Path, parts: bool) -> None:
+def test_an_interrupted_download_is_resumed(
+    stub: FailingServer, client_case: ClientCase, tmp_path: Path, parts: bool
+) -> None:
     stub.parts = parts
     target = tmp_path / "weights"
-    assert doing.do(doing.client.encoders.download("a", target, "encoder.safetensors")) == target
+    assert client_case.do(client_case.client.encoders.download("a", target, "encoder.safetensors")) == target
     assert target.read_bytes() == stub.file
     assert (len(stub.seen), {seen.headers.get("if-range") for seen in stub.seen[1:]}) == (4, {'"1"'})
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
-def test_a_download_that_fails_for_good_leaves_nothing(stub: Stub, doing: Doing, tmp_path: Path) -> None:
+def test_a_failed_download_leaves_no_file(stub: FailingServer, client_case: ClientCase, tmp_path: Path) -> None:
     stub.faults = [404]
     with pytest.raises(ApiError):
-        doing.do(doing.client.encoders.download("a", tmp_path / "weights"))
+        client_case.do(client_case.client.encoders.download("a", tmp_path / "weights"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_service_that_is_not_there_is_named() -> None:
+def test_an_unreachable_service_is_named() -> None:
     nowhere = "http://127.0.0.1:1"
     with Client(nowhere, patience=QUICK) as client, pytest.raises(NoAnswer, match=f"{nowhere}: the service does not"):
         client.jobs.get("a")
 
 
-def test_pauses_grow_and_are_never_alike() -> None:
+def test_pauses_grow_and_are_jittered() -> None:
     patience = Patience(tries=10, first_s=1.0, most_s=8.0)
     pauses = [[patience.pause(failures) or 0.0 for _ in range(20)] for failures in (1, 2, 3, 4, 9)]
     assert [max(of) <= most for of, most in zip(pauses, (1, 2, 4, 8, 8), strict=True)] == [True] * 5
     assert all(len(set(of)) > 1 for of in pauses)
     assert patience.pause(10) is None
-    assert patience.pause(1, asked=1e6) is None
+    assert patience.pause(1, requested_s=1e6) is None
 
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\n"))
 
 
 @given(st.lists(st.tuples(st.integers(0, 99), TEXT), max_size=6), st.lists(st.integers(1, 9)))
-def test_events_are_the_same_however_their_bytes_are_cut(sent: list[tuple[int, str]], cuts: list[int]) -> None:
+def test_events_do_not_depend_on_chunk_boundaries(sent: list[tuple[int, str]], cuts: list[int]) -> None:
     stream = b"".join(f": hb\nid: {n}\nevent: log\ndata: {text}\n\n".encode() for n, text in sent)
     reader, got, at = EventReader(), [], 0
     for length in [*cuts, len(stream)]:
@@ -342,7 +350,9 @@ def test_events_are_the_same_however_their_bytes_are_cut(sent: list[tuple[int, s
     assert got == [ServerEvent(str(n), "log", text) for n, text in sent]
 
 
-def test_the_environment_names_service_and_key(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_reads_service_and_key_from_the_environment(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "key").write_text("amd_from_file\n")
     monkeypatch.setenv("AMD_URL", url)
     monkeypatch.setenv("AMD_KEY_FILE", str(tmp_path / "key"))
@@ -355,7 +365,7 @@ def test_the_environment_names_service_and_key(tmp_path: Path, url: str, monkeyp
         Client.from_environment()
 
 
-def test_without_a_service_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_service_the_error_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AMD_URL", raising=False)
     monkeypatch.setenv("AMD_DATA_DIR", str(tmp_path))
     with pytest.raises(NoAnswer, match="amd up"):

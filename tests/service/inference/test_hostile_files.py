@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.inference.decoders import Decoders
-from service.inference.engine import Engine, EngineSettings, Item, ItemRefused, Limits, Want
+from service.inference.decoders import DecoderPool
+from service.inference.engine import Engine, EngineSettings, InferenceOptions, Item, ItemRefused, RequestLimits
 from tests.support.data.hostile_decoder import HostileReader
-from tests.support.data.hostile_files import FRAMES, Case, corpus
+from tests.support.data.hostile_files import FRAMES, HostileFile, corpus
 from tests.support.service.published_encoders import VIDEO, decoding_processes, film, picture, publish, run
 
 LIMIT_S = 2.0
@@ -25,89 +25,89 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cases(folder: Path) -> list[Case]:
+def cases(folder: Path) -> list[HostileFile]:
     (folder / "videos").mkdir()
     return corpus(folder / "videos")
 
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[Engine]:
-    # One process, so that its CPU time is an item's; a busy machine gets more seconds than a free one needs.
-    limits = Limits(decode_timeout_s=30, frames=FRAMES)
+    # One process, so that its CPU time is that of one item; a generous timeout, since the machine may be busy.
+    limits = RequestLimits(decode_timeout_s=30, frames=FRAMES)
     engine = Engine(EngineSettings(device="cpu", threads=1, decoders=1, limits=limits))
     run(engine.load("main", publish(folder / "encoder", VIDEO)))
     yield engine
     run(engine.close())
 
 
-async def outcome(engine: Engine, content: bytes) -> np.ndarray | ItemRefused:
+async def infer_one(engine: Engine, content: bytes) -> np.ndarray | ItemRefused:
     try:
-        return np.asarray((await engine.answer("main", [Item(content)], Want(), 120)).items[0]["embedding"])
+        return np.asarray((await engine.infer("main", [Item(content)], InferenceOptions(), 120)).items[0]["embedding"])
     except ItemRefused as error:
         return error
 
 
-def test_at_least_sixty_files_are_answered_rightly_or_refused_in_bounded_time_and_memory(
-    engine: Engine, folder: Path, cases: list[Case]
+def test_hostile_files_are_decoded_or_rejected_in_bounded_time_and_memory(
+    engine: Engine, folder: Path, cases: list[HostileFile]
 ) -> None:
     assert len(cases) >= 60
     ordinary = [picture(0), film(folder / "film.mp4").read_bytes()]
 
-    async def settle() -> None:
+    async def warm_up() -> None:
         for content in ordinary * 10:
-            await outcome(engine, content)
+            await infer_one(engine, content)
 
-    wrong: list[str] = []
-    spent: dict[str, float] = {}
+    failures: list[str] = []
+    cpu_seconds_by_case: dict[str, float] = {}
 
-    async def try_all() -> None:
+    async def infer_all() -> None:
         for case in cases:
             before = cpu_seconds()
-            found = await outcome(engine, case.content)
-            spent[case.name] = cpu_seconds() - before
-            wrong.extend(f"{case.name}: {reason}" for reason in await problems(engine, case, found))
+            found = await infer_one(engine, case.content)
+            cpu_seconds_by_case[case.name] = cpu_seconds() - before
+            failures.extend(f"{case.name}: {reason}" for reason in await problems(engine, case, found))
 
-    run(settle())
-    level = memory_mib()
-    run(try_all())
-    assert not wrong, "\n".join(wrong)
-    slow = {name: seconds for name, seconds in spent.items() if seconds > LIMIT_S}
+    run(warm_up())
+    memory_before = memory_mib()
+    run(infer_all())
+    assert not failures, "\n".join(failures)
+    slow = {name: seconds for name, seconds in cpu_seconds_by_case.items() if seconds > LIMIT_S}
     assert not slow
-    run(settle())
-    assert memory_mib() < level + SLACK_MIB
+    run(warm_up())
+    assert memory_mib() < memory_before + SLACK_MIB
 
 
-async def problems(engine: Engine, case: Case, found: np.ndarray | ItemRefused) -> list[str]:
+async def problems(engine: Engine, case: HostileFile, found: np.ndarray | ItemRefused) -> list[str]:
     if isinstance(found, ItemRefused):
         reason = found.reason
         if case.refused is None and (case.answered or case.shows is not None):
-            return [f"refused: {reason}"]
+            return [f"rejected: {reason}"]
         if case.refused is not None and not re.search(case.refused, reason):
-            return [f"refused for another reason: {reason}"]
+            return [f"rejected for another reason: {reason}"]
         clear = "\n" not in reason and "Traceback" not in reason and "Error:" not in reason and len(reason) < 300
         return [] if clear else [f"not a clear reason: {reason}"]
     if case.refused is not None:
-        return ["answered"]
+        return ["decoded"]
     if not np.isfinite(found).all():
         return ["not finite"]
     if case.shows is not None:
-        expected = await outcome(engine, case.shows)
+        expected = await infer_one(engine, case.shows)
         if isinstance(expected, ItemRefused) or np.abs(found - expected).max() > 1e-5:
-            return ["shows something else"]
+            return ["decoded to other content"]
     return []
 
 
 def cpu_seconds() -> float:
-    """Of all decoding processes that run, by ticks."""
+    """CPU time of all running decoding processes, from clock ticks."""
     total = 0
     for pid in decoding_processes():
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += int(words[11]) + int(words[12])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
     return total / os.sysconf("SC_CLK_TCK")
 
 
 def memory_mib() -> float:
-    """Of this process and its decoding processes, shared pages counted once."""
+    """Memory of this process and its decoding processes, counting shared pages once."""
     total = 0
     for pid in (os.getpid(), *decoding_processes()):
         found = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
@@ -116,32 +116,33 @@ def memory_mib() -> float:
     return total / 1024
 
 
-class HostileDecoders(Decoders):
+class HostileDecoderPool(DecoderPool):
     reader = HostileReader
 
 
 class HostileEngine(Engine):
-    decoders = HostileDecoders
+    decoder_pool = HostileDecoderPool
 
 
 @pytest.mark.parametrize(
-    ("manner", "reason"),
+    ("fault", "reason"),
     [
         ("hangs", r"took longer than its limit of 2 s to read and decode"),
         ("segfaults", r"crashed the decoder \(SIGSEGV\)"),
-        ("eats", "needs more memory than one file allows"),
+        ("eats", "needs more memory than is allowed for one file"),
     ],
 )
-def test_a_library_that_misbehaves_costs_one_item(folder: Path, manner: str, reason: str) -> None:
-    engine = HostileEngine(EngineSettings(device="cpu", threads=1, decoders=1, limits=Limits(decode_timeout_s=2)))
-    good = film(folder / f"{manner}.mp4").read_bytes()
+def test_a_misbehaving_library_fails_only_its_item(folder: Path, fault: str, reason: str) -> None:
+    limits = RequestLimits(decode_timeout_s=2)
+    engine = HostileEngine(EngineSettings(device="cpu", threads=1, decoders=1, limits=limits))
+    good = film(folder / f"{fault}.mp4").read_bytes()
 
-    async def ask() -> list[np.ndarray | ItemRefused]:
-        await engine.load("main", publish(folder / f"encoder-{manner}", VIDEO))
-        contents = [good, good + b":" + manner.encode(), good]
-        return await asyncio.gather(*(outcome(engine, content) for content in contents))
+    async def infer_all() -> list[np.ndarray | ItemRefused]:
+        await engine.load("main", publish(folder / f"encoder-{fault}", VIDEO))
+        contents = [good, good + b":" + fault.encode(), good]
+        return await asyncio.gather(*(infer_one(engine, content) for content in contents))
 
-    before, bad, after = run(ask())
+    before, bad, after = run(infer_all())
     run(engine.close())
     assert isinstance(bad, ItemRefused)
     assert re.fullmatch(reason, bad.reason)

@@ -1,4 +1,4 @@
-"""From a run to what its student rebuilds: published, in the engine, and over HTTP with a replica in this process."""
+"""Reconstructions of a published student: in the engine, and over HTTP with a replica in this process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from amd.artifacts.weights import load_card
 from amd.config import ConfigError, DataConfig, TrainConfig
 from amd.data.decoding.reader import SampleReader
 from amd.downstream.embedding.features import cut_clips, file_chooser
-from amd.losses import normalized_pixels, pixel_targets, rebuilt_pixels
+from amd.losses import normalized_pixels, pixel_targets, reconstructed_pixels
 from amd.masks import sample_token_sets
 from amd.models.student import Student
 from amd.reconstruction import HIDDEN
@@ -35,7 +35,15 @@ from amd.training.runs.checks import DataFacts
 from amd.training.runs.publishing import publish as publish_student
 from amd.training.runs.teachers import ResolvedTeacher
 from service.client import Client
-from service.inference.engine import Answer, Engine, EngineSettings, Item, Limits, NotPossible, Want
+from service.inference.engine import (
+    Engine,
+    EngineSettings,
+    InferenceOptions,
+    InferenceResult,
+    Item,
+    RequestLimits,
+    UnsupportedRequest,
+)
 from service.inference.replica import Replica
 from service.serving.deployments import new_deployment
 from service.serving.schemas import ServingSettings
@@ -43,13 +51,13 @@ from tests.support.runs.configs import tiny_image_config, tiny_video_config
 from tests.support.service.published_encoders import film, picture, publish, run
 from tests.support.service.server import Server, serving
 
-PATIENT = Limits(decode_timeout_s=30)
+NO_TIME_LIMIT = RequestLimits(decode_timeout_s=30)
 DEADLINE_S = 120.0
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture, a film, and an encoder without a decoder."""
+    """An image, a video, and an encoder without a decoder."""
     folder = tmp_path_factory.mktemp("reconstructions")
     publish(folder / "bare")
     (folder / "0.png").write_bytes(picture())
@@ -58,64 +66,66 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def cut(url: str, file: Path) -> torch.Tensor:
-    """A file as an encoder takes it, (1, 3, T, H, W) uint8."""
+def decode_clips(url: str, file: Path) -> torch.Tensor:
+    """The clip of a file as the encoder receives it, (1, 3, T, H, W) uint8."""
     card = load_card(url)
     with closing(SampleReader(DataConfig(train=""))) as reader:
         return cut_clips(reader.read_file(str(file), file_chooser(card)), card)
 
 
-class Published:
-    """A student, and the folder of its encoder."""
+class PublishedStudent:
+    """A student and the folder of its encoder."""
 
     def __init__(self, student: Student, config: TrainConfig, url: str) -> None:
         self.student, self.config, self.url = student.eval(), config, url
 
     @torch.inference_mode()
-    def rebuild(self, file: Path, ratio: float, seed: int) -> dict[str, Any]:
-        """By the student itself, with the sampler of training."""
+    def expected_reconstruction(self, file: Path, ratio: float, seed: int) -> dict[str, Any]:
+        """The student's own reconstruction, with the mask sampler of training."""
         config, clip = self.config, self.config.clip
-        clips = cut(self.url, file)
+        clips = decode_clips(self.url, file)
         mask = config.mask.model_copy(update={"student_ratio": ratio, "teacher_ratio": 0.0})
         sets = sample_token_sets(mask, clip.grid, 1, torch.Generator().manual_seed(seed))
         pixels = patchify(clips, clip.tubelet, clip.patch)
-        answers = self.student(normalized_pixels(take_tokens(pixels, sets.student_visible), clip), sets).rebuilt
+        predictions = self.student(normalized_pixels(take_tokens(pixels, sets.student_visible), clip), sets).rebuilt
         hidden = take_tokens(pixels, sets.student_masked)
-        unit, rebuilt = rebuilt_pixels(answers, hidden, clip, config.objective.pixels), pixels / 255
+        unit, rebuilt = reconstructed_pixels(predictions, hidden, clip, config.objective.pixels), pixels / 255
         rebuilt[0, sets.student_masked[0]] = unit[0].clip(0, 1)
         return {
             "original": clips[0].numpy(),
             "visible": sets.student_visible[0].tolist(),
             "rebuilt": unpatchify(rebuilt, clip.grid, clip.tubelet, clip.patch)[0].numpy(),
-            "loss": (answers - pixel_targets(hidden, clip, config.objective.pixels)).square().mean().item(),
+            "loss": (predictions - pixel_targets(hidden, clip, config.objective.pixels)).square().mean().item(),
         }
 
 
-def publish_run(config: TrainConfig, root: Path, name: str) -> Published:
-    """As a run publishes its student, out of the last checkpoint."""
+def publish_run(config: TrainConfig, root: Path, name: str) -> PublishedStudent:
+    """Publish a student from its last checkpoint, as a run does."""
     torch.manual_seed(0)
     student = Student(config)
     store = CheckpointStore(join(run_folder(str(root), name), "checkpoints"), config.checkpoint)
     store.save(1, Snapshot({"model": student.state_dict(), "optimizer": {}}, {}), {})
     store.wait()
     facts = DataFacts(samples=1, digest="", steps=1)
-    return Published(student, config, publish_student(config, ResolvedTeacher(config, None), str(root), name, facts))
+    return PublishedStudent(
+        student, config, publish_student(config, ResolvedTeacher(config, None), str(root), name, facts)
+    )
 
 
 @pytest.fixture(scope="module")
-def image(folder: Path) -> Published:
+def image(folder: Path) -> PublishedStudent:
     return publish_run(tiny_image_config(), folder, "image")
 
 
 @pytest.fixture(scope="module")
-def video(folder: Path) -> Published:
+def video(folder: Path) -> PublishedStudent:
     return publish_run(tiny_video_config(), folder, "video")
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path, image: Published, video: Published) -> Iterator[Engine]:
-    """One slot for each kind of encoder."""
-    engine = Engine(EngineSettings(device="cpu", threads=1, decoders=1, limits=PATIENT))
+def engine(folder: Path, image: PublishedStudent, video: PublishedStudent) -> Iterator[Engine]:
+    """An engine with one slot for each kind of encoder."""
+    engine = Engine(EngineSettings(device="cpu", threads=1, decoders=1, limits=NO_TIME_LIMIT))
 
     async def load() -> None:
         for slot, url in (("image", image.url), ("video", video.url), ("bare", str(folder / "bare"))):
@@ -126,19 +136,19 @@ def engine(folder: Path, image: Published, video: Published) -> Iterator[Engine]
     run(engine.close())
 
 
-def ask(engine: Engine, slot: str, *files: Path, **want: Any) -> Answer:
+def reconstruct(engine: Engine, slot: str, *files: Path, **options: Any) -> InferenceResult:
     items = [Item(file.read_bytes()) for file in files]
-    return run(engine.answer(slot, items, Want(task="reconstruction", **want), DEADLINE_S))
+    return run(engine.infer(slot, items, InferenceOptions(task="reconstruction", **options), DEADLINE_S))
 
 
 @pytest.mark.parametrize(("kind", "file"), [("image", "0.png"), ("image", "0.mp4"), ("video", "0.mp4")])
 @pytest.mark.parametrize(("ratio", "seed"), [(None, 0), (0.5, 7)])
-def test_what_is_rebuilt_is_what_the_student_rebuilds(
+def test_reconstruction_equals_the_students(
     engine: Engine, folder: Path, request: pytest.FixtureRequest, kind: str, file: str, ratio: float | None, seed: int
 ) -> None:
-    published: Published = request.getfixturevalue(kind)
-    expected = published.rebuild(folder / file, ratio or 0.75, seed)
-    (found,) = ask(engine, kind, folder / file, mask_ratio=ratio, seed=seed).items
+    published: PublishedStudent = request.getfixturevalue(kind)
+    expected = published.expected_reconstruction(folder / file, ratio or 0.75, seed)
+    (found,) = reconstruct(engine, kind, folder / file, mask_ratio=ratio, seed=seed).items
     assert (found["mask_ratio"], found["seed"], found["visible"]) == (ratio or 0.75, seed, expected["visible"])
     np.testing.assert_array_equal(found["original"], expected["original"])
     np.testing.assert_allclose(found["rebuilt"], expected["rebuilt"], atol=1e-5)
@@ -147,21 +157,21 @@ def test_what_is_rebuilt_is_what_the_student_rebuilds(
     tokens = patchify(torch.from_numpy(found["masked"])[None], clip.tubelet, clip.patch)[0].unflatten(-1, (-1, 3))
     hidden = sorted(set(range(clip.grid.tokens)) - set(found["visible"]))
     assert (tokens[hidden] == torch.tensor(HIDDEN)).all()
-    seen = patchify(torch.from_numpy(found["original"])[None], clip.tubelet, clip.patch)[0].unflatten(-1, (-1, 3))
-    assert torch.equal(tokens[found["visible"]], seen[found["visible"]])
+    visible_tokens = patchify(torch.from_numpy(found["original"])[None], clip.tubelet, clip.patch)[0].unflatten(
+        -1, (-1, 3)
+    )
+    assert torch.equal(tokens[found["visible"]], visible_tokens[found["visible"]])
 
 
-def test_a_seed_and_a_ratio_say_what_is_hidden_whatever_the_item_and_what_else_is_asked(
-    engine: Engine, folder: Path
-) -> None:
+def test_seed_and_ratio_determine_the_mask_for_every_item_and_request(engine: Engine, folder: Path) -> None:
     files = [folder / "0.png", folder / "0.mp4"]
 
-    async def together() -> list[Answer]:
+    async def infer_all() -> list[InferenceResult]:
         items = [Item(file.read_bytes()) for file in files]
-        wants = [Want(task="reconstruction", seed=seed) for seed in (1, 2, 1)] + [Want()]
-        return await asyncio.gather(*(engine.answer("image", items, want, DEADLINE_S) for want in wants))
+        options = [InferenceOptions(task="reconstruction", seed=seed) for seed in (1, 2, 1)] + [InferenceOptions()]
+        return await asyncio.gather(*(engine.infer("image", items, options, DEADLINE_S) for options in options))
 
-    one, other, again, vectors = run(together())
+    one, other, again, vectors = run(infer_all())
     masks = [[item["visible"] for item in answer.items] for answer in (one, other, again)]
     assert masks[0][0] == masks[0][1] == masks[2][0] != masks[1][0]
     for first, second in zip(one.items, again.items, strict=True):
@@ -172,29 +182,29 @@ def test_a_seed_and_a_ratio_say_what_is_hidden_whatever_the_item_and_what_else_i
 
 
 @pytest.mark.parametrize(
-    ("slot", "want", "reason"),
+    ("slot", "options", "reason"),
     [
         ("bare", {}, "bare was published without its decoder"),
-        ("image", {"mask_ratio": 0.0}, "to rebuild"),
+        ("image", {"mask_ratio": 0.0}, "to reconstruct"),
         ("image", {"mask_ratio": 0.05}, "mask_ratio: a mask ratio of 0.05"),
         ("image", {"mask_ratio": 1.0}, "below 1"),
         ("image", {"mask_ratio": -1.0}, "at least 0"),
-        ("video", {"views": "2x1"}, "ask without views"),
+        ("video", {"views": "2x1"}, "leave out views"),
     ],
 )
-def test_what_cannot_be_rebuilt_is_told_and_leaves_nothing_in_the_queue(
-    engine: Engine, folder: Path, slot: str, want: dict[str, Any], reason: str
+def test_unsupported_reconstructions_are_rejected_and_leave_the_queue_empty(
+    engine: Engine, folder: Path, slot: str, options: dict[str, Any], reason: str
 ) -> None:
-    with pytest.raises(NotPossible, match=reason):
-        ask(engine, slot, folder / "0.png", **want)
-    with pytest.raises(NotPossible, match="17 items are more than the 16"):
-        ask(engine, "image", *[folder / "0.png"] * 17)
+    with pytest.raises(UnsupportedRequest, match=reason):
+        reconstruct(engine, slot, folder / "0.png", **options)
+    with pytest.raises(UnsupportedRequest, match="17 items exceed the limit of 16"):
+        reconstruct(engine, "image", *[folder / "0.png"] * 17)
     assert engine.state()["queued_tokens"] == engine.state()["queued_bytes"] == 0
 
 
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"nothing")])
-def test_an_encoder_whose_decoder_is_not_sound_is_not_loaded(
-    engine: Engine, video: Published, tmp_path: Path, damage: Any
+def test_an_encoder_with_a_damaged_decoder_is_not_loaded(
+    engine: Engine, video: PublishedStudent, tmp_path: Path, damage: Any
 ) -> None:
     shutil.copytree(video.url, tmp_path / "torn")
     damage(tmp_path / "torn" / "decoder.safetensors")
@@ -205,8 +215,8 @@ def test_an_encoder_whose_decoder_is_not_sound_is_not_loaded(
 # Over HTTP
 
 
-class House:
-    """A control plane, and deployments whose replicas run in its own process."""
+class ReconstructionService:
+    """A control plane with deployments whose replicas run in this process."""
 
     def __init__(self, server: Server, monkeypatch: pytest.MonkeyPatch, **urls: str) -> None:
         self.server, self.urls = server, urls
@@ -218,31 +228,29 @@ class House:
                     name, "default", "test", encoder=name, candidate=None, share=0.0, settings=ServingSettings()
                 )
             )
-            store.note(made, "healthy", "", {"main": name})
+            store.record_status(made, "healthy", "", {"main": name})
         monkeypatch.setattr(server.app.state.gateway, "_exchange", self._exchange)
-        monkeypatch.setattr(
-            "service.inference.replica.listen_on_the_nodes_address", lambda: None
-        )  # there is no Serve here
+        monkeypatch.setattr("service.inference.replica.bind_to_node_address", lambda: None)  # Serve does not run here
 
     async def _exchange(self, method: str, name: str, body: bytes, seconds: float) -> httpx.Response:
         if name not in self.replicas:
-            settings = {"device": "cpu", "threads": 1, "decoders": 1, "limits": PATIENT.model_dump()}
+            settings = {"device": "cpu", "threads": 1, "decoders": 1, "limits": NO_TIME_LIMIT.model_dump()}
             self.replicas[name] = Replica.func_or_class(settings)
             await self.replicas[name].reconfigure({"main": self.urls[name]})
 
-        class Asked:
+        class FakeRequest:
             method = "POST"
 
             async def body(self) -> bytes:
                 return body
 
-        answer = await self.replicas[name](Asked())
+        answer = await self.replicas[name](FakeRequest())
         return httpx.Response(answer.status_code, content=bytes(answer.body))
 
-    def ask(self, name: str, query: str = "", **words: Any) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {self.server.key}", **words.pop("headers", {})}
+    def reconstruct(self, name: str, query: str = "", **args: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.server.key}", **args.pop("headers", {})}
         url = f"{self.server.url}/v1/encoders/{name}/reconstructions{query}"
-        return httpx.post(url, headers=headers, timeout=DEADLINE_S, **words)
+        return httpx.post(url, headers=headers, timeout=DEADLINE_S, **args)
 
     def close(self) -> None:
         for replica in self.replicas.values():
@@ -250,38 +258,40 @@ class House:
 
 
 @pytest.fixture
-def house(
+def service(
     sqlite_engine: Database,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
-    image: Published,
-    video: Published,
-) -> Iterator[House]:
+    image: PublishedStudent,
+    video: PublishedStudent,
+) -> Iterator[ReconstructionService]:
     with serving(sqlite_engine, tmp_path) as server:
-        house = House(server, monkeypatch, image=image.url, video=video.url, bare=str(folder / "bare"))
-        yield house
-        house.close()
+        service = ReconstructionService(
+            server, monkeypatch, image=image.url, video=video.url, bare=str(folder / "bare")
+        )
+        yield service
+        service.close()
 
 
-def opened(url: str) -> np.ndarray:
+def decode_png(url: str) -> np.ndarray:
     head, _, data = url.partition(",")
     assert head == "data:image/png;base64"
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
-def test_pictures_come_as_pngs_with_what_was_seen_in_every_form_of_a_request(
-    house: House, folder: Path, image: Published, video: Published
+def test_reconstructions_are_returned_as_pngs_for_every_content_type(
+    service: ReconstructionService, folder: Path, image: PublishedStudent, video: PublishedStudent
 ) -> None:
     png, mp4 = (folder / "0.png").read_bytes(), (folder / "0.mp4").read_bytes()
-    expected = image.rebuild(folder / "0.png", 0.5, 3)
+    expected = image.expected_reconstruction(folder / "0.png", 0.5, 3)
     forms: list[dict[str, Any]] = [
         {"query": "?mask_ratio=0.5&seed=3", "content": png, "headers": {"Content-Type": "image/png"}},
         {"files": {"file": ("0.png", png)}, "data": {"mask_ratio": "0.5", "seed": "3"}},
         {"json": {"input": {"base64": base64.b64encode(png).decode()}, "mask_ratio": 0.5, "seed": 3}},
     ]
     for form in forms:
-        answer = house.ask("image", **form)
+        answer = service.reconstruct("image", **form)
         assert answer.status_code == 200, answer.text
         found = answer.json()
         assert found.keys() == {
@@ -290,37 +300,37 @@ def test_pictures_come_as_pngs_with_what_was_seen_in_every_form_of_a_request(
         assert (found["encoder"], found["mask_ratio"], found["seed"]) == ("image", 0.5, 3)
         assert found["visible"] == expected["visible"]
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-        np.testing.assert_array_equal(opened(found["original"]), expected["original"][:, 0].transpose(1, 2, 0))
+        np.testing.assert_array_equal(decode_png(found["original"]), expected["original"][:, 0].transpose(1, 2, 0))
         rebuilt = expected["rebuilt"][:, 0].transpose(1, 2, 0) * 255
-        assert np.abs(opened(found["rebuilt"]) - rebuilt).max() < 0.51
-    with Client(house.server.url, house.server.key) as client:
+        assert np.abs(decode_png(found["rebuilt"]) - rebuilt).max() < 0.51
+    with Client(service.server.url, service.server.key) as client:
         film, again = client.reconstructions("video", [mp4, folder / "0.mp4"], seed=3)
-    assert film.visible == again.visible == video.rebuild(folder / "0.mp4", 0.75, 3)["visible"]
+    assert film.visible == again.visible == video.expected_reconstruction(folder / "0.mp4", 0.75, 3)["visible"]
     assert (film.encoder, film.index, again.index, film.rebuilt) == ("video", 0, 1, again.rebuilt)
-    row = opened(film.original)
+    row = decode_png(film.original)
     assert row.shape == (16, 4 * 16, 3)
-    frames = video.rebuild(folder / "0.mp4", 0.75, 3)["original"]
+    frames = video.expected_reconstruction(folder / "0.mp4", 0.75, 3)["original"]
     np.testing.assert_array_equal(row[:, 16:32], frames[:, 1].transpose(1, 2, 0))
 
 
-def test_one_item_may_be_a_page_and_what_is_not_possible_has_a_code(house: House, folder: Path) -> None:
+def test_overview_image_of_one_item_and_error_codes(service: ReconstructionService, folder: Path) -> None:
     png = (folder / "0.png").read_bytes()
     picture: dict[str, Any] = {"content": png, "headers": {"Content-Type": "image/png"}}
     accept = {"Accept": "image/png"}
     for name in ("image", "video"):
-        answer = house.ask(name, content=png, headers=accept | picture["headers"])
+        answer = service.reconstruct(name, content=png, headers=accept | picture["headers"])
         assert (answer.status_code, answer.headers["Content-Type"], answer.headers["X-Encoder"]) == (
             200, "image/png", name,
         )  # fmt: skip
         page = Image.open(io.BytesIO(answer.content))
         assert page.height > 3 * 192
-    two = house.ask("image", json={"input": [{"base64": base64.b64encode(png).decode()}] * 2}, headers=accept)
+    two = service.reconstruct("image", json={"input": [{"base64": base64.b64encode(png).decode()}] * 2}, headers=accept)
     cases = [
         (two, "not_possible", "one item"),
-        (house.ask("bare", **picture), "not_possible", "without its decoder"),
-        (house.ask("image", "?mask_ratio=0.01", **picture), "not_possible", "to rebuild"),
-        (house.ask("image", "?mask_ratio=1", **picture), "request_invalid", ""),
-        (house.ask("image", "?seed=-1", **picture), "request_invalid", ""),
+        (service.reconstruct("bare", **picture), "not_possible", "without its decoder"),
+        (service.reconstruct("image", "?mask_ratio=0.01", **picture), "not_possible", "to reconstruct"),
+        (service.reconstruct("image", "?mask_ratio=1", **picture), "request_invalid", ""),
+        (service.reconstruct("image", "?seed=-1", **picture), "request_invalid", ""),
     ]
     for answer, code, reason in cases:
         assert (answer.status_code, answer.json()["code"]) == (422, code), answer.text

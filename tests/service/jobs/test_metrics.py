@@ -6,19 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.jobs.metrics import series, thinned
+from service.jobs.metrics import downsample, series
 
 VALUES = st.lists(st.floats(allow_infinity=True, allow_nan=True), min_size=0, max_size=300)
 
 
 @given(VALUES, st.integers(4, 60))
-def test_thinning_keeps_ends_extremes_and_order_within_the_limit(values: list[float], most: int) -> None:
+def test_downsampling_keeps_ends_extremes_and_order_within_the_limit(values: list[float], limit: int) -> None:
     points = list(enumerate(values))
-    kept = thinned(points, most)
-    assert len(kept) <= most
+    kept = downsample(points, limit)
+    assert len(kept) <= limit
     assert [step for step, _ in kept] == sorted({step for step, _ in kept})
     assert all(values[step] is value for step, value in kept)
-    if len(points) <= most:
+    if len(points) <= limit:
         assert list(kept) == points
         return
     assert kept[0][0] == 0
@@ -30,13 +30,13 @@ def test_thinning_keeps_ends_extremes_and_order_within_the_limit(values: list[fl
     assert any(value == highest or math.isnan(value) == math.isnan(highest) for _, value in kept)
 
 
-@pytest.mark.parametrize("most", [2, 3])
-def test_very_few_points_are_the_ends(most: int) -> None:
-    assert thinned([(step, 1.0) for step in range(10)], most)[:: most - 1 or 1][0] == (0, 1.0)
-    assert len(thinned([(step, 1.0) for step in range(10)], most)) <= most
+@pytest.mark.parametrize("limit", [2, 3])
+def test_a_limit_below_four_points_keeps_the_ends(limit: int) -> None:
+    assert downsample([(step, 1.0) for step in range(10)], limit)[:: limit - 1 or 1][0] == (0, 1.0)
+    assert len(downsample([(step, 1.0) for step in range(10)], limit)) <= limit
 
 
-def test_series_of_lines_that_do_not_all_hold_every_name() -> None:
+def test_series_of_lines_that_do_not_contain_every_name() -> None:
     lines = [
         {"step": 1, "time": 0.0, "loss/total": 2.0},
         {"step": 2, "time": 1.0, "loss/total": math.nan, "eval/knn_top1": 50.0},

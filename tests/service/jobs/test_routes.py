@@ -63,7 +63,7 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str, str]] = {
     "wrong content type": ("POST", "/jobs", {"data": {"kind": "train"}}, 415, "unsupported_media_type", "json"),
     "missing data URI": (
         *("POST", "/jobs", {"json": {"kind": "train", "preset": "ssv2-vit-b"}}),
-        *(422, "config_invalid", "data.train: a recipe brings no data"),
+        *(422, "config_invalid", "data.train: presets contain no data"),
     ),
     "a place that is not allowed": (
         *("POST", "/jobs", {"json": {**DEMO, "overrides": {"data.train": "/etc"}}}),
@@ -71,7 +71,7 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str, str]] = {
     ),
     "storage of one's own": (
         *("POST", "/jobs", {"json": {**DEMO, "overrides": {"storage": "/elsewhere"}}}),
-        *(422, "config_invalid", "storage=/elsewhere: the service keeps"),
+        *(422, "config_invalid", "storage=/elsewhere: the service stores"),
     ),
     "bad cursor": ("GET", "/jobs?cursor=abc", {}, 422, "cursor_invalid", "next_cursor"),
     "too many at once": ("GET", "/jobs?limit=1000", {}, 422, "request_invalid", "limit"),
@@ -84,9 +84,9 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str, str]] = {
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # none of them comes so far
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_request_is_told_in_one_form_with_its_code(client: httpx.Client, case: str) -> None:
-    method, path, words, status, code, text = BAD[case]
-    answer = client.request(method, path, **words)
+def test_every_error_is_problem_details_with_a_code(client: httpx.Client, case: str) -> None:
+    method, path, options, status, code, text = BAD[case]
+    answer = client.request(method, path, **options)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
     problem = answer.json()
     assert (problem["code"], problem["status"], problem["type"]) == (code, status, f"urn:amd:problem:{code}")
@@ -94,7 +94,7 @@ def test_a_bad_request_is_told_in_one_form_with_its_code(client: httpx.Client, c
     assert problem["request_id"] == answer.headers["x-request-id"]
 
 
-def test_a_job_is_asked_twice_what_it_cannot_do(client: httpx.Client) -> None:
+def test_a_disallowed_action_is_rejected_and_a_repeated_cancel_changes_nothing(client: httpx.Client) -> None:
     job = client.post("/jobs", json=DEMO).json()["id"]
     refused = client.post(f"/jobs/{job}/retry")
     assert (refused.status_code, refused.json()["code"]) == (409, "illegal_action")
@@ -120,9 +120,9 @@ def test_a_hundred_requests_with_one_key_make_one_job(client: httpx.Client) -> N
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
 
 
-def test_a_view_that_has_not_changed_is_not_sent_again(client: httpx.Client) -> None:
+def test_an_unchanged_job_is_answered_with_304(client: httpx.Client) -> None:
     job = client.post("/jobs", json=DEMO).json()["id"]
-    time.sleep(0.3)  # the reconciler tells once what it waits for
+    time.sleep(0.3)  # until the reconciler has set the message once
     tag = client.get(f"/jobs/{job}").headers["etag"]
     again = client.get(f"/jobs/{job}", headers={"If-None-Match": tag})
     assert (again.status_code, again.content) == (304, b"")
@@ -130,7 +130,7 @@ def test_a_view_that_has_not_changed_is_not_sent_again(client: httpx.Client) -> 
     assert client.get(f"/jobs/{job}", headers={"If-None-Match": tag}).status_code == 200
 
 
-def test_pages_hold_every_job_once_while_others_come_in(client: httpx.Client, server: Server) -> None:
+def test_pages_contain_every_job_once_while_others_are_submitted(client: httpx.Client, server: Server) -> None:
     ids = [queued(server.app.state.jobs, labels={"n": str(n % 2)}).id for n in range(25)]
     seen, cursor = list[str](), None
     while True:
@@ -166,17 +166,17 @@ def events(
     return found
 
 
-def test_streams_cut_at_random_and_resumed_lose_and_repeat_nothing(
+def test_interrupted_streams_resume_without_loss_or_repetition(
     client: httpx.Client, server: Server, engine: Engine, tmp_path: Path
 ) -> None:
     store, root = server.app.state.jobs, str(tmp_path / "root")
     job = queued(store)  # which never starts
 
     def live() -> None:
-        for word in range(12):
+        for number in range(12):
             time.sleep(0.05)
             current = store.get(job.id)
-            store.change(current, "noted", data={"word": word})
+            store.change(current, "noted", data={"number": number})
         for chunk in range(20):
             shipper.write(f"line {chunk} ä\n".encode())
             time.sleep(0.02)
@@ -203,7 +203,7 @@ def test_streams_cut_at_random_and_resumed_lose_and_repeat_nothing(
     assert client.get(f"/jobs/{job.id}/logs?tail=2").text == "line 18 ä\nline 19 ä\n"
 
 
-def test_two_hundred_streams_hear_of_the_same_end(server: Server) -> None:
+def test_two_hundred_streams_receive_the_same_end_event(server: Server) -> None:
     store = server.app.state.jobs
     job = queued(store)
     headers = {"Authorization": f"Bearer {server.key}"}
@@ -218,7 +218,7 @@ def test_two_hundred_streams_hear_of_the_same_end(server: Server) -> None:
     assert set(ends) == {'event: end\ndata: {"state": "cancelled"}'}
 
 
-def test_what_a_failure_was_stands_in_the_view_with_its_log(
+def test_the_view_of_a_failed_job_contains_the_failure_and_its_log(
     client: httpx.Client, server: Server, tmp_path: Path
 ) -> None:
     store, root = server.app.state.jobs, str(tmp_path / "root")
@@ -247,7 +247,7 @@ def test_a_request_is_validated_with_an_estimate_and_warnings(client: httpx.Clie
     assert any("the cluster has 0" in warning for warning in view["warnings"])
 
 
-def test_readiness_waits_for_nobody_and_metrics_count_jobs(server: Server, client: httpx.Client) -> None:
+def test_readiness_does_not_wait_for_ray_and_metrics_count_jobs(server: Server, client: httpx.Client) -> None:
     server.app.state.cluster.away = True
     client.post("/jobs", json=DEMO)
     ready = httpx.get(f"{server.url}/readyz")

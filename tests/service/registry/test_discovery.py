@@ -1,4 +1,4 @@
-"""The index of encoders follows the storage root, on a disk and on S3."""
+"""Encoder discovery on a local disk and on S3."""
 
 from __future__ import annotations
 
@@ -33,85 +33,85 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery, "LOOK_S", 0.0)
+def _scan_on_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "SCAN_INTERVAL_S", 0.0)
 
 
 def listed(store: EncoderStore) -> list[str]:
     return [encoder.id for encoder in store.list(EncoderFilter()).encoders]
 
 
-def test_encoders_come_change_and_go_as_their_cards_do(store: EncoderStore, root: str) -> None:
-    found = EncoderDiscovery(store, root)
-    found.look()
+def test_encoders_are_added_updated_and_removed_with_their_cards(store: EncoderStore, root: str) -> None:
+    encoder_discovery = EncoderDiscovery(store, root)
+    encoder_discovery.scan()
     assert listed(store) == []
     publish(root, "old")
     publish(root, "new", hours=1)
-    found.look()
+    encoder_discovery.scan()
     assert listed(store) == ["new", "old"]
     publish(root, "old", scores=[score("knn", 71.5)])
-    found.look()
+    encoder_discovery.scan()
     assert store.get("old").card["scores"][0]["values"] == {"eval/top1": 71.5}
     remove(encoder_folder(root, "new"))
-    found.look()
+    encoder_discovery.scan()
     assert listed(store) == ["old"]
     with pytest.raises(NotFound):
         store.get("new")
-    remove(join(encoder_folder(root, "old"), CARD))  # its weights lie there still, and yet it is not published
+    remove(join(encoder_folder(root, "old"), CARD))  # its weights remain, but without a card it is not published
     publish(root, "other")
-    found.look()
+    encoder_discovery.scan()
     assert listed(store) == ["other"]
 
 
-def test_a_broken_card_is_told_once_and_shown_once_it_is_mended(
+def test_an_invalid_card_is_logged_once_and_indexed_when_repaired(
     store: EncoderStore, root: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = EncoderDiscovery(store, root)
+    encoder_discovery = EncoderDiscovery(store, root)
     publish(root, "good")
     write_bytes(join(encoder_folder(root, "bad"), CARD), b"{")
     write_json(join(encoder_folder(root, "odd"), CARD), {"id": "odd"})
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            found.look()
+            encoder_discovery.scan()
     assert listed(store) == ["good"]
-    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert sorted("encoders/bad" in message for message in told) == [False, True]
+    messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert sorted("encoders/bad" in message for message in messages) == [False, True]
     publish(root, "bad", hours=1)
-    found.look()
+    encoder_discovery.scan()
     assert listed(store) == ["bad", "good"]
 
 
-def test_a_look_at_nothing_new_reads_no_card(store: EncoderStore, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_without_changes_reads_no_card(store: EncoderStore, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3):
         publish(root, f"e{number}")
-    EncoderDiscovery(store, root).look()
+    EncoderDiscovery(store, root).scan()
 
     def refuse(url: str) -> bytes:
         raise AssertionError(url)
 
     monkeypatch.setattr(storage, "read_bytes", refuse)
-    EncoderDiscovery(store, root).look()  # nor does another process's first
+    EncoderDiscovery(store, root).scan()  # nor does the first scan of another process
     assert len(listed(store)) == 3
 
 
-def test_a_store_that_is_away_and_a_disk_that_is_not_mounted_take_nothing_away(
+def test_an_unreachable_store_or_unmounted_disk_removes_no_encoder(
     store: EncoderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = EncoderDiscovery(store, str(tmp_path))
+    encoder_discovery = EncoderDiscovery(store, str(tmp_path))
     publish(str(tmp_path), "mine")
-    found.look()
+    encoder_discovery.scan()
     (tmp_path / "encoders").rename(tmp_path / "elsewhere")
-    found.look()
+    encoder_discovery.scan()
     assert listed(store) == ["mine"]
     (tmp_path / "elsewhere").rename(tmp_path / "encoders")
 
-    def away(*words: object, **named: object) -> None:
+    def unavailable(*args: object, **named: object) -> None:
         raise OSError("not now")
 
     with monkeypatch.context() as patched:
-        patched.setattr("fsspec.implementations.local.LocalFileSystem.find", away)
+        patched.setattr("fsspec.implementations.local.LocalFileSystem.find", unavailable)
         with pytest.raises(StorageUnreachable):
-            found.look()
+            encoder_discovery.scan()
     assert listed(store) == ["mine"]
 
 
@@ -120,62 +120,62 @@ def test_an_encoder_belongs_to_the_project_of_the_job_that_published_it(
 ) -> None:
     jobs, root = JobStore(engine), str(tmp_path)
     trained = queued(jobs, project="video", state="succeeded")
-    above = queued(jobs, project="sweeps")
-    write_json(str(tmp_path / "runs" / "a-teacher" / "run.json"), {"job": above.id})
+    parent = queued(jobs, project="sweeps")
+    write_json(str(tmp_path / "runs" / "a-teacher" / "run.json"), {"job": parent.id})
     imported = queued(jobs, project="brought", kind="import", config={"id": "timm-s"}, state="running")
     queued(jobs, project="others", kind="import", config={"id": "by-hand"}, state="failed")
-    outside = queued(jobs, project="default", origin="external")
+    external = queued(jobs, project="default", origin="external")
     publish(root, trained.id)
     publish(root, "a-teacher")
     publish(root, "timm-s", run=None, objective=None)
     publish(root, "by-hand", run=None)
-    publish(root, outside.id)
-    EncoderDiscovery(store, root).look()
+    publish(root, external.id)
+    EncoderDiscovery(store, root).scan()
     owners = {encoder.id: (encoder.project, encoder.job_id) for encoder in store.list(EncoderFilter()).encoders}
     assert owners == {
         trained.id: ("video", trained.id),
-        "a-teacher": ("sweeps", above.id),
+        "a-teacher": ("sweeps", parent.id),
         "timm-s": ("brought", imported.id),
         "by-hand": (None, None),
-        outside.id: (None, None),
+        external.id: (None, None),
     }
     jobs.delete(trained)
     publish(root, trained.id, scores=[score("knn", 50.0)])
-    EncoderDiscovery(store, root).look()
-    assert store.get(trained.id).project == "video"  # whose it is does not change with its card
+    EncoderDiscovery(store, root).scan()
+    assert store.get(trained.id).project == "video"  # a new card does not change the owner
     assert store.get(trained.id).card["scores"]
 
 
-def test_it_looks_at_once_when_a_job_has_succeeded_and_otherwise_now_and_then(
+def test_a_succeeded_job_triggers_a_scan_before_the_interval_ends(
     engine: Engine, store: EncoderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(discovery, "LOOK_S", 3600.0)
-    jobs, root, found = JobStore(engine), str(tmp_path), EncoderDiscovery(store, str(tmp_path))
+    monkeypatch.setattr(discovery, "SCAN_INTERVAL_S", 3600.0)
+    jobs, root, encoder_discovery = JobStore(engine), str(tmp_path), EncoderDiscovery(store, str(tmp_path))
     job = queued(jobs)
-    found.look()
+    encoder_discovery.scan()
     publish(root, job.id)
     time.sleep(0.01)
-    found.look()
+    encoder_discovery.scan()
     assert listed(store) == []
     jobs.change(job, "succeeded", state="succeeded")
-    found.look()
+    encoder_discovery.scan()
     assert listed(store) == [job.id]
     later = EncoderDiscovery(store, root, clock=lambda: time.time() + 4000)
     publish(root, "by-hand", hours=1)
-    later.look()
+    later.scan()
     assert listed(store) == ["by-hand", job.id]
 
 
-def test_a_root_of_many_encoders_is_read_in_several_looks(
+def test_many_encoders_are_read_in_several_scans(
     store: EncoderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(discovery, "LOOK_S", 3600.0)
+    monkeypatch.setattr(discovery, "SCAN_INTERVAL_S", 3600.0)
     for number in range(5):
         publish(str(tmp_path), f"e{number}", hours=-number)
-    ticks = itertools.count(step=2.0)  # of a clock by which each card takes seconds
-    found, counts = EncoderDiscovery(store, str(tmp_path), clock=lambda: next(ticks)), list[int]()
+    ticks = itertools.count(step=2.0)  # a clock on which each card takes seconds
+    encoder_discovery, counts = EncoderDiscovery(store, str(tmp_path), clock=lambda: next(ticks)), list[int]()
     for _ in range(6):
-        found.look()
+        encoder_discovery.scan()
         counts.append(len(listed(store)))
     assert 0 < counts[0] < counts[1]
     assert listed(store) == [f"e{number}" for number in range(5)]

@@ -1,4 +1,4 @@
-"""The encoders' routes behind a real port, on both databases."""
+"""Encoder routes over HTTP, on both databases."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.support.service.fake_cluster import FakeCluster
 from tests.support.service.server import Server, serving
 
 
-class InPlace(FakeCluster):
-    """Runs a job's driver here and to its end before it says that it has taken it."""
+class InProcessCluster(FakeCluster):
+    """Runs a job's driver to completion before `submit` returns."""
 
     def submit(self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float) -> None:
         super().submit(submission_id, job_id, attempt, root, deadline_s)
@@ -37,7 +37,7 @@ class InPlace(FakeCluster):
 
 @pytest.fixture
 def server(engine: Engine, tmp_path: Path) -> Iterator[Server]:
-    with serving(engine, tmp_path, FakeCluster(cpus=0.0)) as server:  # nothing ever starts
+    with serving(engine, tmp_path, FakeCluster(cpus=0.0)) as server:  # no job ever starts
         yield server
 
 
@@ -54,71 +54,83 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def found(engine: Engine, root: str) -> Callable[[], None]:
-    """What is published is looked for."""
-    return lambda: EncoderDiscovery(EncoderStore(engine), root).look()
+def scan(engine: Engine, root: str) -> Callable[[], None]:
+    """Index published encoders."""
+    return lambda: EncoderDiscovery(EncoderStore(engine), root).scan()
 
 
-def test_an_encoder_is_told_whole_with_its_lineage_and_its_aliases(
-    client: httpx.Client, root: str, found: Callable[[], None]
-) -> None:
+def test_an_encoder_view_has_its_lineage_and_aliases(client: httpx.Client, root: str, scan: Callable[[], None]) -> None:
     teacher = {"weights": "timm:vit_large", "encoder": {"size": "L"}}
     publish(root, "mine", teacher=teacher, weights_license="CC-BY-NC-4.0", scores=[score("knn", 71.5)])
-    found()
+    scan()
     assert client.put("/encoders/aliases/production", json={"encoder": "mine"}).status_code == 200
-    told = client.get("/encoders/production").json()
-    assert told == client.get("/encoders/mine").json()
-    assert (told["id"], told["objective"], told["size"], told["width"]) == ("mine", "amd", "demo-student", 64)
-    assert (told["input"]["kind"], told["input"]["frames"], told["input"]["size"]) == ("image", 1, [32, 32])
-    assert told["input"]["sampling_rate_frames"] is None
-    assert (told["best_score"], told["non_commercial"]) == ({"eval/top1": 71.5}, True)
-    assert told["aliases"] == [{"project": "default", "name": "production"}]
-    lineage = told["lineage"]
+    view = client.get("/encoders/production").json()
+    assert view == client.get("/encoders/mine").json()
+    assert (view["id"], view["objective"], view["size"], view["width"]) == ("mine", "amd", "demo-student", 64)
+    assert (view["input"]["kind"], view["input"]["frames"], view["input"]["size"]) == ("image", 1, [32, 32])
+    assert view["input"]["sampling_rate_frames"] is None
+    assert (view["best_score"], view["non_commercial"]) == ({"eval/top1": 71.5}, True)
+    assert view["aliases"] == [{"project": "default", "name": "production"}]
+    lineage = view["lineage"]
     assert (lineage["run"], lineage["teacher"], lineage["data"]["digest"]) == ("mine", teacher, "abc")
-    assert (lineage["versions"], told["config"]["seed"]) == ({"amd-service": "0.1.0"}, 0)
-    assert told["parameters"] > 0 < told["flops_per_clip"]
+    assert (lineage["versions"], view["config"]["seed"]) == ({"amd-service": "0.1.0"}, 0)
+    assert view["parameters"] > 0 < view["flops_per_clip"]
     (listed,) = client.get("/encoders?objective=amd&size=demo-student&alias=production").json()["items"]
-    assert listed == {key: told[key] for key in listed}
+    assert listed == {key: view[key] for key in listed}
 
 
-def test_what_has_not_changed_is_not_sent_again(client: httpx.Client, root: str, found: Callable[[], None]) -> None:
+def test_unchanged_resources_are_not_sent_again(client: httpx.Client, root: str, scan: Callable[[], None]) -> None:
     publish(root, "mine")
-    found()
+    scan()
     client.put("/encoders/aliases/production", json={"encoder": "mine"})
     for path in ("/encoders/mine", "/encoders/aliases/production"):
         first = client.get(path)
         again = client.get(path, headers={"If-None-Match": first.headers["ETag"]})
         assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", first.headers["ETag"])
     publish(root, "other")
-    found()
+    scan()
     client.put("/encoders/aliases/production", json={"encoder": "other"})
     for path in ("/encoders/mine", "/encoders/aliases/production"):
         assert client.get(path, headers={"If-None-Match": first.headers["ETag"]}).status_code == 200
 
 
-def test_pages_join_to_the_whole(client: httpx.Client, engine: Engine) -> None:
+def test_pages_cover_all_encoders(client: httpx.Client, engine: Engine) -> None:
     ids = [row(engine, f"e{number}", hours=-number) for number in range(5)]
-    seen, cursor = list[str](), ""
+    listed_ids, cursor = list[str](), ""
     while cursor is not None:
         page = client.get(f"/encoders?limit=2{cursor and f'&cursor={cursor}'}").json()
-        seen += [item["id"] for item in page["items"]]
+        listed_ids += [item["id"] for item in page["items"]]
         cursor = page["next_cursor"]
-    assert seen == ids
+    assert listed_ids == ids
 
 
-BAD: dict[str, tuple[str, str, Any, int, str, str]] = {
+INVALID_REQUESTS: dict[str, tuple[str, str, Any, int, str, str]] = {
     "no such encoder": ("GET", "/encoders/none", None, 404, "not_found", "no encoder 'none'"),
     "no such alias": ("GET", "/encoders/aliases/none", None, 404, "not_found", "no alias 'none'"),
-    "an alias to nothing": ("PUT", "/encoders/aliases/a", {"encoder": "none"}, 404, "not_found", "no encoder"),
+    "an alias to no encoder": (
+        "PUT",
+        "/encoders/aliases/a",
+        {"encoder": "none"},
+        404,
+        "not_found",
+        "no encoder",
+    ),
     "a name with capitals": ("PUT", "/encoders/aliases/Prod", {"encoder": "mine"}, 422, "request_invalid", "pattern"),
-    "a name of the interface": ("PUT", "/encoders/aliases/aliases", {"encoder": "mine"}, 409, "illegal_action", "path"),
+    "a reserved alias": ("PUT", "/encoders/aliases/aliases", {"encoder": "mine"}, 409, "illegal_action", "path"),
     "an id as an alias": ("PUT", "/encoders/aliases/mine", {"encoder": "mine"}, 409, "illegal_action", "is the id"),
-    "a cursor of others": ("GET", "/encoders?cursor=abc", None, 422, "cursor_invalid", "next_cursor"),
+    "an invalid cursor": ("GET", "/encoders?cursor=abc", None, 422, "cursor_invalid", "next_cursor"),
     "no such file": ("GET", "/encoders/mine/download?file=weights.bin", None, 404, "not_found", "encoder.json"),
     "a file outside": ("GET", "/encoders/mine/download?file=..%2Fa", None, 422, "request_invalid", "pattern"),
     "an id of dots": ("GET", "/encoders/..%2F..%2Fjobs", None, 404, "not_found", ""),
-    "a place not allowed": ("POST", "/encoders", {"weights": "/etc/passwd"}, 422, "uri_not_allowed", "weights=/etc"),
-    "an id that is no name": (
+    "a forbidden location": (
+        "POST",
+        "/encoders",
+        {"weights": "/etc/passwd"},
+        422,
+        "uri_not_allowed",
+        "weights=/etc",
+    ),
+    "an invalid id": (
         "POST",
         "/encoders",
         {"weights": "timm:a", "id": "a/b"},
@@ -126,11 +138,11 @@ BAD: dict[str, tuple[str, str, Any, int, str, str]] = {
         "request_invalid",
         "id=a/b",
     ),
-    "an id of the interface": (
+    "a reserved id": (
         *("POST", "/encoders", {"weights": "timm:a", "id": "aliases"}),
         *(422, "request_invalid", "choose another"),
     ),
-    "a size nobody knows": (
+    "an unknown size": (
         "POST",
         "/encoders",
         {"weights": "timm:a", "size": "XL"},
@@ -138,22 +150,22 @@ BAD: dict[str, tuple[str, str, Any, int, str, str]] = {
         "request_invalid",
         "size=XL",
     ),
-    "a storage of one's own": ("POST", "/encoders", {"weights": "timm:a", "storage": "/x"}, 422, "request_invalid", ""),
+    "an unknown field": ("POST", "/encoders", {"weights": "timm:a", "storage": "/x"}, 422, "request_invalid", ""),
 }
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # none of them comes so far
-@pytest.mark.parametrize("case", BAD)
-def test_a_bad_request_is_told_with_its_code(client: httpx.Client, engine: Engine, root: str, case: str) -> None:
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # independent of the database
+@pytest.mark.parametrize("case", INVALID_REQUESTS)
+def test_an_invalid_request_has_an_error_code(client: httpx.Client, engine: Engine, root: str, case: str) -> None:
     publish(root, "mine")
     row(engine, "mine")
-    method, path, body, status, code, text = BAD[case]
+    method, path, body, status, code, text = INVALID_REQUESTS[case]
     answer = client.request(method, path, **({} if body is None else {"json": body}))
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
     assert (answer.json()["code"], text in answer.json()["detail"]) == (code, True), answer.text
 
 
-def test_a_move_that_expects_something_else_is_told_what_is_there(client: httpx.Client, engine: Engine) -> None:
+def test_an_unexpected_alias_target_is_reported(client: httpx.Client, engine: Engine) -> None:
     row(engine, "a"), row(engine, "b")
     url = "/encoders/aliases/production"
     assert client.put(url, json={"encoder": "a", "expected": None}).status_code == 200
@@ -169,18 +181,18 @@ def test_a_move_that_expects_something_else_is_told_what_is_there(client: httpx.
     assert client.get(url).status_code == 404
 
 
-def test_files_come_whole_in_parts_and_all_together(client: httpx.Client, root: str, found: Callable[[], None]) -> None:
+def test_files_come_whole_in_parts_and_all_together(client: httpx.Client, root: str, scan: Callable[[], None]) -> None:
     weights = b"weights" * 10_000
     publish(root, "mine", weights=weights)
     Path(encoder_folder(root, "mine"), "decoder.safetensors").write_bytes(b"decoder")
-    found()
+    scan()
     url = "/encoders/mine/download"
     assert client.get(url, params={"file": "decoder.safetensors"}).content == b"decoder"
-    got = client.get(url, params={"file": "encoder.safetensors"})
-    assert (got.content, int(got.headers["Content-Length"])) == (weights, len(weights))
+    downloaded = client.get(url, params={"file": "encoder.safetensors"})
+    assert (downloaded.content, int(downloaded.headers["Content-Length"])) == (weights, len(weights))
     part = client.get(url, params={"file": "encoder.safetensors"}, headers={"Range": "bytes=7-13"})
     assert (part.status_code, part.content) == (206, b"weights")
-    assert part.headers["ETag"] == got.headers["ETag"]
+    assert part.headers["ETag"] == downloaded.headers["ETag"]
     archive = client.get(url)
     assert len(archive.content) == int(archive.headers["Content-Length"])
     with tarfile.open(fileobj=io.BytesIO(archive.content)) as tar:
@@ -198,31 +210,31 @@ def test_files_come_whole_in_parts_and_all_together(client: httpx.Client, root: 
 def test_files_come_from_an_object_store(engine: Engine, tmp_path: Path, s3_root: str) -> None:
     weights = hashlib.sha256(b"a").digest() * 100_000
     publish(s3_root, "mine", weights=weights)
-    EncoderDiscovery(EncoderStore(engine), s3_root).look()
+    EncoderDiscovery(EncoderStore(engine), s3_root).scan()
     with serving(engine, tmp_path, FakeCluster(cpus=0.0), storage=s3_root) as server:
         headers = {"Authorization": f"Bearer {server.key}"}
         with httpx.Client(base_url=f"{server.url}/v1/encoders/mine", headers=headers, timeout=60) as client:
-            got = client.get("/download", params={"file": "encoder.safetensors"})
-            assert (got.content == weights, int(got.headers["Content-Length"])) == (True, len(weights))
+            downloaded = client.get("/download", params={"file": "encoder.safetensors"})
+            assert (downloaded.content == weights, int(downloaded.headers["Content-Length"])) == (True, len(weights))
             with tarfile.open(fileobj=io.BytesIO(client.get("/download").content)) as tar:
                 assert tar.extractfile("mine/encoder.safetensors").read() == weights  # type: ignore[union-attr]
 
 
-def test_two_encoders_side_by_side(client: httpx.Client, root: str, found: Callable[[], None]) -> None:
+def test_two_encoders_are_compared(client: httpx.Client, root: str, scan: Callable[[], None]) -> None:
     decoder = {"network": {}, "mask_strategy": "random", "mask_ratio": 0.75, "pixels": "per_patch"}
     publish(root, "a", scores=[score("knn", 70.0), score("linear", 80.0)], decoder={**decoder, "sha256": "a"})
     config = {"mask": {"teacher_ratio": 0.75}, "seed": 0}
     facts: dict[str, Any] = {"encoder": {"size": "demo-teacher"}, "config": config, "scores": [score("knn", 75.0)]}
     publish(root, "b", **facts, decoder={**decoder, "mask_ratio": 0.9, "sha256": "b"})
-    found()
-    told = client.get("/encoders/a/compare/b").json()
-    assert (told["a"]["id"], told["b"]["id"]) == ("a", "b")
-    figures = {figure["name"]: (figure["a"], figure["b"]) for figure in told["figures"]}
+    scan()
+    view = client.get("/encoders/a/compare/b").json()
+    assert (view["a"]["id"], view["b"]["id"]) == ("a", "b")
+    figures = {figure["name"]: (figure["a"], figure["b"]) for figure in view["figures"]}
     assert figures["width"] == (64, 128)
     assert figures["parameters"][0] < figures["parameters"][1]
-    pairs = {(pair["protocol"], pair["metric"]): (pair["a"], pair["b"]) for pair in told["scores"]}
+    pairs = {(pair["protocol"], pair["metric"]): (pair["a"], pair["b"]) for pair in view["scores"]}
     assert pairs == {("knn", "eval/top1"): (70.0, 75.0), ("linear", "eval/top1"): (80.0, None)}
-    differing = {difference["field"]: (difference["a"], difference["b"]) for difference in told["differences"]}
+    differing = {difference["field"]: (difference["a"], difference["b"]) for difference in view["differences"]}
     assert differing["config.mask.teacher_ratio"] == (0.5, 0.75)
     assert differing["decoder.mask_ratio"] == (0.75, 0.9)
     assert not {"config.seed", "decoder.sha256"} & differing.keys()
@@ -230,11 +242,11 @@ def test_two_encoders_side_by_side(client: httpx.Client, root: str, found: Calla
     assert client.get("/encoders/a/compare/a").json()["differences"] == []
 
 
-def test_a_deleted_encoder_leaves_nothing_and_one_in_use_stays(
-    client: httpx.Client, root: str, found: Callable[[], None]
+def test_deletion_removes_all_files_and_is_refused_while_in_use(
+    client: httpx.Client, root: str, scan: Callable[[], None]
 ) -> None:
     publish(root, "mine")
-    found()
+    scan()
     client.put("/encoders/aliases/production", json={"encoder": "mine"})
     refused = client.delete("/encoders/mine")
     assert (refused.status_code, refused.json()["code"]) == (409, "encoder_in_use")
@@ -244,15 +256,15 @@ def test_a_deleted_encoder_leaves_nothing_and_one_in_use_stays(
     client.delete("/encoders/aliases/production")
     assert client.delete("/encoders/mine").status_code == 204
     assert not Path(encoder_folder(root, "mine")).exists()
-    found()
+    scan()
     assert client.get("/encoders/mine").status_code == 404
 
 
-def test_a_folder_of_the_working_directory_is_no_encoder(
-    client: httpx.Client, root: str, found: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_in_the_working_directory_is_not_an_encoder(
+    client: httpx.Client, root: str, scan: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(root, "mine")
-    found()
+    scan()
     (tmp_path / "here" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     assert client.get("/encoders/mine/download?file=encoder.safetensors").content == b"weights"
@@ -261,7 +273,7 @@ def test_a_folder_of_the_working_directory_is_no_encoder(
     assert not Path(encoder_folder(root, "mine")).exists()
 
 
-def test_an_encoder_of_nobody_is_seen_by_all_and_deleted_by_few(client: httpx.Client, engine: Engine) -> None:
+def test_an_unowned_encoder_is_visible_but_not_deletable_by_a_project(client: httpx.Client, engine: Engine) -> None:
     row(engine, "free")
     ours = key_to(engine, "submit", project="ours")
     assert client.get("/encoders/free", headers=ours).json()["project"] is None
@@ -269,9 +281,7 @@ def test_an_encoder_of_nobody_is_seen_by_all_and_deleted_by_few(client: httpx.Cl
     assert client.delete("/encoders/free", headers=ours).json()["code"] == "forbidden"
 
 
-def test_weights_from_outside_are_asked_for_once_however_often_the_request_is_sent(
-    client: httpx.Client, engine: Engine
-) -> None:
+def test_repeating_an_import_with_an_idempotency_key_returns_the_same_job(client: httpx.Client, engine: Engine) -> None:
     body = {"weights": "timm:vit_tiny_patch16_224", "license": "Apache-2.0", "labels": {"team": "video"}}
     answers = [client.post("/encoders", json=body, headers={"Idempotency-Key": "k"}) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [202, 202]
@@ -284,7 +294,7 @@ def test_weights_from_outside_are_asked_for_once_however_often_the_request_is_se
 
 
 @pytest.mark.parametrize("kind", ["export", "prepare"])
-def test_a_job_that_makes_files_makes_them_below_its_own_folder(
+def test_a_job_writes_its_files_below_its_own_folder(
     client: httpx.Client, engine: Engine, root: str, kind: str
 ) -> None:
     config = {"encoder": "mine"} if kind == "export" else {"data": {"train": "demo:digits"}, "workers": 3}
@@ -296,25 +306,25 @@ def test_a_job_that_makes_files_makes_them_below_its_own_folder(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_imported_weights_are_listed_as_soon_as_their_job_has_ended_and_leave_again(
+def test_imported_weights_are_listed_after_their_job_and_can_be_exported(
     engine: Engine, tmp_path: Path, golden: Path
 ) -> None:
-    with serving(engine, tmp_path, InPlace(), allowed_uris=(str(golden),)) as server:
+    with serving(engine, tmp_path, InProcessCluster(), allowed_uris=(str(golden),)) as server:
         headers = {"Authorization": f"Bearer {server.key}"}
         with httpx.Client(base_url=f"{server.url}/v1", headers=headers, timeout=60) as client:
 
-            def ended(job: dict[str, Any]) -> dict[str, Any]:
+            def wait_until_done(job: dict[str, Any]) -> dict[str, Any]:
                 wait_for(lambda: client.get(f"/jobs/{job['id']}").json()["state"] in ("succeeded", "failed"))
                 done: dict[str, Any] = client.get(f"/jobs/{job['id']}").json()
                 assert done["state"] == "succeeded", done
                 return done
 
             body = {"weights": str(golden / "mae_state.safetensors"), "id": "mine", "heads": 3, "project": "video"}
-            job = ended(client.post("/encoders", json=body).json())
+            job = wait_until_done(client.post("/encoders", json=body).json())
             assert job["encoder"] == "mine"
             wait_for(lambda: client.get("/encoders/mine").status_code == 200, 10)
-            told = client.get("/encoders/mine").json()
-            assert (told["project"], told["objective"], told["lineage"]["job"]) == ("video", "imported", job["id"])
+            view = client.get("/encoders/mine").json()
+            assert (view["project"], view["objective"], view["lineage"]["job"]) == ("video", "imported", job["id"])
             export = {"kind": "export", "config": {"encoder": "mine", "format": "official"}}
-            made = ended(client.post("/jobs", json=export).json())["result"]
+            made = wait_until_done(client.post("/jobs", json=export).json())["result"]
             assert Path(made["output"]).stat().st_size > 0

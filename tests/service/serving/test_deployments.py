@@ -1,4 +1,4 @@
-"""What is wanted of Serve and what is told of it, with a Serve of ten lines; a real one is in tests/flows."""
+"""The deployer with a fake Serve; tests/flows covers a real one."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
 from service.serving.deployments import Deployer, DeploymentStore, new_deployment, reserved_cpus
 from service.serving.schemas import ServingSettings
-from service.serving.serve_api import Running
+from service.serving.serve_api import ServeApplication
 from service.settings import Settings
 from service.web.errors import ClusterUnavailable, NotFound
 from tests.support.service.published_encoders import publish
 
 
 class FakeServe:
-    """Keeps what it was told, and adds to it as Serve does."""
+    """Stores the declared applications and adds a field, as Serve does."""
 
     def __init__(self) -> None:
-        self.apps: dict[str, Running] = {}
-        self.puts, self.away, self.status = 0, False, "RUNNING"
+        self.apps: dict[str, ServeApplication] = {}
+        self.puts, self.unreachable, self.status = 0, False, "RUNNING"
 
-    def applications(self) -> dict[str, Running]:
-        if self.away:
+    def applications(self) -> dict[str, ServeApplication]:
+        if self.unreachable:
             raise ClusterUnavailable("Ray Serve does not answer")
         return {name: app._replace(status=self.status) for name, app in self.apps.items()}
 
     def put(self, applications: Sequence[Mapping[str, Any]]) -> None:
         self.puts += 1
-        self.apps = {app["name"]: Running("RUNNING", "", {**app, "external": False}, 1) for app in applications}
+        self.apps = {
+            app["name"]: ServeApplication("RUNNING", "", {**app, "external": False}, 1) for app in applications
+        }
 
-    def told(self, name: str) -> Any:
+    def deployed(self, name: str) -> Any:
         return self.apps[f"amd-{name}"].config["deployments"][0]
 
 
-class World:
+class DeployerFixture:
     def __init__(self, engine: Engine, root: Path) -> None:
         self.root = root
         self.store, self.encoders, self.serve = DeploymentStore(engine), EncoderStore(engine), FakeServe()
@@ -50,7 +52,7 @@ class World:
     def publish(self, *names: str) -> None:
         for name in names:
             publish(self.root / "encoders" / name)
-        EncoderDiscovery(self.encoders, str(self.root)).look()
+        EncoderDiscovery(self.encoders, str(self.root)).scan()
 
     def urls(self, main: str, candidate: str | None = None) -> dict[str, str | None]:
         return {
@@ -58,100 +60,102 @@ class World:
             for slot, name in (("main", main), ("candidate", candidate))
         }
 
-    def put(self, name: str, encoder: str, project: str = "default", **words: Any) -> None:
-        settings = ServingSettings.model_validate(words.pop("settings", {}))
-        words = {"candidate": None, "share": 0.0, **words}
-        self.store.put(new_deployment(name, project, "me", encoder=encoder, settings=settings, **words))
+    def put(self, name: str, encoder: str, project: str = "default", **fields: Any) -> None:
+        settings = ServingSettings.model_validate(fields.pop("settings", {}))
+        fields = {"candidate": None, "share": 0.0, **fields}
+        self.store.put(new_deployment(name, project, "me", encoder=encoder, settings=settings, **fields))
 
 
 @pytest.fixture
-def world(engine: Engine, tmp_path: Path) -> World:
-    return World(engine, tmp_path)
+def fixture(engine: Engine, tmp_path: Path) -> DeployerFixture:
+    return DeployerFixture(engine, tmp_path)
 
 
-def test_what_is_wanted_is_told_once_and_what_is_not_is_taken_down(world: World) -> None:
-    world.publish("a", "b")
-    world.put("one", "a")
-    world.deployer.step()
-    assert world.serve.told("one")["user_config"] == world.urls(main="a")
-    assert world.store.get("one", None).state == "deploying"
-    world.deployer.step()
-    world.deployer.step()
-    assert world.serve.puts == 1, "nothing has changed"
-    assert (world.store.get("one", None).state, world.store.get("one", None).serving) == ("healthy", {"main": "a"})
-    world.put("one", "b", settings={"replicas": {"min": 1, "max": 4}, "cpus": 0.5})
-    assert world.store.get("one", None).state == "deploying", "until Serve has been seen to hold the change"
-    world.deployer.step()
-    assert world.store.get("one", None).state == "deploying"
-    assert world.serve.told("one")["autoscaling_config"]["max_replicas"] == 4
-    assert reserved_cpus(world.store)() == 2.0
-    world.store.delete("one", "default")
-    world.deployer.step()
-    assert world.serve.apps == {}
+def test_deployments_are_applied_once_and_removed_when_deleted(fixture: DeployerFixture) -> None:
+    fixture.publish("a", "b")
+    fixture.put("one", "a")
+    fixture.deployer.step()
+    assert fixture.serve.deployed("one")["user_config"] == fixture.urls(main="a")
+    assert fixture.store.get("one", None).state == "deploying"
+    fixture.deployer.step()
+    fixture.deployer.step()
+    assert fixture.serve.puts == 1, "nothing has changed"
+    assert (fixture.store.get("one", None).state, fixture.store.get("one", None).serving) == ("healthy", {"main": "a"})
+    fixture.put("one", "b", settings={"replicas": {"min": 1, "max": 4}, "cpus": 0.5})
+    assert fixture.store.get("one", None).state == "deploying", "until Serve reports the change"
+    fixture.deployer.step()
+    assert fixture.store.get("one", None).state == "deploying"
+    assert fixture.serve.deployed("one")["autoscaling_config"]["max_replicas"] == 4
+    assert reserved_cpus(fixture.store)() == 2.0
+    fixture.store.delete("one", "default")
+    fixture.deployer.step()
+    assert fixture.serve.apps == {}
 
 
-def test_a_candidate_that_is_withdrawn_is_taken_from_the_replicas(world: World) -> None:
-    world.publish("a", "b")
-    world.put("one", "a", candidate="b", share=0.5)
-    world.deployer.step()
-    assert world.serve.told("one")["user_config"] == world.urls(main="a", candidate="b")
-    world.put("one", "a")
-    world.deployer.step()
-    assert world.serve.told("one")["user_config"] == world.urls(main="a")
+def test_a_withdrawn_candidate_is_removed_from_the_replicas(fixture: DeployerFixture) -> None:
+    fixture.publish("a", "b")
+    fixture.put("one", "a", candidate="b", share=0.5)
+    fixture.deployer.step()
+    assert fixture.serve.deployed("one")["user_config"] == fixture.urls(main="a", candidate="b")
+    fixture.put("one", "a")
+    fixture.deployer.step()
+    assert fixture.serve.deployed("one")["user_config"] == fixture.urls(main="a")
 
 
-def test_a_head_that_was_replaced_is_told_anew_and_others_applications_are_left_alone(world: World) -> None:
-    world.publish("a")
+def test_deployments_are_reapplied_and_other_applications_are_kept(
+    fixture: DeployerFixture,
+) -> None:
+    fixture.publish("a")
     theirs = {"name": "theirs", "import_path": "x:y", "deployments": []}
-    world.serve.put([theirs])
-    world.put("one", "a")
-    world.deployer.step()
-    assert world.serve.apps.keys() == {"theirs", "amd-one"}
-    world.serve.apps = {}
-    world.deployer.step()
-    assert world.serve.apps.keys() == {"amd-one"}
+    fixture.serve.put([theirs])
+    fixture.put("one", "a")
+    fixture.deployer.step()
+    assert fixture.serve.apps.keys() == {"theirs", "amd-one"}
+    fixture.serve.apps = {}
+    fixture.deployer.step()
+    assert fixture.serve.apps.keys() == {"amd-one"}
 
 
-def test_trouble_is_told_and_loses_nothing(world: World) -> None:
-    world.publish("a")
-    world.put("one", "a")
-    world.serve.away = True
+def test_errors_are_stored_and_deployments_are_kept(fixture: DeployerFixture) -> None:
+    fixture.publish("a")
+    fixture.put("one", "a")
+    fixture.serve.unreachable = True
     with pytest.raises(ClusterUnavailable):
-        world.deployer.step()
-    assert world.store.get("one", None).message == "Ray Serve does not answer"
-    world.serve.away, world.serve.status = False, "DEPLOY_FAILED"
-    world.deployer.step()
-    world.deployer.step()
-    assert world.store.get("one", None).state == "failed"
+        fixture.deployer.step()
+    assert fixture.store.get("one", None).message == "Ray Serve does not answer"
+    fixture.serve.unreachable, fixture.serve.status = False, "DEPLOY_FAILED"
+    fixture.deployer.step()
+    fixture.deployer.step()
+    assert fixture.store.get("one", None).state == "failed"
 
 
-def test_what_an_alias_loses_goes_on_being_served(world: World) -> None:
-    world.publish("a", "b")
-    world.encoders.move("default", "production", "a", "me")
-    world.put("one", "production")
-    world.deployer.step()
-    world.encoders.move("default", "production", "b", "me")
-    world.deployer.step()
-    assert world.serve.told("one")["user_config"] == world.urls(main="b")
-    world.encoders.drop("default", "production", "me")
-    world.deployer.step()
-    assert world.serve.told("one")["user_config"] == world.urls(main="b")
-    assert world.store.get("one", None).serving == {"main": "b"}
+def test_an_encoder_is_served_after_its_alias_is_deleted(fixture: DeployerFixture) -> None:
+    fixture.publish("a", "b")
+    fixture.encoders.move_alias("default", "production", "a", "me")
+    fixture.put("one", "production")
+    fixture.deployer.step()
+    fixture.encoders.move_alias("default", "production", "b", "me")
+    fixture.deployer.step()
+    assert fixture.serve.deployed("one")["user_config"] == fixture.urls(main="b")
+    fixture.encoders.delete_alias("default", "production", "me")
+    fixture.deployer.step()
+    assert fixture.serve.deployed("one")["user_config"] == fixture.urls(main="b")
+    assert fixture.store.get("one", None).serving == {"main": "b"}
 
 
-def test_a_name_belongs_to_one_project_and_answers_for_it_alone(world: World) -> None:
-    world.publish("a")
-    world.put("one", "a", project="ours")
-    with pytest.raises(NotFound, match="its name is taken"):
-        world.put("one", "a", project="theirs")
+def test_a_deployment_name_belongs_to_one_project(fixture: DeployerFixture) -> None:
+    fixture.publish("a")
+    fixture.put("one", "a", project="ours")
+    with pytest.raises(NotFound, match="another project uses the name"):
+        fixture.put("one", "a", project="theirs")
     with pytest.raises(NotFound):
-        world.store.get("one", "theirs")
+        fixture.store.get("one", "theirs")
     with pytest.raises(NotFound):
-        world.store.delete("one", "theirs")
-    world.deployer.step()
+        fixture.store.delete("one", "theirs")
+    fixture.deployer.step()
     for name in ("one", "a"):
-        assert world.store.serving(name, "theirs") is None
-        found = world.store.serving(name, "ours")
+        assert fixture.store.find_serving(name, "theirs") is None
+        found = fixture.store.find_serving(name, "ours")
         assert found is not None
         assert found.name == "one"
-    assert world.store.serving("b", None) is None
+    assert fixture.store.find_serving("b", None) is None

@@ -10,10 +10,10 @@ def pairs(count: int, width: int = 8) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
 
 
-def test_an_encoder_does_not_drift_from_itself_nor_from_its_scaled_or_turned_self() -> None:
+def test_an_encoder_does_not_drift_from_itself_scaled_or_rotated() -> None:
     vectors = pairs(40)
-    turned = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0].astype(np.float32)
-    for other, cosine in ((vectors, 1.0), (vectors * 3, 1.0), (vectors @ turned, None)):
+    rotated = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0].astype(np.float32)
+    for other, cosine in ((vectors, 1.0), (vectors * 3, 1.0), (vectors @ rotated, None)):
         drift = Drift()
         for one, two in zip(vectors, other, strict=True):
             drift.add(one, two)
@@ -23,7 +23,7 @@ def test_an_encoder_does_not_drift_from_itself_nor_from_its_scaled_or_turned_sel
             assert found["cosine_min"] == pytest.approx(cosine, abs=1e-5)
 
 
-def test_vectors_of_chance_keep_as_many_neighbours_as_chance_has_it() -> None:
+def test_random_vectors_keep_neighbours_at_chance_level() -> None:
     drift = Drift()
     for one, two in zip(pairs(200), np.random.default_rng(2).normal(size=(200, 8)), strict=True):
         drift.add(one, two)
@@ -32,7 +32,7 @@ def test_vectors_of_chance_keep_as_many_neighbours_as_chance_has_it() -> None:
     assert abs(found["cosine_mean"]) < 0.1
 
 
-def test_other_widths_have_no_cosine_and_few_items_no_neighbours() -> None:
+def test_unequal_widths_have_no_cosine_and_few_items_no_neighbours() -> None:
     drift = Drift()
     assert drift.report()["items"] == 0
     for vector in pairs(NEIGHBOURS):

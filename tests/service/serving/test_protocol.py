@@ -15,7 +15,7 @@ vectors = arrays.arrays(np.float32, arrays.array_shapes(max_dims=3, max_side=5),
 
 
 @given(st.lists(st.fixed_dictionaries({"embedding": vectors, "content": st.binary(), "name": st.text()})))
-def test_what_was_packed_comes_back(items: list[dict[str, Any]]) -> None:
+def test_unpack_restores_what_pack_serialized(items: list[dict[str, Any]]) -> None:
     back = unpack(pack({"items": items}))["items"]
     assert len(back) == len(items)
     for one, other in zip(back, items, strict=True):
@@ -24,11 +24,11 @@ def test_what_was_packed_comes_back(items: list[dict[str, Any]]) -> None:
 
 
 @given(st.binary())
-def test_any_bytes_are_a_message_or_a_value_error(data: bytes) -> None:
+def test_arbitrary_bytes_are_a_message_or_raise_value_error(data: bytes) -> None:
     with contextlib.suppress(ValueError):
         assert isinstance(unpack(data), dict)
 
 
-def test_what_is_no_plain_value_is_refused() -> None:
-    with pytest.raises(TypeError, match="set cannot be sent"):
+def test_unsupported_values_are_rejected() -> None:
+    with pytest.raises(TypeError, match="set cannot be serialized"):
         pack({"a": {1}})

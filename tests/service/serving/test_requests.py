@@ -1,4 +1,4 @@
-"""The forms of a request, through a real HTTP stack and without a replica."""
+"""Parsing of inference requests, through a real HTTP stack and without a replica."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def client(tmp_path: Path) -> TestClient:
 
     @app.post("/read")
     async def read(request: Request) -> Any:
-        asked = await read_request(request, policy)
+        parsed = await read_request(request, policy)
         items = [
             {"content": base64.b64encode(item["content"]).decode()} if "content" in item else item
-            for item in asked.items
+            for item in parsed.items
         ]
-        return {"items": items, "options": asked.options.model_dump(), "single": asked.single}
+        return {"items": items, "options": parsed.options.model_dump(), "single": parsed.single}
 
     errors.install(app)
     return TestClient(app)
@@ -36,40 +36,40 @@ def b64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def test_one_file_in_each_form_is_one_item(client: TestClient, tmp_path: Path) -> None:
+def test_a_file_of_each_content_type_is_one_item(client: TestClient, tmp_path: Path) -> None:
     content = b"\x89PNG\x00\xff"
-    forms: list[dict[str, Any]] = [
+    cases: list[dict[str, Any]] = [
         {"content": content, "headers": {"Content-Type": "image/png"}},
         {"content": content, "headers": {"Content-Type": "application/octet-stream"}},
         {"files": {"anything": ("name.png", content)}},
         {"json": {"input": {"base64": b64(content)}}},
         {"json": {"input": f"data:image/png;base64,{b64(content)}"}},
     ]
-    for form in forms:
-        found = client.post("/read", **form).json()
-        assert found["items"] == [{"content": b64(content)}], form
+    for case in cases:
+        found = client.post("/read", **case).json()
+        assert found["items"] == [{"content": b64(content)}], case
         assert found["single"]
     found = client.post("/read", json={"input": [str(tmp_path / "a b.mp4")]}).json()
     assert (found["items"], found["single"]) == ([{"uri": str(tmp_path / "a b.mp4")}], False)
 
 
-def test_options_are_the_same_in_the_query_in_a_form_and_in_json(client: TestClient) -> None:
-    wanted: dict[str, Any] = {"normalize": True, "tokens": "patch", "layers": [2, 4], "top_k": 3, "views": "5x3"}
-    wanted |= {"mask_ratio": 0.5, "seed": 7}
+def test_options_are_equal_in_the_query_a_form_and_json(client: TestClient) -> None:
+    options: dict[str, Any] = {"normalize": True, "tokens": "patch", "layers": [2, 4], "top_k": 3, "views": "5x3"}
+    options |= {"mask_ratio": 0.5, "seed": 7}
     query = "/read?normalize=true&tokens=patch&layers=2&layers=4&top_k=3&views=5x3&mask_ratio=0.5&seed=7"
     fields = {"normalize": "true", "tokens": "patch", "layers": ["2", "4"], "top_k": "3", "views": "5x3"}
     fields |= {"mask_ratio": "0.5", "seed": "7"}
     for answer in (
         client.post(query, content=b"x", headers={"Content-Type": "image/png"}),
         client.post("/read", files={"file": ("a", b"x")}, data=fields),
-        client.post("/read", json={"input": {"base64": "eA=="}, **wanted}),
+        client.post("/read", json={"input": {"base64": "eA=="}, **options}),
     ):
         assert answer.status_code == 200, answer.text
-        assert answer.json()["options"].items() >= wanted.items()
+        assert answer.json()["options"].items() >= options.items()
 
 
 @pytest.mark.parametrize(
-    ("form", "status", "pointer"),
+    ("case", "status", "pointer"),
     [
         ({"content": b"", "headers": {"Content-Type": "image/png"}}, 422, "#/"),
         ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, 415, None),
@@ -91,8 +91,10 @@ def test_options_are_the_same_in_the_query_in_a_form_and_in_json(client: TestCli
         ({"json": {"input": {"base64": "eA=="}, "seed": -1}}, 422, "#/seed"),
     ],
 )
-def test_a_mistake_names_its_field(client: TestClient, form: dict[str, Any], status: int, pointer: str | None) -> None:
-    answer = client.post("/read", **form)
+def test_an_invalid_request_names_its_field(
+    client: TestClient, case: dict[str, Any], status: int, pointer: str | None
+) -> None:
+    answer = client.post("/read", **case)
     assert answer.status_code == status, answer.text
     if pointer is not None:
         assert answer.json()["errors"][0]["pointer"].startswith(pointer)

@@ -17,36 +17,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from amd.downstream.embedding.files import EmbeddingIndex, SpanFile, plan, read_rows, write_index, write_rows
+from amd.downstream.embedding.files import EmbeddingIndex, SpanFile, plan_spans, read_rows, write_index, write_rows
 from service.client import ApiError, AsyncClient, Client
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.store import JobStore
 from service.serving.deployments import new_deployment
 from service.serving.protocol import CANDIDATE, MAIN, pack, unpack
 from service.serving.schemas import ServingSettings
-from service.similarity.neighbours import Shelf, nearest, of_location, of_record, of_vector
+from service.similarity.neighbours import EmbeddingCache, nearest, query_by_location, query_by_record, query_by_vector
 from service.web.errors import NotPossible
-from tests.service.cli.test_main import amd as run_command
 from tests.support.service.apps import key_to
+from tests.support.service.command import amd as run_command
 from tests.support.service.fake_cluster import FakeCluster, queued
 from tests.support.service.server import Server, serving
 
-BAD = 3  # the record that could not be read
+UNREADABLE = 3  # the record that could not be read
 
 
 def name_of(record: int) -> str:
     return f"/data/{'ab'[record % 2]}/{record}.png"
 
 
-def leave(output: str, vectors: np.ndarray[Any, Any], rows_per_file: int = 4) -> EmbeddingIndex:
-    """What a job of kind embed leaves: record BAD is missing, row i is that of record i otherwise."""
+def write_embeddings(output: str, vectors: np.ndarray[Any, Any], rows_per_file: int = 4) -> EmbeddingIndex:
+    """Write the output of a job of kind embed; record UNREADABLE has no row."""
     files = []
-    for span in plan(len(vectors), rows_per_file):
-        records = np.array([record for record in span if record != BAD], np.int64)
+    for span in plan_spans(len(vectors), rows_per_file):
+        records = np.array([record for record in span if record != UNREADABLE], np.int64)
         labels = np.where(records % 2 == 0, records, -1)
         write_rows(output, span, vectors[records].astype(np.float32), records, labels, list(map(name_of, records)))
         files.append(SpanFile(start=span.start, stop=span.stop, rows=len(records), file="x.parquet"))
-    bad = {"record": BAD, "location": name_of(BAD), "reason": "is no picture"}
+    bad = {"record": UNREADABLE, "location": name_of(UNREADABLE), "reason": "is no picture"}
     index = EmbeddingIndex(
         encoder="small",
         sha256="abc",
@@ -64,11 +64,11 @@ def leave(output: str, vectors: np.ndarray[Any, Any], rows_per_file: int = 4) ->
     return index
 
 
-def oracle(vectors: np.ndarray[Any, Any], query: np.ndarray[Any, Any], k: int, *without: int) -> list[int]:
-    """Records by cosine, in float64."""
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
-    scores = vectors @ query / np.where(lengths > 0, lengths, 1)
-    scores[[BAD, *without]] = -np.inf
+def nearest_records(vectors: np.ndarray[Any, Any], vector: np.ndarray[Any, Any], k: int, *without: int) -> list[int]:
+    """Records by descending cosine, computed in float64."""
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector)
+    scores = vectors @ vector / np.where(lengths > 0, lengths, 1)
+    scores[[UNREADABLE, *without]] = -np.inf
     return np.argsort(-scores, kind="stable")[: min(k, len(vectors) - 1 - len(without))].tolist()
 
 
@@ -82,181 +82,187 @@ def oracle(vectors: np.ndarray[Any, Any], query: np.ndarray[Any, Any], k: int, *
     by=st.sampled_from(["vector", "record", "location"]),
     limit=st.sampled_from([0, 500, 2**20]),
 )
-def test_neighbours_are_those_of_plain_numpy(
+def test_neighbours_equal_those_of_plain_numpy(
     seed: int, count: int, width: int, rows_per_file: int, k: int, by: str, limit: int
 ) -> None:
     noise = np.random.default_rng(seed)
     vectors = noise.normal(size=(count, width))
     with tempfile.TemporaryDirectory() as output:
-        index, shelf = leave(output, vectors, rows_per_file), Shelf(limit)
+        index, cache = write_embeddings(output, vectors, rows_per_file), EmbeddingCache(limit)
         record = int(noise.integers(4, count))
-        query = noise.normal(size=width) * 1e3
-        question = {
-            "vector": lambda: of_vector(index, query.tolist()),
-            "record": lambda: of_record(shelf, output, index, record),
-            "location": lambda: of_location(shelf, output, index, name_of(record)),
+        vector = noise.normal(size=width) * 1e3
+        query = {
+            "vector": lambda: query_by_vector(index, vector.tolist()),
+            "record": lambda: query_by_record(cache, output, index, record),
+            "location": lambda: query_by_location(cache, output, index, name_of(record)),
         }[by]()
-        found = nearest(shelf.rows(output, (file.span for file in index.files)), question, k)
-        expected = oracle(vectors, query, k) if by == "vector" else oracle(vectors, vectors[record], k, record)
+        found = nearest(cache.rows(output, (file.span for file in index.files)), query, k)
+        expected = (
+            nearest_records(vectors, vector, k)
+            if by == "vector"
+            else nearest_records(vectors, vectors[record], k, record)
+        )
         assert [each.record for each in found] == expected
         assert [each.location for each in found] == list(map(name_of, expected))
         assert [each.label for each in found] == [record if record % 2 == 0 else None for record in expected]
-        assert shelf.held_bytes <= limit
+        assert cache.cached_bytes <= limit
 
 
-def test_what_is_held_in_memory_has_a_limit_and_the_longest_unused_set_goes_first(tmp_path: Path) -> None:
+def test_the_cache_evicts_the_least_recently_used_set_at_its_limit(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(40, 8))
     outputs = [str(tmp_path / name) for name in "abc"]
-    indexes = [leave(output, vectors) for output in outputs]
+    indexes = [write_embeddings(output, vectors) for output in outputs]
     spans = [file.span for file in indexes[0].files]
     one = sum(read_rows(outputs[0], span).nbytes for span in spans)
-    shelf = Shelf(2 * one)
+    cache = EmbeddingCache(2 * one)
     for output in (*outputs, outputs[0]):
-        assert sum(len(rows.records) for rows in shelf.rows(output, spans)) == 39
-        assert shelf.held_bytes <= 2 * one
-    assert set(shelf._sets) == {outputs[2], outputs[0]}
-    small = Shelf(one // 2)  # a set that is too large stays in part
+        assert sum(len(rows.records) for rows in cache.rows(output, spans)) == 39
+        assert cache.cached_bytes <= 2 * one
+    assert set(cache._sets) == {outputs[2], outputs[0]}
+    small = EmbeddingCache(one // 2)  # a set larger than the cache is cached in part
     for _ in range(2):
         assert sum(len(rows.records) for rows in small.rows(outputs[0], spans)) == 39
-    assert one // 4 < small.held_bytes <= one // 2
+    assert one // 4 < small.cached_bytes <= one // 2
 
 
-def test_what_cannot_be_asked_is_told(tmp_path: Path) -> None:
-    output, shelf = str(tmp_path), Shelf()
-    index = leave(output, np.eye(8))
+def test_invalid_queries_are_rejected_with_a_reason(tmp_path: Path) -> None:
+    output, cache = str(tmp_path), EmbeddingCache()
+    index = write_embeddings(output, np.eye(8))
     for values in ([1.0], [0.0] * 8):
         with pytest.raises(NotPossible, match="the vector has"):
-            of_vector(index, values)
+            query_by_vector(index, values)
     with pytest.raises(NotPossible, match="record 3 could not be read"):
-        of_record(shelf, output, index, BAD)
+        query_by_record(cache, output, index, UNREADABLE)
     with pytest.raises(NotPossible, match="records 0 to 7"):
-        of_record(shelf, output, index, 8)
+        query_by_record(cache, output, index, 8)
     with pytest.raises(NotPossible, match="could not be read"):
-        of_location(shelf, output, index, name_of(BAD))
+        query_by_location(cache, output, index, name_of(UNREADABLE))
     for location in ("/data/a/4.pn", "data/a/4.png", "/nowhere"):
         with pytest.raises(NotPossible, match="not in this set"):
-            of_location(shelf, output, index, location)
-    np.testing.assert_allclose(np.linalg.norm(of_vector(index, [1e300] * 8).vector), 1, atol=1e-6)
+            query_by_location(cache, output, index, location)
+    np.testing.assert_allclose(np.linalg.norm(query_by_vector(index, [1e300] * 8).vector), 1, atol=1e-6)
 
 
-class House:
+class SimilarityService:
     """A control plane with a finished job of kind embed."""
 
     def __init__(self, server: Server, engine: Engine, root: str) -> None:
         self.server, self.engine, self.store = server, engine, JobStore(engine)
         self.vectors = np.random.default_rng(1).normal(size=(20, 6))
         self.job = self.add("embed", "succeeded")
-        leave(JobFolder(root, self.job).output, self.vectors)
+        write_embeddings(JobFolder(root, self.job).output, self.vectors)
 
     def add(self, kind: str, state: str) -> str:
         now = time.time()
         ended = {"ended_at": now} if state == "succeeded" else {}
         return queued(self.store, kind=kind, state=state, attempt=1, started_at=now, **ended).id
 
-    def ask(self, body: Any, job: str | None = None, key: dict[str, str] | None = None) -> httpx.Response:
+    def search(self, body: Any, job: str | None = None, key: dict[str, str] | None = None) -> httpx.Response:
         headers = key or {"Authorization": f"Bearer {self.server.key}"}
         return httpx.post(f"{self.server.url}/v1/jobs/{job or self.job}/neighbours", json=body, headers=headers)
 
     def deploy(self, monkeypatch: pytest.MonkeyPatch, serving: dict[str, str], vector: Any) -> list[dict[str, Any]]:
-        """A deployment, whose replicas answer with `vector`; what they are asked."""
+        """Create a deployment whose replicas return `vector`; returns the calls they receive."""
         plain: dict[str, Any] = {"candidate": None, "share": 1.0, "settings": ServingSettings()}
         store, gateway = self.server.app.state.deployments, self.server.app.state.gateway
         made, _ = store.put(new_deployment("images", "default", "test", encoder=serving[MAIN], **plain))
-        store.note(made, "healthy", "", serving)
-        asked: list[dict[str, Any]] = []
+        store.record_status(made, "healthy", "", serving)
+        calls: list[dict[str, Any]] = []
 
         async def exchange(method: str, name: str, body: bytes, seconds: float) -> httpx.Response:
-            asked.append(unpack(body))
-            answer = {"encoder": serving[asked[-1]["slot"]], "items": [{"embedding": vector}]}
+            calls.append(unpack(body))
+            answer = {"encoder": serving[calls[-1]["slot"]], "items": [{"embedding": vector}]}
             return httpx.Response(200, content=pack(answer))
 
         monkeypatch.setattr(gateway, "_exchange", exchange)
-        gateway._known.clear()
-        return asked
+        gateway._lookups.clear()
+        return calls
 
 
 @pytest.fixture
-def house(sqlite_engine: Engine, tmp_path: Path) -> Iterator[House]:
+def service(sqlite_engine: Engine, tmp_path: Path) -> Iterator[SimilarityService]:
     with serving(sqlite_engine, tmp_path, FakeCluster(cpus=0.0)) as server:
-        yield House(server, sqlite_engine, str(tmp_path / "root"))
+        yield SimilarityService(server, sqlite_engine, str(tmp_path / "root"))
 
 
-def test_neighbours_of_a_record_a_location_and_a_vector(house: House) -> None:
-    expected = oracle(house.vectors, house.vectors[5], 4, 5)
+def test_neighbours_of_a_record_a_location_and_a_vector(service: SimilarityService) -> None:
+    expected = nearest_records(service.vectors, service.vectors[5], 4, 5)
     for body in ({"record": 5}, {"location": name_of(5)}):
-        found = house.ask({**body, "k": 4}).json()
+        found = service.search({**body, "k": 4}).json()
         assert [each["record"] for each in found] == expected
         assert [each["location"] for each in found] == list(map(name_of, expected))
         assert found[0].keys() == {"record", "location", "label", "score"}
-    found = house.ask({"vector": house.vectors[5].tolist()}).json()
+    found = service.search({"vector": service.vectors[5].tolist()}).json()
     assert len(found) == 10
     assert found[0]["record"] == 5
     assert found[0]["score"] == pytest.approx(1, abs=1e-6)
 
 
-def test_a_file_is_embedded_by_a_deployment_of_the_same_encoder_and_by_no_other(
-    house: House, monkeypatch: pytest.MonkeyPatch
+def test_a_file_is_embedded_only_by_a_deployment_of_the_same_encoder(
+    service: SimilarityService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = {"input": {"base64": "AAAA"}, "k": 3}
-    answer = house.ask(body)
+    answer = service.search(body)
     assert (answer.status_code, answer.json()["code"]) == (409, "encoder_not_deployed")
-    asked = house.deploy(monkeypatch, {MAIN: "small", CANDIDATE: "other"}, house.vectors[8].astype(np.float32))
-    answer = house.ask(body)
+    calls = service.deploy(monkeypatch, {MAIN: "small", CANDIDATE: "other"}, service.vectors[8].astype(np.float32))
+    answer = service.search(body)
     assert answer.status_code == 200, answer.text
-    assert [each["record"] for each in answer.json()] == oracle(house.vectors, house.vectors[8], 3)
-    assert (asked[0]["slot"], asked[0]["items"]) == (MAIN, [{"content": b"\0\0\0"}])
-    house.deploy(monkeypatch, {MAIN: "other"}, house.vectors[8].astype(np.float32))
-    assert house.ask(body).json()["code"] == "encoder_not_deployed"
-    assert house.ask({"input": "/etc/passwd"}).json()["code"] == "uri_not_allowed"
+    assert [each["record"] for each in answer.json()] == nearest_records(service.vectors, service.vectors[8], 3)
+    assert (calls[0]["slot"], calls[0]["items"]) == (MAIN, [{"content": b"\0\0\0"}])
+    service.deploy(monkeypatch, {MAIN: "other"}, service.vectors[8].astype(np.float32))
+    assert service.search(body).json()["code"] == "encoder_not_deployed"
+    assert service.search({"input": "/etc/passwd"}).json()["code"] == "uri_not_allowed"
 
 
-def test_mistakes_have_codes(house: House) -> None:
+def test_invalid_requests_have_error_codes(service: SimilarityService) -> None:
     invalid = [
         *({}, {"k": 3}, {"record": 1, "location": "x"}, {"record": -1}, {"record": 1, "k": 101}, {"record": 1, "k": 0}),
         *({"vector": []}, {"vector": ["a"]}, {"location": ""}, {"input": {"base64": "?"}}, {"records": 1}),
     ]
     for body in invalid:
-        answer = house.ask(body)
+        answer = service.search(body)
         assert (answer.status_code, answer.json()["code"]) == (422, "request_invalid"), body
-    for body in ({"record": BAD}, {"record": 99}, {"location": "x"}, {"vector": [1.0]}, {"vector": [0.0] * 6}):
-        answer = house.ask(body)
+    for body in ({"record": UNREADABLE}, {"record": 99}, {"location": "x"}, {"vector": [1.0]}, {"vector": [0.0] * 6}):
+        answer = service.search(body)
         assert (answer.status_code, answer.json()["code"]) == (422, "not_possible"), body
     for kind, state, code in (("train", "succeeded", "not_possible"), ("embed", "running", "illegal_action")):
-        assert house.ask({"record": 0}, house.add(kind, state)).json()["code"] == code
-    assert house.ask({"record": 0}, house.add("embed", "succeeded")).json()["code"] == "not_possible"  # files are gone
-    assert house.ask({"record": 0}, "embed-never").status_code == 404
-    assert house.ask({"record": 0}, key=key_to(house.engine, "read", project="theirs")).status_code == 404
+        assert service.search({"record": 0}, service.add(kind, state)).json()["code"] == code
+    assert (
+        service.search({"record": 0}, service.add("embed", "succeeded")).json()["code"] == "not_possible"
+    )  # files are gone
+    assert service.search({"record": 0}, "embed-never").status_code == 404
+    assert service.search({"record": 0}, key=key_to(service.engine, "read", project="theirs")).status_code == 404
 
 
-def test_the_clients_and_the_command_ask_alike(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_clients_and_command_return_the_same_neighbours(
+    service: SimilarityService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    expected = oracle(house.vectors, house.vectors[5], 4, 5)
-    with Client(house.server.url, house.server.key) as client:
-        found = client.jobs.neighbours(house.job, record=5, k=4)
+    expected = nearest_records(service.vectors, service.vectors[5], 4, 5)
+    with Client(service.server.url, service.server.key) as client:
+        found = client.jobs.neighbours(service.job, record=5, k=4)
         assert [each.record for each in found] == expected
         picture = tmp_path / "a.png"
         picture.write_bytes(b"picture")
         with pytest.raises(ApiError, match="no deployment serves 'small'"):
-            client.jobs.neighbours(house.job, file=picture)
+            client.jobs.neighbours(service.job, file=picture)
 
     async def later() -> list[int]:
-        client = AsyncClient(house.server.url, house.server.key)
-        found = await client.jobs.neighbours(house.job, location=name_of(5), k=4)
+        client = AsyncClient(service.server.url, service.server.key)
+        found = await client.jobs.neighbours(service.job, location=name_of(5), k=4)
         await client.close()
         return [each.record for each in found]
 
     assert asyncio.run(later()) == expected
-    monkeypatch.setenv("AMD_URL", house.server.url)
-    monkeypatch.setenv("AMD_KEY", house.server.key)
+    monkeypatch.setenv("AMD_URL", service.server.url)
+    monkeypatch.setenv("AMD_KEY", service.server.key)
     code, out, _ = run_command(
-        monkeypatch, capfd, "jobs", "neighbours", house.job, "--record", "5", "-k", "4", "--json"
+        monkeypatch, capfd, "jobs", "neighbours", service.job, "--record", "5", "-k", "4", "--json"
     )
     assert code == 0
     assert [each["record"] for each in json.loads(out)] == expected
-    code, out, _ = run_command(monkeypatch, capfd, "jobs", "neighbours", house.job, "--location", name_of(5))
+    code, out, _ = run_command(monkeypatch, capfd, "jobs", "neighbours", service.job, "--location", name_of(5))
     assert code == 0
     assert name_of(expected[0]) in out
-    for words in ((), ("--record", "5", "--location", "x"), ("--file", "nowhere.png")):
-        code, _, err = run_command(monkeypatch, capfd, "jobs", "neighbours", house.job, *words)
+    for args in ((), ("--record", "5", "--location", "x"), ("--file", "nowhere.png")):
+        code, _, err = run_command(monkeypatch, capfd, "jobs", "neighbours", service.job, *args)
         assert code == 2, err

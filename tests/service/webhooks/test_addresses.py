@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from service.jobs.store import JobStore
-from service.webhooks.addresses import NotAllowed, checked_url, is_public
-from service.webhooks.sender import Sender
+from service.webhooks.addresses import AddressNotAllowed, checked_url, is_public
+from service.webhooks.sender import WebhookSender
+from service.webhooks.store import job_store
 from tests.support.service.fake_cluster import queued
 from tests.support.service.receivers import Receiver, serving
-from tests.support.service.webhooks import Clock, hook, rows
+from tests.support.service.webhooks import SettableClock, hook, rows
 
 HOST = "hooks.example.test"
 
@@ -54,16 +54,16 @@ HOST = "hooks.example.test"
         [],
     ],
 )
-def test_a_name_that_leads_inside_is_not_connected_to(
-    addresses: list[str], clock: Clock, sqlite_engine: Engine, receiver: Receiver
+def test_a_name_that_resolves_to_an_internal_address_is_not_contacted(
+    addresses: list[str], clock: SettableClock, sqlite_engine: Engine, receiver: Receiver
 ) -> None:
     async def resolve(host: str, port: int) -> list[str]:
         assert (host, port) == (HOST, receiver.port)
         return addresses
 
     hook(sqlite_engine, receiver.url(HOST))
-    queued(JobStore(sqlite_engine))
-    Sender(sqlite_engine, allow_http=True, resolve=resolve, clock=clock).step()
+    queued(job_store(sqlite_engine))
+    WebhookSender(sqlite_engine, allow_http=True, resolve=resolve, clock=clock).step()
     assert receiver.received == []
     assert "public" in rows(sqlite_engine)[0].answer
 
@@ -71,18 +71,18 @@ def test_a_name_that_leads_inside_is_not_connected_to(
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "017700000001", "localhost", "[::1]"]
 )
-def test_no_spelling_of_this_machine_is_connected_to(
-    host: str, clock: Clock, sqlite_engine: Engine, receiver: Receiver
+def test_no_spelling_of_this_machine_is_contacted(
+    host: str, clock: SettableClock, sqlite_engine: Engine, receiver: Receiver
 ) -> None:
     hook(sqlite_engine, receiver.url(host))
-    queued(JobStore(sqlite_engine))
-    Sender(sqlite_engine, allow_http=True, clock=clock).step()
+    queued(job_store(sqlite_engine))
+    WebhookSender(sqlite_engine, allow_http=True, clock=clock).step()
     assert receiver.received == []
     assert rows(sqlite_engine)[0].tries == 1
 
 
 @given(st.ip_addresses(v=4))
-def test_an_address_in_disguise_is_never_public(address: ipaddress.IPv4Address) -> None:
+def test_an_embedded_address_is_never_public(address: ipaddress.IPv4Address) -> None:
     number = int(address)
     for disguise in (
         (0xFFFF << 32) | number,  # mapped
@@ -116,9 +116,9 @@ def test_addresses_of_the_internet_are_public(address: str) -> None:
 
 
 @given(st.text())
-def test_no_url_is_an_accident(text: str) -> None:
+def test_no_url_causes_an_internal_error(text: str) -> None:
     for url in (text, f"https://{text}", f"https://a.example.com{text}"):
-        with suppress(NotAllowed):
+        with suppress(AddressNotAllowed):
             checked_url(url, allow_http=False)
 
 
@@ -159,8 +159,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(server, client)
 
 
-def test_the_address_is_looked_up_once_and_the_name_still_counts(
-    clock: Clock, sqlite_engine: Engine, authority: Authority
+def test_the_host_is_resolved_once_and_tls_checks_its_name(
+    clock: SettableClock, sqlite_engine: Engine, authority: Authority
 ) -> None:
     """The connection goes to the address that was checked; certificate, SNI and Host are the name's."""
     asked: list[tuple[str, int]] = []
@@ -174,8 +174,8 @@ def test_the_address_is_looked_up_once_and_the_name_still_counts(
     with serving(Receiver(), authority.server) as receiver:
         hook(sqlite_engine, receiver.url(HOST, "https"))
         hook(sqlite_engine, receiver.url("other.example.test", "https"))
-        queued(JobStore(sqlite_engine))
-        Sender(sqlite_engine, allow_private=True, resolve=resolve, tls=authority.client, clock=clock).step()
+        queued(job_store(sqlite_engine))
+        WebhookSender(sqlite_engine, allow_private=True, resolve=resolve, tls=authority.client, clock=clock).step()
         assert sorted(asked) == [(HOST, receiver.port), ("other.example.test", receiver.port)]
         assert [each.headers["host"] for each in receiver.received] == [f"{HOST}:{receiver.port}"]
     assert sorted(map(str, names)) == [HOST, "other.example.test"]
@@ -185,14 +185,14 @@ def test_the_address_is_looked_up_once_and_the_name_still_counts(
     ]
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(
-    clock: Clock, sqlite_engine: Engine, authority: Authority
+def test_an_untrusted_certificate_is_rejected(
+    clock: SettableClock, sqlite_engine: Engine, authority: Authority
 ) -> None:
     async def resolve(host: str, port: int) -> list[str]:
         return ["127.0.0.1"]
 
     with serving(Receiver(), authority.server) as receiver:
         hook(sqlite_engine, receiver.url(HOST, "https"))
-        queued(JobStore(sqlite_engine))
-        Sender(sqlite_engine, allow_private=True, resolve=resolve, clock=clock).step()
+        queued(job_store(sqlite_engine))
+        WebhookSender(sqlite_engine, allow_private=True, resolve=resolve, clock=clock).step()
         assert receiver.received == []

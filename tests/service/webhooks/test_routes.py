@@ -9,17 +9,18 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from service.db.models import Webhook
-from service.jobs.store import JobStore
 from service.settings import Settings
 from service.webhooks.routes import router
-from service.webhooks.store import WebhookStore
+from service.webhooks.store import WebhookStore, job_store
 from tests.support.service.apps import client_of, key_to
 from tests.support.service.fake_cluster import queued
 from tests.support.service.receivers import Receiver, Reply
-from tests.support.service.webhooks import Clock, loopback, rows, verified
+from tests.support.service.webhooks import SettableClock, loopback, rows, verified
 
 
-def test_a_webhook_is_made_listed_watched_and_removed(engine: Engine, receiver: Receiver, clock: Clock) -> None:
+def test_a_webhook_is_created_listed_followed_and_deleted(
+    engine: Engine, receiver: Receiver, clock: SettableClock
+) -> None:
     client = client_of(engine, router, settings=Settings(webhooks_http=True))
     admin = key_to(engine, "admin")
     made = client.post("/v1/webhooks", json={"url": "http://a.example.com/x", "events": ["failed"]}, headers=admin)
@@ -30,7 +31,7 @@ def test_a_webhook_is_made_listed_watched_and_removed(engine: Engine, receiver: 
     listed = client.get("/v1/webhooks", headers=admin)
     assert [each["id"] for each in listed.json()["items"]] == [webhook_id]
     assert secret not in listed.text
-    store = JobStore(engine)
+    store = job_store(engine)
     job = store.change(queued(store), "failed", state="failed")
     with Session(engine) as session, session.begin():
         session.get_one(Webhook, webhook_id).url = receiver.url()
@@ -46,7 +47,7 @@ def test_a_webhook_is_made_listed_watched_and_removed(engine: Engine, receiver: 
     assert rows(engine) == []
 
 
-def test_webhooks_of_other_projects_are_nobodys_business(engine: Engine) -> None:
+def test_webhooks_of_other_projects_are_not_visible(engine: Engine) -> None:
     client = client_of(engine, router)
     ours, theirs = key_to(engine, "admin", project="ours"), key_to(engine, "admin", project="theirs")
     made = client.post("/v1/webhooks", json={"url": "https://a.example.com"}, headers=theirs).json()
@@ -84,7 +85,7 @@ def test_webhooks_of_other_projects_are_nobodys_business(engine: Engine) -> None
         "file:///etc/passwd",
     ],
 )
-def test_urls_that_lead_nowhere_good_are_refused_at_once(engine: Engine, url: str) -> None:
+def test_disallowed_urls_are_rejected_on_creation(engine: Engine, url: str) -> None:
     client = client_of(engine, router)
     answer = client.post("/v1/webhooks", json={"url": url}, headers=key_to(engine, "admin"))
     assert answer.status_code == 422
@@ -92,7 +93,7 @@ def test_urls_that_lead_nowhere_good_are_refused_at_once(engine: Engine, url: st
     assert WebhookStore(engine).of_project(None) == []
 
 
-def test_an_event_that_is_none_is_refused(engine: Engine) -> None:
+def test_an_unknown_event_type_is_rejected(engine: Engine) -> None:
     client = client_of(engine, router)
     body = {"url": "https://a.example.com", "events": ["suceeded"]}
     assert client.post("/v1/webhooks", json=body, headers=key_to(engine, "admin")).status_code == 422

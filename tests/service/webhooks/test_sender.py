@@ -10,17 +10,16 @@ import pytest
 from sqlalchemy import Engine
 
 from service.db.engine import open_engine
-from service.jobs.store import JobStore
 from service.webhooks import sender as sending
-from service.webhooks.sender import EACH, signed
-from service.webhooks.store import PAUSES_S, WebhookStore
+from service.webhooks.sender import MAX_TRIES_EACH, signature_headers
+from service.webhooks.store import PAUSES_S, WebhookStore, job_store
 from tests.support.service.fake_cluster import queued
 from tests.support.service.receivers import Received, Receiver, Reply, serving
-from tests.support.service.webhooks import Clock, hook, loopback, rows
+from tests.support.service.webhooks import SettableClock, hook, loopback, rows
 
 
 def test_the_signature_is_that_of_the_published_example() -> None:
-    headers = signed(
+    headers = signature_headers(
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         "msg_p5jXN8AQM9LWM0D4loKWxJek",
         1614265330,
@@ -29,12 +28,12 @@ def test_the_signature_is_that_of_the_published_example() -> None:
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_a_receiver_that_fails_is_tried_for_a_day_at_growing_pauses_then_given_up(
-    engine: Engine, receiver: Receiver, clock: Clock
+def test_a_failing_receiver_is_retried_for_a_day_with_growing_pauses_then_given_up(
+    engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     receiver.reply = Reply(503)
     hook(engine, receiver.url())
-    queued(JobStore(engine))
+    queued(job_store(engine))
     sender, start, tried = loopback(engine, clock), clock.now, []
     while rows(engine)[0].state == "waiting":
         sender.step()
@@ -56,10 +55,12 @@ def test_a_receiver_that_fails_is_tried_for_a_day_at_growing_pauses_then_given_u
     assert len({each.headers["webhook-timestamp"] for each in receiver.received}) == len(tried)
 
 
-def test_a_receiver_that_comes_back_gets_what_it_missed(engine: Engine, receiver: Receiver, clock: Clock) -> None:
+def test_a_recovered_receiver_gets_the_deliveries_it_missed(
+    engine: Engine, receiver: Receiver, clock: SettableClock
+) -> None:
     receiver.reply = Reply(500)
     hook(engine, receiver.url())
-    queued(JobStore(engine))
+    queued(job_store(engine))
     loopback(engine, clock).step()
     receiver.reply = Reply(200, body=b"thank you")
     clock.now += PAUSES_S[0]
@@ -68,12 +69,12 @@ def test_a_receiver_that_comes_back_gets_what_it_missed(engine: Engine, receiver
     assert (row.state, row.tries, row.answer) == ("taken", 2, "answered 200")
 
 
-def test_redirects_are_not_followed(engine: Engine, receiver: Receiver, clock: Clock) -> None:
+def test_redirects_are_not_followed(engine: Engine, receiver: Receiver, clock: SettableClock) -> None:
     with serving(Receiver()) as other:
         for status in (301, 302, 307, 308):
             receiver.reply = Reply(status, {"Location": other.url()})
             hook(engine, receiver.url())
-        queued(JobStore(engine))
+        queued(job_store(engine))
         loopback(engine, clock).step()
         assert len(receiver.received) == 4
         assert other.received == []
@@ -81,20 +82,20 @@ def test_redirects_are_not_followed(engine: Engine, receiver: Receiver, clock: C
 
 
 def test_proxies_of_the_environment_are_not_used(
-    engine: Engine, receiver: Receiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, receiver: Receiver, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(Receiver()) as proxy:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url(path=""))
         hook(engine, receiver.url())
-        queued(JobStore(engine))
+        queued(job_store(engine))
         loopback(engine, clock).step()
         assert proxy.received == []
     assert len(receiver.received) == 1
 
 
-def test_a_receiver_that_never_ends_its_answer_is_left(
-    engine: Engine, receiver: Receiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
+def test_a_receiver_that_never_completes_its_response_times_out(
+    engine: Engine, receiver: Receiver, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sending, "TIMEOUT_S", 0.3)
     asked = threading.Event()
@@ -105,7 +106,7 @@ def test_a_receiver_that_never_ends_its_answer_is_left(
 
     receiver.reply = wait
     hook(engine, receiver.url())
-    queued(JobStore(engine))
+    queued(job_store(engine))
     loopback(engine, clock).step()
     asked.set()
     (row,) = rows(engine)
@@ -113,14 +114,14 @@ def test_a_receiver_that_never_ends_its_answer_is_left(
     assert "no answer" in row.answer or "Timeout" in row.answer
 
 
-def test_a_receiver_that_is_away_is_not_in_the_way_of_the_others(
-    engine: Engine, receiver: Receiver, clock: Clock
+def test_an_unreachable_receiver_does_not_block_the_others(
+    engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     with serving(Receiver()) as gone:
         away = gone.url()
-    store = JobStore(engine)
+    store = job_store(engine)
     hook(engine, away, project="a")
-    for _ in range(3 * EACH):
+    for _ in range(3 * MAX_TRIES_EACH):
         queued(store, project="a")
     hook(engine, receiver.url(), project="b")
     queued(store, project="b")
@@ -128,30 +129,32 @@ def test_a_receiver_that_is_away_is_not_in_the_way_of_the_others(
     assert len(receiver.received) == 1
     assert [row.answer for row in rows(engine) if row.tries and row.state == "waiting"] == [
         "not reached: ConnectError"
-    ] * EACH
+    ] * MAX_TRIES_EACH
 
 
-def test_senders_side_by_side_make_each_try_once(
-    engine: Engine, database_url: str, receiver: Receiver, clock: Clock
+def test_concurrent_senders_send_each_try_once(
+    engine: Engine, database_url: str, receiver: Receiver, clock: SettableClock
 ) -> None:
-    store = JobStore(engine)
+    store = job_store(engine)
     hook(engine, receiver.url())
-    for _ in range(2 * EACH):
+    for _ in range(2 * MAX_TRIES_EACH):
         queued(store)
     engines = [open_engine(database_url) for _ in range(4)]
     senders = [loopback(each, clock) for each in engines]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(4):
             list(pool.map(lambda sender: sender.step(), senders))
-    assert len(receiver.received) == 2 * EACH
+    assert len(receiver.received) == 2 * MAX_TRIES_EACH
     assert {row.tries for row in rows(engine)} == {1}
     for each in engines:
         each.dispose()
 
 
-def test_a_sender_that_dies_in_the_middle_has_used_up_a_try(engine: Engine, receiver: Receiver, clock: Clock) -> None:
+def test_a_sender_that_dies_while_sending_has_used_up_its_try(
+    engine: Engine, receiver: Receiver, clock: SettableClock
+) -> None:
     hook(engine, receiver.url())
-    queued(JobStore(engine))
+    queued(job_store(engine))
     store = WebhookStore(engine)
     assert len(store.claim(clock.now, 1, 1)) == 1  # and never settled
     loopback(engine, clock).step()
@@ -162,9 +165,9 @@ def test_a_sender_that_dies_in_the_middle_has_used_up_a_try(engine: Engine, rece
     assert (row.state, row.tries) == ("taken", 2)
 
 
-def test_a_sender_that_dies_over_the_last_try_leaves_nothing_waiting(engine: Engine, clock: Clock) -> None:
+def test_a_sender_that_dies_during_the_last_try_leaves_nothing_waiting(engine: Engine, clock: SettableClock) -> None:
     hook(engine, "https://a.example.com")
-    queued(JobStore(engine))
+    queued(job_store(engine))
     store = WebhookStore(engine)
     for pause in (*PAUSES_S, PAUSES_S[-1]):
         assert len(store.claim(clock.now, 1, 1)) == 1
@@ -173,13 +176,13 @@ def test_a_sender_that_dies_over_the_last_try_leaves_nothing_waiting(engine: Eng
     assert rows(engine)[0].state == "given_up"
 
 
-def test_what_ended_long_ago_is_forgotten_and_what_waits_is_not(
-    engine: Engine, receiver: Receiver, clock: Clock
+def test_old_finished_deliveries_are_purged_and_waiting_ones_are_kept(
+    engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     hook(engine, receiver.url(), "created")
     hook(engine, receiver.url(path="/later"), "created")
     receiver.reply = lambda message: Reply(500 if message.path == "/later" else 204)
-    queued(JobStore(engine))
+    queued(job_store(engine))
     sender = loopback(engine, clock)
     sender.step()
     clock.now += 8 * 24 * 3600

@@ -12,17 +12,17 @@ from sqlalchemy.orm import Session
 
 from service.db.engine import open_engine
 from service.db.models import JobEvent, Webhook
-from service.jobs.store import JobStore, Stale
-from service.webhooks.store import deliveries_for
+from service.jobs.store import StaleJob
+from service.webhooks.store import job_store, queue_deliveries
 from tests.support.service.fake_cluster import queued
 from tests.support.service.receivers import Receiver
-from tests.support.service.webhooks import Clock, hook, loopback, rows, verified
+from tests.support.service.webhooks import SettableClock, hook, loopback, rows, verified
 
 
 def test_every_change_of_a_job_reaches_its_webhook_signed_and_once(
-    engine: Engine, receiver: Receiver, clock: Clock
+    engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
-    store, webhook = JobStore(engine), hook(engine, receiver.url())
+    store, webhook = job_store(engine), hook(engine, receiver.url())
     job = queued(store, project="video", name="a", labels={"team": "x"})
     job = store.change(job, "starting", state="starting")
     store.change(job, "failed", actor="key", state="failed", reason="oom_gpu", message="too large")
@@ -50,8 +50,8 @@ def test_every_change_of_a_job_reaches_its_webhook_signed_and_once(
     assert {row.state for row in rows(engine)} == {"taken"}
 
 
-def test_a_webhook_hears_of_its_project_and_its_events_only(engine: Engine) -> None:
-    store = JobStore(engine)
+def test_a_webhook_receives_only_events_of_its_project_and_types(engine: Engine) -> None:
+    store = job_store(engine)
     ours = hook(engine, "https://ours.example.com", project="ours")
     ends = hook(engine, "https://ends.example.com", "succeeded", "failed")
     for project in ("ours", "theirs"):
@@ -66,29 +66,29 @@ def test_a_webhook_hears_of_its_project_and_its_events_only(engine: Engine) -> N
     }
 
 
-def test_a_change_that_did_not_happen_is_not_told(engine: Engine) -> None:
-    store = JobStore(engine)
+def test_a_rolled_back_change_is_not_delivered(engine: Engine) -> None:
+    store = job_store(engine)
     hook(engine, "https://a.example.com")
     job = queued(store)
     store.change(job, "starting", state="starting")
-    with pytest.raises(Stale):
+    with pytest.raises(StaleJob):
         store.change(job, "cancel", wanted="cancel")
     assert [row.version for row in rows(engine)] == [1, 2]
 
 
 def test_an_event_that_commits_after_later_ones_were_sent_is_sent_too(
-    engine: Engine, receiver: Receiver, clock: Clock
+    engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     if engine.dialect.name == "sqlite":
         pytest.skip("SQLite has one writer at a time: events commit in their order")
-    store = JobStore(engine)
+    store = job_store(engine)
     hook(engine, receiver.url())
     early = queued(store)
     loopback(engine, clock).step()
     with store._write() as slow:
         late = JobEvent(job_id=early.id, version=2, at=early.created_at, type="starting", actor="service", data={})
         slow.add(late)
-        deliveries_for(slow, early, late)
+        queue_deliveries(slow, early, late)
         slow.flush()
         later = queued(store)
         loopback(engine, clock).step()
@@ -97,10 +97,10 @@ def test_an_event_that_commits_after_later_ones_were_sent_is_sent_too(
     assert json.loads(receiver.received[-1].body)["type"] == "job.starting"
 
 
-def test_a_webhook_that_is_removed_meanwhile_does_not_hinder_the_job(engine: Engine, database_url: str) -> None:
+def test_deleting_a_webhook_concurrently_does_not_fail_the_job(engine: Engine, database_url: str) -> None:
     webhook = hook(engine, "https://a.example.com")
     other = open_engine(database_url)
-    store = JobStore(other)
+    store = job_store(other)
     with ThreadPoolExecutor(1) as pool:
         with Session(engine) as session, session.begin():
             session.delete(session.get_one(Webhook, webhook.id))
@@ -112,8 +112,8 @@ def test_a_webhook_that_is_removed_meanwhile_does_not_hinder_the_job(engine: Eng
     other.dispose()
 
 
-def test_a_deleted_job_is_still_told_about(engine: Engine, receiver: Receiver, clock: Clock) -> None:
-    store = JobStore(engine)
+def test_events_of_a_deleted_job_are_still_delivered(engine: Engine, receiver: Receiver, clock: SettableClock) -> None:
+    store = job_store(engine)
     hook(engine, receiver.url())
     store.delete(queued(store))
     loopback(engine, clock).step()

@@ -11,9 +11,10 @@ from sqlalchemy import Engine
 
 from amd.artifacts.discovery import encoder_folder
 from service.db.models import Job
+from service.jobs.actions import act
 from service.jobs.execution.protocol import RETRYABLE, JobFolder
-from service.jobs.execution.ray_jobs import Seen
-from service.jobs.execution.reconciler import Reconciler, act
+from service.jobs.execution.ray_jobs import RayJobStatus
+from service.jobs.execution.reconciler import Reconciler
 from service.jobs.schemas import ACTIVE, ENDED
 from service.jobs.store import JobStore
 from service.registry.discovery import EncoderDiscovery
@@ -24,8 +25,8 @@ from tests.support.service.encoder_cards import publish
 from tests.support.service.fake_cluster import FakeCluster, queued, says
 
 
-class World:
-    """A store, a cluster, and a clock that a test turns."""
+class FakeControlPlane:
+    """A job store, a fake cluster, and a clock that the test advances."""
 
     def __init__(self, engine: Engine, root: Path, **settings: Any) -> None:
         self.store, self.cluster, self.root, self.later = JobStore(engine), FakeCluster(), str(root), 0.0
@@ -33,7 +34,8 @@ class World:
         self.reconciler = self.replica()
 
     def replica(self) -> Reconciler:
-        return Reconciler(self.store, self.cluster, self.settings, lambda: time.time() + self.later)
+        encoders = EncoderDiscovery(EncoderStore(self.store.engine), self.root)
+        return Reconciler(self.store, self.cluster, self.settings, encoders, lambda: time.time() + self.later)
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
@@ -52,319 +54,321 @@ class World:
 
 
 @pytest.fixture
-def world(engine: Engine, tmp_path: Path) -> World:
-    return World(engine, tmp_path)
+def plane(engine: Engine, tmp_path: Path) -> FakeControlPlane:
+    return FakeControlPlane(engine, tmp_path)
 
 
-def test_a_job_is_queued_started_run_and_ended_and_every_step_is_an_event(world: World) -> None:
-    job = world.running()
+def test_a_job_is_queued_started_run_and_ended_and_every_step_is_an_event(plane: FakeControlPlane) -> None:
+    job = plane.running()
     assert job.progress == {"step": 3, "steps": 10}
-    says(world.root, job, "succeeded", result={"encoder_folder": "x/encoders/e"})
-    world.step()
-    done = world.now(job)
+    says(plane.root, job, "succeeded", result={"encoder_folder": "x/encoders/e"})
+    plane.step()
+    done = plane.now(job)
     assert (done.state, done.attempt, done.result) == ("succeeded", 1, {"encoder_folder": "x/encoders/e"})
     assert done.ended_at is not None
-    assert [event.type for event in world.store.events(job.id)] == ["created", "starting", "running", "succeeded"]
-    assert [event.version for event in world.store.events(job.id)] == [1, 2, 3, 4]
-    assert world.cluster.submitted == [job.id]
-    assert [(attempt.number, attempt.state) for attempt in world.store.attempts(job.id)] == [(1, "succeeded")]
+    assert [event.type for event in plane.store.events(job.id)] == ["created", "starting", "running", "succeeded"]
+    assert [event.version for event in plane.store.events(job.id)] == [1, 2, 3, 4]
+    assert plane.cluster.submitted == [job.id]
+    assert [(attempt.number, attempt.state) for attempt in plane.store.attempts(job.id)] == [(1, "succeeded")]
 
 
-def test_what_a_job_has_published_is_known_once_the_job_has_succeeded(
-    world: World, monkeypatch: pytest.MonkeyPatch
+def test_a_published_encoder_is_registered_when_its_job_succeeds(
+    plane: FakeControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = world.running()
-    publish(world.root, job.id)
-    monkeypatch.setattr(EncoderDiscovery, "look", lambda self: None)  # nor do looks at all of them come in between
-    says(world.root, job, "succeeded", result={"encoder_folder": encoder_folder(world.root, job.id)})
-    world.step()
-    assert world.now(job).state == "succeeded"
-    assert EncoderStore(world.store.engine).get(job.id).job_id == job.id
+    job = plane.running()
+    publish(plane.root, job.id)
+    monkeypatch.setattr(EncoderDiscovery, "scan", lambda self: None)  # so that no scan finds it either
+    says(plane.root, job, "succeeded", result={"encoder_folder": encoder_folder(plane.root, job.id)})
+    plane.step()
+    assert plane.now(job).state == "succeeded"
+    assert EncoderStore(plane.store.engine).get(job.id).job_id == job.id
 
 
-def test_what_the_run_wrote_outranks_what_a_restarted_head_believes(world: World) -> None:
-    job = world.running()
-    world.cluster.jobs[job.id] = world.cluster.jobs[job.id]._replace(status="FAILED", message="head restarted")
-    world.step()
-    assert world.now(job).state == "running", "its word may still come"
-    says(world.root, job, "succeeded")
-    world.step()
-    assert world.now(job).state == "succeeded"
+def test_the_outcome_a_run_wrote_outranks_a_restarted_ray_head(plane: FakeControlPlane) -> None:
+    job = plane.running()
+    plane.cluster.jobs[job.id] = plane.cluster.jobs[job.id]._replace(status="FAILED", message="head restarted")
+    plane.step()
+    assert plane.now(job).state == "running", "its outcome may still arrive"
+    says(plane.root, job, "succeeded")
+    plane.step()
+    assert plane.now(job).state == "succeeded"
 
 
-def test_a_run_that_gives_signs_of_life_lives_whatever_ray_says(world: World) -> None:
-    job = world.running()
-    world.cluster.jobs.clear()
+def test_a_run_that_sends_heartbeats_is_alive_whatever_ray_reports(plane: FakeControlPlane) -> None:
+    job = plane.running()
+    plane.cluster.jobs.clear()
     for _ in range(5):
-        world.later += 50
-        says(world.root, job)
-        world.step()
-        assert world.now(job).state == "running"
+        plane.later += 50
+        says(plane.root, job)
+        plane.step()
+        assert plane.now(job).state == "running"
     for _ in range(2):
-        world.later += 50
-        world.step()
-    assert (world.now(job).state, world.now(job).reason) == ("retrying", "node_lost")
+        plane.later += 50
+        plane.step()
+    assert (plane.now(job).state, plane.now(job).reason) == ("retrying", "node_lost")
 
 
-def test_a_failure_of_machines_is_tried_again_with_growing_pauses_and_a_users_mistake_is_not(world: World) -> None:
-    job = world.running()
-    says(world.root, job, "failed", "node_lost", message="gone")
-    world.step()
-    assert world.now(job).state == "retrying"
-    world.step()
-    assert world.now(job).attempt == 1, "not at once"
-    world.later += 6
-    world.step()
-    job = world.now(job)
+def test_infrastructure_failures_are_retried_with_backoff_and_user_errors_are_not(plane: FakeControlPlane) -> None:
+    job = plane.running()
+    says(plane.root, job, "failed", "node_lost", message="gone")
+    plane.step()
+    assert plane.now(job).state == "retrying"
+    plane.step()
+    assert plane.now(job).attempt == 1, "not at once"
+    plane.later += 6
+    plane.step()
+    job = plane.now(job)
     assert (job.state, job.attempt) == ("starting", 2)
-    assert world.cluster.submitted[-1] == f"{job.id}-2"
-    says(world.root, job, "failed", "node_lost")
-    world.step()
-    world.later += 6
-    world.step()
-    assert world.now(job).attempt == 2, "the second pause is longer"
-    world.later += 6
-    world.step()
-    job = world.now(job)
+    assert plane.cluster.submitted[-1] == f"{job.id}-2"
+    says(plane.root, job, "failed", "node_lost")
+    plane.step()
+    plane.later += 6
+    plane.step()
+    assert plane.now(job).attempt == 2, "the second pause is longer"
+    plane.later += 6
+    plane.step()
+    job = plane.now(job)
     assert job.attempt == 3
-    says(world.root, job, "failed", "storage_unreachable", message="away")
-    world.step()
-    assert (world.now(job).state, world.now(job).reason) == ("failed", "storage_unreachable"), "max_retries=2"
+    says(plane.root, job, "failed", "storage_unreachable", message="away")
+    plane.step()
+    assert (plane.now(job).state, plane.now(job).reason) == ("failed", "storage_unreachable"), "max_retries=2"
 
-    other = world.running()
-    says(world.root, other, "failed", "config_invalid", message="bad")
-    world.step()
-    assert (world.now(other).state, world.now(other).message) == ("failed", "bad")
-    again = act(world.store, other.id, None, "retry", "me")
+    other = plane.running()
+    says(plane.root, other, "failed", "config_invalid", message="bad")
+    plane.step()
+    assert (plane.now(other).state, plane.now(other).message) == ("failed", "bad")
+    again = act(plane.store, other.id, None, "retry", "me")
     assert (again.state, again.retries, again.reason) == ("queued", 0, None)
-    world.step()
-    assert world.now(other).attempt == 2
+    plane.step()
+    assert plane.now(other).attempt == 2
 
 
 @pytest.mark.parametrize(("action", "ends"), [("cancel", "cancelled"), ("pause", "paused")])
-def test_a_stop_is_asked_of_ray_again_until_it_has_ended_and_frees_the_room(
-    world: World, action: Any, ends: str
+def test_a_stop_request_is_repeated_until_the_attempt_ends_and_frees_its_resources(
+    plane: FakeControlPlane, action: Any, ends: str
 ) -> None:
-    job = world.running(cpus=4.0)
-    behind = queued(world.store, cpus=4.0)
-    world.step()
-    assert world.now(behind).message == "waits for 4 CPUs to be free"
-    asked = act(world.store, job.id, None, action, "me")
+    job = plane.running(cpus=4.0)
+    behind = queued(plane.store, cpus=4.0)
+    plane.step()
+    assert plane.now(behind).message == "waits for 4 CPUs to be free"
+    asked = act(plane.store, job.id, None, action, "me")
     assert asked.state in ("cancelling", "pausing")
-    assert act(world.store, job.id, None, action, "me").version == asked.version, "asking twice changes nothing"
-    world.step(2)
-    assert world.cluster.stopped == [job.id]
-    world.later += 11
-    world.step()
-    assert world.cluster.stopped == [job.id, job.id]
-    says(world.root, job, "cancelled", "cancelled_by_user", message="stopped after step 3", asked_to_stop=True)
-    world.step()
-    assert world.now(job).state == ends
-    assert world.now(behind).state == "starting"
+    assert act(plane.store, job.id, None, action, "me").version == asked.version, "asking twice changes nothing"
+    plane.step(2)
+    assert plane.cluster.stopped == [job.id]
+    plane.later += 11
+    plane.step()
+    assert plane.cluster.stopped == [job.id, job.id]
+    says(plane.root, job, "cancelled", "cancelled_by_user", message="stopped after step 3", asked_to_stop=True)
+    plane.step()
+    assert plane.now(job).state == ends
+    assert plane.now(behind).state == "starting"
 
 
-def test_an_attempt_is_told_how_long_it_may_take_to_stop(world: World) -> None:
+def test_the_stop_deadline_is_written_for_the_attempt(plane: FakeControlPlane) -> None:
     """As the request says, else what the config allows its workers and some time for them to report back."""
     for deadline_s, seconds in ((5.0, 5.0), (None, 60.0)):
-        job = world.running()
-        act(world.store, job.id, None, "cancel", "me", deadline_s)
-        world.step()
-        limit = JobFolder(world.root, job.id).stop_limit(1)
+        job = plane.running()
+        act(plane.store, job.id, None, "cancel", "me", deadline_s)
+        plane.step()
+        limit = JobFolder(plane.root, job.id).read_stop_deadline(1)
         assert limit is not None
         assert seconds - 2 < limit <= seconds
 
 
-def test_a_driver_that_cannot_start_is_told_by_its_last_line(world: World) -> None:
-    job = queued(world.store)
-    world.step()
+def test_a_driver_that_cannot_start_is_reported_with_its_last_line(plane: FakeControlPlane) -> None:
+    job = queued(plane.store)
+    plane.step()
     trace = "Traceback (most recent call last):\n  …\nModuleNotFoundError: No module named 'service'\n"
-    world.cluster.jobs[job.id] = Seen("FAILED", trace)
-    world.step()
-    world.later += 30
-    world.step()
-    assert world.now(job).state == "retrying"
+    plane.cluster.jobs[job.id] = RayJobStatus("FAILED", trace)
+    plane.step()
+    plane.later += 30
+    plane.step()
+    assert plane.now(job).state == "retrying"
     expected = "its driver could not start: ModuleNotFoundError: No module named 'service'"
-    assert expected in world.now(job).message
+    assert expected in plane.now(job).message
 
 
-def test_a_paused_job_goes_on_where_it_was(world: World) -> None:
-    job = world.running()
-    act(world.store, job.id, None, "pause", "me")
-    says(world.root, job, "cancelled", "cancelled_by_user", asked_to_stop=True)
-    world.step()
-    act(world.store, job.id, None, "resume", "me")
-    world.step()
-    assert (world.now(job).state, world.now(job).attempt) == ("starting", 2)
+def test_a_paused_job_resumes_as_a_new_attempt(plane: FakeControlPlane) -> None:
+    job = plane.running()
+    act(plane.store, job.id, None, "pause", "me")
+    says(plane.root, job, "cancelled", "cancelled_by_user", asked_to_stop=True)
+    plane.step()
+    act(plane.store, job.id, None, "resume", "me")
+    plane.step()
+    assert (plane.now(job).state, plane.now(job).attempt) == ("starting", 2)
 
 
-def test_a_job_that_ended_while_it_was_cancelled_has_succeeded(world: World) -> None:
-    job = world.running()
-    act(world.store, job.id, None, "cancel", "me")
-    says(world.root, job, "succeeded")
-    world.step()
-    assert world.now(job).state == "succeeded"
+def test_a_job_that_ended_while_it_was_cancelled_has_succeeded(plane: FakeControlPlane) -> None:
+    job = plane.running()
+    act(plane.store, job.id, None, "cancel", "me")
+    says(plane.root, job, "succeeded")
+    plane.step()
+    assert plane.now(job).state == "succeeded"
 
 
-def test_a_driver_that_went_away_with_its_node_is_queued_again_and_one_stopped_through_ray_is_not(world: World) -> None:
-    job = world.running()
-    says(world.root, job, "cancelled", "cancelled_by_user", asked_to_stop=True)
-    world.step()
-    assert (world.now(job).state, world.now(job).retries) == ("queued", 0)
-    other = world.running()
-    world.cluster.jobs[other.id] = world.cluster.jobs[other.id]._replace(status="STOPPED")
-    says(world.root, other, "cancelled", "cancelled_by_user", asked_to_stop=True)
-    world.step()
-    assert world.now(other).state == "cancelled"
+def test_a_driver_lost_with_its_node_is_requeued_and_one_stopped_through_ray_is_not(plane: FakeControlPlane) -> None:
+    job = plane.running()
+    says(plane.root, job, "cancelled", "cancelled_by_user", asked_to_stop=True)
+    plane.step()
+    assert (plane.now(job).state, plane.now(job).retries) == ("queued", 0)
+    other = plane.running()
+    plane.cluster.jobs[other.id] = plane.cluster.jobs[other.id]._replace(status="STOPPED")
+    says(plane.root, other, "cancelled", "cancelled_by_user", asked_to_stop=True)
+    plane.step()
+    assert plane.now(other).state == "cancelled"
 
 
-def test_what_a_look_still_has_to_say_of_a_job_that_has_moved_on_is_dropped(world: World) -> None:
-    seen = queued(world.store)
-    act(world.store, seen.id, None, "cancel", "me")
-    world.store.note_progress(seen, None, "waits for 2 CPUs to be free")
-    assert (world.now(seen).state, world.now(seen).message) == ("cancelled", "")
+def test_progress_of_a_job_that_has_changed_since_is_dropped(plane: FakeControlPlane) -> None:
+    seen = queued(plane.store)
+    act(plane.store, seen.id, None, "cancel", "me")
+    plane.store.note_progress(seen, None, "waits for 2 CPUs to be free")
+    assert (plane.now(seen).state, plane.now(seen).message) == ("cancelled", "")
 
 
-def test_a_time_limit_ends_with_a_checkpoint_and_a_failure(world: World) -> None:
-    job = world.running(time_limit_s=100.0)
-    world.later += 99
-    world.step()
-    assert world.now(job).state == "running"
-    world.later += 2
-    world.step(2)
-    assert world.now(job).state == "cancelling"
-    assert world.cluster.stopped == [job.id]
-    says(world.root, job, "cancelled", "cancelled_by_user", asked_to_stop=True)
-    world.step()
-    assert (world.now(job).state, world.now(job).reason) == ("failed", "time_limit")
+def test_a_time_limit_ends_with_a_checkpoint_and_a_failure(plane: FakeControlPlane) -> None:
+    job = plane.running(time_limit_s=100.0)
+    plane.later += 99
+    plane.step()
+    assert plane.now(job).state == "running"
+    plane.later += 2
+    plane.step(2)
+    assert plane.now(job).state == "cancelling"
+    assert plane.cluster.stopped == [job.id]
+    says(plane.root, job, "cancelled", "cancelled_by_user", asked_to_stop=True)
+    plane.step()
+    assert (plane.now(job).state, plane.now(job).reason) == ("failed", "time_limit")
 
 
-def test_a_cluster_that_is_away_is_told_and_loses_nothing(world: World) -> None:
-    running, waiting = world.running(), queued(world.store)
-    world.cluster.away = True
-    world.step(2)
-    assert world.now(running).state == "running"
-    assert "does not answer" in world.now(running).message
-    assert world.now(waiting).state == "queued"
-    assert "does not answer" in world.now(waiting).message
-    world.cluster.away = False
-    world.step()
-    says(world.root, running)
-    world.step()
-    assert world.now(running).message == ""
-    assert world.now(waiting).state == "starting"
+def test_a_cluster_outage_is_reported_and_loses_nothing(plane: FakeControlPlane) -> None:
+    running, waiting = plane.running(), queued(plane.store)
+    plane.cluster.away = True
+    plane.step(2)
+    assert plane.now(running).state == "running"
+    assert "does not answer" in plane.now(running).message
+    assert plane.now(waiting).state == "queued"
+    assert "does not answer" in plane.now(waiting).message
+    plane.cluster.away = False
+    plane.step()
+    says(plane.root, running)
+    plane.step()
+    assert plane.now(running).message == ""
+    assert plane.now(waiting).state == "starting"
 
 
-def test_a_control_plane_that_died_before_it_asked_ray_asks_once_when_it_is_back(world: World) -> None:
-    job = queued(world.store)
-    world.cluster.submit = lambda *words: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
+def test_a_control_plane_that_died_before_submitting_submits_once_after_restart(plane: FakeControlPlane) -> None:
+    job = queued(plane.store)
+    plane.cluster.submit = lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        world.reconciler.step()
-    assert world.now(job).state == "starting", "the intent is committed"
-    del world.cluster.submit  # type: ignore[method-assign]
-    world.later += 20
-    world.store.let_go("reconciler", world.reconciler.holder)
-    world.reconciler = world.replica()
-    world.step(3)
-    assert world.cluster.submitted == [job.id]
-    assert world.now(job).attempt == 1
+        plane.reconciler.step()
+    assert plane.now(job).state == "starting", "the intent is committed"
+    del plane.cluster.submit  # type: ignore[method-assign]
+    plane.later += 20
+    plane.store.release_lease("reconciler", plane.reconciler.holder)
+    plane.reconciler = plane.replica()
+    plane.step(3)
+    assert plane.cluster.submitted == [job.id]
+    assert plane.now(job).attempt == 1
 
 
-def test_of_two_replicas_one_moves_the_jobs_and_the_other_takes_over(world: World) -> None:
-    first, second = world.replica(), world.replica()
-    queued(world.store)
+def test_one_of_two_replicas_reconciles_and_the_other_takes_over(plane: FakeControlPlane) -> None:
+    first, second = plane.replica(), plane.replica()
+    queued(plane.store)
     assert first.step()
     assert not second.step()
-    world.store.let_go("reconciler", first.holder)
+    plane.store.release_lease("reconciler", first.holder)
     assert second.step()
     assert not first.step()
-    assert len(world.cluster.submitted) == 1
+    assert len(plane.cluster.submitted) == 1
 
 
-def test_higher_priority_starts_first_and_what_fits_never_overtakes_it(world: World) -> None:
-    low = queued(world.store, cpus=1.0)
-    high = queued(world.store, cpus=3.0, priority=5)
-    wide = queued(world.store, cpus=2.0, priority=1)
-    never = queued(world.store, cpus=64.0, priority=9)
-    world.step()
-    assert world.cluster.submitted == [high.id]
-    assert world.now(wide).message == "waits for 2 CPUs to be free"
-    assert world.now(low).state == "queued", "it would fit, but must not keep the wider one waiting for ever"
-    assert "the cluster has 4 CPUs and 0 GPUs in all" in world.now(never).message
+def test_higher_priority_starts_first_and_smaller_jobs_never_overtake_it(plane: FakeControlPlane) -> None:
+    low = queued(plane.store, cpus=1.0)
+    high = queued(plane.store, cpus=3.0, priority=5)
+    wide = queued(plane.store, cpus=2.0, priority=1)
+    never = queued(plane.store, cpus=64.0, priority=9)
+    plane.step()
+    assert plane.cluster.submitted == [high.id]
+    assert plane.now(wide).message == "waits for 2 CPUs to be free"
+    assert plane.now(low).state == "queued", "it would fit, but must not keep the wider one waiting for ever"
+    assert "the cluster has 4 CPUs and 0 GPUs in all" in plane.now(never).message
 
 
-def test_a_projects_limits_hold_its_jobs_back_and_nobody_elses(engine: Engine, tmp_path: Path) -> None:
-    world = World(engine, tmp_path, project_max_running=1, project_max_workers=3)
-    first, second = queued(world.store), queued(world.store)
-    other, crowd = queued(world.store, project="b", cpus=0.5), queued(world.store, project="c", workers=4)
-    world.step()
-    assert world.cluster.submitted == [first.id, other.id]
-    assert "which is its limit" in world.now(second).message
-    assert "project c may have 3 workers" in world.now(crowd).message
+def test_a_projects_limits_apply_to_its_jobs_only(engine: Engine, tmp_path: Path) -> None:
+    plane = FakeControlPlane(engine, tmp_path, project_max_running=1, project_max_workers=3)
+    first, second = queued(plane.store), queued(plane.store)
+    other, crowd = queued(plane.store, project="b", cpus=0.5), queued(plane.store, project="c", workers=4)
+    plane.step()
+    assert plane.cluster.submitted == [first.id, other.id]
+    assert "which is its limit" in plane.now(second).message
+    assert "project c may have 3 workers" in plane.now(crowd).message
 
 
 def test_no_more_jobs_run_at_once_than_allowed(engine: Engine, tmp_path: Path) -> None:
-    world = World(engine, tmp_path, max_running=2, autoscaling=True)
+    plane = FakeControlPlane(engine, tmp_path, max_running=2, autoscaling=True)
     for _ in range(5):
-        queued(world.store, cpus=100.0)
-    world.step(3)
-    assert len(world.cluster.submitted) == 2
+        queued(plane.store, cpus=100.0)
+    plane.step(3)
+    assert len(plane.cluster.submitted) == 2
 
 
-def test_what_a_state_does_not_allow_is_refused_with_what_it_does(world: World) -> None:
-    job = queued(world.store)
+def test_a_disallowed_action_is_rejected_with_the_allowed_ones(plane: FakeControlPlane) -> None:
+    job = queued(plane.store)
     with pytest.raises(IllegalAction, match=r"resume: .* is queued; it allows cancel, pause") as refused:
-        act(world.store, job.id, None, "resume", "me")
+        act(plane.store, job.id, None, "resume", "me")
     assert refused.value.extra["allowed_actions"] == ["cancel", "pause"]
     with pytest.raises(NotFound):
-        act(world.store, job.id, "another project", "cancel", "me")
-    assert act(world.store, job.id, None, "cancel", "me").state == "cancelled"
-    assert act(world.store, job.id, None, "cancel", "me").state == "cancelled"
+        act(plane.store, job.id, "another project", "cancel", "me")
+    assert act(plane.store, job.id, None, "cancel", "me").state == "cancelled"
+    assert act(plane.store, job.id, None, "cancel", "me").state == "cancelled"
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_whatever_happens_no_attempt_runs_twice_and_every_job_ends(engine: Engine, tmp_path: Path, seed: int) -> None:
+def test_under_random_faults_every_attempt_runs_once_and_every_job_ends(
+    engine: Engine, tmp_path: Path, seed: int
+) -> None:
     """Random actions, outcomes, outages and replicas; then calm: every job comes to an end, each attempt begun once."""
     chance = random.Random(seed)
-    world = World(engine, tmp_path)
-    jobs = [queued(world.store, cpus=chance.choice([1.0, 2.0])) for _ in range(4)]
+    plane = FakeControlPlane(engine, tmp_path)
+    jobs = [queued(plane.store, cpus=chance.choice([1.0, 2.0])) for _ in range(4)]
     for _ in range(60):
-        deed = chance.choice(["step", "step", "step", "word", "end", "ask", "away", "forget", "replica", "time"])
-        job = world.now(chance.choice(jobs))
-        if deed == "step":
-            world.reconciler.step()
-        elif deed == "word" and job.state in ACTIVE:
-            says(world.root, job)
-        elif deed == "end" and job.state in ACTIVE and world.cluster.jobs.get(_submission(job)):
+        event = chance.choice(["step", "step", "step", "heartbeat", "end", "ask", "away", "forget", "replica", "time"])
+        job = plane.now(chance.choice(jobs))
+        if event == "step":
+            plane.reconciler.step()
+        elif event == "heartbeat" and job.state in ACTIVE:
+            says(plane.root, job)
+        elif event == "end" and job.state in ACTIVE and plane.cluster.jobs.get(_submission(job)):
             state = chance.choice(["succeeded", "failed", "cancelled"])
             reasons = {"failed": [*sorted(RETRYABLE), "config_invalid"], "cancelled": ["cancelled_by_user"]}
-            says(world.root, job, state, chance.choice(reasons.get(state, [""])) or None)
-        elif deed == "ask":
+            says(plane.root, job, state, chance.choice(reasons.get(state, [""])) or None)
+        elif event == "ask":
             asked: Any = chance.choice(["cancel", "pause", "resume", "retry"])
             with contextlib.suppress(IllegalAction):
-                act(world.store, job.id, None, asked, "me")
-        elif deed == "away":
-            world.cluster.away = not world.cluster.away
-        elif deed == "forget":
-            world.cluster.jobs.clear()
-        elif deed == "replica":
-            world.store.let_go("reconciler", world.reconciler.holder)
-            world.reconciler = world.replica()
-        elif deed == "time":
-            world.later += chance.choice([1, 30, 300])
-    world.cluster.away = False
+                act(plane.store, job.id, None, asked, "me")
+        elif event == "away":
+            plane.cluster.away = not plane.cluster.away
+        elif event == "forget":
+            plane.cluster.jobs.clear()
+        elif event == "replica":
+            plane.store.release_lease("reconciler", plane.reconciler.holder)
+            plane.reconciler = plane.replica()
+        elif event == "time":
+            plane.later += chance.choice([1, 30, 300])
+    plane.cluster.away = False
     for _ in range(40):
-        world.later += 400
-        world.reconciler.step()
-        for job in map(world.now, jobs):
+        plane.later += 400
+        plane.reconciler.step()
+        for job in map(plane.now, jobs):
             if job.state == "paused":
-                act(world.store, job.id, None, "resume", "me")
-            elif job.state in ACTIVE and world.cluster.jobs.get(_submission(job)):
-                says(world.root, job, "succeeded")
-    ends = [world.now(job).state for job in jobs]
+                act(plane.store, job.id, None, "resume", "me")
+            elif job.state in ACTIVE and plane.cluster.jobs.get(_submission(job)):
+                says(plane.root, job, "succeeded")
+    ends = [plane.now(job).state for job in jobs]
     assert all(state in ENDED for state in ends), ends
-    for job in map(world.now, jobs):
-        assert [attempt.number for attempt in world.store.attempts(job.id)] == list(range(1, job.attempt + 1))
-        assert [event.version for event in world.store.events(job.id)] == list(range(1, job.version + 1))
+    for job in map(plane.now, jobs):
+        assert [attempt.number for attempt in plane.store.attempts(job.id)] == list(range(1, job.attempt + 1))
+        assert [event.version for event in plane.store.events(job.id)] == list(range(1, job.version + 1))
 
 
 def _submission(job: Job) -> str:

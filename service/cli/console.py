@@ -1,0 +1,39 @@
+"""Terminal output of the `amd` command: one console for results, one for messages, one form for errors.
+
+Results go to standard output, progress and errors to standard error, so that `--json` output can be piped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+from service.cli.exit_codes import FAILURE
+
+out = Console()
+err = Console(stderr=True)
+
+
+def print_plain(line: str, console: Console = out) -> None:
+    """Print a line as it is: neither markup, nor highlighting, nor wrapping."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_progress(line: str) -> None:
+    """Print a dimmed line to standard error."""
+    err.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_errors(problems: Sequence[str]) -> None:
+    """Print each problem on its own line of standard error."""
+    for problem in problems:
+        print_plain(f"error: {problem}", err)
+
+
+def fail(*problems: str, code: int = FAILURE) -> NoReturn:
+    """Print the problems and exit with the code."""
+    print_errors(problems)
+    raise typer.Exit(code)

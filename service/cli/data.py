@@ -1,0 +1,63 @@
+"""`amd prepare` and `amd validate`: convert a data set for training, and check one without training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from amd.config import ConfigError, DataConfig, parse_overrides
+from amd.config import validate as validate_config
+from amd.presets.pretraining import load_config
+from service.cli.console import out
+from service.cli.options import AsJson, ConfigUrl, Overrides, PresetName
+
+
+def prepare(
+    source: Annotated[str, typer.Argument(help="Raw images or videos: folder, list file or tar shards.")],
+    output: Annotated[str, typer.Argument(help="Folder or URL to write the tar shards to.")],
+    short_side: Annotated[
+        int, typer.Option(min=16, help="Shorter side in pixels; smaller files keep their size.")
+    ] = 320,
+    gop: Annotated[int, typer.Option(min=1, help="Frames from one key frame of a video to the next.")] = 12,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = max(1, os.cpu_count() or 1),
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a raw collection for fast training: scaled down, short GOPs, indexed tar shards. Resumable."""
+    from amd.data.prepare import prepare as run_prepare
+
+    data = validate_config(DataConfig, {"train": source, **data_fields(parse_overrides(overrides or []))})
+    report = run_prepare(data, output, short_side=short_side, gop=gop, workers=workers)
+    if as_json:
+        print(report.model_dump_json())
+    else:
+        out.print(str(report), highlight=False)
+
+
+def validate(
+    overrides: Overrides = None, preset: PresetName = None, config: ConfigUrl = None, as_json: AsJson = False
+) -> None:
+    """Check a config and its data without training: `amd validate data=FOLDER`, or with --preset / --config."""
+    from amd.data.validation import validate_data
+
+    values = parse_overrides(overrides or [])
+    if preset is None and config is None:
+        report = validate_data(validate_config(DataConfig, data_fields(values)))
+    else:
+        report = validate_data(load_config(preset, config, values).data)
+    if as_json:
+        print(report.model_dump_json())
+    else:
+        out.print(str(report), highlight=False)
+
+
+def data_fields(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn `data=…` or `data.train=… data.crop=…` into fields of a DataConfig. Raises ConfigError on other keys."""
+    values = {"data.train" if key == "data" else key: value for key, value in overrides.items()}
+    unknown = [key for key in values if not key.startswith("data.")]
+    if unknown:
+        raise ConfigError([f"{key}: only data.… is accepted without --preset or --config" for key in unknown])
+    return {key.removeprefix("data."): value for key, value in values.items()}

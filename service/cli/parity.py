@@ -1,0 +1,27 @@
+"""`amd parity`: replay recorded numbers of the official code with this implementation."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from service.cli.console import print_plain
+from service.cli.exit_codes import FAILURE, SUCCESS
+from service.cli.options import AsJson
+
+
+def parity(
+    folder: Annotated[str, typer.Argument(help="Folder of numbers recorded from the official code.")],
+    as_json: AsJson = False,
+) -> None:
+    """Replay recorded numbers of the official code; exit code 1 if any is outside its tolerance."""
+    from amd.parity import run
+
+    report = run(folder)
+    if as_json:
+        print(report.as_json())
+    else:
+        for line in report.lines():
+            print_plain(line)
+    raise typer.Exit(SUCCESS if report.ok else FAILURE)

@@ -1,0 +1,115 @@
+"""What an owner may do to a job: the actions of each state, and the fields that an action sets.
+
+An action only records the desired state; the reconciler brings the cluster to it. Independent of HTTP, Ray and storage.
+
+    queued → starting → running → succeeded | failed | cancelled
+    retrying (after an infrastructure failure) → starting      pausing → paused → queued      cancelling → cancelled
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from service.db.models import Job
+from service.jobs.schemas import ACTIVE, Action
+from service.jobs.store import JobStore, StaleJob
+from service.web.errors import IllegalAction
+
+STOP_GRACE_S = 30.0  # beyond checkpoint.deadline_s: workers are notified, write, and report back
+CHECKPOINT_DEADLINE_S = 60.0  # of a config without checkpoint.deadline_s
+
+# Allowed actions by state.
+ACTIONS: dict[str, tuple[Action, ...]] = {
+    "queued": ("cancel", "pause"),
+    "retrying": ("cancel", "pause"),
+    "starting": ("cancel", "pause"),
+    "running": ("cancel", "pause"),
+    "pausing": ("cancel",),
+    "paused": ("resume", "cancel"),
+    "cancelling": (),
+    "succeeded": ("delete",),
+    "failed": ("retry", "delete"),
+    "cancelled": ("retry", "delete"),
+}
+
+# Actions that a state already fulfils: repeating them changes nothing.
+_FULFILLED: dict[str, tuple[Action, ...]] = {
+    "cancelled": ("cancel",),
+    "cancelling": ("cancel",),
+    "paused": ("pause",),
+    "pausing": ("pause",),
+}
+
+
+class _StopTarget(NamedTuple):
+    """States that a stop passes through."""
+
+    wanted: str
+    while_saving: str
+    stopped: str
+
+
+_STOP_TARGETS: dict[Action, _StopTarget] = {
+    "cancel": _StopTarget("cancel", "cancelling", "cancelled"),
+    "pause": _StopTarget("pause", "pausing", "paused"),
+}
+
+
+def allowed_actions(job: Job) -> list[Action]:
+    """Actions that the job's state allows; none for a run started outside the service."""
+    return list(ACTIONS[job.state]) if job.origin == "api" else []
+
+
+def check_allowed(job: Job, action: Action) -> None:
+    """Raises IllegalAction."""
+    allowed = allowed_actions(job)
+    if action not in allowed:
+        remedy = f"; it allows {', '.join(allowed)}" if allowed else ""
+        outside = " and was started outside the service" if job.origin != "api" else ""
+        raise IllegalAction(f"{action}: {job.id} is {job.state}{outside}{remedy}", allowed_actions=allowed)
+
+
+def act(
+    store: JobStore,
+    job_id: str,
+    project: str | None,
+    action: Action,
+    actor: str,
+    deadline_s: float | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Job:
+    """Apply an action to a job. An action that is already in effect changes nothing. Raises IllegalAction, NotFound."""
+    while True:
+        job = store.get(job_id, project)
+        if action in _FULFILLED.get(job.state, ()):
+            return job
+        check_allowed(job, action)
+        try:
+            return store.change(job, action, actor=actor, **_fields(job, action, deadline_s, clock()))
+        except StaleJob:
+            continue
+
+
+def _fields(job: Job, action: Action, deadline_s: float | None, now: float) -> dict[str, Any]:
+    """Fields of the job that an action sets."""
+    if action in ("resume", "retry"):
+        begin = {"state": "queued", "wanted": "run", "retries": 0, "not_before": now, "stop_by": None}
+        return {**begin, "reason": None, "message": "", "ended_at": None}
+    target = _STOP_TARGETS[action]
+    if job.state in ACTIVE:
+        seconds = deadline_s if deadline_s is not None else checkpoint_deadline_s(job) + STOP_GRACE_S
+        message = "saving a last checkpoint"
+        return {"wanted": target.wanted, "state": target.while_saving, "stop_by": now + seconds, "message": message}
+    fields: dict[str, Any] = {"wanted": target.wanted, "state": target.stopped, "message": ""}
+    if target.stopped == "cancelled":
+        fields |= {"reason": "cancelled_by_user", "ended_at": now}
+    return fields
+
+
+def checkpoint_deadline_s(job: Job) -> float:
+    """Seconds that the job's config allows for its last checkpoint (`checkpoint.deadline_s`)."""
+    run = job.config.get("train") if job.kind == "search" else job.config
+    checkpoint = run.get("checkpoint") if isinstance(run, dict) else None
+    return float((checkpoint or {}).get("deadline_s", CHECKPOINT_DEADLINE_S))

@@ -1,0 +1,63 @@
+"""Admission: which queued job may start now, given the cluster's resources and the configured limits.
+
+Jobs are offered in queue order (`JobStore.in_states`): highest priority first, then oldest. A job that could fit but
+for now does not closes admission, so that smaller jobs behind it never overtake it indefinitely. Decides only;
+independent of the database and of Ray.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from service.db.models import Job
+from service.jobs.execution.ray_jobs import Capacity
+from service.settings import Settings
+
+
+class AdmissionController:
+    """Counts what active jobs use and admits others against the limits."""
+
+    def __init__(self, settings: Settings, capacity: Capacity, active: Iterable[Job]) -> None:
+        self._settings, self._capacity = settings, capacity
+        self._cpus = self._gpus = 0.0
+        self._running = 0
+        self._jobs: Counter[str] = Counter()
+        self._workers: Counter[str] = Counter()
+        self.is_closed = False
+        """Whether no further job may start in this step."""
+        for job in active:
+            self.admit(job)
+
+    def admit(self, job: Job) -> None:
+        """Count a job's resources as used."""
+        self._running += 1
+        self._jobs[job.project] += 1
+        self._workers[job.project] += job.workers
+        self._cpus += job.cpus
+        self._gpus += self._gpus_of(job)
+        self.is_closed = self.is_closed or self._running >= self._settings.max_running
+
+    def obstacle(self, job: Job) -> str | None:
+        """Why a job must wait; None if it may start."""
+        max_jobs, max_workers = self._settings.project_max_running, self._settings.project_max_workers
+        if self.is_closed:
+            return f"waits for one of {self._settings.max_running} running jobs to end"
+        if max_jobs is not None and self._jobs[job.project] >= max_jobs:
+            return f"waits: project {job.project} runs {max_jobs} jobs, which is its limit"
+        if max_workers is not None and self._workers[job.project] + job.workers > max_workers:
+            return f"waits: project {job.project} may have {max_workers} workers, of which {job.workers} must be free"
+        if self._settings.autoscaling:
+            return None
+        total, gpus = self._capacity, self._gpus_of(job)
+        request = f"{job.cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+        if job.cpus > total.cpus or gpus > total.gpus:
+            return f"waits: it needs {request}, and the cluster has {total.cpus:g} CPUs and {total.gpus:g} GPUs in all"
+        if self._cpus + job.cpus > total.cpus or self._gpus + gpus > total.gpus:
+            self.is_closed = True  # jobs behind it would overtake it indefinitely
+            return f"waits for {request} to be free"
+        return None
+
+    def _gpus_of(self, job: Job) -> float:
+        needs_gpus = job.device == "cuda" or (job.device == "auto" and self._capacity.gpus >= job.workers)
+        return float(job.workers) if needs_gpus else 0.0

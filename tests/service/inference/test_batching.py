@@ -1,0 +1,147 @@
+"""Queue limits, cancellation and batching of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from service.inference.engine import (
+    DeadlineExceeded,
+    Engine,
+    EngineSettings,
+    QueueFull,
+    UnsupportedRequest,
+)
+from tests.support.service.engines import DEADLINE_S, EMBEDDING, NO_TIME_LIMIT, infer, load_slots, upload
+from tests.support.service.published_encoders import (
+    IMAGE,
+    run,
+)
+
+
+class PausedModel:
+    """Pauses the model thread, as a long batch would, so that clips stay in the queue."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._resume = engine, threading.Event()
+
+    def __enter__(self) -> PausedModel:
+        self._pause = self._engine._batcher.call(lambda: self._resume.wait() and None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resume.set()
+        self._pause.result()
+
+
+async def wait_for_queued_clips(engine: Engine, clips: int) -> None:
+    """Wait until the model's queue holds this many clips."""
+    while sum(map(len, engine._batcher._queues.values())) < clips:
+        await asyncio.sleep(0.005)
+
+
+def test_a_full_queue_rejects_requests_with_a_retry_delay(folder: Path) -> None:
+    tokens = IMAGE.grid.tokens
+    engine = Engine(
+        EngineSettings(device="cpu", threads=1, decoders=1, max_queued_tokens=3 * tokens, limits=NO_TIME_LIMIT)
+    )
+    load_slots(engine, main=folder / "image")
+    item = upload(folder / "0.png")
+
+    async def fill() -> None:
+        with PausedModel(engine):
+            waiting = [asyncio.create_task(engine.infer("main", [item], EMBEDDING, DEADLINE_S)) for _ in range(3)]
+            await asyncio.sleep(0)
+            with pytest.raises(QueueFull) as full:
+                await engine.infer("main", [item], EMBEDDING, DEADLINE_S)
+            assert 0 < full.value.retry_after_s <= 60
+            with pytest.raises(UnsupportedRequest, match="exceed the queue's capacity"):
+                await engine.infer("main", [item] * 4, EMBEDDING, DEADLINE_S)
+            assert engine.state()["queued_tokens"] == 3 * tokens
+            waiting[0].cancel()
+            await asyncio.sleep(0.01)
+            waiting.append(
+                asyncio.create_task(engine.infer("main", [item], EMBEDDING, DEADLINE_S))
+            )  # the cancelled request freed its share
+            await asyncio.sleep(0)
+        answers = await asyncio.gather(*waiting[1:])
+        assert len(answers) == 3
+
+    run(fill())
+    assert engine.state()["counters"]["full"] == 1
+    run(engine.close())
+
+
+def test_cancelled_and_expired_requests_never_reach_the_model(engine: Engine, folder: Path) -> None:
+    load_slots(engine, main=folder / "image")
+    item = upload(folder / "0.png")
+
+    async def cancel() -> None:
+        before = engine.state()["counters"]["clips"]
+        with PausedModel(engine):
+            cancelled = asyncio.create_task(engine.infer("main", [item, item], EMBEDDING, DEADLINE_S))
+            kept = asyncio.create_task(engine.infer("main", [item], EMBEDDING, DEADLINE_S))
+            late = asyncio.create_task(engine.infer("main", [item], EMBEDDING, 0.2))
+            await wait_for_queued_clips(engine, 3)
+            cancelled.cancel()
+            with pytest.raises(DeadlineExceeded, match=r"its deadline of 0\.2 s"):
+                await late
+            assert engine.state()["queued_tokens"] == IMAGE.grid.tokens
+        assert len((await kept).items) == 1
+        assert engine.state()["counters"]["clips"] == before + 1
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+
+    run(cancel())
+
+
+def test_queued_clips_are_batched_within_the_token_budget(folder: Path) -> None:
+    budget = 4 * IMAGE.grid.tokens
+    engine = Engine(EngineSettings(device="cpu", threads=1, decoders=1, max_batch_tokens=budget, limits=NO_TIME_LIMIT))
+    load_slots(engine, main=folder / "image", candidate=folder / "other")
+    item = upload(folder / "0.png")
+
+    async def pile_up() -> int:
+        before = engine.state()["counters"]["batches"]
+        with PausedModel(engine):
+            slots = ["main"] * 5 + ["candidate"] * 3 + ["main"] * 2
+            requests = [asyncio.create_task(engine.infer(slot, [item], EMBEDDING, DEADLINE_S)) for slot in slots]
+            await wait_for_queued_clips(engine, len(slots))
+        await asyncio.gather(*requests)
+        return int(engine.state()["counters"]["batches"] - before)
+
+    assert run(pile_up()) == 3  # 4 of main, 3 of candidate, 3 of main: batches never mix encoders
+    run(engine.close())
+
+
+def test_an_idle_model_waits_only_for_clips_that_are_being_decoded(folder: Path) -> None:
+    settings = EngineSettings(device="cpu", threads=1, decoders=1, max_wait_ms=60_000, limits=NO_TIME_LIMIT)
+    engine = Engine(settings)
+    load_slots(engine, main=folder / "image")
+    item = upload(folder / "0.png")
+
+    async def infer_all() -> None:
+        before = engine.state()["counters"]["batches"]
+        await engine.infer("main", [item], EMBEDDING, DEADLINE_S)  # a single item: nothing to wait for
+        await engine.infer("main", [item] * 5, EMBEDDING, DEADLINE_S)
+        assert engine.state()["counters"]["batches"] == before + 2
+
+    began = time.monotonic()
+    run(infer_all())
+    assert time.monotonic() - began < 60  # max_wait_ms did not elapse
+    run(engine.close())
+
+
+def test_the_model_uses_its_own_number_of_threads(folder: Path) -> None:
+    engine = Engine(EngineSettings(device="cpu", threads=3, decoders=2, limits=NO_TIME_LIMIT))
+    load_slots(engine, main=folder / "image")
+    infer(engine, *[upload(folder / "0.png")] * 4)
+    found: list[int] = []
+    engine._batcher.call(lambda: found.append(torch.get_num_threads())).result()
+    assert found == [3]  # although decoder threads set theirs to 1
+    run(engine.close())
