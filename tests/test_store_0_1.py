@@ -27,8 +27,8 @@ from service.db.engine import migrate, open_engine
 from service.settings import Settings
 from tests.support.stored import EXPECTED, STORE, copy_database, copy_root, shape
 from tune_spaces.config import SearchConfig
-from tune_spaces.search.progress import Quiet
-from tune_spaces.search.run import prepared
+from tune_spaces.search.progress import NullProgress
+from tune_spaces.search.run import prepare_search
 from tune_spaces.search.sweep import Sweep
 from tune_spaces.spaces.space import build_space
 
@@ -119,8 +119,8 @@ def test_the_same_config_trained_from_the_start_gives_the_recorded_losses_files_
     assert_recorded(metrics(tmp_path, "tiny-teacher"), RUNS["losses"]["tiny-teacher"])
     assert_recorded_embedding(tmp_path, "tiny-teacher")
     data = ["data.train=demo:digits/few", "data.test=demo:digits/select", "data.loader_workers=0"]
-    words = ["kinds=[knn,linear]", "linear.method=logistic", "scaling.device=cpu"]
-    assert downstream.main(["probe", "encoder=tiny-teacher", f"storage={tmp_path}", *data, *words]) == 0
+    args = ["kinds=[knn,linear]", "linear.method=logistic", "scaling.device=cpu"]
+    assert downstream.main(["probe", "encoder=tiny-teacher", f"storage={tmp_path}", *data, *args]) == 0
     for folder in ("runs/tiny-teacher", "encoders/tiny-teacher", "features"):
         missing = shape(STORE / "root" / folder) - shape(tmp_path / folder)
         assert not missing, f"{folder}: version 0.1 wrote these files and keys, and now they are missing"
@@ -144,11 +144,11 @@ def test_a_card_is_read_whole_with_its_scores(root: Path) -> None:
 def test_a_sweep_that_was_stopped_goes_on_with_the_recorded_trials(root: Path) -> None:
     folder = root / "runs" / "tiny-sweep"
     config = SearchConfig.model_validate(json.loads((folder / "config.json").read_text()))
-    config, _ = prepared(config, str(root), "tiny-sweep")
-    assert json.loads((folder / "run.json").read_text())["decides"] == config.decides()
-    sweep = Sweep(config, build_space(config.space, config.train), str(root), "tiny-sweep", Quiet())
+    config, _ = prepare_search(config, str(root), "tiny-sweep")
+    assert json.loads((folder / "run.json").read_text())["decides"] == config.identity()
+    sweep = Sweep(config, build_space(config.space, config.train), str(root), "tiny-sweep", NullProgress())
     assert {str(number): record.state for number, record in sweep.records.items()} == SWEEP["states"]
-    begun = [sweep.begin() for _ in SWEEP["next"]]
+    begun = [sweep.next_trial() for _ in SWEEP["next"]]
     found = [{"number": r.number, "point": r.point, "level": r.level, "runs": list(r.runs)} for r in begun if r]
     assert found == SWEEP["next"]
     earlier, later = (json.loads((folder / "trials" / f"000{number}.json").read_text()) for number in (0, 3))

@@ -21,7 +21,7 @@ import httpx
 from sqlalchemy import Engine, insert
 
 from service.db.engine import migrate, open_engine
-from service.db.models import Attempt, Job, JobEvent, Label
+from service.db.models import Attempt, Job, JobEvent, JobLabel
 from tests.support.service.server import Server, serving
 
 STATES = ("succeeded", "failed", "cancelled")
@@ -79,7 +79,7 @@ def fill(engine: Engine, jobs: int) -> list[str]:
         with engine.begin() as connection:
             connection.execute(insert(Job), rows)
             connection.execute(
-                insert(Label),
+                insert(JobLabel),
                 [
                     {"job_id": r["id"], "key": "team", "value": r["labels"]["team"], "created_at": r["created_at"]}
                     for r in rows

@@ -46,7 +46,7 @@ from amd.data.decoding.reader import SampleReader
 from amd.device import autocast, choose_device, use_threads
 from amd.downstream.embedding.features import cut_clips, file_chooser
 from amd.models.encoder import Encoder
-from service.inference.engine import BATCH_TOKENS, Engine, EngineSettings, Item, Want
+from service.inference.engine import BATCH_TOKENS, Engine, EngineSettings, InferenceOptions, Item
 from tests.benchmarks.decoding import scene
 from tests.support.data.videos import write_video
 
@@ -97,7 +97,7 @@ async def served(engine: Engine, contents: Sequence[bytes], concurrency: int) ->
 
     async def client() -> None:
         for content in left:
-            await engine.answer("main", [Item(content)], Want(), DEADLINE_S)
+            await engine.infer("main", [Item(content)], InferenceOptions(), DEADLINE_S)
 
     await asyncio.gather(*(client() for _ in range(concurrency)))
 
@@ -108,7 +108,7 @@ async def latencies(engine: Engine, contents: Sequence[bytes], per_s: float) -> 
 
     async def one(content: bytes) -> None:
         began = time.perf_counter()
-        await engine.answer("main", [Item(content)], Want(), DEADLINE_S)
+        await engine.infer("main", [Item(content)], InferenceOptions(), DEADLINE_S)
         took.append(time.perf_counter() - began)
 
     due, tasks = time.perf_counter(), []
@@ -120,7 +120,7 @@ async def latencies(engine: Engine, contents: Sequence[bytes], per_s: float) -> 
     return sorted(took)
 
 
-class Clock:
+class BenchmarkClock:
     """Seconds now, by the wall and of the CPU: of this process and of all its children."""
 
     def __init__(self) -> None:
@@ -178,11 +178,11 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         rates, costs = list[tuple[float, float]](), list[float]()
         before = engine.state()["counters"]
         for _ in range(options.turns):
-            began = Clock()
+            began = BenchmarkClock()
             offline_turn()
-            between = Clock()
+            between = BenchmarkClock()
             await served(engine, items, options.concurrency)
-            end = Clock()
+            end = BenchmarkClock()
             rates.append((options.items / (between.wall - began.wall), options.items / (end.wall - between.wall)))
             costs.append((between.cpu - began.cpu) / (end.cpu - between.cpu))
         after = engine.state()["counters"]

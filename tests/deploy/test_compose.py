@@ -1,4 +1,4 @@
-"""The compose file: valid to the specification, one open port, no secret in it, and a script that makes the secrets."""
+"""Tests of the compose file: valid, one open port, no secrets, and a script that generates the secrets."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_only_the_control_plane_is_published_and_only_on_loopback() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_container_is_pinned_and_has_no_rights_to_spare(name: str) -> None:
+def test_a_container_is_pinned_and_has_minimal_privileges(name: str) -> None:
     service = SERVICES[name]
     assert IMAGE.fullmatch(filled(service["image"]))
     assert service["user"] in ("1000:1000", "postgres")
@@ -72,7 +72,7 @@ def test_no_environment_holds_a_secret(name: str) -> None:
     assert secrets_among(SERVICES[name].get("environment", {})) == set()
 
 
-def test_every_secret_is_a_file_and_goes_to_whom_it_is_named_for() -> None:
+def test_every_secret_is_a_file_mounted_only_where_needed() -> None:
     holders = {
         name: {who for who, s in SERVICES.items() if name in s.get("secrets", ())} for name in COMPOSE["secrets"]
     }
@@ -89,7 +89,7 @@ def test_every_secret_is_a_file_and_goes_to_whom_it_is_named_for() -> None:
         assert named <= set(service.get("secrets", ())) | {"s3-credentials", "pg-service", "ray-token"}
 
 
-def test_the_database_is_out_of_rays_reach() -> None:
+def test_ray_cannot_reach_the_database() -> None:
     assert COMPOSE["networks"]["database"] == {"internal": True}
     assert {name for name, s in SERVICES.items() if "database" in s["networks"]} == {
         "postgres",
@@ -98,7 +98,7 @@ def test_the_database_is_out_of_rays_reach() -> None:
     }
 
 
-def test_what_is_waited_for_can_become_what_is_waited_for() -> None:
+def test_every_dependency_condition_can_be_met() -> None:
     for service in SERVICES.values():
         for name, wait in service.get("depends_on", {}).items():
             if wait["condition"] == "service_healthy":

@@ -1,4 +1,4 @@
-"""The two images: what goes into them, and that it suffices."""
+"""Tests of the two images: their contents are pinned and sufficient."""
 
 import re
 import subprocess
@@ -82,7 +82,7 @@ def test_the_control_plane_holds_no_torch_and_the_ray_node_does() -> None:
     assert ray_node["ray"] == control_plane["ray"]  # clients and clusters of different versions do not speak
 
 
-def test_locks_are_as_new_as_what_they_are_made_of() -> None:
+def test_locks_are_up_to_date() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     group = project["dependency-groups"]["control-plane"]
     assert {name_of(r) for r in group} <= locked(DOCKER / "control-plane.lock").keys()
@@ -92,7 +92,7 @@ def test_locks_are_as_new_as_what_they_are_made_of() -> None:
     assert {ray.get(r, r) for r in group} <= set(project["project"]["dependencies"])
 
 
-def test_all_that_the_control_plane_imports_is_in_its_image() -> None:
+def test_the_control_plane_image_holds_everything_it_imports() -> None:
     names = " ".join(locked(DOCKER / "control-plane.lock"))
     ran = subprocess.run(
         [sys.executable, "-c", CONTROL_PLANE_IMPORTS, names], cwd=ROOT, capture_output=True, text=True, timeout=300
@@ -100,7 +100,7 @@ def test_all_that_the_control_plane_imports_is_in_its_image() -> None:
     assert ran.stdout.endswith("imported\n"), ran.stderr
 
 
-def test_the_dockerfile_pleases_hadolint() -> None:
+def test_the_dockerfile_passes_hadolint() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     ran = subprocess.run([hadolint, DOCKER / "Dockerfile"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: valid to their schemas, and what must hold of them whatever else changes."""
+"""Tests of the Kubernetes manifests: valid against their schemas, and secure."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_pod_keeps_to_the_restricted_standard(name: str) -> None:
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
 
 
-def test_the_autoscaler_beside_the_head_keeps_to_it_too() -> None:
+def test_the_autoscaler_sidecar_keeps_to_the_restricted_standard() -> None:
     context = RAY["spec"]["autoscalerOptions"]["securityContext"]
     assert (context["runAsNonRoot"], context["allowPrivilegeEscalation"]) == (True, False)
     assert context["capabilities"] == {"drop": ["ALL"]}
@@ -173,7 +173,7 @@ def test_the_guard_against_secrets_sees_them() -> None:
     }
 
 
-def test_operators_are_told_of_every_secret() -> None:
+def test_every_secret_is_documented() -> None:
     wanted = {RAY["spec"]["authOptions"]["secretName"]}
     for template in TEMPLATES.values():
         wanted |= {v["secret"]["secretName"] for v in template["spec"]["volumes"] if "secret" in v}
@@ -185,7 +185,7 @@ def test_operators_are_told_of_every_secret() -> None:
     assert {name for name in wanted if f"secret generic {name}" not in readme} == set()
 
 
-def test_only_the_head_may_ask_the_kubernetes_api() -> None:
+def test_only_the_head_may_call_the_kubernetes_api() -> None:
     assert {name for name, t in TEMPLATES.items() if t["spec"].get("automountServiceAccountToken") is not False} == {
         "ray-head"  # its autoscaler
     }

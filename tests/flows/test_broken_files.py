@@ -1,4 +1,4 @@
-"""A data set in which one file in twenty is broken, each in its own way: from list file to published encoder."""
+"""Tests of a training, from list file to published encoder, with one broken file in twenty."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ BREAK: dict[str, Callable[[Path, Path], object]] = {
 
 
 @pytest.fixture(scope="module")
-def rotten(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+def damaged_data_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     """A list of 200 clips (20 files, ten times over) and ten broken ones; the broken paths."""
     folder = tmp_path_factory.mktemp("rotten")
     good = [write_video(folder / f"good {n}.mp4", pictures(12, 32, 24, seed=n)) for n in range(20)]
@@ -59,7 +59,7 @@ def rotten(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
 
 
 def amd_train(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str, limit: float
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *args: str, limit: float
 ) -> tuple[int, Path]:
     config = mae(
         tiny_video_config(
@@ -75,38 +75,44 @@ def amd_train(
         name="run",
     )
     (tmp_path / "run.json").write_text(config.model_dump_json())
-    monkeypatch.setattr(sys, "argv", ["amd", "train", "--config", str(tmp_path / "run.json"), "--local", *words])
+    monkeypatch.setattr(sys, "argv", ["amd", "train", "--config", str(tmp_path / "run.json"), "--local", *args])
     with pytest.raises(SystemExit) as end:
         main.main()
     return int(end.value.code or 0), tmp_path / "storage" / "runs" / "run"
 
 
-def named(run: Path) -> set[str]:
+def reported_paths(run: Path) -> set[str]:
     return {json.loads(line)["location"] for line in (run / "bad_samples.jsonl").read_text().splitlines()}
 
 
-def test_broken_files_of_every_kind_are_named_and_the_run_ends_well(
-    rotten: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_broken_files_of_every_kind_are_reported_and_the_run_succeeds(
+    damaged_data_set: tuple[Path, list[Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    folder, broken = rotten
+    folder, broken = damaged_data_set
     code, run = amd_train(folder, tmp_path, monkeypatch, "--json", limit=0.06)
     assert code == 0
-    assert named(run) == {str(path) for path in broken}
+    assert reported_paths(run) == {str(path) for path in broken}
     last = json.loads(capfd.readouterr().out.strip().splitlines()[-1])
     assert (last["state"], last["figures"]["data/bad_samples"]) == ("succeeded", len(broken))
     assert (Path(last["encoder_folder"]) / "encoder.safetensors").exists()
 
 
 def test_more_broken_files_than_allowed_stop_the_run_with_their_list(
-    rotten: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    damaged_data_set: tuple[Path, list[Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    folder, broken = rotten
+    folder, broken = damaged_data_set
     code, run = amd_train(folder, tmp_path, monkeypatch, limit=0.01)
     assert code == 1
     printed = "".join(capfd.readouterr())
     assert "Traceback" not in printed
     assert "data.max_bad_fraction" in printed
-    found = named(run)
+    found = reported_paths(run)
     assert found <= {str(path) for path in broken}
     assert len(found) >= 3  # one in a hundred of 210 are two
     assert all(path in printed for path in found)

@@ -19,7 +19,7 @@ from tests.support.ray_cluster import RayCluster
 pytestmark = pytest.mark.ray
 
 
-def test_two_actors_stop_and_go_on_and_each_record_is_there_once(ray_cluster: RayCluster, tmp_path: Path) -> None:
+def test_two_resumed_actors_write_each_record_once(ray_cluster: RayCluster, tmp_path: Path) -> None:
     files = sorted(write_images(tmp_path / "images", 10))
     Path(files[7]).write_bytes(b"not a picture")
     wanted = config(tmp_path, rows_per_file=1, scaling={"device": "cpu", "workers": 2})

@@ -1,4 +1,4 @@
-"""A sweep on Ray Tune, and what may befall it: a worker, a trial's driver, its own driver, a whole cluster killed."""
+"""Tests of a sweep on Ray Tune whose worker, trial driver, own driver or whole cluster is killed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import pytest
 
 from amd.config import with_overrides
 from amd.storage import exists, join
-from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import RunResult, run_folder
 from amd.training.runs.launch import launch
 from tests.support.ray_cluster import RayCluster
 from tests.support.runs.tiny_runs import tiny_run
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import Ledger, TrialRecord
-from tune_spaces.search.run import prepared
+from tune_spaces.search.run import prepare_search
 from tune_spaces.search.sampler import next_point
 from tune_spaces.search.worker import TRIAL
 from tune_spaces.spaces.space import config_of
@@ -59,7 +59,7 @@ Outcome = tuple[dict[str, Any], list[float], str]  # point, score at each rung, 
 
 def undisturbed(config: SearchConfig, root: str) -> list[Outcome]:
     """What must come out, by a plain loop: no Ray, no Tune, halving by hand."""
-    config, space = prepared(config.model_copy(update={"storage": root}), root, "calm")
+    config, space = prepare_search(config.model_copy(update={"storage": root}), root, "calm")
     ledger = Ledger(run_folder(root, "calm"))
     outcomes, told = list[Outcome](), list[float]()
     for number in range(config.budget.trials):
@@ -85,7 +85,7 @@ def probed(run: RunResult, step: int) -> float:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)  # Ray Train starts four times: minutes on a busy machine
-def test_a_sweep_whose_worker_trial_and_driver_are_killed_ends_as_an_undisturbed_one(
+def test_a_sweep_whose_worker_trial_and_driver_are_killed_gives_the_same_result(
     ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     config = a_sweep(tmp_path)
@@ -171,9 +171,7 @@ def free(cluster: RayCluster) -> bool:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
-def test_random_stops_leave_nothing_taken_and_the_sweep_comes_to_its_end(
-    ray_cluster: RayCluster, tmp_path: Path
-) -> None:
+def test_random_stops_leak_no_resources_and_the_sweep_finishes(ray_cluster: RayCluster, tmp_path: Path) -> None:
     """Two workers each and four trials at once: as many as there is room for, which is two."""
     config = with_overrides(
         a_sweep(tmp_path),
@@ -194,27 +192,27 @@ def test_random_stops_leave_nothing_taken_and_the_sweep_comes_to_its_end(
     again = start(file)
     _, complaint = again.communicate(timeout=900)
     assert again.returncode == 0, complaint
-    assert "at once    2 of 2 workers each (fewer than at_once: there is no room)" in complaint
+    assert "at once    2 of 2 workers each (fewer than at_once: not enough resources)" in complaint
     records = Ledger(run_folder(str(tmp_path / "storage"), "stopped-at-random")).records
     assert [record.state for record in records.values()] == ["succeeded"] * 4
     wait_for(lambda: free(ray_cluster), None)
 
 
-def test_what_has_no_room_is_refused_at_once(ray_cluster: RayCluster, tmp_path: Path) -> None:
+def test_a_sweep_that_does_not_fit_the_cluster_is_refused_at_once(ray_cluster: RayCluster, tmp_path: Path) -> None:
     config = with_overrides(
         a_sweep(tmp_path), {"train.scaling.workers": 5, "train.optim.batch_size": 10, "name": "too-many"}
     )
     file = tmp_path / "sweep.json"
     file.write_text(config.model_dump_json())
     printed, complaint = start(file).communicate(timeout=300)
-    assert "train.scaling.workers=5 of 1 CPU each never fit: the cluster's nodes have 4 CPU" in printed + complaint
+    assert "train.scaling.workers=5 of 1 CPU each do not fit: the cluster's nodes have 4 CPU" in printed + complaint
     assert not Ledger(run_folder(str(tmp_path / "storage"), "too-many")).records
 
 
 @pytest.mark.timeout(1500)
 def test_a_population_is_a_job_with_its_storage_on_s3(ray_cluster: RayCluster, s3_root: str, tmp_path: Path) -> None:
     """`ray job submit -- python -m tune_spaces`: four trials, two rungs, one child that goes on from its parent."""
-    words = {
+    args = {
         "algorithm": "pbt",
         "stopping": "none",
         "space.use": ["recipe"],
@@ -224,7 +222,7 @@ def test_a_population_is_a_job_with_its_storage_on_s3(ray_cluster: RayCluster, s
         "name": "population",
     }
     file = tmp_path / "sweep.json"
-    file.write_text(with_overrides(a_sweep(tmp_path), words).model_dump_json())
+    file.write_text(with_overrides(a_sweep(tmp_path), args).model_dump_json())
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", ray_cluster.dashboard),
         *("--", sys.executable, "-m", "tune_spaces", "--config", str(file), "--json"),
@@ -249,7 +247,7 @@ def test_a_population_is_a_job_with_its_storage_on_s3(ray_cluster: RayCluster, s
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
-def test_a_sweep_whose_whole_cluster_is_killed_ends_as_an_undisturbed_one(
+def test_a_sweep_whose_whole_cluster_is_killed_gives_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without RAY_ADDRESS a sweep starts a cluster of its own."""

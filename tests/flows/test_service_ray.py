@@ -1,4 +1,4 @@
-"""Jobs over REST on a real cluster, and what may befall the parts: a job ends once, in its right state."""
+"""Tests of jobs over REST on a real cluster with failing parts: each job ends once, in the right state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import boto3
 import pytest
 
-from amd.training.reporting.metrics import read_metrics
+from amd.training.reporting.metrics_reader import read_metrics
 from service.stack.ports import free_ports
 from tests.flows.test_search_ray import free
 from tests.support.ray_cluster import RayCluster, another_node, end_head, start_head
@@ -86,7 +86,7 @@ def test_a_job_survives_its_control_plane_and_its_driver_and_stops_with_a_checkp
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
-def test_a_job_whose_head_is_lost_is_queued_again_and_ends_on_the_next_head(tmp_path: Path) -> None:
+def test_a_job_whose_head_is_lost_is_requeued_and_ends_on_the_next_head(tmp_path: Path) -> None:
     ports = free_ports(5)
     cluster, head, folder = start_head(dict(os.environ), ports)
     plane = ControlPlane(tmp_path / "data", cluster.dashboard, AMD_ALLOWED_URIS=str(tmp_path), AMD_SILENCE_S="10")
@@ -110,7 +110,7 @@ def test_a_job_whose_head_is_lost_is_queued_again_and_ends_on_the_next_head(tmp_
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
-def test_a_job_whose_node_is_lost_goes_on_with_the_workers_that_are_left(
+def test_a_job_whose_node_is_lost_continues_with_the_remaining_workers(
     plane: ControlPlane, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     body = a_run(tmp_path, LONG)
@@ -134,15 +134,15 @@ def test_a_job_whose_node_is_lost_goes_on_with_the_workers_that_are_left(
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
-def test_a_minute_without_storage_costs_neither_a_running_job_nor_one_accepted_meanwhile(
+def test_a_minute_without_storage_fails_neither_a_running_nor_a_new_job(
     s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = S3Server()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", store.url)
     boto3.client("s3").create_bucket(Bucket="far")
     cluster, head, folder = start_head(dict(os.environ))
-    words = {"AMD_STORAGE": "s3://far/root", "AMD_ALLOWED_URIS": str(tmp_path)}
-    plane = ControlPlane(tmp_path / "data", cluster.dashboard, **words)
+    args = {"AMD_STORAGE": "s3://far/root", "AMD_ALLOWED_URIS": str(tmp_path)}
+    plane = ControlPlane(tmp_path / "data", cluster.dashboard, **args)
     try:
         plane.start()
         running = plane.submit(**a_run(tmp_path, 8000))
@@ -178,8 +178,8 @@ def kill_driver(job: str) -> None:
     """Kill -9 the job's runner, as the kernel does when memory is short."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
+            args = (process / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"service.jobs.runner" in words and job.encode() in words:
+        if b"service.jobs.runner" in args and job.encode() in args:
             os.kill(int(process.name), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Encoders behind a real Ray Serve and a real control plane: what is answered, while what happens."""
+"""Tests of encoders behind a real Ray Serve and control plane, under load and failures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from PIL import Image
 
 from amd.downstream.embedding.features import embed_file
 from service.serving.protocol import CANDIDATE, pack, unpack
-from service.serving.requests import Options
+from service.serving.requests import RequestOptions
 from service.stack.ports import free_ports
 from tests.support.data.videos import pictures, write_video
 from tests.support.ray_cluster import RayCluster
@@ -44,10 +44,10 @@ class Served(NamedTuple):
     def offline(self, encoder: str, file: Path) -> np.ndarray[Any, Any]:
         return embed_file(f"{self.plane.data}/root/encoders/{encoder}", str(file))
 
-    def post(self, encoder: str, client: httpx.Client | None = None, **words: Any) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {self.key}", **words.pop("headers", {})}
+    def post(self, encoder: str, client: httpx.Client | None = None, **args: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.key}", **args.pop("headers", {})}
         url = f"{self.plane.url}/v1/encoders/{encoder}/embeddings"
-        return (client or httpx).post(url, headers=headers, timeout=120, **words)
+        return (client or httpx).post(url, headers=headers, timeout=120, **args)
 
     def deploy(self, name: str, **body: Any) -> None:
         self.plane.ask("PUT", f"/deployments/{name}", json=body)
@@ -92,7 +92,7 @@ def served(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.timeout(900)
-def test_every_way_to_ask_gives_the_vector_of_the_file_itself(served: Served) -> None:
+def test_every_request_format_gives_the_same_vector(served: Served) -> None:
     for encoder, name, file, media in (
         ("first", "production", served.folder / "0.png", "image/png"),
         ("moving", "videos", served.folder / "clip.mp4", "video/mp4"),
@@ -110,8 +110,8 @@ def test_every_way_to_ask_gives_the_vector_of_the_file_itself(served: Served) ->
             "a URI": {"json": {"input": {"uri": str(file)}}},
             "base64 both ways": {"json": {"input": {"uri": str(file)}, "encoding_format": "base64"}},
         }  # fmt: skip
-        for way, words in asked.items():
-            answer = served.post(name, **words)
+        for way, args in asked.items():
+            answer = served.post(name, **args)
             assert answer.status_code == 200, (way, answer.text)
             found = answer.json()
             assert found["encoder"] == answer.headers["X-Encoder"] == encoder
@@ -121,7 +121,7 @@ def test_every_way_to_ask_gives_the_vector_of_the_file_itself(served: Served) ->
             np.testing.assert_allclose(vector, expected, rtol=0, atol=1e-5, err_msg=way)
 
 
-def test_many_items_come_back_in_their_order_and_in_every_form(served: Served) -> None:
+def test_batches_keep_their_order_in_every_response_format(served: Served) -> None:
     import pyarrow as pa
 
     files = sorted(served.folder.glob("*.png"))
@@ -152,17 +152,17 @@ def test_openais_own_client_works(served: Served) -> None:
         np.testing.assert_allclose(item.embedding, served.offline("first", file), atol=1e-5)
 
 
-def test_what_cannot_be_answered_is_told_with_a_code(served: Served) -> None:
+def test_invalid_requests_get_an_error_code(served: Served) -> None:
     key = {"Authorization": f"Bearer {served.key}"}
     at = f"{served.plane.url}/v1/encoders"
     png = (served.folder / "0.png").read_bytes()
     picture = {"content": png, "headers": {"Content-Type": "image/png"}}
     plain = {"content": png, "headers": {"Content-Type": "text/plain"}}
-    words_only = {"content": b"text", "headers": {"Content-Type": "image/png"}}
+    text_upload = {"content": b"text", "headers": {"Content-Type": "image/png"}}
     cases: list[tuple[str, dict[str, Any], int, str]] = [
         ("nobody/embeddings", picture, 409, "encoder_not_deployed"),
         ("second/embeddings", picture, 409, "encoder_not_deployed"),
-        ("first/embeddings", words_only, 422, "item_invalid"),
+        ("first/embeddings", text_upload, 422, "item_invalid"),
         (
             "first/embeddings",
             plain,
@@ -176,9 +176,9 @@ def test_what_cannot_be_answered_is_told_with_a_code(served: Served) -> None:
         ("first/classifications", picture, 422, "not_possible"),
         ("first/reconstructions", picture, 422, "not_possible"),
     ]
-    for path, words, status, code in cases:
-        words = {**words, "headers": {**key, **words.get("headers", {})}}
-        answer = httpx.post(f"{at}/{path}", timeout=60, **words)
+    for path, args, status, code in cases:
+        args = {**args, "headers": {**key, **args.get("headers", {})}}
+        answer = httpx.post(f"{at}/{path}", timeout=60, **args)
         assert (answer.status_code, answer.json()["code"]) == (status, code), (path, answer.text)
 
 
@@ -198,7 +198,7 @@ def test_an_alias_moves_twenty_times_under_load_and_no_request_fails(served: Ser
 
 
 @pytest.mark.timeout(900)
-def test_a_candidate_comes_answers_its_share_and_goes_under_load_and_no_request_fails(served: Served) -> None:
+def test_a_candidate_is_added_and_removed_under_load_and_no_request_fails(served: Served) -> None:
     files = sorted(served.folder.glob("*.png"))
     with under_load(served, "production", files) as answers:
         served.deploy("images", encoder="production", candidate="second", share=0.5)
@@ -218,14 +218,14 @@ def test_a_candidate_comes_answers_its_share_and_goes_under_load_and_no_request_
     assert 0 <= drift["neighbours_kept"] <= 1
     assert {answer.json()["encoder"] for answer in answers[gone:]} == {"first"}
     # Replicas load and unload at their own pace: what was still meant for a candidate finds none.
-    want = Options().want("embedding")
+    want = RequestOptions().for_engine("embedding")
     call = {"slot": CANDIDATE, "items": [{"content": files[0].read_bytes()}], "want": want, "deadline_s": 60}
     late = httpx.post(f"http://127.0.0.1:{served.plane.environment['AMD_SERVE_PORT']}/images", content=pack(call))
     assert (late.status_code, unpack(late.content)["encoder"]) == (200, "first")
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_replica_costs_at_most_its_own_requests_and_comes_back(served: Served) -> None:
+def test_a_killed_replica_fails_at_most_its_own_requests_and_is_replaced(served: Served) -> None:
     file = served.folder / "3.png"
     with under_load(served, "production", [file]) as answers:
         wait_for(lambda: len(answers) > 50)

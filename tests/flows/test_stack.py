@@ -1,4 +1,4 @@
-"""`amd up`, `status`, `down` as a person meets them: a real Ray head and control plane, killed and started again."""
+"""Tests of `amd up`, `status` and `down` with a real Ray head and control plane, killed and restarted."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from amd.downstream.embedding.features import embed_file
 from service.client import Client
 from service.jobs.execution.protocol import JobFolder
 from service.stack import StackError, down, find_stack, status, up
-from service.stack.parts import trouble_of
+from service.stack.parts import find_problem
 from service.stack.ports import free_ports
-from service.stack.state import MARK, Folder, Process, State
+from service.stack.state import MARK, PartProcess, StackFolder, StackState
 from tests.support.service.published_encoders import picture, publish
 
-PATIENCE_S = 900
+TIMEOUT_S = 900
 JOB = (
     *("train", "--preset", "demo-image-mae", "schedule.steps=300", "schedule.warmup_steps=10"),
     *("checkpoint.every_steps=20", "tracking.log_every_steps=5", "--submit", "--json"),
 )
-STOPPED = State.model_validate(
+STOPPED = StackState.model_validate(
     {
         "port": 1,
         "storage": "/nowhere",
@@ -45,7 +45,7 @@ STOPPED = State.model_validate(
 )
 
 
-class Here:
+class StackCommand:
     """The command with a data directory of its own."""
 
     def __init__(self, folder: Path) -> None:
@@ -58,19 +58,19 @@ class Here:
             "AWS_SECRET_ACCESS_KEY": "a-secret",
         }
 
-    def begin(self, *words: str) -> subprocess.Popen[str]:
-        command, pipe = [sys.executable, "-m", "service.cli", *words], subprocess.PIPE
+    def begin(self, *args: str) -> subprocess.Popen[str]:
+        command, pipe = [sys.executable, "-m", "service.cli", *args], subprocess.PIPE
         return subprocess.Popen(command, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
-    def amd(self, *words: str, code: int = 0) -> str:
+    def amd(self, *args: str, code: int = 0) -> str:
         """What the command prints; it must end with this exit code."""
-        begun = self.begin(*words)
-        out, err = begun.communicate(timeout=PATIENCE_S)
-        assert begun.returncode == code, f"{words} ended with {begun.returncode}:\n{out}{err}"
+        begun = self.begin(*args)
+        out, err = begun.communicate(timeout=TIMEOUT_S)
+        assert begun.returncode == code, f"{args} ended with {begun.returncode}:\n{out}{err}"
         return out if code == 0 else out + err
 
-    def json(self, *words: str, code: int = 0) -> Any:
-        return json.loads(self.amd(*words, code=code).splitlines()[0])
+    def json(self, *args: str, code: int = 0) -> Any:
+        return json.loads(self.amd(*args, code=code).splitlines()[0])
 
     def client(self, up: Any) -> Client:
         """`up`: what the command told."""
@@ -84,15 +84,15 @@ class Here:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Iterator[Here]:
-    made = Here(tmp_path)
+def stack_command(tmp_path: Path) -> Iterator[StackCommand]:
+    made = StackCommand(tmp_path)
     yield made
     made.amd("down")
 
 
 def until(true: Any) -> Any:
     """What `true` gives once it gives something."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + TIMEOUT_S
     while not (found := true()):
         assert time.monotonic() < end
         time.sleep(0.2)
@@ -113,93 +113,95 @@ def listens_on(process: psutil.Process) -> set[str]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(3 * PATIENCE_S)
-def test_everything_is_killed_and_the_job_goes_on_from_its_checkpoint(here: Here) -> None:
+@pytest.mark.timeout(3 * TIMEOUT_S)
+def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack_command: StackCommand) -> None:
     # Two at once start one stack.
-    words = ("up", "--port", "0", "--storage", str(here.storage), "--num-cpus", "2", "--json")
-    both = [here.begin(*words) for _ in range(2)]
-    told = [begun.communicate(timeout=PATIENCE_S) for begun in both]
+    args = ("up", "--port", "0", "--storage", str(stack_command.storage), "--num-cpus", "2", "--json")
+    both = [stack_command.begin(*args) for _ in range(2)]
+    told = [begun.communicate(timeout=TIMEOUT_S) for begun in both]
     assert [begun.returncode for begun in both] == [0, 0], told
     first, second = (json.loads(out) for out, _ in told)
     assert first == second
-    assert first["data_dir"] == str(here.data)
+    assert first["data_dir"] == str(stack_command.data)
     assert os.stat(first["key_file"]).st_mode & 0o777 == 0o600
-    assert os.stat(here.data / "ray-token").st_mode & 0o777 == 0o600
+    assert os.stat(stack_command.data / "ray-token").st_mode & 0o777 == 0o600
 
     # An encoder that lies there is deployed.
-    file = here.data / "picture.png"
+    file = stack_command.data / "picture.png"
     file.write_bytes(picture())
-    expected = embed_file(publish(here.storage / "encoders" / "tiny"), str(file))
-    with here.client(first) as client:
+    expected = embed_file(publish(stack_command.storage / "encoders" / "tiny"), str(file))
+    with stack_command.client(first) as client:
         until(lambda: list(client.encoders.list()))  # found by a look, every 30 s
-    assert here.json("encoders", "deploy", "tiny", "--json")["state"] == "healthy"
-    with here.client(first) as client:
+    assert stack_command.json("encoders", "deploy", "tiny", "--json")["state"] == "healthy"
+    with stack_command.client(first) as client:
         np.testing.assert_allclose(client.embeddings("tiny", [file])[0].embedding, expected, atol=1e-5)
 
     # All of it listens on loopback, and is well.
-    addresses = {ip for process in here.processes() for ip in listens_on(process)}
+    addresses = {ip for process in stack_command.processes() for ip in listens_on(process)}
     assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
-    found = here.json("status", "--json")
+    found = stack_command.json("status", "--json")
     assert {part["name"]: part["health"] for part in found["parts"]} == {"ray": "ok", "control-plane": "ok"}
     assert found["url"] == first["url"]
 
     # What runs is found again, and not changed while it runs.
-    assert here.json("up", "--json") == first
-    assert here.json("status", "--json") == found
-    assert "amd down" in here.amd("up", "--storage", str(here.storage / "other"), code=1)
+    assert stack_command.json("up", "--json") == first
+    assert stack_command.json("status", "--json") == found
+    assert "amd down" in stack_command.amd("up", "--storage", str(stack_command.storage / "other"), code=1)
 
     # A job, killed with all else after its first checkpoint.
-    job = here.json(*JOB)["id"]
-    with here.client(first) as client:
+    job = stack_command.json(*JOB)["id"]
+    with stack_command.client(first) as client:
         saved = until(lambda: client.jobs.checkpoints(job))[0].step
-    everything = here.processes()
+    everything = stack_command.processes()
     for process in everything:
         with suppress(psutil.NoSuchProcess):  # it ended with its parent
             process.send_signal(signal.SIGKILL)
-    psutil.wait_procs(everything, timeout=PATIENCE_S)
-    gone = here.json("status", "--json", code=1)
+    psutil.wait_procs(everything, timeout=TIMEOUT_S)
+    gone = stack_command.json("status", "--json", code=1)
     assert {part["health"] for part in gone["parts"]} == {"down"}
 
     # The same ports, the same data, and the job goes on.
-    assert here.json("up", "--json") == first
-    again = here.json("status", "--json")
+    assert stack_command.json("up", "--json") == first
+    again = stack_command.json("status", "--json")
     assert [part["port"] for part in again["parts"]] == [part["port"] for part in found["parts"]]
-    with here.client(first) as client:
-        ended = client.jobs.wait(job, PATIENCE_S)
+    with stack_command.client(first) as client:
+        ended = client.jobs.wait(job, TIMEOUT_S)
         assert (ended.state, ended.attempt) == ("succeeded", 2), ended
         log = "".join(client.jobs.logs(job, attempt=2))
         steps = [int(line.split()[1].split("/")[0]) for line in log.splitlines() if line.startswith("step ")]
         assert min(steps) > saved, "it began anew"
         loss = client.jobs.metrics(job, ["loss/total"]).series[0]
         assert loss.steps == list(range(5, 301, 5)), "a step is missing or was counted twice"
-        assert "a-secret" not in here.amd("jobs", "show", job, "--json"), "credentials are the node's, never a job's"
+        assert "a-secret" not in stack_command.amd("jobs", "show", job, "--json"), (
+            "credentials are the node's, never a job's"
+        )
 
         # So does the encoder.
-        assert client.deployments.wait("tiny", PATIENCE_S).state == "healthy"
+        assert client.deployments.wait("tiny", TIMEOUT_S).state == "healthy"
         np.testing.assert_allclose(client.embeddings("tiny", [file])[0].embedding, expected, atol=1e-5)
 
         # Down lets a running job save a checkpoint, and says of it that it was not its owner who stopped it.
-        job = here.json(*JOB, "schedule.steps=100000", "checkpoint.every_steps=100000")["id"]
+        job = stack_command.json(*JOB, "schedule.steps=100000", "checkpoint.every_steps=100000")["id"]
         until(lambda: (found := client.jobs.get(job).progress) is not None and found.step)
 
     # Down leaves no process and all data.
-    everything, ports = here.processes(), [part["port"] for part in again["parts"]]
-    temp = Path(json.loads((here.data / "stack.json").read_text())["ray_temp"])
+    everything, ports = stack_command.processes(), [part["port"] for part in again["parts"]]
+    temp = Path(json.loads((stack_command.data / "stack.json").read_text())["ray_temp"])
     assert temp.is_dir()
-    here.amd("down")
-    said = JobFolder(str(here.storage), job).hear(1)
+    stack_command.amd("down")
+    said = JobFolder(str(stack_command.storage), job).read_heartbeat(1)
     assert said is not None
     assert said.outcome is not None
     assert (said.outcome.state, said.outcome.asked_to_stop) == ("cancelled", True)
-    assert list((here.storage / "runs" / job / "checkpoints").glob("*/manifest.json"))
+    assert list((stack_command.storage / "runs" / job / "checkpoints").glob("*/manifest.json"))
     assert not [process for process in everything if process.is_running()]
     assert not [port for port in ports if is_open(port)]
     assert not temp.exists()
-    assert (here.data / "control-plane.db").exists()
-    assert "nothing was running" in here.amd("down")
+    assert (stack_command.data / "control-plane.db").exists()
+    assert "nothing was running" in stack_command.amd("down")
 
 
-def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+def test_a_taken_port_is_reported(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -222,12 +224,12 @@ def test_a_head_whose_agent_does_not_listen_is_not_ready(tmp_path: Path) -> None
         free = free_ports(1)[0]
         for agent, trouble in ((server.server_port, None), (free, f"takes jobs, does not answer at port {free}")):
             ports = STOPPED.ray.model_copy(update={"dashboard": server.server_port, "agent": agent})
-            found = trouble_of(Folder(tmp_path), STOPPED.model_copy(update={"ray": ports}), "ray")
+            found = find_problem(StackFolder(tmp_path), STOPPED.model_copy(update={"ray": ports}), "ray")
             assert found is None if trouble is None else trouble in str(found)
         server.shutdown()
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StackError, match=r"data directory .*file/data: cannot be written .*--data-dir"):
         up(tmp_path / "file" / "data")
@@ -235,7 +237,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         up(tmp_path / "data", storage="/proc/nowhere")
 
 
-def test_a_damaged_state_is_not_taken_for_none(tmp_path: Path) -> None:
+def test_a_damaged_state_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "stack.json").write_text("{")
     with pytest.raises(StackError, match=r"stack\.json: cannot be read"):
         status(tmp_path)
@@ -249,8 +251,8 @@ def sleeper(request: pytest.FixtureRequest) -> Iterator[psutil.Process]:
         sleeping.kill()
 
 
-def test_a_pid_that_is_another_processes_now_is_left_alone(tmp_path: Path, sleeper: psutil.Process) -> None:
-    old = Process(pid=sleeper.pid, started=sleeper.create_time() - 3600)
+def test_a_reused_pid_is_left_alone(tmp_path: Path, sleeper: psutil.Process) -> None:
+    old = PartProcess(pid=sleeper.pid, started=sleeper.create_time() - 3600)
     state = STOPPED.model_copy(update={"processes": {"control-plane": old}})
     (tmp_path / "stack.json").write_text(state.model_dump_json())
     assert find_stack(tmp_path) is None
@@ -259,8 +261,8 @@ def test_a_pid_that_is_another_processes_now_is_left_alone(tmp_path: Path, sleep
     assert sleeper.status() != psutil.STATUS_ZOMBIE
 
 
-def test_what_a_killed_part_left_behind_is_ended_even_where_the_state_is_lost(tmp_path: Path) -> None:
-    mark = f"{Folder(tmp_path).mark}:control-plane"
+def test_leftovers_of_a_killed_part_are_ended_without_a_state_file(tmp_path: Path) -> None:
+    mark = f"{StackFolder(tmp_path).mark}:control-plane"
     with subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(600)"], env={**os.environ, MARK: mark}
     ) as orphan:

@@ -1,4 +1,4 @@
-"""The main job on Ray Train, and what may befall it: a rank killed, a SIGTERM, a job submitted to go on; all on S3."""
+"""Tests of a training on Ray Train with S3: a killed rank, a SIGTERM, a resubmitted job."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 
 from amd.config import TrainConfig, with_overrides
 from amd.storage import join, listdir
-from amd.training.reporting.metrics import read_metrics
-from amd.training.reporting.progress import Event, Silence
+from amd.training.reporting.metrics_reader import read_metrics
+from amd.training.reporting.progress import Event, NullWatcher
 from amd.training.run_folder import RunResult
 from amd.training.runs.launch import train
 from tests.support.ray_cluster import RayCluster, another_node
@@ -39,15 +39,15 @@ def two_workers(folder: Path, name: str) -> TrainConfig:
     )
 
 
-W = TypeVar("W", bound=Silence)
+W = TypeVar("W", bound=NullWatcher)
 
 
-def watched(config: TrainConfig, watching: W) -> tuple[RunResult, W]:
+def watched(config: TrainConfig, watcher: W) -> tuple[RunResult, W]:
     """A run, and what was seen of it."""
-    return train(config, watching=watching), watching
+    return train(config, watcher=watcher), watcher
 
 
-class Fate(Silence):
+class Fate(NullWatcher):
     """Kills rank 1 with signal 9 after step 12, and asks the run to stop after step 25, once it has recovered."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Fate(Silence):
         self.pids: list[int] = []
         self.deeds = 0
 
-    def see(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         if event["kind"] == "start":
             self.starts.append(event["done"])
             self.pids = event["pids"]
@@ -67,12 +67,12 @@ class Fate(Silence):
             self.deeds = 2
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.said.append(text)
 
 
 @pytest.mark.timeout(1500)  # three starts of Ray Train: minutes on a busy machine
-def test_a_run_that_is_killed_stopped_and_submitted_again_ends_with_the_same_bits(
+def test_a_run_that_is_killed_stopped_and_resubmitted_ends_with_identical_weights(
     ray_cluster: RayCluster, s3_root: str, tmp_path: Path
 ) -> None:
     calm = two_workers(tmp_path, "calm")
@@ -108,11 +108,11 @@ def test_a_run_that_is_killed_stopped_and_submitted_again_ends_with_the_same_bit
     assert worst < 1e-4
 
 
-def submit(cluster: RayCluster, words: list[str]) -> RunResult:
+def submit(cluster: RayCluster, args: list[str]) -> RunResult:
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.dashboard),
         *("--runtime-env-json", json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "90"}})),
-        *("--", sys.executable, "-m", "amd.training", *words),
+        *("--", sys.executable, "-m", "amd.training", *args),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     printed = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -120,7 +120,7 @@ def submit(cluster: RayCluster, words: list[str]) -> RunResult:
     return RunResult.model_validate_json(printed[-1])
 
 
-class Reclaim(Silence):
+class Reclaim(NullWatcher):
     """Calls a node back once two workers train, and stops the run once it has gone on with one."""
 
     def __init__(self, node: int) -> None:
@@ -131,7 +131,7 @@ class Reclaim(Silence):
         self.saved: list[int] = []
         self.said: list[str] = []
 
-    def see(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         if event["kind"] == "start":
             self.starts.append(event)
         elif event["kind"] == "checkpoint":
@@ -147,13 +147,13 @@ class Reclaim(Silence):
             elif time.monotonic() > self._gives_up:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.said.append(text)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
-def test_a_node_called_back_costs_no_work_and_the_run_goes_on_with_fewer_workers(
+def test_a_preempted_node_loses_no_work_and_the_run_continues_with_fewer_workers(
     ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Three CPUs each: one worker fits the head's four, the other needs the second node.
@@ -167,7 +167,7 @@ def test_a_node_called_back_costs_no_work_and_the_run_goes_on_with_fewer_workers
     assert reclaim.reclaimed is not None, "it never had two workers"
     before, after = reclaim.starts[reclaim.reclaimed], reclaim.starts[-1]
     saved, last = reclaim.saved  # none is due but the one at the notice, and the one of the stop
-    assert any(f"step {saved}: a node is about to be taken away" in text for text in reclaim.said)
+    assert any(f"step {saved}: a node is about to be preempted" in text for text in reclaim.said)
     assert any("preemption failure 1 of 10" in text for text in reclaim.said)
     assert (before["workers"], after["workers"], after["workers_before"]) == (2, 1, 2)
     assert after["done"] == saved
@@ -176,9 +176,11 @@ def test_a_node_called_back_costs_no_work_and_the_run_goes_on_with_fewer_workers
     assert result.steps == last > saved
 
 
-def test_workers_that_do_not_fit_the_cluster_are_told_with_what_it_has(tmp_path: Path, ray_cluster: RayCluster) -> None:
+def test_workers_that_do_not_fit_are_reported_with_the_cluster_resources(
+    tmp_path: Path, ray_cluster: RayCluster
+) -> None:
     asked = {"scaling.cpus_per_worker": 64, "scaling.start_timeout_s": 1}
-    result, _ = in_a_process(watched, with_overrides(two_workers(tmp_path, "large"), asked), Silence())
+    result, _ = in_a_process(watched, with_overrides(two_workers(tmp_path, "large"), asked), NullWatcher())
     assert (result.state, result.reason, result.exit_code) == ("failed", "infeasible_resources", 1)
     assert "scaling.workers=2 need 64 CPU each; the cluster has 4 CPU" in result.message
     assert len(listdir(join(result.run_folder, "errors"))) == 1, "it comes back, so it is not tried again"

@@ -120,7 +120,7 @@ class StudentEncoder(Tower):
         self.projection_heads = nn.ModuleList(nn.Linear(c["embed_dim"], teacher, bias=False) for _ in c["layers"])
 
 
-class Stack(nn.Module):
+class BlockStack(nn.Module):
     def __init__(self, dim: int, depth: int, heads: int, ratio: float, out: int | None = None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(dim, heads, ratio) for _ in range(depth))
@@ -140,9 +140,9 @@ class StudentModel(nn.Module):
         self.mask_token = nn.Parameter(torch.randn(1, 1, s["decoder_embed_dim"]) * 0.1)
         self.encoder = StudentEncoder(s, kernel, tokens, ratio, teacher)
         heads, depth = s["generator_num_heads"], s["generator_depth"]
-        self.generators = nn.ModuleList(Stack(teacher, depth, heads, ratio) for _ in s["layers"])
+        self.generators = nn.ModuleList(BlockStack(teacher, depth, heads, ratio) for _ in s["layers"])
         width, values = s["decoder_embed_dim"], 3 * int(np.prod(kernel))
-        self.decoder = Stack(width, s["decoder_depth"], s["decoder_num_heads"], ratio, values)
+        self.decoder = BlockStack(width, s["decoder_depth"], s["decoder_num_heads"], ratio, values)
         self.encoder_to_decoder = nn.Linear(s["embed_dim"], width, bias=False)
         self.tokens = [torch.randn(1, 1, teacher) * 0.1 for _ in s["layers"]]  # no parameters, as in the official code
         self.decoder_table, self.generator_table = sinusoid(tokens, width), sinusoid(tokens, teacher)

@@ -63,7 +63,7 @@ def _walk(command: Any, path: str) -> Iterator[str]:
             arguments += 1
             name = f"argument {arguments}"
         else:
-            name = " / ".join([*sorted(parameter.opts), *(f"off {word}" for word in parameter.secondary_opts)])
+            name = " / ".join([*sorted(parameter.opts), *(f"off {part}" for part in parameter.secondary_opts)])
         yield f"{path} [{name}] {compact(facts)}" if facts else f"{path} [{name}]"
     for name, inner in getattr(command, "commands", {}).items():
         yield from _walk(inner, f"{path} {name}")
@@ -96,15 +96,15 @@ def program_lines() -> Iterator[str]:
                     "type": getattr(action.type, "__name__", None),
                 }
                 facts = {key: value for key, value in facts.items() if value not in (None, False)}
-                words = " / ".join(action.option_strings) or action.dest
-                yield f"{name} [{words}] {compact(facts)}" if facts else f"{name} [{words}]"
+                args = " / ".join(action.option_strings) or action.dest
+                yield f"{name} [{args}] {compact(facts)}" if facts else f"{name} [{args}]"
 
 
 class _Parsed(BaseException):
     """Ends a program once it has its parser."""
 
 
-def _parser_of(module: str, words: Sequence[str]) -> argparse.ArgumentParser:
+def _parser_of(module: str, args: Sequence[str]) -> argparse.ArgumentParser:
     found: list[argparse.ArgumentParser] = []
     original = argparse.ArgumentParser.parse_known_args
 
@@ -114,16 +114,16 @@ def _parser_of(module: str, words: Sequence[str]) -> argparse.ArgumentParser:
 
     argparse.ArgumentParser.parse_known_args = keep  # type: ignore[method-assign,assignment]
     try:
-        run_program(module, words)
+        run_program(module, args)
     finally:
         argparse.ArgumentParser.parse_known_args = original  # type: ignore[method-assign]
     return found[0]
 
 
-def run_program(module: str, words: Sequence[str]) -> object:
+def run_program(module: str, args: Sequence[str]) -> object:
     """The exit code of `python -m module words`, or the exception that it ends with."""
     saved = sys.argv
-    sys.argv = [module, *words]
+    sys.argv = [module, *args]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -158,13 +158,13 @@ def exit_code_lines(job_root: str, job_id: str) -> Iterator[str]:
     finally:
         os.environ.clear()
         os.environ.update(saved)
-    for words in (
+    for args in (
         ["presets"],
         ["presets", "nothing"],
         ["--version"],
         ["train", "no.such.key=1", "--preset=ssv2-vit-b"],
     ):
-        yield f"amd {' '.join(words)}: {run_program('service.cli', words)}"
+        yield f"amd {' '.join(args)}: {run_program('service.cli', args)}"
 
 
 def _runner(job_id: str, root: str) -> object:
@@ -201,11 +201,12 @@ def _methods(thing: Any, path: str) -> Iterator[str]:
 
 
 def _parameters(function: Any) -> str:
-    """Names, kinds and defaults; annotations may change their names."""
+    """Names, kinds and defaults; annotations may change their names, and callers cannot see the name after `**`."""
     if hasattr(function, "__wrapped__"):  # a method that takes its signature from a function without `self`
         function = inspect.unwrap(getattr(function, "__func__", function))
     signature = inspect.signature(function)
     named = [one for one in signature.parameters.values() if one.name != "self"]
     bare = [one.replace(annotation=inspect.Parameter.empty) for one in named]
+    bare = [one.replace(name="options") if one.kind is one.VAR_KEYWORD else one for one in bare]
     found = str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
     return re.sub(r"<object object at \w+>", "<object>", found)

@@ -112,14 +112,14 @@ def job_lines(client: TestClient) -> Iterator[str]:
     definitions = document["components"]["schemas"]
     submit = document["paths"]["/v1/jobs"]["post"]
     show = document["paths"]["/v1/jobs/{job_id}"]["get"]["responses"]["200"]["content"]["application/json"]
-    for words, schema in (
+    for args, schema in (
         (("kind",), submit["requestBody"]["content"]["application/json"]["schema"]),
         (("state", "reason", "origin", "allowed_actions[]"), show["schema"]),
     ):
         for line in schema_lines(schema, definitions):
             path, _, facts = line.partition(": ")
-            if path.split("<")[0].removeprefix(".") in words and "enum" in facts:
-                (field,) = [word for word in words if path.startswith(f".{word}")]
+            if path.split("<")[0].removeprefix(".") in args and "enum" in facts:
+                (field,) = [part for part in args if path.startswith(f".{part}")]
                 yield from (f"{field}: {value}" for value in json.loads(facts)["enum"])
     for job in client.get("/v1/jobs?limit=100").json()["items"]:
         yield f"{job['state']} {job['origin']} allows {', '.join(job['allowed_actions']) or 'nothing'}"

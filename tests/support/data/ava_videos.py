@@ -1,6 +1,6 @@
-"""Tiny drawn videos in AVA's layout: two bright squares on a dark ground, one goes right (action 1), one down (3).
+"""Tiny synthetic videos in AVA layout: one bright square moves right (action 1), another moves down (action 3).
 
-Either may be left or right in the picture, so only a network that looks into each box can tell which does what.
+Either may be on the left or the right, so only a network that reads the pixels of each box can classify them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Corner = tuple[int, int]  # left, top
 
 
 def squares_at(number: int, frame: int) -> dict[int, Corner]:
-    """Where the squares of video `number` are, by action: the one that goes right is left in even videos."""
+    """Corners of the squares of video `number` by action; the one moving right is on the left in even videos."""
     wobble = number % 4
     if number % 2 == 0:
         return {RIGHT: (2 + frame, 2 + 8 * wobble), DOWN: (44 + wobble, 2 + frame)}
@@ -45,19 +45,19 @@ def label_map(*numbers: int) -> str:
 
 
 def draw(folder: Path, videos: int = 8, seconds: tuple[int, ...] = (1, 2)) -> Path:
-    """Videos v0.mp4 …, train.csv, val.csv (the last two videos), boxes.csv of a detector, map.pbtxt."""
+    """Write videos v0.mp4 …, train.csv, val.csv (the last two videos), boxes.csv of a detector, map.pbtxt."""
     folder.mkdir(parents=True, exist_ok=True)
     lines: dict[str, list[str]] = {"train": [], "val": [], "boxes": []}
     for number in range(videos):
         frames = [picture(list(squares_at(number, n).values())) for n in range(FRAMES)]
         write_video(folder / f"v{number}.mp4", frames, fps=FPS)
         for second in seconds:
-            place = f"v{number},{second:04d}"
+            key_frame = f"v{number},{second:04d}"
             for action, corner in squares_at(number, second * FPS).items():
-                tested = number >= videos - 2
-                lines["val" if tested else "train"].append(f"{place},{fractions(corner)},{action},{action}")
-                lines["boxes"] += [f"{place},{fractions(corner)},,0.95"] if tested else []
-            lines["boxes"].append(f"{place},0,0,1,1,,0.3")  # too low to be looked at
+                is_val = number >= videos - 2
+                lines["val" if is_val else "train"].append(f"{key_frame},{fractions(corner)},{action},{action}")
+                lines["boxes"] += [f"{key_frame},{fractions(corner)},,0.95"] if is_val else []
+            lines["boxes"].append(f"{key_frame},0,0,1,1,,0.3")  # score below the threshold
     for name, content in lines.items():
         (folder / f"{name}.csv").write_text("\n".join(content) + "\n")
     (folder / "map.pbtxt").write_text(label_map(*NAMES))
@@ -65,7 +65,7 @@ def draw(folder: Path, videos: int = 8, seconds: tuple[int, ...] = (1, 2)) -> Pa
 
 
 def tiny_detection(folder: Path, **overrides: Any) -> DetectionConfig:
-    """6 steps on 12 key frames, 3 an epoch; 4 frames of 32x32, patch 8: a (2, 4, 4) grid. Keys use __ for dots."""
+    """6 steps on 12 key frames, 3 per epoch; 4 frames of 32x32, patch 8: a (2, 4, 4) grid. Keys use __ for dots."""
     values: dict[str, Any] = {
         "clip": {"frames": 4, "size": 32, "patch": 8, "tubelet": 2, "sampling_rate_frames": 4},
         "encoder": {"width": 48, "depth": 2, "heads": 3, "positions": "sincos_3d", "drop_path": 0.1},

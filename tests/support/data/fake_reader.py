@@ -1,4 +1,4 @@
-"""Ten-line doubles of a manifest and a reader: frames that tell which record and frame they are."""
+"""Fakes of a manifest and a reader whose frames are a function of the record number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FRAMES = 20
 
 
 class FakeManifest:
-    """`bad` records cannot be read; a record's label is its number."""
+    """Records in `bad` cannot be read; a record's label is its number."""
 
     def __init__(self, count: int, bad: frozenset[int] = frozenset()) -> None:
         self.count, self.bad = count, bad
@@ -30,13 +30,15 @@ class FakeManifest:
 
 
 class FakeReader:
-    """Every pixel of a frame is its number, except that the first row of the first column names the record."""
+    """Frames are noise seeded by the record number."""
 
     def __init__(self, data: DataConfig) -> None:
         self.reads: list[str] = []
 
     def read_clip(self, record: Record, choose: Callable[[int], np.ndarray]) -> np.ndarray:
-        assert record.location not in self.reads or not record.location.startswith("bad"), "a bad sample is read again"
+        assert record.location not in self.reads or not record.location.startswith("bad"), (
+            "an unreadable sample was read again"
+        )
         self.reads.append(record.location)
         kind, number = record.location.split("-")
         if kind == "bad":
@@ -49,7 +51,7 @@ class FakeReader:
 
 
 class DyingReader(FakeReader):
-    """Its process is killed at record 5."""
+    """Kills its process at record 5."""
 
     def read_clip(self, record: Record, choose: Callable[[int], np.ndarray]) -> np.ndarray:
         if record.label == 5:
@@ -58,13 +60,15 @@ class DyingReader(FakeReader):
 
 
 class SlowReader(FakeReader):
+    """Takes 0.2 s per record."""
+
     def read_clip(self, record: Record, choose: Callable[[int], np.ndarray]) -> np.ndarray:
         time.sleep(0.2)
         return super().read_clip(record, choose)
 
 
 class EnvironmentReader(FakeReader):
-    """Cannot read where a variable of the training process is missing."""
+    """Requires an environment variable of the training process."""
 
     def __init__(self, data: DataConfig) -> None:
         super().__init__(data)
@@ -72,5 +76,7 @@ class EnvironmentReader(FakeReader):
 
 
 class BuggyReader(FakeReader):
+    """Raises an unexpected error."""
+
     def read_clip(self, record: Record, choose: Callable[[int], np.ndarray]) -> np.ndarray:
         raise ZeroDivisionError("a bug")

@@ -1,5 +1,7 @@
-"""The decoding process with decoders that misbehave, by the file's name, or
-what follows the last colon of its bytes: what a broken library does to a run."""
+"""A decoding process whose decoder misbehaves like a broken library.
+
+The file name, or the text after the last colon of its bytes, selects the behaviour.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ def _misbehave(source: Any, decoder: str = "pyav", limits: VideoLimits | None = 
     name = source.stem if isinstance(source, Path) else source[-16:].rpartition(b":")[2].decode("latin-1")
     if name == "hangs":
         time.sleep(3600)
-    if name == "spins":  # in C, holding the interpreter's lock: no Python thread of the child runs again
+    if name == "spins":  # in C while holding the GIL: no Python thread of the child runs again
         ctypes.PyDLL(None).pause()
     if name == "segfaults":
         ctypes.string_at(0)
@@ -28,7 +30,7 @@ def _misbehave(source: Any, decoder: str = "pyav", limits: VideoLimits | None = 
     if name == "eats":
         return bytearray(1 << 34)
     if name == "raises":
-        raise ZeroDivisionError("what nobody expected")
+        raise ZeroDivisionError("unexpected")
     return open_video(source, decoder, limits)
 
 

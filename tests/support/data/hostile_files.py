@@ -1,6 +1,6 @@
-"""Files as strangers send them: odd but right, broken, and made to hurt. Made here of Pillow, PyAV and bytes.
+"""Untrusted files: unusual but valid, broken, and malicious ones, created with Pillow, PyAV and raw bytes.
 
-Each is told with what must come of it: the picture that it shows, a refusal and its reason, or either.
+Each has its expected outcome: the image that it shows, a rejection with its reason, or either.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.support.data.videos import patch_box, pictures, set_rotation, write_audio_only, write_video
 
-FRAMES = 200  # the limit of the test on frames of a video
+FRAMES = 200  # the tests' limit on frames of a video
 
 
-class Case(NamedTuple):
+class HostileFile(NamedTuple):
     name: str
     content: bytes
     shows: bytes | None = None
-    """A PNG of what it shows; the vector of both must be the same."""
+    """A PNG of the expected image, which must have the same embedding."""
     refused: str | None = None
-    """What the reason must say."""
+    """A regular expression that the reason must match."""
     answered: bool = False
-    """It must be answered, and what it shows is not known to the bit."""
+    """Whether it must be decoded, to pixels that are not known exactly."""
 
 
-def corpus(folder: Path) -> list[Case]:
-    """`folder`: for the videos while they are written."""
-    cases = [*odd_pictures(), *broken_pictures(), *no_pictures(), *odd_videos(folder), *broken_videos(folder)]
-    assert len({case.name for case in cases}) == len(cases)
-    return cases
+def corpus(folder: Path) -> list[HostileFile]:
+    """All hostile files. `folder`: temporary folder for videos while they are written."""
+    files = [*odd_pictures(), *broken_pictures(), *no_pictures(), *odd_videos(folder), *broken_videos(folder)]
+    assert len({file.name for file in files}) == len(files)
+    return files
 
 
 def noise(width: int = 24, height: int = 18, seed: int = 0) -> Image.Image:
@@ -68,11 +68,11 @@ def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes, extra
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    layered = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layered.size, (255, 255, 255, 255)), layered).convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
 
 
-TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation to what is shown
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> displayed pixels
     2: lambda p: p[:, ::-1],
     3: lambda p: p[::-1, ::-1],
     4: lambda p: p[::-1],
@@ -83,44 +83,46 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation to 
 }
 
 
-def odd_pictures() -> Iterator[Case]:
+def odd_pictures() -> Iterator[HostileFile]:
     plain, other = noise(), noise(seed=1)
     grey = plain.convert("L")
-    yield Case("grey", png(grey), png(grey.convert("RGB")))
+    yield HostileFile("grey", png(grey), png(grey.convert("RGB")))
     bits = plain.convert("1")
-    yield Case("one bit", png(bits), png(bits.convert("RGB")))
+    yield HostileFile("one bit", png(bits), png(bits.convert("RGB")))
     deep = np.asarray(grey).astype(np.uint16) * 256 + 77
     shown = png(grey.convert("RGB"))
-    yield Case("grey of 16 bits", saved(Image.fromarray(deep), "PNG"), shown)
-    yield Case("16-bit TIFF", saved(Image.fromarray(deep), "TIFF"), shown)
-    yield Case("16-bit PGM", b"P5 24 18 65535\n" + deep.astype(">u2").tobytes(), shown)
+    yield HostileFile("grey of 16 bits", saved(Image.fromarray(deep), "PNG"), shown)
+    yield HostileFile("16-bit TIFF", saved(Image.fromarray(deep), "TIFF"), shown)
+    yield HostileFile("16-bit PGM", b"P5 24 18 65535\n" + deep.astype(">u2").tobytes(), shown)
     colours = (np.asarray(plain).astype(np.uint16) * 256 + 99).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in colours)
-    yield Case("colours of 16 bits", raw_png(24, 18, 16, 2, rows), png(plain))
+    yield HostileFile("colours of 16 bits", raw_png(24, 18, 16, 2, rows), png(plain))
     palette = plain.quantize(32)
-    yield Case("palette", png(palette), png(palette.convert("RGB")))
+    yield HostileFile("palette", png(palette), png(palette.convert("RGB")))
     clear = saved(palette, "PNG", transparency=3)
-    yield Case("palette with a clear colour", clear, png(on_white(Image.open(io.BytesIO(clear)))))
+    yield HostileFile("palette with a clear colour", clear, png(on_white(Image.open(io.BytesIO(clear)))))
     veil = Image.merge("RGBA", [*plain.split(), grey])
-    yield Case("alpha", png(veil), png(on_white(veil)))
-    yield Case("alpha in WebP", saved(veil, "WEBP", lossless=True, exact=True), png(on_white(veil)))
+    yield HostileFile("alpha", png(veil), png(on_white(veil)))
+    yield HostileFile("alpha in WebP", saved(veil, "WEBP", lossless=True, exact=True), png(on_white(veil)))
     grey_veil = Image.merge("LA", [grey, other.convert("L")])
-    yield Case("grey with alpha", png(grey_veil), png(on_white(grey_veil)))
+    yield HostileFile("grey with alpha", png(grey_veil), png(on_white(grey_veil)))
     ink = plain.convert("CMYK")
-    yield Case("CMYK", saved(ink, "TIFF"), png(ink.convert("RGB")))
-    yield Case("CMYK JPEG", saved(ink, "JPEG"), answered=True)
-    yield Case("grey JPEG", saved(grey, "JPEG"), answered=True)
-    yield Case("progressive JPEG", saved(plain, "JPEG", progressive=True), answered=True)
-    yield Case("YCbCr TIFF", saved(plain.convert("YCbCr"), "TIFF"), answered=True)
+    yield HostileFile("CMYK", saved(ink, "TIFF"), png(ink.convert("RGB")))
+    yield HostileFile("CMYK JPEG", saved(ink, "JPEG"), answered=True)
+    yield HostileFile("grey JPEG", saved(grey, "JPEG"), answered=True)
+    yield HostileFile("progressive JPEG", saved(plain, "JPEG", progressive=True), answered=True)
+    yield HostileFile("YCbCr TIFF", saved(plain.convert("YCbCr"), "TIFF"), answered=True)
     for number, turn in TURNS.items():
         exif = Image.Exif()
         exif[0x0112] = number
         turned = Image.fromarray(np.ascontiguousarray(turn(np.asarray(plain))))
-        yield Case(f"EXIF orientation {number}", saved(plain, "PNG", exif=exif), png(turned))
+        yield HostileFile(f"EXIF orientation {number}", saved(plain, "PNG", exif=exif), png(turned))
     for format, options in (("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
         first, second = (plain.quantize(64), other.quantize(64)) if format == "GIF" else (plain, other)
         moving = saved(first, format, save_all=True, append_images=[second] * 3, **options)
-        yield Case(f"animated {format}", moving, png(next(ImageSequence.Iterator(Image.open(io.BytesIO(moving))))))
+        yield HostileFile(
+            f"animated {format}", moving, png(next(ImageSequence.Iterator(Image.open(io.BytesIO(moving)))))
+        )
     for format, options in (
         ("WEBP", {"lossless": True}),
         ("TIFF", {"compression": "tiff_lzw"}),
@@ -128,67 +130,69 @@ def odd_pictures() -> Iterator[Case]:
         ("PPM", {}),
         ("JPEG2000", {"irreversible": False}),
     ):
-        yield Case(f"plain {format}", saved(plain, format, **options), png(plain))
-    yield Case("AVIF", saved(plain, "AVIF"), answered=True)
+        yield HostileFile(f"plain {format}", saved(plain, format, **options), png(plain))
+    yield HostileFile("AVIF", saved(plain, "AVIF"), answered=True)
     for width, height in ((1, 1), (1, 500), (3000, 1), (17, 33)):
-        yield Case(f"{width}x{height}", png(noise(width, height)), png(noise(width, height)))
+        yield HostileFile(f"{width}x{height}", png(noise(width, height)), png(noise(width, height)))
     whole = png(plain)
     with io.BytesIO() as file:
         file.write(whole)
         with zipfile.ZipFile(file, "a") as archive:
             archive.writestr("x.html", "<script>")
-        yield Case("PNG that is a ZIP too", file.getvalue(), whole)
-    yield Case("PNG that goes on as a program", whole + b"\x7fELF" + bytes(4000), whole)
-    yield Case("JPEG with HTML behind it", saved(plain, "JPEG") + b"<html><script>1</script>", answered=True)
+        yield HostileFile("PNG that is a ZIP too", file.getvalue(), whole)
+    yield HostileFile("PNG with a program appended", whole + b"\x7fELF" + bytes(4000), whole)
+    yield HostileFile("JPEG with HTML behind it", saved(plain, "JPEG") + b"<html><script>1</script>", answered=True)
     exif = b"Exif\0\0MM\0*" + bytes(range(256)) * 20
-    yield Case("JPEG with a broken EXIF block", saved(plain, "JPEG", exif=exif), answered=True)
-    yield Case("a profile of a megabyte", saved(plain, "PNG", icc_profile=bytes(1 << 20)), whole)
+    yield HostileFile("JPEG with a broken EXIF block", saved(plain, "JPEG", exif=exif), answered=True)
+    yield HostileFile("a profile of a megabyte", saved(plain, "PNG", icc_profile=bytes(1 << 20)), whole)
     long = PngInfo()
     long.add_text("title", "\x00;DROP TABLE jobs;--" * 50)
-    yield Case("hostile metadata", saved(plain, "PNG", pnginfo=long), whole)
+    yield HostileFile("hostile metadata", saved(plain, "PNG", pnginfo=long), whole)
 
 
-def broken_pictures() -> Iterator[Case]:
+def broken_pictures() -> Iterator[HostileFile]:
     large = noise(200, 150)
     for format in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000"):
         content = saved(large, format)
-        yield Case(f"half a {format}", content[: len(content) // 2], refused="decoded|opened|image")
+        yield HostileFile(f"half a {format}", content[: len(content) // 2], refused="decoded|opened|image")
     gif = saved(large.quantize(64), "GIF")
-    yield Case("half a GIF", gif[: len(gif) // 2], refused="decoded")
-    yield Case("PNG signature alone", b"\x89PNG\r\n\x1a\n", refused="image")
+    yield HostileFile("half a GIF", gif[: len(gif) // 2], refused="decoded")
+    yield HostileFile("PNG signature alone", b"\x89PNG\r\n\x1a\n", refused="image")
     bad = bytearray(png(large))
     bad[len(bad) // 2] ^= 0xFF
-    yield Case("PNG with a wrong checksum", bytes(bad), refused="decoded")
-    yield Case("PNG bomb of 60000x60000", raw_png(60000, 60000, 8, 2, bytes(1000)), refused="pixels")
-    yield Case("PNG bomb that is whole", raw_png(20000, 20000, 1, 0, bytes(2501 * 20000)), refused="pixels")
-    yield Case("a picture at the limit of pixels", raw_png(16000, 2500, 1, 0, bytes(2001 * 2500)), answered=True)
+    yield HostileFile("PNG with a wrong checksum", bytes(bad), refused="decoded")
+    yield HostileFile("PNG bomb of 60000x60000", raw_png(60000, 60000, 8, 2, bytes(1000)), refused="pixels")
+    yield HostileFile("PNG bomb that is whole", raw_png(20000, 20000, 1, 0, bytes(2501 * 20000)), refused="pixels")
+    yield HostileFile("a picture at the limit of pixels", raw_png(16000, 2500, 1, 0, bytes(2001 * 2500)), answered=True)
     text = zlib.compress(bytes(200 << 20), 9)
-    yield Case("text bomb in a PNG", raw_png(4, 4, 8, 0, bytes(20), chunk(b"zTXt", b"a\0\0" + text)))
+    yield HostileFile("text bomb in a PNG", raw_png(4, 4, 8, 0, bytes(20), chunk(b"zTXt", b"a\0\0" + text)))
     profile = chunk(b"iCCP", b"a\0\0" + text)
-    yield Case("profile bomb in a PNG", raw_png(4, 4, 8, 0, bytes(20), profile))
-    yield Case(
+    yield HostileFile("profile bomb in a PNG", raw_png(4, 4, 8, 0, bytes(20), profile))
+    yield HostileFile(
         "a chunk longer than the file", b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 2**31 - 1) + b"IHDR" + bytes(99)
     )
-    yield Case("GIF of 65535x65535", b"GIF89a\xff\xff\xff\xff\0\0\0" + b",\0\0\0\0\xff\xff\xff\xff\0\x08\x00;")
+    yield HostileFile("GIF of 65535x65535", b"GIF89a\xff\xff\xff\xff\0\0\0" + b",\0\0\0\0\xff\xff\xff\xff\0\x08\x00;")
     jpeg = bytearray(saved(large, "JPEG"))
     at = jpeg.find(b"\xff\xc0") + 5
     jpeg[at : at + 4] = struct.pack(">HH", 65500, 65500)
-    yield Case("JPEG of 65500x65500", bytes(jpeg), refused="pixels")
+    yield HostileFile("JPEG of 65500x65500", bytes(jpeg), refused="pixels")
     bmp = bytearray(saved(large, "BMP"))
     bmp[18:26] = struct.pack("<ii", 2**31 - 1, 2**31 - 1)
-    yield Case("BMP of 2 billion a side", bytes(bmp), refused="pixels|decoded|opened")
-    yield Case("PPM of a billion a side", b"P6 1000000000 1000000000 255\n" + bytes(99), refused="pixels|opened")
+    yield HostileFile("BMP of 2 billion a side", bytes(bmp), refused="pixels|decoded|opened")
+    yield HostileFile("PPM of a billion a side", b"P6 1000000000 1000000000 255\n" + bytes(99), refused="pixels|opened")
     tiff = bytearray(saved(noise(), "TIFF"))
-    yield Case("TIFF whose pages are a circle", bytes(_circle(tiff)))
-    yield Case("TIFF of floats", saved(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), refused="floating-point")
-    yield Case("TIFF with its directory nowhere", b"II*\0\xff\xff\xff\x7f" + bytes(99), refused="image|decoded")
+    yield HostileFile("TIFF whose pages are a circle", bytes(_circle(tiff)))
+    yield HostileFile(
+        "TIFF of floats", saved(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), refused="floating-point"
+    )
+    yield HostileFile("TIFF with its directory nowhere", b"II*\0\xff\xff\xff\x7f" + bytes(99), refused="image|decoded")
     webp = bytearray(saved(noise(), "WEBP", lossless=True))
     webp[21:25] = b"\xff\xff\xff\x0f"
-    yield Case("WebP of 16384x16384", bytes(webp), refused="image|pixels|decoded")
+    yield HostileFile("WebP of 16384x16384", bytes(webp), refused="image|pixels|decoded")
 
 
 def _circle(tiff: bytearray) -> bytearray:
-    """The first directory names itself as the next."""
+    """Make the first directory link to itself as the next."""
     (start,) = struct.unpack("<I", tiff[4:8])
     (entries,) = struct.unpack("<H", tiff[start : start + 2])
     at = start + 2 + 12 * entries
@@ -196,13 +200,13 @@ def _circle(tiff: bytearray) -> bytearray:
     return tiff
 
 
-def no_pictures() -> Iterator[Case]:
+def no_pictures() -> Iterator[HostileFile]:
     neither = "neither an image nor a video|has no video stream"
     laughs = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("zeros", bytes(50 << 20))
-    yield Case("nothing", b"", refused="zero bytes|neither")
+    yield HostileFile("nothing", b"", refused="zero bytes|neither")
     for name, content in {
         "one byte": b"\xff",
         "text": b"The quick brown fox. " * 500,
@@ -221,28 +225,32 @@ def no_pictures() -> Iterator[Case]:
         "zeros": bytes(1 << 16),
         "a pickle": b"\x80\x04\x95\x1f\x00\x00\x00cos\nsystem\n(S'true'\ntR.",
     }.items():
-        yield Case(name, content, refused=neither)
-    yield Case("a script that begins as a GIF", b"GIF89a/*" + b"A" * 4000 + b"*/=1;alert(1)")
-    yield Case(
+        yield HostileFile(name, content, refused=neither)
+    yield HostileFile("a script that begins as a GIF", b"GIF89a/*" + b"A" * 4000 + b"*/=1;alert(1)")
+    yield HostileFile(
         "HTML that begins as a JPEG", b"\xff\xd8\xff\xe0<html><script>alert(1)</script>", refused="image|decoded"
     )
-    yield Case("a movie's first box alone", b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", refused=neither)
+    yield HostileFile("a movie's first box alone", b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", refused=neither)
 
 
-def odd_videos(folder: Path) -> Iterator[Case]:
+def odd_videos(folder: Path) -> Iterator[HostileFile]:
     still = [Image.fromarray(frame) for frame in pictures(1, 32, 24)]
     exact = {"codec": "ffv1", "pix_fmt": "bgr0"}
     lossless = write_video(folder / "one.mkv", [np.asarray(still[0])], **exact)
-    yield Case("a video of one frame", lossless.read_bytes(), png(still[0]))
+    yield HostileFile("a video of one frame", lossless.read_bytes(), png(still[0]))
     same = write_video(folder / "same.mkv", [np.asarray(still[0])] * 9, **exact)
-    yield Case("a video that stands still", same.read_bytes(), png(still[0]))
+    yield HostileFile("a still video", same.read_bytes(), png(still[0]))
     odd = np.asarray(noise(35, 27))
-    yield Case("a video of 35x27", write_video(folder / "odd.mkv", [odd] * 3, **exact).read_bytes(), png(noise(35, 27)))
+    yield HostileFile(
+        "a video of 35x27", write_video(folder / "odd.mkv", [odd] * 3, **exact).read_bytes(), png(noise(35, 27))
+    )
     tiny = np.asarray(noise(1, 1))
-    yield Case("a video of 1x1", write_video(folder / "1.mkv", [tiny] * 3, **exact).read_bytes(), png(noise(1, 1)))
+    yield HostileFile(
+        "a video of 1x1", write_video(folder / "1.mkv", [tiny] * 3, **exact).read_bytes(), png(noise(1, 1))
+    )
     for degrees in (90, 180, 270):
         path = write_video(folder / f"turned{degrees}.mp4", pictures(9, 32, 24))
-        yield Case(f"a video turned by {degrees}", set_rotation(path, degrees).read_bytes(), answered=True)
+        yield HostileFile(f"a video turned by {degrees}", set_rotation(path, degrees).read_bytes(), answered=True)
     frames = pictures(9, 32, 24)
     for name, ending, options in (
         ("of 10 bits", "mp4", {"pix_fmt": "yuv420p10le"}),
@@ -255,24 +263,24 @@ def odd_videos(folder: Path) -> Iterator[Case]:
         ("of uneven times", "mp4", {"times": [0, 1, 2, 300, 301, 900, 901, 902, 5000]}),
     ):
         path = write_video(folder / f"{name.replace(' ', '-')}.{ending}", frames, **options)
-        yield Case(f"a video {name}", path.read_bytes(), answered=True)
+        yield HostileFile(f"a video {name}", path.read_bytes(), answered=True)
 
 
-def broken_videos(folder: Path) -> Iterator[Case]:
+def broken_videos(folder: Path) -> Iterator[HostileFile]:
     frames = pictures(30, 64, 48)
     whole = write_video(folder / "whole.mp4", frames).read_bytes()
-    yield Case("half an mp4", whole[: len(whole) // 2], refused="cut short")
+    yield HostileFile("half an mp4", whole[: len(whole) // 2], refused="cut short")
     fast = write_video(folder / "fast.mp4", frames, container={"movflags": "faststart"}).read_bytes()
-    yield Case("half an mp4 with its index in front", fast[: len(fast) * 2 // 3], refused="cut short|damaged")
+    yield HostileFile("half an mp4 with its index in front", fast[: len(fast) * 2 // 3], refused="cut short|damaged")
     webm = write_video(folder / "whole.webm", frames, codec="libvpx-vp9").read_bytes()
-    yield Case("half a WebM", webm[: len(webm) // 2], refused="cut short")
+    yield HostileFile("half a WebM", webm[: len(webm) // 2], refused="cut short")
     stream = write_video(folder / "whole.ts", frames).read_bytes()
-    yield Case("half a transport stream", stream[: len(stream) // 2])
+    yield HostileFile("half a transport stream", stream[: len(stream) // 2])
     damaged = bytearray(whole)
     at = damaged.find(b"mdat") + 40
     damaged[at : at + 3000] = np.random.default_rng(0).bytes(3000)
-    yield Case("noise for frames", bytes(damaged))
-    yield Case("sound alone", write_audio_only(folder / "sound.mp4").read_bytes(), refused="no video stream")
+    yield HostileFile("noise for frames", bytes(damaged))
+    yield HostileFile("sound alone", write_audio_only(folder / "sound.mp4").read_bytes(), refused="no video stream")
 
     def ten_hours(box: bytearray, start: int) -> None:
         scale = struct.unpack(">I", box[start + 12 : start + 16])[0]
@@ -282,11 +290,11 @@ def broken_videos(folder: Path) -> Iterator[Case]:
         path = folder / f"long-{name}.mp4"
         path.write_bytes(whole)
         content = patch_box(path, name.encode(), ten_hours).read_bytes()
-        yield Case(f"ten hours by the header ({name})", content)
+        yield HostileFile(f"ten hours by the header ({name})", content)
     long = bytearray(webm)
     at = long.find(b"\x44\x89\x88")  # the Duration element, a double of milliseconds
     long[at + 3 : at + 11] = struct.pack(">d", 36_000_000.0)
-    yield Case("ten hours by the header (WebM)", bytes(long), refused="36000 s long, more than")
+    yield HostileFile("ten hours by the header (WebM)", bytes(long), refused="36000 s long, more than")
 
     def countless(box: bytearray, start: int) -> None:
         box[start + 8 : start + 12] = struct.pack(">I", 2**32 - 1)
@@ -294,23 +302,27 @@ def broken_videos(folder: Path) -> Iterator[Case]:
     path = folder / "countless.mp4"
     path.write_bytes(whole)
     content = patch_box(path, b"stsz", countless).read_bytes()
-    yield Case("four billion frames by the header", content)
+    yield HostileFile("four billion frames by the header", content)
     black = np.zeros((16, 16, 3), np.uint8)
     many = [black] * (FRAMES + 20)
-    yield Case("too many frames", write_video(folder / "many.mp4", many).read_bytes(), refused=f"more than {FRAMES}")
+    yield HostileFile(
+        "too many frames", write_video(folder / "many.mp4", many).read_bytes(), refused=f"more than {FRAMES}"
+    )
     path = write_video(folder / "many.avi", many, codec="mpeg4")
-    yield Case("too many frames, uncounted", path.read_bytes(), refused=f"more than {FRAMES}")
-    yield Case("frames of 49 million pixels", _large_frame(folder / "large.mov"), refused="pixels a frame, more than")
+    yield HostileFile("too many frames, uncounted", path.read_bytes(), refused=f"more than {FRAMES}")
+    yield HostileFile(
+        "frames of 49 million pixels", _large_frame(folder / "large.mov"), refused="pixels per frame, more than"
+    )
     small, large = (write_video(folder / f"{n}.ts", pictures(9, 16 * n, 16 * n)).read_bytes() for n in (2, 4))
-    yield Case("a stream whose frames grow", small + large)
+    yield HostileFile("a stream whose frames grow", small + large)
     ebml = b"\x1a\x45\xdf\xa3\x01\xff\xff\xff\xff\xff\xff\xff" + b"\x42\x82\x88matroska" + b"\x18\x53\x80\x67" * 2000
-    yield Case("Matroska nested in itself", ebml, refused="opened|no video|cut short|read")
+    yield HostileFile("Matroska nested in itself", ebml, refused="opened|no video|cut short|read")
     boxes = b"\0\0\0\x18ftypisom\0\0\2\0isomiso2"
     for depth in range(1000):
         boxes += struct.pack(">I", 8 * (1000 - depth) + 8) + (b"moov", b"trak", b"mdia")[depth % 3]
-    yield Case("boxes in boxes", boxes)
-    yield Case("AVI with an endless list", b"RIFF\xff\xff\xff\xffAVI LIST\xff\xff\xff\xffhdrl" + bytes(3000))
-    yield Case("FLV of nothing", b"FLV\x01\x05\0\0\0\x09" + bytes(4000))
+    yield HostileFile("boxes in boxes", boxes)
+    yield HostileFile("AVI with an endless list", b"RIFF\xff\xff\xff\xffAVI LIST\xff\xff\xff\xffhdrl" + bytes(3000))
+    yield HostileFile("FLV of nothing", b"FLV\x01\x05\0\0\0\x09" + bytes(4000))
 
 
 def _large_frame(path: Path) -> bytes:

@@ -1,6 +1,6 @@
-"""Real video files for tests, written with PyAV's own encoders: ordinary ones, and every kind that fools a reader.
+"""Video files for tests, encoded with PyAV: ordinary ones and kinds that are hard to decode correctly.
 
-Content: a picture of smooth noise that drifts, with the frame's number as a bar, so that any two frames differ clearly.
+Frames show drifting smooth noise with a bar as long as the frame number, so that any two frames differ clearly.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def write_video(
     container: dict[str, str] | None = None,
     container_format: str | None = None,
 ) -> Path:
-    """Encode frames to `path`. `times` are presentation times in 1/600 s (variable frame rate)."""
+    """Encode frames to `path`. `times` are presentation timestamps in 1/600 s (variable frame rate)."""
     with av.open(str(path), "w", options=container or {}, format=container_format) as out:
         stream: Any = out.add_stream(codec, rate=fps)
         stream.height, stream.width = frames[0].shape[:2]
@@ -68,8 +68,8 @@ def write_video(
 
 
 def write_av1(path: Path, frames: Sequence[np.ndarray]) -> Path:
-    """In a process of its own: SVT-AV1, run by root, makes its caller's thread real-time (SCHED_FIFO 99) for good, and
-    with it all that this thread starts later."""
+    """Encode in a separate process: as root, SVT-AV1 permanently makes the calling thread real-time (SCHED_FIFO 99),
+    which later child threads inherit."""
     options = {"codec": "libsvtav1", "options": {"preset": "12"}}
     writer = multiprocessing.get_context("spawn").Process(target=write_video, args=(path, frames), kwargs=options)
     writer.start()
@@ -93,14 +93,14 @@ def _write_silence(out: Any, stream: Any, seconds: float) -> None:
 
 
 def exact_frames(path: Path | str) -> np.ndarray:
-    """PyAV's sequential decoding from the first packet to the last: what "the right frames" means. (N, H, W, 3)."""
+    """Reference frames by PyAV's sequential decoding from the first packet to the last: (N, H, W, 3)."""
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return np.stack(frames)
 
 
 def patch_box(path: Path, name: bytes, change: Callable[[bytearray, int], None]) -> Path:
-    """Edit the first mp4 box of that name in place: `change(data, offset of the box's content)`."""
+    """Edit the first mp4 box with this name in place: `change(data, offset of the box content)`."""
     data = bytearray(path.read_bytes())
     at = data.find(name)
     if at < 0:
@@ -111,7 +111,7 @@ def patch_box(path: Path, name: bytes, change: Callable[[bytearray, int], None])
 
 
 def set_edit(path: Path, *, skip_frames: int, show_frames: int, fps: int = 30) -> Path:
-    """Make the file's edit list present only `show_frames` frames after the first `skip_frames`."""
+    """Set the file's edit list to present only `show_frames` frames after the first `skip_frames`."""
     data = path.read_bytes()
     at = data.find(b"mvhd") + 4
     movie_scale = struct.unpack(">I", data[at + 12 : at + 16])[0]
@@ -127,7 +127,7 @@ def set_edit(path: Path, *, skip_frames: int, show_frames: int, fps: int = 30) -
 
 
 def set_rotation(path: Path, degrees: int) -> Path:
-    """Write a display matrix that turns the picture clockwise by 90, 180 or 270 degrees."""
+    """Write a display matrix that rotates the picture clockwise by 90, 180 or 270 degrees."""
     turns = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0), 45: (1, 1, -1, 1)}
     a, b, c, d = turns[degrees]
 
@@ -140,7 +140,7 @@ def set_rotation(path: Path, degrees: int) -> Path:
 
 
 def cut_copy(path: Path, out: Path) -> Path:
-    """The packets from the second key frame on, copied as `ffmpeg -ss … -c copy` does, times starting at 0."""
+    """Copy the packets from the second key frame on, like `ffmpeg -ss … -c copy`, with timestamps starting at 0."""
     with av.open(str(path)) as source, av.open(str(out), "w") as target:
         stream = source.streams.video[0]
         copy: Any = target.add_stream_from_template(stream)

@@ -21,7 +21,7 @@ from amd.config import RunConfig, TrainConfig
 from amd.models.encoder import Encoder
 from amd.storage import join
 from amd.training.checkpoints.store import CheckpointStore
-from amd.training.process_group import Team
+from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import RunSpec, spec_of
 from amd.training.runs.kinds import Work
 from amd.training.trainer.pretraining import Event, work
@@ -30,13 +30,13 @@ from tests.support.runs.configs import tiny_image_config
 T = TypeVar("T")
 
 
-def in_a_process(act: Callable[..., T], *words: Any) -> T:
+def in_a_process(act: Callable[..., T], *args: Any) -> T:
     """`act(*words)` in a fresh process, in whose main thread it hears signals.
 
     What drives Ray runs there: where Ray's core ends its process, one test fails and not the whole session.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(act, *words).result()
+        return pool.submit(act, *args).result()
 
 
 def tiny_images(folder: Path, count: int = 24) -> Path:
@@ -88,7 +88,7 @@ class Quiet:
     def preempted(self) -> bool:
         return False
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         pass
 
 
@@ -115,11 +115,11 @@ def train_in_processes(config: RunConfig, world: int, work: Work = work, dying_a
     spec = spec_of(config.name, config.storage, config, "")
     context = torch.multiprocessing.get_context("spawn")
     meeting = f"file://{config.storage}.meeting-{uuid.uuid4().hex}"
-    edges: list[Quiet] = [Quiet() for _ in range(world)]
+    hooks: list[Quiet] = [Quiet() for _ in range(world)]
     if dying_at is not None:
-        edges[-1] = DyingAt(dying_at)
-    arguments = [(work, spec.to_dict(), rank, world, meeting, edges[rank]) for rank in range(world)]
-    ranks = [context.Process(target=_rank, args=words) for words in arguments]
+        hooks[-1] = DyingAt(dying_at)
+    arguments = [(work, spec.to_dict(), rank, world, meeting, hooks[rank]) for rank in range(world)]
+    ranks = [context.Process(target=_rank, args=args) for args in arguments]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -128,10 +128,10 @@ def train_in_processes(config: RunConfig, world: int, work: Work = work, dying_a
     return spec.folder
 
 
-def _rank(work: Work, spec: dict[str, Any], rank: int, world: int, meeting: str, edge: Quiet) -> None:
+def _rank(work: Work, spec: dict[str, Any], rank: int, world: int, meeting: str, hooks: Quiet) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    work(RunSpec(**spec), Team(rank, world), edge)
+    work(RunSpec(**spec), ProcessGroup(rank, world), hooks)
     torch.distributed.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Single rooms of the control plane behind its real door: the app that a test of a few routes needs, and keys to it."""
+"""A minimal app for tests of a few routes, with the real authentication and errors, and API keys for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from service.auth.authentication import Authenticator, new_secret
 from service.auth.rate_limits import RateLimitHeaders
-from service.db.models import Key
+from service.db.models import ApiKey
 from service.settings import Settings
 from service.web import errors
 
@@ -35,9 +35,9 @@ def key_to(
     expires_at: float | None = None,
     revoked_at: float | None = None,
 ) -> dict[str, str]:
-    """The header of a new key."""
+    """Create a key; return its Authorization header."""
     secret = new_secret()
-    row = Key(
+    row = ApiKey(
         id=secret.id,
         name="of a test",
         project=project,

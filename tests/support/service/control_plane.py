@@ -1,4 +1,4 @@
-"""A real control plane: a process of its own, that can be killed and started again on the same data."""
+"""A real control plane in its own process, which can be killed and restarted on the same data."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ControlPlane:
         return f"http://127.0.0.1:{self.port}"
 
     def kill(self) -> None:
-        """Without a word."""
+        """Kill the process without a warning."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -62,9 +62,9 @@ class ControlPlane:
     def key(self) -> str:
         return (self.data / "admin-key").read_text().strip()
 
-    def ask(self, method: str, path: str, **words: Any) -> Any:
-        headers = {"Authorization": f"Bearer {self.key}", **words.pop("headers", {})}
-        answer = httpx.request(method, f"{self.url}/v1{path}", headers=headers, timeout=30, **words)
+    def ask(self, method: str, path: str, **options: Any) -> Any:
+        headers = {"Authorization": f"Bearer {self.key}", **options.pop("headers", {})}
+        answer = httpx.request(method, f"{self.url}/v1{path}", headers=headers, timeout=30, **options)
         assert answer.status_code < 400, answer.text
         return answer.json() if answer.content else None
 
@@ -86,8 +86,8 @@ class ControlPlane:
         return self.job(job_id)
 
 
-def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     until = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < until, "it did not happen"
+    while not condition():
+        assert time.monotonic() < until, "the condition did not become true in time"
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Published encoders as their folders, without a network: a card, and bytes in the place of weights."""
+"""Published encoders without a network: a card and placeholder bytes as weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from amd.artifacts.card import Card, Score
 from amd.artifacts.discovery import CARD, WEIGHTS, encoder_folder
 from amd.storage import join, write_bytes, write_json
-from service.db.models import Encoder
+from service.db.models import RegisteredEncoder
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -33,18 +33,18 @@ def card(encoder_id: str, hours: int = 0, **facts: Any) -> Card:
 
 
 def publish(root: str, encoder_id: str, hours: int = 0, weights: bytes = b"weights", **facts: Any) -> Card:
-    made, url = card(encoder_id, hours, **facts), encoder_folder(root, encoder_id)
+    published, url = card(encoder_id, hours, **facts), encoder_folder(root, encoder_id)
     write_bytes(join(url, WEIGHTS), weights)
-    write_json(join(url, CARD), made.model_dump(mode="json"))
-    return made
+    write_json(join(url, CARD), published.model_dump(mode="json"))
+    return published
 
 
 def row(engine: Engine, encoder_id: str, project: str | None = None, hours: int = 0, **facts: Any) -> str:
-    """An encoder that discovery has found; its id."""
+    """Insert an indexed encoder and return its id."""
     made = card(encoder_id, hours, **facts)
     with Session(engine) as session, session.begin():
         session.add(
-            Encoder(
+            RegisteredEncoder(
                 id=encoder_id,
                 project=project,
                 job_id=made.run,

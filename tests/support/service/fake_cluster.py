@@ -1,4 +1,4 @@
-"""A cluster of ten lines, and jobs to run on it."""
+"""A fake cluster, and jobs to run on it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import time
 from typing import Any
 
 from service.db.models import Job
-from service.jobs.execution.protocol import JobFolder, Outcome
-from service.jobs.execution.ray_jobs import Capacity, Seen
+from service.jobs.execution.protocol import AttemptOutcome, JobFolder
+from service.jobs.execution.ray_jobs import Capacity, RayJobStatus
 from service.jobs.store import JobStore, new_job_id
 from service.web.errors import ClusterUnavailable
 
 
 class FakeCluster:
-    """Keeps what it was asked; a test says what becomes of it."""
+    """Records calls; a test sets the status of its jobs."""
 
     def __init__(self, cpus: float = 4.0, gpus: float = 0.0) -> None:
         self.has = Capacity(cpus, gpus, 1e9)
-        self.jobs: dict[str, Seen] = {}
+        self.jobs: dict[str, RayJobStatus] = {}
         self.submitted: list[str] = []
         self.stopped: list[str] = []
         self.away = False
@@ -26,9 +26,9 @@ class FakeCluster:
         self._answer()
         if submission_id not in self.jobs:
             self.submitted.append(submission_id)
-            self.jobs[submission_id] = Seen("RUNNING")
+            self.jobs[submission_id] = RayJobStatus("RUNNING")
 
-    def look(self, submission_id: str) -> Seen | None:
+    def status(self, submission_id: str) -> RayJobStatus | None:
         self._answer()
         return self.jobs.get(submission_id)
 
@@ -46,7 +46,7 @@ class FakeCluster:
 
 
 def queued(store: JobStore, **fields: Any) -> Job:
-    """A job that waits."""
+    """Add a queued job."""
     now = time.time()
     values: dict[str, Any] = {
         "id": new_job_id("train"),
@@ -74,6 +74,6 @@ def queued(store: JobStore, **fields: Any) -> Job:
 
 
 def says(root: str, job: Job, state: Any = None, reason: str | None = None, **facts: Any) -> None:
-    """The newest attempt gives a sign of life, or says what it came to."""
-    outcome = Outcome(state=state, reason=reason, ended=time.time(), **facts) if state else None
-    JobFolder(root, job.id).say(job.attempt, {"step": 3, "steps": 10}, outcome)
+    """Write a heartbeat of the newest attempt, or its outcome if `state` is given."""
+    outcome = AttemptOutcome(state=state, reason=reason, ended=time.time(), **facts) if state else None
+    JobFolder(root, job.id).write_heartbeat(job.attempt, {"step": 3, "steps": 10}, outcome)

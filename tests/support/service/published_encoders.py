@@ -1,4 +1,4 @@
-"""Tiny encoders as a training publishes them, pictures and films to feed them, and an engine's processes."""
+"""Tiny published encoders, images and videos for them, and the decoding processes of an engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from amd.artifacts.weights import Card, Head, save_encoder
+from amd.artifacts.weights import Card, HeadCard, save_encoder
 from amd.config import ClipConfig, EncoderConfig
 from amd.models.classifier import Classifier
 from amd.models.encoder import Encoder
@@ -26,7 +26,7 @@ VIDEO = ClipConfig(frames=4, size=(16, 16), patch=4, tubelet=2, sampling_rate_fr
 
 
 def publish(folder: Path, clip: ClipConfig = IMAGE, seed: int = 0, **card: Any) -> str:
-    """An encoder of random weights; its id is the folder's name."""
+    """Publish an encoder with random weights; its id is the folder's name."""
     torch.manual_seed(seed)
     encoder = Encoder(SMALL, clip.grid, clip.token_values)
     save_encoder(str(folder), encoder, Card(id=folder.name, encoder=SMALL, clip=clip, **card))
@@ -41,7 +41,7 @@ def publish_classifier(folder: Path, clip: ClipConfig = IMAGE, classes: int = 7,
         encoder=SMALL,
         clip=clip,
         pooling="mean_then_norm",
-        head=Head(classes=classes, **head),
+        head=HeadCard(classes=classes, **head),
         objective="finetune",
     )
     save_encoder(str(folder), classifier.encoder, card, classifier.head)
@@ -49,7 +49,7 @@ def publish_classifier(folder: Path, clip: ClipConfig = IMAGE, classes: int = 7,
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:
-    """A PNG of noise."""
+    """A PNG of random pixels."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "PNG")
@@ -68,7 +68,7 @@ def run(act: Awaitable[T]) -> T:
 
 
 def decoding_processes() -> list[int]:
-    """Of this process."""
+    """PIDs of this process's decoding processes."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,4 +1,4 @@
-"""Real HTTP servers on loopback that remember what they were sent."""
+"""Real HTTP servers on loopback that record the requests they receive."""
 
 from __future__ import annotations
 

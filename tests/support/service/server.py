@@ -1,4 +1,4 @@
-"""The application behind a real port of loopback, its jobs ended as soon as they are begun."""
+"""The application on a real port of loopback; its jobs succeed as soon as they start."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from sqlalchemy import Engine
 
 from service.app import create_app
 from service.auth.api_keys import ensure_admin_key
-from service.jobs.execution.protocol import JobFolder, Outcome
+from service.jobs.execution.protocol import AttemptOutcome, JobFolder
 from service.jobs.execution.reconciler import Reconciler
+from service.registry.discovery import EncoderDiscovery
 from service.settings import Settings
 from service.stack.ports import free_ports
 from tests.support.service.fake_cluster import FakeCluster
 
 
-class Instant(FakeCluster):
+class InstantCluster(FakeCluster):
     """Jobs succeed at once."""
 
     def submit(self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float) -> None:
         super().submit(submission_id, job_id, attempt, root, deadline_s)
-        JobFolder(root, job_id).say(attempt, None, Outcome(state="succeeded", ended=time.time()))
+        JobFolder(root, job_id).write_heartbeat(attempt, None, AttemptOutcome(state="succeeded", ended=time.time()))
 
 
 class Server(NamedTuple):
@@ -39,10 +40,11 @@ class Server(NamedTuple):
 def serving(engine: Engine, folder: Path, cluster: FakeCluster | None = None, **settings: Any) -> Iterator[Server]:
     chosen = Settings(**{"data_dir": folder, "storage": str(folder / "root"), "reconcile_s": 0.05, **settings})
     ensure_admin_key(engine, chosen.admin_key_path)
-    app = create_app(chosen, engine=engine, cluster=cluster or Instant())
+    app = create_app(chosen, engine=engine, cluster=cluster or InstantCluster())
     port, stop = free_ports(1)[0], threading.Event()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-    reconciler = Reconciler(app.state.jobs, app.state.cluster, chosen)
+    encoders = EncoderDiscovery(app.state.encoders, chosen.root)
+    reconciler = Reconciler(app.state.jobs, app.state.cluster, chosen, encoders)
     threads = [threading.Thread(target=server.run), threading.Thread(target=reconciler.run, args=(stop,))]
     for thread in threads:
         thread.start()

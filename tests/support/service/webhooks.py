@@ -1,4 +1,4 @@
-"""Webhooks and what is owed to them: a clock that a test moves, a sender to loopback, a receiver's own check."""
+"""Helpers for webhook tests: a settable clock, a sender to loopback, and a receiver's signature check."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from service.db.models import Delivery, Webhook
-from service.webhooks.sender import Sender
+from service.webhooks.sender import WebhookSender
 from service.webhooks.store import WebhookStore
 from tests.support.service.receivers import Received
 
 
-class Clock:
+class SettableClock:
     def __init__(self) -> None:
-        self.now = 4e9  # after all that is written with the real one
+        self.now = 4e9  # later than every time written with the real clock
 
     def __call__(self) -> float:
         return self.now
 
 
-def loopback(engine: Engine, clock: Clock, **more: Any) -> Sender:
-    return Sender(engine, allow_http=True, allow_private=True, clock=clock, **more)
+def loopback(engine: Engine, clock: SettableClock, **more: Any) -> WebhookSender:
+    return WebhookSender(engine, allow_http=True, allow_private=True, clock=clock, **more)
 
 
 def hook(engine: Engine, url: str, *events: str, project: str | None = None) -> Webhook:

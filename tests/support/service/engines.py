@@ -1,0 +1,56 @@
+"""Helpers to load encoders into an inference engine and run requests."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from amd.downstream.embedding.features import embed_file
+from service.inference.engine import (
+    Engine,
+    InferenceOptions,
+    InferenceResult,
+    Item,
+    RequestLimits,
+)
+from tests.support.service.published_encoders import (
+    run,
+)
+
+NO_TIME_LIMIT = RequestLimits(decode_timeout_s=30)  # decoding time is not under test, and the machine may be busy
+DEADLINE_S = 120.0
+EMBEDDING = InferenceOptions()
+
+
+def load_slots(engine: Engine, **urls: Path) -> Engine:
+    """Load encoders by slot."""
+
+    async def load() -> None:
+        for slot, url in urls.items():
+            await engine.load(slot, str(url))
+
+    run(load())
+    return engine
+
+
+def infer(engine: Engine, *items: Item, slot: str = "main", **options: object) -> InferenceResult:
+    """Run one request to its end."""
+    return run(engine.infer(slot, items, InferenceOptions.model_validate(options), DEADLINE_S))
+
+
+@cache
+def embed_offline(encoder: Path, file: Path) -> np.ndarray:
+    """Embed a file without the engine."""
+    return embed_file(str(encoder), str(file))
+
+
+def upload(path: Path) -> Item:
+    """An item by content."""
+    return Item(path.read_bytes())
+
+
+def reference(path: Path) -> Item:
+    """An item by location."""
+    return Item(uri=str(path))

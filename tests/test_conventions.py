@@ -1,0 +1,80 @@
+"""Conventions of the whole project: names, unique classes, the size of modules and folders. Imports nothing of it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("amd", "tune_spaces", "service", "tests")
+MODULES = sorted(
+    path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if "golden" not in path.parts
+)  # fmt: skip
+
+METAPHORS = frozenset(["room", "house", "floor", "door", "word", "edge", "shelf", "board"])
+LITERAL = {"TensorBoard"}  # names of libraries, and reviewed literal uses such as the edge of an image
+LINES, FILES = 400, 15
+
+# Defined again in the plain reference implementation that tests compare with.
+SHARED_CLASSES = {"Attention", "Block", "Mlp"}
+
+
+def parts(name: str) -> set[str]:
+    """The parts of a snake_case or CamelCase name, in lower case and without a plural's s."""
+    tokens = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return {part for found in tokens for part in (found.lower(), found.lower().removesuffix("s"))}
+
+
+def defined(tree: ast.AST) -> Iterator[str]:
+    """Names that a module defines: classes, functions, parameters, variables, attributes and import aliases."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield name
+            case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield name
+            case ast.alias(asname=str(name)):
+                yield name
+
+
+@pytest.mark.parametrize("name", ["Room", "wait_for_room", "RayEdge", "words", "keyboard", "backwards", "BOARD_S"])
+def test_parts_are_matched_whole(name: str) -> None:
+    assert bool(parts(name) & METAPHORS) == (name not in {"keyboard", "backwards"})
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_name_is_a_metaphor(package: str) -> None:
+    found = defaultdict(set)
+    for path in MODULES:
+        if path.relative_to(ROOT).parts[0] == package:
+            names = {*defined(ast.parse(path.read_text())), *path.relative_to(ROOT).with_suffix("").parts} - LITERAL
+            for name in names:
+                if parts(name) & METAPHORS:
+                    found[str(path.relative_to(ROOT))].add(name)
+    assert not found
+
+
+def test_a_class_name_is_unique() -> None:
+    places = defaultdict(list)
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path.relative_to(ROOT)))
+    assert not {name: found for name, found in places.items() if len(found) > 1 and name not in SHARED_CLASSES}
+
+
+def test_modules_stay_short() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in MODULES}
+    assert not {name: lines for name, lines in lengths.items() if lines > LINES}
+
+
+def test_folders_stay_small() -> None:
+    counts: dict[str, int] = defaultdict(int)
+    for path in MODULES:
+        counts[str(path.parent.relative_to(ROOT))] += 1
+    assert not {name: count for name, count in counts.items() if count > FILES and name != "service/cli"}
