@@ -119,38 +119,38 @@ DIMENSIONS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("value", "said"), DIMENSIONS)
-def test_a_wrong_dimension_is_called_by_its_name(value: Any, said: str) -> None:
+def test_a_wrong_dimension_is_named(value: Any, said: str) -> None:
     (told,) = problems({"space": {"dimensions": {"optim.base_lr": value, "optim.eps": [1e-8, 1e-6]}}})
     assert told.startswith(f"space.dimensions.optim.base_lr: {said}")
 
 
-def test_every_wrong_dimension_is_told_at_once() -> None:
+def test_every_wrong_dimension_is_reported_at_once() -> None:
     told = problems({"space": {"dimensions": {"optim.base_lr": {"low": 2, "high": 1}, "optim.eps": [1, 1]}}})
     assert [line.split(": ")[0] for line in told] == ["space.dimensions.optim.base_lr", "space.dimensions.optim.eps"]
 
 
-def test_all_broken_rules_are_told_at_once() -> None:
+def test_all_broken_rules_are_reported_at_once() -> None:
     told = problems({"algorithm": "pbt", "stopping": "asha", "rungs": 1, "against": "step_gflops"})
     assert len(told) == 5
 
 
-def test_one_and_true_and_a_text_of_it_are_three_choices() -> None:
+def test_1_true_and_the_text_1_are_three_choices() -> None:
     assert validated(Dimension, {"choices": [1, True, "1"]}).choices == (1, True, "1")
 
 
-def test_an_exponent_is_a_number_though_yaml_reads_a_text() -> None:
+def test_an_exponent_that_yaml_reads_as_text_is_a_number() -> None:
     choices = yaml.safe_load("[1e-8, 1.0e-6, -2E5, [1e-3, last], e5, 1e]")
     assert validated(Dimension, {"choices": choices}).choices == (1e-8, 1e-6, -2e5, [1e-3, "last"], "e5", "1e")
 
 
-def test_a_list_is_short_for_choices() -> None:
+def test_a_list_is_shorthand_for_choices() -> None:
     short = validated(SpaceConfig, {"dimensions": {"optim.eps": [1e-8, 1e-6]}})
     long = validated(SpaceConfig, {"dimensions": {"optim.eps": {"choices": [1e-8, 1e-6]}}})
     made = validated(SpaceConfig, {"dimensions": {"optim.eps": Dimension(choices=(1e-8, 1e-6))}})
     assert short == long == made
 
 
-def test_a_study_is_a_grid_to_its_end_unless_told() -> None:
+def test_a_study_is_a_full_grid_by_default() -> None:
     config = ledgers.search(space={"study": "layers"})
     assert (config.algorithm, config.stopping, config.rungs) == ("grid", "none", 1)
     assert ledgers.search(space=SpaceConfig(study="layers")) == config
@@ -163,9 +163,7 @@ def test_a_study_is_a_grid_to_its_end_unless_told() -> None:
     first=st.none() | st.floats(0.01, 0.9),
     warmup=st.integers(0, 500),
 )
-def test_rungs_ascend_evenly_by_factors_to_the_end(
-    rungs: int, reduction: int, first: float | None, warmup: int
-) -> None:
+def test_rungs_are_evenly_spaced_by_factors(rungs: int, reduction: int, first: float | None, warmup: int) -> None:
     config = ledgers.search(rungs=rungs, reduction=reduction, first_rung=first)
     config = with_overrides(config, {"train.schedule.warmup_steps": warmup})
     fractions = config.fractions()
@@ -196,7 +194,7 @@ def test_rungs_of_population_based_training_are_evenly_spaced() -> None:
         {"train.storage": "/elsewhere", "train.name": "x", "train.checkpoint.every_minutes": 1.0},
     ],
 )
-def test_place_name_budget_and_room_decide_nothing(changes: dict[str, Any]) -> None:
+def test_storage_name_budget_and_concurrency_are_not_part_of_the_identity(changes: dict[str, Any]) -> None:
     config = ledgers.search()
     assert with_overrides(config, changes).identity() == config.identity()
 
@@ -217,21 +215,21 @@ def test_place_name_budget_and_room_decide_nothing(changes: dict[str, Any]) -> N
         {"train.probe": {"data": {"train": "demo:digits/probe", "test": "demo:digits/select"}}},
     ],
 )
-def test_all_else_decides(changes: dict[str, Any]) -> None:
+def test_all_other_fields_are_part_of_the_identity(changes: dict[str, Any]) -> None:
     config = ledgers.search()
     assert with_overrides(config, changes).identity() != config.identity()
 
 
-def test_a_population_decides_and_its_other_budgets_do_not() -> None:
+def test_population_settings_are_part_of_the_identity() -> None:
     config = ledgers.search(**PBT)
     assert with_overrides(config, {"budget.trials": 50}).identity() != config.identity()
     assert with_overrides(config, {"budget.hours": 3}).identity() == config.identity()
 
 
-def test_a_population_is_not_stopped_early_unless_told() -> None:
+def test_a_population_is_not_stopped_early_by_default() -> None:
     assert (ledgers.search(**PBT).stopping, ledgers.search(**PBT).rungs) == ("none", 5)
 
 
-def test_a_config_comes_back_from_its_json() -> None:
+def test_a_config_survives_a_json_round_trip() -> None:
     config = ledgers.search(space={"use": ["masking"], "dimensions": {"optim.eps": [1e-8, 1e-6]}}, at_once=3)
     assert SearchConfig.model_validate_json(config.model_dump_json()) == config

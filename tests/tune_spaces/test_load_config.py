@@ -1,4 +1,4 @@
-"""A sweep's config from a preset or a file: what goes where, and what is said of a mistake."""
+"""A sweep's config from a preset or a file, and the errors for mistakes in it."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def file(folder: Path, values: Any) -> str:
     return str(path)
 
 
-def test_a_preset_is_varied() -> None:
+def test_a_preset_can_be_the_base() -> None:
     assert load_search(PRESET, None, MASKING).train == BASE
 
 
-def test_a_file_may_name_a_preset_and_changes_to_it(tmp_path: Path) -> None:
+def test_a_file_can_name_a_preset_with_overrides(tmp_path: Path) -> None:
     values = {**MASKING, "preset": PRESET, "overrides": {"optim.base_lr": 0.25, "budget.trials": 7}, "seeds": 2}
     config = load_search(None, file(tmp_path, values), {})
     assert config.train == with_overrides(BASE, {"optim.base_lr": 0.25})
     assert (config.budget.trials, config.seeds) == (7, 2)
 
 
-def test_a_preset_given_by_hand_goes_before_the_files(tmp_path: Path) -> None:
+def test_a_preset_option_overrides_that_of_the_file(tmp_path: Path) -> None:
     url = file(tmp_path, {**MASKING, "preset": "demo-video-amd"})
     assert load_search(PRESET, url, {}).train == BASE
     assert load_search(None, url, {}).train == PRESETS["demo-video-amd"].config
 
 
-def test_a_file_may_hold_a_whole_run(tmp_path: Path) -> None:
+def test_a_file_can_contain_a_whole_run(tmp_path: Path) -> None:
     train = tiny_video_config()
     config = load_search(None, file(tmp_path, {**MASKING, "train": train.model_dump(mode="json")}), {})
     assert config.train == train
@@ -56,7 +56,7 @@ def test_a_sweeps_own_config_is_a_file_to_load(tmp_path: Path) -> None:
     assert load_search(None, str(path), {}) == config
 
 
-def test_what_is_given_by_hand_goes_before_the_files(tmp_path: Path) -> None:
+def test_overrides_take_precedence_over_the_file(tmp_path: Path) -> None:
     values = {**MASKING, "preset": PRESET, "overrides": {"optim.base_lr": 0.25, "seeds": 3}}
     config = load_search(None, file(tmp_path, values), {"optim.base_lr": 0.5, "seeds": 2})
     assert (config.train.optim.base_lr, config.seeds) == (0.5, 2)
@@ -80,7 +80,7 @@ def test_what_is_given_by_hand_goes_before_the_files(tmp_path: Path) -> None:
         ("algorithm", "tpe", "algorithm"),
     ],
 )
-def test_an_override_goes_where_it_belongs(key: str, value: Any, where: str) -> None:
+def test_overrides_are_applied_to_sweep_or_run(key: str, value: Any, where: str) -> None:
     before = load_search(PRESET, None, MASKING).model_dump(mode="json")
     after = load_search(PRESET, None, {**MASKING, key: value}).model_dump(mode="json")
     assert changes(before, after) == {where: value}
@@ -101,7 +101,7 @@ def changes(before: Any, after: Any, where: str = "") -> dict[str, Any]:
     }
 
 
-def test_a_probe_given_by_hand_is_the_runs() -> None:
+def test_a_probe_override_is_applied_to_the_run() -> None:
     data = {"probe.data.train": "demo:digits/probe", "probe.data.test": "demo:digits/select"}
     probe = load_search(PRESET, None, {**MASKING, **data}).train.probe
     assert probe is not None
@@ -129,7 +129,7 @@ MISTAKES: list[tuple[str | None, Any, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("preset", "values", "overrides", "said"), MISTAKES)
-def test_a_mistake_is_told_in_one_line(
+def test_a_mistake_is_reported_in_one_line(
     tmp_path: Path, preset: str | None, values: Any, overrides: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
@@ -138,12 +138,12 @@ def test_a_mistake_is_told_in_one_line(
     assert said in told
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read"):
         load_search(PRESET, str(tmp_path / "nowhere.yaml"), MASKING)
 
 
-def test_nothing_that_was_handed_in_is_changed(tmp_path: Path) -> None:
+def test_arguments_are_not_modified(tmp_path: Path) -> None:
     overrides = {**MASKING, "optim.base_lr": 0.5}
     before = json.dumps(overrides)
     load_search(PRESET, None, overrides)
@@ -151,14 +151,14 @@ def test_nothing_that_was_handed_in_is_changed(tmp_path: Path) -> None:
     assert PRESETS[PRESET].config == BASE
 
 
-def test_a_dimension_may_be_given_by_its_dotted_name() -> None:
-    words = {"space.use": ["masking"], "space.dimensions.optim.eps": [1e-8, 1e-6]}
-    config = load_search(PRESET, None, {**words, "space.dimensions.optim.base_lr": {"low": 1e-4, "high": 1e-2}})
+def test_a_dimension_can_be_set_by_its_dotted_name() -> None:
+    fields = {"space.use": ["masking"], "space.dimensions.optim.eps": [1e-8, 1e-6]}
+    config = load_search(PRESET, None, {**fields, "space.dimensions.optim.base_lr": {"low": 1e-4, "high": 1e-2}})
     assert list(config.space.dimensions) == ["optim.eps", "optim.base_lr"]
     assert config.space.dimensions["optim.eps"].choices == (1e-8, 1e-6)
 
 
-def test_a_dimension_of_the_command_line_goes_before_the_files_and_keeps_the_others(tmp_path: Path) -> None:
+def test_a_dimension_on_the_command_line_overrides_only_that_of_the_file(tmp_path: Path) -> None:
     there = {"preset": PRESET, "space": {"dimensions": {"optim.eps": [1e-8, 1e-6], "optim.clip_norm": [0.1, 1.0]}}}
     config = load_search(None, file(tmp_path, there), {"space.dimensions.optim.eps": [1e-7, 1e-5]})
     assert config.space.dimensions["optim.eps"].choices == (1e-7, 1e-5)

@@ -1,4 +1,4 @@
-"""Tiny complete configs for tests: real shapes, real rules, a few milliseconds a step."""
+"""Tiny but complete configs for tests; a training step takes a few milliseconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TINY_TEACHER = {"width": 64, "depth": 4, "heads": 2}
 
 
 def tiny_video_config(**overrides: Any) -> TrainConfig:
-    """4 frames of 16x16, patch 4, tubelet 2: a (2, 4, 4) grid of 32 tokens. Keyword keys use __ for dots."""
+    """Video config: 4 frames of 16x16, patch 4, tubelet 2, so a (2, 4, 4) grid of 32 tokens. Keys use __ for dots."""
     values = {
         "clip": {"frames": 4, "size": 16, "patch": 4, "tubelet": 2, "sampling_rate_frames": 1},
         "student": {
@@ -31,7 +31,7 @@ def tiny_video_config(**overrides: Any) -> TrainConfig:
 
 
 def tiny_image_config(**overrides: Any) -> TrainConfig:
-    """One 16x16 frame, patch 4: 16 tokens, class token, 2-D positions, joint pixel targets, as in MAE."""
+    """Image config as in MAE: one 16x16 frame, patch 4 (16 tokens), class token, 2-D positions, joint pixel targets."""
     values = {
         "clip": {"frames": 1, "size": 16, "patch": 4, "tubelet": 1},
         "student": {
@@ -58,7 +58,7 @@ def tiny_image_config(**overrides: Any) -> TrainConfig:
 
 
 def mae(config: TrainConfig, **overrides: Any) -> TrainConfig:
-    """The same student without a teacher."""
+    """Return the config with the same student and no teacher."""
     return _with(with_overrides(config, {"teacher": None, "objective.kind": "mae"}), overrides)
 
 

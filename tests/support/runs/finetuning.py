@@ -1,4 +1,4 @@
-"""Tiny fine-tuning runs: dark and bright pictures or clips, an encoder of 24 x 2, seconds from start to published."""
+"""Tiny fine-tuning runs of a few seconds: dark and bright images or clips, and an encoder of width 24 and depth 2."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CLASSES = ("dark", "bright")
 ENCODER = {"width": 24, "depth": 2, "heads": 3, "drop_path": 0.2}
 
 
-def shades(folder: Path, count: int, *, names: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
-    """PNG files of 20x20 noise, half of them dark, half bright; `names` of their two folders."""
+def shaded_images(folder: Path, count: int, *, names: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
+    """Write PNG files of 20x20 noise, half of them dark, half bright. `names`: class folders of dark and bright."""
     noise = np.random.default_rng(seed)
     for i in range(count):
         path = folder / names[i % 2] / f"{i:03d}.png"
@@ -25,8 +25,8 @@ def shades(folder: Path, count: int, *, names: tuple[str, ...] = CLASSES, seed: 
     return folder
 
 
-def moving_shades(folder: Path, count: int, frames: int = 8) -> Path:
-    """Clips of 32x24, half of them dark, half bright."""
+def shaded_clips(folder: Path, count: int, frames: int = 8) -> Path:
+    """Write clips of 32x24, half of them dark, half bright."""
     for i in range(count):
         path = folder / CLASSES[i % 2] / f"{i:03d}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,10 +35,10 @@ def moving_shades(folder: Path, count: int, frames: int = 8) -> Path:
 
 
 def tiny_finetuning(folder: Path, **overrides: Any) -> FinetuneConfig:
-    """12 steps on 24 images, 3 an epoch, with everything on; data and storage below `folder`. Keys use __ for dots."""
+    """Fine-tuning of 12 steps on 24 images, 3 per epoch. Data and storage are below `folder`; keys use __ for dots."""
     if not (folder / "train").exists():
-        shades(folder / "train", 24)
-        shades(folder / "val", 10, seed=1)
+        shaded_images(folder / "train", 24)
+        shaded_images(folder / "val", 10, seed=1)
     values: dict[str, Any] = {
         "clip": {"frames": 1, "size": 16, "patch": 4, "tubelet": 1},
         "encoder": ENCODER,

@@ -15,7 +15,7 @@ from tune_spaces.ledger import Ledger, Rung, TrialRecord, TrialState
 METRIC = "eval/knn_top1"
 
 
-def search(**words: Any) -> SearchConfig:
+def search(**fields: Any) -> SearchConfig:
     """A sweep of the demo's student over its mask ratios: ASHA, 3 rungs, 3 seeds."""
     values = {
         "train": PRESETS["demo-image-amd"].config.model_dump(mode="json"),
@@ -23,7 +23,7 @@ def search(**words: Any) -> SearchConfig:
         "seeds": 3,
         "name": "a-sweep",
     }
-    return SearchConfig.model_validate(values | words)
+    return SearchConfig.model_validate(values | fields)
 
 
 def rung(fraction: float, scores: Sequence[float], *, seconds: float = 10.0, clips: int = 3000) -> Rung:
@@ -47,7 +47,7 @@ def trial(
     overrides: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> TrialRecord:
-    """A record; the words of the space `masking` are its overrides, without the space's name, below `mask`."""
+    """A record; parameters of the space `masking` become overrides of `mask`."""
     if overrides is None:
         overrides = {name.replace("masking.", "mask."): value for name, value in point.items() if name != "variant"}
     return TrialRecord(
@@ -76,7 +76,7 @@ def ratios(student: float, teacher: float) -> dict[str, float]:
 def asha(config: SearchConfig, points: Sequence[tuple[Mapping[str, Any], Mapping[str, Any], float, float]]) -> list[
     TrialRecord
 ]:  # fmt: skip
-    """Trials of (point, overrides, true score, relative cost): at each rung the best third of all goes on.
+    """Trials of (point, overrides, true score, relative cost): at each rung the best third continues.
 
     The first is the baseline and goes to the end, as a sweep's does.
     """

@@ -20,7 +20,7 @@ TIMM = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 4, "img_size"
 
 
 def perturbed(model: nn.Module) -> Any:
-    """No parameter at a neutral value: whatever is left out shows."""
+    """Perturb every parameter from its neutral value, so that an omission shows."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

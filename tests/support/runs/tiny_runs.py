@@ -1,4 +1,4 @@
-"""Tiny data, tiny teachers and tiny runs: a whole training in about a second, with the real parts."""
+"""Tiny data, teachers and runs: a complete training run in about a second, without test doubles."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from tests.support.runs.configs import tiny_image_config
 T = TypeVar("T")
 
 
-def in_a_process(act: Callable[..., T], *args: Any) -> T:
-    """`act(*words)` in a fresh process, in whose main thread it hears signals.
+def run_in_subprocess(function: Callable[..., T], *args: Any) -> T:
+    """Run `function(*args)` in the main thread of a new process, so that it receives signals.
 
-    What drives Ray runs there: where Ray's core ends its process, one test fails and not the whole session.
+    For Ray drivers: if Ray's core kills its process, one test fails instead of the whole session.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(act, *args).result()
+        return pool.submit(function, *args).result()
 
 
 def tiny_images(folder: Path, count: int = 24) -> Path:
-    """PNG files of 20x20 noise in two class folders."""
+    """Write PNG files of 20x20 noise into two class folders."""
     noise = np.random.default_rng(0)
     for i in range(count):
         path = folder / "ab"[i % 2] / f"{i:03d}.png"
@@ -50,7 +50,7 @@ def tiny_images(folder: Path, count: int = 24) -> Path:
 
 
 def tiny_teacher(path: Path, config: TrainConfig | None = None) -> Path:
-    """Random weights of the tiny teacher, in a file."""
+    """Write random weights of the tiny teacher to a file."""
     config = config or tiny_image_config()
     assert config.teacher is not None
     torch.manual_seed(7)
@@ -60,7 +60,7 @@ def tiny_teacher(path: Path, config: TrainConfig | None = None) -> Path:
 
 
 def tiny_run(folder: Path, **overrides: Any) -> TrainConfig:
-    """An AMD run of 12 steps on 24 images (3 steps an epoch), its data and teacher below `folder`."""
+    """AMD run of 12 steps on 24 images, 3 per epoch. Data and teacher are below `folder`; keys use __ for dots."""
     data, weights = folder / "images", folder / "teacher.safetensors"
     if not data.exists():
         tiny_images(data)
@@ -79,8 +79,8 @@ def tiny_run(folder: Path, **overrides: Any) -> TrainConfig:
     return tiny_image_config(**{**defaults, **overrides})
 
 
-class Quiet:
-    """Nothing around the loop."""
+class NullHooks:
+    """Run hooks that never stop the run and ignore events."""
 
     def stop_requested(self) -> bool:
         return False
@@ -92,54 +92,55 @@ class Quiet:
         pass
 
 
-class DyingAt(Quiet):
-    """Kills its process when it is asked so many times whether to stop: after each step and at each batch of a test."""
+class KilledAtPoll(NullHooks):
+    """Kill the process at the given poll of `stop_requested`; the loop polls per step and per evaluation batch."""
 
-    def __init__(self, asked: int) -> None:
-        self.left = asked
+    def __init__(self, polls: int) -> None:
+        self.polls_left = polls
 
     def stop_requested(self) -> bool:
-        self.left -= 1
-        if not self.left:
+        self.polls_left -= 1
+        if not self.polls_left:
             os.kill(os.getpid(), signal.SIGKILL)
         return False
 
 
-def train_in_processes(config: RunConfig, world: int, work: Work = work, dying_at: int | None = None) -> str:
-    """Train with that many gloo processes and neither Ray nor launcher; the run folder. What any way in must equal.
+def train_in_processes(config: RunConfig, world: int, work: Work = work, killed_at_poll: int | None = None) -> str:
+    """Train with `world` gloo processes, without Ray and without `launch`; return the run folder.
 
-    `dying_at`: the last rank is killed when it is asked so many times whether to stop, and the others fail with it.
+    The reference result for every other launcher. `killed_at_poll`: the last rank is killed at this poll of
+    `stop_requested`, and the other ranks fail with it.
     """
     assert config.storage is not None
     assert config.name is not None
     spec = spec_of(config.name, config.storage, config, "")
     context = torch.multiprocessing.get_context("spawn")
-    meeting = f"file://{config.storage}.meeting-{uuid.uuid4().hex}"
-    hooks: list[Quiet] = [Quiet() for _ in range(world)]
-    if dying_at is not None:
-        hooks[-1] = DyingAt(dying_at)
-    arguments = [(work, spec.to_dict(), rank, world, meeting, hooks[rank]) for rank in range(world)]
+    rendezvous = f"file://{config.storage}.rendezvous-{uuid.uuid4().hex}"
+    hooks: list[NullHooks] = [NullHooks() for _ in range(world)]
+    if killed_at_poll is not None:
+        hooks[-1] = KilledAtPoll(killed_at_poll)
+    arguments = [(work, spec.to_dict(), rank, world, rendezvous, hooks[rank]) for rank in range(world)]
     ranks = [context.Process(target=_rank, args=args) for args in arguments]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join()
-        assert (process.exitcode == 0) == (dying_at is None)
+        assert (process.exitcode == 0) == (killed_at_poll is None)
     return spec.folder
 
 
-def _rank(work: Work, spec: dict[str, Any], rank: int, world: int, meeting: str, hooks: Quiet) -> None:
+def _rank(work: Work, spec: dict[str, Any], rank: int, world: int, rendezvous: str, hooks: NullHooks) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
     work(RunSpec(**spec), ProcessGroup(rank, world), hooks)
     torch.distributed.destroy_process_group()
 
 
 def final_state(run_folder: str, config: RunConfig) -> dict[str, Tensor]:
-    """Model and optimizer of a run's newest checkpoint, by file and name."""
-    found = CheckpointStore(join(run_folder, "checkpoints"), config.checkpoint).load_newest()
-    assert found is not None
-    return {f"{file}/{name}": value for file, values in found[1].tensors.items() for name, value in values.items()}
+    """Return model and optimizer tensors of a run's newest checkpoint, keyed by file and name."""
+    newest = CheckpointStore(join(run_folder, "checkpoints"), config.checkpoint).load_newest()
+    assert newest is not None
+    return {f"{file}/{name}": value for file, values in newest[1].tensors.items() for name, value in values.items()}
 
 
 def assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The numbers behind the report: intervals by hand, what may be compared, what nothing beats."""
+"""Numbers of the report: paired intervals, comparable trials, the Pareto front."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_one_seed_or_different_numbers_of_seeds_give_no_interval() -> None:
     assert difference([81.0, 83.0], [80.0, 81.0, 82.0]).interval is None
 
 
-def test_the_verdict_claims_a_difference_only_where_the_interval_has_no_zero() -> None:
+def test_the_verdict_claims_a_difference_only_if_the_interval_excludes_zero() -> None:
     alike = pair([81.0, 83.0, 85.0], [80.0, 81.0, 82.0])
     assert judge(alike, alike.trials[1]) == "alike"
     assert "+2.0 points, 95 % interval -0.5 to +4.5 (paired by seed): not a significant difference" in verdict(alike)
@@ -57,7 +57,7 @@ def test_the_verdict_claims_a_difference_only_where_the_interval_has_no_zero() -
     assert "The best of 2 is selected by its own score, so it is biased upwards" in verdict(better)
 
 
-def test_a_difference_of_one_comparison_is_doubted_where_many_were_made() -> None:
+def test_a_difference_is_doubted_when_many_comparisons_were_made() -> None:
     # differences 1.5, 2, 2.5: half width 1.242 alone; with 9 comparisons t(1 - 0.05/18, 2) = 13.4, half width 3.9
     config = search(seeds=3, rungs=1, stopping="none")
     others = [ended(number, [70.0, 71.0, 72.0]) for number in range(2, 10)]
@@ -66,19 +66,19 @@ def test_a_difference_of_one_comparison_is_doubted_where_many_were_made() -> Non
     assert "not among the 9 made here" in verdict(many)
 
 
-def test_one_seed_is_told_to_be_repeated() -> None:
+def test_a_single_seed_is_advised_to_be_repeated() -> None:
     one = pair([81.0], [80.0])
     assert judge(one, one.trials[1]) == "unknown"
     assert "one seed: no interval, repeat with seeds=3" in verdict(one)
 
 
-def test_where_the_baseline_is_best_the_next_is_told() -> None:
+def test_the_runner_up_is_reported_if_the_baseline_is_best() -> None:
     found = verdict(pair([80.0, 81.0, 82.0], [82.0, 83.1, 83.9]))
     assert "It is the baseline" in found
     assert "is 2.0 points behind, 95 % interval +1.8 to +2.2" in found
 
 
-def test_differences_are_taken_at_the_furthest_rung_that_both_reached() -> None:
+def test_differences_use_the_furthest_common_rung() -> None:
     records = [
         trial(0, ratios(0.75, 0.5), [rung(1 / 9, [60.0, 61.0])], "stopped", baseline=True),
         trial(1, ratios(0.75, 0.25), [rung(1 / 9, [62.0, 64.0]), rung(1 / 3, [70.0, 71.0]), rung(1.0, [80.0, 81.0])]),
@@ -88,13 +88,13 @@ def test_differences_are_taken_at_the_furthest_rung_that_both_reached() -> None:
     assert best.difference == pytest.approx(2.5)
 
 
-def test_a_rung_whose_steps_were_rounded_is_the_same_rung() -> None:
+def test_a_rung_with_rounded_steps_is_the_same_rung() -> None:
     found = sweep(search(seeds=1), [trial(0, {}, [rung(55 / 500, [60.0]), rung(167 / 500, [61.0]), rung(1.0, [62.0])])])
     assert sorted(found.trials[0].rungs) == [0, 1, 2]
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=30))
-def test_nothing_on_the_front_is_beaten_and_everything_off_it_is(points: list[tuple[float, float]]) -> None:
+def test_the_pareto_front_is_exactly_the_undominated_trials(points: list[tuple[float, float]]) -> None:
     def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
         return a[0] >= b[0] and a[1] >= b[1] and a != b
 
@@ -104,7 +104,7 @@ def test_nothing_on_the_front_is_beaten_and_everything_off_it_is(points: list[tu
         assert any(beats(points[other], point) for other in on) == (at not in on)
 
 
-def test_the_front_of_a_sweep_holds_compared_trials_only() -> None:
+def test_the_front_of_a_sweep_contains_only_comparable_trials() -> None:
     records = [
         trial(0, ratios(0.75, 0.5), [rung(1.0, [80.0], seconds=10)]),
         trial(1, ratios(0.75, 0.25), [rung(1.0, [79.0], seconds=5)]),
@@ -114,7 +114,7 @@ def test_the_front_of_a_sweep_holds_compared_trials_only() -> None:
     assert [found.number for found in speed_front(sweep(search(seeds=1), records))] == [0, 1]
 
 
-def test_cells_of_the_map_hold_means_spreads_and_the_furthest_rung() -> None:
+def test_map_cells_contain_means_deviations_and_the_furthest_rung() -> None:
     config = search(seeds=2, rungs=2, stopping="none")
     records = [
         trial(0, {"a": 0}, [rung(1 / 3, [60.0, 62.0]), rung(1.0, [80.0, 82.0])], overrides={}, baseline=True),
@@ -145,7 +145,7 @@ def test_ratios_that_do_not_vary_have_no_map() -> None:
 
 
 @given(st.lists(st.floats(0, 0.99), min_size=1, max_size=60))
-def test_bins_keep_the_order_of_values_and_no_reference_is_mixed_in(values: list[float]) -> None:
+def test_bins_keep_the_order_of_values_and_exclude_references(values: list[float]) -> None:
     labels, places = bins(values)
     assert set(places) == set(values)
     assert [places[value] for value in sorted(values)] == sorted(places[value] for value in values)
@@ -179,7 +179,7 @@ def test_importance_finds_what_the_score_depends_on() -> None:
     assert sum(found.shares.values()) == pytest.approx(1.0)
 
 
-def test_importance_is_not_asked_of_few_trials_one_dimension_or_equal_scores() -> None:
+def test_importance_needs_several_trials_dimensions_and_scores() -> None:
     few = [
         trial(number, {"x": number, "y": -number}, [rung(1.0, [70.0 + number])], overrides={}) for number in range(3)
     ]
@@ -190,13 +190,13 @@ def test_importance_is_not_asked_of_few_trials_one_dimension_or_equal_scores() -
     assert importance(sweep(search(seeds=1), same)) is None
 
 
-def test_importance_takes_the_rung_where_most_can_be_compared() -> None:
+def test_importance_uses_the_rung_with_most_comparable_trials() -> None:
     found = importance(sweep(search(), masking_sweep(search(), 12)))
     assert found is not None
     assert (found.level, found.trials) == (0, 12)
 
 
-def test_values_are_said_in_few_letters() -> None:
+def test_values_are_formatted_briefly() -> None:
     assert short([{"student": 2, "teacher": 3}, {"student": 4, "teacher": 6}]) == "2→3 4→6"
     assert [short(value) for value in (True, None, 0.00150001, "tube")] == ["yes", "none", "0.0015", "tube"]
     assert [share(value) for value in (1 / 9, 1 / 3, 1.0, 0.123456)] == ["1/9", "1/3", "1", "12 %"]

@@ -1,4 +1,4 @@
-"""What the report of a sweep says and writes, from ledgers made by hand."""
+"""Text and files of the report, from hand-made ledgers; covers page.py, verdict.py, plots/ and formatting.py."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def three(*scores: float) -> list:  # type: ignore[type-arg]
     return [rung(NINTH, [50.0] * len(scores)), rung(THIRD, [60.0] * len(scores)), rung(1.0, scores)]
 
 
-def test_every_file_that_is_named_exists_and_no_other(memory: str) -> None:
+def test_the_report_names_exactly_the_existing_files(memory: str) -> None:
     report = write_report(write_sweep(memory, search(), masking_sweep(search(), 12)))
     assert report.folder == join(memory, "report")
     assert sorted(report.files) == listdir(report.folder)
@@ -62,7 +62,7 @@ def test_the_best_config_is_complete_valid_and_has_no_name(tmp_path: Path) -> No
     assert best.probe == config.train.probe
 
 
-def test_only_trials_at_the_last_rung_may_be_the_best(memory: str) -> None:
+def test_only_trials_at_the_last_rung_can_be_best(memory: str) -> None:
     records = [
         trial(0, ratios(0.75, 0.5), three(80.0, 81.0), baseline=True),
         trial(1, ratios(0.75, 0.25), [rung(NINTH, [99.0, 99.0])], "stopped"),
@@ -75,7 +75,7 @@ def test_only_trials_at_the_last_rung_may_be_the_best(memory: str) -> None:
     assert "1 trial was stopped at an earlier rung and is not compared" in report.verdict
 
 
-def test_before_any_trial_has_ended_the_furthest_rung_counts_and_it_is_said(memory: str) -> None:
+def test_before_any_trial_ends_the_furthest_rung_is_ranked_and_noted(memory: str) -> None:
     records = [
         trial(0, ratios(0.75, 0.5), [rung(NINTH, [70.0])], "running", baseline=True),
         trial(1, ratios(0.75, 0.25), [rung(NINTH, [60.0]), rung(THIRD, [65.0])], "running"),
@@ -87,7 +87,7 @@ def test_before_any_trial_has_ended_the_furthest_rung_counts_and_it_is_said(memo
     assert "2 trials have not finished" in report.verdict
 
 
-def test_of_a_population_the_line_of_the_best_is_told(memory: str) -> None:
+def test_the_report_of_a_population_shows_the_lineage_of_the_best(memory: str) -> None:
     config = search(space={"use": ["recipe"]}, algorithm="pbt", seeds=1, rungs=3, budget={"trials": 4})
     records = [
         trial(0, {"recipe.lr_scale": 1.0}, [rung(THIRD, [70.0]), rung(1.0, [75.0])], overrides={}, baseline=True),
@@ -128,14 +128,14 @@ def test_a_mix_of_states_is_reported_and_failures_are_named(memory: str) -> None
     assert "best, succeeded" in shown
 
 
-def test_where_all_scored_trials_failed_there_is_no_best(memory: str) -> None:
+def test_there_is_no_best_trial_if_all_scored_trials_failed(memory: str) -> None:
     report = write_report(write_sweep(memory, search(), [trial(0, ratios(0.75, 0.5), three(80.0, 81.0), "failed")]))
     assert report.best is None
     assert "best.json" not in report.files
     assert "there is no best trial" in report.verdict
 
 
-def test_pictures_of_an_earlier_report_do_not_stay(memory: str) -> None:
+def test_figures_of_an_earlier_report_are_removed(memory: str) -> None:
     records = masking_sweep(search(), 12)
     before = write_report(write_sweep(memory, search(), records))
     for record in records[1:]:
@@ -161,7 +161,7 @@ def test_the_same_ledger_gives_the_same_files(memory: str, tmp_path: Path) -> No
 def test_a_single_trial_has_a_report(memory: str) -> None:
     record = trial(0, ratios(0.75, 0.5), [rung(1.0, [80.0])], baseline=True)
     report = write_report(write_sweep(memory, search(seeds=1, rungs=1, stopping="none"), [record]))
-    assert not any(name.endswith(".png") for name in report.files)  # nothing would be seen in any
+    assert not any(name.endswith(".png") for name in report.files)  # every figure would be empty
     assert "The only trial that ran to completion: trial 0" in report.verdict
 
 
@@ -181,12 +181,12 @@ def test_a_study_shows_its_variants(memory: str) -> None:
 
 
 @pytest.mark.parametrize("metric", ["eval/top1", "eval/knn_centred_top1"])
-def test_every_metric_has_words(memory: str, metric: str) -> None:
+def test_every_metric_has_a_display_name(memory: str, metric: str) -> None:
     report = write_report(write_sweep(memory, search(metric=metric), masking_sweep(search(), 3)))
     assert report.metric == metric
 
 
-def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a sweep"):
         write_report(str(tmp_path))
     write_json(str(tmp_path / "config.json"), search().train.model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""Early stopping: decisions as by hand, and the same ones after a restart."""
+"""Early stopping: decisions as computed by hand, and the same decisions after a restart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Told = tuple[int, int, float]  # number, level, score
 
 
 def trial(number: int) -> Any:
-    """As Tune has it: an id of its own, which is another after a restart."""
+    """A trial as in Tune, whose id changes after a restart."""
     return SimpleNamespace(trial_id=f"{id(object())}-{number}", config={"number": number})
 
 
@@ -49,8 +49,8 @@ def remembered(config: SearchConfig, told: list[Told], folder: Path) -> TrialSch
     return make_scheduler(config, ledger)
 
 
-def test_halving_decides_as_by_hand() -> None:
-    """A half goes on: who is below the median of those before it at its rung ends there; a tie goes on."""
+def test_halving_decides_as_computed_by_hand() -> None:
+    """Half of the trials continue: one below the median of earlier trials at its rung stops, a tie continues."""
     made = fresh(ledgers.search(rungs=3, reduction=2), 6)
     steps = [
         ((0, 0, 50.0), GO),  # nobody was before it
@@ -68,7 +68,7 @@ def test_halving_decides_as_by_hand() -> None:
     assert [(told, say(made, told)) for told, _ in steps] == steps
 
 
-def test_a_third_goes_on() -> None:
+def test_the_best_third_continues() -> None:
     made = fresh(ledgers.search(rungs=2, reduction=3), 9)
     for number, score in enumerate([10.0, 20.0, 30.0, 40.0]):
         assert say(made, (number, 0, score)) == GO
@@ -82,7 +82,7 @@ SCORES = st.integers(0, 20).map(float)
 
 @st.composite
 def stories(draw: st.DrawFn, trials: int = 8, rungs: int = 3) -> list[Told]:
-    """Rungs as they are told: each trial's in order, trials mixed."""
+    """Rungs as reported: in order within a trial, trials interleaved."""
     order = draw(st.permutations([number for number in range(trials) for _ in range(rungs)]))
     reached = dict.fromkeys(range(trials), -1)
     told = []
@@ -100,7 +100,7 @@ def stories(draw: st.DrawFn, trials: int = 8, rungs: int = 3) -> list[Told]:
     reduction=st.integers(2, 5),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_a_scheduler_made_from_the_ledger_decides_as_the_one_that_heard_all(
+def test_a_scheduler_rebuilt_from_the_ledger_decides_the_same(
     tmp_path: Path, told: list[Told], cut: int, stopping: str, reduction: int, seed: int
 ) -> None:
     config = ledgers.search(stopping=stopping, rungs=3, reduction=reduction, seed=seed, seeds=1)
@@ -115,7 +115,7 @@ def test_a_scheduler_made_from_the_ledger_decides_as_the_one_that_heard_all(
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(told=stories(trials=5), cut=st.integers(1, 14), stopping=st.sampled_from(["asha", "hyperband"]))
-def test_rungs_that_were_told_are_not_judged_again(tmp_path: Path, told: list[Told], cut: int, stopping: str) -> None:
+def test_reported_rungs_are_not_judged_again(tmp_path: Path, told: list[Told], cut: int, stopping: str) -> None:
     config = ledgers.search(stopping=stopping, rungs=3, reduction=3, seeds=1)
     once, again = fresh(config, 5), fresh(config, 5)
     for each in told[:cut]:
@@ -143,7 +143,7 @@ def test_a_trial_has_the_same_bracket_whenever_it_is_added(number: int, seed: in
     assert places[0] == places[1]
 
 
-def test_hyperband_starts_to_judge_at_every_rung_and_asha_at_the_first() -> None:
+def test_hyperband_starts_brackets_at_every_rung_and_asha_at_the_first() -> None:
     for stopping, judged_at in (("asha", {0}), ("hyperband", {0, 1, 2})):
         made = SuccessiveHalving(ledgers.search(stopping=stopping, rungs=3, reduction=3))
         for number in range(60):
@@ -154,12 +154,12 @@ def test_hyperband_starts_to_judge_at_every_rung_and_asha_at_the_first() -> None
 
 @pytest.mark.parametrize("reduction", range(2, 11))
 @pytest.mark.parametrize("rungs", range(1, 11))
-def test_there_are_as_many_rungs_as_asked_for(rungs: int, reduction: int) -> None:
+def test_the_number_of_rungs_is_as_configured(rungs: int, reduction: int) -> None:
     (bracket,) = SuccessiveHalving(ledgers.search(rungs=rungs, reduction=reduction))._brackets
     assert len(bracket._rungs) == rungs
 
 
-def test_each_rung_is_judged_among_its_own() -> None:
+def test_each_rung_is_ranked_separately() -> None:
     made = fresh(ledgers.search(rungs=10, reduction=10), 3)
     for level in range(10):
         assert say(made, (0, level, 50.0)) == GO
@@ -168,13 +168,13 @@ def test_each_rung_is_judged_among_its_own() -> None:
 
 
 @given(told=stories(trials=4))
-def test_without_stopping_every_trial_goes_on(told: list[Told]) -> None:
+def test_without_early_stopping_every_trial_continues(told: list[Told]) -> None:
     made = make_scheduler(ledgers.search(stopping="none"), Ledger("memory://no-such-sweep"))
     assert type(made) is FIFOScheduler
     assert {say(made, each) for each in told} == {GO}
 
 
-def test_a_trial_that_failed_is_let_through_and_counts_for_nothing() -> None:
+def test_a_failed_trial_is_ignored_by_the_scheduler() -> None:
     made = fresh(ledgers.search(rungs=2, reduction=2), 3)
     assert say(made, (0, 0, 50.0)) == GO
     assert made.on_trial_result(None, trial(1), {"failed": "diverged", "message": "loss is nan"}) == GO
@@ -184,5 +184,5 @@ def test_a_trial_that_failed_is_let_through_and_counts_for_nothing() -> None:
     assert say(made, (1, 0, 51.0)) == GO
 
 
-def test_tune_may_name_metric_and_mode_though_they_are_set() -> None:
+def test_tune_may_pass_metric_and_mode_again() -> None:
     assert SuccessiveHalving(ledgers.search()).set_search_properties(METRIC, "max")

@@ -1,4 +1,4 @@
-"""What a sweep will do: as many trials side by side as have room, for sure, and a cost that can be computed by hand."""
+"""The plan of a sweep: concurrency that fits the cluster, rungs, and cost as computed by hand."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def planned(config: SearchConfig, steps: int = STEPS, nodes: Any = ({"CPU": 8.0}
     return make_plan(config, MASKING._replace(base=config.train), steps, nodes, gpu)
 
 
-def scaled(**words: Any) -> dict[str, Any]:
+def scaled(**fields: Any) -> dict[str, Any]:
     """A run whose batch so many workers can share."""
-    return tiny_video_config(optim__batch_size=240, scaling={"device": "cpu", **words}).model_dump(mode="json")
+    return tiny_video_config(optim__batch_size=240, scaling={"device": "cpu", **fields}).model_dump(mode="json")
 
 
 def packed(config: SearchConfig, nodes: list[dict[str, float]], gpu: bool) -> int:
@@ -57,22 +57,22 @@ def packed(config: SearchConfig, nodes: list[dict[str, float]], gpu: bool) -> in
     at_once=st.none() | st.integers(1, 12),
     gpu=st.booleans(),
 )
-def test_trials_side_by_side_have_room_or_are_refused(
+def test_concurrent_trials_fit_the_cluster_or_are_refused(
     nodes: list[dict[str, float]], workers: int, cpus: float, at_once: int | None, gpu: bool
 ) -> None:
     config = ledgers.search(
         train=scaled(workers=workers, cpus_per_worker=cpus), at_once=at_once, budget={"trials": 1000}
     )
-    room = packed(config, nodes, gpu)
-    if room == 0:
+    fitting = packed(config, nodes, gpu)
+    if fitting == 0:
         with pytest.raises(ConfigError, match=f"train.scaling.workers={workers} of "):
             planned(config, nodes=nodes, gpu=gpu)
         return
     plan = planned(config, nodes=nodes, gpu=gpu)
     trials = MASKING_POINTS
-    assert plan.at_once == min(at_once or room, room, trials)
-    assert plan.lowered == (at_once is not None and room < min(at_once, trials))
-    assert plan.at_once <= room
+    assert plan.at_once == min(at_once or fitting, fitting, trials)
+    assert plan.lowered == (at_once is not None and fitting < min(at_once, trials))
+    assert plan.at_once <= fitting
     assert plan.workers == workers
 
 
@@ -80,24 +80,24 @@ MASKING_POINTS = planned(ledgers.search(budget={"trials": 1000})).trials
 
 
 @given(st.integers(1, 40), st.integers(1, 20))
-def test_a_fraction_of_a_cpu_divides_a_node_as_far_as_it_goes(tenths: int, cores: int) -> None:
+def test_fractional_cpus_fill_a_node(tenths: int, cores: int) -> None:
     scaling = ledgers.search(train=scaled(cpus_per_worker=tenths / 10)).train.scaling
     assert max_concurrent_trials(scaling, [{"CPU": float(cores)}], gpu=False) == cores * 10 // tenths
 
 
-def test_a_worker_lies_on_one_node() -> None:
+def test_a_worker_fits_on_one_node() -> None:
     config = ledgers.search(train=scaled(cpus_per_worker=3))
     assert planned(config, nodes=[{"CPU": 4.0}, {"CPU": 4.0}]).at_once == 2
     with pytest.raises(ConfigError):
         planned(config, nodes=[{"CPU": 2.0}, {"CPU": 2.0}])
 
 
-def test_a_trials_workers_may_lie_on_several_nodes() -> None:
+def test_workers_of_a_trial_can_be_on_several_nodes() -> None:
     config = ledgers.search(train=scaled(workers=3))
     assert planned(config, nodes=[{"CPU": 2.0}] * 3).at_once == 2
 
 
-def test_what_never_fits_is_told_with_what_there_is_and_what_to_do() -> None:
+def test_resources_that_never_fit_are_refused_with_a_remedy() -> None:
     config = ledgers.search(train=scaled(workers=2, cpus_per_worker=4))
     with pytest.raises(ConfigError) as error:
         planned(config, nodes=[{"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0}], gpu=True)
@@ -110,14 +110,14 @@ def test_what_never_fits_is_told_with_what_there_is_and_what_to_do() -> None:
         planned(config, nodes=[])
 
 
-def test_fewer_side_by_side_than_asked_for_is_said() -> None:
+def test_fewer_concurrent_trials_than_requested_is_noted() -> None:
     plan = planned(ledgers.search(at_once=20))
     assert (plan.at_once, plan.lowered) == (8, True)
     assert "at once    8 of 1 worker each (fewer than at_once: not enough resources)" in plan.lines()
     assert "not enough resources" not in "".join(planned(ledgers.search(at_once=8)).lines())
 
 
-def test_fewer_trials_than_asked_for_side_by_side_is_no_want_of_room() -> None:
+def test_fewer_trials_than_the_concurrency_limit_is_not_a_lack_of_resources() -> None:
     plan = planned(ledgers.search(at_once=20, budget={"trials": 3}))
     assert (plan.at_once, plan.lowered) == (3, False)
 
@@ -127,25 +127,25 @@ def test_a_space_has_no_more_trials_than_points() -> None:
     assert planned(ledgers.search(budget={"trials": 30})).trials == 30
 
 
-def test_a_space_without_end_has_its_budget() -> None:
+def test_an_infinite_space_is_limited_by_the_budget() -> None:
     config = ledgers.search(space={"use": ["recipe"]}, budget={"trials": 33})
     plan = make_plan(config, build_space(config.space, config.train), STEPS, [{"CPU": 2.0}], gpu=False)
     assert (plan.points, plan.trials) == (None, 33)
     assert plan.lines()[0] == "trials     33, 3 seeds each"
 
 
-def test_clips_with_and_without_stopping_are_those_of_a_hand() -> None:
+def test_clips_with_and_without_stopping_equal_a_manual_count() -> None:
     """540 steps, cut at 60 and 180: 60 for all, 120 more for a third, 360 more for a ninth."""
-    words: dict[str, Any] = {"seeds": 2, "budget": {"trials": 10}, "first_rung": 1 / 9}
+    fields: dict[str, Any] = {"seeds": 2, "budget": {"trials": 10}, "first_rung": 1 / 9}
     clips = ledgers.search().train.clips_per_step
-    stopped, whole = planned(ledgers.search(**words)), planned(ledgers.search(**words, stopping="none"))
+    stopped, whole = planned(ledgers.search(**fields)), planned(ledgers.search(**fields, stopping="none"))
     assert stopped.rungs == whole.rungs == (60, 180, 540)
     assert stopped.clips == 10 * 2 * (60 + 40 + 40) * clips
     assert whole.clips == 10 * 2 * 540 * clips
     assert whole.pflops == pytest.approx(whole.clips * step_flops(ledgers.search().train).total / 1e15)
 
 
-def test_hyperband_costs_what_its_brackets_cost() -> None:
+def test_the_cost_of_hyperband_is_the_sum_of_its_brackets() -> None:
     """Judged from 60, 180 or 540 steps on, with odds 1, 1/e, 1/e²."""
     config = ledgers.search(seeds=1, stopping="hyperband", budget={"trials": 10}, first_rung=1 / 9)
     odds, steps = [1, math.exp(-1), math.exp(-2)], [60 + 120 / 3 + 360 / 9, 180 + 360 / 3, 540]
@@ -153,7 +153,7 @@ def test_hyperband_costs_what_its_brackets_cost() -> None:
     assert planned(config).clips == round(10 * expected * config.train.clips_per_step)
 
 
-def test_a_population_is_trained_whole_and_tells_of_its_children() -> None:
+def test_a_plan_counts_the_full_training_of_a_population_and_its_children() -> None:
     config = ledgers.search(space={"use": ["recipe"]}, algorithm="pbt", seeds=1, budget={"trials": 9})
     plan = make_plan(config, build_space(config.space, config.train), STEPS, [{"CPU": 2.0}], gpu=False)
     assert plan.rungs == (108, 216, 324, 432, 540)
@@ -161,7 +161,7 @@ def test_a_population_is_trained_whole_and_tells_of_its_children() -> None:
     assert plan.lines()[0] == "trials     9; at each rung, children of the best replace the worst 2"
 
 
-def test_one_rung_stops_nobody() -> None:
+def test_a_single_rung_stops_no_trial() -> None:
     one = planned(ledgers.search(rungs=1))
     assert (one.rungs, one.clips) == ((STEPS,), planned(ledgers.search(stopping="none")).clips)
 
@@ -175,7 +175,7 @@ def test_a_run_too_short_for_its_rungs_is_refused() -> None:
 
 
 @given(steps=st.integers(1, 2000), rungs=st.integers(1, 10), reduction=st.integers(2, 10))
-def test_rungs_are_steps_that_ascend_to_the_end_or_are_refused(steps: int, rungs: int, reduction: int) -> None:
+def test_rungs_must_be_ascending_steps(steps: int, rungs: int, reduction: int) -> None:
     config = ledgers.search(rungs=rungs, reduction=reduction)
     try:
         made = planned(config, steps=steps).rungs
@@ -190,13 +190,13 @@ def test_rungs_are_steps_that_ascend_to_the_end_or_are_refused(steps: int, rungs
     assert len(made) == rungs
 
 
-def test_a_grid_over_a_range_without_step_is_refused_before_anything_is_begun() -> None:
+def test_a_grid_over_a_range_without_step_is_refused_before_any_trial_starts() -> None:
     config = ledgers.search(space={"use": ["recipe"]}, algorithm="grid")
     with pytest.raises(ConfigError, match="a range without step has no grid; give step, or choices"):
         make_plan(config, build_space(config.space, config.train), STEPS, [{"CPU": 2.0}], gpu=False)
 
 
-def test_lines_are_for_reading() -> None:
+def test_progress_lines_are_readable() -> None:
     config = ledgers.search(train=scaled(workers=2), budget={"trials": 12})
     space = Space(MASKING.dimensions, config.train)
     plan = make_plan(config, space, STEPS, [{"CPU": 8.0}], gpu=False)

@@ -1,4 +1,4 @@
-"""Population based training: who makes room for whose child, what the child is, and that a restart decides the same."""
+"""Population based training: replacements, children, and the same decisions after a restart."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def search(**words: Any) -> SearchConfig:
+def search(**fields: Any) -> SearchConfig:
     values = {"train": TRAIN, "space": RECIPE, "algorithm": "pbt", "seeds": 1, "rungs": 3, "budget": {"trials": 8}}
-    return ledgers.search(**{**values, **words})
+    return ledgers.search(**{**values, **fields})
 
 
 def started(folder: Path, config: SearchConfig | None = None) -> Sweep:
@@ -51,7 +51,7 @@ def started(folder: Path, config: SearchConfig | None = None) -> Sweep:
 
 
 def told(sweep: Sweep, number: int, score: float) -> None:
-    """The trial comes to its next rung."""
+    """The trial reaches its next rung."""
     record = sweep.records[number]
     fraction = sweep.config.fractions()[record.level]
     rung = {"level": record.level, "fraction": fraction, "step": round(100 * fraction), "time": 0.0, "encoders": []}
@@ -83,10 +83,10 @@ def ledger(records: list[TrialRecord], folder: Path) -> Ledger:
     return made
 
 
-# Who makes room
+# Replacements
 
 
-def test_the_worst_quarter_makes_room_for_children_of_the_best(tmp_path: Path) -> None:
+def test_children_of_the_best_replace_the_worst_quarter(tmp_path: Path) -> None:
     scores = [50.0, 80.0, 20.0, 60.0, 90.0, 10.0, 40.0, 70.0]
     records = [ledgers.trial(n, {}, [ledgers.rung(0.2, [s])], "running") for n, s in enumerate(scores)]
     found = replacements(ledger(records, tmp_path), 0)
@@ -94,7 +94,7 @@ def test_the_worst_quarter_makes_room_for_children_of_the_best(tmp_path: Path) -
     assert [[parent.number for parent in parents] for _, parents in found] == [[4, 1], [4, 1]]
 
 
-def test_who_failed_makes_room_before_the_worst_and_has_no_children(tmp_path: Path) -> None:
+def test_failed_members_are_replaced_first_and_have_no_children(tmp_path: Path) -> None:
     records = [
         ledgers.trial(n, {}, [ledgers.rung(0.2, [s])], "running") for n, s in enumerate([50.0, 80.0, 20.0, 60.0, 90.0])
     ]
@@ -104,7 +104,7 @@ def test_who_failed_makes_room_before_the_worst_and_has_no_children(tmp_path: Pa
     assert replacements(ledger(failed, tmp_path / "none"), 0) == []
 
 
-def test_equal_scores_are_told_apart_by_number(tmp_path: Path) -> None:
+def test_equal_scores_are_ordered_by_trial_number(tmp_path: Path) -> None:
     records = [ledgers.trial(n, {}, [ledgers.rung(0.2, [50.0])], "running") for n in range(4)]
     ((replaced, parents),) = replacements(ledger(records, tmp_path), 0)
     assert (replaced.number, [parent.number for parent in parents]) == (3, [0])
@@ -114,7 +114,7 @@ def test_equal_scores_are_told_apart_by_number(tmp_path: Path) -> None:
 
 
 @given(seed=st.integers(0, 10_000))
-def test_a_childs_recipe_is_near_its_parents_or_drawn_anew_and_within_the_bounds(seed: int) -> None:
+def test_a_childs_recipe_is_perturbed_or_resampled_within_bounds(seed: int) -> None:
     config = search()
     space = build_space(config.space, config.train)
     parent = {
@@ -144,7 +144,7 @@ def test_most_steps_are_small(tmp_path: Path) -> None:
     assert sum(near) / 400 > 0.75
 
 
-def test_where_nothing_else_is_possible_a_child_is_its_parent() -> None:
+def test_a_child_equals_its_parent_if_nothing_else_is_possible() -> None:
     space = Space({}, search().train)
     assert perturb(space, {}, random.Random(0)) == {}
 
@@ -152,7 +152,7 @@ def test_where_nothing_else_is_possible_a_child_is_its_parent() -> None:
 # A whole life
 
 
-def test_a_population_keeps_its_size_and_comes_to_its_end(tmp_path: Path) -> None:
+def test_a_population_keeps_its_size_and_finishes(tmp_path: Path) -> None:
     sweep = started(tmp_path)
     run(sweep)
     states = [record.state for record in sweep.records.values()]
@@ -168,7 +168,7 @@ def test_a_population_keeps_its_size_and_comes_to_its_end(tmp_path: Path) -> Non
     assert (sweep.remaining_trials(), sweep.is_waiting()) == (0, False)
 
 
-def test_nobody_goes_on_before_all_have_come_to_the_rung(tmp_path: Path) -> None:
+def test_no_member_continues_before_all_have_reached_the_rung(tmp_path: Path) -> None:
     sweep = started(tmp_path)
     under_way = [sweep.next_trial() for _ in range(8)]
     assert sweep.next_trial() is None
@@ -199,7 +199,7 @@ def test_a_trial_that_failed_is_replaced(tmp_path: Path) -> None:
     assert (states.count("failed"), states.count("succeeded")) == (3, 8)
 
 
-def test_all_failed_ends_it(tmp_path: Path) -> None:
+def test_a_sweep_ends_if_all_trials_fail(tmp_path: Path) -> None:
     sweep = started(tmp_path)
     while (record := sweep.next_trial()) is not None:
         sweep.record_result(record.number, {"failed": "nan_loss", "message": "not finite"})
@@ -216,7 +216,7 @@ def test_a_space_with_fewer_points_than_members_has_fewer_members(tmp_path: Path
     assert sum(record.parent is None for record in sweep.records.values()) == 5
 
 
-def test_a_budget_that_is_spent_ends_those_that_wait_too(tmp_path: Path) -> None:
+def test_a_spent_budget_also_ends_waiting_trials(tmp_path: Path) -> None:
     sweep = started(tmp_path, search(budget={"trials": 8, "clips": 900}))
     run(sweep)
     assert {record.state for record in sweep.records.values()} == {"stopped"}
@@ -225,7 +225,7 @@ def test_a_budget_that_is_spent_ends_those_that_wait_too(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_population_that_is_killed_anywhere_decides_as_the_undisturbed_one(tmp_path: Path, seed: int) -> None:
+def test_a_population_killed_anywhere_decides_as_an_uninterrupted_one(tmp_path: Path, seed: int) -> None:
     undisturbed, fate = started(tmp_path / "whole"), random.Random(seed)
     run(undisturbed)
     sweep, side_by_side = started(tmp_path / "killed"), list[TrialRecord]()
@@ -242,7 +242,7 @@ def test_a_population_that_is_killed_anywhere_decides_as_the_undisturbed_one(tmp
     assert family(sweep) == family(undisturbed)
 
 
-def test_killed_between_a_child_and_the_end_of_whom_it_replaces(tmp_path: Path) -> None:
+def test_a_kill_between_creating_a_child_and_ending_its_predecessor_is_recovered(tmp_path: Path) -> None:
     undisturbed = started(tmp_path / "whole")
     run(undisturbed)
     sweep = started(tmp_path / "killed")
@@ -276,7 +276,7 @@ def a_population(folder: Path) -> SearchConfig:
 
 
 def lived(folder: Path, config: SearchConfig, killed_after: int) -> Sweep:
-    """In this process; after so many rungs it is killed before it has written the last of them, and begun again."""
+    """Run a sweep in this process; kill it after some rungs, before the last is written, and restart it."""
     root = str(folder)
     config, space = prepare_search(config.model_copy(update={"storage": root}), root, "live")
     sweep, rungs = Sweep(config, space, root, "live", NullProgress()), 0
@@ -293,7 +293,7 @@ def lived(folder: Path, config: SearchConfig, killed_after: int) -> Sweep:
     return sweep
 
 
-def test_a_child_goes_on_from_its_parents_weights_at_their_step(tmp_path: Path) -> None:
+def test_a_child_continues_from_its_parents_weights_and_step(tmp_path: Path) -> None:
     config = a_population(tmp_path)
     sweep = lived(tmp_path / "one", config, killed_after=5)
     assert [record.state for record in sweep.records.values()].count("succeeded") == 4
@@ -319,7 +319,7 @@ def test_a_child_goes_on_from_its_parents_weights_at_their_step(tmp_path: Path) 
         assert torch.equal(tensor, ours.load(12).tensors["model"][name])
 
 
-def test_a_parents_checkpoint_that_is_gone_fails_the_child_with_its_place(tmp_path: Path) -> None:
+def test_a_missing_parent_checkpoint_fails_the_child_and_is_named(tmp_path: Path) -> None:
     config = tiny_run(tmp_path)
     result = launch(config, PRETRAINING, local=True, run_id="orphan", parent=("nobody", 4), quiet=True)
     assert (result.state, result.reason) == ("failed", "storage_unreachable")

@@ -1,4 +1,4 @@
-"""Which point is tried next: the same for the same ledger, never a config twice; TPE learns from what it is told."""
+"""The next point: deterministic for a ledger, never a repeated config; TPE learns from scores."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ SMOOTH: dict[str, Any] = {
 }
 
 
-def swept(**words: Any) -> tuple[SearchConfig, Space]:
-    config = ledgers.search(**{"train": TRAIN, "seeds": 1, "space": EPS, **words})
+def swept(**fields: Any) -> tuple[SearchConfig, Space]:
+    config = ledgers.search(**{"train": TRAIN, "seeds": 1, "space": EPS, **fields})
     return config, build_space(config.space, config.train)
 
 
 def ended(number: int, point: Point, space: Space, score: float, **fields: Any) -> TrialRecord:
     costs = {"teacher_gflops": 1.0 + number % 3, "step_gflops": 2.0}
-    words = {"overrides": overrides_of(space, point), "costs": costs, **fields}
-    return ledgers.trial(number, point, [ledgers.rung(1.0, [score])], **words)
+    values = {"overrides": overrides_of(space, point), "costs": costs, **fields}
+    return ledgers.trial(number, point, [ledgers.rung(1.0, [score])], **values)
 
 
 def made_up(point: Point) -> float:
@@ -89,7 +89,7 @@ def test_the_baseline_comes_first(tmp_path: Path, algorithm: str, space: dict[st
         ({"dimensions": {"optim.eps": [1e-8, 1e-6], "optim.weight_decay": {"low": 0, "high": 0.5, "step": 0.25}}}, 6),
     ],
 )
-def test_a_small_space_is_gone_through_once_and_then_there_is_no_more(
+def test_a_small_space_is_exhausted_without_repeats(
     tmp_path: Path, algorithm: str, space: dict[str, Any], configs: int
 ) -> None:
     config, made = swept(algorithm=algorithm, space=space)
@@ -107,7 +107,7 @@ def test_a_small_space_is_gone_through_once_and_then_there_is_no_more(
         "tpe",
     ],
 )
-def test_a_step_that_floats_cannot_hold_makes_no_point_twice(tmp_path: Path, algorithm: str) -> None:
+def test_rounding_of_float_steps_duplicates_no_point(tmp_path: Path, algorithm: str) -> None:
     space = {"dimensions": {"optim.weight_decay": {"low": 0.1, "high": 0.5, "step": 0.1}}}
     config, made = swept(algorithm=algorithm, space=space)
     points = go_on(config, made, ledger(tmp_path), 20)
@@ -115,14 +115,14 @@ def test_a_step_that_floats_cannot_hold_makes_no_point_twice(tmp_path: Path, alg
 
 
 @pytest.mark.parametrize("algorithm", ["random", "tpe"])
-def test_a_space_without_end_gives_ever_new_configs(tmp_path: Path, algorithm: str) -> None:
+def test_an_infinite_space_always_yields_new_configs(tmp_path: Path, algorithm: str) -> None:
     config, made = swept(algorithm=algorithm, space=SMOOTH)
     assert grid_size(made) is None
     points = go_on(config, made, ledger(tmp_path), 25)
     assert len({config_of(made, point).digest() for point in points}) == 25
 
 
-def test_a_grid_goes_in_order_after_the_baseline(tmp_path: Path) -> None:
+def test_a_grid_is_tried_in_order_after_the_baseline(tmp_path: Path) -> None:
     config, made = swept(algorithm="grid")
     points = go_on(config, made, ledger(tmp_path), 6)
     assert points[0] == {"optim.eps": 1e-8, "optim.clip_norm": config.train.optim.clip_norm}
@@ -132,7 +132,7 @@ def test_a_grid_goes_in_order_after_the_baseline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_ledger_decides_and_so_does_its_json(tmp_path: Path, algorithm: str) -> None:
+def test_proposals_depend_only_on_the_ledger_and_survive_its_json(tmp_path: Path, algorithm: str) -> None:
     config, made = swept(algorithm=algorithm, space={"use": ["masking"], "dimensions": {"objective.layers": LAYERS}})
     told = Ledger(str(tmp_path))
     for record in range(10):
@@ -144,7 +144,7 @@ def test_a_ledger_decides_and_so_does_its_json(tmp_path: Path, algorithm: str) -
 
 
 @pytest.mark.parametrize("algorithm", ["random", "tpe"])
-def test_another_seed_goes_another_way(tmp_path: Path, algorithm: str) -> None:
+def test_a_different_seed_proposes_different_points(tmp_path: Path, algorithm: str) -> None:
     ways = []
     for seed in (0, 1):
         config, made = swept(algorithm=algorithm, space=SMOOTH, seed=seed)
@@ -169,7 +169,7 @@ def undisturbed(algorithm: str, kind: str, folder: Path) -> tuple[SearchConfig, 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(algorithm=st.sampled_from(["random", "tpe"]), kind=st.sampled_from(sorted(KINDS)), cut=st.integers(0, LONG))
-def test_a_sweep_that_was_cut_anywhere_goes_on_as_if_undisturbed(
+def test_a_sweep_interrupted_anywhere_continues_as_if_uninterrupted(
     tmp_path: Path, algorithm: str, kind: str, cut: int
 ) -> None:
     config, made, records = undisturbed(algorithm, kind, tmp_path)
@@ -178,9 +178,7 @@ def test_a_sweep_that_was_cut_anywhere_goes_on_as_if_undisturbed(
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(1, LONG - 1), running=st.sets(st.integers(0, LONG - 1), max_size=3))
-def test_trials_that_run_count_as_tried_and_may_be_told_in_any_order(
-    tmp_path: Path, cut: int, running: set[int]
-) -> None:
+def test_running_trials_count_as_tried_in_any_order(tmp_path: Path, cut: int, running: set[int]) -> None:
     config, made, records = undisturbed("tpe", "choices", tmp_path)
     told = [
         record.model_copy(update={"state": "running", "rungs": ()}) if record.number in running else record
@@ -193,7 +191,7 @@ def test_trials_that_run_count_as_tried_and_may_be_told_in_any_order(
     assert config_of(made, point).digest() not in tried
 
 
-# What Optuna is told
+# What Optuna receives
 
 
 @pytest.mark.parametrize(
@@ -206,7 +204,7 @@ def test_trials_that_run_count_as_tried_and_may_be_told_in_any_order(
     ],
 )
 @pytest.mark.parametrize("rungs", [0, 2])
-def test_every_state_has_optunas_word(state: Any, told: TrialState, rungs: int) -> None:
+def test_every_state_maps_to_an_optuna_state(state: Any, told: TrialState, rungs: int) -> None:
     config, made = swept()
     point = baseline(made) or {}
     fractions = [1.0, 1.0] if state == "succeeded" else [1 / 9, 1 / 3]
@@ -220,7 +218,7 @@ def test_every_state_has_optunas_word(state: Any, told: TrialState, rungs: int) 
     assert known.params == {"optim.eps": 0, "optim.clip_norm": 0}  # places
 
 
-def test_two_objectives_are_told_the_score_and_the_cost() -> None:
+def test_two_objectives_are_score_and_cost() -> None:
     config, made = swept(algorithm="tpe", against="teacher_gflops", stopping="none")
     known = to_optuna_trial(ended(4, baseline(made) or {}, made, 61.0), made, config)
     assert known is not None
@@ -228,7 +226,7 @@ def test_two_objectives_are_told_the_score_and_the_cost() -> None:
     assert known.intermediate_values == {}
 
 
-def test_choices_that_are_lists_come_back_from_json_to_their_place() -> None:
+def test_choices_that_are_lists_survive_a_json_round_trip() -> None:
     config, made = swept(space={"use": ["alignment"]})
     for name, dimension in made.dimensions.items():
         for index, choice in enumerate(dimension.choices or ()):
@@ -248,7 +246,7 @@ def test_true_and_one_are_two_choices() -> None:
     assert [trial.params["flag"] for trial in known if trial] == [0, 1, 2, 3]
 
 
-def test_a_range_with_a_step_knows_its_own_points() -> None:
+def test_a_range_with_a_step_has_a_grid() -> None:
     config, made = swept(space={"dimensions": {"optim.weight_decay": {"low": 0.0, "high": 1.0, "step": 0.1}}})
     for place in range(11):
         record = ledgers.trial(0, {"optim.weight_decay": place / 10}, [])
@@ -262,11 +260,11 @@ def test_a_range_with_a_step_knows_its_own_points() -> None:
     "point",
     [
         {"optim.base_lr": 5.0, "optim.weight_decay": 0.5},  # above the range
-        {"optim.base_lr": 0.01},  # a word is missing
+        {"optim.base_lr": 0.01},  # a parameter is missing
         {},
     ],
 )
-def test_a_point_outside_of_the_space_is_not_told_and_does_no_harm(tmp_path: Path, point: Point) -> None:
+def test_points_outside_the_space_are_ignored(tmp_path: Path, point: Point) -> None:
     config, made = swept(algorithm="tpe", space=SMOOTH)
     stranger = ledgers.trial(0, point, [ledgers.rung(1.0, [50.0])], overrides=point)
     assert to_optuna_trial(stranger, made, config) is None
@@ -275,7 +273,7 @@ def test_a_point_outside_of_the_space_is_not_told_and_does_no_harm(tmp_path: Pat
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_space_that_lacks_the_baseline_is_searched_all_the_same(tmp_path: Path, algorithm: str) -> None:
+def test_a_space_without_the_baseline_can_be_searched(tmp_path: Path, algorithm: str) -> None:
     config, made = swept(algorithm=algorithm, space={"dimensions": {"optim.eps": [1e-5, 1e-4, 1e-3]}})
     assert baseline(made) is None
     told = ledger(tmp_path)
@@ -285,7 +283,7 @@ def test_a_space_that_lacks_the_baseline_is_searched_all_the_same(tmp_path: Path
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_points_that_break_a_rule_between_ones_own_dimensions_are_passed_over(tmp_path: Path, algorithm: str) -> None:
+def test_points_that_violate_a_rule_between_custom_dimensions_are_skipped(tmp_path: Path, algorithm: str) -> None:
     widths = {"student.encoder.width": [48, 64, 96], "student.encoder.heads": [3, 4]}  # 64 has no third
     config, made = swept(algorithm=algorithm, space={"dimensions": widths})
     points = go_on(config, made, ledger(tmp_path), 40)
@@ -297,7 +295,7 @@ def test_points_that_break_a_rule_between_ones_own_dimensions_are_passed_over(tm
 # TPE
 
 
-def test_two_objectives_are_searched_also_after_a_trial_that_the_budget_ended(tmp_path: Path) -> None:
+def test_two_objectives_work_after_a_trial_that_the_budget_ended(tmp_path: Path) -> None:
     config, made = swept(algorithm="tpe", against="teacher_gflops", stopping="none", space=SMOOTH)
     told = ledger(tmp_path)
     go_on(config, made, told, 10)
@@ -334,13 +332,13 @@ def test_tpe_finds_better_points_than_chance(tmp_path: Path) -> None:
     assert mean(tail["tpe"]) > 0.75 * mean(tail["random"])  # both below 0
 
 
-def test_a_proposal_says_nothing_on_the_way(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_proposing_a_point_prints_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     config, made = swept(algorithm="tpe", space=SMOOTH)
     next_point(config, made, ledger(tmp_path, [ended(0, {"optim.base_lr": 0.01, "optim.weight_decay": 0.1}, made, 1)]))
     assert [str(warning.message) for warning in recwarn] == []
 
 
-def test_distributions_are_those_of_the_space() -> None:
+def test_distributions_match_the_space() -> None:
     _, made = swept(space={"dimensions": {**SMOOTH["dimensions"], **EPS["dimensions"]}})
     known = distributions(made)
     assert list(known) == list(made.dimensions)
@@ -348,7 +346,7 @@ def test_distributions_are_those_of_the_space() -> None:
     assert known["optim.eps"] == optuna.distributions.CategoricalDistribution((0, 1, 2))
 
 
-def test_what_was_tried_is_not_built_again_for_each_proposal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tried_configs_are_not_rebuilt_for_each_proposal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, made = swept(algorithm="random", space=SMOOTH)
     told, built = ledger(tmp_path), list[Any]()
     for number in range(20):

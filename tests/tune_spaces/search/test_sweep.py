@@ -1,4 +1,4 @@
-"""A sweep's bookkeeping: what is begun, what is heard, what a restart finds, and when the budget is spent."""
+"""State of a sweep: starting trials, recording results, restarts and budgets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WITH_WEIGHTS = tiny_video_config().model_dump(mode="json")  # the demo's teacher
 
 
 class Clock:
-    """Both clocks; they go when told to."""
+    """Both clocks, advanced by the test."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -61,9 +61,9 @@ class Notes(NullProgress):
         self.seen.append((record.state, record.number))
 
 
-def started(folder: Path, config: SearchConfig | None = None, **words: Any) -> Sweep:
-    """A sweep as a driver finds it: anew, or with what is there."""
-    config = config or ledgers.search(**{"seeds": 2, **words})
+def started(folder: Path, config: SearchConfig | None = None, **fields: Any) -> Sweep:
+    """A sweep as a driver starts it: new, or from an existing folder."""
+    config = config or ledgers.search(**{"seeds": 2, **fields})
     return Sweep(config, build_space(config.space, config.train), str(folder), "a-sweep", Notes())
 
 
@@ -103,7 +103,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "runs" / "a-sweep" / "trials").iterdir())}
 
 
-def test_a_trial_is_in_the_ledger_from_its_beginning_to_its_end(tmp_path: Path) -> None:
+def test_a_trial_is_in_the_ledger_from_start_to_end(tmp_path: Path) -> None:
     sweep = started(tmp_path)
     record = begun(sweep)
     assert (record.number, record.state, record.baseline, record.attempts) == (0, "running", True, 1)
@@ -143,7 +143,7 @@ def test_a_failure_keeps_its_reason_and_its_rungs(tmp_path: Path) -> None:
     assert begun(sweep).number == 1
 
 
-def test_a_trial_that_was_lost_too_often_has_failed(tmp_path: Path) -> None:
+def test_a_trial_lost_too_often_fails(tmp_path: Path) -> None:
     sweep = started(tmp_path)
     begun(sweep)
     sweep.record_retry(0)
@@ -154,7 +154,7 @@ def test_a_trial_that_was_lost_too_often_has_failed(tmp_path: Path) -> None:
     assert started(tmp_path).records == sweep.records
 
 
-def test_a_rung_that_is_told_twice_is_one(tmp_path: Path) -> None:
+def test_a_rung_reported_twice_is_recorded_once(tmp_path: Path) -> None:
     sweep = started(tmp_path)
     begun(sweep)
     for level in (0, 0, 1, 0, 1, 2, 2):
@@ -168,7 +168,7 @@ def test_a_rung_that_is_told_twice_is_one(tmp_path: Path) -> None:
 # Restarts
 
 
-def test_what_ran_is_begun_again_first_from_where_it_was_and_what_ended_is_untouched(tmp_path: Path) -> None:
+def test_running_trials_resume_first_and_ended_ones_are_untouched(tmp_path: Path) -> None:
     sweep = started(tmp_path, train=WITH_WEIGHTS)
     whole(sweep)
     running = [begun(sweep), begun(sweep)]
@@ -176,7 +176,7 @@ def test_what_ran_is_begun_again_first_from_where_it_was_and_what_ended_is_untou
     sweep.record_result(2, result(sweep, 1))
     sweep.record_result(begun(sweep).number, {"failed": "diverged", "message": "nan"})
     undisturbed = begun(sweep).point
-    (tmp_path / "runs" / "a-sweep" / "trials" / "0004.json").unlink()  # killed just before it was begun
+    (tmp_path / "runs" / "a-sweep" / "trials" / "0004.json").unlink()  # killed just before it started
     before = files(tmp_path)
 
     again = started(tmp_path, train=WITH_WEIGHTS)
@@ -193,15 +193,15 @@ def test_what_ran_is_begun_again_first_from_where_it_was_and_what_ended_is_untou
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_sweep_that_is_killed_anywhere_tries_the_points_of_the_undisturbed_one(
+def test_a_sweep_killed_anywhere_tries_the_points_of_an_uninterrupted_one(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    words: dict[str, Any] = {"space": {"use": ["masking"]}, "budget": {"trials": 5}, "rungs": 2}
-    undisturbed = started(tmp_path_factory.mktemp("whole"), **words)
+    fields: dict[str, Any] = {"space": {"use": ["masking"]}, "budget": {"trials": 5}, "rungs": 2}
+    undisturbed = started(tmp_path_factory.mktemp("whole"), **fields)
     while undisturbed.remaining_trials():
         whole(undisturbed)
     folder = tmp_path_factory.mktemp("killed")
-    sweep = started(folder, **words)
+    sweep = started(folder, **fields)
     while sweep.remaining_trials():
         number = begun(sweep).number
         for level in range(len(sweep.records[number].rungs), 2):
@@ -211,12 +211,12 @@ def test_a_sweep_that_is_killed_anywhere_tries_the_points_of_the_undisturbed_one
         else:
             sweep.record_end(number)
             continue
-        sweep = started(folder, **words)
+        sweep = started(folder, **fields)
     states = [(record.number, record.point, record.state) for record in sweep.records.values()]
     assert states == [(record.number, record.point, record.state) for record in undisturbed.records.values()]
 
 
-def test_while_it_stops_nothing_is_begun_and_what_runs_stays_so(tmp_path: Path) -> None:
+def test_a_stopping_sweep_starts_nothing_and_keeps_running_trials(tmp_path: Path) -> None:
     sweep = started(tmp_path)
     for _ in range(3):
         begun(sweep)
@@ -236,7 +236,7 @@ def test_while_it_stops_nothing_is_begun_and_what_runs_stays_so(tmp_path: Path) 
 # The budget
 
 
-def test_so_many_trials_and_no_more(tmp_path: Path) -> None:
+def test_the_budget_limits_trials(tmp_path: Path) -> None:
     sweep = started(tmp_path, budget={"trials": 3})
     assert [whole(sweep) for _ in range(3)] == [0, 1, 2]
     assert sweep.remaining_trials() == 0
@@ -244,7 +244,7 @@ def test_so_many_trials_and_no_more(tmp_path: Path) -> None:
     assert not sweep.budget_spent()
 
 
-def test_so_many_clips_and_no_more(tmp_path: Path) -> None:
+def test_the_budget_limits_clips(tmp_path: Path) -> None:
     sweep = started(tmp_path, budget={"clips": CLIPS + CLIPS // 5})
     whole(sweep)
     assert not sweep.budget_spent()
@@ -255,7 +255,7 @@ def test_so_many_clips_and_no_more(tmp_path: Path) -> None:
     assert sweep.next_trial() is None
 
 
-def test_so_many_hours_and_no_more_over_restarts(tmp_path: Path, clock: Clock) -> None:
+def test_the_budget_limits_hours_across_restarts(tmp_path: Path, clock: Clock) -> None:
     sweep = started(tmp_path, budget={"hours": 1})
     begun(sweep)
     clock.now += 1800
@@ -272,7 +272,7 @@ def test_so_many_hours_and_no_more_over_restarts(tmp_path: Path, clock: Clock) -
     assert again.next_trial() is None
 
 
-def test_hours_in_which_nobody_ran_it_are_never_counted(tmp_path: Path, clock: Clock) -> None:
+def test_hours_without_a_running_sweep_are_not_counted(tmp_path: Path, clock: Clock) -> None:
     sweep = started(tmp_path)
     begun(sweep)
     clock.now += 100
@@ -286,7 +286,7 @@ def test_hours_in_which_nobody_ran_it_are_never_counted(tmp_path: Path, clock: C
     assert started(tmp_path).seconds() == 200
 
 
-def test_trials_side_by_side_are_one_time(tmp_path: Path, clock: Clock) -> None:
+def test_concurrent_trials_count_their_time_once(tmp_path: Path, clock: Clock) -> None:
     sweep = started(tmp_path)
     begun(sweep)
     clock.now += 100
@@ -301,7 +301,7 @@ def test_trials_side_by_side_are_one_time(tmp_path: Path, clock: Clock) -> None:
     ("spent", "raised"),
     [({"trials": 2}, {"trials": 4}), ({"clips": 2 * CLIPS}, {"clips": 4 * CLIPS}), ({"clips": CLIPS}, {"trials": 4})],
 )
-def test_a_raised_budget_goes_on(tmp_path: Path, spent: dict[str, int], raised: dict[str, int]) -> None:
+def test_a_raised_budget_continues_the_sweep(tmp_path: Path, spent: dict[str, int], raised: dict[str, int]) -> None:
     sweep = started(tmp_path, budget=spent)
     while sweep.next_trial() is not None:
         number = max(sweep.records)
@@ -315,7 +315,7 @@ def test_a_raised_budget_goes_on(tmp_path: Path, spent: dict[str, int], raised: 
     assert {name: content for name, content in files(tmp_path).items() if name in before} == before
 
 
-def test_a_space_that_is_gone_through_ends_the_sweep(tmp_path: Path) -> None:
+def test_an_exhausted_space_ends_the_sweep(tmp_path: Path) -> None:
     sweep = started(tmp_path, space={"dimensions": {"optim.eps": [1e-8, 1e-6, 1e-4]}}, seeds=1)
     for _ in range(3):
         whole(sweep)
@@ -326,7 +326,7 @@ def test_a_space_that_is_gone_through_ends_the_sweep(tmp_path: Path) -> None:
 # What trials are handed
 
 
-def test_runs_have_valid_names_of_their_own(tmp_path: Path) -> None:
+def test_runs_have_valid_unique_names(tmp_path: Path) -> None:
     config = ledgers.search(name="a" * 80, seeds=3, seed=2**31 - 1)
     sweep = Sweep(config, build_space(config.space, config.train), str(tmp_path), "a" * 80, NullProgress())
     names = [name for _ in range(4) for name in begun(sweep).runs]
@@ -336,7 +336,7 @@ def test_runs_have_valid_names_of_their_own(tmp_path: Path) -> None:
     assert all(with_overrides(config.train, {"name": name}) for name in names)
 
 
-def test_a_task_is_plain_and_whole(tmp_path: Path) -> None:
+def test_a_task_consists_of_plain_values(tmp_path: Path) -> None:
     sweep = started(tmp_path, seeds=3, train=WITH_WEIGHTS)
     whole(sweep)
     record = begun(sweep)
@@ -351,7 +351,7 @@ def test_a_task_is_plain_and_whole(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(task)) == task
 
 
-def test_trials_are_handed_the_teacher_that_was_made(tmp_path: Path) -> None:
+def test_trials_receive_the_trained_teacher(tmp_path: Path) -> None:
     sweep = started(tmp_path)
     assert sweep.config.train.teacher is not None
     assert sweep.config.train.teacher.preset is not None
@@ -363,18 +363,18 @@ def test_trials_are_handed_the_teacher_that_was_made(tmp_path: Path) -> None:
     assert sweep.records[0].baseline
 
 
-def test_a_trials_record_lies_where_the_report_looks(tmp_path: Path) -> None:
+def test_the_report_finds_a_trials_record(tmp_path: Path) -> None:
     sweep = started(tmp_path)
     begun(sweep)
     assert Path(join(str(tmp_path), "runs", "a-sweep", "trials", "0000.json")).exists()
     assert sweep.folder == join(str(tmp_path), "runs", "a-sweep")
 
 
-def test_a_copy_of_a_sweep_is_the_sweep(tmp_path: Path) -> None:
+def test_copying_a_sweep_returns_the_sweep_itself(tmp_path: Path) -> None:
     sweep = started(tmp_path)
     assert copy.deepcopy(sweep) is sweep
 
 
-def test_a_pickle_of_a_sweep_is_the_sweep(tmp_path: Path) -> None:
+def test_pickling_a_sweep_returns_the_sweep_itself(tmp_path: Path) -> None:
     sweep = started(tmp_path)
     assert pickle.loads(pickle.dumps(sweep)) is sweep

@@ -1,3 +1,5 @@
+"""The alignment space: layer pairs, weights and branches."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -56,7 +58,7 @@ def test_any_fractions_fit_any_depths(name: str, layers: list[list[float]]) -> N
     assert 1 <= len(pairs) <= len(layers) + 1
 
 
-def test_fractions_that_meet_in_a_student_block_are_one_pair() -> None:
+def test_fractions_that_map_to_one_student_block_form_one_pair() -> None:
     assert _pairs(_varied("shallow", {"alignment.layers": "quarters"})) == [(1, 2)]
 
 
@@ -64,12 +66,12 @@ def test_without_reconstruction_the_last_block_is_aligned_too() -> None:
     assert _pairs(_varied("no reconstruction", {"alignment.layers": "middle"})) == [(2, 2), (4, 4)]
 
 
-def test_blocks_follow_encoders_that_are_varied_too() -> None:
+def test_aligned_blocks_follow_varied_encoders() -> None:
     point = {"teacher.encoder.depth": 8, "alignment.layers": "last"}
     assert _pairs(_varied("tiny video", point)) == [(4, 8)]
 
 
-def test_pairs_without_a_name_stay_as_they_are_under_the_name_base() -> None:
+def test_unnamed_pairs_are_kept_under_the_name_base() -> None:
     assert "base" in layer_sets(BASES["odd layers"])
     assert "base" not in layer_sets(BASES["k400-vit-b"])
     assert overrides_of(Space({}, BASES["odd layers"]), {"alignment.layers": "base"}) == {}
@@ -92,20 +94,20 @@ def test_sets_of_layers_differ(name: str) -> None:
         ({"alignment.branches": "generation", "alignment.direct_weight": 2.0}, 0, 1),
     ],
 )
-def test_a_weight_counts_where_its_branch_is_on(point: dict[str, Any], direct: float, generation: float) -> None:
+def test_a_weight_needs_its_branch(point: dict[str, Any], direct: float, generation: float) -> None:
     weights = _varied("demo-video-amd", point).objective.weights
     assert (weights.direct, weights.generation) == (direct, generation)
 
 
-def test_a_branch_that_is_off_in_the_base_comes_with_the_others_weight() -> None:
+def test_a_branch_that_the_base_disables_is_enabled_with_the_others_weight() -> None:
     base = with_overrides(BASES["direct alone"], {"objective.weights.direct": 3})
     weights = config_of(Space({}, base), {"alignment.branches": "both"}).objective.weights
     assert (weights.direct, weights.generation) == (3, 3)
 
 
-def test_a_symmetric_teacher_is_aligned_directly_whatever_the_branches() -> None:
+def test_a_symmetric_teacher_always_uses_direct_alignment() -> None:
     def varied(**point: Any) -> TrainConfig:
-        point = {f"alignment.{word}": value for word, value in point.items()}
+        point = {f"alignment.{parameter}": value for parameter, value in point.items()}
         return _varied("demo-video-amd", {"masking.teacher_ratio": 0.95, **point})
 
     runs = [
@@ -120,7 +122,7 @@ def test_a_symmetric_teacher_is_aligned_directly_whatever_the_branches() -> None
     assert varied(direct_weight=2.0).objective.weights.direct == 2
 
 
-def test_masks_alone_make_no_base_without_an_alignment() -> None:
+def test_a_base_without_alignment_cannot_vary_only_masks() -> None:
     weights = _varied("generation alone", {"masking.teacher_ratio": 0.75}).objective.weights
     assert weights.direct == 1
 
@@ -137,7 +139,7 @@ def test_masks_alone_make_no_base_without_an_alignment() -> None:
         ({"alignment.direct_weight": [-1, 1]}, "greater than or equal to 0"),
     ],
 )
-def test_a_value_that_is_none_is_refused_with_its_word(dimensions: dict[str, Any], expected: str) -> None:
+def test_an_invalid_value_is_refused_with_its_parameter(dimensions: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected) as error:
         space_of("tiny video", dimensions=dimensions)
     assert str(error.value).startswith("space.dimensions.alignment.")

@@ -1,3 +1,5 @@
+"""The generator space: depth, width and heads."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -12,14 +14,14 @@ from tune_spaces.spaces.space import Space, config_of, grid, overrides_of
 
 
 @pytest.mark.parametrize("name", sorted(set(BASES) - NO_GENERATION))
-def test_points_of_the_space_are_different_runs(name: str) -> None:
+def test_points_of_a_space_are_different_runs(name: str) -> None:
     space = space_of(name, use=["generator"])
     digests = [config_of(space, point).digest() for point in grid(space)]
     assert len(set(digests)) == len(digests)
 
 
 @pytest.mark.parametrize("name", sorted(NO_GENERATION))
-def test_where_there_are_no_generators_there_is_nothing_to_vary(name: str) -> None:
+def test_a_base_without_generators_has_nothing_to_vary(name: str) -> None:
     with pytest.raises(ConfigError, match=r"all give the same run \(this config has no generation alignment\)"):
         space_of(name, use=["generator"])
 
@@ -37,7 +39,7 @@ def test_where_there_are_no_generators_there_is_nothing_to_vary(name: str) -> No
         ("a wide generator", 96, {}),
     ],
 )
-def test_a_width_comes_with_heads_that_fit(name: str, width: Any, expected: dict[str, Any]) -> None:
+def test_a_width_is_paired_with_heads_that_divide_it(name: str, width: Any, expected: dict[str, Any]) -> None:
     assert overrides_of(Space({}, BASES[name]), {"generator.width": width}) == expected
 
 
@@ -47,27 +49,27 @@ def test_any_width_of_ones_own_gets_heads_that_divide_it(name: str, width: int) 
     assert config.generator_width % config.generator_heads == 0
 
 
-def test_heads_of_ones_own_are_left_alone() -> None:
+def test_custom_heads_are_kept() -> None:
     space = Space({}, BASES["tiny video"])
     assert config_of(space, {"student.generator.width": 48, "student.generator.heads": 6}).generator_heads == 6
     with pytest.raises(ConfigError, match=r"student\.generator\.heads=5 must divide student\.generator\.width=48"):
         config_of(space, {"student.generator.width": 48, "student.generator.heads": 5})
 
 
-def test_sizes_of_generators_that_are_not_built_are_no_difference() -> None:
+def test_sizes_of_unused_generators_make_no_difference() -> None:
     base = BASES["k400-vit-s"]
     symmetric = {"masking.teacher_ratio": 0.95}
     point = {**symmetric, "student.generator.depth": 4, "generator.width": "half"}
     assert config_of(Space({}, base), point).digest() == config_of(Space({}, base), symmetric).digest()
 
 
-def test_a_width_is_the_teachers_whatever_the_teacher() -> None:
+def test_a_width_can_follow_that_of_any_teacher() -> None:
     base = with_overrides(BASES["k400-vit-s"], {"teacher.encoder.size": "B", "objective.layers.1.teacher": 12})
     assert config_of(Space({}, base), {"generator.width": "half"}).generator_width == 384
 
 
 @pytest.mark.parametrize("width", ["quarter", 2, 7.5, True])
-def test_what_is_no_width_is_refused(width: object) -> None:
+def test_an_invalid_width_is_refused(width: object) -> None:
     with pytest.raises(
         ConfigError, match=r"generator\.width=.*must be one of teacher, half, student, or a whole number"
     ):

@@ -1,3 +1,5 @@
+"""The masking space: both ratios, clamped and snapped to cells."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -70,19 +72,19 @@ def test_ratios_are_clamped_and_snapped(student: float, teacher: float, expected
 
 
 @given(cells=st.integers(1, 5000), data=st.data())
-def test_a_ratio_of_a_count_hides_just_so_many(cells: int, data: Any) -> None:
+def test_a_ratio_derived_from_a_count_hides_exactly_that_many(cells: int, data: Any) -> None:
     count = data.draw(st.integers(0, cells - 1))
     assert int(ratio_for_count(count, cells) * cells) == count
 
 
-def test_ones_own_ratios_are_clamped_too() -> None:
+def test_custom_ratios_are_clamped_too() -> None:
     space = space_of("tiny video", dimensions={"mask.teacher_ratio": [0.0, 0.9]})
     assert overrides_of(space, {"mask.teacher_ratio": 0.9}) == {"mask.teacher_ratio": 0.75}
     space = space_of("tiny video", dimensions={"mask.student_ratio": {"low": 0.3, "high": 0.95}})
     assert overrides_of(space, {"mask.student_ratio": 0.5}) == {"mask.student_ratio": 0.5, "mask.teacher_ratio": 0.5}
 
 
-def test_another_strategy_brings_other_cells_and_the_ratios_follow() -> None:
+def test_a_different_strategy_changes_cells_and_ratios() -> None:
     base = {"mask.strategy": ["tube", "random"], "masking.student_ratio": [0.51, 0.75], "masking.teacher_ratio": [0.5]}
     space = space_of("tiny video", dimensions=base)  # tube: 16 cells, random: 32
     tube, random = (
@@ -93,8 +95,8 @@ def test_another_strategy_brings_other_cells_and_the_ratios_follow() -> None:
     assert random.mask.teacher_ratio == 0.5
 
 
-@pytest.mark.parametrize("word", ["masking.teacher_ratio", "mask.teacher_ratio"])
+@pytest.mark.parametrize("parameter", ["masking.teacher_ratio", "mask.teacher_ratio"])
 @pytest.mark.parametrize("value", [1.0, -0.1, "half"])
-def test_what_is_no_ratio_is_refused(word: str, value: object) -> None:
+def test_an_invalid_ratio_is_refused(parameter: str, value: object) -> None:
     with pytest.raises(ConfigError, match=r"teacher_ratio=.*input should be"):
-        space_of("tiny video", dimensions={word: [0.5, value]})
+        space_of("tiny video", dimensions={parameter: [0.5, value]})

@@ -1,3 +1,5 @@
+"""The recipe space: learning rate, warm-up and length relative to the base."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -46,21 +48,21 @@ def test_each_warm_up_is_offered_once(name: str) -> None:
 
 
 @given(length=st.integers(1, 2000), data=st.data())
-def test_the_bases_own_warm_up_is_its_fraction(length: int, data: Any) -> None:
+def test_the_warm_up_of_the_base_is_expressed_as_its_fraction(length: int, data: Any) -> None:
     warmup = data.draw(st.integers(0, length))
     base = with_overrides(BASES["k400-vit-b"], {"schedule.epochs": length, "schedule.warmup_epochs": warmup})
     assert overrides_of(Space({}, base), {"recipe.warmup_fraction": warmup / length}) == {}
 
 
-def test_a_scale_multiplies_a_learning_rate_of_ones_own() -> None:
+def test_a_scale_multiplies_a_custom_learning_rate() -> None:
     space = space_of("k400-vit-b", use=["recipe"], dimensions={"optim.base_lr": [1e-3, 2e-3]})
     assert config_of(space, {"optim.base_lr": 2e-3, "recipe.lr_scale": 0.5}).optim.base_lr == 1e-3
 
 
 @pytest.mark.parametrize(
-    ("word", "value"),
+    ("parameter", "value"),
     [("recipe.lr_scale", 0), ("recipe.lr_scale", "fast"), ("recipe.warmup_fraction", 1.5), ("optim.clip_norm", 0)],
 )
-def test_a_value_that_is_none_is_refused_with_its_word(word: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"space\.dimensions\.{word}.*{value}"):
-        space_of("tiny video", dimensions={word: [value, 0.5]})
+def test_an_invalid_value_is_refused_with_its_parameter(parameter: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"space\.dimensions\.{parameter}.*{value}"):
+        space_of("tiny video", dimensions={parameter: [value, 0.5]})

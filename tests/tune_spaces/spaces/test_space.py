@@ -1,3 +1,5 @@
+"""Spaces over every base config: points, grids, digests, custom dimensions; covers draft.py and parameter.py."""
+
 from __future__ import annotations
 
 import json
@@ -36,19 +38,19 @@ UNIONS: tuple[tuple[SpaceName, ...], ...] = (
 TRIED = [(name, use) for name in BASES for use in UNIONS if not (use == ("generator",) and name in NO_GENERATION)]
 
 
-def test_spaces_are_those_of_the_config() -> None:
+def test_spaces_match_the_names_in_the_config() -> None:
     assert set(SPACES) == set(get_args(SpaceName))
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_every_dimension_is_a_word_or_a_key_of_a_config(name: str) -> None:
+def test_every_dimension_is_a_parameter_or_a_config_key(name: str) -> None:
     for use in SPACES:
         for dimension in SPACES[use](BASES[name]):
             assert dimension in PARAMETERS or dimension.split(".")[0] in TrainConfig.model_fields
 
 
 @pytest.mark.parametrize(("name", "use"), TRIED)
-def test_every_point_is_a_config_and_plain_data_tells_it_again(name: str, use: tuple[SpaceName, ...]) -> None:
+def test_every_point_is_a_config_and_survives_plain_data(name: str, use: tuple[SpaceName, ...]) -> None:
     space, numbers = space_of(name, use=use), random.Random(7)
     for _ in range(30):
         point = sample_point(space, numbers)
@@ -73,20 +75,20 @@ def test_the_baseline_is_the_base_itself(name: str, use: tuple[SpaceName, ...]) 
         assert choices is None or value in choices
 
 
-def test_overrides_hold_nothing_that_the_base_has() -> None:
+def test_overrides_contain_only_changes_to_the_base() -> None:
     space = space_of("k400-vit-b", use=["masking", "alignment"])
     point = {**(baseline(space) or {}), "masking.teacher_ratio": 0.5}
     assert overrides_of(space, point) == {"mask.teacher_ratio": 0.5}
 
 
-def test_points_that_are_one_run_have_one_digest() -> None:
+def test_points_that_describe_the_same_run_share_a_digest() -> None:
     space = space_of("demo-image-amd", use=["masking"])
     digests = {config_of(space, point).digest() for point in grid(space)}
     assert len(digests) < (grid_size(space) or 0)  # clamped ones
     assert len(digests) == len({json.dumps(overrides_of(space, point)) for point in grid(space)})
 
 
-def test_a_dimension_of_ones_own_replaces_that_of_a_used_space() -> None:
+def test_a_custom_dimension_replaces_that_of_a_named_space() -> None:
     space = space_of("k400-vit-b", use=["masking"], dimensions={"masking.teacher_ratio": [0.75, 0.8]})
     assert space.dimensions["masking.teacher_ratio"].choices == (0.75, 0.8)
     assert len(space.dimensions["masking.student_ratio"].choices or ()) > 2
@@ -106,11 +108,11 @@ def test_a_dimension_of_ones_own_replaces_that_of_a_used_space() -> None:
         ({"clip.size": [112, 224]}, {"clip.size": 224}),
     ],
 )
-def test_ones_own_dimensions_have_the_base_or_not(dimension: dict[str, Any], expected: dict[str, Any] | None) -> None:
+def test_custom_dimensions_can_exclude_the_base(dimension: dict[str, Any], expected: dict[str, Any] | None) -> None:
     assert baseline(space_of("k400-vit-b", dimensions=dimension)) == expected
 
 
-def test_a_grid_is_every_point_in_order() -> None:
+def test_a_grid_lists_every_point_in_order() -> None:
     own = {"optim.weight_decay": [0.0, 0.05], "mask.teacher_ratio": {"low": 0.1, "high": 0.35, "step": 0.1}}
     space = space_of("k400-vit-b", dimensions=own)
     points = list(grid(space))
@@ -145,12 +147,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_a_space_that_makes_no_sense_is_refused_with_field_rule_and_remedy(words: str) -> None:
-    name, _, value = words.partition("=")
+@pytest.mark.parametrize("fields", REFUSED)
+def test_an_invalid_space_is_refused_with_field_rule_and_remedy(fields: str) -> None:
+    name, _, value = fields.partition("=")
     with pytest.raises(ConfigError) as error:
         space_of("k400-vit-b", dimensions={name: yaml.safe_load(value)})
-    assert REFUSED[words] in str(error.value)
+    assert REFUSED[fields] in str(error.value)
     assert str(error.value).startswith("space")
 
 
@@ -165,37 +167,37 @@ def test_a_space_that_makes_no_sense_is_refused_with_field_rule_and_remedy(words
         ("recipe", "schedule.warmup_epochs"),
     ],
 )
-def test_two_dimensions_that_set_the_same_are_refused(used: str, own: str) -> None:
+def test_two_dimensions_that_set_the_same_key_are_refused(used: str, own: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"space\.dimensions\.{own}: sets the same config key as \w+\.\w+; remove one"
     ):
         space_of("k400-vit-b", use=[used], dimensions={own: [1, 2]})
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_every_problem_is_reported_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         space_of("k400-vit-b", dimensions={"quux": [1, 2], "optim.eps": ["small", 1], "optim.betas": [[1], [2]]})
     assert len(error.value.problems) == 3
 
 
-def test_a_config_without_a_teacher_has_no_space() -> None:
+def test_a_config_without_a_teacher_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"objective\.kind=mae"):
         build_space(SpaceConfig(use=("recipe",)), mae(BASES["tiny video"]))
 
 
-def test_a_point_of_ones_own_dimensions_may_break_a_rule() -> None:
+def test_custom_dimensions_can_violate_a_rule() -> None:
     space = space_of("k400-vit-b", dimensions={"student.generator.heads": [5, 8, 16]})
     assert config_of(space, {"student.generator.heads": 8}).generator_heads == 8
     with pytest.raises(ConfigError, match=r"student\.generator\.heads=5 must divide"):
         config_of(space, {"student.generator.heads": 5})
 
 
-def test_a_dimension_that_takes_the_teacher_away_is_told_by_the_configs_rules() -> None:
+def test_a_dimension_that_removes_the_teacher_violates_the_rules_of_the_config() -> None:
     with pytest.raises(ConfigError, match=r"objective\.kind=amd needs one"):
         space_of("k400-vit-b", use=["alignment", "generator"], dimensions={"teacher": [None]})
 
 
-def test_points_that_leave_words_out_have_them_as_the_base_has() -> None:
+def test_parameters_missing_from_a_point_keep_the_value_of_the_base() -> None:
     assert overrides_of(Space({}, BASES["k400-vit-b"]), {}) == {}
 
 
@@ -226,7 +228,7 @@ def test_a_space_is_read_from_a_file(tmp_path: Path, suffix: str) -> None:
         ("", "space='': unknown"),
     ],
 )
-def test_a_name_or_file_that_is_none_is_told(text: str, expected: str) -> None:
+def test_an_unknown_name_or_file_is_refused(text: str, expected: str) -> None:
     with pytest.raises(ConfigError) as error:
         read_space(text)
     assert expected in str(error.value)
@@ -246,7 +248,7 @@ def test_a_name_or_file_that_is_none_is_told(text: str, expected: str) -> None:
         ("dimensions: {optim.eps: 3}", "space.dimensions.optim.eps"),
     ],
 )
-def test_a_file_that_is_no_space_is_told(tmp_path: Path, content: str, expected: str) -> None:
+def test_a_file_without_a_space_is_refused(tmp_path: Path, content: str, expected: str) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(content)
     with pytest.raises(ConfigError) as error:
@@ -262,7 +264,7 @@ def test_spaces_import_neither_torch_nor_ray_nor_optuna() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_ratio_that_only_the_other_one_makes_valid_counts() -> None:
+def test_a_ratio_is_offered_if_the_other_ratio_makes_it_valid() -> None:
     base = with_overrides(PRESETS["demo-image-amd"].config, {"mask.student_ratio": 0.5, "mask.teacher_ratio": 0.5})
     dimensions = {"mask.student_ratio": [0.25, 0.5], "mask.teacher_ratio": [0.0, 0.25]}
     config = validate(SpaceConfig, {"dimensions": dimensions})

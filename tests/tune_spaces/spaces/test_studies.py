@@ -1,3 +1,5 @@
+"""Studies: the paper's questions as named variants."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -17,13 +19,13 @@ POINTLESS = {
 }
 
 
-def test_studies_are_those_of_the_config() -> None:
+def test_studies_match_the_names_in_the_config() -> None:
     assert set(STUDIES) == set(get_args(StudyName))
 
 
 @pytest.mark.parametrize("study", STUDIES)
 @pytest.mark.parametrize("name", BASES)
-def test_variants_are_valid_and_different_runs_and_the_base_is_one(name: str, study: StudyName) -> None:
+def test_variants_are_valid_distinct_runs_and_include_the_base(name: str, study: StudyName) -> None:
     if (name, study) in POINTLESS:
         with pytest.raises(ConfigError, match=f"space.study={study}: its variants all give the same run"):
             space_of(name, study=study)
@@ -39,12 +41,12 @@ def test_variants_are_valid_and_different_runs_and_the_base_is_one(name: str, st
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_the_name_of_a_variant_is_that_of_no_other_study(name: str) -> None:
+def test_variant_names_are_unique_across_studies(name: str) -> None:
     names = Counter(variant for study in STUDIES.values() for variant in study(BASES[name]))
     assert max(names.values()) == 1
 
 
-def test_the_paper_s_questions_in_the_paper_s_words() -> None:
+def test_studies_cover_the_questions_of_the_paper() -> None:
     answers = {study: space_of("k400-vit-b", study=study).dimensions[VARIANT].choices for study in get_args(StudyName)}
     assert answers == {
         "asymmetry": ("asymmetric", "symmetric", "full view"),
@@ -66,7 +68,7 @@ def test_asymmetry_compares_three_teachers_whatever_the_base_has(name: str) -> N
     assert symmetric.teacher_hidden_cells == symmetric.student_hidden_cells == asymmetric.student_hidden_cells
 
 
-def test_a_variant_that_is_none_is_told() -> None:
+def test_an_unknown_variant_is_refused() -> None:
     space = space_of("k400-vit-b", study="serial")
     with pytest.raises(ConfigError, match="variant='parallel': unknown; must be one of asymmetric"):
         config_of(space, {VARIANT: "parallel"})
