@@ -35,17 +35,17 @@ def distill(
     output = student(visible, sets)
 
     zero = torch.zeros((), device=pixels.device)
-    reconstructed = direct = generation = zero
-    if output.rebuilt is not None:
-        hidden = pixel_targets(take_tokens(pixels, sets.rebuilt), clip, objective.pixels)  # (B, R, P)
-        reconstructed = reconstruction(output.rebuilt, hidden)
+    reconstruction_loss = direct = generation = zero
+    if output.reconstructed is not None:
+        hidden = pixel_targets(take_tokens(pixels, sets.reconstructed), clip, objective.pixels)  # (B, R, P)
+        reconstruction_loss = reconstruction(output.reconstructed, hidden)
     if targets:
         # Split at V: the teacher processes student-visible tokens first, then teacher-only tokens.
         shared = sets.student_visible.shape[1]
         direct = alignment(output.projected, [features[:, :shared] for features in targets], objective)
         if output.generated:
             generation = alignment(output.generated, [features[:, shared:] for features in targets], objective)
-    return weigh(reconstructed, direct, generation, objective)
+    return weigh(reconstruction_loss, direct, generation, objective)
 
 
 def teacher_features(teacher: FeatureTeacher, pixels: Tensor, sets: TokenSets, config: TrainConfig) -> list[Tensor]:

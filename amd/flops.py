@@ -50,7 +50,9 @@ def step_flops(config: TrainConfig) -> StepFlops:
     per_cell = clip.grid.tokens // config.cells
     visible = (config.cells - config.student_hidden_cells) * per_cell
     masked = config.student_hidden_cells * per_cell
-    rebuilt = masked - int(config.mask.decoder_ratio * masked) if config.mask.decoder == "running_cell" else masked
+    reconstructed = (
+        masked - int(config.mask.decoder_ratio * masked) if config.mask.decoder == "running_cell" else masked
+    )
     embedding, blocks = encoder_flops(student.encoder, visible, clip.token_values)
     ratio = student.encoder.mlp_ratio
     teacher = projections = generators = decoder = 0.0
@@ -69,11 +71,11 @@ def step_flops(config: TrainConfig) -> StepFlops:
             generators = 3 * pairs * (full + block_flops(teacher_visible, only, width, ratio) + maps)
     if config.objective.weights.reconstruction:
         extra = int(student.encoder.class_token)
-        length, width = visible + rebuilt + extra, student.decoder.width
+        length, width = visible + reconstructed + extra, student.decoder.width
         decoder = 3 * (
             2.0 * (visible + extra) * student.encoder.width * width
             + (student.decoder.depth - 1) * block_flops(length, length, width, ratio)
-            + block_flops(length, rebuilt, width, ratio)
-            + 2.0 * rebuilt * width * clip.token_values
+            + block_flops(length, reconstructed, width, ratio)
+            + 2.0 * reconstructed * width * clip.token_values
         )
     return StepFlops(teacher, 2 * embedding + 3 * blocks, projections, generators, decoder)

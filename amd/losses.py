@@ -131,9 +131,9 @@ def alignment(predictions: list[Tensor], targets: list[Tensor], objective: Objec
 REDUCTIONS: dict[Reduction, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "sum": torch.sum}
 
 
-def reconstruction(rebuilt: Tensor, targets: Tensor) -> Tensor:
+def reconstruction(reconstructed: Tensor, targets: Tensor) -> Tensor:
     """Return the mean squared error over reconstructed tokens; always l2, as in AMD."""
-    return functional.mse_loss(_at_least_float32(rebuilt), targets)
+    return functional.mse_loss(_at_least_float32(reconstructed), targets)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -48,10 +48,10 @@ def sample_token_sets(mask: MaskConfig, grid: TokenGrid, batch: int, generator: 
     visible, masked = order.split([count - student_hidden, student_hidden], dim=1)
     teacher_only = masked[:, : student_hidden - teacher_hidden]
     student_masked = _tokens(cells, masked)
-    rebuilt = student_masked
+    reconstructed = student_masked
     if mask.decoder == "running_cell":
-        rebuilt = _running_cell(student_masked, grid, mask.decoder_ratio, generator)
-    return TokenSets(_tokens(cells, visible), _tokens(cells, teacher_only), student_masked, rebuilt)
+        reconstructed = _running_cell(student_masked, grid, mask.decoder_ratio, generator)
+    return TokenSets(_tokens(cells, visible), _tokens(cells, teacher_only), student_masked, reconstructed)
 
 
 @cache  # copied to the device once, not in every step

@@ -31,7 +31,7 @@ class Reconstruction(NamedTuple):
     """Masked and reconstructed clips of a batch."""
 
     masked: Tensor  # (B, 3, T, H, W) uint8, hidden tokens painted over
-    rebuilt: Tensor  # (B, 3, T, H, W) float32 in [0, 1]; the clip at visible tokens, predictions elsewhere
+    reconstructed: Tensor  # (B, 3, T, H, W) float32 in [0, 1]; the clip at visible tokens, predictions elsewhere
     losses: Tensor  # (B,) mean squared error over hidden tokens, against the pixel targets of training
 
 

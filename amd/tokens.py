@@ -20,7 +20,7 @@ class TokenSets(NamedTuple):
     student_visible: Tensor  # (B, V), visible to both networks
     teacher_only: Tensor  # (B, O), visible to the teacher alone; O = 0 for equal mask ratios
     student_masked: Tensor  # (B, M), hidden from the student; contains teacher_only
-    rebuilt: Tensor  # (B, R), the student-masked tokens that the decoder reconstructs
+    reconstructed: Tensor  # (B, R), the student-masked tokens that the decoder reconstructs
 
     def rows(self, start: int, stop: int) -> TokenSets:
         """Return the token sets of a slice of the batch."""

@@ -25,7 +25,7 @@ class Views(NamedTuple):
     input: Tensor
     student: Tensor  # hidden tokens painted over
     teacher: Tensor | None  # hidden tokens painted over, teacher-only tokens framed; None without a teacher
-    rebuilt: Tensor  # student-visible tokens, and the decoder's predictions elsewhere
+    reconstructed: Tensor  # student-visible tokens, and the decoder's predictions elsewhere
 
 
 def as_bytes(unit: Tensor) -> Tensor:
@@ -41,10 +41,10 @@ def draw(views: Views, title: str, caption: str, *, zoom: int = 4, frames: int =
     from PIL import Image, ImageDraw, ImageFont
 
     if views.teacher is None:
-        rows = [("input", views.input), ("visible", views.student), ("reconstruction", views.rebuilt)]
+        rows = [("input", views.input), ("visible", views.student), ("reconstruction", views.reconstructed)]
     else:
         rows = [("input", views.input), ("student-visible", views.student), ("teacher-visible", views.teacher)]
-        rows += [("reconstruction", views.rebuilt)]
+        rows += [("reconstruction", views.reconstructed)]
     samples, _, length, height, width = views.input.shape
     shown = np.linspace(0, length - 1, num=min(frames, length)).round().astype(int)
     across = min(across or samples, samples)

@@ -71,7 +71,7 @@ class StepBench:
         clock = _Clock(self.device)
         clips, sets = self.inputs()
         pixels = patchify(clips, config.clip.tubelet, config.clip.patch)
-        targets = pixel_targets(take_tokens(pixels, sets.rebuilt), config.clip, objective.pixels)
+        targets = pixel_targets(take_tokens(pixels, sets.reconstructed), config.clip, objective.pixels)
         visible = normalized_pixels(take_tokens(pixels, sets.student_visible), config.clip)
         clock.lap("data")
         with autocast(self.precision, self.device):
@@ -81,7 +81,7 @@ class StepBench:
             shared = sets.student_visible.shape[1]
             zero = torch.zeros((), device=self.device)
             terms = weigh(
-                reconstruction(output.rebuilt, targets) if output.rebuilt is not None else zero,
+                reconstruction(output.reconstructed, targets) if output.reconstructed is not None else zero,
                 alignment(output.projected, [f[:, :shared] for f in features], objective) if features else zero,
                 alignment(output.generated, [f[:, shared:] for f in features], objective) if output.generated else zero,
                 objective,

@@ -20,6 +20,9 @@ from amd.config.training_sections import (
     TrackingConfig,
 )
 
+# Fields that do not determine the result of a run: they may change when it continues.
+NOT_IN_DIGEST = ("storage", "name", "tracking", "checkpoint", "scaling", "probe")
+
 # Fields of `data` that change how samples are read but not their content: they may change when a run continues.
 READER_FIELDS = (
     "loader_workers",
@@ -80,8 +83,7 @@ class RunConfig(Section):
 
     def digest(self) -> str:
         """SHA-256 of the fields that determine the result; storage, name, tracking and scaling do not."""
-        excluded = {"storage", "name", "tracking", "checkpoint", "scaling", "probe"}
-        values = self.model_dump(mode="json", exclude=excluded)
+        values = self.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
         for field in READER_FIELDS:
             del values["data"][field]
         values["precision"] = self.scaling.precision

@@ -1,7 +1,7 @@
-"""Pictures of a student's masking and reconstruction: input, student view, teacher view, rebuilt clip.
+"""Pictures of a student's masking and reconstruction: input, student view, teacher view, reconstructed clip.
 
 Tensors in, views out; only `draw_run` depends on runs and storage.
-Shapes: B samples, T frames, H height, W width, N tokens, P pixel values per token, R rebuilt tokens.
+Shapes: B samples, T frames, H height, W width, N tokens, P pixel values per token, R reconstructed tokens.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ def views(student: Student, clips: Tensor, sets: TokenSets, config: TrainConfig)
     clip = config.clip
     pixels = patchify(clips, clip.tubelet, clip.patch)  # (B, N, P) uint8
     output = student(normalized_pixels(take_tokens(pixels, sets.student_visible), clip), sets)
-    if output.rebuilt is None:
+    if output.reconstructed is None:
         raise ValueError(
-            "objective.weights.reconstruction=0: this student has no decoder and rebuilds no pixels; draw another run"
+            "objective.weights.reconstruction=0: this student has no decoder to reconstruct pixels; use another run"
         )
-    original = take_tokens(pixels, sets.rebuilt)
-    shown = as_bytes(reconstructed_pixels(output.rebuilt, original, clip, config.objective.pixels))  # (B, R, P)
+    original = take_tokens(pixels, sets.reconstructed)
+    shown = as_bytes(reconstructed_pixels(output.reconstructed, original, clip, config.objective.pixels))  # (B, R, P)
     visible = cover_hidden(pixels, sets.student_visible, clip)
     teacher = None
     if config.objective.kind == "amd":
         both = torch.cat([sets.student_visible, sets.teacher_only], dim=1)
         framed = _framed(take_tokens(pixels, sets.teacher_only), clip)
         teacher = as_clips(put_tokens(cover_hidden(pixels, both, clip), sets.teacher_only, framed), clip)
-    return Views(clips, as_clips(visible, clip), teacher, as_clips(put_tokens(visible, sets.rebuilt, shown), clip))
+    return Views(
+        clips, as_clips(visible, clip), teacher, as_clips(put_tokens(visible, sets.reconstructed, shown), clip)
+    )
 
 
 def _framed(tokens: Tensor, clip: ClipConfig) -> Tensor:

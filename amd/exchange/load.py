@@ -189,7 +189,8 @@ def fill(
 ) -> None:
     """Copy `state` into `module`; keys in `absent` may be missing. Raises ConfigError that lists every mismatch.
 
-    `origin`: field, value and layout of the weights, which start every message. `section`: config section of the module.
+    `origin`: field, value and layout of the weights, with which every message starts. `section`: config section of the
+    module.
     """
     own = module.state_dict()
     missing = sorted(set(own) - set(state) - absent)

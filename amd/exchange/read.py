@@ -71,8 +71,8 @@ class _Placeholder:
 def read_state(url: str, *, field: str = "weights") -> dict[str, Tensor]:
     """Read the state dict of a weight file or folder, on the CPU, with wrapping prefixes removed from the keys.
 
-    `url`: a safetensors or torch file, or a folder that contains one, at any fsspec URL. `field`: config field that error
-    messages name.
+    `url`: a safetensors or torch file, or a folder that contains one, at any fsspec URL.
+    `field`: config field that error messages name.
     Raises ConfigError if the file is missing, broken, not weights, or would execute code.
     """
     url = _file_of(url, field)

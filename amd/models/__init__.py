@@ -1,1 +1,1 @@
-"""The networks: one plain ViT for student, teacher and service, and the predictors that only training needs."""
+"""Networks: the plain ViT encoder of students and teachers, the classifier, and predictors for training only."""

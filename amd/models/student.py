@@ -21,7 +21,7 @@ from amd.tokens import TokenSets
 class StudentOutput(NamedTuple):
     """Predictions of the student, one per loss term."""
 
-    rebuilt: Tensor | None  # (B, R, P) pixels; None if reconstruction has weight 0
+    reconstructed: Tensor | None  # (B, R, P) pixels; None if reconstruction has weight 0
     projected: list[Tensor]  # (B, V, E) per layer pair, at student-visible tokens
     generated: list[Tensor]  # (B, O, E) per layer pair, at teacher-only tokens; empty without generation alignment
 
@@ -63,8 +63,8 @@ class Student(nn.Module):
             generate(features, visible, sets.teacher_only)
             for generate, features in zip(self.generators, projected, strict=False)
         ]
-        rebuilt = self.decoder(encoded.final, visible, sets.rebuilt) if self.decoder is not None else None
-        return StudentOutput(rebuilt, projected, generated)
+        reconstructed = self.decoder(encoded.final, visible, sets.reconstructed) if self.decoder is not None else None
+        return StudentOutput(reconstructed, projected, generated)
 
 
 def _generator(config: TrainConfig) -> Predictor:

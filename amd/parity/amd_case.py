@@ -58,7 +58,7 @@ class AmdCase(NamedTuple):
         student = Student(config)
         load_student_state(student, self.student, "student_state")
         encoder = Encoder(config.teacher.encoder, config.clip.grid, config.clip.token_values)
-        load_encoder_state(encoder, self.teacher, "teacher_state", intermediates_only=True, field="teacher.encoder")
+        load_encoder_state(encoder, self.teacher, "teacher_state", intermediates_only=True, section="teacher.encoder")
         teacher = Teacher(encoder, tuple(pair.teacher for pair in config.objective.layers))
         return student.to(DTYPE[precision]).train(), teacher.to(DTYPE[precision])
 

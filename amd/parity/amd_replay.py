@@ -106,7 +106,7 @@ def _check_features(case: AmdCase, precision: str, stored: GoldenTensors, report
     shared = sets.student_visible.shape[1]
     got: dict[str, Tensor | None] = {
         "labels_norm": pixel_targets(hidden, config.clip, "per_channel"),
-        "recon": answer.rebuilt,
+        "recon": answer.reconstructed,
     }
     if precision == "f32" or "labels_unnorm" in stored.names():
         got["labels_unnorm"] = pixel_targets(hidden, config.clip, "unit")

@@ -138,15 +138,15 @@ def _config(sizes: dict[str, Any], tokens: int, hidden: int) -> TrainConfig:
 def _check_features(case: MaeCase, precision: str, golden: GoldenTensors, report: ParityReport) -> None:
     tolerance, clip, sets = TOLERANCE[precision], case.config.clip, case.sets
     student = case.student(precision)
-    assert student.decoder is not None, "a mae student rebuilds"
+    assert student.decoder is not None, "an MAE student has a decoder"
     pixels = patchify(case.images.to(DTYPE[precision]), clip.tubelet, clip.patch)  # (B, N, P)
     everything = torch.arange(pixels.shape[1]).expand(pixels.shape[0], -1)  # (B, N)
     order = torch.cat([sets.student_visible, sets.student_masked], dim=1)  # (B, N)
     with torch.no_grad():
         latent = student.encoder(take_tokens(pixels, sets.student_visible), sets.student_visible).final  # (B, 1 + V, D)
-        rebuilt = student.decoder(latent, sets.student_visible, sets.student_masked, return_visible=True)[:, 1:]
+        reconstructed = student.decoder(latent, sets.student_visible, sets.student_masked, return_visible=True)[:, 1:]
         unmasked = student.encoder(pixels, everything).final
-    got = {"patchify": pixels, "latent": latent, "pred": take_tokens(rebuilt, order.argsort(dim=1))}
+    got = {"patchify": pixels, "latent": latent, "pred": take_tokens(reconstructed, order.argsort(dim=1))}
     if precision == "f32" or f"{precision}.latent_unmasked" in golden.names():
         got["latent_unmasked"] = unmasked
     for name, tensor in got.items():

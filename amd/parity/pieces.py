@@ -1,7 +1,7 @@
 """Checks of the smaller golden files: position tables, schedules, parameter groups, masks, sampling, crops, views.
 
 Each check reads one file and adds rows to the report. Official random draws come from the generators of NumPy and
-Python, which are rebuilt here from their seeds.
+Python, which are regenerated here from their seeds.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def official_codes(cells: int, student_ratio: float, teacher_ratio: float, draws
 
 
 def check_masks(folder: Path, report: ParityReport) -> None:
-    """Compare official draws, rebuilt from their seeds, and the per-frame counts of our sampler."""
+    """Compare official draws, regenerated from their seeds, and the per-frame counts of our sampler."""
     for number, case in enumerate(_json(folder, "masks.json"), start=1):
         grid, name = TokenGrid(*case["grid"]), f"case {number}"
         ratios = case["mask_ratio"], case["mask_ratio_teacher"]

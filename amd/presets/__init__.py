@@ -1,1 +1,1 @@
-"""Named, complete configs: pre-training, fine-tuning, detection and the demo. Torch-free."""
+"""Presets: named, complete configs of pre-training, fine-tuning, detection and the demo. Independent of PyTorch."""

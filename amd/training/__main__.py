@@ -1,7 +1,7 @@
 """`python -m amd.training --config FILE_OR_URL key=value…`: the entry point for `ray job submit`.
 
 The config is JSON or YAML, or a preset by name; overrides are dotted. Exit code 0: succeeded; 1: failed or stopped;
-2: bad input.
+2: invalid input.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from amd.presets.pretraining import load_config
 
 def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m amd.training", description=__doc__)
-    parser.add_argument("--config", help="a file or URL, JSON or YAML")
-    parser.add_argument("--preset", help="a named recipe instead of a config")
+    parser.add_argument("--config", help="config file or URL, JSON or YAML")
+    parser.add_argument("--preset", help="preset to use instead of a config file")
     parser.add_argument("--local", action="store_true", help="train in this process, without Ray")
-    parser.add_argument("--json", action="store_true", help="end with one JSON line on standard output")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON line on standard output")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args(args)
 

@@ -1,4 +1,4 @@
-"""A run as its folder on the storage root, as what its workers are told, and as what it came to. No torch, no Ray."""
+"""Run folder on the storage root, spec that workers receive, and result of a run. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from amd.config import ConfigError, RunConfig, ScalingConfig, validate, with_overrides
+from amd.config.run import NOT_IN_DIGEST
 from amd.storage import exists, is_remote, join, local_path, read_json, resolve_root, write_json
 
 State = Literal["succeeded", "failed", "cancelled", "paused"]
@@ -23,26 +24,42 @@ C = TypeVar("C", bound=RunConfig)
 
 CONFIG, FACTS, RESULT, BAD_SAMPLES = "config.json", "run.json", "result.json", "bad_samples.jsonl"
 
+# Config fields that name data and weights, as paths or URLs.
+DATA_FIELDS = (
+    "data.train",
+    "data.val",
+    "data.test",
+    "data.root",
+    "data.boxes",
+    "data.excluded",
+    "data.label_map",
+    "data.evaluated",
+    "data.cache_dir",
+    "probe.data.train",
+    "probe.data.test",
+)
+WEIGHTS_FIELDS = ("weights", "teacher.weights")
+
 
 class RunResult(BaseModel):
-    """How a run ended; `result.json`, and the last line of `amd train --json`."""
+    """Result of a run: `result.json`, and the last line of `amd train --json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     state: State
     reason: str | None = None
-    """Why it did not succeed, from a closed list (failures.Reason)."""
+    """Reason for not succeeding, from a closed list (`failures.Reason`)."""
     message: str = ""
     run_id: str
     run_folder: str
     encoder_folder: str | None = None
-    """The published encoder; only where the run succeeded."""
+    """Folder of the published encoder; set only if the run succeeded."""
     steps: int = 0
-    """Optimiser steps done."""
+    """Optimiser steps completed."""
     seconds: float = 0.0
-    """Wall time of this call, training and all."""
+    """Wall time of this call, checks and publishing included."""
     figures: dict[str, float] = {}
-    """The last line of the log: losses, rates, speed."""
+    """Last logged metrics: losses, rates, speed."""
 
     @property
     def exit_code(self) -> int:
@@ -51,20 +68,20 @@ class RunResult(BaseModel):
 
 @dataclass(frozen=True)
 class RunSpec:
-    """All that a worker needs, as plain data: it may start on another machine."""
+    """Everything a worker needs, as plain data, since it may start on another machine."""
 
     run_id: str
     root: str
     config: dict[str, Any]
-    """Resolved: the teacher is given by weights."""
+    """Resolved config: the teacher is given by weights."""
     data_digest: str
     until: int | None = None
-    """Pause after this step, whose checkpoint is kept; none: go on to the end."""
+    """Step after which the run pauses with its checkpoint kept; None trains to the end."""
     parent: tuple[str, int] | None = None
-    """Run and step of the checkpoint that it begins from where it has none of its own; none: from the start."""
+    """Run and step of the checkpoint to start from if the run has none of its own; None starts from scratch."""
 
     def parsed(self, model: type[C]) -> C:
-        """The config as what this kind of run takes."""
+        """Validate the config as the model of this kind of run."""
         return validate(model, self.config)
 
     @property
@@ -86,7 +103,7 @@ def spec_of(
     until: int | None = None,
     parent: tuple[str, int] | None = None,
 ) -> RunSpec:
-    """What workers are told. Local paths become absolute: Ray starts its workers in folders of their own."""
+    """Build the spec that workers receive. Local paths become absolute, since Ray workers start in other folders."""
     overrides: dict[str, Any] = {"storage": root}
     for key in DATA_FIELDS:
         value = _field(config, key)
@@ -100,22 +117,6 @@ def spec_of(
     return RunSpec(run_id, root, values, data_digest, until, parent)
 
 
-DATA_FIELDS = (
-    "data.train",
-    "data.val",
-    "data.test",
-    "data.root",
-    "data.boxes",
-    "data.excluded",
-    "data.label_map",
-    "data.evaluated",
-    "data.cache_dir",
-    "probe.data.train",
-    "probe.data.test",
-)
-WEIGHTS_FIELDS = ("weights", "teacher.weights")
-
-
 def _field(config: RunConfig, key: str) -> Any:
     value: Any = config
     for part in key.split("."):
@@ -127,10 +128,10 @@ def run_folder(root: str, run_id: str) -> str:
     return join(root, "runs", run_id)
 
 
-def find_run(named: str, storage: str | None = None) -> str:
-    """The folder of a run that a user names: a folder or URL, or its id below the storage root."""
-    is_path = is_remote(named) or "/" in named or local_path(named).exists()
-    return named if is_path else run_folder(resolve_root(storage), named)
+def find_run(name: str, storage: str | None = None) -> str:
+    """Return the folder of a run, given as a folder, a URL, or a run id below the storage root."""
+    is_path = is_remote(name) or "/" in name or local_path(name).exists()
+    return name if is_path else run_folder(resolve_root(storage), name)
 
 
 def new_run_id(kind: str = "train") -> str:
@@ -140,10 +141,10 @@ def new_run_id(kind: str = "train") -> str:
 def open_run(
     root: str, run_id: str, config: RunConfig, *, kind: str, data: dict[str, Any], parent: str | None = None
 ) -> RunResult | None:
-    """Begin a run or find it again. Returns its result if it has already succeeded.
+    """Create a run or reopen it. Returns its result if it has already succeeded, else None.
 
-    `data`: `digest` and `samples` of the data set. Writes config.json and run.json the first time. Raises ConfigError
-    when a run of that name exists with another config or other data.
+    `data`: `digest` and `samples` of the data set. Writes config.json and run.json on creation. Raises ConfigError if
+    a run with this name exists with a different config or different data.
     """
     folder = run_folder(root, run_id)
     if exists(join(folder, FACTS)):
@@ -174,28 +175,25 @@ def open_run(
 def _check_same(
     run_id: str, facts: dict[str, Any], old: dict[str, Any], config: RunConfig, data: dict[str, Any]
 ) -> None:
-    remedy = "give the run another name, or put it back to continue the one there"
+    remedy = "choose another name, or undo the change to continue that run"
     if facts["digest"] != config.digest():
         fields = _differences(old, config.model_dump(mode="json"))
         shown = ", ".join(f"{key} was {was!r}, now {now!r}" for key, was, now in fields[:8])
         more = f" and {len(fields) - 8} more" if len(fields) > 8 else ""
-        raise ConfigError([f"name={run_id}: a run of that name has another config ({shown}{more}); {remedy}"])
+        raise ConfigError([f"name={run_id}: a run with this name has a different config ({shown}{more}); {remedy}"])
     if facts["data"]["digest"] != data["digest"]:
         was, now = facts["data"]["samples"], data["samples"]
         raise ConfigError(
-            [f"name={run_id}: data.train has changed since the run began ({was} samples then, {now} now); {remedy}"]
+            [f"name={run_id}: data.train has changed since the run started ({was} samples then, {now} now); {remedy}"]
         )
 
 
-NOT_COMPARED = ("storage", "name", "tracking", "checkpoint", "scaling", "probe")
-
-
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted fields that differ, with both values."""
+    """Return the dotted fields that differ, with both values."""
     found: list[tuple[str, Any, Any]] = []
     for key in sorted({*old, *new}):
         was, now = old.get(key), new.get(key)
-        if was == now or (not prefix and key in NOT_COMPARED):
+        if was == now or (not prefix and key in NOT_IN_DIGEST):
             continue
         if isinstance(was, dict) and isinstance(now, dict):
             found += _differences(was, now, f"{prefix}{key}.")
@@ -205,7 +203,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
 
 
 def versions() -> dict[str, str]:
-    """Of the code and of what decides its results."""
+    """Return the versions of this package and of the libraries that affect its results."""
     names = ("amd-service", "torch", "ray", "numpy", "decord", "av", "pillow", "timm")
     found = {"python": platform.python_version()}
     for name in names:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a stop request, checked between two units of work."""
+"""Turn SIGTERM and SIGINT into a stop request, which is checked between two units of work."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ class StopSignals:
 
     def __init__(self, stop: threading.Event | None = None) -> None:
         self.stop = stop or threading.Event()
-        self._before: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
         self.install()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def install(self) -> None:
-        """Install the handlers. Call again after `ray.init`, whose own SIGTERM handler ends the process at once."""
+        """Install the handlers. Call again after `ray.init`, whose own SIGTERM handler exits immediately."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                previous = signal.signal(number, self._on_signal)
-                self._before.setdefault(number, previous)
+                handler = signal.signal(number, self._on_signal)
+                self._previous.setdefault(number, handler)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self.stop.is_set() and number == signal.SIGINT:

@@ -29,7 +29,7 @@ def with_pngs(item: Mapping[str, Any]) -> dict[str, Any]:
         **item,
         "original": _frames_png(views.input),
         "masked": _frames_png(views.student),
-        "rebuilt": _frames_png(views.rebuilt),
+        "rebuilt": _frames_png(views.reconstructed),
     }
 
 
@@ -45,8 +45,8 @@ def overview_png(encoder: str, item: Mapping[str, Any]) -> bytes:
 
 
 def _views(item: Mapping[str, Any]) -> Views:
-    original, masked, rebuilt = (torch.from_numpy(item[name])[None] for name in ("original", "masked", "rebuilt"))
-    return Views(original, masked, None, as_bytes(rebuilt))
+    original, masked, reconstructed = (torch.from_numpy(item[name])[None] for name in ("original", "masked", "rebuilt"))
+    return Views(original, masked, None, as_bytes(reconstructed))
 
 
 def _frames_png(clips: Tensor) -> bytes:

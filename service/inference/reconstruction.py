@@ -22,7 +22,7 @@ class ClipReconstruction(NamedTuple):
 
     original: Tensor  # (3, T, H, W) uint8
     masked: Tensor  # (3, T, H, W) uint8
-    rebuilt: Tensor  # (3, T, H, W) float32 in [0, 1]
+    reconstructed: Tensor  # (3, T, H, W) float32 in [0, 1]
     loss: float
 
 
@@ -54,7 +54,7 @@ class ReconstructionNetwork:
     @torch.inference_mode()
     def collect(self, batch: tuple[Tensor, Reconstruction]) -> list[ClipReconstruction]:
         clips, found = batch
-        pictures = zip(clips.cpu(), found.masked.cpu(), found.rebuilt.cpu(), found.losses.tolist(), strict=True)
+        pictures = zip(clips.cpu(), found.masked.cpu(), found.reconstructed.cpu(), found.losses.tolist(), strict=True)
         return [ClipReconstruction(*each) for each in pictures]
 
     def item_result(self, plan: InferencePlan, clips: Sequence[ClipReconstruction]) -> dict[str, Any]:
@@ -67,5 +67,5 @@ class ReconstructionNetwork:
             "loss": one.loss,
             "original": one.original.numpy(),
             "masked": one.masked.numpy(),
-            "rebuilt": one.rebuilt.numpy(),
+            "rebuilt": one.reconstructed.numpy(),
         }

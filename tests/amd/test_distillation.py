@@ -61,14 +61,14 @@ def run(config: TrainConfig, student: Student, teacher: Teacher | None, clips: T
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_student_parameter_gets_a_gradient_and_no_teacher_parameter_does(name: str) -> None:
+def test_every_student_parameter_receives_a_gradient_and_no_teacher_parameter_does(name: str) -> None:
     config = OBJECTIVES[name]
     student, teacher = networks(config)
     terms = run(config, student, teacher, batch(config))
     terms.total.backward()
     trained = {key: value for key, value in student.named_parameters() if value.requires_grad}
     assert not [key for key, value in trained.items() if value.grad is None]
-    # A gradient may be 0 by accident of symmetry in single entries, never in a whole parameter.
+    # Symmetry may cancel single entries of a gradient, never all entries of a parameter.
     assert not [key for key, value in trained.items() if value.grad is not None and not value.grad.any()]
     if teacher is not None:
         assert not any(value.requires_grad or value.grad is not None for value in teacher.parameters())
@@ -89,7 +89,7 @@ def test_the_total_is_the_weighted_sum_of_its_terms(name: str) -> None:
     assert (terms.direct > 0) == (config.objective.kind == "amd")
 
 
-def test_alignment_vanishes_when_the_student_is_the_teacher() -> None:
+def test_direct_alignment_is_zero_when_student_equals_teacher() -> None:
     config = tiny_video_config(
         teacher__encoder=tiny_video_config().student.encoder.model_dump(), mask__teacher_ratio=0.75
     )
@@ -106,18 +106,18 @@ def test_the_teacher_sees_teacher_only_tokens_and_the_student_does_not() -> None
     student, teacher = networks(config)
     clips = batch(config, 1)
     sets = sample_token_sets(config.mask, config.clip.grid, 1, torch.Generator().manual_seed(2))
-    changed = _repaint(config, clips, sets.teacher_only)
+    changed = _inverted(config, clips, sets.teacher_only)
     before, after = (distill(student, teacher, x, sets, config) for x in (clips, changed))
     assert before.generation != after.generation  # its targets changed
-    assert before.direct != after.direct  # through the teacher's attention alone
-    hidden = _repaint(config, clips, sets.student_masked[:, ~torch.isin(sets.student_masked, sets.teacher_only)[0]])
-    apart = distill(student, teacher, hidden, sets, config)
-    assert apart.direct == before.direct  # what both do not see touches no alignment
-    assert apart.generation == before.generation
-    assert apart.reconstruction != before.reconstruction
+    assert before.direct != after.direct  # only through the teacher's attention
+    hidden = _inverted(config, clips, sets.student_masked[:, ~torch.isin(sets.student_masked, sets.teacher_only)[0]])
+    unaligned = distill(student, teacher, hidden, sets, config)
+    assert unaligned.direct == before.direct  # tokens hidden from both networks do not affect alignment
+    assert unaligned.generation == before.generation
+    assert unaligned.reconstruction != before.reconstruction
 
 
-def _repaint(config: TrainConfig, clips: Tensor, index: Tensor) -> Tensor:
+def _inverted(config: TrainConfig, clips: Tensor, index: Tensor) -> Tensor:
     from amd.tokens import patchify, unpatchify
 
     tokens = patchify(clips, config.clip.tubelet, config.clip.patch).clone()
@@ -134,7 +134,7 @@ def test_generation_reaches_the_encoder_through_the_projection() -> None:
     assert first.any()  # type: ignore[operator]
 
 
-def test_a_batch_is_the_mean_of_its_halves() -> None:
+def test_the_loss_of_a_batch_is_the_mean_of_its_halves() -> None:
     config = tiny_video_config()
     student, teacher = networks(config)
     clips = batch(config, 4)
@@ -146,17 +146,17 @@ def test_a_batch_is_the_mean_of_its_halves() -> None:
         torch.testing.assert_close(getattr(whole, name), mean, rtol=1e-5, atol=1e-6)
 
 
-def test_bf16_autocast_stays_near_float32() -> None:
+def test_bf16_autocast_is_close_to_float32() -> None:
     config = tiny_video_config()
     student, teacher = networks(config)
     exact = run(config, student, teacher, batch(config))
     with torch.autocast("cpu", torch.bfloat16):
-        rough = run(config, student, teacher, batch(config))
-    assert rough.total.dtype == torch.float32
-    torch.testing.assert_close(rough.total, exact.total, rtol=2e-2, atol=0)
+        approximate = run(config, student, teacher, batch(config))
+    assert approximate.total.dtype == torch.float32
+    torch.testing.assert_close(approximate.total, exact.total, rtol=2e-2, atol=0)
 
 
-def test_a_teacher_never_leaves_eval_mode_nor_joins_the_student() -> None:
+def test_a_teacher_stays_in_eval_mode_and_outside_the_students_state() -> None:
     config = with_overrides(tiny_video_config(), {"teacher.encoder.drop_path": 0.5})
     student, teacher = networks(config)
     assert teacher is not None

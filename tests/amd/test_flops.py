@@ -11,17 +11,17 @@ from tests.amd.test_distillation import OBJECTIVES, batch, networks, run
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_formula_counts_what_torch_counts(name: str) -> None:
+def test_the_formula_agrees_with_the_flop_counter_of_torch(name: str) -> None:
     config = OBJECTIVES[name]
     student, teacher = networks(config)
-    # Attention spelt out as products, which the counter knows in both directions on any device.
+    # The math backend computes attention as matrix products, which the counter counts in both passes on any device.
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run(config, student, teacher, batch(config, 2)).total.backward()
     assert counter.get_total_flops() / 2 == pytest.approx(step_flops(config).total, rel=1e-6)
 
 
 @pytest.mark.parametrize(("name", "gflops"), [("k400-vit-b", 558.6), ("k400-vit-s", 421.2)])
-def test_a_papers_step_costs_what_was_derived_by_hand(name: str, gflops: float) -> None:
+def test_a_step_of_the_paper_has_the_flops_derived_by_hand(name: str, gflops: float) -> None:
     assert step_flops(PRESETS[name].config).total / 1e9 == pytest.approx(gflops, abs=0.05)
 
 

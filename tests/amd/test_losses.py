@@ -11,11 +11,11 @@ from amd.losses import DISTANCES, alignment, normalized_pixels, pixel_targets, u
 CLIP = ClipConfig(frames=4, size=16, patch=4, tubelet=2)
 
 
-def test_every_distance_of_the_config_has_its_function() -> None:
+def test_every_distance_of_the_config_is_implemented() -> None:
     assert set(DISTANCES) == set(get_args(Distance))
 
 
-def test_bytes_and_normalised_floats_are_the_same_pixels() -> None:
+def test_bytes_and_normalised_floats_give_the_same_pixels() -> None:
     tokens = torch.randint(0, 256, (2, 5, CLIP.token_values), dtype=torch.uint8)
     normalized = normalized_pixels(tokens, CLIP)
     torch.testing.assert_close(unit_pixels(normalized, CLIP), tokens.float() / 255, rtol=1e-5, atol=1e-6)
@@ -25,7 +25,7 @@ def test_bytes_and_normalised_floats_are_the_same_pixels() -> None:
         )
 
 
-def test_per_channel_targets_have_mean_0_and_unbiased_deviation_1_per_colour() -> None:
+def test_per_channel_targets_have_zero_mean_and_unit_unbiased_deviation_per_colour() -> None:
     tokens = torch.randint(0, 256, (2, 5, CLIP.token_values), dtype=torch.uint8)
     pixels = pixel_targets(tokens, CLIP, "per_channel").reshape(2, 5, -1, 3)
     torch.testing.assert_close(pixels.mean(dim=-2), torch.zeros(2, 5, 3), rtol=0, atol=1e-5)
@@ -39,7 +39,7 @@ def test_per_patch_targets_are_normalised_over_colours_jointly() -> None:
     assert pixels.reshape(2, 5, -1, 3).mean(dim=-2).abs().max() > 1e-2  # colours keep their differences
 
 
-def test_a_flat_token_gives_a_finite_target() -> None:
+def test_a_token_of_one_colour_gives_finite_targets() -> None:
     tokens = torch.full((1, 1, CLIP.token_values), 77, dtype=torch.uint8)
     for kind in get_args(PixelTarget):
         assert pixel_targets(tokens, CLIP, kind).isfinite().all()
@@ -48,7 +48,7 @@ def test_a_flat_token_gives_a_finite_target() -> None:
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("norm", ["none", "layer_norm", "l2"])
-def test_alignment_is_zero_at_equality_and_positive_elsewhere(distance: Distance, norm: str) -> None:
+def test_alignment_is_zero_at_equality_and_positive_otherwise(distance: Distance, norm: str) -> None:
     objective = ObjectiveConfig(distance=distance, target_norm=norm)  # type: ignore[arg-type]
     target = torch.randn(2, 5, 8)
     same = torch.nn.functional.layer_norm(target, (8,), eps=1e-6) if norm == "layer_norm" else target
@@ -56,19 +56,19 @@ def test_alignment_is_zero_at_equality_and_positive_elsewhere(distance: Distance
     assert alignment([same + 1], [target], objective) > 0
 
 
-def test_sum_over_layers_is_mean_times_their_number() -> None:
+def test_the_sum_over_layers_is_their_mean_times_their_number() -> None:
     pairs = [torch.randn(2, 5, 8) for _ in range(3)], [torch.randn(2, 5, 8) for _ in range(3)]
     mean = alignment(*pairs, ObjectiveConfig(reduction="mean"))
     torch.testing.assert_close(alignment(*pairs, ObjectiveConfig(reduction="sum")), 3 * mean)
 
 
-def test_l2_normalised_alignment_ignores_lengths() -> None:
+def test_l2_normalised_alignment_ignores_feature_norms() -> None:
     objective = ObjectiveConfig(distance="l1", target_norm="l2")
     a, b = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
     torch.testing.assert_close(alignment([a], [b], objective), alignment([7 * a], [3 * b], objective))
 
 
-def test_smooth_l1_takes_its_beta_from_the_config() -> None:
+def test_smooth_l1_uses_the_beta_of_the_config() -> None:
     a, b = torch.zeros(1, 1, 4), torch.full((1, 1, 4), 0.5)
     assert alignment([a], [b], ObjectiveConfig(distance="smooth_l1")) == pytest.approx(0.125)
     assert alignment([a], [b], ObjectiveConfig(distance="smooth_l1", smooth_l1_beta=0.25)) == pytest.approx(0.375)

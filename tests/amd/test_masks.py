@@ -18,7 +18,7 @@ def draw(mask: MaskConfig, grid: TokenGrid, batch: int = 3, seed: int = 0) -> To
     return sample_token_sets(mask, grid, batch, torch.Generator().manual_seed(seed))
 
 
-def test_every_strategy_of_the_config_has_its_function() -> None:
+def test_every_strategy_of_the_config_is_implemented() -> None:
     assert set(STRATEGIES) == set(get_args(MaskStrategy))
 
 
@@ -35,41 +35,41 @@ def test_token_sets_are_disjoint_cover_the_grid_and_are_sorted(strategy: MaskStr
     assert sets.student_masked.shape[1] == int(ratios[1] * cells) * size
     assert sets.teacher_only.shape[1] == (int(ratios[1] * cells) - int(ratios[0] * cells)) * size
     for row in range(3):
-        visible, only, masked, rebuilt = (index[row].tolist() for index in sets)
+        visible, only, masked, reconstructed = (index[row].tolist() for index in sets)
         assert sorted(visible + masked) == list(range(grid.tokens))
         assert set(only) <= set(masked)
-        assert rebuilt == masked
+        assert reconstructed == masked
         for group in (visible, only, masked):
             assert group == sorted(set(group))
 
 
-def test_tubes_hide_the_same_places_in_all_frames() -> None:
+def test_tube_masking_hides_the_same_positions_in_all_frames() -> None:
     sets = draw(MaskConfig(strategy="tube", student_ratio=0.75, teacher_ratio=0.5), TokenGrid(4, 3, 4))
     for index in sets:
-        places = index.reshape(3, 4, -1) - 12 * torch.arange(4)[None, :, None]
-        assert (places == places[:, :1]).all()
+        positions = index.reshape(3, 4, -1) - 12 * torch.arange(4)[None, :, None]
+        assert (positions == positions[:, :1]).all()
 
 
 @pytest.mark.parametrize(
     ("grid", "student", "teacher", "counts"),
-    [  # METHOD 1.1: the official sizes of a whole clip
+    [  # sizes of the official configurations, for a whole clip
         ((8, 14, 14), 0.90, 0.75, (160, 232, 1408)),
         ((8, 14, 14), 0.90, 0.80, (160, 160, 1408)),
         ((8, 14, 14), 0.90, 0.50, (160, 624, 1408)),
         ((8, 14, 14), 0.75, 0.50, (392, 392, 1176)),
         ((1, 14, 14), 0.75, 0.50, (49, 49, 147)),
-        ((8, 14, 14), 0.90, 0.90, (160, 0, 1408)),  # the official code breaks here: nothing is teacher-only
+        ((8, 14, 14), 0.90, 0.90, (160, 0, 1408)),  # the official code fails here: no token is teacher-only
         ((8, 14, 14), 0.90, 0.0, (160, 1408, 1408)),  # and here: the teacher sees the full clip
     ],
 )
-def test_counts_are_the_official_ones(
+def test_token_counts_match_the_official_ones(
     grid: tuple[int, int, int], student: float, teacher: float, counts: tuple[int, int, int]
 ) -> None:
     sets = draw(MaskConfig(strategy="tube", student_ratio=student, teacher_ratio=teacher), TokenGrid(*grid))
     assert tuple(index.shape[1] for index in sets[:3]) == counts
 
 
-def test_golden_draws_of_the_official_generator_have_our_counts(golden: Path) -> None:
+def test_token_counts_match_recorded_masks_of_the_official_generator(golden: Path) -> None:
     cases = json.loads((golden / "masks.json").read_text())
     assert len(cases) >= 3
     for case in cases:
@@ -82,13 +82,13 @@ def test_golden_draws_of_the_official_generator_have_our_counts(golden: Path) ->
             assert sets.student_masked.shape[1] == (codes.count("1") + codes.count("2")) * grid.frames
 
 
-def test_masks_depend_on_the_generator_alone() -> None:
+def test_masks_depend_only_on_the_generator() -> None:
     mask, grid = MaskConfig(), TokenGrid(8, 14, 14)
     assert all(torch.equal(a, b) for a, b in zip(draw(mask, grid, seed=4), draw(mask, grid, seed=4), strict=True))
     assert not torch.equal(draw(mask, grid, seed=4).student_visible, draw(mask, grid, seed=5).student_visible)
 
 
-def test_every_place_is_hidden_equally_often() -> None:
+def test_every_position_is_hidden_equally_often() -> None:
     mask, grid = MaskConfig(student_ratio=0.75, teacher_ratio=0.5), TokenGrid(2, 4, 4)
     hidden = draw(mask, grid, batch=4000).student_masked
     share = torch.bincount(hidden.flatten(), minlength=grid.tokens) / 4000
@@ -96,18 +96,18 @@ def test_every_place_is_hidden_equally_often() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
-def test_the_running_cell_thins_out_evenly_and_moves_from_frame_to_frame(ratio: float) -> None:
+def test_the_running_cell_omits_tokens_evenly_and_moves_between_frames(ratio: float) -> None:
     grid = TokenGrid(4, 4, 4)
     mask = MaskConfig(student_ratio=0.9, teacher_ratio=0.75, decoder="running_cell", decoder_ratio=ratio)
     sets = draw(mask, grid, batch=64)
-    masked, rebuilt = sets.student_masked.shape[1], sets.rebuilt.shape[1]
-    assert rebuilt == masked - int(ratio * masked)
+    masked, reconstructed = sets.student_masked.shape[1], sets.reconstructed.shape[1]
+    assert reconstructed == masked - int(ratio * masked)
     for row in range(64):
-        assert set(sets.rebuilt[row].tolist()) <= set(sets.student_masked[row].tolist())
-    if ratio == 0.5:  # a place left out in one frame comes back two frames later
-        place = sets.rebuilt % grid.per_frame
-        frames = sets.rebuilt // grid.per_frame
+        assert set(sets.reconstructed[row].tolist()) <= set(sets.student_masked[row].tolist())
+    if ratio == 0.5:  # a position omitted in one frame returns two frames later
+        positions = sets.reconstructed % grid.per_frame
+        frames = sets.reconstructed // grid.per_frame
         for row in range(8):
-            seen = {(int(f), int(p)) for f, p in zip(frames[row], place[row], strict=True)}
-            always = [p for p in range(16) if all((f, p) in seen for f in range(4))]
+            kept = {(int(f), int(p)) for f, p in zip(frames[row], positions[row], strict=True)}
+            always = [p for p in range(16) if all((f, p) in kept for f in range(4))]
             assert len(always) <= 4

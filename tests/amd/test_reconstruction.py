@@ -20,7 +20,7 @@ def noise(config: TrainConfig, count: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
-def test_it_is_what_the_student_rebuilds_of_the_same_tokens(name: str) -> None:
+def test_reconstruct_agrees_with_the_student_on_the_same_tokens(name: str) -> None:
     config = CONFIGS[name]
     clip, kind, clips = config.clip, config.objective.pixels, noise(config)
     student = Student(config).eval()
@@ -31,36 +31,36 @@ def test_it_is_what_the_student_rebuilds_of_the_same_tokens(name: str) -> None:
     sets = TokenSets(*(index.expand(3, -1) for index in drawn))
     visible, hidden = sets.student_visible, sets.student_masked
     pixels = patchify(clips, clip.tubelet, clip.patch)
-    rebuilt = student(normalized_pixels(take_tokens(pixels, visible), clip), sets).rebuilt
+    reconstructed = student(normalized_pixels(take_tokens(pixels, visible), clip), sets).reconstructed
     targets = pixel_targets(take_tokens(pixels, hidden), clip, kind)
-    assert found.losses.mean().item() == pytest.approx(reconstruction(rebuilt, targets).item(), rel=1e-5)
-    unseen = patchify(found.masked, clip.tubelet, clip.patch)
-    assert torch.equal(take_tokens(unseen, visible), take_tokens(pixels, visible))
-    assert (take_tokens(unseen, hidden).unflatten(-1, (-1, 3)) == torch.tensor(HIDDEN)).all()
-    shown = patchify(found.rebuilt, clip.tubelet, clip.patch)
+    assert found.losses.mean().item() == pytest.approx(reconstruction(reconstructed, targets).item(), rel=1e-5)
+    covered = patchify(found.masked, clip.tubelet, clip.patch)
+    assert torch.equal(take_tokens(covered, visible), take_tokens(pixels, visible))
+    assert (take_tokens(covered, hidden).unflatten(-1, (-1, 3)) == torch.tensor(HIDDEN)).all()
+    shown = patchify(found.reconstructed, clip.tubelet, clip.patch)
     torch.testing.assert_close(take_tokens(shown, visible), take_tokens(pixels, visible) / 255)
     assert not torch.equal(take_tokens(shown, hidden), take_tokens(pixels, hidden) / 255)
 
 
 @pytest.mark.parametrize("kind", ["unit", "normalized", "per_patch", "per_channel"])
 @torch.inference_mode()
-def test_a_decoder_that_hits_its_target_gives_the_pixels_back(kind: str) -> None:
+def test_a_perfect_decoder_restores_the_pixels(kind: str) -> None:
     config = tiny_video_config(objective__pixels=kind)
     clip, clips = config.clip, noise(config)
     masked = draw_mask("tube", 0.75, clip.grid, seed=0)
     pixels = patchify(clips, clip.tubelet, clip.patch)
     perfect = pixel_targets(take_tokens(pixels, masked.hidden.expand(3, -1)), clip, config.objective.pixels)
 
-    def decoder(seen: torch.Tensor, seen_index: torch.Tensor, asked_index: torch.Tensor) -> torch.Tensor:
+    def decoder(visible: torch.Tensor, visible_index: torch.Tensor, query_index: torch.Tensor) -> torch.Tensor:
         return perfect
 
     found = reconstruct(Student(config).encoder, decoder, clips, masked, clip, config.objective.pixels)
-    torch.testing.assert_close(found.rebuilt, clips / 255, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.reconstructed, clips / 255, atol=1e-5, rtol=0)
     assert found.losses.max() < 1e-10
 
 
 @pytest.mark.parametrize("strategy", ["random", "tube"])
-def test_a_mask_is_the_samplers_and_the_same_for_the_same_seed(strategy: str) -> None:
+def test_a_mask_comes_from_the_training_sampler_and_depends_on_the_seed(strategy: str) -> None:
     grid = TokenGrid(2, 4, 4)
     mask = tiny_video_config(mask__strategy=strategy, mask__student_ratio=0.7).mask
     expected = sample_token_sets(mask, grid, 1, torch.Generator().manual_seed(3))
@@ -73,19 +73,19 @@ def test_a_mask_is_the_samplers_and_the_same_for_the_same_seed(strategy: str) ->
 
 @pytest.mark.parametrize(
     ("ratio", "reason"),
-    [(-0.1, "at least 0"), (0, "none of 32 tokens to rebuild"), (0.06, "tube masking"), (1, "below 1")],
+    [(-0.1, "at least 0"), (0, "none of 32 tokens to reconstruct"), (0.06, "tube masking"), (1, "below 1")],
 )
-def test_something_is_seen_and_something_is_rebuilt(ratio: float, reason: str) -> None:
+def test_a_mask_without_visible_or_hidden_tokens_raises(ratio: float, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         draw_mask("tube", ratio, TokenGrid(2, 4, 4), seed=0)
     assert len(draw_mask("tube", 0.0625, TokenGrid(2, 4, 4), seed=0).hidden) == 2
     assert len(draw_mask("tube", 0.99, TokenGrid(2, 4, 4), seed=0).visible) == 2
 
 
-def test_half_precision_of_a_network_does_not_reach_the_pixels() -> None:
+def test_pixels_and_losses_are_float32_under_autocast() -> None:
     config = CONFIGS["video"]
     student, clips = Student(config).eval(), noise(config)
     masked = draw_mask("tube", 0.75, config.clip.grid, seed=0)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         found = reconstruct(student.encoder, student.decoder, clips, masked, config.clip, "per_channel")
-    assert (found.rebuilt.dtype, found.losses.dtype) == (torch.float32, torch.float32)
+    assert (found.reconstructed.dtype, found.losses.dtype) == (torch.float32, torch.float32)

@@ -26,9 +26,8 @@ def store(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """An S3 server that also serves the bucket of `s3_root`: moto keeps one state per process."""
     server = S3Server()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
-    monkeypatch.setattr(
-        "s3fs.core.S3FileSystem.retries", 1
-    )  # each of its retries takes seconds, as do those of botocore
+    # Each retry of s3fs and of botocore takes seconds.
+    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.filesystem("s3").clear_instance_cache()
     yield server
@@ -54,15 +53,17 @@ def test_a_long_outage_raises(store: S3Server, s3_root: str, monkeypatch: pytest
 
 
 def test_a_missing_file_raises_at_once(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(seconds: float) -> None:
-        raise AssertionError("a missing file is not an outage")
+    def fail_on_sleep(seconds: float) -> None:
+        raise AssertionError("a missing file is not retried")
 
-    monkeypatch.setattr(storage.time, "sleep", never)
+    monkeypatch.setattr(storage.time, "sleep", fail_on_sleep)
     with pytest.raises(FileNotFoundError):
         read_bytes(f"{s3_root}/nothing")
 
 
-class StopsTheStore(NullWatcher):
+class StoreStopper(NullWatcher):
+    """Stops the store after the sixth step, once."""
+
     def __init__(self, stop: Callable[[], None]) -> None:
         self._stop: Any = stop
 
@@ -76,7 +77,7 @@ def test_a_run_fails_with_one_message_after_a_long_outage(
     store: S3Server, s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_run(tmp_path, name="lost", storage=f"{s3_root}/storage", scaling__retries={"infrastructure": 0})
-    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: StopsTheStore(store.stop))
+    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: StoreStopper(store.stop))
     monkeypatch.setattr(storage, "OUTAGE_LIMIT_S", 1.0)
     result = launch.train(config, local=True)
     assert (result.state, result.reason, result.exit_code) == ("failed", "storage_unreachable", 1)
@@ -88,12 +89,12 @@ def test_a_run_fails_with_one_message_after_a_long_outage(
 def test_a_run_fails_with_one_message_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace = os.replace
 
-    def full(source: Any, target: Any) -> None:
+    def replace_on_full_disk(source: Any, target: Any) -> None:
         if Path(target).name == "result.json":
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(storage.os, "replace", full)
+    monkeypatch.setattr(storage.os, "replace", replace_on_full_disk)
     result = launch.train(tiny_run(tmp_path, name="full"), local=True, quiet=True)
     assert (result.state, result.reason, result.exit_code) == ("failed", "storage_unreachable", 1)
     assert "result.json: the disk cannot be used" in result.message

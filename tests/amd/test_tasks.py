@@ -1,4 +1,4 @@
-"""`python -m amd.tasks`, as a job runs it."""
+"""`python -m amd.tasks`, called as jobs call it."""
 
 from __future__ import annotations
 

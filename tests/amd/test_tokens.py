@@ -10,7 +10,7 @@ from amd.config import TokenGrid
 from amd.tokens import patchify, position_table, take_tokens, unpatchify
 
 
-def test_tokens_are_time_major_then_rows_then_columns_with_colour_last() -> None:
+def test_tokens_are_ordered_by_time_row_and_column_with_colour_last() -> None:
     clips = torch.arange(2 * 3 * 4 * 4 * 6).reshape(2, 3, 4, 4, 6)
     tokens = patchify(clips, tubelet=2, patch=2)
     assert tokens.shape == (2, 2 * 2 * 3, 2 * 2 * 2 * 3)
@@ -19,17 +19,17 @@ def test_tokens_are_time_major_then_rows_then_columns_with_colour_last() -> None
     assert torch.equal(tokens[1, t * 6 + row * 3 + column], cube.permute(1, 2, 3, 0).flatten())
 
 
-def test_unpatchify_undoes_patchify() -> None:
+def test_unpatchify_inverts_patchify() -> None:
     clips = torch.randint(0, 256, (2, 3, 4, 8, 12), dtype=torch.uint8)
     assert torch.equal(unpatchify(patchify(clips, 2, 4), TokenGrid(2, 2, 3), 2, 4), clips)
 
 
-def test_a_clip_that_does_not_divide_is_refused() -> None:
+def test_a_clip_that_tokens_do_not_divide_raises() -> None:
     with pytest.raises(ValueError, match="3x4x4"):
         patchify(torch.zeros(1, 3, 3, 4, 4), tubelet=2, patch=4)
 
 
-def test_tokens_are_taken_row_by_row() -> None:
+def test_tokens_are_gathered_per_row() -> None:
     tokens = torch.arange(12.0).reshape(2, 3, 2)
     taken = take_tokens(tokens, torch.tensor([[2, 0], [1, 1]]))
     assert torch.equal(taken, torch.tensor([[[4.0, 5], [0, 1]], [[8, 9], [8, 9]]]))
@@ -46,7 +46,7 @@ def test_1d_positions_equal_the_official_table(golden: Path) -> None:
     torch.testing.assert_close(ours[rows][:, columns], tables["n1568_d768_sub"].squeeze(0), rtol=0, atol=1e-6)
 
 
-def test_2d_positions_equal_maes_table_in_every_frame(golden: Path) -> None:
+def test_2d_positions_equal_the_table_of_mae_in_every_frame(golden: Path) -> None:
     tables = load_file(golden / "mae_golden.safetensors")
     names = [name for name in tables if name.startswith("pos2d.")]
     assert names
@@ -58,7 +58,7 @@ def test_2d_positions_equal_maes_table_in_every_frame(golden: Path) -> None:
         assert torch.equal(ours[: side * side], ours[side * side :])
 
 
-def test_3d_positions_tell_frames_rows_and_columns_apart() -> None:
+def test_3d_positions_are_unique_per_token() -> None:
     grid = TokenGrid(3, 2, 4)
     table = position_table("sincos_3d", grid, 32)
     assert table.shape == (grid.tokens, 32)

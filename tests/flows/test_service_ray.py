@@ -17,7 +17,7 @@ import pytest
 from amd.training.reporting.metrics_reader import read_metrics
 from service.stack.ports import free_ports
 from tests.flows.test_search_ray import free
-from tests.support.ray_cluster import RayCluster, another_node, end_head, start_head
+from tests.support.ray_cluster import RayCluster, end_head, second_node, start_head
 from tests.support.runs.tiny_runs import tiny_run
 from tests.support.s3 import S3Server
 from tests.support.service.control_plane import ControlPlane, wait_for
@@ -115,7 +115,7 @@ def test_a_job_whose_node_is_lost_continues_with_the_remaining_workers(
 ) -> None:
     body = a_run(tmp_path, LONG)
     body["config"]["scaling"] |= {"workers": [1, 2], "cpus_per_worker": 3}  # one fits the head, one the second node
-    with another_node(ray_cluster, cpus=3, mark="second") as node:
+    with second_node(ray_cluster, cpus=3, mark="second") as node:
         job = plane.submit(**body)
         plane.wait_until(job, "running")
         wait_for(lambda: "2 workers" in log_of(plane, job), 300)  # it may have begun with one

@@ -20,8 +20,8 @@ from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.progress import Event, NullWatcher
 from amd.training.run_folder import RunResult
 from amd.training.runs.launch import train
-from tests.support.ray_cluster import RayCluster, another_node
-from tests.support.runs.tiny_runs import assert_same_bits, final_state, in_a_process, tiny_run, train_in_processes
+from tests.support.ray_cluster import RayCluster, second_node
+from tests.support.runs.tiny_runs import assert_same_bits, final_state, run_in_subprocess, tiny_run, train_in_processes
 
 pytestmark = pytest.mark.ray
 STEPS = 120  # a stop takes a second or two to arrive
@@ -83,7 +83,7 @@ def test_a_run_that_is_killed_stopped_and_resubmitted_ends_with_identical_weight
         fs.put(str(tmp_path / name), f"{s3_root}/{name}", recursive=True)
     remote = {"data.train": f"{s3_root}/images", "teacher.weights": f"{s3_root}/teacher.safetensors"}
     config = with_overrides(calm, {"name": "main", "storage": f"{s3_root}/storage", **remote})
-    stopped, fate = in_a_process(watched, config, Fate())
+    stopped, fate = run_in_subprocess(watched, config, Fate())
     assert (stopped.state, stopped.reason) == ("cancelled", "cancelled_by_user"), stopped.message
     assert fate.deeds == 2
     assert [step % 10 for step in fate.starts] == [0, 0], "a run goes on from a checkpoint"
@@ -161,8 +161,8 @@ def test_a_preempted_node_loses_no_work_and_the_run_continues_with_fewer_workers
     patience = {"schedule.steps": 100_000, "checkpoint.deadline_s": 300}
     config = with_overrides(two_workers(tmp_path, "spot"), {**shape, **patience})
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
-    with another_node(ray_cluster, cpus=3, mark="spot") as node:
-        result, reclaim = in_a_process(watched, config, Reclaim(node.pid))
+    with second_node(ray_cluster, cpus=3, mark="spot") as node:
+        result, reclaim = run_in_subprocess(watched, config, Reclaim(node.pid))
     assert (result.state, result.reason) == ("cancelled", "cancelled_by_user"), result.message
     assert reclaim.reclaimed is not None, "it never had two workers"
     before, after = reclaim.starts[reclaim.reclaimed], reclaim.starts[-1]
@@ -180,7 +180,7 @@ def test_workers_that_do_not_fit_are_reported_with_the_cluster_resources(
     tmp_path: Path, ray_cluster: RayCluster
 ) -> None:
     asked = {"scaling.cpus_per_worker": 64, "scaling.start_timeout_s": 1}
-    result, _ = in_a_process(watched, with_overrides(two_workers(tmp_path, "large"), asked), NullWatcher())
+    result, _ = run_in_subprocess(watched, with_overrides(two_workers(tmp_path, "large"), asked), NullWatcher())
     assert (result.state, result.reason, result.exit_code) == ("failed", "infeasible_resources", 1)
     assert "scaling.workers=2 need 64 CPU each; the cluster has 4 CPU" in result.message
     assert len(listdir(join(result.run_folder, "errors"))) == 1, "it comes back, so it is not tried again"

@@ -1,4 +1,4 @@
-"""One Ray cluster a session, on loopback, with ports of its own and a dashboard for `ray job submit`."""
+"""A Ray cluster per test session, on loopback with free ports, and a dashboard for `ray job submit`."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ NOTICE_S = 15
 
 class RayCluster(NamedTuple):
     address: str
-    """For RAY_ADDRESS of a process that joins it."""
+    """RAY_ADDRESS for a process that joins the cluster."""
     dashboard: str
-    """For `ray job`."""
+    """Address for `ray job`."""
 
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3_endpoint: str) -> Iterator[RayCluster]:
-    """Started after the S3 server, whose address its workers then know. The environment points at it meanwhile."""
+    """A cluster that RAY_ADDRESS points to. Starts after the S3 server, so that workers inherit its address."""
     environment = {**os.environ, **_SETTINGS}
     cluster, head, folder = start_head(environment)
     saved = dict(os.environ)
@@ -59,14 +59,15 @@ _SETTINGS = {
 def start_head(
     environment: dict[str, str], ports: Sequence[int] | None = None
 ) -> tuple[RayCluster, subprocess.Popen[bytes], Path]:
-    """A head that is up. Its raylet waits half a minute for its agent, which a cold or busy machine may miss.
+    """Start a head node and wait until it accepts jobs; returns the cluster, its process and its folder.
 
-    `ports`: five of the caller's choosing, for a head that takes the place of another.
+    Retries, since the raylet waits only 30 s for its agent, too short on a cold or busy machine.
+    `ports`: five ports, for a head that replaces another.
     """
     environment = {**environment, **_SETTINGS}
-    for left in reversed(range(TRIES)):
+    for tries_left in reversed(range(TRIES)):
         port, dashboard, agent, metrics, client = ports or free_ports(5)
-        folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets have long names below it
+        folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, since socket paths are limited in length
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
             *("--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "4", "--num-gpus", "0"),
@@ -84,16 +85,16 @@ def start_head(
             return cluster, head, folder
         except RuntimeError:
             end_head(head, folder)
-            if not left:
+            if not tries_left:
                 raise
     raise AssertionError("the last try returns or raises")
 
 
 @contextmanager
-def another_node(cluster: RayCluster, cpus: int, mark: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A second node of the cluster, with a resource named `mark` to know it by.
+def second_node(cluster: RayCluster, cpus: int, mark: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a second node of the cluster, with a resource named `mark` that identifies it.
 
-    Terminated, it tells Ray that it is called back, and is gone NOTICE_S later.
+    On SIGTERM it announces its preemption to Ray and exits NOTICE_S later.
     """
     agent, metrics = free_ports(2)
     command = [
@@ -102,13 +103,13 @@ def another_node(cluster: RayCluster, cpus: int, mark: str) -> Iterator[subproce
         *("--resources", f'{{"{mark}": 1}}', "--object-store-memory", str(128 * 2**20)),
         *("--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)),
     ]
-    quiet = subprocess.DEVNULL
+    devnull = subprocess.DEVNULL
     environment = {**os.environ, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(NOTICE_S)}
-    node = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
+    node = subprocess.Popen(command, env=environment, stdout=devnull, stderr=devnull, start_new_session=True)
     try:
-        until, listing = time.monotonic() + STARTUP_S, f"{cluster.dashboard}/api/v0/nodes?detail=1"
+        deadline, listing = time.monotonic() + STARTUP_S, f"{cluster.dashboard}/api/v0/nodes?detail=1"
         while f'"{mark}"' not in urllib.request.urlopen(listing).read().decode():
-            if node.poll() is not None or time.monotonic() > until:
+            if node.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("the second node did not join")
             time.sleep(0.5)
         yield node
@@ -118,26 +119,26 @@ def another_node(cluster: RayCluster, cpus: int, mark: str) -> Iterator[subproce
 
 
 def _wait_until_up(cluster: RayCluster, agent: int, head: subprocess.Popen[bytes], log: Path) -> None:
-    """Until a node is alive and its agent takes jobs. The dashboard alone answers before either."""
-    until = time.monotonic() + STARTUP_S
+    """Wait until a node is alive and its agent accepts jobs; the dashboard alone responds earlier."""
+    deadline = time.monotonic() + STARTUP_S
     while True:
         reason = "no node is alive"
         try:
             urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=5)
             nodes = urllib.request.urlopen(f"{cluster.dashboard}/api/v0/nodes?detail=1", timeout=5).read()
             if b'"ALIVE"' in nodes:
-                reason = "its agent does not answer"
+                reason = "its agent does not respond"
                 urllib.request.urlopen(f"http://127.0.0.1:{agent}/api/local_raylet_healthz", timeout=5)
                 return
         except OSError as error:
             reason = str(error)
-        if head.poll() is not None or time.monotonic() > until:
+        if head.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"Ray did not start ({reason}):\n{log.read_text()[-4000:]}")
         time.sleep(0.5)
 
 
 def end_head(head: subprocess.Popen[bytes], folder: Path) -> None:
-    """End the head and what it started: only processes of its own session and of this cluster's folder."""
+    """Stop the head and its children: only processes of its own session and those that name the cluster's folder."""
     head.send_signal(signal.SIGTERM)
     try:
         head.wait(5)

@@ -1,10 +1,10 @@
-"""A real S3 server (moto) on loopback, which may go away and come back."""
+"""S3 server (moto) on loopback that can be stopped and restarted."""
 
 from __future__ import annotations
 
 
 class S3Server:
-    """On a port of its own; what it holds outlives a stop, since moto keeps one state in a process."""
+    """Server on a free port. Its objects survive a stop, since moto keeps its state in the process."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -15,7 +15,7 @@ class S3Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """On the port it had, if it had one."""
+        """Start the server, on the same port after a stop."""
         from moto.server import ThreadedMotoServer
 
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)

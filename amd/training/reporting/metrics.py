@@ -59,10 +59,10 @@ class ChunkSink:
 
 
 class EventFileSink:
-    """Event files in `tensorboard/`: in place where the storage is local, copied there every few minutes if not."""
+    """Write event files to `tensorboard/`: in place on local storage, else copied there every few minutes."""
 
     def __init__(self, run_folder: str, from_step: int, upload_seconds: float = 300.0) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # seconds to import: only where it is used
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
         self._url = join(run_folder, "tensorboard")
         self._remote = is_remote(run_folder)
@@ -126,7 +126,7 @@ class MLflowSink:
         self._wake.set()
         self._thread.join(self.CLOSE_S)
         if self._lines:
-            logger.warning("%d lines never reached MLflow; they are in the run's metrics folder", len(self._lines))
+            logger.warning("%d lines were not sent to MLflow; they are in the run's metrics folder", len(self._lines))
 
     def _work(self) -> None:
         while True:
@@ -156,7 +156,7 @@ class MLflowSink:
                 self._client.set_terminated(self._run)
         except Exception as error:  # any kind of network or server trouble
             if not self._warned:
-                logger.warning("MLflow does not answer (%s); the run goes on without it and tries again", error)
+                logger.warning("MLflow does not respond (%s); the run continues without it and will retry", error)
                 self._warned = True
             return False
         return True

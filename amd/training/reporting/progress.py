@@ -184,7 +184,7 @@ def _note(values: dict[str, float]) -> str:
 def describe_start(event: Event) -> list[str]:
     """Describe the run before its first step."""
     parameters = ", ".join(f"{name} {_millions(size)}" for name, size in event["parameters"].items())
-    seen = ", ".join(f"{name} {tokens}" for name, tokens in event.get("visible_tokens", {}).items())
+    visible = ", ".join(f"{name} {tokens}" for name, tokens in event.get("visible_tokens", {}).items())
     clips = f" of {event['clips']} clips" if event["clips"] != event["batch"] else ""
     workers = f"{event['workers']} worker{'s' if event['workers'] > 1 else ''}"
     parts = event["micro_batches"]
@@ -195,7 +195,7 @@ def describe_start(event: Event) -> list[str]:
         f"{parts} micro-batch{'es' if parts > 1 else ''} each, {event['precision']}",
         f"peak lr    {event['lr']:.3g}",
         f"parameters {parameters}",
-        f"tokens     {event['clip_tokens']} a clip{f'; seen by {seen}' if seen else ''}; "
+        f"tokens     {event['clip_tokens']} a clip{f'; visible to {visible}' if visible else ''}; "
         f"{event['gflops_per_clip']:.3g} GFLOP a clip",
     ]
     if event["workers_before"] != event["workers"]:

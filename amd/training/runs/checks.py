@@ -1,4 +1,4 @@
-"""Check a config before anything starts: storage, data, device and teacher. Each problem is one clear message."""
+"""Check a config before a run starts: storage, device, data and teacher. Each problem is one ConfigError."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class DataFacts(NamedTuple):
     samples: int
     digest: str
     steps: int
-    """Optimiser steps of the whole run."""
+    """Optimiser steps of the whole run, derived from the schedule."""
 
 
 def check_storage(root: str) -> None:
@@ -40,10 +40,10 @@ def check_data(config: RunConfig) -> DataFacts:
 
 
 def check_counts(config: RunConfig, samples: int, digest: str) -> DataFacts:
-    """Batch and schedule against the number of samples. Raises ConfigError."""
+    """Check batch size and schedule against the number of samples. Raises ConfigError."""
     batch = config.optim.batch_size
     if samples == 0:
-        raise ConfigError([f"data.train={config.data.train}: holds no samples; see what it finds with `amd validate`"])
+        raise ConfigError([f"data.train={config.data.train}: has no samples; check it with `amd validate`"])
     if samples < batch:
         raise ConfigError(
             [

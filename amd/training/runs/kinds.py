@@ -1,4 +1,4 @@
-"""Kinds of runs, for `launch`: their checks, their work, and what they publish."""
+"""Kinds of runs that `launch` can train: their checks, their training loop, and how they publish the encoder."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any, NamedTuple, Protocol
 from amd.config import RunConfig, TrainConfig
 from amd.presets.pretraining import check_complete
 from amd.training.process_group import ProcessGroup
-from amd.training.run_folder import RunResult, RunSpec
+from amd.training.run_folder import RunSpec
 from amd.training.runs.checks import DataFacts, check_data, check_teacher
 from amd.training.runs.publishing import publish
-from amd.training.runs.teachers import resolve_teacher
+from amd.training.runs.teachers import TrainTeacher, resolve_teacher
 from amd.training.trainer.loop import LoopResult, RunHooks
 from amd.training.trainer.pretraining import work
 
 Work = Callable[[RunSpec, ProcessGroup, RunHooks], LoopResult]
-TrainTeacher = Callable[[TrainConfig, str], RunResult]  # pre-train this config under this run id
 
 
 class ResolvedRun(Protocol):
@@ -30,7 +29,7 @@ class RunKind(NamedTuple):
     name: str
     """Name of the kind in run.json and in run ids."""
     check: Callable[[Any], DataFacts]
-    """Config against data. Raises ConfigError."""
+    """Check the config against its data. Raises ConfigError."""
     check_weights: Callable[[Any], None]
     """Load the config's weights once, so that errors appear before the run starts. Raises ConfigError."""
     resolve: Callable[[Any, str, TrainTeacher], Any]

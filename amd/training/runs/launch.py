@@ -1,7 +1,7 @@
-"""`launch`: from a config to a published encoder, on Ray Train or in this process. Every way in ends here.
+"""Launch a run: from a config to a published encoder, on Ray Train or in this process. CLI, API and search call this.
 
-Checks the config against the world, makes first what the run needs (a teacher), then attempts the run until it ends or
-a budget of retries is spent. What kind of run it is, `kinds` tells; knows nothing of steps: that is `loop`.
+Checks the config, trains the teacher if the run needs one, then attempts the run until it ends or a retry budget is
+spent. Independent of the kind of run (`kinds`) and of the training loop (`trainer.loop`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from amd.training.stop_signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
-Attempt = Callable[[RunSpec], dict[str, Any] | None]  # one try; the outcome as plain data, None past the deadline
+Attempt = Callable[[RunSpec], dict[str, Any] | None]  # one attempt; a LoopResult as plain data, None past the deadline
 
 
-def train(config: TrainConfig, **how: Any) -> RunResult:
-    """Pre-train a config to the end and publish its encoder; `how` as `launch` takes it."""
-    return launch(config, PRETRAINING, **how)
+def train(config: TrainConfig, **options: Any) -> RunResult:
+    """Pre-train a config and publish its encoder. `options` are those of `launch`."""
+    return launch(config, PRETRAINING, **options)
 
 
 def launch(
@@ -50,20 +50,23 @@ def launch(
     stop: threading.Event | None = None,
     watcher: Watcher | None = None,
 ) -> RunResult:
-    """Bring a run to its end and publish its encoder.
+    """Train a run to the end and publish its encoder.
 
-    The same name with the same config continues the run, or returns its result if it has succeeded. `local` trains in
-    this process, without Ray. SIGTERM and SIGINT end with a checkpoint within checkpoint.deadline_s; for `ray job stop`
-    the job needs RAY_JOB_STOP_WAIT_TIME_S above that in its environment, since Ray kills after 3 s otherwise.
-    `until`: pause after that step with its checkpoint kept (state `paused`); the same call with another one goes on.
-    `parent`: run and step of the checkpoint that a new run goes on from, below the same storage root.
-    `wait`: if another process trains the run, wait for its end rather than refuse. `stop`: set by the caller, ends the
-    run as SIGTERM does. `watcher`: receives events, in place of a bar or lines.
-    Raises ConfigError for what the user can mend; everything else is told by the result.
+    The same name with the same config continues the run, or returns its result if it has succeeded. SIGTERM and SIGINT
+    stop the run with a checkpoint within checkpoint.deadline_s; for `ray job stop` the job needs a larger
+    RAY_JOB_STOP_WAIT_TIME_S in its environment, since Ray kills after 3 s by default.
+
+    `local`: train in this process, without Ray.
+    `until`: pause after this step with its checkpoint kept (state `paused`); call again with another value to continue.
+    `parent`: run and step of the checkpoint that a new run starts from, below the same storage root.
+    `wait`: if another process trains the run, wait for its result instead of raising.
+    `stop`: event that stops the run as SIGTERM does.
+    `watcher`: receiver of events, instead of a progress bar or lines.
+    Raises ConfigError for problems that the user can fix; every other failure is reported in the result.
     """
     root = resolve_root(config.storage)
     run_id = run_id or config.name or new_run_id(kind.name)
-    config = with_overrides(config, {"name": run_id})  # also refuses a name that is not one
+    config = with_overrides(config, {"name": run_id})  # also validates the name
     watcher = watcher or choose_watcher(quiet)
     try:
         with StopSignals(stop) as signals:
@@ -85,7 +88,7 @@ def launch(
 
 
 class _Runner:
-    """Trains configs one after the other on the same cluster: a student's teacher, then the student."""
+    """Train one or two runs on the same cluster: the teacher if needed, then the student."""
 
     def __init__(self, root: str, local: bool, signals: StopSignals, watcher: Watcher) -> None:
         self.root, self.local, self.signals, self.stop = root, local, signals, signals.stop
@@ -105,21 +108,21 @@ class _Runner:
         until: int | None = None,
         parent: tuple[str, int] | None = None,
     ) -> RunResult:
-        """One run. `wait`: if another process trains it, wait for its result rather than refuse."""
-        began = time.monotonic()
+        """Train one run. `wait`: if another process trains it, wait for its result instead of raising."""
+        started = time.monotonic()
         data = kind.check(config)
         with self._exclusive(run_id, wait) as stopped:
             if stopped:
-                return self._result(run_id, "cancelled", began, reason="cancelled_by_user", message="stopped")
+                return self._result(run_id, "cancelled", started, reason="cancelled_by_user", message="stopped")
             kind.check_weights(config)
             facts = {"digest": data.digest, "samples": data.samples}
-            grown_from = parent[0] if parent else None
-            ended = open_run(self.root, run_id, config, kind=kind.name, data=facts, parent=grown_from)
-            if ended is not None:
-                self.watcher.log(f"{run_id} has already succeeded; its encoder is {ended.encoder_folder}")
-                return ended
+            parent_run = parent[0] if parent else None
+            previous = open_run(self.root, run_id, config, kind=kind.name, data=facts, parent=parent_run)
+            if previous is not None:
+                self.watcher.log(f"{run_id} has already succeeded; its encoder is {previous.encoder_folder}")
+                return previous
             remove(join(run_folder(self.root, run_id), RESULT))
-            result = self._run(config, kind, run_id, data, began, until, parent)
+            result = self._run(config, kind, run_id, data, started, until, parent)
             write_json(join(result.run_folder, RESULT), result.model_dump(mode="json"))
             return result
 
@@ -129,7 +132,7 @@ class _Runner:
         kind: RunKind,
         run_id: str,
         data: DataFacts,
-        began: float,
+        started: float,
         until: int | None,
         parent: tuple[str, int] | None,
     ) -> RunResult:
@@ -140,24 +143,26 @@ class _Runner:
             if not self.local:
                 self._join_cluster(config)
         except TeacherStopped:
-            return self._result(run_id, "cancelled", began, reason="cancelled_by_user", message="stopped")
+            return self._result(run_id, "cancelled", started, reason="cancelled_by_user", message="stopped")
         except RunError as error:
-            return self._result(run_id, "failed", began, reason=error.reason, message=error.message)
+            return self._result(run_id, "failed", started, reason=error.reason, message=error.message)
         spec = spec_of(run_id, self.root, resolved.config, data.digest, until, parent)
-        with self._probed(config, kind, spec):
-            end = self._attempts(spec, config, kind)
-        if isinstance(end, Verdict):
-            return self._result(run_id, "failed", began, reason=end.reason, message=end.message)
-        if end is not None and not end["finished"] and until is not None and end["steps"] >= until and end["saved"]:
-            message = f"paused after step {end['steps']}"
-            return self._result(run_id, "paused", began, steps=end["steps"], message=message)
-        if end is None or not end["finished"]:
-            return self._stopped(run_id, began, end)
-        return self._publish(config, kind, resolved, run_id, data, began)
+        with self._probing(config, kind, spec):
+            outcome = self._attempt_until_done(spec, config, kind)
+        if isinstance(outcome, Verdict):
+            return self._result(run_id, "failed", started, reason=outcome.reason, message=outcome.message)
+        if outcome is None:
+            return self._cancelled(run_id, started, None)
+        if outcome["finished"]:
+            return self._publish(config, kind, resolved, run_id, data, started)
+        if until is not None and outcome["steps"] >= until and outcome["saved"]:
+            message = f"paused after step {outcome['steps']}"
+            return self._result(run_id, "paused", started, steps=outcome["steps"], message=message)
+        return self._cancelled(run_id, started, outcome)
 
     @contextmanager
-    def _probed(self, config: RunConfig, kind: RunKind, spec: RunSpec) -> Iterator[None]:
-        """Whoever watches hears of probes too, where the config asks for them."""
+    def _probing(self, config: RunConfig, kind: RunKind, spec: RunSpec) -> Iterator[None]:
+        """Probe checkpoints during the run if the config has a `probe` section."""
         probe = config.probe if isinstance(config, TrainConfig) and kind.supports_probe else None
         if probe is None:
             yield
@@ -174,8 +179,11 @@ class _Runner:
         self.watcher.log(f"training the teacher first: {run_id}")
         return self.train(config, PRETRAINING, run_id, wait=True)
 
-    def _attempts(self, spec: RunSpec, config: RunConfig, kind: RunKind) -> dict[str, Any] | Verdict | None:
-        """Try until the run ends, is stopped, or a budget is spent: the outcome, None past the deadline, or why not."""
+    def _attempt_until_done(self, spec: RunSpec, config: RunConfig, kind: RunKind) -> dict[str, Any] | Verdict | None:
+        """Attempt the run until it ends, is stopped, or a retry budget is spent.
+
+        Returns a LoopResult as plain data, None if the deadline has passed, or the verdict on the last failure.
+        """
         budgets = Budgets(config.scaling.retries)
         attempt = self._local_attempt(kind) if self.local else self._ray_attempt(config, kind)
         while True:
@@ -187,15 +195,15 @@ class _Runner:
                 raise
             except Exception as error:
                 verdict = classify_failure(_errors_in(error))
-                self._keep_traceback(spec, error)
+                self._store_traceback(spec, error)
                 if self.stop.is_set() and verdict.budget != "user":
-                    return None  # whoever stopped this process stopped the workers too
+                    return None  # the stop ended the workers too
                 if not budgets.charge(verdict.budget):
                     return verdict
                 limit = getattr(config.scaling.retries, verdict.budget)
                 self.watcher.log(
                     f"{verdict.message.splitlines()[0]} ({verdict.budget} failure {budgets.spent[verdict.budget]} of "
-                    f"{limit}); going on from the newest checkpoint"
+                    f"{limit}); retrying from the newest checkpoint"
                 )
 
     def _local_attempt(self, kind: RunKind) -> Attempt:
@@ -222,7 +230,7 @@ class _Runner:
         return lambda spec: fit(spec, kind.work, config.scaling, deadline_s, self.stop, self.watcher)
 
     def _join_cluster(self, config: RunConfig) -> None:
-        """Once, for the teacher and the student; left when `train` ends."""
+        """Connect to Ray once for teacher and student; `close` disconnects."""
         if self._on_cluster:
             return
         try:
@@ -234,64 +242,65 @@ class _Runner:
         self._on_cluster = True
         self.signals.install()
 
-    # Ends
+    # Results
 
     def _publish(
-        self, config: RunConfig, kind: RunKind, resolved: ResolvedRun, run_id: str, data: DataFacts, began: float
+        self, config: RunConfig, kind: RunKind, resolved: ResolvedRun, run_id: str, data: DataFacts, started: float
     ) -> RunResult:
         try:
             folder = kind.publish(config, resolved, self.root, run_id, data)
         except Exception as error:
-            message = f"trained to the end, but the encoder could not be published: {error}"
-            return self._result(run_id, "failed", began, reason="storage_unreachable", message=message)
+            message = f"training finished, but the encoder could not be published: {error}"
+            return self._result(run_id, "failed", started, reason="storage_unreachable", message=message)
         self.watcher.log(f"published {folder}")
-        return self._result(run_id, "succeeded", began, encoder_folder=folder, steps=data.steps)
+        return self._result(run_id, "succeeded", started, encoder_folder=folder, steps=data.steps)
 
-    def _stopped(self, run_id: str, began: float, end: dict[str, Any] | None) -> RunResult:
-        if end is None or not end["saved"]:
+    def _cancelled(self, run_id: str, started: float, outcome: dict[str, Any] | None) -> RunResult:
+        if outcome is None or not outcome["saved"]:
             message = "stopped, but the last checkpoint was not written within checkpoint.deadline_s; "
-            message += "the same command continues from the one before it"
-            steps = end["steps"] if end else 0
-            return self._result(run_id, "cancelled", began, reason="deadline_exceeded", message=message, steps=steps)
-        if end["steps"] == 0:
+            message += "the same command continues from the previous one"
+            steps = outcome["steps"] if outcome else 0
+            return self._result(run_id, "cancelled", started, reason="deadline_exceeded", message=message, steps=steps)
+        if outcome["steps"] == 0:
             return self._result(
-                run_id, "cancelled", began, reason="cancelled_by_user", message="stopped before the first step"
+                run_id, "cancelled", started, reason="cancelled_by_user", message="stopped before the first step"
             )
-        message = f"stopped after step {end['steps']}, whose checkpoint is saved; the same command continues there"
-        return self._result(run_id, "cancelled", began, reason="cancelled_by_user", message=message, steps=end["steps"])
+        steps = outcome["steps"]
+        message = f"stopped after step {steps}, whose checkpoint is saved; the same command continues from there"
+        return self._result(run_id, "cancelled", started, reason="cancelled_by_user", message=message, steps=steps)
 
-    def _result(self, run_id: str, state: Any, began: float, **facts: Any) -> RunResult:
+    def _result(self, run_id: str, state: Any, started: float, **facts: Any) -> RunResult:
         folder = run_folder(self.root, run_id)
         lines = [line for line in read_metrics(folder) if "loss/total" in line]
         last = lines[-1] if lines else {}
         figures = {name: value for name, value in last.items() if "/" in name}
         facts.setdefault("steps", last.get("step", 0))
-        seconds = round(time.monotonic() - began, 3)
+        seconds = round(time.monotonic() - started, 3)
         return RunResult(state=state, run_id=run_id, run_folder=folder, figures=figures, seconds=seconds, **facts)
 
-    def _keep_traceback(self, spec: RunSpec, error: BaseException) -> None:
-        """For whoever looks into it; the user gets one message."""
+    def _store_traceback(self, spec: RunSpec, error: BaseException) -> None:
+        """Store the traceback in the run folder; the user gets one message."""
         text = "".join(traceback.format_exception(error))
         url = join(spec.folder, "errors", f"{time.time_ns()}.txt")
         try:
             write_bytes(url, text.encode())
-        except Exception as trouble:  # the storage itself may be what failed
-            logger.warning("the traceback could not be kept at %s: %s", url, trouble)
+        except Exception as write_error:  # the storage itself may have failed
+            logger.warning("the traceback could not be written to %s: %s", url, write_error)
 
     @contextmanager
     def _exclusive(self, run_id: str, wait: bool) -> Iterator[bool]:
-        """Hold the run's lease. Yields True if asked to stop while waiting for it."""
+        """Hold the run's lease. Yields True if a stop was requested while waiting for it."""
         lease = Lease(join(run_folder(self.root, run_id), "lease.json"))
-        told = False
+        announced = False
         while not lease.acquire():
-            who = lease.holder()
+            holder = lease.holder()
             if not wait:
                 raise ConfigError(
-                    [f"name={run_id}: {who} is training it now; wait for it, stop it, or take another name"]
+                    [f"name={run_id}: {holder} is training this run; wait for it, stop it, or choose another name"]
                 )
-            if not told:
-                self.watcher.log(f"waiting for {run_id}, which {who} is training")
-                told = True
+            if not announced:
+                self.watcher.log(f"waiting for {run_id}, which {holder} is training")
+                announced = True
             if self.stop.wait(1.0):
                 yield True
                 return
@@ -300,7 +309,7 @@ class _Runner:
 
 
 class LocalRunHooks:
-    """What lies around the loop in one process."""
+    """Hooks of a run in this process: stop requests and events; never preempted."""
 
     def __init__(self, stop: threading.Event, watcher: Watcher) -> None:
         self._stop, self._watcher = stop, watcher
@@ -316,7 +325,7 @@ class LocalRunHooks:
 
 
 def _errors_in(error: BaseException) -> list[BaseException]:
-    """What Ray Train wraps: the workers' own errors."""
+    """Unwrap the workers' own errors from a Ray Train error."""
     inner = getattr(error, "worker_failures", None)
     if inner:
         return list(inner.values())

@@ -1,4 +1,4 @@
-"""The end of a run: its student's encoder and decoder, published with a card that says where they came from."""
+"""Publish the student's encoder and decoder of a finished run, with a card that records their origin."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ ENCODER, DECODER = "encoder.", "decoder."
 
 
 def publish(config: TrainConfig, teacher: ResolvedTeacher, root: str, run_id: str, data: DataFacts) -> str:
-    """Write the encoder of a finished run to `<root>/encoders/<run id>`; the folder's URL.
+    """Write the encoder of a finished run to `<root>/encoders/<run id>` and return the folder's URL.
 
-    Reads it from the last checkpoint, so it can be done again at any time, by any process.
+    Reads the last checkpoint only, so any process can repeat it at any time. Raises UploadError if the run is not
+    finished.
     """
     store = CheckpointStore(join(run_folder(root, run_id), "checkpoints"), config.checkpoint)
     found = store.load_newest()
     if found is None or found[0] < data.steps:
-        raise UploadError(f"the last checkpoint of {run_id} is not at its end; start the run again to finish it")
+        raise UploadError(f"the last checkpoint of {run_id} is not the final one; start the run again to finish it")
     state = found[1].tensors["model"]
     encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
     encoder.load_state_dict(_part(state, ENCODER))
     decoder = None
-    if config.objective.weights.reconstruction:  # else the student has none
+    if config.objective.weights.reconstruction:  # otherwise the student has no decoder
         decoder = Decoder(encoder.config, config.student.decoder, config.clip.grid, config.clip.token_values)
         decoder.load_state_dict(_part(state, DECODER))
     folder = join(root, "encoders", run_id)
@@ -44,7 +45,7 @@ def publish(config: TrainConfig, teacher: ResolvedTeacher, root: str, run_id: st
         clip=config.clip,
         interpolation=config.data.interpolation,
         final_norm=config.objective.weights.reconstruction > 0,
-        decoder=_rebuilder(config),
+        decoder=_decoder_card(config),
         run=run_id,
         objective=config.objective.kind,
         steps=data.steps,
@@ -62,7 +63,7 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _rebuilder(config: TrainConfig) -> DecoderCard | None:
+def _decoder_card(config: TrainConfig) -> DecoderCard | None:
     if not config.objective.weights.reconstruction:
         return None
     return DecoderCard(

@@ -1,4 +1,4 @@
-"""Where a run's teacher comes from: weights that exist, or a preset that is trained first, once."""
+"""Resolve a run's teacher: existing weights, or a preset that is trained first and only once."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from amd.config import ConfigError, TrainConfig, with_overrides
+from amd.config import ClipConfig, ConfigError, TrainConfig, with_overrides
 from amd.exchange.source import license_of
 from amd.presets.pretraining import from_preset
 from amd.training.failures import TeacherError
 from amd.training.run_folder import RunResult
 from amd.training.runs.checks import check_data
 
-TrainTeacher = Callable[[TrainConfig, str], RunResult]  # train this config under this run id
+TrainTeacher = Callable[[TrainConfig, str], RunResult]  # pre-trains a config under a run id
 
 
 class ResolvedTeacher(NamedTuple):
     config: TrainConfig
-    """The run's config with the teacher given by weights."""
+    """Config of the run, with the teacher given by weights."""
     license: str | None
-    """What the teacher's weights hand down."""
+    """License of the teacher's weights, which the student's weights inherit."""
     parent: str | None = None
-    """The run that made the teacher, if one of ours did."""
+    """Id of the run that trained the teacher; None for weights from elsewhere."""
 
 
 class TeacherStopped(Exception):
-    """The teacher's own training was stopped; so is the run that waits for it."""
+    """The teacher's training was stopped, so the student's run stops too."""
 
 
 def resolve_teacher(config: TrainConfig, root: str, train: TrainTeacher) -> ResolvedTeacher:
-    """Train a teacher preset if that is not done yet. Raises ConfigError, TeacherError, TeacherStopped."""
+    """Return the teacher of a run; train its preset if necessary. Raises ConfigError, TeacherError, TeacherStopped."""
     teacher = config.teacher
     if teacher is None:
         return ResolvedTeacher(config, None)
@@ -53,29 +53,30 @@ _NO_PRESET: dict[str, Any] = {"teacher.preset": None, "teacher.overrides": {}}
 
 
 def teacher_recipe(config: TrainConfig) -> TrainConfig:
-    """The config that trains a teacher preset: on the same machines and storage as the student, unless overridden.
+    """Return the config that trains a teacher preset, with the student's scaling and storage unless overridden.
 
-    Raises ConfigError when what it makes would not fit the student's config.
+    Raises ConfigError if the resulting teacher would not fit the student's config.
     """
     teacher = config.teacher
-    assert teacher is not None, "only a config with a teacher comes here"
-    assert teacher.preset is not None, "and one that is made from a preset"
-    same = {name: getattr(config, name).model_dump(mode="json") for name in ("scaling", "checkpoint", "tracking")}
-    recipe = from_preset(teacher.preset, {**same, "storage": config.storage, **teacher.overrides})
+    assert teacher is not None, "the config has a teacher"
+    assert teacher.preset is not None, "the teacher is given by a preset"
+    shared = {name: getattr(config, name).model_dump(mode="json") for name in ("scaling", "checkpoint", "tracking")}
+    recipe = from_preset(teacher.preset, {**shared, "storage": config.storage, **teacher.overrides})
     problems = []
     if recipe.objective.kind != "mae":
-        problems.append(f"teacher.preset={teacher.preset}: a teacher is trained by objective.kind=mae")
+        problems.append(
+            f"teacher.preset={teacher.preset} has objective.kind={recipe.objective.kind}: a teacher is trained by mae"
+        )
     if recipe.student.encoder != teacher.encoder:
         problems.append(
-            f"teacher.preset={teacher.preset} makes another encoder than teacher.encoder describes: "
+            f"teacher.preset={teacher.preset} trains a different encoder than teacher.encoder: "
             f"{_difference(recipe.student.encoder.model_dump(), teacher.encoder.model_dump())}"
         )
-    mine, its = config.clip, recipe.clip
-    if (mine.grid, mine.token_values) != (its.grid, its.token_values):
+    ours, theirs = config.clip, recipe.clip
+    if (ours.grid, ours.token_values) != (theirs.grid, theirs.token_values):
         problems.append(
-            f"teacher.preset={teacher.preset} sees clips of {its.frames}x{its.size[0]}x{its.size[1]} in tokens of "
-            f"{its.tubelet}x{its.patch}x{its.patch}, the student {mine.frames}x{mine.size[0]}x{mine.size[1]} in "
-            f"{mine.tubelet}x{mine.patch}x{mine.patch}: both need the same"
+            f"teacher.preset={teacher.preset} takes clips of {_clip_shape(theirs)}, the student {_clip_shape(ours)}: "
+            "student and teacher need the same token grid"
         )
     if problems:
         raise ConfigError(problems)
@@ -83,10 +84,15 @@ def teacher_recipe(config: TrainConfig) -> TrainConfig:
 
 
 def teacher_id(preset: str, recipe: TrainConfig) -> str:
-    """A name that follows from the recipe and its data, so that the same teacher is trained once."""
+    """Return a run id derived from the recipe and its data, so that the same teacher is trained once."""
     digest = hashlib.sha256(f"{recipe.digest()}/{check_data(recipe).digest}".encode()).hexdigest()
     return f"{preset}-{digest[:12]}"
 
 
-def _difference(its: dict[str, Any], mine: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {its[key]} there, {mine[key]} here" for key in its if its[key] != mine[key])
+def _difference(preset: dict[str, Any], config: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {preset[key]}, not {config[key]}" for key in preset if preset[key] != config[key])
+
+
+def _clip_shape(clip: ClipConfig) -> str:
+    pixels = f"{clip.frames}x{clip.size[0]}x{clip.size[1]}"
+    return f"{pixels} in tokens of {clip.tubelet}x{clip.patch}x{clip.patch}"

@@ -16,7 +16,7 @@ def front_matter(text: str) -> dict[str, object]:
     return yaml.safe_load(front)
 
 
-def test_the_front_matter_is_what_the_hub_reads() -> None:
+def test_the_front_matter_has_the_fields_that_the_hub_reads() -> None:
     front = front_matter(model_card(card(weights_license="CC-BY-NC-4.0", objective="amd")))
     assert front["license"] == "cc-by-nc-4.0"
     assert {"video", "amd"} <= set(front["tags"])
@@ -24,7 +24,7 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
     assert front_matter(model_card(card(weights_license="Model: terms #3")))["license"] == "model: terms #3"
 
 
-def test_a_non_commercial_licence_is_warned_of_before_anything_else() -> None:
+def test_a_non_commercial_licence_is_announced_before_the_usage_section() -> None:
     text = model_card(card(weights_license="CC-BY-NC-4.0"))
     assert text.index("Non-commercial use only (CC-BY-NC-4.0)") < text.index("## Use")
     assert "Commercial use is not allowed" in text
@@ -32,14 +32,14 @@ def test_a_non_commercial_licence_is_warned_of_before_anything_else() -> None:
         assert "on-commercial" not in model_card(card(weights_license=free))
 
 
-def test_licences_are_told_by_their_names() -> None:
+def test_non_commercial_licences_are_recognized_by_name() -> None:
     assert all(
         is_non_commercial(name) for name in ("CC-BY-NC-4.0", "cc-by-nc-sa-4.0", "CC BY NC 4.0", "Non-Commercial")
     )
     assert not any(is_non_commercial(name) for name in (None, "", "CC-BY-4.0", "Apache-2.0", "NCSA"))
 
 
-def test_lineage_names_teacher_start_data_run_and_code() -> None:
+def test_the_lineage_section_names_teacher_initial_weights_data_run_and_versions() -> None:
     teacher = {"id": "t1", "encoder": {"width": 1024, "depth": 24}, "teacher": {"weights": "videomae.pth"}}
     text = model_card(
         card(
@@ -65,7 +65,7 @@ def test_lineage_names_teacher_start_data_run_and_code() -> None:
         assert parts in text
 
 
-def test_scores_are_a_table_that_a_name_cannot_break() -> None:
+def test_names_cannot_break_the_table_of_scores() -> None:
     score = Score(protocol="test", data="a|b\nc", samples=10, views="5x3", values={"eval/top1": 71.234})
     text = model_card(card(scores=(score,), head=HeadCard(classes=5)))
     (row,) = [line for line in text.splitlines() if "5x3" in line]
@@ -73,7 +73,7 @@ def test_scores_are_a_table_that_a_name_cannot_break() -> None:
     assert "None measured yet" in model_card(card())
 
 
-def test_input_says_what_the_pixels_must_be() -> None:
+def test_the_input_section_describes_the_expected_pixels() -> None:
     image = ClipConfig(frames=1, tubelet=1, size=(32, 48), patch=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     text = model_card(card(clip=image, interpolation="bicubic"))
     for parts in ("mean [0.5, 0.5, 0.5], standard deviation [0.25, 0.25, 0.25]", "bicubic", "32x48", "(batch, 384)"):
@@ -82,7 +82,7 @@ def test_input_says_what_the_pixels_must_be() -> None:
     assert "16 frames of 224x224 pixels, every 4th frame" in model_card(card())
 
 
-def test_the_headline_score_is_of_the_strictest_protocol() -> None:
+def test_the_best_score_comes_from_the_strictest_protocol() -> None:
     scores = tuple(
         Score(protocol=protocol, data="d", samples=1, values={name: value})
         for protocol, name, value in (

@@ -41,10 +41,10 @@ def test_a_published_encoder_gives_the_same_vectors(tmp_path: Path, config) -> N
 def published_with_decoder(url: str) -> tuple[Student, Card]:
     config = tiny_video_config()
     student = Student(config)
-    rebuilder = DecoderCard(
+    decoder = DecoderCard(
         network=config.student.decoder, mask_strategy="tube", mask_ratio=0.75, pixels=config.objective.pixels
     )
-    card = Card(id="e1", encoder=config.student.encoder, clip=config.clip, decoder=rebuilder)
+    card = Card(id="e1", encoder=config.student.encoder, clip=config.clip, decoder=decoder)
     return student, save_encoder(url, student.encoder, card, decoder=student.decoder)
 
 
@@ -58,7 +58,7 @@ def test_a_decoder_is_published_beside_its_encoder(tmp_path: Path) -> None:
     assert "decoder.safetensors" in (tmp_path / "README.md").read_text()
 
 
-def test_a_decoder_that_is_damaged_missing_or_was_never_there_is_told(tmp_path: Path) -> None:
+def test_a_damaged_missing_or_absent_decoder_raises(tmp_path: Path) -> None:
     _, card = published_with_decoder(str(tmp_path))
     weights = tmp_path / "decoder.safetensors"
     damaged = bytearray(weights.read_bytes())
@@ -73,7 +73,7 @@ def test_a_decoder_that_is_damaged_missing_or_was_never_there_is_told(tmp_path: 
         load_decoder(str(tmp_path), card.model_copy(update={"decoder": None}))
 
 
-def test_a_published_encoder_travels_through_s3(s3_root: str) -> None:
+def test_an_encoder_published_to_s3_loads_unchanged(s3_root: str) -> None:
     encoder, _ = published(f"{s3_root}/encoders/e1")
     loaded, _ = load_encoder(f"{s3_root}/encoders/e1")
     assert all(
@@ -81,7 +81,7 @@ def test_a_published_encoder_travels_through_s3(s3_root: str) -> None:
     )
 
 
-def test_nothing_published_is_said_so(tmp_path: Path) -> None:
+def test_a_folder_without_an_encoder_raises(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a published encoder"):
         load_encoder(str(tmp_path))
 
@@ -96,7 +96,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         load_encoder(str(tmp_path))
 
 
-def test_a_card_of_another_architecture_is_refused(tmp_path: Path) -> None:
+def test_a_card_that_does_not_fit_the_weights_is_refused(tmp_path: Path) -> None:
     published(str(tmp_path))
     card = tmp_path / "encoder.json"
     card.write_text(card.read_text().replace('"width": 48', '"width": 96'))
@@ -104,7 +104,7 @@ def test_a_card_of_another_architecture_is_refused(tmp_path: Path) -> None:
         load_encoder(str(tmp_path))
 
 
-def test_the_card_is_published_as_a_page_too_and_follows_it(tmp_path: Path) -> None:
+def test_the_model_card_page_is_updated_with_the_card(tmp_path: Path) -> None:
     _, card = published(str(tmp_path))
     assert card.sha256 is not None
     assert card.sha256 in (tmp_path / "README.md").read_text()
@@ -113,7 +113,7 @@ def test_the_card_is_published_as_a_page_too_and_follows_it(tmp_path: Path) -> N
     assert load_card(str(tmp_path)).weights_license == "CC-BY-NC-4.0"
 
 
-def test_the_pages_own_example_runs(tmp_path: Path) -> None:
+def test_the_code_example_of_the_model_card_runs(tmp_path: Path) -> None:
     config = tiny_video_config()
     for head in (None, HeadCard(classes=5)):
         folder = str(tmp_path / ("plain" if head is None else "head"))

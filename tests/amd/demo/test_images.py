@@ -33,7 +33,7 @@ def test_each_view_shows_visible_tokens_and_hides_the_others(name: str) -> None:
     shown = views(Student(config).eval(), clips, sets, config)
     pixels, blank = tokens(clips, config), torch.tensor(HIDDEN, dtype=torch.uint8).repeat(config.clip.token_values // 3)
     assert torch.equal(shown.input, clips)
-    for view in (shown.student, shown.rebuilt):
+    for view in (shown.student, shown.reconstructed):
         visible = sets.student_visible
         assert torch.equal(take_tokens(tokens(view, config), visible), take_tokens(pixels, visible))
     hidden = take_tokens(tokens(shown.student, config), sets.student_masked)

@@ -229,7 +229,7 @@ def test_an_invalid_output_path_is_refused_before_writing(tmp_path: Path) -> Non
     (tmp_path / "out.onnx").write_text("mine")
     assert "already exists" in refused(tmp_path / "e1", "onnx", tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx").read_text() == "mine"
-    assert "known are timm" in refused(tmp_path / "e1", "gguf", tmp_path / "out")
+    assert "choose one of timm" in refused(tmp_path / "e1", "gguf", tmp_path / "out")
 
 
 def test_an_export_with_different_output_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +268,7 @@ def test_the_sidecar_describes_input_output_and_licence(tmp_path: Path) -> None:
     assert page.startswith("---\nlicense: cc-by-nc-4.0\n")
     assert "VideoMAEForVideoClassification" in page
     point = load_starting_point(
-        load_classifier(str(tmp_path / "e1"))[0].encoder, str(tmp_path / "out"), None, VIDEO, field="encoder"
+        load_classifier(str(tmp_path / "e1"))[0].encoder, str(tmp_path / "out"), None, VIDEO, section="encoder"
     )
     assert point.weights_license == "cc-by-nc-4.0"
 

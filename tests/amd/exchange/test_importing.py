@@ -22,13 +22,13 @@ from tests.support.runs.configs import tiny_video_config
 from tests.support.runs.peers import PEER, TIMM, close, perturbed
 
 
-def bring(folder: Path, weights: Any, id: str | None = "e1", **values: Any) -> Imported:
+def import_weights(folder: Path, weights: Any, id: str | None = "e1", **values: Any) -> Imported:
     named = {} if id is None else {"id": id}
     return import_encoder(validate(ImportConfig, {"weights": str(weights), "storage": str(folder), **named, **values}))
 
 
 def test_an_official_video_file_reveals_all_but_clip_and_heads(golden: Path, tmp_path: Path) -> None:
-    imported = bring(tmp_path, golden / "student_state.safetensors", image_size=(16, 16), frames=4, heads=3)
+    imported = import_weights(tmp_path, golden / "student_state.safetensors", image_size=(16, 16), frames=4, heads=3)
     card = imported.card
     assert (card.encoder.width, card.encoder.depth, card.encoder.heads) == (48, 4, 3)
     assert (card.clip.patch, card.clip.tubelet, card.clip.frames) == (4, 2, 4)
@@ -41,24 +41,24 @@ def test_an_official_video_file_reveals_all_but_clip_and_heads(golden: Path, tmp
 def test_a_published_encoder_is_imported_with_its_decoder(tmp_path: Path) -> None:
     config = tiny_video_config()
     student = Student(config)
-    rebuilder = DecoderCard(network=config.student.decoder, mask_strategy="tube", mask_ratio=0.75, pixels="per_channel")
-    card = Card(id="theirs", encoder=config.student.encoder, clip=config.clip, decoder=rebuilder)
+    decoder = DecoderCard(network=config.student.decoder, mask_strategy="tube", mask_ratio=0.75, pixels="per_channel")
+    card = Card(id="theirs", encoder=config.student.encoder, clip=config.clip, decoder=decoder)
     save_encoder(str(tmp_path / "theirs"), student.encoder, card, decoder=student.decoder)
-    imported = bring(tmp_path / "root", tmp_path / "theirs", "ours")
+    imported = import_weights(tmp_path / "root", tmp_path / "theirs", "ours")
     brought = load_decoder(imported.url, imported.card).state_dict()
     assert all(torch.equal(value, brought[name]) for name, value in student.decoder.state_dict().items())
 
 
 def test_guesses_are_reported(golden: Path, tmp_path: Path) -> None:
-    notes = " ".join(bring(tmp_path, golden / "student_state.safetensors", heads=3).notes)
+    notes = " ".join(import_weights(tmp_path, golden / "student_state.safetensors", heads=3).notes)
     assert "frames=16: guessed" in notes
     assert "image size 224: guessed" in notes
     with pytest.raises(ConfigError, match="pass --heads"):
-        bring(tmp_path, golden / "student_state.safetensors", "e2")
+        import_weights(tmp_path, golden / "student_state.safetensors", "e2")
 
 
 def test_size_and_positions_are_inferred_from_a_mae_file(golden: Path, tmp_path: Path) -> None:
-    card = bring(tmp_path, golden / "mae_state.safetensors", None, heads=3).card
+    card = import_weights(tmp_path, golden / "mae_state.safetensors", None, heads=3).card
     assert (card.clip.frames, card.clip.size, card.clip.patch) == (1, (16, 16), 4)
     assert (card.encoder.positions, card.encoder.class_token) == ("sincos_2d", True)
     assert card.id == "mae_state"
@@ -72,7 +72,7 @@ def test_a_hugging_face_classifier_is_imported_with_head_labels_and_normalisatio
     peer.save_pretrained(tmp_path / "peer")
     (tmp_path / "peer" / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "resample": 3}')
     (tmp_path / "peer" / "README.md").write_text("---\ntags:\n- video\nlicense: cc-by-nc-4.0\n---\n# Model\n")
-    imported = bring(tmp_path, tmp_path / "peer")
+    imported = import_weights(tmp_path, tmp_path / "peer")
     card = imported.card
     assert card.head is not None
     assert (card.head.labels, card.pooling) == (("run", "jump", "fall"), "mean_then_norm")
@@ -87,7 +87,7 @@ def test_a_hugging_face_classifier_is_imported_with_head_labels_and_normalisatio
 
 def test_a_head_on_the_class_token_is_omitted_and_reported(tmp_path: Path) -> None:
     perturbed(ViTForImageClassification(ViTConfig(**PEER, num_labels=3))).save_pretrained(tmp_path / "peer")
-    imported = bring(tmp_path, tmp_path / "peer")
+    imported = import_weights(tmp_path, tmp_path / "peer")
     assert imported.card.head is None
     assert imported.card.encoder.positions == "learned"
     assert "takes the class token" in imported.notes[-1]
@@ -97,7 +97,7 @@ def test_a_timm_name_sets_size_and_normalisation(tmp_path: Path, monkeypatch: py
     peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=0))
     peer.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: peer)
-    card = bring(tmp_path, "timm:vit_tiny_patch16_224", None, license="Apache-2.0").card
+    card = import_weights(tmp_path, "timm:vit_tiny_patch16_224", None, license="Apache-2.0").card
     assert card.id == "vit_tiny_patch16_224"
     assert (card.clip.size, card.clip.patch, card.clip.mean) == ((16, 16), 4, (0.5, 0.5, 0.5))
     assert (card.encoder.heads, card.encoder.positions, card.weights_license) == (3, "learned", "Apache-2.0")
@@ -110,7 +110,7 @@ def test_a_timm_name_sets_size_and_normalisation(tmp_path: Path, monkeypatch: py
 def test_a_different_size_resamples_a_learned_table(tmp_path: Path) -> None:
     peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=0))
     save_file(peer.state_dict(), tmp_path / "vit.safetensors")
-    card = bring(tmp_path, tmp_path / "vit.safetensors", heads=3, image_size=(24, 32)).card
+    card = import_weights(tmp_path, tmp_path / "vit.safetensors", heads=3, image_size=(24, 32)).card
     assert card.clip.size == (24, 32)
     encoder, _ = load_encoder(str(tmp_path / "encoders" / "e1"))
     expected = timm.layers.resample_abs_pos_embed(peer.pos_embed, [6, 8])
@@ -119,10 +119,10 @@ def test_a_different_size_resamples_a_learned_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["official", "timm", "huggingface"])
 def test_an_export_can_be_imported_again(golden: Path, tmp_path: Path, format: Any) -> None:
-    first = bring(tmp_path, golden / "mae_state.safetensors", heads=3, license="CC-BY-NC-4.0")
+    first = import_weights(tmp_path, golden / "mae_state.safetensors", heads=3, license="CC-BY-NC-4.0")
     output = tmp_path / ("out.pth" if format == "official" else "out")
     export(first.url, format, str(output))
-    second = bring(tmp_path, output, "e2")
+    second = import_weights(tmp_path, output, "e2")
     assert second.notes == []
     assert second.card.encoder.model_copy(update={"positions": "sincos_2d"}) == first.card.encoder
     assert second.card.clip == first.card.clip
@@ -142,8 +142,8 @@ def test_an_unrelated_json_beside_a_file_is_ignored(golden: Path, tmp_path: Path
 
 
 def test_our_own_encoder_keeps_its_card(golden: Path, tmp_path: Path) -> None:
-    first = bring(tmp_path, golden / "mae_state.safetensors", heads=3, license="CC-BY-NC-4.0")
-    second = bring(tmp_path / "other", first.url, "e2")
+    first = import_weights(tmp_path, golden / "mae_state.safetensors", heads=3, license="CC-BY-NC-4.0")
+    second = import_weights(tmp_path / "other", first.url, "e2")
     assert second.card == first.card.model_copy(update={"id": "e2"})
 
 
@@ -156,9 +156,9 @@ class TouchOnUnpickle:
 
 
 def test_malicious_truncated_and_wrong_files_are_refused_and_leave_nothing(golden: Path, tmp_path: Path) -> None:
-    bomb = TouchOnUnpickle(tmp_path / "went-off")
-    (tmp_path / "hostile.pth").write_bytes(pickle.dumps({"model": {"patch_embed.proj.weight": bomb}}, protocol=2))
-    torch.save({"model": {"patch_embed.proj.weight": torch.zeros(4, 3, 2, 2)}, "extra": bomb}, tmp_path / "zip.pth")
+    payload = TouchOnUnpickle(tmp_path / "executed")
+    (tmp_path / "hostile.pth").write_bytes(pickle.dumps({"model": {"patch_embed.proj.weight": payload}}, protocol=2))
+    torch.save({"model": {"patch_embed.proj.weight": torch.zeros(4, 3, 2, 2)}, "extra": payload}, tmp_path / "zip.pth")
     whole = (golden / "mae_state.safetensors").read_bytes()
     (tmp_path / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
     save_file({"conv1.weight": torch.zeros(2)}, tmp_path / "resnet.safetensors")
@@ -167,39 +167,39 @@ def test_malicious_truncated_and_wrong_files_are_refused_and_leave_nothing(golde
         ("hostile.pth", "refused: loading would run"),
         ("zip.pth", "refused: loading would run"),
         ("truncated.safetensors", "a broken safetensors file"),
-        ("resnet.safetensors", "keys of no known layout"),
-        ("bare.safetensors", "no encoder is in it"),
+        ("resnet.safetensors", "keys match no known layout"),
+        ("bare.safetensors", "contains no encoder"),
     ):
         with pytest.raises(ConfigError, match=expected) as caught:
-            bring(tmp_path, tmp_path / name)
+            import_weights(tmp_path, tmp_path / name)
         assert len(caught.value.problems) == 1
-    assert not bomb.marker.exists()
+    assert not payload.marker.exists()
     assert not (tmp_path / "encoders").exists()
 
 
 def test_a_taken_or_invalid_id_is_refused(golden: Path, tmp_path: Path) -> None:
-    bring(tmp_path, golden / "mae_state.safetensors", heads=3)
+    import_weights(tmp_path, golden / "mae_state.safetensors", heads=3)
     with pytest.raises(ConfigError, match="another encoder is already published"):
-        bring(tmp_path, golden / "mae_state.safetensors", heads=6)
+        import_weights(tmp_path, golden / "mae_state.safetensors", heads=6)
     with pytest.raises(ConfigError, match="letters, digits"):
-        bring(tmp_path, golden / "mae_state.safetensors", "../e3", heads=3)
+        import_weights(tmp_path, golden / "mae_state.safetensors", "../e3", heads=3)
 
 
 def test_repeating_an_import_returns_the_published_encoder(tmp_path: Path) -> None:
     peer = perturbed(ViTForImageClassification(ViTConfig(**PEER)))
     peer.save_pretrained(tmp_path / "peer")
-    first = bring(tmp_path, tmp_path / "peer", license="MIT")
+    first = import_weights(tmp_path, tmp_path / "peer", license="MIT")
     card = tmp_path / "encoders" / "e1" / "encoder.json"
     written = card.stat().st_mtime_ns
-    again = bring(tmp_path, tmp_path / "peer", license="MIT")
+    again = import_weights(tmp_path, tmp_path / "peer", license="MIT")
     assert again == first
     assert card.stat().st_mtime_ns == written
     peer.vit.layernorm.weight.data[0] += 1
     peer.save_pretrained(tmp_path / "peer")
-    with pytest.raises(ConfigError, match="another encoder"):  # the same file holds other weights now
-        bring(tmp_path, tmp_path / "peer", license="MIT")
+    with pytest.raises(ConfigError, match="another encoder"):  # the file now contains different weights
+        import_weights(tmp_path, tmp_path / "peer", license="MIT")
 
 
 def test_a_wrong_size_is_reported_with_the_differences(golden: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="weights of a different architecture"):
-        bring(tmp_path, golden / "mae_state.safetensors", size="S")
+        import_weights(tmp_path, golden / "mae_state.safetensors", size="S")

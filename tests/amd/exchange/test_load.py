@@ -38,7 +38,7 @@ def refused(encoder: Encoder, url: str, *, intermediates_only: bool = False) -> 
     with pytest.raises(ConfigError) as caught:
         load_encoder_weights(encoder, url, intermediates_only=intermediates_only)
     assert all(torch.equal(before[key], tensor) for key, tensor in encoder.state_dict().items())
-    assert all(url in line for line in caught.value.problems)
+    assert all(line.startswith(f"weights={url}") for line in caught.value.problems)
     return str(caught.value)
 
 
@@ -162,9 +162,25 @@ def test_missing_teacher_weights_are_reported_in_one_line() -> None:
 
 
 def test_a_wrong_teacher_names_the_teacher_fields(golden: Path) -> None:
-    config = with_overrides(tiny_video_config(), {"teacher.weights": str(golden / "student_state.safetensors")})
-    with pytest.raises(ConfigError, match=r"teacher\.encoder\.width"):
+    weights = str(golden / "student_state.safetensors")
+    config = with_overrides(tiny_video_config(), {"teacher.weights": weights})
+    with pytest.raises(ConfigError, match=r"teacher\.encoder\.width") as caught:
         load_teacher(config)
+    assert all(line.startswith(f"teacher.weights={weights} (") for line in caught.value.problems)
+
+
+def test_every_message_about_teacher_weights_starts_with_their_field(tmp_path: Path) -> None:
+    (tmp_path / "page.pth").write_bytes(b"<html>Sign in</html>")
+    save_file({"conv1.weight": torch.zeros(2)}, tmp_path / "resnet.safetensors")
+    save_file({"patch_embed.proj.weight": torch.full((4, 3, 2, 2), torch.nan)}, tmp_path / "diverged.safetensors")
+    (tmp_path / "llama").mkdir()
+    save_file({"encoder.patch_embed.weight": torch.zeros(4, 8)}, tmp_path / "llama" / "model.safetensors")
+    (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
+    for name in ("missing.pth", "page.pth", "resnet.safetensors", "diverged.safetensors", "llama"):
+        weights = str(tmp_path / name)
+        with pytest.raises(ConfigError) as caught:
+            load_teacher(with_overrides(tiny_video_config(), {"teacher.weights": weights}))
+        assert all(line.startswith(f"teacher.weights={weights}: ") for line in caught.value.problems), name
 
 
 def test_a_whole_student_loads_from_its_file_and_mismatches_are_listed(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_timm_name_initialises_image_and_video_encoders(monkeypatch: pytest.Mo
     encoder, _ = start(LEARNED_IMAGE, still, "timm:vit_tiny_patch16_224")
     close(tokens_of(encoder, still, images[:, :, None].expand(-1, -1, 2, -1, -1)), expected)
     assert "it has 3 heads: set finetune.encoder.heads=3" in refused(
-        LEARNED_IMAGE | {"heads": 4}, IMAGE, "timm:vit_tiny_patch16_224", field="finetune.encoder"
+        LEARNED_IMAGE | {"heads": 4}, IMAGE, "timm:vit_tiny_patch16_224", section="finetune.encoder"
     )
 
 
@@ -302,7 +302,7 @@ def test_licence_and_lineage_of_a_published_encoder_are_inherited(tmp_path: Path
     teacher = {"weights": "videomae.pth"}
     source = publish(tmp_path / "encoders" / "e1", BASE, VIDEO, weights_license="CC-BY-NC-4.0", teacher=teacher)
     encoder = encoder_of(BASE, VIDEO)
-    point = load_starting_point(encoder, "e1", str(tmp_path), VIDEO, field="encoder")
+    point = load_starting_point(encoder, "e1", str(tmp_path), VIDEO, section="encoder")
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), encoder.parameters(), strict=True))
     assert point.weights_license == "CC-BY-NC-4.0"
     assert point.lineage["teacher"] == teacher
@@ -321,7 +321,7 @@ def test_a_published_encoder_with_learned_positions_loads_at_the_same_and_a_larg
 
 def test_a_published_encoder_with_different_positions_or_heads_is_refused(tmp_path: Path) -> None:
     publish(tmp_path, BASE | {"positions": "sincos_2d", "position_base": 100.0}, VIDEO)
-    message = refused(BASE | {"heads": 4}, VIDEO, tmp_path, field="student.encoder")
+    message = refused(BASE | {"heads": 4}, VIDEO, tmp_path, section="student.encoder")
     assert "set student.encoder.heads=3" in message
     assert "set student.encoder.positions=sincos_2d" in message
     assert "set student.encoder.position_base=100" in message

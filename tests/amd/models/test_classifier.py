@@ -24,7 +24,7 @@ def test_a_classifier_has_the_official_number_of_parameters(size: str, classes: 
     assert count(classifier) == parameters
 
 
-def test_the_head_begins_as_small_as_the_official_one() -> None:
+def test_the_head_is_initialized_with_the_official_scale() -> None:
     config = EncoderConfig(width=384, depth=1, heads=6)
     torch.manual_seed(0)
     head = Classifier(config, ClipConfig().grid, 12, 400, init_scale=0.001).head
@@ -51,7 +51,7 @@ def test_official_fine_tuned_weights_give_the_official_features_and_logits(golde
     torch.testing.assert_close(served, features)
 
 
-def test_a_class_token_is_seen_by_the_tokens_and_left_out_of_their_mean() -> None:
+def test_a_class_token_takes_part_in_attention_but_not_in_the_mean() -> None:
     clip = ClipConfig(frames=1, size=16, patch=4, tubelet=1)
     config = EncoderConfig(width=24, depth=2, heads=3, class_token=True, positions="sincos_2d")
     classifier = Classifier(config, clip.grid, clip.token_values, 3).eval()

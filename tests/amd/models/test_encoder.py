@@ -10,7 +10,7 @@ from amd.presets.pretraining import PRESETS
 from tests.support.runs.configs import tiny_image_config, tiny_video_config
 
 
-def test_only_the_asked_blocks_run_without_the_final_norm() -> None:
+def test_only_the_blocks_up_to_the_last_intermediate_run_without_the_final_norm() -> None:
     config = tiny_video_config()
     encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
     ran = []
@@ -22,7 +22,7 @@ def test_only_the_asked_blocks_run_without_the_final_norm() -> None:
     assert [tuple(features.shape) for features in encoded.intermediates] == [(1, 5, 48)] * 2
 
 
-def test_the_class_token_comes_first_and_stays_out_of_intermediates() -> None:
+def test_the_class_token_is_the_first_token_and_is_excluded_from_intermediates() -> None:
     config = tiny_image_config()
     encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
     encoded = encoder(torch.randn(2, 4, 48), torch.arange(4).expand(2, -1), intermediates=(2,))
@@ -31,7 +31,7 @@ def test_the_class_token_comes_first_and_stays_out_of_intermediates() -> None:
     assert encoded.intermediates[0].shape == (2, 4, 48)
 
 
-def test_the_order_of_tokens_does_not_matter_only_their_places() -> None:
+def test_features_depend_on_token_positions_and_not_on_their_order() -> None:
     config = tiny_video_config()
     encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
     tokens, index = torch.randn(1, 6, 96), torch.tensor([[1, 4, 9, 16, 25, 31]])
@@ -42,7 +42,7 @@ def test_the_order_of_tokens_does_not_matter_only_their_places() -> None:
     torch.testing.assert_close(a[:, order], b, rtol=1e-4, atol=1e-5)
 
 
-def test_the_linear_embedding_is_the_official_convolution() -> None:
+def test_the_linear_patch_embedding_equals_the_official_convolution() -> None:
     from amd.tokens import patchify
 
     config = tiny_video_config()
@@ -63,19 +63,19 @@ def test_published_sizes_have_the_official_number_of_parameters(size: str, milli
 
 
 @pytest.mark.parametrize(("name", "millions"), [("k400-vit-s", 75.200704), ("k400-vit-b", 146.17)])
-def test_a_papers_student_has_the_official_number_of_parameters(name: str, millions: float) -> None:
+def test_the_students_of_the_paper_have_the_official_number_of_parameters(name: str, millions: float) -> None:
     with torch.device("meta"):
         student = Student(PRESETS[name].config)
-    # Two trained generator mask tokens more than the official list, and its two unused norms less.
+    # We train two generator mask tokens that the official list lacks, and omit its two unused norms.
     ours = sum(p.numel() for p in student.parameters()) - 2 * 1024 + 4 * 1024
     assert ours / 1e6 == pytest.approx(millions, abs=0.005)
 
 
-def test_the_videomae_start_leaves_embedding_and_decoder_input_at_pytorchs_default() -> None:
+def test_patch_embedding_and_decoder_input_keep_the_initialization_of_pytorch_as_in_videomae() -> None:
     torch.manual_seed(0)
-    with_default = Student(tiny_video_config())
-    assert with_default.encoder.patch_embed.weight.abs().max() <= 1 / 96**0.5
-    assert with_default.decoder is not None
-    assert with_default.decoder.input.weight.abs().max() <= 1 / 48**0.5
-    assert with_default.decoder.mask_token.abs().max() <= 0.02
-    assert with_default.encoder.blocks[0].mlp.fc1.bias.abs().max() == 0  # type: ignore[union-attr, operator]
+    student = Student(tiny_video_config())
+    assert student.encoder.patch_embed.weight.abs().max() <= 1 / 96**0.5
+    assert student.decoder is not None
+    assert student.decoder.input.weight.abs().max() <= 1 / 48**0.5
+    assert student.decoder.mask_token.abs().max() <= 0.02
+    assert student.encoder.blocks[0].mlp.fc1.bias.abs().max() == 0  # type: ignore[union-attr, operator]

@@ -14,12 +14,12 @@ def perturb(module: torch.nn.Module) -> None:
         torch.nn.init.normal_(parameter, std=0.3)
 
 
-@pytest.mark.parametrize("asked", [1, 5, 9])
-def test_a_block_asked_for_its_last_tokens_gives_those_of_the_whole(asked: int) -> None:
+@pytest.mark.parametrize("queries", [1, 5, 9])
+def test_a_block_limited_to_the_last_tokens_gives_the_same_output_for_them(queries: int) -> None:
     block = Block(24, 3, 4.0)
     perturb(block)
     x = torch.randn(2, 9, 24)
-    torch.testing.assert_close(block(x, asked), block(x)[:, -asked:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(block(x, queries), block(x)[:, -queries:], rtol=1e-5, atol=1e-5)
 
 
 def test_attention_equals_the_formula() -> None:
@@ -36,7 +36,7 @@ def test_attention_equals_the_formula() -> None:
     torch.testing.assert_close(attention(x), attention.proj(torch.cat(heads, dim=-1)), rtol=1e-4, atol=1e-4)
 
 
-def test_a_bias_on_keys_would_change_nothing() -> None:
+def test_a_bias_on_keys_does_not_change_the_output() -> None:
     attention = Attention(24, 3)
     perturb(attention)
     x = torch.randn(2, 5, 24)
@@ -48,7 +48,7 @@ def test_a_bias_on_keys_would_change_nothing() -> None:
     torch.testing.assert_close(attention.proj(biased), plain, rtol=1e-4, atol=1e-4)
 
 
-def test_drop_path_keeps_the_mean_in_training_and_does_nothing_else() -> None:
+def test_drop_path_preserves_the_mean_in_training_and_is_inactive_in_evaluation() -> None:
     block = Block(24, 3, 4.0, drop_path=0.5)
     perturb(block)
     x = torch.randn(1, 4, 24)
@@ -61,12 +61,12 @@ def test_drop_path_keeps_the_mean_in_training_and_does_nothing_else() -> None:
     assert abs(float(kept.mean()) - 1) < 0.05
 
 
-def test_a_predictor_answers_alike_whether_or_not_it_returns_what_it_saw() -> None:
+def test_a_predictor_gives_the_same_predictions_with_and_without_the_visible_tokens() -> None:
     config = tiny_video_config()
     predictor = Predictor(config.student.encoder, config.clip.grid, 32, depth=2, heads=2)
     perturb(predictor)
-    seen, asked = torch.arange(8)[None], torch.arange(8, 32)[None]
+    visible, queries = torch.arange(8)[None], torch.arange(8, 32)[None]
     x = torch.randn(1, 8, 32)
-    whole = predictor(x, seen, asked, return_visible=True)
+    whole = predictor(x, visible, queries, return_visible=True)
     assert whole.shape == (1, 32, 32)
-    torch.testing.assert_close(predictor(x, seen, asked), whole[:, 8:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(predictor(x, visible, queries), whole[:, 8:], rtol=1e-4, atol=1e-4)

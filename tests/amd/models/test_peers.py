@@ -1,4 +1,4 @@
-"""Independent peers: transformers' VideoMAE and ViTMAE and a real timm model agree with ours on the same weights."""
+"""Compare our networks with VideoMAE and ViTMAE of transformers and with a timm ViT on the same weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SIZES = {
 
 
 def perturbed(model: nn.Module) -> nn.Module:
-    """No parameter at a neutral value, none so small that it hardly shows: a bias left out must change the loss."""
+    """Move all parameters away from neutral values, so that a dropped bias changes the loss."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -47,7 +47,8 @@ def perturbed(model: nn.Module) -> nn.Module:
 
 def vit_mae(**settings: Any) -> Any:
     peer = ViTMAEForPreTraining(ViTMAEConfig(**SIZES, **settings))
-    # transformers 5 leaves the tables of a fresh model at zero; its own function fills them, halves turned as it says.
+    # transformers 5 leaves the position tables of a new model at zero; its own function computes them with sine and
+    # cosine halves swapped.
     for table in (peer.vit.embeddings.position_embeddings, peer.decoder.decoder_pos_embed):
         filled = build_2d_sinusoidal_position_embedding(4, 4, table.shape[-1], cls_token=True)
         table.data.copy_(filled.roll(table.shape[-1] // 2, dims=-1))
@@ -55,7 +56,7 @@ def vit_mae(**settings: Any) -> Any:
 
 
 def published_videomae(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names of published files: `q_bias` and `v_bias` beside the maps."""
+    """Rename keys as in published files: `q_bias` and `v_bias` beside the linear layers."""
     names = {"query.bias": "q_bias", "value.bias": "v_bias"}
     return {
         next((key.replace(new, old) for new, old in names.items() if key.endswith(new)), key): tensor
@@ -64,7 +65,7 @@ def published_videomae(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_vit_mae(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names before transformers 5."""
+    """Rename keys as before transformers 5."""
     renames = (
         ("vit.layers.", "vit.encoder.layer."),
         ("attention.q_proj", "attention.attention.query"),
@@ -82,11 +83,11 @@ def published_vit_mae(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def as_is(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def unchanged(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def ours(base: TrainConfig) -> TrainConfig:
+def peer_sized(base: TrainConfig) -> TrainConfig:
     encoder = {"width": 48, "depth": 3, "heads": 3}
     return mae(base, **{f"student__encoder__{key}": value for key, value in encoder.items()})
 
@@ -103,7 +104,7 @@ def random_sets(batch: int, tokens: int, visible: int) -> TokenSets:
     return TokenSets(shown, hidden[:, :0], hidden, hidden)
 
 
-@pytest.mark.parametrize("spelling", [as_is, published_videomae])
+@pytest.mark.parametrize("spelling", [unchanged, published_videomae])
 @pytest.mark.parametrize("normalised", [True, False])
 def test_transformers_videomae_gives_the_same_loss_on_the_same_mask(normalised: bool, spelling: Callable) -> None:
     torch.manual_seed(0)
@@ -112,24 +113,24 @@ def test_transformers_videomae_gives_the_same_loss_on_the_same_mask(normalised: 
     )
     peer: Any = perturbed(VideoMAEForPreTraining(settings))
     peer.decoder.norm.eps = 1e-6  # the official value; transformers leaves torch's 1e-5
-    config = ours(tiny_video_config(objective__pixels="per_channel" if normalised else "unit"))
+    config = peer_sized(tiny_video_config(objective__pixels="per_channel" if normalised else "unit"))
     student = load(config, spelling(peer.state_dict()))
     clips, sets = torch.randn(3, 3, 4, 16, 16), random_sets(3, 32, 8)
     hidden = torch.zeros(3, 32, dtype=torch.bool).scatter(1, sets.student_masked, True)
     with torch.no_grad():
         theirs = peer(clips.transpose(1, 2), bool_masked_pos=hidden)
         loss = distill(student, None, clips, sets, config).total
-        answer = student(patchify(clips, 2, 4).gather(1, sets.student_visible[..., None].expand(-1, -1, 96)), sets)
+        output = student(patchify(clips, 2, 4).gather(1, sets.student_visible[..., None].expand(-1, -1, 96)), sets)
     assert loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
-    torch.testing.assert_close(answer.rebuilt, theirs.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.reconstructed, theirs.logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("spelling", [as_is, published_vit_mae])
+@pytest.mark.parametrize("spelling", [unchanged, published_vit_mae])
 @pytest.mark.parametrize("normalised", [True, False])
 def test_transformers_vit_mae_gives_the_same_loss_on_the_same_mask(normalised: bool, spelling: Callable) -> None:
     torch.manual_seed(0)
     peer = vit_mae(mask_ratio=0.75, norm_pix_loss=normalised)
-    config = ours(tiny_image_config(objective__pixels="per_patch" if normalised else "normalized"))
+    config = peer_sized(tiny_image_config(objective__pixels="per_patch" if normalised else "normalized"))
     student = load(config, spelling(peer.state_dict()))
     images, noise = torch.randn(3, 3, 16, 16), torch.rand(3, 16)
     order = noise.argsort(dim=1)
@@ -141,10 +142,10 @@ def test_transformers_vit_mae_gives_the_same_loss_on_the_same_mask(normalised: b
 
 
 @pytest.mark.parametrize("part", ["q_bias", "v_bias"])
-def test_a_converter_that_left_biases_at_zero_would_be_noticed(part: str) -> None:
+def test_attention_biases_left_at_zero_change_the_loss(part: str) -> None:
     torch.manual_seed(0)
     peer = vit_mae(norm_pix_loss=True)
-    config = ours(tiny_image_config())
+    config = peer_sized(tiny_image_config())
     student = load(config, peer.state_dict())
     images, sets = torch.randn(2, 3, 1, 16, 16), random_sets(2, 16, 4)
     with torch.no_grad():

@@ -9,9 +9,10 @@ from amd.presets.detection import DETECTION_PRESETS, detection_config
 @pytest.mark.parametrize(
     ("name", "lr", "decay", "gpus"), [("ava-vit-s", 5e-4, 0.6, 16), ("ava-vit-b", 1.25e-4, 0.75, 32)]
 )
-def test_the_recipes_are_those_of_the_official_scripts(name: str, lr: float, decay: float, gpus: int) -> None:
+def test_the_presets_match_the_official_scripts(name: str, lr: float, decay: float, gpus: int) -> None:
     config = DETECTION_PRESETS[name].config
-    assert config.optim.lr == pytest.approx(lr)  # the flag's 1e-3 and 2.5e-4 are for 256 clips, there are 128
+    # The official flags, 1e-3 and 2.5e-4, are per 256 clips; a step has 128.
+    assert config.optim.lr == pytest.approx(lr)
     assert (config.optim.layer_decay, config.optim.weight_decay, config.optim.batch_size) == (decay, 0.05, 128)
     assert (config.schedule.epochs, config.encoder.drop_path, config.scaling.workers) == (30, 0.2, (gpus, gpus))
     assert (config.clip.frames, config.clip.sampling_rate_frames, config.clip.size) == (16, 4, (224, 224))
@@ -41,6 +42,6 @@ def test_an_invalid_config_raises(override: dict[str, object], message: str) -> 
     assert caught.value.problems[0].startswith(message)
 
 
-def test_a_config_survives_json() -> None:
+def test_a_config_round_trips_through_json() -> None:
     config = DETECTION_PRESETS["ava-vit-b"].config
     assert validate(DetectionConfig, config.model_dump(mode="json")) == config

@@ -8,7 +8,7 @@ from amd.training.failures import Budgets, NonFinite, UploadError, classify_fail
 
 
 class RayActorError(Exception):
-    """Named as Ray's own: errors are judged by name, so that Ray need not be there."""
+    """Same name as Ray's error: errors are classified by class name, without importing Ray."""
 
     preempted = False
 
@@ -27,36 +27,41 @@ class WorkerGroupStartupTimeoutError(Exception):
     pass
 
 
-ECHO = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:4242")
+LOST_PEER = RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:4242")
 
 
 @pytest.mark.parametrize(
     ("errors", "budget", "reason"),
     [
-        ([NonFinite("step 3"), ECHO], "user", "nan_loss"),
-        ([ECHO, DataFault("4 of 24")], "user", "dataset_invalid"),
+        ([NonFinite("step 3"), LOST_PEER], "user", "nan_loss"),
+        ([LOST_PEER, DataFault("4 of 24")], "user", "dataset_invalid"),
         ([ConfigError(["x"])], "user", "config_invalid"),
-        ([ECHO, WorkerHealthCheckFailedError(RayActorError("died"))], "infrastructure", "node_lost"),
-        ([WorkerHealthCheckFailedError(Preempted("taken")), ECHO], "preemption", "preempted_budget"),
+        ([LOST_PEER, WorkerHealthCheckFailedError(RayActorError("died"))], "infrastructure", "node_lost"),
+        ([WorkerHealthCheckFailedError(Preempted("taken")), LOST_PEER], "preemption", "preempted_budget"),
         (
-            [ECHO, WorkerHealthCheckFailedError(RayActorError("the actor's node was terminated expectedly: SIGTERM"))],
+            [
+                LOST_PEER,
+                WorkerHealthCheckFailedError(RayActorError("the actor's node was terminated expectedly: SIGTERM")),
+            ],
             "preemption",
             "preempted_budget",
         ),
-        ([ECHO], "infrastructure", "node_lost"),
+        ([LOST_PEER], "infrastructure", "node_lost"),
         ([LoaderCrash("killed")], "infrastructure", "loader_crashed"),
         ([UploadError("bucket away")], "infrastructure", "storage_unreachable"),
-        ([ZeroDivisionError("division by zero"), ECHO], "user", "user_code_error"),
+        ([ZeroDivisionError("division by zero"), LOST_PEER], "user", "user_code_error"),
         ([WorkerGroupStartupTimeoutError("2 workers")], "infrastructure", "infeasible_resources"),
         ([], "infrastructure", "node_lost"),
     ],
 )
-def test_the_cause_is_told_from_its_echoes(errors: list[BaseException], budget: str, reason: str) -> None:
+def test_the_cause_of_a_failure_takes_precedence_over_its_consequences(
+    errors: list[BaseException], budget: str, reason: str
+) -> None:
     verdict = classify_failure(errors)
     assert (verdict.budget, verdict.reason) == (budget, reason)
 
 
-def test_gpu_memory_is_the_users_and_comes_with_a_remedy() -> None:
+def test_gpu_out_of_memory_is_a_user_error_with_a_remedy() -> None:
     import torch
 
     verdict = classify_failure([torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")])

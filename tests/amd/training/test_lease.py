@@ -19,7 +19,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return join(root, "lease.json")
 
 
-def test_only_one_holds_it_until_it_is_given_back(url: str) -> None:
+def test_a_lease_has_one_holder_until_it_is_released(url: str) -> None:
     first, second = Lease(url), Lease(url)
     assert first.acquire()
     assert not second.acquire()
@@ -29,23 +29,23 @@ def test_only_one_holds_it_until_it_is_given_back(url: str) -> None:
     second.release()
 
 
-def test_a_dead_process_of_this_machine_has_lost_it(url: str) -> None:
+def test_a_lease_held_by_a_dead_local_process_can_be_taken(url: str) -> None:
     child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     lease = Lease(url)
     assert lease.acquire()
-    held = read_json(url)
+    entry = read_json(url)
     lease._stop.set()
-    write_bytes(url, json.dumps({**held, "token": "other", "pid": int(child.stdout)}).encode())
+    write_bytes(url, json.dumps({**entry, "token": "other", "pid": int(child.stdout)}).encode())
     other = Lease(url)
     assert other.acquire()
     other.release()
 
 
-def test_a_holder_elsewhere_that_no_longer_renews_has_lost_it(url: str) -> None:
-    held = {"token": "x", "host": "elsewhere", "pid": 1, "born": None, "renewed": time.time()}
-    write_bytes(url, json.dumps(held).encode())
+def test_a_lease_that_is_no_longer_renewed_expires(url: str) -> None:
+    entry = {"token": "x", "host": "elsewhere", "pid": 1, "born": None, "renewed": time.time()}
+    write_bytes(url, json.dumps(entry).encode())
     assert not Lease(url).acquire()
-    write_bytes(url, json.dumps({**held, "renewed": time.time() - STALE_S - 1}).encode())
+    write_bytes(url, json.dumps({**entry, "renewed": time.time() - STALE_S - 1}).encode())
     lease = Lease(url)
     assert lease.acquire()
     lease.release()

@@ -1,4 +1,4 @@
-"""`python -m amd.training` as a process of its own."""
+"""`python -m amd.training`: exit codes, output, and a run that is killed and resumed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from amd.training.runs import launch
 from tests.support.runs.tiny_runs import assert_same_bits, final_state, tiny_run
 
 
-def written(config: TrainConfig, folder: Path) -> str:
+def write_config(config: TrainConfig, folder: Path) -> str:
     file = folder / "config.json"
     file.write_text(config.model_dump_json())
     return str(file)
 
 
-def test_a_process_killed_with_signal_9_is_continued_to_the_bit_by_the_same_command(tmp_path: Path) -> None:
+def test_a_run_killed_with_sigkill_resumes_bit_for_bit(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, name="killed", schedule__steps=30, checkpoint__every_steps=4)
-    args = ["--config", written(config, tmp_path), "--local", "--json", "tracking.log_every_steps=1"]
+    args = ["--config", write_config(config, tmp_path), "--local", "--json", "tracking.log_every_steps=1"]
     child = subprocess.Popen(
         [sys.executable, "-m", "amd.training", *args],
         stderr=subprocess.PIPE,
@@ -37,38 +37,44 @@ def test_a_process_killed_with_signal_9_is_continued_to_the_bit_by_the_same_comm
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
     assert child.stderr is not None
-    seen = []
+    lines = []
     for line in child.stderr:
-        seen.append(line)
+        lines.append(line)
         if line.startswith("step "):
             break
-    # One checkpoint must be there to go on from; the killing comes in mid-epoch or, at worst, between two steps.
+    # Wait for a checkpoint to resume from. The kill then hits the middle of an epoch or the gap between two steps.
     checkpoints = tmp_path / "storage" / "runs" / "killed" / "checkpoints"
     while child.poll() is None and not list(checkpoints.glob("*/manifest.json")):
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    assert child.returncode == -signal.SIGKILL, "".join(seen)
+    assert child.returncode == -signal.SIGKILL, "".join(lines)
     result = launch.train(config, local=True, quiet=True)
     assert (result.state, result.steps) == ("succeeded", 30)
-    calm = with_overrides(config, {"name": "calm"})
-    whole = launch.train(calm, local=True, quiet=True)
-    assert_same_bits(final_state(result.run_folder, config), final_state(whole.run_folder, calm))
+    uninterrupted_config = with_overrides(config, {"name": "uninterrupted"})
+    uninterrupted = launch.train(uninterrupted_config, local=True, quiet=True)
+    assert_same_bits(
+        final_state(result.run_folder, config), final_state(uninterrupted.run_folder, uninterrupted_config)
+    )
     assert listdir(str(checkpoints)) == ["step-00000028", "step-00000030"]
 
 
-def test_it_ends_with_one_json_line_and_exit_code_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_successful_run_prints_one_json_line_and_exits_with_code_0(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tiny_run(tmp_path)
-    code = main(["--config", written(config, tmp_path), "--local", "--json", "name=one", "schedule.steps=2"])
+    code = main(["--config", write_config(config, tmp_path), "--local", "--json", "name=one", "schedule.steps=2"])
     (line,) = capsys.readouterr().out.splitlines()
     result = RunResult.model_validate_json(line)
     assert (code, result.state, result.steps, result.run_id) == (0, "succeeded", 2, "one")
     assert json.loads(line)["encoder_folder"].endswith("encoders/one")
 
 
-def test_a_failed_run_has_exit_code_1_and_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_prints_a_message_and_exits_with_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tiny_run(tmp_path, optim__base_lr=1e30)
-    assert main(["--config", written(config, tmp_path), "--local"]) == 1
+    assert main(["--config", write_config(config, tmp_path), "--local"]) == 1
     assert "failed (nan_loss): step 3" in capsys.readouterr().err
 
 
@@ -81,15 +87,15 @@ def test_a_failed_run_has_exit_code_1_and_a_message(tmp_path: Path, capsys: pyte
         (["name=../../x"], "name"),
     ],
 )
-def test_bad_input_has_exit_code_2_and_no_traceback(
+def test_invalid_input_exits_with_code_2_and_no_traceback(
     args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--config", written(tiny_run(tmp_path), tmp_path), "--local", *args]) == 2
+    assert main(["--config", write_config(tiny_run(tmp_path), tmp_path), "--local", *args]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
 
 
-def test_a_config_that_is_not_there_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_config_file_exits_with_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", str(tmp_path / "none.json"), "--local"]) == 2
     assert "none.json" in capsys.readouterr().err

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.runs.finetuning import moving_shades, shades, tiny_finetuning
+from tests.support.runs.finetuning import shaded_clips, shaded_images, tiny_finetuning
 from tests.support.service.command import amd
 
 
 def one_class(folder: Path) -> list[str]:
-    shades(folder / "single", 4, names=("dark", "dark"))
+    shaded_images(folder / "single", 4, names=("dark", "dark"))
     return [f"data.train={folder / 'single'}", "data.val=null", "optim.batch_size=2"]
 
 
@@ -39,11 +39,11 @@ def too_many_classes(folder: Path) -> list[str]:
 
 
 def unknown_folder(folder: Path) -> list[str]:
-    return [f"data.val={shades(folder / 'other', 4, names=('dark', 'grey'))}"]
+    return [f"data.val={shaded_images(folder / 'other', 4, names=('dark', 'grey'))}"]
 
 
 def short_videos(folder: Path) -> list[str]:
-    videos = moving_shades(folder / "videos", 8, frames=4)
+    videos = shaded_clips(folder / "videos", 8, frames=4)
     return [f"data.train={videos}", "data.val=null", "clip.frames=8", "clip.tubelet=2"]
 
 
@@ -81,7 +81,7 @@ def truncated(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
-        (one_class, "two classes or more"),
+        (one_class, "at least two classes"),
         (no_validation, "data.val"),
         (labels_out_of_range, "out of range, the first is 7"),
         (labels_missing, "have no label"),

@@ -87,14 +87,16 @@ class PublishedStudent:
         mask = config.mask.model_copy(update={"student_ratio": ratio, "teacher_ratio": 0.0})
         sets = sample_token_sets(mask, clip.grid, 1, torch.Generator().manual_seed(seed))
         pixels = patchify(clips, clip.tubelet, clip.patch)
-        predictions = self.student(normalized_pixels(take_tokens(pixels, sets.student_visible), clip), sets).rebuilt
+        predictions = self.student(
+            normalized_pixels(take_tokens(pixels, sets.student_visible), clip), sets
+        ).reconstructed
         hidden = take_tokens(pixels, sets.student_masked)
-        unit, rebuilt = reconstructed_pixels(predictions, hidden, clip, config.objective.pixels), pixels / 255
-        rebuilt[0, sets.student_masked[0]] = unit[0].clip(0, 1)
+        unit, reconstructed = reconstructed_pixels(predictions, hidden, clip, config.objective.pixels), pixels / 255
+        reconstructed[0, sets.student_masked[0]] = unit[0].clip(0, 1)
         return {
             "original": clips[0].numpy(),
             "visible": sets.student_visible[0].tolist(),
-            "rebuilt": unpatchify(rebuilt, clip.grid, clip.tubelet, clip.patch)[0].numpy(),
+            "rebuilt": unpatchify(reconstructed, clip.grid, clip.tubelet, clip.patch)[0].numpy(),
             "loss": (predictions - pixel_targets(hidden, clip, config.objective.pixels)).square().mean().item(),
         }
 

@@ -107,7 +107,7 @@ def check_splits(config: FinetuneConfig, splits: dict[str, LabelledSplit]) -> No
     problems: list[str] = []
     for split in splits.values():
         if not len(split.manifest):
-            problems.append(f"{split.field}={split.url}: contains no samples; check it with `amd validate`")
+            problems.append(f"{split.field}={split.url}: has no samples; check it with `amd validate`")
         elif split.sets is None and (split.labels < 0).any():
             unlabelled = np.flatnonzero(split.labels < 0)
             first = split.manifest[int(unlabelled[0])].name

@@ -18,8 +18,9 @@ from amd.training.checkpoints.store import CheckpointStore
 from amd.training.failures import UploadError
 from amd.training.run_folder import RunResult, run_folder, versions
 from amd.training.runs.checks import DataFacts, check_counts
-from amd.training.runs.kinds import RunKind, TrainTeacher
+from amd.training.runs.kinds import RunKind
 from amd.training.runs.launch import launch
+from amd.training.runs.teachers import TrainTeacher
 
 FILES = ("train", "val", "boxes", "excluded", "label_map", "evaluated")
 

@@ -12,13 +12,13 @@ from tests.amd.downstream.embedding.test_features import write_images
 from tests.amd.downstream.probing.test_run import publish
 from tests.support.ray_cluster import RayCluster
 from tests.support.runs.configs import tiny_image_config
-from tests.support.runs.tiny_runs import in_a_process
+from tests.support.runs.tiny_runs import run_in_subprocess
 
 pytestmark = pytest.mark.ray
 
 
 def test_several_workers_score_like_one(ray_cluster: RayCluster, tmp_path: Path) -> None:
-    in_a_process(compare, tmp_path)
+    run_in_subprocess(compare, tmp_path)
 
 
 def compare(tmp_path: Path) -> None:

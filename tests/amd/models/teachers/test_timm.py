@@ -23,7 +23,7 @@ def teacher_config(**overrides: Any) -> TrainConfig:
 
 
 def timm_model(**overrides: Any) -> Any:
-    """A timm ViT with no parameter at a neutral value."""
+    """Return a timm ViT with random values in all parameters."""
     torch.manual_seed(0)
     model = timm.models.VisionTransformer(**(SIZES | {"img_size": 16} | overrides)).eval()
     for parameter in model.parameters():
@@ -32,7 +32,7 @@ def timm_model(**overrides: Any) -> Any:
     return model
 
 
-def timm_taps(model: Any, images: torch.Tensor) -> list[torch.Tensor]:
+def timm_intermediates(model: Any, images: torch.Tensor) -> list[torch.Tensor]:
     return model.forward_intermediates(images, indices=[0, 1], intermediates_only=True, output_fmt="NLC")
 
 
@@ -41,7 +41,9 @@ def timm_taps(model: Any, images: torch.Tensor) -> list[torch.Tensor]:
     [{}, {"init_values": 0.5}, {"no_embed_class": True}, {"global_pool": "avg", "fc_norm": True}],
     ids=["plain", "layer-scale", "no-class-position", "pooled"],
 )
-def test_a_timm_teacher_gives_timms_own_features(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+def test_a_timm_teacher_gives_the_same_features_as_timm(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
     model, config = timm_model(**options), teacher_config()
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: model)
     teacher = load_teacher(config)
@@ -49,7 +51,7 @@ def test_a_timm_teacher_gives_timms_own_features(monkeypatch: pytest.MonkeyPatch
     pixels = patchify(images[:, :, None], 1, 4)
     index = torch.stack([torch.randperm(16) for _ in range(2)])
     with torch.no_grad():
-        expected = timm_taps(model, images)
+        expected = timm_intermediates(model, images)
     got = teacher(take_tokens(pixels, index), index)
     assert len(got) == 2
     for ours, theirs in zip(got, expected, strict=True):
@@ -65,7 +67,7 @@ def test_a_saved_timm_file_loads_as_a_teacher(tmp_path: Any) -> None:
     images = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
         got = encoder(patchify(images[:, :, None], 1, 4), torch.arange(16)[None], intermediates=(1, 2))
-        for ours, theirs in zip(got.intermediates, timm_taps(model, images), strict=True):
+        for ours, theirs in zip(got.intermediates, timm_intermediates(model, images), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(got.final, model.forward_features(images), rtol=1e-4, atol=1e-4)
 
@@ -79,11 +81,11 @@ def test_a_saved_timm_file_loads_as_a_teacher(tmp_path: Any) -> None:
         ({"norm_layer": torch.nn.LayerNorm}, "epsilon other than"),
         ({"patch_size": 8}, r"its patch is 8, clip\.patch=4"),
         ({"qk_norm": True}, r"unexpected \d+: encoder\.blocks\.0\.attn\.k_norm|blocks\.0\.attn\.k_norm"),
-        ({"embed_dim": 48}, r"look at teacher\.encoder\.width"),
+        ({"embed_dim": 48}, r"check teacher\.encoder\.width"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_would_change_features_in_silence_is_refused(
+def test_architectures_that_would_silently_change_features_are_refused(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], reason: str
 ) -> None:
     model = timm_model(**options)
@@ -92,7 +94,7 @@ def test_what_would_change_features_in_silence_is_refused(
         load_teacher(teacher_config())
 
 
-def test_another_pixel_normalisation_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_different_pixel_normalisation_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm_model()
     model.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: model)
@@ -101,7 +103,7 @@ def test_another_pixel_normalisation_is_refused_with_the_remedy(monkeypatch: pyt
     assert "set clip.std" in str(caught.value)
 
 
-def test_an_unknown_name_and_weights_out_of_reach_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_models_and_unreachable_weights_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="timm has no such model"):
         load_teacher(teacher_config(teacher__weights="timm:vit_enormous"))
 
@@ -111,10 +113,10 @@ def test_an_unknown_name_and_weights_out_of_reach_are_told(monkeypatch: pytest.M
         return timm_model()
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(ConfigError, match=r"no route to the hub.*give the path of a downloaded file"):
+    with pytest.raises(ConfigError, match=r"no route to the hub.*set the path of a downloaded file"):
         load_teacher(teacher_config())
     monkeypatch.undo()
     with pytest.raises(ConfigError, match=r"is it a plain ViT\?"):
         load_teacher(teacher_config(teacher__weights="timm:resnet18"))
-    with pytest.raises(ConfigError, match=r"timm's teachers see images"):
+    with pytest.raises(ConfigError, match=r"timm teachers take images"):
         load_teacher(teacher_config(clip__frames=2))

@@ -32,17 +32,17 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_root")
 
 
-def test_what_was_saved_comes_back_and_only_the_last_are_kept(root: str) -> None:
+def test_the_newest_checkpoint_is_restored_and_old_ones_are_removed(root: str) -> None:
     checkpoints = store(root, [10, 20, 30], keep_last=2)
     assert checkpoints.committed() == [20, 30]
-    step, back = checkpoints.load_newest()
+    step, loaded = checkpoints.load_newest()
     assert step == 30
-    assert torch.equal(back.tensors["model"]["w"], torch.full((3,), 30.0))
-    assert back.tensors["optimizer"]["w:step"].item() == 30
-    assert back.state == {"step": 30}
+    assert torch.equal(loaded.tensors["model"]["w"], torch.full((3,), 30.0))
+    assert loaded.tensors["optimizer"]["w:step"].item() == 30
+    assert loaded.state == {"step": 30}
 
 
-def test_a_damaged_checkpoint_is_passed_over(root: str) -> None:
+def test_a_damaged_checkpoint_is_skipped(root: str) -> None:
     checkpoints = store(root, [10, 20, 30], keep_last=3)
     write_bytes(join(checkpoints.url(30), "model.safetensors"), b"torn")
     assert checkpoints.load_newest()[0] == 20
@@ -50,7 +50,7 @@ def test_a_damaged_checkpoint_is_passed_over(root: str) -> None:
     assert checkpoints.load_newest()[0] == 10
 
 
-def test_an_uncommitted_folder_is_never_read_and_swept(root: str) -> None:
+def test_an_uncommitted_checkpoint_is_never_read_and_is_swept(root: str) -> None:
     checkpoints = store(root, [10, 20])
     remove(join(checkpoints.url(20), MANIFEST))  # as if the writer had died before its commit
     assert checkpoints.load_newest()[0] == 10
@@ -58,7 +58,7 @@ def test_an_uncommitted_folder_is_never_read_and_swept(root: str) -> None:
     assert listdir(checkpoints.folder) == ["step-00000010"]
 
 
-def test_what_a_killed_writer_left_in_a_committed_folder_is_swept(tmp_path: Path) -> None:
+def test_leftover_files_of_a_killed_writer_are_swept(tmp_path: Path) -> None:
     checkpoints = store(str(tmp_path), [10])
     leftover = Path(checkpoints.url(10)) / f".{MANIFEST}.0123abcd"
     leftover.write_bytes(b"{")
@@ -68,13 +68,13 @@ def test_what_a_killed_writer_left_in_a_committed_folder_is_swept(tmp_path: Path
     assert checkpoints.load_newest()[0] == 10
 
 
-def test_the_best_and_the_pinned_are_kept_besides(tmp_path: Path) -> None:
+def test_the_best_and_the_pinned_checkpoints_are_also_kept(tmp_path: Path) -> None:
     checkpoints = store(str(tmp_path), [10, 20, 30, 40, 50], keep_last=1, keep_best=1, pin_steps=(10,))
     assert checkpoints.committed() == [10, 20, 50]
     assert listdir(checkpoints.folder) == ["step-00000010", "step-00000020", "step-00000050"]
 
 
-def test_a_write_that_fails_is_told_at_the_next_one(tmp_path: Path) -> None:
+def test_a_failed_write_raises_when_it_is_waited_for(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     checkpoints = CheckpointStore(str(tmp_path / "checkpoints"), CheckpointConfig())
     checkpoints.save(10, snapshot(10), {})
@@ -82,16 +82,18 @@ def test_a_write_that_fails_is_told_at_the_next_one(tmp_path: Path) -> None:
         checkpoints.wait()
 
 
-def test_saving_does_not_wait_for_a_slow_store_but_the_next_saving_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_returns_before_a_slow_write_finishes_and_the_next_save_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import threading
 
-    gate, memory = threading.Event(), fsspec.filesystem("memory")
+    may_write, memory = threading.Event(), fsspec.filesystem("memory")
     put = type(memory).put_file
-    monkeypatch.setattr(type(memory), "put_file", lambda *args, **kwargs: (gate.wait(30), put(*args, **kwargs))[1])
+    monkeypatch.setattr(type(memory), "put_file", lambda *args, **kwargs: (may_write.wait(30), put(*args, **kwargs))[1])
     checkpoints = CheckpointStore("memory://slow/checkpoints", CheckpointConfig())
     checkpoints.save(10, snapshot(10), {})
     assert checkpoints.wait(timeout_s=0.01) is False
-    gate.set()
+    may_write.set()
     checkpoints.save(20, snapshot(20), {})
     checkpoints.wait()
     assert checkpoints.committed() == [10, 20]

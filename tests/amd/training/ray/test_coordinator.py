@@ -1,16 +1,16 @@
-"""Runs handed to workers that stay: each once, in order, and again only to a worker that Ray has started anew."""
+"""Runs are handed to long-lived workers once and in order; only a restarted worker receives its run again."""
 
 from __future__ import annotations
 
 from amd.training.ray.coordinator import WAIT, CoordinatorActor
 
 
-def test_workers_wait_take_each_run_once_and_end_when_there_are_no_more() -> None:
+def test_workers_take_each_run_once_and_exit_when_the_coordinator_closes() -> None:
     coordinator = CoordinatorActor()
     assert coordinator.next_task(0) == WAIT
     coordinator.submit({"spec": "teacher"})
     assert coordinator.next_task(0) == {"spec": "teacher", "number": 1}
-    assert coordinator.next_task(1) == WAIT, "the next run is not there yet"
+    assert coordinator.next_task(1) == WAIT, "the next run has not been submitted"
     coordinator.finish(1, {"finished": True})
     coordinator.submit({"spec": "student"})
     assert coordinator.next_task(1) == {"spec": "student", "number": 2}
@@ -21,7 +21,7 @@ def test_workers_wait_take_each_run_once_and_end_when_there_are_no_more() -> Non
     assert coordinator.drain_events() == []
 
 
-def test_a_worker_started_anew_joins_the_run_that_goes_on_and_none_that_is_over() -> None:
+def test_a_restarted_worker_joins_an_unfinished_run_but_not_a_finished_one() -> None:
     coordinator = CoordinatorActor()
     coordinator.submit({"spec": "one"})
     assert coordinator.next_task(0) == coordinator.next_task(0)
@@ -29,7 +29,7 @@ def test_a_worker_started_anew_joins_the_run_that_goes_on_and_none_that_is_over(
     assert coordinator.next_task(0) == WAIT
 
 
-def test_a_stop_is_for_the_run_at_hand() -> None:
+def test_a_stop_request_applies_to_the_current_run_only() -> None:
     coordinator = CoordinatorActor()
     coordinator.submit({"spec": "one"})
     coordinator.stop()

@@ -23,20 +23,20 @@ def run_folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return join(root, "runs", "one")
 
 
-def test_chunks_are_written_once_and_the_later_line_of_a_step_wins(run_folder: str) -> None:
+def test_chunks_are_never_rewritten_and_the_latest_line_of_a_step_wins(run_folder: str) -> None:
     first = ChunkSink(run_folder)
     first.write(line(1, 9.0))
     first.flush()
     first.write(line(2, 8.0))
     first.close()
-    again = ChunkSink(run_folder)  # a run that went back to step 1
-    again.write(line(2, 7.0))
-    again.close()
+    resumed = ChunkSink(run_folder)  # a run that resumed from step 1
+    resumed.write(line(2, 7.0))
+    resumed.close()
     assert listdir(join(run_folder, "metrics")) == ["000000.jsonl", "000001.jsonl", "000002.jsonl"]
     assert [(line["step"], line["loss/total"]) for line in read_metrics(run_folder)] == [(1, 9.0), (2, 7.0)]
 
 
-def test_tensorboard_gets_the_same_numbers(run_folder: str, tmp_path: Path) -> None:
+def test_tensorboard_receives_the_same_values(run_folder: str, tmp_path: Path) -> None:
     metrics = open_metrics(run_folder, "one", TrackingConfig(), {}, from_step=0)
     metrics.write(line(1, 9.0))
     metrics.write(line(2, 8.0))
@@ -51,7 +51,7 @@ def test_tensorboard_gets_the_same_numbers(run_folder: str, tmp_path: Path) -> N
     assert [(event.step, event.value) for event in events.Scalars("loss/total")] == [(1, 9.0), (2, 8.0)]
 
 
-def test_mlflow_keeps_one_run_however_often_training_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_continues_the_same_mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     tracking = TrackingConfig(mlflow=f"file:{tmp_path}/mlruns", tensorboard=False)
@@ -67,7 +67,7 @@ def test_mlflow_keeps_one_run_however_often_training_continues(tmp_path: Path, m
     assert sorted((metric.step, metric.value) for metric in history) == [(1, 8.0), (2, 7.0)]
 
 
-def test_an_mlflow_server_that_is_away_does_not_stop_a_run(
+def test_an_unreachable_mlflow_server_does_not_stop_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("mlflow")
@@ -76,20 +76,20 @@ def test_an_mlflow_server_that_is_away_does_not_stop_a_run(
     metrics = open_metrics(str(tmp_path / "run"), "one", tracking, {}, from_step=0)
     metrics.write(line(1, 9.0))
     metrics.close()
-    assert "goes on without it" in caplog.text
-    assert "1 lines never reached MLflow" in caplog.text
+    assert "continues without it" in caplog.text
+    assert "1 lines were not sent to MLflow" in caplog.text
     assert len(read_metrics(str(tmp_path / "run"))) == 1
 
 
-def test_mlflow_without_its_package_is_a_clear_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
+def test_tracking_with_mlflow_not_installed_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    original_import = builtins.__import__
 
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+    def import_without_mlflow(name: str, *args: Any, **kwargs: Any) -> Any:
         if name == "mlflow":
             raise ImportError(name)
-        return real(name, *args, **kwargs)
+        return original_import(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(builtins, "__import__", import_without_mlflow)
     with pytest.raises(ConfigError, match="MLflow is not installed"):
         check_mlflow(TrackingConfig(mlflow="http://127.0.0.1:1"))
     check_mlflow(TrackingConfig())

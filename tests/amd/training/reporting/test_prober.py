@@ -1,4 +1,4 @@
-"""Probes on the way: at the epochs asked for, by a process of its own, and never in the way of the run."""
+"""Probes during a run: at the configured epochs, in a separate process, without delaying or failing the run."""
 
 from __future__ import annotations
 
@@ -17,55 +17,57 @@ from tests.support.runs.tiny_runs import tiny_images, tiny_run
 
 class MessageRecorder(NullWatcher):
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def log(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
 
 def probed_run(folder: Path, **probe: Any) -> Any:
     data = {
-        "train": str(tiny_images(folder / "known")),
-        "test": str(tiny_images(folder / "asked", 10)),
+        "train": str(tiny_images(folder / "train")),
+        "test": str(tiny_images(folder / "test", 10)),
         "loader_workers": 0,
     }
     return tiny_run(folder, name="probed", probe={"data": data, "every_epochs": 2, **probe})
 
 
-def test_a_run_is_probed_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ears = MessageRecorder()
-    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: ears)
+def test_a_run_is_probed_in_a_separate_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = MessageRecorder()
+    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: recorder)
     result = launch.train(probed_run(tmp_path, every_epochs=4), local=True)  # 3 steps an epoch, 12 steps
     assert result.state == "succeeded", result.message
     lines = {line["step"]: line for line in read_metrics(result.run_folder) if "eval/knn_top1" in line}
     assert sorted(lines) == [12]
     assert all(0 <= line["eval/top1"] <= 100 for line in lines.values())
-    assert sum(text.startswith("probe of step") for text in ears.said) == 1
+    assert sum(text.startswith("probe of step") for text in recorder.messages) == 1
 
 
-def test_a_probe_that_fails_is_told_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ears = MessageRecorder()
-    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: ears)
+def test_a_failed_probe_is_reported_and_the_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = MessageRecorder()
+    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: recorder)
     config = probed_run(tmp_path, every_epochs=4)
-    for path in (tmp_path / "asked").rglob("*.png"):
+    for path in (tmp_path / "test").rglob("*.png"):
         path.unlink()
     result = launch.train(config, local=True)
     assert result.state == "succeeded"
-    assert [text for text in ears.said if text.startswith("WARNING the probe of step 12 failed: error: ")]
+    assert [text for text in recorder.messages if text.startswith("WARNING the probe of step 12 failed: error: ")]
 
 
 @pytest.mark.parametrize(("step", "probed"), [(9, False), (10, True), (15, False), (20, True), (23, True)])
-def test_probes_come_at_the_end_of_epochs_and_of_the_run(step: int, probed: bool) -> None:
+def test_probes_run_at_the_end_of_epochs_and_of_the_run(step: int, probed: bool) -> None:
     assert is_probed(step, steps=23, steps_per_epoch=5, every_epochs=2) is probed
 
 
-def test_a_checkpoint_that_was_removed_before_its_turn_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_checkpoint_removed_before_it_is_probed_is_skipped_with_a_warning(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, name="short", checkpoint__keep_last=1)
     result = launch.train(config, local=True, quiet=True)
-    ears = MessageRecorder()
+    recorder = MessageRecorder()
     data = {"train": str(tmp_path / "images"), "test": str(tmp_path / "images")}
-    prober = Prober(ears, result.run_folder, validate(RunProbeConfig, {"data": data, "every_epochs": 1}))
+    prober = Prober(recorder, result.run_folder, validate(RunProbeConfig, {"data": data, "every_epochs": 1}))
     prober.on_event({"kind": "start", "steps": 12, "epochs": 4})
     prober.on_event({"kind": "checkpoint", "step": 3})
     prober.close()
-    assert ears.said == ["WARNING step 3 was not probed: its checkpoint is gone; keep more (checkpoint.keep_last)"]
+    assert recorder.messages == [
+        "WARNING step 3 was not probed: its checkpoint is gone; keep more (checkpoint.keep_last)"
+    ]

@@ -31,7 +31,7 @@ START = {
 VALUES = {"loss/total": 1.25, "optim/lr": 1e-3, "speed/samples_per_s": 80.0, "time/step_s": 0.2, "time/data_s": 0.05}
 
 
-def test_a_log_tells_what_begins_and_then_each_step_in_a_line() -> None:
+def test_a_log_describes_the_run_and_then_prints_one_line_per_step() -> None:
     out = io.StringIO()
     lines = LineWatcher(out, seconds=0)
     lines.on_event(START)
@@ -39,23 +39,23 @@ def test_a_log_tells_what_begins_and_then_each_step_in_a_line() -> None:
         lines.on_event({"kind": "step", "step": step, "values": VALUES})
     lines.on_event({"kind": "warning", "text": "collapsing"})
     text = out.getvalue()
-    for part in (
+    for expected in (
         "continued after step 40",
         "100 steps, 12.5 epochs of 64 samples",
         "8 samples of 16 clips: 2 workers on cuda, 2 micro-batches each, bf16",
         "peak lr    0.0024",
         "2 workers instead of 3: batch and learning rate are kept",
         "encoder 22.0 M, student 75.2 M, teacher 303.0 M",
-        "1568 a clip; seen by student 160, teacher 392",
+        "1568 a clip; visible to student 160, teacher 392",
         "estimate   3 h 20 min",
         "step 50/100  loss 1.2500  lr 1.00e-03  80.0 clips/s  waiting for data 25%",
         "WARNING collapsing",
     ):
-        assert part in text
+        assert expected in text
     assert "left" in next(line for line in text.splitlines() if line.startswith("step 60/100"))
 
 
-def test_a_terminal_gets_a_bar() -> None:
+def test_a_terminal_shows_a_progress_bar() -> None:
     out = io.StringIO()
     bar = ProgressBarWatcher(Console(file=out, force_terminal=True, width=160))
     bar.on_event(START)
@@ -68,5 +68,5 @@ def test_a_terminal_gets_a_bar() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.2, "1 s"), (42, "42 s"), (420, "7 min"), (12_000, "3 h 20 min"), (187_200, "2 d 4 h")]
 )
-def test_durations_are_for_people(seconds: float, text: str) -> None:
+def test_durations_are_human_readable(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -1,4 +1,4 @@
-"""Whole runs in this process: from a config to a published encoder, and every way a run can end."""
+"""Complete runs in this process: from a config to a published encoder, including stops, failures and rejections."""
 
 from __future__ import annotations
 
@@ -34,36 +34,40 @@ def train(config: TrainConfig) -> RunResult:
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainConfig, RunResult]:
-    """An undisturbed run, for the others to be compared with."""
-    folder = tmp_path_factory.mktemp("calm")
-    config = tiny_run(folder, name="calm", teacher__weights_license="CC-BY-NC-4.0", tracking__tensorboard=True)
+def reference_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainConfig, RunResult]:
+    """An uninterrupted run to compare other runs with."""
+    folder = tmp_path_factory.mktemp("reference")
+    config = tiny_run(folder, name="reference", teacher__weights_license="CC-BY-NC-4.0", tracking__tensorboard=True)
     return folder, config, train(config)
 
 
-class Meddler(NullWatcher):
-    """Does something when a step comes by, once."""
+class CallbackAtStep(NullWatcher):
+    """Call a function once, when a step is reached."""
 
-    def __init__(self, step: int, act: Callable[[], None]) -> None:
-        self._step, self._act = step, act
+    def __init__(self, step: int, callback: Callable[[], None]) -> None:
+        self._step, self._callback = step, callback
 
     def on_event(self, event: Event) -> None:
-        if event["kind"] == "step" and event["step"] >= self._step and self._act is not None:
-            act, self._act = self._act, None
-            act()
+        if event["kind"] == "step" and event["step"] >= self._step and self._callback is not None:
+            callback, self._callback = self._callback, None
+            callback()
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
-    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: Meddler(step, lambda: os.kill(os.getpid(), number)))
+def send_signal_at_step(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
+    monkeypatch.setattr(
+        launch, "choose_watcher", lambda quiet: CallbackAtStep(step, lambda: os.kill(os.getpid(), number))
+    )
 
 
-def test_a_run_ends_with_a_published_encoder_and_its_figures(calm: tuple[Path, TrainConfig, RunResult]) -> None:
-    _, config, result = calm
+def test_a_finished_run_publishes_its_encoder_and_reports_metrics(
+    reference_run: tuple[Path, TrainConfig, RunResult],
+) -> None:
+    _, config, result = reference_run
     assert (result.state, result.steps, result.exit_code) == ("succeeded", 12, 0)
     assert result.encoder_folder is not None
     encoder, card = load_encoder(result.encoder_folder)
     assert encoder.config == config.student.encoder
-    assert (card.run, card.weights_license, card.steps) == ("calm", "CC-BY-NC-4.0", 12)
+    assert (card.run, card.weights_license, card.steps) == ("reference", "CC-BY-NC-4.0", 12)
     assert card.data["samples"] == 24
     trained = final_state(result.run_folder, config)
     for part, weights in (("encoder", encoder), ("decoder", load_decoder(result.encoder_folder, card))):
@@ -82,8 +86,10 @@ def test_a_run_ends_with_a_published_encoder_and_its_figures(calm: tuple[Path, T
     assert listdir(join(result.run_folder, "tensorboard"))
 
 
-def test_a_checkpoint_holds_no_teacher_and_none_is_left_over(calm: tuple[Path, TrainConfig, RunResult]) -> None:
-    _, _, result = calm
+def test_checkpoints_exclude_the_teacher_and_old_ones_are_removed(
+    reference_run: tuple[Path, TrainConfig, RunResult],
+) -> None:
+    _, _, result = reference_run
     folder = join(result.run_folder, "checkpoints")
     assert listdir(folder) == ["step-00000008", "step-00000012"]
     assert listdir(join(folder, "step-00000012")) == [
@@ -98,28 +104,28 @@ def test_a_checkpoint_holds_no_teacher_and_none_is_left_over(calm: tuple[Path, T
         assert parts == {"encoder", "projections", "generators", "decoder"}
 
 
-def test_sigterm_saves_and_the_same_command_continues_to_the_bit(
-    calm: tuple[Path, TrainConfig, RunResult], monkeypatch: pytest.MonkeyPatch
+def test_a_run_stopped_by_a_signal_resumes_bit_for_bit(
+    reference_run: tuple[Path, TrainConfig, RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, config, whole = calm
+    _, config, uninterrupted = reference_run
     stopped = with_overrides(config, {"name": "stopped", "checkpoint.every_steps": None})
-    for after, number in ((2, signal.SIGTERM), (6, signal.SIGINT)):  # in mid-epoch: an epoch has 3 steps
+    for after, number in ((2, signal.SIGTERM), (6, signal.SIGINT)):  # in the middle of an epoch, which has 3 steps
         with monkeypatch.context() as patched:
-            stop_at(patched, after, number)
+            send_signal_at_step(patched, after, number)
             result = launch.train(stopped, local=True)
         assert (result.state, result.reason, result.exit_code) == ("cancelled", "cancelled_by_user", 1)
         assert after <= result.steps < 12
         assert read_json(join(result.run_folder, "result.json"))["state"] == "cancelled"
     result = train(stopped)
     assert (result.state, result.steps) == ("succeeded", 12)
-    assert_same_bits(final_state(result.run_folder, stopped), final_state(whole.run_folder, config))
+    assert_same_bits(final_state(result.run_folder, stopped), final_state(uninterrupted.run_folder, config))
     assert [line["step"] for line in read_metrics(result.run_folder)][-1] == 12
 
 
-def test_a_run_on_s3_stops_and_continues_to_the_bit(
-    calm: tuple[Path, TrainConfig, RunResult], s3_root: str, monkeypatch: pytest.MonkeyPatch
+def test_a_stopped_run_on_s3_resumes_bit_for_bit(
+    reference_run: tuple[Path, TrainConfig, RunResult], s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, config, whole = calm
+    folder, config, uninterrupted = reference_run
     fs = fsspec.filesystem("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"])
     fs.put(str(folder / "images"), f"{s3_root}/images", recursive=True)
     fs.put(str(folder / "teacher.safetensors"), f"{s3_root}/teacher.safetensors")
@@ -132,61 +138,67 @@ def test_a_run_on_s3_stops_and_continues_to_the_bit(
         },
     )
     with monkeypatch.context() as patched:
-        stop_at(patched, 6)
+        send_signal_at_step(patched, 6)
         assert launch.train(remote, local=True).state == "cancelled"
-    # As if a writer had died before its commit, and the newest checkpoint had been damaged on its way.
-    checkpoints = join(remote.storage, "runs", "calm", "checkpoints")
+    # A writer that died before its commit, and a damaged newest checkpoint.
+    checkpoints = join(remote.storage, "runs", "reference", "checkpoints")
     newest = listdir(checkpoints)[-1]
     fs.pipe_file(f"{checkpoints}/step-00000011/model.safetensors", b"half of it")
     fs.pipe_file(f"{checkpoints}/{newest}/optimizer.safetensors", b"damaged")
     result = train(remote)
     assert result.state == "succeeded"
-    assert_same_bits(final_state(result.run_folder, remote), final_state(whole.run_folder, config))
+    assert_same_bits(final_state(result.run_folder, remote), final_state(uninterrupted.run_folder, config))
     assert listdir(checkpoints) == ["step-00000008", "step-00000012"]
 
 
-def test_a_finished_run_gives_its_result_again_and_trains_no_further(calm: tuple[Path, TrainConfig, RunResult]) -> None:
-    _, config, result = calm
+def test_a_finished_run_returns_its_result_without_training_again(
+    reference_run: tuple[Path, TrainConfig, RunResult],
+) -> None:
+    _, config, result = reference_run
     assert train(config) == result
     assert train(with_overrides(config, {"tracking.log_every_steps": 7, "data.loader_workers": 1})) == result
 
 
-def test_a_name_that_another_config_has_is_refused_with_the_fields(calm: tuple[Path, TrainConfig, RunResult]) -> None:
-    _, config, _ = calm
-    with pytest.raises(ConfigError, match=r"name=calm: .*optim\.weight_decay was 0\.05, now 0\.1.*another name"):
+def test_a_name_used_by_a_different_config_is_rejected_with_the_fields_that_differ(
+    reference_run: tuple[Path, TrainConfig, RunResult],
+) -> None:
+    _, config, _ = reference_run
+    with pytest.raises(ConfigError, match=r"name=reference: .*optim\.weight_decay was 0\.05, now 0\.1.*another name"):
         train(with_overrides(config, {"optim.weight_decay": 0.1}))
 
 
-def test_a_name_whose_data_has_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_run(tmp_path, name="grown")
+def test_a_run_whose_data_has_changed_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_run(tmp_path, name="changed-data")
     with monkeypatch.context() as patched:
-        stop_at(patched, 2)
+        send_signal_at_step(patched, 2)
         launch.train(config, local=True)
     (tmp_path / "images" / "a" / "new.png").write_bytes((tmp_path / "images" / "a" / "000.png").read_bytes())
-    with pytest.raises(ConfigError, match=r"data\.train has changed since the run began \(24 samples then, 25 now\)"):
+    with pytest.raises(ConfigError, match=r"data\.train has changed since the run started \(24 samples then, 25 now\)"):
         train(config)
 
 
-def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
+def test_a_run_that_another_process_is_training_is_rejected(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, name="busy")
     lease = Lease(join(run_folder(config.storage, "busy"), "lease.json"))
     assert lease.acquire()
-    with lease, pytest.raises(ConfigError, match=f"name=busy: process {os.getpid()} on .* is training it now"):
+    with lease, pytest.raises(ConfigError, match=f"name=busy: process {os.getpid()} on .* is training this run"):
         train(config)
     assert train(config).state == "succeeded"
 
 
-def test_a_step_without_numbers_stops_the_run_and_names_step_and_samples(tmp_path: Path) -> None:
-    config = tiny_run(tmp_path, name="wild", optim__base_lr=1e30, checkpoint__every_steps=1, optim__weight_decay=0)
+def test_a_non_finite_loss_fails_the_run_and_names_step_and_samples(tmp_path: Path) -> None:
+    config = tiny_run(
+        tmp_path, name="non-finite", optim__base_lr=1e30, checkpoint__every_steps=1, optim__weight_decay=0
+    )
     result = train(config)
     assert (result.state, result.reason, result.exit_code) == ("failed", "nan_loss", 1)
     assert "step 3: the loss or its gradient is not finite" in result.message  # step 1 has lr 0, step 2 explodes
     assert result.message.count(str(tmp_path / "images")) == 8
-    assert len(listdir(join(result.run_folder, "errors"))) == 1  # told once, not retried
+    assert len(listdir(join(result.run_folder, "errors"))) == 1  # one attempt, no retries
 
 
-def test_too_many_bad_samples_stop_the_run_with_their_list(tmp_path: Path) -> None:
-    config = tiny_run(tmp_path, name="rotten", data__max_bad_fraction=0.1)
+def test_too_many_bad_samples_fail_the_run_and_are_listed(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, name="bad-samples", data__max_bad_fraction=0.1)
     bad = sorted((tmp_path / "images").rglob("*.png"))[:4]
     for path in bad:
         path.write_bytes(b"not an image")
@@ -194,39 +206,39 @@ def test_too_many_bad_samples_stop_the_run_with_their_list(tmp_path: Path) -> No
     assert (result.state, result.reason, result.exit_code) == ("failed", "dataset_invalid", 1)
     named = [path for path in bad if str(path) in result.message]
     assert len(named) >= 3
-    told = [json.loads(line) for line in read_bytes(join(result.run_folder, "bad_samples.jsonl")).splitlines()]
-    assert {bad["location"] for bad in told} >= set(map(str, named))
+    recorded = [json.loads(line) for line in read_bytes(join(result.run_folder, "bad_samples.jsonl")).splitlines()]
+    assert {bad["location"] for bad in recorded} >= set(map(str, named))
     assert len(listdir(join(result.run_folder, "errors"))) == 1
-    # Raising the limit lets the same run go on to its end.
+    # With a higher limit, the same run continues to its end.
     result = train(with_overrides(config, {"data.max_bad_fraction": 0.5}))
     assert result.state == "succeeded"
     assert result.figures["data/bad_samples"] == 4
 
 
-def wrong(**overrides: Any) -> dict[str, Any]:
+def dotted(**overrides: Any) -> dict[str, Any]:
     return {key.replace("__", "."): value for key, value in overrides.items()}
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (wrong(mask__student_ratio=0.5, mask__teacher_ratio=0.75), "must not be above mask.student_ratio=0.5"),
-        (wrong(objective__layers=[{"student": 2, "teacher": 9}]), "objective.layers.0.teacher=9 is out of range"),
-        (wrong(clip__size=18), "multiple of clip.patch=4"),
-        (wrong(optim__learning_rate=1), "optim.learning_rate: unknown key"),
-        (wrong(teacher__weights="nowhere.safetensors"), "nowhere.safetensors: no such file"),
-        (wrong(teacher__encoder={"width": 32, "depth": 4, "heads": 2}), "teacher.encoder"),
-        (wrong(teacher__preset="vit-giant", teacher__weights=None), "vit-giant"),
-        (wrong(storage="/proc/amd"), "storage=/proc/amd cannot be written"),
-        (wrong(data__train="empty"), "empty"),
-        (wrong(data__train="missing"), "missing does not exist"),
-        (wrong(optim__batch_size=32), "optim.batch_size=32 is above the 24 samples"),
-        (wrong(name="../../x"), "name"),
-        (wrong(schedule__warmup_epochs=5, schedule__warmup_steps=None), "warm-up is 15 steps long, the whole run 12"),
-        (wrong(scaling__device="cuda"), "no CUDA device"),
+        (dotted(mask__student_ratio=0.5, mask__teacher_ratio=0.75), "must not be above mask.student_ratio=0.5"),
+        (dotted(objective__layers=[{"student": 2, "teacher": 9}]), "objective.layers.0.teacher=9 is out of range"),
+        (dotted(clip__size=18), "multiple of clip.patch=4"),
+        (dotted(optim__learning_rate=1), "optim.learning_rate: unknown key"),
+        (dotted(teacher__weights="nowhere.safetensors"), "nowhere.safetensors: no such file"),
+        (dotted(teacher__encoder={"width": 32, "depth": 4, "heads": 2}), "teacher.encoder"),
+        (dotted(teacher__preset="vit-giant", teacher__weights=None), "vit-giant"),
+        (dotted(storage="/proc/amd"), "storage=/proc/amd cannot be written"),
+        (dotted(data__train="empty"), "empty"),
+        (dotted(data__train="missing"), "missing does not exist"),
+        (dotted(optim__batch_size=32), "optim.batch_size=32 is above the 24 samples"),
+        (dotted(name="../../x"), "name"),
+        (dotted(schedule__warmup_epochs=5, schedule__warmup_steps=None), "warm-up is 15 steps long, the whole run 12"),
+        (dotted(scaling__device="cuda"), "no CUDA device"),
     ],
 )
-def test_every_wrong_config_ends_in_one_clear_message(
+def test_each_invalid_config_raises_one_clear_message(
     overrides: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -239,49 +251,49 @@ def test_every_wrong_config_ends_in_one_clear_message(
 
 
 def tiny_recipe(folder: Path) -> TrainConfig:
-    """What makes the tiny teacher, in 3 steps."""
+    """Config that trains the tiny teacher in 3 steps."""
     wide = {"width": 64, "depth": 4, "heads": 2, "class_token": True, "positions": "sincos_2d"}
     return mae(tiny_image_config(), student__encoder=wide, data__train=str(folder / "images"), schedule__steps=3)
 
 
-def test_a_teacher_preset_is_trained_first_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_preset_is_trained_first_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_run(tmp_path)
     recipe = tiny_recipe(tmp_path)
     monkeypatch.setitem(pretraining.PRESETS, "tiny-teacher", Preset("tiny-teacher", "", "", "", recipe))
-    ask = {"teacher.weights": None, "teacher.preset": "tiny-teacher", "teacher.overrides": {"seed": 5}}
-    student = train(with_overrides(config, {**ask, "name": "student"}))
+    teacher_from_preset = {"teacher.weights": None, "teacher.preset": "tiny-teacher", "teacher.overrides": {"seed": 5}}
+    student = train(with_overrides(config, {**teacher_from_preset, "name": "student"}))
     assert student.state == "succeeded"
     runs = listdir(join(config.storage, "runs"))
     (teacher,) = [name for name in runs if name.startswith("tiny-teacher-")]
     assert read_json(join(config.storage, "runs", teacher, "config.json"))["seed"] == 5
     _, card = load_encoder(student.encoder_folder)
     assert (card.teacher["preset"], card.teacher["run"], card.weights_license) == ("tiny-teacher", teacher, None)
-    written = read_json(join(config.storage, "runs", teacher, "result.json"))
-    other = train(with_overrides(config, {**ask, "name": "other", "seed": 1}))
+    teacher_result = read_json(join(config.storage, "runs", teacher, "result.json"))
+    other = train(with_overrides(config, {**teacher_from_preset, "name": "other", "seed": 1}))
     assert other.state == "succeeded"
     assert listdir(join(config.storage, "runs")) == sorted([*runs, "other"])
-    assert read_json(join(config.storage, "runs", teacher, "result.json")) == written
+    assert read_json(join(config.storage, "runs", teacher, "result.json")) == teacher_result
 
 
-def test_a_teacher_preset_that_does_not_fit_is_refused_before_it_is_trained(
+def test_a_teacher_preset_that_does_not_fit_is_rejected_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_run(tmp_path)
     recipe = mae(tiny_image_config(), data__train=str(tmp_path / "images"))
     monkeypatch.setitem(pretraining.PRESETS, "small-teacher", Preset("small-teacher", "", "", "", recipe))
-    with pytest.raises(ConfigError, match=r"small-teacher makes another encoder .*width 48 there, 64 here"):
+    with pytest.raises(ConfigError, match=r"small-teacher trains a different encoder .*width 48, not 64"):
         train(with_overrides(config, {"teacher.weights": None, "teacher.preset": "small-teacher"}))
 
 
-def test_a_collapsing_student_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collapsing_student_triggers_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
 
-    class Listener(NullWatcher):
+    class WarningRecorder(NullWatcher):
         def on_event(self, event: Event) -> None:
             if event["kind"] == "warning":
                 warnings.append(event["text"])
 
-    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: Listener())
+    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: WarningRecorder())
     config = tiny_run(tmp_path, name="guarded", tracking__guard_every_steps=6, tracking__guard_min_rank=1.0)
     result = launch.train(config, local=True)
     assert [text.partition(":")[0] for text in warnings] == ["step 6", "step 12"]
@@ -291,22 +303,24 @@ def test_a_collapsing_student_is_warned_of(tmp_path: Path, monkeypatch: pytest.M
     assert last["guard/feature_spread"] > 0
 
 
-def test_a_run_waits_for_a_teacher_that_another_process_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_waits_for_a_teacher_that_another_process_is_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_run(tmp_path)
     recipe = tiny_recipe(tmp_path)
     monkeypatch.setitem(pretraining.PRESETS, "tiny-teacher", Preset("tiny-teacher", "", "", "", recipe))
     config = with_overrides(config, {"teacher.weights": None, "teacher.preset": "tiny-teacher", "name": "student"})
     teacher = teacher_id("tiny-teacher", teacher_recipe(config))
     lease = Lease(join(run_folder(config.storage, teacher), "lease.json"))
-    waited: list[str] = []
+    messages: list[str] = []
 
-    class Waiter(NullWatcher):
+    class LeaseReleasingWatcher(NullWatcher):
         def log(self, text: str) -> None:
             if text.startswith("waiting"):
-                waited.append(text)
-                lease.release()  # the other process has ended
+                messages.append(text)
+                lease.release()  # as if the other process had exited
 
-    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: Waiter())
+    monkeypatch.setattr(launch, "choose_watcher", lambda quiet: LeaseReleasingWatcher())
     assert lease.acquire()
     assert launch.train(config, local=True).state == "succeeded"
-    assert waited == [f"waiting for {teacher}, which process {os.getpid()} on {socket.gethostname()} is training"]
+    assert messages == [f"waiting for {teacher}, which process {os.getpid()} on {socket.gethostname()} is training"]

@@ -1,4 +1,4 @@
-"""One step on one rank, and the same step however the batch is cut."""
+"""A training step gives the same gradient however the batch is split into micro-batches and ranks."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def batches_of(config: TrainConfig, rank: int = 0, world: int = 1, step: int = 0
     generator = torch.Generator().manual_seed(step)
     shape = (config.clips_per_step, 3, config.clip.frames, *config.clip.size)
     clips = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    places = order.share(config.optim.batch_size, rank, world)
-    parts = order.micro_batches(places, config.scaling.micro_batch or len(places))
+    positions = order.share(config.optim.batch_size, rank, world)
+    parts = order.micro_batches(positions, config.scaling.micro_batch or len(positions))
     repeats = config.data.repeats
     batches = []
     for part in parts:
         rows = slice(part.start * repeats, part.stop * repeats)
-        numbers = torch.arange(rows.start, rows.stop) // repeats
-        batches.append(Batch(clips[rows], torch.full_like(numbers, -1), numbers, []))
+        records = torch.arange(rows.start, rows.stop) // repeats
+        batches.append(Batch(clips[rows], torch.full_like(records, -1), records, []))
     return batches
 
 
@@ -57,13 +57,13 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
-def test_accumulating_gives_the_gradient_of_the_whole_batch(micro_batch: int) -> None:
+def test_accumulated_gradients_equal_the_gradient_of_the_whole_batch(micro_batch: int) -> None:
     config = tiny_video_config(data__repeats=2)
     assert_close(gradients(with_overrides(config, {"scaling.micro_batch": micro_batch})), gradients(config))
 
 
 @pytest.mark.parametrize("config", [tiny_video_config(), tiny_image_config(), mae(tiny_image_config())])
-def test_every_student_parameter_gets_a_gradient_and_no_teacher_parameter_does(config: TrainConfig) -> None:
+def test_every_student_parameter_receives_a_gradient_and_no_teacher_parameter_does(config: TrainConfig) -> None:
     learner = Distiller(config, ProcessGroup(), teacher_of(config))
     learner.accumulate(0, batches_of(config))
     assert not [name for name, parameter in learner.student.named_parameters() if parameter.grad is None]
@@ -72,23 +72,23 @@ def test_every_student_parameter_gets_a_gradient_and_no_teacher_parameter_does(c
     ]
 
 
-def test_the_optimizer_holds_no_teacher() -> None:
+def test_the_optimizer_contains_exactly_the_student_parameters() -> None:
     config = tiny_video_config()
     learner = Distiller(config, ProcessGroup(), teacher_of(config))
-    held = {id(parameter) for group in learner.optimizer.param_groups for parameter in group["params"]}
-    assert held == {id(parameter) for parameter in learner.student.parameters()}
+    optimized = {id(parameter) for group in learner.optimizer.param_groups for parameter in group["params"]}
+    assert optimized == {id(parameter) for parameter in learner.student.parameters()}
 
 
-def test_a_step_that_is_no_number_changes_nothing_and_names_its_records() -> None:
+def test_a_non_finite_step_changes_no_parameter_and_names_its_records() -> None:
     config = tiny_video_config(scaling__micro_batch=4)
     learner = Distiller(config, ProcessGroup(), teacher_of(config))
     learner.learn(0, batches_of(config), lr=1e-3)
     before = {name: value.clone() for name, value in learner.student.state_dict().items()}
     moments = {i: value["exp_avg"].clone() for i, value in enumerate(learner.optimizer.state.values())}
-    poisoned = batches_of(config, step=1)
-    clips = poisoned[1].clips.float()
+    non_finite = batches_of(config, step=1)
+    clips = non_finite[1].clips.float()
     clips[0] = float("nan")
-    learner.learn(1, [poisoned[0], poisoned[1]._replace(clips=clips)], lr=1e-3)
+    learner.learn(1, [non_finite[0], non_finite[1]._replace(clips=clips)], lr=1e-3)
     learner.learn(2, batches_of(config, step=2), lr=1e-3)
     assert learner.health.first_bad_step() == 1
     assert learner.suspect_records(1) == [4, 5, 6, 7]
@@ -96,7 +96,7 @@ def test_a_step_that_is_no_number_changes_nothing_and_names_its_records() -> Non
     assert all(torch.equal(moments[i], value["exp_avg"]) for i, value in enumerate(learner.optimizer.state.values()))
 
 
-def test_rehearsing_keeps_nothing() -> None:
+def test_warm_up_changes_no_state() -> None:
     config = tiny_video_config()
     learner = Distiller(config, ProcessGroup(), teacher_of(config))
     before = {name: value.clone() for name, value in learner.student.state_dict().items()}
@@ -106,7 +106,7 @@ def test_rehearsing_keeps_nothing() -> None:
     assert not learner.optimizer.state
 
 
-def test_bf16_is_an_option_on_cpu() -> None:
+def test_bf16_on_cpu_is_close_to_full_precision() -> None:
     full, half = (
         Distiller(config, ProcessGroup(), teacher_of(config))
         for config in (tiny_video_config(), tiny_video_config(scaling__precision="bf16"))
@@ -121,10 +121,10 @@ def test_bf16_is_an_option_on_cpu() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("config", [tiny_video_config(optim__clip_norm=1.0), tiny_image_config()])
-def test_no_step_waits_for_the_gpu(config: TrainConfig) -> None:
+def test_a_step_never_synchronizes_with_the_gpu(config: TrainConfig) -> None:
     learner = Distiller(config, ProcessGroup(device=torch.device("cuda", 0)), teacher_of(config))
     batches = [batch._replace(clips=batch.clips.pin_memory()) for batch in batches_of(config)]
-    learner.learn(0, batches, lr=1e-3)  # allocations and lazy loading may wait
+    learner.learn(0, batches, lr=1e-3)  # the first step may synchronize: allocations, lazy loading
     torch.cuda.set_sync_debug_mode("error")
     try:
         learner.learn(1, batches, lr=1e-3)
@@ -132,14 +132,14 @@ def test_no_step_waits_for_the_gpu(config: TrainConfig) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def rank_of_many(rank: int, world: int, values: dict[str, Any], folder: str) -> None:
-    """In a process of its own: gradients of two steps, saved by rank 0."""
+def run_rank(rank: int, world: int, values: dict[str, Any], folder: str) -> None:
+    """Save the gradients and norms of two steps; runs in a process per rank."""
     import torch.distributed as dist
 
     from amd.config import validate
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{world}", rank=rank, world_size=world)
     config = validate(TrainConfig, values)
     learner = Distiller(config, ProcessGroup(rank, world), teacher_of(config))
     learner.join()
@@ -156,12 +156,12 @@ def rank_of_many(rank: int, world: int, values: dict[str, Any], folder: str) -> 
 
 
 @pytest.mark.parametrize("world", [3])
-def test_ranks_with_shares_of_a_batch_give_the_gradient_of_the_whole(world: int, tmp_path: Path) -> None:
-    """Three ranks share eight samples unevenly, in micro-batches of two: the hardest cut. Norms agree to the bit."""
+def test_the_gradient_over_several_ranks_equals_the_gradient_of_the_whole_batch(world: int, tmp_path: Path) -> None:
+    """Three ranks share eight samples unevenly, in micro-batches of two. Norms agree bit for bit."""
     config = tiny_video_config(scaling__micro_batch=2, scaling__workers=[1, world])
     context = torch.multiprocessing.get_context("spawn")
     ranks = [
-        context.Process(target=rank_of_many, args=(rank, world, config.model_dump(mode="json"), str(tmp_path)))
+        context.Process(target=run_rank, args=(rank, world, config.model_dump(mode="json"), str(tmp_path)))
         for rank in range(world)
     ]
     for process in ranks:
@@ -172,9 +172,11 @@ def test_ranks_with_shares_of_a_batch_give_the_gradient_of_the_whole(world: int,
     for step in range(2):
         learner = Distiller(config, ProcessGroup(), teacher_of(config))
         learner.accumulate(step, batches_of(config, step=step))
-        alone = {name: parameter.grad for name, parameter in learner.student.named_parameters()}
-        together = [torch.load(tmp_path / f"gradients-{world}-{rank}-{step}") for rank in range(world)]
-        assert_close(together[0], alone)
-        assert all(torch.equal(together[0][name], other[name]) for other in together[1:] for name in alone)
+        single_process = {name: parameter.grad for name, parameter in learner.student.named_parameters()}
+        distributed = [torch.load(tmp_path / f"gradients-{world}-{rank}-{step}") for rank in range(world)]
+        assert_close(distributed[0], single_process)
+        assert all(
+            torch.equal(distributed[0][name], other[name]) for other in distributed[1:] for name in single_process
+        )
     norms = [torch.load(tmp_path / f"norms-{world}-{rank}") for rank in range(world)]
     assert all(norm == norms[0] for norm in norms)

@@ -21,7 +21,7 @@ from amd.training.trainer.optimizer import (
 from tests.support.runs.configs import tiny_image_config, tiny_video_config
 
 
-def test_the_schedule_is_the_official_one(golden: Path) -> None:
+def test_the_schedule_equals_the_official_one(golden: Path) -> None:
     for case in json.loads((golden / "cosine_scheduler.json").read_text())["cases"]:
         args, values = case["args"], case["values"]
         warmup = args["warmup_steps"] if args["warmup_steps"] > 0 else args["warmup_epochs"] * args["niter_per_ep"]
@@ -42,17 +42,17 @@ def test_the_schedule_is_the_official_one(golden: Path) -> None:
 @pytest.mark.parametrize(
     ("step", "lr"), [(0, 0.0), (1, 5.118e-7), (4689, 2.4e-3), (4690, 2.4e-3), (46_900, 1.30827e-3), (93_799, 2.0e-5)]
 )
-def test_the_k400_recipe_has_its_known_rates(step: int, lr: float) -> None:
+def test_the_k400_recipe_has_the_expected_learning_rates(step: int, lr: float) -> None:
     assert cosine_lr(step, peak=2.4e-3, final=2e-5, steps=93_800, warmup=4690) == pytest.approx(lr, rel=1e-4)
 
 
-def test_a_warmup_in_steps_alone_works_and_no_step_runs_over_the_end() -> None:
+def test_a_short_schedule_warms_up_and_stays_at_the_final_rate() -> None:
     rates = [cosine_lr(step, peak=1.0, final=0.1, steps=5, warmup=2) for step in range(8)]
     assert rates[:2] == [0.0, 1.0]
     assert rates[5:] == pytest.approx([0.1] * 3)
 
 
-def test_decay_falls_on_the_same_parameters_as_in_the_official_groups(golden: Path) -> None:
+def test_weight_decay_applies_to_the_same_parameters_as_in_the_official_groups(golden: Path) -> None:
     groups = json.loads((golden / "param_groups.json").read_text())
     for group in groups["pretrain_depth2_dec1_gen1"]:
         for name in group["names"]:
@@ -62,7 +62,7 @@ def test_decay_falls_on_the_same_parameters_as_in_the_official_groups(golden: Pa
 
 
 @pytest.mark.parametrize("config", [tiny_video_config(), tiny_image_config()], ids=["video", "image"])
-def test_every_parameter_is_in_one_group_and_no_token_decays(config) -> None:
+def test_every_parameter_is_in_one_group_and_tokens_are_not_decayed(config) -> None:
     student = Student(config)
     undecayed, decayed = parameter_groups(student, 0.05)
     names = [*undecayed["names"], *decayed["names"]]
@@ -72,7 +72,7 @@ def test_every_parameter_is_in_one_group_and_no_token_decays(config) -> None:
     assert "projections.0.weight" in decayed["names"]
 
 
-def test_clipping_scales_to_the_limit_and_tells_the_norm_before() -> None:
+def test_clipping_scales_to_the_limit_and_returns_the_norm_before() -> None:
     weight = torch.nn.Parameter(torch.zeros(4))
     weight.grad = torch.tensor([3.0, 4.0, 0.0, 0.0])
     assert clip_gradients([weight], 1.0).item() == pytest.approx(5.0)
@@ -80,17 +80,17 @@ def test_clipping_scales_to_the_limit_and_tells_the_norm_before() -> None:
     assert clip_gradients([weight], None).item() == pytest.approx(1.0, rel=1e-4)
 
 
-def test_the_optimizer_takes_the_scaled_rate_and_is_fused() -> None:
+def test_the_optimizer_uses_the_scaled_learning_rate_and_is_fused() -> None:
     optimizer = build_optimizer(torch.nn.Linear(2, 2), OptimConfig(batch_size=512, base_lr=1e-3))
     assert {group["lr"] for group in optimizer.param_groups} == {2e-3}
     assert optimizer.defaults["fused"] is True
 
 
-def test_layer_decay_has_the_known_scales() -> None:
+def test_layer_decay_has_the_expected_scales() -> None:
     names = ["encoder.patch_embed.weight", *(f"encoder.blocks.{i}.mlp.fc1.weight" for i in range(12)), "head.weight"]
     scales = [layer_scale(name, depth=12, decay=0.75) for name in names]
-    known = "023757 031676 042235 056314 075085 100113 133484 177979 237305 316406 421875 5625 75"
-    assert scales == pytest.approx([*(float(f"0.{digits}") for digits in known.split()), 1.0], abs=5e-7)
+    expected = "023757 031676 042235 056314 075085 100113 133484 177979 237305 316406 421875 5625 75"
+    assert scales == pytest.approx([*(float(f"0.{digits}") for digits in expected.split()), 1.0], abs=5e-7)
     assert layer_scale("encoder.class_token", 12, 0.75) == layer_scale("encoder.positions", 12, 0.75) == scales[0]
     assert layer_scale("encoder.norm.weight", 12, 0.75) == 1.0
 
@@ -98,7 +98,7 @@ def test_layer_decay_has_the_known_scales() -> None:
 @pytest.mark.parametrize(
     ("case", "decay"), [("finetune_depth3_layer_decay_0p75", 0.75), ("finetune_depth3_no_layer_decay", 1.0)]
 )
-def test_a_classifiers_groups_are_the_official_ones(golden: Path, case: str, decay: float) -> None:
+def test_the_parameter_groups_of_a_classifier_equal_the_official_ones(golden: Path, case: str, decay: float) -> None:
     groups = json.loads((golden / "param_groups.json").read_text())[case]
     official = {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["names"]}
     config = EncoderConfig(width=24, depth=3, heads=3)
@@ -116,7 +116,7 @@ def _official_name(name: str) -> str:
     return bare.replace("patch_embed.", "patch_embed.proj.").replace("norm.", "fc_norm.", not bare.startswith("blocks"))
 
 
-def test_the_rate_of_every_group_is_the_steps_times_its_scale() -> None:
+def test_the_learning_rate_of_a_group_is_the_rate_of_the_step_times_its_scale() -> None:
     classifier = Classifier(EncoderConfig(width=12, depth=2, heads=3), TokenGrid(1, 2, 2), 12, classes=2)
     optimizer = build_optimizer(classifier, OptimConfig(), lambda name: layer_scale(name, 2, 0.5))
     set_lr(optimizer, 0.1)

@@ -1,4 +1,4 @@
-"""Several ranks in processes of their own: what concerns all of them, all of them do."""
+"""All ranks of a run stop, fail and report together, each in a separate process."""
 
 from __future__ import annotations
 
@@ -14,63 +14,66 @@ from amd.training.failures import NonFinite
 from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import RunSpec, spec_of
 from amd.training.trainer.pretraining import LoopResult, work
-from tests.support.runs.tiny_runs import Quiet, tiny_run
+from tests.support.runs.tiny_runs import NullHooks, tiny_run
 
 
-class StopAfter(Quiet):
-    """Only rank 1 hears of the stop."""
+class StopHooks(NullHooks):
+    """Hooks that request a stop on rank 1 only, after a number of polls."""
 
     def __init__(self, rank: int, calls: int) -> None:
-        self.left = calls if rank == 1 else 10**9
+        self.polls_left = calls if rank == 1 else 10**9
 
     def stop_requested(self) -> bool:
-        self.left -= 1
-        return self.left < 0
+        self.polls_left -= 1
+        return self.polls_left < 0
 
 
-def three_fates(specs: list[dict[str, Any]], rank: int, world: int, folder: str) -> None:
-    """In a process: a run with bad data, one that explodes, one that is stopped."""
+def run_rank(specs: list[dict[str, Any]], rank: int, world: int, folder: str) -> None:
+    """Run three specs on one rank: bad samples, a non-finite loss, and a stop request."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
-    ends: list[Any] = []
-    for spec, hooks in zip(specs, (Quiet(), Quiet(), StopAfter(rank, 3)), strict=True):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    outcomes: list[Any] = []
+    for spec, hooks in zip(specs, (NullHooks(), NullHooks(), StopHooks(rank, 3)), strict=True):
         try:
-            ends.append(work(RunSpec(**spec), ProcessGroup(rank, world), hooks))
+            outcomes.append(work(RunSpec(**spec), ProcessGroup(rank, world), hooks))
         except (DataFault, NonFinite) as error:
-            ends.append((type(error).__name__, str(error)))
-    torch.save(ends, f"{folder}/ends-{rank}")
+            outcomes.append((type(error).__name__, str(error)))
+    torch.save(outcomes, f"{folder}/outcomes-{rank}")
     torch.distributed.destroy_process_group()
 
 
-def test_ranks_stop_together_and_say_the_same(tmp_path: Path) -> None:
+def test_all_ranks_end_with_the_same_result_or_error(tmp_path: Path) -> None:
     world = 2
-    healthy, rotten = tiny_run(tmp_path / "healthy"), tiny_run(tmp_path / "rotten")
-    for path in sorted((tmp_path / "rotten" / "images").rglob("*.png"))[:4]:
+    healthy, bad_samples = tiny_run(tmp_path / "healthy"), tiny_run(tmp_path / "bad_samples")
+    for path in sorted((tmp_path / "bad_samples" / "images").rglob("*.png"))[:4]:
         path.write_bytes(b"not an image")
     runs = {
-        "rotten": with_overrides(rotten, {"data.max_bad_fraction": 0.1}),
-        "wild": with_overrides(healthy, {"optim.base_lr": 1e30, "optim.weight_decay": 0.0}),
+        "bad_samples": with_overrides(bad_samples, {"data.max_bad_fraction": 0.1}),
+        "non_finite": with_overrides(healthy, {"optim.base_lr": 1e30, "optim.weight_decay": 0.0}),
         "stopped": healthy,
     }
     specs = [spec_of(name, str(tmp_path / "storage"), config, "").to_dict() for name, config in runs.items()]
     torch.multiprocessing.spawn(_rank, args=(specs, world, str(tmp_path)), nprocs=world)
-    first, second = (torch.load(tmp_path / f"ends-{rank}", weights_only=False) for rank in range(world))
+    rank0, rank1 = (torch.load(tmp_path / f"outcomes-{rank}", weights_only=False) for rank in range(world))
 
-    assert first[0] == second[0]
-    kind, message = first[0]
+    assert rank0[0] == rank1[0]
+    kind, message = rank0[0]
     assert kind == "DataFault"
-    assert message.count("rotten/images") >= 3
-    assert first[1] == second[1]
-    kind, message = first[1]
+    assert message.count("bad_samples/images") >= 3
+    assert rank0[1] == rank1[1]
+    kind, message = rank0[1]
     assert kind == "NonFinite"
     assert message.startswith("step 3:")
     assert message.count("healthy/images") == 8, "the samples of both ranks"
-    outcome: LoopResult = first[2]
-    assert outcome == second[2]
-    assert (outcome.finished, outcome.saved) == (False, True)
-    assert 3 < outcome.steps < 12
-    assert listdir(str(tmp_path / "storage" / "runs" / "stopped" / "checkpoints"))[-1] == f"step-{outcome.steps:08d}"
+    stopped_result: LoopResult = rank0[2]
+    assert stopped_result == rank1[2]
+    assert (stopped_result.finished, stopped_result.saved) == (False, True)
+    assert 3 < stopped_result.steps < 12
+    assert (
+        listdir(str(tmp_path / "storage" / "runs" / "stopped" / "checkpoints"))[-1]
+        == f"step-{stopped_result.steps:08d}"
+    )
 
 
 def _rank(rank: int, specs: list[dict[str, Any]], world: int, folder: str) -> None:
-    three_fates(specs, rank, world, folder)
+    run_rank(specs, rank, world, folder)

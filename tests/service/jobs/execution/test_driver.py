@@ -18,7 +18,7 @@ from amd.storage import StorageUnreachable, write_json
 from service.jobs import logs
 from service.jobs.execution.driver import LogShipper, outcome_of_exit, report_outcome, run
 from service.jobs.execution.protocol import AttemptOutcome, Heartbeat, JobFolder
-from tests.support.runs.tiny_runs import in_a_process, tiny_run
+from tests.support.runs.tiny_runs import run_in_subprocess, tiny_run
 from tests.support.s3 import S3Server
 from tests.support.service.control_plane import wait_for
 
@@ -29,7 +29,7 @@ def python_command(code: str) -> list[str]:
 
 def run_program(root: Path, code: str, attempt: int = 1) -> AttemptOutcome:
     """Run in its own process: the driver handles the signals of its main thread."""
-    return in_a_process(run, python_command(code), JobFolder(str(root), "job"), attempt)
+    return run_in_subprocess(run, python_command(code), JobFolder(str(root), "job"), attempt)
 
 
 def test_output_is_kept_in_order_and_the_result_is_its_last_json_line(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def augmented(
     return BatchAugmentation(AugmentConfig(**{**OFF, **overrides}), classes, multi_label, CPU)(clips.clone(), targets)
 
 
-def test_erasing_takes_one_box_through_all_frames_and_colours() -> None:
+def test_erasing_removes_the_same_box_in_all_frames_and_colours() -> None:
     clips, erased = torch.zeros(40, 3, 4, 16, 16), 0
     out, _ = augmented(clips, torch.zeros(40, dtype=torch.int64), erase_prob=0.5)
     for clip in out:
@@ -47,26 +47,26 @@ def test_erasing_takes_one_box_through_all_frames_and_colours() -> None:
         erased += 1
         rows, columns = box[0, 0].any(dim=1).nonzero()[:, 0], box[0, 0].any(dim=0).nonzero()[:, 0]
         area = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
-        assert box[0, 0].sum() == area, "a rectangle"
+        assert box[0, 0].sum() == area, "the erased pixels form a rectangle"
         assert 0 < area / 256 < 0.4
         assert clip[:, 0].unique().numel() == 3 * area + 1, "noise, not one colour"
     assert 10 <= erased <= 30
 
 
 @pytest.mark.parametrize("overrides", [{"mixup": 0.8, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}, {}])
-def test_mixed_targets_are_shares_of_two_labels_and_follow_the_pixels(overrides: dict[str, float]) -> None:
+def test_mixed_targets_match_the_shares_of_pixels(overrides: dict[str, float]) -> None:
     labels = torch.tensor([0, 1, 2, 3])
     clips = labels.float().reshape(4, 1, 1, 1, 1).expand(4, 3, 2, 16, 16)
     for seed in range(10):
         out, soft = augmented(clips, labels, seed=seed, mix_prob=1.0, **overrides)
         assert soft.shape == (4, 5)
         torch.testing.assert_close(soft.sum(dim=1), torch.ones(4))
-        shares = (soft * torch.arange(5)).sum(dim=1)  # each pixel is the label of the clip that it came from
+        shares = (soft * torch.arange(5)).sum(dim=1)  # each pixel holds the label of its original clip
         torch.testing.assert_close(out.mean(dim=(1, 2, 3, 4)), shares)
         assert (out == out[:, :1, :1]).all(), "one box, one weight for all frames and colours"
 
 
-def test_without_mixing_labels_are_smoothed_as_torch_smooths_them() -> None:
+def test_unmixed_labels_are_smoothed_as_in_torch() -> None:
     labels = torch.tensor([0, 3])
     clips, logits = torch.rand(2, 3, 2, 8, 8), torch.randn(2, 5)
     out, soft = augmented(clips, labels, label_smoothing=0.1)
@@ -75,7 +75,7 @@ def test_without_mixing_labels_are_smoothed_as_torch_smooths_them() -> None:
     torch.testing.assert_close(functional.cross_entropy(logits, soft), expected)
 
 
-def test_mixing_smooths_as_much_as_no_mixing() -> None:
+def test_mixed_and_unmixed_labels_are_smoothed_equally() -> None:
     labels, clips = torch.tensor([2, 2]), torch.zeros(2, 3, 1, 8, 8)
     _, mixed = augmented(clips, labels, mix_prob=1.0, label_smoothing=0.1)
     _, plain = augmented(clips, labels, label_smoothing=0.1)
@@ -89,13 +89,13 @@ def test_an_odd_batch_of_an_elastic_run_is_not_mixed() -> None:
     assert torch.equal(soft, torch.eye(5)[:3])
 
 
-def test_several_labels_are_neither_mixed_nor_smoothed() -> None:
+def test_multi_label_targets_are_neither_mixed_nor_smoothed() -> None:
     truth = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
     _, soft = augmented(torch.rand(2, 3, 1, 8, 8), truth, label_smoothing=0.1)
     assert torch.equal(soft, truth.float())
 
 
-# A whole step
+# Whole training steps
 
 
 def batch_of(config: FinetuneConfig, clips: int = 8, seed: int = 0) -> Batch:
@@ -107,20 +107,20 @@ def batch_of(config: FinetuneConfig, clips: int = 8, seed: int = 0) -> Batch:
     return Batch(pixels, numbers % 2, numbers, [])
 
 
-def learner(config: FinetuneConfig, rank: int = 0) -> Finetuner:
+def new_learner(config: FinetuneConfig, rank: int = 0) -> Finetuner:
     group = ProcessGroup()
     group.rank = rank
     return Finetuner(config, group, None, lambda batch: batch.labels)
 
 
 def loss(config: FinetuneConfig, step: int, rank: int = 0) -> float:
-    it = learner(config, rank)
-    it.begin(step)
+    learner = new_learner(config, rank)
+    learner.begin(step)
     batch = batch_of(config)
-    return it.loss(batch.clips, batch, 0)[0].item()
+    return learner.loss(batch.clips, batch, 0)[0].item()
 
 
-def test_what_is_mixed_erased_and_dropped_is_a_function_of_seed_step_and_rank(tmp_path: Path) -> None:
+def test_augmentation_and_drop_path_depend_only_on_seed_step_and_rank(tmp_path: Path) -> None:
     config = tiny_finetuning(tmp_path)
     first = loss(config, step=3)
     random.seed(9)
@@ -135,17 +135,19 @@ def test_what_is_mixed_erased_and_dropped_is_a_function_of_seed_step_and_rank(tm
     [{}, {"class_token": True, "positions": "sincos_2d"}, {"positions": "learned"}, {"depth": 1}],
     ids=["plain", "class token", "learned positions", "one block"],
 )
-def test_every_parameter_gets_a_gradient(tmp_path: Path, encoder: dict[str, Any]) -> None:
+def test_every_parameter_receives_a_gradient(tmp_path: Path, encoder: dict[str, Any]) -> None:
     overrides = {f"encoder__{key}": value for key, value in encoder.items()}
-    it = learner(tiny_finetuning(tmp_path, encoder__drop_path=0.0, **overrides))
-    it.accumulate(1, [batch_of(it.config)])
-    without = [name for name, value in it.classifier.named_parameters() if value.grad is None or not value.grad.any()]
+    learner = new_learner(tiny_finetuning(tmp_path, encoder__drop_path=0.0, **overrides))
+    learner.accumulate(1, [batch_of(learner.config)])
+    without = [
+        name for name, value in learner.classifier.named_parameters() if value.grad is None or not value.grad.any()
+    ]
     assert without == []
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     config = tiny_finetuning(tmp_path, augment__mix_prob=0, augment__erase_prob=0, encoder__drop_path=0)
-    whole, parts = learner(config), learner(config)
+    whole, parts = new_learner(config), new_learner(config)
     batch = batch_of(config)
     whole.accumulate(0, [batch])
     parts.accumulate(0, [Batch(*(value[rows] for value in batch[:3]), []) for rows in (slice(0, 6), slice(6, 8))])
@@ -153,28 +155,28 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> N
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_the_moving_average_is_what_is_tested_and_it_comes_back(tmp_path: Path) -> None:
+def test_the_moving_average_is_tested_and_restored_from_a_checkpoint(tmp_path: Path) -> None:
     config = tiny_finetuning(tmp_path, optim__ema_decay=0.9)
-    it = learner(config)
+    learner = new_learner(config)
     expected: dict[str, Tensor] = {}
     for step in range(3):
-        it.learn(step, [batch_of(config, seed=step)], lr=0.01)
-        now = it.classifier.state_dict()
+        learner.learn(step, [batch_of(config, seed=step)], lr=0.01)
+        now = learner.classifier.state_dict()
         expected = {
             name: 0.9 * expected[name] + 0.1 * value if expected else value.clone() for name, value in now.items()
         }
-    assert it.tested is not it.classifier
-    torch.testing.assert_close(dict(it.tested.state_dict()), expected, rtol=1e-5, atol=1e-7)
-    assert not torch.equal(it.tested.head.weight, it.classifier.head.weight)
+    assert learner.tested is not learner.classifier
+    torch.testing.assert_close(dict(learner.tested.state_dict()), expected, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(learner.tested.head.weight, learner.classifier.head.weight)
 
-    again, loaded = learner(config), new_classifier(config)
-    again.load_extra_state(it.extra_state())
-    load_eval_weights(loaded, {"model": dict(it.classifier.state_dict()), **it.extra_state()})
-    for other in (again.tested, loaded):
-        torch.testing.assert_close(dict(other.state_dict()), dict(it.tested.state_dict()), rtol=0, atol=0)
+    resumed, loaded = new_learner(config), new_classifier(config)
+    resumed.load_extra_state(learner.extra_state())
+    load_eval_weights(loaded, {"model": dict(learner.classifier.state_dict()), **learner.extra_state()})
+    for other in (resumed.tested, loaded):
+        torch.testing.assert_close(dict(other.state_dict()), dict(learner.tested.state_dict()), rtol=0, atol=0)
 
 
-def test_without_an_average_the_weights_are_tested(tmp_path: Path) -> None:
-    it = learner(tiny_finetuning(tmp_path))
-    assert it.tested is it.classifier
-    assert EMA not in it.extra_state()
+def test_without_a_moving_average_the_weights_themselves_are_tested(tmp_path: Path) -> None:
+    learner = new_learner(tiny_finetuning(tmp_path))
+    assert learner.tested is learner.classifier
+    assert EMA not in learner.extra_state()

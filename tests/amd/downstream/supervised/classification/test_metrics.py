@@ -14,7 +14,7 @@ from amd.downstream.supervised.classification.metrics import MergedViews
 
 
 def arrays(rows: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
-    """Record, view and logits of the official rows."""
+    """Return records, views and logits of the official rows."""
     records = np.array([int(row["id"].removeprefix("vid")) for row in rows], np.int64)
     views = np.array([3 * row["chunk"] + row["split"] for row in rows], np.int64)
     return records, views, np.array([row["logits"] for row in rows])
@@ -25,10 +25,10 @@ def case(golden: Path) -> dict[str, Any]:
     return dict(json.loads((golden / "multiview_merge.json").read_text()))
 
 
-def test_merging_is_the_official_one_with_padded_rows_counted_once(case: dict[str, Any]) -> None:
+def test_merging_agrees_with_the_official_code_and_counts_padded_rows_once(case: dict[str, Any]) -> None:
     rows = [row for rank in case["ranks"] for row in rank]
     merged = metrics.merge(*arrays(rows))
-    assert len(rows) == 50, "two rows are there twice"
+    assert len(rows) == 50, "two rows are duplicates"
     assert merged.views.tolist() == [6] * 8
     official = [case["per_video"][f"vid{record}"] for record in merged.records]
     assert merged.probabilities == pytest.approx(np.array([video["prob"] for video in official]), abs=1e-12)
@@ -38,11 +38,11 @@ def test_merging_is_the_official_one_with_padded_rows_counted_once(case: dict[st
     assert figures == {"eval/top1": case["top1"], "eval/top5": case["top5"]}
 
 
-def test_ranks_that_merge_their_own_samples_come_to_the_same(case: dict[str, Any]) -> None:
+def test_merging_per_rank_gives_the_same_result(case: dict[str, Any]) -> None:
     records, views, logits = arrays([row for rank in case["ranks"] for row in rank])
     whole = metrics.merge(records, views, logits)
-    parts = [metrics.merge(records[mine], views[mine], logits[mine]) for mine in (records % 3 == r for r in range(3))]
-    joined = metrics.join([*parts, parts[0]])  # one rank's samples twice
+    parts = [metrics.merge(records[own], views[own], logits[own]) for own in (records % 3 == r for r in range(3))]
+    joined = metrics.join([*parts, parts[0]])  # the samples of one rank are duplicates
     for ours, theirs in zip(joined, whole, strict=True):
         assert np.array_equal(ours, theirs)
 
@@ -82,15 +82,15 @@ def test_an_unreadable_sample_counts_as_wrong() -> None:
     assert metrics.single_label(scored, labels, total=4) == {"eval/top1": 50, "eval/top5": 50}
 
 
-def test_mean_average_precision_of_a_case_made_by_hand() -> None:
+def test_mean_average_precision_matches_a_manual_calculation() -> None:
     truth = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
     scored = np.array([[0.9, 0.1, 0.5], [0.8, 0.7, 0.5], [0.7, 0.6, 0.5], [0.1, 0.8, 0.5]])
-    # class 0: right at ranks 1 and 3, (1/1 + 2/3) / 2; class 1: at ranks 2 and 3, (1/2 + 2/3) / 2; class 2 never occurs
+    # Class 0: correct at ranks 1 and 3, (1/1 + 2/3) / 2. Class 1: ranks 2 and 3, (1/2 + 2/3) / 2. Class 2: no sample.
     by_hand = 100 * ((1 + 2 / 3) / 2 + (1 / 2 + 2 / 3) / 2) / 2
     assert metrics.multi_label(scored, truth)["eval/map"] == pytest.approx(by_hand)
 
 
-def test_cross_entropy_is_the_mean_surprise() -> None:
+def test_cross_entropy_is_the_mean_negative_log_probability() -> None:
     scored = np.array([[0.5, 0.5], [0.25, 0.75]])
     assert metrics.cross_entropy(scored, np.array([0, 0])) == pytest.approx((math.log(2) + math.log(4)) / 2)
 
@@ -115,7 +115,7 @@ def test_a_class_that_never_occurs_has_no_recall() -> None:
     assert math.isnan(float(absent["recall"]))
 
 
-def test_merged_rows_are_in_order_of_their_records() -> None:
+def test_merged_rows_are_sorted_by_record() -> None:
     one = MergedViews(np.array([5, 9]), np.array([[0.1], [0.2]]), np.array([1, 1]))
     other = MergedViews(np.array([2, 7]), np.array([[0.3], [0.4]]), np.array([1, 1]))
     joined = metrics.join([one, other])

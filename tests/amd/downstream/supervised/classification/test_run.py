@@ -1,4 +1,4 @@
-"""Whole fine-tuning runs in this process: from labelled data to a published classifier, with interruptions."""
+"""Complete fine-tuning runs in this process: published classifiers, test results, interruptions."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.progress import Event, NullWatcher
 from amd.training.run_folder import RunResult
 from amd.training.runs import launch
-from tests.amd.downstream.supervised.classification.test_evaluation import several_labels
-from tests.support.runs.finetuning import CLASSES, moving_shades, shades, tiny_finetuning
+from tests.amd.downstream.supervised.classification.test_evaluation import multi_label_config
+from tests.support.runs.finetuning import CLASSES, shaded_clips, shaded_images, tiny_finetuning
 from tests.support.runs.tiny_runs import assert_same_bits, final_state
 
 
@@ -38,15 +38,15 @@ def run(config: FinetuneConfig) -> RunResult:
     return finetune(config, local=True, quiet=True)
 
 
-def perverse(folder: Path, **overrides: Any) -> FinetuneConfig:
-    """Everything on. Validation takes bright for dark: the more is learnt, the worse it gets. The test does not."""
-    shades(folder / "train", 24)
-    shades(folder / "val", 10, names=CLASSES[::-1], seed=1)
-    shades(folder / "test", 11, seed=2)
+def reversed_validation_config(folder: Path, **overrides: Any) -> FinetuneConfig:
+    """Return a config whose validation labels are swapped, so that validation accuracy falls during training."""
+    shaded_images(folder / "train", 24)
+    shaded_images(folder / "val", 10, names=CLASSES[::-1], seed=1)
+    shaded_images(folder / "test", 11, seed=2)
     return tiny_finetuning(
         folder,
         **{
-            "name": "calm",
+            "name": "uninterrupted",
             "data__test": str(folder / "test"),
             "optim__ema_decay": 0.5,
             "evaluation__views": {"segments": 1, "crops": 3},
@@ -55,14 +55,14 @@ def perverse(folder: Path, **overrides: Any) -> FinetuneConfig:
     )
 
 
-Calm = tuple[Path, FinetuneConfig, RunResult]
+UninterruptedRun = tuple[Path, FinetuneConfig, RunResult]
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> Calm:
-    """An undisturbed run, for the others to be compared with."""
-    folder = tmp_path_factory.mktemp("calm")
-    config = perverse(folder)
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> UninterruptedRun:
+    """Run once without interruptions, as the reference for the other tests."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    config = reversed_validation_config(folder)
     return folder, config, run(config)
 
 
@@ -74,8 +74,8 @@ def evaluations(result: RunResult) -> dict[int, float]:
     return {line["step"]: line["eval/top1"] for line in read_metrics(result.run_folder) if "eval/top1" in line}
 
 
-def test_the_best_checkpoint_is_kept_tested_and_published_not_the_last(calm: Calm) -> None:
-    _, config, result = calm
+def test_the_best_checkpoint_and_not_the_last_is_tested_and_published(uninterrupted: UninterruptedRun) -> None:
+    _, config, result = uninterrupted
     assert (result.state, result.steps) == ("succeeded", 12)
     figures = evaluations(result)
     assert list(figures) == [3, 6, 9, 12], "after every epoch"
@@ -87,14 +87,14 @@ def test_the_best_checkpoint_is_kept_tested_and_published_not_the_last(calm: Cal
     assert card.steps == best
     average = store_of(result, config).load(best).tensors[EMA]
     for name, value in classifier.state_dict().items():
-        assert torch.equal(value, average[f"module.{name}"]), "the moving average is what is published"
+        assert torch.equal(value, average[f"module.{name}"]), "the moving average is published"
     assert not torch.equal(classifier.head.weight, store_of(result, config).load(best).tensors["model"]["head.weight"])
 
 
-def test_the_card_records_head_score_and_pooling(calm: Calm) -> None:
-    folder, _, result = calm
+def test_the_card_records_head_score_and_pooling(uninterrupted: UninterruptedRun) -> None:
+    folder, _, result = uninterrupted
     _, card = load_encoder(str(result.encoder_folder))
-    assert (card.objective, card.pooling, card.run) == ("finetune", "mean_then_norm", "calm")
+    assert (card.objective, card.pooling, card.run) == ("finetune", "mean_then_norm", "uninterrupted")
     assert card.head is not None
     assert (card.head.classes, card.head.labels, card.head.multi_label) == (2, ("bright", "dark"), False)
     (score,) = card.scores
@@ -106,26 +106,26 @@ def test_the_card_records_head_score_and_pooling(calm: Calm) -> None:
 
 
 def accuracy(classifier: Classifier, card: Card, folder: Path) -> float:
-    """Of the middle of 20x20 pictures, by PIL and by hand; the official three crops of a square are all the same."""
-    right = []
+    """Return the accuracy on 20x20 images resized with PIL; the official three crops of a square are identical."""
+    correct = []
     names = sorted(path.name for path in folder.iterdir())
     for path in sorted(folder.rglob("*.png")):
         pixels = np.asarray(Image.open(path).resize((16, 16), Image.Resampling.BILINEAR))
         clip = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None, :, None]
         with torch.no_grad():
-            answer = classifier(*whole_clips(classifier.encoder, card.clip, clip)).argmax()
-        right.append(int(answer) == names.index(path.parent.name))
-    return 100 * sum(right) / len(right)
+            prediction = classifier(*whole_clips(classifier.encoder, card.clip, clip)).argmax()
+        correct.append(int(prediction) == names.index(path.parent.name))
+    return 100 * sum(correct) / len(correct)
 
 
-def test_the_published_classifier_gives_the_tested_accuracy_again(calm: Calm) -> None:
-    folder, _, result = calm
+def test_the_published_classifier_reproduces_the_test_accuracy(uninterrupted: UninterruptedRun) -> None:
+    folder, _, result = uninterrupted
     classifier, card = load_classifier(str(result.encoder_folder))
     assert accuracy(classifier, card, folder / "test") == pytest.approx(card.scores[0].values["eval/top1"])
 
 
-def test_a_test_leaves_its_views_samples_and_classes(calm: Calm) -> None:
-    folder, _, result = calm
+def test_a_test_stores_predictions_per_view_sample_and_class(uninterrupted: UninterruptedRun) -> None:
+    folder, _, result = uninterrupted
     found = join(result.run_folder, "test")
     views = pq.read_table(io.BytesIO(read_bytes(join(found, "views-0000.parquet")))).to_pylist()
     assert [(row["record"], row["segment"], row["crop"]) for row in views] == [
@@ -134,14 +134,14 @@ def test_a_test_leaves_its_views_samples_and_classes(calm: Calm) -> None:
     samples = pq.read_table(io.BytesIO(read_bytes(join(found, "samples.parquet")))).to_pylist()
     assert [Path(row["sample"]).name for row in samples] == sorted_names(folder / "test")
     assert all(row["views"] == 3 and sum(row["probabilities"]) == pytest.approx(1) for row in samples)
-    right = sum(row["prediction"] == row["label"] for row in samples)
+    correct = sum(row["prediction"] == row["label"] for row in samples)
     figures = read_json(join(found, "result.json"))["figures"]
-    assert figures["eval/top1"] == pytest.approx(100 * right / 11)
+    assert figures["eval/top1"] == pytest.approx(100 * correct / 11)
     rows = list(csv.DictReader(io.StringIO(read_bytes(join(found, "classes.csv")).decode())))
     assert [(row["name"], row["samples"]) for row in rows] == [("bright", "5"), ("dark", "6")]
     matrix = [list(map(int, line.split(","))) for line in read_bytes(join(found, "confusion.csv")).decode().split()]
     assert sum(map(sum, matrix)) == 11
-    assert matrix[0][0] + matrix[1][1] == right
+    assert matrix[0][0] + matrix[1][1] == correct
 
 
 def sorted_names(folder: Path) -> list[str]:
@@ -152,7 +152,7 @@ def sorted_names(folder: Path) -> list[str]:
 
 
 class StopSender(NullWatcher):
-    """Sends this process a SIGTERM when an event comes by, once."""
+    """Sends SIGTERM to this process at the first matching event."""
 
     def __init__(self, when: Callable[[Event], bool]) -> None:
         self._when: Callable[[Event], bool] | None = when
@@ -166,78 +166,80 @@ class StopSender(NullWatcher):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def stopped(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, when: Callable[[Event], bool]) -> RunResult:
+def run_until(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, when: Callable[[Event], bool]) -> RunResult:
     with monkeypatch.context() as patched:
         patched.setattr(launch, "choose_watcher", lambda quiet: StopSender(when))
         return finetune(config, local=True)
 
 
-def assert_same_run(calm: Calm, config: FinetuneConfig, result: RunResult) -> None:
-    _, calm_config, whole = calm
+def assert_same_run(uninterrupted: UninterruptedRun, config: FinetuneConfig, result: RunResult) -> None:
+    _, reference_config, whole = uninterrupted
     assert (result.state, result.steps) == ("succeeded", 12)
     assert evaluations(result) == evaluations(whole)
-    assert_same_bits(final_state(result.run_folder, config), final_state(whole.run_folder, calm_config))
+    assert_same_bits(final_state(result.run_folder, config), final_state(whole.run_folder, reference_config))
     ours, theirs = load_classifier(str(result.encoder_folder)), load_classifier(str(whole.encoder_folder))
     assert_same_bits(dict(ours[0].state_dict()), dict(theirs[0].state_dict()))
     assert ours[1].scores[0].values == theirs[1].scores[0].values
     assert ours[1].steps == theirs[1].steps
 
 
-def test_a_run_stopped_in_mid_epoch_while_validating_and_while_testing_ends_with_the_same_bits(
-    calm: Calm, monkeypatch: pytest.MonkeyPatch
+def test_a_run_stopped_in_training_validation_and_test_ends_with_the_same_bits(
+    uninterrupted: UninterruptedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = with_overrides(calm[1], {"name": "stopped"})
+    config = with_overrides(uninterrupted[1], {"name": "stopped"})
     # The stop after step 4 takes effect in step 5; that after step 6 in the validation that follows it.
     for steps, when in (
         (5, lambda event: event["kind"] == "step" and event["step"] == 4),
         (6, lambda event: event["kind"] == "step" and event["step"] == 6),
         (12, lambda event: event["kind"] == "note" and event["text"].startswith("testing")),
     ):
-        result = stopped(config, monkeypatch, when)
+        result = run_until(config, monkeypatch, when)
         assert (result.state, result.reason, result.steps) == ("cancelled", "cancelled_by_user", steps)
-        assert (6 in evaluations(result)) is (steps == 12), "a stop does not wait for figures"
+        assert (6 in evaluations(result)) is (steps == 12), "a stop does not wait for validation"
         assert store_of(result, config).committed()[-1] == steps
-    assert_same_run(calm, config, run(config))
+    assert_same_run(uninterrupted, config, run(config))
 
 
-def test_a_run_that_died_while_testing_tests_again(calm: Calm, tmp_path: Path) -> None:
-    folder, config, result = calm
+def test_a_run_that_crashed_during_the_test_repeats_the_test(uninterrupted: UninterruptedRun, tmp_path: Path) -> None:
+    folder, config, result = uninterrupted
     shutil.copytree(folder / "storage", tmp_path / "storage")
     config = with_overrides(config, {"storage": str(tmp_path / "storage")})
-    died = tmp_path / "storage" / "runs" / "calm"
+    crashed = tmp_path / "storage" / "runs" / "uninterrupted"
     shutil.rmtree(tmp_path / "storage" / "encoders")
-    (died / "result.json").unlink()
-    (died / "test" / "result.json").unlink()
-    write_bytes(str(died / "test" / "views-0003.parquet"), b"of a fourth worker that is no more")
-    again = run(config)
-    assert_same_run(calm, config, again)
-    assert listdir(str(died / "test")) == listdir(join(result.run_folder, "test"))
+    (crashed / "result.json").unlink()
+    (crashed / "test" / "result.json").unlink()
+    write_bytes(str(crashed / "test" / "views-0003.parquet"), b"of a removed fourth worker")
+    repeated = run(config)
+    assert_same_run(uninterrupted, config, repeated)
+    assert listdir(str(crashed / "test")) == listdir(join(result.run_folder, "test"))
 
 
-def test_a_best_checkpoint_that_is_damaged_gives_way_to_the_next_best(calm: Calm, tmp_path: Path) -> None:
-    folder, config, _ = calm
+def test_a_damaged_best_checkpoint_is_replaced_by_the_second_best(
+    uninterrupted: UninterruptedRun, tmp_path: Path
+) -> None:
+    folder, config, _ = uninterrupted
     shutil.copytree(folder / "storage", tmp_path / "storage")
     config = with_overrides(config, {"storage": str(tmp_path / "storage")})
-    store = CheckpointStore(str(tmp_path / "storage" / "runs" / "calm" / "checkpoints"), config.checkpoint)
+    store = CheckpointStore(str(tmp_path / "storage" / "runs" / "uninterrupted" / "checkpoints"), config.checkpoint)
     best, second, *_ = store.ranked(store.committed())
     (Path(store.url(best)) / "ema.safetensors").write_bytes(b"damaged")
-    (tmp_path / "storage" / "runs" / "calm" / "result.json").unlink()
+    (tmp_path / "storage" / "runs" / "uninterrupted" / "result.json").unlink()
     _, card = load_classifier(str(run(config).encoder_folder))
     assert card.steps == card.scores[0].settings["step"] == second
 
 
-def test_a_finished_run_gives_its_result_again_and_another_config_is_refused(calm: Calm) -> None:
-    _, config, result = calm
+def test_a_finished_run_returns_its_result_and_refuses_another_config(uninterrupted: UninterruptedRun) -> None:
+    _, config, result = uninterrupted
     assert run(config) == result
-    with pytest.raises(ConfigError, match=r"name=calm: .*augment\.mixup was 0\.8, now 0\.2.*another name"):
+    with pytest.raises(ConfigError, match=r"name=uninterrupted: .*augment\.mixup was 0\.8, now 0\.2.*another name"):
         run(with_overrides(config, {"augment.mixup": 0.2}))
 
 
-# Other data, other beginnings
+# Other data and initial weights
 
 
 def publish(folder: Path, encoder: dict[str, Any], clip: dict[str, Any]) -> Encoder:
-    """A pre-trained encoder's folder, as a run leaves it."""
+    """Publish a pre-trained encoder as a run does, and return it."""
     shape, config = validate(ClipConfig, clip), validate(EncoderConfig, encoder)
     torch.manual_seed(3)
     network = Encoder(config, shape.grid, shape.token_values)
@@ -246,11 +248,11 @@ def publish(folder: Path, encoder: dict[str, Any], clip: dict[str, Any]) -> Enco
     return network
 
 
-def test_clips_begin_with_an_encoder_of_fewer_and_smaller_frames(tmp_path: Path) -> None:
+def test_a_video_classifier_starts_from_an_encoder_of_fewer_and_smaller_frames(tmp_path: Path) -> None:
     small = {"frames": 2, "size": 8, "patch": 4, "tubelet": 2}
     encoder = {"width": 24, "depth": 2, "heads": 3}
-    before = publish(tmp_path / "storage" / "encoders" / "pretrained", encoder, small)
-    moving_shades(tmp_path / "clips", 8)
+    initial = publish(tmp_path / "storage" / "encoders" / "pretrained", encoder, small)
+    shaded_clips(tmp_path / "clips", 8)
     config = tiny_finetuning(
         tmp_path,
         name="clips",
@@ -276,12 +278,12 @@ def test_clips_begin_with_an_encoder_of_fewer_and_smaller_frames(tmp_path: Path)
     assert card.start["id"] == "pretrained"
     assert card.scores[0].views == "2x3"
     assert read_json(join(result.run_folder, "test", "result.json"))["samples"] == 8
-    for name, value in before.state_dict().items():
+    for name, value in initial.state_dict().items():
         if not name.startswith("norm."):
             torch.testing.assert_close(classifier.encoder.state_dict()[name], value, rtol=0, atol=1e-6)
 
 
-def test_images_begin_with_a_class_token_encoder_of_another_size(tmp_path: Path) -> None:
+def test_an_image_classifier_starts_from_a_class_token_encoder_of_another_size(tmp_path: Path) -> None:
     encoder = {"width": 24, "depth": 2, "heads": 3, "class_token": True, "positions": "sincos_2d"}
     publish(tmp_path / "elsewhere", encoder, {"frames": 1, "size": 24, "patch": 4, "tubelet": 1})
     config = tiny_finetuning(
@@ -294,8 +296,8 @@ def test_images_begin_with_a_class_token_encoder_of_another_size(tmp_path: Path)
     assert accuracy(classifier, card, tmp_path / "val") == pytest.approx(card.scores[0].values["eval/top1"])
 
 
-def test_samples_with_several_labels_are_learnt_scored_and_published(tmp_path: Path) -> None:
-    config = several_labels(tmp_path, name="several", schedule={"steps": 3})
+def test_a_multi_label_classifier_is_trained_scored_and_published(tmp_path: Path) -> None:
+    config = multi_label_config(tmp_path, name="several", schedule={"steps": 3})
     assert config.checkpoint.best_metric == "eval/map"
     result = run(config)
     assert result.state == "succeeded", result.message
@@ -313,11 +315,9 @@ def test_samples_with_several_labels_are_learnt_scored_and_published(tmp_path: P
     assert [row["label"] for row in samples] == [[0], [0, 1], [2], []]
 
 
-def test_classes_are_counted_and_matched_by_the_names_of_their_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shades(tmp_path / "train", 24)
-    shades(tmp_path / "val", 6, names=("dark", "dark"), seed=1)  # class 1, and alone
+def test_classes_are_counted_and_matched_by_folder_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shaded_images(tmp_path / "train", 24)
+    shaded_images(tmp_path / "val", 6, names=("dark", "dark"), seed=1)  # class 1 only
     (tmp_path / "val" / "dark" / "000.png").write_bytes(b"not a picture")
     config = tiny_finetuning(tmp_path, name="named", head__classes=None, schedule={"steps": 3})
     watcher = StopSender(lambda event: False)

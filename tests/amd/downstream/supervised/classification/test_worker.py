@@ -1,4 +1,4 @@
-"""Two ranks in processes of their own, one of them killed."""
+"""Two ranks in separate processes, one of them killed."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from tests.support.runs.finetuning import tiny_finetuning
 from tests.support.runs.tiny_runs import assert_same_bits, final_state, train_in_processes
 
 
-def test_two_ranks_of_which_one_is_killed_in_mid_epoch_end_with_the_same_bits(tmp_path: Path) -> None:
-    calm = tiny_finetuning(
+def test_a_run_with_a_rank_killed_within_an_epoch_ends_with_the_same_bits(tmp_path: Path) -> None:
+    config = tiny_finetuning(
         tmp_path,
-        name="calm",
+        name="uninterrupted",
         schedule={"epochs": 2},
         optim__ema_decay=0.5,
         scaling__workers=2,
         scaling__micro_batch=2,
         checkpoint__every_steps=2,
     )
-    undisturbed = train_in_processes(calm, 2, work)
-    killed = with_overrides(calm, {"name": "killed"})
-    # After step 5: it is asked after steps 1 to 3, at three batches of a test, and after steps 4 and 5.
-    folder = train_in_processes(killed, 2, work, dying_at=8)
+    uninterrupted = train_in_processes(config, 2, work)
+    killed = with_overrides(config, {"name": "killed"})
+    # Dies after step 5: stop requests are polled after steps 1 to 3, at three validation batches, after steps 4 and 5.
+    folder = train_in_processes(killed, 2, work, killed_at_poll=8)
     store = CheckpointStore(join(folder, "checkpoints"), killed.checkpoint)
-    assert 0 < store.committed()[-1] < 6, "it died on the way"
+    assert 0 < store.committed()[-1] < 6, "the rank died before the end"
     assert train_in_processes(killed, 2, work) == folder
-    assert_same_bits(final_state(folder, killed), final_state(undisturbed, calm))
-    results = [read_json(join(run, "test", "result.json")) for run in (folder, undisturbed)]
+    assert_same_bits(final_state(folder, killed), final_state(uninterrupted, config))
+    results = [read_json(join(run, "test", "result.json")) for run in (folder, uninterrupted)]
     assert results[0] == results[1]
     assert [name for name in listdir(join(folder, "test")) if name.startswith("views")] == [
         "views-0000.parquet",

@@ -37,7 +37,7 @@ def test_lines_of_one_person_become_one_box_with_several_actions(tmp_path: Path)
     assert found[frame_id].boxes.tolist() == [[0.002, 0.118, 0.714, 0.977], [0.1, 0.1, 0.5, 0.9]]
 
 
-def test_a_detectors_boxes_below_the_limit_are_left_out(tmp_path: Path) -> None:
+def test_detected_boxes_below_the_minimum_score_are_dropped(tmp_path: Path) -> None:
     lines = ["v,1,0,0,1,1,,0.79", "v,1,0,0,0.5,1,,0.80", "v,2,0,0,1,1,-1,0.1"]
     found = ava.read_boxes("data.boxes", _file(tmp_path, *lines), 0.8)
     assert {str(frame_id): persons.boxes.tolist() for frame_id, persons in found.items()} == {
@@ -87,7 +87,7 @@ def test_both_forms_of_a_label_map_are_read(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("break_data", "message"),
     [
         (lambda f: (f / "train.csv").unlink(), "data.train=.*train.csv: does not exist"),
         (lambda f: (f / "train.csv").write_text("\n"), "data.train=.*train.csv: contains no lines"),
@@ -101,11 +101,11 @@ def test_both_forms_of_a_label_map_are_read(tmp_path: Path, form: str) -> None:
         ),
     ],
 )
-def test_each_data_problem_is_one_message(tmp_path: Path, spoil: Callable[[Path], Any], message: str) -> None:
+def test_each_data_problem_is_one_message(tmp_path: Path, break_data: Callable[[Path], Any], message: str) -> None:
     draw(tmp_path)
     (tmp_path / "scored.pbtxt").write_text(label_map(RIGHT, DOWN))
     config = tiny_detection(tmp_path, data__evaluated=str(tmp_path / "scored.pbtxt"))
-    spoil(tmp_path)
+    break_data(tmp_path)
     with pytest.raises(ConfigError, match=message) as caught:
         open_data(config)
     assert len(caught.value.problems) == 1
@@ -125,9 +125,9 @@ def test_excluded_key_frames_are_neither_predicted_nor_scored(tmp_path: Path) ->
     val = open_data(tiny_detection(tmp_path, data__excluded=str(tmp_path / "excluded.csv"))).val
     assert whole is not None
     assert val is not None
-    gone = KeyFrameId("v7", 2.0)
-    assert set(whole.key_frames.frame_ids) - set(val.key_frames.frame_ids) == {gone}
-    assert set(whole.annotated) - set(val.annotated) == {gone}
+    excluded = KeyFrameId("v7", 2.0)
+    assert set(whole.key_frames.frame_ids) - set(val.key_frames.frame_ids) == {excluded}
+    assert set(whole.annotated) - set(val.annotated) == {excluded}
     assert val.digest != whole.digest
 
 
@@ -155,15 +155,15 @@ def test_a_video_is_read_at_its_own_frame_rate(tmp_path: Path) -> None:
         ClipConfig(frames=4, sampling_rate_frames=2),
         exact_frames(path),
     )
-    around = [17, 19, 21, 23]  # 2 s are 20 frames
-    assert (_read(record, 2.0, clip) == frames[around]).all()
-    assert (_read(record, 1.0, clip, fps=20) == frames[around]).all()
-    assert (_read(record, 902.0, clip, first_frame_s=900) == frames[around]).all()
+    centered = [17, 19, 21, 23]  # 2 s are 20 frames
+    assert (_read(record, 2.0, clip) == frames[centered]).all()
+    assert (_read(record, 1.0, clip, fps=20) == frames[centered]).all()
+    assert (_read(record, 902.0, clip, first_frame_s=900) == frames[centered]).all()
     with pytest.raises(BadSample, match="has no frame at 4 s: it would be 40 of 40"):
         _read(record, 4.0, clip)
 
 
-def test_frame_folders_are_read_as_ava_extracts_them(tmp_path: Path) -> None:
+def test_frame_folders_in_the_layout_of_ava_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "v"
     folder.mkdir()
     for n in range(1, 62):

@@ -28,7 +28,7 @@ def _learner(config: DetectionConfig) -> DetectionLearner:
 
 
 def _batch(boxes: list[list[int]]) -> Batch:
-    """A clip for each list of numbers of SQUARES."""
+    """Return a clip for each list of indices into SQUARES."""
     clips = torch.randint(0, 256, (len(boxes), 3, 4, 32, 32), dtype=torch.uint8, generator=torch.manual_seed(1))
     clip_boxes = tuple(ClipBoxes(SQUARES[numbers], np.array(numbers, np.int64)) for numbers in boxes)
     return Batch(clips, torch.full((len(boxes),), -1), torch.arange(len(boxes)), [], clip_boxes)
@@ -39,7 +39,7 @@ def config(tmp_path: Path) -> DetectionConfig:
     return tiny_detection(tmp_path, encoder__drop_path=0.0)
 
 
-def test_every_parameter_learns_and_a_step_lowers_the_loss(config: DetectionConfig) -> None:
+def test_every_parameter_receives_a_gradient_and_a_step_lowers_the_loss(config: DetectionConfig) -> None:
     learner, batch = _learner(config), _batch([[0], [0, 1], [1], [0]])
     (before,) = learner.loss(batch.clips, batch, 0)
     learner.accumulate(0, [batch])
@@ -48,7 +48,7 @@ def test_every_parameter_learns_and_a_step_lowers_the_loss(config: DetectionConf
     assert learner.loss(batch.clips, batch, 0)[0] < before
 
 
-def test_a_batch_without_boxes_gives_zero_and_a_gradient_of_zeros(config: DetectionConfig) -> None:
+def test_a_batch_without_boxes_gives_a_loss_and_gradients_of_zero(config: DetectionConfig) -> None:
     learner, batch = _learner(config), _batch([[], []])
     (loss,) = learner.loss(batch.clips, batch, 0)
     loss.backward()  # DDP waits for every parameter on every rank
@@ -56,7 +56,7 @@ def test_a_batch_without_boxes_gives_zero_and_a_gradient_of_zeros(config: Detect
     assert all(p.grad is not None and not p.grad.any() for p in learner.detector.parameters())
 
 
-def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(config: DetectionConfig) -> None:
+def test_the_gradient_does_not_depend_on_micro_batches(config: DetectionConfig) -> None:
     whole = _batch([[0], [0, 1], [], [1]])
     parts = [
         Batch(whole.clips[i : i + 2], whole.labels[i : i + 2], whole.records[i : i + 2], [], whole.extras[i : i + 2])
@@ -65,11 +65,11 @@ def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(config: DetectionC
     one, other = _learner(config), _learner(config)
     one.accumulate(0, [whole])
     other.accumulate(0, parts)
-    for mine, theirs in zip(one.detector.parameters(), other.detector.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad)
+    for ours, theirs in zip(one.detector.parameters(), other.detector.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_every_clip_weighs_the_same_however_many_boxes_it_has(config: DetectionConfig) -> None:
+def test_every_clip_has_the_same_weight_regardless_of_its_boxes(config: DetectionConfig) -> None:
     learner, clips = _learner(config), _batch([[0], [0]]).clips
 
     def loss(*boxes: list[int]) -> float:
@@ -80,12 +80,12 @@ def test_every_clip_weighs_the_same_however_many_boxes_it_has(config: DetectionC
     assert loss([0, 1], [0]) == pytest.approx((first + second) / 2 + loss([], [0]), rel=1e-5)
 
 
-def test_the_targets_are_those_of_the_boxes_that_the_crop_left(config: DetectionConfig) -> None:
+def test_targets_cover_only_the_boxes_inside_the_crop(config: DetectionConfig) -> None:
     targets = _learner(config)._targets([0, 3], _batch([[1], [0, 1]]).extras)
     assert targets.tolist() == [[0, 1, 1], [1, 0, 0], [0, 1, 1]]
 
 
-def test_the_loss_of_certain_and_right_logits_is_nothing(config: DetectionConfig) -> None:
+def test_the_loss_of_confident_correct_logits_is_zero(config: DetectionConfig) -> None:
     learner, batch = _learner(config), _batch([[0], [0]])
     with torch.no_grad():
         learner.detector.head.weight.zero_()
@@ -93,7 +93,7 @@ def test_the_loss_of_certain_and_right_logits_is_nothing(config: DetectionConfig
     assert learner.loss(batch.clips, batch, 0)[0].item() < 1e-9
 
 
-def test_a_box_sees_its_own_part_of_the_map(config: DetectionConfig) -> None:
+def test_a_box_pools_its_own_part_of_the_feature_map(config: DetectionConfig) -> None:
     detector = new_detector(config, 3)
     features = torch.zeros(2, 48, 4, 4)  # 8 pixels a token
     features[0, :, 0, 0], features[1, :, 3, 3] = 1.0, 2.0
@@ -102,8 +102,8 @@ def test_a_box_sees_its_own_part_of_the_map(config: DetectionConfig) -> None:
     assert pooled[:, 0].tolist() == pytest.approx([1.0, 0.0, 0.0, 2.0], abs=0.1)
 
 
-def test_a_box_of_a_whole_token_pools_that_token(config: DetectionConfig) -> None:
-    """Halves of tokens are interpolated, so the middle cell is the token itself only if cells are aligned."""
+def test_a_box_of_one_token_pools_that_token(config: DetectionConfig) -> None:
+    """Sampling points are interpolated, so the middle cell equals the token only if cells are aligned."""
     detector = new_detector(config, 3)
     features = torch.arange(16.0).reshape(1, 1, 4, 4).expand(1, 48, 4, 4)
     rois = torch.tensor([[0.0, 8.0, 8.0, 16.0, 16.0]])
@@ -112,7 +112,7 @@ def test_a_box_of_a_whole_token_pools_that_token(config: DetectionConfig) -> Non
     assert detector.pooled(features, rois)[0, 0].item() == pytest.approx(5 + 3 / 7 * 5, abs=1e-4)
 
 
-def test_a_detector_on_another_size_has_the_same_weights_and_positions_between_the_old_ones(
+def test_a_resized_detector_keeps_its_weights_and_interpolates_its_positions(
     config: DetectionConfig,
 ) -> None:
     detector = new_detector(config, 3).eval()
@@ -123,17 +123,17 @@ def test_a_detector_on_another_size_has_the_same_weights_and_positions_between_t
     for name, value in detector.state_dict().items():
         assert torch.equal(value, other.state_dict()[name])
     assert other.encoder.positions.shape == (2 * 5 * 6, 48)
-    still = torch.zeros(1, 3, 4, 40, 48, dtype=torch.uint8)
+    blank = torch.zeros(1, 3, 4, 40, 48, dtype=torch.uint8)
     boxes = torch.tensor([[0.0, 0, 0, 48, 40]])
-    assert other(*whole_clips(other.encoder, clip, still), boxes).shape == (1, 3)
+    assert other(*whole_clips(other.encoder, clip, blank), boxes).shape == (1, 3)
     old, new = (d.encoder.positions.reshape(2, *d.encoder.grid[1:], 48) for d in (detector, other))
     torch.testing.assert_close(new.mean(dim=(1, 2)), old.mean(dim=(1, 2)), atol=0.05, rtol=0)
 
 
-def test_it_learns_which_of_two_persons_does_what(config: DetectionConfig) -> None:
-    """Either may be left or right, so what is in the box must decide; scored on videos not learned from."""
+def test_the_detector_learns_the_action_of_each_person(config: DetectionConfig) -> None:
+    """Persons swap sides, so only the box content reveals the action; scored on videos outside the training set."""
     learner = _learner(config)
-    cut = EvaluationTransform(config.data, config.clip, (0, 0))
+    transform = EvaluationTransform(config.data, config.clip, (0, 0))
 
     def clips_of(numbers: list[int]) -> Batch:
         parts = []
@@ -141,7 +141,7 @@ def test_it_learns_which_of_two_persons_does_what(config: DetectionConfig) -> No
             frames = np.stack([picture(list(squares_at(number, n).values())) for n in (4, 8, 12, 16)])
             boxes = [(x / WIDTH, y / HEIGHT, (x + SIDE) / WIDTH, (y + SIDE) / HEIGHT) for x, y in _corners(number)]
             key_frame = KeyFrame(Record("v", None, "video"), 0.0, np.array(boxes))
-            parts.append(cut(torch.from_numpy(frames), key_frame, random.Random()))
+            parts.append(transform(torch.from_numpy(frames), key_frame, random.Random()))
         clips = clip_view(torch.stack([clip for clip, _ in parts]))
         return Batch(
             clips, torch.zeros(1), torch.zeros(len(numbers), dtype=torch.int64), [], tuple(p for _, p in parts)
@@ -151,9 +151,9 @@ def test_it_learns_which_of_two_persons_does_what(config: DetectionConfig) -> No
     learner._key_frames = KeyFrames({KeyFrameId("v", 0.0): persons}, {})
     for step in range(80):
         learner.learn(step, [clips_of([(4 * step + i) % 6 for i in range(4)])], 2e-3)
-    unseen = clips_of([6, 7])
-    inputs = whole_clips(learner.detector.encoder, config.clip, unseen.clips)
-    logits = learner.detector.eval()(*inputs, rois_of(unseen.extras))
+    held_out = clips_of([6, 7])
+    inputs = whole_clips(learner.detector.encoder, config.clip, held_out.clips)
+    logits = learner.detector.eval()(*inputs, rois_of(held_out.extras))
     assert (logits.argmax(dim=1) + 1).tolist() == [RIGHT, DOWN, RIGHT, DOWN]
 
 

@@ -1,4 +1,4 @@
-"""From drawn videos to a published detector: training, frame-mAP, files, stop and resume, mistakes."""
+"""Detection runs on drawn videos: training, frame mAP, result files, stop and resume, invalid input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from amd.downstream.supervised.detection.run import detect
 from amd.storage import join, read_json
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import RunResult
-from tests.amd.training.runs.test_launch import stop_at
+from tests.amd.training.runs.test_launch import send_signal_at_step
 from tests.support.data.ava_videos import DOWN, NAMES, RIGHT, draw, label_map, tiny_detection
 from tests.support.runs.tiny_runs import assert_same_bits, final_state
 
@@ -51,7 +51,7 @@ def test_a_run_ends_with_a_published_detector_and_its_score(whole: tuple[Detecti
         load_classifier(result.encoder_folder)
 
 
-def test_it_is_scored_every_epoch_and_the_best_is_tested(whole: tuple[DetectionConfig, RunResult]) -> None:
+def test_every_epoch_is_scored_and_the_best_checkpoint_is_tested(whole: tuple[DetectionConfig, RunResult]) -> None:
     _, result = whole
     lines = read_metrics(result.run_folder)
     scored = {line["step"]: line["eval/map"] for line in lines if "eval/map" in line}
@@ -86,30 +86,32 @@ def test_the_written_results_reproduce_the_score(whole: tuple[DetectionConfig, R
     assert read_json(join(result.run_folder, "test", "result.json"))["samples"] == 4
 
 
-def test_a_stopped_run_continues_to_the_bit(
+def test_a_stopped_run_resumes_with_the_same_bits(
     whole: tuple[DetectionConfig, RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, straight = whole
+    config, uninterrupted = whole
     stopped = with_overrides(config, {"name": "stopped"})
     with monkeypatch.context() as patched:
-        stop_at(patched, 2, signal.SIGTERM)
+        send_signal_at_step(patched, 2, signal.SIGTERM)
         result = detect(stopped, local=True)
     assert result.state == "cancelled"
     assert 2 <= result.steps < 6
     result = detect(stopped, local=True, quiet=True)
     assert (result.state, result.steps) == ("succeeded", 6)
-    assert_same_bits(final_state(result.run_folder, stopped), final_state(straight.run_folder, config))
-    assert result.figures["test/map"] == straight.figures["test/map"]
+    assert_same_bits(final_state(result.run_folder, stopped), final_state(uninterrupted.run_folder, config))
+    assert result.figures["test/map"] == uninterrupted.figures["test/map"]
 
 
-def test_reading_processes_give_the_same_run(whole: tuple[DetectionConfig, RunResult]) -> None:
-    config, straight = whole
-    apart = with_overrides(config, {"name": "apart", "data.loader_workers": 1, "data.val": None, "data.boxes": None})
-    result = detect(apart, local=True, quiet=True)
-    assert_same_bits(final_state(result.run_folder, apart), final_state(straight.run_folder, config))
+def test_loader_workers_do_not_change_the_run(whole: tuple[DetectionConfig, RunResult]) -> None:
+    config, uninterrupted = whole
+    with_workers = with_overrides(
+        config, {"name": "apart", "data.loader_workers": 1, "data.val": None, "data.boxes": None}
+    )
+    result = detect(with_workers, local=True, quiet=True)
+    assert_same_bits(final_state(result.run_folder, with_workers), final_state(uninterrupted.run_folder, config))
 
 
-def test_a_detector_goes_on_from_a_published_encoder(whole: tuple[DetectionConfig, RunResult]) -> None:
+def test_a_detector_starts_from_a_published_encoder(whole: tuple[DetectionConfig, RunResult]) -> None:
     config, _ = whole
     short = {"schedule.steps": 1, "schedule.warmup_steps": 0, "data.val": None, "data.boxes": None}
     result = detect(with_overrides(config, {"name": "next", "weights": "whole", **short}), local=True, quiet=True)
@@ -117,19 +119,19 @@ def test_a_detector_goes_on_from_a_published_encoder(whole: tuple[DetectionConfi
     _, card = load_detector(result.encoder_folder)
     assert card.start is not None
     assert card.start["id"] == "whole"
-    assert card.scores == ()  # there was nothing to score it on
+    assert card.scores == ()  # no data to score it on
 
 
-def test_key_frames_of_a_broken_video_are_named_and_missed(tmp_path: Path) -> None:
+def test_key_frames_of_a_broken_video_are_listed_and_count_as_missed(tmp_path: Path) -> None:
     draw(tmp_path)
     (tmp_path / "v7.mp4").write_bytes((tmp_path / "v7.mp4").read_bytes()[:900])
     config = tiny_detection(tmp_path, name="broken", schedule__steps=3, data__boxes=None)
     result = detect(config, local=True, quiet=True)
     assert result.figures["test/unreadable"] == 2
-    assert result.figures["test/map"] <= 50 + 1e-9  # half of what is annotated cannot be found
-    named = Path(result.run_folder, "test", "bad_samples.jsonl").read_text()
-    assert "v7.mp4@1" in named
-    assert "v7.mp4@2" in named
+    assert result.figures["test/map"] <= 50 + 1e-9  # half of the annotations cannot be detected
+    listed = Path(result.run_folder, "test", "bad_samples.jsonl").read_text()
+    assert "v7.mp4@1" in listed
+    assert "v7.mp4@2" in listed
 
 
 def test_too_many_broken_videos_stop_the_run(tmp_path: Path) -> None:
