@@ -16,15 +16,15 @@ from tests.support.s3 import S3Server
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# No timed assertions: a first example that imports something may take long on a busy machine.
+# No deadlines: the first example of a test may import modules, which takes long on a busy machine.
 hypothesis.settings.register_profile("amd", deadline=None)
 hypothesis.settings.load_profile("amd")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Groups for `make test`, which runs two processes: tests of a file share its fixtures, all that need Ray share a
-    cluster. Those come first, since they take as long as all others together."""
+    """Group tests for `make test`, which runs two processes: by file, and all that need Ray in one group, first, since
+    they take as long as all others together."""
     for item in items:
         ray = "flows" in item.path.parts or "ray_cluster" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.stem))
@@ -34,10 +34,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="module", autouse=True)
 def _ordinary_scheduling() -> Iterator[None]:
-    """A library that makes this process real-time starves Ray and all else that later tests start and wait for."""
+    """Fail if a test leaves this process in a real-time class, which would starve Ray and other processes."""
     yield
     if hasattr(os, "sched_getscheduler"):
-        assert os.sched_getscheduler(0) == os.SCHED_OTHER, "a test of this file left a real-time class behind"
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER, "a test of this file changed the scheduling class"
 
 
 @pytest.fixture(scope="session")

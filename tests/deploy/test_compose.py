@@ -159,7 +159,7 @@ def test_secrets_and_settings_of_a_site_stay_out_of_git() -> None:
 def test_the_database_is_found_and_migrated_through_its_service_file(
     secrets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the container `migrations` does, on a real server: user, password and address stand in the file alone."""
+    """Migrate a real server as the container `migrations` does: user, password and address come only from the file."""
     service = (secrets / "pg-service").read_text()
     password = (secrets / "postgres-password").read_text()
     assert f"password={password}\n" in service

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "deploy" / "docker"
 HEAVY = {"torch", "torchvision", "timm", "decord", "av", "scikit-learn", "matplotlib", "pyarrow", "transformers"}
 
-# Refuses what the image does not hold, then imports every module that the control plane may come to import.
+# Hides packages that the image lacks, then imports every module that the control plane may import.
 CONTROL_PLANE_IMPORTS = """
 import importlib, importlib.metadata, pkgutil, sys
 from importlib.machinery import PathFinder

@@ -70,7 +70,7 @@ def by_title(title: str) -> dict[str, Any]:
 
 
 def templates() -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
-    """Every pod that comes to be: its name, its template, and the labels that policies see."""
+    """Every pod that is created: its name, template, and the labels that policies match."""
     for manifest in MANIFESTS:
         if manifest["kind"] in ("Deployment", "Job"):
             template = manifest["spec"]["template"]
@@ -113,7 +113,7 @@ def test_the_ray_cluster_is_made_of_kuberays_fields(part: str) -> None:
     for values in spec[part] if part == "workerGroupSpecs" else [spec if part == "spec" else spec[part]]:
         assert REQUIRED.get(part, set()) <= values.keys()
         for name, value in values.items():
-            kind = FIELDS[part][name]  # KeyError: KubeRay has no such field, or nobody has looked it up
+            kind = FIELDS[part][name]  # KeyError: KubeRay has no such field, or the table lacks it
             if isinstance(kind, set):
                 assert value in kind
             elif kind is TEXTS:

@@ -45,5 +45,5 @@ def test_two_resumed_actors_write_each_record_once(ray_cluster: RayCluster, tmp_
 
 
 def result_of(process: subprocess.Popen[str]) -> EmbedResult:
-    """The last line that it prints: Ray may print others."""
+    """Return the last line of the output, since Ray may print others."""
     return EmbedResult.model_validate_json(process.communicate(timeout=120)[0].splitlines()[-1])

@@ -58,7 +58,7 @@ Outcome = tuple[dict[str, Any], list[float], str]  # point, score at each rung, 
 
 
 def undisturbed(config: SearchConfig, root: str) -> list[Outcome]:
-    """What must come out, by a plain loop: no Ray, no Tune, halving by hand."""
+    """Expected result, computed by a plain loop without Ray and Tune, with halving by hand."""
     config, space = prepare_search(config.model_copy(update={"storage": root}), root, "calm")
     ledger = Ledger(run_folder(root, "calm"))
     outcomes, told = list[Outcome](), list[float]()
@@ -163,7 +163,7 @@ def used_cpus(cluster: RayCluster) -> float:
 
 
 def free(cluster: RayCluster) -> bool:
-    """Whether every CPU is free again, no place is kept for anybody, and nobody is left but Ray's own."""
+    """Whether every CPU is free again, no placement group is left, and only Ray's own processes remain."""
     kept = [group for group in listed(cluster, "placement_groups") if group["state"] != "REMOVED"]
     alive = {actor["class_name"] for actor in listed(cluster, "actors") if actor["state"] != "DEAD"}
     return used_cpus(cluster) == 0 and not kept and alive <= {"_AutoscalingCoordinatorActor"}
@@ -172,7 +172,7 @@ def free(cluster: RayCluster) -> bool:
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
 def test_random_stops_leak_no_resources_and_the_sweep_finishes(ray_cluster: RayCluster, tmp_path: Path) -> None:
-    """Two workers each and four trials at once: as many as there is room for, which is two."""
+    """Trials of two workers, four requested at once: two fit, so two run."""
     config = with_overrides(
         a_sweep(tmp_path),
         {"train.scaling.workers": 2, "at_once": 4, "stopping": "none", "rungs": 1, "name": "stopped-at-random"},
@@ -211,7 +211,7 @@ def test_a_sweep_that_does_not_fit_the_cluster_is_refused_at_once(ray_cluster: R
 
 @pytest.mark.timeout(1500)
 def test_a_population_is_a_job_with_its_storage_on_s3(ray_cluster: RayCluster, s3_root: str, tmp_path: Path) -> None:
-    """`ray job submit -- python -m tune_spaces`: four trials, two rungs, one child that goes on from its parent."""
+    """`ray job submit -- python -m tune_spaces`: four trials, two rungs, one child that continues from its parent."""
     args = {
         "algorithm": "pbt",
         "stopping": "none",
@@ -250,7 +250,7 @@ def test_a_population_is_a_job_with_its_storage_on_s3(ray_cluster: RayCluster, s
 def test_a_sweep_whose_whole_cluster_is_killed_gives_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without RAY_ADDRESS a sweep starts a cluster of its own."""
+    """Without RAY_ADDRESS a sweep starts its own cluster."""
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
     config = with_overrides(a_sweep(tmp_path), {"budget.trials": 2})
@@ -286,7 +286,7 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def alive(pid: int) -> bool:
-    """And no zombie, whose parent has not asked for it yet."""
+    """Whether it runs and is not a zombie that its parent has not reaped."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

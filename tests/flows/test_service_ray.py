@@ -35,7 +35,7 @@ def plane(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[ControlPlane]:
 
 
 def a_run(folder: Path, steps: int) -> dict[str, Any]:
-    """What is submitted: a whole config, since no preset is so small."""
+    """Job request with a whole config, since no preset is this small."""
     config = tiny_run(
         folder,
         schedule__steps=steps,
@@ -67,7 +67,7 @@ def test_a_job_survives_its_control_plane_and_its_driver_and_stops_with_a_checkp
     plane.wait_until(job, "running")
     before = step_of(plane, job)
     wait_for(lambda: step_of(plane, job) > before, 200)
-    assert read_metrics(found["run_folder"])[0]["step"] == 5, "it went on, and did not begin anew"
+    assert read_metrics(found["run_folder"])[0]["step"] == 5, "it continued instead of starting over"
 
     plane.ask("POST", f"/jobs/{job}/cancel")
     ended = plane.wait_until(job, "cancelled")

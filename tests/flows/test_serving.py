@@ -38,7 +38,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 class Served(NamedTuple):
     plane: ControlPlane
     folder: Path
-    """Below an allowed prefix."""
+    """Path below an allowed prefix."""
     key: str
 
     def offline(self, encoder: str, file: Path) -> np.ndarray[Any, Any]:
@@ -253,7 +253,7 @@ def test_a_deployment_without_replicas_starts_one_for_its_first_request(served: 
 
 @contextmanager
 def under_load(served: Served, encoder: str, files: Sequence[Path]) -> Iterator[list[httpx.Response]]:
-    """Four clients that ask for file after file without a pause; what they were answered so far."""
+    """Send requests from four clients without a pause; collect the responses so far."""
     answers: list[httpx.Response] = []
     stop = threading.Event()
     contents, headers = [file.read_bytes() for file in files], {"Content-Type": "image/png"}

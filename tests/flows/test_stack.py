@@ -46,7 +46,7 @@ STOPPED = StackState.model_validate(
 
 
 class StackCommand:
-    """The command with a data directory of its own."""
+    """The command with its own data directory."""
 
     def __init__(self, folder: Path) -> None:
         self.data, self.storage = folder / "data", folder / "storage"
@@ -63,7 +63,7 @@ class StackCommand:
         return subprocess.Popen(command, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
     def amd(self, *args: str, code: int = 0) -> str:
-        """What the command prints; it must end with this exit code."""
+        """Run the command, require this exit code, and return its output."""
         begun = self.begin(*args)
         out, err = begun.communicate(timeout=TIMEOUT_S)
         assert begun.returncode == code, f"{args} ended with {begun.returncode}:\n{out}{err}"
@@ -73,11 +73,11 @@ class StackCommand:
         return json.loads(self.amd(*args, code=code).splitlines()[0])
 
     def client(self, up: Any) -> Client:
-        """`up`: what the command told."""
+        """Run `up` and return its output."""
         return Client(up["url"], Path(up["key_file"]).read_text().strip())
 
     def processes(self) -> list[psutil.Process]:
-        """All of the stack, found another way than the stack itself does: below its two parts."""
+        """All processes of the stack, found as descendants of its two parts."""
         state = json.loads((self.data / "stack.json").read_text())
         parts = [psutil.Process(part["pid"]) for part in state["processes"].values()]
         return parts + [child for part in parts for child in part.children(recursive=True)]
@@ -91,7 +91,7 @@ def stack_command(tmp_path: Path) -> Iterator[StackCommand]:
 
 
 def until(true: Any) -> Any:
-    """What `true` gives once it gives something."""
+    """Poll `true` until it returns a true value, and return it."""
     end = time.monotonic() + TIMEOUT_S
     while not (found := true()):
         assert time.monotonic() < end
@@ -126,7 +126,7 @@ def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack
     assert os.stat(first["key_file"]).st_mode & 0o777 == 0o600
     assert os.stat(stack_command.data / "ray-token").st_mode & 0o777 == 0o600
 
-    # An encoder that lies there is deployed.
+    # An existing encoder is deployed.
     file = stack_command.data / "picture.png"
     file.write_bytes(picture())
     expected = embed_file(publish(stack_command.storage / "encoders" / "tiny"), str(file))
@@ -160,7 +160,7 @@ def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack
     gone = stack_command.json("status", "--json", code=1)
     assert {part["health"] for part in gone["parts"]} == {"down"}
 
-    # The same ports, the same data, and the job goes on.
+    # The same ports and data; the job continues.
     assert stack_command.json("up", "--json") == first
     again = stack_command.json("status", "--json")
     assert [part["port"] for part in again["parts"]] == [part["port"] for part in found["parts"]]
@@ -169,7 +169,7 @@ def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack
         assert (ended.state, ended.attempt) == ("succeeded", 2), ended
         log = "".join(client.jobs.logs(job, attempt=2))
         steps = [int(line.split()[1].split("/")[0]) for line in log.splitlines() if line.startswith("step ")]
-        assert min(steps) > saved, "it began anew"
+        assert min(steps) > saved, "it started over"
         loss = client.jobs.metrics(job, ["loss/total"]).series[0]
         assert loss.steps == list(range(5, 301, 5)), "a step is missing or was counted twice"
         assert "a-secret" not in stack_command.amd("jobs", "show", job, "--json"), (

@@ -43,12 +43,12 @@ W = TypeVar("W", bound=NullWatcher)
 
 
 def watched(config: TrainConfig, watcher: W) -> tuple[RunResult, W]:
-    """A run, and what was seen of it."""
+    """A run and its observed events."""
     return train(config, watcher=watcher), watcher
 
 
 class Fate(NullWatcher):
-    """Kills rank 1 with signal 9 after step 12, and asks the run to stop after step 25, once it has recovered."""
+    """Kills rank 1 with signal 9 after step 12, and stops the run after step 25, once it has recovered."""
 
     def __init__(self) -> None:
         self.starts: list[int] = []
@@ -86,7 +86,7 @@ def test_a_run_that_is_killed_stopped_and_resubmitted_ends_with_identical_weight
     stopped, fate = run_in_subprocess(watched, config, Fate())
     assert (stopped.state, stopped.reason) == ("cancelled", "cancelled_by_user"), stopped.message
     assert fate.deeds == 2
-    assert [step % 10 for step in fate.starts] == [0, 0], "a run goes on from a checkpoint"
+    assert [step % 10 for step in fate.starts] == [0, 0], "a run continues from a checkpoint"
     assert fate.starts[1] > 0
     assert any("infrastructure failure 1 of 3" in text for text in fate.said)
     checkpoints = join(stopped.run_folder, "checkpoints")
@@ -121,7 +121,7 @@ def submit(cluster: RayCluster, args: list[str]) -> RunResult:
 
 
 class Reclaim(NullWatcher):
-    """Calls a node back once two workers train, and stops the run once it has gone on with one."""
+    """Reclaims a node once two workers train, and stops the run once it continues with one."""
 
     def __init__(self, node: int) -> None:
         self._node = node  # its process
@@ -143,7 +143,7 @@ class Reclaim(NullWatcher):
                 self.reclaimed = len(self.starts) - 1
                 os.kill(self._node, signal.SIGTERM)  # Ray announces it to the workers, and ends them NOTICE_S later
             elif self.reclaimed is not None and self.starts[-1]["workers"] == 1:
-                os.kill(os.getpid(), signal.SIGTERM)  # a start before the node is gone is lost with it
+                os.kill(os.getpid(), signal.SIGTERM)  # a start before the node is removed is lost with it
             elif time.monotonic() > self._gives_up:
                 os.kill(os.getpid(), signal.SIGTERM)
 

@@ -91,11 +91,11 @@ RULES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("values", "said"), RULES)
-def test_a_broken_rule_names_field_rule_and_remedy(values: dict[str, Any], said: str) -> None:
-    start, *parts = said.split("~")
-    told = [line for line in problems(values) if line.startswith(start)]
-    assert told, problems(values)
-    assert all(any(part in line for line in told) for part in parts), told
+def test_a_broken_rule_names_field_rule_and_remedy(values: dict[str, Any], expected: str) -> None:
+    start, *parts = expected.split("~")
+    lines = [line for line in problems(values) if line.startswith(start)]
+    assert lines, problems(values)
+    assert all(any(part in line for line in lines) for part in parts), lines
 
 
 DIMENSIONS: list[tuple[Any, str]] = [
@@ -119,19 +119,19 @@ DIMENSIONS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("value", "said"), DIMENSIONS)
-def test_a_wrong_dimension_is_named(value: Any, said: str) -> None:
-    (told,) = problems({"space": {"dimensions": {"optim.base_lr": value, "optim.eps": [1e-8, 1e-6]}}})
-    assert told.startswith(f"space.dimensions.optim.base_lr: {said}")
+def test_a_wrong_dimension_is_named(value: Any, expected: str) -> None:
+    (lines,) = problems({"space": {"dimensions": {"optim.base_lr": value, "optim.eps": [1e-8, 1e-6]}}})
+    assert lines.startswith(f"space.dimensions.optim.base_lr: {expected}")
 
 
 def test_every_wrong_dimension_is_reported_at_once() -> None:
-    told = problems({"space": {"dimensions": {"optim.base_lr": {"low": 2, "high": 1}, "optim.eps": [1, 1]}}})
-    assert [line.split(": ")[0] for line in told] == ["space.dimensions.optim.base_lr", "space.dimensions.optim.eps"]
+    lines = problems({"space": {"dimensions": {"optim.base_lr": {"low": 2, "high": 1}, "optim.eps": [1, 1]}}})
+    assert [line.split(": ")[0] for line in lines] == ["space.dimensions.optim.base_lr", "space.dimensions.optim.eps"]
 
 
 def test_all_broken_rules_are_reported_at_once() -> None:
-    told = problems({"algorithm": "pbt", "stopping": "asha", "rungs": 1, "against": "step_gflops"})
-    assert len(told) == 5
+    lines = problems({"algorithm": "pbt", "stopping": "asha", "rungs": 1, "against": "step_gflops"})
+    assert len(lines) == 5
 
 
 def test_1_true_and_the_text_1_are_three_choices() -> None:

@@ -130,12 +130,12 @@ MISTAKES: list[tuple[str | None, Any, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("preset", "values", "overrides", "said"), MISTAKES)
 def test_a_mistake_is_reported_in_one_line(
-    tmp_path: Path, preset: str | None, values: Any, overrides: dict[str, Any], said: str
+    tmp_path: Path, preset: str | None, values: Any, overrides: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
         load_search(preset, None if values is None else file(tmp_path, values), overrides)
-    (told,) = error.value.problems
-    assert said in told
+    (problem,) = error.value.problems
+    assert expected in problem
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -52,13 +52,13 @@ class Notes(NullProgress):
     """What was shown."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[str, int]] = []
+        self.events: list[tuple[str, int]] = []
 
     def on_rung(self, record: TrialRecord) -> None:
-        self.seen.append(("rung", record.number))
+        self.events.append(("rung", record.number))
 
     def on_trial_end(self, record: TrialRecord) -> None:
-        self.seen.append((record.state, record.number))
+        self.events.append((record.state, record.number))
 
 
 def started(folder: Path, config: SearchConfig | None = None, **fields: Any) -> Sweep:
@@ -120,7 +120,7 @@ def test_a_trial_is_in_the_ledger_from_start_to_end(tmp_path: Path) -> None:
     assert found == sweep.records[0]
     assert (found.state, found.score, found.encoders) == ("succeeded", 50.0, ("/encoders/one", "/encoders/two"))
     assert isinstance(sweep.progress, Notes)
-    assert sweep.progress.seen == [("rung", 0)] * 3 + [("succeeded", 0)]
+    assert sweep.progress.events == [("rung", 0)] * 3 + [("succeeded", 0)]
 
 
 def test_a_trial_that_ends_before_its_last_rung_was_stopped(tmp_path: Path) -> None:
