@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from amd.config import ConfigError, TrainConfig
 from amd.exchange.layouts import State, Translated
 from amd.exchange.positions import TABLE_TOLERANCE, fixed_kind
-from amd.exchange.read import read_state
 from amd.exchange.source import config_mismatches, listed, open_source, translated_state
 from amd.models.encoder import Encoder
 from amd.models.predictor import Predictor
@@ -43,26 +42,6 @@ def load_teacher(config: TrainConfig) -> Teacher:
     return Teacher(encoder, tuple(pair.teacher for pair in config.objective.layers))
 
 
-def load_encoder_weights(
-    encoder: Encoder,
-    url: str,
-    *,
-    intermediates_only: bool = False,
-    field: str = "weights",
-    section: str = "encoder",
-) -> None:
-    """Load an encoder from a file of any known layout, in place.
-
-    With `intermediates_only` (a teacher: features are taken between blocks, before the final norm) a fine-tuned file
-    without a final norm is accepted, and so is a learned position table, which then replaces ours. Parts after the
-    encoder (decoder, projections, heads) are ignored.
-    `field`, `section`: config field of the weights and config section of the encoder, for error messages.
-    Raises ConfigError.
-    """
-    state = read_state(url, field=field)
-    load_encoder_state(encoder, state, url, intermediates_only=intermediates_only, field=field, section=section)
-
-
 def load_encoder_state(
     encoder: Encoder,
     state: State,
@@ -72,7 +51,14 @@ def load_encoder_state(
     field: str = "weights",
     section: str = "encoder",
 ) -> None:
-    """Load an encoder from a state dict in memory; `name` is its source in error messages."""
+    """Load an encoder from a state dict of any known layout, in place; `name` is its source in error messages.
+
+    With `intermediates_only` (a teacher: features are taken between blocks, before the final norm) a fine-tuned state
+    without a final norm is accepted, and so is a learned position table, which then replaces ours. Parts after the
+    encoder (decoder, projections, heads) are ignored.
+    `field`, `section`: config field of the weights and config section of the encoder, for error messages.
+    Raises ConfigError.
+    """
     translated = translated_state(state, name, field=field)
     _fill_encoder(encoder, translated, f"{field}={name}", [], intermediates_only=intermediates_only, section=section)
 
@@ -103,18 +89,13 @@ def _fill_encoder(
     fill(encoder, ours, translated.unknown, absent, problems, f"{source} ({translated.layout})", section)
 
 
-def load_student_weights(student: Student, url: str, *, field: str = "weights") -> None:
-    """Load a whole student (pre-training files of AMD, VideoMAE, MAE, Hugging Face, or ours), in place.
+def load_student_state(student: Student, state: State, name: str, *, field: str = "weights") -> None:
+    """Load a whole student from a pre-training state of AMD, VideoMAE, MAE, Hugging Face, or ours, in place.
 
     Official AMD files contain no generator mask tokens; these keep their random initialisation, as on every official
     resume.
     Raises ConfigError.
     """
-    load_student_state(student, read_state(url, field=field), url, field=field)
-
-
-def load_student_state(student: Student, state: State, name: str, *, field: str = "weights") -> None:
-    """Load a whole student from a state dict in memory."""
     translated = translated_state(state, name, field=field)
     ours = {key: tensor for key, tensor in translated.state.items() if not key.startswith("classifier.")}
     problems = _check_table(student.encoder, ours, "encoder.positions")

@@ -90,7 +90,7 @@ RULES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("values", "said"), RULES)
+@pytest.mark.parametrize(("values", "expected"), RULES)
 def test_a_broken_rule_names_field_rule_and_remedy(values: dict[str, Any], expected: str) -> None:
     start, *parts = expected.split("~")
     lines = [line for line in problems(values) if line.startswith(start)]
@@ -118,7 +118,7 @@ DIMENSIONS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "said"), DIMENSIONS)
+@pytest.mark.parametrize(("value", "expected"), DIMENSIONS)
 def test_a_wrong_dimension_is_named(value: Any, expected: str) -> None:
     (lines,) = problems({"space": {"dimensions": {"optim.base_lr": value, "optim.eps": [1e-8, 1e-6]}}})
     assert lines.startswith(f"space.dimensions.optim.base_lr: {expected}")

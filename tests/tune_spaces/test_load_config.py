@@ -87,7 +87,7 @@ def test_overrides_are_applied_to_sweep_or_run(key: str, value: Any, where: str)
 
 
 def changes(before: Any, after: Any, where: str = "") -> dict[str, Any]:
-    """Dotted keys of what differs."""
+    """Dotted keys with different values."""
     if before == after:
         return {}
     if isinstance(before, dict) and isinstance(after, dict):
@@ -128,7 +128,7 @@ MISTAKES: list[tuple[str | None, Any, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("preset", "values", "overrides", "said"), MISTAKES)
+@pytest.mark.parametrize(("preset", "values", "overrides", "expected"), MISTAKES)
 def test_a_mistake_is_reported_in_one_line(
     tmp_path: Path, preset: str | None, values: Any, overrides: dict[str, Any], expected: str
 ) -> None:

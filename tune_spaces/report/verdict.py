@@ -19,21 +19,21 @@ METRIC_NAMES = {
     "eval/top1": "linear-probe top-1",
 }
 
-Judgement = Literal["better", "worse", "maybe", "alike", "unknown"]
+BaselineComparison = Literal["better", "worse", "uncertain", "not_significant", "unknown"]
 ONE_SEED = "one seed: no interval, repeat with seeds=3"
 
 
-def judge(sweep: SweepHistory, trial: TrialHistory) -> Judgement:
-    """Compare a trial with the baseline. maybe: significant alone, but not after correction for all comparisons."""
+def compare_with_baseline(sweep: SweepHistory, trial: TrialHistory) -> BaselineComparison:
+    """Compare a trial with the baseline. uncertain: significant alone, but not after correction for all comparisons."""
     _, found = difference_to_baseline(sweep, trial)
     if found is None or found.interval is None:
         return "unknown"
     if not _excludes_zero(found):
-        return "alike"
+        return "not_significant"
     # Bonferroni: with k comparisons each interval is that of 1 - 0.05/k.
     _, strict = difference_to_baseline(sweep, trial, 1 - (1 - CONFIDENCE) / comparisons(sweep))
     if strict is None or not _excludes_zero(strict):
-        return "maybe"
+        return "uncertain"
     return "better" if found.value > 0 else "worse"
 
 
@@ -114,11 +114,11 @@ def _against_baseline(sweep: SweepHistory, best: TrialHistory) -> str:
         + {
             "better": ": a significant difference, also after correction for all comparisons of this sweep.",
             "worse": ": significantly worse, also after correction for all comparisons of this sweep.",
-            "maybe": f": significant in a single comparison, but not among the {comparisons(sweep)} made here; "
+            "uncertain": f": significant in a single comparison, but not among the {comparisons(sweep)} made here; "
             "repeat both with new seeds.",
-            "alike": ": not a significant difference.",
+            "not_significant": ": not a significant difference.",
             "unknown": f" ({_no_interval(sweep, best, level)}).",
-        }[judge(sweep, best)]
+        }[compare_with_baseline(sweep, best)]
     )
 
 
@@ -153,8 +153,8 @@ def _variants(sweep: SweepHistory) -> list[str]:
     labels = {
         "better": "better",
         "worse": "worse",
-        "maybe": "possibly different",
-        "alike": "no significant difference",
+        "uncertain": "possibly different",
+        "not_significant": "no significant difference",
         "unknown": "",
     }
     results = []
@@ -165,7 +165,7 @@ def _variants(sweep: SweepHistory) -> list[str]:
             continue
         where = f" at rung {level + 1}" if level < sweep.top_level else ""
         reach = f" ({signed(found.interval[0])} to {signed(found.interval[1])})" if found.interval else ""
-        label = labels[judge(sweep, trial)]
+        label = labels[compare_with_baseline(sweep, trial)]
         results.append(
             f"{title(trial.record.point, {})} {signed(found.value)}{reach}{where}" + (f" {label}" if label else "")
         )

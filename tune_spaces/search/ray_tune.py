@@ -108,4 +108,4 @@ class _BudgetStopper(tune.Stopper):
         return self._sweep.budget_spent()
 
     def stop_all(self) -> bool:
-        return self._sweep.abandoned.is_set()
+        return self._sweep.grace_expired.is_set()

@@ -255,9 +255,9 @@ class _SweepDriver:
                 deadline = time.monotonic() + self.sweep.config.train.checkpoint.deadline_s + STOP_GRACE_S
                 self.sweep.progress.log("stopping: trials save a last checkpoint")
             if time.monotonic() > deadline:
-                self.sweep.abandoned.set()
+                self.sweep.grace_expired.set()
         for group in self.sweep.workers.values():
-            free_workers(group)  # of trials that were killed
+            free_workers(group)  # left by killed trials
         return failure[0] if failure else None
 
     def _handle_event(self, number: int, event: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ class Sweep:
         self.folder = run_folder(root, name)
         self.ledger = Ledger(self.folder)
         self.train = config.train  # the teacher is replaced by its weights once trained
-        self.stopping, self.abandoned = threading.Event(), threading.Event()
+        self.stopping, self.grace_expired = threading.Event(), threading.Event()
         self.workers: dict[int, str] = {}
         """Placement group of a running trial's workers, by trial number."""
         self._population = config.algorithm == "pbt"

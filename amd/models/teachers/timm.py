@@ -9,18 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from amd.config import ClipConfig, ConfigError
 from amd.models.layers import LAYER_NORM_EPS
 
 TIMM = "timm:"
-
-
-def load_timm_state(weights: str, clip: ClipConfig, *, pretrained: bool = True) -> dict[str, Tensor]:
-    """Return the state dict of `load_timm`."""
-    state: dict[str, Tensor] = load_timm(weights, clip, pretrained=pretrained).state_dict()
-    return state
 
 
 def load_timm(weights: str, clip: ClipConfig, *, pretrained: bool = True, field: str = "teacher.weights") -> Any:

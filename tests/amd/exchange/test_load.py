@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from amd.config import ConfigError, TrainConfig, with_overrides
-from amd.exchange.load import load_encoder_weights, load_student_weights, load_teacher
+from amd.exchange.load import load_teacher
 from amd.models.encoder import Encoder
 from amd.models.student import Student
 from amd.tokens import position_table
 from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
+from tests.support.runs.peers import load_encoder_file, load_student_file
 
 MAE_SIZES = {"width": 24, "depth": 2, "heads": 3, "class_token": True, "positions": "sincos_2d"}
 
@@ -36,7 +37,7 @@ def official(folder: Path, state: dict[str, torch.Tensor]) -> str:
 def refused(encoder: Encoder, url: str, *, intermediates_only: bool = False) -> str:
     before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
     with pytest.raises(ConfigError) as caught:
-        load_encoder_weights(encoder, url, intermediates_only=intermediates_only)
+        load_encoder_file(encoder, url, intermediates_only=intermediates_only)
     assert all(torch.equal(before[key], tensor) for key, tensor in encoder.state_dict().items())
     assert all(line.startswith(f"weights={url}") for line in caught.value.problems)
     return str(caught.value)
@@ -45,7 +46,7 @@ def refused(encoder: Encoder, url: str, *, intermediates_only: bool = False) -> 
 def test_an_official_video_pretraining_file_fills_the_whole_encoder(golden: Path, tmp_path: Path) -> None:
     state = load_file(golden / "student_state.safetensors")
     encoder = encoder_of(tiny_video_config())
-    load_encoder_weights(encoder, official(tmp_path, state))
+    load_encoder_file(encoder, official(tmp_path, state))
     for name, own in (("norm.weight", "norm.weight"), ("blocks.3.mlp.fc2.bias", "blocks.3.mlp.fc2.bias")):
         assert torch.equal(encoder.state_dict()[own], state[f"encoder.{name}"])
 
@@ -53,7 +54,7 @@ def test_an_official_video_pretraining_file_fills_the_whole_encoder(golden: Path
 def test_attention_biases_are_loaded(golden: Path, tmp_path: Path) -> None:
     state = load_file(golden / "mae_state.safetensors")
     encoder = mae_encoder()
-    load_encoder_weights(encoder, official(tmp_path, state))
+    load_encoder_file(encoder, official(tmp_path, state))
     for i, block in enumerate(encoder.blocks):
         query, _, value = state[f"blocks.{i}.attn.qkv.bias"].chunk(3)
         assert torch.equal(block.attn.q_bias, query)
@@ -129,7 +130,7 @@ def test_a_fine_tuned_file_can_be_a_teacher_but_not_an_encoder(golden: Path) -> 
     encoder = Encoder(config.teacher.encoder, config.clip.grid, config.clip.token_values)
     path = str(golden / "teacher_state.safetensors")
     assert "use it as a teacher" in refused(encoder, path)
-    load_encoder_weights(encoder, path, intermediates_only=True)
+    load_encoder_file(encoder, path, intermediates_only=True)
     assert torch.equal(encoder.norm.weight, torch.ones(64))
     assert torch.equal(encoder.blocks[3].attn.v_bias, load_file(path)["blocks.3.attn.v_bias"])
 
@@ -137,7 +138,7 @@ def test_a_fine_tuned_file_can_be_a_teacher_but_not_an_encoder(golden: Path) -> 
 def test_half_precision_weights_load(golden: Path, tmp_path: Path) -> None:
     state = load_file(golden / "mae_state.safetensors")
     encoder = mae_encoder()
-    load_encoder_weights(encoder, official(tmp_path, {key: value.half() for key, value in state.items()}))
+    load_encoder_file(encoder, official(tmp_path, {key: value.half() for key, value in state.items()}))
     torch.testing.assert_close(encoder.norm.weight.detach(), state["norm.weight"], atol=1e-3, rtol=1e-3)
 
 
@@ -187,13 +188,13 @@ def test_a_whole_student_loads_from_its_file_and_mismatches_are_listed(tmp_path:
     source, path = Student(tiny_video_config()), str(tmp_path / "student.safetensors")
     save_file(source.state_dict(), path)
     target = Student(tiny_video_config())
-    load_student_weights(target, path)
+    load_student_file(target, path)
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
     wider = Student(tiny_video_config(student__decoder__width=64))
     with pytest.raises(ConfigError, match=r"student\.decoder\.width"):
-        load_student_weights(wider, path)
+        load_student_file(wider, path)
     with pytest.raises(ConfigError, match=r"unexpected \d+: generators"):
-        load_student_weights(Student(mae(tiny_video_config())), str(tmp_path / "student.safetensors"))
+        load_student_file(Student(mae(tiny_video_config())), str(tmp_path / "student.safetensors"))
 
 
 def learned(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -206,7 +207,7 @@ def test_learned_positions_replace_ours_in_a_teacher_only(golden: Path, tmp_path
     path = official(tmp_path, state)
     encoder = mae_encoder()
     assert "its positions are learned" in refused(encoder, path)
-    load_encoder_weights(encoder, path, intermediates_only=True)
+    load_encoder_file(encoder, path, intermediates_only=True)
     assert torch.equal(encoder.positions, state["pos_embed"][0, 1:])
     assert torch.equal(encoder.class_token[0, 0], state["cls_token"][0, 0] + state["pos_embed"][0, 0])
 

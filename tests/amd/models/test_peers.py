@@ -16,7 +16,7 @@ from amd.distillation import distill
 from amd.exchange.load import load_encoder_state, load_student_state
 from amd.models.encoder import Encoder
 from amd.models.student import Student
-from amd.models.teachers.timm import load_timm_state
+from amd.models.teachers.timm import load_timm
 from amd.tokens import TokenSets, patchify
 from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
 
@@ -161,7 +161,7 @@ def test_a_real_timm_vit_gives_the_same_features() -> None:
 
     clip = ClipConfig(frames=1, tubelet=1, size=(32, 48), patch=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     torch.manual_seed(0)
-    state = load_timm_state("timm:vit_tiny_patch16_224", clip, pretrained=False)
+    state = load_timm("timm:vit_tiny_patch16_224", clip, pretrained=False).state_dict()
     peer = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=clip.size, num_classes=0)
     peer.load_state_dict(state)
     perturbed(peer)

@@ -1,4 +1,4 @@
-"""Ledgers of sweeps that never ran: a made-up truth, seeds around it, ASHA's stops; the same for every call."""
+"""Synthetic ledgers of sweeps: scores from a known function plus noise per seed, and ASHA stops. Deterministic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METRIC = "eval/knn_top1"
 
 
 def search(**fields: Any) -> SearchConfig:
-    """A sweep of the demo's student over its mask ratios: ASHA, 3 rungs, 3 seeds."""
+    """Config of a sweep of the demo's student over its mask ratios: ASHA, 3 rungs, 3 seeds."""
     values = {
         "train": PRESETS["demo-image-amd"].config.model_dump(mode="json"),
         "space": {"use": ["masking"]},
@@ -47,7 +47,7 @@ def trial(
     overrides: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> TrialRecord:
-    """A record; parameters of the space `masking` become overrides of `mask`."""
+    """Record of a trial; parameters of the space `masking` become overrides of `mask`."""
     if overrides is None:
         overrides = {name.replace("masking.", "mask."): value for name, value in point.items() if name != "variant"}
     return TrialRecord(
@@ -87,26 +87,26 @@ def asha(config: SearchConfig, points: Sequence[tuple[Mapping[str, Any], Mapping
         scores.append([
             [truth - 9 * (1 - fraction**0.35) + bias + draw.gauss(0, 0.25) for bias in noise] for fraction in fractions
         ])  # fmt: skip
-    alive, reached = list(range(len(points))), [0] * len(points)
+    continuing, reached = list(range(len(points))), [0] * len(points)
     if config.stopping == "none":
         reached = [len(fractions) - 1] * len(points)
     else:
         for level in range(len(fractions) - 1):
-            kept = max(1, -(-len(alive) // config.reduction))
-            alive = sorted(alive, key=lambda at: -mean(scores[at][level]))[:kept]
-            alive += [0] if 0 not in alive else []
-            for at in alive:
+            kept = max(1, -(-len(continuing) // config.reduction))
+            continuing = sorted(continuing, key=lambda at: -mean(scores[at][level]))[:kept]
+            continuing += [0] if 0 not in continuing else []
+            for at in continuing:
                 reached[at] = level + 1
     records = []
     for number, (point, overrides, _, work) in enumerate(points):
         last = reached[number]
         speed = 6.0 + 9.0 * work + draw.uniform(0, 0.6)
-        told = [rung(fractions[level], scores[number][level], seconds=speed) for level in range(last + 1)]
+        rungs = [rung(fractions[level], scores[number][level], seconds=speed) for level in range(last + 1)]
         records.append(
             trial(
                 number,
                 point,
-                told,
+                rungs,
                 "succeeded" if last == len(fractions) - 1 else "stopped",
                 overrides=overrides,
                 baseline=number == 0,
@@ -122,7 +122,7 @@ def masking_truth(student: float, teacher: float) -> float:
 
 
 def masking_sweep(config: SearchConfig, trials: int) -> list[TrialRecord]:
-    """Points of the space `masking`: a grid for a few trials, anywhere for many."""
+    """Points of the space `masking`: a grid for few trials, random points for many."""
     draw = random.Random(1)
     grid = [(0.75, 0.5)] + [
         (student, teacher)

@@ -7,6 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amd.exchange.load import load_encoder_state, load_student_state
+from amd.exchange.read import read_state
+from amd.models.encoder import Encoder
+from amd.models.student import Student
+
 PEER = {
     "hidden_size": 48,
     "num_hidden_layers": 2,
@@ -30,3 +35,13 @@ def perturbed(model: nn.Module) -> Any:
 
 def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def load_encoder_file(encoder: Encoder, path: str, *, intermediates_only: bool = False) -> None:
+    """Load an encoder from a weight file."""
+    load_encoder_state(encoder, read_state(path), path, intermediates_only=intermediates_only)
+
+
+def load_student_file(student: Student, path: str) -> None:
+    """Load a whole student from a weight file."""
+    load_student_state(student, read_state(path), path)

@@ -17,7 +17,7 @@ from tune_spaces.report.figures import by_layers, difference, importance, pareto
 from tune_spaces.report.formatting import share, short, signed, spread
 from tune_spaces.report.ratio_map import bins, ratio_map
 from tune_spaces.report.sweep import SweepHistory, read_sweep
-from tune_spaces.report.verdict import judge, verdict
+from tune_spaces.report.verdict import compare_with_baseline, verdict
 
 
 def sweep(config: SearchConfig, records: Sequence[TrialRecord]) -> SweepHistory:
@@ -49,10 +49,10 @@ def test_one_seed_or_different_numbers_of_seeds_give_no_interval() -> None:
 
 def test_the_verdict_claims_a_difference_only_if_the_interval_excludes_zero() -> None:
     alike = pair([81.0, 83.0, 85.0], [80.0, 81.0, 82.0])
-    assert judge(alike, alike.trials[1]) == "alike"
+    assert compare_with_baseline(alike, alike.trials[1]) == "not_significant"
     assert "+2.0 points, 95 % interval -0.5 to +4.5 (paired by seed): not a significant difference" in verdict(alike)
     better = pair([82.0, 83.1, 83.9], [80.0, 81.0, 82.0])
-    assert judge(better, better.trials[1]) == "better"
+    assert compare_with_baseline(better, better.trials[1]) == "better"
     assert "+2.0 points, 95 % interval +1.8 to +2.2 (paired by seed): a significant difference" in verdict(better)
     assert "The best of 2 is selected by its own score, so it is biased upwards" in verdict(better)
 
@@ -62,13 +62,13 @@ def test_a_difference_is_doubted_when_many_comparisons_were_made() -> None:
     config = search(seeds=3, rungs=1, stopping="none")
     others = [ended(number, [70.0, 71.0, 72.0]) for number in range(2, 10)]
     many = sweep(config, [ended(0, [80.0, 81.0, 82.0], baseline=True), ended(1, [81.5, 83.0, 84.5]), *others])
-    assert judge(many, many.trials[1]) == "maybe"
+    assert compare_with_baseline(many, many.trials[1]) == "uncertain"
     assert "not among the 9 made here" in verdict(many)
 
 
 def test_a_single_seed_is_advised_to_be_repeated() -> None:
     one = pair([81.0], [80.0])
-    assert judge(one, one.trials[1]) == "unknown"
+    assert compare_with_baseline(one, one.trials[1]) == "unknown"
     assert "one seed: no interval, repeat with seeds=3" in verdict(one)
 
 
@@ -127,7 +127,7 @@ def test_map_cells_contain_means_deviations_and_the_furthest_rung() -> None:
     assert found is not None
     assert (found.students, found.teachers) == (["0.75", "0.9"], ["0.5", "0.9"])
     base, symmetric = found.cells
-    # trials 0 and 1 at the end; trial 2 never came there. sds are sqrt(2) and 0: pooled sqrt((2 + 0) / 2) = 1
+    # trials 0 and 1 at the end; trial 2 stopped earlier. sds are sqrt(2) and 0: pooled sqrt((2 + 0) / 2) = 1
     assert (base.student, base.teacher, base.level, base.trials, base.symmetric) == (0, 0, 1, (0, 1), False)
     assert base.score == pytest.approx(82.5)
     assert base.sd == pytest.approx(1.0)

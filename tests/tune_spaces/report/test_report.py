@@ -1,4 +1,4 @@
-"""Text and files of the report, from hand-made ledgers; covers page.py, verdict.py, plots/ and formatting.py."""
+"""Text and files of the report, from synthetic ledgers; covers page.py, verdict.py, plots/ and formatting.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def memory() -> str:
 
 
 def three(*scores: float) -> list:  # type: ignore[type-arg]
-    """One trial's rungs; the last has these scores by seed."""
+    """Rungs of one trial; the last has these scores by seed."""
     return [rung(NINTH, [50.0] * len(scores)), rung(THIRD, [60.0] * len(scores)), rung(1.0, scores)]
 
 
@@ -154,7 +154,7 @@ def test_the_same_ledger_gives_the_same_files(memory: str, tmp_path: Path) -> No
         write_report(write_sweep(folder, search(), masking_sweep(search(), 6))) for folder in (memory, str(tmp_path))
     ]
     for name in reports[0].files:
-        if name != "report.json":  # which names its folder
+        if name != "report.json":  # contains the path of its folder
             assert read_bytes(join(reports[0].folder, name)) == read_bytes(join(reports[1].folder, name)), name
 
 

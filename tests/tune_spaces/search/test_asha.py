@@ -19,16 +19,16 @@ from tune_spaces.search.asha import SuccessiveHalving, make_scheduler
 
 METRIC = ledgers.METRIC
 GO, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
-Told = tuple[int, int, float]  # number, level, score
+RungReport = tuple[int, int, float]  # number, level, score
 
 
 def trial(number: int) -> Any:
-    """A trial as in Tune, whose id changes after a restart."""
+    """Trial as in Tune, whose id changes after a restart."""
     return SimpleNamespace(trial_id=f"{id(object())}-{number}", config={"number": number})
 
 
-def say(made: TrialScheduler, told: Told) -> str:
-    number, level, score = told
+def decide(made: TrialScheduler, report: RungReport) -> str:
+    number, level, score = report
     return str(made.on_trial_result(None, trial(number), {"level": level, METRIC: score}))
 
 
@@ -39,10 +39,10 @@ def fresh(config: SearchConfig, trials: int) -> TrialScheduler:
     return made
 
 
-def remembered(config: SearchConfig, told: list[Told], folder: Path) -> TrialScheduler:
-    """A scheduler of the next start: it has the ledger, then Tune adds trials."""
+def rebuild(config: SearchConfig, reports: list[RungReport], folder: Path) -> TrialScheduler:
+    """Scheduler after a restart: built from the ledger, then Tune adds trials."""
     ledger = Ledger(str(folder))
-    for at, (number, level, score) in enumerate(told):
+    for at, (number, level, score) in enumerate(reports):
         rung = ledgers.rung(config.fractions()[level], [score]).model_copy(update={"time": 100.0 + at})
         record = ledger.records.get(number) or ledgers.trial(number, {}, [], "running")
         ledger.records[number] = record.model_copy(update={"rungs": (*record.rungs, rung)})
@@ -53,7 +53,7 @@ def test_halving_decides_as_computed_by_hand() -> None:
     """Half of the trials continue: one below the median of earlier trials at its rung stops, a tie continues."""
     made = fresh(ledgers.search(rungs=3, reduction=2), 6)
     steps = [
-        ((0, 0, 50.0), GO),  # nobody was before it
+        ((0, 0, 50.0), GO),  # the first at this rung
         ((1, 0, 40.0), STOP),  # below 50
         ((2, 0, 45.0), GO),  # the median of 40, 50
         ((3, 0, 44.0), STOP),  # below 45, the median of 40, 45, 50
@@ -63,70 +63,74 @@ def test_halving_decides_as_computed_by_hand() -> None:
         ((4, 1, 64.0), STOP),  # below 65
         ((0, 2, 80.0), GO),
         ((5, 0, 90.0), GO),
-        ((5, 1, 59.0), STOP),  # the best at one rung is not so at the next
+        ((5, 1, 59.0), STOP),  # the best trial at one rung need not be best at the next
     ]
-    assert [(told, say(made, told)) for told, _ in steps] == steps
+    assert [(report, decide(made, report)) for report, _ in steps] == steps
 
 
 def test_the_best_third_continues() -> None:
     made = fresh(ledgers.search(rungs=2, reduction=3), 9)
     for number, score in enumerate([10.0, 20.0, 30.0, 40.0]):
-        assert say(made, (number, 0, score)) == GO
-    # of 10, 20, 30, 40 two thirds of the way: 30
-    assert say(made, (4, 0, 29.9)) == STOP
-    assert say(made, (5, 0, 35.0)) == GO
+        assert decide(made, (number, 0, score)) == GO
+    # the 2/3 quantile of 10, 20, 30, 40 is 30
+    assert decide(made, (4, 0, 29.9)) == STOP
+    assert decide(made, (5, 0, 35.0)) == GO
 
 
 SCORES = st.integers(0, 20).map(float)
 
 
 @st.composite
-def stories(draw: st.DrawFn, trials: int = 8, rungs: int = 3) -> list[Told]:
+def report_sequences(draw: st.DrawFn, trials: int = 8, rungs: int = 3) -> list[RungReport]:
     """Rungs as reported: in order within a trial, trials interleaved."""
     order = draw(st.permutations([number for number in range(trials) for _ in range(rungs)]))
     reached = dict.fromkeys(range(trials), -1)
-    told = []
+    reports = []
     for number in order:
         reached[number] += 1
-        told.append((number, reached[number], draw(SCORES)))
-    return told
+        reports.append((number, reached[number], draw(SCORES)))
+    return reports
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    told=stories(),
+    reports=report_sequences(),
     cut=st.integers(0, 24),
     stopping=st.sampled_from(["asha", "hyperband"]),
     reduction=st.integers(2, 5),
     seed=st.integers(0, 2**31 - 1),
 )
 def test_a_scheduler_rebuilt_from_the_ledger_decides_the_same(
-    tmp_path: Path, told: list[Told], cut: int, stopping: str, reduction: int, seed: int
+    tmp_path: Path, reports: list[RungReport], cut: int, stopping: str, reduction: int, seed: int
 ) -> None:
     config = ledgers.search(stopping=stopping, rungs=3, reduction=reduction, seed=seed, seeds=1)
-    heard = fresh(config, 8)
-    for each in told[:cut]:
-        say(heard, each)
-    later = remembered(config, told[:cut], tmp_path)
+    uninterrupted = fresh(config, 8)
+    for report in reports[:cut]:
+        decide(uninterrupted, report)
+    rebuilt = rebuild(config, reports[:cut], tmp_path)
     for number in reversed(range(8)):
-        later.on_trial_add(None, trial(number))
-    assert [say(later, each) for each in told[cut:]] == [say(heard, each) for each in told[cut:]]
+        rebuilt.on_trial_add(None, trial(number))
+    assert [decide(rebuilt, report) for report in reports[cut:]] == [
+        decide(uninterrupted, report) for report in reports[cut:]
+    ]
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(told=stories(trials=5), cut=st.integers(1, 14), stopping=st.sampled_from(["asha", "hyperband"]))
-def test_reported_rungs_are_not_judged_again(tmp_path: Path, told: list[Told], cut: int, stopping: str) -> None:
+@given(reports=report_sequences(trials=5), cut=st.integers(1, 14), stopping=st.sampled_from(["asha", "hyperband"]))
+def test_reported_rungs_are_not_judged_again(
+    tmp_path: Path, reports: list[RungReport], cut: int, stopping: str
+) -> None:
     config = ledgers.search(stopping=stopping, rungs=3, reduction=3, seeds=1)
     once, again = fresh(config, 5), fresh(config, 5)
-    for each in told[:cut]:
-        say(once, each)
-        say(again, each)
-    assert {say(again, (number, level, -1.0)) for number, level, _ in told[:cut]} == {GO}
-    assert [say(again, each) for each in told[cut:]] == [say(once, each) for each in told[cut:]]
-    later = remembered(config, told[:cut], tmp_path)
+    for report in reports[:cut]:
+        decide(once, report)
+        decide(again, report)
+    assert {decide(again, (number, level, -1.0)) for number, level, _ in reports[:cut]} == {GO}
+    assert [decide(again, report) for report in reports[cut:]] == [decide(once, report) for report in reports[cut:]]
+    rebuilt = rebuild(config, reports[:cut], tmp_path)
     for number in range(5):
-        later.on_trial_add(None, trial(number))
-    assert {say(later, each) for each in told[:cut]} == {GO}
+        rebuilt.on_trial_add(None, trial(number))
+    assert {decide(rebuilt, report) for report in reports[:cut]} == {GO}
 
 
 @given(number=st.integers(0, 5000), seed=st.integers(0, 2**31 - 1), noise=st.integers(0, 1000))
@@ -162,26 +166,26 @@ def test_the_number_of_rungs_is_as_configured(rungs: int, reduction: int) -> Non
 def test_each_rung_is_ranked_separately() -> None:
     made = fresh(ledgers.search(rungs=10, reduction=10), 3)
     for level in range(10):
-        assert say(made, (0, level, 50.0)) == GO
-        assert say(made, (1, level, 60.0)) == GO
-        assert say(made, (2, level, 10.0)) == STOP
+        assert decide(made, (0, level, 50.0)) == GO
+        assert decide(made, (1, level, 60.0)) == GO
+        assert decide(made, (2, level, 10.0)) == STOP
 
 
-@given(told=stories(trials=4))
-def test_without_early_stopping_every_trial_continues(told: list[Told]) -> None:
+@given(reports=report_sequences(trials=4))
+def test_without_early_stopping_every_trial_continues(reports: list[RungReport]) -> None:
     made = make_scheduler(ledgers.search(stopping="none"), Ledger("memory://no-such-sweep"))
     assert type(made) is FIFOScheduler
-    assert {say(made, each) for each in told} == {GO}
+    assert {decide(made, report) for report in reports} == {GO}
 
 
 def test_a_failed_trial_is_ignored_by_the_scheduler() -> None:
     made = fresh(ledgers.search(rungs=2, reduction=2), 3)
-    assert say(made, (0, 0, 50.0)) == GO
+    assert decide(made, (0, 0, 50.0)) == GO
     assert made.on_trial_result(None, trial(1), {"failed": "diverged", "message": "loss is nan"}) == GO
     made.on_trial_complete(None, trial(1), {"failed": "diverged", "message": "loss is nan"})
     made.on_trial_remove(None, trial(1))
-    assert say(made, (2, 0, 49.0)) == STOP
-    assert say(made, (1, 0, 51.0)) == GO
+    assert decide(made, (2, 0, 49.0)) == STOP
+    assert decide(made, (1, 0, 51.0)) == GO
 
 
 def test_tune_may_pass_metric_and_mode_again() -> None:

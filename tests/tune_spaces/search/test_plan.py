@@ -27,12 +27,12 @@ def planned(config: SearchConfig, steps: int = STEPS, nodes: Any = ({"CPU": 8.0}
 
 
 def scaled(**fields: Any) -> dict[str, Any]:
-    """A run whose batch so many workers can share."""
+    """Run whose batch divides among this many workers."""
     return tiny_video_config(optim__batch_size=240, scaling={"device": "cpu", **fields}).model_dump(mode="json")
 
 
 def packed(config: SearchConfig, nodes: list[dict[str, float]], gpu: bool) -> int:
-    """Workers laid on nodes one by one, in Ray's unit of a 10,000th; trials that got all of theirs."""
+    """Number of trials whose workers all fit, placed one by one in Ray's resource unit of 1/10,000."""
     scaling = config.train.scaling
     need = round(Fraction(scaling.cpus_per_worker) * 10_000)
     free = [[round(node.get("CPU", 0) * 10_000), int(node.get("GPU", 0))] for node in nodes]
@@ -180,7 +180,7 @@ def test_rungs_must_be_ascending_steps(steps: int, rungs: int, reduction: int) -
     try:
         made = planned(config, steps=steps).rungs
     except ConfigError as error:
-        assert str(error).startswith(f"rungs={rungs}: ")  # noqa: PT017  either is right
+        assert str(error).startswith(f"rungs={rungs}: ")  # noqa: PT017  both outcomes are correct
         first, second = config.fractions()[:2]
         assert steps * (second - first) < 1
         return

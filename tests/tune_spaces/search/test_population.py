@@ -45,13 +45,13 @@ def search(**fields: Any) -> SearchConfig:
     return ledgers.search(**{**values, **fields})
 
 
-def started(folder: Path, config: SearchConfig | None = None) -> Sweep:
+def new_sweep(folder: Path, config: SearchConfig | None = None) -> Sweep:
     config = config or search()
     return Sweep(config, build_space(config.space, config.train), str(folder), "a-sweep", NullProgress())
 
 
-def told(sweep: Sweep, number: int, score: float) -> None:
-    """The trial reaches its next rung."""
+def report_score(sweep: Sweep, number: int, score: float) -> None:
+    """Report this score for the next rung of the trial."""
     record = sweep.records[number]
     fraction = sweep.config.fractions()[record.level]
     rung = {"level": record.level, "fraction": fraction, "step": round(100 * fraction), "time": 0.0, "encoders": []}
@@ -60,17 +60,17 @@ def told(sweep: Sweep, number: int, score: float) -> None:
     sweep.record_end(number)
 
 
-def worth(record: TrialRecord) -> float:
-    """A score that the recipe and the level alone decide."""
+def score_of(record: TrialRecord) -> float:
+    """Score that depends only on the recipe and the level."""
     return 50 - 10 * abs(float(record.point["recipe.lr_scale"]) - 1.7) + record.level
 
 
 def run(sweep: Sweep) -> None:
     while (record := sweep.next_trial()) is not None:
-        told(sweep, record.number, worth(record))
+        report_score(sweep, record.number, score_of(record))
 
 
-def family(sweep: Sweep) -> list[Any]:
+def summary(sweep: Sweep) -> list[Any]:
     return [
         (r.number, r.point, r.parent, r.inherited, r.born, r.state, [rung.score for rung in r.rungs])
         for r in sweep.records.values()
@@ -110,7 +110,7 @@ def test_equal_scores_are_ordered_by_trial_number(tmp_path: Path) -> None:
     assert (replaced.number, [parent.number for parent in parents]) == (3, [0])
 
 
-# What a child is
+# Recipes of children
 
 
 @given(seed=st.integers(0, 10_000))
@@ -149,11 +149,11 @@ def test_a_child_equals_its_parent_if_nothing_else_is_possible() -> None:
     assert perturb(space, {}, random.Random(0)) == {}
 
 
-# A whole life
+# Complete sweeps
 
 
 def test_a_population_keeps_its_size_and_finishes(tmp_path: Path) -> None:
-    sweep = started(tmp_path)
+    sweep = new_sweep(tmp_path)
     run(sweep)
     states = [record.state for record in sweep.records.values()]
     assert (len(states), states.count("succeeded"), states.count("stopped")) == (12, 8, 4)
@@ -169,23 +169,23 @@ def test_a_population_keeps_its_size_and_finishes(tmp_path: Path) -> None:
 
 
 def test_no_member_continues_before_all_have_reached_the_rung(tmp_path: Path) -> None:
-    sweep = started(tmp_path)
+    sweep = new_sweep(tmp_path)
     under_way = [sweep.next_trial() for _ in range(8)]
     assert sweep.next_trial() is None
     assert sweep.is_waiting()
     for record in under_way[:-1]:
         assert record is not None
-        told(sweep, record.number, worth(record))
+        report_score(sweep, record.number, score_of(record))
         assert sweep.next_trial() is None
     assert under_way[-1] is not None
-    told(sweep, under_way[-1].number, 10.0)
+    report_score(sweep, under_way[-1].number, 10.0)
     record = sweep.next_trial()
     assert record is not None
     assert record.level == 1
 
 
 def test_a_trial_that_failed_is_replaced(tmp_path: Path) -> None:
-    sweep = started(tmp_path)
+    sweep = new_sweep(tmp_path)
     for _ in range(8):
         record = sweep.next_trial()
         assert record is not None
@@ -193,14 +193,14 @@ def test_a_trial_that_failed_is_replaced(tmp_path: Path) -> None:
             sweep.record_result(record.number, {"failed": "nan_loss", "message": "not finite"})
             sweep.record_end(record.number)
         else:
-            told(sweep, record.number, worth(record))
+            report_score(sweep, record.number, score_of(record))
     run(sweep)
     states = [record.state for record in sweep.records.values()]
     assert (states.count("failed"), states.count("succeeded")) == (3, 8)
 
 
 def test_a_sweep_ends_if_all_trials_fail(tmp_path: Path) -> None:
-    sweep = started(tmp_path)
+    sweep = new_sweep(tmp_path)
     while (record := sweep.next_trial()) is not None:
         sweep.record_result(record.number, {"failed": "nan_loss", "message": "not finite"})
         sweep.record_end(record.number)
@@ -210,14 +210,14 @@ def test_a_sweep_ends_if_all_trials_fail(tmp_path: Path) -> None:
 
 def test_a_space_with_fewer_points_than_members_has_fewer_members(tmp_path: Path) -> None:
     config = search(space={"dimensions": {"optim.eps": [1e-8, 1e-7, 1e-6, 1e-5, 1e-4]}})
-    sweep = started(tmp_path, config)
+    sweep = new_sweep(tmp_path, config)
     while (record := sweep.next_trial()) is not None:
-        told(sweep, record.number, float(record.number))
+        report_score(sweep, record.number, float(record.number))
     assert sum(record.parent is None for record in sweep.records.values()) == 5
 
 
 def test_a_spent_budget_also_ends_waiting_trials(tmp_path: Path) -> None:
-    sweep = started(tmp_path, search(budget={"trials": 8, "clips": 900}))
+    sweep = new_sweep(tmp_path, search(budget={"trials": 8, "clips": 900}))
     run(sweep)
     assert {record.state for record in sweep.records.values()} == {"stopped"}
     assert not sweep.is_waiting()
@@ -226,45 +226,45 @@ def test_a_spent_budget_also_ends_waiting_trials(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_population_killed_anywhere_decides_as_an_uninterrupted_one(tmp_path: Path, seed: int) -> None:
-    undisturbed, fate = started(tmp_path / "whole"), random.Random(seed)
+    undisturbed, fate = new_sweep(tmp_path / "whole"), random.Random(seed)
     run(undisturbed)
-    sweep, side_by_side = started(tmp_path / "killed"), list[TrialRecord]()
+    sweep, side_by_side = new_sweep(tmp_path / "killed"), list[TrialRecord]()
     while True:
         if fate.random() < 0.15:
-            sweep, side_by_side = started(tmp_path / "killed"), []
+            sweep, side_by_side = new_sweep(tmp_path / "killed"), []
         elif len(side_by_side) < 3 and (record := sweep.next_trial()) is not None:
             side_by_side.append(record)
         elif side_by_side:
             done = side_by_side.pop(fate.randrange(len(side_by_side)))
-            told(sweep, done.number, worth(done))
+            report_score(sweep, done.number, score_of(done))
         else:
             break
-    assert family(sweep) == family(undisturbed)
+    assert summary(sweep) == summary(undisturbed)
 
 
 def test_a_kill_between_creating_a_child_and_ending_its_predecessor_is_recovered(tmp_path: Path) -> None:
-    undisturbed = started(tmp_path / "whole")
+    undisturbed = new_sweep(tmp_path / "whole")
     run(undisturbed)
-    sweep = started(tmp_path / "killed")
+    sweep = new_sweep(tmp_path / "killed")
     for _ in range(8):
         record = sweep.next_trial()
         assert record is not None
-        told(sweep, record.number, worth(record))
+        report_score(sweep, record.number, score_of(record))
     sweep.next_trial()
     trials = tmp_path / "killed" / "runs" / "a-sweep" / "trials"
-    (trials / "0009.json").unlink()  # the second child is not written yet
+    (trials / "0009.json").unlink()  # the second child has not been written
     stopped = [record for record in sweep.records.values() if record.state == "stopped"]
     for record in stopped:
         sweep.ledger.write(record.model_copy(update={"state": "running", "ended": None}))
-    again = started(tmp_path / "killed")
+    again = new_sweep(tmp_path / "killed")
     run(again)
-    assert family(again) == family(undisturbed)
+    assert summary(again) == summary(undisturbed)
 
 
 # Real runs
 
 
-def a_population(folder: Path) -> SearchConfig:
+def population_config(folder: Path) -> SearchConfig:
     train = tiny_run(folder, schedule__steps=12, checkpoint__keep_last=1, checkpoint__every_steps=1)
     data = {"train": str(folder / "images"), "test": str(folder / "images"), "loader_workers": 0}
     return search(
@@ -275,7 +275,7 @@ def a_population(folder: Path) -> SearchConfig:
     )
 
 
-def lived(folder: Path, config: SearchConfig, killed_after: int) -> Sweep:
+def run_with_kill(folder: Path, config: SearchConfig, killed_after: int) -> Sweep:
     """Run a sweep in this process; kill it after some rungs, before the last is written, and restart it."""
     root = str(folder)
     config, space = prepare_search(config.model_copy(update={"storage": root}), root, "live")
@@ -294,15 +294,15 @@ def lived(folder: Path, config: SearchConfig, killed_after: int) -> Sweep:
 
 
 def test_a_child_continues_from_its_parents_weights_and_step(tmp_path: Path) -> None:
-    config = a_population(tmp_path)
-    sweep = lived(tmp_path / "one", config, killed_after=5)
+    config = population_config(tmp_path)
+    sweep = run_with_kill(tmp_path / "one", config, killed_after=5)
     assert [record.state for record in sweep.records.values()].count("succeeded") == 4
     (child,) = (record for record in sweep.records.values() if record.parent is not None)
     assert (child.inherited, child.rungs[0].clips) == (6, 6 * config.train.clips_per_step)
     steps = [line["step"] for line in read_metrics(run_folder(str(tmp_path / "one"), child.runs[0]))]
     assert min(steps) > 6
 
-    # what it learns is what its parent's checkpoint and its own recipe make of it
+    # its weights equal those of a run from its parent's checkpoint with its own recipe
     assert child.parent is not None
     parent = sweep.records[child.parent]
     policy = CheckpointConfig()

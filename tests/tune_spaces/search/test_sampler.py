@@ -46,8 +46,8 @@ def ended(number: int, point: Point, space: Space, score: float, **fields: Any) 
     return ledgers.trial(number, point, [ledgers.rung(1.0, [score])], **values)
 
 
-def made_up(point: Point) -> float:
-    """A score that a point alone decides."""
+def synthetic_score(point: Point) -> float:
+    """Score that depends only on the point."""
     return (sum(json.dumps(point, sort_keys=True).encode()) * 7919 % 1000) / 10
 
 
@@ -57,17 +57,17 @@ def ledger(folder: Path, records: list[TrialRecord] | None = None) -> Ledger:
     return made
 
 
-def go_on(
-    config: SearchConfig, space: Space, told: Ledger, trials: int, score: Callable[[Point], float] = made_up
+def run_trials(
+    config: SearchConfig, space: Space, history: Ledger, trials: int, score: Callable[[Point], float] = synthetic_score
 ) -> list[Point]:
-    """Trials one after the other until there are so many, or no point is left; all points, also those there were."""
-    while len(told.records) < trials:
-        point = next_point(config, space, told)
+    """Run trials in sequence up to this total or until no point is left; return all points, including earlier ones."""
+    while len(history.records) < trials:
+        point = next_point(config, space, history)
         if point is None:
             break
-        number = len(told.records)
-        told.records[number] = ended(number, point, space, score(point))
-    return [told.records[number].point for number in sorted(told.records)]
+        number = len(history.records)
+        history.records[number] = ended(number, point, space, score(point))
+    return [history.records[number].point for number in sorted(history.records)]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -93,10 +93,10 @@ def test_a_small_space_is_exhausted_without_repeats(
     tmp_path: Path, algorithm: str, space: dict[str, Any], configs: int
 ) -> None:
     config, made = swept(algorithm=algorithm, space=space)
-    told = ledger(tmp_path)
-    points = go_on(config, made, told, 50)
+    history = ledger(tmp_path)
+    points = run_trials(config, made, history, 50)
     assert len(points) == len({config_of(made, point).digest() for point in points}) == configs
-    assert next_point(config, made, told) is None
+    assert next_point(config, made, history) is None
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_small_space_is_exhausted_without_repeats(
 def test_rounding_of_float_steps_duplicates_no_point(tmp_path: Path, algorithm: str) -> None:
     space = {"dimensions": {"optim.weight_decay": {"low": 0.1, "high": 0.5, "step": 0.1}}}
     config, made = swept(algorithm=algorithm, space=space)
-    points = go_on(config, made, ledger(tmp_path), 20)
+    points = run_trials(config, made, ledger(tmp_path), 20)
     assert sorted(point["optim.weight_decay"] for point in points) == [0.1, 0.2, 0.3, 0.4, 0.5]
 
 
@@ -118,13 +118,13 @@ def test_rounding_of_float_steps_duplicates_no_point(tmp_path: Path, algorithm: 
 def test_an_infinite_space_always_yields_new_configs(tmp_path: Path, algorithm: str) -> None:
     config, made = swept(algorithm=algorithm, space=SMOOTH)
     assert grid_size(made) is None
-    points = go_on(config, made, ledger(tmp_path), 25)
+    points = run_trials(config, made, ledger(tmp_path), 25)
     assert len({config_of(made, point).digest() for point in points}) == 25
 
 
 def test_a_grid_is_tried_in_order_after_the_baseline(tmp_path: Path) -> None:
     config, made = swept(algorithm="grid")
-    points = go_on(config, made, ledger(tmp_path), 6)
+    points = run_trials(config, made, ledger(tmp_path), 6)
     assert points[0] == {"optim.eps": 1e-8, "optim.clip_norm": config.train.optim.clip_norm}
     values = [(point["optim.eps"], point["optim.clip_norm"]) for point in points[1:]]
     order = [(eps, norm) for eps in (1e-8, 1e-7, 1e-6) for norm in (None, 0.5)]
@@ -134,23 +134,23 @@ def test_a_grid_is_tried_in_order_after_the_baseline(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_proposals_depend_only_on_the_ledger_and_survive_its_json(tmp_path: Path, algorithm: str) -> None:
     config, made = swept(algorithm=algorithm, space={"use": ["masking"], "dimensions": {"objective.layers": LAYERS}})
-    told = Ledger(str(tmp_path))
+    history = Ledger(str(tmp_path))
     for record in range(10):
-        point = next_point(config, made, told)
+        point = next_point(config, made, history)
         assert point is not None
-        assert next_point(config, made, told) == point
+        assert next_point(config, made, history) == point
         assert next_point(config, made, Ledger(str(tmp_path))) == point
-        told.write(ended(record, point, made, made_up(point)))
+        history.write(ended(record, point, made, synthetic_score(point)))
 
 
 @pytest.mark.parametrize("algorithm", ["random", "tpe"])
 def test_a_different_seed_proposes_different_points(tmp_path: Path, algorithm: str) -> None:
-    ways = []
+    sequences = []
     for seed in (0, 1):
         config, made = swept(algorithm=algorithm, space=SMOOTH, seed=seed)
-        ways.append(go_on(config, made, ledger(tmp_path), 8))
-    assert ways[0][0] == ways[1][0]  # the baseline
-    assert not any(a == b for a, b in zip(ways[0][1:], ways[1][1:], strict=True))
+        sequences.append(run_trials(config, made, ledger(tmp_path), 8))
+    assert sequences[0][0] == sequences[1][0]  # the baseline
+    assert not any(a == b for a, b in zip(sequences[0][1:], sequences[1][1:], strict=True))
 
 
 LONG = 14
@@ -161,9 +161,9 @@ KINDS = {"choices": {"use": ["masking", "alignment"]}, "ranges": SMOOTH, "recipe
 def undisturbed(algorithm: str, kind: str, folder: Path) -> tuple[SearchConfig, Space, list[TrialRecord]]:
     if (algorithm, kind) not in WHOLE:
         config, made = swept(algorithm=algorithm, space=KINDS[kind])
-        told = ledger(folder)
-        go_on(config, made, told, LONG)
-        WHOLE[algorithm, kind] = config, made, list(told.records.values())
+        history = ledger(folder)
+        run_trials(config, made, history, LONG)
+        WHOLE[algorithm, kind] = config, made, list(history.records.values())
     return WHOLE[algorithm, kind]
 
 
@@ -173,29 +173,29 @@ def test_a_sweep_interrupted_anywhere_continues_as_if_uninterrupted(
     tmp_path: Path, algorithm: str, kind: str, cut: int
 ) -> None:
     config, made, records = undisturbed(algorithm, kind, tmp_path)
-    assert go_on(config, made, ledger(tmp_path, records[:cut]), LONG) == [record.point for record in records]
+    assert run_trials(config, made, ledger(tmp_path, records[:cut]), LONG) == [record.point for record in records]
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(1, LONG - 1), running=st.sets(st.integers(0, LONG - 1), max_size=3))
 def test_running_trials_count_as_tried_in_any_order(tmp_path: Path, cut: int, running: set[int]) -> None:
     config, made, records = undisturbed("tpe", "choices", tmp_path)
-    told = [
+    records = [
         record.model_copy(update={"state": "running", "rungs": ()}) if record.number in running else record
         for record in records[:cut]
     ]
-    point = next_point(config, made, ledger(tmp_path, told))
+    point = next_point(config, made, ledger(tmp_path, records))
     assert point is not None
-    assert point == next_point(config, made, ledger(tmp_path, told[::-1]))
-    tried = {config_of(made, record.point).digest() for record in told}
+    assert point == next_point(config, made, ledger(tmp_path, records[::-1]))
+    tried = {config_of(made, record.point).digest() for record in records}
     assert config_of(made, point).digest() not in tried
 
 
-# What Optuna receives
+# Conversion to Optuna trials
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "expected"),
     [
         ("succeeded", TrialState.COMPLETE),
         ("stopped", TrialState.PRUNED),
@@ -204,7 +204,7 @@ def test_running_trials_count_as_tried_in_any_order(tmp_path: Path, cut: int, ru
     ],
 )
 @pytest.mark.parametrize("rungs", [0, 2])
-def test_every_state_maps_to_an_optuna_state(state: Any, told: TrialState, rungs: int) -> None:
+def test_every_state_maps_to_an_optuna_state(state: Any, expected: TrialState, rungs: int) -> None:
     config, made = swept()
     point = baseline(made) or {}
     fractions = [1.0, 1.0] if state == "succeeded" else [1 / 9, 1 / 3]
@@ -212,10 +212,10 @@ def test_every_state_maps_to_an_optuna_state(state: Any, told: TrialState, rungs
     record = ledgers.trial(0, point, scores[:rungs] or (scores[:1] if state == "succeeded" else []), state)
     known = to_optuna_trial(record, made, config)
     assert known is not None
-    assert known.state == told
+    assert known.state == expected
     assert known.intermediate_values == {level: rung.score for level, rung in enumerate(record.rungs)}
     assert known.values == ([record.score] if state == "succeeded" else None)
-    assert known.params == {"optim.eps": 0, "optim.clip_norm": 0}  # places
+    assert known.params == {"optim.eps": 0, "optim.clip_norm": 0}  # indices
 
 
 def test_two_objectives_are_score_and_cost() -> None:
@@ -253,7 +253,7 @@ def test_a_range_with_a_step_has_a_grid() -> None:
         assert to_optuna_trial(record, made, config) is not None, place
 
 
-# Points that a space does not have
+# Points outside the space
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_points_outside_the_space_are_ignored(tmp_path: Path, point: Point) -> N
     config, made = swept(algorithm="tpe", space=SMOOTH)
     stranger = ledgers.trial(0, point, [ledgers.rung(1.0, [50.0])], overrides=point)
     assert to_optuna_trial(stranger, made, config) is None
-    points = go_on(config, made, ledger(tmp_path, [stranger]), 12)
+    points = run_trials(config, made, ledger(tmp_path, [stranger]), 12)
     assert len(points) == 12
 
 
@@ -276,17 +276,17 @@ def test_points_outside_the_space_are_ignored(tmp_path: Path, point: Point) -> N
 def test_a_space_without_the_baseline_can_be_searched(tmp_path: Path, algorithm: str) -> None:
     config, made = swept(algorithm=algorithm, space={"dimensions": {"optim.eps": [1e-5, 1e-4, 1e-3]}})
     assert baseline(made) is None
-    told = ledger(tmp_path)
-    points = go_on(config, made, told, 9)
+    history = ledger(tmp_path)
+    points = run_trials(config, made, history, 9)
     assert sorted(point["optim.eps"] for point in points) == [1e-5, 1e-4, 1e-3]
     assert not any(config_of(made, point).digest() == config.train.digest() for point in points)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_points_that_violate_a_rule_between_custom_dimensions_are_skipped(tmp_path: Path, algorithm: str) -> None:
-    widths = {"student.encoder.width": [48, 64, 96], "student.encoder.heads": [3, 4]}  # 64 has no third
+    widths = {"student.encoder.width": [48, 64, 96], "student.encoder.heads": [3, 4]}  # 64 is not divisible by 3
     config, made = swept(algorithm=algorithm, space={"dimensions": widths})
-    points = go_on(config, made, ledger(tmp_path), 40)
+    points = run_trials(config, made, ledger(tmp_path), 40)
     chosen = {(point["student.encoder.width"], point["student.encoder.heads"]) for point in points}
     assert len(points) == 5
     assert chosen == {(48, 3), (96, 3), (48, 4), (64, 4), (96, 4)}
@@ -297,13 +297,13 @@ def test_points_that_violate_a_rule_between_custom_dimensions_are_skipped(tmp_pa
 
 def test_two_objectives_work_after_a_trial_that_the_budget_ended(tmp_path: Path) -> None:
     config, made = swept(algorithm="tpe", against="teacher_gflops", stopping="none", space=SMOOTH)
-    told = ledger(tmp_path)
-    go_on(config, made, told, 10)
+    history = ledger(tmp_path)
+    run_trials(config, made, history, 10)
     early = (ledgers.rung(1 / 3, [40.0]),)
-    told.records[3] = told.records[3].model_copy(update={"state": "stopped", "rungs": early})
-    told.records[5] = told.records[5].model_copy(update={"state": "failed", "rungs": ()})
-    told.records[9] = told.records[9].model_copy(update={"state": "running", "rungs": ()})
-    points = go_on(config, made, told, 16)
+    history.records[3] = history.records[3].model_copy(update={"state": "stopped", "rungs": early})
+    history.records[5] = history.records[5].model_copy(update={"state": "failed", "rungs": ()})
+    history.records[9] = history.records[9].model_copy(update={"state": "running", "rungs": ()})
+    points = run_trials(config, made, history, 16)
     assert len({config_of(made, point).digest() for point in points}) == 16
 
 
@@ -327,7 +327,7 @@ def test_tpe_finds_better_points_than_chance(tmp_path: Path) -> None:
     for seed in range(3):
         for algorithm, scores in tail.items():
             config, made = swept(algorithm=algorithm, space=SMOOTH, seed=seed)
-            points = go_on(config, made, ledger(tmp_path), 22, smooth)
+            points = run_trials(config, made, ledger(tmp_path), 22, smooth)
             scores.append(mean(smooth(point) for point in points[11:]))
     assert mean(tail["tpe"]) > 0.75 * mean(tail["random"])  # both below 0
 
@@ -348,12 +348,12 @@ def test_distributions_match_the_space() -> None:
 
 def test_tried_configs_are_not_rebuilt_for_each_proposal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, made = swept(algorithm="random", space=SMOOTH)
-    told, built = ledger(tmp_path), list[Any]()
+    history, built = ledger(tmp_path), list[Any]()
     for number in range(20):
-        point = next_point(config, made, told)
+        point = next_point(config, made, history)
         assert point is not None
         digest = config_of(made, point).digest()
-        told.records[number] = ended(number, point, made, 50.0, digest=digest)
+        history.records[number] = ended(number, point, made, 50.0, digest=digest)
     monkeypatch.setattr(sampler, "config_of", lambda space, point: built.append(point) or config_of(space, point))
-    assert next_point(config, made, told) is not None
+    assert next_point(config, made, history) is not None
     assert len(built) == 1

@@ -25,11 +25,11 @@ from tune_spaces.search.sweep import Sweep
 from tune_spaces.spaces.space import baseline, build_space, config_of
 
 CLIPS = 900  # of a whole trial
-WITH_WEIGHTS = tiny_video_config().model_dump(mode="json")  # the demo's teacher has to be made first
+WITH_WEIGHTS = tiny_video_config().model_dump(mode="json")  # the demo's teacher must be trained first
 
 
 class Clock:
-    """Both clocks, advanced by the test."""
+    """Fake of both clocks, advanced by the test."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -49,7 +49,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Notes(NullProgress):
-    """What was shown."""
+    """Record of the reported progress events."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, int]] = []
@@ -62,13 +62,13 @@ class Notes(NullProgress):
 
 
 def started(folder: Path, config: SearchConfig | None = None, **fields: Any) -> Sweep:
-    """A sweep as a driver starts it: new, or from an existing folder."""
+    """Create a sweep as the driver does: new, or from an existing folder."""
     config = config or ledgers.search(**{"seeds": 2, **fields})
     return Sweep(config, build_space(config.space, config.train), str(folder), "a-sweep", Notes())
 
 
 def result(sweep: Sweep, level: int, score: float = 50.0, time: float = 1000.0) -> dict[str, Any]:
-    """What a trial reports at a rung."""
+    """Result that a trial reports at a rung."""
     fraction, seeds = sweep.config.fractions()[level], sweep.config.seeds
     whole = level == len(sweep.config.fractions()) - 1
     return {
@@ -91,7 +91,7 @@ def begun(sweep: Sweep) -> TrialRecord:
 
 
 def whole(sweep: Sweep, score: float = 50.0) -> int:
-    """One trial from its beginning to its end."""
+    """Run one trial from start to end."""
     number = begun(sweep).number
     for level in range(len(sweep.records[number].rungs), len(sweep.config.fractions())):
         sweep.record_result(number, result(sweep, level, score))
@@ -227,13 +227,13 @@ def test_a_stopping_sweep_starts_nothing_and_keeps_running_trials(tmp_path: Path
     sweep.record_loss(1, "killed by hand")
     for level in range(3):
         sweep.record_result(2, result(sweep, level))
-    sweep.record_end(2)  # it came to its end all the same
+    sweep.record_end(2)  # it finished nevertheless
     assert [record.state for record in sweep.records.values()] == ["running", "running", "succeeded"]
     again = started(tmp_path)
     assert [begun(again).number for _ in range(3)] == [0, 1, 3]
 
 
-# The budget
+# Budget
 
 
 def test_the_budget_limits_trials(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_the_budget_limits_hours_across_restarts(tmp_path: Path, clock: Clock) -
     clock.now += 1800
     sweep.record_result(0, result(sweep, 0, time=clock.now))
     assert (sweep.seconds(), sweep.budget_spent()) == (1800, False)
-    clock.now += 50_000  # nobody ran it
+    clock.now += 50_000  # not running
     again = started(tmp_path, budget={"hours": 1})
     assert again.seconds() == 1800
     assert begun(again).number == 0
@@ -323,7 +323,7 @@ def test_an_exhausted_space_ends_the_sweep(tmp_path: Path) -> None:
     assert sweep.remaining_trials() == 17
 
 
-# What trials are handed
+# Trial tasks
 
 
 def test_runs_have_valid_unique_names(tmp_path: Path) -> None:

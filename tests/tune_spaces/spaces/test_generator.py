@@ -33,7 +33,7 @@ def test_a_base_without_generators_has_nothing_to_vary(name: str) -> None:
         ("k400-vit-s", "half", {"student.generator.width": 512}),
         ("k400-vit-s", "teacher", {}),
         ("k400-vit-s", 1024, {}),
-        ("k400-vit-s", 200, {"student.generator.width": 200, "student.generator.heads": 4}),  # 3 do not divide it
+        ("k400-vit-s", 200, {"student.generator.width": 200, "student.generator.heads": 4}),  # 3 does not divide it
         ("demo-image-amd", "student", {"student.generator.width": 64, "student.generator.heads": 2}),  # heads of 32
         ("a wide generator", 64, {"student.generator.width": None, "student.generator.heads": 2}),
         ("a wide generator", 96, {}),
@@ -44,7 +44,7 @@ def test_a_width_is_paired_with_heads_that_divide_it(name: str, width: Any, expe
 
 
 @given(name=st.sampled_from(sorted(BASES)), width=st.integers(1, 64).map(lambda parts: 16 * parts))
-def test_any_width_of_ones_own_gets_heads_that_divide_it(name: str, width: int) -> None:
+def test_any_custom_width_gets_heads_that_divide_it(name: str, width: int) -> None:
     config = config_of(Space({}, BASES[name]), {"student.generator.width": width})
     assert config.generator_width % config.generator_heads == 0
 

@@ -64,7 +64,7 @@ def test_ratios_that_fit_are_left_alone() -> None:
     [
         (0.75, 0.9, (0.75, 0.75)),  # clamped
         (0.78, 0.76, (0.78, 0.78)),  # both hide 12 of 16
-        (0.01, 0.0, (0.0625, 0.0)),  # the least that hides a cell
+        (0.01, 0.0, (0.0625, 0.0)),  # the smallest ratio that hides a cell
     ],
 )
 def test_ratios_are_clamped_and_snapped(student: float, teacher: float, expected: tuple[float, float]) -> None:

@@ -29,7 +29,7 @@ def test_both_ends_of_the_learning_rate_are_scaled(name: str, scale: float) -> N
         ("k400-vit-b", 0.0, {"schedule.warmup_epochs": 0}),
         ("demo-image-amd", 0.2, {"schedule.warmup_steps": 100}),
         ("demo-image-amd", 0.1, {}),
-        ("tiny video", 0.0, {}),  # left out, which is none
+        ("tiny video", 0.0, {}),  # omitted: no warm-up
         ("tiny video", 0.5, {"schedule.warmup_steps": 2}),
         ("warm-up in epochs, run in steps", 0.5, {"schedule.warmup_epochs": None, "schedule.warmup_steps": 2}),
         ("warm-up in epochs, run in steps", None, {}),

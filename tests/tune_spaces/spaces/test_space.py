@@ -84,7 +84,7 @@ def test_overrides_contain_only_changes_to_the_base() -> None:
 def test_points_that_describe_the_same_run_share_a_digest() -> None:
     space = space_of("demo-image-amd", use=["masking"])
     digests = {config_of(space, point).digest() for point in grid(space)}
-    assert len(digests) < (grid_size(space) or 0)  # clamped ones
+    assert len(digests) < (grid_size(space) or 0)  # clamped points coincide
     assert len(digests) == len({json.dumps(overrides_of(space, point)) for point in grid(space)})
 
 

@@ -15,7 +15,7 @@ from tune_spaces.spaces.studies import STUDIES, VARIANT
 
 POINTLESS = {
     *((name, "generator_depth") for name in NO_GENERATION),
-    ("symmetric", "serial"),  # there is nothing but direct alignment
+    ("symmetric", "serial"),  # only direct alignment exists
 }
 
 

@@ -7,10 +7,11 @@ import timm
 import torch
 
 from amd.config import ConfigError, TrainConfig
-from amd.exchange.load import load_encoder_weights, load_teacher
+from amd.exchange.load import load_teacher
 from amd.models.encoder import Encoder
 from amd.tokens import patchify, take_tokens
 from tests.support.runs.configs import tiny_image_config
+from tests.support.runs.peers import load_encoder_file
 
 SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 3, "patch_size": 4, "num_classes": 0}
 
@@ -63,7 +64,7 @@ def test_a_saved_timm_file_loads_as_a_teacher(tmp_path: Any) -> None:
     torch.save(model.state_dict(), tmp_path / "vit.pth")
     assert config.teacher is not None
     encoder = Encoder(config.teacher.encoder, config.clip.grid, config.clip.token_values)
-    load_encoder_weights(encoder, str(tmp_path / "vit.pth"), intermediates_only=True)
+    load_encoder_file(encoder, str(tmp_path / "vit.pth"), intermediates_only=True)
     images = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
         got = encoder(patchify(images[:, :, None], 1, 4), torch.arange(16)[None], intermediates=(1, 2))
