@@ -1,1 +1,1 @@
-"""The front: the `amd` command now; the control plane and the serving of encoders stand here later."""
+"""The service around `amd`: command line, control plane, client, and serving of encoders."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from sqlalchemy import Engine
-from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES as ZIPPED
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES as UNCOMPRESSED
 from starlette.middleware.gzip import GZipMiddleware
 
 from service.auth import api_keys
@@ -37,7 +37,7 @@ from service.web.middleware import BodyLimitMiddleware, RequestIdMiddleware
 from service.webhooks import routes as webhooks
 from service.webhooks.store import job_store
 
-DESCRIPTION = """Pre-train small vision encoders by Asymmetric Masked Distillation, search their settings, watch runs.
+DESCRIPTION = """Pre-train small vision encoders by Asymmetric Masked Distillation, search hyperparameters, watch runs.
 
 Errors are RFC 9457 problem details with a stable `code`. Lists are paged by `cursor`. A POST of a job may carry an
 `Idempotency-Key`: repeating the request returns the same job."""
@@ -63,7 +63,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
         version=version("amd-service"),
         description=DESCRIPTION,
         lifespan=lifespan,
-        responses={"4XX": _problem("Error of the request."), "5XX": _problem("Error of the service.")},
+        responses={"4XX": _problem("Client error."), "5XX": _problem("Server error.")},
         separate_input_output_schemas=False,
     )
     app.state.settings = settings
@@ -88,7 +88,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.include_router(serving.openai)
     errors.install(app)
     app.add_middleware(RateLimitHeaders)
-    app.add_middleware(GZipMiddleware, minimum_size=1024, exclude_content_types=(*ZIPPED, BINARY, TAR))
+    app.add_middleware(GZipMiddleware, minimum_size=1024, exclude_content_types=(*UNCOMPRESSED, BINARY, TAR))
     limit, files_limit = (int(mib * 2**20) for mib in (settings.max_body_mib, settings.max_upload_mib))
     app.add_middleware(BodyLimitMiddleware, limit=limit, files=serving.UPLOAD_PATHS, files_limit=files_limit)
     app.add_middleware(RequestIdMiddleware)

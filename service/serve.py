@@ -1,4 +1,4 @@
-"""`service.serve:app`: the import path under which Ray Serve knows the application that serves encoders."""
+"""`service.serve:app`: stable import path of the Ray Serve application that serves encoders."""
 
 from service.inference.replica import app
 

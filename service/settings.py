@@ -20,7 +20,7 @@ def default_data_dir() -> Path:
 
 
 class Settings(BaseSettings):
-    """Settings of the control plane. Each field is the environment variable `AMD_` plus its name in capitals."""
+    """Settings of the control plane. Each field is read from the variable `AMD_` plus its name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix="AMD_", frozen=True, extra="ignore", use_attribute_docstrings=True)
 
@@ -29,9 +29,9 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     """SQLAlchemy URL of the database; null: SQLite in the data directory. May contain a password; never printed."""
     migrate: bool = False
-    """Migrations of the database schema at start. SQLite is always migrated."""
+    """Whether to migrate the database schema at start. SQLite is always migrated."""
     storage: str | None = None
-    """Storage root of runs, encoders and jobs, any fsspec URL; null: a folder in the user's data directory."""
+    """Storage root of runs, encoders and jobs, as any fsspec URL; null: a folder in the user's data directory."""
 
     ray_dashboard: str = "http://127.0.0.1:8265"
     """URL of the Ray dashboard, which serves the Ray Jobs API."""
@@ -44,7 +44,7 @@ class Settings(BaseSettings):
 
     serve_host: str = "127.0.0.1"
     serve_port: int = 8000
-    """Port of Ray Serve once something is deployed. It requires no key: never expose it."""
+    """Port of Ray Serve, open once something is deployed. It requires no key: never expose it."""
     serve_url: str | None = None
     """URL at which this process reaches Ray Serve; null: `http://{serve_host}:{serve_port}`."""
 
@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     """URL of the issuer's keys; null: from the issuer's `/.well-known/openid-configuration`."""
 
     webhooks_http: bool = False
-    """Whether webhooks may use `http://`, which sends events in the clear."""
+    """Whether webhooks may use `http://`, which sends events unencrypted."""
 
     max_body_mib: float = Field(1.0, gt=0)
     max_upload_mib: float = Field(64.0, gt=0)

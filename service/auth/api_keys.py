@@ -120,7 +120,7 @@ class KeyStore:
                 _is_global_admin(key, now)
                 and sum(_is_global_admin(other, now) for other in session.scalars(select(ApiKey))) == 1
             ):
-                message = f"key {key_id!r} is the last admin key of all projects; create another one first"
+                message = f"key {key_id!r} is the last admin key of all projects; create another first"
                 raise IllegalAction(message, allowed_actions=[])
             if key.revoked_at is None:
                 key.revoked_at = now
@@ -157,7 +157,7 @@ def _write(path: Path, secret: Secret) -> None:
 
 @contextmanager
 def _exclusive(engine: Engine) -> Iterator[Session]:
-    """A transaction during which no other one changes keys, in any replica: what it counts holds until it ends."""
+    """A transaction during which no other, in any replica, changes keys: what it counts stays true until it commits."""
     with Session(engine) as session, session.begin():
         if engine.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
             session.execute(text("LOCK TABLE keys IN SHARE ROW EXCLUSIVE MODE"))

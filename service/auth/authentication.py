@@ -101,7 +101,7 @@ class Authenticator:
         scheme, _, credentials = (authorization_header or "").partition(" ")
         credentials = credentials.strip()
         if scheme.lower() != "bearer" or not credentials:
-            raise Unauthenticated("an API key is needed: Authorization: Bearer amd_…")
+            raise Unauthenticated("an API key is required: Authorization: Bearer amd_…")
         if not credentials.startswith("amd_") and self._issuer is not None:
             return self._principal_of_token(self._issuer, credentials)
         return self._principal_of_key(credentials)
@@ -109,27 +109,26 @@ class Authenticator:
     def admit(self, request: Request, inference: bool = False) -> Principal:
         """Identify the caller of a request and count it against their rate limit. Raises Unauthenticated, TooMany.
 
-        `inference`: requests to encoders have a rate limit of their own.
+        `inference`: requests to encoders have a separate rate limit.
         """
         try:
             principal = self.authenticate(request.headers.get("authorization"))
         except Unauthenticated:
-            # Only failures count against an address: other callers behind the same proxy stay admitted.
+            # Only failures count against an address: other callers behind the same proxy are not locked out.
             address = request.client.host if request.client else "unknown"
             if not self._failures.take(address):
-                raise self._failures.too_many(address, "failed authentications of this address") from None
+                raise self._failures.too_many(address, "failed authentications from this address") from None
             raise
         limit = self._limits[inference]
         within = limit.take(principal.id)
         request.state.rate_limit = limit.status(principal.id)
         if not within:
-            raise limit.too_many(principal.id, "requests of this key")
+            raise limit.too_many(principal.id, "requests with this key")
         return principal
 
     def _principal_of_key(self, credentials: str) -> Principal:
-        refused = Unauthenticated(
-            "this API key does not exist, has expired or was revoked"
-        )  # which of these is not disclosed
+        # Which of these applies is not disclosed.
+        refused = Unauthenticated("this API key does not exist, has expired or was revoked")
         secret = read_secret(credentials)
         if secret is None:
             raise refused
@@ -168,7 +167,8 @@ def needs(scope: Scope, inference: bool = False) -> Any:
         authenticator: Authenticator = request.app.state.authenticator
         principal = authenticator.admit(request, inference)
         if not principal.allowed(scope):
-            raise Forbidden(f"this needs the scope {scope!r}; yours: {_scope_names(principal)}", needed_scope=scope)
+            own = _scope_names(principal)
+            raise Forbidden(f"this requires the scope {scope!r}; your key has: {own}", needed_scope=scope)
         return principal
 
     return Depends(caller)

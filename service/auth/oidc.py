@@ -39,7 +39,7 @@ _MALFORMED = (
     KeyError,
     AttributeError,
     RecursionError,
-)  # errors of malformed tokens
+)  # raised by malformed tokens
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _SUBJECT = re.compile(r"[!-~]{1,90}")  # fits the database column and prints in logs
 
@@ -82,7 +82,7 @@ class Issuer:
             self._registry().validate(decoded.claims)
             return _claims(decoded.claims)
         except _MALFORMED as error:
-            raise Unauthenticated(f"the token is not accepted: {error}") from None
+            raise Unauthenticated(f"the token is invalid: {error}") from None
 
     def _registry(self) -> jwt.JWTClaimsRegistry:
         return jwt.JWTClaimsRegistry(
@@ -110,7 +110,7 @@ class Issuer:
         if kid is None and len(keys) == 1:
             return next(iter(keys.values()))
         if kid not in keys:
-            raise ValueError("its issuer has no such key")
+            raise ValueError("its issuer publishes no such key")
         return keys[kid]
 
     def _is_known(self, kid: Any) -> bool:
@@ -135,7 +135,7 @@ class Issuer:
     def _discovered(self, client: httpx.Client) -> str:
         found = _json(client, self._issuer.rstrip("/") + "/.well-known/openid-configuration")
         if found["issuer"] != self._issuer:
-            raise ValueError(f"it calls itself {found['issuer']!r}")
+            raise ValueError(f"its metadata names the issuer {found['issuer']!r}")
         return str(found["jwks_uri"])
 
 

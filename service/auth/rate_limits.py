@@ -46,7 +46,7 @@ class RateLimit:
 
     def too_many(self, caller: str, what: str) -> TooMany:
         wait = max(1, self.status(caller).reset_s)
-        return TooMany(f"more {what} than {self._item}; try again in {wait} s", retry_after=wait)
+        return TooMany(f"{what} exceed {self._item}; try again in {wait} s", retry_after=wait)
 
 
 class RateLimitHeaders:

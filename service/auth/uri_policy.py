@@ -6,10 +6,10 @@ single spelling, which is compared.
 
 Covered: the URIs in a request, and on disks that this process can read also the current targets of links.
 Not covered: readers run on the nodes, with the nodes' permissions. A list file, folder or tar below an allowed prefix
-can name or link to files elsewhere, and a link or a DNS entry can change after the check. Whoever may write below an
-allowed prefix can therefore read what the nodes can read: grant the nodes no permissions that jobs must not have, and
-allow no prefix that untrusted parties can write to. All projects share the storage root: a job of one project can read
-what runs of another have written there.
+can name or link to files elsewhere, and a link or a DNS entry can change after the check. Anyone who can write below
+an allowed prefix can therefore read what the nodes can read: grant the nodes no permissions that jobs must not have,
+and allow no prefix that untrusted parties can write to. All projects share the storage root: a job of one project
+can read what runs of another have written there.
 
 Independent of what the files contain.
 """

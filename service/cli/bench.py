@@ -53,7 +53,7 @@ def data(
 ) -> None:
     """Measure clips/s per core of the data path and its parts, against bare decord on the same files.
 
-    Without a preset, a config or data.train=… it writes 340x256 H.264 clips first.
+    Without a preset, a config or data.train=…, 340x256 H.264 clips are generated first.
     """
     from amd.bench.data import bench_data, bench_table
 
@@ -79,7 +79,7 @@ def _figure_table(figures: Mapping[str, Any], title: str) -> Table:
 
 
 def _dotted_figures(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested figures under dotted names, without those that were not measured."""
+    """Flatten nested figures to dotted names; figures that were not measured are skipped."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _dotted_figures(value, f"{prefix}{key}.")

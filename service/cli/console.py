@@ -18,7 +18,7 @@ err = Console(stderr=True)
 
 
 def print_plain(line: str, console: Console = out) -> None:
-    """Print a line as it is: neither markup, nor highlighting, nor wrapping."""
+    """Print a line verbatim, without markup, highlighting or wrapping."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 def demo(
     storage: Storage = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds to repeat every run over.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per run.")] = 1,
     full: Annotated[bool, typer.Option("--full", help="Add all baselines, e.g. symmetric masking.")] = False,
     finetune: Annotated[
         bool, typer.Option("--finetune", help="Fine-tune the students on 10 labels per class.")
     ] = False,
-    image: Annotated[bool, typer.Option(help="Digits as images.")] = True,
-    video: Annotated[bool, typer.Option(help="Moving digits as H.264 clips.")] = True,
+    image: Annotated[bool, typer.Option(help="Include digits as images.")] = True,
+    video: Annotated[bool, typer.Option(help="Include moving digits as H.264 clips.")] = True,
     local: Local = False,
     as_json: AsJson = False,
 ) -> None:

@@ -24,7 +24,7 @@ from service.jobs.schemas import ENDED, JobView
 from service.settings import default_data_dir
 from service.stack import Stack, down, find_stack, up
 
-LABEL = "demo"  # holds the run's name, by which an interrupted demo finds its jobs again
+LABEL = "demo"  # its value is the run name, by which an interrupted demo finds its jobs again
 POLL_INTERVAL_S = 1.0
 DEPLOYMENT = "demo"
 DEPLOY_TIMEOUT_S = 600.0  # a cold machine is slow
@@ -62,7 +62,7 @@ class DemoService:
         )
         head = ", ".join(f"{value:.4f}" for value in found.embedding[:4])
         for line in (
-            f"It serves requests, and embeds the file below as [{head}, …]:",
+            f"The deployment is healthy. This request embeds the same file as [{head}, …]:",
             f"  {command}",
             f"The service keeps running ({stack.url}/docs); stop it with: amd down --data-dir {stack.data_dir}",
         ):
@@ -79,7 +79,7 @@ def demo_service(root: str, console: Console) -> Iterator[DemoService]:
     data_dir = default_data_dir() / "demo" if is_remote(root) else Path(root) / "service"
     found = find_stack(data_dir)
     message = "Found the service of an earlier demo" if found else "Starting Ray and the API on this machine"
-    console.print(f"{message}, its data in {data_dir}", soft_wrap=True)
+    console.print(f"{message}; data in {data_dir}", soft_wrap=True)
     with ThreadPoolExecutor(1) as background:
         starting = background.submit(up, data_dir, port=0, storage=root)
         service = DemoService(starting, console)
@@ -87,7 +87,7 @@ def demo_service(root: str, console: Console) -> Iterator[DemoService]:
             yield service
         finally:
             if found is None and not service.keep_running:
-                starting.exception()  # it must not start parts while they are stopped
+                starting.exception()  # wait, so that no part starts while parts are being stopped
                 down(data_dir)
 
 
@@ -104,7 +104,7 @@ def submit_once(client: Client, config: TrainConfig | FinetuneConfig) -> JobView
 
 
 def deploy(client: Client, name: str, request: DeploymentRequest) -> None:
-    """Deploy an encoder and wait until it serves. Raises NoAnswer if it does not."""
+    """Deploy an encoder and wait until it is healthy. Raises NoAnswer if it fails."""
     client.deployments.put(name, request)
     found = client.deployments.wait(name, DEPLOY_TIMEOUT_S)
     if found.state != "healthy":
@@ -112,7 +112,7 @@ def deploy(client: Client, name: str, request: DeploymentRequest) -> None:
 
 
 def follow(client: Client, jobs: Sequence[JobView], console: Console) -> list[JobView]:
-    """Wait until all jobs have ended, and show their progress: as bars on a terminal, as lines elsewhere."""
+    """Wait until all jobs end, and show their progress as bars on a terminal, else as lines."""
     current = list(jobs)
     columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[status]}")
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
@@ -149,7 +149,7 @@ def _print_change(console: Console, job: JobView, previous: str) -> str:
 
 
 def run_result(job: JobView) -> RunResult:
-    """The result that the run itself reported, else one made of what the service knows."""
+    """Return the result that the run reported, else one derived from the job."""
     if job.result is not None and job.result.get("state") == job.state:
         return RunResult.model_validate(job.result)
     state = "cancelled" if job.state == "cancelled" else "failed"

@@ -17,7 +17,7 @@ def detect(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]…", help="weights=ENCODER, data.train=CSV, data.root=VIDEOS, data.val=CSV, …"
+            metavar="[KEY=VALUE]…", help="Overrides: weights=ENCODER, data.train=CSV, data.root=VIDEOS, data.val=CSV, …"
         ),
     ] = None,
     preset: PresetName = None,

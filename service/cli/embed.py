@@ -24,7 +24,7 @@ def embed(
         list[str] | None,
         typer.Argument(
             metavar="[FILE]… | [KEY=VALUE]…",
-            help="Images or videos; or data.train=…, scaling.workers=…, normalize=true for a whole data set.",
+            help="Images or videos; for a whole data set, overrides: data.train=…, scaling.workers=…, …",
         ),
     ] = None,
     encoder: EncoderName = None,

@@ -25,7 +25,7 @@ from service.cli.options import AsJson, Storage
 if TYPE_CHECKING:
     from service.registry.schemas import AliasDetail, CompareView
 
-app = typer.Typer(help="Published encoders: list, show, import, export, aliases, deployments.", no_args_is_help=True)
+app = typer.Typer(help="Manage published encoders, their aliases and deployments.", no_args_is_help=True)
 EncoderName = Annotated[str, typer.Argument(metavar="ENCODER", help="Published encoder: id, folder or URL.")]
 
 IdOrAlias = Annotated[str, typer.Argument(metavar="ENCODER", help="Encoder of the service: id or alias.")]
@@ -43,7 +43,7 @@ def list_command(storage: Storage = None, as_json: AsJson = False) -> None:
     root = resolve_root(storage)
     cards, problems = published_cards(root)
     for problem in problems:
-        print_plain(f"left out: {problem}", err)
+        print_plain(f"skipped: {problem}", err)
     if as_json:
         print(json.dumps([_summary(card) for card in cards]))
         return
@@ -81,7 +81,7 @@ def show(encoder: EncoderName, storage: Storage = None, as_json: AsJson = False)
 
 @app.command("import")
 def import_command(
-    weights: Annotated[str, typer.Argument(help="File, folder or URL in any known layout, or timm:NAME.")],
+    weights: Annotated[str, typer.Argument(help="File, folder or URL in any supported layout, or timm:NAME.")],
     id: Annotated[str | None, typer.Option(help="Id to publish under; default: the file name.")] = None,
     size: Annotated[
         str | None, typer.Option(help=f"{', '.join(ENCODER_SIZES)}; default: inferred from the tensor shapes.")
@@ -138,7 +138,7 @@ def import_command(
     for note in imported.notes:
         out.print(f"  {note}", markup=False, highlight=False)
     if imported.card.weights_license is None:
-        out.print("  licence unknown; set it with --license, and students and exports inherit it", highlight=False)
+        out.print("  licence unknown; set it with --license, so that students and exports inherit it", highlight=False)
     elif imported.card.is_non_commercial:
         out.print(
             f"  {NON_COMMERCIAL_MARK}: non-commercial use only ({imported.card.weights_license})", highlight=False
@@ -149,7 +149,7 @@ def import_command(
 def export_command(
     encoder: EncoderName,
     output: Annotated[
-        str, typer.Option("--output", "-o", help="Folder for timm and huggingface, file for the others.")
+        str, typer.Option("--output", "-o", help="Output folder (timm, huggingface) or file (other formats).")
     ],
     format: Annotated[
         str, typer.Option("--format", "-f", help="Format: timm, huggingface, official, onnx or torch-export.")
@@ -224,7 +224,7 @@ def compare(first: IdOrAlias, second: IdOrAlias, project: Project = None, as_jso
 def download(
     encoder: IdOrAlias,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; default: the encoder's name, in this folder.")
+        Path | None, typer.Option("--output", "-o", help="File to write; default: ENCODER.tar, or the name of --file.")
     ] = None,
     file: Annotated[
         str | None, typer.Option(help="Single file to download, e.g. encoder.safetensors; default: all, as a tar.")
@@ -243,19 +243,21 @@ def download(
 @app.command()
 def deploy(
     encoder: IdOrAlias,
-    name: Annotated[str | None, typer.Option(help="Deployment name; default: that of the encoder.")] = None,
+    name: Annotated[str | None, typer.Option(help="Deployment name; default: the encoder's name.")] = None,
     candidate: Annotated[str | None, typer.Option(help="Second encoder that serves a share of the requests.")] = None,
-    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Fraction of the requests for the candidate.")] = 0.1,
+    share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Fraction of requests that the candidate serves.")
+    ] = 0.1,
     replicas: Annotated[
-        str, typer.Option(help="Number of replicas, or min:max to autoscale; 0:2 uses nothing when idle.")
+        str, typer.Option(help="Number of replicas, or min:max to autoscale; 0:2 scales to zero when idle.")
     ] = "1",
     cpus: Annotated[float, typer.Option(min=0.0, help="CPUs reserved per replica, not available to jobs.")] = 0.0,
-    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs per replica; fractions share one.")] = 0.0,
+    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs reserved per replica; fractions share one GPU.")] = 0.0,
     dtype: Annotated[str, typer.Option(help="Precision: float32 or bfloat16.")] = "float32",
     project: Project = None,
     as_json: AsJson = False,
 ) -> None:
-    """Deploy an encoder on Ray Serve, or update its deployment, and wait until it serves. Follows an alias."""
+    """Deploy an encoder on Ray Serve, or update its deployment, and wait until it is healthy. Follows an alias."""
     from pydantic import ValidationError
 
     from service.serving.schemas import DeploymentRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 SUCCESS: Final = 0
-"""The command did what it was called for; a job that it waited for succeeded."""
+"""The command succeeded, and so did the job that it waited for, if any."""
 FAILURE: Final = 1
 """The command or its job failed, or the service could not be reached."""
 BAD_INPUT: Final = 2

@@ -16,7 +16,9 @@ from service.cli.submission import Submission, submittable
 def finetune(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]…", help="weights=ENCODER, data.train=…, data.val=…, data.test=…"),
+        typer.Argument(
+            metavar="[KEY=VALUE]…", help="Overrides: weights=ENCODER, data.train=…, data.val=…, data.test=…"
+        ),
     ] = None,
     preset: PresetName = None,
     config: ConfigUrl = None,

@@ -1,6 +1,6 @@
 """`amd jobs …`: list, inspect, follow, stop and resume the jobs of a service.
 
-Finding a job by a shortened id, and printing one, follow below the commands; `--submit` uses them too.
+The helpers below the commands, which find a job by a shortened id and print it, also serve `--submit`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from service.jobs.kinds import JobKind
     from service.jobs.schemas import JobDetail, JobView, State
 
-SEARCHED_JOBS = 2000  # newest ones, for a shortened id
+SEARCHED_JOBS = 2000  # number of newest jobs searched for a shortened id
 COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelled": "yellow", "paused": "yellow"}
 
-app = typer.Typer(help="Jobs of the service: list, follow, stop, resume.", no_args_is_help=True)
+app = typer.Typer(help="List, follow, stop and resume jobs of the service.", no_args_is_help=True)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, or the beginning of it or of its last part.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", "-l", help="Label as KEY=VALUE; may be repeated.")]
@@ -70,7 +70,7 @@ def list_jobs(
 
 @app.command()
 def show(job: JobId, as_json: AsJson = False) -> None:
-    """Show the state of a job, the reason for it, the progress and the result."""
+    """Show a job: its state and the reason for it, progress, encoder and allowed actions."""
     with connected(as_json) as client:
         found = find_job(client, job)
     if as_json:
@@ -95,7 +95,7 @@ def logs(
 
 @app.command()
 def events(job: JobId, as_json: AsJson = False) -> None:
-    """Print the history of a job with the actor of each event, and follow it until the job ends."""
+    """Print the history of a job, with the actor of each event, until the job ends."""
     with connected(as_json, persistent=True) as client:
         for event in client.jobs.events(find_job(client, job).id):
             if as_json:
@@ -166,7 +166,9 @@ def wait(
 def neighbours(
     job: JobId,
     record: Annotated[int | None, typer.Option(min=0, help="Index of the query record in the data set.")] = None,
-    location: Annotated[str | None, typer.Option(help="Location of the query record, as responses spell it.")] = None,
+    location: Annotated[
+        str | None, typer.Option(help="Location of the query record, spelled as in the results.")
+    ] = None,
     file: Annotated[
         str | None, typer.Option(help="Image or video to query with; needs a deployment of the same encoder.")
     ] = None,
@@ -193,7 +195,7 @@ def neighbours(
     out.print(table)
 
 
-# Finding
+# Lookup
 
 
 def find_job(client: Client, text: str) -> JobDetail:
@@ -224,7 +226,7 @@ def parse_labels(pairs: Sequence[str] | None) -> dict[str, str] | None:
     return dict(pair.split("=", 1) for pair in pairs) if pairs else None
 
 
-# Showing
+# Output
 
 
 def print_log(pieces: Iterator[str], to: Any = None) -> None:

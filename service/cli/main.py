@@ -1,4 +1,4 @@
-"""The `amd` command: assembles the subcommands, one module each, and reports mistakes of the user.
+"""The `amd` command: assembles the subcommands, one module each, and reports invalid input.
 
 Each subcommand parses, calls one function of a package, and prints text, or JSON with --json. Packages that need torch
 or Ray are imported inside the commands that use them, so `amd --help` and `amd presets` start without either.

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, so that they read alike in every `--help`."""
+"""Arguments and options shared by several commands, with the same wording in every `--help`."""
 
 from __future__ import annotations
 

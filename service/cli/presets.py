@@ -38,7 +38,7 @@ def presets(
         return
     table = Table(caption="GPU-hours: estimated from FLOPs for an H100 at 40 % of its bf16 peak.", show_lines=True)
     table.add_column("name", no_wrap=True)
-    table.add_column("amd …")
+    table.add_column("command")
     table.add_column("summary and source")
     table.add_column("hardware and cost")
     for kind, p, hours in rows:

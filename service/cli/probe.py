@@ -22,11 +22,13 @@ if TYPE_CHECKING:  # needs torch
 def probe(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]…", help="data.train=… (labelled), data.test=…, knn.neighbours=…"),
+        typer.Argument(
+            metavar="[KEY=VALUE]…", help="Overrides: data.train=… (labelled), data.test=…, knn.neighbours=…"
+        ),
     ] = None,
     encoder: EncoderName = None,
     kinds: Annotated[
-        str | None, typer.Option(help="knn, linear and few-shot, separated by commas; default: knn,linear.")
+        str | None, typer.Option(help="Probes: knn, linear and few-shot, separated by commas; default: knn,linear.")
     ] = None,
     config: ConfigUrl = None,
     storage: Storage = None,
@@ -64,7 +66,7 @@ def _kinds(text: str | None) -> list[str] | None:
 
 
 def _score_table(scores: Sequence[Score]) -> Table:
-    table = Table(caption="percent of the samples of data.test; ± standard deviation over the draws")
+    table = Table(caption="Percentage of the samples in data.test; ± standard deviation over the draws")
     table.add_column("probe")
     table.add_column("metric")
     table.add_column("percent", justify="right")

@@ -45,7 +45,9 @@ def run(
     ] = None,
     space: Annotated[
         str | None,
-        typer.Option(help="masking, alignment, generator, recipe, separated by commas; or a YAML or JSON file."),
+        typer.Option(
+            help="Search space: masking, alignment, generator, recipe (comma-separated), or a YAML or JSON file."
+        ),
     ] = None,
     study: Annotated[
         str | None, typer.Option(help="Ablation: asymmetry, serial, layers, distance, generator_depth or reduction.")

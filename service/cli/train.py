@@ -23,7 +23,7 @@ def train(
     values = parse_overrides(overrides or [])
     if job is not None:
         job.send("train", preset, config, values, as_json=as_json)
-    resolved = load_config(preset, config, values)  # before torch is imported: mistakes show at once
+    resolved = load_config(preset, config, values)  # before torch is imported, so that invalid input fails fast
 
     from amd.training.runs.launch import train as launch
 

@@ -156,7 +156,7 @@ class Client(BlockingMethods):
 
 
 class AsyncClient(AsyncMethods):
-    """The same client for asyncio: methods are awaited, listings are asynchronous iterators."""
+    """Client for asyncio: methods are awaited, listings are asynchronous iterators."""
 
     def __init__(
         self,
@@ -186,6 +186,7 @@ class AsyncClient(AsyncMethods):
 
     @classmethod
     def from_environment(cls, **options: Any) -> AsyncClient:
+        """Connect as `Client.from_environment` does. Raises NoAnswer."""
         return cls(*find_service(), **options)
 
     async def __aenter__(self) -> AsyncClient:

@@ -53,12 +53,12 @@ def deployment_delete(name: str) -> Script[None]:
 
 
 def deployment_drift(name: str) -> Script[DriftView]:
-    """Measure how far the candidate's vectors are from those of the deployed encoder."""
+    """Get the distance of the candidate's embeddings from those of the deployed encoder."""
     return once(Call("GET", _path(name, "/drift"), view(DriftView)))
 
 
 def deployment_wait(name: str, timeout_s: float | None = None) -> Script[DeploymentView]:
-    """Wait until a deployment serves requests or has failed. Raises NoAnswer after the timeout."""
+    """Wait until a deployment is healthy or has failed. Raises NoAnswer after the timeout."""
 
     def steps(patience: Patience) -> Steps[None]:
         until = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)

@@ -27,7 +27,7 @@ from service.registry.schemas import (
 )
 
 ANY: Any = object()
-"""Default of `move(expected=…)`: the alias may point anywhere."""
+"""Default of `move(expected=…)`: no condition on the current target."""
 
 
 def _path(name: str, rest: str = "") -> str:
@@ -103,7 +103,7 @@ def alias_get(alias: str, project: str | None = None) -> Script[AliasDetail]:
 def alias_move(
     alias: str, encoder: str, *, expected: str | None = ANY, project: str | None = None
 ) -> Script[AliasView]:
-    """Point an alias to an encoder, or to that of another alias.
+    """Point an alias to an encoder, given by id or by another alias.
 
     `expected` is the encoder that the alias must point to, or None if it must not exist yet; otherwise the call fails
     with `alias_moved`.

@@ -54,7 +54,7 @@ from service.jobs.schemas import (
 )
 from service.serving.schemas import NeighbourView
 
-MAX_POLL_INTERVAL_S = 3.0  # `wait` polls less and less often
+MAX_POLL_INTERVAL_S = 3.0  # upper bound for `wait`, whose polling interval grows
 
 
 def job_submit(request: JobRequest, key: str | None = None) -> Script[JobView]:

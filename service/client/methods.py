@@ -1,4 +1,4 @@
-"""Turn scripts into methods of the clients: each is defined once, and executed blocking or with await.
+"""Turn scripts into methods of the clients. Each script is defined once and executed blocking or with await.
 
 Independent of the requests that the scripts send.
 """
@@ -27,7 +27,7 @@ def view(kind: type[T] | Any) -> Callable[[httpx.Response], T]:
 
 
 def present(**query: Any) -> dict[str, Any]:
-    """The parameters that are not None."""
+    """Return the parameters that are not None."""
     return {name: value for name, value in query.items() if value is not None}
 
 
@@ -63,6 +63,8 @@ class AsyncMethods:
 
 
 def one(define: Callable[P, Script[T]]) -> Callable[Concatenate[BlockingMethods, P], T]:
+    """Make a blocking method of a script that emits one value."""
+
     @functools.wraps(define)
     def method(self: BlockingMethods, /, *args: P.args, **kwargs: P.kwargs) -> T:
         (item,) = self._run(define(*args, **kwargs))
@@ -72,6 +74,8 @@ def one(define: Callable[P, Script[T]]) -> Callable[Concatenate[BlockingMethods,
 
 
 def many(define: Callable[P, Script[T]]) -> Callable[Concatenate[BlockingMethods, P], Iterator[T]]:
+    """Make a blocking method of a script that emits several values."""
+
     @functools.wraps(define)
     def method(self: BlockingMethods, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         return self._run(define(*args, **kwargs))
@@ -80,6 +84,8 @@ def many(define: Callable[P, Script[T]]) -> Callable[Concatenate[BlockingMethods
 
 
 def async_one(define: Callable[P, Script[T]]) -> Callable[Concatenate[AsyncMethods, P], Awaitable[T]]:
+    """Make an asynchronous method of a script that emits one value."""
+
     @functools.wraps(define)
     async def method(self: AsyncMethods, /, *args: P.args, **kwargs: P.kwargs) -> T:
         (item,) = [item async for item in self._run(define(*args, **kwargs))]
@@ -89,6 +95,8 @@ def async_one(define: Callable[P, Script[T]]) -> Callable[Concatenate[AsyncMetho
 
 
 def async_many(define: Callable[P, Script[T]]) -> Callable[Concatenate[AsyncMethods, P], AsyncIterator[T]]:
+    """Make an asynchronous method of a script that emits several values."""
+
     @functools.wraps(define)
     def method(self: AsyncMethods, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
         return self._run(define(*args, **kwargs))

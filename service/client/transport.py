@@ -39,7 +39,7 @@ class ApiError(Exception):
 
 
 class NoAnswer(Exception):
-    """The service could not be reached, or none is known."""
+    """The service could not be reached, or no service was found."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,13 @@ class Patience:
     """Retry policy: pauses double, with jitter so that many clients do not retry at once."""
 
     tries: int = 8
+    """Maximum number of attempts."""
     first_s: float = 0.25
+    """Upper bound of the first pause in seconds."""
     most_s: float = 8.0
+    """Upper bound of all pauses in seconds, except those that the service requests."""
     retry_after_most_s: float = 120.0
-    """Longest Retry-After that is waited for."""
+    """Longest Retry-After in seconds that is honoured; a longer one ends the retries."""
 
     def pause(self, failures: int, requested_s: float = 0.0) -> float | None:
         """Seconds until the next try after this many failures; None to give up."""
@@ -122,6 +125,8 @@ class Script(Generic[T]):
 
 
 def once(call: Call[T]) -> Script[T]:
+    """Make a script of a single call."""
+
     def steps(patience: Patience) -> Steps[None]:
         yield Emit((yield from exchange(call, patience)))
 
@@ -129,6 +134,7 @@ def once(call: Call[T]) -> Script[T]:
 
 
 def exchange(call: Call[T], patience: Patience) -> Steps[T]:
+    """Send a call, with retries, and return what it reads. Raises ApiError, NoAnswer."""
     failures = 0
     while True:
         failures += 1
@@ -149,8 +155,8 @@ def exchange(call: Call[T], patience: Patience) -> Steps[T]:
 def _retry_pause(response: httpx.Response, call: Call[Any], failures: int, patience: Patience) -> float:
     """Seconds until the next try after an error response. Raises ApiError if there is none."""
     found = _parse_problem(response)
-    later = found.retryable or response.status_code in RETRYABLE_STATUSES
-    if later and (call.repeatable or response.status_code == RATE_LIMITED):
+    is_retryable = found.retryable or response.status_code in RETRYABLE_STATUSES
+    if is_retryable and (call.repeatable or response.status_code == RATE_LIMITED):
         pause = patience.pause(failures, _retry_after(response))
         if pause is not None:
             return pause

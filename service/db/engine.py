@@ -16,7 +16,7 @@ BUSY_TIMEOUT_S = 30  # how long SQLite waits for another writer
 
 
 def open_engine(url: str) -> Engine:
-    """Create an engine that behaves alike on both databases. Raises sqlalchemy.exc.ArgumentError for an invalid URL."""
+    """Create an engine that behaves identically on both databases. Raises ArgumentError for an invalid URL."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=10)
@@ -28,7 +28,7 @@ def open_engine(url: str) -> Engine:
     def _tune(connection: Any, entry: ConnectionPoolEntry) -> None:
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
-        connection.isolation_level = None  # so that BEGIN below is issued here
+        connection.isolation_level = None  # no implicit transactions: `_begin` issues BEGIN
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:

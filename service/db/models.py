@@ -52,11 +52,11 @@ class Job(Base):
     workers: Mapped[int]
     """Minimum number of workers."""
     cpus: Mapped[float]
-    """CPUs of all those workers."""
+    """Total CPUs of those workers."""
     device: Mapped[str] = mapped_column(String(8))
 
     wanted: Mapped[str] = mapped_column(String(16))
-    """Desired state: run, pause, cancel, or limit once its time limit is over."""
+    """Desired state: run, pause, cancel, or limit once its time limit has passed."""
     state: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(String(40))
     message: Mapped[str] = mapped_column(Text)
@@ -215,7 +215,7 @@ class RegisteredEncoder(Base):
     id: Mapped[str] = mapped_column(String(200), primary_key=True)
     """Name of its folder."""
     project: Mapped[str | None] = mapped_column(String(64))
-    """Project of the job that created it, or of its importer. None: created otherwise, usable by all projects."""
+    """Project of the job that created it, or of its importer. None: neither, usable by all projects."""
     job_id: Mapped[str | None] = mapped_column(String(100))
     created_at: Mapped[float]
     card: Mapped[dict[str, Any]]

@@ -188,7 +188,7 @@ class Batcher:
         began = time.monotonic()
         try:
             return _InFlightBatch(network, clips, network.forward([clip.clip for clip in clips], union), began)
-        except Exception as error:  # such as out of memory on the device: only these clips fail
+        except Exception as error:  # such as out of memory; only these clips fail
             self._on_results([(clip, error) for clip in clips])
             return None
 

@@ -18,8 +18,8 @@ from amd.visualization import Views, as_bytes, draw
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-PAGE_FRAMES = 8  # of a video, evenly spaced
-TILE = 192  # side in pixels that small frames are enlarged to
+PAGE_FRAMES = 8  # frames of a video in the overview, evenly spaced
+TILE = 192  # approximate side in pixels to which small frames are enlarged
 
 
 def with_pngs(item: Mapping[str, Any]) -> dict[str, Any]:

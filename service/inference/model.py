@@ -122,7 +122,8 @@ class LoadedEncoder:
         segments, crops = map(int, found.groups())
         if segments * crops > limits.views:
             raise UnsupportedRequest(f"views={text}: {segments * crops} views exceed the limit of {limits.views}")
-        tested = (self.card.config.get("evaluation") or {}).get("views") or {}  # sample frames as its evaluation did
+        # Sample frames as in the encoder's evaluation.
+        tested = (self.card.config.get("evaluation") or {}).get("views") or {}
         try:
             return ViewsConfig(segments=segments, crops=crops, sampling=tested.get("sampling", "dense"))
         except ValidationError as error:

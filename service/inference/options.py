@@ -25,9 +25,9 @@ class InferenceOptions(BaseModel):
 
     task: Literal["embedding", "classification", "reconstruction"] = "embedding"
     normalize: bool = False
-    """Scale embeddings to unit length."""
+    """Whether to scale embeddings to unit length."""
     tokens: Literal["none", "patch"] = "none"
-    """patch: also return every token after the last norm."""
+    """Tokens to return. patch: also every token after the last norm."""
     layers: tuple[int, ...] = ()
     """Blocks, numbered from 1, whose output tokens are returned, before any norm."""
     top_k: int = Field(5, ge=1)
@@ -119,27 +119,27 @@ class RequestLimits(FrozenSettings):
     """Upper bounds on the cost of one request."""
 
     items: int = Field(256, ge=1)
-    """Items of a request."""
+    """Maximum number of items per request."""
     rebuilt_items: int = Field(16, ge=1)
-    """Items of a reconstruction request, whose result holds three clips for each."""
+    """Maximum number of items per reconstruction request; each result holds three clips."""
     views: int = Field(64, ge=1)
-    """Segments times crops of an item."""
+    """Maximum number of views (segments times crops) per item."""
     bytes_mib: int = Field(64, ge=1)
-    """Size of a file."""
+    """Maximum file size in MiB."""
     pixels: int = Field(40_000_000, ge=1)
-    """Pixels of an image or of a video frame."""
+    """Maximum number of pixels of an image or video frame."""
     frames: int = Field(36_000, ge=1)
-    """Frames of a video."""
+    """Maximum number of frames of a video."""
     duration_s: float = Field(1200.0, gt=0)
-    """Length of a video."""
+    """Maximum duration of a video in seconds."""
     decoded_mib: int = Field(512, ge=1)
-    """Size of all decoded frames of a file, as RGB."""
+    """Maximum size in MiB of all decoded frames of a file, as RGB."""
     memory_mib: int = Field(2048, ge=1024)
-    """Address space of a decoding process."""
+    """Maximum address space in MiB of a decoding process."""
     decode_timeout_s: float = Field(1.5, gt=0)
-    """Time to read and decode a file."""
+    """Maximum time in seconds to read and decode a file."""
     fetch_timeout_s: float = Field(20.0, gt=0)
-    """Time to fetch a file from a remote store."""
+    """Maximum time in seconds to fetch a file from a remote store."""
 
 
 class EngineSettings(FrozenSettings):
@@ -148,18 +148,18 @@ class EngineSettings(FrozenSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int | None = Field(None, ge=1)
-    """CPU threads of the model. None: PyTorch's default."""
+    """Number of CPU threads of the model. None: PyTorch's default."""
     max_batch_tokens: int | None = Field(None, ge=1)
-    """Tokens of one forward pass; a clip with more tokens is a batch of its own.
+    """Maximum number of tokens per forward pass; a clip with more tokens is run as a separate batch.
 
     None: 2048 on a CPU, where larger batches are not faster, and 32768 on a GPU.
     """
     max_wait_ms: float = Field(5.0, ge=0)
-    """Time that an idle model waits for items that are being decoded."""
+    """Maximum time in milliseconds that an idle model waits for items that are being decoded."""
     max_queued_tokens: int = Field(262_144, ge=1)
-    """Tokens of admitted items that no forward pass has taken yet; requests beyond this limit are refused."""
+    """Maximum number of admitted tokens that no forward pass has taken yet; further requests are refused."""
     max_queued_mib: int = Field(1024, ge=1)
-    """Size of admitted files that are not decoded yet."""
+    """Maximum size in MiB of admitted files that are not decoded yet."""
     decoders: int = Field(2, ge=1, le=64)
     """Number of decoding processes."""
     limits: RequestLimits = RequestLimits()

@@ -58,7 +58,7 @@ class ReconstructionNetwork:
         return [ClipReconstruction(*each) for each in pictures]
 
     def item_result(self, plan: InferencePlan, clips: Sequence[ClipReconstruction]) -> dict[str, Any]:
-        """The result of an item, which has one clip."""
+        """Return the result of an item, which has exactly one clip."""
         (one,) = clips
         return {
             "mask_ratio": self._ratio,

@@ -83,7 +83,7 @@ class Replica:
 
         items = [engine.Item(item.get("content"), item.get("uri")) for item in call["items"]]
         options = engine.InferenceOptions.model_validate(call["want"])
-        # Without a loaded candidate `main` serves the request; the reply names the encoder.
+        # Without a loaded candidate, `main` serves the request; the reply names the encoder.
         slot = call["slot"] if call["slot"] in self._urls else MAIN
         try:
             result = await self._engine.infer(slot, items, options, call["deadline_s"])
@@ -132,8 +132,8 @@ def bind_to_node_address() -> None:
     """Bind the replica's gRPC port to the node's address instead of all interfaces.
 
     Serve 2.60 listens on every interface for other replicas and unpickles what it receives, so anyone who reaches the
-    port can run code. The node's address, loopback on a single machine, is where other replicas look for it. Must run
-    before Serve opens the port, that is, in the replica's constructor.
+    port can run code. The node's address, loopback on a single machine, is the one that other replicas connect to. Must
+    run before Serve opens the port, that is, in the replica's constructor.
     """
     from ray.serve._private import replica
 
@@ -158,7 +158,7 @@ def encode_items(encoder: str, items: list[dict[str, Any]], media_type: str | No
 
 
 def to_arrow(encoder: str, items: list[dict[str, Any]]) -> bytes:
-    """An Arrow stream with one row per item; the schema metadata holds the `encoder` id."""
+    """Encode items as an Arrow stream with one row each; the schema metadata holds the `encoder` id."""
     import pyarrow as pa
 
     columns = {name: [_plain(item[name]) for item in items] for name in items[0]} if items else {}

@@ -1,6 +1,6 @@
-"""What an owner may do to a job: the actions of each state, and the fields that an action sets.
+"""Actions of a job's owner: those that each state allows, and the fields that each one sets.
 
-An action only records the desired state; the reconciler brings the cluster to it. Independent of HTTP, Ray and storage.
+An action only records the desired state; the reconciler realizes it. Independent of HTTP, Ray and storage.
 
     queued → starting → running → succeeded | failed | cancelled
     retrying (after an infrastructure failure) → starting      pausing → paused → queued      cancelling → cancelled
@@ -17,8 +17,8 @@ from service.jobs.schemas import ACTIVE, Action
 from service.jobs.store import JobStore, StaleJob
 from service.web.errors import IllegalAction
 
-STOP_GRACE_S = 30.0  # beyond checkpoint.deadline_s: workers are notified, write, and report back
-CHECKPOINT_DEADLINE_S = 60.0  # of a config without checkpoint.deadline_s
+STOP_GRACE_S = 30.0  # added to checkpoint.deadline_s, for workers to be notified, write, and report back
+CHECKPOINT_DEADLINE_S = 60.0  # for a config without checkpoint.deadline_s
 
 # Allowed actions by state.
 ACTIONS: dict[str, tuple[Action, ...]] = {
@@ -44,7 +44,7 @@ _FULFILLED: dict[str, tuple[Action, ...]] = {
 
 
 class _StopTarget(NamedTuple):
-    """States that a stop passes through."""
+    """Desired state of a stop, and the states that the job passes through."""
 
     wanted: str
     while_saving: str
@@ -95,12 +95,12 @@ def act(
 def _fields(job: Job, action: Action, deadline_s: float | None, now: float) -> dict[str, Any]:
     """Fields of the job that an action sets."""
     if action in ("resume", "retry"):
-        begin = {"state": "queued", "wanted": "run", "retries": 0, "not_before": now, "stop_by": None}
-        return {**begin, "reason": None, "message": "", "ended_at": None}
+        restart = {"state": "queued", "wanted": "run", "retries": 0, "not_before": now, "stop_by": None}
+        return {**restart, "reason": None, "message": "", "ended_at": None}
     target = _STOP_TARGETS[action]
     if job.state in ACTIVE:
         seconds = deadline_s if deadline_s is not None else checkpoint_deadline_s(job) + STOP_GRACE_S
-        message = "saving a last checkpoint"
+        message = "saving a final checkpoint"
         return {"wanted": target.wanted, "state": target.while_saving, "stop_by": now + seconds, "message": message}
     fields: dict[str, Any] = {"wanted": target.wanted, "state": target.stopped, "message": ""}
     if target.stopped == "cancelled":
@@ -109,7 +109,7 @@ def _fields(job: Job, action: Action, deadline_s: float | None, now: float) -> d
 
 
 def checkpoint_deadline_s(job: Job) -> float:
-    """Seconds that the job's config allows for its last checkpoint (`checkpoint.deadline_s`)."""
+    """Seconds that the job's config allows for its final checkpoint (`checkpoint.deadline_s`)."""
     run = job.config.get("train") if job.kind == "search" else job.config
     checkpoint = run.get("checkpoint") if isinstance(run, dict) else None
     return float((checkpoint or {}).get("deadline_s", CHECKPOINT_DEADLINE_S))

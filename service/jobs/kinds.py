@@ -42,7 +42,7 @@ class ResourceRequest(NamedTuple):
 
     workers: int
     cpus: float
-    """Total of all workers."""
+    """Total across all workers."""
     device: str
     """cpu, cuda, or auto: one GPU per worker if the cluster has them."""
 
@@ -116,7 +116,7 @@ def resolve(
 ) -> BaseModel:
     """The complete config of a request. Raises ConfigError with one line per problem."""
     if preset is not None and config is not None and kind != "search":
-        raise ConfigError(["preset, config: give one of them; `overrides` change single values of either"])
+        raise ConfigError(["preset, config: give one of them; `overrides` change individual values of either"])
     if preset is None and config is None:
         raise ConfigError(["preset, config: give one of them (`GET /v1/presets` lists the recipes)"])
     resolved = KINDS[kind].resolve(preset, config, overrides)
@@ -126,7 +126,7 @@ def resolve(
 
 
 def named(kind: JobKind, config: BaseModel, job_id: str, root: str) -> dict[str, Any]:
-    """The config as the job runs it: named by the job's id, on the service's storage root."""
+    """The config as the job runs it: named after the job, on the service's storage root."""
     values = config.model_dump(mode="json")
     values["storage"] = root
     if "name" in values:
@@ -139,11 +139,11 @@ def named(kind: JobKind, config: BaseModel, job_id: str, root: str) -> dict[str,
 
 
 def resources_of(config: BaseModel) -> ResourceRequest:
-    """Minimum resources that a config runs with."""
+    """Minimum resources that a config needs."""
     if isinstance(config, TaskConfig):
         return ResourceRequest(1, config.cpus, "cpu")
     run = config.train if isinstance(config, SearchConfig) else config
-    scaling = run.scaling  # type: ignore[attr-defined]  # every kind that computes has one
+    scaling = run.scaling  # type: ignore[attr-defined]  # every kind that is not a TaskConfig has one
     trials = (config.at_once or 1) if isinstance(config, SearchConfig) else 1
     workers = scaling.workers[0] * trials
     return ResourceRequest(workers, workers * scaling.cpus_per_worker, scaling.device)
@@ -155,7 +155,7 @@ def uris(config: BaseModel) -> Iterator[tuple[str, str]]:
 
 
 def uris_in(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """As `uris`, of a config as plain values."""
+    """Like `uris`, for a config given as plain values."""
     fields = [*DATA_FIELDS, *WEIGHTS_FIELDS, "encoder", "tracking.mlflow"]
     for prefix in ("", "train."):
         for field in fields:

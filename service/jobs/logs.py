@@ -1,4 +1,4 @@
-"""Reads a job's log from the chunks that its driver writes to the storage root. Offsets are bytes of an attempt."""
+"""Reads a job's log from the chunks that its driver writes to the storage root. Offsets count its bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from amd.storage import join, listdir, read_bytes
 from service.jobs.execution.protocol import JobFolder
 
 READ_BYTES = 256 * 1024
-MAX_TAIL_BYTES = 4 * 2**20  # read at most, to find the last lines
+MAX_TAIL_BYTES = 4 * 2**20  # maximum read to find the last lines
 
 
 class LogSlice(NamedTuple):
@@ -28,7 +28,7 @@ def read(folder: JobFolder, attempt: int, offset: int, *, whole_lines: bool = Tr
     found = bytearray()
     for start, name in _chunks(folder, attempt, offset):
         if start > offset + len(found):
-            break  # a gap: the chunk in between is not written yet
+            break  # a gap: the chunk in between has not been written yet
         found += read_bytes(join(folder.logs(attempt), name))[offset + len(found) - start :]
         if len(found) >= READ_BYTES:
             break
@@ -49,7 +49,7 @@ def pieces(folder: JobFolder, attempt: int, offset: int = 0) -> Iterator[str]:
 
 
 def tail_offset(folder: JobFolder, attempt: int, lines: int) -> int:
-    """Offset at which the last lines begin."""
+    """Offset of the first of the last `lines` lines."""
     chunks = list(_chunks(folder, attempt, 0))
     count = bytes_read = 0
     for start, name in reversed(chunks):
@@ -69,5 +69,5 @@ def _chunks(folder: JobFolder, attempt: int, offset: int) -> Iterator[tuple[int,
     """(first byte, name) of each chunk, from the one that contains the offset."""
     names = [name for name in listdir(folder.logs(attempt)) if name.endswith(".log")]
     starts = [int(name.removesuffix(".log")) for name in names]
-    first = max((place for place, start in enumerate(starts) if start <= offset), default=0)
+    first = max((index for index, start in enumerate(starts) if start <= offset), default=0)
     yield from zip(starts[first:], names[first:], strict=True)

@@ -1,4 +1,4 @@
-"""A run's metrics as series, reduced to a number of points: each bucket keeps its lowest and highest value."""
+"""A run's metrics as series, downsampled to a number of points: each bucket keeps its lowest and highest value."""
 
 from __future__ import annotations
 

@@ -89,7 +89,9 @@ def resolved(request: JobRequest, policy: UriPolicy, root: str) -> Any:
     if (value := _field(config, "output")) is not None:
         problems.append(f"output={value}: a job writes below its own folder; leave it out")
     if (value := _field(config, "name")) is not None:
-        problems.append(f"name={value}: a job's id is its run's name; leave it out, and name the job beside its config")
+        problems.append(
+            f"name={value}: the run is named after the job's id; leave it out, and set the request's own `name`"
+        )
     if problems:
         raise ConfigError(problems)
     policy.check_all(uris(config))
@@ -112,7 +114,7 @@ def submit(
     response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> JobView:
-    """Accept a job. Once accepted it is queued durably and survives restarts.
+    """Once accepted, a job is queued durably and survives restarts.
 
     With an `Idempotency-Key`, repeating the request returns the same job.
     """
@@ -162,7 +164,7 @@ def list_jobs(
     state: Annotated[list[State] | None, Query()] = None,
     label: Annotated[
         list[Annotated[str, Query(pattern=r"^[^=]+=.*$", max_length=320)]] | None,
-        Query(description="Label as `key=value`; a job must have all of those given."),
+        Query(description="Label as `key=value`; a job must match all that are given."),
     ] = None,
     origin: Literal["api", "external"] | None = None,
     project: Annotated[str | None, Query(max_length=63)] = None,
@@ -212,7 +214,7 @@ def _allowed(jobs: JobStore, job_id: str, caller: Principal, action: Action) -> 
     return job
 
 
-@router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job after a last checkpoint")
+@router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job after a final checkpoint")
 def cancel(
     job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config, body: CancelRequest | None = None
 ) -> JobView:
@@ -228,7 +230,7 @@ def _action_route(action: Action) -> Callable[..., JobView]:
 
 
 for _action, _summary in (
-    ("pause", "Pause a job after a last checkpoint"),
+    ("pause", "Pause a job after a final checkpoint"),
     ("resume", "Resume a paused job"),
     ("retry", "Restart a failed or cancelled job from its newest checkpoint"),
 ):

@@ -94,7 +94,7 @@ class JobRequest(ApiModel):
     max_retries: int = Field(3, ge=0, le=100)
     """Automatic retries after failures of machines, network or storage; other failures are not retried."""
     time_limit_s: float | None = Field(None, gt=0, le=366 * 86400)
-    """Limit of an attempt's running time; beyond it the job is stopped with a checkpoint and fails."""
+    """Limit on an attempt's running time; when it passes, the job saves a checkpoint and fails."""
 
 
 class ProgressView(ApiModel):
@@ -111,7 +111,7 @@ class ProgressView(ApiModel):
 
 
 class FailureView(ApiModel):
-    """Why an attempt failed."""
+    """Failure of an attempt."""
 
     reason: Reason
     message: str
@@ -150,7 +150,7 @@ class JobView(ApiModel):
     state: State
     reason: Reason | None
     message: str
-    """What the job waits for, or why it ended."""
+    """Reason why the job is waiting, or why it ended."""
     allowed_actions: list[Action]
     attempt: int
     """Number of attempts started."""
@@ -195,7 +195,7 @@ class EventView(ApiModel):
     at: datetime
     type: str
     actor: str
-    """Who made the change: a key's id, an OIDC subject, or `service`."""
+    """Author of the change: a key's id, an OIDC subject, or `service`."""
     data: dict[str, Any]
 
 
@@ -203,7 +203,7 @@ class CancelRequest(ApiModel):
     """Options of a cancellation."""
 
     deadline_s: float | None = Field(None, gt=0, le=86400)
-    """Seconds the job may take for its last checkpoint before it is killed; null: its config's checkpoint.deadline_s,
+    """Seconds the job may take for its final checkpoint before it is killed; null: its config's checkpoint.deadline_s,
     after which its workers give up in any case."""
 
 
@@ -259,7 +259,7 @@ class Estimate(ApiModel):
     """Duration on one H100 per worker at 40 % of its bf16 rate; null: the data set's size is not known."""
     gpu_hours: float | None
     feasible: bool | None
-    """Whether the cluster can run the job at its current size; null: the cluster does not answer."""
+    """Whether the cluster, at its current size, can run the job; null: the cluster does not answer."""
 
 
 class ValidateView(ApiModel):

@@ -1,7 +1,7 @@
 """Jobs in the database: every change is compare-and-set on the job's version and is recorded as an event.
 
-Which state may follow which is decided in `actions` and `execution.reconciler`. Events are delivered elsewhere by a
-listener: independent of webhooks. Behaves alike on SQLite and PostgreSQL.
+`actions` and `execution.reconciler` decide which transitions are allowed. A listener delivers events: independent of
+webhooks. Behaves identically on SQLite and PostgreSQL.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class JobStore:
         """Insert the job of a request with an Idempotency-Key, or return the one that its first request inserted.
 
         Returns the job, and whether it is new. One transaction, so that neither a crash nor a race inserts two. Raises
-        KeyReused for a key that was sent with a different request before.
+        KeyReused for a key that was already sent with a different request.
         """
         digest = hashlib.sha256(request).hexdigest()
         try:
@@ -106,7 +106,7 @@ class JobStore:
 
     def _known(self, session: Session, known: IdempotencyKey, digest: str, key: str) -> Job:
         if known.request != digest:
-            raise KeyReused(f"Idempotency-Key {key!r} was sent with a different request before; use a new key")
+            raise KeyReused(f"Idempotency-Key {key!r} was already sent with a different request; use a new key")
         job = session.get(Job, known.job_id)
         if job is None:
             raise KeyReused(f"Idempotency-Key {key!r} belongs to a job that was deleted; use a new key")
@@ -296,7 +296,7 @@ class JobStore:
             return False
 
     def release_lease(self, task: str, holder: str) -> None:
-        """Give the lease up, if this holder has it."""
+        """Release the lease if this holder has it."""
         with self._write() as session:
             session.execute(delete(TaskLease).where(TaskLease.task == task, TaskLease.holder == holder))
 

@@ -1,7 +1,7 @@
 """Server-sent event streams: one poll of the database serves all subscribers, and an interrupted stream resumes.
 
-`id:` is an event's number or a log's byte offset; a client that reconnects with `Last-Event-ID` misses and repeats
-nothing.
+`id:` is an event's number or a log's byte offset; a client that reconnects with `Last-Event-ID` neither misses
+nor repeats anything.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ async def job_events(store: JobStore, watcher: JobWatcher, job: Job, after: int)
 
 
 async def job_log(store: JobStore, folder: JobFolder, job: Job, attempt: int, offset: int) -> AsyncIterator[str]:
-    """Stream an attempt's log from an offset as it grows; `end` when the attempt has ended and all of it was sent."""
+    """Stream an attempt's log from an offset as it grows, then `end` once the attempt has ended and all was sent."""
     yield f"retry: {RETRY_MS}\n\n"
     silent = 0.0
     while True:

@@ -23,7 +23,7 @@ PROBE_TIMEOUT_S = 1.0
 
 
 class DependencyChecks:
-    """Checks the storage and Ray within PROBE_TIMEOUT_S, so that a probe never waits for a dependency."""
+    """Checks the storage and Ray within PROBE_TIMEOUT_S, so that a probe never hangs on a dependency."""
 
     def __init__(self, root: str, cluster: Cluster) -> None:
         self._checks: dict[str, Callable[[], object]] = {"storage": lambda: listdir(root), "ray": cluster.capacity}
@@ -31,7 +31,7 @@ class DependencyChecks:
         self._running: dict[str, Future[object]] = {}
 
     def report(self) -> dict[str, str]:
-        """Status of each dependency: `ok`, or what is wrong."""
+        """Status of each dependency: `ok`, or the problem."""
         for part, check in self._checks.items():
             if part not in self._running:  # a check that hangs is not started again
                 self._running[part] = self._pool.submit(check)
@@ -59,7 +59,7 @@ def readyz(request: Request) -> Response:
     parts = {"database": "ok"}
     try:
         if not is_migrated(state.engine):
-            parts["database"] = "its tables are not up to date: run `python -m service migrate`"
+            parts["database"] = "its schema is not up to date: run `python -m service migrate`"
     except SQLAlchemyError as error:
         parts["database"] = f"does not answer: {type(error).__name__}"
     parts |= state.checks.report()

@@ -1,6 +1,7 @@
-"""Encoder discovery: index the encoder cards below the storage root, which are authoritative, in the database.
+"""Encoder discovery: keep the database in sync with the encoder cards below the storage root.
 
-Independent of how an encoder was published: by a job, an import, `amd train` outside the service, or a copied folder.
+The cards are authoritative. Independent of how an encoder was published: by a job, an import, `amd train` outside the
+service, or a copied folder.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from service.registry.store import EncoderStore
 logger = logging.getLogger(__name__)
 
 SCAN_INTERVAL_S = 30.0
-READ_BUDGET_S = 5.0  # time limit of reading cards in one scan, so that the reconciler also serves jobs
+READ_BUDGET_S = 5.0  # per scan, for reading cards, so that the reconciler is not kept from its jobs
 
 
 class EncoderDiscovery:
@@ -28,11 +29,11 @@ class EncoderDiscovery:
 
     def __init__(self, store: EncoderStore, root: str, clock: Callable[[], float] = time.time) -> None:
         self._store, self._root, self._clock = store, root, clock
-        self._unreadable: dict[str, str] = {}  # card stamp by encoder id: warn once, do not read again
+        self._unreadable: dict[str, str] = {}  # card stamp by encoder id; logged once and not read again
         self._last_scan = float("-inf")
 
     def scan(self) -> None:
-        """Scan if SCAN_INTERVAL_S has passed, a job has succeeded or cards are left to read. Raises StorageError."""
+        """Scan if SCAN_INTERVAL_S has passed, a job has succeeded, or cards remain to be read. Raises StorageError."""
         now = self._clock()
         if now - self._last_scan < SCAN_INTERVAL_S and not self._store.job_succeeded_since(self._last_scan):
             return
@@ -50,7 +51,7 @@ class EncoderDiscovery:
             self._store.remove_missing(missing)
 
     def register(self, folder: str) -> None:
-        """Index an encoder that a job reports, without a full scan. Raises StorageError."""
+        """Index an encoder reported by a job, without a full scan. Raises StorageError."""
         encoder_id = folder.rstrip("/").rpartition("/")[2]
         facts = files(folder).get(CARD) if folder == encoder_folder(self._root, encoder_id) else None
         if facts is not None:
@@ -89,7 +90,7 @@ class EncoderDiscovery:
         )
 
     def _candidate_jobs(self, card: Card) -> list[str]:
-        """Jobs that may have published it: the one named like its run, or the run's own, for a teacher or a trial."""
+        """Ids of jobs that may have published the encoder: its run, and the job in the run folder (teacher, trial)."""
         if card.run is None:
             return []
         try:

@@ -18,7 +18,7 @@ BINARY, TAR = "application/octet-stream", "application/x-tar"  # excluded from g
 
 
 def file_response(url: str, name: str, facts: FileFacts, if_none_match: str | None) -> Response:
-    """Stream one file; `Range` is supported on local disks. Raises NotFound if the file was just removed."""
+    """Stream one file; `Range` is supported on local disks. Raises NotFound if the file no longer exists."""
     headers = _headers(name, _etag(name, facts.stamp))
     if is_known(headers["ETag"], if_none_match):
         return Response(status_code=304, headers={"ETag": headers["ETag"]})
@@ -29,12 +29,12 @@ def file_response(url: str, name: str, facts: FileFacts, if_none_match: str | No
     try:
         stat_result = os.stat(local_path(path))
     except FileNotFoundError:
-        raise NotFound(f"{name} has just been removed") from None
+        raise NotFound(f"{name} no longer exists") from None
     return FileResponse(local_path(path), media_type=BINARY, headers=headers, stat_result=stat_result)
 
 
 def archive_response(url: str, encoder_id: str, files: Mapping[str, FileFacts], if_none_match: str | None) -> Response:
-    """Stream all files as a tar with one folder, named by the encoder's id."""
+    """Stream all files as a tar with one folder, named after the encoder id."""
     etag = _etag(*(f"{name}:{facts.stamp}" for name, facts in sorted(files.items())))
     if is_known(etag, if_none_match):
         return Response(status_code=304, headers={"ETag": etag})
@@ -63,7 +63,7 @@ def _padding(size: int) -> int:
 
 
 def _chunks(path: str, size: int) -> Iterator[bytes]:
-    """Exactly `size` bytes of a file. Raises OSError if it is shorter: Content-Length has already been sent."""
+    """Yield exactly `size` bytes of a file. Raises OSError if it is shorter: Content-Length has already been sent."""
     fs, inner = filesystem(path)
     remaining = size
     with fs.open(inner, "rb") as file:

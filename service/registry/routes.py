@@ -47,16 +47,20 @@ EncoderId = Annotated[str, Path(pattern=ENCODER_PATTERN, description="Encoder id
 AliasName = Annotated[str, Path(pattern=ALIAS_PATTERN)]
 ProjectQuery = Annotated[
     str | None,
-    Query(max_length=63, description="Project, for a key of all projects. Default: all; aliases of `default`."),
+    Query(
+        max_length=63, description="Project, if the key covers all of them. Default: all, with aliases of `default`."
+    ),
 ]
 IfNoneMatch = Annotated[str | None, Header()]
-NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Not modified since `If-None-Match`."}}
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "Not modified: the ETag matches `If-None-Match`."}
+}
 
 
 def _resolve_encoder(
     encoder: EncoderName, encoders: EncodersDep, caller: Reader, project: ProjectQuery = None
 ) -> RegisteredEncoder:
-    """The encoder that the path names, if the caller may see it."""
+    """The encoder named in the path, if it is visible to the caller."""
     return encoders.resolve(encoder, caller.own_project(project))
 
 
@@ -79,7 +83,7 @@ def list_encoders(
     cursor: Annotated[str | None, Query(max_length=400)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> EncoderPage:
-    """Encoders of your project, and those that belong to no project."""
+    """List the encoders of your project and those that belong to no project."""
     where = EncoderFilter(caller.own_project(project), objective, size, alias, job)
     page = encoders.list(where, cursor, limit)
     items = views.encoder_views(page.encoders, _aliases(encoders, caller, *page.encoders))
@@ -174,11 +178,11 @@ def download_encoder(
     settings: Config,
     file: Annotated[
         str | None,
-        Query(pattern=ENCODER_PATTERN, description=f"{WEIGHTS}, {CARD}, …: one file. Default: all files as a tar."),
+        Query(pattern=ENCODER_PATTERN, description=f"Single file, such as {WEIGHTS} or {CARD}. Default: all as a tar."),
     ] = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """Streamed with Content-Length and `ETag`. Single files on a local disk support `Range`."""
+    """Stream the files with `Content-Length` and `ETag`. Single files on a local disk support `Range`."""
     url = encoder_folder(settings.root, encoder.id)
     found = files(url)
     if file is None and found:
@@ -196,6 +200,6 @@ def compare_encoders(
     encoders: EncodersDep,
     project: ProjectQuery = None,
 ) -> CompareView:
-    """Their figures, scores by protocol and data set, and differences in configuration."""
+    """Compare figures, scores by protocol and data set, and configurations."""
     second = encoders.resolve(other, caller.own_project(project))
     return views.compare_view(encoder, second, _aliases(encoders, caller, encoder, second))

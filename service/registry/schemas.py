@@ -22,7 +22,7 @@ Objective = Literal["amd", "mae", "finetune", "detection", "imported"]
 
 
 class InputView(ApiModel):
-    """Input of an encoder."""
+    """Input format of an encoder."""
 
     kind: Literal["image", "video"]
     frames: int
@@ -41,16 +41,16 @@ class LineageView(ApiModel):
     """Origin of an encoder."""
 
     job: str | None
-    """Job of this service that published it."""
+    """Job of this service that published the encoder."""
     run: str | None
     steps: int | None
     teacher: dict[str, Any] | None
     start: dict[str, Any] | None
-    """Facts of the weights that training started from."""
+    """Description of the weights that training started from."""
     data: dict[str, Any]
-    """Training data. train: location; samples: number of samples; digest: digest of the manifest."""
+    """Training data: its location (`train`), number of samples (`samples`) and manifest digest (`digest`)."""
     versions: dict[str, str]
-    """Versions of the code that produced it."""
+    """Versions of the code that produced the encoder."""
 
 
 class AliasName(ApiModel):
@@ -65,28 +65,28 @@ class EncoderView(ApiModel):
 
     id: str
     project: str | None
-    """Owning project. null: none, and every project may use it."""
+    """Project that owns the encoder; null: no owner, usable by every project."""
     created_at: datetime
     objective: Objective
     size: str | None
     """Named size: S, B, L, H, …; null: a custom size."""
     width: int
-    """Width of its embeddings."""
+    """Width of the embeddings."""
     depth: int
     heads: int
     parameters: int
     flops_per_clip: float
     input: InputView
     classes: int | None
-    """Number of classes of its classifier; null: it has none."""
+    """Number of classes of the classifier; null: no classifier."""
     best_score: dict[str, float] | None
-    """First metric of the strictest protocol."""
+    """First metric of the strictest protocol, with its value."""
     scores: list[Score]
     weights_license: str | None
     """License inherited from the weights it was trained from; null: unrestricted or unknown."""
     non_commercial: bool
     aliases: list[AliasName]
-    """Aliases in the caller's projects that point to it."""
+    """Aliases in the caller's projects that point to the encoder."""
     lineage: LineageView
 
 
@@ -99,7 +99,7 @@ class EncoderDetail(EncoderView):
     """Class names."""
     multi_label: bool
     rebuilds: bool
-    """Whether it was published with its decoder and supports reconstructions."""
+    """Whether the encoder was published with its decoder and supports reconstructions."""
     pooling: str
     sha256: str | None
     """SHA-256 of encoder.safetensors."""
@@ -114,7 +114,7 @@ class EncoderPage(ApiModel):
 
 
 class ImportRequest(ForeignWeights):
-    """External weights to publish as an encoder. Facts that cannot be inferred are required; the job log names them."""
+    """External weights to publish as an encoder. Fields that cannot be inferred are required; the log names them."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -139,7 +139,7 @@ class ImportRequest(ForeignWeights):
 
 
 class AliasRequest(ApiModel):
-    """The encoder that an alias points to."""
+    """Target of an alias."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -151,7 +151,7 @@ class AliasRequest(ApiModel):
     )
 
     encoder: EncoderReference
-    """Encoder id, or another alias, which is resolved now."""
+    """Encoder id, or another alias, resolved at the time of the request."""
     expected: Annotated[str, StringConstraints(max_length=200)] | None = None
     """Encoder that the alias must currently point to. null: the alias must not exist; omitted: no condition."""
     project: Project | None = None
@@ -159,7 +159,7 @@ class AliasRequest(ApiModel):
 
 
 class AliasView(ApiModel):
-    """A project's name for an encoder."""
+    """An alias and the encoder that it points to."""
 
     project: str
     name: str
@@ -196,7 +196,7 @@ class AliasList(ApiModel):
 
 
 class FieldDifference(ApiModel):
-    """A field of the cards that differs."""
+    """A card field that differs between two encoders."""
 
     field: str
     """Dotted path in the card, such as `config.mask.teacher_ratio`."""
@@ -205,7 +205,7 @@ class FieldDifference(ApiModel):
 
 
 class ScorePair(ApiModel):
-    """One metric of one protocol on one data set; null if an encoder was not measured."""
+    """One metric of one protocol on one data set; null for an encoder without that score."""
 
     protocol: str
     data: str
@@ -215,7 +215,7 @@ class ScorePair(ApiModel):
 
 
 class Figure(ApiModel):
-    """A figure of both encoders."""
+    """One figure, for both encoders."""
 
     name: Literal["parameters", "width", "depth", "flops_per_clip"]
     a: float

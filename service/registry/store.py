@@ -1,6 +1,6 @@
 """Encoders and aliases in the database: visibility, alias moves and uses of an encoder.
 
-Cards on the storage root are authoritative; `discovery` keeps the rows in step. Independent of HTTP and of files;
+Cards on the storage root are authoritative; `discovery` keeps the rows in sync. Independent of HTTP and of files;
 runs on SQLite and PostgreSQL.
 """
 
@@ -70,7 +70,7 @@ class EncoderStore:
     # Encoders
 
     def resolve(self, name: str, project: str | None = None) -> RegisteredEncoder:
-        """The encoder with that alias or id. `project`: None for all encoders and the aliases of `default`.
+        """Resolve an alias or encoder id. `project=None` covers all encoders, and the aliases of `default`.
 
         An alias takes precedence over an encoder id of the same name. Raises NotFound, also for encoders of another
         project.
@@ -79,7 +79,7 @@ class EncoderStore:
             return _resolve(session, name, project)
 
     def get(self, encoder_id: str, project: str | None = None) -> RegisteredEncoder:
-        """Raises NotFound."""
+        """Get an encoder by id. Raises NotFound."""
         with self._read_session() as session:
             return _get(session, encoder_id, project)
 
@@ -130,8 +130,8 @@ class EncoderStore:
     ) -> Alias:
         """Point an alias to an encoder, given by id or another alias. No-op if it already points there.
 
-        `expected`: encoders that the alias may currently point to, None meaning that it does not exist; empty: no
-        condition. Raises NotFound, AliasMoved if the condition fails, IllegalAction if `name` is the id of an encoder.
+        `expected`: encoders that the alias may currently point to, None for a missing alias; empty: no condition.
+        Raises NotFound, AliasMoved if the condition fails, IllegalAction if `name` is the id of an encoder.
         """
         while True:
             try:
@@ -153,10 +153,12 @@ class EncoderStore:
             return alias
         if expected and current not in expected:
             state = "does not exist" if current is None else f"points to {current}"
-            raise AliasMoved(f"alias {name} {state}, unlike `expected`; read it again and retry", current=current)
+            raise AliasMoved(f"alias {name} {state}, unlike `expected`; get the alias and retry", current=current)
         encoder_of_that_name = session.get(RegisteredEncoder, name)
         if alias is None and encoder_of_that_name is not None and _can_see(project, encoder_of_that_name):
-            raise IllegalAction(f"{name} is the id of an encoder; an alias needs another name", allowed_actions=[])
+            raise IllegalAction(
+                f"{name} is the id of an encoder; choose a different name for the alias", allowed_actions=[]
+            )
         now = time.time()
         number = 1 + (session.scalar(select(func.max(AliasMove.number)).where(*_moves_of(project, name))) or 0)
         if alias is None:

@@ -148,7 +148,7 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterato
     a, b = (dict(_flat({key: card[key] for key in card.keys() - NOT_COMPARED})) for card in (first, second))
     for field in sorted({*a, *b}):
         one, other = a.get(field, ABSENT), b.get(field, ABSENT)
-        if one != other and not field.endswith(".sha256"):  # of a head or decoder: always differs
+        if one != other and not field.endswith(".sha256"):  # hash of a head or decoder, which always differs
             yield FieldDifference(field=field, a=_none_if_absent(one), b=_none_if_absent(other))
 
 

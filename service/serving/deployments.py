@@ -31,7 +31,7 @@ LEASE, LEASE_S = "deployer", 15.0
 POLL_INTERVAL_S = 1.0
 APP_PREFIX = "amd-"  # prefix of our applications; others on the cluster are left unchanged
 STATE_BY_STATUS = {"RUNNING": "healthy", "UNHEALTHY": "unhealthy", "DEPLOY_FAILED": "failed"}
-IN_FLIGHT = 1000  # requests per replica; the engine's own queue limits them
+IN_FLIGHT = 1000  # requests per replica; high, because the engine limits its own queue
 DRAIN_S = 30.0
 
 
@@ -67,7 +67,7 @@ class DeploymentStore:
             return list(session.scalars(query))
 
     def get(self, name: str, project: str | None) -> Deployment:
-        """Raises NotFound."""
+        """Get a deployment by name. Raises NotFound."""
         with Session(self._reading, expire_on_commit=False) as session:
             found = session.get(Deployment, name)
         if found is None or project not in (None, found.project):
@@ -75,7 +75,7 @@ class DeploymentStore:
         return found
 
     def find_serving(self, name: str, project: str | None) -> Deployment | None:
-        """The deployment of an encoder, named by id, alias or deployment. Of several, the healthiest, then by name."""
+        """Find a deployment by its name or its encoder's id or alias; of several, the healthiest, then by name."""
         query = select(Deployment).where(
             or_(
                 Deployment.name == name,
@@ -91,7 +91,7 @@ class DeploymentStore:
         return min(found, key=lambda one: (ranks.index(one.state), one.name), default=None)
 
     def delete(self, name: str, project: str | None) -> None:
-        """Raises NotFound."""
+        """Delete a deployment. Raises NotFound."""
         found = self.get(name, project)
         with Session(self._engine) as session, session.begin():
             session.execute(delete(Deployment).where(Deployment.name == found.name))
@@ -109,7 +109,7 @@ class DeploymentStore:
 
 
 class Deployer:
-    """Applies the database's deployments to Serve. Of several control planes only the lease holder acts."""
+    """Applies the database's deployments to Serve. With several control planes, only the lease holder acts."""
 
     def __init__(
         self, store: DeploymentStore, encoders: EncoderStore, leases: JobStore, serve: ServeClient, settings: Settings
@@ -217,7 +217,7 @@ def _is_up_to_date(desired: Mapping[str, Any] | None, running: ServeApplication 
 
 
 def _matches(has: Any, desired: Any) -> bool:
-    """Whether `has` contains all desired values. Serve adds fields of its own."""
+    """Whether `has` contains all desired values. Serve adds further fields."""
     if isinstance(desired, Mapping):
         return isinstance(has, Mapping) and all(_matches(has.get(key), value) for key, value in desired.items())
     if isinstance(desired, list):
@@ -226,7 +226,7 @@ def _matches(has: Any, desired: Any) -> bool:
 
 
 def reserved_cpus(store: DeploymentStore) -> Callable[[], float]:
-    """A function that counts the CPUs that deployments reserve at most."""
+    """Return a function that computes the maximum number of CPUs that deployments reserve."""
 
     def count() -> float:
         settings = [ServingSettings.model_validate(one.settings) for one in store.all()]

@@ -173,7 +173,7 @@ def _slot_of(deployment: Deployment, encoder: str) -> str:
 
 
 def _not_deployed(name: str) -> NotDeployed:
-    return NotDeployed(f"no deployment serves {name!r}; deploy it: PUT /v1/deployments/{{name}}")
+    return NotDeployed(f"no deployment serves {name!r}; create one with PUT /v1/deployments/{{name}}")
 
 
 async def _wait_for_disconnect(request: Request) -> None:
@@ -185,7 +185,7 @@ async def _wait_for_disconnect(request: Request) -> None:
 def _unpack_reply(response: httpx.Response, name: str) -> dict[str, Any]:
     try:
         return unpack(response.content)
-    except ValueError:  # a response of Serve itself: no replica runs, or it died
+    except ValueError:  # a response of Serve itself: no replica is running, or it died
         raise EncoderUnavailable(f"{name}: no replica responded (Ray Serve returned {response.status_code})") from None
 
 

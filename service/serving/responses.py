@@ -26,7 +26,7 @@ def negotiate_media_type(accept: str | None, offered: Sequence[str]) -> str | No
 
 
 def render_reply(reply: EncoderReply, request: InferenceRequest, media_type: str | None) -> Response:
-    """One item: {encoder, embedding, …}; several: {encoder, data: [{index, embedding, …}]}."""
+    """Render a reply. One item: {encoder, embedding, …}; several: {encoder, data: [{index, embedding, …}]}."""
     headers = {ENCODER: reply.encoder}
     if reply.content is not None:
         return Response(reply.content, media_type=media_type, headers=headers)

@@ -65,7 +65,7 @@ def put_deployment(
     encoders: EncodersDep,
     response: Response,
 ) -> DeploymentView:
-    """The deployment serves requests once its `state` is `healthy`. Replacing its encoder fails no request."""
+    """The deployment serves requests once its `state` is `healthy`. No request fails while its encoder is replaced."""
     project = project_of(caller, body.project)
     for encoder in filter(None, (body.encoder, body.candidate)):
         encoders.resolve(encoder, project)
@@ -100,7 +100,7 @@ def get_deployment(name: DeploymentName, caller: Reader, store: DeploymentsDep) 
 
 @deployments.get("/{name}/drift", summary="Compare the candidate's embeddings with the encoder's")
 async def get_drift(name: DeploymentName, caller: Reader, store: DeploymentsDep, gateway: GatewayDep) -> DriftView:
-    """Measured on requests served by the candidate, up to 512 items, on a single replica."""
+    """Drift is measured on requests served by the candidate, up to 512 items, on a single replica."""
     deployment = store.get(name, caller.project)
     if deployment.candidate is None:
         raise NotPossible(f"{name} has no candidate to compare with")
@@ -194,7 +194,7 @@ async def embeddings(
     policy: Uris,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """`encoder`: an id, an alias or a deployment's name. The body is a file, a form of files, or JSON."""
+    """`encoder` is an encoder id, an alias or a deployment name. The body is a file, a form of files, or JSON."""
     media_type = negotiate_media_type(accept, (ARROW, NUMPY))
     return await _infer(request, encoder, caller, gateway, policy, "embedding", media_type)
 
@@ -203,7 +203,7 @@ async def embeddings(
 async def classifications(
     request: Request, encoder: EncoderName, caller: Inferrer, gateway: GatewayDep, policy: Uris
 ) -> Response:
-    """The `top_k` most likely labels with their probabilities. Requires a fine-tuned encoder."""
+    """Return the `top_k` most likely labels with their probabilities. Requires a fine-tuned encoder."""
     return await _infer(request, encoder, caller, gateway, policy, "classification", None)
 
 
@@ -221,7 +221,7 @@ async def reconstructions(
     policy: Uris,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """The clip, its visible tokens and the reconstruction. Requires an encoder published with its decoder.
+    """Return the clip, its visible tokens and the reconstruction. Requires an encoder published with its decoder.
 
     `mask_ratio` and `seed` determine the hidden tokens, the same for every item. Images are PNGs as `data:` URLs, with
     video frames from left to right; `Accept: image/png` returns one overview image of a single item. If the decoder

@@ -26,23 +26,23 @@ class ServingSettings(ApiModel):
     """Resources and engine settings of a deployment."""
 
     replicas: Replicas = Replicas()
-    """Bounds of the number of replicas, which grows while requests queue."""
+    """Minimum and maximum number of replicas; more are started while requests queue."""
     cpus: float = Field(0.0, ge=0, le=256)
-    """CPUs that a replica reserves; jobs cannot use them. 0: it uses CPUs that jobs leave idle."""
+    """CPUs reserved per replica, not available to jobs. 0: the replica uses CPUs that jobs leave idle."""
     gpus: float = Field(0.0, ge=0, le=16)
-    """GPUs that a replica reserves; fractions share one GPU."""
+    """GPUs reserved per replica; fractions share one GPU."""
     threads: int | None = Field(None, ge=1, le=256)
-    """CPU threads of a replica's model. None: its reserved CPUs, at least one."""
+    """CPU threads of the model in each replica. None: the number of reserved CPUs, at least 1."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass."""
     max_batch_tokens: int | None = Field(None, ge=1)
-    """Tokens of one forward pass, shared by all requests. None: the engine's default."""
+    """Maximum number of tokens per forward pass. None: the engine's default."""
     max_wait_ms: float | None = Field(None, ge=0, le=1000)
-    """Time that an idle model waits for more clips. None: the engine's default."""
+    """Maximum time in milliseconds that an idle model waits for more clips. None: the engine's default."""
     max_queued_tokens: int | None = Field(None, ge=1)
-    """Tokens of queued requests, beyond which requests fail with 429. None: the engine's default."""
+    """Maximum number of queued tokens; requests beyond it fail with status 429. None: the engine's default."""
     decoders: int | None = Field(None, ge=1, le=64)
-    """Decoding processes of a replica. None: the engine's default."""
+    """Number of decoding processes per replica. None: the engine's default."""
 
     def engine(self) -> dict[str, Any]:
         """Fields of the engine's settings."""
@@ -53,12 +53,12 @@ class ServingSettings(ApiModel):
 
 
 class DeploymentRequest(ServingSettings):
-    """The encoder to serve, and how."""
+    """An encoder to serve, with its resources and engine settings."""
 
     encoder: Annotated[str, Field(min_length=1, max_length=200)]
     """Encoder id or alias. The deployment follows an alias when it moves."""
     candidate: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    """Second encoder, which serves a share of the requests. null: none."""
+    """Second encoder that serves a share of the requests; null: none."""
     share: float = Field(0.1, ge=0, le=1)
     """Fraction of requests that the candidate serves."""
     project: Project | None = None
@@ -95,9 +95,9 @@ class DriftView(ApiModel):
     items: int
     """Number of items compared."""
     cosine_mean: float | None
-    """Mean cosine. None if the widths differ or no item was compared yet."""
+    """Mean cosine similarity; null if the widths differ or no item has been compared yet."""
     cosine_min: float | None
-    """Lowest cosine."""
+    """Lowest cosine similarity."""
     neighbours: int
     """Number of nearest neighbours compared per item."""
     neighbours_kept: float | None
@@ -123,9 +123,9 @@ class ClassificationView(ApiModel):
     index: int
     labels: list[str]
     scores: list[float]
-    """Probabilities of the labels."""
+    """Probabilities, in the order of `labels`."""
     classes: list[int]
-    """Numbers of the classes."""
+    """Indices of the classes, in the order of `labels`."""
 
 
 class NeighboursRequest(ApiModel):
@@ -175,7 +175,7 @@ class ReconstructionView(ApiModel):
     loss: float
     """Mean squared error on hidden tokens, as in training."""
     original: str
-    """Clip that the encoder receives."""
+    """Clip as the encoder receives it."""
     masked: str
     """Clip with hidden tokens painted over."""
     rebuilt: str

@@ -82,7 +82,7 @@ def _search(
 
 
 def _load_index(jobs: JobStore, job_id: str, project: str | None, cache: EmbeddingCache, output: str) -> EmbeddingIndex:
-    """Raises NotFound, NotPossible for a job of another kind, IllegalAction if it has not succeeded."""
+    """Raises NotFound, NotPossible if the job is not of kind embed, IllegalAction if it has not succeeded."""
     job = jobs.get(job_id, project)
     if job.kind != "embed":
         raise NotPossible(f"{job.id} is a job of kind {job.kind}; neighbours need a job of kind embed")

@@ -42,12 +42,12 @@ __all__ = [
     "up",
 ]
 
-RAY_TRIES = 5  # Ray limits the startup of its own processes to 30 s, which a cold or busy machine may exceed
-DRAIN_S = 90.0  # for last checkpoints of running jobs, whose own deadline is 60 s
+RAY_TRIES = 5  # Ray allows its processes 30 s to start, which a cold or busy machine may exceed
+DRAIN_S = 90.0  # for the last checkpoints of running jobs, which have a deadline of 60 s
 LOG_TAIL = 2000
 
 START_ORDER: tuple[Part, ...] = ("ray", "control-plane")
-STOP_ORDER: tuple[Part, ...] = ("control-plane", "ray")  # else the control plane reports that Ray failed
+STOP_ORDER: tuple[Part, ...] = ("control-plane", "ray")  # otherwise the control plane would report that Ray failed
 
 
 class PartStatus(NamedTuple):
@@ -145,7 +145,7 @@ def status(data_dir: Path | None = None) -> StackStatus:
 
 
 def _plan_state(folder: StackFolder, port: int | None, storage: str | None, num_cpus: int | None) -> StackState:
-    """The previous state with the requested changes. Raises StackError if a running stack would have to change."""
+    """Return the previous state with the requested changes. Raises StackError if that changes a running stack."""
     state, settings = folder.read(), Settings()
     if state is not None:
         requested = {

@@ -69,15 +69,15 @@ def _ray_command(state: StackState) -> list[str]:
 
 
 def _ray_environment(folder: StackFolder, state: StackState) -> dict[str, str]:
-    """The environment of jobs: credentials of the storage, and none of the service."""
+    """Environment of jobs, with the credentials of the storage but not those of the service."""
     return _without(os.environ, *NOT_FOR_JOBS, "RAY_ADDRESS") | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "AMD_STORAGE": state.storage,
         **_ray_token(folder),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray replaces 127.0.0.1 and listens on all interfaces
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # otherwise Ray replaces 127.0.0.1 and listens on all interfaces
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{STARTUP_S:.0f}",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # this machine is not preemptible: one process less
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else printed lines appear twice
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process: this machine is not preemptible
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise printed lines appear twice
     }
 
 
@@ -130,9 +130,9 @@ def _agent_problem(port: int) -> str | None:
     """Probe the agent: Ray 2.60 starts without its HTTP server if the port is taken, and then runs no job."""
     try:
         response = httpx.get(f"http://{HOST}:{port}/api/local_raylet_healthz", timeout=10.0)
-        return None if response.is_success else f"its agent, which takes jobs, returned status {response.status_code}"
+        return None if response.is_success else f"the agent that accepts jobs returned status {response.status_code}"
     except httpx.HTTPError as error:
-        return f"its agent, which takes jobs, does not answer at port {port}: {error or type(error).__name__}"
+        return f"the agent that accepts jobs does not answer on port {port}: {error or type(error).__name__}"
 
 
 def reports_of(state: StackState) -> dict[str, str]:

@@ -10,7 +10,7 @@ import psutil  # type: ignore[import-untyped]
 
 from service.stack.state import MARK, Part, ProgressCallback, StackFolder, StackState
 
-TERMINATE_S = 15.0  # until a process that ignores SIGTERM is killed
+TERMINATE_S = 15.0  # before a process that ignores SIGTERM is killed
 DRIVER = "service.jobs.runner"
 TERMINATE_THEN_KILL = (psutil.Process.terminate, psutil.Process.kill)
 

@@ -38,6 +38,8 @@ class StackError(Exception):
 
 
 class PartProcess(BaseModel):
+    """The process of a part, identified by its pid and start time."""
+
     pid: int
     started: float
 
@@ -53,6 +55,8 @@ class PartProcess(BaseModel):
 
 
 class RayPorts(BaseModel):
+    """Ports of the Ray head and of Ray Serve."""
+
     gcs: int
     dashboard: int
     agent: int
@@ -62,7 +66,7 @@ class RayPorts(BaseModel):
 
 
 class StackState(BaseModel):
-    """Content of stack.json, from which the next start continues."""
+    """Content of stack.json, which the next start reuses."""
 
     port: int
     storage: str
@@ -94,7 +98,7 @@ class Stack(NamedTuple):
 
 
 def resolve_data_dir(given: Path | None) -> Path:
-    """The data directory of a stack: the given one, else AMD_DATA_DIR, else the default for the user."""
+    """Return the given data directory, else AMD_DATA_DIR, else the user's default."""
     return (given or Settings().data_dir).expanduser().absolute()
 
 
@@ -108,7 +112,7 @@ class StackFolder:
         self.ray_token = path / "ray-token"
 
     def prepare(self) -> None:
-        """Create the folder, readable by its owner alone, and Ray's token in it. Raises StackError."""
+        """Create the folder, readable only by its owner, and Ray's token in it. Raises StackError."""
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             (self.path / "logs").mkdir(exist_ok=True)

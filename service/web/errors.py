@@ -1,4 +1,4 @@
-"""Error responses: RFC 9457 problem details with a stable `code`. The only module with HTTP statuses of errors.
+"""Error responses: RFC 9457 problem details with a stable `code`. The only module that knows HTTP error statuses.
 
 The service's packages raise ServiceError subclasses without reference to HTTP; ERROR_RESPONSES maps each to a status
 and a code. Imports no other package of the service.
@@ -53,7 +53,7 @@ class EncoderInUse(ServiceError):
 
 
 class AliasMoved(ServiceError):
-    """The alias points to another encoder than the request expects; `current` names it."""
+    """The alias points to a different encoder than the request expects; `current` names it."""
 
 
 class BadCursor(ServiceError):
@@ -61,7 +61,7 @@ class BadCursor(ServiceError):
 
 
 class KeyReused(ServiceError):
-    """The Idempotency-Key was sent with a different request before."""
+    """The Idempotency-Key was already sent with a different request."""
 
 
 class KeyInFlight(ServiceError):
@@ -73,7 +73,7 @@ class Unauthenticated(ServiceError):
 
 
 class Forbidden(ServiceError):
-    """The caller is known but lacks the scope or the project."""
+    """The caller is known but lacks the required scope or project."""
 
 
 class TooMany(ServiceError):
@@ -81,7 +81,7 @@ class TooMany(ServiceError):
 
 
 class UriNotAllowed(ServiceError):
-    """A data or storage URI lies outside the allowed prefixes; `field` names it."""
+    """A data or storage URI is outside the allowed prefixes; `field` names it."""
 
 
 class BodyTooLarge(ServiceError):
@@ -101,7 +101,7 @@ class NotDeployed(ServiceError):
 
 
 class EncoderUnavailable(ServiceError):
-    """The encoder's replicas do not answer: none runs yet, or one died during the request."""
+    """The encoder's replicas do not answer: none is running yet, or one died during the request."""
 
 
 class Overloaded(ServiceError):
@@ -284,7 +284,7 @@ def install(app: FastAPI) -> None:
 
     def storage_unavailable(request: Request, error: Exception) -> JSONResponse:
         logger.error("the storage does not answer: %s", error)
-        detail = "the storage root cannot be used now; try again"
+        detail = "the storage root is temporarily unavailable; try again"
         status = HTTPStatus.SERVICE_UNAVAILABLE
         return problem(request, status, "storage_unavailable", detail, retryable=True, headers={"Retry-After": "5"})
 

@@ -121,7 +121,7 @@ def tagged(view: M, response: Response, if_none_match: str | None) -> M:
     """The view with its ETag, or 304 if the caller already has it."""
     tag = f'W/"{hashlib.sha256(view.model_dump_json().encode()).hexdigest()[:32]}"'
     if is_known(tag, if_none_match):
-        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})  # type: ignore[return-value]  # FastAPI sends it as it is
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})  # type: ignore[return-value]  # FastAPI sends it as is
     response.headers["ETag"] = tag
     return view
 

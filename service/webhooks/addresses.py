@@ -13,11 +13,11 @@ import httpx
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 _UNICAST = ipaddress.ip_network("2000::/3")  # outside it: mapped, translated (64:ff9b::/96), local, multicast
-_PLATFORM = ipaddress.ip_address("168.63.129.16")  # in a public range, but Azure's platform services
+_PLATFORM = ipaddress.ip_address("168.63.129.16")  # in a public range, but used by Azure's platform services
 
 
 class AddressNotAllowed(Exception):
-    """A webhook's URL or address is not allowed; the message says why."""
+    """A webhook's URL or address is not allowed; the message gives the rule."""
 
 
 def checked_url(text: str, *, allow_http: bool, allow_private: bool = False) -> httpx.URL:
@@ -39,7 +39,7 @@ def checked_url(text: str, *, allow_http: bool, allow_private: bool = False) -> 
 
 
 def is_public(text: str) -> bool:
-    """Whether an address is public: not of this machine, its network or its cloud, nor an encoding of such a one.
+    """Whether an address is public: not one of this machine, its network or its cloud, nor an encoding of one.
 
     Raises ValueError for text that is not an address.
     """

@@ -81,14 +81,14 @@ class WebhookSender:
     async def _send(self, client: httpx.AsyncClient, attempt: DeliveryTry) -> None:
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                taken, answer = await self._post(client, attempt)
+                accepted, answer = await self._post(client, attempt)
         except AddressNotAllowed as error:
-            taken, answer = False, str(error)
+            accepted, answer = False, str(error)
         except TimeoutError:
-            taken, answer = False, f"no answer within {TIMEOUT_S:.0f} s"
+            accepted, answer = False, f"no response within {TIMEOUT_S:.0f} s"
         except Exception as error:  # no error of one receiver may affect other deliveries
-            taken, answer = False, f"not reached: {type(error).__name__}"
-        await asyncio.to_thread(self._store.record_result, attempt, taken, answer)
+            accepted, answer = False, f"could not be reached: {type(error).__name__}"
+        await asyncio.to_thread(self._store.record_result, attempt, accepted, answer)
 
     async def _post(self, client: httpx.AsyncClient, attempt: DeliveryTry) -> tuple[bool, str]:
         url = checked_url(attempt.url, allow_http=self._allow_http, allow_private=self._allow_private)

@@ -167,9 +167,9 @@ class WebhookStore:
         pause = PAUSES_S[min(delivery.tries, len(PAUSES_S) - 1)]
         return self._set(delivery.id, delivery.tries, tries=delivery.tries + 1, tried_at=now, not_before=now + pause)
 
-    def record_result(self, claimed: DeliveryTry, taken: bool, answer: str) -> None:
+    def record_result(self, claimed: DeliveryTry, accepted: bool, answer: str) -> None:
         """Record the result of a claimed try."""
-        state = TAKEN if taken else GIVEN_UP if claimed.is_last else WAITING
+        state = TAKEN if accepted else GIVEN_UP if claimed.is_last else WAITING
         self._set(claimed.delivery, claimed.number, state=state, answer=answer)
 
     def _set(self, delivery: int, expected_tries: int, **values: Any) -> bool:
@@ -195,6 +195,6 @@ def _of(session: Session, webhook_id: str, project: str | None) -> Webhook:
 
 
 def _try(delivery: Delivery, webhook: Webhook) -> DeliveryTry:
-    # Not the row's id, which a database may reuse, and without dots, which separate the parts that are signed.
+    # Not the row's id, which a database may reuse. Without dots, which separate the signed parts.
     message_id = f"msg_{webhook.id}_{delivery.job_id}_{delivery.version}".replace(".", "_")
     return DeliveryTry(delivery.id, delivery.tries + 1, message_id, webhook.url, webhook.secret, delivery.body)

@@ -1,7 +1,8 @@
-"""How the control plane bears many jobs: `python tests/benchmarks/control_plane.py [--jobs 100000] [--postgresql]`.
+"""Load test of the control plane with many jobs.
 
-Reading and listing over HTTP with so many jobs in the store, on SQLite and PostgreSQL; and how fast 1,000 accepted jobs
-are queued and drained where each ends as soon as it is begun, so that only the control plane is measured.
+Run as `python tests/benchmarks/control_plane.py [--jobs 100000] [--postgresql]`.
+Measures reads and listings over HTTP with that many stored jobs, on SQLite and PostgreSQL, and the time to accept and
+drain 1,000 jobs. On the fake cluster each job ends as soon as it starts, so only the control plane is measured.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def database(name: str, folder: Path) -> Iterator[Engine]:
 
 
 def fill(engine: Engine, jobs: int) -> list[str]:
-    chance, now, ids = random.Random(0), time.time(), []
+    """Insert ended jobs and return their ids."""
+    rng, now, ids = random.Random(0), time.time(), []
     for start in range(0, jobs, 5000):
         rows = []
         for number in range(start, min(jobs, start + 5000)):
@@ -51,7 +53,7 @@ def fill(engine: Engine, jobs: int) -> list[str]:
                 {
                     "id": f"train-{number:08d}",
                     "project": f"p{number % 20}",
-                    "kind": chance.choice(KINDS),
+                    "kind": rng.choice(KINDS),
                     "labels": {"team": str(number % 50)},
                     "priority": 0,
                     "origin": "api",
@@ -62,7 +64,7 @@ def fill(engine: Engine, jobs: int) -> list[str]:
                     "cpus": 1.0,
                     "device": "cpu",
                     "wanted": "run",
-                    "state": chance.choice(STATES),
+                    "state": rng.choice(STATES),
                     "message": "",
                     "attempt": 1,
                     "retries": 0,
@@ -91,14 +93,15 @@ def fill(engine: Engine, jobs: int) -> list[str]:
 
 
 def timed(call: Callable[[], httpx.Response]) -> str:
-    took = []
+    durations_ms = []
     for _ in range(CALLS):
         began = time.perf_counter()
-        answer = call()
-        took.append((time.perf_counter() - began) * 1000)
-        assert answer.status_code in (200, 304), answer.text
-    took.sort()
-    return f"p50 {took[len(took) // 2]:6.1f} ms   p99 {took[int(len(took) * 0.99)]:6.1f} ms"
+        response = call()
+        durations_ms.append((time.perf_counter() - began) * 1000)
+        assert response.status_code in (200, 304), response.text
+    durations_ms.sort()
+    p50, p99 = (durations_ms[int(len(durations_ms) * share)] for share in (0.5, 0.99))
+    return f"p50 {p50:6.1f} ms   p99 {p99:6.1f} ms"
 
 
 def drain(server: Server, client: httpx.Client) -> str:
@@ -111,8 +114,8 @@ def drain(server: Server, client: httpx.Client) -> str:
     while client.get("/jobs", params=waiting).json()["items"]:
         time.sleep(0.1)
     drained = time.perf_counter() - began
-    begun = server.app.state.cluster.submitted
-    assert sorted(begun) == sorted(ids), "each job begins once"
+    started = server.app.state.cluster.submitted
+    assert sorted(started) == sorted(ids), "each job must start exactly once"
     return f"accepted in {accepted:.1f} s ({DRAINED / accepted:.0f}/s), all ended after {drained:.1f} s"
 
 
@@ -134,18 +137,18 @@ def main() -> None:
 
 
 def measure(server: Server, client: httpx.Client, ids: list[str]) -> None:
-    chance = random.Random(1)
+    rng = random.Random(1)
     deep = client.get("/jobs", params={"limit": 200}).json()["next_cursor"]
     calls: dict[str, Callable[[], httpx.Response]] = {
-        "read one": lambda: client.get(f"/jobs/{chance.choice(ids)}"),
+        "read one": lambda: client.get(f"/jobs/{rng.choice(ids)}"),
         "first page of 50": lambda: client.get("/jobs"),
         "next page": lambda: client.get("/jobs", params={"cursor": deep}),
         "by state and kind": lambda: client.get("/jobs", params={"state": "failed", "kind": "probe"}),
-        "by label": lambda: client.get("/jobs", params={"label": f"team={chance.randrange(50)}"}),
+        "by label": lambda: client.get("/jobs", params={"label": f"team={rng.randrange(50)}"}),
         "of a project": lambda: client.get("/jobs", params={"project": "p7"}),
     }
-    for what, call in calls.items():
-        print(f"  {what:20s} {timed(call)}")
+    for name, call in calls.items():
+        print(f"  {name:20s} {timed(call)}")
     print(f"  {DRAINED} jobs: {drain(server, client)}")
 
 

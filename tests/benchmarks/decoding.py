@@ -1,8 +1,8 @@
-"""Reading a clip (16 frames, every 4th, random start) against bare decord on the same files, CPU ms per clip.
+"""CPU time of reading a clip (16 frames, every 4th, random start), against bare decord on the same files.
 
-`python tests/benchmarks/decoding.py [--clips 40]`. Columns: bare decord; our decoder in this process; the whole reader,
-with its process and the way back through shared memory. CPU time of both processes, turns interleaved, so
-that a busy machine disturbs all alike. Images: the reader against Pillow in this process.
+`python tests/benchmarks/decoding.py [--clips 40]`. Columns, in ms per clip: bare decord; our decoder in this process;
+the whole reader, including its child process and the transfer through shared memory. CPU time of both processes is
+counted, and turns are interleaved so that a busy machine affects all columns equally. Images are compared with Pillow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support.data.videos import write_video
 
 
 def scene(count: int, width: int, height: int) -> list[np.ndarray]:
-    """A textured picture that pans with grain, and a patch that swings: about what a camera gives."""
+    """A panning textured image with grain and a swinging patch, roughly as complex as camera footage."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8))
     texture = np.asarray(coarse.resize((width * 2, height * 2), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -59,42 +59,42 @@ def main() -> None:
 
 def _video(path: Path, clips: int) -> dict[str, float]:
     reader, rng = SampleReader(DataConfig(train="x")), np.random.default_rng(0)
-    ways: dict[str, Callable[[np.ndarray], Any]] = {
+    readers: dict[str, Callable[[np.ndarray], Any]] = {
         "decord_ms": lambda i: decord.VideoReader(str(path), num_threads=1).get_batch(i).asnumpy(),
         "ours_ms": lambda i: open_video(path).read(i.tolist()),
         "reader_ms": lambda i: reader.read_clip(Record(str(path), None, "video"), lambda total: i),
     }
-    return _times(ways, lambda: np.arange(16) * 4 + rng.integers(0, 236), clips, reader)
+    return _times(readers, lambda: np.arange(16) * 4 + rng.integers(0, 236), clips, reader)
 
 
 def _image(path: Path, turns: int) -> dict[str, float]:
     reader = SampleReader(DataConfig(train="x"))
-    ways: dict[str, Callable[[np.ndarray], Any]] = {
+    readers: dict[str, Callable[[np.ndarray], Any]] = {
         "pillow_ms": lambda _: read_image(path),
         "reader_ms": lambda i: reader.read_clip(Record(str(path), None, "image"), lambda total: i),
     }
-    return _times(ways, lambda: np.array([0]), turns, reader)
+    return _times(readers, lambda: np.array([0]), turns, reader)
 
 
 def _times(
-    ways: dict[str, Callable[[np.ndarray], Any]], draw: Callable[[], np.ndarray], turns: int, reader: SampleReader
+    readers: dict[str, Callable[[np.ndarray], Any]], draw: Callable[[], np.ndarray], turns: int, reader: SampleReader
 ) -> dict[str, float]:
-    for way in ways.values():
-        way(draw())
+    for read in readers.values():
+        read(draw())
     child = reader._child.start().process.pid
-    spent: dict[str, list[float]] = {name: [] for name in ways}
+    spent: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(turns):
         indices = draw()
-        for name, way in ways.items():
+        for name, read in readers.items():
             started = time.process_time() + _cpu(child)
-            way(indices)
+            read(indices)
             spent[name].append(time.process_time() + _cpu(child) - started)
     reader.close()
     return {name: round(1e3 * float(np.mean(times)), 1) for name, times in spent.items()}
 
 
 def _cpu(pid: int) -> float:
-    """CPU seconds of another process, to the nanosecond (schedstat), where ticks would be too coarse."""
+    """CPU seconds of another process, in nanosecond resolution (schedstat), since clock ticks are too coarse."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 

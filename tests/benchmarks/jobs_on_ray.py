@@ -1,7 +1,7 @@
-"""Many jobs through a real Ray: `python tests/benchmarks/jobs_on_ray.py [--jobs 1000]`.
+"""Throughput of many jobs on a real Ray cluster: `python tests/benchmarks/jobs_on_ray.py [--jobs 1000]`.
 
-Each job's driver is a shell script that says at once that it has succeeded, so what takes time is accepting, queueing,
-Ray's own start of a driver, and seeing the end. Checks that each job ran once.
+Each job's driver is a shell script that immediately reports success, so the time measured is that of accepting and
+queueing jobs, of starting drivers in Ray, and of observing their end. Checks that each job ran exactly once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import httpx
 from tests.support.ray_cluster import end_head, start_head
 from tests.support.service.control_plane import ControlPlane
 
-# Called as the interpreter: -m service.jobs.runner JOB ATTEMPT ROOT.
+# Called in place of the Python interpreter, with -m service.jobs.runner JOB ATTEMPT ROOT.
 STUB = """#!/bin/sh
 folder="$5/jobs/$3/attempts"; mkdir -p "$folder"
 echo "$3 $4" >> "$5/began"
-printf '{"at": 0, "outcome": {"state": "succeeded"}}' > "$folder/.word" && mv "$folder/.word" "$folder/000$4.json"
+printf '{"at": 0, "outcome": {"state": "succeeded"}}' > "$folder/.heartbeat"
+mv "$folder/.heartbeat" "$folder/000$4.json"
 """
 
 
@@ -57,7 +58,7 @@ def main() -> None:
         plane.kill()
         end_head(head, ray_folder)
     assert states == {"succeeded": count}, states
-    assert starts == Counter(f"{job} 1" for job in ids), "each job begins once"
+    assert starts == Counter(f"{job} 1" for job in ids), "each job must start exactly once"
     print(f"{count} jobs: accepted in {accepted:.1f} s ({count / accepted:.0f}/s), all ended after {drained:.0f} s")
 
 

@@ -1,7 +1,7 @@
-"""How long a list of ten million lines takes to open, and how much memory it takes.
+"""Time and memory needed to open a list file of ten million lines.
 
 `python tests/benchmarks/manifest_ten_million.py [LINES]` writes such a list (about 660 MB) to a temporary folder, opens
-it as training does, and prints one JSON line.
+it as a training run does, and prints one line of JSON.
 """
 
 from __future__ import annotations

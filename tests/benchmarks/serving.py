@@ -1,17 +1,18 @@
-"""The engine of a replica under load against the offline batched forward of the same encoder, in turns of one run.
+"""Throughput of a replica's engine under load, against the offline batched forward pass of the same encoder.
 
 `python tests/benchmarks/serving.py [--video] [--size S] [--concurrency 16] [--device cpu] [--json]`. Each request has
-one item, and a client sends its next as soon as it is answered.
+one item, and a client sends the next one as soon as it receives the response. Engine and offline turns alternate.
 
-forward: without decoding. Offline: clips that lie in memory, through `encode` in batches of the engine's budget. The
-engine: pictures of just the clip's size as PPM (a video encoder sees the picture in all of its frames), which a decoder
-only copies and nothing resizes; what is left beside the forward pass is the engine's own work and its processes'.
-decoding: with JPEG of 500x376, or mp4 of 340x256. Offline: as many decoding processes as the engine has, read ahead by
-threads, and the same batches.
-ratio: engine over offline in one turn, the median of the turns, since a busy machine disturbs neighbours alike.
-cpu_ratio: the same of items per CPU second, all processes counted, which others on the machine hardly touch (with
---threads 1: several that wait for each other spin). Latency: requests that come by chance (Poisson) at half of the
-engine's rate.
+forward: without decoding. Offline, clips in memory pass through `encode` in batches of the engine's token budget. The
+engine receives PPM images of exactly the clip's size (repeated in every frame for a video encoder), which are copied
+but not decoded or resized; the difference to the forward pass is the overhead of the engine and its processes.
+decoding: JPEG files of 500x376, or mp4 files of 340x256. Offline uses as many decoding processes as the engine, with
+read-ahead threads, and the same batches.
+ratio: engine throughput over offline throughput in a turn; the median over turns, since other load affects neighbouring
+turns equally.
+cpu_ratio: the same ratio of items per CPU second over all processes, which other load hardly affects (use --threads 1:
+threads that wait for each other spin).
+Latency is measured with Poisson arrivals at half of the engine's throughput.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ DEADLINE_S = 600.0
 
 
 class Offline:
-    """The batched forward pass, as a script over a data set would do it."""
+    """The batched forward pass, as in a script over a data set."""
 
     def __init__(self, url: str, settings: EngineSettings) -> None:
         self.device = choose_device(settings.device)
@@ -91,37 +92,37 @@ class Offline:
             self.readers.get().close()
 
 
-async def served(engine: Engine, contents: Sequence[bytes], concurrency: int) -> None:
-    """Closed loop: each client sends its next item as soon as it is answered."""
-    left = iter(contents)
+async def run_closed_loop(engine: Engine, contents: Sequence[bytes], concurrency: int) -> None:
+    """Closed loop: each client sends its next item as soon as it receives the result."""
+    remaining = iter(contents)
 
     async def client() -> None:
-        for content in left:
+        for content in remaining:
             await engine.infer("main", [Item(content)], InferenceOptions(), DEADLINE_S)
 
     await asyncio.gather(*(client() for _ in range(concurrency)))
 
 
 async def latencies(engine: Engine, contents: Sequence[bytes], per_s: float) -> list[float]:
-    """Open loop: requests come whether or not others are answered. Seconds each, ascending."""
-    chance, took = random.Random(0), list[float]()
+    """Open loop: requests arrive regardless of pending ones. Returns seconds per request, ascending."""
+    rng, durations_s = random.Random(0), list[float]()
 
     async def one(content: bytes) -> None:
         began = time.perf_counter()
         await engine.infer("main", [Item(content)], InferenceOptions(), DEADLINE_S)
-        took.append(time.perf_counter() - began)
+        durations_s.append(time.perf_counter() - began)
 
     due, tasks = time.perf_counter(), []
     for content in contents:
-        due += chance.expovariate(per_s)
+        due += rng.expovariate(per_s)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         tasks.append(asyncio.create_task(one(content)))
     await asyncio.gather(*tasks)
-    return sorted(took)
+    return sorted(durations_s)
 
 
 class BenchmarkClock:
-    """Seconds now, by the wall and of the CPU: of this process and of all its children."""
+    """Current wall time, and CPU seconds of this process and its children."""
 
     def __init__(self) -> None:
         self.wall = time.perf_counter()
@@ -166,14 +167,14 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "batch": offline.batch,
         "decoders": options.decoders,
     }
-    for what, contents in (("forward", [small_picture(clip)]), ("decoding", files(options.video, folder))):
+    for stage, contents in (("forward", [small_picture(clip)]), ("decoding", files(options.video, folder))):
         items = list(islice(cycle(contents), options.items))
         clips = list(islice(offline.decoded(contents), 1)) * options.items
 
-        def offline_turn(what: str = what, items: list[bytes] = items, clips: list[Tensor] = clips) -> None:
-            offline.forward(iter(clips) if what == "forward" else offline.decoded(items))
+        def offline_turn(stage: str = stage, items: list[bytes] = items, clips: list[Tensor] = clips) -> None:
+            offline.forward(iter(clips) if stage == "forward" else offline.decoded(items))
 
-        await served(engine, items[: options.concurrency], options.concurrency)
+        await run_closed_loop(engine, items[: options.concurrency], options.concurrency)
         await asyncio.to_thread(offline_turn)
         rates, costs = list[tuple[float, float]](), list[float]()
         before = engine.state()["counters"]
@@ -181,21 +182,21 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             began = BenchmarkClock()
             offline_turn()
             between = BenchmarkClock()
-            await served(engine, items, options.concurrency)
+            await run_closed_loop(engine, items, options.concurrency)
             end = BenchmarkClock()
             rates.append((options.items / (between.wall - began.wall), options.items / (end.wall - between.wall)))
             costs.append((between.cpu - began.cpu) / (end.cpu - between.cpu))
         after = engine.state()["counters"]
-        took = await latencies(engine, items, statistics.median(ours for _, ours in rates) / 2)
-        results[what] = {
+        sorted_s = await latencies(engine, items, statistics.median(ours for _, ours in rates) / 2)
+        results[stage] = {
             "offline_per_s": round(statistics.median(theirs for theirs, _ in rates), 1),
             "engine_per_s": round(statistics.median(ours for _, ours in rates), 1),
             "ratio": round(statistics.median(ours / theirs for theirs, ours in rates), 3),
             "cpu_ratio": round(statistics.median(costs), 3),
             "ratios": [round(ours / theirs, 3) for theirs, ours in rates],
             "clips_a_batch": round((after["clips"] - before["clips"]) / (after["batches"] - before["batches"]), 1),
-            "p50_ms_at_half_load": round(1e3 * took[len(took) // 2], 1),
-            "p99_ms_at_half_load": round(1e3 * took[int(len(took) * 0.99)], 1),
+            "p50_ms_at_half_load": round(1e3 * sorted_s[len(sorted_s) // 2], 1),
+            "p99_ms_at_half_load": round(1e3 * sorted_s[int(len(sorted_s) * 0.99)], 1),
         }
     await engine.close()
     offline.close()
@@ -207,13 +208,13 @@ def main() -> None:
     parser.add_argument("--size", default="S")
     parser.add_argument("--video", action="store_true")
     parser.add_argument("--concurrency", type=int, default=16)
-    parser.add_argument("--items", type=int, default=96, help="of a turn")
+    parser.add_argument("--items", type=int, default=96, help="Number of items per turn.")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--decoders", type=int, default=2)
-    parser.add_argument("--batch-tokens", type=int, help="of both; none: the engine's default")
+    parser.add_argument("--batch-tokens", type=int, help="Tokens per batch, engine and offline; default: the engine's.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,11 @@
-"""Our training step against the official arithmetic, in turn, in one run.
+"""Speed of our training step against the official computation, in alternating turns.
 
     python tests/benchmarks/step_against_official.py --preset k400-vit-b --pairs 5
 
-`OfficialStep` does in our words what the official step does: it embeds every token by a convolution and then selects by
+`OfficialStep` reimplements the official training step: it embeds every token by a convolution and then selects by
 boolean masks, copies position tables once per clip, multiplies attention out, projects twice, computes every token of
-every block, and updates parameter by parameter. It shares its starting weights with our step, and both losses are
-printed: a ratio between different losses would mean nothing. Prints one JSON line per pair of steps, then the medians.
+every block, and updates parameter by parameter. It starts from the same weights as our step, and both losses are
+printed, since a ratio is meaningless unless they agree. Prints one JSON line per pair of steps, then the medians.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from amd.training.trainer.optimizer import parameter_groups
 
 
 class OfficialStep:
-    """The official arithmetic over copies of a StepBench's weights."""
+    """The official training step on copies of a StepBench's weights."""
 
     def __init__(self, bench: StepBench, precision: Precision = "fp32") -> None:
         self.bench, self.config, self.precision = bench, bench.config, precision
@@ -58,10 +58,10 @@ class OfficialStep:
         tokens = config.clip.grid.tokens
         videos = self._normalized(clips.to(device))
         masks = [_mask(index, tokens).cpu() for index in (sets.student_visible, sets.teacher_only)]
-        seen, extra = (mask.to(device, non_blocking=True) for mask in masks)
-        labels = self._labels(videos, ~seen)
+        visible, teacher_only = (mask.to(device, non_blocking=True) for mask in masks)
+        labels = self._labels(videos, ~visible)
         with autocast(self.precision, device):
-            total = self._total(videos, seen, extra, labels)
+            total = self._total(videos, visible, teacher_only, labels)
         total.backward()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip_norm or float("inf"), foreach=False)
@@ -77,7 +77,7 @@ class OfficialStep:
         return self.config.clip.mean, self.config.clip.std
 
     def _labels(self, videos: Tensor, hidden: Tensor) -> Tensor:
-        """Normalised pixels of all tokens, then those of the hidden ones."""
+        """Compute the normalised pixels of all tokens, then select those of the hidden ones."""
         clip = self.config.clip
         mean, std = (torch.tensor(v, device=videos.device)[:, None, None, None] for v in self._colours())
         unit = videos * std + mean
@@ -89,30 +89,36 @@ class OfficialStep:
         cut = (cut - cut.mean(dim=-2, keepdim=True)) / (cut.var(dim=-2, unbiased=True, keepdim=True).sqrt() + 1e-6)
         return cut.flatten(2)[hidden].reshape(b, -1, clip.token_values)
 
-    def _total(self, videos: Tensor, seen: Tensor, extra: Tensor, labels: Tensor) -> Tensor:
+    def _total(self, videos: Tensor, visible: Tensor, teacher_only: Tensor, labels: Tensor) -> Tensor:
         student, objective = self.student, self.config.objective
         b = len(videos)
         pairs = objective.layers
         with torch.no_grad():
             x = self._embed(self.teacher, self.teacher_kernel, videos)
-            x = torch.cat([x[seen].reshape(b, -1, x.shape[-1]), x[extra].reshape(b, -1, x.shape[-1])], dim=1)
-            shared = int(seen[0].sum())
+            x = torch.cat([x[visible].reshape(b, -1, x.shape[-1]), x[teacher_only].reshape(b, -1, x.shape[-1])], dim=1)
+            shared = int(visible[0].sum())
             targets = _taps(self.teacher, x, [pair.teacher for pair in pairs])
         x = self._embed(student.encoder, self.student_kernel, videos)
-        x = x[seen].reshape(b, -1, x.shape[-1])
+        x = x[visible].reshape(b, -1, x.shape[-1])
         taps = _taps(student.encoder, x, [pair.student for pair in pairs])
         normed = student.encoder.norm(taps[-1])
         direct = [project(tap) for project, tap in zip(student.projections, taps, strict=True)]
-        again = [project(tap) for project, tap in zip(student.projections, taps, strict=True)]
-        generated = [self._predict(g, z, seen, extra) for g, z in zip(student.generators, again, strict=True)]
+        reprojected = [project(tap) for project, tap in zip(student.projections, taps, strict=True)]
+        generated = [
+            self._predict(g, z, visible, teacher_only) for g, z in zip(student.generators, reprojected, strict=True)
+        ]
         decoder = student.decoder
         assert isinstance(decoder, Decoder)
-        answer = self._predict(decoder, decoder.input(normed), seen, ~seen)
-        rebuilt = decoder.head(decoder.norm(answer))
+        predicted = self._predict(decoder, decoder.input(normed), visible, ~visible)
+        rebuilt = decoder.head(decoder.norm(predicted))
         reconstruction = functional.mse_loss(rebuilt.float(), labels)
-        near = [functional.mse_loss(z.float(), t[:, :shared].float()) for z, t in zip(direct, targets, strict=True)]
-        far = [functional.mse_loss(z.float(), t[:, shared:].float()) for z, t in zip(generated, targets, strict=True)]
-        return reconstruction + torch.stack(near).mean() + torch.stack(far).mean()
+        direct_losses = [
+            functional.mse_loss(z.float(), t[:, :shared].float()) for z, t in zip(direct, targets, strict=True)
+        ]
+        generation_losses = [
+            functional.mse_loss(z.float(), t[:, shared:].float()) for z, t in zip(generated, targets, strict=True)
+        ]
+        return reconstruction + torch.stack(direct_losses).mean() + torch.stack(generation_losses).mean()
 
     def _embed(self, encoder: Encoder, kernel: Tensor, videos: Tensor) -> Tensor:
         x = (
@@ -122,14 +128,14 @@ class OfficialStep:
         )
         return x + _table(encoder.positions, x)
 
-    def _predict(self, predictor: Predictor, x: Tensor, seen: Tensor, asked: Tensor) -> Tensor:
+    def _predict(self, predictor: Predictor, x: Tensor, visible: Tensor, queried: Tensor) -> Tensor:
         b, _, width = x.shape
-        places = _table(predictor.positions, x)
-        known = x + places[seen].reshape(b, -1, width)
-        x = torch.cat([known, predictor.mask_token + places[asked].reshape(b, -1, width)], dim=1)
+        positions = _table(predictor.positions, x)
+        known = x + positions[visible].reshape(b, -1, width)
+        x = torch.cat([known, predictor.mask_token + positions[queried].reshape(b, -1, width)], dim=1)
         for block in predictor.blocks:
             x = _block(block, x)
-        return x[:, -int(asked[0].sum()) :]
+        return x[:, -int(queried[0].sum()) :]
 
 
 def _mask(index: Tensor, tokens: int) -> Tensor:
@@ -208,7 +214,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--official-precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch on CPU")
+    parser.add_argument("--threads", type=int, default=1, help="Number of PyTorch threads on a CPU.")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     config = with_overrides(

@@ -1,4 +1,4 @@
-"""Tests of a training, from list file to published encoder, with one broken file in twenty."""
+"""A training run from list file to published encoder, in which one file in twenty is broken."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from tests.support.data.videos import pictures, write_audio_only, write_video
 from tests.support.runs.configs import mae, tiny_video_config
 
 
-def cut_after(path: Path, good: Path, part: float) -> None:
-    whole = good.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * part)])
+def cut_after(path: Path, good: Path, fraction: float) -> None:
+    content = good.read_bytes()
+    path.write_bytes(content[: int(len(content) * fraction)])
 
 
-def index_in_front(path: Path) -> Path:
+def write_video_with_leading_index(path: Path) -> Path:
     return write_video(path, pictures(12, 32, 24, seed=99), container={"movflags": "faststart"})
 
 
-def image_as_mp4(path: Path) -> None:
+def write_image_as_mp4(path: Path) -> None:
     Image.new("RGB", (64, 64)).save(path, format="PNG")
 
 
-BREAK: dict[str, Callable[[Path, Path], object]] = {
+DAMAGE_BY_NAME: dict[str, Callable[[Path, Path], object]] = {
     "truncated": lambda path, good: cut_after(path, good, 0.5),
-    "truncated, its index in front": lambda path, good: cut_after(path, index_in_front(path), 0.7),
+    "truncated after its index": lambda path, good: cut_after(path, write_video_with_leading_index(path), 0.7),
     "zero bytes": lambda path, good: path.write_bytes(b""),
     "random bytes": lambda path, good: path.write_bytes(random.Random(0).randbytes(20_000)),
     "text": lambda path, good: path.write_text("not a video\n" * 50),
     "audio only": lambda path, good: write_audio_only(path),
-    "an image": lambda path, good: image_as_mp4(path),
+    "an image": lambda path, good: write_image_as_mp4(path),
     "missing": lambda path, good: None,
     "a folder": lambda path, good: path.mkdir(),
     "a read that stalls": lambda path, good: os.mkfifo(path),
@@ -47,11 +47,11 @@ BREAK: dict[str, Callable[[Path, Path], object]] = {
 @pytest.fixture(scope="module")
 def damaged_data_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     """Write a list of 200 clips (20 files, ten times each) and ten broken ones; return the broken paths."""
-    folder = tmp_path_factory.mktemp("rotten")
+    folder = tmp_path_factory.mktemp("damaged")
     good = [write_video(folder / f"good {n}.mp4", pictures(12, 32, 24, seed=n)) for n in range(20)]
-    broken = [folder / f"broken {name}.mp4" for name in BREAK]
-    for path, spoil in zip(broken, BREAK.values(), strict=True):
-        spoil(path, good[0])
+    broken = [folder / f"broken {name}.mp4" for name in DAMAGE_BY_NAME]
+    for path, damage in zip(broken, DAMAGE_BY_NAME.values(), strict=True):
+        damage(path, good[0])
     lines = [f"{path.name} {n % 5}" for n, path in enumerate(good * 10 + broken)]
     random.Random(1).shuffle(lines)
     (folder / "list.csv").write_text("\n".join(lines) + "\n")
@@ -100,7 +100,7 @@ def test_broken_files_of_every_kind_are_reported_and_the_run_succeeds(
     assert (Path(last["encoder_folder"]) / "encoder.safetensors").exists()
 
 
-def test_more_broken_files_than_allowed_stop_the_run_with_their_list(
+def test_a_run_with_too_many_broken_files_stops_and_lists_them(
     damaged_data_set: tuple[Path, list[Path]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -114,5 +114,5 @@ def test_more_broken_files_than_allowed_stop_the_run_with_their_list(
     assert "data.max_bad_fraction" in printed
     found = reported_paths(run)
     assert found <= {str(path) for path in broken}
-    assert len(found) >= 3  # one in a hundred of 210 are two
+    assert len(found) >= 3  # 1 % of 210 samples allows 2
     assert all(path in printed for path in found)

@@ -19,11 +19,13 @@ from tests.support.ray_cluster import RayCluster
 pytestmark = pytest.mark.ray
 
 
-def test_two_resumed_actors_write_each_record_once(ray_cluster: RayCluster, tmp_path: Path) -> None:
+def test_two_stopped_actors_are_resumed_and_each_record_is_written_once(
+    ray_cluster: RayCluster, tmp_path: Path
+) -> None:
     files = sorted(write_images(tmp_path / "images", 10))
     Path(files[7]).write_bytes(b"not a picture")
-    wanted = config(tmp_path, rows_per_file=1, scaling={"device": "cpu", "workers": 2})
-    process, folder = start(tmp_path, wanted, local=False), tmp_path / "out" / "embeddings"
+    settings = config(tmp_path, rows_per_file=1, scaling={"device": "cpu", "workers": 2})
+    process, folder = start(tmp_path, settings, local=False), tmp_path / "out" / "embeddings"
     until = time.monotonic() + 120
     while len(list(folder.glob("*.parquet"))) < 2:
         assert process.poll() is None
@@ -34,16 +36,16 @@ def test_two_resumed_actors_write_each_record_once(ray_cluster: RayCluster, tmp_
     assert (stopped.state, process.returncode) == ("cancelled", 1)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
     assert 2 <= len(before) < 10
-    ended = embed_all(wanted, local=True)  # from where the actors were
+    ended = embed_all(settings, local=True)  # resumes where the actors stopped
     assert (ended.state, ended.samples, ended.bad) == ("succeeded", 9, 1)
     assert_each_record_once(ended.output)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     found = rows_of(ended.output)
-    for at in (0, 6, 7, 8):
-        expected = embed_file(str(tmp_path / "encoders" / ENCODER), found["location"][at])
-        np.testing.assert_allclose(found["embedding"][at], expected, rtol=0, atol=1e-5)
+    for row in (0, 6, 7, 8):
+        expected = embed_file(str(tmp_path / "encoders" / ENCODER), found["location"][row])
+        np.testing.assert_allclose(found["embedding"][row], expected, rtol=0, atol=1e-5)
 
 
 def result_of(process: subprocess.Popen[str]) -> EmbedResult:
-    """Return the last line of the output, since Ray may print others."""
+    """Parse the last line of the output, since Ray may print others before it."""
     return EmbedResult.model_validate_json(process.communicate(timeout=120)[0].splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Tests of a sweep on Ray Tune whose worker, trial driver, own driver or whole cluster is killed."""
+"""Sweeps on Ray Tune whose training worker, trial, driver or whole cluster is killed."""
 
 from __future__ import annotations
 
@@ -49,34 +49,36 @@ def a_sweep(folder: Path) -> SearchConfig:
         "at_once": 1,
         "seed": 5,
         "storage": str(folder / "storage"),
-        "name": "rough",
+        "name": "interrupted",
     }
     return SearchConfig.model_validate(values)
 
 
-Outcome = tuple[dict[str, Any], list[float], str]  # point, score at each rung, state of a trial
+TrialOutcome = tuple[dict[str, Any], list[float], str]  # of a trial: point, score at each rung, state
 
 
-def undisturbed(config: SearchConfig, root: str) -> list[Outcome]:
-    """Expected result, computed by a plain loop without Ray and Tune, with halving by hand."""
-    config, space = prepare_search(config.model_copy(update={"storage": root}), root, "calm")
-    ledger = Ledger(run_folder(root, "calm"))
-    outcomes, told = list[Outcome](), list[float]()
+def reference_outcomes(config: SearchConfig, root: str) -> list[TrialOutcome]:
+    """Compute the expected result in a plain loop without Ray Tune, with an inline halving rule."""
+    config, space = prepare_search(config.model_copy(update={"storage": root}), root, "reference")
+    ledger = Ledger(run_folder(root, "reference"))
+    outcomes, reported = list[TrialOutcome](), list[float]()
     for number in range(config.budget.trials):
         point = next_point(config, space, ledger)
         assert point is not None
-        train, run_id = config_of(space, point), f"calm-{number}"
-        scores = [probed(launch(train, TRIAL, local=True, run_id=run_id, until=STEPS // 2, quiet=True), STEPS // 2)]
-        goes_on = not told or scores[0] >= median(told)
-        told.append(scores[0])
-        if goes_on:
-            scores.append(probed(launch(train, TRIAL, local=True, run_id=run_id, quiet=True), STEPS))
-        outcomes.append((point, scores, "succeeded" if goes_on else "stopped"))
+        train, run_id = config_of(space, point), f"reference-{number}"
+        scores = [
+            probe_score(launch(train, TRIAL, local=True, run_id=run_id, until=STEPS // 2, quiet=True), STEPS // 2)
+        ]
+        continues = not reported or scores[0] >= median(reported)
+        reported.append(scores[0])
+        if continues:
+            scores.append(probe_score(launch(train, TRIAL, local=True, run_id=run_id, quiet=True), STEPS))
+        outcomes.append((point, scores, "succeeded" if continues else "stopped"))
         ledger.records[number] = TrialRecord(number=number, point=point, overrides={}, state="succeeded", began=0)
     return outcomes
 
 
-def probed(run: RunResult, step: int) -> float:
+def probe_score(run: RunResult, step: int) -> float:
     assert run.state in ("paused", "succeeded"), run.message
     figures = [line[METRIC] for line in read_metrics(run.run_folder) if line["step"] == step and METRIC in line]
     assert len(figures) == 1
@@ -91,7 +93,7 @@ def test_a_sweep_whose_worker_trial_and_driver_are_killed_gives_the_same_result(
     config = a_sweep(tmp_path)
     file = tmp_path / "sweep.json"
     file.write_text(config.model_dump_json())
-    ledger = str(tmp_path / "storage" / "runs" / "rough")
+    ledger = str(tmp_path / "storage" / "runs" / "interrupted")
 
     driver = start(file)
     wait_for(lambda: steps_of(tmp_path, 0) >= 12, driver)
@@ -100,22 +102,24 @@ def test_a_sweep_whose_worker_trial_and_driver_are_killed_gives_the_same_result(
     kill(ray_cluster, "ImplicitFunc")
     wait_for(lambda: Ledger(ledger).records[0].attempts == 2, driver)
     wait_for(lambda: 1 in Ledger(ledger).records, driver)
-    first = (tmp_path / "storage" / "runs" / "rough" / "trials" / "0000.json").read_bytes()
+    first = (tmp_path / "storage" / "runs" / "interrupted" / "trials" / "0000.json").read_bytes()
     driver.send_signal(signal.SIGKILL)
     driver.wait()
 
     again = start(file)
-    printed, complaint = again.communicate(timeout=900)
-    assert again.returncode == 0, complaint
-    result = json.loads(printed.strip().splitlines()[-1])
+    out, err = again.communicate(timeout=900)
+    assert again.returncode == 0, err
+    result = json.loads(out.strip().splitlines()[-1])
     records = Ledger(ledger).records
-    assert (tmp_path / "storage" / "runs" / "rough" / "trials" / "0000.json").read_bytes() == first, "it had ended"
+    assert (tmp_path / "storage" / "runs" / "interrupted" / "trials" / "0000.json").read_bytes() == first, (
+        "an ended trial must not change"
+    )
     found = [(record.point, [rung.score for rung in record.rungs], record.state) for record in records.values()]
-    assert found == undisturbed(config, str(tmp_path / "calm"))
+    assert found == reference_outcomes(config, str(tmp_path / "reference"))
     assert result["trials"] == {state: [r.state for r in records.values()].count(state) for state in result["trials"]}
     assert Path(result["best"]["config"]).exists()
 
-    wait_for(lambda: free(ray_cluster), None)
+    wait_for(lambda: is_idle(ray_cluster), None)
 
 
 def start(file: Path) -> subprocess.Popen[str]:
@@ -124,35 +128,35 @@ def start(file: Path) -> subprocess.Popen[str]:
 
 
 def steps_of(folder: Path, number: int) -> int:
-    lines = read_metrics(run_folder(str(folder / "storage"), f"rough-{number:04d}-s0"))
+    lines = read_metrics(run_folder(str(folder / "storage"), f"interrupted-{number:04d}-s0"))
     return max((int(line["step"]) for line in lines), default=0)
 
 
-def wait_for(happened: Callable[[], bool], driver: subprocess.Popen[str] | None, seconds: float = 400) -> None:
+def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[str] | None, seconds: float = 400) -> None:
     until = time.monotonic() + seconds
     while True:
         try:
-            if happened():
+            if condition():
                 return
         except KeyError:  # no such trial yet
             pass
         if driver is not None and driver.poll() is not None:
             raise AssertionError(f"the sweep ended too early: {driver.communicate()}")
-        assert time.monotonic() < until, "it did not happen"
+        assert time.monotonic() < until, "the condition was not met in time"
         time.sleep(0.3)
 
 
-def listed(cluster: RayCluster, what: str) -> list[dict[str, Any]]:
-    answer = urllib.request.urlopen(f"{cluster.dashboard}/api/v0/{what}?detail=1&limit=1000", timeout=30)
-    found: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
+def list_state(cluster: RayCluster, resource: str) -> list[dict[str, Any]]:
+    response = urllib.request.urlopen(f"{cluster.dashboard}/api/v0/{resource}?detail=1&limit=1000", timeout=30)
+    found: list[dict[str, Any]] = json.load(response)["data"]["result"]["result"]
     return found
 
 
-def kill(cluster: RayCluster, kind: str) -> None:
-    """Kill -9 a live actor's process, by the actor's class."""
-    actors = listed(cluster, "actors")
-    pids = [actor["pid"] for actor in actors if actor["state"] == "ALIVE" and actor["class_name"] == kind]
-    assert pids, f"no {kind} is alive"
+def kill(cluster: RayCluster, class_name: str) -> None:
+    """Send SIGKILL to the processes of all live actors of a class."""
+    actors = list_state(cluster, "actors")
+    pids = [actor["pid"] for actor in actors if actor["state"] == "ALIVE" and actor["class_name"] == class_name]
+    assert pids, f"no {class_name} is alive"
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
 
@@ -162,57 +166,59 @@ def used_cpus(cluster: RayCluster) -> float:
     return float(status["data"]["clusterStatus"]["loadMetricsReport"]["usage"]["CPU"][0])
 
 
-def free(cluster: RayCluster) -> bool:
-    """Whether every CPU is free again, no placement group is left, and only Ray's own processes remain."""
-    kept = [group for group in listed(cluster, "placement_groups") if group["state"] != "REMOVED"]
-    alive = {actor["class_name"] for actor in listed(cluster, "actors") if actor["state"] != "DEAD"}
-    return used_cpus(cluster) == 0 and not kept and alive <= {"_AutoscalingCoordinatorActor"}
+def is_idle(cluster: RayCluster) -> bool:
+    """Whether all CPUs are free, no placement group remains, and only Ray's internal actors are alive."""
+    remaining = [group for group in list_state(cluster, "placement_groups") if group["state"] != "REMOVED"]
+    alive = {actor["class_name"] for actor in list_state(cluster, "actors") if actor["state"] != "DEAD"}
+    return used_cpus(cluster) == 0 and not remaining and alive <= {"_AutoscalingCoordinatorActor"}
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
 def test_random_stops_leak_no_resources_and_the_sweep_finishes(ray_cluster: RayCluster, tmp_path: Path) -> None:
-    """Trials of two workers, four requested at once: two fit, so two run."""
+    """Trials with two workers each: four are requested in parallel, of which two fit."""
     config = with_overrides(
         a_sweep(tmp_path),
         {"train.scaling.workers": 2, "at_once": 4, "stopping": "none", "rungs": 1, "name": "stopped-at-random"},
     )
     file = tmp_path / "sweep.json"
     file.write_text(config.model_dump_json())
-    fate = random.Random(3)
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
+    rng = random.Random(3)
+    for stop_signal in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
         driver = start(file)
-        if fate.random() < 0.75:
+        if rng.random() < 0.75:
             wait_for(lambda: used_cpus(ray_cluster) > 0, driver)
-        time.sleep(fate.uniform(0, 12))
-        driver.send_signal(number)
+        time.sleep(rng.uniform(0, 12))
+        driver.send_signal(stop_signal)
         driver.wait(300)
-        wait_for(lambda: free(ray_cluster), None)
+        wait_for(lambda: is_idle(ray_cluster), None)
 
     again = start(file)
-    _, complaint = again.communicate(timeout=900)
-    assert again.returncode == 0, complaint
-    assert "at once    2 of 2 workers each (fewer than at_once: not enough resources)" in complaint
+    _, err = again.communicate(timeout=900)
+    assert again.returncode == 0, err
+    assert "at once    2 of 2 workers each (fewer than at_once: not enough resources)" in err
     records = Ledger(run_folder(str(tmp_path / "storage"), "stopped-at-random")).records
     assert [record.state for record in records.values()] == ["succeeded"] * 4
-    wait_for(lambda: free(ray_cluster), None)
+    wait_for(lambda: is_idle(ray_cluster), None)
 
 
-def test_a_sweep_that_does_not_fit_the_cluster_is_refused_at_once(ray_cluster: RayCluster, tmp_path: Path) -> None:
+def test_a_sweep_that_does_not_fit_the_cluster_is_refused_immediately(ray_cluster: RayCluster, tmp_path: Path) -> None:
     config = with_overrides(
         a_sweep(tmp_path), {"train.scaling.workers": 5, "train.optim.batch_size": 10, "name": "too-many"}
     )
     file = tmp_path / "sweep.json"
     file.write_text(config.model_dump_json())
-    printed, complaint = start(file).communicate(timeout=300)
-    assert "train.scaling.workers=5 of 1 CPU each do not fit: the cluster's nodes have 4 CPU" in printed + complaint
+    out, err = start(file).communicate(timeout=300)
+    assert "train.scaling.workers=5 of 1 CPU each do not fit: the cluster's nodes have 4 CPU" in out + err
     assert not Ledger(run_folder(str(tmp_path / "storage"), "too-many")).records
 
 
 @pytest.mark.timeout(1500)
-def test_a_population_is_a_job_with_its_storage_on_s3(ray_cluster: RayCluster, s3_root: str, tmp_path: Path) -> None:
-    """`ray job submit -- python -m tune_spaces`: four trials, two rungs, one child that continues from its parent."""
-    args = {
+def test_a_population_sweep_runs_as_a_ray_job_with_its_storage_on_s3(
+    ray_cluster: RayCluster, s3_root: str, tmp_path: Path
+) -> None:
+    """Four trials with two rungs, submitted by `ray job submit`; one child continues from its parent."""
+    overrides = {
         "algorithm": "pbt",
         "stopping": "none",
         "space.use": ["recipe"],
@@ -222,7 +228,7 @@ def test_a_population_is_a_job_with_its_storage_on_s3(ray_cluster: RayCluster, s
         "name": "population",
     }
     file = tmp_path / "sweep.json"
-    file.write_text(with_overrides(a_sweep(tmp_path), args).model_dump_json())
+    file.write_text(with_overrides(a_sweep(tmp_path), overrides).model_dump_json())
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", ray_cluster.dashboard),
         *("--", sys.executable, "-m", "tune_spaces", "--config", str(file), "--json"),
@@ -242,7 +248,7 @@ def test_a_population_is_a_job_with_its_storage_on_s3(ray_cluster: RayCluster, s
     assert all(line["step"] > child.inherited for lines in runs.values() for line in lines)
     assert all(exists(join(folder, "encoder.safetensors")) for folder in child.encoders)
     assert exists(join(result["report"], "best.json"))
-    wait_for(lambda: free(ray_cluster), None)
+    wait_for(lambda: is_idle(ray_cluster), None)
 
 
 @pytest.mark.chaos
@@ -250,7 +256,7 @@ def test_a_population_is_a_job_with_its_storage_on_s3(ray_cluster: RayCluster, s
 def test_a_sweep_whose_whole_cluster_is_killed_gives_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without RAY_ADDRESS a sweep starts its own cluster."""
+    """Without RAY_ADDRESS, a sweep starts its own cluster."""
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
     config = with_overrides(a_sweep(tmp_path), {"budget.trials": 2})
@@ -258,35 +264,35 @@ def test_a_sweep_whose_whole_cluster_is_killed_gives_the_same_result(
     file.write_text(config.model_dump_json())
     driver = start(file)
     wait_for(lambda: steps_of(tmp_path, 0) >= 12, driver)
-    family = descendants(driver.pid)
-    cluster = [pid for pid, name in family.items() if name in ("gcs_server", "raylet")]
-    assert len(cluster) == 2, family
+    processes = descendants(driver.pid)
+    cluster = [pid for pid, name in processes.items() if name in ("gcs_server", "raylet")]
+    assert len(cluster) == 2, processes
     for pid in (driver.pid, *cluster):
         os.kill(pid, signal.SIGKILL)
     driver.wait()
-    wait_for(lambda: not any(alive(pid) for pid in family), None)
+    wait_for(lambda: not any(alive(pid) for pid in processes), None)
 
     again = start(file)
-    _, complaint = again.communicate(timeout=900)
-    assert again.returncode == 0, complaint
-    records = Ledger(run_folder(str(tmp_path / "storage"), "rough")).records
+    _, err = again.communicate(timeout=900)
+    assert again.returncode == 0, err
+    records = Ledger(run_folder(str(tmp_path / "storage"), "interrupted")).records
     assert records[0].attempts == 2
     found = [(record.point, [rung.score for rung in record.rungs], record.state) for record in records.values()]
-    assert found == undisturbed(config, str(tmp_path / "calm"))
+    assert found == reference_outcomes(config, str(tmp_path / "reference"))
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """Processes below a process, with their names."""
+    """Names of all descendant processes by pid."""
     found: dict[int, str] = {}
-    for child in Path(f"/proc/{pid}/task").glob("*/children"):
-        for below in map(int, child.read_text().split()):
-            found[below] = Path(f"/proc/{below}/comm").read_text().strip()
-            found |= descendants(below)
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            found[child] = Path(f"/proc/{child}/comm").read_text().strip()
+            found |= descendants(child)
     return found
 
 
 def alive(pid: int) -> bool:
-    """Whether it runs and is not a zombie that its parent has not reaped."""
+    """Whether a process runs and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -1,4 +1,4 @@
-"""Tests of jobs over REST on a real cluster with failing parts: each job ends once, in the right state."""
+"""Jobs over REST on a real cluster with failing parts: each job ends exactly once, in the right state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from amd.training.reporting.metrics_reader import read_metrics
 from service.stack.ports import free_ports
-from tests.flows.test_search_ray import free
+from tests.flows.test_search_ray import is_idle
 from tests.support.ray_cluster import RayCluster, end_head, second_node, start_head
 from tests.support.runs.tiny_runs import tiny_run
 from tests.support.s3 import S3Server
@@ -34,8 +34,8 @@ def plane(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[ControlPlane]:
     plane.kill()
 
 
-def a_run(folder: Path, steps: int) -> dict[str, Any]:
-    """Job request with a whole config, since no preset is this small."""
+def run_request(folder: Path, steps: int) -> dict[str, Any]:
+    """Job request with a complete config, since no preset is this small."""
     config = tiny_run(
         folder,
         schedule__steps=steps,
@@ -51,10 +51,10 @@ def step_of(plane: ControlPlane, job_id: str) -> int:
 
 
 @pytest.mark.timeout(1200)
-def test_a_job_survives_its_control_plane_and_its_driver_and_stops_with_a_checkpoint(
+def test_a_job_survives_the_loss_of_control_plane_and_driver_and_stops_with_a_checkpoint(
     plane: ControlPlane, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
-    job = plane.submit(**a_run(tmp_path, LONG), labels={"team": "x"})
+    job = plane.submit(**run_request(tmp_path, LONG), labels={"team": "x"})
     plane.wait_until(job, "running")
     wait_for(lambda: step_of(plane, job) > 20, 200)
     plane.kill()
@@ -67,15 +67,15 @@ def test_a_job_survives_its_control_plane_and_its_driver_and_stops_with_a_checkp
     plane.wait_until(job, "running")
     before = step_of(plane, job)
     wait_for(lambda: step_of(plane, job) > before, 200)
-    assert read_metrics(found["run_folder"])[0]["step"] == 5, "it continued instead of starting over"
+    assert read_metrics(found["run_folder"])[0]["step"] == 5, "the metrics must start with the first attempt"
 
-    plane.ask("POST", f"/jobs/{job}/cancel")
+    plane.request("POST", f"/jobs/{job}/cancel")
     ended = plane.wait_until(job, "cancelled")
     assert ended["reason"] == "cancelled_by_user"
     steps = ended["result"]["steps"]
     assert steps >= before
-    assert plane.ask("GET", f"/jobs/{job}/checkpoints")[-1]["step"] == steps
-    wait_for(lambda: free(ray_cluster), 60)
+    assert plane.request("GET", f"/jobs/{job}/checkpoints")[-1]["step"] == steps
+    wait_for(lambda: is_idle(ray_cluster), 60)
 
     events = [event["type"] for event in history(plane, job)]
     expected = ["created", "starting", "running", "retrying", "starting", "running", "cancel", "cancelled"]
@@ -86,13 +86,13 @@ def test_a_job_survives_its_control_plane_and_its_driver_and_stops_with_a_checkp
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
-def test_a_job_whose_head_is_lost_is_requeued_and_ends_on_the_next_head(tmp_path: Path) -> None:
+def test_a_job_whose_head_node_is_lost_is_requeued_and_succeeds_on_the_next_one(tmp_path: Path) -> None:
     ports = free_ports(5)
     cluster, head, folder = start_head(dict(os.environ), ports)
     plane = ControlPlane(tmp_path / "data", cluster.dashboard, AMD_ALLOWED_URIS=str(tmp_path), AMD_SILENCE_S="10")
     try:
         plane.start()
-        job = plane.submit(**a_run(tmp_path, 3000))
+        job = plane.submit(**run_request(tmp_path, 3000))
         plane.wait_until(job, "running")
         wait_for(lambda: step_of(plane, job) > 20, 200)
         end_head(head, folder)
@@ -113,23 +113,28 @@ def test_a_job_whose_head_is_lost_is_requeued_and_ends_on_the_next_head(tmp_path
 def test_a_job_whose_node_is_lost_continues_with_the_remaining_workers(
     plane: ControlPlane, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
-    body = a_run(tmp_path, LONG)
-    body["config"]["scaling"] |= {"workers": [1, 2], "cpus_per_worker": 3}  # one fits the head, one the second node
+    body = run_request(tmp_path, LONG)
+    body["config"]["scaling"] |= {
+        "workers": [1, 2],
+        "cpus_per_worker": 3,
+    }  # one fits on the head, one on the second node
     with second_node(ray_cluster, cpus=3, mark="second") as node:
         job = plane.submit(**body)
         plane.wait_until(job, "running")
-        wait_for(lambda: "2 workers" in log_of(plane, job), 300)  # it may have begun with one
-        two = log_of(plane, job).index("2 workers")
-        begun = step_of(plane, job)
-        wait_for(lambda: step_of(plane, job) > begun + 40, 300)
+        wait_for(lambda: "2 workers" in log_of(plane, job), 300)  # it may have started with one
+        position = log_of(plane, job).index("2 workers")
+        step = step_of(plane, job)
+        wait_for(lambda: step_of(plane, job) > step + 40, 300)
         os.killpg(node.pid, signal.SIGKILL)
-    wait_for(lambda: "1 worker on" in log_of(plane, job)[two:], 400)
+    wait_for(lambda: "1 worker on" in log_of(plane, job)[position:], 400)
     before = step_of(plane, job)
     wait_for(lambda: step_of(plane, job) > before, 200)
-    plane.ask("POST", f"/jobs/{job}/cancel")
+    plane.request("POST", f"/jobs/{job}/cancel")
     ended = plane.wait_until(job, "cancelled")
-    assert (ended["attempt"], ended["result"]["steps"] > 40) == (1, True), "Ray Train's own recovery was enough"
-    wait_for(lambda: free(ray_cluster), 60)
+    assert (ended["attempt"], ended["result"]["steps"] > 40) == (1, True), (
+        "Ray Train must recover without a new attempt"
+    )
+    wait_for(lambda: is_idle(ray_cluster), 60)
 
 
 @pytest.mark.chaos
@@ -141,15 +146,15 @@ def test_a_minute_without_storage_fails_neither_a_running_nor_a_new_job(
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", store.url)
     boto3.client("s3").create_bucket(Bucket="far")
     cluster, head, folder = start_head(dict(os.environ))
-    args = {"AMD_STORAGE": "s3://far/root", "AMD_ALLOWED_URIS": str(tmp_path)}
-    plane = ControlPlane(tmp_path / "data", cluster.dashboard, **args)
+    environment = {"AMD_STORAGE": "s3://far/root", "AMD_ALLOWED_URIS": str(tmp_path)}
+    plane = ControlPlane(tmp_path / "data", cluster.dashboard, **environment)
     try:
         plane.start()
-        running = plane.submit(**a_run(tmp_path, 8000))
+        running = plane.submit(**run_request(tmp_path, 8000))
         plane.wait_until(running, "running")
         wait_for(lambda: step_of(plane, running) > 20, 200)
         store.stop()
-        accepted = plane.submit(**a_run(tmp_path, 30))
+        accepted = plane.submit(**run_request(tmp_path, 30))
         time.sleep(60)
         assert plane.job(running)["state"] == "running"
         store.start()
@@ -168,14 +173,14 @@ def log_of(plane: ControlPlane, job: str) -> str:
 
 
 def history(plane: ControlPlane, job: str) -> list[dict[str, Any]]:
-    """The job's event stream to its end."""
+    """All events of a job, from its event stream."""
     text = plane.get(f"/jobs/{job}/events").text
     blocks = [block.split("\n") for block in text.split("\n\n")]
     return [json.loads(lines[2].removeprefix("data: ")) for lines in blocks if lines[0].startswith("id: ")]
 
 
 def kill_driver(job: str) -> None:
-    """Kill -9 the job's runner, as the kernel does when memory is short."""
+    """Send SIGKILL to the job's runner, as the kernel does when memory runs out."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             args = (process / "cmdline").read_bytes().split(b"\0")

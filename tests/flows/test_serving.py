@@ -1,4 +1,4 @@
-"""Tests of encoders behind a real Ray Serve and control plane, under load and failures."""
+"""Encoders served by a real Ray Serve and control plane, under load and failures."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ START_S = 300
 ARROW = "application/vnd.apache.arrow.stream"
 
 
-class Served(NamedTuple):
+class ServedEncoders(NamedTuple):
+    """A control plane with encoders deployed on Ray Serve."""
+
     plane: ControlPlane
     folder: Path
-    """Path below an allowed prefix."""
+    """Folder of files below an allowed prefix."""
     key: str
 
     def offline(self, encoder: str, file: Path) -> np.ndarray[Any, Any]:
@@ -50,17 +52,17 @@ class Served(NamedTuple):
         return (client or httpx).post(url, headers=headers, timeout=120, **args)
 
     def deploy(self, name: str, **body: Any) -> None:
-        self.plane.ask("PUT", f"/deployments/{name}", json=body)
+        self.plane.request("PUT", f"/deployments/{name}", json=body)
         wait_for(lambda: self.state(name)["state"] == "healthy", START_S)
 
     def state(self, name: str) -> Any:
-        found = self.plane.ask("GET", f"/deployments/{name}")
+        found = self.plane.request("GET", f"/deployments/{name}")
         assert found["state"] != "failed", found
         return found
 
 
 @pytest.fixture(scope="module")
-def served(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedEncoders]:
     folder = tmp_path_factory.mktemp("serving")
     port = str(free_ports(1)[0])
     plane = ControlPlane(
@@ -77,31 +79,31 @@ def served(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) ->
         Image.fromarray(pixels).save(files / f"{number}.png")
     write_video(files / "clip.mp4", pictures(24, 64, 48))
     plane.start()
-    served = Served(plane, files, plane.key)
+    served = ServedEncoders(plane, files, plane.key)
     try:
-        wait_for(lambda: len(plane.ask("GET", "/encoders")["items"]) == 3)
-        plane.ask("PUT", "/encoders/aliases/production", json={"encoder": "first"})
+        wait_for(lambda: len(plane.request("GET", "/encoders")["items"]) == 3)
+        plane.request("PUT", "/encoders/aliases/production", json={"encoder": "first"})
         served.deploy("images", encoder="production")
         served.deploy("videos", encoder="moving")
         yield served
     finally:
         for name in ("images", "videos"):
-            plane.ask("DELETE", f"/deployments/{name}")
+            plane.request("DELETE", f"/deployments/{name}")
         wait_for(lambda: not _applications(ray_cluster), 120)
         plane.kill()
 
 
 @pytest.mark.timeout(900)
-def test_every_request_format_gives_the_same_vector(served: Served) -> None:
+def test_every_request_format_gives_the_same_vector(served: ServedEncoders) -> None:
     for encoder, name, file, media in (
         ("first", "production", served.folder / "0.png", "image/png"),
         ("moving", "videos", served.folder / "clip.mp4", "video/mp4"),
     ):
         expected, content = served.offline(encoder, file), file.read_bytes()
         text = base64.b64encode(content).decode()
-        asked = {
+        requests = {
             "the file as the body": {"content": content, "headers": {"Content-Type": media}},
-            "a body that nothing is said of": {
+            "a body of unspecified type": {
                 "content": content, "headers": {"Content-Type": "application/octet-stream"},
             },
             "a form": {"files": {"file": (file.name, content, media)}},
@@ -110,18 +112,18 @@ def test_every_request_format_gives_the_same_vector(served: Served) -> None:
             "a URI": {"json": {"input": {"uri": str(file)}}},
             "base64 both ways": {"json": {"input": {"uri": str(file)}, "encoding_format": "base64"}},
         }  # fmt: skip
-        for way, args in asked.items():
-            answer = served.post(name, **args)
-            assert answer.status_code == 200, (way, answer.text)
-            found = answer.json()
-            assert found["encoder"] == answer.headers["X-Encoder"] == encoder
+        for form, args in requests.items():
+            response = served.post(name, **args)
+            assert response.status_code == 200, (form, response.text)
+            found = response.json()
+            assert found["encoder"] == response.headers["X-Encoder"] == encoder
             vector = found["embedding"]
             if isinstance(vector, str):
                 vector = np.frombuffer(base64.b64decode(vector), "<f4")
-            np.testing.assert_allclose(vector, expected, rtol=0, atol=1e-5, err_msg=way)
+            np.testing.assert_allclose(vector, expected, rtol=0, atol=1e-5, err_msg=form)
 
 
-def test_batches_keep_their_order_in_every_response_format(served: Served) -> None:
+def test_batches_keep_their_order_in_every_response_format(served: ServedEncoders) -> None:
     import pyarrow as pa
 
     files = sorted(served.folder.glob("*.png"))
@@ -142,7 +144,7 @@ def test_batches_keep_their_order_in_every_response_format(served: Served) -> No
     np.testing.assert_allclose(lengths, 1.0, atol=1e-5)
 
 
-def test_openais_own_client_works(served: Served) -> None:
+def test_the_openai_client_library_works(served: ServedEncoders) -> None:
     client = OpenAI(base_url=f"{served.plane.url}/openai/v1", api_key=served.key)
     assert {"production", "first", "moving"} <= {model.id for model in client.models.list()}
     file = served.folder / "1.png"
@@ -152,9 +154,9 @@ def test_openais_own_client_works(served: Served) -> None:
         np.testing.assert_allclose(item.embedding, served.offline("first", file), atol=1e-5)
 
 
-def test_invalid_requests_get_an_error_code(served: Served) -> None:
+def test_invalid_requests_get_an_error_code(served: ServedEncoders) -> None:
     key = {"Authorization": f"Bearer {served.key}"}
-    at = f"{served.plane.url}/v1/encoders"
+    base = f"{served.plane.url}/v1/encoders"
     png = (served.folder / "0.png").read_bytes()
     picture = {"content": png, "headers": {"Content-Type": "image/png"}}
     plain = {"content": png, "headers": {"Content-Type": "text/plain"}}
@@ -163,116 +165,113 @@ def test_invalid_requests_get_an_error_code(served: Served) -> None:
         ("nobody/embeddings", picture, 409, "encoder_not_deployed"),
         ("second/embeddings", picture, 409, "encoder_not_deployed"),
         ("first/embeddings", text_upload, 422, "item_invalid"),
-        (
-            "first/embeddings",
-            plain,
-            415,
-            "unsupported_media_type",
-        ),
+        ("first/embeddings", plain, 415, "unsupported_media_type"),
         ("first/embeddings", {"json": {"input": "/etc/passwd"}}, 422, "uri_not_allowed"),
         ("first/embeddings", {"json": {"input": {"base64": "?"}}}, 422, "request_invalid"),
         ("first/embeddings", {"json": {"input": []}}, 422, "request_invalid"),
-        ("first/embeddings", {"json": {"input": [{"uri": str(served.folder / "gone.png")}]}}, 422, "item_invalid"),
+        ("first/embeddings", {"json": {"input": [{"uri": str(served.folder / "missing.png")}]}}, 422, "item_invalid"),
         ("first/classifications", picture, 422, "not_possible"),
         ("first/reconstructions", picture, 422, "not_possible"),
     ]
     for path, args, status, code in cases:
         args = {**args, "headers": {**key, **args.get("headers", {})}}
-        answer = httpx.post(f"{at}/{path}", timeout=60, **args)
-        assert (answer.status_code, answer.json()["code"]) == (status, code), (path, answer.text)
+        response = httpx.post(f"{base}/{path}", timeout=60, **args)
+        assert (response.status_code, response.json()["code"]) == (status, code), (path, response.text)
 
 
 @pytest.mark.timeout(900)
-def test_an_alias_moves_twenty_times_under_load_and_no_request_fails(served: Served) -> None:
+def test_no_request_fails_while_an_alias_moves_twenty_times_under_load(served: ServedEncoders) -> None:
     file = served.folder / "2.png"
     expected = {name: served.offline(name, file) for name in ("first", "second")}
-    with under_load(served, "production", [file]) as answers:
+    with under_load(served, "production", [file]) as responses:
         for number in range(20):
             to = ("second", "first")[number % 2]
-            served.plane.ask("PUT", "/encoders/aliases/production", json={"encoder": to})
-            wait_for(lambda to=to: answers[-1].json().get("encoder") == to, 60)
-    assert {answer.status_code for answer in answers} == {200}
-    for answer in answers:
-        found = answer.json()
+            served.plane.request("PUT", "/encoders/aliases/production", json={"encoder": to})
+            wait_for(lambda to=to: responses[-1].json().get("encoder") == to, 60)
+    assert {response.status_code for response in responses} == {200}
+    for response in responses:
+        found = response.json()
         np.testing.assert_allclose(found["embedding"], expected[found["encoder"]], atol=1e-5)
 
 
 @pytest.mark.timeout(900)
-def test_a_candidate_is_added_and_removed_under_load_and_no_request_fails(served: Served) -> None:
+def test_no_request_fails_while_a_candidate_is_added_and_removed_under_load(served: ServedEncoders) -> None:
     files = sorted(served.folder.glob("*.png"))
-    with under_load(served, "production", files) as answers:
+    with under_load(served, "production", files) as responses:
         served.deploy("images", encoder="production", candidate="second", share=0.5)
         assert served.state("images")["serving"] == {"main": "first", "candidate": "second"}
-        began = len(answers)
-        wait_for(lambda: len(answers) > began + 100)
-        seen = Counter(answer.json().get("encoder") for answer in answers[began:])
-        drift = served.plane.ask("GET", "/deployments/images/drift")
-        served.deploy("images", encoder="production")  # one call back
+        began = len(responses)
+        wait_for(lambda: len(responses) > began + 100)
+        counts = Counter(response.json().get("encoder") for response in responses[began:])
+        drift = served.plane.request("GET", "/deployments/images/drift")
+        served.deploy("images", encoder="production")  # a single call removes the candidate
         assert served.state("images")["serving"] == {"main": "first"}
-        gone = len(answers) + 4  # those under way
-        wait_for(lambda: len(answers) > gone + 20)
-    assert {(answer.status_code, answer.text[:200]) for answer in answers if answer.status_code != 200} == set()
-    assert 0.2 < seen["second"] / seen.total() < 0.8, "once it is healthy the candidate answers"
+        removed = len(responses) + 4  # includes up to four requests in flight
+        wait_for(lambda: len(responses) > removed + 20)
+    assert {
+        (response.status_code, response.text[:200]) for response in responses if response.status_code != 200
+    } == set()
+    assert 0.2 < counts["second"] / counts.total() < 0.8, "a healthy candidate serves its share"
     assert drift["items"] > 5
     assert -1 <= drift["cosine_min"] <= drift["cosine_mean"] < 0.999
     assert 0 <= drift["neighbours_kept"] <= 1
-    assert {answer.json()["encoder"] for answer in answers[gone:]} == {"first"}
-    # Replicas load and unload at their own pace: what was still meant for a candidate finds none.
-    want = RequestOptions().for_engine("embedding")
-    call = {"slot": CANDIDATE, "items": [{"content": files[0].read_bytes()}], "want": want, "deadline_s": 60}
+    assert {response.json()["encoder"] for response in responses[removed:]} == {"first"}
+    # Replicas unload asynchronously, so a late request for the candidate must fall back to the main encoder.
+    options = RequestOptions().for_engine("embedding")
+    call = {"slot": CANDIDATE, "items": [{"content": files[0].read_bytes()}], "want": options, "deadline_s": 60}
     late = httpx.post(f"http://127.0.0.1:{served.plane.environment['AMD_SERVE_PORT']}/images", content=pack(call))
     assert (late.status_code, unpack(late.content)["encoder"]) == (200, "first")
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_replica_fails_at_most_its_own_requests_and_is_replaced(served: Served) -> None:
+def test_a_killed_replica_fails_at_most_its_own_requests_and_is_replaced(served: ServedEncoders) -> None:
     file = served.folder / "3.png"
-    with under_load(served, "production", [file]) as answers:
-        wait_for(lambda: len(answers) > 50)
+    with under_load(served, "production", [file]) as responses:
+        wait_for(lambda: len(responses) > 50)
         killed = replicas_of("images")
         assert killed
         for process in killed:
             os.kill(process, signal.SIGKILL)
-        at = len(answers)
-        wait_for(lambda: any(answer.status_code == 200 for answer in answers[at + 10 :]), START_S)
-    problems = [answer.json() for answer in answers if answer.status_code != 200]
+        count = len(responses)
+        wait_for(lambda: any(response.status_code == 200 for response in responses[count + 10 :]), START_S)
+    problems = [response.json() for response in responses if response.status_code != 200]
     assert {(problem["code"], problem["retryable"]) for problem in problems} <= {("encoder_unavailable", True)}
     wait_for(lambda: served.state("images")["state"] == "healthy", START_S)
 
 
-def test_a_deployment_without_replicas_starts_one_for_its_first_request(served: Served) -> None:
+def test_a_deployment_without_replicas_starts_one_for_its_first_request(served: ServedEncoders) -> None:
     served.deploy("sleeping", encoder="second", replicas={"min": 0, "max": 1})
     assert replicas_of("sleeping") == []
     file = served.folder / "0.png"
-    answer = served.post("sleeping", content=file.read_bytes(), headers={"Content-Type": "image/png"})
-    assert answer.status_code == 200, answer.text
-    np.testing.assert_allclose(answer.json()["embedding"], served.offline("second", file), rtol=0, atol=1e-5)
+    response = served.post("sleeping", content=file.read_bytes(), headers={"Content-Type": "image/png"})
+    assert response.status_code == 200, response.text
+    np.testing.assert_allclose(response.json()["embedding"], served.offline("second", file), rtol=0, atol=1e-5)
     assert len(replicas_of("sleeping")) == 1
-    served.plane.ask("DELETE", "/deployments/sleeping")
+    served.plane.request("DELETE", "/deployments/sleeping")
 
 
 @contextmanager
-def under_load(served: Served, encoder: str, files: Sequence[Path]) -> Iterator[list[httpx.Response]]:
-    """Send requests from four clients without a pause; collect the responses so far."""
-    answers: list[httpx.Response] = []
+def under_load(served: ServedEncoders, encoder: str, files: Sequence[Path]) -> Iterator[list[httpx.Response]]:
+    """Send requests from four clients without a pause; yield the growing list of responses."""
+    responses: list[httpx.Response] = []
     stop = threading.Event()
     contents, headers = [file.read_bytes() for file in files], {"Content-Type": "image/png"}
 
-    def ask() -> None:
+    def send_requests() -> None:
         with httpx.Client() as client:
             for content in itertools.cycle(contents):
                 if stop.is_set():
                     return
-                answers.append(served.post(encoder, client, content=content, headers=headers))
-                if answers[-1].status_code != 200:
+                responses.append(served.post(encoder, client, content=content, headers=headers))
+                if responses[-1].status_code != 200:
                     time.sleep(0.2)
 
-    clients = [threading.Thread(target=ask) for _ in range(4)]
+    clients = [threading.Thread(target=send_requests) for _ in range(4)]
     for client in clients:
         client.start()
     try:
-        wait_for(lambda: bool(answers))
-        yield answers
+        wait_for(lambda: bool(responses))
+        yield responses
     finally:
         stop.set()
         for client in clients:
@@ -280,7 +279,7 @@ def under_load(served: Served, encoder: str, files: Sequence[Path]) -> Iterator[
 
 
 def replicas_of(deployment: str) -> list[int]:
-    """Processes of a deployment's replicas, by the title that Ray gives them."""
+    """Pids of a deployment's replicas, found by the process title that Ray sets."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""Tests of `amd up`, `status` and `down` with a real Ray head and control plane, killed and restarted."""
+"""`amd up`, `status` and `down` with a real Ray head and control plane, which are killed and restarted."""
 
 from __future__ import annotations
 
@@ -46,35 +46,35 @@ STOPPED = StackState.model_validate(
 
 
 class StackCommand:
-    """The command with its own data directory."""
+    """The `amd` command with its own data directory."""
 
     def __init__(self, folder: Path) -> None:
         self.data, self.storage = folder / "data", folder / "storage"
-        away = ("AMD_URL", "AMD_KEY", "AMD_KEY_FILE", "RAY_ADDRESS", "AMD_STORAGE")
-        self.environment = {name: value for name, value in os.environ.items() if name not in away} | {
+        removed = ("AMD_URL", "AMD_KEY", "AMD_KEY_FILE", "RAY_ADDRESS", "AMD_STORAGE")
+        self.environment = {name: value for name, value in os.environ.items() if name not in removed} | {
             "AMD_DATA_DIR": str(self.data),
             "AMD_DEMO_DIR": str(folder / "demo"),
             "AMD_SILENCE_S": "10",
             "AWS_SECRET_ACCESS_KEY": "a-secret",
         }
 
-    def begin(self, *args: str) -> subprocess.Popen[str]:
+    def start(self, *args: str) -> subprocess.Popen[str]:
         command, pipe = [sys.executable, "-m", "service.cli", *args], subprocess.PIPE
         return subprocess.Popen(command, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
     def amd(self, *args: str, code: int = 0) -> str:
         """Run the command, require this exit code, and return its output."""
-        begun = self.begin(*args)
-        out, err = begun.communicate(timeout=TIMEOUT_S)
-        assert begun.returncode == code, f"{args} ended with {begun.returncode}:\n{out}{err}"
+        process = self.start(*args)
+        out, err = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == code, f"{args} exited with {process.returncode}:\n{out}{err}"
         return out if code == 0 else out + err
 
     def json(self, *args: str, code: int = 0) -> Any:
         return json.loads(self.amd(*args, code=code).splitlines()[0])
 
-    def client(self, up: Any) -> Client:
-        """Run `up` and return its output."""
-        return Client(up["url"], Path(up["key_file"]).read_text().strip())
+    def client(self, stack: Any) -> Client:
+        """Return a client of the stack that `amd up --json` describes."""
+        return Client(stack["url"], Path(stack["key_file"]).read_text().strip())
 
     def processes(self) -> list[psutil.Process]:
         """All processes of the stack, found as descendants of its two parts."""
@@ -85,15 +85,15 @@ class StackCommand:
 
 @pytest.fixture
 def stack_command(tmp_path: Path) -> Iterator[StackCommand]:
-    made = StackCommand(tmp_path)
-    yield made
-    made.amd("down")
+    command = StackCommand(tmp_path)
+    yield command
+    command.amd("down")
 
 
-def until(true: Any) -> Any:
-    """Poll `true` until it returns a true value, and return it."""
+def until(condition: Any) -> Any:
+    """Poll a condition until it returns a true value, and return that value."""
     end = time.monotonic() + TIMEOUT_S
-    while not (found := true()):
+    while not (found := condition()):
         assert time.monotonic() < end
         time.sleep(0.2)
     return found
@@ -104,10 +104,10 @@ def is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def listens_on(process: psutil.Process) -> set[str]:
+def listening_addresses(process: psutil.Process) -> set[str]:
     try:
         connections = process.net_connections()
-    except psutil.NoSuchProcess:  # Ray ends those that have nothing to do
+    except psutil.NoSuchProcess:  # Ray ends idle workers
         return set()
     return {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
 
@@ -115,12 +115,12 @@ def listens_on(process: psutil.Process) -> set[str]:
 @pytest.mark.ray
 @pytest.mark.timeout(3 * TIMEOUT_S)
 def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack_command: StackCommand) -> None:
-    # Two at once start one stack.
+    # Two concurrent `up` commands start a single stack.
     args = ("up", "--port", "0", "--storage", str(stack_command.storage), "--num-cpus", "2", "--json")
-    both = [stack_command.begin(*args) for _ in range(2)]
-    told = [begun.communicate(timeout=TIMEOUT_S) for begun in both]
-    assert [begun.returncode for begun in both] == [0, 0], told
-    first, second = (json.loads(out) for out, _ in told)
+    processes = [stack_command.start(*args) for _ in range(2)]
+    outputs = [process.communicate(timeout=TIMEOUT_S) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    first, second = (json.loads(out) for out, _ in outputs)
     assert first == second
     assert first["data_dir"] == str(stack_command.data)
     assert os.stat(first["key_file"]).st_mode & 0o777 == 0o600
@@ -131,36 +131,36 @@ def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack
     file.write_bytes(picture())
     expected = embed_file(publish(stack_command.storage / "encoders" / "tiny"), str(file))
     with stack_command.client(first) as client:
-        until(lambda: list(client.encoders.list()))  # found by a look, every 30 s
+        until(lambda: list(client.encoders.list()))  # discovered by a scan, every 30 s
     assert stack_command.json("encoders", "deploy", "tiny", "--json")["state"] == "healthy"
     with stack_command.client(first) as client:
         np.testing.assert_allclose(client.embeddings("tiny", [file])[0].embedding, expected, atol=1e-5)
 
-    # All of it listens on loopback, and is well.
-    addresses = {ip for process in stack_command.processes() for ip in listens_on(process)}
+    # All parts are healthy and listen only on loopback.
+    addresses = {ip for process in stack_command.processes() for ip in listening_addresses(process)}
     assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
     found = stack_command.json("status", "--json")
     assert {part["name"]: part["health"] for part in found["parts"]} == {"ray": "ok", "control-plane": "ok"}
     assert found["url"] == first["url"]
 
-    # What runs is found again, and not changed while it runs.
+    # `up` returns a running stack, and refuses to change it.
     assert stack_command.json("up", "--json") == first
     assert stack_command.json("status", "--json") == found
     assert "amd down" in stack_command.amd("up", "--storage", str(stack_command.storage / "other"), code=1)
 
-    # A job, killed with all else after its first checkpoint.
+    # All processes are killed after the job's first checkpoint.
     job = stack_command.json(*JOB)["id"]
     with stack_command.client(first) as client:
         saved = until(lambda: client.jobs.checkpoints(job))[0].step
     everything = stack_command.processes()
     for process in everything:
-        with suppress(psutil.NoSuchProcess):  # it ended with its parent
+        with suppress(psutil.NoSuchProcess):  # ended together with its parent
             process.send_signal(signal.SIGKILL)
     psutil.wait_procs(everything, timeout=TIMEOUT_S)
-    gone = stack_command.json("status", "--json", code=1)
-    assert {part["health"] for part in gone["parts"]} == {"down"}
+    stopped = stack_command.json("status", "--json", code=1)
+    assert {part["health"] for part in stopped["parts"]} == {"down"}
 
-    # The same ports and data; the job continues.
+    # `up` reuses ports and data, and the job continues.
     assert stack_command.json("up", "--json") == first
     again = stack_command.json("status", "--json")
     assert [part["port"] for part in again["parts"]] == [part["port"] for part in found["parts"]]
@@ -169,30 +169,28 @@ def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack
         assert (ended.state, ended.attempt) == ("succeeded", 2), ended
         log = "".join(client.jobs.logs(job, attempt=2))
         steps = [int(line.split()[1].split("/")[0]) for line in log.splitlines() if line.startswith("step ")]
-        assert min(steps) > saved, "it started over"
+        assert min(steps) > saved, "the job must continue from its checkpoint"
         loss = client.jobs.metrics(job, ["loss/total"]).series[0]
-        assert loss.steps == list(range(5, 301, 5)), "a step is missing or was counted twice"
-        assert "a-secret" not in stack_command.amd("jobs", "show", job, "--json"), (
-            "credentials are the node's, never a job's"
-        )
+        assert loss.steps == list(range(5, 301, 5)), "no step may be missing or repeated"
+        assert "a-secret" not in stack_command.amd("jobs", "show", job, "--json"), "a job must not contain credentials"
 
-        # So does the encoder.
+        # The encoder is served again.
         assert client.deployments.wait("tiny", TIMEOUT_S).state == "healthy"
         np.testing.assert_allclose(client.embeddings("tiny", [file])[0].embedding, expected, atol=1e-5)
 
-        # Down lets a running job save a checkpoint, and says of it that it was not its owner who stopped it.
+        # `down` lets a running job save a checkpoint and report that it was stopped from outside.
         job = stack_command.json(*JOB, "schedule.steps=100000", "checkpoint.every_steps=100000")["id"]
         until(lambda: (found := client.jobs.get(job).progress) is not None and found.step)
 
-    # Down leaves no process and all data.
+    # `down` ends all processes and keeps all data.
     everything, ports = stack_command.processes(), [part["port"] for part in again["parts"]]
     temp = Path(json.loads((stack_command.data / "stack.json").read_text())["ray_temp"])
     assert temp.is_dir()
     stack_command.amd("down")
-    said = JobFolder(str(stack_command.storage), job).read_heartbeat(1)
-    assert said is not None
-    assert said.outcome is not None
-    assert (said.outcome.state, said.outcome.asked_to_stop) == ("cancelled", True)
+    heartbeat = JobFolder(str(stack_command.storage), job).read_heartbeat(1)
+    assert heartbeat is not None
+    assert heartbeat.outcome is not None
+    assert (heartbeat.outcome.state, heartbeat.outcome.asked_to_stop) == ("cancelled", True)
     assert list((stack_command.storage / "runs" / job / "checkpoints").glob("*/manifest.json"))
     assert not [process for process in everything if process.is_running()]
     assert not [port for port in ports if is_open(port)]
@@ -222,10 +220,10 @@ def test_a_head_whose_agent_does_not_listen_is_not_ready(tmp_path: Path) -> None
     with HTTPServer(("127.0.0.1", 0), Head) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         free = free_ports(1)[0]
-        for agent, trouble in ((server.server_port, None), (free, f"takes jobs, does not answer at port {free}")):
+        for agent, problem in ((server.server_port, None), (free, f"accepts jobs does not answer on port {free}")):
             ports = STOPPED.ray.model_copy(update={"dashboard": server.server_port, "agent": agent})
             found = find_problem(StackFolder(tmp_path), STOPPED.model_copy(update={"ray": ports}), "ray")
-            assert found is None if trouble is None else trouble in str(found)
+            assert found is None if problem is None else problem in str(found)
         server.shutdown()
 
 
@@ -251,7 +249,7 @@ def sleeper(request: pytest.FixtureRequest) -> Iterator[psutil.Process]:
         sleeping.kill()
 
 
-def test_a_reused_pid_is_left_alone(tmp_path: Path, sleeper: psutil.Process) -> None:
+def test_a_process_with_a_reused_pid_is_not_signalled(tmp_path: Path, sleeper: psutil.Process) -> None:
     old = PartProcess(pid=sleeper.pid, started=sleeper.create_time() - 3600)
     state = STOPPED.model_copy(update={"processes": {"control-plane": old}})
     (tmp_path / "stack.json").write_text(state.model_dump_json())
@@ -271,10 +269,10 @@ def test_leftovers_of_a_killed_part_are_ended_without_a_state_file(tmp_path: Pat
         assert not psutil.pid_exists(orphan.pid)
 
 
-def test_a_lock_whose_holder_was_killed_is_free(tmp_path: Path) -> None:
-    hold = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print('held', flush=True)"
-    hold += "; time.sleep(600)"
-    command = [sys.executable, "-c", hold, str(tmp_path / "stack.lock")]
+def test_the_lock_of_a_killed_process_is_released(tmp_path: Path) -> None:
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print('held', flush=True)"
+    code += "; time.sleep(600)"
+    command = [sys.executable, "-c", code, str(tmp_path / "stack.lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"

@@ -1,4 +1,4 @@
-"""Tests of a training on Ray Train with S3: a killed rank, a SIGTERM, a resubmitted job."""
+"""Training on Ray Train and S3 with a killed rank, a SIGTERM, a resubmitted job and a preempted node."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.ray_cluster import RayCluster, second_node
 from tests.support.runs.tiny_runs import assert_same_bits, final_state, run_in_subprocess, tiny_run, train_in_processes
 
 pytestmark = pytest.mark.ray
-STEPS = 120  # a stop takes a second or two to arrive
+STEPS = 120  # enough for a stop, which takes a second or two, to arrive in time
 
 
 def two_workers(folder: Path, name: str) -> TrainConfig:
@@ -42,53 +42,53 @@ def two_workers(folder: Path, name: str) -> TrainConfig:
 W = TypeVar("W", bound=NullWatcher)
 
 
-def watched(config: TrainConfig, watcher: W) -> tuple[RunResult, W]:
-    """A run and its observed events."""
+def train_with_watcher(config: TrainConfig, watcher: W) -> tuple[RunResult, W]:
+    """Run a training and return its result and the watcher."""
     return train(config, watcher=watcher), watcher
 
 
-class Fate(NullWatcher):
-    """Kills rank 1 with signal 9 after step 12, and stops the run after step 25, once it has recovered."""
+class FaultInjector(NullWatcher):
+    """Kill rank 1 after step 12, and stop the run after step 25 once it has recovered."""
 
     def __init__(self) -> None:
         self.starts: list[int] = []
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.pids: list[int] = []
-        self.deeds = 0
+        self.faults = 0
 
     def on_event(self, event: Event) -> None:
         if event["kind"] == "start":
             self.starts.append(event["done"])
             self.pids = event["pids"]
-        if event["kind"] == "step" and event["step"] >= 12 and self.deeds == 0:
-            self.deeds = 1
+        if event["kind"] == "step" and event["step"] >= 12 and self.faults == 0:
+            self.faults = 1
             os.kill(self.pids[1], signal.SIGKILL)
-        if event["kind"] == "step" and event["step"] >= 25 and self.deeds == 1 and len(self.starts) == 2:
-            self.deeds = 2
+        if event["kind"] == "step" and event["step"] >= 25 and self.faults == 1 and len(self.starts) == 2:
+            self.faults = 2
             os.kill(os.getpid(), signal.SIGTERM)
 
     def log(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
 
 @pytest.mark.timeout(1500)  # three starts of Ray Train: minutes on a busy machine
 def test_a_run_that_is_killed_stopped_and_resubmitted_ends_with_identical_weights(
     ray_cluster: RayCluster, s3_root: str, tmp_path: Path
 ) -> None:
-    calm = two_workers(tmp_path, "calm")
-    undisturbed = train_in_processes(calm, world=2)
+    reference = two_workers(tmp_path, "reference")
+    reference_folder = train_in_processes(reference, world=2)
 
     fs = fsspec.filesystem("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"])
     for name in ("images", "teacher.safetensors"):
         fs.put(str(tmp_path / name), f"{s3_root}/{name}", recursive=True)
     remote = {"data.train": f"{s3_root}/images", "teacher.weights": f"{s3_root}/teacher.safetensors"}
-    config = with_overrides(calm, {"name": "main", "storage": f"{s3_root}/storage", **remote})
-    stopped, fate = run_in_subprocess(watched, config, Fate())
+    config = with_overrides(reference, {"name": "main", "storage": f"{s3_root}/storage", **remote})
+    stopped, injector = run_in_subprocess(train_with_watcher, config, FaultInjector())
     assert (stopped.state, stopped.reason) == ("cancelled", "cancelled_by_user"), stopped.message
-    assert fate.deeds == 2
-    assert [step % 10 for step in fate.starts] == [0, 0], "a run continues from a checkpoint"
-    assert fate.starts[1] > 0
-    assert any("infrastructure failure 1 of 3" in text for text in fate.said)
+    assert injector.faults == 2
+    assert [step % 10 for step in injector.starts] == [0, 0], "a run must continue from a checkpoint"
+    assert injector.starts[1] > 0
+    assert any("infrastructure failure 1 of 3" in text for text in injector.messages)
     checkpoints = join(stopped.run_folder, "checkpoints")
     assert 25 <= stopped.steps < STEPS
     assert listdir(checkpoints)[-1] == f"step-{stopped.steps:08d}"
@@ -96,14 +96,14 @@ def test_a_run_that_is_killed_stopped_and_resubmitted_ends_with_identical_weight
     fs.pipe_file(f"{s3_root}/config.json", config.model_dump_json().encode())
     result = submit(ray_cluster, ["--config", f"{s3_root}/config.json", "scaling.workers=[1,2]", "--json"])
     assert (result.state, result.steps) == ("succeeded", STEPS), result.message
-    assert_same_bits(final_state(result.run_folder, config), final_state(undisturbed, calm))
+    assert_same_bits(final_state(result.run_folder, config), final_state(reference_folder, reference))
     assert listdir(checkpoints) == [f"step-{STEPS - 10:08d}", f"step-{STEPS:08d}"]
     assert [line["step"] for line in read_metrics(result.run_folder)][-1] == STEPS
 
-    # And both learned what one process learns.
-    alone = with_overrides(calm, {"name": "alone", "scaling.workers": 1})
+    # Two workers learn the same weights as a single process, up to rounding.
+    alone = with_overrides(reference, {"name": "alone", "scaling.workers": 1})
     single = final_state(train(alone, local=True, quiet=True).run_folder, alone)
-    many = final_state(undisturbed, calm)
+    many = final_state(reference_folder, reference)
     worst = max(float((many[name] - single[name]).abs().max()) for name in many if name.startswith("model/"))
     assert worst < 1e-4
 
@@ -120,16 +120,16 @@ def submit(cluster: RayCluster, args: list[str]) -> RunResult:
     return RunResult.model_validate_json(printed[-1])
 
 
-class Reclaim(NullWatcher):
-    """Reclaims a node once two workers train, and stops the run once it continues with one."""
+class NodeReclaimer(NullWatcher):
+    """Preempt a node once two workers train, and stop the run once it continues with one."""
 
     def __init__(self, node: int) -> None:
-        self._node = node  # its process
-        self._gives_up = time.monotonic() + 400
+        self._node = node  # pid
+        self._deadline = time.monotonic() + 400
         self.starts: list[Event] = []
-        self.reclaimed: int | None = None  # the start that ended with it
+        self.reclaimed: int | None = None  # index of the start that the preemption ended
         self.saved: list[int] = []
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def on_event(self, event: Event) -> None:
         if event["kind"] == "start":
@@ -137,18 +137,18 @@ class Reclaim(NullWatcher):
         elif event["kind"] == "checkpoint":
             self.saved.append(event["step"])
         elif event["kind"] == "warning":
-            self.said.append(event["text"])
+            self.messages.append(event["text"])
         elif event["kind"] == "step":
-            if self.reclaimed is None and self.starts[-1]["workers"] == 2:  # it may have begun with one
+            if self.reclaimed is None and self.starts[-1]["workers"] == 2:  # it may have started with one
                 self.reclaimed = len(self.starts) - 1
-                os.kill(self._node, signal.SIGTERM)  # Ray announces it to the workers, and ends them NOTICE_S later
+                os.kill(self._node, signal.SIGTERM)  # Ray notifies the workers, and ends them NOTICE_S later
             elif self.reclaimed is not None and self.starts[-1]["workers"] == 1:
-                os.kill(os.getpid(), signal.SIGTERM)  # a start before the node is removed is lost with it
-            elif time.monotonic() > self._gives_up:
+                os.kill(os.getpid(), signal.SIGTERM)  # a start before the node is removed would be lost with it
+            elif time.monotonic() > self._deadline:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def log(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
 
 @pytest.mark.chaos
@@ -156,19 +156,19 @@ class Reclaim(NullWatcher):
 def test_a_preempted_node_loses_no_work_and_the_run_continues_with_fewer_workers(
     ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Three CPUs each: one worker fits the head's four, the other needs the second node.
+    # At three CPUs each, one worker fits on the head with four, and the other needs the second node.
     shape = {"scaling.workers": [1, 2], "scaling.cpus_per_worker": 3, "checkpoint.every_steps": None}
-    patience = {"schedule.steps": 100_000, "checkpoint.deadline_s": 300}
-    config = with_overrides(two_workers(tmp_path, "spot"), {**shape, **patience})
+    limits = {"schedule.steps": 100_000, "checkpoint.deadline_s": 300}
+    config = with_overrides(two_workers(tmp_path, "spot"), {**shape, **limits})
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     with second_node(ray_cluster, cpus=3, mark="spot") as node:
-        result, reclaim = run_in_subprocess(watched, config, Reclaim(node.pid))
+        result, reclaimer = run_in_subprocess(train_with_watcher, config, NodeReclaimer(node.pid))
     assert (result.state, result.reason) == ("cancelled", "cancelled_by_user"), result.message
-    assert reclaim.reclaimed is not None, "it never had two workers"
-    before, after = reclaim.starts[reclaim.reclaimed], reclaim.starts[-1]
-    saved, last = reclaim.saved  # none is due but the one at the notice, and the one of the stop
-    assert any(f"step {saved}: a node is about to be preempted" in text for text in reclaim.said)
-    assert any("preemption failure 1 of 10" in text for text in reclaim.said)
+    assert reclaimer.reclaimed is not None, "the run never had two workers"
+    before, after = reclaimer.starts[reclaimer.reclaimed], reclaimer.starts[-1]
+    saved, last = reclaimer.saved  # one at the preemption notice, one at the stop
+    assert any(f"step {saved}: a node is about to be preempted" in text for text in reclaimer.messages)
+    assert any("preemption failure 1 of 10" in text for text in reclaimer.messages)
     assert (before["workers"], after["workers"], after["workers_before"]) == (2, 1, 2)
     assert after["done"] == saved
     assert (after["batch"], after["lr"]) == (before["batch"], before["lr"])
@@ -179,8 +179,10 @@ def test_a_preempted_node_loses_no_work_and_the_run_continues_with_fewer_workers
 def test_workers_that_do_not_fit_are_reported_with_the_cluster_resources(
     tmp_path: Path, ray_cluster: RayCluster
 ) -> None:
-    asked = {"scaling.cpus_per_worker": 64, "scaling.start_timeout_s": 1}
-    result, _ = run_in_subprocess(watched, with_overrides(two_workers(tmp_path, "large"), asked), NullWatcher())
+    overrides = {"scaling.cpus_per_worker": 64, "scaling.start_timeout_s": 1}
+    result, _ = run_in_subprocess(
+        train_with_watcher, with_overrides(two_workers(tmp_path, "large"), overrides), NullWatcher()
+    )
     assert (result.state, result.reason, result.exit_code) == ("failed", "infeasible_resources", 1)
     assert "scaling.workers=2 need 64 CPU each; the cluster has 4 CPU" in result.message
-    assert len(listdir(join(result.run_folder, "errors"))) == 1, "it comes back, so it is not tried again"
+    assert len(listdir(join(result.run_folder, "errors"))) == 1, "a permanent error must not be retried"

@@ -1,4 +1,4 @@
-"""Real control-plane processes on one database: killed while they take jobs, and side by side. No Ray: no starts."""
+"""Control-plane processes that share a database and are killed under load. Without Ray, so no job starts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from service.db.engine import migrate, open_engine
 from tests.support.service.control_plane import ControlPlane, wait_for
 
 BODY = {"kind": "train", "preset": "demo-image-amd"}
-NOWHERE = "http://127.0.0.1:1"
+UNREACHABLE = "http://127.0.0.1:1"
 
 
 def post(plane: ControlPlane, key: str, number: int) -> str | None:
-    """The job's id; None where there was no answer, or one that says to try again."""
+    """Submit a job; return its id, or None without a response or after a retryable error."""
     headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": str(number)}
     try:
-        answer = httpx.post(f"{plane.url}/v1/jobs", json=BODY, headers=headers, timeout=10)
+        response = httpx.post(f"{plane.url}/v1/jobs", json=BODY, headers=headers, timeout=10)
     except httpx.TransportError:
         return None
-    assert answer.status_code in (202, 503), answer.text
-    return str(answer.json()["id"]) if answer.status_code == 202 else None
+    assert response.status_code in (202, 503), response.text
+    return str(response.json()["id"]) if response.status_code == 202 else None
 
 
 @pytest.mark.timeout(600)
@@ -35,19 +35,19 @@ def test_two_control_planes_killed_in_turn_neither_lose_nor_duplicate_jobs(
     url = postgresql.get_uri("planes", "psycopg")
     migrate(open_engine(url))
     shared = {"AMD_DATABASE_URL": url, "AMD_STORAGE": str(tmp_path / "root")}
-    planes = [ControlPlane(tmp_path / name, NOWHERE, **shared).start() for name in ("a", "b")]
+    planes = [ControlPlane(tmp_path / name, UNREACHABLE, **shared).start() for name in ("a", "b")]
     key = next(p.data / "admin-key" for p in planes if (p.data / "admin-key").exists()).read_text().strip()
-    chance, accepted = random.Random(0), dict[int, str]()
+    rng, accepted = random.Random(0), dict[int, str]()
     try:
         for number in range(60):
             if number in (15, 40):
-                planes[number == 40].process.kill()  # type: ignore[union-attr]  # not waited for: it dies under way
+                planes[number == 40].process.kill()  # type: ignore[union-attr]  # not waited for, so that it dies during requests
             elif number in (25, 50):
-                dead = planes[number == 50]
-                dead.kill()
-                dead.start()
+                killed = planes[number == 50]
+                killed.kill()
+                killed.start()
             while number not in accepted:
-                found = post(chance.choice(planes), key, number)
+                found = post(rng.choice(planes), key, number)
                 if found is not None:
                     accepted[number] = found
         ids = {post(plane, key, number) for number in range(60) for plane in planes}
@@ -69,7 +69,7 @@ def message_of(plane: ControlPlane, key: str, job: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "complaint"),
+    ("variable", "value", "expected"),
     [
         ("AMD_PORT", "many", "AMD_PORT"),
         ("AMD_DATABASE_URL", "nonsense", "AMD_DATABASE_URL"),
@@ -78,11 +78,11 @@ def message_of(plane: ControlPlane, key: str, job: str) -> str:
     ],
 )
 def test_an_invalid_setting_is_reported_without_a_traceback(
-    tmp_path: Path, variable: str, value: str, complaint: str
+    tmp_path: Path, variable: str, value: str, expected: str
 ) -> None:
-    plane = ControlPlane(tmp_path, NOWHERE, **{variable: value})
+    plane = ControlPlane(tmp_path, UNREACHABLE, **{variable: value})
     with pytest.raises(AssertionError):
         plane.start()
     log = (tmp_path / "control-plane.log").read_text()
-    assert complaint in log
+    assert expected in log
     assert "Traceback" not in log

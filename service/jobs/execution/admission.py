@@ -1,8 +1,8 @@
 """Admission: which queued job may start now, given the cluster's resources and the configured limits.
 
-Jobs are offered in queue order (`JobStore.in_states`): highest priority first, then oldest. A job that could fit but
-for now does not closes admission, so that smaller jobs behind it never overtake it indefinitely. Decides only;
-independent of the database and of Ray.
+Jobs are offered in queue order (`JobStore.in_states`): highest priority first, then oldest. A job that fits the
+cluster but not its free resources closes admission, so that smaller jobs behind it cannot overtake it indefinitely.
+Only decides: independent of the database and of Ray.
 """
 
 from __future__ import annotations
@@ -42,20 +42,26 @@ class AdmissionController:
         """Why a job must wait; None if it may start."""
         max_jobs, max_workers = self._settings.project_max_running, self._settings.project_max_workers
         if self.is_closed:
-            return f"waits for one of {self._settings.max_running} running jobs to end"
+            return f"waiting for one of {self._settings.max_running} running jobs to end"
         if max_jobs is not None and self._jobs[job.project] >= max_jobs:
-            return f"waits: project {job.project} runs {max_jobs} jobs, which is its limit"
+            return f"waiting for project {job.project} to drop below its limit of {max_jobs} running jobs"
         if max_workers is not None and self._workers[job.project] + job.workers > max_workers:
-            return f"waits: project {job.project} may have {max_workers} workers, of which {job.workers} must be free"
+            return (
+                f"waiting for free workers: the job needs {job.workers}, "
+                f"and project {job.project} is limited to {max_workers}"
+            )
         if self._settings.autoscaling:
             return None
         total, gpus = self._capacity, self._gpus_of(job)
         request = f"{job.cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
         if job.cpus > total.cpus or gpus > total.gpus:
-            return f"waits: it needs {request}, and the cluster has {total.cpus:g} CPUs and {total.gpus:g} GPUs in all"
+            return (
+                f"waiting for the cluster to grow: the job needs {request}, "
+                f"and the cluster has {total.cpus:g} CPUs and {total.gpus:g} GPUs in total"
+            )
         if self._cpus + job.cpus > total.cpus or self._gpus + gpus > total.gpus:
-            self.is_closed = True  # jobs behind it would overtake it indefinitely
-            return f"waits for {request} to be free"
+            self.is_closed = True  # or jobs behind it would overtake it indefinitely
+            return f"waiting for {request} to become free"
         return None
 
     def _gpus_of(self, job: Job) -> float:

@@ -1,8 +1,8 @@
 """`python -m service.jobs.runner JOB ATTEMPT ROOT`: a job's driver, the entry point of its Ray submission.
 
 Starts the program of the job's kind as a child process, ships its output to the storage root, writes heartbeats with
-its progress, forwards a stop request, and reports the outcome: a job can be followed, and its end is known, even if
-Ray's head is lost. Independent of the control plane, its database and HTTP.
+its progress, forwards a stop request, and reports the outcome, so that a job can be followed and its outcome is known
+even if Ray's head is lost. Independent of the control plane, its database and HTTP.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ CHUNK_BYTES = 256 * 1024
 TAIL_LINES, TAIL_CHARS = 40, 8000
 OUTAGE_S = 600.0  # how long the outcome is retried while the storage is unavailable
 REPORT_RETRY_S = 5.0
-READER_TIMEOUT_S = 30.0  # a grandchild may hold the pipe open
+READER_TIMEOUT_S = 30.0  # a grandchild may keep the pipe open
 BAD_INPUT = 2
-# Ray's core ends a process whose cluster is gone or was replaced, with a final line of severity C and a stack.
+# Ray's core aborts a process whose cluster has disappeared or was replaced: a line of severity C, then a stack trace.
 RAY_FATAL = re.compile(r"\[[\d-]+ [\d:,]+ C \d+ \d+\] (.*)")
 
 
 class LogShipper:
-    """Ships an attempt's log to immutable chunks, named by their first byte. One writer; any thread may `write`."""
+    """Ships an attempt's log to immutable chunks named by their offset. One writer; any thread may `write`."""
 
     def __init__(self, folder: str, interval_s: float) -> None:
         self._folder, self._interval_s = folder, interval_s
@@ -79,7 +79,7 @@ class LogShipper:
                 part = bytes(self._pending[:CHUNK_BYTES])
             try:
                 write_bytes(join(self._folder, f"{self._offset:016d}.log"), part)
-            except Exception as error:  # the storage may be unavailable; the job itself must not suffer
+            except Exception as error:  # an unavailable storage must not fail the job
                 logger.warning("the log cannot be written; will retry: %s", error)
                 return False
             with self._lock:
@@ -99,7 +99,7 @@ def main(args: Sequence[str] | None = None) -> int:
     folder, attempt = JobFolder(root, job_id), int(number)
     heartbeat = folder.read_heartbeat(attempt)
     if heartbeat is not None and heartbeat.outcome is not None:
-        return heartbeat.outcome.exit_code or 0  # Ray started an attempt again that has already ended
+        return heartbeat.outcome.exit_code or 0  # Ray restarted an attempt that has already ended
     wait_for_lease(folder, attempt)
     kind = read_json(folder.request)["kind"]
     program = [sys.executable, "-m", *KINDS[kind].module, "--config", folder.config, *KINDS[kind].args]
@@ -109,7 +109,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def wait_for_lease(folder: JobFolder, attempt: int) -> None:
-    """Wait until the previous attempt, whose node may only appear lost, has released the run."""
+    """Wait until the previous attempt, whose node may only appear to be lost, has released the run."""
     lease = Lease(join(run_folder(folder.root, folder.job_id), "lease.json"))
     while (holder := lease.taken_by()) is not None:
         folder.write_heartbeat(attempt, None)
@@ -129,7 +129,7 @@ def run(program: Sequence[str], folder: JobFolder, attempt: int) -> AttemptOutco
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
-            start_new_session=True,  # it is stopped once, by this process, and not also by Ray's signal to the group
+            start_new_session=True,  # stopped by this process only, not also by Ray's signal to the process group
             preexec_fn=die_with_parent,
         )
 
@@ -188,7 +188,7 @@ def outcome_of_exit(
         name = signal.Signals(-code).name
         message = f"the job's program was terminated by {name}"
         if -code == signal.SIGKILL:
-            message += ": the node ran out of memory, or it was killed by hand"
+            message += ": the node ran out of memory, or the process was killed manually"
         return AttemptOutcome(state="failed", reason="node_lost", message=message, **facts)
     fatal = next((found[1] for line in tail if (found := RAY_FATAL.match(line))), None)
     if fatal is not None:
@@ -206,7 +206,7 @@ def outcome_of_exit(
 
 
 def report_outcome(folder: JobFolder, attempt: int, outcome: AttemptOutcome) -> None:
-    """Write the outcome, the one report that must arrive: retries for OUTAGE_S while the storage is unavailable."""
+    """Write the outcome, which must not be lost: retry for OUTAGE_S while the storage is unavailable."""
     until = time.monotonic() + OUTAGE_S
     while True:
         try:

@@ -25,7 +25,7 @@ from service.web.schemas import DEFAULT_PROJECT
 logger = logging.getLogger(__name__)
 
 SCAN_S = 30.0
-WATCHED = 100  # newest unfinished runs that every scan reads again: they may have been resumed
+WATCHED = 100  # number of newest unfinished runs that each scan rereads, since they may have been resumed
 
 
 class ExternalRunDiscovery:
@@ -33,7 +33,7 @@ class ExternalRunDiscovery:
 
     def __init__(self, store: JobStore, root: str, clock: Callable[[], float] = time.time) -> None:
         self._store, self._root, self._clock = store, root, clock
-        self._ignored: set[str] = set()  # names of listed runs, of jobs' own runs and of unreadable folders
+        self._ignored: set[str] = set()  # names of runs that are listed already, belong to jobs, or cannot be read
         self._scanned_at = float("-inf")
 
     def scan(self) -> None:
@@ -102,7 +102,7 @@ class ExternalRunDiscovery:
 
 
 def state_of(folder: str, now: float) -> dict[str, Any]:
-    """Fields of a job that follow from a run's folder."""
+    """Fields of a job, derived from a run's folder."""
     if RESULT in listdir(folder):
         result = read_json(join(folder, RESULT))
         ending = {"state": result["state"], "reason": result.get("reason"), "message": result.get("message") or ""}

@@ -4,10 +4,10 @@
     request.json              the job's kind, which selects the program
     attempts/NNNN.json        the attempt's heartbeat: time, progress, and at the end its outcome
     attempts/NNNN.stop.json   seconds the attempt may take to stop
-    logs/NNNN/<offset>.log    its output, in immutable chunks named by their first byte
+    logs/NNNN/<offset>.log    its output, in immutable chunks named by their offset
     output/                   files made by an export, a preparation or an embedding
 
-The storage root outlives clusters and control planes: what is stored there outranks what Ray believes.
+The storage root outlives clusters and control planes: what is stored there takes precedence over what Ray reports.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from amd.storage import StorageUnreachable, filesystem, is_remote, join, write_j
 RETRYABLE = frozenset(
     {"storage_unreachable", "node_lost", "oom_host", "cluster_unavailable", "loader_crashed", "preempted_budget"}
 )
-"""Reasons caused by machines, network or storage. Errors of config, data or code would only recur."""
+"""Reasons caused by machines, network or storage. Errors in config, data or code would only recur."""
 
 
 class AttemptOutcome(BaseModel):
@@ -52,12 +52,12 @@ class AttemptOutcome(BaseModel):
 
 
 class Heartbeat(BaseModel):
-    """An attempt's latest report of itself."""
+    """Latest status report of an attempt."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     at: float
-    """Time by the clock of its node."""
+    """Time on the node's clock."""
     host: str = ""
     progress: dict[str, Any] | None = None
     outcome: AttemptOutcome | None = None
@@ -90,7 +90,7 @@ class JobFolder(NamedTuple):
         return join(self.url, "attempts", f"{attempt:04d}.json")
 
     def write_stop_deadline(self, attempt: int, seconds: float) -> None:
-        """Set how long an attempt that is about to be stopped may take; after that its program is killed."""
+        """Set how long an attempt may take to stop before its program is killed."""
         write_json(self._stop_file(attempt), {"seconds": seconds})
 
     def read_stop_deadline(self, attempt: int) -> float | None:

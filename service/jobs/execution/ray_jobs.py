@@ -1,6 +1,6 @@
 """Cluster client of the reconciler: submit, poll and stop Ray jobs, and read the cluster's capacity.
 
-The only module of the jobs package that calls Ray. Ray's API reports errors in prose and has no time-outs; here a call
+The only module of the jobs package that calls Ray. Ray's API reports errors in prose and has no timeouts; here a call
 returns a value or None, or raises ClusterUnavailable. Ray is imported with the first call, so the control plane starts
 without a cluster.
 """
@@ -21,7 +21,7 @@ from service.web.errors import ClusterUnavailable
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 15.0
-KILL_GRACE_S = 60.0  # beyond a job's own deadline, until Ray kills a driver that has not stopped itself
+KILL_GRACE_S = 60.0  # after a job's own deadline, before Ray kills a driver that has not stopped
 
 RayStatus = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
 
@@ -56,7 +56,7 @@ class Cluster(Protocol):
         """None if Ray does not know the submission."""
 
     def stop(self, submission_id: str) -> None:
-        """Ask a submission to end; does nothing if there is none."""
+        """Ask a submission to stop; does nothing if it does not exist."""
 
     def capacity(self) -> Capacity: ...
 
@@ -79,7 +79,7 @@ class RayJobs:
                     runtime_env={"env_vars": environment},
                     metadata={"amd_job": job_id, "amd_attempt": str(attempt)},
                 )
-            except RuntimeError as error:  # 500 and a traceback if the id exists
+            except RuntimeError as error:  # a 500 with a traceback if the id already exists
                 if "already exists" not in str(error):
                     raise
 
@@ -103,9 +103,9 @@ class RayJobs:
 
     def capacity(self) -> Capacity:
         with self._translated_errors():
-            answer = self._client()._do_request("GET", "/api/v0/nodes?detail=1&limit=10000")
-            answer.raise_for_status()
-            nodes = answer.json()["data"]["result"]["result"]
+            response = self._client()._do_request("GET", "/api/v0/nodes?detail=1&limit=10000")
+            response.raise_for_status()
+            nodes = response.json()["data"]["result"]["result"]
         alive = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
         return Capacity(
             sum(node.get("CPU", 0.0) for node in alive),
@@ -123,7 +123,7 @@ class RayJobs:
         except (requests.RequestException, ConnectionError, RuntimeError, json.JSONDecodeError, KeyError) as error:
             self._job_client = None  # the next call may reach another head
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ClusterUnavailable(f"Ray at {self._dashboard} does not answer as it should: {first[:300]}") from error
+            raise ClusterUnavailable(f"Ray at {self._dashboard} does not answer correctly: {first[:300]}") from error
 
     def _client(self) -> Any:
         if self._job_client is None:
@@ -132,7 +132,7 @@ class RayJobs:
             from ray.job_submission import JobSubmissionClient
 
             class ClientWithTimeout(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
-                """Ray's client has no time-out of its own."""
+                """Adds a timeout to every request; Ray's client has none."""
 
                 def _do_request(self, *args: Any, **kwargs: Any) -> Any:
                     return super()._do_request(*args, **{"timeout": TIMEOUT_S, **kwargs})
@@ -144,7 +144,7 @@ class RayJobs:
 
 
 def _bytes(value: Any) -> float:
-    """Parse memory from the state API, which gives a number or text such as `12.5 GiB`."""
+    """Parse memory from the state API, which returns a number or text such as `12.5 GiB`."""
     if isinstance(value, int | float):
         return float(value)
     number, _, unit = str(value).partition(" ")

@@ -1,9 +1,10 @@
 """Reconciler: moves every job one step at a time from its observed to its desired state.
 
 Three sources of truth, in descending order of authority: the database holds the intent, the storage root holds what
-attempts reported, Ray holds what it believes. An intent is committed before Ray is called, and every call to Ray may be
-repeated, so a control plane may die between any two lines and another one continues. What an owner may do is decided in
-`service.jobs.actions`, which job starts next in `admission`. Independent of HTTP and of the encoder registry.
+attempts have reported, and Ray holds its own view of submissions. An intent is committed before Ray is called, and
+every call to Ray may be repeated, so a control plane may die at any point and another can continue.
+`service.jobs.actions` decides what an owner may do, `admission` which job starts next.
+Independent of HTTP and of the encoder registry.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ logger = logging.getLogger(__name__)
 
 TASK, LEASE_S = "reconciler", 15.0
 STOPPING = ("pausing", "cancelling")
-ENDED_SILENCE_S = 20.0  # after Ray reports the end: until then the attempt's own report may still arrive
+ENDED_SILENCE_S = 20.0  # after Ray reports the end: the attempt's own report may still arrive
 STOP_AGAIN_S = 10.0
 BACKOFF_S, MAX_BACKOFF_S = 5.0, 300.0
-MAX_MARKED = 10  # waiting jobs whose message names an outage
+MAX_MARKED = 10  # number of waiting jobs whose message reports an outage
 
 
 class PublishedEncoders(Protocol):
-    """The registry as far as jobs need it. Both methods may raise StorageError."""
+    """The part of the encoder registry that jobs use. Both methods may raise StorageError."""
 
     def scan(self) -> None:
         """Bring the registry up to date with the storage root; cheap when nothing has changed."""
@@ -56,7 +57,7 @@ class JobTransition(NamedTuple):
 
 
 class Reconciler:
-    """Moves every job one step at a time towards its desired state. Of several replicas, the lease holder does so."""
+    """Moves every job one step at a time towards its desired state. Of several replicas, only the lease holder does."""
 
     def __init__(
         self,
@@ -73,8 +74,8 @@ class Reconciler:
         self._root = settings.root
         self._external_runs = ExternalRunDiscovery(store, self._root, clock)
         self.holder = uuid.uuid4().hex
-        self._silent_since: dict[str, float] = {}  # by job, attempts that ended without reporting so
-        self._heartbeats: dict[str, tuple[float, float]] = {}  # by such job: time on the node's clock, when observed
+        self._silent_since: dict[str, float] = {}  # by job: since when an attempt has been missing without an outcome
+        self._heartbeats: dict[str, tuple[float, float]] = {}  # by missing job: (node's clock, when observed)
         self._stopped_at: dict[str, float] = {}
         self.outage = ""
         """Why the cluster does not answer; empty while it does."""
@@ -112,7 +113,7 @@ class Reconciler:
             move(job)
             self.outage = ""
         except StaleJob:
-            pass  # its owner changed it first; the next step sees that
+            pass  # its owner changed it first; the next step reads the new version
         except ClusterUnavailable as error:
             self._note_outage(job, error.message)
         except StorageError as error:
@@ -136,7 +137,7 @@ class Reconciler:
             return
         ray_job = self._cluster.status(submission_id(job, job.attempt))
         if ray_job is None and heartbeat is None and job.state == "starting" and not self._start_timed_out(job):
-            self._submit(job)  # the intent was committed, and then the control plane died, or Ray was unavailable
+            self._submit(job)  # the intent was committed, but then the control plane died or Ray was unavailable
         elif ray_job is None or ray_job.ended:
             self._handle_missing(job, ray_job, heartbeat)
         else:
@@ -153,7 +154,7 @@ class Reconciler:
         if job.state == "running" and job.time_limit_s is not None and job.started_at is not None:
             over = self._clock() - job.started_at - job.time_limit_s
             if over > 0:
-                message = f"time_limit_s={job.time_limit_s:g} is over; saving a last checkpoint"
+                message = f"time_limit_s={job.time_limit_s:g} has passed; saving a final checkpoint"
                 stop_by = self._clock() + checkpoint_deadline_s(self._store.get(job.id)) + STOP_GRACE_S
                 fields: dict[str, Any] = {
                     "state": "cancelling",
@@ -169,7 +170,7 @@ class Reconciler:
         """Ask Ray to stop the attempt, every STOP_AGAIN_S until it has ended."""
         key = submission_id(job, job.attempt)
         if self._clock() - self._stopped_at.get(key, 0.0) >= STOP_AGAIN_S:
-            if job.stop_by is not None:  # relative, since the node's clock differs
+            if job.stop_by is not None:  # relative, since the node's clock may differ
                 seconds = max(0.0, job.stop_by - self._clock())
                 JobFolder(self._root, job.id).write_stop_deadline(job.attempt, seconds)
             self._cluster.stop(key)
@@ -205,7 +206,7 @@ class Reconciler:
         return job.started_at is not None and self._clock() - job.started_at > self._settings.start_timeout_s
 
     def _stopped_through_ray(self, job: Job, outcome: AttemptOutcome) -> bool:
-        """Whether a person stopped the attempt through Ray, rather than its node going away."""
+        """Whether someone stopped the attempt through Ray, rather than its node shutting down."""
         if outcome.state != "cancelled" or job.wanted != "run":
             return False
         try:
@@ -217,7 +218,7 @@ class Reconciler:
     # Ended attempts
 
     def _finish(self, job: Job, outcome: AttemptOutcome, stopped_through_ray: bool) -> None:
-        """Move the job from its attempt's outcome to its next state."""
+        """Move the job to the state that follows from its attempt's outcome."""
         self._silent_since.pop(job.id, None)
         self._heartbeats.pop(job.id, None)
         now = self._clock()
@@ -243,7 +244,7 @@ class Reconciler:
         self._store.change(job, state, attempt=attempt, **fields)
 
     def _register(self, encoder: str) -> None:
-        """Register an encoder before its job succeeds: whoever waits for the job may deploy it at once."""
+        """Register an encoder before its job succeeds, so that a client waiting for the job can deploy it at once."""
         try:
             self._encoders.register(encoder)
         except StorageError as error:
@@ -315,9 +316,9 @@ def outcome_of_lost(job: Job, ray_job: RayJobStatus | None, *, started: bool) ->
         return AttemptOutcome(state="failed", reason="node_lost", message="the cluster no longer knows the job")
     lines = [line for line in ray_job.message.splitlines() if line.strip()]
     if started:
-        message = "its driver exited without reporting a result" + (f"; Ray says: {lines[0][:300]}" if lines else "")
+        message = "its driver exited without reporting a result" + (f"; Ray reports: {lines[0][:300]}" if lines else "")
     else:  # the last line of a traceback names the error
-        message = f"its driver could not start: {lines[-1][:300] if lines else 'Ray does not say why'}"
+        message = f"its driver could not start: {lines[-1][:300] if lines else 'Ray gives no reason'}"
     return AttemptOutcome(state="failed", reason="node_lost", message=message, log_tail=ray_job.message)
 
 
@@ -331,11 +332,11 @@ def next_transition(job: Job, outcome: AttemptOutcome, stopped_through_ray: bool
     if job.wanted == "pause" and (outcome.state == "cancelled" or outcome.retryable):
         return JobTransition("paused", None, outcome.message)
     if job.wanted == "limit":
-        message = f"time_limit_s={job.time_limit_s:g} is over. {outcome.message}".strip()
+        message = f"time_limit_s={job.time_limit_s:g} has passed. {outcome.message}".strip()
         return JobTransition("failed", "time_limit", message)
     if outcome.state == "cancelled":
         if outcome.asked_to_stop and outcome.reason == "cancelled_by_user" and not stopped_through_ray:
-            return JobTransition("queued", None, "its node went away; resuming from the newest checkpoint")
+            return JobTransition("queued", None, "its node was lost; resuming from the newest checkpoint")
         return JobTransition("cancelled", outcome.reason, outcome.message)
     if outcome.retryable and job.retries < job.max_retries:
         message = f"retry {job.retries + 1} of {job.max_retries} after: {outcome.message}"

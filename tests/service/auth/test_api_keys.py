@@ -1,4 +1,4 @@
-"""Keys over HTTP and the first one of all, on both databases."""
+"""API keys over HTTP and the first admin key, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def count(engine: Engine) -> int:
         return session.query(ApiKey).count()
 
 
-def opened_by(engine: Engine, path: Path) -> Principal:
+def principal_of(engine: Engine, path: Path) -> Principal:
     return Authenticator(engine, Settings()).authenticate(f"Bearer {path.read_text().strip()}")
 
 
@@ -38,32 +38,32 @@ def test_a_created_key_has_the_requested_scopes_and_is_shown_once(engine: Engine
     root = key_to(engine, "admin")
     expires = datetime.now(UTC) + timedelta(days=30)
     body = {"name": "CI", "scopes": ["submit"], "project": "video", "expires_at": expires.isoformat()}
-    answer = client.post("/v1/keys", json=body, headers=root)
-    assert answer.status_code == 201
-    assert answer.headers["Cache-Control"] == "no-store"
-    made = answer.json()
-    principal = Authenticator(engine, Settings()).authenticate(f"Bearer {made['key']}")
-    assert principal == Principal(made["id"], "video", frozenset({"submit"}))
-    assert datetime.fromisoformat(made["expires_at"]) == expires
+    response = client.post("/v1/keys", json=body, headers=root)
+    assert response.status_code == 201
+    assert response.headers["Cache-Control"] == "no-store"
+    created = response.json()
+    principal = Authenticator(engine, Settings()).authenticate(f"Bearer {created['key']}")
+    assert principal == Principal(created["id"], "video", frozenset({"submit"}))
+    assert datetime.fromisoformat(created["expires_at"]) == expires
     listed = client.get("/v1/keys", headers=root)
     assert {item["name"] for item in listed.json()["items"]} == {"CI", "of a test"}
-    assert made["key"].split("_", 2)[2] not in listed.text
+    assert created["key"].split("_", 2)[2] not in listed.text
 
 
 def test_an_admin_of_a_project_lists_creates_and_revokes_keys_of_that_project_only(engine: Engine) -> None:
     client = client_of(engine, router)
     key_to(engine, "admin")
     ours, theirs = key_to(engine, "admin", project="ours"), key_to(engine, "read", project="theirs")
-    made = client.post("/v1/keys", json={"name": "a", "scopes": ["admin"]}, headers=ours)
-    assert made.status_code == 201
-    assert made.json()["project"] == "ours"  # null is one's own project, not all
+    created = client.post("/v1/keys", json={"name": "a", "scopes": ["admin"]}, headers=ours)
+    assert created.status_code == 201
+    assert created.json()["project"] == "ours"  # null means the caller's project, not all projects
     other = client.post("/v1/keys", json={"name": "a", "scopes": ["read"], "project": "theirs"}, headers=ours)
     assert other.status_code == 403
     listed = client.get("/v1/keys", headers=ours).json()["items"]
     assert {item["project"] for item in listed} == {"ours"}
     their_id = theirs["Authorization"].split("_")[1]
     assert client.delete(f"/v1/keys/{their_id}", headers=ours).status_code == 404
-    assert client.delete(f"/v1/keys/{made.json()['id']}", headers=ours).status_code == 204
+    assert client.delete(f"/v1/keys/{created.json()['id']}", headers=ours).status_code == 204
 
 
 @pytest.mark.parametrize("scope", ["read", "submit"])
@@ -81,7 +81,7 @@ def test_a_revoked_key_is_rejected_at_once_and_stays_listed(engine: Engine) -> N
     root, other = key_to(engine, "admin"), key_to(engine, "admin")
     other_id = other["Authorization"].split("_")[1]
     assert client.get("/v1/keys", headers=other).status_code == 200
-    for _ in range(2):  # once more changes nothing
+    for _ in range(2):  # revoking again changes nothing
         assert client.delete(f"/v1/keys/{other_id}", headers=root).status_code == 204
     assert client.get("/v1/keys", headers=other).status_code == 401
     listed = {item["id"]: item for item in client.get("/v1/keys", headers=root).json()["items"]}
@@ -92,12 +92,12 @@ def test_the_last_key_that_can_create_others_cannot_be_revoked(engine: Engine) -
     client = client_of(engine, router)
     root = key_to(engine, "admin")
     root_id = root["Authorization"].split("_")[1]
-    key_to(engine, "admin", project="one")  # opens not all
-    key_to(engine, "submit")  # nor does this
+    key_to(engine, "admin", project="one")  # limited to one project
+    key_to(engine, "submit")  # not an admin
     key_to(engine, "admin", expires_at=time.time() - 1)
     key_to(engine, "admin", revoked_at=time.time() - 1)
-    answer = client.delete(f"/v1/keys/{root_id}", headers=root)
-    assert answer.status_code == 409
+    response = client.delete(f"/v1/keys/{root_id}", headers=root)
+    assert response.status_code == 409
     assert client.get("/v1/keys", headers=root).status_code == 200
     key_to(engine, "admin")
     assert client.delete(f"/v1/keys/{root_id}", headers=root).status_code == 204
@@ -144,16 +144,16 @@ def test_two_admins_revoking_each_other_concurrently_leave_one(engine: Engine, d
 def test_an_invalid_request_creates_no_key(engine: Engine, wrong: dict[str, object]) -> None:
     client = client_of(engine, router)
     root = key_to(engine, "admin")
-    body = json.dumps({"name": "a", "scopes": ["read"], **wrong})  # escaped, so that half a surrogate pair gets there
-    answer = client.post("/v1/keys", content=body, headers={**root, "Content-Type": "application/json"})
-    assert answer.status_code == 422
+    body = json.dumps({"name": "a", "scopes": ["read"], **wrong})  # escaped, so that a lone surrogate is sent
+    response = client.post("/v1/keys", content=body, headers={**root, "Content-Type": "application/json"})
+    assert response.status_code == 422
     assert count(engine) == 1
 
 
 @pytest.mark.parametrize("key_id", ["%00", "a" * 33, "A", "..%2f", "unknown"])
 def test_unknown_key_ids_are_client_errors(engine: Engine, key_id: str) -> None:
-    answer = client_of(engine, router).delete(f"/v1/keys/{key_id}", headers=key_to(engine, "admin"))
-    assert answer.status_code in (404, 422)
+    response = client_of(engine, router).delete(f"/v1/keys/{key_id}", headers=key_to(engine, "admin"))
+    assert response.status_code in (404, 422)
 
 
 def test_the_first_admin_key_is_written_to_a_file_only_its_owner_can_read(engine: Engine, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_the_first_admin_key_is_written_to_a_file_only_its_owner_can_read(engine
     finally:
         os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    principal = opened_by(engine, path)
+    principal = principal_of(engine, path)
     assert principal.project is None
     assert principal.allowed("admin")
     text = path.read_text()
@@ -178,7 +178,7 @@ def test_no_first_key_is_created_if_a_valid_admin_key_exists(engine: Engine, tmp
     key_to(engine, "submit")
     key_to(engine, "admin", expires_at=time.time() - 1)
     path = tmp_path / "admin-key"
-    assert ensure_admin_key(engine, path)  # none of these opens everything
+    assert ensure_admin_key(engine, path)  # none of these is a valid admin key of all projects
     path.unlink()
     assert not ensure_admin_key(engine, path)
     assert not path.exists()
@@ -199,14 +199,14 @@ def test_a_crash_between_file_and_commit_locks_nobody_out(
     assert path.exists()
     assert count(engine) == 0
     assert ensure_admin_key(engine, path)
-    assert opened_by(engine, path).allowed("admin")
+    assert principal_of(engine, path).allowed("admin")
 
 
 def test_a_file_with_an_invalid_key_is_replaced_and_any_other_file_is_kept(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "admin-key"
     path.write_text(f"{new_secret()}\n")
     assert ensure_admin_key(engine, path)
-    assert opened_by(engine, path).allowed("admin")
+    assert principal_of(engine, path).allowed("admin")
     with Session(engine) as session, session.begin():
         session.query(ApiKey).delete()
     path.write_text("my thesis")
@@ -230,11 +230,11 @@ def test_replicas_starting_concurrently_create_one_key(database_url: str, tmp_pa
     replicas = [open_engine(database_url) for _ in range(6)]
     paths = [tmp_path / ("admin-key" if shared else f"key-{n}") for n in range(6)]
     with ThreadPoolExecutor(6) as pool:
-        made = list(pool.map(ensure_admin_key, replicas, paths))
-    assert made.count(True) == 1
+        created = list(pool.map(ensure_admin_key, replicas, paths))
+    assert created.count(True) == 1
     assert count(replicas[0]) == 1
-    path = paths[made.index(True)]
+    path = paths[created.index(True)]
     assert read_secret(path.read_text().strip()) is not None
-    assert opened_by(replicas[0], path).allowed("admin")
+    assert principal_of(replicas[0], path).allowed("admin")
     for replica in replicas:
         replica.dispose()

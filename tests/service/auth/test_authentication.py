@@ -1,4 +1,4 @@
-"""Who is let in, and how far: keys that are wrong in every way, scopes, limits. On both databases."""
+"""Authentication by API key: invalid keys, scopes and rate limits, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def test_a_key_grants_what_its_scope_includes_and_a_rejection_names_the_missing_
     for own in order:
         header = key_to(engine, own)
         for needed in order:
-            answer = client.get(f"/v1/{needed}", headers=header)
+            response = client.get(f"/v1/{needed}", headers=header)
             if order.index(needed) <= order.index(own):
-                assert answer.status_code == 200, (own, needed)
+                assert response.status_code == 200, (own, needed)
             else:
-                assert answer.status_code == 403, (own, needed)
-                assert answer.json()["needed_scope"] == needed
-                assert repr(needed) in answer.json()["detail"]
+                assert response.status_code == 403, (own, needed)
+                assert response.json()["needed_scope"] == needed
+                assert repr(needed) in response.json()["detail"]
 
 
 def test_a_key_without_scopes_grants_nothing(engine: Engine) -> None:
@@ -72,35 +72,35 @@ def test_a_key_without_scopes_grants_nothing(engine: Engine) -> None:
     assert client.get("/v1/read", headers=key_to(engine)).status_code == 403
 
 
-def test_expired_wrong_and_missing_keys_are_rejected_alike(engine: Engine) -> None:
+def test_expired_wrong_and_missing_keys_are_rejected_identically(engine: Engine) -> None:
     client = client_of(engine, router)
     good = key_to(engine, "admin")["Authorization"]
-    stranger = new_secret()
+    unknown = new_secret()
     known = read_secret(good.removeprefix("Bearer "))
     assert known is not None
     wrong = {
         "expired": key_to(engine, "admin", expires_at=time.time() - 1)["Authorization"],
         "revoked": key_to(engine, "admin", revoked_at=time.time() - 1)["Authorization"],
-        "never made": f"Bearer {stranger}",
-        "another's secret": f"Bearer {known._replace(secret=stranger.secret)}",
-        "another's id": f"Bearer {stranger._replace(secret=known.secret)}",
+        "never created": f"Bearer {unknown}",
+        "another's secret": f"Bearer {known._replace(secret=unknown.secret)}",
+        "another's id": f"Bearer {unknown._replace(secret=known.secret)}",
         "only a digest": f"Bearer amd_{known.id}_{known.digest}",
     }
     details = set()
     for name, header in wrong.items():
-        answer = client.get("/v1/read", headers={"Authorization": header})
-        assert answer.status_code == 401, name
-        assert answer.headers["WWW-Authenticate"] == "Bearer"
-        assert answer.headers["Content-Type"] == "application/problem+json"
-        details.add(answer.json()["detail"])
-    assert len(details) == 1  # an answer does not tell which ids exist
+        response = client.get("/v1/read", headers={"Authorization": header})
+        assert response.status_code == 401, name
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        assert response.headers["Content-Type"] == "application/problem+json"
+        details.add(response.json()["detail"])
+    assert len(details) == 1  # responses do not disclose which ids exist
     assert client.get("/v1/read", headers={"Authorization": good}).status_code == 200
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "amd_a_b", "Bearer a b", "Bearer amd_"])
 def test_malformed_headers_are_rejected(engine: Engine, header: str) -> None:
-    answer = client_of(engine, router).get("/v1/read", headers={"Authorization": header})
-    assert answer.status_code == 401
+    response = client_of(engine, router).get("/v1/read", headers={"Authorization": header})
+    assert response.status_code == 401
 
 
 def test_a_key_outside_the_authorization_header_is_ignored(engine: Engine) -> None:
@@ -157,17 +157,19 @@ def test_a_secret_does_not_appear_in_logs() -> None:
     assert secret.secret not in f"{[secret]}"
 
 
-def test_secrets_are_256_random_bits_and_survive_being_written_down() -> None:
-    made = {new_secret() for _ in range(200)}
-    assert len(made) == 200
-    for secret in made:
+def test_secrets_are_256_random_bits_and_round_trip_as_text() -> None:
+    created = {new_secret() for _ in range(200)}
+    assert len(created) == 200
+    for secret in created:
         assert read_secret(str(secret)) == secret
         assert len(secret.secret) * 6 >= 256
 
 
 @given(st.text())
 def test_no_header_causes_an_internal_error(text: str) -> None:
-    authenticator = Authenticator(create_engine("sqlite://"), Settings())  # without tables: nobody looks there
+    authenticator = Authenticator(
+        create_engine("sqlite://"), Settings()
+    )  # without tables: the database must not be queried
     for header in (text, f"Bearer {text}", f"Bearer amd_{text}", f"Bearer amd_a_{text}"):
         with pytest.raises(Unauthenticated):
             authenticator.authenticate(header)
@@ -176,13 +178,15 @@ def test_no_header_causes_an_internal_error(text: str) -> None:
 def test_each_key_has_its_own_rate_limit_reported_in_every_response(engine: Engine) -> None:
     client = client_of(engine, router, settings=Settings(rate_limit="3/minute"))
     first, second = key_to(engine, "read"), key_to(engine, "read")
-    for left in (2, 1, 0):
-        path = "/v1/admin" if left == 1 else "/v1/stream"  # a refusal counts, and a stream tells it too
-        answer = client.get(path, headers=first)
-        assert answer.status_code == (403 if left == 1 else 200)
-        assert answer.headers["RateLimit-Limit"] == "3"
-        assert answer.headers["RateLimit-Remaining"] == str(left)
-        assert 0 < int(answer.headers["RateLimit-Reset"]) <= 60
+    for remaining in (2, 1, 0):
+        path = (
+            "/v1/admin" if remaining == 1 else "/v1/stream"
+        )  # rejected requests count, and streams have the headers too
+        response = client.get(path, headers=first)
+        assert response.status_code == (403 if remaining == 1 else 200)
+        assert response.headers["RateLimit-Limit"] == "3"
+        assert response.headers["RateLimit-Remaining"] == str(remaining)
+        assert 0 < int(response.headers["RateLimit-Reset"]) <= 60
     refused = client.get("/v1/read", headers=first)
     assert refused.status_code == 429
     assert refused.json()["code"] == "rate_limited"

@@ -1,7 +1,7 @@
-"""Every route × every scope × own and other project's objects. A route that is not in the table fails the first test.
+"""Authorization of every route, for every scope, on objects of the caller's project and of another project.
 
-Needs: the scope that opens a route. Of an object: the same route answers 404 to whoever may not see the object, and
-leaves it as it was.
+RULES lists the scope that each route requires; the first test fails for a route that is not listed. A route returns
+404 for an object that is not visible to the caller, and leaves the object unchanged.
 """
 
 from __future__ import annotations
@@ -27,24 +27,26 @@ from service.serving.deployments import DeploymentStore, ServingSettings, new_de
 from service.settings import Settings
 from service.webhooks.store import WebhookStore
 from tests.support.service.apps import key_to
-from tests.support.service.encoder_cards import publish, row
+from tests.support.service.encoder_cards import index_encoder, publish
 from tests.support.service.fake_cluster import FakeCluster, queued
 
-OPEN = None  # without a key
+OPEN = None  # requires no key
 JOB = {"kind": "train", "preset": "demo-image-amd"}
 PICTURE = {"input": "data:image/png;base64,AAAA"}
 
 
 class Rule(NamedTuple):
+    """What a route requires and how a test calls it."""
+
     needs: Scope | None
     body: Any = None
-    """Its texts may name the objects, as the path does."""
+    """Request body; its strings may contain placeholders for objects, like the path."""
     lists: bool = False
-    """Answers with objects of the caller's project."""
+    """Whether it lists objects of the caller's project."""
     names: bool = False
-    """Goes by a name that is of a project, which a caller of all projects has to say."""
+    """Whether it takes a name within a project, which a caller with all projects must specify."""
     unknown: int = 404
-    """What it answers about an object that is not there."""
+    """Status for an object that does not exist."""
 
 
 RULES: dict[tuple[str, str], Rule] = {
@@ -101,7 +103,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("DELETE", "/v1/webhooks/{webhook_id}"): Rule("admin"),
     ("GET", "/v1/webhooks/{webhook_id}/deliveries"): Rule("admin"),
 }
-PUBLIC = {  # what belongs to no project
+PUBLIC = {  # parameters of routes whose objects belong to no project
     "/v1/presets/{name}": {"name": "demo-image-amd"},
     "/v1/schemas/{kind}": {"kind": "train"},
 }
@@ -120,30 +122,30 @@ class ApiFixture:
         now = time.time()
         job = queued(JobStore(self.engine), project=project, state="succeeded", attempt=1, ended_at=now, started_at=now)
         key = key_to(self.engine, "read", project=project)["Authorization"].split("_")[1]
-        encoder, alias = row(self.engine, f"encoder-of-{job.id}", project), f"alias-{key}"
+        encoder, alias = index_encoder(self.engine, f"encoder-of-{job.id}", project), f"alias-{key}"
         publish(self.root, encoder)
         EncoderStore(self.engine).move_alias(project, alias, encoder, "test")
-        deployed = f"serves-{key}"  # another encoder: nothing answers for this one
+        deployed = f"serves-{key}"  # serves another encoder, so that requests to this one find no deployment
         plain: dict[str, Any] = {"candidate": None, "share": 0.0, "settings": ServingSettings()}
         DeploymentStore(self.engine).put(new_deployment(deployed, project, "test", encoder="another", **plain))
         names = {"encoder": encoder, "other": encoder, "alias": alias, "name": deployed}
         return {"job_id": job.id, "key_id": key, "webhook_id": webhook.id, **names}
 
-    def ask(
+    def request(
         self, route: tuple[str, str], header: dict[str, str], of: str = "ours", named: bool = False, **more: str
     ) -> Any:
-        """`named`: say the project of what is named; `more`: goes into the body."""
+        """`named`: pass the project of a named object. `more`: additional fields of the body."""
         method, path = route
         objects, rule = self.objects[of] | PUBLIC.get(path, {}), RULES[route]
         texts = {key: value for key, value in (rule.body or {}).items() if isinstance(value, str)}
         body = {**(rule.body or {}), **{key: value.format(**objects) for key, value in texts.items()}, **more}
-        told: dict[str, Any] = {"json": body} if body else {}
+        options: dict[str, Any] = {"json": body} if body else {}
         if named and rule.names:
-            told = {"json": {**body, "project": of}} if body else {"params": {"project": of}}
-        return self.client.request(method, path.format(**objects), headers=header, **told)
+            options = {"json": {**body, "project": of}} if body else {"params": {"project": of}}
+        return self.client.request(method, path.format(**objects), headers=header, **options)
 
     def state(self) -> list[tuple[Any, ...]]:
-        """All that a request could have changed; when keys were used is not of it."""
+        """All state that a request could change, except for the time at which keys were used."""
         with Session(self.engine) as session:
             return [
                 *((job.id, job.version, job.state, job.wanted) for job in session.query(Job).order_by(Job.id)),
@@ -177,15 +179,15 @@ def test_the_table_lists_exactly_the_routes_of_the_app(api: ApiFixture) -> None:
 @pytest.mark.parametrize("route", RULES, ids=" ".join)
 def test_without_a_valid_key_only_public_routes_respond(api: ApiFixture, route: tuple[str, str]) -> None:
     before = api.state()
-    dead = {
+    headers = {
         "no key": {},
         "expired": key_to(api.engine, "admin", expires_at=1.0),
         "revoked": key_to(api.engine, "admin", revoked_at=1.0),
         "unknown": {"Authorization": f"Bearer {authentication.new_secret()}"},
         "another scheme": {"Authorization": "Basic YTpi"},
     }
-    for name, header in dead.items():
-        status = api.ask(route, header).status_code
+    for name, header in headers.items():
+        status = api.request(route, header).status_code
         if RULES[route].needs is OPEN:
             assert status == 200, name
         else:
@@ -198,17 +200,19 @@ def test_a_route_accepts_its_scope_and_no_lesser_one(api: ApiFixture, route: tup
     needed = RULES[route].needs
     assert needed is not None
     for scopes in ((), *((scope,) for scope in SCOPES)):
-        enough = bool(scopes) and SCOPES.index(scopes[0]) >= SCOPES.index(needed)
+        sufficient = bool(scopes) and SCOPES.index(scopes[0]) >= SCOPES.index(needed)
         for project in ("ours", None):
-            api.objects = {name: api._create_objects(name) for name in ("ours", "theirs")}  # the last one may be gone
+            api.objects = {
+                name: api._create_objects(name) for name in ("ours", "theirs")
+            }  # the previous request may have deleted them
             header, before = key_to(api.engine, *scopes, project=project), api.state()
-            answer = api.ask(route, header, named=project is None)
-            if enough:
-                able = answer.status_code < 400 or answer.json()["code"] == "not_possible"
-                assert able or answer.status_code == 409, (scopes, project, answer.text)
+            response = api.request(route, header, named=project is None)
+            if sufficient:
+                authorized = response.status_code < 400 or response.json()["code"] == "not_possible"
+                assert authorized or response.status_code == 409, (scopes, project, response.text)
             else:
-                assert answer.status_code == 403, (scopes, project)
-                assert answer.json()["needed_scope"] == needed
+                assert response.status_code == 403, (scopes, project)
+                assert response.json()["needed_scope"] == needed
                 assert api.state() == before
 
 
@@ -218,30 +222,30 @@ def test_objects_of_other_projects_are_not_found(api: ApiFixture, route: tuple[s
     header, before = key_to(api.engine, scope, project="ours"), api.state()
     needed = RULES[route].needs
     assert needed is not None
-    answer = api.ask(route, header, of="theirs")
+    response = api.request(route, header, of="theirs")
     unknown = RULES[route].unknown
-    assert answer.status_code == (unknown if SCOPES.index(scope) >= SCOPES.index(needed) else 403)
+    assert response.status_code == (unknown if SCOPES.index(scope) >= SCOPES.index(needed) else 403)
     assert api.state() == before
-    if answer.status_code == unknown:  # and no answer tells them from what never was
-        never = dict.fromkeys(("encoder", "other", "alias", "name"), "never")
-        api.objects["theirs"] = {"job_id": "train-never", "key_id": "abc", "webhook_id": "wh_abc", **never}
-        assert api.ask(route, header, of="theirs").json()["code"] == answer.json()["code"]
+    if response.status_code == unknown:  # indistinguishable from an object that never existed
+        missing = dict.fromkeys(("encoder", "other", "alias", "name"), "never")
+        api.objects["theirs"] = {"job_id": "train-never", "key_id": "abc", "webhook_id": "wh_abc", **missing}
+        assert api.request(route, header, of="theirs").json()["code"] == response.json()["code"]
 
 
 @pytest.mark.parametrize("route", [route for route, rule in RULES.items() if rule.lists], ids=" ".join)
 def test_lists_are_limited_to_the_callers_project(api: ApiFixture, route: tuple[str, str]) -> None:
-    everything = api.ask(route, key_to(api.engine, "admin")).json()["items"]
+    everything = api.request(route, key_to(api.engine, "admin")).json()["items"]
     assert {item["project"] for item in everything} >= {"ours", "theirs"}
-    shown = api.ask(route, key_to(api.engine, "admin", project="ours"))
+    shown = api.request(route, key_to(api.engine, "admin", project="ours"))
     assert {item["project"] for item in shown.json()["items"]} == {"ours"}
     assert not any(name in shown.text for name in api.objects["theirs"].values())
 
 
-MAKING = [route for route, rule in RULES.items() if rule.body is not None and rule.needs != "read"]
+CREATING = [route for route, rule in RULES.items() if rule.body is not None and rule.needs != "read"]
 
 
-@pytest.mark.parametrize("route", MAKING, ids=" ".join)
+@pytest.mark.parametrize("route", CREATING, ids=" ".join)
 def test_nothing_is_created_in_other_projects(api: ApiFixture, route: tuple[str, str]) -> None:
     header, before = key_to(api.engine, "admin", project="ours"), api.state()
-    assert api.ask(route, header, of="theirs", project="theirs").status_code == 403
+    assert api.request(route, header, of="theirs", project="theirs").status_code == 403
     assert api.state() == before

@@ -1,4 +1,4 @@
-"""Bearer tokens of a real issuer on loopback with real keys; forged ones in every way one can think of."""
+"""OIDC bearer tokens: valid and forged tokens of an issuer that serves real keys on loopback."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ AUDIENCE = "amd"
 
 
 class IssuerClock:
+    """The current time, which a test can advance."""
+
     def __init__(self) -> None:
         self.now = time.time()
 
@@ -36,13 +38,13 @@ class IssuerClock:
 
 
 class Provider:
-    """An issuer: its keys, what it publishes, and the tokens it signs."""
+    """A fake OIDC issuer: publishes keys and signs tokens."""
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
         self.key: Any = RSAKey.generate_key(2048, {"kid": "first", "use": "sig"})
         self.published: list[Any] = [self.key]
-        self.away = False
+        self.unavailable = False
         self.clock = IssuerClock()
         receiver.reply = self._reply
 
@@ -51,11 +53,11 @@ class Provider:
         return self.receiver.url(path="/realm")
 
     @property
-    def asked(self) -> int:
+    def fetches(self) -> int:
         return sum(request.path == "/realm/keys" for request in self.receiver.received)
 
     def _reply(self, request: Received) -> Reply:
-        if self.away:
+        if self.unavailable:
             return Reply(503)
         documents = {
             "/realm/.well-known/openid-configuration": {"issuer": self.url, "jwks_uri": f"{self.url}/keys"},
@@ -182,23 +184,23 @@ def test_forged_signatures_are_rejected(provider: Provider) -> None:
     widened = part({**claims, "amd_project": "*", "amd_scopes": ["admin"]})
     shared = f"{part({'alg': 'HS256', 'kid': 'first'})}.{payload}"
     by_public_key = hmac.digest(provider.key.as_pem(private=False), shared.encode(), "sha256")
-    stranger = RSAKey.generate_key(2048, {"kid": "first"})
+    foreign = RSAKey.generate_key(2048, {"kid": "first"})
     forged = {
         "unsigned": f"{part({'alg': 'none', 'kid': 'first'})}.{payload}.",
         "unsigned, in capitals": f"{part({'alg': 'NONE', 'kid': 'first'})}.{payload}.",
         "unsigned with a signature": f"{part({'alg': 'none', 'kid': 'first'})}.{payload}.{signature}",
         "no algorithm": f"{part({'kid': 'first'})}.{payload}.{signature}",
         "HMAC with the public key": f"{shared}.{part(by_public_key)}",
-        "a stranger's key under a known name": provider.token(key=stranger),
-        "a key that comes along": provider.token(
-            key=stranger, header={"kid": None, "jwk": stranger.as_dict(private=False), "jku": "http://127.0.0.1:1/"}
+        "a foreign key with a known id": provider.token(key=foreign),
+        "a key inside the token": provider.token(
+            key=foreign, header={"kid": None, "jwk": foreign.as_dict(private=False), "jku": "http://127.0.0.1:1/"}
         ),
         "other claims under a good signature": f"{header}.{widened}.{signature}",
         "no signature": f"{header}.{payload}.",
-        "cut": good[:-20],
-        "another key's name": provider.token(header={"kid": "second"}),
-        "a name that is none": f"{part({'alg': 'RS256', 'kid': ['first']})}.{payload}.{signature}",
-        "a demand we do not know": provider.token(header={"crit": ["b64"], "b64": False}),
+        "truncated": good[:-20],
+        "another key's id": provider.token(header={"kid": "second"}),
+        "a key id that is not text": f"{part({'alg': 'RS256', 'kid': ['first']})}.{payload}.{signature}",
+        "an unknown critical header": provider.token(header={"crit": ["b64"], "b64": False}),
     }
     issuer.claims(good)
     for name, token in forged.items():
@@ -240,12 +242,12 @@ def test_keys_are_cached_and_refetched_when_a_new_one_appears(provider: Provider
     issuer = provider.issuer()
     for _ in range(5):
         issuer.claims(provider.token())
-    assert provider.asked == 1
+    assert provider.fetches == 1
     provider.key = RSAKey.generate_key(2048, {"kid": "second"})
     provider.published.append(provider.key)
     provider.clock.now += REFRESH_S
     issuer.claims(provider.token())
-    assert provider.asked == 2
+    assert provider.fetches == 2
 
 
 def test_unknown_keys_trigger_at_most_one_fetch_a_minute(provider: Provider) -> None:
@@ -255,7 +257,7 @@ def test_unknown_keys_trigger_at_most_one_fetch_a_minute(provider: Provider) -> 
         provider.clock.now += REFRESH_S / 5
         with pytest.raises(Unauthenticated):
             issuer.claims(provider.token(header={"kid": f"made up {step}"}))
-    assert provider.asked == 1 + 2
+    assert provider.fetches == 1 + 2
     issuer.claims(provider.token())
 
 
@@ -269,15 +271,15 @@ def test_a_withdrawn_key_is_valid_for_at_most_an_hour(provider: Provider) -> Non
 
 
 def test_during_an_outage_of_the_issuer_cached_keys_work_and_unknown_ones_are_retryable(provider: Provider) -> None:
-    provider.away = True
+    provider.unavailable = True
     issuer = provider.issuer()
     with pytest.raises(IssuerUnavailable) as refused:
         issuer.claims(provider.token())
     assert 0 < refused.value.extra["retry_after"] <= REFRESH_S
-    provider.away = False
+    provider.unavailable = False
     provider.clock.now += REFRESH_S
     issuer.claims(provider.token())
-    provider.away = True
+    provider.unavailable = True
     provider.clock.now += MAX_KEY_AGE_S + 1
     assert issuer.claims(provider.token()).subject == "someone"
 
@@ -331,20 +333,20 @@ def test_an_issuer_without_an_audience_is_rejected_at_start(sqlite_engine: Engin
 def test_tokens_are_rejected_without_a_configured_issuer(sqlite_engine: Engine, provider: Provider) -> None:
     with pytest.raises(Unauthenticated):
         Authenticator(sqlite_engine, Settings()).authenticate(f"Bearer {provider.token()}")
-    assert provider.asked == 0
+    assert provider.fetches == 0
 
 
 def test_a_token_works_over_http_like_a_key_and_an_issuer_outage_is_reported(
     sqlite_engine: Engine, provider: Provider
 ) -> None:
     client = client_of(sqlite_engine, router, settings=settings(provider))
-    provider.away = True
+    provider.unavailable = True
     header = {"Authorization": f"Bearer {provider.token(amd_scopes='admin')}"}
     refused = client.get("/v1/keys", headers=header)
     assert (refused.status_code, refused.json()["code"]) == (503, "issuer_unavailable")
-    provider.away = False
+    provider.unavailable = False
     client = client_of(sqlite_engine, router, settings=settings(provider, rate_limit="2/minute"))
-    made = client.post("/v1/keys", json={"name": "a", "scopes": ["read"]}, headers=header)
-    assert (made.json()["project"], made.json()["created_by"]) == ("video", "oidc:someone")
+    created = client.post("/v1/keys", json={"name": "a", "scopes": ["read"]}, headers=header)
+    assert (created.json()["project"], created.json()["created_by"]) == ("video", "oidc:someone")
     assert client.get("/v1/keys", headers=header).status_code == 200
     assert client.get("/v1/keys", headers=header).status_code == 429

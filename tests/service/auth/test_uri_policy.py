@@ -1,4 +1,7 @@
-"""What a job may name. No spelling of a place outside is accepted: told by the readers' own way to understand a URI."""
+"""URI policy: no spelling of a location outside the allowed prefixes is accepted.
+
+An accepted URI is expanded with the code that reads it, and every file found must be below an allowed prefix.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def accepts(policy: UriPolicy, uri: str) -> bool:
 
 
 class Tree(NamedTuple):
-    """A disk with an allowed folder, a neighbour whose name begins alike, and links that leave and that stay."""
+    """A disk with an allowed folder, a sibling with the same name prefix, and links inside and outside."""
 
     allowed: str
     policy: UriPolicy
@@ -192,14 +195,14 @@ def test_no_spelling_of_an_outside_location_is_accepted(tree: Tree, scheme: str,
     if not accepts(tree.policy, uri):
         return
     if "/" not in uri:
-        return  # a bare name, no place
-    for found in read_by_the_readers(uri):
+        return  # a bare name, not a location
+    for found in files_read_for(uri):
         real = os.path.realpath(found)
         assert real == tree.allowed or real.startswith(f"{tree.allowed}/"), (uri, found)
 
 
-def read_by_the_readers(uri: str) -> list[str]:
-    """Every file that a job would open for this URI on this machine; what a folder holds is not of its spelling."""
+def files_read_for(uri: str) -> list[str]:
+    """Paths that a job would open for this URI on this machine, without the contents of folders."""
     assert not is_remote(uri)
     try:
         urls = expand(uri) if has_pattern(uri) else []
@@ -209,7 +212,7 @@ def read_by_the_readers(uri: str) -> list[str]:
 
 
 def test_a_pattern_is_not_followed_outside_the_prefixes(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.auth.uri_policy.glob.iglob", lambda *_, **__: pytest.fail("looked"))
+    monkeypatch.setattr("service.auth.uri_policy.glob.iglob", lambda *_, **__: pytest.fail("the pattern was expanded"))
     for uri in ("/**", "/*/*/*", f"{tree.allowed}base/*", f"{tree.allowed}/out/*"):
         assert not accepts(tree.policy, uri)
 
@@ -261,7 +264,7 @@ S3 = UriPolicy("s3://bucket/a", ("s3://whole", "gs://other/x"))
         ("s3://bucket/a/%2e%2e/b", False),
         ("s3://bucket/a?versionId=1", False),
         ("s3://bucket/a#b", False),
-        ("s3://user:word@bucket/a", False),
+        ("s3://user:secret@bucket/a", False),
         ("s3://{0..9}/a", False),
         ("s3://*/a", False),
         ("s3:///a", False),
@@ -306,8 +309,8 @@ def test_http_is_limited_to_exactly_the_allowed_hosts() -> None:
         assert not accepts(policy, uri), uri
 
 
-def spelled(address: ipaddress.IPv4Address) -> list[str]:
-    """An address as resolvers understand it."""
+def spellings_of(address: ipaddress.IPv4Address) -> list[str]:
+    """Spellings of an address that resolvers accept."""
     number, octets = int(address), address.packed
     return [
         str(address),
@@ -332,7 +335,7 @@ def spelled(address: ipaddress.IPv4Address) -> list[str]:
 @example(ipaddress.IPv4Address("10.0.0.1"))
 def test_no_address_can_be_allowed_however_it_is_spelled(address: ipaddress.IPv4Address) -> None:
     anywhere = UriPolicy(ROOT, ("https://data.example.org",))
-    for host in spelled(address):
+    for host in spellings_of(address):
         for port in ("", ":80"):
             with pytest.raises(ValueError, match="AMD_ALLOWED_URIS"):
                 UriPolicy(ROOT, (f"http://{host}{port}/",))

@@ -1,3 +1,5 @@
+"""`amd detect`: bad input exits with code 2 and a message."""
+
 from __future__ import annotations
 
 import json

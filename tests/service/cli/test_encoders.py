@@ -1,3 +1,5 @@
+"""`amd encoders`: list, show, import and export, without a service."""
+
 from __future__ import annotations
 
 import json
@@ -17,36 +19,36 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
     monkeypatch.setattr(sys, "argv", ["amd", "encoders", *map(str, args)])
     with pytest.raises(SystemExit) as stopped:
         main()
-    told = capsys.readouterr()
-    return int(stopped.value.code or 0), told.out, told.err
+    printed = capsys.readouterr()
+    return int(stopped.value.code or 0), printed.out, printed.err
 
 
 @pytest.fixture
 def amd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """`amd encoders …` on a storage of its own: exit code, standard output, standard error."""
+    """`amd encoders …` with a temporary storage root; returns (exit code, standard output, standard error)."""
     monkeypatch.setenv("AMD_STORAGE", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
     return lambda *args: run(monkeypatch, capsys, *args)
 
 
 def test_weights_are_imported_listed_shown_and_exported(amd: Any, golden: Path, tmp_path: Path) -> None:
-    code, told, _ = amd("list")
-    assert (code, "No encoders" in told) == (0, True)
+    code, out, _ = amd("list")
+    assert (code, "No encoders" in out) == (0, True)
     options = ("--id", "mine", "--heads", 3, "--license", "CC-BY-NC-4.0")
-    code, told, _ = amd("import", golden / "mae_state.safetensors", *options)
-    assert (code, "non-commercial use only" in told) == (0, True)
+    code, out, _ = amd("import", golden / "mae_state.safetensors", *options)
+    assert (code, "non-commercial use only" in out) == (0, True)
 
-    code, told, _ = amd("list")
+    code, out, _ = amd("list")
     assert code == 0
-    assert all(args in told for args in ("mine", "NC CC-BY-NC-4.0", "16x16", "imported", "NC: non-commercial"))
-    code, told, _ = amd("show", "mine")
+    assert all(text in out for text in ("mine", "NC CC-BY-NC-4.0", "16x16", "imported", "NC: non-commercial"))
+    code, out, _ = amd("show", "mine")
     assert code == 0
-    assert "Non-commercial use only" in told
-    assert "license:" not in told
+    assert "Non-commercial use only" in out
+    assert "license:" not in out
 
     output = tmp_path / "out"
-    code, told, _ = amd("export", "mine", "--format", "huggingface", "--output", output)
-    assert (code, "differs from our own output by at most" in told) == (0, True)
+    code, out, _ = amd("export", "mine", "--format", "huggingface", "--output", output)
+    assert (code, "differs from our own output by at most" in out) == (0, True)
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "export.json", "README.md"} == {
         path.name for path in output.iterdir()
     }
@@ -65,8 +67,8 @@ def test_every_command_prints_only_json_on_standard_output(amd: Any, golden: Pat
     assert (row["best_score"], row["non_commercial"], row["clip"]) == ({"eval/knn_top1": 61.5}, False, "16x16")
     assert json.loads(amd("show", "mine", "--json")[1])["encoder"]["width"] == 24
     for format, name in (("timm", "t"), ("torch-export", "e.pt2"), ("onnx", "o.onnx"), ("official", "o.pth")):
-        code, told, _ = amd("export", "mine", "-f", format, "-o", tmp_path / name, "--json")
-        report = json.loads(told)
+        code, out, _ = amd("export", "mine", "-f", format, "-o", tmp_path / name, "--json")
+        report = json.loads(out)
         assert (code, report["format"]) == (0, format)
         assert report["deviation"] < 1e-5
         assert (tmp_path / name).exists()
@@ -76,8 +78,8 @@ def test_a_broken_card_is_reported_and_the_others_are_listed(amd: Any, golden: P
     amd("import", golden / "mae_state.safetensors", "--id", "mine", "--heads", 3)
     (tmp_path / "encoders" / "broken").mkdir()
     (tmp_path / "encoders" / "broken" / "encoder.json").write_text("{")
-    code, told, error = amd("list", "--json")
-    assert (code, [row["id"] for row in json.loads(told)]) == (0, ["mine"])
+    code, out, error = amd("list", "--json")
+    assert (code, [row["id"] for row in json.loads(out)]) == (0, ["mine"])
     assert "broken" in error
 
 

@@ -1,4 +1,4 @@
-"""Tests of `amd finetune`: bad input prints one message and exits with code 2."""
+"""`amd finetune`: bad input prints one message and exits with code 2."""
 
 from __future__ import annotations
 
@@ -62,14 +62,16 @@ def other_architecture(folder: Path) -> list[str]:
     return [f"weights={folder / 'wide.safetensors'}"]
 
 
-class Evil:
+class MaliciousPickle:
+    """Prints when unpickled."""
+
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("this must never run",)
 
 
 def malicious(folder: Path) -> list[str]:
-    (folder / "evil.pth").write_bytes(pickle.dumps({"model": Evil()}))
-    return [f"weights={folder / 'evil.pth'}"]
+    (folder / "malicious.pth").write_bytes(pickle.dumps({"model": MaliciousPickle()}))
+    return [f"weights={folder / 'malicious.pth'}"]
 
 
 def truncated(folder: Path) -> list[str]:
@@ -79,7 +81,7 @@ def truncated(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("mistake", "said"),
+    ("mistake", "message"),
     [
         (one_class, "at least two classes"),
         (no_validation, "data.val"),
@@ -90,7 +92,7 @@ def truncated(folder: Path) -> list[str]:
         (short_videos, "fewer than clip.frames=8"),
         (no_weights, "nowhere.safetensors"),
         (other_architecture, "wide.safetensors"),
-        (malicious, "evil.pth"),
+        (malicious, "malicious.pth"),
         (truncated, "cut.pth"),
     ],
 )
@@ -99,7 +101,7 @@ def test_bad_input_prints_one_message_and_exits_with_code_2(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     mistake: Callable[[Path], list[str]],
-    said: str,
+    message: str,
 ) -> None:
     config = tmp_path / "finetune.json"
     values = tiny_finetuning(tmp_path).model_copy(
@@ -108,6 +110,6 @@ def test_bad_input_prints_one_message_and_exits_with_code_2(
     config.write_text(values.model_dump_json())
     code, out, err = amd(monkeypatch, capfd, "finetune", "--config", str(config), "--local", *mistake(tmp_path))
     assert code == 2, err
-    assert said in " ".join(err.split())
+    assert message in " ".join(err.split())
     assert "Traceback" not in err
     assert "must never run" not in out + err

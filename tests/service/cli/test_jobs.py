@@ -1,4 +1,4 @@
-"""`amd jobs` and `--submit` against a real control plane over HTTP; only the cluster behind it is a double."""
+"""`amd jobs` and `--submit` against a real control plane over HTTP; only the cluster is a fake."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from service.registry.discovery import EncoderDiscovery
 from service.settings import Settings
 from tests.support.service.apps import key_to
 from tests.support.service.command import amd as run_command
-from tests.support.service.fake_cluster import FakeCluster, queued, says
+from tests.support.service.fake_cluster import FakeCluster, queued, report_status
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -33,16 +33,16 @@ Command = Callable[..., tuple[int, str, str]]
 class Service(NamedTuple):
     store: JobStore
     root: str
-    move: Callable[[], object]
-    """One step of the reconciler."""
+    reconcile: Callable[[], object]
+    """Run one step of the reconciler."""
 
     def ended(self, **outcome: Any) -> Job:
-        """A job that ran, printed two lines and ended so."""
+        """Run a job that logs two lines and ends with this outcome."""
         job = queued(self.store, name="a name", preset="demo-image-amd", labels={"team": "video"})
-        self.move()
+        self.reconcile()
         write_bytes(f"{JobFolder(self.root, job.id).logs(1)}/{0:016d}.log", b"step 1\nstep 2\n")
-        says(self.root, self.store.get(job.id), **outcome)
-        self.move()
+        report_status(self.root, self.store.get(job.id), **outcome)
+        self.reconcile()
         return self.store.get(job.id)
 
 
@@ -81,7 +81,7 @@ def amd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 
 def short(job: Job) -> str:
-    """The last part of its id."""
+    """The last part of a job's id."""
     return job.id.rsplit("-", 1)[-1]
 
 
@@ -159,19 +159,19 @@ def test_a_refused_request_prints_the_error_of_the_service_and_exits_with_code_2
 
 
 def test_following_prints_the_log_and_exits_with_the_outcome(service: Service, amd: Command) -> None:
-    over = threading.Event()
+    stop = threading.Event()
 
-    def cluster() -> None:
-        """Lets what is submitted run and end."""
-        while not over.wait(0.05):
-            service.move()
+    def run_jobs() -> None:
+        """Start and end the submitted jobs."""
+        while not stop.wait(0.05):
+            service.reconcile()
             for job in service.store.in_states({"starting"}):
                 write_bytes(f"{JobFolder(service.root, job.id).logs(1)}/{0:016d}.log", b"step 1\nstep 2\n")
                 state = "failed" if job.name == "bad" else "succeeded"
                 reason = "nan_loss" if job.name == "bad" else None
-                says(service.root, job, state, reason, message="the loss is not finite" if reason else "")
+                report_status(service.root, job, state, reason, message="the loss is not finite" if reason else "")
 
-    running = threading.Thread(target=cluster)
+    running = threading.Thread(target=run_jobs)
     running.start()
     try:
         code, out, _ = amd("train", "--preset", "demo-image-mae", "--submit", "--follow")
@@ -184,7 +184,7 @@ def test_following_prints_the_log_and_exits_with_the_outcome(service: Service, a
         assert json.loads(out)["reason"] == "nan_loss"
         assert "step 1\nstep 2\n" in err
     finally:
-        over.set()
+        stop.set()
         running.join()
 
 
@@ -207,13 +207,13 @@ def test_jobs_are_listed_as_text_and_as_json(service: Service, amd: Command) -> 
         assert [job["id"] for job in json.loads(out)] == found
 
 
-def test_an_id_may_be_shortened_while_it_is_unambiguous(service: Service, amd: Command) -> None:
-    job = service.ended(state="failed", reason="nan_loss", message="the loss is not finite", log_tail="last words")
+def test_an_unambiguous_id_may_be_shortened(service: Service, amd: Command) -> None:
+    job = service.ended(state="failed", reason="nan_loss", message="the loss is not finite", log_tail="last lines")
     for text in (job.id, job.id[:-2], short(job), short(job)[:5]):
         code, out, _ = amd("jobs", "show", text)
         assert code == 0
-        for args in (job.id, "failed (nan_loss): the loss is not finite", "last words", "team=video", "retry, delete"):
-            assert args in out
+        for part in (job.id, "failed (nan_loss): the loss is not finite", "last lines", "team=video", "retry, delete"):
+            assert part in out
     other = service.ended(state="succeeded")
     code, _, err = amd("jobs", "show", "train-")
     assert code == 2
@@ -222,15 +222,15 @@ def test_an_id_may_be_shortened_while_it_is_unambiguous(service: Service, amd: C
     assert other.id in err
 
 
-def test_logs_and_events_of_an_ended_job_end(service: Service, amd: Command) -> None:
+def test_logs_and_events_of_an_ended_job_are_printed_without_waiting(service: Service, amd: Command) -> None:
     job = service.ended(state="succeeded")
     assert amd("jobs", "logs", short(job))[:2] == (0, "step 1\nstep 2\n")
     assert amd("jobs", "logs", short(job), "-f")[:2] == (0, "step 1\nstep 2\n")
     assert amd("jobs", "logs", short(job), "--tail", 1)[:2] == (0, "step 2\n")
     code, out, _ = amd("jobs", "events", short(job), "--json")
-    told = [json.loads(line) for line in out.splitlines()]
-    assert (code, told[0]["type"], told[-1]["data"]["state"]) == (0, "created", "succeeded")
-    assert [event["id"] for event in told] == list(range(1, len(told) + 1))
+    history = [json.loads(line) for line in out.splitlines()]
+    assert (code, history[0]["type"], history[-1]["data"]["state"]) == (0, "created", "succeeded")
+    assert [event["id"] for event in history] == list(range(1, len(history) + 1))
     assert "by test" in amd("jobs", "events", short(job))[1]
 
 
@@ -238,14 +238,14 @@ def test_a_job_is_paused_and_resumed(service: Service, amd: Command) -> None:
     job = queued(service.store)
     assert amd("jobs", "pause", short(job))[:2] == (0, f"{job.id}: paused\n")
     assert amd("jobs", "resume", short(job))[:2] == (0, f"{job.id}: queued\n")
-    service.move()
+    service.reconcile()
     code, out, _ = amd("jobs", "cancel", short(job), "--deadline", 5, "--json")
     assert (code, json.loads(out)["state"]) == (0, "cancelling")
-    says(service.root, service.store.get(job.id), "cancelled", "cancelled_by_user", asked_to_stop=True)
-    service.move()
+    report_status(service.root, service.store.get(job.id), "cancelled", "cancelled_by_user", asked_to_stop=True)
+    service.reconcile()
     assert amd("jobs", "retry", short(job))[0] == 0
     code, out, err = amd("jobs", "delete", short(job))
-    assert (code, "queued" in err) == (2, True), "what has not ended is not forgotten"
+    assert (code, "queued" in err) == (2, True), "a job cannot be deleted before it ends"
     amd("jobs", "cancel", short(job))
     assert amd("jobs", "delete", short(job))[:2] == (0, f"{job.id}: deleted\n")
     assert amd("jobs", "show", job.id)[0] == 2

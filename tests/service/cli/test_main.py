@@ -1,4 +1,4 @@
-"""Tests of the `amd` command from the outside: its output and its exit code."""
+"""The `amd` command as its users call it: output and exit codes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MISTAKES = {
     "--preset demo-imge-amd": "did you mean demo-image-amd?",
     "--config nowhere.json": "nowhere.json",
     "": "--preset NAME or --config FILE",
-    "--preset demo-image-mae word": "'word' is not an override",
+    "--preset demo-image-mae typo": "'typo' is not an override",
 }
 
 

@@ -1,3 +1,5 @@
+"""`amd probe`: its output, its config, and one message with exit code 2 for bad input."""
+
 from __future__ import annotations
 
 import json
@@ -16,9 +18,9 @@ from tests.support.service.command import amd
 def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("AMD_STORAGE", str(tmp_path))
     publish(tmp_path, tiny_image_config())
-    write_images(tmp_path / "known", 20)
-    write_images(tmp_path / "asked", 10, seed=1)
-    data = [f"data.train={tmp_path / 'known'}", f"data.test={tmp_path / 'asked'}", "data.loader_workers=0"]
+    write_images(tmp_path / "gallery", 20)
+    write_images(tmp_path / "query", 10, seed=1)
+    data = [f"data.train={tmp_path / 'gallery'}", f"data.test={tmp_path / 'query'}", "data.loader_workers=0"]
     return ["probe", "--encoder", "tiny", *data, "scaling.device=cpu"]
 
 
@@ -43,12 +45,12 @@ def test_scores_are_printed_as_a_table_or_one_line_of_json(
 def test_a_config_file_and_overrides_are_equivalent(
     args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data = {"train": str(tmp_path / "known"), "test": str(tmp_path / "nowhere"), "loader_workers": 0}
+    data = {"train": str(tmp_path / "gallery"), "test": str(tmp_path / "nowhere"), "loader_workers": 0}
     file = tmp_path / "probe.json"
     file.write_text(json.dumps({"encoder": "tiny", "kinds": ["knn"], "data": data}))
-    code, out, _ = amd(monkeypatch, capfd, "probe", "--config", str(file), f"data.test={tmp_path / 'asked'}", "--json")
+    code, out, _ = amd(monkeypatch, capfd, "probe", "--config", str(file), f"data.test={tmp_path / 'query'}", "--json")
     assert code == 0
-    assert json.loads(out)["scores"][0]["data"] == str(tmp_path / "asked")
+    assert json.loads(out)["scores"][0]["data"] == str(tmp_path / "query")
 
 
 MISTAKES = {
@@ -79,7 +81,7 @@ def test_bad_input_prints_one_message_and_exits_with_code_2(
 def test_too_many_unreadable_samples_fail_with_their_paths(
     args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "asked" / "a" / "000.png").write_bytes(b"not a picture")
+    (tmp_path / "query" / "a" / "000.png").write_bytes(b"not a picture")
     code, _, err = amd(monkeypatch, capfd, *args)
     assert code == 1
     assert "000.png" in err

@@ -1,4 +1,4 @@
-"""Tests of `amd search`: its config, its output, and one line with exit code 2 for bad input."""
+"""`amd search`: its config, its output, and one line with exit code 2 for bad input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.support.runs.ledgers import masking_sweep, write_sweep
-from tests.support.runs.ledgers import search as a_search
+from tests.support.runs.ledgers import search as search_config
 from tests.support.service.command import amd
 from tune_spaces.config import SearchConfig
 from tune_spaces.report import plots
@@ -23,7 +23,7 @@ PRESET = ("--preset", "demo-image-amd")
 
 
 class SearchStub:
-    """Stands where sweeps are run: remembers their configs, and plans for a machine of four cores."""
+    """Replaces the sweep driver: records the configs, and plans for a machine with four cores."""
 
     def __init__(self, state: Any = "succeeded") -> None:
         self.state = state
@@ -45,10 +45,10 @@ class SearchStub:
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> SearchStub:
-    made = SearchStub()
-    monkeypatch.setattr(driver, "search", made.search)
-    monkeypatch.setattr(driver, "preview", made.preview)
-    return made
+    stub = SearchStub()
+    monkeypatch.setattr(driver, "search", stub.search)
+    monkeypatch.setattr(driver, "preview", stub.preview)
+    return stub
 
 
 def test_plan_is_printed_without_running_the_sweep(
@@ -94,7 +94,7 @@ def test_run_is_the_default_command(
 def test_options_override_the_sweep_config(
     stub: SearchStub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    given = {
+    values = {
         "algorithm": "tpe",
         "stopping": "none",
         "trials": "7",
@@ -104,7 +104,7 @@ def test_options_override_the_sweep_config(
         "name": "mine",
         "space": "masking,recipe",
     }
-    options = [arg for name, value in given.items() for arg in (f"--{name}", value)]
+    options = [arg for name, value in values.items() for arg in (f"--{name}", value)]
     assert amd(monkeypatch, capfd, "search", *options, *PRESET, "train.seed=5", "retries=1")[0] == 0
     (config,) = stub.run
     assert (config.algorithm, config.stopping, config.seeds, config.at_once) == ("tpe", "none", 3, 2)
@@ -113,7 +113,7 @@ def test_options_override_the_sweep_config(
     assert (config.train.seed, config.retries) == (5, 1)
 
 
-def test_a_study_runs_to_its_end(
+def test_a_study_uses_grid_search_without_early_stopping(
     stub: SearchStub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert amd(monkeypatch, capfd, "search", "--study", "asymmetry", *PRESET)[0] == 0
@@ -131,7 +131,7 @@ def test_options_override_a_sweep_file(
     assert (config.space.use, config.seeds) == (("recipe",), 3)
 
 
-def test_the_result_is_the_one_line_of_json(
+def test_the_result_is_printed_as_one_line_of_json(
     stub: SearchStub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET, "--json")
@@ -151,8 +151,8 @@ def test_a_failed_sweep_exits_with_code_1(
 def test_a_report_is_regenerated_by_id_and_by_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(plots, "pictures", lambda sweep: [])  # they take seconds
-    folder = write_sweep(str(tmp_path / "runs" / "a-sweep"), a_search(), masking_sweep(a_search(), 6))
+    monkeypatch.setattr(plots, "pictures", lambda sweep: [])  # plotting takes seconds
+    folder = write_sweep(str(tmp_path / "runs" / "a-sweep"), search_config(), masking_sweep(search_config(), 6))
     code, out, err = amd(monkeypatch, capfd, "search", "report", "a-sweep", "--storage", str(tmp_path))
     assert (code, err) == (0, "")
     assert "masking" in out or "student_ratio" in out
@@ -178,7 +178,7 @@ MISTAKES = {
     "--space masking --preset demo-image-amd --at-once 0": "at_once=0",
     "--space masking --preset demo-image-amd --algorithm cmaes": "algorithm='cmaes'",
     "--space masking --preset demo-image-amd --name ../up": "name='../up'",
-    "--space masking --preset demo-image-amd word": "'word' is not an override",
+    "--space masking --preset demo-image-amd typo": "'typo' is not an override",
     "--space masking --preset demo-imge-amd": "did you mean demo-image-amd?",
     "--space masking --preset demo-image-mae": "train.objective.kind=mae",
     "--space masking": "give --preset NAME",

@@ -34,48 +34,51 @@ def server(sqlite_engine: Engine, tmp_path: Path) -> Iterator[Server]:
 
 class EncoderClientCase(NamedTuple):
     client: Any
-    do: Callable[[Any], Any]
-    """What a call comes to: a list of what is iterated."""
+    resolve: Callable[[Any], Any]
+    """Complete a call: return its value, or the list of the items that it yields."""
 
 
-@pytest.fixture(params=["blocking", "awaiting"])
+@pytest.fixture(params=["blocking", "async"])
 def client_case(request: pytest.FixtureRequest, server: Server) -> Iterator[EncoderClientCase]:
     if request.param == "blocking":
         with Client(server.url, server.key) as client:
-            yield EncoderClientCase(client, lambda it: list(it) if inspect.isgenerator(it) else it)
+            yield EncoderClientCase(client, lambda call: list(call) if inspect.isgenerator(call) else call)
         return
 
-    async def whole(value: Any) -> Any:
-        return [item async for item in value] if isinstance(value, AsyncIterator) else await value
+    async def complete(call: Any) -> Any:
+        return [item async for item in call] if isinstance(call, AsyncIterator) else await call
 
     with asyncio.Runner() as runner:
-        awaiting = AsyncClient(server.url, server.key)
-        yield EncoderClientCase(awaiting, lambda it: runner.run(whole(it)))
-        runner.run(awaiting.close())
+        async_client = AsyncClient(server.url, server.key)
+        yield EncoderClientCase(async_client, lambda call: runner.run(complete(call)))
+        runner.run(async_client.close())
 
 
-def test_every_encoder_call(client_case: EncoderClientCase, tmp_path: Path) -> None:
-    encoders, aliases, do = client_case.client.encoders, client_case.client.aliases, client_case.do
-    assert [encoder.id for encoder in do(encoders.list(page=1))] == ["b", "a"]
-    assert [encoder.id for encoder in do(encoders.list(size="demo-teacher"))] == ["b"]
-    assert do(aliases.move("production", "a", expected=None)).moves == 1
+def test_every_call_of_encoders_and_aliases(client_case: EncoderClientCase, tmp_path: Path) -> None:
+    encoders, aliases, resolve = client_case.client.encoders, client_case.client.aliases, client_case.resolve
+    assert [encoder.id for encoder in resolve(encoders.list(page=1))] == ["b", "a"]
+    assert [encoder.id for encoder in resolve(encoders.list(size="demo-teacher"))] == ["b"]
+    assert resolve(aliases.move("production", "a", expected=None)).moves == 1
     with pytest.raises(ApiError, match="alias_moved"):
-        do(aliases.move("production", "b", expected="b"))
-    do(aliases.move("production", "b"))
-    assert [(move.before, move.after) for move in do(aliases.get("production")).history] == [(None, "a"), ("a", "b")]
-    assert [alias.encoder for alias in do(aliases.list())] == ["b"]
-    assert do(encoders.get("production")).id == "b"
+        resolve(aliases.move("production", "b", expected="b"))
+    resolve(aliases.move("production", "b"))
+    assert [(move.before, move.after) for move in resolve(aliases.get("production")).history] == [
+        (None, "a"),
+        ("a", "b"),
+    ]
+    assert [alias.encoder for alias in resolve(aliases.list())] == ["b"]
+    assert resolve(encoders.get("production")).id == "b"
     with pytest.raises(ApiError, match="encoder_in_use"):
-        do(encoders.delete("b"))
-    assert do(encoders.compare("a", "production")).b.id == "b"
-    weights = do(encoders.download("production", tmp_path / "b.safetensors", "encoder.safetensors"))
+        resolve(encoders.delete("b"))
+    assert resolve(encoders.compare("a", "production")).b.id == "b"
+    weights = resolve(encoders.download("production", tmp_path / "b.safetensors", "encoder.safetensors"))
     assert weights.read_bytes() == b"weights of b"
-    with tarfile.open(do(encoders.download("production", tmp_path / "b.tar"))) as tar:
+    with tarfile.open(resolve(encoders.download("production", tmp_path / "b.tar"))) as tar:
         assert "b/encoder.json" in tar.getnames()
-    do(aliases.delete("production"))
-    do(encoders.delete("b"))
-    assert [encoder.id for encoder in do(encoders.list())] == ["a"]
-    job = do(encoders.import_(ImportRequest(weights="timm:vit_tiny_patch16_224", license="Apache-2.0")))
+    resolve(aliases.delete("production"))
+    resolve(encoders.delete("b"))
+    assert [encoder.id for encoder in resolve(encoders.list())] == ["a"]
+    job = resolve(encoders.import_(ImportRequest(weights="timm:vit_tiny_patch16_224", license="Apache-2.0")))
     assert (job.kind, job.name) == ("import", "vit_tiny_patch16_224")
 
 
@@ -89,21 +92,21 @@ def amd(
     return lambda *args: run_command(monkeypatch, capfd, "encoders", *map(str, args))
 
 
-def test_the_command_moves_lists_compares_and_downloads(amd: Any, tmp_path: Path) -> None:
+def test_the_command_moves_and_lists_aliases_and_compares_and_downloads_encoders(amd: Any, tmp_path: Path) -> None:
     assert amd("aliases") == (0, "no aliases\n", "")
     assert amd("alias", "production", "a") == (0, "production: a\n", "")
-    code, _, told = amd("alias", "production", "b", "--expected", "b")
-    assert (code, "production points to a" in told) == (2, True)
+    code, _, err = amd("alias", "production", "b", "--expected", "b")
+    assert (code, "production points to a" in err) == (2, True)
     assert json.loads(amd("alias", "production", "b", "--json")[1])["moves"] == 2
     assert all(text in amd("aliases")[1] for text in ("production", "b", "default"))
     assert [move["after"] for move in json.loads(amd("aliases", "production", "--json")[1])["history"]] == ["a", "b"]
     assert "from" in amd("aliases", "production")[1]
-    shown = amd("compare", "a", "production")[1]
-    assert all(text in shown for text in ("parameters", "knn top1, demo:digits", "70.00", "encoder.width", "128"))
+    table = amd("compare", "a", "production")[1]
+    assert all(text in table for text in ("parameters", "knn top1, demo:digits", "70.00", "encoder.width", "128"))
     assert json.loads(amd("compare", "a", "b", "--json")[1])["a"]["id"] == "a"
     assert amd("download", "production", "--file", "encoder.safetensors")[0] == 0
     assert (tmp_path / "encoder.safetensors").read_bytes() == b"weights of b"
-    told = json.loads(amd("download", "a", "--json")[1])
-    assert told == {"encoder": "a", "file": "a.tar", "bytes": (tmp_path / "a.tar").stat().st_size}
+    downloaded = json.loads(amd("download", "a", "--json")[1])
+    assert downloaded == {"encoder": "a", "file": "a.tar", "bytes": (tmp_path / "a.tar").stat().st_size}
     code, out, err = amd("compare", "a", "nothing", "--json")
     assert (code, json.loads(out)["code"], "no encoder 'nothing'" in err) == (2, "not_found", True)

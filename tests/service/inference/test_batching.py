@@ -10,18 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.inference.engine import (
-    DeadlineExceeded,
-    Engine,
-    EngineSettings,
-    QueueFull,
-    UnsupportedRequest,
-)
+from service.inference.engine import DeadlineExceeded, Engine, EngineSettings, QueueFull, UnsupportedRequest
 from tests.support.service.engines import DEADLINE_S, EMBEDDING, NO_TIME_LIMIT, infer, load_slots, upload
-from tests.support.service.published_encoders import (
-    IMAGE,
-    run,
-)
+from tests.support.service.published_encoders import IMAGE, run
 
 
 class PausedModel:
@@ -53,7 +44,7 @@ def test_a_full_queue_rejects_requests_with_a_retry_delay(folder: Path) -> None:
     load_slots(engine, main=folder / "image")
     item = upload(folder / "0.png")
 
-    async def fill() -> None:
+    async def fill_queue() -> None:
         with PausedModel(engine):
             waiting = [asyncio.create_task(engine.infer("main", [item], EMBEDDING, DEADLINE_S)) for _ in range(3)]
             await asyncio.sleep(0)
@@ -65,14 +56,13 @@ def test_a_full_queue_rejects_requests_with_a_retry_delay(folder: Path) -> None:
             assert engine.state()["queued_tokens"] == 3 * tokens
             waiting[0].cancel()
             await asyncio.sleep(0.01)
-            waiting.append(
-                asyncio.create_task(engine.infer("main", [item], EMBEDDING, DEADLINE_S))
-            )  # the cancelled request freed its share
+            # The cancelled request has freed its share of the queue.
+            waiting.append(asyncio.create_task(engine.infer("main", [item], EMBEDDING, DEADLINE_S)))
             await asyncio.sleep(0)
-        answers = await asyncio.gather(*waiting[1:])
-        assert len(answers) == 3
+        results = await asyncio.gather(*waiting[1:])
+        assert len(results) == 3
 
-    run(fill())
+    run(fill_queue())
     assert engine.state()["counters"]["full"] == 1
     run(engine.close())
 
@@ -81,7 +71,7 @@ def test_cancelled_and_expired_requests_never_reach_the_model(engine: Engine, fo
     load_slots(engine, main=folder / "image")
     item = upload(folder / "0.png")
 
-    async def cancel() -> None:
+    async def cancel_and_expire() -> None:
         before = engine.state()["counters"]["clips"]
         with PausedModel(engine):
             cancelled = asyncio.create_task(engine.infer("main", [item, item], EMBEDDING, DEADLINE_S))
@@ -97,7 +87,7 @@ def test_cancelled_and_expired_requests_never_reach_the_model(engine: Engine, fo
         with pytest.raises(asyncio.CancelledError):
             await cancelled
 
-    run(cancel())
+    run(cancel_and_expire())
 
 
 def test_queued_clips_are_batched_within_the_token_budget(folder: Path) -> None:
@@ -106,7 +96,7 @@ def test_queued_clips_are_batched_within_the_token_budget(folder: Path) -> None:
     load_slots(engine, main=folder / "image", candidate=folder / "other")
     item = upload(folder / "0.png")
 
-    async def pile_up() -> int:
+    async def count_batches() -> int:
         before = engine.state()["counters"]["batches"]
         with PausedModel(engine):
             slots = ["main"] * 5 + ["candidate"] * 3 + ["main"] * 2
@@ -115,7 +105,7 @@ def test_queued_clips_are_batched_within_the_token_budget(folder: Path) -> None:
         await asyncio.gather(*requests)
         return int(engine.state()["counters"]["batches"] - before)
 
-    assert run(pile_up()) == 3  # 4 of main, 3 of candidate, 3 of main: batches never mix encoders
+    assert run(count_batches()) == 3  # 4 of main, 3 of candidate, 3 of main: batches never mix encoders
     run(engine.close())
 
 
@@ -137,11 +127,11 @@ def test_an_idle_model_waits_only_for_clips_that_are_being_decoded(folder: Path)
     run(engine.close())
 
 
-def test_the_model_uses_its_own_number_of_threads(folder: Path) -> None:
+def test_the_model_thread_keeps_its_configured_number_of_threads(folder: Path) -> None:
     engine = Engine(EngineSettings(device="cpu", threads=3, decoders=2, limits=NO_TIME_LIMIT))
     load_slots(engine, main=folder / "image")
     infer(engine, *[upload(folder / "0.png")] * 4)
     found: list[int] = []
     engine._batcher.call(lambda: found.append(torch.get_num_threads())).result()
-    assert found == [3]  # although decoder threads set theirs to 1
+    assert found == [3]  # although decoder threads set their own number to 1
     run(engine.close())

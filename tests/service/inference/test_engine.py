@@ -46,7 +46,7 @@ from tests.support.service.published_encoders import (
 
 
 @pytest.mark.parametrize("encoder", ["image", "video", "normed"])
-def test_embeddings_equal_the_offline_ones_for_uploads_references_and_mixed_requests(
+def test_embeddings_equal_offline_ones_for_uploads_references_and_mixed_requests(
     engine: Engine, folder: Path, encoder: str
 ) -> None:
     load_slots(engine, main=folder / encoder)
@@ -62,23 +62,23 @@ def test_embeddings_equal_the_offline_ones_for_uploads_references_and_mixed_requ
         return await asyncio.gather(*one_by_one, engine.infer("main", [*map(upload, files)], EMBEDDING, DEADLINE_S))
 
     *single, together = run(infer_all())
-    served = [answer.items[0] for answer in single] + together.items
+    served = [result.items[0] for result in single] + together.items
     for item, expected in zip(served, vectors * 3, strict=True):
         assert item["embedding"].dtype == np.float32
         np.testing.assert_allclose(item["embedding"], expected, atol=1e-5)
-    assert {answer.encoder for answer in (*single, together)} == {encoder}
+    assert {result.encoder for result in (*single, together)} == {encoder}
 
 
-def test_file_type_is_detected_from_content_not_from_the_name(engine: Engine, folder: Path, tmp_path: Path) -> None:
+def test_file_type_is_detected_from_content_rather_than_name(engine: Engine, folder: Path, tmp_path: Path) -> None:
     load_slots(engine, main=folder / "image")
-    for name, source in (("film.png", "0.mp4"), ("picture.mp4", "0.png"), ("nothing", "0.png")):
+    for name, source in (("film.png", "0.mp4"), ("picture.mp4", "0.png"), ("no-extension", "0.png")):
         shutil.copy(folder / source, tmp_path / name)
         expected = embed_offline(folder / "image", folder / source)
         np.testing.assert_allclose(infer(engine, reference(tmp_path / name)).items[0]["embedding"], expected, atol=1e-5)
         np.testing.assert_array_equal(embed_file(str(folder / "image"), str(tmp_path / name)), expected)
 
 
-def test_tokens_layers_and_normalized_embedding_equal_the_encoders(engine: Engine, folder: Path) -> None:
+def test_tokens_layers_and_the_normalized_embedding_equal_direct_encoding(engine: Engine, folder: Path) -> None:
     load_slots(engine, main=folder / "video")
     encoder, card = load_encoder(str(folder / "video"))
     with closing(SampleReader(DataConfig(train=""))) as reader:
@@ -113,9 +113,9 @@ def test_classification_averages_probabilities_over_views(
     assert item["classes"] == order.tolist()
     assert item["labels"] == [names[number] if names else str(number) for number in order]
     np.testing.assert_allclose(item["scores"], expected[order], atol=1e-5)
-    everything = infer(engine, upload(folder / "0.mp4"), task="classification", top_k=100).items[0]["scores"]
-    assert len(everything) == 7
-    assert multi_label or sum(everything) == pytest.approx(1)
+    all_scores = infer(engine, upload(folder / "0.mp4"), task="classification", top_k=100).items[0]["scores"]
+    assert len(all_scores) == 7
+    assert multi_label or sum(all_scores) == pytest.approx(1)
 
 
 def test_embedding_of_several_views_is_their_mean(engine: Engine, folder: Path) -> None:
@@ -185,17 +185,17 @@ def test_a_failed_load_keeps_the_previous_encoder(engine: Engine, folder: Path, 
         infer(engine, upload(folder / "0.png"))
 
 
-def test_swapping_encoders_under_load_fails_no_request_and_mixes_no_result(engine: Engine, folder: Path) -> None:
+def test_swapping_encoders_under_load_neither_fails_requests_nor_mixes_results(engine: Engine, folder: Path) -> None:
     names, files = ("image", "other"), [folder / f"{seed}.png" for seed in (0, 1)]
     vectors = {name: [embed_offline(folder / name, file) for file in files] for name in names}
     items = [upload(file) for file in files]
     load_slots(engine, main=folder / "image")
 
     async def send(stop: asyncio.Event) -> list[InferenceResult]:
-        answers = []
+        results = []
         while not stop.is_set():
-            answers.append(await engine.infer("main", items, EMBEDDING, DEADLINE_S))
-        return answers
+            results.append(await engine.infer("main", items, EMBEDDING, DEADLINE_S))
+        return results
 
     async def swap() -> list[InferenceResult]:
         stop = asyncio.Event()
@@ -204,12 +204,12 @@ def test_swapping_encoders_under_load_fails_no_request_and_mixes_no_result(engin
             await engine.load("main", str(folder / names[(turn + 1) % 2]))
             await asyncio.sleep(0.01)
         stop.set()
-        return [answer for client in clients for answer in await client]
+        return [result for client in clients for result in await client]
 
-    answers = run(swap())
-    assert {answer.encoder for answer in answers} == set(names)
-    for answer in answers:
-        for item, expected in zip(answer.items, vectors[answer.encoder], strict=True):
+    results = run(swap())
+    assert {result.encoder for result in results} == set(names)
+    for result in results:
+        for item, expected in zip(result.items, vectors[result.encoder], strict=True):
             np.testing.assert_allclose(item["embedding"], expected, atol=1e-5)
 
 
@@ -221,11 +221,11 @@ def test_slots_serve_requests_concurrently(engine: Engine, folder: Path) -> None
         slots = ["main", "candidate"] * 8
         return await asyncio.gather(*(engine.infer(slot, [item], EMBEDDING, DEADLINE_S) for slot in slots))
 
-    for number, answer in enumerate(run(infer_all())):
+    for number, result in enumerate(run(infer_all())):
         name = ("image", "video")[number % 2]
-        assert answer.encoder == name
+        assert result.encoder == name
         expected = embed_offline(folder / name, folder / "0.png")
-        np.testing.assert_allclose(answer.items[0]["embedding"], expected, atol=1e-5)
+        np.testing.assert_allclose(result.items[0]["embedding"], expected, atol=1e-5)
     run(engine.unload("candidate"))
 
 

@@ -1,3 +1,5 @@
+"""Hostile files fail their own item only, with a clear reason and in bounded time and memory."""
+
 from __future__ import annotations
 
 import asyncio
@@ -84,8 +86,8 @@ async def problems(engine: Engine, case: HostileFile, found: np.ndarray | ItemRe
             return [f"rejected: {reason}"]
         if case.refused is not None and not re.search(case.refused, reason):
             return [f"rejected for another reason: {reason}"]
-        clear = "\n" not in reason and "Traceback" not in reason and "Error:" not in reason and len(reason) < 300
-        return [] if clear else [f"not a clear reason: {reason}"]
+        is_clear = "\n" not in reason and "Traceback" not in reason and "Error:" not in reason and len(reason) < 300
+        return [] if is_clear else [f"unclear reason: {reason}"]
     if case.refused is not None:
         return ["decoded"]
     if not np.isfinite(found).all():
@@ -117,6 +119,8 @@ def memory_mib() -> float:
 
 
 class HostileDecoderPool(DecoderPool):
+    """Decoder pool whose decoding library hangs, crashes or exhausts memory on request."""
+
     reader = HostileReader
 
 

@@ -1,4 +1,4 @@
-"""Reconstructions of a published student: in the engine, and over HTTP with a replica in this process."""
+"""Reconstructions by a published student: in the engine, and over HTTP with a replica in this process."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ DEADLINE_S = 120.0
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image, a video, and an encoder without a decoder."""
+    """Folder with an image, a video, and an encoder without a decoder."""
     folder = tmp_path_factory.mktemp("reconstructions")
     publish(folder / "bare")
     (folder / "0.png").write_bytes(picture())
@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def decode_clips(url: str, file: Path) -> torch.Tensor:
-    """The clip of a file as the encoder receives it, (1, 3, T, H, W) uint8."""
+    """Return the clip of a file as the encoder receives it, (1, 3, T, H, W) uint8."""
     card = load_card(url)
     with closing(SampleReader(DataConfig(train=""))) as reader:
         return cut_clips(reader.read_file(str(file), file_chooser(card)), card)
@@ -145,7 +145,7 @@ def reconstruct(engine: Engine, slot: str, *files: Path, **options: Any) -> Infe
 
 @pytest.mark.parametrize(("kind", "file"), [("image", "0.png"), ("image", "0.mp4"), ("video", "0.mp4")])
 @pytest.mark.parametrize(("ratio", "seed"), [(None, 0), (0.5, 7)])
-def test_reconstruction_equals_the_students(
+def test_reconstruction_equals_that_of_the_student(
     engine: Engine, folder: Path, request: pytest.FixtureRequest, kind: str, file: str, ratio: float | None, seed: int
 ) -> None:
     published: PublishedStudent = request.getfixturevalue(kind)
@@ -174,7 +174,7 @@ def test_seed_and_ratio_determine_the_mask_for_every_item_and_request(engine: En
         return await asyncio.gather(*(engine.infer("image", items, options, DEADLINE_S) for options in options))
 
     one, other, again, vectors = run(infer_all())
-    masks = [[item["visible"] for item in answer.items] for answer in (one, other, again)]
+    masks = [[item["visible"] for item in result.items] for result in (one, other, again)]
     assert masks[0][0] == masks[0][1] == masks[2][0] != masks[1][0]
     for first, second in zip(one.items, again.items, strict=True):
         np.testing.assert_allclose(first["rebuilt"], second["rebuilt"], atol=1e-5)
@@ -225,14 +225,14 @@ class ReconstructionService:
         self.replicas: dict[str, Any] = {}
         store = server.app.state.deployments
         for name in urls:
-            made, _ = store.put(
+            deployment, _ = store.put(
                 new_deployment(
                     name, "default", "test", encoder=name, candidate=None, share=0.0, settings=ServingSettings()
                 )
             )
-            store.record_status(made, "healthy", "", {"main": name})
+            store.record_status(deployment, "healthy", "", {"main": name})
         monkeypatch.setattr(server.app.state.gateway, "_exchange", self._exchange)
-        monkeypatch.setattr("service.inference.replica.bind_to_node_address", lambda: None)  # Serve does not run here
+        monkeypatch.setattr("service.inference.replica.bind_to_node_address", lambda: None)  # Serve is not running
 
     async def _exchange(self, method: str, name: str, body: bytes, seconds: float) -> httpx.Response:
         if name not in self.replicas:
@@ -246,8 +246,8 @@ class ReconstructionService:
             async def body(self) -> bytes:
                 return body
 
-        answer = await self.replicas[name](FakeRequest())
-        return httpx.Response(answer.status_code, content=bytes(answer.body))
+        reply = await self.replicas[name](FakeRequest())
+        return httpx.Response(reply.status_code, content=bytes(reply.body))
 
     def reconstruct(self, name: str, query: str = "", **args: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.server.key}", **args.pop("headers", {})}
@@ -293,9 +293,9 @@ def test_reconstructions_are_returned_as_pngs_for_every_content_type(
         {"json": {"input": {"base64": base64.b64encode(png).decode()}, "mask_ratio": 0.5, "seed": 3}},
     ]
     for form in forms:
-        answer = service.reconstruct("image", **form)
-        assert answer.status_code == 200, answer.text
-        found = answer.json()
+        response = service.reconstruct("image", **form)
+        assert response.status_code == 200, response.text
+        found = response.json()
         assert found.keys() == {
             "encoder", "mask_ratio", "seed", "visible", "loss", "original", "masked", "rebuilt"
         }  # fmt: skip
@@ -320,11 +320,11 @@ def test_overview_image_of_one_item_and_error_codes(service: ReconstructionServi
     picture: dict[str, Any] = {"content": png, "headers": {"Content-Type": "image/png"}}
     accept = {"Accept": "image/png"}
     for name in ("image", "video"):
-        answer = service.reconstruct(name, content=png, headers=accept | picture["headers"])
-        assert (answer.status_code, answer.headers["Content-Type"], answer.headers["X-Encoder"]) == (
+        response = service.reconstruct(name, content=png, headers=accept | picture["headers"])
+        assert (response.status_code, response.headers["Content-Type"], response.headers["X-Encoder"]) == (
             200, "image/png", name,
         )  # fmt: skip
-        page = Image.open(io.BytesIO(answer.content))
+        page = Image.open(io.BytesIO(response.content))
         assert page.height > 3 * 192
     two = service.reconstruct("image", json={"input": [{"base64": base64.b64encode(png).decode()}] * 2}, headers=accept)
     cases = [
@@ -334,6 +334,6 @@ def test_overview_image_of_one_item_and_error_codes(service: ReconstructionServi
         (service.reconstruct("image", "?mask_ratio=1", **picture), "request_invalid", ""),
         (service.reconstruct("image", "?seed=-1", **picture), "request_invalid", ""),
     ]
-    for answer, code, reason in cases:
-        assert (answer.status_code, answer.json()["code"]) == (422, code), answer.text
-        assert reason in answer.text
+    for response, code, reason in cases:
+        assert (response.status_code, response.json()["code"]) == (422, code), response.text
+        assert reason in response.text

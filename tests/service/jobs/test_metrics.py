@@ -1,3 +1,5 @@
+"""Metrics of jobs as downsampled series."""
+
 from __future__ import annotations
 
 import math
@@ -36,7 +38,7 @@ def test_a_limit_below_four_points_keeps_the_ends(limit: int) -> None:
     assert len(downsample([(step, 1.0) for step in range(10)], limit)) <= limit
 
 
-def test_series_of_lines_that_do_not_contain_every_name() -> None:
+def test_a_series_contains_only_the_lines_that_have_its_name() -> None:
     lines = [
         {"step": 1, "time": 0.0, "loss/total": 2.0},
         {"step": 2, "time": 1.0, "loss/total": math.nan, "eval/knn_top1": 50.0},

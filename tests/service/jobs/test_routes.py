@@ -1,4 +1,4 @@
-"""The jobs' routes behind a real port, on both databases."""
+"""Routes of jobs over a real port, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 from service.jobs.execution.driver import LogShipper
 from service.jobs.execution.protocol import JobFolder
 from tests.support.service.control_plane import wait_for
-from tests.support.service.fake_cluster import FakeCluster, queued, says
+from tests.support.service.fake_cluster import FakeCluster, queued, report_status
 from tests.support.service.server import Server, serving
 
 DEMO = {"kind": "train", "preset": "demo-image-amd"}
@@ -27,7 +27,7 @@ DEMO = {"kind": "train", "preset": "demo-image-amd"}
 
 @pytest.fixture
 def server(engine: Engine, tmp_path: Path) -> Iterator[Server]:
-    with serving(engine, tmp_path, FakeCluster(cpus=0.0)) as server:  # nothing ever starts
+    with serving(engine, tmp_path, FakeCluster(cpus=0.0)) as server:  # no job ever starts
         yield server
 
 
@@ -65,11 +65,11 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str, str]] = {
         *("POST", "/jobs", {"json": {"kind": "train", "preset": "ssv2-vit-b"}}),
         *(422, "config_invalid", "data.train: presets contain no data"),
     ),
-    "a place that is not allowed": (
+    "a location that is not allowed": (
         *("POST", "/jobs", {"json": {**DEMO, "overrides": {"data.train": "/etc"}}}),
         *(422, "uri_not_allowed", "data.train=/etc"),
     ),
-    "storage of one's own": (
+    "a different storage root": (
         *("POST", "/jobs", {"json": {**DEMO, "overrides": {"storage": "/elsewhere"}}}),
         *(422, "config_invalid", "storage=/elsewhere: the service stores"),
     ),
@@ -82,16 +82,18 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # none of them comes so far
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # none of the requests reaches the database
 @pytest.mark.parametrize("case", BAD)
 def test_every_error_is_problem_details_with_a_code(client: httpx.Client, case: str) -> None:
     method, path, options, status, code, text = BAD[case]
-    answer = client.request(method, path, **options)
-    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
-    problem = answer.json()
+    response = client.request(method, path, **options)
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json"), (
+        response.text
+    )
+    problem = response.json()
     assert (problem["code"], problem["status"], problem["type"]) == (code, status, f"urn:amd:problem:{code}")
     assert text in problem["detail"]
-    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert problem["request_id"] == response.headers["x-request-id"]
 
 
 def test_a_disallowed_action_is_rejected_and_a_repeated_cancel_changes_nothing(client: httpx.Client) -> None:
@@ -107,20 +109,20 @@ def test_a_disallowed_action_is_rejected_and_a_repeated_cancel_changes_nothing(c
     assert client.get(f"/jobs/{job}").status_code == 404
 
 
-def test_a_hundred_requests_with_one_key_make_one_job(client: httpx.Client) -> None:
+def test_a_hundred_requests_with_one_key_create_one_job(client: httpx.Client) -> None:
     def post(number: int) -> httpx.Response:
         return client.post("/jobs", json=DEMO, headers={"Idempotency-Key": "one"})
 
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(post, range(100)))
-    assert {answer.status_code for answer in answers} == {202}
-    assert len({answer.json()["id"] for answer in answers}) == 1
+        responses = list(pool.map(post, range(100)))
+    assert {response.status_code for response in responses} == {202}
+    assert len({response.json()["id"] for response in responses}) == 1
     assert len(client.get("/jobs").json()["items"]) == 1
     other = client.post("/jobs", json={**DEMO, "priority": 1}, headers={"Idempotency-Key": "one"})
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
 
 
-def test_an_unchanged_job_is_answered_with_304(client: httpx.Client) -> None:
+def test_an_unchanged_job_returns_304(client: httpx.Client) -> None:
     job = client.post("/jobs", json=DEMO).json()["id"]
     time.sleep(0.3)  # until the reconciler has set the message once
     tag = client.get(f"/jobs/{job}").headers["etag"]
@@ -132,15 +134,15 @@ def test_an_unchanged_job_is_answered_with_304(client: httpx.Client) -> None:
 
 def test_pages_contain_every_job_once_while_others_are_submitted(client: httpx.Client, server: Server) -> None:
     ids = [queued(server.app.state.jobs, labels={"n": str(n % 2)}).id for n in range(25)]
-    seen, cursor = list[str](), None
+    listed, cursor = list[str](), None
     while True:
         page = client.get("/jobs", params={"limit": 7, **({"cursor": cursor} if cursor else {})}).json()
-        seen += [job["id"] for job in page["items"]]
+        listed += [job["id"] for job in page["items"]]
         queued(server.app.state.jobs)
         if (cursor := page["next_cursor"]) is None:
             break
-    assert [job for job in seen if job in ids] == ids[::-1]
-    assert len(set(seen)) == len(seen)
+    assert [job for job in listed if job in ids] == ids[::-1]
+    assert len(set(listed)) == len(listed)
     odd = client.get("/jobs", params={"label": "n=1", "limit": 100}).json()["items"]
     assert [job["id"] for job in odd] == ids[1::2][::-1]
     assert client.get("/jobs", params={"state": "running"}).json()["items"] == []
@@ -150,7 +152,7 @@ def test_pages_contain_every_job_once_while_others_are_submitted(client: httpx.C
 def events(
     client: httpx.Client, path: str, last: str | None = None, cut: int | None = None
 ) -> list[tuple[str, str, Any]]:
-    """(id, event, data) of a stream, to its end or cut off after so many."""
+    """(id, event, data) of each event of a stream, to its end or up to `cut` events."""
     found = []
     with client.stream("GET", path, headers={"Last-Event-ID": last} if last else {}) as stream:
         fields: dict[str, str] = {}
@@ -170,7 +172,7 @@ def test_interrupted_streams_resume_without_loss_or_repetition(
     client: httpx.Client, server: Server, engine: Engine, tmp_path: Path
 ) -> None:
     store, root = server.app.state.jobs, str(tmp_path / "root")
-    job = queued(store)  # which never starts
+    job = queued(store)  # it never starts
 
     def live() -> None:
         for number in range(12):
@@ -185,20 +187,20 @@ def test_interrupted_streams_resume_without_loss_or_repetition(
         store.change(current, "succeeded", state="succeeded", attempt={"state": "succeeded"})
 
     shipper = LogShipper(JobFolder(root, job.id).logs(1), 0.01)
-    chance, thread = random.Random(0), threading.Thread(target=live)
+    rng, thread = random.Random(0), threading.Thread(target=live)
     thread.start()
-    got, last = [], None
-    while not got or got[-1][1] != "end":
-        got += events(client, f"/jobs/{job.id}/events", last, cut=chance.randint(1, 4))
-        last = next((found[0] for found in reversed(got) if found[0]), None)
+    received, last = [], None
+    while not received or received[-1][1] != "end":
+        received += events(client, f"/jobs/{job.id}/events", last, cut=rng.randint(1, 4))
+        last = next((found[0] for found in reversed(received) if found[0]), None)
     thread.join()
-    history = [found for found in got if found[1] == "job"]
+    history = [found for found in received if found[1] == "job"]
     assert [int(found[0]) for found in history] == list(range(1, store.get(job.id).version + 1))
-    got, last = [], None
-    while not got or got[-1][1] != "end":
-        got += events(client, f"/jobs/{job.id}/logs?follow=true", last, cut=chance.randint(1, 3))
-        last = next((found[0] for found in reversed(got) if found[0]), None)
-    text = "".join(found[2]["text"] for found in got if found[1] == "log")
+    received, last = [], None
+    while not received or received[-1][1] != "end":
+        received += events(client, f"/jobs/{job.id}/logs?follow=true", last, cut=rng.randint(1, 3))
+        last = next((found[0] for found in reversed(received) if found[0]), None)
+    text = "".join(found[2]["text"] for found in received if found[1] == "log")
     assert text == "".join(f"line {chunk} ä\n" for chunk in range(20))
     assert client.get(f"/jobs/{job.id}/logs?tail=2").text == "line 18 ä\nline 19 ä\n"
 
@@ -223,17 +225,19 @@ def test_the_view_of_a_failed_job_contains_the_failure_and_its_log(
 ) -> None:
     store, root = server.app.state.jobs, str(tmp_path / "root")
     cluster = server.app.state.cluster
-    cluster.has = cluster.has._replace(cpus=4.0)
+    cluster.total = cluster.total._replace(cpus=4.0)
     job = queued(store)
     wait_for(lambda: store.get(job.id).state == "starting")
-    says(root, store.get(job.id), "failed", "nan_loss", message="step 7 on rank 3: nan", rank=3, log_tail="last words")
+    report_status(
+        root, store.get(job.id), "failed", "nan_loss", message="step 7 on rank 3: nan", rank=3, log_tail="last line"
+    )
     wait_for(lambda: store.get(job.id).state == "failed")
     view = client.get(f"/jobs/{job.id}").json()
     assert view["failure"] == {
         "reason": "nan_loss",
         "message": "step 7 on rank 3: nan",
         "rank": 3,
-        "log_tail": "last words",
+        "log_tail": "last line",
     }
     assert view["attempts"][0]["failure"] == view["failure"]
     assert view["allowed_actions"] == ["retry", "delete"]
@@ -248,7 +252,7 @@ def test_a_request_is_validated_with_an_estimate_and_warnings(client: httpx.Clie
 
 
 def test_readiness_does_not_wait_for_ray_and_metrics_count_jobs(server: Server, client: httpx.Client) -> None:
-    server.app.state.cluster.away = True
+    server.app.state.cluster.unavailable = True
     client.post("/jobs", json=DEMO)
     ready = httpx.get(f"{server.url}/readyz")
     assert ready.status_code == 200

@@ -122,7 +122,7 @@ def test_an_encoder_belongs_to_the_project_of_the_job_that_published_it(
     trained = queued(jobs, project="video", state="succeeded")
     parent = queued(jobs, project="sweeps")
     write_json(str(tmp_path / "runs" / "a-teacher" / "run.json"), {"job": parent.id})
-    imported = queued(jobs, project="brought", kind="import", config={"id": "timm-s"}, state="running")
+    imported = queued(jobs, project="imports", kind="import", config={"id": "timm-s"}, state="running")
     queued(jobs, project="others", kind="import", config={"id": "by-hand"}, state="failed")
     external = queued(jobs, project="default", origin="external")
     publish(root, trained.id)
@@ -135,7 +135,7 @@ def test_an_encoder_belongs_to_the_project_of_the_job_that_published_it(
     assert owners == {
         trained.id: ("video", trained.id),
         "a-teacher": ("sweeps", parent.id),
-        "timm-s": ("brought", imported.id),
+        "timm-s": ("imports", imported.id),
         "by-hand": (None, None),
         external.id: (None, None),
     }

@@ -22,7 +22,7 @@ from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
 from tests.support.service.apps import key_to
 from tests.support.service.control_plane import wait_for
-from tests.support.service.encoder_cards import publish, row, score
+from tests.support.service.encoder_cards import index_encoder, publish, score
 from tests.support.service.fake_cluster import FakeCluster
 from tests.support.service.server import Server, serving
 
@@ -79,7 +79,7 @@ def test_an_encoder_view_has_its_lineage_and_aliases(client: httpx.Client, root:
     assert listed == {key: view[key] for key in listed}
 
 
-def test_unchanged_resources_are_not_sent_again(client: httpx.Client, root: str, scan: Callable[[], None]) -> None:
+def test_an_unchanged_resource_is_not_sent_again(client: httpx.Client, root: str, scan: Callable[[], None]) -> None:
     publish(root, "mine")
     scan()
     client.put("/encoders/aliases/production", json={"encoder": "mine"})
@@ -95,7 +95,7 @@ def test_unchanged_resources_are_not_sent_again(client: httpx.Client, root: str,
 
 
 def test_pages_cover_all_encoders(client: httpx.Client, engine: Engine) -> None:
-    ids = [row(engine, f"e{number}", hours=-number) for number in range(5)]
+    ids = [index_encoder(engine, f"e{number}", hours=-number) for number in range(5)]
     listed_ids, cursor = list[str](), ""
     while cursor is not None:
         page = client.get(f"/encoders?limit=2{cursor and f'&cursor={cursor}'}").json()
@@ -105,9 +105,9 @@ def test_pages_cover_all_encoders(client: httpx.Client, engine: Engine) -> None:
 
 
 INVALID_REQUESTS: dict[str, tuple[str, str, Any, int, str, str]] = {
-    "no such encoder": ("GET", "/encoders/none", None, 404, "not_found", "no encoder 'none'"),
-    "no such alias": ("GET", "/encoders/aliases/none", None, 404, "not_found", "no alias 'none'"),
-    "an alias to no encoder": (
+    "an unknown encoder": ("GET", "/encoders/none", None, 404, "not_found", "no encoder 'none'"),
+    "an unknown alias": ("GET", "/encoders/aliases/none", None, 404, "not_found", "no alias 'none'"),
+    "an alias of an unknown encoder": (
         "PUT",
         "/encoders/aliases/a",
         {"encoder": "none"},
@@ -119,8 +119,15 @@ INVALID_REQUESTS: dict[str, tuple[str, str, Any, int, str, str]] = {
     "a reserved alias": ("PUT", "/encoders/aliases/aliases", {"encoder": "mine"}, 409, "illegal_action", "path"),
     "an id as an alias": ("PUT", "/encoders/aliases/mine", {"encoder": "mine"}, 409, "illegal_action", "is the id"),
     "an invalid cursor": ("GET", "/encoders?cursor=abc", None, 422, "cursor_invalid", "next_cursor"),
-    "no such file": ("GET", "/encoders/mine/download?file=weights.bin", None, 404, "not_found", "encoder.json"),
-    "a file outside": ("GET", "/encoders/mine/download?file=..%2Fa", None, 422, "request_invalid", "pattern"),
+    "an unknown file": ("GET", "/encoders/mine/download?file=weights.bin", None, 404, "not_found", "encoder.json"),
+    "a file outside the folder": (
+        "GET",
+        "/encoders/mine/download?file=..%2Fa",
+        None,
+        422,
+        "request_invalid",
+        "pattern",
+    ),
     "an id of dots": ("GET", "/encoders/..%2F..%2Fjobs", None, 404, "not_found", ""),
     "a forbidden location": (
         "POST",
@@ -158,15 +165,17 @@ INVALID_REQUESTS: dict[str, tuple[str, str, Any, int, str, str]] = {
 @pytest.mark.parametrize("case", INVALID_REQUESTS)
 def test_an_invalid_request_has_an_error_code(client: httpx.Client, engine: Engine, root: str, case: str) -> None:
     publish(root, "mine")
-    row(engine, "mine")
+    index_encoder(engine, "mine")
     method, path, body, status, code, text = INVALID_REQUESTS[case]
-    answer = client.request(method, path, **({} if body is None else {"json": body}))
-    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
-    assert (answer.json()["code"], text in answer.json()["detail"]) == (code, True), answer.text
+    response = client.request(method, path, **({} if body is None else {"json": body}))
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json"), (
+        response.text
+    )
+    assert (response.json()["code"], text in response.json()["detail"]) == (code, True), response.text
 
 
 def test_an_unexpected_alias_target_is_reported(client: httpx.Client, engine: Engine) -> None:
-    row(engine, "a"), row(engine, "b")
+    index_encoder(engine, "a"), index_encoder(engine, "b")
     url = "/encoders/aliases/production"
     assert client.put(url, json={"encoder": "a", "expected": None}).status_code == 200
     refused = client.put(url, json={"encoder": "b", "expected": None})
@@ -181,7 +190,9 @@ def test_an_unexpected_alias_target_is_reported(client: httpx.Client, engine: En
     assert client.get(url).status_code == 404
 
 
-def test_files_come_whole_in_parts_and_all_together(client: httpx.Client, root: str, scan: Callable[[], None]) -> None:
+def test_files_are_served_whole_in_ranges_and_as_a_tar(
+    client: httpx.Client, root: str, scan: Callable[[], None]
+) -> None:
     weights = b"weights" * 10_000
     publish(root, "mine", weights=weights)
     Path(encoder_folder(root, "mine"), "decoder.safetensors").write_bytes(b"decoder")
@@ -207,7 +218,7 @@ def test_files_come_whole_in_parts_and_all_together(client: httpx.Client, root: 
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_files_come_from_an_object_store(engine: Engine, tmp_path: Path, s3_root: str) -> None:
+def test_files_are_streamed_from_an_object_store(engine: Engine, tmp_path: Path, s3_root: str) -> None:
     weights = hashlib.sha256(b"a").digest() * 100_000
     publish(s3_root, "mine", weights=weights)
     EncoderDiscovery(EncoderStore(engine), s3_root).scan()
@@ -265,16 +276,16 @@ def test_a_folder_in_the_working_directory_is_not_an_encoder(
 ) -> None:
     publish(root, "mine")
     scan()
-    (tmp_path / "here" / "mine").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "cwd" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "cwd")
     assert client.get("/encoders/mine/download?file=encoder.safetensors").content == b"weights"
     assert client.delete("/encoders/mine").status_code == 204
-    assert (tmp_path / "here" / "mine").exists()
+    assert (tmp_path / "cwd" / "mine").exists()
     assert not Path(encoder_folder(root, "mine")).exists()
 
 
 def test_an_unowned_encoder_is_visible_but_not_deletable_by_a_project(client: httpx.Client, engine: Engine) -> None:
-    row(engine, "free")
+    index_encoder(engine, "free")
     ours = key_to(engine, "submit", project="ours")
     assert client.get("/encoders/free", headers=ours).json()["project"] is None
     assert client.put("/encoders/aliases/a", json={"encoder": "free"}, headers=ours).json()["project"] == "ours"
@@ -283,11 +294,11 @@ def test_an_unowned_encoder_is_visible_but_not_deletable_by_a_project(client: ht
 
 def test_repeating_an_import_with_an_idempotency_key_returns_the_same_job(client: httpx.Client, engine: Engine) -> None:
     body = {"weights": "timm:vit_tiny_patch16_224", "license": "Apache-2.0", "labels": {"team": "video"}}
-    answers = [client.post("/encoders", json=body, headers={"Idempotency-Key": "k"}) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [202, 202]
-    assert answers[0].json()["id"] == answers[1].json()["id"]
-    job = JobStore(engine).get(answers[0].json()["id"])
-    assert answers[0].headers["Location"] == f"/v1/jobs/{job.id}"
+    responses = [client.post("/encoders", json=body, headers={"Idempotency-Key": "k"}) for _ in range(2)]
+    assert [response.status_code for response in responses] == [202, 202]
+    assert responses[0].json()["id"] == responses[1].json()["id"]
+    job = JobStore(engine).get(responses[0].json()["id"])
+    assert responses[0].headers["Location"] == f"/v1/jobs/{job.id}"
     assert (job.kind, job.labels, job.config["id"]) == ("import", {"team": "video"}, "vit_tiny_patch16_224")
     other = client.post("/encoders", json={**body, "id": "other"}, headers={"Idempotency-Key": "k"})
     assert other.json()["code"] == "idempotency_key_reused"
@@ -326,5 +337,5 @@ def test_imported_weights_are_listed_after_their_job_and_can_be_exported(
             view = client.get("/encoders/mine").json()
             assert (view["project"], view["objective"], view["lineage"]["job"]) == ("video", "imported", job["id"])
             export = {"kind": "export", "config": {"encoder": "mine", "format": "official"}}
-            made = wait_until_done(client.post("/jobs", json=export).json())["result"]
-            assert Path(made["output"]).stat().st_size > 0
+            exported = wait_until_done(client.post("/jobs", json=export).json())["result"]
+            assert Path(exported["output"]).stat().st_size > 0

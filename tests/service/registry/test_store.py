@@ -14,7 +14,7 @@ from service.db.models import Deployment
 from service.jobs.store import JobStore
 from service.registry.store import EncoderFilter, EncoderStore
 from service.web.errors import AliasMoved, EncoderInUse, Forbidden, IllegalAction, NotFound
-from tests.support.service.encoder_cards import row
+from tests.support.service.encoder_cards import index_encoder
 from tests.support.service.fake_cluster import queued
 
 ROOT = "/root"
@@ -30,14 +30,14 @@ def history(store: EncoderStore, name: str = "production", project: str = "video
 
 
 def add_deployment(engine: Engine, **fields: object) -> None:
-    plain = {"candidate": None, "share": 0.0, "settings": {}, "serving": {}, "state": "healthy", "message": ""}
+    defaults = {"candidate": None, "share": 0.0, "settings": {}, "serving": {}, "state": "healthy", "message": ""}
     times = {"created_by": "me", "created_at": 0.0, "changed_at": 0.0, "version": 1, "project": "video"}
     with Session(engine) as session, session.begin():
-        session.add(Deployment(**{"name": "eyes", "encoder": "another", **plain, **times, **fields}))
+        session.add(Deployment(**{"name": "eyes", "encoder": "another", **defaults, **times, **fields}))
 
 
 def test_the_history_of_an_alias_survives_its_deletion(engine: Engine, store: EncoderStore) -> None:
-    first, second = row(engine, "a", "video"), row(engine, "b", "video")
+    first, second = index_encoder(engine, "a", "video"), index_encoder(engine, "b", "video")
     store.move_alias("video", "production", first, "me")
     store.move_alias("video", "production", second, "you")
     store.move_alias("video", "production", second, "you")  # no-op
@@ -54,7 +54,11 @@ def test_the_history_of_an_alias_survives_its_deletion(engine: Engine, store: En
 
 
 def test_an_alias_belongs_to_a_project_and_points_to_a_visible_encoder(engine: Engine, store: EncoderStore) -> None:
-    row(engine, "ours", "video"), row(engine, "theirs", "audio"), row(engine, "free", None)
+    (
+        index_encoder(engine, "ours", "video"),
+        index_encoder(engine, "theirs", "audio"),
+        index_encoder(engine, "free", None),
+    )
     store.move_alias("video", "production", "ours", "me")
     store.move_alias("audio", "production", "theirs", "me")
     store.move_alias("default", "production", "free", "me")
@@ -72,19 +76,21 @@ def test_an_alias_belongs_to_a_project_and_points_to_a_visible_encoder(engine: E
     assert store.alias("video", "production")[0].encoder_id == "free"
 
 
-def test_an_alias_cannot_take_an_encoders_id_but_shadows_a_later_encoder(engine: Engine, store: EncoderStore) -> None:
-    row(engine, "a", "video"), row(engine, "theirs", "audio")
+def test_an_alias_cannot_reuse_an_encoder_id_but_shadows_an_encoder_published_later(
+    engine: Engine, store: EncoderStore
+) -> None:
+    index_encoder(engine, "a", "video"), index_encoder(engine, "theirs", "audio")
     with pytest.raises(IllegalAction, match="a is the id of an encoder"):
         store.move_alias("video", "a", "a", "me")
     store.move_alias("video", "theirs", "a", "me")  # an encoder of another project is not disclosed
     assert store.resolve("theirs", "video").id == "a"
     store.move_alias("video", "production", "a", "me")
-    row(engine, "production", "video")
+    index_encoder(engine, "production", "video")
     assert store.resolve("production", "video").id == "a"
 
 
 def test_a_move_fails_unless_the_alias_is_as_expected(engine: Engine, store: EncoderStore) -> None:
-    row(engine, "a", "video"), row(engine, "b", "video")
+    index_encoder(engine, "a", "video"), index_encoder(engine, "b", "video")
     with pytest.raises(AliasMoved, match="does not exist"):
         store.move_alias("video", "production", "a", "me", ["b"])
     store.move_alias("video", "production", "a", "me", [None])
@@ -96,18 +102,18 @@ def test_a_move_fails_unless_the_alias_is_as_expected(engine: Engine, store: Enc
     assert history(store) == ["a", "b"]
 
 
-@pytest.mark.parametrize("compared", [True, False], ids=["compare and set", "unconditional"])
+@pytest.mark.parametrize("conditional", [True, False], ids=["compare and set", "unconditional"])
 def test_concurrent_moves_are_atomic_and_share_one_history(
-    engine: Engine, database_url: str, store: EncoderStore, compared: bool
+    engine: Engine, database_url: str, store: EncoderStore, conditional: bool
 ) -> None:
-    ids = [row(engine, f"e{number}", "video") for number in range(4)]
+    ids = [index_encoder(engine, f"e{number}", "video") for number in range(4)]
     replicas = [open_engine(database_url) for _ in ids]
     for name in ("first", "second", "third"):
-        expected = [None] if compared else []
-        together = Barrier(len(ids))
+        expected = [None] if conditional else []
+        barrier = Barrier(len(ids))
 
         def move(replica: Engine, encoder: str) -> bool:
-            together.wait()  # noqa: B023
+            barrier.wait()  # noqa: B023
             try:
                 EncoderStore(replica).move_alias("video", name, encoder, encoder, expected)  # noqa: B023
             except AliasMoved:
@@ -115,11 +121,11 @@ def test_concurrent_moves_are_atomic_and_share_one_history(
             return True
 
         with ThreadPoolExecutor(len(ids)) as pool:
-            done = list(pool.map(move, replicas, ids))
+            succeeded = list(pool.map(move, replicas, ids))
         alias, moves = store.alias("video", name)
-        assert done.count(True) == (1 if compared else len(ids))
-        assert [one.number for one in moves] == list(range(1, done.count(True) + 1))
-        assert {one.encoder_id for one in moves} == {one for one, won in zip(ids, done, strict=True) if won}
+        assert succeeded.count(True) == (1 if conditional else len(ids))
+        assert [one.number for one in moves] == list(range(1, succeeded.count(True) + 1))
+        assert {one.encoder_id for one in moves} == {one for one, won in zip(ids, succeeded, strict=True) if won}
         assert alias.encoder_id == moves[-1].encoder_id
     for replica in replicas:
         replica.dispose()
@@ -130,18 +136,18 @@ def test_a_concurrent_move_and_deletion_leave_no_dangling_alias(
 ) -> None:
     other = open_engine(database_url)
     for number in range(6):
-        encoder, together = row(engine, f"e{number}", "video"), Barrier(2)
+        encoder, barrier = index_encoder(engine, f"e{number}", "video"), Barrier(2)
 
         def move() -> bool:
-            together.wait()  # noqa: B023
+            barrier.wait()  # noqa: B023
             try:
                 EncoderStore(other).move_alias("video", f"a{number}", encoder, "me")  # noqa: B023
             except NotFound:
                 return False
             return True
 
-        def forget() -> bool:
-            together.wait()  # noqa: B023
+        def delete() -> bool:
+            barrier.wait()  # noqa: B023
             try:
                 store.delete_encoder(encoder, "video", ROOT)  # noqa: B023
             except EncoderInUse:
@@ -149,13 +155,13 @@ def test_a_concurrent_move_and_deletion_leave_no_dangling_alias(
             return True
 
         with ThreadPoolExecutor(2) as pool:
-            moved, forgotten = pool.submit(move), pool.submit(forget)
-        assert moved.result() != forgotten.result()
+            moved, deleted = pool.submit(move), pool.submit(delete)
+        assert moved.result() != deleted.result()
     other.dispose()
 
 
 def test_an_encoder_in_use_is_not_deleted_and_the_error_names_its_uses(engine: Engine, store: EncoderStore) -> None:
-    row(engine, "e", "video")
+    index_encoder(engine, "e", "video")
     jobs = JobStore(engine)
     store.move_alias("video", "production", "e", "me")
     add_deployment(engine, serving={"main": "e"})
@@ -181,16 +187,16 @@ def test_an_encoder_in_use_is_not_deleted_and_the_error_names_its_uses(engine: E
 
 @pytest.mark.parametrize("field", ["encoder", "candidate"])
 def test_a_deployment_protects_its_encoder_before_serving_it(engine: Engine, store: EncoderStore, field: str) -> None:
-    row(engine, "e", "video")
+    index_encoder(engine, "e", "video")
     add_deployment(engine, **{field: "e"})
     with pytest.raises(EncoderInUse, match="deployment eyes"):
         store.delete_encoder("e", "video", ROOT)
 
 
-def test_encoders_of_other_projects_are_hidden_and_unowned_ones_need_a_key_of_all_projects(
+def test_deletion_hides_encoders_of_other_projects_and_requires_a_global_key_for_unowned_ones(
     engine: Engine, store: EncoderStore
 ) -> None:
-    row(engine, "theirs", "audio"), row(engine, "free", None)
+    index_encoder(engine, "theirs", "audio"), index_encoder(engine, "free", None)
     with pytest.raises(NotFound):
         store.delete_encoder("theirs", "video", ROOT)
     with pytest.raises(Forbidden):
@@ -201,9 +207,9 @@ def test_encoders_of_other_projects_are_hidden_and_unowned_ones_need_a_key_of_al
 
 def test_pages_cover_all_encoders_once_and_filters_apply(engine: Engine, store: EncoderStore) -> None:
     for number in range(7):
-        row(engine, f"e{number}", "video", hours=number // 2)
-    row(engine, "big", "audio", encoder={"size": "B"}, objective="mae", run="job-1")
-    row(engine, "brought", None, objective=None, run=None)
+        index_encoder(engine, f"e{number}", "video", hours=number // 2)
+    index_encoder(engine, "big", "audio", encoder={"size": "B"}, objective="mae", run="job-1")
+    index_encoder(engine, "imported-encoder", None, objective=None, run=None)
     store.move_alias("video", "production", "e3", "me")
     listed, cursor = list[str](), None
     while True:
@@ -211,12 +217,12 @@ def test_pages_cover_all_encoders_once_and_filters_apply(engine: Engine, store: 
         listed += [encoder.id for encoder in page.encoders]
         if (cursor := page.next_cursor) is None:
             break
-    assert listed == ["e6", "e5", "e4", "e3", "e2", "e1", "e0", "brought"]
+    assert listed == ["e6", "e5", "e4", "e3", "e2", "e1", "e0", "imported-encoder"]
 
     def ids(**where: str) -> list[str]:
         return [encoder.id for encoder in store.list(EncoderFilter(**where)).encoders]
 
     assert ids(objective="mae") == ids(size="B") == ids(job="job-1") == ids(project="audio", objective="mae") == ["big"]
-    assert ids(objective="imported") == ["brought"]
+    assert ids(objective="imported") == ["imported-encoder"]
     assert ids(alias="production") == ["e3"]
     assert ids(alias="production", project="audio") == []

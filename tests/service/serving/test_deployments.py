@@ -43,6 +43,8 @@ class FakeServe:
 
 
 class DeployerFixture:
+    """A deployer on a fake Serve, with encoders published below a local root."""
+
     def __init__(self, engine: Engine, root: Path) -> None:
         self.root = root
         self.store, self.encoders, self.serve = DeploymentStore(engine), EncoderStore(engine), FakeServe()
@@ -79,10 +81,12 @@ def test_deployments_are_applied_once_and_removed_when_deleted(fixture: Deployer
     assert fixture.store.get("one", None).state == "deploying"
     fixture.deployer.step()
     fixture.deployer.step()
-    assert fixture.serve.puts == 1, "nothing has changed"
+    assert fixture.serve.puts == 1, "an unchanged deployment must not be applied again"
     assert (fixture.store.get("one", None).state, fixture.store.get("one", None).serving) == ("healthy", {"main": "a"})
     fixture.put("one", "b", settings={"replicas": {"min": 1, "max": 4}, "cpus": 0.5})
-    assert fixture.store.get("one", None).state == "deploying", "until Serve reports the change"
+    assert fixture.store.get("one", None).state == "deploying", (
+        "the state must not be healthy before Serve reports the change"
+    )
     fixture.deployer.step()
     assert fixture.store.get("one", None).state == "deploying"
     assert fixture.serve.deployed("one")["autoscaling_config"]["max_replicas"] == 4
@@ -116,7 +120,7 @@ def test_deployments_are_reapplied_and_other_applications_are_kept(
     assert fixture.serve.apps.keys() == {"amd-one"}
 
 
-def test_errors_are_stored_and_deployments_are_kept(fixture: DeployerFixture) -> None:
+def test_serve_errors_are_recorded_in_the_deployment(fixture: DeployerFixture) -> None:
     fixture.publish("a")
     fixture.put("one", "a")
     fixture.serve.unreachable = True

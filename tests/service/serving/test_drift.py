@@ -1,3 +1,5 @@
+"""Drift statistics on synthetic embeddings."""
+
 from __future__ import annotations
 
 import numpy as np

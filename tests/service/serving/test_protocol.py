@@ -1,3 +1,5 @@
+"""Properties of the message format between the gateway and replicas."""
+
 from __future__ import annotations
 
 import contextlib

@@ -32,7 +32,7 @@ def client(tmp_path: Path) -> TestClient:
     return TestClient(app)
 
 
-def b64(content: bytes) -> str:
+def to_base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
@@ -42,30 +42,30 @@ def test_a_file_of_each_content_type_is_one_item(client: TestClient, tmp_path: P
         {"content": content, "headers": {"Content-Type": "image/png"}},
         {"content": content, "headers": {"Content-Type": "application/octet-stream"}},
         {"files": {"anything": ("name.png", content)}},
-        {"json": {"input": {"base64": b64(content)}}},
-        {"json": {"input": f"data:image/png;base64,{b64(content)}"}},
+        {"json": {"input": {"base64": to_base64(content)}}},
+        {"json": {"input": f"data:image/png;base64,{to_base64(content)}"}},
     ]
     for case in cases:
         found = client.post("/read", **case).json()
-        assert found["items"] == [{"content": b64(content)}], case
+        assert found["items"] == [{"content": to_base64(content)}], case
         assert found["single"]
     found = client.post("/read", json={"input": [str(tmp_path / "a b.mp4")]}).json()
     assert (found["items"], found["single"]) == ([{"uri": str(tmp_path / "a b.mp4")}], False)
 
 
-def test_options_are_equal_in_the_query_a_form_and_json(client: TestClient) -> None:
+def test_options_are_parsed_equally_from_a_query_a_form_and_json(client: TestClient) -> None:
     options: dict[str, Any] = {"normalize": True, "tokens": "patch", "layers": [2, 4], "top_k": 3, "views": "5x3"}
     options |= {"mask_ratio": 0.5, "seed": 7}
     query = "/read?normalize=true&tokens=patch&layers=2&layers=4&top_k=3&views=5x3&mask_ratio=0.5&seed=7"
     fields = {"normalize": "true", "tokens": "patch", "layers": ["2", "4"], "top_k": "3", "views": "5x3"}
     fields |= {"mask_ratio": "0.5", "seed": "7"}
-    for answer in (
+    for response in (
         client.post(query, content=b"x", headers={"Content-Type": "image/png"}),
         client.post("/read", files={"file": ("a", b"x")}, data=fields),
         client.post("/read", json={"input": {"base64": "eA=="}, **options}),
     ):
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["options"].items() >= options.items()
+        assert response.status_code == 200, response.text
+        assert response.json()["options"].items() >= options.items()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_options_are_equal_in_the_query_a_form_and_json(client: TestClient) -> N
         ({"json": {"input": {"base64": "no base64!"}}}, 422, "#/input/0"),
         ({"json": {"input": {"base64": ""}}}, 422, "#/input/0"),
         ({"json": {"input": "data:image/png,plain"}}, 422, "#/input/0"),
-        ({"json": {"input": "words"}}, 422, "#/input/0"),
+        ({"json": {"input": "neither-base64-nor-uri"}}, 422, "#/input/0"),
         ({"json": {"input": "/etc/passwd"}}, 422, None),
         ({"json": {"input": "s3://other/bucket"}}, 422, None),
         ({"json": {"input": {"base64": "eA=="}, "colour": 1}}, 422, "#/colour"),
@@ -94,7 +94,7 @@ def test_options_are_equal_in_the_query_a_form_and_json(client: TestClient) -> N
 def test_an_invalid_request_names_its_field(
     client: TestClient, case: dict[str, Any], status: int, pointer: str | None
 ) -> None:
-    answer = client.post("/read", **case)
-    assert answer.status_code == status, answer.text
+    response = client.post("/read", **case)
+    assert response.status_code == status, response.text
     if pointer is not None:
-        assert answer.json()["errors"][0]["pointer"].startswith(pointer)
+        assert response.json()["errors"][0]["pointer"].startswith(pointer)

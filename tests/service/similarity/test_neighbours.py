@@ -1,4 +1,4 @@
-"""Neighbours among a job's embeddings: against plain NumPy, and through the routes, the clients and the command."""
+"""Nearest neighbours in a job's embeddings: against plain NumPy, and through routes, clients and the command."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from tests.support.service.command import amd as run_command
 from tests.support.service.fake_cluster import FakeCluster, queued
 from tests.support.service.server import Server, serving
 
-UNREADABLE = 3  # the record that could not be read
+UNREADABLE = 3  # number of the record that could not be read
 
 
-def name_of(record: int) -> str:
+def location_of(record: int) -> str:
     return f"/data/{'ab'[record % 2]}/{record}.png"
 
 
@@ -44,9 +44,9 @@ def write_embeddings(output: str, vectors: np.ndarray[Any, Any], rows_per_file: 
     for span in plan_spans(len(vectors), rows_per_file):
         records = np.array([record for record in span if record != UNREADABLE], np.int64)
         labels = np.where(records % 2 == 0, records, -1)
-        write_rows(output, span, vectors[records].astype(np.float32), records, labels, list(map(name_of, records)))
+        write_rows(output, span, vectors[records].astype(np.float32), records, labels, list(map(location_of, records)))
         files.append(SpanFile(start=span.start, stop=span.stop, rows=len(records), file="x.parquet"))
-    bad = {"record": UNREADABLE, "location": name_of(UNREADABLE), "reason": "is no picture"}
+    bad = {"record": UNREADABLE, "location": location_of(UNREADABLE), "reason": "is not an image"}
     index = EmbeddingIndex(
         encoder="small",
         sha256="abc",
@@ -64,12 +64,12 @@ def write_embeddings(output: str, vectors: np.ndarray[Any, Any], rows_per_file: 
     return index
 
 
-def nearest_records(vectors: np.ndarray[Any, Any], vector: np.ndarray[Any, Any], k: int, *without: int) -> list[int]:
+def nearest_records(vectors: np.ndarray[Any, Any], vector: np.ndarray[Any, Any], k: int, *excluded: int) -> list[int]:
     """Records by descending cosine, computed in float64."""
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector)
     scores = vectors @ vector / np.where(lengths > 0, lengths, 1)
-    scores[[UNREADABLE, *without]] = -np.inf
-    return np.argsort(-scores, kind="stable")[: min(k, len(vectors) - 1 - len(without))].tolist()
+    scores[[UNREADABLE, *excluded]] = -np.inf
+    return np.argsort(-scores, kind="stable")[: min(k, len(vectors) - 1 - len(excluded))].tolist()
 
 
 @settings(max_examples=40)
@@ -94,7 +94,7 @@ def test_neighbours_equal_those_of_plain_numpy(
         query = {
             "vector": lambda: query_by_vector(index, vector.tolist()),
             "record": lambda: query_by_record(cache, output, index, record),
-            "location": lambda: query_by_location(cache, output, index, name_of(record)),
+            "location": lambda: query_by_location(cache, output, index, location_of(record)),
         }[by]()
         found = nearest(cache.rows(output, (file.span for file in index.files)), query, k)
         expected = (
@@ -103,7 +103,7 @@ def test_neighbours_equal_those_of_plain_numpy(
             else nearest_records(vectors, vectors[record], k, record)
         )
         assert [each.record for each in found] == expected
-        assert [each.location for each in found] == list(map(name_of, expected))
+        assert [each.location for each in found] == list(map(location_of, expected))
         assert [each.label for each in found] == [record if record % 2 == 0 else None for record in expected]
         assert cache.cached_bytes <= limit
 
@@ -136,7 +136,7 @@ def test_invalid_queries_are_rejected_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(NotPossible, match="records 0 to 7"):
         query_by_record(cache, output, index, 8)
     with pytest.raises(NotPossible, match="could not be read"):
-        query_by_location(cache, output, index, name_of(UNREADABLE))
+        query_by_location(cache, output, index, location_of(UNREADABLE))
     for location in ("/data/a/4.pn", "data/a/4.png", "/nowhere"):
         with pytest.raises(NotPossible, match="not in this set"):
             query_by_location(cache, output, index, location)
@@ -144,7 +144,7 @@ def test_invalid_queries_are_rejected_with_a_reason(tmp_path: Path) -> None:
 
 
 class SimilarityService:
-    """A control plane with a finished job of kind embed."""
+    """A control plane with a succeeded job of kind embed."""
 
     def __init__(self, server: Server, engine: Engine, root: str) -> None:
         self.server, self.engine, self.store = server, engine, JobStore(engine)
@@ -163,16 +163,16 @@ class SimilarityService:
 
     def deploy(self, monkeypatch: pytest.MonkeyPatch, serving: dict[str, str], vector: Any) -> list[dict[str, Any]]:
         """Create a deployment whose replicas return `vector`; returns the calls they receive."""
-        plain: dict[str, Any] = {"candidate": None, "share": 1.0, "settings": ServingSettings()}
+        defaults: dict[str, Any] = {"candidate": None, "share": 1.0, "settings": ServingSettings()}
         store, gateway = self.server.app.state.deployments, self.server.app.state.gateway
-        made, _ = store.put(new_deployment("images", "default", "test", encoder=serving[MAIN], **plain))
-        store.record_status(made, "healthy", "", serving)
+        deployment, _ = store.put(new_deployment("images", "default", "test", encoder=serving[MAIN], **defaults))
+        store.record_status(deployment, "healthy", "", serving)
         calls: list[dict[str, Any]] = []
 
         async def exchange(method: str, name: str, body: bytes, seconds: float) -> httpx.Response:
             calls.append(unpack(body))
-            answer = {"encoder": serving[calls[-1]["slot"]], "items": [{"embedding": vector}]}
-            return httpx.Response(200, content=pack(answer))
+            reply = {"encoder": serving[calls[-1]["slot"]], "items": [{"embedding": vector}]}
+            return httpx.Response(200, content=pack(reply))
 
         monkeypatch.setattr(gateway, "_exchange", exchange)
         gateway._lookups.clear()
@@ -187,10 +187,10 @@ def service(sqlite_engine: Engine, tmp_path: Path) -> Iterator[SimilarityService
 
 def test_neighbours_of_a_record_a_location_and_a_vector(service: SimilarityService) -> None:
     expected = nearest_records(service.vectors, service.vectors[5], 4, 5)
-    for body in ({"record": 5}, {"location": name_of(5)}):
+    for body in ({"record": 5}, {"location": location_of(5)}):
         found = service.search({**body, "k": 4}).json()
         assert [each["record"] for each in found] == expected
-        assert [each["location"] for each in found] == list(map(name_of, expected))
+        assert [each["location"] for each in found] == list(map(location_of, expected))
         assert found[0].keys() == {"record", "location", "label", "score"}
     found = service.search({"vector": service.vectors[5].tolist()}).json()
     assert len(found) == 10
@@ -202,12 +202,12 @@ def test_a_file_is_embedded_only_by_a_deployment_of_the_same_encoder(
     service: SimilarityService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = {"input": {"base64": "AAAA"}, "k": 3}
-    answer = service.search(body)
-    assert (answer.status_code, answer.json()["code"]) == (409, "encoder_not_deployed")
+    response = service.search(body)
+    assert (response.status_code, response.json()["code"]) == (409, "encoder_not_deployed")
     calls = service.deploy(monkeypatch, {MAIN: "small", CANDIDATE: "other"}, service.vectors[8].astype(np.float32))
-    answer = service.search(body)
-    assert answer.status_code == 200, answer.text
-    assert [each["record"] for each in answer.json()] == nearest_records(service.vectors, service.vectors[8], 3)
+    response = service.search(body)
+    assert response.status_code == 200, response.text
+    assert [each["record"] for each in response.json()] == nearest_records(service.vectors, service.vectors[8], 3)
     assert (calls[0]["slot"], calls[0]["items"]) == (MAIN, [{"content": b"\0\0\0"}])
     service.deploy(monkeypatch, {MAIN: "other"}, service.vectors[8].astype(np.float32))
     assert service.search(body).json()["code"] == "encoder_not_deployed"
@@ -220,16 +220,15 @@ def test_invalid_requests_have_error_codes(service: SimilarityService) -> None:
         *({"vector": []}, {"vector": ["a"]}, {"location": ""}, {"input": {"base64": "?"}}, {"records": 1}),
     ]
     for body in invalid:
-        answer = service.search(body)
-        assert (answer.status_code, answer.json()["code"]) == (422, "request_invalid"), body
+        response = service.search(body)
+        assert (response.status_code, response.json()["code"]) == (422, "request_invalid"), body
     for body in ({"record": UNREADABLE}, {"record": 99}, {"location": "x"}, {"vector": [1.0]}, {"vector": [0.0] * 6}):
-        answer = service.search(body)
-        assert (answer.status_code, answer.json()["code"]) == (422, "not_possible"), body
+        response = service.search(body)
+        assert (response.status_code, response.json()["code"]) == (422, "not_possible"), body
     for kind, state, code in (("train", "succeeded", "not_possible"), ("embed", "running", "illegal_action")):
         assert service.search({"record": 0}, service.add(kind, state)).json()["code"] == code
-    assert (
-        service.search({"record": 0}, service.add("embed", "succeeded")).json()["code"] == "not_possible"
-    )  # files are gone
+    without_files = service.add("embed", "succeeded")
+    assert service.search({"record": 0}, without_files).json()["code"] == "not_possible"
     assert service.search({"record": 0}, "embed-never").status_code == 404
     assert service.search({"record": 0}, key=key_to(service.engine, "read", project="theirs")).status_code == 404
 
@@ -246,13 +245,13 @@ def test_clients_and_command_return_the_same_neighbours(
         with pytest.raises(ApiError, match="no deployment serves 'small'"):
             client.jobs.neighbours(service.job, file=picture)
 
-    async def later() -> list[int]:
+    async def search_async() -> list[int]:
         client = AsyncClient(service.server.url, service.server.key)
-        found = await client.jobs.neighbours(service.job, location=name_of(5), k=4)
+        found = await client.jobs.neighbours(service.job, location=location_of(5), k=4)
         await client.close()
         return [each.record for each in found]
 
-    assert asyncio.run(later()) == expected
+    assert asyncio.run(search_async()) == expected
     monkeypatch.setenv("AMD_URL", service.server.url)
     monkeypatch.setenv("AMD_KEY", service.server.key)
     code, out, _ = run_command(
@@ -260,9 +259,9 @@ def test_clients_and_command_return_the_same_neighbours(
     )
     assert code == 0
     assert [each["record"] for each in json.loads(out)] == expected
-    code, out, _ = run_command(monkeypatch, capfd, "jobs", "neighbours", service.job, "--location", name_of(5))
+    code, out, _ = run_command(monkeypatch, capfd, "jobs", "neighbours", service.job, "--location", location_of(5))
     assert code == 0
-    assert name_of(expected[0]) in out
+    assert location_of(expected[0]) in out
     for args in ((), ("--record", "5", "--location", "x"), ("--file", "nowhere.png")):
         code, _, err = run_command(monkeypatch, capfd, "jobs", "neighbours", service.job, *args)
         assert code == 2, err

@@ -1,4 +1,4 @@
-"""Where a webhook may lead: to public addresses alone, however spelled, and to who holds the name's certificate."""
+"""Webhook targets: only public addresses in any spelling, and only servers with a certificate for the host."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.webhooks.sender import WebhookSender
 from service.webhooks.store import job_store
 from tests.support.service.fake_cluster import queued
 from tests.support.service.receivers import Receiver, serving
-from tests.support.service.webhooks import SettableClock, hook, rows
+from tests.support.service.webhooks import SettableClock, add_webhook, deliveries
 
 HOST = "hooks.example.test"
 
@@ -61,11 +61,11 @@ def test_a_name_that_resolves_to_an_internal_address_is_not_contacted(
         assert (host, port) == (HOST, receiver.port)
         return addresses
 
-    hook(sqlite_engine, receiver.url(HOST))
+    add_webhook(sqlite_engine, receiver.url(HOST))
     queued(job_store(sqlite_engine))
     WebhookSender(sqlite_engine, allow_http=True, resolve=resolve, clock=clock).step()
     assert receiver.received == []
-    assert "public" in rows(sqlite_engine)[0].answer
+    assert "public" in deliveries(sqlite_engine)[0].answer
 
 
 @pytest.mark.parametrize(
@@ -74,24 +74,24 @@ def test_a_name_that_resolves_to_an_internal_address_is_not_contacted(
 def test_no_spelling_of_this_machine_is_contacted(
     host: str, clock: SettableClock, sqlite_engine: Engine, receiver: Receiver
 ) -> None:
-    hook(sqlite_engine, receiver.url(host))
+    add_webhook(sqlite_engine, receiver.url(host))
     queued(job_store(sqlite_engine))
     WebhookSender(sqlite_engine, allow_http=True, clock=clock).step()
     assert receiver.received == []
-    assert rows(sqlite_engine)[0].tries == 1
+    assert deliveries(sqlite_engine)[0].tries == 1
 
 
 @given(st.ip_addresses(v=4))
 def test_an_embedded_address_is_never_public(address: ipaddress.IPv4Address) -> None:
     number = int(address)
-    for disguise in (
+    for embedded in (
         (0xFFFF << 32) | number,  # mapped
         number,  # compatible
         (0x64FF9B << 96) | number,  # translated
         (0x2002 << 112) | (number << 80),  # 6to4
         (0x20010000 << 96) | (number << 64) | (number ^ 0xFFFFFFFF),  # Teredo
     ):
-        assert not is_public(str(ipaddress.IPv6Address(disguise)))
+        assert not is_public(str(ipaddress.IPv6Address(embedded)))
 
 
 PRIVATE = [
@@ -126,13 +126,15 @@ def test_no_url_causes_an_internal_error(text: str) -> None:
 
 
 class Authority(NamedTuple):
+    """TLS contexts of a server and a client."""
+
     server: ssl.SSLContext
     client: ssl.SSLContext
 
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """A receiver's certificate for HOST, and who trusts it."""
+    """TLS contexts of a receiver with a certificate for HOST, and of a client that trusts it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOST)])
     now = dt.datetime.now(dt.UTC)
@@ -162,26 +164,26 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def test_the_host_is_resolved_once_and_tls_checks_its_name(
     clock: SettableClock, sqlite_engine: Engine, authority: Authority
 ) -> None:
-    """The connection goes to the address that was checked; certificate, SNI and Host are the name's."""
-    asked: list[tuple[str, int]] = []
+    """The connection goes to the address that was checked; certificate, SNI and Host use the host name."""
+    resolved: list[tuple[str, int]] = []
     names: list[str | None] = []
     authority.server.sni_callback = lambda _, name, __: names.append(name)
 
     async def resolve(host: str, port: int) -> list[str]:
-        asked.append((host, port))
-        return ["127.0.0.1"]  # no resolver of this machine knows that name
+        resolved.append((host, port))
+        return ["127.0.0.1"]  # no real resolver knows the name
 
     with serving(Receiver(), authority.server) as receiver:
-        hook(sqlite_engine, receiver.url(HOST, "https"))
-        hook(sqlite_engine, receiver.url("other.example.test", "https"))
+        add_webhook(sqlite_engine, receiver.url(HOST, "https"))
+        add_webhook(sqlite_engine, receiver.url("other.example.test", "https"))
         queued(job_store(sqlite_engine))
         WebhookSender(sqlite_engine, allow_private=True, resolve=resolve, tls=authority.client, clock=clock).step()
-        assert sorted(asked) == [(HOST, receiver.port), ("other.example.test", receiver.port)]
+        assert sorted(resolved) == [(HOST, receiver.port), ("other.example.test", receiver.port)]
         assert [each.headers["host"] for each in receiver.received] == [f"{HOST}:{receiver.port}"]
     assert sorted(map(str, names)) == [HOST, "other.example.test"]
-    assert [(row.state, row.answer) for row in rows(sqlite_engine)] == [
+    assert [(row.state, row.answer) for row in deliveries(sqlite_engine)] == [
         ("taken", "answered 204"),
-        ("waiting", "not reached: ConnectError"),  # the certificate is for another name
+        ("waiting", "could not be reached: ConnectError"),  # the certificate names a different host
     ]
 
 
@@ -192,7 +194,7 @@ def test_an_untrusted_certificate_is_rejected(
         return ["127.0.0.1"]
 
     with serving(Receiver(), authority.server) as receiver:
-        hook(sqlite_engine, receiver.url(HOST, "https"))
+        add_webhook(sqlite_engine, receiver.url(HOST, "https"))
         queued(job_store(sqlite_engine))
         WebhookSender(sqlite_engine, allow_private=True, resolve=resolve, clock=clock).step()
         assert receiver.received == []

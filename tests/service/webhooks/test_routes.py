@@ -1,4 +1,4 @@
-"""Webhooks over HTTP: who may make, list, watch and remove them, and what is refused at once."""
+"""Routes of webhooks: create, list, follow and delete them, with their permissions and invalid requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.webhooks.store import WebhookStore, job_store
 from tests.support.service.apps import client_of, key_to
 from tests.support.service.fake_cluster import queued
 from tests.support.service.receivers import Receiver, Reply
-from tests.support.service.webhooks import SettableClock, loopback, rows, verified
+from tests.support.service.webhooks import SettableClock, deliveries, loopback_sender, verified_body
 
 
 def test_a_webhook_is_created_listed_followed_and_deleted(
@@ -23,10 +23,10 @@ def test_a_webhook_is_created_listed_followed_and_deleted(
 ) -> None:
     client = client_of(engine, router, settings=Settings(webhooks_http=True))
     admin = key_to(engine, "admin")
-    made = client.post("/v1/webhooks", json={"url": "http://a.example.com/x", "events": ["failed"]}, headers=admin)
-    assert made.status_code == 201
-    assert made.headers["Cache-Control"] == "no-store"
-    secret, webhook_id = made.json()["secret"], made.json()["id"]
+    created = client.post("/v1/webhooks", json={"url": "http://a.example.com/x", "events": ["failed"]}, headers=admin)
+    assert created.status_code == 201
+    assert created.headers["Cache-Control"] == "no-store"
+    secret, webhook_id = created.json()["secret"], created.json()["id"]
     assert len(base64.b64decode(secret.removeprefix("whsec_"))) == 32
     listed = client.get("/v1/webhooks", headers=admin)
     assert [each["id"] for each in listed.json()["items"]] == [webhook_id]
@@ -36,25 +36,30 @@ def test_a_webhook_is_created_listed_followed_and_deleted(
     with Session(engine) as session, session.begin():
         session.get_one(Webhook, webhook_id).url = receiver.url()
     receiver.reply = Reply(500)
-    loopback(engine, clock).step()
-    (told,) = client.get(f"/v1/webhooks/{webhook_id}/deliveries", headers=admin).json()["items"]
-    assert (told["job_id"], told["type"], told["state"], told["tries"]) == (job.id, "job.failed", "waiting", 1)
-    assert told["answer"] == "answered 500"
-    assert told["next_try_at"] > told["tried_at"]
-    verified(secret, receiver.received[0])
+    loopback_sender(engine, clock).step()
+    (delivery,) = client.get(f"/v1/webhooks/{webhook_id}/deliveries", headers=admin).json()["items"]
+    assert (delivery["job_id"], delivery["type"], delivery["state"], delivery["tries"]) == (
+        job.id,
+        "job.failed",
+        "waiting",
+        1,
+    )
+    assert delivery["answer"] == "answered 500"
+    assert delivery["next_try_at"] > delivery["tried_at"]
+    verified_body(secret, receiver.received[0])
     assert client.delete(f"/v1/webhooks/{webhook_id}", headers=admin).status_code == 204
     assert client.delete(f"/v1/webhooks/{webhook_id}", headers=admin).status_code == 404
-    assert rows(engine) == []
+    assert deliveries(engine) == []
 
 
 def test_webhooks_of_other_projects_are_not_visible(engine: Engine) -> None:
     client = client_of(engine, router)
     ours, theirs = key_to(engine, "admin", project="ours"), key_to(engine, "admin", project="theirs")
-    made = client.post("/v1/webhooks", json={"url": "https://a.example.com"}, headers=theirs).json()
-    assert made["project"] == "theirs"
+    created = client.post("/v1/webhooks", json={"url": "https://a.example.com"}, headers=theirs).json()
+    assert created["project"] == "theirs"
     assert client.get("/v1/webhooks", headers=ours).json()["items"] == []
-    assert client.get(f"/v1/webhooks/{made['id']}/deliveries", headers=ours).status_code == 404
-    assert client.delete(f"/v1/webhooks/{made['id']}", headers=ours).status_code == 404
+    assert client.get(f"/v1/webhooks/{created['id']}/deliveries", headers=ours).status_code == 404
+    assert client.delete(f"/v1/webhooks/{created['id']}", headers=ours).status_code == 404
     other = client.post("/v1/webhooks", json={"url": "https://a.example.com", "project": "theirs"}, headers=ours)
     assert other.status_code == 403
     for scope in ("read", "submit"):
@@ -72,7 +77,7 @@ def test_webhooks_of_other_projects_are_not_visible(engine: Engine) -> None:
         "https:///x",
         "a.example.com",
         "",
-        "https://user:word@a.example.com",
+        "https://user:secret@a.example.com",
         "https://a.example.com/#x",
         "https://127.0.0.1/",
         "https://[::1]/",
@@ -87,9 +92,9 @@ def test_webhooks_of_other_projects_are_not_visible(engine: Engine) -> None:
 )
 def test_disallowed_urls_are_rejected_on_creation(engine: Engine, url: str) -> None:
     client = client_of(engine, router)
-    answer = client.post("/v1/webhooks", json={"url": url}, headers=key_to(engine, "admin"))
-    assert answer.status_code == 422
-    assert answer.json()["code"] in ("uri_not_allowed", "request_invalid")
+    response = client.post("/v1/webhooks", json={"url": url}, headers=key_to(engine, "admin"))
+    assert response.status_code == 422
+    assert response.json()["code"] in ("uri_not_allowed", "request_invalid")
     assert WebhookStore(engine).of_project(None) == []
 
 

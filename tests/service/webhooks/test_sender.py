@@ -1,4 +1,4 @@
-"""Sending to real receivers on loopback: nothing lost, nothing sent elsewhere or twice, everything signed."""
+"""Webhook sender with real receivers on loopback: retries, redirects, timeouts, concurrency and signatures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.webhooks.sender import MAX_TRIES_EACH, signature_headers
 from service.webhooks.store import PAUSES_S, WebhookStore, job_store
 from tests.support.service.fake_cluster import queued
 from tests.support.service.receivers import Received, Receiver, Reply, serving
-from tests.support.service.webhooks import SettableClock, hook, loopback, rows
+from tests.support.service.webhooks import SettableClock, add_webhook, deliveries, loopback_sender
 
 
 def test_the_signature_is_that_of_the_published_example() -> None:
@@ -32,26 +32,28 @@ def test_a_failing_receiver_is_retried_for_a_day_with_growing_pauses_then_given_
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     receiver.reply = Reply(503)
-    hook(engine, receiver.url())
+    add_webhook(engine, receiver.url())
     queued(job_store(engine))
-    sender, start, tried = loopback(engine, clock), clock.now, []
-    while rows(engine)[0].state == "waiting":
+    sender, start, tried = loopback_sender(engine, clock), clock.now, []
+    while deliveries(engine)[0].state == "waiting":
         sender.step()
         tried.append(clock.now - start)
         clock.now += PAUSES_S[min(len(tried), len(PAUSES_S)) - 1] - 1
-        sender.step()  # a second too early
+        sender.step()  # one second early
         assert len(receiver.received) == len(tried)
         clock.now += 1
     assert len(tried) == len(PAUSES_S) + 1
     pauses = [later - earlier for earlier, later in itertools.pairwise(tried)]
     assert pauses == sorted(pauses) == list(PAUSES_S)
     assert tried[-1] == pytest.approx(24 * 3600, rel=0.05)
-    (row,) = rows(engine)
+    (row,) = deliveries(engine)
     assert (row.state, row.tries, row.answer) == ("given_up", len(PAUSES_S) + 1, "answered 503")
     clock.now += 30 * 24 * 3600
     sender.step()
     assert len(receiver.received) == len(tried)
-    assert len({each.headers["webhook-id"] for each in receiver.received}) == 1  # by which a receiver knows it again
+    assert (
+        len({each.headers["webhook-id"] for each in receiver.received}) == 1
+    )  # by which a receiver recognizes a repeated delivery
     assert len({each.headers["webhook-timestamp"] for each in receiver.received}) == len(tried)
 
 
@@ -59,13 +61,13 @@ def test_a_recovered_receiver_gets_the_deliveries_it_missed(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     receiver.reply = Reply(500)
-    hook(engine, receiver.url())
+    add_webhook(engine, receiver.url())
     queued(job_store(engine))
-    loopback(engine, clock).step()
+    loopback_sender(engine, clock).step()
     receiver.reply = Reply(200, body=b"thank you")
     clock.now += PAUSES_S[0]
-    loopback(engine, clock).step()
-    (row,) = rows(engine)
+    loopback_sender(engine, clock).step()
+    (row,) = deliveries(engine)
     assert (row.state, row.tries, row.answer) == ("taken", 2, "answered 200")
 
 
@@ -73,12 +75,12 @@ def test_redirects_are_not_followed(engine: Engine, receiver: Receiver, clock: S
     with serving(Receiver()) as other:
         for status in (301, 302, 307, 308):
             receiver.reply = Reply(status, {"Location": other.url()})
-            hook(engine, receiver.url())
+            add_webhook(engine, receiver.url())
         queued(job_store(engine))
-        loopback(engine, clock).step()
+        loopback_sender(engine, clock).step()
         assert len(receiver.received) == 4
         assert other.received == []
-    assert {row.state for row in rows(engine)} == {"waiting"}
+    assert {row.state for row in deliveries(engine)} == {"waiting"}
 
 
 def test_proxies_of_the_environment_are_not_used(
@@ -87,9 +89,9 @@ def test_proxies_of_the_environment_are_not_used(
     with serving(Receiver()) as proxy:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url(path=""))
-        hook(engine, receiver.url())
+        add_webhook(engine, receiver.url())
         queued(job_store(engine))
-        loopback(engine, clock).step()
+        loopback_sender(engine, clock).step()
         assert proxy.received == []
     assert len(receiver.received) == 1
 
@@ -98,37 +100,37 @@ def test_a_receiver_that_never_completes_its_response_times_out(
     engine: Engine, receiver: Receiver, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sending, "TIMEOUT_S", 0.3)
-    asked = threading.Event()
+    timed_out = threading.Event()
 
     def wait(_: Received) -> Reply:
-        asked.wait(60)
+        timed_out.wait(60)
         return Reply()
 
     receiver.reply = wait
-    hook(engine, receiver.url())
+    add_webhook(engine, receiver.url())
     queued(job_store(engine))
-    loopback(engine, clock).step()
-    asked.set()
-    (row,) = rows(engine)
+    loopback_sender(engine, clock).step()
+    timed_out.set()
+    (row,) = deliveries(engine)
     assert row.state == "waiting"
-    assert "no answer" in row.answer or "Timeout" in row.answer
+    assert "no response" in row.answer or "Timeout" in row.answer
 
 
 def test_an_unreachable_receiver_does_not_block_the_others(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
-    with serving(Receiver()) as gone:
-        away = gone.url()
+    with serving(Receiver()) as closed:
+        unreachable = closed.url()
     store = job_store(engine)
-    hook(engine, away, project="a")
+    add_webhook(engine, unreachable, project="a")
     for _ in range(3 * MAX_TRIES_EACH):
         queued(store, project="a")
-    hook(engine, receiver.url(), project="b")
+    add_webhook(engine, receiver.url(), project="b")
     queued(store, project="b")
-    loopback(engine, clock).step()
+    loopback_sender(engine, clock).step()
     assert len(receiver.received) == 1
-    assert [row.answer for row in rows(engine) if row.tries and row.state == "waiting"] == [
-        "not reached: ConnectError"
+    assert [row.answer for row in deliveries(engine) if row.tries and row.state == "waiting"] == [
+        "could not be reached: ConnectError"
     ] * MAX_TRIES_EACH
 
 
@@ -136,16 +138,16 @@ def test_concurrent_senders_send_each_try_once(
     engine: Engine, database_url: str, receiver: Receiver, clock: SettableClock
 ) -> None:
     store = job_store(engine)
-    hook(engine, receiver.url())
+    add_webhook(engine, receiver.url())
     for _ in range(2 * MAX_TRIES_EACH):
         queued(store)
     engines = [open_engine(database_url) for _ in range(4)]
-    senders = [loopback(each, clock) for each in engines]
+    senders = [loopback_sender(each, clock) for each in engines]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(4):
             list(pool.map(lambda sender: sender.step(), senders))
     assert len(receiver.received) == 2 * MAX_TRIES_EACH
-    assert {row.tries for row in rows(engine)} == {1}
+    assert {row.tries for row in deliveries(engine)} == {1}
     for each in engines:
         each.dispose()
 
@@ -153,38 +155,38 @@ def test_concurrent_senders_send_each_try_once(
 def test_a_sender_that_dies_while_sending_has_used_up_its_try(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
-    hook(engine, receiver.url())
+    add_webhook(engine, receiver.url())
     queued(job_store(engine))
     store = WebhookStore(engine)
-    assert len(store.claim(clock.now, 1, 1)) == 1  # and never settled
-    loopback(engine, clock).step()
+    assert len(store.claim(clock.now, 1, 1)) == 1  # no result is ever recorded
+    loopback_sender(engine, clock).step()
     assert receiver.received == []
     clock.now += PAUSES_S[0]
-    loopback(engine, clock).step()
-    (row,) = rows(engine)
+    loopback_sender(engine, clock).step()
+    (row,) = deliveries(engine)
     assert (row.state, row.tries) == ("taken", 2)
 
 
 def test_a_sender_that_dies_during_the_last_try_leaves_nothing_waiting(engine: Engine, clock: SettableClock) -> None:
-    hook(engine, "https://a.example.com")
+    add_webhook(engine, "https://a.example.com")
     queued(job_store(engine))
     store = WebhookStore(engine)
     for pause in (*PAUSES_S, PAUSES_S[-1]):
         assert len(store.claim(clock.now, 1, 1)) == 1
         clock.now += pause
     assert store.claim(clock.now, 1, 1) == []
-    assert rows(engine)[0].state == "given_up"
+    assert deliveries(engine)[0].state == "given_up"
 
 
 def test_old_finished_deliveries_are_purged_and_waiting_ones_are_kept(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
-    hook(engine, receiver.url(), "created")
-    hook(engine, receiver.url(path="/later"), "created")
+    add_webhook(engine, receiver.url(), "created")
+    add_webhook(engine, receiver.url(path="/later"), "created")
     receiver.reply = lambda message: Reply(500 if message.path == "/later" else 204)
     queued(job_store(engine))
-    sender = loopback(engine, clock)
+    sender = loopback_sender(engine, clock)
     sender.step()
     clock.now += 8 * 24 * 3600
     sender.step()
-    assert [row.state for row in rows(engine)] == ["waiting"]
+    assert [row.state for row in deliveries(engine)] == ["waiting"]

@@ -1,4 +1,4 @@
-"""What webhooks are owed: every change of their jobs, once, whatever else commits or is removed meanwhile."""
+"""Webhook deliveries: one per job event, despite concurrent commits, rollbacks and deletions."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from service.jobs.store import StaleJob
 from service.webhooks.store import job_store, queue_deliveries
 from tests.support.service.fake_cluster import queued
 from tests.support.service.receivers import Receiver
-from tests.support.service.webhooks import SettableClock, hook, loopback, rows, verified
+from tests.support.service.webhooks import SettableClock, add_webhook, deliveries, loopback_sender, verified_body
 
 
 def test_every_change_of_a_job_reaches_its_webhook_signed_and_once(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
-    store, webhook = job_store(engine), hook(engine, receiver.url())
+    store, webhook = job_store(engine), add_webhook(engine, receiver.url())
     job = queued(store, project="video", name="a", labels={"team": "x"})
     job = store.change(job, "starting", state="starting")
     store.change(job, "failed", actor="key", state="failed", reason="oom_gpu", message="too large")
-    loopback(engine, clock).step()
-    loopback(engine, clock).step()
-    told = sorted(
-        (verified(webhook.secret, each) for each in receiver.received), key=lambda body: body["data"]["version"]
+    loopback_sender(engine, clock).step()
+    loopback_sender(engine, clock).step()
+    bodies = sorted(
+        (verified_body(webhook.secret, each) for each in receiver.received), key=lambda body: body["data"]["version"]
     )
-    assert [body["type"] for body in told] == ["job.created", "job.starting", "job.failed"]
-    assert told[-1]["data"] == {
+    assert [body["type"] for body in bodies] == ["job.created", "job.starting", "job.failed"]
+    assert bodies[-1]["data"] == {
         "job_id": job.id,
         "version": 3,
         "project": "video",
@@ -44,36 +44,36 @@ def test_every_change_of_a_job_reaches_its_webhook_signed_and_once(
         "message": "too large",
         "actor": "key",
     }
-    assert dt.datetime.fromisoformat(told[-1]["timestamp"]).tzinfo is not None
+    assert dt.datetime.fromisoformat(bodies[-1]["timestamp"]).tzinfo is not None
     assert len({each.headers["webhook-id"] for each in receiver.received}) == 3
     assert {each.headers["content-type"] for each in receiver.received} == {"application/json"}
-    assert {row.state for row in rows(engine)} == {"taken"}
+    assert {row.state for row in deliveries(engine)} == {"taken"}
 
 
 def test_a_webhook_receives_only_events_of_its_project_and_types(engine: Engine) -> None:
     store = job_store(engine)
-    ours = hook(engine, "https://ours.example.com", project="ours")
-    ends = hook(engine, "https://ends.example.com", "succeeded", "failed")
+    ours = add_webhook(engine, "https://ours.example.com", project="ours")
+    terminal = add_webhook(engine, "https://ends.example.com", "succeeded", "failed")
     for project in ("ours", "theirs"):
         job = queued(store, project=project)
         store.change(job, "succeeded", state="succeeded")
-    owed = {(row.webhook_id, row.body["data"]["project"], row.body["type"]) for row in rows(engine)}
-    assert owed == {
+    queued_events = {(row.webhook_id, row.body["data"]["project"], row.body["type"]) for row in deliveries(engine)}
+    assert queued_events == {
         (ours.id, "ours", "job.created"),
         (ours.id, "ours", "job.succeeded"),
-        (ends.id, "ours", "job.succeeded"),
-        (ends.id, "theirs", "job.succeeded"),
+        (terminal.id, "ours", "job.succeeded"),
+        (terminal.id, "theirs", "job.succeeded"),
     }
 
 
 def test_a_rolled_back_change_is_not_delivered(engine: Engine) -> None:
     store = job_store(engine)
-    hook(engine, "https://a.example.com")
+    add_webhook(engine, "https://a.example.com")
     job = queued(store)
     store.change(job, "starting", state="starting")
     with pytest.raises(StaleJob):
         store.change(job, "cancel", wanted="cancel")
-    assert [row.version for row in rows(engine)] == [1, 2]
+    assert [row.version for row in deliveries(engine)] == [1, 2]
 
 
 def test_an_event_that_commits_after_later_ones_were_sent_is_sent_too(
@@ -82,39 +82,39 @@ def test_an_event_that_commits_after_later_ones_were_sent_is_sent_too(
     if engine.dialect.name == "sqlite":
         pytest.skip("SQLite has one writer at a time: events commit in their order")
     store = job_store(engine)
-    hook(engine, receiver.url())
+    add_webhook(engine, receiver.url())
     early = queued(store)
-    loopback(engine, clock).step()
+    loopback_sender(engine, clock).step()
     with store._write() as slow:
         late = JobEvent(job_id=early.id, version=2, at=early.created_at, type="starting", actor="service", data={})
         slow.add(late)
         queue_deliveries(slow, early, late)
         slow.flush()
         later = queued(store)
-        loopback(engine, clock).step()
+        loopback_sender(engine, clock).step()
         assert [json.loads(each.body)["data"]["job_id"] for each in receiver.received] == [early.id, later.id]
-    loopback(engine, clock).step()
+    loopback_sender(engine, clock).step()
     assert json.loads(receiver.received[-1].body)["type"] == "job.starting"
 
 
 def test_deleting_a_webhook_concurrently_does_not_fail_the_job(engine: Engine, database_url: str) -> None:
-    webhook = hook(engine, "https://a.example.com")
+    webhook = add_webhook(engine, "https://a.example.com")
     other = open_engine(database_url)
     store = job_store(other)
     with ThreadPoolExecutor(1) as pool:
         with Session(engine) as session, session.begin():
             session.delete(session.get_one(Webhook, webhook.id))
             session.flush()
-            adding = pool.submit(queued, store)
-        job = adding.result()
+            insertion = pool.submit(queued, store)
+        job = insertion.result()
     assert store.get(job.id).version == 1
-    assert rows(engine) == []
+    assert deliveries(engine) == []
     other.dispose()
 
 
 def test_events_of_a_deleted_job_are_still_delivered(engine: Engine, receiver: Receiver, clock: SettableClock) -> None:
     store = job_store(engine)
-    hook(engine, receiver.url())
+    add_webhook(engine, receiver.url())
     store.delete(queued(store))
-    loopback(engine, clock).step()
+    loopback_sender(engine, clock).step()
     assert len(receiver.received) == 1

@@ -18,6 +18,8 @@ READY_S = 120
 
 
 class ControlPlane:
+    """A process of `python -m service` with its own data directory and port."""
+
     def __init__(self, data: Path, dashboard: str, **environment: str) -> None:
         self.data, self.port = data, free_ports(1)[0]
         self.environment = {
@@ -53,7 +55,7 @@ class ControlPlane:
         return f"http://127.0.0.1:{self.port}"
 
     def kill(self) -> None:
-        """Kill the process without a warning."""
+        """Kill the process with SIGKILL."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -62,20 +64,20 @@ class ControlPlane:
     def key(self) -> str:
         return (self.data / "admin-key").read_text().strip()
 
-    def ask(self, method: str, path: str, **options: Any) -> Any:
+    def request(self, method: str, path: str, **options: Any) -> Any:
         headers = {"Authorization": f"Bearer {self.key}", **options.pop("headers", {})}
-        answer = httpx.request(method, f"{self.url}/v1{path}", headers=headers, timeout=30, **options)
-        assert answer.status_code < 400, answer.text
-        return answer.json() if answer.content else None
+        response = httpx.request(method, f"{self.url}/v1{path}", headers=headers, timeout=30, **options)
+        assert response.status_code < 400, response.text
+        return response.json() if response.content else None
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(f"{self.url}/v1{path}", headers={"Authorization": f"Bearer {self.key}"}, timeout=60)
 
     def submit(self, **body: Any) -> str:
-        return str(self.ask("POST", "/jobs", json=body)["id"])
+        return str(self.request("POST", "/jobs", json=body)["id"])
 
     def job(self, job_id: str) -> Any:
-        return self.ask("GET", f"/jobs/{job_id}")
+        return self.request("GET", f"/jobs/{job_id}")
 
     def wait_until(self, job_id: str, *states: str, seconds: float = 300) -> Any:
         try:
@@ -87,6 +89,7 @@ class ControlPlane:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Poll until the condition is true. Raises AssertionError after `seconds`."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "the condition did not become true in time"

@@ -33,23 +33,24 @@ def card(encoder_id: str, hours: int = 0, **facts: Any) -> Card:
 
 
 def publish(root: str, encoder_id: str, hours: int = 0, weights: bytes = b"weights", **facts: Any) -> Card:
+    """Write a card and placeholder weights to the storage root."""
     published, url = card(encoder_id, hours, **facts), encoder_folder(root, encoder_id)
     write_bytes(join(url, WEIGHTS), weights)
     write_json(join(url, CARD), published.model_dump(mode="json"))
     return published
 
 
-def row(engine: Engine, encoder_id: str, project: str | None = None, hours: int = 0, **facts: Any) -> str:
-    """Insert an indexed encoder and return its id."""
-    made = card(encoder_id, hours, **facts)
+def index_encoder(engine: Engine, encoder_id: str, project: str | None = None, hours: int = 0, **facts: Any) -> str:
+    """Insert an encoder into the registry's index; return its id."""
+    indexed = card(encoder_id, hours, **facts)
     with Session(engine) as session, session.begin():
         session.add(
             RegisteredEncoder(
                 id=encoder_id,
                 project=project,
-                job_id=made.run,
-                created_at=made.created.timestamp(),
-                card=made.model_dump(mode="json"),
+                job_id=indexed.run,
+                created_at=indexed.created.timestamp(),
+                card=indexed.model_dump(mode="json"),
                 stamp="",
                 seen_at=0.0,
             )

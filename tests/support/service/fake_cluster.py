@@ -1,4 +1,4 @@
-"""A fake cluster, and jobs to run on it."""
+"""A fake cluster, queued jobs for it, and status reports of their attempts."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ class FakeCluster:
     """Records calls; a test sets the status of its jobs."""
 
     def __init__(self, cpus: float = 4.0, gpus: float = 0.0) -> None:
-        self.has = Capacity(cpus, gpus, 1e9)
+        self.total = Capacity(cpus, gpus, 1e9)
         self.jobs: dict[str, RayJobStatus] = {}
         self.submitted: list[str] = []
         self.stopped: list[str] = []
-        self.away = False
+        self.unavailable = False
 
     def submit(self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float) -> None:
-        self._answer()
+        self._check_available()
         if submission_id not in self.jobs:
             self.submitted.append(submission_id)
             self.jobs[submission_id] = RayJobStatus("RUNNING")
 
     def status(self, submission_id: str) -> RayJobStatus | None:
-        self._answer()
+        self._check_available()
         return self.jobs.get(submission_id)
 
     def stop(self, submission_id: str) -> None:
-        self._answer()
+        self._check_available()
         self.stopped.append(submission_id)
 
     def capacity(self) -> Capacity:
-        self._answer()
-        return self.has
+        self._check_available()
+        return self.total
 
-    def _answer(self) -> None:
-        if self.away:
-            raise ClusterUnavailable("Ray at http://127.0.0.1:1 does not answer as it should: refused")
+    def _check_available(self) -> None:
+        if self.unavailable:
+            raise ClusterUnavailable("Ray at http://127.0.0.1:1 does not answer correctly: refused")
 
 
 def queued(store: JobStore, **fields: Any) -> Job:
@@ -73,7 +73,7 @@ def queued(store: JobStore, **fields: Any) -> Job:
     return store.add(Job(**{**values, **fields}), "test")
 
 
-def says(root: str, job: Job, state: Any = None, reason: str | None = None, **facts: Any) -> None:
+def report_status(root: str, job: Job, state: Any = None, reason: str | None = None, **facts: Any) -> None:
     """Write a heartbeat of the newest attempt, or its outcome if `state` is given."""
     outcome = AttemptOutcome(state=state, reason=reason, ended=time.time(), **facts) if state else None
     JobFolder(root, job.id).write_heartbeat(job.attempt, {"step": 3, "steps": 10}, outcome)

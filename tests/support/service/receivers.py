@@ -11,19 +11,23 @@ from typing import NamedTuple
 
 
 class Received(NamedTuple):
+    """A recorded request; header names are lower case."""
+
     path: str
     headers: Mapping[str, str]
     body: bytes
 
 
 class Reply(NamedTuple):
+    """A response to send."""
+
     status: int = 204
     headers: Mapping[str, str] = {}
     body: bytes = b""
 
 
 class Receiver:
-    """`reply`: what the next requests are answered with, or a function of the request."""
+    """An HTTP endpoint. `reply`: response to the next requests, or a function of the request."""
 
     def __init__(self, reply: Reply | Callable[[Received], Reply] = Reply()) -> None:  # noqa: B008  a plain value
         self.reply = reply
@@ -36,6 +40,8 @@ class Receiver:
 
 @contextmanager
 def serving(receiver: Receiver, tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
+    """Serve the receiver on a free port of loopback."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 

@@ -1,4 +1,4 @@
-"""The application on a real port of loopback; its jobs succeed as soon as they start."""
+"""The application on a real loopback port, with a reconciler. By default jobs succeed as soon as they start."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class InstantCluster(FakeCluster):
 
 
 class Server(NamedTuple):
+    """A running application and its admin key."""
+
     url: str
     key: str
     app: Any

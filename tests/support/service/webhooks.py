@@ -18,6 +18,8 @@ from tests.support.service.receivers import Received
 
 
 class SettableClock:
+    """A clock that the test sets."""
+
     def __init__(self) -> None:
         self.now = 4e9  # later than every time written with the real clock
 
@@ -25,21 +27,23 @@ class SettableClock:
         return self.now
 
 
-def loopback(engine: Engine, clock: SettableClock, **more: Any) -> WebhookSender:
+def loopback_sender(engine: Engine, clock: SettableClock, **more: Any) -> WebhookSender:
+    """A sender that may send to receivers on this machine, over plain HTTP."""
     return WebhookSender(engine, allow_http=True, allow_private=True, clock=clock, **more)
 
 
-def hook(engine: Engine, url: str, *events: str, project: str | None = None) -> Webhook:
+def add_webhook(engine: Engine, url: str, *events: str, project: str | None = None) -> Webhook:
     return WebhookStore(engine).add(url, project, events, "test")
 
 
-def rows(engine: Engine) -> list[Delivery]:
+def deliveries(engine: Engine) -> list[Delivery]:
+    """All deliveries in the database, oldest first."""
     with Session(engine, expire_on_commit=False) as session:
         return list(session.scalars(select(Delivery).order_by(Delivery.id)))
 
 
-def verified(secret: str, message: Received) -> dict[str, Any]:
-    """What a receiver does by the book of Standard Webhooks, without our code."""
+def verified_body(secret: str, message: Received) -> dict[str, Any]:
+    """Verify the signature as Standard Webhooks specifies, independently of our code; return the body."""
     text = f"{message.headers['webhook-id']}.{message.headers['webhook-timestamp']}.".encode() + message.body
     key = base64.b64decode(secret.split("_", 1)[1])
     version, _, signature = message.headers["webhook-signature"].partition(",")

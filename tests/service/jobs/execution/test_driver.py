@@ -1,4 +1,4 @@
-"""The driver with real processes: what it writes to the storage root, however its child ends."""
+"""The driver with real processes: logs, heartbeats and outcomes, however its child ends."""
 
 from __future__ import annotations
 
@@ -92,15 +92,15 @@ def test_a_stop_is_forwarded_once_and_recorded_in_the_outcome(tmp_path: Path) ->
 def test_a_program_that_misses_its_stop_deadline_is_killed(tmp_path: Path) -> None:
     folder = JobFolder(str(tmp_path), "job")
     folder.write_stop_deadline(1, 0.5)
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('stubborn'); time.sleep(600)"
+    program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('started'); time.sleep(600)"
     code = (
         "import sys; from service.jobs.execution import driver;"
         "from service.jobs.execution.protocol import JobFolder;"
         f"folder = JobFolder({str(tmp_path)!r}, 'job');"
-        f"driver.report_outcome(folder, 1, driver.run([sys.executable, '-c', {stubborn!r}], folder, 1))"
+        f"driver.report_outcome(folder, 1, driver.run([sys.executable, '-c', {program!r}], folder, 1))"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as job:
-        wait_for(lambda: "stubborn" in "".join(logs.pieces(folder, 1)))
+        wait_for(lambda: "started" in "".join(logs.pieces(folder, 1)))
         job.send_signal(signal.SIGTERM)
     outcome = heartbeat_of(tmp_path).outcome
     assert outcome is not None
@@ -131,9 +131,9 @@ def test_a_log_larger_than_a_chunk_can_be_read_whole_and_from_any_offset(tmp_pat
     offset = len(b"".join(lines[:12_345]))
     assert "".join(logs.pieces(folder, 1, offset)).encode() == whole[offset:]
     assert "".join(logs.pieces(folder, 1, logs.tail_offset(folder, 1, 3))).encode() == b"".join(lines[-3:])
-    again = LogShipper(folder.logs(1), 0.01)
-    again.write(b"more\n")
-    again.close()
+    restarted = LogShipper(folder.logs(1), 0.01)
+    restarted.write(b"more\n")
+    restarted.close()
     assert "".join(logs.pieces(folder, 1)).encode() == whole + b"more\n"
 
 

@@ -1,3 +1,5 @@
+"""Discovery of runs that were started outside the service."""
+
 from __future__ import annotations
 
 import itertools
@@ -35,11 +37,11 @@ def test_an_external_run_with_a_lease_is_running_and_one_that_died_has_failed(
     write_json(str(folder / "run.json"), facts)
     write_json(str(folder / "config.json"), {"scaling": {"workers": [2, 2]}})
     discovery = ExternalRunDiscovery(store, root, clock=itertools.count(step=SCAN_S).__next__)
-    other = Lease(str(folder / "lease.json"))
-    assert other.acquire()
+    lease = Lease(str(folder / "lease.json"))
+    assert lease.acquire()
     discovery.scan()
     assert (store.get("alive").state, store.get("alive").workers) == ("running", 2)
-    other.release()
+    lease.release()
     discovery.scan()
     assert store.get("alive").state == "failed"
     assert "run the same command again to resume alive" in store.get("alive").message

@@ -1,3 +1,5 @@
+"""The reconciler with a fake cluster: transitions, retries, stop requests, admission and faults."""
+
 from __future__ import annotations
 
 import contextlib
@@ -22,20 +24,20 @@ from service.registry.store import EncoderStore
 from service.settings import Settings
 from service.web.errors import IllegalAction, NotFound
 from tests.support.service.encoder_cards import publish
-from tests.support.service.fake_cluster import FakeCluster, queued, says
+from tests.support.service.fake_cluster import FakeCluster, queued, report_status
 
 
 class FakeControlPlane:
     """A job store, a fake cluster, and a clock that the test advances."""
 
     def __init__(self, engine: Engine, root: Path, **settings: Any) -> None:
-        self.store, self.cluster, self.root, self.later = JobStore(engine), FakeCluster(), str(root), 0.0
+        self.store, self.cluster, self.root, self.offset_s = JobStore(engine), FakeCluster(), str(root), 0.0
         self.settings = Settings(storage=self.root, data_dir=root, **settings)
         self.reconciler = self.replica()
 
     def replica(self) -> Reconciler:
         encoders = EncoderDiscovery(EncoderStore(self.store.engine), self.root)
-        return Reconciler(self.store, self.cluster, self.settings, encoders, lambda: time.time() + self.later)
+        return Reconciler(self.store, self.cluster, self.settings, encoders, lambda: time.time() + self.offset_s)
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
@@ -47,7 +49,7 @@ class FakeControlPlane:
     def running(self, **fields: Any) -> Job:
         job = queued(self.store, **fields)
         self.step()
-        says(self.root, self.now(job))
+        report_status(self.root, self.now(job))
         self.step()
         assert self.now(job).state == "running"
         return self.now(job)
@@ -61,7 +63,7 @@ def plane(engine: Engine, tmp_path: Path) -> FakeControlPlane:
 def test_a_job_is_queued_started_run_and_ended_and_every_step_is_an_event(plane: FakeControlPlane) -> None:
     job = plane.running()
     assert job.progress == {"step": 3, "steps": 10}
-    says(plane.root, job, "succeeded", result={"encoder_folder": "x/encoders/e"})
+    report_status(plane.root, job, "succeeded", result={"encoder_folder": "x/encoders/e"})
     plane.step()
     done = plane.now(job)
     assert (done.state, done.attempt, done.result) == ("succeeded", 1, {"encoder_folder": "x/encoders/e"})
@@ -77,19 +79,19 @@ def test_a_published_encoder_is_registered_when_its_job_succeeds(
 ) -> None:
     job = plane.running()
     publish(plane.root, job.id)
-    monkeypatch.setattr(EncoderDiscovery, "scan", lambda self: None)  # so that no scan finds it either
-    says(plane.root, job, "succeeded", result={"encoder_folder": encoder_folder(plane.root, job.id)})
+    monkeypatch.setattr(EncoderDiscovery, "scan", lambda self: None)  # the scan must not register it instead
+    report_status(plane.root, job, "succeeded", result={"encoder_folder": encoder_folder(plane.root, job.id)})
     plane.step()
     assert plane.now(job).state == "succeeded"
     assert EncoderStore(plane.store.engine).get(job.id).job_id == job.id
 
 
-def test_the_outcome_a_run_wrote_outranks_a_restarted_ray_head(plane: FakeControlPlane) -> None:
+def test_a_reported_outcome_takes_precedence_over_a_restarted_ray_head(plane: FakeControlPlane) -> None:
     job = plane.running()
     plane.cluster.jobs[job.id] = plane.cluster.jobs[job.id]._replace(status="FAILED", message="head restarted")
     plane.step()
     assert plane.now(job).state == "running", "its outcome may still arrive"
-    says(plane.root, job, "succeeded")
+    report_status(plane.root, job, "succeeded")
     plane.step()
     assert plane.now(job).state == "succeeded"
 
@@ -98,43 +100,43 @@ def test_a_run_that_sends_heartbeats_is_alive_whatever_ray_reports(plane: FakeCo
     job = plane.running()
     plane.cluster.jobs.clear()
     for _ in range(5):
-        plane.later += 50
-        says(plane.root, job)
+        plane.offset_s += 50
+        report_status(plane.root, job)
         plane.step()
         assert plane.now(job).state == "running"
     for _ in range(2):
-        plane.later += 50
+        plane.offset_s += 50
         plane.step()
     assert (plane.now(job).state, plane.now(job).reason) == ("retrying", "node_lost")
 
 
 def test_infrastructure_failures_are_retried_with_backoff_and_user_errors_are_not(plane: FakeControlPlane) -> None:
     job = plane.running()
-    says(plane.root, job, "failed", "node_lost", message="gone")
+    report_status(plane.root, job, "failed", "node_lost", message="lost")
     plane.step()
     assert plane.now(job).state == "retrying"
     plane.step()
-    assert plane.now(job).attempt == 1, "not at once"
-    plane.later += 6
+    assert plane.now(job).attempt == 1, "the retry waits for the backoff"
+    plane.offset_s += 6
     plane.step()
     job = plane.now(job)
     assert (job.state, job.attempt) == ("starting", 2)
     assert plane.cluster.submitted[-1] == f"{job.id}-2"
-    says(plane.root, job, "failed", "node_lost")
+    report_status(plane.root, job, "failed", "node_lost")
     plane.step()
-    plane.later += 6
+    plane.offset_s += 6
     plane.step()
-    assert plane.now(job).attempt == 2, "the second pause is longer"
-    plane.later += 6
+    assert plane.now(job).attempt == 2, "the second backoff is longer"
+    plane.offset_s += 6
     plane.step()
     job = plane.now(job)
     assert job.attempt == 3
-    says(plane.root, job, "failed", "storage_unreachable", message="away")
+    report_status(plane.root, job, "failed", "storage_unreachable", message="unreachable")
     plane.step()
     assert (plane.now(job).state, plane.now(job).reason) == ("failed", "storage_unreachable"), "max_retries=2"
 
     other = plane.running()
-    says(plane.root, other, "failed", "config_invalid", message="bad")
+    report_status(plane.root, other, "failed", "config_invalid", message="bad")
     plane.step()
     assert (plane.now(other).state, plane.now(other).message) == ("failed", "bad")
     again = act(plane.store, other.id, None, "retry", "me")
@@ -150,23 +152,25 @@ def test_a_stop_request_is_repeated_until_the_attempt_ends_and_frees_its_resourc
     job = plane.running(cpus=4.0)
     behind = queued(plane.store, cpus=4.0)
     plane.step()
-    assert plane.now(behind).message == "waits for 4 CPUs to be free"
-    asked = act(plane.store, job.id, None, action, "me")
-    assert asked.state in ("cancelling", "pausing")
-    assert act(plane.store, job.id, None, action, "me").version == asked.version, "asking twice changes nothing"
+    assert plane.now(behind).message == "waiting for 4 CPUs to become free"
+    stopping = act(plane.store, job.id, None, action, "me")
+    assert stopping.state in ("cancelling", "pausing")
+    assert act(plane.store, job.id, None, action, "me").version == stopping.version, (
+        "repeating the request changes nothing"
+    )
     plane.step(2)
     assert plane.cluster.stopped == [job.id]
-    plane.later += 11
+    plane.offset_s += 11
     plane.step()
     assert plane.cluster.stopped == [job.id, job.id]
-    says(plane.root, job, "cancelled", "cancelled_by_user", message="stopped after step 3", asked_to_stop=True)
+    report_status(plane.root, job, "cancelled", "cancelled_by_user", message="stopped after step 3", asked_to_stop=True)
     plane.step()
     assert plane.now(job).state == ends
     assert plane.now(behind).state == "starting"
 
 
 def test_the_stop_deadline_is_written_for_the_attempt(plane: FakeControlPlane) -> None:
-    """As the request says, else what the config allows its workers and some time for them to report back."""
+    """The deadline is that of the request, else that of the config plus time for the workers to report back."""
     for deadline_s, seconds in ((5.0, 5.0), (None, 60.0)):
         job = plane.running()
         act(plane.store, job.id, None, "cancel", "me", deadline_s)
@@ -182,7 +186,7 @@ def test_a_driver_that_cannot_start_is_reported_with_its_last_line(plane: FakeCo
     trace = "Traceback (most recent call last):\n  …\nModuleNotFoundError: No module named 'service'\n"
     plane.cluster.jobs[job.id] = RayJobStatus("FAILED", trace)
     plane.step()
-    plane.later += 30
+    plane.offset_s += 30
     plane.step()
     assert plane.now(job).state == "retrying"
     expected = "its driver could not start: ModuleNotFoundError: No module named 'service'"
@@ -192,65 +196,65 @@ def test_a_driver_that_cannot_start_is_reported_with_its_last_line(plane: FakeCo
 def test_a_paused_job_resumes_as_a_new_attempt(plane: FakeControlPlane) -> None:
     job = plane.running()
     act(plane.store, job.id, None, "pause", "me")
-    says(plane.root, job, "cancelled", "cancelled_by_user", asked_to_stop=True)
+    report_status(plane.root, job, "cancelled", "cancelled_by_user", asked_to_stop=True)
     plane.step()
     act(plane.store, job.id, None, "resume", "me")
     plane.step()
     assert (plane.now(job).state, plane.now(job).attempt) == ("starting", 2)
 
 
-def test_a_job_that_ended_while_it_was_cancelled_has_succeeded(plane: FakeControlPlane) -> None:
+def test_a_job_that_succeeds_while_being_cancelled_is_succeeded(plane: FakeControlPlane) -> None:
     job = plane.running()
     act(plane.store, job.id, None, "cancel", "me")
-    says(plane.root, job, "succeeded")
+    report_status(plane.root, job, "succeeded")
     plane.step()
     assert plane.now(job).state == "succeeded"
 
 
 def test_a_driver_lost_with_its_node_is_requeued_and_one_stopped_through_ray_is_not(plane: FakeControlPlane) -> None:
     job = plane.running()
-    says(plane.root, job, "cancelled", "cancelled_by_user", asked_to_stop=True)
+    report_status(plane.root, job, "cancelled", "cancelled_by_user", asked_to_stop=True)
     plane.step()
     assert (plane.now(job).state, plane.now(job).retries) == ("queued", 0)
     other = plane.running()
     plane.cluster.jobs[other.id] = plane.cluster.jobs[other.id]._replace(status="STOPPED")
-    says(plane.root, other, "cancelled", "cancelled_by_user", asked_to_stop=True)
+    report_status(plane.root, other, "cancelled", "cancelled_by_user", asked_to_stop=True)
     plane.step()
     assert plane.now(other).state == "cancelled"
 
 
 def test_progress_of_a_job_that_has_changed_since_is_dropped(plane: FakeControlPlane) -> None:
-    seen = queued(plane.store)
-    act(plane.store, seen.id, None, "cancel", "me")
-    plane.store.note_progress(seen, None, "waits for 2 CPUs to be free")
-    assert (plane.now(seen).state, plane.now(seen).message) == ("cancelled", "")
+    stale = queued(plane.store)
+    act(plane.store, stale.id, None, "cancel", "me")
+    plane.store.note_progress(stale, None, "waiting for 2 CPUs to become free")
+    assert (plane.now(stale).state, plane.now(stale).message) == ("cancelled", "")
 
 
 def test_a_time_limit_ends_with_a_checkpoint_and_a_failure(plane: FakeControlPlane) -> None:
     job = plane.running(time_limit_s=100.0)
-    plane.later += 99
+    plane.offset_s += 99
     plane.step()
     assert plane.now(job).state == "running"
-    plane.later += 2
+    plane.offset_s += 2
     plane.step(2)
     assert plane.now(job).state == "cancelling"
     assert plane.cluster.stopped == [job.id]
-    says(plane.root, job, "cancelled", "cancelled_by_user", asked_to_stop=True)
+    report_status(plane.root, job, "cancelled", "cancelled_by_user", asked_to_stop=True)
     plane.step()
     assert (plane.now(job).state, plane.now(job).reason) == ("failed", "time_limit")
 
 
 def test_a_cluster_outage_is_reported_and_loses_nothing(plane: FakeControlPlane) -> None:
     running, waiting = plane.running(), queued(plane.store)
-    plane.cluster.away = True
+    plane.cluster.unavailable = True
     plane.step(2)
     assert plane.now(running).state == "running"
     assert "does not answer" in plane.now(running).message
     assert plane.now(waiting).state == "queued"
     assert "does not answer" in plane.now(waiting).message
-    plane.cluster.away = False
+    plane.cluster.unavailable = False
     plane.step()
-    says(plane.root, running)
+    report_status(plane.root, running)
     plane.step()
     assert plane.now(running).message == ""
     assert plane.now(waiting).state == "starting"
@@ -263,7 +267,7 @@ def test_a_control_plane_that_died_before_submitting_submits_once_after_restart(
         plane.reconciler.step()
     assert plane.now(job).state == "starting", "the intent is committed"
     del plane.cluster.submit  # type: ignore[method-assign]
-    plane.later += 20
+    plane.offset_s += 20
     plane.store.release_lease("reconciler", plane.reconciler.holder)
     plane.reconciler = plane.replica()
     plane.step(3)
@@ -286,25 +290,25 @@ def test_higher_priority_starts_first_and_smaller_jobs_never_overtake_it(plane: 
     low = queued(plane.store, cpus=1.0)
     high = queued(plane.store, cpus=3.0, priority=5)
     wide = queued(plane.store, cpus=2.0, priority=1)
-    never = queued(plane.store, cpus=64.0, priority=9)
+    too_large = queued(plane.store, cpus=64.0, priority=9)
     plane.step()
     assert plane.cluster.submitted == [high.id]
-    assert plane.now(wide).message == "waits for 2 CPUs to be free"
-    assert plane.now(low).state == "queued", "it would fit, but must not keep the wider one waiting for ever"
-    assert "the cluster has 4 CPUs and 0 GPUs in all" in plane.now(never).message
+    assert plane.now(wide).message == "waiting for 2 CPUs to become free"
+    assert plane.now(low).state == "queued", "it would fit, but must not starve the wider one"
+    assert "the cluster has 4 CPUs and 0 GPUs in total" in plane.now(too_large).message
 
 
 def test_a_projects_limits_apply_to_its_jobs_only(engine: Engine, tmp_path: Path) -> None:
     plane = FakeControlPlane(engine, tmp_path, project_max_running=1, project_max_workers=3)
     first, second = queued(plane.store), queued(plane.store)
-    other, crowd = queued(plane.store, project="b", cpus=0.5), queued(plane.store, project="c", workers=4)
+    other, large = queued(plane.store, project="b", cpus=0.5), queued(plane.store, project="c", workers=4)
     plane.step()
     assert plane.cluster.submitted == [first.id, other.id]
-    assert "which is its limit" in plane.now(second).message
-    assert "project c may have 3 workers" in plane.now(crowd).message
+    assert "limit of 1 running jobs" in plane.now(second).message
+    assert "project c is limited to 3" in plane.now(large).message
 
 
-def test_no_more_jobs_run_at_once_than_allowed(engine: Engine, tmp_path: Path) -> None:
+def test_the_number_of_running_jobs_is_limited(engine: Engine, tmp_path: Path) -> None:
     plane = FakeControlPlane(engine, tmp_path, max_running=2, autoscaling=True)
     for _ in range(5):
         queued(plane.store, cpus=100.0)
@@ -327,43 +331,45 @@ def test_a_disallowed_action_is_rejected_with_the_allowed_ones(plane: FakeContro
 def test_under_random_faults_every_attempt_runs_once_and_every_job_ends(
     engine: Engine, tmp_path: Path, seed: int
 ) -> None:
-    """Random actions, outcomes, outages and replicas; then calm: every job comes to an end, each attempt begun once."""
-    chance = random.Random(seed)
+    """After random actions, outcomes, outages and failovers stop, every job ends and each attempt has started once."""
+    rng = random.Random(seed)
     plane = FakeControlPlane(engine, tmp_path)
-    jobs = [queued(plane.store, cpus=chance.choice([1.0, 2.0])) for _ in range(4)]
+    jobs = [queued(plane.store, cpus=rng.choice([1.0, 2.0])) for _ in range(4)]
     for _ in range(60):
-        event = chance.choice(["step", "step", "step", "heartbeat", "end", "ask", "away", "forget", "replica", "time"])
-        job = plane.now(chance.choice(jobs))
+        event = rng.choice(
+            ["step", "step", "step", "heartbeat", "end", "action", "outage", "forget", "replica", "time"]
+        )
+        job = plane.now(rng.choice(jobs))
         if event == "step":
             plane.reconciler.step()
         elif event == "heartbeat" and job.state in ACTIVE:
-            says(plane.root, job)
+            report_status(plane.root, job)
         elif event == "end" and job.state in ACTIVE and plane.cluster.jobs.get(_submission(job)):
-            state = chance.choice(["succeeded", "failed", "cancelled"])
+            state = rng.choice(["succeeded", "failed", "cancelled"])
             reasons = {"failed": [*sorted(RETRYABLE), "config_invalid"], "cancelled": ["cancelled_by_user"]}
-            says(plane.root, job, state, chance.choice(reasons.get(state, [""])) or None)
-        elif event == "ask":
-            asked: Any = chance.choice(["cancel", "pause", "resume", "retry"])
+            report_status(plane.root, job, state, rng.choice(reasons.get(state, [""])) or None)
+        elif event == "action":
+            action: Any = rng.choice(["cancel", "pause", "resume", "retry"])
             with contextlib.suppress(IllegalAction):
-                act(plane.store, job.id, None, asked, "me")
-        elif event == "away":
-            plane.cluster.away = not plane.cluster.away
+                act(plane.store, job.id, None, action, "me")
+        elif event == "outage":
+            plane.cluster.unavailable = not plane.cluster.unavailable
         elif event == "forget":
             plane.cluster.jobs.clear()
         elif event == "replica":
             plane.store.release_lease("reconciler", plane.reconciler.holder)
             plane.reconciler = plane.replica()
         elif event == "time":
-            plane.later += chance.choice([1, 30, 300])
-    plane.cluster.away = False
+            plane.offset_s += rng.choice([1, 30, 300])
+    plane.cluster.unavailable = False
     for _ in range(40):
-        plane.later += 400
+        plane.offset_s += 400
         plane.reconciler.step()
         for job in map(plane.now, jobs):
             if job.state == "paused":
                 act(plane.store, job.id, None, "resume", "me")
             elif job.state in ACTIVE and plane.cluster.jobs.get(_submission(job)):
-                says(plane.root, job, "succeeded")
+                report_status(plane.root, job, "succeeded")
     ends = [plane.now(job).state for job in jobs]
     assert all(state in ENDED for state in ends), ends
     for job in map(plane.now, jobs):
