@@ -1,4 +1,4 @@
-# Everything a person needs: make venv | check | test | chaos | demo. Each target installs what it needs first.
+# Targets for users: make venv | check | test | chaos | demo. Each target first installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -7,8 +7,8 @@ STAMP := .venv/.installed
 
 venv: $(STAMP)
 
-# Installs again only when the locked versions or the project's metadata change. Compiled at once: where Python may not
-# write bytecode itself, each of the many processes of a test or a demo would compile torch and Ray anew, for 5 s.
+# Reinstalls only when the locked versions or the project's metadata change. Compiles bytecode during installation: where
+# Python cannot write bytecode, every process of a test or demo would otherwise spend 5 s compiling torch and Ray.
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
@@ -33,7 +33,7 @@ demo: venv
 
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --no-emit-index-url --no-annotate
 
-# One set of versions: the images hold parts of what the tests ran with.
+# All locks share one set of versions, so the images contain subsets of what the tests use.
 lock:
 	$(COMPILE) --extra dev pyproject.toml --output-file requirements.lock
 	$(COMPILE) --constraints requirements.lock --extra huggingface --extra mlflow --extra onnx pyproject.toml \

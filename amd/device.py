@@ -1,4 +1,4 @@
-"""Resolve `auto` device and precision for training, benchmarks, probes and inference. Independent of networks."""
+"""Resolve `auto` device and precision for training, benchmarks, probes and inference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from amd.config import ConfigError, Device, Precision
 
 
 def choose_device(device: Device) -> torch.device:
-    """Return the device to use; auto is the GPU if there is one. Raises ConfigError for cuda without a GPU."""
+    """Return the device to use; auto selects the GPU if there is one. Raises ConfigError for cuda without a GPU."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(["scaling.device=cuda: this machine has no CUDA device; set scaling.device to cpu or auto"])
     if device == "cpu" or not torch.cuda.is_available():
@@ -17,7 +17,7 @@ def choose_device(device: Device) -> torch.device:
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Precision:
-    """Return the precision to use; auto is bf16 on GPU and fp32 on CPU."""
+    """Return the precision to use; auto selects bf16 on GPU and fp32 on CPU."""
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" else "fp32"
@@ -30,6 +30,6 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 
 def use_threads(count: int) -> None:
     """Set the number of PyTorch threads for the calling thread alone."""
-    # Initialise this thread first: otherwise its first computation adopts the count that another thread set last.
+    # Initialise this thread first: otherwise its first computation uses the count that another thread set last.
     torch.get_num_threads()
     torch.set_num_threads(count)

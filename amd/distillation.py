@@ -2,7 +2,7 @@
 
 Three loss terms (Zhao et al., CVPR 2024): reconstruction of hidden pixels, direct alignment with the teacher on
 student-visible tokens, and generation alignment on teacher-only tokens. Without a teacher, reconstruction alone is MAE,
-or VideoMAE for video. Independent of devices, optimisers and logging.
+or VideoMAE for video. Does not depend on devices, optimizers or logging.
 Shapes: B batch, C channels, T frames, H height, W width, N tokens, P pixel values per token, V student-visible,
 O teacher-only, R reconstructed, E teacher width.
 """

@@ -1,6 +1,6 @@
 """Exit codes and error messages of entry points: 2 for invalid input, 1 for other failures and interrupts.
 
-Used by `python -m amd.training`, `amd.downstream`, `amd.tasks` and `tune_spaces`, which jobs run. Expected errors are
+Used by the modules that jobs run: `amd.training`, `amd.downstream`, `amd.tasks` and `tune_spaces`. Expected errors are
 printed without a traceback.
 """
 
@@ -17,7 +17,7 @@ from amd.storage import StorageError
 def run_entry_point(command: Callable[[], int], resume_note: str) -> int:
     """Run `command` and return its exit code.
 
-    `resume_note`: what the same command does after an interrupt, such as "continues from the newest checkpoint".
+    `resume_note`: effect of repeating the command after an interrupt, such as "continues from the newest checkpoint".
     """
     try:
         return command()

@@ -1,7 +1,7 @@
 """FLOPs of a training step, computed from the config alone; used by `speed/mfu`, `amd bench` and `amd validate`.
 
 A multiply-add counts as 2 FLOPs. A backward pass costs twice its forward pass, except for the patch embedding, whose
-input needs no gradient. Norms, activations and softmax are not counted. Independent of torch.
+input needs no gradient. Norms, activations and softmax are not counted. Torch-free.
 """
 
 from __future__ import annotations

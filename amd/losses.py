@@ -1,4 +1,4 @@
-"""Pixel targets, alignment distances and the loss terms. Pure functions, computed in float32; independent of networks.
+"""Pixel targets, alignment distances and the loss terms. Pure functions, computed in float32.
 
 Shapes: B batch, K tokens, P pixel values per token, D width.
 """
@@ -17,7 +17,7 @@ from amd.config import ClipConfig, Distance, ObjectiveConfig, PixelTarget, Reduc
 
 
 class LossTerms(NamedTuple):
-    """Scalar loss terms: `total` is weighted, the others are not."""
+    """Scalar loss terms; `total` is their weighted sum."""
 
     total: Tensor
     reconstruction: Tensor
@@ -81,7 +81,7 @@ def reconstructed_pixels(predictions: Tensor, original: Tensor, clip: ClipConfig
     """Invert `pixel_targets`: convert predictions to pixels in [0, 1], not clamped. (B, K, P) -> (B, K, P).
 
     Targets normalised per token lack its mean and standard deviation, so those of the `original` tokens are used, as in
-    MAE's demo: the structure is reconstructed, brightness and contrast are given.
+    MAE's demo: only the structure is reconstructed, not brightness and contrast.
     """
     if kind == "unit":
         return predictions
@@ -137,12 +137,12 @@ def reconstruction(reconstructed: Tensor, targets: Tensor) -> Tensor:
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
-    """Convert half precision, which autocast produces, to float32; keep float64, which parity tests use."""
+    """Convert half precision, produced by autocast, to float32; keep float64, used by parity tests."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def weigh(reconstruction: Tensor, direct: Tensor, generation: Tensor, objective: ObjectiveConfig) -> LossTerms:
-    """Combine the loss terms into the weighted total."""
+    """Return the loss terms with their weighted total."""
     weights = objective.weights
     total = weights.reconstruction * reconstruction + weights.direct * direct + weights.generation * generation
     return LossTerms(total, reconstruction, direct, generation)

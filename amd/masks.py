@@ -1,7 +1,7 @@
 """Asymmetric masking: sample which tokens student and teacher see.
 
 A strategy groups the token grid into equal cells; one sampler serves every strategy. Counts are exact and equal in all
-rows, so tensor shapes never depend on the data. Independent of clips and networks.
+rows, so tensor shapes never depend on the data. Does not depend on clips or networks.
 Shapes: B batch, N tokens, G cells, S tokens per cell, V student-visible, O teacher-only, M student-masked,
 R reconstructed.
 """
@@ -21,12 +21,12 @@ CellFunction = Callable[[TokenGrid], Tensor]  # returns the tokens of every cell
 
 
 def random_cells(grid: TokenGrid) -> Tensor:
-    """Make every token a cell (MAE)."""
+    """Make every token its own cell (MAE)."""
     return torch.arange(grid.tokens).reshape(1, grid.tokens)
 
 
 def tube_cells(grid: TokenGrid) -> Tensor:
-    """Make the tokens at one position in all frames a cell (VideoMAE): hidden content is hidden in every frame."""
+    """Group the tokens at one position in all frames into a cell (VideoMAE), which hides it in every frame."""
     return torch.arange(grid.tokens).reshape(grid.frames, grid.per_frame)
 
 
@@ -65,11 +65,11 @@ def _tokens(cells: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _running_cell(student_masked: Tensor, grid: TokenGrid, ratio: float, generator: torch.Generator) -> Tensor:
-    """Leave out `ratio` of the student-masked tokens, preferring those that VideoMAE V2's running cell leaves out.
+    """Drop `ratio` of the student-masked tokens, preferring those that VideoMAE V2's running cell drops.
 
     Every 2x2 cell drops 4 * ratio of its positions; the dropped positions advance by one per frame. VideoMAE V2 also
     decodes visible tokens of the cell and gives them weight 0 in the loss. Here the number of reconstructed tokens is
-    fixed instead, filled up or reduced at random: shapes stay static and no visible token is decoded.
+    fixed instead, by adding or dropping random ones: shapes stay static and no visible token is decoded.
     """
     device, batch = generator.device, student_masked.shape[0]
     phase = torch.randint(4, (batch, 1), generator=generator, device=device)
@@ -83,7 +83,7 @@ def _running_cell(student_masked: Tensor, grid: TokenGrid, ratio: float, generat
 
 @cache
 def _running_positions(grid: TokenGrid, device: torch.device) -> Tensor:
-    """Return each token's position on the ring around its 2x2 cell, advanced by one per frame, (1, N)."""
+    """Return each token's position (0 to 3) around its 2x2 cell, advanced by one per frame, (1, N)."""
     ring = torch.tensor([[0, 1], [3, 2]])
     index = torch.arange(grid.tokens)
     frame, row, column = index // grid.per_frame, index % grid.per_frame // grid.width, index % grid.width

@@ -1,4 +1,4 @@
-"""Reconstruct masked clips with an encoder and its decoder. Independent of runs, files and requests.
+"""Reconstruct masked clips with an encoder and its decoder. Accesses no files.
 
 Shapes: B batch, T frames, H height, W width, N tokens, P pixel values per token, V visible, M hidden.
 """
@@ -36,7 +36,7 @@ class Reconstruction(NamedTuple):
 
 
 def draw_mask(strategy: MaskStrategy, ratio: float, grid: TokenGrid, seed: int) -> MaskedTokens:
-    """Sample one mask from a seed and a ratio, as in training.
+    """Sample a mask as in training, determined by seed and ratio.
 
     Raises ValueError if the ratio leaves no visible or no hidden token.
     """

@@ -1,6 +1,6 @@
 """File access by URL, local or remote: read, write, list and remove bytes and JSON, with retries during outages.
 
-The only module that resolves fsspec filesystems. Independent of what the files contain.
+The only module that resolves fsspec filesystems.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import fsspec
 
 OUTAGE_LIMIT_S = 60.0  # longest outage of a remote store that operations wait for
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-STALE_AFTER_S = 60.0  # a temporary file without changes for this long was abandoned by its writer
+STALE_AFTER_S = 60.0  # a temporary file that has not changed for this long was abandoned by its writer
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}")  # as named by _write_once
 
 T = TypeVar("T")
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 
 
 class StorageError(Exception):
-    """Storage cannot be used as requested. The message names the URL, the reason and the remedy."""
+    """Raised when storage cannot be used. The message states the URL, the reason and how to fix it."""
 
 
 class StorageUnreachable(StorageError):
-    """A remote store did not respond for OUTAGE_LIMIT_S, or a disk is full or broken."""
+    """Raised when a remote store did not respond for OUTAGE_LIMIT_S, or a disk is full or broken."""
 
 
 def default_root() -> str:
-    """Return AMD_STORAGE, or else a folder in the user's data directory."""
+    """Return AMD_STORAGE if set, else a folder in the user's data directory."""
     if root := os.environ.get("AMD_STORAGE"):
         return root
     if sys.platform == "darwin":
@@ -49,7 +49,7 @@ def default_root() -> str:
 
 
 def resolve_root(storage: str | None) -> str:
-    """Return the storage root as a URL or absolute path; Ray workers run in other working directories."""
+    """Return the storage root as a URL or absolute path, since Ray workers run in other working directories."""
     root = storage or default_root()
     return root.rstrip("/") if is_remote(root) else str(local_path(root))
 
@@ -83,7 +83,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise StorageError(
-            f"{url}: no filesystem for this URL ({error}); install the fsspec package it needs"
+            f"{url}: no filesystem for this URL ({error}); install the fsspec package that supports it"
         ) from None
     return fs, path
 
@@ -91,7 +91,8 @@ def filesystem(url: str) -> tuple[Any, str]:
 def retry_on_outage(url: str, operation: Callable[[], T]) -> T:
     """Return the result of `operation`, retried while a remote store does not respond.
 
-    Raises StorageUnreachable after OUTAGE_LIMIT_S, and at once for a local disk. 403 and 404 raise at once.
+    Raises StorageUnreachable after OUTAGE_LIMIT_S, or immediately for a local disk. Other errors, such as 403 and 404,
+    are raised immediately.
     """
     until = time.monotonic() + OUTAGE_LIMIT_S
     for pause in chain(_PAUSES_S, repeat(_PAUSES_S[-1])):
@@ -110,11 +111,11 @@ def retry_on_outage(url: str, operation: Callable[[], T]) -> T:
                 raise StorageUnreachable(message) from None
             logger.warning("%s: the store does not respond (%s); retrying", url, reason)
             time.sleep(pause)
-    raise AssertionError("unreachable: the pauses are endless")
+    raise AssertionError("unreachable: pauses never run out")
 
 
 def _is_outage(error: Exception) -> bool:
-    """Whether an error means that the store is temporarily unavailable."""
+    """Return whether an error means that the store is temporarily unavailable."""
     if isinstance(
         error, FileNotFoundError | PermissionError | FileExistsError | IsADirectoryError | NotADirectoryError
     ):
@@ -228,7 +229,7 @@ def check_writable(root: str) -> None:
     """Write, read and remove one small file. Raises StorageError with the reason."""
     probe = join(root, f".amd-write-test-{uuid.uuid4().hex[:8]}")
     try:
-        _write_once(probe, b"amd")  # no retries: at the start, a store that does not respond is a wrong setting
+        _write_once(probe, b"amd")  # no retries: a store that does not respond at startup is misconfigured
         if read_bytes(probe) != b"amd":
             raise StorageError(f"storage={root}: a test file reads back with different content; choose another storage")
         remove(probe)

@@ -1,6 +1,6 @@
 """`python -m amd.tasks COMMAND --config FILE_OR_URL key=value…`: run a task without training, as jobs do.
 
-    import      publish foreign weights as an encoder
+    import      publish third-party weights as an encoder
     export      write a published encoder in another format
     prepare     convert a data set to tar shards that are fast to read
 
@@ -26,7 +26,7 @@ C = TypeVar("C", bound=TaskConfig)
 
 
 def import_weights(config: ImportConfig) -> dict[str, Any]:
-    from amd.exchange.importing import import_encoder  # imports torch, only after the config is validated
+    from amd.exchange.importing import import_encoder  # imports torch, so import it after validation
 
     imported = import_encoder(config)
     return {
@@ -54,7 +54,7 @@ def prepare_data(config: PrepareConfig) -> dict[str, Any]:
 
 def _output(config: ExportConfig | PrepareConfig) -> str:
     if config.output is None:
-        raise ConfigError(["output: required; set it to the folder or URL to write to"])
+        raise ConfigError(["output: required; set it to a folder or URL"])
     return config.output
 
 

@@ -1,4 +1,4 @@
-"""Convert clips to tokens and back, gather tokens by index, and compute position tables. Independent of networks.
+"""Convert clips to tokens and back, gather tokens by index, and compute position tables.
 
 Shapes: B batch, C colours, T frames, H height, W width, N tokens, P pixel values per token, K gathered tokens, D width,
 V student-visible, O teacher-only, M student-masked, R reconstructed.
@@ -15,7 +15,7 @@ from amd.config import Positions, TokenGrid
 
 
 class TokenSets(NamedTuple):
-    """Token indices of each role: int64, ascending in each row, equal counts in all rows of the batch."""
+    """Token indices by role: int64, ascending in each row, with equal counts in all rows of the batch."""
 
     student_visible: Tensor  # (B, V), visible to both networks
     teacher_only: Tensor  # (B, O), visible to the teacher alone; O = 0 for equal mask ratios
@@ -31,7 +31,7 @@ def patchify(clips: Tensor, tubelet: int, patch: int) -> Tensor:
     """Cut clips into flat pixel tokens.
 
     (B, C, T, H, W) -> (B, N, P) with P = tubelet * patch**2 * C, channel last, as in VideoMAE and MAE; any dtype.
-    Raises ValueError if T, H or W does not divide.
+    Raises ValueError if T, H or W is not divisible.
     """
     b, c, t, h, w = clips.shape
     if t % tubelet or h % patch or w % patch:
@@ -63,7 +63,7 @@ def position_table(kind: Positions, grid: TokenGrid, width: int, base: float = 1
     """Return the sine-cosine position embedding of every token, (N, width) float32, computed in float64.
 
     sincos_1d: over the flattened index, sine and cosine interleaved (VideoMAE, AMD).
-    sincos_2d: half the width from the column, half from the row, each all sines then all cosines, the same in every
+    sincos_2d: half the width from the column, half from the row, sines before cosines in each, the same in every
     frame (MAE). sincos_3d: a quarter of the width from the frame, the rest 2-D (MVD). learned: sincos_1d, the initial
     value of the table and the fixed table of the predictors.
     """
@@ -89,7 +89,7 @@ def _frequencies_1d(width: int, base: float) -> Tensor:
 
 
 def _sines(positions: Tensor, width: int, base: float) -> Tensor:
-    """Embed positions: (n,) -> (n, width), width/2 sines, then width/2 cosines."""
+    """Embed positions (n,) -> (n, width): width/2 sines, then width/2 cosines."""
     exponents = torch.arange(width // 2, dtype=torch.float64) / (width / 2)
     angles = positions.double()[:, None] / torch.tensor(base, dtype=torch.float64) ** exponents
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,6 +1,6 @@
 """Render clips on one page: the input, the masked views of student and teacher, and the reconstruction.
 
-Tensors in, a PIL image out; independent of networks.
+Takes tensors and returns a PIL image; does not import networks.
 Shapes: B samples, T frames, H height, W width.
 """
 

@@ -1,7 +1,7 @@
 """`python -m service` runs the control plane; `python -m service migrate` brings the database schema up to date.
 
-Configured by the environment alone (`service.settings`). Several replicas may share one PostgreSQL database: all serve
-requests, and one at a time reconciles jobs.
+Configured entirely through the environment (`service.settings`). Several replicas may share a PostgreSQL database: all
+of them serve requests, and one at a time reconciles jobs.
 """
 
 from __future__ import annotations

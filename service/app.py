@@ -1,4 +1,7 @@
-"""The control plane's HTTP application, composed from its packages. Torch-free; runs no jobs and starts no threads."""
+"""The control plane's HTTP application, assembled from its packages.
+
+Does not import torch, run jobs or start threads.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +42,12 @@ from service.webhooks.store import job_store
 
 DESCRIPTION = """Pre-train small vision encoders by Asymmetric Masked Distillation, search hyperparameters, watch runs.
 
-Errors are RFC 9457 problem details with a stable `code`. Lists are paged by `cursor`. A POST of a job may carry an
-`Idempotency-Key`: repeating the request returns the same job."""
+Errors are RFC 9457 problem details with a stable `code`. Lists are paginated by `cursor`. A request that submits a job
+may carry an `Idempotency-Key`: repeating the request returns the same job."""
 
 
 def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Cluster | None = None) -> FastAPI:
-    """Create the application. `engine` and `cluster` replace those that the settings name."""
+    """Create the application. `engine` and `cluster` default to those configured in `settings`."""
     engine = engine or open_engine(settings.database)
     store = job_store(engine)
     watcher = JobWatcher(store)

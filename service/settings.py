@@ -1,4 +1,4 @@
-"""Settings of the control plane, read once from the environment. No other module of the service reads it."""
+"""Settings of the control plane, read once from the environment. No other module of the control plane reads it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def default_data_dir() -> Path:
 
 
 class Settings(BaseSettings):
-    """Settings of the control plane. Each field is read from the variable `AMD_` plus its name in capitals."""
+    """Settings of the control plane. Each field is read from the environment variable `AMD_<FIELD>`."""
 
     model_config = SettingsConfigDict(env_prefix="AMD_", frozen=True, extra="ignore", use_attribute_docstrings=True)
 
@@ -29,22 +29,22 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     """SQLAlchemy URL of the database; null: SQLite in the data directory. May contain a password; never printed."""
     migrate: bool = False
-    """Whether to migrate the database schema at start. SQLite is always migrated."""
+    """Whether to migrate the database schema at startup. SQLite is always migrated."""
     storage: str | None = None
-    """Storage root of runs, encoders and jobs, as any fsspec URL; null: a folder in the user's data directory."""
+    """Storage root of runs, encoders and jobs, as an fsspec URL; null: a folder in the user's data directory."""
 
     ray_dashboard: str = "http://127.0.0.1:8265"
     """URL of the Ray dashboard, which serves the Ray Jobs API."""
     ray_token_file: Path | None = None
-    """File with Ray's token; null: Ray runs without authentication."""
+    """File that contains Ray's token; null: Ray runs without authentication."""
     ray_python: str = "python"
-    """Python interpreter on the nodes that runs the jobs' drivers; must have this package installed."""
+    """Python interpreter that runs job drivers on the nodes; this package must be installed in it."""
     autoscaling: bool = False
     """Whether the cluster grows on demand: jobs that do not fit its current size are submitted anyway."""
 
     serve_host: str = "127.0.0.1"
     serve_port: int = 8000
-    """Port of Ray Serve, open once something is deployed. It requires no key: never expose it."""
+    """Port of Ray Serve, open once an encoder is deployed. It has no authentication: never expose it."""
     serve_url: str | None = None
     """URL at which this process reaches Ray Serve; null: `http://{serve_host}:{serve_port}`."""
 
@@ -53,11 +53,11 @@ class Settings(BaseSettings):
     admin_key_file: Path | None = None
     """File for the first admin key, mode 0600; null: `admin-key` in the data directory."""
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = ()
-    """Prefixes of data and weights that jobs may read besides the storage root, separated by commas."""
+    """URI prefixes that jobs may read data and weights from, in addition to the storage root; comma-separated."""
     oidc_issuer: str | None = None
     oidc_audience: str | None = None
     oidc_jwks_url: str | None = None
-    """URL of the issuer's keys; null: from the issuer's `/.well-known/openid-configuration`."""
+    """URL of the issuer's keys; null: taken from the issuer's `/.well-known/openid-configuration`."""
 
     webhooks_http: bool = False
     """Whether webhooks may use `http://`, which sends events unencrypted."""
@@ -66,22 +66,22 @@ class Settings(BaseSettings):
     max_upload_mib: float = Field(64.0, gt=0)
     """Maximum total size of the files in a request to an encoder."""
     rate_limit: str = "1200/minute"
-    """Rate limit of a key; beyond it requests are rejected with 429."""
+    """Rate limit per key; requests beyond it are rejected with 429."""
     inference_rate_limit: str = "60000/minute"
-    """Separate rate limit of a key's requests to encoders."""
+    """Separate rate limit per key for requests to encoders."""
     failure_limit: str = "30/minute"
     """Rate limit of failed authentications per client address."""
     max_running: int = Field(32, ge=1)
-    """Maximum number of concurrent jobs: each has a driver process on the cluster."""
+    """Maximum number of concurrent jobs, each of which has a driver process on the cluster."""
     project_max_running: int | None = Field(None, ge=1)
     project_max_workers: int | None = Field(None, ge=1)
 
     reconcile_s: float = Field(1.0, gt=0)
-    """Interval between two reconcile steps."""
+    """Interval between reconcile steps."""
     start_timeout_s: float = Field(600.0, gt=0)
     """Maximum time from submission to an attempt's first heartbeat."""
     silence_s: float = Field(60.0, gt=0)
-    """Time without a heartbeat after which an attempt that Ray does not know is lost."""
+    """Time without a heartbeat after which an attempt unknown to Ray is considered lost."""
 
     @field_validator("allowed_uris", mode="before")
     @classmethod
@@ -94,7 +94,7 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        """Database URL in SQLAlchemy's form."""
+        """Database URL in SQLAlchemy's format."""
         if self.database_url is None:
             return f"sqlite:///{self.data_dir / 'control-plane.db'}"
         url = self.database_url.get_secret_value()

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: golden numbers and one S3 server per session. Ray's is in tests/support/ray_cluster.py."""
+"""Fixtures for all tests: the golden folder and an S3 server per session. For Ray, see tests/support/ray_cluster.py."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.support.ray_cluster import ray_cluster  # noqa: F401  the session's Ray cluster, as a fixture
+from tests.support.ray_cluster import ray_cluster  # noqa: F401  a fixture
 from tests.support.s3 import S3Server
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# No deadlines: the first example of a test may import modules, which takes long on a busy machine.
+# Disable deadlines: the first example of a test may import modules, which is slow on a busy machine.
 hypothesis.settings.register_profile("amd", deadline=None)
 hypothesis.settings.load_profile("amd")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group tests for `make test`, which runs two processes: by file, and all that need Ray in one group, first, since
-    they take as long as all others together."""
+    """Group tests by file for the two processes of `make test`.
+
+    All tests that need Ray form one group, which starts first because it takes as long as all others together.
+    """
     for item in items:
         ray = "flows" in item.path.parts or "ray_cluster" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.stem))
-    if hasattr(config, "workerinput"):  # one of several processes
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist
         items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _ordinary_scheduling() -> Iterator[None]:
-    """Fail if a test leaves this process in a real-time class, which would starve Ray and other processes."""
+    """Fail if a test leaves this process in a real-time scheduling class, which would starve Ray."""
     yield
     if hasattr(os, "sched_getscheduler"):
         assert os.sched_getscheduler(0) == os.SCHED_OTHER, "a test of this file changed the scheduling class"
@@ -47,7 +49,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """A real S3 server on loopback (moto), the environment pointed at it."""
+    """Start an S3 server (moto) on loopback and point the environment to it. Returns its URL."""
     server = S3Server()
     saved = dict(os.environ)
     os.environ.update(
@@ -65,7 +67,7 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def s3_root(s3_endpoint: str) -> str:
-    """A fresh bucket's URL."""
+    """Create a bucket and return its URL."""
     import boto3
 
     bucket = f"amd-{uuid.uuid4().hex[:12]}"

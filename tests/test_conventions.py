@@ -1,4 +1,4 @@
-"""Conventions of the whole project: names, unique classes, the size of modules and folders. Imports nothing of it."""
+"""Tests of project conventions: names, unique classes, sizes of modules and folders. Does not import the project."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ MODULES = sorted(
 )  # fmt: skip
 
 METAPHORS = frozenset(["room", "house", "floor", "door", "word", "edge", "shelf", "board"])
-LITERAL = {"TensorBoard"}  # names of libraries, and reviewed literal uses such as the edge of an image
+LITERAL = {"TensorBoard"}  # names of libraries, and literal uses such as the edge of an image
 LINES, FILES = 400, 15
 
-# Defined again in the plain reference implementation that tests compare with.
+# The reference implementation in tests/support defines these again.
 SHARED_CLASSES = {"Attention", "Block", "Mlp"}
 
 
 def parts(name: str) -> set[str]:
-    """The parts of a snake_case or CamelCase name, in lower case and without a plural's s."""
+    """Return the lower-case parts of a snake_case or CamelCase name, each with and without a plural s."""
     tokens = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
     return {part for found in tokens for part in (found.lower(), found.lower().removesuffix("s"))}
 
 
 def defined(tree: ast.AST) -> Iterator[str]:
-    """Names that a module defines: classes, functions, parameters, variables, attributes and import aliases."""
+    """Yield the names that a module defines: classes, functions, parameters, variables, attributes, import aliases."""
     for node in ast.walk(tree):
         match node:
             case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
@@ -43,12 +43,12 @@ def defined(tree: ast.AST) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ["Room", "wait_for_room", "RayEdge", "words", "keyboard", "backwards", "BOARD_S"])
-def test_parts_are_matched_whole(name: str) -> None:
+def test_only_whole_parts_of_a_name_match(name: str) -> None:
     assert bool(parts(name) & METAPHORS) == (name not in {"keyboard", "backwards"})
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_name_is_a_metaphor(package: str) -> None:
+def test_names_contain_no_metaphors(package: str) -> None:
     found = defaultdict(set)
     for path in MODULES:
         if path.relative_to(ROOT).parts[0] == package:
@@ -59,7 +59,7 @@ def test_no_name_is_a_metaphor(package: str) -> None:
     assert not found
 
 
-def test_a_class_name_is_unique() -> None:
+def test_class_names_are_unique() -> None:
     places = defaultdict(list)
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,6 +1,6 @@
-"""Data that version 0.1 wrote is read, continued and served by the code as it is now (see `tests/support/stored.py`).
+"""Tests that current code reads, continues and serves data written by version 0.1 (see `tests/support/stored.py`).
 
-Programs are started through their public entry points where there is one.
+Programs are started through their public entry points where they have one.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from tune_spaces.search.sweep import Sweep
 from tune_spaces.spaces.space import build_space
 
 RUNS, SWEEP, DATABASE = EXPECTED["runs"], EXPECTED["sweep"], EXPECTED["database"]
-TOLERANCE = 1e-5  # 0 on the machine that wrote it; other CPUs sum in another order
+TOLERANCE = 1e-5  # the deviation is 0 on the machine that recorded it; other CPUs sum in another order
 REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _demo_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The digits that the runs learn from, written once for all tests here."""
+    """Write the digits that the runs train on to one folder for all tests of this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMD_DEMO_DIR", str(tmp_path_factory.mktemp("demo")))
         yield
@@ -51,7 +51,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def train(root: Path, run_id: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """The result of a run of the fixture, begun or continued below `root`."""
+    """Start or continue a recorded run below `root` and return its result."""
     config = root / "runs" / run_id / "config.json"
     assert training.main(["--config", str(config), "--local", "--json", f"storage={root}"]) == 0
     result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -59,14 +59,14 @@ def train(root: Path, run_id: str, capsys: pytest.CaptureFixture[str]) -> dict[s
 
 
 def metrics(root: Path, run_id: str) -> list[dict[str, Any]]:
-    """Lines of training, in the order in which they were written."""
+    """Return the training metrics of a run, in the order in which they were written."""
     chunks = sorted((root / "runs" / run_id / "metrics").glob("*.jsonl"))
     lines = [json.loads(line) for chunk in chunks for line in chunk.read_text().splitlines()]
     return [line for line in lines if "loss/total" in line]
 
 
 def embedding(root: Path, encoder_id: str) -> torch.Tensor:
-    """Of two made-up images, as `expected.json` has it."""
+    """Return the embeddings of two synthetic images, as recorded in `expected.json`."""
     encoder, card = load_encoder(str(root / "encoders" / encoder_id))
     images = (torch.arange(2 * 3 * 16 * 16) * 37 % 251).to(torch.uint8).reshape(2, 3, 1, 16, 16)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def assert_recorded_embedding(root: Path, encoder_id: str) -> None:
 # Runs and encoders
 
 
-def test_a_finished_run_returns_its_result_and_is_not_trained_again(
+def test_a_finished_run_returns_its_result_without_training_again(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in (root / "runs" / "tiny-teacher" / "metrics").iterdir()}
@@ -98,7 +98,7 @@ def test_a_finished_run_returns_its_result_and_is_not_trained_again(
     assert_recorded(metrics(root, "tiny-teacher"), RUNS["losses"]["tiny-teacher"])
 
 
-def test_a_run_that_was_stopped_continues_from_its_checkpoint_to_the_recorded_end(
+def test_a_stopped_run_continues_from_its_checkpoint_to_the_recorded_result(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stopped_after = RUNS["stopped_after"]
@@ -109,7 +109,7 @@ def test_a_run_that_was_stopped_continues_from_its_checkpoint_to_the_recorded_en
     assert_recorded_embedding(root, "tiny-student")
 
 
-def test_the_same_config_trained_from_the_start_gives_the_recorded_losses_files_and_keys(
+def test_training_from_scratch_reproduces_the_recorded_losses_files_and_keys(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "runs" / "tiny-teacher" / "config.json"
@@ -123,14 +123,14 @@ def test_the_same_config_trained_from_the_start_gives_the_recorded_losses_files_
     assert downstream.main(["probe", "encoder=tiny-teacher", f"storage={tmp_path}", *data, *args]) == 0
     for folder in ("runs/tiny-teacher", "encoders/tiny-teacher", "features"):
         missing = shape(STORE / "root" / folder) - shape(tmp_path / folder)
-        assert not missing, f"{folder}: version 0.1 wrote these files and keys, and now they are missing"
+        assert not missing, f"{folder}: these files and keys of version 0.1 are missing"
 
 
-def test_an_encoder_is_loaded_and_gives_the_recorded_embedding(root: Path) -> None:
+def test_a_loaded_encoder_returns_the_recorded_embedding(root: Path) -> None:
     assert_recorded_embedding(root, "tiny-teacher")
 
 
-def test_a_card_is_read_whole_with_its_scores(root: Path) -> None:
+def test_a_card_is_read_completely_including_its_scores(root: Path) -> None:
     _, card = load_encoder(str(root / "encoders" / "tiny-teacher"))
     written = json.loads((root / "encoders" / "tiny-teacher" / "encoder.json").read_text())
     read = card.model_dump(mode="json")
@@ -141,15 +141,15 @@ def test_a_card_is_read_whole_with_its_scores(root: Path) -> None:
 # Sweeps
 
 
-def test_a_sweep_that_was_stopped_goes_on_with_the_recorded_trials(root: Path) -> None:
+def test_a_stopped_sweep_continues_with_the_recorded_trials(root: Path) -> None:
     folder = root / "runs" / "tiny-sweep"
     config = SearchConfig.model_validate(json.loads((folder / "config.json").read_text()))
     config, _ = prepare_search(config, str(root), "tiny-sweep")
     assert json.loads((folder / "run.json").read_text())["decides"] == config.identity()
     sweep = Sweep(config, build_space(config.space, config.train), str(root), "tiny-sweep", NullProgress())
     assert {str(number): record.state for number, record in sweep.records.items()} == SWEEP["states"]
-    begun = [sweep.next_trial() for _ in SWEEP["next"]]
-    found = [{"number": r.number, "point": r.point, "level": r.level, "runs": list(r.runs)} for r in begun if r]
+    started = [sweep.next_trial() for _ in SWEEP["next"]]
+    found = [{"number": r.number, "point": r.point, "level": r.level, "runs": list(r.runs)} for r in started if r]
     assert found == SWEEP["next"]
     earlier, later = (json.loads((folder / "trials" / f"000{number}.json").read_text()) for number in (0, 3))
     assert earlier.keys() == later.keys()
@@ -160,9 +160,9 @@ def test_the_report_of_a_sweep_is_written_from_its_ledger(root: Path, monkeypatc
     recorded = json.loads((folder / "report" / "report.json").read_text())
     shutil.rmtree(folder / "report")
     monkeypatch.setattr(sys, "argv", ["amd", "search", "report", str(folder), "--json"])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exited:
         amd_command()
-    assert ended.value.code in (0, None)
+    assert exited.value.code in (0, None)
     written = json.loads((folder / "report" / "report.json").read_text())
     assert {key: written[key] for key in ("best", "metric", "rungs", "rows")} == {
         key: recorded[key] for key in ("best", "metric", "rungs", "rows")
@@ -174,7 +174,7 @@ def test_the_report_of_a_sweep_is_written_from_its_ledger(root: Path, monkeypatc
 # Jobs
 
 
-def test_a_job_run_again_writes_the_recorded_files_and_keys(root: Path) -> None:
+def test_running_a_job_again_writes_the_recorded_files_and_keys(root: Path) -> None:
     (job,) = (root / "jobs").iterdir()
     for name in ("attempts", "logs", "output"):
         shutil.rmtree(job / name)
@@ -187,7 +187,7 @@ def test_a_job_run_again_writes_the_recorded_files_and_keys(root: Path) -> None:
 
 @pytest.fixture
 def served(root: Path, tmp_path: Path) -> Iterator[TestClient]:
-    """The API on the migrated database, asked with the fixture's key."""
+    """Return a client of the API on the migrated database, authenticated with the recorded key."""
     engine = open_engine(f"sqlite:///{copy_database(tmp_path, root)}")
     migrate(engine)
     app = create_app(Settings(data_dir=tmp_path, storage=str(root)), engine=engine)
@@ -196,16 +196,16 @@ def served(root: Path, tmp_path: Path) -> Iterator[TestClient]:
 
 
 def get(served: TestClient, path: str) -> Any:
-    answer = served.get(f"/v1{path}")
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    response = served.get(f"/v1{path}")
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
-def test_every_job_of_the_database_is_listed_in_its_state(served: TestClient) -> None:
+def test_every_job_in_the_database_is_listed_with_its_state(served: TestClient) -> None:
     assert {job["id"]: job["state"] for job in get(served, "/jobs?limit=100")["items"]} == DATABASE["job_states"]
 
 
-def test_every_job_of_the_database_is_shown_with_its_config_attempts_and_history(served: TestClient) -> None:
+def test_every_job_in_the_database_is_shown_with_its_attempts_and_result(served: TestClient) -> None:
     for job_id, state in DATABASE["job_states"].items():
         job = get(served, f"/jobs/{job_id}")
         assert job["state"] == state
@@ -218,12 +218,12 @@ def test_every_job_of_the_database_is_shown_with_its_config_attempts_and_history
 
 
 def get_text(served: TestClient, path: str) -> str:
-    answer = served.get(f"/v1{path}")
-    assert answer.status_code == 200, answer.text
-    return answer.text
+    response = served.get(f"/v1{path}")
+    assert response.status_code == 200, response.text
+    return response.text
 
 
-def test_keys_of_the_database_open_what_they_opened(served: TestClient) -> None:
+def test_api_keys_in_the_database_keep_their_scopes_and_revocations(served: TestClient) -> None:
     keys = {key["id"]: key for key in get(served, "/keys")["items"]}
     assert [keys[DATABASE["key"].split("_")[1]]["scopes"], keys["fedcba9876543210"]["scopes"]] == [["admin"], ["read"]]
     assert served.get("/v1/jobs", headers={"Authorization": f"Bearer {DATABASE['key'][:-1]}B"}).status_code == 401
@@ -231,7 +231,7 @@ def test_keys_of_the_database_open_what_they_opened(served: TestClient) -> None:
     assert served.get("/v1/jobs", headers={"Authorization": f"Bearer {revoked}"}).status_code == 401
 
 
-def test_encoders_aliases_and_deployments_of_the_database_are_there(served: TestClient) -> None:
+def test_encoders_aliases_and_deployments_in_the_database_are_listed(served: TestClient) -> None:
     assert sorted(encoder["id"] for encoder in get(served, "/encoders")["items"]) == DATABASE["encoders"]
     aliases = get(served, "/encoders/aliases")["items"]
     assert {alias["name"]: alias["encoder"] for alias in aliases} == DATABASE["aliases"]
@@ -240,7 +240,7 @@ def test_encoders_aliases_and_deployments_of_the_database_are_there(served: Test
     assert {one["name"]: one["encoder"] for one in deployments} == DATABASE["deployments"]
 
 
-def test_webhooks_and_their_deliveries_of_the_database_are_there(served: TestClient) -> None:
+def test_webhooks_in_the_database_are_listed_with_their_deliveries(served: TestClient) -> None:
     webhooks = {webhook["id"]: webhook["url"] for webhook in get(served, "/webhooks")["items"]}
     assert webhooks == DATABASE["webhooks"]
     (webhook_id,) = webhooks
@@ -248,7 +248,7 @@ def test_webhooks_and_their_deliveries_of_the_database_are_there(served: TestCli
     assert [delivery["job_id"] for delivery in deliveries] == DATABASE["deliveries"]
 
 
-def test_idempotency_keys_of_the_database_are_kept(root: Path, tmp_path: Path) -> None:
+def test_idempotency_keys_in_the_database_survive_the_migration(root: Path, tmp_path: Path) -> None:
     engine = open_engine(f"sqlite:///{copy_database(tmp_path, root)}")
     migrate(engine)
     with engine.connect() as connection:

@@ -19,7 +19,7 @@ def main(args: Sequence[str] | None = None) -> int:
         prog="python -m tune_spaces", description="Run a sweep over distillation settings."
     )
     parser.add_argument("--config", help="sweep config as a JSON or YAML file or URL")
-    parser.add_argument("--preset", help="preset to vary; overrides the one named in the file")
+    parser.add_argument("--preset", help="preset to vary; overrides the preset in the file")
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args(args)

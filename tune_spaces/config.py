@@ -1,6 +1,6 @@
-"""Configuration of a sweep: what varies, how points are chosen, when trials stop, and the budget.
+"""Configuration of a sweep: search space, algorithm, early stopping and budget.
 
-One frozen tree, like a run's config. Imports neither torch nor Ray.
+A frozen tree, like a run's config. Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Stopping = Literal["none", "asha", "hyperband"]
 Metric = Literal["eval/knn_top1", "eval/knn_centred_top1", "eval/top1"]
 Cost = Literal["teacher_gflops", "step_gflops"]
 
-POPULATION_DIVISOR = 4  # one trial in four is replaced, and as many have children: Ray Tune's default quantile
+POPULATION_DIVISOR = 4  # a quarter is replaced by children of another quarter; Ray Tune's default
 MIN_FIRST_RUNG, MAX_FIRST_RUNG = 0.2, 0.5  # as a fraction of a trial's length, when first_rung is unset
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 
 def _parse_exponents(value: Any) -> Any:
-    """Convert strings such as "1e-3" to floats: YAML 1.1 reads them as text, and a JSON file may hold them."""
+    """Convert strings such as "1e-3" to floats: YAML 1.1 parses them as text, and a JSON file may contain them."""
     if isinstance(value, list | tuple):
         return [_parse_exponents(item) for item in value]
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
@@ -47,24 +47,24 @@ class Dimension(Section):
     def _one_form(self) -> Dimension:
         if self.choices is not None:
             if self.low is not None or self.high is not None or self.log or self.step is not None:
-                raise ValueError("give choices, or low and high, not both")
+                raise ValueError("choices cannot be combined with low and high; set one or the other")
             keys = [repr(choice) for choice in self.choices]
             if len(set(keys)) < len(keys):
-                raise ValueError(f"choices={list(self.choices)} repeat; give each once")
+                raise ValueError(f"choices={list(self.choices)} repeats a value; list each value once")
             return self
         if self.low is None or self.high is None:
-            raise ValueError("give choices: [a, b, …], or low and high")
+            raise ValueError("set choices: [a, b, …], or low and high")
         if not self.low < self.high:
             raise ValueError(f"low={self.low} must be below high={self.high}")
         if self.log and self.low <= 0:
-            raise ValueError(f"low={self.low} must be above 0 where log=true")
+            raise ValueError(f"low={self.low} must be above 0 if log=true")
         if self.log and self.step is not None:
             raise ValueError("step and log cannot be combined; list the values as choices")
         return self
 
 
 def _parse_dimensions(values: object) -> object:
-    """Parse dimensions as a user writes them, and prefix each problem with the name of its dimension."""
+    """Parse dimensions in the user's notation, and prefix each problem with the name of its dimension."""
     if not isinstance(values, Mapping):
         return values
     parsed, problems = {}, []
@@ -82,74 +82,74 @@ def _parse_dimension(value: object) -> Dimension:
     if isinstance(value, list | tuple):
         return validate(Dimension, {"choices": value})
     if not isinstance(value, Mapping):
-        raise ConfigError([f"{value!r} is not a dimension; give choices: [a, b, …], or low and high"])
+        raise ConfigError([f"{value!r} is not a dimension; set choices: [a, b, …], or low and high"])
     return validate(Dimension, value)
 
 
 class SpaceConfig(Section):
-    """Search space: named spaces and custom dimensions combined, or a study whose named variants all run."""
+    """Search space: a combination of named spaces and custom dimensions, or a study, whose variants all run."""
 
     use: tuple[SpaceName, ...] = ()
     """Named spaces to combine."""
     study: StudyName | None = None
-    """Named study; excludes `use` and `dimensions`."""
+    """Named study; cannot be combined with `use` or `dimensions`."""
     dimensions: Annotated[dict[str, Dimension], BeforeValidator(_parse_dimensions)] = Field(default_factory=dict)
     """Custom dimensions by name: a parameter of a named space (masking.student_ratio, alignment.layers, …) or any key
-    of a training config (optim.base_lr). A list is short for `choices`. A dimension replaces the one of the same name
-    in a used space."""
+    of a training config (optim.base_lr). A list is short for `choices`. A dimension replaces a space's dimension
+    of the same name."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> SpaceConfig:
         if self.study is not None and (self.use or self.dimensions):
             raise ValueError("space.study defines its own space; remove space.use and space.dimensions")
         if not (self.use or self.study or self.dimensions):
-            raise ValueError("space: nothing varies; give space.use, space.study or space.dimensions")
+            raise ValueError("space: nothing varies; set space.use, space.study or space.dimensions")
         if len(set(self.use)) < len(self.use):
-            raise ValueError(f"space.use={list(self.use)} repeats a space; name each once")
+            raise ValueError(f"space.use={list(self.use)} repeats a space; list each once")
         return self
 
 
 def can_change_mid_run(name: str) -> bool:
-    """Whether a run can continue with another value, because it shapes neither networks nor batches."""
+    """Whether a run can continue with a different value, because it affects neither networks nor batch sizes."""
     return name.startswith(("recipe.", "optim.")) and name != "optim.batch_size"
 
 
 class BudgetConfig(Section):
-    """Limits of a sweep, whichever is reached first. Trials running at that point end at their next rung."""
+    """Limits of a sweep; the first one reached ends it. Trials running at that point end at their next rung."""
 
     trials: int = Field(20, ge=1)
-    """Number of points to try, the base config included; for pbt, the size of the population."""
+    """Number of points to try, including the base config; for pbt, the size of the population."""
     hours: float | None = Field(None, gt=0)
-    """Wall time in hours, summed over restarts; downtime excluded."""
+    """Wall time in hours, summed over restarts, without downtime."""
     clips: int | None = Field(None, ge=1)
-    """Training clips over all trials and seeds."""
+    """Number of training clips over all trials and seeds."""
 
 
 class SearchConfig(Section):
     """Complete configuration of a sweep."""
 
     train: TrainConfig
-    """Training config that trials vary. Its `probe` section names the labelled data on which trials are compared;
-    required except for demo data, which has a split for model selection."""
+    """Training config that trials vary. Its `probe` section defines the labelled data on which trials are compared;
+    it is required except for demo data, which has a split for model selection."""
     space: SpaceConfig
-    """Parameters to vary, and their values."""
+    """Search space: parameters to vary, and their values."""
     algorithm: Algorithm = "random"
-    """Search algorithm. grid: every point, in order. random: independent draws. tpe: Optuna's Tree-structured Parzen
+    """Search algorithm. grid: all points, in order. random: independent draws. tpe: Optuna's Tree-structured Parzen
     Estimator. pbt: population based training for the space `recipe`; at each rung, children of the best trials replace
     the worst quarter and continue from their parents' weights."""
     stopping: Stopping = "asha"
     """Early stopping. asha: a trial stops at a rung unless it ranks in the top 1/`reduction` of the trials scored there
     so far. hyperband: the same, with some trials first judged at later rungs. none: every trial runs to completion."""
     rungs: int = Field(3, ge=1, le=10)
-    """Number of probes per trial: at the end, at 1/`reduction` of its length, 1/`reduction`², …; closer together if
-    `first_rung` is later than the earliest of these, and evenly spaced for pbt."""
+    """Number of probes per trial: at the end, at 1/`reduction` of its length, 1/`reduction`², …; more closely spaced
+    if `first_rung` is later than the earliest of these, and evenly spaced for pbt."""
     reduction: int = Field(3, ge=2, le=10)
     """Reduction factor of early stopping: one in this many trials continues past a rung."""
     first_rung: float | None = Field(None, gt=0, lt=1)
-    """Fraction of a trial's length at its first rung. Default: at least a fifth, and at least twice the warm-up (up to
-    half); before that, the learning rate is too low for scores to predict the ranking."""
+    """Fraction of a trial's length at its first rung. Default: a fifth, or twice the warm-up if that is longer (at most
+    half), since earlier scores do not predict the ranking."""
     metric: Metric = "eval/knn_top1"
-    """Probe metric to maximise. Never a loss, because losses at different mask ratios are not comparable."""
+    """Probe metric to maximise; never a loss, because losses at different mask ratios are not comparable."""
     against: Cost | None = None
     """Cost to minimise as a second objective (tpe only): GFLOPs per clip of the teacher or of the whole step."""
     seeds: int = Field(1, ge=1, le=100)
@@ -170,7 +170,7 @@ class SearchConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        """Set the defaults of a study, which runs all variants to completion, and of pbt, which stops no trials."""
+        """Set the defaults of studies, which run all variants to completion, and of pbt, which stops no trials."""
         if not isinstance(values, Mapping):
             return values
         space = values.get("space")
@@ -184,20 +184,22 @@ class SearchConfig(Section):
         problems = []
         if self.train.objective.kind != "amd":
             problems.append(
-                "train.objective.kind=mae: a sweep varies how a teacher is used; use a config with a teacher"
+                "train.objective.kind=mae: a sweep varies the use of a teacher; choose a config with a teacher"
             )
         minimum, maximum = self.train.scaling.workers
         if minimum != maximum:
             problems.append(
                 f"train.scaling.workers={[minimum, maximum]}: trials need a fixed number of workers so that "
-                "their speeds are comparable; give one number"
+                "their speeds are comparable; set one number"
             )
         if self.against is not None and self.algorithm != "tpe":
             problems.append(
-                f"against={self.against}: only algorithm=tpe supports two objectives; set it, or remove against"
+                f"against={self.against}: only algorithm=tpe supports two objectives; set that, or remove against"
             )
         if self.against is not None and self.stopping != "none":
-            problems.append(f"against={self.against}: two objectives have no order to stop by; set stopping=none")
+            problems.append(
+                f"against={self.against}: trials with two objectives cannot be ranked for stopping; set stopping=none"
+            )
         if self.algorithm == "pbt":
             problems += self._population_problems()
         if self.space.study and (self.algorithm != "grid" or self.stopping != "none"):
@@ -217,23 +219,23 @@ class SearchConfig(Section):
         fixed += [f"space.dimensions.{name}" for name in self.space.dimensions if not can_change_mid_run(name)]
         fixed += [f"space.study={self.space.study}"] * (self.space.study is not None)
         problems += [
-            f"{field}: algorithm=pbt changes values in the middle of a run, which only a recipe allows; use "
+            f"{field}: algorithm=pbt changes values during a run, which is possible only for a recipe; use "
             "space.use=[recipe] or dimensions of optim other than optim.batch_size"
             for field in fixed
         ]
         if self.rungs < 2:
             problems.append("rungs=1: algorithm=pbt replaces trials between rungs; set 2 or more")
         if self.seeds > 1:
-            problems.append(f"seeds={self.seeds}: a child in algorithm=pbt continues a single run; set seeds=1")
+            problems.append(f"seeds={self.seeds}: with algorithm=pbt, a child continues a single run; set seeds=1")
         if self.budget.trials < POPULATION_DIVISOR:
             problems.append(
-                f"budget.trials={self.budget.trials}: this is the population of algorithm=pbt, a quarter of which is "
+                f"budget.trials={self.budget.trials}: with algorithm=pbt this is the population, a quarter of which is "
                 f"replaced at each rung; set {POPULATION_DIVISOR} or more"
             )
         return problems
 
     def fractions(self) -> tuple[float, ...]:
-        """Fraction of a trial's length at each rung, ascending to 1."""
+        """Return the fraction of a trial's length at each rung, ascending to 1."""
         if self.algorithm == "pbt":
             return tuple((rung + 1) / self.rungs for rung in range(self.rungs))
         gaps = self.rungs - 1
@@ -241,14 +243,14 @@ class SearchConfig(Section):
         return (*(first ** ((gaps - rung) / gaps) for rung in range(gaps)), 1.0)
 
     def _default_first_rung(self) -> float:
-        """Earliest fraction of a trial's length at which scores are informative."""
+        """Return the earliest fraction of a trial's length at which scores are informative."""
         schedule = self.train.schedule
         warmup = schedule.warmup_steps if schedule.epochs is None else schedule.warmup_epochs
         twice = 2 * (warmup or 0) / (schedule.epochs or schedule.steps or 1)
         return max(MIN_FIRST_RUNG, min(twice, MAX_FIRST_RUNG))
 
     def identity(self) -> dict[str, Any]:
-        """Settings that determine a sweep's points and scores; a sweep resumes only if they are unchanged.
+        """Return the settings that determine points and scores; a sweep resumes only if they are unchanged.
 
         Storage, name, budget, retries and concurrency are excluded.
         """

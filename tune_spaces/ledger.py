@@ -1,4 +1,4 @@
-"""Ledger of a sweep: one JSON record per trial, stored in the sweep's folder.
+"""Ledger of a sweep: one JSON record per trial in the sweep's folder.
 
 The searcher, the scheduler and the report rebuild their state from these records alone; Ray Tune's own pickled state is
 never read. Only the sweep's driver writes. Imports neither torch nor Ray.
@@ -30,11 +30,11 @@ class Rung(BaseModel):
     figures: dict[str, tuple[float, ...]]
     """Probe metrics by name, one value per seed."""
     clips: int
-    """Training clips so far over all seeds, excluding those of a parent."""
+    """Number of training clips so far over all seeds, excluding those of a parent."""
     seconds: float
     """Training time so far, averaged over seeds, excluding probes, startup and a parent's training."""
     time: float
-    """Time of the report, in seconds since the epoch."""
+    """Time at which the rung was reported, in seconds since the epoch."""
 
     @property
     def clips_per_s(self) -> float:
@@ -55,17 +55,17 @@ class TrialRecord(BaseModel):
     overrides: dict[str, Any]
     """Overrides of the training config for this point, by dotted key."""
     baseline: bool = False
-    """Whether the point is the base config of the sweep."""
+    """Whether the point equals the base config of the sweep."""
     digest: str = ""
     """Digest of the resulting training config."""
     parent: int | None = None
-    """Trial whose weights this one starts from; only in population based training."""
+    """Number of the trial whose weights this one starts from; only in population based training."""
     inherited: int = 0
-    """Training steps of the inherited weights."""
+    """Number of training steps of the inherited weights."""
     born: int = 0
     """Level of its first rung; earlier rungs belong to its parent."""
     state: TrialState = "running"
-    """State of the trial. running: not finished, whether or not its processes are alive. stopped: ended early or
+    """State of the trial. running: not finished, even if its processes are not alive. stopped: ended early or
     replaced at a rung."""
     reason: str | None = None
     message: str = ""
@@ -80,7 +80,7 @@ class TrialRecord(BaseModel):
     began: float
     ended: float | None = None
     sweep_seconds: float = 0.0
-    """Duration of the sweep when this record was written, summed over restarts; downtime excluded."""
+    """Duration of the sweep in seconds when this record was written, summed over restarts, without downtime."""
 
     @property
     def completed(self) -> bool:
@@ -89,12 +89,12 @@ class TrialRecord(BaseModel):
 
     @property
     def level(self) -> int:
-        """Level of its next rung, from 0."""
+        """Level of the next rung, from 0."""
         return self.born + len(self.rungs)
 
     @property
     def score(self) -> float | None:
-        """Score at its latest rung."""
+        """Score at the latest rung."""
         return self.rungs[-1].score if self.rungs else None
 
 

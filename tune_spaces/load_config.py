@@ -27,7 +27,7 @@ def load_search(preset_name: str | None, url: str | None, overrides: Mapping[str
 
 
 def search_from(preset_name: str | None, given: Mapping[str, Any], overrides: Mapping[str, Any]) -> SearchConfig:
-    """Build a sweep's config from the values of a file, as `load_search` does."""
+    """Build a sweep's config from the values of a file; see `load_search`."""
     values = dict(given)
     changes = values.pop("overrides", None) or {}
     chosen_preset = preset_name or values.pop("preset", None)
@@ -37,13 +37,13 @@ def search_from(preset_name: str | None, given: Mapping[str, Any], overrides: Ma
     if chosen_preset is not None:
         if "train" in values:
             raise ConfigError(
-                ["train: the file contains a complete run and a preset is given too; keep only one of them"]
+                ["train: the file contains a complete run, but a preset is set too; keep only one of them"]
             )
         values["train"] = preset(str(chosen_preset)).config.model_dump(mode="json")
     elif "train" not in values:
         raise ConfigError(
             [
-                "train: required, the run to vary; give --preset NAME, or a file with `preset: NAME` or a complete run "
+                "train: required, the run to vary; pass --preset NAME, or a file with `preset: NAME` or a complete run "
                 "as `train`"
             ]
         )
@@ -51,7 +51,7 @@ def search_from(preset_name: str | None, given: Mapping[str, Any], overrides: Ma
     dimension_keys = [key for key in moved if key.startswith(DIMENSIONS_PREFIX)]
     dimensions = {key.removeprefix(DIMENSIONS_PREFIX): moved.pop(key) for key in dimension_keys}
     changed = overridden(values, moved)
-    if dimensions:  # the name of a dimension contains dots, so it is not a path
+    if dimensions:  # names of dimensions contain dots and are not paths
         space = changed["space"] = {**(changed.get("space") or {})}
         space["dimensions"] = {**(space.get("dimensions") or {}), **dimensions}
     return validate(SearchConfig, changed)

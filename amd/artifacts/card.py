@@ -1,6 +1,6 @@
 """The card of a published encoder: its input, provenance and scores. Torch-free.
 
-Independent of files: `weights` writes the card as JSON, `model_card` renders it as Markdown.
+Accesses no files: `weights` writes the card as JSON, `model_card` renders it as Markdown.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class DecoderCard(BaseModel):
     network: DecoderConfig
     """Architecture of the decoder."""
     mask_strategy: MaskStrategy
-    """Masking strategy in training."""
+    """Masking strategy used in training."""
     mask_ratio: float = Field(ge=0, lt=1)
     """Fraction of tokens hidden from the encoder in training."""
     pixels: PixelTarget
-    """Pixel targets of training; for targets normalised per token, display requires the token's mean and variance."""
+    """Pixel targets used in training. Targets normalised per token need the token's mean and variance for display."""
     sha256: str | None = None
     """SHA-256 of decoder.safetensors, verified on loading."""
 
@@ -98,7 +98,7 @@ class Card(BaseModel):
     teacher: dict[str, Any] | None = None
     """Teacher of the encoder: source (weights or preset), encoder config and digest of the weights."""
     start: dict[str, Any] | None = None
-    """Facts about the initial weights, unless they were random."""
+    """Origin of the initial weights; null if they were random."""
     weights_license: str | None = None
     """Licence inherited from the teacher's or the initial weights; null if neither restricts use."""
     data: dict[str, Any] = Field(default_factory=dict)
@@ -117,7 +117,7 @@ class Card(BaseModel):
 
     @property
     def output(self) -> str:
-        """Output for a clip: embedding or logits."""
+        """Kind of output for a clip: embedding or logits."""
         return "embedding" if self.head is None else "logits"
 
     @property
@@ -131,6 +131,6 @@ class Card(BaseModel):
 
 
 def is_non_commercial(license: str | None) -> bool:
-    """Whether a licence forbids commercial use, judged by its name, such as CC-BY-NC-4.0."""
+    """Return whether a licence forbids commercial use, judging by its name (such as CC-BY-NC-4.0)."""
     parts = (license or "").lower().replace("_", "-").replace(" ", "-").split("-")
     return "nc" in parts or "noncommercial" in parts or "non-commercial" in (license or "").lower()

@@ -1,4 +1,4 @@
-"""Storage layout of published encoders, and reading of their cards. Torch-free, independent of weights.
+"""Locate published encoders in storage and read their cards. Torch-free; never reads weights.
 
 <root>/encoders/<id>/encoder.safetensors, head.safetensors, decoder.safetensors, encoder.json, README.md
 """
@@ -39,7 +39,7 @@ def load_card(url: str) -> Card:
     except FileNotFoundError:
         raise ConfigError([f"{url}: not a published encoder ({CARD} is missing); check the id or path"]) from None
     except (ValueError, ValidationError) as error:
-        raise ConfigError([f"{path}: not an encoder's card: {str(error).splitlines()[0]}"]) from None
+        raise ConfigError([f"{path}: not a valid encoder card: {str(error).splitlines()[0]}"]) from None
 
 
 def published_cards(root: str) -> tuple[list[Card], list[str]]:

@@ -1,6 +1,6 @@
-"""Render a card as Markdown with the front matter of the Hugging Face Hub. A pure function.
+"""Render a card as Markdown with Hugging Face front matter. Accesses no files.
 
-Independent of files and formats; exporters pass instructions for loading their format.
+Exporters pass their own instructions for loading the exported format.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PROTOCOLS = {
 
 
 def model_card(card: Card, usage: str | None = None) -> str:
-    """Return the text of README.md. `usage`: loading instructions in Markdown; default: with this package."""
+    """Return the text of README.md. `usage`: loading instructions in Markdown; default: those for this package."""
     parts = [
         _front_matter(card),
         f"# {card.id}",
         *([_warning(card)] if card.is_non_commercial else []),
-        _what(card),
+        _summary(card),
         f"## Use\n\n{usage or _own_usage(card)}",
         f"## Input\n\n{_input(card)}",
         f"## Lineage\n\n{_lineage(card)}",
@@ -61,22 +61,22 @@ def _warning(card: Card) -> str:
     )
 
 
-def _what(card: Card) -> str:
+def _summary(card: Card) -> str:
     encoder, clip = card.encoder, card.clip
     size = f"ViT-{encoder.size}" if encoder.size in ("S", "B", "L", "H") else "ViT"
-    what = f"A plain {size}: {encoder.depth} blocks, width {encoder.width}, {encoder.heads} heads"
-    what += ", a class token" if encoder.class_token else ""
-    sees = f"{clip.size[0]}x{clip.size[1]} images" if clip.is_image else f"clips of {_clip(card)}"
-    made = {
+    network = f"A plain {size}: {encoder.depth} blocks, width {encoder.width}, {encoder.heads} heads"
+    network += ", a class token" if encoder.class_token else ""
+    inputs = f"{clip.size[0]}x{clip.size[1]} images" if clip.is_image else f"clips of {_clip(card)}"
+    training = {
         "amd": "pre-trained by Asymmetric Masked Distillation from a larger teacher",
         "mae": "pre-trained as a masked autoencoder",
         "finetune": "fine-tuned for classification",
         "detection": "fine-tuned for action detection",
         None: "imported",
     }[card.objective]
-    whose = "actions for each box" if card.objective == "detection" else "classes"
-    gives = f"logits of {card.head.classes} {whose}" if card.head else f"an embedding of {encoder.width} values"
-    return f"{what}; {made}. Its input is {sees}, its output {gives}."
+    kind = "actions for each box" if card.objective == "detection" else "classes"
+    outputs = f"logits of {card.head.classes} {kind}" if card.head else f"an embedding of {encoder.width} values"
+    return f"{network}; {training}. Its input is {inputs}, its output {outputs}."
 
 
 def _clip(card: Card) -> str:
@@ -119,8 +119,8 @@ def _own_decoder(card: Card) -> str:
     if card.decoder is None:
         return ""
     return (
-        "\n\nThe decoder it was trained with is included (`decoder.safetensors`; `load_decoder(folder, card)`). It "
-        f"reconstructs the pixels of hidden tokens; in training {card.decoder.mask_ratio:.0%} were hidden "
+        "\n\nThe decoder from pre-training is included (`decoder.safetensors`; `load_decoder(folder, card)`). It "
+        f"reconstructs the pixels of hidden tokens; in training, {card.decoder.mask_ratio:.0%} were hidden "
         f"({card.decoder.mask_strategy} masking). Deployments use it for `/reconstructions`."
     )
 
@@ -136,7 +136,7 @@ def _input(card: Card) -> str:
         rows.append(f"A clip is {_clip(card)} of the source.")
     pooled = {
         "mean": "The embedding is the mean over all tokens after the last norm, without the class token.",
-        "mean_then_norm": "The tokens' mean, without the class token, goes through the last norm.",
+        "mean_then_norm": "The embedding is the last norm of the mean of all tokens, without the class token.",
     }[card.pooling]
     return " ".join([*rows, pooled])
 
@@ -163,7 +163,7 @@ def _origin(facts: dict[str, Any]) -> str:
 
 def _scores(card: Card) -> str:
     if not card.scores:
-        return "None measured yet."
+        return "No scores yet."
     header = "| protocol | data | samples | views | values |\n|---|---|---|---|---|"
     return "\n".join([header, *(_row(score) for score in card.scores)])
 

@@ -1,6 +1,6 @@
 """Save, load and run published encoders: `encoder.safetensors` with its card, `encoder.json`, and a `README.md`.
 
-Independent of training; serving, probes and exports load encoders here.
+Does not import training; serving, probes and exports load encoders through this module.
 Shapes: B batch, T frames, H height, W width, D width of the encoder.
 """
 
@@ -58,11 +58,11 @@ def serialize_encoder(
     files = {WEIGHTS: _bytes_of(encoder)}
     card = card.model_copy(update={"sha256": _sha256(files[WEIGHTS])})
     if head is not None:
-        assert card.head is not None, "a head needs card.head"
+        assert card.head is not None, "card.head must describe the head"
         files[HEAD] = _bytes_of(head)
         card = card.model_copy(update={"head": card.head.model_copy(update={"sha256": _sha256(files[HEAD])})})
     if decoder is not None:
-        assert card.decoder is not None, "a decoder needs card.decoder"
+        assert card.decoder is not None, "card.decoder must describe the decoder"
         files[DECODER] = _bytes_of(decoder)
         card = card.model_copy(update={"decoder": card.decoder.model_copy(update={"sha256": _sha256(files[DECODER])})})
     return card, files
@@ -100,7 +100,7 @@ def load_classifier(url: str) -> tuple[Classifier, Card]:
     """
     card = load_card(url)
     if card.objective == "detection":
-        raise ConfigError([f"{url}: its head classifies boxes, not whole clips; use `load_detector` to load it"])
+        raise ConfigError([f"{url}: this head classifies boxes, not whole clips; use `load_detector` to load it"])
     if card.head is None:
         raise ConfigError([f"{url}: this encoder has no classifier; fine-tune it first (`amd finetune`)"])
     classifier = Classifier(card.encoder, card.clip.grid, card.clip.token_values, card.head.classes)
@@ -111,7 +111,7 @@ def load_classifier(url: str) -> tuple[Classifier, Card]:
 
 def load_head(url: str, card: Card) -> nn.Linear:
     """Load the head published with an encoder. Raises ConfigError if it is missing or damaged."""
-    assert card.head is not None, "callers check for a head"
+    assert card.head is not None, "callers check that the encoder has a head"
     head = nn.Linear(card.encoder.width, card.head.classes)
     _load(join(url, HEAD), head, card.head.sha256)
     return head
@@ -131,16 +131,14 @@ def load_decoder(url: str, card: Card) -> Decoder:
 
 def _load(path: str, network: nn.Module, sha256: str | None) -> None:
     if not exists(path):
-        raise ConfigError([f"{path}: missing beside its card; publish the encoder again"])
+        raise ConfigError([f"{path}: file not found next to its card; publish the encoder again"])
     data = read_bytes(path)
     if sha256 not in (None, _sha256(data)):
-        raise ConfigError(
-            [f"{path}: the weights are not those of the card (sha256 differs); publish the encoder again"]
-        )
+        raise ConfigError([f"{path}: the weights do not match the card (sha256 differs); publish the encoder again"])
     try:
         network.load_state_dict(load_tensors(data))
     except Exception as error:
-        raise ConfigError([f"{path}: does not fit its card: {str(error).splitlines()[0]}"]) from None
+        raise ConfigError([f"{path}: does not match its card: {str(error).splitlines()[0]}"]) from None
 
 
 def encode(encoder: Encoder, clip: ClipConfig, clips: Tensor, pooling: Pooling = "mean") -> Tensor:

@@ -1,9 +1,9 @@
-"""Benchmark data loading: read, decode and augmentation times, and the loader workers a training needs.
+"""Benchmark data loading: read, decode and augmentation times, and the loader workers a training run needs.
 
-Each sample is read by our reader and by bare decord, the same frames of the same file back to back and in alternating
-order, since only such pairs are comparable on a shared machine. Everything runs on one core, so rates are per core.
-Without data it writes and measures 10 s videos of 340x256 H.264 with frequent (GOP 12) and rare (GOP 250) key frames.
-Independent of Ray.
+Our reader and bare decord read the same frames of each file back to back, in alternating order, since only such pairs
+are comparable on a shared machine. Everything runs on one core, so rates are per core. Without data, the benchmark
+writes and measures 10 s videos of 340x256 H.264 with frequent (GOP 12) and rare (GOP 250) key frames.
+Does not import Ray.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from rich.table import Table
 from amd.config import ClipConfig, DataConfig
 from amd.data.dataset.manifest import Manifest
 from amd.data.dataset.open import open_manifest
-from amd.data.dataset.record import Record
+from amd.data.dataset.record import FrameChooser, Record
 from amd.data.decoding.reader import BadSample, SampleReader
 from amd.data.faults import DataFault
 from amd.data.loading import frame_sampling, transforms
 from amd.data.loading.loader import ClipLoader
 from amd.storage import filesystem, is_remote, local_path
 
-REPEATS = 4  # of AMD's recipes, at which the official loader gives 29 clips/s per core on 340x256 H.264
+REPEATS = 4  # as in AMD's recipes; the official loader then reaches 29 clips/s per core on 340x256 H.264
 GOPS = (12, 250)
 WARM_UP = 2  # samples read before measuring, to start the reader and fill caches
 
@@ -57,7 +57,7 @@ class SampleTimings(NamedTuple):
     official: float  # augment and normalise one clip as the official code does
 
     def speed_against_official(self, repeats: int) -> float | None:
-        """Speed-up for a sample with `repeats` clips over the official code, which decodes with decord."""
+        """Return the speed-up over the official code, which decodes with decord, for a sample with `repeats` clips."""
         if self.decord is None:
             return None
         return (self.decord + repeats * self.official) / (self.whole + repeats * (self.augment + self.collate))
@@ -75,7 +75,7 @@ def bench_data(
 
     `target`: clips per second that a training worker consumes; the result then recommends data.loader_workers.
     Times are medians in milliseconds: read, decode and decord per sample, augment and collate per clip.
-    Rates are clips per second of CPU time on one core, measured with the training's loader.
+    Rates are clips per second of CPU time on one core, measured with the loader used in training.
     """
     clip = clip or ClipConfig()
     with _one_thread(), tempfile.TemporaryDirectory(prefix="amd-bench-") as folder:
@@ -88,7 +88,7 @@ def bench_data(
 
 
 def recommend_workers(target: float, rate: float) -> int:
-    """Loader workers for `target` clips per second at `rate` per core, with 25 % headroom."""
+    """Return the loader workers for `target` clips per second at `rate` per core, with 25 % headroom."""
     return max(1, math.ceil(1.25 * target / rate))
 
 
@@ -111,7 +111,7 @@ ROWS = {
     "speed against bare decord": ("speed_against_decord", "{:.2f} x"),
     "augment a clip": ("augment_ms", "{:.2f} ms"),
     "augment / decode": ("augment_share", "{:.3f}"),
-    "augment a clip as the official code": ("official_augment_ms", "{:.2f} ms"),
+    "augment a clip as in the official code": ("official_augment_ms", "{:.2f} ms"),
     "collate a clip": ("collate_ms", "{:.2f} ms"),
     "clips of one sample": ("repeats", "{}"),
     "clips/s per core": ("clips_per_s", "{:.1f}"),
@@ -185,7 +185,7 @@ def _bench(name: str, data: DataConfig, clip: ClipConfig, samples: int, log: Cal
 
 
 def _timings(data: DataConfig, clip: ClipConfig, manifest: Manifest, samples: int) -> tuple[list[SampleTimings], int]:
-    """Timings of the readable samples and the number of unreadable ones."""
+    """Return timings of the readable samples and the number of unreadable ones."""
     timings, bad, reader = [], 0, SampleReader(data)
     out = torch.empty((clip.frames, *clip.size, 3), dtype=torch.uint8)
     picks = random.Random(0)
@@ -236,8 +236,8 @@ def _fetch(record: Record) -> bytes:
     return bytes(fs.cat_file(path, start=record.offset, end=record.offset + record.size))
 
 
-def _decord(record: Record, fetched: bytes, choose: frame_sampling.FrameChooser) -> npt.NDArray[np.uint8] | None:
-    """Decode a video with decord alone; None for other records and where decord fails."""
+def _decord(record: Record, fetched: bytes, choose: FrameChooser) -> npt.NDArray[np.uint8] | None:
+    """Decode a video with decord alone; None for other records and if decord fails."""
     if record.kind != "video":
         return None
     import decord
@@ -267,9 +267,9 @@ def _official_clip(frames: npt.NDArray[np.uint8], clip: ClipConfig, draws: rando
 
 
 def _rate(data: DataConfig, clip: ClipConfig, manifest: Manifest, samples: int, repeats: int) -> float | None:
-    """Clips per second of CPU time of the training's loader, with its decoding process; None if nothing is readable.
+    """Measure the training loader, with its decoding process, in clips per second of CPU time.
 
-    CPU time, since wall time also counts other load on the machine.
+    CPU time is used because wall time depends on other load on the machine. None if nothing is readable.
     """
     data = data.model_copy(update={"repeats": repeats})
     batch_size = min(4, len(manifest))
@@ -285,7 +285,7 @@ def _rate(data: DataConfig, clip: ClipConfig, manifest: Manifest, samples: int, 
 
 
 def _core_seconds() -> float:
-    """CPU seconds of this process and its children; running children are counted only where /proc exists."""
+    """Return the CPU seconds of this process and its children; running children count only if /proc exists."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = time.process_time() + children.ru_utime + children.ru_stime
     for file in Path("/proc").glob("[0-9]*/stat"):
@@ -297,7 +297,7 @@ def _core_seconds() -> float:
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:
-    """Run `work` and return its milliseconds and its result."""
+    """Run `work` and return its duration in milliseconds and its result."""
     start = time.perf_counter()
     value = work()
     return (time.perf_counter() - start) * 1000, value

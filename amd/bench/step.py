@@ -1,7 +1,7 @@
 """Benchmark a training step: throughput, time per part, and the fraction of the machine's matrix-multiply rate.
 
 Clips are random decoded bytes; `amd.bench.data` measures reading. Parts are timed in separate steps with a device
-synchronisation between them, throughput in uninterrupted steps. Independent of Ray.
+synchronisation between them, throughput in uninterrupted steps. Does not import Ray.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PARTS = ("data", "teacher", "student_forward", "backward", "optimizer")
 
 
 class StepBench:
-    """A training step of a config with random weights and random clips, run whole or part by part."""
+    """A training step of a config with random weights and random clips, run as a whole or part by part."""
 
     def __init__(self, config: TrainConfig, batch: int) -> None:
         self.config = config
@@ -66,7 +66,7 @@ class StepBench:
         self._optimize()
 
     def timed_parts(self) -> dict[str, float]:
-        """Seconds of each part of one step: the same work and order, with a synchronisation between parts."""
+        """Time each part of one step in seconds; same work and order, with a synchronisation between parts."""
         config, objective = self.config, self.config.objective
         clock = _Clock(self.device)
         clips, sets = self.inputs()
@@ -134,10 +134,11 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def bench_step(config: TrainConfig, *, batch: int = 8, steps: int = 5, warmup: int = 2) -> dict[str, Any]:
-    """Measure a step of `batch` clips; medians over `steps`.
+    """Measure a training step of `batch` clips; results are medians over `steps` steps.
 
     Returns samples/s, each part's share of the step, and the step's FLOP/s as a fraction of the machine's
-    matrix-multiply rate in the same precision. Shares refer to the synchronised step, which is slower than the whole.
+    matrix-multiply rate in the same precision. Shares refer to the synchronised step, which is slower
+    than an uninterrupted one.
     """
     bench = StepBench(config, batch)
     for _ in range(warmup):

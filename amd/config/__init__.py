@@ -1,7 +1,7 @@
 """Frozen config models of all runs and tasks; the same JSON serves as preset, REST body and saved run config.
 
-Validators enforce the rules between fields, so a config that validates can be built and trained. Independent of
-tensors, files and clusters; imports neither torch nor Ray.
+Validators enforce the rules between fields, so a valid config can be built and trained. Imports neither torch nor
+Ray, and accesses no files.
 """
 
 from amd.config.detection import (
@@ -21,7 +21,7 @@ from amd.config.finetune import (
     ViewSampling,
     ViewsConfig,
 )
-from amd.config.overrides import ConfigError, overridden, parse_overrides, validate, with_overrides
+from amd.config.overrides import ConfigError, flatten, overridden, parse_overrides, validate, with_overrides
 from amd.config.probe import (
     FewShotConfig,
     KnnConfig,
@@ -66,10 +66,10 @@ from amd.config.tasks import (
     ENCODER_ID,
     ExportConfig,
     ExportFormat,
-    ForeignWeights,
     ImportConfig,
     PrepareConfig,
     TaskConfig,
+    ThirdPartyWeights,
     encoder_id,
 )
 from amd.config.train import TrainConfig
@@ -119,7 +119,6 @@ __all__ = [
     "FewShotConfig",
     "FinetuneConfig",
     "FinetuneOptimConfig",
-    "ForeignWeights",
     "FrameSampling",
     "GeneratorConfig",
     "HeadConfig",
@@ -156,12 +155,14 @@ __all__ = [
     "TargetNorm",
     "TaskConfig",
     "TeacherConfig",
+    "ThirdPartyWeights",
     "TokenGrid",
     "TrackingConfig",
     "TrainConfig",
     "ViewSampling",
     "ViewsConfig",
     "encoder_id",
+    "flatten",
     "overridden",
     "parse_overrides",
     "validate",

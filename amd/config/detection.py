@@ -16,7 +16,7 @@ Half = Annotated[float, Field(ge=0, lt=0.5)]
 
 
 class DetectionHeadConfig(Section):
-    """RoIAlign on the encoder's last feature map, max pooling over each box, one sigmoid per action."""
+    """Detection head: RoIAlign on the encoder's last feature map, max pooling over each box, a sigmoid per action."""
 
     resolution: int = Field(7, ge=1)
     """Resolution of RoIAlign: sampling cells along each side of a box."""
@@ -43,7 +43,7 @@ class DetectionDataConfig(DataConfig):
     """Boxes of a person detector for `val`: a CSV in the same layout, with an empty action and a score in the last
     column. Default: the annotated boxes, which overestimates the score."""
     excluded: str | None = None
-    """Key frames to leave out of `val`: a CSV of video and timestamp. Default: none."""
+    """Key frames to exclude from `val`: a CSV of video and timestamp. Default: none."""
     label_map: str
     """Label map with the names and numbers of all annotated actions: a .pbtxt as in AVA, numbered from 1."""
     evaluated: str | None = None
@@ -64,7 +64,7 @@ class DetectionEvaluationConfig(Section):
     """Evaluation by frame-mAP on `data.val`."""
 
     every_epochs: int = Field(1, ge=1)
-    """Epochs between two evaluations on `data.val`."""
+    """Epochs between evaluations on `data.val`."""
     batch_size: int = Field(8, ge=1)
     """Key frames per forward pass, over all workers."""
     size: Annotated[tuple[int, int] | None, BeforeValidator(as_pair)] = None
@@ -84,13 +84,13 @@ class DetectionConfig(RunConfig):
     """Initial weights of the encoder: the id or folder of a published encoder, or a file or URI of any known layout.
     Default: random initialisation."""
     weights_license: str | None = None
-    """Licence of the initial weights, where they have no card; copied to the published encoder's card."""
+    """Licence of initial weights that have no card; copied to the published encoder's card."""
     head: DetectionHeadConfig = DetectionHeadConfig()
     """Detection head."""
     data: DetectionDataConfig
     """Training and validation annotations."""
     optim: FinetuneOptimConfig = FinetuneOptimConfig()
-    """Optimiser."""
+    """Optimizer."""
     evaluation: DetectionEvaluationConfig = DetectionEvaluationConfig()
     """Evaluation during and after training."""
 
@@ -109,7 +109,7 @@ class DetectionConfig(RunConfig):
         if data.short_side < max(self.clip.size):
             problems.append(
                 f"data.short_side={data.short_side} must not be below clip.size={list(self.clip.size)}: training crops "
-                "take clip.size out of the resized frames"
+                "are cut from the resized frames"
             )
         if size is not None and any(side <= 0 or side % self.clip.patch for side in size):
             problems.append(
@@ -118,12 +118,12 @@ class DetectionConfig(RunConfig):
             )
         if data.rand_augment is not None:
             problems.append(
-                f"data.rand_augment={data.rand_augment}: boxes cannot follow its geometric operations; set it to null"
+                f"data.rand_augment={data.rand_augment}: geometric operations would not move the boxes; set it to null"
             )
         if data.repeats > 1:
-            problems.append(f"data.repeats={data.repeats}: detection takes one clip per key frame; set it to 1")
+            problems.append(f"data.repeats={data.repeats}: detection uses one clip per key frame; set it to 1")
         if self.optim.ema_decay is not None:
             problems.append(
-                f"optim.ema_decay={self.optim.ema_decay}: detection keeps no moving average; set it to null"
+                f"optim.ema_decay={self.optim.ema_decay}: detection keeps no average of the weights; set it to null"
             )
         return [*problems, *super()._problems()]

@@ -35,15 +35,15 @@ class AugmentConfig(Section):
     """Batch augmentation: mixup, CutMix, label smoothing and random erasing. Frames are augmented by `data`."""
 
     mixup: float = Field(0.8, ge=0)
-    """Alpha of mixup's Beta distribution; 0 turns mixup off."""
+    """Alpha of mixup's Beta distribution; 0 disables mixup."""
     cutmix: float = Field(1.0, ge=0)
-    """Alpha of CutMix's Beta distribution; 0 turns CutMix off."""
+    """Alpha of CutMix's Beta distribution; 0 disables CutMix."""
     mix_prob: float = Field(1.0, ge=0, le=1)
     """Probability that mixup or CutMix is applied to a batch."""
     switch_prob: float = Field(0.5, ge=0, le=1)
-    """Probability of CutMix instead of mixup where both are on."""
+    """Probability of CutMix instead of mixup, when both are enabled."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    """Label smoothing; ignored with head.multi_label, where each class has a binary target of its own."""
+    """Label smoothing; ignored with head.multi_label, where every class has its own binary target."""
     erase_prob: float = Field(0.25, ge=0, le=1)
     """Probability of random erasing, which fills the same box with noise in all frames of a clip."""
 
@@ -61,7 +61,7 @@ class ViewsConfig(Section):
     crops: int = Field(1, ge=1, le=9)
     """Spatial crops per clip, spread over the longer side of the frame."""
     sampling: ViewSampling = "dense"
-    """Frame sampling of the test. dense: every clip.sampling_rate_frames-th frame, with clips spread evenly (K400).
+    """Frame sampling in the test. dense: every clip.sampling_rate_frames-th frame, with clips spread evenly (K400).
     segments: one frame from each of clip.frames equal segments of the video (TSN; SSv2)."""
 
     def __str__(self) -> str:
@@ -72,13 +72,13 @@ class LabelledDataConfig(DataConfig):
     """Labelled data: `train` as in pre-training, `val` to choose the best checkpoint, `test` for the final score."""
 
     val: str | None = None
-    """Validation data, in the same form as `train`. Default: none; the last checkpoint is tested and published."""
+    """Validation data, in the same format as `train`. Default: none; the last checkpoint is tested and published."""
     test: str | None = None
-    """Test data, in the same form as `train`, scored once at the end. Default: `val`."""
+    """Test data, in the same format as `train`, scored once at the end. Default: `val`."""
 
 
 class FinetuneOptimConfig(OptimConfig):
-    """AdamW with layer-wise learning rate decay, and an optional moving average of the weights."""
+    """AdamW with layer-wise learning rate decay and an optional moving average of the weights."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
@@ -89,7 +89,7 @@ class FinetuneOptimConfig(OptimConfig):
     layer_decay: float = Field(0.75, gt=0, le=1)
     """Layer-wise learning rate decay: factor from each block to the one before it; 1 for the head and the last norm."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Decay of an exponential moving average of the weights, which is tested and published in their place.
+    """Decay of an exponential moving average of the weights; the average is what is tested and published.
     Default: no average."""
 
 
@@ -97,7 +97,7 @@ class EvaluationConfig(Section):
     """Validation during training and the final test."""
 
     every_epochs: int = Field(1, ge=1)
-    """Epochs between two validations, each on the central view alone."""
+    """Epochs between validations, which use the central view only."""
     batch_size: int = Field(32, ge=1)
     """Samples per forward pass, over all workers."""
     views: ViewsConfig = ViewsConfig()
@@ -113,7 +113,7 @@ class FinetuneConfig(RunConfig):
     """Initial weights of the encoder: the id or folder of a published encoder, a file or URI of any known layout, or
     `timm:NAME`. Default: random initialisation."""
     weights_license: str | None = None
-    """Licence of the initial weights, where they have no card; copied to the published encoder's card."""
+    """Licence of initial weights that have no card; copied to the published encoder's card."""
     head: HeadConfig = HeadConfig()
     """Classifier head."""
     augment: AugmentConfig = AugmentConfig()
@@ -121,7 +121,7 @@ class FinetuneConfig(RunConfig):
     data: LabelledDataConfig
     """Training, validation and test data."""
     optim: FinetuneOptimConfig = FinetuneOptimConfig()
-    """Optimiser."""
+    """Optimizer."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Validation and test."""
 
@@ -155,7 +155,7 @@ class FinetuneConfig(RunConfig):
         return [*problems, *super()._problems()]
 
     def _mixing_problems(self) -> list[str]:
-        """timm mixes a batch with its own reverse, so every batch needs an even number of clips."""
+        """Check that every batch has an even number of clips: timm mixes a batch with its own reverse."""
         min_workers, max_workers = self.scaling.workers
         share = self.optim.batch_size // max_workers
         for samples in sorted({share, min(self.scaling.micro_batch or share, share)}, reverse=True):

@@ -1,6 +1,6 @@
 """Validate plain values into a config, apply dotted overrides, and report validation errors one line per problem.
 
-Independent of files and of the command line; callers read the values.
+Accesses neither files nor the command line; callers read the values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from amd.config.sections import EncoderSize, Section
 
 
 class ConfigError(ValueError):
-    """A config that breaks a rule. `problems` holds one line per broken rule, each naming the dotted field."""
+    """Raised for an invalid config. `problems` has one line per broken rule, each naming the dotted field."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__(list(problems))  # plain arguments: the exception may cross Ray
@@ -31,7 +31,7 @@ S = TypeVar("S", bound=Section)
 
 
 def validate(model: type[S], values: Mapping[str, Any]) -> S:
-    """Build a config from plain values; raise ConfigError with one line per problem, each naming the dotted field."""
+    """Build a config from plain values. Raises ConfigError with one line per problem, each naming the dotted field."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -39,15 +39,15 @@ def validate(model: type[S], values: Mapping[str, Any]) -> S:
 
 
 def with_overrides(config: S, overrides: Mapping[str, Any]) -> S:
-    """The config with dotted keys replaced: `with_overrides(config, {"mask.teacher_ratio": 0.6})`.
+    """Return the config with dotted keys replaced: `with_overrides(config, {"mask.teacher_ratio": 0.6})`.
 
-    Raises ConfigError when a key does not exist or the result breaks a rule.
+    Raises ConfigError if a key does not exist or the result breaks a rule.
     """
     return validate(type(config), overridden(config.model_dump(mode="json"), overrides))
 
 
 def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values with dotted keys replaced, not yet validated. Raises ConfigError for a path through a value."""
+    """Return plain values with dotted keys replaced, unvalidated. Raises ConfigError for a key below a plain value."""
     result: dict[str, Any] = copy.deepcopy(dict(values))
     for key, value in {**_reset_alternatives(overrides), **overrides}.items():
         node: Any = result
@@ -64,13 +64,24 @@ def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
             node[int(last)] = value
         elif isinstance(node, dict):
             if key.endswith("encoder.size") and value is not None:
-                for field in EncoderSize._fields:  # a new named size brings its own numbers
+                for field in EncoderSize._fields:  # a named size sets these fields itself
                     if f"{key.removesuffix('size')}{field}" not in overrides:
                         node.pop(field, None)
             node[last] = value
         else:
             raise ConfigError([f"{key}: {'.'.join(parents)} is a value, not a section"])
     return result
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten nested sections to dotted keys, the inverse of `overridden`. An empty section keeps its own key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{key}.{name}": item for name, item in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 # Pairs of mutually exclusive fields: setting one resets the other.
@@ -107,7 +118,7 @@ def parse_overrides(args: Sequence[str]) -> dict[str, Any]:
     for arg in args:
         key, equals, text = arg.partition("=")
         if not equals or not key.strip():
-            raise ConfigError([f"{arg!r} is not an override: write key=value, for example mask.teacher_ratio=0.6"])
+            raise ConfigError([f"{arg!r} is not an override: use key=value, for example mask.teacher_ratio=0.6"])
         overrides[key.strip()] = _value(text)
     return overrides
 
@@ -132,7 +143,7 @@ def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
         if problem["type"] == "extra_forbidden":
             lines.append(f"{where}: unknown key{_suggestion(model, problem['loc'])}")
         elif problem["type"] == "missing":
-            lines.append(f"{where}: required, but not given")
+            lines.append(f"{where}: required, but not set")
         elif problem["type"] == "value_error":
             text = str(problem["ctx"]["error"])
             # Rules name fields relative to their section; prefix the path of that section.

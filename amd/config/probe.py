@@ -19,7 +19,7 @@ class ProbeDataConfig(DataConfig):
     """Labelled data: probes are fitted on `train` and scored on `test`."""
 
     test: str
-    """Test data, in the same form as `train`."""
+    """Test data, in the same format as `train`."""
 
 
 class KnnConfig(Section):
@@ -36,7 +36,7 @@ class LinearConfig(Section):
 
     method: LinearMethod = "sgd"
     """Training method. sgd: MAE's head (BatchNorm without affine parameters, then a linear layer) trained by SGD with
-    momentum. lars: the same head trained by LARS, as in MAE; intended for batches of thousands, it underfits small data
+    momentum. lars: the same head trained by LARS, as in MAE; intended for batches of thousands; it underfits small data
     sets. logistic: scikit-learn's logistic regression on standardised features; takes seconds for small data sets."""
     augment: LinearAugment = "none"
     """Augmentation of the training samples. none: features of the central view, computed once. The others recompute
@@ -122,7 +122,7 @@ class RunProbeConfig(Section):
     data: ProbeDataConfig
     """Labelled data."""
     every_epochs: int = Field(10, ge=1)
-    """Epochs between two probes."""
+    """Epochs between probes."""
     device: Device = "cpu"
     """Device of the probes; cpu leaves the GPUs to training."""
     classes: int | None = Field(None, ge=2)

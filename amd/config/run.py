@@ -1,6 +1,6 @@
 """Base config of all training runs: pre-training, fine-tuning and detection.
 
-Subclasses add the networks, their objective and the rules between them.
+Subclasses add the networks, the objective and their cross-field rules.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class RunConfig(Section):
     """A run on a data set: its input, length, resources and storage."""
 
     clip: ClipConfig = ClipConfig()
-    """Input of the networks."""
+    """Clips: the input of the networks."""
     data: DataConfig
     """Training data."""
     optim: OptimConfig = OptimConfig()
-    """Optimiser."""
+    """Optimizer."""
     schedule: ScheduleConfig
     """Length of the run and learning rate schedule."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -57,7 +57,7 @@ class RunConfig(Section):
     storage: str | None = None
     """Storage root of runs and encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
-    """Id of the run: letters, digits, - and _. A run with the name and config of an earlier one continues it."""
+    """Id of the run: letters, digits, - and _. Reusing the name and config of an earlier run continues that run."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Random seed of weights, masks and data order."""
 
@@ -68,21 +68,21 @@ class RunConfig(Section):
         return self
 
     def _problems(self) -> list[str]:
-        """One line per broken rule between sections; subclasses prepend their own."""
+        """Return one line per broken rule between sections; subclasses prepend their own."""
         batch, (low, high) = self.optim.batch_size, self.scaling.workers
         if high > batch:
             return [f"scaling.workers={high} must not be above optim.batch_size={batch}: every worker needs a sample"]
         if low == high and batch % high:
-            return [f"optim.batch_size={batch} must be a multiple of scaling.workers={high}: workers share it evenly"]
+            return [f"optim.batch_size={batch} must be a multiple of scaling.workers={high}: workers split it evenly"]
         return []
 
     @property
     def clips_per_step(self) -> int:
-        """Clips per optimiser step over all workers."""
+        """Clips per optimizer step over all workers."""
         return self.optim.batch_size * self.data.repeats
 
     def digest(self) -> str:
-        """SHA-256 of the fields that determine the result; storage, name, tracking and scaling do not."""
+        """Return the SHA-256 of the fields that determine the result: not storage, name, tracking or scaling."""
         values = self.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
         for field in READER_FIELDS:
             del values["data"][field]

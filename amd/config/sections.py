@@ -48,7 +48,7 @@ class Section(BaseModel):
 
 
 def as_pair(value: object) -> object:
-    """Repeat a single integer; other values pass through to validation."""
+    """Expand a single integer to a pair; return other values unchanged, for validation."""
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -67,7 +67,7 @@ class ClipConfig(Section):
     tubelet: int = Field(2, ge=1)
     """Frames per token."""
     sampling_rate_frames: int = Field(4, ge=1)
-    """Distance between two frames of a clip, in frames of the source video."""
+    """Distance between frames of a clip, in frames of the source video."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of the R, G and B values in [0, 1], subtracted from the pixels."""
     std: tuple[float, float, float] = IMAGENET_STD
@@ -120,7 +120,7 @@ ENCODER_SIZES: dict[str, EncoderSize] = {
     "demo-teacher": EncoderSize(128, 6, 4),
 }
 
-# Sines and cosines of every axis need equal shares of the width, so the width must be a multiple of this.
+# The width is split evenly among the sines and cosines of every axis, so it must be a multiple of this.
 POSITION_PARTS: dict[Positions, int] = {"sincos_1d": 1, "sincos_2d": 4, "sincos_3d": 16, "learned": 1}
 
 
@@ -160,7 +160,7 @@ class EncoderConfig(Section):
         if size not in ENCODER_SIZES:
             raise ValueError(
                 f"encoder.size={size!r} is not one of {', '.join(ENCODER_SIZES)}; "
-                "or leave it out and set width, depth and heads"
+                "or omit it and set width, depth and heads"
             )
         named = ENCODER_SIZES[size]._asdict()
         for field, number in named.items():
@@ -182,7 +182,7 @@ class EncoderConfig(Section):
 
 
 class DecoderConfig(Section):
-    """The decoder, which reconstructs pixels at student-masked tokens from the encoded student-visible tokens."""
+    """The decoder, which predicts pixels at student-masked tokens from the encoded student-visible tokens."""
 
     width: int = Field(192, ge=4)
     """Embedding dimension of the decoder."""
@@ -206,8 +206,8 @@ class GeneratorConfig(Section):
     depth: int = Field(2, ge=1)
     """Number of transformer blocks in each generator."""
     width: int | None = Field(None, ge=4)
-    """Embedding dimension of the generators. Default: the teacher's width, as in AMD. Any other width adds a linear
-    layer before and after the blocks."""
+    """Embedding dimension of the generators. Default: the teacher's width, as in AMD. Any other width adds linear
+    layers before and after the blocks."""
     heads: int | None = Field(None, ge=1)
     """Attention heads per generator block. Default: width // 64, as in AMD."""
 
@@ -242,14 +242,14 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _one_source(self) -> TeacherConfig:
         if (self.weights is None) == (self.preset is None):
-            both = "both are given" if self.weights else "neither is given"
+            both = "both are set" if self.weights else "neither is set"
             raise ValueError(
-                f"teacher.weights and teacher.preset: {both}; give exactly one, weights to load (a file, a URI, "
+                f"teacher.weights and teacher.preset: {both}; set exactly one, weights to load (a file, a URI, "
                 "timm:NAME or an encoder id) or a preset to train first"
             )
         if self.overrides and self.preset is None:
             raise ValueError(
-                "teacher.overrides applies to teacher.preset, which is not set; set it, or drop the overrides"
+                "teacher.overrides applies to teacher.preset, which is not set; set it, or remove the overrides"
             )
         return self
 
@@ -258,16 +258,16 @@ class MaskConfig(Section):
     """Asymmetric masking: the tokens that the student, the teacher and the decoder process."""
 
     strategy: MaskStrategy = "tube"
-    """Masking strategy. random: tokens are hidden one by one (MAE). tube: the same tokens are hidden in every frame
-    (VideoMAE)."""
+    """Masking strategy. random: each token is hidden independently (MAE). tube: the same positions are hidden in every
+    frame (VideoMAE)."""
     student_ratio: float = Field(0.9, ge=0, lt=1)
     """Fraction of tokens hidden from the student."""
     teacher_ratio: float = Field(0.75, ge=0, lt=1)
     """Fraction of tokens hidden from the teacher, at most the student's; 0 shows the teacher the full clip."""
     decoder: DecoderTokens = "all"
-    """Student-masked tokens that the decoder reconstructs: all, or the running_cell of VideoMAE V2."""
+    """Student-masked tokens that the decoder reconstructs: all of them, or VideoMAE V2's running_cell subset."""
     decoder_ratio: float = Field(0.5, gt=0, lt=1)
-    """Fraction of student-masked tokens that running_cell leaves out of reconstruction: 0.25, 0.5 or 0.75."""
+    """Fraction of student-masked tokens that running_cell excludes from reconstruction: 0.25, 0.5 or 0.75."""
 
     @model_validator(mode="after")
     def _asymmetric(self) -> MaskConfig:
@@ -281,7 +281,7 @@ class MaskConfig(Section):
         return self
 
     def hidden_cells(self, ratio: float, cells: int) -> int:
-        """Number of cells out of `cells` that a ratio hides, rounded down as in the official mask generator."""
+        """Return how many of `cells` cells a ratio hides, rounded down as in the official mask generator."""
         return int(ratio * cells)
 
 
@@ -295,7 +295,7 @@ class LayerPair(Section):
 
 
 class LossWeights(Section):
-    """Weights of the loss terms in the total loss; 0 turns a term off."""
+    """Weights of the loss terms in the total loss; 0 disables a term."""
 
     reconstruction: float = Field(1.0, ge=0)
     """Weight of the pixel reconstruction loss; 0 builds no decoder."""

@@ -28,7 +28,7 @@ class TaskConfig(Section):
 
 
 def encoder_id(weights: str) -> str:
-    """Default id of imported weights, derived from their file name."""
+    """Return the default id of imported weights, derived from their file name."""
     name = PurePosixPath(weights.removeprefix("timm:").rstrip("/")).name
     stem = re.sub(r"\.(pth|pt|bin|safetensors|tar)$", "", name)
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-._")[:200] or "imported"
@@ -38,8 +38,8 @@ def _default_id(values: dict[str, Any]) -> str:
     return encoder_id(values.get("weights", ""))
 
 
-class ForeignWeights(Section):
-    """Weights trained elsewhere, with facts that the files do not contain; what is not given is inferred or guessed."""
+class ThirdPartyWeights(Section):
+    """Third-party weights, and facts that their files do not contain. Unset fields are inferred or guessed."""
 
     weights: str = Field(min_length=1)
     """Weights to import: a file, folder or URL of any known layout, or timm:NAME."""
@@ -58,7 +58,7 @@ class ForeignWeights(Section):
     tubelet: int | None = Field(None, ge=1)
     """Frames per token. Default: inferred from the patch embedding."""
     sampling_rate_frames: int | None = Field(None, ge=1)
-    """Distance between two frames of a clip, in frames of the source video."""
+    """Distance between frames of a clip, in frames of the source video."""
     positions: Positions | None = None
     """Position embedding that the weights were trained with."""
     mean: tuple[float, float, float] | None = None
@@ -85,13 +85,13 @@ class ForeignWeights(Section):
     def _known(cls, value: str | None) -> str | None:
         if value is not None and value not in ENCODER_SIZES:
             raise ValueError(
-                f"size={value} is not one of {', '.join(ENCODER_SIZES)}; leave it out to infer it from the weights"
+                f"size={value} is not one of {', '.join(ENCODER_SIZES)}; omit it to infer it from the weights"
             )
         return value
 
 
-class ImportConfig(ForeignWeights, TaskConfig):
-    """Import of foreign weights as a published encoder."""
+class ImportConfig(ThirdPartyWeights, TaskConfig):
+    """Import of third-party weights as a published encoder."""
 
 
 class ExportConfig(TaskConfig):
@@ -106,7 +106,7 @@ class ExportConfig(TaskConfig):
 
 
 class PrepareConfig(TaskConfig):
-    """Preparation of a data set for fast reading: smaller frames, short GOPs, tar shards with an index."""
+    """Conversion of a data set for fast reading: smaller frames, short GOPs, tar shards with an index."""
 
     data: DataConfig
     """Data set to prepare."""
@@ -115,11 +115,11 @@ class PrepareConfig(TaskConfig):
     short_side: int = Field(320, ge=16)
     """Short side of the prepared frames, in pixels; smaller frames keep their size."""
     gop: int = Field(12, ge=1)
-    """Frames between two key frames of a video."""
+    """Distance between key frames of a video, in frames."""
     crf: int = Field(23, ge=0, le=51)
     """Constant rate factor of H.264; higher values give smaller files of lower quality."""
     frame_rate: float | None = Field(None, gt=0)
-    """Frame rate of the prepared videos, in frames per second. Default: that of the source."""
+    """Frame rate of the prepared videos, in frames per second. Default: the frame rate of the source."""
     quality: int = Field(90, ge=1, le=100)
     """JPEG quality of images."""
     shard_mib: int = Field(128, ge=1)

@@ -1,4 +1,4 @@
-"""Config of a pre-training run, and the rules between its sections."""
+"""Config of a pre-training run, and its cross-section validation."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class TrainConfig(RunConfig):
         objective, teacher = self.objective, self.teacher
         if objective.kind == "mae":
             if teacher is not None:
-                return ["teacher: objective.kind=mae has no teacher; set teacher=null or objective.kind=amd"]
+                return ["teacher: objective.kind=mae does not use a teacher; set teacher=null or objective.kind=amd"]
             return (
                 []
                 if objective.weights.reconstruction
                 else ["objective.weights.reconstruction=0 leaves no loss with objective.kind=mae; raise it above 0"]
             )
         if teacher is None:
-            return ["teacher: objective.kind=amd needs one; set teacher.weights or teacher.preset"]
+            return ["teacher: objective.kind=amd requires a teacher; set teacher.weights or teacher.preset"]
         problems = []
         if not objective.layers:
             problems.append("objective.layers: objective.kind=amd needs at least one layer pair; add one")
         students = [pair.student for pair in objective.layers]
         if len(set(students)) < len(students):
             problems.append(
-                f"objective.layers: student blocks {students} repeat; each aligned student block has one projection"
+                f"objective.layers: student blocks {students} repeat; each aligned block has a single projection"
             )
         for i, pair in enumerate(objective.layers):
             for role, block, depth in (
@@ -75,7 +75,7 @@ class TrainConfig(RunConfig):
             problems.append(
                 f"student.generator.heads={heads} must divide "
                 + (f"student.generator.width={width}" if own else f"the teacher's width {width}")
-                + ": generators work at that width"
+                + ": generators have that width"
             )
         positions = self.student.encoder.positions
         if own and width % POSITION_PARTS[positions]:
@@ -97,7 +97,7 @@ class TrainConfig(RunConfig):
         if self.objective.kind == "amd" and student == teacher and mask.student_ratio != mask.teacher_ratio:
             problems.append(
                 f"mask.teacher_ratio={mask.teacher_ratio} and mask.student_ratio={mask.student_ratio} both hide "
-                f"{student} of {cells} cells: move them apart, or make them equal for a symmetric teacher"
+                f"{student} of {cells} cells: increase their difference, or make them equal for symmetric masking"
             )
         if mask.decoder == "running_cell":
             grid = self.clip.grid
@@ -136,10 +136,10 @@ class TrainConfig(RunConfig):
     @property
     def generator_width(self) -> int:
         """Embedding dimension of the generators, with its default resolved."""
-        assert self.teacher is not None, "generators exist only beside a teacher"
+        assert self.teacher is not None, "generators require a teacher"
         return self.student.generator.width or self.teacher.encoder.width
 
     @property
     def generator_heads(self) -> int:
-        """Attention heads per generator block, with the default resolved."""
+        """Attention heads per generator block, with its default resolved."""
         return self.student.generator.heads or max(1, self.generator_width // 64)

@@ -1,6 +1,6 @@
-"""Config sections of a training run: data, optimiser, schedule, checkpoints, scaling and tracking.
+"""Config sections of a training run: data, optimizer, schedule, checkpoints, scaling and tracking.
 
-Shared by pre-training, fine-tuning, detection, probing and embedding; independent of the method. Torch-free.
+Shared by pre-training, fine-tuning, detection, probing and embedding. Torch-free.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DataConfig(Section):
     format: DataFormat = "auto"
     """Layout of the data; auto detects it from the path and its contents."""
     root: str = ""
-    """Folder that relative paths in list files refer to. Default: the folder of the list file."""
+    """Folder to which relative paths in list files refer. Default: the folder of the list file."""
     frame_name: str = "img_{:05}.jpg"
     """File name of frame n in frame folders, as a format string; frames are numbered from 1."""
     sampling: FrameSampling = "strided"
@@ -47,10 +47,10 @@ class DataConfig(Section):
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest area of a random_resized crop, as fractions of the frame."""
     flip: bool = False
-    """Random horizontal flips, with probability 0.5; leave off where left and right decide the label (SSv2)."""
+    """Random horizontal flips, with probability 0.5; disable where left and right determine the label (SSv2)."""
     rand_augment: str | None = None
-    """RandAugment policy in timm's notation, such as rand-m7-n4-mstd0.5-inc1, applied alike to all frames of a clip.
-    Default: no RandAugment."""
+    """RandAugment policy in timm's notation, such as rand-m7-n4-mstd0.5-inc1, applied consistently to all frames of a
+    clip. Default: no RandAugment."""
     center_fraction: float = Field(1.0, gt=0, le=1)
     """Side of the center crop in evaluation, as a fraction of the largest possible one; 0.875 resizes to 256 and crops
     224."""
@@ -63,14 +63,14 @@ class DataConfig(Section):
     prefetch_batches: int = Field(2, ge=1)
     """Batches that each data loader process prepares in advance."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
-    """Largest fraction of unreadable samples in the data set; the run stops beyond it."""
+    """Maximum fraction of unreadable samples in the data set; the run stops above it."""
     read_timeout_s: float = Field(30.0, gt=0)
     """Seconds allowed to read and decode one sample; a sample that takes longer counts as bad."""
     read_memory_mib: int = Field(4096, ge=1024)
-    """Address space of a decoding process, in MiB; a sample that needs more counts as bad."""
+    """Address space limit of a decoding process, in MiB; a sample that needs more counts as bad."""
     decoder: VideoDecoder = "pyav"
-    """Video decoder. pyav: exact for every file, detects damage, and faster. decord: decord for files that it is known
-    to decode correctly, pyav for all others."""
+    """Video decoder. pyav: exact for every file, detects damage, and is faster. decord: used for files that it is known
+    to decode correctly; all others use pyav."""
     retries: int = Field(3, ge=0, le=20)
     """Retries of a failed read from remote storage."""
     cache_dir: str | None = None
@@ -101,7 +101,7 @@ class OptimConfig(Section):
     """AdamW with the official parameter groups: no decay on biases, norms, tokens and positions."""
 
     batch_size: int = Field(256, ge=1)
-    """Samples per optimiser step over all workers; each sample yields data.repeats clips."""
+    """Samples per optimizer step over all workers; each sample yields data.repeats clips."""
     base_lr: float = Field(1.5e-4, gt=0)
     """Peak learning rate, per 256 samples: lr = base_lr x batch_size / 256. Repeats are not counted, as in AMD."""
     min_lr: float = Field(1e-5, ge=0)
@@ -117,12 +117,12 @@ class OptimConfig(Section):
 
     @property
     def lr(self) -> float:
-        """Peak learning rate of the optimiser."""
+        """Peak learning rate of the optimizer."""
         return self.base_lr * self.batch_size / 256
 
     @property
     def final_lr(self) -> float:
-        """Learning rate of the optimiser at the end of the schedule."""
+        """Learning rate of the optimizer at the end of the schedule."""
         return self.min_lr * self.batch_size / 256
 
 
@@ -132,23 +132,23 @@ class ScheduleConfig(Section):
     epochs: int | None = Field(None, ge=1)
     """Length of the run in epochs; set either epochs or steps."""
     steps: int | None = Field(None, ge=1)
-    """Length of the run in optimiser steps; set either epochs or steps."""
+    """Length of the run in optimizer steps; set either epochs or steps."""
     warmup_epochs: int | None = Field(None, ge=0)
     """Length of the warm-up in epochs. Default: no warm-up, unless warmup_steps is set."""
     warmup_steps: int | None = Field(None, ge=0)
-    """Length of the warm-up in optimiser steps. Default: no warm-up, unless warmup_epochs is set."""
+    """Length of the warm-up in optimizer steps. Default: no warm-up, unless warmup_epochs is set."""
 
     @model_validator(mode="after")
     def _one_length(self) -> ScheduleConfig:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("schedule.epochs and schedule.steps: give exactly one, the length of the run")
+            raise ValueError("schedule.epochs and schedule.steps: set exactly one, the length of the run")
         if self.warmup_epochs is not None and self.warmup_steps is not None:
-            raise ValueError("schedule.warmup_epochs and schedule.warmup_steps: give at most one")
+            raise ValueError("schedule.warmup_epochs and schedule.warmup_steps: set at most one")
         if self.epochs is not None and (self.warmup_epochs or 0) >= self.epochs + 1:
             raise ValueError(f"schedule.warmup_epochs={self.warmup_epochs} must not be above epochs={self.epochs}")
         if self.steps is not None and (self.warmup_steps or 0) > self.steps:
             raise ValueError(
-                f"schedule.warmup_steps={self.warmup_steps} must not be above steps={self.steps}: give both"
+                f"schedule.warmup_steps={self.warmup_steps} must not be above steps={self.steps}: set them together"
             )
         return self
 
@@ -162,12 +162,12 @@ class ScheduleConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When checkpoints are written and which are kept."""
+    """Schedule and retention of checkpoints."""
 
     every_steps: int | None = Field(None, ge=1)
-    """Optimiser steps between checkpoints. Default: no limit by steps."""
+    """Optimizer steps between checkpoints. Default: steps do not trigger checkpoints."""
     every_minutes: float | None = Field(15.0, gt=0)
-    """Minutes between checkpoints, in addition to every_steps; whichever comes first."""
+    """Minutes between checkpoints, in addition to every_steps; whichever comes first triggers one."""
     keep_last: int = Field(2, ge=1)
     """Number of most recent checkpoints to keep."""
     keep_best: int = Field(0, ge=0)
@@ -203,14 +203,14 @@ class ScalingConfig(Section):
     """Training workers (DDP ranks): a number, or [min, max] for an elastic run, which adapts gradient accumulation to
     keep batch size and learning rate."""
     device: Device = "auto"
-    """Device of the workers; auto uses a GPU where one is available."""
+    """Device of the workers; auto uses a GPU if one is available."""
     cpus_per_worker: float = Field(1.0, gt=0)
     """CPUs that Ray reserves per worker."""
     threads_per_worker: int | None = Field(None, ge=1)
     """PyTorch threads per worker on CPU. Default: the machine's cores divided among its workers."""
     micro_batch: int | None = Field(None, ge=1)
     """Maximum samples per forward pass of a worker; gradients accumulate up to optim.batch_size. Default: the
-    worker's whole share of the batch."""
+    worker's entire share of the batch."""
     precision: Precision = "auto"
     """Numeric precision. bf16: bfloat16 autocast. auto: bf16 on GPU, fp32 on CPU."""
     compile: bool = False
@@ -230,7 +230,7 @@ class ScalingConfig(Section):
         return self
 
     def worker_resources(self, gpu: bool) -> dict[str, float]:
-        """Resources that one worker requests, keyed by Ray's resource names."""
+        """Return the resources that one worker requests, keyed by Ray's resource names."""
         return {"CPU": self.cpus_per_worker, **({"GPU": 1.0} if gpu else {})}
 
     @property
@@ -240,18 +240,18 @@ class ScalingConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Logging of metrics, and the guard against collapsed features."""
+    """Metric logging and the collapse guard."""
 
     log_every_steps: int = Field(10, ge=1)
-    """Optimiser steps between two lines of metrics."""
+    """Optimizer steps between logged metrics."""
     tensorboard: bool = True
     """Whether to write TensorBoard event files."""
     mlflow: str | None = None
-    """MLflow tracking URI; requires the extra `mlflow`. Default: no MLflow."""
+    """MLflow tracking URI; requires the `mlflow` extra. Default: no MLflow."""
     mlflow_experiment: str = "amd"
     """Name of the MLflow experiment."""
     guard_every_steps: int = Field(200, ge=0)
-    """Optimiser steps between two measurements of the collapse guard, which estimates the effective rank of the
-    student's features; 0 turns it off."""
+    """Optimizer steps between measurements by the collapse guard (the effective rank of the student's features);
+    0 disables it."""
     guard_min_rank: float = Field(0.02, ge=0, le=1)
-    """Effective rank of the student's features, as a fraction of their width, below which the guard warns."""
+    """Minimum effective rank of the student's features, as a fraction of their width; below it the guard warns."""

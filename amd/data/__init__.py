@@ -1,4 +1,4 @@
 """Data pipeline: manifests of records, isolated decoding, batches of clips, and preparation of raw collections.
 
-Readers never replace a sample: an unreadable one raises `BadSample` with the reason, and the caller decides.
+Readers never substitute samples: an unreadable sample raises `BadSample` with the reason, and the caller handles it.
 """

@@ -18,11 +18,11 @@ class UnreadableSample(TypedDict):
 
 
 class DataFault(Exception):
-    """Too many samples cannot be read. The message lists them with reasons and the remedy."""
+    """Raised when too many samples cannot be read. The message lists them with reasons and how to fix them."""
 
 
 class LoaderCrash(RuntimeError):
-    """A loader process was killed, ran out of memory or crashed. Not caused by a particular sample."""
+    """Raised when a loader process was killed, ran out of memory or crashed, not because of a particular sample."""
 
 
 class BadSampleLedger:
@@ -37,7 +37,7 @@ class BadSampleLedger:
         self.add(known)
 
     def add(self, bad: Iterable[UnreadableSample]) -> list[UnreadableSample]:
-        """Record samples; returns the new ones in order."""
+        """Record samples; return the new ones in order."""
         new = []
         for sample in bad:
             if sample["record"] not in self._bad:
@@ -52,11 +52,11 @@ class BadSampleLedger:
         return iter(self._bad.values())
 
     def exceeds(self, limit_fraction: float, total: int) -> bool:
-        """Whether more than `limit_fraction` of `total` records are unreadable."""
+        """Return whether more than `limit_fraction` of `total` records are unreadable."""
         return len(self) > limit_fraction * total
 
     def fault(self, limit_fraction: float, total: int, shown: int = 20) -> DataFault:
-        """The error to raise when the limit is exceeded: the counts, the first `shown` samples and the remedy."""
+        """Return the error for an exceeded limit: counts, the first `shown` samples, and how to fix them."""
         lines = [f"  {bad['location']}: {bad['reason']}" for bad in list(self)[:shown]]
         if len(self) > shown:
             lines.append(f"  … and {len(self) - shown} more")

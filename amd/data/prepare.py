@@ -1,8 +1,8 @@
-"""Prepare a raw collection for fast training: small pictures, short GOPs, indexed tar shards.
+"""Prepare a raw data set for fast reading: small frames, short GOPs, indexed tar shards.
 
-Resumable: the plan, written first, fixes the records of each shard; the index, written last, marks a shard as complete.
-A restart keeps complete shards and produces the same bytes for the rest. Each worker is a thread that drives one
-decoding process (isolation.py), so neither a broken file nor a hung decoder stops the others.
+Resumable: the plan, written first, assigns records to shards; the index, written last, marks a shard as complete. A
+restart keeps complete shards and produces the same bytes for the rest. Each worker is a thread that drives one decoding
+process (isolation.py), so neither a broken file nor a hung decoder stops the others.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 
 class ShardCancelled(Exception):
-    """The shard is unfinished because another one failed or the run was interrupted."""
+    """Raised for an unfinished shard, after another shard failed or the run was interrupted."""
 
 
 class PrepareReport(BaseModel):
-    """Result of a preparation; also written to report.json next to the shards."""
+    """Result of `prepare`, also written to report.json next to the shards."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -76,15 +76,15 @@ def prepare(
     sample_timeout_s: float = 600.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> PrepareReport:
-    """Write `data` to tar shards under `output_url`; `limit` takes only the first samples.
+    """Write `data` to tar shards under `output_url`; `limit`: number of samples, from the start.
 
-    `progress(done, total)` is called after each shard and counts samples. Raises ManifestError if the data cannot be
-    read, the output belongs to another preparation, or the samples are frame folders (already small files).
+    `progress(done, total)` is called after each shard with numbers of samples. Raises ManifestError if the data cannot
+    be read, the output belongs to another preparation, or the samples are frame folders (already small files).
     """
     started = time.monotonic()
     manifest = open_manifest(data)
     if manifest.frames is not None:
-        raise ManifestError(["prepare takes images and videos, not frame folders; encode the folders to videos first"])
+        raise ManifestError(["frame folders cannot be prepared; encode them to videos first"])
     count = len(manifest) if limit is None else min(limit, len(manifest))
     settings = {"short_side": short_side, "gop": gop, "crf": crf, "frame_rate": frame_rate, "quality": quality}
     job = _PrepareJob(data, manifest, output_url.rstrip("/"), settings, sample_timeout_s)
@@ -97,7 +97,7 @@ def prepare(
             task.add_done_callback(lambda _: progress and progress(_done(tasks, plan, count), count))
         try:
             wait(tasks, return_when=FIRST_EXCEPTION)
-        finally:  # on Ctrl-C or a failed shard, the others stop after their current sample
+        finally:  # after Ctrl-C or a failed shard, the others stop at the end of their current sample
             if not all(task.done() for task in tasks):
                 job.stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -115,7 +115,7 @@ def prepare(
 
 
 def _was_stopped(task: Future[Any]) -> bool:
-    """Sort key that puts the task that failed before those cancelled because of it."""
+    """Return a sort key that puts the failed task before those that were cancelled because of it."""
     return task.cancelled() or isinstance(task.exception(), ShardCancelled)
 
 
@@ -138,7 +138,7 @@ class _PrepareJob:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def plan(self, count: int, shard_mib: int) -> dict[str, Any]:
-        """The existing plan if it has the same data and settings, else a new one, written before any shard."""
+        """Return the existing plan if its data and settings match, else write a new one. Raises ManifestError."""
         expected = {"data": self.manifest.digest(), "samples": count, "shard_mib": shard_mib, **self.settings}
         url = join(self.output, PLAN)
         if exists(url):
@@ -150,7 +150,7 @@ class _PrepareJob:
             ]
             if changed:
                 raise ManifestError(
-                    [f"{self.output} belongs to another preparation ({'; '.join(changed)}); choose an empty folder"]
+                    [f"{self.output} has other data or settings ({'; '.join(changed)}); choose an empty folder"]
                 )
             return found
         mean = self._mean_size(count)
@@ -160,7 +160,7 @@ class _PrepareJob:
         return plan
 
     def _mean_size(self, count: int) -> float:
-        """Mean transcoded size in bytes of a few samples spread over the data."""
+        """Return the mean transcoded size, in bytes, of a few samples spread over the data."""
         sizes = []
         with closing(SampleReader(self.data)) as reader:
             for trial in range(min(TRIAL_SAMPLES, count)):
@@ -172,7 +172,7 @@ class _PrepareJob:
         return sum(sizes) / len(sizes) if sizes else 2.0**20
 
     def shard(self, number: int, samples: int, count: int) -> tuple[dict[str, Any], bool]:
-        """Write one shard unless its index exists; returns its facts and whether it existed."""
+        """Write one shard unless its index exists; return its facts and whether it existed."""
         url = shard_url(self.output, number)
         if exists(url + INDEX_SUFFIX):
             return read_json(url + INDEX_SUFFIX)["facts"], True

@@ -1,7 +1,7 @@
-"""Validate a data set before GPU time is spent (`amd validate`). Errors give file:line, the rule and the remedy.
+"""Validate a data set before GPU time is spent (`amd validate`). Errors state file:line, the rule and how to fix it.
 
 Opening the manifest checks the lines; this module checks that files exist, finds duplicates and decodes a few samples.
-Independent of training.
+Does not import training.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class DataReport(BaseModel):
     """Number of distinct labels."""
     digest: str
     looked_for: int
-    """Number of records whose files were checked to exist."""
+    """Number of records whose files were checked for existence."""
     read: int
-    """Number of samples that were decoded."""
+    """Number of decoded samples."""
     warnings: list[str] = Field(default_factory=list)
 
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ def _sample_indices(count: int, most: int, draws: random.Random) -> list[int]:
 
 
 def _missing(manifest: Manifest, numbers: Sequence[int], data: DataConfig) -> list[int]:
-    """Records whose file does not exist; a frame folder needs its first and last frame. Shards were opened already."""
+    """Return records whose file (for frame folders: first or last frame) is missing. Shards are already open."""
     if manifest.shards is not None:
         return []
 
@@ -125,7 +125,7 @@ def _exists(url: str) -> bool:
 
 
 def _missing_messages(data: DataConfig, manifest: Manifest, records: Sequence[int]) -> list[str]:
-    """Messages for missing files: `list:line: file …` for records of a list, else the file alone."""
+    """Return messages for missing files: `list:line: file …` for records of a list, else the file alone."""
     url = list_url(data, manifest)
     lines = line_numbers(text_blocks(url), records) if url else {}
     messages = []
@@ -143,7 +143,7 @@ def _missing_messages(data: DataConfig, manifest: Manifest, records: Sequence[in
 
 
 def _unreadable(data: DataConfig, records: Sequence[Record]) -> list[str]:
-    """One message for each of these records that cannot be decoded."""
+    """Return a message for each of these records that cannot be decoded."""
     bad = []
     with closing(SampleReader(data)) as reader:
         for record in records:

@@ -1,6 +1,6 @@
-"""The arms that the demo compares: one config each; within a seed they differ only in what the arm tests.
+"""Arms that the demo compares, one config each. With the same seed they differ only in what the arm tests.
 
-Independent of torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from amd.presets.pretraining import from_preset
 class Modality(NamedTuple):
     key: str  # as in the presets' names
     title: str
-    data: str  # name of the demo data
+    data: str  # name of the demo data set
     classes: int
 
     @property
@@ -51,30 +51,33 @@ class DemoPlan(NamedTuple):
 
 
 def distilled(plan: DemoPlan, arm: str = "amd", **changes: Any) -> TrainConfig:
-    """The AMD run. Its teacher, one per seed, is trained first from the preset."""
+    """Return the config of the AMD run. Its teacher, one per seed, is trained first from the preset."""
     teacher = {"seed": plan.seed, **plan.teacher_overrides}
     return _config(plan, "amd", arm, {"teacher.overrides": teacher, **changes})
 
 
 def undistilled(plan: DemoPlan, steps: int | None = None) -> TrainConfig:
-    """The same student without a teacher. `steps` overrides the length; warm-up is a tenth of it, as in the preset."""
+    """Return the config of the same student without a teacher.
+
+    `steps` overrides the length; the warm-up is a tenth of it, as in the preset.
+    """
     schedule = {} if steps is None else {"schedule.steps": steps, "schedule.warmup_steps": steps // 10}
     return _config(plan, "mae", "mae" if steps is None else f"mae-{steps}", schedule)
 
 
 def symmetric(plan: DemoPlan) -> TrainConfig:
-    """Teacher and student see the same tokens, so there is no generation alignment."""
+    """Return a config whose teacher and student see the same tokens, so there is no generation alignment."""
     ratio = from_preset(f"demo-{plan.modality.key}-amd").mask.student_ratio
     return distilled(plan, "symmetric", **{"mask.teacher_ratio": ratio})
 
 
 def direct_only(plan: DemoPlan) -> TrainConfig:
-    """The teacher sees more tokens, but only direct alignment is trained."""
+    """Return a config whose teacher sees more tokens, but which trains only direct alignment."""
     return distilled(plan, "direct", **{"objective.weights.generation": 0.0})
 
 
 def finetuned(plan: DemoPlan, arm: str, weights: str | None, test: str) -> FinetuneConfig:
-    """Fine-tuning of an arm's encoder (None: random weights) on few labels, scored on `test`."""
+    """Return the config that fine-tunes an arm's encoder (None: random weights) on few labels, scored on `test`."""
     key = plan.modality.key
     common = {"seed": plan.seed, "storage": plan.storage, "weights": weights, "data.test": test}
     shared = {name: value for name, value in plan.overrides.items() if name in FINETUNE_OVERRIDES}
@@ -89,5 +92,5 @@ def _config(plan: DemoPlan, preset: str, arm: str, changes: dict[str, Any]) -> T
     key = plan.modality.key
     common = {"seed": plan.seed, "storage": plan.storage}
     config = from_preset(f"demo-{key}-{preset}", {**plan.overrides, **changes, **common})
-    # The digest keeps names apart after an upgrade that changes a preset: runs continue by name.
+    # Runs resume by name; the digest keeps names distinct after an upgrade that changes a preset.
     return with_overrides(config, {"name": f"demo-{key}-{arm}-s{plan.seed}-{config.digest()[:8]}"})

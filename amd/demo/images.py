@@ -1,6 +1,6 @@
 """Pictures of a student's masking and reconstruction: input, student view, teacher view, reconstructed clip.
 
-Tensors in, views out; only `draw_run` depends on runs and storage.
+Only `draw_run` depends on runs and storage.
 Shapes: B samples, T frames, H height, W width, N tokens, P pixel values per token, R reconstructed tokens.
 """
 
@@ -48,7 +48,7 @@ def views(student: Student, clips: Tensor, sets: TokenSets, config: TrainConfig)
 
 
 def _framed(tokens: Tensor, clip: ClipConfig) -> Tensor:
-    """Tokens (B, K, P) with a coloured border: a twelfth of the patch, at least one pixel."""
+    """Draw a coloured border around tokens (B, K, P): a twelfth of the patch wide, at least one pixel."""
     cut = tokens.unflatten(-1, (clip.tubelet, clip.patch, clip.patch, 3)).clone()
     border, colour = max(1, clip.patch // 12), torch.tensor(TEACHER_ONLY, dtype=torch.uint8)
     cut[..., :border, :, :] = cut[..., -border:, :, :] = cut[..., :, :border, :] = cut[..., :, -border:, :] = colour
@@ -61,7 +61,7 @@ def draw_run(root: str, folder: str, config: TrainConfig, clips: Tensor) -> str:
     store = CheckpointStore(join(folder, "checkpoints"), config.checkpoint)
     found = store.load_newest()
     if found is None:
-        raise FileNotFoundError(f"{folder}: contains no checkpoint to draw from")
+        raise FileNotFoundError(f"{folder}: contains no checkpoint to draw")
     step, snapshot = found
     student = Student(config).eval()
     student.load_state_dict(snapshot.tensors["model"])

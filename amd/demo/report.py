@@ -1,4 +1,4 @@
-"""The demo's results as a rich table, as markdown and as JSON. Independent of training and probing."""
+"""Render the demo's results as a rich table, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class DemoRow(BaseModel):
-    """One row of the table: an arm and its figures, one per seed."""
+    """One row of the table: an arm and its scores, one per seed."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -27,7 +27,7 @@ class DemoRow(BaseModel):
     """Top-1 after fine-tuning the whole encoder on few labels, in percent."""
     steps: tuple[int, ...] = ()
     seconds: tuple[float, ...] = ()
-    """Training time without start-up; a student's excludes its teacher's."""
+    """Training time without start-up; a student's time excludes its teacher's."""
     encoders: tuple[str, ...] = ()
     pictures: tuple[str, ...] = ()
 
@@ -40,9 +40,9 @@ class DemoSection(BaseModel):
     key: str
     title: str
     chance: float
-    """Top-1 of guessing, in percent."""
+    """Top-1 of random guessing, in percent."""
     samples: int
-    """Number of held-out samples scored."""
+    """Number of held-out samples that are scored."""
     rows: tuple[DemoRow, ...]
 
     def row(self, key: str) -> DemoRow:
@@ -56,13 +56,13 @@ class DemoReport(BaseModel):
     seeds: tuple[int, ...]
     sections: tuple[DemoSection, ...]
     embedded: dict[str, str | int | list[float]]
-    """One file embedded with the published student: path, encoder, width, first values."""
+    """Embedding of one file by the published student: path, encoder, width, first values."""
     served: dict[str, str] | None = None
     """Endpoint that serves the student: url, key_file, deployment, encoder."""
     seconds: float
 
 
-def figure(values: Sequence[float], digits: int = 1) -> str:
+def mean_and_sd(values: Sequence[float], digits: int = 1) -> str:
     """Format one value as is, several as mean ± sample standard deviation."""
     if not values:
         return "–"
@@ -73,17 +73,17 @@ def figure(values: Sequence[float], digits: int = 1) -> str:
 
 COLUMNS: dict[str, Callable[[DemoRow], str]] = {
     "": lambda row: row.title,
-    "kNN %": lambda row: figure(row.knn),
-    "linear %": lambda row: figure(row.linear),
-    "fine-tuned %": lambda row: figure(row.finetuned),
+    "kNN %": lambda row: mean_and_sd(row.knn),
+    "linear %": lambda row: mean_and_sd(row.linear),
+    "fine-tuned %": lambda row: mean_and_sd(row.finetuned),
     # equal lengths are shown without a deviation
-    "steps": lambda row: figure(row.steps[:1] if len(set(row.steps)) == 1 else row.steps, 0),
-    "seconds": lambda row: figure(row.seconds, 0),
+    "steps": lambda row: mean_and_sd(row.steps[:1] if len(set(row.steps)) == 1 else row.steps, 0),
+    "seconds": lambda row: mean_and_sd(row.seconds, 0),
 }
 
 
 def headings(report: DemoReport) -> list[str]:
-    """Columns with at least one figure."""
+    """Return the columns with at least one value."""
     finetuned = any(row.finetuned for section in report.sections for row in section.rows)
     return [name for name in COLUMNS if finetuned or name != "fine-tuned %"]
 
@@ -108,7 +108,7 @@ def table(report: DemoReport) -> Table:
     shown = Table(title="Top-1 of frozen features on held-out digits", title_justify="left")
     names = headings(report)
     for name in names:
-        shown.add_column(name, justify="right" if name else "left", no_wrap=bool(name))  # never truncate figures
+        shown.add_column(name, justify="right" if name else "left", no_wrap=bool(name))  # never truncate numbers
     for number, section in enumerate(report.sections):
         if number:
             shown.add_section()
@@ -119,7 +119,7 @@ def table(report: DemoReport) -> Table:
 
 
 def markdown(report: DemoReport) -> str:
-    """Render the same table as markdown, for a README."""
+    """Render the same table as Markdown, for a README."""
     lines, names = [], headings(report)
     for section in report.sections:
         lines += ["| " + " | ".join((heading(section, len(report.seeds)), *names[1:])) + " |"]

@@ -1,8 +1,8 @@
 """The demo: train a teacher and its students on digits, probe them on held-out digits, print a table and pictures.
 
-It uses the components of real runs: files on disk, readers, published encoders. The caller chooses how runs are
+The demo uses the components of real runs: files on disk, readers, published encoders. The caller chooses how runs are
 executed (`Runner`): one after the other in this process, or as jobs of a service. An interrupted demo resumes, since
-runs continue by name.
+runs resume by name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Runner = Callable[[Sequence[TrainConfig | FinetuneConfig]], list[RunResult]]
 
 
 class DemoFailed(Exception):
-    """A run of the demo did not succeed."""
+    """Raised when a run of the demo does not succeed."""
 
 
 def run_demo(
@@ -57,10 +57,10 @@ def run_demo(
     """Train and score all arms, print the table to `console` and return the report.
 
     `runner`: executes the runs; by default one after the other in this process, without Ray. `seeds`: number of
-    repetitions, each with its own teacher. `full`: adds the control arms: the undistilled student given the time that
-    AMD takes, a teacher that sees no more than the student, direct alignment alone. `finetuned`: fine-tunes the student
-    on few labels from AMD, from the undistilled student and from scratch. `overrides` and `teacher_overrides`: dotted
-    keys of every student's and teacher's config. `split`: the data scored; settings were tuned on `select`.
+    repetitions, each with its own teacher. `full`: adds the control arms: an undistilled student trained for as long as
+    AMD takes, a teacher that sees no more than the student, and direct alignment alone. `finetuned`: fine-tunes the AMD
+    student, the undistilled student and random weights on few labels. `overrides` and `teacher_overrides`: overrides of
+    every student's and teacher's config, by dotted key. `split`: data to score; settings were tuned on `select`.
     Raises DemoFailed when a run does not succeed, ConfigError for invalid overrides.
     """
     started = time.monotonic()
@@ -68,7 +68,7 @@ def run_demo(
     root = resolve_root(storage)
     modalities = [modality for modality, on in ((arms.IMAGE, image), (arms.VIDEO, video)) if on]
     if not modalities:
-        raise ConfigError(["images and video are both off, so the demo has nothing to train; leave one of them on"])
+        raise ConfigError(["images and video are both disabled, so the demo has nothing to train; enable one of them"])
     _print_introduction(console, root, seeds)
     demo = _Demo(root, range(seeds), overrides or {}, teacher_overrides or {}, split, console, runner or in_process)
     for modality in modalities:
@@ -146,13 +146,13 @@ class _Demo:
             scores.add("random", Encoder(config.student.encoder, grid, values).eval(), config.clip)
 
     def main_arms(self) -> list[Arm]:
-        """AMD and undistilled students. Longer runs first, so that parallel runs end together."""
+        """Return the AMD and undistilled arms, longer runs first so that parallel runs end together."""
         plans = self.plans()
         distilled = [Arm("amd", plan, arms.distilled(plan)) for plan in plans]
         return distilled + [Arm("mae", plan, arms.undistilled(plan)) for plan in plans]
 
     def finetuning_arms(self) -> Iterator[Arm]:
-        """Fine-tuning of the main arms and of random weights, scored on the same held-out samples."""
+        """Yield the fine-tuning of the main arms and of random weights, scored on the same held-out samples."""
         for plan in self.plans():
             rows, test = self.scores[plan.modality.key], f"demo:{plan.modality.data}/{self.split}"
             for key in ("random", "mae", "amd"):
@@ -160,7 +160,7 @@ class _Demo:
                 yield Arm(key, plan, arms.finetuned(plan, key, weights, test))
 
     def control_arms(self) -> Iterator[Arm]:
-        """Ablations of the main arms: equal time, equal ratios, direct alignment alone."""
+        """Yield ablations of the main arms: equal time, equal ratios, direct alignment alone."""
         for plan in self.plans():
             amd, mae = (self.scores[plan.modality.key].row(key) for key in ("amd", "mae"))
             time_ratio = amd.seconds[plan.seed] / max(mae.seconds[plan.seed], 1e-6)
@@ -238,7 +238,7 @@ class _Demo:
 
 
 def training_seconds(folder: str) -> float:
-    """Seconds spent in a run's steps, from its metrics: excludes start-up, teacher, final checkpoint and probes."""
+    """Sum the seconds of a run's steps from its metrics, without start-up, teacher, final checkpoint and probes."""
     seconds, last_step = 0.0, 0
     for line in read_metrics(folder):
         if "time/step_s" in line:
@@ -250,7 +250,7 @@ def training_seconds(folder: str) -> float:
 def _print_introduction(console: Console, root: str, seeds: int) -> None:
     console.print("[bold]AMD demo[/bold]: a small student learns from a larger teacher that sees more of the input.")
     repeated = f", with {seeds} seeds" if seeds > 1 else ""
-    console.print(f"Teacher, AMD student and the same student undistilled are trained from scratch{repeated}.")
+    console.print(f"A teacher, an AMD student and the same student undistilled are trained from scratch{repeated}.")
     console.print(f"All files are stored in {root}; run the same command to resume an interrupted demo.\n")
 
 
@@ -259,7 +259,7 @@ def _print_results(console: Console, report: DemoReport) -> None:
     console.print(table(report))
     console.print(
         "[dim]kNN and linear: probes on frozen features, trained on labelled digits of the training pool. Seconds: "
-        "training only; a student's exclude its teacher's. Raw pixels are hard to beat on data this simple: "
+        "training only, for a student without its teacher. Raw pixels are hard to beat on data this simple: "
         "the table shows what a teacher adds to a short pre-training.[/dim]"
     )
     pictures = [path for section in report.sections for row in section.rows for path in row.pictures]
@@ -269,7 +269,7 @@ def _print_results(console: Console, report: DemoReport) -> None:
             console.print(f"  {path}", soft_wrap=True)
     if report.embedded:
         embedded = report.embedded
-        console.print(f"\nOne file embedded: {embedded['file']}", soft_wrap=True)
+        console.print(f"\nEmbedding of one file: {embedded['file']}", soft_wrap=True)
         console.print(f"  encoder: {embedded['encoder']}", soft_wrap=True)
         console.print(f"  {embedded['width']} values: {embedded['values']} …")
     console.print(f"\nRuns: {report.storage}/runs   published encoders: {report.storage}/encoders", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Probe scores collected per arm and seed, as rows of the demo's table."""
+"""Collect probe scores per arm and seed as rows of the demo's table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from amd.models.encoder import Encoder
 
 
 class DemoScores:
-    """Probes are trained on `train` and scored on `test`, the same samples for every arm."""
+    """Scores of all arms. Probes are trained on `train` and scored on `test`, with the same samples for every arm."""
 
     def __init__(self, train: LabelledClips, test: LabelledClips) -> None:
         self.train, self.test = train, test
@@ -56,7 +56,7 @@ class DemoScores:
         return self._rows[key]
 
     def rows(self) -> tuple[DemoRow, ...]:
-        """Rows in the order of the table."""
+        """Return the rows in the order of the table."""
         return tuple(self._rows[key] for key in TITLES if key in self._rows)
 
     def _probe(self, key: str, train: Features, test: Features) -> None:
@@ -68,7 +68,7 @@ class DemoScores:
 
 
 def pixel_features(labelled: LabelledClips) -> Features:
-    """Flattened grey pixels in [0, 1]; frames of video clips at half size."""
+    """Return flattened grey pixels in [0, 1]; frames of video clips are halved in size."""
     grey = labelled.clips.float().mean(dim=1) / 255  # (n, T, H, W)
     if grey.shape[1] > 1:
         grey = functional.avg_pool2d(grey, 2)

@@ -1,1 +1,1 @@
-"""What an encoder is worth: probes on its frozen features."""
+"""Downstream use of encoders: embeddings, probes, fine-tuning and action detection."""

@@ -1,1 +1,4 @@
-"""Foreign weights in and out. Each layout is a named, tested table of keys; loading never executes code from a file."""
+"""Import and export of third-party weights.
+
+Each layout is a named, tested table of keys. Loading never executes code from a file.
+"""

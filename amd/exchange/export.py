@@ -1,6 +1,6 @@
-"""Export a published encoder to another format, and verify that the export gives the same output.
+"""Export a published encoder to another format, and verify that the export produces the same output.
 
-Writes to a temporary folder, runs the reloaded export and our encoder on random pixels, and moves the files only then.
+Files are written to a temporary folder and moved only after the reloaded export and our encoder agree on random pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from amd.exchange.formats import EXPORTERS, Exporter, PixelEncoder, Written, exa
 from amd.storage import exists, filesystem, is_remote, local_path
 
 TOLERANCE = 1e-5  # relative to the largest value of the output, in float32
-BATCHES = (1, 3)  # other sizes than the one that exporters trace with
+BATCHES = (1, 3)  # differ from the batch size that exporters trace with
 SIDECAR = "export.json"
 
 
@@ -40,21 +40,21 @@ class ExportReport(BaseModel):
     output: str
     files: tuple[str, ...]
     deviation: float
-    """Largest difference from our own output, as a fraction of its largest value."""
+    """Largest difference from our encoder's output, as a fraction of its largest value."""
     size_mib: float
     weights_license: str | None
 
     def __str__(self) -> str:
         text = f"{self.encoder} as {self.format}: {self.output} ({self.size_mib:.1f} MiB: {', '.join(self.files)})\n"
-        text += f"reloaded, it differs from our own output by at most {self.deviation:.1e} of its largest value"
+        text += f"the reloaded export differs from our encoder by at most {self.deviation:.1e} of the largest value"
         return text + (f"\nlicence of the weights: {self.weights_license}" if self.weights_license else "")
 
 
 def export(url: str, format: Format, output: str) -> ExportReport:
-    """Write the published encoder in the folder `url` to `output`: a folder (timm, huggingface), else a file.
+    """Export the published encoder in the folder `url` to `output`: a folder for timm and huggingface, else a file.
 
-    A JSON file beside it describes input and output. Raises ConfigError if the format cannot represent the encoder,
-    `output` exists or has the wrong suffix, or the reloaded export gives a different output.
+    A JSON file next to it describes input and output. Raises ConfigError if the format cannot represent the encoder,
+    `output` exists or has the wrong suffix, or the reloaded export produces a different output.
     """
     if format not in EXPORTERS:
         raise ConfigError([f"format={format}: choose one of {', '.join(get_args(Format))}"])
@@ -96,7 +96,9 @@ def _check(card: Card, format: Format, exporter: Exporter, output: str) -> None:
         raise ConfigError([f"{card.id} does not fit format={format}: {obstacle}; formats that can: {others}"])
     suffix = Path(output).suffix
     if exporter.suffixes and suffix not in exporter.suffixes:
-        raise ConfigError([f"output={output}: {format} writes a file that ends in {' or '.join(exporter.suffixes)}"])
+        raise ConfigError(
+            [f"output={output}: {format} writes a file whose name ends in {' or '.join(exporter.suffixes)}"]
+        )
     if exists(output):
         raise ConfigError([f"output={output}: already exists; choose another path, or remove it first"])
 
@@ -115,7 +117,9 @@ def _deviation(model: PixelEncoder, run: Callable[[Tensor], Tensor], format: For
         pixels = example(model.card, batch)
         ours, theirs = model(pixels), run(pixels)
         if ours.shape != theirs.shape:
-            raise ConfigError([f"{format}: reloaded, its output is {list(theirs.shape)}, ours is {list(ours.shape)}"])
+            raise ConfigError(
+                [f"{format}: the reloaded export returns shape {list(theirs.shape)}, expected {list(ours.shape)}"]
+            )
         worst = max(worst, float((ours - theirs).abs().max() / ours.abs().max()))
     if not worst <= TOLERANCE:
         hint = ""
@@ -123,15 +127,15 @@ def _deviation(model: PixelEncoder, run: Callable[[Tensor], Tensor], format: For
             hint = "; transformers' VideoMAE classifier uses a norm with epsilon 1e-5, ours 1e-6"
         raise ConfigError(
             [
-                f"{format}: reloaded, it differs from our output by {worst:.1e} of its largest value, more than "
-                f"{TOLERANCE:.0e}; nothing was written{hint}"
+                f"{format}: the reloaded export differs from our encoder by {worst:.1e} of the largest value, more "
+                f"than {TOLERANCE:.0e}; nothing was written{hint}"
             ]
         )
     return worst
 
 
 def _describe(card: Card, format: Format, path: Path, written: Written, deviation: float) -> None:
-    """Write the JSON beside the export and, in a folder, the model card."""
+    """Write the JSON next to the export and, in a folder, the model card."""
     if path.is_dir():
         (path / "README.md").write_text(model_card(card, written.usage))
     files = sorted(path.iterdir() if path.is_dir() else path.parent.iterdir())
@@ -174,7 +178,7 @@ def _facts(card: Card, format: Format, files: list[Path], deviation: float) -> d
 
 
 def _move(folder: Path, output: str) -> None:
-    """Move the files of `folder` to `output`; the export itself comes last and appears whole."""
+    """Move the files of `folder` to `output`; the export itself is moved last, atomically."""
     name = Path(output.rstrip("/")).name
     parent = output.rstrip("/").removesuffix(name)
     for item in sorted(folder.iterdir(), key=lambda item: item.name == name):

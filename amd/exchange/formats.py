@@ -1,7 +1,7 @@
-"""Export formats: which encoders each can represent, how it is written, and how the written export is run.
+"""Export formats: for each, the encoders it can represent, how it is written, and how the written export is run.
 
-A writer writes files to a local path and returns a function from pixels to output, reloaded from these files, which
-`export` compares with our encoder. Optional libraries are imported where they are used.
+A writer writes files to a local path, reloads them, and returns a function from pixels to output that `export` compares
+with our encoder. Optional libraries are imported where they are used.
 Shapes: B batch, N tokens, D width, C classes.
 """
 
@@ -27,7 +27,7 @@ from amd.exchange.source import open_source
 from amd.exchange.start import fill_from
 from amd.models.encoder import Encoder
 
-Run = Callable[[Tensor], Tensor]  # pixels as `PixelEncoder.forward` takes them -> (B, D) or (B, C)
+Run = Callable[[Tensor], Tensor]  # pixels in the format of `PixelEncoder.forward` -> (B, D) or (B, C)
 
 
 class PixelEncoder(nn.Module):
@@ -38,13 +38,13 @@ class PixelEncoder(nn.Module):
         self.encoder, self.head, self.card = encoder, head, card
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, T, H, W), or (B, 3, H, W) for an image encoder, float32 -> (B, D) embeddings or (B, C) logits."""
+        """Map float32 pixels (B, 3, T, H, W), or (B, 3, H, W) for images, to embeddings (B, D) or logits (B, C)."""
         clips = pixels[:, :, None] if self.card.clip.is_image else pixels
         pooled = encode(self.encoder, self.card.clip, clips, self.card.pooling)
         return pooled if self.head is None else self.head(pooled)
 
     def tensors(self) -> tuple[State, Tensor]:
-        """Return the encoder's weights without its positions, and the positions (N, D)."""
+        """Return the encoder's weights, without its positions, and the positions (N, D)."""
         state = {key: value for key, value in self.encoder.state_dict().items() if key != "positions"}
         return state, self.encoder.positions.detach()
 
@@ -55,19 +55,23 @@ class PixelEncoder(nn.Module):
 class Written(NamedTuple):
     run: Run
     usage: str
-    """Instructions for loading it, in Markdown."""
+    """Instructions for loading the export, in Markdown."""
 
 
 class Exporter(NamedTuple):
     suffixes: tuple[str, ...]
-    """Suffixes of the file it writes; empty if it writes a folder."""
+    """Suffixes of the exported file; empty if the export is a folder."""
     obstacle: Callable[[Card], str | None]
-    """Why the format cannot represent an encoder; None if it can."""
+    """Returns why the format cannot represent an encoder, or None if it can."""
     write: Callable[[PixelEncoder, Path], Written]
 
 
 def _timm_obstacle(card: Card) -> str | None:
-    return None if card.clip.is_image else f"timm's ViT takes images, this encoder clips of {card.clip.frames} frames"
+    return (
+        None
+        if card.clip.is_image
+        else f"timm's ViT takes images, but this encoder takes clips of {card.clip.frames} frames"
+    )
 
 
 def _write_timm(model: PixelEncoder, folder: Path) -> Written:
@@ -117,7 +121,7 @@ def _write_timm(model: PixelEncoder, folder: Path) -> Written:
     return Written(
         reloaded,
         '```python\nimport timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n```\n\n'
-        "`config.json` holds the arguments under `model_args`, for use with `model.load_state_dict`.",
+        "`config.json` contains the arguments under `model_args`, for use with `model.load_state_dict`.",
     )
 
 
@@ -132,12 +136,12 @@ def _hugging_face_obstacle(card: Card) -> str | None:
     if not (card.clip.is_image and card.encoder.class_token):
         kind = card.encoder.positions
         return (
-            "VideoMAE has 1-D sine-cosine positions of base 10000 and no class token, ViT has one and takes images; "
-            f"this encoder has {kind} positions of base {card.encoder.position_base:g}, "
+            "VideoMAE has 1-D sine-cosine positions of base 10000 and no class token; ViT has a class token "
+            f"and takes images; this encoder has {kind} positions of base {card.encoder.position_base:g}, "
             f"{'a' if card.encoder.class_token else 'no'} class token, and {card.clip.frames} frames"
         )
     if card.head is not None or card.pooling != "mean":
-        return "ViTForImageClassification uses the class token, this encoder the mean of the other tokens"
+        return "ViTForImageClassification uses the class token, but this encoder uses the mean of the other tokens"
     return None
 
 
@@ -206,7 +210,7 @@ def _write_official(model: PixelEncoder, path: Path) -> Written:
 
 
 def _reimport(url: str, card: Card) -> Run:
-    """Reload the file through the import of foreign weights."""
+    """Reload the file as third-party weights."""
     encoder = Encoder(card.encoder, card.clip.grid, card.clip.token_values).eval()
     source = open_source(url, None, card.clip)
     fill_from(encoder, source, card.clip)
@@ -217,7 +221,7 @@ def _reimport(url: str, card: Card) -> Run:
     return PixelEncoder(encoder, head, card).eval()
 
 
-ONNX_LIMIT = 1.9e9  # bytes; an ONNX file is limited to 2 GiB, larger weights go to a second file beside it
+ONNX_LIMIT = 1.9e9  # bytes; an ONNX file is limited to 2 GiB, larger weights go to a second file next to it
 
 
 def _write_onnx(model: PixelEncoder, path: Path) -> Written:
@@ -267,13 +271,13 @@ EXPORTERS: dict[Format, Exporter] = {
 
 
 def example(card: Card, batch: int) -> Tensor:
-    """Return random pixels for `PixelEncoder.forward`, the same on every call."""
+    """Return random pixels for `PixelEncoder.forward`, identical on every call."""
     frames = () if card.clip.is_image else (card.clip.frames,)
     return torch.randn(batch, 3, *frames, *card.clip.size, generator=torch.Generator().manual_seed(0))
 
 
 def save(tensors: State, path: Path) -> None:
-    """Write a safetensors file with the metadata of PyTorch."""
+    """Write a safetensors file with PyTorch's metadata."""
     save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, path, metadata={"format": "pt"})
 
 
@@ -287,4 +291,4 @@ def _library(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ConfigError([f"this format needs {name}: pip install 'amd-service[{extra}]'"]) from None
+        raise ConfigError([f"this format requires {name}: pip install 'amd-service[{extra}]'"]) from None

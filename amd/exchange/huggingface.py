@@ -1,7 +1,7 @@
 """VideoMAE, ViTMAE and ViT of transformers: key tables for published files and for version 5, and folder metadata.
 
-The two differ in attention keys: `attention.attention.q_bias` in published files, `attention.attention.query.bias` in
-version 5; a table with only one of them would silently leave biases at zero.
+Attention keys differ: published files use `attention.attention.q_bias`, version 5 uses
+`attention.attention.query.bias`. A table with only one of them would silently leave biases at zero.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STEM = r"(?:videomae\.|vit\.)?"
 
 
 def _layer(source: str, target: str) -> Rules:
-    """Rules for one transformer layer, in both spellings; `source` captures its number."""
+    """Return the rules for one transformer layer, in both notations; `source` captures the layer number."""
     start, end = rf"{source}\.", rf"{target}.\1."
     return (
         (start + r"attention\.attention\.([qv])_bias", end + r"attn.\2_bias"),
@@ -31,7 +31,7 @@ def _layer(source: str, target: str) -> Rules:
         (start + r"attention\.(?:attention\.value|v_proj)\.bias", end + r"attn.v_bias"),
         (start + r"attention\.(?:attention\.query|q_proj)\.weight", end + r"attn.q.weight"),
         (start + r"attention\.(?:attention\.key|k_proj)\.weight", end + r"attn.k.weight"),
-        (start + r"attention\.(?:attention\.key|k_proj)\.bias", None),  # softmax cancels it
+        (start + r"attention\.(?:attention\.key|k_proj)\.bias", None),  # cancels in the softmax
         (start + r"attention\.(?:attention\.value|v_proj)\.weight", end + r"attn.v.weight"),
         (start + r"attention\.(?:output\.dense|o_proj)\.(weight|bias)", end + r"attn.proj.\2"),
         (start + r"(?:intermediate\.dense|mlp\.fc1)\.(weight|bias)", end + r"mlp.fc1.\2"),
@@ -59,7 +59,7 @@ HUGGING_FACE = (
             (r"decoder\.decoder_embed\.(weight|bias)", r"decoder.input.\1"),
             (r"(?:decoder\.)?mask_token", r"decoder.mask_token"),
             (r"decoder\.decoder_pos_embed|position_embeddings", r"decoder.positions"),
-            # the second form is what version 5 saves
+            # the second form is written by version 5
             *_layer(r"decoder\.decoder_(?:layers|encoder\.layer)\.(\d+)", r"decoder.blocks"),
             (r"decoder\.(?:decoder_)?norm\.(weight|bias)", r"decoder.norm.\1"),
             (r"decoder\.(?:head|decoder_pred)\.(weight|bias)", r"decoder.head.\1"),
@@ -69,7 +69,7 @@ HUGGING_FACE = (
 
 
 class FolderFacts(NamedTuple):
-    """Metadata of a Hugging Face folder; None where absent."""
+    """Metadata of a Hugging Face folder; absent values are None."""
 
     heads: int | None = None
     grid: TokenGrid | None = None  # of the position table
@@ -80,7 +80,7 @@ class FolderFacts(NamedTuple):
     interpolation: Interpolation | None = None
     labels: tuple[str, ...] | None = None
     license: str | None = None
-    unbiased: bool = False  # attention has no biases, so none are missing
+    unbiased: bool = False  # attention has no biases, so their absence is no error
     problems: tuple[str, ...] = ()  # computations that differ from ours
 
 
@@ -97,7 +97,7 @@ def folder_facts(url: str, *, field: str = "weights") -> FolderFacts:
             mean=_numbers(trained.get("mean")),
             std=_numbers(trained.get("std")),
             license=_card_license(url),
-            problems=tuple(f"its {name} is {arguments[name]}; ours are GELU and LayerNorm" for name in own),
+            problems=tuple(f"its {name} is {arguments[name]}; only GELU and LayerNorm are supported" for name in own),
         )
     if config.get("model_type") not in FAMILIES:
         if not config:
@@ -114,7 +114,7 @@ def folder_facts(url: str, *, field: str = "weights") -> FolderFacts:
         problems.append(f"its activation is {config['hidden_act']}, not GELU")
     # transformers writes 1e-12 where the original networks used 1e-6; the effect on features is negligible.
     if config.get("layer_norm_eps", 1e-12) > LAYER_NORM_EPS:
-        problems.append(f"its norms have the epsilon {config['layer_norm_eps']}, not {LAYER_NORM_EPS}")
+        problems.append(f"its norms use epsilon {config['layer_norm_eps']}, not {LAYER_NORM_EPS}")
     return FolderFacts(
         heads=config.get("num_attention_heads", 12),
         grid=TokenGrid(frames // tubelet, size[0] // patch[0], size[1] // patch[1]),
@@ -135,7 +135,7 @@ _RESAMPLING: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # constan
 
 
 def sidecar_facts(url: str, *, field: str = "weights") -> FolderFacts:
-    """Read the JSON that `export` writes beside a file; empty metadata if there is none."""
+    """Read the JSON that `export` writes next to a file; return empty metadata if there is none."""
     sidecar = _json(f"{url}.json", field)
     try:
         inputs, labels = sidecar["input"], sidecar["output"]["labels"]
@@ -150,7 +150,7 @@ def sidecar_facts(url: str, *, field: str = "weights") -> FolderFacts:
             labels=tuple(labels) if labels else None,
             license=sidecar["weights_license"],
         )
-    except (KeyError, TypeError, IndexError):  # an unrelated file of that name
+    except (KeyError, TypeError, IndexError):  # an unrelated file with that name
         return FolderFacts()
 
 
@@ -172,7 +172,7 @@ def _numbers(values: list[float] | None) -> tuple[float, ...] | None:
 
 
 def _card_license(url: str) -> str | None:
-    """`license: …` in the front matter of a model card."""
+    """Return the value of `license:` in the front matter of a model card."""
     card = join(url, "README.md")
     text = read_bytes(card).decode(errors="replace") if exists(card) else ""
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
@@ -181,7 +181,7 @@ def _card_license(url: str) -> str | None:
 
 
 def videomae_folder(state: State, card: Card) -> tuple[State, dict[str, Any]]:
-    """Convert an encoder (and `classifier.*` of a head) to VideoMAE: published keys, and config.json."""
+    """Convert an encoder (and the `classifier.*` keys of a head) to VideoMAE: published keys and config.json."""
     out: State = {}
     prefix = "videomae." if card.head else ""
     for key, tensor in state.items():
@@ -260,7 +260,10 @@ _PARTS = {
 
 
 def _published_keys(key: str, tensor: Tensor, *, separate_bias: bool) -> State:
-    """Rename one of our tensors as in published files, which every version of transformers reads."""
+    """Convert one of our tensors to the keys of published checkpoints, which every transformers version can load.
+
+    Fused qkv weights are split.
+    """
     if key in _NAMES:
         return {_NAMES[key]: tensor}
     _, block, part = key.split(".", 2)  # blocks.N.…

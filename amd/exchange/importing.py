@@ -1,7 +1,4 @@
-"""Import foreign weights as a published encoder: infer its config from shapes and folders, require the rest.
-
-Independent of training.
-"""
+"""Import third-party weights as a published encoder: infer its config from shapes and folders, require the rest."""
 
 from __future__ import annotations
 
@@ -24,23 +21,24 @@ from amd.models.encoder import Encoder
 from amd.models.teachers.timm import TIMM, timm_clip
 from amd.storage import exists, join, resolve_root
 
-# Numbers of heads of known encoders, which no tensor reveals. The last is the giant of VideoMAE V2.
+# Number of heads by (width, depth), which no tensor reveals. The last entry is the giant model of VideoMAE V2.
 KNOWN_HEADS = {(size.width, size.depth): size.heads for size in ENCODER_SIZES.values()} | {(1408, 40): 16}
-FRAMES, SIZE = 16, 224  # as in VideoMAE, if neither the file nor the user states them
+FRAMES, SIZE = 16, 224  # as in VideoMAE, if neither the file nor the user specifies them
 
 
 class Imported(NamedTuple):
     card: Card
     url: str
     notes: list[str]
-    """What was guessed, and what was omitted."""
+    """Values that were guessed and parts that were omitted."""
 
 
 def import_encoder(config: ImportConfig) -> Imported:
     """Publish `config.weights` (anything `open_source` accepts) as the encoder `config.id` below the storage root.
 
-    Idempotent: repeating an import returns what the first one published. Raises ConfigError if the weights cannot be
-    read or do not fit, a required value can be neither inferred nor guessed, or the id belongs to another encoder.
+    Idempotent: repeating an import returns the encoder that the first one published. Raises ConfigError if the
+    weights cannot be read or do not fit, a required value can be neither inferred nor guessed, or the id
+    belongs to another encoder.
     """
     weights, root, id = config.weights, resolve_root(config.storage), config.id
     url = encoder_folder(root, id)
@@ -66,7 +64,7 @@ def import_encoder(config: ImportConfig) -> Imported:
     )
     card = card.model_copy(update={"id": id, "weights_license": config.license or source.license})
     decoder = load_decoder(published(weights, root) or weights, card) if card.decoder is not None else None
-    if exists(join(url, CARD)):  # also by an earlier attempt of the same job, which ended before it reported success
+    if exists(join(url, CARD)):  # perhaps by an earlier attempt of this job that ended before it reported success
         found = load_card(url)
         if _comparable(found) != _comparable(serialize_encoder(encoder, card, head, decoder)[0]):
             raise ConfigError([f"id={id}: another encoder is already published with this id; choose another with --id"])
@@ -75,7 +73,7 @@ def import_encoder(config: ImportConfig) -> Imported:
 
 
 def _comparable(card: Card) -> dict[str, Any]:
-    """Return the fields that are equal in two imports of the same weights."""
+    """Return the card's fields that must be equal in two imports of the same weights."""
     return card.model_dump(exclude={"created", "versions", "scores"})
 
 
@@ -165,7 +163,7 @@ def _head(source: Source, width: int, notes: list[str]) -> nn.Linear | None:
     if "weight" not in weights:
         return None
     if not source.is_pooled:
-        notes.append("its classifier takes the class token, ours the mean of the other tokens: omitted")
+        notes.append("its classifier takes the class token, ours takes the mean of the other tokens: omitted")
         return None
     classes = weights["weight"].shape[0]
     head = nn.Linear(width, classes)

@@ -1,9 +1,9 @@
-"""Translate foreign keys to the keys of `Student` with tables of patterns, and rewrite tensors exactly where needed.
+"""Map third-party state-dict keys to the keys of `Student` using pattern tables.
 
-All weights pass through the student's keys; an encoder is the part below `encoder.`. Keys that match no rule are
-reported as unexpected by the loader. Two rewrites change no result: the bias of attention keys is dropped (it cancels
-in the softmax), and layer scale is folded into the preceding linear layer.
-Applies tables; the tables themselves are in `official` and `huggingface`.
+Tensors are rewritten losslessly where layouts differ. All weights use the student's keys; an encoder is the part below
+`encoder.`. The loader reports keys that match no rule as unexpected. Two rewrites change no result: the bias of
+attention keys is dropped (it cancels in the softmax), and layer scale is folded into the preceding linear layer.
+The tables themselves are in `official` and `huggingface`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Layout(NamedTuple):
 
 class Translated(NamedTuple):
     layout: str
-    state: State  # keys of `Student`; `*.positions` are tables; `classifier.*` is what follows the encoder's blocks
-    dropped: list[str]  # known keys of the file that are not used
+    state: State  # keys of `Student`; `*.positions` are tables; `classifier.*` follows the encoder's blocks
+    dropped: list[str]  # known keys that are not used
     unknown: list[str]  # keys that match no rule
     kernel: tuple[int, ...] = ()  # of the patch embedding in the file: ([tubelet,] patch, patch); empty if it is flat
 
 
 def translate(state: Mapping[str, Tensor], layouts: Sequence[Layout]) -> Translated:
-    """Translate foreign weights to the keys of `Student`; parts that the file lacks are absent.
+    """Translate third-party weights to the keys of `Student`; parts that the file lacks are absent.
 
     Raises ConfigError if the keys match no layout.
     """
@@ -47,7 +47,9 @@ def translate(state: Mapping[str, Tensor], layouts: Sequence[Layout]) -> Transla
         if any(re.fullmatch(layout.mark, key) for key in stripped):
             return _translate(stripped, layout)
     names = ", ".join(layout.name for layout in layouts)
-    raise ConfigError([f"keys match no known layout, such as {', '.join(sorted(state)[:4])}; known layouts: {names}"])
+    raise ConfigError(
+        [f"keys match no known layout (first keys: {', '.join(sorted(state)[:4])}); known layouts: {names}"]
+    )
 
 
 def _translate(state: Mapping[str, Tensor], layout: Layout) -> Translated:
@@ -103,7 +105,7 @@ _SCALES = {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2", "ls1.gamma": "attn.proj
 
 
 def _fold_layer_scale(state: State) -> State:
-    """x + gamma * (W y + b) = x + (gamma W) y + gamma b."""
+    """Fold layer scale into the preceding layer: x + gamma * (W y + b) = x + (gamma W) y + gamma b."""
     out = dict(state)
     for key in state:
         for suffix, linear in _SCALES.items():

@@ -1,4 +1,4 @@
-"""Load foreign weights into our networks, strictly: one error lists all missing, unexpected and mismatched tensors.
+"""Load third-party weights strictly into our networks: one error lists all missing, unexpected and mismatched tensors.
 
 Defines which parts of a file are optional; key tables are in `official` and `huggingface`.
 """
@@ -31,10 +31,10 @@ def load_teacher(config: TrainConfig) -> Teacher:
     Raises ConfigError if the weights are missing, unreadable or of a different architecture.
     """
     assert config.teacher is not None, "called only for configs with a teacher"
-    assert config.teacher.weights is not None, "a teacher preset is resolved to weights before"
+    assert config.teacher.weights is not None, "a teacher preset has been replaced by its weights"
     weights, clip, section = config.teacher.weights, config.clip, "teacher.encoder"
     if weights.startswith(TIMM) and not clip.is_image:
-        raise ConfigError([f"teacher.weights={weights}: timm teachers take images, and clip.frames={clip.frames}"])
+        raise ConfigError([f"teacher.weights={weights}: timm teachers take images, but clip.frames={clip.frames}"])
     encoder = Encoder(config.teacher.encoder, clip.grid, clip.token_values)
     source = open_source(weights, config.storage, clip, field="teacher.weights")
     problems = config_mismatches(encoder.config, source, clip, section)
@@ -53,11 +53,11 @@ def load_encoder_state(
 ) -> None:
     """Load an encoder from a state dict of any known layout, in place; `name` is its source in error messages.
 
-    With `intermediates_only` (a teacher: features are taken between blocks, before the final norm) a fine-tuned state
-    without a final norm is accepted, and so is a learned position table, which then replaces ours. Parts after the
-    encoder (decoder, projections, heads) are ignored.
+    `intermediates_only`: accept a fine-tuned state without a final norm, since a teacher's features are taken between
+    blocks, and a learned position table, which then replaces ours. Parts after the encoder (decoder, projections,
+    heads) are ignored.
     `field`, `section`: config field of the weights and config section of the encoder, for error messages.
-    Raises ConfigError.
+    Raises ConfigError listing every mismatch.
     """
     translated = translated_state(state, name, field=field)
     _fill_encoder(encoder, translated, f"{field}={name}", [], intermediates_only=intermediates_only, section=section)
@@ -79,7 +79,7 @@ def _fill_encoder(
     absent: set[str] = set()
     if "norm.weight" not in ours and "classifier.norm.weight" in translated.state:
         if intermediates_only:
-            absent = {"norm.weight", "norm.bias"}  # unused: intermediates are taken before it
+            absent = {"norm.weight", "norm.bias"}  # not used: intermediates are taken before the final norm
         else:
             problems.append(
                 "a fine-tuned file: it normalises pooled tokens (fc_norm) instead of each token, so its final features "
@@ -92,9 +92,9 @@ def _fill_encoder(
 def load_student_state(student: Student, state: State, name: str, *, field: str = "weights") -> None:
     """Load a whole student from a pre-training state of AMD, VideoMAE, MAE, Hugging Face, or ours, in place.
 
-    Official AMD files contain no generator mask tokens; these keep their random initialisation, as on every official
-    resume.
-    Raises ConfigError.
+    Official AMD files contain no generator mask tokens; these keep their random initialisation, as when the official
+    code resumes.
+    Raises ConfigError listing every mismatch.
     """
     translated = translated_state(state, name, field=field)
     ours = {key: tensor for key, tensor in translated.state.items() if not key.startswith("classifier.")}
@@ -104,12 +104,12 @@ def load_student_state(student: Student, state: State, name: str, *, field: str 
     tokens = {key for key in student.state_dict() if re.fullmatch(r"generators\.\d+\.mask_token", key)}
     absent = tokens - set(ours)
     if absent:
-        logger.info("%s has no generator mask tokens (official files never do); they are initialised at random", name)
+        logger.info("%s has no generator mask tokens, like all official files; they are initialised at random", name)
     fill(student, ours, translated.unknown, absent, problems, f"{field}={name} ({translated.layout})", "student")
 
 
 def _take_positions(encoder: Encoder, state: State, table: Tensor, intermediates_only: bool, section: str) -> list[str]:
-    """Compare the file's position table with ours, or adopt it if it is learned and allowed to be."""
+    """Compare the file's position table with ours, or adopt it if learned positions are accepted."""
     table = table[0].float() if table.ndim == 3 else table.float()  # ([1 +] N, D)
     ours = encoder.positions
     if table.shape[0] == ours.shape[0] + 1 and table.shape[1] == ours.shape[1]:
@@ -137,7 +137,7 @@ def _take_positions(encoder: Encoder, state: State, table: Tensor, intermediates
 def _check_table(module: Encoder | Predictor, state: State, key: str) -> list[str]:
     """Remove the position table from `state` and list how it differs from the module's."""
     if isinstance(module, Encoder) and module.config.positions == "learned":
-        return []  # an ordinary parameter
+        return []  # learned positions are an ordinary parameter
     table = state.pop(key, None)
     if table is None:
         return []
@@ -151,10 +151,10 @@ def _check_table(module: Encoder | Predictor, state: State, key: str) -> list[st
 
 def _differences(ours: Tensor, table: Tensor, name: str, remedy: str) -> list[str]:
     if table.shape != ours.shape:
-        return [f"{name}: the file has {_shape(table)}, the config {_shape(ours)} (tokens, width): check {remedy}"]
+        return [f"{name}: the file has {_shape(table)}, the config {_shape(ours)} (tokens, width); check {remedy}"]
     if not table.any():
-        # True of a newly created ViTMAE in transformers 5; published files are filled.
-        return [f"{name}: the file's table is all zeros, it was never initialised; fill it before saving"]
+        # This is the case for a newly created ViTMAE in transformers 5; published files are filled.
+        return [f"{name}: the file's table is all zeros because it was never initialised; fill it before saving"]
     off = float((ours.float() - table.float()).abs().max())
     return [f"{name}: the file's table differs by up to {off:.2g}"] if off > TABLE_TOLERANCE else []
 
@@ -170,7 +170,7 @@ def fill(
 ) -> None:
     """Copy `state` into `module`; keys in `absent` may be missing. Raises ConfigError that lists every mismatch.
 
-    `origin`: field, value and layout of the weights, with which every message starts. `section`: config section of the
+    `origin`: field, value and layout of the weights, as the prefix of every message. `section`: config section of the
     module.
     """
     own = module.state_dict()

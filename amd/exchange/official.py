@@ -1,6 +1,6 @@
-"""Layouts of the official AMD, VideoMAE, MAE, MVD and timm code: tables to our keys, and the inverse.
+"""Layouts of the official AMD, VideoMAE, MAE, MVD and timm code: tables that map them to our keys, and the inverse.
 
-Maps key names and axis orders; opens no files.
+Converts key names and axis orders; opens no files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PRETRAIN = Layout(
         (r"encoder\.norm\.(weight|bias)", r"encoder.norm.\1"),
         (r"encoder\.projection_heads\.(\d+)\.weight", r"projections.\1.weight"),
         (rf"generators\.(\d+)\.blocks\.(\d+)\.{_BLOCK}", r"generators.\1.blocks.\2.\3"),
-        (r"generators\.\d+\.norm\.(weight|bias)", None),  # the official code builds it and never uses it
+        (r"generators\.\d+\.norm\.(weight|bias)", None),  # built but never used by the official code
         # Ours: the official code keeps these in a plain list, so its checkpoints lack them.
         (r"generator_mask_tokens\.(\d+)", r"generators.\1.mask_token"),
         (r"encoder_to_decoder\.(weight|bias)", r"decoder.input.\1"),
@@ -126,7 +126,7 @@ def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
 def mae_encoder(state: Mapping[str, Tensor], table: Tensor, clip: ClipConfig, *, pooled: bool) -> State:
     """Convert an image encoder to the layout of MAE and timm, with its position table (N, D).
 
-    `pooled`: the last norm applies to pooled tokens. The position of the class token is zero.
+    `pooled`: whether the last norm applies to pooled tokens. The position of the class token is zero.
     """
     out = to_mae({f"encoder.{key}": tensor for key, tensor in state.items()}, clip)
     rows = [table.new_zeros(1, table.shape[1]), table] if "class_token" in state else [table]

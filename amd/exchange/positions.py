@@ -1,6 +1,6 @@
-"""Position tables of foreign files: identify their kind and grid, and resample them to another grid.
+"""Position tables of third-party files: identify their kind and grid, and resample them to another grid.
 
-Pure tensors. Shapes: N tokens, (t, h, w) grid of the file, (T, H, W) our grid, D width.
+Shapes: N tokens, (t, h, w) grid of the file, (T, H, W) our grid, D width.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def fixed_kind(table: Tensor, grid: TokenGrid, base: float) -> Positions | None:
 def grid_of(tokens: int, ours: TokenGrid, *, image: bool) -> TokenGrid | None:
     """Infer the token grid from the number of tokens: ours if it fits, else square frames.
 
-    `image`: the weights embed single frames, so all tokens belong to one. Otherwise the grid has as many frames as
-    ours, or frames as large as ours. None if neither fits.
+    `image`: whether the weights embed single frames, so that all tokens belong to one frame. Otherwise the grid has as
+    many frames as ours, or frames of the same size as ours. None if neither fits.
     """
     if tokens == (ours.per_frame if image else ours.tokens):
         return TokenGrid(1 if image else ours.frames, ours.height, ours.width)
@@ -50,7 +50,7 @@ def grid_of(tokens: int, ours: TokenGrid, *, image: bool) -> TokenGrid | None:
 def resample(table: Tensor, grid: TokenGrid, new: TokenGrid) -> Tensor:
     """Resample a table (t h w, D) to (T H W, D) float32: bicubic in space, as in timm, and linear in time.
 
-    An equal grid returns the table unchanged.
+    If both grids are equal, the table is returned unchanged.
     """
     if grid == new:
         return table

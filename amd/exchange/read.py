@@ -1,7 +1,7 @@
 """Read tensors from safetensors and torch files without executing code.
 
-Unwraps state dicts: `model`, `module`, `state_dict`, a DeepSpeed folder, a DataParallel
-prefix. Does not interpret keys.
+Unwraps state dicts: the keys `model`, `module` and `state_dict`, DeepSpeed folders, DataParallel prefixes. Does not
+interpret keys.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from amd.config import ConfigError
 from amd.storage import StorageError, filesystem, is_remote, join, listdir, read_bytes
 
-# Tried in this order in a folder: our artifact, Hugging Face, DeepSpeed.
+# Files tried in a folder, in this order: our artifact, Hugging Face, DeepSpeed.
 FOLDER_FILES = (
     "encoder.safetensors",
     "model.safetensors",
@@ -54,11 +54,11 @@ ALLOWED = (
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
-"""Objects that training scripts pickle beside weights. None is constructed: each is replaced by a `_Placeholder`."""
+"""Objects that training scripts pickle along with weights. None is constructed; a `_Placeholder` replaces each."""
 
 
 class _Placeholder:
-    """Replaces a pickled object that is not a tensor; accepts any arguments and state, keeps none."""
+    """Replaces a pickled object that is not a tensor; accepts and discards any arguments and state."""
 
     def __new__(cls, *_: object, **__: object) -> _Placeholder:
         return object.__new__(cls)
@@ -72,8 +72,8 @@ def read_state(url: str, *, field: str = "weights") -> dict[str, Tensor]:
     """Read the state dict of a weight file or folder, on the CPU, with wrapping prefixes removed from the keys.
 
     `url`: a safetensors or torch file, or a folder that contains one, at any fsspec URL.
-    `field`: config field that error messages name.
-    Raises ConfigError if the file is missing, broken, not weights, or would execute code.
+    `field`: config field to report in error messages.
+    Raises ConfigError if the file is missing, broken, contains no weights, or would execute code.
     """
     url = _file_of(url, field)
     if url.endswith(INDEX):
@@ -86,15 +86,15 @@ def _read_shards(index: str, field: str) -> dict[str, Tensor]:
     """Read all files of a Hugging Face index; every tensor of the index must be present."""
     try:
         files = dict(json.loads(read_bytes(index))["weight_map"])
-        shards = {Path(str(name)).name for name in files.values()}  # only beside the index
+        shards = {Path(str(name)).name for name in files.values()}  # only files next to the index
     except (ValueError, TypeError, KeyError):
-        raise ConfigError([f"{field}={index}: not an index of weight files; download it again"]) from None
+        raise ConfigError([f"{field}={index}: not a valid weight-file index; download it again"]) from None
     tensors: dict[str, Tensor] = {}
     for shard in sorted(shards):
         tensors |= read_state(posixpath.join(posixpath.dirname(index), shard), field=field)
     if missing := sorted(set(files) - set(tensors)):
         raise ConfigError(
-            [f"{field}={index}: {len(missing)} tensors of the index are missing from its files, such as {missing[0]}"]
+            [f"{field}={index}: {len(missing)} tensors of the index are missing from its files (first: {missing[0]})"]
         )
     return tensors
 
@@ -111,14 +111,16 @@ def _file_of(url: str, field: str) -> str:
             return _file_of(join(url, Path(read_bytes(join(url, "latest")).decode().strip()).name), field)
     except (ConfigError, StorageError):
         raise
-    except Exception as error:  # every backend raises its own exceptions
+    except Exception as error:  # each backend raises its own exceptions
         raise _unreadable(url, field, error) from None
     if "mp_rank_01_model_states.pt" in names:
         raise ConfigError([f"{field}={url}: split across model-parallel ranks; merge them into one file first"])
     for name in FOLDER_FILES:
         if name in names:
             return join(url, name)
-    raise ConfigError([f"{field}={url}: the folder contains none of {', '.join(FOLDER_FILES)}; name the file itself"])
+    raise ConfigError(
+        [f"{field}={url}: the folder contains none of {', '.join(FOLDER_FILES)}; pass the path of the file"]
+    )
 
 
 @contextmanager
@@ -131,7 +133,7 @@ def _local_copy(url: str, field: str) -> Iterator[Path]:
         local = Path(folder) / "weights"
         try:
             fs.get_file(path, str(local))
-        except Exception as error:  # every backend raises its own exceptions
+        except Exception as error:  # each backend raises its own exceptions
             raise _unreadable(url, field, error) from None
         yield local
 
@@ -143,7 +145,7 @@ def _unreadable(url: str, field: str, error: Exception) -> ConfigError:
 
 
 def _read(path: Path, url: str, field: str) -> Any:
-    """Detect the format from the content: published files carry all kinds of suffixes."""
+    """Read a file, detecting its format from the content, since published files have all kinds of suffixes."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -165,7 +167,7 @@ def _read(path: Path, url: str, field: str) -> Any:
         return _read_torch(path, url, field, mmap=False)
     if head[8:9] == b"{":
         return _read_safetensors(path, url, field)
-    raise ConfigError([f"{field}={url}: neither a safetensors nor a torch file; convert it to one of them"])
+    raise ConfigError([f"{field}={url}: neither a safetensors nor a torch file; convert it to one of these"])
 
 
 def _read_safetensors(path: Path, url: str, field: str) -> dict[str, Tensor]:
@@ -187,7 +189,7 @@ def _read_torch(path: Path, url: str, field: str, *, mmap: bool) -> Any:
 def _torch_reason(message: str) -> str:
     if found := re.search(r"GLOBAL (\S+)", message):
         return (
-            f"refused: loading would run {found[1]}, and weights need no code; "
+            f"refused: loading would execute {found[1]}, but weights need no code; "
             "if you trust the source, load the file there and save only its state dict, as safetensors"
         )
     if "TorchScript" in message or "torch.jit" in message:
@@ -207,7 +209,7 @@ def _unwrap(content: Any, url: str, field: str) -> dict[str, Tensor]:
     tensors = _tensors(state) if isinstance(state, Mapping) else {}
     if not tensors:
         raise ConfigError(
-            [f"{field}={url}: no state dict at the top or under {', '.join(WRAPPERS)}; save model.state_dict()"]
+            [f"{field}={url}: no state dict at the top level or under {', '.join(WRAPPERS)}; save model.state_dict()"]
         )
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None):
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}

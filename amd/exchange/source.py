@@ -1,6 +1,6 @@
-"""Open weights by name, path or URL, together with the metadata of their source: a card or a folder's config.
+"""Open weights by name, path or URL, together with the metadata of their source (a card or a folder's config).
 
-Resolves names, folders and layouts; builds no network.
+Resolves names, folders and layouts; builds no networks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from amd.exchange.read import read_state
 from amd.models.teachers.timm import TIMM, load_timm
 from amd.storage import exists, filesystem, join, resolve_root
 
-SHOWN = 8  # keys of each kind that a message lists
+SHOWN = 8  # keys listed per message
 
 
 class Source(NamedTuple):
@@ -30,7 +30,7 @@ class Source(NamedTuple):
     weights: Translated
     facts: FolderFacts = FolderFacts()
     card: Card | None = None  # of a published encoder
-    field: str = "weights"  # config field that names it
+    field: str = "weights"  # config field that contains the name
 
     def __str__(self) -> str:
         return f"{self.field}={self.name}"
@@ -68,8 +68,8 @@ class Source(NamedTuple):
 def open_source(weights: str, storage: str | None, clip: ClipConfig, *, field: str = "weights") -> Source:
     """Open the id or folder of a published encoder, a file or URI of any layout, a Hugging Face folder, or `timm:NAME`.
 
-    `clip`: input size of a timm model. `field`: config field that error messages name.
-    Raises ConfigError.
+    `clip`: input size of a timm model. `field`: config field to report in error messages.
+    Raises ConfigError if the weights cannot be read.
     """
     if weights.startswith(TIMM):
         model = load_timm(weights, clip, field=field)
@@ -89,9 +89,9 @@ def open_source(weights: str, storage: str | None, clip: ClipConfig, *, field: s
 
 
 def license_of(weights: str, storage: str | None, *, field: str = "weights") -> str | None:
-    """Return the licence of weights: from a card, a Hugging Face model card, or the JSON beside an export.
+    """Return the licence of weights: from a card, a Hugging Face model card, or the JSON next to an export.
 
-    Reads no weights. None if no licence is stated. `field`: config field that error messages name.
+    Reads no weights. None if no licence is stated. `field`: config field to report in error messages.
     """
     if weights.startswith(TIMM):
         return None
@@ -106,7 +106,7 @@ def license_of(weights: str, storage: str | None, *, field: str = "weights") -> 
 def config_mismatches(ours: EncoderConfig, source: Source, clip: ClipConfig, section: str) -> list[str]:
     """List mismatches that shapes do not reveal: heads, pixel normalisation, the base of fixed positions.
 
-    `section`: config section of the encoder, for the remedies.
+    `section`: config section of the encoder, for error messages.
     """
     problems = []
     card = source.card
@@ -123,7 +123,7 @@ def config_mismatches(ours: EncoderConfig, source: Source, clip: ClipConfig, sec
 
 
 def to_student(state: Mapping[str, Tensor]) -> Translated:
-    """Translate foreign weights to the keys of `Student`; parts that the file lacks are absent."""
+    """Translate third-party weights to the keys of `Student`; parts that the file lacks are absent."""
     return translate(state, (*OFFICIAL, *HUGGING_FACE))
 
 
@@ -136,14 +136,14 @@ def published(name: str, storage: str | None) -> str | None:
 
 
 def translated_state(state: State, url: str, *, field: str = "weights") -> Translated:
-    """Translate weights with messages that name their source. Raises ConfigError also for non-finite weights."""
+    """Translate weights, with their source in error messages. Raises ConfigError, including for non-finite weights."""
     try:
         translated = to_student(state)
     except ConfigError as error:
         raise ConfigError([f"{field}={url}: {line}" for line in error.problems]) from None
     broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
-        raise ConfigError([f"{field}={url}: not finite in {listed(broken)}; the run that wrote them diverged"])
+        raise ConfigError([f"{field}={url}: not finite in {listed(broken)}; the run that produced them diverged"])
     return translated
 
 
@@ -164,7 +164,7 @@ def _published_head(url: str, field: str) -> State:
 
 
 def _fill_absent_biases(translated: Translated, facts: FolderFacts) -> Translated:
-    """Fill in zeros for attention biases if the config states that the network has none."""
+    """Fill in zeros for absent attention biases if the config states that the network has none."""
     if not facts.unbiased:
         return translated
     state = dict(translated.state)

@@ -1,8 +1,8 @@
-"""Initialise an encoder from existing weights, also at a different input size.
+"""Initialise an encoder from existing weights, possibly at a different input size.
 
 As strict as `load`, with three exceptions: fixed position tables are computed and learned ones resampled for the new
-size, image weights can initialise a video encoder (the patch embedding is inflated), and the last norm may be
-initialised anew. Independent of training.
+size, image weights can initialise a video encoder (the patch embedding is inflated), and the last norm may keep
+its own initialisation.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def load_starting_point(
     `weights`: the id or folder of a published encoder, a file or URI of any known layout, a Hugging Face folder, or
     `timm:NAME`. `section`: config section of the encoder, for error messages. Without `final_norm` the last norm keeps
     its own initialisation.
-    Raises ConfigError that lists every mismatch.
+    Raises ConfigError listing every mismatch.
     """
     return fill_from(encoder, open_source(weights, storage, clip), clip, section=section, final_norm=final_norm)
 
@@ -94,19 +94,21 @@ def _fit_patches(state: State, source: Source, clip: ClipConfig) -> list[str]:
         return []
     tubelet, patch = (1 if len(kernel) == 2 else kernel[0]), kernel[-2:]
     if patch != (clip.patch, clip.patch):
-        return [f"its patch is {'x'.join(map(str, patch))}, which a patch embedding fixes: set clip.patch={patch[0]}"]
+        return [
+            f"its patch is {'x'.join(map(str, patch))}, which the patch embedding determines: set clip.patch={patch[0]}"
+        ]
     if tubelet == clip.tubelet:
         return []
     if tubelet > 1:
-        return [f"its tubelet is {tubelet} frames, which a patch embedding fixes: set clip.tubelet={tubelet}"]
-    # All frames of a tubelet get equal weight, so a static clip gives the same output as the image.
+        return [f"its tubelet is {tubelet} frames, which the patch embedding determines: set clip.tubelet={tubelet}"]
+    # All frames of a tubelet get equal weight, so a static clip produces the same output as the image.
     key = PATCHES.removeprefix("encoder.")
     state[key] = state[key].repeat(1, clip.tubelet) / clip.tubelet
     return []
 
 
 def _fit_positions(encoder: Encoder, state: State, source: Source, section: str) -> list[str]:
-    """Put the positions that the encoder needs into `state`: none if they are fixed, a table if learned."""
+    """Add the positions that the encoder needs to `state`: none if they are fixed, a table if they are learned."""
     ours = encoder.config
     table = state.pop("positions", None)
     if table is None:
@@ -119,17 +121,17 @@ def _fit_positions(encoder: Encoder, state: State, source: Source, section: str)
         return []
     table = table[0] if table.ndim == 3 else table  # ([1 +] N, D)
     if table.shape[1] != ours.width:
-        return []  # a different width, which other tensors report better
+        return []  # a different width; errors on other tensors are clearer
     split = _split_table(table, state, source, encoder.grid)
     if split is None:
         return [
-            f"its table of {len(table)} positions fits no square frames; import it with its training size "
+            f"its table of {len(table)} positions does not fit square frames; import it with its training size "
             f"(a Hugging Face folder states it), or set clip.size to that size"
         ]
     table, grid = split
     if not table.any():
-        # True of a newly created ViTMAE in transformers 5; published files are filled.
-        return ["its position table is all zeros, it was never initialised; fill it before saving"]
+        # This is the case for a newly created ViTMAE in transformers 5; published files are filled.
+        return ["its position table is all zeros because it was never initialised; fill it before saving"]
     if ours.positions == "learned":
         state["positions"] = resample(table, grid, encoder.grid)
         return []
@@ -150,8 +152,8 @@ def _kind_without_table(source: Source) -> Positions | None:
 def _split_table(table: Tensor, state: State, source: Source, ours: TokenGrid) -> tuple[Tensor, TokenGrid] | None:
     """Return the position table without the class token's row, and its grid.
 
-    The class token's position is added to the token itself, since only their sum is used. Some timm models have a class
-    token without a position.
+    The class token's position is added to the token itself, since only their sum is used. In some timm models the class
+    token has no position.
     """
     token = state.get("class_token")
     image = len(source.weights.kernel) == 2
@@ -184,7 +186,7 @@ def _lineage(source: Source) -> dict[str, Any]:
 
 
 def _warn_of_zero_biases(state: State, origin: str) -> None:
-    """transformers 5.0 could load published files without their attention biases, and save them as zeros."""
+    """Warn if all attention biases are zero: transformers 5.0 could lose those of published files and save zeros."""
     biases = [value for key, value in state.items() if key.endswith(("q_bias", "v_bias"))]
     others = [value for key, value in state.items() if key.endswith("fc1.bias")]
     if not any(value.any() for value in biases) and any(value.any() for value in others):

@@ -1,6 +1,6 @@
-"""An encoder with a linear head, as trained by fine-tuning. Independent of losses and data.
+"""An encoder with a linear head, as trained by fine-tuning.
 
-The encoder's last norm applies to the mean of the tokens (the official fc_norm), not to each of them.
+The encoder's last norm applies to the mean of the tokens (the official fc_norm), not to each token.
 Shapes: B batch, K tokens, P pixel values per token, D width, C classes.
 """
 
@@ -38,7 +38,7 @@ class Classifier(nn.Module):
             self.head.weight.mul_(init_scale)
 
     def forward(self, tokens: Tensor, index: Tensor) -> Tensor:
-        """Normalised pixel tokens (B, K, P) at grid positions `index` (B, K) -> (B, C) logits."""
+        """Return logits (B, C) of normalised pixel tokens (B, K, P) at grid positions `index` (B, K)."""
         logits: Tensor = self.head(self.dropout(self.features(tokens, index)))
         return logits
 

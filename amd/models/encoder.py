@@ -1,7 +1,7 @@
 """The ViT encoder of students, teachers and published models.
 
-Takes flat pixel tokens with their indices, independent of clips and masking strategies. Only the given tokens are
-embedded, by a linear layer equal to the official convolution, whose stride is its kernel size.
+Takes flat pixel tokens with their indices, from any masking strategy. Only these tokens are embedded, by a linear layer
+equivalent to the official convolution, whose stride equals its kernel size.
 Shapes: B batch, K given tokens, P pixel values per token, D width.
 """
 
@@ -55,7 +55,8 @@ class Encoder(nn.Module):
     ) -> EncoderOutput:
         """Encode normalised pixel tokens (B, K, P) at grid positions `index` (B, K).
 
-        `intermediates`: blocks, numbered from 1, whose outputs are returned. Without `final`, later blocks are skipped.
+        `intermediates`: blocks, numbered from 1, whose outputs are returned. With final=False, blocks after the
+        last intermediate are skipped.
         """
         x = self.patch_embed(tokens) + self.positions[index]  # (B, K, D)
         if self.class_token is not None:

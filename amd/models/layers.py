@@ -1,4 +1,4 @@
-"""Transformer blocks of a pre-norm ViT and their weight initialisation. Independent of tokens' meaning and positions.
+"""Transformer blocks of a pre-norm ViT and their weight initialisation.
 
 Shapes: B batch, N tokens, Q query tokens, D width.
 """
@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
+    """Two linear layers with a GELU in between."""
 
     def __init__(self, width: int, ratio: float) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Block(nn.Module):
         return x + self._drop_branch(self.mlp(self.norm2(x)))
 
     def _drop_branch(self, branch: Tensor) -> Tensor:
-        """Apply stochastic depth: zero the branch per sample, scale the others."""
+        """Apply stochastic depth: zero the branch for some samples and scale it for the others."""
         if not self.training or self.drop_path == 0:
             return branch
         keep = 1 - self.drop_path
@@ -110,7 +110,7 @@ def init_weights(module: nn.Module, init: Init) -> None:
 
 
 def init_like_torch(linear: nn.Linear) -> None:
-    """Apply PyTorch's default, U(+-1/sqrt(fan in)), as in VideoMAE's patch embedding and decoder input layer."""
+    """Apply PyTorch's default init, U(+-1/sqrt(fan in)), as in VideoMAE's patch embedding and decoder input layer."""
     bound = 1 / math.sqrt(linear.in_features)
     nn.init.uniform_(linear.weight, -bound, bound)
     if linear.bias is not None:

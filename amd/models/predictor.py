@@ -1,6 +1,6 @@
 """Predictors of hidden tokens from visible ones: the decoder predicts pixels, a generator predicts teacher features.
 
-Independent of masking strategies and losses.
+Does not depend on masking strategies or losses.
 Shapes: B batch, K visible tokens, Q query tokens, D width, E teacher width, P pixel values per token.
 """
 
@@ -15,7 +15,7 @@ from amd.tokens import position_table
 
 
 class Predictor(nn.Module):
-    """Blocks over [visible tokens, mask tokens at the queried positions]; the last block computes only the queries."""
+    """Transformer blocks over visible tokens and mask tokens (queries); the last block computes only the queries."""
 
     positions: Tensor
 
@@ -31,9 +31,10 @@ class Predictor(nn.Module):
     def forward(
         self, visible: Tensor, visible_index: Tensor, query_index: Tensor, *, return_visible: bool = False
     ) -> Tensor:
-        """(B, [1 +] K, D), (B, K), (B, Q) -> (B, Q, D); a class token may precede the visible tokens.
+        """Predict features of the queries: (B, [1 +] K, D), (B, K), (B, Q) -> (B, Q, D).
 
-        With `return_visible` the result is (B, [1 +] K + Q, D), visible tokens first.
+        A class token may precede the visible tokens. With `return_visible`, the result is (B, [1 +] K + Q, D), visible
+        tokens first.
         """
         extra = visible.shape[1] - visible_index.shape[1]
         positions = self.positions[visible_index]
@@ -65,14 +66,14 @@ class Decoder(Predictor):
     def forward(
         self, visible: Tensor, visible_index: Tensor, query_index: Tensor, *, return_visible: bool = False
     ) -> Tensor:
-        """(B, [1 +] K, D), (B, K), (B, Q) -> (B, Q, P) pixels in the form of the pixel targets."""
+        """Predict pixels in the format of the pixel targets: (B, [1 +] K, D), (B, K), (B, Q) -> (B, Q, P)."""
         predicted = super().forward(self.input(visible), visible_index, query_index, return_visible=return_visible)
         pixels: Tensor = self.head(self.norm(predicted))
         return pixels
 
 
 class Generator(Predictor):
-    """Predicts teacher features with blocks of another width. AMD itself uses the teacher's width alone."""
+    """Predicts teacher features with blocks of another width. AMD itself uses only the teacher's width."""
 
     def __init__(
         self, encoder: EncoderConfig, grid: TokenGrid, teacher_width: int, width: int, depth: int, heads: int
@@ -86,7 +87,7 @@ class Generator(Predictor):
     def forward(
         self, visible: Tensor, visible_index: Tensor, query_index: Tensor, *, return_visible: bool = False
     ) -> Tensor:
-        """(B, K, E), (B, K), (B, Q) -> (B, Q, E) features of the teacher."""
+        """Predict the teacher's features: (B, K, E), (B, K), (B, Q) -> (B, Q, E)."""
         features: Tensor = self.output(
             super().forward(self.input(visible), visible_index, query_index, return_visible=return_visible)
         )

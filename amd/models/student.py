@@ -1,7 +1,7 @@
 """The student: encoder, projections, generators and decoder, all trained together.
 
-Parts without a loss term are not built, so every parameter receives a gradient in every step. Independent of the
-teacher's network; only its width matters.
+Parts without a loss term are not built, so every parameter receives a gradient in every step. Of the teacher,
+only the width is needed.
 Shapes: B batch, V student-visible, O teacher-only, R reconstructed, P pixel values per token, E teacher width.
 """
 

@@ -1,14 +1,13 @@
-"""`amd parity DIR`: reproduce recorded numbers of the official code with our modules, each within a tolerance.
+"""`amd parity DIR`: reproduce values recorded from the official code with our modules, each within a tolerance.
 
-A folder contains an AMD case (`amd_meta.json`), a MAE case (`mae_meta.json`), smaller golden files, or all of them.
-Compared are all features, targets, losses, gradients and gradient norms, in float32 and float64; optimizer steps;
-position tables, schedules, parameter groups with layer decay, masks, frame sampling, crops, fine-tuned heads, and
-multi-view tests.
+A folder contains an AMD case (`amd_meta.json`), an MAE case (`mae_meta.json`), smaller golden files, or all of them.
+The command compares all features, targets, losses, gradients and gradient norms, in float32 and float64; optimizer
+steps; position tables, schedules, parameter groups with layer decay, masks, frame sampling, crops, fine-tuned heads,
+and multi-view tests.
 
 A tensor that no check reads is a failure, as is a file or tensor that the layout requires and the folder lacks. Unknown
 JSON files and unknown keys of the meta files are reported as notes. Unused tensors of a state (the classifier head of
-a teacher, norms of generators) are checked by name and shape only, since they affect no number.
-Independent of the command line.
+a teacher, norms of generators) are checked by name and shape only, since they affect no result.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ __all__ = ["ParityReport", "ParityRow", "run"]
 
 
 def run(folder: str) -> ParityReport:
-    """Replay a local golden folder. Raises ConfigError if it is not one."""
+    """Replay a local golden folder. Raises ConfigError if the folder contains no golden files."""
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise ConfigError([f"{folder}: no such folder; pass one that contains amd_meta.json or mae_meta.json"])
@@ -33,7 +32,7 @@ def run(folder: str) -> ParityReport:
     for case in (amd_replay, mae_case):
         files = {case.META, *(f"{name}.safetensors" for name in case.FILES)}
         known |= files
-        if names & files:  # a case with a file missing is a failure, not an absent case
+        if names & files:  # a case with a missing file is a failure, not an absent case
             pieces.guarded(case.META, case.replay, path, report)
     for name, check in pieces.CHECKS.items():
         known.add(name)
@@ -44,9 +43,11 @@ def run(folder: str) -> ParityReport:
         pieces.guarded(finetune_case.FILE, finetune_case.check, path, report)
     for name in sorted(names - known):
         if name.endswith(".safetensors"):
-            report.fail(name, "file", "cannot be checked: no known file of this layout")
+            report.fail(name, "file", "cannot be checked: unknown file in this layout")
         elif name.endswith(".json"):
-            report.note(name, "file", "not part of this command")
+            report.note(name, "file", "not checked by this command")
     if not report.rows or all(row.verdict == "note" for row in report.rows):
-        raise ConfigError([f"{folder}: contains no golden files; pass a folder with amd_meta.json or mae_meta.json"])
+        raise ConfigError(
+            [f"{folder}: contains no golden files; pass a folder that contains amd_meta.json or mae_meta.json"]
+        )
     return report

@@ -77,7 +77,7 @@ def read_case(meta: dict[str, Any], files: dict[str, GoldenTensors], report: Par
     masks = {"mask_student": hidden, "mask_diff": shown}
     for name, mask in masks.items():
         if len(set(mask.sum(dim=1).tolist())) > 1:
-            report.fail("amd_inputs", name, "has rows of different counts")
+            report.fail("amd_inputs", name, "has rows with different counts")
             return None
     sets = TokenSets(_indices(~hidden), _indices(shown), _indices(hidden), _indices(hidden))
     config = _config(meta["config"], sets)
@@ -90,7 +90,7 @@ def read_case(meta: dict[str, Any], files: dict[str, GoldenTensors], report: Par
 
 
 def _indices(mask: Tensor) -> Tensor:
-    """(B, N) with equally many True per row -> (B, K) ascending indices."""
+    """Convert a mask (B, N) with the same number of True per row to ascending indices (B, K)."""
     return mask.nonzero()[:, 1].reshape(mask.shape[0], -1)
 
 
@@ -98,13 +98,13 @@ def _config(sizes: dict[str, Any], sets: TokenSets) -> TrainConfig:
     """Return the config of the run in the meta file. Token counts come from the masks, not from ratios."""
     student, teacher = sizes["student"], sizes["teacher"]
     if sizes.get("ln_eps", LAYER_NORM_EPS) != LAYER_NORM_EPS:
-        raise ConfigError([f"ln_eps={sizes['ln_eps']}: norms here have {LAYER_NORM_EPS}, as the official ones"])
+        raise ConfigError([f"ln_eps={sizes['ln_eps']}: our norms use {LAYER_NORM_EPS}, as the official ones do"])
     if not sizes.get("qkv_bias", True):
-        raise ConfigError(["qkv_bias=false: attention here has a bias on queries and values, as the official one"])
+        raise ConfigError(["qkv_bias=false: our attention has a bias on queries and values, as the official one does"])
     shared = {"mlp_ratio": sizes.get("mlp_ratio", 4.0)}
     hidden, only = sets.student_masked.shape[1], sets.teacher_only.shape[1]
     tokens = hidden + sets.student_visible.shape[1]
-    # The official code collects features in the order of depth, whatever the order of the flags.
+    # The official code collects features in order of depth, regardless of the order of the flags.
     pairs = zip(sorted(student["layers"]), sorted(teacher["layers"]), strict=True)
     values = {
         "clip": {
@@ -112,7 +112,7 @@ def _config(sizes: dict[str, Any], sets: TokenSets) -> TrainConfig:
             "size": sizes["img_size"],
             "patch": sizes["patch_size"],
             "tubelet": sizes["tubelet_size"],
-            # The official engine keeps them as float32 tensors, in float64 runs too.
+            # The official engine keeps them as float32 tensors, even in float64 runs.
             "mean": torch.tensor(IMAGENET_MEAN).tolist(),
             "std": torch.tensor(IMAGENET_STD).tolist(),
         },
@@ -126,7 +126,7 @@ def _config(sizes: dict[str, Any], sets: TokenSets) -> TrainConfig:
             "generator": {"depth": student["generator_depth"], "heads": student.get("generator_num_heads")},
         },
         "teacher": {"encoder": _encoder(teacher) | shared, "weights": "teacher_state.safetensors"},
-        # Half a token more than the count: ratios are truncated to counts.
+        # Half a token is added because ratios are truncated to counts.
         "mask": {
             "strategy": "random",
             "student_ratio": (hidden + 0.5) / tokens,

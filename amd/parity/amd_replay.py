@@ -24,7 +24,7 @@ from amd.parity.report import ParityReport
 from amd.tokens import patchify, take_tokens
 from amd.training.trainer.optimizer import build_optimizer, clip_gradients, set_lr
 
-# The five official steps; a meta file may say otherwise under `optimizer`.
+# Settings of the five official steps; `optimizer` in a meta file overrides them.
 OPTIMIZER = {"lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.05, "clip_grad": 0.02}
 LOSSES: dict[str, tuple[Distance, PixelTarget]] = {
     "": ("l2", "per_channel"),
@@ -89,7 +89,7 @@ def _check_meta(case: AmdCase, files: dict[str, GoldenTensors], report: ParityRe
             report.same(META, f"config.{key}", visible * grid.frames, counts[role])
     known = {"config", "student_keys", "teacher_keys", "counts", "losses_f32", "losses_f64", "grad_norms_f64"}
     for key in sorted(set(meta) - known - {"params_without_grad", "five_steps", "optimizer"}):
-        report.note(META, key, "not known to this command")
+        report.note(META, key, "unknown to this command")
 
 
 def _check_features(case: AmdCase, precision: str, stored: GoldenTensors, report: ParityReport) -> None:
@@ -100,13 +100,13 @@ def _check_features(case: AmdCase, precision: str, stored: GoldenTensors, report
     hidden = take_tokens(pixels, sets.student_masked)
     visible = take_tokens(pixels, sets.student_visible)
     with torch.no_grad():
-        answer = student(visible, sets)
+        output = student(visible, sets)
         encoded = student.encoder(visible, sets.student_visible).final
         targets = teacher_features(teacher, pixels, sets, config)
     shared = sets.student_visible.shape[1]
     got: dict[str, Tensor | None] = {
         "labels_norm": pixel_targets(hidden, config.clip, "per_channel"),
-        "recon": answer.reconstructed,
+        "recon": output.reconstructed,
     }
     if precision == "f32" or "labels_unnorm" in stored.names():
         got["labels_unnorm"] = pixel_targets(hidden, config.clip, "unit")
@@ -115,20 +115,23 @@ def _check_features(case: AmdCase, precision: str, stored: GoldenTensors, report
     for i in range(len(config.objective.layers)):
         got[f"teacher_dir.{i}"] = targets[i][:, :shared]
         got[f"teacher_gen.{i}"] = targets[i][:, shared:]
-        got[f"student_dir_proj.{i}"] = answer.projected[i]
-        got[f"student_gen_pred.{i}"] = answer.generated[i] if answer.generated else None
+        got[f"student_dir_proj.{i}"] = output.projected[i]
+        got[f"student_gen_pred.{i}"] = output.generated[i] if output.generated else None
     for name, tensor in got.items():
         golden = stored.take(name)
         if golden is None:
             continue
         if tensor is None:
-            report.fail(stored.name, name, "is not computed here for these masks")
+            report.fail(stored.name, name, "is not computed by our code for these masks")
         else:
             report.close(stored.name, name, tensor, golden, tolerance)
 
 
 def _check_losses(case: AmdCase, precision: str, stored: GoldenTensors, report: ParityReport) -> dict[str, Tensor]:
-    """Compare every loss; return the gradients of the official one (l2, normalised targets) under official keys."""
+    """Compare every loss.
+
+    Returns the gradients of the official default loss (l2, normalised targets), keyed by official names.
+    """
     tolerance, listed = TOLERANCE[precision], dict(case.meta.get(f"losses_{precision}", {}))
     video = case.video.to(DTYPE[precision])
     gradients: dict[str, Tensor] = {}
@@ -150,20 +153,20 @@ def _check_losses(case: AmdCase, precision: str, stored: GoldenTensors, report: 
         if name in listed:
             report.close(META, f"losses_{precision}.{name}", value, listed.pop(name), tolerance)
     for name in listed:
-        report.fail(META, f"losses_{precision}.{name}", "cannot be checked: no known loss of this layout")
+        report.fail(META, f"losses_{precision}.{name}", "cannot be checked: unknown loss in this layout")
     return gradients
 
 
 def _named(terms: LossTerms, suffix: str) -> dict[str, Tensor]:
     total = {f"loss_total{suffix}": terms.total}
-    if suffix == "_unnorm":  # the alignment terms are those of the plain case
+    if suffix == "_unnorm":  # the alignment terms are the same as in the plain case
         return total | {"loss_mae_unnorm": terms.reconstruction}
     aligned = {f"loss_dir{suffix}": terms.direct, f"loss_gen{suffix}": terms.generation}
     return total | aligned | ({"loss_mae": terms.reconstruction} if suffix == "" else {})
 
 
 def official_gradients(student: Student, config: TrainConfig) -> dict[str, Tensor]:
-    """Return gradients under official keys, without parameters that the official code never uses."""
+    """Return gradients by official key, without parameters that the official code never uses."""
     own = {name: parameter.grad for name, parameter in student.named_parameters() if parameter.grad is not None}
     renamed = to_official(own, config.clip)
     return {name: tensor for name, tensor in renamed.items() if not _is_unused(name)}
@@ -183,15 +186,17 @@ def _check_gradients(
             found += 1
             report.close_l2(stored.name, name, gradients[name], golden, tolerance)
         else:
-            report.fail(stored.name, name, "cannot be checked: no parameter here gets this gradient")
+            report.fail(stored.name, name, "cannot be checked: none of our parameters gets this gradient")
     if stored.readable and not found:
-        report.fail(stored.name, "gradients", "none is in the file")
+        report.fail(stored.name, "gradients", "the file contains none")
     if precision == "f64":
         for name, norm in case.meta.get("grad_norms_f64", {}).items():
             if name in gradients:
                 report.close(META, f"grad_norms_f64.{name}", gradients[name].norm(), norm, tolerance)
             else:
-                report.fail(META, f"grad_norms_f64.{name}", "cannot be checked: no parameter here gets this gradient")
+                report.fail(
+                    META, f"grad_norms_f64.{name}", "cannot be checked: none of our parameters gets this gradient"
+                )
         without = {name for name in case.student if name not in gradients}
         if "params_without_grad" in case.meta:
             report.same(META, "params_without_grad", without, set(case.meta["params_without_grad"]))
@@ -228,15 +233,15 @@ def _check_steps(case: AmdCase, stored: GoldenTensors, report: ParityReport) -> 
             if name in values:
                 report.close(META, f"step {number}.{name}", values[name], value, TOLERANCE["f32"])
             else:
-                report.fail(META, f"step {number}.{name}", "cannot be checked: no known number of this layout")
+                report.fail(META, f"step {number}.{name}", "cannot be checked: unknown value in this layout")
     after = case.student | to_official(student.state_dict(), config.clip)
-    after |= {name: tensor for name, tensor in case.student.items() if _is_unused(name)}  # not even decayed
+    after |= {name: tensor for name, tensor in case.student.items() if _is_unused(name)}  # without weight decay either
     found = False
     for name, golden in stored.all():
         found = True
         if name in after:
             report.close(stored.name, name, after[name], golden, TOLERANCE["f32"])
         else:
-            report.fail(stored.name, name, "cannot be checked: no such parameter")
+            report.fail(stored.name, name, "cannot be checked: our model has no such parameter")
     if stored.readable and not found:
-        report.fail(stored.name, "parameters", "none is in the file")
+        report.fail(stored.name, "parameters", "the file contains none")

@@ -59,7 +59,7 @@ class GoldenTensors:
     def close(self) -> None:
         """Report every unchecked tensor as a failure."""
         for name in sorted(self._left):
-            self._report.fail(self.name, name, "cannot be checked: no known tensor of this layout")
+            self._report.fail(self.name, name, "cannot be checked: unknown tensor in this layout")
 
 
 def read_meta(folder: Path, name: str, report: ParityReport) -> dict[str, Any] | None:

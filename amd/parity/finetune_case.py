@@ -1,7 +1,7 @@
 """Replay of the official fine-tuned classifier with our encoder and a head: features, losses, gradients.
 
-Layer scale is folded into the preceding linear layer and gradients flow through the folding, so that every official
-parameter has one.
+Layer scale is folded into the preceding linear layer, and gradients flow through the folding, so every official
+parameter has a gradient.
 Shapes: B batch, N tokens, K classes, D width.
 """
 
@@ -24,10 +24,10 @@ from amd.parity.report import ParityReport
 from amd.tokens import patchify
 
 FILE = "finetune.safetensors"
-HEADS = 3  # of every variant: no tensor tells it
+HEADS = 3  # in every variant; no tensor reveals it
 LABELS = (3, 5)
 SMOOTHING = 0.1
-SOFT = (0.88, 0.02)  # the soft target at the label, and elsewhere
+SOFT = (0.88, 0.02)  # soft target at the label, and at other classes
 
 
 def check(folder: Path, report: ParityReport) -> None:
@@ -65,13 +65,15 @@ def _check_variant(
     for name, golden in list(stored.all(f"{prefix}grad.")):
         gradient = leaves[name].grad if name in leaves else None
         if gradient is None:
-            report.fail(stored.name, f"{prefix}grad.{name}", "cannot be checked: no parameter here gets this gradient")
+            report.fail(
+                stored.name, f"{prefix}grad.{name}", "cannot be checked: none of our parameters gets this gradient"
+            )
         else:
             report.close_l2(stored.name, f"{prefix}grad.{name}", gradient, golden, TOLERANCE[precision])
 
 
 def _features(leaves: dict[str, Tensor], video: Tensor) -> Tensor:
-    """Return (B, D): the norm of pooled tokens if the file has fc_norm, else the first token after the norm."""
+    """Return features (B, D): normalised pooled tokens if the file has fc_norm, else the first token after the norm."""
     width, _, tubelet, patch, _ = leaves["patch_embed.proj.weight"].shape
     depth = 1 + max(int(name.split(".")[1]) for name in leaves if name.startswith("blocks."))
     grid = TokenGrid(video.shape[2] // tubelet, video.shape[3] // patch, video.shape[4] // patch)
@@ -87,11 +89,11 @@ def _features(leaves: dict[str, Tensor], video: Tensor) -> Tensor:
     pooled = "fc_norm.weight" in leaves
     ours |= {name: leaf for name, leaf in encoder.named_parameters() if name.startswith("norm.") and pooled}
     ours |= dict(encoder.named_buffers())
-    answer = functional_call(
+    output = functional_call(
         encoder, ours, (pixels, everything), {"intermediates": (depth,), "final": not pooled}, strict=True
     )
     if not pooled:
-        first: Tensor = answer.final[:, 0]
+        first: Tensor = output.final[:, 0]
         return first
-    mean = answer.intermediates[0].mean(dim=1)
+    mean = output.intermediates[0].mean(dim=1)
     return functional.layer_norm(mean, (width,), leaves["fc_norm.weight"], leaves["fc_norm.bias"], LAYER_NORM_EPS)

@@ -1,7 +1,7 @@
 """Replay of the official MAE with our student trained without a teacher.
 
-Its decoder predicts all tokens and computes the loss on the masked ones; ours predicts the masked ones, and here the
-visible ones too, so that every number of the golden prediction is compared.
+The official decoder predicts all tokens and computes the loss on the masked ones. Ours normally predicts only masked
+tokens; here it also predicts the visible ones, so that the whole golden prediction is compared.
 Shapes: B batch, N tokens, V kept, P pixel values per token, D width.
 """
 
@@ -60,7 +60,7 @@ def replay(folder: Path, report: ParityReport) -> None:
     if "keys" in meta:
         report.same(META, "keys", {name: list(tensor.shape) for name, tensor in case.state.items()}, meta["keys"])
     for name, table in (("pos_embed", "encoder.positions"), ("decoder_pos_embed", "decoder.positions")):
-        if name in case.state:  # with a row of zeros for the class token
+        if name in case.state:  # includes a row of zeros for the class token
             own = case.student("f32").get_buffer(table)
             whole = torch.cat([torch.zeros(1, own.shape[1]), own])[None]
             report.close("mae_state", name, whole, case.state[name], TOLERANCE["f32"])
@@ -73,7 +73,7 @@ def replay(folder: Path, report: ParityReport) -> None:
     _check_info(case, dict(meta.get("info", {})), losses, report)
     _check_tables(golden, report)
     for name in sorted(set(meta) - {"config", "mask_ratio", "info", "keys"}):
-        report.note(META, name, "not known to this command")
+        report.note(META, name, "unknown to this command")
     state.close()
     golden.close()
 
@@ -87,10 +87,10 @@ def _read_case(
     before = len(report.failures)
     hidden = mask.bool()
     if len(set(hidden.sum(dim=1).tolist())) > 1:
-        report.fail("mae_golden", "mask", "has rows of different counts")
+        report.fail("mae_golden", "mask", "has rows with different counts")
         return None
     tokens, kept = hidden.shape[1], int((~hidden[0]).sum())
-    order = noise.argsort(dim=1, stable=True)  # the smallest noise is kept
+    order = noise.argsort(dim=1, stable=True)  # tokens with the smallest noise are kept
     report.same("mae_golden", "ids_restore", order.argsort(dim=1), restore.long())
     report.same("mae_golden", "mask", torch.ones_like(hidden).scatter(1, order[:, :kept], False), hidden)
     if "mask_ratio" in meta:
@@ -107,7 +107,7 @@ def _read_case(
 
 def _config(sizes: dict[str, Any], tokens: int, hidden: int) -> TrainConfig:
     if sizes.get("in_chans", 3) != 3:
-        raise ConfigError([f"in_chans={sizes['in_chans']}: clips here have 3 colours"])
+        raise ConfigError([f"in_chans={sizes['in_chans']}: our clips have 3 colours"])
     values = {
         "clip": {"frames": 1, "tubelet": 1, "size": sizes["img_size"], "patch": sizes["patch_size"]},
         "student": {
@@ -170,7 +170,7 @@ def _check_losses(case: MaeCase, precision: str, golden: GoldenTensors, report: 
         if flag:
             terms.total.backward()
             own = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
-            # The bias of attention keys has no gradient but rounding: ours is absent, and counts as zero here.
+            # The bias of attention keys has only rounding as gradient; ours is absent and counts as zero.
             _check_gradients(to_mae(own, config.clip), precision, golden, report)
     return losses
 
@@ -178,12 +178,12 @@ def _check_losses(case: MaeCase, precision: str, golden: GoldenTensors, report: 
 def _check_gradients(gradients: dict[str, Tensor], precision: str, golden: GoldenTensors, report: ParityReport) -> None:
     prefix = f"{precision}.grad."
     if not golden.names(prefix):
-        report.fail("mae_golden", f"{prefix}*", "none is in the file")
+        report.fail("mae_golden", f"{prefix}*", "the file contains none")
     for name, stored in golden.all(prefix):
         if name in gradients:
             report.close_l2("mae_golden", prefix + name, gradients[name], stored, TOLERANCE[precision])
         else:
-            report.fail("mae_golden", prefix + name, "cannot be checked: no parameter here gets this gradient")
+            report.fail("mae_golden", prefix + name, "cannot be checked: none of our parameters gets this gradient")
 
 
 def _check_info(case: MaeCase, info: dict[str, Any], losses: dict[str, Tensor], report: ParityReport) -> None:
@@ -191,10 +191,10 @@ def _check_info(case: MaeCase, info: dict[str, Any], losses: dict[str, Tensor], 
         if name in losses:
             report.close(META, f"info.{name}", losses[name], value, TOLERANCE[name.split(".")[0]])
         elif name == "no_grad":
-            tables = {key for key in case.state if key.endswith("pos_embed")}  # buffers here
+            tables = {key for key in case.state if key.endswith("pos_embed")}  # buffers in our code
             report.same(META, "info.no_grad", tables, set(value))
         else:
-            report.note(META, f"info.{name}", "not known to this command")
+            report.note(META, f"info.{name}", "unknown to this command")
 
 
 def _check_tables(golden: GoldenTensors, report: ParityReport) -> None:
@@ -203,7 +203,7 @@ def _check_tables(golden: GoldenTensors, report: ParityReport) -> None:
         name = f"pos2d.{rest}"
         found = re.fullmatch(r"d(\d+)_g(\d+)(?:x(\d+))?(_cls)?", rest)
         if found is None:
-            report.fail("mae_golden", name, "cannot be checked: its name tells no size")
+            report.fail("mae_golden", name, "cannot be checked: its name contains no size")
             continue
         width, height = int(found[1]), int(found[2])
         table = position_table("sincos_2d", TokenGrid(1, height, int(found[3] or height)), width)

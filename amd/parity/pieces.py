@@ -87,10 +87,10 @@ def check_schedule(folder: Path, report: ParityReport) -> None:
 
 
 def check_groups(folder: Path, report: ParityReport) -> None:
-    """Compare which parameters decay. The order within a group does not affect AdamW and is ignored."""
+    """Compare which parameters have weight decay. The order within a group does not affect AdamW and is ignored."""
     for key, groups in _json(folder, "param_groups.json").items():
         if not (isinstance(groups, list) and all(isinstance(group, dict) for group in groups)):
-            continue  # the official skip lists, which say less than the groups
+            continue  # the official skip lists, which contain less than the groups
         if key.startswith("pretrain"):
             _check_pretrain_groups(key, groups, report)
             continue
@@ -98,7 +98,7 @@ def check_groups(folder: Path, report: ParityReport) -> None:
 
 
 def _check_finetune_groups(key: str, groups: list[dict[str, Any]], report: ParityReport) -> None:
-    """Compare learning rate scale and weight decay of every classifier parameter; block 0 gives the decay."""
+    """Compare learning-rate scale and weight decay of every classifier parameter; block 0 gives the layer decay."""
     golden = {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["names"]}
     depth = 1 + max(int(found[1]) for name in golden if (found := re.match(r"blocks\.(\d+)\.", name)))
     decay = golden["blocks.0.norm1.weight"][0] ** (1 / depth)
@@ -152,7 +152,7 @@ def _check_pretrain_groups(key: str, groups: list[dict[str, Any]], report: Parit
             if group["weight_decay"] == golden["weight_decay"]:
                 own = {name: student.get_parameter(name).detach() for name in group["names"]}  # type: ignore[attr-defined]
                 got |= set(to_official(own, config.clip))
-        # No parameters in the official code, and parameters that it never uses.
+        # Excluded: tensors that are not parameters in the official code, and parameters that it never uses.
         got = {name for name in got if not name.startswith("generator_mask_tokens") and not _unused(name)}
         named = {name for name in golden["names"] if not _unused(name)}
         report.same("param_groups", f"{key}, weight decay {golden['weight_decay']}", got, named)
@@ -163,7 +163,7 @@ def _unused(name: str) -> bool:
 
 
 def official_codes(cells: int, student_ratio: float, teacher_ratio: float, draws: np.random.RandomState) -> list[int]:
-    """Reimplement the official mask generator: 0 visible to both, 1 teacher-only, 2 hidden from both."""
+    """Sample as the official mask generator does: 0 visible to both, 1 teacher-only, 2 hidden from both."""
     student, teacher = int(student_ratio * cells), int(teacher_ratio * cells)
     codes = np.concatenate([np.zeros(cells - student), np.ones(student - teacher), np.full(teacher, 2)])
     draws.shuffle(codes)
@@ -188,7 +188,7 @@ def check_masks(folder: Path, report: ParityReport) -> None:
 
 
 class _NumpyDraws:
-    """Random numbers as from np.random.seed and np.random.randint."""
+    """Draws the random numbers of np.random.seed and np.random.randint."""
 
     def __init__(self, seed: int) -> None:
         self._state = np.random.RandomState(seed)
@@ -227,7 +227,7 @@ SAMPLERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 def check_sampling(folder: Path, report: ParityReport) -> None:
     for group, cases in _json(folder, "frame_sampling.json").items():
         if group not in SAMPLERS:
-            report.fail("frame_sampling", group, "cannot be checked: no known sampler")
+            report.fail("frame_sampling", group, "cannot be checked: unknown sampler")
             continue
         for number, case in enumerate(cases, start=1):
             name = f"{group} {number} ({case['num_frames']} frames)"

@@ -1,7 +1,4 @@
-"""Report of a replay: one row per comparison, with the largest deviation and its tolerance.
-
-Independent of networks and golden files.
-"""
+"""Report of a replay: one row per comparison, with the largest deviation and its tolerance."""
 
 from __future__ import annotations
 
@@ -19,14 +16,14 @@ Verdict = Literal["ok", "fail", "note"]
 
 class ParityRow(NamedTuple):
     source: str
-    """The golden file."""
+    """Golden file of the comparison."""
     name: str
     verdict: Verdict
     deviation: float | None = None
-    """Largest absolute deviation, or the relative L2 one of a gradient."""
+    """Largest absolute deviation, or the relative L2 deviation of a gradient."""
     tolerance: float | None = None
     used: float | None = None
-    """How much of the tolerance was used, 1 being all of it."""
+    """Deviation as a fraction of the tolerance."""
     text: str = ""
 
 
@@ -44,7 +41,7 @@ class ParityReport:
         """Whether at least one comparison was made and none failed."""
         return not self.failures and any(row.verdict == "ok" for row in self.rows)
 
-    # Each way of comparing adds one row.
+    # Each comparison adds one row.
 
     def close(self, source: str, name: str, got: Any, golden: Any, tolerance: float) -> None:
         """Compare elementwise, within tolerance + tolerance * |golden|."""
@@ -57,7 +54,7 @@ class ParityReport:
         self._measured(source, name, deviation, tolerance, float((gap / allowed).max()) if gap.numel() else 0.0)
 
     def close_l2(self, source: str, name: str, got: Any, golden: Any, tolerance: float) -> None:
-        """Compare the L2 norm of the difference, relative to the golden norm: for gradients, whose scale varies."""
+        """Compare the L2 norm of the difference, relative to the golden norm; for gradients, whose scale varies."""
         got, golden = _tensor(got), _tensor(golden)
         if self._other_shape(source, name, got, golden):
             return
@@ -71,7 +68,7 @@ class ParityReport:
         if equal:
             self.rows.append(ParityRow(source, name, "ok", 0.0, 0.0, 0.0))
         else:
-            self.fail(source, name, f"is not the same: {_short(got)} here, {_short(golden)} in the file")
+            self.fail(source, name, f"is not equal: {_short(got)} computed, {_short(golden)} in the file")
 
     def fail(self, source: str, name: str, text: str) -> None:
         self.rows.append(ParityRow(source, name, "fail", text=text))
@@ -82,14 +79,14 @@ class ParityReport:
     def _other_shape(self, source: str, name: str, got: Tensor, golden: Tensor) -> bool:
         if got.shape == golden.shape:
             return False
-        self.fail(source, name, f"has shape {list(golden.shape)} in the file, {list(got.shape)} here")
+        self.fail(source, name, f"has shape {list(golden.shape)} in the file, {list(got.shape)} computed")
         return True
 
     def _measured(self, source: str, name: str, deviation: float, tolerance: float, used: float) -> None:
-        # A deviation that is not a number is no deviation within tolerance.
+        # A NaN deviation is not within the tolerance.
         self.rows.append(ParityRow(source, name, "ok" if used <= 1 else "fail", deviation, tolerance, used))
 
-    # For people and for programs.
+    # Output for people and for programs
 
     def summary(self) -> str:
         compared = [row for row in self.rows if row.verdict == "ok" or row.deviation is not None]

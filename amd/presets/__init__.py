@@ -1,1 +1,1 @@
-"""Presets: named, complete configs of pre-training, fine-tuning, detection and the demo. Independent of PyTorch."""
+"""Presets: named, complete configs for pre-training, fine-tuning, detection and the demo. Torch-free."""

@@ -1,8 +1,8 @@
 """Demo presets for a laptop: a teacher, an AMD student and a student without distillation, on digits, in minutes.
 
-All values are our default, since the paper has no runs of this size. They depart from its recipes where small runs need
-it: 2-D positions with a small base, truncated-normal weights, plain pixel targets, few large tokens. They were tuned by
-probes on the split `select` of the demo data. Torch-free.
+All values are our default, since the paper has no runs of this size. They depart from its recipes where small runs
+require it: 2-D positions with a small base, truncated-normal weights, plain pixel targets, few large tokens. They were
+tuned by probes on the split `select` of the demo data. Torch-free.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from amd.config import TrainConfig, validate
 
 PIXEL_MEAN, PIXEL_STD = 0.25, 0.35
-# Each halves the pixel loss after a few hundred steps, compared with VideoMAE (1-D positions of base 10000, xavier).
+# Each halves the pixel loss after a few hundred steps, compared with VideoMAE (1-D positions, base 10000, xavier).
 ENCODER = {"positions": "sincos_2d", "position_base": 100.0, "init": "trunc_normal"}
 DECODER = {"width": 48, "depth": 2, "heads": 3}
 TEACHER = {"size": "demo-teacher", **ENCODER}
@@ -33,14 +33,14 @@ VIDEO: dict[str, Any] = {
     # One token spans the whole clip: with several tokens along time, a token can be reconstructed from its neighbours
     # in the same frames, without learning motion.
     "clip": {"frames": 8, "size": 32, "patch": 8, "tubelet": 8, "sampling_rate_frames": 1},
-    # Window sampling uses all 8 frames; strided sampling would repeat one.
+    # Window sampling uses all 8 frames; strided sampling would repeat one of them.
     "data": {"train": "demo:moving-digits", "sampling": "window", "repeats": 4},
     "batch": 16,  # 64 clips: 4 masks per decoded file
 }
 
 
 def _run(modality: dict[str, Any], steps: int, lr: float) -> dict[str, Any]:
-    """Return the values shared by all three runs; `lr` is the absolute peak learning rate, decayed to a hundredth."""
+    """Return the values shared by all three runs. `lr`: absolute peak learning rate, decayed to a hundredth."""
     scale = 256 / modality["batch"]
     return {
         "clip": {**modality["clip"], "mean": (PIXEL_MEAN,) * 3, "std": (PIXEL_STD,) * 3},
@@ -53,7 +53,7 @@ def _run(modality: dict[str, Any], steps: int, lr: float) -> dict[str, Any]:
         },
         "schedule": {"steps": steps, "warmup_steps": steps // 10},
         "checkpoint": {"every_minutes": 0.5, "keep_last": 1},
-        # One worker: averaging gradients between two would cost more than these small steps.
+        # One worker: averaging gradients over two would cost more than these small steps.
         "scaling": {"workers": 1, "threads_per_worker": 1, "device": "cpu"},
         "tracking": {"log_every_steps": 20, "guard_every_steps": 0, "tensorboard": False},
     }

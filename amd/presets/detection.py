@@ -47,7 +47,7 @@ def _ava(size: str, *, base_lr: float, layer_decay: float, gpus: int) -> Detecti
 
 
 def _presets() -> dict[str, DetectionPreset]:
-    source = "VideoMAE-Action-Detection's scripts/ava from unsupervised K400; AMD gives no recipe; colours not jittered"
+    source = "VideoMAE-Action-Detection's scripts/ava from unsupervised K400; AMD has no recipe; no colour jitter"
     recipes = {
         "S": _ava("S", base_lr=1e-3, layer_decay=0.6, gpus=16),
         "B": _ava("B", base_lr=2.5e-4, layer_decay=0.75, gpus=32),
@@ -67,11 +67,11 @@ DETECTION_PRESETS = _presets()
 def detection_config(preset: str | None, url: str | None, overrides: Mapping[str, Any]) -> DetectionConfig:
     """Return a preset or a config file (JSON or YAML, path or URL) with dotted overrides. Raises ConfigError."""
     if (preset is None) == (url is None):
-        raise ConfigError(["give either a preset or a config file: --preset NAME or --config FILE"])
+        raise ConfigError(["specify either a preset or a config file: --preset NAME or --config FILE"])
     if url is not None:
         return validate(DetectionConfig, overridden(read_config_file(url), overrides))
     if preset not in DETECTION_PRESETS:
         close = difflib.get_close_matches(str(preset), DETECTION_PRESETS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(DETECTION_PRESETS)}"
+        hint = f"did you mean {close[0]}?" if close else f"known presets: {', '.join(DETECTION_PRESETS)}"
         raise ConfigError([f"preset={preset!r}: unknown; {hint}"])
     return validate(DetectionConfig, overridden(DETECTION_PRESETS[preset].config.model_dump(mode="json"), overrides))

@@ -27,7 +27,7 @@ class FinetunePreset(NamedTuple):
     config: FinetuneConfig
 
 
-DENSE = {"sampling": "window"}  # official training sampler of dense data sets; tests sample strided
+DENSE = {"sampling": "window"}  # official training sampler of dense data sets; the test uses strided sampling
 TSN = {"sampling": "segments"}
 
 
@@ -101,7 +101,7 @@ def _image(size: str, *, epochs: int, base_lr: float, layer_decay: float) -> Fin
 
 
 def _demo(modality: dict[str, Any], *, epochs: int, lr: float, test: str) -> FinetuneConfig:
-    """Return a config with 10 labelled samples per class, few enough that initial weights matter; tuned on `select`."""
+    """Return a config with 10 labelled samples per class, so few that the initial weights matter; tuned on `select`."""
     data = modality["data"]["train"]
     batch = 20
     values: dict[str, Any] = {
@@ -182,7 +182,7 @@ def _presets() -> dict[str, FinetunePreset]:
         ),
     ]
     for size in "SB":
-        note = "AMD gives no recipe: VideoMAE's for ViT-B on UCF101; for S our default"
+        note = "AMD has no recipe: VideoMAE's for ViT-B on UCF101; our default for ViT-S"
         rows.append(
             (
                 f"ucf101-vit-{size.lower()}-finetune",
@@ -192,7 +192,7 @@ def _presets() -> dict[str, FinetunePreset]:
                 _video(size, "K400", **ucf),
             )
         )
-        note = "AMD gives no recipe: UCF101's with VideoMAE's stride, rate and length as we remember them: our default"
+        note = "AMD has no recipe: UCF101's, with VideoMAE's stride, rate and length from memory: our default"
         rows.append(
             (
                 f"hmdb51-vit-{size.lower()}-finetune",
@@ -202,7 +202,7 @@ def _presets() -> dict[str, FinetunePreset]:
                 _video(size, "K400", **hmdb),
             )
         )
-    note = "AMD gives no image recipe: MAE's FINETUNE.md for ViT-B"
+    note = "AMD has no image recipe: MAE's FINETUNE.md for ViT-B"
     rows.append(
         (
             "in1k-vit-b-finetune",
@@ -212,7 +212,7 @@ def _presets() -> dict[str, FinetunePreset]:
             _image("B", epochs=100, base_lr=5e-4, layer_decay=0.65),
         )
     )
-    note = "AMD gives no image recipe: G2SD's length and rate for ViT-S, the rest MAE's: our default"
+    note = "AMD has no image recipe: G2SD's length and rate for ViT-S, otherwise MAE's: our default"
     rows.append(
         (
             "in1k-vit-s-finetune",
@@ -228,7 +228,7 @@ def _presets() -> dict[str, FinetunePreset]:
     ]
     for key, modality, what in (("image", DEMO_IMAGE, "digits"), ("video", DEMO_VIDEO, "the motion of digits")):
         config = _demo(modality, epochs=60, lr=1e-3, test="test")
-        summary = f"the demo's 64 x 4 encoder on {what}, 10 labelled samples a class"
+        summary = f"the demo's 64 x 4 encoder on {what}, 10 labelled samples per class"
         found.append(FinetunePreset(f"demo-{key}-finetune", summary, "our default", "1 CPU core", config))
     return {preset.name: preset for preset in found}
 
@@ -239,11 +239,11 @@ FINETUNE_PRESETS = _presets()
 def finetune_config(preset: str | None, url: str | None, overrides: Mapping[str, Any]) -> FinetuneConfig:
     """Return a preset or a config file (JSON or YAML, path or URL) with dotted overrides. Raises ConfigError."""
     if (preset is None) == (url is None):
-        raise ConfigError(["give either a preset or a config file: --preset NAME or --config FILE"])
+        raise ConfigError(["specify either a preset or a config file: --preset NAME or --config FILE"])
     if url is not None:
         return validate(FinetuneConfig, overridden(read_config_file(url), overrides))
     if preset not in FINETUNE_PRESETS:
         close = difflib.get_close_matches(str(preset), FINETUNE_PRESETS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(FINETUNE_PRESETS)}"
+        hint = f"did you mean {close[0]}?" if close else f"known presets: {', '.join(FINETUNE_PRESETS)}"
         raise ConfigError([f"preset={preset!r}: unknown; {hint}"])
     return validate(FinetuneConfig, overridden(FINETUNE_PRESETS[preset].config.model_dump(mode="json"), overrides))

@@ -1,4 +1,4 @@
-"""Pre-training presets: the paper's video and image recipes, their teachers, and demo runs. Torch-free.
+"""Pre-training presets: the paper's video and image recipes, their teachers, and the demo. Torch-free.
 
 Values that neither the paper nor its code states are marked "our default" in the preset's source.
 """
@@ -24,7 +24,7 @@ ASSUMED_MFU = 0.4  # model FLOPs utilisation assumed for estimated hours
 
 @dataclass(frozen=True)
 class Preset:
-    """A named config with its source and its cost."""
+    """A named config with its source and cost."""
 
     name: str
     summary: str
@@ -163,7 +163,7 @@ def _presets() -> dict[str, Preset]:
             Preset(
                 f"in1k-vit-{size.lower()}",
                 f"AMD for images, ViT-{size} student of an MAE ViT-L, on ImageNet-1K",
-                f"AMD paper: {top1} % top-1, 800 epochs, middle and last block; the paper does not give the rest: "
+                f"AMD paper: {top1} % top-1, 800 epochs, middle and last block; the paper does not state the rest: "
                 "teacher ratio, generator depth, learning rate, batch, warm-up, workers are our default (MAE's values)",
                 "32 GPUs (our default)",
                 _image_amd(size),
@@ -193,13 +193,13 @@ def preset(name: str) -> Preset:
     """Return the preset with this name. Raises ConfigError for an unknown name."""
     if name not in PRESETS:
         close = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(PRESETS)}"
+        hint = f"did you mean {close[0]}?" if close else f"known presets: {', '.join(PRESETS)}"
         raise ConfigError([f"preset={name!r}: unknown; {hint}"])
     return PRESETS[name]
 
 
 def from_preset(name: str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
-    """Return a preset's config with dotted overrides. Raises ConfigError, also for values that the user must set."""
+    """Return a preset's config with dotted overrides. Raises ConfigError, including for unset required values."""
     return load_config(name, None, overrides or {})
 
 
@@ -208,10 +208,10 @@ def load_config(
 ) -> TrainConfig:
     """Return the config of a run: a preset or a file (JSON or YAML, path or fsspec URL), with dotted overrides.
 
-    Raises ConfigError; with `complete` also for values that the preset leaves to the user.
+    Raises ConfigError; with `complete`, including for values that the user must set.
     """
     if (preset_name is None) == (url is None):
-        raise ConfigError(["give either a preset or a config file: --preset NAME or --config FILE"])
+        raise ConfigError(["specify either a preset or a config file: --preset NAME or --config FILE"])
     values = read_config_file(url) if url is not None else preset(preset_name or "").config.model_dump(mode="json")
     config = validate(TrainConfig, overridden(values, overrides))
     if complete:
@@ -222,7 +222,7 @@ def load_config(
 def read_config_file(url: str, option: str = "--config", expected: str = "the sections of a run") -> dict[str, Any]:
     """Read the values of a JSON or YAML file, path or fsspec URL, without validation.
 
-    `option` and `expected`: the command-line option and the expected content that error messages name.
+    `option` and `expected`: command-line option and expected content, for error messages.
     Raises ConfigError.
     """
     try:
@@ -239,7 +239,7 @@ def read_config_file(url: str, option: str = "--config", expected: str = "the se
 
 
 def check_complete(config: TrainConfig) -> None:
-    """Raise ConfigError for values that a preset leaves to the user and that are not set."""
+    """Raise ConfigError if a value that the preset leaves to the user is not set."""
     problems = []
     if config.data.train.startswith(UNSET):
         problems.append("data.train: presets contain no data; set data.train=<folder, list file or tar shards>")

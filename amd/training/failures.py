@@ -1,7 +1,7 @@
-"""Classify failures: the reason, the retry budget that is charged, and whether the run may be tried again.
+"""Classify failures: the reason, the retry budget to charge, and whether the run may be retried.
 
-Does not import Ray: its errors are recognized by class name, so that this module works without Ray. Exceptions take
-plain arguments, so that they can be pickled.
+Works without Ray, whose errors are recognized by class name. Exceptions take plain arguments, so that they can be
+pickled.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Reason = Literal[
 
 
 class RunError(Exception):
-    """A failure with a known reason and a message that a user can act on."""
+    """Base of failures with a known reason and a message that the user can act on."""
 
     reason: Reason = "user_code_error"
 
@@ -48,31 +48,31 @@ class RunError(Exception):
 
 
 class NonFinite(RunError):
-    """The loss or its gradient is not finite; the message names the step and its samples."""
+    """Raised when the loss or its gradient is not finite. The message lists the step and its samples."""
 
     reason: Reason = "nan_loss"
 
 
 class TeacherError(RunError):
-    """The teacher could not be trained or loaded."""
+    """Raised when the teacher could not be trained or loaded."""
 
     reason: Reason = "teacher_load_failed"
 
 
 class InfeasibleResources(RunError):
-    """The cluster had too few free resources for the workers within scaling.start_timeout_s."""
+    """Raised when the cluster did not provide the workers' resources within scaling.start_timeout_s."""
 
     reason: Reason = "infeasible_resources"
 
 
 class NoCluster(RunError):
-    """Ray could not be started on this machine."""
+    """Raised when Ray could not be started on this machine."""
 
     reason: Reason = "cluster_unavailable"
 
 
 class UploadError(RunError):
-    """A checkpoint or metrics could not be written to the storage root. Retryable."""
+    """Raised when a checkpoint or metrics could not be written to the storage root. Retryable."""
 
     reason: Reason = "storage_unreachable"
 
@@ -84,7 +84,7 @@ class Verdict:
     message: str
 
 
-# A collective that fails because its peer is gone: a consequence, not the cause.
+# Messages of collectives that fail because a peer has died: a consequence, not the cause.
 _LOST_PEER = (
     "connection closed by peer",
     "connection reset by peer",
@@ -98,7 +98,7 @@ _LOST_PEER = (
 )
 
 
-# A node that exited before its preemption deadline: Ray reports only those that exceed the deadline as preempted.
+# Message for a node that exited before its preemption deadline: Ray reports preemption only after the deadline.
 _NODE_DRAINED = "node was terminated expectedly"
 
 
@@ -115,7 +115,7 @@ def classify_failure(errors: Iterable[BaseException]) -> Verdict:
 
 
 def _classify_one(error: BaseException) -> tuple[int, Verdict]:
-    """Return how specific the error is (lower is more specific), and its verdict."""
+    """Return (rank, verdict); a lower rank means a more specific error."""
     names = {cls.__name__ for cls in type(error).__mro__}
     text = str(error).strip() or type(error).__name__
     inner = getattr(error, "health_check_failure", None) or getattr(error, "cause", None)
@@ -149,7 +149,7 @@ def _classify_one(error: BaseException) -> tuple[int, Verdict]:
     }:
         return 3, Verdict("infrastructure", "node_lost", "a worker process or its node was lost")
     if names & {"WorkerGroupStartupTimeoutError", "InsufficientClusterResourcesError"}:
-        # Resources were free when the attempt began: Ray counts a dead node for a while. The next attempt checks again.
+        # Resources were free when the attempt started: Ray counts a dead node for a while. The next attempt rechecks.
         return 2, Verdict("infrastructure", "infeasible_resources", text)
     if names & {"WorkerHealthCheckTimeoutError", "NCCLHangError", "WorkerGroupStartupFailedError"}:
         return 3, Verdict("infrastructure", "node_lost", text.split("\n")[0])
@@ -160,13 +160,13 @@ def _classify_one(error: BaseException) -> tuple[int, Verdict]:
 
 @dataclass
 class Budgets:
-    """Remaining retries (`scaling.retries`); each failure is charged to its own budget."""
+    """Remaining retries (`scaling.retries`), with a budget per cause of failure."""
 
     limits: Retries
     spent: dict[Budget, int] = field(default_factory=dict)
 
     def charge(self, budget: Budget) -> bool:
-        """Count a failure; return whether the run may be tried again."""
+        """Count a failure; return whether the run may be retried."""
         self.spent[budget] = self.spent.get(budget, 0) + 1
         allowed: int = getattr(self.limits, budget)
         return self.spent[budget] <= allowed

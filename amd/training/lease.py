@@ -1,8 +1,8 @@
-"""One writer per run: a lease file that names the process that trains it, renewed while that process is alive.
+"""Ensure one writer per run, by a lease file that identifies the training process and is renewed while it lives.
 
 Two processes training the same run would overwrite each other's checkpoints. The file is created only if it does not
 exist (exclusively on disk, by a conditional put on S3). A lease expires if it is not renewed for `STALE_S`, or if its
-holder is a dead process of this machine. Independent of what the run does.
+holder is a dead process on this machine. Does not depend on what the run does.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Lease:
         if not retry_on_outage(self.url, lambda: _create(self.url, self._body())):
             if self.taken_by() is not None:
                 return False
-            write_bytes(self.url, self._body())  # its holder is gone, or it is ours and the first response was lost
+            write_bytes(self.url, self._body())  # its holder has died, or it is ours and the first response was lost
         time.sleep(0 if not is_remote(self.url) else 0.2)  # let a concurrent write finish; the last writer wins
         if self._read().get("token") != self._token:
             return False
@@ -51,7 +51,7 @@ class Lease:
         return True
 
     def taken_by(self) -> dict[str, Any] | None:
-        """Return the living holder's entry (host, pid, renewed), or None."""
+        """Return the entry of a live holder (host, pid, renewed), or None."""
         holder = self._read()
         if not holder or holder.get("token") == self._token:
             return None
@@ -61,7 +61,7 @@ class Lease:
         return None if here and not _alive(holder["pid"], holder["born"]) else holder
 
     def holder(self) -> str:
-        """Describe the holder for a message; it may have released the lease in the meantime."""
+        """Describe the holder, which may have released the lease in the meantime, for a message."""
         found = self.taken_by() or {"host": "another machine", "pid": "?"}
         return f"process {found['pid']} on {found['host']}"
 
@@ -87,7 +87,7 @@ class Lease:
         while not self._stop.wait(RENEW_S):
             try:
                 write_bytes(self.url, self._body())
-            except Exception as error:  # a short storage outage; the run itself fails on a long one
+            except Exception as error:  # a short storage outage; a long one fails the run itself
                 logger.warning("the run's lease could not be renewed: %s", error)
 
     def _read(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The ranks of a run: gradient averaging, collectives, and the signals they exchange after every step.
 
-A single rank communicates nothing. Uses torch.distributed; independent of Ray, files and losses.
+A single rank does not communicate. Uses torch.distributed; does not import Ray.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Signals(NamedTuple):
-    """A rank's signals at the end of a step. They are summed over ranks, so any rank can raise any of them."""
+    """Signals of a rank at the end of a step. They are summed over ranks, so any rank can raise any signal."""
 
     stop: int = 0  # stop requested by SIGTERM or cancel
     save: int = 0  # a checkpoint is due by rank 0's clock
@@ -28,7 +28,7 @@ class Signals(NamedTuple):
 
 
 class ProcessGroup:
-    """This process and its peers. Ranks agree through `exchange`, whose result is equal on all of them."""
+    """This process and its peers. `exchange` returns the same result on every rank, so ranks act on it together."""
 
     def __init__(self, rank: int = 0, world: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.world = rank, world
@@ -75,7 +75,7 @@ class ProcessGroup:
         return wrapped
 
     def quiet(self, model: nn.Module, quiet: bool) -> AbstractContextManager[None]:
-        """Skip gradient synchronization inside, if `quiet`: for all but the last micro-batch of a step."""
+        """Return a context that skips gradient synchronization if `quiet`: for all but a step's last micro-batch."""
         return model.no_sync() if quiet and isinstance(model, DistributedDataParallel) else nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class ProcessGroup:
 
 
 def average_in_rank_order(world: int, bucket: Any) -> torch.futures.Future[Tensor]:
-    """A DDP communication hook for the CPU: gather and add in rank order, so that sums do not depend on bucket layout.
+    """Average gradients in rank order, so that sums do not depend on the bucket layout. A DDP hook for the CPU.
 
     DDP rebuilds its buckets after the first step, and a ring all-reduce adds ranks in an order that depends on the
     layout: with three or more ranks, a resumed run, which starts with the first layout again, would differ in the last

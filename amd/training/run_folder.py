@@ -1,4 +1,4 @@
-"""Run folder on the storage root, spec that workers receive, and result of a run. Imports neither torch nor Ray."""
+"""The folder of a run on the storage root, the spec for its workers, and its result. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ C = TypeVar("C", bound=RunConfig)
 
 CONFIG, FACTS, RESULT, BAD_SAMPLES = "config.json", "run.json", "result.json", "bad_samples.jsonl"
 
-# Config fields that name data and weights, as paths or URLs.
+# Config fields that contain paths or URLs of data and weights.
 DATA_FIELDS = (
     "data.train",
     "data.val",
@@ -48,18 +48,18 @@ class RunResult(BaseModel):
 
     state: State
     reason: str | None = None
-    """Reason for not succeeding, from a closed list (`failures.Reason`)."""
+    """Reason if the run did not succeed, from a closed list (`failures.Reason`)."""
     message: str = ""
     run_id: str
     run_folder: str
     encoder_folder: str | None = None
     """Folder of the published encoder; set only if the run succeeded."""
     steps: int = 0
-    """Optimiser steps completed."""
+    """Completed optimizer steps."""
     seconds: float = 0.0
-    """Wall time of this call, checks and publishing included."""
+    """Wall time of this call, including checks and publishing."""
     figures: dict[str, float] = {}
-    """Last logged metrics: losses, rates, speed."""
+    """Last logged metrics: losses, learning rate, speed."""
 
     @property
     def exit_code(self) -> int:
@@ -68,12 +68,12 @@ class RunResult(BaseModel):
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything a worker needs, as plain data, since it may start on another machine."""
+    """Input of a worker as plain data, since the worker may start on another machine."""
 
     run_id: str
     root: str
     config: dict[str, Any]
-    """Resolved config: the teacher is given by weights."""
+    """Resolved config, in which the teacher is specified by weights."""
     data_digest: str
     until: int | None = None
     """Step after which the run pauses with its checkpoint kept; None trains to the end."""
@@ -81,7 +81,7 @@ class RunSpec:
     """Run and step of the checkpoint to start from if the run has none of its own; None starts from scratch."""
 
     def parsed(self, model: type[C]) -> C:
-        """Validate the config as the model of this kind of run."""
+        """Validate the config with the model of this kind of run."""
         return validate(model, self.config)
 
     @property
@@ -103,7 +103,7 @@ def spec_of(
     until: int | None = None,
     parent: tuple[str, int] | None = None,
 ) -> RunSpec:
-    """Build the spec that workers receive. Local paths become absolute, since Ray workers start in other folders."""
+    """Build the spec for workers. Makes local paths absolute, since Ray workers start in other folders."""
     overrides: dict[str, Any] = {"storage": root}
     for key in DATA_FIELDS:
         value = _field(config, key)
@@ -129,7 +129,7 @@ def run_folder(root: str, run_id: str) -> str:
 
 
 def find_run(name: str, storage: str | None = None) -> str:
-    """Return the folder of a run, given as a folder, a URL, or a run id below the storage root."""
+    """Return the folder of a run, given its folder, URL, or id below the storage root."""
     is_path = is_remote(name) or "/" in name or local_path(name).exists()
     return name if is_path else run_folder(resolve_root(storage), name)
 
@@ -141,7 +141,7 @@ def new_run_id(kind: str = "train") -> str:
 def open_run(
     root: str, run_id: str, config: RunConfig, *, kind: str, data: dict[str, Any], parent: str | None = None
 ) -> RunResult | None:
-    """Create a run or reopen it. Returns its result if it has already succeeded, else None.
+    """Create or reopen a run. Returns its result if it has already succeeded, else None.
 
     `data`: `digest` and `samples` of the data set. Writes config.json and run.json on creation. Raises ConfigError if
     a run with this name exists with a different config or different data.

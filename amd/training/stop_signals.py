@@ -1,4 +1,4 @@
-"""Turn SIGTERM and SIGINT into a stop request, which is checked between two units of work."""
+"""Turn SIGTERM and SIGINT into a stop request, which is checked between units of work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class StopSignals:
-    """Set `stop` on SIGTERM and SIGINT while the context is active; a second SIGINT interrupts at once.
+    """Set `stop` on SIGTERM and SIGINT while the context is active; a second SIGINT interrupts immediately.
 
     Python handles signals only in the main thread; elsewhere `stop` is never set by a signal.
     """

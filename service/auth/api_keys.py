@@ -1,6 +1,6 @@
 """API keys: create, list and revoke. A key is shown once, when it is created; only its hash is stored.
 
-Independent of how a key authenticates a request (`authentication`).
+Authenticating requests with a key is the job of `authentication`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from service.auth.authentication import SCOPES, Admin, Scope, Secret, is_live, new_secret, read_secret
 from service.db.models import ApiKey
 from service.web.errors import IllegalAction, NotFound
-from service.web.schemas import ApiModel, Project
+from service.web.schemas import ApiModel, Project, utc_datetime, utc_datetime_or_none
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +38,12 @@ class KeyRequest(ApiModel):
     """A key to create."""
 
     name: Name
-    """Person or program that uses the key."""
+    """Name of the person or program that uses the key."""
     scopes: list[Scope] = Field(min_length=1, max_length=len(SCOPES))
     """Scopes of the key. read: view jobs and encoders. submit: also run, cancel and delete jobs.
     admin: also manage keys and webhooks."""
     project: Project | None = None
-    """Project that the key is limited to; null: that of your own key, or all projects if it has none."""
+    """Project that the key is limited to; null: your key's project, or all if your key covers all projects."""
     expires_at: AwareDatetime | None = None
     """Time at which the key expires; null: never."""
 
@@ -59,7 +59,7 @@ class KeyView(ApiModel):
     """An API key without its secret."""
 
     id: str
-    """Id of the key, also part of the key itself: `amd_<id>_…`."""
+    """Id of the key, which is also part of the key itself: `amd_<id>_…`."""
     name: str
     project: str | None
     """Project of the key; null: all projects."""
@@ -69,7 +69,7 @@ class KeyView(ApiModel):
     expires_at: datetime | None
     revoked_at: datetime | None
     used_at: datetime | None
-    """Last use, accurate to a minute."""
+    """Time of the last use, accurate to a minute."""
 
 
 class NewKeyView(KeyView):
@@ -99,7 +99,7 @@ class KeyStore:
         return key, secret
 
     def list(self, project: str | None) -> Sequence[ApiKey]:
-        """Keys of a project, or of all if none is given; newest first."""
+        """List the keys of a project, or of all projects if it is None; newest first."""
         query = select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id)
         if project is not None:
             query = query.where(ApiKey.project == project)
@@ -109,7 +109,8 @@ class KeyStore:
     def revoke(self, key_id: str, project: str | None) -> None:
         """Revoke a key; revoking it again changes nothing.
 
-        Raises NotFound, also for a key of another project, and IllegalAction for the last key that can create others.
+        Raises NotFound, including for a key of another project, or IllegalAction for the last key that can create
+        others.
         """
         with _exclusive(self._engine) as session:
             key = session.get(ApiKey, key_id)
@@ -120,17 +121,18 @@ class KeyStore:
                 _is_global_admin(key, now)
                 and sum(_is_global_admin(other, now) for other in session.scalars(select(ApiKey))) == 1
             ):
-                message = f"key {key_id!r} is the last admin key of all projects; create another first"
+                message = f"key {key_id!r} is the last admin key that covers all projects; create another one first"
                 raise IllegalAction(message, allowed_actions=[])
             if key.revoked_at is None:
                 key.revoked_at = now
 
 
 def ensure_admin_key(engine: Engine, path: Path) -> bool:
-    """Create an admin key of all projects if there is none, and write it to a file that only its owner can read.
+    """Create an admin key for all projects if there is none, and write it to a file that only its owner can read.
 
-    Returns whether a key was created. It is committed only after it is written: a key that nobody knows would lock
-    everybody out. Raises OSError if the file cannot be written, and FileExistsError if it contains something else.
+    Returns whether a key was created. The key is committed only after it was written to the file: a committed key that
+    nobody knows would lock everybody out. Raises OSError if the file cannot be written, or FileExistsError if it
+    exists and does not contain a key.
     """
     with _exclusive(engine) as session:
         if any(_is_global_admin(key, time.time()) for key in session.scalars(select(ApiKey))):
@@ -146,7 +148,7 @@ def _write(path: Path, secret: Secret) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if path.exists():
         if read_secret(path.read_text(errors="replace").strip()) is None:
-            raise FileExistsError(f"{path} contains something other than a key; move it, or set AMD_ADMIN_KEY_FILE")
+            raise FileExistsError(f"{path} exists and does not contain a key; move it, or set AMD_ADMIN_KEY_FILE")
         path.unlink()  # a key that is no longer valid, or was never committed
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
@@ -157,9 +159,9 @@ def _write(path: Path, secret: Secret) -> None:
 
 @contextmanager
 def _exclusive(engine: Engine) -> Iterator[Session]:
-    """A transaction during which no other, in any replica, changes keys: what it counts stays true until it commits."""
+    """Open a transaction during which no other one, in any replica, can change keys, so that counts stay valid."""
     with Session(engine) as session, session.begin():
-        if engine.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+        if engine.dialect.name == "postgresql":  # SQLite allows one writer at a time anyway
             session.execute(text("LOCK TABLE keys IN SHARE ROW EXCLUSIVE MODE"))
         yield session
 
@@ -191,16 +193,12 @@ def _view(key: ApiKey) -> KeyView:
         name=key.name,
         project=key.project,
         scopes=[scope for scope in SCOPES if scope in key.scopes],
-        created_at=datetime.fromtimestamp(key.created_at, UTC),
+        created_at=utc_datetime(key.created_at),
         created_by=key.created_by,
-        expires_at=_time(key.expires_at),
-        revoked_at=_time(key.revoked_at),
-        used_at=_time(key.used_at),
+        expires_at=utc_datetime_or_none(key.expires_at),
+        revoked_at=utc_datetime_or_none(key.revoked_at),
+        used_at=utc_datetime_or_none(key.used_at),
     )
-
-
-def _time(at: float | None) -> datetime | None:
-    return None if at is None else datetime.fromtimestamp(at, UTC)
 
 
 router = APIRouter(prefix="/keys", tags=["keys"])
@@ -209,7 +207,7 @@ KeyId = Annotated[str, InPath(pattern=r"^[a-z0-9]{1,32}$")]
 
 @router.post("", status_code=HTTPStatus.CREATED)
 def create_key(request: Request, caller: Admin, body: KeyRequest, response: Response) -> NewKeyView:
-    """Create a key. An admin of one project creates keys of that project only."""
+    """Create a key. An admin of one project can create keys for that project only."""
     response.headers["Cache-Control"] = "no-store"
     key, secret = _keys(request).create(body, caller.own_project(body.project), caller.id)
     logger.info("key %s created by %s", key.id, caller.id)

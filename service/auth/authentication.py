@@ -1,7 +1,7 @@
 """Authentication and authorization of requests, by API key or by bearer token of a configured OIDC issuer.
 
-Every credential arrives as `Authorization: Bearer …`. Routes declare the scope they need with Reader, Submitter or
-Admin. Independent of how keys are created (`api_keys`).
+Every credential arrives as `Authorization: Bearer …`. Routes declare the scope they need with Reader, Inferrer,
+Submitter or Admin. Keys are created in `api_keys`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from service.settings import Settings
 from service.web.errors import Forbidden, Unauthenticated
 
 Scope = Literal["read", "submit", "admin"]
-SCOPES: tuple[Scope, ...] = get_args(Scope)  # each includes those before it
+SCOPES: tuple[Scope, ...] = get_args(Scope)  # each scope includes those before it
 
 USED_EVERY_S = 60.0  # accuracy of `used_at`: avoids a write per request
 _KEY = re.compile(r"amd_([a-z0-9]{1,32})_([A-Za-z0-9_-]{43})")
@@ -36,9 +36,9 @@ class Principal(NamedTuple):
     """The authenticated caller."""
 
     id: str
-    """A key's id, or `oidc:` and the token's subject."""
+    """Id of the API key, or `oidc:` followed by the token's subject."""
     project: str | None
-    """None: all projects."""
+    """Project that the caller is limited to; None: all projects."""
     scopes: frozenset[Scope]
 
     def allowed(self, scope: Scope) -> bool:
@@ -46,14 +46,14 @@ class Principal(NamedTuple):
         return any(scope in SCOPES[: SCOPES.index(own) + 1] for own in self.scopes)
 
     def own_project(self, requested: str | None) -> str | None:
-        """The project of a request; None: all. Raises Forbidden for one that is not the caller's."""
+        """Return the project of a request; None: all projects. Raises Forbidden for a project outside the key's."""
         if self.project is not None and requested not in (None, self.project):
             raise Forbidden(f"your key is for the project {self.project!r}, not for {requested!r}")
         return requested if self.project is None else self.project
 
 
 class Secret(NamedTuple):
-    """An API key as its owner has it, `amd_<id>_<secret>`: the database stores the id and a hash of the secret."""
+    """An API key in plain text, `amd_<id>_<secret>`. The database stores only the id and a hash of the secret."""
 
     id: str
     secret: str
@@ -66,7 +66,7 @@ class Secret(NamedTuple):
 
     @property
     def digest(self) -> str:
-        # A fast hash suffices: slow ones protect passwords, which can be guessed; 256 random bits cannot be.
+        # A fast hash suffices: slow hashes protect guessable passwords, and 256 random bits cannot be guessed.
         return hashlib.sha256(self.secret.encode()).hexdigest()
 
 
@@ -75,7 +75,7 @@ def new_secret() -> Secret:
 
 
 def read_secret(text: str) -> Secret | None:
-    """Parse an API key; None if the text is not one."""
+    """Parse an API key; return None if the text is not one."""
     found = _KEY.fullmatch(text)
     return Secret(*found.groups()) if found else None
 
@@ -89,7 +89,7 @@ class Authenticator:
     """Identifies callers and applies their rate limits."""
 
     def __init__(self, engine: Engine, settings: Settings, clock: Callable[[], float] = time.time) -> None:
-        """Raises ValueError for inconsistent settings."""
+        """Read the issuer and the rate limits from the settings. Raises ValueError if they are invalid."""
         self._engine, self._clock = engine, clock
         self._reading = engine.execution_options(reads_only=True)
         self._issuer = Issuer.of(settings)
@@ -97,7 +97,7 @@ class Authenticator:
         self._failures = RateLimit(settings.failure_limit)
 
     def authenticate(self, authorization_header: str | None) -> Principal:
-        """Identify the caller. Raises Unauthenticated, IssuerUnavailable."""
+        """Identify the caller. Raises Unauthenticated or IssuerUnavailable."""
         scheme, _, credentials = (authorization_header or "").partition(" ")
         credentials = credentials.strip()
         if scheme.lower() != "bearer" or not credentials:
@@ -107,9 +107,10 @@ class Authenticator:
         return self._principal_of_key(credentials)
 
     def admit(self, request: Request, inference: bool = False) -> Principal:
-        """Identify the caller of a request and count it against their rate limit. Raises Unauthenticated, TooMany.
+        """Identify the caller of a request and count the request against the caller's rate limit.
 
-        `inference`: requests to encoders have a separate rate limit.
+        `inference`: apply the separate rate limit for encoder requests.
+        Raises Unauthenticated, IssuerUnavailable or TooMany.
         """
         try:
             principal = self.authenticate(request.headers.get("authorization"))
@@ -127,18 +128,18 @@ class Authenticator:
         return principal
 
     def _principal_of_key(self, credentials: str) -> Principal:
-        # Which of these applies is not disclosed.
-        refused = Unauthenticated("this API key does not exist, has expired or was revoked")
+        # The response does not disclose which of these applies.
+        rejected = Unauthenticated("this API key does not exist, has expired or was revoked")
         secret = read_secret(credentials)
         if secret is None:
-            raise refused
+            raise rejected
         with Session(self._reading, expire_on_commit=False) as session:
             key = session.get(ApiKey, secret.id)
         if key is None or not hmac.compare_digest(key.digest, secret.digest):
-            raise refused
+            raise rejected
         now = self._clock()
         if not is_live(key, now):
-            raise refused
+            raise rejected
         if key.used_at is None or key.used_at <= now - USED_EVERY_S:
             self._note_use(key.id, now)
         return Principal(key.id, key.project, _scopes(key.scopes))
@@ -161,7 +162,7 @@ _bearer = HTTPBearer(auto_error=False, description="An API key `amd_…`, or a t
 
 
 def needs(scope: Scope, inference: bool = False) -> Any:
-    """Dependency of a route that requires this scope."""
+    """Return the dependency of a route that requires this scope."""
 
     def caller(request: Request, _: Annotated[object, Security(_bearer)]) -> Principal:
         authenticator: Authenticator = request.app.state.authenticator

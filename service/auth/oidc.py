@@ -1,9 +1,9 @@
-"""Bearer tokens of one OIDC issuer: signed with a key it publishes, for this audience, not expired.
+"""Validation of bearer tokens from one OIDC issuer, using the keys that the issuer publishes.
 
-Claims that a token must have besides `iss`, `aud`, `exp` and `sub`:
-`amd_project`: its project, or `*` for all; a token without one is rejected.
-`amd_scopes` (a list, or text separated by spaces), else OAuth's `scope`: its scopes among read, submit and admin;
-others are ignored.
+A token must have the claims `iss`, `aud`, `exp` and `sub`, and in addition:
+`amd_project`: its project, or `*` for all projects; a token without this claim is rejected.
+`amd_scopes` (a list, or text separated by spaces), or else OAuth's `scope`: read, submit or admin; other scopes are
+ignored.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 # Asymmetric algorithms only: `none` has no signature, and the key of HS* would be as public as the JWKS.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519", "EdDSA")
 LEEWAY_S = 30
-REFRESH_S = 60.0  # minimum interval between two requests for the issuer's keys
-MAX_KEY_AGE_S = 3600.0  # keys are fetched again after this; a withdrawn key stays valid until then
+REFRESH_S = 60.0  # minimum interval between requests for the issuer's keys
+MAX_KEY_AGE_S = 3600.0  # maximum age of the cached keys; a withdrawn key stays valid until they are fetched again
 TIMEOUT_S = 5.0
 ALL_PROJECTS = "*"
 _MALFORMED = (
@@ -49,7 +49,7 @@ class Claims(NamedTuple):
 
     subject: str
     project: str | None
-    """None: all."""
+    """Project of the token; None: all projects."""
     scopes: frozenset[str]
 
 
@@ -66,7 +66,7 @@ class Issuer:
 
     @classmethod
     def of(cls, settings: Settings) -> Issuer | None:
-        """The configured issuer. Raises ValueError without an audience: tokens for other services would be valid."""
+        """Return the configured issuer, if any. Raises ValueError if the settings lack an audience."""
         if settings.oidc_issuer is None:
             return None
         if settings.oidc_audience is None:
@@ -76,13 +76,13 @@ class Issuer:
         return cls(settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url)
 
     def claims(self, token: str) -> Claims:
-        """Claims of a valid token. Raises Unauthenticated, IssuerUnavailable."""
+        """Validate a token and return its claims. Raises Unauthenticated or IssuerUnavailable."""
         try:
             decoded = jwt.decode(token, self._key, algorithms=ALGORITHMS)
             self._registry().validate(decoded.claims)
             return _claims(decoded.claims)
         except _MALFORMED as error:
-            raise Unauthenticated(f"the token is invalid: {error}") from None
+            raise Unauthenticated(f"invalid token: {error}") from None
 
     def _registry(self) -> jwt.JWTClaimsRegistry:
         return jwt.JWTClaimsRegistry(
@@ -95,10 +95,10 @@ class Issuer:
         )
 
     def _key(self, token: GuestProtocol) -> Any:
-        """The published key that a token names."""
+        """Return the published key that signed a token, according to its header."""
         kid = token.headers().get("kid")
         if not self._is_known(kid):
-            with self._lock:  # one thread fetches, the others wait for it; tokens with known keys do not wait
+            with self._lock:  # one thread fetches, and only tokens with unknown keys wait for it
                 now = self._clock()
                 if not self._is_known(kid) and now >= self._requested_at + REFRESH_S:
                     self._requested_at = now
@@ -110,7 +110,7 @@ class Issuer:
         if kid is None and len(keys) == 1:
             return next(iter(keys.values()))
         if kid not in keys:
-            raise ValueError("its issuer publishes no such key")
+            raise ValueError("its issuer does not publish the key that it is signed with")
         return keys[kid]
 
     def _is_known(self, kid: Any) -> bool:
@@ -120,13 +120,13 @@ class Issuer:
         return known and self._clock() <= self._fetched_at + MAX_KEY_AGE_S
 
     def _fetch(self, now: float) -> None:
-        """Fetch the issuer's keys; keep the cached ones if it does not answer."""
+        """Fetch the issuer's keys; keep the cached keys if this fails."""
         try:
             with httpx.Client(timeout=TIMEOUT_S) as client:
                 url = self._jwks_url or self._discovered(client)
                 found = KeySet.import_key_set(_json(client, url))
         except (httpx.HTTPError, httpx.InvalidURL, JoseError, ValueError, TypeError, KeyError) as error:
-            logger.error("the keys of %s cannot be fetched: %s", self._issuer, error)
+            logger.error("cannot fetch the keys of the issuer %s: %s", self._issuer, error)
             return
         signing = [key for key in found.keys if key.key_type != "oct" and key.get("use", "sig") == "sig"]
         self._keys = {key.kid: key for key in signing}
@@ -135,7 +135,7 @@ class Issuer:
     def _discovered(self, client: httpx.Client) -> str:
         found = _json(client, self._issuer.rstrip("/") + "/.well-known/openid-configuration")
         if found["issuer"] != self._issuer:
-            raise ValueError(f"its metadata names the issuer {found['issuer']!r}")
+            raise ValueError(f"its metadata is for a different issuer, {found['issuer']!r}")
         return str(found["jwks_uri"])
 
 
@@ -146,9 +146,9 @@ def _json(client: httpx.Client, url: str) -> Any:
 def _claims(claims: Mapping[str, Any]) -> Claims:
     subject, project = claims["sub"], claims.get("amd_project")
     if not _SUBJECT.fullmatch(subject):
-        raise ValueError("its subject must be 1 to 90 printable ASCII characters without spaces")
+        raise ValueError("its subject must be 1 to 90 printable ASCII characters, without spaces")
     if not isinstance(project, str) or not (project == ALL_PROJECTS or _PROJECT.fullmatch(project)):
-        raise ValueError("amd_project must name a project, or be * for all")
+        raise ValueError("amd_project must be the name of a project, or * for all projects")
     scopes = claims["amd_scopes"] if "amd_scopes" in claims else claims.get("scope", "")
     names = scopes.split() if isinstance(scopes, str) else scopes
     return Claims(subject, None if project == ALL_PROJECTS else project, frozenset(map(str, names)))

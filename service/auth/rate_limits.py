@@ -1,7 +1,7 @@
-"""Rate limits per caller: a moving window, counted in this process.
+"""Rate limits per caller, counted in this process over a moving window.
 
-Every replica counts separately, so with several replicas a caller may reach a multiple of the limit. That suffices
-against runaway clients, and no request waits for a shared counter.
+Each replica counts separately, so with several replicas a caller may reach a multiple of the limit. This is sufficient
+protection against runaway clients, and no request has to wait for a shared counter.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RateLimit:
     """A limit such as 1200 requests per minute, applied to each caller separately."""
 
     def __init__(self, text: str) -> None:
-        """`text` is a limit such as `1200/minute`. Raises ValueError."""
+        """Parse a limit such as `1200/minute`. Raises ValueError."""
         self._item = parse(text)
         self._window = MovingWindowRateLimiter(MemoryStorage())
 

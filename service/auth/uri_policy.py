@@ -2,16 +2,16 @@
 
 A URI is parsed once, into scheme, host and path segments. Syntax that readers may interpret differently
 (percent-encoding, `..`, chains, queries, user names) is rejected rather than resolved, so that every location has a
-single spelling, which is compared.
+single canonical form, which is compared.
 
-Covered: the URIs in a request, and on disks that this process can read also the current targets of links.
+Covered: the URIs in a request and, on disks that this process can read, the current targets of links.
 Not covered: readers run on the nodes, with the nodes' permissions. A list file, folder or tar below an allowed prefix
-can name or link to files elsewhere, and a link or a DNS entry can change after the check. Anyone who can write below
-an allowed prefix can therefore read what the nodes can read: grant the nodes no permissions that jobs must not have,
-and allow no prefix that untrusted parties can write to. All projects share the storage root: a job of one project
-can read what runs of another have written there.
+can refer or link to files elsewhere, and a link or a DNS entry can change after the check. Anyone who can write below
+an allowed prefix can therefore read everything that the nodes can read: grant the nodes no permissions that jobs must
+not have, and allow no prefix that untrusted parties can write to. All projects share the storage root: a job of one
+project can read what runs of another project have written there.
 
-Independent of what the files contain.
+Does not read any files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from amd.storage import is_remote, local_path
 from service.web.errors import UriNotAllowed
 
 # Names that are not locations. A bare name is the id of an encoder or a run (amd.artifacts.discovery.encoder_url), or
-# a file of that name in the job's own working folder, which is Ray's.
+# a file in the job's working folder, which Ray creates.
 _NAME = re.compile(r"demo:[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?|timm:[A-Za-z0-9][A-Za-z0-9._-]*|[A-Za-z0-9][A-Za-z0-9_-]*")
 
 _URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[^/]*)(?P<path>/.*)?")
@@ -57,23 +57,23 @@ class UriPolicy:
     """Checks URIs against the storage root and the allowed prefixes."""
 
     def __init__(self, root: str, allowed: Sequence[str]) -> None:
-        """Raises ValueError for an invalid prefix."""
+        """Parse the prefixes. Raises ValueError if one is invalid."""
         self._prefixes = [_prefix(text) for text in (root, *allowed)]
         self._prefix_names = ", ".join((root, *allowed))
 
     def check(self, field: str, uri: str) -> None:
-        """Raises UriNotAllowed."""
+        """Check the URI of a config field. Raises UriNotAllowed."""
         if _NAME.fullmatch(uri):
             return
         try:
             location = _parsed(uri)
-            # First the location itself: patterns are expanded below the prefixes only.
+            # The location itself is checked first, so that patterns are expanded only below the prefixes.
             within = self._is_allowed(_resolved(location)) and all(map(self._is_allowed, _linked(location)))
         except ValueError as error:
             # The message omits the URI, which may contain a password.
             raise UriNotAllowed(f"{field}: {error}", field=field) from None
         if not within:
-            message = f"{field}={uri} must be below one of: {self._prefix_names} (AMD_ALLOWED_URIS adds others)"
+            message = f"{field}={uri} must be below one of: {self._prefix_names} (add others with AMD_ALLOWED_URIS)"
             raise UriNotAllowed(message, field=field)
 
     def check_all(self, pairs: Iterable[tuple[str, str]]) -> None:
@@ -86,7 +86,7 @@ class UriPolicy:
 
 
 def _prefix(text: str) -> Location:
-    """A configured prefix, which is trusted: a local one may have any absolute spelling."""
+    """Parse a configured prefix. It is trusted, so a local prefix may be any absolute path."""
     try:
         if is_remote(text):
             return _parsed(text)
@@ -98,23 +98,23 @@ def _prefix(text: str) -> Location:
 
 
 def _parsed(uri: str) -> Location:
-    """Parse a URI. Raises ValueError with the rule that it violates."""
+    """Parse a URI. Raises ValueError stating the rule that it violates."""
     if len(uri) > MAX_LENGTH:
-        raise ValueError(f"longer than {MAX_LENGTH} characters")
+        raise ValueError(f"it must not be longer than {MAX_LENGTH} characters")
     if not uri.isprintable():
-        raise ValueError("it contains a non-printable character")
+        raise ValueError("it must not contain non-printable characters")
     for mark in ("\\", "%", "?", "#", "::"):
         if mark in uri:
-            raise ValueError(f"it must not contain {mark!r}; write the plain path")
+            raise ValueError(f"it must not contain {mark!r}; use the plain path")
     if uri.startswith("/"):
         return Location("file", "", _parts(uri))
     found = _URI.fullmatch(uri)
     if found is None:
-        raise ValueError("give an absolute path, a URI, demo:NAME, timm:NAME or the id of an encoder")
+        raise ValueError("it must be an absolute path, a URI, demo:NAME, timm:NAME or the id of an encoder")
     scheme, host, path = found["scheme"], found["host"], found["path"] or ""
-    if scheme in ("file", "local"):  # amd.storage knows both
+    if scheme in ("file", "local"):  # amd.storage supports both
         if host:
-            raise ValueError(f"a file has no host; write {scheme}:///path")
+            raise ValueError(f"a file URI must not have a host; use {scheme}:///path")
         return Location("file", "", _parts(path))
     if not _HOST.fullmatch(host):
         raise ValueError("its host or bucket must be a plain name")
@@ -127,19 +127,19 @@ def _parts(path: str) -> tuple[str, ...]:
     inner = path.removeprefix("/")
     parts = tuple(inner.removesuffix("/").split("/")) if inner else ()
     if any(part in ("", ".", "..") for part in parts):
-        raise ValueError("its path must not contain '.', '..' or '//'; write the plain path")
+        raise ValueError("its path must not contain '.', '..' or '//'; use the plain path")
     return parts
 
 
 def _is_public_name(host: str) -> bool:
-    """Whether a host is a public name. Some resolvers treat a trailing number as an address: 127.1, 0x7f000001."""
+    """Whether a host is a public name. Names that some resolvers treat as addresses, such as 127.1, are not."""
     name = host.partition(":")[0].lower().removesuffix(".")
     last = name.rpartition(".")[2]
     return "." in name and not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", last) and not name.endswith(_INTERNAL)
 
 
 def _resolved(location: Location) -> Location:
-    """The location with links resolved: on a disk, any segment may be one. Raises ValueError."""
+    """Return the location with links resolved: on a disk, any segment may be a link. Raises ValueError."""
     if location.scheme != "file":
         return location
     try:
@@ -149,9 +149,10 @@ def _resolved(location: Location) -> Location:
 
 
 def _linked(location: Location) -> Iterator[Location]:
-    """Targets of the links that a pattern matches, folder by folder: below a link there may be nothing to match yet.
+    """Yield the targets of the links that a pattern matches.
 
-    As in amd.data.dataset.shards: everything but a range of numbers is literal. Raises ValueError.
+    Every prefix of the pattern is expanded, since a linked folder may not contain any matching files yet. As in
+    amd.data.dataset.shards, a pattern with a range of numbers is otherwise literal. Raises ValueError.
     """
     if location.scheme != "file":
         return
@@ -161,7 +162,7 @@ def _linked(location: Location) -> Iterator[Location]:
         if glob.has_magic(folder):
             found = list(islice(glob.iglob(folder, recursive=True, include_hidden=True), MAX_MATCHES + 1))
             if len(found) > MAX_MATCHES:
-                raise ValueError(f"it matches more than {MAX_MATCHES} files; name their folder")
+                raise ValueError(f"it matches more than {MAX_MATCHES} files; use the folder that contains them")
             yield from (_resolved(_local(each)) for each in found if os.path.islink(each))
 
 

@@ -1,4 +1,4 @@
-"""`python -m service.cli`: the `amd` command without its script."""
+"""`python -m service.cli`: run the `amd` command without the installed script."""
 
 from service.cli.main import main
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from amd.config import DataConfig, parse_overrides, validate
+from amd.config import DataConfig, flatten, parse_overrides, validate
 from amd.presets.pretraining import UNSET, load_config
 from service.cli.console import out, print_progress
 from service.cli.data import data_fields
@@ -27,7 +27,7 @@ def step(
     steps: Annotated[int, typer.Option(min=1, help="Number of measured steps.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Measure samples/s of a training step, the share of each part, and the fraction of peak matmul throughput."""
+    """Measure samples/s of a training step, the time share of each part, and the fraction of peak matmul throughput."""
     from amd.bench.step import bench_step
 
     name = None if config else preset
@@ -47,11 +47,12 @@ def data(
     config: ConfigUrl = None,
     samples: Annotated[int, typer.Option(min=1, help="Number of samples to read.")] = 40,
     target: Annotated[
-        float | None, typer.Option(help="Clips/s that a training worker consumes; recommends a reader count.")
+        float | None,
+        typer.Option(help="Clips/s that a training worker consumes; adds a recommended number of readers."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure clips/s per core of the data path and its parts, against bare decord on the same files.
+    """Measure clips/s per core of the data path and its parts, compared with plain decord on the same files.
 
     Without a preset, a config or data.train=…, 340x256 H.264 clips are generated first.
     """
@@ -73,15 +74,8 @@ def data(
 
 def _figure_table(figures: Mapping[str, Any], title: str) -> Table:
     table = Table(title=title, show_header=False)
-    for key, value in _dotted_figures(figures):
+    for key, value in flatten(figures).items():
+        if value is None:  # not measured
+            continue
         table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
     return table
-
-
-def _dotted_figures(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Flatten nested figures to dotted names; figures that were not measured are skipped."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _dotted_figures(value, f"{prefix}{key}.")
-        elif value is not None:
-            yield f"{prefix}{key}", value

@@ -1,7 +1,7 @@
-"""Connect commands to the service: a client whose failures become a message and an exit code.
+"""Connect commands to the service, turning client failures into a message and an exit code.
 
 The service is the one at AMD_URL, or the one that `amd up` started on this machine. The client is imported on first
-use. Independent of the requests, which `service.cli.jobs`, `service.cli.submission` and `service.cli.encoders` make.
+use.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ PERSISTENT_TRIES = 16
 
 @contextmanager
 def connected(as_json: bool = False, *, persistent: bool = False) -> Iterator[Client]:
-    """Yield a client of the service. Failures exit with their message: code 2 for an invalid request, else 1.
+    """Yield a client for the service. On failure, print the message and exit: code 2 for an invalid request, else 1.
 
-    `persistent` keeps retrying for as long as the service takes to restart.
+    `persistent`: retry for as long as a restart of the service takes.
     """
     from service.client import ApiError, Client, NoAnswer, Patience
 

@@ -1,4 +1,4 @@
-"""Terminal output of the `amd` command: one console for results, one for messages, one form for errors.
+"""Terminal output of the `amd` command: a console for results, a console for messages, and a uniform format for errors.
 
 Results go to standard output, progress and errors to standard error, so that `--json` output can be piped.
 """
@@ -34,6 +34,6 @@ def print_errors(problems: Sequence[str]) -> None:
 
 
 def fail(*problems: str, code: int = FAILURE) -> NoReturn:
-    """Print the problems and exit with the code."""
+    """Print the problems and exit with `code`."""
     print_errors(problems)
     raise typer.Exit(code)

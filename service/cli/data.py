@@ -1,4 +1,4 @@
-"""`amd prepare` and `amd validate`: convert a data set for training, and check one without training."""
+"""`amd prepare` and `amd validate`: convert a data set for training, and check a data set without training."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from service.cli.options import AsJson, ConfigUrl, Overrides, PresetName
 
 
 def prepare(
-    source: Annotated[str, typer.Argument(help="Raw images or videos: folder, list file or tar shards.")],
+    source: Annotated[str, typer.Argument(help="Raw images or videos: a folder, a list file or tar shards.")],
     output: Annotated[str, typer.Argument(help="Folder or URL to write the tar shards to.")],
     short_side: Annotated[
-        int, typer.Option(min=16, help="Shorter side in pixels; smaller files keep their size.")
+        int, typer.Option(min=16, help="Length of the shorter side in pixels; smaller files keep their size.")
     ] = 320,
-    gop: Annotated[int, typer.Option(min=1, help="Frames from one key frame of a video to the next.")] = 12,
+    gop: Annotated[int, typer.Option(min=1, help="Key-frame interval of videos, in frames.")] = 12,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = max(1, os.cpu_count() or 1),
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a raw collection for fast training: scaled down, short GOPs, indexed tar shards. Resumable."""
+    """Convert raw files to indexed tar shards for fast training, scaled down and with short GOPs. Resumable."""
     from amd.data.prepare import prepare as run_prepare
 
     data = validate_config(DataConfig, {"train": source, **data_fields(parse_overrides(overrides or []))})

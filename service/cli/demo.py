@@ -61,7 +61,7 @@ def demo(
 
 @contextmanager
 def _demo_service(root: str, console: Console, local: bool) -> Iterator[DemoService | None]:
-    """The service that executes the runs; None with --local, which executes them in this process."""
+    """Yield the service that executes the runs, or None with --local, which executes them in this process."""
     if local:
         yield None
         return

@@ -1,6 +1,6 @@
-"""Run the demo through the service: its runs as jobs, its encoder deployed, on a stack below the demo's storage.
+"""Run the demo through the service: submit its runs as jobs and deploy its encoder, on a stack under its storage root.
 
-Talks to the service over REST only. Independent of what the demo trains and measures.
+Talks to the service over REST only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from service.jobs.schemas import ENDED, JobView
 from service.settings import default_data_dir
 from service.stack import Stack, down, find_stack, up
 
-LABEL = "demo"  # its value is the run name, by which an interrupted demo finds its jobs again
+LABEL = "demo"  # label of the demo's jobs; its value is the run name, so that an interrupted demo finds them
 POLL_INTERVAL_S = 1.0
 DEPLOYMENT = "demo"
 DEPLOY_TIMEOUT_S = 600.0  # a cold machine is slow
@@ -39,7 +39,7 @@ class DemoService:
         """Whether the service outlives the demo."""
 
     def run(self, configs: Sequence[TrainConfig | FinetuneConfig]) -> list[RunResult]:
-        """Execute runs as jobs, in parallel as far as the cluster has resources."""
+        """Execute runs as jobs, in parallel if the cluster has enough resources."""
         stack = self._starting.result()
         if not configs:
             return []
@@ -48,7 +48,7 @@ class DemoService:
             return [run_result(job) for job in follow(client, jobs, self._console)]
 
     def serve(self, encoder_folder: str, file: str) -> dict[str, str]:
-        """Deploy an encoder, embed a file with it, and print how to send more requests; the service keeps running."""
+        """Deploy an encoder, embed a file with it, and print how to send more requests. Keeps the service running."""
         stack, encoder = self._starting.result(), encoder_folder.rstrip("/").rpartition("/")[2]
         self._console.print(f"\nDeploying the encoder on Ray Serve as [bold]{DEPLOYMENT}[/bold]")
         with self._client(stack) as client:
@@ -75,7 +75,7 @@ class DemoService:
 
 @contextmanager
 def demo_service(root: str, console: Console) -> Iterator[DemoService]:
-    """Start a stack in the background; stop it at the end if it was started here and serves no encoder."""
+    """Start a stack in the background. At the end, stop it if it was started here and serves no encoder."""
     data_dir = default_data_dir() / "demo" if is_remote(root) else Path(root) / "service"
     found = find_stack(data_dir)
     message = "Found the service of an earlier demo" if found else "Starting Ray and the API on this machine"
@@ -92,7 +92,7 @@ def demo_service(root: str, console: Console) -> Iterator[DemoService]:
 
 
 def submit_once(client: Client, config: TrainConfig | FinetuneConfig) -> JobView:
-    """Return the job of a run: that of an earlier demo, resumed if it was stopped, or a new one."""
+    """Return the job of a run: the job of an earlier demo, resumed if it was stopped, or a new one."""
     name = str(config.name)
     for job in client.jobs.list(labels={LABEL: name}):
         if job.state == "paused":
@@ -112,7 +112,7 @@ def deploy(client: Client, name: str, request: DeploymentRequest) -> None:
 
 
 def follow(client: Client, jobs: Sequence[JobView], console: Console) -> list[JobView]:
-    """Wait until all jobs end, and show their progress as bars on a terminal, else as lines."""
+    """Wait until all jobs end, showing their progress as bars on a terminal, otherwise as lines."""
     current = list(jobs)
     columns = TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[status]}")
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
@@ -139,7 +139,7 @@ def _update_bar(bars: Progress, row: TaskID, job: JobView) -> None:
 
 
 def _print_change(console: Console, job: JobView, previous: str) -> str:
-    """Without a terminal, print a line for each new state and each quarter of the steps; return the current line."""
+    """Print each new state and each quarter of the steps, unless bars are shown. Returns the current line."""
     progress, line = job.progress, f"{job.name}: {job.state}"
     if job.state == "running" and progress is not None and progress.steps:
         line += f", {25 * (4 * (progress.step or 0) // progress.steps)} % of {progress.steps} steps"
@@ -149,7 +149,7 @@ def _print_change(console: Console, job: JobView, previous: str) -> str:
 
 
 def run_result(job: JobView) -> RunResult:
-    """Return the result that the run reported, else one derived from the job."""
+    """Return the result that the run reported, or one derived from the job."""
     if job.result is not None and job.result.get("state") == job.state:
         return RunResult.model_validate(job.result)
     state = "cancelled" if job.state == "cancelled" else "failed"

@@ -31,18 +31,18 @@ def embed(
     config: ConfigUrl = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", help="Folder or URL for a data set's embeddings; default: below --storage."),
+        typer.Option("--output", "-o", help="Folder or URL for a data set's embeddings; default: under --storage."),
     ] = None,
     storage: Storage = None,
     local: Annotated[bool, typer.Option("--local", help="Embed a data set in this process, without Ray.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs: one line per file.")] = False,
     job: Submission | None = None,
 ) -> None:
-    """Embed files with a published encoder, or a data set (`data.train=…`) into Parquet files; resumable."""
+    """Embed files with a published encoder, or embed a data set (`data.train=…`) into Parquet files. Resumable."""
     overrides = parse_overrides([text for text in inputs or [] if OVERRIDE.fullmatch(text)])
     files = [text for text in inputs or [] if not OVERRIDE.fullmatch(text)]
     if files and (overrides or config):
-        raise ConfigError([f"{files[0]}: give files or a data set (data.train=…), not both"])
+        raise ConfigError([f"{files[0]}: pass files or a data set (data.train=…), not both"])
     if files:
         if encoder is None:
             raise ConfigError(["--encoder: required"])
@@ -64,7 +64,7 @@ def embed(
     if as_json:
         print(result.model_dump_json())
     elif result.state == "succeeded":
-        bad = f", {result.bad} left out" if result.bad else ""
+        bad = f", {result.bad} skipped" if result.bad else ""
         print_plain(f"{result.output}: {result.samples} samples{bad}")
     else:
         fail(result.message)

@@ -1,6 +1,6 @@
 """`amd encoders`: list published encoders, import and export weights, and manage aliases and deployments.
 
-Cards and weights are read from the storage root directly; aliases, comparisons, downloads and deployments need the
+Cards and weights are read directly from the storage root; aliases, comparisons, downloads and deployments require the
 service.
 """
 
@@ -28,15 +28,17 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Manage published encoders, their aliases and deployments.", no_args_is_help=True)
 EncoderName = Annotated[str, typer.Argument(metavar="ENCODER", help="Published encoder: id, folder or URL.")]
 
-IdOrAlias = Annotated[str, typer.Argument(metavar="ENCODER", help="Encoder of the service: id or alias.")]
-Project = Annotated[str | None, typer.Option(help="Project; default: that of the API key.")]
+IdOrAlias = Annotated[
+    str, typer.Argument(metavar="ENCODER", help="Id or alias of an encoder registered with the service.")
+]
+Project = Annotated[str | None, typer.Option(help="Project; default: the API key's project.")]
 
 NON_COMMERCIAL_MARK = "NC"
 
 
 @app.command("list")
 def list_command(storage: Storage = None, as_json: AsJson = False) -> None:
-    """List published encoders, newest first; NC marks those for non-commercial use only."""
+    """List published encoders, newest first; NC marks encoders for non-commercial use only."""
     from amd.artifacts.discovery import published_cards
     from amd.storage import resolve_root
 
@@ -48,7 +50,7 @@ def list_command(storage: Storage = None, as_json: AsJson = False) -> None:
         print(json.dumps([_summary(card) for card in cards]))
         return
     if not cards:
-        out.print(f"No encoders in {root}; `amd demo`, `amd train` or `amd encoders import` publish them.")
+        out.print(f"No encoders in {root}; publish one with `amd demo`, `amd train` or `amd encoders import`.")
         return
     table = Table(
         caption=f"{NON_COMMERCIAL_MARK}: non-commercial use only." if any(c.is_non_commercial for c in cards) else None
@@ -97,9 +99,11 @@ def import_command(
     positions: Annotated[
         str | None, typer.Option(help=f"Position embedding: {', '.join(get_args(Positions))}.")
     ] = None,
-    mean: Annotated[str | None, typer.Option(help="Pixel mean in [0, 1]: three numbers separated by commas.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Pixel mean per channel, in [0, 1]: three comma-separated numbers.")
+    ] = None,
     std: Annotated[
-        str | None, typer.Option(help="Pixel standard deviation: three numbers separated by commas.")
+        str | None, typer.Option(help="Pixel standard deviation per channel: three comma-separated numbers.")
     ] = None,
     interpolation: Annotated[
         str | None, typer.Option(help=f"Resize filter: {', '.join(get_args(Interpolation))}.")
@@ -157,7 +161,7 @@ def export_command(
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export an encoder to another format, and verify that the exported model gives the same output."""
+    """Export an encoder to another format, and verify that the exported model produces the same output."""
     from amd.exchange.export import export
     from amd.exchange.formats import EXPORTERS
 
@@ -175,9 +179,11 @@ def export_command(
 
 @app.command()
 def alias(
-    name: Annotated[str, typer.Argument(help="Alias of lower-case letters, digits, - and _: production, candidate, …")],
+    name: Annotated[str, typer.Argument(help="Alias name, such as production: lower-case letters, digits, - and _.")],
     encoder: IdOrAlias,
-    expected: Annotated[str | None, typer.Option(help="Move the alias only if it points to this encoder.")] = None,
+    expected: Annotated[
+        str | None, typer.Option(help="Move the alias only if it currently points to this encoder.")
+    ] = None,
     project: Project = None,
     as_json: AsJson = False,
 ) -> None:
@@ -227,7 +233,8 @@ def download(
         Path | None, typer.Option("--output", "-o", help="File to write; default: ENCODER.tar, or the name of --file.")
     ] = None,
     file: Annotated[
-        str | None, typer.Option(help="Single file to download, e.g. encoder.safetensors; default: all, as a tar.")
+        str | None,
+        typer.Option(help="Single file to download, e.g. encoder.safetensors; default: all files, as a tar."),
     ] = None,
     project: Project = None,
     as_json: AsJson = False,
@@ -244,10 +251,8 @@ def download(
 def deploy(
     encoder: IdOrAlias,
     name: Annotated[str | None, typer.Option(help="Deployment name; default: the encoder's name.")] = None,
-    candidate: Annotated[str | None, typer.Option(help="Second encoder that serves a share of the requests.")] = None,
-    share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Fraction of requests that the candidate serves.")
-    ] = 0.1,
+    candidate: Annotated[str | None, typer.Option(help="Second encoder, which serves a share of the requests.")] = None,
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Fraction of requests sent to the candidate.")] = 0.1,
     replicas: Annotated[
         str, typer.Option(help="Number of replicas, or min:max to autoscale; 0:2 scales to zero when idle.")
     ] = "1",
@@ -381,5 +386,5 @@ def _colours(option: str, value: str | None) -> tuple[float, float, float] | Non
     try:
         red, green, blue = (float(part) for part in value.split(","))
     except ValueError:
-        raise ConfigError([f"{option} {value}: must be three numbers, such as 0.5,0.5,0.5"]) from None
+        raise ConfigError([f"{option} {value}: must be three comma-separated numbers, such as 0.5,0.5,0.5"]) from None
     return red, green, blue

@@ -1,6 +1,6 @@
 """`amd jobs …`: list, inspect, follow, stop and resume the jobs of a service.
 
-The helpers below the commands, which find a job by a shortened id and print it, also serve `--submit`.
+The helpers that find a job by a shortened id and print it are also used by `--submit`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelled"
 
 app = typer.Typer(help="List, follow, stop and resume jobs of the service.", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, or the beginning of it or of its last part.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, or the beginning of the id or of its last part.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", "-l", help="Label as KEY=VALUE; may be repeated.")]
 
 
@@ -43,7 +43,9 @@ def list_jobs(
     state: Annotated[str | None, typer.Option(help="State: queued, running, succeeded, failed, …")] = None,
     kind: Annotated[str | None, typer.Option(help="Kind: train, finetune, detect, probe, embed, search, …")] = None,
     label: Labels = None,
-    project: Annotated[str | None, typer.Option(help="Project to list; default: all that the key may read.")] = None,
+    project: Annotated[
+        str | None, typer.Option(help="Project to list; default: all projects that the key covers.")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of jobs.")] = 20,
     as_json: AsJson = False,
 ) -> None:
@@ -84,7 +86,8 @@ def logs(
     job: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
     tail: Annotated[
-        int | None, typer.Option("--tail", "-n", min=0, help="Number of last lines to print; default: all.")
+        int | None,
+        typer.Option("--tail", "-n", min=0, help="Number of lines to print from the end of the log; default: all."),
     ] = None,
     attempt: Annotated[int | None, typer.Option(min=1, help="Attempt number; default: the newest.")] = None,
 ) -> None:
@@ -108,17 +111,19 @@ def events(job: JobId, as_json: AsJson = False) -> None:
 @app.command()
 def cancel(
     job: JobId,
-    deadline: Annotated[float | None, typer.Option(min=0.001, help="Seconds allowed for the last checkpoint.")] = None,
+    deadline: Annotated[
+        float | None, typer.Option(min=0.001, help="Time limit in seconds for the final checkpoint.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel a job after a last checkpoint."""
+    """Cancel a job after a final checkpoint."""
     with connected(as_json) as client:
         print_job(client.jobs.cancel(find_job(client, job).id, deadline), as_json)
 
 
 @app.command()
 def pause(job: JobId, as_json: AsJson = False) -> None:
-    """Pause a job after a last checkpoint, until `amd jobs resume`."""
+    """Pause a job after a final checkpoint; `amd jobs resume` continues it."""
     with connected(as_json) as client:
         print_job(client.jobs.pause(find_job(client, job).id), as_json)
 
@@ -149,10 +154,12 @@ def delete(job: JobId, as_json: AsJson = False) -> None:
 @app.command()
 def wait(
     job: JobId,
-    timeout: Annotated[float | None, typer.Option(min=0, help="Maximum wait in seconds; default: no limit.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Maximum time to wait in seconds; default: no limit.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Wait until a job ends; exit code 0 if it succeeded."""
+    """Wait until a job ends; the exit code is 0 if it succeeded."""
     with connected(as_json, persistent=True) as client:
         try:
             found = client.jobs.wait(find_job(client, job).id, timeout)
@@ -167,17 +174,17 @@ def neighbours(
     job: JobId,
     record: Annotated[int | None, typer.Option(min=0, help="Index of the query record in the data set.")] = None,
     location: Annotated[
-        str | None, typer.Option(help="Location of the query record, spelled as in the results.")
+        str | None, typer.Option(help="Location of the query record, as printed in the results.")
     ] = None,
     file: Annotated[
-        str | None, typer.Option(help="Image or video to query with; needs a deployment of the same encoder.")
+        str | None, typer.Option(help="Image or video to query with; requires a deployment of the same encoder.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=100, help="Number of neighbours.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Find the nearest neighbours of a record, location or file among the embeddings of an embed job."""
+    """Find the nearest neighbours of a record, location or file in the embeddings of an embed job."""
     if sum(query is not None for query in (record, location, file)) != 1:
-        raise ConfigError(["--record, --location, --file: give exactly one"])
+        raise ConfigError(["--record, --location, --file: pass exactly one"])
     if file is not None and "://" not in file and not local_path(file).is_file():
         raise ConfigError([f"--file {file}: no such file"])
     with connected(as_json) as client:
@@ -210,19 +217,19 @@ def find_job(client: Client, text: str) -> JobDetail:
     newest = itertools.islice(client.jobs.list(), SEARCHED_JOBS)
     found = [job.id for job in newest if job.id.startswith(text) or job.id.rsplit("-", 1)[-1].startswith(text)]
     if not found:
-        fail(f"no job {text!r}; `amd jobs list` shows the existing ones", code=BAD_INPUT)
+        fail(f"no job {text!r}; `amd jobs list` lists the existing jobs", code=BAD_INPUT)
     if len(found) > 1:
         more = ", …" if len(found) > 5 else ""
         ids = ", ".join(found[:5]) + more
-        fail(f"{text!r} matches {len(found)} jobs: {ids}; give more of the id", code=BAD_INPUT)
+        fail(f"{text!r} matches {len(found)} jobs: {ids}; use a longer part of the id", code=BAD_INPUT)
     return client.jobs.get(found[0])
 
 
 def parse_labels(pairs: Sequence[str] | None) -> dict[str, str] | None:
-    """Parse `--label` values; None without any. Raises ConfigError."""
+    """Parse `--label` values; returns None if there are none. Raises ConfigError."""
     for pair in pairs or ():
         if "=" not in pair:
-            raise ConfigError([f"--label {pair}: write KEY=VALUE"])
+            raise ConfigError([f"--label {pair}: must have the form KEY=VALUE"])
     return dict(pair.split("=", 1) for pair in pairs) if pairs else None
 
 

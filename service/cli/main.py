@@ -1,7 +1,8 @@
-"""The `amd` command: assembles the subcommands, one module each, and reports invalid input.
+"""The `amd` command: assemble the subcommands, one module each, and report invalid input.
 
-Each subcommand parses, calls one function of a package, and prints text, or JSON with --json. Packages that need torch
-or Ray are imported inside the commands that use them, so `amd --help` and `amd presets` start without either.
+Each subcommand parses its arguments, calls one function of a package, and prints text, or JSON with --json.
+Packages that need torch or Ray are imported inside the commands that use them, so `amd --help` and `amd presets` load
+neither.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from service.cli.search import app as search_app
 from service.cli.stack import down, status, up
 from service.cli.train import train
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user turns it on
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user enables it
 
 app = typer.Typer(
     name="amd",
@@ -58,7 +59,7 @@ def _version(show: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def main() -> None:
-    """Run the command. Bad input ends with its message and exit code 2, without a traceback."""
+    """Run the command. Invalid input is reported without a traceback, with exit code 2."""
     try:
         app()
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""`amd parity`: replay recorded numbers of the official code with this implementation."""
+"""`amd parity`: replay numbers recorded from the official code with this implementation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def parity(
     folder: Annotated[str, typer.Argument(help="Folder of numbers recorded from the official code.")],
     as_json: AsJson = False,
 ) -> None:
-    """Replay recorded numbers of the official code; exit code 1 if any is outside its tolerance."""
+    """Replay numbers recorded from the official code; the exit code is 1 if any deviates by more than its tolerance."""
     from amd.parity import run
 
     report = run(folder)

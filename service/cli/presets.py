@@ -1,4 +1,4 @@
-"""`amd presets`: list the named recipes, or print one as a config. Needs neither torch nor Ray."""
+"""`amd presets`: list the named recipes, or print one as a config. Does not import torch or Ray."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from service.cli.console import fail, out, print_plain, print_progress
 from service.cli.options import AsJson, ConfigUrl, EncoderName, Storage
 from service.cli.submission import Submission, submittable
 
-if TYPE_CHECKING:  # needs torch
+if TYPE_CHECKING:  # requires torch
     from amd.artifacts.weights import Score
 
 
@@ -28,7 +28,7 @@ def probe(
     ] = None,
     encoder: EncoderName = None,
     kinds: Annotated[
-        str | None, typer.Option(help="Probes: knn, linear and few-shot, separated by commas; default: knn,linear.")
+        str | None, typer.Option(help="Probes, comma-separated: knn, linear, few-shot; default: knn,linear.")
     ] = None,
     config: ConfigUrl = None,
     storage: Storage = None,
@@ -38,7 +38,7 @@ def probe(
     """Probe a frozen encoder on labelled data, and add the scores to its card."""
     values = parse_overrides(overrides or [])
     if "data" in values:
-        raise ConfigError([f"data={values['data']}: a probe needs two sets; give data.train=… and data.test=…"])
+        raise ConfigError([f"data={values['data']}: a probe needs two data sets; set data.train=… and data.test=…"])
     options = {"encoder": encoder, "kinds": _kinds(kinds), "storage": storage}
     values |= {name: value for name, value in options.items() if value is not None}
     if job is not None:
@@ -57,7 +57,7 @@ def probe(
         return
     out.print(_score_table(report.scores))
     if report.left_out:
-        out.print(f"{len(report.left_out)} samples could not be read and were left out", highlight=False)
+        out.print(f"{len(report.left_out)} samples could not be read and were skipped", highlight=False)
     print_plain(f"added to the card of {report.encoder}")
 
 
@@ -77,7 +77,7 @@ def _score_table(scores: Sequence[Score]) -> Table:
 
 
 def _with_deviation(values: dict[str, float]) -> list[tuple[str, str]]:
-    """Format each metric, with its standard deviation where there is one."""
+    """Format each metric, with its standard deviation if there is one."""
     rows: list[tuple[str, Any]] = []
     for name, value in values.items():
         if not name.endswith("_std"):

@@ -1,4 +1,4 @@
-"""`amd search`: sweep over masking ratios, alignment layers, generators or recipes, and report on a sweep."""
+"""`amd search`: search masking ratios, alignment layers, generators or recipes, and report on a sweep."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ app = typer.Typer(
 def run(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]…", help="Overrides of the run (optim.base_lr=…) or the sweep (seeds=…)."),
+        typer.Argument(
+            metavar="[KEY=VALUE]…", help="Overrides of the run (optim.base_lr=…) or of the sweep (seeds=…)."
+        ),
     ] = None,
     preset: PresetName = None,
     config: Annotated[
-        str | None, typer.Option("--config", "-c", help="JSON or YAML sweep config: file or URL.")
+        str | None, typer.Option("--config", "-c", help="File or URL of a JSON or YAML sweep config.")
     ] = None,
     space: Annotated[
         str | None,
@@ -59,15 +61,15 @@ def run(
         str | None, typer.Option(help="Early stopping: none, asha or hyperband; default: asha.")
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Maximum number of trials, population size for pbt; default: 20.")
+        int | None, typer.Option(help="Maximum number of trials, or population size for pbt; default: 20.")
     ] = None,
     hours: Annotated[float | None, typer.Option(help="Maximum wall time in hours.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds per trial; default: 1.")] = None,
     at_once: Annotated[
-        int | None, typer.Option(help="Maximum number of parallel trials; default: as many as fit.")
+        int | None, typer.Option(help="Maximum number of parallel trials; default: as many as the resources allow.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Sweep id; the same name continues it. With --submit: display name.")
+        str | None, typer.Option(help="Sweep id; reusing it continues the sweep. With --submit: display name.")
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the plan without running it.")] = False,
     as_json: AsJson = False,
@@ -84,11 +86,11 @@ def run(
         "budget.hours": hours,
         "seeds": seeds,
         "at_once": at_once,
-        "name": name if job is None else None,  # a job's name is for display; its id is the sweep's
+        "name": name if job is None else None,  # the name of a job is only displayed; its id is the sweep id
     }
     values |= {key: value for key, value in options.items() if value is not None}
     if space is not None and study is not None:
-        raise ConfigError(["--space and --study: a study has its own space; give one of them"])
+        raise ConfigError(["--space and --study: a study has its own space; pass only one of them"])
     if space is not None:
         from tune_spaces.spaces.space import read_space
 

@@ -25,14 +25,17 @@ def up(
     data_dir: DataDir = None,
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="REST API port, 0 for any free one; default: the previous one, else 8400."),
+        typer.Option(
+            min=0, max=65535, help="REST API port, or 0 for any free port; default: the previous port, else 8400."
+        ),
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(help="Storage root of runs and encoders, any fsspec URL; default: the previous one."),
+        typer.Option(help="Storage root of runs and encoders: a path or fsspec URL; default: the previous one."),
     ] = None,
     num_cpus: Annotated[
-        int | None, typer.Option("--num-cpus", min=1, help="CPUs offered to jobs; default: all of the machine.")
+        int | None,
+        typer.Option("--num-cpus", min=1, help="Number of CPUs offered to jobs; default: all CPUs of the machine."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -55,7 +58,7 @@ def up(
 
 def down(
     data_dir: DataDir = None,
-    now: Annotated[bool, typer.Option("--now", help="Stop without waiting for the jobs' last checkpoints.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Stop without waiting for the jobs' final checkpoints.")] = False,
 ) -> None:
     """Stop the service on this machine; its data is kept, and running jobs continue after the next `amd up`."""
     from service.stack import DRAIN_S, StackError
@@ -69,7 +72,7 @@ def down(
 
 
 def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Show the state of the service on this machine; exit code 1 if any part is unhealthy."""
+    """Show the state of the service on this machine; the exit code is 1 if any part is unhealthy."""
     from service.stack import StackError
     from service.stack import status as stack_status
 

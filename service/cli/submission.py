@@ -1,6 +1,6 @@
-"""`--submit`: send a command to the service as a job, and follow it like `amd jobs logs -f`.
+"""`--submit`: send a command to the service as a job, and follow its log like `amd jobs logs -f`.
 
-Independent of the commands: `submittable` adds the options to any, and `Submission` sends the config it resolved.
+`submittable` adds the options to a command; `Submission` sends the config that the command resolved.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Submission(NamedTuple):
-    """The values of `--submit` and its companion options."""
+    """Values of the options that accompany `--submit`."""
 
     name: str | None
     labels: dict[str, str]
@@ -41,7 +41,7 @@ class Submission(NamedTuple):
     def send(
         self, kind: JobKind, preset: str | None, config: str | None, overrides: Mapping[str, Any], *, as_json: bool
     ) -> NoReturn:
-        """Submit the command as a job, follow it if requested, and exit. `config` is the file or URL of a config."""
+        """Submit the command as a job, follow it if requested, and exit. `config` is a file or URL."""
         values = _absolute_config(read_config_file(config)) if config else {} if kind in ("probe", "embed") else None
         metadata = {"name": self.name, "labels": self.labels, "priority": self.priority, "project": self.project}
         with connected(as_json, persistent=True) as client:
@@ -69,18 +69,22 @@ class Submission(NamedTuple):
 
 
 _OPTIONS: dict[str, tuple[Any, Any]] = {
-    "submit": (Annotated[bool, typer.Option("--submit", help="Run as a job of the service.")], False),
+    "submit": (Annotated[bool, typer.Option("--submit", help="Run as a job on the service.")], False),
     "name": (Annotated[str | None, typer.Option("--name", help="Display name of the job.")], None),
     "label": (Labels, None),
     "priority": (
-        Annotated[int, typer.Option(min=-100, max=100, help="Priority of the job; higher starts earlier.")],
+        Annotated[
+            int, typer.Option(min=-100, max=100, help="Priority of the job; jobs with a higher priority start first.")
+        ],
         0,
     ),
-    "project": (Annotated[str | None, typer.Option(help="Project of the job; default: that of the API key.")], None),
+    "project": (Annotated[str | None, typer.Option(help="Project of the job; default: the API key's project.")], None),
     "follow": (
         Annotated[
             bool | None,
-            typer.Option("--follow/--no-follow", help="Print the job's log until it ends; default: on a terminal."),
+            typer.Option(
+                "--follow/--no-follow", help="Print the job's log until the job ends; default: only on a terminal."
+            ),
         ],
         None,
     ),
@@ -90,7 +94,7 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 def submittable(command: Callable[..., None]) -> Callable[..., None]:
     """Replace the command's `job` parameter with the options of a submission; without --submit, `job` is None.
 
-    A `name` option of the command serves for both.
+    If the command has a `name` option itself, that option is used.
     """
     own = inspect.signature(command).parameters
     hints = typing.get_type_hints(command, include_extras=True)
@@ -102,11 +106,13 @@ def submittable(command: Callable[..., None]) -> Callable[..., None]:
         job = None
         if options["submit"]:
             if arguments.get("local"):
-                raise ConfigError(["--local and --submit: a command runs here or as a job; give one of them"])
+                raise ConfigError(
+                    ["--local and --submit: a command runs either here or as a job; pass only one of them"]
+                )
             labels = parse_labels(options["label"]) or {}
             job = Submission(options["name"], labels, options["priority"], options["project"], options["follow"])
         elif unused := [name for name, (_, default) in _OPTIONS.items() if name in added and options[name] != default]:
-            raise ConfigError([f"--{unused[0]}: only for a job; add --submit"])
+            raise ConfigError([f"--{unused[0]}: applies only to jobs; add --submit"])
         command(**arguments, job=job)
 
     kept = [parameter.replace(annotation=hints[name]) for name, parameter in own.items() if name != "job"]

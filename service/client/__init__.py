@@ -1,11 +1,11 @@
-"""Typed Python client of the REST API: `Client`, and `AsyncClient` with the same calls to await.
+"""Typed Python clients for the REST API: `Client`, and `AsyncClient` with the same methods to await.
 
     with Client.from_environment() as amd:
         job = amd.jobs.submit(JobRequest(kind="train", preset="demo-image-amd"))
         print(*amd.jobs.logs(job.id, follow=True), sep="")
 
-Each call is defined once, as a script (`service.client.transport`) of what to send and how to read the response.
-Independent of torch and Ray.
+Each call is defined once, as a script (see `service.client.transport`) that states what to send and how to read the
+response. Does not import torch or Ray.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def validate(request: JobRequest) -> Script[ValidateView]:
 
 
 def health() -> Script[dict[str, Any]]:
-    """Get the readiness of each part of the service, whether or not it is ready."""
+    """Get the readiness of each part of the service. Does not raise if a part is not ready."""
     return once(Call("GET", "/readyz", view(dict[str, Any]), accepted=(503,)))
 
 
@@ -116,7 +116,7 @@ class Client(BlockingMethods):
 
     @classmethod
     def from_environment(cls, **options: Any) -> Client:
-        """Connect to AMD_URL with AMD_KEY or AMD_KEY_FILE, else to the stack of `amd up`. Raises NoAnswer."""
+        """Connect to AMD_URL with AMD_KEY or AMD_KEY_FILE, or to the local stack of `amd up`. Raises NoAnswer."""
         return cls(*find_service(), **options)
 
     def __enter__(self) -> Client:
@@ -156,7 +156,7 @@ class Client(BlockingMethods):
 
 
 class AsyncClient(AsyncMethods):
-    """Client for asyncio: methods are awaited, listings are asynchronous iterators."""
+    """Client for asyncio: methods are awaited; listings are asynchronous iterators."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class AsyncClient(AsyncMethods):
 
     @classmethod
     def from_environment(cls, **options: Any) -> AsyncClient:
-        """Connect as `Client.from_environment` does. Raises NoAnswer."""
+        """Connect in the same way as `Client.from_environment`. Raises NoAnswer."""
         return cls(*find_service(), **options)
 
     async def __aenter__(self) -> AsyncClient:
@@ -254,7 +254,10 @@ class ServiceAddress(NamedTuple):
 
 
 def find_service() -> ServiceAddress:
-    """Find the service in the environment, else the stack on this machine. Raises NoAnswer with the remedy."""
+    """Locate the service from the environment, falling back to the local stack.
+
+    Raises NoAnswer, with instructions, if there is none.
+    """
     url, key, key_file = (os.environ.get(name) or None for name in ("AMD_URL", "AMD_KEY", "AMD_KEY_FILE"))
     if url is None:
         from service.stack import find_stack

@@ -48,12 +48,12 @@ def deployment_list(project: str | None = None) -> Script[list[DeploymentView]]:
 
 
 def deployment_delete(name: str) -> Script[None]:
-    """Delete a deployment. Requests in progress are completed, and the encoder is kept."""
+    """Delete a deployment. Requests in progress are completed; the encoder is kept."""
     return once(Call("DELETE", _path(name), ignore_body))
 
 
 def deployment_drift(name: str) -> Script[DriftView]:
-    """Get the distance of the candidate's embeddings from those of the deployed encoder."""
+    """Compare the candidate's embeddings with those of the deployed encoder."""
     return once(Call("GET", _path(name, "/drift"), view(DriftView)))
 
 
@@ -69,7 +69,7 @@ def deployment_wait(name: str, timeout_s: float | None = None) -> Script[Deploym
                 return
             if time.monotonic() > until:
                 raise NoAnswer(
-                    f"{name} is still {found.state} after {timeout_s:g} s: {found.message or 'no reason given'}"
+                    f"{name} is still {found.state} after {timeout_s:g} s: {found.message or 'no reason reported'}"
                 )
             yield Sleep(POLL_INTERVAL_S)
 
@@ -77,9 +77,9 @@ def deployment_wait(name: str, timeout_s: float | None = None) -> Script[Deploym
 
 
 def embeddings(encoder: str, files: Sequence[str | Path | bytes], **options: Any) -> Script[list[EmbeddingView]]:
-    """Embed images and videos with a deployed encoder, given by id, alias or deployment name.
+    """Embed images and videos with a deployed encoder, identified by id, alias or deployment name.
 
-    `files`: local paths and bytes are uploaded, URIs (`s3://…`) are read by the service.
+    `files`: local paths and bytes are uploaded; URIs (`s3://…`) are read by the service.
     `options`: fields of the request, such as normalize=True.
     """
     return _inference(encoder, "embeddings", files, options, EmbeddingView)
@@ -88,7 +88,7 @@ def embeddings(encoder: str, files: Sequence[str | Path | bytes], **options: Any
 def classifications(
     encoder: str, files: Sequence[str | Path | bytes], **options: Any
 ) -> Script[list[ClassificationView]]:
-    """Predict the most likely labels with a deployed fine-tuned encoder. `options`: such as top_k=3."""
+    """Predict the most likely labels with a deployed fine-tuned encoder. `options`: fields such as top_k=3."""
     return _inference(encoder, "classifications", files, options, ClassificationView)
 
 
@@ -113,7 +113,7 @@ def _inference(
 
 
 def input_item(file: str | Path | bytes) -> dict[str, str]:
-    """Convert a local path, bytes or a URI to an input of a request."""
+    """Convert a local path, bytes or a URI to a request input."""
     if isinstance(file, str) and "://" in file:
         return {"uri": file}
     content = file if isinstance(file, bytes) else Path(file).read_bytes()

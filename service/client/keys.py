@@ -13,7 +13,7 @@ from service.client.transport import Call, Script, ignore_body, once
 
 
 def key_create(request: KeyRequest) -> Script[NewKeyView]:
-    """Create a key; only this response contains it. Never retried: a lost response would leave an unknown key."""
+    """Create a key, which only this response contains. Never retried: a lost response would leave an unknown key."""
     return once(Call("POST", "/v1/keys", view(NewKeyView), body=request.model_dump(mode="json")))
 
 

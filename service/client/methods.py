@@ -1,7 +1,4 @@
-"""Turn scripts into methods of the clients. Each script is defined once and executed blocking or with await.
-
-Independent of the requests that the scripts send.
-"""
+"""Turn scripts into client methods. Each script is defined once, for both the blocking and the asynchronous client."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ POLL_INTERVAL_S = 0.5
 
 
 def view(kind: type[T] | Any) -> Callable[[httpx.Response], T]:
-    """Return a reader of responses of this type; it ignores fields that a newer service adds."""
+    """Return a function that parses responses of this type, ignoring fields added by newer services."""
     adapter: TypeAdapter[T] = TypeAdapter(kind)
     return lambda response: adapter.validate_json(response.content, extra="ignore")
 
@@ -32,7 +29,7 @@ def present(**query: Any) -> dict[str, Any]:
 
 
 def pages(path: str, kind: type[Any], query: dict[str, Any]) -> Script[Any]:
-    """Emit the items of a listing; pages are fetched as needed."""
+    """Emit the items of a listing, fetching pages as needed."""
 
     def steps(patience: Patience) -> Steps[None]:
         cursor: str | None = None
@@ -63,7 +60,7 @@ class AsyncMethods:
 
 
 def one(define: Callable[P, Script[T]]) -> Callable[Concatenate[BlockingMethods, P], T]:
-    """Make a blocking method of a script that emits one value."""
+    """Make a blocking method from a script that emits one value."""
 
     @functools.wraps(define)
     def method(self: BlockingMethods, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -74,7 +71,7 @@ def one(define: Callable[P, Script[T]]) -> Callable[Concatenate[BlockingMethods,
 
 
 def many(define: Callable[P, Script[T]]) -> Callable[Concatenate[BlockingMethods, P], Iterator[T]]:
-    """Make a blocking method of a script that emits several values."""
+    """Make a blocking method from a script that emits several values."""
 
     @functools.wraps(define)
     def method(self: BlockingMethods, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
@@ -84,7 +81,7 @@ def many(define: Callable[P, Script[T]]) -> Callable[Concatenate[BlockingMethods
 
 
 def async_one(define: Callable[P, Script[T]]) -> Callable[Concatenate[AsyncMethods, P], Awaitable[T]]:
-    """Make an asynchronous method of a script that emits one value."""
+    """Make an asynchronous method from a script that emits one value."""
 
     @functools.wraps(define)
     async def method(self: AsyncMethods, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -95,7 +92,7 @@ def async_one(define: Callable[P, Script[T]]) -> Callable[Concatenate[AsyncMetho
 
 
 def async_many(define: Callable[P, Script[T]]) -> Callable[Concatenate[AsyncMethods, P], AsyncIterator[T]]:
-    """Make an asynchronous method of a script that emits several values."""
+    """Make an asynchronous method from a script that emits several values."""
 
     @functools.wraps(define)
     def method(self: AsyncMethods, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:

@@ -1,7 +1,7 @@
 """Retries, event streams and downloads as scripts, without performing any I/O.
 
 A script is a generator that yields effects (send, sleep, read), like httpx's auth flows; `service.client` executes
-them, blocking or with await, so both clients share this logic. Independent of jobs and encoders.
+them, blocking or with await, so both clients share this logic.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.web.errors import Problem
 T = TypeVar("T")
 
 RETRYABLE_STATUSES = frozenset({429, 502, 503, 504})  # statuses after which the same request may succeed
-RATE_LIMITED = 429  # refused before any effect
+RATE_LIMITED = 429  # rejected before it has any effect
 PARTIAL_CONTENT = 206
 END_EVENT = "end"  # the stream's last event
 
@@ -53,10 +53,10 @@ class Patience:
     most_s: float = 8.0
     """Upper bound of all pauses in seconds, except those that the service requests."""
     retry_after_most_s: float = 120.0
-    """Longest Retry-After in seconds that is honoured; a longer one ends the retries."""
+    """Longest Retry-After in seconds that is honoured; after a longer one, the client gives up."""
 
     def pause(self, failures: int, requested_s: float = 0.0) -> float | None:
-        """Seconds until the next try after this many failures; None to give up."""
+        """Return the seconds until the next attempt after this many failures; None to give up."""
         if failures >= self.tries or requested_s > self.retry_after_most_s:
             return None
         doubled = min(self.most_s, self.first_s * 2.0 ** (failures - 1))
@@ -68,7 +68,7 @@ class Patience:
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """A request, and the reader of its response."""
+    """A request, and the function that reads its response."""
 
     method: str
     path: str
@@ -79,7 +79,7 @@ class Call(Generic[T]):
     accepted: tuple[int, ...] = ()
     """Error statuses that `read` accepts."""
     changes: bool = True
-    """Whether repeating a POST without an Idempotency-Key has a further effect."""
+    """Whether repeating a POST without an Idempotency-Key has a second effect."""
 
     @property
     def repeatable(self) -> bool:
@@ -88,7 +88,7 @@ class Call(Generic[T]):
 
 
 class Send(NamedTuple):
-    """Send a request. Returns the complete response, or throws httpx.TransportError."""
+    """Send a request. Returns the complete response, or raises httpx.TransportError."""
 
     call: Call[Any]
 
@@ -125,7 +125,7 @@ class Script(Generic[T]):
 
 
 def once(call: Call[T]) -> Script[T]:
-    """Make a script of a single call."""
+    """Make a script from a single call."""
 
     def steps(patience: Patience) -> Steps[None]:
         yield Emit((yield from exchange(call, patience)))
@@ -134,7 +134,7 @@ def once(call: Call[T]) -> Script[T]:
 
 
 def exchange(call: Call[T], patience: Patience) -> Steps[T]:
-    """Send a call, with retries, and return what it reads. Raises ApiError, NoAnswer."""
+    """Send a call, with retries, and return the parsed response. Raises ApiError or NoAnswer."""
     failures = 0
     while True:
         failures += 1
@@ -153,7 +153,7 @@ def exchange(call: Call[T], patience: Patience) -> Steps[T]:
 
 
 def _retry_pause(response: httpx.Response, call: Call[Any], failures: int, patience: Patience) -> float:
-    """Seconds until the next try after an error response. Raises ApiError if there is none."""
+    """Return the seconds until the next attempt after an error response. Raises ApiError if it must not be retried."""
     found = _parse_problem(response)
     is_retryable = found.retryable or response.status_code in RETRYABLE_STATUSES
     if is_retryable and (call.repeatable or response.status_code == RATE_LIMITED):
@@ -193,7 +193,7 @@ def _no_response_error(error: httpx.TransportError) -> NoAnswer:
     origin = ""
     with contextlib.suppress(RuntimeError):  # the error has no request
         origin = f"{error.request.url.scheme}://{error.request.url.netloc.decode()}: "
-    return NoAnswer(f"{origin}the service does not answer ({error or type(error).__name__})")
+    return NoAnswer(f"{origin}the service does not respond ({error or type(error).__name__})")
 
 
 # Server-sent events
@@ -213,7 +213,7 @@ class EventReader:
         self._fields: dict[str, str] = {}
 
     def feed(self, chunk: bytes) -> Iterator[ServerEvent]:
-        # Not str.splitlines, which also splits at characters that are part of the data.
+        # Not str.splitlines, which also splits at other characters, such as U+2028.
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             name, _, value = line.removesuffix(b"\r").decode().partition(":")
@@ -235,7 +235,7 @@ def stream_events(
     patience: Patience,
     last_id: str | None = None,
 ) -> Steps[ServerEvent]:
-    """Emit what `read` returns for each event of a stream; return its `end` event.
+    """Emit the result of `read` for each event of a stream; return its `end` event.
 
     A broken connection is resumed after the last event. Events for which `read` returns None are skipped.
     """

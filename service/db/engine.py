@@ -32,7 +32,7 @@ def open_engine(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        # Writers queue here, where the busy timeout applies; upgrading a read to a write would fail at once instead.
+        # Writers queue here, where the busy timeout applies; upgrading a read to a write would fail immediately.
         mode = "" if connection.get_execution_options().get("reads_only") else "IMMEDIATE"
         connection.exec_driver_sql(f"BEGIN {mode}")
 
@@ -40,7 +40,7 @@ def open_engine(url: str) -> Engine:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the schema up to date."""
+    """Upgrade the schema to the latest migration."""
     with engine.begin() as connection:
         config = _alembic()
         config.attributes["connection"] = connection

@@ -1,6 +1,6 @@
-"""Database tables: desired and observed state of jobs, and the records of keys, webhooks, encoders and deployments.
+"""Database tables: desired and observed state of jobs, and records of keys, webhooks, encoders and deployments.
 
-Contains no rules; those are in each package's store. Times are seconds since 1970, UTC; JSON columns hold plain values.
+Contains no business rules; those are in the stores of the packages. Times are in seconds since the Unix epoch.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ class Job(Base):
     device: Mapped[str] = mapped_column(String(8))
 
     wanted: Mapped[str] = mapped_column(String(16))
-    """Desired state: run, pause, cancel, or limit once its time limit has passed."""
+    """Desired state: run, pause, cancel, or limit once the time limit has passed."""
     state: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(String(40))
     message: Mapped[str] = mapped_column(Text)
     attempt: Mapped[int]
     """Number of attempts started."""
     retries: Mapped[int]
-    """Automatic retries since its owner last started it."""
+    """Number of automatic retries since the owner last started the job."""
     not_before: Mapped[float]
     """Earliest start of a queued job."""
     stop_by: Mapped[float | None]
-    """Deadline for saving after a stop request."""
+    """Deadline for the final checkpoint after a stop request."""
     created_at: Mapped[float]
     changed_at: Mapped[float]
     started_at: Mapped[float | None]
@@ -76,11 +76,11 @@ class Job(Base):
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     version: Mapped[int]
-    """Number of changes; a change is conditional on the version that was read."""
+    """Number of changes. A change applies only if the version has not changed since it was read."""
 
 
 class JobLabel(Base):
-    """Index of jobs by label, with the job's time, so that jobs of a label are read in listing order."""
+    """A label of a job, indexed together with the job's creation time, so that a listing by label is read in order."""
 
     __tablename__ = "labels"
     __table_args__ = (Index("labels_by_value", "key", "value", "created_at", "job_id"),)
@@ -109,7 +109,7 @@ class Attempt(Base):
 
 
 class JobEvent(Base):
-    """A change of a job and its actor: written with the change, never altered. Numbered by the job's new version."""
+    """A change of a job. Written with the change, numbered by the job's new version, and never modified."""
 
     __tablename__ = "job_events"
     __table_args__ = (Index("job_events_by_time", "at", "job_id", "version"),)
@@ -128,10 +128,10 @@ class ApiKey(Base):
     __tablename__ = "keys"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    """Id of the key, also its readable prefix."""
+    """Id of the key, which is also its readable prefix."""
     name: Mapped[str] = mapped_column(String(200))
     project: Mapped[str | None] = mapped_column(String(64))
-    """Project; None: all projects."""
+    """Project that the key is limited to; None: all projects."""
     scopes: Mapped[list[str]]
     digest: Mapped[str] = mapped_column(String(128))
     created_at: Mapped[float]
@@ -151,7 +151,7 @@ class IdempotencyKey(Base):
     request: Mapped[str] = mapped_column(String(64))
     """sha256 of the request's body."""
     job_id: Mapped[str] = mapped_column(String(100))
-    """Id of that job."""
+    """Id of the job that the request created."""
     created_at: Mapped[float] = mapped_column(index=True)
 
 
@@ -174,7 +174,7 @@ class Webhook(Base):
     project: Mapped[str | None] = mapped_column(String(64))
     url: Mapped[str] = mapped_column(Text)
     secret: Mapped[str] = mapped_column(String(128))
-    """Secret that signs deliveries; stored in the clear because HMAC needs it."""
+    """Secret that signs deliveries; stored in plain text, since HMAC needs it."""
     events: Mapped[list[str]]
     created_at: Mapped[float]
     created_by: Mapped[str] = mapped_column(String(100))
@@ -195,13 +195,13 @@ class Delivery(Base):
     version: Mapped[int]
     body: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(String(16))
-    """State: waiting, taken or given_up."""
+    """State: waiting, taken (accepted by the receiver) or given_up."""
     tries: Mapped[int]
-    """Number of tries started."""
+    """Number of attempts started."""
     not_before: Mapped[float]
-    """Earliest time of the next try."""
+    """Earliest time of the next attempt."""
     answer: Mapped[str] = mapped_column(Text)
-    """Result of the last try."""
+    """Outcome of the last delivery attempt."""
     created_at: Mapped[float]
     tried_at: Mapped[float | None]
 
@@ -213,19 +213,19 @@ class RegisteredEncoder(Base):
     __table_args__ = (Index("encoders_by_time", "created_at", "id"),)
 
     id: Mapped[str] = mapped_column(String(200), primary_key=True)
-    """Name of its folder."""
+    """Id of the encoder, which is the name of its folder."""
     project: Mapped[str | None] = mapped_column(String(64))
-    """Project of the job that created it, or of its importer. None: neither, usable by all projects."""
+    """Project of the job that created or imported it. None: usable by all projects."""
     job_id: Mapped[str | None] = mapped_column(String(100))
     created_at: Mapped[float]
     card: Mapped[dict[str, Any]]
     stamp: Mapped[str] = mapped_column(String(64), default="")
-    """Fingerprint of the card's file; changes with its content."""
+    """Fingerprint of the card file; changes with its content."""
     seen_at: Mapped[float]
 
 
 class Alias(Base):
-    """A movable name of a project for one of its encoders."""
+    """A name in a project that points to an encoder and can be moved to another one."""
 
     __tablename__ = "aliases"
 
@@ -233,13 +233,13 @@ class Alias(Base):
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     encoder_id: Mapped[str] = mapped_column(String(200))
     moves: Mapped[int]
-    """Number of moves; a move is conditional on the number that was read."""
+    """Number of moves. A move applies only if this has not changed since it was read."""
     changed_at: Mapped[float]
     changed_by: Mapped[str] = mapped_column(String(100))
 
 
 class AliasMove(Base):
-    """A move of an alias: written with the move, never altered."""
+    """A move of an alias. Written with the move and never modified."""
 
     __tablename__ = "alias_moves"
 
@@ -260,9 +260,9 @@ class Deployment(Base):
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     project: Mapped[str] = mapped_column(String(64))
     encoder: Mapped[str] = mapped_column(String(200))
-    """Encoder id, or an alias of the project, whose moves are followed."""
+    """Id of the encoder, or an alias of the project; the deployment follows moves of the alias."""
     candidate: Mapped[str | None] = mapped_column(String(200))
-    """Encoder that serves a share of the requests."""
+    """Encoder that serves a fraction of the requests."""
     share: Mapped[float]
     settings: Mapped[dict[str, Any]]
     serving: Mapped[dict[str, str]]

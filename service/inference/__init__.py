@@ -1,1 +1,1 @@
-"""Inference in a Ray Serve replica: decode files, batch clips, run the forward pass. No HTTP."""
+"""Inference in a Ray Serve replica: decode files, batch clips, run the forward pass."""

@@ -1,7 +1,6 @@
-"""Dynamic batching on the model thread: group queued clips, in order, into batches for one network each.
+"""Dynamic batching on the model thread: group queued clips, in order, into batches, each for one network.
 
-An idle model briefly waits for clips that are being decoded; a busy one takes the clips that arrived meanwhile.
-Independent of items, files and HTTP.
+An idle model briefly waits for clips that are being decoded; a busy one takes the clips that arrived in the meantime.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class _InFlightBatch(NamedTuple):
 
 
 class Batcher:
-    """Run queued clips through their networks on one thread."""
+    """Runs queued clips through their networks on one thread."""
 
     def __init__(self, on_results: OnResults, max_tokens: int, max_wait_s: float, threads: int) -> None:
         """`on_results` is called on the model thread with each batch's clips and their results."""
@@ -92,7 +91,7 @@ class Batcher:
             self._expected[network] = self._expected.get(network, 0) + items
 
     def put(self, network: Network, clips: Sequence[QueuedClip]) -> None:
-        """Queue the clips of an expected item; an empty sequence if it failed to decode."""
+        """Queue the clips of an expected item; pass an empty sequence if it could not be decoded."""
         now = time.monotonic()
         with self._change:
             self._expected[network] -= 1
@@ -103,7 +102,7 @@ class Batcher:
             self._change.notify()
 
     def call(self, function: Callable[[], None]) -> Future[None]:
-        """Run `function` on the model thread, between two batches."""
+        """Run `function` on the model thread, between batches."""
         future: Future[None] = Future()
         with self._change:
             self._callbacks.append((function, future))
@@ -124,14 +123,14 @@ class Batcher:
             network, clips = self._next(wait=launched is None)
             next_batch = None if network is None or not clips else self._launch(network, clips)
             if launched is not None:
-                self._collect(launched)  # after launching the next batch, so that a GPU does not idle between two
+                self._collect(launched)  # after launching the next batch, so that a GPU does not idle in between
             launched = next_batch
             if launched is not None and launched.network.device.type == "cpu":  # the forward pass is synchronous
                 self._collect(launched)
                 launched = None
 
     def _next(self, wait: bool) -> tuple[Network | None, list[QueuedClip]]:
-        """The next batch. (None, []) after a callback, when closed, or if nothing is queued and `wait` is false."""
+        """Return the next batch; (None, []) after a callback, once closed, or if nothing is queued and not `wait`."""
         with self._change:
             while not self._closed and not self._callbacks:
                 network = self._oldest()
@@ -157,7 +156,7 @@ class Batcher:
         return None, []
 
     def _oldest(self) -> Network | None:
-        """The network whose first clip has waited longest. Drops clips that no caller waits for."""
+        """Return the network whose first clip has waited longest, dropping clips that no caller waits for."""
         for network, queue in list(self._queues.items()):
             while queue and not queue[0][1].is_active:
                 queue.popleft()
@@ -169,7 +168,7 @@ class Batcher:
         return (len(self._queues[network]) + 1) * network.tokens > self._max_tokens
 
     def _take(self, network: Network) -> list[QueuedClip]:
-        """As many clips as the token budget allows, at least one, in order of arrival."""
+        """Dequeue as many clips as the token budget allows, but at least one, in order of arrival."""
         queue, clips = self._queues[network], list[QueuedClip]()
         while queue and (not clips or (len(clips) + 1) * network.tokens <= self._max_tokens):
             clip = queue.popleft()[1]
@@ -188,7 +187,7 @@ class Batcher:
         began = time.monotonic()
         try:
             return _InFlightBatch(network, clips, network.forward([clip.clip for clip in clips], union), began)
-        except Exception as error:  # such as out of memory; only these clips fail
+        except Exception as error:  # such as running out of memory; only these clips fail
             self._on_results([(clip, error) for clip in clips])
             return None
 

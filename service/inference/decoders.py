@@ -1,7 +1,7 @@
-"""Decoder pool: threads that each drive one decoding process, first come, first served.
+"""Decoder pool: threads that each drive one decoding process and take items from a common queue.
 
 A process that crashes, hangs or runs out of memory on a file is replaced before its thread takes the next item, and the
-item's error names the cause. Independent of encoder weights and of requests.
+item's error reports the cause.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class DecodeTask(Protocol):
         ...
 
     def on_decoded(self, clips: Tensor | Exception | None) -> None:
-        """Receive clips (V, 3, T, H, W) uint8, an error, or None if dropped. Called on a decoder thread."""
+        """Handle clips (V, 3, T, H, W) uint8, an error, or None if the item was dropped. Called on a decoder thread."""
         ...
 
 
 class DecoderPool:
-    """Decode items in `processes` child processes."""
+    """Decodes items in a fixed number of child processes."""
 
     reader: type[SampleReader] = SampleReader
 
@@ -67,21 +67,21 @@ class DecoderPool:
 
     @property
     def ready(self) -> list[Future[None]]:
-        """One future per process, done once it has started."""
+        """Futures, one per process, that complete once the process has started."""
         return self._ready
 
     def put(self, task: DecodeTask) -> None:
         self._tasks.put(task)
 
     def close(self) -> None:
-        """Stop the processes after their current items; queued items are dropped."""
+        """Stop the processes once their current items are decoded; queued items are dropped."""
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join()
 
     def _work(self, ready: Future[None]) -> None:
-        use_threads(1)  # resizing must not take the model's cores
+        use_threads(1)  # leave the other cores to the model
         limits = self._limits
         data = DataConfig(
             train="", read_timeout_s=limits.decode_timeout_s, read_memory_mib=limits.memory_mib, retries=1
@@ -101,7 +101,7 @@ class DecoderPool:
                 self.rejected_items += isinstance(error, BadSample)
                 task.on_decoded(error)
             del task  # otherwise its pixels stay in memory until the next item
-            self._start(reader, ready)  # replace a process that the item ended, before the next item needs it
+            self._start(reader, ready)  # replace the process now if the item crashed it
         reader.close()
 
     def _clips(self, reader: SampleReader, task: DecodeTask) -> Tensor:

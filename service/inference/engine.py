@@ -1,8 +1,8 @@
-"""Inference engine of a serving replica: encoders in named slots; requests are admitted, decoded, batched and run.
+"""Inference engine of a serving replica: admit, decode, batch and run requests with the encoders in named slots.
 
     infer(items) → decoder processes → clips → model thread (batches for one encoder) → the caller's event loop
 
-Independent of HTTP and Ray.
+Does not import FastAPI or Ray.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class BacklogShare:
 
 
 class Backlog:
-    """Admission limit on tokens that no forward pass has taken yet and bytes that are not decoded yet."""
+    """Admission limit on tokens waiting for a forward pass and bytes waiting to be decoded."""
 
     def __init__(self, max_tokens: int, max_bytes: int) -> None:
         self.max_tokens, self.max_bytes = max_tokens, max_bytes
@@ -76,7 +76,7 @@ class Backlog:
         self.tokens = self.bytes = 0
 
     def admit(self, shares: Sequence[BacklogShare]) -> bool:
-        """Add a request's shares if they fit."""
+        """Add a request's shares if they fit. Returns whether they did."""
         tokens, content = sum(share.tokens for share in shares), sum(share.bytes for share in shares)
         with self._lock:
             # With no bytes queued, any request is admitted: each file has its own limit.
@@ -86,7 +86,7 @@ class Backlog:
             return True
 
     def release(self, share: BacklogShare, tokens: int = 0, content: int = 0) -> None:
-        """Remove tokens and bytes of a share, at most what remains of it."""
+        """Remove tokens and bytes from the backlog, at most as many as the share still holds."""
         with self._lock:
             tokens, content = min(tokens, share.tokens), min(content, share.bytes)
             share.tokens, share.bytes = share.tokens - tokens, share.bytes - content
@@ -129,7 +129,7 @@ class PendingRequest:
 
 
 class PendingItem:
-    """One item of a request: waits to be decoded, then for the outputs of its clips."""
+    """One item of a request, waiting to be decoded or for the outputs of its clips."""
 
     def __init__(
         self, request: PendingRequest, index: int, item: Item, share: BacklogShare, on_decoded: OnDecoded
@@ -165,12 +165,12 @@ class PendingClip:
 
 
 class Engine:
-    """Serve requests with the encoders in its slots."""
+    """Serves requests with the encoders in its slots."""
 
     decoder_pool: type[DecoderPool] = DecoderPool
 
     def __init__(self, settings: EngineSettings) -> None:
-        """Raises ConfigError if the device is not available."""
+        """Start the decoders and the model thread. Raises ConfigError if the device is not available."""
         self.settings = settings
         self._device = choose_device(settings.device)
         self._precision: Precision = "bf16" if settings.dtype == "bfloat16" else "fp32"
@@ -187,8 +187,8 @@ class Engine:
     async def load(self, slot: str, url: str) -> None:
         """Load the encoder published at `url`, warm it up, then swap it into the slot.
 
-        Requests admitted earlier finish on the previous encoder. Raises ConfigError if `url` holds no valid encoder;
-        the slot is then unchanged.
+        Requests admitted earlier finish on the previous encoder. Raises ConfigError, leaving the slot
+        unchanged, if `url` does not contain a valid encoder.
         """
         async with self._loading:
             await asyncio.gather(*map(asyncio.wrap_future, self._decoders.ready))
@@ -203,10 +203,10 @@ class Engine:
     async def infer(
         self, slot: str, items: Sequence[Item], options: InferenceOptions, deadline_s: float
     ) -> InferenceResult:
-        """Run all items through the encoder that the slot holds now.
+        """Run all items through the encoder currently in the slot.
 
-        Raises NotLoaded, UnsupportedRequest, QueueFull, DeadlineExceeded, and ItemRefused for the first bad item found,
-        which fails the whole request. Cancelling the caller removes its items from the queue.
+        Raises NotLoaded, UnsupportedRequest, QueueFull, DeadlineExceeded, or ItemRefused for the first bad item, which
+        fails the whole request. Cancelling the caller removes its items from the queue.
         """
         loaded = self._slots.get(slot)
         if loaded is None:
@@ -247,7 +247,7 @@ class Engine:
         return InferenceResult(loaded.id, request.results)
 
     def state(self) -> dict[str, Any]:
-        """Encoders by slot, queue length, requests in flight, and counters since the start."""
+        """Return the encoders by slot, queue length, requests in flight, and counters since the start."""
         batcher = self._batcher
         return {
             "slots": {
@@ -277,11 +277,16 @@ class Engine:
         await asyncio.to_thread(self._batcher.close)
 
     def _shares(self, loaded: LoadedEncoder, plan: InferencePlan, items: Sequence[Item]) -> list[BacklogShare]:
-        """Raises UnsupportedRequest if the request exceeds a limit, ItemRefused if a file is missing or too large."""
+        """Compute the backlog share of each item.
+
+        Raises UnsupportedRequest if the request exceeds a limit, ItemRefused if a file is missing or too large.
+        """
         limits, tokens = self.settings.limits, loaded.tokens * plan.clips
         max_items = limits.rebuilt_items if plan.options.task == "reconstruction" else limits.items
         if len(items) > max_items:
-            raise UnsupportedRequest(f"{len(items)} items exceed the limit of {max_items} per request; split it")
+            raise UnsupportedRequest(
+                f"{len(items)} items exceed the limit of {max_items} per request; split the request"
+            )
         if tokens * len(items) > self._backlog.max_tokens:
             raise UnsupportedRequest(
                 f"{len(items)} items of {tokens} tokens exceed the queue's capacity of "
@@ -304,7 +309,7 @@ class Engine:
 
     def _handle_decoded(self, item: PendingItem, clips: Tensor | Exception | None) -> None:
         """Queue an item's clips or fail its request. Called on a decoder thread."""
-        request, item.item = item.request, Item()  # drop its bytes
+        request, item.item = item.request, Item()  # release its bytes
         self._backlog.release(item.share, content=item.share.bytes)
         queued = list[PendingClip]()
         if isinstance(clips, Tensor):
@@ -340,5 +345,5 @@ def _complete(pairs: Sequence[tuple[PendingClip, Any]]) -> None:
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
-    with suppress(RuntimeError):  # the caller's loop is closed, so nobody waits
+    with suppress(RuntimeError):  # the caller's loop is closed, so no one is waiting
         loop.call_soon_threadsafe(function, *args)

@@ -1,4 +1,4 @@
-"""Encode reconstructions as PNGs. Runs in the replica: the control plane has neither Pillow nor torch.
+"""Encode reconstructions as PNGs. Runs in the replica: Pillow and torch are not installed in the control plane.
 
 Shapes: T frames, H height, W width.
 """
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 PAGE_FRAMES = 8  # frames of a video in the overview, evenly spaced
-TILE = 192  # approximate side in pixels to which small frames are enlarged
+TILE = 192  # approximate height in pixels to which small frames are enlarged
 
 
 def with_pngs(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the clips of a result with PNGs; video frames are tiled left to right."""
+    """Replace the clips of a result with PNGs; video frames are tiled from left to right."""
     views = _views(item)
     return {
         **item,
@@ -34,7 +34,7 @@ def with_pngs(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overview_png(encoder: str, item: Mapping[str, Any]) -> bytes:
-    """One PNG with the clip, its visible tokens and the reconstruction in three rows."""
+    """Return one PNG with the clip, its visible tokens and the reconstruction in three rows."""
     views = _views(item)
     caption = (
         f"{len(item['visible'])} visible tokens, mask ratio {item['mask_ratio']:g}, seed {item['seed']}; "

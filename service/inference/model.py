@@ -1,6 +1,6 @@
 """A loaded encoder: validate options, run the forward pass, combine the views of an item.
 
-Independent of requests, queues and the files of items.
+Reads no input files; clips arrive decoded.
 Shapes: B clips of a batch, V views of an item, T frames, H height, W width, N tokens, D width, C classes.
 """
 
@@ -44,7 +44,7 @@ class InferencePlan(NamedTuple):
 
 
 class RequestedOutputs(NamedTuple):
-    """Outputs of a forward pass besides embeddings."""
+    """Outputs of a forward pass in addition to embeddings."""
 
     layers: frozenset[int]
     tokens: bool
@@ -61,7 +61,7 @@ class ClipOutputs(NamedTuple):
 
 
 class BatchOutputs(NamedTuple):
-    """Outputs of a forward pass, still on the device, which may not have finished."""
+    """Outputs of a forward pass, on a device that may still be computing them."""
 
     embeddings: Tensor  # (B, D)
     tokens: Tensor | None  # (B, N, D)
@@ -73,7 +73,7 @@ class LoadedEncoder:
     """A published encoder on its device, with its classifier head and decoder if it has them."""
 
     def __init__(self, url: str, device: torch.device, precision: Precision) -> None:
-        """Raises ConfigError if `url` holds no valid encoder."""
+        """Load the encoder published at `url`. Raises ConfigError if there is no valid one."""
         try:
             encoder, self.card = load_encoder(url)
             self.head = load_head(url, self.card) if _classifies(self.card) else None
@@ -87,7 +87,7 @@ class LoadedEncoder:
         if self.decoder is not None:
             self.decoder = self.decoder.requires_grad_(False).to(device)
         self.tokens = encoder.grid.tokens
-        """Tokens of a clip."""
+        """Number of tokens per clip."""
 
     @property
     def id(self) -> str:
@@ -100,17 +100,19 @@ class LoadedEncoder:
                 f"{self.id} was published without its decoder, so it cannot reconstruct pixels; request embeddings"
             )
         if options.task == "reconstruction" and options.views is not None:
-            raise UnsupportedRequest("views: a reconstruction uses one clip; leave out views")
+            raise UnsupportedRequest("views: a reconstruction uses a single clip; omit `views`")
         if options.task == "classification" and self.head is None:
             reason = "its head classifies boxes, not whole clips" if self.card.head else "it has no classifier"
-            raise UnsupportedRequest(f"{self.id} cannot classify: {reason}; request embeddings, or fine-tune it first")
+            raise UnsupportedRequest(
+                f"{self.id} cannot classify: {reason}; request embeddings, or fine-tune the encoder first"
+            )
         depth = len(self.encoder.blocks)
         invalid = [layer for layer in options.layers if not 1 <= layer <= depth]
         if invalid:
             raise UnsupportedRequest(f"layers={invalid[0]}: {self.id} has {depth} blocks, numbered from 1")
         views = self._parse_views(options.views, limits)
         if views is not None and (options.layers or options.tokens != "none"):
-            raise UnsupportedRequest("views: tokens and layers are per clip and cannot be averaged; leave out views")
+            raise UnsupportedRequest("views: tokens and layers are per clip and cannot be averaged; omit `views`")
         return InferencePlan(options, views, 1 if views is None else views.segments * views.crops)
 
     def _parse_views(self, text: str | None, limits: RequestLimits) -> ViewsConfig | None:

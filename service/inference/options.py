@@ -1,4 +1,4 @@
-"""Options, results, errors and limits of an inference request. Independent of torch.
+"""Options, results, errors and limits of an inference request. Does not import torch.
 
 Shapes: T frames, H height, W width, N tokens of a clip, D width of the encoder.
 """
@@ -15,7 +15,7 @@ class Item(NamedTuple):
 
     content: bytes | None = None
     uri: str | None = None
-    """A path or an fsspec URL; the caller has checked that it may be read."""
+    """A path or an fsspec URL; the caller must have checked that reading it is allowed."""
 
 
 class InferenceOptions(BaseModel):
@@ -27,7 +27,7 @@ class InferenceOptions(BaseModel):
     normalize: bool = False
     """Whether to scale embeddings to unit length."""
     tokens: Literal["none", "patch"] = "none"
-    """Tokens to return. patch: also every token after the last norm."""
+    """Tokens to return with the embedding. patch: every token, after the last norm."""
     layers: tuple[int, ...] = ()
     """Blocks, numbered from 1, whose output tokens are returned, before any norm."""
     top_k: int = Field(5, ge=1)
@@ -35,7 +35,7 @@ class InferenceOptions(BaseModel):
     views: str | None = None
     """Segments x crops, such as 5x3. Probabilities or embeddings are averaged over them. None: one center clip."""
     mask_ratio: float | None = None
-    """Fraction of tokens that a reconstruction hides. None: as in training."""
+    """Fraction of tokens that a reconstruction hides. None: the ratio that the encoder was trained with."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of a reconstruction's mask; equal seeds and ratios hide the same tokens of every item."""
 
@@ -46,12 +46,12 @@ class InferenceResult(NamedTuple):
     encoder: str
     """Id of the encoder."""
     items: list[dict[str, Any]]
-    """One dict per item, by task.
+    """One dict per item; its keys depend on the task.
 
-    embedding: {"embedding": (D,) float32}, on request with "tokens": (N, D) and "layers": {"6": (N, D)}.
-    classification: {"labels", "scores", "classes"}, the names, probabilities and numbers of the most likely classes.
-    reconstruction: {"mask_ratio", "seed", "visible", "loss", "original", "masked", "rebuilt"}: `visible` holds the
-    indices of visible tokens, `loss` the mean squared error on hidden ones under the training objective; clips are
+    embedding: {"embedding": (D,) float32}; if requested, also "tokens": (N, D) and "layers": {"6": (N, D)}.
+    classification: {"labels", "scores", "classes"}: names, probabilities and indices of the most likely classes.
+    reconstruction: {"mask_ratio", "seed", "visible", "loss", "original", "masked", "rebuilt"}: `visible` contains
+    the indices of visible tokens, `loss` is the mean squared error on hidden tokens, as in training; clips are
     (3, T, H, W) uint8, `rebuilt` float32 in [0, 1].
     """
 
@@ -76,7 +76,7 @@ class UnsupportedRequest(InferenceError):
 
 
 class NotLoaded(InferenceError):
-    """The slot holds no encoder."""
+    """No encoder is loaded in the slot."""
 
     def __init__(self, slot: str) -> None:
         super().__init__(slot)
@@ -150,16 +150,16 @@ class EngineSettings(FrozenSettings):
     threads: int | None = Field(None, ge=1)
     """Number of CPU threads of the model. None: PyTorch's default."""
     max_batch_tokens: int | None = Field(None, ge=1)
-    """Maximum number of tokens per forward pass; a clip with more tokens is run as a separate batch.
+    """Maximum number of tokens per forward pass; a clip with more tokens runs as a batch of its own.
 
     None: 2048 on a CPU, where larger batches are not faster, and 32768 on a GPU.
     """
     max_wait_ms: float = Field(5.0, ge=0)
     """Maximum time in milliseconds that an idle model waits for items that are being decoded."""
     max_queued_tokens: int = Field(262_144, ge=1)
-    """Maximum number of admitted tokens that no forward pass has taken yet; further requests are refused."""
+    """Maximum number of admitted tokens waiting for a forward pass; further requests are rejected."""
     max_queued_mib: int = Field(1024, ge=1)
-    """Maximum size in MiB of admitted files that are not decoded yet."""
+    """Maximum size in MiB of admitted files waiting to be decoded."""
     decoders: int = Field(2, ge=1, le=64)
     """Number of decoding processes."""
     limits: RequestLimits = RequestLimits()

@@ -1,4 +1,4 @@
-"""Mask and reconstruct the clips of one request. Implements the batcher's Network protocol; batches are not shared.
+"""Mask and reconstruct the clips of one request. Implements the batcher's Network protocol.
 
 Shapes: B clips of a batch, T frames, H height, W width.
 """
@@ -27,10 +27,10 @@ class ClipReconstruction(NamedTuple):
 
 
 class ReconstructionNetwork:
-    """An encoder and its decoder behind the mask of one request."""
+    """An encoder and its decoder, applied with the mask of one request."""
 
     def __init__(self, loaded: LoadedEncoder, options: InferenceOptions) -> None:
-        """Raises UnsupportedRequest if the mask leaves no visible or no hidden tokens."""
+        """Draw the mask. Raises UnsupportedRequest if it leaves no visible or no hidden tokens."""
         described = loaded.card.decoder
         assert described is not None, "the plan checks for a decoder"
         assert loaded.decoder is not None, "the plan checks for a decoder"

@@ -1,8 +1,8 @@
 """Ray Serve deployment that serves encoders. The only module that uses Serve's Python API.
 
-A replica holds the encoders of one deployment: `main` and optionally `candidate`. `user_config` names them, so moving
-an alias needs no new process, and a single encoder computes each request. Serve's port is not authenticated: it must
-stay on loopback or inside the cluster, behind the control plane.
+A replica serves the encoders of one deployment: `main` and optionally `candidate`. They are set through `user_config`,
+so moving an alias does not start a new process. Each request is computed by a single encoder. Serve's port is not
+authenticated: it must stay on loopback or inside the cluster, behind the control plane.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Replica:
         self._shadows: set[asyncio.Task[None]] = set()
 
     async def reconfigure(self, urls: dict[str, str | None]) -> None:
-        """Load the encoders named by slot. Serve calls this before the first request and on every change.
+        """Load the encoder of each slot. Serve calls this before the first request and on every change.
 
         If an encoder cannot be loaded, its slot keeps the previous one and the state reports the error. If `main` has
         no previous encoder, the replica fails to start.
@@ -83,7 +83,7 @@ class Replica:
 
         items = [engine.Item(item.get("content"), item.get("uri")) for item in call["items"]]
         options = engine.InferenceOptions.model_validate(call["want"])
-        # Without a loaded candidate, `main` serves the request; the reply names the encoder.
+        # Without a loaded candidate, `main` serves the request; the reply contains its id.
         slot = call["slot"] if call["slot"] in self._urls else MAIN
         try:
             result = await self._engine.infer(slot, items, options, call["deadline_s"])
@@ -105,7 +105,7 @@ class Replica:
         return Response(pack({"encoder": result.encoder, **content}), media_type=MEDIA_TYPE)
 
     def _measure_drift(self, items: list[Any], vectors: list[Any]) -> None:
-        """Run the same items through `main` in the background, until the drift report has enough of them."""
+        """Run the same items through `main` in the background until the drift report has enough items."""
         drift = self._drift
         if drift is None or not drift.needs_more or len(self._shadows) > 1:
             return
@@ -124,15 +124,15 @@ class Replica:
 
 
 def app(settings: dict[str, Any]) -> serve.Application:
-    """Application builder that Serve imports as `service.serve:app`."""
+    """Build the application. Serve imports this function as `service.serve:app`."""
     return Replica.bind(settings["engine"])  # type: ignore[attr-defined]
 
 
 def bind_to_node_address() -> None:
     """Bind the replica's gRPC port to the node's address instead of all interfaces.
 
-    Serve 2.60 listens on every interface for other replicas and unpickles what it receives, so anyone who reaches the
-    port can run code. The node's address, loopback on a single machine, is the one that other replicas connect to. Must
+    Serve 2.60 listens on every interface for other replicas and unpickles what it receives, so anyone who can reach
+    the port can execute code. Other replicas connect to the node's address, which is loopback on a single machine. Must
     run before Serve opens the port, that is, in the replica's constructor.
     """
     from ray.serve._private import replica
@@ -147,7 +147,7 @@ def bind_to_node_address() -> None:
 
 
 def encode_items(encoder: str, items: list[dict[str, Any]], media_type: str | None) -> dict[str, Any]:
-    """Encode items as `media_type`; without one, replace the clips of reconstructions with PNGs."""
+    """Encode items as `media_type`; if it is None, replace the clips of reconstructions with PNGs."""
     if media_type == ARROW:
         return {"content": to_arrow(encoder, items)}
     from service.inference.images import overview_png, with_pngs  # imports Pillow, which only replicas have
@@ -158,7 +158,7 @@ def encode_items(encoder: str, items: list[dict[str, Any]], media_type: str | No
 
 
 def to_arrow(encoder: str, items: list[dict[str, Any]]) -> bytes:
-    """Encode items as an Arrow stream with one row each; the schema metadata holds the `encoder` id."""
+    """Encode items as an Arrow stream with one row each; the schema metadata contains the `encoder` id."""
     import pyarrow as pa
 
     columns = {name: [_plain(item[name]) for item in items] for name in items[0]} if items else {}

@@ -1,6 +1,6 @@
-"""Actions of a job's owner: those that each state allows, and the fields that each one sets.
+"""Actions of a job's owner: which ones a state allows, and which fields each one sets.
 
-An action only records the desired state; the reconciler realizes it. Independent of HTTP, Ray and storage.
+An action only records the desired state; the reconciler applies it. Does not use HTTP, Ray or the storage.
 
     queued → starting → running → succeeded | failed | cancelled
     retrying (after an infrastructure failure) → starting      pausing → paused → queued      cancelling → cancelled
@@ -17,7 +17,7 @@ from service.jobs.schemas import ACTIVE, Action
 from service.jobs.store import JobStore, StaleJob
 from service.web.errors import IllegalAction
 
-STOP_GRACE_S = 30.0  # added to checkpoint.deadline_s, for workers to be notified, write, and report back
+STOP_GRACE_S = 30.0  # added to checkpoint.deadline_s: time for notifying workers and collecting their reports
 CHECKPOINT_DEADLINE_S = 60.0  # for a config without checkpoint.deadline_s
 
 # Allowed actions by state.
@@ -34,7 +34,7 @@ ACTIONS: dict[str, tuple[Action, ...]] = {
     "cancelled": ("retry", "delete"),
 }
 
-# Actions that a state already fulfils: repeating them changes nothing.
+# Actions that are already in effect, by state: repeating them changes nothing.
 _FULFILLED: dict[str, tuple[Action, ...]] = {
     "cancelled": ("cancel",),
     "cancelling": ("cancel",),
@@ -58,12 +58,12 @@ _STOP_TARGETS: dict[Action, _StopTarget] = {
 
 
 def allowed_actions(job: Job) -> list[Action]:
-    """Actions that the job's state allows; none for a run started outside the service."""
+    """Return the actions that the job's state allows; none for a run started outside the service."""
     return list(ACTIONS[job.state]) if job.origin == "api" else []
 
 
 def check_allowed(job: Job, action: Action) -> None:
-    """Raises IllegalAction."""
+    """Check that the job's state allows an action. Raises IllegalAction."""
     allowed = allowed_actions(job)
     if action not in allowed:
         remedy = f"; it allows {', '.join(allowed)}" if allowed else ""
@@ -80,7 +80,7 @@ def act(
     deadline_s: float | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Job:
-    """Apply an action to a job. An action that is already in effect changes nothing. Raises IllegalAction, NotFound."""
+    """Apply an action to a job. One that is already in effect changes nothing. Raises IllegalAction or NotFound."""
     while True:
         job = store.get(job_id, project)
         if action in _FULFILLED.get(job.state, ()):
@@ -93,7 +93,7 @@ def act(
 
 
 def _fields(job: Job, action: Action, deadline_s: float | None, now: float) -> dict[str, Any]:
-    """Fields of the job that an action sets."""
+    """Return the fields of the job that an action sets."""
     if action in ("resume", "retry"):
         restart = {"state": "queued", "wanted": "run", "retries": 0, "not_before": now, "stop_by": None}
         return {**restart, "reason": None, "message": "", "ended_at": None}
@@ -109,7 +109,7 @@ def _fields(job: Job, action: Action, deadline_s: float | None, now: float) -> d
 
 
 def checkpoint_deadline_s(job: Job) -> float:
-    """Seconds that the job's config allows for its final checkpoint (`checkpoint.deadline_s`)."""
+    """Return the seconds that the job's config allows for its final checkpoint (`checkpoint.deadline_s`)."""
     run = job.config.get("train") if job.kind == "search" else job.config
     checkpoint = run.get("checkpoint") if isinstance(run, dict) else None
     return float((checkpoint or {}).get("deadline_s", CHECKPOINT_DEADLINE_S))

@@ -31,7 +31,7 @@ class PresetView(ApiModel):
     kind: JobKind
     summary: str
     source: str
-    """Source of its values: a row of a paper, or "our default"."""
+    """Source of its values: a row of a table in the paper, or "our default"."""
     hardware: str
     gpu_hours_estimate: float | None
 
@@ -40,7 +40,7 @@ class PresetDetail(PresetView):
     """A named recipe with its config."""
 
     config: dict[str, Any]
-    """Config of the recipe. A value that starts with `unset:` must be given by the caller."""
+    """Config of the recipe. A value that starts with `unset:` must be set by the caller."""
 
 
 def _presets() -> dict[str, PresetDetail]:
@@ -90,7 +90,7 @@ def validate_request(
     try:
         capacity = cluster.capacity()
     except ClusterUnavailable as error:
-        warnings.append(f"unknown whether the cluster can run the job: {error.message}")
+        warnings.append(f"cannot check whether the cluster can run the job: {error.message}")
     run = config.train if isinstance(config, SearchConfig) else config
     figures = estimate(run, body.preset, capacity) if isinstance(run, TrainConfig) else None
     if capacity is not None:
@@ -98,9 +98,11 @@ def validate_request(
     if figures is not None and figures.memory_fits is False:
         warnings.append(
             f"a worker needs about {figures.memory_per_worker_bytes / 1e9:.0f} GB; lower scaling.micro_batch, which "
-            "keeps the batch by accumulating gradients"
+            "keeps the batch size by accumulating gradients"
         )
-    warnings += [f"{field}: a local path; it must exist on every node" for field, uri in uris(config) if uri[0] == "/"]
+    warnings += [
+        f"{field} is a local path; it must exist on every node" for field, uri in uris(config) if uri[0] == "/"
+    ]
     return ValidateView(kind=body.kind, config=config.model_dump(mode="json"), warnings=warnings, estimate=figures)
 
 

@@ -1,4 +1,4 @@
-"""Estimate of a training job's cost from its config alone: parameters, FLOPs, memory, hours. Torch-free."""
+"""Estimate a training job's cost from its config alone: parameters, FLOPs, memory and hours. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ACTIVATION_BYTES = 34  # per block, token and channel, in 16 bits (Korthikanti e
 
 
 def estimate(config: TrainConfig, preset: str | None, capacity: Capacity | None) -> Estimate:
-    """Estimate a config's cost. `capacity`: None if the cluster does not answer."""
+    """Estimate the cost of a training config. `capacity` is None if the cluster does not answer."""
     student = config.student
     trained = encoder_parameters(student.encoder, config.clip.token_values)
     trained += transformer_parameters(student.decoder.width, student.decoder.depth, student.encoder.mlp_ratio)
@@ -44,14 +44,14 @@ def estimate(config: TrainConfig, preset: str | None, capacity: Capacity | None)
 
 
 def encoder_parameters(config: EncoderConfig, token_values: int) -> int:
-    """Parameters of a ViT with fixed positions and without a head, including biases and norms."""
+    """Count the parameters of a ViT with fixed positions and no head, including biases and norms."""
     width = config.width
     embedding = token_values * width + width + (width if config.class_token else 0)
     return embedding + transformer_parameters(width, config.depth, config.mlp_ratio) + 2 * width
 
 
 def transformer_parameters(width: int, depth: int, mlp_ratio: float) -> int:
-    """Parameters of a stack of transformer blocks."""
+    """Count the parameters of a stack of transformer blocks."""
     attention = 4 * width**2 + 3 * width
     hidden = int(mlp_ratio * width)
     mlp = 2 * width * hidden + hidden + width
@@ -70,7 +70,7 @@ def _gpu_hours(config: TrainConfig, preset: str | None, flops: float) -> float |
 
 
 def _memory(config: TrainConfig, trained: int, frozen: int) -> float:
-    """Bytes per worker: activations of the student are kept for its backward pass, those of the teacher are not."""
+    """Estimate the bytes per worker. Only the student's activations count: the teacher has no backward pass."""
     min_workers = config.scaling.workers[0]
     share = -(-config.clips_per_step // min_workers)
     clips = min(config.scaling.micro_batch or share, share)

@@ -1,6 +1,6 @@
 """Job kinds: how a request becomes a complete config, which resources it needs, and which program runs it.
 
-Independent of HTTP, the database and Ray. Torch-free: a config is checked as far as possible without reading data.
+Does not use HTTP, the database or Ray. Torch-free: a config is checked as far as possible without reading data.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class ResourceRequest(NamedTuple):
 
     workers: int
     cpus: float
-    """Total across all workers."""
+    """Total CPUs of all workers."""
     device: str
-    """cpu, cuda, or auto: one GPU per worker if the cluster has them."""
+    """Device: cpu, cuda, or auto for one GPU per worker if the cluster has enough."""
 
 
 Resolve = Callable[[str | None, Mapping[str, Any] | None, Mapping[str, Any]], BaseModel]
@@ -55,9 +55,9 @@ class JobKindSpec(NamedTuple):
 
     config: type[BaseModel]
     resolve: Resolve
-    """(preset, config, overrides) -> the complete config. Raises ConfigError."""
+    """Function (preset, config, overrides) -> complete config. Raises ConfigError."""
     module: tuple[str, ...]
-    """Arguments of `python -m`; the program takes `--config URL`."""
+    """Arguments of `python -m`; the program must accept `--config URL`."""
     args: tuple[str, ...] = ("--json",)
     """Further arguments of the program."""
 
@@ -84,7 +84,7 @@ def _detect(preset: str | None, values: Mapping[str, Any] | None, overrides: Map
 def _without_presets(kind: JobKind, config: type[Section]) -> Resolve:
     def resolve(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
         if preset is not None:
-            raise ConfigError([f"preset={preset}: kind={kind} has no presets; give its config"])
+            raise ConfigError([f"preset={preset}: kind={kind} has no presets; set `config` instead"])
         return validate(config, overridden(values or {}, overrides))
 
     return resolve
@@ -114,19 +114,21 @@ KINDS: dict[JobKind, JobKindSpec] = {
 def resolve(
     kind: JobKind, preset: str | None, config: Mapping[str, Any] | None, overrides: Mapping[str, Any]
 ) -> BaseModel:
-    """The complete config of a request. Raises ConfigError with one line per problem."""
+    """Return the complete config of a request. Raises ConfigError with one line per problem."""
     if preset is not None and config is not None and kind != "search":
-        raise ConfigError(["preset, config: give one of them; `overrides` change individual values of either"])
+        raise ConfigError(["preset, config: specify only one of them; `overrides` change individual values of either"])
     if preset is None and config is None:
-        raise ConfigError(["preset, config: give one of them (`GET /v1/presets` lists the recipes)"])
+        raise ConfigError(["preset, config: specify one of them (`GET /v1/presets` lists the recipes)"])
     resolved = KINDS[kind].resolve(preset, config, overrides)
-    if unset := [f"{key}: must be given; the recipe leaves it to you ({value})" for key, value in _unset(resolved)]:
+    if unset := [
+        f"{key}: must be set, since the recipe has no value for it ({value})" for key, value in _unset(resolved)
+    ]:
         raise ConfigError(unset)
     return resolved
 
 
 def named(kind: JobKind, config: BaseModel, job_id: str, root: str) -> dict[str, Any]:
-    """The config as the job runs it: named after the job, on the service's storage root."""
+    """Return the config that the job runs: named after the job, on the service's storage root."""
     values = config.model_dump(mode="json")
     values["storage"] = root
     if "name" in values:
@@ -139,7 +141,7 @@ def named(kind: JobKind, config: BaseModel, job_id: str, root: str) -> dict[str,
 
 
 def resources_of(config: BaseModel) -> ResourceRequest:
-    """Minimum resources that a config needs."""
+    """Return the minimum resources that a config needs."""
     if isinstance(config, TaskConfig):
         return ResourceRequest(1, config.cpus, "cpu")
     run = config.train if isinstance(config, SearchConfig) else config
@@ -150,12 +152,12 @@ def resources_of(config: BaseModel) -> ResourceRequest:
 
 
 def uris(config: BaseModel) -> Iterator[tuple[str, str]]:
-    """(dotted field, value) of each location that a job reads."""
+    """Yield (dotted field, value) for each location that a job reads."""
     return uris_in(config.model_dump(mode="json"))
 
 
 def uris_in(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Like `uris`, for a config given as plain values."""
+    """Like `uris`, for a config given as a plain mapping."""
     fields = [*DATA_FIELDS, *WEIGHTS_FIELDS, "encoder", "tracking.mlflow"]
     for prefix in ("", "train."):
         for field in fields:

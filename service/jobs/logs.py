@@ -1,4 +1,4 @@
-"""Reads a job's log from the chunks that its driver writes to the storage root. Offsets count its bytes."""
+"""Read a job's log from the chunks that its driver writes to the storage root. Offsets are in bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from amd.storage import join, listdir, read_bytes
 from service.jobs.execution.protocol import JobFolder
 
 READ_BYTES = 256 * 1024
-MAX_TAIL_BYTES = 4 * 2**20  # maximum read to find the last lines
+MAX_TAIL_BYTES = 4 * 2**20  # maximum size that is read to find the last lines
 
 
 class LogSlice(NamedTuple):
@@ -21,7 +21,7 @@ class LogSlice(NamedTuple):
 
 
 def read(folder: JobFolder, attempt: int, offset: int, *, whole_lines: bool = True) -> LogSlice:
-    """Read from an offset up to READ_BYTES or the end, in whole lines, so that no character is split.
+    """Read about READ_BYTES from an offset, in whole lines, so that no character is split.
 
     Returns an empty slice if nothing is stored there yet.
     """
@@ -39,7 +39,7 @@ def read(folder: JobFolder, attempt: int, offset: int, *, whole_lines: bool = Tr
 
 
 def pieces(folder: JobFolder, attempt: int, offset: int = 0) -> Iterator[str]:
-    """Text from an offset to the end, in pieces."""
+    """Yield the text from an offset to the end, in pieces."""
     while True:
         found = read(folder, attempt, offset)
         if found.end == offset:
@@ -49,7 +49,7 @@ def pieces(folder: JobFolder, attempt: int, offset: int = 0) -> Iterator[str]:
 
 
 def tail_offset(folder: JobFolder, attempt: int, lines: int) -> int:
-    """Offset of the first of the last `lines` lines."""
+    """Return the offset at which the last `lines` lines start."""
     chunks = list(_chunks(folder, attempt, 0))
     count = bytes_read = 0
     for start, name in reversed(chunks):
@@ -66,7 +66,7 @@ def tail_offset(folder: JobFolder, attempt: int, lines: int) -> int:
 
 
 def _chunks(folder: JobFolder, attempt: int, offset: int) -> Iterator[tuple[int, str]]:
-    """(first byte, name) of each chunk, from the one that contains the offset."""
+    """Yield (first byte, name) for each chunk, starting with the one that contains the offset."""
     names = [name for name in listdir(folder.logs(attempt)) if name.endswith(".log")]
     starts = [int(name.removesuffix(".log")) for name in names]
     first = max((index for index, start in enumerate(starts) if start <= offset), default=0)

@@ -1,4 +1,4 @@
-"""A run's metrics as series, downsampled to a number of points: each bucket keeps its lowest and highest value."""
+"""Metrics of a run as downsampled series, in which each bucket of steps keeps its lowest and highest value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Points = Sequence[tuple[int, float]]  # (step, value)
 
 
 def series(lines: Sequence[Line], names: Collection[str], max_points: int) -> MetricsView:
-    """Series of the metrics in `names`, or of all if it is empty."""
+    """Return the series of the metrics in `names`, or of all metrics if it is empty."""
     known = sorted({name for line in lines for name in line if "/" in name})
     found = []
     for name in known:
@@ -26,9 +26,9 @@ def series(lines: Sequence[Line], names: Collection[str], max_points: int) -> Me
 
 
 def downsample(points: Points, limit: int) -> Points:
-    """At most `limit` points in order: the first, the last, and the lowest and highest of equal buckets between them.
+    """Reduce points to at most `limit`: the first, the last, and the lowest and highest of equal buckets in between.
 
-    A spike is therefore kept at every zoom level.
+    Spikes therefore stay visible at every zoom level.
     """
     if len(points) <= limit:
         return points
@@ -45,5 +45,5 @@ def downsample(points: Points, limit: int) -> Points:
 
 
 def _order(value: float) -> float:
-    """Sort key of a value; NaN counts as the highest, so that it stays visible."""
+    """Return the sort key of a value. NaN sorts highest, so that it stays visible."""
     return math.inf if math.isnan(value) else value

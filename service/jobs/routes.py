@@ -1,4 +1,4 @@
-"""Routes of /v1/jobs: parse, call one function of the package, return a view."""
+"""Routes of /v1/jobs. Handlers parse the request, call one function of the package and return a view."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ JobId = Annotated[str, Path(min_length=1, max_length=100)]
 
 
 def _visible(job_id: JobId, jobs: Jobs, caller: Reader) -> Job:
-    """The job, if it is visible to the caller. Raises NotFound."""
+    """Return the job, if it is visible to the caller. Raises NotFound."""
     return jobs.get(job_id, caller.project)
 
 
@@ -74,23 +74,23 @@ Visible = Annotated[Job, Depends(_visible)]
 
 
 def project_of(caller: Principal, requested: str | None) -> str:
-    """The project of a request. Raises Forbidden for one that is not the caller's."""
+    """Return the project of a request. Raises Forbidden for a project that the caller's key does not cover."""
     return caller.own_project(requested) or DEFAULT_PROJECT
 
 
 def resolved(request: JobRequest, policy: UriPolicy, root: str) -> Any:
-    """The complete config of a request. Raises ConfigError, UriNotAllowed."""
+    """Return the complete config of a request. Raises ConfigError or UriNotAllowed."""
     config = resolve(request.kind, request.preset, request.config, request.overrides)
     problems = [
-        f"{field}={value}: the service stores all runs below its own root; leave it out"
+        f"{field}={value}: the service stores all runs below its own root; omit the field"
         for field in ("storage", "train.storage")
         if (value := _field(config, field)) not in (None, root)
     ]
     if (value := _field(config, "output")) is not None:
-        problems.append(f"output={value}: a job writes below its own folder; leave it out")
+        problems.append(f"output={value}: a job writes below its own folder; omit the field")
     if (value := _field(config, "name")) is not None:
         problems.append(
-            f"name={value}: the run is named after the job's id; leave it out, and set the request's own `name`"
+            f"name={value}: the run is named after the job's id; omit the field, and set `name` of the request instead"
         )
     if problems:
         raise ConfigError(problems)
@@ -114,7 +114,7 @@ def submit(
     response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> JobView:
-    """Once accepted, a job is queued durably and survives restarts.
+    """An accepted job is stored durably and survives restarts of the service.
 
     With an `Idempotency-Key`, repeating the request returns the same job.
     """
@@ -164,7 +164,7 @@ def list_jobs(
     state: Annotated[list[State] | None, Query()] = None,
     label: Annotated[
         list[Annotated[str, Query(pattern=r"^[^=]+=.*$", max_length=320)]] | None,
-        Query(description="Label as `key=value`; a job must match all that are given."),
+        Query(description="Label to filter by, as `key=value`; a job must match all of them."),
     ] = None,
     origin: Literal["api", "external"] | None = None,
     project: Annotated[str | None, Query(max_length=63)] = None,
@@ -196,7 +196,7 @@ def get_job(
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a job that has ended")
 def delete_job(job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config) -> None:
-    """Deletes its log, metrics, checkpoints and output too; an encoder that it published is kept."""
+    """Also deletes its log, metrics, checkpoints and output; an encoder that it published is kept."""
     job = _allowed(jobs, job_id, caller, "delete")
     remove(JobFolder(settings.root, job.id).url)
     remove(run_folder(settings.root, job.id))
@@ -263,11 +263,11 @@ def job_logs(
     tail: Annotated[
         int | None, Query(ge=0, le=100_000, description="Number of last lines to return; null: all.")
     ] = None,
-    attempt: Annotated[int | None, Query(ge=1, description="Number of the attempt; null: the newest.")] = None,
+    attempt: Annotated[int | None, Query(ge=1, description="Number of the attempt; null: the newest one.")] = None,
     offset: Annotated[int, Query(ge=0, description="Bytes to skip.")] = 0,
     last_event_id: Annotated[int, Header(ge=0)] = 0,
 ) -> Response:
-    """Returns text; with `follow`, server-sent events (`log`, then `end`) whose ids are the offsets to resume from."""
+    """Returns text or, with `follow`, server-sent events (`log`, then `end`) whose ids are offsets to resume from."""
     number = attempt or max(job.attempt, 1)
     if number > max(job.attempt, 1):
         raise NotFound(f"attempt={number}: {job.id} has started {job.attempt} attempts")
@@ -298,7 +298,7 @@ def job_metrics(
     responses={200: {"content": EVENT_STREAM}},
 )
 def job_events(job: Visible, jobs: Jobs, request: Request, last_event_id: Annotated[int, Header(ge=0)] = 0) -> Response:
-    """Server-sent events: `job` for each change (its id resumes as `Last-Event-ID`), `progress`, and finally `end`."""
+    """Sends `job` for each change (to resume, send its id as `Last-Event-ID`), `progress`, and finally `end`."""
     return _stream(streams.job_events(jobs, request.app.state.watcher, job, last_event_id))
 
 

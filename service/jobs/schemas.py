@@ -1,4 +1,4 @@
-"""Request and response models of jobs. Names are those of the config and the metrics."""
+"""Request and response models of jobs. Fields have the same names as in configs and metrics."""
 
 from __future__ import annotations
 
@@ -80,21 +80,21 @@ class JobRequest(ApiModel):
     preset: Annotated[str, StringConstraints(max_length=100)] | None = None
     """Named recipe; `GET /v1/presets` lists them."""
     config: dict[str, Any] | None = None
-    """Complete config in place of a preset; for kind=search the fields of the sweep, `preset` being the run to vary."""
+    """Complete config, in place of a preset. For kind=search: the fields of the sweep; `preset` is the run to vary."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Config values by dotted key: `{"mask.teacher_ratio": 0.6}`."""
     project: Project | None = None
-    """Project of the job; null: the key's own, or `default` for a key of all projects."""
+    """Project of the job. null: the API key's project, or `default` if the key covers all projects."""
     name: Annotated[str, StringConstraints(max_length=200)] | None = None
     """Display name. The service generates the job's id."""
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)
-    """Key-value pairs to find jobs by."""
+    """Key-value pairs for filtering jobs."""
     priority: int = Field(0, ge=-100, le=100)
-    """Priority in the queue; jobs with a higher one start earlier."""
+    """Priority in the queue; jobs with a higher priority start first."""
     max_retries: int = Field(3, ge=0, le=100)
-    """Automatic retries after failures of machines, network or storage; other failures are not retried."""
+    """Maximum number of automatic retries after failures of machines, network or storage; others are not retried."""
     time_limit_s: float | None = Field(None, gt=0, le=366 * 86400)
-    """Limit on an attempt's running time; when it passes, the job saves a checkpoint and fails."""
+    """Maximum running time of an attempt; when it is exceeded, the job saves a checkpoint and fails."""
 
 
 class ProgressView(ApiModel):
@@ -103,7 +103,7 @@ class ProgressView(ApiModel):
     step: int | None = None
     steps: int | None = None
     trials: int | None = None
-    """Trials of a sweep that have ended."""
+    """Number of trials of a sweep that have ended."""
     of_trials: int | None = None
     samples_per_s: float | None = None
     seconds_left: float | None = None
@@ -115,9 +115,9 @@ class FailureView(ApiModel):
 
     reason: Reason
     message: str
-    """One sentence: the cause and the remedy."""
+    """Cause of the failure and how to fix it, in one sentence."""
     rank: int | None = None
-    """Rank of the worker that failed first, if one did."""
+    """Rank of the worker that failed first, if any."""
     log_tail: str = ""
     """Last lines of the attempt's log."""
 
@@ -165,7 +165,7 @@ class JobView(ApiModel):
     failure: FailureView | None
     """Failure of the newest attempt."""
     result: dict[str, Any] | None
-    """Result that the run itself reports: metrics, folders, encoder."""
+    """Result reported by the run: metrics, folders, encoder."""
     encoder: str | None
     """Id of the encoder that the job published."""
     run_folder: str
@@ -191,7 +191,7 @@ class EventView(ApiModel):
     """One entry of a job's history."""
 
     id: int
-    """Number of the change, counted per job; the `id:` of the event stream."""
+    """Number of the event, counted per job; the `id:` in the event stream."""
     at: datetime
     type: str
     actor: str
@@ -203,8 +203,8 @@ class CancelRequest(ApiModel):
     """Options of a cancellation."""
 
     deadline_s: float | None = Field(None, gt=0, le=86400)
-    """Seconds the job may take for its final checkpoint before it is killed; null: its config's checkpoint.deadline_s,
-    after which its workers give up in any case."""
+    """Time for the final checkpoint before the job is killed; null: checkpoint.deadline_s of the config, after which
+    its workers give up in any case."""
 
 
 class SeriesView(ApiModel):
@@ -213,9 +213,9 @@ class SeriesView(ApiModel):
     name: str
     steps: list[int]
     values: list[float | None]
-    """Value at each step; null: not a finite number."""
+    """Value at each step; null if it is not finite."""
     points: int
-    """Number of points recorded. With max_points fewer are returned; each bucket keeps its lowest and highest value."""
+    """Number of recorded points. `max_points` limits how many are returned; buckets keep their lowest and highest."""
 
 
 class MetricsView(ApiModel):
@@ -246,7 +246,7 @@ class CheckpointView(ApiModel):
 
 
 class Estimate(ApiModel):
-    """Estimated cost of a job: computed from its config, not measured."""
+    """Estimated cost of a job, computed from its config, not measured."""
 
     student_parameters: int
     teacher_parameters: int | None
@@ -254,9 +254,9 @@ class Estimate(ApiModel):
     memory_per_worker_bytes: float
     """Approximate memory for weights, gradients, optimizer state and the activations of a micro-batch."""
     memory_fits: bool | None
-    """Whether a worker's memory suffices; null: the cluster's memory is not known."""
+    """Whether a worker's memory is sufficient; null: the cluster's memory is unknown."""
     hours: float | None
-    """Duration on one H100 per worker at 40 % of its bf16 rate; null: the data set's size is not known."""
+    """Duration on one H100 per worker at 40 % of its bf16 rate; null: the size of the dataset is unknown."""
     gpu_hours: float | None
     feasible: bool | None
     """Whether the cluster, at its current size, can run the job; null: the cluster does not answer."""

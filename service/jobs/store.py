@@ -1,7 +1,7 @@
 """Jobs in the database: every change is compare-and-set on the job's version and is recorded as an event.
 
-`actions` and `execution.reconciler` decide which transitions are allowed. A listener delivers events: independent of
-webhooks. Behaves identically on SQLite and PostgreSQL.
+State transitions are decided in `actions` and `execution.reconciler`. A listener delivers the events, so this module
+knows nothing about webhooks. Behaves identically on SQLite and PostgreSQL.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from service.db.models import Attempt, IdempotencyKey, Job, JobEvent, JobLabel, 
 from service.web.errors import KeyInFlight, KeyReused, NotFound
 from service.web.pagination import after, cursor_of
 
-SERVICE = "service"  # the actor of changes that no user requested
-IDEMPOTENCY_S = 24 * 3600.0  # how long an Idempotency-Key is remembered
+SERVICE = "service"  # actor of changes that no user requested
+IDEMPOTENCY_S = 24 * 3600.0  # how long an Idempotency-Key is stored
 EVENT_FIELDS = ("state", "reason", "message", "wanted", "attempt")  # fields of a change that its event records
 
 _WITHOUT_CONFIG = defer(Job.config, raiseload=True)  # kilobytes per job that a listing does not need
@@ -81,8 +81,8 @@ class JobStore:
     def add_once(self, job: Job, actor: str, key: str, request: bytes) -> tuple[Job, bool]:
         """Insert the job of a request with an Idempotency-Key, or return the one that its first request inserted.
 
-        Returns the job, and whether it is new. One transaction, so that neither a crash nor a race inserts two. Raises
-        KeyReused for a key that was already sent with a different request.
+        Returns the job, and whether it is new. Uses a single transaction, so that neither a crash nor a race inserts
+        two jobs. Raises KeyReused if the key was already sent with a different request, or KeyInFlight.
         """
         digest = hashlib.sha256(request).hexdigest()
         try:
@@ -133,7 +133,7 @@ class JobStore:
     # Reading
 
     def get(self, job_id: str, project: str | None = None) -> Job:
-        """Raises NotFound, also for a job of another project, whose existence is not disclosed."""
+        """Return a job. Raises NotFound, including for a job of another project, whose existence is not disclosed."""
         with self._read() as session:
             job = session.get(Job, job_id)
         if job is None or (project is not None and job.project != project):
@@ -165,25 +165,25 @@ class JobStore:
         return JobPageRows(jobs[:limit], cursor_of(last.created_at, last.id) if last is not None else None)
 
     def in_states(self, states: Collection[str]) -> Sequence[Job]:
-        """All jobs in these states in queue order, highest priority first, then oldest; without their configs."""
+        """List the jobs in these states in queue order, highest priority first, then oldest; without their configs."""
         query = select(Job).options(_WITHOUT_CONFIG).where(Job.state.in_(states), Job.origin == "api")
         with self._read() as session:
             return list(session.scalars(query.order_by(Job.priority.desc(), Job.created_at, Job.id)))
 
     def external(self, limit: int) -> Sequence[Job]:
-        """The newest external runs that have not succeeded."""
+        """List the newest external runs that have not succeeded."""
         query = select(Job).where(Job.origin == "external", Job.state != "succeeded")
         with self._read() as session:
             return list(session.scalars(query.order_by(Job.created_at.desc()).limit(limit)))
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """Number of jobs by (kind, state)."""
+        """Count the jobs by (kind, state)."""
         with self._read() as session:
             rows = session.execute(select(Job.kind, Job.state, func.count()).group_by(Job.kind, Job.state))
             return {(kind, state): count for kind, state, count in rows}
 
     def known(self, ids: Collection[str]) -> set[str]:
-        """Those of these ids that have a job."""
+        """Return the ids that belong to an existing job."""
         with self._read() as session:
             return set(session.scalars(select(Job.id).where(Job.id.in_(ids))))
 
@@ -192,7 +192,7 @@ class JobStore:
             return list(session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)))
 
     def newest_attempts(self, jobs: Collection[Job]) -> dict[str, Attempt]:
-        """The newest attempt by job id; no entry for a job that never started."""
+        """Return the newest attempt by job id, without an entry for jobs that never started."""
         if not jobs:
             return {}
         query = select(Attempt).join(Job, and_(Job.id == Attempt.job_id, Job.attempt == Attempt.number))
@@ -206,7 +206,7 @@ class JobStore:
             return list(session.scalars(query.order_by(JobEvent.version).limit(limit)))
 
     def versions(self, ids: Collection[str]) -> dict[str, tuple[int, float]]:
-        """(version, changed_at) by job id, for event streams to detect changes."""
+        """Return (version, changed_at) by job id, which event streams use to detect changes."""
         with self._read() as session:
             rows = session.execute(select(Job.id, Job.version, Job.changed_at).where(Job.id.in_(ids)))
             return {job_id: (version, changed) for job_id, version, changed in rows}
@@ -224,10 +224,10 @@ class JobStore:
         number: int | None = None,
         **fields: Any,
     ) -> Job:
-        """Set fields of a job, with an event, if it has not changed since it was read. Returns the changed job.
+        """Set fields of a job and record an event. Returns the changed job.
 
-        `attempt`: fields of the newest attempt; with `number`, of a new one.
-        Raises StaleJob.
+        `attempt`: fields of the newest attempt or, with `number`, of a new one.
+        Raises StaleJob if the job has changed since it was read.
         """
         now = time.time()
         if number is not None:
@@ -259,7 +259,7 @@ class JobStore:
             return changed
 
     def note_progress(self, job: Job, progress: Mapping[str, Any] | None, message: str | None = None) -> None:
-        """Set progress and message without an event or a new version; does nothing if the job has changed since."""
+        """Set progress and message without an event or a new version, unless the job has changed since it was read."""
         values: dict[str, Any] = {"progress": progress, "changed_at": time.time()}
         if message is not None:
             values["message"] = message
@@ -277,7 +277,7 @@ class JobStore:
     # Leases
 
     def acquire_lease(self, task: str, holder: str, seconds: float) -> bool:
-        """Acquire or renew the lease on a task for this many seconds; return whether the holder has it now."""
+        """Acquire or renew the lease on a task for some seconds; return whether the holder has it now."""
         now = time.time()
         lease = {"holder": holder, "until": now + seconds}
         with self._write() as session:
@@ -296,11 +296,11 @@ class JobStore:
             return False
 
     def release_lease(self, task: str, holder: str) -> None:
-        """Release the lease if this holder has it."""
+        """Release the lease on a task, if this holder has it."""
         with self._write() as session:
             session.execute(delete(TaskLease).where(TaskLease.task == task, TaskLease.holder == holder))
 
 
 def new_job_id(kind: str) -> str:
-    """A readable id, sortable by time; also Ray's submission id and the run's id."""
+    """Create a readable id, sortable by time. It is also Ray's submission id and the name of the run."""
     return f"{kind}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"

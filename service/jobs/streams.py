@@ -1,7 +1,7 @@
-"""Server-sent event streams: one poll of the database serves all subscribers, and an interrupted stream resumes.
+"""Server-sent event streams of jobs and logs, which can be resumed. One poll of the database serves all subscribers.
 
-`id:` is an event's number or a log's byte offset; a client that reconnects with `Last-Event-ID` neither misses
-nor repeats anything.
+`id:` is the number of an event or a byte offset in a log; a client that reconnects with `Last-Event-ID` receives every
+event exactly once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KEEPALIVE = ": keep-alive\n\n"
 
 
 class JobWatcher:
-    """Polls jobs with subscribers and wakes the subscribers of a job that has changed."""
+    """Polls the jobs that have subscribers, and wakes the subscribers of a job when it changes."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -74,7 +74,7 @@ def message(event: str, data: Any, event_id: int | None = None) -> str:
 
 
 async def job_events(store: JobStore, watcher: JobWatcher, job: Job, after: int) -> AsyncIterator[str]:
-    """Stream the job's events after a given one as they happen, its progress, and `end` once the job has ended."""
+    """Stream the job's events after a given one and its progress, as they happen, then `end` once the job has ended."""
     yield f"retry: {RETRY_MS}\n\n"
     progress: Any = None
     with watcher.subscribe(job.id) as changed:
@@ -102,7 +102,7 @@ async def job_events(store: JobStore, watcher: JobWatcher, job: Job, after: int)
 
 
 async def job_log(store: JobStore, folder: JobFolder, job: Job, attempt: int, offset: int) -> AsyncIterator[str]:
-    """Stream an attempt's log from an offset as it grows, then `end` once the attempt has ended and all was sent."""
+    """Stream an attempt's log from an offset as it grows, then `end` once the attempt has ended."""
     yield f"retry: {RETRY_MS}\n\n"
     silent = 0.0
     while True:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import Any, cast
 
 from amd.storage import join, listdir, read_json
@@ -21,6 +20,7 @@ from service.jobs.schemas import (
     ProgressView,
     TrialView,
 )
+from service.web.schemas import utc_datetime, utc_datetime_or_none
 
 
 def job_view(job: Job, newest: Attempt | None, root: str) -> JobView:
@@ -34,8 +34,8 @@ def job_detail(job: Job, attempts: Sequence[Attempt], root: str) -> JobDetail:
             number=attempt.number,
             submission_id=attempt.submission_id,
             state=attempt.state,
-            started_at=_time(attempt.started_at),
-            ended_at=_time_or_none(attempt.ended_at),
+            started_at=utc_datetime(attempt.started_at),
+            ended_at=utc_datetime_or_none(attempt.ended_at),
             failure=_failure(attempt),
         )
         for attempt in attempts
@@ -44,11 +44,11 @@ def job_detail(job: Job, attempts: Sequence[Attempt], root: str) -> JobDetail:
 
 
 def event_view(event: JobEvent) -> EventView:
-    return EventView(id=event.version, at=_time(event.at), type=event.type, actor=event.actor, data=event.data)
+    return EventView(id=event.version, at=utc_datetime(event.at), type=event.type, actor=event.actor, data=event.data)
 
 
 def trials(folder: str) -> Iterator[TrialView]:
-    """Trials of a sweep, from its ledger."""
+    """Yield the trials of a sweep, read from its ledger."""
     for name in listdir(join(folder, "trials")):
         if name.endswith(".json"):
             record = read_json(join(folder, "trials", name))
@@ -64,7 +64,7 @@ def trials(folder: str) -> Iterator[TrialView]:
 
 
 def checkpoints(folder: str) -> Iterator[CheckpointView]:
-    """Committed checkpoints: the manifest is written last."""
+    """Yield the committed checkpoints: those with a manifest, which is written last."""
     for name in listdir(join(folder, "checkpoints")):
         url = join(folder, "checkpoints", name)
         if name.startswith("step-") and "manifest.json" in listdir(url):
@@ -76,7 +76,7 @@ def _fields(job: Job, newest: Attempt | None, root: str) -> dict[str, Any]:
     return {
         **{name: getattr(job, name) for name in _COPIED},
         "allowed_actions": allowed_actions(job),
-        **{name: _time_or_none(getattr(job, name)) for name in _TIMES},
+        **{name: utc_datetime_or_none(getattr(job, name)) for name in _TIMES},
         "progress": _progress(job),
         "failure": _failure(newest) if newest is not None else None,
         "encoder": posixpath.basename(encoder) if encoder else None,
@@ -95,7 +95,7 @@ def _progress(job: Job) -> ProgressView | None:
     if not job.progress:
         return None
     known = {name: value for name, value in job.progress.items() if name in ProgressView.model_fields}
-    return ProgressView(**known, at=_time(job.changed_at))
+    return ProgressView(**known, at=utc_datetime(job.changed_at))
 
 
 def _failure(attempt: Attempt) -> FailureView | None:
@@ -105,11 +105,3 @@ def _failure(attempt: Attempt) -> FailureView | None:
     reason = cast(Any, attempt.reason or "unknown")
     tail = outcome.get("log_tail") or ""
     return FailureView(reason=reason, message=attempt.message, rank=outcome.get("rank"), log_tail=tail)
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def _time_or_none(seconds: float | None) -> datetime | None:
-    return None if seconds is None else _time(seconds)

@@ -1,1 +1,1 @@
-"""Operating the control plane: liveness, readiness and Prometheus metrics."""
+"""Operation of the control plane: liveness, readiness and Prometheus metrics."""

@@ -1,7 +1,7 @@
-"""Encoder discovery: keep the database in sync with the encoder cards below the storage root.
+"""Encoder discovery: keep the database in sync with the encoder cards under the storage root.
 
-The cards are authoritative. Independent of how an encoder was published: by a job, an import, `amd train` outside the
-service, or a copied folder.
+The cards are authoritative, however an encoder was published: by a job, an import, `amd train` outside the service, or
+a copied folder.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from service.registry.store import EncoderStore
 logger = logging.getLogger(__name__)
 
 SCAN_INTERVAL_S = 30.0
-READ_BUDGET_S = 5.0  # per scan, for reading cards, so that the reconciler is not kept from its jobs
+READ_BUDGET_S = 5.0  # time limit per scan for reading cards, so that the reconciler is not delayed
 
 
 class EncoderDiscovery:
-    """Keeps one row per card. A scan without changes costs one listing and one query."""
+    """Keeps one database row per card. A scan without changes costs one listing and one query."""
 
     def __init__(self, store: EncoderStore, root: str, clock: Callable[[], float] = time.time) -> None:
         self._store, self._root, self._clock = store, root, clock
-        self._unreadable: dict[str, str] = {}  # card stamp by encoder id; logged once and not read again
+        self._unreadable: dict[str, str] = {}  # card stamps by encoder id; logged once, then skipped
         self._last_scan = float("-inf")
 
     def scan(self) -> None:
@@ -58,14 +58,14 @@ class EncoderDiscovery:
             self._read(encoder_id, facts.stamp)
 
     def _cards(self) -> Iterator[tuple[str, str]]:
-        """(encoder id, card stamp) of each published encoder."""
+        """Yield (encoder id, card stamp) of each published encoder."""
         for path, facts in files(encoders_url(self._root)).items():
             folder, _, file = path.partition("/")
             if file == CARD:
                 yield folder, facts.stamp
 
     def _root_is_available(self) -> bool:
-        """Whether an empty listing can be trusted: an unmounted disk lists no encoders either."""
+        """Return whether an empty listing can be trusted; an unmounted disk lists no encoders either."""
         return is_remote(self._root) or exists(encoders_url(self._root))
 
     def _read(self, encoder_id: str, stamp: str) -> None:
@@ -90,7 +90,7 @@ class EncoderDiscovery:
         )
 
     def _candidate_jobs(self, card: Card) -> list[str]:
-        """Ids of jobs that may have published the encoder: its run, and the job in the run folder (teacher, trial)."""
+        """Return the ids of jobs that may have published the encoder: its run, and the job in the run folder."""
         if card.run is None:
             return []
         try:

@@ -1,4 +1,4 @@
-"""Download responses: stream one file of a published encoder, or all of them as a tar. Independent of authorization."""
+"""Download responses: one file of a published encoder, or all of its files as a tar. Does not check permissions."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _chunks(path: str, size: int) -> Iterator[bytes]:
             remaining -= len(chunk)
             yield chunk
     if remaining:
-        raise OSError(f"{path}: the file was truncated while it was read")
+        raise OSError(f"{path}: the file was truncated while being read")
 
 
 def _headers(name: str, etag: str) -> dict[str, str]:

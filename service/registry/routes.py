@@ -48,7 +48,9 @@ AliasName = Annotated[str, Path(pattern=ALIAS_PATTERN)]
 ProjectQuery = Annotated[
     str | None,
     Query(
-        max_length=63, description="Project, if the key covers all of them. Default: all, with aliases of `default`."
+        max_length=63,
+        description="Project to use; only for keys that cover all projects. "
+        "Default: encoders of every project, and aliases of `default`.",
     ),
 ]
 IfNoneMatch = Annotated[str | None, Header()]
@@ -60,7 +62,7 @@ NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
 def _resolve_encoder(
     encoder: EncoderName, encoders: EncodersDep, caller: Reader, project: ProjectQuery = None
 ) -> RegisteredEncoder:
-    """The encoder named in the path, if it is visible to the caller."""
+    """Return the encoder named in the path. Raises NotFound if the caller cannot see it."""
     return encoders.resolve(encoder, caller.own_project(project))
 
 
@@ -76,7 +78,7 @@ def list_encoders(
     caller: Reader,
     encoders: EncodersDep,
     objective: Objective | None = None,
-    size: Annotated[str | None, Query(max_length=40, description="S, B, L, H, …")] = None,
+    size: Annotated[str | None, Query(max_length=40, description="Named size: S, B, L, H, …")] = None,
     alias: Annotated[str | None, Query(pattern=ALIAS_PATTERN)] = None,
     job: Annotated[str | None, Query(pattern=ENCODER_PATTERN, max_length=100)] = None,
     project: ProjectQuery = None,
@@ -129,7 +131,7 @@ def get_alias(
 
 @router.put("/aliases/{alias}", summary="Point an alias to an encoder")
 def move_alias(alias: AliasName, body: AliasRequest, caller: Submitter, encoders: EncodersDep) -> AliasView:
-    """The move is atomic: a request resolves to the old or the new encoder.
+    """Moves are atomic: every request resolves to either the old or the new encoder.
 
     With `expected`, one of two concurrent moves fails with `alias_moved`.
     """
@@ -178,7 +180,10 @@ def download_encoder(
     settings: Config,
     file: Annotated[
         str | None,
-        Query(pattern=ENCODER_PATTERN, description=f"Single file, such as {WEIGHTS} or {CARD}. Default: all as a tar."),
+        Query(
+            pattern=ENCODER_PATTERN,
+            description=f"Name of a single file, such as {WEIGHTS} or {CARD}. Default: all files as a tar.",
+        ),
     ] = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
@@ -200,6 +205,6 @@ def compare_encoders(
     encoders: EncodersDep,
     project: ProjectQuery = None,
 ) -> CompareView:
-    """Compare figures, scores by protocol and data set, and configurations."""
+    """Compare size and compute (`figures`), scores by protocol and data set, and configurations."""
     second = encoders.resolve(other, caller.own_project(project))
     return views.compare_view(encoder, second, _aliases(encoders, caller, encoder, second))

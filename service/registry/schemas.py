@@ -1,4 +1,4 @@
-"""Request and response schemas of encoders and aliases. Field names are those of the encoder card."""
+"""Request and response schemas of encoders and aliases. Fields are named as in the encoder card."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, StringConstraints, field_validator
 
 from amd.artifacts.card import Score
-from amd.config import ForeignWeights
+from amd.config import ThirdPartyWeights
 from service.web.schemas import ApiModel, LabelKey, LabelValue, Project
 
-RESERVED_ALIAS = "aliases"  # a path below /v1/encoders, so neither an id nor an alias
+RESERVED_ALIAS = "aliases"  # a path under /v1/encoders, so not available as an id or alias
 
 ALIAS_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 ENCODER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$"
@@ -65,11 +65,11 @@ class EncoderView(ApiModel):
 
     id: str
     project: str | None
-    """Project that owns the encoder; null: no owner, usable by every project."""
+    """Project that owns the encoder; null if it has no owner, so that every project can use it."""
     created_at: datetime
     objective: Objective
     size: str | None
-    """Named size: S, B, L, H, …; null: a custom size."""
+    """Named size: S, B, L, H, …; null for a custom size."""
     width: int
     """Width of the embeddings."""
     depth: int
@@ -78,12 +78,12 @@ class EncoderView(ApiModel):
     flops_per_clip: float
     input: InputView
     classes: int | None
-    """Number of classes of the classifier; null: no classifier."""
+    """Number of classes; null if the encoder has no classifier."""
     best_score: dict[str, float] | None
     """First metric of the strictest protocol, with its value."""
     scores: list[Score]
     weights_license: str | None
-    """License inherited from the weights it was trained from; null: unrestricted or unknown."""
+    """Licence inherited from the weights that training started from; null if unrestricted or unknown."""
     non_commercial: bool
     aliases: list[AliasName]
     """Aliases in the caller's projects that point to the encoder."""
@@ -94,7 +94,7 @@ class EncoderDetail(EncoderView):
     """An encoder with its training configuration."""
 
     config: dict[str, Any]
-    """Resolved configuration of the run that trained it."""
+    """Resolved configuration of the run that trained the encoder."""
     labels: list[str] | None
     """Class names."""
     multi_label: bool
@@ -113,8 +113,11 @@ class EncoderPage(ApiModel):
     """Cursor of the next page; null on the last page."""
 
 
-class ImportRequest(ForeignWeights):
-    """External weights to publish as an encoder. Fields that cannot be inferred are required; the log names them."""
+class ImportRequest(ThirdPartyWeights):
+    """External weights to publish as an encoder.
+
+    Fields that cannot be inferred from the weights are required; the job's log lists them.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -126,7 +129,7 @@ class ImportRequest(ForeignWeights):
     )
 
     project: Project | None = None
-    """Project of the encoder. None: the key's project, or `default` for a key of all projects."""
+    """Project of the encoder. null: the API key's project, or `default` if the key covers all projects."""
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)
     """Labels of the import job."""
 
@@ -151,11 +154,11 @@ class AliasRequest(ApiModel):
     )
 
     encoder: EncoderReference
-    """Encoder id, or another alias, resolved at the time of the request."""
+    """Encoder id, or another alias, which is resolved once, when the request is processed."""
     expected: Annotated[str, StringConstraints(max_length=200)] | None = None
     """Encoder that the alias must currently point to. null: the alias must not exist; omitted: no condition."""
     project: Project | None = None
-    """Project of the alias. None: the key's project, or `default` for a key of all projects."""
+    """Project of the alias. null: the API key's project, or `default` if the key covers all projects."""
 
 
 class AliasView(ApiModel):
@@ -177,9 +180,9 @@ class MoveView(ApiModel):
     actor: str
     """Id of an API key, or an OIDC subject."""
     before: str | None
-    """Encoder before the change; null: none."""
+    """Encoder before the change; null if the alias did not exist."""
     after: str | None
-    """Encoder after the change; null: the alias was deleted."""
+    """Encoder after the change; null if the alias was deleted."""
 
 
 class AliasDetail(AliasView):
@@ -190,7 +193,7 @@ class AliasDetail(AliasView):
 
 
 class AliasList(ApiModel):
-    """Aliases by name."""
+    """Aliases, sorted by name."""
 
     items: list[AliasView]
 
@@ -215,7 +218,7 @@ class ScorePair(ApiModel):
 
 
 class Figure(ApiModel):
-    """One figure, for both encoders."""
+    """One measure of size or compute, for both encoders."""
 
     name: Literal["parameters", "width", "depth", "flops_per_clip"]
     a: float

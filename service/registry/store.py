@@ -1,7 +1,7 @@
 """Encoders and aliases in the database: visibility, alias moves and uses of an encoder.
 
-Cards on the storage root are authoritative; `discovery` keeps the rows in sync. Independent of HTTP and of files;
-runs on SQLite and PostgreSQL.
+Cards on the storage root are authoritative; `discovery` keeps the rows in sync. Knows nothing about HTTP and reads no
+files. Runs on SQLite and PostgreSQL.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ IMPORTED = "imported"  # objective of encoders that this service did not train
 
 
 class EncoderFilter(NamedTuple):
-    """Filters of a listing. None: no filter."""
+    """Filters of a listing; None matches every encoder."""
 
     project: str | None = None
     objective: str | None = None
@@ -37,7 +37,7 @@ class EncoderFilter(NamedTuple):
 
 
 class EncoderListing(NamedTuple):
-    """A page of encoders and the cursor of the next."""
+    """A page of encoders and the cursor of the next page."""
 
     encoders: list[RegisteredEncoder]
     next_cursor: str | None
@@ -72,8 +72,8 @@ class EncoderStore:
     def resolve(self, name: str, project: str | None = None) -> RegisteredEncoder:
         """Resolve an alias or encoder id. `project=None` covers all encoders, and the aliases of `default`.
 
-        An alias takes precedence over an encoder id of the same name. Raises NotFound, also for encoders of another
-        project.
+        An alias takes precedence over an encoder id of the same name. Raises NotFound, including for encoders of
+        another project.
         """
         with self._read_session() as session:
             return _resolve(session, name, project)
@@ -84,7 +84,7 @@ class EncoderStore:
             return _get(session, encoder_id, project)
 
     def list(self, where: EncoderFilter, cursor: str | None = None, limit: int = 50) -> EncoderListing:
-        """A page of encoders, newest first. Raises BadCursor."""
+        """Return a page of encoders, newest first. Raises BadCursor."""
         query = select(RegisteredEncoder).where(_visible(where.project)).limit(limit + 1)
         query = query.order_by(RegisteredEncoder.created_at.desc(), RegisteredEncoder.id.desc())
         if where.objective is not None:
@@ -107,16 +107,18 @@ class EncoderStore:
         return EncoderListing(found[:limit], cursor_of(last.created_at, last.id) if last is not None else None)
 
     def delete_encoder(self, encoder_id: str, project: str | None, root: str) -> None:
-        """Delete an unused encoder's row. The caller removes its folder below `root`.
+        """Delete an unused encoder's row. The caller removes its folder under `root`.
 
-        Raises NotFound, EncoderInUse, and Forbidden for an encoder that belongs to no project.
+        Raises NotFound, EncoderInUse, or Forbidden if only a key that covers all projects may delete the encoder.
         """
         with self._write_session() as session:
             found = session.get(RegisteredEncoder, encoder_id, with_for_update=True)  # blocks concurrent alias moves
             if found is None or not _can_see(project, found):
                 raise _encoder_not_found(encoder_id)
             if found.project is None and project is not None:
-                raise Forbidden(f"{encoder_id} belongs to no project; deleting it needs a key of all projects")
+                raise Forbidden(
+                    f"{encoder_id} belongs to no project; deleting it requires a key that covers all projects"
+                )
             uses = list(_find_uses(session, encoder_id, encoder_folder(root, encoder_id), project))
             if uses:
                 message = f"{encoder_id} is used by {', '.join(uses)}; remove those uses first"
@@ -128,10 +130,10 @@ class EncoderStore:
     def move_alias(
         self, project: str, name: str, encoder: str, actor: str, expected: Collection[str | None] = ()
     ) -> Alias:
-        """Point an alias to an encoder, given by id or another alias. No-op if it already points there.
+        """Point an alias to an encoder, identified by id or by another alias. No-op if it already points there.
 
-        `expected`: encoders that the alias may currently point to, None for a missing alias; empty: no condition.
-        Raises NotFound, AliasMoved if the condition fails, IllegalAction if `name` is the id of an encoder.
+        `expected`: encoders that the alias may currently point to, None if it may be missing; empty: no condition.
+        Raises NotFound, AliasMoved if the condition fails, or IllegalAction if `name` is the id of an encoder.
         """
         while True:
             try:
@@ -153,7 +155,9 @@ class EncoderStore:
             return alias
         if expected and current not in expected:
             state = "does not exist" if current is None else f"points to {current}"
-            raise AliasMoved(f"alias {name} {state}, unlike `expected`; get the alias and retry", current=current)
+            raise AliasMoved(
+                f"alias {name} {state}, which does not match `expected`; get the alias and retry", current=current
+            )
         encoder_of_that_name = session.get(RegisteredEncoder, name)
         if alias is None and encoder_of_that_name is not None and _can_see(project, encoder_of_that_name):
             raise IllegalAction(
@@ -180,7 +184,7 @@ class EncoderStore:
             session.delete(alias)
 
     def alias(self, project: str, name: str) -> tuple[Alias, Sequence[AliasMove]]:
-        """An alias and its moves, oldest first. Raises NotFound."""
+        """Return an alias and its moves, oldest first. Raises NotFound."""
         with self._read_session() as session:
             alias = session.get(Alias, (project, name))
             if alias is None:
@@ -189,7 +193,7 @@ class EncoderStore:
             return alias, list(session.scalars(moves))
 
     def aliases(self, project: str | None) -> Sequence[Alias]:
-        """Aliases of a project, or of all projects, by name."""
+        """Return the aliases of a project, or of all projects, sorted by name."""
         query = select(Alias).order_by(Alias.name, Alias.project)
         if project is not None:
             query = query.where(Alias.project == project)
@@ -197,7 +201,7 @@ class EncoderStore:
             return list(session.scalars(query))
 
     def aliases_of(self, ids: Collection[str], project: str | None) -> Sequence[Alias]:
-        """Aliases that point to one of these encoders."""
+        """Return the aliases that point to one of these encoders."""
         query = select(Alias).where(Alias.encoder_id.in_(ids)).order_by(Alias.name, Alias.project)
         if project is not None:
             query = query.where(Alias.project == project)
@@ -207,7 +211,7 @@ class EncoderStore:
     # Index of the storage root
 
     def stamps(self) -> dict[str, str]:
-        """Stamp of each indexed card by encoder id."""
+        """Return the stamp of each indexed card, by encoder id."""
         with self._read_session() as session:
             return dict(session.execute(select(RegisteredEncoder.id, RegisteredEncoder.stamp)).tuples().all())
 
@@ -222,12 +226,12 @@ class EncoderStore:
                 setattr(known, field, getattr(encoder, field))
 
     def remove_missing(self, ids: Collection[str]) -> None:
-        """Delete encoders that are no longer on the storage root. Their aliases remain and resolve to nothing."""
+        """Delete encoders that are no longer on the storage root. Their aliases are kept but no longer resolve."""
         with self._write_session() as session:
             session.execute(delete(RegisteredEncoder).where(RegisteredEncoder.id.in_(ids)))
 
     def find_owner(self, encoder_id: str, jobs: Collection[str]) -> EncoderOwner | None:
-        """The job that published an encoder: the one importing it under this id, else one of `jobs`."""
+        """Return the job that published an encoder: one that imports it under this id, otherwise one of `jobs`."""
         importing = and_(
             Job.kind == "import",
             Job.config["id"].as_string() == encoder_id,
@@ -240,7 +244,7 @@ class EncoderStore:
         return EncoderOwner(*found) if found is not None else None
 
     def job_succeeded_since(self, since: float) -> bool:
-        """Whether a job has succeeded since then, and so may have published an encoder."""
+        """Return whether a job has succeeded since then, and so may have published an encoder."""
         query = select(JobEvent.at).where(JobEvent.at >= since, JobEvent.type == "succeeded").limit(1)
         with self._read_session() as session:
             return session.execute(query).first() is not None
@@ -279,7 +283,7 @@ def _alias_not_found(name: str) -> NotFound:
 
 
 def _find_uses(session: Session, encoder_id: str, url: str, project: str | None) -> Iterator[str]:
-    """Descriptions of what prevents a deletion; uses in other projects are not named."""
+    """Describe each use that prevents a deletion; uses in other projects are not named."""
 
     def describe(kind: str, name: str, owner: str) -> str:
         return f"{kind} {name}" if project in (None, owner) else f"{kind} of another project"

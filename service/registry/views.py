@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
 from amd.artifacts.card import Card
+from amd.config import flatten
 from amd.flops import encoder_flops
 from service.db.models import Alias, AliasMove, RegisteredEncoder
 from service.jobs.estimate import encoder_parameters
@@ -26,6 +26,7 @@ from service.registry.schemas import (
     ScorePair,
 )
 from service.registry.store import IMPORTED
+from service.web.schemas import utc_datetime
 
 NOT_COMPARED = {"id", "created", "scores", "sha256", "versions", "run"}  # always differ, or are compared elsewhere
 ABSENT = object()
@@ -75,7 +76,7 @@ def alias_view(alias: Alias) -> AliasView:
 def alias_detail(alias: Alias, moves: Sequence[AliasMove]) -> AliasDetail:
     targets = [None, *(move.encoder_id for move in moves)]
     history = [
-        MoveView(number=move.number, at=_time(move.at), actor=move.actor, before=before, after=after)
+        MoveView(number=move.number, at=utc_datetime(move.at), actor=move.actor, before=before, after=after)
         for move, (before, after) in zip(moves, pairwise(targets), strict=True)
     ]
     return AliasDetail(**_alias_facts(alias), history=history)
@@ -90,7 +91,7 @@ def _facts(row: RegisteredEncoder, card: Card, aliases: list[AliasName]) -> dict
     return {
         "id": row.id,
         "project": row.project,
-        "created_at": _time(row.created_at),
+        "created_at": utc_datetime(row.created_at),
         "objective": card.objective or IMPORTED,
         "size": encoder.size,
         "width": encoder.width,
@@ -122,7 +123,7 @@ def _alias_facts(alias: Alias) -> dict[str, Any]:
         "project": alias.project,
         "name": alias.name,
         "encoder": alias.encoder_id,
-        "changed_at": _time(alias.changed_at),
+        "changed_at": utc_datetime(alias.changed_at),
         "changed_by": alias.changed_by,
         "moves": alias.moves,
     }
@@ -136,7 +137,7 @@ def _score_pairs(first: Card, second: Card) -> Iterator[ScorePair]:
 
 
 def _metrics(card: Card) -> dict[tuple[str, str, str, str], float]:
-    """Newest value by protocol, data, views and metric."""
+    """Return the newest value by protocol, data, views and metric."""
     return {
         (score.protocol, score.data, score.views or "", metric): value
         for score in sorted(card.scores, key=lambda score: score.created)
@@ -145,24 +146,12 @@ def _metrics(card: Card) -> dict[tuple[str, str, str, str], float]:
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[FieldDifference]:
-    a, b = (dict(_flat({key: card[key] for key in card.keys() - NOT_COMPARED})) for card in (first, second))
+    a, b = (flatten({key: card[key] for key in card.keys() - NOT_COMPARED}) for card in (first, second))
     for field in sorted({*a, *b}):
         one, other = a.get(field, ABSENT), b.get(field, ABSENT)
         if one != other and not field.endswith(".sha256"):  # hash of a head or decoder, which always differs
             yield FieldDifference(field=field, a=_none_if_absent(one), b=_none_if_absent(other))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _none_if_absent(value: Any) -> Any:
     return None if value is ABSENT else value
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

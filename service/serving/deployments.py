@@ -1,6 +1,6 @@
 """Deployments: desired state is stored in the database; the deployer applies it to Ray Serve.
 
-A deployment is one Serve application. It follows an alias without restarting replicas. Independent of HTTP.
+A deployment is one Serve application. It follows an alias without restarting replicas.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class DeploymentStore:
         self._reading = engine.execution_options(reads_only=True)
 
     def put(self, desired: Deployment) -> tuple[Deployment, bool]:
-        """Create or update; returns the row and whether it is new. Raises NotFound if another project owns the name."""
+        """Create or update a deployment. Returns it and whether it is new.
+
+        Raises NotFound if the name belongs to another project.
+        """
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             found = session.get(Deployment, desired.name)
             if found is None:
@@ -59,7 +62,7 @@ class DeploymentStore:
             return found, False
 
     def all(self, project: str | None = None) -> Sequence[Deployment]:
-        """Deployments of a project, or of all projects, by name."""
+        """Return the deployments of a project, or of all projects, sorted by name."""
         query = select(Deployment).order_by(Deployment.name)
         if project is not None:
             query = query.where(Deployment.project == project)
@@ -75,7 +78,10 @@ class DeploymentStore:
         return found
 
     def find_serving(self, name: str, project: str | None) -> Deployment | None:
-        """Find a deployment by its name or its encoder's id or alias; of several, the healthiest, then by name."""
+        """Find a deployment by its name, or by its encoder's id or alias.
+
+        Of several, returns the healthiest, or the first by name if they are equally healthy.
+        """
         query = select(Deployment).where(
             or_(
                 Deployment.name == name,
@@ -97,7 +103,7 @@ class DeploymentStore:
             session.execute(delete(Deployment).where(Deployment.name == found.name))
 
     def record_status(self, deployment: Deployment, state: str, message: str, serving: Mapping[str, str]) -> None:
-        """Store the observed status, unless the deployment has been changed meanwhile."""
+        """Store the observed status, unless the deployment has changed in the meantime."""
         if (deployment.state, deployment.message, deployment.serving) == (state, message, serving):
             return
         with Session(self._engine) as session, session.begin():
@@ -119,7 +125,7 @@ class Deployer:
         self._last_warning = ""
 
     def run(self, stop: threading.Event) -> None:
-        """Step until `stop` is set. Errors are logged and retried at the next step."""
+        """Reconcile periodically until `stop` is set. Errors are logged, and the step is retried."""
         while not stop.wait(POLL_INTERVAL_S):
             try:
                 self.step()
@@ -163,7 +169,7 @@ class Deployer:
         return True
 
     def _resolve_slots(self, deployment: Deployment) -> dict[str, str]:
-        """Encoder ids by slot; a name that no longer resolves keeps its previous encoder."""
+        """Return encoder ids by slot; a name that no longer resolves keeps its previous encoder."""
         found = dict[str, str]()
         for slot, name in ((MAIN, deployment.encoder), (CANDIDATE, deployment.candidate)):
             if name is None:
@@ -177,7 +183,7 @@ class Deployer:
 
     def _application(self, deployment: Deployment, serving: Mapping[str, str]) -> dict[str, Any]:
         settings = ServingSettings.model_validate(deployment.settings)
-        # Name empty slots too: `_matches` compares only the keys of the desired configuration.
+        # Include empty slots: `_matches` compares only the keys of the desired configuration.
         urls = {slot: encoder_folder(self._root, serving[slot]) if slot in serving else None for slot in SLOTS}
         scale: dict[str, Any] = {"num_replicas": settings.replicas.min}
         if settings.replicas.min != settings.replicas.max:
@@ -217,7 +223,7 @@ def _is_up_to_date(desired: Mapping[str, Any] | None, running: ServeApplication 
 
 
 def _matches(has: Any, desired: Any) -> bool:
-    """Whether `has` contains all desired values. Serve adds further fields."""
+    """Return whether `has` contains all desired values; Serve adds fields of its own."""
     if isinstance(desired, Mapping):
         return isinstance(has, Mapping) and all(_matches(has.get(key), value) for key, value in desired.items())
     if isinstance(desired, list):

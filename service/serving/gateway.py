@@ -1,6 +1,6 @@
 """Gateway: route requests to the replicas of a deployment. Replicas are unauthenticated and reachable only through it.
 
-Independent of request content types (`requests`) and of how replicas are run.
+Does not parse request bodies (see `requests`) or manage replicas.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class EncoderReply(NamedTuple):
 
 
 class Gateway:
-    """Send requests to replicas and translate their errors."""
+    """Sends requests to replicas and translates their errors."""
 
     def __init__(self, deployments: DeploymentStore, url: str) -> None:
         """`url`: address of Ray Serve's HTTP proxy."""
@@ -73,12 +73,12 @@ class Gateway:
         media_type: str | None = None,
         exact: bool = False,
     ) -> EncoderReply:
-        """Run items through an encoder, named by its id, alias or deployment.
+        """Run items through an encoder, identified by its id, alias or deployment.
 
-        `media_type`: encoding by the replica, ARROW or PNG.
+        `media_type`: ARROW or PNG if the replica should encode its reply.
         `exact`: `name` is an id, and no other encoder, such as a candidate, may serve the request.
-        Raises NotDeployed, ItemInvalid, NotPossible, Overloaded, DeadlinePassed, EncoderUnavailable; CancelledError if
-        the caller disconnects, which cancels the request on the replica.
+        Raises NotDeployed, ItemInvalid, NotPossible, Overloaded, DeadlinePassed or EncoderUnavailable; CancelledError
+        if the caller disconnects, which cancels the request on the replica.
         """
         began, outcome = time.monotonic(), "failed"
         try:
@@ -122,7 +122,7 @@ class Gateway:
         return _parse_reply(response, deployment.name)
 
     async def replica_state(self, deployment: Deployment) -> dict[str, Any]:
-        """State of one of the deployment's replicas. Raises EncoderUnavailable."""
+        """Return the state of one of the deployment's replicas. Raises EncoderUnavailable."""
         return _unpack_reply(await self._exchange("GET", deployment.name, None, CONNECT_S), deployment.name)
 
     async def _find(self, name: str, project: str | None) -> Deployment:
@@ -137,7 +137,7 @@ class Gateway:
         return lookup[1]
 
     async def _send(self, name: str, body: bytes, deadline_s: float) -> httpx.Response:
-        """Retry once if the replica failed; inference is idempotent."""
+        """Send a request, retrying once if the replica fails; inference is idempotent."""
         until = time.monotonic() + deadline_s
         response = await self._exchange("POST", name, body, deadline_s)
         if response.status_code in (500, 503) and until - time.monotonic() > 1.0:
@@ -165,7 +165,7 @@ def _choose_slot(deployment: Deployment) -> str:
 
 
 def _slot_of(deployment: Deployment, encoder: str) -> str:
-    """Raises NotDeployed if the deployment no longer serves the encoder."""
+    """Return the slot that serves the encoder. Raises NotDeployed if there is none."""
     for slot, served in deployment.serving.items():
         if served == encoder:
             return slot
@@ -177,7 +177,7 @@ def _not_deployed(name: str) -> NotDeployed:
 
 
 async def _wait_for_disconnect(request: Request) -> None:
-    """Return once the caller closes its connection. Requires the body to be read already."""
+    """Return once the caller closes its connection. The body must have been read already."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -185,7 +185,7 @@ async def _wait_for_disconnect(request: Request) -> None:
 def _unpack_reply(response: httpx.Response, name: str) -> dict[str, Any]:
     try:
         return unpack(response.content)
-    except ValueError:  # a response of Serve itself: no replica is running, or it died
+    except ValueError:  # a response from Serve itself: no replica is running, or it died
         raise EncoderUnavailable(f"{name}: no replica responded (Ray Serve returned {response.status_code})") from None
 
 

@@ -1,4 +1,4 @@
-"""Messages between the gateway and replicas: MessagePack, since JSON cannot hold bytes. Independent of HTTP and torch.
+"""Messages between the gateway and replicas: MessagePack, since JSON cannot hold bytes. Does not import torch.
 
 call      {"slot", "items": [{"content"} | {"uri"}], "want": {…}, "deadline_s", "form"}
 reply     {"encoder", "items": [{"embedding", …}]}, or encoded by the replica {"encoder", "content": bytes}
@@ -27,13 +27,13 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """Deserialize a message. Raises ValueError for anything but the output of `pack`."""
+    """Deserialize a message. Raises ValueError if `data` was not produced by `pack`."""
     try:
         message = msgpack.unpackb(data, ext_hook=_decode)
     except Exception as error:  # msgpack raises a dozen types
-        raise ValueError(f"not a message of the service: {error}") from None
+        raise ValueError(f"not an inference message: {error}") from None
     if not isinstance(message, dict):
-        raise ValueError("not a message of the service")
+        raise ValueError("not an inference message")
     return message
 
 

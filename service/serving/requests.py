@@ -1,4 +1,4 @@
-"""Parse inference requests of every content type into items and options. Independent of replicas.
+"""Parse inference requests of every content type into items and options.
 
 image/…, video/…, application/octet-stream    the body is the item; options are query parameters
 multipart/form-data                           each file is an item; options are query parameters or form fields
@@ -33,17 +33,17 @@ Layer = Annotated[int, Field(ge=1, le=1000)]
 
 
 class Base64Input(ApiModel):
-    """A file as base64."""
+    """A base64-encoded file."""
 
     base64: str
     """Content of the file, base64-encoded."""
 
 
 class UriInput(ApiModel):
-    """A file by its location."""
+    """A file given by its location."""
 
     uri: Annotated[str, Field(max_length=2048)]
-    """URI below the storage root or an allowed prefix."""
+    """URI under the storage root or an allowed prefix."""
 
 
 Input = Base64Input | UriInput | str
@@ -55,7 +55,7 @@ class RequestOptions(ApiModel):
     normalize: bool = False
     """Whether to scale vectors to unit length."""
     tokens: Literal["none", "patch"] = "none"
-    """Tokens to return. patch: also one vector for each token of the last layer."""
+    """Tokens to return with the embedding. patch: one vector for each token of the last layer."""
     layers: list[Layer] = Field(default_factory=list, max_length=64)
     """Blocks, numbered from 1, whose output tokens are returned, before any norm."""
     encoding_format: Literal["float", "base64"] = "float"
@@ -63,16 +63,16 @@ class RequestOptions(ApiModel):
     top_k: int = Field(5, ge=1, le=1000)
     """Number of labels that a classification returns."""
     views: Annotated[str, Field(pattern=r"^[1-9][0-9]?x[1-9][0-9]?$")] | None = None
-    """Segments x crops, such as 5x3, whose results are averaged. None: one center clip."""
+    """Segments x crops, such as 5x3, whose results are averaged. null: one center clip."""
     mask_ratio: float | None = Field(None, ge=0, lt=1)
-    """Fraction of tokens that a reconstruction hides. None: as in the encoder's training."""
+    """Fraction of tokens that a reconstruction hides. null: the ratio that the encoder was trained with."""
     seed: int = Field(0, ge=0, lt=2**53)
     """Seed of a reconstruction's mask; equal seeds and ratios hide the same tokens."""
     deadline_s: float = Field(DEADLINE_S, gt=0, le=600)
-    """Time after which the request fails."""
+    """Time limit in seconds, after which the request fails."""
 
     def for_engine(self, task: str) -> dict[str, Any]:
-        """The options that the replica's engine needs."""
+        """Return the options that the replica's engine needs."""
         return self.model_dump(include=ENGINE_OPTIONS) | {"task": task}
 
 
@@ -94,7 +94,7 @@ class InferenceRequest(NamedTuple):
 
 
 async def read_request(request: Request, policy: UriPolicy) -> InferenceRequest:
-    """Parse a request by its Content-Type. Raises RequestValidationError, UnsupportedMediaType, UriNotAllowed."""
+    """Parse a request by its Content-Type. Raises RequestValidationError, UnsupportedMediaType or UriNotAllowed."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     query: dict[str, Any] = dict(request.query_params)
     if "layers" in query:
@@ -124,7 +124,7 @@ def _parse_json(body: bytes, policy: UriPolicy) -> InferenceRequest:
 
 
 def parse_input(value: Input, field: str, policy: UriPolicy) -> dict[str, Any]:
-    """Convert an input to an item. Raises RequestValidationError, UriNotAllowed."""
+    """Convert an input to an item. Raises RequestValidationError or UriNotAllowed."""
     if isinstance(value, Base64Input):
         return {"content": _decode_base64(value.base64, field)}
     text = value.uri if isinstance(value, UriInput) else value

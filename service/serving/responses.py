@@ -16,11 +16,11 @@ from service.serving.protocol import PNG
 from service.serving.requests import InferenceRequest
 
 NUMPY = "application/x-npy"
-ENCODER = "X-Encoder"  # header with the id of the encoder, for every media type
+ENCODER = "X-Encoder"  # response header with the encoder id, set for every media type
 
 
 def negotiate_media_type(accept: str | None, offered: Sequence[str]) -> str | None:
-    """The first offered media type that the Accept header names. None: JSON."""
+    """Return the first offered media type that the Accept header contains; None means JSON."""
     accepted = {part.partition(";")[0].strip() for part in (accept or "").split(",")}
     return next((media_type for media_type in offered if media_type in accepted), None)
 

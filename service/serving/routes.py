@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -34,7 +33,7 @@ from service.serving.schemas import (
     ServingSettings,
 )
 from service.web.errors import NotPossible
-from service.web.schemas import ApiModel
+from service.web.schemas import ApiModel, utc_datetime
 
 DeploymentName = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 EncoderName = Annotated[str, Path(min_length=1, max_length=200)]
@@ -132,8 +131,8 @@ def _view(one: Deployment) -> DeploymentView:
         state=one.state,
         message=one.message,
         created_by=one.created_by,
-        created_at=datetime.fromtimestamp(one.created_at, UTC),
-        changed_at=datetime.fromtimestamp(one.changed_at, UTC),
+        created_at=utc_datetime(one.created_at),
+        changed_at=utc_datetime(one.changed_at),
     )
 
 
@@ -141,7 +140,7 @@ def _view(one: Deployment) -> DeploymentView:
 
 
 def _schema(kind: type[ApiModel]) -> dict[str, Any]:
-    """JSON schema of a body that the handler parses itself; other routes add the schemas that it refers to."""
+    """Return the JSON schema of a body that the handler parses itself; other routes add the schemas it refers to."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     return {key: value for key, value in schema.items() if key != "$defs"}
 
@@ -194,7 +193,7 @@ async def embeddings(
     policy: Uris,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """`encoder` is an encoder id, an alias or a deployment name. The body is a file, a form of files, or JSON."""
+    """`encoder` is an encoder id, an alias or a deployment name. The body is a file, a form with files, or JSON."""
     media_type = negotiate_media_type(accept, (ARROW, NUMPY))
     return await _infer(request, encoder, caller, gateway, policy, "embedding", media_type)
 
@@ -223,9 +222,9 @@ async def reconstructions(
 ) -> Response:
     """Return the clip, its visible tokens and the reconstruction. Requires an encoder published with its decoder.
 
-    `mask_ratio` and `seed` determine the hidden tokens, the same for every item. Images are PNGs as `data:` URLs, with
-    video frames from left to right; `Accept: image/png` returns one overview image of a single item. If the decoder
-    predicts normalised targets, each token's own mean and standard deviation are restored, as in MAE's demo.
+    `mask_ratio` and `seed` determine the hidden tokens, which are the same for every item. Images are PNGs as `data:`
+    URLs, with video frames from left to right; `Accept: image/png` returns one overview image of a single item. If the
+    decoder predicts normalised targets, each token's own mean and standard deviation are restored, as in MAE's demo.
     """
     media_type = negotiate_media_type(accept, (PNG,))
     return await _infer(request, encoder, caller, gateway, policy, "reconstruction", media_type)
@@ -246,7 +245,7 @@ async def openai_embeddings(
     reply = await gateway.infer(request, body.model, caller.project, items, options, DEADLINE_S)
     vectors = [item["embedding"] for item in reply.items]
     if body.dimensions not in (None, len(vectors[0])):
-        raise NotPossible(f"dimensions={body.dimensions}: this encoder returns {len(vectors[0])}; leave it out")
+        raise NotPossible(f"dimensions={body.dimensions}: this encoder returns {len(vectors[0])}; omit `dimensions`")
     shown = [to_base64(vector) if body.encoding_format == "base64" else vector.tolist() for vector in vectors]
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(shown)]
     usage = {"prompt_tokens": 0, "total_tokens": 0}

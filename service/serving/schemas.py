@@ -14,7 +14,7 @@ State = Literal["deploying", "healthy", "unhealthy", "failed"]
 
 
 class Replicas(ApiModel):
-    """Bounds of autoscaling."""
+    """Autoscaling bounds."""
 
     min: int = Field(1, ge=0, le=1000)
     """Minimum number of replicas. 0: scale to zero when idle; the next request waits for a replica to start."""
@@ -32,20 +32,20 @@ class ServingSettings(ApiModel):
     gpus: float = Field(0.0, ge=0, le=16)
     """GPUs reserved per replica; fractions share one GPU."""
     threads: int | None = Field(None, ge=1, le=256)
-    """CPU threads of the model in each replica. None: the number of reserved CPUs, at least 1."""
+    """CPU threads of the model in each replica. null: the number of reserved CPUs, but at least 1."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass."""
     max_batch_tokens: int | None = Field(None, ge=1)
-    """Maximum number of tokens per forward pass. None: the engine's default."""
+    """Maximum number of tokens per forward pass. null: the engine's default."""
     max_wait_ms: float | None = Field(None, ge=0, le=1000)
-    """Maximum time in milliseconds that an idle model waits for more clips. None: the engine's default."""
+    """Maximum time in milliseconds that an idle model waits for further clips. null: the engine's default."""
     max_queued_tokens: int | None = Field(None, ge=1)
-    """Maximum number of queued tokens; requests beyond it fail with status 429. None: the engine's default."""
+    """Maximum number of queued tokens; requests beyond it fail with status 429. null: the engine's default."""
     decoders: int | None = Field(None, ge=1, le=64)
-    """Number of decoding processes per replica. None: the engine's default."""
+    """Number of decoding processes per replica. null: the engine's default."""
 
     def engine(self) -> dict[str, Any]:
-        """Fields of the engine's settings."""
+        """Return the fields of the engine's settings."""
         names = ("max_batch_tokens", "max_wait_ms", "max_queued_tokens", "decoders")
         own = {name: value for name in names if (value := getattr(self, name)) is not None}
         device = "cuda" if self.gpus else "cpu"
@@ -58,11 +58,11 @@ class DeploymentRequest(ServingSettings):
     encoder: Annotated[str, Field(min_length=1, max_length=200)]
     """Encoder id or alias. The deployment follows an alias when it moves."""
     candidate: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    """Second encoder that serves a share of the requests; null: none."""
+    """Second encoder, which serves a share of the requests; null for none."""
     share: float = Field(0.1, ge=0, le=1)
-    """Fraction of requests that the candidate serves."""
+    """Fraction of requests sent to the candidate."""
     project: Project | None = None
-    """Project of the deployment. None: the key's project, or `default` for a key of all projects."""
+    """Project of the deployment. null: the API key's project, or `default` if the key covers all projects."""
 
 
 class DeploymentView(ApiModel):
@@ -84,7 +84,7 @@ class DeploymentView(ApiModel):
 
 
 class DeploymentList(ApiModel):
-    """Deployments by name."""
+    """Deployments, sorted by name."""
 
     items: list[DeploymentView]
 
@@ -129,12 +129,12 @@ class ClassificationView(ApiModel):
 
 
 class NeighboursRequest(ApiModel):
-    """The query of a neighbour search: exactly one of record, location, vector and input."""
+    """A neighbour search. The query is exactly one of record, location, vector and input."""
 
     record: int | None = Field(None, ge=0, le=2**53)
     """Record number in the data set."""
     location: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
-    """Location of the file, spelled as in search results."""
+    """Location of the file, as returned in search results."""
     vector: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(None, min_length=1, max_length=65536)
     """Embedding to search for."""
     input: Input | None = None
@@ -146,7 +146,7 @@ class NeighboursRequest(ApiModel):
     def _exactly_one_query(self) -> NeighboursRequest:
         given = [name for name in ("record", "location", "vector", "input") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give one of record, location, vector and input; got {', '.join(given) or 'none'}")
+            raise ValueError(f"set exactly one of record, location, vector and input; got {', '.join(given) or 'none'}")
         return self
 
 
@@ -188,7 +188,7 @@ class OpenAIEmbeddings(ApiModel):
     model: Annotated[str, Field(min_length=1, max_length=200)]
     """Encoder id, alias or deployment name."""
     input: Input | Annotated[list[Input], Field(min_length=1, max_length=MAX_ITEMS)]
-    """Files as base64 `data:` URLs, or URIs below the allowed prefixes."""
+    """Files as base64 `data:` URLs, or URIs under the allowed prefixes."""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     """Width of the embeddings; must equal the encoder's."""

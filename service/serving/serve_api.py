@@ -1,6 +1,6 @@
-"""Client of Ray Serve's REST API on the Ray dashboard, which declares the applications to run.
+"""Client for Ray Serve's REST API on the Ray dashboard, which declares the applications to run.
 
-One request declares all applications; those it leaves out are removed. Independent of deployments in the database.
+One request declares all applications; Serve removes those that it does not list.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ServeApplication(NamedTuple):
 
 
 class ServeClient(Protocol):
-    """Serve's applications. Every method may raise ClusterUnavailable."""
+    """Manages Serve's applications. Every method may raise ClusterUnavailable."""
 
     def applications(self) -> dict[str, ServeApplication]: ...
 

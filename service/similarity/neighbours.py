@@ -1,7 +1,7 @@
-"""Exact nearest-neighbour search by cosine in the embeddings of a job, one file at a time.
+"""Exact nearest-neighbour search by cosine similarity in the embeddings of a job, one file at a time.
 
-Files are cached up to a byte limit; the rest of a larger set is read again for each query, so no set has to fit in
-memory. Independent of HTTP and deployments.
+Files are cached up to a byte limit; the rest of a larger set is read again for each query, so a set need not fit in
+memory.
 Shapes: r rows of a file, D width.
 """
 
@@ -36,8 +36,8 @@ class Neighbour(NamedTuple):
 class EmbeddingCache:
     """Cache of embedding files, grouped by set. Thread-safe.
 
-    A new set evicts others, least recently used first, but never its own files: a set is read from start to end, so one
-    larger than the cache would always evict the files that it needs next.
+    A new set evicts other sets, least recently used first, but never its own files: sets are read from start to end, so
+    a set larger than the cache would always evict the files that are needed next.
     """
 
     def __init__(self, limit_bytes: int = MAX_CACHED_BYTES) -> None:
@@ -47,7 +47,7 @@ class EmbeddingCache:
         self._lock = threading.Lock()
 
     def index(self, output: str) -> EmbeddingIndex:
-        """The index of a set. Raises FileNotFoundError."""
+        """Return the index of a set. Raises FileNotFoundError."""
         with self._lock:
             found = self._indexes.get(output)
         if found is None:
@@ -59,7 +59,7 @@ class EmbeddingCache:
         return found
 
     def rows(self, output: str, spans: Iterable[range]) -> Iterator[SearchRows]:
-        """The rows of each span, cached or read. Raises FileNotFoundError."""
+        """Yield the rows of each span, from the cache or from storage. Raises FileNotFoundError."""
         for span in spans:
             with self._lock:
                 found = self._sets.get(output, {}).get(span.start)
@@ -95,7 +95,7 @@ class NeighbourQuery(NamedTuple):
 
 
 def query_by_vector(index: EmbeddingIndex, values: Sequence[float] | npt.NDArray[np.floating]) -> NeighbourQuery:
-    """Query by vector. Raises NotPossible if its width differs from the set's or it has no direction."""
+    """Build a query from a vector. Raises NotPossible if its width differs from the set's or it has no direction."""
     vector = np.asarray(values, np.float64)
     if vector.shape != (index.width,):
         raise NotPossible(f"the vector has {vector.size} values; embeddings of {index.encoder} have {index.width}")
@@ -107,7 +107,7 @@ def query_by_vector(index: EmbeddingIndex, values: Sequence[float] | npt.NDArray
 
 
 def query_by_record(cache: EmbeddingCache, output: str, index: EmbeddingIndex, record: int) -> NeighbourQuery:
-    """Query by record number. Raises NotPossible if the record does not exist or could not be read."""
+    """Build a query from a record number. Raises NotPossible if the record does not exist or could not be read."""
     spans = [file.span for file in index.files if record in file.span]
     for rows in cache.rows(output, spans):
         position = int(np.searchsorted(rows.records, record))
@@ -120,7 +120,7 @@ def query_by_record(cache: EmbeddingCache, output: str, index: EmbeddingIndex, r
 
 
 def query_by_location(cache: EmbeddingCache, output: str, index: EmbeddingIndex, location: str) -> NeighbourQuery:
-    """Query by file location. Raises NotPossible if the set has no such location or it could not be read."""
+    """Build a query from a file location. Raises NotPossible if the set does not contain it or it could not be read."""
     name = location.encode("utf-8", "surrogateescape")
     for rows in cache.rows(output, (file.span for file in index.files)):
         position = _find_location(rows.locations, name)
@@ -129,7 +129,7 @@ def query_by_location(cache: EmbeddingCache, output: str, index: EmbeddingIndex,
     for bad in index.bad:
         if bad["location"] == location:
             raise NotPossible(f"{location} could not be read: {bad['reason']}")
-    raise NotPossible(f"{location!r} is not in this set; spell the location as in the set's files")
+    raise NotPossible(f"{location!r} is not in this set; use a location exactly as the set's files contain it")
 
 
 def _find_location(names: Names, name: bytes) -> int | None:
@@ -143,7 +143,7 @@ def _find_location(names: Names, name: bytes) -> int | None:
 
 
 def nearest(files: Iterable[SearchRows], query: NeighbourQuery, k: int) -> list[Neighbour]:
-    """The k rows with the highest cosine, nearest first; ties are ordered by record."""
+    """Return the k rows with the highest cosine similarity, nearest first; ties are ordered by record."""
     best = list[Neighbour]()
     for rows in files:
         scores = np.clip(rows.vectors @ query.vector, -1.0, 1.0)
@@ -158,5 +158,5 @@ def nearest(files: Iterable[SearchRows], query: NeighbourQuery, k: int) -> list[
 
 
 def _printable(name: str) -> str:
-    """Replace bytes that are not UTF-8, which JSON cannot carry."""
+    """Replace bytes that are not UTF-8, which JSON cannot represent."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

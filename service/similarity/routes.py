@@ -82,10 +82,13 @@ def _search(
 
 
 def _load_index(jobs: JobStore, job_id: str, project: str | None, cache: EmbeddingCache, output: str) -> EmbeddingIndex:
-    """Raises NotFound, NotPossible if the job is not of kind embed, IllegalAction if it has not succeeded."""
+    """Return the index of a job's embeddings.
+
+    Raises NotFound, NotPossible if the job is not of kind embed, or IllegalAction if it has not succeeded.
+    """
     job = jobs.get(job_id, project)
     if job.kind != "embed":
-        raise NotPossible(f"{job.id} is a job of kind {job.kind}; neighbours need a job of kind embed")
+        raise NotPossible(f"{job.id} is a job of kind {job.kind}; a neighbour search requires a job of kind embed")
     try:
         if job.state == "succeeded":
             return cache.index(output)

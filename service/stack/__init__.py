@@ -1,7 +1,7 @@
-"""The whole service on one machine: a Ray head and a control plane, in the background, on loopback.
+"""Run the whole service on one machine: a Ray head and a control plane, in the background, on loopback.
 
-`up` starts the parts that are down, on the same ports and data as before; `down` stops every process, those of Ray
-included, and keeps all data. `state` persists ports and processes, `parts` starts and probes each part, `shutdown`
+`up` starts the parts that are down, with the same ports and data as before; `down` stops every process, including
+Ray's, and keeps all data. `state` persists ports and processes, `parts` starts and probes each part, `shutdown`
 terminates them.
 """
 
@@ -42,8 +42,8 @@ __all__ = [
     "up",
 ]
 
-RAY_TRIES = 5  # Ray allows its processes 30 s to start, which a cold or busy machine may exceed
-DRAIN_S = 90.0  # for the last checkpoints of running jobs, which have a deadline of 60 s
+RAY_TRIES = 5  # Ray gives its processes 30 s to start, which a cold or busy machine may exceed
+DRAIN_S = 90.0  # for the final checkpoints of running jobs, which have a deadline of 60 s
 LOG_TAIL = 2000
 
 START_ORDER: tuple[Part, ...] = ("ray", "control-plane")
@@ -55,7 +55,7 @@ class PartStatus(NamedTuple):
     pid: int | None
     port: int
     health: str
-    """`ok`, or the problem."""
+    """`ok`, or a description of the problem."""
 
 
 class StackStatus(NamedTuple):
@@ -88,14 +88,14 @@ def up(
     """Start the parts that are down, and wait until all are ready. Raises StackError.
 
     `port`: 0 for any free one; defaults to the previous one, else AMD_PORT. `storage`: defaults to the previous one,
-    else AMD_STORAGE. `num_cpus`: CPUs that Ray offers to jobs; defaults to those of the machine.
+    else AMD_STORAGE. `num_cpus`: CPUs that Ray offers to jobs; defaults to all CPUs of the machine.
     """
     folder = StackFolder(resolve_data_dir(data_dir))
     folder.prepare()
     with folder.lock():
         state = _plan_state(folder, port, storage, num_cpus)
         folder.write(state)
-        for part in START_ORDER:  # concurrently: neither needs the other to start
+        for part in START_ORDER:  # concurrently: neither needs the other in order to start
             if not state.alive(part):
                 end_leftovers(folder, state, part)
                 start(folder, state, part, on_progress)
@@ -106,9 +106,9 @@ def up(
 def down(
     data_dir: Path | None = None, *, drain_s: float = DRAIN_S, on_progress: ProgressCallback = lambda line: None
 ) -> bool:
-    """Stop all parts and keep their data; return whether any was running. Raises StackError.
+    """Stop all parts, keeping their data. Returns whether any was running. Raises StackError.
 
-    Running jobs get `drain_s` seconds for a last checkpoint, from which they continue after the next start.
+    Running jobs have `drain_s` seconds to save a final checkpoint, from which they continue after the next start.
     """
     folder = StackFolder(resolve_data_dir(data_dir))
     if not folder.path.is_dir():
@@ -145,7 +145,7 @@ def status(data_dir: Path | None = None) -> StackStatus:
 
 
 def _plan_state(folder: StackFolder, port: int | None, storage: str | None, num_cpus: int | None) -> StackState:
-    """Return the previous state with the requested changes. Raises StackError if that changes a running stack."""
+    """Return the previous state with the requested changes. Raises StackError if they affect a running stack."""
     state, settings = folder.read(), Settings()
     if state is not None:
         requested = {
@@ -157,7 +157,7 @@ def _plan_state(folder: StackFolder, port: int | None, storage: str | None, num_
         if changes and any(state.alive(part) for part in START_ORDER):
             name, value = next(iter(changes.items()))
             raise StackError(
-                f"{name.replace('_', '-')}: the stack in {folder.path} runs with {getattr(state, name)}, not with "
+                f"{name.replace('_', '-')}: the stack in {folder.path} runs with {getattr(state, name)}, not "
                 f"{value}; run `amd down` first"
             )
         state = state.model_copy(update=changes)
@@ -175,9 +175,11 @@ def _plan_state(folder: StackFolder, port: int | None, storage: str | None, num_
     except StorageError as error:
         raise StackError(str(error)) from None
     if not state.alive("control-plane") and not is_free(state.port):
-        raise StackError(f"port {state.port} is taken by another program; choose one with --port, 0 for any")
+        raise StackError(
+            f"port {state.port} is in use by another program; choose another with --port, or 0 for any free port"
+        )
     if not state.alive("ray"):
-        # Ray's ports are not configurable: replace those that another program has taken since.
+        # Users do not choose Ray's ports, so replace those that another program has taken since.
         ports = {name: port if is_free(port) else free_ports(1)[0] for name, port in state.ray}
         state = state.model_copy(update={"ray": RayPorts(**ports)})
     return state

@@ -1,6 +1,6 @@
-"""Start and probe a single part of a stack: its command, its environment, its readiness.
+"""Start a single part of a stack and probe whether it is ready.
 
-Independent of the order in which parts start and stop, and of how they are terminated.
+Does not decide in which order parts start and stop, or how they are terminated.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def start(folder: StackFolder, state: StackState, part: Part, on_progress: Progr
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # it outlives this command and its Ctrl-C
+            start_new_session=True,  # survives this command and Ctrl-C
         )
     state.processes[part] = PartProcess(pid=started.pid, started=psutil.Process(started.pid).create_time())
     folder.write(state)
@@ -69,7 +69,7 @@ def _ray_command(state: StackState) -> list[str]:
 
 
 def _ray_environment(folder: StackFolder, state: StackState) -> dict[str, str]:
-    """Environment of jobs, with the credentials of the storage but not those of the service."""
+    """Return the environment of jobs, with credentials for the storage but not for the service."""
     return _without(os.environ, *NOT_FOR_JOBS, "RAY_ADDRESS") | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "AMD_STORAGE": state.storage,
@@ -97,7 +97,7 @@ def _service_environment(folder: StackFolder, state: StackState) -> dict[str, st
 
 
 def _ray_token(folder: StackFolder) -> dict[str, str]:
-    """Ray's token authentication, set explicitly: its default depends on earlier runs on this machine."""
+    """Return the settings of Ray's token authentication, whose default depends on earlier runs on this machine."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder.ray_token), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -114,7 +114,7 @@ def find_problem(folder: StackFolder, state: StackState, part: Part) -> str | No
         if part == "control-plane":
             response = httpx.get(f"{state.url}/readyz", timeout=10.0)
             return None if response.is_success else f"/readyz returned status {response.status_code}"
-        # The dashboard responds before a node is alive, and a node is alive before its agent accepts jobs.
+        # The dashboard responds before any node is alive, and a node is alive before its agent accepts jobs.
         headers = {"Authorization": f"Bearer {folder.ray_token.read_text()}"}
         with httpx.Client(base_url=state.dashboard, headers=headers, timeout=10.0) as ray:
             ray.get("/api/jobs/").raise_for_status()
@@ -123,20 +123,20 @@ def find_problem(folder: StackFolder, state: StackState, part: Part) -> str | No
                 return "no node is alive yet"
         return _agent_problem(state.ray.agent)
     except (httpx.HTTPError, OSError) as error:
-        return f"it does not answer: {error or type(error).__name__}"
+        return f"it does not respond: {error or type(error).__name__}"
 
 
 def _agent_problem(port: int) -> str | None:
-    """Probe the agent: Ray 2.60 starts without its HTTP server if the port is taken, and then runs no job."""
+    """Probe the agent: if the port is taken, Ray 2.60 starts without the agent's HTTP server and then runs no jobs."""
     try:
         response = httpx.get(f"http://{HOST}:{port}/api/local_raylet_healthz", timeout=10.0)
         return None if response.is_success else f"the agent that accepts jobs returned status {response.status_code}"
     except httpx.HTTPError as error:
-        return f"the agent that accepts jobs does not answer on port {port}: {error or type(error).__name__}"
+        return f"the agent that accepts jobs does not respond on port {port}: {error or type(error).__name__}"
 
 
 def reports_of(state: StackState) -> dict[str, str]:
-    """Readiness of the database, the storage and Ray as the control plane reports it; empty if it is down."""
+    """Return the readiness of database, storage and Ray as the control plane reports it; empty if it is down."""
     try:
         parts: dict[str, str] = httpx.get(f"{state.url}/readyz", timeout=10.0).json()["parts"]
     except (httpx.HTTPError, json.JSONDecodeError, KeyError):

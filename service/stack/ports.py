@@ -7,7 +7,7 @@ import socket
 
 from service.stack.state import HOST
 
-# Above the ports of Ray's workers (10002 to 19999), below those that Linux assigns to outgoing connections.
+# Above the ports of Ray's workers (10002 to 19999) and below those that Linux assigns to outgoing connections.
 PORT_RANGE = range(20_000, 32_768)
 
 

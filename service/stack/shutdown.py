@@ -1,4 +1,4 @@
-"""Terminate the parts of a stack: drivers of jobs after a last checkpoint, known processes, and their leftovers."""
+"""Terminate the parts of a stack: job drivers after a final checkpoint, known processes, and any leftovers."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import psutil  # type: ignore[import-untyped]
 
 from service.stack.state import MARK, Part, ProgressCallback, StackFolder, StackState
 
-TERMINATE_S = 15.0  # before a process that ignores SIGTERM is killed
+TERMINATE_S = 15.0  # time until a process that ignores SIGTERM is killed
 DRIVER = "service.jobs.runner"
 TERMINATE_THEN_KILL = (psutil.Process.terminate, psutil.Process.kill)
 
 
 def drain(folder: StackFolder, seconds: float, on_progress: ProgressCallback) -> None:
-    """Terminate the drivers of jobs, which save a last checkpoint. The jobs are queued again after the next start."""
+    """Terminate job drivers, which save a final checkpoint. Their jobs are queued again after the next start."""
     mark = f"{folder.mark}:ray"
     drivers = [process for process in psutil.process_iter() if _is_driver(process) and _belongs(process, mark, None)]
     if drivers:
         on_progress(
-            f"{len(drivers)} jobs are saving a last checkpoint"
+            f"{len(drivers)} jobs are saving a final checkpoint"
             if len(drivers) > 1
-            else "a job is saving a last checkpoint"
+            else "a job is saving a final checkpoint"
         )
     for driver in drivers:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -33,13 +33,13 @@ def drain(folder: StackFolder, seconds: float, on_progress: ProgressCallback) ->
 
 def _is_driver(process: psutil.Process) -> bool:
     try:
-        return bool(process.cmdline()[1:3] == ["-m", DRIVER])  # not the shell around it, which would exit at once
+        return bool(process.cmdline()[1:3] == ["-m", DRIVER])  # not its parent shell, which would exit immediately
     except psutil.Error:
         return False
 
 
 def end_leftovers(folder: StackFolder, state: StackState | None, part: Part) -> bool:
-    """Kill the remaining processes of a part; return whether there were any."""
+    """Kill the remaining processes of a part. Returns whether there were any."""
     temp = state.ray_temp if state is not None and part == "ray" else None
     found = [process for process in psutil.process_iter() if _belongs(process, f"{folder.mark}:{part}", temp)]
     end(found, (psutil.Process.kill,))
@@ -47,9 +47,9 @@ def end_leftovers(folder: StackFolder, state: StackState | None, part: Part) -> 
 
 
 def _belongs(process: psutil.Process, mark: str, temp: str | None) -> bool:
-    """Whether a process carries the mark, or belongs to Ray and writes below its folder.
+    """Return whether a process has the mark in its environment, or belongs to Ray and has files open in `temp`.
 
-    The titles of Ray's workers overwrite their environment, so they need the second check.
+    Ray's workers overwrite their environment when they set their process title, so they need the second check.
     """
     try:
         if process.pid == os.getpid():
@@ -67,7 +67,7 @@ def end(
     processes: Sequence[psutil.Process],
     signals: Sequence[Callable[[psutil.Process], None]] = TERMINATE_THEN_KILL,
 ) -> None:
-    """End processes: apply each signal to those that survived the one before."""
+    """End processes, sending each signal to those that survived the previous one."""
     for send in signals:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):

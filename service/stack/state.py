@@ -1,7 +1,7 @@
 """The state of a stack on disk: its folder, and its ports and processes in `<data_dir>/stack.json`.
 
-A process is identified by its pid and its start time, so that a reused pid is never signalled. Starts and ends no
-process.
+A process is identified by its pid and its start time, so that a reused pid is never signalled. Does not start
+or end processes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from amd.storage import write_json
 from service.settings import Settings
 
 HOST = "127.0.0.1"
-STARTUP_S = 600.0  # generous: a cold or busy machine is slow
+STARTUP_S = 600.0  # generous, because a cold or busy machine is slow
 LOCK_S = STARTUP_S + 60.0
-SAME_START_S = 2.0  # start times are derived from the clock, which may be adjusted
+SAME_START_S = 2.0  # start times are derived from the system clock, which may be adjusted
 MARK = "AMD_STACK"  # in the environment of every process of a stack and of its children
 
 Part = Literal["control-plane", "ray"]
@@ -34,7 +34,7 @@ ProgressCallback = Callable[[str], None]
 
 
 class StackError(Exception):
-    """The stack cannot be started or stopped as requested. The message has the reason and the remedy."""
+    """The stack cannot be started or stopped as requested. The message contains the reason and how to fix it."""
 
 
 class PartProcess(BaseModel):
@@ -44,7 +44,7 @@ class PartProcess(BaseModel):
     started: float
 
     def find(self) -> psutil.Process | None:
-        """Return the process if it is the same one and alive, else None."""
+        """Return the process if it is still alive, otherwise None."""
         try:
             found = psutil.Process(self.pid)
             if abs(found.create_time() - self.started) <= SAME_START_S and found.status() != psutil.STATUS_ZOMBIE:
@@ -98,7 +98,7 @@ class Stack(NamedTuple):
 
 
 def resolve_data_dir(given: Path | None) -> Path:
-    """Return the given data directory, else AMD_DATA_DIR, else the user's default."""
+    """Return the given data directory, or else AMD_DATA_DIR, or else the user's default."""
     return (given or Settings().data_dir).expanduser().absolute()
 
 
@@ -129,7 +129,7 @@ class StackFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the stack against concurrent `up` and `down`. The lock ends with its process, so it is never stale.
+        """Lock the stack against concurrent `up` and `down`. The lock is released when its process ends.
 
         Raises StackError if another process holds it for longer than LOCK_S.
         """
@@ -153,7 +153,7 @@ class StackFolder:
             yield
 
     def read(self) -> StackState | None:
-        """Read the state; None before the first start. Raises StackError if it cannot be read."""
+        """Read the state, or return None before the first start. Raises StackError if it cannot be read."""
         try:
             return StackState.model_validate_json(self._state.read_bytes())
         except FileNotFoundError:

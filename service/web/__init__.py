@@ -1,1 +1,1 @@
-"""Shared by every HTTP route: errors, middleware, pagination, base schemas."""
+"""HTTP code shared by all routes: errors, middleware, pagination, base schemas."""

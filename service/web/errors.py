@@ -1,13 +1,13 @@
-"""Error responses: RFC 9457 problem details with a stable `code`. The only module that knows HTTP error statuses.
+"""Error responses: RFC 9457 problem details with a stable `code`. The only module with HTTP error statuses.
 
-The service's packages raise ServiceError subclasses without reference to HTTP; ERROR_RESPONSES maps each to a status
-and a code. Imports no other package of the service.
+The service's packages raise ServiceError subclasses, which are independent of HTTP; ERROR_RESPONSES maps each one to a
+status and a code. Imports no other package of the service.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -29,9 +29,9 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class ServiceError(Exception):
-    """A request that fails, with a message for the caller.
+    """Base of the errors that a request can cause, with a message for the caller.
 
-    Subclasses are listed in ERROR_RESPONSES; `extra` becomes members of the response.
+    Subclasses are listed in ERROR_RESPONSES; `extra` is added to the members of the response.
     """
 
     def __init__(self, message: str, **extra: Any) -> None:
@@ -45,15 +45,15 @@ class NotFound(ServiceError):
 
 
 class IllegalAction(ServiceError):
-    """The object's state does not allow the action; `allowed_actions` lists those it allows."""
+    """The object's state does not allow the action; `allowed_actions` lists the actions that it allows."""
 
 
 class EncoderInUse(ServiceError):
-    """Aliases, deployments or jobs use the encoder; `used_by` names them."""
+    """Aliases, deployments or jobs use the encoder; `used_by` lists them."""
 
 
 class AliasMoved(ServiceError):
-    """The alias points to a different encoder than the request expects; `current` names it."""
+    """The alias points to a different encoder than the request expects; `current` is its id."""
 
 
 class BadCursor(ServiceError):
@@ -73,15 +73,15 @@ class Unauthenticated(ServiceError):
 
 
 class Forbidden(ServiceError):
-    """The caller is known but lacks the required scope or project."""
+    """The caller is authenticated but lacks the required scope or project."""
 
 
 class TooMany(ServiceError):
-    """The caller exceeds its rate limit; `retry_after` in seconds."""
+    """The caller exceeded its rate limit; `retry_after` is in seconds."""
 
 
 class UriNotAllowed(ServiceError):
-    """A data or storage URI is outside the allowed prefixes; `field` names it."""
+    """A URI is not allowed; `field` is the field that contains it."""
 
 
 class BodyTooLarge(ServiceError):
@@ -105,7 +105,7 @@ class EncoderUnavailable(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """The replicas' queues are full; `retry_after` in seconds."""
+    """The replicas' queues are full; `retry_after` is in seconds."""
 
 
 class DeadlinePassed(ServiceError):
@@ -117,7 +117,7 @@ class ItemInvalid(ServiceError):
 
 
 class NotPossible(ServiceError):
-    """The encoder does not support the request, for example without a head or with too few layers."""
+    """The encoder does not support the request, for example because it has no head or too few layers."""
 
 
 class IssuerUnavailable(ServiceError):
@@ -125,7 +125,7 @@ class IssuerUnavailable(ServiceError):
 
 
 class ErrorResponse(NamedTuple):
-    """Status and code of an error."""
+    """HTTP status and code of an error."""
 
     status: HTTPStatus
     code: str
@@ -169,12 +169,12 @@ class FieldProblem(BaseModel):
     """One problem of the request."""
 
     pointer: str
-    """Location: a JSON pointer into the body (`#/config/mask`) or the name of a parameter."""
+    """Location of the problem: a JSON pointer into the body (`#/config/mask`) or the name of a parameter."""
     detail: str
 
 
 class Problem(BaseModel):
-    """RFC 9457; `application/problem+json`."""
+    """Problem details of an error as in RFC 9457, sent as `application/problem+json`."""
 
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
@@ -183,7 +183,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     code: str
-    """Stable code for programs to act on; the text may change."""
+    """Stable code that programs can rely on; `detail` may change."""
     request_id: str
     retryable: bool = False
     """Whether the same request may succeed later."""
@@ -225,7 +225,7 @@ def _response_of(error: ServiceError) -> ErrorResponse:
 
 
 def error_response(request: Request, error: ServiceError) -> JSONResponse:
-    """The response to a ServiceError."""
+    """Return the response to a ServiceError."""
     found = _response_of(error)
     headers = {}
     if found.retryable:
@@ -239,74 +239,88 @@ def error_response(request: Request, error: ServiceError) -> JSONResponse:
 
 def install(app: FastAPI) -> None:
     """Install handlers that turn every error of the app into problem details."""
+    for error, handler in _HANDLERS.items():
+        app.add_exception_handler(error, handler)
 
-    def service_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ServiceError)
-        return error_response(request, error)
 
-    def config_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ConfigError)
-        errors = [_located(line) for line in error.problems]
-        return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "config_invalid", str(error), errors=errors)
+def _service_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)
+    return error_response(request, error)
 
-    def validation_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        if any(found["type"] == "json_invalid" for found in error.errors()):
-            return problem(request, HTTPStatus.BAD_REQUEST, "json_invalid", "the body is not valid JSON")
-        errors = [FieldProblem(pointer=_pointer(found["loc"]), detail=found["msg"]) for found in error.errors()]
-        detail = "; ".join(f"{found.pointer}: {found.detail}" for found in errors[:5])
-        return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "request_invalid", detail, errors=errors)
 
-    def framework_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        status = HTTPStatus(error.status_code)
-        headers = dict(error.headers or {})
-        if status == HTTPStatus.METHOD_NOT_ALLOWED:
-            headers["Allow"] = ", ".join(_methods(request))
-        code = FRAMEWORK_CODES.get(status, status.phrase.lower().replace(" ", "_"))
-        return problem(request, status, code, str(error.detail), headers=headers)
+def _config_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ConfigError)
+    errors = [_located(line) for line in error.problems]
+    return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "config_invalid", str(error), errors=errors)
 
-    def database_unavailable(request: Request, error: Exception) -> JSONResponse:
-        logger.error("the database does not answer: %s", error)
-        detail = "the database does not answer; nothing was changed, try again"
-        headers = {"Retry-After": "2"}
-        status = HTTPStatus.SERVICE_UNAVAILABLE
-        return problem(request, status, "database_unavailable", detail, retryable=True, headers=headers)
 
-    def database_value_error(request: Request, error: Exception) -> JSONResponse:
-        """A value that one database accepts and another rejects, such as NUL characters in text."""
-        detail = "a value of the request cannot be stored: text must not contain NUL characters; remove them"
-        return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "request_invalid", detail)
+def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    if any(found["type"] == "json_invalid" for found in error.errors()):
+        return problem(request, HTTPStatus.BAD_REQUEST, "json_invalid", "the body is not valid JSON")
+    errors = [FieldProblem(pointer=_pointer(found["loc"]), detail=found["msg"]) for found in error.errors()]
+    detail = "; ".join(f"{found.pointer}: {found.detail}" for found in errors[:5])
+    return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "request_invalid", detail, errors=errors)
 
-    def database_driver_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, DBAPIError)
-        return database_unavailable(request, error) if error.connection_invalidated else unhandled_error(request, error)
 
-    def storage_unavailable(request: Request, error: Exception) -> JSONResponse:
-        logger.error("the storage does not answer: %s", error)
-        detail = "the storage root is temporarily unavailable; try again"
-        status = HTTPStatus.SERVICE_UNAVAILABLE
-        return problem(request, status, "storage_unavailable", detail, retryable=True, headers={"Retry-After": "5"})
+def _framework_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    headers = dict(error.headers or {})
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods(request))
+    code = FRAMEWORK_CODES.get(status, status.phrase.lower().replace(" ", "_"))
+    return problem(request, status, code, str(error.detail), headers=headers)
 
-    def unhandled_error(request: Request, error: Exception) -> JSONResponse:
-        logger.exception("unhandled error", exc_info=error)
-        detail = "internal error; the service's log has the details under this request id"
-        return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail)
 
-    app.add_exception_handler(ServiceError, service_error)
-    app.add_exception_handler(ConfigError, config_error)
-    app.add_exception_handler(RequestValidationError, validation_error)
-    app.add_exception_handler(HTTPException, framework_error)
-    app.add_exception_handler(OperationalError, database_unavailable)
-    app.add_exception_handler(PoolTimeout, database_unavailable)
-    app.add_exception_handler(DataError, database_value_error)
-    app.add_exception_handler(DBAPIError, database_driver_error)
-    app.add_exception_handler(StorageError, storage_unavailable)
-    app.add_exception_handler(Exception, unhandled_error)
+def _database_unavailable(request: Request, error: Exception) -> JSONResponse:
+    logger.error("the database does not answer: %s", error)
+    detail = "the database does not answer; nothing was changed, try again"
+    headers = {"Retry-After": "2"}
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    return problem(request, status, "database_unavailable", detail, retryable=True, headers=headers)
+
+
+def _database_value_error(request: Request, error: Exception) -> JSONResponse:
+    """Handle a value that one database accepts and another rejects, such as NUL characters in text."""
+    detail = "a value of the request cannot be stored: text must not contain NUL characters; remove them"
+    return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "request_invalid", detail)
+
+
+def _database_driver_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, DBAPIError)
+    return _database_unavailable(request, error) if error.connection_invalidated else _unhandled_error(request, error)
+
+
+def _storage_unavailable(request: Request, error: Exception) -> JSONResponse:
+    logger.error("the storage does not answer: %s", error)
+    detail = "the storage root is temporarily unavailable; try again"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    return problem(request, status, "storage_unavailable", detail, retryable=True, headers={"Retry-After": "5"})
+
+
+def _unhandled_error(request: Request, error: Exception) -> JSONResponse:
+    logger.exception("unhandled error", exc_info=error)
+    detail = "internal error; the service's log contains the details under this request id"
+    return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail)
+
+
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = {
+    ServiceError: _service_error,
+    ConfigError: _config_error,
+    RequestValidationError: _validation_error,
+    HTTPException: _framework_error,
+    OperationalError: _database_unavailable,
+    PoolTimeout: _database_unavailable,
+    DataError: _database_value_error,
+    DBAPIError: _database_driver_error,
+    StorageError: _storage_unavailable,
+    Exception: _unhandled_error,
+}
 
 
 def _methods(request: Request) -> list[str]:
-    """Methods of all routes that match the path; the framework names only those of the first."""
+    """Return the methods of all routes that match the path; the framework lists only those of the first route."""
     found = set[str]()
     for route in request.app.routes:
         match, _ = route.matches({**request.scope, "method": "?"})
@@ -316,13 +330,19 @@ def _methods(request: Request) -> list[str]:
 
 
 def _pointer(location: Sequence[Any]) -> str:
-    """`("body", "labels", "a")` → `#/labels/a`; a parameter keeps its name."""
+    """Convert a location in the body to a JSON pointer, and return the name of a parameter unchanged.
+
+    `("body", "labels", "a")` → `#/labels/a`
+    """
     where, *rest = location
     return "#/" + "/".join(map(str, rest)) if where == "body" else ".".join(map(str, rest or [where]))
 
 
 def _located(line: str) -> FieldProblem:
-    """`mask.teacher_ratio=0.9 must be below …` → `#/config/mask/teacher_ratio`."""
+    """Convert a line of a ConfigError to a problem with a JSON pointer.
+
+    `mask.teacher_ratio=0.9 must be below …` → `#/config/mask/teacher_ratio`
+    """
     field = line.split("=", 1)[0].split(":", 1)[0].strip()
     if field == "preset":
         return FieldProblem(pointer="#/preset", detail=line)

@@ -1,4 +1,4 @@
-"""Cursors of listings ordered from newest to oldest: the time and id of the last row of a page."""
+"""Cursors for listings ordered from newest to oldest. A cursor encodes the time and id of the last row of a page."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def cursor_of(at: float, row_id: str) -> str:
 
 
 def after(cursor: str, at: Any, row_id: Any) -> ColumnElement[bool]:
-    """Condition for rows after the cursor, given the columns that order the listing. Raises BadCursor."""
+    """Return the condition for rows after a cursor, given the columns that order the listing. Raises BadCursor."""
     try:
         last_at, last_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         last_at, last_id = float(last_at), str(last_id)
     except (ValueError, TypeError, binascii.Error):
-        raise BadCursor("cursor: not issued by this service; use next_cursor of the previous page") from None
+        raise BadCursor("cursor: not issued by this service; use `next_cursor` of the previous page") from None
     return or_(at < last_at, and_(at == last_at, row_id < last_id))

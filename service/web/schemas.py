@@ -1,7 +1,8 @@
-"""Types shared by the request and response models of every package. Independent of what they describe."""
+"""Types shared by the request and response models of all packages."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
@@ -11,10 +12,20 @@ LabelValue = Annotated[str, StringConstraints(max_length=255)]
 Project = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 DEFAULT_PROJECT = "default"
-"""Project of what a caller with access to all projects creates without naming one."""
+"""Project of new objects if the caller's key covers all projects and the request specifies none."""
 
 
 class ApiModel(BaseModel):
-    """Base of all request and response models: immutable, rejects unknown fields."""
+    """Base class of all request and response models: immutable, rejects unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def utc_datetime(seconds: float) -> datetime:
+    """Convert a stored time, in seconds since the epoch, to the UTC datetime that responses contain."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def utc_datetime_or_none(seconds: float | None) -> datetime | None:
+    """Convert a stored time as `utc_datetime` does; None stays None."""
+    return None if seconds is None else utc_datetime(seconds)

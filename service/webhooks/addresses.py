@@ -1,4 +1,4 @@
-"""Allowed webhook targets: the form of a URL and the addresses of its host. Independent of deliveries."""
+"""Rules for webhook targets: the form of a URL and the addresses of its host. Sends nothing."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ import httpx
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
-_UNICAST = ipaddress.ip_network("2000::/3")  # outside it: mapped, translated (64:ff9b::/96), local, multicast
+_UNICAST = ipaddress.ip_network("2000::/3")  # excludes mapped, translated (64:ff9b::/96), local and multicast addresses
 _PLATFORM = ipaddress.ip_address("168.63.129.16")  # in a public range, but used by Azure's platform services
 
 
 class AddressNotAllowed(Exception):
-    """A webhook's URL or address is not allowed; the message gives the rule."""
+    """A webhook's URL or address is not allowed; the message states the rule."""
 
 
 def checked_url(text: str, *, allow_http: bool, allow_private: bool = False) -> httpx.URL:
-    """Parse a URL. Raises AddressNotAllowed, also for malformed URLs. Does not resolve the host."""
+    """Parse a URL without resolving its host. Raises AddressNotAllowed, including for malformed URLs."""
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, ValueError) as error:
-        raise AddressNotAllowed(f"not a URL: {error}") from None
+        raise AddressNotAllowed(f"it is not a valid URL: {error}") from None
     if url.scheme != "https" and not (allow_http and url.scheme == "http"):
         raise AddressNotAllowed("it must start with https://")
     if not url.host or url.userinfo or url.fragment:
         raise AddressNotAllowed("it must have a host, and neither a user name nor a fragment")
     if url.port is not None and not 0 < url.port < 1 << 16:
         raise AddressNotAllowed("its port must be between 1 and 65535")
-    with suppress(ValueError):  # usually a name
+    with suppress(ValueError):  # raised for host names, which are checked once resolved
         if not allow_private and not is_public(url.host):
             raise AddressNotAllowed("its address must be public")
     return url
 
 
 def is_public(text: str) -> bool:
-    """Whether an address is public: not one of this machine, its network or its cloud, nor an encoding of one.
+    """Whether an address is public.
 
-    Raises ValueError for text that is not an address.
+    Addresses of this machine, its network or its cloud platform are not, nor are IPv6 addresses that embed an IPv4
+    address. Raises ValueError for text that is not an address.
     """
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address) and (
@@ -52,6 +53,6 @@ def is_public(text: str) -> bool:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Addresses of a host, most preferred first. Raises OSError."""
+    """Resolve a host to its addresses, most preferred first. Raises OSError."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(address[0]) for *_, address in found]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ from service.auth.authentication import Admin
 from service.db.models import Delivery, Webhook
 from service.jobs.schemas import Action, State
 from service.web.errors import UriNotAllowed
-from service.web.schemas import ApiModel, Project
+from service.web.schemas import ApiModel, Project, utc_datetime
 from service.webhooks.addresses import AddressNotAllowed, checked_url
 from service.webhooks.store import WAITING, WebhookStore
 
@@ -33,11 +33,11 @@ class WebhookRequest(ApiModel):
     )
 
     url: Annotated[str, StringConstraints(min_length=1, max_length=2000)]
-    """Target of the deliveries: an https URL with a public address."""
+    """Target of the deliveries: an https URL whose host has a public address."""
     events: list[EventType] = Field(default_factory=list, max_length=40)
-    """Types of job events to deliver, as in a job's history; empty: all."""
+    """Types of job events to deliver, as in a job's history; empty: all types."""
     project: Project | None = None
-    """Project whose events are delivered; null: your key's project, or all for a key of all projects."""
+    """Project whose events are delivered; null: your key's project, or all if your key covers all projects."""
 
 
 class WebhookView(ApiModel):
@@ -53,10 +53,10 @@ class WebhookView(ApiModel):
 
 
 class NewWebhookView(WebhookView):
-    """A new webhook."""
+    """A new webhook, with its secret."""
 
     secret: str
-    """Secret to verify signatures with, as specified by Standard Webhooks. It is not shown again."""
+    """Secret for verifying signatures, as specified by Standard Webhooks. It is not shown again."""
 
 
 class WebhookList(ApiModel):
@@ -73,7 +73,7 @@ class DeliveryView(ApiModel):
     state: Literal["waiting", "taken", "given_up"]
     tries: int
     answer: str
-    """Result of the last try."""
+    """Outcome of the last attempt."""
     created_at: datetime
     tried_at: datetime | None
     next_try_at: datetime | None
@@ -130,7 +130,7 @@ def _view(webhook: Webhook) -> WebhookView:
         url=webhook.url,
         events=webhook.events,
         project=webhook.project,
-        created_at=datetime.fromtimestamp(webhook.created_at, UTC),
+        created_at=utc_datetime(webhook.created_at),
         created_by=webhook.created_by,
     )
 

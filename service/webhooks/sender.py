@@ -1,8 +1,8 @@
-"""Sends deliveries, signed according to Standard Webhooks: https://www.standardwebhooks.com.
+"""Send deliveries, signed according to Standard Webhooks: https://www.standardwebhooks.com.
 
 Receivers are untrusted: the host is resolved once, all its addresses must be public, and the connection goes to the
-first of them, so that a changed DNS entry cannot redirect it in between. Redirects and proxies are not followed, and
-only the status of a response is kept.
+first of them, so that a DNS change after the check cannot redirect it. Redirects are not followed, proxies are not
+used, and only the status of a response is kept.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import httpx
 from sqlalchemy import Engine
 
 from service.webhooks.addresses import AddressNotAllowed, Resolve, checked_url, is_public, resolve
-from service.webhooks.store import DeliveryTry, WebhookStore
+from service.webhooks.store import DeliveryAttempt, WebhookStore
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_S = 10.0  # per try, from resolving its host to the response
-PAUSE_S = 1.0  # between two steps
-MAX_WEBHOOKS, MAX_TRIES_EACH = 16, 8  # per step, whose tries are sent concurrently
+TIMEOUT_S = 10.0  # per attempt, from resolving the host to the response
+PAUSE_S = 1.0  # between steps
+MAX_WEBHOOKS, MAX_ATTEMPTS_EACH = 16, 8  # per step; its attempts are sent concurrently
 PURGE_EVERY_S = 3600.0
 
 
 class WebhookSender:
-    """Sends due deliveries. Any number may run concurrently: each try is claimed by one sender."""
+    """Sends due deliveries. Any number of senders may run concurrently: each attempt is claimed by one of them."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class WebhookSender:
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`allow_private`: for tests with receivers on this machine; no setting or request enables it."""
+        """`allow_private` is for tests with receivers on this machine; no setting or request enables it."""
         self._store = WebhookStore(engine)
         self._allow_http, self._allow_private = allow_http, allow_private
         self._resolve, self._clock = resolve, clock
@@ -63,22 +63,22 @@ class WebhookSender:
             stop.wait(PAUSE_S)
 
     def step(self) -> None:
-        """Send the tries that are due, up to a limit."""
+        """Send the attempts that are due, up to a limit."""
         now = self._clock()
-        tries = self._store.claim(now, MAX_WEBHOOKS, MAX_TRIES_EACH)
-        if tries:
-            asyncio.run(self._send_all(tries))
+        attempts = self._store.claim(now, MAX_WEBHOOKS, MAX_ATTEMPTS_EACH)
+        if attempts:
+            asyncio.run(self._send_all(attempts))
         if now > self._purged_at + PURGE_EVERY_S:
             self._purged_at = now
             self._store.purge(now)
 
-    async def _send_all(self, tries: Sequence[DeliveryTry]) -> None:
+    async def _send_all(self, attempts: Sequence[DeliveryAttempt]) -> None:
         # Connections are not reused: they are keyed by address, which two host names may share.
         no_reuse = httpx.Limits(max_keepalive_connections=0)
         async with httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=TIMEOUT_S, limits=no_reuse) as client:
-            await asyncio.gather(*(self._send(client, delivery_try) for delivery_try in tries))
+            await asyncio.gather(*(self._send(client, attempt) for attempt in attempts))
 
-    async def _send(self, client: httpx.AsyncClient, attempt: DeliveryTry) -> None:
+    async def _send(self, client: httpx.AsyncClient, attempt: DeliveryAttempt) -> None:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 accepted, answer = await self._post(client, attempt)
@@ -86,11 +86,11 @@ class WebhookSender:
             accepted, answer = False, str(error)
         except TimeoutError:
             accepted, answer = False, f"no response within {TIMEOUT_S:.0f} s"
-        except Exception as error:  # no error of one receiver may affect other deliveries
+        except Exception as error:  # an error of one receiver must not affect other deliveries
             accepted, answer = False, f"could not be reached: {type(error).__name__}"
         await asyncio.to_thread(self._store.record_result, attempt, accepted, answer)
 
-    async def _post(self, client: httpx.AsyncClient, attempt: DeliveryTry) -> tuple[bool, str]:
+    async def _post(self, client: httpx.AsyncClient, attempt: DeliveryAttempt) -> tuple[bool, str]:
         url = checked_url(attempt.url, allow_http=self._allow_http, allow_private=self._allow_private)
         host = url.raw_host.decode("ascii")
         addresses = await self._resolve(host, url.port or (443 if url.scheme == "https" else 80))
@@ -102,11 +102,11 @@ class WebhookSender:
         pinned = url.copy_with(host=addresses[0])
         name = {"sni_hostname": host}  # the name that the certificate must match
         async with client.stream("POST", pinned, content=body, headers=headers, extensions=name) as response:
-            return response.is_success, f"answered {response.status_code}"
+            return response.is_success, f"responded with {response.status_code}"
 
 
 def signature_headers(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The three headers by which a receiver verifies a message's origin, integrity and age."""
+    """Return the three headers with which a receiver verifies the origin, integrity and age of a message."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
     digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return {

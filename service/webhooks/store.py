@@ -1,10 +1,10 @@
 """Webhooks and their deliveries in the database.
 
 A delivery is written in the transaction of its event. No reader tracks a position in the events, so an event that
-commits late is not lost, and one whose change was rolled back is not sent, with any number of replicas. A try is
-claimed by counting it, compare-and-set, before it is sent: two senders never send the same one, and a sender that dies
-has used up its try. A receiver may get a delivery twice, if the sender dies after the response; `webhook-id` identifies
-it.
+commits late is not lost, and one whose change was rolled back is not sent, with any number of replicas. An attempt is
+claimed before it is sent, by incrementing a counter with compare-and-set: two senders never send the same attempt, and
+an attempt whose sender dies counts as failed. A receiver may get a delivery twice, if the sender dies after the
+response; it can recognize the repetition by `webhook-id`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import base64
 import secrets
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import CursorResult, Engine, delete, func, or_, select, update
@@ -22,22 +21,23 @@ from sqlalchemy.orm import Session
 from service.db.models import Delivery, Job, JobEvent, Webhook
 from service.jobs.store import JobStore
 from service.web.errors import NotFound
+from service.web.schemas import utc_datetime
 
 WAITING, TAKEN, GIVEN_UP = "waiting", "taken", "given_up"
 MINUTE, HOUR = 60, 3600
-# Pause after each failed try: a day in total, then the delivery is given up.
+# Pause after each failed attempt: a day in total, then the delivery is given up.
 PAUSES_S = (5, 30, 2 * MINUTE, 10 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 4 * HOUR, 8 * HOUR, 8 * HOUR)
 RETENTION_S = 7 * 24 * HOUR  # of finished deliveries
 
 
 def job_store(engine: Engine) -> JobStore:
-    """The job store of a control plane: every job event queues its webhook deliveries in the same transaction."""
+    """Create the job store of a control plane, in which every job event queues its webhook deliveries."""
     return JobStore(engine, queue_deliveries)
 
 
 def queue_deliveries(session: Session, job: Job, event: JobEvent) -> None:
     """Add the event's deliveries to the session that writes the event."""
-    # The lock keeps a webhook from being deleted until the event is committed, which would make the event fail.
+    # Without the lock, deleting a webhook before the event is committed would make the event fail.
     listening = select(Webhook).where(or_(Webhook.project.is_(None), Webhook.project == job.project))
     for webhook in session.scalars(listening.with_for_update(read=True, key_share=True)):
         if not webhook.events or event.type in webhook.events:
@@ -60,7 +60,7 @@ def queue_deliveries(session: Session, job: Job, event: JobEvent) -> None:
 def _body(job: Job, event: JobEvent) -> dict[str, Any]:
     return {
         "type": f"job.{event.type}",
-        "timestamp": datetime.fromtimestamp(event.at, UTC).isoformat(),
+        "timestamp": utc_datetime(event.at).isoformat(),
         "data": {
             "job_id": job.id,
             "version": event.version,
@@ -76,12 +76,12 @@ def _body(job: Job, event: JobEvent) -> dict[str, Any]:
     }
 
 
-class DeliveryTry(NamedTuple):
-    """One claimed try of a delivery, with everything needed to send it."""
+class DeliveryAttempt(NamedTuple):
+    """A claimed attempt of a delivery, with everything needed to send it."""
 
     delivery: int
     number: int
-    """Number of the try, from 1."""
+    """Number of the attempt, from 1."""
     message_id: str
     url: str
     secret: str
@@ -116,7 +116,7 @@ class WebhookStore:
         return webhook
 
     def of_project(self, project: str | None) -> Sequence[Webhook]:
-        """Webhooks of a project, or all if none is given; newest first."""
+        """List the webhooks of a project, or of all projects if it is None; newest first."""
         query = select(Webhook).order_by(Webhook.created_at.desc(), Webhook.id)
         if project is not None:
             query = query.where(Webhook.project == project)
@@ -124,12 +124,12 @@ class WebhookStore:
             return list(session.scalars(query))
 
     def delete(self, webhook_id: str, project: str | None) -> None:
-        """Delete a webhook with all its deliveries. Raises NotFound, also for one of another project."""
+        """Delete a webhook with all its deliveries. Raises NotFound, including for a webhook of another project."""
         with Session(self._engine) as session, session.begin():
             session.delete(_of(session, webhook_id, project))
 
     def deliveries(self, webhook_id: str, project: str | None, limit: int) -> Sequence[Delivery]:
-        """The latest deliveries of a webhook, newest first. Raises NotFound."""
+        """List the latest deliveries of a webhook, newest first. Raises NotFound."""
         with Session(self._reading, expire_on_commit=False) as session:
             _of(session, webhook_id, project)
             query = select(Delivery).where(Delivery.webhook_id == webhook_id)
@@ -137,11 +137,11 @@ class WebhookStore:
 
     # Sending
 
-    def claim(self, now: float, webhooks: int, each: int) -> list[DeliveryTry]:
-        """Claim tries that are due for the caller to send.
+    def claim(self, now: float, webhooks: int, each: int) -> list[DeliveryAttempt]:
+        """Claim attempts that are due, for the caller to send.
 
-        Takes at most `webhooks` webhooks, those that have waited longest, and at most `each` tries per webhook, so that
-        a receiver that does not answer does not block the others.
+        Claims for at most `webhooks` webhooks, those that have waited longest, and at most `each` attempts per webhook,
+        so that a receiver that does not respond does not block the others.
         """
         due = (Delivery.state == WAITING, Delivery.not_before <= now)
         first = func.min(Delivery.not_before)
@@ -158,22 +158,22 @@ class WebhookStore:
                 )
             ]
         claimed = ((self._claim(delivery, now), delivery, webhook) for delivery, webhook in found)
-        return [_try(delivery, webhook) for is_claimed, delivery, webhook in claimed if is_claimed]
+        return [_attempt(delivery, webhook) for is_claimed, delivery, webhook in claimed if is_claimed]
 
     def _claim(self, delivery: Delivery, now: float) -> bool:
-        if delivery.tries > len(PAUSES_S):  # the sender of the last try died
+        if delivery.tries > len(PAUSES_S):  # the sender of the last attempt died
             self._set(delivery.id, delivery.tries, state=GIVEN_UP)
             return False
         pause = PAUSES_S[min(delivery.tries, len(PAUSES_S) - 1)]
         return self._set(delivery.id, delivery.tries, tries=delivery.tries + 1, tried_at=now, not_before=now + pause)
 
-    def record_result(self, claimed: DeliveryTry, accepted: bool, answer: str) -> None:
-        """Record the result of a claimed try."""
+    def record_result(self, claimed: DeliveryAttempt, accepted: bool, answer: str) -> None:
+        """Record the result of a claimed attempt."""
         state = TAKEN if accepted else GIVEN_UP if claimed.is_last else WAITING
         self._set(claimed.delivery, claimed.number, state=state, answer=answer)
 
     def _set(self, delivery: int, expected_tries: int, **values: Any) -> bool:
-        """Update a delivery if it still waits with this number of tries; return whether it did."""
+        """Update a delivery if it is still waiting with this number of attempts; return whether it was updated."""
         unchanged = (Delivery.id == delivery, Delivery.state == WAITING, Delivery.tries == expected_tries)
         with Session(self._engine) as session, session.begin():
             result = session.execute(update(Delivery).where(*unchanged).values(**values))
@@ -194,7 +194,7 @@ def _of(session: Session, webhook_id: str, project: str | None) -> Webhook:
     return webhook
 
 
-def _try(delivery: Delivery, webhook: Webhook) -> DeliveryTry:
-    # Not the row's id, which a database may reuse. Without dots, which separate the signed parts.
+def _attempt(delivery: Delivery, webhook: Webhook) -> DeliveryAttempt:
+    # Does not contain the row's id, which a database may reuse, or dots, which separate the signed parts.
     message_id = f"msg_{webhook.id}_{delivery.job_id}_{delivery.version}".replace(".", "_")
-    return DeliveryTry(delivery.id, delivery.tries + 1, message_id, webhook.url, webhook.secret, delivery.body)
+    return DeliveryAttempt(delivery.id, delivery.tries + 1, message_id, webhook.url, webhook.secret, delivery.body)

@@ -21,14 +21,14 @@ OBJECTIVES: dict[str, TrainConfig] = {
     "image, mae": mae(tiny_image_config()),
     "not square": tiny_video_config(clip__size=[8, 24]),
     "random masks on video": tiny_video_config(mask__strategy="random"),
-    "direct alone": tiny_video_config(objective__weights__generation=0),
-    "generation alone": tiny_video_config(objective__weights__direct=0),
+    "direct only": tiny_video_config(objective__weights__generation=0),
+    "generation only": tiny_video_config(objective__weights__direct=0),
     "no reconstruction": tiny_video_config(objective__weights__reconstruction=0),
     "no reconstruction, class token": tiny_image_config(objective__weights__reconstruction=0),
     "equal ratios": tiny_video_config(mask__teacher_ratio=0.75),
     "full-view teacher": tiny_video_config(mask__teacher_ratio=0.0),
     "three pairs, summed": tiny_video_config(objective__layers=THREE_PAIRS, objective__reduction="sum"),
-    "last pair alone": tiny_video_config(objective__layers=[{"student": 4, "teacher": 4}]),
+    "last pair only": tiny_video_config(objective__layers=[{"student": 4, "teacher": 4}]),
     "layer norm, l1": tiny_video_config(objective__target_norm="layer_norm", objective__distance="l1"),
     "l2-normalised, smooth l1": tiny_video_config(objective__target_norm="l2", objective__distance="smooth_l1"),
     "running cell": tiny_video_config(mask__decoder="running_cell"),
@@ -134,7 +134,7 @@ def test_generation_reaches_the_encoder_through_the_projection() -> None:
     assert first.any()  # type: ignore[operator]
 
 
-def test_the_loss_of_a_batch_is_the_mean_of_its_halves() -> None:
+def test_the_loss_of_a_batch_is_the_mean_loss_of_its_halves() -> None:
     config = tiny_video_config()
     student, teacher = networks(config)
     clips = batch(config, 4)

@@ -11,7 +11,7 @@ from tests.amd.test_distillation import OBJECTIVES, batch, networks, run
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_formula_agrees_with_the_flop_counter_of_torch(name: str) -> None:
+def test_the_formula_matches_the_torch_flop_counter(name: str) -> None:
     config = OBJECTIVES[name]
     student, teacher = networks(config)
     # The math backend computes attention as matrix products, which the counter counts in both passes on any device.
@@ -21,11 +21,11 @@ def test_the_formula_agrees_with_the_flop_counter_of_torch(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "gflops"), [("k400-vit-b", 558.6), ("k400-vit-s", 421.2)])
-def test_a_step_of_the_paper_has_the_flops_derived_by_hand(name: str, gflops: float) -> None:
+def test_flops_of_a_training_step_from_the_paper_match_a_manual_calculation(name: str, gflops: float) -> None:
     assert step_flops(PRESETS[name].config).total / 1e9 == pytest.approx(gflops, abs=0.05)
 
 
-def test_a_teacher_that_sees_more_costs_more() -> None:
+def test_a_teacher_that_sees_more_tokens_needs_more_flops() -> None:
     def teacher(config: TrainConfig, ratio: float) -> float:
         return step_flops(with_overrides(config, {"mask.teacher_ratio": ratio})).teacher
 

@@ -11,11 +11,11 @@ from amd.losses import DISTANCES, alignment, normalized_pixels, pixel_targets, u
 CLIP = ClipConfig(frames=4, size=16, patch=4, tubelet=2)
 
 
-def test_every_distance_of_the_config_is_implemented() -> None:
+def test_every_configurable_distance_is_implemented() -> None:
     assert set(DISTANCES) == set(get_args(Distance))
 
 
-def test_bytes_and_normalised_floats_give_the_same_pixels() -> None:
+def test_bytes_and_normalised_floats_yield_the_same_pixels() -> None:
     tokens = torch.randint(0, 256, (2, 5, CLIP.token_values), dtype=torch.uint8)
     normalized = normalized_pixels(tokens, CLIP)
     torch.testing.assert_close(unit_pixels(normalized, CLIP), tokens.float() / 255, rtol=1e-5, atol=1e-6)
@@ -39,7 +39,7 @@ def test_per_patch_targets_are_normalised_over_colours_jointly() -> None:
     assert pixels.reshape(2, 5, -1, 3).mean(dim=-2).abs().max() > 1e-2  # colours keep their differences
 
 
-def test_a_token_of_one_colour_gives_finite_targets() -> None:
+def test_a_single_colour_token_has_finite_targets() -> None:
     tokens = torch.full((1, 1, CLIP.token_values), 77, dtype=torch.uint8)
     for kind in get_args(PixelTarget):
         assert pixel_targets(tokens, CLIP, kind).isfinite().all()
@@ -48,7 +48,7 @@ def test_a_token_of_one_colour_gives_finite_targets() -> None:
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("norm", ["none", "layer_norm", "l2"])
-def test_alignment_is_zero_at_equality_and_positive_otherwise(distance: Distance, norm: str) -> None:
+def test_alignment_is_zero_for_equal_features_and_positive_otherwise(distance: Distance, norm: str) -> None:
     objective = ObjectiveConfig(distance=distance, target_norm=norm)  # type: ignore[arg-type]
     target = torch.randn(2, 5, 8)
     same = torch.nn.functional.layer_norm(target, (8,), eps=1e-6) if norm == "layer_norm" else target

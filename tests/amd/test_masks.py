@@ -18,7 +18,7 @@ def draw(mask: MaskConfig, grid: TokenGrid, batch: int = 3, seed: int = 0) -> To
     return sample_token_sets(mask, grid, batch, torch.Generator().manual_seed(seed))
 
 
-def test_every_strategy_of_the_config_is_implemented() -> None:
+def test_every_configurable_strategy_is_implemented() -> None:
     assert set(STRATEGIES) == set(get_args(MaskStrategy))
 
 

@@ -20,7 +20,7 @@ def noise(config: TrainConfig, count: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
-def test_reconstruct_agrees_with_the_student_on_the_same_tokens(name: str) -> None:
+def test_reconstruct_matches_the_student_on_the_same_tokens(name: str) -> None:
     config = CONFIGS[name]
     clip, kind, clips = config.clip, config.objective.pixels, noise(config)
     student = Student(config).eval()

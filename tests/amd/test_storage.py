@@ -23,7 +23,7 @@ from tests.support.s3 import S3Server
 
 @pytest.fixture
 def store(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """An S3 server that also serves the bucket of `s3_root`: moto keeps one state per process."""
+    """Start an S3 server that also serves the bucket of `s3_root`, since moto keeps one state per process."""
     server = S3Server()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
     # Each retry of s3fs and of botocore takes seconds.
@@ -52,7 +52,7 @@ def test_a_long_outage_raises(store: S3Server, s3_root: str, monkeypatch: pytest
     store.start()
 
 
-def test_a_missing_file_raises_at_once(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_raises_immediately(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail_on_sleep(seconds: float) -> None:
         raise AssertionError("a missing file is not retried")
 

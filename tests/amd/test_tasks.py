@@ -1,4 +1,4 @@
-"""`python -m amd.tasks`, called as jobs call it."""
+"""Run `python -m amd.tasks` as jobs do."""
 
 from __future__ import annotations
 

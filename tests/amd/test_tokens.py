@@ -24,7 +24,7 @@ def test_unpatchify_inverts_patchify() -> None:
     assert torch.equal(unpatchify(patchify(clips, 2, 4), TokenGrid(2, 2, 3), 2, 4), clips)
 
 
-def test_a_clip_that_tokens_do_not_divide_raises() -> None:
+def test_a_clip_that_is_not_divisible_into_tokens_raises() -> None:
     with pytest.raises(ValueError, match="3x4x4"):
         patchify(torch.zeros(1, 3, 3, 4, 4), tubelet=2, patch=4)
 
@@ -35,7 +35,7 @@ def test_tokens_are_gathered_per_row() -> None:
     assert torch.equal(taken, torch.tensor([[[4.0, 5], [0, 1]], [[8, 9], [8, 9]]]))
 
 
-def test_1d_positions_equal_the_official_table(golden: Path) -> None:
+def test_1d_positions_match_the_official_table(golden: Path) -> None:
     tables = load_file(golden / "sinusoid.safetensors")
     for name in ("n32_d48", "n32_d64", "n8_d30", "n5_d7"):
         count, width = (int(part[1:]) for part in name.split("_"))
@@ -46,7 +46,7 @@ def test_1d_positions_equal_the_official_table(golden: Path) -> None:
     torch.testing.assert_close(ours[rows][:, columns], tables["n1568_d768_sub"].squeeze(0), rtol=0, atol=1e-6)
 
 
-def test_2d_positions_equal_the_table_of_mae_in_every_frame(golden: Path) -> None:
+def test_2d_positions_match_the_mae_table_in_every_frame(golden: Path) -> None:
     tables = load_file(golden / "mae_golden.safetensors")
     names = [name for name in tables if name.startswith("pos2d.")]
     assert names

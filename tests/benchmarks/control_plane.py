@@ -1,8 +1,8 @@
-"""Load test of the control plane with many jobs.
+"""Load test of the control plane with many stored jobs.
 
-Run as `python tests/benchmarks/control_plane.py [--jobs 100000] [--postgresql]`.
-Measures reads and listings over HTTP with that many stored jobs, on SQLite and PostgreSQL, and the time to accept and
-drain 1,000 jobs. On the fake cluster each job ends as soon as it starts, so only the control plane is measured.
+Run as `python tests/benchmarks/control_plane.py [--jobs 100000] [--database sqlite postgresql]`.
+Measures reads and listings over HTTP, on SQLite and PostgreSQL, and the time to accept and finish 1,000 jobs. On the
+fake cluster each job ends as soon as it starts, so only the control plane is measured.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def measure(server: Server, client: httpx.Client, ids: list[str]) -> None:
         "next page": lambda: client.get("/jobs", params={"cursor": deep}),
         "by state and kind": lambda: client.get("/jobs", params={"state": "failed", "kind": "probe"}),
         "by label": lambda: client.get("/jobs", params={"label": f"team={rng.randrange(50)}"}),
-        "of a project": lambda: client.get("/jobs", params={"project": "p7"}),
+        "by project": lambda: client.get("/jobs", params={"project": "p7"}),
     }
     for name, call in calls.items():
         print(f"  {name:20s} {timed(call)}")

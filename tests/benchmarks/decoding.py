@@ -1,8 +1,9 @@
-"""CPU time of reading a clip (16 frames, every 4th, random start), against bare decord on the same files.
+"""Measure the CPU time of reading a clip (16 frames, every 4th, random start), against bare decord on the same files.
 
-`python tests/benchmarks/decoding.py [--clips 40]`. Columns, in ms per clip: bare decord; our decoder in this process;
-the whole reader, including its child process and the transfer through shared memory. CPU time of both processes is
-counted, and turns are interleaved so that a busy machine affects all columns equally. Images are compared with Pillow.
+Run as `python tests/benchmarks/decoding.py [--clips 40]`. Columns, in ms per clip: bare decord; our decoder in this
+process; the whole reader, including its child process and the transfer through shared memory. Counts the CPU time of
+both processes, and alternates between readers so that other load affects all columns equally. The image benchmark
+compares with Pillow instead.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tests.support.data.videos import write_video
 
 
 def scene(count: int, width: int, height: int) -> list[np.ndarray]:
-    """A panning textured image with grain and a swinging patch, roughly as complex as camera footage."""
+    """Return a panning textured image with grain and a swinging patch, about as complex as camera footage."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8))
     texture = np.asarray(coarse.resize((width * 2, height * 2), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -94,7 +95,7 @@ def _times(
 
 
 def _cpu(pid: int) -> float:
-    """CPU seconds of another process, in nanosecond resolution (schedstat), since clock ticks are too coarse."""
+    """Return the CPU seconds of another process, from schedstat, since clock ticks are too coarse."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 

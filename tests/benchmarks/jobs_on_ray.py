@@ -1,7 +1,8 @@
-"""Throughput of many jobs on a real Ray cluster: `python tests/benchmarks/jobs_on_ray.py [--jobs 1000]`.
+"""Measure the throughput of many jobs on a real Ray cluster.
 
-Each job's driver is a shell script that immediately reports success, so the time measured is that of accepting and
-queueing jobs, of starting drivers in Ray, and of observing their end. Checks that each job ran exactly once.
+Run as `python tests/benchmarks/jobs_on_ray.py [--jobs 1000]`. Each job's driver is a shell script that immediately
+reports success, so this measures accepting and queueing jobs, starting drivers in Ray, and observing their end. Checks
+that each job runs exactly once.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import httpx
 from tests.support.ray_cluster import end_head, start_head
 from tests.support.service.control_plane import ControlPlane
 
-# Called in place of the Python interpreter, with -m service.jobs.runner JOB ATTEMPT ROOT.
+# Runs instead of the Python interpreter, with the arguments -m service.jobs.runner JOB ATTEMPT ROOT.
 STUB = """#!/bin/sh
 folder="$5/jobs/$3/attempts"; mkdir -p "$folder"
 echo "$3 $4" >> "$5/began"

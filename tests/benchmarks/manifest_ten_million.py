@@ -1,7 +1,7 @@
-"""Time and memory needed to open a list file of ten million lines.
+"""Measure the time and memory to open a list file of ten million lines.
 
-`python tests/benchmarks/manifest_ten_million.py [LINES]` writes such a list (about 660 MB) to a temporary folder, opens
-it as a training run does, and prints one line of JSON.
+Run as `python tests/benchmarks/manifest_ten_million.py [LINES]`. Writes the list (about 660 MB) to a temporary folder,
+opens it like a training run, and prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(lines: int = LINES) -> None:
         opened = time.perf_counter() - started
         started = time.perf_counter()
         digest = manifest.digest()
-        figures = {
+        results = {
             "lines": len(manifest),
             "list_gb": round(path.stat().st_size / 1e9, 2),
             "open_s": round(opened, 1),
@@ -44,7 +44,7 @@ def main(lines: int = LINES) -> None:
             "digest": digest[:16],
             "last": manifest[lines - 1].location.removeprefix(folder),
         }
-    print(json.dumps(figures))
+    print(json.dumps(results))
 
 
 def _peak_gb() -> float:

@@ -1,18 +1,19 @@
-"""Throughput of a replica's engine under load, against the offline batched forward pass of the same encoder.
+"""Measure the throughput of a replica's engine under load, against the offline forward pass of the same encoder.
 
-`python tests/benchmarks/serving.py [--video] [--size S] [--concurrency 16] [--device cpu] [--json]`. Each request has
-one item, and a client sends the next one as soon as it receives the response. Engine and offline turns alternate.
+Run as `python tests/benchmarks/serving.py [--video] [--size S] [--concurrency 16] [--device cpu] [--json]`. Each
+request has one item, and a client sends the next one as soon as it receives the response. Engine and offline turns
+alternate.
 
-forward: without decoding. Offline, clips in memory pass through `encode` in batches of the engine's token budget. The
-engine receives PPM images of exactly the clip's size (repeated in every frame for a video encoder), which are copied
-but not decoded or resized; the difference to the forward pass is the overhead of the engine and its processes.
-decoding: JPEG files of 500x376, or mp4 files of 340x256. Offline uses as many decoding processes as the engine, with
-read-ahead threads, and the same batches.
-ratio: engine throughput over offline throughput in a turn; the median over turns, since other load affects neighbouring
-turns equally.
-cpu_ratio: the same ratio of items per CPU second over all processes, which other load hardly affects (use --threads 1:
-threads that wait for each other spin).
-Latency is measured with Poisson arrivals at half of the engine's throughput.
+The stage `forward` excludes decoding. Offline, clips in memory pass through `encode` in batches of the engine's token
+budget. The engine receives PPM images of exactly the clip's size (repeated in every frame for a video encoder), which
+are copied but neither decoded nor resized, so the difference is the overhead of the engine and its processes.
+The stage `decoding` reads JPEG files of 500x376, or mp4 files of 340x256. Offline uses as many decoding processes as
+the engine, with read-ahead threads, and the same batches.
+
+`ratio` is the engine's throughput divided by the offline throughput of the same turn, as the median over turns, since
+other load affects neighbouring turns equally. `cpu_ratio` compares items per CPU second of all processes, which other
+load hardly affects (with --threads 1, since threads that wait for each other spin). Latency is measured with Poisson
+arrivals at half of the engine's throughput.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ DEADLINE_S = 600.0
 
 
 class Offline:
-    """The batched forward pass, as in a script over a data set."""
+    """Batched forward pass, as in a script that embeds a data set."""
 
     def __init__(self, url: str, settings: EngineSettings) -> None:
         self.device = choose_device(settings.device)
@@ -93,7 +94,7 @@ class Offline:
 
 
 async def run_closed_loop(engine: Engine, contents: Sequence[bytes], concurrency: int) -> None:
-    """Closed loop: each client sends its next item as soon as it receives the result."""
+    """Run clients in a closed loop: each sends its next item as soon as it receives a result."""
     remaining = iter(contents)
 
     async def client() -> None:
@@ -104,7 +105,7 @@ async def run_closed_loop(engine: Engine, contents: Sequence[bytes], concurrency
 
 
 async def latencies(engine: Engine, contents: Sequence[bytes], per_s: float) -> list[float]:
-    """Open loop: requests arrive regardless of pending ones. Returns seconds per request, ascending."""
+    """Send requests in an open loop, regardless of pending ones. Returns seconds per request, ascending."""
     rng, durations_s = random.Random(0), list[float]()
 
     async def one(content: bytes) -> None:
@@ -122,7 +123,7 @@ async def latencies(engine: Engine, contents: Sequence[bytes], per_s: float) -> 
 
 
 class BenchmarkClock:
-    """Current wall time, and CPU seconds of this process and its children."""
+    """Wall time at construction, and CPU seconds of this process and its children until then."""
 
     def __init__(self) -> None:
         self.wall = time.perf_counter()
@@ -214,7 +215,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--decoders", type=int, default=2)
-    parser.add_argument("--batch-tokens", type=int, help="Tokens per batch, engine and offline; default: the engine's.")
+    parser.add_argument("--batch-tokens", type=int, help="Tokens per batch; default: that of the engine.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,11 @@
-"""Speed of our training step against the official computation, in alternating turns.
+"""Measure the speed of our training step against the official computation, in alternating turns.
 
     python tests/benchmarks/step_against_official.py --preset k400-vit-b --pairs 5
 
-`OfficialStep` reimplements the official training step: it embeds every token by a convolution and then selects by
-boolean masks, copies position tables once per clip, multiplies attention out, projects twice, computes every token of
-every block, and updates parameter by parameter. It starts from the same weights as our step, and both losses are
-printed, since a ratio is meaningless unless they agree. Prints one JSON line per pair of steps, then the medians.
+`OfficialStep` reimplements the official training step: it embeds every token with a convolution and then selects with
+boolean masks, copies position tables once per clip, computes attention explicitly, projects twice, computes every token
+of every block, and updates parameters one by one. It starts from the same weights as our step. Prints both losses,
+since a ratio is meaningless unless they agree, then one JSON line per pair of steps, then the medians.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from amd.training.trainer.optimizer import parameter_groups
 
 
 class OfficialStep:
-    """The official training step on copies of a StepBench's weights."""
+    """Official training step on copies of a StepBench's weights."""
 
     def __init__(self, bench: StepBench, precision: Precision = "fp32") -> None:
         self.bench, self.config, self.precision = bench, bench.config, precision
@@ -143,7 +143,7 @@ def _mask(index: Tensor, tokens: int) -> Tensor:
 
 
 def _table(positions: Tensor, like: Tensor) -> Tensor:
-    """The official table lives on the CPU and is copied for every clip in every pass."""
+    """Copy the position table for every clip in every pass, from the CPU, as the official code does."""
     return positions.cpu()[None].expand(len(like), -1, -1).type_as(like).to(like.device).clone().detach()
 
 
@@ -197,7 +197,7 @@ def compare(config: TrainConfig, batch: int, pairs: int, official_precision: Pre
 
 
 def losses(config: TrainConfig, batch: int, official_precision: Precision) -> tuple[float, float]:
-    """The first step's total loss, official and ours, from the same weights, clips and masks."""
+    """Return the total loss of the first step, official and ours, for the same weights, clips and masks."""
     bench = StepBench(config, batch)
     official = OfficialStep(bench, official_precision)
     clips, sets = bench.inputs()

@@ -1,4 +1,4 @@
-"""Tests of the compose file: valid, one open port, no secrets, and a script that generates the secrets."""
+"""Tests of the compose file (valid, one published port, no secrets) and of the script that writes the secrets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
 def filled(text: str) -> str:
-    """With the defaults in place of its variables."""
+    """Replace variables with their defaults."""
     return VARIABLE.sub(r"\2", text)
 
 
@@ -39,7 +39,7 @@ def secrets(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
-def test_a_file_is_valid_to_the_compose_specification(name: str) -> None:
+def test_compose_files_match_the_compose_specification(name: str) -> None:
     check = Path(sys.executable).with_name("check-jsonschema")
     ran = subprocess.run(
         [check, "--builtin-schema", "vendor.compose-spec", FOLDER / name], capture_output=True, text=True
@@ -56,7 +56,7 @@ def test_only_the_control_plane_is_published_and_only_on_loopback() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_container_is_pinned_and_has_minimal_privileges(name: str) -> None:
+def test_containers_are_pinned_and_have_minimal_privileges(name: str) -> None:
     service = SERVICES[name]
     assert IMAGE.fullmatch(filled(service["image"]))
     assert service["user"] in ("1000:1000", "postgres")
@@ -68,13 +68,13 @@ def test_a_container_is_pinned_and_has_minimal_privileges(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_no_environment_holds_a_secret(name: str) -> None:
+def test_no_environment_contains_a_secret(name: str) -> None:
     assert secrets_among(SERVICES[name].get("environment", {})) == set()
 
 
 def test_every_secret_is_a_file_mounted_only_where_needed() -> None:
     holders = {
-        name: {who for who, s in SERVICES.items() if name in s.get("secrets", ())} for name in COMPOSE["secrets"]
+        name: {holder for holder, s in SERVICES.items() if name in s.get("secrets", ())} for name in COMPOSE["secrets"]
     }
     ray = {"ray-head", "ray-worker"}
     assert holders == {
@@ -108,14 +108,14 @@ def test_every_dependency_condition_can_be_met() -> None:
                 assert SERVICES[name]["restart"].startswith("on-failure")
 
 
-def test_ray_runs_authenticated_and_its_head_runs_no_tasks() -> None:
+def test_ray_requires_a_token_and_its_head_runs_no_tasks() -> None:
     for name in ("ray-head", "ray-worker"):
         assert SERVICES[name]["environment"]["RAY_AUTH_MODE"] == "token"
         assert SERVICES[name]["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray-token"
     assert "--num-cpus=0" in SERVICES["ray-head"]["command"]
 
 
-def test_the_control_plane_understands_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_contains_only_known_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = SERVICES["control-plane"]["environment"]
     assert {name for name in environment if name.startswith("AMD_")} <= SETTINGS
     for name, value in environment.items():
@@ -126,16 +126,16 @@ def test_the_control_plane_understands_its_environment(monkeypatch: pytest.Monke
     policy.check("data.train", "/datasets/digits")
     with pytest.raises(UriNotAllowed):
         policy.check("data.train", "/run/secrets/ray-token")
-    assert not settings.migrate  # its own container does it
+    assert not settings.migrate  # a separate container migrates
 
 
-def test_the_example_names_every_variable_with_its_default() -> None:
+def test_the_example_lists_every_variable_with_its_default() -> None:
     used = dict(VARIABLE.findall((FOLDER / "compose.yaml").read_text()))
     lines = [line for line in (FOLDER / ".env.example").read_text().splitlines() if not line.startswith("#")]
     assert dict(line.split(" ")[0].split("=", 1) for line in lines) == used
 
 
-def test_the_secrets_are_made_once_and_guarded_by_their_folder(secrets: Path, tmp_path: Path) -> None:
+def test_secrets_are_written_once_and_protected_by_their_folder(secrets: Path, tmp_path: Path) -> None:
     files = {file.name: file.read_text() for file in secrets.iterdir()}
     assert {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()} <= files.keys()
     assert stat.S_IMODE(secrets.stat().st_mode) == 0o700
@@ -146,20 +146,18 @@ def test_the_secrets_are_made_once_and_guarded_by_their_folder(secrets: Path, tm
     assert {file.name: file.read_text() for file in secrets.iterdir()} == files
 
 
-def test_the_store_and_its_clients_get_the_same_key(secrets: Path) -> None:
+def test_the_store_and_its_clients_share_one_key(secrets: Path) -> None:
     identity = json.loads((secrets / "s3-config").read_text())["identities"][0]["credentials"][0]
     client = dict(line.split("=") for line in (secrets / "s3-credentials").read_text().splitlines()[1:])
     assert client == {"aws_access_key_id": identity["accessKey"], "aws_secret_access_key": identity["secretKey"]}
 
 
-def test_secrets_and_settings_of_a_site_stay_out_of_git() -> None:
+def test_git_ignores_secrets_and_local_settings() -> None:
     assert {"/secrets/", "/.env"} <= set((FOLDER / ".gitignore").read_text().splitlines())
 
 
-def test_the_database_is_found_and_migrated_through_its_service_file(
-    secrets: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Migrate a real server as the container `migrations` does: user, password and address come only from the file."""
+def test_the_database_is_migrated_through_its_service_file(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Migrate a real server like the container `migrations`: user, password and address come only from the file."""
     service = (secrets / "pg-service").read_text()
     password = (secrets / "postgres-password").read_text()
     assert f"password={password}\n" in service

@@ -1,4 +1,4 @@
-"""Tests of the two images: their contents are pinned and sufficient."""
+"""Tests that the contents of both images are pinned and complete."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "deploy" / "docker"
 HEAVY = {"torch", "torchvision", "timm", "decord", "av", "scikit-learn", "matplotlib", "pyarrow", "transformers"}
 
-# Hides packages that the image lacks, then imports every module that the control plane may import.
+# Hide packages that the image lacks, then import every module that the control plane may import.
 CONTROL_PLANE_IMPORTS = """
 import importlib, importlib.metadata, pkgutil, sys
 from importlib.machinery import PathFinder
@@ -25,7 +25,7 @@ class OnlyTheImage:
         if owners and not owners & (locked | {"amd-service"}):
             found = PathFinder.find_spec(name, path)
             if found and "/ray/thirdparty_files/" in str(found.origin):
-                return None  # Ray brings its own copy
+                return None  # Ray bundles a copy
             raise ModuleNotFoundError(f"{name} is not in the control plane's image", name=name)
 sys.meta_path.insert(0, OnlyTheImage())
 try:
@@ -33,7 +33,7 @@ try:
 except ModuleNotFoundError:
     pass
 else:
-    sys.exit("the guard let torch through")
+    sys.exit("torch must not be importable here")
 
 import amd.artifacts.card, amd.config, amd.flops, amd.artifacts.model_card, amd.storage
 import amd.presets.pretraining, amd.presets.demo, amd.presets.detection, amd.presets.finetuning
@@ -41,8 +41,7 @@ import tune_spaces.config
 import service
 from ray.job_submission import JobSubmissionClient
 for module in pkgutil.walk_packages(service.__path__, "service."):
-    # Alembic runs migrations, Python runs __main__: importing either would act.
-    # Ray's nodes alone run what answers for encoders.
+    # Importing migrations or __main__ would run them. Modules that serve encoders run only on Ray nodes.
     if module.name.startswith("service.db.migrations.") or module.name.endswith("__main__"):
         continue
     if module.name != "service.serve" and not module.name.startswith("service.inference."):
@@ -61,25 +60,25 @@ def name_of(requirement: str) -> str:
 
 
 @pytest.mark.parametrize("image", ["control-plane", "ray-node"])
-def test_an_image_holds_the_versions_that_the_tests_ran_with(image: str) -> None:
+def test_images_contain_the_versions_that_the_tests_use(image: str) -> None:
     tested = locked(ROOT / "requirements.lock")
-    strangers = {pin for pin in locked(DOCKER / f"{image}.lock").items() if tested.get(pin[0]) != pin[1]}
-    assert not strangers
+    untested = {pin for pin in locked(DOCKER / f"{image}.lock").items() if tested.get(pin[0]) != pin[1]}
+    assert not untested
 
 
 @pytest.mark.parametrize(
     "lock", ["requirements.lock", "deploy/docker/control-plane.lock", "deploy/docker/ray-node.lock"]
 )
-def test_a_lock_holds_exact_versions_and_no_addresses(lock: str) -> None:
+def test_locks_pin_exact_versions_without_urls(lock: str) -> None:
     lines = (ROOT / lock).read_text().splitlines()
     assert [line for line in lines if not re.fullmatch(r"[a-z0-9.-]+==[^:/@]+", line)] == []
 
 
-def test_the_control_plane_holds_no_torch_and_the_ray_node_does() -> None:
+def test_only_the_ray_node_contains_torch() -> None:
     control_plane, ray_node = locked(DOCKER / "control-plane.lock"), locked(DOCKER / "ray-node.lock")
     assert not HEAVY & control_plane.keys()
     assert ray_node.keys() >= HEAVY
-    assert ray_node["ray"] == control_plane["ray"]  # clients and clusters of different versions do not speak
+    assert ray_node["ray"] == control_plane["ray"]  # Ray clients and clusters must have the same version
 
 
 def test_locks_are_up_to_date() -> None:
@@ -87,12 +86,12 @@ def test_locks_are_up_to_date() -> None:
     group = project["dependency-groups"]["control-plane"]
     assert {name_of(r) for r in group} <= locked(DOCKER / "control-plane.lock").keys()
     assert {name_of(r) for r in project["project"]["dependencies"]} <= locked(DOCKER / "ray-node.lock").keys()
-    # The group repeats requirements of the project, so that both ask for the same.
+    # The group repeats requirements of the project, and both must agree.
     ray = {"ray[default]>=2.59": "ray[default,serve,train,tune]>=2.59"}
     assert {ray.get(r, r) for r in group} <= set(project["project"]["dependencies"])
 
 
-def test_the_control_plane_image_holds_everything_it_imports() -> None:
+def test_the_control_plane_image_contains_everything_it_imports() -> None:
     names = " ".join(locked(DOCKER / "control-plane.lock"))
     ran = subprocess.run(
         [sys.executable, "-c", CONTROL_PLANE_IMPORTS, names], cwd=ROOT, capture_output=True, text=True, timeout=300
@@ -106,7 +105,7 @@ def test_the_dockerfile_passes_hadolint() -> None:
     assert ran.returncode == 0, ran.stdout
 
 
-def test_images_are_pinned_and_end_as_the_same_user() -> None:
+def test_base_images_are_pinned_and_both_images_run_as_the_same_user() -> None:
     stages = re.split(r"(?m)^FROM ", (DOCKER / "Dockerfile").read_text())[1:]
     named = {stage.split()[2]: stage for stage in stages}
     outside = {stage.split()[0] for stage in stages} - named.keys()
@@ -116,7 +115,7 @@ def test_images_are_pinned_and_end_as_the_same_user() -> None:
         assert re.findall(r"(?m)^USER (.+)$", named[target]) == ["1000:1000"]
 
 
-def test_only_named_paths_reach_the_builder_and_no_secret_among_them() -> None:
+def test_the_build_context_contains_only_listed_paths_and_no_secrets() -> None:
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert rules[0] == "*"
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}

@@ -1,4 +1,4 @@
-"""Tests of the Kubernetes manifests: valid against their schemas, and secure."""
+"""Tests that the Kubernetes manifests are valid, secure and consistent with the service's settings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MANIFESTS = [document for name in KUSTOMIZATION["resources"] for document in rea
 RAY = next(manifest for manifest in MANIFESTS if manifest["kind"] == "RayCluster")
 RAY_PORTS = (6379, 8265, 10001, 8000)
 
-# The fields of KubeRay 1.6's RayCluster (ray.io/v1) that these manifests use, from its API reference: name to type.
-# Pod templates are Kubernetes' own and are held to its schema.
+# Fields of KubeRay 1.6's RayCluster (ray.io/v1) that these manifests use, with their types, from its API reference.
+# Pod templates are validated against the schema of Kubernetes instead.
 TEXTS = dict[str, str]
 FIELDS: dict[str, dict[str, Any]] = {
     "spec": {
@@ -70,7 +70,7 @@ def by_title(title: str) -> dict[str, Any]:
 
 
 def templates() -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
-    """Every pod that is created: its name, template, and the labels that policies match."""
+    """Yield the name and template of every pod, and the labels that network policies match."""
     for manifest in MANIFESTS:
         if manifest["kind"] in ("Deployment", "Job"):
             template = manifest["spec"]["template"]
@@ -87,7 +87,7 @@ LABELS = {name: labels for name, _, labels in templates()}
 
 
 def environment_of(template: dict[str, Any]) -> dict[str, str]:
-    """The plain values that the first container sees; what a Secret holds is left out."""
+    """Return the environment of the first container, without the values of Secrets."""
     container = template["spec"]["containers"][0]
     values: dict[str, str] = {}
     for source in container.get("envFrom", ()):
@@ -97,27 +97,27 @@ def environment_of(template: dict[str, Any]) -> dict[str, str]:
 
 @pytest.mark.parametrize("version", ["1.29", kubernetes_validate.latest_version()])
 @pytest.mark.parametrize("manifest", [m for m in MANIFESTS if m is not RAY], ids=titled)
-def test_a_manifest_is_valid_to_kubernetes(manifest: dict[str, Any], version: str) -> None:
+def test_manifests_match_the_kubernetes_schema(manifest: dict[str, Any], version: str) -> None:
     kubernetes_validate.validate(manifest, version, strict=True)
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name.startswith("ray-")])
-def test_a_ray_pod_is_valid_to_kubernetes(name: str) -> None:
+def test_ray_pods_match_the_kubernetes_schema(name: str) -> None:
     pod_template = {"apiVersion": "v1", "kind": "PodTemplate", "template": TEMPLATES[name]}
     kubernetes_validate.validate(pod_template, kubernetes_validate.latest_version(), strict=True)
 
 
 @pytest.mark.parametrize("part", FIELDS)
-def test_the_ray_cluster_is_made_of_kuberays_fields(part: str) -> None:
+def test_the_ray_cluster_uses_only_fields_that_kuberay_documents(part: str) -> None:
     spec = RAY["spec"]
     for values in spec[part] if part == "workerGroupSpecs" else [spec if part == "spec" else spec[part]]:
         assert REQUIRED.get(part, set()) <= values.keys()
         for name, value in values.items():
-            kind = FIELDS[part][name]  # KeyError: KubeRay has no such field, or the table lacks it
+            kind = FIELDS[part][name]  # KeyError: KubeRay has no such field, or FIELDS does not list it
             if isinstance(kind, set):
                 assert value in kind
             elif kind is TEXTS:
-                assert all(isinstance(text, str) for text in value.values()), f"{name}: KubeRay takes texts only"
+                assert all(isinstance(text, str) for text in value.values()), f"{name}: KubeRay accepts only strings"
             else:
                 assert type(value) is kind, name
 
@@ -130,10 +130,10 @@ def test_every_manifest_is_applied() -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_pod_keeps_to_the_restricted_standard(name: str) -> None:
+def test_pods_meet_the_restricted_security_standard(name: str) -> None:
     spec = TEMPLATES[name]["spec"]
     assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec["securityContext"]["runAsUser"] == 1000  # the images' own
+    assert spec["securityContext"]["runAsUser"] == 1000  # the user of the images
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}
     assert not [volume for volume in spec["volumes"] if "hostPath" in volume]
@@ -146,26 +146,26 @@ def test_a_pod_keeps_to_the_restricted_standard(name: str) -> None:
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
 
 
-def test_the_autoscaler_sidecar_keeps_to_the_restricted_standard() -> None:
+def test_the_autoscaler_sidecar_meets_the_restricted_security_standard() -> None:
     context = RAY["spec"]["autoscalerOptions"]["securityContext"]
     assert (context["runAsNonRoot"], context["allowPrivilegeEscalation"]) == (True, False)
     assert context["capabilities"] == {"drop": ["ALL"]}
     assert context["seccompProfile"] == {"type": "RuntimeDefault"}
 
 
-def test_every_image_is_pinned_and_renamed_in_one_place() -> None:
+def test_every_image_is_pinned_and_listed_in_the_kustomization() -> None:
     images = {container["image"] for template in TEMPLATES.values() for container in template["spec"]["containers"]}
     assert all(IMAGE.fullmatch(image) for image in images)
     assert images == {f"{image['name']}:{image['newTag']}" for image in KUSTOMIZATION["images"]}
 
 
-def test_no_manifest_holds_a_secret() -> None:
+def test_no_manifest_contains_a_secret() -> None:
     assert "Secret" not in {manifest["kind"] for manifest in MANIFESTS}
     for template in TEMPLATES.values():
         assert secrets_among(environment_of(template)) == set()
 
 
-def test_the_guard_against_secrets_sees_them() -> None:
+def test_secrets_in_an_environment_are_detected() -> None:
     assert secrets_among({"AMD_DATABASE_URL": "postgresql://amd:secret@db/amd"}) == {"AMD_DATABASE_URL"}
     assert secrets_among({"RAY_AUTH_TOKEN": "x", "RAY_AUTH_TOKEN_PATH": "/x"}) == {"RAY_AUTH_TOKEN"}
     assert secrets_among({"AWS_SECRET_ACCESS_KEY": "x", "AWS_ENDPOINT_URL_S3": "http://store:1"}) == {
@@ -174,27 +174,27 @@ def test_the_guard_against_secrets_sees_them() -> None:
 
 
 def test_every_secret_is_documented() -> None:
-    wanted = {RAY["spec"]["authOptions"]["secretName"]}
+    required = {RAY["spec"]["authOptions"]["secretName"]}
     for template in TEMPLATES.values():
-        wanted |= {v["secret"]["secretName"] for v in template["spec"]["volumes"] if "secret" in v}
+        required |= {v["secret"]["secretName"] for v in template["spec"]["volumes"] if "secret" in v}
         for container in template["spec"]["containers"]:
             references = [entry["valueFrom"]["secretKeyRef"] for entry in container.get("env", ())]
-            wanted |= {reference["name"] for reference in references}
+            required |= {reference["name"] for reference in references}
     readme = (DEPLOY / "README.md").read_text()
-    assert wanted == {"database", "ray-token", "storage-credentials"}
-    assert {name for name in wanted if f"secret generic {name}" not in readme} == set()
+    assert required == {"database", "ray-token", "storage-credentials"}
+    assert {name for name in required if f"secret generic {name}" not in readme} == set()
 
 
 def test_only_the_head_may_call_the_kubernetes_api() -> None:
     assert {name for name, t in TEMPLATES.items() if t["spec"].get("automountServiceAccountToken") is not False} == {
-        "ray-head"  # its autoscaler
+        "ray-head"  # for its autoscaler
     }
     accounts = {m["metadata"]["name"]: m for m in MANIFESTS if m["kind"] == "ServiceAccount"}
     assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
     assert {t["spec"]["serviceAccountName"] for n, t in TEMPLATES.items() if n != "ray-head"} == accounts.keys()
 
 
-def test_no_service_is_open_to_the_outside() -> None:
+def test_no_service_is_exposed_outside_the_cluster() -> None:
     assert {m["spec"]["type"] for m in MANIFESTS if m["kind"] == "Service"} == {"ClusterIP"}
     assert RAY["spec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
     assert "Ingress" not in {manifest["kind"] for manifest in MANIFESTS}
@@ -202,12 +202,15 @@ def test_no_service_is_open_to_the_outside() -> None:
 
 def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
     assert selector.keys() <= {"matchLabels"}
-    wanted: dict[str, str] = selector.get("matchLabels", {})
-    return wanted.items() <= labels.items()
+    labels_to_match: dict[str, str] = selector.get("matchLabels", {})
+    return labels_to_match.items() <= labels.items()
 
 
 def reaches(source: dict[str, str], target: dict[str, str], port: int, namespace: dict[str, str] | None = None) -> bool:
-    """Whether the policies let a pod with these labels call another; `namespace`: the labels of a foreign one."""
+    """Whether the policies let a pod with the labels `source` call `target`.
+
+    `namespace`: labels of the caller's namespace; None: the namespace of `target`.
+    """
     policies = [m["spec"] for m in MANIFESTS if m["kind"] == "NetworkPolicy"]
     policies = [policy for policy in policies if matches(policy["podSelector"], target)]
     if not policies:
@@ -226,7 +229,7 @@ def reaches(source: dict[str, str], target: dict[str, str], port: int, namespace
 
 @pytest.mark.parametrize("port", RAY_PORTS)
 @pytest.mark.parametrize("target", [name for name in LABELS if name.startswith("ray-")])
-def test_rays_ports_answer_to_ray_and_the_control_plane_alone(target: str, port: int) -> None:
+def test_ray_accepts_connections_only_from_ray_and_the_control_plane(target: str, port: int) -> None:
     callers = {name for name, labels in LABELS.items() if reaches(labels, LABELS[target], port)}
     ray = {name for name in LABELS if name.startswith("ray-")}
     control_plane = {"control-plane"} if target == "ray-head" and port in (8265, 8000) else set()
@@ -236,7 +239,7 @@ def test_rays_ports_answer_to_ray_and_the_control_plane_alone(target: str, port:
         assert not reaches(LABELS["control-plane"], LABELS[target], port, namespace)
 
 
-def test_the_control_plane_answers_to_chosen_namespaces_alone() -> None:
+def test_the_control_plane_accepts_connections_only_from_labelled_namespaces() -> None:
     target = LABELS["control-plane"]
     assert reaches({}, target, 8400, {"amd-service/calls": "allowed"})
     assert not reaches({}, target, 8400, {"kubernetes.io/metadata.name": "other"})
@@ -244,7 +247,7 @@ def test_the_control_plane_answers_to_chosen_namespaces_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["control-plane", "migrations"])
-def test_the_control_plane_understands_its_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_contains_only_known_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     template = TEMPLATES[name]
     names = {entry["name"] for entry in template["spec"]["containers"][0]["env"]} | environment_of(template).keys()
     ours = {name for name in names if name.startswith("AMD_")}
@@ -254,21 +257,21 @@ def test_the_control_plane_understands_its_environment(name: str, monkeypatch: p
     settings = Settings()
     assert settings.host == "0.0.0.0"
     assert settings.autoscaling
-    assert not settings.migrate  # the job does it
+    assert not settings.migrate  # the migrations job migrates
     assert settings.ray_dashboard == f"http://{RAY['metadata']['name']}-head-svc:8265"
 
 
-def test_files_that_the_environment_names_are_mounted() -> None:
+def test_paths_in_the_environment_are_mounted() -> None:
     for template in TEMPLATES.values():
         if template is TEMPLATES["migrations"]:
-            continue  # asks the database alone
+            continue  # it uses only the database
         mounts = {mount["mountPath"] for mount in template["spec"]["containers"][0]["volumeMounts"]}
         files = [v for n, v in environment_of(template).items() if n.endswith(("_FILE", "_DIR"))]
         assert files
         assert all(any(path == mount or path.startswith(f"{mount}/") for mount in mounts) for path in files)
 
 
-def test_the_control_plane_survives_the_loss_of_a_node() -> None:
+def test_the_control_plane_survives_losing_a_node() -> None:
     deployment, budget = by_title("Deployment/control-plane")["spec"], by_title("PodDisruptionBudget/control-plane")
     assert deployment["replicas"] > budget["spec"]["minAvailable"] >= 1
     assert deployment["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
@@ -279,7 +282,7 @@ def test_the_control_plane_survives_the_loss_of_a_node() -> None:
     assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
 
 
-def test_ray_runs_authenticated_in_the_tested_version_with_an_idle_head() -> None:
+def test_ray_runs_the_tested_version_with_authentication_and_an_idle_head() -> None:
     spec = RAY["spec"]
     assert spec["authOptions"]["mode"] == "token"
     assert f"ray=={spec['rayVersion']}\n" in (ROOT / "requirements.lock").read_text()

@@ -47,5 +47,5 @@ def test_two_stopped_actors_are_resumed_and_each_record_is_written_once(
 
 
 def result_of(process: subprocess.Popen[str]) -> EmbedResult:
-    """Parse the last line of the output, since Ray may print others before it."""
+    """Parse the last line of the output, since Ray may print other lines before it."""
     return EmbedResult.model_validate_json(process.communicate(timeout=120)[0].splitlines()[-1])

@@ -87,7 +87,7 @@ def probe_score(run: RunResult, step: int) -> float:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)  # Ray Train starts four times: minutes on a busy machine
-def test_a_sweep_whose_worker_trial_and_driver_are_killed_gives_the_same_result(
+def test_a_sweep_whose_worker_trial_and_driver_are_killed_returns_the_same_result(
     ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     config = a_sweep(tmp_path)
@@ -167,7 +167,7 @@ def used_cpus(cluster: RayCluster) -> float:
 
 
 def is_idle(cluster: RayCluster) -> bool:
-    """Whether all CPUs are free, no placement group remains, and only Ray's internal actors are alive."""
+    """Return whether all CPUs are free, no placement group remains, and only Ray's internal actors are alive."""
     remaining = [group for group in list_state(cluster, "placement_groups") if group["state"] != "REMOVED"]
     alive = {actor["class_name"] for actor in list_state(cluster, "actors") if actor["state"] != "DEAD"}
     return used_cpus(cluster) == 0 and not remaining and alive <= {"_AutoscalingCoordinatorActor"}
@@ -176,7 +176,7 @@ def is_idle(cluster: RayCluster) -> bool:
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
 def test_random_stops_leak_no_resources_and_the_sweep_finishes(ray_cluster: RayCluster, tmp_path: Path) -> None:
-    """Trials with two workers each: four are requested in parallel, of which two fit."""
+    """Each trial has two workers; four trials are requested in parallel, of which two fit."""
     config = with_overrides(
         a_sweep(tmp_path),
         {"train.scaling.workers": 2, "at_once": 4, "stopping": "none", "rungs": 1, "name": "stopped-at-random"},
@@ -202,7 +202,7 @@ def test_random_stops_leak_no_resources_and_the_sweep_finishes(ray_cluster: RayC
     wait_for(lambda: is_idle(ray_cluster), None)
 
 
-def test_a_sweep_that_does_not_fit_the_cluster_is_refused_immediately(ray_cluster: RayCluster, tmp_path: Path) -> None:
+def test_a_sweep_that_does_not_fit_the_cluster_is_rejected_immediately(ray_cluster: RayCluster, tmp_path: Path) -> None:
     config = with_overrides(
         a_sweep(tmp_path), {"train.scaling.workers": 5, "train.optim.batch_size": 10, "name": "too-many"}
     )
@@ -217,7 +217,7 @@ def test_a_sweep_that_does_not_fit_the_cluster_is_refused_immediately(ray_cluste
 def test_a_population_sweep_runs_as_a_ray_job_with_its_storage_on_s3(
     ray_cluster: RayCluster, s3_root: str, tmp_path: Path
 ) -> None:
-    """Four trials with two rungs, submitted by `ray job submit`; one child continues from its parent."""
+    """Submit four trials with two rungs by `ray job submit`; one child continues from its parent."""
     overrides = {
         "algorithm": "pbt",
         "stopping": "none",
@@ -253,7 +253,7 @@ def test_a_population_sweep_runs_as_a_ray_job_with_its_storage_on_s3(
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
-def test_a_sweep_whose_whole_cluster_is_killed_gives_the_same_result(
+def test_a_sweep_whose_whole_cluster_is_killed_returns_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without RAY_ADDRESS, a sweep starts its own cluster."""
@@ -282,7 +282,7 @@ def test_a_sweep_whose_whole_cluster_is_killed_gives_the_same_result(
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """Names of all descendant processes by pid."""
+    """Return the names of all descendant processes by pid."""
     found: dict[int, str] = {}
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, children.read_text().split()):
@@ -292,7 +292,7 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs and is not a zombie."""
+    """Return whether a process is running and not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

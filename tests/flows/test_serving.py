@@ -40,7 +40,7 @@ class ServedEncoders(NamedTuple):
 
     plane: ControlPlane
     folder: Path
-    """Folder of files below an allowed prefix."""
+    """Folder of files under an allowed prefix."""
     key: str
 
     def offline(self, encoder: str, file: Path) -> np.ndarray[Any, Any]:
@@ -94,7 +94,7 @@ def served(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.timeout(900)
-def test_every_request_format_gives_the_same_vector(served: ServedEncoders) -> None:
+def test_every_request_format_returns_the_same_vector(served: ServedEncoders) -> None:
     for encoder, name, file, media in (
         ("first", "production", served.folder / "0.png", "image/png"),
         ("moving", "videos", served.folder / "clip.mp4", "video/mp4"),
@@ -154,7 +154,7 @@ def test_the_openai_client_library_works(served: ServedEncoders) -> None:
         np.testing.assert_allclose(item.embedding, served.offline("first", file), atol=1e-5)
 
 
-def test_invalid_requests_get_an_error_code(served: ServedEncoders) -> None:
+def test_invalid_requests_return_an_error_code(served: ServedEncoders) -> None:
     key = {"Authorization": f"Bearer {served.key}"}
     base = f"{served.plane.url}/v1/encoders"
     png = (served.folder / "0.png").read_bytes()
@@ -224,7 +224,7 @@ def test_no_request_fails_while_a_candidate_is_added_and_removed_under_load(serv
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_replica_fails_at_most_its_own_requests_and_is_replaced(served: ServedEncoders) -> None:
+def test_killing_a_replica_affects_only_its_own_requests_and_it_is_replaced(served: ServedEncoders) -> None:
     file = served.folder / "3.png"
     with under_load(served, "production", [file]) as responses:
         wait_for(lambda: len(responses) > 50)
@@ -279,7 +279,7 @@ def under_load(served: ServedEncoders, encoder: str, files: Sequence[Path]) -> I
 
 
 def replicas_of(deployment: str) -> list[int]:
-    """Pids of a deployment's replicas, found by the process title that Ray sets."""
+    """Return the pids of a deployment's replicas, found by the process title that Ray sets."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

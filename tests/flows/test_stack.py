@@ -77,7 +77,7 @@ class StackCommand:
         return Client(stack["url"], Path(stack["key_file"]).read_text().strip())
 
     def processes(self) -> list[psutil.Process]:
-        """All processes of the stack, found as descendants of its two parts."""
+        """Return all processes of the stack, found as descendants of its two parts."""
         state = json.loads((self.data / "stack.json").read_text())
         parts = [psutil.Process(part["pid"]) for part in state["processes"].values()]
         return parts + [child for part in parts for child in part.children(recursive=True)]
@@ -143,7 +143,7 @@ def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack
     assert {part["name"]: part["health"] for part in found["parts"]} == {"ray": "ok", "control-plane": "ok"}
     assert found["url"] == first["url"]
 
-    # `up` returns a running stack, and refuses to change it.
+    # `up` returns a running stack and rejects changes to it.
     assert stack_command.json("up", "--json") == first
     assert stack_command.json("status", "--json") == found
     assert "amd down" in stack_command.amd("up", "--storage", str(stack_command.storage / "other"), code=1)
@@ -199,12 +199,12 @@ def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack
     assert "nothing was running" in stack_command.amd("down")
 
 
-def test_a_taken_port_is_reported(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(StackError, match=f"port {port} is taken by another program; choose one with --port"):
+        with pytest.raises(StackError, match=f"port {port} is in use by another program; choose another with --port"):
             up(tmp_path / "data", port=port, storage=str(tmp_path / "storage"))
     assert find_stack(tmp_path / "data") is None
 
@@ -220,7 +220,7 @@ def test_a_head_whose_agent_does_not_listen_is_not_ready(tmp_path: Path) -> None
     with HTTPServer(("127.0.0.1", 0), Head) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         free = free_ports(1)[0]
-        for agent, problem in ((server.server_port, None), (free, f"accepts jobs does not answer on port {free}")):
+        for agent, problem in ((server.server_port, None), (free, f"accepts jobs does not respond on port {free}")):
             ports = STOPPED.ray.model_copy(update={"dashboard": server.server_port, "agent": agent})
             found = find_problem(StackFolder(tmp_path), STOPPED.model_copy(update={"ray": ports}), "ray")
             assert found is None if problem is None else problem in str(found)

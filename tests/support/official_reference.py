@@ -1,7 +1,7 @@
-"""The official AMD and MAE arithmetic, told again in the plainest torch, to make golden folders of any size.
+"""Reference implementation of the official AMD and MAE code in plain torch, to generate golden folders of any size.
 
-Independent of `amd`: convolutions, boolean masks, loops, softmax written out. Key names are the official ones, so the
-state dicts have the official layout. Only what the golden layout holds is here.
+Does not import `amd`. Uses convolutions, boolean masks, loops and an explicit softmax. Parameters have the official
+names, so that state dicts have the official layout. Implements only what golden folders record.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def sinusoid(tokens: int, width: int) -> Tensor:
 
 
 def grid_positions(height: int, width: int, dim: int) -> Tensor:
-    """MAE: the first half of the width from the column, the second from the row; a row of zeros for the class token."""
+    """Return MAE's positions: columns in the first half of the width, rows in the second; zeros for the class token."""
     omega = 1 / 10000 ** (np.arange(dim // 4) / (dim / 4))
     rows = [
         np.concatenate([np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega)])
@@ -87,7 +87,7 @@ class PatchEmbed(nn.Module):
 
 
 class Tower(nn.Module):
-    """Patch embedding, positions added to all tokens, the kept ones through blocks."""
+    """ViT that embeds all tokens, adds positions, and passes only the kept tokens through its blocks."""
 
     def __init__(self, c: dict[str, Any], kernel: tuple[int, ...], tokens: int, ratio: float) -> None:
         super().__init__()
@@ -144,13 +144,13 @@ class StudentModel(nn.Module):
         width, values = s["decoder_embed_dim"], 3 * int(np.prod(kernel))
         self.decoder = BlockStack(width, s["decoder_depth"], s["decoder_num_heads"], ratio, values)
         self.encoder_to_decoder = nn.Linear(s["embed_dim"], width, bias=False)
-        self.tokens = [torch.randn(1, 1, teacher) * 0.1 for _ in s["layers"]]  # no parameters, as in the official code
+        self.tokens = [torch.randn(1, 1, teacher) * 0.1 for _ in s["layers"]]  # not parameters, as in the official code
         self.decoder_table, self.generator_table = sinusoid(tokens, width), sinusoid(tokens, teacher)
 
     def forward(self, video: Tensor, hidden: Tensor, diff: Tensor) -> dict[str, Any]:
         b = video.shape[0]
 
-        def places(table: Tensor, keep: Tensor) -> Tensor:
+        def positions(table: Tensor, keep: Tensor) -> Tensor:
             return table.to(video.dtype).expand(b, -1, -1)[keep].reshape(b, -1, table.shape[-1])
 
         x, taps = self.encoder.features(video, [~hidden])
@@ -158,12 +158,12 @@ class StudentModel(nn.Module):
         projected = [head(tap) for head, tap in zip(self.encoder.projection_heads, taps, strict=True)]
         generated = []
         for generator, token, features in zip(self.generators, self.tokens, projected, strict=True):
-            asked = token + places(self.generator_table, diff)
-            full = torch.cat([features + places(self.generator_table, ~hidden), asked], dim=1)
-            generated.append(generator(full, asked.shape[1]))
-        asked = self.mask_token + places(self.decoder_table, hidden)
-        seen = self.encoder_to_decoder(normed) + places(self.decoder_table, ~hidden)
-        recon = self.decoder(torch.cat([seen, asked], dim=1), asked.shape[1])
+            queries = token + positions(self.generator_table, diff)
+            full = torch.cat([features + positions(self.generator_table, ~hidden), queries], dim=1)
+            generated.append(generator(full, queries.shape[1]))
+        queries = self.mask_token + positions(self.decoder_table, hidden)
+        visible = self.encoder_to_decoder(normed) + positions(self.decoder_table, ~hidden)
+        recon = self.decoder(torch.cat([visible, queries], dim=1), queries.shape[1])
         return {"recon": recon, "encoder_out_normed": normed, "dir": projected, "gen": generated}
 
 
@@ -175,7 +175,7 @@ def _perturb(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _cubes(video: Tensor, t: int, p: int) -> Tensor:
-    """(B, N, t p p, 3), token by token."""
+    """Cut a video into tokens: (B, 3, T, H, W) -> (B, N, t*p*p, 3)."""
     b, _, frames, height, width = video.shape
     tokens = [
         video[:, :, i : i + t, y : y + p, x : x + p].permute(0, 2, 3, 4, 1).reshape(b, -1, 3)
@@ -187,7 +187,7 @@ def _cubes(video: Tensor, t: int, p: int) -> Tensor:
 
 
 def make_amd(folder: Path, config: dict[str, Any], seed: int = 0) -> None:
-    """Write the nine files and the meta file of an AMD case. `config` is that of amd_meta.json."""
+    """Write the tensor files and amd_meta.json of an AMD case. `config`: the `config` entry of amd_meta.json."""
     torch.manual_seed(seed)
     draws, numpy = torch.Generator().manual_seed(seed + 1), np.random.RandomState(seed)
     s, t = config["student"], config["teacher"]
@@ -223,11 +223,11 @@ def make_amd(folder: Path, config: dict[str, Any], seed: int = 0) -> None:
         out: dict[str, Tensor] = {
             f"labels_{k}": v.flatten(2)[hidden].reshape(b, -1, v[0, 0].numel()) for k, v in labels.items()
         }
-        answer = model(clip, hidden, diff)
-        out |= {"recon": answer["recon"], "encoder_out_normed": answer["encoder_out_normed"]}
+        outputs = model(clip, hidden, diff)
+        out |= {"recon": outputs["recon"], "encoder_out_normed": outputs["encoder_out_normed"]}
         for i, target in enumerate(targets):
             out |= {f"teacher_dir.{i}": target[:, :shown], f"teacher_gen.{i}": target[:, -extra:]}
-            out |= {f"student_dir_proj.{i}": answer["dir"][i], f"student_gen_pred.{i}": answer["gen"][i]}
+            out |= {f"student_dir_proj.{i}": outputs["dir"][i], f"student_gen_pred.{i}": outputs["gen"][i]}
         losses: dict[str, Tensor] = {}
         distances = {"": nn.MSELoss(), "_l1": nn.L1Loss(), "_sml1": nn.SmoothL1Loss()}
         losses["loss_mae"] = nn.functional.mse_loss(out["recon"], out["labels_norm"])
@@ -333,7 +333,7 @@ class MaeModel(nn.Module):
 
 
 def make_mae(folder: Path, config: dict[str, Any], mask_ratio: float, batch: int = 2, seed: int = 0) -> None:
-    """Write mae_state, mae_golden and mae_meta.json. `config` is that of the meta file."""
+    """Write mae_state, mae_golden and mae_meta.json. `config`: the `config` entry of mae_meta.json."""
     torch.manual_seed(seed)
     size = config["img_size"] if isinstance(config["img_size"], list) else [config["img_size"]] * 2
     p = config["patch_size"]

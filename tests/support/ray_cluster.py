@@ -1,4 +1,4 @@
-"""A Ray cluster per test session, on loopback with free ports, and a dashboard for `ray job submit`."""
+"""Ray cluster shared by a test session: on loopback with free ports, and with a dashboard for `ray job submit`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from service.stack.ports import free_ports
 
 STARTUP_S = 180
-TRIES = 3
+ATTEMPTS = 3
 NOTICE_S = 15
 
 
@@ -33,7 +33,7 @@ class RayCluster(NamedTuple):
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3_endpoint: str) -> Iterator[RayCluster]:
-    """A cluster that RAY_ADDRESS points to. Starts after the S3 server, so that workers inherit its address."""
+    """Start a cluster and point RAY_ADDRESS to it. Starts after the S3 server, so that workers inherit its address."""
     environment = {**os.environ, **_SETTINGS}
     cluster, head, folder = start_head(environment)
     saved = dict(os.environ)
@@ -59,13 +59,13 @@ _SETTINGS = {
 def start_head(
     environment: dict[str, str], ports: Sequence[int] | None = None
 ) -> tuple[RayCluster, subprocess.Popen[bytes], Path]:
-    """Start a head node and wait until it accepts jobs; returns the cluster, its process and its folder.
+    """Start a head node and wait until it accepts jobs. Returns the cluster, the process and its folder.
 
-    Retries, since the raylet waits only 30 s for its agent, too short on a cold or busy machine.
-    `ports`: five ports, for a head that replaces another.
+    Retries, since the raylet waits only 30 s for its agent, which is too short on a cold or busy machine.
+    `ports`: the five ports of the head that this one replaces; default: free ports.
     """
     environment = {**environment, **_SETTINGS}
-    for tries_left in reversed(range(TRIES)):
+    for attempts_left in reversed(range(ATTEMPTS)):
         port, dashboard, agent, metrics, client = ports or free_ports(5)
         folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, since socket paths are limited in length
         command = [
@@ -85,14 +85,14 @@ def start_head(
             return cluster, head, folder
         except RuntimeError:
             end_head(head, folder)
-            if not tries_left:
+            if not attempts_left:
                 raise
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 @contextmanager
 def second_node(cluster: RayCluster, cpus: int, mark: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a second node of the cluster, with a resource named `mark` that identifies it.
+    """Add a second node to the cluster, identified by a resource named `mark`.
 
     On SIGTERM it announces its preemption to Ray and exits NOTICE_S later.
     """
@@ -138,7 +138,7 @@ def _wait_until_up(cluster: RayCluster, agent: int, head: subprocess.Popen[bytes
 
 
 def end_head(head: subprocess.Popen[bytes], folder: Path) -> None:
-    """Stop the head and its children: only processes of its own session and those that name the cluster's folder."""
+    """Stop the head and its children: its session, and processes whose command line contains the cluster's folder."""
     head.send_signal(signal.SIGTERM)
     try:
         head.wait(5)

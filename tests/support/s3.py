@@ -1,10 +1,10 @@
-"""S3 server (moto) on loopback that can be stopped and restarted."""
+"""S3 server (moto) on loopback, which can be stopped and restarted."""
 
 from __future__ import annotations
 
 
 class S3Server:
-    """Server on a free port. Its objects survive a stop, since moto keeps its state in the process."""
+    """S3 server on a free port. Objects survive a stop, since moto keeps them in this process."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -15,7 +15,7 @@ class S3Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start the server, on the same port after a stop."""
+        """Start the server, or restart it on the same port."""
         from moto.server import ThreadedMotoServer
 
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)

@@ -1,6 +1,6 @@
-"""The storage root and database that version 0.1 wrote (`tests/golden/store-0.1`), copied for a test to change.
+"""Copies of the storage root and database written by version 0.1 (`tests/golden/store-0.1`), for tests to modify.
 
-Imports nothing of the project.
+Does not import the project.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 STORE = Path(__file__).parents[1] / "golden" / "store-0.1"
-PLACEHOLDER = "/amd-store-0.1"  # stands for the absolute path of the storage root in text files and in the database
+PLACEHOLDER = "/amd-store-0.1"  # replaces the absolute path of the storage root in text files and in the database
 EXPECTED: dict[str, Any] = json.loads((STORE / "expected.json").read_text())
 
 
 def copy_root(folder: Path) -> Path:
-    """The storage root below `folder`, its absolute paths rewritten to the copy."""
+    """Copy the storage root into `folder` and rewrite absolute paths to the copy."""
     root = Path(shutil.copytree(STORE / "root", folder / "root"))
     for path in root.rglob("*"):
         if path.is_file() and "checkpoints" not in path.parts and path.suffix in (".json", ".jsonl", ".md", ".log"):
@@ -28,7 +28,7 @@ def copy_root(folder: Path) -> Path:
 
 
 def copy_database(folder: Path, root: Path) -> Path:
-    """A SQLite file below `folder` with the rows of version 0.1, at its schema."""
+    """Create a SQLite file in `folder` with the schema and rows of version 0.1."""
     path = folder / "control-plane.db"
     connection = sqlite3.connect(path)
     connection.executescript((STORE / "control-plane.sql").read_text().replace(PLACEHOLDER, str(root)))
@@ -37,7 +37,7 @@ def copy_database(folder: Path, root: Path) -> Path:
 
 
 def shape(folder: Path) -> set[str]:
-    """What files a folder holds and which keys its JSON files have, one line each; ids and numbers are masked."""
+    """Return the files in a folder and the keys of its JSON files, one line each, with numbers masked in file names."""
     lines = set[str]()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -56,7 +56,7 @@ def _values(path: Path) -> Iterator[Any]:
 
 
 def _keys(value: Any, prefix: str = "") -> Iterator[str]:
-    """`schedule.steps number`, for every value within; an empty list or mapping has no lines of its own."""
+    """Yield `schedule.steps number` and the like for every nested value; empty lists and mappings yield nothing."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _keys(inner, f"{prefix}.{key}" if prefix else key)

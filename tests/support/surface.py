@@ -1,6 +1,7 @@
-"""The public surface as text files in `tests/golden/surface`: `python -m tests.support.surface` prints it as JSON.
+"""Collect the public surface, which `tests/golden/surface` records as text files.
 
-With `--write` it writes the files instead. Run from the repository's root.
+Run `python -m tests.support.surface` from the root of the repository. It prints JSON; with
+`--write` it updates the files instead.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ WRITE = "python -m tests.support.surface --write"
 
 
 def collect(folder: Path) -> dict[str, list[str]]:
-    """Sorted lines by file name. `folder`: for a database and a copy of a store."""
-    _neutral(folder)
+    """Return sorted lines by file name. `folder`: temporary folder for a database and a copy of the store."""
+    _isolate_environment(folder)
     from service.db.engine import open_engine
     from tests.support import surface_programs as programs
     from tests.support import surface_service as service
@@ -48,15 +49,15 @@ def collect(folder: Path) -> dict[str, list[str]]:
 
 
 def _collected(lines: Iterable[str]) -> list[str]:
-    """Sorted, without repetitions; a part that cannot be collected is its traceback, so that the others are."""
+    """Return the sorted unique lines, or the traceback if they cannot be collected, so that other parts still are."""
     try:
         return sorted(set(lines))
     except Exception:
         return [FAILED, *traceback.format_exc().splitlines()]
 
 
-def _neutral(folder: Path) -> None:
-    """Nothing of this machine or its user shows in a default."""
+def _isolate_environment(folder: Path) -> None:
+    """Keep this machine and its user out of defaults: environment, home folder and CPU count."""
     warnings.simplefilter("ignore")
     logging.disable()
     for name in [name for name in os.environ if name.startswith(("AMD_", "RAY_", "XDG_"))]:

@@ -1,6 +1,6 @@
-"""The `amd` command, the programs that run as `python -m …`, and the Python interface, as lines.
+"""List the `amd` command, the programs that run as `python -m …`, and the Python interface, one fact per line.
 
-Programs are run in this process, up to where they have built their argument parser.
+To list its options, a program runs in this process until it has built its argument parser.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 
 
 def command_lines() -> Iterator[str]:
-    """Every command of `amd` with its arguments and options."""
+    """Yield every command of `amd` with its arguments and options."""
     from service.cli.main import main
 
     found: list[typer.Typer] = []
@@ -70,7 +70,7 @@ def _walk(command: Any, path: str) -> Iterator[str]:
 
 
 def _type(annotation: Any) -> str:
-    """A type, or the values that an argument may have."""
+    """Return the name of a type, or the values that it allows."""
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return compact([member.value for member in annotation])
     if values := get_args(annotation):
@@ -79,7 +79,7 @@ def _type(annotation: Any) -> str:
 
 
 def program_lines() -> Iterator[str]:
-    """Options of each `python -m …`."""
+    """Yield the options of each program that runs as `python -m …`."""
     for module, commands in PROGRAMS.items():
         for command in commands:
             parser = _parser_of(module, [command] if command else [])
@@ -101,7 +101,7 @@ def program_lines() -> Iterator[str]:
 
 
 class _Parsed(BaseException):
-    """Ends a program once it has its parser."""
+    """Stops a program once its parser is built."""
 
 
 def _parser_of(module: str, args: Sequence[str]) -> argparse.ArgumentParser:
@@ -121,7 +121,7 @@ def _parser_of(module: str, args: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def run_program(module: str, args: Sequence[str]) -> object:
-    """The exit code of `python -m module words`, or the exception that it ends with."""
+    """Return the exit code of `python -m module args`, or the exception that ends it."""
     saved = sys.argv
     sys.argv = [module, *args]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -131,7 +131,7 @@ def run_program(module: str, args: Sequence[str]) -> object:
             return ended.code or 0
         except _Parsed:
             return None
-        except Exception as error:  # Python would end with a traceback
+        except Exception as error:  # Python would print a traceback
             return f"{type(error).__name__}: {error}"
         finally:
             sys.argv = saved
@@ -139,7 +139,10 @@ def run_program(module: str, args: Sequence[str]) -> object:
 
 
 def exit_code_lines(job_root: str, job_id: str) -> Iterator[str]:
-    """0 done, 1 failed, 2 bad input, for each program. The job of the store has ended, so its runner does nothing."""
+    """Yield exit codes of each program: 0 done, 1 failed, 2 bad input.
+
+    The job in the store has ended, so its runner does nothing.
+    """
     missing = "--config=/does/not/exist.json"
     for module, command in [(module, command) for module, commands in PROGRAMS.items() for command in commands]:
         if module != "service" and command != "probe-checkpoint":
@@ -172,7 +175,7 @@ def _runner(job_id: str, root: str) -> object:
 
 
 def python_lines() -> Iterator[str]:
-    """The Python interface: names, methods and their parameters."""
+    """Yield the names, methods and parameters of the Python interface."""
     import service.client
     from amd.artifacts import encode, load_encoder
     from service.client import AsyncClient, Client, JobRequest
@@ -184,16 +187,16 @@ def python_lines() -> Iterator[str]:
         yield f"{kind.__name__}{_parameters(kind)}"
         yield from _methods(kind("http://127.0.0.1:1", "key"), kind.__name__)
     yield from (f"JobRequest.{name}" for name in JobRequest.model_fields)
-    from service.serve import app  # last: imports Ray
+    from service.serve import app  # imported last, because it imports Ray
 
     yield f"service.serve.app{_parameters(app)}"
 
 
-def _methods(thing: Any, path: str) -> Iterator[str]:
-    for name in sorted(vars(thing) | dict.fromkeys(dir(type(thing)))):
+def _methods(instance: Any, path: str) -> Iterator[str]:
+    for name in sorted(vars(instance) | dict.fromkeys(dir(type(instance)))):
         if name.startswith("_"):
             continue
-        value = getattr(thing, name)
+        value = getattr(instance, name)
         if callable(value):
             yield f"{path}.{name}{_parameters(value)}"
         else:
@@ -201,8 +204,11 @@ def _methods(thing: Any, path: str) -> Iterator[str]:
 
 
 def _parameters(function: Any) -> str:
-    """Names, kinds and defaults; annotations may change their names, and callers cannot see the name after `**`."""
-    if hasattr(function, "__wrapped__"):  # a method that takes its signature from a function without `self`
+    """Return names, kinds and defaults of parameters.
+
+    Omits annotations, whose types may be renamed, and the name after `**`, which callers cannot see.
+    """
+    if hasattr(function, "__wrapped__"):  # the signature comes from a function without `self`
         function = inspect.unwrap(getattr(function, "__func__", function))
     signature = inspect.signature(function)
     named = [one for one in signature.parameters.values() if one.name != "self"]

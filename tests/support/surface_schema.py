@@ -1,6 +1,6 @@
-"""JSON schemas and OpenAPI as sorted lines, one fact each, in a form that survives renamed models and new descriptions.
+"""List JSON schemas and OpenAPI documents, one fact per line, independently of model names and descriptions.
 
-References are resolved, so names of components do not appear. Imports nothing of the project.
+References are resolved, so names of components do not appear. Does not import the project.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ def compact(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
 
 
-def schema_lines(schema: Any, definitions: dict[str, Any], path: str = "", seen: tuple[str, ...] = ()) -> Iterator[str]:
-    """`path: facts` for a schema and all within. `definitions`: by the last part of a reference."""
+def schema_lines(
+    schema: Any, definitions: dict[str, Any], path: str = "", visited: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """Yield `path: facts` for a schema and everything nested in it. `definitions`: schemas by last part of a `$ref`."""
     if not isinstance(schema, dict):
         yield f"{path}: {compact(schema)}"
         return
-    schema, seen = _resolved(schema, definitions, seen)
+    schema, visited = _resolved(schema, definitions, visited)
     if "$ref" in schema:
-        yield f"{path}: the same as {len(seen) - seen.index(schema['$ref'])} levels above"
+        yield f"{path}: the same as {len(visited) - visited.index(schema['$ref'])} levels above"
         return
     facts = {key: _sorted(key, value) for key, value in schema.items() if key not in TEXTS | NESTED}
     inner = facts.get("additionalProperties")
@@ -32,35 +34,35 @@ def schema_lines(schema: Any, definitions: dict[str, Any], path: str = "", seen:
         facts["additionalProperties"] = "…"
     yield f"{path}: {compact(facts)}"
     if isinstance(inner, dict):
-        yield from schema_lines(inner, definitions, f"{path}.*", seen)
+        yield from schema_lines(inner, definitions, f"{path}.*", visited)
     required = schema.get("required", [])
     for name, value in schema.get("properties", {}).items():
         mark = "" if name in required else "?"
-        yield from schema_lines(value, definitions, f"{path}.{name}{mark}", seen)
+        yield from schema_lines(value, definitions, f"{path}.{name}{mark}", visited)
     if "items" in schema:
-        yield from schema_lines(schema["items"], definitions, f"{path}[]", seen)
+        yield from schema_lines(schema["items"], definitions, f"{path}[]", visited)
     for number, value in enumerate(schema.get("prefixItems", [])):
-        yield from schema_lines(value, definitions, f"{path}[{number}]", seen)
+        yield from schema_lines(value, definitions, f"{path}[{number}]", visited)
     for union in ("anyOf", "oneOf", "allOf"):
-        alternatives = [sorted(schema_lines(value, definitions, "", seen)) for value in schema.get(union, [])]
+        alternatives = [sorted(schema_lines(value, definitions, "", visited)) for value in schema.get(union, [])]
         for number, lines in enumerate(sorted(alternatives)):
             yield from (f"{path}<{union} {number}>{line}" for line in lines)
 
 
 def _resolved(
-    schema: dict[str, Any], definitions: dict[str, Any], seen: tuple[str, ...]
+    schema: dict[str, Any], definitions: dict[str, Any], visited: tuple[str, ...]
 ) -> tuple[Any, tuple[str, ...]]:
-    """The schema that references lead to; one that still has `$ref` is recursive."""
+    """Follow references and return the schema they refer to; if it still contains `$ref`, it is recursive."""
     if list(schema.get("allOf", [])) and len(schema["allOf"]) == 1:
         schema = {**schema["allOf"][0], **{key: value for key, value in schema.items() if key != "allOf"}}
     while "$ref" in schema:
         reference = schema["$ref"]
-        if reference in seen:
-            return schema, seen
-        seen = (*seen, reference)
-        beside = {key: value for key, value in schema.items() if key != "$ref"}
-        schema = {**definitions[reference.rpartition("/")[2]], **beside}
-    return schema, seen
+        if reference in visited:
+            return schema, visited
+        visited = (*visited, reference)
+        siblings = {key: value for key, value in schema.items() if key != "$ref"}
+        schema = {**definitions[reference.rpartition("/")[2]], **siblings}
+    return schema, visited
 
 
 def _sorted(key: str, value: Any) -> Any:
@@ -86,7 +88,7 @@ def openapi_lines(document: dict[str, Any]) -> Iterator[str]:
                 yield f"{name} → {status}"
                 for media, content in response.get("content", {}).items():
                     lines = list(schema_lines(content.get("schema", {}), definitions, f"→ {status} {media}"))
-                    if status in ("4XX", "5XX"):  # one form for all errors
+                    if status in ("4XX", "5XX"):  # all errors share one schema
                         shared.update(lines)
                         lines = [f"→ {status} {media}"]
                     yield from (f"{name} {line}" for line in lines)

@@ -1,6 +1,6 @@
-"""The service and its data as lines: REST, error codes, events, metrics, database, environment, configs and presets.
+"""List the service's REST API, errors, events, metrics, database, environment, configs and presets, one fact per line.
 
-Reads what it can over HTTP, from a service on the store of version 0.1, so that few modules are imported.
+Uses HTTP where possible, against a service on the store of version 0.1, so that it depends on few modules.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ JOBS = {state: job_id for job_id, state in EXPECTED["database"]["job_states"].it
 
 
 def config_lines(client: TestClient) -> Iterator[str]:
-    """Keys of every kind's config, with type, default and limits."""
+    """Yield the config keys of every job kind, with type, default and limits."""
     for kind in _kinds_of_jobs(client):
         schema = client.get(f"/v1/schemas/{kind}").json()
         yield from schema_lines(schema, schema.get("$defs", {}), kind)
@@ -44,7 +44,7 @@ def _kinds_of_jobs(client: TestClient) -> list[str]:
 
 
 def preset_lines(client: TestClient) -> Iterator[str]:
-    """Every value of every preset."""
+    """Yield every value of every preset."""
     for preset in client.get("/v1/presets").json():
         name = f"{preset['kind']} {preset['name']}"
         yield name
@@ -61,7 +61,7 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def environment_lines(repository: Path) -> Iterator[str]:
-    """Settings with types and defaults, and every AMD_ variable that the code names."""
+    """Yield the settings with types and defaults, and every AMD_ variable that the code mentions."""
     for name, field in Settings.model_fields.items():
         default = "computed" if field.default_factory else repr(field.default)
         limits = [compact(repr(rule)) for rule in field.metadata if type(rule).__name__ in ("Gt", "Ge", "Lt", "Le")]
@@ -74,7 +74,7 @@ def environment_lines(repository: Path) -> Iterator[str]:
 
 
 def database_lines(engine: Engine) -> Iterator[str]:
-    """Tables as the models declare them, and as migrations make them in an empty SQLite database."""
+    """Yield the tables that the models declare, and those that migrations create in an empty SQLite database."""
     migrate(engine)
     migrated = MetaData()
     migrated.reflect(engine)
@@ -94,7 +94,7 @@ def database_lines(engine: Engine) -> Iterator[str]:
 
 
 def served(folder: Path) -> TestClient:
-    """The service on the store of version 0.1."""
+    """Return a client of a service on a copy of the store of version 0.1."""
     root = copy_root(folder)
     engine = open_engine(f"sqlite:///{copy_database(folder, root)}")
     migrate(engine)
@@ -107,7 +107,7 @@ def api_lines(client: TestClient) -> Iterator[str]:
 
 
 def job_lines(client: TestClient) -> Iterator[str]:
-    """Closed lists of jobs: kinds, states, reasons, and what may be done in each state."""
+    """Yield the kinds, states, reasons and origins of jobs, and the actions that each state allows."""
     document = client.get("/openapi.json").json()
     definitions = document["components"]["schemas"]
     submit = document["paths"]["/v1/jobs"]["post"]
@@ -126,7 +126,7 @@ def job_lines(client: TestClient) -> Iterator[str]:
 
 
 def metric_lines(client: TestClient) -> Iterator[str]:
-    """What /metrics tells, once an encoder was asked in vain."""
+    """Yield the metrics that /metrics exposes after a failed request to an encoder."""
     client.post("/v1/encoders/tiny-teacher/embeddings", content=b"x", headers={"Content-Type": "image/png"})
     for family in text_string_to_metric_families(client.get("/metrics").text):
         labels = sorted({label for sample in family.samples for label in sample.labels})
@@ -134,7 +134,7 @@ def metric_lines(client: TestClient) -> Iterator[str]:
 
 
 def event_lines(client: TestClient) -> Iterator[str]:
-    """Server-sent events of a job that has ended, and what webhooks receive."""
+    """Yield the server-sent events of ended jobs, and the fields that webhooks receive."""
     for job, path in ((JOBS["failed"], "events"), (JOBS["succeeded"], "logs?follow=true")):
         for block in client.get(f"/v1/jobs/{job}/{path}").text.split("\n\n"):
             fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
@@ -155,7 +155,7 @@ def event_lines(client: TestClient) -> Iterator[str]:
 
 
 def error_lines(client: TestClient) -> Iterator[str]:
-    """Code and status of every error, as a client sees them: routes of this test raise them one after the other."""
+    """Yield the code and status of every error as clients receive them, raised by routes added here."""
     failures: dict[str, Exception] = {f"service error {kind.__name__}": kind("…") for kind in _kinds(ServiceError)}
     failures |= {f"status {status}": HTTPException(status) for status in (400, 403, 404, 405, 413, 415, 422, 500, 503)}
     failures |= {
@@ -188,11 +188,11 @@ def error_lines(client: TestClient) -> Iterator[str]:
     yield _problem(client.get("/v1/jobs", headers={"Authorization": "Bearer x"})) + " after a bad key"
 
 
-def _problem(answer: Any) -> str:
-    problem = answer.json()
-    headers = [name for name in ("allow", "retry-after", "www-authenticate") if name in answer.headers]
-    facts = [f"retryable {problem['retryable']}", answer.headers["content-type"], problem["type"], *headers]
-    return f"{problem['code']} {answer.status_code}: {', '.join(facts)} [{', '.join(sorted(problem))}]"
+def _problem(response: Any) -> str:
+    problem = response.json()
+    headers = [name for name in ("allow", "retry-after", "www-authenticate") if name in response.headers]
+    facts = [f"retryable {problem['retryable']}", response.headers["content-type"], problem["type"], *headers]
+    return f"{problem['code']} {response.status_code}: {', '.join(facts)} [{', '.join(sorted(problem))}]"
 
 
 def _kinds(kind: type[ServiceError]) -> list[type[ServiceError]]:

@@ -1,4 +1,4 @@
-"""Every rule of a sweep's config: the message names the field, the rule and the remedy."""
+"""Every rule of a sweep config: the message contains the field, the rule and the remedy."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ PBT = {"algorithm": "pbt", "seeds": 1, "space": {"use": ["recipe"]}}
 RULES: list[tuple[dict[str, Any], str]] = [
     (
         {"train": mae(tiny_video_config()).model_dump(mode="json")},
-        "train.objective.kind=mae: ~use a config with a teacher",
+        "train.objective.kind=mae: ~choose a config with a teacher",
     ),
     (
         {"train": tiny_image_config(scaling__workers=[1, 2]).model_dump(mode="json")},
-        "train.scaling.workers=[1, 2]: ~fixed number of workers~give one number",
+        "train.scaling.workers=[1, 2]: ~fixed number of workers~set one number",
     ),
     ({"against": "step_gflops"}, "against=step_gflops: ~only algorithm=tpe supports two objectives"),
-    (TWO, "against=teacher_gflops: ~no order to stop by; set stopping=none"),
+    (TWO, "against=teacher_gflops: ~cannot be ranked for stopping; set stopping=none"),
     ({**PBT, "stopping": "asha"}, "stopping=asha: algorithm=pbt ~instead of stopping them; set stopping=none"),
     ({**PBT, "space": MASKING}, "space.use=['masking']: algorithm=pbt ~use space.use=[recipe]"),
     ({**PBT, "space": {"use": ["recipe", "masking"]}}, "space.use=['masking']: algorithm=pbt ~use space.use=[recipe]"),
@@ -52,13 +52,13 @@ RULES: list[tuple[dict[str, Any], str]] = [
         {**PBT, "space": {"use": ["recipe"], "dimensions": {"optim.batch_size": [64, 128]}}},
         "space.dimensions.optim.batch_size: algorithm=pbt ~other than optim.batch_size",
     ),
-    ({**PBT, "seeds": 3}, "seeds=3: a child in algorithm=pbt continues a single run; set seeds=1"),
-    ({**PBT, "budget": {"trials": 3}}, "budget.trials=3: this is the population ~set 4 or more"),
+    ({**PBT, "seeds": 3}, "seeds=3: with algorithm=pbt, a child continues a single run; set seeds=1"),
+    ({**PBT, "budget": {"trials": 3}}, "budget.trials=3: with algorithm=pbt this is the population, ~set 4 or more"),
     ({**PBT, "space": {"study": "layers"}}, "space.study runs every variant to completion: set algorithm=grid"),
     ({**PBT, "rungs": 1}, "rungs=1: algorithm=pbt replaces trials between rungs; set 2 or more"),
     ({"space": {"study": "layers"}, "algorithm": "random"}, "space.study ~set algorithm=grid, stopping=none"),
     ({"space": {"study": "layers"}, "stopping": "asha"}, "space.study ~set algorithm=grid, stopping=none"),
-    ({"space": {}}, "space: nothing varies; give space.use, space.study or space.dimensions"),
+    ({"space": {}}, "space: nothing varies; set space.use, space.study or space.dimensions"),
     ({"space": {"use": ["masking", "masking"]}}, "space.use=['masking', 'masking'] repeats a space; ~once"),
     ({"space": {"study": "layers", "use": ["masking"]}}, "space.study defines its own space; remove space.use and "),
     (
@@ -91,7 +91,7 @@ RULES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("values", "expected"), RULES)
-def test_a_broken_rule_names_field_rule_and_remedy(values: dict[str, Any], expected: str) -> None:
+def test_the_error_for_a_broken_rule_contains_field_rule_and_remedy(values: dict[str, Any], expected: str) -> None:
     start, *parts = expected.split("~")
     lines = [line for line in problems(values) if line.startswith(start)]
     assert lines, problems(values)
@@ -101,44 +101,44 @@ def test_a_broken_rule_names_field_rule_and_remedy(values: dict[str, Any], expec
 DIMENSIONS: list[tuple[Any, str]] = [
     ({"low": 2, "high": 1}, "low=2.0 must be below high=1.0"),
     ({"low": 1, "high": 1}, "low=1.0 must be below high=1.0"),
-    ({"low": 1}, "give choices: [a, b, …], or low and high"),
-    ({}, "give choices: [a, b, …], or low and high"),
-    ({"low": 0, "high": 1, "log": True}, "low=0.0 must be above 0 where log=true"),
+    ({"low": 1}, "set choices: [a, b, …], or low and high"),
+    ({}, "set choices: [a, b, …], or low and high"),
+    ({"low": 0, "high": 1, "log": True}, "low=0.0 must be above 0 if log=true"),
     ({"low": 1, "high": 2, "log": True, "step": 1}, "step and log cannot be combined; list the values as choices"),
     ({"low": 1, "high": 2, "step": 0}, "step=0: input should be greater than 0"),
     ({"low": "few", "high": 2}, "low='few': input should be a valid number"),
     ({"low": 1, "high": math.inf}, "high=inf: input should be a finite number"),
-    ({"choices": [1, 2], "low": 1}, "give choices, or low and high, not both"),
-    ({"choices": [1, 2], "log": True}, "give choices, or low and high, not both"),
-    ([1, 2, 1], "choices=[1, 2, 1] repeat; give each once"),
+    ({"choices": [1, 2], "low": 1}, "choices cannot be combined with low and high"),
+    ({"choices": [1, 2], "log": True}, "choices cannot be combined with low and high"),
+    ([1, 2, 1], "choices=[1, 2, 1] repeats a value; list each value once"),
     ([], "choices=[]: "),
     ({"lo": 1, "high": 2}, "lo: unknown key; did you mean low?"),
-    (3, "3 is not a dimension; give choices: [a, b, …], or low and high"),
+    (3, "3 is not a dimension; set choices: [a, b, …], or low and high"),
     (None, "None is not a dimension"),
 ]
 
 
 @pytest.mark.parametrize(("value", "expected"), DIMENSIONS)
-def test_a_wrong_dimension_is_named(value: Any, expected: str) -> None:
+def test_an_invalid_dimension_is_reported_with_its_name(value: Any, expected: str) -> None:
     (lines,) = problems({"space": {"dimensions": {"optim.base_lr": value, "optim.eps": [1e-8, 1e-6]}}})
     assert lines.startswith(f"space.dimensions.optim.base_lr: {expected}")
 
 
-def test_every_wrong_dimension_is_reported_at_once() -> None:
+def test_all_invalid_dimensions_are_reported_together() -> None:
     lines = problems({"space": {"dimensions": {"optim.base_lr": {"low": 2, "high": 1}, "optim.eps": [1, 1]}}})
     assert [line.split(": ")[0] for line in lines] == ["space.dimensions.optim.base_lr", "space.dimensions.optim.eps"]
 
 
-def test_all_broken_rules_are_reported_at_once() -> None:
+def test_all_broken_rules_are_reported_together() -> None:
     lines = problems({"algorithm": "pbt", "stopping": "asha", "rungs": 1, "against": "step_gflops"})
     assert len(lines) == 5
 
 
-def test_1_true_and_the_text_1_are_three_choices() -> None:
+def test_1_true_and_the_string_1_are_distinct_choices() -> None:
     assert validated(Dimension, {"choices": [1, True, "1"]}).choices == (1, True, "1")
 
 
-def test_an_exponent_that_yaml_reads_as_text_is_a_number() -> None:
+def test_a_number_with_an_exponent_that_yaml_reads_as_text_is_converted() -> None:
     choices = yaml.safe_load("[1e-8, 1.0e-6, -2E5, [1e-3, last], e5, 1e]")
     assert validated(Dimension, {"choices": choices}).choices == (1e-8, 1e-6, -2e5, [1e-3, "last"], "e5", "1e")
 

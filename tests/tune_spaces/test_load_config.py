@@ -1,4 +1,4 @@
-"""A sweep's config from a preset or a file, and the errors for mistakes in it."""
+"""Load a sweep config from a preset or a file, and report mistakes in it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_file_can_name_a_preset_with_overrides(tmp_path: Path) -> None:
     assert (config.budget.trials, config.seeds) == (7, 2)
 
 
-def test_a_preset_option_overrides_that_of_the_file(tmp_path: Path) -> None:
+def test_the_preset_option_overrides_the_preset_in_the_file(tmp_path: Path) -> None:
     url = file(tmp_path, {**MASKING, "preset": "demo-video-amd"})
     assert load_search(PRESET, url, {}).train == BASE
     assert load_search(None, url, {}).train == PRESETS["demo-video-amd"].config
@@ -49,7 +49,7 @@ def test_a_file_can_contain_a_whole_run(tmp_path: Path) -> None:
     assert config.train == train
 
 
-def test_a_sweeps_own_config_is_a_file_to_load(tmp_path: Path) -> None:
+def test_the_config_written_by_a_sweep_can_be_loaded(tmp_path: Path) -> None:
     config = ledgers.search(space={"dimensions": {"optim.eps": [1e-8, 1e-6]}}, algorithm="tpe", at_once=3)
     path = tmp_path / "config.json"
     path.write_text(config.model_dump_json())
@@ -80,14 +80,14 @@ def test_overrides_take_precedence_over_the_file(tmp_path: Path) -> None:
         ("algorithm", "tpe", "algorithm"),
     ],
 )
-def test_overrides_are_applied_to_sweep_or_run(key: str, value: Any, where: str) -> None:
+def test_overrides_are_applied_to_the_sweep_or_its_run(key: str, value: Any, where: str) -> None:
     before = load_search(PRESET, None, MASKING).model_dump(mode="json")
     after = load_search(PRESET, None, {**MASKING, key: value}).model_dump(mode="json")
     assert changes(before, after) == {where: value}
 
 
 def changes(before: Any, after: Any, where: str = "") -> dict[str, Any]:
-    """Dotted keys with different values."""
+    """Return the dotted keys whose values differ."""
     if before == after:
         return {}
     if isinstance(before, dict) and isinstance(after, dict):
@@ -109,15 +109,15 @@ def test_a_probe_override_is_applied_to_the_run() -> None:
 
 
 MISTAKES: list[tuple[str | None, Any, dict[str, Any], str]] = [
-    (None, None, MASKING, "train: required, the run to vary; give --preset NAME"),
-    (None, MASKING, {}, "train: required, the run to vary; give --preset NAME"),
+    (None, None, MASKING, "train: required, the run to vary; pass --preset NAME"),
+    (None, MASKING, {}, "train: required, the run to vary; pass --preset NAME"),
     (None, {}, {}, "train: required, the run to vary"),
     ("demo-imge-amd", None, MASKING, "preset='demo-imge-amd': unknown; did you mean demo-image-amd?"),
     (None, {**MASKING, "preset": "demo-imge-amd"}, {}, "did you mean demo-image-amd?"),
-    (PRESET, {**MASKING, "train": {}}, {}, "train: the file contains a complete run and a preset is given too"),
-    (None, {**MASKING, "train": {}, "preset": PRESET}, {}, "train: the file contains a complete run and a preset"),
+    (PRESET, {**MASKING, "train": {}}, {}, "train: the file contains a complete run, but a preset is set too"),
+    (None, {**MASKING, "train": {}, "preset": PRESET}, {}, "train: the file contains a complete run, but a preset"),
     (None, {**MASKING, "preset": PRESET, "overrides": ["optim.base_lr=1"]}, {}, "overrides=['optim.base_lr=1']: must"),
-    (PRESET, None, {}, "space: required, but not given"),
+    (PRESET, None, {}, "space: required, but not set"),
     (PRESET, None, {**MASKING, "optim.baselr": 1}, "train.optim.baselr: unknown key; did you mean base_lr?"),
     (PRESET, None, {**MASKING, "sed": 1}, "sed: unknown key; did you mean seed?"),
     (PRESET, None, {**MASKING, "seeds": 0}, "seeds=0: "),
@@ -138,7 +138,7 @@ def test_a_mistake_is_reported_in_one_line(
     assert expected in problem
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read"):
         load_search(PRESET, str(tmp_path / "nowhere.yaml"), MASKING)
 
@@ -158,7 +158,7 @@ def test_a_dimension_can_be_set_by_its_dotted_name() -> None:
     assert config.space.dimensions["optim.eps"].choices == (1e-8, 1e-6)
 
 
-def test_a_dimension_on_the_command_line_overrides_only_that_of_the_file(tmp_path: Path) -> None:
+def test_a_dimension_on_the_command_line_overrides_only_the_same_dimension_in_the_file(tmp_path: Path) -> None:
     there = {"preset": PRESET, "space": {"dimensions": {"optim.eps": [1e-8, 1e-6], "optim.clip_norm": [0.1, 1.0]}}}
     config = load_search(None, file(tmp_path, there), {"space.dimensions.optim.eps": [1e-7, 1e-5]})
     assert config.space.dimensions["optim.eps"].choices == (1e-7, 1e-5)

@@ -1,6 +1,6 @@
 """Report of a sweep, built from its config and ledger: verdict, table, plots and the best config.
 
-Available at any time, also while the sweep runs. Imports neither torch nor Ray.
+Available at any time, including while the sweep runs. Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def write_report(run_folder: str) -> Report:
 
     Raises ConfigError if the folder is not a sweep, or if no trial has been scored yet.
     """
-    from tune_spaces.report.plots import DRAWN, pictures, rendered  # imports matplotlib, which takes a second
+    from tune_spaces.report.plots import DRAWN, pictures, rendered  # imports matplotlib: about a second
 
     sweep = read_sweep(run_folder)
     folder = join(run_folder, REPORT)
@@ -48,14 +48,14 @@ def write_report(run_folder: str) -> Report:
     write_bytes(join(folder, "report.md"), markdown(report, sweep, page_pictures).encode())
     write_json(join(folder, "report.json"), report.model_dump(mode="json"))
     known = {"best.json", *(f"{name}.{ending}" for name in DRAWN for ending in ("png", "svg"))}
-    for stale in known - set(written):  # from an earlier report on the same sweep
+    for stale in known - set(written):  # written by an earlier report of this sweep
         if exists(join(folder, stale)):
             remove(join(folder, stale))
     return report
 
 
 def _best_config(sweep: SweepHistory) -> object:
-    """Return the complete TrainConfig of the best trial, without a name, so that it starts a new run."""
+    """Return the complete TrainConfig of the best trial, without a name so that it starts a new run."""
     if sweep.best is None:
         return None
     config = with_overrides(sweep.config.train, {**sweep.best.record.overrides, "name": None})

@@ -1,6 +1,6 @@
-"""Figures of a sweep's report: differences to the baseline, Pareto front, groups and importance.
+"""Statistics of a sweep's report: differences from the baseline, Pareto front, groups and importance.
 
-Pure functions, independent of plots and pages.
+Pure functions; plots and pages are elsewhere.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ MIN_IMPORTANCE_TRIALS = 4
 
 
 class TrialRow(BaseModel):
-    """One trial, as a row of the report's table."""
+    """One trial as a row of the report's table."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     number: int
     title: str
-    """Title of its point."""
+    """Title of the trial's point."""
     state: TrialState
     baseline: bool = False
     parent: int | None = None
-    """Trial whose weights this one started from."""
+    """Number of the trial whose weights this one started from."""
     best: bool = False
     compared: bool = False
     """Whether it reached the rung at which the best trial was selected."""
@@ -41,15 +41,15 @@ class TrialRow(BaseModel):
     """Score at that rung, averaged over seeds."""
     by_seed: tuple[float, ...] = ()
     difference: float | None = None
-    """Difference to the baseline at the highest rung that both reached."""
+    """Difference from the baseline at the highest rung that both reached."""
     interval: tuple[float, float] | None = None
-    """95 % interval of that difference, paired by seed; none for a single seed."""
+    """95 % interval of that difference, paired by seed; null for a single seed."""
     difference_rung: int | None = None
     clips_per_s: float | None = None
     """Measured training speed of a single run."""
     teacher_gflops: float | None = None
     on_front: bool = False
-    """Whether no compared trial is both better and faster."""
+    """Whether the trial is on the Pareto front: no compared trial is both better and faster."""
     reason: str = ""
     """Reason and message of a failed trial."""
     overrides: dict[str, Any] = {}
@@ -58,19 +58,19 @@ class TrialRow(BaseModel):
 
 
 class Report(BaseModel):
-    """Report of a sweep so far."""
+    """Report on a sweep, finished or not."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     verdict: str
     best: int | None
-    """Number of the best trial; none if every scored trial failed."""
+    """Number of the best trial; null if every scored trial failed."""
     metric: str
     rungs: int
     rows: tuple[TrialRow, ...]
-    """Trials: compared ones first, the best on top, then those that ended earlier, failed ones last."""
+    """Trials, the best first: compared ones, then those that ended earlier, then failed ones."""
     folder: str
-    """Folder of the report."""
+    """Folder that contains the report."""
     files: tuple[str, ...]
     """Files in that folder."""
 
@@ -87,7 +87,7 @@ class Importance(NamedTuple):
 
     level: int
     trials: int
-    shares: dict[str, float]  # by dimension, the highest first
+    shares: dict[str, float]  # by dimension, in descending order
 
 
 def trial_rows(sweep: SweepHistory) -> tuple[TrialRow, ...]:
@@ -217,8 +217,8 @@ def by_variant(sweep: SweepHistory) -> list[TrialGroup]:
 def importance(sweep: SweepHistory) -> Importance | None:
     """Return the share of the score's variance that each dimension explains (fANOVA), at the level with most trials.
 
-    None for fewer than 4 trials, fewer than 2 dimensions, equal scores, or a population, where a score results from
-    several points.
+    None if there are fewer than 4 trials, fewer than 2 dimensions or only equal scores, and for a population, where a
+    score results from several points.
     """
     if sweep.config.algorithm == "pbt":
         return None

@@ -37,7 +37,7 @@ def share(fraction: float) -> str:
 
 
 def signed(value: float) -> str:
-    """Format a number with its sign; 0.0 has none."""
+    """Format a number with its sign; 0.0 has no sign."""
     text = f"{value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
 

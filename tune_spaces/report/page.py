@@ -1,4 +1,4 @@
-"""Render a sweep's report as Markdown and for the terminal, independent of how its figures are computed."""
+"""Render a sweep's report as Markdown and for the terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WHY_PROBES = (
 
 
 class PagePicture(NamedTuple):
-    """A plot on the page."""
+    """Plot shown in report.md."""
 
     file: str
     title: str
@@ -91,7 +91,7 @@ def table(report: Report) -> Table:
     previous: bool | None = None
     for row in report.rows:
         if previous is not None and previous != row.compared:
-            shown.add_section()  # trials below the line cannot be compared with those above it
+            shown.add_section()  # trials below the line are not comparable with those above it
         previous = row.compared
         style = "bold green" if row.best else "cyan" if row.baseline else None if row.compared else "dim"
         shown.add_row(*(_plain(COLUMNS[name](row)) for name in names), style=style)
@@ -162,7 +162,7 @@ def _caveats(report: Report, sweep: SweepHistory) -> str:
     parts = []
     if report.rungs > 1:
         parts.append(
-            "Scores of different rungs are not comparable: a trial is compared only with others at the same rung."
+            "Scores at different rungs are not comparable: a trial is compared only with others at the same rung."
         )
     if any(row.interval for row in report.rows):
         parts.append(
@@ -171,7 +171,7 @@ def _caveats(report: Report, sweep: SweepHistory) -> str:
     if sweep.config.algorithm == "pbt":
         parts.append(
             "A child continues from its parent's weights with another recipe, so its score reflects its ancestry; "
-            "`best.json` is the last recipe of the best trial, and training it from scratch can give another score."
+            "`best.json` is the last recipe of the best trial, and training it from scratch can give a different score."
         )
     if (found := importance(sweep)) is not None and sweep.config.space.study is None:
         parts.append(
@@ -181,5 +181,5 @@ def _caveats(report: Report, sweep: SweepHistory) -> str:
 
 
 def _plain(value: str) -> str:
-    """Collapse whitespace to give a single line."""
+    """Collapse whitespace into a single line."""
     return " ".join(value.split())

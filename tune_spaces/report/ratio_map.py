@@ -1,4 +1,4 @@
-"""Scores on a grid of both mask ratios, with many values grouped into bins."""
+"""Scores on a grid of student and teacher mask ratios, binned when there are many values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RatioCell(NamedTuple):
     """One cell of the map of mask ratios."""
 
     student: int  # column
-    teacher: int  # row, from below
+    teacher: int  # row, from the bottom
     level: int  # highest level its trials reached, up to the requested one
     score: float
     sd: float | None  # over seeds, pooled over its trials
@@ -31,13 +31,13 @@ class RatioMap(NamedTuple):
 
 
 def ratio_map(sweep: SweepHistory, level: int) -> RatioMap | None:
-    """Return scores by mask ratios, each cell at the highest level up to `level` that any of its trials reached.
+    """Return scores by mask ratios, each cell at the highest level, up to `level`, that any of its trials reached.
 
     A cell's score is the mean of those trials. None if the ratios do not vary.
     """
     placed = [(trial, resolved_config(sweep, trial)["mask"]) for trial in sweep.scored if min(trial.rungs) <= level]
     ratios = [(trial, float(mask["student_ratio"]), float(mask["teacher_ratio"])) for trial, mask in placed]
-    everywhere = [resolved_config(sweep, trial)["mask"] for trial in sweep.scored]  # use the same axes at every level
+    everywhere = [resolved_config(sweep, trial)["mask"] for trial in sweep.scored]  # same axes at every level
     students, columns = bins([float(mask["student_ratio"]) for mask in everywhere])
     teachers, lines = bins([float(mask["teacher_ratio"]) for mask in everywhere])
     groups: dict[tuple[int, int], list[TrialHistory]] = {}
@@ -62,7 +62,7 @@ def ratio_map(sweep: SweepHistory, level: int) -> RatioMap | None:
 
 
 def bins(values: Sequence[float]) -> tuple[list[str], dict[float, int]]:
-    """Return labels of bins, ascending, and the bin of each value; few values get one bin each, and so does 0."""
+    """Return bin labels, ascending, and the bin of each value. Few values get one bin each; 0 always has its own."""
     distinct = sorted(set(values))
     if len(distinct) <= MAX_AXIS_VALUES:
         return [f"{value:.3g}" for value in distinct], {value: at for at, value in enumerate(distinct)}

@@ -1,4 +1,4 @@
-"""History of a sweep: its trials by rung. Only scores at the same rung are ever compared."""
+"""History of a sweep: its trials and their scores by rung. Only scores at the same rung are compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TrialHistory(NamedTuple):
 
     @property
     def reach(self) -> int:
-        """Highest level at which the trial was scored; -1 if none."""
+        """Highest level at which the trial was scored; -1 if there is none."""
         return max(self.rungs, default=-1)
 
     @property
@@ -33,7 +33,7 @@ class TrialHistory(NamedTuple):
 
 
 class SweepHistory(NamedTuple):
-    """A sweep's config and its trials by number."""
+    """A sweep's config and its trials, ordered by number."""
 
     config: SearchConfig
     trials: tuple[TrialHistory, ...]
@@ -44,12 +44,12 @@ class SweepHistory(NamedTuple):
 
     @property
     def scored(self) -> list[TrialHistory]:
-        """Trials that were scored and did not fail; comparable rung by rung."""
+        """Trials that were scored and did not fail."""
         return [trial for trial in self.trials if trial.rungs and not trial.failed]
 
     @property
     def top_level(self) -> int:
-        """Highest level that any scored trial reached; -1 if none."""
+        """Highest level that any scored trial reached; -1 if there is none."""
         return max((trial.reach for trial in self.scored), default=-1)
 
     def at(self, level: int) -> list[TrialHistory]:
@@ -80,7 +80,7 @@ class SweepHistory(NamedTuple):
 
     @property
     def widest_level(self) -> int:
-        """Level at which most trials can be compared; the highest one if several tie."""
+        """Level at which most trials can be compared; the highest such level in a tie."""
         return max(range(self.levels), key=lambda level: (len(self.at(level)), level))
 
     @property
@@ -91,7 +91,7 @@ class SweepHistory(NamedTuple):
         )
 
     def seeds(self, rung: Rung) -> tuple[float, ...]:
-        """Return the metric by seed."""
+        """Return the metric, one value per seed."""
         return rung.figures.get(self.config.metric) or (rung.score,)
 
     def describe_level(self, level: int) -> str:
@@ -104,7 +104,7 @@ def read_sweep(run_folder: str) -> SweepHistory:
     """Read the sweep in a folder. Raises ConfigError if there is none, or if no trial has been scored yet."""
     path = join(run_folder, "config.json")
     if not exists(path):
-        raise ConfigError([f"{run_folder}: not a sweep, as it has no config.json; give the folder of a sweep"])
+        raise ConfigError([f"{run_folder}: not a sweep, as it has no config.json; pass the folder of a sweep"])
     try:
         config = validate(SearchConfig, read_json(path))
     except (ConfigError, ValueError, TypeError) as error:
@@ -135,7 +135,7 @@ def resolved_config(sweep: SweepHistory, trial: TrialHistory) -> dict[str, Any]:
 
 
 def dimensions(sweep: SweepHistory) -> dict[str, str]:
-    """Return the dimensions that vary among the trials, with a short name for each."""
+    """Return the dimensions that vary between trials, with a short name for each."""
     names = list(dict.fromkeys(name for trial in sweep.trials for name in trial.record.point))
     points = [trial.record.point for trial in sweep.trials]
     varying = [name for name in names if len({key(point.get(name)) for point in points}) > 1] or names
@@ -144,5 +144,5 @@ def dimensions(sweep: SweepHistory) -> dict[str, str]:
 
 
 def key(value: Any) -> str:
-    """Return a value as text that is equal for equal values."""
+    """Return text that is the same for equal values."""
     return json.dumps(value, sort_keys=True, default=str)

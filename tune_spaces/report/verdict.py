@@ -1,7 +1,7 @@
-"""Verdict of a sweep in plain words: which point is best, by how much, and whether the difference is significant.
+"""Verdict of a sweep as text: the best point, its difference from the baseline, and whether that is significant.
 
-An interval is given only for several seeds, and a difference is claimed only if it survives correction for the number
-of comparisons.
+Intervals require several seeds, and a difference is claimed only if it remains significant after correction for the
+number of comparisons.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ ONE_SEED = "one seed: no interval, repeat with seeds=3"
 
 
 def compare_with_baseline(sweep: SweepHistory, trial: TrialHistory) -> BaselineComparison:
-    """Compare a trial with the baseline. uncertain: significant alone, but not after correction for all comparisons."""
+    """Compare a trial with the baseline. uncertain: significant only without correction for all comparisons."""
     _, found = difference_to_baseline(sweep, trial)
     if found is None or found.interval is None:
         return "unknown"
     if not _excludes_zero(found):
         return "not_significant"
-    # Bonferroni: with k comparisons each interval is that of 1 - 0.05/k.
+    # Bonferroni: with k comparisons, each interval has confidence 1 - 0.05/k.
     _, strict = difference_to_baseline(sweep, trial, 1 - (1 - CONFIDENCE) / comparisons(sweep))
     if strict is None or not _excludes_zero(strict):
         return "uncertain"
@@ -38,7 +38,7 @@ def compare_with_baseline(sweep: SweepHistory, trial: TrialHistory) -> BaselineC
 
 
 def comparisons(sweep: SweepHistory) -> int:
-    """Return the number of scored trials besides the baseline, each a chance to seem better."""
+    """Return the number of scored trials other than the baseline, each of which may appear better by chance."""
     return max(1, len(sweep.scored) - sum(trial is sweep.baseline for trial in sweep.scored))
 
 
@@ -112,10 +112,10 @@ def _against_baseline(sweep: SweepHistory, best: TrialHistory) -> str:
     return (
         text
         + {
-            "better": ": a significant difference, also after correction for all comparisons of this sweep.",
-            "worse": ": significantly worse, also after correction for all comparisons of this sweep.",
-            "uncertain": f": significant in a single comparison, but not among the {comparisons(sweep)} made here; "
-            "repeat both with new seeds.",
+            "better": ": a significant difference, even after correction for all comparisons of this sweep.",
+            "worse": ": significantly worse, even after correction for all comparisons of this sweep.",
+            "uncertain": ": significant in a single comparison, but not after correction for "
+            f"{comparisons(sweep)} comparisons; repeat both with new seeds.",
             "not_significant": ": not a significant difference.",
             "unknown": f" ({_no_interval(sweep, best, level)}).",
         }[compare_with_baseline(sweep, best)]
@@ -142,7 +142,9 @@ def _chosen(sweep: SweepHistory) -> list[str]:
     scored = len(sweep.scored)
     if scored < 2:
         return []
-    return [f"The best of {scored} is selected by its own score, so it is biased upwards; expect less on new seeds."]
+    return [
+        f"The best of {scored} is selected by its own score, which is thus biased upwards; expect less on new seeds."
+    ]
 
 
 def _variants(sweep: SweepHistory) -> list[str]:

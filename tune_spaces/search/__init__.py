@@ -1,1 +1,1 @@
-"""Running a sweep: the next point, early stopping, population based training, trials on Ray Tune."""
+"""Execution of a sweep: sampling of points, early stopping, population based training, trials on Ray Tune."""

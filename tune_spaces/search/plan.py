@@ -2,7 +2,7 @@
 
 Ray Train inside Ray Tune deadlocks when more trials start than fit with all their workers: each holds some of its
 workers and waits for the rest. Concurrency is therefore computed from the nodes, trial drivers request no CPU, and
-workers that fit no node are rejected here. Imports neither torch nor Ray; the caller passes the nodes.
+workers that fit on no node are rejected here. Imports neither torch nor Ray; the caller passes the nodes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Resources = Mapping[str, float]
 
 
 class SweepPlan(NamedTuple):
-    """What a sweep is about to do."""
+    """Size and expected cost of a sweep."""
 
     trials: int
     """Maximum number of trials."""
@@ -30,19 +30,19 @@ class SweepPlan(NamedTuple):
     at_once: int
     """Number of concurrent trials."""
     lowered: bool
-    """Whether fewer trials run concurrently than requested."""
+    """Whether fewer trials run concurrently than configured."""
     workers: int
-    """Workers per trial."""
+    """Number of workers per trial."""
     rungs: tuple[int, ...]
     """Training step at each rung."""
     replaced: int
-    """Trials replaced at each rung, in population based training."""
+    """Number of trials replaced at each rung, in population based training."""
     seeds: int
-    """Runs per trial."""
+    """Number of runs per trial."""
     clips: int
-    """Expected training clips, allowing for early stopping."""
+    """Expected number of training clips, taking early stopping into account."""
     pflops: float
-    """Compute for these clips in PFLOPs, forward and backward."""
+    """Compute for these clips, forward and backward, in PFLOPs."""
 
     def lines(self, hours: float | None = None) -> list[str]:
         """Format the plan for people; `hours`: estimated duration on this machine."""
@@ -98,7 +98,7 @@ def make_plan(search: SearchConfig, space: Space, steps: int, nodes: Sequence[Re
 
 
 def max_concurrent_trials(scaling: ScalingConfig, nodes: Sequence[Resources], gpu: bool) -> int:
-    """Return how many trials fit at the same time with all their workers; a worker runs on one node."""
+    """Return how many trials fit concurrently with all their workers; each worker runs on a single node."""
     required = scaling.worker_resources(gpu)
     workers = sum(int(min(node.get(name, 0) / amount + 1e-9 for name, amount in required.items())) for node in nodes)
     return workers // scaling.workers[0]
@@ -110,7 +110,7 @@ def _expected_steps(search: SearchConfig, rungs: tuple[int, ...]) -> float:
         return rungs[-1]
     if search.stopping == "asha":
         return _expected_steps_from(0, rungs, search.reduction)
-    # hyperband: Ray samples the first rung at which a trial is judged, each e times as likely as the next
+    # hyperband: Ray samples the first rung at which a trial is judged; each is e times as likely as the next
     odds = [math.exp(-first) for first in range(len(rungs))]
     steps = [_expected_steps_from(first, rungs, search.reduction) for first in range(len(rungs))]
     return sum(odd * step for odd, step in zip(odds, steps, strict=True)) / sum(odds)

@@ -1,8 +1,8 @@
-"""Population based training: which trials to replace at a rung, by whose children, and with which recipe.
+"""Population based training: select the trials to replace at a rung, their replacements' parents, and the recipes.
 
 Synchronous: a rung is judged once every running trial has reported it, so decisions are a pure function of the ledger
-and the seed, independent of timing and restarts. The price is waiting for the slowest trial at each rung. Independent
-of runs and checkpoints: a child's record names the parent whose weights it starts from.
+and the seed, independent of timing and restarts. The cost is that each rung waits for the slowest trial. A child's
+record contains the parent whose weights it starts from; this module does not access runs or checkpoints.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from tune_spaces.spaces.parameter import Point
 from tune_spaces.spaces.space import Space, config_keys_of, config_of, contains, index_of, sample_value, values_of
 
 FACTORS = (0.8, 1.2)  # Jaderberg et al. 2017
-RESAMPLE_PROBABILITY = 0.25  # probability of resampling a value instead, as in Ray Tune
+RESAMPLE_PROBABILITY = 0.25  # of resampling a value instead, as in Ray Tune
 MAX_PERTURBATIONS = 20
 
 
 class Child(NamedTuple):
-    """A new trial's parent and point."""
+    """Parent and point of a new trial."""
 
     parent: TrialRecord
     point: Point
 
 
 def replacements(ledger: Ledger, level: int) -> list[tuple[TrialRecord, list[TrialRecord]]]:
-    """Trials to replace at this rung, with their candidate parents.
+    """Return the trials to replace at this rung, with their candidate parents.
 
-    Failed trials are replaced first, then the worst, up to a quarter in total. The result does not depend on what
-    happens to any trial later, so a restarted sweep gets the same answer.
+    Failed trials are replaced first, then the worst, up to a quarter in total. The result does not depend on
+    later events, so a restarted sweep gets the same result.
     """
     scored = {r.number: r.rungs[level - r.born].score for r in ledger.records.values() if r.born <= level < r.level}
     ranked = [ledger.records[number] for number in sorted(scored, key=lambda number: (-scored[number], number))]
@@ -55,9 +55,9 @@ def make_child(
 
 
 def perturb(space: Space, point: Point, rng: random.Random) -> Point:
-    """Return a point near a parent's, with some dimensions resampled; the parent's point if no other is found.
+    """Return a point near a parent's, with some dimensions resampled, or the parent's point if no other is found.
 
-    Dimensions that set the schedule stay fixed: in the middle of a run the warm-up is already over or in progress.
+    Dimensions that affect the schedule stay fixed, since the warm-up has already started.
     """
     for _ in range(MAX_PERTURBATIONS):
         child = {
@@ -85,6 +85,6 @@ def _near(dimension: Dimension, value: object, rng: random.Random) -> object:
         assert index is not None, "the dimension contains the value"
         return values[min(max(index + rng.choice((-1, 1)), 0), len(values) - 1)]
     assert isinstance(value, int | float)
-    assert dimension.low is not None, "validated: a range has both ends"
-    assert dimension.high is not None, "validated: a range has both ends"
+    assert dimension.low is not None, "validated: a range has both bounds"
+    assert dimension.high is not None, "validated: a range has both bounds"
     return min(max(value * rng.choice(FACTORS), dimension.low), dimension.high)

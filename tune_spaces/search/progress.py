@@ -1,4 +1,4 @@
-"""Progress of a sweep: a live table on a terminal, plain lines in a log, nothing when quiet."""
+"""Progress of a sweep: a live table on a terminal, plain lines in a log, nothing in quiet mode."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SweepStatus(Protocol):
 
 
 class SearchProgress(Protocol):
-    """Receives what happens in a sweep."""
+    """Receives the events of a sweep."""
 
     def on_plan(self, plan: SweepPlan, name: str) -> None: ...
     def log(self, text: str) -> None: ...
@@ -225,7 +225,10 @@ def _short(value: Any) -> str:
 
 
 def open_progress(quiet: bool) -> SearchProgress:
-    """Return a table on a terminal, lines elsewhere; both use standard error, as standard output is for results."""
+    """Return a table on a terminal, plain lines otherwise.
+
+    Both write to standard error, leaving standard output for results.
+    """
     if quiet:
         return NullProgress()
     console = Console(stderr=True)

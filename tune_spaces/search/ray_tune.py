@@ -1,7 +1,7 @@
 """Run a sweep on Ray Tune, which places trials, restarts lost ones, and consults the scheduler at each rung.
 
-Besides `asha` and `trial`, the only module of the search that imports Ray Tune. A sweep resumes from its ledger; Tune's
-own state goes to a scratch folder and is never read.
+The only module of the search that imports Ray Tune, apart from `asha` and `trial`. A sweep resumes from its
+ledger; Tune's own state goes to a scratch folder and is never read.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tune_spaces.search.asha import make_scheduler
 from tune_spaces.search.sweep import Sweep
 from tune_spaces.search.trial import run_trial
 
-TRIAL_DRIVER_MIB = 1  # a trial's driver requests only memory; CPUs and GPUs are for its workers
+TRIAL_DRIVER_MIB = 1  # a trial's driver requests only memory, leaving CPUs and GPUs to its workers
 NUM_SAMPLES = 1_000_000  # effectively unlimited: the sweep decides when to stop
 
 
 def run_tuner(sweep: Sweep, coordinator: Any, at_once: int, scratch: str) -> None:
-    """Run trials until the sweep has none left to start and none is running."""
+    """Run trials until none is left to start and none is running."""
     slot = tune.PlacementGroupFactory([{"memory": TRIAL_DRIVER_MIB * 2**20}])
     trainable = tune.with_resources(tune.with_parameters(run_trial, coordinator=coordinator), slot)
     tune.Tuner(
@@ -45,7 +45,7 @@ def run_tuner(sweep: Sweep, coordinator: Any, at_once: int, scratch: str) -> Non
 
 
 class _LedgerSearcher(Searcher):
-    """Suggests the sweep's next trial. Stateless, because `_LedgerCallback` records results in the ledger."""
+    """Suggests the sweep's next trial. Stateless: `_LedgerCallback` records results in the ledger."""
 
     def __init__(self, sweep: Sweep) -> None:
         super().__init__(metric=sweep.config.metric, mode="max")
@@ -92,7 +92,7 @@ class _LedgerCallback(tune.Callback):
 
 
 def _free_trial_workers(sweep: Sweep, number: int) -> None:
-    """Release the resources of a trial whose driver died; its workers would hold them otherwise."""
+    """Release the resources of a trial whose driver died; otherwise its workers would keep them."""
     group = sweep.workers.pop(number, None)
     if group is not None:
         free_workers(group)

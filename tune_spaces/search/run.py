@@ -1,8 +1,8 @@
-"""Run a sweep from its config to its report: Ray Tune runs the trials, the ledger records them.
+"""Run a sweep: Ray Tune runs the trials, the ledger records them, and a report is written at the end.
 
 Every start is a resume: finished trials in the ledger are kept, unfinished ones restart from their runs' checkpoints,
-and the next points follow from the ledger. A sweep that was stopped, or whose driver, worker or cluster was killed,
-therefore resumes with the same command.
+and the ledger determines the next points. The same command therefore resumes a sweep that was stopped, or whose driver,
+worker or cluster was killed.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from tune_spaces.spaces.space import Space, build_space
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
-COORDINATOR_TIMEOUT_S = 120.0  # for a reply of the coordinator, which does no other work
-STOP_GRACE_S = 30.0  # beyond checkpoint.deadline_s, for stopping trials to report
+COORDINATOR_TIMEOUT_S = 120.0  # for a reply from the coordinator, which does no other work
+TRIALS_STOP_GRACE_S = 30.0  # in addition to checkpoint.deadline_s, for stopping trials to report
 ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -70,7 +70,7 @@ class SearchResult(BaseModel):
     trials: dict[str, int]
     """Number of trials by state."""
     best: dict[str, Any] | None = None
-    """Best trial: number, point, score and config (the file to train it with)."""
+    """Best trial: number, point, score, and `config`, the file with its training config."""
     verdict: str = ""
     report: str | None = None
     """Folder of the report."""
@@ -85,7 +85,7 @@ def search(config: SearchConfig, *, quiet: bool = False) -> SearchResult:
     """Run a sweep to completion and write its report.
 
     The same name with the same config resumes it; only budget, at_once and retries may change. SIGTERM and SIGINT stop
-    it after trials save a checkpoint. Raises ConfigError for problems that the user can fix.
+    it after trials save a checkpoint. Raises ConfigError for invalid input.
     """
     began = time.monotonic()
     root = resolve_root(config.storage or config.train.storage)
@@ -121,7 +121,7 @@ def preview(config: SearchConfig) -> SweepPlan:
 
 
 def prepare_search(config: SearchConfig, root: str, name: str) -> tuple[SearchConfig, Space]:
-    """Complete the config with storage, name and probe, and build its space.
+    """Fill in storage, name and probe, and build the search space.
 
     Raises ConfigError for missing settings that have no default.
     """
@@ -135,7 +135,7 @@ def prepare_search(config: SearchConfig, root: str, name: str) -> tuple[SearchCo
             raise ConfigError(
                 [
                     "train.probe: required, as a sweep compares trials by a probe on held-out labelled data, never by "
-                    "their losses; give probe.data.train=… (to fit the probe) and probe.data.test=… (to score it)"
+                    "their losses; set probe.data.train=… (to fit the probe) and probe.data.test=… (to score it)"
                 ]
             )
         overrides["train.probe"] = probe.model_dump(mode="json")
@@ -154,7 +154,7 @@ def _steps(config: SearchConfig) -> int:
 
 @contextmanager
 def _prefix_train_problems() -> Iterator[None]:
-    """Prefix the fields of a run's problems with `train.`, their place in a sweep's config."""
+    """Prefix the fields of a run's problems with `train.`, as in a sweep's config."""
     try:
         yield
     except ConfigError as error:
@@ -162,7 +162,7 @@ def _prefix_train_problems() -> Iterator[None]:
 
 
 def _demo_probe(train: TrainConfig) -> RunProbeConfig | None:
-    """Return a probe on the model-selection split of demo data, which keeps the test split unused."""
+    """Return a probe on the model-selection split of demo data, so that the test split stays unused."""
     name = train.data.train
     if not name.startswith("demo:"):
         return None
@@ -187,7 +187,7 @@ class _SweepDriver:
             self.stack.enter_context(cluster(config.train.scaling, progress.log))
         except ImportError:
             raise ConfigError(
-                ["Ray is not installed; a sweep runs on Ray Tune: pip install 'ray[tune,train]'"]
+                ["Ray is not installed; sweeps require Ray Tune: pip install 'ray[tune,train]'"]
             ) from None
         except RunError as error:
             return self._result("failed", began, error.reason, error.message)
@@ -201,7 +201,7 @@ class _SweepDriver:
                 return self._result("cancelled", began, "cancelled_by_user", "stopped while training the teacher")
             except RunError as error:
                 return self._result("failed", began, error.reason, error.message)
-            close_groups()  # release the teacher's workers, whose resources the trials need
+            close_groups()  # free the resources of the teacher's workers for the trials
             failure = self._tune(plan.at_once)
             if failure is not None:
                 message = f"Ray ended the sweep: {failure}; the same command resumes from the trials' checkpoints"
@@ -247,13 +247,13 @@ class _SweepDriver:
                     self._handle_event(event["trial"], event)
             except ray.exceptions.RayError as error:
                 lost: BaseException = error
-                return lost  # lost the cluster, or the node of the coordinator
+                return lost  # the cluster, or the coordinator's node, was lost
             self.sweep.progress.refresh(self.sweep)
             if self.signals.stop.is_set() and not self.sweep.stopping.is_set():
                 self.sweep.stopping.set()
                 ray.get(coordinator.stop.remote())
-                deadline = time.monotonic() + self.sweep.config.train.checkpoint.deadline_s + STOP_GRACE_S
-                self.sweep.progress.log("stopping: trials save a last checkpoint")
+                deadline = time.monotonic() + self.sweep.config.train.checkpoint.deadline_s + TRIALS_STOP_GRACE_S
+                self.sweep.progress.log("stopping: trials are saving a last checkpoint")
             if time.monotonic() > deadline:
                 self.sweep.grace_expired.set()
         for group in self.sweep.workers.values():
@@ -311,7 +311,7 @@ class _SweepDriver:
 
 
 def _plan(config: SearchConfig, space: Space, steps: int) -> SweepPlan:
-    """Plan for the cluster that this process has joined; Ray reads its environment at import, so not before."""
+    """Plan for the cluster that this process has joined. Imports Ray late, since it reads the environment at import."""
     import ray
 
     from amd.training.ray.ray_train import uses_gpu
@@ -336,7 +336,7 @@ def _create_or_resume(folder: str, config: SearchConfig) -> None:
         facts = read_json(join(folder, FACTS))
         if facts.get("kind") != "search":
             raise ConfigError(
-                [f"name={config.name}: already used by a run of kind {facts.get('kind')}; use another name"]
+                [f"name={config.name}: already used by a run of kind {facts.get('kind')}; use a different name"]
             )
         recorded, requested = facts["decides"], config.identity()
         changed = sorted(key for key in requested if recorded.get(key) != requested[key])

@@ -1,7 +1,7 @@
 """Sampler: the next point of a sweep, as a pure function of its config, seed and ledger.
 
-The search keeps no state of its own, so a restarted sweep proposes the same points. Optuna samples from a study that is
-rebuilt from the ledger for every proposal. Independent of Ray.
+The sampler is stateless, so a restarted sweep proposes the same points. Optuna samples from a study that is rebuilt
+from the ledger for every proposal. Does not import Ray.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def next_point(search: SearchConfig, space: Space, ledger: Ledger) -> Point | None:
-    """Return a point whose config is untried, the baseline first; None when no such point is left."""
+    """Return a point whose config is untried, starting with the baseline; None when no such point is left."""
     tried = {record.digest or config_of(space, record.point).digest() for record in ledger.records.values()}
     number = len(ledger.records)
     for point in itertools.chain(_baseline_point(space, number), _proposals(search, space, ledger, number)):
@@ -71,7 +71,7 @@ def _sample(search: SearchConfig, space: Space, study: optuna.Study | None, seed
 
 
 def seed_of(*parts: int) -> int:
-    """Return a seed that is distinct for every combination of parts."""
+    """Derive a seed from parts; different parts give different seeds."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
@@ -106,7 +106,7 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 def value_of(dimension: Dimension, drawn: Any) -> Any:
     if dimension.choices is not None:
         return dimension.choices[drawn]
-    if dimension.step is not None:  # snap to the grid, whose floats can differ in the last bit
+    if dimension.step is not None:  # snap to the grid: floats can differ in the last bit
         return min(values_of(dimension), key=lambda value: abs(value - drawn))
     return drawn
 

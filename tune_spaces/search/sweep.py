@@ -1,6 +1,6 @@
-"""State of a sweep in its driver: which trial is next, results of trials, and the budget.
+"""State of a sweep in its driver: next trials, results of trials, and the budget.
 
-Every change is written to the ledger at once. Independent of Ray: `ray_tune` connects it to Ray Tune.
+Every change is written to the ledger immediately. Does not import Ray; `ray_tune` connects this state to Ray Tune.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tune_spaces.spaces.space import Space, config_of, overrides_of
 
 
 class Sweep:
-    """Trials of a sweep: those in the ledger, and those still to start."""
+    """Trials of a sweep: recorded in the ledger, or still to start."""
 
     def __init__(self, config: SearchConfig, space: Space, root: str, name: str, progress: SearchProgress) -> None:
         self.config, self.space, self.root, self.name, self.progress = config, space, root, name, progress
@@ -43,7 +43,7 @@ class Sweep:
             self._write(record.model_copy(update={"attempts": record.attempts + 1}))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Make every copy and pickle the sweep itself: Tune copies its arguments for a state that is never read."""
+        """Copy and pickle the sweep as itself, since Tune copies its arguments into a state that is never read."""
         _live_sweeps[self.name] = self
         return _live_sweep, (self.name,)
 
@@ -95,7 +95,7 @@ class Sweep:
         self._write(record)
         return record
 
-    # Population: all running trials reach a rung, the worst are replaced, then all continue
+    # Population: all running trials reach a rung, the worst are replaced, and all continue
 
     def _next_in_population(self) -> TrialRecord | None:
         self._create_population()
@@ -108,14 +108,14 @@ class Sweep:
         return next(ready, None)
 
     def _create_population(self) -> None:
-        """Sample the first generation at once; it is smaller if the space has too few points."""
+        """Sample the whole first generation; it is smaller if the space has too few points."""
         founders = sum(record.parent is None for record in self.ledger.records.values())
         while not self._population_created and founders < self.config.budget.trials and self._start_new() is not None:
             founders += 1
         self._population_created = True
 
     def _replace_worst(self, level: int) -> None:
-        """Replace the worst trials by children, except where the ledger already has the child."""
+        """Replace the worst trials by children, unless the ledger already contains the child."""
         existing = sum(record.born == level + 1 for record in self.ledger.records.values())
         for number, (replaced, parents) in enumerate(replacements(self.ledger, level)):
             if number >= existing:
@@ -183,7 +183,7 @@ class Sweep:
             self.progress.on_rung(record)
 
     def record_end(self, number: int) -> None:
-        """Record that Tune ended the trial, at its last rung or earlier."""
+        """Record that Tune ended the trial, at its last rung or before."""
         record = self.ledger.records[number]
         self._running.discard(number)
         if record.state != "running":
@@ -236,7 +236,7 @@ class Sweep:
         return self.ledger.records
 
     def unstarted(self) -> int:
-        """Return how many points the budget still allows; children count for none."""
+        """Return how many points the budget still allows; children do not count."""
         return max(0, self.config.budget.trials - sum(r.parent is None for r in self.ledger.records.values()))
 
     def remaining_trials(self) -> int:

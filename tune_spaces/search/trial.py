@@ -1,7 +1,7 @@
-"""One trial under Ray Tune: the runs of its seeds, rung by rung, each rung reported before the next starts.
+"""Run one trial under Ray Tune: train the runs of its seeds rung by rung, and report each rung before the next starts.
 
-Ray Train's workers stay alive between rungs, and for the next trial in the same process. A restarted trial finds its
-runs in storage: rungs that were probed already are read back instead of trained again.
+Ray Train's workers stay alive between rungs and for the next trial in the same process. A restarted trial resumes its
+runs from storage: rungs that were already probed are read back instead of trained again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tune_spaces.search.worker import TRIAL
 
 STEP_EVENT_INTERVAL_S = 2.0  # minimum interval between step events of a trial
 
-_process = ExitStack()  # keeps Ray Train's workers for the lifetime of this process
+_process = ExitStack()  # keeps Ray Train's workers alive as long as this process
 _joined = False
 
 
@@ -37,10 +37,10 @@ class RungNotReached(Exception):
 
 
 def run_trial(config: dict[str, Any], coordinator: Any) -> None:
-    """Function trainable of Ray Tune, for a task of `Sweep.task`.
+    """Run a task of `Sweep.task` as a function trainable of Ray Tune.
 
-    Reports a dict per rung. If the run itself fails, reports one with `failed` and returns; if a process or node is
-    lost, raises, and Tune restarts the trial.
+    Reports a dict per rung. If the run itself fails, it reports a dict with `failed` and returns; if a process or node
+    is lost, it raises and Tune restarts the trial.
     """
     from ray import tune
 
@@ -54,10 +54,10 @@ def run_trial(config: dict[str, Any], coordinator: Any) -> None:
 def run_rungs(
     task: dict[str, Any], stop: threading.Event, watcher: Watcher, run: Callable[..., RunResult] = launch
 ) -> Iterator[dict[str, Any]]:
-    """Train a task rung by rung and yield one report per rung; yields nothing more once stopped.
+    """Train a task rung by rung and yield one report per rung until stopped.
 
-    `task`: number, train (config of the first seed), runs (ids, one per seed), fractions (rungs), completed_rungs (how
-    many are reported already), parent (run and step to start from), has_children (keep the checkpoints at rungs).
+    `task`: number, train (config of the first seed), runs (ids, one per seed), fractions (rungs), completed_rungs
+    (number already reported), parent (run and step to start from), has_children (whether to keep checkpoints at rungs).
     """
     base = validate(TrainConfig, task["train"])
     steps = check_data(base).steps
@@ -137,7 +137,7 @@ def _report(step: int, inherited: int, runs: list[_RunAtRung], config: TrainConf
 
 
 def _join_cluster(scaling: ScalingConfig, watcher: _DriverWatcher) -> None:
-    """Stay connected for all trials of this process, so that Ray Train's workers outlive each of them."""
+    """Connect to the cluster for all trials of this process, so that Ray Train's workers outlive each trial."""
     global _joined
     from amd.training.ray.ray_train import cluster
 

@@ -1,6 +1,6 @@
-"""A trial's run on one rank: pre-training that all ranks probe together at each rung.
+"""A trial's run on one rank: pre-training, with a probe by all ranks together at each rung.
 
-The probe evaluates the current student on the training devices, which are idle at a rung.
+The probe evaluates the current student on the training devices, which are idle at that point.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from amd.training.trainer.pretraining import Pretraining
 
 
 def work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
-    """Train to `spec.until` or to the end, then probe; otherwise as `amd.training.trainer.pretraining.work`."""
+    """Train to `spec.until` or to the end, then probe; otherwise like `amd.training.trainer.pretraining.work`."""
     return ProbedPretraining(spec, group, hooks).run()
 
 

@@ -1,1 +1,1 @@
-"""Search spaces: parameters, studies, and how a point becomes a config. No torch, Ray or Optuna."""
+"""Search spaces: parameters, studies, and the mapping from points to configs. Imports no torch, Ray or Optuna."""

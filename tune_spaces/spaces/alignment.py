@@ -1,7 +1,6 @@
 """The `alignment` space: layer pairs, alignment branches, loss weights and distance.
 
-Layer pairs are fractions of depth, so they fit encoders of any depth. Branches and weights compose: a weight applies
-only if its branch is enabled.
+Layer pairs are fractions of depth, so they suit encoders of any depth. A weight applies only if its branch is enabled.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def dimensions(base: TrainConfig) -> dict[str, Dimension]:
 
 
 def layer_sets(base: TrainConfig) -> tuple[str, ...]:
-    """Return names of layer sets that give distinct pairs at the depths of `base`, including its own."""
+    """Return the names of layer sets with distinct pairs at the depths of `base`, including the base's own."""
     by_pairs: dict[tuple[tuple[int, int], ...], str] = {}
     for name in (current_layers(base), *LAYERS):
         by_pairs.setdefault(tuple(_pairs(name, base)), name)
@@ -87,10 +86,10 @@ def overrides(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if config.teacher is None or config.objective.kind != "amd":
-        return found  # a custom dimension removed it; config validation reports that
+        return found  # removed by a custom dimension; config validation reports that
     if "alignment.layers" in point:
         pairs = _pairs(point["alignment.layers"], config)
-        if pairs != _pairs(BASE_LAYERS, config):  # equal pairs keep the order of the config
+        if pairs != _pairs(BASE_LAYERS, config):  # equal pairs keep the config's order
             found["objective.layers"] = [{"student": student, "teacher": teacher} for student, teacher in pairs]
     return found | _weights(point, config)
 
@@ -98,8 +97,8 @@ def overrides(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
 def _weights(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
     """Return the weights of both branches.
 
-    If the teacher sees no more than the student, only direct alignment exists: it is used whatever the branches, and
-    the generation weight stays unchanged, so that equal runs have equal configs.
+    If the teacher sees no more than the student, only direct alignment exists: it is used for any value of branches,
+    and the generation weight stays unchanged, so that equal runs have equal configs.
     """
     chosen = {name for name in PARAMETERS if name in point and name != "alignment.layers"}
     branches = point.get("alignment.branches", branches_of(config.objective.weights))
@@ -121,7 +120,7 @@ def _weights(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
 
 
 def _weight(config: TrainConfig) -> float:
-    """Return the weight of the enabled branch, the default for the branch that is off in `config`."""
+    """Return the weight of the branch enabled in `config`, used as default for the disabled one."""
     return config.objective.weights.direct or config.objective.weights.generation or 1.0
 
 
@@ -163,5 +162,7 @@ def _fractions(chosen: Any) -> list[tuple[float, float]]:
         )
     for number in (number for pair in pairs for number in pair):
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number <= 1:
-            raise ConfigError([f"alignment.layers={chosen!r}: {number!r} must be a fraction of depth, above 0 up to 1"])
+            raise ConfigError(
+                [f"alignment.layers={chosen!r}: {number!r} must be a fraction of depth, above 0 and at most 1"]
+            )
     return sorted((student, teacher) for student, teacher in pairs)

@@ -1,7 +1,6 @@
 """Draft configs: each section is validated, but rules across sections are not checked yet.
 
-Parameters of a space are resolved against a draft (depths, cells, weights). Independent of the spaces themselves;
-imports neither torch nor Ray.
+Parameters of a space are resolved against a draft (depths, cells, weights). Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -54,12 +53,12 @@ def config_keys(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[
 
 
 def is_key(key: str) -> bool:
-    """Whether a key can exist in a config: a field, a list item (objective.layers.0.teacher) or a key of a dict."""
+    """Whether a key can exist in a config: a field, a list item (objective.layers.0.teacher) or a dict key."""
     return _field(key)[1]
 
 
 def value_problem(key: str, value: object) -> str | None:
-    """Return why a field rejects this value regardless of other fields, or None if it accepts it."""
+    """Return why a field rejects a value regardless of other fields, or None if it accepts the value."""
     field, _ = _field(key)
     if field is None:
         return None
@@ -74,7 +73,7 @@ def value_problem(key: str, value: object) -> str | None:
 
 
 def _field(key: str) -> tuple[FieldInfo | None, bool]:
-    """Return the field at a key, if it is one, and whether such a key can exist."""
+    """Return the field at a key (None if it is not a field), and whether such a key can exist."""
     current: Any = TrainConfig
     field: FieldInfo | None = None
     for part in key.split("."):

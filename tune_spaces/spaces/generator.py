@@ -1,6 +1,6 @@
 """The `generator` space: depth, and width with a matching number of heads.
 
-Without generation alignment there are no generators; their sizes then stay at the base values, so that equal runs have
+Without generation alignment there are no generators, and their sizes stay at the base values, so that equal runs have
 equal configs.
 """
 
@@ -20,7 +20,7 @@ WIDTHS: dict[str, Callable[[TrainConfig], int]] = {
     "half": lambda config: _half(config),
     "student": lambda config: config.student.encoder.width,
 }
-"""Widths by name: the teacher's (as in AMD), about half of it, and the student's. A number is a width too."""
+"""Widths by name: the teacher's (as in AMD), about half of it, and the student's. A width can also be a number."""
 
 PARAMETERS = {
     "generator.width": Parameter((f"{SECTION}width", f"{SECTION}heads"), lambda config: _current_width(config))
@@ -65,7 +65,7 @@ def overrides(point: Mapping[str, Any], config: TrainConfig, base: TrainConfig) 
     `config` already has the point's masks, weights and plain keys. Raises ConfigError for an invalid width.
     """
     if config.teacher is None:
-        return {}  # a custom dimension removed it; config validation reports that
+        return {}  # removed by a custom dimension; config validation reports that
     width = _width(point["generator.width"], config) if "generator.width" in point else config.generator_width
     if not config.has_generation:
         sizes = [name for name in point if name.startswith(SECTION)]
@@ -83,7 +83,7 @@ def _width(chosen: Any, config: TrainConfig) -> int:
         return WIDTHS[chosen](config)
     if isinstance(chosen, int | float) and not isinstance(chosen, bool) and chosen == int(chosen) and chosen >= 4:
         return int(chosen)
-    raise ConfigError([f"generator.width={chosen!r}: must be one of {', '.join(WIDTHS)}, or a whole number from 4"])
+    raise ConfigError([f"generator.width={chosen!r}: must be one of {', '.join(WIDTHS)}, or an integer of at least 4"])
 
 
 def _width_override(width: int, config: TrainConfig) -> int | None:

@@ -24,7 +24,7 @@ PARAMETERS = {
     "masking.teacher_ratio": Parameter(("mask.teacher_ratio",), lambda config: config.mask.teacher_ratio),
 }
 CONFIG_KEYS = ("mask.student_ratio", "mask.teacher_ratio")
-"""Config keys that are clamped as well when used as custom dimensions."""
+"""Config keys that are also clamped when used as custom dimensions."""
 
 
 def dimensions(base: TrainConfig) -> dict[str, Dimension]:
@@ -47,7 +47,7 @@ def _distinct_ratios(ratios: tuple[float, ...], current: float, base: TrainConfi
 
 
 def overrides(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """Return both ratios, from the point or else from `config`, fitted to the config's number of cells."""
+    """Return both ratios, from the point or by default from `config`, fitted to the config's number of cells."""
     student = _ratio(point, "student_ratio", config.mask.student_ratio)
     teacher = _ratio(point, "teacher_ratio", config.mask.teacher_ratio)
     if _is_ratio(student) and _is_ratio(teacher):  # invalid values fail config validation

@@ -20,12 +20,12 @@ class Parameter(NamedTuple):
 
 
 def with_current(values: tuple[Any, ...], current: Any) -> tuple[Any, ...]:
-    """Return the values and a config's current one, sorted, with None first."""
+    """Return the values including a config's current one, sorted, with None first."""
     return tuple(sorted({*values, current}, key=lambda value: (value is not None, value)))
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal as JSON: a tuple equals a list, True does not equal 1."""
+    """Whether two values are equal as JSON: a tuple equals a list, but True does not equal 1."""
     return _plain(one) == _plain(other)
 
 
@@ -33,3 +33,8 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return repr({key: _plain(item) for key, item in value.items()})
     return repr([_plain(item) for item in value]) if isinstance(value, list | tuple) else repr(value)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is an int or a float; a bool, which is an int in Python, does not count."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

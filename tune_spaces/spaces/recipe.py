@@ -7,7 +7,7 @@ from typing import Any
 
 from amd.config import ConfigError, ScheduleConfig, TrainConfig
 from tune_spaces.config import Dimension
-from tune_spaces.spaces.parameter import Parameter, with_current
+from tune_spaces.spaces.parameter import Parameter, is_number, with_current
 
 WARMUP_FRACTIONS = (0.0, 0.025, 0.05, 0.1, 0.2)
 CLIP_NORMS = (None, 0.02, 0.1, 0.5, 1.0)
@@ -57,11 +57,11 @@ def overrides(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if (scale := point.get("recipe.lr_scale")) is not None:
-        if not _is_number(scale) or scale <= 0:
+        if not is_number(scale) or scale <= 0:
             raise ConfigError([f"recipe.lr_scale={scale!r}: must be a number above 0, as it multiplies learning rates"])
         found |= {"optim.base_lr": config.optim.base_lr * scale, "optim.min_lr": config.optim.min_lr * scale}
     if (fraction := point.get("recipe.warmup_fraction")) is not None:
-        if not _is_number(fraction) or not 0 <= fraction <= 1:
+        if not is_number(fraction) or not 0 <= fraction <= 1:
             raise ConfigError([f"recipe.warmup_fraction={fraction!r}: must be a fraction of the run, from 0 to 1"])
         found |= _warmup(fraction, config.schedule)
     return found
@@ -71,7 +71,7 @@ def _warmup(fraction: float, schedule: ScheduleConfig) -> dict[str, Any]:
     current = current_warmup_fraction(schedule)
     length = _length(fraction, schedule)
     if current is not None and length == _length(current, schedule):
-        return {}  # unchanged, whether the base sets it or leaves it out
+        return {}  # unchanged, whether or not the base sets it
     unit, other = ("epochs", "steps") if schedule.epochs is not None else ("steps", "epochs")
     return {f"schedule.warmup_{unit}": length, f"schedule.warmup_{other}": None}
 
@@ -82,9 +82,5 @@ def _length(fraction: float, schedule: ScheduleConfig) -> int:
 
 def _total(schedule: ScheduleConfig) -> int:
     total = schedule.epochs or schedule.steps
-    assert total is not None, "validated: one of them is given"
+    assert total is not None, "validated: one of them is set"
     return total
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

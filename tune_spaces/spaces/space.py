@@ -1,7 +1,7 @@
 """Search spaces: named spaces, studies and custom dimensions, and the mapping from points to configs.
 
-A point assigns a value to each dimension. Points of named spaces are valid by construction. Pure functions, independent
-of how points are chosen or run; imports neither torch nor Ray.
+A point assigns a value to each dimension. Points of named spaces are valid by construction. Imports neither torch
+nor Ray.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from amd.presets.pretraining import read_config_file
 from tune_spaces.config import Dimension, SpaceConfig, SpaceName, StudyName
 from tune_spaces.spaces import alignment, generator, masking, recipe
 from tune_spaces.spaces.draft import config_keys, draft_config, is_key, value_at, value_problem
-from tune_spaces.spaces.parameter import Parameter, Point, same
+from tune_spaces.spaces.parameter import Parameter, Point, is_number, same
 from tune_spaces.spaces.studies import STUDIES, VARIANT, variants
 
 SPACES: dict[SpaceName, Callable[[TrainConfig], dict[str, Dimension]]] = {
@@ -67,7 +67,7 @@ def _is_file(text: str) -> bool:
 
 def _unknown_name(name: str, known: Sequence[str]) -> str:
     if name in STUDIES:
-        return f"space={name}: a study defines its own space; give it alone"
+        return f"space={name}: a study defines its own space; use it alone"
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"spaces are {', '.join(SPACES)}, studies {', '.join(STUDIES)}"
     return f"space={name!r}: unknown; {hint} (a file must end in .yaml or .json)"
@@ -79,7 +79,7 @@ def build_space(config: SpaceConfig, base: TrainConfig) -> Space:
     Raises ConfigError for unknown names, for invalid values, and if the space has no valid point or only one config.
     """
     if base.objective.kind != "amd":
-        raise ConfigError(["objective.kind=mae: a space varies how a teacher is used; use a config with a teacher"])
+        raise ConfigError(["objective.kind=mae: a space varies the use of a teacher; choose a config with a teacher"])
     if config.study is not None:
         space = _study(config.study, base)
     else:
@@ -173,8 +173,8 @@ def values_of(dimension: Dimension) -> tuple[Any, ...]:
 
 
 def index_of(dimension: Dimension, value: Any) -> int | None:
-    """Return the index of a value among those of a dimension, or None if it is not among them."""
-    if dimension.choices is None and not _is_number(value):
+    """Return the index of a value in a dimension, or None if the dimension does not contain it."""
+    if dimension.choices is None and not is_number(value):
         return None
     equal = same if dimension.choices is not None else lambda other, value: other == value  # 1 equals 1.0
     return next((index for index, other in enumerate(values_of(dimension)) if equal(other, value)), None)
@@ -185,32 +185,28 @@ def contains(dimension: Dimension, value: Any) -> bool:
     if values_of(dimension):
         return index_of(dimension, value) is not None
     low, high = _bounds(dimension)
-    return _is_number(value) and low <= value <= high
+    return is_number(value) and low <= value <= high
 
 
 def _bounds(dimension: Dimension) -> tuple[float, float]:
-    assert dimension.low is not None, "validated: a range has both ends"
-    assert dimension.high is not None, "validated: a range has both ends"
+    assert dimension.low is not None, "validated: a range has both bounds"
+    assert dimension.high is not None, "validated: a range has both bounds"
     return dimension.low, dimension.high
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def grid(space: Space) -> Iterator[Point]:
-    """Iterate over all points, the last dimension fastest. Raises ConfigError for a range without step."""
+    """Iterate over all points; the last dimension varies fastest. Raises ConfigError for a range without step."""
     continuous = [name for name, dimension in space.dimensions.items() if not values_of(dimension)]
     if continuous:
         raise ConfigError(
-            [f"space.dimensions.{name}: a range without step has no grid; give step, or choices" for name in continuous]
+            [f"space.dimensions.{name}: a range without step has no grid; set step, or choices" for name in continuous]
         )
     values = [values_of(dimension) for dimension in space.dimensions.values()]
     return (dict(zip(space.dimensions, chosen, strict=True)) for chosen in itertools.product(*values))
 
 
 def grid_size(space: Space) -> int | None:
-    """Return the number of grid points, several of which may give one config; None for a range without step."""
+    """Return the number of grid points, several of which may produce the same config; None for a range without step."""
     counts = [len(values_of(dimension)) for dimension in space.dimensions.values()]
     return math.prod(counts) or None
 
@@ -231,7 +227,7 @@ def sample_value(dimension: Dimension, rng: random.Random) -> Any:
 
 
 def _problems(config: SpaceConfig, space: Space) -> list[str]:
-    """Return the problems of custom dimensions, each alone and in combination with the others."""
+    """Return the problems of custom dimensions, individually and in combination."""
     problems = []
     for name, dimension in config.dimensions.items():
         where = f"space.dimensions.{name}"
@@ -256,7 +252,7 @@ def _conflicts(name: str, other: str) -> bool:
         return False
     keys, other_keys = config_keys_of(name), config_keys_of(other)
     if "recipe.lr_scale" in (name, other):
-        return False  # it multiplies what the others set
+        return False  # it multiplies the values of other dimensions
     return any(f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.") for a in keys for b in other_keys)
 
 
@@ -269,7 +265,7 @@ def _value_problems(name: str, dimension: Dimension, base: TrainConfig) -> list[
             except ConfigError as error:
                 return [f"{where}: {line}" for line in error.problems]
         elif reason := value_problem(name, value):
-            remedy = "; give step=1, or choices" if "integer" in reason and dimension.choices is None else ""
+            remedy = "; set step=1, or choices" if "integer" in reason and dimension.choices is None else ""
             return [f"{where}={value!r}: {reason}{remedy}"]
     values = _representative_values(dimension)
     digests = {_digest(base, name, value) for value in values}  # None: valid only with other values
@@ -279,7 +275,7 @@ def _value_problems(name: str, dimension: Dimension, base: TrainConfig) -> list[
 
 
 def _representative_values(dimension: Dimension) -> tuple[Any, ...]:
-    """Return all values, or both bounds of a range and a non-round value between them."""
+    """Return all values, or for a range both bounds and a non-round value between them."""
     if values := values_of(dimension):
         return values[:MAX_CHECKED_POINTS]
     low, high = _bounds(dimension)
@@ -294,7 +290,7 @@ def _digest(base: TrainConfig, key: str, value: Any) -> str | None:
 
 
 def _check_varied(config: SpaceConfig, space: Space) -> None:
-    """Raise ConfigError if no point is valid, or if all points give the same run."""
+    """Check that the space contains different valid runs. Raises ConfigError."""
     points = grid_size(space)
     candidates: Iterator[Point] = grid(space) if points and points <= MAX_CHECKED_POINTS else _sampled_points(space)
     checked, first_error, digests = 0, "", set()
@@ -310,9 +306,7 @@ def _check_varied(config: SpaceConfig, space: Space) -> None:
         raise ConfigError([f"space: none of {checked} points is a valid config; the first error: {first_error}"])
     subject = f"space.study={config.study}: its variants" if config.study else "space: its points"
     reason = "" if space.base.has_generation else " (this config has no generation alignment)"
-    raise ConfigError(
-        [f"{subject} all give the same run{reason}; vary something that makes a difference in this config"]
-    )
+    raise ConfigError([f"{subject} all produce the same run{reason}; vary a parameter that affects this config"])
 
 
 def _sampled_points(space: Space) -> Iterator[Point]:

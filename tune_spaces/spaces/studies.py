@@ -23,7 +23,7 @@ Variants = dict[str, Point]
 
 
 def asymmetry(base: TrainConfig) -> Variants:
-    """Does it help if the teacher sees more than the student, or everything?"""
+    """Vary how much more the teacher sees than the student: nothing, some tokens, or everything."""
     student, teacher = base.mask.student_ratio, base.mask.teacher_ratio
     hidden = base.teacher_hidden_cells
     between = 0 < hidden < base.student_hidden_cells
@@ -35,29 +35,29 @@ def asymmetry(base: TrainConfig) -> Variants:
 
 
 def serial(base: TrainConfig) -> Variants:
-    """Does it help to combine direct and generation alignment in series?"""
+    """Compare direct alignment, generation alignment, and both in series."""
     names = {"direct only": "direct", "generation only": "generation", "in series": "both"}
     return {name: {"alignment.branches": branches} for name, branches in names.items()}
 
 
 def layers(base: TrainConfig) -> Variants:
-    """Which blocks should be aligned?"""
+    """Vary the aligned blocks."""
     return {name: {"alignment.layers": name} for name in (current_layers(base), *STUDIED_LAYERS)}
 
 
 def distance(base: TrainConfig) -> Variants:
-    """Which distance should compare features?"""
+    """Vary the distance between features."""
     return {name: {"objective.distance": name} for name in get_args(Distance)}
 
 
 def generator_depth(base: TrainConfig) -> Variants:
-    """How deep should the generators be?"""
+    """Vary the depth of the generators."""
     depths = with_current(DEPTHS, base.student.generator.depth)
     return {f"depth {depth}": {"student.generator.depth": depth} for depth in depths}
 
 
 def reduction(base: TrainConfig) -> Variants:
-    """Should layer pairs be summed (the paper) or averaged (its code)?"""
+    """Compare the sum over layer pairs (as in the paper) with their mean (as in the official code)."""
     return {name: {"objective.reduction": name} for name in ("sum", "mean")}
 
 

@@ -3,9 +3,9 @@
 `digits` contains 32x32 images labelled by digit. `moving-digits` contains mp4 clips of 8 frames in which one digit
 moves over a torus (leaving on one side, entering on the other) in one of 8 directions; the label is the direction,
 which no single frame reveals. Source: scikit-learn's digits (UCI Optical Recognition of Handwritten Digits, CC BY 4.0),
-1797 images of 8x8 that ship with the package: nothing is downloaded.
+1797 images of 8x8 pixels that ship with the package, so nothing is downloaded.
 
-Independent of configs, networks and loaders: it writes files that the ordinary readers read.
+Writes files that the ordinary readers read. Does not import networks or loaders.
 Shapes: N samples, T frames, S frame side in pixels.
 """
 
@@ -38,7 +38,7 @@ SPEEDS = (1.5, 3.0)  # pixels per frame
 DIRECTIONS = ("right", "down-right", "down", "down-left", "left", "up-left", "up", "up-right")
 
 # Digits are split once, by a fixed permutation. `train` (pre-training), `probe` (labelled samples for probes) and `few`
-# (fine-tuning) draw from the same digits. Hyperparameters were selected on `select`, and none on `test`.
+# (fine-tuning) draw from the same digits. Hyperparameters were selected on `select`, never on `test`.
 DIGIT_RANGES: dict[str, tuple[int, int]] = {
     "train": (0, 1097),
     "probe": (0, 1097),
@@ -58,7 +58,7 @@ class Samples(NamedTuple):
 
 
 def demo_root() -> Path:
-    """AMD_DEMO_DIR if set, else a folder in the user's cache directory."""
+    """Return AMD_DEMO_DIR if set, else a folder in the user's cache directory."""
     if root := os.environ.get("AMD_DEMO_DIR"):
         return Path(root).expanduser().absolute()
     if sys.platform == "darwin":
@@ -69,8 +69,8 @@ def demo_root() -> Path:
 def ensure_demo(name: str, split: str = "train") -> str:
     """Return the path to open as a manifest: a folder of PNG files by class (digits) or a list file (moving-digits).
 
-    The data is written atomically on first use (seconds); concurrent processes wait for the writer. `val` is an alias
-    of `select`. Raises ValueError for an unknown name or split.
+    The data is written atomically on first use, which takes seconds; concurrent processes wait for the writer. `val` is
+    an alias of `select`. Raises ValueError for an unknown name or split.
     """
     split = "select" if split == "val" else split
     if name not in WRITERS or split not in get_args(DemoSplit):
@@ -100,7 +100,7 @@ def _exclusive_lock(lock: Path) -> Iterator[None]:
 
 
 def image_samples(split: str, count: int | None = None) -> Samples:
-    """Digits of a split as 32x32 images, labelled by digit.
+    """Generate the digits of a split as 32x32 images, labelled by digit.
 
     `train` is jittered (shift +-2 pixels, scale 0.85 to 1.1, rotation +-0.2 rad); other splits are not.
     """
@@ -118,7 +118,7 @@ def image_samples(split: str, count: int | None = None) -> Samples:
 
 
 def clip_samples(split: str, count: int | None = None) -> Samples:
-    """Moving digits of a split, (N, 8, 32, 32), labelled by direction (see DIRECTIONS).
+    """Generate the moving digits of a split, (N, 8, 32, 32), labelled by direction (see DIRECTIONS).
 
     Digits of 22 to 28 pixels, rotated by up to 0.2 rad, move 1.5 to 3 pixels per frame. The start is uniform on the
     torus and independent of the direction, so single frames have the same distribution for every label.
@@ -190,7 +190,7 @@ def _digits() -> tuple[Array, Labels]:
 
 
 def _choose(split: str, count: int) -> tuple[Labels, np.random.Generator]:
-    """Choose the digits of a split, each about equally often; also returns the split's generator."""
+    """Choose the digits of a split, balanced over classes; also return the split's generator."""
     order = np.random.default_rng(20_240_311).permutation(1797)
     start, stop = DIGIT_RANGES[split]
     rng = np.random.default_rng(SPLIT_SEEDS[split])
@@ -199,7 +199,7 @@ def _choose(split: str, count: int) -> tuple[Labels, np.random.Generator]:
 
 
 def write_images(folder: Path, split: str, count: int | None = None) -> None:
-    """Write `folder/LABEL/NNNNN.png`, 32x32 RGB."""
+    """Write 32x32 RGB images to `folder/LABEL/NNNNN.png`."""
     from PIL import Image
 
     samples = image_samples(split, count)
@@ -221,7 +221,7 @@ def write_clips(folder: Path, split: str, count: int | None = None) -> None:
 
 
 def encode_h264(path: Path, frames: Pixels, rate: int = 8) -> None:
-    """Encode grey frames (T, S, S) as a near-lossless H.264 mp4 (crf 8), so that compression keeps the motion."""
+    """Encode grey frames (T, S, S) as a near-lossless H.264 mp4 (crf 8), so that compression preserves the motion."""
     import av
 
     count, height, width = frames.shape

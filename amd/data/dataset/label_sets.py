@@ -23,7 +23,7 @@ MAX_LABEL_DIGITS = 9
 
 
 class LabelSets:
-    """Labels of every record: `label_sets[i]` is an array of class numbers."""
+    """Labels of every record: `label_sets[i]` is an array of class indices."""
 
     def __init__(self, sets: list[tuple[int, ...]]) -> None:
         self.offsets = np.zeros(len(sets) + 1, np.int64)
@@ -41,7 +41,7 @@ class LabelSets:
 
 
 def open_label_sets(data: DataConfig, url: str | None = None) -> tuple[Manifest, LabelSets]:
-    """Open a list whose samples have any number of labels. Raises ManifestError with file:line, rule and remedy."""
+    """Open a multi-label list file. Raises ManifestError with file:line, the rule and how to fix it."""
     requested = data.train if url is None else url
     with manifest_errors(requested):
         real = resolve_url(requested)
@@ -50,7 +50,7 @@ def open_label_sets(data: DataConfig, url: str | None = None) -> tuple[Manifest,
             raise ManifestError([f"data.train: {requested} is a folder; multi-label data needs a list file"])
         lines = [(number, line.strip()) for number, line in enumerate(_lines(real), start=1) if line.strip()]
     if not lines:
-        raise ManifestError([f"data.train: {requested} has no samples; a list has lines `path 3,17`"])
+        raise ManifestError([f"data.train: {requested} has no samples; each line must have the form `path 3,17`"])
     with_frames = data.format == "frame_list" or (data.format == "auto" and _counts_frames(lines[0][1]))
     names: list[bytes] = []
     frames: list[int] = []
@@ -84,7 +84,7 @@ def _labels(text: str) -> tuple[int, ...] | None:
 
 
 def _counts_frames(line: str) -> bool:
-    """Whether a line belongs to a frame list: a folder, its frame count, and labels."""
+    """Return whether a line belongs to a frame list: a folder, its frame count, and labels."""
     path, *numbers = line.rsplit(maxsplit=2)
     is_file = path.lower().endswith((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
     return len(numbers) == 2 and numbers[0].isdecimal() and not is_file

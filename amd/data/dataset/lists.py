@@ -1,7 +1,7 @@
 """Parse list files with one sample per line: `path label` (VideoMAE) or `path total_frames label` (frame folders).
 
-Numbers are the last fields, so paths may contain spaces without quotes. Lines are parsed with numpy, one block at a
-time: ten million lines take seconds. Independent of where the listed files are stored.
+Numbers come last, so paths may contain spaces without quotes. Lines are parsed with numpy, one block at a time: ten
+million lines take seconds. Does not access the listed files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Block(NamedTuple):
 def parse_list(blocks: Iterable[bytes], url: str, *, with_frames: bool) -> ParsedList:
     """Parse a list file given as blocks of bytes.
 
-    Raises ManifestError with file:line, the rule and the remedy for each invalid line.
+    Raises ManifestError with file:line, the rule and how to fix it, for each invalid line.
     """
     paths = bytearray()  # grows in place: the text is never in memory twice
     lengths, frames, labels = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
@@ -62,7 +62,7 @@ def parse_list(blocks: Iterable[bytes], url: str, *, with_frames: bool) -> Parse
 
 
 def line_numbers(blocks: Iterable[bytes], records: Iterable[int]) -> dict[int, int]:
-    """The 1-based line number of each record; blank lines are not records."""
+    """Return the 1-based line number of each record; blank lines are not records."""
     remaining = sorted(set(records), reverse=True)
     found: dict[int, int] = {}
     record, line = -1, 0
@@ -78,7 +78,7 @@ def line_numbers(blocks: Iterable[bytes], records: Iterable[int]) -> dict[int, i
 
 
 def _whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Regroup blocks so that each ends with a newline; strips a byte order mark."""
+    """Regroup blocks so that each ends with a newline; strip a byte order mark."""
     rest, first = b"", True
     for block in blocks:
         if first:
@@ -94,7 +94,7 @@ def _whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _parse(c: np.ndarray, starts: np.ndarray, ends: np.ndarray, with_frames: bool) -> tuple[_Block, np.ndarray]:
-    """Parse the lines of one block; also returns the indices of invalid lines. Blank lines are skipped."""
+    """Parse the lines of one block; also return the indices of invalid lines. Blank lines are skipped."""
     stops = _strip_end(c, starts, ends)
     begins = _strip_start(c, starts, stops)
     filled = stops > begins
@@ -119,7 +119,7 @@ def _parse(c: np.ndarray, starts: np.ndarray, ends: np.ndarray, with_frames: boo
 def _last_number(c: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Parse the integer that ends each line at `stops`.
 
-    Returns the values, whether each line ends with an integer preceded by white space, and the end of the rest of it.
+    Returns the values, whether each line ends with an integer preceded by white space, and the end of the text before.
     """
     at = stops - 1
     value = np.zeros(len(stops), np.int64)

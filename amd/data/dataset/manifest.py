@@ -1,7 +1,7 @@
-"""The manifest of a data set: a compact, immutable list of records, independent of how the files are stored.
+"""The manifest of a data set: a compact, immutable list of records, for any storage format.
 
 Names are stored in one byte buffer with offsets and numbers in arrays, so ten million records fit in a gigabyte and
-are shared with forked readers. Independent of decoding; reads no files.
+are shared with forked readers. Reads no files.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ NO_LABEL = -1
 
 
 class ManifestError(ConfigError):
-    """Data that does not match the config. One line per problem, with its file and line or its object."""
+    """Raised for data that does not match the config. One line per problem, with its location."""
 
 
 def capped(problems: Sequence[str], total: int | None = None) -> list[str]:
-    """The first MAX_PROBLEMS problems, followed by the number omitted."""
+    """Return the first MAX_PROBLEMS problems, followed by the number of omitted ones."""
     total = len(problems) if total is None else total
     shown = list(problems[:MAX_PROBLEMS])
     return shown if total <= len(shown) else [*shown, f"… and {total - len(shown)} more"]
@@ -56,7 +56,7 @@ class Names:
         return self.raw(i).decode("utf-8", "surrogateescape")
 
     def hash_into(self, digest: Any) -> None:
-        """Update `digest` with the names, less the folder that absolute names share: a mount point is not data."""
+        """Update `digest` with the names, without the folder that absolute names share: mount points may differ."""
         skip = self._shared_folder()
         digest.update((np.diff(self.offsets) - skip).astype("<i8").tobytes())
         if not skip:
@@ -68,7 +68,7 @@ class Names:
             digest.update(b"".join(self.blob[a + skip : b] for a, b in itertools.pairwise(ends)))
 
     def _shared_folder(self) -> int:
-        """Length of the folder prefix that all names share; 0 unless all names are absolute."""
+        """Return the length of the folder prefix that all names share; 0 unless all names are absolute."""
         if not len(self):
             return 0
         first = self.raw(0)
@@ -108,7 +108,7 @@ class Manifest:
         classes: tuple[str, ...] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
-        """`root` is prepended to relative names; `notes` are warnings that `amd validate` reports."""
+        """Create a manifest. `root` is prepended to relative names; `amd validate` reports `notes` as warnings."""
         self._names = names
         self.labels = labels  # (N,) int64, NO_LABEL for unlabelled records
         self.labels.flags.writeable = False
@@ -136,11 +136,11 @@ class Manifest:
         return Record(location, known, kind_of(name))
 
     def name_hashes(self) -> np.ndarray:
-        """(N,) int64 hashes of the names; comparable only within this process."""
+        """Return hashes of the names, (N,) int64; comparable only within this process."""
         return np.fromiter((hash(self._names.raw(i)) for i in range(len(self))), np.int64, len(self))
 
     def digest(self) -> str:
-        """SHA-256 of names, labels, frame counts and shard member sizes; independent of the mount point."""
+        """Return the SHA-256 of names, labels, frame counts and shard member sizes; independent of the mount point."""
         if self._digest is None:
             digest = hashlib.sha256(b"amd manifest 1\n")
             self._names.hash_into(digest)

@@ -29,7 +29,7 @@ __all__ = ["BadSample", "Manifest", "ManifestError", "Record", "kind_of", "open_
 
 
 def open_manifest(data: DataConfig, url: str | None = None) -> Manifest:
-    """Open `url`, by default data.train, with the format and root of `data`.
+    """Open `url` (default: data.train) with the format and root of `data`.
 
     Raises ManifestError if it does not exist, contains no samples of that format, or has invalid lines.
     """
@@ -40,7 +40,7 @@ def open_manifest(data: DataConfig, url: str | None = None) -> Manifest:
         manifest = OPENERS[name](real, data)
     if not len(manifest):
         raise ManifestError(
-            [f"data.train: {requested} has no samples (read as {name}); set data.format if that is not its format"]
+            [f"data.train: {requested} has no samples (read as {name}); set data.format if that is not the format"]
         )
     return manifest
 
@@ -54,7 +54,7 @@ def manifest_errors(requested: str) -> Iterator[None]:
         raise ManifestError([f"data.train: {error}"]) from None
     except FileNotFoundError as error:
         raise ManifestError(
-            [f"data.train: {requested} does not exist ({error}); give a folder, a list file or tar shards"]
+            [f"data.train: {requested} does not exist ({error}); specify a folder, a list file or tar shards"]
         ) from None
     except PermissionError as error:
         raise ManifestError(
@@ -72,7 +72,7 @@ def manifest_errors(requested: str) -> Iterator[None]:
 
 
 def list_url(data: DataConfig, manifest: Manifest) -> str | None:
-    """URL of the list file behind a manifest of data.train; None for folders and shards."""
+    """Return the URL of the list file behind a manifest of data.train; None for folders and shards."""
     if manifest.shards is not None:
         return None
     url = resolve_url(data.train)
@@ -83,7 +83,7 @@ def list_url(data: DataConfig, manifest: Manifest) -> str | None:
 def resolve_url(url: str) -> str:
     """Resolve to an absolute URL or path without a trailing slash; demo data is written on first use."""
     if url.startswith("demo:"):
-        from amd.data.dataset.demo import ensure_demo  # imports scikit-learn, so only on demand
+        from amd.data.dataset.demo import ensure_demo  # imports scikit-learn, so imported only on demand
 
         name, _, split = url.removeprefix("demo:").partition("/")
         try:
@@ -91,7 +91,7 @@ def resolve_url(url: str) -> str:
         except ValueError as error:
             raise ManifestError([str(error)]) from None
     if not url.strip():
-        raise ManifestError(["data.train is empty; give a folder, a list file or tar shards"])
+        raise ManifestError(["data.train is empty; specify a folder, a list file or tar shards"])
     return url.rstrip("/") if is_remote(url) else str(local_path(url))
 
 
@@ -117,15 +117,15 @@ def _detect(url: str, requested: str) -> DataFormat:
     raise ManifestError(
         [
             f"data.train: {requested} is a folder without images ({', '.join(IMAGE_SUFFIXES[:3])} …), videos "
-            f"({', '.join(VIDEO_SUFFIXES[:3])} …) or tar shards; give the folder that contains them, or a list file"
+            f"({', '.join(VIDEO_SUFFIXES[:3])} …) or tar shards; specify the folder that contains them, or a list file"
         ]
     )
 
 
 def _detect_list(head: bytes, requested: str) -> DataFormat:
-    """Detect a frame list: it names folders (no media suffix) and has a frame count before the label."""
+    """Detect a frame list: names without a media suffix, and a frame count before the label."""
     if b"\0" in head:
-        raise ManifestError([f"data.train: {requested} is one binary file; give a folder, a list file or tar shards"])
+        raise ManifestError([f"data.train: {requested} is a binary file; specify a folder, a list file or tar shards"])
     lines = [line for line in head.decode("utf-8", "replace").splitlines()[:100] if line.strip()]
     counted = 0
     for line in lines:
@@ -150,7 +150,7 @@ def _open_folder(url: str, suffixes: tuple[str, ...]) -> Manifest:
     """Open files with one of the suffixes; classes are the sorted sub-folders, unless `url` itself has files."""
     fs, path = filesystem(url)
     if not fs.isdir(path):
-        raise ManifestError([f"data.train: {url} is not a folder; set data.format to its format, or to auto"])
+        raise ManifestError([f"data.train: {url} is not a folder; set data.format to the actual format, or to auto"])
     all_names = [os.fsencode(name) for name in _walk(url)]
     encoded_suffixes = tuple(suffix.encode() for suffix in suffixes)
     names = sorted(name for name in all_names if name.lower().endswith(encoded_suffixes))
@@ -195,12 +195,12 @@ def text_blocks(url: str) -> Iterator[bytes]:
     fs, path = filesystem(url)
     if fs.isdir(path):
         raise ManifestError(
-            [f"data.train: {url} is a folder, not a list file; set data.format to its format, or to auto"]
+            [f"data.train: {url} is a folder, not a list file; set data.format to the actual format, or to auto"]
         )
     with fs.open(path, "rb") as file:
         while block := file.read(BLOCK):
             if b"\0" in block[:4096]:
-                raise ManifestError([f"data.train: {url} is not a text file; a list has lines `path label`"])
+                raise ManifestError([f"data.train: {url} is not a text file with lines `path label`"])
             yield block
 
 

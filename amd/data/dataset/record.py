@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+FrameChooser = Callable[[int], npt.NDArray[np.int64]]  # frame count of a sample -> frames of one clip
 SampleKind = Literal["image", "video", "frames"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -25,7 +30,7 @@ VIDEO_SUFFIXES = (
 
 
 def kind_of(name: str) -> SampleKind:
-    """The kind a file suffix implies; anything without an image suffix is treated as a video."""
+    """Return the kind that a file suffix implies; anything without an image suffix is treated as a video."""
     return "image" if name.lower().endswith(IMAGE_SUFFIXES) else "video"
 
 
@@ -52,7 +57,7 @@ class Record(NamedTuple):
 
 
 class BadSample(Exception):
-    """A record that cannot be read, with a one-sentence reason."""
+    """Raised for a record that cannot be read, with a one-sentence reason."""
 
     def __init__(self, record: Record, reason: str) -> None:
         super().__init__(record, reason)  # plain arguments: it may be pickled across processes

@@ -1,7 +1,7 @@
 """Tar shards in WebDataset layout: members of one sample share a key, and a `.cls` or `.json` member holds the label.
 
 An index (`x.tar` -> `x.tar.index.json`) stores each sample's byte range for random access; if it is missing or stale,
-the tar headers are scanned instead. Independent of decoding.
+the tar headers are scanned instead. Decodes nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def has_pattern(url: str) -> bool:
 
 
 def expand(url: str) -> list[str]:
-    """Expand a brace pattern (`{000..099}`), a glob, one tar or a folder of tars to sorted shard URLs.
+    """Expand a brace pattern (`{000..099}`), a glob, a single tar or a folder of tars to sorted shard URLs.
 
     Raises ManifestError if nothing matches.
     """
@@ -60,14 +60,14 @@ def expand(url: str) -> list[str]:
     urls = sorted(_with_protocol(url, str(name)) for name in found if str(name).lower().endswith(TAR_SUFFIXES))
     if not urls:
         raise ManifestError(
-            [f"data.train: {url} matches no tar shard; write …/{{000..099}}.tar, a glob, or a folder of tars"]
+            [f"data.train: {url} matches no tar shard; use …/{{000..099}}.tar, a glob, or a folder of tars"]
         )
     return urls
 
 
 def _numbers(low: str, high: str) -> list[str]:
     if int(low) > int(high):
-        raise ManifestError([f"data.train: {{{low}..{high}}} is a descending range; write the smaller number first"])
+        raise ManifestError([f"data.train: {{{low}..{high}}} is a descending range; put the smaller number first"])
     width = len(low) if len(low) == len(high) or low.startswith("0") else 0
     return [f"{n:0{width}d}" for n in range(int(low), int(high) + 1)]
 
@@ -118,7 +118,7 @@ def _members_or_problem(url: str) -> list[Member] | str:
 
 
 def shard_members(url: str) -> list[Member]:
-    """Samples of one shard, from its index if it matches the tar's size, else from the tar headers."""
+    """Return the samples of one shard, from its index if it matches the tar's size, else from the tar headers."""
     fs, path = filesystem(url)
     size = int(fs.size(path))
     try:
@@ -132,7 +132,7 @@ def shard_members(url: str) -> list[Member]:
 
 
 def scan(file: Any, url: str) -> list[Member]:
-    """Scan tar headers: one Member per media file, labelled by the `.cls` or `.json` member with its key."""
+    """Scan tar headers; return a Member per media file, labelled by the `.cls` or `.json` member with the same key."""
     media: dict[str, tarfile.TarInfo] = {}  # by key; the first media file of a key is the sample
     labels: dict[str, int] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -172,7 +172,7 @@ def _label(content: bytes, suffix: str, where: str) -> int | None:
 
 
 class ShardWriter:
-    """Builds one shard in memory; the same samples always give the same bytes."""
+    """Builds one shard in memory; the same samples always produce the same bytes."""
 
     def __init__(self) -> None:
         self._bytes = io.BytesIO()

@@ -1,1 +1,1 @@
-"""Decode samples to frames: fetching, a separate decoding process, time and memory limits."""
+"""Decode samples to frames, in a separate process with time and memory limits."""

@@ -2,7 +2,6 @@
 
 Safe for concurrent processes and for SIGKILL at any moment: files are renamed into place, a file lock (released by the
 kernel when its holder dies) serialises writers, and the running total only overestimates until the next count.
-Independent of where files come from.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_EVICT_TO_FRACTION = 0.9  # evict down to this fraction of the limit, so that evictions are rare
+_EVICT_TO_FRACTION = 0.9  # evict down to this fraction of the limit, so that evictions stay rare
 
 
 class LocalCache:
@@ -43,7 +42,7 @@ class LocalCache:
             total = self._total()
             if total + len(content) > self.limit:
                 total = self._evict(len(content))
-            incoming = self.folder / "incoming"  # one writer at a time; overwrites the leftovers of a killed one
+            incoming = self.folder / "incoming"  # one writer at a time; overwrites what a killed one left behind
             incoming.write_bytes(content)
             self._set_total(total + len(content))
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +72,7 @@ class LocalCache:
         os.replace(written, self.folder / "total")
 
     def _evict(self, size: int) -> int:
-        """Remove least recently used files until `size` more bytes fit with some to spare; returns the bytes kept."""
+        """Remove least recently used files until `size` more bytes fit, with a margin; return the bytes kept."""
         files = sorted(self._entries())
         total = sum(size for _, size, _ in files)
         target = max(0, min(int(self.limit * _EVICT_TO_FRACTION), self.limit - size))

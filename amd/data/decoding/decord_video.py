@@ -1,7 +1,7 @@
-"""Decode with decord the streams that it decodes correctly; an alternative (data.decoder=decord) for comparison.
+"""Decode streams with decord where it is correct: an alternative decoder (data.decoder=decord) for comparison.
 
 Compared with PyAV's exact decoding, decord 0.6 silently returns wrong frames for open GOPs, edit lists, intra refresh,
-HEVC from x265, MPEG transport and programme streams, H.264 in AVI, interlaced video and 10-bit video, and does not
+HEVC from x265, MPEG transport and program streams, H.264 in AVI, interlaced video and 10-bit video, and does not
 report damaged frames. It is also slower than video.py. Only progressive 8-bit H.264 in mp4 with closed key frames is
 passed to it; damage inside such a stream goes undetected.
 """
@@ -18,7 +18,7 @@ from amd.data.decoding.packets import PacketMap
 
 
 def decord_supports(container: Any, stream: Any, map_: PacketMap) -> bool:
-    """Whether decord decodes this stream exactly; see above."""
+    """Return whether decord decodes this stream exactly (see the module docstring)."""
     context = stream.codec_context
     first = next(iter(container.decode(stream)), None) if _rewind(container) else None
     return (

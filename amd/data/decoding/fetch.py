@@ -1,6 +1,6 @@
 """Fetch the bytes of a sample: local files by path, remote ones with retries and a cache.
 
-Runs in the decoding process, since remote filesystems must not cross a fork. Independent of decoding.
+Runs in the decoding process, since remote filesystems must not cross a fork. Decodes nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from amd.data.decoding.cache import LocalCache
 from amd.storage import filesystem, is_remote, local_path
 
 _T = TypeVar("_T")
-# A retry does not help.
+# Errors that a retry does not fix.
 _PERMANENT_ERRORS = (
     FileNotFoundError,
     PermissionError,
@@ -27,7 +27,7 @@ _PERMANENT_ERRORS = (
 
 
 class FetchError(Exception):
-    """A file that cannot be read, with a one-sentence reason."""
+    """Raised for a file that cannot be read, with a one-sentence reason."""
 
 
 class Fetcher:
@@ -38,7 +38,7 @@ class Fetcher:
         pause_s: float = 0.2,
         max_bytes: int | None = None,
     ) -> None:
-        """`max_bytes`: larger files are rejected before they are read."""
+        """Create a fetcher. Files larger than `max_bytes` are rejected before they are read."""
         self._retries, self._cache, self._pause, self._max_bytes = retries, cache, pause_s, max_bytes
 
     def fetch(self, location: str, offset: int | None = None, size: int | None = None) -> Path | bytes:
@@ -76,7 +76,7 @@ class Fetcher:
         try:
             return self._cache.put(key, content) if self._cache is not None else None
         except OSError:
-            return None  # a full or read-only disk only costs speed
+            return None  # a full or read-only disk only costs time
 
     def _remote(self, location: str, offset: int | None, size: int | None) -> bytes:
         def read() -> bytes:
@@ -98,8 +98,8 @@ class Fetcher:
                 raise
             except Exception as error:  # backends raise their own types for transient errors
                 if attempt == self._retries:
-                    tries = f" after {attempt + 1} attempts" if attempt else ""
-                    raise FetchError(f"could not be read{tries} ({type(error).__name__}: {error})") from None
+                    attempts = f" after {attempt + 1} attempts" if attempt else ""
+                    raise FetchError(f"could not be read{attempts} ({type(error).__name__}: {error})") from None
                 time.sleep(self._pause * 2**attempt * random.uniform(0.8, 1.2))
         raise AssertionError("unreachable")
 

@@ -1,4 +1,4 @@
-"""Convert decoded video frames to upright RGB pixels in one array. Independent of files and packets."""
+"""Convert decoded video frames to upright RGB pixels in one array. Accesses neither files nor packets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Allocate = Callable[[tuple[int, ...]], Pixels]
 
 
 class VideoError(Exception):
-    """A video that cannot be decoded correctly, with a one-sentence reason."""
+    """Raised for a video that cannot be decoded correctly, with a one-sentence reason."""
 
 
 def new_pixels(shape: tuple[int, ...]) -> Pixels:
@@ -27,7 +27,7 @@ class ToRGB:
     """Converts decoded frames to upright RGB, (H, W, 3). The result is a view, valid until the next frame."""
 
     def __init__(self) -> None:
-        self._reformatter = VideoReformatter()  # reused: PyAV otherwise creates one per frame, a fifth of a clip's time
+        self._reformatter = VideoReformatter()  # reused: creating one per frame takes a fifth of a clip's time
 
     def __call__(self, frame: Any) -> Pixels:
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)  # the default uses every core
@@ -39,7 +39,7 @@ class ToRGB:
 
 
 class FrameBuffer:
-    """Collects frames in one array, allocated when the first frame gives the size."""
+    """Collects frames in one array, allocated when the first frame determines the size."""
 
     def __init__(self, indices: Sequence[int], allocate: Allocate) -> None:
         self._rows: dict[int, list[int]] = {}

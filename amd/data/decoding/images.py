@@ -1,7 +1,7 @@
-"""Decode still images to upright 8-bit RGB. Independent of configs, storage and processes.
+"""Decode still images to upright 8-bit RGB. Does not import configs or storage.
 
-A truncated image is an error, never half grey; so is one with more pixels than MAX_PIXELS. Only listed formats are
-opened: Pillow passes some others to external programs (EPS to Ghostscript) or guesses them without a magic number.
+Truncated images, and images with more than MAX_PIXELS, raise an error. Only listed formats are opened: Pillow passes
+some others to external programs (EPS to Ghostscript) or guesses them without a magic number.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _TRANSPOSES = {
 
 
 class ImageError(Exception):
-    """An image that cannot be decoded, with a one-sentence reason."""
+    """Raised for an image that cannot be decoded, with a one-sentence reason."""
 
 
 def is_image(head: bytes) -> bool:
-    """Whether a file that starts with `head` (16 bytes or more) is an image of one of FORMATS."""
+    """Return whether a file that starts with `head` (16 bytes or more) is an image in one of FORMATS."""
     if head[4:8] == b"ftyp":
         return head[8:12] in (b"avif", b"avis", b"mif1", b"msf1")
     if head[:4] == b"RIFF":
@@ -62,7 +62,7 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArra
 
 
 def load_rgb(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image upright in mode RGB. Raises ImageError."""
+    """Decode an image to an upright Pillow image in RGB mode. Raises ImageError."""
     if not (source.stat().st_size if isinstance(source, Path) else source):
         raise ImageError("is empty (zero bytes)")
     try:
@@ -90,7 +90,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Scale 16-bit images, composite transparency on white and let Pillow convert the other modes."""
+    """Convert to RGB: scale 16-bit images and composite transparency on white; Pillow converts other modes."""
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image).astype(np.int64)
         scaled = values >> 8 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else values

@@ -1,8 +1,8 @@
-"""Isolate decoding in a child process: a decoder that hangs, crashes or exhausts memory costs one sample, not the run.
+"""Isolate decoding in a child process: a decoder that hangs, crashes or exhausts memory loses one sample, not the run.
 
-A plain subprocess rather than multiprocessing: loader workers are daemons, which may not have multiprocessing children,
-and the child must not be forked from a process with CUDA, threads or remote filesystems. Measured cost of two requests
-and a 16-frame clip through shared memory: about 1 ms. Independent of the content of requests.
+Uses a plain subprocess rather than multiprocessing: loader workers are daemons, which may not have multiprocessing
+children, and the child must not be forked from a process with CUDA, threads or remote filesystems. Two requests and
+a 16-frame clip through shared memory take about 1 ms. Does not interpret the content of requests.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ KEEP_BYTES = 16 << 20  # shared memory that is kept between responses
 
 
 class ChildFailed(Exception):
-    """The child died or was killed, with a one-sentence reason. The next request starts a new one."""
+    """Raised when the child died or was killed, with a one-sentence reason. The next request starts a new child."""
 
 
 class ChildTimeout(ChildFailed):
-    """The child did not respond before the deadline."""
+    """Raised when the child did not respond before the deadline."""
 
 
 class DecodingChild:
-    """A decoding process, started on the first request, after each failure, and in a forked copy of its owner."""
+    """A decoding process. Starts on the first request, and again after a failure or in a forked copy of its owner."""
 
     module = "amd.data.decoding.worker"
 
@@ -63,7 +63,7 @@ class DecodingChild:
         return response
 
     def shared_bytes(self, size: int) -> memoryview:
-        """The first `size` bytes of the last response in shared memory; valid until the next request."""
+        """Return the first `size` bytes of the last response in shared memory; valid until the next request."""
         running = self.start()
         if running.mapped is None or len(running.mapped) < size:
             running.mapped = mmap.mmap(running.memory, 0)
@@ -83,7 +83,7 @@ class DecodingChild:
             self._process = None
 
     def start(self) -> _ChildProcess:
-        """The live process, started if necessary. Startup does not count towards a sample's time limit."""
+        """Return the live process, started if necessary. Startup does not count towards a sample's time limit."""
         if self._process is not None and self._process.owner != os.getpid():
             self._process.detach()
             self._process = None
@@ -93,7 +93,7 @@ class DecodingChild:
         return self._process
 
     def ensure_running(self) -> None:
-        """Restart a process that was killed while idle, which must not count against the next sample."""
+        """Restart the process if it was killed while idle, so that the next sample is not blamed for it."""
         running = self._process
         if running is not None and running.owner == os.getpid() and running.process.poll() is not None:
             self.close()
@@ -143,7 +143,7 @@ class _ChildProcess:
             rest = rest[os.pwrite(self.inbox, rest, len(content) - len(rest)) :]
 
     def exit_reason(self) -> str:
-        """Why the process stopped responding."""
+        """Return why the process stopped responding."""
         try:
             code = self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:

@@ -8,7 +8,7 @@ from amd.data.decoding.video import VideoLimits
 
 
 class FileLimits(NamedTuple):
-    """Maximum size of an image or a video; checked before decoding where the header has the value."""
+    """Maximum size of an image or a video; checked before decoding if the header contains the value."""
 
     bytes: int
     """Size of the file."""

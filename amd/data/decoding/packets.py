@@ -1,9 +1,8 @@
-"""Find the packets that must be decoded to get given frames of a video exactly, without decoding.
+"""Find the packets that must be decoded to obtain given frames of a video exactly. Decodes nothing.
 
 Frames are numbered in presentation order. A frame needs the packets from its entry point on: the last packet in
-decoding order at which a decoder can start without any earlier packet. Videos whose packets are not certainly one frame
-each (by codec, container, or missing or duplicate timestamps) have no map and are decoded from the start.
-Independent of pixels.
+decoding order at which a decoder can start without any earlier packet. Videos in which a packet may not be exactly one
+frame (by codec, container, or missing or duplicate timestamps) have no map and are decoded from the start.
 Sources: ITU-T H.264 (7.4.1.2.4, D.2.8), ITU-T H.265 (7.4.2.2), VP9 bitstream (6.2).
 """
 
@@ -58,7 +57,7 @@ class PacketMap:
         return len(self.pts)
 
     def ranges(self, frames: Sequence[int]) -> list[PacketRange]:
-        """The smallest packet ranges that contain these frames."""
+        """Return the smallest packet ranges that contain these frames."""
         needs = sorted((self._starts[self._position[n]], self._position[n] + 1, n) for n in set(frames))
         ranges: list[PacketRange] = []
         for start, stop, frame in needs:
@@ -71,7 +70,7 @@ class PacketMap:
 
 
 def _starts(packets: Sequence[PacketInfo]) -> np.ndarray:
-    """Position of the entry point of each packet."""
+    """Return the position of each packet's entry point."""
     starts = np.zeros(len(packets), np.int64)
     closed = latest = before = 0  # positions: last closed entry, last entry of any kind, the entry before that
     edited = any(packet.discard for packet in packets)
@@ -89,7 +88,7 @@ def _starts(packets: Sequence[PacketInfo]) -> np.ndarray:
 
 
 def map_packets(packets: Sequence[Any], codec: str, container: str, extradata: bytes | None) -> PacketMap | None:
-    """A map if every packet is certainly one frame, else None. `packets` are in decoding order, with their data."""
+    """Return a map if every packet is certainly one frame, else None. `packets`: in decoding order, with their data."""
     if codec not in CODECS or not CONTAINERS & set(container.split(",")) or not packets:
         return None
     infos = [PacketInfo(p.pts, p.is_keyframe, entry_point(p, codec, extradata), p.is_discard) for p in packets]
@@ -104,7 +103,7 @@ def map_packets(packets: Sequence[Any], codec: str, container: str, extradata: b
 
 
 def entry_point(packet: Any, codec: str, extradata: bytes | None) -> EntryPoint:
-    """Whether and how a decoder can start at this packet."""
+    """Return whether and how a decoder can start at this packet."""
     if not packet.is_keyframe:
         return EntryPoint.NONE
     if codec not in ("h264", "hevc"):
@@ -114,7 +113,7 @@ def entry_point(packet: Any, codec: str, extradata: bytes | None) -> EntryPoint:
 
 
 def _h264_entry(data: bytes, extradata: bytes | None) -> EntryPoint:
-    """An IDR picture is closed; a recovery point with exact match and frame count 0 is open."""
+    """Classify a packet: an IDR picture is closed, a recovery point with exact match and frame count 0 is open."""
     recovers = False
     for unit in _units(data, extradata[4] & 3 if extradata and extradata[0] == 1 and len(extradata) > 4 else None):
         kind = unit[0] & 31
@@ -140,7 +139,7 @@ def _hevc_entry(data: bytes, extradata: bytes | None) -> EntryPoint:
 
 
 def _units(data: bytes, length_size: int | None) -> Iterator[bytes]:
-    """NAL units of a packet, by length prefixes (mp4, mkv; `length_size` is their bytes minus one) or start codes."""
+    """Yield a packet's NAL units, split by length prefixes (of `length_size` + 1 bytes; mp4, mkv) or start codes."""
     if length_size is None:
         for piece in data.split(b"\0\0\1")[1:]:
             if piece:
@@ -156,7 +155,7 @@ def _units(data: bytes, length_size: int | None) -> Iterator[bytes]:
 
 
 def _exact_recovery(message: bytes) -> bool:
-    """Whether H.264 SEI messages contain a recovery point with recovery_frame_cnt 0 and exact_match_flag 1."""
+    """Return whether SEI messages contain a recovery point with recovery_frame_cnt 0 and exact_match_flag 1."""
     message = message.replace(b"\0\0\3", b"\0\0")
     at = 0
     while at + 2 <= len(message) and message[at] != 0x80:
@@ -177,7 +176,7 @@ def _exact_recovery(message: bytes) -> bool:
 
 
 def _hidden(data: memoryview) -> bool:
-    """Whether a VP9 packet shows nothing: a lone frame with show_existing_frame 0 and show_frame 0."""
+    """Return whether a VP9 packet shows nothing: a single frame with show_existing_frame 0 and show_frame 0."""
     first, last = data[0], data[-1]
     if last & 0xE0 == 0xC0:
         return False  # a superframe: hidden frames with the shown one after them

@@ -1,13 +1,12 @@
 """Read the frames of a record, or raise BadSample with the reason: the entry point to decoding.
 
 Everything that can hang, crash or exhaust memory (remote reads, FFmpeg, Pillow) runs in a child process under time and
-memory limits (isolation.py). Images do too: a request costs 0.5 ms where decoding a photograph takes 5 ms.
+memory limits (isolation.py). So do images: a request costs 0.5 ms, decoding a photograph 5 ms.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,18 +14,16 @@ import numpy.typing as npt
 
 from amd.config import DataConfig
 from amd.data.dataset.manifest import ManifestError
-from amd.data.dataset.record import BadSample, Record
+from amd.data.dataset.record import BadSample, FrameChooser, Record
 from amd.data.decoding.isolation import ChildFailed, ChildTimeout, DecodingChild
 from amd.data.decoding.limits import FileLimits
 from amd.storage import is_remote
 
 __all__ = ["BadSample", "DecodedFrames", "ManifestError", "SampleReader"]
 
-FrameChooser = Callable[[int], npt.NDArray[Any]]
-
 
 class DecodedFrames(NamedTuple):
-    """Distinct frames of a file, and the clip frames that use them: short files repeat frames in a clip."""
+    """Distinct frames of a file, and their order in the clip, which repeats frames of short files."""
 
     pixels: npt.NDArray[np.uint8]  # (U, H, W, 3)
     order: npt.NDArray[np.int64]  # (T,) index into pixels for each clip frame
@@ -42,7 +39,7 @@ class SampleReader:
     child: type[DecodingChild] = DecodingChild
 
     def __init__(self, data: DataConfig, limits: FileLimits | None = None) -> None:
-        """`limits` apply to untrusted files; None for data sets, which are trusted."""
+        """Create a reader. `limits` apply to untrusted files; None for data sets, which are trusted."""
         names = (
             "retries",
             "cache_dir",
@@ -75,8 +72,8 @@ class SampleReader:
     ) -> DecodedFrames:
         """Decode frames of any image or video file, detected by its content rather than its name.
 
-        `content`: the file's bytes, for which `location` is only a name. `fetch_limit_s`: time limit for fetching a
-        remote file, separate from that for decoding. Raises BadSample.
+        `content`: the file's bytes; `location` is then only a name. `fetch_limit_s`: time limit for fetching a
+        remote file, separate from the limit for decoding. Raises BadSample.
         """
         record = Record(location, None, "video")
         deadline = self._deadline(self._limit)
@@ -98,17 +95,17 @@ class SampleReader:
         self._child.ensure_running()
 
     def _pixels(self, shape: list[int]) -> npt.NDArray[np.uint8]:
-        """A copy of the last response's pixels in shared memory."""
+        """Copy the last response's pixels from shared memory."""
         pixels = np.frombuffer(self._child.shared_bytes(int(np.prod(shape))), np.uint8).reshape(shape).copy()
         self._child.release()
         return pixels
 
     def frame_rate(self, record: Record) -> float:
-        """Frames per second of a video according to its header. Raises BadSample."""
+        """Return a video's frames per second according to its header. Raises BadSample."""
         return float(self._request(record, {"task": "rate", "record": record}, self._deadline(self._limit))["fps"])
 
     def transcode(self, record: Record, settings: dict[str, Any], limit_s: float) -> tuple[bytes, str, dict[str, Any]]:
-        """Transcode a sample for training: bytes, suffix, facts (frames, width, height). Raises BadSample."""
+        """Transcode a sample; return bytes, suffix and facts (frames, width, height). Raises BadSample."""
         message = {"task": "transcode", "record": record, "settings": settings, "limit_s": limit_s}
         response = self._request(record, message, self._deadline(limit_s))
         return bytes(self._child.shared_bytes(response["size"])), response["suffix"], response["facts"]

@@ -1,7 +1,7 @@
-"""Transcode one raw sample for fast training: smaller pictures, short GOPs, cheap decoding.
+"""Transcode one raw sample for fast reading: smaller frames, short GOPs, cheap decoding.
 
-Runs in the decoding process. Deterministic: the same source gives the same bytes, with no threads and no timestamps or
-versions in the file. Independent of shards.
+Runs in the decoding process. Deterministic: the same source produces the same bytes, since no threads are used and the
+file contains no timestamps or versions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def transcode(
 ) -> Transcoded:
     """Transcode an image to JPEG, or a video to mp4 (H.264, closed GOPs, fastdecode); never enlarges.
 
-    `frame_rate` in frames per second keeps the frame nearest to each tick. Raises ImageError or VideoError.
+    `frame_rate`: frames per second; the frame nearest to each tick is kept. Raises ImageError or VideoError.
     """
     if kind == "image":
         return _image(source, short_side, quality)
@@ -60,7 +60,7 @@ def _image(source: Source, short_side: int, quality: int) -> Transcoded:
 
 
 def _output_size(height: int, width: int, short_side: int, multiple: int) -> tuple[int, int]:
-    """Height and width with the short side at most `short_side`, both divisible by `multiple` (4:2:0 needs 2)."""
+    """Return height and width with a short side of at most `short_side`, divisible by `multiple` (4:2:0 needs 2)."""
     scale = min(1.0, short_side / min(height, width))
 
     def side(pixels: int) -> int:
@@ -103,7 +103,7 @@ def _encode(frames: Iterator[Pixels], rate: Fraction, short_side: int, gop: int,
                     "x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0:threads=1:mbtree=0",
                 }
             source_frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            # Convert here, since the encoder's own conversion is neither exact nor single-threaded.
+            # Convert here: the encoder's own conversion is neither exact nor single-threaded.
             frame = scaler.reformat(source_frame, width, height, "yuv420p", interpolation=SCALING, threads=1)
             frame.pts, frame.time_base = count, 1 / rate
             container.mux(stream.encode(frame))

@@ -1,9 +1,9 @@
 """Decode given frames of a video exactly as sequential decoding does, or raise an error.
 
-Frame n is the n-th in presentation order, whatever edit lists, variable frame rates and B-frames do; the display matrix
-is applied. PyAV decodes. Where the packets reveal frame dependencies (packets.py) only the needed ones are decoded;
+Frame n is the n-th in presentation order, regardless of edit lists, variable frame rates and B-frames; the display
+matrix is applied. Uses PyAV. If the packets reveal frame dependencies (packets.py), only the needed ones are decoded;
 other files are decoded from the start. Damage that the decoder detects in a requested frame or its references is an
-error. Independent of configs, storage and processes.
+error. Does not import configs or storage.
 Shapes: T frames, H, W after rotation.
 """
 
@@ -21,14 +21,14 @@ from av.stream import Disposition
 from amd.data.decoding.frames import Allocate, FrameBuffer, Pixels, Source, ToRGB, VideoError, new_pixels
 from amd.data.decoding.packets import PacketMap, PacketRange, map_packets
 
-# Accepted containers. Others (playlists, image sequences, devices, network protocols) could open other files.
+# Accepted containers. Other demuxers (playlists, image sequences, devices, network protocols) could open other files.
 FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,mxf,h264,hevc,m4v,obu,ivf,nut,dv,gif"
 MAX_KEPT_PACKET_BYTES = 128 << 20  # bytes of packets kept from the first pass; larger files are read twice
 MAX_KEPT_FRAME_BYTES = 256 << 20  # bytes of decoded frames kept when counting frames requires decoding
 
 
 class UnknownContainer(VideoError):
-    """FFmpeg recognises no container."""
+    """Raised when FFmpeg does not recognise the container."""
 
 
 class Video(Protocol):
@@ -37,11 +37,11 @@ class Video(Protocol):
     frames: int
 
     def read(self, indices: Sequence[int], allocate: Allocate = new_pixels) -> Pixels:
-        """Decode frames by number, in any order and with repeats: (T, H, W, 3). Raises VideoError."""
+        """Decode frames by number, in any order and with repeats, to (T, H, W, 3). Raises VideoError."""
         ...
 
     def iter_frames(self, indices: Sequence[int]) -> Iterator[Pixels]:
-        """Decode frames one at a time, for ascending numbers: (H, W, 3), valid until the next."""
+        """Decode frames with ascending numbers one at a time; each (H, W, 3), valid until the next."""
         ...
 
     def close(self) -> None: ...
@@ -98,7 +98,7 @@ def open_video(source: Source, decoder: str = "pyav", limits: VideoLimits | None
 
 
 def frame_rate(source: Source) -> float:
-    """Frames per second, on average if the rate varies. Raises VideoError."""
+    """Return the frame rate, on average if it varies, in frames per second. Raises VideoError."""
     container = _open(source)
     with container:
         stream = _video_stream(container)
@@ -155,7 +155,7 @@ def _check_limits(container: Any, stream: Any, limits: VideoLimits) -> None:
 
 
 def _read_packets(container: Any, stream: Any) -> tuple[list[Any], bool]:
-    """All packets of the stream in decoding order, and whether they may be kept in memory.
+    """Return all packets of the stream in decoding order, and whether they may be kept in memory.
 
     Raises VideoError if the index lists more data than the file contains.
     """
@@ -195,7 +195,7 @@ def _check_complete(source: Source, container: str) -> None:
 
 
 class MappedVideo:
-    """A video with exactly one frame per packet: decodes only the ranges with requested frames."""
+    """A video with exactly one frame per packet; decodes only the ranges with requested frames."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Decoding process (`python -m amd.data.decoding.worker`), started by isolation.py.
+"""Run the decoding process (`python -m amd.data.decoding.worker`), which isolation.py starts.
 
-Light imports only. Requests and responses are JSON messages over a socket, one at a time; pixels and files are passed
-in shared memory. Exits when its parent is gone, even while a decoder hangs.
+Imports only light modules. Requests and responses are JSON messages over a socket, one at a time; pixels and files are
+passed in shared memory. Exits when its parent has died, even while a decoder hangs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from amd.data.decoding.limits import FileLimits
 from amd.data.decoding.video import UnknownContainer, Video, frame_rate, open_video
 
 Pixels = npt.NDArray[np.uint8]
-_GRACE_S = 30  # on top of the parent's time limit
+_GRACE_S = 30  # in addition to the parent's time limit
 
 
 class SharedMemory:
@@ -62,7 +62,7 @@ class Worker:
     def __init__(self, options: dict[str, Any], memory: SharedMemory, inbox: int = -1) -> None:
         cache = None
         if options["limits"] is not None:
-            Image.init()  # so that the first untrusted image does not pay for plugin imports
+            Image.init()  # so that plugin imports do not delay the first untrusted image
         self._limits = None if options["limits"] is None else FileLimits(**options["limits"])
         self.memory_limit = "data.read_memory_mib allows" if self._limits is None else "is allowed for one file"
         if options["cache_dir"]:
@@ -108,7 +108,7 @@ class Worker:
         raise ValueError(f"unknown task {task!r}")
 
     def _probe(self) -> int:
-        """Open the loaded file by its content; returns its number of frames."""
+        """Open the loaded file by its content; return its number of frames."""
         source, limits = self._source, self._limits
         assert source is not None
         if is_image(_head(source)):
@@ -135,7 +135,7 @@ class Worker:
         return self._memory.allocate(shape)
 
     def _stills(self, record: Record, indices: Sequence[int]) -> Pixels:
-        """An image (any index gives the image), or numbered images of a folder; frame 0 is file number 1."""
+        """Read an image (at any index), or numbered images of a folder; frame 0 is file number 1."""
         if record.kind == "image":
             pixels = read_image(self._fetcher.fetch(record.location, record.offset, record.size))
             output = self._memory.allocate((len(indices), *pixels.shape))
@@ -187,7 +187,7 @@ def serve(connection: Connection, worker: Worker, limit_s: float) -> None:
             request = json.loads(connection.recv_bytes())
         except EOFError:
             return
-        # If the parent is gone while a decoder hangs, the kernel kills this process.
+        # If the parent dies while a decoder hangs, the kernel kills this process.
         signal.alarm(int(request.get("limit_s", limit_s)) + _GRACE_S)
         try:
             response = worker.handle(request)

@@ -1,7 +1,7 @@
-"""Sample the frames of a clip. Pure functions of a frame count and a random generator that return frame numbers.
+"""Sample the frames of a clip: pure functions from a frame count and a random generator to frame numbers.
 
-Frames count from 0. Independent of files and pixels. The rules are those of VideoMAE and AMD (`dataset/datasets.py`);
-tests/golden/frame_sampling.json pins their indices.
+Frames are numbered from 0. The rules follow VideoMAE and AMD (`dataset/datasets.py`); tests/golden/frame_sampling.json
+pins the official indices.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import numpy as np
 import numpy.typing as npt
 
 from amd.config import ClipConfig, DataConfig, FrameSampling, ViewsConfig
+from amd.data.dataset.record import FrameChooser
 
 Indices = npt.NDArray[np.int64]
-FrameChooser = Callable[[int], Indices]  # total frames of a sample -> frames of one clip
 
 
 class Draws(Protocol):
     """A source of random integers, such as random.Random."""
 
     def randrange(self, stop: int, /) -> int:
-        """Uniform in [0, stop)."""
+        """Return a uniform integer in [0, stop)."""
         ...
 
 
 def strided(total: int, frames: int, step: int, draws: Draws) -> Indices:
-    """Every `step`-th frame from a random start: K400 pre-training.
+    """Take every `step`-th frame from a random start, as in K400 pre-training.
 
     A sample shorter than frames x step starts at 0, and the index stops advancing when the next one would reach the
     last frame, so that late frames repeat. (The official code stops one frame early: of 41 frames, the last one (40) is
-    never used. Kept, since the released weights were trained this way.)
+    never used. We keep this, since the released weights were trained this way.)
     """
     _check(total)
     slack = total - frames * step + 1
@@ -41,10 +41,10 @@ def strided(total: int, frames: int, step: int, draws: Draws) -> Indices:
 
 
 def window(total: int, frames: int, step: int, draws: Draws) -> Indices:
-    """`frames` frames spaced evenly over a random window of frames x step: SSv2 pre-training, K400 fine-tuning.
+    """Spread `frames` frames over a random window of frames x step, as in SSv2 pre-training and K400 fine-tuning.
 
-    The stride is not exactly `step`: 16 frames over a window of 32 are 32 / 15 apart. A shorter sample gives
-    total // step frames spread over all of it, then repeats the last.
+    The stride is not exactly `step`: 16 frames over a window of 32 are 32 / 15 apart. A shorter sample yields
+    total // step frames spread over its whole length, then repeats the last one.
     """
     _check(total)
     span = frames * step
@@ -57,7 +57,7 @@ def window(total: int, frames: int, step: int, draws: Draws) -> Indices:
 
 
 def segments(total: int, frames: int, draws: Draws) -> Indices:
-    """One random frame from each of `frames` equal segments: SSv2 fine-tuning. Short samples repeat their first."""
+    """Take a random frame from each of `frames` equal segments (SSv2 fine-tuning); short samples repeat frame 0."""
     _check(total)
     length = total // frames
     if length > 0:
@@ -66,9 +66,9 @@ def segments(total: int, frames: int, draws: Draws) -> Indices:
 
 
 def dense_views(total: int, frames: int, step: int, views: int) -> list[Indices]:
-    """`views` clips of every `step`-th frame, spaced evenly: K400 testing. A short sample repeats its last frame.
+    """Space `views` clips of every `step`-th frame evenly, as in K400 testing. Short samples repeat their last frame.
 
-    A single view is the middle of the sample; the official code divides by zero there.
+    A single view is the middle of the sample, where the official code divides by zero.
     """
     _check(total)
     index = np.arange(0, total, step, dtype=np.int64)
@@ -79,7 +79,7 @@ def dense_views(total: int, frames: int, step: int, views: int) -> list[Indices]
 
 
 def segment_views(total: int, frames: int, views: int) -> list[Indices]:
-    """`views` interleaved clips over the whole sample, one frame per segment: SSv2 testing.
+    """Interleave `views` clips over the whole sample, with one frame per segment, as in SSv2 testing.
 
     Indices are the segment starts for view 1, their middles for view 2, and so on, sorted together; view i takes every
     `views`-th index from i. Official runs use 2 views; larger numbers follow the same rule.
@@ -100,18 +100,18 @@ SAMPLERS: dict[FrameSampling, Callable[[int, int, int, Draws], Indices]] = {
 
 
 def training_chooser(data: DataConfig, clip: ClipConfig, draws: Draws) -> FrameChooser:
-    """Chooser for training: samples frames by data.sampling, with new draws on each call."""
+    """Return the chooser for training, which samples frames by data.sampling with new draws on each call."""
     sample = SAMPLERS[data.sampling]
     return lambda total: sample(total, clip.frames, clip.sampling_rate_frames, draws)
 
 
 def middle_chooser(clip: ClipConfig) -> FrameChooser:
-    """Chooser for evaluation: the middle clip, without randomness."""
+    """Return the chooser for evaluation: the middle clip, without randomness."""
     return lambda total: dense_views(total, clip.frames, clip.sampling_rate_frames, views=1)[0]
 
 
 def views_chooser(clip: ClipConfig, views: ViewsConfig) -> FrameChooser:
-    """Chooser for testing: the frames of all temporal views, concatenated: (segments * T,)."""
+    """Return the chooser for testing: the frames of all temporal views, concatenated to (segments * T,)."""
 
     def choose(total: int) -> Indices:
         if views.sampling == "segments":

@@ -1,6 +1,6 @@
 """Load batches of clips for one training worker: loader processes read, augment and collate in a fixed order.
 
-Independent of networks and Ray. Every random choice is a function of (seed, epoch, position in the epoch's order), so
+Imports neither networks nor Ray. Every random choice is a function of (seed, epoch, position in the epoch's order), so
 the stream is bit-identical for any number of loader processes and training workers, and from any step.
 
 Loader processes are forked from a fork server that has only imported torch, which takes milliseconds. Forking the
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from amd.config import ClipConfig, ConfigError, DataConfig, ViewsConfig
+from amd.data.dataset.record import FrameChooser
 from amd.data.decoding.reader import BadSample, SampleReader
 from amd.data.faults import BadSampleLedger, DataFault, LoaderCrash, UnreadableSample
 from amd.data.loading import frame_sampling, order, processes, transforms
@@ -61,17 +62,17 @@ class Records(Protocol):
 
 
 class Reader(Protocol):
-    def read_clip(self, record: Any, choose: frame_sampling.FrameChooser) -> npt.NDArray[np.uint8]: ...
+    def read_clip(self, record: Any, choose: FrameChooser) -> npt.NDArray[np.uint8]: ...
     def close(self) -> None: ...
 
 
 ClipTransform = Callable[[Tensor, Any, random.Random], tuple[Tensor, Any]]
-"""(frames (T, H, W, 3), record, random generator) -> (clip (T, *clip.size, 3), extra), where extra is any value that
-belongs to the clip, such as its transformed boxes."""
+"""Signature: (frames (T, H, W, 3), record, random generator) -> (clip (T, *clip.size, 3), extra), where extra is any
+value that belongs to the clip, such as its transformed boxes."""
 
 
 class WorkerBatch(NamedTuple):
-    """A Batch sent by a loader process. Only clips use shared memory, since every tensor there takes a file."""
+    """A Batch as a loader process sends it. Only clips use shared memory, where every tensor takes a file."""
 
     clips: Tensor
     labels: npt.NDArray[np.int64]
@@ -89,12 +90,12 @@ class WorkItem(NamedTuple):
 
 
 class ClipLoader:
-    """Loads the samples of a manifest for one rank. A context manager; otherwise call `close()`.
+    """Loads the samples of a manifest for one rank. Use it as a context manager, or call `close()`.
 
-    batch_size: samples per optimiser step over all ranks; micro_batch: maximum samples in one Batch.
+    batch_size: samples per optimizer step over all ranks; micro_batch: maximum samples in one Batch.
     train=False evaluates: manifest order, every record once (the last step is short), the middle clip, a center crop;
-    unreadable samples are reported and skipped without a substitute. `views` gives several test views of every record:
-    row i x V + k of a Batch is view k of sample i, with k = segment x crops + crop.
+    unreadable samples are reported and skipped without a substitute. `views`: several test views per record; row
+    i x V + k of a Batch is view k of sample i, with k = segment x crops + crop.
     `transform` replaces the crop and flip of `data`; like `open_reader` it is pickled to the loader processes.
     Raises ConfigError if the data has no samples, or fewer than one step needs.
     """
@@ -137,7 +138,7 @@ class ClipLoader:
         return self.plan.steps_per_epoch
 
     def steps(self, start_step: int, stop_step: int) -> Iterator[list[Batch]]:
-        """Yield this rank's micro-batches of each optimiser step; steps count over the whole run, from 0.
+        """Yield this rank's micro-batches of each optimizer step; steps are numbered over the whole run, from 0.
 
         Each loader process prefetches data.prefetch_batches micro-batches. Leaving the loop early discards them.
         Raises DataFault if a position has no readable record, LoaderCrash if a loader process dies.
@@ -152,7 +153,7 @@ class ClipLoader:
             raise
 
     def close(self) -> None:
-        """Stop the loader processes, which finish at most their current sample."""
+        """Stop the loader processes after at most their current sample."""
         self._drop_pending()
         loader, self._loader = self._loader, None
         if loader is not None:
@@ -267,7 +268,7 @@ class _ClipDataset(Dataset[Any]):
     def _fill(
         self, out: Tensor, item: WorkItem, i: int, bad: list[UnreadableSample], extras: list[Any]
     ) -> tuple[int, int] | None:
-        """Write the clips of the first readable record for position i to `out` (R, T, H, W, 3); its number and label.
+        """Write the clips of the first readable record for position i to `out` (R, T, H, W, 3); return index, label.
 
         Appends unreadable samples to `bad` and the values of a ClipTransform to `extras`. Evaluation tries only the
         record at that position.
@@ -293,7 +294,7 @@ class _ClipDataset(Dataset[Any]):
         )
 
     def _read(self, number: int, record: Sample, draws: frame_sampling.Draws) -> Tensor | UnreadableSample:
-        """Frames (T, H, W, 3) uint8, or the unreadable sample. It is not read again, since it may time out."""
+        """Return frames (T, H, W, 3) uint8, or the unreadable sample, which is not read again since it may time out."""
         if number in self._unreadable:
             return self._unreadable[number]
         if self._reader is None:
@@ -304,7 +305,7 @@ class _ClipDataset(Dataset[Any]):
             self._unreadable[number] = UnreadableSample(record=number, location=record.name, reason=error.reason)
             return self._unreadable[number]
 
-    def _chooser(self, draws: frame_sampling.Draws) -> frame_sampling.FrameChooser:
+    def _chooser(self, draws: frame_sampling.Draws) -> FrameChooser:
         if self.train:
             return frame_sampling.training_chooser(self.data, self.clip, draws)
         return (
@@ -338,7 +339,7 @@ def _clips_per_sample(data: DataConfig, views: ViewsConfig | None) -> int:
 
 
 def _heavy_modules(data: DataConfig, train: bool) -> list[str]:
-    """Slow imports to preload in the fork server rather than in every loader process."""
+    """Return slow imports to preload in the fork server rather than in every loader process."""
     return ["timm.data.auto_augment"] if train and data.rand_augment else []
 
 
@@ -353,6 +354,6 @@ def _check_counts(data: DataConfig, records: int, batch_size: int, train: bool) 
         raise ConfigError(
             [
                 f"optim.batch_size={batch_size} is above the {records} samples of data.train={data.train}: a step "
-                f"takes that many distinct samples; lower optim.batch_size to {records} or less, or add data"
+                f"needs distinct samples; lower optim.batch_size to {records} or less, or add data"
             ]
         )

@@ -1,7 +1,7 @@
-"""Sample order: the permutation of an epoch and each rank's share of an optimiser step. No I/O; no torch.
+"""Sample order: the permutation of an epoch and each rank's share of an optimizer step. No I/O; torch-free.
 
 Everything is a function of (seed, epoch, position in the epoch's order), so the stream of samples depends neither on
-the number of ranks nor on where a run resumed.
+the number of ranks nor on the step at which a run resumed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 Numbers = npt.NDArray[np.int32]
 
-MAX_ATTEMPTS = 32  # records tried per position before reading fails; with 50 % bad files, once in 4 billion positions
+MAX_ATTEMPTS = 32  # records tried per position; with 50 % bad files, all of them fail once in 4 billion positions
 
 
 def epoch_order(records: int, seed: int, epoch: int) -> Numbers:
-    """Permutation of the record numbers, a function of seed and epoch. 10 million take about a second.
+    """Return the permutation of the record numbers for a seed and epoch. 10 million take about a second.
 
-    numpy guarantees a stable stream for RandomState but not for Generator, so a run that resumes under another numpy
+    numpy guarantees a stable stream for RandomState but not for Generator, so a run that resumes with another numpy
     version keeps its order.
     """
     order = np.arange(records, dtype=np.int32)
@@ -30,12 +30,12 @@ def epoch_order(records: int, seed: int, epoch: int) -> Numbers:
 
 
 def sample_draws(seed: int, epoch: int, position: int, attempt: int = 0) -> random.Random:
-    """Random generator of one sample's frames, crops and flips; `attempt` counts records tried at that position."""
+    """Return the random generator of a sample's frames, crops and flips; `attempt`: records tried at the position."""
     return random.Random(f"{seed}/{epoch}/{position}/{attempt}")
 
 
 def share(batch: int, rank: int, world: int) -> range:
-    """Positions of a global batch that a rank reads; shares differ by at most one if `world` does not divide."""
+    """Return a rank's positions in a global batch; shares differ by at most one if `world` does not divide it."""
     return range(rank * batch // world, (rank + 1) * batch // world)
 
 
@@ -54,7 +54,7 @@ class SampleRange(NamedTuple):
 
 
 class EpochPlan:
-    """Records that one rank reads in each step. Steps count over the whole run; incomplete last steps are dropped.
+    """Records that one rank reads in each step, numbered over the whole run. Incomplete last steps are dropped.
 
     train=False: manifest order, with a short last step and no substitutes.
     """
@@ -68,7 +68,7 @@ class EpochPlan:
         self._order: tuple[int, Numbers] | None = None
 
     def rank_micro_batches(self, step: int) -> list[range]:
-        """This rank's micro-batches, as positions in the step's global batch."""
+        """Return this rank's micro-batches, as positions in the step's global batch."""
         start = step % self.steps_per_epoch * self.batch_size
         size = min(self.batch_size, self.records - start)
         return micro_batches(share(size, self.rank, self.world), self.micro_batch)

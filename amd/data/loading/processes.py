@@ -1,6 +1,6 @@
-"""Loader processes: start, shared memory and shutdown, where torch's DataLoader needs help.
+"""Start and stop loader processes and check their shared memory, in addition to what torch's DataLoader does.
 
-Independent of samples. loader.py explains why a fork server starts them.
+loader.py explains why a fork server starts them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ SHARED_MEMORY = "/dev/shm"
 
 
 def fork_server(*heavy: str) -> ForkServerContext:
-    """Multiprocessing context of loader processes; the first call starts the server, which imports torch.
+    """Return the multiprocessing context of loader processes; the first call starts the server, which imports torch.
 
-    `heavy`: more modules to preload, if the server has not started yet.
+    `heavy`: additional modules to preload, if the server has not started yet.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["amd.data.loading.loader", *heavy])
@@ -46,7 +46,7 @@ def _start_server() -> None:
 
 @contextmanager
 def hide_main_module() -> Iterator[None]:
-    """Keep multiprocessing from importing the user's main script in each process it starts.
+    """Prevent multiprocessing from importing the user's main script in each process it starts.
 
     Loader processes do not need it; otherwise every training script would need an `if __name__ == "__main__"` guard,
     and every loader process of a Ray worker would import Ray.
@@ -71,7 +71,7 @@ def init_worker(environ: Mapping[str, str], worker: int) -> None:
 
 
 def _exit_with_training() -> None:
-    """Exit when the training process dies: torch only watches the parent, which is the fork server."""
+    """Exit when the training process dies. torch only watches the parent, which is the fork server."""
     training = multiprocessing.parent_process()
     assert training is not None
     training.join()
@@ -79,7 +79,7 @@ def _exit_with_training() -> None:
 
 
 def empty_uint8(*shape: int) -> Tensor:
-    """An uninitialised uint8 tensor, in shared memory in a loader process so that it is sent without a copy."""
+    """Allocate a uint8 tensor, in shared memory in a loader process, so that it is sent without a copy."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))  # as in torch's default collate
@@ -87,7 +87,7 @@ def empty_uint8(*shape: int) -> Tensor:
 
 
 def check_shared_memory(data: DataConfig, micro_batch: int, clips: int, clip_bytes: int) -> None:
-    """Raise ConfigError if prefetched clips exceed shared memory, where a process would die of a bus error.
+    """Raise ConfigError if prefetched clips exceed shared memory, since a process would die of a bus error.
 
     `clips`: clips per sample, that is data.repeats or the number of test views.
     """
@@ -100,19 +100,19 @@ def check_shared_memory(data: DataConfig, micro_batch: int, clips: int, clip_byt
             [
                 f"data.loader_workers={data.loader_workers} x data.prefetch_batches={data.prefetch_batches} "
                 f"micro-batches of {micro_batch} samples x {clips} clips of each take {need >> 20} MiB of shared "
-                f"memory, and {SHARED_MEMORY} has {size >> 20} MiB: lower them or scaling.micro_batch, or enlarge it "
+                f"memory, but {SHARED_MEMORY} has {size >> 20} MiB: lower them or scaling.micro_batch, or enlarge it "
                 "(docker run --shm-size, a memory volume in Kubernetes)"
             ]
         )
 
 
 def is_worker_death(error: RuntimeError) -> bool:
-    """Whether torch reports the death of a loader process rather than an exception in it."""
+    """Return whether torch reports the death of a loader process rather than an exception in it."""
     return "exited unexpectedly" in str(error) or "is killed by signal" in str(error)
 
 
 def stop_workers(loader: DataLoader[Any]) -> None:
-    """Stop a loader's processes now rather than when torch's iterator is garbage collected."""
+    """Stop a loader's processes immediately rather than when torch's iterator is garbage collected."""
     iterator: Any = loader._iterator
     if iterator is None:
         return

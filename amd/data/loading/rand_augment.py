@@ -1,7 +1,7 @@
 """timm's RandAugment with the same operations and magnitudes in every frame of a clip, as in VideoMAE.
 
 timm draws from the global generators of `random` and numpy. Both are seeded from the sample's generator for every
-frame, so that frames agree and the clip is a function of (seed, epoch, position), and restored afterwards.
+frame, so that all frames match and the clip is a function of (seed, epoch, position), and restored afterwards.
 Shapes: T frames, H height, W width.
 """
 
@@ -19,7 +19,7 @@ from amd.config import ClipConfig, ConfigError
 
 
 def rand_augment(frames: Tensor, policy: str, clip: ClipConfig, draws: random.Random) -> Tensor:
-    """(T, H, W, 3) uint8 -> the same shape. `policy`: a timm config string such as rand-m7-n4-mstd0.5-inc1."""
+    """Augment frames (T, H, W, 3) uint8 with a policy in timm's notation, such as rand-m7-n4-mstd0.5-inc1."""
     from PIL import Image
 
     transform, seed = _policy(policy, min(clip.size), clip.mean), draws.getrandbits(32)
@@ -37,7 +37,7 @@ def rand_augment(frames: Tensor, policy: str, clip: ClipConfig, draws: random.Ra
 
 
 def check_rand_augment(policy: str | None) -> None:
-    """Raise ConfigError for a policy that timm rejects."""
+    """Check a policy. Raises ConfigError if timm rejects it."""
     if policy is None:
         return
     try:
@@ -45,8 +45,8 @@ def check_rand_augment(policy: str | None) -> None:
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise ConfigError(
             [
-                f"data.rand_augment={policy!r}: rejected by timm ({str(error) or type(error).__name__}); write "
-                "rand-m7-n4-mstd0.5-inc1, or null"
+                f"data.rand_augment={policy!r}: rejected by timm ({str(error) or type(error).__name__}); set "
+                "it to a policy such as rand-m7-n4-mstd0.5-inc1, or to null"
             ]
         ) from None
 

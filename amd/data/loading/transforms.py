@@ -1,7 +1,7 @@
 """Crop, resize and flip frames to clips. uint8 in, uint8 out; randomness is passed in.
 
-Independent of files and networks. Frames are (T, H, W, 3) with channels last, as decoded; resizing keeps that memory
-order, in which it is twice as fast, and `clip_view` views the result as (3, T, H, W).
+Frames are (T, H, W, 3) with channels last, as decoded; resizing keeps that memory order, in which it is twice as fast,
+and `clip_view` views the result as (3, T, H, W). Does not import networks.
 Shapes: T frames, H height, W width.
 """
 
@@ -35,7 +35,7 @@ class Box(NamedTuple):
 
 
 def multi_scale_box(frame: Size, size: Size, draws: random.Random) -> Box:
-    """One of four scales per side, at most one scale apart, at one of 13 positions; as in AMD and VideoMAE.
+    """Draw one of four scales per side, at most one scale apart, and one of 13 positions; as in AMD and VideoMAE.
 
     The sides scale the largest box of the output's shape that fits the frame. For square outputs that is the official
     rule (the frame's short side); the official code would squeeze a square into a non-square output.
@@ -51,9 +51,10 @@ def multi_scale_box(frame: Size, size: Size, draws: random.Random) -> Box:
 
 
 def random_resized_box(frame: Size, size: Size, scale: tuple[float, float], draws: random.Random) -> Box:
-    """A box of random area (a fraction of the frame's) and shape (3:4 to 4:3 of the output's), anywhere; as in MAE.
+    """Draw a box of random area, aspect ratio (3:4 to 4:3 of the output's) and position, as in MAE.
 
-    Ten attempts to fit the frame, then the largest box of an allowed shape in the middle: torchvision's rule.
+    `scale`: range of the area, as fractions of the frame. After ten draws that do not fit the frame, the result is the
+    largest central box with an allowed aspect ratio, as in torchvision.
     """
     height, width = frame
     shape = size[1] / size[0]
@@ -70,7 +71,7 @@ def random_resized_box(frame: Size, size: Size, scale: tuple[float, float], draw
 
 
 def center_box(frame: Size, size: Size, fraction: float = 1.0) -> Box:
-    """The largest centered box with the output's aspect ratio, with its sides scaled by `fraction`.
+    """Return the largest centered box with the output's aspect ratio, its sides scaled by `fraction`.
 
     Equivalent to resizing the short side to the output's and taking a center crop.
     """
@@ -111,7 +112,7 @@ BOXES: dict[Crop, Callable[[Size, Size, DataConfig, random.Random], Box]] = {
 
 
 def augment(frames: Tensor, data: DataConfig, clip: ClipConfig, draws: random.Random) -> Tensor:
-    """Augment frames to a clip, with the same box and flip in all: (T, H, W, 3) -> (T, *clip.size, 3) uint8.
+    """Crop and flip all frames in the same way: (T, H, W, 3) -> (T, *clip.size, 3) uint8.
 
     Called once per repeat, with new draws on the same decoded frames.
     """
@@ -129,10 +130,10 @@ def center(frames: Tensor, data: DataConfig, clip: ClipConfig) -> Tensor:
 
 
 def spatial_views(frames: Tensor, data: DataConfig, clip: ClipConfig, crops: int) -> list[Tensor]:
-    """`crops` views along the longer side, each (T, *clip.size, 3), as in the official evaluation.
+    """Return `crops` views along the longer side, each (T, *clip.size, 3), as in the official evaluation.
 
     Frames are resized to just cover clip.size; crop j of n starts at int(j * slack / (n - 1)). A single crop is the
-    center; the official code divides by zero there.
+    center, where the official code divides by zero.
     """
     if crops == 1:
         return [center(frames, data, clip)]
@@ -150,7 +151,7 @@ def _frame_size(frames: Tensor) -> Size:
 
 
 def _largest(frame: Size, size: Size) -> Size:
-    """Height and width of the largest box of the shape of `size` that fits the frame."""
+    """Return height and width of the largest box that fits the frame and has the aspect ratio of `size`."""
     height = min(frame[0], frame[1] * size[0] // size[1])
     width = min(frame[1], frame[0] * size[1] // size[0])
     return max(1, height), max(1, width)
@@ -161,5 +162,5 @@ def _middle(frame: Size, height: int, width: int) -> Box:
 
 
 def _snap(side: int, output: int) -> int:
-    """Snap a side within 2 pixels of the output's to the output's, which needs no resizing."""
+    """Snap a side to the output's if they differ by at most 2 pixels, so that no resizing is needed."""
     return output if abs(side - output) < 3 else side

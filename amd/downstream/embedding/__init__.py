@@ -1,1 +1,1 @@
-"""Embeddings: features of a data set, cached, computed across a cluster and written as Parquet files."""
+"""Features of data sets: computed across a cluster, cached, and written as Parquet files."""

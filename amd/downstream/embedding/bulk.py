@@ -1,9 +1,8 @@
 """Bulk embedding: run a data set through a published encoder across the cluster and write Parquet files.
 
 Records are split into consecutive spans and each span's file is written atomically: an interrupted run resumes with the
-missing spans, so each record is embedded into exactly one file. It shares the span workers with probes; Ray Data would
+missing spans, so each record is embedded into exactly one file. The span workers are shared with probes; Ray Data would
 only add a second code path that reads samples.
-Independent of how vectors are computed, and of jobs.
 Shapes: r readable records of a span, D width.
 """
 
@@ -65,7 +64,7 @@ logger = logging.getLogger(__name__)
 Log = Callable[[str], None]
 FOOTER = b"amd"  # key of our metadata in the footer of a Parquet file
 FOOTER_READERS = 16
-REPORT_INTERVAL_S = 5.0  # between two progress lines
+REPORT_INTERVAL_S = 5.0  # between progress lines
 
 
 class EmbedResult(BaseModel):
@@ -75,10 +74,10 @@ class EmbedResult(BaseModel):
 
     state: Literal["succeeded", "failed", "cancelled"]
     reason: str | None = None
-    """Reason of a failure or cancellation, from a closed list (failures.Reason)."""
+    """Reason for a failure or cancellation: one of `failures.Reason`."""
     message: str = ""
     output: str
-    """Folder of the files."""
+    """Folder that contains the embeddings."""
     encoder: str
     samples: int
     """Number of samples embedded so far."""
@@ -93,7 +92,7 @@ class EmbedResult(BaseModel):
 
 
 class FinishedSpan(NamedTuple):
-    """A span whose files are written."""
+    """A span whose files have been written."""
 
     rows: int
     width: int
@@ -105,7 +104,7 @@ def embed_all(
 ) -> EmbedResult:
     """Embed a data set into Parquet files; calling it again with the same config resumes an interrupted run.
 
-    `local` embeds in this process, without Ray. SIGTERM, SIGINT and setting `stop` end it between two spans.
+    `local` embeds in this process, without Ray. SIGTERM, SIGINT and setting `stop` end it after the current span.
     Raises ConfigError for invalid input; all other failures are reported in the result.
     """
     with StopSignals(stop) as signals:
@@ -133,7 +132,7 @@ class _Bulk:
         self.ledger = BadSampleLedger()
 
     def _key(self) -> dict[str, Any]:
-        """Everything that determines the files; an output folder contains files of one key only."""
+        """Return everything that determines the files; all files of an output folder have the same key."""
         key = FeatureKey(
             encoder=self.sha256,
             data=self.data.train,
@@ -199,7 +198,7 @@ class _Bulk:
         with ThreadPoolExecutor(FOOTER_READERS) as pool:
             for name, footer in zip(names, pool.map(_footer, (join(folder, name) for name in names)), strict=True):
                 if footer is None:
-                    logger.warning("%s is damaged; writing it again", join(folder, name))
+                    logger.warning("%s is damaged; rewriting it", join(folder, name))
                 elif footer["made_of"] != self.key:
                     raise self._mismatch(name, footer["made_of"])
                 elif f"{span_name(planned[name])}.npz" in searchable:
@@ -250,16 +249,16 @@ class _Bulk:
             yield compute
 
     def _write_span(self, part: Part) -> None:
-        """Write the files of a span. The Parquet file is written last: it marks the span as finished."""
+        """Write the files of a span; the Parquet file comes last and marks the span as finished."""
         span = self.spans[part.start // self.config.rows_per_file]
         if sorted([*part.records.tolist(), *(bad["record"] for bad in part.bad)]) != list(span):
             raise RuntimeError(f"records {span.start} to {span.stop - 1} were not returned exactly once each")
         if not np.isfinite(part.values).all():
             raise ConfigError(
-                [f"encoder={self.config.encoder}: its vectors are not all finite: it has diverged; publish another"]
+                [f"encoder={self.config.encoder}: its vectors are not all finite: its training diverged; use another"]
             )
         for bad in self.ledger.add(part.bad):
-            logger.warning("left out: %s: %s", bad["location"], bad["reason"])
+            logger.warning("skipped: %s: %s", bad["location"], bad["reason"])
         names = [self.manifest[number].name for number in part.records.tolist()]
         labels = self.manifest.labels[part.records]
         write_rows(self.output, span, part.values, part.records, labels, names)
@@ -319,7 +318,7 @@ class _Bulk:
 
 
 class _ProgressReporter:
-    """Reports progress: a log line every few seconds, the progress file after each span."""
+    """Logs progress every few seconds and updates the progress file after each span."""
 
     def __init__(self, output: str, samples: int, processed: int, log: Log) -> None:
         self._output, self._samples, self._first, self._log = output, samples, processed, log
@@ -361,7 +360,7 @@ def _parquet(part: Part, names: list[str], labels: Any, footer: dict[str, Any]) 
 
 
 def _footer(url: str) -> dict[str, Any] | None:
-    """Read our metadata from a Parquet file; None if it is damaged or was written by others."""
+    """Read our metadata from a Parquet file; None if the file is damaged or was not written by us."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

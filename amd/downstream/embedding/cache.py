@@ -1,11 +1,11 @@
-"""Feature cache below the storage root: computed once for an encoder and a data set, then read.
+"""Feature cache below the storage root: features of an encoder on a data set are computed once, then read.
 
     features/KEY/rows-00000000.safetensors, rows-00004096.safetensors, …    in any order
     features/KEY/manifest.json                                              written last, as the commit
 
 KEY is a digest of everything that determines the features. A folder without a manifest belongs to a writer that died or
 is still running; it is never read, and the next writer writes the same files. The manifest lists each file's sha256,
-which detects damage, and the samples left out. Independent of encoders, clips and labels: rows in, the same rows out.
+which detects damage, and the skipped samples. Rows are stored and returned unchanged.
 Shapes: n records of a data set, r rows of a part, D width.
 """
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
-    """Features of consecutive records, and the unreadable ones among them."""
+    """Features of consecutive records, and those records that could not be read."""
 
     start: int  # number of the first record in the data set's manifest
     values: Array  # (r, D)
@@ -67,22 +67,22 @@ class FeatureKey(BaseModel):
 
 
 class DamagedFeatures(Exception):
-    """A committed folder whose files are missing or differ from their digests."""
+    """Raised for a committed folder whose files are missing or do not match their digests."""
 
 
 def spans(records: int) -> list[range]:
-    """Ranges of records, one per part."""
+    """Split the records into ranges, one per part."""
     return [range(start, min(start + ROWS, records)) for start in range(0, records, ROWS)]
 
 
 def cached_parts(folder: str, key: FeatureKey, compute: Callable[[], Iterable[Part]]) -> Iterator[Part]:
-    """Yield the parts of a data set from the cache, or compute and cache them. After damage some parts are repeated."""
+    """Yield the parts of a data set from the cache, or compute and cache them. Damage can repeat some parts."""
     if exists(join(folder, MANIFEST)):
         try:
             yield from read_parts(folder)
             return
         except DamagedFeatures as damage:
-            logger.warning("%s; computing the features again", damage)
+            logger.warning("%s; recomputing the features", damage)
     yield from write_parts(folder, key, compute())
 
 
@@ -112,7 +112,7 @@ def read_parts(folder: str) -> Iterator[Part]:
         except FileNotFoundError:
             raise DamagedFeatures(f"{url} is missing") from None
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise DamagedFeatures(f"{url} is damaged (its sha256 differs from the manifest)")
+            raise DamagedFeatures(f"{url} is damaged: its sha256 does not match the manifest")
         try:
             tensors = load(data)
         except SafetensorError as error:

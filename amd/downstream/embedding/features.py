@@ -2,7 +2,7 @@
 
 Small sets that several encoders embed are decoded into memory once; large sets are embedded batch by batch, which needs
 only the memory of the features. Clips are the middle of each sample, without random augmentation. Unreadable samples
-are left out, counted and reported, never replaced. Independent of probes and of Ray.
+are skipped, counted and reported, never replaced. Does not import Ray.
 Shapes: n samples, B batch, T frames, H height, W width, D width of the encoder.
 """
 
@@ -22,9 +22,10 @@ from amd.artifacts.weights import Card, Pooling, encode, load_encoder, whole_cli
 from amd.config import ClipConfig, ConfigError, DataConfig, ScalingConfig, ViewsConfig
 from amd.data.dataset.manifest import Manifest
 from amd.data.dataset.open import open_manifest
+from amd.data.dataset.record import FrameChooser
 from amd.data.decoding.reader import DecodedFrames, SampleReader
 from amd.data.faults import BadSampleLedger, UnreadableSample
-from amd.data.loading.frame_sampling import FrameChooser, middle_chooser, views_chooser
+from amd.data.loading.frame_sampling import middle_chooser, views_chooser
 from amd.data.loading.loader import ClipLoader, Records, Sample
 from amd.data.loading.transforms import clip_view, spatial_views
 from amd.device import autocast, choose_device, choose_precision
@@ -47,8 +48,8 @@ class LabelledClips(NamedTuple):
 def read_labelled(data: DataConfig, clip: ClipConfig) -> LabelledClips:
     """Decode the middle clip of every sample of `data.train`, in the order of the manifest.
 
-    Keeps all clips in memory, for data sets of a probe's size. Raises ConfigError for samples without a label,
-    DataFault if more than data.max_bad_fraction of the samples cannot be read.
+    Keeps all clips in memory, so it suits the small data sets of probes. Raises ConfigError for samples without a
+    label, and DataFault if more than data.max_bad_fraction of the samples cannot be read.
     """
     manifest = open_manifest(data)
     _check_labels(data, manifest)
@@ -61,7 +62,7 @@ def read_labelled(data: DataConfig, clip: ClipConfig) -> LabelledClips:
                 clips.append(batch.clips)
                 labels.append(batch.labels)
                 for bad in ledger.add(batch.bad):
-                    logger.warning("left out: %s: %s", bad["location"], bad["reason"])
+                    logger.warning("skipped: %s: %s", bad["location"], bad["reason"])
     if ledger.exceeds(data.max_bad_fraction, len(manifest)) or len(ledger) == len(manifest):
         raise ledger.fault(data.max_bad_fraction, len(manifest))
     return LabelledClips(torch.cat(clips), torch.cat(labels).numpy())
@@ -98,7 +99,7 @@ def embed_file(url: str, path: str) -> Array:
 
 
 def file_chooser(card: Card, views: ViewsConfig | None = None) -> FrameChooser:
-    """Chooser of the frames of a file: the middle clip, or the clips of a multi-view test.
+    """Return the chooser of a file's frames: the middle clip, or the clips of a multi-view test.
 
     The single frame of an image is repeated for a video encoder.
     """
@@ -117,7 +118,7 @@ class Embedder:
     """A frozen encoder on its device: one feature per clip."""
 
     def __init__(self, encoder: Encoder, clip: ClipConfig, pooling: FeaturePooling, scaling: ScalingConfig) -> None:
-        """Uses device, precision and micro_batch of `scaling`. Raises ConfigError for a missing class token or GPU."""
+        """Use device, precision and micro_batch of `scaling`. Raises ConfigError for a missing class token or GPU."""
         if pooling == "class_token" and encoder.class_token is None:
             raise ConfigError(
                 ["pooling=class_token: this encoder has no class token; set pooling=card or pooling=mean"]
@@ -129,11 +130,11 @@ class Embedder:
         self.width = encoder.config.width
         pixels = 3 * clip.frames * clip.size[0] * clip.size[1]
         self.batch = scaling.micro_batch or max(1, min(BATCH, BATCH_BYTES // pixels))
-        """Clips per batch."""
+        """Number of clips per batch."""
 
     @torch.no_grad()  # not inference mode: heads are trained on these features
     def __call__(self, clips: Tensor) -> Tensor:
-        """(B, 3, T, H, W) uint8 -> (B, D) float32 on the device."""
+        """Embed clips: (B, 3, T, H, W) uint8 -> (B, D) float32 on the device."""
         clips = clips.to(self.device, non_blocking=True)
         with autocast(self.precision, self.device):
             if self.pooling != "class_token":
@@ -144,7 +145,7 @@ class Embedder:
 
 
 def embed_spans(embedder: Embedder, data: DataConfig, manifest: Records, spans: Iterable[range]) -> Iterator[Part]:
-    """Embed spans of records; yields one part per span."""
+    """Embed spans of records and yield one part per span."""
     for span in spans:
         yield embed_records(embedder, data, ManifestSlice(manifest, span), span.start)
 
@@ -182,7 +183,7 @@ def gather(parts: Iterable[Part], samples: int, max_bad_fraction: float) -> Embe
         values[part.records] = part.values
         read[part.records] = True
         for bad in ledger.add(part.bad):
-            logger.warning("left out: %s: %s", bad["location"], bad["reason"])
+            logger.warning("skipped: %s: %s", bad["location"], bad["reason"])
         if ledger.exceeds(max_bad_fraction, samples):
             raise ledger.fault(max_bad_fraction, samples)
     if not read.any():
@@ -226,5 +227,8 @@ def _check_labels(data: DataConfig, manifest: Manifest) -> None:
     if len(unlabelled):
         first = manifest[int(unlabelled[0])].name
         raise ConfigError(
-            [f"{data.train}: {len(unlabelled)} samples have no label, the first is {first}; a probe needs all labels"]
+            [
+                f"{data.train}: {len(unlabelled)} samples have no label (first: {first}); "
+                "every sample of a probe must be labelled"
+            ]
         )

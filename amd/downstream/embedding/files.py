@@ -1,10 +1,10 @@
 """Files of an embedded data set, written by bulk runs and read by the neighbour search.
 
     embeddings/0000000000-0000004096.parquet   records 0 to 4095: record, location, label, embedding
-    search/0000000000-0000004096.npz           the same for NumPy: unit vectors, records, labels, locations
+    search/0000000000-0000004096.npz           the same as NumPy arrays: unit vectors, records, labels, locations
     index.json                                 written last: marks the set as complete
 
-Independent of torch and of how vectors are computed; only Parquet files need pyarrow.
+Does not import torch; only Parquet files need pyarrow.
 Shapes: r rows of a span, D width.
 """
 
@@ -42,7 +42,7 @@ def index_url(output: str) -> str:
 
 
 class SpanFile(BaseModel):
-    """File of the records [start, stop) of the data set."""
+    """Parquet file of the records [start, stop) of a data set."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
@@ -51,7 +51,7 @@ class SpanFile(BaseModel):
     rows: int
     """Number of readable records."""
     file: str
-    """Parquet file, relative to the output folder."""
+    """Path of the Parquet file, relative to the output folder."""
 
     @property
     def span(self) -> range:
@@ -59,7 +59,7 @@ class SpanFile(BaseModel):
 
 
 class EmbeddingIndex(BaseModel):
-    """Index of a complete set of embeddings; `index.json`."""
+    """Index of a complete set of embeddings, stored as `index.json`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
@@ -131,7 +131,7 @@ def write_rows(output: str, span: range, vectors: Vectors, records: Numbers, lab
 
 
 def read_rows(output: str, span: range) -> SearchRows:
-    """Read the searchable vectors of a span. Raises FileNotFoundError."""
+    """Read the searchable vectors of a span. Raises FileNotFoundError if the span is missing."""
     with np.load(io.BytesIO(read_bytes(search_url(output, span))), allow_pickle=False) as arrays:
         names = Names(arrays["locations"].tobytes(), arrays["lengths"])
         return SearchRows(arrays["vectors"], arrays["records"], arrays["labels"], names)

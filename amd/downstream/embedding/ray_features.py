@@ -1,7 +1,7 @@
-"""Features from several Ray actors, each embedding the next span of records. The only module here that uses Ray.
+"""Compute features in Ray actors that each embed the next span of records. The only module here that imports Ray.
 
-Actors receive the records to read and list no data themselves; features return through Ray's object store, about ten
-MiB at a time. Independent of caches, probes and files.
+Actors receive the records to read and never list data themselves; features return through Ray's object store, about ten
+MiB at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from amd.downstream.embedding.cache import Part
 from amd.downstream.embedding.features import Embedder, FeaturePooling, embed_records
 from amd.training.ray.ray_train import FORWARDED, cluster, uses_gpu
 
-POLL_INTERVAL_S = 0.5  # between two checks of the stop event
+POLL_INTERVAL_S = 0.5  # between checks of the stop event
 
 
 class SpanWorker:
@@ -46,9 +46,9 @@ def workers(
     log: Callable[[str], None],
     stop: threading.Event | None = None,
 ) -> Iterator[tuple[Callable[[DataConfig, Manifest, Iterable[range]], Iterator[Part]], Precision]]:
-    """Start actors and yield a function that embeds spans of records, with its precision. Actors live until exit.
+    """Start actors and yield a function that embeds spans of records, and its precision. Actors live until exit.
 
-    Once `stop` is set, no more parts are returned and work in progress is discarded.
+    Once `stop` is set, work in progress is discarded and no more parts are returned.
     Raises ConfigError if the cluster cannot fit the minimum number of workers.
     """
     with cluster(scaling, log):
@@ -91,7 +91,7 @@ def workers(
 
 
 def _count(scaling: ScalingConfig, gpu: bool) -> int:
-    """Number of workers that the cluster can fit, within the configured range."""
+    """Return how many workers fit on the cluster, within the configured range."""
     import ray
 
     minimum, maximum = scaling.workers

@@ -1,7 +1,7 @@
-"""Probe the encoder of a run in progress, in a separate process, from the checkpoints that the run commits.
+"""Probe the checkpoints of a run in progress from a separate process.
 
-Training neither waits for probes nor depends on them. Figures are written to the run's metrics folder, one file per
-step, with names that training never uses; `read_metrics` merges them into the line of their step.
+Training neither waits for probes nor depends on them. Scores are written to the run's metrics folder, one file per
+step, under names that training never uses; `read_metrics` merges them into the line of their step.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SECTION = "probe"  # of a run's config
 
 
 def probe_checkpoint(run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None) -> Line:
-    """Probe the encoder of a run's committed checkpoint, by default the newest; return the line added to its metrics.
+    """Probe a committed checkpoint of a run, by default the newest, and return the line added to its metrics.
 
-    `run`: folder of the run, or its id below AMD_STORAGE. Settings are the section `probe` of the run's config with
-    `overrides`. Raises ConfigError if the run, the checkpoint or the settings do not exist.
+    `run`: folder of the run, or its id below AMD_STORAGE. Settings come from the section `probe` of the run's
+    config, changed by `overrides`. Raises ConfigError if the run, the checkpoint or the settings do not exist.
     """
     folder = find_run(run)
     values, settings = _read(folder, overrides or {})
@@ -48,10 +48,10 @@ def _read(folder: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], Ru
         values: dict[str, Any] = read_json(join(folder, CONFIG))
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
-            [f"--run {folder}: contains no run ({CONFIG} is missing); give a folder below runs/"]
+            [f"--run {folder}: contains no run ({CONFIG} is missing); pass a folder below runs/"]
         ) from None
     if "student" not in values:
-        raise ConfigError([f"--run {folder}: is not a pre-training run; probe its published encoder with `amd probe`"])
+        raise ConfigError([f"--run {folder}: not a pre-training run; probe its published encoder with `amd probe`"])
     try:
         return values, validate(RunProbeConfig, overridden(values.get(SECTION) or {}, overrides))
     except ConfigError as error:
@@ -61,7 +61,7 @@ def _read(folder: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], Ru
 def _load(folder: str, step: int | None) -> tuple[int, Snapshot]:
     store = CheckpointStore(join(folder, "checkpoints"), CheckpointConfig())
     if step is None:
-        for _ in range(2):  # the run may delete the checkpoint being read after committing the next one
+        for _ in range(2):  # the run may commit a new checkpoint and delete the one being read
             try:
                 found = store.load_newest()
             except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Classifiers on frozen features: k-nearest neighbours and logistic regression. Arrays in, predictions and figures out.
+"""Classifiers on frozen features: k-nearest neighbours and logistic regression.
 
-Independent of encoders and files.
+Takes arrays and returns predictions and metrics; loads no encoders and reads no files.
 Shapes: n training samples, m test samples, D features.
 """
 
@@ -27,11 +27,12 @@ def knn(
     centre: bool = False,
     device: torch.device | str = "cpu",
 ) -> Labels:
-    """Predict labels (m,) of `test` (m, D): the nearest training samples vote with weight exp(s / temperature).
+    """Predict the labels (m,) of `test` (m, D) by a vote of the nearest training samples.
 
-    s is the cosine similarity. `centre` subtracts the mean of the training samples first, since a large common
-    component makes all features similar. With fewer training samples than `neighbours`, all of them vote. Test samples
-    are processed in chunks, which bounds memory to the features plus 256 MiB of similarities.
+    The weight of a vote is exp(s / temperature), where s is the cosine similarity. `centre` subtracts the mean of the
+    training samples first, since a large common component makes all features similar. If there are fewer training
+    samples than `neighbours`, all of them vote. Test samples are processed in chunks, which limits memory to the
+    features plus 256 MiB of similarities.
     """
     check_features(train, test)
     mean = train.values.mean(axis=0) if centre else np.zeros(train.values.shape[1], np.float32)
@@ -52,7 +53,7 @@ def knn(
 def linear(train: Features, test: Array, *, strength: float = 0.1, iterations: int = 300) -> Labels:
     """Predict labels of `test` (m, D) by logistic regression on standardised features; `strength` is scikit-learn's C.
 
-    Mean and deviation are those of the training samples; constant features become 0.
+    Mean and deviation are computed on the training samples; constant features become 0.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -62,25 +63,25 @@ def linear(train: Features, test: Array, *, strength: float = 0.1, iterations: i
     scaler = StandardScaler().fit(train.values.astype(np.float64))
     classifier = LogisticRegression(C=strength, max_iter=iterations)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the budget of iterations is part of the probe
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the limit on iterations is part of the probe
         classifier.fit(scaler.transform(train.values), train.labels)
     predicted: Labels = classifier.predict(scaler.transform(test)).astype(np.int64)
     return predicted
 
 
 def top1(predicted: Labels, labels: Labels) -> float:
-    """Top-1 accuracy in percent."""
+    """Return the top-1 accuracy in percent."""
     return float(100 * np.mean(predicted == labels))
 
 
 def top_k(logits: Array, labels: Labels, k: int) -> float:
-    """Top-k accuracy of logits (m, C) in percent."""
+    """Return the top-k accuracy of logits (m, C) in percent."""
     highest = np.argpartition(-logits, k - 1, axis=1)[:, :k]
     return float(100 * np.mean((highest == labels[:, None]).any(axis=1)))
 
 
 def probe(train: Features, test: Features) -> dict[str, float]:
-    """Run both probes: top-1 in percent as eval/top1 (linear), eval/knn_top1 and eval/knn_centred_top1."""
+    """Run both probes and return top-1 in percent: eval/top1 (linear), eval/knn_top1 and eval/knn_centred_top1."""
     return {
         "eval/knn_top1": top1(knn(train, test.values), test.labels),
         "eval/knn_centred_top1": top1(knn(train, test.values, centre=True), test.labels),
@@ -90,13 +91,13 @@ def probe(train: Features, test: Features) -> dict[str, float]:
 
 def unit(values: Array, mean: Array) -> Array:
     """Subtract the mean (D,) from (n, D) and scale every row to length 1; zero rows stay zero."""
-    shifted = values - mean  # the only copy: features may be gigabytes
+    shifted = values - mean  # the only copy, as features can take gigabytes
     shifted /= np.maximum(np.sqrt(np.einsum("nd,nd->n", shifted, shifted)), 1e-12)[:, None]
     return shifted
 
 
 def check_features(train: Features, test: Array) -> None:
-    """Raise ValueError for arrays of inconsistent shape or with non-finite values."""
+    """Check features for consistent shapes and finite values. Raises ValueError."""
     if len(train.values) != len(train.labels):
         raise ValueError(f"{len(train.values)} features but {len(train.labels)} labels")
     if len(train.values) == 0 or len(test) == 0:

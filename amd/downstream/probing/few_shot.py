@@ -1,8 +1,8 @@
-"""Few-shot probe: train on a few labels per class, drawn several times. Arrays in, figures out.
+"""Few-shot probe: train on a few labels per class, drawn several times.
 
 Logistic regression on standardised features, as in MSN's low-shot test (Assran et al. 2022). The nearest class mean,
-which needs no fitting, is far worse where a few directions dominate the features: 29 % against 78 % with 10 labels per
-class on the digits, with features of a random ViT.
+which needs no fitting, is far worse when a few directions dominate the features: 29 % against 78 % on features of the
+digits from a random ViT, with 10 labels per class.
 Shapes: n training samples, m test samples, D features, C classes, S labels per class.
 """
 
@@ -19,7 +19,7 @@ from amd.downstream.probing.classifiers import check_features, linear, top1
 
 
 class FewShotScore(NamedTuple):
-    """Top-1 over the draws, in percent."""
+    """Top-1 accuracy over all draws, in percent."""
 
     mean: float
     std: float
@@ -31,7 +31,7 @@ def few_shot(
 ) -> FewShotScore:
     """Train on `labels` samples of each class, drawn `draws` times; `strength` is scikit-learn's C.
 
-    Draws depend on the seed alone, so encoders are compared on the same samples.
+    Draws depend only on the seed, so all encoders are compared on the same samples.
     """
     check_features(train, test.values)
     scores = []
@@ -52,7 +52,7 @@ def draw_samples(train: Labels, labels: int, rng: np.random.Generator) -> Labels
 
 
 def check_enough(train: Labels, labels: Sequence[int], where: str, names: Sequence[str] | None = None) -> None:
-    """Raise ConfigError naming the classes that have fewer samples than the largest number of labels."""
+    """Check that every class has enough samples for the largest number of labels. Raises ConfigError."""
     most = max(labels)
     classes, counts = np.unique(train, return_counts=True)
     short = [

@@ -1,4 +1,4 @@
-"""Labels of a probe's training and test set, checked before any sample is read. Independent of encoders."""
+"""Labels of a probe's training and test set, checked before any sample is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amd.downstream.arrays import Labels
 
 
 class LabelledSets(NamedTuple):
-    """Training and test set of a probe, with labels numbered alike in both."""
+    """Training and test set of a probe, with labels numbered consistently in both."""
 
     train: Manifest
     test: Manifest
@@ -23,9 +23,9 @@ class LabelledSets(NamedTuple):
 
 
 def open_labelled(data: ProbeDataConfig, classes: int | None = None) -> LabelledSets:
-    """Open both manifests of a probe. `classes`: their number, by default one more than the highest training label.
+    """Open both manifests of a probe. `classes`: number of classes, by default the highest training label + 1.
 
-    If both sets are folders of classes, classes are matched by name. Raises ConfigError for missing or invalid labels.
+    If both sets are class folders, classes are matched by name. Raises ConfigError for missing or invalid labels.
     """
     train = open_manifest(data)
     try:
@@ -48,9 +48,9 @@ def open_labelled(data: ProbeDataConfig, classes: int | None = None) -> Labelled
             raise ConfigError([_out_of_range("data.test", data.test, test, test_labels, count)])
         raise ConfigError(
             [
-                f"data.test={data.test}: {int(unknown.sum())} samples are of classes without samples in data.train="
-                f"{data.train}, the first is {test[first].name} of class {test_labels[first]}; add samples of that "
-                "class to data.train, or remove them from data.test"
+                f"data.test={data.test}: {int(unknown.sum())} samples belong to classes without samples in "
+                f"data.train={data.train} (first: {test[first].name} of class {test_labels[first]}); add samples "
+                "of that class to data.train, or remove them from data.test"
             ]
         )
     return LabelledSets(train, test, train_labels, test_labels, count)
@@ -62,17 +62,17 @@ def _check_present(field: str, url: str, manifest: Manifest, labels: Labels) -> 
         first = manifest[int(unlabelled[0])].name
         raise ConfigError(
             [
-                f"{field}={url}: {len(unlabelled)} samples have no label, the first is {first}; "
-                "a probe needs all labels: use one folder per class, or a list with lines `path label`, labels from 0"
+                f"{field}={url}: {len(unlabelled)} samples have no label (first: {first}); every sample of "
+                "a probe must be labelled: use one folder per class, or a list with lines `path label`, labels from 0"
             ]
         )
 
 
 def check_several(labels: Labels, url: str) -> None:
-    """Raise ConfigError if all samples are of one class."""
+    """Check that there are at least two classes. Raises ConfigError."""
     if len(np.unique(labels)) < 2:
         raise ConfigError(
-            [f"data.train={url}: all samples are of class {labels[0]}; a probe needs at least two classes"]
+            [f"data.train={url}: all samples belong to class {labels[0]}; a probe needs at least two classes"]
         )
 
 
@@ -85,15 +85,15 @@ def _out_of_range(field: str, url: str, manifest: Manifest, labels: Labels, clas
 
 
 def _by_name(train: tuple[str, ...], test: tuple[str, ...], data: ProbeDataConfig) -> Labels:
-    """Map each test class to the number of the training class of the same name."""
+    """Map each test class to the index of the training class with the same name."""
     number = {name: i for i, name in enumerate(train)}
     unmatched = [name for name in test if name not in number]
     if unmatched:
         shown = ", ".join(unmatched[:5]) + (f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else "")
         raise ConfigError(
             [
-                f"data.test={data.test}: class folders {shown} are not among those of data.train={data.train}; add "
-                "them to data.train, or remove them from data.test"
+                f"data.test={data.test}: class folders {shown} do not exist in data.train={data.train}; add "
+                "them there, or remove them from data.test"
             ]
         )
     return np.array([number[name] for name in test], np.int64)

@@ -1,6 +1,6 @@
 """Linear probe: MAE's head (BatchNorm without weights, then a linear map) trained on frozen features.
 
-Independent of the source of features: cached ones that are shuffled, or augmented samples that are encoded on the fly.
+Features are either cached and shuffled, or computed on the fly from augmented samples.
 Source: facebookresearch/mae, `main_linprobe.py`.
 Shapes: B batch, n training samples, m test samples, D features, C classes.
 """
@@ -22,7 +22,7 @@ from amd.training.trainer.optimizer import cosine_lr, set_lr
 BATCH, MIN_BATCH, MIN_STEPS = 16_384, 32, 16
 CHUNK = 8192
 
-# Augmentations as fields of a DataConfig. Departure from MAE: its crop tries one box, ours tries ten before it takes
+# Augmentations as fields of a DataConfig. Departure from MAE: its crop draws one box, ours up to ten before it uses
 # the largest that fits.
 AUGMENTS: dict[LinearAugment, dict[str, Any]] = {
     "none": {},
@@ -43,13 +43,13 @@ class LinearHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D) -> (B, C) logits."""
+        """Compute logits: (B, D) -> (B, C)."""
         logits: Tensor = self.linear(self.norm(features))
         return logits
 
 
 def batch_size(config: LinearConfig, samples: int) -> int:
-    """Samples per step: by default MAE's, or fewer if an epoch would have fewer than 16 steps."""
+    """Return the number of samples per step: by default MAE's, or fewer if an epoch would have fewer than 16 steps."""
     return min(samples, config.batch_size or max(MIN_BATCH, min(BATCH, samples // MIN_STEPS)))
 
 
@@ -74,7 +74,7 @@ def train_head(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> LinearHead:
-    """Train a head for config.epochs x steps_per_epoch batches; deterministic given the seed. Labels count from 0."""
+    """Train a head for config.epochs x steps_per_epoch batches; deterministic given the seed. Labels start at 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "head"))
         head = LinearHead(width, classes).to(device)
@@ -92,7 +92,7 @@ def train_head(
 
 @torch.inference_mode()
 def logits(head: LinearHead, test: Array) -> Array:
-    """Logits of a trained head: (m, D) -> (m, C)."""
+    """Compute the logits of a trained head: (m, D) -> (m, C)."""
     device = head.linear.weight.device
     parts = [head(chunk.to(device)).cpu() for chunk in torch.from_numpy(test).split(CHUNK)]
     values: Array = torch.cat(parts).numpy()
@@ -100,7 +100,7 @@ def logits(head: LinearHead, test: Array) -> Array:
 
 
 def _lars(head: LinearHead, config: LinearConfig) -> torch.optim.Optimizer:
-    """LARS as in MAE: the trust ratio scales only the matrix, not the bias."""
+    """Return LARS as in MAE: the trust ratio scales only the matrix, not the bias."""
     from timm.optim import Lars  # seconds to import
 
     weight, bias = head.linear.weight, head.linear.bias

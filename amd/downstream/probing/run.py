@@ -1,6 +1,6 @@
 """Run probes from a config: compute features, score the requested probes, write the encoder's card.
 
-Chooses between this process and Ray actors. Independent of how features and figures are computed.
+Features are computed in this process or in Ray actors.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ProbeReport(BaseModel):
 
 
 def run_probe(config: ProbeConfig, log: Log = logger.info) -> ProbeReport:
-    """Probe a published encoder and write the scores to its card. Raises ConfigError and DataFault."""
+    """Probe a published encoder and write the scores to its card. Raises ConfigError or DataFault."""
     started = time.monotonic()
     root = resolve_root(config.storage)
     url = encoder_url(root, config.encoder)
@@ -109,9 +109,9 @@ def run_probe(config: ProbeConfig, log: Log = logger.info) -> ProbeReport:
 
 
 def add_scores(url: str, scores: Iterable[Score]) -> None:
-    """Add scores to the card of the encoder at `url`, replacing those of the same protocol and data."""
+    """Add scores to the card of the encoder at `url`; they replace scores with the same protocol and data."""
     new = tuple(scores)
-    card = load_card(url)  # read again: probes take long and the card may have changed
+    card = load_card(url)  # read again: the card may have changed during a long probe
     replaced = {(score.protocol, score.data) for score in new}
     kept = tuple(score for score in card.scores if (score.protocol, score.data) not in replaced)
     write_card(url, card.model_copy(update={"scores": kept + new}))
@@ -149,12 +149,15 @@ class ProbedEncoder:
         self.left_out += embedded.bad
         if not np.isfinite(embedded.values).all():
             raise ConfigError(
-                [f"encoder: its features of {field}={data.train} are not all finite: it has diverged; probe another"]
+                [
+                    f"encoder: its features of {field}={data.train} are not all finite: "
+                    "its training diverged; probe another"
+                ]
             )
         return Features(embedded.values, labels[embedded.records])
 
 
-# Probes: scores by name
+# Probes; each returns scores by metric name
 
 
 def knn_values(probed: ProbedEncoder, config: KnnConfig) -> dict[str, float]:
@@ -210,7 +213,7 @@ def linear_values(probed: ProbedEncoder, config: LinearConfig, seed: int) -> dic
 
 
 def few_shot_values(probed: ProbedEncoder, config: FewShotConfig, seed: int) -> dict[str, float]:
-    """Mean and standard deviation over the draws, for each number of labels per class."""
+    """Return mean and standard deviation over the draws, for each number of labels per class."""
     check_enough(probed.train.labels, config.labels, f"data.train={probed.data.train}", probed.sets.train.classes)
     values = {}
     for labels in config.labels:
@@ -237,10 +240,10 @@ def probe_now(
     group: ProcessGroup | None = None,
     scaling: ScalingConfig | None = None,
 ) -> dict[str, float]:
-    """Probe an encoder in memory without caching or writing; used during runs. Freezes the encoder: pass a copy.
+    """Probe an encoder in memory during a run, without caching or writing. Freezes the encoder: pass a copy.
 
-    `group`: its ranks share the embedding; all must call this and get the same scores. `scaling`: device and precision
-    of the embedding, by default config.device.
+    `group`: its ranks share the embedding, so all must call this; all get the same scores. `scaling`: device and
+    precision of the embedding, by default config.device.
     """
     data = with_absolute_paths(config.data).model_copy(update={"interpolation": interpolation})
     sets = open_labelled(data, config.classes)
@@ -294,7 +297,7 @@ class Workers(NamedTuple):
 
 @contextmanager
 def _workers(config: ProbeConfig, url: str, card: Card, log: Log) -> Iterator[Workers]:
-    """Embed in this process, or in Ray actors if scaling.workers exceeds one; augmented samples always here."""
+    """Embed in this process, or in Ray actors if scaling.workers exceeds one; always here for augmented samples."""
     pooling: FeaturePooling = card.pooling if config.pooling == "card" else config.pooling
     distributed = config.scaling.workers[1] > 1
     encoder, _ = load_encoder(url)

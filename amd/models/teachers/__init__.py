@@ -1,1 +1,1 @@
-"""Teachers: the frozen encoder that a student is compared with, and timm ViTs converted to it."""
+"""Teachers: the frozen encoder that provides target features, and loading of timm ViTs."""

@@ -1,4 +1,4 @@
-"""The frozen teacher: an encoder in eval mode, run up to its last aligned block, never trained or checkpointed.
+"""The frozen teacher: an encoder in eval mode, run up to its last aligned block, neither trained nor checkpointed.
 
 Shapes: B batch, K teacher-visible tokens, E teacher width.
 """
@@ -30,7 +30,7 @@ class Teacher(nn.Module):
         self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stay in eval mode whatever `mode` is."""
+        """Ignore `mode` and stay in eval mode."""
         return self
 
     @torch.inference_mode()

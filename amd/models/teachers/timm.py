@@ -1,4 +1,4 @@
-"""Load plain timm ViTs, named `timm:NAME`, as image teachers after checking that their architecture equals ours.
+"""Load plain timm ViTs, named `timm:NAME`, as image teachers, after checking that their architecture matches ours.
 
 Learned positions and layer scale are supported (`amd.exchange.load` adopts positions, `layouts` folds layer
 scale). Differences that would silently change features (norm epsilon, activation, pixel normalisation, register tokens)
@@ -20,7 +20,7 @@ TIMM = "timm:"
 def load_timm(weights: str, clip: ClipConfig, *, pretrained: bool = True, field: str = "teacher.weights") -> Any:
     """Return the model `timm:NAME` with pre-trained weights and positions resampled to the clip's size by timm.
 
-    `field`: config field that error messages name.
+    `field`: config field to mention in error messages.
     Raises ConfigError if the model is unknown, its weights cannot be downloaded, or it is not a plain ViT for the clip.
     """
     import timm
@@ -70,13 +70,13 @@ def timm_clip(weights: str) -> ClipConfig:
 
 
 def check_plain(model: Any, clip: ClipConfig, weights: str, field: str = "teacher.weights") -> None:
-    """Raise ConfigError unless a timm model computes what our encoder computes from the same weights."""
+    """Raise ConfigError unless a timm model and our encoder compute the same features from the same weights."""
     problems = []
     if type(model).__name__ != "VisionTransformer":
         raise ConfigError([f"{field}={weights}: a {type(model).__name__}, not a plain VisionTransformer"])
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
     if any(norm.eps != LAYER_NORM_EPS for norm in norms):
-        problems.append(f"its norms have an epsilon other than {LAYER_NORM_EPS}")
+        problems.append(f"its norms do not have epsilon {LAYER_NORM_EPS}")
     activations = {repr(block.mlp.act) for block in model.blocks}
     if activations != {repr(nn.GELU())}:
         problems.append(f"its activation is {', '.join(sorted(activations))}, not GELU")
@@ -90,6 +90,6 @@ def check_plain(model: Any, clip: ClipConfig, weights: str, field: str = "teache
     for statistic in ("mean", "std"):
         theirs = tuple(settings.get(statistic) or ())
         if theirs and any(abs(a - b) > 1e-6 for a, b in zip(theirs, getattr(clip, statistic), strict=True)):
-            problems.append(f"it was trained with another pixel normalisation: set clip.{statistic}={list(theirs)}")
+            problems.append(f"it was trained with a different pixel normalisation: set clip.{statistic}={list(theirs)}")
     if problems:
         raise ConfigError([f"{field}={weights}: {problem}" for problem in problems])

@@ -1,1 +1,1 @@
-"""Checkpoints: the state that resumes a run, and its store."""
+"""Checkpoints: the saved state of a run, and its storage."""

@@ -1,7 +1,7 @@
-"""The state that resumes a run: network, optimizer moments, and a cursor. Never the teacher.
+"""Capture and restore the state of a run: network, optimizer moments and a cursor, but not the teacher.
 
-Random generators have no state to save: every draw (order, crops, masks, dropped paths) is a function of the seed, the
-step and the position in the global batch. No pickle: named tensors and JSON.
+Random generators have no state to save: every draw (order, crops, masks, stochastic depth) is a function of the seed,
+the step and the position in the global batch. State is stored as named tensors and JSON, never as pickle.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def capture(
     cursor: dict[str, Any],
     extra: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Snapshot:
-    """Copy the state to the host. Waits for the device only for these copies, so the run can continue at once.
+    """Copy the state to the host. Waits for the device only for these copies, so the run continues immediately.
 
-    `extra`: additional tensors by file and name.
+    `extra`: additional tensors, by file and name.
     """
     model = {name: _to_host(value) for name, value in student.state_dict().items()}
     moments: dict[str, Tensor] = {}
@@ -39,7 +39,7 @@ def capture(
 
 
 def restore(student: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot) -> dict[str, Any]:
-    """Load a snapshot and return its cursor. Raises KeyError or RuntimeError if it does not fit this model."""
+    """Load a snapshot and return its cursor. Raises KeyError or RuntimeError if it does not match the model."""
     student.load_state_dict(snapshot.tensors["model"])
     moments: dict[str, dict[str, Tensor]] = {}
     for key, value in snapshot.tensors["optimizer"].items():
@@ -63,4 +63,4 @@ def _to_host(value: Tensor) -> Tensor:
 def stream_seed(*parts: int | str) -> int:
     """Derive an independent seed from parts: `stream_seed(seed, "masks", step)`."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1  # 63 bits: torch takes signed seeds
+    return int.from_bytes(digest[:8], "big") >> 1  # 63 bits: torch seeds are signed

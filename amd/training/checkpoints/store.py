@@ -1,14 +1,14 @@
 """Store a run's checkpoints: written in the background, committed by a manifest, verified when read.
 
-    checkpoints/step-00000120/model.safetensors, optimizer.safetensors, state.json    in any order
-    checkpoints/step-00000120/manifest.json                                           last: this is the commit
+    checkpoints/step-00000120/model.safetensors, optimizer.safetensors, state.json    written first, in any order
+    checkpoints/step-00000120/manifest.json                                           written last, as the commit
 
-A folder without a manifest was left by a writer that died: it is never read, and is removed by `sweep`. The manifest
-holds the size and sha256 of every file, so a damaged checkpoint is detected and the previous one is used.
+A folder without a manifest was left by a writer that died: it is never read, and `sweep` removes it. The manifest
+contains the size and sha256 of every file, so a damaged checkpoint is detected and the previous one is used.
 
-Replaces `ray.train.report(checkpoint=…)`: Ray tracks only checkpoints that its controller saw committed, a rank that
+Replaces `ray.train.report(checkpoint=…)`: Ray tracks only checkpoints whose commit reached its controller, a rank that
 dies between upload and commit leaves folders that nothing removes, such runs can resume only through Ray, and its
-checkpoints have no digests. Independent of Ray and of models: named tensors and JSON in, the same out.
+checkpoints have no digests. Does not import Ray; stores named tensors and JSON of any model.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Snapshot(NamedTuple):
 
 
 class DamagedCheckpoint(UploadError):
-    """A committed checkpoint whose files are missing or differ from their digests."""
+    """Raised for a committed checkpoint whose files are missing or do not match their digests."""
 
 
 class CheckpointStore:
-    """The checkpoints of one run. One writer at a time, any number of readers."""
+    """Checkpoints of one run. Supports one writer at a time and any number of readers."""
 
     def __init__(self, folder: str, policy: CheckpointConfig) -> None:
         self.folder = folder
@@ -79,11 +79,11 @@ class CheckpointStore:
 
     def load_newest(self) -> tuple[int, Snapshot] | None:
         """Load the newest intact checkpoint. Damaged ones are logged and skipped."""
-        return self._load_first(reversed(self.committed()), "going back to the checkpoint before it")
+        return self._load_first(reversed(self.committed()), "falling back to the checkpoint before it")
 
     def load_best(self) -> tuple[int, Snapshot] | None:
-        """Load the intact checkpoint with the best metric, or the newest if it was never measured."""
-        return self._load_first(self.ranked(self.committed()), "taking the next best checkpoint")
+        """Load the intact checkpoint with the best metric, or the newest if the metric was never measured."""
+        return self._load_first(self.ranked(self.committed()), "using the next best checkpoint")
 
     def _load_first(self, steps: Iterable[int], otherwise: str) -> tuple[int, Snapshot] | None:
         for step in steps:
@@ -94,7 +94,7 @@ class CheckpointStore:
         return None
 
     def load(self, step: int) -> Snapshot:
-        """Read a checkpoint, its digests verified. Raises DamagedCheckpoint."""
+        """Read a checkpoint and verify its digests. Raises DamagedCheckpoint."""
         with tempfile.TemporaryDirectory(prefix="amd-checkpoint-") as scratch:
             paths = self._fetch(step, Path(scratch))
             try:
@@ -122,7 +122,7 @@ class CheckpointStore:
         try:
             files = read_json(join(url, MANIFEST))["files"]
         except FileNotFoundError:
-            raise DamagedCheckpoint(f"{url}: there is no such checkpoint") from None
+            raise DamagedCheckpoint(f"{url}: checkpoint not found") from None
         for name, facts in files.items():
             try:
                 if is_remote(url):
@@ -134,7 +134,7 @@ class CheckpointStore:
             except FileNotFoundError:
                 raise DamagedCheckpoint(f"{url}: {name} is missing") from None
             if digest != facts["sha256"]:
-                raise DamagedCheckpoint(f"{url}: {name} is damaged (its sha256 is not that of the manifest)")
+                raise DamagedCheckpoint(f"{url}: {name} is corrupt: its sha256 does not match the manifest")
             paths.append(path)
         return paths
 
@@ -149,7 +149,7 @@ class CheckpointStore:
         self._writer.start()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for the pending write; return whether it has ended. Raises UploadError if it failed."""
+        """Wait for the pending write; return whether it has finished. Raises UploadError if it failed."""
         if self._writer is not None:
             self._writer.join(timeout_s)
             if self._writer.is_alive():
@@ -169,7 +169,7 @@ class CheckpointStore:
 
     def _write(self, step: int, snapshot: Snapshot, metrics: dict[str, float]) -> None:
         url = self.url(step)
-        remove(join(url, MANIFEST))  # an existing checkpoint here is damaged or incomplete
+        remove(join(url, MANIFEST))  # a checkpoint that exists here is damaged or incomplete
         fs, folder = filesystem(url)
         with tempfile.TemporaryDirectory(prefix="amd-checkpoint-") as scratch:
             # Local files need no staging: without a manifest they are not a checkpoint.
@@ -186,7 +186,7 @@ class CheckpointStore:
     # Retention
 
     def prune(self) -> None:
-        """Remove checkpoints that the policy does not keep: the last k, the best k by the metric, and pinned steps."""
+        """Remove checkpoints except those the policy keeps: the last k, the best k by metric, and pinned steps."""
         steps = self.committed()
         keep = {*steps[-self.policy.keep_last :], *self.policy.pin_steps}
         if self.policy.keep_best:
@@ -198,7 +198,7 @@ class CheckpointStore:
                 remove(self.url(step))
 
     def ranked(self, steps: list[int]) -> list[int]:
-        """Sort committed steps by the policy's metric, best first, unmeasured ones last."""
+        """Sort committed steps by the policy's metric, best first and unmeasured ones last."""
         metric, sign = self.policy.best_metric, -1 if self.policy.higher_is_better else 1
         scores = {step: self.metrics(step).get(metric) for step in steps}
         worst = float("inf")

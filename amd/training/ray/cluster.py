@@ -1,4 +1,4 @@
-"""Join or start a Ray cluster, and wait for the resources of a worker group. Independent of what the workers run."""
+"""Join or start a Ray cluster, and wait for the resources of a worker group."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ FORWARDED = (
 
 @contextlib.contextmanager
 def join_cluster(scaling: ScalingConfig, log: Callable[[str], None]) -> Iterator[None]:
-    """Connect to the current Ray cluster, that of RAY_ADDRESS, or a new one on loopback.
+    """Connect to the current Ray cluster, the one at RAY_ADDRESS, or a new one on loopback.
 
-    A connection made here is closed on exit. Raises ConfigError if RAY_ADDRESS does not answer, and NoCluster.
+    A connection made here is closed on exit. Raises ConfigError if RAY_ADDRESS does not respond, or
+    NoCluster if Ray does not start.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -64,7 +65,7 @@ def join_cluster(scaling: ScalingConfig, log: Callable[[str], None]) -> Iterator
             ray.init(**quiet)
         except ConnectionError as error:
             raise ConfigError(
-                [f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster answers ({error}); start it or unset it"]
+                [f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster responds ({error}); start it or unset it"]
             ) from None
     try:
         yield
@@ -72,17 +73,17 @@ def join_cluster(scaling: ScalingConfig, log: Callable[[str], None]) -> Iterator
         ray.shutdown()
 
 
-def _start_own_cluster(cpus: int, quiet: dict[str, Any], tries: int = 3) -> None:
+def _start_own_cluster(cpus: int, quiet: dict[str, Any], attempts: int = 3) -> None:
     """Start Ray on this machine, with retries: a busy machine may miss Ray's 30 s startup limit. Raises NoCluster."""
     import ray
 
-    for left in reversed(range(tries)):
+    for left in reversed(range(attempts)):
         try:
             ray.init(
                 address="local",
                 num_cpus=cpus,
                 include_dashboard=False,
-                object_store_memory=256 * 2**20,  # clips never pass through it
+                object_store_memory=256 * 2**20,  # clips do not use it
                 **quiet,
             )
             return
@@ -95,7 +96,7 @@ def _start_own_cluster(cpus: int, quiet: dict[str, Any], tries: int = 3) -> None
 
 
 def uses_gpu(scaling: ScalingConfig) -> bool:
-    """Return whether workers get a GPU each; `auto` requires one for every worker.
+    """Return whether each worker gets a GPU; `auto` requires one for every worker.
 
     Raises ConfigError if scaling.device=cuda and the cluster has no GPU.
     """
@@ -110,8 +111,8 @@ def uses_gpu(scaling: ScalingConfig) -> bool:
 def wait_for_resources(scaling: ScalingConfig, gpu: bool, stop: threading.Event) -> None:
     """Wait until the cluster has free resources for the minimum number of workers, or `stop` is set.
 
-    Ray Train itself retries forever, and an elastic group does not report that it waits. Raises InfeasibleResources
-    after scaling.start_timeout_s.
+    Ray Train itself retries forever, and an elastic group does not report that it is waiting. Raises
+    InfeasibleResources after scaling.start_timeout_s.
     """
     import ray
     from ray.autoscaler.sdk import request_resources
@@ -124,7 +125,7 @@ def wait_for_resources(scaling: ScalingConfig, gpu: bool, stop: threading.Event)
             if stop.is_set():
                 return
             if not requested and _count_fitting(ray.cluster_resources(), need) < least:
-                with contextlib.suppress(Exception):  # a cluster without autoscaler
+                with contextlib.suppress(Exception):  # the cluster has no autoscaler
                     request_resources(bundles=[need] * least)
                 requested = True
             if time.monotonic() > until:
@@ -150,14 +151,14 @@ def _infeasible_message(scaling: ScalingConfig, need: dict[str, float]) -> str:
         f"scaling.workers={scaling.workers[0]} need {shown(need)} each; the cluster has "
         f"{shown(ray.cluster_resources())}, of which {shown(ray.available_resources())} free, after "
         f"scaling.start_timeout_s={scaling.start_timeout_s:g}. "
-        "Ask for fewer workers or CPUs (scaling.workers, scaling.cpus_per_worker), wait for other jobs, or add nodes"
+        "Request fewer workers or CPUs (scaling.workers, scaling.cpus_per_worker), wait for other jobs, or add nodes"
     )
 
 
 def free_workers(placement_group: str) -> None:
     """Release the resources of a worker group whose driver was lost; does nothing if they are already released.
 
-    Ray releases the resources of a job that has ended; this is for a job that continues.
+    Ray releases resources when a job ends; this is for jobs that continue.
     """
     import ray
     from ray.util.placement_group import PlacementGroup, remove_placement_group

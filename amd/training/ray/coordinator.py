@@ -1,6 +1,6 @@
 """The coordinator actor: hands runs to workers, collects their events, and passes on the driver's stop request.
 
-Imports nothing heavy, so that its process starts within a second.
+Imports nothing heavy, so the process starts within a second.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ WAIT = "wait"  # no run is available yet; poll again
 
 
 class CoordinatorActor:
-    """State shared by one driver and its workers. Runs as a Ray actor that reserves no CPU."""
+    """State shared by a driver and its workers. Runs as a Ray actor that reserves no CPU."""
 
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
@@ -32,17 +32,17 @@ class CoordinatorActor:
         return events
 
     def stop(self) -> None:
-        """Request that the current run stops."""
+        """Request a stop of the current run."""
         self._stop = True
 
     def close(self) -> None:
-        """End workers that poll for another run."""
+        """Make workers exit when they poll for the next run."""
         self._closed = True
 
     # Called by the workers
 
     def next_task(self, number: int) -> dict[str, Any] | str | None:
-        """Return the run that follows run `number`, WAIT while there is none, or None once the actor is closed.
+        """Return the run that follows run `number`, WAIT if there is none yet, or None once the actor is closed.
 
         A worker that Ray has restarted passes 0 and joins the current run.
         """

@@ -9,7 +9,7 @@ from amd.training.reporting.progress import Event
 
 
 class RayRunHooks:
-    """RunHooks of one worker, for one run.
+    """RunHooks of one worker for one run.
 
     Metrics do not go through `ray.train.report`: Ray 2.60 buffers one report and collects it at its health check, once
     a second, so a run that logs more often would block.
@@ -47,14 +47,14 @@ def listen_for_stop(coordinator: Any, stop: threading.Event, closed: threading.E
                 if ray.get(coordinator.stop_requested.remote(), timeout=30):
                     stop.set()
                     return
-            except Exception:  # the driver is gone, and this process with it
+            except Exception:  # the driver has died, which ends this process too
                 return
 
     threading.Thread(target=poll, name="stop-listener", daemon=True).start()
 
 
 def _placement_group() -> str | None:
-    """Return the id of this worker's placement group, for a process that may have to release it later."""
+    """Return the id of this worker's placement group, so that another process can release it."""
     from ray.util.placement_group import get_current_placement_group
 
     group = get_current_placement_group()

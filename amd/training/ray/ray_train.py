@@ -1,7 +1,7 @@
-"""Entry points of Ray for other packages: hold a cluster, run one attempt on it, and manage its workers.
+"""Ray interface for other packages: connect to a cluster, run one attempt on it, and reuse its workers.
 
-Only this package imports Ray in `amd.training`. Each call to `fit` is one attempt; `launch` counts retries and charges
-every failure to its budget.
+Within `amd.training`, only this package imports Ray. Each call to `fit` is one attempt; `launch` counts retries and
+charges failures to their budgets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["FORWARDED", "close_groups", "cluster", "fit", "free_workers", "liste
 
 @contextlib.contextmanager
 def cluster(scaling: ScalingConfig, log: Callable[[str], None]) -> Iterator[None]:
-    """Hold a Ray cluster: the current one, that of RAY_ADDRESS, or a new one on loopback.
+    """Connect to a Ray cluster for the duration of the context: the current one, RAY_ADDRESS, or a new one on loopback.
 
     Worker groups are reused until the outermost of these contexts exits.
     """
@@ -55,9 +55,9 @@ def fit(
     stop: threading.Event,
     watcher: Watcher,
 ) -> dict[str, Any] | None:
-    """Make one attempt at a run; return its outcome as plain data, or None if a stop exceeded its deadline.
+    """Run one attempt; return its outcome as plain data, or None if a stop exceeded its deadline.
 
-    Raises what Ray Train raises, and InfeasibleResources.
+    Raises InfeasibleResources, and the errors of Ray Train.
     """
     group = worker_group(spec.run_id, scaling, stop)
     outcome = group.attempt(spec, work, deadline_s, stop, watcher)

@@ -1,4 +1,4 @@
-"""Worker groups: Ray Train workers that stay alive between runs, and the driver's side of one attempt.
+"""Worker groups: Ray Train workers that stay alive between runs, and the driver side of an attempt.
 
 Ray Train places workers, sets up torch.distributed, detects lost workers, resizes elastic groups and announces
 preemption. Runs resume from our own checkpoint store (see `checkpoints`), and retries are counted by `launch`.
@@ -24,16 +24,16 @@ from amd.training.reporting.progress import Watcher
 from amd.training.run_folder import RunSpec
 
 POLL_S = 0.25
-STOP_GRACE_S = 15.0  # beyond checkpoint.deadline_s, for the step during which a stop arrives
+STEP_GRACE_S = 15.0  # beyond checkpoint.deadline_s, for the step during which a stop arrives
 CLOSE_S = 20.0  # for idle workers to exit
 PRELOADED_MODULES = (
     "amd.training.trainer.pretraining",
     "torch._dynamo",
-)  # every run needs them (any optimizer imports the second); seconds each
+)  # modules that every run needs and that take seconds to import (any optimizer imports the second)
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Ray Train's worker function: work on one run after another until the coordinator is closed."""
+    """Process one run after another until the coordinator is closed. The worker function of Ray Train."""
     import ray
     import ray.train
     import ray.train.torch
@@ -70,7 +70,7 @@ def _import_function(path: str) -> Callable[..., Any]:
 
 
 class WorkerGroup:
-    """Ray Train workers that process runs one at a time.
+    """A group of Ray Train workers that process runs one at a time.
 
     Starting them takes tens of seconds on a small machine, mostly imports, so a group of fixed size is reused for later
     runs: a student after its teacher, or the demo's runs.
@@ -103,9 +103,9 @@ class WorkerGroup:
     def attempt(
         self, spec: RunSpec, work: Callable[..., Any], deadline_s: float, stop: threading.Event, watcher: Watcher
     ) -> dict[str, Any] | None:
-        """Work on a run until it ends or is stopped; return its outcome, or None past the deadline.
+        """Process a run until it ends or is stopped; return its outcome, or None if the stop exceeds its deadline.
 
-        Raises what Ray Train raises; the group is then unusable.
+        Raises the errors of Ray Train; the group is then unusable.
         """
         import ray
 
@@ -119,9 +119,9 @@ class WorkerGroup:
             if outcome is not None:
                 return outcome
             if stop.is_set() and give_up_at == float("inf"):
-                give_up_at = time.monotonic() + deadline_s + STOP_GRACE_S
+                give_up_at = time.monotonic() + deadline_s + STEP_GRACE_S
                 ray.get(self._coordinator.stop.remote())
-                watcher.log("stopping: the workers save a last checkpoint")
+                watcher.log("stopping: the workers are saving a last checkpoint")
             if time.monotonic() > give_up_at:
                 self._lost = True
                 return None
@@ -132,11 +132,11 @@ class WorkerGroup:
         return outcome
 
     def close(self) -> None:
-        """End the workers and release what they hold."""
+        """Stop the workers and release their resources."""
         import ray
 
         if self.alive and ray.is_initialized():
-            with contextlib.suppress(Exception):  # a cluster that is gone has no workers left
+            with contextlib.suppress(Exception):  # a lost cluster has no workers left
                 ray.get(self._coordinator.close.remote(), timeout=CLOSE_S)
                 self._thread.join(CLOSE_S)
         if not self.alive:
@@ -151,7 +151,7 @@ class WorkerGroup:
         self._placement_group = None
 
     def _forward_events(self, watcher: Watcher) -> dict[str, Any] | None:
-        """Pass the workers' events on; return the outcome if it is among them."""
+        """Forward the workers' events to the watcher; return the outcome if one of them contains it."""
         import ray
 
         outcome = None
@@ -165,17 +165,17 @@ class WorkerGroup:
         return outcome
 
 
-_reusable_groups: dict[str, WorkerGroup] = {}  # by their size and resources; closed with the outermost `cluster`
+_reusable_groups: dict[str, WorkerGroup] = {}  # by size and resources; closed with the outermost `cluster`
 
 
 def worker_group(name: str, scaling: ScalingConfig, stop: threading.Event) -> WorkerGroup:
-    """Return a running group of this size, or start one. Raises InfeasibleResources and ConfigError."""
+    """Return a running group of this size, or start one. Raises InfeasibleResources or ConfigError."""
     gpu = uses_gpu(scaling)
     key = f"{scaling.workers} of {scaling.worker_resources(gpu)}"
     found = _reusable_groups.get(key)
     if found is not None and found.alive:
         return found
-    close_groups()  # they hold what the new one needs
+    close_groups()  # they hold resources that the new one needs
     wait_for_resources(scaling, gpu, stop)
     group = WorkerGroup(name, scaling, gpu)
     if group.reusable:
@@ -184,7 +184,7 @@ def worker_group(name: str, scaling: ScalingConfig, stop: threading.Event) -> Wo
 
 
 def close_groups() -> None:
-    """End idle workers, to free their resources."""
+    """Stop idle workers to free their resources."""
     while _reusable_groups:
         _reusable_groups.popitem()[1].close()
 
@@ -195,7 +195,7 @@ def _trainer(name: str, scaling: ScalingConfig, gpu: bool, coordinator: Any, scr
     from ray.train.torch import TorchTrainer
 
     class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's is untyped
-        """TorchTrainer without Ray's placement group cleaner.
+        """A TorchTrainer without Ray's placement group cleaner.
 
         The cleaner is a process of 230 MB per run that never exits after its controller is killed: its exit call runs
         in a thread and ends that thread alone (Ray 2.60). `free_workers` replaces it.
@@ -217,7 +217,7 @@ def _trainer(name: str, scaling: ScalingConfig, gpu: bool, coordinator: Any, scr
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=scratch,  # nothing of ours is kept there
+            storage_path=scratch,  # required by Ray; our files are stored elsewhere
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
             worker_runtime_env={"env_vars": environment} if environment else None,
         ),

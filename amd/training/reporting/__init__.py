@@ -1,1 +1,1 @@
-"""Reports of a run: metrics, progress, bad samples, and probes of its checkpoints."""
+"""Reporting of a run: metrics, progress, bad samples, and probes of its checkpoints."""

@@ -1,7 +1,7 @@
-"""Write a run's metrics: immutable JSONL chunks on the storage root, TensorBoard event files, MLflow.
+"""Write a run's metrics to immutable JSONL chunks on the storage root, TensorBoard event files and MLflow.
 
-Ray keeps only metrics that are tied to a checkpoint, so runs write their own. Independent of how metrics are computed;
-`metrics_reader` reads the chunks.
+Ray keeps only metrics that are tied to a checkpoint, so runs write their own. `metrics_reader`
+reads the chunks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from amd.config import ConfigError, TrackingConfig
+from amd.config import ConfigError, TrackingConfig, flatten
 from amd.storage import filesystem, is_remote, join, local_path, write_bytes
 from amd.training.reporting.metrics_reader import Line, chunk_names
 
@@ -92,17 +92,17 @@ class EventFileSink:
 
 
 class MLflowSink:
-    """A run on an MLflow server, identified by its tag when training resumes.
+    """Send metrics to a run on an MLflow server, which is found by its tag when training resumes.
 
-    Sends from its own thread and buffers lines while the server is unavailable: tracking must never delay
-    or stop a run.
+    Sends from its own thread and buffers lines while the server is unavailable, since tracking must never delay or stop
+    a run.
     """
 
     RETRY_S = 30.0
     CLOSE_S = 30.0
 
     def __init__(self, tracking: TrackingConfig, run_id: str, parameters: dict[str, Any]) -> None:
-        # Its own retries take minutes by default.
+        # MLflow's own retries take minutes by default.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         self._tracking, self._run_id, self._parameters = tracking, run_id, parameters
@@ -154,7 +154,7 @@ class MLflowSink:
                 self._lines.popleft()
             if self._closing.is_set():
                 self._client.set_terminated(self._run)
-        except Exception as error:  # any kind of network or server trouble
+        except Exception as error:  # any network or server error
             if not self._warned:
                 logger.warning("MLflow does not respond (%s); the run continues without it and will retry", error)
                 self._warned = True
@@ -202,7 +202,7 @@ def open_metrics(run_folder: str, run_id: str, tracking: TrackingConfig, config:
     if tracking.tensorboard:
         sinks.append(EventFileSink(run_folder, from_step))
     if tracking.mlflow:
-        sinks.append(MLflowSink(tracking, run_id, dict(_flat(config))))
+        sinks.append(MLflowSink(tracking, run_id, flatten(config)))
     return MetricsWriter(sinks)
 
 
@@ -219,11 +219,3 @@ def check_mlflow(tracking: TrackingConfig) -> None:
 
 def _numbers(line: Line) -> Iterator[tuple[str, float]]:
     return ((name, value) for name, value in line.items() if "/" in name)
-
-
-def _flat(values: Line, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -1,7 +1,7 @@
 """Read a run's metrics from its JSONL chunks. Torch-free, so that the service can import it.
 
-A chunk is written once and never changed, so any object store works and readers may cache. A run that resumes from an
-older checkpoint writes its steps again in a later chunk.
+A chunk is written once and never changed, so any object store works and readers may cache it. A run that resumes
+from an older checkpoint repeats steps in a later chunk.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Probe a run's checkpoints during training, in subprocesses of the driver; training never waits for them.
 
-Starts `python -m amd.downstream probe-checkpoint` for each due checkpoint, one at a time. Failures are logged and never
-end the run. Does not import the probes: they are a layer above training.
+Starts `python -m amd.downstream probe-checkpoint` for each due checkpoint, one at a time. Failures are logged and
+never end the run. Does not import the probes, which belong to a layer above training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from amd.storage import join
 from amd.training.checkpoints.store import CheckpointStore
 from amd.training.reporting.progress import Event, Watcher
 
-COMMIT_S = 600.0  # a checkpoint that is not committed by then will not be
+COMMIT_S = 600.0  # a checkpoint that is not committed by then never will be
 POLL_S = 1.0
 
 logger = logging.getLogger(__name__)
@@ -53,12 +53,12 @@ class Prober:
         self._watcher.log(text)
 
     def close(self) -> None:
-        """Wait for the due probes."""
+        """Wait for pending probes."""
         self._due.put(None)
         self._thread.join()
 
     def abandon(self) -> None:
-        """Kill the current probe and skip the others, after a stop."""
+        """Kill the current probe and skip pending ones, after a stop."""
         self._stopped.set()
         if self._process is not None:
             with suppress(ProcessLookupError):
@@ -76,13 +76,13 @@ class Prober:
             time.monotonic() + COMMIT_S,
         )
         while time.monotonic() < until and not self._stopped.is_set():
-            with suppress(Exception):  # storage that does not answer now may do so later
+            with suppress(Exception):  # a storage outage may be temporary
                 steps = store.committed()
                 if step in steps:
                     return True
                 if any(other > step for other in steps):  # it was removed before its turn came
                     self.log(
-                        f"WARNING step {step} was not probed: its checkpoint is gone; keep more (checkpoint.keep_last)"
+                        f"WARNING step {step} was not probed: its checkpoint was removed; raise checkpoint.keep_last"
                     )
                     return False
             self._stopped.wait(POLL_S)
@@ -107,15 +107,13 @@ class Prober:
             stdin=subprocess.DEVNULL,
             preexec_fn=_lower_priority,
         )
-        printed, complaint = self._process.communicate()
+        printed, errors = self._process.communicate()
         if self._process.returncode == 0:
-            figures = json.loads(printed.strip().splitlines()[-1])
-            shown = "  ".join(f"{name} {value:.2f}" for name, value in figures.items() if "/" in name)
+            metrics = json.loads(printed.strip().splitlines()[-1])
+            shown = "  ".join(f"{name} {value:.2f}" for name, value in metrics.items() if "/" in name)
             self.log(f"probe of step {step}: {shown}")
         elif not self._stopped.is_set():
-            self.log(
-                f"WARNING the probe of step {step} failed: {(complaint.strip().splitlines() or ['no reason'])[-1]}"
-            )
+            self.log(f"WARNING the probe of step {step} failed: {(errors.strip().splitlines() or ['no reason'])[-1]}")
 
 
 def is_probed(step: int, steps: int, steps_per_epoch: float, every_epochs: int) -> bool:

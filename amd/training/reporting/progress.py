@@ -1,6 +1,6 @@
-"""Show a run's progress: a bar on a terminal, plain lines in a log, and a JSON file named by AMD_PROGRESS_FILE.
+"""Show a run's progress as a bar on a terminal, as log lines, and in the JSON file named by AMD_PROGRESS_FILE.
 
-Consumes the events of rank 0; independent of how they are transported.
+Consumes the events of rank 0; does not depend on how they are transported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-Event = dict[str, Any]
+Event = dict[str, Any]  # {"kind": "start" | "step" | "checkpoint" | "warning", …}: plain data, to cross processes
 
 PROGRESS_FILE = "AMD_PROGRESS_FILE"
 
@@ -40,7 +40,7 @@ class NullWatcher:
 
 
 class LineWatcher:
-    """Plain lines, at most one a second (and the last): for logs and pipes."""
+    """Writes plain lines for logs and pipes: at most one per second, and the last one."""
 
     def __init__(self, out: TextIO, seconds: float = 1.0) -> None:
         self._out, self._seconds = out, seconds
@@ -69,7 +69,7 @@ class LineWatcher:
 
 
 class ProgressBarWatcher:
-    """A live bar with time left, speed, and the share of time spent waiting for data."""
+    """Shows a live bar with time left, speed, and the fraction of time spent waiting for data."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -109,7 +109,7 @@ class ProgressBarWatcher:
 
 
 class PaceEstimator:
-    """Estimate the time left from the steps since the start."""
+    """Estimates the time left from the steps since the start."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -135,7 +135,7 @@ class PaceEstimator:
 
 
 class ProgressFileWatcher:
-    """Pass events on, and write progress to a file at most once a second."""
+    """Forwards events, and writes progress to a file at most once per second."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
@@ -182,7 +182,7 @@ def _note(values: dict[str, float]) -> str:
 
 
 def describe_start(event: Event) -> list[str]:
-    """Describe the run before its first step."""
+    """Describe a run before its first step."""
     parameters = ", ".join(f"{name} {_millions(size)}" for name, size in event["parameters"].items())
     visible = ", ".join(f"{name} {tokens}" for name, tokens in event.get("visible_tokens", {}).items())
     clips = f" of {event['clips']} clips" if event["clips"] != event["batch"] else ""
@@ -227,7 +227,10 @@ def _millions(count: int) -> str:
 
 
 def choose_watcher(quiet: bool = False) -> Watcher:
-    """A bar on a terminal, lines elsewhere; both on standard error, so that standard output stays for results."""
+    """Return a progress bar on a terminal, plain lines otherwise.
+
+    Both write to standard error, leaving standard output for results.
+    """
     console = Console(stderr=True)
     shown: Watcher = (
         NullWatcher() if quiet else ProgressBarWatcher(console) if console.is_terminal else LineWatcher(sys.stderr)

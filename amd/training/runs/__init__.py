@@ -1,1 +1,1 @@
-"""A run from config to published encoder: checks, teacher, launch, publishing."""
+"""Runs from config to published encoder: checks, teacher, launch, publishing."""

@@ -1,4 +1,4 @@
-"""Check a config before a run starts: storage, device, data and teacher. Each problem is one ConfigError."""
+"""Check a config before a run starts: storage, device, data and teacher. Every problem raises ConfigError."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class DataFacts(NamedTuple):
     samples: int
     digest: str
     steps: int
-    """Optimiser steps of the whole run, derived from the schedule."""
+    """Optimizer steps of the whole run, derived from the schedule."""
 
 
 def check_storage(root: str) -> None:
@@ -27,14 +27,14 @@ def check_storage(root: str) -> None:
 
 
 def check_machine(config: RunConfig, local: bool) -> None:
-    """Check optional packages, and the device if this process trains."""
+    """Check optional packages, and the device if this process trains. Raises ConfigError."""
     check_mlflow(config.tracking)
     if local:
         choose_device(config.scaling.device)
 
 
 def check_data(config: RunConfig) -> DataFacts:
-    """Count samples and steps. Raises ConfigError if the data is missing or too small, or the schedule does not fit."""
+    """Count samples and steps. Raises ConfigError for missing or too little data, or an invalid schedule."""
     manifest = open_manifest(config.data)
     return check_counts(config, len(manifest), manifest.digest())
 
@@ -47,7 +47,7 @@ def check_counts(config: RunConfig, samples: int, digest: str) -> DataFacts:
     if samples < batch:
         raise ConfigError(
             [
-                f"optim.batch_size={batch} is above the {samples} samples of data.train={config.data.train}: "
+                f"optim.batch_size={batch} is above the {samples} samples of data.train={config.data.train}; "
                 f"lower it to {samples} or less, or add data"
             ]
         )
@@ -55,7 +55,7 @@ def check_counts(config: RunConfig, samples: int, digest: str) -> DataFacts:
     warmup = config.schedule.total_warmup_steps(samples // batch)
     if warmup > steps:
         raise ConfigError(
-            [f"schedule: the warm-up is {warmup} steps long, the whole run {steps}; shorten schedule.warmup_*"]
+            [f"schedule: the warm-up is {warmup} steps long, the whole run only {steps}; shorten schedule.warmup_*"]
         )
     return DataFacts(samples, digest, steps)
 

@@ -24,7 +24,7 @@ class ResolvedRun(Protocol):
 
 
 class RunKind(NamedTuple):
-    """Functions of one kind of run. They are module-level, so that workers can import `work` by name."""
+    """Functions of one kind of run, all at module level, so that workers can import `work` by name."""
 
     name: str
     """Name of the kind in run.json and in run ids."""
@@ -33,11 +33,11 @@ class RunKind(NamedTuple):
     check_weights: Callable[[Any], None]
     """Load the config's weights once, so that errors appear before the run starts. Raises ConfigError."""
     resolve: Callable[[Any, str, TrainTeacher], Any]
-    """(config, root, train) -> ResolvedRun: train the teacher if needed. Raises ConfigError, RunError and
+    """Train the teacher if needed: (config, root, train) -> ResolvedRun. Raises ConfigError, RunError or
     TeacherStopped."""
     work: Work
     publish: Callable[[Any, Any, str, str, DataFacts], str]
-    """(config, resolved, root, run id, data) -> folder of the published encoder."""
+    """Publish the encoder: (config, resolved, root, run id, data) -> its folder."""
     supports_probe: bool = False
     """Whether the config section `probe` enables probes during training."""
 

@@ -1,7 +1,7 @@
-"""Launch a run: from a config to a published encoder, on Ray Train or in this process. CLI, API and search call this.
+"""Launch a run: from a config to a published encoder, on Ray Train or in this process. Used by CLI, API and search.
 
 Checks the config, trains the teacher if the run needs one, then attempts the run until it ends or a retry budget is
-spent. Independent of the kind of run (`kinds`) and of the training loop (`trainer.loop`).
+exhausted. Does not depend on the kind of run (`kinds`) or the training loop (`trainer.loop`).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from amd.training.stop_signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
-Attempt = Callable[[RunSpec], dict[str, Any] | None]  # one attempt; a LoopResult as plain data, None past the deadline
+Attempt = Callable[[RunSpec], dict[str, Any] | None]  # returns a LoopResult as plain data, None past the deadline
 
 
 def train(config: TrainConfig, **options: Any) -> RunResult:
-    """Pre-train a config and publish its encoder. `options` are those of `launch`."""
+    """Pre-train a config and publish its encoder. Passes `options` to `launch`."""
     return launch(config, PRETRAINING, **options)
 
 
@@ -61,8 +61,8 @@ def launch(
     `parent`: run and step of the checkpoint that a new run starts from, below the same storage root.
     `wait`: if another process trains the run, wait for its result instead of raising.
     `stop`: event that stops the run as SIGTERM does.
-    `watcher`: receiver of events, instead of a progress bar or lines.
-    Raises ConfigError for problems that the user can fix; every other failure is reported in the result.
+    `watcher`: receives events, instead of a progress bar or lines.
+    Raises ConfigError for problems that the user can fix; the result reports all other failures.
     """
     root = resolve_root(config.storage)
     run_id = run_id or config.name or new_run_id(kind.name)
@@ -88,7 +88,7 @@ def launch(
 
 
 class _Runner:
-    """Train one or two runs on the same cluster: the teacher if needed, then the student."""
+    """Trains one or two runs on the same cluster: the teacher if needed, then the student."""
 
     def __init__(self, root: str, local: bool, signals: StopSignals, watcher: Watcher) -> None:
         self.root, self.local, self.signals, self.stop = root, local, signals, signals.stop
@@ -180,7 +180,7 @@ class _Runner:
         return self.train(config, PRETRAINING, run_id, wait=True)
 
     def _attempt_until_done(self, spec: RunSpec, config: RunConfig, kind: RunKind) -> dict[str, Any] | Verdict | None:
-        """Attempt the run until it ends, is stopped, or a retry budget is spent.
+        """Attempt the run until it ends, is stopped, or exhausts a retry budget.
 
         Returns a LoopResult as plain data, None if the deadline has passed, or the verdict on the last failure.
         """
@@ -197,7 +197,7 @@ class _Runner:
                 verdict = classify_failure(_errors_in(error))
                 self._store_traceback(spec, error)
                 if self.stop.is_set() and verdict.budget != "user":
-                    return None  # the stop ended the workers too
+                    return None  # the stop terminated the workers too
                 if not budgets.charge(verdict.budget):
                     return verdict
                 limit = getattr(config.scaling.retries, verdict.budget)
@@ -284,12 +284,12 @@ class _Runner:
         url = join(spec.folder, "errors", f"{time.time_ns()}.txt")
         try:
             write_bytes(url, text.encode())
-        except Exception as write_error:  # the storage itself may have failed
+        except Exception as write_error:  # storage may be the cause of the failure
             logger.warning("the traceback could not be written to %s: %s", url, write_error)
 
     @contextmanager
     def _exclusive(self, run_id: str, wait: bool) -> Iterator[bool]:
-        """Hold the run's lease. Yields True if a stop was requested while waiting for it."""
+        """Hold the run's lease. Yields whether a stop was requested while waiting for it."""
         lease = Lease(join(run_folder(self.root, run_id), "lease.json"))
         announced = False
         while not lease.acquire():

@@ -1,4 +1,4 @@
-"""Resolve a run's teacher: existing weights, or a preset that is trained first and only once."""
+"""Resolve a run's teacher: existing weights, or a preset that is trained first, and only once."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ TrainTeacher = Callable[[TrainConfig, str], RunResult]  # pre-trains a config un
 
 class ResolvedTeacher(NamedTuple):
     config: TrainConfig
-    """Config of the run, with the teacher given by weights."""
+    """Config of the run, in which the teacher is specified by weights."""
     license: str | None
-    """License of the teacher's weights, which the student's weights inherit."""
+    """Licence of the teacher's weights, which the student's weights inherit."""
     parent: str | None = None
-    """Id of the run that trained the teacher; None for weights from elsewhere."""
+    """Id of the run that trained the teacher; None for other weights."""
 
 
 class TeacherStopped(Exception):
-    """The teacher's training was stopped, so the student's run stops too."""
+    """Raised when the teacher's training was stopped, so that the student's run stops too."""
 
 
 def resolve_teacher(config: TrainConfig, root: str, train: TrainTeacher) -> ResolvedTeacher:
-    """Return the teacher of a run; train its preset if necessary. Raises ConfigError, TeacherError, TeacherStopped."""
+    """Return a run's teacher; train its preset if needed. Raises ConfigError, TeacherError or TeacherStopped."""
     teacher = config.teacher
     if teacher is None:
         return ResolvedTeacher(config, None)
@@ -59,13 +59,13 @@ def teacher_recipe(config: TrainConfig) -> TrainConfig:
     """
     teacher = config.teacher
     assert teacher is not None, "the config has a teacher"
-    assert teacher.preset is not None, "the teacher is given by a preset"
+    assert teacher.preset is not None, "the teacher is specified by a preset"
     shared = {name: getattr(config, name).model_dump(mode="json") for name in ("scaling", "checkpoint", "tracking")}
     recipe = from_preset(teacher.preset, {**shared, "storage": config.storage, **teacher.overrides})
     problems = []
     if recipe.objective.kind != "mae":
         problems.append(
-            f"teacher.preset={teacher.preset} has objective.kind={recipe.objective.kind}: a teacher is trained by mae"
+            f"teacher.preset={teacher.preset} has objective.kind={recipe.objective.kind}: a teacher must use mae"
         )
     if recipe.student.encoder != teacher.encoder:
         problems.append(

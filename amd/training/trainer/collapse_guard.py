@@ -1,4 +1,4 @@
-"""The collapse guard: check that the student's features still distinguish samples, even while the loss falls.
+"""The collapse guard: check that the student's features still distinguish samples, even if the loss decreases.
 
 Shapes: n samples, D width.
 """
@@ -15,14 +15,14 @@ from amd.losses import normalized_pixels
 from amd.models.encoder import Encoder
 from amd.tokens import TokenSets, patchify, take_tokens
 
-MIN_SPREAD = 1e-3  # relative: features that differ by less than a thousandth of their size are collapsed
+MIN_SPREAD = 1e-3  # features that vary by less than a thousandth of their RMS are collapsed
 
 
 class FeatureHealth(NamedTuple):
     rank: float
     """Effective rank as a fraction of the maximum: the exponential of the entropy of the singular values."""
     spread: float
-    """Standard deviation over samples, relative to the features' size."""
+    """Standard deviation over samples, divided by the RMS of the features."""
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def feature_health(features: Tensor) -> FeatureHealth:
 
 
 def warning(health: FeatureHealth, step: int, min_rank: float) -> str | None:
-    """Return a warning with its remedy, or None while the features are healthy."""
+    """Return a warning that explains how to fix the collapse, or None while the features are healthy."""
     if health.rank >= min_rank and health.spread >= MIN_SPREAD:
         return None
     return (

@@ -1,4 +1,4 @@
-"""The learner of pre-training: student and teacher on one rank.
+"""The learner for pre-training: student and teacher on one rank.
 
 Token sets are sampled for the whole global batch, and each rank uses its own rows.
 """

@@ -1,8 +1,8 @@
-"""One optimizer step of a network, on one rank. A step never waits for the device, reads a file or logs.
+"""Optimizer steps of a network on one rank. A step never waits for the device, reads files or logs.
 
 The global batch may be split over any number of ranks and micro-batches: each micro-batch is weighted by its number of
-samples, so the gradient is that of the whole batch. Subclasses define the loss: `distiller` for pre-training, and the
-learners of fine-tuning.
+samples, so the gradient equals that of the whole batch. Subclasses define the loss: `distiller` for pre-training,
+others for fine-tuning.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Learner(ABC):
         torch.manual_seed(stream_seed(self.run.seed, "paths", step, self.group.rank))  # stochastic depth
 
     def end(self) -> None:
-        """Run after the optimizer's step."""
+        """Finish a step, after the optimizer has updated the weights."""
 
     def extra_state(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors that a checkpoint holds in addition to network and optimizer, by file."""
@@ -70,7 +70,7 @@ class Learner(ABC):
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of this rank per step."""
+        """Number of micro-batches of this rank per step."""
         return len(order.micro_batches(self.share, self._largest))
 
     @property
@@ -78,11 +78,11 @@ class Learner(ABC):
         return min(len(self.share), self.run.scaling.micro_batch or len(self.share))
 
     def join(self) -> None:
-        """Average gradients over the ranks from now on."""
+        """Wrap the network in DDP, so that gradients are averaged over ranks from now on."""
         self.model = self.group.wrap(self.network)
 
     def learn(self, step: int, batches: Sequence[Batch], lr: float, waited_s: float = 0.0) -> None:
-        """Take one optimizer step. From the first non-finite gradient on, steps change nothing (`GradientHealth`)."""
+        """Take one optimizer step. After the first non-finite gradient, steps change nothing (`GradientHealth`)."""
         norm = self.accumulate(step, batches)
         self.health.observe(step, norm)
         set_lr(self.optimizer, lr)

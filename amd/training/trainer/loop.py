@@ -1,7 +1,7 @@
 """The training loop of one rank, for every kind of run, in one process or on a Ray Train worker.
 
-Schedules steps, logging, checkpoints and evaluation. Independent of what is trained, which subclasses of `Training`
-define, and of Ray, signals and terminals, which are behind `RunHooks`.
+Schedules steps, logging, checkpoints and evaluation. Subclasses of `Training` define what is trained; `RunHooks` hides
+Ray, signals and terminals.
 """
 
 from __future__ import annotations
@@ -26,21 +26,20 @@ from amd.training.failures import NonFinite
 from amd.training.process_group import ProcessGroup, Signals
 from amd.training.reporting.bad_samples import BadSamples
 from amd.training.reporting.metrics import MetricsWriter, open_metrics
+from amd.training.reporting.progress import Event
 from amd.training.run_folder import RunSpec, run_folder
 from amd.training.trainer.learner import Learner
 from amd.training.trainer.meters import matmul_rate
 from amd.training.trainer.optimizer import cosine_lr
 
-PREEMPTION_POLL_S = 5.0  # between two joint checks for a pending preemption
-
-Event = dict[str, Any]  # {"kind": "start" | "step" | "checkpoint" | "warning", …}: plain data, it crosses processes
+PREEMPTION_POLL_S = 5.0  # between joint checks for a pending preemption
 
 
 class RunHooks(Protocol):
     """The loop's connection to its environment: stop requests, preemption and events."""
 
     def stop_requested(self) -> bool:
-        """Return whether this process has received a SIGTERM or cancel. Called at every step, so it must be cheap."""
+        """Return whether this process has received SIGTERM or a cancel request. Called every step; must be cheap."""
 
     def preempted(self) -> bool:
         """Return whether a node of the group is about to be preempted. A barrier: call on all ranks."""
@@ -50,15 +49,15 @@ class RunHooks(Protocol):
 
 
 class Interrupted(Exception):
-    """A stop request interrupted `evaluate` or `finalize`. Raised on all ranks; a resumed run repeats the call."""
+    """Raised on all ranks when a stop request interrupts `evaluate` or `finalize`. A resumed run repeats the call."""
 
 
 @dataclass(frozen=True)
 class LoopResult:
-    """How far the loop got."""
+    """Progress of the loop when it returned."""
 
     steps: int
-    """Optimiser steps done."""
+    """Completed optimizer steps."""
     finished: bool
     """Whether the run is complete; False after a stop or a pause."""
     saved: bool
@@ -67,7 +66,7 @@ class LoopResult:
 
 
 class Training(ABC):
-    """One rank's part of a run, from the newest checkpoint to the end or to a stop.
+    """Runs one rank from the newest checkpoint to the end of the run or to a stop.
 
     Subclasses set `learner` after this constructor, define the FLOPs of a clip, and may add start facts, evaluation and
     checks between steps.
@@ -91,11 +90,11 @@ class Training(ABC):
         self.preemption_reported = False
         self.workers_before = group.world
 
-    # Defined by subclasses, in addition to `learner`
+    # Methods that subclasses define, in addition to `learner`
 
     @abstractmethod
     def flops_per_clip(self) -> float:
-        """FLOPs per clip of a whole step, forward and backward."""
+        """Return the FLOPs per clip of a whole step, forward and backward."""
 
     def open_manifest(self) -> Records:
         return open_manifest(self.run_config.data)
@@ -129,7 +128,7 @@ class Training(ABC):
     def evaluate(self, done: int) -> dict[str, float]:
         """Return the `eval/…` metrics due after this step, equal on all ranks; empty on most steps.
 
-        Metrics are followed by a checkpoint. May raise Interrupted.
+        A checkpoint follows any metrics. May raise Interrupted.
         """
         return {}
 
@@ -166,10 +165,10 @@ class Training(ABC):
         known = self.group.broadcast_from_main(lambda: self.store.metrics(done))
         if any(name.startswith("eval/") for name in known):
             return
-        if figures := self.evaluate(done):
-            self.write_metrics(done, figures)
+        if metrics := self.evaluate(done):
+            self.write_metrics(done, metrics)
             if self.group.is_main:
-                self.store.add_metrics(done, figures)
+                self.store.add_metrics(done, metrics)
 
     def _read(self, start: int) -> Iterator[tuple[int, list[Batch], float]]:
         """Yield the step (from 0), this rank's micro-batches, and the seconds spent waiting for them."""
@@ -183,7 +182,7 @@ class Training(ABC):
         optim = self.run_config.optim
         return cosine_lr(step, peak=optim.lr, final=optim.final_lr, steps=self.steps, warmup=self.warmup)
 
-    # Between steps: every action happens at the same step on all ranks
+    # Between steps: all ranks take every action at the same step
 
     def _signals(self, batches: list[Batch]) -> Signals:
         found = [bad for batch in batches for bad in batch.bad]
@@ -209,14 +208,14 @@ class Training(ABC):
             self._log(done)
         self.after_step(done, batches)
         try:  # a stop does not wait for evaluation: the resumed run evaluates first
-            figures = {} if signals.stop and done < self.last else self.evaluate(done)
+            metrics = {} if signals.stop and done < self.last else self.evaluate(done)
         except Interrupted:
             self._save(done, {})
             raise
-        if figures:
-            self.write_metrics(done, figures)
-        if save or figures:
-            self._save(done, figures)
+        if metrics:
+            self.write_metrics(done, metrics)
+        if save or metrics:
+            self._save(done, metrics)
         if self.bad.too_many:
             self._wait_for_checkpoint()
             raise self.bad.fault()
@@ -243,7 +242,7 @@ class Training(ABC):
         self.emit("step", step=done, values=values)
 
     def _non_finite_message(self, bad_step: int) -> str:
-        """Name the first step that was not finite, and its samples on all ranks."""
+        """Return a message with the first non-finite step and its samples on all ranks."""
         mine = [self.manifest[number].name for number in self.learner.suspect_records(bad_step)]
         names = [name for rank in self.group.gather(mine) for name in rank]
         more = f"\n  and {len(names) - 20} more" if len(names) > 20 else ""
@@ -260,7 +259,7 @@ class Training(ABC):
     def _resume(self) -> int:
         """Load the newest checkpoint, or else the parent's; return the steps done.
 
-        Removes uncommitted folders of a writer that died.
+        Removes uncommitted folders of writers that died.
         """
         found = self.store.load_newest() if self.group.is_main else None
         done = self.group.broadcast_from_main(lambda: found[0] if found else 0)
@@ -310,11 +309,11 @@ class Training(ABC):
             **self.start_facts(),
         )
 
-    def _save(self, done: int, figures: dict[str, float]) -> None:
+    def _save(self, done: int, metrics: dict[str, float]) -> None:
         self.saved_at = time.monotonic()
         if self.metrics is None:
             return
-        self.metrics.flush()  # metrics are stored before the checkpoint that follows them
+        self.metrics.flush()  # store metrics before the checkpoint that follows them
         cursor = {
             "step": done,
             "samples": done * self.run_config.optim.batch_size,
@@ -325,7 +324,7 @@ class Training(ABC):
             "data": self.spec.data_digest,
         }
         snapshot = capture(self.learner.network, self.learner.optimizer, cursor, self.learner.extra_state())
-        self.store.save(done, snapshot, self.values | figures)
+        self.store.save(done, snapshot, self.values | metrics)
         self.emit("checkpoint", step=done)
 
     def _wait_for_checkpoint(self) -> bool:
@@ -342,24 +341,24 @@ class Training(ABC):
             if self.bad.too_many:
                 self._wait_for_checkpoint()
                 raise self.bad.fault()
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         if done >= self.last and not interrupted:
             saved = self.group.broadcast_from_main(self.store.wait)
             try:
-                figures = self.finalize(done) if finished else {}
+                metrics = self.finalize(done) if finished else {}
             except Interrupted:
                 finished = False
-            if figures:
-                self.write_metrics(done, figures)
+            if metrics:
+                self.write_metrics(done, metrics)
             if self.metrics is not None:
                 self.metrics.close()
         else:
             saved = self._wait_for_checkpoint()
         if self.group.is_main and saved:
             self.store.sweep()
-        return LoopResult(done, finished, saved, self.values | figures)
+        return LoopResult(done, finished, saved, self.values | metrics)
 
-    # Also called by subclasses
+    # Methods that subclasses also call
 
     def write_metrics(self, done: int, values: dict[str, float]) -> None:
         """Write metrics of a step, on rank 0."""

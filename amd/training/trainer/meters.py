@@ -1,7 +1,4 @@
-"""Measurements between two log lines: sums kept on the device, and wall-clock times.
-
-Independent of where metrics are written.
-"""
+"""Measurements between log lines: sums kept on the device, and wall-clock times. Writes no metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from amd.training.process_group import ProcessGroup
 
 
 class GradientHealth:
-    """Whether all gradients so far were finite, tracked on the device; reading it synchronizes, so it is read rarely.
+    """Tracks on the device whether all gradients so far were finite. Reading synchronizes, so read rarely.
 
     `found` is the fused optimizer's `found_inf`: from the first non-finite step on, steps change nothing, so
     the weights stay those of the last good step.
@@ -38,10 +35,10 @@ class GradientHealth:
 
 
 class StepMeter:
-    """Means over the steps since the last log line, equal on all ranks."""
+    """Averages metrics over the steps since the last log line, equal on all ranks."""
 
     def __init__(self, group: ProcessGroup, names: Sequence[str]) -> None:
-        """`names`: metric names of the loss terms, in order."""
+        """Create a meter. `names`: metric names of the loss terms, in order."""
         self._group, self._names = group, tuple(names)
         self._reset()
 
@@ -55,7 +52,7 @@ class StepMeter:
         self._data_s += data_s
 
     def read(self, clips_per_step: int) -> dict[str, float]:
-        """Return the means and reset. The only device synchronization and all-reduce of a logging interval."""
+        """Return the means and reset. Performs the only device synchronization and all-reduce of a logging interval."""
         clocks = torch.tensor([self._data_s, time.perf_counter() - self._since], device=self._losses.device)
         *losses, data_s, seconds = self._group.sum(torch.cat([self._losses, clocks])).tolist()
         data_s, seconds = data_s / self._group.world, seconds / self._group.world
@@ -80,7 +77,7 @@ class StepMeter:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """Measure the rate of large matrix multiplications, FLOP/s: the denominator of `speed/mfu`."""
+    """Measure the rate of large matrix multiplications in FLOP/s, the denominator of `speed/mfu`."""
     size = 8192 if device.type == "cuda" else 768
     a = torch.randn(size, size, device=device, dtype=dtype)
     b = torch.randn(size, size, device=device, dtype=dtype)

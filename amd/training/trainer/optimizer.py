@@ -1,7 +1,4 @@
-"""AdamW with the official parameter groups, and the per-step learning rate: functions of names, shapes and steps.
-
-Independent of losses, ranks and files.
-"""
+"""AdamW with the official parameter groups, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ UNDECAYED_LEAVES = ("mask_token", "class_token", "cls_token", "pos_embed", "posi
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Return whether weight decay applies: not to vectors, biases, tokens and positions.
+    """Return whether weight decay applies, which excludes vectors, biases, tokens and positions.
 
     Source: the official `get_parameter_groups`. Departure: its skip list matches the full name `mask_token` only; here
     the last part of the name decides, which covers the generators' mask tokens (never trained there) and MAE's class
@@ -30,7 +27,7 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
 
 
 def layer_scale(name: str, depth: int, decay: float) -> float:
-    """Return a classifier parameter's learning rate relative to its head: `decay` to the number of layers above it.
+    """Return the learning-rate scale of a classifier parameter: `decay ** n`, where n is the number of layers above it.
 
     The embedding and the class token are layer 0; the last norm and the head have scale 1. Source: the official
     `LayerDecayValueAssigner` (BEiT's rule).
@@ -46,7 +43,7 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
 def parameter_groups(
     model: nn.Module, weight_decay: float, scale: Callable[[str], float] = lambda name: 1.0
 ) -> list[dict[str, object]]:
-    """Group trainable parameters by learning rate scale and weight decay, undecayed first, with their `names`."""
+    """Group trainable parameters, with their `names`, by learning-rate scale and weight decay, undecayed first."""
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -74,11 +71,12 @@ def build_optimizer(
 
 
 def cosine_lr(step: int, *, peak: float, final: float, steps: int, warmup: int, start: float = 0.0) -> float:
-    """Return the learning rate of a step: a linear warm-up from `start` to `peak`, then a half cosine to `final`.
+    """Return the learning rate of a step: linear warm-up from `start` to `peak`, then a half cosine to `final`.
 
     Exactly as in the official `cosine_scheduler`: the first step has the learning rate `start`, the last step of the
-    warm-up and the one after it have the peak. Departures: a warm-up given in steps alone works (the official function
-    fails its own assertion), and steps beyond the end keep the final rate (the official index is out of range).
+    warm-up and the one after it have the peak. Departures: a warm-up specified only in steps works (the official
+    function fails its own assertion), and steps beyond the end keep the final rate (the official index would be out of
+    range).
     """
     if step < warmup:
         return start + (peak - start) * step / (warmup - 1) if warmup > 1 else start
@@ -87,13 +85,13 @@ def cosine_lr(step: int, *, peak: float, final: float, steps: int, warmup: int, 
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group, times its layer-decay scale."""
+    """Set the learning rate of every group to `lr` times its layer-decay scale."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
-    """Scale gradients to a global norm of at most `limit`; return the norm before, a scalar on the device.
+    """Scale gradients to a global norm of at most `limit`; return the norm before clipping, a scalar on the device.
 
     After DDP's all-reduce every rank has the same gradients, so the norm is equal on all ranks.
     """

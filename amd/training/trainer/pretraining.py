@@ -16,17 +16,15 @@ from amd.training.reporting.prober import is_probed
 from amd.training.run_folder import RunSpec
 from amd.training.trainer import collapse_guard
 from amd.training.trainer.distiller import Distiller
-from amd.training.trainer.loop import Event, LoopResult, RunHooks, Training
-
-__all__ = ["Event", "LoopResult", "RunHooks", "work"]
+from amd.training.trainer.loop import LoopResult, RunHooks, Training
 
 GUARDED_CLIPS = 256
 
 
 def work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
-    """Train from the newest checkpoint to the end, or to a stop.
+    """Train from the newest checkpoint to the end of the run or to a stop.
 
-    Raises NonFinite, DataFault or UploadError; failures that concern all ranks are raised on all of them.
+    Raises NonFinite, DataFault or UploadError; failures that affect all ranks are raised on all of them.
     """
     return Pretraining(spec, group, hooks).run()
 
@@ -55,7 +53,7 @@ class Pretraining(Training):
         return probe is not None and is_probed(done, self.steps, self.loader.steps_per_epoch, probe.every_epochs)
 
     def after_step(self, done: int, batches: list[Batch]) -> None:
-        """Run the collapse guard on rank 0, with its own clips."""
+        """Run the collapse guard on rank 0, on its own clips."""
         tracking, learner = self.config.tracking, self.learner
         if self.metrics is None or not tracking.guard_every_steps or done % tracking.guard_every_steps:
             return

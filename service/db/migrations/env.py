@@ -1,4 +1,4 @@
-"""Alembic's environment: migrations run on the connection that `service.db.engine.migrate` hands over."""
+"""Alembic environment: runs the migrations on the connection that `service.db.engine.migrate` passes."""
 
 from alembic import context
 

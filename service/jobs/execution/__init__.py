@@ -1,1 +1,1 @@
-"""Running jobs on the cluster: reconciler, admission, driver, and the files that connect them."""
+"""Execution of jobs on the cluster: reconciler, admission, driver, and the files through which they communicate."""

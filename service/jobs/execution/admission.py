@@ -2,7 +2,7 @@
 
 Jobs are offered in queue order (`JobStore.in_states`): highest priority first, then oldest. A job that fits the
 cluster but not its free resources closes admission, so that smaller jobs behind it cannot overtake it indefinitely.
-Only decides: independent of the database and of Ray.
+Only makes the decision; does not access the database or Ray.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from service.settings import Settings
 
 
 class AdmissionController:
-    """Counts what active jobs use and admits others against the limits."""
+    """Counts the resources that active jobs use and admits further jobs within the limits."""
 
     def __init__(self, settings: Settings, capacity: Capacity, active: Iterable[Job]) -> None:
         self._settings, self._capacity = settings, capacity
@@ -39,7 +39,7 @@ class AdmissionController:
         self.is_closed = self.is_closed or self._running >= self._settings.max_running
 
     def obstacle(self, job: Job) -> str | None:
-        """Why a job must wait; None if it may start."""
+        """Return the reason why a job must wait, or None if it may start."""
         max_jobs, max_workers = self._settings.project_max_running, self._settings.project_max_workers
         if self.is_closed:
             return f"waiting for one of {self._settings.max_running} running jobs to end"

@@ -1,8 +1,8 @@
 """`python -m service.jobs.runner JOB ATTEMPT ROOT`: a job's driver, the entry point of its Ray submission.
 
 Starts the program of the job's kind as a child process, ships its output to the storage root, writes heartbeats with
-its progress, forwards a stop request, and reports the outcome, so that a job can be followed and its outcome is known
-even if Ray's head is lost. Independent of the control plane, its database and HTTP.
+its progress, forwards a stop request, and reports the outcome. A job can therefore be monitored, and its outcome is
+known, even if Ray's head is lost. Does not use the database or HTTP.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 * 1024
 TAIL_LINES, TAIL_CHARS = 40, 8000
-OUTAGE_S = 600.0  # how long the outcome is retried while the storage is unavailable
+OUTAGE_S = 600.0  # how long writing the outcome is retried while the storage is unavailable
 REPORT_RETRY_S = 5.0
 READER_TIMEOUT_S = 30.0  # a grandchild may keep the pipe open
 BAD_INPUT = 2
@@ -44,7 +44,7 @@ RAY_FATAL = re.compile(r"\[[\d-]+ [\d:,]+ C \d+ \d+\] (.*)")
 
 
 class LogShipper:
-    """Ships an attempt's log to immutable chunks named by their offset. One writer; any thread may `write`."""
+    """Ships an attempt's log as immutable chunks named by their offset. `write` is thread-safe."""
 
     def __init__(self, folder: str, interval_s: float) -> None:
         self._folder, self._interval_s = folder, interval_s
@@ -73,7 +73,7 @@ class LogShipper:
             time.sleep(self._interval_s)
 
     def _ship(self) -> bool:
-        """Write pending bytes; return whether all were written. Bytes that could not be written stay pending."""
+        """Write the pending bytes; return whether all were written. Bytes that could not be written stay pending."""
         while self._pending:
             with self._lock:
                 part = bytes(self._pending[:CHUNK_BYTES])
@@ -89,7 +89,7 @@ class LogShipper:
 
 
 def next_offset(folder: str) -> int:
-    """Offset at which a log continues: an attempt that Ray started twice appends to the first."""
+    """Return the offset at which a log continues: if Ray restarts an attempt, it appends to its log."""
     names = [name for name in listdir(folder) if name.endswith(".log")]
     return int(names[-1].removesuffix(".log")) + len(read_bytes(join(folder, names[-1]))) if names else 0
 
@@ -109,7 +109,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def wait_for_lease(folder: JobFolder, attempt: int) -> None:
-    """Wait until the previous attempt, whose node may only appear to be lost, has released the run."""
+    """Wait until the previous attempt has released the run, since its node may only appear to be lost."""
     lease = Lease(join(run_folder(folder.root, folder.job_id), "lease.json"))
     while (holder := lease.taken_by()) is not None:
         folder.write_heartbeat(attempt, None)
@@ -129,7 +129,7 @@ def run(program: Sequence[str], folder: JobFolder, attempt: int) -> AttemptOutco
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
-            start_new_session=True,  # stopped by this process only, not also by Ray's signal to the process group
+            start_new_session=True,  # only this process stops it, not also Ray's signal to the process group
             preexec_fn=die_with_parent,
         )
 
@@ -163,7 +163,7 @@ def run(program: Sequence[str], folder: JobFolder, attempt: int) -> AttemptOutco
 def outcome_of_exit(
     code: int, printed: str | None, tail: Sequence[str], asked_to_stop: bool, killed: bool = False
 ) -> AttemptOutcome:
-    """The outcome that follows from a program's exit code, its last JSON line and the end of its log."""
+    """Derive the outcome from a program's exit code, its last JSON line and the end of its log."""
     result: dict[str, Any] | None = json.loads(printed) if printed else None
     log_tail = "\n".join(tail)[-TAIL_CHARS:]
     errors = [line.removeprefix("error: ") for line in tail if line.startswith("error: ")]
@@ -206,7 +206,7 @@ def outcome_of_exit(
 
 
 def report_outcome(folder: JobFolder, attempt: int, outcome: AttemptOutcome) -> None:
-    """Write the outcome, which must not be lost: retry for OUTAGE_S while the storage is unavailable."""
+    """Write the outcome, retrying for OUTAGE_S while the storage is unavailable, since it must not be lost."""
     until = time.monotonic() + OUTAGE_S
     while True:
         try:
@@ -234,7 +234,7 @@ def _stop(child: subprocess.Popen[bytes], folder: JobFolder, attempt: int, force
 
 
 def die_with_parent() -> None:
-    """Linux: a program whose driver was killed must not continue training unobserved."""
+    """Kill the program when its driver dies (Linux only), so that it does not continue unobserved."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
@@ -247,7 +247,7 @@ def _start_reader(
             write(line)
             if results is not None:
                 _keep_json(line, results)
-            with contextlib.suppress(OSError, ValueError):  # Ray's own log of the job
+            with contextlib.suppress(OSError, ValueError):  # copied to Ray's own log of the job
                 sys.stdout.buffer.write(line)
                 sys.stdout.buffer.flush()
 

@@ -1,7 +1,7 @@
-"""Discovery of runs started outside the service, with `amd train` or `ray job submit`, on the storage root.
+"""Discovery, on the storage root, of runs started outside the service with `amd train` or `ray job submit`.
 
-They are listed read-only: the service cannot cancel what it did not start. Trials and teachers of a job belong to that
-job and are not listed.
+They are listed read-only: the service cannot cancel runs that it did not start. Trials and teachers of a job belong to
+that job and are not listed.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from service.web.schemas import DEFAULT_PROJECT
 logger = logging.getLogger(__name__)
 
 SCAN_S = 30.0
-WATCHED = 100  # number of newest unfinished runs that each scan rereads, since they may have been resumed
+WATCHED = 100  # number of unfinished runs, newest first, that each scan rereads: they may have been resumed
 
 
 class ExternalRunDiscovery:
-    """Keeps a job row for each run that no job started. `scan` is cheap when nothing is new."""
+    """Maintains a job row for each run that no job started. `scan` is cheap if there are no new runs."""
 
     def __init__(self, store: JobStore, root: str, clock: Callable[[], float] = time.time) -> None:
         self._store, self._root, self._clock = store, root, clock
-        self._ignored: set[str] = set()  # names of runs that are listed already, belong to jobs, or cannot be read
+        self._ignored: set[str] = set()  # names of runs that are already listed, belong to jobs, or cannot be read
         self._scanned_at = float("-inf")
 
     def scan(self) -> None:
@@ -102,7 +102,7 @@ class ExternalRunDiscovery:
 
 
 def state_of(folder: str, now: float) -> dict[str, Any]:
-    """Fields of a job, derived from a run's folder."""
+    """Derive the fields of a job from the folder of its run."""
     if RESULT in listdir(folder):
         result = read_json(join(folder, RESULT))
         ending = {"state": result["state"], "reason": result.get("reason"), "message": result.get("message") or ""}

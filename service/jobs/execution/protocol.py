@@ -1,13 +1,14 @@
-"""Files that connect a job and the control plane, below `<root>/jobs/<job id>/`. Independent of HTTP and database.
+"""Files through which a job and the control plane communicate, below `<root>/jobs/<job id>/`.
 
     config.json               the config that the job's program reads
     request.json              the job's kind, which selects the program
-    attempts/NNNN.json        the attempt's heartbeat: time, progress, and at the end its outcome
+    attempts/NNNN.json        the attempt's heartbeat: time, progress and, at the end, its outcome
     attempts/NNNN.stop.json   seconds the attempt may take to stop
     logs/NNNN/<offset>.log    its output, in immutable chunks named by their offset
-    output/                   files made by an export, a preparation or an embedding
+    output/                   files written by export, prepare and embed jobs
 
-The storage root outlives clusters and control planes: what is stored there takes precedence over what Ray reports.
+The storage root outlives clusters and control planes, so these files take precedence over what Ray reports.
+Does not use HTTP or the database.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from amd.storage import StorageUnreachable, filesystem, is_remote, join, write_j
 RETRYABLE = frozenset(
     {"storage_unreachable", "node_lost", "oom_host", "cluster_unavailable", "loader_crashed", "preempted_budget"}
 )
-"""Reasons caused by machines, network or storage. Errors in config, data or code would only recur."""
+"""Failures of machines, network or storage. Errors in the config, data or code would only recur."""
 
 
 class AttemptOutcome(BaseModel):
-    """How an attempt ended."""
+    """Outcome of an attempt."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
@@ -36,14 +37,14 @@ class AttemptOutcome(BaseModel):
     reason: str | None = None
     message: str = ""
     exit_code: int | None = None
-    """Negative: terminated by that signal. None: not reported."""
+    """Exit code of the program; negative if a signal terminated it, None if not reported."""
     asked_to_stop: bool = False
-    """Whether it was sent SIGTERM."""
+    """Whether the attempt received SIGTERM."""
     rank: int | None = None
-    """The worker that failed first."""
+    """Rank of the worker that failed first."""
     log_tail: str = ""
     result: dict[str, Any] | None = None
-    """The program's last JSON line: RunResult, SearchResult, EmbedResult or a probe's report."""
+    """Last JSON line that the program printed: RunResult, SearchResult, EmbedResult or a probe's report."""
     ended: float = 0.0
 
     @property
@@ -57,7 +58,7 @@ class Heartbeat(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     at: float
-    """Time on the node's clock."""
+    """Time of the heartbeat, on the node's clock."""
     host: str = ""
     progress: dict[str, Any] | None = None
     outcome: AttemptOutcome | None = None
@@ -83,18 +84,18 @@ class JobFolder(NamedTuple):
 
     @property
     def output(self) -> str:
-        """Folder for a job whose result is files; deleted with the job."""
+        """Folder for the output files of a job; deleted with the job."""
         return join(self.url, "output")
 
     def heartbeat_file(self, attempt: int) -> str:
         return join(self.url, "attempts", f"{attempt:04d}.json")
 
     def write_stop_deadline(self, attempt: int, seconds: float) -> None:
-        """Set how long an attempt may take to stop before its program is killed."""
+        """Set the time that an attempt may take to stop before its program is killed."""
         write_json(self._stop_file(attempt), {"seconds": seconds})
 
     def read_stop_deadline(self, attempt: int) -> float | None:
-        """None if no deadline was set. Raises StorageUnreachable without retrying, as `read_heartbeat` does."""
+        """Return the deadline, or None if none was set. Raises StorageUnreachable without retrying."""
         found = _cat(self._stop_file(attempt))
         return None if found is None else float(json.loads(found)["seconds"])
 
@@ -111,7 +112,10 @@ class JobFolder(NamedTuple):
         write_json(self.heartbeat_file(attempt), heartbeat.model_dump(mode="json"))
 
     def read_heartbeat(self, attempt: int) -> Heartbeat | None:
-        """None if the attempt has sent none yet. Raises StorageUnreachable without retrying: callers poll."""
+        """Return the newest heartbeat, or None if there is none yet.
+
+        Raises StorageUnreachable without retrying, since callers poll.
+        """
         found = _cat(self.heartbeat_file(attempt))
         try:
             return None if found is None else Heartbeat.model_validate_json(found)
@@ -120,7 +124,7 @@ class JobFolder(NamedTuple):
 
     @property
     def interval_s(self) -> float:
-        """Seconds between heartbeats and between log chunks: an object store bills each write."""
+        """Seconds between heartbeats and between log chunks; longer on object stores, which bill each write."""
         return 5.0 if is_remote(self.root) else 1.0
 
 

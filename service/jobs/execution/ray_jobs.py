@@ -1,7 +1,7 @@
 """Cluster client of the reconciler: submit, poll and stop Ray jobs, and read the cluster's capacity.
 
-The only module of the jobs package that calls Ray. Ray's API reports errors in prose and has no timeouts; here a call
-returns a value or None, or raises ClusterUnavailable. Ray is imported with the first call, so the control plane starts
+The only module of the jobs package that calls Ray. Ray's client reports errors as text and has no timeouts; the methods
+here return a value or None, or raise ClusterUnavailable. Ray is imported by the first call, so the control plane starts
 without a cluster.
 """
 
@@ -27,7 +27,7 @@ RayStatus = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
 
 
 class RayJobStatus(NamedTuple):
-    """Ray's view of a submission."""
+    """Status of a submission according to Ray."""
 
     status: RayStatus
     message: str = ""
@@ -43,17 +43,17 @@ class Capacity(NamedTuple):
     cpus: float
     gpus: float
     memory: float
-    """Bytes of the largest node."""
+    """Memory of the largest node, in bytes."""
 
 
 class Cluster(Protocol):
-    """Every method may raise ClusterUnavailable."""
+    """Interface of a cluster that runs jobs. Every method may raise ClusterUnavailable."""
 
     def submit(self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float) -> None:
         """Start an attempt's driver; submitting the same id again changes nothing."""
 
     def status(self, submission_id: str) -> RayJobStatus | None:
-        """None if Ray does not know the submission."""
+        """Return the status of a submission, or None if Ray does not know it."""
 
     def stop(self, submission_id: str) -> None:
         """Ask a submission to stop; does nothing if it does not exist."""
@@ -79,7 +79,7 @@ class RayJobs:
                     runtime_env={"env_vars": environment},
                     metadata={"amd_job": job_id, "amd_attempt": str(attempt)},
                 )
-            except RuntimeError as error:  # a 500 with a traceback if the id already exists
+            except RuntimeError as error:  # Ray returns status 500 with a traceback if the id already exists
                 if "already exists" not in str(error):
                     raise
 
@@ -115,7 +115,7 @@ class RayJobs:
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
-        """Raise ClusterUnavailable for every failure of Ray."""
+        """Translate every failure of Ray to ClusterUnavailable."""
         import requests
 
         try:
@@ -127,12 +127,15 @@ class RayJobs:
 
     def _client(self) -> Any:
         if self._job_client is None:
-            for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would take precedence over this address
+            for name in (
+                "RAY_ADDRESS",
+                "RAY_API_SERVER_ADDRESS",
+            ):  # these would take precedence over the address below
                 os.environ.pop(name, None)
             from ray.job_submission import JobSubmissionClient
 
             class ClientWithTimeout(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
-                """Adds a timeout to every request; Ray's client has none."""
+                """Adds a timeout to every request, since Ray's client has none."""
 
                 def _do_request(self, *args: Any, **kwargs: Any) -> Any:
                     return super()._do_request(*args, **{"timeout": TIMEOUT_S, **kwargs})
@@ -144,7 +147,7 @@ class RayJobs:
 
 
 def _bytes(value: Any) -> float:
-    """Parse memory from the state API, which returns a number or text such as `12.5 GiB`."""
+    """Parse a memory size from Ray's state API: a number, or text such as `12.5 GiB`."""
     if isinstance(value, int | float):
         return float(value)
     number, _, unit = str(value).partition(" ")

@@ -1,10 +1,10 @@
 """Reconciler: moves every job one step at a time from its observed to its desired state.
 
-Three sources of truth, in descending order of authority: the database holds the intent, the storage root holds what
-attempts have reported, and Ray holds its own view of submissions. An intent is committed before Ray is called, and
-every call to Ray may be repeated, so a control plane may die at any point and another can continue.
-`service.jobs.actions` decides what an owner may do, `admission` which job starts next.
-Independent of HTTP and of the encoder registry.
+There are three sources of truth, in descending order of authority: the desired state in the database, the reports of
+attempts on the storage root, and the status of submissions in Ray. The desired state is committed before Ray is called,
+and every call to Ray may be repeated, so a control plane may die at any point and another can continue.
+`service.jobs.actions` decides what an owner may do, `admission` which job starts next. Does not import HTTP or the
+encoder registry.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ logger = logging.getLogger(__name__)
 
 TASK, LEASE_S = "reconciler", 15.0
 STOPPING = ("pausing", "cancelling")
-ENDED_SILENCE_S = 20.0  # after Ray reports the end: the attempt's own report may still arrive
+ENDED_SILENCE_S = 20.0  # after Ray reports the end, since the attempt's own report may still arrive
 STOP_AGAIN_S = 10.0
 BACKOFF_S, MAX_BACKOFF_S = 5.0, 300.0
 MAX_MARKED = 10  # number of waiting jobs whose message reports an outage
 
 
 class PublishedEncoders(Protocol):
-    """The part of the encoder registry that jobs use. Both methods may raise StorageError."""
+    """Interface of the encoder registry for jobs. Both methods may raise StorageError."""
 
     def scan(self) -> None:
         """Bring the registry up to date with the storage root; cheap when nothing has changed."""
 
     def register(self, folder: str) -> None:
-        """Add the encoder that a job has just published in this folder."""
+        """Register the encoder that a job has just published in this folder."""
 
 
 class JobTransition(NamedTuple):
-    """A job's next state, with reason and message."""
+    """Next state of a job, with reason and message."""
 
     state: str
     reason: str | None
@@ -57,7 +57,7 @@ class JobTransition(NamedTuple):
 
 
 class Reconciler:
-    """Moves every job one step at a time towards its desired state. Of several replicas, only the lease holder does."""
+    """Moves every job one step at a time towards its desired state. Only the replica with the lease does this."""
 
     def __init__(
         self,
@@ -74,11 +74,11 @@ class Reconciler:
         self._root = settings.root
         self._external_runs = ExternalRunDiscovery(store, self._root, clock)
         self.holder = uuid.uuid4().hex
-        self._silent_since: dict[str, float] = {}  # by job: since when an attempt has been missing without an outcome
+        self._silent_since: dict[str, float] = {}  # by job: when its attempt was first missing without an outcome
         self._heartbeats: dict[str, tuple[float, float]] = {}  # by missing job: (node's clock, when observed)
         self._stopped_at: dict[str, float] = {}
         self.outage = ""
-        """Why the cluster does not answer; empty while it does."""
+        """Reason why the cluster does not answer; empty while it does."""
 
     def run(self, stop: threading.Event) -> None:
         """Reconcile until `stop` is set. Any error is logged, and the next step retries."""
@@ -137,7 +137,7 @@ class Reconciler:
             return
         ray_job = self._cluster.status(submission_id(job, job.attempt))
         if ray_job is None and heartbeat is None and job.state == "starting" and not self._start_timed_out(job):
-            self._submit(job)  # the intent was committed, but then the control plane died or Ray was unavailable
+            self._submit(job)  # the state was committed, but then the control plane died or Ray was unavailable
         elif ray_job is None or ray_job.ended:
             self._handle_missing(job, ray_job, heartbeat)
         else:
@@ -167,7 +167,7 @@ class Reconciler:
             self._request_stop(job)
 
     def _request_stop(self, job: Job) -> None:
-        """Ask Ray to stop the attempt, every STOP_AGAIN_S until it has ended."""
+        """Ask Ray to stop the attempt. Repeated every STOP_AGAIN_S until the attempt has ended."""
         key = submission_id(job, job.attempt)
         if self._clock() - self._stopped_at.get(key, 0.0) >= STOP_AGAIN_S:
             if job.stop_by is not None:  # relative, since the node's clock may differ
@@ -177,10 +177,10 @@ class Reconciler:
             self._stopped_at[key] = self._clock()
 
     def _handle_missing(self, job: Job, ray_job: RayJobStatus | None, heartbeat: Heartbeat | None) -> None:
-        """Declare an attempt lost once it has been silent for long enough.
+        """Handle an attempt that Ray reports as ended or does not know, but that has not reported an outcome.
 
-        Ray reports its end, or does not know it, but the attempt itself has not reported an outcome. A Ray head that
-        was replaced forgets its jobs, or marks running ones as failed: an attempt that sends heartbeats is alive.
+        It is declared lost once it has sent no heartbeat for long enough. An attempt that sends heartbeats is alive:
+        Ray forgets its jobs, or marks running ones as failed, when its head is replaced.
         """
         now = self._clock()
         since = self._silent_since.setdefault(job.id, now)
@@ -192,7 +192,7 @@ class Reconciler:
         self._finish(job, outcome_of_lost(job, ray_job, started=heartbeat is not None), stopped_through_ray=False)
 
     def _last_heartbeat(self, job: Job, heartbeat: Heartbeat | None, now: float) -> float:
-        """When the attempt last sent a heartbeat, by this clock: nodes' clocks differ, so only changes count."""
+        """Return when the heartbeat last changed, on this machine's clock, since the clocks of nodes may differ."""
         if heartbeat is None:
             return 0.0
         node_time, observed = self._heartbeats.get(job.id, (0.0, 0.0))
@@ -202,7 +202,7 @@ class Reconciler:
         return observed
 
     def _start_timed_out(self, job: Job) -> bool:
-        """Whether the start has timed out: an attempt that Ray accepted and then lost is not resubmitted forever."""
+        """Whether the start has timed out, so that an attempt that Ray keeps losing is not resubmitted forever."""
         return job.started_at is not None and self._clock() - job.started_at > self._settings.start_timeout_s
 
     def _stopped_through_ray(self, job: Job, outcome: AttemptOutcome) -> bool:
@@ -244,7 +244,7 @@ class Reconciler:
         self._store.change(job, state, attempt=attempt, **fields)
 
     def _register(self, encoder: str) -> None:
-        """Register an encoder before its job succeeds, so that a client waiting for the job can deploy it at once."""
+        """Register an encoder before its job succeeds, so that clients waiting for the job can deploy it right away."""
         try:
             self._encoders.register(encoder)
         except StorageError as error:
@@ -300,12 +300,12 @@ class Reconciler:
 
 
 def submission_id(job: Job, attempt: int) -> str:
-    """Ray's submission id of an attempt. The first one is the job's id; Ray accepts an id only once."""
+    """Return Ray's submission id of an attempt: the job's id, with a number from the second attempt on."""
     return job.id if attempt == 1 else f"{job.id}-{attempt}"
 
 
 def outcome_of_lost(job: Job, ray_job: RayJobStatus | None, *, started: bool) -> AttemptOutcome:
-    """The outcome of an attempt that reported none. `started`: it has sent a heartbeat."""
+    """Derive the outcome of an attempt that reported none. `started`: whether it has sent a heartbeat."""
     if job.wanted != "run":
         message = "exited without reporting a result; its newest checkpoint is kept"
         return AttemptOutcome(state="cancelled", reason="deadline_exceeded", message=message)
@@ -318,12 +318,12 @@ def outcome_of_lost(job: Job, ray_job: RayJobStatus | None, *, started: bool) ->
     if started:
         message = "its driver exited without reporting a result" + (f"; Ray reports: {lines[0][:300]}" if lines else "")
     else:  # the last line of a traceback names the error
-        message = f"its driver could not start: {lines[-1][:300] if lines else 'Ray gives no reason'}"
+        message = f"its driver could not start: {lines[-1][:300] if lines else 'Ray reports no reason'}"
     return AttemptOutcome(state="failed", reason="node_lost", message=message, log_tail=ray_job.message)
 
 
 def next_transition(job: Job, outcome: AttemptOutcome, stopped_through_ray: bool) -> JobTransition:
-    """The job's next state, from its attempt's outcome and its desired state."""
+    """Return the job's next state, given its attempt's outcome and its desired state."""
     if outcome.state == "succeeded":
         return JobTransition("succeeded", None, outcome.message)
     if job.wanted == "cancel":
@@ -345,5 +345,5 @@ def next_transition(job: Job, outcome: AttemptOutcome, stopped_through_ray: bool
 
 
 def backoff_s(retries: int) -> float:
-    """Pause before the next retry: 5, 10, 20 … s, at most five minutes."""
+    """Return the pause before the next retry: 5, 10, 20 … s, at most five minutes."""
     return float(min(MAX_BACKOFF_S, BACKOFF_S * 2**retries))

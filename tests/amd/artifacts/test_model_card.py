@@ -39,7 +39,7 @@ def test_non_commercial_licences_are_recognized_by_name() -> None:
     assert not any(is_non_commercial(name) for name in (None, "", "CC-BY-4.0", "Apache-2.0", "NCSA"))
 
 
-def test_the_lineage_section_names_teacher_initial_weights_data_run_and_versions() -> None:
+def test_the_lineage_section_lists_teacher_initial_weights_data_run_and_versions() -> None:
     teacher = {"id": "t1", "encoder": {"width": 1024, "depth": 24}, "teacher": {"weights": "videomae.pth"}}
     text = model_card(
         card(
@@ -65,12 +65,12 @@ def test_the_lineage_section_names_teacher_initial_weights_data_run_and_versions
         assert parts in text
 
 
-def test_names_cannot_break_the_table_of_scores() -> None:
+def test_special_characters_in_names_do_not_break_the_score_table() -> None:
     score = Score(protocol="test", data="a|b\nc", samples=10, views="5x3", values={"eval/top1": 71.234})
     text = model_card(card(scores=(score,), head=HeadCard(classes=5)))
     (row,) = [line for line in text.splitlines() if "5x3" in line]
     assert row == "| fine-tuned, test set | a/b c | 10 | 5x3 | top1 71.23 |"
-    assert "None measured yet" in model_card(card())
+    assert "No scores yet" in model_card(card())
 
 
 def test_the_input_section_describes_the_expected_pixels() -> None:

@@ -28,7 +28,7 @@ def published(url: str, config=tiny_video_config()) -> tuple[Encoder, Card]:  # 
 
 
 @pytest.mark.parametrize("config", [tiny_video_config(), tiny_image_config()])
-def test_a_published_encoder_gives_the_same_vectors(tmp_path: Path, config) -> None:  # type: ignore[no-untyped-def]
+def test_a_published_encoder_returns_the_same_vectors(tmp_path: Path, config) -> None:  # type: ignore[no-untyped-def]
     encoder, card = published(str(tmp_path), config)
     loaded, loaded_card = load_encoder(str(tmp_path))
     clips = torch.randint(0, 256, (2, 3, config.clip.frames, *config.clip.size), dtype=torch.uint8)
@@ -48,7 +48,7 @@ def published_with_decoder(url: str) -> tuple[Student, Card]:
     return student, save_encoder(url, student.encoder, card, decoder=student.decoder)
 
 
-def test_a_decoder_is_published_beside_its_encoder(tmp_path: Path) -> None:
+def test_a_decoder_is_published_next_to_its_encoder(tmp_path: Path) -> None:
     student, card = published_with_decoder(str(tmp_path))
     assert load_card(str(tmp_path)) == card
     assert card.decoder is not None
@@ -58,7 +58,7 @@ def test_a_decoder_is_published_beside_its_encoder(tmp_path: Path) -> None:
     assert "decoder.safetensors" in (tmp_path / "README.md").read_text()
 
 
-def test_a_damaged_missing_or_absent_decoder_raises(tmp_path: Path) -> None:
+def test_a_damaged_deleted_or_never_published_decoder_raises(tmp_path: Path) -> None:
     _, card = published_with_decoder(str(tmp_path))
     weights = tmp_path / "decoder.safetensors"
     damaged = bytearray(weights.read_bytes())
@@ -67,7 +67,7 @@ def test_a_damaged_missing_or_absent_decoder_raises(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sha256"):
         load_decoder(str(tmp_path), card)
     weights.unlink()
-    with pytest.raises(ConfigError, match=r"decoder\.safetensors: missing"):
+    with pytest.raises(ConfigError, match=r"decoder\.safetensors: file not found"):
         load_decoder(str(tmp_path), card)
     with pytest.raises(ConfigError, match="without a decoder"):
         load_decoder(str(tmp_path), card.model_copy(update={"decoder": None}))
@@ -86,7 +86,7 @@ def test_a_folder_without_an_encoder_raises(tmp_path: Path) -> None:
         load_encoder(str(tmp_path))
 
 
-def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+def test_damaged_weights_are_rejected(tmp_path: Path) -> None:
     published(str(tmp_path))
     weights = tmp_path / "encoder.safetensors"
     damaged = bytearray(weights.read_bytes())
@@ -96,11 +96,11 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         load_encoder(str(tmp_path))
 
 
-def test_a_card_that_does_not_fit_the_weights_is_refused(tmp_path: Path) -> None:
+def test_a_card_that_does_not_match_the_weights_is_rejected(tmp_path: Path) -> None:
     published(str(tmp_path))
     card = tmp_path / "encoder.json"
     card.write_text(card.read_text().replace('"width": 48', '"width": 96'))
-    with pytest.raises(ConfigError, match="does not fit its card"):
+    with pytest.raises(ConfigError, match="does not match its card"):
         load_encoder(str(tmp_path))
 
 
@@ -113,7 +113,7 @@ def test_the_model_card_page_is_updated_with_the_card(tmp_path: Path) -> None:
     assert load_card(str(tmp_path)).weights_license == "CC-BY-NC-4.0"
 
 
-def test_the_code_example_of_the_model_card_runs(tmp_path: Path) -> None:
+def test_the_code_example_in_the_model_card_runs(tmp_path: Path) -> None:
     config = tiny_video_config()
     for head in (None, HeadCard(classes=5)):
         folder = str(tmp_path / ("plain" if head is None else "head"))

@@ -26,7 +26,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_video_benchmark_measures_every_part_and_counts_bad_samples(videos: Path) -> None:
+def test_a_video_benchmark_measures_every_stage_and_counts_bad_samples(videos: Path) -> None:
     result = bench.bench_data(DataConfig(train=str(videos), format="video_folder"), CLIP, samples=12, target=1e6)
     (one,) = result["sets"]
     assert json.loads(json.dumps(result)) == result
@@ -49,7 +49,7 @@ def test_an_image_benchmark_omits_the_comparison_with_decord(tmp_path: Path) -> 
     assert {key for key, value in one.items() if value is None} == {*VIDEO_ONLY, "loader_workers"}
 
 
-def test_unreadable_data_gives_counts_and_no_rates(tmp_path: Path) -> None:
+def test_unreadable_data_yields_counts_but_no_rates(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"")
     (one,) = bench.bench_data(DataConfig(train=str(tmp_path), format="video_folder"), CLIP, samples=2, target=10)[
         "sets"
@@ -58,7 +58,7 @@ def test_unreadable_data_gives_counts_and_no_rates(tmp_path: Path) -> None:
     assert one["clips_per_s"] is one["loader_workers"] is None
 
 
-def test_the_official_augmentation_gives_the_same_clip_as_ours() -> None:
+def test_the_official_augmentation_produces_the_same_clip_as_ours() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (4, 60, 80, 3), dtype=np.uint8)
     official = bench._official_clip(frames, CLIP, random.Random(1))
     ours = transforms.augment(torch.from_numpy(frames), DataConfig(train="x"), CLIP, random.Random(1))

@@ -24,9 +24,9 @@ WRONG = {
     "clip.std=[0,1,1]": ("clip.std",),
     "mask.teacher_rato=0.5": ("mask.teacher_rato", "did you mean teacher_ratio?"),
     "mask.strategy=tubes": ("mask.strategy='tubes'", "'tube'"),
-    "teacher.weights=null": ("teacher.weights", "neither is given"),
-    "teacher=null": ("objective.kind=amd needs one", "teacher.preset"),
-    "objective.kind=mae": ("teacher", "objective.kind=mae has no teacher"),
+    "teacher.weights=null": ("teacher.weights", "neither is set"),
+    "teacher=null": ("objective.kind=amd requires a teacher", "teacher.preset"),
+    "objective.kind=mae": ("teacher", "objective.kind=mae does not use a teacher"),
     "name=../../x": ("name='../../x'",),
     "student.encoder.width=50": ("student.encoder.width=50", "encoder.heads=3"),
     "student.encoder.size=XL": ("'XL' is not one of S, B, L, H"),
@@ -65,7 +65,7 @@ def test_all_problems_are_reported_together() -> None:
 def test_missing_sections_are_reported() -> None:
     with pytest.raises(ConfigError) as error:
         validate(TrainConfig, {"data": {"train": "x"}})
-    assert error.value.problems == ["schedule: required, but not given"]
+    assert error.value.problems == ["schedule: required, but not set"]
 
 
 def test_a_config_round_trips_through_json() -> None:
@@ -124,6 +124,6 @@ def test_valid_frame_names_are_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["../{}.jpg", "/etc/{}", "a/../../{}", "{0.__class__}", "{:999999}", "{other}", "{"])
-def test_frame_names_outside_the_folder_or_with_other_fields_raise(name: str) -> None:
+def test_frame_names_outside_the_folder_or_with_unknown_fields_raise(name: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.frame_name|frame_name"):
         validate(DataConfig, {"train": "x", "frame_name": name})

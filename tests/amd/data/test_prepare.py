@@ -1,4 +1,4 @@
-"""`amd prepare`: small files with short closed GOPs in tar shards, byte-identical after any interruption."""
+"""`amd prepare` writes tar shards of small files with short closed GOPs, byte-identical after any interruption."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.data.videos import exact_frames, pictures, write_audio_only, 
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of three clips, 30 frames of 96x64, and two files that cannot be read."""
+    """Write two classes of three clips (30 frames of 96x64) and two unreadable files."""
     folder = tmp_path_factory.mktemp("raw")
     for label in ("run", "walk"):
         (folder / label).mkdir()
@@ -39,7 +39,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of the visible files: a killed writer may leave a hidden temporary file."""
+    """Return the SHA-256 of each visible file; a killed writer may leave a hidden temporary file."""
     visible = [path for path in folder.iterdir() if path.name != REPORT and not path.name.startswith(".")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in visible}
 
@@ -61,11 +61,11 @@ def test_videos_become_shards_of_small_clips(videos: Path, tmp_path: Path) -> No
     assert clip.shape == (30, 32, 48, 3)
     whole = exact_frames(videos / "walk" / "1.mp4")
     small = np.stack([np.asarray(Image.fromarray(f).resize((48, 32), Image.Resampling.LANCZOS)) for f in whole])
-    brightness = clip.mean(-1) - small.mean(-1)  # 4:2:0 halves the resolution of colours
+    brightness = clip.mean(-1) - small.mean(-1)  # 4:2:0 halves the colour resolution
     assert np.abs(brightness).mean() < 5
 
 
-def test_prepared_video_has_a_closed_entry_point_every_gop(videos: Path, tmp_path: Path) -> None:
+def test_every_gop_of_a_prepared_video_is_closed_and_starts_with_a_key_frame(videos: Path, tmp_path: Path) -> None:
     import av
 
     prepare(DataConfig(train=str(videos)), str(tmp_path), short_side=32, gop=8, limit=1)
@@ -86,7 +86,7 @@ def test_frame_rate_keeps_every_nth_frame(videos: Path, tmp_path: Path) -> None:
     assert report.frames == 8
 
 
-def test_images_become_upright_jpegs_with_the_short_side(tmp_path: Path) -> None:
+def test_images_become_upright_jpegs_with_the_configured_short_side(tmp_path: Path) -> None:
     (tmp_path / "raw" / "a").mkdir(parents=True)
     Image.fromarray(pictures(1, 120, 60)[0]).save(tmp_path / "raw" / "a" / "big.png")
     Image.fromarray(pictures(1, 20, 10)[0]).save(tmp_path / "raw" / "a" / "small.png")
@@ -121,7 +121,7 @@ p.prepare(DataConfig(train=sys.argv[1]), sys.argv[2], short_side=32, workers=2)
 """
 
 
-def test_a_restart_after_sigkill_gives_the_same_bytes(videos: Path, tmp_path: Path) -> None:
+def test_a_run_restarted_after_sigkill_writes_identical_bytes(videos: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [sys.executable, "-c", JOB, str(videos)]
     root = Path(__file__).parents[3]
@@ -135,7 +135,7 @@ def test_a_restart_after_sigkill_gives_the_same_bytes(videos: Path, tmp_path: Pa
     assert _digests(whole) == _digests(broken)
 
 
-def test_an_output_of_other_settings_is_rejected(videos: Path, tmp_path: Path) -> None:
+def test_output_written_with_different_settings_is_rejected(videos: Path, tmp_path: Path) -> None:
     prepare(DataConfig(train=str(videos)), str(tmp_path), short_side=32, limit=1)
     with pytest.raises(ManifestError, match="short_side was 32, is 48"):
         prepare(DataConfig(train=str(videos)), str(tmp_path), short_side=48, limit=1)
@@ -143,7 +143,7 @@ def test_an_output_of_other_settings_is_rejected(videos: Path, tmp_path: Path) -
 
 def test_frame_folders_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("clip 12 0\n")
-    with pytest.raises(ManifestError, match="not frame folders"):
+    with pytest.raises(ManifestError, match="frame folders cannot be prepared"):
         prepare(DataConfig(train=str(tmp_path / "l.txt")), str(tmp_path / "out"))
 
 
@@ -158,7 +158,7 @@ def test_preparation_reads_from_and_writes_to_s3(s3_root: str, videos: Path) -> 
     reader.close()
 
 
-def test_a_failure_stops_the_other_workers_and_is_raised(
+def test_a_failing_worker_stops_the_others_and_its_error_is_raised(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("amd.data.prepare._samples_per_shard", lambda mib, mean: 1)

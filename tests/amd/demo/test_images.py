@@ -69,7 +69,7 @@ def test_a_page_has_one_row_per_view_and_wraps_samples() -> None:
     np.testing.assert_array_equal(tile[::2, ::2], clips[0, :, 0].permute(1, 2, 0).numpy())
 
 
-def test_a_student_without_decoder_cannot_be_drawn() -> None:
+def test_drawing_a_student_without_a_decoder_raises() -> None:
     config = tiny_video_config(objective__weights__reconstruction=0.0)
     clips, sets = inputs(config)
     with pytest.raises(ValueError, match=r"objective\.weights\.reconstruction=0"):

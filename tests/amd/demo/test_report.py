@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from amd.demo.report import DemoReport, DemoRow, DemoSection, cells, figure, markdown, table
+from amd.demo.report import DemoReport, DemoRow, DemoSection, cells, markdown, mean_and_sd, table
 
 
 def report(seeds: int = 1) -> DemoReport:
@@ -31,10 +31,10 @@ def report(seeds: int = 1) -> DemoReport:
     ("values", "shown"), [((), "–"), ((81.04,), "81.0"), ((81.0, 82.0, 83.0), "82.0 ± 1.0"), ((5.0, 5.0), "5.0 ± 0.0")]
 )
 def test_several_seeds_are_shown_as_mean_and_sample_standard_deviation(values: tuple[float, ...], shown: str) -> None:
-    assert figure(values) == shown
+    assert mean_and_sd(values) == shown
 
 
-def test_the_table_shows_every_row_with_its_figures_steps_and_seconds() -> None:
+def test_the_table_shows_every_row_with_its_metrics_steps_and_seconds() -> None:
     console = Console(file=io.StringIO(), width=120)
     console.print(table(report(seeds=3)))
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -52,7 +52,7 @@ def test_steps_that_differ_between_seeds_are_shown_as_mean_and_deviation() -> No
     assert cells(row.model_copy(update={"steps": (500, 500, 500)}), ["steps"]) == ["500"]
 
 
-def test_narrow_terminals_wrap_titles_but_not_figures() -> None:
+def test_narrow_terminals_wrap_titles_but_not_numbers() -> None:
     console = Console(file=io.StringIO(), width=60)
     console.print(table(report(seeds=3)))
     for expected in ("82.0 ± 1.0", "87.0 ± 1.7", "500", "31 ± 2"):

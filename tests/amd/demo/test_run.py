@@ -39,7 +39,7 @@ def short_demo(storage: Path, output: io.StringIO, **options: Any) -> DemoReport
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_the_demo_produces_a_table_pictures_and_an_embedding(tmp_path: Path, kind: str) -> None:
+def test_the_demo_produces_a_table_images_and_an_embedding(tmp_path: Path, kind: str) -> None:
     output = io.StringIO()
     report = short_demo(tmp_path, output, image=kind == "image", video=kind == "video")
 
@@ -60,7 +60,14 @@ def test_the_demo_produces_a_table_pictures_and_an_embedding(tmp_path: Path, kin
             assert page.width > 600
     assert report.embedded["width"] == 64
     assert str(report.embedded["file"]).endswith((".png", ".mp4"))
-    for expected in ("raw pixels", "student (64 x 4), AMD", "Pictures", "One file embedded", "Next:", str(tmp_path)):
+    for expected in (
+        "raw pixels",
+        "student (64 x 4), AMD",
+        "Pictures",
+        "Embedding of one file",
+        "Next:",
+        str(tmp_path),
+    ):
         assert expected in output.getvalue()
 
 
@@ -72,7 +79,7 @@ def test_a_second_demo_reuses_finished_runs(tmp_path: Path) -> None:
     assert second.sections == first.sections
 
 
-def test_each_seed_has_its_own_teacher_and_full_adds_the_control_arms(tmp_path: Path) -> None:
+def test_each_seed_has_its_own_teacher_and_full_mode_adds_control_runs(tmp_path: Path) -> None:
     report = short_demo(tmp_path, io.StringIO(), video=False, seeds=2, full=True)
     (section,) = report.sections
     keys = ["pixels", "random", "teacher", "mae", "mae-time", "symmetric", "direct", "amd"]
@@ -84,7 +91,7 @@ def test_each_seed_has_its_own_teacher_and_full_adds_the_control_arms(tmp_path: 
     assert len(set(section.row("amd").encoders)) == 2
 
 
-def test_students_are_fine_tuned_from_scratch_undistilled_and_from_amd(tmp_path: Path) -> None:
+def test_fine_tuning_starts_from_scratch_from_a_plain_mae_and_from_an_amd_student(tmp_path: Path) -> None:
     output = io.StringIO()
     (section,) = short_demo(tmp_path, output, video=False, finetuned=True).sections
     assert [row.key for row in section.rows if row.finetuned] == ["random", "mae", "amd"]
@@ -92,10 +99,10 @@ def test_students_are_fine_tuned_from_scratch_undistilled_and_from_amd(tmp_path:
     assert "fine-tuned %" in output.getvalue()
     tuned = [load_card(str(tmp_path / "encoders" / name)) for name in listdir(str(tmp_path / "encoders"))]
     starts = {str((card.start or {}).get("id", "")) for card in tuned if card.objective == "finetune"}
-    assert len(starts) == 3, "scratch, the undistilled student, the AMD student"
+    assert len(starts) == 3, "scratch, a student trained without distillation, and an AMD student"
 
 
-def test_a_failed_run_ends_the_demo_with_its_reason(tmp_path: Path) -> None:
+def test_a_failed_run_stops_the_demo_with_its_error_message(tmp_path: Path) -> None:
     failed = RunResult(state="failed", message="the disk is full", run_id="x", run_folder="y")
     with pytest.raises(DemoFailed, match="ended as failed: the disk is full"):
         short_demo(tmp_path, io.StringIO(), video=False, runner=lambda configs: [failed for _ in configs])

@@ -1,4 +1,4 @@
-"""`python -m amd.downstream`, as `ray job submit` runs it."""
+"""Run `python -m amd.downstream` as `ray job submit` does."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def test_probe_prints_one_line_of_json(tmp_path: Path, capfd: pytest.CaptureFixt
         (["probe", "--config", "/nowhere"], "--config /nowhere: cannot be read"),
     ],
 )
-def test_invalid_input_exits_with_2(args: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_invalid_input_exits_with_code_2(args: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 2
     assert message in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Exports against timm, transformers, ONNX Runtime, torch.export; covers export.py, formats.py and huggingface.py."""
+"""Compare exports with timm, transformers, ONNX Runtime and torch.export (export.py, formats.py, huggingface.py)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def expected(encoder: Encoder, head: nn.Linear | None, clip: ClipConfig, pixels:
     return head(encode(encoder, clip, clips, "mean_then_norm"))
 
 
-def refused(folder: Path, format: Any, output: Path | str) -> str:
+def rejection_message(folder: Path, format: Any, output: Path | str) -> str:
     with pytest.raises(ConfigError) as caught:
         export(str(folder), format, str(output))
     return str(caught.value)
@@ -71,7 +71,9 @@ def refused(folder: Path, format: Any, output: Path | str) -> str:
 @pytest.mark.parametrize(
     "values", [MAE, BASE | {"positions": "learned"}, MAE | {"positions": "sincos_2d", "position_base": 100.0}]
 )
-def test_timm_loads_an_exported_folder_with_equal_output(tmp_path: Path, values: dict, head: HeadCard | None) -> None:
+def test_timm_loads_an_exported_folder_and_returns_the_same_output(
+    tmp_path: Path, values: dict, head: HeadCard | None
+) -> None:
     encoder, linear = publish(tmp_path / "e1", values, IMAGE, head=head)
     report = export(str(tmp_path / "e1"), "timm", str(tmp_path / "out"))
     assert report.deviation < 1e-5
@@ -91,7 +93,7 @@ def test_timm_loads_an_exported_folder_with_equal_output(tmp_path: Path, values:
 
 
 @pytest.mark.parametrize("clip", [VIDEO, IMAGE])
-def test_transformers_loads_a_video_encoder_with_equal_features(tmp_path: Path, clip: ClipConfig) -> None:
+def test_transformers_loads_a_video_encoder_and_returns_the_same_features(tmp_path: Path, clip: ClipConfig) -> None:
     encoder, _ = publish(tmp_path / "e1", BASE, clip)
     assert export(str(tmp_path / "e1"), "huggingface", str(tmp_path / "out")).deviation < 1e-5
     model = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
@@ -123,7 +125,9 @@ def test_transformers_loads_an_image_encoder_as_vit(tmp_path: Path, values: dict
 
 
 @pytest.mark.parametrize(("clip", "values"), [(IMAGE, MAE), (VIDEO, BASE)])
-def test_the_exported_processor_normalises_as_on_the_card(tmp_path: Path, clip: ClipConfig, values: dict) -> None:
+def test_the_exported_processor_normalises_as_the_card_specifies(
+    tmp_path: Path, clip: ClipConfig, values: dict
+) -> None:
     publish(tmp_path / "e1", values, clip)
     export(str(tmp_path / "e1"), "huggingface", str(tmp_path / "out"))
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
@@ -186,7 +190,7 @@ def test_onnx_runs_with_any_batch_size(tmp_path: Path, values: dict, clip: ClipC
         close(torch.from_numpy(got), expected(encoder, linear, clip, pixels))
 
 
-def test_large_onnx_weights_go_to_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_onnx_weights_are_written_to_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, _ = publish(tmp_path / "e1", BASE, VIDEO)
     monkeypatch.setattr(formats, "ONNX_LIMIT", 0)
     report = export(str(tmp_path / "e1"), "onnx", str(tmp_path / "moved" / "out.onnx"))
@@ -208,48 +212,52 @@ def test_torch_export_runs_with_any_batch_size(tmp_path: Path) -> None:
             close(model(pixels), expected(encoder, head, IMAGE, pixels))
 
 
-def test_an_unsupported_encoder_is_refused_and_supporting_formats_are_listed(tmp_path: Path) -> None:
+def test_an_unsupported_encoder_is_rejected_and_supporting_formats_are_listed(tmp_path: Path) -> None:
     publish(tmp_path / "video", BASE | {"positions": "sincos_3d"}, VIDEO)
-    message = refused(tmp_path / "video", "timm", tmp_path / "out")
-    assert "timm's ViT takes images, this encoder clips of 4 frames" in message
+    message = rejection_message(tmp_path / "video", "timm", tmp_path / "out")
+    assert "timm's ViT takes images, but this encoder takes clips of 4 frames" in message
     assert "formats that can: official, onnx, torch-export" in message
-    assert "this encoder has sincos_3d positions" in refused(tmp_path / "video", "huggingface", tmp_path / "out")
+    assert "this encoder has sincos_3d positions" in rejection_message(
+        tmp_path / "video", "huggingface", tmp_path / "out"
+    )
     publish(tmp_path / "image", MAE, IMAGE, head=HEAD)
-    message = refused(tmp_path / "image", "huggingface", tmp_path / "out")
+    message = rejection_message(tmp_path / "image", "huggingface", tmp_path / "out")
     assert "uses the class token" in message
     assert "timm, official, onnx, torch-export" in message
     publish(tmp_path / "pooled", BASE, VIDEO, pooling="mean_then_norm")
-    assert "does not support pooling" in refused(tmp_path / "pooled", "huggingface", tmp_path / "out")
+    assert "does not support pooling" in rejection_message(tmp_path / "pooled", "huggingface", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_invalid_output_path_is_refused_before_writing(tmp_path: Path) -> None:
+def test_an_invalid_output_path_is_rejected_before_writing(tmp_path: Path) -> None:
     publish(tmp_path / "e1", BASE, VIDEO)
-    assert "ends in .pth or .safetensors" in refused(tmp_path / "e1", "official", tmp_path / "out.bin")
+    assert "ends in .pth or .safetensors" in rejection_message(tmp_path / "e1", "official", tmp_path / "out.bin")
     (tmp_path / "out.onnx").write_text("mine")
-    assert "already exists" in refused(tmp_path / "e1", "onnx", tmp_path / "out.onnx")
+    assert "already exists" in rejection_message(tmp_path / "e1", "onnx", tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx").read_text() == "mine"
-    assert "choose one of timm" in refused(tmp_path / "e1", "gguf", tmp_path / "out")
+    assert "choose one of timm" in rejection_message(tmp_path / "e1", "gguf", tmp_path / "out")
 
 
 def test_an_export_with_different_output_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(tmp_path / "e1", BASE, VIDEO)
-    honest = EXPORTERS["official"]
+    accurate = EXPORTERS["official"]
 
-    def forgetful(model: formats.PixelEncoder, path: Path) -> formats.Written:
-        written = honest.write(model, path)
+    def write_inaccurate(model: formats.PixelEncoder, path: Path) -> formats.Written:
+        written = accurate.write(model, path)
         return written._replace(run=lambda pixels: written.run(pixels) * 1.0001)
 
-    monkeypatch.setitem(EXPORTERS, "official", honest._replace(write=forgetful))
-    message = refused(tmp_path / "e1", "official", tmp_path / "out.pth")
-    assert "differs from our output by 1.0e-04" in message
+    monkeypatch.setitem(EXPORTERS, "official", accurate._replace(write=write_inaccurate))
+    message = rejection_message(tmp_path / "e1", "official", tmp_path / "out.pth")
+    assert "differs from our encoder by 1.0e-04" in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e1"]
 
 
-def test_a_missing_library_is_reported_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_with_the_extra_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(tmp_path / "e1", BASE, VIDEO)
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    assert "pip install 'amd-service[onnx]'" in refused(tmp_path / "e1", "onnx", tmp_path / "out.onnx")
+    assert "pip install 'amd-service[onnx]'" in rejection_message(tmp_path / "e1", "onnx", tmp_path / "out.onnx")
 
 
 def test_the_sidecar_describes_input_output_and_licence(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Imports of foreign weights as published encoders."""
+"""Import third-party weights as published encoders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def import_weights(folder: Path, weights: Any, id: str | None = "e1", **values: 
     return import_encoder(validate(ImportConfig, {"weights": str(weights), "storage": str(folder), **named, **values}))
 
 
-def test_an_official_video_file_reveals_all_but_clip_and_heads(golden: Path, tmp_path: Path) -> None:
+def test_everything_but_clip_and_heads_is_inferred_from_an_official_video_file(golden: Path, tmp_path: Path) -> None:
     imported = import_weights(tmp_path, golden / "student_state.safetensors", image_size=(16, 16), frames=4, heads=3)
     card = imported.card
     assert (card.encoder.width, card.encoder.depth, card.encoder.heads) == (48, 4, 3)
@@ -107,7 +107,7 @@ def test_a_timm_name_sets_size_and_normalisation(tmp_path: Path, monkeypatch: py
         close(encode(encoder, card.clip, images[:, :, None]), peer.forward_features(images)[:, 1:].mean(1))
 
 
-def test_a_different_size_resamples_a_learned_table(tmp_path: Path) -> None:
+def test_a_learned_table_is_resampled_to_a_different_size(tmp_path: Path) -> None:
     peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=0))
     save_file(peer.state_dict(), tmp_path / "vit.safetensors")
     card = import_weights(tmp_path, tmp_path / "vit.safetensors", heads=3, image_size=(24, 32)).card
@@ -133,7 +133,7 @@ def test_an_export_can_be_imported_again(golden: Path, tmp_path: Path, format: A
     assert all(torch.equal(value, b.state_dict()[key]) for key, value in a.state_dict().items())
 
 
-def test_an_unrelated_json_beside_a_file_is_ignored(golden: Path, tmp_path: Path) -> None:
+def test_an_unrelated_json_file_next_to_the_weights_is_ignored(golden: Path, tmp_path: Path) -> None:
     file = tmp_path / "mae.safetensors"
     file.write_bytes((golden / "mae_state.safetensors").read_bytes())
     for text in ("{}", '{"input": 3}', '{"input": {"shape": [1]}, "output": {"labels": null}}'):
@@ -155,7 +155,7 @@ class TouchOnUnpickle:
         return Path.touch, (self.marker,)
 
 
-def test_malicious_truncated_and_wrong_files_are_refused_and_leave_nothing(golden: Path, tmp_path: Path) -> None:
+def test_malicious_truncated_and_wrong_files_are_rejected_and_leave_no_files(golden: Path, tmp_path: Path) -> None:
     payload = TouchOnUnpickle(tmp_path / "executed")
     (tmp_path / "hostile.pth").write_bytes(pickle.dumps({"model": {"patch_embed.proj.weight": payload}}, protocol=2))
     torch.save({"model": {"patch_embed.proj.weight": torch.zeros(4, 3, 2, 2)}, "extra": payload}, tmp_path / "zip.pth")
@@ -164,8 +164,8 @@ def test_malicious_truncated_and_wrong_files_are_refused_and_leave_nothing(golde
     save_file({"conv1.weight": torch.zeros(2)}, tmp_path / "resnet.safetensors")
     save_file({"patch_embed.proj.weight": torch.zeros(64, 3, 2, 2)}, tmp_path / "bare.safetensors")
     for name, expected in (
-        ("hostile.pth", "refused: loading would run"),
-        ("zip.pth", "refused: loading would run"),
+        ("hostile.pth", "refused: loading would execute"),
+        ("zip.pth", "refused: loading would execute"),
         ("truncated.safetensors", "a broken safetensors file"),
         ("resnet.safetensors", "keys match no known layout"),
         ("bare.safetensors", "contains no encoder"),
@@ -177,7 +177,7 @@ def test_malicious_truncated_and_wrong_files_are_refused_and_leave_nothing(golde
     assert not (tmp_path / "encoders").exists()
 
 
-def test_a_taken_or_invalid_id_is_refused(golden: Path, tmp_path: Path) -> None:
+def test_a_taken_or_invalid_id_is_rejected(golden: Path, tmp_path: Path) -> None:
     import_weights(tmp_path, golden / "mae_state.safetensors", heads=3)
     with pytest.raises(ConfigError, match="another encoder is already published"):
         import_weights(tmp_path, golden / "mae_state.safetensors", heads=6)

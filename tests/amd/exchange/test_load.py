@@ -1,4 +1,4 @@
-"""Strict loading of weights into teachers, encoders and students; covers load.py and source.py."""
+"""Load weights strictly into teachers, encoders and students; covers load.py and source.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def official(folder: Path, state: dict[str, torch.Tensor]) -> str:
     return str(path)
 
 
-def refused(encoder: Encoder, url: str, *, intermediates_only: bool = False) -> str:
+def rejection_message(encoder: Encoder, url: str, *, intermediates_only: bool = False) -> str:
     before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
     with pytest.raises(ConfigError) as caught:
         load_encoder_file(encoder, url, intermediates_only=intermediates_only)
@@ -67,14 +67,14 @@ def test_missing_and_unexpected_keys_are_listed_together(golden: Path, tmp_path:
     state = load_file(golden / "mae_state.safetensors")
     del state["blocks.1.attn.qkv.bias"], state["norm.weight"]
     state["blocks.0.attn.rel_pos"] = torch.zeros(3)
-    message = refused(mae_encoder(), official(tmp_path, state))
+    message = rejection_message(mae_encoder(), official(tmp_path, state))
     assert "missing 3: blocks.1.attn.q_bias, blocks.1.attn.v_bias, norm.weight" in message
     assert "unexpected 1: blocks.0.attn.rel_pos" in message
 
 
 def test_long_lists_are_truncated_with_a_count(golden: Path, tmp_path: Path) -> None:
     state = {key: value for key, value in load_file(golden / "mae_state.safetensors").items() if "blocks.1" not in key}
-    message = refused(mae_encoder(), official(tmp_path, state))
+    message = rejection_message(mae_encoder(), official(tmp_path, state))
     assert "missing 13: " in message
     assert " and 5 more" in message
     assert "the file has 1 block fewer than encoder.depth" in message
@@ -95,32 +95,34 @@ def test_long_lists_are_truncated_with_a_count(golden: Path, tmp_path: Path) -> 
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_weights_of_a_different_architecture_name_the_field(golden: Path, change: dict, expected: list[str]) -> None:
+def test_weights_of_a_different_architecture_are_rejected_with_the_field_to_change(
+    golden: Path, change: dict, expected: list[str]
+) -> None:
     encoder = encoder_of(mae(tiny_image_config(), student__encoder=MAE_SIZES | change))
-    message = refused(encoder, str(golden / "mae_state.safetensors"), intermediates_only=True)
+    message = rejection_message(encoder, str(golden / "mae_state.safetensors"), intermediates_only=True)
     for part in expected:
         assert part in message, message
 
 
-def test_weights_for_a_different_clip_name_size_and_patch(golden: Path) -> None:
+def test_weights_for_a_different_clip_are_rejected_with_the_fields_to_check(golden: Path) -> None:
     for change, expected in (
-        ({"clip__size": 32}, "the file has 17x24, the config 64x24 (tokens, width): check clip.size and clip.patch"),
+        ({"clip__size": 32}, "the file has 17x24, the config 64x24 (tokens, width); check clip.size and clip.patch"),
         ({"clip__patch": 2, "clip__size": 8}, "check clip.patch and clip.tubelet"),
     ):
         encoder = encoder_of(mae(tiny_image_config(**change), student__encoder=MAE_SIZES))
-        assert expected in refused(encoder, str(golden / "mae_state.safetensors"))
+        assert expected in rejection_message(encoder, str(golden / "mae_state.safetensors"))
 
 
-def test_non_finite_weights_are_refused(golden: Path, tmp_path: Path) -> None:
+def test_non_finite_weights_are_rejected(golden: Path, tmp_path: Path) -> None:
     state = load_file(golden / "mae_state.safetensors")
     state["norm.weight"][3] = float("nan")
-    assert "not finite in norm.weight" in refused(mae_encoder(), official(tmp_path, state))
+    assert "not finite in norm.weight" in rejection_message(mae_encoder(), official(tmp_path, state))
 
 
-def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_layout_is_rejected_with_a_list_of_known_layouts(tmp_path: Path) -> None:
     save_file({"conv1.weight": torch.zeros(2)}, tmp_path / "resnet.safetensors")
-    message = refused(mae_encoder(), str(tmp_path / "resnet.safetensors"))
-    assert "keys match no known layout, such as conv1.weight" in message
+    message = rejection_message(mae_encoder(), str(tmp_path / "resnet.safetensors"))
+    assert "keys match no known layout (first keys: conv1.weight" in message
     assert "timm" in message
 
 
@@ -129,7 +131,7 @@ def test_a_fine_tuned_file_can_be_a_teacher_but_not_an_encoder(golden: Path) -> 
     assert config.teacher is not None
     encoder = Encoder(config.teacher.encoder, config.clip.grid, config.clip.token_values)
     path = str(golden / "teacher_state.safetensors")
-    assert "use it as a teacher" in refused(encoder, path)
+    assert "use it as a teacher" in rejection_message(encoder, path)
     load_encoder_file(encoder, path, intermediates_only=True)
     assert torch.equal(encoder.norm.weight, torch.ones(64))
     assert torch.equal(encoder.blocks[3].attn.v_bias, load_file(path)["blocks.3.attn.v_bias"])
@@ -162,7 +164,7 @@ def test_missing_teacher_weights_are_reported_in_one_line() -> None:
     assert len(caught.value.problems) == 1
 
 
-def test_a_wrong_teacher_names_the_teacher_fields(golden: Path) -> None:
+def test_the_error_for_a_mismatched_teacher_lists_the_teacher_fields(golden: Path) -> None:
     weights = str(golden / "student_state.safetensors")
     config = with_overrides(tiny_video_config(), {"teacher.weights": weights})
     with pytest.raises(ConfigError, match=r"teacher\.encoder\.width") as caught:
@@ -202,11 +204,11 @@ def learned(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value for key, value in state.items() if not key.startswith("decoder")} | {"pos_embed": positions}
 
 
-def test_learned_positions_replace_ours_in_a_teacher_only(golden: Path, tmp_path: Path) -> None:
+def test_learned_positions_replace_ours_only_in_a_teacher(golden: Path, tmp_path: Path) -> None:
     state = learned(load_file(golden / "mae_state.safetensors"))
     path = official(tmp_path, state)
     encoder = mae_encoder()
-    assert "its positions are learned" in refused(encoder, path)
+    assert "its positions are learned" in rejection_message(encoder, path)
     load_encoder_file(encoder, path, intermediates_only=True)
     assert torch.equal(encoder.positions, state["pos_embed"][0, 1:])
     assert torch.equal(encoder.class_token[0, 0], state["cls_token"][0, 0] + state["pos_embed"][0, 0])
@@ -217,5 +219,5 @@ def test_a_3d_table_is_distinguished_from_a_learned_one(tmp_path: Path) -> None:
     source = encoder_of(config)
     table = position_table("sincos_3d", config.clip.grid, 48)[None]
     save_file(source.state_dict() | {"positions": table}, tmp_path / "mvd.safetensors")
-    message = refused(encoder_of(config), str(tmp_path / "mvd.safetensors"), intermediates_only=True)
+    message = rejection_message(encoder_of(config), str(tmp_path / "mvd.safetensors"), intermediates_only=True)
     assert "set encoder.positions=sincos_3d" in message

@@ -27,7 +27,7 @@ def test_an_official_amd_state_survives_a_round_trip(golden: Path) -> None:
     back = to_official(student.state_dict(), config.clip)
     assert set(back) == set(state)
     for key, tensor in state.items():
-        if re.match(r"generators\.\d\.norm\.", key):  # never used by the official code: filled
+        if re.match(r"generators\.\d\.norm\.", key):  # unused by the official code, so conversion fills it
             assert torch.equal(back[key], torch.full_like(tensor, float(key.endswith("weight"))))
         else:
             assert torch.equal(back[key], tensor), key
@@ -40,7 +40,7 @@ def test_official_files_lack_generator_tokens_and_ours_keep_their_initialisation
     assert all(torch.equal(a, b.mask_token) for a, b in zip(before, student.generators, strict=True))
 
 
-def test_a_mae_state_survives_a_round_trip_except_for_the_bias_of_keys(golden: Path) -> None:
+def test_a_mae_state_survives_a_round_trip_except_for_key_biases(golden: Path) -> None:
     state = load_file(golden / "mae_state.safetensors")
     config = mae(
         tiny_image_config(),
@@ -88,7 +88,7 @@ def test_layer_scale_is_folded_into_the_preceding_layer() -> None:
         assert not [key for key in folded if "gamma" in key]
 
 
-def test_a_convolution_and_the_flat_linear_map_embed_equally() -> None:
+def test_a_convolution_and_the_flat_linear_map_produce_the_same_embedding() -> None:
     from amd.tokens import patchify
 
     weight, clips = torch.rand(5, 3, 2, 4, 4), torch.rand(1, 3, 4, 8, 8)

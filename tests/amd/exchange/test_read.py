@@ -1,4 +1,4 @@
-"""Reading weight files: wrappers, malicious pickles, broken files, folders, S3."""
+"""Read weight files: wrapped state dicts, malicious pickles, broken files, folders, S3."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_prefixes_of_wrapping_modules_are_removed(tmp_path: Path, prefix: str) -
 
 
 def official_checkpoint() -> dict[str, Any]:
-    """What the official training scripts save beside weights, and what others add."""
+    """Return what the official training scripts save next to the weights, plus what other scripts add."""
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.AdamW([parameter])
     parameter.sum().backward()
@@ -61,11 +61,11 @@ def test_a_file_with_a_namespace_numpy_and_random_state_loads(tmp_path: Path, zi
     path = tmp_path / "official.pth"
     torch.save(official_checkpoint(), path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(pickle.UnpicklingError):
-        torch.load(path, weights_only=True)  # torch alone refuses it
+        torch.load(path, weights_only=True)  # plain torch.load rejects it
     assert same(read_state(str(path)))
 
 
-def test_numpy_scalars_under_their_old_module_name_load(tmp_path: Path) -> None:
+def test_numpy_scalars_with_the_old_module_name_load(tmp_path: Path) -> None:
     path = tmp_path / "old.pth"
     torch.save({"model": STATE, "best": np.float64(0.5)}, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
@@ -86,7 +86,7 @@ class RunOnLoad:
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("function", [os.system, eval, os.mkdir], ids=lambda function: function.__name__)
-def test_a_file_that_would_run_code_is_refused_and_nothing_runs(tmp_path: Path, function: Any, zipped: bool) -> None:
+def test_a_file_that_would_run_code_is_rejected_and_no_code_runs(tmp_path: Path, function: Any, zipped: bool) -> None:
     marker, path = tmp_path / "executed", tmp_path / "bad.pth"
     arguments = {os.system: f"touch {marker}", eval: f"open({str(marker)!r}, 'w')", os.mkdir: str(marker)}
     torch.save(
@@ -94,7 +94,7 @@ def test_a_file_that_would_run_code_is_refused_and_nothing_runs(tmp_path: Path, 
         path,
         _use_new_zipfile_serialization=zipped,
     )
-    with pytest.raises(ConfigError, match=r"bad\.pth: refused: loading would run .*(system|eval|mkdir)"):
+    with pytest.raises(ConfigError, match=r"bad\.pth: refused: loading would execute .*(system|eval|mkdir)"):
         read_state(str(path))
     assert not marker.exists()
 
@@ -108,7 +108,7 @@ def test_an_allowed_global_is_never_called(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_a_broken_file_is_reported_with_a_remedy(tmp_path: Path) -> None:
+def test_the_error_for_a_broken_file_explains_how_to_fix_it(tmp_path: Path) -> None:
     whole = tmp_path / "whole.pth"
     torch.save({"model": {"w": torch.zeros(100, 100)}}, whole)
     content = whole.read_bytes()

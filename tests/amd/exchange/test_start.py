@@ -1,4 +1,4 @@
-"""Initialising encoders from weights of transformers, timm and ours; covers start.py and positions.py."""
+"""Initialise encoders from transformers, timm and our own weights; covers start.py and positions.py."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def start(values: dict[str, Any], clip: ClipConfig, weights: Any, **options: Any
     return encoder, load_starting_point(encoder, str(weights), None, clip, **options)
 
 
-def refused(values: dict[str, Any], clip: ClipConfig, weights: Any, **options: Any) -> str:
+def rejection_message(values: dict[str, Any], clip: ClipConfig, weights: Any, **options: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         start(values, clip, weights, **options)
     return str(caught.value)
@@ -71,7 +71,7 @@ def tokens_of(encoder: Encoder, clip: ClipConfig, clips: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("model", [VideoMAEModel, VideoMAEForPreTraining])
 @pytest.mark.parametrize("shard", ["5GB", "100KB"], ids=["one-file", "sharded"])
-def test_a_folder_of_transformers_videomae_gives_its_features(tmp_path: Path, model: Any, shard: str) -> None:
+def test_a_transformers_videomae_folder_reproduces_its_features(tmp_path: Path, model: Any, shard: str) -> None:
     settings = VideoMAEConfig(**PEER, num_frames=4, tubelet_size=2, use_mean_pooling=False)
     peer = model(settings)
     saved(peer, tmp_path, max_shard_size=shard)
@@ -84,9 +84,9 @@ def test_a_folder_of_transformers_videomae_gives_its_features(tmp_path: Path, mo
     assert point.pooling == "mean"
 
 
-def test_a_fine_tuned_videomae_gives_its_pooled_features(tmp_path: Path) -> None:
+def test_a_fine_tuned_videomae_folder_reproduces_its_pooled_features(tmp_path: Path) -> None:
     peer = VideoMAEForVideoClassification(VideoMAEConfig(**PEER, num_frames=4, tubelet_size=2, num_labels=5))
-    peer.fc_norm.eps = 1e-6  # the official value; transformers leaves torch's 1e-5
+    peer.fc_norm.eps = 1e-6  # the official value; transformers keeps torch's default of 1e-5
     encoder, point = start(BASE, VIDEO, saved(peer, tmp_path))
     clips = torch.randn(2, 3, 4, 16, 16)
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_a_fine_tuned_videomae_gives_its_pooled_features(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("model", [ViTModel, ViTForImageClassification])
-def test_a_folder_of_transformers_vit_gives_its_features(tmp_path: Path, model: Any) -> None:
+def test_a_transformers_vit_folder_reproduces_its_features(tmp_path: Path, model: Any) -> None:
     peer = model(ViTConfig(**PEER))
     encoder, _ = start(LEARNED_IMAGE, IMAGE, saved(peer, tmp_path))
     images = torch.randn(2, 3, 16, 16)
@@ -105,7 +105,7 @@ def test_a_folder_of_transformers_vit_gives_its_features(tmp_path: Path, model: 
     close(tokens_of(encoder, IMAGE, images[:, :, None]), expected)
 
 
-def test_a_folder_of_transformers_vit_mae_gives_its_features(tmp_path: Path) -> None:
+def test_a_transformers_vit_mae_folder_reproduces_its_features(tmp_path: Path) -> None:
     peer = perturbed(ViTMAEForPreTraining(ViTMAEConfig(**PEER, mask_ratio=0.0, decoder_hidden_size=32)))
     table = position_table("sincos_2d", IMAGE.grid, 48)
     peer.vit.embeddings.position_embeddings.data.copy_(torch.cat([torch.zeros(1, 48), table])[None])
@@ -127,7 +127,7 @@ def test_a_folder_of_transformers_vit_mae_gives_its_features(tmp_path: Path) -> 
     ],
     ids=["plain", "layer-scale", "no-class-position", "no-class-token"],
 )
-def test_a_file_of_a_timm_vit_gives_timms_features(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_timm_vit_file_reproduces_the_timm_features(tmp_path: Path, options: dict[str, Any]) -> None:
     peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=3, **options))
     save_file(peer.state_dict(), tmp_path / "vit.safetensors")
     values = LEARNED_IMAGE | {"class_token": options.get("class_token", True)}
@@ -147,10 +147,10 @@ def test_a_timm_name_initialises_image_and_video_encoders(monkeypatch: pytest.Mo
     encoder, point = start(LEARNED_IMAGE, IMAGE, "timm:vit_tiny_patch16_224")
     close(tokens_of(encoder, IMAGE, images[:, :, None]), expected)
     assert point.lineage["weights"] == "timm:vit_tiny_patch16_224"
-    still = ClipConfig(frames=2, tubelet=2, size=(16, 16), patch=4)  # one tubelet of one picture twice
+    still = ClipConfig(frames=2, tubelet=2, size=(16, 16), patch=4)  # one tubelet with the same image twice
     encoder, _ = start(LEARNED_IMAGE, still, "timm:vit_tiny_patch16_224")
     close(tokens_of(encoder, still, images[:, :, None].expand(-1, -1, 2, -1, -1)), expected)
-    assert "it has 3 heads: set finetune.encoder.heads=3" in refused(
+    assert "it has 3 heads: set finetune.encoder.heads=3" in rejection_message(
         LEARNED_IMAGE | {"heads": 4}, IMAGE, "timm:vit_tiny_patch16_224", section="finetune.encoder"
     )
 
@@ -171,7 +171,7 @@ def test_learned_positions_are_unchanged_at_the_same_size(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("size", [(24, 24), (32, 16), (8, 8)])
-def test_learned_positions_at_a_different_size_equal_those_of_timm(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_learned_positions_at_a_different_size_match_timm_positions(tmp_path: Path, size: tuple[int, int]) -> None:
     peer, path = timm_file(tmp_path)
     clip = ClipConfig(frames=1, tubelet=1, size=size, patch=4)
     encoder, _ = start(LEARNED_IMAGE, clip, path)
@@ -190,7 +190,7 @@ def test_resampling_in_time_is_linear_and_keeps_static_values() -> None:
     close(still, torch.ones(60, width))
 
 
-def test_a_longer_and_larger_clip_gets_its_own_fixed_positions(golden: Path) -> None:
+def test_fixed_positions_are_recomputed_for_a_longer_and_larger_clip(golden: Path) -> None:
     values = {"width": 48, "depth": 4, "heads": 3}
     clip = ClipConfig(frames=8, tubelet=2, size=(24, 32), patch=4)
     encoder, point = start(values, clip, golden / "student_state.safetensors")
@@ -199,17 +199,17 @@ def test_a_longer_and_larger_clip_gets_its_own_fixed_positions(golden: Path) -> 
     assert point.layout == "VideoMAE or AMD pre-training"
 
 
-def test_a_mae_file_loads_at_a_different_size_and_a_wrong_kind_is_named(golden: Path) -> None:
+def test_a_mae_file_loads_at_a_different_size_and_mismatched_positions_are_reported(golden: Path) -> None:
     values = {"width": 24, "depth": 2, "heads": 3, "class_token": True, "positions": "sincos_2d"}
     clip = ClipConfig(frames=1, tubelet=1, size=(32, 24), patch=4)
     encoder, _ = start(values, clip, golden / "mae_state.safetensors")
     assert torch.equal(encoder.positions, position_table("sincos_2d", clip.grid, 24))
-    message = refused(values | {"positions": "sincos_1d"}, clip, golden / "mae_state.safetensors")
+    message = rejection_message(values | {"positions": "sincos_1d"}, clip, golden / "mae_state.safetensors")
     assert "its positions are sincos_2d, not sincos_1d: set encoder.positions=sincos_2d" in message
 
 
-def test_learned_positions_are_refused_if_the_config_has_fixed_ones(tmp_path: Path) -> None:
-    message = refused({**BASE, "class_token": True, "positions": "sincos_2d"}, IMAGE, timm_file(tmp_path)[1])
+def test_learned_positions_are_rejected_if_the_config_has_fixed_ones(tmp_path: Path) -> None:
+    message = rejection_message({**BASE, "class_token": True, "positions": "sincos_2d"}, IMAGE, timm_file(tmp_path)[1])
     assert "its positions are learned, not sincos_2d: set encoder.positions=learned" in message
 
 
@@ -222,14 +222,14 @@ def test_learned_positions_start_from_fixed_ones_if_the_file_has_no_table(golden
 @pytest.mark.parametrize(
     ("change", "values"),
     [
-        ({"patch": 8}, "its patch is 4x4, which a patch embedding fixes: set clip.patch=4"),
-        ({"tubelet": 4}, "its tubelet is 2 frames, which a patch embedding fixes: set clip.tubelet=2"),
+        ({"patch": 8}, "its patch is 4x4, which the patch embedding determines: set clip.patch=4"),
+        ({"tubelet": 4}, "its tubelet is 2 frames, which the patch embedding determines: set clip.tubelet=2"),
         ({"patch": 8, "tubelet": 1}, "set clip.patch=4"),
     ],
 )
-def test_a_different_token_size_is_refused_even_if_shapes_agree(golden: Path, change: dict, values: str) -> None:
+def test_a_different_token_size_is_rejected_even_if_shapes_match(golden: Path, change: dict, values: str) -> None:
     clip = ClipConfig(**(VIDEO.model_dump() | change))
-    message = refused({"width": 48, "depth": 4, "heads": 3}, clip, golden / "student_state.safetensors")
+    message = rejection_message({"width": 48, "depth": 4, "heads": 3}, clip, golden / "student_state.safetensors")
     assert values in message
 
 
@@ -240,12 +240,12 @@ def test_all_mismatches_are_reported_together(tmp_path: Path) -> None:
     assert len(lost) == 2
     kept = {key: value for key, value in state.items() if key not in lost} | {"surprise": torch.zeros(1)}
     save_file(kept, tmp_path / "model.safetensors")
-    message = refused({"width": 48, "depth": 2, "heads": 4}, VIDEO, tmp_path)
+    message = rejection_message({"width": 48, "depth": 2, "heads": 4}, VIDEO, tmp_path)
     for part in ("it has 3 heads", "missing 2: blocks.0.attn.v_bias, blocks.1.attn.v_bias", "unexpected 1: surprise"):
         assert part in message
 
 
-def test_absent_biases_become_zeros_and_zero_biases_are_warned_about(
+def test_missing_biases_become_zero_and_zero_biases_trigger_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     peer = VideoMAEModel(VideoMAEConfig(**PEER, num_frames=4, use_mean_pooling=False, qv_bias=False))
@@ -266,30 +266,30 @@ def test_absent_biases_become_zeros_and_zero_biases_are_warned_about(
         ("model_type", "bert", "is not one of videomae, vit_mae, vit"),
     ],
 )
-def test_a_folder_with_an_incompatible_network_is_refused(tmp_path: Path, field: str, value: Any, values: str) -> None:
+def test_a_folder_with_an_incompatible_network_is_rejected(tmp_path: Path, field: str, value: Any, values: str) -> None:
     saved(ViTModel(ViTConfig(**PEER)), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
-    assert values in refused(LEARNED_IMAGE, IMAGE, tmp_path)
+    assert values in rejection_message(LEARNED_IMAGE, IMAGE, tmp_path)
 
 
 def test_a_different_pixel_normalisation_of_a_folder_is_reported(tmp_path: Path) -> None:
     saved(ViTModel(ViTConfig(**PEER)), tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
-    message = refused(LEARNED_IMAGE, IMAGE, tmp_path)
+    message = rejection_message(LEARNED_IMAGE, IMAGE, tmp_path)
     assert "set clip.mean=[0.5, 0.5, 0.5]" in message
     assert "set clip.std=[0.5, 0.5, 0.5]" in message
 
 
-def test_an_index_that_lists_missing_tensors_is_refused(tmp_path: Path) -> None:
+def test_an_index_that_lists_missing_tensors_is_rejected(tmp_path: Path) -> None:
     saved(ViTModel(ViTConfig(**PEER)), tmp_path, max_shard_size="100KB")
     index = tmp_path / "model.safetensors.index.json"
     places = json.loads(index.read_text())
     places["weight_map"]["layernorm.surprise"] = next(iter(places["weight_map"].values()))
     index.write_text(json.dumps(places))
-    assert "1 tensors of the index are missing from its files" in refused(LEARNED_IMAGE, IMAGE, tmp_path)
+    assert "1 tensors of the index are missing from its files" in rejection_message(LEARNED_IMAGE, IMAGE, tmp_path)
     index.write_text("{}")
-    assert "not an index of weight files" in refused(LEARNED_IMAGE, IMAGE, tmp_path)
+    assert "not a valid weight-file index" in rejection_message(LEARNED_IMAGE, IMAGE, tmp_path)
 
 
 def publish(folder: Path, values: dict[str, Any], clip: ClipConfig, **card: Any) -> Encoder:
@@ -319,15 +319,15 @@ def test_a_published_encoder_with_learned_positions_loads_at_the_same_and_a_larg
     close(encoder.positions, resample(source.positions.detach(), VIDEO.grid, longer.grid))
 
 
-def test_a_published_encoder_with_different_positions_or_heads_is_refused(tmp_path: Path) -> None:
+def test_a_published_encoder_with_different_positions_or_heads_is_rejected(tmp_path: Path) -> None:
     publish(tmp_path, BASE | {"positions": "sincos_2d", "position_base": 100.0}, VIDEO)
-    message = refused(BASE | {"heads": 4}, VIDEO, tmp_path, section="student.encoder")
+    message = rejection_message(BASE | {"heads": 4}, VIDEO, tmp_path, section="student.encoder")
     assert "set student.encoder.heads=3" in message
     assert "set student.encoder.positions=sincos_2d" in message
     assert "set student.encoder.position_base=100" in message
 
 
-def test_the_last_norm_can_be_initialised_anew(golden: Path) -> None:
+def test_the_last_norm_can_be_reinitialised(golden: Path) -> None:
     values = {"width": 48, "depth": 4, "heads": 3}
     encoder, _ = start(values, VIDEO, golden / "student_state.safetensors", final_norm=False)
     assert torch.equal(encoder.norm.weight, torch.ones(48))
@@ -352,7 +352,7 @@ def test_a_fine_tuned_encoder_initialises_another_with_its_pooled_norm(tmp_path:
 
 
 def mvd_state(clip: ClipConfig) -> dict[str, Tensor]:
-    """The keys of an MVD student: its encoder bare, two decoders towards its teachers, tables as parameters."""
+    """Return the state of an MVD student: unprefixed encoder keys, one decoder per teacher, tables as parameters."""
     encoder = perturbed(encoder_of(BASE, clip))
     state = {f"blocks.{key}": value for key, value in encoder.blocks.state_dict().items()}
     state |= {"norm.weight": encoder.norm.weight, "norm.bias": encoder.norm.bias}
@@ -377,6 +377,6 @@ def test_an_mvd_student_initialises_an_encoder_with_3d_positions_at_any_size(tmp
         encoder, _ = start(values, clip, tmp_path / "mvd.pth")
         assert torch.equal(encoder.blocks[1].attn.v_bias, state["blocks.1.attn.v_bias"])
         assert torch.equal(encoder.positions, position_table("sincos_3d", clip.grid, 48))
-    both = ClipConfig(frames=8, tubelet=2, size=(24, 24), patch=4)  # then nothing tells the grid of the table
-    assert "its table of 32 positions" in refused(values, both, tmp_path / "mvd.pth")
-    assert "set encoder.positions=sincos_3d" in refused(BASE, VIDEO, tmp_path / "mvd.pth")
+    both = ClipConfig(frames=8, tubelet=2, size=(24, 24), patch=4)  # the grid of the table is then unknown
+    assert "its table of 32 positions" in rejection_message(values, both, tmp_path / "mvd.pth")
+    assert "set encoder.positions=sincos_3d" in rejection_message(BASE, VIDEO, tmp_path / "mvd.pth")

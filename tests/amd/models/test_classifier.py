@@ -32,7 +32,7 @@ def test_the_head_is_initialized_with_the_official_scale() -> None:
     assert not head.bias.any()
 
 
-def test_official_fine_tuned_weights_give_the_official_features_and_logits(golden: Path, tmp_path: Path) -> None:
+def test_official_fine_tuned_weights_reproduce_the_official_features_and_logits(golden: Path, tmp_path: Path) -> None:
     stored = load_file(golden / "finetune.safetensors")
     official = {key.removeprefix("meanpool.state."): value for key, value in stored.items() if "meanpool.state" in key}
     save_file(official, tmp_path / "finetuned.safetensors")

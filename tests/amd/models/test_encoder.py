@@ -10,7 +10,7 @@ from amd.presets.pretraining import PRESETS
 from tests.support.runs.configs import tiny_image_config, tiny_video_config
 
 
-def test_only_the_blocks_up_to_the_last_intermediate_run_without_the_final_norm() -> None:
+def test_blocks_after_the_last_intermediate_are_skipped_without_the_final_norm() -> None:
     config = tiny_video_config()
     encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
     ran = []
@@ -31,7 +31,7 @@ def test_the_class_token_is_the_first_token_and_is_excluded_from_intermediates()
     assert encoded.intermediates[0].shape == (2, 4, 48)
 
 
-def test_features_depend_on_token_positions_and_not_on_their_order() -> None:
+def test_features_depend_on_token_positions_but_not_on_their_order() -> None:
     config = tiny_video_config()
     encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
     tokens, index = torch.randn(1, 6, 96), torch.tensor([[1, 4, 9, 16, 25, 31]])
@@ -42,7 +42,7 @@ def test_features_depend_on_token_positions_and_not_on_their_order() -> None:
     torch.testing.assert_close(a[:, order], b, rtol=1e-4, atol=1e-5)
 
 
-def test_the_linear_patch_embedding_equals_the_official_convolution() -> None:
+def test_the_linear_patch_embedding_matches_the_official_convolution() -> None:
     from amd.tokens import patchify
 
     config = tiny_video_config()
@@ -58,7 +58,7 @@ def test_the_linear_patch_embedding_equals_the_official_convolution() -> None:
 def test_published_sizes_have_the_official_number_of_parameters(size: str, millions: float) -> None:
     with torch.device("meta"):
         encoder = Encoder(EncoderConfig(size=size), TokenGrid(8, 14, 14), 1536)
-    head = ENCODER_SIZES[size].width * 400 + 400  # the official figure counts a head of 400 classes
+    head = ENCODER_SIZES[size].width * 400 + 400  # the official number includes a head for 400 classes
     assert (sum(p.numel() for p in encoder.parameters()) + head) / 1e6 == pytest.approx(millions, abs=0.01)
 
 
@@ -71,7 +71,7 @@ def test_the_students_of_the_paper_have_the_official_number_of_parameters(name: 
     assert ours / 1e6 == pytest.approx(millions, abs=0.005)
 
 
-def test_patch_embedding_and_decoder_input_keep_the_initialization_of_pytorch_as_in_videomae() -> None:
+def test_patch_embedding_and_decoder_input_keep_the_pytorch_initialization_as_in_videomae() -> None:
     torch.manual_seed(0)
     student = Student(tiny_video_config())
     assert student.encoder.patch_embed.weight.abs().max() <= 1 / 96**0.5

@@ -15,14 +15,14 @@ def perturb(module: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("queries", [1, 5, 9])
-def test_a_block_limited_to_the_last_tokens_gives_the_same_output_for_them(queries: int) -> None:
+def test_a_block_limited_to_the_last_tokens_returns_the_same_output_for_them(queries: int) -> None:
     block = Block(24, 3, 4.0)
     perturb(block)
     x = torch.randn(2, 9, 24)
     torch.testing.assert_close(block(x, queries), block(x)[:, -queries:], rtol=1e-5, atol=1e-5)
 
 
-def test_attention_equals_the_formula() -> None:
+def test_attention_matches_the_formula() -> None:
     attention = Attention(24, 3)
     perturb(attention)
     x = torch.randn(2, 5, 24)
@@ -61,7 +61,7 @@ def test_drop_path_preserves_the_mean_in_training_and_is_inactive_in_evaluation(
     assert abs(float(kept.mean()) - 1) < 0.05
 
 
-def test_a_predictor_gives_the_same_predictions_with_and_without_the_visible_tokens() -> None:
+def test_predictions_are_the_same_with_and_without_returning_visible_tokens() -> None:
     config = tiny_video_config()
     predictor = Predictor(config.student.encoder, config.clip.grid, 32, depth=2, heads=2)
     perturb(predictor)

@@ -56,7 +56,7 @@ def vit_mae(**settings: Any) -> Any:
 
 
 def published_videomae(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename keys as in published files: `q_bias` and `v_bias` beside the linear layers."""
+    """Rename keys as in published files: `q_bias` and `v_bias` next to the linear layers."""
     names = {"query.bias": "q_bias", "value.bias": "v_bias"}
     return {
         next((key.replace(new, old) for new, old in names.items() if key.endswith(new)), key): tensor
@@ -65,7 +65,7 @@ def published_videomae(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_vit_mae(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename keys as before transformers 5."""
+    """Rename keys to those used before transformers 5."""
     renames = (
         ("vit.layers.", "vit.encoder.layer."),
         ("attention.q_proj", "attention.attention.query"),
@@ -104,17 +104,17 @@ def random_sets(batch: int, tokens: int, visible: int) -> TokenSets:
     return TokenSets(shown, hidden[:, :0], hidden, hidden)
 
 
-@pytest.mark.parametrize("spelling", [unchanged, published_videomae])
+@pytest.mark.parametrize("rename_keys", [unchanged, published_videomae])
 @pytest.mark.parametrize("normalised", [True, False])
-def test_transformers_videomae_gives_the_same_loss_on_the_same_mask(normalised: bool, spelling: Callable) -> None:
+def test_the_loss_matches_transformers_videomae_on_the_same_mask(normalised: bool, rename_keys: Callable) -> None:
     torch.manual_seed(0)
     settings = VideoMAEConfig(
         **SIZES, num_frames=4, tubelet_size=2, use_mean_pooling=False, norm_pix_loss=normalised, qkv_bias=True
     )
     peer: Any = perturbed(VideoMAEForPreTraining(settings))
-    peer.decoder.norm.eps = 1e-6  # the official value; transformers leaves torch's 1e-5
+    peer.decoder.norm.eps = 1e-6  # the official value; transformers keeps torch's default of 1e-5
     config = peer_sized(tiny_video_config(objective__pixels="per_channel" if normalised else "unit"))
-    student = load(config, spelling(peer.state_dict()))
+    student = load(config, rename_keys(peer.state_dict()))
     clips, sets = torch.randn(3, 3, 4, 16, 16), random_sets(3, 32, 8)
     hidden = torch.zeros(3, 32, dtype=torch.bool).scatter(1, sets.student_masked, True)
     with torch.no_grad():
@@ -125,13 +125,13 @@ def test_transformers_videomae_gives_the_same_loss_on_the_same_mask(normalised: 
     torch.testing.assert_close(output.reconstructed, theirs.logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("spelling", [unchanged, published_vit_mae])
+@pytest.mark.parametrize("rename_keys", [unchanged, published_vit_mae])
 @pytest.mark.parametrize("normalised", [True, False])
-def test_transformers_vit_mae_gives_the_same_loss_on_the_same_mask(normalised: bool, spelling: Callable) -> None:
+def test_the_loss_matches_transformers_vit_mae_on_the_same_mask(normalised: bool, rename_keys: Callable) -> None:
     torch.manual_seed(0)
     peer = vit_mae(mask_ratio=0.75, norm_pix_loss=normalised)
     config = peer_sized(tiny_image_config(objective__pixels="per_patch" if normalised else "normalized"))
-    student = load(config, spelling(peer.state_dict()))
+    student = load(config, rename_keys(peer.state_dict()))
     images, noise = torch.randn(3, 3, 16, 16), torch.rand(3, 16)
     order = noise.argsort(dim=1)
     sets = TokenSets(order[:, :4], order[:, :0], order[:, 4:], order[:, 4:])
@@ -156,7 +156,7 @@ def test_attention_biases_left_at_zero_change_the_loss(part: str) -> None:
     assert after != pytest.approx(before, rel=1e-4)
 
 
-def test_a_real_timm_vit_gives_the_same_features() -> None:
+def test_features_match_a_timm_vit() -> None:
     import timm
 
     clip = ClipConfig(frames=1, tubelet=1, size=(32, 48), patch=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -98,7 +98,7 @@ def test_the_official_golden_numbers_are_reproduced(golden: Path) -> None:
     compared = {f"{row.source} {row.name}" for row in report.rows if row.verdict == "ok"}
     for source in (*AMD_FILES[4:], "mae_golden", "finetune", "sinusoid"):
         names = [name for name in load_file(golden / f"{source}.safetensors") if ".state." not in name]
-        index = {"noise", "n1568_d768_rows", "n1568_d768_cols"}  # what a comparison is made with
+        index = {"noise", "n1568_d768_rows", "n1568_d768_cols"}  # inputs of comparisons, not compared themselves
         assert {f"{source} {name}" for name in names if name not in index} <= compared
     for number in range(1, 6):
         for value in ("loss", "mae", "dir", "gen", "gnorm"):
@@ -123,7 +123,7 @@ def _shift_a_scale(found: Any) -> None:
         ("param_groups", _shift_a_scale, "finetune_depth3_layer_decay_0p75, blocks.2.attn.q_bias"),
     ],
 )
-def test_a_changed_number_of_fine_tuning_is_detected(
+def test_a_changed_fine_tuning_number_is_detected(
     tmp_path: Path, golden: Path, name: str, change: Callable[[Any], None], row: str
 ) -> None:
     found = json.loads((golden / f"{name}.json").read_text())
@@ -151,7 +151,7 @@ def test_a_non_square_mae_is_reproduced(mae_case: Path) -> None:
 
 
 @pytest.mark.parametrize("name", AMD_FILES[4:])
-def test_every_changed_number_of_an_amd_case_is_detected(copy: Any, amd_case: Path, name: str) -> None:
+def test_a_change_to_any_number_of_an_amd_case_is_detected(copy: Any, amd_case: Path, name: str) -> None:
     folder = copy(amd_case)
 
     def nudge(tensors: dict[str, Tensor]) -> None:
@@ -163,7 +163,7 @@ def test_every_changed_number_of_an_amd_case_is_detected(copy: Any, amd_case: Pa
     assert expected <= failed(run(str(folder)))
 
 
-def test_every_changed_number_of_a_mae_case_is_detected(copy: Any, mae_case: Path) -> None:
+def test_a_change_to_any_number_of_a_mae_case_is_detected(copy: Any, mae_case: Path) -> None:
     folder = copy(mae_case)
     path = folder / "mae_golden.safetensors"
 
@@ -233,13 +233,13 @@ def test_a_missing_file_is_a_failure(copy: Any, amd_case: Path, name: str) -> No
     assert f"{name} file" in failed(report)
 
 
-def test_an_unknown_file_of_tensors_is_a_failure(copy: Any, mae_case: Path) -> None:
+def test_an_unknown_tensor_file_is_a_failure(copy: Any, mae_case: Path) -> None:
     folder = copy(mae_case)
     save_file({"x": torch.zeros(1)}, folder / "more.safetensors")
     assert "more.safetensors file" in failed(run(str(folder)))
 
 
-def test_broken_files_are_failures_without_a_traceback(copy: Any, amd_case: Path) -> None:
+def test_broken_files_are_reported_as_failures_without_a_traceback(copy: Any, amd_case: Path) -> None:
     folder = copy(amd_case)
     content = (folder / "amd_grads_f32.safetensors").read_bytes()
     (folder / "amd_grads_f32.safetensors").write_bytes(content[:-5])
@@ -262,7 +262,7 @@ def test_broken_files_are_failures_without_a_traceback(copy: Any, amd_case: Path
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_a_changed_number_of_the_meta_file_is_detected(copy: Any, amd_case: Path, where: tuple, row: str) -> None:
+def test_a_changed_number_in_the_meta_file_is_detected(copy: Any, amd_case: Path, where: tuple, row: str) -> None:
     folder = copy(amd_case)
     meta = json.loads((folder / "amd_meta.json").read_text())
     *parents, last = where
@@ -285,14 +285,14 @@ def test_an_unsupported_architecture_is_reported(copy: Any, amd_case: Path) -> N
         shutil.rmtree(folder)
 
 
-def test_a_folder_without_golden_files_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_golden_files_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no golden files"):
         run(str(tmp_path))
     with pytest.raises(ConfigError, match=r"no such folder"):
         run(str(tmp_path / "nowhere"))
 
 
-def test_the_report_is_available_as_lines_and_as_json(copy: Any, mae_case: Path) -> None:
+def test_the_report_is_available_as_text_and_as_json(copy: Any, mae_case: Path) -> None:
     folder = copy(mae_case)
 
     def spoil(tensors: dict[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ from amd.training.failures import Budgets, NonFinite, UploadError, classify_fail
 
 
 class RayActorError(Exception):
-    """Same name as Ray's error: errors are classified by class name, without importing Ray."""
+    """Has the name of Ray's error, because errors are classified by class name without importing Ray."""
 
     preempted = False
 
@@ -69,7 +69,7 @@ def test_gpu_out_of_memory_is_a_user_error_with_a_remedy() -> None:
     assert "scaling.micro_batch" in verdict.message
 
 
-def test_each_failure_is_charged_to_its_own_budget() -> None:
+def test_each_failure_counts_against_its_own_budget() -> None:
     budgets = Budgets(Retries(infrastructure=2, preemption=1, user=0))
     assert [budgets.charge("infrastructure") for _ in range(3)] == [True, True, False]
     assert [budgets.charge("preemption") for _ in range(2)] == [True, False]

@@ -29,7 +29,7 @@ def test_a_lease_has_one_holder_until_it_is_released(url: str) -> None:
     second.release()
 
 
-def test_a_lease_held_by_a_dead_local_process_can_be_taken(url: str) -> None:
+def test_a_lease_held_by_a_dead_local_process_can_be_acquired(url: str) -> None:
     child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     lease = Lease(url)
     assert lease.acquire()

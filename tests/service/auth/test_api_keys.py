@@ -46,11 +46,11 @@ def test_a_created_key_has_the_requested_scopes_and_is_shown_once(engine: Engine
     assert principal == Principal(created["id"], "video", frozenset({"submit"}))
     assert datetime.fromisoformat(created["expires_at"]) == expires
     listed = client.get("/v1/keys", headers=root)
-    assert {item["name"] for item in listed.json()["items"]} == {"CI", "of a test"}
+    assert {item["name"] for item in listed.json()["items"]} == {"CI", "test key"}
     assert created["key"].split("_", 2)[2] not in listed.text
 
 
-def test_an_admin_of_a_project_lists_creates_and_revokes_keys_of_that_project_only(engine: Engine) -> None:
+def test_an_admin_of_a_project_manages_only_keys_of_that_project(engine: Engine) -> None:
     client = client_of(engine, router)
     key_to(engine, "admin")
     ours, theirs = key_to(engine, "admin", project="ours"), key_to(engine, "read", project="theirs")
@@ -76,7 +76,7 @@ def test_only_admins_manage_keys(engine: Engine, scope: str) -> None:
     assert count(engine) == 1
 
 
-def test_a_revoked_key_is_rejected_at_once_and_stays_listed(engine: Engine) -> None:
+def test_a_revoked_key_is_rejected_immediately_and_stays_listed(engine: Engine) -> None:
     client = client_of(engine, router)
     root, other = key_to(engine, "admin"), key_to(engine, "admin")
     other_id = other["Authorization"].split("_")[1]
@@ -103,7 +103,7 @@ def test_the_last_key_that_can_create_others_cannot_be_revoked(engine: Engine) -
     assert client.delete(f"/v1/keys/{root_id}", headers=root).status_code == 204
 
 
-def test_two_admins_revoking_each_other_concurrently_leave_one(engine: Engine, database_url: str) -> None:
+def test_one_key_remains_when_admins_revoke_each_other_concurrently(engine: Engine, database_url: str) -> None:
     for _ in range(5):
         ids = [key_to(engine, "admin")["Authorization"].split("_")[1] for _ in range(4)]
         replicas = [open_engine(database_url) for _ in ids]
@@ -151,12 +151,12 @@ def test_an_invalid_request_creates_no_key(engine: Engine, wrong: dict[str, obje
 
 
 @pytest.mark.parametrize("key_id", ["%00", "a" * 33, "A", "..%2f", "unknown"])
-def test_unknown_key_ids_are_client_errors(engine: Engine, key_id: str) -> None:
+def test_unknown_key_ids_are_rejected(engine: Engine, key_id: str) -> None:
     response = client_of(engine, router).delete(f"/v1/keys/{key_id}", headers=key_to(engine, "admin"))
     assert response.status_code in (404, 422)
 
 
-def test_the_first_admin_key_is_written_to_a_file_only_its_owner_can_read(engine: Engine, tmp_path: Path) -> None:
+def test_the_first_admin_key_is_written_to_a_file_that_only_its_owner_can_read(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "admin-key"
     mask = os.umask(0)
     try:
@@ -178,13 +178,13 @@ def test_no_first_key_is_created_if_a_valid_admin_key_exists(engine: Engine, tmp
     key_to(engine, "submit")
     key_to(engine, "admin", expires_at=time.time() - 1)
     path = tmp_path / "admin-key"
-    assert ensure_admin_key(engine, path)  # none of these is a valid admin key of all projects
+    assert ensure_admin_key(engine, path)  # none of these is a valid admin key for all projects
     path.unlink()
     assert not ensure_admin_key(engine, path)
     assert not path.exists()
 
 
-def test_a_crash_between_file_and_commit_locks_nobody_out(
+def test_a_crash_between_writing_the_key_file_and_the_commit_locks_nobody_out(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "admin-key"
@@ -202,7 +202,7 @@ def test_a_crash_between_file_and_commit_locks_nobody_out(
     assert principal_of(engine, path).allowed("admin")
 
 
-def test_a_file_with_an_invalid_key_is_replaced_and_any_other_file_is_kept(engine: Engine, tmp_path: Path) -> None:
+def test_a_key_file_with_an_invalid_key_is_replaced_and_any_other_file_is_kept(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "admin-key"
     path.write_text(f"{new_secret()}\n")
     assert ensure_admin_key(engine, path)
@@ -216,7 +216,7 @@ def test_a_file_with_an_invalid_key_is_replaced_and_any_other_file_is_kept(engin
     assert count(engine) == 0
 
 
-def test_a_link_at_the_key_files_path_is_not_followed(engine: Engine, tmp_path: Path) -> None:
+def test_a_link_in_place_of_the_key_file_is_not_followed(engine: Engine, tmp_path: Path) -> None:
     target = tmp_path / "elsewhere"
     (tmp_path / "admin-key").symlink_to(target)
     with pytest.raises(FileExistsError):
@@ -225,7 +225,7 @@ def test_a_link_at_the_key_files_path_is_not_followed(engine: Engine, tmp_path: 
     assert count(engine) == 0
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["one file", "a file each"])
+@pytest.mark.parametrize("shared", [True, False], ids=["one file", "separate files"])
 def test_replicas_starting_concurrently_create_one_key(database_url: str, tmp_path: Path, shared: bool) -> None:
     replicas = [open_engine(database_url) for _ in range(6)]
     paths = [tmp_path / ("admin-key" if shared else f"key-{n}") for n in range(6)]

@@ -52,7 +52,9 @@ async def stream(caller: Reader) -> StreamingResponse:
     return StreamingResponse(iter(["a", "b"]))
 
 
-def test_a_key_grants_what_its_scope_includes_and_a_rejection_names_the_missing_scope(engine: Engine) -> None:
+def test_a_key_grants_every_scope_that_its_scope_includes_and_a_rejection_reports_the_missing_one(
+    engine: Engine,
+) -> None:
     client = client_of(engine, router)
     order = get_args(Scope)
     for own in order:
@@ -82,8 +84,8 @@ def test_expired_wrong_and_missing_keys_are_rejected_identically(engine: Engine)
         "expired": key_to(engine, "admin", expires_at=time.time() - 1)["Authorization"],
         "revoked": key_to(engine, "admin", revoked_at=time.time() - 1)["Authorization"],
         "never created": f"Bearer {unknown}",
-        "another's secret": f"Bearer {known._replace(secret=unknown.secret)}",
-        "another's id": f"Bearer {unknown._replace(secret=known.secret)}",
+        "the secret of another key": f"Bearer {known._replace(secret=unknown.secret)}",
+        "the id of another key": f"Bearer {unknown._replace(secret=known.secret)}",
         "only a digest": f"Bearer amd_{known.id}_{known.digest}",
     }
     details = set()
@@ -122,7 +124,7 @@ def test_a_key_that_expires_while_in_use_is_rejected(engine: Engine, clock: Sett
         authenticator.authenticate(header)
 
 
-def test_use_is_recorded_at_most_once_a_minute(engine: Engine, clock: SettableClock) -> None:
+def test_last_use_of_a_key_is_recorded_at_most_once_a_minute(engine: Engine, clock: SettableClock) -> None:
     authenticator = Authenticator(engine, Settings(), clock)
     header = key_to(engine, "read")["Authorization"]
     writes: list[str] = []
@@ -167,36 +169,34 @@ def test_secrets_are_256_random_bits_and_round_trip_as_text() -> None:
 
 @given(st.text())
 def test_no_header_causes_an_internal_error(text: str) -> None:
-    authenticator = Authenticator(
-        create_engine("sqlite://"), Settings()
-    )  # without tables: the database must not be queried
+    without_tables = create_engine("sqlite://")  # the database must not be queried
+    authenticator = Authenticator(without_tables, Settings())
     for header in (text, f"Bearer {text}", f"Bearer amd_{text}", f"Bearer amd_a_{text}"):
         with pytest.raises(Unauthenticated):
             authenticator.authenticate(header)
 
 
-def test_each_key_has_its_own_rate_limit_reported_in_every_response(engine: Engine) -> None:
+def test_each_key_has_a_separate_rate_limit_reported_in_every_response(engine: Engine) -> None:
     client = client_of(engine, router, settings=Settings(rate_limit="3/minute"))
     first, second = key_to(engine, "read"), key_to(engine, "read")
     for remaining in (2, 1, 0):
-        path = (
-            "/v1/admin" if remaining == 1 else "/v1/stream"
-        )  # rejected requests count, and streams have the headers too
+        # rejected requests count, and streams have the headers too
+        path = "/v1/admin" if remaining == 1 else "/v1/stream"
         response = client.get(path, headers=first)
         assert response.status_code == (403 if remaining == 1 else 200)
         assert response.headers["RateLimit-Limit"] == "3"
         assert response.headers["RateLimit-Remaining"] == str(remaining)
         assert 0 < int(response.headers["RateLimit-Reset"]) <= 60
-    refused = client.get("/v1/read", headers=first)
-    assert refused.status_code == 429
-    assert refused.json()["code"] == "rate_limited"
-    assert refused.json()["retryable"] is True
-    assert 0 < int(refused.headers["Retry-After"]) <= 60
-    assert refused.headers["RateLimit-Remaining"] == "0"
+    rejected = client.get("/v1/read", headers=first)
+    assert rejected.status_code == 429
+    assert rejected.json()["code"] == "rate_limited"
+    assert rejected.json()["retryable"] is True
+    assert 0 < int(rejected.headers["Retry-After"]) <= 60
+    assert rejected.headers["RateLimit-Remaining"] == "0"
     assert client.get("/v1/read", headers=second).status_code == 200
 
 
-def test_failures_are_limited_by_address_without_locking_out_valid_keys(engine: Engine) -> None:
+def test_failed_authentications_are_limited_per_address_without_locking_out_valid_keys(engine: Engine) -> None:
     client = client_of(engine, router)
     statuses = [
         client.get("/v1/read", headers={"Authorization": f"Bearer {new_secret()}"}).status_code for _ in range(32)
@@ -205,13 +205,13 @@ def test_failures_are_limited_by_address_without_locking_out_valid_keys(engine: 
     assert client.get("/v1/read", headers=key_to(engine, "read")).status_code == 200
 
 
-def test_an_invalid_rate_limit_is_rejected_at_start(engine: Engine) -> None:
+def test_an_invalid_rate_limit_is_rejected_at_startup(engine: Engine) -> None:
     with pytest.raises(ValueError, match="many"):
         Authenticator(engine, Settings(rate_limit="many"))
 
 
 @given(st.sets(st.sampled_from(get_args(Scope))))
-def test_more_scopes_never_grant_less(scopes: set[Scope]) -> None:
+def test_additional_scopes_never_remove_permissions(scopes: set[Scope]) -> None:
     principal = Principal("k", None, frozenset(scopes))
     wider = Principal("k", None, frozenset(scopes | {"admin"}))
     for scope in get_args(Scope):

@@ -1,7 +1,7 @@
 """Authorization of every route, for every scope, on objects of the caller's project and of another project.
 
-RULES lists the scope that each route requires; the first test fails for a route that is not listed. A route returns
-404 for an object that is not visible to the caller, and leaves the object unchanged.
+RULES lists the scope that each route requires; the first test fails for a route that is not listed. For an object that
+is not visible to the caller, a route returns 404 and leaves the object unchanged.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ PICTURE = {"input": "data:image/png;base64,AAAA"}
 
 
 class Rule(NamedTuple):
-    """What a route requires and how a test calls it."""
+    """Scope that a route requires, and how a test calls the route."""
 
     needs: Scope | None
     body: Any = None
     """Request body; its strings may contain placeholders for objects, like the path."""
     lists: bool = False
-    """Whether it lists objects of the caller's project."""
+    """Whether the route lists objects of the caller's project."""
     names: bool = False
-    """Whether it takes a name within a project, which a caller with all projects must specify."""
+    """Whether the route takes a name within a project, which must be specified if the key covers all projects."""
     unknown: int = 404
     """Status for an object that does not exist."""
 
@@ -125,7 +125,7 @@ class ApiFixture:
         encoder, alias = index_encoder(self.engine, f"encoder-of-{job.id}", project), f"alias-{key}"
         publish(self.root, encoder)
         EncoderStore(self.engine).move_alias(project, alias, encoder, "test")
-        deployed = f"serves-{key}"  # serves another encoder, so that requests to this one find no deployment
+        deployed = f"serves-{key}"  # serves a different encoder, so that requests to this one find no deployment
         plain: dict[str, Any] = {"candidate": None, "share": 0.0, "settings": ServingSettings()}
         DeploymentStore(self.engine).put(new_deployment(deployed, project, "test", encoder="another", **plain))
         names = {"encoder": encoder, "other": encoder, "alias": alias, "name": deployed}
@@ -134,7 +134,7 @@ class ApiFixture:
     def request(
         self, route: tuple[str, str], header: dict[str, str], of: str = "ours", named: bool = False, **more: str
     ) -> Any:
-        """`named`: pass the project of a named object. `more`: additional fields of the body."""
+        """Send a request. `named`: pass the project of a named object. `more`: additional fields of the body."""
         method, path = route
         objects, rule = self.objects[of] | PUBLIC.get(path, {}), RULES[route]
         texts = {key: value for key, value in (rule.body or {}).items() if isinstance(value, str)}
@@ -145,7 +145,7 @@ class ApiFixture:
         return self.client.request(method, path.format(**objects), headers=header, **options)
 
     def state(self) -> list[tuple[Any, ...]]:
-        """All state that a request could change, except for the time at which keys were used."""
+        """Return all state that a request could change, except for the time at which keys were used."""
         with Session(self.engine) as session:
             return [
                 *((job.id, job.version, job.state, job.wanted) for job in session.query(Job).order_by(Job.id)),
@@ -170,14 +170,16 @@ def api(sqlite_engine: Engine, tmp_path: Path) -> Iterator[ApiFixture]:
         yield ApiFixture(sqlite_engine, client, settings.root)
 
 
-def test_the_table_lists_exactly_the_routes_of_the_app(api: ApiFixture) -> None:
+def test_rules_list_exactly_the_routes_of_the_app(api: ApiFixture) -> None:
     routes = list(iter_route_contexts(api.client.app.routes))  # type: ignore[attr-defined]
     served = {(method, route.path) for route in routes for method in (route.methods or {"ANY"}) - {"HEAD"}}
     assert served == set(RULES)
 
 
 @pytest.mark.parametrize("route", RULES, ids=" ".join)
-def test_without_a_valid_key_only_public_routes_respond(api: ApiFixture, route: tuple[str, str]) -> None:
+def test_requests_without_a_valid_key_are_rejected_except_on_public_routes(
+    api: ApiFixture, route: tuple[str, str]
+) -> None:
     before = api.state()
     headers = {
         "no key": {},
@@ -196,15 +198,14 @@ def test_without_a_valid_key_only_public_routes_respond(api: ApiFixture, route: 
 
 
 @pytest.mark.parametrize("route", [route for route, rule in RULES.items() if rule.needs is not OPEN], ids=" ".join)
-def test_a_route_accepts_its_scope_and_no_lesser_one(api: ApiFixture, route: tuple[str, str]) -> None:
+def test_a_route_accepts_its_required_scope_and_rejects_lesser_scopes(api: ApiFixture, route: tuple[str, str]) -> None:
     needed = RULES[route].needs
     assert needed is not None
     for scopes in ((), *((scope,) for scope in SCOPES)):
         sufficient = bool(scopes) and SCOPES.index(scopes[0]) >= SCOPES.index(needed)
         for project in ("ours", None):
-            api.objects = {
-                name: api._create_objects(name) for name in ("ours", "theirs")
-            }  # the previous request may have deleted them
+            # The previous request may have deleted the objects.
+            api.objects = {name: api._create_objects(name) for name in ("ours", "theirs")}
             header, before = key_to(api.engine, *scopes, project=project), api.state()
             response = api.request(route, header, named=project is None)
             if sufficient:
@@ -245,7 +246,7 @@ CREATING = [route for route, rule in RULES.items() if rule.body is not None and 
 
 
 @pytest.mark.parametrize("route", CREATING, ids=" ".join)
-def test_nothing_is_created_in_other_projects(api: ApiFixture, route: tuple[str, str]) -> None:
+def test_creating_objects_in_other_projects_is_rejected(api: ApiFixture, route: tuple[str, str]) -> None:
     header, before = key_to(api.engine, "admin", project="ours"), api.state()
     assert api.request(route, header, of="theirs", project="theirs").status_code == 403
     assert api.state() == before

@@ -96,7 +96,7 @@ def settings(provider: Provider, **more: Any) -> Settings:
     return Settings(oidc_issuer=provider.url, oidc_audience=AUDIENCE, **more)
 
 
-def test_a_token_grants_what_its_claims_state(sqlite_engine: Engine, provider: Provider) -> None:
+def test_a_token_grants_the_project_and_scopes_in_its_claims(sqlite_engine: Engine, provider: Provider) -> None:
     authenticator = Authenticator(sqlite_engine, settings(provider))
     principal = authenticator.authenticate(f"Bearer {provider.token()}")
     assert principal == Principal("oidc:someone", "video", frozenset({"submit"}))
@@ -117,7 +117,7 @@ def test_a_token_grants_what_its_claims_state(sqlite_engine: Engine, provider: P
         ({"amd_scopes": [1, None]}, set()),
     ],
 )
-def test_scopes_are_read_from_amd_scopes_else_from_scope(
+def test_scopes_are_read_from_amd_scopes_or_else_from_scope(
     sqlite_engine: Engine, provider: Provider, claims: dict[str, Any], scopes: set[str]
 ) -> None:
     authenticator = Authenticator(sqlite_engine, settings(provider))
@@ -153,18 +153,18 @@ def test_access_to_all_projects_must_be_explicit(sqlite_engine: Engine, provider
         {"amd_scopes": 7},
     ],
 )
-def test_a_token_for_another_audience_or_time_is_rejected(provider: Provider, claims: dict[str, Any]) -> None:
+def test_a_token_with_invalid_claims_is_rejected(provider: Provider, claims: dict[str, Any]) -> None:
     issuer = provider.issuer()
     issuer.claims(provider.token())
     with pytest.raises(Unauthenticated):
         issuer.claims(provider.token(**claims))
 
 
-def test_one_of_several_audiences_is_enough(provider: Provider) -> None:
+def test_a_token_for_several_audiences_including_ours_is_accepted(provider: Provider) -> None:
     assert provider.issuer().claims(provider.token(aud=["another", AUDIENCE])).subject == "someone"
 
 
-def test_a_token_expires_while_in_use(provider: Provider) -> None:
+def test_a_token_that_expires_while_in_use_is_rejected(provider: Provider) -> None:
     issuer, token = provider.issuer(), provider.token()
     issuer.claims(token)
     provider.clock.now += 600 + 31
@@ -184,21 +184,22 @@ def test_forged_signatures_are_rejected(provider: Provider) -> None:
     widened = part({**claims, "amd_project": "*", "amd_scopes": ["admin"]})
     shared = f"{part({'alg': 'HS256', 'kid': 'first'})}.{payload}"
     by_public_key = hmac.digest(provider.key.as_pem(private=False), shared.encode(), "sha256")
-    foreign = RSAKey.generate_key(2048, {"kid": "first"})
+    unpublished = RSAKey.generate_key(2048, {"kid": "first"})
     forged = {
         "unsigned": f"{part({'alg': 'none', 'kid': 'first'})}.{payload}.",
         "unsigned, in capitals": f"{part({'alg': 'NONE', 'kid': 'first'})}.{payload}.",
         "unsigned with a signature": f"{part({'alg': 'none', 'kid': 'first'})}.{payload}.{signature}",
         "no algorithm": f"{part({'kid': 'first'})}.{payload}.{signature}",
         "HMAC with the public key": f"{shared}.{part(by_public_key)}",
-        "a foreign key with a known id": provider.token(key=foreign),
+        "an unpublished key with a known id": provider.token(key=unpublished),
         "a key inside the token": provider.token(
-            key=foreign, header={"kid": None, "jwk": foreign.as_dict(private=False), "jku": "http://127.0.0.1:1/"}
+            key=unpublished,
+            header={"kid": None, "jwk": unpublished.as_dict(private=False), "jku": "http://127.0.0.1:1/"},
         ),
         "other claims under a good signature": f"{header}.{widened}.{signature}",
         "no signature": f"{header}.{payload}.",
         "truncated": good[:-20],
-        "another key's id": provider.token(header={"kid": "second"}),
+        "the id of another key": provider.token(header={"kid": "second"}),
         "a key id that is not text": f"{part({'alg': 'RS256', 'kid': ['first']})}.{payload}.{signature}",
         "an unknown critical header": provider.token(header={"crit": ["b64"], "b64": False}),
     }
@@ -217,7 +218,7 @@ def test_forged_signatures_are_rejected(provider: Provider) -> None:
         ("Ed25519", OKPKey.generate_key("Ed25519", {"kid": "k"})),
     ],
 )
-def test_other_key_types_work(provider: Provider, algorithm: str, key: Any) -> None:
+def test_other_key_types_are_accepted(provider: Provider, algorithm: str, key: Any) -> None:
     provider.published = [provider.key, key]
     assert provider.issuer().claims(provider.token(key=key, header={"alg": algorithm})).subject == "someone"
 
@@ -238,7 +239,7 @@ def test_encryption_keys_and_shared_secrets_are_rejected_for_signing(provider: P
             issuer.claims(token)
 
 
-def test_keys_are_cached_and_refetched_when_a_new_one_appears(provider: Provider) -> None:
+def test_keys_are_cached_and_fetched_again_when_a_token_has_a_new_key(provider: Provider) -> None:
     issuer = provider.issuer()
     for _ in range(5):
         issuer.claims(provider.token())
@@ -256,7 +257,7 @@ def test_unknown_keys_trigger_at_most_one_fetch_a_minute(provider: Provider) -> 
     for step in range(10):
         provider.clock.now += REFRESH_S / 5
         with pytest.raises(Unauthenticated):
-            issuer.claims(provider.token(header={"kid": f"made up {step}"}))
+            issuer.claims(provider.token(header={"kid": f"unknown {step}"}))
     assert provider.fetches == 1 + 2
     issuer.claims(provider.token())
 
@@ -270,12 +271,14 @@ def test_a_withdrawn_key_is_valid_for_at_most_an_hour(provider: Provider) -> Non
         issuer.claims(provider.token(key=old))
 
 
-def test_during_an_outage_of_the_issuer_cached_keys_work_and_unknown_ones_are_retryable(provider: Provider) -> None:
+def test_during_an_issuer_outage_cached_keys_are_accepted_and_unknown_keys_cause_a_retryable_error(
+    provider: Provider,
+) -> None:
     provider.unavailable = True
     issuer = provider.issuer()
-    with pytest.raises(IssuerUnavailable) as refused:
+    with pytest.raises(IssuerUnavailable) as error:
         issuer.claims(provider.token())
-    assert 0 < refused.value.extra["retry_after"] <= REFRESH_S
+    assert 0 < error.value.extra["retry_after"] <= REFRESH_S
     provider.unavailable = False
     provider.clock.now += REFRESH_S
     issuer.claims(provider.token())
@@ -284,13 +287,13 @@ def test_during_an_outage_of_the_issuer_cached_keys_work_and_unknown_ones_are_re
     assert issuer.claims(provider.token()).subject == "someone"
 
 
-def test_an_issuer_with_another_name_in_its_metadata_is_rejected(provider: Provider) -> None:
+def test_an_issuer_whose_metadata_is_for_a_different_issuer_is_rejected(provider: Provider) -> None:
     issuer = Issuer(provider.url + "/", AUDIENCE, clock=provider.clock)
     with pytest.raises(IssuerUnavailable):
         issuer.claims(provider.token())
 
 
-def test_a_key_without_an_id_validates_tokens_without_one(provider: Provider) -> None:
+def test_tokens_without_a_key_id_are_accepted_only_if_the_issuer_has_a_single_key(provider: Provider) -> None:
     provider.key = RSAKey.generate_key(2048)
     provider.published = [provider.key]
     assert provider.issuer().claims(provider.token(header={"kid": None})).subject == "someone"
@@ -325,7 +328,7 @@ def test_a_token_crafted_to_break_parsers_is_rejected(text: bytes) -> None:
         Issuer("http://127.0.0.1:1", AUDIENCE).claims(f"{part(text)}.{part({})}.{part(b'x')}")
 
 
-def test_an_issuer_without_an_audience_is_rejected_at_start(sqlite_engine: Engine) -> None:
+def test_an_issuer_without_an_audience_is_rejected_at_startup(sqlite_engine: Engine) -> None:
     with pytest.raises(ValueError, match="AMD_OIDC_AUDIENCE"):
         Authenticator(sqlite_engine, Settings(oidc_issuer="https://issuer.example.com"))
 
@@ -336,14 +339,14 @@ def test_tokens_are_rejected_without_a_configured_issuer(sqlite_engine: Engine, 
     assert provider.fetches == 0
 
 
-def test_a_token_works_over_http_like_a_key_and_an_issuer_outage_is_reported(
+def test_tokens_are_accepted_over_http_and_an_issuer_outage_is_reported(
     sqlite_engine: Engine, provider: Provider
 ) -> None:
     client = client_of(sqlite_engine, router, settings=settings(provider))
     provider.unavailable = True
     header = {"Authorization": f"Bearer {provider.token(amd_scopes='admin')}"}
-    refused = client.get("/v1/keys", headers=header)
-    assert (refused.status_code, refused.json()["code"]) == (503, "issuer_unavailable")
+    rejected = client.get("/v1/keys", headers=header)
+    assert (rejected.status_code, rejected.json()["code"]) == (503, "issuer_unavailable")
     provider.unavailable = False
     client = client_of(sqlite_engine, router, settings=settings(provider, rate_limit="2/minute"))
     created = client.post("/v1/keys", json={"name": "a", "scopes": ["read"]}, headers=header)

@@ -1,4 +1,4 @@
-"""URI policy: no spelling of a location outside the allowed prefixes is accepted.
+"""URI policy: no URI form reaches a location outside the allowed prefixes.
 
 An accepted URI is expanded with the code that reads it, and every file found must be below an allowed prefix.
 """
@@ -34,7 +34,7 @@ def accepts(policy: UriPolicy, uri: str) -> bool:
 
 
 class Tree(NamedTuple):
-    """A disk with an allowed folder, a sibling with the same name prefix, and links inside and outside."""
+    """A file tree with an allowed folder, a sibling with the same name prefix, and links in and out of it."""
 
     allowed: str
     policy: UriPolicy
@@ -74,7 +74,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
         *("/not there yet.txt", "/ü/名前.txt", "/a@b+c=d.txt"),
     ],
 )
-def test_uris_below_a_prefix_are_accepted_in_every_spelling_of_the_disk(tree: Tree, below: str) -> None:
+def test_uris_below_a_prefix_are_accepted_as_paths_and_as_file_uris(tree: Tree, below: str) -> None:
     for uri in (f"{tree.allowed}{below}", f"file://{tree.allowed}{below}", f"local://{tree.allowed}{below}"):
         tree.policy.check("data.train", uri)
 
@@ -138,7 +138,7 @@ def test_uris_below_a_prefix_are_accepted_in_every_spelling_of_the_disk(tree: Tr
         "http://localhost/x",
     ],
 )
-def test_other_spellings_and_locations_are_rejected(tree: Tree, uri: str) -> None:
+def test_other_uri_forms_and_locations_are_rejected(tree: Tree, uri: str) -> None:
     assert not accepts(tree.policy, uri.format(allowed=tree.allowed) if "{allowed}" in uri else uri)
 
 
@@ -174,7 +174,7 @@ FRAGMENTS = [
 ]
 
 
-SPELLINGS = st.one_of(
+URI_FORMS = st.one_of(
     st.lists(st.sampled_from(FRAGMENTS), max_size=7).map("".join),
     st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts)),
 )
@@ -184,13 +184,13 @@ SPELLINGS = st.one_of(
 @given(
     st.sampled_from(["", "file://", "local://", "FILE://", "simplecache::"]),
     st.sampled_from([True, True, True, False]),
-    SPELLINGS,
+    URI_FORMS,
 )
 @example("", True, "/o[u]t/x.tar")
 @example("", True, "/{0..1}/x.tar")
 @example("", True, "/{0..1}/not-there-yet.tar")
 @example("", True, "/o[u]t/not-there-yet.tar")
-def test_no_spelling_of_an_outside_location_is_accepted(tree: Tree, scheme: str, inside: bool, rest: str) -> None:
+def test_no_uri_form_reaches_outside_the_allowed_locations(tree: Tree, scheme: str, inside: bool, rest: str) -> None:
     uri = scheme + (tree.allowed if inside else "") + rest
     if not accepts(tree.policy, uri):
         return
@@ -202,7 +202,7 @@ def test_no_spelling_of_an_outside_location_is_accepted(tree: Tree, scheme: str,
 
 
 def files_read_for(uri: str) -> list[str]:
-    """Paths that a job would open for this URI on this machine, without the contents of folders."""
+    """Return the paths that a job would open for a URI on this machine, without the contents of folders."""
     assert not is_remote(uri)
     try:
         urls = expand(uri) if has_pattern(uri) else []
@@ -211,7 +211,7 @@ def files_read_for(uri: str) -> list[str]:
     return [filesystem(url)[1] for url in [uri, *urls]]
 
 
-def test_a_pattern_is_not_followed_outside_the_prefixes(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pattern_outside_the_prefixes_is_not_expanded(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.auth.uri_policy.glob.iglob", lambda *_, **__: pytest.fail("the pattern was expanded"))
     for uri in ("/**", "/*/*/*", f"{tree.allowed}base/*", f"{tree.allowed}/out/*"):
         assert not accepts(tree.policy, uri)
@@ -225,7 +225,7 @@ def test_an_unreadable_link_is_rejected(tree: Tree, monkeypatch: pytest.MonkeyPa
     assert not accepts(tree.policy, f"{tree.allowed}/in/x.tar")
 
 
-def test_a_prefix_that_becomes_a_link_is_resolved_at_check_time(tmp_path: Path) -> None:
+def test_a_prefix_that_becomes_a_link_is_resolved_at_each_check(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     policy = UriPolicy(str(tmp_path / "data"), ())
@@ -275,13 +275,13 @@ S3 = UriPolicy("s3://bucket/a", ("s3://whole", "gs://other/x"))
         ("s3://bucket/a::s3://other/b", False),
     ],
 )
-def test_buckets_and_their_prefixes(uri: str, accepted: bool) -> None:
+def test_uris_are_accepted_only_below_the_allowed_buckets_and_prefixes(uri: str, accepted: bool) -> None:
     assert accepts(S3, uri) is accepted
 
 
 @settings(max_examples=400)
-@given(SPELLINGS, st.sampled_from(["bucket/a", "bucket", "whole", "", "bucket/../whole", "bucket/b/../a"]))
-def test_no_spelling_of_an_outside_object_key_is_accepted(rest: str, start: str) -> None:
+@given(URI_FORMS, st.sampled_from(["bucket/a", "bucket", "whole", "", "bucket/../whole", "bucket/b/../a"]))
+def test_no_uri_form_reaches_object_keys_outside_the_allowed_prefixes(rest: str, start: str) -> None:
     uri = f"s3://{start}{rest}"
     if accepts(S3, uri):
         _, path = fsspec.core.url_to_fs(uri, anon=True)
@@ -289,7 +289,7 @@ def test_no_spelling_of_an_outside_object_key_is_accepted(rest: str, start: str)
         assert bucket == "whole" or (bucket == "bucket" and (key == "a" or key.startswith("a/"))), uri
 
 
-def test_http_is_limited_to_exactly_the_allowed_hosts() -> None:
+def test_http_uris_are_accepted_only_for_the_allowed_hosts() -> None:
     policy = UriPolicy(ROOT, ("https://data.example.org/sets", "http://plain.example.org:8080"))
     assert accepts(policy, "https://data.example.org/sets/a.tar")
     assert accepts(policy, "http://plain.example.org:8080/a.tar")
@@ -309,8 +309,8 @@ def test_http_is_limited_to_exactly_the_allowed_hosts() -> None:
         assert not accepts(policy, uri), uri
 
 
-def spellings_of(address: ipaddress.IPv4Address) -> list[str]:
-    """Spellings of an address that resolvers accept."""
+def notations_of(address: ipaddress.IPv4Address) -> list[str]:
+    """Return the notations of an address that resolvers accept."""
     number, octets = int(address), address.packed
     return [
         str(address),
@@ -333,9 +333,9 @@ def spellings_of(address: ipaddress.IPv4Address) -> list[str]:
 @example(ipaddress.IPv4Address("127.0.0.1"))
 @example(ipaddress.IPv4Address("169.254.169.254"))
 @example(ipaddress.IPv4Address("10.0.0.1"))
-def test_no_address_can_be_allowed_however_it_is_spelled(address: ipaddress.IPv4Address) -> None:
+def test_addresses_cannot_be_allowed_in_any_notation(address: ipaddress.IPv4Address) -> None:
     anywhere = UriPolicy(ROOT, ("https://data.example.org",))
-    for host in spellings_of(address):
+    for host in notations_of(address):
         for port in ("", ":80"):
             with pytest.raises(ValueError, match="AMD_ALLOWED_URIS"):
                 UriPolicy(ROOT, (f"http://{host}{port}/",))
@@ -346,7 +346,7 @@ def test_no_address_can_be_allowed_however_it_is_spelled(address: ipaddress.IPv4
     "host",
     ["localhost", "LOCALHOST.", "a.localhost", "metadata", "metadata.google.internal", "kubernetes.default.local"],
 )
-def test_no_internal_name_can_be_allowed(host: str) -> None:
+def test_internal_host_names_cannot_be_allowed(host: str) -> None:
     with pytest.raises(ValueError, match="internal"):
         UriPolicy(ROOT, (f"http://{host}/",))
 
@@ -357,14 +357,14 @@ def test_no_text_causes_an_internal_error(text: str) -> None:
         accepts(UriPolicy(ROOT, ("s3://b", "https://data.example.org")), uri)
 
 
-def test_a_password_in_a_uri_is_not_repeated() -> None:
-    with pytest.raises(UriNotAllowed) as refused:
+def test_the_error_does_not_repeat_a_password_in_the_uri() -> None:
+    with pytest.raises(UriNotAllowed) as error:
         UriPolicy(ROOT, ("s3://bucket",)).check("data.train", "s3://key:pa55word@bucket/x")
-    assert "pa55word" not in refused.value.message
+    assert "pa55word" not in error.value.message
 
 
 @pytest.mark.parametrize("prefix", ["data", "", "s3://", "s3://b/../c", "s3://u:p@b/x", "simplecache::s3://b/x"])
-def test_an_invalid_prefix_is_rejected_at_start(prefix: str) -> None:
+def test_an_invalid_prefix_is_rejected_at_startup(prefix: str) -> None:
     with pytest.raises(ValueError, match="AMD_ALLOWED_URIS"):
         UriPolicy(ROOT, (prefix,))
 
@@ -373,7 +373,9 @@ PARTS = st.lists(st.sampled_from(["a", "b", "ab", "a b"]), max_size=3)
 
 
 @given(PARTS, PARTS)
-def test_everything_below_a_prefix_is_accepted_and_nothing_above(prefix: list[str], below: list[str]) -> None:
+def test_locations_below_a_prefix_are_accepted_and_those_above_or_next_to_it_rejected(
+    prefix: list[str], below: list[str]
+) -> None:
     above = "/" + "/".join(["nowhere", *prefix])
     policy = UriPolicy(above, ())
     assert accepts(policy, "/".join([above, *below]))
@@ -381,9 +383,9 @@ def test_everything_below_a_prefix_is_accepted_and_nothing_above(prefix: list[st
     assert not accepts(policy, f"{above}b")
 
 
-def test_all_fields_are_checked_and_the_bad_one_is_named() -> None:
+def test_all_fields_are_checked_and_the_error_reports_the_invalid_one() -> None:
     policy = UriPolicy(ROOT, ())
     policy.check_all([("data.train", f"{ROOT}/a"), ("teacher.weights", "timm:vit_base_patch16_224")])
-    with pytest.raises(UriNotAllowed, match=r"teacher\.weights") as refused:
+    with pytest.raises(UriNotAllowed, match=r"teacher\.weights") as error:
         policy.check_all([("data.train", f"{ROOT}/a"), ("teacher.weights", "/etc/passwd")])
-    assert refused.value.extra == {"field": "teacher.weights"}
+    assert error.value.extra == {"field": "teacher.weights"}

@@ -21,7 +21,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_data_set_is_written_to_files_and_a_single_file_to_a_line(
+def test_a_data_set_is_embedded_into_files_and_a_single_file_into_a_line(
     root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     args = ["embed", "--encoder", "small", f"data.train={root / 'images'}", "data.loader_workers=0", "--local"]
@@ -41,7 +41,7 @@ def test_a_data_set_is_written_to_files_and_a_single_file_to_a_line(
 MISTAKES = {
     "-e small": "data: required",
     "cat.png": "--encoder: required",
-    "-e small cat.png data.train=x": "cat.png: give files or a data set",
+    "-e small cat.png data.train=x": "cat.png: pass files or a data set",
     "-e small cat.png --output x": "--submit, --output: only for a data set",
     "-e nowhere data.train=x": "nowhere: not a published encoder",
     "-e small data.tran=x": "did you mean train?",

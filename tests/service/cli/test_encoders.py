@@ -48,7 +48,7 @@ def test_weights_are_imported_listed_shown_and_exported(amd: Any, golden: Path, 
 
     output = tmp_path / "out"
     code, out, _ = amd("export", "mine", "--format", "huggingface", "--output", output)
-    assert (code, "differs from our own output by at most" in out) == (0, True)
+    assert (code, "differs from our encoder by at most" in out) == (0, True)
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "export.json", "README.md"} == {
         path.name for path in output.iterdir()
     }
@@ -90,7 +90,7 @@ def test_a_broken_card_is_reported_and_the_others_are_listed(amd: Any, golden: P
         (("import", "nowhere.pth"), "no such file"),
         (("import", "x.pth", "--size", "XL"), "--size XL: must be one of S, B, L, H"),
         (("import", "x.pth", "--image-size", "2x2x2"), "--image-size 2x2x2"),
-        (("import", "x.pth", "--std", "1,2"), "--std 1,2: must be three numbers"),
+        (("import", "x.pth", "--std", "1,2"), "--std 1,2: must be three comma-separated numbers"),
         (("export", "nothing", "-f", "gguf", "-o", "x"), "--format gguf: must be one of timm"),
     ],
 )
@@ -101,6 +101,6 @@ def test_bad_input_prints_one_line_and_exits_with_code_2(amd: Any, args: tuple[s
     assert "Traceback" not in error
 
 
-def test_help_needs_no_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     code = "import sys, service.cli.encoders; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

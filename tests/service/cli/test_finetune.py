@@ -85,10 +85,10 @@ def truncated(folder: Path) -> list[str]:
     [
         (one_class, "at least two classes"),
         (no_validation, "data.val"),
-        (labels_out_of_range, "out of range, the first is 7"),
+        (labels_out_of_range, "out of range (first: 7"),
         (labels_missing, "have no label"),
         (too_many_classes, "3 of 5 classes have no sample"),
-        (unknown_folder, "class folders grey are not among those of data.train"),
+        (unknown_folder, "class folders grey do not exist in data.train"),
         (short_videos, "fewer than clip.frames=8"),
         (no_weights, "nowhere.safetensors"),
         (other_architecture, "wide.safetensors"),

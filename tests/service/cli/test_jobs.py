@@ -1,4 +1,4 @@
-"""`amd jobs` and `--submit` against a real control plane over HTTP; only the cluster is a fake."""
+"""`amd jobs` and `--submit` against a real control plane over HTTP; only the cluster is fake."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def amd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 
 def short(job: Job) -> str:
-    """The last part of a job's id."""
+    """Return the last part of a job's id."""
     return job.id.rsplit("-", 1)[-1]
 
 
@@ -137,17 +137,17 @@ MISTAKES = {
     "train --preset demo-image-amd mask.teacher_ratio=0.9 --submit": "mask.teacher_ratio=0.9",
     "train --preset demo-imge-amd --submit": "did you mean demo-image-amd?",
     "train --preset demo-image-amd data.train=/etc --submit": "/etc",
-    "train --preset demo-image-amd --label odd --submit": "write KEY=VALUE",
+    "train --preset demo-image-amd --label odd --submit": "must have the form KEY=VALUE",
     "train --preset demo-image-amd --label -=x --submit": "labels",
     "train --preset demo-image-amd --local --submit": "--local and --submit",
-    "train --preset demo-image-amd --name mine": "--name: only for a job",
+    "train --preset demo-image-amd --name mine": "--name: applies only to jobs",
     "jobs show nothing": "no job 'nothing'",
     "jobs list --state asleep": "queued",
 }
 
 
 @pytest.mark.parametrize("args", MISTAKES)
-def test_a_refused_request_prints_the_error_of_the_service_and_exits_with_code_2(
+def test_a_rejected_request_prints_the_error_of_the_service_and_exits_with_code_2(
     args: str, service: Service, amd: Command
 ) -> None:
     code, out, err = amd(*args.split(), "--json")
@@ -207,7 +207,7 @@ def test_jobs_are_listed_as_text_and_as_json(service: Service, amd: Command) -> 
         assert [job["id"] for job in json.loads(out)] == found
 
 
-def test_an_unambiguous_id_may_be_shortened(service: Service, amd: Command) -> None:
+def test_a_job_id_may_be_shortened_if_it_is_unambiguous(service: Service, amd: Command) -> None:
     job = service.ended(state="failed", reason="nan_loss", message="the loss is not finite", log_tail="last lines")
     for text in (job.id, job.id[:-2], short(job), short(job)[:5]):
         code, out, _ = amd("jobs", "show", text)
@@ -259,13 +259,13 @@ def test_wait_exits_with_the_outcome_of_the_job(service: Service, amd: Command) 
     assert "still queued" in err
 
 
-def test_a_key_without_permission_is_refused(service: Service, amd: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_without_permission_is_rejected(service: Service, amd: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMD_KEY", "amd_0_wrong")
     code, _, err = amd("jobs", "list")
     assert (code, "key" in err) == (1, True)
 
 
-def test_without_a_service_the_error_names_the_remedy(
+def test_without_a_service_the_error_explains_how_to_start_one(
     tmp_path: Path, amd: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AMD_URL", raising=False)

@@ -1,4 +1,4 @@
-"""The `amd` command as its users call it: output and exit codes."""
+"""The `amd` command as users run it: output and exit codes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_an_empty_folder_is_bad_input(
     )
     assert code == 2
     assert str(tmp_path / "empty") in err
-    assert "give the folder that holds them" in err
+    assert "specify the folder that contains them" in err
     assert "Traceback" not in err
 
 
@@ -81,7 +81,7 @@ def test_a_printed_preset_can_be_loaded_as_a_config(
     assert load_config(None, str(file), {}) == preset("demo-video-amd").config
 
 
-def test_parity_fails_and_names_a_changed_number(
+def test_parity_fails_and_reports_a_changed_number(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import shutil

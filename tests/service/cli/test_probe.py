@@ -56,7 +56,7 @@ def test_a_config_file_and_overrides_are_equivalent(
 MISTAKES = {
     "--encoder nowhere": "nowhere: not a published encoder",
     "--kinds nearest": "kinds.0='nearest'",
-    "data=x": "give data.train=… and data.test=…",
+    "data=x": "set data.train=… and data.test=…",
     "data.tset=x": "did you mean test?",
     "linear.method=logistic linear.augment=image": "linear.augment=image",
     "few_shot.labels=[1,11] --kinds few-shot": "few_shot.labels=[1, 11]",

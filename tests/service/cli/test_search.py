@@ -181,7 +181,7 @@ MISTAKES = {
     "--space masking --preset demo-image-amd typo": "'typo' is not an override",
     "--space masking --preset demo-imge-amd": "did you mean demo-image-amd?",
     "--space masking --preset demo-image-mae": "train.objective.kind=mae",
-    "--space masking": "give --preset NAME",
+    "--space masking": "pass --preset NAME",
     "--preset demo-image-amd": "space: required",
     "--config nowhere.yaml": "nowhere.yaml: cannot be read",
     "--space masking --preset k400-vit-b teacher.weights=t.pth": "train.data.train: presets contain no data",

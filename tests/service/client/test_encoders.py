@@ -54,7 +54,7 @@ def client_case(request: pytest.FixtureRequest, server: Server) -> Iterator[Enco
         runner.run(async_client.close())
 
 
-def test_every_call_of_encoders_and_aliases(client_case: EncoderClientCase, tmp_path: Path) -> None:
+def test_every_encoder_and_alias_call_works(client_case: EncoderClientCase, tmp_path: Path) -> None:
     encoders, aliases, resolve = client_case.client.encoders, client_case.client.aliases, client_case.resolve
     assert [encoder.id for encoder in resolve(encoders.list(page=1))] == ["b", "a"]
     assert [encoder.id for encoder in resolve(encoders.list(size="demo-teacher"))] == ["b"]

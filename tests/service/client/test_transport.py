@@ -1,4 +1,4 @@
-"""Both clients against a server that refuses requests, breaks streams and sends unexpected responses."""
+"""Both clients against a server that rejects requests, breaks streams and sends unexpected responses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOG = "step 1\rstep 2\nodd: \u2028 \x85 \x0b ü 漢\n\n" * 20
 
 
 def job(job_id: str, **fields: Any) -> dict[str, Any]:
-    """The JSON of a job."""
+    """Return the JSON of a job."""
     empty = dict.fromkeys(
         ("name", "preset", "reason", "time_limit_s", "started_at", "ended_at", "progress", "failure", "result")
     )
@@ -176,7 +176,7 @@ class ClientCase(NamedTuple):
 
 @pytest.fixture(params=["blocking", "async"])
 def client_case(request: pytest.FixtureRequest, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClientCase]:
-    """Either client: the tests must hold for both."""
+    """Return each client in turn; the tests must pass for both."""
     monkeypatch.setattr("service.client.jobs.POLL_INTERVAL_S", 0.0)
     QUICK.requested_s.clear()
     if request.param == "blocking":
@@ -196,7 +196,7 @@ def client_case(request: pytest.FixtureRequest, url: str, monkeypatch: pytest.Mo
 REQUEST = JobRequest(kind="train", preset="demo-image-amd")
 
 
-def test_a_refused_or_lost_submission_is_retried_with_the_same_key(
+def test_a_rejected_or_lost_submission_is_retried_with_the_same_key(
     server: FailingServer, client_case: ClientCase
 ) -> None:
     server.faults = [503, "break", 429]
@@ -214,11 +214,11 @@ def test_retry_after_is_respected(server: FailingServer, client_case: ClientCase
     assert QUICK.requested_s == [7.0, 7.0]
 
 
-def test_retries_end_with_the_error_of_the_service(server: FailingServer, client_case: ClientCase) -> None:
+def test_exhausted_retries_raise_the_error_of_the_service(server: FailingServer, client_case: ClientCase) -> None:
     server.faults = [503] * 9
-    with pytest.raises(ApiError) as refused:
+    with pytest.raises(ApiError) as rejected:
         client_case.resolve(client_case.client.jobs.get("a"))
-    assert (refused.value.problem.status, refused.value.problem.code, len(server.requests)) == (503, "busy", 4)
+    assert (rejected.value.problem.status, rejected.value.problem.code, len(server.requests)) == (503, "busy", 4)
 
 
 def test_a_request_that_may_have_been_executed_is_not_repeated(server: FailingServer, client_case: ClientCase) -> None:
@@ -247,9 +247,9 @@ def test_a_client_error_is_not_retried(server: FailingServer, client_case: Clien
 
 def test_an_error_page_of_a_proxy_is_an_api_error(server: FailingServer, client_case: ClientCase) -> None:
     server.faults = ["proxy"]
-    with pytest.raises(ApiError) as refused:
+    with pytest.raises(ApiError) as rejected:
         client_case.resolve(client_case.client.jobs.get("a"))
-    assert refused.value.problem.code == "http_404"
+    assert rejected.value.problem.code == "http_404"
 
 
 def test_a_listing_reads_all_pages_and_ignores_unknown_fields(server: FailingServer, client_case: ClientCase) -> None:
@@ -297,7 +297,7 @@ def test_the_log_of_an_unstarted_job_is_empty_and_an_attempt_can_be_selected(
     assert server.requests[-1].query == "follow=true&attempt=1"
 
 
-def test_a_refused_stream_raises_the_reason(server: FailingServer, client_case: ClientCase) -> None:
+def test_a_rejected_stream_raises_the_error(server: FailingServer, client_case: ClientCase) -> None:
     server.faults = [503, 404]
     with pytest.raises(ApiError, match="not now"):
         client_case.resolve(client_case.client.jobs.events("a"))
@@ -330,7 +330,7 @@ def test_a_failed_download_leaves_no_file(server: FailingServer, client_case: Cl
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_error_names_an_unreachable_service() -> None:
+def test_the_error_contains_the_address_of_an_unreachable_service() -> None:
     unreachable = "http://127.0.0.1:1"
     with (
         Client(unreachable, patience=QUICK) as client,
@@ -376,14 +376,14 @@ def test_the_client_reads_service_and_key_from_the_environment(
         Client.from_environment()
 
 
-def test_without_a_service_the_error_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_service_the_error_explains_how_to_start_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AMD_URL", raising=False)
     monkeypatch.setenv("AMD_DATA_DIR", str(tmp_path))
     with pytest.raises(NoAnswer, match="amd up"):
         Client.from_environment()
 
 
-def test_the_client_needs_neither_torch_nor_ray() -> None:
+def test_the_client_imports_neither_torch_nor_ray() -> None:
     code = "import sys, service.client; print(sorted({'torch', 'ray'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

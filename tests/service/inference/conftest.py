@@ -1,4 +1,4 @@
-"""Fixtures: an engine, with encoders to load and files to infer."""
+"""Fixtures: an engine, encoders to load, and files to run through them."""
 
 from __future__ import annotations
 

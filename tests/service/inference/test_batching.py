@@ -31,7 +31,7 @@ class PausedModel:
 
 
 async def wait_for_queued_clips(engine: Engine, clips: int) -> None:
-    """Wait until the model's queue holds this many clips."""
+    """Wait until the model's queue contains this many clips."""
     while sum(map(len, engine._batcher._queues.values())) < clips:
         await asyncio.sleep(0.005)
 
@@ -133,5 +133,5 @@ def test_the_model_thread_keeps_its_configured_number_of_threads(folder: Path) -
     infer(engine, *[upload(folder / "0.png")] * 4)
     found: list[int] = []
     engine._batcher.call(lambda: found.append(torch.get_num_threads())).result()
-    assert found == [3]  # although decoder threads set their own number to 1
+    assert found == [3]  # although decoder threads set theirs to 1
     run(engine.close())

@@ -46,7 +46,7 @@ from tests.support.service.published_encoders import (
 
 
 @pytest.mark.parametrize("encoder", ["image", "video", "normed"])
-def test_embeddings_equal_offline_ones_for_uploads_references_and_mixed_requests(
+def test_embeddings_match_offline_embeddings_for_uploads_references_and_mixed_requests(
     engine: Engine, folder: Path, encoder: str
 ) -> None:
     load_slots(engine, main=folder / encoder)
@@ -69,7 +69,9 @@ def test_embeddings_equal_offline_ones_for_uploads_references_and_mixed_requests
     assert {result.encoder for result in (*single, together)} == {encoder}
 
 
-def test_file_type_is_detected_from_content_rather_than_name(engine: Engine, folder: Path, tmp_path: Path) -> None:
+def test_the_file_type_is_detected_from_the_content_rather_than_the_name(
+    engine: Engine, folder: Path, tmp_path: Path
+) -> None:
     load_slots(engine, main=folder / "image")
     for name, source in (("film.png", "0.mp4"), ("picture.mp4", "0.png"), ("no-extension", "0.png")):
         shutil.copy(folder / source, tmp_path / name)
@@ -78,7 +80,7 @@ def test_file_type_is_detected_from_content_rather_than_name(engine: Engine, fol
         np.testing.assert_array_equal(embed_file(str(folder / "image"), str(tmp_path / name)), expected)
 
 
-def test_tokens_layers_and_the_normalized_embedding_equal_direct_encoding(engine: Engine, folder: Path) -> None:
+def test_tokens_layers_and_the_normalized_embedding_match_direct_encoding(engine: Engine, folder: Path) -> None:
     load_slots(engine, main=folder / "video")
     encoder, card = load_encoder(str(folder / "video"))
     with closing(SampleReader(DataConfig(train=""))) as reader:
@@ -118,7 +120,7 @@ def test_classification_averages_probabilities_over_views(
     assert multi_label or sum(all_scores) == pytest.approx(1)
 
 
-def test_embedding_of_several_views_is_their_mean(engine: Engine, folder: Path) -> None:
+def test_the_embedding_of_several_views_is_their_mean(engine: Engine, folder: Path) -> None:
     load_slots(engine, main=folder / "video")
     encoder, card = load_encoder(str(folder / "video"))
     views = ViewsConfig(segments=3, crops=1)
@@ -140,7 +142,7 @@ def test_embedding_of_several_views_is_their_mean(engine: Engine, folder: Path) 
         ({"views": "0x3"}, "segments x crops"),
         ({"views": "9x9"}, "81 views exceed the limit of 64"),
         ({"views": "1x11"}, "less than or equal to 9"),
-        ({"views": "2x1", "tokens": "patch"}, "leave out views"),
+        ({"views": "2x1", "tokens": "patch"}, "omit `views`"),
     ],
 )
 def test_unsupported_options_are_rejected_with_a_reason(

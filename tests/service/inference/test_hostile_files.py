@@ -34,7 +34,7 @@ def cases(folder: Path) -> list[HostileFile]:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[Engine]:
-    # One process, so that its CPU time is that of one item; a generous timeout, since the machine may be busy.
+    # One process, so that CPU time is attributable to one item; a generous timeout, since the machine may be busy.
     limits = RequestLimits(decode_timeout_s=30, frames=FRAMES)
     engine = Engine(EngineSettings(device="cpu", threads=1, decoders=1, limits=limits))
     run(engine.load("main", publish(folder / "encoder", VIDEO)))
@@ -82,25 +82,25 @@ def test_hostile_files_are_decoded_or_rejected_in_bounded_time_and_memory(
 async def problems(engine: Engine, case: HostileFile, found: np.ndarray | ItemRefused) -> list[str]:
     if isinstance(found, ItemRefused):
         reason = found.reason
-        if case.refused is None and (case.answered or case.shows is not None):
+        if case.rejection is None and (case.decodable or case.expected_png is not None):
             return [f"rejected: {reason}"]
-        if case.refused is not None and not re.search(case.refused, reason):
+        if case.rejection is not None and not re.search(case.rejection, reason):
             return [f"rejected for another reason: {reason}"]
         is_clear = "\n" not in reason and "Traceback" not in reason and "Error:" not in reason and len(reason) < 300
         return [] if is_clear else [f"unclear reason: {reason}"]
-    if case.refused is not None:
+    if case.rejection is not None:
         return ["decoded"]
     if not np.isfinite(found).all():
         return ["not finite"]
-    if case.shows is not None:
-        expected = await infer_one(engine, case.shows)
+    if case.expected_png is not None:
+        expected = await infer_one(engine, case.expected_png)
         if isinstance(expected, ItemRefused) or np.abs(found - expected).max() > 1e-5:
             return ["decoded to other content"]
     return []
 
 
 def cpu_seconds() -> float:
-    """CPU time of all running decoding processes, from clock ticks."""
+    """Return the CPU time of all running decoding processes, from clock ticks."""
     total = 0
     for pid in decoding_processes():
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -109,7 +109,7 @@ def cpu_seconds() -> float:
 
 
 def memory_mib() -> float:
-    """Memory of this process and its decoding processes, counting shared pages once."""
+    """Return the memory of this process and its decoding processes, counting shared pages once."""
     total = 0
     for pid in (os.getpid(), *decoding_processes()):
         found = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)

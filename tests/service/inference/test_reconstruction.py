@@ -81,7 +81,7 @@ class PublishedStudent:
 
     @torch.inference_mode()
     def expected_reconstruction(self, file: Path, ratio: float, seed: int) -> dict[str, Any]:
-        """The student's own reconstruction, with the mask sampler of training."""
+        """Compute the student's own reconstruction, using the mask sampler of training."""
         config, clip = self.config, self.config.clip
         clips = decode_clips(self.url, file)
         mask = config.mask.model_copy(update={"student_ratio": ratio, "teacher_ratio": 0.0})
@@ -102,7 +102,7 @@ class PublishedStudent:
 
 
 def publish_run(config: TrainConfig, root: Path, name: str) -> PublishedStudent:
-    """Publish a student from its last checkpoint, as a run does."""
+    """Publish a student from its last checkpoint, as a training run does."""
     torch.manual_seed(0)
     student = Student(config)
     store = CheckpointStore(join(run_folder(str(root), name), "checkpoints"), config.checkpoint)
@@ -145,7 +145,7 @@ def reconstruct(engine: Engine, slot: str, *files: Path, **options: Any) -> Infe
 
 @pytest.mark.parametrize(("kind", "file"), [("image", "0.png"), ("image", "0.mp4"), ("video", "0.mp4")])
 @pytest.mark.parametrize(("ratio", "seed"), [(None, 0), (0.5, 7)])
-def test_reconstruction_equals_that_of_the_student(
+def test_reconstruction_matches_the_student(
     engine: Engine, folder: Path, request: pytest.FixtureRequest, kind: str, file: str, ratio: float | None, seed: int
 ) -> None:
     published: PublishedStudent = request.getfixturevalue(kind)
@@ -165,7 +165,7 @@ def test_reconstruction_equals_that_of_the_student(
     assert torch.equal(tokens[found["visible"]], visible_tokens[found["visible"]])
 
 
-def test_seed_and_ratio_determine_the_mask_for_every_item_and_request(engine: Engine, folder: Path) -> None:
+def test_the_seed_and_ratio_determine_the_mask_of_every_item_and_request(engine: Engine, folder: Path) -> None:
     files = [folder / "0.png", folder / "0.mp4"]
 
     async def infer_all() -> list[InferenceResult]:
@@ -191,7 +191,7 @@ def test_seed_and_ratio_determine_the_mask_for_every_item_and_request(engine: En
         ("image", {"mask_ratio": 0.05}, "mask_ratio: a mask ratio of 0.05"),
         ("image", {"mask_ratio": 1.0}, "below 1"),
         ("image", {"mask_ratio": -1.0}, "at least 0"),
-        ("video", {"views": "2x1"}, "leave out views"),
+        ("video", {"views": "2x1"}, "omit `views`"),
     ],
 )
 def test_unsupported_reconstructions_are_rejected_and_leave_the_queue_empty(
@@ -315,7 +315,7 @@ def test_reconstructions_are_returned_as_pngs_for_every_content_type(
     np.testing.assert_array_equal(row[:, 16:32], frames[:, 1].transpose(1, 2, 0))
 
 
-def test_overview_image_of_one_item_and_error_codes(service: ReconstructionService, folder: Path) -> None:
+def test_one_item_has_an_overview_image_and_errors_have_codes(service: ReconstructionService, folder: Path) -> None:
     png = (folder / "0.png").read_bytes()
     picture: dict[str, Any] = {"content": png, "headers": {"Content-Type": "image/png"}}
     accept = {"Accept": "image/png"}

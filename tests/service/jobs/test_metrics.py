@@ -1,4 +1,4 @@
-"""Metrics of jobs as downsampled series."""
+"""Metrics of jobs: downsampling and series."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VALUES = st.lists(st.floats(allow_infinity=True, allow_nan=True), min_size=0, ma
 
 
 @given(VALUES, st.integers(4, 60))
-def test_downsampling_keeps_ends_extremes_and_order_within_the_limit(values: list[float], limit: int) -> None:
+def test_downsampling_keeps_the_ends_the_extremes_and_the_order(values: list[float], limit: int) -> None:
     points = list(enumerate(values))
     kept = downsample(points, limit)
     assert len(kept) <= limit
@@ -33,12 +33,12 @@ def test_downsampling_keeps_ends_extremes_and_order_within_the_limit(values: lis
 
 
 @pytest.mark.parametrize("limit", [2, 3])
-def test_a_limit_below_four_points_keeps_the_ends(limit: int) -> None:
+def test_downsampling_to_fewer_than_four_points_keeps_the_ends(limit: int) -> None:
     assert downsample([(step, 1.0) for step in range(10)], limit)[:: limit - 1 or 1][0] == (0, 1.0)
     assert len(downsample([(step, 1.0) for step in range(10)], limit)) <= limit
 
 
-def test_a_series_contains_only_the_lines_that_have_its_name() -> None:
+def test_a_series_contains_only_the_steps_at_which_its_metric_was_logged() -> None:
     lines = [
         {"step": 1, "time": 0.0, "loss/total": 2.0},
         {"step": 2, "time": 1.0, "loss/total": math.nan, "eval/knn_top1": 50.0},

@@ -1,4 +1,4 @@
-"""Routes of jobs over a real port, on SQLite and PostgreSQL."""
+"""Routes of jobs, served on a real port, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str, str]] = {
     ),
     "unknown field": ("POST", "/jobs", {"json": {**DEMO, "colour": "red"}}, 422, "request_invalid", "#/colour"),
     "unknown kind": ("POST", "/jobs", {"json": {**DEMO, "kind": "bake"}}, 422, "request_invalid", "#/kind"),
-    "no config": ("POST", "/jobs", {"json": {"kind": "train"}}, 422, "config_invalid", "give one of them"),
+    "no config": ("POST", "/jobs", {"json": {"kind": "train"}}, 422, "config_invalid", "specify one of them"),
     "a body of 10 MB": ("POST", "/jobs", {"json": {**DEMO, "name": "x" * 10**7}}, 413, "body_too_large", "1048576"),
     "a body of 10 MB without its length": (
         *("POST", "/jobs", {"content": iter([b"x" * 10**6] * 10), "headers": {"Content-Type": "application/json"}}),
@@ -74,7 +74,7 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str, str]] = {
         *(422, "config_invalid", "storage=/elsewhere: the service stores"),
     ),
     "bad cursor": ("GET", "/jobs?cursor=abc", {}, 422, "cursor_invalid", "next_cursor"),
-    "too many at once": ("GET", "/jobs?limit=1000", {}, 422, "request_invalid", "limit"),
+    "too large a page": ("GET", "/jobs?limit=1000", {}, 422, "request_invalid", "limit"),
     "no such job": ("GET", "/jobs/train-1", {}, 404, "not_found", "no job 'train-1'"),
     "no such path": ("GET", "/job", {}, 404, "not_found", ""),
     "wrong method": ("PUT", "/jobs", {}, 405, "method_not_allowed", ""),
@@ -84,7 +84,7 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str, str]] = {
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # none of the requests reaches the database
 @pytest.mark.parametrize("case", BAD)
-def test_every_error_is_problem_details_with_a_code(client: httpx.Client, case: str) -> None:
+def test_every_error_response_is_problem_details_with_a_code(client: httpx.Client, case: str) -> None:
     method, path, options, status, code, text = BAD[case]
     response = client.request(method, path, **options)
     assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json"), (
@@ -98,9 +98,9 @@ def test_every_error_is_problem_details_with_a_code(client: httpx.Client, case: 
 
 def test_a_disallowed_action_is_rejected_and_a_repeated_cancel_changes_nothing(client: httpx.Client) -> None:
     job = client.post("/jobs", json=DEMO).json()["id"]
-    refused = client.post(f"/jobs/{job}/retry")
-    assert (refused.status_code, refused.json()["code"]) == (409, "illegal_action")
-    assert refused.json()["allowed_actions"] == ["cancel", "pause"]
+    rejected = client.post(f"/jobs/{job}/retry")
+    assert (rejected.status_code, rejected.json()["code"]) == (409, "illegal_action")
+    assert rejected.json()["allowed_actions"] == ["cancel", "pause"]
     assert client.delete(f"/jobs/{job}").status_code == 409
     first, second = client.post(f"/jobs/{job}/cancel"), client.post(f"/jobs/{job}/cancel")
     assert (first.status_code, second.status_code) == (202, 202)
@@ -122,7 +122,7 @@ def test_a_hundred_requests_with_one_key_create_one_job(client: httpx.Client) ->
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
 
 
-def test_an_unchanged_job_returns_304(client: httpx.Client) -> None:
+def test_a_request_for_an_unchanged_job_returns_304(client: httpx.Client) -> None:
     job = client.post("/jobs", json=DEMO).json()["id"]
     time.sleep(0.3)  # until the reconciler has set the message once
     tag = client.get(f"/jobs/{job}").headers["etag"]
@@ -152,7 +152,7 @@ def test_pages_contain_every_job_once_while_others_are_submitted(client: httpx.C
 def events(
     client: httpx.Client, path: str, last: str | None = None, cut: int | None = None
 ) -> list[tuple[str, str, Any]]:
-    """(id, event, data) of each event of a stream, to its end or up to `cut` events."""
+    """Read a stream to its end, or up to `cut` events; return (id, event, data) of each event."""
     found = []
     with client.stream("GET", path, headers={"Last-Event-ID": last} if last else {}) as stream:
         fields: dict[str, str] = {}
@@ -205,7 +205,7 @@ def test_interrupted_streams_resume_without_loss_or_repetition(
     assert client.get(f"/jobs/{job.id}/logs?tail=2").text == "line 18 ä\nline 19 ä\n"
 
 
-def test_two_hundred_streams_receive_the_same_end_event(server: Server) -> None:
+def test_two_hundred_event_streams_receive_the_same_end_event(server: Server) -> None:
     store = server.app.state.jobs
     job = queued(store)
     headers = {"Authorization": f"Bearer {server.key}"}
@@ -220,7 +220,7 @@ def test_two_hundred_streams_receive_the_same_end_event(server: Server) -> None:
     assert set(ends) == {'event: end\ndata: {"state": "cancelled"}'}
 
 
-def test_the_view_of_a_failed_job_contains_the_failure_and_its_log(
+def test_a_failed_job_is_returned_with_its_failure_and_log_tail(
     client: httpx.Client, server: Server, tmp_path: Path
 ) -> None:
     store, root = server.app.state.jobs, str(tmp_path / "root")
@@ -243,7 +243,7 @@ def test_the_view_of_a_failed_job_contains_the_failure_and_its_log(
     assert view["allowed_actions"] == ["retry", "delete"]
 
 
-def test_a_request_is_validated_with_an_estimate_and_warnings(client: httpx.Client) -> None:
+def test_validating_a_request_returns_an_estimate_and_warnings(client: httpx.Client) -> None:
     view = client.post("/validate", json={**DEMO, "overrides": {"scaling.workers": 8}}).json()
     assert view["config"]["scaling"]["workers"] == [8, 8]
     assert view["estimate"]["feasible"] is False

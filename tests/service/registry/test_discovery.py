@@ -86,11 +86,11 @@ def test_a_scan_without_changes_reads_no_card(store: EncoderStore, root: str, mo
         publish(root, f"e{number}")
     EncoderDiscovery(store, root).scan()
 
-    def refuse(url: str) -> bytes:
+    def fail_on_read(url: str) -> bytes:
         raise AssertionError(url)
 
-    monkeypatch.setattr(storage, "read_bytes", refuse)
-    EncoderDiscovery(store, root).scan()  # nor does the first scan of another process
+    monkeypatch.setattr(storage, "read_bytes", fail_on_read)
+    EncoderDiscovery(store, root).scan()  # the first scan of another process reads none either
     assert len(listed(store)) == 3
 
 

@@ -59,7 +59,9 @@ def scan(engine: Engine, root: str) -> Callable[[], None]:
     return lambda: EncoderDiscovery(EncoderStore(engine), root).scan()
 
 
-def test_an_encoder_view_has_its_lineage_and_aliases(client: httpx.Client, root: str, scan: Callable[[], None]) -> None:
+def test_an_encoder_view_contains_its_lineage_and_aliases(
+    client: httpx.Client, root: str, scan: Callable[[], None]
+) -> None:
     teacher = {"weights": "timm:vit_large", "encoder": {"size": "L"}}
     publish(root, "mine", teacher=teacher, weights_license="CC-BY-NC-4.0", scores=[score("knn", 71.5)])
     scan()
@@ -163,7 +165,7 @@ INVALID_REQUESTS: dict[str, tuple[str, str, Any, int, str, str]] = {
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # independent of the database
 @pytest.mark.parametrize("case", INVALID_REQUESTS)
-def test_an_invalid_request_has_an_error_code(client: httpx.Client, engine: Engine, root: str, case: str) -> None:
+def test_an_invalid_request_returns_an_error_code(client: httpx.Client, engine: Engine, root: str, case: str) -> None:
     publish(root, "mine")
     index_encoder(engine, "mine")
     method, path, body, status, code, text = INVALID_REQUESTS[case]
@@ -178,8 +180,8 @@ def test_an_unexpected_alias_target_is_reported(client: httpx.Client, engine: En
     index_encoder(engine, "a"), index_encoder(engine, "b")
     url = "/encoders/aliases/production"
     assert client.put(url, json={"encoder": "a", "expected": None}).status_code == 200
-    refused = client.put(url, json={"encoder": "b", "expected": None})
-    assert (refused.status_code, refused.json()["code"], refused.json()["current"]) == (409, "alias_moved", "a")
+    rejected = client.put(url, json={"encoder": "b", "expected": None})
+    assert (rejected.status_code, rejected.json()["code"], rejected.json()["current"]) == (409, "alias_moved", "a")
     moved = client.put(url, json={"encoder": "b", "expected": "a"}).json()
     assert (moved["encoder"], moved["moves"]) == ("b", 2)
     history = client.get(url).json()["history"]
@@ -253,15 +255,15 @@ def test_two_encoders_are_compared(client: httpx.Client, root: str, scan: Callab
     assert client.get("/encoders/a/compare/a").json()["differences"] == []
 
 
-def test_deletion_removes_all_files_and_is_refused_while_in_use(
+def test_deletion_removes_all_files_and_is_rejected_while_the_encoder_is_in_use(
     client: httpx.Client, root: str, scan: Callable[[], None]
 ) -> None:
     publish(root, "mine")
     scan()
     client.put("/encoders/aliases/production", json={"encoder": "mine"})
-    refused = client.delete("/encoders/mine")
-    assert (refused.status_code, refused.json()["code"]) == (409, "encoder_in_use")
-    assert refused.json()["used_by"] == ["alias production"]
+    rejected = client.delete("/encoders/mine")
+    assert (rejected.status_code, rejected.json()["code"]) == (409, "encoder_in_use")
+    assert rejected.json()["used_by"] == ["alias production"]
     assert client.delete("/encoders/production").status_code == 404  # an alias is not followed
     assert Path(encoder_folder(root, "mine"), "encoder.safetensors").exists()
     client.delete("/encoders/aliases/production")
@@ -305,15 +307,15 @@ def test_repeating_an_import_with_an_idempotency_key_returns_the_same_job(client
 
 
 @pytest.mark.parametrize("kind", ["export", "prepare"])
-def test_a_job_writes_its_files_below_its_own_folder(
+def test_a_job_writes_its_files_under_its_own_folder(
     client: httpx.Client, engine: Engine, root: str, kind: str
 ) -> None:
     config = {"encoder": "mine"} if kind == "export" else {"data": {"train": "demo:digits"}, "workers": 3}
     job = JobStore(engine).get(client.post("/jobs", json={"kind": kind, "config": config}).json()["id"])
     assert job.config["output"] == JobFolder(root, job.id).output
     assert job.cpus == (3.0 if kind == "prepare" else 1.0)
-    refused = client.post("/jobs", json={"kind": kind, "config": {**config, "output": f"{root}/encoders/mine"}})
-    assert (refused.json()["code"], "output=" in refused.json()["detail"]) == ("config_invalid", True)
+    rejected = client.post("/jobs", json={"kind": kind, "config": {**config, "output": f"{root}/encoders/mine"}})
+    assert (rejected.json()["code"], "output=" in rejected.json()["detail"]) == ("config_invalid", True)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -89,14 +89,14 @@ def test_an_alias_cannot_reuse_an_encoder_id_but_shadows_an_encoder_published_la
     assert store.resolve("production", "video").id == "a"
 
 
-def test_a_move_fails_unless_the_alias_is_as_expected(engine: Engine, store: EncoderStore) -> None:
+def test_a_move_fails_unless_the_alias_points_to_the_expected_encoder(engine: Engine, store: EncoderStore) -> None:
     index_encoder(engine, "a", "video"), index_encoder(engine, "b", "video")
     with pytest.raises(AliasMoved, match="does not exist"):
         store.move_alias("video", "production", "a", "me", ["b"])
     store.move_alias("video", "production", "a", "me", [None])
-    with pytest.raises(AliasMoved) as refused:
+    with pytest.raises(AliasMoved) as rejected:
         store.move_alias("video", "production", "b", "me", [None])
-    assert refused.value.extra == {"current": "a"}
+    assert rejected.value.extra == {"current": "a"}
     store.move_alias("video", "production", "b", "me", ["a"])
     store.move_alias("video", "production", "b", "me", ["a"])  # a retry after a lost response is a no-op
     assert history(store) == ["a", "b"]
@@ -160,7 +160,7 @@ def test_a_concurrent_move_and_deletion_leave_no_dangling_alias(
     other.dispose()
 
 
-def test_an_encoder_in_use_is_not_deleted_and_the_error_names_its_uses(engine: Engine, store: EncoderStore) -> None:
+def test_an_encoder_in_use_is_not_deleted_and_the_error_lists_its_uses(engine: Engine, store: EncoderStore) -> None:
     index_encoder(engine, "e", "video")
     jobs = JobStore(engine)
     store.move_alias("video", "production", "e", "me")
@@ -169,9 +169,9 @@ def test_an_encoder_in_use_is_not_deleted_and_the_error_names_its_uses(engine: E
     probing = queued(jobs, project="audio", kind="probe", config={"encoder": f"{ROOT}/encoders/e/"})
     queued(jobs, config={"encoder": "e"}, state="succeeded")
     sweep = queued(jobs, project="video", kind="search", config={"train": {"teacher": {"weights": "e"}}})
-    with pytest.raises(EncoderInUse) as refused:
+    with pytest.raises(EncoderInUse) as rejected:
         store.delete_encoder("e", "video", ROOT)
-    uses = refused.value.extra["used_by"]
+    uses = rejected.value.extra["used_by"]
     assert uses[:2] == ["alias production", "deployment eyes"]
     assert set(uses[2:]) == {f"job {training.id}", f"job {sweep.id}", "job of another project"}
     with pytest.raises(EncoderInUse, match=probing.id):

@@ -34,7 +34,7 @@ def test_random_vectors_keep_neighbours_at_chance_level() -> None:
     assert abs(found["cosine_mean"]) < 0.1
 
 
-def test_unequal_widths_have_no_cosine_and_few_items_no_neighbours() -> None:
+def test_cosines_require_equal_widths_and_neighbours_require_enough_items() -> None:
     drift = Drift()
     assert drift.report()["items"] == 0
     for vector in pairs(NEIGHBOURS):

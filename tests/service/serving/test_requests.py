@@ -53,7 +53,7 @@ def test_a_file_of_each_content_type_is_one_item(client: TestClient, tmp_path: P
     assert (found["items"], found["single"]) == ([{"uri": str(tmp_path / "a b.mp4")}], False)
 
 
-def test_options_are_parsed_equally_from_a_query_a_form_and_json(client: TestClient) -> None:
+def test_options_are_parsed_identically_from_a_query_a_form_and_json(client: TestClient) -> None:
     options: dict[str, Any] = {"normalize": True, "tokens": "patch", "layers": [2, 4], "top_k": 3, "views": "5x3"}
     options |= {"mask_ratio": 0.5, "seed": 7}
     query = "/read?normalize=true&tokens=patch&layers=2&layers=4&top_k=3&views=5x3&mask_ratio=0.5&seed=7"
@@ -91,7 +91,7 @@ def test_options_are_parsed_equally_from_a_query_a_form_and_json(client: TestCli
         ({"json": {"input": {"base64": "eA=="}, "seed": -1}}, 422, "#/seed"),
     ],
 )
-def test_an_invalid_request_names_its_field(
+def test_the_error_of_an_invalid_request_contains_the_field(
     client: TestClient, case: dict[str, Any], status: int, pointer: str | None
 ) -> None:
     response = client.post("/read", **case)

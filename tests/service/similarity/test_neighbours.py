@@ -1,4 +1,4 @@
-"""Nearest neighbours in a job's embeddings: against plain NumPy, and through routes, clients and the command."""
+"""Nearest neighbours in a job's embeddings: compared with plain NumPy, and through routes, clients and the command."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write_embeddings(output: str, vectors: np.ndarray[Any, Any], rows_per_file: 
 
 
 def nearest_records(vectors: np.ndarray[Any, Any], vector: np.ndarray[Any, Any], k: int, *excluded: int) -> list[int]:
-    """Records by descending cosine, computed in float64."""
+    """Return record numbers by descending cosine similarity, computed in float64."""
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector)
     scores = vectors @ vector / np.where(lengths > 0, lengths, 1)
     scores[[UNREADABLE, *excluded]] = -np.inf
@@ -82,7 +82,7 @@ def nearest_records(vectors: np.ndarray[Any, Any], vector: np.ndarray[Any, Any],
     by=st.sampled_from(["vector", "record", "location"]),
     limit=st.sampled_from([0, 500, 2**20]),
 )
-def test_neighbours_equal_those_of_plain_numpy(
+def test_neighbours_match_plain_numpy(
     seed: int, count: int, width: int, rows_per_file: int, k: int, by: str, limit: int
 ) -> None:
     noise = np.random.default_rng(seed)
@@ -185,7 +185,7 @@ def service(sqlite_engine: Engine, tmp_path: Path) -> Iterator[SimilarityService
         yield SimilarityService(server, sqlite_engine, str(tmp_path / "root"))
 
 
-def test_neighbours_of_a_record_a_location_and_a_vector(service: SimilarityService) -> None:
+def test_neighbours_are_found_by_record_location_and_vector(service: SimilarityService) -> None:
     expected = nearest_records(service.vectors, service.vectors[5], 4, 5)
     for body in ({"record": 5}, {"location": location_of(5)}):
         found = service.search({**body, "k": 4}).json()
@@ -214,7 +214,7 @@ def test_a_file_is_embedded_only_by_a_deployment_of_the_same_encoder(
     assert service.search({"input": "/etc/passwd"}).json()["code"] == "uri_not_allowed"
 
 
-def test_invalid_requests_have_error_codes(service: SimilarityService) -> None:
+def test_invalid_requests_return_error_codes(service: SimilarityService) -> None:
     invalid = [
         *({}, {"k": 3}, {"record": 1, "location": "x"}, {"record": -1}, {"record": 1, "k": 101}, {"record": 1, "k": 0}),
         *({"vector": []}, {"vector": ["a"]}, {"location": ""}, {"input": {"base64": "?"}}, {"records": 1}),

@@ -1,4 +1,4 @@
-"""The OpenAPI schema: schemathesis generates requests from it and checks responses against it."""
+"""OpenAPI schema: schemathesis generates requests from it and checks responses against it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNLIMITED = "1000000/minute"
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("with_key", [True, False], ids=["with a key", "without"])
-def test_schemathesis_finds_no_violation(engine: Engine, tmp_path: Path, with_key: bool) -> None:
+def test_schemathesis_finds_no_violations_of_the_schema(engine: Engine, tmp_path: Path, with_key: bool) -> None:
     with serving(engine, tmp_path, rate_limit=UNLIMITED, failure_limit=UNLIMITED) as server:
         command = [
             str(Path(sys.executable).parent / "schemathesis"),
@@ -34,7 +34,7 @@ def test_schemathesis_finds_no_violation(engine: Engine, tmp_path: Path, with_ke
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_the_schema_is_openapi_3_1_with_examples_and_one_form_of_error(engine: Engine, tmp_path: Path) -> None:
+def test_the_schema_is_openapi_3_1_with_examples_summaries_and_problem_details(engine: Engine, tmp_path: Path) -> None:
     with serving(engine, tmp_path) as server:
         schema = httpx.get(f"{server.url}/openapi.json").json()
     assert schema["openapi"].startswith("3.1")

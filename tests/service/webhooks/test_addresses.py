@@ -1,4 +1,4 @@
-"""Webhook targets: only public addresses in any spelling, and only servers with a certificate for the host."""
+"""Webhook targets: only public addresses, in any notation, and only servers with a certificate for the host."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ HOST = "hooks.example.test"
         [],
     ],
 )
-def test_a_name_that_resolves_to_an_internal_address_is_not_contacted(
+def test_a_host_that_resolves_to_an_internal_address_is_not_contacted(
     addresses: list[str], clock: SettableClock, sqlite_engine: Engine, receiver: Receiver
 ) -> None:
     async def resolve(host: str, port: int) -> list[str]:
@@ -71,7 +71,7 @@ def test_a_name_that_resolves_to_an_internal_address_is_not_contacted(
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "017700000001", "localhost", "[::1]"]
 )
-def test_no_spelling_of_this_machine_is_contacted(
+def test_this_machine_is_not_contacted_in_any_notation_of_its_address(
     host: str, clock: SettableClock, sqlite_engine: Engine, receiver: Receiver
 ) -> None:
     add_webhook(sqlite_engine, receiver.url(host))
@@ -82,7 +82,7 @@ def test_no_spelling_of_this_machine_is_contacted(
 
 
 @given(st.ip_addresses(v=4))
-def test_an_embedded_address_is_never_public(address: ipaddress.IPv4Address) -> None:
+def test_an_address_that_embeds_an_ipv4_address_is_not_public(address: ipaddress.IPv4Address) -> None:
     number = int(address)
     for embedded in (
         (0xFFFF << 32) | number,  # mapped
@@ -106,12 +106,12 @@ PRIVATE = [
 
 
 @given(st.sampled_from([*PRIVATE, "224.0.0.0/4", "240.0.0.0/4", "fc00::/7", "fe80::/10", "ff00::/8"]), st.data())
-def test_no_address_of_the_special_networks_is_public(network: str, data: st.DataObject) -> None:
+def test_addresses_of_special_networks_are_not_public(network: str, data: st.DataObject) -> None:
     assert not is_public(str(data.draw(st.ip_addresses(network=network))))
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700:4700::1111", "2a00:1450:4001::1"])
-def test_addresses_of_the_internet_are_public(address: str) -> None:
+def test_internet_addresses_are_public(address: str) -> None:
     assert is_public(address)
 
 
@@ -134,7 +134,7 @@ class Authority(NamedTuple):
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """TLS contexts of a receiver with a certificate for HOST, and of a client that trusts it."""
+    """Create TLS contexts for a receiver with a certificate for HOST, and for a client that trusts it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOST)])
     now = dt.datetime.now(dt.UTC)
@@ -161,7 +161,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(server, client)
 
 
-def test_the_host_is_resolved_once_and_tls_checks_its_name(
+def test_the_host_is_resolved_once_and_its_name_is_verified_by_tls(
     clock: SettableClock, sqlite_engine: Engine, authority: Authority
 ) -> None:
     """The connection goes to the address that was checked; certificate, SNI and Host use the host name."""
@@ -171,7 +171,7 @@ def test_the_host_is_resolved_once_and_tls_checks_its_name(
 
     async def resolve(host: str, port: int) -> list[str]:
         resolved.append((host, port))
-        return ["127.0.0.1"]  # no real resolver knows the name
+        return ["127.0.0.1"]  # the name exists in no real resolver
 
     with serving(Receiver(), authority.server) as receiver:
         add_webhook(sqlite_engine, receiver.url(HOST, "https"))
@@ -182,7 +182,7 @@ def test_the_host_is_resolved_once_and_tls_checks_its_name(
         assert [each.headers["host"] for each in receiver.received] == [f"{HOST}:{receiver.port}"]
     assert sorted(map(str, names)) == [HOST, "other.example.test"]
     assert [(row.state, row.answer) for row in deliveries(sqlite_engine)] == [
-        ("taken", "answered 204"),
+        ("taken", "responded with 204"),
         ("waiting", "could not be reached: ConnectError"),  # the certificate names a different host
     ]
 

@@ -1,4 +1,4 @@
-"""Routes of webhooks: create, list, follow and delete them, with their permissions and invalid requests."""
+"""Routes of webhooks: creation, listing, deliveries, deletion, permissions and invalid requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.service.receivers import Receiver, Reply
 from tests.support.service.webhooks import SettableClock, deliveries, loopback_sender, verified_body
 
 
-def test_a_webhook_is_created_listed_followed_and_deleted(
+def test_a_webhook_can_be_created_listed_monitored_and_deleted(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     client = client_of(engine, router, settings=Settings(webhooks_http=True))
@@ -44,7 +44,7 @@ def test_a_webhook_is_created_listed_followed_and_deleted(
         "waiting",
         1,
     )
-    assert delivery["answer"] == "answered 500"
+    assert delivery["answer"] == "responded with 500"
     assert delivery["next_try_at"] > delivery["tried_at"]
     verified_body(secret, receiver.received[0])
     assert client.delete(f"/v1/webhooks/{webhook_id}", headers=admin).status_code == 204
@@ -90,7 +90,7 @@ def test_webhooks_of_other_projects_are_not_visible(engine: Engine) -> None:
         "file:///etc/passwd",
     ],
 )
-def test_disallowed_urls_are_rejected_on_creation(engine: Engine, url: str) -> None:
+def test_creating_a_webhook_with_a_disallowed_url_is_rejected(engine: Engine, url: str) -> None:
     client = client_of(engine, router)
     response = client.post("/v1/webhooks", json={"url": url}, headers=key_to(engine, "admin"))
     assert response.status_code == 422

@@ -11,14 +11,14 @@ from sqlalchemy import Engine
 
 from service.db.engine import open_engine
 from service.webhooks import sender as sending
-from service.webhooks.sender import MAX_TRIES_EACH, signature_headers
+from service.webhooks.sender import MAX_ATTEMPTS_EACH, signature_headers
 from service.webhooks.store import PAUSES_S, WebhookStore, job_store
 from tests.support.service.fake_cluster import queued
 from tests.support.service.receivers import Received, Receiver, Reply, serving
 from tests.support.service.webhooks import SettableClock, add_webhook, deliveries, loopback_sender
 
 
-def test_the_signature_is_that_of_the_published_example() -> None:
+def test_the_signature_matches_the_published_example() -> None:
     headers = signature_headers(
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         "msg_p5jXN8AQM9LWM0D4loKWxJek",
@@ -28,7 +28,7 @@ def test_the_signature_is_that_of_the_published_example() -> None:
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_a_failing_receiver_is_retried_for_a_day_with_growing_pauses_then_given_up(
+def test_a_delivery_to_a_failing_receiver_is_retried_for_a_day_with_growing_pauses_then_given_up(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     receiver.reply = Reply(503)
@@ -47,17 +47,16 @@ def test_a_failing_receiver_is_retried_for_a_day_with_growing_pauses_then_given_
     assert pauses == sorted(pauses) == list(PAUSES_S)
     assert tried[-1] == pytest.approx(24 * 3600, rel=0.05)
     (row,) = deliveries(engine)
-    assert (row.state, row.tries, row.answer) == ("given_up", len(PAUSES_S) + 1, "answered 503")
+    assert (row.state, row.tries, row.answer) == ("given_up", len(PAUSES_S) + 1, "responded with 503")
     clock.now += 30 * 24 * 3600
     sender.step()
     assert len(receiver.received) == len(tried)
-    assert (
-        len({each.headers["webhook-id"] for each in receiver.received}) == 1
-    )  # by which a receiver recognizes a repeated delivery
+    # A receiver recognizes a repeated delivery by its id.
+    assert len({each.headers["webhook-id"] for each in receiver.received}) == 1
     assert len({each.headers["webhook-timestamp"] for each in receiver.received}) == len(tried)
 
 
-def test_a_recovered_receiver_gets_the_deliveries_it_missed(
+def test_a_receiver_that_recovers_gets_the_deliveries_it_missed(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     receiver.reply = Reply(500)
@@ -68,7 +67,7 @@ def test_a_recovered_receiver_gets_the_deliveries_it_missed(
     clock.now += PAUSES_S[0]
     loopback_sender(engine, clock).step()
     (row,) = deliveries(engine)
-    assert (row.state, row.tries, row.answer) == ("taken", 2, "answered 200")
+    assert (row.state, row.tries, row.answer) == ("taken", 2, "responded with 200")
 
 
 def test_redirects_are_not_followed(engine: Engine, receiver: Receiver, clock: SettableClock) -> None:
@@ -83,7 +82,7 @@ def test_redirects_are_not_followed(engine: Engine, receiver: Receiver, clock: S
     assert {row.state for row in deliveries(engine)} == {"waiting"}
 
 
-def test_proxies_of_the_environment_are_not_used(
+def test_proxies_from_the_environment_are_not_used(
     engine: Engine, receiver: Receiver, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(Receiver()) as proxy:
@@ -123,7 +122,7 @@ def test_an_unreachable_receiver_does_not_block_the_others(
         unreachable = closed.url()
     store = job_store(engine)
     add_webhook(engine, unreachable, project="a")
-    for _ in range(3 * MAX_TRIES_EACH):
+    for _ in range(3 * MAX_ATTEMPTS_EACH):
         queued(store, project="a")
     add_webhook(engine, receiver.url(), project="b")
     queued(store, project="b")
@@ -131,28 +130,28 @@ def test_an_unreachable_receiver_does_not_block_the_others(
     assert len(receiver.received) == 1
     assert [row.answer for row in deliveries(engine) if row.tries and row.state == "waiting"] == [
         "could not be reached: ConnectError"
-    ] * MAX_TRIES_EACH
+    ] * MAX_ATTEMPTS_EACH
 
 
-def test_concurrent_senders_send_each_try_once(
+def test_concurrent_senders_send_each_attempt_once(
     engine: Engine, database_url: str, receiver: Receiver, clock: SettableClock
 ) -> None:
     store = job_store(engine)
     add_webhook(engine, receiver.url())
-    for _ in range(2 * MAX_TRIES_EACH):
+    for _ in range(2 * MAX_ATTEMPTS_EACH):
         queued(store)
     engines = [open_engine(database_url) for _ in range(4)]
     senders = [loopback_sender(each, clock) for each in engines]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(4):
             list(pool.map(lambda sender: sender.step(), senders))
-    assert len(receiver.received) == 2 * MAX_TRIES_EACH
+    assert len(receiver.received) == 2 * MAX_ATTEMPTS_EACH
     assert {row.tries for row in deliveries(engine)} == {1}
     for each in engines:
         each.dispose()
 
 
-def test_a_sender_that_dies_while_sending_has_used_up_its_try(
+def test_a_sender_that_dies_mid_delivery_counts_as_an_attempt(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     add_webhook(engine, receiver.url())
@@ -167,7 +166,9 @@ def test_a_sender_that_dies_while_sending_has_used_up_its_try(
     assert (row.state, row.tries) == ("taken", 2)
 
 
-def test_a_sender_that_dies_during_the_last_try_leaves_nothing_waiting(engine: Engine, clock: SettableClock) -> None:
+def test_a_delivery_is_given_up_if_the_sender_dies_during_the_last_attempt(
+    engine: Engine, clock: SettableClock
+) -> None:
     add_webhook(engine, "https://a.example.com")
     queued(job_store(engine))
     store = WebhookStore(engine)

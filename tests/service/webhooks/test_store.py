@@ -1,4 +1,4 @@
-"""Webhook deliveries: one per job event, despite concurrent commits, rollbacks and deletions."""
+"""Webhook deliveries: exactly one per job event, despite concurrent commits, rollbacks and deletions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.service.receivers import Receiver
 from tests.support.service.webhooks import SettableClock, add_webhook, deliveries, loopback_sender, verified_body
 
 
-def test_every_change_of_a_job_reaches_its_webhook_signed_and_once(
+def test_every_change_of_a_job_is_signed_and_delivered_once(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     store, webhook = job_store(engine), add_webhook(engine, receiver.url())
@@ -76,11 +76,11 @@ def test_a_rolled_back_change_is_not_delivered(engine: Engine) -> None:
     assert [row.version for row in deliveries(engine)] == [1, 2]
 
 
-def test_an_event_that_commits_after_later_ones_were_sent_is_sent_too(
+def test_an_event_that_is_committed_after_later_events_were_sent_is_also_sent(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     if engine.dialect.name == "sqlite":
-        pytest.skip("SQLite has one writer at a time: events commit in their order")
+        pytest.skip("SQLite allows one writer at a time, so events are committed in order")
     store = job_store(engine)
     add_webhook(engine, receiver.url())
     early = queued(store)

@@ -1,4 +1,4 @@
-"""Tiny synthetic videos in AVA layout: one bright square moves right (action 1), another moves down (action 3).
+"""Tiny synthetic videos in AVA layout, where one bright square moves right (action 1) and another down (action 3).
 
 Either may be on the left or the right, so only a network that reads the pixels of each box can classify them.
 """
@@ -17,11 +17,11 @@ WIDTH, HEIGHT, SIDE, FRAMES, FPS = 64, 48, 12, 24, 8
 RIGHT, NEVER, DOWN = 1, 2, 3
 NAMES = {RIGHT: "go right", NEVER: "never", DOWN: "go down"}
 
-Corner = tuple[int, int]  # left, top
+Corner = tuple[int, int]  # (left, top)
 
 
 def squares_at(number: int, frame: int) -> dict[int, Corner]:
-    """Corners of the squares of video `number` by action; the one moving right is on the left in even videos."""
+    """Return the corner of each action's square; the one moving right is on the left in even-numbered videos."""
     wobble = number % 4
     if number % 2 == 0:
         return {RIGHT: (2 + frame, 2 + 8 * wobble), DOWN: (44 + wobble, 2 + frame)}
@@ -45,7 +45,7 @@ def label_map(*numbers: int) -> str:
 
 
 def draw(folder: Path, videos: int = 8, seconds: tuple[int, ...] = (1, 2)) -> Path:
-    """Write videos v0.mp4 …, train.csv, val.csv (the last two videos), boxes.csv of a detector, map.pbtxt."""
+    """Write videos (v0.mp4 …), train.csv, val.csv (the last two videos), detected boxes (boxes.csv) and map.pbtxt."""
     folder.mkdir(parents=True, exist_ok=True)
     lines: dict[str, list[str]] = {"train": [], "val": [], "boxes": []}
     for number in range(videos):
@@ -65,7 +65,10 @@ def draw(folder: Path, videos: int = 8, seconds: tuple[int, ...] = (1, 2)) -> Pa
 
 
 def tiny_detection(folder: Path, **overrides: Any) -> DetectionConfig:
-    """6 steps on 12 key frames, 3 per epoch; 4 frames of 32x32, patch 8: a (2, 4, 4) grid. Keys use __ for dots."""
+    """Return a detection config of 6 steps on 12 key frames, 3 steps per epoch, with clips of 4 frames of 32x32.
+
+    Patches of 8 pixels give a (2, 4, 4) grid. Keys of overrides use __ for dots.
+    """
     values: dict[str, Any] = {
         "clip": {"frames": 4, "size": 32, "patch": 8, "tubelet": 2, "sampling_rate_frames": 4},
         "encoder": {"width": 48, "depth": 2, "heads": 3, "positions": "sincos_3d", "drop_path": 0.1},

@@ -1,4 +1,4 @@
-"""Fakes of a manifest and a reader whose frames are a function of the record number."""
+"""Fake manifest and readers whose frames depend only on the record number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FRAMES = 20
 
 
 class FakeManifest:
-    """Records in `bad` cannot be read; a record's label is its number."""
+    """Manifest of `count` records labelled by their numbers, of which those in `bad` are unreadable."""
 
     def __init__(self, count: int, bad: frozenset[int] = frozenset()) -> None:
         self.count, self.bad = count, bad
@@ -30,7 +30,7 @@ class FakeManifest:
 
 
 class FakeReader:
-    """Frames are noise seeded by the record number."""
+    """Reader that returns noise seeded by the record number."""
 
     def __init__(self, data: DataConfig) -> None:
         self.reads: list[str] = []
@@ -51,7 +51,7 @@ class FakeReader:
 
 
 class DyingReader(FakeReader):
-    """Kills its process at record 5."""
+    """Reader that kills its process at record 5."""
 
     def read_clip(self, record: Record, choose: Callable[[int], np.ndarray]) -> np.ndarray:
         if record.label == 5:
@@ -60,7 +60,7 @@ class DyingReader(FakeReader):
 
 
 class SlowReader(FakeReader):
-    """Takes 0.2 s per record."""
+    """Reader that takes 0.2 s per record."""
 
     def read_clip(self, record: Record, choose: Callable[[int], np.ndarray]) -> np.ndarray:
         time.sleep(0.2)
@@ -68,7 +68,7 @@ class SlowReader(FakeReader):
 
 
 class EnvironmentReader(FakeReader):
-    """Requires an environment variable of the training process."""
+    """Reader that requires an environment variable of the training process."""
 
     def __init__(self, data: DataConfig) -> None:
         super().__init__(data)
@@ -76,7 +76,7 @@ class EnvironmentReader(FakeReader):
 
 
 class BuggyReader(FakeReader):
-    """Raises an unexpected error."""
+    """Reader that raises an unexpected error."""
 
     def read_clip(self, record: Record, choose: Callable[[int], np.ndarray]) -> np.ndarray:
         raise ZeroDivisionError("a bug")

@@ -1,4 +1,4 @@
-"""A decoding process whose decoder misbehaves like a broken library.
+"""Decoding process whose decoder misbehaves like a broken library.
 
 The file name, or the text after the last colon of its bytes, selects the behaviour.
 """
@@ -21,7 +21,7 @@ def _misbehave(source: Any, decoder: str = "pyav", limits: VideoLimits | None = 
     name = source.stem if isinstance(source, Path) else source[-16:].rpartition(b":")[2].decode("latin-1")
     if name == "hangs":
         time.sleep(3600)
-    if name == "spins":  # in C while holding the GIL: no Python thread of the child runs again
+    if name == "spins":  # blocks in C while holding the GIL, so no Python thread of the child runs again
         ctypes.PyDLL(None).pause()
     if name == "segfaults":
         ctypes.string_at(0)

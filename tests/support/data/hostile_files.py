@@ -1,6 +1,6 @@
-"""Untrusted files: unusual but valid, broken, and malicious ones, created with Pillow, PyAV and raw bytes.
+"""Untrusted files for tests, created with Pillow, PyAV and raw bytes: unusual but valid, broken, and malicious.
 
-Each has its expected outcome: the image that it shows, a rejection with its reason, or either.
+Each has an expected outcome: known pixels, a rejection for a known reason, or either.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.support.data.videos import patch_box, pictures, set_rotation, write_audio_only, write_video
 
-FRAMES = 200  # the tests' limit on frames of a video
+FRAMES = 200  # maximum number of frames per video in the tests
 
 
 class HostileFile(NamedTuple):
     name: str
     content: bytes
-    shows: bytes | None = None
-    """A PNG of the expected image, which must have the same embedding."""
-    refused: str | None = None
-    """A regular expression that the reason must match."""
-    answered: bool = False
-    """Whether it must be decoded, to pixels that are not known exactly."""
+    expected_png: bytes | None = None
+    """PNG of the expected pixels, which must have the same embedding."""
+    rejection: str | None = None
+    """Regular expression that the reason of the rejection must match."""
+    decodable: bool = False
+    """Whether the file must be decoded although its exact pixels are unknown."""
 
 
 def corpus(folder: Path) -> list[HostileFile]:
-    """All hostile files. `folder`: temporary folder for videos while they are written."""
-    files = [*odd_pictures(), *broken_pictures(), *no_pictures(), *odd_videos(folder), *broken_videos(folder)]
+    """Return all hostile files. `folder`: temporary folder to write videos in."""
+    files = [*unusual_images(), *broken_images(), *non_images(), *unusual_videos(folder), *broken_videos(folder)]
     assert len({file.name for file in files}) == len(files)
     return files
 
@@ -83,7 +83,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> 
 }
 
 
-def odd_pictures() -> Iterator[HostileFile]:
+def unusual_images() -> Iterator[HostileFile]:
     plain, other = noise(), noise(seed=1)
     grey = plain.convert("L")
     yield HostileFile("grey", png(grey), png(grey.convert("RGB")))
@@ -91,27 +91,29 @@ def odd_pictures() -> Iterator[HostileFile]:
     yield HostileFile("one bit", png(bits), png(bits.convert("RGB")))
     deep = np.asarray(grey).astype(np.uint16) * 256 + 77
     shown = png(grey.convert("RGB"))
-    yield HostileFile("grey of 16 bits", saved(Image.fromarray(deep), "PNG"), shown)
+    yield HostileFile("16-bit grey", saved(Image.fromarray(deep), "PNG"), shown)
     yield HostileFile("16-bit TIFF", saved(Image.fromarray(deep), "TIFF"), shown)
     yield HostileFile("16-bit PGM", b"P5 24 18 65535\n" + deep.astype(">u2").tobytes(), shown)
     colours = (np.asarray(plain).astype(np.uint16) * 256 + 99).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in colours)
-    yield HostileFile("colours of 16 bits", raw_png(24, 18, 16, 2, rows), png(plain))
+    yield HostileFile("16-bit colour", raw_png(24, 18, 16, 2, rows), png(plain))
     palette = plain.quantize(32)
     yield HostileFile("palette", png(palette), png(palette.convert("RGB")))
     clear = saved(palette, "PNG", transparency=3)
-    yield HostileFile("palette with a clear colour", clear, png(on_white(Image.open(io.BytesIO(clear)))))
-    veil = Image.merge("RGBA", [*plain.split(), grey])
-    yield HostileFile("alpha", png(veil), png(on_white(veil)))
-    yield HostileFile("alpha in WebP", saved(veil, "WEBP", lossless=True, exact=True), png(on_white(veil)))
-    grey_veil = Image.merge("LA", [grey, other.convert("L")])
-    yield HostileFile("grey with alpha", png(grey_veil), png(on_white(grey_veil)))
-    ink = plain.convert("CMYK")
-    yield HostileFile("CMYK", saved(ink, "TIFF"), png(ink.convert("RGB")))
-    yield HostileFile("CMYK JPEG", saved(ink, "JPEG"), answered=True)
-    yield HostileFile("grey JPEG", saved(grey, "JPEG"), answered=True)
-    yield HostileFile("progressive JPEG", saved(plain, "JPEG", progressive=True), answered=True)
-    yield HostileFile("YCbCr TIFF", saved(plain.convert("YCbCr"), "TIFF"), answered=True)
+    yield HostileFile("palette with a transparent colour", clear, png(on_white(Image.open(io.BytesIO(clear)))))
+    translucent = Image.merge("RGBA", [*plain.split(), grey])
+    yield HostileFile("alpha", png(translucent), png(on_white(translucent)))
+    yield HostileFile(
+        "alpha in WebP", saved(translucent, "WEBP", lossless=True, exact=True), png(on_white(translucent))
+    )
+    translucent_grey = Image.merge("LA", [grey, other.convert("L")])
+    yield HostileFile("grey with alpha", png(translucent_grey), png(on_white(translucent_grey)))
+    cmyk = plain.convert("CMYK")
+    yield HostileFile("CMYK", saved(cmyk, "TIFF"), png(cmyk.convert("RGB")))
+    yield HostileFile("CMYK JPEG", saved(cmyk, "JPEG"), decodable=True)
+    yield HostileFile("grey JPEG", saved(grey, "JPEG"), decodable=True)
+    yield HostileFile("progressive JPEG", saved(plain, "JPEG", progressive=True), decodable=True)
+    yield HostileFile("YCbCr TIFF", saved(plain.convert("YCbCr"), "TIFF"), decodable=True)
     for number, turn in TURNS.items():
         exif = Image.Exif()
         exif[0x0112] = number
@@ -131,7 +133,7 @@ def odd_pictures() -> Iterator[HostileFile]:
         ("JPEG2000", {"irreversible": False}),
     ):
         yield HostileFile(f"plain {format}", saved(plain, format, **options), png(plain))
-    yield HostileFile("AVIF", saved(plain, "AVIF"), answered=True)
+    yield HostileFile("AVIF", saved(plain, "AVIF"), decodable=True)
     for width, height in ((1, 1), (1, 500), (3000, 1), (17, 33)):
         yield HostileFile(f"{width}x{height}", png(noise(width, height)), png(noise(width, height)))
     whole = png(plain)
@@ -139,60 +141,68 @@ def odd_pictures() -> Iterator[HostileFile]:
         file.write(whole)
         with zipfile.ZipFile(file, "a") as archive:
             archive.writestr("x.html", "<script>")
-        yield HostileFile("PNG that is a ZIP too", file.getvalue(), whole)
+        yield HostileFile("PNG that is also a ZIP", file.getvalue(), whole)
     yield HostileFile("PNG with a program appended", whole + b"\x7fELF" + bytes(4000), whole)
-    yield HostileFile("JPEG with HTML behind it", saved(plain, "JPEG") + b"<html><script>1</script>", answered=True)
+    yield HostileFile("JPEG with HTML appended", saved(plain, "JPEG") + b"<html><script>1</script>", decodable=True)
     exif = b"Exif\0\0MM\0*" + bytes(range(256)) * 20
-    yield HostileFile("JPEG with a broken EXIF block", saved(plain, "JPEG", exif=exif), answered=True)
-    yield HostileFile("a profile of a megabyte", saved(plain, "PNG", icc_profile=bytes(1 << 20)), whole)
+    yield HostileFile("JPEG with a broken EXIF block", saved(plain, "JPEG", exif=exif), decodable=True)
+    yield HostileFile("PNG with a colour profile of 1 MiB", saved(plain, "PNG", icc_profile=bytes(1 << 20)), whole)
     long = PngInfo()
     long.add_text("title", "\x00;DROP TABLE jobs;--" * 50)
-    yield HostileFile("hostile metadata", saved(plain, "PNG", pnginfo=long), whole)
+    yield HostileFile("PNG with hostile metadata", saved(plain, "PNG", pnginfo=long), whole)
 
 
-def broken_pictures() -> Iterator[HostileFile]:
+def broken_images() -> Iterator[HostileFile]:
     large = noise(200, 150)
     for format in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000"):
         content = saved(large, format)
-        yield HostileFile(f"half a {format}", content[: len(content) // 2], refused="decoded|opened|image")
+        yield HostileFile(f"truncated {format}", content[: len(content) // 2], rejection="decoded|opened|image")
     gif = saved(large.quantize(64), "GIF")
-    yield HostileFile("half a GIF", gif[: len(gif) // 2], refused="decoded")
-    yield HostileFile("PNG signature alone", b"\x89PNG\r\n\x1a\n", refused="image")
+    yield HostileFile("truncated GIF", gif[: len(gif) // 2], rejection="decoded")
+    yield HostileFile("PNG signature only", b"\x89PNG\r\n\x1a\n", rejection="image")
     bad = bytearray(png(large))
     bad[len(bad) // 2] ^= 0xFF
-    yield HostileFile("PNG with a wrong checksum", bytes(bad), refused="decoded")
-    yield HostileFile("PNG bomb of 60000x60000", raw_png(60000, 60000, 8, 2, bytes(1000)), refused="pixels")
-    yield HostileFile("PNG bomb that is whole", raw_png(20000, 20000, 1, 0, bytes(2501 * 20000)), refused="pixels")
-    yield HostileFile("a picture at the limit of pixels", raw_png(16000, 2500, 1, 0, bytes(2001 * 2500)), answered=True)
+    yield HostileFile("PNG with a wrong checksum", bytes(bad), rejection="decoded")
+    yield HostileFile("PNG bomb of 60000x60000", raw_png(60000, 60000, 8, 2, bytes(1000)), rejection="pixels")
+    yield HostileFile(
+        "complete PNG bomb of 20000x20000", raw_png(20000, 20000, 1, 0, bytes(2501 * 20000)), rejection="pixels"
+    )
+    yield HostileFile("PNG at the pixel limit", raw_png(16000, 2500, 1, 0, bytes(2001 * 2500)), decodable=True)
     text = zlib.compress(bytes(200 << 20), 9)
     yield HostileFile("text bomb in a PNG", raw_png(4, 4, 8, 0, bytes(20), chunk(b"zTXt", b"a\0\0" + text)))
     profile = chunk(b"iCCP", b"a\0\0" + text)
     yield HostileFile("profile bomb in a PNG", raw_png(4, 4, 8, 0, bytes(20), profile))
     yield HostileFile(
-        "a chunk longer than the file", b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 2**31 - 1) + b"IHDR" + bytes(99)
+        "PNG chunk longer than the file", b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 2**31 - 1) + b"IHDR" + bytes(99)
     )
     yield HostileFile("GIF of 65535x65535", b"GIF89a\xff\xff\xff\xff\0\0\0" + b",\0\0\0\0\xff\xff\xff\xff\0\x08\x00;")
     jpeg = bytearray(saved(large, "JPEG"))
     at = jpeg.find(b"\xff\xc0") + 5
     jpeg[at : at + 4] = struct.pack(">HH", 65500, 65500)
-    yield HostileFile("JPEG of 65500x65500", bytes(jpeg), refused="pixels")
+    yield HostileFile("JPEG of 65500x65500", bytes(jpeg), rejection="pixels")
     bmp = bytearray(saved(large, "BMP"))
     bmp[18:26] = struct.pack("<ii", 2**31 - 1, 2**31 - 1)
-    yield HostileFile("BMP of 2 billion a side", bytes(bmp), refused="pixels|decoded|opened")
-    yield HostileFile("PPM of a billion a side", b"P6 1000000000 1000000000 255\n" + bytes(99), refused="pixels|opened")
-    tiff = bytearray(saved(noise(), "TIFF"))
-    yield HostileFile("TIFF whose pages are a circle", bytes(_circle(tiff)))
+    yield HostileFile("BMP with sides of 2 billion pixels", bytes(bmp), rejection="pixels|decoded|opened")
     yield HostileFile(
-        "TIFF of floats", saved(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), refused="floating-point"
+        "PPM with sides of a billion pixels", b"P6 1000000000 1000000000 255\n" + bytes(99), rejection="pixels|opened"
     )
-    yield HostileFile("TIFF with its directory nowhere", b"II*\0\xff\xff\xff\x7f" + bytes(99), refused="image|decoded")
+    tiff = bytearray(saved(noise(), "TIFF"))
+    yield HostileFile("TIFF whose directories form a cycle", bytes(_with_directory_cycle(tiff)))
+    yield HostileFile(
+        "floating-point TIFF", saved(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), rejection="floating-point"
+    )
+    yield HostileFile(
+        "TIFF with its directory past the end of the file",
+        b"II*\0\xff\xff\xff\x7f" + bytes(99),
+        rejection="image|decoded",
+    )
     webp = bytearray(saved(noise(), "WEBP", lossless=True))
     webp[21:25] = b"\xff\xff\xff\x0f"
-    yield HostileFile("WebP of 16384x16384", bytes(webp), refused="image|pixels|decoded")
+    yield HostileFile("WebP of 16384x16384", bytes(webp), rejection="image|pixels|decoded")
 
 
-def _circle(tiff: bytearray) -> bytearray:
-    """Make the first directory link to itself as the next."""
+def _with_directory_cycle(tiff: bytearray) -> bytearray:
+    """Link the first directory to itself."""
     (start,) = struct.unpack("<I", tiff[4:8])
     (entries,) = struct.unpack("<H", tiff[start : start + 2])
     at = start + 2 + 12 * entries
@@ -200,13 +210,13 @@ def _circle(tiff: bytearray) -> bytearray:
     return tiff
 
 
-def no_pictures() -> Iterator[HostileFile]:
+def non_images() -> Iterator[HostileFile]:
     neither = "neither an image nor a video|has no video stream"
     laughs = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("zeros", bytes(50 << 20))
-    yield HostileFile("nothing", b"", refused="zero bytes|neither")
+    yield HostileFile("an empty file", b"", rejection="zero bytes|neither")
     for name, content in {
         "one byte": b"\xff",
         "text": b"The quick brown fox. " * 500,
@@ -219,21 +229,21 @@ def no_pictures() -> Iterator[HostileFile]:
         "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
         "a billion laughs": f'<!DOCTYPE l [<!ENTITY l0 "ha">{laughs}]><svg>&l9;</svg>'.encode(),
         "a playlist": b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n",
-        "a list for FFmpeg": b"ffconcat version 1.0\nfile /etc/passwd\n",
+        "an FFmpeg concat list": b"ffconcat version 1.0\nfile /etc/passwd\n",
         "a session description": b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
         "noise": np.random.default_rng(0).bytes(1 << 16),
         "zeros": bytes(1 << 16),
         "a pickle": b"\x80\x04\x95\x1f\x00\x00\x00cos\nsystem\n(S'true'\ntR.",
     }.items():
-        yield HostileFile(name, content, refused=neither)
-    yield HostileFile("a script that begins as a GIF", b"GIF89a/*" + b"A" * 4000 + b"*/=1;alert(1)")
+        yield HostileFile(name, content, rejection=neither)
+    yield HostileFile("a script that starts like a GIF", b"GIF89a/*" + b"A" * 4000 + b"*/=1;alert(1)")
     yield HostileFile(
-        "HTML that begins as a JPEG", b"\xff\xd8\xff\xe0<html><script>alert(1)</script>", refused="image|decoded"
+        "HTML that starts like a JPEG", b"\xff\xd8\xff\xe0<html><script>alert(1)</script>", rejection="image|decoded"
     )
-    yield HostileFile("a movie's first box alone", b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", refused=neither)
+    yield HostileFile("the first box of an mp4 only", b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", rejection=neither)
 
 
-def odd_videos(folder: Path) -> Iterator[HostileFile]:
+def unusual_videos(folder: Path) -> Iterator[HostileFile]:
     still = [Image.fromarray(frame) for frame in pictures(1, 32, 24)]
     exact = {"codec": "ffv1", "pix_fmt": "bgr0"}
     lossless = write_video(folder / "one.mkv", [np.asarray(still[0])], **exact)
@@ -250,37 +260,41 @@ def odd_videos(folder: Path) -> Iterator[HostileFile]:
     )
     for degrees in (90, 180, 270):
         path = write_video(folder / f"turned{degrees}.mp4", pictures(9, 32, 24))
-        yield HostileFile(f"a video turned by {degrees}", set_rotation(path, degrees).read_bytes(), answered=True)
+        yield HostileFile(
+            f"a video rotated by {degrees} degrees", set_rotation(path, degrees).read_bytes(), decodable=True
+        )
     frames = pictures(9, 32, 24)
     for name, ending, options in (
-        ("of 10 bits", "mp4", {"pix_fmt": "yuv420p10le"}),
+        ("with 10 bits", "mp4", {"pix_fmt": "yuv420p10le"}),
         ("in grey", "mkv", {"codec": "ffv1", "pix_fmt": "gray"}),
         ("with alpha", "mkv", {"codec": "ffv1", "pix_fmt": "bgra"}),
         ("in VP9", "webm", {"codec": "libvpx-vp9"}),
         ("in MPEG-4 part 2", "avi", {"codec": "mpeg4"}),
         ("in a transport stream", "ts", {}),
-        ("with sound", "mp4", {"audio": True}),
-        ("of uneven times", "mp4", {"times": [0, 1, 2, 300, 301, 900, 901, 902, 5000]}),
+        ("with audio", "mp4", {"audio": True}),
+        ("with a variable frame rate", "mp4", {"times": [0, 1, 2, 300, 301, 900, 901, 902, 5000]}),
     ):
         path = write_video(folder / f"{name.replace(' ', '-')}.{ending}", frames, **options)
-        yield HostileFile(f"a video {name}", path.read_bytes(), answered=True)
+        yield HostileFile(f"a video {name}", path.read_bytes(), decodable=True)
 
 
 def broken_videos(folder: Path) -> Iterator[HostileFile]:
     frames = pictures(30, 64, 48)
     whole = write_video(folder / "whole.mp4", frames).read_bytes()
-    yield HostileFile("half an mp4", whole[: len(whole) // 2], refused="cut short")
+    yield HostileFile("truncated mp4", whole[: len(whole) // 2], rejection="cut short")
     fast = write_video(folder / "fast.mp4", frames, container={"movflags": "faststart"}).read_bytes()
-    yield HostileFile("half an mp4 with its index in front", fast[: len(fast) * 2 // 3], refused="cut short|damaged")
+    yield HostileFile(
+        "truncated mp4 with its index in front", fast[: len(fast) * 2 // 3], rejection="cut short|damaged"
+    )
     webm = write_video(folder / "whole.webm", frames, codec="libvpx-vp9").read_bytes()
-    yield HostileFile("half a WebM", webm[: len(webm) // 2], refused="cut short")
+    yield HostileFile("truncated WebM", webm[: len(webm) // 2], rejection="cut short")
     stream = write_video(folder / "whole.ts", frames).read_bytes()
-    yield HostileFile("half a transport stream", stream[: len(stream) // 2])
+    yield HostileFile("truncated transport stream", stream[: len(stream) // 2])
     damaged = bytearray(whole)
     at = damaged.find(b"mdat") + 40
     damaged[at : at + 3000] = np.random.default_rng(0).bytes(3000)
-    yield HostileFile("noise for frames", bytes(damaged))
-    yield HostileFile("sound alone", write_audio_only(folder / "sound.mp4").read_bytes(), refused="no video stream")
+    yield HostileFile("an mp4 with frames overwritten by noise", bytes(damaged))
+    yield HostileFile("audio only", write_audio_only(folder / "sound.mp4").read_bytes(), rejection="no video stream")
 
     def ten_hours(box: bytearray, start: int) -> None:
         scale = struct.unpack(">I", box[start + 12 : start + 16])[0]
@@ -290,11 +304,11 @@ def broken_videos(folder: Path) -> Iterator[HostileFile]:
         path = folder / f"long-{name}.mp4"
         path.write_bytes(whole)
         content = patch_box(path, name.encode(), ten_hours).read_bytes()
-        yield HostileFile(f"ten hours by the header ({name})", content)
+        yield HostileFile(f"ten hours according to the header ({name})", content)
     long = bytearray(webm)
-    at = long.find(b"\x44\x89\x88")  # the Duration element, a double of milliseconds
+    at = long.find(b"\x44\x89\x88")  # the Duration element, a double in milliseconds
     long[at + 3 : at + 11] = struct.pack(">d", 36_000_000.0)
-    yield HostileFile("ten hours by the header (WebM)", bytes(long), refused="36000 s long, more than")
+    yield HostileFile("ten hours according to the header (WebM)", bytes(long), rejection="36000 s long, more than")
 
     def countless(box: bytearray, start: int) -> None:
         box[start + 8 : start + 12] = struct.pack(">I", 2**32 - 1)
@@ -302,27 +316,27 @@ def broken_videos(folder: Path) -> Iterator[HostileFile]:
     path = folder / "countless.mp4"
     path.write_bytes(whole)
     content = patch_box(path, b"stsz", countless).read_bytes()
-    yield HostileFile("four billion frames by the header", content)
+    yield HostileFile("four billion frames according to the header", content)
     black = np.zeros((16, 16, 3), np.uint8)
     many = [black] * (FRAMES + 20)
     yield HostileFile(
-        "too many frames", write_video(folder / "many.mp4", many).read_bytes(), refused=f"more than {FRAMES}"
+        "too many frames", write_video(folder / "many.mp4", many).read_bytes(), rejection=f"more than {FRAMES}"
     )
     path = write_video(folder / "many.avi", many, codec="mpeg4")
-    yield HostileFile("too many frames, uncounted", path.read_bytes(), refused=f"more than {FRAMES}")
+    yield HostileFile("too many frames without a frame count", path.read_bytes(), rejection=f"more than {FRAMES}")
     yield HostileFile(
-        "frames of 49 million pixels", _large_frame(folder / "large.mov"), refused="pixels per frame, more than"
+        "frames of 49 million pixels", _large_frame(folder / "large.mov"), rejection="pixels per frame, more than"
     )
     small, large = (write_video(folder / f"{n}.ts", pictures(9, 16 * n, 16 * n)).read_bytes() for n in (2, 4))
-    yield HostileFile("a stream whose frames grow", small + large)
+    yield HostileFile("a stream whose frame size grows", small + large)
     ebml = b"\x1a\x45\xdf\xa3\x01\xff\xff\xff\xff\xff\xff\xff" + b"\x42\x82\x88matroska" + b"\x18\x53\x80\x67" * 2000
-    yield HostileFile("Matroska nested in itself", ebml, refused="opened|no video|cut short|read")
+    yield HostileFile("recursively nested Matroska", ebml, rejection="opened|no video|cut short|read")
     boxes = b"\0\0\0\x18ftypisom\0\0\2\0isomiso2"
     for depth in range(1000):
         boxes += struct.pack(">I", 8 * (1000 - depth) + 8) + (b"moov", b"trak", b"mdia")[depth % 3]
-    yield HostileFile("boxes in boxes", boxes)
+    yield HostileFile("deeply nested mp4 boxes", boxes)
     yield HostileFile("AVI with an endless list", b"RIFF\xff\xff\xff\xffAVI LIST\xff\xff\xff\xffhdrl" + bytes(3000))
-    yield HostileFile("FLV of nothing", b"FLV\x01\x05\0\0\0\x09" + bytes(4000))
+    yield HostileFile("empty FLV", b"FLV\x01\x05\0\0\0\x09" + bytes(4000))
 
 
 def _large_frame(path: Path) -> bytes:

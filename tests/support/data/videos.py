@@ -1,6 +1,6 @@
-"""Video files for tests, encoded with PyAV: ordinary ones and kinds that are hard to decode correctly.
+"""Write video files for tests with PyAV: ordinary files, and files that are hard to decode correctly.
 
-Frames show drifting smooth noise with a bar as long as the frame number, so that any two frames differ clearly.
+Frames show drifting smooth noise and a bar that grows with the frame number, so that any two frames differ clearly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 
 
 def pictures(count: int, width: int = 96, height: int = 64, seed: int = 0) -> list[np.ndarray]:
-    """`count` frames (height, width, 3) uint8, each clearly different from the others."""
+    """Return `count` clearly different frames of shape (height, width, 3), uint8."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
     texture = np.asarray(Image.fromarray(coarse).resize((2 * width, 2 * height), Image.Resampling.BICUBIC))
@@ -68,8 +68,11 @@ def write_video(
 
 
 def write_av1(path: Path, frames: Sequence[np.ndarray]) -> Path:
-    """Encode in a separate process: as root, SVT-AV1 permanently makes the calling thread real-time (SCHED_FIFO 99),
-    which later child threads inherit."""
+    """Encode frames as AV1 in a separate process.
+
+    As root, SVT-AV1 permanently gives the calling thread real-time priority (SCHED_FIFO 99), which its later child
+    threads would inherit.
+    """
     options = {"codec": "libsvtav1", "options": {"preset": "12"}}
     writer = multiprocessing.get_context("spawn").Process(target=write_video, args=(path, frames), kwargs=options)
     writer.start()
@@ -93,14 +96,14 @@ def _write_silence(out: Any, stream: Any, seconds: float) -> None:
 
 
 def exact_frames(path: Path | str) -> np.ndarray:
-    """Reference frames by PyAV's sequential decoding from the first packet to the last: (N, H, W, 3)."""
+    """Return reference frames (N, H, W, 3), decoded sequentially from the first packet to the last."""
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return np.stack(frames)
 
 
 def patch_box(path: Path, name: bytes, change: Callable[[bytearray, int], None]) -> Path:
-    """Edit the first mp4 box with this name in place: `change(data, offset of the box content)`."""
+    """Edit the first mp4 box with this name in place. `change` receives the file's bytes and the content's offset."""
     data = bytearray(path.read_bytes())
     at = data.find(name)
     if at < 0:
@@ -111,7 +114,7 @@ def patch_box(path: Path, name: bytes, change: Callable[[bytearray, int], None])
 
 
 def set_edit(path: Path, *, skip_frames: int, show_frames: int, fps: int = 30) -> Path:
-    """Set the file's edit list to present only `show_frames` frames after the first `skip_frames`."""
+    """Set the file's edit list to skip the first `skip_frames` frames and present the next `show_frames`."""
     data = path.read_bytes()
     at = data.find(b"mvhd") + 4
     movie_scale = struct.unpack(">I", data[at + 12 : at + 16])[0]
@@ -127,7 +130,7 @@ def set_edit(path: Path, *, skip_frames: int, show_frames: int, fps: int = 30) -
 
 
 def set_rotation(path: Path, degrees: int) -> Path:
-    """Write a display matrix that rotates the picture clockwise by 90, 180 or 270 degrees."""
+    """Write a display matrix that rotates the picture clockwise by 45, 90, 180 or 270 degrees."""
     turns = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0), 45: (1, 1, -1, 1)}
     a, b, c, d = turns[degrees]
 

@@ -1,4 +1,4 @@
-"""Tiny but complete configs for tests; a training step takes a few milliseconds."""
+"""Tiny but complete configs for tests. A training step takes a few milliseconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ TINY_TEACHER = {"width": 64, "depth": 4, "heads": 2}
 
 
 def tiny_video_config(**overrides: Any) -> TrainConfig:
-    """Video config: 4 frames of 16x16, patch 4, tubelet 2, so a (2, 4, 4) grid of 32 tokens. Keys use __ for dots."""
+    """Return a video config: 4 frames of 16x16, patch 4, tubelet 2, so 32 tokens in a (2, 4, 4) grid.
+
+    Keys of overrides use __ for dots.
+    """
     values = {
         "clip": {"frames": 4, "size": 16, "patch": 4, "tubelet": 2, "sampling_rate_frames": 1},
         "student": {
@@ -31,7 +34,10 @@ def tiny_video_config(**overrides: Any) -> TrainConfig:
 
 
 def tiny_image_config(**overrides: Any) -> TrainConfig:
-    """Image config as in MAE: one 16x16 frame, patch 4 (16 tokens), class token, 2-D positions, joint pixel targets."""
+    """Return an image config as in MAE: 16x16, patch 4 (16 tokens), class token, 2-D positions, joint pixel targets.
+
+    Keys of overrides use __ for dots.
+    """
     values = {
         "clip": {"frames": 1, "size": 16, "patch": 4, "tubelet": 1},
         "student": {

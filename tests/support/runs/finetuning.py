@@ -1,4 +1,4 @@
-"""Tiny fine-tuning runs of a few seconds: dark and bright images or clips, and an encoder of width 24 and depth 2."""
+"""Fine-tuning runs of a few seconds, in which a tiny encoder classifies images or clips as dark or bright."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENCODER = {"width": 24, "depth": 2, "heads": 3, "drop_path": 0.2}
 
 
 def shaded_images(folder: Path, count: int, *, names: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
-    """Write PNG files of 20x20 noise, half of them dark, half bright. `names`: class folders of dark and bright."""
+    """Write PNG files of 20x20 noise, half of them dark and half bright. `names`: class folders (dark, bright)."""
     noise = np.random.default_rng(seed)
     for i in range(count):
         path = folder / names[i % 2] / f"{i:03d}.png"
@@ -26,7 +26,7 @@ def shaded_images(folder: Path, count: int, *, names: tuple[str, ...] = CLASSES,
 
 
 def shaded_clips(folder: Path, count: int, frames: int = 8) -> Path:
-    """Write clips of 32x24, half of them dark, half bright."""
+    """Write clips of 32x24 pixels, half of them dark and half bright."""
     for i in range(count):
         path = folder / CLASSES[i % 2] / f"{i:03d}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,10 @@ def shaded_clips(folder: Path, count: int, frames: int = 8) -> Path:
 
 
 def tiny_finetuning(folder: Path, **overrides: Any) -> FinetuneConfig:
-    """Fine-tuning of 12 steps on 24 images, 3 per epoch. Data and storage are below `folder`; keys use __ for dots."""
+    """Return a config for 12 steps on 24 images, 3 steps per epoch, with data and storage in `folder`.
+
+    Keys of overrides use __ for dots.
+    """
     if not (folder / "train").exists():
         shaded_images(folder / "train", 24)
         shaded_images(folder / "val", 10, seed=1)

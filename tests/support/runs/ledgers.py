@@ -1,4 +1,4 @@
-"""Synthetic ledgers of sweeps: scores from a known function plus noise per seed, and ASHA stops. Deterministic."""
+"""Deterministic synthetic sweep ledgers: scores are a known function plus noise per seed, and ASHA stops trials."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METRIC = "eval/knn_top1"
 
 
 def search(**fields: Any) -> SearchConfig:
-    """Config of a sweep of the demo's student over its mask ratios: ASHA, 3 rungs, 3 seeds."""
+    """Return the config of an ASHA sweep over the mask ratios of the demo's student, with 3 rungs and 3 seeds."""
     values = {
         "train": PRESETS["demo-image-amd"].config.model_dump(mode="json"),
         "space": {"use": ["masking"]},
@@ -47,7 +47,7 @@ def trial(
     overrides: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> TrialRecord:
-    """Record of a trial; parameters of the space `masking` become overrides of `mask`."""
+    """Return the record of a trial. Parameters of the space `masking` become overrides of `mask`."""
     if overrides is None:
         overrides = {name.replace("masking.", "mask."): value for name, value in point.items() if name != "variant"}
     return TrialRecord(
@@ -76,9 +76,9 @@ def ratios(student: float, teacher: float) -> dict[str, float]:
 def asha(config: SearchConfig, points: Sequence[tuple[Mapping[str, Any], Mapping[str, Any], float, float]]) -> list[
     TrialRecord
 ]:  # fmt: skip
-    """Trials of (point, overrides, true score, relative cost): at each rung the best third continues.
+    """Simulate trials given as (point, overrides, true score, relative cost); the best third continues at each rung.
 
-    The first is the baseline and goes to the end, as a sweep's does.
+    The first trial is the baseline and is never stopped, as in a real sweep.
     """
     draw, fractions = random.Random(0), config.fractions()
     scores: list[list[list[float]]] = []
@@ -122,7 +122,7 @@ def masking_truth(student: float, teacher: float) -> float:
 
 
 def masking_sweep(config: SearchConfig, trials: int) -> list[TrialRecord]:
-    """Points of the space `masking`: a grid for few trials, random points for many."""
+    """Simulate a sweep of the space `masking`: first the points of a grid, then random points."""
     draw = random.Random(1)
     grid = [(0.75, 0.5)] + [
         (student, teacher)

@@ -1,4 +1,4 @@
-"""Sizes and helpers for tests beside transformers and timm."""
+"""Model sizes and helpers for tests against transformers and timm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMM = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 4, "img_size"
 
 
 def perturbed(model: nn.Module) -> Any:
-    """Perturb every parameter from its neutral value, so that an omission shows."""
+    """Move every parameter away from its neutral value, so that an omitted one changes the output."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -43,5 +43,5 @@ def load_encoder_file(encoder: Encoder, path: str, *, intermediates_only: bool =
 
 
 def load_student_file(student: Student, path: str) -> None:
-    """Load a whole student from a weight file."""
+    """Load a complete student from a weight file."""
     load_student_state(student, read_state(path), path)

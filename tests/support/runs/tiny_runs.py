@@ -1,4 +1,4 @@
-"""Tiny data, teachers and runs: a complete training run in about a second, without test doubles."""
+"""Tiny data, teachers and training runs. A complete run takes about a second and uses no test doubles."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from amd.models.encoder import Encoder
 from amd.storage import join
 from amd.training.checkpoints.store import CheckpointStore
 from amd.training.process_group import ProcessGroup
+from amd.training.reporting.progress import Event
 from amd.training.run_folder import RunSpec, spec_of
 from amd.training.runs.kinds import Work
-from amd.training.trainer.pretraining import Event, work
+from amd.training.trainer.pretraining import work
 from tests.support.runs.configs import tiny_image_config
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ T = TypeVar("T")
 def run_in_subprocess(function: Callable[..., T], *args: Any) -> T:
     """Run `function(*args)` in the main thread of a new process, so that it receives signals.
 
-    For Ray drivers: if Ray's core kills its process, one test fails instead of the whole session.
+    Use it for Ray drivers: if Ray's core kills its process, one test fails instead of the whole session.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
@@ -60,7 +61,10 @@ def tiny_teacher(path: Path, config: TrainConfig | None = None) -> Path:
 
 
 def tiny_run(folder: Path, **overrides: Any) -> TrainConfig:
-    """AMD run of 12 steps on 24 images, 3 per epoch. Data and teacher are below `folder`; keys use __ for dots."""
+    """Return an AMD config for 12 steps on 24 images, 3 steps per epoch, with data and teacher in `folder`.
+
+    Keys of overrides use __ for dots.
+    """
     data, weights = folder / "images", folder / "teacher.safetensors"
     if not data.exists():
         tiny_images(data)
@@ -93,7 +97,10 @@ class NullHooks:
 
 
 class KilledAtPoll(NullHooks):
-    """Kill the process at the given poll of `stop_requested`; the loop polls per step and per evaluation batch."""
+    """Run hooks that kill the process at the given poll of `stop_requested`.
+
+    The loop polls once per step and once per evaluation batch.
+    """
 
     def __init__(self, polls: int) -> None:
         self.polls_left = polls
@@ -108,8 +115,8 @@ class KilledAtPoll(NullHooks):
 def train_in_processes(config: RunConfig, world: int, work: Work = work, killed_at_poll: int | None = None) -> str:
     """Train with `world` gloo processes, without Ray and without `launch`; return the run folder.
 
-    The reference result for every other launcher. `killed_at_poll`: the last rank is killed at this poll of
-    `stop_requested`, and the other ranks fail with it.
+    Other launchers are compared with its result. `killed_at_poll`: kill the last rank at this poll of
+    `stop_requested`; the other ranks then fail too.
     """
     assert config.storage is not None
     assert config.name is not None
@@ -137,7 +144,7 @@ def _rank(work: Work, spec: dict[str, Any], rank: int, world: int, rendezvous: s
 
 
 def final_state(run_folder: str, config: RunConfig) -> dict[str, Tensor]:
-    """Return model and optimizer tensors of a run's newest checkpoint, keyed by file and name."""
+    """Return the tensors of a run's newest checkpoint, keyed by file and name."""
     newest = CheckpointStore(join(run_folder, "checkpoints"), config.checkpoint).load_newest()
     assert newest is not None
     return {f"{file}/{name}": value for file, values in newest[1].tensors.items() for name, value in values.items()}

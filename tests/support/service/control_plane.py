@@ -89,7 +89,7 @@ class ControlPlane:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    """Poll until the condition is true. Raises AssertionError after `seconds`."""
+    """Poll a condition until it is true. Raises AssertionError after `seconds`."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "the condition did not become true in time"

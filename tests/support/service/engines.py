@@ -1,4 +1,4 @@
-"""Helpers to load encoders into an inference engine and run requests."""
+"""Helpers that load encoders into an inference engine and run requests."""
 
 from __future__ import annotations
 
@@ -8,24 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from amd.downstream.embedding.features import embed_file
-from service.inference.engine import (
-    Engine,
-    InferenceOptions,
-    InferenceResult,
-    Item,
-    RequestLimits,
-)
-from tests.support.service.published_encoders import (
-    run,
-)
+from service.inference.engine import Engine, InferenceOptions, InferenceResult, Item, RequestLimits
+from tests.support.service.published_encoders import run
 
-NO_TIME_LIMIT = RequestLimits(decode_timeout_s=30)  # decoding time is not under test, and the machine may be busy
+NO_TIME_LIMIT = RequestLimits(decode_timeout_s=30)  # decoding time is not tested, and the machine may be busy
 DEADLINE_S = 120.0
 EMBEDDING = InferenceOptions()
 
 
 def load_slots(engine: Engine, **urls: Path) -> Engine:
-    """Load encoders by slot."""
+    """Load an encoder into each slot."""
 
     async def load() -> None:
         for slot, url in urls.items():
@@ -36,21 +28,21 @@ def load_slots(engine: Engine, **urls: Path) -> Engine:
 
 
 def infer(engine: Engine, *items: Item, slot: str = "main", **options: object) -> InferenceResult:
-    """Run one request to its end."""
+    """Run one request and return its result."""
     return run(engine.infer(slot, items, InferenceOptions.model_validate(options), DEADLINE_S))
 
 
 @cache
 def embed_offline(encoder: Path, file: Path) -> np.ndarray:
-    """Embed a file without the engine."""
+    """Embed a file without the inference engine."""
     return embed_file(str(encoder), str(file))
 
 
 def upload(path: Path) -> Item:
-    """An item by content."""
+    """Create an item with the content of a file."""
     return Item(path.read_bytes())
 
 
 def reference(path: Path) -> Item:
-    """An item by location."""
+    """Create an item with the path of a file."""
     return Item(uri=str(path))

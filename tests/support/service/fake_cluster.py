@@ -13,7 +13,7 @@ from service.web.errors import ClusterUnavailable
 
 
 class FakeCluster:
-    """Records calls; a test sets the status of its jobs."""
+    """A cluster that records calls; the test sets the status of its jobs."""
 
     def __init__(self, cpus: float = 4.0, gpus: float = 0.0) -> None:
         self.total = Capacity(cpus, gpus, 1e9)
@@ -46,7 +46,7 @@ class FakeCluster:
 
 
 def queued(store: JobStore, **fields: Any) -> Job:
-    """Add a queued job."""
+    """Add a queued job to the store."""
     now = time.time()
     values: dict[str, Any] = {
         "id": new_job_id("train"),

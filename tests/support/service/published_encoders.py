@@ -1,4 +1,4 @@
-"""Tiny published encoders, images and videos for them, and the decoding processes of an engine."""
+"""Tiny published encoders, images and videos for them, and a lookup of decoding processes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def publish_classifier(folder: Path, clip: ClipConfig = IMAGE, classes: int = 7,
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:
-    """A PNG of random pixels."""
+    """Create a PNG of random pixels."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "PNG")
@@ -68,7 +68,7 @@ def run(act: Awaitable[T]) -> T:
 
 
 def decoding_processes() -> list[int]:
-    """PIDs of this process's decoding processes."""
+    """Return the PIDs of the decoding processes that this process started."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

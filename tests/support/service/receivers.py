@@ -1,4 +1,4 @@
-"""Real HTTP servers on loopback that record the requests they receive."""
+"""HTTP servers on loopback that record the requests they receive."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Reply(NamedTuple):
 
 
 class Receiver:
-    """An HTTP endpoint. `reply`: response to the next requests, or a function of the request."""
+    """An HTTP endpoint. `reply` is the response to all requests, or a function that computes it from the request."""
 
     def __init__(self, reply: Reply | Callable[[Received], Reply] = Reply()) -> None:  # noqa: B008  a plain value
         self.reply = reply
@@ -40,7 +40,7 @@ class Receiver:
 
 @contextmanager
 def serving(receiver: Receiver, tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
-    """Serve the receiver on a free port of loopback."""
+    """Serve the receiver on a free loopback port."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

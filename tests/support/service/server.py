@@ -1,4 +1,4 @@
-"""The application on a real loopback port, with a reconciler. By default jobs succeed as soon as they start."""
+"""The application, served on a real loopback port, with a reconciler. By default jobs succeed immediately."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.service.fake_cluster import FakeCluster
 
 
 class InstantCluster(FakeCluster):
-    """Jobs succeed at once."""
+    """A fake cluster on which jobs succeed immediately."""
 
     def submit(self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float) -> None:
         super().submit(submission_id, job_id, attempt, root, deadline_s)

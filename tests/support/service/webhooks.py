@@ -28,7 +28,7 @@ class SettableClock:
 
 
 def loopback_sender(engine: Engine, clock: SettableClock, **more: Any) -> WebhookSender:
-    """A sender that may send to receivers on this machine, over plain HTTP."""
+    """Create a sender that may send to receivers on this machine, over plain HTTP."""
     return WebhookSender(engine, allow_http=True, allow_private=True, clock=clock, **more)
 
 
@@ -37,7 +37,7 @@ def add_webhook(engine: Engine, url: str, *events: str, project: str | None = No
 
 
 def deliveries(engine: Engine) -> list[Delivery]:
-    """All deliveries in the database, oldest first."""
+    """Return all deliveries in the database, oldest first."""
     with Session(engine, expire_on_commit=False) as session:
         return list(session.scalars(select(Delivery).order_by(Delivery.id)))
 

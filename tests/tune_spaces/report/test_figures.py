@@ -1,4 +1,4 @@
-"""Numbers of the report: paired intervals, comparable trials, the Pareto front."""
+"""Statistics of the report: paired intervals, comparable trials, the Pareto front."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pair(ours: Sequence[float], theirs: Sequence[float]) -> SweepHistory:
     return sweep(config, [ended(0, theirs, baseline=True), ended(1, ours)])
 
 
-def test_the_interval_is_students_t_of_differences_paired_by_seed() -> None:
+def test_the_interval_is_a_t_interval_of_differences_paired_by_seed() -> None:
     # differences 1, 2, 3: mean 2, sd 1, t(0.975, 2) = 4.302653, half width 4.302653 / sqrt(3) = 2.484138
     found = difference([81.0, 83.0, 85.0], [80.0, 81.0, 82.0])
     assert found.value == pytest.approx(2.0)
@@ -42,7 +42,7 @@ def test_the_interval_is_students_t_of_differences_paired_by_seed() -> None:
     assert difference([81.0, 83.0], [80.0, 81.0]).interval == pytest.approx((1.5 - 6.353102, 1.5 + 6.353102), abs=1e-5)
 
 
-def test_one_seed_or_different_numbers_of_seeds_give_no_interval() -> None:
+def test_there_is_no_interval_for_one_seed_or_unequal_numbers_of_seeds() -> None:
     assert difference([81.0], [80.0]) == (1.0, None)
     assert difference([81.0, 83.0], [80.0, 81.0, 82.0]).interval is None
 
@@ -54,19 +54,19 @@ def test_the_verdict_claims_a_difference_only_if_the_interval_excludes_zero() ->
     better = pair([82.0, 83.1, 83.9], [80.0, 81.0, 82.0])
     assert compare_with_baseline(better, better.trials[1]) == "better"
     assert "+2.0 points, 95 % interval +1.8 to +2.2 (paired by seed): a significant difference" in verdict(better)
-    assert "The best of 2 is selected by its own score, so it is biased upwards" in verdict(better)
+    assert "The best of 2 is selected by its own score, which is thus biased upwards" in verdict(better)
 
 
-def test_a_difference_is_doubted_when_many_comparisons_were_made() -> None:
+def test_a_significant_difference_becomes_uncertain_after_many_comparisons() -> None:
     # differences 1.5, 2, 2.5: half width 1.242 alone; with 9 comparisons t(1 - 0.05/18, 2) = 13.4, half width 3.9
     config = search(seeds=3, rungs=1, stopping="none")
     others = [ended(number, [70.0, 71.0, 72.0]) for number in range(2, 10)]
     many = sweep(config, [ended(0, [80.0, 81.0, 82.0], baseline=True), ended(1, [81.5, 83.0, 84.5]), *others])
     assert compare_with_baseline(many, many.trials[1]) == "uncertain"
-    assert "not among the 9 made here" in verdict(many)
+    assert "not after correction for 9 comparisons" in verdict(many)
 
 
-def test_a_single_seed_is_advised_to_be_repeated() -> None:
+def test_the_verdict_on_a_single_seed_suggests_more_seeds() -> None:
     one = pair([81.0], [80.0])
     assert compare_with_baseline(one, one.trials[1]) == "unknown"
     assert "one seed: no interval, repeat with seeds=3" in verdict(one)
@@ -78,7 +78,7 @@ def test_the_runner_up_is_reported_if_the_baseline_is_best() -> None:
     assert "is 2.0 points behind, 95 % interval +1.8 to +2.2" in found
 
 
-def test_differences_use_the_furthest_common_rung() -> None:
+def test_differences_use_the_highest_rung_that_both_reached() -> None:
     records = [
         trial(0, ratios(0.75, 0.5), [rung(1 / 9, [60.0, 61.0])], "stopped", baseline=True),
         trial(1, ratios(0.75, 0.25), [rung(1 / 9, [62.0, 64.0]), rung(1 / 3, [70.0, 71.0]), rung(1.0, [80.0, 81.0])]),
@@ -88,13 +88,13 @@ def test_differences_use_the_furthest_common_rung() -> None:
     assert best.difference == pytest.approx(2.5)
 
 
-def test_a_rung_with_rounded_steps_is_the_same_rung() -> None:
+def test_rungs_are_recognised_despite_rounded_steps() -> None:
     found = sweep(search(seeds=1), [trial(0, {}, [rung(55 / 500, [60.0]), rung(167 / 500, [61.0]), rung(1.0, [62.0])])])
     assert sorted(found.trials[0].rungs) == [0, 1, 2]
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=30))
-def test_the_pareto_front_is_exactly_the_undominated_trials(points: list[tuple[float, float]]) -> None:
+def test_the_pareto_front_contains_exactly_the_non_dominated_trials(points: list[tuple[float, float]]) -> None:
     def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
         return a[0] >= b[0] and a[1] >= b[1] and a != b
 
@@ -104,7 +104,7 @@ def test_the_pareto_front_is_exactly_the_undominated_trials(points: list[tuple[f
         assert any(beats(points[other], point) for other in on) == (at not in on)
 
 
-def test_the_front_of_a_sweep_contains_only_comparable_trials() -> None:
+def test_the_pareto_front_of_a_sweep_contains_only_comparable_trials() -> None:
     records = [
         trial(0, ratios(0.75, 0.5), [rung(1.0, [80.0], seconds=10)]),
         trial(1, ratios(0.75, 0.25), [rung(1.0, [79.0], seconds=5)]),
@@ -114,7 +114,7 @@ def test_the_front_of_a_sweep_contains_only_comparable_trials() -> None:
     assert [found.number for found in speed_front(sweep(search(seeds=1), records))] == [0, 1]
 
 
-def test_map_cells_contain_means_deviations_and_the_furthest_rung() -> None:
+def test_map_cells_contain_means_deviations_and_the_highest_rung() -> None:
     config = search(seeds=2, rungs=2, stopping="none")
     records = [
         trial(0, {"a": 0}, [rung(1 / 3, [60.0, 62.0]), rung(1.0, [80.0, 82.0])], overrides={}, baseline=True),
@@ -166,7 +166,7 @@ def test_layer_pairs_are_ranked_where_they_vary() -> None:
     assert by_layers(pair([81.0], [80.0])) == []
 
 
-def test_importance_finds_what_the_score_depends_on() -> None:
+def test_importance_identifies_the_dimension_that_determines_the_score() -> None:
     records = [
         trial(number, {"x": x, "y": y}, [rung(1.0, [70.0 + 10 * x + 0.1 * (y == "b")])], overrides={})
         for number, (x, y) in enumerate((x / 4, y) for x in range(5) for y in ("a", "b"))
@@ -179,7 +179,7 @@ def test_importance_finds_what_the_score_depends_on() -> None:
     assert sum(found.shares.values()) == pytest.approx(1.0)
 
 
-def test_importance_needs_several_trials_dimensions_and_scores() -> None:
+def test_importance_requires_several_trials_dimensions_and_scores() -> None:
     few = [
         trial(number, {"x": number, "y": -number}, [rung(1.0, [70.0 + number])], overrides={}) for number in range(3)
     ]
@@ -190,13 +190,13 @@ def test_importance_needs_several_trials_dimensions_and_scores() -> None:
     assert importance(sweep(search(seeds=1), same)) is None
 
 
-def test_importance_uses_the_rung_with_most_comparable_trials() -> None:
+def test_importance_uses_the_rung_with_the_most_comparable_trials() -> None:
     found = importance(sweep(search(), masking_sweep(search(), 12)))
     assert found is not None
     assert (found.level, found.trials) == (0, 12)
 
 
-def test_values_are_formatted_briefly() -> None:
+def test_values_are_formatted_compactly() -> None:
     assert short([{"student": 2, "teacher": 3}, {"student": 4, "teacher": 6}]) == "2→3 4→6"
     assert [short(value) for value in (True, None, 0.00150001, "tube")] == ["yes", "none", "0.0015", "tube"]
     assert [share(value) for value in (1 / 9, 1 / 3, 1.0, 0.123456)] == ["1/9", "1/3", "1", "12 %"]

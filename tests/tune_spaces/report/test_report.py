@@ -26,11 +26,11 @@ def memory() -> str:
 
 
 def three(*scores: float) -> list:  # type: ignore[type-arg]
-    """Rungs of one trial; the last has these scores by seed."""
+    """Return the rungs of one trial; the last has these scores, one per seed."""
     return [rung(NINTH, [50.0] * len(scores)), rung(THIRD, [60.0] * len(scores)), rung(1.0, scores)]
 
 
-def test_the_report_names_exactly_the_existing_files(memory: str) -> None:
+def test_the_report_lists_exactly_the_files_it_wrote(memory: str) -> None:
     report = write_report(write_sweep(memory, search(), masking_sweep(search(), 12)))
     assert report.folder == join(memory, "report")
     assert sorted(report.files) == listdir(report.folder)
@@ -75,7 +75,7 @@ def test_only_trials_at_the_last_rung_can_be_best(memory: str) -> None:
     assert "1 trial was stopped at an earlier rung and is not compared" in report.verdict
 
 
-def test_before_any_trial_ends_the_furthest_rung_is_ranked_and_noted(memory: str) -> None:
+def test_before_any_trial_completes_the_highest_rung_is_ranked_and_noted(memory: str) -> None:
     records = [
         trial(0, ratios(0.75, 0.5), [rung(NINTH, [70.0])], "running", baseline=True),
         trial(1, ratios(0.75, 0.25), [rung(NINTH, [60.0]), rung(THIRD, [65.0])], "running"),
@@ -87,7 +87,7 @@ def test_before_any_trial_ends_the_furthest_rung_is_ranked_and_noted(memory: str
     assert "2 trials have not finished" in report.verdict
 
 
-def test_the_report_of_a_population_shows_the_lineage_of_the_best(memory: str) -> None:
+def test_the_report_of_a_population_shows_the_lineage_of_the_best_trial(memory: str) -> None:
     config = search(space={"use": ["recipe"]}, algorithm="pbt", seeds=1, rungs=3, budget={"trials": 4})
     records = [
         trial(0, {"recipe.lr_scale": 1.0}, [rung(THIRD, [70.0]), rung(1.0, [75.0])], overrides={}, baseline=True),
@@ -102,11 +102,11 @@ def test_the_report_of_a_population_shows_the_lineage_of_the_best(memory: str) -
     assert [row.parent for row in report.rows] == [3, None, 1, None, None]
     page = read_bytes(f"{memory}/report/report.md").decode()
     assert "| trial | point | parent |" in page
-    assert "training it from scratch can give another score" in page
+    assert "training it from scratch can give a different score" in page
     assert "importance.png" not in report.files
 
 
-def test_a_mix_of_states_is_reported_and_failures_are_named(memory: str) -> None:
+def test_all_trial_states_and_failure_reasons_are_reported(memory: str) -> None:
     records = [
         trial(0, ratios(0.75, 0.5), three(80.0, 81.0, 82.0), baseline=True),
         trial(1, ratios(0.75, 0.25), three(99.0, 99.0, 99.0), "failed", reason="oom", message="out of\nmemory | 80 GB"),
@@ -149,7 +149,7 @@ def test_figures_of_an_earlier_report_are_removed(memory: str) -> None:
     assert sorted(after.files) == listdir(after.folder)
 
 
-def test_the_same_ledger_gives_the_same_files(memory: str, tmp_path: Path) -> None:
+def test_the_same_ledger_produces_the_same_files(memory: str, tmp_path: Path) -> None:
     reports = [
         write_report(write_sweep(folder, search(), masking_sweep(search(), 6))) for folder in (memory, str(tmp_path))
     ]
@@ -158,7 +158,7 @@ def test_the_same_ledger_gives_the_same_files(memory: str, tmp_path: Path) -> No
             assert read_bytes(join(reports[0].folder, name)) == read_bytes(join(reports[1].folder, name)), name
 
 
-def test_a_single_trial_has_a_report(memory: str) -> None:
+def test_a_report_is_written_for_a_single_trial(memory: str) -> None:
     record = trial(0, ratios(0.75, 0.5), [rung(1.0, [80.0])], baseline=True)
     report = write_report(write_sweep(memory, search(seeds=1, rungs=1, stopping="none"), [record]))
     assert not any(name.endswith(".png") for name in report.files)  # every figure would be empty
@@ -186,7 +186,7 @@ def test_every_metric_has_a_display_name(memory: str, metric: str) -> None:
     assert report.metric == metric
 
 
-def test_a_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_sweep_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a sweep"):
         write_report(str(tmp_path))
     write_json(str(tmp_path / "config.json"), search().train.model_dump(mode="json"))
@@ -197,7 +197,7 @@ def test_a_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
         write_report(str(tmp_path))
 
 
-def test_a_sweep_without_a_scored_rung_is_refused(memory: str) -> None:
+def test_a_sweep_without_a_scored_rung_is_rejected(memory: str) -> None:
     write_sweep(memory, search(), [])
     with pytest.raises(ConfigError, match="no trial has been scored"):
         write_report(memory)

@@ -1,4 +1,4 @@
-"""Early stopping: decisions as computed by hand, and the same decisions after a restart."""
+"""Early-stopping decisions match manual calculations and are the same after a restart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RungReport = tuple[int, int, float]  # number, level, score
 
 
 def trial(number: int) -> Any:
-    """Trial as in Tune, whose id changes after a restart."""
+    """Return a trial as Tune creates it; its id changes after a restart."""
     return SimpleNamespace(trial_id=f"{id(object())}-{number}", config={"number": number})
 
 
@@ -32,7 +32,7 @@ def decide(made: TrialScheduler, report: RungReport) -> str:
     return str(made.on_trial_result(None, trial(number), {"level": level, METRIC: score}))
 
 
-def fresh(config: SearchConfig, trials: int) -> TrialScheduler:
+def new_scheduler(config: SearchConfig, trials: int) -> TrialScheduler:
     made = SuccessiveHalving(config)
     for number in range(trials):
         made.on_trial_add(None, trial(number))
@@ -40,7 +40,7 @@ def fresh(config: SearchConfig, trials: int) -> TrialScheduler:
 
 
 def rebuild(config: SearchConfig, reports: list[RungReport], folder: Path) -> TrialScheduler:
-    """Scheduler after a restart: built from the ledger, then Tune adds trials."""
+    """Return the scheduler after a restart: it is rebuilt from the ledger before Tune adds trials."""
     ledger = Ledger(str(folder))
     for at, (number, level, score) in enumerate(reports):
         rung = ledgers.rung(config.fractions()[level], [score]).model_copy(update={"time": 100.0 + at})
@@ -49,9 +49,9 @@ def rebuild(config: SearchConfig, reports: list[RungReport], folder: Path) -> Tr
     return make_scheduler(config, ledger)
 
 
-def test_halving_decides_as_computed_by_hand() -> None:
-    """Half of the trials continue: one below the median of earlier trials at its rung stops, a tie continues."""
-    made = fresh(ledgers.search(rungs=3, reduction=2), 6)
+def test_halving_decisions_match_a_manual_calculation() -> None:
+    """Half of the trials continue: a trial below the median of earlier trials at its rung stops; a tie continues."""
+    made = new_scheduler(ledgers.search(rungs=3, reduction=2), 6)
     steps = [
         ((0, 0, 50.0), GO),  # the first at this rung
         ((1, 0, 40.0), STOP),  # below 50
@@ -69,7 +69,7 @@ def test_halving_decides_as_computed_by_hand() -> None:
 
 
 def test_the_best_third_continues() -> None:
-    made = fresh(ledgers.search(rungs=2, reduction=3), 9)
+    made = new_scheduler(ledgers.search(rungs=2, reduction=3), 9)
     for number, score in enumerate([10.0, 20.0, 30.0, 40.0]):
         assert decide(made, (number, 0, score)) == GO
     # the 2/3 quantile of 10, 20, 30, 40 is 30
@@ -82,7 +82,7 @@ SCORES = st.integers(0, 20).map(float)
 
 @st.composite
 def report_sequences(draw: st.DrawFn, trials: int = 8, rungs: int = 3) -> list[RungReport]:
-    """Rungs as reported: in order within a trial, trials interleaved."""
+    """Generate reported rungs, in order within a trial and interleaved across trials."""
     order = draw(st.permutations([number for number in range(trials) for _ in range(rungs)]))
     reached = dict.fromkeys(range(trials), -1)
     reports = []
@@ -100,11 +100,11 @@ def report_sequences(draw: st.DrawFn, trials: int = 8, rungs: int = 3) -> list[R
     reduction=st.integers(2, 5),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_a_scheduler_rebuilt_from_the_ledger_decides_the_same(
+def test_a_scheduler_rebuilt_from_the_ledger_makes_the_same_decisions(
     tmp_path: Path, reports: list[RungReport], cut: int, stopping: str, reduction: int, seed: int
 ) -> None:
     config = ledgers.search(stopping=stopping, rungs=3, reduction=reduction, seed=seed, seeds=1)
-    uninterrupted = fresh(config, 8)
+    uninterrupted = new_scheduler(config, 8)
     for report in reports[:cut]:
         decide(uninterrupted, report)
     rebuilt = rebuild(config, reports[:cut], tmp_path)
@@ -117,11 +117,11 @@ def test_a_scheduler_rebuilt_from_the_ledger_decides_the_same(
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(reports=report_sequences(trials=5), cut=st.integers(1, 14), stopping=st.sampled_from(["asha", "hyperband"]))
-def test_reported_rungs_are_not_judged_again(
+def test_reported_rungs_are_not_evaluated_again(
     tmp_path: Path, reports: list[RungReport], cut: int, stopping: str
 ) -> None:
     config = ledgers.search(stopping=stopping, rungs=3, reduction=3, seeds=1)
-    once, again = fresh(config, 5), fresh(config, 5)
+    once, again = new_scheduler(config, 5), new_scheduler(config, 5)
     for report in reports[:cut]:
         decide(once, report)
         decide(again, report)
@@ -134,7 +134,7 @@ def test_reported_rungs_are_not_judged_again(
 
 
 @given(number=st.integers(0, 5000), seed=st.integers(0, 2**31 - 1), noise=st.integers(0, 1000))
-def test_a_trial_has_the_same_bracket_whenever_it_is_added(number: int, seed: int, noise: int) -> None:
+def test_the_bracket_of_a_trial_does_not_depend_on_when_it_is_added(number: int, seed: int, noise: int) -> None:
     config = ledgers.search(stopping="hyperband", seed=seed)
     one, other = SuccessiveHalving(config), SuccessiveHalving(config)
     other.on_trial_add(None, trial(number + 1))
@@ -158,13 +158,13 @@ def test_hyperband_starts_brackets_at_every_rung_and_asha_at_the_first() -> None
 
 @pytest.mark.parametrize("reduction", range(2, 11))
 @pytest.mark.parametrize("rungs", range(1, 11))
-def test_the_number_of_rungs_is_as_configured(rungs: int, reduction: int) -> None:
+def test_the_number_of_rungs_matches_the_config(rungs: int, reduction: int) -> None:
     (bracket,) = SuccessiveHalving(ledgers.search(rungs=rungs, reduction=reduction))._brackets
     assert len(bracket._rungs) == rungs
 
 
 def test_each_rung_is_ranked_separately() -> None:
-    made = fresh(ledgers.search(rungs=10, reduction=10), 3)
+    made = new_scheduler(ledgers.search(rungs=10, reduction=10), 3)
     for level in range(10):
         assert decide(made, (0, level, 50.0)) == GO
         assert decide(made, (1, level, 60.0)) == GO
@@ -179,7 +179,7 @@ def test_without_early_stopping_every_trial_continues(reports: list[RungReport])
 
 
 def test_a_failed_trial_is_ignored_by_the_scheduler() -> None:
-    made = fresh(ledgers.search(rungs=2, reduction=2), 3)
+    made = new_scheduler(ledgers.search(rungs=2, reduction=2), 3)
     assert decide(made, (0, 0, 50.0)) == GO
     assert made.on_trial_result(None, trial(1), {"failed": "diverged", "message": "loss is nan"}) == GO
     made.on_trial_complete(None, trial(1), {"failed": "diverged", "message": "loss is nan"})

@@ -1,4 +1,4 @@
-"""The plan of a sweep: concurrency that fits the cluster, rungs, and cost as computed by hand."""
+"""The plan of a sweep: concurrency that fits the cluster, rungs, and costs that match manual calculations."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def planned(config: SearchConfig, steps: int = STEPS, nodes: Any = ({"CPU": 8.0}
 
 
 def scaled(**fields: Any) -> dict[str, Any]:
-    """Run whose batch divides among this many workers."""
+    """Return a run whose batch is divisible by this number of workers."""
     return tiny_video_config(optim__batch_size=240, scaling={"device": "cpu", **fields}).model_dump(mode="json")
 
 
 def packed(config: SearchConfig, nodes: list[dict[str, float]], gpu: bool) -> int:
-    """Number of trials whose workers all fit, placed one by one in Ray's resource unit of 1/10,000."""
+    """Count the trials whose workers all fit, placing them one by one in Ray's resource unit of 1/10,000."""
     scaling = config.train.scaling
     need = round(Fraction(scaling.cpus_per_worker) * 10_000)
     free = [[round(node.get("CPU", 0) * 10_000), int(node.get("GPU", 0))] for node in nodes]
@@ -57,7 +57,7 @@ def packed(config: SearchConfig, nodes: list[dict[str, float]], gpu: bool) -> in
     at_once=st.none() | st.integers(1, 12),
     gpu=st.booleans(),
 )
-def test_concurrent_trials_fit_the_cluster_or_are_refused(
+def test_concurrent_trials_fit_the_cluster_or_are_rejected(
     nodes: list[dict[str, float]], workers: int, cpus: float, at_once: int | None, gpu: bool
 ) -> None:
     config = ledgers.search(
@@ -85,7 +85,7 @@ def test_fractional_cpus_fill_a_node(tenths: int, cores: int) -> None:
     assert max_concurrent_trials(scaling, [{"CPU": float(cores)}], gpu=False) == cores * 10 // tenths
 
 
-def test_a_worker_fits_on_one_node() -> None:
+def test_a_worker_is_never_split_across_nodes() -> None:
     config = ledgers.search(train=scaled(cpus_per_worker=3))
     assert planned(config, nodes=[{"CPU": 4.0}, {"CPU": 4.0}]).at_once == 2
     with pytest.raises(ConfigError):
@@ -97,7 +97,7 @@ def test_workers_of_a_trial_can_be_on_several_nodes() -> None:
     assert planned(config, nodes=[{"CPU": 2.0}] * 3).at_once == 2
 
 
-def test_resources_that_never_fit_are_refused_with_a_remedy() -> None:
+def test_the_error_for_resources_that_never_fit_explains_how_to_fix_it() -> None:
     config = ledgers.search(train=scaled(workers=2, cpus_per_worker=4))
     with pytest.raises(ConfigError) as error:
         planned(config, nodes=[{"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0}], gpu=True)
@@ -110,19 +110,19 @@ def test_resources_that_never_fit_are_refused_with_a_remedy() -> None:
         planned(config, nodes=[])
 
 
-def test_fewer_concurrent_trials_than_requested_is_noted() -> None:
+def test_a_plan_notes_if_fewer_trials_run_concurrently_than_requested() -> None:
     plan = planned(ledgers.search(at_once=20))
     assert (plan.at_once, plan.lowered) == (8, True)
     assert "at once    8 of 1 worker each (fewer than at_once: not enough resources)" in plan.lines()
     assert "not enough resources" not in "".join(planned(ledgers.search(at_once=8)).lines())
 
 
-def test_fewer_trials_than_the_concurrency_limit_is_not_a_lack_of_resources() -> None:
+def test_fewer_trials_than_the_concurrency_limit_are_not_reported_as_a_lack_of_resources() -> None:
     plan = planned(ledgers.search(at_once=20, budget={"trials": 3}))
     assert (plan.at_once, plan.lowered) == (3, False)
 
 
-def test_a_space_has_no_more_trials_than_points() -> None:
+def test_a_sweep_has_no_more_trials_than_its_space_has_points() -> None:
     assert planned(ledgers.search(budget={"trials": 1000})).trials == 40
     assert planned(ledgers.search(budget={"trials": 30})).trials == 30
 
@@ -134,8 +134,8 @@ def test_an_infinite_space_is_limited_by_the_budget() -> None:
     assert plan.lines()[0] == "trials     33, 3 seeds each"
 
 
-def test_clips_with_and_without_stopping_equal_a_manual_count() -> None:
-    """540 steps, cut at 60 and 180: 60 for all, 120 more for a third, 360 more for a ninth."""
+def test_clip_counts_with_and_without_stopping_match_a_manual_calculation() -> None:
+    """All trials run the first 60 of 540 steps, a third runs 120 more and a ninth the remaining 360."""
     fields: dict[str, Any] = {"seeds": 2, "budget": {"trials": 10}, "first_rung": 1 / 9}
     clips = ledgers.search().train.clips_per_step
     stopped, whole = planned(ledgers.search(**fields)), planned(ledgers.search(**fields, stopping="none"))
@@ -146,7 +146,7 @@ def test_clips_with_and_without_stopping_equal_a_manual_count() -> None:
 
 
 def test_the_cost_of_hyperband_is_the_sum_of_its_brackets() -> None:
-    """Judged from 60, 180 or 540 steps on, with odds 1, 1/e, 1/e²."""
+    """Brackets start at 60, 180 or 540 steps, with odds of 1, 1/e and 1/e²."""
     config = ledgers.search(seeds=1, stopping="hyperband", budget={"trials": 10}, first_rung=1 / 9)
     odds, steps = [1, math.exp(-1), math.exp(-2)], [60 + 120 / 3 + 360 / 9, 180 + 360 / 3, 540]
     expected = sum(odd * step for odd, step in zip(odds, steps, strict=True)) / sum(odds)
@@ -161,12 +161,12 @@ def test_a_plan_counts_the_full_training_of_a_population_and_its_children() -> N
     assert plan.lines()[0] == "trials     9; at each rung, children of the best replace the worst 2"
 
 
-def test_a_single_rung_stops_no_trial() -> None:
+def test_no_trial_is_stopped_with_a_single_rung() -> None:
     one = planned(ledgers.search(rungs=1))
     assert (one.rungs, one.clips) == ((STEPS,), planned(ledgers.search(stopping="none")).clips)
 
 
-def test_a_run_too_short_for_its_rungs_is_refused() -> None:
+def test_a_run_too_short_for_its_rungs_is_rejected() -> None:
     with pytest.raises(ConfigError) as error:
         planned(ledgers.search(rungs=4), steps=4)
     (line,) = error.value.problems
@@ -190,9 +190,9 @@ def test_rungs_must_be_ascending_steps(steps: int, rungs: int, reduction: int) -
     assert len(made) == rungs
 
 
-def test_a_grid_over_a_range_without_step_is_refused_before_any_trial_starts() -> None:
+def test_a_grid_over_a_range_without_step_is_rejected_before_any_trial_starts() -> None:
     config = ledgers.search(space={"use": ["recipe"]}, algorithm="grid")
-    with pytest.raises(ConfigError, match="a range without step has no grid; give step, or choices"):
+    with pytest.raises(ConfigError, match="a range without step has no grid; set step, or choices"):
         make_plan(config, build_space(config.space, config.train), STEPS, [{"CPU": 2.0}], gpu=False)
 
 

@@ -1,4 +1,4 @@
-"""Population based training: replacements, children, and the same decisions after a restart."""
+"""Population-based training: replacements, children, and identical decisions after a restart."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def report_score(sweep: Sweep, number: int, score: float) -> None:
 
 
 def score_of(record: TrialRecord) -> float:
-    """Score that depends only on the recipe and the level."""
+    """Return a score that depends only on the recipe and the level."""
     return 50 - 10 * abs(float(record.point["recipe.lr_scale"]) - 1.7) + record.level
 
 
@@ -129,7 +129,7 @@ def test_a_childs_recipe_is_perturbed_or_resampled_within_bounds(seed: int) -> N
     assert child["recipe.warmup_fraction"] == 0.1
 
 
-def test_most_steps_are_small(tmp_path: Path) -> None:
+def test_most_perturbations_are_small(tmp_path: Path) -> None:
     config = search()
     space = build_space(config.space, config.train)
     parent = {"recipe.lr_scale": 1.5, "optim.clip_norm": 0.1}
@@ -144,7 +144,7 @@ def test_most_steps_are_small(tmp_path: Path) -> None:
     assert sum(near) / 400 > 0.75
 
 
-def test_a_child_equals_its_parent_if_nothing_else_is_possible() -> None:
+def test_a_child_equals_its_parent_if_no_other_recipe_exists() -> None:
     space = Space({}, search().train)
     assert perturb(space, {}, random.Random(0)) == {}
 
@@ -184,7 +184,7 @@ def test_no_member_continues_before_all_have_reached_the_rung(tmp_path: Path) ->
     assert record.level == 1
 
 
-def test_a_trial_that_failed_is_replaced(tmp_path: Path) -> None:
+def test_a_failed_trial_is_replaced(tmp_path: Path) -> None:
     sweep = new_sweep(tmp_path)
     for _ in range(8):
         record = sweep.next_trial()
@@ -208,7 +208,7 @@ def test_a_sweep_ends_if_all_trials_fail(tmp_path: Path) -> None:
     assert not sweep.is_waiting()
 
 
-def test_a_space_with_fewer_points_than_members_has_fewer_members(tmp_path: Path) -> None:
+def test_a_population_has_no_more_members_than_its_space_has_points(tmp_path: Path) -> None:
     config = search(space={"dimensions": {"optim.eps": [1e-8, 1e-7, 1e-6, 1e-5, 1e-4]}})
     sweep = new_sweep(tmp_path, config)
     while (record := sweep.next_trial()) is not None:
@@ -216,7 +216,7 @@ def test_a_space_with_fewer_points_than_members_has_fewer_members(tmp_path: Path
     assert sum(record.parent is None for record in sweep.records.values()) == 5
 
 
-def test_a_spent_budget_also_ends_waiting_trials(tmp_path: Path) -> None:
+def test_an_exhausted_budget_also_ends_waiting_trials(tmp_path: Path) -> None:
     sweep = new_sweep(tmp_path, search(budget={"trials": 8, "clips": 900}))
     run(sweep)
     assert {record.state for record in sweep.records.values()} == {"stopped"}
@@ -225,9 +225,11 @@ def test_a_spent_budget_also_ends_waiting_trials(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_population_killed_anywhere_decides_as_an_uninterrupted_one(tmp_path: Path, seed: int) -> None:
-    undisturbed, fate = new_sweep(tmp_path / "whole"), random.Random(seed)
-    run(undisturbed)
+def test_a_population_killed_at_any_point_makes_the_same_decisions_as_an_uninterrupted_one(
+    tmp_path: Path, seed: int
+) -> None:
+    uninterrupted, fate = new_sweep(tmp_path / "whole"), random.Random(seed)
+    run(uninterrupted)
     sweep, side_by_side = new_sweep(tmp_path / "killed"), list[TrialRecord]()
     while True:
         if fate.random() < 0.15:
@@ -239,12 +241,12 @@ def test_a_population_killed_anywhere_decides_as_an_uninterrupted_one(tmp_path: 
             report_score(sweep, done.number, score_of(done))
         else:
             break
-    assert summary(sweep) == summary(undisturbed)
+    assert summary(sweep) == summary(uninterrupted)
 
 
-def test_a_kill_between_creating_a_child_and_ending_its_predecessor_is_recovered(tmp_path: Path) -> None:
-    undisturbed = new_sweep(tmp_path / "whole")
-    run(undisturbed)
+def test_a_sweep_recovers_if_killed_between_creating_a_child_and_ending_its_predecessor(tmp_path: Path) -> None:
+    uninterrupted = new_sweep(tmp_path / "whole")
+    run(uninterrupted)
     sweep = new_sweep(tmp_path / "killed")
     for _ in range(8):
         record = sweep.next_trial()
@@ -258,7 +260,7 @@ def test_a_kill_between_creating_a_child_and_ending_its_predecessor_is_recovered
         sweep.ledger.write(record.model_copy(update={"state": "running", "ended": None}))
     again = new_sweep(tmp_path / "killed")
     run(again)
-    assert summary(again) == summary(undisturbed)
+    assert summary(again) == summary(uninterrupted)
 
 
 # Real runs
@@ -302,7 +304,7 @@ def test_a_child_continues_from_its_parents_weights_and_step(tmp_path: Path) -> 
     steps = [line["step"] for line in read_metrics(run_folder(str(tmp_path / "one"), child.runs[0]))]
     assert min(steps) > 6
 
-    # its weights equal those of a run from its parent's checkpoint with its own recipe
+    # its weights match a run that starts from the parent's checkpoint with the child's recipe
     assert child.parent is not None
     parent = sweep.records[child.parent]
     policy = CheckpointConfig()
@@ -319,8 +321,8 @@ def test_a_child_continues_from_its_parents_weights_and_step(tmp_path: Path) -> 
         assert torch.equal(tensor, ours.load(12).tensors["model"][name])
 
 
-def test_a_missing_parent_checkpoint_fails_the_child_and_is_named(tmp_path: Path) -> None:
+def test_a_missing_parent_checkpoint_fails_the_child_and_is_reported(tmp_path: Path) -> None:
     config = tiny_run(tmp_path)
     result = launch(config, PRETRAINING, local=True, run_id="orphan", parent=("nobody", 4), quiet=True)
     assert (result.state, result.reason) == ("failed", "storage_unreachable")
-    assert "runs/nobody/checkpoints/step-00000004: there is no such checkpoint" in result.message
+    assert "runs/nobody/checkpoints/step-00000004: checkpoint not found" in result.message

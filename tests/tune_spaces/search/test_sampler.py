@@ -1,4 +1,4 @@
-"""The next point: deterministic for a ledger, never a repeated config; TPE learns from scores."""
+"""The next point is determined by the ledger and never repeats a config; TPE learns from scores."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def ended(number: int, point: Point, space: Space, score: float, **fields: Any) 
 
 
 def synthetic_score(point: Point) -> float:
-    """Score that depends only on the point."""
+    """Return a score that depends only on the point."""
     return (sum(json.dumps(point, sort_keys=True).encode()) * 7919 % 1000) / 10
 
 
@@ -107,7 +107,7 @@ def test_a_small_space_is_exhausted_without_repeats(
         "tpe",
     ],
 )
-def test_rounding_of_float_steps_duplicates_no_point(tmp_path: Path, algorithm: str) -> None:
+def test_rounding_of_float_steps_creates_no_duplicate_points(tmp_path: Path, algorithm: str) -> None:
     space = {"dimensions": {"optim.weight_decay": {"low": 0.1, "high": 0.5, "step": 0.1}}}
     config, made = swept(algorithm=algorithm, space=space)
     points = run_trials(config, made, ledger(tmp_path), 20)
@@ -132,7 +132,7 @@ def test_a_grid_is_tried_in_order_after_the_baseline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_proposals_depend_only_on_the_ledger_and_survive_its_json(tmp_path: Path, algorithm: str) -> None:
+def test_proposals_depend_only_on_the_ledger_and_survive_a_json_round_trip(tmp_path: Path, algorithm: str) -> None:
     config, made = swept(algorithm=algorithm, space={"use": ["masking"], "dimensions": {"objective.layers": LAYERS}})
     history = Ledger(str(tmp_path))
     for record in range(10):
@@ -158,7 +158,7 @@ WHOLE: dict[tuple[str, str], tuple[SearchConfig, Space, list[TrialRecord]]] = {}
 KINDS = {"choices": {"use": ["masking", "alignment"]}, "ranges": SMOOTH, "recipe": {"use": ["recipe"]}}
 
 
-def undisturbed(algorithm: str, kind: str, folder: Path) -> tuple[SearchConfig, Space, list[TrialRecord]]:
+def uninterrupted(algorithm: str, kind: str, folder: Path) -> tuple[SearchConfig, Space, list[TrialRecord]]:
     if (algorithm, kind) not in WHOLE:
         config, made = swept(algorithm=algorithm, space=KINDS[kind])
         history = ledger(folder)
@@ -169,17 +169,17 @@ def undisturbed(algorithm: str, kind: str, folder: Path) -> tuple[SearchConfig, 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(algorithm=st.sampled_from(["random", "tpe"]), kind=st.sampled_from(sorted(KINDS)), cut=st.integers(0, LONG))
-def test_a_sweep_interrupted_anywhere_continues_as_if_uninterrupted(
+def test_a_sweep_interrupted_at_any_point_proposes_the_same_points_as_an_uninterrupted_one(
     tmp_path: Path, algorithm: str, kind: str, cut: int
 ) -> None:
-    config, made, records = undisturbed(algorithm, kind, tmp_path)
+    config, made, records = uninterrupted(algorithm, kind, tmp_path)
     assert run_trials(config, made, ledger(tmp_path, records[:cut]), LONG) == [record.point for record in records]
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(1, LONG - 1), running=st.sets(st.integers(0, LONG - 1), max_size=3))
 def test_running_trials_count_as_tried_in_any_order(tmp_path: Path, cut: int, running: set[int]) -> None:
-    config, made, records = undisturbed("tpe", "choices", tmp_path)
+    config, made, records = uninterrupted("tpe", "choices", tmp_path)
     records = [
         record.model_copy(update={"state": "running", "rungs": ()}) if record.number in running else record
         for record in records[:cut]
@@ -237,7 +237,7 @@ def test_choices_that_are_lists_survive_a_json_round_trip() -> None:
             assert known.params[name] == index
 
 
-def test_true_and_one_are_two_choices() -> None:
+def test_true_and_one_are_distinct_choices() -> None:
     _, made = swept()
     two = Space({"flag": made.dimensions["optim.eps"].model_copy(update={"choices": (1, True, "1", None)})}, made.base)
     known = [
@@ -283,7 +283,7 @@ def test_a_space_without_the_baseline_can_be_searched(tmp_path: Path, algorithm:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_points_that_violate_a_rule_between_custom_dimensions_are_skipped(tmp_path: Path, algorithm: str) -> None:
+def test_points_that_violate_a_rule_across_custom_dimensions_are_skipped(tmp_path: Path, algorithm: str) -> None:
     widths = {"student.encoder.width": [48, 64, 96], "student.encoder.heads": [3, 4]}  # 64 is not divisible by 3
     config, made = swept(algorithm=algorithm, space={"dimensions": widths})
     points = run_trials(config, made, ledger(tmp_path), 40)
@@ -295,7 +295,7 @@ def test_points_that_violate_a_rule_between_custom_dimensions_are_skipped(tmp_pa
 # TPE
 
 
-def test_two_objectives_work_after_a_trial_that_the_budget_ended(tmp_path: Path) -> None:
+def test_two_objectives_work_after_a_trial_is_ended_by_the_budget(tmp_path: Path) -> None:
     config, made = swept(algorithm="tpe", against="teacher_gflops", stopping="none", space=SMOOTH)
     history = ledger(tmp_path)
     run_trials(config, made, history, 10)
@@ -307,7 +307,7 @@ def test_two_objectives_work_after_a_trial_that_the_budget_ended(tmp_path: Path)
     assert len({config_of(made, point).digest() for point in points}) == 16
 
 
-def test_all_trials_may_have_failed(tmp_path: Path) -> None:
+def test_a_point_is_proposed_even_if_all_trials_failed(tmp_path: Path) -> None:
     config, made = swept(algorithm="tpe", space=SMOOTH)
     records = [
         ledgers.trial(number, {"optim.base_lr": 0.001 + number / 1e3, "optim.weight_decay": 0.5}, [], "failed")
@@ -317,12 +317,12 @@ def test_all_trials_may_have_failed(tmp_path: Path) -> None:
 
 
 def smooth(point: Point) -> float:
-    """Best, with 0, at a learning rate of 1e-3 and a decay of 0.7."""
+    """Return a score whose maximum, 0, is at a learning rate of 1e-3 and a weight decay of 0.7."""
     decades, decay = math.log10(point["optim.base_lr"]), float(point["optim.weight_decay"])
     return -((decades + 3) ** 2) - 4 * (decay - 0.7) ** 2
 
 
-def test_tpe_finds_better_points_than_chance(tmp_path: Path) -> None:
+def test_tpe_beats_random_search(tmp_path: Path) -> None:
     tail: dict[str, list[float]] = {"random": [], "tpe": []}
     for seed in range(3):
         for algorithm, scores in tail.items():

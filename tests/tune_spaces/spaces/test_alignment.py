@@ -38,13 +38,13 @@ def _varied(name: str, point: dict[str, Any]) -> TrainConfig:
         ([[1, 0.75], [0.75, 0.75]], [(9, 18), (12, 18)]),
     ],
 )
-def test_fractions_of_depth_are_blocks(layers: Any, expected: list[tuple[int, int]]) -> None:
+def test_fractions_of_depth_map_to_blocks(layers: Any, expected: list[tuple[int, int]]) -> None:
     assert _pairs(_varied("k400-vit-b", {"alignment.layers": layers})) == expected
 
 
 @pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize("layers", LAYERS)
-def test_every_set_of_layers_fits_every_depth(name: str, layers: str) -> None:
+def test_every_layer_set_fits_every_depth(name: str, layers: str) -> None:
     pairs = _pairs(_varied(name, {"alignment.layers": layers}))
     assert len({student for student, _ in pairs}) == len(pairs)
 
@@ -66,19 +66,19 @@ def test_without_reconstruction_the_last_block_is_aligned_too() -> None:
     assert _pairs(_varied("no reconstruction", {"alignment.layers": "middle"})) == [(2, 2), (4, 4)]
 
 
-def test_aligned_blocks_follow_varied_encoders() -> None:
+def test_aligned_blocks_adapt_to_the_depths_of_varied_encoders() -> None:
     point = {"teacher.encoder.depth": 8, "alignment.layers": "last"}
     assert _pairs(_varied("tiny video", point)) == [(4, 8)]
 
 
-def test_unnamed_pairs_are_kept_under_the_name_base() -> None:
+def test_unnamed_layer_pairs_of_the_base_are_offered_under_the_name_base() -> None:
     assert "base" in layer_sets(BASES["odd layers"])
     assert "base" not in layer_sets(BASES["k400-vit-b"])
     assert overrides_of(Space({}, BASES["odd layers"]), {"alignment.layers": "base"}) == {}
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_sets_of_layers_differ(name: str) -> None:
+def test_layer_sets_are_distinct(name: str) -> None:
     found = [tuple(_pairs(_varied(name, {"alignment.layers": layers}))) for layers in layer_sets(BASES[name])]
     assert len(set(found)) == len(found)
 
@@ -94,12 +94,12 @@ def test_sets_of_layers_differ(name: str) -> None:
         ({"alignment.branches": "generation", "alignment.direct_weight": 2.0}, 0, 1),
     ],
 )
-def test_a_weight_needs_its_branch(point: dict[str, Any], direct: float, generation: float) -> None:
+def test_a_weight_requires_its_branch(point: dict[str, Any], direct: float, generation: float) -> None:
     weights = _varied("demo-video-amd", point).objective.weights
     assert (weights.direct, weights.generation) == (direct, generation)
 
 
-def test_a_branch_that_the_base_disables_is_enabled_with_the_others_weight() -> None:
+def test_a_branch_that_the_base_disables_is_enabled_with_the_weight_of_the_other() -> None:
     base = with_overrides(BASES["direct alone"], {"objective.weights.direct": 3})
     weights = config_of(Space({}, base), {"alignment.branches": "both"}).objective.weights
     assert (weights.direct, weights.generation) == (3, 3)
@@ -122,7 +122,7 @@ def test_a_symmetric_teacher_always_uses_direct_alignment() -> None:
     assert varied(direct_weight=2.0).objective.weights.direct == 2
 
 
-def test_a_base_without_alignment_cannot_vary_only_masks() -> None:
+def test_direct_alignment_is_enabled_if_the_varied_masks_leave_no_other_alignment() -> None:
     weights = _varied("generation alone", {"masking.teacher_ratio": 0.75}).objective.weights
     assert weights.direct == 1
 
@@ -139,7 +139,7 @@ def test_a_base_without_alignment_cannot_vary_only_masks() -> None:
         ({"alignment.direct_weight": [-1, 1]}, "greater than or equal to 0"),
     ],
 )
-def test_an_invalid_value_is_refused_with_its_parameter(dimensions: dict[str, Any], expected: str) -> None:
+def test_the_error_for_an_invalid_value_starts_with_its_parameter(dimensions: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected) as error:
         space_of("tiny video", dimensions=dimensions)
     assert str(error.value).startswith("space.dimensions.alignment.")

@@ -14,7 +14,7 @@ from tune_spaces.spaces.space import Space, config_of, grid, overrides_of
 
 
 @pytest.mark.parametrize("name", sorted(set(BASES) - NO_GENERATION))
-def test_points_of_a_space_are_different_runs(name: str) -> None:
+def test_points_of_a_space_describe_different_runs(name: str) -> None:
     space = space_of(name, use=["generator"])
     digests = [config_of(space, point).digest() for point in grid(space)]
     assert len(set(digests)) == len(digests)
@@ -22,7 +22,7 @@ def test_points_of_a_space_are_different_runs(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(NO_GENERATION))
 def test_a_base_without_generators_has_nothing_to_vary(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"all give the same run \(this config has no generation alignment\)"):
+    with pytest.raises(ConfigError, match=r"all produce the same run \(this config has no generation alignment\)"):
         space_of(name, use=["generator"])
 
 
@@ -56,21 +56,21 @@ def test_custom_heads_are_kept() -> None:
         config_of(space, {"student.generator.width": 48, "student.generator.heads": 5})
 
 
-def test_sizes_of_unused_generators_make_no_difference() -> None:
+def test_sizes_of_unused_generators_have_no_effect() -> None:
     base = BASES["k400-vit-s"]
     symmetric = {"masking.teacher_ratio": 0.95}
     point = {**symmetric, "student.generator.depth": 4, "generator.width": "half"}
     assert config_of(Space({}, base), point).digest() == config_of(Space({}, base), symmetric).digest()
 
 
-def test_a_width_can_follow_that_of_any_teacher() -> None:
+def test_a_width_can_be_derived_from_any_teacher() -> None:
     base = with_overrides(BASES["k400-vit-s"], {"teacher.encoder.size": "B", "objective.layers.1.teacher": 12})
     assert config_of(Space({}, base), {"generator.width": "half"}).generator_width == 384
 
 
 @pytest.mark.parametrize("width", ["quarter", 2, 7.5, True])
-def test_an_invalid_width_is_refused(width: object) -> None:
+def test_an_invalid_width_is_rejected(width: object) -> None:
     with pytest.raises(
-        ConfigError, match=r"generator\.width=.*must be one of teacher, half, student, or a whole number"
+        ConfigError, match=r"generator\.width=.*must be one of teacher, half, student, or an integer of at least 4"
     ):
         space_of("tiny video", dimensions={"generator.width": ["teacher", width]})

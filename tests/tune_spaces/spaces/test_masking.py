@@ -26,7 +26,7 @@ def test_no_point_lets_the_teacher_see_less_than_the_student(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_the_symmetric_and_the_full_view_teacher_are_among_the_points(name: str) -> None:
+def test_the_points_include_the_symmetric_and_the_full_view_teacher(name: str) -> None:
     space = space_of(name, use=["masking"])
     configs = [config_of(space, point) for point in grid(space)]
     assert any(config.teacher_hidden_cells == 0 for config in configs)
@@ -36,7 +36,7 @@ def test_the_symmetric_and_the_full_view_teacher_are_among_the_points(name: str)
 
 
 @pytest.mark.parametrize("name", ["demo-image-amd", "tiny video", "four cells"])
-def test_a_small_grid_is_offered_each_count_of_cells_once(name: str) -> None:
+def test_each_cell_count_of_a_small_grid_is_offered_once(name: str) -> None:
     base = BASES[name]
     for dimension in space_of(name, use=["masking"]).dimensions.values():
         counts = [base.mask.hidden_cells(ratio, base.cells) for ratio in dimension.choices or ()]
@@ -44,7 +44,7 @@ def test_a_small_grid_is_offered_each_count_of_cells_once(name: str) -> None:
 
 
 @given(name=st.sampled_from(sorted(BASES)), student=ratios, teacher=ratios)
-def test_any_two_ratios_are_made_to_fit(name: str, student: float, teacher: float) -> None:
+def test_any_pair_of_ratios_is_made_valid(name: str, student: float, teacher: float) -> None:
     base = BASES[name]
     space = space_of(name, dimensions={"masking.student_ratio": [0.5, 0.75], "mask.teacher_ratio": [0.0, 0.5]})
     config = config_of(space, {"masking.student_ratio": student, "mask.teacher_ratio": teacher})
@@ -54,7 +54,7 @@ def test_any_two_ratios_are_made_to_fit(name: str, student: float, teacher: floa
     )
 
 
-def test_ratios_that_fit_are_left_alone() -> None:
+def test_valid_ratios_are_unchanged() -> None:
     assert fit_ratios(0.9, 0.75, BASES["k400-vit-b"]) == (0.9, 0.75)
     assert fit_ratios(0.9, 0.0, BASES["k400-vit-b"]) == (0.9, 0.0)
 
@@ -72,7 +72,7 @@ def test_ratios_are_clamped_and_snapped(student: float, teacher: float, expected
 
 
 @given(cells=st.integers(1, 5000), data=st.data())
-def test_a_ratio_derived_from_a_count_hides_exactly_that_many(cells: int, data: Any) -> None:
+def test_a_ratio_derived_from_a_count_hides_exactly_that_many_cells(cells: int, data: Any) -> None:
     count = data.draw(st.integers(0, cells - 1))
     assert int(ratio_for_count(count, cells) * cells) == count
 
@@ -97,6 +97,6 @@ def test_a_different_strategy_changes_cells_and_ratios() -> None:
 
 @pytest.mark.parametrize("parameter", ["masking.teacher_ratio", "mask.teacher_ratio"])
 @pytest.mark.parametrize("value", [1.0, -0.1, "half"])
-def test_an_invalid_ratio_is_refused(parameter: str, value: object) -> None:
+def test_an_invalid_ratio_is_rejected(parameter: str, value: object) -> None:
     with pytest.raises(ConfigError, match=r"teacher_ratio=.*input should be"):
         space_of("tiny video", dimensions={parameter: [0.5, value]})

@@ -14,7 +14,7 @@ from tune_spaces.spaces.space import Space, config_of, overrides_of
 
 
 @given(name=st.sampled_from(sorted(BASES)), scale=st.floats(0.3, 3))
-def test_both_ends_of_the_learning_rate_are_scaled(name: str, scale: float) -> None:
+def test_the_peak_and_final_learning_rates_are_scaled(name: str, scale: float) -> None:
     base = BASES[name]
     optim = config_of(Space({}, base), {"recipe.lr_scale": scale}).optim
     assert optim.base_lr == pytest.approx(base.optim.base_lr * scale)
@@ -35,7 +35,9 @@ def test_both_ends_of_the_learning_rate_are_scaled(name: str, scale: float) -> N
         ("warm-up in epochs, run in steps", None, {}),
     ],
 )
-def test_warm_up_is_a_fraction_of_the_run_in_its_own_unit(name: str, fraction: Any, expected: dict[str, Any]) -> None:
+def test_warm_up_is_a_fraction_of_the_run_in_the_unit_of_its_schedule(
+    name: str, fraction: Any, expected: dict[str, Any]
+) -> None:
     assert overrides_of(Space({}, BASES[name]), {"recipe.warmup_fraction": fraction}) == expected
 
 
@@ -63,6 +65,6 @@ def test_a_scale_multiplies_a_custom_learning_rate() -> None:
     ("parameter", "value"),
     [("recipe.lr_scale", 0), ("recipe.lr_scale", "fast"), ("recipe.warmup_fraction", 1.5), ("optim.clip_norm", 0)],
 )
-def test_an_invalid_value_is_refused_with_its_parameter(parameter: str, value: object) -> None:
+def test_the_error_for_an_invalid_value_starts_with_its_parameter(parameter: str, value: object) -> None:
     with pytest.raises(ConfigError, match=rf"space\.dimensions\.{parameter}.*{value}"):
         space_of("tiny video", dimensions={parameter: [value, 0.5]})

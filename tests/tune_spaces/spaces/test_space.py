@@ -50,7 +50,9 @@ def test_every_dimension_is_a_parameter_or_a_config_key(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "use"), TRIED)
-def test_every_point_is_a_config_and_survives_plain_data(name: str, use: tuple[SpaceName, ...]) -> None:
+def test_every_point_is_a_valid_config_and_survives_a_round_trip_through_plain_data(
+    name: str, use: tuple[SpaceName, ...]
+) -> None:
     space, numbers = space_of(name, use=use), random.Random(7)
     for _ in range(30):
         point = sample_point(space, numbers)
@@ -63,7 +65,7 @@ def test_every_point_is_a_config_and_survives_plain_data(name: str, use: tuple[S
 
 
 @pytest.mark.parametrize(("name", "use"), TRIED)
-def test_the_baseline_is_the_base_itself(name: str, use: tuple[SpaceName, ...]) -> None:
+def test_the_baseline_is_the_base_config(name: str, use: tuple[SpaceName, ...]) -> None:
     space = space_of(name, use=use)
     point = baseline(space)
     assert point is not None
@@ -88,7 +90,7 @@ def test_points_that_describe_the_same_run_share_a_digest() -> None:
     assert len(digests) == len({json.dumps(overrides_of(space, point)) for point in grid(space)})
 
 
-def test_a_custom_dimension_replaces_that_of_a_named_space() -> None:
+def test_a_custom_dimension_replaces_the_same_dimension_of_a_named_space() -> None:
     space = space_of("k400-vit-b", use=["masking"], dimensions={"masking.teacher_ratio": [0.75, 0.8]})
     assert space.dimensions["masking.teacher_ratio"].choices == (0.75, 0.8)
     assert len(space.dimensions["masking.student_ratio"].choices or ()) > 2
@@ -124,7 +126,7 @@ def test_a_grid_lists_every_point_in_order() -> None:
 def test_a_range_without_step_has_no_grid() -> None:
     space = space_of("k400-vit-b", use=["recipe"])
     assert grid_size(space) is None
-    with pytest.raises(ConfigError, match=r"space\.dimensions\.recipe\.lr_scale: .* give step, or choices"):
+    with pytest.raises(ConfigError, match=r"space\.dimensions\.recipe\.lr_scale: .* set step, or choices"):
         grid(space)
 
 
@@ -136,19 +138,19 @@ REFUSED = {
     "variant=[last, middle]": "space.dimensions.variant: unknown",
     "optim.clip_norm=[none, 1]": "space.dimensions.optim.clip_norm='none': input should be a valid number",
     "objective.distance=[l2, l3]": "distance='l3': input should be 'l2', 'l1' or 'smooth_l1'",
-    "student.generator.depth={low: 1, high: 4}": "give step=1, or choices",
+    "student.generator.depth={low: 1, high: 4}": "set step=1, or choices",
     "mask.teacher_ratio={low: 0.5, high: 1.5}": "input should be less than 1",
     "objective.layers.0.teacher=[6, half]": "space.dimensions.objective.layers.0.teacher='half'",
     "tracking.log_every_steps=[10, 20]": "does not affect training",
     "data.loader_workers=[1, 2]": "does not affect training",
-    "optim.weight_decay=[0.05]": "its points all give the same run",
+    "optim.weight_decay=[0.05]": "its points all produce the same run",
     "student.generator.heads=[3, 5]": "none of 2 points is a valid config; the first error: student.generator.heads=3",
     "schedule.warmup_epochs=[300, 400]": "none of 2 points is a valid config",
 }
 
 
 @pytest.mark.parametrize("fields", REFUSED)
-def test_an_invalid_space_is_refused_with_field_rule_and_remedy(fields: str) -> None:
+def test_the_error_for_an_invalid_space_contains_field_rule_and_remedy(fields: str) -> None:
     name, _, value = fields.partition("=")
     with pytest.raises(ConfigError) as error:
         space_of("k400-vit-b", dimensions={name: yaml.safe_load(value)})
@@ -167,20 +169,20 @@ def test_an_invalid_space_is_refused_with_field_rule_and_remedy(fields: str) -> 
         ("recipe", "schedule.warmup_epochs"),
     ],
 )
-def test_two_dimensions_that_set_the_same_key_are_refused(used: str, own: str) -> None:
+def test_two_dimensions_that_set_the_same_key_are_rejected(used: str, own: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"space\.dimensions\.{own}: sets the same config key as \w+\.\w+; remove one"
     ):
         space_of("k400-vit-b", use=[used], dimensions={own: [1, 2]})
 
 
-def test_every_problem_is_reported_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     with pytest.raises(ConfigError) as error:
         space_of("k400-vit-b", dimensions={"quux": [1, 2], "optim.eps": ["small", 1], "optim.betas": [[1], [2]]})
     assert len(error.value.problems) == 3
 
 
-def test_a_config_without_a_teacher_is_refused() -> None:
+def test_a_config_without_a_teacher_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"objective\.kind=mae"):
         build_space(SpaceConfig(use=("recipe",)), mae(BASES["tiny video"]))
 
@@ -193,7 +195,7 @@ def test_custom_dimensions_can_violate_a_rule() -> None:
 
 
 def test_a_dimension_that_removes_the_teacher_violates_the_rules_of_the_config() -> None:
-    with pytest.raises(ConfigError, match=r"objective\.kind=amd needs one"):
+    with pytest.raises(ConfigError, match=r"objective\.kind=amd requires a teacher"):
         space_of("k400-vit-b", use=["alignment", "generator"], dimensions={"teacher": [None]})
 
 
@@ -201,13 +203,13 @@ def test_parameters_missing_from_a_point_keep_the_value_of_the_base() -> None:
     assert overrides_of(Space({}, BASES["k400-vit-b"]), {}) == {}
 
 
-def test_a_space_is_read_from_names() -> None:
+def test_a_space_is_built_from_names() -> None:
     assert read_space("masking, recipe") == SpaceConfig(use=("masking", "recipe"))
     assert read_space("serial") == SpaceConfig(study="serial")
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
-def test_a_space_is_read_from_a_file(tmp_path: Path, suffix: str) -> None:
+def test_a_space_is_loaded_from_a_file(tmp_path: Path, suffix: str) -> None:
     values = {"use": ["masking"], "dimensions": {"optim.base_lr": {"low": 1e-4, "high": 1e-2, "log": True}}}
     path = tmp_path / f"space.{suffix}"
     path.write_text(yaml.safe_dump(values) if suffix == "yaml" else json.dumps(values))
@@ -221,14 +223,14 @@ def test_a_space_is_read_from_a_file(tmp_path: Path, suffix: str) -> None:
     [
         ("maskin", "space='maskin': unknown; did you mean masking?"),
         ("masking,recpe", "did you mean recipe?"),
-        ("masking,serial", "space=serial: a study defines its own space; give it alone"),
+        ("masking,serial", "space=serial: a study defines its own space; use it alone"),
         ("quux", "spaces are masking, alignment, generator, recipe, studies asymmetry"),
         ("masking,masking", "space.use=['masking', 'masking'] repeats a space"),
         ("/nowhere/space.yaml", "space /nowhere/space.yaml: cannot be read"),
         ("", "space='': unknown"),
     ],
 )
-def test_an_unknown_name_or_file_is_refused(text: str, expected: str) -> None:
+def test_an_unknown_name_or_file_is_rejected(text: str, expected: str) -> None:
     with pytest.raises(ConfigError) as error:
         read_space(text)
     assert expected in str(error.value)
@@ -243,12 +245,12 @@ def test_an_unknown_name_or_file_is_refused(text: str, expected: str) -> None:
         ("use: [maskin]", "space.use.0='maskin'"),
         ("{}", "space: nothing varies"),
         ("study: serial\nuse: [masking]", "space.study defines its own space"),
-        ("dimensions: {optim.eps: {low: 1}}", "space.dimensions.optim.eps: give choices"),
+        ("dimensions: {optim.eps: {low: 1}}", "space.dimensions.optim.eps: set choices"),
         ("dimensions: {optim.eps: [1, 1]}", "space.dimensions.optim.eps: choices=[1, 1] repeat"),
         ("dimensions: {optim.eps: 3}", "space.dimensions.optim.eps"),
     ],
 )
-def test_a_file_without_a_space_is_refused(tmp_path: Path, content: str, expected: str) -> None:
+def test_a_file_without_a_valid_space_is_rejected(tmp_path: Path, content: str, expected: str) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(content)
     with pytest.raises(ConfigError) as error:

@@ -27,7 +27,7 @@ def test_studies_match_the_names_in_the_config() -> None:
 @pytest.mark.parametrize("name", BASES)
 def test_variants_are_valid_distinct_runs_and_include_the_base(name: str, study: StudyName) -> None:
     if (name, study) in POINTLESS:
-        with pytest.raises(ConfigError, match=f"space.study={study}: its variants all give the same run"):
+        with pytest.raises(ConfigError, match=f"space.study={study}: its variants all produce the same run"):
             space_of(name, study=study)
         return
     space = space_of(name, study=study)
@@ -59,7 +59,7 @@ def test_studies_cover_the_questions_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("name", ["symmetric", "full view", "k400-vit-b"])
-def test_asymmetry_compares_three_teachers_whatever_the_base_has(name: str) -> None:
+def test_asymmetry_compares_three_teachers_regardless_of_the_base(name: str) -> None:
     space = space_of(name, study="asymmetry")
     asymmetric, symmetric, full = (
         config_of(space, {VARIANT: variant}) for variant in ("asymmetric", "symmetric", "full view")
@@ -68,7 +68,7 @@ def test_asymmetry_compares_three_teachers_whatever_the_base_has(name: str) -> N
     assert symmetric.teacher_hidden_cells == symmetric.student_hidden_cells == asymmetric.student_hidden_cells
 
 
-def test_an_unknown_variant_is_refused() -> None:
+def test_an_unknown_variant_is_rejected() -> None:
     space = space_of("k400-vit-b", study="serial")
     with pytest.raises(ConfigError, match="variant='parallel': unknown; must be one of asymmetric"):
         config_of(space, {VARIANT: "parallel"})

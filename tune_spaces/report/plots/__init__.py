@@ -1,4 +1,4 @@
-"""Plots of a sweep: matplotlib figures, each with a file name. Empty plots are left out. Independent of storage."""
+"""Plots of a sweep: matplotlib figures, each with a file name. Empty plots are omitted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pictures(sweep: SweepHistory) -> list[Picture]:
 
 
 def rendered(figure: Any) -> dict[str, bytes]:
-    """Render a figure to files, by extension; equal figures give equal bytes."""
+    """Render a figure to files, by extension; equal figures produce equal bytes."""
     files = {}
     for ending, options in (("png", {"dpi": DPI}), ("svg", {"metadata": {"Date": None}})):
         data = io.BytesIO()
@@ -56,7 +56,7 @@ DRAWN: Mapping[str, Callable[[SweepHistory], Any]] = {
 CAPTIONS = {
     "variants": "Mean, standard deviation and every seed of each variant.",
     "mask_ratios": "Rows: teacher ratio; columns: student ratio. The teacher never sees less than the student, so one "
-    "corner stays empty. Hatched cells reached only an earlier rung and cannot be compared with the coloured ones. "
+    "corner stays empty. Hatched cells reached only an earlier rung and are not comparable with the coloured ones. "
     "Outlined cells are valid but were not tried.",
     "cost": "Trials at the same rung only. Speeds were measured during training on this sweep's machines; GFLOPs are "
     "computed.",
@@ -66,5 +66,5 @@ CAPTIONS = {
     "at the highest rung.",
     "importance": "fANOVA on a random forest fitted to these trials. Unreliable for fewer than about 50 trials, and "
     "not informative about values that were not tried.",
-    "curves": "Scores at the same fraction can be compared, scores at different fractions cannot.",
+    "curves": "Only scores at the same fraction are comparable.",
 }

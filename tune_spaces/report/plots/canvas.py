@@ -1,6 +1,6 @@
 """Shared parts of all plots: colours, figure layout, titles, legends and markers.
 
-Uses the colour-blind-safe palettes of Okabe and Ito and cividis. Draws without pyplot, so no global state remains.
+Uses colour-blind-safe palettes: Okabe and Ito, and cividis. Draws without pyplot, so there is no global state.
 """
 
 from __future__ import annotations

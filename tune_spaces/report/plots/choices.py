@@ -1,4 +1,4 @@
-"""Parallel coordinates of all dimensions, one line per trial, and the importance of each dimension."""
+"""Plots of all dimensions: parallel coordinates with one line per trial, and importance."""
 
 from __future__ import annotations
 
@@ -64,42 +64,54 @@ def parallel(sweep: SweepHistory) -> Any:
         elif trial is sweep.baseline:
             style = {"color": BASELINE, "lw": 2.4, "ls": (0, (4, 2))}
         axes.plot(*_eased(places), zorder=2 + compared + (trial in special), solid_capstyle="round", **style)
-    for at in range(last + 1):
-        axes.axvline(at, color=INK, lw=1, zorder=1)
     for at, scale in enumerate(scales):
         for place, text in scale.ticks:
             _tick(axes, at, place, text, 5 if at else -5)
-    if high > low:
-        axes.imshow(
-            [[step / 99] for step in range(100)], aspect="auto", origin="lower", cmap=SCORES, zorder=4,
-            extent=(last - 0.012 * (last + 1), last + 0.012 * (last + 1), 0, 1),
-        )  # fmt: skip
-        for value in MaxNLocator(5).tick_values(low, high):
-            if low <= value <= high:
-                _tick(axes, last, float(norm(value)), f"{value:g}", 10)
-    else:
+    _draw_score_axis(axes, last, low, high, norm)
+    titles = [truncate(names[name], 24).replace("_", " ") for name in columns]
+    _label_axes(axes, [*titles, f"score, %, of {len(scores)} trials\n{sweep.describe_level(level)}"])
+    legend(figure, _legend_entries(sweep, all_scored=len(scores) == len(trials)))
+    return figure
+
+
+def _draw_score_axis(axes: Any, last: int, low: float, high: float, norm: Any) -> None:
+    """Draw the last axis: a colour bar of the scores and its ticks."""
+    if high <= low:
         _tick(axes, last, float(norm(low)), f"{low:.1f}", 10)
-    heads = [truncate(names[name], 24).replace("_", " ") for name in columns]
-    axes.set_xticks(
-        range(last + 1), [*heads, f"score, %, of {len(scores)} trials\n{sweep.describe_level(level)}"], fontsize=10
-    )
+        return
+    axes.imshow(
+        [[step / 99] for step in range(100)], aspect="auto", origin="lower", cmap=SCORES, zorder=4,
+        extent=(last - 0.012 * (last + 1), last + 0.012 * (last + 1), 0, 1),
+    )  # fmt: skip
+    for value in MaxNLocator(5).tick_values(low, high):
+        if low <= value <= high:
+            _tick(axes, last, float(norm(value)), f"{value:g}", 10)
+
+
+def _label_axes(axes: Any, titles: Sequence[str]) -> None:
+    """Draw one vertical line per title, and hide the frame of the plot."""
+    for at in range(len(titles)):
+        axes.axvline(at, color=INK, lw=1, zorder=1)
+    axes.set_xticks(range(len(titles)), titles, fontsize=10)
     axes.xaxis.tick_top()
     axes.tick_params(length=0, pad=8)
     axes.set_yticks([])
-    axes.set_xlim(-0.05, last + 0.3)
+    axes.set_xlim(-0.05, len(titles) - 0.7)
     axes.set_ylim(-0.04, 1.04)
     for side in axes.spines.values():
         side.set_visible(False)
-    keys = [Line2D([], [], color=BEST, lw=3.2, label=f"{best_label(sweep)} {sweep.describe_level(sweep.top_level)}")]
-    if sweep.baseline in trials and sweep.baseline is not sweep.best:
-        keys.append(Line2D([], [], color=BASELINE, lw=2.4, ls=(0, (4, 2)), label="baseline"))
-    keys.append(
-        Line2D([], [], color=SCORES(0.6), lw=2.2, label=f"{METRIC_NAMES[sweep.config.metric]}, as on the right")
-    )
-    if len(scores) < len(trials):
-        keys.append(Line2D([], [], color=PALE, lw=1, label="not scored at that rung"))
-    legend(figure, keys)
-    return figure
+
+
+def _legend_entries(sweep: SweepHistory, *, all_scored: bool) -> list[Line2D]:
+    best = f"{best_label(sweep)} {sweep.describe_level(sweep.top_level)}"
+    entries = [Line2D([], [], color=BEST, lw=3.2, label=best)]
+    if sweep.baseline in sweep.scored and sweep.baseline is not sweep.best:
+        entries.append(Line2D([], [], color=BASELINE, lw=2.4, ls=(0, (4, 2)), label="baseline"))
+    metric = f"{METRIC_NAMES[sweep.config.metric]}, as on the right"
+    entries.append(Line2D([], [], color=SCORES(0.6), lw=2.2, label=metric))
+    if not all_scored:
+        entries.append(Line2D([], [], color=PALE, lw=1, label="not scored at that rung"))
+    return entries
 
 
 def _score(trial: TrialHistory, level: int) -> float:

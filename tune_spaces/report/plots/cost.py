@@ -1,4 +1,4 @@
-"""Plot of quality against cost: score over measured speed and teacher GFLOPs, with the Pareto front."""
+"""Plot of quality against cost: score against measured speed and teacher GFLOPs, with the Pareto front."""
 
 from __future__ import annotations
 

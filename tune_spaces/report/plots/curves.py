@@ -53,7 +53,7 @@ def curves(sweep: SweepHistory) -> Any:
         levels = sorted(trial.rungs)
         xs, ys = [fractions[level] for level in levels], [trial.rungs[level].score for level in levels]
         style = _style(sweep, trial)
-        if fork := _fork(sweep, trial):  # connects to the parent's line
+        if fork := _fork(sweep, trial):  # connect to the parent's line
             axes.plot([fork[0], xs[0]], [fork[1], ys[0]], **{**style, "marker": "", "ls": (0, (1, 1.5))})
         if trial.number in special and all(len(sweep.seeds(trial.rungs[level])) > 1 for level in levels):
             sds = [stdev(sweep.seeds(trial.rungs[level])) for level in levels]

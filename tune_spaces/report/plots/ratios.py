@@ -35,7 +35,7 @@ def ratios(sweep: SweepHistory) -> Any:
     columns, lines = len(maps[0][1].students), len(maps[0][1].teachers)
     wide, high = max(4.6, 0.92 * columns + 1.5), max(3.2, 0.74 * lines + 2.2)
     figure, panels = new_figure("Score by mask ratio", wide * len(maps), high, len(maps))
-    # use one colour range for all panels, so that small differences between the last few do not appear large
+    # one colour range for all panels, so that small differences between the last trials do not appear large
     span = max(max(scores) - min(scores) for level, found in maps if (scores := _reached(found, level)))
     for number, (axes, (level, found)) in enumerate(zip(panels if len(maps) > 1 else [panels], maps, strict=True)):
         _map(figure, axes, sweep, found, level, span, number == 0)

@@ -1,6 +1,6 @@
 """Labelled data of a fine-tuning run: opened, matched by class and checked before training.
 
-Errors are ConfigErrors that name the field, the rule and the remedy. Independent of networks.
+Errors are ConfigErrors that state the field, the rule and how to fix it. Builds no networks.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ class LabelledSplit(NamedTuple):
 
     def digest(self) -> str:
         own = self.manifest.digest()
-        return own if self.sets is None else f"{own}-{self.sets.digest()}"  # the manifest contains one label per sample
+        # the manifest holds only one label per sample
+        return own if self.sets is None else f"{own}-{self.sets.digest()}"
 
     def targets(self, batch: Batch, classes: int) -> Tensor:
-        """(B,) class numbers, or (B, C) zeros and ones if multi-label."""
+        """Return class indices (B,), or zeros and ones (B, C) if multi-label."""
         return torch.from_numpy(self.truth(batch.records.numpy(), classes))
 
     def truth(self, records: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
@@ -67,7 +68,7 @@ def open_split(config: FinetuneConfig, field: str) -> LabelledSplit | None:
 
 
 def open_splits(config: FinetuneConfig) -> dict[str, LabelledSplit]:
-    """Open all data sets of the run, by field; class folders are matched by name with those of data.train."""
+    """Open all data sets of the run, by field; class folders are matched by name with data.train."""
     found = {field: open_split(config, field) for field in ("data.train", "data.val", "data.test")}
     splits = {field: split for field, split in found.items() if split is not None}
     train = splits["data.train"]
@@ -80,15 +81,15 @@ def open_splits(config: FinetuneConfig) -> dict[str, LabelledSplit]:
 
 
 def _by_name(known: tuple[str, ...], other: LabelledSplit) -> Labels:
-    """Map each class folder of `other` to its number in data.train."""
+    """Map each class folder of `other` to its class index in data.train."""
     assert other.names is not None
     number = {name: i for i, name in enumerate(known)}
     unmatched = [name for name in other.names if name not in number]
     if unmatched:
         raise ConfigError(
             [
-                f"{other.field}={other.url}: class folders {_shorten(unmatched)} are not among those of data.train; "
-                "add them to data.train, or remove them from this set"
+                f"{other.field}={other.url}: class folders {_shorten(unmatched)} do not exist in data.train; "
+                "add them there, or remove them here"
             ]
         )
     return np.array([number[name] for name in other.names], np.int64)
@@ -102,7 +103,10 @@ def count_classes(config: FinetuneConfig, train: LabelledSplit) -> int:
 
 
 def check_splits(config: FinetuneConfig, splits: dict[str, LabelledSplit]) -> None:
-    """Raise ConfigError with all problems of labels and lengths."""
+    """Check labels and clip lengths of all splits.
+
+    Raises ConfigError listing the problems of the first check that fails.
+    """
     train = splits["data.train"]
     problems: list[str] = []
     for split in splits.values():
@@ -112,7 +116,7 @@ def check_splits(config: FinetuneConfig, splits: dict[str, LabelledSplit]) -> No
             unlabelled = np.flatnonzero(split.labels < 0)
             first = split.manifest[int(unlabelled[0])].name
             problems.append(
-                f"{split.field}={split.url}: {len(unlabelled)} samples have no label, the first is {first}; "
+                f"{split.field}={split.url}: {len(unlabelled)} samples have no label (first: {first}); "
                 "use one folder per class, or a list with lines `path label`, labels from 0"
             )
     if problems:
@@ -138,7 +142,7 @@ def _too_few_classes(config: FinetuneConfig, train: LabelledSplit, classes: int)
     missing = sorted(set(range(classes)) - set(present.tolist()))
     if missing and train.sets is None:
         remedy = (
-            f"set head.classes={int(present.max()) + 1} or leave it out"
+            f"set head.classes={int(present.max()) + 1} or omit it"
             if missing[0] > present.max()
             else "number the classes from 0 without gaps, or add samples"
         )
@@ -160,8 +164,8 @@ def _out_of_range(split: LabelledSplit, classes: int) -> list[str]:
         return []
     first = split.manifest[int(records[0])].name
     return [
-        f"{split.field}={split.url}: {len(records)} labels are out of range, the first is {labels[0]} of {first}; "
-        f"there are {classes} classes, numbered from 0 (head.classes, or what data.train has)"
+        f"{split.field}={split.url}: {len(records)} labels are out of range (first: {labels[0]} of {first}); "
+        f"there are {classes} classes, numbered from 0 (from head.classes, else from data.train)"
     ]
 
 
@@ -188,7 +192,7 @@ def _too_short(config: FinetuneConfig, split: LabelledSplit) -> list[str]:
     return capped(
         [
             f"{split.field}={split.url}: the {len(lengths)} samples checked have at most {max(lengths)} frames, fewer "
-            f"than clip.frames={frames}: clips would repeat frames; lower clip.frames, or give longer videos"
+            f"than clip.frames={frames}: clips would repeat frames; lower clip.frames, or use longer videos"
         ]
     )
 

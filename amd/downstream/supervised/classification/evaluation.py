@@ -1,7 +1,7 @@
-"""Evaluate a classifier on labelled data across ranks: every sample exactly once, for any number of ranks.
+"""Evaluate a classifier on labelled data across ranks: each sample counts exactly once on any number of ranks.
 
 Each rank reads its share of every step. All views of a sample are on one rank, which merges them, so ranks exchange one
-row per sample and compute the same figures from all rows. Unreadable samples are reported and count as wrong.
+row per sample and compute the same metrics from all rows. Unreadable samples are reported and count as wrong.
 Shapes: n views of this rank, m samples, C classes.
 """
 
@@ -37,7 +37,7 @@ class ViewPredictions(NamedTuple):
 
 
 class ClassificationScores(NamedTuple):
-    """Figures of a data set; equal on all ranks."""
+    """Metrics of a data set, equal on all ranks."""
 
     figures: dict[str, float]
     merged: metrics.MergedViews
@@ -58,7 +58,7 @@ def predict(
 ) -> ViewPredictions:
     """Predict this rank's share of a data set with the classifier in eval mode.
 
-    Raises Interrupted on all ranks once one of them is `stopped`.
+    Raises Interrupted on all ranks once `stopped` is true on one of them.
     """
     count = views.segments * views.crops
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -106,7 +106,7 @@ def _forward(
 def score(
     predictions: ViewPredictions, split: LabelledSplit, config: FinetuneConfig, group: ProcessGroup
 ) -> ClassificationScores:
-    """Merge the samples of all ranks and score them. Every rank must call it; the result is equal on all."""
+    """Merge the samples of all ranks and score them. All ranks must call it and get the same result."""
     multi_label = config.head.multi_label
     mine = metrics.merge(predictions.records, predictions.views, predictions.logits, multi_label)
     gathered = group.gather((mine, predictions.bad))

@@ -1,7 +1,7 @@
 """Learner of fine-tuning runs: a classifier with batch augmentation, layer decay and an average of the weights.
 
 Mixing uses the global generators of `random` and numpy, as timm does, seeded from (seed, step, rank) at every step: a
-run resumes bit for bit on the same number of workers; on another number, other pairs are mixed.
+resumed run is bit-identical on the same number of workers; on a different number, different pairs are mixed.
 Shapes: B clips of a micro-batch, T frames, H height, W width, C classes.
 """
 
@@ -28,11 +28,11 @@ from amd.training.trainer.learner import Learner, compile_blocks, count
 from amd.training.trainer.optimizer import build_optimizer, layer_scale
 
 EMA = "ema"
-Targets = Callable[[Batch], Tensor]  # (B,) class numbers, or (B, C) zeros and ones
+Targets = Callable[[Batch], Tensor]  # (B,) class indices, or (B, C) zeros and ones
 
 
 def new_classifier(config: FinetuneConfig) -> Classifier:
-    assert config.head.classes is not None, "counted before the run begins"
+    assert config.head.classes is not None, "counted before the run starts"
     return Classifier(
         config.encoder,
         config.clip.grid,
@@ -49,7 +49,7 @@ class Finetuner(Learner):
     def __init__(
         self, config: FinetuneConfig, group: ProcessGroup, start: Callable[[Classifier], Any] | None, targets: Targets
     ) -> None:
-        """`start` loads pre-trained weights into the encoder."""
+        """Build the classifier; `start` loads pre-trained weights into its encoder."""
         super().__init__(config, group)
         self.config, self._targets = config, targets
         classifier = new_classifier(config)
@@ -88,7 +88,7 @@ class Finetuner(Learner):
 
     @property
     def tested(self) -> Classifier:
-        """Model that is evaluated and published: the weights, or their moving average."""
+        """Model to evaluate and publish: the trained weights, or their moving average."""
         if self.average is None:
             return self.classifier
         assert isinstance(self.average.module, Classifier)
@@ -105,7 +105,7 @@ class Finetuner(Learner):
         return {"encoder": count(self.classifier.encoder), "head": count(self.classifier.head)}
 
     def _normalized(self, clips: Tensor) -> Tensor:
-        """(B, 3, T, H, W) uint8 -> float, as the network sees it."""
+        """Normalise clips (B, 3, T, H, W) from uint8 to the float input of the network."""
         clip = self.config.clip
         shape = (1, 3, 1, 1, 1)
         mean, std = (torch.tensor(values, device=clips.device).reshape(shape) for values in (clip.mean, clip.std))
@@ -113,7 +113,7 @@ class Finetuner(Learner):
 
 
 class BatchAugmentation:
-    """Random erasing, mixup or cutmix, and label smoothing of a normalised batch; imports timm only if needed."""
+    """Random erasing, mixup or cutmix, and label smoothing for a normalised batch; imports timm only if needed."""
 
     def __init__(self, augment: AugmentConfig, classes: int, multi_label: bool, device: torch.device) -> None:
         self._augment, self._classes, self._multi_label = augment, classes, multi_label
@@ -136,7 +136,7 @@ class BatchAugmentation:
             )
 
     def __call__(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, T, H, W) and class numbers (B,) or zeros and ones (B, C) -> clips and soft targets (B, C)."""
+        """Augment clips (B, 3, T, H, W); turn class indices (B,) or zeros and ones (B, C) into soft targets (B, C)."""
         flat = clips.flatten(1, 2)  # (B, 3 T, H, W): one box for all frames of a clip
         if self._erase is not None:
             flat = self._erase(flat.contiguous())

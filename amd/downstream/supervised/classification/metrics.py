@@ -1,6 +1,6 @@
-"""Classification metrics: merging of views, top-1 and top-5, mean average precision, confusion, per-class report.
+"""Classification metrics: merged views, top-1 and top-5, mean average precision, confusion matrix, per-class report.
 
-Arrays in, numbers out; independent of networks, files and ranks.
+Pure functions of arrays.
 Shapes: n views, m samples, C classes.
 """
 
@@ -25,7 +25,7 @@ class MergedViews(NamedTuple):
 
 
 def probabilities(logits: npt.NDArray[np.floating], multi_label: bool = False) -> Floats:
-    """Softmax over classes, or sigmoid per class if multi-label, in float64. (n, C) -> (n, C)."""
+    """Apply softmax over classes, or a sigmoid per class if multi-label, in float64: (n, C) -> (n, C)."""
     values = logits.astype(np.float64)
     if multi_label:
         return np.asarray(np.exp(-np.logaddexp(0, -values)))  # a sigmoid that does not overflow
@@ -36,8 +36,8 @@ def probabilities(logits: npt.NDArray[np.floating], multi_label: bool = False) -
 def merge(records: Numbers, views: Numbers, logits: npt.NDArray[np.floating], multi_label: bool = False) -> MergedViews:
     """Average the probabilities of each record's views, as the official `merge` does.
 
-    records (n,), views (n,) numbers of a record's views, logits (n, C). Duplicate views (from a padded sampler) count
-    once.
+    Takes records (n,), view numbers within a record (n,) and logits (n, C). Duplicate views (from a padded
+    sampler) count once.
     """
     _, first = np.unique(np.stack([records, views], axis=1), axis=0, return_index=True)
     records, scored = records[first], probabilities(logits[first], multi_label)
@@ -53,13 +53,13 @@ def join(parts: Sequence[MergedViews]) -> MergedViews:
 
 
 def top_k(scored: Floats, labels: Numbers, k: int) -> int:
-    """Number of samples whose label is among the k highest of (m, C) scores; ties go to the lower class."""
+    """Count the samples whose label is among the k highest of (m, C) scores; ties go to the lower class."""
     best = np.argsort(-scored, axis=1, kind="stable")[:, :k]
     return int((best == labels[:, None]).any(axis=1).sum())
 
 
 def single_label(scored: Floats, labels: Numbers, total: int) -> dict[str, float]:
-    """Top-1 and top-5 in percent of `total` samples; unreadable samples count as wrong."""
+    """Return top-1 and top-5 in percent of `total` samples; unreadable samples count as wrong."""
     k = min(5, scored.shape[1])
     return {
         "eval/top1": 100 * top_k(scored, labels, 1) / total,
@@ -68,13 +68,13 @@ def single_label(scored: Floats, labels: Numbers, total: int) -> dict[str, float
 
 
 def cross_entropy(scored: Floats, labels: Numbers) -> float:
-    """Mean negative log probability (m, C) of the correct class."""
+    """Return the mean negative log probability of the correct class, from probabilities (m, C)."""
     correct = scored[np.arange(len(labels)), labels]
     return float(-np.log(correct.clip(1e-12)).mean())
 
 
 def multi_label(scored: Floats, truth: npt.NDArray[np.integer]) -> dict[str, float]:
-    """Mean average precision in percent over the classes that occur. (m, C) scores and zeros and ones."""
+    """Return the mean average precision in percent over the classes that occur; scores and truth are (m, C)."""
     from sklearn.metrics import average_precision_score
 
     occurring = truth.any(axis=0)
@@ -83,14 +83,14 @@ def multi_label(scored: Floats, truth: npt.NDArray[np.integer]) -> dict[str, flo
 
 
 def confusion(predicted: Numbers, labels: Numbers, classes: int) -> Numbers:
-    """Confusion matrix (C, C): rows are true classes, columns predicted classes."""
+    """Return the confusion matrix (C, C): rows are true classes, columns predicted classes."""
     matrix = np.zeros((classes, classes), np.int64)
     np.add.at(matrix, (labels, predicted), 1)
     return matrix
 
 
 def class_report(matrix: Numbers, names: tuple[str, ...] | None) -> list[dict[str, float | int | str]]:
-    """Samples, recall and precision in percent of every class, from its confusion matrix."""
+    """Return the number of samples, recall and precision (in percent) of every class, from a confusion matrix."""
     rows: list[dict[str, float | int | str]] = []
     for c in range(len(matrix)):
         samples, predicted, correct = int(matrix[c].sum()), int(matrix[:, c].sum()), int(matrix[c, c])

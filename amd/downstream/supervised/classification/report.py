@@ -1,13 +1,11 @@
-"""Reports of a test, written to the run's folder.
+"""Write the reports of a classifier's test to the run's folder.
 
-    test/views-0000.parquet     one row per view: sample, label, segment, crop, logits; one file per rank
-    test/samples.parquet        one row per sample: label, prediction, probabilities, number of views
-    test/confusion.csv          rows: true class, columns: predicted class (single label only)
-    test/classes.csv            samples, recall, precision of every class
-    test/bad_samples.jsonl      unreadable samples
-    test/result.json            figures; written last
-
-Independent of networks and ranks.
+test/views-0000.parquet     one row per view: sample, label, segment, crop, logits; one file per rank
+test/samples.parquet        one row per sample: label, prediction, probabilities, number of views
+test/confusion.csv          rows: true class, columns: predicted class (single label only)
+test/classes.csv            samples, recall, precision of every class
+test/bad_samples.jsonl      unreadable samples
+test/result.json            metrics; written last
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ def write_views(folder: str, predictions: ViewPredictions, split: LabelledSplit,
 def write_report(
     folder: str, scored: ClassificationScores, split: LabelledSplit, config: FinetuneConfig, step: int
 ) -> None:
-    """Write the per-sample and per-class reports and the figures."""
+    """Write the per-sample and per-class reports and the metrics."""
     merged = scored.merged
     columns = {
         "sample": [split.manifest[int(record)].name for record in merged.records],

@@ -1,4 +1,4 @@
-"""Fine-tuning runs: checks before the start and publishing of the result. `finetune` is the entry point."""
+"""Fine-tuning runs: check the config, launch the run and publish the result. `finetune` is the entry point."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ResolvedFinetuning(NamedTuple):
 
 
 def finetune(config: FinetuneConfig, **options: Any) -> RunResult:
-    """Fine-tune to the end, test the best checkpoint and publish it; `options` are those of `launch`."""
+    """Fine-tune to the end, test the best checkpoint and publish it; `options` are passed to `launch`."""
     return launch(config, FINETUNING, **options)
 
 

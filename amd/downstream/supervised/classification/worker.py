@@ -45,7 +45,7 @@ class Finetuning(Training):
         load_starting_point(classifier.encoder, config.weights, config.storage, config.clip, final_norm=False)
 
     def flops_per_clip(self) -> float:
-        """Three times a forward pass, the patch embedding twice: pixels need no gradient."""
+        """Return three times the FLOPs of a forward pass, twice for the patch embedding, as pixels need no gradient."""
         clip = self.config.clip
         embedding, blocks = encoder_flops(self.config.encoder, clip.grid.tokens, clip.token_values)
         return 2 * embedding + 3 * blocks

@@ -1,6 +1,6 @@
 """Augment decoded frames together with their boxes: every geometric transform applies to both.
 
-uint8 in, uint8 out; randomness is passed in. Independent of files and networks.
+Frames stay uint8; randomness is passed in.
 Shapes: T frames, H height, W width, n boxes.
 """
 
@@ -21,7 +21,7 @@ from amd.downstream.supervised.detection.boxes import Boxes, Pair
 
 
 class ClipBoxes(NamedTuple):
-    """Boxes of a clip, in its pixels."""
+    """Boxes of a clip, in pixels."""
 
     boxes: Boxes  # (n, 4)
     numbers: npt.NDArray[np.int64]  # (n,) indices into the boxes of the key frame
@@ -50,7 +50,7 @@ class TrainingTransform:
 
 
 class EvaluationTransform:
-    """Fit the whole frame at the training scale or smaller; boxes grow by `extend` within the frame."""
+    """Fit the whole frame at the training scale or smaller and enlarge the boxes by `extend` within the frame."""
 
     def __init__(self, data: DetectionDataConfig, clip: ClipConfig, extend: Pair) -> None:
         self.data, self.size, self.extend = data, clip.size, extend
@@ -64,7 +64,7 @@ class EvaluationTransform:
         return canvas, ClipBoxes(boxes, np.arange(len(boxes)))
 
 
-# Transforms of frames (T, H, W, 3) and boxes. The first one expects boxes as fractions of the frame.
+# Transforms of frames (T, H, W, 3) and boxes. Resizing expects boxes as fractions of the frame.
 
 
 def resize_short_side(

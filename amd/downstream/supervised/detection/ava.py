@@ -1,11 +1,11 @@
-"""AVA's files: annotations, detected boxes, excluded key frames and label maps; key frames as records.
+"""Read AVA's files (annotations, detected boxes, excluded key frames, label maps) and provide key frames as records.
 
     annotations   video,timestamp,x1,y1,x2,y2,action,person   no header; boxes as fractions of the frame
     boxes         video,timestamp,x1,y1,x2,y2,,score          the action, if any, is ignored
     excluded      video,timestamp
     label map     item { name: "stand" id: 12 } …             or label { name: … label_id: … }
 
-Errors are ConfigErrors that name the file, the line, the rule and the remedy. Independent of networks.
+Errors are ConfigErrors that state the file, the line, the rule and how to fix it.
 Shapes: k key frames, n boxes, C actions.
 """
 
@@ -25,9 +25,8 @@ import numpy.typing as npt
 
 from amd.config import ClipConfig, ConfigError, DataConfig, DetectionDataConfig
 from amd.data.dataset.manifest import capped
-from amd.data.dataset.record import VIDEO_SUFFIXES, Record
+from amd.data.dataset.record import VIDEO_SUFFIXES, FrameChooser, Record
 from amd.data.decoding.reader import BadSample, SampleReader
-from amd.data.loading.frame_sampling import FrameChooser
 from amd.downstream.supervised.detection.boxes import Boxes
 from amd.storage import filesystem, join, listdir, read_bytes
 
@@ -37,13 +36,13 @@ T = TypeVar("T")
 
 
 class KeyFrameId(NamedTuple):
-    """Identifies a key frame."""
+    """Identity of a key frame: video and timestamp."""
 
     video: str
     timestamp: float  # seconds
 
     def __str__(self) -> str:
-        """AVA's notation: 1j20qq1JyX4,0902."""
+        """Format as in AVA: 1j20qq1JyX4,0902."""
         whole = self.timestamp.is_integer()
         return f"{self.video},{int(self.timestamp):04d}" if whole else f"{self.video},{self.timestamp:g}"
 
@@ -66,7 +65,7 @@ class PersonBoxes(NamedTuple):
 
 
 class KeyFrame(NamedTuple):
-    """A key frame as a record: source, timestamp and the boxes that move with its pixels."""
+    """A key frame as a record: source, timestamp and boxes, which are transformed along with its pixels."""
 
     record: Record
     timestamp: float
@@ -82,7 +81,7 @@ class KeyFrame(NamedTuple):
 
 
 class KeyFrames:
-    """Key frames in file order; a manifest for ClipLoader."""
+    """Key frames in file order, usable as a manifest by ClipLoader."""
 
     def __init__(self, persons: dict[KeyFrameId, PersonBoxes], videos: dict[str, Record]) -> None:
         self.frame_ids = list(persons)
@@ -97,7 +96,7 @@ class KeyFrames:
         return KeyFrame(self._videos[frame_id.video], frame_id.timestamp, self.persons[number].boxes)
 
     def digest(self) -> str:
-        """sha256 of ids, boxes and actions; independent of the videos' location."""
+        """Return the sha256 of ids, boxes and actions; independent of the videos' location."""
         digest = hashlib.sha256(b"amd key frames 1\n")
         for frame_id, persons in zip(self.frame_ids, self.persons, strict=True):
             digest.update(f"{frame_id} {persons.actions}\n".encode())
@@ -141,16 +140,18 @@ def read_label_map(field: str, url: str) -> LabelMap:
         name = re.search(r'\bname:\s*"([^"]*)"', item)
         number = re.search(r"\b(?:label_)?id:\s*(\d+)", item)
         if not name or not number or int(number[1]) < 1 or int(number[1]) in names:
-            problem = "lacks a name" if not name else "lacks an id of its own, from 1"
+            problem = "lacks a name" if not name else "needs a unique id, from 1"
             raise ConfigError([f"{field}={url}: item {{{' '.join(item.split())}}} {problem}"])
         names[int(number[1])] = name[1]
     if not names:
-        raise ConfigError([f'{field}={url}: contains no items; write item {{ name: "stand" id: 12 }}, one per action'])
+        raise ConfigError(
+            [f'{field}={url}: contains no items; add one per action, for example item {{ name: "stand" id: 12 }}']
+        )
     return LabelMap(names)
 
 
 def read_evaluated(data: DetectionDataConfig, label_map: LabelMap) -> list[int]:
-    """Read the numbers of the actions to score."""
+    """Read the ids of the actions to score."""
     if data.evaluated is None:
         return sorted(label_map.names)
     scored = sorted(read_label_map("data.evaluated", data.evaluated).names)
@@ -163,7 +164,7 @@ def read_evaluated(data: DetectionDataConfig, label_map: LabelMap) -> list[int]:
 
 
 def _rows(field: str, url: str, parse: Callable[[list[str]], T | None]) -> list[T]:
-    """Parse every line, dropping None; problems of all lines are reported together."""
+    """Parse every line and drop None; problems of all lines are reported together."""
     rows: list[T] = []
     problems: list[str] = []
     for number, fields in enumerate(csv.reader(_read(field, url).splitlines()), start=1):
@@ -215,7 +216,7 @@ def _excluded(fields: list[str]) -> KeyFrameId:
 
 def _columns(fields: list[str], expected: int, form: str) -> None:
     if len(fields) != expected:
-        raise ValueError(f"{len(fields)} columns, not {expected}; write {form}")
+        raise ValueError(f"{len(fields)} columns instead of {expected}; each line must have the form {form}")
 
 
 def _frame_id(fields: list[str]) -> KeyFrameId:
@@ -228,9 +229,9 @@ def _box(fields: list[str]) -> tuple[float, float, float, float]:
     x1, y1, x2, y2 = (_number(name, text) for name, text in zip(("x1", "y1", "x2", "y2"), fields[2:6], strict=True))
     shown = ",".join(fields[2:6])
     if min(x1, y1, x2, y2) < 0 or max(x1, y1, x2, y2) > 1:
-        raise ValueError(f"box {shown} extends outside the frame; write fractions of width and height, 0 to 1")
+        raise ValueError(f"box {shown} extends outside the frame; use fractions of width and height, 0 to 1")
     if x1 >= x2 or y1 >= y2:
-        raise ValueError(f"box {shown} has no area; write x1,y1,x2,y2 with x1 < x2 and y1 < y2")
+        raise ValueError(f"box {shown} has no area; x1 must be below x2, and y1 below y2")
     return x1, y1, x2, y2
 
 
@@ -278,7 +279,7 @@ def find_videos(field: str, url: str, root: str, names: Sequence[str]) -> dict[s
     if missing:
         raise ConfigError(
             [
-                f"{field}={url}: {len(missing)} of {len(names)} videos are not in data.root={root} "
+                f"{field}={url}: {len(missing)} of {len(names)} videos do not exist in data.root={root} "
                 f"({_shorten(missing)}); put VIDEO.mp4 or a folder VIDEO of frames there, or set data.root"
             ]
         )
@@ -295,10 +296,10 @@ def video_root(data: DetectionDataConfig, url: str) -> str:
 
 
 class KeyFrameReader:
-    """Reads the clip around a key frame, isolated as in SampleReader."""
+    """Reads the clip around a key frame, in a separate process as in SampleReader."""
 
     def __init__(self, clip: ClipConfig, data: DataConfig) -> None:
-        assert isinstance(data, DetectionDataConfig), "its fps and first_frame_s turn seconds into frames"
+        assert isinstance(data, DetectionDataConfig), "fps and first_frame_s convert seconds to frames"
         self._clip, self._data = clip, data
         self._reader = SampleReader(data)
         self._rates: dict[str, float] = {}  # cached per video file
@@ -313,7 +314,9 @@ class KeyFrameReader:
 
         def around(total: int) -> npt.NDArray[np.int64]:
             if not 0 <= centre < total:
-                raise BadSample(record, f"has no frame at {key_frame.timestamp:g} s: it would be {centre} of {total}")
+                raise BadSample(
+                    record, f"has no frame at {key_frame.timestamp:g} s: it would be frame {centre} of {total}"
+                )
             return centred(total, centre, clip.frames, clip.sampling_rate_frames)
 
         return self._reader.read_clip(record, around)
@@ -332,7 +335,7 @@ class KeyFrameReader:
 
 
 def centred(total: int, centre: int, frames: int, step: int) -> npt.NDArray[np.int64]:
-    """Indices of every `step`-th frame around `centre`; the first and last frame repeat beyond the ends."""
+    """Return the indices of every `step`-th frame around `centre`; beyond the ends, the first or last frame repeats."""
     index = centre + (np.arange(frames, dtype=np.int64) * 2 - (frames - 1)) * step // 2
     return index.clip(0, total - 1)
 

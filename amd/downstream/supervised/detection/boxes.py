@@ -1,6 +1,6 @@
-"""Box arithmetic. Pure numpy, independent of images, files and networks.
+"""Box arithmetic in NumPy.
 
-Boxes are (n, 4) x1, y1, x2, y2 in any unit; a box covers x1 <= x < x2, so its width is x2 - x1.
+Boxes are arrays (n, 4) of x1, y1, x2, y2 in any unit; a box covers x1 <= x < x2, so its width is x2 - x1.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 Boxes = npt.NDArray[np.floating[Any]]
-Pair = tuple[float, float]  # of widths and heights
+Pair = tuple[float, float]  # applies to widths and heights
 
 
 def scale(boxes: Boxes, x: float, y: float) -> Boxes:
@@ -24,7 +24,7 @@ def shift(boxes: Boxes, x: float, y: float) -> Boxes:
 
 
 def mirror(boxes: Boxes, width: float) -> Boxes:
-    """Mirror boxes horizontally in a frame of that width."""
+    """Mirror boxes horizontally in a frame of the given width."""
     mirrored = boxes.copy()
     mirrored[:, [0, 2]] = width - boxes[:, [2, 0]]
     return mirrored
@@ -36,7 +36,7 @@ def clip(boxes: Boxes, width: float, height: float) -> Boxes:
 
 
 def extend(boxes: Boxes, by: Pair) -> Boxes:
-    """Extend width and height by these fractions around the same centre."""
+    """Enlarge width and height by the given fractions, keeping the centre."""
     margin = sides(boxes) * (np.array(by) / 2)  # (n, 2)
     return np.asarray(boxes + np.concatenate([-margin, margin], axis=1))
 
@@ -54,7 +54,7 @@ def jitter(boxes: Boxes, outwards: Pair, inwards: Pair, draws: random.Random) ->
 
 
 def sides(boxes: Boxes) -> Boxes:
-    """(n, 2) widths and heights."""
+    """Return widths and heights (n, 2)."""
     return np.asarray(boxes[:, 2:] - boxes[:, :2])
 
 
@@ -63,7 +63,7 @@ def have_area(boxes: Boxes) -> npt.NDArray[np.bool_]:
 
 
 def paired_iou(a: Boxes, b: Boxes) -> npt.NDArray[np.float64]:
-    """Intersection over union of box i of `a` with box i of `b`: (n,)."""
+    """Return the intersection over union of box i of `a` with box i of `b`: (n,)."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     common = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).clip(0).prod(axis=1)
     union = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - common

@@ -1,4 +1,4 @@
-"""Data of a detection run, opened and checked before training. Errors are ConfigErrors."""
+"""Open and check the data of a detection run before training. Raises ConfigError for invalid data."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from amd.downstream.supervised.detection.metric import AnnotatedActions
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Key frames of data.val: those to predict and their ground truth."""
+    """Key frames of data.val: frames to predict, and their ground truth."""
 
     url: str
     key_frames: KeyFrames
-    """Key frames with the boxes to classify: detected or annotated ones."""
+    """Key frames with the boxes to classify, either detected or annotated."""
     annotated: dict[KeyFrameId, PersonBoxes]
-    """All key frames scored; those without a detected box count as missed."""
+    """All scored key frames; those without a detected box count as missed."""
 
     @property
     def digest(self) -> str:
         return self.key_frames.digest()
 
     def truth(self, numbers: dict[KeyFrameId, int]) -> AnnotatedActions:
-        """Ground truth with numbered key frames."""
+        """Return the ground truth, with key frames given by number."""
         rows = [
             (numbers[frame_id], box, action)
             for frame_id, persons in self.annotated.items()
@@ -41,7 +41,7 @@ class EvaluationSet:
         return AnnotatedActions(np.array(frames, np.int64), np.array(boxes), np.array(actions, np.int64))
 
     def numbers(self) -> dict[KeyFrameId, int]:
-        """Number all key frames: those to predict first, in manifest order."""
+        """Assign a number to every key frame: first those to predict, in manifest order."""
         every = dict.fromkeys([*self.key_frames.frame_ids, *self.annotated])
         return {frame_id: number for number, frame_id in enumerate(every)}
 
@@ -89,5 +89,5 @@ def _key_frames(config: DetectionConfig, field: str, url: str, persons: dict[Key
 
 
 def reader_of(clip: ClipConfig) -> Callable[[DataConfig], Reader]:
-    """Factory of readers for the loader's processes."""
+    """Return a factory of readers for the loader's processes."""
     return partial(ava.KeyFrameReader, clip)

@@ -41,7 +41,7 @@ class BoxPredictions(NamedTuple):
 
 
 class DetectionScores(NamedTuple):
-    """Figures of a data set; equal on all ranks."""
+    """Metrics of a data set, equal on all ranks."""
 
     figures: dict[str, float]
     precisions: dict[int, float]
@@ -60,7 +60,7 @@ def predict(
 ) -> BoxPredictions:
     """Predict this rank's share of the key frames with the detector in eval mode.
 
-    Raises Interrupted on all ranks once one of them is `stopped`.
+    Raises Interrupted on all ranks once `stopped` is true on one of them.
     """
     clip = config.clip.model_copy(update={"size": config.evaluation.size or config.clip.size})
     parts: list[BatchPredictions] = []
@@ -108,7 +108,7 @@ def _forward(detector: Detector, batch: Batch, group: ProcessGroup, precision: P
 def score(
     predictions: BoxPredictions, val: EvaluationSet, evaluated: list[int], group: ProcessGroup
 ) -> DetectionScores:
-    """Merge the predictions of all ranks and score them. Every rank must call it."""
+    """Merge the predictions of all ranks and score them. All ranks must call it."""
     gathered = group.gather(predictions)
     bad = [sample for rank in gathered for sample in rank.bad]
     records, numbers, scores = (
@@ -118,7 +118,7 @@ def score(
     whole = BoxPredictions(records[order], numbers[order], scores[order], bad)
     truth, boxes = val.truth(val.numbers()), boxes_of(whole, val)
     precisions: dict[int, float] = {}
-    for action in evaluated:  # one at a time: all 60 actions of AVA are millions of rows
+    for action in evaluated:  # one at a time: AVA's 60 actions together make millions of rows
         found = DetectedActions(whole.records, boxes, np.full(len(boxes), action), whole.scores[:, action - 1])
         precisions |= average_precisions(truth, found, [action])
     precisions = {action: 100 * value for action, value in precisions.items()}
@@ -127,7 +127,7 @@ def score(
 
 
 def boxes_of(predictions: BoxPredictions, val: EvaluationSet) -> Boxes:
-    """Original boxes (n, 4) as fractions of the frame, neither extended nor rounded to pixels."""
+    """Return the original boxes (n, 4) as fractions of the frame, neither extended nor rounded to pixels."""
     persons = val.key_frames.persons
     rows = [
         persons[r].boxes[i] for r, i in zip(predictions.records.tolist(), predictions.numbers.tolist(), strict=True)

@@ -1,6 +1,6 @@
 """Learner of detection runs: binary cross entropy per annotated person, layer decay as in fine-tuning.
 
-Shapes: B clips of a micro-batch, n boxes of all of them, C actions.
+Shapes: B clips of a micro-batch, n boxes in all of them, C actions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DetectionLearner(Learner):
         start: Callable[[Detector], Any] | None,
         key_frames: KeyFrames,
     ) -> None:
-        """`start` loads pre-trained weights into the encoder."""
+        """Build the detector; `start` loads pre-trained weights into its encoder."""
         super().__init__(config, group)
         self.config, self._key_frames = config, key_frames
         detector = new_detector(config, actions)
@@ -53,9 +53,9 @@ class DetectionLearner(Learner):
         self.optimizer = build_optimizer(self.detector, config.optim, lambda name: layer_scale(name, depth, decay))
 
     def loss(self, clips: Tensor, batch: Batch, row: int) -> Sequence[Tensor]:
-        """Mean over clips of the mean over a clip's boxes; a clip without boxes contributes zero.
+        """Average over a clip's boxes, then over clips; a clip without boxes contributes zero.
 
-        Departure: the official code averages over all boxes of a GPU, which depends on how the batch is split.
+        Departure: the official code averages over all boxes on a GPU, so its loss depends on how the batch is split.
         """
         clip_boxes: Sequence[ClipBoxes] = batch.extras or [_whole(self.config)] * len(clips)  # no boxes during warm-up
         targets = torch.from_numpy(self._targets(batch.records.tolist(), clip_boxes)).to(self.device)
@@ -67,7 +67,7 @@ class DetectionLearner(Learner):
         return ((each * weights).sum(),)
 
     def _targets(self, records: list[int], clip_boxes: Sequence[ClipBoxes]) -> Any:
-        """(n, C) zeros and ones."""
+        """Return the targets (n, C), zeros and ones."""
         rows = [(record, number) for record, one in zip(records, clip_boxes, strict=True) for number in one.numbers]
         targets = np.zeros((len(rows), self.detector.head.out_features), np.float32)
         for row, (record, number) in enumerate(rows):
@@ -79,7 +79,7 @@ class DetectionLearner(Learner):
 
 
 def rois_of(clip_boxes: Sequence[ClipBoxes]) -> Tensor:
-    """Regions of interest (n, 5): clip index, x1, y1, x2, y2."""
+    """Return the regions of interest (n, 5): clip index, x1, y1, x2, y2."""
     rows = [np.insert(one.boxes.astype(np.float32), 0, row, axis=1) for row, one in enumerate(clip_boxes)]
     return torch.from_numpy(np.concatenate(rows))
 

@@ -1,8 +1,8 @@
 """Frame-mAP as in AVA's official evaluation: PASCAL VOC average precision over all key frames.
 
-Arrays in, numbers out. A detection is correct if its box overlaps an annotated box of the same action with an IoU of at
+A detection is correct if its box overlaps an annotated box of the same action with an IoU of at
 least one half; further detections of that box are wrong, and so are detections in key frames without annotations.
-Shapes: m annotated actions of boxes, n detected ones.
+Shapes: m annotated actions, n detected actions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class DetectedActions(NamedTuple):
 def average_precisions(
     truth: AnnotatedActions, found: DetectedActions, actions: Iterable[int], iou: float = IOU
 ) -> dict[int, float]:
-    """Average precision in [0, 1] of each of these actions that is annotated."""
+    """Return the average precision, in [0, 1], of each given action that is annotated."""
     result: dict[int, float] = {}
     for action in actions:
         mine, theirs = truth.actions == action, found.actions == action
@@ -65,11 +65,11 @@ def match(
     scores: npt.NDArray[np.floating[Any]],
     iou: float,
 ) -> npt.NDArray[np.bool_]:
-    """Correct detections of one action, highest score first; (n,).
+    """Return which detections of one action are correct, highest score first: (n,).
 
-    Each detection matches the annotated box with the highest IoU if that reaches the threshold; the first match of a
-    box is correct.
-    Departure: equal scores keep their input order; their official order is undefined.
+    A detection matches the annotated box with the highest IoU if that IoU reaches the threshold; only the first match
+    of a box is correct.
+    Departure: equal scores keep their input order, which the official code leaves undefined.
     """
     order = np.argsort(-scores, kind="stable")
     hits = np.zeros(len(order), bool)
@@ -93,9 +93,9 @@ def match(
 
 
 def average_precision(hits: npt.NDArray[np.bool_], annotated: int) -> float:
-    """Area under the precision-recall curve with monotonically decreasing precision (VOC 2010).
+    """Return the area under the precision-recall curve with monotonically decreasing precision (VOC 2010).
 
-    hits: (n,) correct or not, highest score first.
+    hits: (n,) whether each detection is correct, highest score first.
     """
     right = np.cumsum(hits)
     recall = np.concatenate([[0.0], right / annotated, [1.0]])

@@ -30,12 +30,15 @@ class Detector(nn.Module):
             self.head.weight.mul_(head.init_scale)
 
     def forward(self, tokens: Tensor, index: Tensor, rois: Tensor) -> Tensor:
-        """Tokens (B, N, P) at `index` (B, N), boxes (n, 5) of clip and x1, y1, x2, y2 in pixels -> (n, C) logits."""
+        """Compute logits (n, C) from tokens (B, N, P) at `index` (B, N) and boxes (n, 5).
+
+        Columns of the boxes: clip index, x1, y1, x2, y2 in pixels.
+        """
         logits: Tensor = self.head(self.dropout(self.pooled(self.map(tokens, index), rois)))
         return logits
 
     def map(self, tokens: Tensor, index: Tensor) -> Tensor:
-        """Feature map (B, D, h, w) after the final norm."""
+        """Compute the feature map (B, D, h, w) after the final norm."""
         final = self.encoder(tokens, index).final
         assert final is not None
         grid = self.encoder.grid
@@ -44,7 +47,7 @@ class Detector(nn.Module):
         return features
 
     def pooled(self, features: Tensor, rois: Tensor) -> Tensor:
-        """Max-pool resolution x resolution cells of each box: (n, D).
+        """Max-pool each box over resolution x resolution cells: (n, D).
 
         Departure: cells are aligned to pixel centres; the official RoIAlign is off by half a token.
         """

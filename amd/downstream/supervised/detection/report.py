@@ -1,11 +1,9 @@
-"""Reports of a detector's test, written to the run's folder.
+"""Write the reports of a detector's test to the run's folder.
 
-    test/results.csv         video,timestamp,x1,y1,x2,y2,action,score: the input of AVA's official evaluation
-    test/classes.csv         action, name, number of annotations, average precision
-    test/bad_samples.jsonl   unreadable key frames
-    test/result.json         figures; written last
-
-Independent of networks and ranks.
+test/results.csv         video,timestamp,x1,y1,x2,y2,action,score: the input of AVA's official evaluation
+test/classes.csv         action, name, number of annotations, average precision
+test/bad_samples.jsonl   unreadable key frames
+test/result.json         metrics; written last
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ RESULT = "result.json"
 
 
 def write_report(folder: str, scored: DetectionScores, data: DetectionData, config: DetectionConfig, step: int) -> None:
-    """Write the detections, the per-action report and the figures."""
+    """Write the detections, the per-action report and the metrics."""
     val = data.val
     assert val is not None, "reports are written only after scoring"
     write_bytes(join(folder, "results.csv"), _results(scored.predictions, val, data.evaluated).encode())

@@ -1,4 +1,4 @@
-"""Action detection runs: checks before the start and publishing of the result. `detect` is the entry point."""
+"""Action detection runs: check the config, launch the run and publish the result. `detect` is the entry point."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ResolvedDetection(NamedTuple):
 
 
 def detect(config: DetectionConfig, **options: Any) -> RunResult:
-    """Train to the end, test the best checkpoint and publish it; `options` are those of `launch`."""
+    """Train to the end, test the best checkpoint and publish it; `options` are passed to `launch`."""
     return launch(config, DETECTION, **options)
 
 
@@ -69,7 +69,7 @@ def _resolve(config: DetectionConfig, root: str, train: TrainTeacher) -> Resolve
 
 
 def _publish(config: DetectionConfig, resolved: ResolvedDetection, root: str, run_id: str, data: DataFacts) -> str:
-    """Publish the encoder and its head, which `model.load_detector` loads."""
+    """Publish the encoder and its head, for `model.load_detector`."""
     folder = run_folder(root, run_id)
     store = CheckpointStore(join(folder, "checkpoints"), config.checkpoint)
     found = store.load_best()

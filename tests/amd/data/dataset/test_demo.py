@@ -34,7 +34,7 @@ def _root(demo_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_select_and_test_digits_appear_in_no_other_split(kind: str) -> None:
+def test_digits_of_select_and_test_appear_in_no_other_split(kind: str) -> None:
     shown = {split: set(MAKERS[kind](split).digits.tolist()) for split in SPLITS}
     trained = shown["train"] | shown["probe"]
     assert not trained & shown["select"]
@@ -57,7 +57,7 @@ def test_samples_are_deterministic(samples: Callable[[str], demo.Samples]) -> No
 
 
 def test_images_of_the_evaluation_splits_are_not_jittered() -> None:
-    """Averaged back to 8x8 they correlate with the source digits, up to interpolation."""
+    """Images averaged down to 8x8 correlate with the source digits, up to interpolation."""
     from sklearn.datasets import load_digits
 
     samples = demo.image_samples("select", 50)
@@ -78,7 +78,7 @@ def test_rendering_without_jitter_is_bilinear_interpolation() -> None:
     np.testing.assert_allclose(drawn, expected, atol=0.51)
 
 
-def test_a_digit_that_leaves_on_one_side_enters_on_the_other() -> None:
+def test_a_digit_that_leaves_the_frame_reenters_on_the_opposite_side() -> None:
     digit = np.random.default_rng(0).random((1, 8, 8), np.float32)
     side, angle = np.array([24.0]), np.array([0.1])
     middle = demo.render(digit, np.array([[[16.0, 16.0]]]), side, angle, wrap=True)[0, 0]
@@ -101,7 +101,7 @@ def test_the_label_is_the_direction_of_motion() -> None:
 
 
 def test_motion_is_predictable_from_the_clip_but_not_from_one_frame() -> None:
-    """Measured on decoded files, since compression must not leak the label either. Chance is 12.5 %."""
+    """Uses decoded files, because compression must not leak the label either. Chance level is 12.5 %."""
     known, queries = _decoded("probe", 800), _decoded("select", 600)
     for frame in (0, 4, 7):
         one = Features(known.values[:, frame], known.labels)
@@ -161,7 +161,7 @@ def test_images_are_png_files_in_one_folder_per_label() -> None:
 def test_a_second_call_writes_nothing(demo_dir: Path) -> None:
     folder = Path(demo.ensure_demo("digits", "select"))
     before = os.stat(folder).st_mtime_ns
-    assert Path(demo.ensure_demo("digits", "val")) == folder  # val is an alias of select
+    assert Path(demo.ensure_demo("digits", "val")) == folder  # `val` is an alias of `select`
     assert os.stat(folder).st_mtime_ns == before
 
 
@@ -172,7 +172,7 @@ def _ensure(root: str, start: object, results: object) -> None:
     results.put((str(path), len(list(path.glob("*/*.png")))))  # type: ignore[attr-defined]
 
 
-def test_concurrent_processes_get_one_complete_data_set(tmp_path: Path) -> None:
+def test_concurrent_processes_create_one_complete_data_set(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(3), context.Queue()
     workers = [context.Process(target=_ensure, args=(str(tmp_path), start, results)) for _ in range(3)]

@@ -10,7 +10,7 @@ from amd.data.dataset.manifest import ManifestError
 
 
 def open_list(tmp_path: Path, text: str, **data: str) -> tuple[list[str], list[int], list[list[int]]]:
-    """Open a list; returns its names, first labels and all labels."""
+    """Open a list and return its names, first labels and all labels."""
     file = tmp_path / "list.txt"
     file.write_text(text)
     manifest, sets = open_label_sets(DataConfig(train=str(file), **data))
@@ -40,7 +40,7 @@ def test_the_digest_depends_on_every_label(tmp_path: Path) -> None:
     for labels in ("1,2", "1,3", "1"):
         (tmp_path / "list.txt").write_text(f"a.mp4 {labels}\nb.mp4 0\n")
         digests.add(open_label_sets(DataConfig(train=str(tmp_path / "list.txt")))[1].digest())
-    assert len(digests) == 3, "a different second label is different data"
+    assert len(digests) == 3, "a different second label must change the digest"
 
 
 BROKEN = {

@@ -1,4 +1,4 @@
-"""Covers dataset/manifest.py, dataset/open.py, dataset/lists.py and validation.py: discovery, labels and errors."""
+"""Tests for dataset/manifest.py, dataset/open.py, dataset/lists.py and validation.py: discovery, labels and errors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_sorted_sub_folders_of_an_image_folder_are_its_classes(tmp_path: Path) -
     assert manifest.classes == ("cat", "dog")
 
 
-def test_a_flat_folder_has_no_labels_and_notes_ignored_files(tmp_path: Path) -> None:
+def test_a_flat_folder_has_no_labels_and_its_ignored_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     manifest = _open(_images(tmp_path, ["b.png", "a.png"]))
     assert [r.label for r in manifest] == [None, None]
@@ -67,7 +67,7 @@ def test_a_folder_that_links_to_itself_is_traversed_once(tmp_path: Path) -> None
     assert len(_open(tmp_path)) == 1
 
 
-def test_a_list_has_the_label_last_and_paths_may_contain_spaces(tmp_path: Path) -> None:
+def test_the_label_comes_last_in_a_line_and_paths_may_contain_spaces(tmp_path: Path) -> None:
     path = _list(
         tmp_path / "l.csv", "\ufeffa b/c d.mp4 3\r\n\n  /abs/x.mp4\t-1\n s3://bucket/é.webm  00012 \nlast.jpg 7"
     )
@@ -93,7 +93,7 @@ def test_a_frame_list_is_detected_with_its_frame_counts(tmp_path: Path) -> None:
     assert (record.location, record.frames, record.label, record.kind) == (f"{tmp_path}/clip 1", 62, 140, "frames")
 
 
-def test_every_invalid_line_is_reported_with_its_rule(tmp_path: Path) -> None:
+def test_every_invalid_line_is_reported_with_the_rule_it_breaks(tmp_path: Path) -> None:
     lines = ["ok.mp4 1", "nolabel.mp4", "", "x.mp4 cat", "x.mp4 1.5", "x.mp4 -3", " 4", "x.mp4 99999999999999999999"]
     path = _list(tmp_path / "l.txt", "\n".join(lines))
     problems = _problems(path, format="list")
@@ -119,7 +119,7 @@ def test_a_long_list_of_problems_is_truncated(tmp_path: Path) -> None:
         ("{}/none", "does not exist"),
         ("", "is empty"),
         ("{}/empty", "is a folder without images"),
-        ("{}/binary.bin", "is one binary file"),
+        ("{}/binary.bin", "is a binary file"),
         ("{}/blank.txt", "has no samples"),
         ("{}/x-{{0..2}}.tar", "shard {}/x-0.tar does not exist"),
         ("{}/*.tar", "matches no tar shard"),
@@ -127,7 +127,7 @@ def test_a_long_list_of_problems_is_truncated(tmp_path: Path) -> None:
         ("demo:nothing", "does not exist"),
     ],
 )
-def test_an_invalid_data_set_gives_one_clear_message(url: str, message: str, tmp_path: Path) -> None:
+def test_an_invalid_data_set_raises_one_clear_message(url: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "binary.bin").write_bytes(bytes(100))
     (tmp_path / "blank.txt").write_text("\n \n")
@@ -154,7 +154,7 @@ def test_parsing_a_list_does_not_depend_on_the_block_size(lines: list[tuple[str,
     assert line_numbers(blocks, range(len(lines))) == {n: n + 1 for n in range(len(lines))}
 
 
-def test_the_digest_depends_on_content_and_not_on_location(tmp_path: Path) -> None:
+def test_the_digest_depends_on_content_but_not_on_location(tmp_path: Path) -> None:
     one = _images(tmp_path / "one", ["a/1.png", "b/2.png"])
     shutil.copytree(one, tmp_path / "two")
     assert _open(one).digest() == _open(tmp_path / "two").digest()
@@ -173,12 +173,12 @@ def test_the_digest_of_a_list_ignores_spacing_and_mount_point_but_not_labels(tmp
 
 
 @given(st.lists(st.binary(max_size=8), max_size=30))
-def test_names_round_trip_every_string(names: list[bytes]) -> None:
+def test_any_string_round_trips_as_a_name(names: list[bytes]) -> None:
     stored = Names.of(names)
     assert [stored.raw(i) for i in range(len(stored))] == names
 
 
-def test_records_support_negative_indices_and_bounds(tmp_path: Path) -> None:
+def test_records_support_negative_indices_and_check_bounds(tmp_path: Path) -> None:
     manifest = _open(_list(tmp_path / "l.txt", "a.mp4 0\nb.mp4 1\n"))
     assert manifest[-1] == manifest[1]
     with pytest.raises(IndexError):
@@ -199,7 +199,7 @@ def test_validate_reports_the_line_of_a_missing_file(tmp_path: Path) -> None:
     assert error.value.problems[1].startswith(f"{path}:3: {tmp_path}/gone.png does not exist; fix the line")
 
 
-def test_validate_reports_repeats_gaps_and_bad_samples(tmp_path: Path) -> None:
+def test_validate_reports_duplicates_label_gaps_and_bad_samples(tmp_path: Path) -> None:
     _images(tmp_path, ["a.png", "b.png"])
     (tmp_path / "c.png").write_bytes(b"")
     report = validate_data(DataConfig(train=str(_list(tmp_path / "l.txt", "a.png 0\nb.png 5\na.png 0\nc.png -1\n"))))

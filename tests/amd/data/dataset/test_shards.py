@@ -64,7 +64,7 @@ def test_folders_globs_and_brace_patterns_open_the_same_samples(url: str, tmp_pa
     assert manifest[5].name == f"{tmp_path}/001.tar::000005.png"
 
 
-def test_brace_patterns_keep_their_width_and_combine() -> None:
+def test_brace_patterns_keep_leading_zeros_and_can_be_combined() -> None:
     assert expand("s3://b/{08..11}.tar") == [f"s3://b/{n:02d}.tar" for n in range(8, 12)]
     assert expand("s3://b/{9..10}-{0..1}.tar") == [f"s3://b/{a}-{b}.tar" for a in (9, 10) for b in (0, 1)]
 
@@ -89,7 +89,7 @@ def test_an_index_is_used_only_if_it_matches_the_tar(tmp_path: Path) -> None:
     assert len(_open(path)) == 30
 
 
-def test_scanning_a_written_shard_gives_its_index(tmp_path: Path) -> None:
+def test_scanning_a_written_shard_returns_its_index(tmp_path: Path) -> None:
     writer = ShardWriter()
     writer.add("000000000", ".png", _png(3), 7)
     writer.add("000000001", ".png", _png(4), None)

@@ -1,4 +1,4 @@
-"""The local cache: bounded, LRU eviction, intact after SIGKILL, safe for concurrent processes."""
+"""The local cache is bounded, evicts the least recently used file, survives SIGKILL and is safe for concurrent use."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_killed_processes_leave_complete_files_within_the_limit(tmp_path: Path) 
             assert writer.stdout.readline() == b"ready\n"
         time.sleep(0.4)
         for writer in writers:
-            assert writer.poll() is None, "a writer read a torn file"
+            assert writer.poll() is None, "a process read an incomplete file"
             writer.send_signal(signal.SIGKILL)
             writer.communicate()
         assert _size(tmp_path) <= 200_000

@@ -1,4 +1,4 @@
-"""A decoder that hangs, crashes or exhausts memory costs one sample; its process never outlives its owner."""
+"""A decoder that hangs, crashes or exhausts memory loses only one sample; its process never outlives its owner."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _pid(reader: SampleReader) -> int:
 
 
 def _exited(pid: int, within_s: float = 10.0) -> bool:
-    """Whether the process is dead and reaped, by us or by the system."""
+    """Return whether the process is dead and reaped, by us or by the system."""
     for _ in range(int(within_s * 20)):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -69,7 +69,7 @@ def _is_ours(pid: int) -> bool:
         ("raises", "ZeroDivisionError: unexpected"),
     ],
 )
-def test_a_misbehaving_decoder_costs_one_sample(name: str, reason: str, good: Path, tmp_path: Path) -> None:
+def test_a_misbehaving_decoder_loses_only_one_sample(name: str, reason: str, good: Path, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.mp4"
     shutil.copy(good, path)
     reader = HostileReader(DataConfig(train="x", read_timeout_s=1.5))

@@ -1,4 +1,4 @@
-"""Covers SampleReader.read_file, decoding/limits.py and decoding/images.py: files of any type, within limits."""
+"""Tests for SampleReader.read_file, decoding/limits.py and decoding/images.py: files of any type, within limits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def picture(size: tuple[int, int] = (20, 10), format: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def test_bytes_and_path_give_the_same_frames_for_any_file_name(reader: SampleReader, tmp_path: Path) -> None:
+def test_bytes_and_paths_yield_the_same_frames_for_any_file_name(reader: SampleReader, tmp_path: Path) -> None:
     video = write_video(tmp_path / "video.mp4", FRAMES)
     for name in ("a.png", "a.mp4", "a"):
         (tmp_path / name).write_bytes(video.read_bytes())
@@ -53,7 +53,9 @@ def test_bytes_and_path_give_the_same_frames_for_any_file_name(reader: SampleRea
 
 
 def test_fetching_a_remote_file_has_its_own_time_limit(s3_root: str) -> None:
-    reader = SampleReader(DataConfig(train="", retries=0), LIMITS)  # its process inherits the store's environment
+    reader = SampleReader(
+        DataConfig(train="", retries=0), LIMITS
+    )  # the decoding process inherits the environment of the store
     write_bytes(join(s3_root, "a"), picture())
     write_bytes(join(s3_root, "large"), bytes(LIMITS.bytes + 1))
     assert reader.read_file(join(s3_root, "a"), all_of, fetch_limit_s=60).pixels.shape == (1, 20, 10, 3)
@@ -73,7 +75,7 @@ def test_every_supported_format_is_detected_by_its_first_bytes() -> None:
     for format in FORMATS:
         try:
             content = picture(format=format)
-        except KeyError:  # this Pillow cannot write it
+        except KeyError:  # this build of Pillow cannot write the format
             continue
         assert is_image(content[:64]), format
     for other in (b"", b"P", b"\x00\x00\x00\x18ftypisom", b"RIFF\0\0\0\0AVI ", b"%!PS-Adobe", b"\x1a\x45\xdf\xa3"):
@@ -104,7 +106,7 @@ def test_files_beyond_the_limits_are_rejected(reader: SampleReader, tmp_path: Pa
     assert reader.read_file(str(video), all_of).pixels.shape == (8, 24, 32, 3)
 
 
-def test_a_process_killed_between_two_files_costs_neither(reader: SampleReader) -> None:
+def test_killing_the_process_between_two_files_loses_neither(reader: SampleReader) -> None:
     for _ in range(2):
         assert reader.read_file("?", all_of, picture()).pixels.shape == (1, 20, 10, 3)
         process = reader._child.start().process
@@ -118,6 +120,6 @@ def test_the_memory_of_a_large_response_is_released() -> None:
     assert reader.read_file("?", all_of, picture((side, side), "BMP")).pixels.nbytes == 3 * side**2 > KEEP_BYTES
     process = reader._child.start()
     assert os.fstat(process.memory).st_blocks * 512 < 1 << 20
-    small = reader.read_file("?", all_of, picture())  # and the next response is intact
+    small = reader.read_file("?", all_of, picture())  # the next response is still intact
     np.testing.assert_array_equal(small.pixels[0], np.asarray(Image.open(io.BytesIO(picture()))))
     reader.close()

@@ -1,4 +1,4 @@
-"""Covers decoding/reader.py, decoding/images.py and decoding/fetch.py: every kind of record, errors with reasons."""
+"""Tests for decoding/reader.py, images.py and fetch.py: every kind of record, and errors with their reasons."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_an_image_is_a_clip_of_one_frame(reader: SampleReader, tmp_path: Path) -
     np.testing.assert_array_equal(reader.read_clip(_record(tmp_path / "a.png"), _all), FRAMES[:1])
 
 
-def test_frame_folders_number_their_files_from_one(tmp_path: Path) -> None:
+def test_files_in_frame_folders_are_numbered_from_one(tmp_path: Path) -> None:
     folder = tmp_path / "clip 1"
     folder.mkdir()
     for n in (2, 5):
@@ -149,7 +149,7 @@ def test_images_are_rotated_by_their_exif_orientation(reader: SampleReader, tmp_
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LA", "RGBA", "I;16"])
-def test_every_mode_becomes_rgb(mode: str, reader: SampleReader, tmp_path: Path) -> None:
+def test_images_of_every_mode_are_converted_to_rgb(mode: str, reader: SampleReader, tmp_path: Path) -> None:
     grey = Image.fromarray(FRAMES[0]).convert("L")
     if mode == "I;16":
         image = Image.fromarray((np.asarray(grey).astype(np.uint16) << 8) + 255)
@@ -166,7 +166,7 @@ def test_transparent_pixels_become_white(reader: SampleReader, tmp_path: Path) -
     assert (_round_trip(reader, image, tmp_path / "a.png") == 255).all()
 
 
-def test_an_animation_gives_its_first_frame(reader: SampleReader, tmp_path: Path) -> None:
+def test_only_the_first_frame_of_an_animation_is_read(reader: SampleReader, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     read = _round_trip(reader, frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert read[0, 0].tolist() == [255, 0, 0]
@@ -266,7 +266,9 @@ def test_transient_errors_are_retried_and_permanent_ones_are_not(
     assert flaky.requests == requests
 
 
-def test_a_member_past_the_end_of_its_shard_is_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_that_extends_past_the_end_of_its_shard_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "x.tar").write_bytes(bytes(100))
     with pytest.raises(FetchError, match="is cut short: 40 of 50 bytes"):
         Fetcher().fetch(str(tmp_path / "x.tar"), 60, 50)
@@ -275,7 +277,7 @@ def test_a_member_past_the_end_of_its_shard_is_cut_short(tmp_path: Path, monkeyp
         Fetcher().fetch("s3://b/x", 6, 9)
 
 
-def test_an_unusable_cache_does_not_cost_the_sample(tmp_path: Path, s3_root: str) -> None:
+def test_a_sample_is_read_even_if_the_cache_is_unusable(tmp_path: Path, s3_root: str) -> None:
     write_bytes(f"{s3_root}/a.mp4", write_video(tmp_path / "a.mp4", FRAMES).read_bytes())
     (tmp_path / "cache").write_text("a file where the folder should be")
     reader = SampleReader(DataConfig(train="x", cache_dir=str(tmp_path / "cache")))

@@ -1,4 +1,4 @@
-"""Transcoding is deterministic: the same source gives the same bytes."""
+"""Transcoding is deterministic: the same source always produces the same bytes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ print(len(threads - before), *[hashlib.sha256(content).hexdigest() for content i
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="relies on /proc and on glibc")
-def test_bytes_depend_neither_on_threads_nor_on_uninitialised_memory(tmp_path: Path) -> None:
+def test_encoded_bytes_depend_neither_on_threads_nor_on_uninitialised_memory(tmp_path: Path) -> None:
     """Guards against FFmpeg's default of scaling with one thread per core."""
     videos = [write_video(tmp_path / f"{size}.mp4", pictures(12, size, 64)) for size in (96, 100)]
     all_digests = set()

@@ -1,6 +1,6 @@
-"""Covers decoding/video.py, decoding/packets.py and decoding/decord_video.py: exact frames or a clear error.
+"""Tests for decoding/video.py, decoding/packets.py and decoding/decord_video.py: exact frames or a clear error.
 
-PyAV's sequential decoding from the first packet to the last is the reference.
+The reference is sequential decoding by PyAV, from the first packet to the last.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _writer(name: str, **options: object) -> tuple[str, Writer]:
 
 
 ORDINARY: dict[str, tuple[str, Writer]] = {
-    "closed GOP 12, sound": _writer("a.mp4", audio=True),
+    "closed GOP 12, audio": _writer("a.mp4", audio=True),
     "one GOP": _writer("a.mp4", gop=250),
     "open GOP": _writer("a.mp4", options=X264_OPEN),
     "open GOP, mkv": _writer("a.mkv", options=X264_OPEN),
@@ -52,7 +52,10 @@ ORDINARY: dict[str, tuple[str, Writer]] = {
         "a.mp4",
         lambda f: set_edit(write_video(f / "a.mp4", FRAMES, options=X264_OPEN), skip_frames=17, show_frames=20),
     ),
-    "cut by copying": ("b.mp4", lambda f: cut_copy(write_video(f / "a.mp4", FRAMES, options=X264_OPEN), f / "b.mp4")),
+    "cut without re-encoding": (
+        "b.mp4",
+        lambda f: cut_copy(write_video(f / "a.mp4", FRAMES, options=X264_OPEN), f / "b.mp4"),
+    ),
     "odd size": _writer("a.mp4", pix_fmt="yuv444p"),
     "interlaced": _writer("a.mp4", options={"x264-params": "interlaced=1"}),
     "10 bit H.264": _writer("a.mp4", pix_fmt="yuv420p10le"),
@@ -65,13 +68,13 @@ ORDINARY: dict[str, tuple[str, Writer]] = {
     "H.264 in avi": _writer("a.avi", options={"bf": "0"}),
     "MPEG-4 in avi": _writer("a.avi", codec="mpeg4"),
     "transport stream": _writer("a.ts", container_format="mpegts"),
-    "programme stream": _writer("a.mpg", codec="mpeg2video"),
+    "program stream": _writer("a.mpg", codec="mpeg2video"),
 }
 
 
 @pytest.mark.parametrize("kind", ORDINARY)
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
-def test_frames_equal_sequential_decoding(kind: str, decoder: str, tmp_path: Path) -> None:
+def test_frames_match_sequential_decoding(kind: str, decoder: str, tmp_path: Path) -> None:
     path = ORDINARY[kind][1](tmp_path)
     exact, draws = exact_frames(path), random.Random(kind)
     for source in (path, path.read_bytes()):
@@ -94,18 +97,18 @@ def test_rotated_video_is_decoded_upright(degrees: int, decoder: str, tmp_path: 
     np.testing.assert_array_equal(video.read([0, 31]), clockwise[[0, 31]])
 
 
-def test_a_rotation_by_other_than_a_quarter_turn_is_rejected(tmp_path: Path) -> None:
+def test_a_rotation_that_is_not_a_quarter_turn_is_rejected(tmp_path: Path) -> None:
     path = set_rotation(write_video(tmp_path / "a.mp4", FRAMES[:5]), 45)
     with pytest.raises(VideoError, match="not a quarter turn"):
         open_video(path).read([0])
 
 
-def test_ordinary_videos_are_decoded_by_packet_ranges(tmp_path: Path) -> None:
+def test_mp4_is_decoded_by_packet_ranges_and_avi_sequentially(tmp_path: Path) -> None:
     assert isinstance(open_video(write_video(tmp_path / "a.mp4", FRAMES)), MappedVideo)
     assert isinstance(open_video(write_video(tmp_path / "a.avi", FRAMES, codec="mpeg4")), SequentialVideo)
 
 
-def test_a_file_too_large_to_keep_is_read_again_correctly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_too_large_to_buffer_is_reread_correctly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amd.data.decoding.video.MAX_KEPT_PACKET_BYTES", 1000)
     monkeypatch.setattr("amd.data.decoding.video.MAX_KEPT_FRAME_BYTES", 1000)
     for path in (write_video(tmp_path / "a.mp4", FRAMES), write_video(tmp_path / "a.avi", FRAMES, codec="mpeg4")):
@@ -139,22 +142,22 @@ NOT_VIDEOS: dict[str, tuple[Callable[[Path], object], str]] = {
     "random bytes": (lambda p: p.write_bytes(random.Random(0).randbytes(5000)), "not a video"),
     "text": (lambda p: p.write_text("this is not a video\n" * 40), "not a video"),
     "an image": (_image, "not a video"),
-    "sound alone": (_audio, "no video stream"),
+    "audio only": (_audio, "no video stream"),
     "a playlist of another file": (lambda p: p.write_text("#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n"), "not a video"),
     "a folder": (lambda p: p.mkdir(), "not a video"),
 }
 
 
 @pytest.mark.parametrize("kind", NOT_VIDEOS)
-def test_other_files_are_rejected_with_the_reason(kind: str, tmp_path: Path) -> None:
+def test_files_that_are_not_videos_are_rejected_with_the_reason(kind: str, tmp_path: Path) -> None:
     write, reason = NOT_VIDEOS[kind]
     write(tmp_path / "a.mp4")
     with pytest.raises(VideoError, match=reason):
         open_video(tmp_path / "a.mp4")
 
 
-def test_a_damaged_file_gives_no_frame_that_the_decoder_reports_as_damaged(tmp_path: Path) -> None:
-    """Undetected damage (a valid slice with other pixels) gives the frames of sequential decoding."""
+def test_frames_that_the_decoder_reports_as_damaged_are_never_returned(tmp_path: Path) -> None:
+    """Undetected damage (a valid slice with different pixels) yields the same frames as sequential decoding."""
     path = write_video(tmp_path / "a.mp4", FRAMES, options={"crf": "18"})
     content, exact, draws = path.read_bytes(), exact_frames(path), random.Random(0)
     start, stop = content.find(b"mdat") + 4, content.find(b"moov") - 60

@@ -15,7 +15,7 @@ from amd.data.loading import frame_sampling
 
 
 class OfficialDraws:
-    """The stream of np.random.seed and np.random.randint."""
+    """Draws from np.random.seed and np.random.randint, as the official code does."""
 
     def __init__(self, seed: int) -> None:
         self.state = np.random.RandomState(seed)
@@ -29,13 +29,13 @@ def cases(golden: Path) -> dict[str, list[dict[str, Any]]]:
     return dict(json.loads((golden / "frame_sampling.json").read_text()))
 
 
-def test_strided_sampling_equals_official_k400_pretraining(cases: dict[str, list[dict[str, Any]]]) -> None:
+def test_strided_sampling_matches_official_k400_pretraining(cases: dict[str, list[dict[str, Any]]]) -> None:
     for case in cases["pretrain_k400"]:
         got = frame_sampling.strided(case["num_frames"], 16, case["step"], OfficialDraws(case["np_seed"]))
         assert got.tolist() == case["frames"], case
 
 
-def test_window_sampling_equals_official_ssv2_pretraining_and_k400_finetuning(
+def test_window_sampling_matches_official_ssv2_pretraining_and_k400_finetuning(
     cases: dict[str, list[dict[str, Any]]],
 ) -> None:
     for case in cases["ssv2_raw_pretrain"] + cases["finetune_train"]:
@@ -44,13 +44,13 @@ def test_window_sampling_equals_official_ssv2_pretraining_and_k400_finetuning(
         assert got.tolist() == case["frames"], case
 
 
-def test_segment_sampling_equals_official_ssv2_finetuning(cases: dict[str, list[dict[str, Any]]]) -> None:
+def test_segment_sampling_matches_official_ssv2_finetuning(cases: dict[str, list[dict[str, Any]]]) -> None:
     for case in cases["ssv2_raw_finetune_train"]:
         got = frame_sampling.segments(case["num_frames"], 16, OfficialDraws(case["np_seed"]))
         assert got.tolist() == case["frames"], case
 
 
-def test_test_views_equal_the_official_ones(cases: dict[str, list[dict[str, Any]]]) -> None:
+def test_views_at_test_time_match_the_official_ones(cases: dict[str, list[dict[str, Any]]]) -> None:
     for case in cases["finetune_test"]:
         views = frame_sampling.dense_views(case["num_frames"], 16, case["step"], case["num_segment"])
         assert [view.tolist() for view in views] == case["clips"], case
@@ -61,7 +61,7 @@ def test_test_views_equal_the_official_ones(cases: dict[str, list[dict[str, Any]
 
 
 def _reference_strided(total: int, frames: int, step: int, start: int) -> list[int]:
-    """The official rule: a 1-based offset that advances while the next one is below the end."""
+    """Apply the official rule: advance a 1-based offset while the next one is below the end."""
     offset, index = start + 1, []
     for _ in range(frames):
         index.append(offset - 1)
@@ -71,7 +71,7 @@ def _reference_strided(total: int, frames: int, step: int, start: int) -> list[i
 
 
 @given(st.integers(1, 200), st.integers(1, 20), st.integers(1, 8), st.integers(0, 1000))
-def test_strided_sampling_equals_the_official_loop(total: int, frames: int, step: int, seed: int) -> None:
+def test_strided_sampling_matches_the_official_loop(total: int, frames: int, step: int, seed: int) -> None:
     got = frame_sampling.strided(total, frames, step, random.Random(seed))
     assert got.tolist() == _reference_strided(total, frames, step, int(got[0]))
 
@@ -107,7 +107,7 @@ def test_a_sample_without_frames_is_rejected() -> None:
             choose()
 
 
-def test_data_sampling_selects_the_sampler() -> None:
+def test_the_sampling_option_selects_the_sampler() -> None:
     clip = ClipConfig(frames=16, sampling_rate_frames=2)
     for name, sampler in frame_sampling.SAMPLERS.items():
         choose = frame_sampling.training_chooser(DataConfig(train="x", sampling=name), clip, random.Random(5))

@@ -1,4 +1,4 @@
-"""The loader with fake readers: a deterministic stream, unreadable samples, and processes that die."""
+"""The clip loader with fake readers: a deterministic stream, unreadable samples, and killed processes."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def test_a_batch_has_the_pixels_labels_and_record_numbers_of_its_clips() -> None
     assert batch.clips.shape == (12, 3, 4, 16, 16)
     assert batch.clips.dtype == torch.uint8
     assert batch.labels.dtype == batch.records.dtype == torch.int64
-    assert batch.labels.tolist() == batch.records.tolist()  # by construction of the fake
+    assert batch.labels.tolist() == batch.records.tolist()  # guaranteed by the fake reader
     assert batch.records.reshape(4, 3).unique(dim=1).shape == (4, 1)  # the repeats of a sample are adjacent
     assert batch.bad == []
 
 
-def test_repeats_are_different_clips_of_frames_read_once() -> None:
+def test_repeats_of_a_sample_are_different_clips_from_a_single_read() -> None:
     reads: list[FakeReader] = []
 
     def open_reader(data: DataConfig) -> FakeReader:
@@ -105,13 +105,13 @@ def test_the_stream_does_not_depend_on_loader_processes(workers: int) -> None:
     assert [batch.bad for step in in_process for batch in step] == [batch.bad for step in in_workers for batch in step]
 
 
-def test_epochs_differ_and_seeds_differ() -> None:
+def test_the_stream_differs_between_epochs_and_between_seeds() -> None:
     first, second = _stream(_loader(), 0, 2), _stream(_loader(), 2, 4)
     assert not _same(first, second)
     assert not _same(first, _stream(_loader(seed=4), 0, 2))
 
 
-def test_an_unreadable_sample_is_reported_and_substituted_by_the_next_in_order() -> None:
+def test_an_unreadable_sample_is_reported_and_replaced_by_the_next_in_order() -> None:
     good = [batch for step in _stream(_loader(FakeManifest(12)), 0, 3) for batch in step]
     order = torch.cat([batch.records for batch in good]).tolist()
     bad = order[5]
@@ -141,7 +141,7 @@ def test_an_evaluation_skips_unreadable_samples_and_reads_all_others_once() -> N
     assert _same(steps, again)  # no randomness
 
 
-def test_empty_data_and_a_too_large_batch_are_config_errors() -> None:
+def test_empty_data_and_an_oversized_batch_are_config_errors() -> None:
     with pytest.raises(ConfigError, match=r"data\.train=fake: has no samples"):
         _loader(FakeManifest(0))
     with pytest.raises(ConfigError, match=r"optim\.batch_size=11 is above the 10 samples of data.train=fake"):
@@ -187,7 +187,7 @@ def test_closing_leaves_no_process_behind() -> None:
 
 
 def test_leaving_the_loop_early_discards_prefetched_work() -> None:
-    """With 20 samples x 0.2 s queued, the same processes start on other steps at once."""
+    """The same processes start on other steps immediately, although 20 samples of 0.2 s each were queued."""
     data = {"loader_workers": 1, "prefetch_batches": 5}
     with _loader(data=data, open_reader=SlowReader, micro_batch=2) as loader:
         steps = loader.steps(0, 1000)
@@ -225,7 +225,7 @@ def _crop_and_name(frames: torch.Tensor, record: Any, draws: Any) -> tuple[torch
 
 
 def _views_of(record: int, clip: ClipConfig, views: ViewsConfig) -> list[torch.Tensor]:
-    """Expected views: the crops of each segment, computed from the reader's frames."""
+    """Return the expected views: the crops of each segment, computed from the reader's frames."""
     data = DataConfig(train="fake")
     if views.sampling == "dense":
         segments = dense_views(FRAMES, clip.frames, clip.sampling_rate_frames, views.segments)
@@ -244,7 +244,7 @@ IMAGE = ClipConfig(frames=1, size=16, patch=4, tubelet=1)
 @pytest.mark.parametrize(("segments", "crops"), [(1, 1), (2, 3), (3, 1), (1, 3)])
 @pytest.mark.parametrize("sampling", ["dense", "segments"])
 @pytest.mark.parametrize("clip", [CLIP, IMAGE], ids=["video", "image"])
-def test_row_k_of_a_sample_is_segment_k_over_crops_and_crop_k_modulo_crops(
+def test_row_k_of_a_sample_uses_segment_k_div_crops_and_crop_k_mod_crops(
     clip: ClipConfig, sampling: Any, segments: int, crops: int
 ) -> None:
     views = ViewsConfig(segments=segments, crops=crops, sampling=sampling)

@@ -1,4 +1,4 @@
-"""Covers loading/loader.py and loading/processes.py end to end: real files, S3, killed processes."""
+"""Tests for loading/loader.py and loading/processes.py end to end: real files, S3, killed processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLIP = ClipConfig(frames=4, size=32, patch=16, sampling_rate_frames=2)
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six short videos; the second is truncated and the fifth is empty."""
+    """Write six short videos; the second is truncated and the fifth is empty."""
     folder = tmp_path_factory.mktemp("videos")
     write_videos(folder, gop=6, count=6, seconds=1, size=(48, 64))
     files = sorted(folder.iterdir())
@@ -50,7 +50,7 @@ def _pixels(batches: list[Batch]) -> torch.Tensor:
 def test_videos_are_read_identically_by_any_number_of_processes(videos: Path) -> None:
     in_process, in_workers = (_read(_data(str(videos), loader_workers=workers)) for workers in (0, 2))
     assert torch.equal(_pixels(in_process), _pixels(in_workers))
-    assert _pixels(in_process).float().std() > 10  # pictures, not blank frames
+    assert _pixels(in_process).float().std() > 10  # real content, not blank frames
     for batches in (in_process, in_workers):
         bad = {(Path(b["location"]).name, b["record"]) for batch in batches for b in batch.bad}
         assert bad == {("clip1.mp4", 1), ("clip4.mp4", 4)}
@@ -111,8 +111,8 @@ def _descendants(pid: int) -> list[int]:
     return descendants[1:]
 
 
-def test_a_decoding_process_killed_between_two_samples_costs_none(videos: Path) -> None:
-    """test_isolation covers a process that dies while it reads a sample."""
+def test_killing_a_decoding_process_between_two_samples_loses_neither(videos: Path) -> None:
+    """A process that dies while reading a sample is tested in test_isolation."""
     data = _data(str(videos), loader_workers=0)
     with ClipLoader(data, CLIP, open_manifest(data), batch_size=3, seed=1) as loader:
         steps = loader.steps(0, 50)

@@ -12,13 +12,13 @@ def _plan(records: int, batch: int, rank: int, world: int, micro: int, train: bo
 
 
 def _records_by_position(sample_ranges: list[SampleRange]) -> dict[tuple[int, int], int]:
-    """(epoch, position) -> record."""
+    """Map (epoch, position) to the record read there."""
     return {(r.epoch, r.position + i): r.numbers[i] for r in sample_ranges for i in range(r.size)}
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 5), st.integers(1, 7), st.integers(0, 30))
-def test_ranks_and_micro_batches_share_an_epoch_exactly(
+def test_ranks_and_micro_batches_read_each_position_exactly_once(
     records: int, batch: int, world: int, micro: int, start: int
 ) -> None:
     batch = min(batch, records)
@@ -70,7 +70,7 @@ def test_an_evaluation_reads_every_record_once_in_order(records: int, batch: int
     assert sorted(numbers) == list(range(records))
 
 
-def test_the_order_is_a_pinned_function_of_seed_and_epoch() -> None:
+def test_the_order_for_a_given_seed_and_epoch_never_changes() -> None:
     assert epoch_order(8, 0, 0).tolist() == epoch_order(8, 0, 0).tolist()
     assert epoch_order(100, 0, 0).tolist() != epoch_order(100, 0, 1).tolist()
     assert epoch_order(100, 0, 0).tolist() != epoch_order(100, 1, 0).tolist()
@@ -79,6 +79,6 @@ def test_the_order_is_a_pinned_function_of_seed_and_epoch() -> None:
     assert sample_draws(1, 2, 3).randrange(1000) == 24
 
 
-def test_shares_are_equal_and_micro_batches_consecutive() -> None:
+def test_rank_shares_are_equal_and_micro_batches_are_consecutive() -> None:
     assert [share(10, rank, 4) for rank in range(4)] == [range(2), range(2, 5), range(5, 7), range(7, 10)]
     assert micro_batches(range(4, 11), 3) == [range(4, 7), range(7, 10), range(10, 11)]

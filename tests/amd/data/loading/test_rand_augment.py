@@ -1,4 +1,4 @@
-"""RandAugment: consistent across frames and a function of the sample's generator."""
+"""RandAugment is consistent across frames and depends only on the sample's generator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ K400, IN1K = "rand-m7-n4-mstd0.5-inc1", "rand-m9-mstd0.5-inc1"
 
 
 def still(frames: int = 4) -> Tensor:
-    """A clip whose frames all show the same smooth noise."""
+    """Return a clip whose frames all show the same smooth noise."""
     coarse = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 6, 8), dtype=np.uint8)).float()
     picture = torch.nn.functional.interpolate(coarse, (36, 48), mode="bilinear")[0].permute(1, 2, 0)
     return picture.to(torch.uint8).expand(frames, -1, -1, -1).contiguous()
@@ -31,7 +31,7 @@ def test_all_frames_get_the_same_operations(policy: str) -> None:
         out = rand_augment(still(), policy, CLIP, random.Random(seed))
         assert out.shape == (4, 36, 48, 3)
         assert out.dtype == torch.uint8
-        assert (out == out[:1]).all(), "a still clip stays still"
+        assert (out == out[:1]).all(), "the frames of a still clip must stay identical"
         changed += not torch.equal(out, still())
     assert changed > 15
 
@@ -63,7 +63,7 @@ def test_repeats_of_a_sample_are_augmented_differently() -> None:
 
 @pytest.mark.parametrize("policy", ["rand-m7-q4", "augmix-m3", "original", ""])
 def test_a_policy_that_timm_rejects_is_a_config_error(policy: str) -> None:
-    with pytest.raises(ConfigError, match=r"^data\.rand_augment='.*rejected by timm.*write rand-m7"):
+    with pytest.raises(ConfigError, match=r"^data\.rand_augment='.*rejected by timm.*set it to a policy"):
         check_rand_augment(policy)
 
 

@@ -23,13 +23,13 @@ PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamplin
 
 
 def _frames(count: int = 3, height: int = 64, width: int = 86, seed: int = 0) -> Tensor:
-    """Noise over a gradient, sharp enough to reveal a wrong filter or a shift of half a pixel."""
+    """Return noise over a gradient, sharp enough to reveal a wrong filter or a half-pixel shift."""
     rng = np.random.default_rng(seed)
     ramp = np.linspace(0, 200, width)[None, None, :, None] * np.ones((count, height, 1, 3))
     return torch.from_numpy(np.clip(ramp + rng.integers(0, 56, ramp.shape), 0, 255).astype(np.uint8))
 
 
-def test_multi_scale_boxes_equal_the_official_ones(golden: Path) -> None:
+def test_multi_scale_boxes_match_the_official_ones(golden: Path) -> None:
     for case in json.loads((golden / "multiscale_crop.json").read_text()):
         width, height = case["size"]
         draws = random.Random(case["py_seed"])
@@ -70,7 +70,7 @@ def test_random_resized_boxes_cover_the_frame() -> None:
     assert max(box.left + box.width for box in boxes) == 160
 
 
-def test_a_frame_too_long_for_any_draw_gives_a_center_box() -> None:
+def test_a_frame_too_elongated_for_any_draw_falls_back_to_a_center_box() -> None:
     box = transforms.random_resized_box((10, 1000), (64, 64), (0.9, 1.0), random.Random(0))
     assert box == Box(0, 493, 10, 13)
 
@@ -80,7 +80,7 @@ def test_boxes_of_a_non_square_output_keep_its_aspect_ratio() -> None:
     assert transforms.center_box((256, 340), (112, 224)) == Box(43, 0, 170, 340)
     for _ in range(50):
         box = transforms.multi_scale_box((256, 340), (112, 224), draws)
-        assert 2 / 1.4 < box.width / box.height < 2 * 1.4  # scales differ by one at most
+        assert 2 / 1.4 < box.width / box.height < 2 * 1.4  # scales differ by at most one
 
 
 @pytest.mark.parametrize("interpolation", get_args(Interpolation))
@@ -138,11 +138,11 @@ def test_a_clip_view_moves_channels_first_without_copying() -> None:
     assert torch.equal(clip[1, 2], frames[2, :, :, 1])
 
 
-def test_every_crop_of_the_config_has_a_function() -> None:
+def test_every_crop_option_is_implemented() -> None:
     assert set(transforms.BOXES) == set(get_args(Crop))
 
 
-def test_spatial_views_equal_the_official_crops_along_the_longer_side() -> None:
+def test_spatial_views_match_the_official_crops_along_the_longer_side() -> None:
     data, clip = DataConfig(train="x"), ClipConfig(frames=3, size=32, patch=4, tubelet=1)
     for height, width in ((64, 87), (87, 64)):
         frames = _frames(3, height, width)

@@ -29,7 +29,7 @@ ENCODER = "small"
 
 
 def config(folder: Path, **overrides: Any) -> EmbedConfig:
-    """Config of the images in `folder` and the encoder published there."""
+    """Return a config for the images in `folder` and the encoder published there."""
     if not (folder / "encoders").exists():
         publish(folder / "encoders" / ENCODER)
     values = {
@@ -44,7 +44,7 @@ def config(folder: Path, **overrides: Any) -> EmbedConfig:
 
 
 def rows_of(output: str) -> dict[str, list[Any]]:
-    """Rows of all Parquet files, in the order of their names."""
+    """Return the rows of all Parquet files, in file-name order."""
     fs, path = filesystem(output)
     found: dict[str, list[Any]] = {"record": [], "location": [], "label": [], "embedding": []}
     for name in listdir(f"{output}/embeddings"):
@@ -151,7 +151,7 @@ def test_a_run_on_an_object_store_resumes(tmp_path: Path, s3_root: str) -> None:
     assert fs.modified(f"{path}/embeddings/0000000000-0000000004.parquet") == kept
 
 
-def test_too_many_bad_samples_fail_with_their_list_until_they_are_fixed(tmp_path: Path) -> None:
+def test_a_run_with_too_many_bad_samples_lists_them_and_fails_until_they_are_fixed(tmp_path: Path) -> None:
     pictures = write_images(tmp_path / "images", 10)
     files = sorted(pictures)
     good = Path(files[0]).read_bytes()
@@ -184,7 +184,7 @@ def test_a_complete_set_is_unchanged_and_a_damaged_file_is_rewritten(tmp_path: P
     assert_each_record_once(first.output)
 
 
-def test_a_folder_contains_one_set_only(tmp_path: Path) -> None:
+def test_a_folder_cannot_contain_two_sets(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 10)
     embed_all(config(tmp_path), local=True)
     publish(tmp_path / "encoders" / "other", seed=1)

@@ -66,7 +66,7 @@ def test_files_of_an_interrupted_writer_are_not_read(tmp_path: Path) -> None:
     folder = key().folder(str(tmp_path))
     writer = write_parts(folder, key(), some_parts())
     next(writer)
-    writer.close()  # as Ctrl-C does
+    writer.close()  # as on Ctrl-C
     assert listdir(folder) == ["rows-00000004.safetensors"]
     assert same(list(cached_parts(folder, key(), some_parts)), some_parts())
     assert same(list(cached_parts(folder, key(), never)), some_parts())
@@ -88,7 +88,7 @@ def test_damaged_features_are_logged_and_computed_again(
     with caplog.at_level(logging.WARNING):
         again = list(cached_parts(folder, key(), some_parts))
     assert "rows-00000004.safetensors" in caplog.text
-    assert same(again[-2:], some_parts())  # parts read before the damage are repeated
+    assert same(again[-2:], some_parts())  # parts read before the damaged one are computed again
     assert same(list(cached_parts(folder, key(), never)), some_parts())
 
 

@@ -60,7 +60,7 @@ def published(folder: Path) -> str:
     return str(folder)
 
 
-def test_clips_follow_the_manifests_order_with_their_labels(tmp_path: Path) -> None:
+def test_clips_and_labels_are_returned_in_manifest_order(tmp_path: Path) -> None:
     written = write_images(tmp_path, 10)
     found = read_labelled(data(tmp_path, repeats=4), CONFIG.clip)  # a probe reads every sample once
     assert found.clips.shape == (10, 3, 1, 16, 16)
@@ -69,7 +69,7 @@ def test_clips_follow_the_manifests_order_with_their_labels(tmp_path: Path) -> N
         np.testing.assert_array_equal(clip[:, 0].permute(1, 2, 0).numpy(), written[path])
 
 
-def test_unreadable_samples_are_left_out_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_samples_are_skipped_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_images(tmp_path, 10)
     (tmp_path / "a" / "000.png").write_bytes(b"not an image")
     with caplog.at_level(logging.WARNING):
@@ -80,7 +80,7 @@ def test_unreadable_samples_are_left_out_and_logged(tmp_path: Path, caplog: pyte
         read_labelled(data(tmp_path, max_bad_fraction=0.05), CONFIG.clip)
 
 
-def test_a_probe_needs_labels(tmp_path: Path) -> None:
+def test_a_probe_requires_labels(tmp_path: Path) -> None:
     write_images(tmp_path, 4)
     with pytest.raises(ConfigError, match="2 samples have no label"):
         read_labelled(data(tmp_path / "a"), CONFIG.clip)
@@ -105,7 +105,7 @@ def test_a_single_file_is_embedded_as_in_a_batch(tmp_path: Path) -> None:
     np.testing.assert_allclose(embed_file(url, path), expected, atol=1e-5)
 
 
-def test_features_of_spans_equal_those_of_all_clips_at_once(tmp_path: Path) -> None:
+def test_features_computed_span_by_span_match_a_single_pass(tmp_path: Path) -> None:
     write_images(tmp_path, 23)
     found = embed(encoder(), CONFIG.clip, read_labelled(data(tmp_path), CONFIG.clip))
     manifest = open_manifest(data(tmp_path))
@@ -135,7 +135,7 @@ def test_unreadable_samples_of_any_span_are_listed_by_record_number(tmp_path: Pa
         gather(parts(), 12, max_bad_fraction=0.3)
 
 
-def test_class_token_pooling_returns_the_token_and_requires_one(tmp_path: Path) -> None:
+def test_class_token_pooling_returns_the_class_token_or_raises_without_one(tmp_path: Path) -> None:
     clips = torch.randint(0, 256, (2, 3, 1, 16, 16), dtype=torch.uint8)
     network = encoder()
     token = Embedder(network, CONFIG.clip, "class_token", ScalingConfig(device="cpu"))(clips)
@@ -149,7 +149,7 @@ def test_class_token_pooling_returns_the_token_and_requires_one(tmp_path: Path) 
         Embedder(without, CONFIG.clip, "class_token", ScalingConfig(device="cpu"))
 
 
-def test_augmented_features_differ_every_epoch_and_repeat_with_the_seed(tmp_path: Path) -> None:
+def test_augmented_features_differ_between_epochs_and_are_reproducible_from_the_seed(tmp_path: Path) -> None:
     write_images(tmp_path, 12)
     config = data(tmp_path, crop="random_resized", crop_scale=(0.08, 1.0))
 

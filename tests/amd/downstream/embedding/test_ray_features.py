@@ -17,7 +17,7 @@ from tests.support.runs.tiny_runs import run_in_subprocess
 pytestmark = pytest.mark.ray
 
 
-def test_several_workers_score_like_one(ray_cluster: RayCluster, tmp_path: Path) -> None:
+def test_scores_do_not_depend_on_the_number_of_workers(ray_cluster: RayCluster, tmp_path: Path) -> None:
     run_in_subprocess(compare, tmp_path)
 
 
@@ -48,7 +48,9 @@ def compare(tmp_path: Path) -> None:
     assert [score.values for score in distributed.scores] == [score.values for score in alone.scores]
     assert distributed.left_out == alone.left_out
     assert distributed.left_out[0]["location"] == written[11]
-    assert run_probe(with_overrides(config, {"cache": True})).scores[0].values == alone.scores[0].values  # as cached
+    assert (
+        run_probe(with_overrides(config, {"cache": True})).scores[0].values == alone.scores[0].values
+    )  # read from the cache
 
     with pytest.raises(DataFault, match="1 of 20 samples cannot be read"):
         run_probe(with_overrides(config, {"scaling.workers": 2, "data.max_bad_fraction": 0.01}))

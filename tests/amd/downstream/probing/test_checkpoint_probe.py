@@ -19,7 +19,7 @@ from tests.support.runs.tiny_runs import tiny_run
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A finished run of 12 steps with checkpoints of steps 8 and 12, probed on its training data."""
+    """Return a finished run of 12 steps with checkpoints at steps 8 and 12, probed on its training data."""
     folder = tmp_path_factory.mktemp("run")
     result = train(tiny_run(folder, name="tiny"), local=True, quiet=True)
     assert result.state == "succeeded"
@@ -40,7 +40,7 @@ def test_scores_of_the_newest_checkpoint_are_merged_into_the_line_of_its_step(ru
     assert after[-1] == before[-1] | line
 
 
-def test_the_last_checkpoint_scores_like_the_published_encoder(run: str) -> None:
+def test_the_last_checkpoint_scores_the_same_as_the_published_encoder(run: str) -> None:
     settings = validate(RunProbeConfig, read_json(join(run, "config.json"))["probe"])
     encoder, card = load_encoder(join(run, "..", "..", "encoders", "tiny"))
     expected = probe_now(settings, encoder, card.clip, card.interpolation)
@@ -64,14 +64,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("args", MISTAKES)
-def test_invalid_input_prints_one_message_and_exits_with_2(
+def test_invalid_input_prints_one_message_and_exits_with_code_2(
     args: str, run: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["probe-checkpoint", *args.replace("RUN", run).split()]) == 2
     assert re.search(MISTAKES[args], capfd.readouterr().err)
 
 
-def test_a_run_without_checkpoint_or_probe_settings_is_rejected(run: str, tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_or_probe_settings_is_rejected(run: str, tmp_path: Path) -> None:
     config = read_json(join(run, "config.json"))
     write_json(str(tmp_path / "config.json"), config)
     with pytest.raises(ConfigError, match="has no checkpoint yet"):

@@ -22,7 +22,7 @@ def clouds(seed: int, count: int, classes: int = 4, width: int = 12, spread: flo
 
 @pytest.mark.parametrize("centre", [False, True])
 @pytest.mark.parametrize("neighbours", [1, 5, 20])
-def test_knn_equals_scikit_learn_with_cosine_distance_and_the_same_weights(neighbours: int, centre: bool) -> None:
+def test_knn_matches_scikit_learn_with_cosine_distance_and_the_same_weights(neighbours: int, centre: bool) -> None:
     train, test = clouds(1, 200), clouds(2, 100)
     shift = train.values.mean(axis=0) if centre else 0.0
     peer = KNeighborsClassifier(neighbours, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
@@ -35,20 +35,20 @@ def test_knn_equals_scikit_learn_with_cosine_distance_and_the_same_weights(neigh
 def test_predictions_do_not_depend_on_the_chunk_size(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = clouds(1, 200), clouds(2, 101)
     whole = knn(train, test.values)
-    monkeypatch.setattr("amd.downstream.probing.classifiers.CHUNK_VALUES", chunk)  # 1 or 5 test samples at once
+    monkeypatch.setattr("amd.downstream.probing.classifiers.CHUNK_VALUES", chunk)  # chunks of 1 or 5 test samples
     np.testing.assert_array_equal(knn(train, test.values), whole)
 
 
-def test_one_close_neighbour_outvotes_two_far_ones() -> None:
-    """Similarity 1 weighs e^(1/0.07) = 1.6e6, two of 0.8 weigh 2 * e^(0.8/0.07) = 1.8e5."""
+def test_one_close_neighbour_outvotes_two_distant_ones() -> None:
+    """A similarity of 1 has weight e^(1/0.07) = 1.6e6; two of 0.8 together have 2 * e^(0.8/0.07) = 1.8e5."""
     train = Features(np.array([[1, 0], [0.8, 0.6], [0.8, -0.6]], np.float32), np.array([7, 3, 3]))
-    test = np.array([[2, 0]], np.float32)  # length does not matter
+    test = np.array([[2, 0]], np.float32)  # the norm of a vector does not matter
     assert knn(train, test).tolist() == [7]
     assert knn(train, test, temperature=1.0).tolist() == [3]
 
 
 def test_centring_removes_the_common_component() -> None:
-    """A large common component makes all samples similar: without centring the more frequent label wins every vote."""
+    """A large common component makes all samples similar, so without centring the most frequent label always wins."""
     labels = np.arange(41) % 2  # 21 of label 0
     values = np.random.default_rng(3).normal(size=(41, 6)) * 0.1
     values[:, 0] += 100
@@ -58,12 +58,12 @@ def test_centring_removes_the_common_component() -> None:
     assert top1(knn(train, train.values, neighbours=41, centre=True), labels) == 100
 
 
-def test_with_fewer_training_samples_than_neighbours_all_vote() -> None:
+def test_all_training_samples_vote_if_there_are_fewer_than_neighbours() -> None:
     train = clouds(1, 5)
     assert knn(train, train.values, neighbours=20).shape == (5,)
 
 
-def test_linear_is_logistic_regression_on_standardised_features() -> None:
+def test_linear_matches_logistic_regression_on_standardised_features() -> None:
     train, test = clouds(1, 200), clouds(2, 100)
     peer = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300)).fit(train.values, train.labels)
     np.testing.assert_array_equal(linear(train, test.values), peer.predict(test.values))
@@ -84,14 +84,14 @@ def test_a_constant_feature_is_ignored() -> None:
     np.testing.assert_array_equal(linear(train, test.values), linear(padded, np.pad(test.values, ((0, 0), (0, 1)))))
 
 
-def test_labels_need_not_count_from_zero() -> None:
+def test_labels_need_not_start_at_zero() -> None:
     train, test = clouds(1, 100), clouds(2, 50)
     renamed = Features(train.values, train.labels * 10 - 3)
     for predict in (knn, linear):
         np.testing.assert_array_equal(predict(train, test.values) * 10 - 3, predict(renamed, test.values))
 
 
-def test_noise_features_score_at_chance_in_percent() -> None:
+def test_scores_are_percentages_and_noise_features_score_at_chance() -> None:
     rng = np.random.default_rng(0)
     noise = Features(rng.normal(size=(2000, 8)).astype(np.float32), rng.integers(0, 10, 2000))
     other = Features(rng.normal(size=(2000, 8)).astype(np.float32), rng.integers(0, 10, 2000))

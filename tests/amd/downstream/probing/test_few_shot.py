@@ -15,7 +15,7 @@ from tests.amd.downstream.probing.test_classifiers import clouds
 
 
 @given(st.integers(1, 5), st.integers(0, 1000))
-def test_a_draw_contains_equally_many_distinct_samples_of_every_class(labels: int, seed: int) -> None:
+def test_a_draw_contains_the_same_number_of_distinct_samples_of_every_class(labels: int, seed: int) -> None:
     train = np.random.default_rng(seed).permutation(np.repeat([0, 3, 7], [5, 9, 20]))
     drawn = draw_samples(train, labels, np.random.default_rng(seed))
     assert len(set(drawn.tolist())) == 3 * labels
@@ -30,7 +30,7 @@ def test_samples_of_a_class_are_drawn_uniformly() -> None:
     np.testing.assert_allclose(counts / 3000, [1 / 4] * 4 + [1 / 2] * 2, atol=0.03)
 
 
-def test_a_score_is_mean_and_deviation_of_scikit_learns_logistic_regression_over_the_draws() -> None:
+def test_mean_and_deviation_over_draws_match_scikit_learn_logistic_regression() -> None:
     train, test = clouds(1, 200), clouds(2, 100)
     scores = []
     for draw in range(3):
@@ -44,7 +44,7 @@ def test_a_score_is_mean_and_deviation_of_scikit_learns_logistic_regression_over
     assert found.std > 0
 
 
-def test_more_labels_score_higher_and_equal_seeds_repeat() -> None:
+def test_more_labels_score_higher_and_equal_seeds_return_equal_scores() -> None:
     train, test = clouds(1, 400, spread=1.5), clouds(2, 400, spread=1.5)
     one, many = (few_shot(train, test, labels=labels, draws=5, seed=0) for labels in (1, 20))
     assert many.mean > one.mean + 10
@@ -52,7 +52,7 @@ def test_more_labels_score_higher_and_equal_seeds_repeat() -> None:
     assert few_shot(train, test, labels=1, draws=5, seed=1) != one
 
 
-def test_a_class_with_too_few_samples_is_named() -> None:
+def test_a_class_with_too_few_samples_is_reported() -> None:
     labels = np.repeat([0, 1, 2], [10, 4, 12])
     check_enough(labels, (1, 4), "data.train=x")
     with pytest.raises(ConfigError, match=r"few_shot.labels=\[1, 5\].*data.train=x class 1 has 4; lower few_shot"):
@@ -61,7 +61,7 @@ def test_a_class_with_too_few_samples_is_named() -> None:
         check_enough(labels, (5,), "data.train=x", ("ape", "cat", "dog"))
 
 
-def test_draws_of_all_samples_do_not_vary() -> None:
+def test_draws_that_contain_all_samples_have_zero_deviation() -> None:
     train, test = clouds(1, 80), clouds(2, 50)
     order = np.argsort(train.labels, kind="stable")
     count = int(np.bincount(train.labels).min())

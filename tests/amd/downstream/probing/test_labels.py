@@ -29,7 +29,7 @@ def test_classes_are_counted_from_the_training_labels(tmp_path: Path) -> None:
     assert sets.test_labels.tolist() == [2]
 
 
-def test_class_folders_are_matched_by_name_not_by_number(tmp_path: Path) -> None:
+def test_class_folders_are_matched_by_name_not_by_index(tmp_path: Path) -> None:
     train, test = folders(tmp_path / "train", "ape", "cat", "dog"), folders(tmp_path / "test", "ape", "dog")
     sets = open_labelled(ProbeDataConfig(train=train, test=test))
     assert sets.test.labels.tolist() == [0, 1]
@@ -41,10 +41,10 @@ MISTAKES = {
         ("a.png 0", "b.png -1"),
         ("c.png 0",),
         None,
-        "data.train=.* 1 samples have no label, .*b.png",
+        "data.train=.* 1 samples have no label .*b.png",
     ),
-    "no label in test": (("a.png 0", "b.png 1"), ("c.png -1",), None, "data.test=.* 1 samples have no label, .*c.png"),
-    "one class": (("a.png 3", "b.png 3"), ("c.png 3",), None, "data.train=.* all samples are of class 3"),
+    "no label in test": (("a.png 0", "b.png 1"), ("c.png -1",), None, "data.test=.* 1 samples have no label .*c.png"),
+    "one class": (("a.png 3", "b.png 3"), ("c.png 3",), None, "data.train=.* all samples belong to class 3"),
     "train out of range": (("a.png 0", "b.png 7"), ("c.png 0",), 5, "data.train=.*b.png has label 7, .* 5 classes"),
     "test out of range": (("a.png 0", "b.png 1"), ("c.png 2",), None, "data.test=.*c.png has label 2, .* 2 classes"),
     "unknown class": (
@@ -71,7 +71,7 @@ def test_invalid_labels_are_rejected_before_any_sample_is_read(name: str, tmp_pa
 
 def test_unlabelled_samples_and_unmatched_class_folders_are_rejected(tmp_path: Path) -> None:
     train = folders(tmp_path / "train", "ape", "cat")
-    with pytest.raises(ConfigError, match=r"data.test=.*1 samples have no label, the first is .*1.png"):
+    with pytest.raises(ConfigError, match=r"data.test=.*1 samples have no label \(first: .*1.png"):
         open_labelled(ProbeDataConfig(train=train, test=str(tmp_path / "train" / "ape")))
-    with pytest.raises(ConfigError, match="class folders cow are not among"):
+    with pytest.raises(ConfigError, match="class folders cow do not exist in"):
         open_labelled(ProbeDataConfig(train=train, test=folders(tmp_path / "test", "ape", "cow")))

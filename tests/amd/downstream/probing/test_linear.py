@@ -27,8 +27,8 @@ def trained(train: Features, config: LinearConfig, seed: int = 0) -> LinearHead:
 
 
 @pytest.mark.parametrize("method", ["lars", "sgd"])
-def test_training_equals_maes_probe_written_out(method: str) -> None:
-    """BatchNorm, cross entropy, its gradient, LARS (util/lars.py of facebookresearch/mae) and momentum written out."""
+def test_training_matches_a_manual_implementation_of_the_mae_probe(method: str) -> None:
+    """The reference computes BatchNorm, the cross-entropy gradient, LARS (util/lars.py of MAE) and momentum by hand."""
     train = clouds(1, 96)
     config = LinearConfig.model_validate(
         {"method": method, "epochs": 3, "warmup_epochs": 1, "batch_size": 32, "base_lr": 8.0 if method == "lars" else 1}
@@ -61,7 +61,7 @@ def test_training_equals_maes_probe_written_out(method: str) -> None:
     np.testing.assert_allclose(logits(head, test), normed @ weight.T + bias, atol=1e-4)
 
 
-def test_the_head_scores_close_to_logistic_regression() -> None:
+def test_the_head_is_about_as_accurate_as_logistic_regression() -> None:
     train, test = clouds(1, 600), clouds(2, 400)
     predicted = logits(trained(train, LinearConfig()), test.values).argmax(axis=1)
     peer = top1(linear(train, test.values), test.labels)
@@ -69,7 +69,7 @@ def test_the_head_scores_close_to_logistic_regression() -> None:
     assert peer > 80
 
 
-def test_the_head_depends_on_the_seed_and_not_on_the_global_generator() -> None:
+def test_the_head_depends_on_the_seed_but_not_on_the_global_generator() -> None:
     train = clouds(1, 100)
     config = LinearConfig(epochs=3, warmup_epochs=1)
     heads = []
@@ -95,11 +95,13 @@ def test_every_epoch_visits_each_sample_once_in_a_new_order() -> None:
     ("samples", "requested", "batch"),
     [(1_281_167, None, 16_384), (100_000, None, 6250), (200, None, 32), (20, None, 20), (500, 64, 64), (50, 64, 50)],
 )
-def test_the_default_batch_is_maes_or_less_for_small_sets(samples: int, requested: int | None, batch: int) -> None:
+def test_the_default_batch_size_matches_mae_and_shrinks_for_small_data_sets(
+    samples: int, requested: int | None, batch: int
+) -> None:
     assert batch_size(LinearConfig(batch_size=requested), samples) == batch
 
 
-def test_top_k_counts_labels_among_the_k_highest() -> None:
+def test_top_k_counts_labels_within_the_k_highest_logits() -> None:
     scores = np.array([[3, 2, 1, 0], [3, 2, 1, 0], [0, 1, 2, 3]], np.float32)
     labels = np.array([1, 2, 3])
     assert [round(top_k(scores, labels, k), 1) for k in (1, 2, 3, 4)] == [33.3, 66.7, 100.0, 100.0]

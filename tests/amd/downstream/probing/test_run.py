@@ -31,7 +31,7 @@ def publish(storage: Path, config: TrainConfig, **card: Any) -> Encoder:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Callable[..., ProbeConfig]:
-    """A tiny encoder published below `tmp_path`, with dark and bright images to probe it on."""
+    """Publish a tiny encoder below `tmp_path` and write dark and bright images to probe it on."""
     publish(tmp_path, tiny_image_config())
     write_images(tmp_path / "train", 40)
     write_images(tmp_path / "test", 20, seed=1)
@@ -62,7 +62,7 @@ def test_scores_of_all_probes_are_written_to_the_card(images: Callable[..., Prob
     values = {name: value for score in card.scores for name, value in score.values.items()}
     assert values["eval/knn_top1"] == values["eval/top1"] == 100  # any features separate brightness
     assert {"eval/1_shot_top1", "eval/1_shot_top1_std", "eval/5_shot_top1", "eval/5_shot_top1_std"} < set(values)
-    assert "eval/top5" not in values  # of two classes
+    assert "eval/top5" not in values  # meaningless for two classes
     for score in card.scores:
         assert (score.data, score.samples, score.views) == (str(tmp_path / "test"), 20, "1x1")
         assert score.settings["learnt_on"]["data"] == str(tmp_path / "train")
@@ -88,7 +88,7 @@ def test_features_are_not_cached_when_the_cache_is_off(images: Callable[..., Pro
     assert report.scores[0].values["eval/knn_top1"] == 100
 
 
-def test_scores_of_other_data_or_protocols_are_kept(tmp_path: Path) -> None:
+def test_scores_on_other_data_or_with_other_protocols_are_kept(tmp_path: Path) -> None:
     publish(tmp_path, tiny_image_config())
     url = str(tmp_path / "encoders" / "tiny")
     old = [Score(protocol=p, data=d, samples=1, values={}) for p in ("knn", "linear") for d in ("a", "b")]
@@ -98,8 +98,8 @@ def test_scores_of_other_data_or_protocols_are_kept(tmp_path: Path) -> None:
     assert load_card(url).scores == (old[0], old[2], old[3], new)
 
 
-def test_real_digits_are_probed_as_the_demo_probes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores are the same whether features are streamed through the cache or computed from all clips in memory."""
+def test_real_digits_are_probed_as_in_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores are the same whether features are streamed through the cache or computed with all clips in memory."""
     monkeypatch.setenv("AMD_DEMO_DIR", str(tmp_path / "demo"))
     monkeypatch.setattr(cache, "ROWS", 150)
     train = tiny_image_config(clip__size=32, clip__patch=8)
@@ -135,7 +135,7 @@ def _tokens(encoder: Encoder, train: TrainConfig, clips: torch.Tensor) -> tuple[
     return whole_clips(encoder, train.clip, clips)
 
 
-def test_the_cards_pooling_and_interpolation_are_used(images: Callable[..., ProbeConfig], tmp_path: Path) -> None:
+def test_pooling_and_interpolation_are_taken_from_the_card(images: Callable[..., ProbeConfig], tmp_path: Path) -> None:
     plain = run_probe(images(kinds=["knn"]))
     publish(tmp_path, tiny_image_config(), pooling="mean_then_norm", interpolation="bicubic")
     other = run_probe(images(kinds=["knn"]))
@@ -156,9 +156,9 @@ def test_a_head_is_trained_on_augmented_images(augment: str, images: Callable[..
     assert first.scores[0].settings["augment"] == augment
 
 
-def test_short_videos_are_padded_and_broken_ones_left_out(tmp_path: Path) -> None:
-    """A video shorter than the clip is padded; one without frames is left out, counted and named."""
-    clip = tiny_video_config(clip__sampling_rate_frames=2)  # 4 frames, 7 of the video
+def test_short_videos_are_padded_and_broken_videos_are_skipped(tmp_path: Path) -> None:
+    """A video shorter than the clip is padded; one without frames is skipped, counted and reported."""
+    clip = tiny_video_config(clip__sampling_rate_frames=2)  # 4 frames, spanning 7 frames of the video
     publish(tmp_path, clip)
     lines = []
     for n in range(6):

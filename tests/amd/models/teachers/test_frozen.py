@@ -7,7 +7,7 @@ from amd.models.teachers.frozen import Teacher
 from tests.support.runs.configs import tiny_image_config
 
 
-def test_weights_stored_in_bf16_give_the_same_features_as_autocast() -> None:
+def test_weights_stored_in_bf16_produce_the_same_features_as_autocast() -> None:
     config = tiny_image_config()
     assert config.teacher is not None
     torch.manual_seed(0)
@@ -21,7 +21,7 @@ def test_weights_stored_in_bf16_give_the_same_features_as_autocast() -> None:
     assert {p.dtype for p in teacher.parameters()} == {torch.float32, torch.bfloat16}
 
 
-def test_teacher_features_carry_no_autograd_graph() -> None:
+def test_teacher_features_have_no_autograd_graph() -> None:
     config = tiny_image_config()
     assert config.teacher is not None
     teacher = Teacher(Encoder(config.teacher.encoder, config.clip.grid, config.clip.token_values), (4,))

@@ -42,9 +42,7 @@ def timm_intermediates(model: Any, images: torch.Tensor) -> list[torch.Tensor]:
     [{}, {"init_values": 0.5}, {"no_embed_class": True}, {"global_pool": "avg", "fc_norm": True}],
     ids=["plain", "layer-scale", "no-class-position", "pooled"],
 )
-def test_a_timm_teacher_gives_the_same_features_as_timm(
-    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
-) -> None:
+def test_features_of_a_timm_teacher_match_timm(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     model, config = timm_model(**options), teacher_config()
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: model)
     teacher = load_teacher(config)
@@ -79,14 +77,14 @@ def test_a_saved_timm_file_loads_as_a_teacher(tmp_path: Any) -> None:
         ({"reg_tokens": 2}, "register tokens"),
         ({"pre_norm": True}, "before the first block"),
         ({"act_layer": torch.nn.SiLU}, "its activation is SiLU"),
-        ({"norm_layer": torch.nn.LayerNorm}, "epsilon other than"),
+        ({"norm_layer": torch.nn.LayerNorm}, "do not have epsilon"),
         ({"patch_size": 8}, r"its patch is 8, clip\.patch=4"),
         ({"qk_norm": True}, r"unexpected \d+: encoder\.blocks\.0\.attn\.k_norm|blocks\.0\.attn\.k_norm"),
         ({"embed_dim": 48}, r"check teacher\.encoder\.width"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_architectures_that_would_silently_change_features_are_refused(
+def test_architectures_that_would_silently_change_features_are_rejected(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], reason: str
 ) -> None:
     model = timm_model(**options)
@@ -95,7 +93,7 @@ def test_architectures_that_would_silently_change_features_are_refused(
         load_teacher(teacher_config())
 
 
-def test_a_different_pixel_normalisation_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_different_pixel_normalisation_explains_how_to_fix_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm_model()
     model.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: model)

@@ -50,7 +50,7 @@ def test_a_damaged_checkpoint_is_skipped(root: str) -> None:
     assert checkpoints.load_newest()[0] == 10
 
 
-def test_an_uncommitted_checkpoint_is_never_read_and_is_swept(root: str) -> None:
+def test_an_uncommitted_checkpoint_is_never_read_and_is_removed(root: str) -> None:
     checkpoints = store(root, [10, 20])
     remove(join(checkpoints.url(20), MANIFEST))  # as if the writer had died before its commit
     assert checkpoints.load_newest()[0] == 10
@@ -58,7 +58,7 @@ def test_an_uncommitted_checkpoint_is_never_read_and_is_swept(root: str) -> None
     assert listdir(checkpoints.folder) == ["step-00000010"]
 
 
-def test_leftover_files_of_a_killed_writer_are_swept(tmp_path: Path) -> None:
+def test_leftover_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     checkpoints = store(str(tmp_path), [10])
     leftover = Path(checkpoints.url(10)) / f".{MANIFEST}.0123abcd"
     leftover.write_bytes(b"{")
@@ -74,7 +74,7 @@ def test_the_best_and_the_pinned_checkpoints_are_also_kept(tmp_path: Path) -> No
     assert listdir(checkpoints.folder) == ["step-00000010", "step-00000020", "step-00000050"]
 
 
-def test_a_failed_write_raises_when_it_is_waited_for(tmp_path: Path) -> None:
+def test_waiting_for_a_failed_write_raises(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     checkpoints = CheckpointStore(str(tmp_path / "checkpoints"), CheckpointConfig())
     checkpoints.save(10, snapshot(10), {})

@@ -81,7 +81,7 @@ def test_an_unreachable_mlflow_server_does_not_stop_the_run(
     assert len(read_metrics(str(tmp_path / "run"))) == 1
 
 
-def test_tracking_with_mlflow_not_installed_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracking_without_mlflow_installed_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     original_import = builtins.__import__
 
     def import_without_mlflow(name: str, *args: Any, **kwargs: Any) -> Any:

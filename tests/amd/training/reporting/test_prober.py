@@ -35,7 +35,7 @@ def probed_run(folder: Path, **probe: Any) -> Any:
 def test_a_run_is_probed_in_a_separate_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = MessageRecorder()
     monkeypatch.setattr(launch, "choose_watcher", lambda quiet: recorder)
-    result = launch.train(probed_run(tmp_path, every_epochs=4), local=True)  # 3 steps an epoch, 12 steps
+    result = launch.train(probed_run(tmp_path, every_epochs=4), local=True)  # 3 steps per epoch, 12 steps
     assert result.state == "succeeded", result.message
     lines = {line["step"]: line for line in read_metrics(result.run_folder) if "eval/knn_top1" in line}
     assert sorted(lines) == [12]
@@ -69,5 +69,5 @@ def test_a_checkpoint_removed_before_it_is_probed_is_skipped_with_a_warning(tmp_
     prober.on_event({"kind": "checkpoint", "step": 3})
     prober.close()
     assert recorder.messages == [
-        "WARNING step 3 was not probed: its checkpoint is gone; keep more (checkpoint.keep_last)"
+        "WARNING step 3 was not probed: its checkpoint was removed; raise checkpoint.keep_last"
     ]

@@ -35,14 +35,14 @@ def train(config: TrainConfig) -> RunResult:
 
 @pytest.fixture(scope="module")
 def reference_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainConfig, RunResult]:
-    """An uninterrupted run to compare other runs with."""
+    """Return an uninterrupted run to compare other runs with."""
     folder = tmp_path_factory.mktemp("reference")
     config = tiny_run(folder, name="reference", teacher__weights_license="CC-BY-NC-4.0", tracking__tensorboard=True)
     return folder, config, train(config)
 
 
 class CallbackAtStep(NullWatcher):
-    """Call a function once, when a step is reached."""
+    """Calls a function once, when a step is reached."""
 
     def __init__(self, step: int, callback: Callable[[], None]) -> None:
         self._step, self._callback = step, callback
@@ -109,7 +109,7 @@ def test_a_run_stopped_by_a_signal_resumes_bit_for_bit(
 ) -> None:
     _, config, uninterrupted = reference_run
     stopped = with_overrides(config, {"name": "stopped", "checkpoint.every_steps": None})
-    for after, number in ((2, signal.SIGTERM), (6, signal.SIGINT)):  # in the middle of an epoch, which has 3 steps
+    for after, number in ((2, signal.SIGTERM), (6, signal.SIGINT)):  # in the middle of an epoch of 3 steps
         with monkeypatch.context() as patched:
             send_signal_at_step(patched, after, number)
             result = launch.train(stopped, local=True)
@@ -186,7 +186,7 @@ def test_a_run_that_another_process_is_training_is_rejected(tmp_path: Path) -> N
     assert train(config).state == "succeeded"
 
 
-def test_a_non_finite_loss_fails_the_run_and_names_step_and_samples(tmp_path: Path) -> None:
+def test_a_non_finite_loss_fails_the_run_and_reports_step_and_samples(tmp_path: Path) -> None:
     config = tiny_run(
         tmp_path, name="non-finite", optim__base_lr=1e30, checkpoint__every_steps=1, optim__weight_decay=0
     )
@@ -234,7 +234,7 @@ def dotted(**overrides: Any) -> dict[str, Any]:
         (dotted(data__train="missing"), "missing does not exist"),
         (dotted(optim__batch_size=32), "optim.batch_size=32 is above the 24 samples"),
         (dotted(name="../../x"), "name"),
-        (dotted(schedule__warmup_epochs=5, schedule__warmup_steps=None), "warm-up is 15 steps long, the whole run 12"),
+        (dotted(schedule__warmup_epochs=5, schedule__warmup_steps=None), "is 15 steps long, the whole run only 12"),
         (dotted(scaling__device="cuda"), "no CUDA device"),
     ],
 )
@@ -251,7 +251,7 @@ def test_each_invalid_config_raises_one_clear_message(
 
 
 def tiny_recipe(folder: Path) -> TrainConfig:
-    """Config that trains the tiny teacher in 3 steps."""
+    """Return a config that trains the tiny teacher in 3 steps."""
     wide = {"width": 64, "depth": 4, "heads": 2, "class_token": True, "positions": "sincos_2d"}
     return mae(tiny_image_config(), student__encoder=wide, data__train=str(folder / "images"), schedule__steps=3)
 
@@ -275,7 +275,7 @@ def test_a_teacher_preset_is_trained_first_and_only_once(tmp_path: Path, monkeyp
     assert read_json(join(config.storage, "runs", teacher, "result.json")) == teacher_result
 
 
-def test_a_teacher_preset_that_does_not_fit_is_rejected_before_training(
+def test_a_teacher_preset_with_a_mismatched_encoder_is_rejected_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_run(tmp_path)

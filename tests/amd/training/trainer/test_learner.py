@@ -1,4 +1,4 @@
-"""A training step gives the same gradient however the batch is split into micro-batches and ranks."""
+"""A training step computes the same gradient regardless of how micro-batches and ranks split the batch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def teacher_of(config: TrainConfig) -> Teacher | None:
 
 
 def batches_of(config: TrainConfig, rank: int = 0, world: int = 1, step: int = 0) -> list[Batch]:
-    """A rank's micro-batches of a global batch of random clips."""
+    """Return the micro-batches of one rank, taken from a global batch of random clips."""
     generator = torch.Generator().manual_seed(step)
     shape = (config.clips_per_step, 3, config.clip.frames, *config.clip.size)
     clips = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -57,7 +57,7 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
-def test_accumulated_gradients_equal_the_gradient_of_the_whole_batch(micro_batch: int) -> None:
+def test_accumulated_gradients_match_the_gradient_of_the_whole_batch(micro_batch: int) -> None:
     config = tiny_video_config(data__repeats=2)
     assert_close(gradients(with_overrides(config, {"scaling.micro_batch": micro_batch})), gradients(config))
 
@@ -79,7 +79,7 @@ def test_the_optimizer_contains_exactly_the_student_parameters() -> None:
     assert optimized == {id(parameter) for parameter in learner.student.parameters()}
 
 
-def test_a_non_finite_step_changes_no_parameter_and_names_its_records() -> None:
+def test_a_non_finite_step_changes_no_parameter_and_reports_its_records() -> None:
     config = tiny_video_config(scaling__micro_batch=4)
     learner = Distiller(config, ProcessGroup(), teacher_of(config))
     learner.learn(0, batches_of(config), lr=1e-3)
@@ -156,8 +156,8 @@ def run_rank(rank: int, world: int, values: dict[str, Any], folder: str) -> None
 
 
 @pytest.mark.parametrize("world", [3])
-def test_the_gradient_over_several_ranks_equals_the_gradient_of_the_whole_batch(world: int, tmp_path: Path) -> None:
-    """Three ranks share eight samples unevenly, in micro-batches of two. Norms agree bit for bit."""
+def test_the_gradient_over_several_ranks_matches_the_gradient_of_the_whole_batch(world: int, tmp_path: Path) -> None:
+    """Three ranks share eight samples unevenly, in micro-batches of two. Their norms are bit-identical."""
     config = tiny_video_config(scaling__micro_batch=2, scaling__workers=[1, world])
     context = torch.multiprocessing.get_context("spawn")
     ranks = [

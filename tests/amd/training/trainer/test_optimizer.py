@@ -21,7 +21,7 @@ from amd.training.trainer.optimizer import (
 from tests.support.runs.configs import tiny_image_config, tiny_video_config
 
 
-def test_the_schedule_equals_the_official_one(golden: Path) -> None:
+def test_the_schedule_matches_the_official_one(golden: Path) -> None:
     for case in json.loads((golden / "cosine_scheduler.json").read_text())["cases"]:
         args, values = case["args"], case["values"]
         warmup = args["warmup_steps"] if args["warmup_steps"] > 0 else args["warmup_epochs"] * args["niter_per_ep"]
@@ -72,7 +72,7 @@ def test_every_parameter_is_in_one_group_and_tokens_are_not_decayed(config) -> N
     assert "projections.0.weight" in decayed["names"]
 
 
-def test_clipping_scales_to_the_limit_and_returns_the_norm_before() -> None:
+def test_clipping_scales_to_the_limit_and_returns_the_original_norm() -> None:
     weight = torch.nn.Parameter(torch.zeros(4))
     weight.grad = torch.tensor([3.0, 4.0, 0.0, 0.0])
     assert clip_gradients([weight], 1.0).item() == pytest.approx(5.0)
@@ -98,7 +98,7 @@ def test_layer_decay_has_the_expected_scales() -> None:
 @pytest.mark.parametrize(
     ("case", "decay"), [("finetune_depth3_layer_decay_0p75", 0.75), ("finetune_depth3_no_layer_decay", 1.0)]
 )
-def test_the_parameter_groups_of_a_classifier_equal_the_official_ones(golden: Path, case: str, decay: float) -> None:
+def test_the_parameter_groups_of_a_classifier_match_the_official_ones(golden: Path, case: str, decay: float) -> None:
     groups = json.loads((golden / "param_groups.json").read_text())[case]
     official = {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["names"]}
     config = EncoderConfig(width=24, depth=3, heads=3)
@@ -116,7 +116,7 @@ def _official_name(name: str) -> str:
     return bare.replace("patch_embed.", "patch_embed.proj.").replace("norm.", "fc_norm.", not bare.startswith("blocks"))
 
 
-def test_the_learning_rate_of_a_group_is_the_rate_of_the_step_times_its_scale() -> None:
+def test_the_learning_rate_of_a_group_is_the_scheduled_rate_times_its_scale() -> None:
     classifier = Classifier(EncoderConfig(width=12, depth=2, heads=3), TokenGrid(1, 2, 2), 12, classes=2)
     optimizer = build_optimizer(classifier, OptimConfig(), lambda name: layer_scale(name, 2, 0.5))
     set_lr(optimizer, 0.1)

@@ -1,4 +1,4 @@
-"""The driver with real processes: logs, heartbeats and outcomes, however its child ends."""
+"""Driver with real child processes: logs, heartbeats, and an outcome for every kind of exit."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def python_command(code: str) -> list[str]:
 
 
 def run_program(root: Path, code: str, attempt: int = 1) -> AttemptOutcome:
-    """Run in its own process: the driver handles the signals of its main thread."""
+    """Run a program with the driver in a separate process, since the driver handles signals in its main thread."""
     return run_in_subprocess(run, python_command(code), JobFolder(str(root), "job"), attempt)
 
 
-def test_output_is_kept_in_order_and_the_result_is_its_last_json_line(tmp_path: Path) -> None:
+def test_output_is_logged_in_order_and_its_last_json_line_is_the_result(tmp_path: Path) -> None:
     result = {"state": "succeeded", "message": "", "encoder_folder": "e"}
     outcome = run_program(tmp_path, f"print('one'); print('two ä'); print({json.dumps(result)!r})")
     assert (outcome.state, outcome.exit_code, outcome.result) == ("succeeded", 0, result)
@@ -58,7 +58,7 @@ def test_every_exit_maps_to_a_reason_and_a_message(
     assert message in outcome.message
 
 
-def test_the_result_a_run_reports_is_kept_with_its_rank() -> None:
+def test_the_reason_and_rank_are_read_from_the_result_that_a_run_prints() -> None:
     printed = json.dumps({"state": "failed", "reason": "nan_loss", "message": "step 7 on rank 3: the loss is nan"})
     outcome = outcome_of_exit(1, printed, ["…"], asked_to_stop=False)
     assert (outcome.reason, outcome.rank, outcome.retryable) == ("nan_loss", 3, False)
@@ -119,7 +119,7 @@ def test_killing_the_driver_kills_its_program_and_leaves_no_outcome(tmp_path: Pa
     assert heartbeat_of(tmp_path).outcome is None
 
 
-def test_a_log_larger_than_a_chunk_can_be_read_whole_and_from_any_offset(tmp_path: Path) -> None:
+def test_a_log_of_several_chunks_can_be_read_completely_and_from_any_offset(tmp_path: Path) -> None:
     folder = JobFolder(str(tmp_path), "job")
     lines = [f"{number} ünïcödé {'x' * (number % 200)}\n".encode() for number in range(20_000)]
     shipper = LogShipper(folder.logs(1), 0.01)
@@ -146,7 +146,7 @@ def test_a_storage_outage_loses_neither_log_nor_outcome(monkeypatch: pytest.Monk
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL_S3": server.url,
-        "AWS_MAX_ATTEMPTS": "1",  # boto's own retries would only make this slower
+        "AWS_MAX_ATTEMPTS": "1",  # retries by boto would only slow the test down
     }.items():
         monkeypatch.setenv(name, value)
     boto3.client("s3", endpoint_url=server.url).create_bucket(Bucket="away")
@@ -176,7 +176,7 @@ def test_a_storage_outage_loses_neither_log_nor_outcome(monkeypatch: pytest.Monk
 
 
 def start(root: Path, config: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """Start a training without Ray, for which the real entry point has no argument."""
+    """Start a training run without Ray, an option that the real entry point does not offer."""
     folder = JobFolder(str(root), "job")
     write_json(folder.request, {"kind": "train"})
     write_json(folder.config, config)

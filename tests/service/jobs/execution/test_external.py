@@ -17,7 +17,7 @@ from tests.support.runs.tiny_runs import tiny_run
 from tests.support.service.fake_cluster import queued
 
 
-def test_an_external_run_is_listed_with_its_result_and_allows_no_action(sqlite_engine: Engine, tmp_path: Path) -> None:
+def test_an_external_run_is_listed_with_its_result_and_allows_no_actions(sqlite_engine: Engine, tmp_path: Path) -> None:
     store = JobStore(sqlite_engine)
     config = tiny_run(tmp_path, name="by-hand", schedule__steps=4)
     result = train(config, local=True, quiet=True)
@@ -28,7 +28,7 @@ def test_an_external_run_is_listed_with_its_result_and_allows_no_action(sqlite_e
     assert allowed_actions(job) == []
 
 
-def test_an_external_run_with_a_lease_is_running_and_one_that_died_has_failed(
+def test_the_state_of_an_external_run_is_derived_from_its_lease_and_result(
     sqlite_engine: Engine, tmp_path: Path
 ) -> None:
     store, root = JobStore(sqlite_engine), str(tmp_path)

@@ -1,4 +1,4 @@
-"""The reconciler with a fake cluster: transitions, retries, stop requests, admission and faults."""
+"""Reconciler with a fake cluster: transitions, retries, stop requests, admission and faults."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def plane(engine: Engine, tmp_path: Path) -> FakeControlPlane:
     return FakeControlPlane(engine, tmp_path)
 
 
-def test_a_job_is_queued_started_run_and_ended_and_every_step_is_an_event(plane: FakeControlPlane) -> None:
+def test_every_transition_of_a_job_from_queued_to_succeeded_is_recorded_as_an_event(plane: FakeControlPlane) -> None:
     job = plane.running()
     assert job.progress == {"step": 3, "steps": 10}
     report_status(plane.root, job, "succeeded", result={"encoder_folder": "x/encoders/e"})
@@ -86,7 +86,7 @@ def test_a_published_encoder_is_registered_when_its_job_succeeds(
     assert EncoderStore(plane.store.engine).get(job.id).job_id == job.id
 
 
-def test_a_reported_outcome_takes_precedence_over_a_restarted_ray_head(plane: FakeControlPlane) -> None:
+def test_an_outcome_reported_by_an_attempt_takes_precedence_over_the_status_in_ray(plane: FakeControlPlane) -> None:
     job = plane.running()
     plane.cluster.jobs[job.id] = plane.cluster.jobs[job.id]._replace(status="FAILED", message="head restarted")
     plane.step()
@@ -96,7 +96,7 @@ def test_a_reported_outcome_takes_precedence_over_a_restarted_ray_head(plane: Fa
     assert plane.now(job).state == "succeeded"
 
 
-def test_a_run_that_sends_heartbeats_is_alive_whatever_ray_reports(plane: FakeControlPlane) -> None:
+def test_an_attempt_that_sends_heartbeats_is_alive_even_if_ray_does_not_know_it(plane: FakeControlPlane) -> None:
     job = plane.running()
     plane.cluster.jobs.clear()
     for _ in range(5):
@@ -169,8 +169,8 @@ def test_a_stop_request_is_repeated_until_the_attempt_ends_and_frees_its_resourc
     assert plane.now(behind).state == "starting"
 
 
-def test_the_stop_deadline_is_written_for_the_attempt(plane: FakeControlPlane) -> None:
-    """The deadline is that of the request, else that of the config plus time for the workers to report back."""
+def test_the_stop_deadline_is_taken_from_the_request_or_else_from_the_config(plane: FakeControlPlane) -> None:
+    """The deadline from the config is extended by the time that the workers need to report back."""
     for deadline_s, seconds in ((5.0, 5.0), (None, 60.0)):
         job = plane.running()
         act(plane.store, job.id, None, "cancel", "me", deadline_s)
@@ -180,7 +180,7 @@ def test_the_stop_deadline_is_written_for_the_attempt(plane: FakeControlPlane) -
         assert seconds - 2 < limit <= seconds
 
 
-def test_a_driver_that_cannot_start_is_reported_with_its_last_line(plane: FakeControlPlane) -> None:
+def test_a_driver_that_cannot_start_is_reported_with_the_last_line_of_its_traceback(plane: FakeControlPlane) -> None:
     job = queued(plane.store)
     plane.step()
     trace = "Traceback (most recent call last):\n  …\nModuleNotFoundError: No module named 'service'\n"
@@ -223,14 +223,14 @@ def test_a_driver_lost_with_its_node_is_requeued_and_one_stopped_through_ray_is_
     assert plane.now(other).state == "cancelled"
 
 
-def test_progress_of_a_job_that_has_changed_since_is_dropped(plane: FakeControlPlane) -> None:
+def test_progress_is_dropped_if_the_job_has_changed_since_it_was_read(plane: FakeControlPlane) -> None:
     stale = queued(plane.store)
     act(plane.store, stale.id, None, "cancel", "me")
     plane.store.note_progress(stale, None, "waiting for 2 CPUs to become free")
     assert (plane.now(stale).state, plane.now(stale).message) == ("cancelled", "")
 
 
-def test_a_time_limit_ends_with_a_checkpoint_and_a_failure(plane: FakeControlPlane) -> None:
+def test_a_job_that_exceeds_its_time_limit_is_stopped_and_fails(plane: FakeControlPlane) -> None:
     job = plane.running(time_limit_s=100.0)
     plane.offset_s += 99
     plane.step()
@@ -244,7 +244,7 @@ def test_a_time_limit_ends_with_a_checkpoint_and_a_failure(plane: FakeControlPla
     assert (plane.now(job).state, plane.now(job).reason) == ("failed", "time_limit")
 
 
-def test_a_cluster_outage_is_reported_and_loses_nothing(plane: FakeControlPlane) -> None:
+def test_a_cluster_outage_is_reported_and_loses_no_job(plane: FakeControlPlane) -> None:
     running, waiting = plane.running(), queued(plane.store)
     plane.cluster.unavailable = True
     plane.step(2)
@@ -260,12 +260,12 @@ def test_a_cluster_outage_is_reported_and_loses_nothing(plane: FakeControlPlane)
     assert plane.now(waiting).state == "starting"
 
 
-def test_a_control_plane_that_died_before_submitting_submits_once_after_restart(plane: FakeControlPlane) -> None:
+def test_a_job_is_submitted_once_after_a_crash_between_commit_and_submission(plane: FakeControlPlane) -> None:
     job = queued(plane.store)
     plane.cluster.submit = lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         plane.reconciler.step()
-    assert plane.now(job).state == "starting", "the intent is committed"
+    assert plane.now(job).state == "starting", "the desired state is committed"
     del plane.cluster.submit  # type: ignore[method-assign]
     plane.offset_s += 20
     plane.store.release_lease("reconciler", plane.reconciler.holder)
@@ -286,7 +286,7 @@ def test_one_of_two_replicas_reconciles_and_the_other_takes_over(plane: FakeCont
     assert len(plane.cluster.submitted) == 1
 
 
-def test_higher_priority_starts_first_and_smaller_jobs_never_overtake_it(plane: FakeControlPlane) -> None:
+def test_jobs_with_higher_priority_start_first_and_smaller_jobs_never_overtake_them(plane: FakeControlPlane) -> None:
     low = queued(plane.store, cpus=1.0)
     high = queued(plane.store, cpus=3.0, priority=5)
     wide = queued(plane.store, cpus=2.0, priority=1)
@@ -298,7 +298,7 @@ def test_higher_priority_starts_first_and_smaller_jobs_never_overtake_it(plane: 
     assert "the cluster has 4 CPUs and 0 GPUs in total" in plane.now(too_large).message
 
 
-def test_a_projects_limits_apply_to_its_jobs_only(engine: Engine, tmp_path: Path) -> None:
+def test_project_limits_apply_to_each_project_separately(engine: Engine, tmp_path: Path) -> None:
     plane = FakeControlPlane(engine, tmp_path, project_max_running=1, project_max_workers=3)
     first, second = queued(plane.store), queued(plane.store)
     other, large = queued(plane.store, project="b", cpus=0.5), queued(plane.store, project="c", workers=4)
@@ -316,11 +316,11 @@ def test_the_number_of_running_jobs_is_limited(engine: Engine, tmp_path: Path) -
     assert len(plane.cluster.submitted) == 2
 
 
-def test_a_disallowed_action_is_rejected_with_the_allowed_ones(plane: FakeControlPlane) -> None:
+def test_a_rejected_action_reports_the_allowed_actions(plane: FakeControlPlane) -> None:
     job = queued(plane.store)
-    with pytest.raises(IllegalAction, match=r"resume: .* is queued; it allows cancel, pause") as refused:
+    with pytest.raises(IllegalAction, match=r"resume: .* is queued; it allows cancel, pause") as error:
         act(plane.store, job.id, None, "resume", "me")
-    assert refused.value.extra["allowed_actions"] == ["cancel", "pause"]
+    assert error.value.extra["allowed_actions"] == ["cancel", "pause"]
     with pytest.raises(NotFound):
         act(plane.store, job.id, "another project", "cancel", "me")
     assert act(plane.store, job.id, None, "cancel", "me").state == "cancelled"
@@ -328,10 +328,10 @@ def test_a_disallowed_action_is_rejected_with_the_allowed_ones(plane: FakeContro
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_under_random_faults_every_attempt_runs_once_and_every_job_ends(
+def test_every_attempt_is_started_once_and_every_job_ends_despite_random_faults(
     engine: Engine, tmp_path: Path, seed: int
 ) -> None:
-    """After random actions, outcomes, outages and failovers stop, every job ends and each attempt has started once."""
+    """Once random actions, outcomes, outages and failovers stop, every job ends and each attempt was started once."""
     rng = random.Random(seed)
     plane = FakeControlPlane(engine, tmp_path)
     jobs = [queued(plane.store, cpus=rng.choice([1.0, 2.0])) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Evaluation on one, two and three ranks: the same figures, every sample once."""
+"""Evaluation on one, two and three ranks returns the same metrics and uses every sample once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from amd.training.trainer.loop import Interrupted
 from tests.support.runs.finetuning import shaded_images, tiny_finetuning
 
 VIEWS = ViewsConfig(segments=1, crops=3)
-SAMPLES = 11  # divides by neither rank count, batch size nor micro-batch
+SAMPLES = 11  # not divisible by the rank count, batch size or micro-batch size
 
 
 def classifier_of(config: FinetuneConfig) -> Classifier:
@@ -58,7 +58,7 @@ def score_on_two_and_three_ranks(rank: int, config: dict[str, Any], folder: str)
             torch.distributed.destroy_process_group()
 
 
-def test_any_number_of_ranks_predicts_each_sample_once_and_gives_the_same_figures(
+def test_any_number_of_ranks_predicts_each_sample_once_and_returns_the_same_metrics(
     config: FinetuneConfig, tmp_path: Path
 ) -> None:
     _, expected = scored(config, ProcessGroup())
@@ -72,7 +72,7 @@ def test_any_number_of_ranks_predicts_each_sample_once_and_gives_the_same_figure
             for predictions, _ in results
             for row in np.stack([predictions.records, predictions.views], axis=1).tolist()
         ]
-        assert len(rows) == len(set(rows)) == 10 * 3, "no padding, nothing twice"
+        assert len(rows) == len(set(rows)) == 10 * 3, "no padding, no duplicates"
         assert all(predictions.records.size for predictions, _ in results), "every rank has samples"
         for _, scores in results:
             assert scores.merged.records.tolist() == expected.merged.records.tolist()
@@ -82,7 +82,7 @@ def test_any_number_of_ranks_predicts_each_sample_once_and_gives_the_same_figure
             assert scores.bad == expected.bad
 
 
-def test_an_unreadable_sample_is_named_and_counts_as_wrong(config: FinetuneConfig) -> None:
+def test_an_unreadable_sample_is_reported_and_counts_as_wrong(config: FinetuneConfig) -> None:
     _, scores = scored(config, ProcessGroup())
     assert [Path(sample["location"]).name for sample in scores.bad] == ["004.png"]
     assert scores.figures["eval/unreadable"] == 1
@@ -100,7 +100,9 @@ def test_data_without_readable_samples_scores_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_classifier_is_scored_in_eval_mode_and_returns_to_its_mode(config: FinetuneConfig, training: bool) -> None:
+def test_a_classifier_is_scored_in_eval_mode_and_returns_to_its_previous_mode(
+    config: FinetuneConfig, training: bool
+) -> None:
     classifier, split = classifier_of(config).train(training), open_splits(config)["data.val"]
     modes: list[bool] = []
     classifier.encoder.blocks[1].register_forward_hook(lambda module, *_: modes.append(module.training))

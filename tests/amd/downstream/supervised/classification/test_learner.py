@@ -54,7 +54,7 @@ def test_erasing_removes_the_same_box_in_all_frames_and_colours() -> None:
 
 
 @pytest.mark.parametrize("overrides", [{"mixup": 0.8, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}, {}])
-def test_mixed_targets_match_the_shares_of_pixels(overrides: dict[str, float]) -> None:
+def test_mixed_targets_match_the_pixel_shares(overrides: dict[str, float]) -> None:
     labels = torch.tensor([0, 1, 2, 3])
     clips = labels.float().reshape(4, 1, 1, 1, 1).expand(4, 3, 2, 16, 16)
     for seed in range(10):
@@ -75,7 +75,7 @@ def test_unmixed_labels_are_smoothed_as_in_torch() -> None:
     torch.testing.assert_close(functional.cross_entropy(logits, soft), expected)
 
 
-def test_mixed_and_unmixed_labels_are_smoothed_equally() -> None:
+def test_mixed_and_unmixed_labels_are_smoothed_in_the_same_way() -> None:
     labels, clips = torch.tensor([2, 2]), torch.zeros(2, 3, 1, 8, 8)
     _, mixed = augmented(clips, labels, mix_prob=1.0, label_smoothing=0.1)
     _, plain = augmented(clips, labels, label_smoothing=0.1)
@@ -145,7 +145,7 @@ def test_every_parameter_receives_a_gradient(tmp_path: Path, encoder: dict[str, 
     assert without == []
 
 
-def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+def test_micro_batches_yield_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     config = tiny_finetuning(tmp_path, augment__mix_prob=0, augment__erase_prob=0, encoder__drop_path=0)
     whole, parts = new_learner(config), new_learner(config)
     batch = batch_of(config)
@@ -155,7 +155,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> N
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_the_moving_average_is_tested_and_restored_from_a_checkpoint(tmp_path: Path) -> None:
+def test_the_moving_average_is_used_for_testing_and_restored_from_a_checkpoint(tmp_path: Path) -> None:
     config = tiny_finetuning(tmp_path, optim__ema_decay=0.9)
     learner = new_learner(config)
     expected: dict[str, Tensor] = {}
@@ -176,7 +176,7 @@ def test_the_moving_average_is_tested_and_restored_from_a_checkpoint(tmp_path: P
         torch.testing.assert_close(dict(other.state_dict()), dict(learner.tested.state_dict()), rtol=0, atol=0)
 
 
-def test_without_a_moving_average_the_weights_themselves_are_tested(tmp_path: Path) -> None:
+def test_the_trained_weights_are_used_for_testing_without_a_moving_average(tmp_path: Path) -> None:
     learner = new_learner(tiny_finetuning(tmp_path))
     assert learner.tested is learner.classifier
     assert EMA not in learner.extra_state()

@@ -14,7 +14,7 @@ from amd.downstream.supervised.classification.metrics import MergedViews
 
 
 def arrays(rows: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
-    """Return records, views and logits of the official rows."""
+    """Return records, views and logits from the rows of the official output."""
     records = np.array([int(row["id"].removeprefix("vid")) for row in rows], np.int64)
     views = np.array([3 * row["chunk"] + row["split"] for row in rows], np.int64)
     return records, views, np.array([row["logits"] for row in rows])
@@ -25,7 +25,7 @@ def case(golden: Path) -> dict[str, Any]:
     return dict(json.loads((golden / "multiview_merge.json").read_text()))
 
 
-def test_merging_agrees_with_the_official_code_and_counts_padded_rows_once(case: dict[str, Any]) -> None:
+def test_merging_matches_the_official_code_and_counts_padded_rows_once(case: dict[str, Any]) -> None:
     rows = [row for rank in case["ranks"] for row in rank]
     merged = metrics.merge(*arrays(rows))
     assert len(rows) == 50, "two rows are duplicates"
@@ -38,7 +38,7 @@ def test_merging_agrees_with_the_official_code_and_counts_padded_rows_once(case:
     assert figures == {"eval/top1": case["top1"], "eval/top5": case["top5"]}
 
 
-def test_merging_per_rank_gives_the_same_result(case: dict[str, Any]) -> None:
+def test_merging_rank_by_rank_returns_the_same_result(case: dict[str, Any]) -> None:
     records, views, logits = arrays([row for rank in case["ranks"] for row in rank])
     whole = metrics.merge(records, views, logits)
     parts = [metrics.merge(records[own], views[own], logits[own]) for own in (records % 3 == r for r in range(3))]
@@ -62,14 +62,14 @@ def test_probabilities_of_huge_logits_are_finite() -> None:
         assert metrics.probabilities(logits, multi_label=True).tolist() == [[1, 0, 0.5]]
 
 
-def test_merging_no_views_gives_no_samples() -> None:
+def test_merging_no_views_returns_no_samples() -> None:
     none = np.zeros(0, np.int64)
     merged = metrics.merge(none, none, np.zeros((0, 3), np.float32))
     assert merged.probabilities.shape == (0, 3)
     assert metrics.single_label(merged.probabilities, none, 4) == {"eval/top1": 0, "eval/top5": 0}
 
 
-def test_top_k_agrees_with_scikit_learn() -> None:
+def test_top_k_matches_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     scored, labels = rng.random((200, 12)), rng.integers(0, 12, 200)
     for k in (1, 5):
@@ -95,7 +95,7 @@ def test_cross_entropy_is_the_mean_negative_log_probability() -> None:
     assert metrics.cross_entropy(scored, np.array([0, 0])) == pytest.approx((math.log(2) + math.log(4)) / 2)
 
 
-def test_confusion_and_class_report_agree_with_scikit_learn() -> None:
+def test_confusion_and_class_report_match_scikit_learn() -> None:
     rng = np.random.default_rng(1)
     labels = np.concatenate([np.arange(4), rng.integers(0, 4, 60)])
     predicted = np.where(rng.random(64) < 0.6, labels, rng.integers(0, 4, 64))
@@ -109,7 +109,7 @@ def test_confusion_and_class_report_agree_with_scikit_learn() -> None:
     assert [row["precision"] for row in rows] == pytest.approx((100 * precision).tolist())
 
 
-def test_a_class_that_never_occurs_has_no_recall() -> None:
+def test_recall_is_undefined_for_a_class_that_never_occurs() -> None:
     (_, absent) = metrics.class_report(metrics.confusion(np.array([0]), np.array([0]), 2), None)
     assert (absent["name"], absent["samples"]) == ("1", 0)
     assert math.isnan(float(absent["recall"]))

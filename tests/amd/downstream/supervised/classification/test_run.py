@@ -74,7 +74,7 @@ def evaluations(result: RunResult) -> dict[int, float]:
     return {line["step"]: line["eval/top1"] for line in read_metrics(result.run_folder) if "eval/top1" in line}
 
 
-def test_the_best_checkpoint_and_not_the_last_is_tested_and_published(uninterrupted: UninterruptedRun) -> None:
+def test_the_best_checkpoint_rather_than_the_last_is_tested_and_published(uninterrupted: UninterruptedRun) -> None:
     _, config, result = uninterrupted
     assert (result.state, result.steps) == ("succeeded", 12)
     figures = evaluations(result)
@@ -124,7 +124,7 @@ def test_the_published_classifier_reproduces_the_test_accuracy(uninterrupted: Un
     assert accuracy(classifier, card, folder / "test") == pytest.approx(card.scores[0].values["eval/top1"])
 
 
-def test_a_test_stores_predictions_per_view_sample_and_class(uninterrupted: UninterruptedRun) -> None:
+def test_predictions_are_stored_per_view_sample_and_class(uninterrupted: UninterruptedRun) -> None:
     folder, _, result = uninterrupted
     found = join(result.run_folder, "test")
     views = pq.read_table(io.BytesIO(read_bytes(join(found, "views-0000.parquet")))).to_pylist()
@@ -183,11 +183,11 @@ def assert_same_run(uninterrupted: UninterruptedRun, config: FinetuneConfig, res
     assert ours[1].steps == theirs[1].steps
 
 
-def test_a_run_stopped_in_training_validation_and_test_ends_with_the_same_bits(
+def test_resuming_after_a_stop_in_training_validation_or_test_is_bit_identical(
     uninterrupted: UninterruptedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = with_overrides(uninterrupted[1], {"name": "stopped"})
-    # The stop after step 4 takes effect in step 5; that after step 6 in the validation that follows it.
+    # A stop sent after step 4 takes effect in step 5; one sent after step 6 takes effect in the following validation.
     for steps, when in (
         (5, lambda event: event["kind"] == "step" and event["step"] == 4),
         (6, lambda event: event["kind"] == "step" and event["step"] == 6),
@@ -228,7 +228,7 @@ def test_a_damaged_best_checkpoint_is_replaced_by_the_second_best(
     assert card.steps == card.scores[0].settings["step"] == second
 
 
-def test_a_finished_run_returns_its_result_and_refuses_another_config(uninterrupted: UninterruptedRun) -> None:
+def test_a_finished_run_returns_its_result_and_rejects_a_different_config(uninterrupted: UninterruptedRun) -> None:
     _, config, result = uninterrupted
     assert run(config) == result
     with pytest.raises(ConfigError, match=r"name=uninterrupted: .*augment\.mixup was 0\.8, now 0\.2.*another name"):
@@ -248,7 +248,7 @@ def publish(folder: Path, encoder: dict[str, Any], clip: dict[str, Any]) -> Enco
     return network
 
 
-def test_a_video_classifier_starts_from_an_encoder_of_fewer_and_smaller_frames(tmp_path: Path) -> None:
+def test_a_video_classifier_starts_from_an_encoder_with_fewer_and_smaller_frames(tmp_path: Path) -> None:
     small = {"frames": 2, "size": 8, "patch": 4, "tubelet": 2}
     encoder = {"width": 24, "depth": 2, "heads": 3}
     initial = publish(tmp_path / "storage" / "encoders" / "pretrained", encoder, small)
@@ -283,7 +283,7 @@ def test_a_video_classifier_starts_from_an_encoder_of_fewer_and_smaller_frames(t
             torch.testing.assert_close(classifier.encoder.state_dict()[name], value, rtol=0, atol=1e-6)
 
 
-def test_an_image_classifier_starts_from_a_class_token_encoder_of_another_size(tmp_path: Path) -> None:
+def test_an_image_classifier_starts_from_a_class_token_encoder_of_a_different_size(tmp_path: Path) -> None:
     encoder = {"width": 24, "depth": 2, "heads": 3, "class_token": True, "positions": "sincos_2d"}
     publish(tmp_path / "elsewhere", encoder, {"frames": 1, "size": 24, "patch": 4, "tubelet": 1})
     config = tiny_finetuning(

@@ -12,7 +12,7 @@ from tests.support.runs.finetuning import tiny_finetuning
 from tests.support.runs.tiny_runs import assert_same_bits, final_state, train_in_processes
 
 
-def test_a_run_with_a_rank_killed_within_an_epoch_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_is_bit_identical_after_a_rank_is_killed_mid_epoch(tmp_path: Path) -> None:
     config = tiny_finetuning(
         tmp_path,
         name="uninterrupted",
@@ -24,7 +24,7 @@ def test_a_run_with_a_rank_killed_within_an_epoch_ends_with_the_same_bits(tmp_pa
     )
     uninterrupted = train_in_processes(config, 2, work)
     killed = with_overrides(config, {"name": "killed"})
-    # Dies after step 5: stop requests are polled after steps 1 to 3, at three validation batches, after steps 4 and 5.
+    # The rank dies after step 5: it polls for stops after steps 1-3, at three validation batches, after steps 4 and 5.
     folder = train_in_processes(killed, 2, work, killed_at_poll=8)
     store = CheckpointStore(join(folder, "checkpoints"), killed.checkpoint)
     assert 0 < store.committed()[-1] < 6, "the rank died before the end"

@@ -48,12 +48,15 @@ def test_detected_boxes_below_the_minimum_score_are_dropped(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("v,1,0,0,1,1,12", "7 columns, not 8; write video,timestamp,x1,y1,x2,y2,action_id,person_id"),
+        (
+            "v,1,0,0,1,1,12",
+            "7 columns instead of 8; each line must have the form video,timestamp,x1,y1,x2,y2,action_id,person_id",
+        ),
         ("v,t,0,0,1,1,12,0", "timestamp 't' is not a number (these files have no header line)"),
         ("v,1,0,0,1,nan,12,0", "y2 'nan' is not a number"),
         ("v,1,0,0,1.2,1,12,0", "box 0,0,1.2,1 extends outside the frame"),
         ("v,1,-0.1,0,1,1,12,0", "box -0.1,0,1,1 extends outside the frame"),
-        ("v,1,0.6,0,0.4,1,12,0", "box 0.6,0,0.4,1 has no area; write x1,y1,x2,y2 with x1 < x2 and y1 < y2"),
+        ("v,1,0.6,0,0.4,1,12,0", "box 0.6,0,0.4,1 has no area; x1 must be below x2, and y1 below y2"),
         ("v,1,0,0,1,1,13,0", "action '13' is not in data.label_map, which has 1, 12, 80"),
         ("v,1,0,0,1,1,,0", "action '' is not in data.label_map"),
         (",1,0,0,1,1,12,0", "the first column, the video's name, is empty"),
@@ -75,7 +78,7 @@ def test_all_invalid_lines_are_reported_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["item", "label"])
-def test_both_forms_of_a_label_map_are_read(tmp_path: Path, form: str) -> None:
+def test_both_label_map_formats_are_read(tmp_path: Path, form: str) -> None:
     key = {"item": "id", "label": "label_id"}[form]
     lines = [f'{form} {{\n  name: "bend/bow (at the waist)"\n  {key}: 1\n  label_type: X\n}}', f"{form} {{ {key}: 3 }}"]
     url = _file(tmp_path, lines[0], lines[1].replace("{ ", '{ name: "run" '))
@@ -93,15 +96,20 @@ def test_both_forms_of_a_label_map_are_read(tmp_path: Path, form: str) -> None:
         (lambda f: (f / "train.csv").write_text("\n"), "data.train=.*train.csv: contains no lines"),
         (lambda f: (f / "train.csv").write_bytes(b"\xff\xfe\x00"), "data.train=.*train.csv: cannot be read as text"),
         (lambda f: (f / "map.pbtxt").write_text("none"), "data.label_map=.*map.pbtxt: contains no items"),
-        (lambda f: (f / "v0.mp4").unlink(), r"data.train=.*: 1 of 6 videos are not in data.root=.* \(v0\); put VIDEO"),
-        (lambda f: (f / "v7.mp4").unlink(), r"data.boxes=.*: 1 of 2 videos are not in data.root=.* \(v7\)"),
+        (
+            lambda f: (f / "v0.mp4").unlink(),
+            r"data.train=.*: 1 of 6 videos do not exist in data.root=.* \(v0\); put VIDEO",
+        ),
+        (lambda f: (f / "v7.mp4").unlink(), r"data.boxes=.*: 1 of 2 videos do not exist in data.root=.* \(v7\)"),
         (
             lambda f: (f / "val.csv").write_text(f"v6,1,0,0,1,1,{NEVER},0\n"),
             "data.val=.*: none of the evaluated actions",
         ),
     ],
 )
-def test_each_data_problem_is_one_message(tmp_path: Path, break_data: Callable[[Path], Any], message: str) -> None:
+def test_each_data_problem_is_reported_in_one_message(
+    tmp_path: Path, break_data: Callable[[Path], Any], message: str
+) -> None:
     draw(tmp_path)
     (tmp_path / "scored.pbtxt").write_text(label_map(RIGHT, DOWN))
     config = tiny_detection(tmp_path, data__evaluated=str(tmp_path / "scored.pbtxt"))
@@ -159,11 +167,11 @@ def test_a_video_is_read_at_its_own_frame_rate(tmp_path: Path) -> None:
     assert (_read(record, 2.0, clip) == frames[centered]).all()
     assert (_read(record, 1.0, clip, fps=20) == frames[centered]).all()
     assert (_read(record, 902.0, clip, first_frame_s=900) == frames[centered]).all()
-    with pytest.raises(BadSample, match="has no frame at 4 s: it would be 40 of 40"):
+    with pytest.raises(BadSample, match="has no frame at 4 s: it would be frame 40 of 40"):
         _read(record, 4.0, clip)
 
 
-def test_frame_folders_in_the_layout_of_ava_are_read(tmp_path: Path) -> None:
+def test_frame_folders_in_the_ava_layout_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "v"
     folder.mkdir()
     for n in range(1, 62):

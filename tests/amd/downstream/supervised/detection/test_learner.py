@@ -48,7 +48,7 @@ def test_every_parameter_receives_a_gradient_and_a_step_lowers_the_loss(config: 
     assert learner.loss(batch.clips, batch, 0)[0] < before
 
 
-def test_a_batch_without_boxes_gives_a_loss_and_gradients_of_zero(config: DetectionConfig) -> None:
+def test_a_batch_without_boxes_has_zero_loss_and_gradients(config: DetectionConfig) -> None:
     learner, batch = _learner(config), _batch([[], []])
     (loss,) = learner.loss(batch.clips, batch, 0)
     loss.backward()  # DDP waits for every parameter on every rank
@@ -95,7 +95,7 @@ def test_the_loss_of_confident_correct_logits_is_zero(config: DetectionConfig) -
 
 def test_a_box_pools_its_own_part_of_the_feature_map(config: DetectionConfig) -> None:
     detector = new_detector(config, 3)
-    features = torch.zeros(2, 48, 4, 4)  # 8 pixels a token
+    features = torch.zeros(2, 48, 4, 4)  # 8 pixels per token
     features[0, :, 0, 0], features[1, :, 3, 3] = 1.0, 2.0
     pooled = detector.pooled(features, rois_of(_batch([[0, 1], [0, 1]]).extras))
     assert pooled.shape == (4, 48)
@@ -131,7 +131,7 @@ def test_a_resized_detector_keeps_its_weights_and_interpolates_its_positions(
 
 
 def test_the_detector_learns_the_action_of_each_person(config: DetectionConfig) -> None:
-    """Persons swap sides, so only the box content reveals the action; scored on videos outside the training set."""
+    """Persons swap sides, so only the content of a box reveals the action. Scores are measured on held-out videos."""
     learner = _learner(config)
     transform = EvaluationTransform(config.data, config.clip, (0, 0))
 

@@ -30,20 +30,20 @@ def _detected(*rows: tuple[int, list[float], int, float]) -> DetectedActions:
 def test_average_precision_matches_a_manual_calculation() -> None:
     truth = _annotated((0, A, 1), (0, B, 1), (1, A, 1), (1, B, 2))
     found = _detected(
-        (0, NEAR_A, 1, 0.9),  # right:               precision 1,   recall 1/3
-        (0, A, 1, 0.8),  # the same person again:    precision 1/2
-        (2, A, 1, 0.7),  # nothing annotated there:  precision 1/3
-        (1, A, 1, 0.6),  # correct:                  precision 2/4, recall 2/3
-        (0, FAR_A, 1, 0.5),  # overlaps too little:  precision 2/5
+        (0, NEAR_A, 1, 0.9),  # correct: precision 1, recall 1/3
+        (0, A, 1, 0.8),  # the same person again: precision 1/2
+        (2, A, 1, 0.7),  # nothing is annotated there: precision 1/3
+        (1, A, 1, 0.6),  # correct: precision 2/4, recall 2/3
+        (0, FAR_A, 1, 0.5),  # overlaps too little: precision 2/5
         (1, A, 2, 0.9),  # a different person
-        (1, B, 2, 0.8),  # correct:                  precision 1/2, recall 1
+        (1, B, 2, 0.8),  # correct: precision 1/2, recall 1
     )
     precisions = average_precisions(truth, found, [1, 2, 3])
     # Action 1: a third of recall at precision 1, a third at 1/2; B of frame 0 is not detected.
     assert precisions == pytest.approx({1: 1 / 3 + 1 / 3 * 1 / 2, 2: 1 / 2})  # 3 is not annotated: not scored
 
 
-def test_overlap_of_exactly_half_is_enough() -> None:
+def test_an_overlap_of_exactly_half_counts_as_a_match() -> None:
     truth = _annotated((0, [0.0, 0.0, 1.0, 1.0], 1))
     assert average_precisions(truth, _detected((0, [0.0, 0.0, 1.0, 0.5], 1, 1.0)), [1]) == {1: 1.0}
     assert average_precisions(truth, _detected((0, [0.0, 0.0, 1.0, 0.49], 1, 1.0)), [1]) == {1: 0.0}
@@ -63,7 +63,7 @@ def test_undetected_annotations_count_as_missed() -> None:
 
 
 def _reference_average_precision(truth: AnnotatedActions, found: DetectedActions, action: int) -> float:
-    """Return the average precision as the official evaluation defines it, one detection at a time."""
+    """Compute the average precision as the official evaluation defines it, one detection at a time."""
     persons = {f: [b for g, b, a in zip(*truth, strict=True) if (g, a) == (f, action)] for f in truth.frames.tolist()}
     matched: set[tuple[int, int]] = set()
     rows = [row for row in zip(*found, strict=True) if row[2] == action]
@@ -91,7 +91,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10_000), frames=st.integers(1, 6), annotated=st.integers(1, 25), found=st.integers(0, 60))
-def test_average_precision_equals_the_reference_implementation(
+def test_average_precision_matches_the_reference_implementation(
     seed: int, frames: int, annotated: int, found: int
 ) -> None:
     rng = np.random.default_rng(seed)

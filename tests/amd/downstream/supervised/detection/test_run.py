@@ -1,4 +1,4 @@
-"""Detection runs on drawn videos: training, frame mAP, result files, stop and resume, invalid input."""
+"""Detection runs on synthetic videos: training, frame mAP, result files, stop and resume, invalid input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[DetectionConfig, Ru
     return config, detect(config, local=True, quiet=True)
 
 
-def test_a_run_ends_with_a_published_detector_and_its_score(whole: tuple[DetectionConfig, RunResult]) -> None:
+def test_a_run_publishes_a_detector_with_its_score(whole: tuple[DetectionConfig, RunResult]) -> None:
     config, result = whole
     assert (result.state, result.steps) == ("succeeded", 6)
     assert result.encoder_folder is not None
@@ -47,7 +47,7 @@ def test_a_run_ends_with_a_published_detector_and_its_score(whole: tuple[Detecti
     boxes = torch.tensor([[0.0, 0, 0, 16, 16], [1.0, 0, 0, 32, 32], [1.0, 8, 8, 16, 16]])
     assert detector(*whole_clips(detector.encoder, config.clip, clips), boxes).shape == (3, 3)
     assert "load_detector" in model_card(card)
-    with pytest.raises(ConfigError, match="its head classifies boxes"):
+    with pytest.raises(ConfigError, match="this head classifies boxes"):
         load_classifier(result.encoder_folder)
 
 
@@ -65,7 +65,7 @@ def test_the_written_results_reproduce_the_score(whole: tuple[DetectionConfig, R
     assert config.data.val is not None
     truth = list(csv.reader(Path(config.data.val).read_text().splitlines()))
     found = list(csv.reader(Path(result.run_folder, "test", "results.csv").read_text().splitlines()))
-    assert len(found) == 4 * 2 * 3  # key frames, boxes that score enough, actions
+    assert len(found) == 4 * 2 * 3  # key frames x boxes above the minimum score x actions
     assert {tuple(row[:2]) for row in found} == {tuple(row[:2]) for row in truth}
     frames = {key: number for number, key in enumerate(sorted({tuple(row[:2]) for row in truth}))}
 
@@ -86,7 +86,7 @@ def test_the_written_results_reproduce_the_score(whole: tuple[DetectionConfig, R
     assert read_json(join(result.run_folder, "test", "result.json"))["samples"] == 4
 
 
-def test_a_stopped_run_resumes_with_the_same_bits(
+def test_resuming_a_stopped_run_is_bit_identical(
     whole: tuple[DetectionConfig, RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, uninterrupted = whole
@@ -119,7 +119,7 @@ def test_a_detector_starts_from_a_published_encoder(whole: tuple[DetectionConfig
     _, card = load_detector(result.encoder_folder)
     assert card.start is not None
     assert card.start["id"] == "whole"
-    assert card.scores == ()  # no data to score it on
+    assert card.scores == ()  # there is no data to evaluate it on
 
 
 def test_key_frames_of_a_broken_video_are_listed_and_count_as_missed(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_the_command_runs_a_config_and_reports_invalid_input(
     config, _ = whole
     file = tmp_path / "detect.json"
     file.write_text(config.model_dump_json())
-    assert main(["detect", "--config", str(file), "--local", "--json"]) == 0  # it has already succeeded
+    assert main(["detect", "--config", str(file), "--local", "--json"]) == 0  # the run has already succeeded
     assert '"run_id":"whole"' in capfd.readouterr().out
     (tmp_path / "map.pbtxt").write_text(label_map(RIGHT))
     args = [f"data.label_map={tmp_path / 'map.pbtxt'}", "name=other", "--local"]

@@ -1,4 +1,4 @@
-"""Two workers give the same weights and figures as one."""
+"""Two workers produce the same weights and metrics as one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _rank(spec: dict[str, Any], rank: int, world: int, rendezvous: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_workers_give_the_same_weights_and_figures_as_one(tmp_path: Path) -> None:
+def test_two_workers_produce_the_same_weights_and_metrics_as_one(tmp_path: Path) -> None:
     draw(tmp_path)
     schedule = {"schedule__steps": 3, "encoder__drop_path": 0.0}  # drop path differs between ranks
     one, two = (tiny_detection(tmp_path, name=name, **schedule) for name in ("one", "two"))
