@@ -21,10 +21,10 @@ from amd.artifacts.weights import encode
 from amd.config import ConfigError
 from amd.config import ExportFormat as Format
 from amd.exchange.huggingface import preprocessor, videomae_folder, vit_folder
+from amd.exchange.initialization import fill_from
 from amd.exchange.layouts import State
 from amd.exchange.official import mae_encoder, mvd_encoder, videomae_encoder
 from amd.exchange.source import open_source
-from amd.exchange.start import fill_from
 from amd.models.encoder import Encoder
 
 Run = Callable[[Tensor], Tensor]  # pixels in the format of `PixelEncoder.forward` -> (B, D) or (B, C)

@@ -14,9 +14,9 @@ from amd.artifacts.card import Card, HeadCard
 from amd.artifacts.discovery import CARD, encoder_folder, load_card
 from amd.artifacts.weights import load_decoder, save_encoder, serialize_encoder
 from amd.config import ENCODER_SIZES, ClipConfig, ConfigError, EncoderConfig, ImportConfig, Positions, validate
+from amd.exchange.initialization import fill_from
 from amd.exchange.positions import fixed_kind
 from amd.exchange.source import Source, open_source, published
-from amd.exchange.start import fill_from
 from amd.models.encoder import Encoder
 from amd.models.teachers.timm import TIMM, timm_clip
 from amd.storage import exists, join, resolve_root

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from amd.storage import StorageError, check_writable, resolve_root
 from service.settings import Settings
-from service.stack.parts import find_problem, reports_of, start
 from service.stack.ports import free_ports, is_free
+from service.stack.processes import find_problem, reports_of, start
 from service.stack.shutdown import drain, end, end_leftovers
 from service.stack.state import (
     STARTUP_S,

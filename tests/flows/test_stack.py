@@ -24,8 +24,8 @@ from amd.downstream.embedding.features import embed_file
 from service.client import Client
 from service.jobs.execution.protocol import JobFolder
 from service.stack import StackError, down, find_stack, status, up
-from service.stack.parts import find_problem
 from service.stack.ports import free_ports
+from service.stack.processes import find_problem
 from service.stack.state import MARK, PartProcess, StackFolder, StackState
 from tests.support.service.published_encoders import picture, publish
 

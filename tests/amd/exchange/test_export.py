@@ -23,7 +23,7 @@ from amd.config import ClipConfig, ConfigError, EncoderConfig, validate
 from amd.exchange import formats
 from amd.exchange.export import ExportReport, export
 from amd.exchange.formats import EXPORTERS
-from amd.exchange.start import load_starting_point
+from amd.exchange.initialization import load_starting_point
 from amd.models.encoder import Encoder
 from tests.support.runs.peers import close
 

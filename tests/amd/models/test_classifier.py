@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from amd.artifacts.weights import encode, whole_clips
 from amd.config import ClipConfig, EncoderConfig, validate
-from amd.exchange.start import load_starting_point
+from amd.exchange.initialization import load_starting_point
 from amd.models.classifier import Classifier
 from amd.training.trainer.learner import count
 

@@ -11,7 +11,7 @@ from amd.downstream.supervised.classification import report
 from amd.downstream.supervised.classification.data import check_splits, count_classes, open_splits
 from amd.downstream.supervised.classification.learner import load_eval_weights, new_classifier
 from amd.downstream.supervised.classification.worker import work
-from amd.exchange.start import StartingPoint, load_starting_point
+from amd.exchange.initialization import StartingPoint, load_starting_point
 from amd.models.encoder import Encoder
 from amd.presets.pretraining import UNSET
 from amd.storage import join

@@ -8,7 +8,7 @@ from amd.downstream.supervised.classification import report
 from amd.downstream.supervised.classification.data import LabelledSplit, open_splits
 from amd.downstream.supervised.classification.evaluation import ClassificationScores, ViewPredictions, predict, score
 from amd.downstream.supervised.classification.learner import Finetuner, load_eval_weights, new_classifier
-from amd.exchange.start import load_starting_point
+from amd.exchange.initialization import load_starting_point
 from amd.flops import encoder_flops
 from amd.models.classifier import Classifier
 from amd.storage import join, remove

@@ -12,7 +12,7 @@ from amd.config import ClipConfig, ConfigError, DataConfig, DetectionConfig
 from amd.data.loading.loader import Reader
 from amd.downstream.supervised.detection import ava
 from amd.downstream.supervised.detection.ava import KeyFrameId, KeyFrames, LabelMap, PersonBoxes
-from amd.downstream.supervised.detection.metric import AnnotatedActions
+from amd.downstream.supervised.detection.frame_map import AnnotatedActions
 
 
 @dataclass(frozen=True)

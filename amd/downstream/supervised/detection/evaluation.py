@@ -20,8 +20,8 @@ from amd.device import autocast
 from amd.downstream.supervised.detection.augment import EvaluationTransform
 from amd.downstream.supervised.detection.boxes import Boxes
 from amd.downstream.supervised.detection.data import EvaluationSet, reader_of
+from amd.downstream.supervised.detection.frame_map import DetectedActions, average_precisions
 from amd.downstream.supervised.detection.learner import rois_of
-from amd.downstream.supervised.detection.metric import DetectedActions, average_precisions
 from amd.downstream.supervised.detection.model import Detector, resized_detector
 from amd.training.process_group import ProcessGroup
 from amd.training.trainer.loop import Interrupted

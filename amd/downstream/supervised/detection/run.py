@@ -10,7 +10,7 @@ from amd.downstream.supervised.detection import report
 from amd.downstream.supervised.detection.data import open_data
 from amd.downstream.supervised.detection.learner import new_detector
 from amd.downstream.supervised.detection.worker import work
-from amd.exchange.start import StartingPoint, load_starting_point
+from amd.exchange.initialization import StartingPoint, load_starting_point
 from amd.models.encoder import Encoder
 from amd.presets.pretraining import UNSET
 from amd.storage import join

@@ -12,7 +12,7 @@ from amd.downstream.supervised.detection.data import EvaluationSet, open_data, r
 from amd.downstream.supervised.detection.evaluation import DetectionScores, predict, score
 from amd.downstream.supervised.detection.learner import DetectionLearner, new_detector
 from amd.downstream.supervised.detection.model import Detector
-from amd.exchange.start import load_starting_point
+from amd.exchange.initialization import load_starting_point
 from amd.flops import encoder_flops
 from amd.storage import join
 from amd.training.process_group import ProcessGroup

@@ -14,7 +14,7 @@ from amd.artifacts.model_card import model_card
 from amd.artifacts.weights import load_classifier, whole_clips
 from amd.config import ConfigError, DetectionConfig, with_overrides
 from amd.downstream.__main__ import main
-from amd.downstream.supervised.detection.metric import AnnotatedActions, DetectedActions, average_precisions
+from amd.downstream.supervised.detection.frame_map import AnnotatedActions, DetectedActions, average_precisions
 from amd.downstream.supervised.detection.model import load_detector
 from amd.downstream.supervised.detection.run import detect
 from amd.storage import join, read_json

@@ -1,4 +1,4 @@
-"""Initialise encoders from transformers, timm and our own weights; covers start.py and positions.py."""
+"""Initialise encoders from transformers, timm and our own weights; covers initialization.py and positions.py."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from transformers import (
 
 from amd.artifacts.weights import Card, encode, save_encoder
 from amd.config import ClipConfig, ConfigError, EncoderConfig, TokenGrid, validate
+from amd.exchange.initialization import StartingPoint, load_starting_point
 from amd.exchange.positions import resample
-from amd.exchange.start import StartingPoint, load_starting_point
 from amd.models.classifier import Classifier
 from amd.models.encoder import Encoder
 from amd.tokens import patchify, position_table

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amd.downstream.supervised.detection.metric import (
+from amd.downstream.supervised.detection.frame_map import (
     AnnotatedActions,
     DetectedActions,
     average_precision,
