@@ -50,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: AMD_DATABASE_URL: {error}", file=sys.stderr)
         return BAD_INPUT
     except OperationalError as error:
-        print(f"error: the database does not answer: {error.orig}", file=sys.stderr)
+        print(f"error: the database does not respond: {error.orig}", file=sys.stderr)
         return FAILED
 
 

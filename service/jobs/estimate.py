@@ -16,7 +16,7 @@ ACTIVATION_BYTES = 34  # per block, token and channel, in 16 bits (Korthikanti e
 
 
 def estimate(config: TrainConfig, preset: str | None, capacity: Capacity | None) -> Estimate:
-    """Estimate the cost of a training config. `capacity` is None if the cluster does not answer."""
+    """Estimate the cost of a training config. `capacity` is None if the cluster does not respond."""
     student = config.student
     trained = encoder_parameters(student.encoder, config.clip.token_values)
     trained += transformer_parameters(student.decoder.width, student.decoder.depth, student.encoder.mlp_ratio)

@@ -259,7 +259,7 @@ class Estimate(ApiModel):
     """Duration on one H100 per worker at 40 % of its bf16 rate; null: the size of the dataset is unknown."""
     gpu_hours: float | None
     feasible: bool | None
-    """Whether the cluster, at its current size, can run the job; null: the cluster does not answer."""
+    """Whether the cluster, at its current size, can run the job; null: the cluster does not respond."""
 
 
 class ValidateView(ApiModel):

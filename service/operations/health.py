@@ -40,14 +40,14 @@ class DependencyChecks:
 
     def _result(self, part: str) -> str:
         if not self._running[part].done():
-            return f"has not answered within {PROBE_TIMEOUT_S:g} s"
+            return f"did not respond within {PROBE_TIMEOUT_S:g} s"
         error = self._running.pop(part).exception()
         if error is None:
             return "ok"
         return error.message if isinstance(error, ClusterUnavailable) else f"cannot be read: {type(error).__name__}"
 
 
-@router.get("/livez", summary="Liveness: the process answers")
+@router.get("/livez", summary="Liveness: the process responds")
 def livez() -> dict[str, str]:
     return {"status": "ok"}
 
@@ -61,7 +61,7 @@ def readyz(request: Request) -> Response:
         if not is_migrated(state.engine):
             parts["database"] = "its schema is not up to date: run `python -m service migrate`"
     except SQLAlchemyError as error:
-        parts["database"] = f"does not answer: {type(error).__name__}"
+        parts["database"] = f"does not respond: {type(error).__name__}"
     parts |= state.checks.report()
     ready = parts["database"] == "ok"
     body: dict[str, Any] = {"status": "ok" if ready else "not ready", "parts": parts}

@@ -93,7 +93,7 @@ class UnsupportedMediaType(ServiceError):
 
 
 class ClusterUnavailable(ServiceError):
-    """The request needs Ray, which does not answer."""
+    """The request needs Ray, which does not respond."""
 
 
 class NotDeployed(ServiceError):
@@ -101,7 +101,7 @@ class NotDeployed(ServiceError):
 
 
 class EncoderUnavailable(ServiceError):
-    """The encoder's replicas do not answer: none is running yet, or one died during the request."""
+    """The encoder's replicas do not respond: none is running yet, or one died during the request."""
 
 
 class Overloaded(ServiceError):
@@ -274,8 +274,8 @@ def _framework_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _database_unavailable(request: Request, error: Exception) -> JSONResponse:
-    logger.error("the database does not answer: %s", error)
-    detail = "the database does not answer; nothing was changed, try again"
+    logger.error("the database does not respond: %s", error)
+    detail = "the database does not respond; nothing was changed, try again"
     headers = {"Retry-After": "2"}
     status = HTTPStatus.SERVICE_UNAVAILABLE
     return problem(request, status, "database_unavailable", detail, retryable=True, headers=headers)
@@ -293,7 +293,7 @@ def _database_driver_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _storage_unavailable(request: Request, error: Exception) -> JSONResponse:
-    logger.error("the storage does not answer: %s", error)
+    logger.error("the storage does not respond: %s", error)
     detail = "the storage root is temporarily unavailable; try again"
     status = HTTPStatus.SERVICE_UNAVAILABLE
     return problem(request, status, "storage_unavailable", detail, retryable=True, headers={"Retry-After": "5"})

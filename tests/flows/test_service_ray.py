@@ -96,7 +96,7 @@ def test_a_job_is_requeued_when_the_ray_head_dies_and_finishes_on_its_replacemen
         plane.wait_until(job, "running")
         wait_for(lambda: step_of(plane, job) > 20, 200)
         end_head(head, folder)
-        wait_for(lambda: "does not answer" in plane.job(job)["message"], 60)
+        wait_for(lambda: "does not respond" in plane.job(job)["message"], 60)
         cluster, head, folder = start_head(dict(os.environ), ports)
         ended = plane.wait_until(job, "succeeded", "failed", seconds=400)
         assert ended["state"] == "succeeded", ended

@@ -57,7 +57,7 @@ def test_jobs_are_neither_lost_nor_duplicated_when_two_control_planes_are_killed
             f"{planes[0].url}/v1/jobs", params={"limit": 200}, headers={"Authorization": f"Bearer {key}"}
         ).json()["items"]
         assert {job["id"] for job in listed} == ids
-        wait_for(lambda: "does not answer" in message_of(planes[1], key, accepted[0]), 60)
+        wait_for(lambda: "does not respond" in message_of(planes[1], key, accepted[0]), 60)
     finally:
         for plane in planes:
             plane.kill()
@@ -73,7 +73,7 @@ def message_of(plane: ControlPlane, key: str, job: str) -> str:
     [
         ("AMD_PORT", "many", "AMD_PORT"),
         ("AMD_DATABASE_URL", "nonsense", "AMD_DATABASE_URL"),
-        ("AMD_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none", "the database does not answer"),
+        ("AMD_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none", "the database does not respond"),
         ("AMD_OIDC_ISSUER", "https://issuer.example", "AMD_OIDC_AUDIENCE"),
     ],
 )

@@ -253,7 +253,7 @@ class _SweepDriver:
                 self.sweep.stopping.set()
                 ray.get(coordinator.stop.remote())
                 deadline = time.monotonic() + self.sweep.config.train.checkpoint.deadline_s + TRIALS_STOP_GRACE_S
-                self.sweep.progress.log("stopping: trials are saving a last checkpoint")
+                self.sweep.progress.log("stopping: trials are saving a final checkpoint")
             if time.monotonic() > deadline:
                 self.sweep.grace_expired.set()
         for group in self.sweep.workers.values():

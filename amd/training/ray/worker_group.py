@@ -121,7 +121,7 @@ class WorkerGroup:
             if stop.is_set() and give_up_at == float("inf"):
                 give_up_at = time.monotonic() + deadline_s + STEP_GRACE_S
                 ray.get(self._coordinator.stop.remote())
-                watcher.log("stopping: the workers are saving a last checkpoint")
+                watcher.log("stopping: the workers are saving a final checkpoint")
             if time.monotonic() > give_up_at:
                 self._lost = True
                 return None

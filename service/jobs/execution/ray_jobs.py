@@ -123,7 +123,7 @@ class RayJobs:
         except (requests.RequestException, ConnectionError, RuntimeError, json.JSONDecodeError, KeyError) as error:
             self._job_client = None  # the next call may reach another head
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ClusterUnavailable(f"Ray at {self._dashboard} does not answer correctly: {first[:300]}") from error
+            raise ClusterUnavailable(f"Ray at {self._dashboard} does not respond as expected: {first[:300]}") from error
 
     def _client(self) -> Any:
         if self._job_client is None:

@@ -78,7 +78,7 @@ class Reconciler:
         self._heartbeats: dict[str, tuple[float, float]] = {}  # by missing job: (node's clock, when observed)
         self._stopped_at: dict[str, float] = {}
         self.outage = ""
-        """Reason why the cluster does not answer; empty while it does."""
+        """Reason why the cluster does not respond; empty while it does."""
 
     def run(self, stop: threading.Event) -> None:
         """Reconcile until `stop` is set. Any error is logged, and the next step retries."""
@@ -149,7 +149,7 @@ class Reconciler:
             job = self._store.change(job, "running", state="running", message="", progress=heartbeat.progress)
         elif heartbeat is not None and (
             heartbeat.progress != job.progress or (job.message and job.state == "running")
-        ):  # the message of a running job only reports cluster outages, and the cluster has just answered
+        ):  # the message of a running job only reports cluster outages, and the cluster has just responded
             self._store.note_progress(job, heartbeat.progress, "" if job.state == "running" else None)
         if job.state == "running" and job.time_limit_s is not None and job.started_at is not None:
             over = self._clock() - job.started_at - job.time_limit_s

@@ -256,5 +256,5 @@ def test_readiness_does_not_wait_for_ray_and_metrics_count_jobs(server: Server, 
     client.post("/jobs", json=DEMO)
     ready = httpx.get(f"{server.url}/readyz")
     assert ready.status_code == 200
-    assert "does not answer" in ready.json()["parts"]["ray"]
+    assert "does not respond" in ready.json()["parts"]["ray"]
     assert 'amd_jobs{kind="train",state="queued"} 1.0' in httpx.get(f"{server.url}/metrics").text

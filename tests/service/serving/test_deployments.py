@@ -29,7 +29,7 @@ class FakeServe:
 
     def applications(self) -> dict[str, ServeApplication]:
         if self.unreachable:
-            raise ClusterUnavailable("Ray Serve does not answer")
+            raise ClusterUnavailable("Ray Serve does not respond")
         return {name: app._replace(status=self.status) for name, app in self.apps.items()}
 
     def put(self, applications: Sequence[Mapping[str, Any]]) -> None:
@@ -126,7 +126,7 @@ def test_serve_errors_are_recorded_in_the_deployment(fixture: DeployerFixture) -
     fixture.serve.unreachable = True
     with pytest.raises(ClusterUnavailable):
         fixture.deployer.step()
-    assert fixture.store.get("one", None).message == "Ray Serve does not answer"
+    assert fixture.store.get("one", None).message == "Ray Serve does not respond"
     fixture.serve.unreachable, fixture.serve.status = False, "DEPLOY_FAILED"
     fixture.deployer.step()
     fixture.deployer.step()

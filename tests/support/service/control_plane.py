@@ -39,10 +39,10 @@ class ControlPlane:
         with (self.data / "control-plane.log").open("ab") as log:
             command = [sys.executable, "-m", "service"]
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-        wait_for(self._answers, READY_S)
+        wait_for(self._responds, READY_S)
         return self
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, (self.data / "control-plane.log").read_text()[-4000:]
         try:

@@ -42,7 +42,7 @@ class FakeCluster:
 
     def _check_available(self) -> None:
         if self.unavailable:
-            raise ClusterUnavailable("Ray at http://127.0.0.1:1 does not answer correctly: refused")
+            raise ClusterUnavailable("Ray at http://127.0.0.1:1 does not respond as expected: refused")
 
 
 def queued(store: JobStore, **fields: Any) -> Job:

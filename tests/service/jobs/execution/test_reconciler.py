@@ -249,9 +249,9 @@ def test_a_cluster_outage_is_reported_and_loses_no_job(plane: FakeControlPlane) 
     plane.cluster.unavailable = True
     plane.step(2)
     assert plane.now(running).state == "running"
-    assert "does not answer" in plane.now(running).message
+    assert "does not respond" in plane.now(running).message
     assert plane.now(waiting).state == "queued"
-    assert "does not answer" in plane.now(waiting).message
+    assert "does not respond" in plane.now(waiting).message
     plane.cluster.unavailable = False
     plane.step()
     report_status(plane.root, running)
