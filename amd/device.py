@@ -8,7 +8,10 @@ from amd.config import ConfigError, Device, Precision
 
 
 def choose_device(device: Device) -> torch.device:
-    """Return the device to use; auto selects the GPU if there is one. Raises ConfigError for cuda without a GPU."""
+    """Return the device to use; `auto` selects a GPU if there is one.
+
+    Raises ConfigError if cuda is requested on a machine without a GPU.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(["scaling.device=cuda: this machine has no CUDA device; set scaling.device to cpu or auto"])
     if device == "cpu" or not torch.cuda.is_available():
@@ -17,19 +20,19 @@ def choose_device(device: Device) -> torch.device:
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Precision:
-    """Return the precision to use; auto selects bf16 on GPU and fp32 on CPU."""
+    """Return the precision to use; `auto` selects bf16 on GPU and fp32 on CPU."""
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" else "fp32"
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Return the autocast context of a precision. bf16 needs no loss scaling."""
+    """Return the autocast context for a precision. bf16 needs no loss scaling."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def use_threads(count: int) -> None:
-    """Set the number of PyTorch threads for the calling thread alone."""
-    # Initialise this thread first: otherwise its first computation uses the count that another thread set last.
+    """Set the number of PyTorch threads for the calling thread only."""
+    # Initialise this thread first: otherwise its first computation uses the count that another thread has set.
     torch.get_num_threads()
     torch.set_num_threads(count)

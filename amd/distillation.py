@@ -1,8 +1,8 @@
 """AMD on one page: a student reconstructs pixels and the features of a teacher that sees more of the clip.
 
 Three loss terms (Zhao et al., CVPR 2024): reconstruction of hidden pixels, direct alignment with the teacher on
-student-visible tokens, and generation alignment on teacher-only tokens. Without a teacher, reconstruction alone is MAE,
-or VideoMAE for video. Does not depend on devices, optimizers or logging.
+student-visible tokens, and generation alignment on teacher-only tokens. Without a teacher only reconstruction remains,
+which is MAE, or VideoMAE for video. Does not depend on devices, optimizers or logging.
 Shapes: B batch, C channels, T frames, H height, W width, N tokens, P pixel values per token, V student-visible,
 O teacher-only, R reconstructed, E teacher width.
 """
@@ -20,13 +20,13 @@ from amd.models.student import StudentOutput
 from amd.models.teachers.frozen import FeatureTeacher
 from amd.tokens import TokenSets, patchify, take_tokens
 
-StudentLike = Callable[[Tensor, TokenSets], StudentOutput]  # a Student, or DDP around one
+StudentLike = Callable[[Tensor, TokenSets], StudentOutput]  # a Student, possibly wrapped in DDP
 
 
 def distill(
     student: StudentLike, teacher: FeatureTeacher | None, clips: Tensor, sets: TokenSets, config: TrainConfig
 ) -> LossTerms:
-    """Return the loss terms of a batch of clips (B, C, T, H, W), uint8 or normalised float."""
+    """Return the loss terms for a batch of clips (B, C, T, H, W), uint8 or normalised float."""
     clip, objective = config.clip, config.objective
     pixels = patchify(clips, clip.tubelet, clip.patch)  # (B, N, P)
     targets = teacher_features(teacher, pixels, sets, config) if teacher is not None else []

@@ -17,7 +17,7 @@ from amd.storage import StorageError
 def run_entry_point(command: Callable[[], int], resume_note: str) -> int:
     """Run `command` and return its exit code.
 
-    `resume_note`: effect of repeating the command after an interrupt, such as "continues from the newest checkpoint".
+    `resume_note`: what repeating the command after an interrupt does, such as "continues from the newest checkpoint".
     """
     try:
         return command()
@@ -31,7 +31,7 @@ def run_entry_point(command: Callable[[], int], resume_note: str) -> int:
         _print_errors([str(error)])
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted; the same command {resume_note}", file=sys.stderr)
+        print(f"interrupted; running the same command again {resume_note}", file=sys.stderr)
         return 1
 
 

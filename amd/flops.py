@@ -12,7 +12,7 @@ from amd.config import EncoderConfig, TrainConfig
 
 
 class StepFlops(NamedTuple):
-    """FLOPs per clip of each part: forward and backward, or forward alone for the teacher."""
+    """FLOPs per clip for each part: forward and backward passes, or only the forward pass for the teacher."""
 
     teacher: float
     student: float
@@ -26,7 +26,7 @@ class StepFlops(NamedTuple):
 
 
 def block_flops(tokens: int, queries: int, width: int, mlp_ratio: float) -> float:
-    """Return the FLOPs of one block's forward pass over `tokens`, of which only `queries` produce outputs."""
+    """Return the FLOPs of one block's forward pass over `tokens`, if only `queries` of them produce outputs."""
     keys_values = 4 * width**2 * tokens
     queries_output_mlp = (4 + 4 * mlp_ratio) * width**2 * queries
     attention = 4 * queries * tokens * width
@@ -36,7 +36,7 @@ def block_flops(tokens: int, queries: int, width: int, mlp_ratio: float) -> floa
 def encoder_flops(
     config: EncoderConfig, tokens: int, token_values: int, blocks: int | None = None
 ) -> tuple[float, float]:
-    """Return the FLOPs of a forward pass over `tokens`: (embedding, blocks)."""
+    """Return the FLOPs of a forward pass over `tokens`, as (embedding, blocks)."""
     length = tokens + int(config.class_token)
     depth = config.depth if blocks is None else blocks
     return 2.0 * tokens * token_values * config.width, depth * block_flops(

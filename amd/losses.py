@@ -34,7 +34,7 @@ def unit_pixels(tokens: Tensor, clip: ClipConfig) -> Tensor:
 
 
 def normalized_pixels(tokens: Tensor, clip: ClipConfig) -> Tensor:
-    """Normalise tokens of uint8 pixels by mean and std per channel; float tokens are normalised already."""
+    """Normalise tokens of uint8 pixels with the mean and std of each channel; float tokens are already normalised."""
     if tokens.dtype != torch.uint8:
         return tokens
     mean, std = _channel_statistics(tokens, clip)
@@ -42,7 +42,7 @@ def normalized_pixels(tokens: Tensor, clip: ClipConfig) -> Tensor:
 
 
 def _channel_statistics(tokens: Tensor, clip: ClipConfig) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation repeated along P, where the channel varies fastest."""
+    """Return the mean and standard deviation repeated along P, where the channel varies fastest."""
     dtype = tokens.dtype if tokens.is_floating_point() else torch.float32
     return _repeated(clip.mean, clip.std, tokens.shape[-1], dtype, tokens.device)
 
@@ -60,8 +60,9 @@ def _repeated(
 def pixel_targets(tokens: Tensor, clip: ClipConfig, kind: PixelTarget) -> Tensor:
     """Return the decoder's targets for tokens of uint8 or normalised float pixels: (B, K, P) -> (B, K, P).
 
-    per_channel: as in VideoMAE, normalised over the pixels of one channel in [0, 1], epsilon outside the root.
-    per_patch: as in MAE, normalised over all normalised pixels of the token, epsilon inside the root.
+    per_channel: as in VideoMAE, normalised over the pixels of one channel in [0, 1], with epsilon outside the square
+    root.
+    per_patch: as in MAE, normalised over all normalised pixels of the token, with epsilon inside the square root.
     Both use the unbiased variance.
     """
     if kind == "unit":
@@ -78,10 +79,12 @@ def pixel_targets(tokens: Tensor, clip: ClipConfig, kind: PixelTarget) -> Tensor
 
 
 def reconstructed_pixels(predictions: Tensor, original: Tensor, clip: ClipConfig, kind: PixelTarget) -> Tensor:
-    """Invert `pixel_targets`: convert predictions to pixels in [0, 1], not clamped. (B, K, P) -> (B, K, P).
+    """Invert `pixel_targets`: convert predictions to pixel values on the [0, 1] scale, without clamping.
 
-    Targets normalised per token lack its mean and standard deviation, so those of the `original` tokens are used, as in
-    MAE's demo: only the structure is reconstructed, not brightness and contrast.
+    (B, K, P) -> (B, K, P).
+
+    Targets normalised per token lack the token's mean and standard deviation, so those of the `original` tokens are
+    used, as in MAE's demo: only the structure is reconstructed, not brightness and contrast.
     """
     if kind == "unit":
         return predictions
@@ -115,7 +118,7 @@ DISTANCES: dict[Distance, Callable[[Tensor, Tensor, ObjectiveConfig], Tensor]] =
 
 
 def alignment(predictions: list[Tensor], targets: list[Tensor], objective: ObjectiveConfig) -> Tensor:
-    """Return the distance between student and teacher features over layer pairs: lists of (B, K, D) -> scalar."""
+    """Return the distance between student and teacher features, given as one (B, K, D) tensor per layer pair."""
     distance = DISTANCES[objective.distance]
     losses = []
     for prediction, target in zip(predictions, targets, strict=True):
@@ -132,7 +135,7 @@ REDUCTIONS: dict[Reduction, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "
 
 
 def reconstruction(reconstructed: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean squared error over reconstructed tokens; always l2, as in AMD."""
+    """Return the mean squared error over reconstructed tokens; the distance is always l2, as in AMD."""
     return functional.mse_loss(_at_least_float32(reconstructed), targets)
 
 

@@ -1,7 +1,7 @@
 """Asymmetric masking: sample which tokens student and teacher see.
 
 A strategy groups the token grid into equal cells; one sampler serves every strategy. Counts are exact and equal in all
-rows, so tensor shapes never depend on the data. Does not depend on clips or networks.
+rows, so tensor shapes never depend on the data. Does not depend on clips or models.
 Shapes: B batch, N tokens, G cells, S tokens per cell, V student-visible, O teacher-only, M student-masked,
 R reconstructed.
 """
@@ -26,7 +26,7 @@ def random_cells(grid: TokenGrid) -> Tensor:
 
 
 def tube_cells(grid: TokenGrid) -> Tensor:
-    """Group the tokens at one position in all frames into a cell (VideoMAE), which hides it in every frame."""
+    """Group the tokens at the same position in all frames into one cell, which is hidden in every frame (VideoMAE)."""
     return torch.arange(grid.tokens).reshape(grid.frames, grid.per_frame)
 
 
@@ -36,8 +36,8 @@ STRATEGIES: dict[MaskStrategy, CellFunction] = {"random": random_cells, "tube": 
 def sample_token_sets(mask: MaskConfig, grid: TokenGrid, batch: int, generator: torch.Generator) -> TokenSets:
     """Sample the token sets of a batch on the generator's device.
 
-    One random order of the cells serves both networks: the first cells are visible to both, the next to the teacher
-    only, so the teacher always sees the student's tokens.
+    Both networks share one random order of the cells: the first cells are visible to both and the next ones to the
+    teacher only, so the teacher always sees the student's tokens.
     """
     device = generator.device
     cells = _cells(mask.strategy, grid, device)  # (S, G)
@@ -83,7 +83,7 @@ def _running_cell(student_masked: Tensor, grid: TokenGrid, ratio: float, generat
 
 @cache
 def _running_positions(grid: TokenGrid, device: torch.device) -> Tensor:
-    """Return each token's position (0 to 3) around its 2x2 cell, advanced by one per frame, (1, N)."""
+    """Return each token's position (0 to 3) within its 2x2 cell, advanced by one per frame: (1, N)."""
     ring = torch.tensor([[0, 1], [3, 2]])
     index = torch.arange(grid.tokens)
     frame, row, column = index // grid.per_frame, index % grid.per_frame // grid.width, index % grid.width

@@ -28,7 +28,7 @@ class MaskedTokens(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """Masked and reconstructed clips of a batch."""
+    """Masked and reconstructed clips, and the losses of a batch."""
 
     masked: Tensor  # (B, 3, T, H, W) uint8, hidden tokens painted over
     reconstructed: Tensor  # (B, 3, T, H, W) float32 in [0, 1]; the clip at visible tokens, predictions elsewhere
@@ -36,7 +36,7 @@ class Reconstruction(NamedTuple):
 
 
 def draw_mask(strategy: MaskStrategy, ratio: float, grid: TokenGrid, seed: int) -> MaskedTokens:
-    """Sample a mask as in training, determined by seed and ratio.
+    """Sample a mask as in training; the same seed and ratio always produce the same mask.
 
     Raises ValueError if the ratio leaves no visible or no hidden token.
     """
@@ -56,7 +56,7 @@ def draw_mask(strategy: MaskStrategy, ratio: float, grid: TokenGrid, seed: int) 
 def reconstruct(
     encoder: Encoder, decoder: Decoder, clips: Tensor, masked: MaskedTokens, clip: ClipConfig, kind: PixelTarget
 ) -> Reconstruction:
-    """Hide the same tokens of all clips (B, 3, T, H, W) uint8 and reconstruct them."""
+    """Hide the same tokens in all clips, (B, 3, T, H, W) uint8, and reconstruct them."""
     visible, hidden = (index.to(clips.device).expand(len(clips), -1) for index in masked)
     pixels = patchify(clips, clip.tubelet, clip.patch)  # (B, N, P) uint8
     encoded = encoder(normalized_pixels(take_tokens(pixels, visible), clip), visible).final

@@ -25,7 +25,7 @@ import fsspec
 OUTAGE_LIMIT_S = 60.0  # longest outage of a remote store that operations wait for
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 STALE_AFTER_S = 60.0  # a temporary file that has not changed for this long was abandoned by its writer
-_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}")  # as named by _write_once
+_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}")  # the names that _write_once chooses
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class StorageError(Exception):
 
 
 class StorageUnreachable(StorageError):
-    """Raised when a remote store did not respond for OUTAGE_LIMIT_S, or a disk is full or broken."""
+    """Raised when a remote store has not responded for OUTAGE_LIMIT_S seconds, or when a disk is full or broken."""
 
 
 def default_root() -> str:
@@ -49,7 +49,7 @@ def default_root() -> str:
 
 
 def resolve_root(storage: str | None) -> str:
-    """Return the storage root as a URL or absolute path, since Ray workers run in other working directories."""
+    """Return the storage root as a URL or absolute path, since Ray workers run in different working directories."""
     root = storage or default_root()
     return root.rstrip("/") if is_remote(root) else str(local_path(root))
 
@@ -68,7 +68,7 @@ def join(url: str, *parts: str) -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """Return the fsspec filesystem of a URL and the path within it.
+    """Return the fsspec filesystem for a URL, and the path within it.
 
     The S3 endpoint is read from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as in boto3.
     """
@@ -83,7 +83,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise StorageError(
-            f"{url}: no filesystem for this URL ({error}); install the fsspec package that supports it"
+            f"{url}: no filesystem is installed for this URL ({error}); install the fsspec package that supports it"
         ) from None
     return fs, path
 
@@ -103,10 +103,11 @@ def retry_on_outage(url: str, operation: Callable[[], T]) -> T:
                 raise
             reason = f"{type(error).__name__}: {error}"
             if not is_remote(url):
-                raise StorageUnreachable(f"{url}: the disk cannot be used ({reason}); run again once it can") from None
+                raise StorageUnreachable(f"{url}: the disk cannot be used ({reason}); fix it, then run again") from None
             if time.monotonic() + pause > until:
                 message = (
-                    f"{url}: the store has not responded for {OUTAGE_LIMIT_S:.0f} s ({reason}); run again once it does"
+                    f"{url}: the store has not responded for {OUTAGE_LIMIT_S:.0f} s ({reason}); "
+                    "run again once it responds"
                 )
                 raise StorageUnreachable(message) from None
             logger.warning("%s: the store does not respond (%s); retrying", url, reason)
@@ -162,7 +163,7 @@ def write_json(url: str, value: Any) -> None:
 
 
 def listdir(url: str) -> list[str]:
-    """Return the sorted names in a folder; an empty list if it does not exist."""
+    """Return the sorted names in a folder; an empty list if the folder does not exist."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
     try:
@@ -183,9 +184,9 @@ class FileFacts(NamedTuple):
 
 
 def files(url: str) -> dict[str, FileFacts]:
-    """Return all files below a folder except hidden ones, keyed by relative path; empty if it does not exist.
+    """Return all files under a folder except hidden ones, keyed by relative path; empty if the folder does not exist.
 
-    Sends one list request. Raises StorageUnreachable without retries, because callers poll.
+    Sends one list request. Raises StorageUnreachable without retrying, because callers poll.
     """
     fs, path = filesystem(url)
     fs.invalidate_cache()
@@ -226,17 +227,19 @@ def remove_leftovers(folder: str) -> None:
 
 
 def check_writable(root: str) -> None:
-    """Write, read and remove one small file. Raises StorageError with the reason."""
+    """Write, read and remove one small file. Raises StorageError with the reason if that fails."""
     probe = join(root, f".amd-write-test-{uuid.uuid4().hex[:8]}")
     try:
         _write_once(probe, b"amd")  # no retries: a store that does not respond at startup is misconfigured
         if read_bytes(probe) != b"amd":
-            raise StorageError(f"storage={root}: a test file reads back with different content; choose another storage")
+            raise StorageError(
+                f"storage={root}: a test file reads back with different content; choose another storage root"
+            )
         remove(probe)
     except StorageError:
         raise
     except Exception as error:  # every backend raises its own exceptions
         raise StorageError(
             f"storage={root} cannot be written ({type(error).__name__}: {error}); "
-            "choose another with storage=… or AMD_STORAGE, or fix its permissions or credentials"
+            "choose another storage root with storage=… or AMD_STORAGE, or fix its permissions or credentials"
         ) from None

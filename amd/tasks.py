@@ -1,4 +1,4 @@
-"""`python -m amd.tasks COMMAND --config FILE_OR_URL key=value…`: run a task without training, as jobs do.
+"""`python -m amd.tasks COMMAND --config FILE_OR_URL key=value…`: import or export weights or prepare data, as jobs do.
 
     import      publish third-party weights as an encoder
     export      write a published encoder in another format
@@ -63,7 +63,7 @@ def _print_progress(done: int, total: int) -> None:
 
 
 class Task(NamedTuple):
-    """A command of this entry point: its config, and the function that returns its result."""
+    """A command of this entry point: its config class, and the function that runs it and returns its result."""
 
     config: type[TaskConfig]
     run: Callable[[Any], dict[str, Any]]
@@ -86,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args(rest)
     return run_entry_point(
-        lambda: _run(TASKS[name], options.config, options.overrides), "continues from finished parts"
+        lambda: _run(TASKS[name], options.config, options.overrides), "keeps the parts that are finished"
     )
 
 

@@ -1,7 +1,7 @@
 """Convert clips to tokens and back, gather tokens by index, and compute position tables.
 
-Shapes: B batch, C colours, T frames, H height, W width, N tokens, P pixel values per token, K gathered tokens, D width,
-V student-visible, O teacher-only, M student-masked, R reconstructed.
+Shapes: B batch, C channels, T frames, H height, W width, N tokens, P pixel values per token, K gathered tokens, D
+width, V student-visible, O teacher-only, M student-masked, R reconstructed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class TokenSets(NamedTuple):
     """Token indices by role: int64, ascending in each row, with equal counts in all rows of the batch."""
 
     student_visible: Tensor  # (B, V), visible to both networks
-    teacher_only: Tensor  # (B, O), visible to the teacher alone; O = 0 for equal mask ratios
+    teacher_only: Tensor  # (B, O), visible only to the teacher; O = 0 if the mask ratios are equal
     student_masked: Tensor  # (B, M), hidden from the student; contains teacher_only
     reconstructed: Tensor  # (B, R), the student-masked tokens that the decoder reconstructs
 
@@ -55,7 +55,7 @@ def take_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def put_tokens(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    """Return `tokens` (B, N, D) with `values` (B, K, D) at `index` (B, K)."""
+    """Return `tokens` (B, N, D) with `values` (B, K, D) written at `index` (B, K)."""
     return tokens.scatter(1, index.unsqueeze(-1).expand_as(values), values)
 
 
@@ -64,8 +64,8 @@ def position_table(kind: Positions, grid: TokenGrid, width: int, base: float = 1
 
     sincos_1d: over the flattened index, sine and cosine interleaved (VideoMAE, AMD).
     sincos_2d: half the width from the column, half from the row, sines before cosines in each, the same in every
-    frame (MAE). sincos_3d: a quarter of the width from the frame, the rest 2-D (MVD). learned: sincos_1d, the initial
-    value of the table and the fixed table of the predictors.
+    frame (MAE). sincos_3d: a quarter of the width from the frame, the rest 2-D (MVD). learned: the same as sincos_1d,
+    which initialises the encoder's table and is the predictors' fixed table.
     """
     t, h, w = grid
     if kind in ("sincos_1d", "learned"):

@@ -1,6 +1,6 @@
 """Render clips on one page: the input, the masked views of student and teacher, and the reconstruction.
 
-Takes tensors and returns a PIL image; does not import networks.
+Takes tensors and returns a PIL image; does not import models.
 Shapes: B samples, T frames, H height, W width.
 """
 
@@ -24,7 +24,7 @@ class Views(NamedTuple):
 
     input: Tensor
     student: Tensor  # hidden tokens painted over
-    teacher: Tensor | None  # hidden tokens painted over, teacher-only tokens framed; None without a teacher
+    teacher: Tensor | None  # hidden tokens painted over, teacher-only tokens outlined; None without a teacher
     reconstructed: Tensor  # student-visible tokens, and the decoder's predictions elsewhere
 
 
@@ -36,7 +36,7 @@ def as_bytes(unit: Tensor) -> Tensor:
 def draw(views: Views, title: str, caption: str, *, zoom: int = 4, frames: int = 4, across: int | None = None) -> Image:
     """Render one page with a row per view and a column per sample, each with up to `frames` frames side by side.
 
-    `across`: maximum samples per line; further samples start a new line.
+    `across`: maximum samples per line; further samples continue on a new line.
     """
     from PIL import Image, ImageDraw, ImageFont
 

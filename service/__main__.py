@@ -90,7 +90,7 @@ def serve(settings: Settings) -> int:
             app,
             host=settings.host,
             port=settings.port,
-            access_log=False,  # RequestIdMiddleware logs requests with their id
+            access_log=False,  # RequestIdMiddleware logs requests with their IDs
             log_config=None,
             timeout_graceful_shutdown=DRAIN_S,
         )

@@ -40,10 +40,11 @@ from service.web.middleware import BodyLimitMiddleware, RequestIdMiddleware
 from service.webhooks import routes as webhooks
 from service.webhooks.store import job_store
 
-DESCRIPTION = """Pre-train small vision encoders by Asymmetric Masked Distillation, search hyperparameters, watch runs.
+DESCRIPTION = """Pre-train small vision encoders with Asymmetric Masked Distillation, tune hyperparameters and monitor
+runs.
 
-Errors are RFC 9457 problem details with a stable `code`. Lists are paginated by `cursor`. A request that submits a job
-may carry an `Idempotency-Key`: repeating the request returns the same job."""
+Errors are RFC 9457 problem details with a stable `code`. Lists are paginated with `cursor`. Requests that submit a job
+accept an `Idempotency-Key`; repeating a request with the same key returns the same job."""
 
 
 def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Cluster | None = None) -> FastAPI:

@@ -1,4 +1,4 @@
-"""Settings of the control plane, read once from the environment. No other module of the control plane reads it."""
+"""Control-plane settings, read once from the environment. No other control-plane module reads the environment."""
 
 from __future__ import annotations
 
@@ -20,44 +20,45 @@ def default_data_dir() -> Path:
 
 
 class Settings(BaseSettings):
-    """Settings of the control plane. Each field is read from the environment variable `AMD_<FIELD>`."""
+    """Control-plane settings. Each field is read from the environment variable `AMD_<FIELD>`."""
 
     model_config = SettingsConfigDict(env_prefix="AMD_", frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     data_dir: Path = Field(default_factory=default_data_dir)
-    """Data directory of a control plane on one machine: database, keys, logs."""
+    """Local data directory for the database, keys and logs."""
     database_url: SecretStr | None = None
-    """SQLAlchemy URL of the database; null: SQLite in the data directory. May contain a password; never printed."""
+    """SQLAlchemy URL of the database. Default: SQLite in the data directory. It is never printed, because it may
+    contain a password."""
     migrate: bool = False
     """Whether to migrate the database schema at startup. SQLite is always migrated."""
     storage: str | None = None
-    """Storage root of runs, encoders and jobs, as an fsspec URL; null: a folder in the user's data directory."""
+    """Storage root for runs, encoders and jobs, as an fsspec URL. Default: a folder in the user's data directory."""
 
     ray_dashboard: str = "http://127.0.0.1:8265"
     """URL of the Ray dashboard, which serves the Ray Jobs API."""
     ray_token_file: Path | None = None
-    """File that contains Ray's token; null: Ray runs without authentication."""
+    """File that contains Ray's token. Default: none, for Ray without authentication."""
     ray_python: str = "python"
     """Python interpreter that runs job drivers on the nodes; this package must be installed in it."""
     autoscaling: bool = False
-    """Whether the cluster grows on demand: jobs that do not fit its current size are submitted anyway."""
+    """Whether the cluster grows on demand. If so, jobs that do not fit its current size are submitted anyway."""
 
     serve_host: str = "127.0.0.1"
     serve_port: int = 8000
-    """Port of Ray Serve, open once an encoder is deployed. It has no authentication: never expose it."""
+    """Port of Ray Serve, open once an encoder is deployed. Never expose it: Ray Serve has no authentication."""
     serve_url: str | None = None
-    """URL at which this process reaches Ray Serve; null: `http://{serve_host}:{serve_port}`."""
+    """URL at which this process reaches Ray Serve. Default: `http://{serve_host}:{serve_port}`."""
 
     host: str = "127.0.0.1"
     port: int = 8400
     admin_key_file: Path | None = None
-    """File for the first admin key, mode 0600; null: `admin-key` in the data directory."""
+    """File for the first admin key, created with mode 0600. Default: `admin-key` in the data directory."""
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = ()
-    """URI prefixes that jobs may read data and weights from, in addition to the storage root; comma-separated."""
+    """Comma-separated URI prefixes from which jobs may read data and weights, in addition to the storage root."""
     oidc_issuer: str | None = None
     oidc_audience: str | None = None
     oidc_jwks_url: str | None = None
-    """URL of the issuer's keys; null: taken from the issuer's `/.well-known/openid-configuration`."""
+    """URL of the issuer's JWKS. Default: taken from the issuer's `/.well-known/openid-configuration`."""
 
     webhooks_http: bool = False
     """Whether webhooks may use `http://`, which sends events unencrypted."""
@@ -70,14 +71,14 @@ class Settings(BaseSettings):
     inference_rate_limit: str = "60000/minute"
     """Separate rate limit per key for requests to encoders."""
     failure_limit: str = "30/minute"
-    """Rate limit of failed authentications per client address."""
+    """Rate limit for failed authentications, per client address."""
     max_running: int = Field(32, ge=1)
     """Maximum number of concurrent jobs, each of which has a driver process on the cluster."""
     project_max_running: int | None = Field(None, ge=1)
     project_max_workers: int | None = Field(None, ge=1)
 
     reconcile_s: float = Field(1.0, gt=0)
-    """Interval between reconcile steps."""
+    """Interval between reconcile steps, in seconds."""
     start_timeout_s: float = Field(600.0, gt=0)
     """Maximum time from submission to an attempt's first heartbeat."""
     silence_s: float = Field(60.0, gt=0)

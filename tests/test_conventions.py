@@ -1,4 +1,4 @@
-"""Tests of project conventions: names, unique classes, sizes of modules and folders. Does not import the project."""
+"""Tests for project conventions: names, unique classes, module and folder sizes. Does not import the project."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MODULES = sorted(
 )  # fmt: skip
 
 METAPHORS = frozenset(["room", "house", "floor", "door", "word", "edge", "shelf", "board"])
-LITERAL = {"TensorBoard"}  # names of libraries, and literal uses such as the edge of an image
+LITERAL = {"TensorBoard"}  # library names, and literal uses such as the edge of an image
 LINES, FILES = 400, 15
 
-# The reference implementation in tests/support defines these again.
+# Also defined by the reference implementation in tests/support.
 SHARED_CLASSES = {"Attention", "Block", "Mlp"}
 
 
@@ -31,7 +31,7 @@ def parts(name: str) -> set[str]:
 
 
 def defined(tree: ast.AST) -> Iterator[str]:
-    """Yield the names that a module defines: classes, functions, parameters, variables, attributes, import aliases."""
+    """Yield the names defined in a module: classes, functions, parameters, variables, attributes and import aliases."""
     for node in ast.walk(tree):
         match node:
             case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
@@ -43,7 +43,7 @@ def defined(tree: ast.AST) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ["Room", "wait_for_room", "RayEdge", "words", "keyboard", "backwards", "BOARD_S"])
-def test_only_whole_parts_of_a_name_match(name: str) -> None:
+def test_a_metaphor_is_found_only_as_a_whole_part_of_a_name(name: str) -> None:
     assert bool(parts(name) & METAPHORS) == (name not in {"keyboard", "backwards"})
 
 
@@ -68,12 +68,12 @@ def test_class_names_are_unique() -> None:
     assert not {name: found for name, found in places.items() if len(found) > 1 and name not in SHARED_CLASSES}
 
 
-def test_modules_stay_short() -> None:
+def test_modules_have_at_most_400_lines() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in MODULES}
     assert not {name: lines for name, lines in lengths.items() if lines > LINES}
 
 
-def test_folders_stay_small() -> None:
+def test_folders_have_at_most_15_modules() -> None:
     counts: dict[str, int] = defaultdict(int)
     for path in MODULES:
         counts[str(path.parent.relative_to(ROOT))] += 1

@@ -1,6 +1,6 @@
 """Tests that the public surface matches its recording: REST, commands, configs and names.
 
-Every change of the surface needs an entry in CHANGELOG.md.
+Every change to the surface needs an entry in CHANGELOG.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHOWN = 200  # maximum number of changed lines in a message
 
 @pytest.fixture(scope="module")
 def surface() -> dict[str, list[str]]:
-    """Collect the surface in a separate process, since that imports Ray and changes the environment."""
+    """Collect the surface in a separate process, because collecting it imports Ray and changes the environment."""
     command = [sys.executable, "-m", "tests.support.surface"]
     completed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert completed.returncode == 0, completed.stderr[-5000:]
@@ -27,7 +27,7 @@ def surface() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.glob("*.txt")))
-def test_the_public_surface_matches_the_recorded_one(name: str, surface: dict[str, list[str]]) -> None:
+def test_the_public_surface_matches_its_recording(name: str, surface: dict[str, list[str]]) -> None:
     recorded = (GOLDEN / name).read_text().splitlines()
     assert surface[name][:1] != [FAILED], "\n".join(surface[name])
     removed, added = set(recorded) - set(surface[name]), set(surface[name]) - set(recorded)

@@ -1,6 +1,6 @@
 """Tests that current code reads, continues and serves data written by version 0.1 (see `tests/support/stored.py`).
 
-Programs are started through their public entry points where they have one.
+Programs that have a public entry point are started through it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from tune_spaces.search.sweep import Sweep
 from tune_spaces.spaces.space import build_space
 
 RUNS, SWEEP, DATABASE = EXPECTED["runs"], EXPECTED["sweep"], EXPECTED["database"]
-TOLERANCE = 1e-5  # the deviation is 0 on the machine that recorded it; other CPUs sum in another order
+TOLERANCE = 1e-5  # the deviation is 0 on the machine that recorded the values; other CPUs sum in a different order
 REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _demo_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Write the digits that the runs train on to one folder for all tests of this module."""
+    """Write the digits that the runs train on to one folder, shared by all tests in this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMD_DEMO_DIR", str(tmp_path_factory.mktemp("demo")))
         yield
@@ -51,7 +51,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def train(root: Path, run_id: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """Start or continue a recorded run below `root` and return its result."""
+    """Start or continue a recorded run under `root` and return its result."""
     config = root / "runs" / run_id / "config.json"
     assert training.main(["--config", str(config), "--local", "--json", f"storage={root}"]) == 0
     result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -59,7 +59,7 @@ def train(root: Path, run_id: str, capsys: pytest.CaptureFixture[str]) -> dict[s
 
 
 def metrics(root: Path, run_id: str) -> list[dict[str, Any]]:
-    """Return the training metrics of a run, in the order in which they were written."""
+    """Return a run's training metrics, in the order in which they were written."""
     chunks = sorted((root / "runs" / run_id / "metrics").glob("*.jsonl"))
     lines = [json.loads(line) for chunk in chunks for line in chunk.read_text().splitlines()]
     return [line for line in lines if "loss/total" in line]
@@ -155,7 +155,7 @@ def test_a_stopped_sweep_continues_with_the_recorded_trials(root: Path) -> None:
     assert earlier.keys() == later.keys()
 
 
-def test_the_report_of_a_sweep_is_written_from_its_ledger(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_report_is_written_from_the_ledger(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = root / "runs" / "tiny-sweep"
     recorded = json.loads((folder / "report" / "report.json").read_text())
     shutil.rmtree(folder / "report")
@@ -187,7 +187,7 @@ def test_running_a_job_again_writes_the_recorded_files_and_keys(root: Path) -> N
 
 @pytest.fixture
 def served(root: Path, tmp_path: Path) -> Iterator[TestClient]:
-    """Return a client of the API on the migrated database, authenticated with the recorded key."""
+    """Return an API client on the migrated database, authenticated with the recorded key."""
     engine = open_engine(f"sqlite:///{copy_database(tmp_path, root)}")
     migrate(engine)
     app = create_app(Settings(data_dir=tmp_path, storage=str(root)), engine=engine)

@@ -1,4 +1,4 @@
-"""Entry point `python -m tune_spaces --config FILE [key=value …]`, for `ray job submit` and other programs.
+"""Entry point for `ray job submit` and other programs: `python -m tune_spaces --config FILE [key=value …]`.
 
 Exit codes: 0 success, 1 failed or stopped, 2 invalid input.
 """
@@ -18,8 +18,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tune_spaces", description="Run a sweep over distillation settings."
     )
-    parser.add_argument("--config", help="sweep config as a JSON or YAML file or URL")
-    parser.add_argument("--preset", help="preset to vary; overrides the preset in the file")
+    parser.add_argument("--config", help="path or URL of a JSON or YAML config")
+    parser.add_argument("--preset", help="preset that the sweep varies; overrides the preset in the config")
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args(args)

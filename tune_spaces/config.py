@@ -33,15 +33,15 @@ def _parse_exponents(value: Any) -> Any:
 
 
 class Dimension(Section):
-    """Values of one dimension of a space: one of `choices`, or a number from `low` to `high`."""
+    """One dimension of a search space: either a list of choices, or a range of numbers from `low` to `high`."""
 
     choices: Annotated[tuple[Any, ...] | None, BeforeValidator(_parse_exponents)] = Field(None, min_length=1)
     low: float | None = None
     high: float | None = None
     log: bool = False
-    """Sampling on a logarithmic scale."""
+    """Whether to sample on a logarithmic scale."""
     step: float | None = Field(None, gt=0)
-    """Spacing of values, starting at `low`; required to use a range in a grid."""
+    """Spacing between values, starting at `low`. A range without a step cannot be used in a grid search."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Dimension:
@@ -64,7 +64,7 @@ class Dimension(Section):
 
 
 def _parse_dimensions(values: object) -> object:
-    """Parse dimensions in the user's notation, and prefix each problem with the name of its dimension."""
+    """Parse dimensions as written in the config; prefix each error with the dimension's name."""
     if not isinstance(values, Mapping):
         return values
     parsed, problems = {}, []
@@ -87,7 +87,7 @@ def _parse_dimension(value: object) -> Dimension:
 
 
 class SpaceConfig(Section):
-    """Search space: a combination of named spaces and custom dimensions, or a study, whose variants all run."""
+    """Search space: either named spaces and custom dimensions, or a study, which runs all of its variants."""
 
     use: tuple[SpaceName, ...] = ()
     """Named spaces to combine."""
@@ -110,19 +110,19 @@ class SpaceConfig(Section):
 
 
 def can_change_mid_run(name: str) -> bool:
-    """Whether a run can continue with a different value, because it affects neither networks nor batch sizes."""
+    """Whether a setting can change during a run, that is, affects neither the models nor the batch size."""
     return name.startswith(("recipe.", "optim.")) and name != "optim.batch_size"
 
 
 class BudgetConfig(Section):
-    """Limits of a sweep; the first one reached ends it. Trials running at that point end at their next rung."""
+    """Limits on a sweep. It ends when the first limit is reached; trials still running then stop at their next rung."""
 
     trials: int = Field(20, ge=1)
     """Number of points to try, including the base config; for pbt, the size of the population."""
     hours: float | None = Field(None, gt=0)
-    """Wall time in hours, summed over restarts, without downtime."""
+    """Wall time in hours, summed over restarts and excluding downtime."""
     clips: int | None = Field(None, ge=1)
-    """Number of training clips over all trials and seeds."""
+    """Number of training clips, summed over all trials and seeds."""
 
 
 class SearchConfig(Section):
@@ -130,47 +130,48 @@ class SearchConfig(Section):
 
     train: TrainConfig
     """Training config that trials vary. Its `probe` section defines the labelled data on which trials are compared;
-    it is required except for demo data, which has a split for model selection."""
+    it is required, except for demo data, which includes a split for model selection."""
     space: SpaceConfig
     """Search space: parameters to vary, and their values."""
     algorithm: Algorithm = "random"
     """Search algorithm. grid: all points, in order. random: independent draws. tpe: Optuna's Tree-structured Parzen
-    Estimator. pbt: population based training for the space `recipe`; at each rung, children of the best trials replace
+    Estimator. pbt: population-based training over the `recipe` space; at each rung, children of the best trials replace
     the worst quarter and continue from their parents' weights."""
     stopping: Stopping = "asha"
     """Early stopping. asha: a trial stops at a rung unless it ranks in the top 1/`reduction` of the trials scored there
-    so far. hyperband: the same, with some trials first judged at later rungs. none: every trial runs to completion."""
+    so far. hyperband: the same rule, but some trials are first judged at a later rung. none: every trial runs to
+    completion."""
     rungs: int = Field(3, ge=1, le=10)
-    """Number of probes per trial: at the end, at 1/`reduction` of its length, 1/`reduction`², …; more closely spaced
-    if `first_rung` is later than the earliest of these, and evenly spaced for pbt."""
+    """Number of probes per trial: at its end, and after 1/`reduction`, 1/`reduction`², … of its length.
+    The rungs are closer together if `first_rung` is later than the earliest of these, and evenly spaced for pbt."""
     reduction: int = Field(3, ge=2, le=10)
-    """Reduction factor of early stopping: one in this many trials continues past a rung."""
+    """Reduction factor for early stopping: about one in this many trials continues past each rung."""
     first_rung: float | None = Field(None, gt=0, lt=1)
-    """Fraction of a trial's length at its first rung. Default: a fifth, or twice the warm-up if that is longer (at most
-    half), since earlier scores do not predict the ranking."""
+    """Position of the first rung, as a fraction of a trial's length. Default: a fifth, or twice the warm-up if that is
+    longer, but at most half; earlier scores do not predict the final ranking."""
     metric: Metric = "eval/knn_top1"
     """Probe metric to maximise; never a loss, because losses at different mask ratios are not comparable."""
     against: Cost | None = None
     """Cost to minimise as a second objective (tpe only): GFLOPs per clip of the teacher or of the whole step."""
     seeds: int = Field(1, ge=1, le=100)
-    """Runs per trial, with seeds train.seed, train.seed + 1, …; trials are compared by the mean over seeds."""
+    """Number of runs per trial, with seeds train.seed, train.seed + 1, …; trials are compared by their mean score."""
     at_once: int | None = Field(None, ge=1)
-    """Maximum number of concurrent trials; default: as many as fit the cluster."""
+    """Maximum number of concurrent trials. Default: as many as fit on the cluster."""
     budget: BudgetConfig = BudgetConfig()
     """Limits on trials, wall time and training clips."""
     retries: int = Field(2, ge=0)
-    """Number of restarts of a trial from its latest checkpoints after its processes are lost."""
+    """Maximum number of times that a trial is restarted from its latest checkpoints after its processes are lost."""
     storage: str | None = None
-    """Storage root for runs and encoders; default: train.storage, then the environment variable AMD_STORAGE."""
+    """Storage root for runs and encoders. Default: train.storage if set, else the environment variable AMD_STORAGE."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$")
-    """Id of the sweep. The same name with the same config resumes it."""
+    """ID of the sweep. Running a sweep again with the same name and config resumes it."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Random seed of the search; the seed of training is train.seed."""
+    """Random seed for choosing points; training uses train.seed."""
 
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        """Set the defaults of studies, which run all variants to completion, and of pbt, which stops no trials."""
+        """Set the defaults for studies, which run all variants to completion, and for pbt, which stops no trials."""
         if not isinstance(values, Mapping):
             return values
         space = values.get("space")
@@ -184,7 +185,7 @@ class SearchConfig(Section):
         problems = []
         if self.train.objective.kind != "amd":
             problems.append(
-                "train.objective.kind=mae: a sweep varies the use of a teacher; choose a config with a teacher"
+                "train.objective.kind=mae: a sweep varies how a teacher is used; choose a config with a teacher"
             )
         minimum, maximum = self.train.scaling.workers
         if minimum != maximum:
@@ -194,11 +195,13 @@ class SearchConfig(Section):
             )
         if self.against is not None and self.algorithm != "tpe":
             problems.append(
-                f"against={self.against}: only algorithm=tpe supports two objectives; set that, or remove against"
+                f"against={self.against}: only algorithm=tpe supports two objectives; set algorithm=tpe or remove "
+                "against"
             )
         if self.against is not None and self.stopping != "none":
             problems.append(
-                f"against={self.against}: trials with two objectives cannot be ranked for stopping; set stopping=none"
+                f"against={self.against}: trials with two objectives cannot be ranked for early stopping; set "
+                "stopping=none"
             )
         if self.algorithm == "pbt":
             problems += self._population_problems()

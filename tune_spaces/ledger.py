@@ -1,4 +1,4 @@
-"""Ledger of a sweep: one JSON record per trial in the sweep's folder.
+"""Sweep ledger: one JSON record per trial in the sweep's folder.
 
 The searcher, the scheduler and the report rebuild their state from these records alone; Ray Tune's own pickled state is
 never read. Only the sweep's driver writes. Imports neither torch nor Ray.
@@ -30,7 +30,7 @@ class Rung(BaseModel):
     figures: dict[str, tuple[float, ...]]
     """Probe metrics by name, one value per seed."""
     clips: int
-    """Number of training clips so far over all seeds, excluding those of a parent."""
+    """Number of training clips so far, summed over seeds and excluding a parent's training."""
     seconds: float
     """Training time so far, averaged over seeds, excluding probes, startup and a parent's training."""
     time: float
@@ -49,7 +49,7 @@ class TrialRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     number: int
-    """Number of the trial, from 0."""
+    """Trial number, starting at 0."""
     point: dict[str, Any]
     """Chosen value of each dimension of the space."""
     overrides: dict[str, Any]
@@ -59,18 +59,18 @@ class TrialRecord(BaseModel):
     digest: str = ""
     """Digest of the resulting training config."""
     parent: int | None = None
-    """Number of the trial whose weights this one starts from; only in population based training."""
+    """Number of the trial whose weights this one starts from; only in population-based training."""
     inherited: int = 0
-    """Number of training steps of the inherited weights."""
+    """Number of steps for which the inherited weights were trained."""
     born: int = 0
-    """Level of its first rung; earlier rungs belong to its parent."""
+    """Level of the trial's first rung; earlier rungs belong to its parent."""
     state: TrialState = "running"
-    """State of the trial. running: not finished, even if its processes are not alive. stopped: ended early or
-    replaced at a rung."""
+    """State of the trial. running: not finished, although its processes may no longer be alive. stopped: ended early
+    or replaced at a rung."""
     reason: str | None = None
     message: str = ""
     runs: tuple[str, ...] = ()
-    """Run ids, one per seed."""
+    """Run IDs, one per seed."""
     encoders: tuple[str, ...] = ()
     """Folders of published encoders, one per seed; empty unless the trial reached its last rung."""
     rungs: tuple[Rung, ...] = ()
@@ -80,7 +80,7 @@ class TrialRecord(BaseModel):
     began: float
     ended: float | None = None
     sweep_seconds: float = 0.0
-    """Duration of the sweep in seconds when this record was written, summed over restarts, without downtime."""
+    """Duration of the sweep in seconds when this record was written, summed over restarts and excluding downtime."""
 
     @property
     def completed(self) -> bool:
@@ -89,7 +89,7 @@ class TrialRecord(BaseModel):
 
     @property
     def level(self) -> int:
-        """Level of the next rung, from 0."""
+        """Level of the next rung, starting at 0."""
         return self.born + len(self.rungs)
 
     @property

@@ -1,4 +1,4 @@
-"""Load a sweep's config from a preset or a file, plus overrides.
+"""Load a sweep's config from a preset or a file, and apply overrides.
 
 Shared by `amd search`, `python -m tune_spaces` and search jobs.
 """
@@ -19,7 +19,7 @@ DIMENSIONS_PREFIX = "space.dimensions."
 def load_search(preset_name: str | None, url: str | None, overrides: Mapping[str, Any]) -> SearchConfig:
     """Load a sweep's config from a file with the fields of SearchConfig, or from a preset, and apply dotted overrides.
 
-    In a file, `preset: NAME` and `overrides: {…}` can replace `train`. Overrides address fields of the sweep
+    A file can contain `preset: NAME` and `overrides: {…}` instead of `train`. Overrides address fields of the sweep
     (budget.trials, space.use, seeds) or sections of the run that trials vary (optim.base_lr, train.seed). Raises
     ConfigError with one line per problem.
     """
@@ -43,15 +43,15 @@ def search_from(preset_name: str | None, given: Mapping[str, Any], overrides: Ma
     elif "train" not in values:
         raise ConfigError(
             [
-                "train: required, the run to vary; pass --preset NAME, or a file with `preset: NAME` or a complete run "
-                "as `train`"
+                "train: required: this is the run that the sweep varies; pass --preset NAME, or a config file with "
+                "`preset: NAME` or a complete run under `train`"
             ]
         )
     moved = {_full_key(key): value for key, value in {**changes, **overrides}.items()}
     dimension_keys = [key for key in moved if key.startswith(DIMENSIONS_PREFIX)]
     dimensions = {key.removeprefix(DIMENSIONS_PREFIX): moved.pop(key) for key in dimension_keys}
     changed = overridden(values, moved)
-    if dimensions:  # names of dimensions contain dots and are not paths
+    if dimensions:  # dimension names contain dots but are not paths
         space = changed["space"] = {**(changed.get("space") or {})}
         space["dimensions"] = {**(space.get("dimensions") or {}), **dimensions}
     return validate(SearchConfig, changed)

@@ -23,7 +23,7 @@ class HeadCard(BaseModel):
     classes: int
     """Number of classes."""
     multi_label: bool = False
-    """Whether a sample may have several labels; probabilities then come from a sigmoid per class."""
+    """Whether a sample may have several labels; if so, probabilities are computed with one sigmoid per class."""
     labels: tuple[str, ...] | None = None
     """Names of the classes, if the data set provides them."""
     sha256: str | None = None
@@ -42,7 +42,8 @@ class DecoderCard(BaseModel):
     mask_ratio: float = Field(ge=0, lt=1)
     """Fraction of tokens hidden from the encoder in training."""
     pixels: PixelTarget
-    """Pixel targets used in training. Targets normalised per token need the token's mean and variance for display."""
+    """Pixel targets used in training. Displaying targets that are normalised per token requires the token's mean and
+    variance."""
     sha256: str | None = None
     """SHA-256 of decoder.safetensors, verified on loading."""
 
@@ -78,7 +79,7 @@ class Card(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     id: str
-    """Id of the encoder."""
+    """ID of the encoder."""
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     encoder: EncoderConfig
     clip: ClipConfig

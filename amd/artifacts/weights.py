@@ -85,7 +85,7 @@ def _sha256(data: bytes) -> str:
 def load_encoder(url: str) -> tuple[Encoder, Card]:
     """Load an encoder in eval mode on the CPU, with its card.
 
-    Raises ConfigError if weights are missing, damaged or do not match the card.
+    Raises ConfigError if weights are missing, damaged or inconsistent with the card.
     """
     card = load_card(url)
     encoder = Encoder(card.encoder, card.clip.grid, card.clip.token_values)
@@ -96,7 +96,7 @@ def load_encoder(url: str) -> tuple[Encoder, Card]:
 def load_classifier(url: str) -> tuple[Classifier, Card]:
     """Load a fine-tuned encoder with its head, in eval mode on the CPU, with its card.
 
-    Raises ConfigError for an encoder without a head, and if weights are missing, damaged or do not match the card.
+    Raises ConfigError if the encoder has no head, or if weights are missing, damaged or inconsistent with the card.
     """
     card = load_card(url)
     if card.objective == "detection":
@@ -120,7 +120,8 @@ def load_head(url: str, card: Card) -> nn.Linear:
 def load_decoder(url: str, card: Card) -> Decoder:
     """Load the decoder published with an encoder, in eval mode on the CPU.
 
-    Raises ConfigError for an encoder without a decoder, and if it is missing, damaged or does not match the card.
+    Raises ConfigError if the encoder was published without a decoder, or if the decoder file is missing, damaged or
+    inconsistent with the card.
     """
     if card.decoder is None:
         raise ConfigError([f"{url}: this encoder was published without a decoder; it cannot reconstruct pixels"])

@@ -1,4 +1,6 @@
-"""Frozen config models of all runs and tasks; the same JSON serves as preset, REST body and saved run config.
+"""Frozen Pydantic models for the configs of all runs and tasks.
+
+The same JSON serves as preset, REST body and saved run config.
 
 Validators enforce the rules between fields, so a valid config can be built and trained. Imports neither torch nor
 Ray, and accesses no files.

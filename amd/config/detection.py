@@ -1,4 +1,4 @@
-"""Config of an action detection run: a pre-trained encoder and a head that classifies the actions of people (AVA)."""
+"""Config for an action detection run: a pre-trained encoder and a head that classifies the actions of people (AVA)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Half = Annotated[float, Field(ge=0, lt=0.5)]
 
 
 class DetectionHeadConfig(Section):
-    """Detection head: RoIAlign on the encoder's last feature map, max pooling over each box, a sigmoid per action."""
+    """Detection head: RoIAlign on the last feature map, max pooling over each box, and a sigmoid per action."""
 
     resolution: int = Field(7, ge=1)
-    """Resolution of RoIAlign: sampling cells along each side of a box."""
+    """Output resolution of RoIAlign: number of cells along each side of a box."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability before the head."""
     init_scale: float = Field(0.001, gt=0)
@@ -27,31 +27,33 @@ class DetectionHeadConfig(Section):
 
 
 class DetectionDataConfig(DataConfig):
-    """Annotated boxes: `train` is a CSV in AVA's layout, with video, timestamp, x1, y1, x2, y2, action and person.
+    """Annotated boxes: `train` is a CSV in AVA's layout, with the columns video, timestamp, x1, y1, x2, y2, action and
+    person.
 
-    Box coordinates are fractions of the frame. `root` contains the videos, VIDEO.mp4 (or another extension), or
-    folders VIDEO of numbered frames; default: the folder of the CSV. `sampling`, `crop` and `center_fraction` are
+    Box coordinates are fractions of the frame. `root` contains the videos, each as VIDEO.mp4 (or with another
+    extension) or as a folder VIDEO of numbered frames; default: the folder of the CSV. `sampling`, `crop` and
+    `center_fraction` are
     ignored: the boxes determine time and place.
     """
 
     frame_name: str = "{folder}_{:06}.jpg"
-    """File name of frame n in a folder named {folder}, as a format string; frames are numbered from 1."""
+    """Format string for frame file names, given the folder's name ({folder}) and the frame number, from 1."""
     val: str | None = None
-    """Validation annotations, a CSV like `train`, scored during and after training. Default: no validation; the last
-    checkpoint is published without a score."""
+    """Validation annotations, a CSV in the same layout as `train`, scored during and after training. Default: no
+    validation; the last checkpoint is published without a score."""
     boxes: str | None = None
-    """Boxes of a person detector for `val`: a CSV in the same layout, with an empty action and a score in the last
+    """Boxes from a person detector for `val`: a CSV in the same layout, with an empty action and a score in the last
     column. Default: the annotated boxes, which overestimates the score."""
     excluded: str | None = None
     """Key frames to exclude from `val`: a CSV of video and timestamp. Default: none."""
     label_map: str
-    """Label map with the names and numbers of all annotated actions: a .pbtxt as in AVA, numbered from 1."""
+    """Label map with the names and numbers of all annotated actions: a .pbtxt file as in AVA, numbered from 1."""
     evaluated: str | None = None
-    """Label map of the actions to score (AVA: 60 of 80), a .pbtxt. Default: all actions in `label_map`."""
+    """Label map of the actions to score (AVA: 60 of 80), a .pbtxt file. Default: all actions in `label_map`."""
     fps: float | None = Field(None, gt=0)
     """Frame rate of the videos, in frames per second. Default: the rate stored in each video; 30 for frame folders."""
     first_frame_s: float | None = None
-    """Timestamp of the first frame, in seconds. Default: 0 for videos; 900 for frame folders, as AVA extracts them."""
+    """Timestamp of the first frame, in seconds. Default: 0 for videos; 900 for frame folders, as in AVA."""
     short_side: int = Field(256, ge=1)
     """Short side of the resized frames, in pixels; training then takes random crops of clip.size."""
     jitter_out: tuple[Fraction, Fraction] = (0.2, 0.1)
@@ -66,9 +68,9 @@ class DetectionEvaluationConfig(Section):
     every_epochs: int = Field(1, ge=1)
     """Epochs between evaluations on `data.val`."""
     batch_size: int = Field(8, ge=1)
-    """Key frames per forward pass, over all workers."""
+    """Key frames per forward pass, across all workers."""
     size: Annotated[tuple[int, int] | None, BeforeValidator(as_pair)] = None
-    """Height and width, in pixels, that whole frames are padded to with the mean colour. Default: clip.size."""
+    """Height and width, in pixels, to which whole frames are padded with the mean colour. Default: clip.size."""
     min_score: float = Field(0.8, ge=0, le=1)
     """Minimum detector score; boxes in `data.boxes` with a lower score are ignored."""
     extend: tuple[Fraction, Fraction] = (0.1, 0.05)
@@ -76,7 +78,7 @@ class DetectionEvaluationConfig(Section):
 
 
 class DetectionConfig(RunConfig):
-    """Complete config of an action detection run."""
+    """Complete config for an action detection run."""
 
     encoder: EncoderConfig = EncoderConfig()
     """Encoder to fine-tune; must match the initial weights."""
@@ -124,6 +126,6 @@ class DetectionConfig(RunConfig):
             problems.append(f"data.repeats={data.repeats}: detection uses one clip per key frame; set it to 1")
         if self.optim.ema_decay is not None:
             problems.append(
-                f"optim.ema_decay={self.optim.ema_decay}: detection keeps no average of the weights; set it to null"
+                f"optim.ema_decay={self.optim.ema_decay}: detection does not average the weights; set it to null"
             )
         return [*problems, *super()._problems()]

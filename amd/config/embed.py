@@ -1,4 +1,4 @@
-"""Config of bulk embedding: a data set and the published encoder that embeds it."""
+"""Config for bulk embedding: a data set and the published encoder that embeds it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from amd.config.training_sections import DataConfig, ScalingConfig
 
 
 class EmbedConfig(Section):
-    """A data set to embed into Parquet files, with the preprocessing in the encoder's card."""
+    """Config for embedding a data set into Parquet files, preprocessed as the encoder's card specifies."""
 
     encoder: str = Field(min_length=1)
     """Published encoder: its id, folder or URL."""
@@ -21,7 +21,7 @@ class EmbedConfig(Section):
     normalize: bool = False
     """Whether to scale the embeddings to unit length."""
     rows_per_file: int = Field(4096, ge=1, le=2**17)
-    """Samples per Parquet file; each file is one unit of work, repeated after an interruption."""
+    """Samples per Parquet file; each file is one unit of work, which is repeated if it was interrupted."""
     scaling: ScalingConfig = ScalingConfig()
     """Workers (Ray actors) and their resources; micro_batch is the number of clips per forward pass (default 128)."""
     storage: str | None = None

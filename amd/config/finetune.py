@@ -1,4 +1,4 @@
-"""Config of a fine-tuning run: a pre-trained encoder and a classifier on labelled data."""
+"""Config for a fine-tuning run: a pre-trained encoder and a classifier on labelled data."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ViewsConfig(Section):
     crops: int = Field(1, ge=1, le=9)
     """Spatial crops per clip, spread over the longer side of the frame."""
     sampling: ViewSampling = "dense"
-    """Frame sampling in the test. dense: every clip.sampling_rate_frames-th frame, with clips spread evenly (K400).
+    """Frame sampling for testing. dense: every clip.sampling_rate_frames-th frame, with clips spread evenly (K400).
     segments: one frame from each of clip.frames equal segments of the video (TSN; SSv2)."""
 
     def __str__(self) -> str:
@@ -81,15 +81,16 @@ class FinetuneOptimConfig(OptimConfig):
     """AdamW with layer-wise learning rate decay and an optional moving average of the weights."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates of the first and second moment."""
+    """AdamW's decay rates for the first and second moments."""
     base_lr: float = Field(5e-4, gt=0)
     """Peak learning rate, per 256 samples: lr = base_lr x batch_size / 256. Repeats are not counted, as in AMD."""
     min_lr: float = Field(1e-6, ge=0)
     """Learning rate at the end of the schedule, per 256 samples."""
     layer_decay: float = Field(0.75, gt=0, le=1)
-    """Layer-wise learning rate decay: factor from each block to the one before it; 1 for the head and the last norm."""
+    """Layer-wise learning rate decay: ratio of each block's learning rate to the next block's; the head and the last
+    norm are not scaled."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Decay of an exponential moving average of the weights; the average is what is tested and published.
+    """Decay of an exponential moving average of the weights; the averaged weights are tested and published.
     Default: no average."""
 
 
@@ -97,15 +98,15 @@ class EvaluationConfig(Section):
     """Validation during training and the final test."""
 
     every_epochs: int = Field(1, ge=1)
-    """Epochs between validations, which use the central view only."""
+    """Epochs between validations, which use only the central view."""
     batch_size: int = Field(32, ge=1)
-    """Samples per forward pass, over all workers."""
+    """Samples per forward pass, across all workers."""
     views: ViewsConfig = ViewsConfig()
     """Views per sample in the final test."""
 
 
 class FinetuneConfig(RunConfig):
-    """Complete config of a fine-tuning run."""
+    """Complete config for a fine-tuning run."""
 
     encoder: EncoderConfig = EncoderConfig()
     """Encoder to fine-tune; must match the initial weights."""
@@ -155,7 +156,7 @@ class FinetuneConfig(RunConfig):
         return [*problems, *super()._problems()]
 
     def _mixing_problems(self) -> list[str]:
-        """Check that every batch has an even number of clips: timm mixes a batch with its own reverse."""
+        """Check that every batch has an even number of clips, because timm mixes a batch with its own reverse."""
         min_workers, max_workers = self.scaling.workers
         share = self.optim.batch_size // max_workers
         for samples in sorted({share, min(self.scaling.micro_batch or share, share)}, reverse=True):

@@ -47,7 +47,10 @@ def with_overrides(config: S, overrides: Mapping[str, Any]) -> S:
 
 
 def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain values with dotted keys replaced, unvalidated. Raises ConfigError for a key below a plain value."""
+    """Return plain values with dotted keys replaced, without validation.
+
+    Raises ConfigError if a key refers to a field inside a plain value.
+    """
     result: dict[str, Any] = copy.deepcopy(dict(values))
     for key, value in {**_reset_alternatives(overrides), **overrides}.items():
         node: Any = result
@@ -112,7 +115,7 @@ def _step(node: Any, part: str) -> Any:
 def parse_overrides(args: Sequence[str]) -> dict[str, Any]:
     """Parse `["mask.teacher_ratio=0.6", "scaling.workers=[2,4]"]` into a dict.
 
-    Values are YAML, except that 1e-3 is a number. Raises ConfigError for an argument that is not `key=value`.
+    Values are parsed as YAML, except that 1e-3 is a number. Raises ConfigError for an argument that is not `key=value`.
     """
     overrides: dict[str, Any] = {}
     for arg in args:

@@ -1,4 +1,4 @@
-"""Configs of probes, which evaluate a frozen encoder on labelled data."""
+"""Configs for probes, which evaluate a frozen encoder on labelled data."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ class LinearConfig(Section):
 
     method: LinearMethod = "sgd"
     """Training method. sgd: MAE's head (BatchNorm without affine parameters, then a linear layer) trained by SGD with
-    momentum. lars: the same head trained by LARS, as in MAE; intended for batches of thousands; it underfits small data
-    sets. logistic: scikit-learn's logistic regression on standardised features; takes seconds for small data sets."""
+    momentum. lars: the same head trained by LARS, as in MAE; intended for batches of thousands of samples, so it
+    underfits small data sets. logistic: scikit-learn's logistic regression on standardised features; takes seconds for
+    small data sets."""
     augment: LinearAugment = "none"
-    """Augmentation of the training samples. none: features of the central view, computed once. The others recompute
-    features in every epoch. image: MAE's protocol (random resized crop, flip). video: random start and multi-scale
+    """Augmentation of the training samples. none: features of the central view, computed once. All other choices
+    recompute the features in every epoch. image: MAE's protocol (random resized crop, flip). video: random start and
+    multi-scale
     crop. data: the augmentation that data.crop, data.flip and related fields define."""
     epochs: int = Field(90, ge=1)
     """Epochs of training, for sgd and lars."""
@@ -73,7 +75,7 @@ class FewShotConfig(Section):
     """Logistic regression on a few labelled samples per class, averaged over several draws."""
 
     labels: tuple[int, ...] = Field((1, 5, 10), min_length=1)
-    """Numbers of labelled samples per class, each probed in turn."""
+    """Numbers of labelled samples per class; each number is probed in turn."""
     draws: int = Field(5, ge=1)
     """Random draws of labelled samples; the scores are averaged."""
     strength: float = Field(1.0, gt=0)
@@ -96,7 +98,7 @@ class ProbeConfig(Section):
     kinds: tuple[ProbeKind, ...] = Field(("knn", "linear"), min_length=1)
     """Probes to run."""
     pooling: ProbePooling = "card"
-    """Pooling of tokens into one feature vector; card follows the encoder's card."""
+    """Pooling of tokens into one feature vector; `card` uses the pooling in the encoder's card."""
     classes: int | None = Field(None, ge=2)
     """Number of classes. Default: one more than the highest label in data.train."""
     knn: KnnConfig = KnnConfig()
@@ -108,8 +110,8 @@ class ProbeConfig(Section):
     scaling: ScalingConfig = ScalingConfig()
     """Workers (Ray actors) that compute features; micro_batch is the number of clips per forward pass (default 128)."""
     cache: bool = True
-    """Whether to cache features under the storage root. Samples are identified by name, so turn the cache off when
-    files have changed under the same names."""
+    """Whether to cache features under the storage root. Samples are identified by name, so turn the cache off if files
+    have changed but kept their names."""
     storage: str | None = None
     """Storage root of encoders and features: path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -117,7 +119,7 @@ class ProbeConfig(Section):
 
 
 class RunProbeConfig(Section):
-    """Probes of a run's encoder during training, in a separate process: nearest neighbours and linear."""
+    """Nearest-neighbour and linear probes of a run's encoder during training, in a separate process."""
 
     data: ProbeDataConfig
     """Labelled data."""
@@ -128,7 +130,7 @@ class RunProbeConfig(Section):
     classes: int | None = Field(None, ge=2)
     """Number of classes. Default: one more than the highest label in data.train."""
     pooling: ProbePooling = "card"
-    """Pooling of tokens into one feature vector; card follows the encoder's card."""
+    """Pooling of tokens into one feature vector; `card` uses the pooling in the encoder's card."""
     knn: KnnConfig = KnnConfig()
     """Nearest-neighbour probe."""
     linear: LinearConfig = LinearConfig(method="logistic")

@@ -1,6 +1,6 @@
-"""Base config of all training runs: pre-training, fine-tuning and detection.
+"""Base config for all training runs: pre-training, fine-tuning and detection.
 
-Subclasses add the networks, the objective and their cross-field rules.
+Subclasses add the model, the objective and their cross-field rules.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from amd.config.training_sections import (
     TrackingConfig,
 )
 
-# Fields that do not determine the result of a run: they may change when it continues.
+# Fields that do not affect the result of a run: they may change when the run resumes.
 NOT_IN_DIGEST = ("storage", "name", "tracking", "checkpoint", "scaling", "probe")
 
-# Fields of `data` that change how samples are read but not their content: they may change when a run continues.
+# Fields of `data` that change how samples are read but not their content: they may change when the run resumes.
 READER_FIELDS = (
     "loader_workers",
     "prefetch_batches",
@@ -41,13 +41,13 @@ class RunConfig(Section):
     """A run on a data set: its input, length, resources and storage."""
 
     clip: ClipConfig = ClipConfig()
-    """Clips: the input of the networks."""
+    """Size, sampling and normalisation of clips, the model's input."""
     data: DataConfig
     """Training data."""
     optim: OptimConfig = OptimConfig()
     """Optimizer."""
     schedule: ScheduleConfig
-    """Length of the run and learning rate schedule."""
+    """Length of the run, and its learning rate schedule."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
     scaling: ScalingConfig = ScalingConfig()
@@ -57,9 +57,9 @@ class RunConfig(Section):
     storage: str | None = None
     """Storage root of runs and encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
-    """Id of the run: letters, digits, - and _. Reusing the name and config of an earlier run continues that run."""
+    """ID of the run: letters, digits, - and _. Using the name and config of an earlier run resumes that run."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Random seed of weights, masks and data order."""
+    """Random seed for weights, masks and data order."""
 
     @model_validator(mode="after")
     def _rules(self) -> RunConfig:
@@ -68,7 +68,7 @@ class RunConfig(Section):
         return self
 
     def _problems(self) -> list[str]:
-        """Return one line per broken rule between sections; subclasses prepend their own."""
+        """Return one line per broken cross-section rule; subclasses prepend their own lines."""
         batch, (low, high) = self.optim.batch_size, self.scaling.workers
         if high > batch:
             return [f"scaling.workers={high} must not be above optim.batch_size={batch}: every worker needs a sample"]
@@ -78,7 +78,7 @@ class RunConfig(Section):
 
     @property
     def clips_per_step(self) -> int:
-        """Clips per optimizer step over all workers."""
+        """Clips per optimizer step, across all workers."""
         return self.optim.batch_size * self.data.repeats
 
     def digest(self) -> str:

@@ -40,7 +40,7 @@ class TokenGrid(NamedTuple):
 
 
 class Section(BaseModel):
-    """Base of all config sections: frozen, without unknown keys, documented by the strings below the fields."""
+    """Base class of all config sections: frozen, no unknown keys, and docstrings as field descriptions."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
@@ -56,7 +56,7 @@ FrameSize = Annotated[tuple[int, int], BeforeValidator(as_pair)]
 
 
 class ClipConfig(Section):
-    """Input of the networks and its division into tokens. An image is a clip of one frame with tubelet 1."""
+    """Model input, and how it is divided into tokens. An image is a clip of one frame with tubelet 1."""
 
     frames: int = Field(16, ge=1, le=1024)
     """Frames per clip; 1 for images."""
@@ -128,7 +128,8 @@ class EncoderConfig(Section):
     """A plain pre-norm ViT. `size` sets width, depth and heads together."""
 
     size: str | None = None
-    """Name of a standard encoder: S, B, L, H, demo-student or demo-teacher. Default: width, depth and heads apply."""
+    """Name of a standard encoder: S, B, L, H, demo-student or demo-teacher. Default: none; width, depth and heads are
+    set individually."""
     width: int = Field(384, ge=4)
     """Embedding dimension of the encoder."""
     depth: int = Field(12, ge=1)
@@ -145,7 +146,7 @@ class EncoderConfig(Section):
     position_base: float = Field(10_000.0, gt=1)
     """Base of the wavelengths in sine-cosine position embeddings."""
     init: Init = "videomae"
-    """Weight initialisation. xavier: Xavier-uniform for every linear layer, the patch embedding included (MAE).
+    """Weight initialisation. xavier: Xavier-uniform for every linear layer, including the patch embedding (MAE).
     videomae: the same, except that the patch embedding and the decoder's input layer keep PyTorch's default.
     trunc_normal: truncated normal with standard deviation 0.02."""
     drop_path: float = Field(0.0, ge=0, lt=1)
@@ -177,7 +178,9 @@ class EncoderConfig(Section):
             raise ValueError(f"encoder.width={self.width} must be a multiple of encoder.heads={self.heads}")
         parts = POSITION_PARTS[self.positions]
         if self.width % parts:
-            raise ValueError(f"encoder.width={self.width} must be a multiple of {parts} for {self.positions} positions")
+            raise ValueError(
+                f"encoder.width={self.width} must be a multiple of {parts} for encoder.positions={self.positions}"
+            )
         return self
 
 
@@ -191,7 +194,7 @@ class DecoderConfig(Section):
     heads: int = Field(3, ge=1)
     """Attention heads per decoder block; must divide the decoder's width."""
     input_bias: bool = False
-    """Bias on the linear layer from encoder width to decoder width: present in MAE, absent in VideoMAE and AMD."""
+    """Whether the linear layer from encoder to decoder width has a bias: true in MAE, false in VideoMAE and AMD."""
 
     @model_validator(mode="after")
     def _shapes(self) -> DecoderConfig:
@@ -213,7 +216,7 @@ class GeneratorConfig(Section):
 
 
 class StudentConfig(Section):
-    """The small networks that are trained: encoder, decoder and generators."""
+    """The modules that are trained: a small encoder, a decoder and generators."""
 
     encoder: EncoderConfig = EncoderConfig(size="S")
     """Student encoder, which is published at the end of the run."""
@@ -224,7 +227,7 @@ class StudentConfig(Section):
 
 
 class TeacherConfig(Section):
-    """The frozen larger encoder: loaded from `weights`, or trained from `preset` before the student."""
+    """The larger, frozen encoder: loaded from `weights`, or trained from `preset` before the student."""
 
     encoder: EncoderConfig = EncoderConfig(size="L")
     """Teacher encoder; must match the teacher's weights."""
@@ -244,7 +247,7 @@ class TeacherConfig(Section):
         if (self.weights is None) == (self.preset is None):
             both = "both are set" if self.weights else "neither is set"
             raise ValueError(
-                f"teacher.weights and teacher.preset: {both}; set exactly one, weights to load (a file, a URI, "
+                f"teacher.weights and teacher.preset: {both}; set exactly one: weights to load (a file, a URI, "
                 "timm:NAME or an encoder id) or a preset to train first"
             )
         if self.overrides and self.preset is None:
@@ -298,18 +301,18 @@ class LossWeights(Section):
     """Weights of the loss terms in the total loss; 0 disables a term."""
 
     reconstruction: float = Field(1.0, ge=0)
-    """Weight of the pixel reconstruction loss; 0 builds no decoder."""
+    """Weight of the pixel reconstruction loss; if 0, no decoder is built."""
     direct: float = Field(1.0, ge=0)
     """Weight of direct alignment, on student-visible tokens."""
     generation: float = Field(1.0, ge=0)
-    """Weight of generation alignment, on teacher-only tokens; 0 builds no generators."""
+    """Weight of generation alignment, on teacher-only tokens; if 0, no generators are built."""
 
 
 class ObjectiveConfig(Section):
     """The training objective: its loss terms and how each of them compares prediction and target."""
 
     kind: Literal["amd", "mae"] = "amd"
-    """Training objective. amd: distillation from a teacher, with reconstruction. mae: reconstruction alone (MAE,
+    """Training objective. amd: distillation from a teacher, with reconstruction. mae: reconstruction only (MAE,
     VideoMAE), for teachers and baselines."""
     weights: LossWeights = LossWeights()
     """Weights of the loss terms."""
@@ -318,10 +321,10 @@ class ObjectiveConfig(Section):
     distance: Distance = "l2"
     """Distance between student and teacher features; l2 is the mean squared error."""
     smooth_l1_beta: float = Field(1.0, gt=0)
-    """Threshold of smooth_l1 between its quadratic and its linear part."""
+    """Threshold between the quadratic and linear parts of smooth_l1."""
     target_norm: TargetNorm = "none"
     """Normalisation of features before comparison. none: raw features (AMD). layer_norm: LayerNorm without parameters
-    on the teacher's features. l2: unit length for every token of both networks (DMAE)."""
+    on the teacher's features. l2: every token of both networks is scaled to unit length (DMAE)."""
     reduction: Reduction = "mean"
     """Reduction over layer pairs: mean, as in the official code, or sum, as in the paper."""
     pixels: PixelTarget = "per_channel"

@@ -1,4 +1,4 @@
-"""Configs of tasks that run as jobs without training: import, export and data preparation."""
+"""Configs for tasks other than training: import, export and data preparation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TaskConfig(Section):
 
 
 def encoder_id(weights: str) -> str:
-    """Return the default id of imported weights, derived from their file name."""
+    """Return the default id for imported weights, derived from their file name."""
     name = PurePosixPath(weights.removeprefix("timm:").rstrip("/")).name
     stem = re.sub(r"\.(pth|pt|bin|safetensors|tar)$", "", name)
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-._")[:200] or "imported"
@@ -39,20 +39,22 @@ def _default_id(values: dict[str, Any]) -> str:
 
 
 class ThirdPartyWeights(Section):
-    """Third-party weights, and facts that their files do not contain. Unset fields are inferred or guessed."""
+    """Third-party weights, and metadata that their files do not contain. Unset fields are inferred or guessed."""
 
     weights: str = Field(min_length=1)
     """Weights to import: a file, folder or URL of any known layout, or timm:NAME."""
     id: str = Field(default_factory=_default_id, max_length=200)
-    """Id of the published encoder. Default: the name of the weights' file."""
+    """ID of the published encoder. Default: the file name of the weights."""
     size: str | None = None
     """Name of a standard encoder: S, B, L, H, demo-student or demo-teacher. Default: inferred from the weights."""
     heads: int | None = Field(None, ge=1)
     """Attention heads per block, which no tensor shape reveals. Default: width / 64."""
     frames: int | None = Field(None, ge=1, le=1024)
-    """Frames per clip; 1 for images. Default: inferred or guessed."""
+    """Frames per clip; 1 for images. Default: inferred from the weights or their metadata, else 16 (reported as a
+    guess)."""
     image_size: FrameSize | None = None
-    """Height and width of a frame in pixels; a single number means a square. Default: inferred or guessed."""
+    """Height and width of a frame in pixels; a single number means a square. Default: inferred from the weights or
+    their metadata, else 224 (reported as a guess)."""
     patch: int | None = Field(None, ge=1)
     """Height and width of a token in pixels. Default: inferred from the patch embedding."""
     tubelet: int | None = Field(None, ge=1)
@@ -91,11 +93,11 @@ class ThirdPartyWeights(Section):
 
 
 class ImportConfig(ThirdPartyWeights, TaskConfig):
-    """Import of third-party weights as a published encoder."""
+    """Config for importing third-party weights as a published encoder."""
 
 
 class ExportConfig(TaskConfig):
-    """Export of a published encoder in another format."""
+    """Config for exporting a published encoder to another format."""
 
     encoder: str = Field(min_length=1)
     """Published encoder: its id, folder or URL."""
@@ -106,7 +108,7 @@ class ExportConfig(TaskConfig):
 
 
 class PrepareConfig(TaskConfig):
-    """Conversion of a data set for fast reading: smaller frames, short GOPs, tar shards with an index."""
+    """Config for converting a data set for fast reading: smaller frames, short GOPs, tar shards with an index."""
 
     data: DataConfig
     """Data set to prepare."""

@@ -1,4 +1,4 @@
-"""Config of a pre-training run, and its cross-section validation."""
+"""Config for a pre-training run, and its cross-section validation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from amd.config.sections import POSITION_PARTS, MaskConfig, ObjectiveConfig, Stu
 
 
 class TrainConfig(RunConfig):
-    """Complete config of a pre-training run."""
+    """Complete config for a pre-training run."""
 
     student: StudentConfig = StudentConfig()
-    """Networks that are trained."""
+    """Student: the encoder, decoder and generators that are trained."""
     teacher: TeacherConfig | None = None
     """Frozen teacher; required with objective.kind=amd, not allowed with mae."""
     mask: MaskConfig = MaskConfig()
@@ -80,8 +80,8 @@ class TrainConfig(RunConfig):
         positions = self.student.encoder.positions
         if own and width % POSITION_PARTS[positions]:
             problems.append(
-                f"student.generator.width={width} must be a multiple of {POSITION_PARTS[positions]} for the student's "
-                f"{positions} positions"
+                f"student.generator.width={width} must be a multiple of {POSITION_PARTS[positions]} "
+                f"for student.encoder.positions={positions}"
             )
         return problems
 
@@ -90,7 +90,7 @@ class TrainConfig(RunConfig):
         cells, student, teacher = self.cells, self.student_hidden_cells, self.teacher_hidden_cells
         if student == 0:
             problems.append(
-                f"mask.student_ratio={mask.student_ratio} hides none of {cells} cells: nothing to reconstruct"
+                f"mask.student_ratio={mask.student_ratio} hides none of {cells} cells: there is nothing to reconstruct"
             )
         if student == cells:
             problems.append(f"mask.student_ratio={mask.student_ratio} hides all of {cells} cells from the student")

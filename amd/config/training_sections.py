@@ -33,9 +33,9 @@ class DataConfig(Section):
     format: DataFormat = "auto"
     """Layout of the data; auto detects it from the path and its contents."""
     root: str = ""
-    """Folder to which relative paths in list files refer. Default: the folder of the list file."""
+    """Folder that relative paths in list files start from. Default: the folder of the list file."""
     frame_name: str = "img_{:05}.jpg"
-    """File name of frame n in frame folders, as a format string; frames are numbered from 1."""
+    """Format string for frame file names in frame folders; frame numbers start at 1."""
     sampling: FrameSampling = "strided"
     """Frame sampling in training. strided: every clip.sampling_rate_frames-th frame from a random start (K400). window:
     frames spread evenly over a random window of clip.frames x clip.sampling_rate_frames frames (SSv2; K400
@@ -43,7 +43,7 @@ class DataConfig(Section):
     fine-tuning)."""
     crop: Crop = "multi_scale"
     """Spatial crop in training. multi_scale: random scale, aspect ratio and position from fixed sets (VideoMAE).
-    random_resized: random area and aspect ratio, see crop_scale (MAE). center: the largest central crop."""
+    random_resized: random area (see crop_scale) and aspect ratio (MAE). center: the largest central crop."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest area of a random_resized crop, as fractions of the frame."""
     flip: bool = False
@@ -63,7 +63,7 @@ class DataConfig(Section):
     prefetch_batches: int = Field(2, ge=1)
     """Batches that each data loader process prepares in advance."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
-    """Maximum fraction of unreadable samples in the data set; the run stops above it."""
+    """Maximum fraction of unreadable samples in the data set; the run stops if it is exceeded."""
     read_timeout_s: float = Field(30.0, gt=0)
     """Seconds allowed to read and decode one sample; a sample that takes longer counts as bad."""
     read_memory_mib: int = Field(4096, ge=1024)
@@ -98,16 +98,16 @@ class DataConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW with the official parameter groups: no decay on biases, norms, tokens and positions."""
+    """AdamW with the official parameter groups: no weight decay on biases, norms, tokens and position embeddings."""
 
     batch_size: int = Field(256, ge=1)
-    """Samples per optimizer step over all workers; each sample yields data.repeats clips."""
+    """Samples per optimizer step, across all workers; each sample yields data.repeats clips."""
     base_lr: float = Field(1.5e-4, gt=0)
     """Peak learning rate, per 256 samples: lr = base_lr x batch_size / 256. Repeats are not counted, as in AMD."""
     min_lr: float = Field(1e-5, ge=0)
     """Learning rate at the end of the schedule, per 256 samples."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates of the first and second moment."""
+    """AdamW's decay rates for the first and second moments."""
     eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon, added to the denominator."""
     weight_decay: float = Field(0.05, ge=0)
@@ -141,7 +141,7 @@ class ScheduleConfig(Section):
     @model_validator(mode="after")
     def _one_length(self) -> ScheduleConfig:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("schedule.epochs and schedule.steps: set exactly one, the length of the run")
+            raise ValueError("schedule.epochs and schedule.steps: set exactly one of them as the length of the run")
         if self.warmup_epochs is not None and self.warmup_steps is not None:
             raise ValueError("schedule.warmup_epochs and schedule.warmup_steps: set at most one")
         if self.epochs is not None and (self.warmup_epochs or 0) >= self.epochs + 1:

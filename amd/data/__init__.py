@@ -1,4 +1,4 @@
-"""Data pipeline: manifests of records, isolated decoding, batches of clips, and preparation of raw collections.
+"""Data pipeline: manifests of records, isolated decoding, batches of clips, and preparation of raw data sets.
 
 Readers never substitute samples: an unreadable sample raises `BadSample` with the reason, and the caller handles it.
 """

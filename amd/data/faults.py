@@ -28,8 +28,8 @@ class LoaderCrash(RuntimeError):
 class BadSampleLedger:
     """Unreadable samples of a run, each recorded once.
 
-    Ranks read different samples: they exchange theirs (`add`) before checking `exceeds`, so that all ranks stop at the
-    same step. A resumed run starts from the samples it recorded before.
+    Ranks read different samples, so they exchange their records (`add`) before checking `exceeds`; all ranks then stop
+    at the same step. A resumed run starts with the samples that it has already recorded.
     """
 
     def __init__(self, known: Iterable[UnreadableSample] = ()) -> None:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class ShardCancelled(Exception):
-    """Raised for an unfinished shard, after another shard failed or the run was interrupted."""
+    """Raised to abandon an unfinished shard after another shard has failed or the run was interrupted."""
 
 
 class PrepareReport(BaseModel):
@@ -78,8 +78,8 @@ def prepare(
 ) -> PrepareReport:
     """Write `data` to tar shards under `output_url`; `limit`: number of samples, from the start.
 
-    `progress(done, total)` is called after each shard with numbers of samples. Raises ManifestError if the data cannot
-    be read, the output belongs to another preparation, or the samples are frame folders (already small files).
+    `progress(done, total)` is called after each shard with the numbers of samples. Raises ManifestError if the data
+    cannot be read, the output belongs to another preparation, or the samples are frame folders (already small files).
     """
     started = time.monotonic()
     manifest = open_manifest(data)
@@ -144,13 +144,16 @@ class _PrepareJob:
         if exists(url):
             found: dict[str, Any] = read_json(url)
             changed = [
-                f"{key} was {found.get(key)!r}, is {value!r}"
+                f"{key} was {found.get(key)!r}, is now {value!r}"
                 for key, value in expected.items()
                 if found.get(key) != value
             ]
             if changed:
                 raise ManifestError(
-                    [f"{self.output} has other data or settings ({'; '.join(changed)}); choose an empty folder"]
+                    [
+                        f"{self.output} was prepared from different data or settings "
+                        f"({'; '.join(changed)}); choose an empty folder"
+                    ]
                 )
             return found
         mean = self._mean_size(count)

@@ -99,7 +99,7 @@ def _sample_indices(count: int, most: int, draws: random.Random) -> list[int]:
 
 
 def _missing(manifest: Manifest, numbers: Sequence[int], data: DataConfig) -> list[int]:
-    """Return records whose file (for frame folders: first or last frame) is missing. Shards are already open."""
+    """Return records whose file (for frame folders: first or last frame) is missing. Shards were checked on opening."""
     if manifest.shards is not None:
         return []
 
@@ -125,7 +125,7 @@ def _exists(url: str) -> bool:
 
 
 def _missing_messages(data: DataConfig, manifest: Manifest, records: Sequence[int]) -> list[str]:
-    """Return messages for missing files: `list:line: file …` for records of a list, else the file alone."""
+    """Return messages for missing files: `list:line: file …` for records of a list, else only the file."""
     url = list_url(data, manifest)
     lines = line_numbers(text_blocks(url), records) if url else {}
     messages = []

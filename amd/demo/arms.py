@@ -1,4 +1,4 @@
-"""Arms that the demo compares, one config each. With the same seed they differ only in what the arm tests.
+"""The arms that the demo compares, each with its own config. With the same seed they differ only in what is compared.
 
 Does not import torch.
 """
@@ -59,7 +59,7 @@ def distilled(plan: DemoPlan, arm: str = "amd", **changes: Any) -> TrainConfig:
 def undistilled(plan: DemoPlan, steps: int | None = None) -> TrainConfig:
     """Return the config of the same student without a teacher.
 
-    `steps` overrides the length; the warm-up is a tenth of it, as in the preset.
+    `steps` overrides the length of the run; the warm-up is a tenth of that, as in the preset.
     """
     schedule = {} if steps is None else {"schedule.steps": steps, "schedule.warmup_steps": steps // 10}
     return _config(plan, "mae", "mae" if steps is None else f"mae-{steps}", schedule)
@@ -72,7 +72,7 @@ def symmetric(plan: DemoPlan) -> TrainConfig:
 
 
 def direct_only(plan: DemoPlan) -> TrainConfig:
-    """Return a config whose teacher sees more tokens, but which trains only direct alignment."""
+    """Return a config whose teacher sees more tokens, but which uses only the direct alignment loss."""
     return distilled(plan, "direct", **{"objective.weights.generation": 0.0})
 
 

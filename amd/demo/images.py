@@ -57,7 +57,10 @@ def _framed(tokens: Tensor, clip: ClipConfig) -> Tensor:
 
 
 def draw_run(root: str, folder: str, config: TrainConfig, clips: Tensor) -> str:
-    """Draw evenly spaced `clips` with the run's newest checkpoint into `root`/demo and return the picture's URL."""
+    """Draw evenly spaced samples of `clips` with the run's newest checkpoint.
+
+    Saves the image under `root`/demo and returns its URL.
+    """
     store = CheckpointStore(join(folder, "checkpoints"), config.checkpoint)
     found = store.load_newest()
     if found is None:
@@ -67,7 +70,7 @@ def draw_run(root: str, folder: str, config: TrainConfig, clips: Tensor) -> str:
     student.load_state_dict(snapshot.tensors["model"])
     wide = config.clip.frames > 1
     shown = clips[torch.linspace(0, len(clips) - 1, 6 if wide else 10).long()]
-    draws = torch.Generator().manual_seed(0)  # equal masks for students with equal ratios
+    draws = torch.Generator().manual_seed(0)  # students with equal ratios get the same masks
     sets = sample_token_sets(config.mask, config.clip.grid, len(shown), draws)
     visible, tokens = sets.student_visible.shape[1], config.clip.grid.tokens
     caption = f"{'it' if config.objective.kind == 'mae' else 'the student'} sees {visible} of {tokens} tokens"

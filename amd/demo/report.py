@@ -83,7 +83,7 @@ COLUMNS: dict[str, Callable[[DemoRow], str]] = {
 
 
 def headings(report: DemoReport) -> list[str]:
-    """Return the columns with at least one value."""
+    """Return the column names; `fine-tuned %` is omitted if no row has that score."""
     finetuned = any(row.finetuned for section in report.sections for row in section.rows)
     return [name for name in COLUMNS if finetuned or name != "fine-tuned %"]
 

@@ -58,10 +58,10 @@ def run_demo(
 
     `runner`: executes the runs; by default one after the other in this process, without Ray. `seeds`: number of
     repetitions, each with its own teacher. `full`: adds the control arms: an undistilled student trained for as long as
-    AMD takes, a teacher that sees no more than the student, and direct alignment alone. `finetuned`: fine-tunes the AMD
+    AMD takes, a teacher that sees no more than the student, and only direct alignment. `finetuned`: fine-tunes the AMD
     student, the undistilled student and random weights on few labels. `overrides` and `teacher_overrides`: overrides of
     every student's and teacher's config, by dotted key. `split`: data to score; settings were tuned on `select`.
-    Raises DemoFailed when a run does not succeed, ConfigError for invalid overrides.
+    Raises DemoFailed if a run does not succeed, or ConfigError for invalid overrides.
     """
     started = time.monotonic()
     console = console or Console()
@@ -131,7 +131,9 @@ class _Demo:
 
     def prepare(self, modality: Modality) -> None:
         """Write the data, read the probe's samples and score the arms that need no training."""
-        self.console.print(f"Preparing {modality.data} from handwritten digits (once) and reading the probe samples")
+        self.console.print(
+            f"Preparing {modality.data} from handwritten digits (on first use) and reading the probe samples"
+        )
         config = arms.undistilled(self.plan(modality, self.seeds[0]))
         ensure_demo(modality.data, "train")
         train_clips, test_clips = (
@@ -160,7 +162,7 @@ class _Demo:
                 yield Arm(key, plan, arms.finetuned(plan, key, weights, test))
 
     def control_arms(self) -> Iterator[Arm]:
-        """Yield ablations of the main arms: equal time, equal ratios, direct alignment alone."""
+        """Yield ablations of the main arms: equal time, equal ratios, and only direct alignment."""
         for plan in self.plans():
             amd, mae = (self.scores[plan.modality.key].row(key) for key in ("amd", "mae"))
             time_ratio = amd.seconds[plan.seed] / max(mae.seconds[plan.seed], 1e-6)
@@ -259,12 +261,12 @@ def _print_results(console: Console, report: DemoReport) -> None:
     console.print(table(report))
     console.print(
         "[dim]kNN and linear: probes on frozen features, trained on labelled digits of the training pool. Seconds: "
-        "training only, for a student without its teacher. Raw pixels are hard to beat on data this simple: "
+        "training only; a student's time excludes its teacher's. Raw pixels are hard to beat on data this simple: "
         "the table shows what a teacher adds to a short pre-training.[/dim]"
     )
     pictures = [path for section in report.sections for row in section.rows for path in row.pictures]
     if pictures:
-        console.print("\nPictures (input of each network and its reconstruction):")
+        console.print("\nPictures (what student and teacher see, and the reconstruction):")
         for path in pictures:
             console.print(f"  {path}", soft_wrap=True)
     if report.embedded:

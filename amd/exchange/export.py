@@ -28,7 +28,7 @@ from amd.exchange.formats import EXPORTERS, Exporter, PixelEncoder, Written, exa
 from amd.storage import exists, filesystem, is_remote, local_path
 
 TOLERANCE = 1e-5  # relative to the largest value of the output, in float32
-BATCHES = (1, 3)  # differ from the batch size that exporters trace with
+BATCHES = (1, 3)  # neither is the batch size that exporters trace with
 SIDECAR = "export.json"
 
 
@@ -40,7 +40,7 @@ class ExportReport(BaseModel):
     output: str
     files: tuple[str, ...]
     deviation: float
-    """Largest difference from our encoder's output, as a fraction of its largest value."""
+    """Largest difference from our encoder's output, as a fraction of that output's largest value."""
     size_mib: float
     weights_license: str | None
 
@@ -93,11 +93,11 @@ def _load(url: str) -> PixelEncoder:
 def _check(card: Card, format: Format, exporter: Exporter, output: str) -> None:
     if obstacle := exporter.obstacle(card):
         others = ", ".join(name for name, other in EXPORTERS.items() if other.obstacle(card) is None)
-        raise ConfigError([f"{card.id} does not fit format={format}: {obstacle}; formats that can: {others}"])
+        raise ConfigError([f"format={format} cannot represent {card.id}: {obstacle}; formats that can: {others}"])
     suffix = Path(output).suffix
     if exporter.suffixes and suffix not in exporter.suffixes:
         raise ConfigError(
-            [f"output={output}: {format} writes a file whose name ends in {' or '.join(exporter.suffixes)}"]
+            [f"output={output}: {format} writes a single file; its name must end in {' or '.join(exporter.suffixes)}"]
         )
     if exists(output):
         raise ConfigError([f"output={output}: already exists; choose another path, or remove it first"])
@@ -124,7 +124,7 @@ def _deviation(model: PixelEncoder, run: Callable[[Tensor], Tensor], format: For
     if not worst <= TOLERANCE:
         hint = ""
         if format == "huggingface" and model.card.head:
-            hint = "; transformers' VideoMAE classifier uses a norm with epsilon 1e-5, ours 1e-6"
+            hint = "; transformers' VideoMAE classifier uses a norm with epsilon 1e-5, ours uses 1e-6"
         raise ConfigError(
             [
                 f"{format}: the reloaded export differs from our encoder by {worst:.1e} of the largest value, more "

@@ -44,7 +44,7 @@ class PixelEncoder(nn.Module):
         return pooled if self.head is None else self.head(pooled)
 
     def tensors(self) -> tuple[State, Tensor]:
-        """Return the encoder's weights, without its positions, and the positions (N, D)."""
+        """Return the encoder's weights without position embeddings, and the position embeddings (N, D)."""
         state = {key: value for key, value in self.encoder.state_dict().items() if key != "positions"}
         return state, self.encoder.positions.detach()
 
@@ -62,7 +62,7 @@ class Exporter(NamedTuple):
     suffixes: tuple[str, ...]
     """Suffixes of the exported file; empty if the export is a folder."""
     obstacle: Callable[[Card], str | None]
-    """Returns why the format cannot represent an encoder, or None if it can."""
+    """Function that returns why the format cannot represent an encoder, or None if it can."""
     write: Callable[[PixelEncoder, Path], Written]
 
 
@@ -125,7 +125,7 @@ def _write_timm(model: PixelEncoder, folder: Path) -> Written:
     )
 
 
-TIMM_ARCHITECTURE = "vit_base_patch16_224"  # a plain ViT; model_args holds all differences
+TIMM_ARCHITECTURE = "vit_base_patch16_224"  # a plain ViT; model_args contains all differences
 
 
 def _hugging_face_obstacle(card: Card) -> str | None:
@@ -136,8 +136,9 @@ def _hugging_face_obstacle(card: Card) -> str | None:
     if not (card.clip.is_image and card.encoder.class_token):
         kind = card.encoder.positions
         return (
-            "VideoMAE has 1-D sine-cosine positions of base 10000 and no class token; ViT has a class token "
-            f"and takes images; this encoder has {kind} positions of base {card.encoder.position_base:g}, "
+            "VideoMAE has 1-D sine-cosine position embeddings with base 10000 and no class token; ViT has a class "
+            f"token and takes images; this encoder has {kind} position embeddings with base "
+            f"{card.encoder.position_base:g}, "
             f"{'a' if card.encoder.class_token else 'no'} class token, and {card.clip.frames} frames"
         )
     if card.head is not None or card.pooling != "mean":
@@ -277,7 +278,7 @@ def example(card: Card, batch: int) -> Tensor:
 
 
 def save(tensors: State, path: Path) -> None:
-    """Write a safetensors file with PyTorch's metadata."""
+    """Write a safetensors file whose metadata marks it as written by PyTorch."""
     save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, path, metadata={"format": "pt"})
 
 

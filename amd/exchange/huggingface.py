@@ -80,7 +80,7 @@ class FolderFacts(NamedTuple):
     interpolation: Interpolation | None = None
     labels: tuple[str, ...] | None = None
     license: str | None = None
-    unbiased: bool = False  # attention has no biases, so their absence is no error
+    unbiased: bool = False  # attention has no biases, so absent biases are not an error
     problems: tuple[str, ...] = ()  # computations that differ from ours
 
 
@@ -181,7 +181,7 @@ def _card_license(url: str) -> str | None:
 
 
 def videomae_folder(state: State, card: Card) -> tuple[State, dict[str, Any]]:
-    """Convert an encoder (and the `classifier.*` keys of a head) to VideoMAE: published keys and config.json."""
+    """Convert an encoder (and the `classifier.*` keys of a head) to VideoMAE's published keys and config.json."""
     out: State = {}
     prefix = "videomae." if card.head else ""
     for key, tensor in state.items():
@@ -214,7 +214,7 @@ def videomae_folder(state: State, card: Card) -> tuple[State, dict[str, Any]]:
 
 
 def vit_folder(state: State, table: Tensor, card: Card) -> tuple[State, dict[str, Any]]:
-    """Convert an image encoder with a class token and positions (N, D) to ViTModel without a pooler."""
+    """Convert an image encoder with a class token and position embeddings (N, D) to ViTModel without a pooler."""
     out: State = {"embeddings.position_embeddings": torch.cat([table.new_zeros(1, table.shape[1]), table])[None]}
     for key, tensor in state.items():
         if key == "patch_embed.weight":

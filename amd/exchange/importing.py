@@ -1,4 +1,7 @@
-"""Import third-party weights as a published encoder: infer its config from shapes and folders, require the rest."""
+"""Import third-party weights as a published encoder.
+
+The config is inferred from tensor shapes and folder metadata; values that cannot be inferred must be passed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from amd.models.encoder import Encoder
 from amd.models.teachers.timm import TIMM, timm_clip
 from amd.storage import exists, join, resolve_root
 
-# Number of heads by (width, depth), which no tensor reveals. The last entry is the giant model of VideoMAE V2.
+# Number of heads by (width, depth), because no tensor reveals it. The last entry is the giant model of VideoMAE V2.
 KNOWN_HEADS = {(size.width, size.depth): size.heads for size in ENCODER_SIZES.values()} | {(1408, 40): 16}
 FRAMES, SIZE = 16, 224  # as in VideoMAE, if neither the file nor the user specifies them
 
@@ -34,7 +37,7 @@ class Imported(NamedTuple):
 
 
 def import_encoder(config: ImportConfig) -> Imported:
-    """Publish `config.weights` (anything `open_source` accepts) as the encoder `config.id` below the storage root.
+    """Publish `config.weights` (anything `open_source` accepts) as the encoder `config.id` under the storage root.
 
     Idempotent: repeating an import returns the encoder that the first one published. Raises ConfigError if the
     weights cannot be read or do not fit, a required value can be neither inferred nor guessed, or the id
@@ -67,7 +70,7 @@ def import_encoder(config: ImportConfig) -> Imported:
     if exists(join(url, CARD)):  # perhaps by an earlier attempt of this job that ended before it reported success
         found = load_card(url)
         if _comparable(found) != _comparable(serialize_encoder(encoder, card, head, decoder)[0]):
-            raise ConfigError([f"id={id}: another encoder is already published with this id; choose another with --id"])
+            raise ConfigError([f"id={id}: another encoder is already published with this id; pass a different --id"])
         return Imported(found, url, notes)
     return Imported(save_encoder(url, encoder, card, head, decoder), url, notes)
 
@@ -158,19 +161,19 @@ def _positions(source: Source, state: dict[str, Tensor], clip: ClipConfig) -> Po
 
 
 def _head(source: Source, width: int, notes: list[str]) -> nn.Linear | None:
-    """Return the classifier if it takes the same input as ours: the norm of the mean of the tokens."""
+    """Return the classifier if it takes the same input as ours: the normalised mean of the tokens."""
     weights = source.head()
     if "weight" not in weights:
         return None
     if not source.is_pooled:
-        notes.append("its classifier takes the class token, ours takes the mean of the other tokens: omitted")
+        notes.append("classifier omitted: it takes the class token, but ours takes the mean of the other tokens")
         return None
     classes = weights["weight"].shape[0]
     head = nn.Linear(width, classes)
     try:
         head.load_state_dict(weights)
     except RuntimeError:
-        notes.append("its classifier has a different width than the encoder: omitted")
+        notes.append("classifier omitted: its width differs from the encoder's")
         return None
     return head
 

@@ -108,7 +108,7 @@ def _fit_patches(state: State, source: Source, clip: ClipConfig) -> list[str]:
 
 
 def _fit_positions(encoder: Encoder, state: State, source: Source, section: str) -> list[str]:
-    """Add the positions that the encoder needs to `state`: none if they are fixed, a table if they are learned."""
+    """Add the position table to `state` if the encoder's position embeddings are learned; fixed ones need none."""
     ours = encoder.config
     table = state.pop("positions", None)
     if table is None:
@@ -117,21 +117,21 @@ def _fit_positions(encoder: Encoder, state: State, source: Source, section: str)
             base = source.card.encoder.position_base if source.card else ours.position_base
             state["positions"] = position_table(kind, encoder.grid, ours.width, base)
         elif kind not in (None, ours.positions):
-            return [f"its positions are {kind}, not {ours.positions}: set {section}.positions={kind}"]
+            return [f"its position embeddings are {kind}, not {ours.positions}: set {section}.positions={kind}"]
         return []
     table = table[0] if table.ndim == 3 else table  # ([1 +] N, D)
     if table.shape[1] != ours.width:
-        return []  # a different width; errors on other tensors are clearer
+        return []  # the width differs, which the errors for other tensors explain better
     split = _split_table(table, state, source, encoder.grid)
     if split is None:
         return [
-            f"its table of {len(table)} positions does not fit square frames; import it with its training size "
-            f"(a Hugging Face folder states it), or set clip.size to that size"
+            f"its table of {len(table)} position embeddings does not fit square frames; import it "
+            "with its training size (a Hugging Face folder contains it), or set clip.size to that size"
         ]
     table, grid = split
     if not table.any():
         # This is the case for a newly created ViTMAE in transformers 5; published files are filled.
-        return ["its position table is all zeros because it was never initialised; fill it before saving"]
+        return ["its position table is all zeros because it was never initialised; initialise it before saving"]
     if ours.positions == "learned":
         state["positions"] = resample(table, grid, encoder.grid)
         return []
@@ -139,11 +139,11 @@ def _fit_positions(encoder: Encoder, state: State, source: Source, section: str)
     if kind == ours.positions:
         return []
     kind = kind or "learned"
-    return [f"its positions are {kind}, not {ours.positions}: set {section}.positions={kind}"]
+    return [f"its position embeddings are {kind}, not {ours.positions}: set {section}.positions={kind}"]
 
 
 def _kind_without_table(source: Source) -> Positions | None:
-    """Return the kind of fixed positions of weights without a table: from the card, else VideoMAE's 1-D sine-cosine."""
+    """Return the kind of fixed position embeddings if the weights have no table: from the card, else sincos_1d."""
     if source.card:
         return source.card.encoder.positions
     return None if source.is_ours else "sincos_1d"
@@ -152,8 +152,8 @@ def _kind_without_table(source: Source) -> Positions | None:
 def _split_table(table: Tensor, state: State, source: Source, ours: TokenGrid) -> tuple[Tensor, TokenGrid] | None:
     """Return the position table without the class token's row, and its grid.
 
-    The class token's position is added to the token itself, since only their sum is used. In some timm models the class
-    token has no position.
+    The class token's position embedding is added to the token itself, since only their sum is used. In some timm models
+    the class token has no position embedding.
     """
     token = state.get("class_token")
     image = len(source.weights.kernel) == 2

@@ -1,9 +1,9 @@
 """Map third-party state-dict keys to the keys of `Student` using pattern tables.
 
-Tensors are rewritten losslessly where layouts differ. All weights use the student's keys; an encoder is the part below
-`encoder.`. The loader reports keys that match no rule as unexpected. Two rewrites change no result: the bias of
-attention keys is dropped (it cancels in the softmax), and layer scale is folded into the preceding linear layer.
-The tables themselves are in `official` and `huggingface`.
+Tensors are rewritten losslessly where layouts differ. All weights use the student's keys; an encoder is the part under
+`encoder.`. The loader reports keys that match no rule as unexpected. Two rewrites do not change the output: the bias of
+attention keys is dropped (it cancels in the softmax), and layer scale is folded into the preceding linear layer. The
+tables themselves are in `official` and `huggingface`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from amd.config import ConfigError
 PATCHES = "encoder.patch_embed.weight"
 
 State = dict[str, Tensor]
-Rules = tuple[tuple[str, str | None], ...]  # (pattern of a whole key, our key); None: known and unused
+Rules = tuple[tuple[str, str | None], ...]  # (pattern of a whole key, our key); None if the key is known but unused
 
 
 class Layout(NamedTuple):

@@ -1,4 +1,4 @@
-"""Load third-party weights strictly into our networks: one error lists all missing, unexpected and mismatched tensors.
+"""Load third-party weights strictly into our models: one error lists all missing, unexpected and mismatched tensors.
 
 Defines which parts of a file are optional; key tables are in `official` and `huggingface`.
 """
@@ -90,7 +90,7 @@ def _fill_encoder(
 
 
 def load_student_state(student: Student, state: State, name: str, *, field: str = "weights") -> None:
-    """Load a whole student from a pre-training state of AMD, VideoMAE, MAE, Hugging Face, or ours, in place.
+    """Load a whole student from a pre-training state of AMD, VideoMAE, MAE, Hugging Face, or this package, in place.
 
     Official AMD files contain no generator mask tokens; these keep their random initialisation, as when the official
     code resumes.
@@ -113,7 +113,7 @@ def _take_positions(encoder: Encoder, state: State, table: Tensor, intermediates
     table = table[0].float() if table.ndim == 3 else table.float()  # ([1 +] N, D)
     ours = encoder.positions
     if table.shape[0] == ours.shape[0] + 1 and table.shape[1] == ours.shape[1]:
-        if "class_token" in state:  # the class token and its position are only used as a sum; MAE's position is zero
+        if "class_token" in state:  # only the sum of the class token and its position is used; MAE's is 0
             state["class_token"] = state["class_token"] + table[0].to(state["class_token"].dtype)
         table = table[1:]
     if encoder.config.positions == "learned" and table.shape == ours.shape:
@@ -123,13 +123,14 @@ def _take_positions(encoder: Encoder, state: State, table: Tensor, intermediates
     if not problems or table.shape != ours.shape:
         return problems
     if kind := fixed_kind(table, encoder.grid, encoder.config.position_base):
-        return [f"its positions are {kind}, not {encoder.config.positions}: set {section}.positions={kind}"]
+        return [f"its position embeddings are {kind}, not {encoder.config.positions}: set {section}.positions={kind}"]
     if not intermediates_only:
         return [
-            f"its positions are learned, but {section}.positions={encoder.config.positions} is a fixed table: set "
+            f"its position embeddings are learned, but {section}.positions={encoder.config.positions} is a fixed "
+            "table: set "
             f"{section}.positions=learned"
         ]
-    logger.info("the teacher's positions are learned; they replace %s", encoder.config.positions)
+    logger.info("the teacher's position embeddings are learned; they replace %s", encoder.config.positions)
     encoder.positions.copy_(table)
     return []
 
@@ -137,14 +138,14 @@ def _take_positions(encoder: Encoder, state: State, table: Tensor, intermediates
 def _check_table(module: Encoder | Predictor, state: State, key: str) -> list[str]:
     """Remove the position table from `state` and list how it differs from the module's."""
     if isinstance(module, Encoder) and module.config.positions == "learned":
-        return []  # learned positions are an ordinary parameter
+        return []  # learned position embeddings are an ordinary parameter
     table = state.pop(key, None)
     if table is None:
         return []
     table = table[0] if table.ndim == 3 else table  # ([1 +] N, D)
     if len(table) == len(module.positions) + 1:
         if table[0].any():
-            return [f"{key}: the class token has a learned position, but this encoder uses fixed positions"]
+            return [f"{key}: the class token has a learned position embedding, but this encoder uses fixed ones"]
         table = table[1:]
     return _differences(module.positions, table, key, "student.encoder.positions, clip.size and clip.patch")
 
@@ -154,7 +155,7 @@ def _differences(ours: Tensor, table: Tensor, name: str, remedy: str) -> list[st
         return [f"{name}: the file has {_shape(table)}, the config {_shape(ours)} (tokens, width); check {remedy}"]
     if not table.any():
         # This is the case for a newly created ViTMAE in transformers 5; published files are filled.
-        return [f"{name}: the file's table is all zeros because it was never initialised; fill it before saving"]
+        return [f"{name}: the file's table is all zeros because it was never initialised; initialise it before saving"]
     off = float((ours.float() - table.float()).abs().max())
     return [f"{name}: the file's table differs by up to {off:.2g}"] if off > TABLE_TOLERANCE else []
 

@@ -29,7 +29,7 @@ PRETRAIN = Layout(
         (r"encoder\.projection_heads\.(\d+)\.weight", r"projections.\1.weight"),
         (rf"generators\.(\d+)\.blocks\.(\d+)\.{_BLOCK}", r"generators.\1.blocks.\2.\3"),
         (r"generators\.\d+\.norm\.(weight|bias)", None),  # built but never used by the official code
-        # Ours: the official code keeps these in a plain list, so its checkpoints lack them.
+        # Only in our exports: the official code keeps these in a plain list, so its checkpoints lack them.
         (r"generator_mask_tokens\.(\d+)", r"generators.\1.mask_token"),
         (r"encoder_to_decoder\.(weight|bias)", r"decoder.input.\1"),
         (r"mask_token", r"decoder.mask_token"),
@@ -63,7 +63,7 @@ OFFICIAL = (PRETRAIN, PLAIN, OUR_STUDENT, OUR_ENCODER)
 
 
 def to_official(state: Mapping[str, Tensor], clip: ClipConfig) -> State:
-    """Convert our student to the layout of AMD (or, without projections and generators, of VideoMAE).
+    """Convert our student to AMD's layout (or, without projections and generators, to VideoMAE's).
 
     The norm of each generator, which the official code builds and never uses, is filled with ones and zeros. Generator
     mask tokens are stored as `generator_mask_tokens.I`, which the official loader ignores.
@@ -84,7 +84,7 @@ def to_official(state: Mapping[str, Tensor], clip: ClipConfig) -> State:
 
 
 def to_mae(state: Mapping[str, Tensor], clip: ClipConfig) -> State:
-    """Convert our student (class token, 2-D positions) to the layout of MAE, without its two fixed tables."""
+    """Convert our student (class token, 2-D position embeddings) to MAE's layout, without its two fixed tables."""
     out: State = {}
     for key, tensor in state.items():
         if key == "encoder.patch_embed.weight":
@@ -126,7 +126,7 @@ def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
 def mae_encoder(state: Mapping[str, Tensor], table: Tensor, clip: ClipConfig, *, pooled: bool) -> State:
     """Convert an image encoder to the layout of MAE and timm, with its position table (N, D).
 
-    `pooled`: whether the last norm applies to pooled tokens. The position of the class token is zero.
+    `pooled`: whether the last norm applies to pooled tokens. The position embedding of the class token is zero.
     """
     out = to_mae({f"encoder.{key}": tensor for key, tensor in state.items()}, clip)
     rows = [table.new_zeros(1, table.shape[1]), table] if "class_token" in state else [table]
@@ -143,7 +143,7 @@ def videomae_encoder(state: Mapping[str, Tensor], clip: ClipConfig, *, pooled: b
 def mvd_encoder(state: Mapping[str, Tensor], table: Tensor, clip: ClipConfig, *, pooled: bool) -> State:
     """Convert an encoder to the layout of MVD: as VideoMAE after fine-tuning, but with a position table (N, D).
 
-    A class token has no position, as in MVD.
+    As in MVD, a class token has no position embedding.
     """
     out = _strip_prefix(videomae_encoder(state, clip, pooled=False))
     if "class_token" in out:

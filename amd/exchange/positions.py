@@ -1,4 +1,4 @@
-"""Position tables of third-party files: identify their kind and grid, and resample them to another grid.
+"""Position tables in third-party files: identify their kind and grid, and resample them to another grid.
 
 Shapes: N tokens, (t, h, w) grid of the file, (T, H, W) our grid, D width.
 """

@@ -83,7 +83,7 @@ def read_state(url: str, *, field: str = "weights") -> dict[str, Tensor]:
 
 
 def _read_shards(index: str, field: str) -> dict[str, Tensor]:
-    """Read all files of a Hugging Face index; every tensor of the index must be present."""
+    """Read all shards listed in a Hugging Face index; every tensor it lists must be present."""
     try:
         files = dict(json.loads(read_bytes(index))["weight_map"])
         shards = {Path(str(name)).name for name in files.values()}  # only files next to the index
@@ -94,7 +94,10 @@ def _read_shards(index: str, field: str) -> dict[str, Tensor]:
         tensors |= read_state(posixpath.join(posixpath.dirname(index), shard), field=field)
     if missing := sorted(set(files) - set(tensors)):
         raise ConfigError(
-            [f"{field}={index}: {len(missing)} tensors of the index are missing from its files (first: {missing[0]})"]
+            [
+                f"{field}={index}: {len(missing)} tensors listed in the index are missing from its files "
+                f"(first: {missing[0]})"
+            ]
         )
     return tensors
 
@@ -145,7 +148,7 @@ def _unreadable(url: str, field: str, error: Exception) -> ConfigError:
 
 
 def _read(path: Path, url: str, field: str) -> Any:
-    """Read a file, detecting its format from the content, since published files have all kinds of suffixes."""
+    """Read a file, detecting its format from the content, since published files use many different suffixes."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -190,7 +193,7 @@ def _torch_reason(message: str) -> str:
     if found := re.search(r"GLOBAL (\S+)", message):
         return (
             f"refused: loading would execute {found[1]}, but weights need no code; "
-            "if you trust the source, load the file there and save only its state dict, as safetensors"
+            "if you trust the source, load the file yourself and save only its state dict, as safetensors"
         )
     if "TorchScript" in message or "torch.jit" in message:
         return "a TorchScript archive; save the model's state_dict() instead"

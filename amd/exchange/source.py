@@ -1,6 +1,6 @@
 """Open weights by name, path or URL, together with the metadata of their source (a card or a folder's config).
 
-Resolves names, folders and layouts; builds no networks.
+Resolves names, folders and layouts; builds no models.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Source(NamedTuple):
         return self.weights.layout in (OUR_ENCODER.name, OUR_STUDENT.name)
 
     def head(self) -> State:
-        """Return `weight` and `bias` of the classifier; empty without one."""
+        """Return the `weight` and `bias` of the classifier; empty if there is none."""
         prefix = "classifier.head."
         return {key.removeprefix(prefix): value for key, value in self.weights.state.items() if key.startswith(prefix)}
 
@@ -104,7 +104,7 @@ def license_of(weights: str, storage: str | None, *, field: str = "weights") -> 
 
 
 def config_mismatches(ours: EncoderConfig, source: Source, clip: ClipConfig, section: str) -> list[str]:
-    """List mismatches that shapes do not reveal: heads, pixel normalisation, the base of fixed positions.
+    """List mismatches that shapes do not reveal: heads, pixel normalisation, the base of fixed position embeddings.
 
     `section`: config section of the encoder, for error messages.
     """
@@ -114,7 +114,9 @@ def config_mismatches(ours: EncoderConfig, source: Source, clip: ClipConfig, sec
         problems.append(f"it has {source.heads} heads: set {section}.heads={source.heads}")
     fixed = "learned" not in (ours.positions, card.encoder.positions if card else "learned")
     if card and fixed and card.encoder.position_base != ours.position_base:
-        problems.append(f"set {section}.position_base={card.encoder.position_base:g}, the base of its positions")
+        problems.append(
+            f"set {section}.position_base={card.encoder.position_base:g}, the base of its position embeddings"
+        )
     for name in ("mean", "std"):
         theirs = getattr(card.clip if card else source.facts, name)
         if theirs and any(abs(a - b) > 1e-6 for a, b in zip(theirs, getattr(clip, name), strict=True)):
@@ -136,14 +138,16 @@ def published(name: str, storage: str | None) -> str | None:
 
 
 def translated_state(state: State, url: str, *, field: str = "weights") -> Translated:
-    """Translate weights, with their source in error messages. Raises ConfigError, including for non-finite weights."""
+    """Translate weights, with their source in error messages. Raises ConfigError, also if a weight is not finite."""
     try:
         translated = to_student(state)
     except ConfigError as error:
         raise ConfigError([f"{field}={url}: {line}" for line in error.problems]) from None
     broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
-        raise ConfigError([f"{field}={url}: not finite in {listed(broken)}; the run that produced them diverged"])
+        raise ConfigError(
+            [f"{field}={url}: NaN or infinite values in {listed(broken)}; the run that produced them diverged"]
+        )
     return translated
 
 
@@ -164,7 +168,7 @@ def _published_head(url: str, field: str) -> State:
 
 
 def _fill_absent_biases(translated: Translated, facts: FolderFacts) -> Translated:
-    """Fill in zeros for absent attention biases if the config states that the network has none."""
+    """Fill in zeros for absent attention biases if the source's config states that attention has none."""
     if not facts.unbiased:
         return translated
     state = dict(translated.state)

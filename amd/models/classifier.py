@@ -38,7 +38,7 @@ class Classifier(nn.Module):
             self.head.weight.mul_(init_scale)
 
     def forward(self, tokens: Tensor, index: Tensor) -> Tensor:
-        """Return logits (B, C) of normalised pixel tokens (B, K, P) at grid positions `index` (B, K)."""
+        """Return logits (B, C) for normalised pixel tokens (B, K, P) at grid positions `index` (B, K)."""
         logits: Tensor = self.head(self.dropout(self.features(tokens, index)))
         return logits
 

@@ -26,7 +26,7 @@ class EncoderOutput(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """A plain pre-norm ViT with optional class token and fixed or learned positions."""
+    """A plain pre-norm ViT with an optional class token and fixed or learned position embeddings."""
 
     positions: Tensor
 

@@ -31,7 +31,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D), or (B, Q, D) for the last Q = `queries` tokens alone."""
+        """Map (B, N, D) to (B, N, D), or to (B, Q, D) for only the last Q = `queries` tokens."""
         n, d = x.shape[1:]
         if queries is None or queries == n:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
@@ -78,7 +78,7 @@ class Block(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D), or (B, Q, D) for the last Q = `queries` tokens alone."""
+        """Map (B, N, D) to (B, N, D), or to (B, Q, D) for only the last Q = `queries` tokens."""
         attended = self.attn(self.norm1(x), queries)
         if queries is not None:
             x = x[:, x.shape[1] - queries :]
@@ -110,7 +110,7 @@ def init_weights(module: nn.Module, init: Init) -> None:
 
 
 def init_like_torch(linear: nn.Linear) -> None:
-    """Apply PyTorch's default init, U(+-1/sqrt(fan in)), as in VideoMAE's patch embedding and decoder input layer."""
+    """Apply PyTorch's default init, U(+-1/sqrt(fan in)), as VideoMAE's patch embedding and decoder input layer do."""
     bound = 1 / math.sqrt(linear.in_features)
     nn.init.uniform_(linear.weight, -bound, bound)
     if linear.bias is not None:

@@ -73,7 +73,7 @@ class Decoder(Predictor):
 
 
 class Generator(Predictor):
-    """Predicts teacher features with blocks of another width. AMD itself uses only the teacher's width."""
+    """Predicts teacher features with blocks whose width may differ from the teacher's; in AMD the widths are equal."""
 
     def __init__(
         self, encoder: EncoderConfig, grid: TokenGrid, teacher_width: int, width: int, depth: int, heads: int

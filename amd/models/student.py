@@ -1,7 +1,7 @@
 """The student: encoder, projections, generators and decoder, all trained together.
 
-Parts without a loss term are not built, so every parameter receives a gradient in every step. Of the teacher,
-only the width is needed.
+Parts without a loss term are not built, so every parameter receives a gradient in every step. Depends on the teacher
+only through its width.
 Shapes: B batch, V student-visible, O teacher-only, R reconstructed, P pixel values per token, E teacher width.
 """
 
@@ -58,7 +58,7 @@ class Student(nn.Module):
         projected = [
             project(features) for project, features in zip(self.projections, encoded.intermediates, strict=True)
         ]
-        # In series: a generator works on projected features, so its gradient reaches the encoder through them.
+        # In sequence: a generator works on projected features, so its gradient reaches the encoder through them.
         generated = [
             generate(features, visible, sets.teacher_only)
             for generate, features in zip(self.generators, projected, strict=False)
@@ -68,7 +68,7 @@ class Student(nn.Module):
 
 
 def _generator(config: TrainConfig) -> Predictor:
-    """Build a generator; at the teacher's width, as in AMD, it consists of blocks alone."""
+    """Build a generator. If its width equals the teacher's, as in AMD, it needs no input or output projection."""
     assert config.teacher is not None, "validated: amd has a teacher"
     encoder, grid, teacher_width = config.student.encoder, config.clip.grid, config.teacher.encoder.width
     width, depth, heads = config.generator_width, config.student.generator.depth, config.generator_heads

@@ -1,4 +1,4 @@
-"""`amd parity DIR`: reproduce values recorded from the official code with our modules, each within a tolerance.
+"""`amd parity DIR`: reproduce reference values recorded from the official code, each within a tolerance.
 
 A folder contains an AMD case (`amd_meta.json`), an MAE case (`mae_meta.json`), smaller golden files, or all of them.
 The command compares all features, targets, losses, gradients and gradient norms, in float32 and float64; optimizer

@@ -1,4 +1,4 @@
-"""An AMD case recorded from the official code: config, token sets, clips and weights, and our networks built from them.
+"""An AMD case recorded from the official code: config, token sets, clips and weights, and our models built from them.
 
 Masks are read from the inputs, sizes from the meta file; nothing is sampled.
 Shapes: B batch, N tokens.
@@ -52,7 +52,7 @@ class AmdCase(NamedTuple):
     teacher: dict[str, Tensor]
 
     def networks(self, precision: str) -> tuple[Student, Teacher]:
-        """Build networks with the weights of the file, in the given precision."""
+        """Build our models with the recorded weights, in the given precision."""
         config = self.config
         assert config.teacher is not None, "built below with a teacher"
         student = Student(config)
@@ -95,7 +95,7 @@ def _indices(mask: Tensor) -> Tensor:
 
 
 def _config(sizes: dict[str, Any], sets: TokenSets) -> TrainConfig:
-    """Return the config of the run in the meta file. Token counts come from the masks, not from ratios."""
+    """Return the config of the run that the meta file describes. Token counts come from the masks, not from ratios."""
     student, teacher = sizes["student"], sizes["teacher"]
     if sizes.get("ln_eps", LAYER_NORM_EPS) != LAYER_NORM_EPS:
         raise ConfigError([f"ln_eps={sizes['ln_eps']}: our norms use {LAYER_NORM_EPS}, as the official ones do"])

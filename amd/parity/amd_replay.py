@@ -235,7 +235,7 @@ def _check_steps(case: AmdCase, stored: GoldenTensors, report: ParityReport) -> 
             else:
                 report.fail(META, f"step {number}.{name}", "cannot be checked: unknown value in this layout")
     after = case.student | to_official(student.state_dict(), config.clip)
-    after |= {name: tensor for name, tensor in case.student.items() if _is_unused(name)}  # without weight decay either
+    after |= {name: tensor for name, tensor in case.student.items() if _is_unused(name)}  # neither updated nor decayed
     found = False
     for name, golden in stored.all():
         found = True

@@ -1,4 +1,4 @@
-"""Files of a golden folder that record which tensors were read, so that unread ones can be reported.
+"""Files of a golden folder. They record which tensors were read, so that unread ones can be reported.
 
 Does not interpret the tensors.
 """
@@ -51,7 +51,7 @@ class GoldenTensors:
         return sorted(name for name in self._tensors if name.startswith(prefix))
 
     def all(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Return every tensor below a prefix, without the prefix, and mark them as checked."""
+        """Yield all tensors whose names start with a prefix, with the prefix removed, and mark them as checked."""
         for name in self.names(prefix):
             self._left.discard(name)
             yield name.removeprefix(prefix), self._tensors[name]

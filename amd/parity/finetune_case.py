@@ -27,7 +27,7 @@ FILE = "finetune.safetensors"
 HEADS = 3  # in every variant; no tensor reveals it
 LABELS = (3, 5)
 SMOOTHING = 0.1
-SOFT = (0.88, 0.02)  # soft target at the label, and at other classes
+SOFT = (0.88, 0.02)  # soft target of the label, and of the other classes
 
 
 def check(folder: Path, report: ParityReport) -> None:

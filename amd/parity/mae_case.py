@@ -170,7 +170,7 @@ def _check_losses(case: MaeCase, precision: str, golden: GoldenTensors, report: 
         if flag:
             terms.total.backward()
             own = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
-            # The bias of attention keys has only rounding as gradient; ours is absent and counts as zero.
+            # The gradient of the attention keys' bias is only rounding error; ours is absent and counts as zero.
             _check_gradients(to_mae(own, config.clip), precision, golden, report)
     return losses
 

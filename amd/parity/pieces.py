@@ -90,7 +90,7 @@ def check_groups(folder: Path, report: ParityReport) -> None:
     """Compare which parameters have weight decay. The order within a group does not affect AdamW and is ignored."""
     for key, groups in _json(folder, "param_groups.json").items():
         if not (isinstance(groups, list) and all(isinstance(group, dict) for group in groups)):
-            continue  # the official skip lists, which contain less than the groups
+            continue  # an official skip list, which the groups make redundant
         if key.startswith("pretrain"):
             _check_pretrain_groups(key, groups, report)
             continue
@@ -98,7 +98,10 @@ def check_groups(folder: Path, report: ParityReport) -> None:
 
 
 def _check_finetune_groups(key: str, groups: list[dict[str, Any]], report: ParityReport) -> None:
-    """Compare learning-rate scale and weight decay of every classifier parameter; block 0 gives the layer decay."""
+    """Compare the learning-rate scale and weight decay of every classifier parameter.
+
+    The layer decay is inferred from block 0.
+    """
     golden = {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["names"]}
     depth = 1 + max(int(found[1]) for name in golden if (found := re.match(r"blocks\.(\d+)\.", name)))
     decay = golden["blocks.0.norm1.weight"][0] ** (1 / depth)
@@ -247,7 +250,7 @@ def check_crops(folder: Path, report: ParityReport) -> None:
 
 
 def check_merge(folder: Path, report: ParityReport) -> None:
-    """Compare merged views of a test on several ranks: probabilities, predictions, top-1 and top-5."""
+    """Compare the views merged across ranks in a test: probabilities, predictions, top-1 and top-5."""
     golden = _json(folder, "multiview_merge.json")
     rows = [row for rank in golden["ranks"] for row in rank]
     ids = sorted({row["id"] for row in rows})

@@ -54,7 +54,7 @@ class ParityReport:
         self._measured(source, name, deviation, tolerance, float((gap / allowed).max()) if gap.numel() else 0.0)
 
     def close_l2(self, source: str, name: str, got: Any, golden: Any, tolerance: float) -> None:
-        """Compare the L2 norm of the difference, relative to the golden norm; for gradients, whose scale varies."""
+        """Compare the L2 norm of the difference, relative to the golden norm, because the scale of gradients varies."""
         got, golden = _tensor(got), _tensor(golden)
         if self._other_shape(source, name, got, golden):
             return

@@ -1,6 +1,6 @@
 """Classify failures: the reason, the retry budget to charge, and whether the run may be retried.
 
-Works without Ray, whose errors are recognized by class name. Exceptions take plain arguments, so that they can be
+Works without Ray, whose errors are recognised by class name. Exceptions take plain arguments, so that they can be
 pickled.
 """
 
@@ -35,7 +35,7 @@ Reason = Literal[
 
 
 class RunError(Exception):
-    """Base of failures with a known reason and a message that the user can act on."""
+    """Base class of failures with a known reason and a message that the user can act on."""
 
     reason: Reason = "user_code_error"
 

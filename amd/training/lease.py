@@ -1,4 +1,4 @@
-"""Ensure one writer per run, by a lease file that identifies the training process and is renewed while it lives.
+"""Ensure one writer per run, with a lease file that names the training process and is renewed while it lives.
 
 Two processes training the same run would overwrite each other's checkpoints. The file is created only if it does not
 exist (exclusively on disk, by a conditional put on S3). A lease expires if it is not renewed for `STALE_S`, or if its
@@ -51,7 +51,7 @@ class Lease:
         return True
 
     def taken_by(self) -> dict[str, Any] | None:
-        """Return the entry of a live holder (host, pid, renewed), or None."""
+        """Return the lease entry (host, pid, renewed) if its holder is alive, else None."""
         holder = self._read()
         if not holder or holder.get("token") == self._token:
             return None
@@ -61,7 +61,7 @@ class Lease:
         return None if here and not _alive(holder["pid"], holder["born"]) else holder
 
     def holder(self) -> str:
-        """Describe the holder, which may have released the lease in the meantime, for a message."""
+        """Describe the holder for a message; it may have released the lease in the meantime."""
         found = self.taken_by() or {"host": "another machine", "pid": "?"}
         return f"process {found['pid']} on {found['host']}"
 

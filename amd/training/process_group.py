@@ -75,7 +75,7 @@ class ProcessGroup:
         return wrapped
 
     def quiet(self, model: nn.Module, quiet: bool) -> AbstractContextManager[None]:
-        """Return a context that skips gradient synchronization if `quiet`: for all but a step's last micro-batch."""
+        """Return a context that skips gradient synchronisation if `quiet`: before the last micro-batch of a step."""
         return model.no_sync() if quiet and isinstance(model, DistributedDataParallel) else nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class ProcessGroup:
         return values
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all ranks, in rank order, on every rank. Plain data only."""
+        """Gather every rank's value on all ranks, in rank order. Values must be picklable."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world

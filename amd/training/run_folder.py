@@ -1,4 +1,4 @@
-"""The folder of a run on the storage root, the spec for its workers, and its result. Imports neither torch nor Ray."""
+"""A run's folder under the storage root, the spec for its workers, and its result. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RunResult(BaseModel):
 
     state: State
     reason: str | None = None
-    """Reason if the run did not succeed, from a closed list (`failures.Reason`)."""
+    """Reason why the run did not succeed, one of `failures.Reason`; null if it did."""
     message: str = ""
     run_id: str
     run_folder: str
@@ -78,10 +78,10 @@ class RunSpec:
     until: int | None = None
     """Step after which the run pauses with its checkpoint kept; None trains to the end."""
     parent: tuple[str, int] | None = None
-    """Run and step of the checkpoint to start from if the run has none of its own; None starts from scratch."""
+    """Run and step of the checkpoint to start from if this run has no checkpoint; None starts from scratch."""
 
     def parsed(self, model: type[C]) -> C:
-        """Validate the config with the model of this kind of run."""
+        """Parse the config as `model`, the Pydantic model for this kind of run."""
         return validate(model, self.config)
 
     @property
@@ -129,7 +129,7 @@ def run_folder(root: str, run_id: str) -> str:
 
 
 def find_run(name: str, storage: str | None = None) -> str:
-    """Return the folder of a run, given its folder, URL, or id below the storage root."""
+    """Return the folder of a run, given its folder, URL, or id under the storage root."""
     is_path = is_remote(name) or "/" in name or local_path(name).exists()
     return name if is_path else run_folder(resolve_root(storage), name)
 
@@ -189,7 +189,7 @@ def _check_same(
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Return the dotted fields that differ, with both values."""
+    """Return the dotted keys of the fields that differ, with the old and new values."""
     found: list[tuple[str, Any, Any]] = []
     for key in sorted({*old, *new}):
         was, now = old.get(key), new.get(key)

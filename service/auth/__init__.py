@@ -1,1 +1,1 @@
-"""Authentication and authorization: API keys, OIDC tokens, rate limits, and the URIs a job may read."""
+"""Authentication and authorization: API keys, OIDC tokens, rate limits, and the URIs that jobs may read."""

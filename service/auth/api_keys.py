@@ -1,6 +1,6 @@
 """API keys: create, list and revoke. A key is shown once, when it is created; only its hash is stored.
 
-Authenticating requests with a key is the job of `authentication`.
+Requests are authenticated in `authentication`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"
 
 
 class KeyRequest(ApiModel):
-    """A key to create."""
+    """Request to create an API key."""
 
     name: Name
     """Name of the person or program that uses the key."""
@@ -43,9 +43,9 @@ class KeyRequest(ApiModel):
     """Scopes of the key. read: view jobs and encoders. submit: also run, cancel and delete jobs.
     admin: also manage keys and webhooks."""
     project: Project | None = None
-    """Project that the key is limited to; null: your key's project, or all if your key covers all projects."""
+    """Project that the key is limited to. Default: your key's project, or all projects if your key covers them all."""
     expires_at: AwareDatetime | None = None
-    """Time at which the key expires; null: never."""
+    """Time at which the key expires. Default: never."""
 
     @field_validator("expires_at")
     @classmethod
@@ -59,10 +59,10 @@ class KeyView(ApiModel):
     """An API key without its secret."""
 
     id: str
-    """Id of the key, which is also part of the key itself: `amd_<id>_…`."""
+    """ID of the key, which is also part of the key itself: `amd_<id>_…`."""
     name: str
     project: str | None
-    """Project of the key; null: all projects."""
+    """Project that the key is limited to; null if it covers all projects."""
     scopes: list[Scope]
     created_at: datetime
     created_by: str
@@ -99,7 +99,7 @@ class KeyStore:
         return key, secret
 
     def list(self, project: str | None) -> Sequence[ApiKey]:
-        """List the keys of a project, or of all projects if it is None; newest first."""
+        """List the keys of a project, or of all projects if `project` is None, newest first."""
         query = select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id)
         if project is not None:
             query = query.where(ApiKey.project == project)
@@ -107,10 +107,10 @@ class KeyStore:
             return list(session.scalars(query))
 
     def revoke(self, key_id: str, project: str | None) -> None:
-        """Revoke a key; revoking it again changes nothing.
+        """Revoke a key. No-op if it is already revoked.
 
-        Raises NotFound, including for a key of another project, or IllegalAction for the last key that can create
-        others.
+        Raises NotFound, including for a key from another project, or IllegalAction for the last admin key that covers
+        all projects.
         """
         with _exclusive(self._engine) as session:
             key = session.get(ApiKey, key_id)
@@ -130,8 +130,8 @@ class KeyStore:
 def ensure_admin_key(engine: Engine, path: Path) -> bool:
     """Create an admin key for all projects if there is none, and write it to a file that only its owner can read.
 
-    Returns whether a key was created. The key is committed only after it was written to the file: a committed key that
-    nobody knows would lock everybody out. Raises OSError if the file cannot be written, or FileExistsError if it
+    Returns whether a key was created. The key is committed only after it has been written to the file: a committed key
+    that nobody knows would lock everybody out. Raises OSError if the file cannot be written, or FileExistsError if it
     exists and does not contain a key.
     """
     with _exclusive(engine) as session:
@@ -216,7 +216,10 @@ def create_key(request: Request, caller: Admin, body: KeyRequest, response: Resp
 
 @router.get("")
 def list_keys(request: Request, caller: Admin) -> KeyList:
-    """List all keys, including revoked and expired ones, without their secrets; limited to your key's project."""
+    """List the keys in your key's project, or all keys if it covers all projects.
+
+    Includes revoked and expired keys, but never secrets.
+    """
     return KeyList(items=[_view(key) for key in _keys(request).list(caller.project)])
 
 

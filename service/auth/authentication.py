@@ -1,4 +1,4 @@
-"""Authentication and authorization of requests, by API key or by bearer token of a configured OIDC issuer.
+"""Authentication and authorization of requests, by API key or by bearer token from a configured OIDC issuer.
 
 Every credential arrives as `Authorization: Bearer …`. Routes declare the scope they need with Reader, Inferrer,
 Submitter or Admin. Keys are created in `api_keys`.
@@ -36,9 +36,9 @@ class Principal(NamedTuple):
     """The authenticated caller."""
 
     id: str
-    """Id of the API key, or `oidc:` followed by the token's subject."""
+    """ID of the API key, or `oidc:` followed by the token's subject."""
     project: str | None
-    """Project that the caller is limited to; None: all projects."""
+    """Project that the caller is limited to, or None for all projects."""
     scopes: frozenset[Scope]
 
     def allowed(self, scope: Scope) -> bool:
@@ -46,14 +46,14 @@ class Principal(NamedTuple):
         return any(scope in SCOPES[: SCOPES.index(own) + 1] for own in self.scopes)
 
     def own_project(self, requested: str | None) -> str | None:
-        """Return the project of a request; None: all projects. Raises Forbidden for a project outside the key's."""
+        """Return the project for a request, or None for all projects. Raises Forbidden if the key does not cover it."""
         if self.project is not None and requested not in (None, self.project):
             raise Forbidden(f"your key is for the project {self.project!r}, not for {requested!r}")
         return requested if self.project is None else self.project
 
 
 class Secret(NamedTuple):
-    """An API key in plain text, `amd_<id>_<secret>`. The database stores only the id and a hash of the secret."""
+    """An API key in plain text, `amd_<id>_<secret>`. The database stores only the ID and a hash of the secret."""
 
     id: str
     secret: str
@@ -75,7 +75,7 @@ def new_secret() -> Secret:
 
 
 def read_secret(text: str) -> Secret | None:
-    """Parse an API key; return None if the text is not one."""
+    """Parse an API key. Returns None if the text is not an API key."""
     found = _KEY.fullmatch(text)
     return Secret(*found.groups()) if found else None
 
@@ -109,7 +109,7 @@ class Authenticator:
     def admit(self, request: Request, inference: bool = False) -> Principal:
         """Identify the caller of a request and count the request against the caller's rate limit.
 
-        `inference`: apply the separate rate limit for encoder requests.
+        If `inference` is true, the separate rate limit for encoder requests applies.
         Raises Unauthenticated, IssuerUnavailable or TooMany.
         """
         try:
@@ -158,11 +158,11 @@ def _scopes(names: Any) -> frozenset[Scope]:
     return frozenset(scope for scope in SCOPES if scope in names)
 
 
-_bearer = HTTPBearer(auto_error=False, description="An API key `amd_…`, or a token of the configured OIDC issuer.")
+_bearer = HTTPBearer(auto_error=False, description="An API key `amd_…`, or a token from the configured OIDC issuer.")
 
 
 def needs(scope: Scope, inference: bool = False) -> Any:
-    """Return the dependency of a route that requires this scope."""
+    """Return a route dependency that requires this scope."""
 
     def caller(request: Request, _: Annotated[object, Security(_bearer)]) -> Principal:
         authenticator: Authenticator = request.app.state.authenticator

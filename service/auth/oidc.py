@@ -41,15 +41,15 @@ _MALFORMED = (
     RecursionError,
 )  # raised by malformed tokens
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_SUBJECT = re.compile(r"[!-~]{1,90}")  # fits the database column and prints in logs
+_SUBJECT = re.compile(r"[!-~]{1,90}")  # fits the database column and is printable in logs
 
 
 class Claims(NamedTuple):
-    """Validated claims of a token."""
+    """Validated token claims."""
 
     subject: str
     project: str | None
-    """Project of the token; None: all projects."""
+    """Project that the token is limited to, or None for all projects."""
     scopes: frozenset[str]
 
 
@@ -110,11 +110,11 @@ class Issuer:
         if kid is None and len(keys) == 1:
             return next(iter(keys.values()))
         if kid not in keys:
-            raise ValueError("its issuer does not publish the key that it is signed with")
+            raise ValueError("its issuer does not publish the key that signed it")
         return keys[kid]
 
     def _is_known(self, kid: Any) -> bool:
-        """Whether the key is cached; a token may omit its key id if the issuer has a single key."""
+        """Whether the key is cached. A token may omit its key ID if the issuer has a single key."""
         keys = self._keys
         known = kid in keys or (kid is None and len(keys) == 1)
         return known and self._clock() <= self._fetched_at + MAX_KEY_AGE_S

@@ -32,7 +32,7 @@ class RateLimit:
     """A limit such as 1200 requests per minute, applied to each caller separately."""
 
     def __init__(self, text: str) -> None:
-        """Parse a limit such as `1200/minute`. Raises ValueError."""
+        """Parse a limit such as `1200/minute`. Raises ValueError if it is invalid."""
         self._item = parse(text)
         self._window = MovingWindowRateLimiter(MemoryStorage())
 
@@ -50,7 +50,7 @@ class RateLimit:
 
 
 class RateLimitHeaders:
-    """ASGI middleware: adds the caller's rate-limit status to every response, including streams and errors."""
+    """ASGI middleware that adds the caller's rate-limit status to every response, including streams and errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,15 +1,15 @@
-"""Policy for the URIs of data, weights and folders: a job may use those below the storage root or AMD_ALLOWED_URIS.
+"""Policy for the URIs of data, weights and folders: jobs may use those under the storage root or AMD_ALLOWED_URIS.
 
 A URI is parsed once, into scheme, host and path segments. Syntax that readers may interpret differently
 (percent-encoding, `..`, chains, queries, user names) is rejected rather than resolved, so that every location has a
-single canonical form, which is compared.
+single canonical form that can be compared.
 
 Covered: the URIs in a request and, on disks that this process can read, the current targets of links.
-Not covered: readers run on the nodes, with the nodes' permissions. A list file, folder or tar below an allowed prefix
-can refer or link to files elsewhere, and a link or a DNS entry can change after the check. Anyone who can write below
+Not covered: readers run on the nodes, with the nodes' permissions. A list file, folder or tar under an allowed prefix
+can refer or link to files elsewhere, and a link or a DNS entry can change after the check. Anyone who can write under
 an allowed prefix can therefore read everything that the nodes can read: grant the nodes no permissions that jobs must
-not have, and allow no prefix that untrusted parties can write to. All projects share the storage root: a job of one
-project can read what runs of another project have written there.
+not have, and allow no prefix that untrusted parties can write to. All projects share the storage root: a job in one
+project can read what runs in another project have written there.
 
 Does not read any files.
 """
@@ -26,7 +26,7 @@ from typing import NamedTuple
 from amd.storage import is_remote, local_path
 from service.web.errors import UriNotAllowed
 
-# Names that are not locations. A bare name is the id of an encoder or a run (amd.artifacts.discovery.encoder_url), or
+# Names that are not locations. A bare name is the ID of an encoder or a run (amd.artifacts.discovery.encoder_url), or
 # a file in the job's working folder, which Ray creates.
 _NAME = re.compile(r"demo:[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?|timm:[A-Za-z0-9][A-Za-z0-9._-]*|[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -48,7 +48,7 @@ class Location(NamedTuple):
     parts: tuple[str, ...]
 
     def contains(self, other: Location) -> bool:
-        """Whether the other is this location or below it: `/data` contains `/data/a`, not `/database`."""
+        """Whether the other location is this one or under it: `/data` contains `/data/a`, not `/database`."""
         same = (self.scheme, self.host) == (other.scheme, other.host)
         return same and other.parts[: len(self.parts)] == self.parts
 
@@ -57,7 +57,7 @@ class UriPolicy:
     """Checks URIs against the storage root and the allowed prefixes."""
 
     def __init__(self, root: str, allowed: Sequence[str]) -> None:
-        """Parse the prefixes. Raises ValueError if one is invalid."""
+        """Parse the prefixes. Raises ValueError if any is invalid."""
         self._prefixes = [_prefix(text) for text in (root, *allowed)]
         self._prefix_names = ", ".join((root, *allowed))
 
@@ -67,13 +67,13 @@ class UriPolicy:
             return
         try:
             location = _parsed(uri)
-            # The location itself is checked first, so that patterns are expanded only below the prefixes.
+            # The location itself is checked first, so that patterns are expanded only under the prefixes.
             within = self._is_allowed(_resolved(location)) and all(map(self._is_allowed, _linked(location)))
         except ValueError as error:
             # The message omits the URI, which may contain a password.
             raise UriNotAllowed(f"{field}: {error}", field=field) from None
         if not within:
-            message = f"{field}={uri} must be below one of: {self._prefix_names} (add others with AMD_ALLOWED_URIS)"
+            message = f"{field}={uri} must be under one of: {self._prefix_names} (add others with AMD_ALLOWED_URIS)"
             raise UriNotAllowed(message, field=field)
 
     def check_all(self, pairs: Iterable[tuple[str, str]]) -> None:
@@ -98,7 +98,7 @@ def _prefix(text: str) -> Location:
 
 
 def _parsed(uri: str) -> Location:
-    """Parse a URI. Raises ValueError stating the rule that it violates."""
+    """Parse a URI. Raises ValueError that states the violated rule."""
     if len(uri) > MAX_LENGTH:
         raise ValueError(f"it must not be longer than {MAX_LENGTH} characters")
     if not uri.isprintable():
@@ -110,7 +110,7 @@ def _parsed(uri: str) -> Location:
         return Location("file", "", _parts(uri))
     found = _URI.fullmatch(uri)
     if found is None:
-        raise ValueError("it must be an absolute path, a URI, demo:NAME, timm:NAME or the id of an encoder")
+        raise ValueError("it must be an absolute path, a URI, demo:NAME, timm:NAME or an encoder ID")
     scheme, host, path = found["scheme"], found["host"], found["path"] or ""
     if scheme in ("file", "local"):  # amd.storage supports both
         if host:
@@ -151,7 +151,7 @@ def _resolved(location: Location) -> Location:
 def _linked(location: Location) -> Iterator[Location]:
     """Yield the targets of the links that a pattern matches.
 
-    Every prefix of the pattern is expanded, since a linked folder may not contain any matching files yet. As in
+    Every prefix of the pattern is expanded, because a linked folder may not contain matching files yet. As in
     amd.data.dataset.shards, a pattern with a range of numbers is otherwise literal. Raises ValueError.
     """
     if location.scheme != "file":

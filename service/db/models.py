@@ -1,6 +1,6 @@
 """Database tables: desired and observed state of jobs, and records of keys, webhooks, encoders and deployments.
 
-Contains no business rules; those are in the stores of the packages. Times are in seconds since the Unix epoch.
+Contains no business rules; each package keeps them in its own store. Times are in seconds since the Unix epoch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Job(Base):
     created_by: Mapped[str] = mapped_column(String(100))
     preset: Mapped[str | None] = mapped_column(String(100))
     config: Mapped[dict[str, Any]]
-    """Resolved config, with the job's id as its name."""
+    """Resolved config, with the job's ID as its name."""
     max_retries: Mapped[int]
     time_limit_s: Mapped[float | None]
     workers: Mapped[int]
@@ -80,7 +80,7 @@ class Job(Base):
 
 
 class JobLabel(Base):
-    """A label of a job, indexed together with the job's creation time, so that a listing by label is read in order."""
+    """A job label, indexed together with the job's creation time so that a listing by label is read in order."""
 
     __tablename__ = "labels"
     __table_args__ = (Index("labels_by_value", "key", "value", "created_at", "job_id"),)
@@ -109,7 +109,7 @@ class Attempt(Base):
 
 
 class JobEvent(Base):
-    """A change of a job. Written with the change, numbered by the job's new version, and never modified."""
+    """A change to a job. Written together with the change, numbered by the job's new version, and never modified."""
 
     __tablename__ = "job_events"
     __table_args__ = (Index("job_events_by_time", "at", "job_id", "version"),)
@@ -128,10 +128,10 @@ class ApiKey(Base):
     __tablename__ = "keys"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    """Id of the key, which is also its readable prefix."""
+    """ID of the key, which is also its readable prefix."""
     name: Mapped[str] = mapped_column(String(200))
     project: Mapped[str | None] = mapped_column(String(64))
-    """Project that the key is limited to; None: all projects."""
+    """Project that the key is limited to, or None for all projects."""
     scopes: Mapped[list[str]]
     digest: Mapped[str] = mapped_column(String(128))
     created_at: Mapped[float]
@@ -149,9 +149,9 @@ class IdempotencyKey(Base):
     caller: Mapped[str] = mapped_column(String(100), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     request: Mapped[str] = mapped_column(String(64))
-    """sha256 of the request's body."""
+    """SHA-256 of the request body."""
     job_id: Mapped[str] = mapped_column(String(100))
-    """Id of the job that the request created."""
+    """ID of the job that the request created."""
     created_at: Mapped[float] = mapped_column(index=True)
 
 
@@ -166,7 +166,7 @@ class TaskLease(Base):
 
 
 class Webhook(Base):
-    """A subscription to the job events of a project."""
+    """A subscription to a project's job events."""
 
     __tablename__ = "webhooks"
 
@@ -174,7 +174,7 @@ class Webhook(Base):
     project: Mapped[str | None] = mapped_column(String(64))
     url: Mapped[str] = mapped_column(Text)
     secret: Mapped[str] = mapped_column(String(128))
-    """Secret that signs deliveries; stored in plain text, since HMAC needs it."""
+    """Secret that signs deliveries; stored in plain text because HMAC requires it."""
     events: Mapped[list[str]]
     created_at: Mapped[float]
     created_by: Mapped[str] = mapped_column(String(100))
@@ -213,9 +213,9 @@ class RegisteredEncoder(Base):
     __table_args__ = (Index("encoders_by_time", "created_at", "id"),)
 
     id: Mapped[str] = mapped_column(String(200), primary_key=True)
-    """Id of the encoder, which is the name of its folder."""
+    """ID of the encoder, which is also the name of its folder."""
     project: Mapped[str | None] = mapped_column(String(64))
-    """Project of the job that created or imported it. None: usable by all projects."""
+    """Project of the job that trained or imported the encoder, or None if every project can use it."""
     job_id: Mapped[str | None] = mapped_column(String(100))
     created_at: Mapped[float]
     card: Mapped[dict[str, Any]]
@@ -225,7 +225,7 @@ class RegisteredEncoder(Base):
 
 
 class Alias(Base):
-    """A name in a project that points to an encoder and can be moved to another one."""
+    """A name in a project that points to an encoder and can be moved to a different encoder."""
 
     __tablename__ = "aliases"
 
@@ -233,13 +233,14 @@ class Alias(Base):
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     encoder_id: Mapped[str] = mapped_column(String(200))
     moves: Mapped[int]
-    """Number of moves. A move applies only if this has not changed since it was read."""
+    """How often the alias has been moved. Used for optimistic locking: a move fails if this has changed since it was
+    read."""
     changed_at: Mapped[float]
     changed_by: Mapped[str] = mapped_column(String(100))
 
 
 class AliasMove(Base):
-    """A move of an alias. Written with the move and never modified."""
+    """One move of an alias. Written together with the move and never modified."""
 
     __tablename__ = "alias_moves"
 
@@ -247,7 +248,7 @@ class AliasMove(Base):
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     encoder_id: Mapped[str | None] = mapped_column(String(200))
-    """New target; None: the alias was deleted."""
+    """New target, or None if the alias was deleted."""
     at: Mapped[float]
     actor: Mapped[str] = mapped_column(String(100))
 
@@ -260,13 +261,13 @@ class Deployment(Base):
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     project: Mapped[str] = mapped_column(String(64))
     encoder: Mapped[str] = mapped_column(String(200))
-    """Id of the encoder, or an alias of the project; the deployment follows moves of the alias."""
+    """Encoder ID, or an alias in the project. If the alias moves, the deployment follows it."""
     candidate: Mapped[str | None] = mapped_column(String(200))
     """Encoder that serves a fraction of the requests."""
     share: Mapped[float]
     settings: Mapped[dict[str, Any]]
     serving: Mapped[dict[str, str]]
-    """Encoder ids last sent to the replicas, for `encoder` and `candidate`."""
+    """Encoder IDs last sent to the replicas, for `encoder` and `candidate`."""
     state: Mapped[str] = mapped_column(String(16))
     message: Mapped[str] = mapped_column(Text)
     created_by: Mapped[str] = mapped_column(String(100))

@@ -1,6 +1,6 @@
-"""Actions of a job's owner: which ones a state allows, and which fields each one sets.
+"""Actions on jobs: which actions each state allows, and which fields each action sets.
 
-An action only records the desired state; the reconciler applies it. Does not use HTTP, Ray or the storage.
+An action only records the desired state; the reconciler applies it. Does not use HTTP, Ray or the storage root.
 
     queued → starting → running → succeeded | failed | cancelled
     retrying (after an infrastructure failure) → starting      pausing → paused → queued      cancelling → cancelled
@@ -18,7 +18,7 @@ from service.jobs.store import JobStore, StaleJob
 from service.web.errors import IllegalAction
 
 STOP_GRACE_S = 30.0  # added to checkpoint.deadline_s: time for notifying workers and collecting their reports
-CHECKPOINT_DEADLINE_S = 60.0  # for a config without checkpoint.deadline_s
+CHECKPOINT_DEADLINE_S = 60.0  # default for configs without checkpoint.deadline_s
 
 # Allowed actions by state.
 ACTIONS: dict[str, tuple[Action, ...]] = {
@@ -34,7 +34,7 @@ ACTIONS: dict[str, tuple[Action, ...]] = {
     "cancelled": ("retry", "delete"),
 }
 
-# Actions that are already in effect, by state: repeating them changes nothing.
+# Actions that are already in effect in each state; repeating them is a no-op.
 _FULFILLED: dict[str, tuple[Action, ...]] = {
     "cancelled": ("cancel",),
     "cancelling": ("cancel",),
@@ -44,7 +44,7 @@ _FULFILLED: dict[str, tuple[Action, ...]] = {
 
 
 class _StopTarget(NamedTuple):
-    """Desired state of a stop, and the states that the job passes through."""
+    """Desired state after a stop, and the states that the job passes through."""
 
     wanted: str
     while_saving: str
@@ -58,12 +58,12 @@ _STOP_TARGETS: dict[Action, _StopTarget] = {
 
 
 def allowed_actions(job: Job) -> list[Action]:
-    """Return the actions that the job's state allows; none for a run started outside the service."""
+    """Return the actions that the job's state allows; there are none for a run started outside the service."""
     return list(ACTIONS[job.state]) if job.origin == "api" else []
 
 
 def check_allowed(job: Job, action: Action) -> None:
-    """Check that the job's state allows an action. Raises IllegalAction."""
+    """Raise IllegalAction unless the job's state allows the action."""
     allowed = allowed_actions(job)
     if action not in allowed:
         remedy = f"; it allows {', '.join(allowed)}" if allowed else ""
@@ -80,7 +80,7 @@ def act(
     deadline_s: float | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Job:
-    """Apply an action to a job. One that is already in effect changes nothing. Raises IllegalAction or NotFound."""
+    """Apply an action to a job. No-op if the action is already in effect. Raises IllegalAction or NotFound."""
     while True:
         job = store.get(job_id, project)
         if action in _FULFILLED.get(job.state, ()):
@@ -93,7 +93,7 @@ def act(
 
 
 def _fields(job: Job, action: Action, deadline_s: float | None, now: float) -> dict[str, Any]:
-    """Return the fields of the job that an action sets."""
+    """Return the job fields that an action sets."""
     if action in ("resume", "retry"):
         restart = {"state": "queued", "wanted": "run", "retries": 0, "not_before": now, "stop_by": None}
         return {**restart, "reason": None, "message": "", "ended_at": None}
@@ -109,7 +109,7 @@ def _fields(job: Job, action: Action, deadline_s: float | None, now: float) -> d
 
 
 def checkpoint_deadline_s(job: Job) -> float:
-    """Return the seconds that the job's config allows for its final checkpoint (`checkpoint.deadline_s`)."""
+    """Return the time that the job's config allows for a final checkpoint (`checkpoint.deadline_s`), in seconds."""
     run = job.config.get("train") if job.kind == "search" else job.config
     checkpoint = run.get("checkpoint") if isinstance(run, dict) else None
     return float((checkpoint or {}).get("deadline_s", CHECKPOINT_DEADLINE_S))

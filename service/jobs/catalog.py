@@ -1,4 +1,4 @@
-"""Routes of /v1/presets, /v1/schemas and /v1/validate: available recipes, config schemas, and dry runs of requests."""
+"""Routes /v1/presets, /v1/schemas and /v1/validate: available presets, config schemas and request validation."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ router = APIRouter(tags=["catalog"])
 
 
 class PresetView(ApiModel):
-    """A named recipe."""
+    """A preset."""
 
     name: str
     kind: JobKind
     summary: str
     source: str
-    """Source of its values: a row of a table in the paper, or "our default"."""
+    """Source of the preset's values: a row of a table in the paper, or "our default"."""
     hardware: str
     gpu_hours_estimate: float | None
 
 
 class PresetDetail(PresetView):
-    """A named recipe with its config."""
+    """A preset with its full config."""
 
     config: dict[str, Any]
-    """Config of the recipe. A value that starts with `unset:` must be set by the caller."""
+    """Config of the preset. Values that start with `unset:` must be set by the caller."""
 
 
 def _presets() -> dict[str, PresetDetail]:
@@ -60,12 +60,12 @@ def _presets() -> dict[str, PresetDetail]:
     }
 
 
-@router.get("/presets", summary="List the named recipes")
+@router.get("/presets", summary="List the presets")
 def list_presets(caller: Reader) -> list[PresetView]:
     return [PresetView(**preset.model_dump(exclude={"config"})) for preset in _presets().values()]
 
 
-@router.get("/presets/{name}", summary="Get a recipe with its config")
+@router.get("/presets/{name}", summary="Get a preset with its config")
 def get_preset(name: str, caller: Reader) -> PresetDetail:
     found = _presets().get(name)
     if found is None:
@@ -73,7 +73,7 @@ def get_preset(name: str, caller: Reader) -> PresetDetail:
     return found
 
 
-@router.get("/schemas/{kind}", summary="Get the JSON schema of a kind's config")
+@router.get("/schemas/{kind}", summary="Get the JSON schema of the config for a job kind")
 def get_schema(kind: JobKind, caller: Reader) -> dict[str, Any]:
     return KINDS[kind].config.model_json_schema()
 
@@ -82,7 +82,7 @@ def get_schema(kind: JobKind, caller: Reader) -> dict[str, Any]:
 def validate_request(
     body: JobRequest, caller: Submitter, settings: Config, policy: Uris, request: Request
 ) -> ValidateView:
-    """Returns the resolved config, warnings and an estimate; fails with the same errors as a submission."""
+    """Return the resolved config, warnings and an estimate. Fails with the same errors as submitting the job."""
     project_of(caller, body.project)
     config: BaseModel = resolved(body, policy, settings.root)
     warnings, capacity = list[str](), None
@@ -97,8 +97,8 @@ def validate_request(
         warnings += _capacity_warnings(config, capacity)
     if figures is not None and figures.memory_fits is False:
         warnings.append(
-            f"a worker needs about {figures.memory_per_worker_bytes / 1e9:.0f} GB; lower scaling.micro_batch, which "
-            "keeps the batch size by accumulating gradients"
+            f"a worker needs about {figures.memory_per_worker_bytes / 1e9:.0f} GB; lower scaling.micro_batch "
+            "(gradients are accumulated, so the batch size stays the same)"
         )
     warnings += [
         f"{field} is a local path; it must exist on every node" for field, uri in uris(config) if uri[0] == "/"
@@ -111,14 +111,16 @@ def _capacity_warnings(config: BaseModel, capacity: Capacity) -> list[str]:
     warnings = []
     if request.cpus > capacity.cpus:
         warnings.append(
-            f"scaling.workers need {request.cpus:g} CPUs; the cluster has {capacity.cpus:g}: "
-            "the job waits until the cluster grows"
+            f"scaling.workers: the job needs {request.cpus:g} CPUs, but the cluster has {capacity.cpus:g}; "
+            "the job will wait until the cluster grows"
         )
     if request.device == "cuda" and request.workers > capacity.gpus:
         warnings.append(
-            f"scaling.workers need {request.workers} GPUs; the cluster has {capacity.gpus:g}: "
-            "the job waits until the cluster grows"
+            f"scaling.workers: the job needs {request.workers} GPUs, but the cluster has {capacity.gpus:g}; "
+            "the job will wait until the cluster grows"
         )
     if request.device == "auto" and capacity.gpus < request.workers:
-        warnings.append(f"the job trains on CPUs: the cluster has {capacity.gpus:g} GPUs for {request.workers} workers")
+        warnings.append(
+            f"the job will use CPUs: the cluster has only {capacity.gpus:g} GPUs for {request.workers} workers"
+        )
     return warnings

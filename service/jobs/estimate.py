@@ -1,4 +1,4 @@
-"""Estimate a training job's cost from its config alone: parameters, FLOPs, memory and hours. Torch-free."""
+"""Estimate a training job's cost from its config alone: parameters, FLOPs, memory and hours. Does not import torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def estimate(config: TrainConfig, preset: str | None, capacity: Capacity | None)
 
 
 def encoder_parameters(config: EncoderConfig, token_values: int) -> int:
-    """Count the parameters of a ViT with fixed positions and no head, including biases and norms."""
+    """Count the parameters of a ViT with fixed position embeddings and no head, including biases and norms."""
     width = config.width
     embedding = token_values * width + width + (width if config.class_token else 0)
     return embedding + transformer_parameters(width, config.depth, config.mlp_ratio) + 2 * width

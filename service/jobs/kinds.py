@@ -1,6 +1,6 @@
 """Job kinds: how a request becomes a complete config, which resources it needs, and which program runs it.
 
-Does not use HTTP, the database or Ray. Torch-free: a config is checked as far as possible without reading data.
+Does not use HTTP, the database, Ray or torch; a config is checked as far as possible without reading data.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ JobKind = Literal["train", "finetune", "detect", "probe", "embed", "search", "im
 
 
 class ResourceRequest(NamedTuple):
-    """Minimum resources of a job."""
+    """Minimum resources that a job needs."""
 
     workers: int
     cpus: float
     """Total CPUs of all workers."""
     device: str
-    """Device: cpu, cuda, or auto for one GPU per worker if the cluster has enough."""
+    """Device: cpu, cuda, or auto, which uses one GPU per worker if the cluster has enough GPUs."""
 
 
 Resolve = Callable[[str | None, Mapping[str, Any] | None, Mapping[str, Any]], BaseModel]
@@ -59,7 +59,7 @@ class JobKindSpec(NamedTuple):
     module: tuple[str, ...]
     """Arguments of `python -m`; the program must accept `--config URL`."""
     args: tuple[str, ...] = ("--json",)
-    """Further arguments of the program."""
+    """Further arguments for the program."""
 
 
 def _train(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
@@ -114,14 +114,14 @@ KINDS: dict[JobKind, JobKindSpec] = {
 def resolve(
     kind: JobKind, preset: str | None, config: Mapping[str, Any] | None, overrides: Mapping[str, Any]
 ) -> BaseModel:
-    """Return the complete config of a request. Raises ConfigError with one line per problem."""
+    """Return the complete config for a request. Raises ConfigError with one line per problem."""
     if preset is not None and config is not None and kind != "search":
         raise ConfigError(["preset, config: specify only one of them; `overrides` change individual values of either"])
     if preset is None and config is None:
-        raise ConfigError(["preset, config: specify one of them (`GET /v1/presets` lists the recipes)"])
+        raise ConfigError(["preset, config: specify one of them (`GET /v1/presets` lists the presets)"])
     resolved = KINDS[kind].resolve(preset, config, overrides)
     if unset := [
-        f"{key}: must be set, since the recipe has no value for it ({value})" for key, value in _unset(resolved)
+        f"{key}: must be set, because the preset has no value for it ({value})" for key, value in _unset(resolved)
     ]:
         raise ConfigError(unset)
     return resolved

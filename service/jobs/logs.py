@@ -9,11 +9,11 @@ from amd.storage import join, listdir, read_bytes
 from service.jobs.execution.protocol import JobFolder
 
 READ_BYTES = 256 * 1024
-MAX_TAIL_BYTES = 4 * 2**20  # maximum size that is read to find the last lines
+MAX_TAIL_BYTES = 4 * 2**20  # maximum number of bytes read to find the last lines
 
 
 class LogSlice(NamedTuple):
-    """Part of a log."""
+    """A part of a log."""
 
     text: str
     end: int
@@ -21,9 +21,9 @@ class LogSlice(NamedTuple):
 
 
 def read(folder: JobFolder, attempt: int, offset: int, *, whole_lines: bool = True) -> LogSlice:
-    """Read about READ_BYTES from an offset, in whole lines, so that no character is split.
+    """Read about READ_BYTES from an offset, in whole lines so that no character is split.
 
-    Returns an empty slice if nothing is stored there yet.
+    Returns an empty slice if nothing has been stored at that offset yet.
     """
     found = bytearray()
     for start, name in _chunks(folder, attempt, offset):

@@ -1,4 +1,4 @@
-"""Metrics of a run as downsampled series, in which each bucket of steps keeps its lowest and highest value."""
+"""Run metrics as downsampled series, in which each bucket of steps keeps its lowest and highest value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Points = Sequence[tuple[int, float]]  # (step, value)
 
 
 def series(lines: Sequence[Line], names: Collection[str], max_points: int) -> MetricsView:
-    """Return the series of the metrics in `names`, or of all metrics if it is empty."""
+    """Return a series for each metric in `names`, or for all metrics if `names` is empty."""
     known = sorted({name for line in lines for name in line if "/" in name})
     found = []
     for name in known:
@@ -26,9 +26,10 @@ def series(lines: Sequence[Line], names: Collection[str], max_points: int) -> Me
 
 
 def downsample(points: Points, limit: int) -> Points:
-    """Reduce points to at most `limit`: the first, the last, and the lowest and highest of equal buckets in between.
+    """Reduce points to at most `limit`.
 
-    Spikes therefore stay visible at every zoom level.
+    Keeps the first and last point, and the lowest and highest of each of several equal buckets in between, so that
+    spikes stay visible at every zoom level.
     """
     if len(points) <= limit:
         return points

@@ -1,4 +1,4 @@
-"""Routes of /v1/jobs. Handlers parse the request, call one function of the package and return a view."""
+"""Routes under /v1/jobs. Handlers parse the request, call one function of the package and return a view."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ JobId = Annotated[str, Path(min_length=1, max_length=100)]
 
 
 def _visible(job_id: JobId, jobs: Jobs, caller: Reader) -> Job:
-    """Return the job, if it is visible to the caller. Raises NotFound."""
+    """Return the job. Raises NotFound if it does not exist or is not visible to the caller."""
     return jobs.get(job_id, caller.project)
 
 
@@ -74,23 +74,23 @@ Visible = Annotated[Job, Depends(_visible)]
 
 
 def project_of(caller: Principal, requested: str | None) -> str:
-    """Return the project of a request. Raises Forbidden for a project that the caller's key does not cover."""
+    """Return the project for a request. Raises Forbidden for a project that the caller's key does not cover."""
     return caller.own_project(requested) or DEFAULT_PROJECT
 
 
 def resolved(request: JobRequest, policy: UriPolicy, root: str) -> Any:
-    """Return the complete config of a request. Raises ConfigError or UriNotAllowed."""
+    """Return the complete config for a request. Raises ConfigError or UriNotAllowed."""
     config = resolve(request.kind, request.preset, request.config, request.overrides)
     problems = [
-        f"{field}={value}: the service stores all runs below its own root; omit the field"
+        f"{field}={value}: the service stores all runs under its own storage root; omit the field"
         for field in ("storage", "train.storage")
         if (value := _field(config, field)) not in (None, root)
     ]
     if (value := _field(config, "output")) is not None:
-        problems.append(f"output={value}: a job writes below its own folder; omit the field")
+        problems.append(f"output={value}: a job writes to its own folder; omit the field")
     if (value := _field(config, "name")) is not None:
         problems.append(
-            f"name={value}: the run is named after the job's id; omit the field, and set `name` of the request instead"
+            f"name={value}: the run is named after the job's ID; omit the field, and set the request's `name` instead"
         )
     if problems:
         raise ConfigError(problems)
@@ -114,9 +114,9 @@ def submit(
     response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> JobView:
-    """An accepted job is stored durably and survives restarts of the service.
+    """Submit a job. Once accepted, it is stored durably and survives service restarts.
 
-    With an `Idempotency-Key`, repeating the request returns the same job.
+    Repeating a request with the same `Idempotency-Key` returns the same job.
     """
     project = project_of(caller, body.project)
     root = settings.root
@@ -196,7 +196,7 @@ def get_job(
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a job that has ended")
 def delete_job(job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config) -> None:
-    """Also deletes its log, metrics, checkpoints and output; an encoder that it published is kept."""
+    """Delete a job with its log, metrics, checkpoints and output. An encoder that the job published is kept."""
     job = _allowed(jobs, job_id, caller, "delete")
     remove(JobFolder(settings.root, job.id).url)
     remove(run_folder(settings.root, job.id))
@@ -261,13 +261,19 @@ def job_logs(
     settings: Config,
     follow: bool = False,
     tail: Annotated[
-        int | None, Query(ge=0, le=100_000, description="Number of last lines to return; null: all.")
+        int | None,
+        Query(ge=0, le=100_000, description="Number of lines to return from the end of the log. Default: all lines."),
     ] = None,
-    attempt: Annotated[int | None, Query(ge=1, description="Number of the attempt; null: the newest one.")] = None,
+    attempt: Annotated[
+        int | None, Query(ge=1, description="Attempt number, starting at 1. Default: the newest attempt.")
+    ] = None,
     offset: Annotated[int, Query(ge=0, description="Bytes to skip.")] = 0,
     last_event_id: Annotated[int, Header(ge=0)] = 0,
 ) -> Response:
-    """Returns text or, with `follow`, server-sent events (`log`, then `end`) whose ids are offsets to resume from."""
+    """Return the log as text or, with `follow`, as server-sent events (`log`, then `end`).
+
+    The ID of each event is the offset from which a client can resume.
+    """
     number = attempt or max(job.attempt, 1)
     if number > max(job.attempt, 1):
         raise NotFound(f"attempt={number}: {job.id} has started {job.attempt} attempts")
@@ -284,7 +290,9 @@ def job_logs(
 def job_metrics(
     job: Visible,
     settings: Config,
-    names: Annotated[str | None, Query(max_length=2000, description="Names separated by commas; null: all.")] = None,
+    names: Annotated[
+        str | None, Query(max_length=2000, description="Comma-separated metric names. Default: all metrics.")
+    ] = None,
     max_points: Annotated[int, Query(ge=2, le=10_000)] = 500,
 ) -> MetricsView:
     selected = [name.strip() for name in names.split(",")] if names else []
@@ -298,7 +306,10 @@ def job_metrics(
     responses={200: {"content": EVENT_STREAM}},
 )
 def job_events(job: Visible, jobs: Jobs, request: Request, last_event_id: Annotated[int, Header(ge=0)] = 0) -> Response:
-    """Sends `job` for each change (to resume, send its id as `Last-Event-ID`), `progress`, and finally `end`."""
+    """Send a `job` event for each change, `progress` events in between, and a final `end` event.
+
+    To resume, send the ID of the last `job` event as `Last-Event-ID`.
+    """
     return _stream(streams.job_events(jobs, request.app.state.watcher, job, last_event_id))
 
 

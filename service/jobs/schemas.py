@@ -1,4 +1,4 @@
-"""Request and response models of jobs. Fields have the same names as in configs and metrics."""
+"""Request and response models for jobs. Fields have the same names as in configs and metrics."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Reason = Literal[
 
 
 class JobRequest(ApiModel):
-    """A job to run."""
+    """Request to run a job."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -78,32 +78,33 @@ class JobRequest(ApiModel):
 
     kind: JobKind
     preset: Annotated[str, StringConstraints(max_length=100)] | None = None
-    """Named recipe; `GET /v1/presets` lists them."""
+    """Name of a preset; `GET /v1/presets` lists them."""
     config: dict[str, Any] | None = None
-    """Complete config, in place of a preset. For kind=search: the fields of the sweep; `preset` is the run to vary."""
+    """Complete config, instead of a preset. For kind=search, it contains the sweep's fields, and `preset` is the run
+    that the sweep varies."""
     overrides: dict[str, Any] = Field(default_factory=dict)
-    """Config values by dotted key: `{"mask.teacher_ratio": 0.6}`."""
+    """Config values to change, by dotted key: `{"mask.teacher_ratio": 0.6}`."""
     project: Project | None = None
-    """Project of the job. null: the API key's project, or `default` if the key covers all projects."""
+    """Project of the job. Default: the API key's project, or `default` if the key covers all projects."""
     name: Annotated[str, StringConstraints(max_length=200)] | None = None
-    """Display name. The service generates the job's id."""
+    """Display name. The service generates the job's ID."""
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)
     """Key-value pairs for filtering jobs."""
     priority: int = Field(0, ge=-100, le=100)
     """Priority in the queue; jobs with a higher priority start first."""
     max_retries: int = Field(3, ge=0, le=100)
-    """Maximum number of automatic retries after failures of machines, network or storage; others are not retried."""
+    """Maximum number of automatic retries after machine, network or storage failures. Others are not retried."""
     time_limit_s: float | None = Field(None, gt=0, le=366 * 86400)
-    """Maximum running time of an attempt; when it is exceeded, the job saves a checkpoint and fails."""
+    """Maximum running time of an attempt, in seconds. When it is exceeded, the job saves a checkpoint and fails."""
 
 
 class ProgressView(ApiModel):
-    """Progress of a job."""
+    """A job's progress."""
 
     step: int | None = None
     steps: int | None = None
     trials: int | None = None
-    """Number of trials of a sweep that have ended."""
+    """Number of a sweep's trials that have ended."""
     of_trials: int | None = None
     samples_per_s: float | None = None
     seconds_left: float | None = None
@@ -111,11 +112,11 @@ class ProgressView(ApiModel):
 
 
 class FailureView(ApiModel):
-    """Failure of an attempt."""
+    """Why an attempt failed."""
 
     reason: Reason
     message: str
-    """Cause of the failure and how to fix it, in one sentence."""
+    """Cause of the failure and how to fix it."""
     rank: int | None = None
     """Rank of the worker that failed first, if any."""
     log_tail: str = ""
@@ -127,7 +128,7 @@ class AttemptView(ApiModel):
 
     number: int
     submission_id: str
-    """Ray's id of the attempt."""
+    """ID of the attempt in Ray."""
     state: str
     started_at: datetime
     ended_at: datetime | None
@@ -144,13 +145,13 @@ class JobView(ApiModel):
     labels: dict[str, str]
     priority: int
     origin: Literal["api", "external"]
-    """Origin of the job; external: started outside the service and discovered on the storage root."""
+    """Origin of the job; `external` if it was started outside the service and discovered under the storage root."""
     created_by: str
     preset: str | None
     state: State
     reason: Reason | None
     message: str
-    """Reason why the job is waiting, or why it ended."""
+    """Explanation of why the job is waiting, or why it ended."""
     allowed_actions: list[Action]
     attempt: int
     """Number of attempts started."""
@@ -165,9 +166,9 @@ class JobView(ApiModel):
     failure: FailureView | None
     """Failure of the newest attempt."""
     result: dict[str, Any] | None
-    """Result reported by the run: metrics, folders, encoder."""
+    """Result reported by the run: metrics, folders and encoder."""
     encoder: str | None
-    """Id of the encoder that the job published."""
+    """ID of the encoder that the job published; null if there is none."""
     run_folder: str
 
 
@@ -184,42 +185,42 @@ class JobPage(ApiModel):
 
     items: list[JobView]
     next_cursor: str | None
-    """Cursor of the next page; null on the last one."""
+    """Cursor for the next page; null on the last page."""
 
 
 class EventView(ApiModel):
     """One entry of a job's history."""
 
     id: int
-    """Number of the event, counted per job; the `id:` in the event stream."""
+    """Event number within the job, sent as `id:` in the event stream."""
     at: datetime
     type: str
     actor: str
-    """Author of the change: a key's id, an OIDC subject, or `service`."""
+    """Author of the change: the ID of an API key, an OIDC subject, or `service`."""
     data: dict[str, Any]
 
 
 class CancelRequest(ApiModel):
-    """Options of a cancellation."""
+    """Options for a cancellation."""
 
     deadline_s: float | None = Field(None, gt=0, le=86400)
-    """Time for the final checkpoint before the job is killed; null: checkpoint.deadline_s of the config, after which
-    its workers give up in any case."""
+    """Time for the final checkpoint before the job is killed, in seconds. Default: based on checkpoint.deadline_s in
+    the config, after which the workers give up in any case."""
 
 
 class SeriesView(ApiModel):
-    """A metric over steps."""
+    """A metric's values over steps."""
 
     name: str
     steps: list[int]
     values: list[float | None]
     """Value at each step; null if it is not finite."""
     points: int
-    """Number of recorded points. `max_points` limits how many are returned; buckets keep their lowest and highest."""
+    """Number of recorded points. If it exceeds `max_points`, only the extremes of each bucket of steps are returned."""
 
 
 class MetricsView(ApiModel):
-    """Metrics of a job's run."""
+    """Metrics recorded by a job's run."""
 
     series: list[SeriesView]
     names: list[str]
@@ -228,7 +229,7 @@ class MetricsView(ApiModel):
 
 
 class TrialView(ApiModel):
-    """One trial of a sweep."""
+    """One trial in a sweep."""
 
     number: int
     state: str
@@ -246,7 +247,7 @@ class CheckpointView(ApiModel):
 
 
 class Estimate(ApiModel):
-    """Estimated cost of a job, computed from its config, not measured."""
+    """Estimated cost of a job, computed from its config rather than measured."""
 
     student_parameters: int
     teacher_parameters: int | None
@@ -254,12 +255,12 @@ class Estimate(ApiModel):
     memory_per_worker_bytes: float
     """Approximate memory for weights, gradients, optimizer state and the activations of a micro-batch."""
     memory_fits: bool | None
-    """Whether a worker's memory is sufficient; null: the cluster's memory is unknown."""
+    """Whether a worker's memory is sufficient; null if the cluster's memory is unknown."""
     hours: float | None
-    """Duration on one H100 per worker at 40 % of its bf16 rate; null: the size of the dataset is unknown."""
+    """Duration on one H100 per worker at 40 % of its bf16 rate; null if the size of the data set is unknown."""
     gpu_hours: float | None
     feasible: bool | None
-    """Whether the cluster, at its current size, can run the job; null: the cluster does not respond."""
+    """Whether the cluster, at its current size, can run the job; null if the cluster does not respond."""
 
 
 class ValidateView(ApiModel):

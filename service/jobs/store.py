@@ -1,4 +1,4 @@
-"""Jobs in the database: every change is compare-and-set on the job's version and is recorded as an event.
+"""Jobs in the database: every change is a compare-and-set on the job's version and is recorded as an event.
 
 State transitions are decided in `actions` and `execution.reconciler`. A listener delivers the events, so this module
 knows nothing about webhooks. Behaves identically on SQLite and PostgreSQL.
@@ -23,7 +23,7 @@ from service.web.pagination import after, cursor_of
 
 SERVICE = "service"  # actor of changes that no user requested
 IDEMPOTENCY_S = 24 * 3600.0  # how long an Idempotency-Key is stored
-EVENT_FIELDS = ("state", "reason", "message", "wanted", "attempt")  # fields of a change that its event records
+EVENT_FIELDS = ("state", "reason", "message", "wanted", "attempt")  # changed fields that are recorded in the event
 
 _WITHOUT_CONFIG = defer(Job.config, raiseload=True)  # kilobytes per job that a listing does not need
 
@@ -31,7 +31,7 @@ EventListener = Callable[[Session, Job, JobEvent], None]
 
 
 class StaleJob(Exception):
-    """The job has changed since it was read; read it again."""
+    """Raised when the job has changed since it was read; the caller reads it again."""
 
 
 class JobPageRows(NamedTuple):
@@ -42,7 +42,7 @@ class JobPageRows(NamedTuple):
 
 
 class JobFilter(NamedTuple):
-    """Filter of a listing; an empty field matches every job."""
+    """Filter for a listing; an empty field matches every job."""
 
     project: str | None = None
     kinds: Collection[str] = ()
@@ -52,7 +52,7 @@ class JobFilter(NamedTuple):
 
 
 class JobStore:
-    """Jobs with their attempts, labels and events, and the leases of background tasks."""
+    """Jobs with their attempts, labels and events, and leases for background tasks."""
 
     def __init__(self, engine: Engine, on_event: EventListener | None = None) -> None:
         """`on_event` is called for each event, within the transaction that writes it."""
@@ -73,16 +73,17 @@ class JobStore:
     # Submitting
 
     def add(self, job: Job, actor: str) -> Job:
-        """Insert a new job with its first event. `job.version` is 1 afterwards."""
+        """Insert a new job with its first event, and set `job.version` to 1."""
         with self._write() as session:
             self._add(session, job, actor)
         return job
 
     def add_once(self, job: Job, actor: str, key: str, request: bytes) -> tuple[Job, bool]:
-        """Insert the job of a request with an Idempotency-Key, or return the one that its first request inserted.
+        """Insert the job for a request with an Idempotency-Key, unless an earlier request with that key inserted it.
 
-        Returns the job, and whether it is new. Uses a single transaction, so that neither a crash nor a race inserts
-        two jobs. Raises KeyReused if the key was already sent with a different request, or KeyInFlight.
+        Returns the job and whether it is new. Uses a single transaction, so that neither a crash nor a race inserts
+        two jobs. Raises KeyReused if the key was already sent with a different request, or KeyInFlight if the first
+        request has not completed.
         """
         digest = hashlib.sha256(request).hexdigest()
         try:
@@ -133,7 +134,7 @@ class JobStore:
     # Reading
 
     def get(self, job_id: str, project: str | None = None) -> Job:
-        """Return a job. Raises NotFound, including for a job of another project, whose existence is not disclosed."""
+        """Return a job. Raises NotFound, including for a job in another project, whose existence is not disclosed."""
         with self._read() as session:
             job = session.get(Job, job_id)
         if job is None or (project is not None and job.project != project):
@@ -141,7 +142,7 @@ class JobStore:
         return job
 
     def list(self, where: JobFilter, cursor: str | None = None, limit: int = 50) -> JobPageRows:
-        """List jobs, newest first, without their configs. Raises BadCursor."""
+        """List jobs, newest first, without their configs. Raises BadCursor if the cursor is invalid."""
         query = select(Job).options(_WITHOUT_CONFIG).limit(limit + 1)
         at, job_id = Job.created_at, Job.id  # the columns that order the listing
         for key, value in where.labels.items():
@@ -165,7 +166,7 @@ class JobStore:
         return JobPageRows(jobs[:limit], cursor_of(last.created_at, last.id) if last is not None else None)
 
     def in_states(self, states: Collection[str]) -> Sequence[Job]:
-        """List the jobs in these states in queue order, highest priority first, then oldest; without their configs."""
+        """List the jobs in these states, without their configs, in queue order: highest priority first, then oldest."""
         query = select(Job).options(_WITHOUT_CONFIG).where(Job.state.in_(states), Job.origin == "api")
         with self._read() as session:
             return list(session.scalars(query.order_by(Job.priority.desc(), Job.created_at, Job.id)))
@@ -177,13 +178,13 @@ class JobStore:
             return list(session.scalars(query.order_by(Job.created_at.desc()).limit(limit)))
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """Count the jobs by (kind, state)."""
+        """Return the number of jobs by (kind, state)."""
         with self._read() as session:
             rows = session.execute(select(Job.kind, Job.state, func.count()).group_by(Job.kind, Job.state))
             return {(kind, state): count for kind, state, count in rows}
 
     def known(self, ids: Collection[str]) -> set[str]:
-        """Return the ids that belong to an existing job."""
+        """Return the IDs that belong to existing jobs."""
         with self._read() as session:
             return set(session.scalars(select(Job.id).where(Job.id.in_(ids))))
 
@@ -192,7 +193,7 @@ class JobStore:
             return list(session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)))
 
     def newest_attempts(self, jobs: Collection[Job]) -> dict[str, Attempt]:
-        """Return the newest attempt by job id, without an entry for jobs that never started."""
+        """Return the newest attempt by job ID. Jobs that never started have no entry."""
         if not jobs:
             return {}
         query = select(Attempt).join(Job, and_(Job.id == Attempt.job_id, Job.attempt == Attempt.number))
@@ -206,7 +207,7 @@ class JobStore:
             return list(session.scalars(query.order_by(JobEvent.version).limit(limit)))
 
     def versions(self, ids: Collection[str]) -> dict[str, tuple[int, float]]:
-        """Return (version, changed_at) by job id, which event streams use to detect changes."""
+        """Return (version, changed_at) by job ID, which event streams use to detect changes."""
         with self._read() as session:
             rows = session.execute(select(Job.id, Job.version, Job.changed_at).where(Job.id.in_(ids)))
             return {job_id: (version, changed) for job_id, version, changed in rows}
@@ -224,9 +225,9 @@ class JobStore:
         number: int | None = None,
         **fields: Any,
     ) -> Job:
-        """Set fields of a job and record an event. Returns the changed job.
+        """Set job fields and record an event. Returns the changed job.
 
-        `attempt`: fields of the newest attempt or, with `number`, of a new one.
+        `attempt` sets fields of the newest attempt or, with `number`, of a new attempt.
         Raises StaleJob if the job has changed since it was read.
         """
         now = time.time()
@@ -267,7 +268,7 @@ class JobStore:
             session.execute(update(Job).where(Job.id == job.id, Job.version == job.version).values(**values))
 
     def delete(self, job: Job) -> None:
-        """Delete the job with its attempts and events. Raises StaleJob."""
+        """Delete the job with its attempts and events. Raises StaleJob if the job has changed since it was read."""
         with self._write() as session:
             result = session.execute(delete(Job).where(Job.id == job.id, Job.version == job.version))
             assert isinstance(result, CursorResult)
@@ -277,7 +278,7 @@ class JobStore:
     # Leases
 
     def acquire_lease(self, task: str, holder: str, seconds: float) -> bool:
-        """Acquire or renew the lease on a task for some seconds; return whether the holder has it now."""
+        """Acquire or renew the lease on a task for `seconds`. Returns whether the holder now has the lease."""
         now = time.time()
         lease = {"holder": holder, "until": now + seconds}
         with self._write() as session:
@@ -302,5 +303,5 @@ class JobStore:
 
 
 def new_job_id(kind: str) -> str:
-    """Create a readable id, sortable by time. It is also Ray's submission id and the name of the run."""
+    """Create a readable ID that sorts by time. It is also the Ray submission ID and the name of the run."""
     return f"{kind}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"

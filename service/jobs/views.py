@@ -1,4 +1,4 @@
-"""Response models of jobs, built from database rows and files on the storage root."""
+"""Build response models for jobs from database rows and files under the storage root."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def event_view(event: JobEvent) -> EventView:
 
 
 def trials(folder: str) -> Iterator[TrialView]:
-    """Yield the trials of a sweep, read from its ledger."""
+    """Yield a sweep's trials, read from its ledger."""
     for name in listdir(join(folder, "trials")):
         if name.endswith(".json"):
             record = read_json(join(folder, "trials", name))
@@ -64,7 +64,7 @@ def trials(folder: str) -> Iterator[TrialView]:
 
 
 def checkpoints(folder: str) -> Iterator[CheckpointView]:
-    """Yield the committed checkpoints: those with a manifest, which is written last."""
+    """Yield the committed checkpoints, which are those with a manifest: it is written last."""
     for name in listdir(join(folder, "checkpoints")):
         url = join(folder, "checkpoints", name)
         if name.startswith("step-") and "manifest.json" in listdir(url):

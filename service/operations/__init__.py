@@ -1,1 +1,1 @@
-"""Operation of the control plane: liveness, readiness and Prometheus metrics."""
+"""Control-plane operations: liveness, readiness and Prometheus metrics."""

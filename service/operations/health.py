@@ -1,4 +1,4 @@
-"""Routes of /livez, /readyz and /metrics, for orchestrators, load balancers and Prometheus. They require no key."""
+"""Routes /livez, /readyz and /metrics for orchestrators, load balancers and Prometheus. They require no API key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROBE_TIMEOUT_S = 1.0
 
 
 class DependencyChecks:
-    """Checks the storage and Ray, waiting at most PROBE_TIMEOUT_S, so that a probe never hangs on a dependency."""
+    """Checks storage and Ray, waiting at most PROBE_TIMEOUT_S so that a probe never hangs on a dependency."""
 
     def __init__(self, root: str, cluster: Cluster) -> None:
         self._checks: dict[str, Callable[[], object]] = {"storage": lambda: listdir(root), "ray": cluster.capacity}
@@ -31,7 +31,7 @@ class DependencyChecks:
         self._running: dict[str, Future[object]] = {}
 
     def report(self) -> dict[str, str]:
-        """Return the status of each dependency: `ok`, or the problem."""
+        """Return the status of each dependency: `ok` or a description of the problem."""
         for part, check in self._checks.items():
             if part not in self._running:  # a check that hangs is not started again
                 self._running[part] = self._pool.submit(check)
@@ -54,7 +54,10 @@ def livez() -> dict[str, str]:
 
 @router.get("/readyz", summary="Readiness: requests can be served", responses={503: {"description": "Not ready."}})
 def readyz(request: Request) -> Response:
-    """Returns 200 if the database is ready. Ray and the storage are only reported: jobs are accepted without them."""
+    """Return 200 if the database is ready.
+
+    The status of Ray and the storage is reported, but does not affect readiness: jobs are accepted without them.
+    """
     state = request.app.state
     parts = {"database": "ok"}
     try:
@@ -70,9 +73,9 @@ def readyz(request: Request) -> Response:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 def prometheus(request: Request) -> Response:
-    """Contains only counts, no names or user-defined labels."""
+    """Return metrics that contain only counts, without names or user-defined labels."""
     registry = CollectorRegistry()
-    jobs = Gauge("amd_jobs", "Jobs by kind and state.", ["kind", "state"], registry=registry)
+    jobs = Gauge("amd_jobs", "Number of jobs by kind and state.", ["kind", "state"], registry=registry)
     for (kind, state), count in request.app.state.jobs.counts().items():
         jobs.labels(kind, state).set(count)
     text = generate_latest(registry) + generate_latest(request.app.state.gateway.registry)

@@ -29,7 +29,7 @@ class EncoderDiscovery:
 
     def __init__(self, store: EncoderStore, root: str, clock: Callable[[], float] = time.time) -> None:
         self._store, self._root, self._clock = store, root, clock
-        self._unreadable: dict[str, str] = {}  # card stamps by encoder id; logged once, then skipped
+        self._unreadable: dict[str, str] = {}  # card stamps by encoder ID; logged once, then skipped
         self._last_scan = float("-inf")
 
     def scan(self) -> None:
@@ -58,7 +58,7 @@ class EncoderDiscovery:
             self._read(encoder_id, facts.stamp)
 
     def _cards(self) -> Iterator[tuple[str, str]]:
-        """Yield (encoder id, card stamp) of each published encoder."""
+        """Yield (encoder ID, card stamp) for each published encoder."""
         for path, facts in files(encoders_url(self._root)).items():
             folder, _, file = path.partition("/")
             if file == CARD:
@@ -90,7 +90,7 @@ class EncoderDiscovery:
         )
 
     def _candidate_jobs(self, card: Card) -> list[str]:
-        """Return the ids of jobs that may have published the encoder: its run, and the job in the run folder."""
+        """Return the IDs of jobs that may have published the encoder: its run, and the job named in the run folder."""
         if card.run is None:
             return []
         try:

@@ -34,7 +34,7 @@ def file_response(url: str, name: str, facts: FileFacts, if_none_match: str | No
 
 
 def archive_response(url: str, encoder_id: str, files: Mapping[str, FileFacts], if_none_match: str | None) -> Response:
-    """Stream all files as a tar with one folder, named after the encoder id."""
+    """Stream all files as a tar with one folder, named after the encoder ID."""
     etag = _etag(*(f"{name}:{facts.stamp}" for name, facts in sorted(files.items())))
     if is_known(etag, if_none_match):
         return Response(status_code=304, headers={"ETag": etag})

@@ -1,4 +1,4 @@
-"""/v1/encoders: list, import, download, compare and delete encoders; aliases."""
+"""Routes under /v1/encoders: list, import, download, compare and delete encoders, and manage aliases."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _store(request: Request) -> EncoderStore:
 
 
 EncodersDep = Annotated[EncoderStore, Depends(_store)]
-EncoderName = Annotated[str, Path(pattern=ENCODER_PATTERN, description="Encoder id or alias.")]
-EncoderId = Annotated[str, Path(pattern=ENCODER_PATTERN, description="Encoder id; aliases are not resolved.")]
+EncoderName = Annotated[str, Path(pattern=ENCODER_PATTERN, description="Encoder ID or alias.")]
+EncoderId = Annotated[str, Path(pattern=ENCODER_PATTERN, description="Encoder ID; aliases are not resolved.")]
 AliasName = Annotated[str, Path(pattern=ALIAS_PATTERN)]
 ProjectQuery = Annotated[
     str | None,
@@ -102,9 +102,10 @@ def import_encoder(
     response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> JobView:
-    """Start a job of kind `import`. Once it succeeds, the encoder is listed under the id in the job's `encoder`.
+    """Start a job of kind `import`. Once it succeeds, the encoder is listed under the ID in the job's `encoder`
+    field.
 
-    With an `Idempotency-Key`, repeating the request returns the same job.
+    Repeating a request with the same `Idempotency-Key` returns the same job.
     """
     config = body.model_dump(mode="json", exclude={"project", "labels"}, exclude_none=True)
     request = JobRequest(kind="import", config=config, project=body.project, labels=body.labels, name=body.id)
@@ -131,9 +132,9 @@ def get_alias(
 
 @router.put("/aliases/{alias}", summary="Point an alias to an encoder")
 def move_alias(alias: AliasName, body: AliasRequest, caller: Submitter, encoders: EncodersDep) -> AliasView:
-    """Moves are atomic: every request resolves to either the old or the new encoder.
+    """Move the alias atomically: every request resolves to either the old or the new encoder.
 
-    With `expected`, one of two concurrent moves fails with `alias_moved`.
+    If two concurrent moves set the same `expected`, one of them fails with `alias_moved`.
     """
     if alias == RESERVED_ALIAS:
         raise IllegalAction(f"alias {alias!r} is a reserved path; choose another name", allowed_actions=[])
@@ -144,7 +145,7 @@ def move_alias(alias: AliasName, body: AliasRequest, caller: Submitter, encoders
 
 @router.delete("/aliases/{alias}", status_code=204, summary="Delete an alias")
 def delete_alias(alias: AliasName, caller: Submitter, encoders: EncodersDep, project: ProjectQuery = None) -> None:
-    """The history is kept and continues if the alias is created again."""
+    """Delete the alias but keep its history, which continues if the alias is created again."""
     encoders.delete_alias(project_of(caller, project), alias, caller.id)
 
 

@@ -1,4 +1,4 @@
-"""Request and response schemas of encoders and aliases. Fields are named as in the encoder card."""
+"""Request and response schemas for encoders and aliases. Fields are named as in the encoder card."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from amd.artifacts.card import Score
 from amd.config import ThirdPartyWeights
 from service.web.schemas import ApiModel, LabelKey, LabelValue, Project
 
-RESERVED_ALIAS = "aliases"  # a path under /v1/encoders, so not available as an id or alias
+RESERVED_ALIAS = "aliases"  # a path under /v1/encoders, so it cannot be an encoder ID or alias
 
 ALIAS_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 ENCODER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,199}$"
 EncoderReference = Annotated[str, StringConstraints(pattern=ENCODER_PATTERN)]
-"""Encoder id or alias."""
+"""Encoder ID or alias."""
 
 Objective = Literal["amd", "mae", "finetune", "detection", "imported"]
 
@@ -41,7 +41,7 @@ class LineageView(ApiModel):
     """Origin of an encoder."""
 
     job: str | None
-    """Job of this service that published the encoder."""
+    """Job that published the encoder; null if it was not published by a job of this service."""
     run: str | None
     steps: int | None
     teacher: dict[str, Any] | None
@@ -71,7 +71,7 @@ class EncoderView(ApiModel):
     size: str | None
     """Named size: S, B, L, H, …; null for a custom size."""
     width: int
-    """Width of the embeddings."""
+    """Embedding width."""
     depth: int
     heads: int
     parameters: int
@@ -80,7 +80,7 @@ class EncoderView(ApiModel):
     classes: int | None
     """Number of classes; null if the encoder has no classifier."""
     best_score: dict[str, float] | None
-    """First metric of the strictest protocol, with its value."""
+    """First metric of the strictest evaluation protocol, with its value; null if the encoder has no scores."""
     scores: list[Score]
     weights_license: str | None
     """Licence inherited from the weights that training started from; null if unrestricted or unknown."""
@@ -110,7 +110,7 @@ class EncoderPage(ApiModel):
 
     items: list[EncoderView]
     next_cursor: str | None
-    """Cursor of the next page; null on the last page."""
+    """Cursor for the next page; null on the last page."""
 
 
 class ImportRequest(ThirdPartyWeights):
@@ -129,7 +129,7 @@ class ImportRequest(ThirdPartyWeights):
     )
 
     project: Project | None = None
-    """Project of the encoder. null: the API key's project, or `default` if the key covers all projects."""
+    """Project of the encoder. Default: the API key's project, or `default` if the key covers all projects."""
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)
     """Labels of the import job."""
 
@@ -137,7 +137,7 @@ class ImportRequest(ThirdPartyWeights):
     @classmethod
     def _not_reserved(cls, value: str) -> str:
         if value == RESERVED_ALIAS:
-            raise ValueError(f"id={value} is a reserved path; choose another")
+            raise ValueError(f"id={value} is a reserved path; choose another ID")
         return value
 
 
@@ -154,11 +154,12 @@ class AliasRequest(ApiModel):
     )
 
     encoder: EncoderReference
-    """Encoder id, or another alias, which is resolved once, when the request is processed."""
+    """Encoder ID, or another alias, which is resolved once, when the request is processed."""
     expected: Annotated[str, StringConstraints(max_length=200)] | None = None
-    """Encoder that the alias must currently point to. null: the alias must not exist; omitted: no condition."""
+    """Encoder that the alias must currently point to. If null, the alias must not exist; if omitted, there is no
+    condition."""
     project: Project | None = None
-    """Project of the alias. null: the API key's project, or `default` if the key covers all projects."""
+    """Project of the alias. Default: the API key's project, or `default` if the key covers all projects."""
 
 
 class AliasView(ApiModel):
@@ -173,12 +174,12 @@ class AliasView(ApiModel):
 
 
 class MoveView(ApiModel):
-    """One change of an alias."""
+    """One change to an alias."""
 
     number: int
     at: datetime
     actor: str
-    """Id of an API key, or an OIDC subject."""
+    """ID of the API key, or the OIDC subject, that made the change."""
     before: str | None
     """Encoder before the change; null if the alias did not exist."""
     after: str | None
@@ -208,7 +209,7 @@ class FieldDifference(ApiModel):
 
 
 class ScorePair(ApiModel):
-    """One metric of one protocol on one data set; null for an encoder without that score."""
+    """One metric of one protocol on one data set. The value is null for an encoder without that score."""
 
     protocol: str
     data: str

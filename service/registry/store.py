@@ -1,7 +1,7 @@
-"""Encoders and aliases in the database: visibility, alias moves and uses of an encoder.
+"""Encoders and aliases in the database: visibility, alias moves and encoder uses.
 
-Cards on the storage root are authoritative; `discovery` keeps the rows in sync. Knows nothing about HTTP and reads no
-files. Runs on SQLite and PostgreSQL.
+Cards under the storage root are authoritative; `discovery` keeps the rows in sync. Knows nothing about HTTP and reads
+no files. Runs on SQLite and PostgreSQL.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ IMPORTED = "imported"  # objective of encoders that this service did not train
 
 
 class EncoderFilter(NamedTuple):
-    """Filters of a listing; None matches every encoder."""
+    """Filters for a listing; None matches every encoder."""
 
     project: str | None = None
     objective: str | None = None
@@ -37,7 +37,7 @@ class EncoderFilter(NamedTuple):
 
 
 class EncoderListing(NamedTuple):
-    """A page of encoders and the cursor of the next page."""
+    """A page of encoders and the cursor for the next page."""
 
     encoders: list[RegisteredEncoder]
     next_cursor: str | None
@@ -70,21 +70,21 @@ class EncoderStore:
     # Encoders
 
     def resolve(self, name: str, project: str | None = None) -> RegisteredEncoder:
-        """Resolve an alias or encoder id. `project=None` covers all encoders, and the aliases of `default`.
+        """Resolve an alias or encoder ID. `project=None` covers all encoders, and the aliases in `default`.
 
-        An alias takes precedence over an encoder id of the same name. Raises NotFound, including for encoders of
+        An alias takes precedence over an encoder ID with the same name. Raises NotFound, including for encoders in
         another project.
         """
         with self._read_session() as session:
             return _resolve(session, name, project)
 
     def get(self, encoder_id: str, project: str | None = None) -> RegisteredEncoder:
-        """Get an encoder by id. Raises NotFound."""
+        """Get an encoder by ID. Raises NotFound."""
         with self._read_session() as session:
             return _get(session, encoder_id, project)
 
     def list(self, where: EncoderFilter, cursor: str | None = None, limit: int = 50) -> EncoderListing:
-        """Return a page of encoders, newest first. Raises BadCursor."""
+        """Return a page of encoders, newest first. Raises BadCursor if the cursor is invalid."""
         query = select(RegisteredEncoder).where(_visible(where.project)).limit(limit + 1)
         query = query.order_by(RegisteredEncoder.created_at.desc(), RegisteredEncoder.id.desc())
         if where.objective is not None:
@@ -130,10 +130,11 @@ class EncoderStore:
     def move_alias(
         self, project: str, name: str, encoder: str, actor: str, expected: Collection[str | None] = ()
     ) -> Alias:
-        """Point an alias to an encoder, identified by id or by another alias. No-op if it already points there.
+        """Point an alias to an encoder, identified by ID or by another alias. No-op if it already points there.
 
-        `expected`: encoders that the alias may currently point to, None if it may be missing; empty: no condition.
-        Raises NotFound, AliasMoved if the condition fails, or IllegalAction if `name` is the id of an encoder.
+        `expected` lists the encoders that the alias may currently point to, with None if the alias may be missing; if
+        empty, there is no condition. Raises NotFound, AliasMoved if the condition fails, or IllegalAction if `name` is
+        an encoder ID.
         """
         while True:
             try:
@@ -161,7 +162,7 @@ class EncoderStore:
         encoder_of_that_name = session.get(RegisteredEncoder, name)
         if alias is None and encoder_of_that_name is not None and _can_see(project, encoder_of_that_name):
             raise IllegalAction(
-                f"{name} is the id of an encoder; choose a different name for the alias", allowed_actions=[]
+                f"{name} is the ID of an encoder; choose a different name for the alias", allowed_actions=[]
             )
         now = time.time()
         number = 1 + (session.scalar(select(func.max(AliasMove.number)).where(*_moves_of(project, name))) or 0)
@@ -208,10 +209,10 @@ class EncoderStore:
         with self._read_session() as session:
             return list(session.scalars(query))
 
-    # Index of the storage root
+    # Index of the encoders under the storage root
 
     def stamps(self) -> dict[str, str]:
-        """Return the stamp of each indexed card, by encoder id."""
+        """Return the stamp of each indexed card, by encoder ID."""
         with self._read_session() as session:
             return dict(session.execute(select(RegisteredEncoder.id, RegisteredEncoder.stamp)).tuples().all())
 
@@ -226,12 +227,12 @@ class EncoderStore:
                 setattr(known, field, getattr(encoder, field))
 
     def remove_missing(self, ids: Collection[str]) -> None:
-        """Delete encoders that are no longer on the storage root. Their aliases are kept but no longer resolve."""
+        """Delete these encoders, which are gone from the storage root. Their aliases are kept but no longer resolve."""
         with self._write_session() as session:
             session.execute(delete(RegisteredEncoder).where(RegisteredEncoder.id.in_(ids)))
 
     def find_owner(self, encoder_id: str, jobs: Collection[str]) -> EncoderOwner | None:
-        """Return the job that published an encoder: one that imports it under this id, otherwise one of `jobs`."""
+        """Return the job that published an encoder: a job that imports it under this ID, otherwise one of `jobs`."""
         importing = and_(
             Job.kind == "import",
             Job.config["id"].as_string() == encoder_id,
@@ -283,7 +284,7 @@ def _alias_not_found(name: str) -> NotFound:
 
 
 def _find_uses(session: Session, encoder_id: str, url: str, project: str | None) -> Iterator[str]:
-    """Describe each use that prevents a deletion; uses in other projects are not named."""
+    """Describe each use that prevents a deletion, without the names of uses in other projects."""
 
     def describe(kind: str, name: str, owner: str) -> str:
         return f"{kind} {name}" if project in (None, owner) else f"{kind} of another project"

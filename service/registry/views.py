@@ -1,4 +1,4 @@
-"""Convert database rows of encoders and aliases to response schemas."""
+"""Convert database rows for encoders and aliases to response schemas."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _score_pairs(first: Card, second: Card) -> Iterator[ScorePair]:
 
 
 def _metrics(card: Card) -> dict[tuple[str, str, str, str], float]:
-    """Return the newest value by protocol, data, views and metric."""
+    """Return the newest value for each protocol, data set, view setting and metric."""
     return {
         (score.protocol, score.data, score.views or "", metric): value
         for score in sorted(card.scores, key=lambda score: score.created)

@@ -1,7 +1,7 @@
-"""Exact nearest-neighbour search by cosine similarity in the embeddings of a job, one file at a time.
+"""Exact nearest-neighbour search by cosine similarity in a job's embeddings, one file at a time.
 
-Files are cached up to a byte limit; the rest of a larger set is read again for each query, so a set need not fit in
-memory.
+Files are cached up to a byte limit. The rest of a larger set is read again for each query, so a set does not have to
+fit in memory.
 Shapes: r rows of a file, D width.
 """
 
@@ -27,14 +27,14 @@ class Neighbour(NamedTuple):
     """A record and its similarity to the query."""
 
     score: float
-    """Cosine similarity, -1 to 1."""
+    """Cosine similarity, from -1 to 1."""
     record: int
     location: str
     label: int | None
 
 
 class EmbeddingCache:
-    """Cache of embedding files, grouped by set. Thread-safe.
+    """A thread-safe cache of embedding files, grouped by set.
 
     A new set evicts other sets, least recently used first, but never its own files: sets are read from start to end, so
     a set larger than the cache would always evict the files that are needed next.
@@ -47,7 +47,7 @@ class EmbeddingCache:
         self._lock = threading.Lock()
 
     def index(self, output: str) -> EmbeddingIndex:
-        """Return the index of a set. Raises FileNotFoundError."""
+        """Return the index of a set. Raises FileNotFoundError if it does not exist."""
         with self._lock:
             found = self._indexes.get(output)
         if found is None:
@@ -59,7 +59,7 @@ class EmbeddingCache:
         return found
 
     def rows(self, output: str, spans: Iterable[range]) -> Iterator[SearchRows]:
-        """Yield the rows of each span, from the cache or from storage. Raises FileNotFoundError."""
+        """Yield the rows of each span, from the cache or storage. Raises FileNotFoundError if a file is missing."""
         for span in spans:
             with self._lock:
                 found = self._sets.get(output, {}).get(span.start)
@@ -91,11 +91,11 @@ class NeighbourQuery(NamedTuple):
 
     vector: Vectors  # (D,), unit length
     exclude: int | None = None
-    """Record to exclude from the results: the query itself."""
+    """Record to exclude from the results, because it is the query itself."""
 
 
 def query_by_vector(index: EmbeddingIndex, values: Sequence[float] | npt.NDArray[np.floating]) -> NeighbourQuery:
-    """Build a query from a vector. Raises NotPossible if its width differs from the set's or it has no direction."""
+    """Build a query from a vector. Raises NotPossible if the vector has the wrong width or no direction."""
     vector = np.asarray(values, np.float64)
     if vector.shape != (index.width,):
         raise NotPossible(f"the vector has {vector.size} values; embeddings of {index.encoder} have {index.width}")
@@ -120,7 +120,7 @@ def query_by_record(cache: EmbeddingCache, output: str, index: EmbeddingIndex, r
 
 
 def query_by_location(cache: EmbeddingCache, output: str, index: EmbeddingIndex, location: str) -> NeighbourQuery:
-    """Build a query from a file location. Raises NotPossible if the set does not contain it or it could not be read."""
+    """Build a query from a file location. Raises NotPossible if the file is not in the set or could not be read."""
     name = location.encode("utf-8", "surrogateescape")
     for rows in cache.rows(output, (file.span for file in index.files)):
         position = _find_location(rows.locations, name)
@@ -147,7 +147,7 @@ def nearest(files: Iterable[SearchRows], query: NeighbourQuery, k: int) -> list[
     best = list[Neighbour]()
     for rows in files:
         scores = np.clip(rows.vectors @ query.vector, -1.0, 1.0)
-        order = np.lexsort((rows.records, -scores))[: k + 1]  # one more, since one may be the excluded record
+        order = np.lexsort((rows.records, -scores))[: k + 1]  # one more, because one may be the excluded record
         best += [
             Neighbour(float(scores[row]), int(rows.records[row]), _printable(rows.locations[row]), rows.label(row))
             for row in order.tolist()
@@ -158,5 +158,5 @@ def nearest(files: Iterable[SearchRows], query: NeighbourQuery, k: int) -> list[
 
 
 def _printable(name: str) -> str:
-    """Replace bytes that are not UTF-8, which JSON cannot represent."""
+    """Replace bytes that are not valid UTF-8, which JSON cannot represent."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/neighbours: nearest-neighbour search in the embeddings of a job."""
+"""Route /v1/jobs/{id}/neighbours: nearest-neighbour search in a job's embeddings."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ async def neighbours(
     gateway: GatewayDep,
     policy: Uris,
 ) -> list[NeighbourView]:
-    """Search by a record of the data set, a file location, a vector, or a file that a deployment of the encoder embeds.
+    """Search by record number, file location or vector, or by a file that a deployment of the encoder embeds.
 
-    Neighbours are ordered by cosine similarity, nearest first; a record is not its own neighbour.
+    Neighbours are ordered by cosine similarity, nearest first. A record is not its own neighbour.
     """
     output = JobFolder(settings.root, job_id).output
     index = await run_in_threadpool(_load_index, jobs, job_id, caller.project, cache, output)
@@ -84,7 +84,8 @@ def _search(
 def _load_index(jobs: JobStore, job_id: str, project: str | None, cache: EmbeddingCache, output: str) -> EmbeddingIndex:
     """Return the index of a job's embeddings.
 
-    Raises NotFound, NotPossible if the job is not of kind embed, or IllegalAction if it has not succeeded.
+    Raises NotFound, NotPossible if the job is not of kind embed or its embeddings are gone, or IllegalAction if it has
+    not succeeded.
     """
     job = jobs.get(job_id, project)
     if job.kind != "embed":

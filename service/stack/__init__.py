@@ -1,8 +1,8 @@
 """Run the whole service on one machine: a Ray head and a control plane, in the background, on loopback.
 
 `up` starts the parts that are down, with the same ports and data as before; `down` stops every process, including
-Ray's, and keeps all data. `state` persists ports and processes, `parts` starts and probes each part, `shutdown`
-terminates them.
+Ray's, and keeps all data. `state` persists ports and processes, `processes` starts and probes each part, and
+`shutdown` terminates them.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ __all__ = [
     "up",
 ]
 
-RAY_TRIES = 5  # Ray gives its processes 30 s to start, which a cold or busy machine may exceed
-DRAIN_S = 90.0  # for the final checkpoints of running jobs, which have a deadline of 60 s
+RAY_TRIES = 5  # Ray allows its processes 30 s to start, which a cold or busy machine may exceed
+DRAIN_S = 90.0  # time for running jobs to save a final checkpoint, whose own deadline is 60 s
 LOG_TAIL = 2000
 
 START_ORDER: tuple[Part, ...] = ("ray", "control-plane")
@@ -63,7 +63,7 @@ class StackStatus(NamedTuple):
     url: str | None
     parts: list[PartStatus]
     reports: dict[str, str]
-    """Readiness of the database, the storage and Ray, as reported by the control plane."""
+    """Readiness of the database, the storage root and Ray, as reported by the control plane."""
 
     @property
     def healthy(self) -> bool:
@@ -87,8 +87,8 @@ def up(
 ) -> Stack:
     """Start the parts that are down, and wait until all are ready. Raises StackError.
 
-    `port`: 0 for any free one; defaults to the previous one, else AMD_PORT. `storage`: defaults to the previous one,
-    else AMD_STORAGE. `num_cpus`: CPUs that Ray offers to jobs; defaults to all CPUs of the machine.
+    `port` defaults to the previous port, or else AMD_PORT; 0 selects any free port. `storage` defaults to the previous
+    storage root, or else AMD_STORAGE. `num_cpus` is the number of CPUs that Ray offers to jobs, by default all CPUs.
     """
     folder = StackFolder(resolve_data_dir(data_dir))
     folder.prepare()
@@ -145,7 +145,7 @@ def status(data_dir: Path | None = None) -> StackStatus:
 
 
 def _plan_state(folder: StackFolder, port: int | None, storage: str | None, num_cpus: int | None) -> StackState:
-    """Return the previous state with the requested changes. Raises StackError if they affect a running stack."""
+    """Return the previous state with the requested changes. Raises StackError if they would affect a running stack."""
     state, settings = folder.read(), Settings()
     if state is not None:
         requested = {
@@ -186,7 +186,7 @@ def _plan_state(folder: StackFolder, port: int | None, storage: str | None, num_
 
 
 def _wait_until_ready(folder: StackFolder, state: StackState, on_progress: ProgressCallback) -> None:
-    """Wait until all parts are ready. Raises StackError with the log tail of a part that is not."""
+    """Wait until all parts are ready. Raises StackError, with the log tail of the failed part, if one exits."""
     until, tries = time.monotonic() + STARTUP_S, RAY_TRIES
     for part in START_ORDER:
         while (problem := find_problem(folder, state, part)) is not None:

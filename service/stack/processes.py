@@ -1,6 +1,6 @@
 """Start a single part of a stack and probe whether it is ready.
 
-Does not decide in which order parts start and stop, or how they are terminated.
+The order in which parts start and stop, and their termination, are implemented in other modules.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import psutil  # type: ignore[import-untyped]
 from service.stack.state import HOST, MARK, STARTUP_S, Part, PartProcess, ProgressCallback, StackFolder, StackState
 
 LOG_BYTES = 16 * 2**20  # a longer log is rotated at the next start
-OBJECT_STORE_MIB = 256  # clips do not pass through it
+OBJECT_STORE_MIB = 256  # clips do not pass through the object store
 NOT_FOR_JOBS = ("AMD_KEY", "AMD_KEY_FILE", "AMD_URL", "AMD_DATABASE_URL", "AMD_DATA_DIR", "RAY_AUTH_TOKEN")
 
 # Starting
@@ -32,9 +32,8 @@ def start(folder: StackFolder, state: StackState, part: Part, on_progress: Progr
     if part == "ray":
         if state.ray_temp:
             shutil.rmtree(state.ray_temp, ignore_errors=True)
-        state.ray_temp = tempfile.mkdtemp(
-            prefix="amd-stack-", dir="/tmp"
-        )  # short: the length of socket paths is limited
+        # A short path, because the length of socket paths is limited.
+        state.ray_temp = tempfile.mkdtemp(prefix="amd-stack-", dir="/tmp")
         command, environment = _ray_command(state), _ray_environment(folder, state)
     else:
         command, environment = [sys.executable, "-m", "service"], _service_environment(folder, state)
@@ -69,7 +68,7 @@ def _ray_command(state: StackState) -> list[str]:
 
 
 def _ray_environment(folder: StackFolder, state: StackState) -> dict[str, str]:
-    """Return the environment of jobs, with credentials for the storage but not for the service."""
+    """Return the environment for jobs, with credentials for the storage root but not for the service."""
     return _without(os.environ, *NOT_FOR_JOBS, "RAY_ADDRESS") | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "AMD_STORAGE": state.storage,
@@ -97,7 +96,7 @@ def _service_environment(folder: StackFolder, state: StackState) -> dict[str, st
 
 
 def _ray_token(folder: StackFolder) -> dict[str, str]:
-    """Return the settings of Ray's token authentication, whose default depends on earlier runs on this machine."""
+    """Return the settings for Ray's token authentication, whose defaults depend on earlier runs on this machine."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder.ray_token), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -109,7 +108,7 @@ def _without(environment: Mapping[str, str], *names: str) -> dict[str, str]:
 
 
 def find_problem(folder: StackFolder, state: StackState, part: Part) -> str | None:
-    """Return why a part is not ready, or None if it is."""
+    """Return why a part is not ready, or None if it is ready."""
     try:
         if part == "control-plane":
             response = httpx.get(f"{state.url}/readyz", timeout=10.0)
@@ -123,11 +122,11 @@ def find_problem(folder: StackFolder, state: StackState, part: Part) -> str | No
                 return "no node is alive yet"
         return _agent_problem(state.ray.agent)
     except (httpx.HTTPError, OSError) as error:
-        return f"it does not respond: {error or type(error).__name__}"
+        return f"does not respond: {error or type(error).__name__}"
 
 
 def _agent_problem(port: int) -> str | None:
-    """Probe the agent: if the port is taken, Ray 2.60 starts without the agent's HTTP server and then runs no jobs."""
+    """Probe the agent: if its port is taken, Ray 2.60 starts without the agent's HTTP server and then runs no jobs."""
     try:
         response = httpx.get(f"http://{HOST}:{port}/api/local_raylet_healthz", timeout=10.0)
         return None if response.is_success else f"the agent that accepts jobs returned status {response.status_code}"
@@ -136,7 +135,10 @@ def _agent_problem(port: int) -> str | None:
 
 
 def reports_of(state: StackState) -> dict[str, str]:
-    """Return the readiness of database, storage and Ray as the control plane reports it; empty if it is down."""
+    """Return the readiness of the database, storage root and Ray as reported by the control plane.
+
+    Empty if the control plane is down.
+    """
     try:
         parts: dict[str, str] = httpx.get(f"{state.url}/readyz", timeout=10.0).json()["parts"]
     except (httpx.HTTPError, json.JSONDecodeError, KeyError):

@@ -16,7 +16,7 @@ TERMINATE_THEN_KILL = (psutil.Process.terminate, psutil.Process.kill)
 
 
 def drain(folder: StackFolder, seconds: float, on_progress: ProgressCallback) -> None:
-    """Terminate job drivers, which save a final checkpoint. Their jobs are queued again after the next start."""
+    """Terminate job drivers, which then save a final checkpoint. Their jobs are requeued after the next start."""
     mark = f"{folder.mark}:ray"
     drivers = [process for process in psutil.process_iter() if _is_driver(process) and _belongs(process, mark, None)]
     if drivers:
@@ -33,13 +33,14 @@ def drain(folder: StackFolder, seconds: float, on_progress: ProgressCallback) ->
 
 def _is_driver(process: psutil.Process) -> bool:
     try:
-        return bool(process.cmdline()[1:3] == ["-m", DRIVER])  # not its parent shell, which would exit immediately
+        # Does not match the driver's parent shell, which would exit immediately.
+        return bool(process.cmdline()[1:3] == ["-m", DRIVER])
     except psutil.Error:
         return False
 
 
 def end_leftovers(folder: StackFolder, state: StackState | None, part: Part) -> bool:
-    """Kill the remaining processes of a part. Returns whether there were any."""
+    """Kill a part's remaining processes. Returns whether there were any."""
     temp = state.ray_temp if state is not None and part == "ray" else None
     found = [process for process in psutil.process_iter() if _belongs(process, f"{folder.mark}:{part}", temp)]
     end(found, (psutil.Process.kill,))
@@ -47,7 +48,7 @@ def end_leftovers(folder: StackFolder, state: StackState | None, part: Part) -> 
 
 
 def _belongs(process: psutil.Process, mark: str, temp: str | None) -> bool:
-    """Return whether a process has the mark in its environment, or belongs to Ray and has files open in `temp`.
+    """Whether a process has the mark in its environment, or belongs to Ray and has files open in `temp`.
 
     Ray's workers overwrite their environment when they set their process title, so they need the second check.
     """

@@ -1,4 +1,4 @@
-"""The state of a stack on disk: its folder, and its ports and processes in `<data_dir>/stack.json`.
+"""A stack's state on disk: its folder, and its ports and processes in `<data_dir>/stack.json`.
 
 A process is identified by its pid and its start time, so that a reused pid is never signalled. Does not start
 or end processes.
@@ -34,17 +34,17 @@ ProgressCallback = Callable[[str], None]
 
 
 class StackError(Exception):
-    """The stack cannot be started or stopped as requested. The message contains the reason and how to fix it."""
+    """Raised when the stack cannot be started or stopped as requested; the message says why and how to fix it."""
 
 
 class PartProcess(BaseModel):
-    """The process of a part, identified by its pid and start time."""
+    """A part's process, identified by its pid and start time."""
 
     pid: int
     started: float
 
     def find(self) -> psutil.Process | None:
-        """Return the process if it is still alive, otherwise None."""
+        """Return the process, or None if it is no longer alive."""
         try:
             found = psutil.Process(self.pid)
             if abs(found.create_time() - self.started) <= SAME_START_S and found.status() != psutil.STATUS_ZOMBIE:
@@ -98,12 +98,12 @@ class Stack(NamedTuple):
 
 
 def resolve_data_dir(given: Path | None) -> Path:
-    """Return the given data directory, or else AMD_DATA_DIR, or else the user's default."""
+    """Return the given data directory, falling back to AMD_DATA_DIR and then the user's default."""
     return (given or Settings().data_dir).expanduser().absolute()
 
 
 class StackFolder:
-    """The data directory of a stack."""
+    """A stack's data directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,7 +112,7 @@ class StackFolder:
         self.ray_token = path / "ray-token"
 
     def prepare(self) -> None:
-        """Create the folder, readable only by its owner, and Ray's token in it. Raises StackError."""
+        """Create the folder, readable only by its owner, and store Ray's token in it. Raises StackError on failure."""
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             (self.path / "logs").mkdir(exist_ok=True)
@@ -129,9 +129,9 @@ class StackFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the stack against concurrent `up` and `down`. The lock is released when its process ends.
+        """Lock the stack against concurrent `up` and `down`. The lock is released when the process ends.
 
-        Raises StackError if another process holds it for longer than LOCK_S.
+        Raises StackError if another process holds the lock for longer than LOCK_S.
         """
         with (self.path / "stack.lock").open("a+") as file:
             until = time.monotonic() + LOCK_S
@@ -153,7 +153,7 @@ class StackFolder:
             yield
 
     def read(self) -> StackState | None:
-        """Read the state, or return None before the first start. Raises StackError if it cannot be read."""
+        """Return the state, or None before the first start. Raises StackError if it cannot be read."""
         try:
             return StackState.model_validate_json(self._state.read_bytes())
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""ASGI middleware for request ids, body limits and media types, and ETags of responses.
+"""ASGI middleware for request IDs, body limits and media types, and response ETags.
 
 Does not import routes or authentication.
 """
@@ -29,9 +29,9 @@ _PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
 class RequestIdMiddleware:
-    """Sets `X-Request-Id` to the caller's value if it is well-formed, and to a new id otherwise.
+    """Sets `X-Request-Id` to the caller's value if it is well-formed, and to a new ID otherwise.
 
-    The id appears in the response, in every log line and in errors.
+    The ID appears in the response, in every log line and in errors.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -68,7 +68,7 @@ class BodyLimitMiddleware:
     """
 
     def __init__(self, app: ASGIApp, limit: int, files: re.Pattern[str], files_limit: int) -> None:
-        """`files`: pattern of the paths that accept files. Limits are in bytes."""
+        """`files` is a pattern for the paths that accept files. Limits are in bytes."""
         self.app, self._limit, self._files, self._files_limit = app, limit, files, files_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,7 +118,7 @@ def _too_large(limit: int) -> BodyTooLarge:
 
 
 def tagged(view: M, response: Response, if_none_match: str | None) -> M:
-    """Return the view with an ETag, or a 304 response if the caller already has this version."""
+    """Return the view and set its ETag, or return a 304 response if the caller already has this version."""
     tag = f'W/"{hashlib.sha256(view.model_dump_json().encode()).hexdigest()[:32]}"'
     if is_known(tag, if_none_match):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})  # type: ignore[return-value]  # FastAPI sends it as is

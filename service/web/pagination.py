@@ -1,4 +1,4 @@
-"""Cursors for listings ordered from newest to oldest. A cursor encodes the time and id of the last row of a page."""
+"""Cursors for listings ordered from newest to oldest. A cursor encodes the time and ID of a page's last row."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ def cursor_of(at: float, row_id: str) -> str:
 
 
 def after(cursor: str, at: Any, row_id: Any) -> ColumnElement[bool]:
-    """Return the condition for rows after a cursor, given the columns that order the listing. Raises BadCursor."""
+    """Return the condition for rows after a cursor, given the columns that order the listing.
+
+    Raises BadCursor if the cursor is invalid.
+    """
     try:
         last_at, last_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         last_at, last_id = float(last_at), str(last_id)
     except (ValueError, TypeError, binascii.Error):
-        raise BadCursor("cursor: not issued by this service; use `next_cursor` of the previous page") from None
+        raise BadCursor("cursor: not issued by this service; use `next_cursor` from the previous page") from None
     return or_(at < last_at, and_(at == last_at, row_id < last_id))

@@ -1,4 +1,4 @@
-"""Types shared by the request and response models of all packages."""
+"""Types shared by the request and response models in all packages."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ LabelValue = Annotated[str, StringConstraints(max_length=255)]
 Project = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 DEFAULT_PROJECT = "default"
-"""Project of new objects if the caller's key covers all projects and the request specifies none."""
+"""Project for new objects if the caller's key covers all projects and the request specifies none."""
 
 
 class ApiModel(BaseModel):
-    """Base class of all request and response models: immutable, rejects unknown fields."""
+    """Base class for all request and response models. Instances are immutable, and unknown fields are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def utc_datetime(seconds: float) -> datetime:
-    """Convert a stored time, in seconds since the epoch, to the UTC datetime that responses contain."""
+    """Convert a stored time, in seconds since the epoch, to the UTC datetime used in responses."""
     return datetime.fromtimestamp(seconds, UTC)
 
 
 def utc_datetime_or_none(seconds: float | None) -> datetime | None:
-    """Convert a stored time as `utc_datetime` does; None stays None."""
+    """Convert a stored time with `utc_datetime`, or return None if it is None."""
     return None if seconds is None else utc_datetime(seconds)

@@ -1,1 +1,1 @@
-"""Webhooks: deliver job events over HTTP. Deliveries are queued with the event and retried until accepted."""
+"""Webhooks: deliver job events over HTTP. Deliveries are queued together with the event and retried for a day."""

@@ -17,7 +17,7 @@ _PLATFORM = ipaddress.ip_address("168.63.129.16")  # in a public range, but used
 
 
 class AddressNotAllowed(Exception):
-    """A webhook's URL or address is not allowed; the message states the rule."""
+    """Raised when a webhook's URL or address is not allowed; the message states the rule."""
 
 
 def checked_url(text: str, *, allow_http: bool, allow_private: bool = False) -> httpx.URL:
@@ -41,8 +41,8 @@ def checked_url(text: str, *, allow_http: bool, allow_private: bool = False) -> 
 def is_public(text: str) -> bool:
     """Whether an address is public.
 
-    Addresses of this machine, its network or its cloud platform are not, nor are IPv6 addresses that embed an IPv4
-    address. Raises ValueError for text that is not an address.
+    Addresses of this machine, its network or its cloud platform are not public, and neither are IPv6 addresses that
+    embed an IPv4 address. Raises ValueError for text that is not an address.
     """
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address) and (
@@ -53,6 +53,6 @@ def is_public(text: str) -> bool:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Resolve a host to its addresses, most preferred first. Raises OSError."""
+    """Resolve a host to its addresses, most preferred first. Raises OSError if it cannot be resolved."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(address[0]) for *_, address in found]

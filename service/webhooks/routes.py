@@ -1,4 +1,4 @@
-"""Routes of /v1/webhooks, for admins: create, list and delete webhooks, and list their deliveries."""
+"""Webhook routes, for admins: create, list and delete webhooks, and list their deliveries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EventType = Literal["created", "time_limit"] | State | Action
 
 
 class WebhookRequest(ApiModel):
-    """A webhook to create."""
+    """Request to create a webhook."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -33,11 +33,11 @@ class WebhookRequest(ApiModel):
     )
 
     url: Annotated[str, StringConstraints(min_length=1, max_length=2000)]
-    """Target of the deliveries: an https URL whose host has a public address."""
+    """URL to which events are delivered: an https URL whose host has a public address."""
     events: list[EventType] = Field(default_factory=list, max_length=40)
-    """Types of job events to deliver, as in a job's history; empty: all types."""
+    """Types of job events to deliver, as in a job's history. Default: all types."""
     project: Project | None = None
-    """Project whose events are delivered; null: your key's project, or all if your key covers all projects."""
+    """Project whose events are delivered. Default: your key's project, or all projects if your key covers them all."""
 
 
 class WebhookView(ApiModel):
@@ -47,7 +47,7 @@ class WebhookView(ApiModel):
     url: str
     events: list[str]
     project: str | None
-    """Project of the webhook; null: all projects."""
+    """Project whose events are delivered; null if the webhook covers all projects."""
     created_at: datetime
     created_by: str
 
@@ -68,7 +68,7 @@ class DeliveryView(ApiModel):
 
     job_id: str
     version: int
-    """Number of the event in the job's history."""
+    """Event number in the job's history."""
     type: str
     state: Literal["waiting", "taken", "given_up"]
     tries: int
@@ -89,7 +89,7 @@ WebhookId = Annotated[str, InPath(pattern=r"^wh_[0-9a-f]{1,29}$")]
 
 @router.post("", status_code=HTTPStatus.CREATED)
 def create_webhook(request: Request, caller: Admin, body: WebhookRequest, response: Response) -> NewWebhookView:
-    """Deliver future job events of a project to a URL. Deliveries are signed and retried for a day."""
+    """Deliver a project's future job events to a URL. Deliveries are signed and retried for a day."""
     try:
         checked_url(body.url, allow_http=request.app.state.settings.webhooks_http)
     except AddressNotAllowed as error:
@@ -101,7 +101,7 @@ def create_webhook(request: Request, caller: Admin, body: WebhookRequest, respon
 
 @router.get("")
 def list_webhooks(request: Request, caller: Admin) -> WebhookList:
-    """List webhooks; limited to your key's project."""
+    """List the webhooks in your key's project, or all webhooks if it covers all projects."""
     return WebhookList(items=[_view(webhook) for webhook in _webhooks(request).of_project(caller.project)])
 
 
@@ -115,7 +115,7 @@ def delete_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> No
 def list_deliveries(
     request: Request, caller: Admin, webhook_id: WebhookId, limit: Annotated[int, Query(ge=1, le=200)] = 50
 ) -> DeliveryList:
-    """List the latest deliveries, newest first; finished ones are kept for a week."""
+    """List the latest deliveries, newest first. Finished deliveries are kept for a week."""
     found = _webhooks(request).deliveries(webhook_id, caller.project, limit)
     return DeliveryList(items=[_delivery_view(delivery) for delivery in found])
 

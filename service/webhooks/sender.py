@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0  # per attempt, from resolving the host to the response
 PAUSE_S = 1.0  # between steps
-MAX_WEBHOOKS, MAX_ATTEMPTS_EACH = 16, 8  # per step; its attempts are sent concurrently
+MAX_WEBHOOKS, MAX_ATTEMPTS_EACH = 16, 8  # per step; the attempts of a step are sent concurrently
 PURGE_EVERY_S = 3600.0
 
 
 class WebhookSender:
-    """Sends due deliveries. Any number of senders may run concurrently: each attempt is claimed by one of them."""
+    """Sends due deliveries. Any number of senders may run concurrently: each attempt is claimed by only one sender."""
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
 """Webhooks and their deliveries in the database.
 
-A delivery is written in the transaction of its event. No reader tracks a position in the events, so an event that
-commits late is not lost, and one whose change was rolled back is not sent, with any number of replicas. An attempt is
-claimed before it is sent, by incrementing a counter with compare-and-set: two senders never send the same attempt, and
-an attempt whose sender dies counts as failed. A receiver may get a delivery twice, if the sender dies after the
-response; it can recognize the repetition by `webhook-id`.
+A delivery is written in the same transaction as its event. No reader tracks a position in the events, so with any
+number of replicas an event that commits late is not lost, and an event whose change was rolled back is not sent. An
+attempt is claimed before it is sent, by incrementing a counter with compare-and-set: two senders never send the same
+attempt, and an attempt whose sender dies counts as failed. If a sender dies after the response, the receiver may get
+the delivery twice; it can detect the duplicate by `webhook-id`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ WAITING, TAKEN, GIVEN_UP = "waiting", "taken", "given_up"
 MINUTE, HOUR = 60, 3600
 # Pause after each failed attempt: a day in total, then the delivery is given up.
 PAUSES_S = (5, 30, 2 * MINUTE, 10 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 4 * HOUR, 8 * HOUR, 8 * HOUR)
-RETENTION_S = 7 * 24 * HOUR  # of finished deliveries
+RETENTION_S = 7 * 24 * HOUR  # how long finished deliveries are kept
 
 
 def job_store(engine: Engine) -> JobStore:
-    """Create the job store of a control plane, in which every job event queues its webhook deliveries."""
+    """Create a control plane's job store, in which every job event queues its webhook deliveries."""
     return JobStore(engine, queue_deliveries)
 
 
@@ -77,11 +77,11 @@ def _body(job: Job, event: JobEvent) -> dict[str, Any]:
 
 
 class DeliveryAttempt(NamedTuple):
-    """A claimed attempt of a delivery, with everything needed to send it."""
+    """A claimed delivery attempt, with everything needed to send it."""
 
     delivery: int
     number: int
-    """Number of the attempt, from 1."""
+    """Attempt number, starting at 1."""
     message_id: str
     url: str
     secret: str
@@ -116,7 +116,7 @@ class WebhookStore:
         return webhook
 
     def of_project(self, project: str | None) -> Sequence[Webhook]:
-        """List the webhooks of a project, or of all projects if it is None; newest first."""
+        """List the webhooks of a project, or of all projects if `project` is None, newest first."""
         query = select(Webhook).order_by(Webhook.created_at.desc(), Webhook.id)
         if project is not None:
             query = query.where(Webhook.project == project)
@@ -124,12 +124,12 @@ class WebhookStore:
             return list(session.scalars(query))
 
     def delete(self, webhook_id: str, project: str | None) -> None:
-        """Delete a webhook with all its deliveries. Raises NotFound, including for a webhook of another project."""
+        """Delete a webhook with all its deliveries. Raises NotFound, including for a webhook in another project."""
         with Session(self._engine) as session, session.begin():
             session.delete(_of(session, webhook_id, project))
 
     def deliveries(self, webhook_id: str, project: str | None, limit: int) -> Sequence[Delivery]:
-        """List the latest deliveries of a webhook, newest first. Raises NotFound."""
+        """List a webhook's latest deliveries, newest first. Raises NotFound."""
         with Session(self._reading, expire_on_commit=False) as session:
             _of(session, webhook_id, project)
             query = select(Delivery).where(Delivery.webhook_id == webhook_id)
@@ -138,10 +138,10 @@ class WebhookStore:
     # Sending
 
     def claim(self, now: float, webhooks: int, each: int) -> list[DeliveryAttempt]:
-        """Claim attempts that are due, for the caller to send.
+        """Claim due attempts for the caller to send.
 
-        Claims for at most `webhooks` webhooks, those that have waited longest, and at most `each` attempts per webhook,
-        so that a receiver that does not respond does not block the others.
+        Claims attempts for at most `webhooks` webhooks, longest waiting first, and at most `each` attempts per webhook,
+        so that an unresponsive receiver does not block the others.
         """
         due = (Delivery.state == WAITING, Delivery.not_before <= now)
         first = func.min(Delivery.not_before)
@@ -173,7 +173,7 @@ class WebhookStore:
         self._set(claimed.delivery, claimed.number, state=state, answer=answer)
 
     def _set(self, delivery: int, expected_tries: int, **values: Any) -> bool:
-        """Update a delivery if it is still waiting with this number of attempts; return whether it was updated."""
+        """Update a delivery if it is still waiting with this number of attempts. Returns whether it was updated."""
         unchanged = (Delivery.id == delivery, Delivery.state == WAITING, Delivery.tries == expected_tries)
         with Session(self._engine) as session, session.begin():
             result = session.execute(update(Delivery).where(*unchanged).values(**values))
@@ -195,6 +195,6 @@ def _of(session: Session, webhook_id: str, project: str | None) -> Webhook:
 
 
 def _attempt(delivery: Delivery, webhook: Webhook) -> DeliveryAttempt:
-    # Does not contain the row's id, which a database may reuse, or dots, which separate the signed parts.
+    # Contains neither the row's ID, which a database may reuse, nor dots, which separate the signed parts.
     message_id = f"msg_{webhook.id}_{delivery.job_id}_{delivery.version}".replace(".", "_")
     return DeliveryAttempt(delivery.id, delivery.tries + 1, message_id, webhook.url, webhook.secret, delivery.body)

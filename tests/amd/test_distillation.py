@@ -125,7 +125,7 @@ def _inverted(config: TrainConfig, clips: Tensor, index: Tensor) -> Tensor:
     return unpatchify(tokens, config.clip.grid, config.clip.tubelet, config.clip.patch)
 
 
-def test_generation_reaches_the_encoder_through_the_projection() -> None:
+def test_the_generation_gradient_reaches_the_encoder_through_the_projection() -> None:
     config = tiny_video_config(objective__weights__direct=0, objective__weights__reconstruction=0)
     student, teacher = networks(config)
     run(config, student, teacher, batch(config)).total.backward()

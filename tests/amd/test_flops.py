@@ -21,7 +21,7 @@ def test_the_formula_matches_the_torch_flop_counter(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "gflops"), [("k400-vit-b", 558.6), ("k400-vit-s", 421.2)])
-def test_flops_of_a_training_step_from_the_paper_match_a_manual_calculation(name: str, gflops: float) -> None:
+def test_the_flops_of_the_papers_training_step_match_a_manual_calculation(name: str, gflops: float) -> None:
     assert step_flops(PRESETS[name].config).total / 1e9 == pytest.approx(gflops, abs=0.05)
 
 

@@ -56,7 +56,7 @@ def test_alignment_is_zero_for_equal_features_and_positive_otherwise(distance: D
     assert alignment([same + 1], [target], objective) > 0
 
 
-def test_the_sum_over_layers_is_their_mean_times_their_number() -> None:
+def test_summing_over_layers_equals_the_mean_times_the_number_of_layers() -> None:
     pairs = [torch.randn(2, 5, 8) for _ in range(3)], [torch.randn(2, 5, 8) for _ in range(3)]
     mean = alignment(*pairs, ObjectiveConfig(reduction="mean"))
     torch.testing.assert_close(alignment(*pairs, ObjectiveConfig(reduction="sum")), 3 * mean)

@@ -60,7 +60,7 @@ def test_a_perfect_decoder_restores_the_pixels(kind: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["random", "tube"])
-def test_a_mask_comes_from_the_training_sampler_and_depends_on_the_seed(strategy: str) -> None:
+def test_masks_are_drawn_by_the_training_sampler_and_depend_on_the_seed(strategy: str) -> None:
     grid = TokenGrid(2, 4, 4)
     mask = tiny_video_config(mask__strategy=strategy, mask__student_ratio=0.7).mask
     expected = sample_token_sets(mask, grid, 1, torch.Generator().manual_seed(3))

@@ -1,8 +1,8 @@
-"""Load test of the control plane with many stored jobs.
+"""Load-test the control plane with many stored jobs.
 
 Run as `python tests/benchmarks/control_plane.py [--jobs 100000] [--database sqlite postgresql]`.
 Measures reads and listings over HTTP, on SQLite and PostgreSQL, and the time to accept and finish 1,000 jobs. On the
-fake cluster each job ends as soon as it starts, so only the control plane is measured.
+fake cluster, each job ends as soon as it starts, so only the control plane is measured.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def database(name: str, folder: Path) -> Iterator[Engine]:
 
 
 def fill(engine: Engine, jobs: int) -> list[str]:
-    """Insert ended jobs and return their ids."""
+    """Insert ended jobs and return their IDs."""
     rng, now, ids = random.Random(0), time.time(), []
     for start in range(0, jobs, 5000):
         rows = []

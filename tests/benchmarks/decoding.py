@@ -1,8 +1,8 @@
-"""Measure the CPU time of reading a clip (16 frames, every 4th, random start), against bare decord on the same files.
+"""Measure the CPU time for reading a clip (16 frames, every 4th, random start) and compare it with plain decord.
 
-Run as `python tests/benchmarks/decoding.py [--clips 40]`. Columns, in ms per clip: bare decord; our decoder in this
-process; the whole reader, including its child process and the transfer through shared memory. Counts the CPU time of
-both processes, and alternates between readers so that other load affects all columns equally. The image benchmark
+Run as `python tests/benchmarks/decoding.py [--clips 40]`. The columns, in ms per clip, are plain decord, our decoder in
+this process, and the whole reader, including its child process and the transfer through shared memory. The CPU time of
+both processes is counted, and readers alternate so that other load affects all columns equally. The image benchmark
 compares with Pillow instead.
 """
 
@@ -95,7 +95,7 @@ def _times(
 
 
 def _cpu(pid: int) -> float:
-    """Return the CPU seconds of another process, from schedstat, since clock ticks are too coarse."""
+    """Return the CPU seconds of another process, read from schedstat because clock ticks are too coarse."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 

@@ -1,8 +1,8 @@
-"""Measure the throughput of many jobs on a real Ray cluster.
+"""Measure job throughput on a real Ray cluster.
 
 Run as `python tests/benchmarks/jobs_on_ray.py [--jobs 1000]`. Each job's driver is a shell script that immediately
-reports success, so this measures accepting and queueing jobs, starting drivers in Ray, and observing their end. Checks
-that each job runs exactly once.
+reports success, so this measures accepting and queueing jobs, starting drivers in Ray, and observing their end. It
+also checks that each job runs exactly once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Measure the time and memory to open a list file of ten million lines.
+"""Measure the time and memory needed to open a list file of ten million lines.
 
 Run as `python tests/benchmarks/manifest_ten_million.py [LINES]`. Writes the list (about 660 MB) to a temporary folder,
-opens it like a training run, and prints one line of JSON.
+opens it as a training run does, and prints one line of JSON.
 """
 
 from __future__ import annotations

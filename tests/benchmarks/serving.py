@@ -1,4 +1,4 @@
-"""Measure the throughput of a replica's engine under load, against the offline forward pass of the same encoder.
+"""Measure the throughput of a replica's engine under load, relative to the offline forward pass of the same encoder.
 
 Run as `python tests/benchmarks/serving.py [--video] [--size S] [--concurrency 16] [--device cpu] [--json]`. Each
 request has one item, and a client sends the next one as soon as it receives the response. Engine and offline turns
@@ -10,10 +10,10 @@ are copied but neither decoded nor resized, so the difference is the overhead of
 The stage `decoding` reads JPEG files of 500x376, or mp4 files of 340x256. Offline uses as many decoding processes as
 the engine, with read-ahead threads, and the same batches.
 
-`ratio` is the engine's throughput divided by the offline throughput of the same turn, as the median over turns, since
+`ratio` is the median over turns of the engine's throughput divided by the offline throughput of the same turn, because
 other load affects neighbouring turns equally. `cpu_ratio` compares items per CPU second of all processes, which other
-load hardly affects (with --threads 1, since threads that wait for each other spin). Latency is measured with Poisson
-arrivals at half of the engine's throughput.
+load hardly affects. Use it with --threads 1, because threads that wait for each other spin. Latency is measured with
+Poisson arrivals at half of the engine's throughput.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Offline:
 
 
 async def run_closed_loop(engine: Engine, contents: Sequence[bytes], concurrency: int) -> None:
-    """Run clients in a closed loop: each sends its next item as soon as it receives a result."""
+    """Run clients in a closed loop: each client sends its next item as soon as it receives a result."""
     remaining = iter(contents)
 
     async def client() -> None:
@@ -105,7 +105,7 @@ async def run_closed_loop(engine: Engine, contents: Sequence[bytes], concurrency
 
 
 async def latencies(engine: Engine, contents: Sequence[bytes], per_s: float) -> list[float]:
-    """Send requests in an open loop, regardless of pending ones. Returns seconds per request, ascending."""
+    """Send requests in an open loop, regardless of pending requests. Returns the latencies in seconds, ascending."""
     rng, durations_s = random.Random(0), list[float]()
 
     async def one(content: bytes) -> None:
@@ -123,7 +123,7 @@ async def latencies(engine: Engine, contents: Sequence[bytes], per_s: float) -> 
 
 
 class BenchmarkClock:
-    """Wall time at construction, and CPU seconds of this process and its children until then."""
+    """Wall time at construction, and the CPU seconds used by this process and its children until then."""
 
     def __init__(self) -> None:
         self.wall = time.perf_counter()
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--decoders", type=int, default=2)
-    parser.add_argument("--batch-tokens", type=int, help="Tokens per batch; default: that of the engine.")
+    parser.add_argument("--batch-tokens", type=int, help="Tokens per batch. Default: the engine's default.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,12 @@
-"""Measure the speed of our training step against the official computation, in alternating turns.
+"""Compare the speed of our training step with the official computation, alternating between the two.
 
     python tests/benchmarks/step_against_official.py --preset k400-vit-b --pairs 5
 
 `OfficialStep` reimplements the official training step: it embeds every token with a convolution and then selects with
 boolean masks, copies position tables once per clip, computes attention explicitly, projects twice, computes every token
-of every block, and updates parameters one by one. It starts from the same weights as our step. Prints both losses,
-since a ratio is meaningless unless they agree, then one JSON line per pair of steps, then the medians.
+of every block, and updates parameters one by one. It starts from the same weights as our step. It first
+prints both losses, because a ratio is meaningless unless they agree, then one JSON line per pair of steps and the
+medians.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from amd.training.trainer.optimizer import parameter_groups
 
 
 class OfficialStep:
-    """Official training step on copies of a StepBench's weights."""
+    """The official training step, running on copies of a StepBench's weights."""
 
     def __init__(self, bench: StepBench, precision: Precision = "fp32") -> None:
         self.bench, self.config, self.precision = bench, bench.config, precision
@@ -77,7 +78,7 @@ class OfficialStep:
         return self.config.clip.mean, self.config.clip.std
 
     def _labels(self, videos: Tensor, hidden: Tensor) -> Tensor:
-        """Compute the normalised pixels of all tokens, then select those of the hidden ones."""
+        """Compute the normalised pixels of all tokens, then select those of the hidden tokens."""
         clip = self.config.clip
         mean, std = (torch.tensor(v, device=videos.device)[:, None, None, None] for v in self._colours())
         unit = videos * std + mean
@@ -197,7 +198,7 @@ def compare(config: TrainConfig, batch: int, pairs: int, official_precision: Pre
 
 
 def losses(config: TrainConfig, batch: int, official_precision: Precision) -> tuple[float, float]:
-    """Return the total loss of the first step, official and ours, for the same weights, clips and masks."""
+    """Return the official total loss of the first step, and ours, for the same weights, clips and masks."""
     bench = StepBench(config, batch)
     official = OfficialStep(bench, official_precision)
     clips, sets = bench.inputs()

@@ -1,4 +1,4 @@
-"""Tests of the compose file (valid, one published port, no secrets) and of the script that writes the secrets."""
+"""Tests for the Compose file (valid, one published port, no secrets) and for the script that writes the secrets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
 def filled(text: str) -> str:
-    """Replace variables with their defaults."""
+    """Replace each variable with its default."""
     return VARIABLE.sub(r"\2", text)
 
 
@@ -56,7 +56,7 @@ def test_only_the_control_plane_is_published_and_only_on_loopback() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_containers_are_pinned_and_have_minimal_privileges(name: str) -> None:
+def test_images_are_pinned_and_containers_run_with_minimal_privileges(name: str) -> None:
     service = SERVICES[name]
     assert IMAGE.fullmatch(filled(service["image"]))
     assert service["user"] in ("1000:1000", "postgres")
@@ -126,7 +126,7 @@ def test_the_environment_contains_only_known_settings(monkeypatch: pytest.Monkey
     policy.check("data.train", "/datasets/digits")
     with pytest.raises(UriNotAllowed):
         policy.check("data.train", "/run/secrets/ray-token")
-    assert not settings.migrate  # a separate container migrates
+    assert not settings.migrate  # a separate container runs the migrations
 
 
 def test_the_example_lists_every_variable_with_its_default() -> None:
@@ -157,7 +157,7 @@ def test_git_ignores_secrets_and_local_settings() -> None:
 
 
 def test_the_database_is_migrated_through_its_service_file(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Migrate a real server like the container `migrations`: user, password and address come only from the file."""
+    """Migrate a real server as the `migrations` container does: user, password and address come only from the file."""
     service = (secrets / "pg-service").read_text()
     password = (secrets / "postgres-password").read_text()
     assert f"password={password}\n" in service

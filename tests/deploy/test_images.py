@@ -1,4 +1,4 @@
-"""Tests that the contents of both images are pinned and complete."""
+"""Tests for the images: their contents are pinned and complete."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "deploy" / "docker"
 HEAVY = {"torch", "torchvision", "timm", "decord", "av", "scikit-learn", "matplotlib", "pyarrow", "transformers"}
 
-# Hide packages that the image lacks, then import every module that the control plane may import.
+# Hides packages that the image lacks, then imports every module that the control plane may import.
 CONTROL_PLANE_IMPORTS = """
 import importlib, importlib.metadata, pkgutil, sys
 from importlib.machinery import PathFinder
@@ -86,7 +86,7 @@ def test_locks_are_up_to_date() -> None:
     group = project["dependency-groups"]["control-plane"]
     assert {name_of(r) for r in group} <= locked(DOCKER / "control-plane.lock").keys()
     assert {name_of(r) for r in project["project"]["dependencies"]} <= locked(DOCKER / "ray-node.lock").keys()
-    # The group repeats requirements of the project, and both must agree.
+    # The group repeats some project requirements, and both must agree.
     ray = {"ray[default]>=2.59": "ray[default,serve,train,tune]>=2.59"}
     assert {ray.get(r, r) for r in group} <= set(project["project"]["dependencies"])
 
@@ -105,12 +105,21 @@ def test_the_dockerfile_passes_hadolint() -> None:
     assert ran.returncode == 0, ran.stdout
 
 
-def test_base_images_are_pinned_and_both_images_run_as_the_same_user() -> None:
+def _stages() -> dict[str, str]:
+    """Return the stages of the Dockerfile by name."""
     stages = re.split(r"(?m)^FROM ", (DOCKER / "Dockerfile").read_text())[1:]
-    named = {stage.split()[2]: stage for stage in stages}
-    outside = {stage.split()[0] for stage in stages} - named.keys()
+    return {stage.split()[2]: stage for stage in stages}
+
+
+def test_the_base_image_is_pinned() -> None:
+    named = _stages()
+    outside = {stage.split()[0] for stage in named.values()} - named.keys()
     assert len(outside) == 1
     assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-[a-z]+", outside.pop())
+
+
+def test_both_images_run_as_the_same_user() -> None:
+    named = _stages()
     for target in ("control-plane", "ray-node"):
         assert re.findall(r"(?m)^USER (.+)$", named[target]) == ["1000:1000"]
 

@@ -1,4 +1,4 @@
-"""Tests that the Kubernetes manifests are valid, secure and consistent with the service's settings."""
+"""Tests for the Kubernetes manifests: they are valid, secure and consistent with the service's settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RAY = next(manifest for manifest in MANIFESTS if manifest["kind"] == "RayCluster
 RAY_PORTS = (6379, 8265, 10001, 8000)
 
 # Fields of KubeRay 1.6's RayCluster (ray.io/v1) that these manifests use, with their types, from its API reference.
-# Pod templates are validated against the schema of Kubernetes instead.
+# Pod templates are validated against the Kubernetes schema instead.
 TEXTS = dict[str, str]
 FIELDS: dict[str, dict[str, Any]] = {
     "spec": {
@@ -87,7 +87,7 @@ LABELS = {name: labels for name, _, labels in templates()}
 
 
 def environment_of(template: dict[str, Any]) -> dict[str, str]:
-    """Return the environment of the first container, without the values of Secrets."""
+    """Return the environment of the first container, without values from Secrets."""
     container = template["spec"]["containers"][0]
     values: dict[str, str] = {}
     for source in container.get("envFrom", ()):
@@ -133,7 +133,7 @@ def test_every_manifest_is_applied() -> None:
 def test_pods_meet_the_restricted_security_standard(name: str) -> None:
     spec = TEMPLATES[name]["spec"]
     assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec["securityContext"]["runAsUser"] == 1000  # the user of the images
+    assert spec["securityContext"]["runAsUser"] == 1000  # the user that the images define
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}
     assert not [volume for volume in spec["volumes"] if "hostPath" in volume]
@@ -209,7 +209,7 @@ def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
 def reaches(source: dict[str, str], target: dict[str, str], port: int, namespace: dict[str, str] | None = None) -> bool:
     """Whether the policies let a pod with the labels `source` call `target`.
 
-    `namespace`: labels of the caller's namespace; None: the namespace of `target`.
+    `namespace` contains the labels of the caller's namespace; by default, this is the namespace of `target`.
     """
     policies = [m["spec"] for m in MANIFESTS if m["kind"] == "NetworkPolicy"]
     policies = [policy for policy in policies if matches(policy["podSelector"], target)]
@@ -257,7 +257,7 @@ def test_the_environment_contains_only_known_settings(name: str, monkeypatch: py
     settings = Settings()
     assert settings.host == "0.0.0.0"
     assert settings.autoscaling
-    assert not settings.migrate  # the migrations job migrates
+    assert not settings.migrate  # the migrations job does so
     assert settings.ray_dashboard == f"http://{RAY['metadata']['name']}-head-svc:8265"
 
 
@@ -282,7 +282,7 @@ def test_the_control_plane_survives_losing_a_node() -> None:
     assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
 
 
-def test_ray_runs_the_tested_version_with_authentication_and_an_idle_head() -> None:
+def test_ray_runs_the_tested_version_with_authentication_and_no_tasks_on_the_head() -> None:
     spec = RAY["spec"]
     assert spec["authOptions"]["mode"] == "token"
     assert f"ray=={spec['rayVersion']}\n" in (ROOT / "requirements.lock").read_text()

@@ -1,4 +1,4 @@
-"""Bulk embedding by several Ray actors."""
+"""Tests for bulk embedding with several Ray actors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.ray_cluster import RayCluster
 pytestmark = pytest.mark.ray
 
 
-def test_two_stopped_actors_are_resumed_and_each_record_is_written_once(
+def test_bulk_embedding_resumes_after_a_stop_and_writes_each_record_once(
     ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     files = sorted(write_images(tmp_path / "images", 10))
@@ -47,5 +47,5 @@ def test_two_stopped_actors_are_resumed_and_each_record_is_written_once(
 
 
 def result_of(process: subprocess.Popen[str]) -> EmbedResult:
-    """Parse the last line of the output, since Ray may print other lines before it."""
+    """Parse the last line of the output, because Ray may print other lines before it."""
     return EmbedResult.model_validate_json(process.communicate(timeout=120)[0].splitlines()[-1])

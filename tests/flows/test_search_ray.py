@@ -1,4 +1,4 @@
-"""Sweeps on Ray Tune whose training worker, trial, driver or whole cluster is killed."""
+"""Tests for sweeps on Ray Tune whose training worker, trial, driver or whole cluster is killed."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def a_sweep(folder: Path) -> SearchConfig:
     return SearchConfig.model_validate(values)
 
 
-TrialOutcome = tuple[dict[str, Any], list[float], str]  # of a trial: point, score at each rung, state
+TrialOutcome = tuple[dict[str, Any], list[float], str]  # a trial's point, its score at each rung, and its state
 
 
 def reference_outcomes(config: SearchConfig, root: str) -> list[TrialOutcome]:
-    """Compute the expected result in a plain loop without Ray Tune, with an inline halving rule."""
+    """Compute the expected result in a plain loop, without Ray Tune and with an inline halving rule."""
     config, space = prepare_search(config.model_copy(update={"storage": root}), root, "reference")
     ledger = Ledger(run_folder(root, "reference"))
     outcomes, reported = list[TrialOutcome](), list[float]()
@@ -153,7 +153,7 @@ def list_state(cluster: RayCluster, resource: str) -> list[dict[str, Any]]:
 
 
 def kill(cluster: RayCluster, class_name: str) -> None:
-    """Send SIGKILL to the processes of all live actors of a class."""
+    """Send SIGKILL to the processes of all live actors with this class name."""
     actors = list_state(cluster, "actors")
     pids = [actor["pid"] for actor in actors if actor["state"] == "ALIVE" and actor["class_name"] == class_name]
     assert pids, f"no {class_name} is alive"
@@ -176,7 +176,7 @@ def is_idle(cluster: RayCluster) -> bool:
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
 def test_random_stops_leak_no_resources_and_the_sweep_finishes(ray_cluster: RayCluster, tmp_path: Path) -> None:
-    """Each trial has two workers; four trials are requested in parallel, of which two fit."""
+    """Request four concurrent trials with two workers each, of which only two trials fit."""
     config = with_overrides(
         a_sweep(tmp_path),
         {"train.scaling.workers": 2, "at_once": 4, "stopping": "none", "rungs": 1, "name": "stopped-at-random"},
@@ -196,7 +196,7 @@ def test_random_stops_leak_no_resources_and_the_sweep_finishes(ray_cluster: RayC
     again = start(file)
     _, err = again.communicate(timeout=900)
     assert again.returncode == 0, err
-    assert "at once    2 of 2 workers each (fewer than at_once: not enough resources)" in err
+    assert "at once    2 trials with 2 workers each (fewer than at_once: not enough resources)" in err
     records = Ledger(run_folder(str(tmp_path / "storage"), "stopped-at-random")).records
     assert [record.state for record in records.values()] == ["succeeded"] * 4
     wait_for(lambda: is_idle(ray_cluster), None)
@@ -217,7 +217,7 @@ def test_a_sweep_that_does_not_fit_the_cluster_is_rejected_immediately(ray_clust
 def test_a_population_sweep_runs_as_a_ray_job_with_its_storage_on_s3(
     ray_cluster: RayCluster, s3_root: str, tmp_path: Path
 ) -> None:
-    """Submit four trials with two rungs by `ray job submit`; one child continues from its parent."""
+    """Submit four trials with two rungs using `ray job submit`; one child continues from its parent."""
     overrides = {
         "algorithm": "pbt",
         "stopping": "none",
@@ -256,7 +256,7 @@ def test_a_population_sweep_runs_as_a_ray_job_with_its_storage_on_s3(
 def test_a_sweep_whose_whole_cluster_is_killed_returns_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without RAY_ADDRESS, a sweep starts its own cluster."""
+    """Run a sweep without RAY_ADDRESS, so that it starts its own cluster."""
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
     config = with_overrides(a_sweep(tmp_path), {"budget.trials": 2})
@@ -282,7 +282,7 @@ def test_a_sweep_whose_whole_cluster_is_killed_returns_the_same_result(
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """Return the names of all descendant processes by pid."""
+    """Return the names of all descendant processes, by PID."""
     found: dict[int, str] = {}
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, children.read_text().split()):

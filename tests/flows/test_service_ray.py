@@ -1,4 +1,4 @@
-"""Jobs over REST on a real cluster with failing parts: each job ends exactly once, in the right state."""
+"""Tests for jobs submitted over REST to a real cluster with failures: each job ends once, in the right state."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plane(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[ControlPlane]:
 
 
 def run_request(folder: Path, steps: int) -> dict[str, Any]:
-    """Return a job request with a complete config, since no preset is this small."""
+    """Return a job request with a complete config, because no preset is this small."""
     config = tiny_run(
         folder,
         schedule__steps=steps,
@@ -51,7 +51,7 @@ def step_of(plane: ControlPlane, job_id: str) -> int:
 
 
 @pytest.mark.timeout(1200)
-def test_a_job_survives_the_loss_of_control_plane_and_driver_and_stops_with_a_checkpoint(
+def test_a_job_survives_killing_the_control_plane_and_driver_and_stops_with_a_checkpoint(
     plane: ControlPlane, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     job = plane.submit(**run_request(tmp_path, LONG), labels={"team": "x"})
@@ -116,8 +116,8 @@ def test_a_job_whose_node_is_lost_continues_with_the_remaining_workers(
     body = run_request(tmp_path, LONG)
     body["config"]["scaling"] |= {
         "workers": [1, 2],
-        "cpus_per_worker": 3,
-    }  # one fits on the head, one on the second node
+        "cpus_per_worker": 3,  # one worker fits on the head, and one on the second node
+    }
     with second_node(ray_cluster, cpus=3, mark="second") as node:
         job = plane.submit(**body)
         plane.wait_until(job, "running")
@@ -180,7 +180,7 @@ def history(plane: ControlPlane, job: str) -> list[dict[str, Any]]:
 
 
 def kill_driver(job: str) -> None:
-    """Send SIGKILL to the job's runner, as the kernel does when memory runs out."""
+    """Send SIGKILL to the job's runner, as the kernel does when a node runs out of memory."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             args = (process / "cmdline").read_bytes().split(b"\0")

@@ -1,4 +1,4 @@
-"""Encoders served by a real Ray Serve and control plane, under load and failures."""
+"""Tests for encoders served by a real Ray Serve and control plane, under load and with failures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ServedEncoders(NamedTuple):
 
     plane: ControlPlane
     folder: Path
-    """Folder of files under an allowed prefix."""
+    """Folder with files under an allowed prefix."""
     key: str
 
     def offline(self, encoder: str, file: Path) -> np.ndarray[Any, Any]:
@@ -144,7 +144,7 @@ def test_batches_keep_their_order_in_every_response_format(served: ServedEncoder
     np.testing.assert_allclose(lengths, 1.0, atol=1e-5)
 
 
-def test_the_openai_client_library_works(served: ServedEncoders) -> None:
+def test_the_openai_client_lists_models_and_embeds_images(served: ServedEncoders) -> None:
     client = OpenAI(base_url=f"{served.plane.url}/openai/v1", api_key=served.key)
     assert {"production", "first", "moving"} <= {model.id for model in client.models.list()}
     file = served.folder / "1.png"
@@ -154,7 +154,7 @@ def test_the_openai_client_library_works(served: ServedEncoders) -> None:
         np.testing.assert_allclose(item.embedding, served.offline("first", file), atol=1e-5)
 
 
-def test_invalid_requests_return_an_error_code(served: ServedEncoders) -> None:
+def test_each_invalid_request_returns_an_error_code(served: ServedEncoders) -> None:
     key = {"Authorization": f"Bearer {served.key}"}
     base = f"{served.plane.url}/v1/encoders"
     png = (served.folder / "0.png").read_bytes()
@@ -239,7 +239,7 @@ def test_killing_a_replica_affects_only_its_own_requests_and_it_is_replaced(serv
     wait_for(lambda: served.state("images")["state"] == "healthy", START_S)
 
 
-def test_a_deployment_without_replicas_starts_one_for_its_first_request(served: ServedEncoders) -> None:
+def test_a_deployment_without_replicas_starts_one_on_the_first_request(served: ServedEncoders) -> None:
     served.deploy("sleeping", encoder="second", replicas={"min": 0, "max": 1})
     assert replicas_of("sleeping") == []
     file = served.folder / "0.png"
@@ -252,7 +252,7 @@ def test_a_deployment_without_replicas_starts_one_for_its_first_request(served: 
 
 @contextmanager
 def under_load(served: ServedEncoders, encoder: str, files: Sequence[Path]) -> Iterator[list[httpx.Response]]:
-    """Send requests from four clients without a pause; yield the growing list of responses."""
+    """Send requests from four clients without pausing, and yield the growing list of responses."""
     responses: list[httpx.Response] = []
     stop = threading.Event()
     contents, headers = [file.read_bytes() for file in files], {"Content-Type": "image/png"}
@@ -279,7 +279,7 @@ def under_load(served: ServedEncoders, encoder: str, files: Sequence[Path]) -> I
 
 
 def replicas_of(deployment: str) -> list[int]:
-    """Return the pids of a deployment's replicas, found by the process title that Ray sets."""
+    """Return the PIDs of a deployment's replicas, found by the process title that Ray sets."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

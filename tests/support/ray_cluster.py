@@ -1,4 +1,4 @@
-"""Ray cluster shared by a test session: on loopback with free ports, and with a dashboard for `ray job submit`."""
+"""Ray cluster shared by a test session, on loopback with free ports and with a dashboard for `ray job submit`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class RayCluster(NamedTuple):
     address: str
     """RAY_ADDRESS for a process that joins the cluster."""
     dashboard: str
-    """Address for `ray job`."""
+    """Address for `ray job` commands."""
 
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3_endpoint: str) -> Iterator[RayCluster]:
-    """Start a cluster and point RAY_ADDRESS to it. Starts after the S3 server, so that workers inherit its address."""
+    """Start a cluster and set RAY_ADDRESS. It starts after the S3 server, so that workers inherit that address."""
     environment = {**os.environ, **_SETTINGS}
     cluster, head, folder = start_head(environment)
     saved = dict(os.environ)
@@ -61,13 +61,15 @@ def start_head(
 ) -> tuple[RayCluster, subprocess.Popen[bytes], Path]:
     """Start a head node and wait until it accepts jobs. Returns the cluster, the process and its folder.
 
-    Retries, since the raylet waits only 30 s for its agent, which is too short on a cold or busy machine.
-    `ports`: the five ports of the head that this one replaces; default: free ports.
+    Retries, because the raylet waits only 30 s for its agent, which is too short on a cold or busy machine. To replace
+    another head, pass its five `ports`; by default, free ports are used.
     """
     environment = {**environment, **_SETTINGS}
     for attempts_left in reversed(range(ATTEMPTS)):
         port, dashboard, agent, metrics, client = ports or free_ports(5)
-        folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, since socket paths are limited in length
+        folder = Path(
+            tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        )  # a short path, because the length of socket paths is limited
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
             *("--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "4", "--num-gpus", "0"),
@@ -94,7 +96,7 @@ def start_head(
 def second_node(cluster: RayCluster, cpus: int, mark: str) -> Iterator[subprocess.Popen[bytes]]:
     """Add a second node to the cluster, identified by a resource named `mark`.
 
-    On SIGTERM it announces its preemption to Ray and exits NOTICE_S later.
+    On SIGTERM, the node announces its preemption to Ray and exits NOTICE_S later.
     """
     agent, metrics = free_ports(2)
     command = [
@@ -119,7 +121,7 @@ def second_node(cluster: RayCluster, cpus: int, mark: str) -> Iterator[subproces
 
 
 def _wait_until_up(cluster: RayCluster, agent: int, head: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until a node is alive and its agent accepts jobs; the dashboard alone responds earlier."""
+    """Wait until a node is alive and its agent accepts jobs, which happens after the dashboard first responds."""
     deadline = time.monotonic() + STARTUP_S
     while True:
         reason = "no node is alive"
@@ -138,7 +140,7 @@ def _wait_until_up(cluster: RayCluster, agent: int, head: subprocess.Popen[bytes
 
 
 def end_head(head: subprocess.Popen[bytes], folder: Path) -> None:
-    """Stop the head and its children: its session, and processes whose command line contains the cluster's folder."""
+    """Stop the head and its children: the processes of its session, and those whose command line names its folder."""
     head.send_signal(signal.SIGTERM)
     try:
         head.wait(5)

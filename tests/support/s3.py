@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class S3Server:
-    """S3 server on a free port. Objects survive a stop, since moto keeps them in this process."""
+    """S3 server on a free port. Objects survive a stop, because moto keeps them in this process."""
 
     def __init__(self) -> None:
         self.port = 0

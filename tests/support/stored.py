@@ -1,4 +1,4 @@
-"""Copies of the storage root and database written by version 0.1 (`tests/golden/store-0.1`), for tests to modify.
+"""Copy the storage root and database written by version 0.1 (`tests/golden/store-0.1`), so that tests can modify them.
 
 Does not import the project.
 """
@@ -37,7 +37,7 @@ def copy_database(folder: Path, root: Path) -> Path:
 
 
 def shape(folder: Path) -> set[str]:
-    """Return the files in a folder and the keys of its JSON files, one line each, with numbers masked in file names."""
+    """Return one line per file in a folder and per key in its JSON files. Numbers in file names are masked."""
     lines = set[str]()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -56,7 +56,7 @@ def _values(path: Path) -> Iterator[Any]:
 
 
 def _keys(value: Any, prefix: str = "") -> Iterator[str]:
-    """Yield `schedule.steps number` and the like for every nested value; empty lists and mappings yield nothing."""
+    """Yield a line such as `schedule.steps number` for every nested value; empty lists and mappings yield nothing."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _keys(inner, f"{prefix}.{key}" if prefix else key)

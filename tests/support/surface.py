@@ -23,7 +23,7 @@ WRITE = "python -m tests.support.surface --write"
 
 
 def collect(folder: Path) -> dict[str, list[str]]:
-    """Return sorted lines by file name. `folder`: temporary folder for a database and a copy of the store."""
+    """Return sorted lines by file name. `folder` is a temporary folder for a database and a copy of the store."""
     _isolate_environment(folder)
     from service.db.engine import open_engine
     from tests.support import surface_programs as programs
@@ -49,7 +49,7 @@ def collect(folder: Path) -> dict[str, list[str]]:
 
 
 def _collected(lines: Iterable[str]) -> list[str]:
-    """Return the sorted unique lines, or the traceback if they cannot be collected, so that other parts still are."""
+    """Return the sorted unique lines, or a traceback if collecting them fails, so that the other parts are listed."""
     try:
         return sorted(set(lines))
     except Exception:
@@ -57,7 +57,7 @@ def _collected(lines: Iterable[str]) -> list[str]:
 
 
 def _isolate_environment(folder: Path) -> None:
-    """Keep this machine and its user out of defaults: environment, home folder and CPU count."""
+    """Make defaults independent of this machine and its user: environment, home folder and CPU count."""
     warnings.simplefilter("ignore")
     logging.disable()
     for name in [name for name in os.environ if name.startswith(("AMD_", "RAY_", "XDG_"))]:

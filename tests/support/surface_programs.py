@@ -1,6 +1,6 @@
 """List the `amd` command, the programs that run as `python -m …`, and the Python interface, one fact per line.
 
-To list its options, a program runs in this process until it has built its argument parser.
+To list a program's options, the program runs in this process until it has built its argument parser.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _walk(command: Any, path: str) -> Iterator[str]:
 
 
 def _type(annotation: Any) -> str:
-    """Return the name of a type, or the values that it allows."""
+    """Return the name of a type, or its allowed values."""
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return compact([member.value for member in annotation])
     if values := get_args(annotation):
@@ -101,7 +101,7 @@ def program_lines() -> Iterator[str]:
 
 
 class _Parsed(BaseException):
-    """Stops a program once its parser is built."""
+    """Raised to stop a program once its parser has been built."""
 
 
 def _parser_of(module: str, args: Sequence[str]) -> argparse.ArgumentParser:
@@ -121,7 +121,7 @@ def _parser_of(module: str, args: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def run_program(module: str, args: Sequence[str]) -> object:
-    """Return the exit code of `python -m module args`, or the exception that ends it."""
+    """Return the exit code of `python -m module args`, or the exception that it raises."""
     saved = sys.argv
     sys.argv = [module, *args]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -139,7 +139,7 @@ def run_program(module: str, args: Sequence[str]) -> object:
 
 
 def exit_code_lines(job_root: str, job_id: str) -> Iterator[str]:
-    """Yield exit codes of each program: 0 done, 1 failed, 2 bad input.
+    """Yield the exit codes of each program: 0 for success, 1 for failure, 2 for bad input.
 
     The job in the store has ended, so its runner does nothing.
     """
@@ -204,9 +204,9 @@ def _methods(instance: Any, path: str) -> Iterator[str]:
 
 
 def _parameters(function: Any) -> str:
-    """Return names, kinds and defaults of parameters.
+    """Return the names, kinds and defaults of a function's parameters.
 
-    Omits annotations, whose types may be renamed, and the name after `**`, which callers cannot see.
+    Omits annotations, whose types may be renamed, and the name after `**`, which is invisible to callers.
     """
     if hasattr(function, "__wrapped__"):  # the signature comes from a function without `self`
         function = inspect.unwrap(getattr(function, "__func__", function))

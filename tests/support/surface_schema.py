@@ -1,6 +1,6 @@
 """List JSON schemas and OpenAPI documents, one fact per line, independently of model names and descriptions.
 
-References are resolved, so names of components do not appear. Does not import the project.
+References are resolved, so component names do not appear. Does not import the project.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ def compact(value: Any) -> str:
 def schema_lines(
     schema: Any, definitions: dict[str, Any], path: str = "", visited: tuple[str, ...] = ()
 ) -> Iterator[str]:
-    """Yield `path: facts` for a schema and everything nested in it. `definitions`: schemas by last part of a `$ref`."""
+    """Yield `path: facts` for a schema and everything nested in it.
+
+    `definitions` contains schemas, keyed by the last part of a `$ref`.
+    """
     if not isinstance(schema, dict):
         yield f"{path}: {compact(schema)}"
         return
@@ -52,7 +55,7 @@ def schema_lines(
 def _resolved(
     schema: dict[str, Any], definitions: dict[str, Any], visited: tuple[str, ...]
 ) -> tuple[Any, tuple[str, ...]]:
-    """Follow references and return the schema they refer to; if it still contains `$ref`, it is recursive."""
+    """Follow references and return the schema they refer to. If the result still contains `$ref`, it is recursive."""
     if list(schema.get("allOf", [])) and len(schema["allOf"]) == 1:
         schema = {**schema["allOf"][0], **{key: value for key, value in schema.items() if key != "allOf"}}
     while "$ref" in schema:

@@ -1,6 +1,6 @@
 """List the service's REST API, errors, events, metrics, database, environment, configs and presets, one fact per line.
 
-Uses HTTP where possible, against a service on the store of version 0.1, so that it depends on few modules.
+Uses HTTP where possible, against a service that runs on the store of version 0.1, to depend on few modules.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def environment_lines(repository: Path) -> Iterator[str]:
-    """Yield the settings with types and defaults, and every AMD_ variable that the code mentions."""
+    """Yield the settings with their types and defaults, and every AMD_ variable mentioned in the code."""
     for name, field in Settings.model_fields.items():
         default = "computed" if field.default_factory else repr(field.default)
         limits = [compact(repr(rule)) for rule in field.metadata if type(rule).__name__ in ("Gt", "Ge", "Lt", "Le")]
@@ -74,7 +74,7 @@ def environment_lines(repository: Path) -> Iterator[str]:
 
 
 def database_lines(engine: Engine) -> Iterator[str]:
-    """Yield the tables that the models declare, and those that migrations create in an empty SQLite database."""
+    """Yield the tables declared by the models, and those that the migrations create in an empty SQLite database."""
     migrate(engine)
     migrated = MetaData()
     migrated.reflect(engine)
@@ -94,7 +94,7 @@ def database_lines(engine: Engine) -> Iterator[str]:
 
 
 def served(folder: Path) -> TestClient:
-    """Return a client of a service on a copy of the store of version 0.1."""
+    """Return a client for a service that runs on a copy of the store of version 0.1."""
     root = copy_root(folder)
     engine = open_engine(f"sqlite:///{copy_database(folder, root)}")
     migrate(engine)
@@ -107,7 +107,7 @@ def api_lines(client: TestClient) -> Iterator[str]:
 
 
 def job_lines(client: TestClient) -> Iterator[str]:
-    """Yield the kinds, states, reasons and origins of jobs, and the actions that each state allows."""
+    """Yield job kinds, states, reasons and origins, and the actions that each state allows."""
     document = client.get("/openapi.json").json()
     definitions = document["components"]["schemas"]
     submit = document["paths"]["/v1/jobs"]["post"]
@@ -134,7 +134,7 @@ def metric_lines(client: TestClient) -> Iterator[str]:
 
 
 def event_lines(client: TestClient) -> Iterator[str]:
-    """Yield the server-sent events of ended jobs, and the fields that webhooks receive."""
+    """Yield the server-sent events for ended jobs, and the fields that webhooks receive."""
     for job, path in ((JOBS["failed"], "events"), (JOBS["succeeded"], "logs?follow=true")):
         for block in client.get(f"/v1/jobs/{job}/{path}").text.split("\n\n"):
             fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
@@ -155,7 +155,7 @@ def event_lines(client: TestClient) -> Iterator[str]:
 
 
 def error_lines(client: TestClient) -> Iterator[str]:
-    """Yield the code and status of every error as clients receive them, raised by routes added here."""
+    """Yield the code and status of every error as received by clients, using routes that raise them."""
     failures: dict[str, Exception] = {f"service error {kind.__name__}": kind("…") for kind in _kinds(ServiceError)}
     failures |= {f"status {status}": HTTPException(status) for status in (400, 403, 404, 405, 413, 415, 422, 500, 503)}
     failures |= {

@@ -1,4 +1,4 @@
-"""Every rule of a sweep config: the message contains the field, the rule and the remedy."""
+"""Tests for every rule of a sweep config: the error message contains the field, the rule and the remedy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RULES: list[tuple[dict[str, Any], str]] = [
         "train.scaling.workers=[1, 2]: ~fixed number of workers~set one number",
     ),
     ({"against": "step_gflops"}, "against=step_gflops: ~only algorithm=tpe supports two objectives"),
-    (TWO, "against=teacher_gflops: ~cannot be ranked for stopping; set stopping=none"),
+    (TWO, "against=teacher_gflops: ~cannot be ranked for early stopping; set stopping=none"),
     ({**PBT, "stopping": "asha"}, "stopping=asha: algorithm=pbt ~instead of stopping them; set stopping=none"),
     ({**PBT, "space": MASKING}, "space.use=['masking']: algorithm=pbt ~use space.use=[recipe]"),
     ({**PBT, "space": {"use": ["recipe", "masking"]}}, "space.use=['masking']: algorithm=pbt ~use space.use=[recipe]"),
@@ -138,7 +138,7 @@ def test_1_true_and_the_string_1_are_distinct_choices() -> None:
     assert validated(Dimension, {"choices": [1, True, "1"]}).choices == (1, True, "1")
 
 
-def test_a_number_with_an_exponent_that_yaml_reads_as_text_is_converted() -> None:
+def test_exponent_notation_that_yaml_reads_as_text_is_converted_to_a_number() -> None:
     choices = yaml.safe_load("[1e-8, 1.0e-6, -2E5, [1e-3, last], e5, 1e]")
     assert validated(Dimension, {"choices": choices}).choices == (1e-8, 1e-6, -2e5, [1e-3, "last"], "e5", "1e")
 
@@ -163,7 +163,9 @@ def test_a_study_is_a_full_grid_by_default() -> None:
     first=st.none() | st.floats(0.01, 0.9),
     warmup=st.integers(0, 500),
 )
-def test_rungs_are_evenly_spaced_by_factors(rungs: int, reduction: int, first: float | None, warmup: int) -> None:
+def test_consecutive_rungs_differ_by_a_constant_factor(
+    rungs: int, reduction: int, first: float | None, warmup: int
+) -> None:
     config = ledgers.search(rungs=rungs, reduction=reduction, first_rung=first)
     config = with_overrides(config, {"train.schedule.warmup_steps": warmup})
     fractions = config.fractions()
@@ -179,7 +181,7 @@ def test_rungs_are_evenly_spaced_by_factors(rungs: int, reduction: int, first: f
         assert fractions[0] == pytest.approx(max(reduction ** -(rungs - 1), 0.2, twice))
 
 
-def test_rungs_of_population_based_training_are_evenly_spaced() -> None:
+def test_population_based_training_has_evenly_spaced_rungs() -> None:
     assert ledgers.search(**PBT, rungs=4).fractions() == (0.25, 0.5, 0.75, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Load a sweep config from a preset or a file, and report mistakes in it."""
+"""Tests for loading a sweep config from a preset or a file, and for the errors it reports."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_preset_option_overrides_the_preset_in_the_file(tmp_path: Path) -> N
     assert load_search(None, url, {}).train == PRESETS["demo-video-amd"].config
 
 
-def test_a_file_can_contain_a_whole_run(tmp_path: Path) -> None:
+def test_a_file_can_contain_a_complete_run(tmp_path: Path) -> None:
     train = tiny_video_config()
     config = load_search(None, file(tmp_path, {**MASKING, "train": train.model_dump(mode="json")}), {})
     assert config.train == train
@@ -109,9 +109,9 @@ def test_a_probe_override_is_applied_to_the_run() -> None:
 
 
 MISTAKES: list[tuple[str | None, Any, dict[str, Any], str]] = [
-    (None, None, MASKING, "train: required, the run to vary; pass --preset NAME"),
-    (None, MASKING, {}, "train: required, the run to vary; pass --preset NAME"),
-    (None, {}, {}, "train: required, the run to vary"),
+    (None, None, MASKING, "train: required: this is the run that the sweep varies; pass --preset NAME"),
+    (None, MASKING, {}, "train: required: this is the run that the sweep varies; pass --preset NAME"),
+    (None, {}, {}, "train: required: this is the run that the sweep varies"),
     ("demo-imge-amd", None, MASKING, "preset='demo-imge-amd': unknown; did you mean demo-image-amd?"),
     (None, {**MASKING, "preset": "demo-imge-amd"}, {}, "did you mean demo-image-amd?"),
     (PRESET, {**MASKING, "train": {}}, {}, "train: the file contains a complete run, but a preset is set too"),
@@ -129,7 +129,7 @@ MISTAKES: list[tuple[str | None, Any, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("preset", "values", "overrides", "expected"), MISTAKES)
-def test_a_mistake_is_reported_in_one_line(
+def test_each_config_error_is_reported_on_one_line(
     tmp_path: Path, preset: str | None, values: Any, overrides: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(ConfigError) as error:

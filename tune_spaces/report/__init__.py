@@ -1,6 +1,6 @@
-"""Report of a sweep, built from its config and ledger: verdict, table, plots and the best config.
+"""Sweep report, built from a sweep's config and ledger: verdict, table, plots and the best config.
 
-Available at any time, including while the sweep runs. Imports neither torch nor Ray.
+Can be built at any time, including while the sweep is running. Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ REPORT = "report"
 
 
 def write_report(run_folder: str) -> Report:
-    """Write `report/` below a sweep's folder: report.md, report.json, best.json, and plots as PNG and SVG.
+    """Write `report/` in a sweep's folder: report.md, report.json, best.json, and plots as PNG and SVG.
 
     Raises ConfigError if the folder is not a sweep, or if no trial has been scored yet.
     """

@@ -1,6 +1,6 @@
-"""Statistics of a sweep's report: differences from the baseline, Pareto front, groups and importance.
+"""Statistics for a sweep's report: differences from the baseline, Pareto front, groups and importance.
 
-Pure functions; plots and pages are elsewhere.
+Pure functions that neither plot nor format.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class TrialRow(BaseModel):
     """Number of the trial whose weights this one started from."""
     best: bool = False
     compared: bool = False
-    """Whether it reached the rung at which the best trial was selected."""
+    """Whether the trial reached the rung at which the best trial was selected."""
     rung: int | None = None
-    """Highest rung it reached, from 1."""
+    """Number of the highest rung reached, starting at 1."""
     fraction: float | None = None
     score: float | None = None
     """Score at that rung, averaged over seeds."""
@@ -43,7 +43,7 @@ class TrialRow(BaseModel):
     difference: float | None = None
     """Difference from the baseline at the highest rung that both reached."""
     interval: tuple[float, float] | None = None
-    """95 % interval of that difference, paired by seed; null for a single seed."""
+    """95 % interval of that difference, paired by seed; null if there is only one seed."""
     difference_rung: int | None = None
     clips_per_s: float | None = None
     """Measured training speed of a single run."""
@@ -68,7 +68,7 @@ class Report(BaseModel):
     metric: str
     rungs: int
     rows: tuple[TrialRow, ...]
-    """Trials, the best first: compared ones, then those that ended earlier, then failed ones."""
+    """Trials, best first: compared ones, then those that ended earlier, then failed ones."""
     folder: str
     """Folder that contains the report."""
     files: tuple[str, ...]
@@ -143,9 +143,9 @@ def difference_to_baseline(
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float], confidence: float = CONFIDENCE) -> Difference:
-    """Return the mean difference and Student's t interval of differences paired by seed.
+    """Return the mean difference and a Student's t interval of the differences paired by seed.
 
-    No interval for a single seed or unequal numbers of seeds.
+    The interval is None for a single seed or for unequal numbers of seeds.
     """
     value = mean(ours) - mean(theirs)
     if len(ours) != len(theirs) or len(ours) < 2:
@@ -158,7 +158,7 @@ def difference(ours: Sequence[float], theirs: Sequence[float], confidence: float
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of points that no other dominates; both coordinates are maximised."""
+    """Return the indices of the points that no other point dominates; both coordinates are maximised."""
 
     def dominated(point: tuple[float, float]) -> bool:
         return any(a >= point[0] and b >= point[1] and (a, b) != point for a, b in points)
@@ -215,10 +215,10 @@ def by_variant(sweep: SweepHistory) -> list[TrialGroup]:
 
 
 def importance(sweep: SweepHistory) -> Importance | None:
-    """Return the share of the score's variance that each dimension explains (fANOVA), at the level with most trials.
+    """Return the share of the score's variance explained by each dimension (fANOVA), at the level with the most trials.
 
-    None if there are fewer than 4 trials, fewer than 2 dimensions or only equal scores, and for a population, where a
-    score results from several points.
+    Returns None if there are fewer than 4 trials or 2 dimensions, if all scores are equal, or for a population, where
+    a score results from several points.
     """
     if sweep.config.algorithm == "pbt":
         return None
@@ -262,6 +262,6 @@ def numeric(values: Sequence[Any]) -> bool:
 
 
 def logarithmic(sweep: SweepHistory, name: str, values: Sequence[Any]) -> bool:
-    """Whether a dimension spans orders of magnitude."""
+    """Whether a dimension is sampled on a logarithmic scale or its values span orders of magnitude."""
     dimension = sweep.config.space.dimensions.get(name)
     return min(values) > 0 and (bool(dimension and dimension.log) or max(values) / min(values) >= 30)

@@ -43,7 +43,7 @@ def signed(value: float) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Format one value as is, several as mean ± sample standard deviation."""
+    """Format a single value as is, and several values as mean ± sample standard deviation."""
     if not values:
         return "–"
     sd = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""

@@ -29,7 +29,7 @@ WHY_PROBES = (
 
 
 class PagePicture(NamedTuple):
-    """Plot shown in report.md."""
+    """A plot shown in report.md."""
 
     file: str
     title: str
@@ -68,7 +68,7 @@ def _state(row: TrialRow) -> str:
 
 
 def headings(report: Report) -> list[str]:
-    """Return the columns that are not empty."""
+    """Return the names of the columns that are not empty."""
     return [name for name, cell in COLUMNS.items() if any(cell(row) != "–" for row in report.rows)]
 
 
@@ -99,7 +99,7 @@ def table(report: Report) -> Table:
 
 
 def show(report: Report) -> RenderableType:
-    """Return the report for a terminal: verdict, trials, failures and files."""
+    """Render the report for a terminal: verdict, trials, failures and files."""
     from rich.console import Group
     from rich.text import Text
 

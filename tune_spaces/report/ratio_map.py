@@ -12,11 +12,11 @@ MAX_AXIS_VALUES, MAX_AXIS_BINS = 9, 6  # per axis; more values are grouped into 
 
 
 class RatioCell(NamedTuple):
-    """One cell of the map of mask ratios."""
+    """One cell of a mask-ratio map."""
 
     student: int  # column
     teacher: int  # row, from the bottom
-    level: int  # highest level its trials reached, up to the requested one
+    level: int  # highest level that its trials reached, up to the requested level
     score: float
     sd: float | None  # over seeds, pooled over its trials
     trials: tuple[int, ...]
@@ -24,16 +24,16 @@ class RatioCell(NamedTuple):
 
 
 class RatioMap(NamedTuple):
-    students: list[str]  # labels of the columns, ascending
+    students: list[str]  # column labels, ascending
     teachers: list[str]
     cells: list[RatioCell]
     possible: set[tuple[int, int]]  # (column, row) where the teacher sees at least what the student sees
 
 
 def ratio_map(sweep: SweepHistory, level: int) -> RatioMap | None:
-    """Return scores by mask ratios, each cell at the highest level, up to `level`, that any of its trials reached.
+    """Return the scores by mask ratio, each cell at the highest level, up to `level`, that any of its trials reached.
 
-    A cell's score is the mean of those trials. None if the ratios do not vary.
+    A cell's score is the mean over the trials that reached that level. Returns None if the ratios do not vary.
     """
     placed = [(trial, resolved_config(sweep, trial)["mask"]) for trial in sweep.scored if min(trial.rungs) <= level]
     ratios = [(trial, float(mask["student_ratio"]), float(mask["teacher_ratio"])) for trial, mask in placed]
@@ -62,7 +62,10 @@ def ratio_map(sweep: SweepHistory, level: int) -> RatioMap | None:
 
 
 def bins(values: Sequence[float]) -> tuple[list[str], dict[float, int]]:
-    """Return bin labels, ascending, and the bin of each value. Few values get one bin each; 0 always has its own."""
+    """Return the bin labels, ascending, and the bin of each value.
+
+    If there are only a few values, each has its own bin; 0 always has its own bin.
+    """
     distinct = sorted(set(values))
     if len(distinct) <= MAX_AXIS_VALUES:
         return [f"{value:.3g}" for value in distinct], {value: at for at, value in enumerate(distinct)}

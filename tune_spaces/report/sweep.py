@@ -1,4 +1,4 @@
-"""History of a sweep: its trials and their scores by rung. Only scores at the same rung are compared."""
+"""Sweep history: trials and their scores by rung. Only scores at the same rung are compared."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SweepHistory(NamedTuple):
         return max((trial.reach for trial in self.scored), default=-1)
 
     def at(self, level: int) -> list[TrialHistory]:
-        """Return the scored trials at a level, the best first."""
+        """Return the trials scored at a level, best first."""
         found = [trial for trial in self.scored if level in trial.rungs]
         return sorted(found, key=lambda trial: (-trial.rungs[level].score, trial.number))
 
@@ -71,7 +71,7 @@ class SweepHistory(NamedTuple):
         return max(found, key=lambda trial: (not trial.failed, trial.reach, -trial.number), default=None)
 
     def ancestry(self, trial: TrialHistory) -> list[TrialHistory]:
-        """Return a trial's ancestors, the oldest first, and the trial itself."""
+        """Return a trial's ancestors, oldest first, followed by the trial itself."""
         by_number = {other.number: other for other in self.trials}
         line = [trial]
         while (parent := line[0].record.parent) is not None:
@@ -80,18 +80,18 @@ class SweepHistory(NamedTuple):
 
     @property
     def widest_level(self) -> int:
-        """Level at which most trials can be compared; the highest such level in a tie."""
+        """Level at which the most trials can be compared; in a tie, the highest such level."""
         return max(range(self.levels), key=lambda level: (len(self.at(level)), level))
 
     @property
     def plotted_levels(self) -> list[int]:
-        """Levels to plot: the one with most trials, and the highest."""
+        """Levels to plot: the one with the most trials, and the highest."""
         return (
             sorted({self.widest_level, self.top_level}) if len(self.compared) < len(self.scored) else [self.top_level]
         )
 
     def seeds(self, rung: Rung) -> tuple[float, ...]:
-        """Return the metric, one value per seed."""
+        """Return the metric's values at a rung, one per seed."""
         return rung.figures.get(self.config.metric) or (rung.score,)
 
     def describe_level(self, level: int) -> str:
@@ -104,7 +104,7 @@ def read_sweep(run_folder: str) -> SweepHistory:
     """Read the sweep in a folder. Raises ConfigError if there is none, or if no trial has been scored yet."""
     path = join(run_folder, "config.json")
     if not exists(path):
-        raise ConfigError([f"{run_folder}: not a sweep, as it has no config.json; pass the folder of a sweep"])
+        raise ConfigError([f"{run_folder}: not a sweep, because it has no config.json; pass the folder of a sweep"])
     try:
         config = validate(SearchConfig, read_json(path))
     except (ConfigError, ValueError, TypeError) as error:
@@ -144,5 +144,5 @@ def dimensions(sweep: SweepHistory) -> dict[str, str]:
 
 
 def key(value: Any) -> str:
-    """Return text that is the same for equal values."""
+    """Return a string that is the same for equal values."""
     return json.dumps(value, sort_keys=True, default=str)

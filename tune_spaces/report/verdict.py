@@ -1,4 +1,4 @@
-"""Verdict of a sweep as text: the best point, its difference from the baseline, and whether that is significant.
+"""Verdict on a sweep as text: the best point, its difference from the baseline, and whether that is significant.
 
 Intervals require several seeds, and a difference is claimed only if it remains significant after correction for the
 number of comparisons.
@@ -20,11 +20,11 @@ METRIC_NAMES = {
 }
 
 BaselineComparison = Literal["better", "worse", "uncertain", "not_significant", "unknown"]
-ONE_SEED = "one seed: no interval, repeat with seeds=3"
+ONE_SEED = "one seed, so no interval; repeat with seeds=3"
 
 
 def compare_with_baseline(sweep: SweepHistory, trial: TrialHistory) -> BaselineComparison:
-    """Compare a trial with the baseline. uncertain: significant only without correction for all comparisons."""
+    """Compare a trial with the baseline; `uncertain` means significant only without correction for all comparisons."""
     _, found = difference_to_baseline(sweep, trial)
     if found is None or found.interval is None:
         return "unknown"
@@ -127,7 +127,7 @@ def _no_interval(sweep: SweepHistory, trial: TrialHistory, level: int) -> str:
     seeds = len(sweep.seeds(trial.rungs[level]))
     base_seeds = len(sweep.seeds(base.rungs[level])) if base else 0
     if seeds == base_seeds == 1:
-        return ONE_SEED if sweep.config.algorithm != "pbt" else "one run each: no interval, repeat with another seed"
+        return ONE_SEED if sweep.config.algorithm != "pbt" else "one run each, so no interval; repeat with another seed"
     return f"no interval: {seeds} and {base_seeds} seeds cannot be paired"
 
 
@@ -163,7 +163,7 @@ def _variants(sweep: SweepHistory) -> list[str]:
     for trial in sorted(others, key=lambda trial: -mean(sweep.seeds(trial.rungs[trial.reach]))):
         level, found = difference_to_baseline(sweep, trial)
         if found is None:
-            results.append(f"{title(trial.record.point, {})} shares no rung with it")
+            results.append(f"{title(trial.record.point, {})} shares no rung with the baseline")
             continue
         where = f" at rung {level + 1}" if level < sweep.top_level else ""
         reach = f" ({signed(found.interval[0])} to {signed(found.interval[1])})" if found.interval else ""
@@ -203,7 +203,7 @@ def _rest(sweep: SweepHistory) -> list[str]:
             if early == 1
             else (f"{early} trials were stopped at earlier rungs and are")
         )
-        parts.append(f"{which} not compared with it.")
+        parts.append(f"{which} not compared with the best trial.")
     if count["failed"]:
         parts.append(f"{count['failed']} {'trial' if count['failed'] == 1 else 'trials'} failed.")
     if count["running"]:

@@ -1,1 +1,1 @@
-"""Execution of a sweep: sampling of points, early stopping, population based training, trials on Ray Tune."""
+"""Running a sweep: sampling points, early stopping, population-based training, and trials on Ray Tune."""

@@ -1,4 +1,4 @@
-"""Early stopping: Ray Tune's asynchronous successive halving, deterministic across restarts.
+"""Early stopping with Ray Tune's asynchronous successive halving, made deterministic across restarts.
 
 Trials are identified by number instead of Tune's id, the number determines the bracket, and a new scheduler replays the
 rungs in the ledger.
@@ -19,7 +19,7 @@ TIME = "halving_time"  # result key: 1 at the first rung, reduction at the secon
 
 
 def make_scheduler(search: SearchConfig, ledger: Ledger) -> TrialScheduler:
-    """Return the scheduler of a sweep, with its state restored from the ledger."""
+    """Return a sweep's scheduler, with its state restored from the ledger."""
     if search.stopping == "none":
         return FIFOScheduler()
     halving = SuccessiveHalving(search)
@@ -31,7 +31,7 @@ def make_scheduler(search: SearchConfig, ledger: Ledger) -> TrialScheduler:
 
 
 class SuccessiveHalving(AsyncHyperBandScheduler):
-    """Successive halving: one bracket for asha; for hyperband, one per rung at which judging can start."""
+    """Successive halving with one bracket for asha, or one per rung at which judging can start for hyperband."""
 
     def __init__(self, search: SearchConfig) -> None:
         brackets = search.rungs if search.stopping == "hyperband" else 1
@@ -40,7 +40,7 @@ class SuccessiveHalving(AsyncHyperBandScheduler):
             metric=search.metric,
             mode="max",
             grace_period=1,
-            max_t=search.reduction ** (search.rungs - 1) * (1 + 1e-6),  # Ray takes logarithms to count rungs
+            max_t=search.reduction ** (search.rungs - 1) * (1 + 1e-6),  # margin: Ray counts rungs with a logarithm
             reduction_factor=search.reduction,
             brackets=brackets,
         )
@@ -65,7 +65,7 @@ class SuccessiveHalving(AsyncHyperBandScheduler):
         return str(super().on_trial_result(tune_controller, _tune_trial(_number(trial)), result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Do nothing, since the last rung has already been reported."""
+        """Do nothing: the last rung has already been reported."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         pass

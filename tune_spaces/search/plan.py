@@ -1,4 +1,4 @@
-"""Plan of a sweep: concurrency, rungs and expected training cost.
+"""Sweep planning: concurrency, rungs and expected training cost.
 
 Ray Train inside Ray Tune deadlocks when more trials start than fit with all their workers: each holds some of its
 workers and waits for the rest. Concurrency is therefore computed from the nodes, trial drivers request no CPU, and
@@ -36,7 +36,7 @@ class SweepPlan(NamedTuple):
     rungs: tuple[int, ...]
     """Training step at each rung."""
     replaced: int
-    """Number of trials replaced at each rung, in population based training."""
+    """Number of trials replaced at each rung in population-based training."""
     seeds: int
     """Number of runs per trial."""
     clips: int
@@ -45,16 +45,17 @@ class SweepPlan(NamedTuple):
     """Compute for these clips, forward and backward, in PFLOPs."""
 
     def lines(self, hours: float | None = None) -> list[str]:
-        """Format the plan for people; `hours`: estimated duration on this machine."""
+        """Format the plan for display. `hours` is the estimated duration on this machine."""
         points = f" of {self.points} points" if self.points is not None else ""
         seeds = f", {self.seeds} seeds each" if self.seeds > 1 else ""
         children = f"; at each rung, children of the best replace the worst {self.replaced}" if self.replaced else ""
         note = " (fewer than at_once: not enough resources)" if self.lowered else ""
+        trials = f"{self.at_once} trial{'s' if self.at_once > 1 else ''}"
         workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
         cost = f"about {self.clips:,} clips, {self.pflops:.3g} PFLOP"
         return [
             f"trials     {self.trials}{points}{seeds}{children}",
-            f"at once    {self.at_once} of {workers} each{note}",
+            f"at once    {trials} with {workers} each{note}",
             f"rungs      after {', '.join(map(str, self.rungs))} steps",
             f"training   {cost}" + (f", {_hours(hours)} here, excluding startup and probes" if hours else ""),
         ]
@@ -67,7 +68,7 @@ def make_plan(search: SearchConfig, space: Space, steps: int, nodes: Sequence[Re
     """
     scaling = search.train.scaling
     if search.algorithm == "grid":
-        next(grid(space), None)  # raises for a range without step
+        next(grid(space), None)  # raises for a range without a step
     fitting = max_concurrent_trials(scaling, nodes, gpu)
     if fitting == 0:
         raise ConfigError([_does_not_fit(scaling, nodes, gpu)])

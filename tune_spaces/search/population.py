@@ -1,8 +1,8 @@
-"""Population based training: select the trials to replace at a rung, their replacements' parents, and the recipes.
+"""Population-based training: at each rung, choose the trials to replace, and a parent and recipe for each child.
 
 Synchronous: a rung is judged once every running trial has reported it, so decisions are a pure function of the ledger
 and the seed, independent of timing and restarts. The cost is that each rung waits for the slowest trial. A child's
-record contains the parent whose weights it starts from; this module does not access runs or checkpoints.
+record names the parent whose weights it starts from; this module does not access runs or checkpoints.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tune_spaces.spaces.parameter import Point
 from tune_spaces.spaces.space import Space, config_keys_of, config_of, contains, index_of, sample_value, values_of
 
 FACTORS = (0.8, 1.2)  # Jaderberg et al. 2017
-RESAMPLE_PROBABILITY = 0.25  # of resampling a value instead, as in Ray Tune
+RESAMPLE_PROBABILITY = 0.25  # probability of resampling a value instead of perturbing it, as in Ray Tune
 MAX_PERTURBATIONS = 20
 
 
@@ -33,8 +33,8 @@ class Child(NamedTuple):
 def replacements(ledger: Ledger, level: int) -> list[tuple[TrialRecord, list[TrialRecord]]]:
     """Return the trials to replace at this rung, with their candidate parents.
 
-    Failed trials are replaced first, then the worst, up to a quarter in total. The result does not depend on
-    later events, so a restarted sweep gets the same result.
+    Failed trials are replaced first, then the worst, up to a quarter in total. Later events do not affect
+    the result, so a restarted sweep makes the same replacements.
     """
     scored = {r.number: r.rungs[level - r.born].score for r in ledger.records.values() if r.born <= level < r.level}
     ranked = [ledger.records[number] for number in sorted(scored, key=lambda number: (-scored[number], number))]
@@ -57,7 +57,7 @@ def make_child(
 def perturb(space: Space, point: Point, rng: random.Random) -> Point:
     """Return a point near a parent's, with some dimensions resampled, or the parent's point if no other is found.
 
-    Dimensions that affect the schedule stay fixed, since the warm-up has already started.
+    Dimensions that affect the schedule stay fixed, because the parent has already followed its own warm-up.
     """
     for _ in range(MAX_PERTURBATIONS):
         child = {

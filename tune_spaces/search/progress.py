@@ -1,4 +1,4 @@
-"""Progress of a sweep: a live table on a terminal, plain lines in a log, nothing in quiet mode."""
+"""Progress output of a sweep: a live table on a terminal, plain lines in a log, nothing in quiet mode."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_TABLE_ROWS = 20  # running trials first, then the best
 
 
 class SweepStatus(Protocol):
-    """The part of a sweep that progress output reads."""
+    """The sweep state that progress output needs."""
 
     @property
     def records(self) -> dict[int, TrialRecord]: ...
@@ -33,7 +33,7 @@ class SweepStatus(Protocol):
 
 
 class SearchProgress(Protocol):
-    """Receives the events of a sweep."""
+    """Receives a sweep's events."""
 
     def on_plan(self, plan: SweepPlan, name: str) -> None: ...
     def log(self, text: str) -> None: ...
@@ -192,7 +192,7 @@ class TableProgress(_PlanLogging):
 
 
 def status(sweep: SweepStatus) -> str:
-    """Return one line on progress, the best score and the remaining time."""
+    """Return one line with the progress, the best score and the remaining time."""
     records = sweep.records.values()
     done = [record for record in records if record.state != "running"]
     left = sweep.unstarted() + len(records) - len(done)
@@ -214,7 +214,7 @@ def _order(records: dict[int, TrialRecord]) -> list[TrialRecord]:
 
 
 def point(record: TrialRecord) -> str:
-    """Format a point briefly, with the last part of each name."""
+    """Format a point compactly, using only the last part of each name."""
     values = "  ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in record.point.items())
     parent = f"  (from trial {record.parent})" if record.parent is not None else ""
     return values + ("  (baseline)" if record.baseline else parent)
@@ -225,7 +225,7 @@ def _short(value: Any) -> str:
 
 
 def open_progress(quiet: bool) -> SearchProgress:
-    """Return a table on a terminal, plain lines otherwise.
+    """Return a live table on a terminal, plain log lines otherwise.
 
     Both write to standard error, leaving standard output for results.
     """

@@ -21,7 +21,7 @@ NUM_SAMPLES = 1_000_000  # effectively unlimited: the sweep decides when to stop
 
 
 def run_tuner(sweep: Sweep, coordinator: Any, at_once: int, scratch: str) -> None:
-    """Run trials until none is left to start and none is running."""
+    """Run trials until all have ended and no more can start."""
     slot = tune.PlacementGroupFactory([{"memory": TRIAL_DRIVER_MIB * 2**20}])
     trainable = tune.with_resources(tune.with_parameters(run_trial, coordinator=coordinator), slot)
     tune.Tuner(

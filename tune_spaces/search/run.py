@@ -1,8 +1,8 @@
 """Run a sweep: Ray Tune runs the trials, the ledger records them, and a report is written at the end.
 
-Every start is a resume: finished trials in the ledger are kept, unfinished ones restart from their runs' checkpoints,
-and the ledger determines the next points. The same command therefore resumes a sweep that was stopped, or whose driver,
-worker or cluster was killed.
+Starting a sweep always resumes it: finished trials in the ledger are kept, unfinished ones restart from their runs'
+checkpoints, and the ledger determines the next points. The same command therefore resumes a sweep that was stopped, or
+whose driver, worker or cluster was killed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ ENVIRONMENT = {
 
 
 class SearchResult(BaseModel):
-    """Result of a sweep, as in `result.json` and the last line of `amd search --json`."""
+    """Result of a sweep, as written to `result.json` and printed on the last line of `amd search --json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -70,10 +70,10 @@ class SearchResult(BaseModel):
     trials: dict[str, int]
     """Number of trials by state."""
     best: dict[str, Any] | None = None
-    """Best trial: number, point, score, and `config`, the file with its training config."""
+    """Best trial: its number, point and score, and the path of its training config in `config`."""
     verdict: str = ""
     report: str | None = None
-    """Folder of the report."""
+    """Folder that contains the report."""
     seconds: float
 
     @property
@@ -84,8 +84,8 @@ class SearchResult(BaseModel):
 def search(config: SearchConfig, *, quiet: bool = False) -> SearchResult:
     """Run a sweep to completion and write its report.
 
-    The same name with the same config resumes it; only budget, at_once and retries may change. SIGTERM and SIGINT stop
-    it after trials save a checkpoint. Raises ConfigError for invalid input.
+    Calling it again with the same name and config resumes the sweep; only budget, at_once and retries may change. On
+    SIGTERM or SIGINT it stops once the running trials have saved a checkpoint. Raises ConfigError for invalid input.
     """
     began = time.monotonic()
     root = resolve_root(config.storage or config.train.storage)
@@ -107,7 +107,7 @@ def search(config: SearchConfig, *, quiet: bool = False) -> SearchResult:
 def preview(config: SearchConfig) -> SweepPlan:
     """Plan a sweep for the cluster at RAY_ADDRESS, or for this machine, without starting it.
 
-    Raises ConfigError as `search` does.
+    Raises ConfigError in the same cases as `search`.
     """
     root = resolve_root(config.storage or config.train.storage)
     config, space = prepare_search(config, root, config.name or "preview")
@@ -134,8 +134,8 @@ def prepare_search(config: SearchConfig, root: str, name: str) -> tuple[SearchCo
         if probe is None:
             raise ConfigError(
                 [
-                    "train.probe: required, as a sweep compares trials by a probe on held-out labelled data, never by "
-                    "their losses; set probe.data.train=… (to fit the probe) and probe.data.test=… (to score it)"
+                    "train.probe: required, because a sweep ranks trials by probe score on held-out labelled data, "
+                    "never by loss; set probe.data.train=… to fit the probe and probe.data.test=… to score it"
                 ]
             )
         overrides["train.probe"] = probe.model_dump(mode="json")
@@ -144,7 +144,7 @@ def prepare_search(config: SearchConfig, root: str, name: str) -> tuple[SearchCo
 
 
 def _steps(config: SearchConfig) -> int:
-    """Return the steps of a full run. Raises ConfigError for invalid training or probe data."""
+    """Return the number of steps in a full run. Raises ConfigError for invalid training or probe data."""
     train = config.train
     steps = check_data(train).steps
     assert train.probe is not None, "set by prepare_search"
@@ -154,7 +154,7 @@ def _steps(config: SearchConfig) -> int:
 
 @contextmanager
 def _prefix_train_problems() -> Iterator[None]:
-    """Prefix the fields of a run's problems with `train.`, as in a sweep's config."""
+    """Prefix the fields in a run's problems with `train.`, as they are named in a sweep's config."""
     try:
         yield
     except ConfigError as error:
@@ -311,7 +311,7 @@ class _SweepDriver:
 
 
 def _plan(config: SearchConfig, space: Space, steps: int) -> SweepPlan:
-    """Plan for the cluster that this process has joined. Imports Ray late, since it reads the environment at import."""
+    """Plan for the cluster that this process has joined. Ray is imported late because it reads the environment then."""
     import ray
 
     from amd.training.ray.ray_train import uses_gpu
@@ -343,7 +343,7 @@ def _create_or_resume(folder: str, config: SearchConfig) -> None:
         if changed:
             raise ConfigError(
                 [
-                    f"name={config.name}: the sweep of that name has a different {', '.join(changed)}; only budget, "
+                    f"name={config.name}: the sweep with that name has a different {', '.join(changed)}; only budget, "
                     "at_once and retries may change. Use another name, or restore the value to resume that sweep"
                 ]
             )

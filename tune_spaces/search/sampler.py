@@ -1,4 +1,4 @@
-"""Sampler: the next point of a sweep, as a pure function of its config, seed and ledger.
+"""Sampler: choose a sweep's next point as a pure function of its config, seed and ledger.
 
 The sampler is stateless, so a restarted sweep proposes the same points. Optuna samples from a study that is rebuilt
 from the ledger for every proposal. Does not import Ray.
@@ -30,7 +30,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def next_point(search: SearchConfig, space: Space, ledger: Ledger) -> Point | None:
-    """Return a point whose config is untried, starting with the baseline; None when no such point is left."""
+    """Return a point whose config has not been tried, starting with the baseline, or None if no such point is left."""
     tried = {record.digest or config_of(space, record.point).digest() for record in ledger.records.values()}
     number = len(ledger.records)
     for point in itertools.chain(_baseline_point(space, number), _proposals(search, space, ledger, number)):
@@ -71,7 +71,7 @@ def _sample(search: SearchConfig, space: Space, study: optuna.Study | None, seed
 
 
 def seed_of(*parts: int) -> int:
-    """Derive a seed from parts; different parts give different seeds."""
+    """Derive a seed from several integers; different integers give different seeds."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
@@ -93,7 +93,7 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
-    """Return the Optuna distribution of a dimension; choices are encoded by index, as Optuna rejects lists."""
+    """Return the Optuna distribution for a dimension; choices are encoded by index, because Optuna rejects lists."""
     if dimension.choices is not None:
         return CategoricalDistribution(tuple(range(len(dimension.choices))))
     assert dimension.low is not None
@@ -112,7 +112,7 @@ def value_of(dimension: Dimension, drawn: Any) -> Any:
 
 
 def to_optuna_trial(record: TrialRecord, space: Space, search: SearchConfig) -> FrozenTrial | None:
-    """Convert a record to an Optuna trial; None if its point is outside the space, as a baseline can be."""
+    """Convert a record to an Optuna trial. Returns None if its point is outside the space, as a baseline may be."""
     point = record.point
     if not all(name in point and contains(dimension, point[name]) for name, dimension in space.dimensions.items()):
         return None

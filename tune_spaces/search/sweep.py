@@ -1,4 +1,4 @@
-"""State of a sweep in its driver: next trials, results of trials, and the budget.
+"""Sweep state held by the driver: the next trials, trial results and the budget.
 
 Every change is written to the ledger immediately. Does not import Ray; `ray_tune` connects this state to Ray Tune.
 """
@@ -22,7 +22,7 @@ from tune_spaces.spaces.space import Space, config_of, overrides_of
 
 
 class Sweep:
-    """Trials of a sweep: recorded in the ledger, or still to start."""
+    """State of one sweep: the trials recorded in the ledger, and those still to start."""
 
     def __init__(self, config: SearchConfig, space: Space, root: str, name: str, progress: SearchProgress) -> None:
         self.config, self.space, self.root, self.name, self.progress = config, space, root, name, progress
@@ -31,7 +31,7 @@ class Sweep:
         self.train = config.train  # the teacher is replaced by its weights once trained
         self.stopping, self.grace_expired = threading.Event(), threading.Event()
         self.workers: dict[int, str] = {}
-        """Placement group of a running trial's workers, by trial number."""
+        """Placement group of each running trial's workers, by trial number."""
         self._population = config.algorithm == "pbt"
         self._population_created = False
         self._running: set[int] = set()
@@ -43,7 +43,7 @@ class Sweep:
             self._write(record.model_copy(update={"attempts": record.attempts + 1}))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle the sweep as itself, since Tune copies its arguments into a state that is never read."""
+        """Copy and pickle the sweep by reference, because Tune copies its arguments into state that is never read."""
         _live_sweeps[self.name] = self
         return _live_sweep, (self.name,)
 
@@ -52,7 +52,7 @@ class Sweep:
     def next_trial(self) -> TrialRecord | None:
         """Return the next trial: an interrupted one, a new point, or a member of a population due for its next rung.
 
-        None if there is nothing to start now; more can follow only while `is_waiting`.
+        Returns None if no trial can start now; another can start later only while `is_waiting` is true.
         """
         if self.stopping.is_set():
             return None
@@ -108,14 +108,14 @@ class Sweep:
         return next(ready, None)
 
     def _create_population(self) -> None:
-        """Sample the whole first generation; it is smaller if the space has too few points."""
+        """Sample the whole first generation, which is smaller if the space has too few points."""
         founders = sum(record.parent is None for record in self.ledger.records.values())
         while not self._population_created and founders < self.config.budget.trials and self._start_new() is not None:
             founders += 1
         self._population_created = True
 
     def _replace_worst(self, level: int) -> None:
-        """Replace the worst trials by children, unless the ledger already contains the child."""
+        """Replace the worst trials with children, unless the ledger already contains them."""
         existing = sum(record.born == level + 1 for record in self.ledger.records.values())
         for number, (replaced, parents) in enumerate(replacements(self.ledger, level)):
             if number >= existing:
@@ -137,16 +137,15 @@ class Sweep:
         return [record for _, record in sorted(self.ledger.records.items()) if record.state == "running"]
 
     def task(self, record: TrialRecord) -> dict[str, Any]:
-        """Return the task that Tune passes to the trial; see `trial.run_rungs`."""
+        """Return the task that Tune passes to the trial, as described in `trial.run_rungs`."""
         train = config_of(self.space, record.point)
         if train.teacher == self.config.train.teacher and self.train.teacher is not None:
             teacher = self.train.teacher
             train = with_overrides(
                 train, {"teacher.weights": teacher.weights, "teacher.preset": None, "teacher.overrides": {}}
             )
-        spec = spec_of(
-            record.runs[0], self.root, train, ""
-        )  # absolute local paths: each trial has its own working directory
+        # Local paths become absolute, because each trial has its own working directory.
+        spec = spec_of(record.runs[0], self.root, train, "")
         fractions = self.config.fractions()
         parent = self.ledger.records[record.parent].runs[0] if record.parent is not None else None
         return {
@@ -162,7 +161,7 @@ class Sweep:
     # Results, reported by Tune
 
     def record_result(self, number: int, result: dict[str, Any]) -> None:
-        """Record a rung or a failure; a rung reported again is ignored."""
+        """Record a rung or a failure. A rung that is reported again is ignored."""
         record = self.ledger.records[number]
         if "failed" in result:
             self._end(record, "failed", reason=result["failed"], message=result["message"])
@@ -183,7 +182,7 @@ class Sweep:
             self.progress.on_rung(record)
 
     def record_end(self, number: int) -> None:
-        """Record that Tune ended the trial, at its last rung or before."""
+        """Record that Tune ended the trial, at its last rung or earlier."""
         record = self.ledger.records[number]
         self._running.discard(number)
         if record.state != "running":
@@ -201,7 +200,7 @@ class Sweep:
             self._end(record, "failed", reason="node_lost", message=message)
 
     def record_retry(self, number: int) -> None:
-        """Record that Tune restarts the trial."""
+        """Record that Tune is restarting the trial."""
         record = self.ledger.records[number]
         self._write(record.model_copy(update={"attempts": record.attempts + 1}))
         self.progress.log(f"trial {number}: its process was lost; resuming from its latest checkpoints")
@@ -217,14 +216,14 @@ class Sweep:
     # Budget
 
     def budget_spent(self) -> bool:
-        """Whether the limit on wall time or clips is reached."""
+        """Whether the limit on wall time or clips has been reached."""
         budget = self.config.budget
         if budget.hours is not None and self.seconds() >= budget.hours * 3600:
             return True
         return budget.clips is not None and self.clips() >= budget.clips
 
     def clips(self) -> int:
-        """Return the training clips of all trials."""
+        """Return the number of training clips, summed over all trials."""
         return sum(record.rungs[-1].clips for record in self.ledger.records.values() if record.rungs)
 
     def seconds(self) -> float:

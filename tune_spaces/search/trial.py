@@ -1,7 +1,7 @@
-"""Run one trial under Ray Tune: train the runs of its seeds rung by rung, and report each rung before the next starts.
+"""Run one trial under Ray Tune: train one run per seed, rung by rung, and report each rung before the next starts.
 
 Ray Train's workers stay alive between rungs and for the next trial in the same process. A restarted trial resumes its
-runs from storage: rungs that were already probed are read back instead of trained again.
+runs from storage: rungs that were already probed are read back rather than retrained.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _joined = False
 
 
 class RungNotReached(Exception):
-    """Raised for a run that ended before its rung."""
+    """Raised when a run ends before reaching its rung."""
 
     def __init__(self, result: RunResult) -> None:
         super().__init__(result)
@@ -37,10 +37,10 @@ class RungNotReached(Exception):
 
 
 def run_trial(config: dict[str, Any], coordinator: Any) -> None:
-    """Run a task of `Sweep.task` as a function trainable of Ray Tune.
+    """Run a task created by `Sweep.task` as a Ray Tune function trainable.
 
-    Reports a dict per rung. If the run itself fails, it reports a dict with `failed` and returns; if a process or node
-    is lost, it raises and Tune restarts the trial.
+    Reports one dict per rung. If the run itself fails, it reports a dict with `failed` and returns; if a process or
+    node is lost, it raises so that Tune restarts the trial.
     """
     from ray import tune
 
@@ -56,7 +56,7 @@ def run_rungs(
 ) -> Iterator[dict[str, Any]]:
     """Train a task rung by rung and yield one report per rung until stopped.
 
-    `task`: number, train (config of the first seed), runs (ids, one per seed), fractions (rungs), completed_rungs
+    `task`: number, train (config of the first seed), runs (run IDs, one per seed), fractions (rungs), completed_rungs
     (number already reported), parent (run and step to start from), has_children (whether to keep checkpoints at rungs).
     """
     base = validate(TrainConfig, task["train"])
@@ -81,7 +81,7 @@ def run_rungs(
 
 
 class _RunAtRung:
-    """Metrics and encoder of one run at a rung."""
+    """Metrics and encoder of one run at one rung."""
 
     def __init__(self, result: RunResult | None, folder: str, step: int, inherited: int) -> None:
         lines = [line for line in read_metrics(folder) if line["step"] <= step]

@@ -1,4 +1,4 @@
-"""A trial's run on one rank: pre-training, with a probe by all ranks together at each rung.
+"""One rank of a trial's run: pre-training, followed by a probe on all ranks at each rung.
 
 The probe evaluates the current student on the training devices, which are idle at that point.
 """
@@ -17,7 +17,7 @@ from amd.training.trainer.pretraining import Pretraining
 
 
 def work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
-    """Train to `spec.until` or to the end, then probe; otherwise like `amd.training.trainer.pretraining.work`."""
+    """Train to `spec.until` or to the end, then probe; otherwise as `amd.training.trainer.pretraining.work`."""
     return ProbedPretraining(spec, group, hooks).run()
 
 

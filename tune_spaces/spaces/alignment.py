@@ -59,7 +59,7 @@ def dimensions(base: TrainConfig) -> dict[str, Dimension]:
 
 
 def layer_sets(base: TrainConfig) -> tuple[str, ...]:
-    """Return the names of layer sets with distinct pairs at the depths of `base`, including the base's own."""
+    """Return the names of the layer sets that differ at the depths of `base`, including the base's own."""
     by_pairs: dict[tuple[tuple[int, int], ...], str] = {}
     for name in (current_layers(base), *LAYERS):
         by_pairs.setdefault(tuple(_pairs(name, base)), name)
@@ -67,7 +67,7 @@ def layer_sets(base: TrainConfig) -> tuple[str, ...]:
 
 
 def current_layers(base: TrainConfig) -> str:
-    """Return the name of the base's layer pairs; `base` if no named set matches."""
+    """Return the name of the base's layer pairs, or `base` if no named set matches."""
     current = _pairs(BASE_LAYERS, base)
     return next((name for name in LAYERS if _pairs(name, base) == current), BASE_LAYERS)
 
@@ -79,10 +79,10 @@ def branches_of(weights: LossWeights) -> str:
 
 
 def overrides(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """Return the alignment overrides of a point.
+    """Return the alignment overrides for a point.
 
-    `config` already has the point's masks: without teacher-only tokens there is no generation alignment. Raises
-    ConfigError for invalid values.
+    `config` must already include the point's masks, because there is no generation alignment without teacher-only
+    tokens. Raises ConfigError for invalid values.
     """
     found: dict[str, Any] = {}
     if config.teacher is None or config.objective.kind != "amd":
@@ -97,8 +97,8 @@ def overrides(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
 def _weights(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
     """Return the weights of both branches.
 
-    If the teacher sees no more than the student, only direct alignment exists: it is used for any value of branches,
-    and the generation weight stays unchanged, so that equal runs have equal configs.
+    If the teacher sees no more than the student, only direct alignment exists: it is used for every value of
+    `alignment.branches`, and the generation weight stays unchanged, so that identical runs have identical configs.
     """
     chosen = {name for name in PARAMETERS if name in point and name != "alignment.layers"}
     branches = point.get("alignment.branches", branches_of(config.objective.weights))
@@ -120,7 +120,7 @@ def _weights(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
 
 
 def _weight(config: TrainConfig) -> float:
-    """Return the weight of the branch enabled in `config`, used as default for the disabled one."""
+    """Return the weight of the branch enabled in `config`, which is the default for the disabled one."""
     return config.objective.weights.direct or config.objective.weights.generation or 1.0
 
 

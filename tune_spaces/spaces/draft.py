@@ -1,6 +1,6 @@
-"""Draft configs: each section is validated, but rules across sections are not checked yet.
+"""Draft configs: each section is validated, but rules that span sections are not checked yet.
 
-Parameters of a space are resolved against a draft (depths, cells, weights). Imports neither torch nor Ray.
+Space parameters are resolved against a draft, which provides depths, cells and weights. Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from amd.config import TrainConfig, overridden, validate
 
 
 class DraftConfig(TrainConfig):
-    """A training config without the rules across sections."""
+    """A training config that skips the rules spanning sections."""
 
     def _problems(self) -> list[str]:
         return []
 
 
 def draft_config(config: TrainConfig, overrides: Mapping[str, Any]) -> DraftConfig:
-    """Apply overrides without checking rules across sections.
+    """Apply overrides without checking rules that span sections.
 
     Raises ConfigError for an unknown key or an invalid section.
     """
@@ -31,7 +31,7 @@ def draft_config(config: TrainConfig, overrides: Mapping[str, Any]) -> DraftConf
 
 
 def value_at(values: Any, key: str) -> Any:
-    """Return the value at a dotted key of plain data, or None if a section along the path is absent."""
+    """Return the value at a dotted key in plain data, or None if a section along the path is absent."""
     for part in key.split("."):
         if isinstance(values, Mapping):
             values = values.get(part)

@@ -1,7 +1,7 @@
 """The `generator` space: depth, and width with a matching number of heads.
 
-Without generation alignment there are no generators, and their sizes stay at the base values, so that equal runs have
-equal configs.
+Without generation alignment there are no generators, and their sizes stay at the base values, so that identical
+runs have identical configs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def dimensions(base: TrainConfig) -> dict[str, Dimension]:
 
 
 def _widths(base: TrainConfig) -> tuple[str | int, ...]:
-    """Return names of distinct widths, plus the base's own width if no name matches it."""
+    """Return the names of distinct widths, plus the base's own width if no name matches it."""
     named: dict[int, str] = {}
     for name, width in WIDTHS.items():
         named.setdefault(width(base), name)
@@ -54,15 +54,15 @@ def _teacher_width(config: TrainConfig) -> int:
 
 
 def _half(config: TrainConfig) -> int:
-    """Return about half the teacher's width, rounded down to a multiple that suits every position embedding."""
+    """Return about half the teacher's width, rounded down so that every position embedding supports it."""
     parts = max(POSITION_PARTS.values())
     return max(parts, _teacher_width(config) // 2 // parts * parts)
 
 
 def overrides(point: Mapping[str, Any], config: TrainConfig, base: TrainConfig) -> dict[str, Any]:
-    """Return the generator overrides of a point.
+    """Return the generator overrides for a point.
 
-    `config` already has the point's masks, weights and plain keys. Raises ConfigError for an invalid width.
+    `config` must already include the point's masks, weights and plain keys. Raises ConfigError for an invalid width.
     """
     if config.teacher is None:
         return {}  # removed by a custom dimension; config validation reports that
@@ -87,15 +87,15 @@ def _width(chosen: Any, config: TrainConfig) -> int:
 
 
 def _width_override(width: int, config: TrainConfig) -> int | None:
-    """Return None for the teacher's width, the default, unless the config already gives it as a number."""
+    """Return None for the teacher's width, which is the default, unless the config already sets it as a number."""
     current = config.student.generator.width
     return None if width == _teacher_width(config) != current else width
 
 
 def fitting_heads(width: int, base: TrainConfig) -> int | None:
-    """Return the head count closest to the base's head size that divides the width.
+    """Return the head count that divides the width and is closest to the base's head size.
 
-    None if the default (width // 64) divides it.
+    Returns None if the base uses the default (width // 64) and that divides the width.
     """
     default = max(1, width // 64)
     if base.student.generator.heads is None and width % default == 0:

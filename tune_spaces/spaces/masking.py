@@ -1,8 +1,8 @@
 """The `masking` space: mask ratios of student and teacher, valid by construction.
 
-The teacher sees at least what the student sees, so its ratio is clamped to the student's (symmetric masks). Ratios that
-hide the same number of cells become equal, and the student always has some cells hidden and some visible. On a small
-grid, only one of several ratios with the same cell count is offered.
+The teacher sees at least what the student sees, so its ratio is at most the student's; equal ratios give symmetric
+masks. Ratios that hide the same number of cells become equal, and the student always has some cells hidden and some
+visible. On a small grid, only one of several ratios with the same cell count is offered.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def dimensions(base: TrainConfig) -> dict[str, Dimension]:
 
 
 def _distinct_ratios(ratios: tuple[float, ...], current: float, base: TrainConfig, minimum: int) -> tuple[float, ...]:
-    """Return one ratio per number of hidden cells, preferring the base's own."""
+    """Return one ratio for each number of hidden cells, preferring the base's own ratio."""
     by_count: dict[int, float] = {}
     for ratio in (current, *ratios):
         by_count.setdefault(base.mask.hidden_cells(ratio, base.cells), ratio)

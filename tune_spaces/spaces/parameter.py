@@ -36,5 +36,5 @@ def _plain(value: Any) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is an int or a float; a bool, which is an int in Python, does not count."""
+    """Whether a value is an int or float, excluding bool (a subclass of int)."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -29,7 +29,7 @@ def dimensions(base: TrainConfig) -> dict[str, Dimension]:
 
 
 def _fractions(schedule: ScheduleConfig) -> tuple[float | None, ...]:
-    """Return one fraction per distinct warm-up length; a short schedule has few."""
+    """Return one fraction for each distinct warm-up length; a short schedule has only a few."""
     current = current_warmup_fraction(schedule)
     by_length: dict[int | None, float | None] = {}
     for fraction in (current, *WARMUP_FRACTIONS):
@@ -40,7 +40,8 @@ def _fractions(schedule: ScheduleConfig) -> tuple[float | None, ...]:
 def current_warmup_fraction(schedule: ScheduleConfig) -> float | None:
     """Return the warm-up as a fraction of the run.
 
-    None if warm-up and run use different units: the fraction then depends on the size of the data set.
+    Returns None if the warm-up and the run use different units, because the fraction then depends on the size of the
+    data set.
     """
     in_epochs = schedule.epochs is not None
     other = schedule.warmup_steps if in_epochs else schedule.warmup_epochs
@@ -50,15 +51,15 @@ def current_warmup_fraction(schedule: ScheduleConfig) -> float | None:
 
 
 def overrides(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """Return the overrides of the point's recipe parameters.
+    """Return the overrides for the point's recipe parameters.
 
-    `recipe.lr_scale` multiplies both base_lr and min_lr; the warm-up uses the unit of the run. Raises ConfigError for
-    invalid values.
+    `recipe.lr_scale` multiplies both base_lr and min_lr; the warm-up is set in the unit of the run's length. Raises
+    ConfigError for invalid values.
     """
     found: dict[str, Any] = {}
     if (scale := point.get("recipe.lr_scale")) is not None:
         if not is_number(scale) or scale <= 0:
-            raise ConfigError([f"recipe.lr_scale={scale!r}: must be a number above 0, as it multiplies learning rates"])
+            raise ConfigError([f"recipe.lr_scale={scale!r}: must be a number above 0: it multiplies learning rates"])
         found |= {"optim.base_lr": config.optim.base_lr * scale, "optim.min_lr": config.optim.min_lr * scale}
     if (fraction := point.get("recipe.warmup_fraction")) is not None:
         if not is_number(fraction) or not 0 <= fraction <= 1:

@@ -44,8 +44,11 @@ class Space(NamedTuple):
 
 
 def read_space(text_or_url: str) -> SpaceConfig:
-    """Parse comma-separated names of spaces ("masking,recipe"), the name of a study, or a YAML or JSON file with the
-    fields of a space (path or fsspec URL). Raises ConfigError."""
+    """Parse a search space given as text.
+
+    The text is a comma-separated list of space names ("masking,recipe"), the name of a study, or the path or fsspec URL
+    of a YAML or JSON file with the fields of a space. Raises ConfigError.
+    """
     names = [name.strip() for name in text_or_url.split(",")]
     known: list[str] = [*SPACES, *STUDIES]
     if names[0] in STUDIES and len(names) == 1:
@@ -67,19 +70,23 @@ def _is_file(text: str) -> bool:
 
 def _unknown_name(name: str, known: Sequence[str]) -> str:
     if name in STUDIES:
-        return f"space={name}: a study defines its own space; use it alone"
+        return f"space={name}: a study defines its own space; use it without other spaces"
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"spaces are {', '.join(SPACES)}, studies {', '.join(STUDIES)}"
+    hint = (
+        f"did you mean {close[0]}?"
+        if close
+        else f"the spaces are {', '.join(SPACES)}; the studies are {', '.join(STUDIES)}"
+    )
     return f"space={name!r}: unknown; {hint} (a file must end in .yaml or .json)"
 
 
 def build_space(config: SpaceConfig, base: TrainConfig) -> Space:
-    """Build the space that a config describes, for the base run.
+    """Build the search space for a base run.
 
-    Raises ConfigError for unknown names, for invalid values, and if the space has no valid point or only one config.
+    Raises ConfigError for unknown names or invalid values, and if the space contains no valid point or only one run.
     """
     if base.objective.kind != "amd":
-        raise ConfigError(["objective.kind=mae: a space varies the use of a teacher; choose a config with a teacher"])
+        raise ConfigError(["objective.kind=mae: a space varies how a teacher is used; choose a config with a teacher"])
     if config.study is not None:
         space = _study(config.study, base)
     else:
@@ -92,7 +99,7 @@ def build_space(config: SpaceConfig, base: TrainConfig) -> Space:
 
 
 def _study(name: StudyName, base: TrainConfig) -> Space:
-    """Build the space of a study, dropping variants that equal an earlier one."""
+    """Build a study's space, dropping variants that produce the same config as an earlier one."""
     by_digest: dict[str, str] = {}
     points = STUDIES[name](base)
     space = Space({VARIANT: Dimension(choices=tuple(points))}, base)
@@ -102,7 +109,7 @@ def _study(name: StudyName, base: TrainConfig) -> Space:
 
 
 def overrides_of(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the overrides of the base config for a point, sorted by key; empty if the point is the base.
+    """Return the overrides that change the base config to a point's, sorted by key; empty if the point is the base.
 
     Parameters missing from the point keep the base's values. Raises ConfigError for invalid values.
     """
@@ -127,7 +134,8 @@ def _variant(name: str, base: TrainConfig) -> Point:
 
 
 def config_of(space: Space, point: Mapping[str, Any]) -> TrainConfig:
-    """Return the config of a point. Raises ConfigError for an invalid point, possible only with custom dimensions."""
+    """Return the config of a point. Raises ConfigError for an invalid point, which can occur only with custom
+    dimensions."""
     return with_overrides(space.base, overrides_of(space, point))
 
 
@@ -162,7 +170,7 @@ def _changes(space: Space, point: Point) -> bool:
 
 
 def values_of(dimension: Dimension) -> tuple[Any, ...]:
-    """Return all values in order; empty for a range without step."""
+    """Return all values in order; empty for a range without a step."""
     if dimension.choices is not None:
         return dimension.choices
     (low, high), step = _bounds(dimension), dimension.step
@@ -195,18 +203,18 @@ def _bounds(dimension: Dimension) -> tuple[float, float]:
 
 
 def grid(space: Space) -> Iterator[Point]:
-    """Iterate over all points; the last dimension varies fastest. Raises ConfigError for a range without step."""
+    """Iterate over all points; the last dimension varies fastest. Raises ConfigError for a range without a step."""
     continuous = [name for name, dimension in space.dimensions.items() if not values_of(dimension)]
     if continuous:
         raise ConfigError(
-            [f"space.dimensions.{name}: a range without step has no grid; set step, or choices" for name in continuous]
+            [f"space.dimensions.{name}: a range without a step has no grid; set step or choices" for name in continuous]
         )
     values = [values_of(dimension) for dimension in space.dimensions.values()]
     return (dict(zip(space.dimensions, chosen, strict=True)) for chosen in itertools.product(*values))
 
 
 def grid_size(space: Space) -> int | None:
-    """Return the number of grid points, several of which may produce the same config; None for a range without step."""
+    """Return the number of grid points, or None if a range has no step. Several points may produce the same config."""
     counts = [len(values_of(dimension)) for dimension in space.dimensions.values()]
     return math.prod(counts) or None
 
@@ -227,7 +235,7 @@ def sample_value(dimension: Dimension, rng: random.Random) -> Any:
 
 
 def _problems(config: SpaceConfig, space: Space) -> list[str]:
-    """Return the problems of custom dimensions, individually and in combination."""
+    """Return the problems with custom dimensions, individually and in combination."""
     problems = []
     for name, dimension in config.dimensions.items():
         where = f"space.dimensions.{name}"
@@ -268,7 +276,8 @@ def _value_problems(name: str, dimension: Dimension, base: TrainConfig) -> list[
             remedy = "; set step=1, or choices" if "integer" in reason and dimension.choices is None else ""
             return [f"{where}={value!r}: {reason}{remedy}"]
     values = _representative_values(dimension)
-    digests = {_digest(base, name, value) for value in values}  # None: valid only with other values
+    # A digest is None if the value is valid only in combination with others.
+    digests = {_digest(base, name, value) for value in values}
     if name not in PARAMETERS and len(values) > 1 and digests == {base.digest()}:
         return [f"{where}: does not affect training; remove it, and set it in the run's config"]
     return []
@@ -290,7 +299,7 @@ def _digest(base: TrainConfig, key: str, value: Any) -> str | None:
 
 
 def _check_varied(config: SpaceConfig, space: Space) -> None:
-    """Check that the space contains different valid runs. Raises ConfigError."""
+    """Raise ConfigError unless the space contains at least two different valid runs."""
     points = grid_size(space)
     candidates: Iterator[Point] = grid(space) if points and points <= MAX_CHECKED_POINTS else _sampled_points(space)
     checked, first_error, digests = 0, "", set()
@@ -303,7 +312,7 @@ def _check_varied(config: SpaceConfig, space: Space) -> None:
         if len(digests) > 1:
             return
     if not digests:
-        raise ConfigError([f"space: none of {checked} points is a valid config; the first error: {first_error}"])
+        raise ConfigError([f"space: none of {checked} points is a valid config; first error: {first_error}"])
     subject = f"space.study={config.study}: its variants" if config.study else "space: its points"
     reason = "" if space.base.has_generation else " (this config has no generation alignment)"
     raise ConfigError([f"{subject} all produce the same run{reason}; vary a parameter that affects this config"])

@@ -1,7 +1,7 @@
-"""Studies: ablations of the paper as a single dimension, `variant`, whose choices are named points.
+"""Studies: the paper's ablations, each as a single dimension, `variant`, whose choices are named points.
 
-A variant sets parameters of the spaces or config keys; every study includes the values of the base config. Names are
-unique across studies, so a name alone identifies a variant.
+A variant sets space parameters or config keys; every study includes the base config's values. Names are unique across
+studies, so a name alone identifies a variant.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Variants = dict[str, Point]
 
 
 def asymmetry(base: TrainConfig) -> Variants:
-    """Vary how much more the teacher sees than the student: nothing, some tokens, or everything."""
+    """Vary what the teacher sees beyond the student's tokens: nothing, some tokens, or all of them."""
     student, teacher = base.mask.student_ratio, base.mask.teacher_ratio
     hidden = base.teacher_hidden_cells
     between = 0 < hidden < base.student_hidden_cells
@@ -51,7 +51,7 @@ def distance(base: TrainConfig) -> Variants:
 
 
 def generator_depth(base: TrainConfig) -> Variants:
-    """Vary the depth of the generators."""
+    """Vary the generator depth."""
     depths = with_current(DEPTHS, base.student.generator.depth)
     return {f"depth {depth}": {"student.generator.depth": depth} for depth in depths}
 

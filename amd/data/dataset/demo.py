@@ -5,7 +5,7 @@ moves over a torus (leaving on one side, entering on the other) in one of 8 dire
 which no single frame reveals. Source: scikit-learn's digits (UCI Optical Recognition of Handwritten Digits, CC BY 4.0),
 1797 images of 8x8 pixels that ship with the package, so nothing is downloaded.
 
-Writes files that the ordinary readers read. Does not import networks or loaders.
+Writes files that the ordinary readers read. Does not import models or loaders.
 Shapes: N samples, T frames, S frame side in pixels.
 """
 
@@ -190,7 +190,7 @@ def _digits() -> tuple[Array, Labels]:
 
 
 def _choose(split: str, count: int) -> tuple[Labels, np.random.Generator]:
-    """Choose the digits of a split, balanced over classes; also return the split's generator."""
+    """Choose the digits of a split, balanced across classes; also return the split's random generator."""
     order = np.random.default_rng(20_240_311).permutation(1797)
     start, stop = DIGIT_RANGES[split]
     rng = np.random.default_rng(SPLIT_SEEDS[split])

@@ -119,7 +119,8 @@ def _parse(c: np.ndarray, starts: np.ndarray, ends: np.ndarray, with_frames: boo
 def _last_number(c: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Parse the integer that ends each line at `stops`.
 
-    Returns the values, whether each line ends with an integer preceded by white space, and the end of the text before.
+    Returns the values, whether each line ends with an integer preceded by white space, and where the text before the
+    integer ends.
     """
     at = stops - 1
     value = np.zeros(len(stops), np.int64)

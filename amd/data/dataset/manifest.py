@@ -56,7 +56,7 @@ class Names:
         return self.raw(i).decode("utf-8", "surrogateescape")
 
     def hash_into(self, digest: Any) -> None:
-        """Update `digest` with the names, without the folder that absolute names share: mount points may differ."""
+        """Update `digest` with the names, without the folder that absolute names share, as mount points differ."""
         skip = self._shared_folder()
         digest.update((np.diff(self.offsets) - skip).astype("<i8").tobytes())
         if not skip:

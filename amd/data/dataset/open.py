@@ -31,7 +31,7 @@ __all__ = ["BadSample", "Manifest", "ManifestError", "Record", "kind_of", "open_
 def open_manifest(data: DataConfig, url: str | None = None) -> Manifest:
     """Open `url` (default: data.train) with the format and root of `data`.
 
-    Raises ManifestError if it does not exist, contains no samples of that format, or has invalid lines.
+    Raises ManifestError if the data does not exist, contains no samples of that format, or has invalid lines.
     """
     requested = data.train if url is None else url
     with manifest_errors(requested):
@@ -40,7 +40,7 @@ def open_manifest(data: DataConfig, url: str | None = None) -> Manifest:
         manifest = OPENERS[name](real, data)
     if not len(manifest):
         raise ManifestError(
-            [f"data.train: {requested} has no samples (read as {name}); set data.format if that is not the format"]
+            [f"data.train: {requested} has no samples (read as {name}); set data.format if that format is wrong"]
         )
     return manifest
 

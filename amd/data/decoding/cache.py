@@ -17,7 +17,7 @@ _EVICT_TO_FRACTION = 0.9  # evict down to this fraction of the limit, so that ev
 
 
 class LocalCache:
-    """`get(key)` returns a path or None; `put(key, content)` stores a copy and returns its path, None if too large."""
+    """Cache of files: `get` returns a path, or None; `put` stores a copy, or returns None if it is too large."""
 
     def __init__(self, folder: str | Path, limit_bytes: int) -> None:
         self.folder = Path(folder).expanduser().absolute()

@@ -1,9 +1,9 @@
-"""Decode streams with decord where it is correct: an alternative decoder (data.decoder=decord) for comparison.
+"""Decode streams with decord where it is exact: an alternative decoder (data.decoder=decord) for comparison.
 
 Compared with PyAV's exact decoding, decord 0.6 silently returns wrong frames for open GOPs, edit lists, intra refresh,
 HEVC from x265, MPEG transport and program streams, H.264 in AVI, interlaced video and 10-bit video, and does not
 report damaged frames. It is also slower than video.py. Only progressive 8-bit H.264 in mp4 with closed key frames is
-passed to it; damage inside such a stream goes undetected.
+passed to decord; damage inside such a stream goes undetected.
 """
 
 from __future__ import annotations

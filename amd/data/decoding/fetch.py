@@ -76,7 +76,7 @@ class Fetcher:
         try:
             return self._cache.put(key, content) if self._cache is not None else None
         except OSError:
-            return None  # a full or read-only disk only costs time
+            return None  # a full or read-only disk only makes later reads slower
 
     def _remote(self, location: str, offset: int | None, size: int | None) -> bytes:
         def read() -> bytes:

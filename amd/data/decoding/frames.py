@@ -24,7 +24,7 @@ def new_pixels(shape: tuple[int, ...]) -> Pixels:
 
 
 class ToRGB:
-    """Converts decoded frames to upright RGB, (H, W, 3). The result is a view, valid until the next frame."""
+    """Converts decoded frames to upright RGB, (H, W, 3). The result is a view, valid only until the next frame."""
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()  # reused: creating one per frame takes a fifth of a clip's time

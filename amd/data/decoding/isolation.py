@@ -83,7 +83,7 @@ class DecodingChild:
             self._process = None
 
     def start(self) -> _ChildProcess:
-        """Return the live process, started if necessary. Startup does not count towards a sample's time limit."""
+        """Return the running process, starting it if necessary. Startup is not part of a sample's time limit."""
         if self._process is not None and self._process.owner != os.getpid():
             self._process.detach()
             self._process = None
@@ -93,7 +93,7 @@ class DecodingChild:
         return self._process
 
     def ensure_running(self) -> None:
-        """Restart the process if it was killed while idle, so that the next sample is not blamed for it."""
+        """Restart the process if it was killed while idle, so that the next sample does not fail because of it."""
         running = self._process
         if running is not None and running.owner == os.getpid() and running.process.poll() is not None:
             self.close()
@@ -104,7 +104,7 @@ class DecodingChild:
 
 
 class _ChildProcess:
-    """One live process with its socket and shared memory."""
+    """A running process with its socket and shared memory."""
 
     def __init__(self, module: str, options: dict[str, Any]) -> None:
         self.owner = os.getpid()

@@ -8,18 +8,18 @@ from amd.data.decoding.video import VideoLimits
 
 
 class FileLimits(NamedTuple):
-    """Maximum size of an image or a video; checked before decoding if the header contains the value."""
+    """Maximum size of an image or a video. Limits on values in the file's header are checked before decoding."""
 
     bytes: int
-    """Size of the file."""
+    """Size of the file, in bytes."""
     pixels: int
-    """Pixels of an image or of a video frame."""
+    """Pixels in an image or a video frame."""
     frames: int
-    """Frames of a video."""
+    """Number of frames in a video."""
     duration_s: float
-    """Duration of a video."""
+    """Duration of a video, in seconds."""
     decoded_bytes: int
-    """Size of all requested frames as RGB."""
+    """Size of all requested frames as RGB, in bytes."""
 
     @property
     def video_limits(self) -> VideoLimits:

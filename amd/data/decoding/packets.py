@@ -1,8 +1,8 @@
 """Find the packets that must be decoded to obtain given frames of a video exactly. Decodes nothing.
 
-Frames are numbered in presentation order. A frame needs the packets from its entry point on: the last packet in
-decoding order at which a decoder can start without any earlier packet. Videos in which a packet may not be exactly one
-frame (by codec, container, or missing or duplicate timestamps) have no map and are decoded from the start.
+Frames are numbered in presentation order. A frame needs all packets from its entry point onwards, which is the last
+packet in decoding order at which a decoder can start without any earlier packet. Videos in which a packet may not be
+exactly one frame (by codec, container, or missing or duplicate timestamps) have no map and are decoded from the start.
 Sources: ITU-T H.264 (7.4.1.2.4, D.2.8), ITU-T H.265 (7.4.2.2), VP9 bitstream (6.2).
 """
 
@@ -88,7 +88,10 @@ def _starts(packets: Sequence[PacketInfo]) -> np.ndarray:
 
 
 def map_packets(packets: Sequence[Any], codec: str, container: str, extradata: bytes | None) -> PacketMap | None:
-    """Return a map if every packet is certainly one frame, else None. `packets`: in decoding order, with their data."""
+    """Return a map if every packet is known to be exactly one frame, else None.
+
+    `packets`: in decoding order, with their data.
+    """
     if codec not in CODECS or not CONTAINERS & set(container.split(",")) or not packets:
         return None
     infos = [PacketInfo(p.pts, p.is_keyframe, entry_point(p, codec, extradata), p.is_discard) for p in packets]

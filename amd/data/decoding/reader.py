@@ -1,7 +1,7 @@
 """Read the frames of a record, or raise BadSample with the reason: the entry point to decoding.
 
 Everything that can hang, crash or exhaust memory (remote reads, FFmpeg, Pillow) runs in a child process under time and
-memory limits (isolation.py). So do images: a request costs 0.5 ms, decoding a photograph 5 ms.
+memory limits (isolation.py). Images are decoded there too: a request costs 0.5 ms, decoding a photograph 5 ms.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class SampleReader:
         return DecodedFrames(self._pixels(response["shape"]), order)
 
     def start(self) -> None:
-        """Start the child now rather than with the next read."""
+        """Start the child now rather than on the next read."""
         self._child.ensure_running()
 
     def _pixels(self, shape: list[int]) -> npt.NDArray[np.uint8]:

@@ -33,7 +33,7 @@ class Transcoded(NamedTuple):
 def transcode(
     source: Source, kind: str, *, short_side: int, gop: int, crf: int, frame_rate: float | None, quality: int
 ) -> Transcoded:
-    """Transcode an image to JPEG, or a video to mp4 (H.264, closed GOPs, fastdecode); never enlarges.
+    """Transcode an image to JPEG, or a video to mp4 (H.264, closed GOPs, fastdecode); frames are never enlarged.
 
     `frame_rate`: frames per second; the frame nearest to each tick is kept. Raises ImageError or VideoError.
     """
@@ -60,7 +60,7 @@ def _image(source: Source, short_side: int, quality: int) -> Transcoded:
 
 
 def _output_size(height: int, width: int, short_side: int, multiple: int) -> tuple[int, int]:
-    """Return height and width with a short side of at most `short_side`, divisible by `multiple` (4:2:0 needs 2)."""
+    """Return the height and width, with a short side of at most `short_side`, divisible by `multiple` (2 for 4:2:0)."""
     scale = min(1.0, short_side / min(height, width))
 
     def side(pixels: int) -> int:

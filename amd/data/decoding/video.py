@@ -41,7 +41,7 @@ class Video(Protocol):
         ...
 
     def iter_frames(self, indices: Sequence[int]) -> Iterator[Pixels]:
-        """Decode frames with ascending numbers one at a time; each (H, W, 3), valid until the next."""
+        """Decode frames one at a time, in ascending order; each (H, W, 3) array is valid only until the next one."""
         ...
 
     def close(self) -> None: ...
@@ -286,7 +286,7 @@ class MappedVideo:
 
 
 class SequentialVideo:
-    """A video that must be decoded from the start to count its frames. Small ones are decoded once and kept."""
+    """A video that must be decoded from the start to count its frames. Those of small videos are kept in memory."""
 
     def __init__(self, source: Source, limits: VideoLimits | None = None) -> None:
         self._source, self._limits = source, limits

@@ -1,6 +1,6 @@
 """Load batches of clips for one training worker: loader processes read, augment and collate in a fixed order.
 
-Imports neither networks nor Ray. Every random choice is a function of (seed, epoch, position in the epoch's order), so
+Imports neither models nor Ray. Every random choice is a function of (seed, epoch, position in the epoch's order), so
 the stream is bit-identical for any number of loader processes and training workers, and from any step.
 
 Loader processes are forked from a fork server that has only imported torch, which takes milliseconds. Forking the
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     clips: Tensor  # (B x R, 3, T, H, W) uint8; channels last in memory, as decoded
     labels: Tensor  # (B x R,) int64, -1 if unlabelled
     records: Tensor  # (B x R,) int64, record numbers
-    bad: list[UnreadableSample]  # samples that could not be read and were substituted
+    bad: list[UnreadableSample]  # samples that could not be read; in training, others replace them
     extras: tuple[Any, ...] = ()  # B x R values that a ClipTransform returned with the clips
 
 
@@ -72,7 +72,10 @@ value that belongs to the clip, such as its transformed boxes."""
 
 
 class WorkerBatch(NamedTuple):
-    """A Batch as a loader process sends it. Only clips use shared memory, where every tensor takes a file."""
+    """A Batch as sent by a loader process.
+
+    Only `clips` is a tensor, because each tensor in shared memory costs a file descriptor.
+    """
 
     clips: Tensor
     labels: npt.NDArray[np.int64]
@@ -92,12 +95,12 @@ class WorkItem(NamedTuple):
 class ClipLoader:
     """Loads the samples of a manifest for one rank. Use it as a context manager, or call `close()`.
 
-    batch_size: samples per optimizer step over all ranks; micro_batch: maximum samples in one Batch.
-    train=False evaluates: manifest order, every record once (the last step is short), the middle clip, a center crop;
-    unreadable samples are reported and skipped without a substitute. `views`: several test views per record; row
-    i x V + k of a Batch is view k of sample i, with k = segment x crops + crop.
-    `transform` replaces the crop and flip of `data`; like `open_reader` it is pickled to the loader processes.
-    Raises ConfigError if the data has no samples, or fewer than one step needs.
+    batch_size: samples per optimizer step, across all ranks; micro_batch: maximum samples in one Batch.
+    With train=False, for evaluation, every record is read once in manifest order (the last step may be short), with the
+    middle clip and a center crop; unreadable samples are reported and skipped without a substitute. `views`: several
+    test views per record; row i x V + k of a Batch is view k of sample i, with k = segment x crops + crop. `transform`
+    replaces the crop and flip of `data`; like `open_reader` it is pickled to the loader processes. Raises ConfigError
+    if the data has no samples, or fewer than one step needs.
     """
 
     def __init__(
@@ -138,10 +141,10 @@ class ClipLoader:
         return self.plan.steps_per_epoch
 
     def steps(self, start_step: int, stop_step: int) -> Iterator[list[Batch]]:
-        """Yield this rank's micro-batches of each optimizer step; steps are numbered over the whole run, from 0.
+        """Yield this rank's micro-batches for each optimizer step; steps are numbered over the whole run, from 0.
 
         Each loader process prefetches data.prefetch_batches micro-batches. Leaving the loop early discards them.
-        Raises DataFault if a position has no readable record, LoaderCrash if a loader process dies.
+        Raises DataFault if a position has no readable record, or LoaderCrash if a loader process dies.
         """
         self._steps = range(start_step, stop_step)
         batches = self._batches()
@@ -153,7 +156,7 @@ class ClipLoader:
             raise
 
     def close(self) -> None:
-        """Stop the loader processes after at most their current sample."""
+        """Stop the loader processes; each may first finish its current sample."""
         self._drop_pending()
         loader, self._loader = self._loader, None
         if loader is not None:
@@ -268,7 +271,7 @@ class _ClipDataset(Dataset[Any]):
     def _fill(
         self, out: Tensor, item: WorkItem, i: int, bad: list[UnreadableSample], extras: list[Any]
     ) -> tuple[int, int] | None:
-        """Write the clips of the first readable record for position i to `out` (R, T, H, W, 3); return index, label.
+        """Write the clips of the first readable record for position i to `out` (R, T, H, W, 3); return (index, label).
 
         Appends unreadable samples to `bad` and the values of a ClipTransform to `extras`. Evaluation tries only the
         record at that position.
@@ -294,7 +297,10 @@ class _ClipDataset(Dataset[Any]):
         )
 
     def _read(self, number: int, record: Sample, draws: frame_sampling.Draws) -> Tensor | UnreadableSample:
-        """Return frames (T, H, W, 3) uint8, or the unreadable sample, which is not read again since it may time out."""
+        """Return frames (T, H, W, 3) uint8, or the unreadable sample.
+
+        A sample that has failed is not read again, because reading it may take until the time limit.
+        """
         if number in self._unreadable:
             return self._unreadable[number]
         if self._reader is None:

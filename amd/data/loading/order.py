@@ -19,7 +19,7 @@ MAX_ATTEMPTS = 32  # records tried per position; with 50 % bad files, all of the
 
 
 def epoch_order(records: int, seed: int, epoch: int) -> Numbers:
-    """Return the permutation of the record numbers for a seed and epoch. 10 million take about a second.
+    """Return the permutation of the record numbers for a seed and epoch. 10 million records take about a second.
 
     numpy guarantees a stable stream for RandomState but not for Generator, so a run that resumes with another numpy
     version keeps its order.
@@ -30,7 +30,7 @@ def epoch_order(records: int, seed: int, epoch: int) -> Numbers:
 
 
 def sample_draws(seed: int, epoch: int, position: int, attempt: int = 0) -> random.Random:
-    """Return the random generator of a sample's frames, crops and flips; `attempt`: records tried at the position."""
+    """Return the random generator for a sample's frames, crops and flips; `attempt`: records tried at the position."""
     return random.Random(f"{seed}/{epoch}/{position}/{attempt}")
 
 
@@ -54,9 +54,10 @@ class SampleRange(NamedTuple):
 
 
 class EpochPlan:
-    """Records that one rank reads in each step, numbered over the whole run. Incomplete last steps are dropped.
+    """Records that one rank reads in each step, numbered over the whole run.
 
-    train=False: manifest order, with a short last step and no substitutes.
+    Incomplete last steps are dropped. With train=False, records are in manifest order, the last step may be short, and
+    there are no substitutes.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Start and stop loader processes and check their shared memory, in addition to what torch's DataLoader does.
+"""Start and stop loader processes and check their shared memory, beyond what torch's DataLoader provides.
 
 loader.py explains why a fork server starts them.
 """
@@ -27,7 +27,7 @@ SHARED_MEMORY = "/dev/shm"
 
 
 def fork_server(*heavy: str) -> ForkServerContext:
-    """Return the multiprocessing context of loader processes; the first call starts the server, which imports torch.
+    """Return the multiprocessing context for loader processes; the first call starts the server, which imports torch.
 
     `heavy`: additional modules to preload, if the server has not started yet.
     """
@@ -87,7 +87,7 @@ def empty_uint8(*shape: int) -> Tensor:
 
 
 def check_shared_memory(data: DataConfig, micro_batch: int, clips: int, clip_bytes: int) -> None:
-    """Raise ConfigError if prefetched clips exceed shared memory, since a process would die of a bus error.
+    """Raise ConfigError if prefetched clips exceed shared memory, which would kill a loader process with a bus error.
 
     `clips`: clips per sample, that is data.repeats or the number of test views.
     """

@@ -1,7 +1,7 @@
-"""Crop, resize and flip frames to clips. uint8 in, uint8 out; randomness is passed in.
+"""Crop, resize and flip frames to clips. Input and output are uint8; randomness is passed in.
 
 Frames are (T, H, W, 3) with channels last, as decoded; resizing keeps that memory order, in which it is twice as fast,
-and `clip_view` views the result as (3, T, H, W). Does not import networks.
+and `clip_view` views the result as (3, T, H, W). Does not import models.
 Shapes: T frames, H height, W width.
 """
 
@@ -151,7 +151,7 @@ def _frame_size(frames: Tensor) -> Size:
 
 
 def _largest(frame: Size, size: Size) -> Size:
-    """Return height and width of the largest box that fits the frame and has the aspect ratio of `size`."""
+    """Return the height and width of the largest box with the aspect ratio of `size` that fits in the frame."""
     height = min(frame[0], frame[1] * size[0] // size[1])
     width = min(frame[1], frame[0] * size[1] // size[0])
     return max(1, height), max(1, width)

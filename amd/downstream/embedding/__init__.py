@@ -1,1 +1,1 @@
-"""Features of data sets: computed across a cluster, cached, and written as Parquet files."""
+"""Features of data sets: computed across a cluster, cached, or written as Parquet files."""

@@ -1,6 +1,6 @@
 """Bulk embedding: run a data set through a published encoder across the cluster and write Parquet files.
 
-Records are split into consecutive spans and each span's file is written atomically: an interrupted run resumes with the
+Records are split into consecutive spans and each span's file is written atomically. An interrupted run resumes with the
 missing spans, so each record is embedded into exactly one file. The span workers are shared with probes; Ray Data would
 only add a second code path that reads samples.
 Shapes: r readable records of a span, D width.
@@ -255,7 +255,10 @@ class _Bulk:
             raise RuntimeError(f"records {span.start} to {span.stop - 1} were not returned exactly once each")
         if not np.isfinite(part.values).all():
             raise ConfigError(
-                [f"encoder={self.config.encoder}: its vectors are not all finite: its training diverged; use another"]
+                [
+                    f"encoder={self.config.encoder}: produces NaN or infinite vectors, so its training diverged; "
+                    "choose another encoder"
+                ]
             )
         for bad in self.ledger.add(part.bad):
             logger.warning("skipped: %s: %s", bad["location"], bad["reason"])

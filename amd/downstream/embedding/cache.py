@@ -1,4 +1,4 @@
-"""Feature cache below the storage root: features of an encoder on a data set are computed once, then read.
+"""Feature cache under the storage root: an encoder's features on a data set are computed once, then read.
 
     features/KEY/rows-00000000.safetensors, rows-00004096.safetensors, …    in any order
     features/KEY/manifest.json                                              written last, as the commit
@@ -76,7 +76,10 @@ def spans(records: int) -> list[range]:
 
 
 def cached_parts(folder: str, key: FeatureKey, compute: Callable[[], Iterable[Part]]) -> Iterator[Part]:
-    """Yield the parts of a data set from the cache, or compute and cache them. Damage can repeat some parts."""
+    """Yield the parts of a data set from the cache, or compute and cache them.
+
+    If a cached file turns out to be damaged partway through, all parts are recomputed, so some may be yielded twice.
+    """
     if exists(join(folder, MANIFEST)):
         try:
             yield from read_parts(folder)

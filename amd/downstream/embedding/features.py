@@ -107,7 +107,7 @@ def file_chooser(card: Card, views: ViewsConfig | None = None) -> FrameChooser:
 
 
 def cut_clips(frames: DecodedFrames, card: Card, views: ViewsConfig | None = None) -> Tensor:
-    """Cut chosen frames into the clips of a card: (views, 3, T, H, W) uint8, ordered by segment, then crop."""
+    """Cut chosen frames into the clips that a card specifies: (views, 3, T, H, W) uint8, by segment, then crop."""
     data, crops = DataConfig(train="", interpolation=card.interpolation), 1 if views is None else views.crops
     cuts = spatial_views(torch.from_numpy(frames.pixels), data, card.clip, crops)  # crops of (U, *size, 3)
     segments = torch.from_numpy(frames.order).split(card.clip.frames)

@@ -64,7 +64,7 @@ class EmbeddingIndex(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     encoder: str
-    """Id of the encoder."""
+    """ID of the encoder."""
     sha256: str
     """sha256 of the encoder's weights."""
     data: str

@@ -1,7 +1,7 @@
 """Compute features in Ray actors that each embed the next span of records. The only module here that imports Ray.
 
-Actors receive the records to read and never list data themselves; features return through Ray's object store, about ten
-MiB at a time.
+Actors receive the records to read and never list data themselves; features are returned through Ray's object store,
+about ten MiB at a time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def workers(
     log: Callable[[str], None],
     stop: threading.Event | None = None,
 ) -> Iterator[tuple[Callable[[DataConfig, Manifest, Iterable[range]], Iterator[Part]], Precision]]:
-    """Start actors and yield a function that embeds spans of records, and its precision. Actors live until exit.
+    """Start actors and yield a function that embeds spans of records, and its precision.
+
+    Actors live until the context exits.
 
     Once `stop` is set, work in progress is discarded and no more parts are returned.
     Raises ConfigError if the cluster cannot fit the minimum number of workers.

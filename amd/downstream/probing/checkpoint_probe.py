@@ -25,7 +25,7 @@ SECTION = "probe"  # of a run's config
 def probe_checkpoint(run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None) -> Line:
     """Probe a committed checkpoint of a run, by default the newest, and return the line added to its metrics.
 
-    `run`: folder of the run, or its id below AMD_STORAGE. Settings come from the section `probe` of the run's
+    `run`: folder of the run, or its id under AMD_STORAGE. Settings come from the section `probe` of the run's
     config, changed by `overrides`. Raises ConfigError if the run, the checkpoint or the settings do not exist.
     """
     folder = find_run(run)
@@ -48,7 +48,7 @@ def _read(folder: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], Ru
         values: dict[str, Any] = read_json(join(folder, CONFIG))
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
-            [f"--run {folder}: contains no run ({CONFIG} is missing); pass a folder below runs/"]
+            [f"--run {folder}: contains no run ({CONFIG} is missing); pass a folder under runs/"]
         ) from None
     if "student" not in values:
         raise ConfigError([f"--run {folder}: not a pre-training run; probe its published encoder with `amd probe`"])

@@ -1,8 +1,8 @@
 """Few-shot probe: train on a few labels per class, drawn several times.
 
 Logistic regression on standardised features, as in MSN's low-shot test (Assran et al. 2022). The nearest class mean,
-which needs no fitting, is far worse when a few directions dominate the features: 29 % against 78 % on features of the
-digits from a random ViT, with 10 labels per class.
+which needs no fitting, is far worse when a few directions dominate the features: 29 % versus 78 % on features of the
+digits from a randomly initialised ViT, with 10 labels per class.
 Shapes: n training samples, m test samples, D features, C classes, S labels per class.
 """
 

@@ -1,4 +1,4 @@
-"""Labels of a probe's training and test set, checked before any sample is read."""
+"""Labels of a probe's training and test sets, checked before any sample is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amd.downstream.arrays import Labels
 
 
 class LabelledSets(NamedTuple):
-    """Training and test set of a probe, with labels numbered consistently in both."""
+    """Training and test sets of a probe, with labels numbered consistently in both."""
 
     train: Manifest
     test: Manifest

@@ -74,7 +74,7 @@ def train_head(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> LinearHead:
-    """Train a head for config.epochs x steps_per_epoch batches; deterministic given the seed. Labels start at 0."""
+    """Train a head for config.epochs x steps_per_epoch batches; deterministic for a given seed. Labels start at 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "head"))
         head = LinearHead(width, classes).to(device)

@@ -150,8 +150,8 @@ class ProbedEncoder:
         if not np.isfinite(embedded.values).all():
             raise ConfigError(
                 [
-                    f"encoder: its features of {field}={data.train} are not all finite: "
-                    "its training diverged; probe another"
+                    f"encoder: produces NaN or infinite features on {field}={data.train}, so its training "
+                    "diverged; choose another encoder"
                 ]
             )
         return Features(embedded.values, labels[embedded.records])
@@ -213,7 +213,7 @@ def linear_values(probed: ProbedEncoder, config: LinearConfig, seed: int) -> dic
 
 
 def few_shot_values(probed: ProbedEncoder, config: FewShotConfig, seed: int) -> dict[str, float]:
-    """Return mean and standard deviation over the draws, for each number of labels per class."""
+    """Return the mean and standard deviation over the draws, for each number of labels per class."""
     check_enough(probed.train.labels, config.labels, f"data.train={probed.data.train}", probed.sets.train.classes)
     values = {}
     for labels in config.labels:
@@ -240,7 +240,7 @@ def probe_now(
     group: ProcessGroup | None = None,
     scaling: ScalingConfig | None = None,
 ) -> dict[str, float]:
-    """Probe an encoder in memory during a run, without caching or writing. Freezes the encoder: pass a copy.
+    """Probe an encoder in memory during a run, without caching or writing. Freezes the encoder, so pass a copy.
 
     `group`: its ranks share the embedding, so all must call this; all get the same scores. `scaling`: device and
     precision of the embedding, by default config.device.
@@ -290,14 +290,17 @@ Compute = Callable[[DataConfig, Manifest, Iterable[range]], Iterable[Part]]
 
 class Workers(NamedTuple):
     embedder: Embedder
-    """Embedder of this process, for heads trained on augmented samples."""
+    """In-process embedder, used to train heads on augmented samples."""
     compute: Compute
     precision: Precision
 
 
 @contextmanager
 def _workers(config: ProbeConfig, url: str, card: Card, log: Log) -> Iterator[Workers]:
-    """Embed in this process, or in Ray actors if scaling.workers exceeds one; always here for augmented samples."""
+    """Embed in this process, or in Ray actors if scaling.workers exceeds one.
+
+    Augmented samples are always embedded in this process.
+    """
     pooling: FeaturePooling = card.pooling if config.pooling == "card" else config.pooling
     distributed = config.scaling.workers[1] > 1
     encoder, _ = load_encoder(url)

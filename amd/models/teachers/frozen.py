@@ -14,7 +14,7 @@ from amd.models.encoder import Encoder
 
 
 class FeatureTeacher(Protocol):
-    """Interface of a teacher for distillation, independent of its network."""
+    """Interface of the teacher in distillation; any model can implement it."""
 
     def __call__(self, tokens: Tensor, index: Tensor) -> list[Tensor]: ...
 
@@ -35,7 +35,7 @@ class Teacher(nn.Module):
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, index: Tensor) -> list[Tensor]:
-        """Return the residual stream after each aligned block: (B, K, P) at `index` (B, K) -> (B, K, E) each."""
+        """Return the residual stream after each aligned block: (B, K, P) at `index` (B, K) -> (B, K, E) per block."""
         features: list[Tensor] = self.encoder(tokens, index, intermediates=self.blocks, final=False).intermediates
         return features
 

@@ -1,8 +1,8 @@
 """Load plain timm ViTs, named `timm:NAME`, as image teachers, after checking that their architecture matches ours.
 
-Learned positions and layer scale are supported (`amd.exchange.load` adopts positions, `layouts` folds layer
-scale). Differences that would silently change features (norm epsilon, activation, pixel normalisation, register tokens)
-raise ConfigError.
+Learned position embeddings and layer scale are supported (`amd.exchange.load` adopts the former, `layouts` folds the
+latter). Differences that would silently change features (norm epsilon, activation, pixel normalisation, register
+tokens) raise ConfigError.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TIMM = "timm:"
 
 
 def load_timm(weights: str, clip: ClipConfig, *, pretrained: bool = True, field: str = "teacher.weights") -> Any:
-    """Return the model `timm:NAME` with pre-trained weights and positions resampled to the clip's size by timm.
+    """Return the pre-trained model `timm:NAME`, its position embeddings resampled by timm to the clip's size.
 
     `field`: config field to mention in error messages.
     Raises ConfigError if the model is unknown, its weights cannot be downloaded, or it is not a plain ViT for the clip.
@@ -62,7 +62,7 @@ def timm_clip(weights: str) -> ClipConfig:
     try:
         model = timm.create_model(name, pretrained=False, num_classes=0)
         (height, width), (patch, _) = model.patch_embed.img_size, model.patch_embed.patch_size
-    except Exception:  # names with odd characters, builders with their own exceptions, other networks
+    except Exception:  # names with odd characters, builders with their own exceptions, other models
         raise ConfigError([f"weights={weights}: timm has no such plain ViT; see timm.list_models('vit_*')"]) from None
     settings = model.pretrained_cfg
     normalisation = {field: tuple(settings[field]) for field in ("mean", "std") if settings.get(field)}

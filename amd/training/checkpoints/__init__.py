@@ -1,1 +1,1 @@
-"""Checkpoints: the saved state of a run, and its storage."""
+"""Checkpoints: the saved state of a run and how it is stored."""

@@ -1,4 +1,4 @@
-"""Capture and restore the state of a run: network, optimizer moments and a cursor, but not the teacher.
+"""Capture and restore the state of a run: model, optimizer moments and a cursor, but not the teacher.
 
 Random generators have no state to save: every draw (order, crops, masks, stochastic depth) is a function of the seed,
 the step and the position in the global batch. State is stored as named tensors and JSON, never as pickle.
@@ -22,7 +22,7 @@ def capture(
     cursor: dict[str, Any],
     extra: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Snapshot:
-    """Copy the state to the host. Waits for the device only for these copies, so the run continues immediately.
+    """Copy the state to the host. Waits for the device only while copying, so the run continues immediately.
 
     `extra`: additional tensors, by file and name.
     """
@@ -39,7 +39,7 @@ def capture(
 
 
 def restore(student: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot) -> dict[str, Any]:
-    """Load a snapshot and return its cursor. Raises KeyError or RuntimeError if it does not match the model."""
+    """Load a snapshot and return its cursor. Raises KeyError or RuntimeError if the snapshot does not match."""
     student.load_state_dict(snapshot.tensors["model"])
     moments: dict[str, dict[str, Tensor]] = {}
     for key, value in snapshot.tensors["optimizer"].items():

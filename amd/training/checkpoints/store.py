@@ -6,9 +6,9 @@
 A folder without a manifest was left by a writer that died: it is never read, and `sweep` removes it. The manifest
 contains the size and sha256 of every file, so a damaged checkpoint is detected and the previous one is used.
 
-Replaces `ray.train.report(checkpoint=…)`: Ray tracks only checkpoints whose commit reached its controller, a rank that
-dies between upload and commit leaves folders that nothing removes, such runs can resume only through Ray, and its
-checkpoints have no digests. Does not import Ray; stores named tensors and JSON of any model.
+Replaces `ray.train.report(checkpoint=…)` for four reasons: Ray tracks only checkpoints whose commit reached its
+controller; a rank that dies between upload and commit leaves folders that nothing removes; such runs can resume only
+through Ray; and Ray's checkpoints have no digests. Does not import Ray; stores named tensors and JSON for any model.
 """
 
 from __future__ import annotations

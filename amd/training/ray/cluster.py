@@ -45,7 +45,7 @@ def join_cluster(scaling: ScalingConfig, log: Callable[[str], None]) -> Iterator
         os.environ.setdefault(name, value)
     own = "RAY_ADDRESS" not in os.environ
     if own and "RAY_AUTH_MODE" not in os.environ:
-        # Explicit: by default Ray writes a token into the home folder, which changes how later clusters behave.
+        # Set explicitly: otherwise Ray writes a token into the home folder, which changes how later clusters behave.
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     import ray
 
@@ -96,7 +96,7 @@ def _start_own_cluster(cpus: int, quiet: dict[str, Any], attempts: int = 3) -> N
 
 
 def uses_gpu(scaling: ScalingConfig) -> bool:
-    """Return whether each worker gets a GPU; `auto` requires one for every worker.
+    """Return whether each worker gets a GPU; `auto` uses GPUs only if there is one for every worker.
 
     Raises ConfigError if scaling.device=cuda and the cluster has no GPU.
     """
@@ -149,16 +149,16 @@ def _infeasible_message(scaling: ScalingConfig, need: dict[str, float]) -> str:
 
     return (
         f"scaling.workers={scaling.workers[0]} need {shown(need)} each; the cluster has "
-        f"{shown(ray.cluster_resources())}, of which {shown(ray.available_resources())} free, after "
+        f"{shown(ray.cluster_resources())}, of which {shown(ray.available_resources())} are free, after "
         f"scaling.start_timeout_s={scaling.start_timeout_s:g}. "
         "Request fewer workers or CPUs (scaling.workers, scaling.cpus_per_worker), wait for other jobs, or add nodes"
     )
 
 
 def free_workers(placement_group: str) -> None:
-    """Release the resources of a worker group whose driver was lost; does nothing if they are already released.
+    """Release the resources of a worker group whose driver was lost; no-op if they are already released.
 
-    Ray releases resources when a job ends; this is for jobs that continue.
+    Ray itself releases resources only when a job ends, which is too late for jobs that continue.
     """
     import ray
     from ray.util.placement_group import PlacementGroup, remove_placement_group

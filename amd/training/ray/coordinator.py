@@ -22,7 +22,7 @@ class CoordinatorActor:
     # Called by the driver
 
     def submit(self, task: dict[str, Any]) -> None:
-        """Offer a run to all workers, one at a time. Clears an earlier stop request."""
+        """Offer a run to all workers; only one run is active at a time. Clears an earlier stop request."""
         self._number += 1
         self._task, self._stop = {**task, "number": self._number}, False
 

@@ -23,9 +23,10 @@ __all__ = ["FORWARDED", "close_groups", "cluster", "fit", "free_workers", "liste
 
 @contextlib.contextmanager
 def cluster(scaling: ScalingConfig, log: Callable[[str], None]) -> Iterator[None]:
-    """Connect to a Ray cluster for the duration of the context: the current one, RAY_ADDRESS, or a new one on loopback.
+    """Connect to a Ray cluster for the duration of the context.
 
-    Worker groups are reused until the outermost of these contexts exits.
+    This is the current cluster, the one at RAY_ADDRESS, or a new one on loopback. Worker groups are reused until
+    the outermost of these contexts exits.
     """
     with join_cluster(scaling, log), _worker_groups_open():
         yield

@@ -33,7 +33,7 @@ PRELOADED_MODULES = (
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Process one run after another until the coordinator is closed. The worker function of Ray Train."""
+    """Process one run after another until the coordinator is closed. Ray Train calls this function on every worker."""
     import ray
     import ray.train
     import ray.train.torch
@@ -198,7 +198,7 @@ def _trainer(name: str, scaling: ScalingConfig, gpu: bool, coordinator: Any, scr
         """A TorchTrainer without Ray's placement group cleaner.
 
         The cleaner is a process of 230 MB per run that never exits after its controller is killed: its exit call runs
-        in a thread and ends that thread alone (Ray 2.60). `free_workers` replaces it.
+        in a thread and ends only that thread (Ray 2.60). `free_workers` replaces it.
         """
 
         def _create_default_callbacks(self) -> list[Any]:

@@ -1,1 +1,1 @@
-"""Reporting of a run: metrics, progress, bad samples, and probes of its checkpoints."""
+"""Reporting for runs: metrics, progress, bad samples, and checkpoint probes."""

@@ -1,4 +1,4 @@
-"""Merge a run's bad samples over ranks, list them in `bad_samples.jsonl`, and check the allowed fraction."""
+"""Merge a run's bad samples across ranks, list them in `bad_samples.jsonl`, and check the allowed fraction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from amd.training.run_folder import BAD_SAMPLES
 
 
 class BadSamples:
-    """Bad samples of a run, equal on every rank after each `share`."""
+    """Bad samples of a run, identical on every rank after each `share`."""
 
     def __init__(self, run_folder: str, group: ProcessGroup, limit_fraction: float, total: int) -> None:
         self._url = join(run_folder, BAD_SAMPLES)
@@ -30,11 +30,11 @@ class BadSamples:
         return self._ledger.fault(self._limit, self._total)
 
     def add(self, bad: list[UnreadableSample]) -> None:
-        """Add bad samples of this rank; they count after the next `share`."""
+        """Record bad samples found on this rank; they are counted after the next `share`."""
         self._pending += bad
 
     def share(self) -> None:
-        """Merge bad samples over all ranks. Rewrites the file, since object stores cannot append."""
+        """Merge bad samples across all ranks. Rewrites the whole file, since object stores cannot append."""
         everyone = self._group.gather(self._pending)
         self._pending = []
         new = self._ledger.add(bad for rank in everyone for bad in rank)

@@ -1,4 +1,4 @@
-"""Write a run's metrics to immutable JSONL chunks on the storage root, TensorBoard event files and MLflow.
+"""Write a run's metrics to immutable JSONL chunks under the storage root, TensorBoard event files and MLflow.
 
 Ray keeps only metrics that are tied to a checkpoint, so runs write their own. `metrics_reader`
 reads the chunks.
@@ -32,7 +32,7 @@ class MetricsSink(Protocol):
 
 
 class ChunkSink:
-    """Write lines to `metrics/NNNNNN.jsonl`, one chunk every `seconds` and at the end."""
+    """Writes lines to `metrics/NNNNNN.jsonl`, one chunk every `seconds` and at the end."""
 
     def __init__(self, run_folder: str, seconds: float = 30.0) -> None:
         self._folder = join(run_folder, "metrics")
@@ -59,7 +59,7 @@ class ChunkSink:
 
 
 class EventFileSink:
-    """Write event files to `tensorboard/`: in place on local storage, else copied there every few minutes."""
+    """Writes event files to `tensorboard/`: in place on local storage, else copied there every few minutes."""
 
     def __init__(self, run_folder: str, from_step: int, upload_seconds: float = 300.0) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
@@ -92,7 +92,7 @@ class EventFileSink:
 
 
 class MLflowSink:
-    """Send metrics to a run on an MLflow server, which is found by its tag when training resumes.
+    """Sends metrics to a run on an MLflow server, which is found by its tag when training resumes.
 
     Sends from its own thread and buffers lines while the server is unavailable, since tracking must never delay or stop
     a run.
@@ -178,7 +178,7 @@ class MLflowSink:
 
 
 class MetricsWriter:
-    """Write to all sinks of a run."""
+    """Writes metrics to all sinks of a run."""
 
     def __init__(self, sinks: list[MetricsSink]) -> None:
         self._sinks = sinks

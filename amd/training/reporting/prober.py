@@ -58,7 +58,7 @@ class Prober:
         self._thread.join()
 
     def abandon(self) -> None:
-        """Kill the current probe and skip pending ones, after a stop."""
+        """Kill the current probe and skip pending ones; used after a stop."""
         self._stopped.set()
         if self._process is not None:
             with suppress(ProcessLookupError):
@@ -80,7 +80,7 @@ class Prober:
                 steps = store.committed()
                 if step in steps:
                     return True
-                if any(other > step for other in steps):  # it was removed before its turn came
+                if any(other > step for other in steps):  # it was removed before it could be probed
                     self.log(
                         f"WARNING step {step} was not probed: its checkpoint was removed; raise checkpoint.keep_last"
                     )

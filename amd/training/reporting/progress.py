@@ -40,7 +40,7 @@ class NullWatcher:
 
 
 class LineWatcher:
-    """Writes plain lines for logs and pipes: at most one per second, and the last one."""
+    """Writes plain lines for logs and pipes: at most one per second, plus the last one."""
 
     def __init__(self, out: TextIO, seconds: float = 1.0) -> None:
         self._out, self._seconds = out, seconds
@@ -201,7 +201,7 @@ def describe_start(event: Event) -> list[str]:
     if event["workers_before"] != event["workers"]:
         lines.append(
             f"elastic    {workers} instead of {event['workers_before']}: batch and learning rate are "
-            "kept, micro-batches recomputed"
+            "kept, micro-batches are recomputed"
         )
     if event["done"] < event["steps"]:
         lines.append(f"estimate   {duration(event['seconds'])}, waiting for data not counted")

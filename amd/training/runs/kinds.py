@@ -24,7 +24,7 @@ class ResolvedRun(Protocol):
 
 
 class RunKind(NamedTuple):
-    """Functions of one kind of run, all at module level, so that workers can import `work` by name."""
+    """Functions for one kind of run, all at module level, so that workers can import `work` by name."""
 
     name: str
     """Name of the kind in run.json and in run ids."""

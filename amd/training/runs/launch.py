@@ -1,7 +1,8 @@
-"""Launch a run: from a config to a published encoder, on Ray Train or in this process. Used by CLI, API and search.
+"""Launch a run: from a config to a published encoder, on Ray Train or in this process.
 
-Checks the config, trains the teacher if the run needs one, then attempts the run until it ends or a retry budget is
-exhausted. Does not depend on the kind of run (`kinds`) or the training loop (`trainer.loop`).
+Used by the CLI, the API and search. Checks the config, trains the teacher if the run needs one, then attempts the run
+until it ends or a retry budget is exhausted. Does not depend on the kind of run (`kinds`) or the training loop
+(`trainer.loop`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from amd.training.stop_signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
-Attempt = Callable[[RunSpec], dict[str, Any] | None]  # returns a LoopResult as plain data, None past the deadline
+# Returns a LoopResult as plain data, or None if the deadline has passed.
+Attempt = Callable[[RunSpec], dict[str, Any] | None]
 
 
 def train(config: TrainConfig, **options: Any) -> RunResult:
@@ -52,16 +54,16 @@ def launch(
 ) -> RunResult:
     """Train a run to the end and publish its encoder.
 
-    The same name with the same config continues the run, or returns its result if it has succeeded. SIGTERM and SIGINT
-    stop the run with a checkpoint within checkpoint.deadline_s; for `ray job stop` the job needs a larger
-    RAY_JOB_STOP_WAIT_TIME_S in its environment, since Ray kills after 3 s by default.
+    Calling it again with the same name and config resumes the run, or returns its result if it has succeeded. SIGTERM
+    and SIGINT stop the run with a checkpoint within checkpoint.deadline_s; for `ray job stop` the job needs a larger
+    RAY_JOB_STOP_WAIT_TIME_S in its environment, since Ray kills the job after 3 s by default.
 
     `local`: train in this process, without Ray.
     `until`: pause after this step with its checkpoint kept (state `paused`); call again with another value to continue.
-    `parent`: run and step of the checkpoint that a new run starts from, below the same storage root.
-    `wait`: if another process trains the run, wait for its result instead of raising.
+    `parent`: run and step of the checkpoint that a new run starts from, under the same storage root.
+    `wait`: if another process is already training the run, wait for its result instead of raising.
     `stop`: event that stops the run as SIGTERM does.
-    `watcher`: receives events, instead of a progress bar or lines.
+    `watcher`: receives the events; by default they are shown as a progress bar or as log lines.
     Raises ConfigError for problems that the user can fix; the result reports all other failures.
     """
     root = resolve_root(config.storage)
@@ -108,7 +110,7 @@ class _Runner:
         until: int | None = None,
         parent: tuple[str, int] | None = None,
     ) -> RunResult:
-        """Train one run. `wait`: if another process trains it, wait for its result instead of raising."""
+        """Train one run. If another process is already training it, raise, or with `wait` wait for its result."""
         started = time.monotonic()
         data = kind.check(config)
         with self._exclusive(run_id, wait) as stopped:
@@ -258,7 +260,7 @@ class _Runner:
     def _cancelled(self, run_id: str, started: float, outcome: dict[str, Any] | None) -> RunResult:
         if outcome is None or not outcome["saved"]:
             message = "stopped, but the last checkpoint was not written within checkpoint.deadline_s; "
-            message += "the same command continues from the previous one"
+            message += "run the same command to continue from the previous one"
             steps = outcome["steps"] if outcome else 0
             return self._result(run_id, "cancelled", started, reason="deadline_exceeded", message=message, steps=steps)
         if outcome["steps"] == 0:
@@ -266,7 +268,7 @@ class _Runner:
                 run_id, "cancelled", started, reason="cancelled_by_user", message="stopped before the first step"
             )
         steps = outcome["steps"]
-        message = f"stopped after step {steps}, whose checkpoint is saved; the same command continues from there"
+        message = f"stopped after step {steps}, whose checkpoint is saved; run the same command to continue from there"
         return self._result(run_id, "cancelled", started, reason="cancelled_by_user", message=message, steps=steps)
 
     def _result(self, run_id: str, state: Any, started: float, **facts: Any) -> RunResult:
@@ -279,7 +281,7 @@ class _Runner:
         return RunResult(state=state, run_id=run_id, run_folder=folder, figures=figures, seconds=seconds, **facts)
 
     def _store_traceback(self, spec: RunSpec, error: BaseException) -> None:
-        """Store the traceback in the run folder; the user gets one message."""
+        """Store the full traceback in the run folder, since the user sees only one message."""
         text = "".join(traceback.format_exception(error))
         url = join(spec.folder, "errors", f"{time.time_ns()}.txt")
         try:

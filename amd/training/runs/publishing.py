@@ -24,7 +24,7 @@ ENCODER, DECODER = "encoder.", "decoder."
 def publish(config: TrainConfig, teacher: ResolvedTeacher, root: str, run_id: str, data: DataFacts) -> str:
     """Write the encoder of a finished run to `<root>/encoders/<run id>` and return the folder's URL.
 
-    Reads only the last checkpoint, so any process can repeat it at any time. Raises UploadError if the run is not
+    Reads only the last checkpoint, so any process can call this again at any time. Raises UploadError if the run is not
     finished.
     """
     store = CheckpointStore(join(run_folder(root, run_id), "checkpoints"), config.checkpoint)

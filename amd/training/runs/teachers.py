@@ -1,4 +1,4 @@
-"""Resolve a run's teacher: existing weights, or a preset that is trained first, and only once."""
+"""Resolve a run's teacher: existing weights, or a preset, which is trained before the student and only once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ResolvedTeacher(NamedTuple):
     license: str | None
     """Licence of the teacher's weights, which the student's weights inherit."""
     parent: str | None = None
-    """Id of the run that trained the teacher; None for other weights."""
+    """ID of the run that trained the teacher; None if the weights come from elsewhere."""
 
 
 class TeacherStopped(Exception):
@@ -84,7 +84,7 @@ def teacher_recipe(config: TrainConfig) -> TrainConfig:
 
 
 def teacher_id(preset: str, recipe: TrainConfig) -> str:
-    """Return a run id derived from the recipe and its data, so that the same teacher is trained once."""
+    """Return a run id derived from the recipe and its data, so that the same teacher is trained only once."""
     digest = hashlib.sha256(f"{recipe.digest()}/{check_data(recipe).digest}".encode()).hexdigest()
     return f"{preset}-{digest[:12]}"
 

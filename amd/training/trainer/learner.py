@@ -1,4 +1,4 @@
-"""Optimizer steps of a network on one rank. A step never waits for the device, reads files or logs.
+"""Optimizer steps for a model on one rank. A step never waits for the device, reads files or logs.
 
 The global batch may be split over any number of ranks and micro-batches: each micro-batch is weighted by its number of
 samples, so the gradient equals that of the whole batch. Subclasses define the loss: `distiller` for pre-training,
@@ -26,13 +26,16 @@ from amd.training.trainer.optimizer import clip_gradients, set_lr
 
 
 class Learner(ABC):
-    """Network, optimizer and loss of one rank. Subclasses set `network` and `optimizer` after this constructor."""
+    """Model, optimizer and loss of one rank.
+
+    Subclasses set `network` and `optimizer` after calling this constructor.
+    """
 
     network: nn.Module
-    model: nn.Module  # called in the forward pass: the network, or DDP around it after `join`
+    model: nn.Module  # called in the forward pass: the model, wrapped in DDP after `join`
     optimizer: torch.optim.Optimizer
     losses: tuple[str, ...] = ("loss/total",)
-    """Metric names of the terms that `loss` returns; the first is minimized."""
+    """Metric names of the terms that `loss` returns; the first is minimised."""
 
     def __init__(self, config: RunConfig, group: ProcessGroup) -> None:
         self.run, self.group, self.device = config, group, group.device
@@ -58,7 +61,7 @@ class Learner(ABC):
         """Finish a step, after the optimizer has updated the weights."""
 
     def extra_state(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors that a checkpoint holds in addition to network and optimizer, by file."""
+        """Return the tensors that a checkpoint contains in addition to model and optimizer, by file."""
         return {}
 
     def load_extra_state(self, tensors: dict[str, dict[str, Tensor]]) -> None:
@@ -70,7 +73,7 @@ class Learner(ABC):
 
     @property
     def micro_batches(self) -> int:
-        """Number of micro-batches of this rank per step."""
+        """Number of micro-batches per step on this rank."""
         return len(order.micro_batches(self.share, self._largest))
 
     @property
@@ -78,11 +81,14 @@ class Learner(ABC):
         return min(len(self.share), self.run.scaling.micro_batch or len(self.share))
 
     def join(self) -> None:
-        """Wrap the network in DDP, so that gradients are averaged over ranks from now on."""
+        """Wrap the model in DDP, so that gradients are averaged over ranks from now on."""
         self.model = self.group.wrap(self.network)
 
     def learn(self, step: int, batches: Sequence[Batch], lr: float, waited_s: float = 0.0) -> None:
-        """Take one optimizer step. After the first non-finite gradient, steps change nothing (`GradientHealth`)."""
+        """Take one optimizer step.
+
+        After the first non-finite gradient, steps no longer change the weights (`GradientHealth`).
+        """
         norm = self.accumulate(step, batches)
         self.health.observe(step, norm)
         set_lr(self.optimizer, lr)
@@ -110,7 +116,10 @@ class Learner(ABC):
         return clip_gradients(self.network.parameters(), self.run.optim.clip_norm)
 
     def suspect_records(self, bad_step: int) -> list[int]:
-        """Return this rank's records of a non-finite step: those with a non-finite loss, or all if there are none."""
+        """Return this rank's suspect records for a non-finite step.
+
+        These are the records in micro-batches with a non-finite loss, or all records if every loss was finite.
+        """
         parts = [(records, bool(loss.isfinite())) for step, records, loss in self.recent_losses if step == bad_step]
         suspects = [records for records, finite in parts if not finite] or [records for records, _ in parts]
         return sorted({int(number) for records in suspects for number in records.tolist()})

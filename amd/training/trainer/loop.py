@@ -42,10 +42,10 @@ class RunHooks(Protocol):
         """Return whether this process has received SIGTERM or a cancel request. Called every step; must be cheap."""
 
     def preempted(self) -> bool:
-        """Return whether a node of the group is about to be preempted. A barrier: call on all ranks."""
+        """Return whether a node of the group is about to be preempted. This is a barrier, so call it on all ranks."""
 
     def emit(self, event: Event) -> None:
-        """Report an event to the run's watcher. Called on rank 0 only."""
+        """Report an event to the run's watcher. Called only on rank 0."""
 
 
 class Interrupted(Exception):
@@ -68,8 +68,8 @@ class LoopResult:
 class Training(ABC):
     """Runs one rank from the newest checkpoint to the end of the run or to a stop.
 
-    Subclasses set `learner` after this constructor, define the FLOPs of a clip, and may add start facts, evaluation and
-    checks between steps.
+    Subclasses set `learner` after calling this constructor, define the FLOPs of a clip, and may add start facts,
+    evaluation and checks between steps.
     """
 
     learner: Learner
@@ -119,7 +119,7 @@ class Training(ABC):
         return {}
 
     def after_step(self, done: int, batches: list[Batch]) -> None:
-        """Inspect the network after a step. Called on every rank."""
+        """Inspect the model after a step. Called on every rank."""
 
     def is_checkpoint_due(self, done: int) -> bool:
         """Return whether this kind of run needs a checkpoint after this step."""
@@ -133,7 +133,7 @@ class Training(ABC):
         return {}
 
     def finalize(self, done: int) -> dict[str, float]:
-        """Complete a finished run after its last checkpoint is committed; return metrics, equal on all ranks.
+        """Complete a finished run after its last checkpoint is committed; return metrics that are equal on all ranks.
 
         May raise Interrupted.
         """
@@ -159,7 +159,7 @@ class Training(ABC):
         return self._close(done, interrupted)
 
     def _catch_up(self, done: int) -> None:
-        """Evaluate the loaded checkpoint if a stop prevented it earlier; never a parent's checkpoint."""
+        """Evaluate the loaded checkpoint if a stop prevented that earlier. A parent's checkpoint is never evaluated."""
         if not done or self.origin is not self.store:
             return
         known = self.group.broadcast_from_main(lambda: self.store.metrics(done))
@@ -257,9 +257,9 @@ class Training(ABC):
     # Start and end
 
     def _resume(self) -> int:
-        """Load the newest checkpoint, or else the parent's; return the steps done.
+        """Load the newest checkpoint, or else the parent's; return the number of completed steps.
 
-        Removes uncommitted folders of writers that died.
+        Removes uncommitted folders left by writers that died.
         """
         found = self.store.load_newest() if self.group.is_main else None
         done = self.group.broadcast_from_main(lambda: found[0] if found else 0)
@@ -361,12 +361,12 @@ class Training(ABC):
     # Methods that subclasses also call
 
     def write_metrics(self, done: int, values: dict[str, float]) -> None:
-        """Write metrics of a step, on rank 0."""
+        """Write a step's metrics, on rank 0 only."""
         if self.metrics is not None:
             epoch = done / self.loader.steps_per_epoch
             self.metrics.write({"step": done, "epoch": epoch, "time": time.time()} | values)
 
     def emit(self, kind: str, **facts: Any) -> None:
-        """Emit an event, on rank 0."""
+        """Emit an event, on rank 0 only."""
         if self.group.is_main:
             self.hooks.emit({"kind": kind, **facts})

@@ -12,10 +12,12 @@ from amd.training.process_group import ProcessGroup
 
 
 class GradientHealth:
-    """Tracks on the device whether all gradients so far were finite. Reading synchronizes, so read rarely.
+    """Tracks on the device whether all gradients so far were finite.
 
-    `found` is the fused optimizer's `found_inf`: from the first non-finite step on, steps change nothing, so
-    the weights stay those of the last good step.
+    Reading synchronises with the device, so read rarely.
+
+    `found` is the fused optimizer's `found_inf`: from the first non-finite step on, steps have no effect, so the
+    weights stay those of the last good step.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,7 +31,7 @@ class GradientHealth:
         self.found = torch.maximum(self.found, bad.to(self.found.dtype))
 
     def first_bad_step(self) -> int | None:
-        """Return the first non-finite step, or None. Synchronizes with the device."""
+        """Return the first non-finite step, or None. Synchronises with the device."""
         step = int(self.first_bad.item())
         return step if step >= 0 else None
 
@@ -52,7 +54,7 @@ class StepMeter:
         self._data_s += data_s
 
     def read(self, clips_per_step: int) -> dict[str, float]:
-        """Return the means and reset. Performs the only device synchronization and all-reduce of a logging interval."""
+        """Return the means and reset. Performs the only device synchronisation and all-reduce of a logging interval."""
         clocks = torch.tensor([self._data_s, time.perf_counter() - self._since], device=self._losses.device)
         *losses, data_s, seconds = self._group.sum(torch.cat([self._losses, clocks])).tolist()
         data_s, seconds = data_s / self._group.world, seconds / self._group.world

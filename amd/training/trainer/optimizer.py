@@ -16,7 +16,7 @@ UNDECAYED_LEAVES = ("mask_token", "class_token", "cls_token", "pos_embed", "posi
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Return whether weight decay applies, which excludes vectors, biases, tokens and positions.
+    """Return whether weight decay applies to a parameter: not to vectors, biases, tokens and position embeddings.
 
     Source: the official `get_parameter_groups`. Departure: its skip list matches the full name `mask_token` only; here
     the last part of the name decides, which covers the generators' mask tokens (never trained there) and MAE's class

@@ -1,1 +1,1 @@
-"""Execution of jobs on the cluster: reconciler, admission, driver, and the files through which they communicate."""
+"""Job execution on the cluster: reconciler, admission, driver, and the files through which they communicate."""

@@ -1,8 +1,8 @@
-"""Admission: which queued job may start now, given the cluster's resources and the configured limits.
+"""Admission: decide which queued jobs may start now, given the cluster's resources and the configured limits.
 
 Jobs are offered in queue order (`JobStore.in_states`): highest priority first, then oldest. A job that fits the
 cluster but not its free resources closes admission, so that smaller jobs behind it cannot overtake it indefinitely.
-Only makes the decision; does not access the database or Ray.
+This module only makes the decision; it does not access the database or Ray.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from service.settings import Settings
 
 
 class AdmissionController:
-    """Counts the resources that active jobs use and admits further jobs within the limits."""
+    """Counts the resources used by active jobs, and admits further jobs within the limits."""
 
     def __init__(self, settings: Settings, capacity: Capacity, active: Iterable[Job]) -> None:
         self._settings, self._capacity = settings, capacity
@@ -39,7 +39,7 @@ class AdmissionController:
         self.is_closed = self.is_closed or self._running >= self._settings.max_running
 
     def obstacle(self, job: Job) -> str | None:
-        """Return the reason why a job must wait, or None if it may start."""
+        """Return why a job must wait, or None if it may start."""
         max_jobs, max_workers = self._settings.project_max_running, self._settings.project_max_workers
         if self.is_closed:
             return f"waiting for one of {self._settings.max_running} running jobs to end"
@@ -60,7 +60,7 @@ class AdmissionController:
                 f"and the cluster has {total.cpus:g} CPUs and {total.gpus:g} GPUs in total"
             )
         if self._cpus + job.cpus > total.cpus or self._gpus + gpus > total.gpus:
-            self.is_closed = True  # or jobs behind it would overtake it indefinitely
+            self.is_closed = True  # otherwise jobs behind this one would overtake it indefinitely
             return f"waiting for {request} to become free"
         return None
 

@@ -2,7 +2,7 @@
 
 Starts the program of the job's kind as a child process, ships its output to the storage root, writes heartbeats with
 its progress, forwards a stop request, and reports the outcome. A job can therefore be monitored, and its outcome is
-known, even if Ray's head is lost. Does not use the database or HTTP.
+known, even if the Ray head is lost. Does not use the database or HTTP.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ OUTAGE_S = 600.0  # how long writing the outcome is retried while the storage is
 REPORT_RETRY_S = 5.0
 READER_TIMEOUT_S = 30.0  # a grandchild may keep the pipe open
 BAD_INPUT = 2
-# Ray's core aborts a process whose cluster has disappeared or was replaced: a line of severity C, then a stack trace.
+# Ray's core aborts a process whose cluster has disappeared or been replaced. It logs a line of severity C and then a
+# stack trace.
 RAY_FATAL = re.compile(r"\[[\d-]+ [\d:,]+ C \d+ \d+\] (.*)")
 
 
 class LogShipper:
-    """Ships an attempt's log as immutable chunks named by their offset. `write` is thread-safe."""
+    """Ships an attempt's log as immutable chunks, each named after its offset. `write` is thread-safe."""
 
     def __init__(self, folder: str, interval_s: float) -> None:
         self._folder, self._interval_s = folder, interval_s
@@ -73,7 +74,7 @@ class LogShipper:
             time.sleep(self._interval_s)
 
     def _ship(self) -> bool:
-        """Write the pending bytes; return whether all were written. Bytes that could not be written stay pending."""
+        """Write the pending bytes. Returns whether all were written; bytes that could not be written stay pending."""
         while self._pending:
             with self._lock:
                 part = bytes(self._pending[:CHUNK_BYTES])
@@ -89,7 +90,7 @@ class LogShipper:
 
 
 def next_offset(folder: str) -> int:
-    """Return the offset at which a log continues: if Ray restarts an attempt, it appends to its log."""
+    """Return the offset at which to continue a log: an attempt that Ray restarts appends to its earlier log."""
     names = [name for name in listdir(folder) if name.endswith(".log")]
     return int(names[-1].removesuffix(".log")) + len(read_bytes(join(folder, names[-1]))) if names else 0
 
@@ -109,7 +110,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def wait_for_lease(folder: JobFolder, attempt: int) -> None:
-    """Wait until the previous attempt has released the run, since its node may only appear to be lost."""
+    """Wait until the previous attempt releases its lease on the run.
+
+    A node reported as lost may still be running it.
+    """
     lease = Lease(join(run_folder(folder.root, folder.job_id), "lease.json"))
     while (holder := lease.taken_by()) is not None:
         folder.write_heartbeat(attempt, None)
@@ -118,7 +122,7 @@ def wait_for_lease(folder: JobFolder, attempt: int) -> None:
 
 
 def run(program: Sequence[str], folder: JobFolder, attempt: int) -> AttemptOutcome:
-    """Run the program to its end, with heartbeats and log shipping; return its outcome."""
+    """Run the program to completion, sending heartbeats and shipping its log. Returns its outcome."""
     with tempfile.TemporaryDirectory(prefix="amd-job-") as scratch:
         progress_file = Path(scratch) / "progress.json"
         environment = {**os.environ, PROGRESS_FILE: str(progress_file), "PYTHONUNBUFFERED": "1"}
@@ -129,7 +133,7 @@ def run(program: Sequence[str], folder: JobFolder, attempt: int) -> AttemptOutco
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
-            start_new_session=True,  # only this process stops it, not also Ray's signal to the process group
+            start_new_session=True,  # Ray signals the process group; only this process should stop the program
             preexec_fn=die_with_parent,
         )
 
@@ -206,7 +210,7 @@ def outcome_of_exit(
 
 
 def report_outcome(folder: JobFolder, attempt: int, outcome: AttemptOutcome) -> None:
-    """Write the outcome, retrying for OUTAGE_S while the storage is unavailable, since it must not be lost."""
+    """Write the outcome, which must not be lost; retries for OUTAGE_S while the storage is unavailable."""
     until = time.monotonic() + OUTAGE_S
     while True:
         try:
@@ -220,7 +224,7 @@ def report_outcome(folder: JobFolder, attempt: int, outcome: AttemptOutcome) -> 
 
 
 def _stop(child: subprocess.Popen[bytes], folder: JobFolder, attempt: int, forced: threading.Event) -> None:
-    """Ask the program to stop; kill it after the attempt's deadline."""
+    """Ask the program to stop, and kill it after the attempt's deadline."""
     child.terminate()
     try:
         limit = folder.read_stop_deadline(attempt)
@@ -247,7 +251,7 @@ def _start_reader(
             write(line)
             if results is not None:
                 _keep_json(line, results)
-            with contextlib.suppress(OSError, ValueError):  # copied to Ray's own log of the job
+            with contextlib.suppress(OSError, ValueError):  # copied to Ray's own job log
                 sys.stdout.buffer.write(line)
                 sys.stdout.buffer.flush()
 

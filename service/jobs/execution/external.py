@@ -1,4 +1,4 @@
-"""Discovery, on the storage root, of runs started outside the service with `amd train` or `ray job submit`.
+"""Discovery of runs under the storage root that were started outside the service, e.g. with `amd train`.
 
 They are listed read-only: the service cannot cancel runs that it did not start. Trials and teachers of a job belong to
 that job and are not listed.
@@ -25,11 +25,11 @@ from service.web.schemas import DEFAULT_PROJECT
 logger = logging.getLogger(__name__)
 
 SCAN_S = 30.0
-WATCHED = 100  # number of unfinished runs, newest first, that each scan rereads: they may have been resumed
+WATCHED = 100  # unfinished runs that each scan rereads, newest first, because they may have been resumed
 
 
 class ExternalRunDiscovery:
-    """Maintains a job row for each run that no job started. `scan` is cheap if there are no new runs."""
+    """Maintains a job row for each run started outside the service. `scan` is cheap if there are no new runs."""
 
     def __init__(self, store: JobStore, root: str, clock: Callable[[], float] = time.time) -> None:
         self._store, self._root, self._clock = store, root, clock
@@ -102,7 +102,7 @@ class ExternalRunDiscovery:
 
 
 def state_of(folder: str, now: float) -> dict[str, Any]:
-    """Derive the fields of a job from the folder of its run."""
+    """Derive a job's fields from its run folder."""
     if RESULT in listdir(folder):
         result = read_json(join(folder, RESULT))
         ending = {"state": result["state"], "reason": result.get("reason"), "message": result.get("message") or ""}

@@ -1,10 +1,10 @@
-"""Files through which a job and the control plane communicate, below `<root>/jobs/<job id>/`.
+"""Files through which a job and the control plane communicate, under `<root>/jobs/<job id>/`.
 
     config.json               the config that the job's program reads
     request.json              the job's kind, which selects the program
     attempts/NNNN.json        the attempt's heartbeat: time, progress and, at the end, its outcome
-    attempts/NNNN.stop.json   seconds the attempt may take to stop
-    logs/NNNN/<offset>.log    its output, in immutable chunks named by their offset
+    attempts/NNNN.stop.json   time that the attempt may take to stop, in seconds
+    logs/NNNN/<offset>.log    the attempt's output, in immutable chunks named after their offset
     output/                   files written by export, prepare and embed jobs
 
 The storage root outlives clusters and control planes, so these files take precedence over what Ray reports.
@@ -25,7 +25,7 @@ from amd.storage import StorageUnreachable, filesystem, is_remote, join, write_j
 RETRYABLE = frozenset(
     {"storage_unreachable", "node_lost", "oom_host", "cluster_unavailable", "loader_crashed", "preempted_budget"}
 )
-"""Failures of machines, network or storage. Errors in the config, data or code would only recur."""
+"""Machine, network and storage failures. Errors in the config, data or code would recur, so they are not retried."""
 
 
 class AttemptOutcome(BaseModel):
@@ -37,7 +37,7 @@ class AttemptOutcome(BaseModel):
     reason: str | None = None
     message: str = ""
     exit_code: int | None = None
-    """Exit code of the program; negative if a signal terminated it, None if not reported."""
+    """Exit code of the program: negative if a signal terminated it, None if it was not reported."""
     asked_to_stop: bool = False
     """Whether the attempt received SIGTERM."""
     rank: int | None = None
@@ -65,7 +65,7 @@ class Heartbeat(BaseModel):
 
 
 class JobFolder(NamedTuple):
-    """A job's folder on the storage root."""
+    """A job's folder under the storage root."""
 
     root: str
     job_id: str
@@ -84,7 +84,7 @@ class JobFolder(NamedTuple):
 
     @property
     def output(self) -> str:
-        """Folder for the output files of a job; deleted with the job."""
+        """Folder for the job's output files, which are deleted together with the job."""
         return join(self.url, "output")
 
     def heartbeat_file(self, attempt: int) -> str:
@@ -95,7 +95,10 @@ class JobFolder(NamedTuple):
         write_json(self._stop_file(attempt), {"seconds": seconds})
 
     def read_stop_deadline(self, attempt: int) -> float | None:
-        """Return the deadline, or None if none was set. Raises StorageUnreachable without retrying."""
+        """Return the time that the attempt may take to stop, or None if it is not set.
+
+        Raises StorageUnreachable without retrying.
+        """
         found = _cat(self._stop_file(attempt))
         return None if found is None else float(json.loads(found)["seconds"])
 
@@ -114,7 +117,7 @@ class JobFolder(NamedTuple):
     def read_heartbeat(self, attempt: int) -> Heartbeat | None:
         """Return the newest heartbeat, or None if there is none yet.
 
-        Raises StorageUnreachable without retrying, since callers poll.
+        Raises StorageUnreachable without retrying, because callers poll.
         """
         found = _cat(self.heartbeat_file(attempt))
         try:

@@ -1,8 +1,8 @@
-"""Cluster client of the reconciler: submit, poll and stop Ray jobs, and read the cluster's capacity.
+"""Cluster client for the reconciler: submit, poll and stop Ray jobs, and read the cluster's capacity.
 
 The only module of the jobs package that calls Ray. Ray's client reports errors as text and has no timeouts; the methods
-here return a value or None, or raise ClusterUnavailable. Ray is imported by the first call, so the control plane starts
-without a cluster.
+here return a value or None, or raise ClusterUnavailable. Ray is imported on first use, so the control plane can
+start without a cluster.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.web.errors import ClusterUnavailable
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 15.0
-KILL_GRACE_S = 60.0  # after a job's own deadline, before Ray kills a driver that has not stopped
+KILL_GRACE_S = 60.0  # time after a job's own deadline before Ray kills a driver that has not stopped
 
 RayStatus = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
 
@@ -50,13 +50,13 @@ class Cluster(Protocol):
     """Interface of a cluster that runs jobs. Every method may raise ClusterUnavailable."""
 
     def submit(self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float) -> None:
-        """Start an attempt's driver; submitting the same id again changes nothing."""
+        """Start an attempt's driver. No-op if this submission ID already exists."""
 
     def status(self, submission_id: str) -> RayJobStatus | None:
         """Return the status of a submission, or None if Ray does not know it."""
 
     def stop(self, submission_id: str) -> None:
-        """Ask a submission to stop; does nothing if it does not exist."""
+        """Ask a submission to stop. No-op if it does not exist."""
 
     def capacity(self) -> Capacity: ...
 
@@ -79,7 +79,7 @@ class RayJobs:
                     runtime_env={"env_vars": environment},
                     metadata={"amd_job": job_id, "amd_attempt": str(attempt)},
                 )
-            except RuntimeError as error:  # Ray returns status 500 with a traceback if the id already exists
+            except RuntimeError as error:  # Ray returns status 500 with a traceback if the ID already exists
                 if "already exists" not in str(error):
                     raise
 
@@ -115,7 +115,7 @@ class RayJobs:
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
-        """Translate every failure of Ray to ClusterUnavailable."""
+        """Translate every Ray failure to ClusterUnavailable."""
         import requests
 
         try:
@@ -127,15 +127,13 @@ class RayJobs:
 
     def _client(self) -> Any:
         if self._job_client is None:
-            for name in (
-                "RAY_ADDRESS",
-                "RAY_API_SERVER_ADDRESS",
-            ):  # these would take precedence over the address below
+            # These variables would take precedence over the address below.
+            for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
                 os.environ.pop(name, None)
             from ray.job_submission import JobSubmissionClient
 
             class ClientWithTimeout(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
-                """Adds a timeout to every request, since Ray's client has none."""
+                """Adds a timeout to every request, because Ray's client has none."""
 
                 def _do_request(self, *args: Any, **kwargs: Any) -> Any:
                     return super()._do_request(*args, **{"timeout": TIMEOUT_S, **kwargs})

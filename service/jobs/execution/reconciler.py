@@ -1,7 +1,7 @@
-"""Reconciler: moves every job one step at a time from its observed to its desired state.
+"""Reconciler: moves every job, one step at a time, from its observed state to its desired state.
 
-There are three sources of truth, in descending order of authority: the desired state in the database, the reports of
-attempts on the storage root, and the status of submissions in Ray. The desired state is committed before Ray is called,
+There are three sources of truth, in descending order of authority: the desired state in the database, the attempts'
+reports under the storage root, and the submission status in Ray. The desired state is committed before Ray is called,
 and every call to Ray may be repeated, so a control plane may die at any point and another can continue.
 `service.jobs.actions` decides what an owner may do, `admission` which job starts next. Does not import HTTP or the
 encoder registry.
@@ -32,24 +32,24 @@ logger = logging.getLogger(__name__)
 
 TASK, LEASE_S = "reconciler", 15.0
 STOPPING = ("pausing", "cancelling")
-ENDED_SILENCE_S = 20.0  # after Ray reports the end, since the attempt's own report may still arrive
+ENDED_SILENCE_S = 20.0  # after Ray reports the end, because the attempt's own report may still arrive
 STOP_AGAIN_S = 10.0
 BACKOFF_S, MAX_BACKOFF_S = 5.0, 300.0
 MAX_MARKED = 10  # number of waiting jobs whose message reports an outage
 
 
 class PublishedEncoders(Protocol):
-    """Interface of the encoder registry for jobs. Both methods may raise StorageError."""
+    """Interface of the encoder registry used by jobs. Both methods may raise StorageError."""
 
     def scan(self) -> None:
-        """Bring the registry up to date with the storage root; cheap when nothing has changed."""
+        """Synchronise the registry with the storage root. Cheap when nothing has changed."""
 
     def register(self, folder: str) -> None:
         """Register the encoder that a job has just published in this folder."""
 
 
 class JobTransition(NamedTuple):
-    """Next state of a job, with reason and message."""
+    """A job's next state, with its reason and message."""
 
     state: str
     reason: str | None
@@ -57,7 +57,7 @@ class JobTransition(NamedTuple):
 
 
 class Reconciler:
-    """Moves every job one step at a time towards its desired state. Only the replica with the lease does this."""
+    """Moves every job, one step at a time, towards its desired state. Only the replica that holds the lease does so."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Reconciler:
         clock: Callable[[], float] = time.time,
         reserved_cpus: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`reserved_cpus`: CPUs of the cluster that are not available to jobs."""
+        """`reserved_cpus` returns the number of cluster CPUs that are not available to jobs."""
         self._store, self._cluster, self._settings, self._encoders = store, cluster, settings, encoders
         self._clock, self._reserved_cpus = clock, reserved_cpus
         self._root = settings.root
@@ -78,7 +78,7 @@ class Reconciler:
         self._heartbeats: dict[str, tuple[float, float]] = {}  # by missing job: (node's clock, when observed)
         self._stopped_at: dict[str, float] = {}
         self.outage = ""
-        """Reason why the cluster does not respond; empty while it does."""
+        """Reason why the cluster does not respond; empty while it responds."""
 
     def run(self, stop: threading.Event) -> None:
         """Reconcile until `stop` is set. Any error is logged, and the next step retries."""
@@ -93,7 +93,7 @@ class Reconciler:
             logger.warning("the reconciler's lease could not be released: %s", error)
 
     def step(self) -> bool:
-        """Reconcile every job once; return whether this replica holds the lease."""
+        """Reconcile every job once. Returns whether this replica holds the lease."""
         if not self._store.acquire_lease(TASK, self.holder, LEASE_S):
             return False
         for job in self._store.in_states(ACTIVE):
@@ -108,7 +108,7 @@ class Reconciler:
         return True
 
     def _guarded(self, move: Callable[[Job], None], job: Job) -> None:
-        """Move one job; its errors do not affect the others."""
+        """Move one job. Its errors do not affect other jobs."""
         try:
             move(job)
             self.outage = ""
@@ -167,10 +167,10 @@ class Reconciler:
             self._request_stop(job)
 
     def _request_stop(self, job: Job) -> None:
-        """Ask Ray to stop the attempt. Repeated every STOP_AGAIN_S until the attempt has ended."""
+        """Ask Ray to stop the attempt, repeating the request every STOP_AGAIN_S until the attempt has ended."""
         key = submission_id(job, job.attempt)
         if self._clock() - self._stopped_at.get(key, 0.0) >= STOP_AGAIN_S:
-            if job.stop_by is not None:  # relative, since the node's clock may differ
+            if job.stop_by is not None:  # relative, because the node's clock may differ
                 seconds = max(0.0, job.stop_by - self._clock())
                 JobFolder(self._root, job.id).write_stop_deadline(job.attempt, seconds)
             self._cluster.stop(key)
@@ -179,8 +179,8 @@ class Reconciler:
     def _handle_missing(self, job: Job, ray_job: RayJobStatus | None, heartbeat: Heartbeat | None) -> None:
         """Handle an attempt that Ray reports as ended or does not know, but that has not reported an outcome.
 
-        It is declared lost once it has sent no heartbeat for long enough. An attempt that sends heartbeats is alive:
-        Ray forgets its jobs, or marks running ones as failed, when its head is replaced.
+        The attempt is declared lost once it has sent no heartbeat for long enough. An attempt that sends heartbeats is
+        alive, whatever Ray reports: when its head is replaced, Ray forgets jobs or marks running ones as failed.
         """
         now = self._clock()
         since = self._silent_since.setdefault(job.id, now)
@@ -192,7 +192,7 @@ class Reconciler:
         self._finish(job, outcome_of_lost(job, ray_job, started=heartbeat is not None), stopped_through_ray=False)
 
     def _last_heartbeat(self, job: Job, heartbeat: Heartbeat | None, now: float) -> float:
-        """Return when the heartbeat last changed, on this machine's clock, since the clocks of nodes may differ."""
+        """Return when the heartbeat last changed, by this machine's clock, because node clocks may differ."""
         if heartbeat is None:
             return 0.0
         node_time, observed = self._heartbeats.get(job.id, (0.0, 0.0))
@@ -218,7 +218,7 @@ class Reconciler:
     # Ended attempts
 
     def _finish(self, job: Job, outcome: AttemptOutcome, stopped_through_ray: bool) -> None:
-        """Move the job to the state that follows from its attempt's outcome."""
+        """Move the job to the state that results from its attempt's outcome."""
         self._silent_since.pop(job.id, None)
         self._heartbeats.pop(job.id, None)
         now = self._clock()
@@ -244,7 +244,7 @@ class Reconciler:
         self._store.change(job, state, attempt=attempt, **fields)
 
     def _register(self, encoder: str) -> None:
-        """Register an encoder before its job succeeds, so that clients waiting for the job can deploy it right away."""
+        """Register an encoder before its job succeeds, so that clients waiting for the job can then deploy it."""
         try:
             self._encoders.register(encoder)
         except StorageError as error:
@@ -300,12 +300,12 @@ class Reconciler:
 
 
 def submission_id(job: Job, attempt: int) -> str:
-    """Return Ray's submission id of an attempt: the job's id, with a number from the second attempt on."""
+    """Return an attempt's Ray submission ID: the job's ID, followed by a number from the second attempt onwards."""
     return job.id if attempt == 1 else f"{job.id}-{attempt}"
 
 
 def outcome_of_lost(job: Job, ray_job: RayJobStatus | None, *, started: bool) -> AttemptOutcome:
-    """Derive the outcome of an attempt that reported none. `started`: whether it has sent a heartbeat."""
+    """Derive the outcome of an attempt that reported none. `started` is whether the attempt ever sent a heartbeat."""
     if job.wanted != "run":
         message = "exited without reporting a result; its newest checkpoint is kept"
         return AttemptOutcome(state="cancelled", reason="deadline_exceeded", message=message)
@@ -316,9 +316,9 @@ def outcome_of_lost(job: Job, ray_job: RayJobStatus | None, *, started: bool) ->
         return AttemptOutcome(state="failed", reason="node_lost", message="the cluster no longer knows the job")
     lines = [line for line in ray_job.message.splitlines() if line.strip()]
     if started:
-        message = "its driver exited without reporting a result" + (f"; Ray reports: {lines[0][:300]}" if lines else "")
+        message = "the driver exited without reporting a result" + (f"; Ray reports: {lines[0][:300]}" if lines else "")
     else:  # the last line of a traceback names the error
-        message = f"its driver could not start: {lines[-1][:300] if lines else 'Ray reports no reason'}"
+        message = f"the driver could not start: {lines[-1][:300] if lines else 'Ray reports no reason'}"
     return AttemptOutcome(state="failed", reason="node_lost", message=message, log_tail=ray_job.message)
 
 
@@ -336,7 +336,7 @@ def next_transition(job: Job, outcome: AttemptOutcome, stopped_through_ray: bool
         return JobTransition("failed", "time_limit", message)
     if outcome.state == "cancelled":
         if outcome.asked_to_stop and outcome.reason == "cancelled_by_user" and not stopped_through_ray:
-            return JobTransition("queued", None, "its node was lost; resuming from the newest checkpoint")
+            return JobTransition("queued", None, "the node was lost; resuming from the newest checkpoint")
         return JobTransition("cancelled", outcome.reason, outcome.message)
     if outcome.retryable and job.retries < job.max_retries:
         message = f"retry {job.retries + 1} of {job.max_retries} after: {outcome.message}"
@@ -345,5 +345,5 @@ def next_transition(job: Job, outcome: AttemptOutcome, stopped_through_ray: bool
 
 
 def backoff_s(retries: int) -> float:
-    """Return the pause before the next retry: 5, 10, 20 … s, at most five minutes."""
+    """Return the pause before the next retry: 5, 10, 20 … s, up to five minutes."""
     return float(min(MAX_BACKOFF_S, BACKOFF_S * 2**retries))

@@ -32,7 +32,7 @@ def test_a_non_commercial_licence_is_announced_before_the_usage_section() -> Non
         assert "on-commercial" not in model_card(card(weights_license=free))
 
 
-def test_non_commercial_licences_are_recognized_by_name() -> None:
+def test_non_commercial_licences_are_recognised_by_name() -> None:
     assert all(
         is_non_commercial(name) for name in ("CC-BY-NC-4.0", "cc-by-nc-sa-4.0", "CC BY NC 4.0", "Non-Commercial")
     )

@@ -28,7 +28,7 @@ def published(url: str, config=tiny_video_config()) -> tuple[Encoder, Card]:  # 
 
 
 @pytest.mark.parametrize("config", [tiny_video_config(), tiny_image_config()])
-def test_a_published_encoder_returns_the_same_vectors(tmp_path: Path, config) -> None:  # type: ignore[no-untyped-def]
+def test_a_published_encoder_returns_the_same_vectors_after_loading(tmp_path: Path, config) -> None:  # type: ignore[no-untyped-def]
     encoder, card = published(str(tmp_path), config)
     loaded, loaded_card = load_encoder(str(tmp_path))
     clips = torch.randint(0, 256, (2, 3, config.clip.frames, *config.clip.size), dtype=torch.uint8)
@@ -58,7 +58,7 @@ def test_a_decoder_is_published_next_to_its_encoder(tmp_path: Path) -> None:
     assert "decoder.safetensors" in (tmp_path / "README.md").read_text()
 
 
-def test_a_damaged_deleted_or_never_published_decoder_raises(tmp_path: Path) -> None:
+def test_loading_a_damaged_deleted_or_unpublished_decoder_raises(tmp_path: Path) -> None:
     _, card = published_with_decoder(str(tmp_path))
     weights = tmp_path / "decoder.safetensors"
     damaged = bytearray(weights.read_bytes())
@@ -81,7 +81,7 @@ def test_an_encoder_published_to_s3_loads_unchanged(s3_root: str) -> None:
     )
 
 
-def test_a_folder_without_an_encoder_raises(tmp_path: Path) -> None:
+def test_loading_a_folder_without_an_encoder_raises(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a published encoder"):
         load_encoder(str(tmp_path))
 

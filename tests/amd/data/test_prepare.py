@@ -81,7 +81,7 @@ def test_every_gop_of_a_prepared_video_is_closed_and_starts_with_a_key_frame(vid
     assert found.closed
 
 
-def test_frame_rate_keeps_every_nth_frame(videos: Path, tmp_path: Path) -> None:
+def test_a_lower_frame_rate_keeps_every_nth_frame(videos: Path, tmp_path: Path) -> None:
     report = prepare(DataConfig(train=str(videos)), str(tmp_path), frame_rate=7.5, limit=1)
     assert report.frames == 8
 
@@ -137,7 +137,7 @@ def test_a_run_restarted_after_sigkill_writes_identical_bytes(videos: Path, tmp_
 
 def test_output_written_with_different_settings_is_rejected(videos: Path, tmp_path: Path) -> None:
     prepare(DataConfig(train=str(videos)), str(tmp_path), short_side=32, limit=1)
-    with pytest.raises(ManifestError, match="short_side was 32, is 48"):
+    with pytest.raises(ManifestError, match="short_side was 32, is now 48"):
         prepare(DataConfig(train=str(videos)), str(tmp_path), short_side=48, limit=1)
 
 

@@ -91,7 +91,7 @@ def test_each_seed_has_its_own_teacher_and_full_mode_adds_control_runs(tmp_path:
     assert len(set(section.row("amd").encoders)) == 2
 
 
-def test_fine_tuning_starts_from_scratch_from_a_plain_mae_and_from_an_amd_student(tmp_path: Path) -> None:
+def test_fine_tuning_compares_random_weights_a_plain_mae_and_an_amd_student(tmp_path: Path) -> None:
     output = io.StringIO()
     (section,) = short_demo(tmp_path, output, video=False, finetuned=True).sections
     assert [row.key for row in section.rows if row.finetuned] == ["random", "mae", "amd"]

@@ -212,12 +212,12 @@ def test_torch_export_runs_with_any_batch_size(tmp_path: Path) -> None:
             close(model(pixels), expected(encoder, head, IMAGE, pixels))
 
 
-def test_an_unsupported_encoder_is_rejected_and_supporting_formats_are_listed(tmp_path: Path) -> None:
+def test_an_unsupported_encoder_is_rejected_with_a_list_of_formats_that_support_it(tmp_path: Path) -> None:
     publish(tmp_path / "video", BASE | {"positions": "sincos_3d"}, VIDEO)
     message = rejection_message(tmp_path / "video", "timm", tmp_path / "out")
     assert "timm's ViT takes images, but this encoder takes clips of 4 frames" in message
     assert "formats that can: official, onnx, torch-export" in message
-    assert "this encoder has sincos_3d positions" in rejection_message(
+    assert "this encoder has sincos_3d position embeddings" in rejection_message(
         tmp_path / "video", "huggingface", tmp_path / "out"
     )
     publish(tmp_path / "image", MAE, IMAGE, head=HEAD)
@@ -231,7 +231,7 @@ def test_an_unsupported_encoder_is_rejected_and_supporting_formats_are_listed(tm
 
 def test_an_invalid_output_path_is_rejected_before_writing(tmp_path: Path) -> None:
     publish(tmp_path / "e1", BASE, VIDEO)
-    assert "ends in .pth or .safetensors" in rejection_message(tmp_path / "e1", "official", tmp_path / "out.bin")
+    assert "must end in .pth or .safetensors" in rejection_message(tmp_path / "e1", "official", tmp_path / "out.bin")
     (tmp_path / "out.onnx").write_text("mine")
     assert "already exists" in rejection_message(tmp_path / "e1", "onnx", tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx").read_text() == "mine"
@@ -291,7 +291,7 @@ def test_an_export_is_written_to_s3(tmp_path: Path, s3_root: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(back.parameters(), encoder.parameters(), strict=True))
 
 
-def test_our_output_matches_the_card(tmp_path: Path) -> None:
+def test_the_model_to_export_matches_the_published_classifier(tmp_path: Path) -> None:
     publish(tmp_path / "e1", BASE, VIDEO, head=HEAD)
     model = export_module._load(str(tmp_path / "e1"))
     classifier, card = load_classifier(str(tmp_path / "e1"))

@@ -93,7 +93,9 @@ def test_a_head_on_the_class_token_is_omitted_and_reported(tmp_path: Path) -> No
     assert "takes the class token" in imported.notes[-1]
 
 
-def test_a_timm_name_sets_size_and_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importing_a_timm_model_infers_its_size_and_normalisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=0))
     peer.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: peer)
@@ -141,7 +143,7 @@ def test_an_unrelated_json_file_next_to_the_weights_is_ignored(golden: Path, tmp
         assert license_of(str(file), None) is None
 
 
-def test_our_own_encoder_keeps_its_card(golden: Path, tmp_path: Path) -> None:
+def test_importing_a_published_encoder_keeps_its_card(golden: Path, tmp_path: Path) -> None:
     first = import_weights(tmp_path, golden / "mae_state.safetensors", heads=3, license="CC-BY-NC-4.0")
     second = import_weights(tmp_path / "other", first.url, "e2")
     assert second.card == first.card.model_copy(update={"id": "e2"})

@@ -71,7 +71,7 @@ def tokens_of(encoder: Encoder, clip: ClipConfig, clips: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("model", [VideoMAEModel, VideoMAEForPreTraining])
 @pytest.mark.parametrize("shard", ["5GB", "100KB"], ids=["one-file", "sharded"])
-def test_a_transformers_videomae_folder_reproduces_its_features(tmp_path: Path, model: Any, shard: str) -> None:
+def test_a_transformers_videomae_folder_loads_with_the_same_features(tmp_path: Path, model: Any, shard: str) -> None:
     settings = VideoMAEConfig(**PEER, num_frames=4, tubelet_size=2, use_mean_pooling=False)
     peer = model(settings)
     saved(peer, tmp_path, max_shard_size=shard)
@@ -84,7 +84,7 @@ def test_a_transformers_videomae_folder_reproduces_its_features(tmp_path: Path, 
     assert point.pooling == "mean"
 
 
-def test_a_fine_tuned_videomae_folder_reproduces_its_pooled_features(tmp_path: Path) -> None:
+def test_a_fine_tuned_videomae_folder_loads_with_the_same_pooled_features(tmp_path: Path) -> None:
     peer = VideoMAEForVideoClassification(VideoMAEConfig(**PEER, num_frames=4, tubelet_size=2, num_labels=5))
     peer.fc_norm.eps = 1e-6  # the official value; transformers keeps torch's default of 1e-5
     encoder, point = start(BASE, VIDEO, saved(peer, tmp_path))
@@ -96,7 +96,7 @@ def test_a_fine_tuned_videomae_folder_reproduces_its_pooled_features(tmp_path: P
 
 
 @pytest.mark.parametrize("model", [ViTModel, ViTForImageClassification])
-def test_a_transformers_vit_folder_reproduces_its_features(tmp_path: Path, model: Any) -> None:
+def test_a_transformers_vit_folder_loads_with_the_same_features(tmp_path: Path, model: Any) -> None:
     peer = model(ViTConfig(**PEER))
     encoder, _ = start(LEARNED_IMAGE, IMAGE, saved(peer, tmp_path))
     images = torch.randn(2, 3, 16, 16)
@@ -105,7 +105,7 @@ def test_a_transformers_vit_folder_reproduces_its_features(tmp_path: Path, model
     close(tokens_of(encoder, IMAGE, images[:, :, None]), expected)
 
 
-def test_a_transformers_vit_mae_folder_reproduces_its_features(tmp_path: Path) -> None:
+def test_a_transformers_vit_mae_folder_loads_with_the_same_features(tmp_path: Path) -> None:
     peer = perturbed(ViTMAEForPreTraining(ViTMAEConfig(**PEER, mask_ratio=0.0, decoder_hidden_size=32)))
     table = position_table("sincos_2d", IMAGE.grid, 48)
     peer.vit.embeddings.position_embeddings.data.copy_(torch.cat([torch.zeros(1, 48), table])[None])
@@ -127,7 +127,7 @@ def test_a_transformers_vit_mae_folder_reproduces_its_features(tmp_path: Path) -
     ],
     ids=["plain", "layer-scale", "no-class-position", "no-class-token"],
 )
-def test_a_timm_vit_file_reproduces_the_timm_features(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_timm_vit_file_loads_with_the_same_features(tmp_path: Path, options: dict[str, Any]) -> None:
     peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=3, **options))
     save_file(peer.state_dict(), tmp_path / "vit.safetensors")
     values = LEARNED_IMAGE | {"class_token": options.get("class_token", True)}
@@ -137,7 +137,7 @@ def test_a_timm_vit_file_reproduces_the_timm_features(tmp_path: Path, options: d
         close(tokens_of(encoder, IMAGE, images[:, :, None]), peer.forward_features(images))
 
 
-def test_a_timm_name_initialises_image_and_video_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timm_model_initialises_image_and_video_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     peer = perturbed(timm.models.VisionTransformer(**TIMM, num_classes=0))
     peer.pretrained_cfg = {"mean": IMAGE.mean, "std": IMAGE.std}
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: peer)
@@ -179,7 +179,7 @@ def test_learned_positions_at_a_different_size_match_timm_positions(tmp_path: Pa
     close(encoder.positions, expected[0, 1:])
 
 
-def test_resampling_in_time_is_linear_and_keeps_static_values() -> None:
+def test_resampling_in_time_is_linear_and_keeps_constant_values() -> None:
     old, width = TokenGrid(2, 3, 3), 5
     table = torch.randn(old.tokens, width)
     assert torch.equal(resample(table, old, old), table)
@@ -205,12 +205,12 @@ def test_a_mae_file_loads_at_a_different_size_and_mismatched_positions_are_repor
     encoder, _ = start(values, clip, golden / "mae_state.safetensors")
     assert torch.equal(encoder.positions, position_table("sincos_2d", clip.grid, 24))
     message = rejection_message(values | {"positions": "sincos_1d"}, clip, golden / "mae_state.safetensors")
-    assert "its positions are sincos_2d, not sincos_1d: set encoder.positions=sincos_2d" in message
+    assert "its position embeddings are sincos_2d, not sincos_1d: set encoder.positions=sincos_2d" in message
 
 
 def test_learned_positions_are_rejected_if_the_config_has_fixed_ones(tmp_path: Path) -> None:
     message = rejection_message({**BASE, "class_token": True, "positions": "sincos_2d"}, IMAGE, timm_file(tmp_path)[1])
-    assert "its positions are learned, not sincos_2d: set encoder.positions=learned" in message
+    assert "its position embeddings are learned, not sincos_2d: set encoder.positions=learned" in message
 
 
 def test_learned_positions_start_from_fixed_ones_if_the_file_has_no_table(golden: Path) -> None:
@@ -287,7 +287,7 @@ def test_an_index_that_lists_missing_tensors_is_rejected(tmp_path: Path) -> None
     places = json.loads(index.read_text())
     places["weight_map"]["layernorm.surprise"] = next(iter(places["weight_map"].values()))
     index.write_text(json.dumps(places))
-    assert "1 tensors of the index are missing from its files" in rejection_message(LEARNED_IMAGE, IMAGE, tmp_path)
+    assert "1 tensors listed in the index are missing" in rejection_message(LEARNED_IMAGE, IMAGE, tmp_path)
     index.write_text("{}")
     assert "not a valid weight-file index" in rejection_message(LEARNED_IMAGE, IMAGE, tmp_path)
 
@@ -378,5 +378,5 @@ def test_an_mvd_student_initialises_an_encoder_with_3d_positions_at_any_size(tmp
         assert torch.equal(encoder.blocks[1].attn.v_bias, state["blocks.1.attn.v_bias"])
         assert torch.equal(encoder.positions, position_table("sincos_3d", clip.grid, 48))
     both = ClipConfig(frames=8, tubelet=2, size=(24, 24), patch=4)  # the grid of the table is then unknown
-    assert "its table of 32 positions" in rejection_message(values, both, tmp_path / "mvd.pth")
+    assert "its table of 32 position embeddings" in rejection_message(values, both, tmp_path / "mvd.pth")
     assert "set encoder.positions=sincos_3d" in rejection_message(BASE, VIDEO, tmp_path / "mvd.pth")

@@ -91,7 +91,7 @@ def test_long_lists_are_truncated_with_a_count(golden: Path, tmp_path: Path) -> 
         ({"depth": 1}, ["unexpected 13: blocks.1.attn", "1 block more than encoder.depth"]),
         ({"depth": 3}, ["missing 13: blocks.2.attn", "1 block fewer than encoder.depth"]),
         ({"class_token": False}, ["unexpected 1: class_token", "set encoder.class_token=true"]),
-        ({"positions": "sincos_1d"}, ["its positions are sincos_2d", "set encoder.positions=sincos_2d"]),
+        ({"positions": "sincos_1d"}, ["its position embeddings are sincos_2d", "set encoder.positions=sincos_2d"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -116,7 +116,7 @@ def test_weights_for_a_different_clip_are_rejected_with_the_fields_to_check(gold
 def test_non_finite_weights_are_rejected(golden: Path, tmp_path: Path) -> None:
     state = load_file(golden / "mae_state.safetensors")
     state["norm.weight"][3] = float("nan")
-    assert "not finite in norm.weight" in rejection_message(mae_encoder(), official(tmp_path, state))
+    assert "NaN or infinite values in norm.weight" in rejection_message(mae_encoder(), official(tmp_path, state))
 
 
 def test_an_unknown_layout_is_rejected_with_a_list_of_known_layouts(tmp_path: Path) -> None:
@@ -204,11 +204,11 @@ def learned(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value for key, value in state.items() if not key.startswith("decoder")} | {"pos_embed": positions}
 
 
-def test_learned_positions_replace_ours_only_in_a_teacher(golden: Path, tmp_path: Path) -> None:
+def test_only_a_teacher_adopts_learned_position_embeddings(golden: Path, tmp_path: Path) -> None:
     state = learned(load_file(golden / "mae_state.safetensors"))
     path = official(tmp_path, state)
     encoder = mae_encoder()
-    assert "its positions are learned" in rejection_message(encoder, path)
+    assert "its position embeddings are learned" in rejection_message(encoder, path)
     load_encoder_file(encoder, path, intermediates_only=True)
     assert torch.equal(encoder.positions, state["pos_embed"][0, 1:])
     assert torch.equal(encoder.class_token[0, 0], state["cls_token"][0, 0] + state["pos_embed"][0, 0])

@@ -33,7 +33,7 @@ def test_an_official_amd_state_survives_a_round_trip(golden: Path) -> None:
             assert torch.equal(back[key], tensor), key
 
 
-def test_official_files_lack_generator_tokens_and_ours_keep_their_initialisation(golden: Path) -> None:
+def test_generator_tokens_missing_from_official_files_keep_their_initialisation(golden: Path) -> None:
     student = Student(tiny_video_config())
     before = [generator.mask_token.detach().clone() for generator in student.generators]
     load_student_state(student, load_file(golden / "student_state.safetensors"), "golden")

@@ -136,7 +136,7 @@ def test_the_error_for_a_broken_file_explains_how_to_fix_it(tmp_path: Path) -> N
         assert len(caught.value.problems) == 1
 
 
-def test_a_missing_file_and_one_without_a_state_dict_are_reported(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_file_without_a_state_dict_are_reported(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "loss": [1.0]}, tmp_path / "log.pth")
     with pytest.raises(ConfigError, match="no state dict"):
         read_state(str(tmp_path / "log.pth"))

@@ -24,7 +24,7 @@ def test_a_classifier_has_the_official_number_of_parameters(size: str, classes: 
     assert count(classifier) == parameters
 
 
-def test_the_head_is_initialized_with_the_official_scale() -> None:
+def test_the_head_is_initialised_with_the_official_scale() -> None:
     config = EncoderConfig(width=384, depth=1, heads=6)
     torch.manual_seed(0)
     head = Classifier(config, ClipConfig().grid, 12, 400, init_scale=0.001).head

@@ -71,7 +71,7 @@ def test_the_students_of_the_paper_have_the_official_number_of_parameters(name: 
     assert ours / 1e6 == pytest.approx(millions, abs=0.005)
 
 
-def test_patch_embedding_and_decoder_input_keep_the_pytorch_initialization_as_in_videomae() -> None:
+def test_patch_embedding_and_decoder_input_keep_the_pytorch_initialisation_as_in_videomae() -> None:
     torch.manual_seed(0)
     student = Student(tiny_video_config())
     assert student.encoder.patch_embed.weight.abs().max() <= 1 / 96**0.5

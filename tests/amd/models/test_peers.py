@@ -1,4 +1,4 @@
-"""Compare our networks with VideoMAE and ViTMAE of transformers and with a timm ViT on the same weights."""
+"""Compare our models with transformers' VideoMAE and ViTMAE and with a timm ViT on the same weights."""
 
 from __future__ import annotations
 

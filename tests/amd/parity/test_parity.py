@@ -92,7 +92,7 @@ def change(path: Path, edit: Callable[[dict[str, Tensor]], None]) -> None:
     save_file(tensors, path)
 
 
-def test_the_official_golden_numbers_are_reproduced(golden: Path) -> None:
+def test_the_official_reference_values_are_reproduced(golden: Path) -> None:
     report = run(str(golden))
     assert report.ok, str(report)
     compared = {f"{row.source} {row.name}" for row in report.rows if row.verdict == "ok"}
@@ -123,7 +123,7 @@ def _shift_a_scale(found: Any) -> None:
         ("param_groups", _shift_a_scale, "finetune_depth3_layer_decay_0p75, blocks.2.attn.q_bias"),
     ],
 )
-def test_a_changed_fine_tuning_number_is_detected(
+def test_a_changed_fine_tuning_value_is_detected(
     tmp_path: Path, golden: Path, name: str, change: Callable[[Any], None], row: str
 ) -> None:
     found = json.loads((golden / f"{name}.json").read_text())
@@ -133,25 +133,25 @@ def test_a_changed_fine_tuning_number_is_detected(
     assert row in [failed.name for failed in report.failures]
 
 
-def test_a_single_pair_of_layers_on_images_is_reproduced(amd_case: Path) -> None:
+def test_parity_holds_for_one_layer_pair_on_images(amd_case: Path) -> None:
     report = run(str(amd_case))
     assert report.ok, str(report)
 
 
-def test_three_layer_pairs_on_a_non_square_video_are_reproduced(tmp_path: Path) -> None:
+def test_parity_holds_for_three_layer_pairs_on_non_square_videos(tmp_path: Path) -> None:
     make_amd(tmp_path, THREE_PAIRS, seed=1)
     report = run(str(tmp_path))
     assert report.ok, str(report)
     assert "amd_outputs_f64 student_gen_pred.2" in {f"{row.source} {row.name}" for row in report.rows}
 
 
-def test_a_non_square_mae_is_reproduced(mae_case: Path) -> None:
+def test_parity_holds_for_mae_on_non_square_images(mae_case: Path) -> None:
     report = run(str(mae_case))
     assert report.ok, str(report)
 
 
 @pytest.mark.parametrize("name", AMD_FILES[4:])
-def test_a_change_to_any_number_of_an_amd_case_is_detected(copy: Any, amd_case: Path, name: str) -> None:
+def test_a_change_to_any_value_in_an_amd_case_is_detected(copy: Any, amd_case: Path, name: str) -> None:
     folder = copy(amd_case)
 
     def nudge(tensors: dict[str, Tensor]) -> None:
@@ -163,7 +163,7 @@ def test_a_change_to_any_number_of_an_amd_case_is_detected(copy: Any, amd_case: 
     assert expected <= failed(run(str(folder)))
 
 
-def test_a_change_to_any_number_of_a_mae_case_is_detected(copy: Any, mae_case: Path) -> None:
+def test_a_change_to_any_value_in_a_mae_case_is_detected(copy: Any, mae_case: Path) -> None:
     folder = copy(mae_case)
     path = folder / "mae_golden.safetensors"
 
@@ -262,7 +262,7 @@ def test_broken_files_are_reported_as_failures_without_a_traceback(copy: Any, am
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_a_changed_number_in_the_meta_file_is_detected(copy: Any, amd_case: Path, where: tuple, row: str) -> None:
+def test_a_changed_value_in_the_meta_file_is_detected(copy: Any, amd_case: Path, where: tuple, row: str) -> None:
     folder = copy(amd_case)
     meta = json.loads((folder / "amd_meta.json").read_text())
     *parents, last = where

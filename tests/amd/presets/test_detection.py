@@ -32,7 +32,7 @@ def test_an_unknown_preset_raises_with_a_suggestion() -> None:
         ({"evaluation.size": [250, 464]}, "evaluation.size=[250, 464] must be positive multiples of clip.patch=16"),
         ({"data.repeats": 2}, "data.repeats=2: detection uses one clip per key frame; set it to 1"),
         ({"data.rand_augment": "rand-m7"}, "data.rand_augment=rand-m7: geometric operations would not move"),
-        ({"optim.ema_decay": 0.99}, "optim.ema_decay=0.99: detection keeps no average of the weights"),
+        ({"optim.ema_decay": 0.99}, "optim.ema_decay=0.99: detection does not average the weights"),
         ({"data.jitter_in": [0.5, 0]}, "data.jitter_in.0=0.5: input should be less than 0.5"),
     ],
 )

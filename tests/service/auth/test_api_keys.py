@@ -1,4 +1,4 @@
-"""API keys over HTTP and the first admin key, on SQLite and PostgreSQL."""
+"""Tests for API keys over HTTP and for the first admin key, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_created_key_has_the_requested_scopes_and_is_shown_once(engine: Engine
     assert created["key"].split("_", 2)[2] not in listed.text
 
 
-def test_an_admin_of_a_project_manages_only_keys_of_that_project(engine: Engine) -> None:
+def test_a_project_admin_manages_only_the_keys_of_that_project(engine: Engine) -> None:
     client = client_of(engine, router)
     key_to(engine, "admin")
     ours, theirs = key_to(engine, "admin", project="ours"), key_to(engine, "read", project="theirs")
@@ -81,14 +81,14 @@ def test_a_revoked_key_is_rejected_immediately_and_stays_listed(engine: Engine) 
     root, other = key_to(engine, "admin"), key_to(engine, "admin")
     other_id = other["Authorization"].split("_")[1]
     assert client.get("/v1/keys", headers=other).status_code == 200
-    for _ in range(2):  # revoking again changes nothing
+    for _ in range(2):  # revoking again is a no-op
         assert client.delete(f"/v1/keys/{other_id}", headers=root).status_code == 204
     assert client.get("/v1/keys", headers=other).status_code == 401
     listed = {item["id"]: item for item in client.get("/v1/keys", headers=root).json()["items"]}
     assert listed[other_id]["revoked_at"] is not None
 
 
-def test_the_last_key_that_can_create_others_cannot_be_revoked(engine: Engine) -> None:
+def test_the_last_global_admin_key_cannot_be_revoked(engine: Engine) -> None:
     client = client_of(engine, router)
     root = key_to(engine, "admin")
     root_id = root["Authorization"].split("_")[1]
@@ -173,7 +173,7 @@ def test_the_first_admin_key_is_written_to_a_file_that_only_its_owner_can_read(e
     assert count(engine) == 1
 
 
-def test_no_first_key_is_created_if_a_valid_admin_key_exists(engine: Engine, tmp_path: Path) -> None:
+def test_the_first_key_is_created_only_if_no_valid_admin_key_exists(engine: Engine, tmp_path: Path) -> None:
     key_to(engine, "admin", project="one")
     key_to(engine, "submit")
     key_to(engine, "admin", expires_at=time.time() - 1)
@@ -202,7 +202,7 @@ def test_a_crash_between_writing_the_key_file_and_the_commit_locks_nobody_out(
     assert principal_of(engine, path).allowed("admin")
 
 
-def test_a_key_file_with_an_invalid_key_is_replaced_and_any_other_file_is_kept(engine: Engine, tmp_path: Path) -> None:
+def test_a_stale_key_file_is_replaced_but_an_unrelated_file_is_kept(engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "admin-key"
     path.write_text(f"{new_secret()}\n")
     assert ensure_admin_key(engine, path)
@@ -216,7 +216,7 @@ def test_a_key_file_with_an_invalid_key_is_replaced_and_any_other_file_is_kept(e
     assert count(engine) == 0
 
 
-def test_a_link_in_place_of_the_key_file_is_not_followed(engine: Engine, tmp_path: Path) -> None:
+def test_a_key_file_that_is_a_symlink_is_not_followed(engine: Engine, tmp_path: Path) -> None:
     target = tmp_path / "elsewhere"
     (tmp_path / "admin-key").symlink_to(target)
     with pytest.raises(FileExistsError):

@@ -1,4 +1,4 @@
-"""Authentication by API key: invalid keys, scopes and rate limits, on SQLite and PostgreSQL."""
+"""Tests for authentication by API key: invalid keys, scopes and rate limits, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def stream(caller: Reader) -> StreamingResponse:
     return StreamingResponse(iter(["a", "b"]))
 
 
-def test_a_key_grants_every_scope_that_its_scope_includes_and_a_rejection_reports_the_missing_one(
+def test_a_scope_includes_lesser_scopes_and_a_rejection_reports_the_missing_scope(
     engine: Engine,
 ) -> None:
     client = client_of(engine, router)
@@ -95,7 +95,7 @@ def test_expired_wrong_and_missing_keys_are_rejected_identically(engine: Engine)
         assert response.headers["WWW-Authenticate"] == "Bearer"
         assert response.headers["Content-Type"] == "application/problem+json"
         details.add(response.json()["detail"])
-    assert len(details) == 1  # responses do not disclose which ids exist
+    assert len(details) == 1  # responses do not disclose which IDs exist
     assert client.get("/v1/read", headers={"Authorization": good}).status_code == 200
 
 
@@ -105,7 +105,7 @@ def test_malformed_headers_are_rejected(engine: Engine, header: str) -> None:
     assert response.status_code == 401
 
 
-def test_a_key_outside_the_authorization_header_is_ignored(engine: Engine) -> None:
+def test_a_key_that_is_not_in_the_authorization_header_is_ignored(engine: Engine) -> None:
     client = client_of(engine, router)
     key = key_to(engine, "admin")["Authorization"].removeprefix("Bearer ")
     assert client.get("/v1/read", headers={"X-API-Key": key}).status_code == 401
@@ -124,7 +124,7 @@ def test_a_key_that_expires_while_in_use_is_rejected(engine: Engine, clock: Sett
         authenticator.authenticate(header)
 
 
-def test_last_use_of_a_key_is_recorded_at_most_once_a_minute(engine: Engine, clock: SettableClock) -> None:
+def test_the_last_use_of_a_key_is_recorded_at_most_once_a_minute(engine: Engine, clock: SettableClock) -> None:
     authenticator = Authenticator(engine, Settings(), clock)
     header = key_to(engine, "read")["Authorization"]
     writes: list[str] = []
@@ -176,7 +176,7 @@ def test_no_header_causes_an_internal_error(text: str) -> None:
             authenticator.authenticate(header)
 
 
-def test_each_key_has_a_separate_rate_limit_reported_in_every_response(engine: Engine) -> None:
+def test_each_key_has_its_own_rate_limit_which_every_response_reports(engine: Engine) -> None:
     client = client_of(engine, router, settings=Settings(rate_limit="3/minute"))
     first, second = key_to(engine, "read"), key_to(engine, "read")
     for remaining in (2, 1, 0):

@@ -1,4 +1,4 @@
-"""Authorization of every route, for every scope, on objects of the caller's project and of another project.
+"""Tests for authorization of every route, with every scope, on objects in the caller's project and in another project.
 
 RULES lists the scope that each route requires; the first test fails for a route that is not listed. For an object that
 is not visible to the caller, a route returns 404 and leaves the object unchanged.
@@ -36,13 +36,13 @@ PICTURE = {"input": "data:image/png;base64,AAAA"}
 
 
 class Rule(NamedTuple):
-    """Scope that a route requires, and how a test calls the route."""
+    """The scope that a route requires, and how tests call the route."""
 
     needs: Scope | None
     body: Any = None
-    """Request body; its strings may contain placeholders for objects, like the path."""
+    """Request body. Like the path, its strings may contain placeholders for objects."""
     lists: bool = False
-    """Whether the route lists objects of the caller's project."""
+    """Whether the route lists objects in the caller's project."""
     names: bool = False
     """Whether the route takes a name within a project, which must be specified if the key covers all projects."""
     unknown: int = 404
@@ -134,7 +134,7 @@ class ApiFixture:
     def request(
         self, route: tuple[str, str], header: dict[str, str], of: str = "ours", named: bool = False, **more: str
     ) -> Any:
-        """Send a request. `named`: pass the project of a named object. `more`: additional fields of the body."""
+        """Send a request. `named` passes the project of a named object; `more` adds fields to the body."""
         method, path = route
         objects, rule = self.objects[of] | PUBLIC.get(path, {}), RULES[route]
         texts = {key: value for key, value in (rule.body or {}).items() if isinstance(value, str)}
@@ -145,7 +145,7 @@ class ApiFixture:
         return self.client.request(method, path.format(**objects), headers=header, **options)
 
     def state(self) -> list[tuple[Any, ...]]:
-        """Return all state that a request could change, except for the time at which keys were used."""
+        """Return all state that a request could change, except for when keys were last used."""
         with Session(self.engine) as session:
             return [
                 *((job.id, job.version, job.state, job.wanted) for job in session.query(Job).order_by(Job.id)),
@@ -170,7 +170,7 @@ def api(sqlite_engine: Engine, tmp_path: Path) -> Iterator[ApiFixture]:
         yield ApiFixture(sqlite_engine, client, settings.root)
 
 
-def test_rules_list_exactly_the_routes_of_the_app(api: ApiFixture) -> None:
+def test_the_rules_cover_exactly_the_routes_of_the_app(api: ApiFixture) -> None:
     routes = list(iter_route_contexts(api.client.app.routes))  # type: ignore[attr-defined]
     served = {(method, route.path) for route in routes for method in (route.methods or {"ANY"}) - {"HEAD"}}
     assert served == set(RULES)
@@ -219,7 +219,7 @@ def test_a_route_accepts_its_required_scope_and_rejects_lesser_scopes(api: ApiFi
 
 @pytest.mark.parametrize("route", OF_OBJECTS, ids=" ".join)
 @pytest.mark.parametrize("scope", SCOPES)
-def test_objects_of_other_projects_are_not_found(api: ApiFixture, route: tuple[str, str], scope: Scope) -> None:
+def test_objects_in_other_projects_are_not_found(api: ApiFixture, route: tuple[str, str], scope: Scope) -> None:
     header, before = key_to(api.engine, scope, project="ours"), api.state()
     needed = RULES[route].needs
     assert needed is not None

@@ -1,4 +1,4 @@
-"""OIDC bearer tokens: valid and forged tokens of an issuer that serves real keys on loopback."""
+"""Tests for OIDC bearer tokens, valid and forged, from an issuer that serves real keys on loopback."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AUDIENCE = "amd"
 
 
 class IssuerClock:
-    """The current time, which a test can advance."""
+    """A fake clock that tests can advance."""
 
     def __init__(self) -> None:
         self.now = time.time()
@@ -38,7 +38,7 @@ class IssuerClock:
 
 
 class Provider:
-    """A fake OIDC issuer: publishes keys and signs tokens."""
+    """A fake OIDC issuer that publishes keys and signs tokens."""
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
@@ -117,7 +117,7 @@ def test_a_token_grants_the_project_and_scopes_in_its_claims(sqlite_engine: Engi
         ({"amd_scopes": [1, None]}, set()),
     ],
 )
-def test_scopes_are_read_from_amd_scopes_or_else_from_scope(
+def test_scopes_are_read_from_amd_scopes_with_scope_as_the_fallback(
     sqlite_engine: Engine, provider: Provider, claims: dict[str, Any], scopes: set[str]
 ) -> None:
     authenticator = Authenticator(sqlite_engine, settings(provider))
@@ -160,7 +160,7 @@ def test_a_token_with_invalid_claims_is_rejected(provider: Provider, claims: dic
         issuer.claims(provider.token(**claims))
 
 
-def test_a_token_for_several_audiences_including_ours_is_accepted(provider: Provider) -> None:
+def test_a_token_for_several_audiences_is_accepted_if_one_is_this_service(provider: Provider) -> None:
     assert provider.issuer().claims(provider.token(aud=["another", AUDIENCE])).subject == "someone"
 
 
@@ -223,7 +223,7 @@ def test_other_key_types_are_accepted(provider: Provider, algorithm: str, key: A
     assert provider.issuer().claims(provider.token(key=key, header={"alg": algorithm})).subject == "someone"
 
 
-def test_encryption_keys_and_shared_secrets_are_rejected_for_signing(provider: Provider) -> None:
+def test_tokens_signed_with_encryption_keys_or_shared_secrets_are_rejected(provider: Provider) -> None:
     secret = OctKey.generate_key(256, {"kid": "shared"})
     encrypting = RSAKey.generate_key(2048, {"kid": "enc", "use": "enc"})
     plain = RSAKey.import_key({**encrypting.as_dict(private=True), "use": "sig"})
@@ -239,7 +239,7 @@ def test_encryption_keys_and_shared_secrets_are_rejected_for_signing(provider: P
             issuer.claims(token)
 
 
-def test_keys_are_cached_and_fetched_again_when_a_token_has_a_new_key(provider: Provider) -> None:
+def test_keys_are_cached_and_fetched_again_when_a_token_is_signed_with_a_new_key(provider: Provider) -> None:
     issuer = provider.issuer()
     for _ in range(5):
         issuer.claims(provider.token())
@@ -271,7 +271,7 @@ def test_a_withdrawn_key_is_valid_for_at_most_an_hour(provider: Provider) -> Non
         issuer.claims(provider.token(key=old))
 
 
-def test_during_an_issuer_outage_cached_keys_are_accepted_and_unknown_keys_cause_a_retryable_error(
+def test_cached_keys_are_accepted_during_an_issuer_outage_and_unknown_keys_cause_a_retryable_error(
     provider: Provider,
 ) -> None:
     provider.unavailable = True

@@ -1,6 +1,6 @@
-"""URI policy: no URI form reaches a location outside the allowed prefixes.
+"""Tests for the URI policy: no URI form reaches a location outside the allowed prefixes.
 
-An accepted URI is expanded with the code that reads it, and every file found must be below an allowed prefix.
+An accepted URI is expanded with the code that reads it, and every file found must be under an allowed prefix.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def accepts(policy: UriPolicy, uri: str) -> bool:
 
 
 class Tree(NamedTuple):
-    """A file tree with an allowed folder, a sibling with the same name prefix, and links in and out of it."""
+    """A file tree with an allowed folder, a sibling with the same name prefix, and links into and out of the folder."""
 
     allowed: str
     policy: UriPolicy
@@ -74,7 +74,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
         *("/not there yet.txt", "/ü/名前.txt", "/a@b+c=d.txt"),
     ],
 )
-def test_uris_below_a_prefix_are_accepted_as_paths_and_as_file_uris(tree: Tree, below: str) -> None:
+def test_locations_under_a_prefix_are_accepted_as_paths_and_as_file_uris(tree: Tree, below: str) -> None:
     for uri in (f"{tree.allowed}{below}", f"file://{tree.allowed}{below}", f"local://{tree.allowed}{below}"):
         tree.policy.check("data.train", uri)
 
@@ -202,7 +202,7 @@ def test_no_uri_form_reaches_outside_the_allowed_locations(tree: Tree, scheme: s
 
 
 def files_read_for(uri: str) -> list[str]:
-    """Return the paths that a job would open for a URI on this machine, without the contents of folders."""
+    """Return the paths that a job would open for a URI on this machine, not including folder contents."""
     assert not is_remote(uri)
     try:
         urls = expand(uri) if has_pattern(uri) else []
@@ -275,7 +275,7 @@ S3 = UriPolicy("s3://bucket/a", ("s3://whole", "gs://other/x"))
         ("s3://bucket/a::s3://other/b", False),
     ],
 )
-def test_uris_are_accepted_only_below_the_allowed_buckets_and_prefixes(uri: str, accepted: bool) -> None:
+def test_uris_are_accepted_only_under_the_allowed_buckets_and_prefixes(uri: str, accepted: bool) -> None:
     assert accepts(S3, uri) is accepted
 
 
@@ -310,7 +310,7 @@ def test_http_uris_are_accepted_only_for_the_allowed_hosts() -> None:
 
 
 def notations_of(address: ipaddress.IPv4Address) -> list[str]:
-    """Return the notations of an address that resolvers accept."""
+    """Return every notation of an address that resolvers accept."""
     number, octets = int(address), address.packed
     return [
         str(address),
@@ -357,7 +357,7 @@ def test_no_text_causes_an_internal_error(text: str) -> None:
         accepts(UriPolicy(ROOT, ("s3://b", "https://data.example.org")), uri)
 
 
-def test_the_error_does_not_repeat_a_password_in_the_uri() -> None:
+def test_the_error_does_not_contain_the_password_from_the_uri() -> None:
     with pytest.raises(UriNotAllowed) as error:
         UriPolicy(ROOT, ("s3://bucket",)).check("data.train", "s3://key:pa55word@bucket/x")
     assert "pa55word" not in error.value.message
@@ -373,7 +373,7 @@ PARTS = st.lists(st.sampled_from(["a", "b", "ab", "a b"]), max_size=3)
 
 
 @given(PARTS, PARTS)
-def test_locations_below_a_prefix_are_accepted_and_those_above_or_next_to_it_rejected(
+def test_locations_under_a_prefix_are_accepted_but_its_parents_and_siblings_are_rejected(
     prefix: list[str], below: list[str]
 ) -> None:
     above = "/" + "/".join(["nowhere", *prefix])

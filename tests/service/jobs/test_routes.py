@@ -1,4 +1,4 @@
-"""Routes of jobs, served on a real port, on SQLite and PostgreSQL."""
+"""Tests for the job routes, served on a real port, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_every_error_response_is_problem_details_with_a_code(client: httpx.Clien
     assert problem["request_id"] == response.headers["x-request-id"]
 
 
-def test_a_disallowed_action_is_rejected_and_a_repeated_cancel_changes_nothing(client: httpx.Client) -> None:
+def test_a_disallowed_action_is_rejected_but_repeating_a_cancel_is_a_no_op(client: httpx.Client) -> None:
     job = client.post("/jobs", json=DEMO).json()["id"]
     rejected = client.post(f"/jobs/{job}/retry")
     assert (rejected.status_code, rejected.json()["code"]) == (409, "illegal_action")
@@ -109,7 +109,7 @@ def test_a_disallowed_action_is_rejected_and_a_repeated_cancel_changes_nothing(c
     assert client.get(f"/jobs/{job}").status_code == 404
 
 
-def test_a_hundred_requests_with_one_key_create_one_job(client: httpx.Client) -> None:
+def test_a_hundred_requests_with_the_same_idempotency_key_create_one_job(client: httpx.Client) -> None:
     def post(number: int) -> httpx.Response:
         return client.post("/jobs", json=DEMO, headers={"Idempotency-Key": "one"})
 
@@ -132,7 +132,7 @@ def test_a_request_for_an_unchanged_job_returns_304(client: httpx.Client) -> Non
     assert client.get(f"/jobs/{job}", headers={"If-None-Match": tag}).status_code == 200
 
 
-def test_pages_contain_every_job_once_while_others_are_submitted(client: httpx.Client, server: Server) -> None:
+def test_paging_returns_every_job_exactly_once_while_others_are_submitted(client: httpx.Client, server: Server) -> None:
     ids = [queued(server.app.state.jobs, labels={"n": str(n % 2)}).id for n in range(25)]
     listed, cursor = list[str](), None
     while True:
@@ -152,7 +152,7 @@ def test_pages_contain_every_job_once_while_others_are_submitted(client: httpx.C
 def events(
     client: httpx.Client, path: str, last: str | None = None, cut: int | None = None
 ) -> list[tuple[str, str, Any]]:
-    """Read a stream to its end, or up to `cut` events; return (id, event, data) of each event."""
+    """Read a stream to its end, or up to `cut` events, and return (id, event, data) for each event."""
     found = []
     with client.stream("GET", path, headers={"Last-Event-ID": last} if last else {}) as stream:
         fields: dict[str, str] = {}
@@ -168,7 +168,7 @@ def events(
     return found
 
 
-def test_interrupted_streams_resume_without_loss_or_repetition(
+def test_interrupted_streams_resume_without_losing_or_repeating_events(
     client: httpx.Client, server: Server, engine: Engine, tmp_path: Path
 ) -> None:
     store, root = server.app.state.jobs, str(tmp_path / "root")
@@ -251,10 +251,13 @@ def test_validating_a_request_returns_an_estimate_and_warnings(client: httpx.Cli
     assert any("the cluster has 0" in warning for warning in view["warnings"])
 
 
-def test_readiness_does_not_wait_for_ray_and_metrics_count_jobs(server: Server, client: httpx.Client) -> None:
+def test_the_service_is_ready_without_ray(server: Server) -> None:
     server.app.state.cluster.unavailable = True
-    client.post("/jobs", json=DEMO)
     ready = httpx.get(f"{server.url}/readyz")
     assert ready.status_code == 200
     assert "does not respond" in ready.json()["parts"]["ray"]
+
+
+def test_metrics_count_jobs_by_kind_and_state(server: Server, client: httpx.Client) -> None:
+    client.post("/jobs", json=DEMO)
     assert 'amd_jobs{kind="train",state="queued"} 1.0' in httpx.get(f"{server.url}/metrics").text

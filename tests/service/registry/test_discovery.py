@@ -1,4 +1,4 @@
-"""Encoder discovery on a local disk and on S3."""
+"""Tests for encoder discovery on a local disk and on S3."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def test_encoders_are_added_updated_and_removed_with_their_cards(store: EncoderS
     assert listed(store) == ["old"]
     with pytest.raises(NotFound):
         store.get("new")
-    remove(join(encoder_folder(root, "old"), CARD))  # its weights remain, but without a card it is not published
+    # The weights remain, but an encoder without a card is not published.
+    remove(join(encoder_folder(root, "old"), CARD))
     publish(root, "other")
     encoder_discovery.scan()
     assert listed(store) == ["other"]
@@ -90,7 +91,7 @@ def test_a_scan_without_changes_reads_no_card(store: EncoderStore, root: str, mo
         raise AssertionError(url)
 
     monkeypatch.setattr(storage, "read_bytes", fail_on_read)
-    EncoderDiscovery(store, root).scan()  # the first scan of another process reads none either
+    EncoderDiscovery(store, root).scan()  # the first scan in a new process reads no card either
     assert len(listed(store)) == 3
 
 
@@ -172,7 +173,7 @@ def test_many_encoders_are_read_in_several_scans(
     monkeypatch.setattr(discovery, "SCAN_INTERVAL_S", 3600.0)
     for number in range(5):
         publish(str(tmp_path), f"e{number}", hours=-number)
-    ticks = itertools.count(step=2.0)  # a clock on which each card takes seconds
+    ticks = itertools.count(step=2.0)  # a clock that advances by seconds for each card
     encoder_discovery, counts = EncoderDiscovery(store, str(tmp_path), clock=lambda: next(ticks)), list[int]()
     for _ in range(6):
         encoder_discovery.scan()

@@ -1,4 +1,4 @@
-"""Encoder routes over HTTP, on both databases."""
+"""Tests for the encoder routes over HTTP, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_an_unchanged_resource_is_not_sent_again(client: httpx.Client, root: str
         assert client.get(path, headers={"If-None-Match": first.headers["ETag"]}).status_code == 200
 
 
-def test_pages_cover_all_encoders(client: httpx.Client, engine: Engine) -> None:
+def test_paging_returns_all_encoders(client: httpx.Client, engine: Engine) -> None:
     ids = [index_encoder(engine, f"e{number}", hours=-number) for number in range(5)]
     listed_ids, cursor = list[str](), ""
     while cursor is not None:
@@ -119,7 +119,7 @@ INVALID_REQUESTS: dict[str, tuple[str, str, Any, int, str, str]] = {
     ),
     "a name with capitals": ("PUT", "/encoders/aliases/Prod", {"encoder": "mine"}, 422, "request_invalid", "pattern"),
     "a reserved alias": ("PUT", "/encoders/aliases/aliases", {"encoder": "mine"}, 409, "illegal_action", "path"),
-    "an id as an alias": ("PUT", "/encoders/aliases/mine", {"encoder": "mine"}, 409, "illegal_action", "is the id"),
+    "an id as an alias": ("PUT", "/encoders/aliases/mine", {"encoder": "mine"}, 409, "illegal_action", "is the ID"),
     "an invalid cursor": ("GET", "/encoders?cursor=abc", None, 422, "cursor_invalid", "next_cursor"),
     "an unknown file": ("GET", "/encoders/mine/download?file=weights.bin", None, 404, "not_found", "encoder.json"),
     "a file outside the folder": (
@@ -176,7 +176,7 @@ def test_an_invalid_request_returns_an_error_code(client: httpx.Client, engine: 
     assert (response.json()["code"], text in response.json()["detail"]) == (code, True), response.text
 
 
-def test_an_unexpected_alias_target_is_reported(client: httpx.Client, engine: Engine) -> None:
+def test_a_move_with_an_outdated_expected_target_is_rejected(client: httpx.Client, engine: Engine) -> None:
     index_encoder(engine, "a"), index_encoder(engine, "b")
     url = "/encoders/aliases/production"
     assert client.put(url, json={"encoder": "a", "expected": None}).status_code == 200
@@ -192,7 +192,7 @@ def test_an_unexpected_alias_target_is_reported(client: httpx.Client, engine: En
     assert client.get(url).status_code == 404
 
 
-def test_files_are_served_whole_in_ranges_and_as_a_tar(
+def test_encoder_files_can_be_downloaded_completely_in_ranges_or_as_a_tar(
     client: httpx.Client, root: str, scan: Callable[[], None]
 ) -> None:
     weights = b"weights" * 10_000
@@ -307,9 +307,7 @@ def test_repeating_an_import_with_an_idempotency_key_returns_the_same_job(client
 
 
 @pytest.mark.parametrize("kind", ["export", "prepare"])
-def test_a_job_writes_its_files_under_its_own_folder(
-    client: httpx.Client, engine: Engine, root: str, kind: str
-) -> None:
+def test_a_job_writes_its_files_to_its_own_folder(client: httpx.Client, engine: Engine, root: str, kind: str) -> None:
     config = {"encoder": "mine"} if kind == "export" else {"data": {"train": "demo:digits"}, "workers": 3}
     job = JobStore(engine).get(client.post("/jobs", json={"kind": kind, "config": config}).json()["id"])
     assert job.config["output"] == JobFolder(root, job.id).output

@@ -1,4 +1,4 @@
-"""Aliases, deletion guards and listings on both databases."""
+"""Tests for aliases, deletion guards and listings, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def test_an_alias_belongs_to_a_project_and_points_to_a_visible_encoder(engine: E
         with pytest.raises(NotFound):
             store.resolve(name, "video")
     store.move_alias("video", "candidate", "free", "me")
-    store.move_alias("video", "production", "candidate", "me")  # promotion: resolves the other alias now
+    # A promotion resolves the other alias immediately.
+    store.move_alias("video", "production", "candidate", "me")
     assert store.alias("video", "production")[0].encoder_id == "free"
 
 
@@ -80,9 +81,9 @@ def test_an_alias_cannot_reuse_an_encoder_id_but_shadows_an_encoder_published_la
     engine: Engine, store: EncoderStore
 ) -> None:
     index_encoder(engine, "a", "video"), index_encoder(engine, "theirs", "audio")
-    with pytest.raises(IllegalAction, match="a is the id of an encoder"):
+    with pytest.raises(IllegalAction, match="a is the ID of an encoder"):
         store.move_alias("video", "a", "a", "me")
-    store.move_alias("video", "theirs", "a", "me")  # an encoder of another project is not disclosed
+    store.move_alias("video", "theirs", "a", "me")  # an encoder in another project is not disclosed
     assert store.resolve("theirs", "video").id == "a"
     store.move_alias("video", "production", "a", "me")
     index_encoder(engine, "production", "video")
@@ -193,7 +194,7 @@ def test_a_deployment_protects_its_encoder_before_serving_it(engine: Engine, sto
         store.delete_encoder("e", "video", ROOT)
 
 
-def test_deletion_hides_encoders_of_other_projects_and_requires_a_global_key_for_unowned_ones(
+def test_deletion_hides_encoders_in_other_projects_and_requires_a_global_key_for_unowned_ones(
     engine: Engine, store: EncoderStore
 ) -> None:
     index_encoder(engine, "theirs", "audio"), index_encoder(engine, "free", None)
@@ -205,7 +206,7 @@ def test_deletion_hides_encoders_of_other_projects_and_requires_a_global_key_for
     store.delete_encoder("theirs", None, ROOT)
 
 
-def test_pages_cover_all_encoders_once_and_filters_apply(engine: Engine, store: EncoderStore) -> None:
+def test_paging_returns_every_matching_encoder_exactly_once(engine: Engine, store: EncoderStore) -> None:
     for number in range(7):
         index_encoder(engine, f"e{number}", "video", hours=number // 2)
     index_encoder(engine, "big", "audio", encoder={"size": "B"}, objective="mae", run="job-1")

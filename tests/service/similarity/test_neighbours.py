@@ -1,4 +1,4 @@
-"""Nearest neighbours in a job's embeddings: compared with plain NumPy, and through routes, clients and the command."""
+"""Tests for nearest-neighbour search: results match plain NumPy, and the routes, clients and command agree."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def location_of(record: int) -> str:
 
 
 def write_embeddings(output: str, vectors: np.ndarray[Any, Any], rows_per_file: int = 4) -> EmbeddingIndex:
-    """Write the output of a job of kind embed; record UNREADABLE has no row."""
+    """Write the output of an embed job, in which record UNREADABLE has no row."""
     files = []
     for span in plan_spans(len(vectors), rows_per_file):
         records = np.array([record for record in span if record != UNREADABLE], np.int64)
@@ -119,7 +119,7 @@ def test_the_cache_evicts_the_least_recently_used_set_at_its_limit(tmp_path: Pat
         assert sum(len(rows.records) for rows in cache.rows(output, spans)) == 39
         assert cache.cached_bytes <= 2 * one
     assert set(cache._sets) == {outputs[2], outputs[0]}
-    small = EmbeddingCache(one // 2)  # a set larger than the cache is cached in part
+    small = EmbeddingCache(one // 2)  # a set larger than the cache is partially cached
     for _ in range(2):
         assert sum(len(rows.records) for rows in small.rows(outputs[0], spans)) == 39
     assert one // 4 < small.cached_bytes <= one // 2
@@ -144,7 +144,7 @@ def test_invalid_queries_are_rejected_with_a_reason(tmp_path: Path) -> None:
 
 
 class SimilarityService:
-    """A control plane with a succeeded job of kind embed."""
+    """A control plane with an embed job that has succeeded."""
 
     def __init__(self, server: Server, engine: Engine, root: str) -> None:
         self.server, self.engine, self.store = server, engine, JobStore(engine)
@@ -162,7 +162,7 @@ class SimilarityService:
         return httpx.post(f"{self.server.url}/v1/jobs/{job or self.job}/neighbours", json=body, headers=headers)
 
     def deploy(self, monkeypatch: pytest.MonkeyPatch, serving: dict[str, str], vector: Any) -> list[dict[str, Any]]:
-        """Create a deployment whose replicas return `vector`; returns the calls they receive."""
+        """Create a deployment whose replicas return `vector`, and return the list of calls they receive."""
         defaults: dict[str, Any] = {"candidate": None, "share": 1.0, "settings": ServingSettings()}
         store, gateway = self.server.app.state.deployments, self.server.app.state.gateway
         deployment, _ = store.put(new_deployment("images", "default", "test", encoder=serving[MAIN], **defaults))
@@ -214,7 +214,7 @@ def test_a_file_is_embedded_only_by_a_deployment_of_the_same_encoder(
     assert service.search({"input": "/etc/passwd"}).json()["code"] == "uri_not_allowed"
 
 
-def test_invalid_requests_return_error_codes(service: SimilarityService) -> None:
+def test_each_invalid_request_returns_an_error_code(service: SimilarityService) -> None:
     invalid = [
         *({}, {"k": 3}, {"record": 1, "location": "x"}, {"record": -1}, {"record": 1, "k": 101}, {"record": 1, "k": 0}),
         *({"vector": []}, {"vector": ["a"]}, {"location": ""}, {"input": {"base64": "?"}}, {"records": 1}),

@@ -1,4 +1,4 @@
-"""OpenAPI schema: schemathesis generates requests from it and checks responses against it."""
+"""Tests for the OpenAPI schema: schemathesis generates requests from it and checks the responses against it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Webhook targets: only public addresses, in any notation, and only servers with a certificate for the host."""
+"""Tests for webhook targets: only public addresses, in any notation, and servers with a certificate for the host."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def test_the_host_is_resolved_once_and_its_name_is_verified_by_tls(
     clock: SettableClock, sqlite_engine: Engine, authority: Authority
 ) -> None:
-    """The connection goes to the address that was checked; certificate, SNI and Host use the host name."""
+    """Check that the connection uses the checked address, and that certificate, SNI and Host use the host name."""
     resolved: list[tuple[str, int]] = []
     names: list[str | None] = []
     authority.server.sni_callback = lambda _, name, __: names.append(name)

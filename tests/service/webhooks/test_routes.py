@@ -1,4 +1,4 @@
-"""Routes of webhooks: creation, listing, deliveries, deletion, permissions and invalid requests."""
+"""Tests for the webhook routes: creation, listing, deliveries, deletion, permissions and invalid requests."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_webhook_can_be_created_listed_monitored_and_deleted(
     assert deliveries(engine) == []
 
 
-def test_webhooks_of_other_projects_are_not_visible(engine: Engine) -> None:
+def test_webhooks_in_other_projects_are_not_visible(engine: Engine) -> None:
     client = client_of(engine, router)
     ours, theirs = key_to(engine, "admin", project="ours"), key_to(engine, "admin", project="theirs")
     created = client.post("/v1/webhooks", json={"url": "https://a.example.com"}, headers=theirs).json()

@@ -1,4 +1,4 @@
-"""Webhook sender with real receivers on loopback: retries, redirects, timeouts, concurrency and signatures."""
+"""Tests for the webhook sender with real receivers on loopback: retries, redirects, timeouts and signatures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_signature_matches_the_published_example() -> None:
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_a_delivery_to_a_failing_receiver_is_retried_for_a_day_with_growing_pauses_then_given_up(
+def test_a_failing_delivery_is_retried_for_a_day_with_growing_pauses_and_then_given_up(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     receiver.reply = Reply(503)
@@ -51,7 +51,7 @@ def test_a_delivery_to_a_failing_receiver_is_retried_for_a_day_with_growing_paus
     clock.now += 30 * 24 * 3600
     sender.step()
     assert len(receiver.received) == len(tried)
-    # A receiver recognizes a repeated delivery by its id.
+    # A receiver can recognise a repeated delivery by its ID.
     assert len({each.headers["webhook-id"] for each in receiver.received}) == 1
     assert len({each.headers["webhook-timestamp"] for each in receiver.received}) == len(tried)
 

@@ -1,4 +1,4 @@
-"""Webhook deliveries: exactly one per job event, despite concurrent commits, rollbacks and deletions."""
+"""Tests for webhook deliveries: exactly one per job event, despite concurrent commits, rollbacks and deletions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.service.receivers import Receiver
 from tests.support.service.webhooks import SettableClock, add_webhook, deliveries, loopback_sender, verified_body
 
 
-def test_every_change_of_a_job_is_signed_and_delivered_once(
+def test_every_change_to_a_job_is_signed_and_delivered_once(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     store, webhook = job_store(engine), add_webhook(engine, receiver.url())
@@ -76,7 +76,7 @@ def test_a_rolled_back_change_is_not_delivered(engine: Engine) -> None:
     assert [row.version for row in deliveries(engine)] == [1, 2]
 
 
-def test_an_event_that_is_committed_after_later_events_were_sent_is_also_sent(
+def test_an_event_committed_after_later_events_were_sent_is_still_sent(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     if engine.dialect.name == "sqlite":
@@ -97,7 +97,9 @@ def test_an_event_that_is_committed_after_later_events_were_sent_is_also_sent(
     assert json.loads(receiver.received[-1].body)["type"] == "job.starting"
 
 
-def test_deleting_a_webhook_concurrently_does_not_fail_the_job(engine: Engine, database_url: str) -> None:
+def test_deleting_a_webhook_while_a_job_is_submitted_does_not_fail_the_submission(
+    engine: Engine, database_url: str
+) -> None:
     webhook = add_webhook(engine, "https://a.example.com")
     other = open_engine(database_url)
     store = job_store(other)

@@ -1,6 +1,6 @@
-"""Tiny synthetic videos in AVA layout, where one bright square moves right (action 1) and another down (action 3).
+"""Tiny synthetic videos in AVA layout, in which one bright square moves right (action 1) and another down (action 3).
 
-Either may be on the left or the right, so only a network that reads the pixels of each box can classify them.
+Either square may be on the left or the right, so only a model that reads the pixels in each box can classify them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Corner = tuple[int, int]  # (left, top)
 
 
 def squares_at(number: int, frame: int) -> dict[int, Corner]:
-    """Return the corner of each action's square; the one moving right is on the left in even-numbered videos."""
+    """Return the corner of each action's square; the square moving right is on the left in even-numbered videos."""
     wobble = number % 4
     if number % 2 == 0:
         return {RIGHT: (2 + frame, 2 + 8 * wobble), DOWN: (44 + wobble, 2 + frame)}
@@ -67,7 +67,7 @@ def draw(folder: Path, videos: int = 8, seconds: tuple[int, ...] = (1, 2)) -> Pa
 def tiny_detection(folder: Path, **overrides: Any) -> DetectionConfig:
     """Return a detection config of 6 steps on 12 key frames, 3 steps per epoch, with clips of 4 frames of 32x32.
 
-    Patches of 8 pixels give a (2, 4, 4) grid. Keys of overrides use __ for dots.
+    Patches of 8 pixels give a (2, 4, 4) grid. Override keys use __ in place of dots.
     """
     values: dict[str, Any] = {
         "clip": {"frames": 4, "size": 32, "patch": 8, "tubelet": 2, "sampling_rate_frames": 4},

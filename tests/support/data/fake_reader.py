@@ -1,4 +1,4 @@
-"""Fake manifest and readers whose frames depend only on the record number."""
+"""Fake manifest, and fake readers whose frames depend only on the record number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FRAMES = 20
 
 
 class FakeManifest:
-    """Manifest of `count` records labelled by their numbers, of which those in `bad` are unreadable."""
+    """Manifest of `count` records, labelled with their numbers. The records in `bad` are unreadable."""
 
     def __init__(self, count: int, bad: frozenset[int] = frozenset()) -> None:
         self.count, self.bad = count, bad
@@ -68,7 +68,7 @@ class SlowReader(FakeReader):
 
 
 class EnvironmentReader(FakeReader):
-    """Reader that requires an environment variable of the training process."""
+    """Reader that requires an environment variable set in the training process."""
 
     def __init__(self, data: DataConfig) -> None:
         super().__init__(data)

@@ -1,6 +1,6 @@
 """Decoding process whose decoder misbehaves like a broken library.
 
-The file name, or the text after the last colon of its bytes, selects the behaviour.
+The file name, or the text after the last colon in its content, selects the behaviour.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Untrusted files for tests, created with Pillow, PyAV and raw bytes: unusual but valid, broken, and malicious.
 
-Each has an expected outcome: known pixels, a rejection for a known reason, or either.
+Each file has an expected outcome: known pixels, a rejection with a known reason, or either of the two.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class HostileFile(NamedTuple):
     expected_png: bytes | None = None
     """PNG of the expected pixels, which must have the same embedding."""
     rejection: str | None = None
-    """Regular expression that the reason of the rejection must match."""
+    """Regular expression that the rejection reason must match."""
     decodable: bool = False
     """Whether the file must be decoded although its exact pixels are unknown."""
 
 
 def corpus(folder: Path) -> list[HostileFile]:
-    """Return all hostile files. `folder`: temporary folder to write videos in."""
+    """Return all hostile files. Videos are written to `folder`."""
     files = [*unusual_images(), *broken_images(), *non_images(), *unusual_videos(folder), *broken_videos(folder)]
     assert len({file.name for file in files}) == len(files)
     return files

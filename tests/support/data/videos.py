@@ -18,7 +18,7 @@ from PIL import Image
 
 
 def pictures(count: int, width: int = 96, height: int = 64, seed: int = 0) -> list[np.ndarray]:
-    """Return `count` clearly different frames of shape (height, width, 3), uint8."""
+    """Return `count` clearly different uint8 frames of shape (height, width, 3)."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
     texture = np.asarray(Image.fromarray(coarse).resize((2 * width, 2 * height), Image.Resampling.BICUBIC))
@@ -44,7 +44,7 @@ def write_video(
     container: dict[str, str] | None = None,
     container_format: str | None = None,
 ) -> Path:
-    """Encode frames to `path`. `times` are presentation timestamps in 1/600 s (variable frame rate)."""
+    """Encode frames to `path`. For a variable frame rate, `times` are presentation timestamps in 1/600 s."""
     with av.open(str(path), "w", options=container or {}, format=container_format) as out:
         stream: Any = out.add_stream(codec, rate=fps)
         stream.height, stream.width = frames[0].shape[:2]
@@ -96,7 +96,7 @@ def _write_silence(out: Any, stream: Any, seconds: float) -> None:
 
 
 def exact_frames(path: Path | str) -> np.ndarray:
-    """Return reference frames (N, H, W, 3), decoded sequentially from the first packet to the last."""
+    """Return reference frames (N, H, W, 3), decoded in order from the first packet to the last."""
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return np.stack(frames)
@@ -143,7 +143,7 @@ def set_rotation(path: Path, degrees: int) -> Path:
 
 
 def cut_copy(path: Path, out: Path) -> Path:
-    """Copy the packets from the second key frame on, like `ffmpeg -ss … -c copy`, with timestamps starting at 0."""
+    """Copy the packets from the second key frame onwards, like `ffmpeg -ss … -c copy`. Timestamps start at 0."""
     with av.open(str(path)) as source, av.open(str(out), "w") as target:
         stream = source.streams.video[0]
         copy: Any = target.add_stream_from_template(stream)

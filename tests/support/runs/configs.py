@@ -13,7 +13,7 @@ TINY_TEACHER = {"width": 64, "depth": 4, "heads": 2}
 def tiny_video_config(**overrides: Any) -> TrainConfig:
     """Return a video config: 4 frames of 16x16, patch 4, tubelet 2, so 32 tokens in a (2, 4, 4) grid.
 
-    Keys of overrides use __ for dots.
+    Override keys use __ in place of dots.
     """
     values = {
         "clip": {"frames": 4, "size": 16, "patch": 4, "tubelet": 2, "sampling_rate_frames": 1},
@@ -36,7 +36,7 @@ def tiny_video_config(**overrides: Any) -> TrainConfig:
 def tiny_image_config(**overrides: Any) -> TrainConfig:
     """Return an image config as in MAE: 16x16, patch 4 (16 tokens), class token, 2-D positions, joint pixel targets.
 
-    Keys of overrides use __ for dots.
+    Override keys use __ in place of dots.
     """
     values = {
         "clip": {"frames": 1, "size": 16, "patch": 4, "tubelet": 1},
@@ -64,7 +64,7 @@ def tiny_image_config(**overrides: Any) -> TrainConfig:
 
 
 def mae(config: TrainConfig, **overrides: Any) -> TrainConfig:
-    """Return the config with the same student and no teacher."""
+    """Return the config with the same student but no teacher."""
     return _with(with_overrides(config, {"teacher": None, "objective.kind": "mae"}), overrides)
 
 

@@ -16,7 +16,7 @@ ENCODER = {"width": 24, "depth": 2, "heads": 3, "drop_path": 0.2}
 
 
 def shaded_images(folder: Path, count: int, *, names: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
-    """Write PNG files of 20x20 noise, half of them dark and half bright. `names`: class folders (dark, bright)."""
+    """Write PNG files of 20x20 noise, half of them dark and half bright, to class folders `names` (dark, bright)."""
     noise = np.random.default_rng(seed)
     for i in range(count):
         path = folder / names[i % 2] / f"{i:03d}.png"
@@ -37,7 +37,7 @@ def shaded_clips(folder: Path, count: int, frames: int = 8) -> Path:
 def tiny_finetuning(folder: Path, **overrides: Any) -> FinetuneConfig:
     """Return a config for 12 steps on 24 images, 3 steps per epoch, with data and storage in `folder`.
 
-    Keys of overrides use __ for dots.
+    Override keys use __ in place of dots.
     """
     if not (folder / "train").exists():
         shaded_images(folder / "train", 24)

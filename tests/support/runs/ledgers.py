@@ -47,7 +47,7 @@ def trial(
     overrides: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> TrialRecord:
-    """Return the record of a trial. Parameters of the space `masking` become overrides of `mask`."""
+    """Return a trial's record. Parameters of the `masking` space become `mask` overrides."""
     if overrides is None:
         overrides = {name.replace("masking.", "mask."): value for name, value in point.items() if name != "variant"}
     return TrialRecord(
@@ -122,7 +122,7 @@ def masking_truth(student: float, teacher: float) -> float:
 
 
 def masking_sweep(config: SearchConfig, trials: int) -> list[TrialRecord]:
-    """Simulate a sweep of the space `masking`: first the points of a grid, then random points."""
+    """Simulate a sweep over the `masking` space: first the points of a grid, then random points."""
     draw = random.Random(1)
     grid = [(0.75, 0.5)] + [
         (student, teacher)

@@ -1,4 +1,4 @@
-"""Model sizes and helpers for tests against transformers and timm."""
+"""Model sizes and helpers for tests that compare with transformers and timm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMM = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 4, "img_size"
 
 
 def perturbed(model: nn.Module) -> Any:
-    """Move every parameter away from its neutral value, so that an omitted one changes the output."""
+    """Move every parameter away from its neutral value, so that omitting any of them changes the output."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

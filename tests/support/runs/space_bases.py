@@ -28,7 +28,7 @@ BASES: dict[str, TrainConfig] = {
     "four cells": tiny_video_config(clip__size=8, mask__student_ratio=0.75, mask__teacher_ratio=0.5),
 }
 
-# Without teacher-only tokens or a generation loss, a base has no generators to vary.
+# Without teacher-only tokens or a generation loss, a base config has no generators to vary.
 NO_GENERATION = {"symmetric", "direct alone"}
 
 

@@ -34,7 +34,7 @@ T = TypeVar("T")
 def run_in_subprocess(function: Callable[..., T], *args: Any) -> T:
     """Run `function(*args)` in the main thread of a new process, so that it receives signals.
 
-    Use it for Ray drivers: if Ray's core kills its process, one test fails instead of the whole session.
+    Use this for Ray drivers: if Ray's core kills its process, one test fails instead of the whole session.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
@@ -51,7 +51,7 @@ def tiny_images(folder: Path, count: int = 24) -> Path:
 
 
 def tiny_teacher(path: Path, config: TrainConfig | None = None) -> Path:
-    """Write random weights of the tiny teacher to a file."""
+    """Write random weights for the tiny teacher to a file."""
     config = config or tiny_image_config()
     assert config.teacher is not None
     torch.manual_seed(7)
@@ -63,7 +63,7 @@ def tiny_teacher(path: Path, config: TrainConfig | None = None) -> Path:
 def tiny_run(folder: Path, **overrides: Any) -> TrainConfig:
     """Return an AMD config for 12 steps on 24 images, 3 steps per epoch, with data and teacher in `folder`.
 
-    Keys of overrides use __ for dots.
+    Override keys use __ in place of dots.
     """
     data, weights = folder / "images", folder / "teacher.safetensors"
     if not data.exists():
@@ -113,10 +113,10 @@ class KilledAtPoll(NullHooks):
 
 
 def train_in_processes(config: RunConfig, world: int, work: Work = work, killed_at_poll: int | None = None) -> str:
-    """Train with `world` gloo processes, without Ray and without `launch`; return the run folder.
+    """Train with `world` gloo processes, without Ray or `launch`, and return the run folder.
 
-    Other launchers are compared with its result. `killed_at_poll`: kill the last rank at this poll of
-    `stop_requested`; the other ranks then fail too.
+    Tests compare other launchers with the result. With `killed_at_poll`, the last rank is killed at that poll of
+    `stop_requested`, and the other ranks then fail too.
     """
     assert config.storage is not None
     assert config.name is not None

@@ -1,4 +1,4 @@
-"""A minimal app for tests of a few routes, with real authentication and error handling, and API keys for it."""
+"""A minimal app for testing individual routes, with real authentication and error handling, and API keys for it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def key_to(
     expires_at: float | None = None,
     revoked_at: float | None = None,
 ) -> dict[str, str]:
-    """Create an API key with these scopes; return its Authorization header."""
+    """Create an API key with these scopes and return its Authorization header."""
     secret = new_secret()
     row = ApiKey(
         id=secret.id,

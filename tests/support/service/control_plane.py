@@ -18,7 +18,7 @@ READY_S = 120
 
 
 class ControlPlane:
-    """A process of `python -m service` with its own data directory and port."""
+    """A `python -m service` process with its own data directory and port."""
 
     def __init__(self, data: Path, dashboard: str, **environment: str) -> None:
         self.data, self.port = data, free_ports(1)[0]

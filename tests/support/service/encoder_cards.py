@@ -1,4 +1,4 @@
-"""Published encoders without a network: a card and placeholder bytes as weights."""
+"""Fake published encoders: a real card, with placeholder bytes instead of weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def card(encoder_id: str, hours: int = 0, **facts: Any) -> Card:
 
 
 def publish(root: str, encoder_id: str, hours: int = 0, weights: bytes = b"weights", **facts: Any) -> Card:
-    """Write a card and placeholder weights to the storage root."""
+    """Write a card and placeholder weights under the storage root."""
     published, url = card(encoder_id, hours, **facts), encoder_folder(root, encoder_id)
     write_bytes(join(url, WEIGHTS), weights)
     write_json(join(url, CARD), published.model_dump(mode="json"))
@@ -41,7 +41,7 @@ def publish(root: str, encoder_id: str, hours: int = 0, weights: bytes = b"weigh
 
 
 def index_encoder(engine: Engine, encoder_id: str, project: str | None = None, hours: int = 0, **facts: Any) -> str:
-    """Insert an encoder into the registry's index; return its id."""
+    """Insert an encoder into the registry's index and return its ID."""
     indexed = card(encoder_id, hours, **facts)
     with Session(engine) as session, session.begin():
         session.add(

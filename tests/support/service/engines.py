@@ -39,10 +39,10 @@ def embed_offline(encoder: Path, file: Path) -> np.ndarray:
 
 
 def upload(path: Path) -> Item:
-    """Create an item with the content of a file."""
+    """Create an item that contains a file's bytes."""
     return Item(path.read_bytes())
 
 
 def reference(path: Path) -> Item:
-    """Create an item with the path of a file."""
+    """Create an item that refers to a file by path."""
     return Item(uri=str(path))

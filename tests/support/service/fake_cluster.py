@@ -1,4 +1,4 @@
-"""A fake cluster, queued jobs for it, and status reports of their attempts."""
+"""A fake cluster, queued jobs for it, and status reports from their attempts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.web.errors import ClusterUnavailable
 
 
 class FakeCluster:
-    """A cluster that records calls; the test sets the status of its jobs."""
+    """A cluster that records calls, and whose job statuses are set by the test."""
 
     def __init__(self, cpus: float = 4.0, gpus: float = 0.0) -> None:
         self.total = Capacity(cpus, gpus, 1e9)
@@ -74,6 +74,6 @@ def queued(store: JobStore, **fields: Any) -> Job:
 
 
 def report_status(root: str, job: Job, state: Any = None, reason: str | None = None, **facts: Any) -> None:
-    """Write a heartbeat of the newest attempt, or its outcome if `state` is given."""
+    """Write a heartbeat for the newest attempt, or its outcome if `state` is set."""
     outcome = AttemptOutcome(state=state, reason=reason, ended=time.time(), **facts) if state else None
     JobFolder(root, job.id).write_heartbeat(job.attempt, {"step": 3, "steps": 10}, outcome)

@@ -1,4 +1,4 @@
-"""Tiny published encoders, images and videos for them, and a lookup of decoding processes."""
+"""Tiny published encoders, images and videos for them, and a helper that finds decoding processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VIDEO = ClipConfig(frames=4, size=(16, 16), patch=4, tubelet=2, sampling_rate_fr
 
 
 def publish(folder: Path, clip: ClipConfig = IMAGE, seed: int = 0, **card: Any) -> str:
-    """Publish an encoder with random weights; its id is the folder's name."""
+    """Publish an encoder with random weights. Its ID is the folder's name."""
     torch.manual_seed(seed)
     encoder = Encoder(SMALL, clip.grid, clip.token_values)
     save_encoder(str(folder), encoder, Card(id=folder.name, encoder=SMALL, clip=clip, **card))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Received(NamedTuple):
-    """A recorded request; header names are lower case."""
+    """A recorded request. Header names are in lower case."""
 
     path: str
     headers: Mapping[str, str]

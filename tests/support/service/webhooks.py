@@ -18,7 +18,7 @@ from tests.support.service.receivers import Received
 
 
 class SettableClock:
-    """A clock that the test sets."""
+    """A clock that tests can set."""
 
     def __init__(self) -> None:
         self.now = 4e9  # later than every time written with the real clock
@@ -28,7 +28,7 @@ class SettableClock:
 
 
 def loopback_sender(engine: Engine, clock: SettableClock, **more: Any) -> WebhookSender:
-    """Create a sender that may send to receivers on this machine, over plain HTTP."""
+    """Create a sender that may send over plain HTTP to receivers on this machine."""
     return WebhookSender(engine, allow_http=True, allow_private=True, clock=clock, **more)
 
 
@@ -43,7 +43,7 @@ def deliveries(engine: Engine) -> list[Delivery]:
 
 
 def verified_body(secret: str, message: Received) -> dict[str, Any]:
-    """Verify the signature as Standard Webhooks specifies, independently of our code; return the body."""
+    """Verify the signature as specified by Standard Webhooks, independently of our code, and return the body."""
     text = f"{message.headers['webhook-id']}.{message.headers['webhook-timestamp']}.".encode() + message.body
     key = base64.b64decode(secret.split("_", 1)[1])
     version, _, signature = message.headers["webhook-signature"].partition(",")

@@ -1,4 +1,4 @@
-"""Statistics of the report: paired intervals, comparable trials, the Pareto front."""
+"""Tests for report statistics: paired intervals, comparable trials and the Pareto front."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_verdict_claims_a_difference_only_if_the_interval_excludes_zero() ->
 
 
 def test_a_significant_difference_becomes_uncertain_after_many_comparisons() -> None:
-    # differences 1.5, 2, 2.5: half width 1.242 alone; with 9 comparisons t(1 - 0.05/18, 2) = 13.4, half width 3.9
+    # differences 1.5, 2, 2.5: half width 1.242 for one comparison; for 9, t(1 - 0.05/18, 2) = 13.4, half width 3.9
     config = search(seeds=3, rungs=1, stopping="none")
     others = [ended(number, [70.0, 71.0, 72.0]) for number in range(2, 10)]
     many = sweep(config, [ended(0, [80.0, 81.0, 82.0], baseline=True), ended(1, [81.5, 83.0, 84.5]), *others])
@@ -69,7 +69,7 @@ def test_a_significant_difference_becomes_uncertain_after_many_comparisons() -> 
 def test_the_verdict_on_a_single_seed_suggests_more_seeds() -> None:
     one = pair([81.0], [80.0])
     assert compare_with_baseline(one, one.trials[1]) == "unknown"
-    assert "one seed: no interval, repeat with seeds=3" in verdict(one)
+    assert "one seed, so no interval; repeat with seeds=3" in verdict(one)
 
 
 def test_the_runner_up_is_reported_if_the_baseline_is_best() -> None:
@@ -114,7 +114,7 @@ def test_the_pareto_front_of_a_sweep_contains_only_comparable_trials() -> None:
     assert [found.number for found in speed_front(sweep(search(seeds=1), records))] == [0, 1]
 
 
-def test_map_cells_contain_means_deviations_and_the_highest_rung() -> None:
+def test_map_cells_contain_the_mean_the_deviation_and_the_highest_rung() -> None:
     config = search(seeds=2, rungs=2, stopping="none")
     records = [
         trial(0, {"a": 0}, [rung(1 / 3, [60.0, 62.0]), rung(1.0, [80.0, 82.0])], overrides={}, baseline=True),
@@ -138,14 +138,14 @@ def test_map_cells_contain_means_deviations_and_the_highest_rung() -> None:
     assert earlier.cells[0].score == pytest.approx((61 + 62 + 52) / 3)
 
 
-def test_ratios_that_do_not_vary_have_no_map() -> None:
+def test_there_is_no_ratio_map_if_the_ratios_do_not_vary() -> None:
     assert ratio_map(pair([81.0], [80.0]), 0) is not None
     same = sweep(search(seeds=1), [trial(number, {}, [rung(1.0, [80.0])], overrides={}) for number in range(3)])
     assert ratio_map(same, 2) is None
 
 
 @given(st.lists(st.floats(0, 0.99), min_size=1, max_size=60))
-def test_bins_keep_the_order_of_values_and_exclude_references(values: list[float]) -> None:
+def test_bins_keep_the_order_of_values_and_0_has_its_own_bin(values: list[float]) -> None:
     labels, places = bins(values)
     assert set(places) == set(values)
     assert [places[value] for value in sorted(values)] == sorted(places[value] for value in values)
@@ -154,7 +154,7 @@ def test_bins_keep_the_order_of_values_and_exclude_references(values: list[float
         assert [value for value in places if places[value] == places[0]] == [0]
 
 
-def test_layer_pairs_are_ranked_where_they_vary() -> None:
+def test_layer_pairs_are_ranked_only_if_they_vary() -> None:
     last = [{"student": 4, "teacher": 6}]
     records = [
         ended(0, [80.0], baseline=True),

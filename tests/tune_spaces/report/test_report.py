@@ -1,4 +1,4 @@
-"""Text and files of the report, from synthetic ledgers; covers page.py, verdict.py, plots/ and formatting.py."""
+"""Tests for the text and files of a report on synthetic ledgers: page.py, verdict.py, plots/ and formatting.py."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_only_trials_at_the_last_rung_can_be_best(memory: str) -> None:
     assert "1 trial was stopped at an earlier rung and is not compared" in report.verdict
 
 
-def test_before_any_trial_completes_the_highest_rung_is_ranked_and_noted(memory: str) -> None:
+def test_trials_are_ranked_at_the_highest_rung_before_any_trial_completes(memory: str) -> None:
     records = [
         trial(0, ratios(0.75, 0.5), [rung(NINTH, [70.0])], "running", baseline=True),
         trial(1, ratios(0.75, 0.25), [rung(NINTH, [60.0]), rung(THIRD, [65.0])], "running"),
@@ -87,7 +87,7 @@ def test_before_any_trial_completes_the_highest_rung_is_ranked_and_noted(memory:
     assert "2 trials have not finished" in report.verdict
 
 
-def test_the_report_of_a_population_shows_the_lineage_of_the_best_trial(memory: str) -> None:
+def test_a_population_report_shows_the_ancestors_of_the_best_trial(memory: str) -> None:
     config = search(space={"use": ["recipe"]}, algorithm="pbt", seeds=1, rungs=3, budget={"trials": 4})
     records = [
         trial(0, {"recipe.lr_scale": 1.0}, [rung(THIRD, [70.0]), rung(1.0, [75.0])], overrides={}, baseline=True),
@@ -135,7 +135,7 @@ def test_there_is_no_best_trial_if_all_scored_trials_failed(memory: str) -> None
     assert "there is no best trial" in report.verdict
 
 
-def test_figures_of_an_earlier_report_are_removed(memory: str) -> None:
+def test_plots_from_an_earlier_report_are_removed(memory: str) -> None:
     records = masking_sweep(search(), 12)
     before = write_report(write_sweep(memory, search(), records))
     for record in records[1:]:
@@ -161,11 +161,11 @@ def test_the_same_ledger_produces_the_same_files(memory: str, tmp_path: Path) ->
 def test_a_report_is_written_for_a_single_trial(memory: str) -> None:
     record = trial(0, ratios(0.75, 0.5), [rung(1.0, [80.0])], baseline=True)
     report = write_report(write_sweep(memory, search(seeds=1, rungs=1, stopping="none"), [record]))
-    assert not any(name.endswith(".png") for name in report.files)  # every figure would be empty
+    assert not any(name.endswith(".png") for name in report.files)  # every plot would be empty
     assert "The only trial that ran to completion: trial 0" in report.verdict
 
 
-def test_a_study_shows_its_variants(memory: str) -> None:
+def test_a_study_report_lists_the_variants(memory: str) -> None:
     config = search(space={"study": "asymmetry"})
     records = [
         trial(0, {"variant": "asymmetric"}, [rung(1.0, [80.0, 81.0, 82.0])], baseline=True),
@@ -207,7 +207,7 @@ def test_a_sweep_without_a_scored_rung_is_rejected(memory: str) -> None:
     assert "report" not in listdir(memory)
 
 
-def test_a_report_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
+def test_writing_a_report_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
     folder = write_sweep(str(tmp_path), search(), masking_sweep(search(), 6))
     code = (
         "import json, sys\nfrom tune_spaces.report import show, write_report\n"

@@ -1,4 +1,4 @@
-"""Early-stopping decisions match manual calculations and are the same after a restart."""
+"""Tests for early stopping: decisions match manual calculations and are the same after a restart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RungReport = tuple[int, int, float]  # number, level, score
 
 
 def trial(number: int) -> Any:
-    """Return a trial as Tune creates it; its id changes after a restart."""
+    """Return a trial as created by Tune, whose ID changes after a restart."""
     return SimpleNamespace(trial_id=f"{id(object())}-{number}", config={"number": number})
 
 
@@ -40,7 +40,7 @@ def new_scheduler(config: SearchConfig, trials: int) -> TrialScheduler:
 
 
 def rebuild(config: SearchConfig, reports: list[RungReport], folder: Path) -> TrialScheduler:
-    """Return the scheduler after a restart: it is rebuilt from the ledger before Tune adds trials."""
+    """Return the scheduler after a restart, rebuilt from the ledger before Tune adds trials."""
     ledger = Ledger(str(folder))
     for at, (number, level, score) in enumerate(reports):
         rung = ledgers.rung(config.fractions()[level], [score]).model_copy(update={"time": 100.0 + at})
@@ -134,7 +134,7 @@ def test_reported_rungs_are_not_evaluated_again(
 
 
 @given(number=st.integers(0, 5000), seed=st.integers(0, 2**31 - 1), noise=st.integers(0, 1000))
-def test_the_bracket_of_a_trial_does_not_depend_on_when_it_is_added(number: int, seed: int, noise: int) -> None:
+def test_a_trials_bracket_does_not_depend_on_when_the_trial_is_added(number: int, seed: int, noise: int) -> None:
     config = ledgers.search(stopping="hyperband", seed=seed)
     one, other = SuccessiveHalving(config), SuccessiveHalving(config)
     other.on_trial_add(None, trial(number + 1))
@@ -147,7 +147,7 @@ def test_the_bracket_of_a_trial_does_not_depend_on_when_it_is_added(number: int,
     assert places[0] == places[1]
 
 
-def test_hyperband_starts_brackets_at_every_rung_and_asha_at_the_first() -> None:
+def test_hyperband_has_a_bracket_for_every_rung_and_asha_only_for_the_first() -> None:
     for stopping, judged_at in (("asha", {0}), ("hyperband", {0, 1, 2})):
         made = SuccessiveHalving(ledgers.search(stopping=stopping, rungs=3, reduction=3))
         for number in range(60):
@@ -172,7 +172,7 @@ def test_each_rung_is_ranked_separately() -> None:
 
 
 @given(reports=report_sequences(trials=4))
-def test_without_early_stopping_every_trial_continues(reports: list[RungReport]) -> None:
+def test_every_trial_continues_without_early_stopping(reports: list[RungReport]) -> None:
     made = make_scheduler(ledgers.search(stopping="none"), Ledger("memory://no-such-sweep"))
     assert type(made) is FIFOScheduler
     assert {decide(made, report) for report in reports} == {GO}

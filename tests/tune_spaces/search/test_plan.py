@@ -1,4 +1,4 @@
-"""The plan of a sweep: concurrency that fits the cluster, rungs, and costs that match manual calculations."""
+"""Tests for sweep plans: concurrency that fits the cluster, rungs, and costs that match manual calculations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def planned(config: SearchConfig, steps: int = STEPS, nodes: Any = ({"CPU": 8.0}
 
 
 def scaled(**fields: Any) -> dict[str, Any]:
-    """Return a run whose batch is divisible by this number of workers."""
+    """Return a run config whose batch size is divisible by this number of workers."""
     return tiny_video_config(optim__batch_size=240, scaling={"device": "cpu", **fields}).model_dump(mode="json")
 
 
@@ -57,7 +57,7 @@ def packed(config: SearchConfig, nodes: list[dict[str, float]], gpu: bool) -> in
     at_once=st.none() | st.integers(1, 12),
     gpu=st.booleans(),
 )
-def test_concurrent_trials_fit_the_cluster_or_are_rejected(
+def test_concurrent_trials_fit_the_cluster_or_the_sweep_is_rejected(
     nodes: list[dict[str, float]], workers: int, cpus: float, at_once: int | None, gpu: bool
 ) -> None:
     config = ledgers.search(
@@ -92,7 +92,7 @@ def test_a_worker_is_never_split_across_nodes() -> None:
         planned(config, nodes=[{"CPU": 2.0}, {"CPU": 2.0}])
 
 
-def test_workers_of_a_trial_can_be_on_several_nodes() -> None:
+def test_a_trial_can_have_workers_on_several_nodes() -> None:
     config = ledgers.search(train=scaled(workers=3))
     assert planned(config, nodes=[{"CPU": 2.0}] * 3).at_once == 2
 
@@ -110,14 +110,14 @@ def test_the_error_for_resources_that_never_fit_explains_how_to_fix_it() -> None
         planned(config, nodes=[])
 
 
-def test_a_plan_notes_if_fewer_trials_run_concurrently_than_requested() -> None:
+def test_a_plan_reports_that_fewer_trials_run_concurrently_than_requested() -> None:
     plan = planned(ledgers.search(at_once=20))
     assert (plan.at_once, plan.lowered) == (8, True)
-    assert "at once    8 of 1 worker each (fewer than at_once: not enough resources)" in plan.lines()
+    assert "at once    8 trials with 1 worker each (fewer than at_once: not enough resources)" in plan.lines()
     assert "not enough resources" not in "".join(planned(ledgers.search(at_once=8)).lines())
 
 
-def test_fewer_trials_than_the_concurrency_limit_are_not_reported_as_a_lack_of_resources() -> None:
+def test_having_fewer_trials_than_the_concurrency_limit_is_not_reported_as_a_lack_of_resources() -> None:
     plan = planned(ledgers.search(at_once=20, budget={"trials": 3}))
     assert (plan.at_once, plan.lowered) == (3, False)
 
@@ -145,7 +145,7 @@ def test_clip_counts_with_and_without_stopping_match_a_manual_calculation() -> N
     assert whole.pflops == pytest.approx(whole.clips * step_flops(ledgers.search().train).total / 1e15)
 
 
-def test_the_cost_of_hyperband_is_the_sum_of_its_brackets() -> None:
+def test_hyperband_costs_are_averaged_over_its_brackets() -> None:
     """Brackets start at 60, 180 or 540 steps, with odds of 1, 1/e and 1/e²."""
     config = ledgers.search(seeds=1, stopping="hyperband", budget={"trials": 10}, first_rung=1 / 9)
     odds, steps = [1, math.exp(-1), math.exp(-2)], [60 + 120 / 3 + 360 / 9, 180 + 360 / 3, 540]
@@ -161,7 +161,7 @@ def test_a_plan_counts_the_full_training_of_a_population_and_its_children() -> N
     assert plan.lines()[0] == "trials     9; at each rung, children of the best replace the worst 2"
 
 
-def test_no_trial_is_stopped_with_a_single_rung() -> None:
+def test_a_single_rung_disables_early_stopping() -> None:
     one = planned(ledgers.search(rungs=1))
     assert (one.rungs, one.clips) == ((STEPS,), planned(ledgers.search(stopping="none")).clips)
 
@@ -190,19 +190,19 @@ def test_rungs_must_be_ascending_steps(steps: int, rungs: int, reduction: int) -
     assert len(made) == rungs
 
 
-def test_a_grid_over_a_range_without_step_is_rejected_before_any_trial_starts() -> None:
+def test_a_grid_over_a_range_without_a_step_is_rejected_before_any_trial_starts() -> None:
     config = ledgers.search(space={"use": ["recipe"]}, algorithm="grid")
-    with pytest.raises(ConfigError, match="a range without step has no grid; set step, or choices"):
+    with pytest.raises(ConfigError, match="a range without a step has no grid; set step or choices"):
         make_plan(config, build_space(config.space, config.train), STEPS, [{"CPU": 2.0}], gpu=False)
 
 
-def test_progress_lines_are_readable() -> None:
+def test_a_plan_is_formatted_as_four_lines() -> None:
     config = ledgers.search(train=scaled(workers=2), budget={"trials": 12})
     space = Space(MASKING.dimensions, config.train)
     plan = make_plan(config, space, STEPS, [{"CPU": 8.0}], gpu=False)
     first, second, third, last = plan.lines()
     assert first == "trials     12 of 40 points, 3 seeds each"
-    assert second == "at once    4 of 2 workers each"
+    assert second == "at once    4 trials with 2 workers each"
     assert third == "rungs      after 108, 241, 540 steps"
     assert last.startswith(f"training   about {round(12 * 3 * (108 + 133 / 3 + 299 / 9) * 240):,} clips, ")
     assert last.endswith(" PFLOP")

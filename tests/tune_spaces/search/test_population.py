@@ -1,4 +1,4 @@
-"""Population-based training: replacements, children, and identical decisions after a restart."""
+"""Tests for population-based training: replacements, children, and identical decisions after a restart."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def new_sweep(folder: Path, config: SearchConfig | None = None) -> Sweep:
 
 
 def report_score(sweep: Sweep, number: int, score: float) -> None:
-    """Report this score for the next rung of the trial."""
+    """Record `score` for the trial's next rung, then end the trial."""
     record = sweep.records[number]
     fraction = sweep.config.fractions()[record.level]
     rung = {"level": record.level, "fraction": fraction, "step": round(100 * fraction), "time": 0.0, "encoders": []}
@@ -110,7 +110,7 @@ def test_equal_scores_are_ordered_by_trial_number(tmp_path: Path) -> None:
     assert (replaced.number, [parent.number for parent in parents]) == (3, [0])
 
 
-# Recipes of children
+# Child recipes
 
 
 @given(seed=st.integers(0, 10_000))
@@ -244,7 +244,7 @@ def test_a_population_killed_at_any_point_makes_the_same_decisions_as_an_uninter
     assert summary(sweep) == summary(uninterrupted)
 
 
-def test_a_sweep_recovers_if_killed_between_creating_a_child_and_ending_its_predecessor(tmp_path: Path) -> None:
+def test_a_sweep_recovers_if_killed_between_creating_a_child_and_ending_the_trial_it_replaces(tmp_path: Path) -> None:
     uninterrupted = new_sweep(tmp_path / "whole")
     run(uninterrupted)
     sweep = new_sweep(tmp_path / "killed")
@@ -278,7 +278,7 @@ def population_config(folder: Path) -> SearchConfig:
 
 
 def run_with_kill(folder: Path, config: SearchConfig, killed_after: int) -> Sweep:
-    """Run a sweep in this process; kill it after some rungs, before the last is written, and restart it."""
+    """Run a sweep in this process. After some rungs, kill it before the last one is written, and restart it."""
     root = str(folder)
     config, space = prepare_search(config.model_copy(update={"storage": root}), root, "live")
     sweep, rungs = Sweep(config, space, root, "live", NullProgress()), 0
@@ -321,7 +321,7 @@ def test_a_child_continues_from_its_parents_weights_and_step(tmp_path: Path) -> 
         assert torch.equal(tensor, ours.load(12).tensors["model"][name])
 
 
-def test_a_missing_parent_checkpoint_fails_the_child_and_is_reported(tmp_path: Path) -> None:
+def test_a_child_fails_with_an_explanation_if_its_parents_checkpoint_is_missing(tmp_path: Path) -> None:
     config = tiny_run(tmp_path)
     result = launch(config, PRETRAINING, local=True, run_id="orphan", parent=("nobody", 4), quiet=True)
     assert (result.state, result.reason) == ("failed", "storage_unreachable")

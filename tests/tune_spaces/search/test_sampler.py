@@ -1,4 +1,4 @@
-"""The next point is determined by the ledger and never repeats a config; TPE learns from scores."""
+"""Tests for the sampler: the ledger determines the next point, no config is repeated, and TPE learns from scores."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def ledger(folder: Path, records: list[TrialRecord] | None = None) -> Ledger:
 def run_trials(
     config: SearchConfig, space: Space, history: Ledger, trials: int, score: Callable[[Point], float] = synthetic_score
 ) -> list[Point]:
-    """Run trials in sequence up to this total or until no point is left; return all points, including earlier ones."""
+    """Run trials one by one, up to this total or until no point is left. Returns all points, including earlier ones."""
     while len(history.records) < trials:
         point = next_point(config, space, history)
         if point is None:
@@ -107,7 +107,7 @@ def test_a_small_space_is_exhausted_without_repeats(
         "tpe",
     ],
 )
-def test_rounding_of_float_steps_creates_no_duplicate_points(tmp_path: Path, algorithm: str) -> None:
+def test_float_rounding_of_steps_creates_no_duplicate_points(tmp_path: Path, algorithm: str) -> None:
     space = {"dimensions": {"optim.weight_decay": {"low": 0.1, "high": 0.5, "step": 0.1}}}
     config, made = swept(algorithm=algorithm, space=space)
     points = run_trials(config, made, ledger(tmp_path), 20)
@@ -115,7 +115,7 @@ def test_rounding_of_float_steps_creates_no_duplicate_points(tmp_path: Path, alg
 
 
 @pytest.mark.parametrize("algorithm", ["random", "tpe"])
-def test_an_infinite_space_always_yields_new_configs(tmp_path: Path, algorithm: str) -> None:
+def test_every_proposal_from_an_infinite_space_is_a_new_config(tmp_path: Path, algorithm: str) -> None:
     config, made = swept(algorithm=algorithm, space=SMOOTH)
     assert grid_size(made) is None
     points = run_trials(config, made, ledger(tmp_path), 25)
@@ -169,7 +169,7 @@ def uninterrupted(algorithm: str, kind: str, folder: Path) -> tuple[SearchConfig
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(algorithm=st.sampled_from(["random", "tpe"]), kind=st.sampled_from(sorted(KINDS)), cut=st.integers(0, LONG))
-def test_a_sweep_interrupted_at_any_point_proposes_the_same_points_as_an_uninterrupted_one(
+def test_a_resumed_sweep_proposes_the_same_points_as_an_uninterrupted_one(
     tmp_path: Path, algorithm: str, kind: str, cut: int
 ) -> None:
     config, made, records = uninterrupted(algorithm, kind, tmp_path)
@@ -178,7 +178,7 @@ def test_a_sweep_interrupted_at_any_point_proposes_the_same_points_as_an_uninter
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(1, LONG - 1), running=st.sets(st.integers(0, LONG - 1), max_size=3))
-def test_running_trials_count_as_tried_in_any_order(tmp_path: Path, cut: int, running: set[int]) -> None:
+def test_the_points_of_running_trials_are_not_proposed_again(tmp_path: Path, cut: int, running: set[int]) -> None:
     config, made, records = uninterrupted("tpe", "choices", tmp_path)
     records = [
         record.model_copy(update={"state": "running", "rungs": ()}) if record.number in running else record
@@ -218,7 +218,7 @@ def test_every_state_maps_to_an_optuna_state(state: Any, expected: TrialState, r
     assert known.params == {"optim.eps": 0, "optim.clip_norm": 0}  # indices
 
 
-def test_two_objectives_are_score_and_cost() -> None:
+def test_the_two_objectives_are_score_and_cost() -> None:
     config, made = swept(algorithm="tpe", against="teacher_gflops", stopping="none")
     known = to_optuna_trial(ended(4, baseline(made) or {}, made, 61.0), made, config)
     assert known is not None
@@ -226,7 +226,7 @@ def test_two_objectives_are_score_and_cost() -> None:
     assert known.intermediate_values == {}
 
 
-def test_choices_that_are_lists_survive_a_json_round_trip() -> None:
+def test_list_choices_survive_a_json_round_trip() -> None:
     config, made = swept(space={"use": ["alignment"]})
     for name, dimension in made.dimensions.items():
         for index, choice in enumerate(dimension.choices or ()):
@@ -246,7 +246,7 @@ def test_true_and_one_are_distinct_choices() -> None:
     assert [trial.params["flag"] for trial in known if trial] == [0, 1, 2, 3]
 
 
-def test_a_range_with_a_step_has_a_grid() -> None:
+def test_a_range_with_a_step_is_sampled_on_its_grid() -> None:
     config, made = swept(space={"dimensions": {"optim.weight_decay": {"low": 0.0, "high": 1.0, "step": 0.1}}})
     for place in range(11):
         record = ledgers.trial(0, {"optim.weight_decay": place / 10}, [])
@@ -283,7 +283,7 @@ def test_a_space_without_the_baseline_can_be_searched(tmp_path: Path, algorithm:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_points_that_violate_a_rule_across_custom_dimensions_are_skipped(tmp_path: Path, algorithm: str) -> None:
+def test_invalid_combinations_of_custom_dimensions_are_skipped(tmp_path: Path, algorithm: str) -> None:
     widths = {"student.encoder.width": [48, 64, 96], "student.encoder.heads": [3, 4]}  # 64 is not divisible by 3
     config, made = swept(algorithm=algorithm, space={"dimensions": widths})
     points = run_trials(config, made, ledger(tmp_path), 40)
@@ -295,7 +295,7 @@ def test_points_that_violate_a_rule_across_custom_dimensions_are_skipped(tmp_pat
 # TPE
 
 
-def test_two_objectives_work_after_a_trial_is_ended_by_the_budget(tmp_path: Path) -> None:
+def test_a_point_is_proposed_for_two_objectives_after_the_budget_ended_a_trial(tmp_path: Path) -> None:
     config, made = swept(algorithm="tpe", against="teacher_gflops", stopping="none", space=SMOOTH)
     history = ledger(tmp_path)
     run_trials(config, made, history, 10)

@@ -1,4 +1,4 @@
-"""State of a sweep: starting trials, recording results, restarts and budgets."""
+"""Tests for the state of a sweep: starting trials, recording results, restarts and budgets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tune_spaces.search.progress import NullProgress
 from tune_spaces.search.sweep import Sweep
 from tune_spaces.spaces.space import baseline, build_space, config_of
 
-CLIPS = 900  # of a whole trial
+CLIPS = 900  # clips in a complete trial
 WITH_WEIGHTS = tiny_video_config().model_dump(mode="json")  # the demo's teacher must be trained first
 
 
@@ -62,7 +62,7 @@ class Notes(NullProgress):
 
 
 def open_sweep(folder: Path, config: SearchConfig | None = None, **fields: Any) -> Sweep:
-    """Create a sweep as the driver does: new, or from an existing folder."""
+    """Create a sweep as the driver does, either new or from an existing folder."""
     config = config or ledgers.search(**{"seeds": 2, **fields})
     return Sweep(config, build_space(config.space, config.train), str(folder), "a-sweep", Notes())
 
@@ -103,7 +103,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "runs" / "a-sweep" / "trials").iterdir())}
 
 
-def test_a_trial_is_in_the_ledger_from_start_to_end(tmp_path: Path) -> None:
+def test_the_ledger_contains_a_trial_from_its_start_to_its_end(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     record = begin_trial(sweep)
     assert (record.number, record.state, record.baseline, record.attempts) == (0, "running", True, 1)
@@ -131,7 +131,7 @@ def test_a_trial_that_ends_before_its_last_rung_is_recorded_as_stopped(tmp_path:
     assert sweep.records[0].ended is not None
 
 
-def test_a_failure_keeps_its_reason_and_its_rungs(tmp_path: Path) -> None:
+def test_a_failed_trial_keeps_its_reason_and_rungs(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     sweep.record_result(begin_trial(sweep).number, result(sweep, 0))
     sweep.record_result(0, {"failed": "diverged", "message": "loss is nan\nat step 70"})
@@ -143,7 +143,7 @@ def test_a_failure_keeps_its_reason_and_its_rungs(tmp_path: Path) -> None:
     assert begin_trial(sweep).number == 1
 
 
-def test_a_trial_lost_too_often_fails(tmp_path: Path) -> None:
+def test_a_trial_whose_process_is_lost_too_often_fails(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     begin_trial(sweep)
     sweep.record_retry(0)
@@ -168,7 +168,7 @@ def test_a_rung_reported_twice_is_recorded_once(tmp_path: Path) -> None:
 # Restarts
 
 
-def test_running_trials_resume_first_and_ended_ones_are_untouched(tmp_path: Path) -> None:
+def test_interrupted_trials_resume_first_and_ended_ones_are_unchanged(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path, train=WITH_WEIGHTS)
     run_trial(sweep)
     running = [begin_trial(sweep), begin_trial(sweep)]
@@ -272,7 +272,7 @@ def test_the_budget_limits_hours_across_restarts(tmp_path: Path, clock: Clock) -
     assert again.next_trial() is None
 
 
-def test_hours_without_a_running_sweep_are_not_counted(tmp_path: Path, clock: Clock) -> None:
+def test_the_hours_between_two_executions_of_a_sweep_are_not_counted(tmp_path: Path, clock: Clock) -> None:
     sweep = open_sweep(tmp_path)
     begin_trial(sweep)
     clock.now += 100
@@ -326,7 +326,7 @@ def test_an_exhausted_space_ends_the_sweep(tmp_path: Path) -> None:
 # Trial tasks
 
 
-def test_runs_have_valid_unique_names(tmp_path: Path) -> None:
+def test_run_names_are_valid_and_unique(tmp_path: Path) -> None:
     config = ledgers.search(name="a" * 80, seeds=3, seed=2**31 - 1)
     sweep = Sweep(config, build_space(config.space, config.train), str(tmp_path), "a" * 80, NullProgress())
     names = [name for _ in range(4) for name in begin_trial(sweep).runs]
@@ -336,7 +336,7 @@ def test_runs_have_valid_unique_names(tmp_path: Path) -> None:
     assert all(with_overrides(config.train, {"name": name}) for name in names)
 
 
-def test_a_task_consists_of_plain_values(tmp_path: Path) -> None:
+def test_a_task_contains_only_plain_values(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path, seeds=3, train=WITH_WEIGHTS)
     run_trial(sweep)
     record = begin_trial(sweep)
@@ -363,7 +363,7 @@ def test_trials_receive_the_trained_teacher(tmp_path: Path) -> None:
     assert sweep.records[0].baseline
 
 
-def test_trial_records_are_written_to_the_folder_of_the_sweep(tmp_path: Path) -> None:
+def test_trial_records_are_written_to_the_sweep_folder(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     begin_trial(sweep)
     assert Path(join(str(tmp_path), "runs", "a-sweep", "trials", "0000.json")).exists()

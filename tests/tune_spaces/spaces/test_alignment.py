@@ -1,4 +1,4 @@
-"""The alignment space: layer pairs, weights and branches."""
+"""Tests for the alignment space: layer pairs, weights and branches."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_fractions_of_depth_map_to_blocks(layers: Any, expected: list[tuple[int,
 
 @pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize("layers", LAYERS)
-def test_every_layer_set_fits_every_depth(name: str, layers: str) -> None:
+def test_every_layer_set_is_valid_at_every_depth(name: str, layers: str) -> None:
     pairs = _pairs(_varied(name, {"alignment.layers": layers}))
     assert len({student for student, _ in pairs}) == len(pairs)
 
@@ -53,16 +53,16 @@ def test_every_layer_set_fits_every_depth(name: str, layers: str) -> None:
     name=st.sampled_from(sorted(BASES)),
     layers=st.lists(st.tuples(fractions, fractions).map(list), min_size=1, max_size=6),
 )
-def test_any_fractions_fit_any_depths(name: str, layers: list[list[float]]) -> None:
+def test_any_layer_fractions_are_valid_at_any_depth(name: str, layers: list[list[float]]) -> None:
     pairs = _pairs(_varied(name, {"alignment.layers": layers}))
     assert 1 <= len(pairs) <= len(layers) + 1
 
 
-def test_fractions_that_map_to_one_student_block_form_one_pair() -> None:
+def test_fractions_that_map_to_the_same_student_block_produce_one_pair() -> None:
     assert _pairs(_varied("shallow", {"alignment.layers": "quarters"})) == [(1, 2)]
 
 
-def test_without_reconstruction_the_last_block_is_aligned_too() -> None:
+def test_the_last_block_is_also_aligned_without_reconstruction() -> None:
     assert _pairs(_varied("no reconstruction", {"alignment.layers": "middle"})) == [(2, 2), (4, 4)]
 
 
@@ -71,7 +71,7 @@ def test_aligned_blocks_adapt_to_the_depths_of_varied_encoders() -> None:
     assert _pairs(_varied("tiny video", point)) == [(4, 8)]
 
 
-def test_unnamed_layer_pairs_of_the_base_are_offered_under_the_name_base() -> None:
+def test_layer_pairs_of_the_base_that_match_no_named_set_are_called_base() -> None:
     assert "base" in layer_sets(BASES["odd layers"])
     assert "base" not in layer_sets(BASES["k400-vit-b"])
     assert overrides_of(Space({}, BASES["odd layers"]), {"alignment.layers": "base"}) == {}
@@ -94,18 +94,18 @@ def test_layer_sets_are_distinct(name: str) -> None:
         ({"alignment.branches": "generation", "alignment.direct_weight": 2.0}, 0, 1),
     ],
 )
-def test_a_weight_requires_its_branch(point: dict[str, Any], direct: float, generation: float) -> None:
+def test_the_weight_of_an_unused_branch_is_zero(point: dict[str, Any], direct: float, generation: float) -> None:
     weights = _varied("demo-video-amd", point).objective.weights
     assert (weights.direct, weights.generation) == (direct, generation)
 
 
-def test_a_branch_that_the_base_disables_is_enabled_with_the_weight_of_the_other() -> None:
+def test_a_branch_disabled_in_the_base_is_enabled_with_the_other_branchs_weight() -> None:
     base = with_overrides(BASES["direct alone"], {"objective.weights.direct": 3})
     weights = config_of(Space({}, base), {"alignment.branches": "both"}).objective.weights
     assert (weights.direct, weights.generation) == (3, 3)
 
 
-def test_a_symmetric_teacher_always_uses_direct_alignment() -> None:
+def test_symmetric_masking_always_uses_direct_alignment() -> None:
     def varied(**point: Any) -> TrainConfig:
         point = {f"alignment.{parameter}": value for parameter, value in point.items()}
         return _varied("demo-video-amd", {"masking.teacher_ratio": 0.95, **point})

@@ -1,4 +1,4 @@
-"""The generator space: depth, width and heads."""
+"""Tests for the generator space: depth, width and heads."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tune_spaces.spaces.space import Space, config_of, grid, overrides_of
 
 
 @pytest.mark.parametrize("name", sorted(set(BASES) - NO_GENERATION))
-def test_points_of_a_space_describe_different_runs(name: str) -> None:
+def test_different_points_describe_different_runs(name: str) -> None:
     space = space_of(name, use=["generator"])
     digests = [config_of(space, point).digest() for point in grid(space)]
     assert len(set(digests)) == len(digests)
 
 
 @pytest.mark.parametrize("name", sorted(NO_GENERATION))
-def test_a_base_without_generators_has_nothing_to_vary(name: str) -> None:
+def test_a_base_without_generation_alignment_is_rejected(name: str) -> None:
     with pytest.raises(ConfigError, match=r"all produce the same run \(this config has no generation alignment\)"):
         space_of(name, use=["generator"])
 
@@ -29,12 +29,13 @@ def test_a_base_without_generators_has_nothing_to_vary(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "width", "expected"),
     [
-        ("k400-vit-s", "student", {"student.generator.width": 384}),  # 384 // 64 = 6 heads by default
+        ("k400-vit-s", "student", {"student.generator.width": 384}),  # the default, 384 // 64 = 6 heads
         ("k400-vit-s", "half", {"student.generator.width": 512}),
         ("k400-vit-s", "teacher", {}),
         ("k400-vit-s", 1024, {}),
-        ("k400-vit-s", 200, {"student.generator.width": 200, "student.generator.heads": 4}),  # 3 does not divide it
-        ("demo-image-amd", "student", {"student.generator.width": 64, "student.generator.heads": 2}),  # heads of 32
+        # The default, 3 heads, does not divide 200.
+        ("k400-vit-s", 200, {"student.generator.width": 200, "student.generator.heads": 4}),
+        ("demo-image-amd", "student", {"student.generator.width": 64, "student.generator.heads": 2}),  # head size 32
         ("a wide generator", 64, {"student.generator.width": None, "student.generator.heads": 2}),
         ("a wide generator", 96, {}),
     ],
@@ -49,14 +50,14 @@ def test_any_custom_width_gets_heads_that_divide_it(name: str, width: int) -> No
     assert config.generator_width % config.generator_heads == 0
 
 
-def test_custom_heads_are_kept() -> None:
+def test_a_custom_head_count_is_kept() -> None:
     space = Space({}, BASES["tiny video"])
     assert config_of(space, {"student.generator.width": 48, "student.generator.heads": 6}).generator_heads == 6
     with pytest.raises(ConfigError, match=r"student\.generator\.heads=5 must divide student\.generator\.width=48"):
         config_of(space, {"student.generator.width": 48, "student.generator.heads": 5})
 
 
-def test_sizes_of_unused_generators_have_no_effect() -> None:
+def test_generator_sizes_have_no_effect_without_generation_alignment() -> None:
     base = BASES["k400-vit-s"]
     symmetric = {"masking.teacher_ratio": 0.95}
     point = {**symmetric, "student.generator.depth": 4, "generator.width": "half"}

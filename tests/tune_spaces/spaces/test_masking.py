@@ -1,4 +1,4 @@
-"""The masking space: both ratios, clamped and snapped to cells."""
+"""Tests for the masking space: both ratios are clamped and snapped to whole cells."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ratios = st.floats(0, 1, exclude_max=True)
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_no_point_lets_the_teacher_see_less_than_the_student(name: str) -> None:
+def test_the_teacher_never_sees_less_than_the_student(name: str) -> None:
     for point in grid(space_of(name, use=["masking"])):
         config = config_of(space_of(name, use=["masking"]), point)
         assert config.mask.teacher_ratio <= config.mask.student_ratio
@@ -26,7 +26,7 @@ def test_no_point_lets_the_teacher_see_less_than_the_student(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_the_points_include_the_symmetric_and_the_full_view_teacher(name: str) -> None:
+def test_the_space_includes_symmetric_masks_and_a_full_view_teacher(name: str) -> None:
     space = space_of(name, use=["masking"])
     configs = [config_of(space, point) for point in grid(space)]
     assert any(config.teacher_hidden_cells == 0 for config in configs)
@@ -44,7 +44,7 @@ def test_each_cell_count_of_a_small_grid_is_offered_once(name: str) -> None:
 
 
 @given(name=st.sampled_from(sorted(BASES)), student=ratios, teacher=ratios)
-def test_any_pair_of_ratios_is_made_valid(name: str, student: float, teacher: float) -> None:
+def test_any_pair_of_ratios_is_converted_to_a_valid_pair(name: str, student: float, teacher: float) -> None:
     base = BASES[name]
     space = space_of(name, dimensions={"masking.student_ratio": [0.5, 0.75], "mask.teacher_ratio": [0.0, 0.5]})
     config = config_of(space, {"masking.student_ratio": student, "mask.teacher_ratio": teacher})
@@ -84,7 +84,7 @@ def test_custom_ratios_are_clamped_too() -> None:
     assert overrides_of(space, {"mask.student_ratio": 0.5}) == {"mask.student_ratio": 0.5, "mask.teacher_ratio": 0.5}
 
 
-def test_a_different_strategy_changes_cells_and_ratios() -> None:
+def test_ratios_are_snapped_to_the_cells_of_the_masking_strategy() -> None:
     base = {"mask.strategy": ["tube", "random"], "masking.student_ratio": [0.51, 0.75], "masking.teacher_ratio": [0.5]}
     space = space_of("tiny video", dimensions=base)  # tube: 16 cells, random: 32
     tube, random = (

@@ -1,4 +1,4 @@
-"""The recipe space: learning rate, warm-up and length relative to the base."""
+"""Tests for the recipe space: learning rate and warm-up relative to the base config."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def test_the_peak_and_final_learning_rates_are_scaled(name: str, scale: float) -
         ("k400-vit-b", 0.0, {"schedule.warmup_epochs": 0}),
         ("demo-image-amd", 0.2, {"schedule.warmup_steps": 100}),
         ("demo-image-amd", 0.1, {}),
-        ("tiny video", 0.0, {}),  # omitted: no warm-up
+        ("tiny video", 0.0, {}),  # no override, because there is no warm-up by default
         ("tiny video", 0.5, {"schedule.warmup_steps": 2}),
         ("warm-up in epochs, run in steps", 0.5, {"schedule.warmup_epochs": None, "schedule.warmup_steps": 2}),
         ("warm-up in epochs, run in steps", None, {}),
     ],
 )
-def test_warm_up_is_a_fraction_of_the_run_in_the_unit_of_its_schedule(
+def test_warmup_fraction_is_converted_to_the_unit_of_the_run_length(
     name: str, fraction: Any, expected: dict[str, Any]
 ) -> None:
     assert overrides_of(Space({}, BASES[name]), {"recipe.warmup_fraction": fraction}) == expected
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_each_warm_up_is_offered_once(name: str) -> None:
+def test_each_warmup_length_is_offered_once(name: str) -> None:
     space = space_of(name, use=["recipe"])
     choices = space.dimensions["recipe.warmup_fraction"].choices or ()
     found = [config_of(space, {"recipe.warmup_fraction": fraction}).digest() for fraction in choices]
@@ -50,13 +50,13 @@ def test_each_warm_up_is_offered_once(name: str) -> None:
 
 
 @given(length=st.integers(1, 2000), data=st.data())
-def test_the_warm_up_of_the_base_is_expressed_as_its_fraction(length: int, data: Any) -> None:
+def test_the_warmup_fraction_of_the_base_causes_no_overrides(length: int, data: Any) -> None:
     warmup = data.draw(st.integers(0, length))
     base = with_overrides(BASES["k400-vit-b"], {"schedule.epochs": length, "schedule.warmup_epochs": warmup})
     assert overrides_of(Space({}, base), {"recipe.warmup_fraction": warmup / length}) == {}
 
 
-def test_a_scale_multiplies_a_custom_learning_rate() -> None:
+def test_lr_scale_multiplies_a_custom_learning_rate() -> None:
     space = space_of("k400-vit-b", use=["recipe"], dimensions={"optim.base_lr": [1e-3, 2e-3]})
     assert config_of(space, {"optim.base_lr": 2e-3, "recipe.lr_scale": 0.5}).optim.base_lr == 1e-3
 

@@ -1,4 +1,4 @@
-"""Spaces over every base config: points, grids, digests, custom dimensions; covers draft.py and parameter.py."""
+"""Tests for spaces over every base config, including draft.py and parameter.py."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ UNIONS: tuple[tuple[SpaceName, ...], ...] = (
 TRIED = [(name, use) for name in BASES for use in UNIONS if not (use == ("generator",) and name in NO_GENERATION)]
 
 
-def test_spaces_match_the_names_in_the_config() -> None:
+def test_spaces_are_exactly_those_the_config_accepts() -> None:
     assert set(SPACES) == set(get_args(SpaceName))
 
 
@@ -77,7 +77,7 @@ def test_the_baseline_is_the_base_config(name: str, use: tuple[SpaceName, ...]) 
         assert choices is None or value in choices
 
 
-def test_overrides_contain_only_changes_to_the_base() -> None:
+def test_overrides_contain_only_values_that_differ_from_the_base() -> None:
     space = space_of("k400-vit-b", use=["masking", "alignment"])
     point = {**(baseline(space) or {}), "masking.teacher_ratio": 0.5}
     assert overrides_of(space, point) == {"mask.teacher_ratio": 0.5}
@@ -123,10 +123,10 @@ def test_a_grid_lists_every_point_in_order() -> None:
     assert [point["optim.weight_decay"] for point in points] == [0.0] * 3 + [0.05] * 3
 
 
-def test_a_range_without_step_has_no_grid() -> None:
+def test_a_range_without_a_step_has_no_grid() -> None:
     space = space_of("k400-vit-b", use=["recipe"])
     assert grid_size(space) is None
-    with pytest.raises(ConfigError, match=r"space\.dimensions\.recipe\.lr_scale: .* set step, or choices"):
+    with pytest.raises(ConfigError, match=r"space\.dimensions\.recipe\.lr_scale: .* set step or choices"):
         grid(space)
 
 
@@ -144,7 +144,7 @@ REFUSED = {
     "tracking.log_every_steps=[10, 20]": "does not affect training",
     "data.loader_workers=[1, 2]": "does not affect training",
     "optim.weight_decay=[0.05]": "its points all produce the same run",
-    "student.generator.heads=[3, 5]": "none of 2 points is a valid config; the first error: student.generator.heads=3",
+    "student.generator.heads=[3, 5]": "none of 2 points is a valid config; first error: student.generator.heads=3",
     "schedule.warmup_epochs=[300, 400]": "none of 2 points is a valid config",
 }
 
@@ -187,14 +187,14 @@ def test_a_config_without_a_teacher_is_rejected() -> None:
         build_space(SpaceConfig(use=("recipe",)), mae(BASES["tiny video"]))
 
 
-def test_custom_dimensions_can_violate_a_rule() -> None:
+def test_an_invalid_combination_of_custom_dimensions_is_rejected_per_point() -> None:
     space = space_of("k400-vit-b", dimensions={"student.generator.heads": [5, 8, 16]})
     assert config_of(space, {"student.generator.heads": 8}).generator_heads == 8
     with pytest.raises(ConfigError, match=r"student\.generator\.heads=5 must divide"):
         config_of(space, {"student.generator.heads": 5})
 
 
-def test_a_dimension_that_removes_the_teacher_violates_the_rules_of_the_config() -> None:
+def test_a_dimension_that_removes_the_teacher_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"objective\.kind=amd requires a teacher"):
         space_of("k400-vit-b", use=["alignment", "generator"], dimensions={"teacher": [None]})
 
@@ -223,8 +223,8 @@ def test_a_space_is_loaded_from_a_file(tmp_path: Path, suffix: str) -> None:
     [
         ("maskin", "space='maskin': unknown; did you mean masking?"),
         ("masking,recpe", "did you mean recipe?"),
-        ("masking,serial", "space=serial: a study defines its own space; use it alone"),
-        ("quux", "spaces are masking, alignment, generator, recipe, studies asymmetry"),
+        ("masking,serial", "space=serial: a study defines its own space; use it without other spaces"),
+        ("quux", "the spaces are masking, alignment, generator, recipe; the studies are asymmetry"),
         ("masking,masking", "space.use=['masking', 'masking'] repeats a space"),
         ("/nowhere/space.yaml", "space /nowhere/space.yaml: cannot be read"),
         ("", "space='': unknown"),
@@ -266,7 +266,7 @@ def test_spaces_import_neither_torch_nor_ray_nor_optuna() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_ratio_is_offered_if_the_other_ratio_makes_it_valid() -> None:
+def test_a_ratio_that_is_valid_only_with_some_other_ratios_is_offered() -> None:
     base = with_overrides(PRESETS["demo-image-amd"].config, {"mask.student_ratio": 0.5, "mask.teacher_ratio": 0.5})
     dimensions = {"mask.student_ratio": [0.25, 0.5], "mask.teacher_ratio": [0.0, 0.25]}
     config = validate(SpaceConfig, {"dimensions": dimensions})

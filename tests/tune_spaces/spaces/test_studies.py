@@ -1,4 +1,4 @@
-"""Studies: the paper's questions as named variants."""
+"""Tests for studies, which express the paper's ablations as named variants."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POINTLESS = {
 }
 
 
-def test_studies_match_the_names_in_the_config() -> None:
+def test_studies_are_exactly_those_the_config_accepts() -> None:
     assert set(STUDIES) == set(get_args(StudyName))
 
 
@@ -46,7 +46,7 @@ def test_variant_names_are_unique_across_studies(name: str) -> None:
     assert max(names.values()) == 1
 
 
-def test_studies_cover_the_questions_of_the_paper() -> None:
+def test_studies_cover_the_ablations_of_the_paper() -> None:
     answers = {study: space_of("k400-vit-b", study=study).dimensions[VARIANT].choices for study in get_args(StudyName)}
     assert answers == {
         "asymmetry": ("asymmetric", "symmetric", "full view"),
@@ -59,7 +59,7 @@ def test_studies_cover_the_questions_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("name", ["symmetric", "full view", "k400-vit-b"])
-def test_asymmetry_compares_three_teachers_regardless_of_the_base(name: str) -> None:
+def test_asymmetry_compares_three_teacher_ratios_regardless_of_the_base(name: str) -> None:
     space = space_of(name, study="asymmetry")
     asymmetric, symmetric, full = (
         config_of(space, {VARIANT: variant}) for variant in ("asymmetric", "symmetric", "full view")

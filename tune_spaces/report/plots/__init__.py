@@ -20,7 +20,7 @@ DPI = 150
 
 
 class Picture(NamedTuple):
-    """A plot of the report."""
+    """A plot in the report."""
 
     name: str  # file name without extension
     caption: str
@@ -28,13 +28,13 @@ class Picture(NamedTuple):
 
 
 def pictures(sweep: SweepHistory) -> list[Picture]:
-    """Return the plots that are not empty, in the order of the page."""
+    """Return the plots that are not empty, in the order in which they appear in the report."""
     drawn = ((name, draw(sweep)) for name, draw in DRAWN.items())
     return [Picture(name, CAPTIONS[name], figure) for name, figure in drawn if figure is not None]
 
 
 def rendered(figure: Any) -> dict[str, bytes]:
-    """Render a figure to files, by extension; equal figures produce equal bytes."""
+    """Return a figure's file contents by extension; identical figures produce identical bytes."""
     files = {}
     for ending, options in (("png", {"dpi": DPI}), ("svg", {"metadata": {"Date": None}})):
         data = io.BytesIO()
@@ -54,17 +54,17 @@ DRAWN: Mapping[str, Callable[[SweepHistory], Any]] = {
     "curves": curves,
 }
 CAPTIONS = {
-    "variants": "Mean, standard deviation and every seed of each variant.",
+    "variants": "Mean, standard deviation and individual seeds for each variant.",
     "mask_ratios": "Rows: teacher ratio; columns: student ratio. The teacher never sees less than the student, so one "
     "corner stays empty. Hatched cells reached only an earlier rung and are not comparable with the coloured ones. "
     "Outlined cells are valid but were not tried.",
-    "cost": "Trials at the same rung only. Speeds were measured during training on this sweep's machines; GFLOPs are "
-    "computed.",
-    "layers": "Blocks count from 1, student→teacher. Trials with the same layer pairs share a row. Compare only "
-    "within a panel: each panel is one rung.",
-    "parallel": "Each line is a trial, coloured by its score at the rung with most trials; the best trial is selected "
-    "at the highest rung.",
-    "importance": "fANOVA on a random forest fitted to these trials. Unreliable for fewer than about 50 trials, and "
-    "not informative about values that were not tried.",
+    "cost": "Only trials at the same rung are shown. Speeds were measured during training on this "
+    "sweep's machines; GFLOPs are computed.",
+    "layers": "Pairs are student→teacher, with blocks numbered from 1. Trials with the same layer pairs share a row. "
+    "Compare only within a panel: each panel is one rung.",
+    "parallel": "Each line is a trial, coloured by its score at the rung with the most trials; the best trial is "
+    "selected at the highest rung.",
+    "importance": "fANOVA on a random forest fitted to these trials. It is unreliable for fewer than about 50 trials "
+    "and says nothing about values that were not tried.",
     "curves": "Only scores at the same fraction are comparable.",
 }

@@ -1,4 +1,4 @@
-"""Shared parts of all plots: colours, figure layout, titles, legends and markers.
+"""Elements shared by all plots: colours, figure layout, titles, legends and markers.
 
 Uses colour-blind-safe palettes: Okabe and Ito, and cividis. Draws without pyplot, so there is no global state.
 """

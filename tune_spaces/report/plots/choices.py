@@ -32,7 +32,7 @@ from tune_spaces.report.verdict import METRIC_NAMES
 
 
 def parallel(sweep: SweepHistory) -> Any:
-    """Plot a line through the values of each trial, coloured by its score at the level with most trials."""
+    """Plot a line through the values of each trial, coloured by its score at the level with the most trials."""
     names = {} if sweep.config.space.study is not None else dimensions(sweep)
     trials = sweep.scored
     columns = {name: [trial.record.point[name] for trial in trials if name in trial.record.point] for name in names}
@@ -75,7 +75,7 @@ def parallel(sweep: SweepHistory) -> Any:
 
 
 def _draw_score_axis(axes: Any, last: int, low: float, high: float, norm: Any) -> None:
-    """Draw the last axis: a colour bar of the scores and its ticks."""
+    """Draw the last axis: a colour bar for the scores, with its ticks."""
     if high <= low:
         _tick(axes, last, float(norm(low)), f"{low:.1f}", 10)
         return
@@ -89,7 +89,7 @@ def _draw_score_axis(axes: Any, last: int, low: float, high: float, norm: Any) -
 
 
 def _label_axes(axes: Any, titles: Sequence[str]) -> None:
-    """Draw one vertical line per title, and hide the frame of the plot."""
+    """Draw one vertical line per title, and hide the plot's frame."""
     for at in range(len(titles)):
         axes.axvline(at, color=INK, lw=1, zorder=1)
     axes.set_xticks(range(len(titles)), titles, fontsize=10)
@@ -124,7 +124,7 @@ class _Scale(NamedTuple):
 
 
 def _scale(sweep: SweepHistory, name: str, column: Sequence[Any]) -> _Scale:
-    """Space few values evenly; put many numbers on a linear axis, or a logarithmic one over orders of magnitude."""
+    """Space a few values evenly; put many numbers on a linear axis, or on a logarithmic one if they span magnitudes."""
     if numeric(column) and len(set(column)) > 8:
         low, high = min(column), max(column)
         if logarithmic(sweep, name, column):

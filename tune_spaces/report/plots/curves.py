@@ -1,4 +1,4 @@
-"""Plot of scores over training: every trial at its rungs, children branching off their parents."""
+"""Plot of scores over training: every trial at its rungs, with children branching off their parents."""
 
 from __future__ import annotations
 

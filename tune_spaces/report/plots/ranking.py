@@ -1,4 +1,4 @@
-"""Ranking plots of variants and of aligned layers: one row each, the best on top."""
+"""Ranking plots for variants and aligned layers, one row each, with the best at the top."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tune_spaces.report.sweep import SweepHistory
 
 
 def variants(sweep: SweepHistory) -> Any:
-    """Plot the variants of a study, the best on top."""
+    """Plot a study's variants, with the best at the top."""
     found = by_variant(sweep)
     return _ranking(sweep, found, f"Study “{sweep.config.space.study}”: score by variant") if found else None
 
 
 def layers(sweep: SweepHistory) -> Any:
-    """Plot trials by aligned layer pairs, the best on top."""
+    """Plot trials by aligned layer pairs, with the best at the top."""
     found = by_layers(sweep) if sweep.config.space.study is None else []
     return _ranking(sweep, found, "Score by aligned layers (student→teacher)") if found else None
 

@@ -1,4 +1,4 @@
-"""Map of scores over both mask ratios."""
+"""Plot of scores over both mask ratios."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def ratios(sweep: SweepHistory) -> Any:
     ]
     if any(cell.symmetric for _, found in maps for cell in found.cells):
         keys.append(
-            Patch(facecolor="none", edgecolor=INK, lw=1.2, ls=(0, (3, 2)), label="symmetric: both see the same")
+            Patch(facecolor="none", edgecolor=INK, lw=1.2, ls=(0, (3, 2)), label="symmetric: both see the same tokens")
         )
     if any(cell.level < level for level, found in maps for cell in found.cells):
-        keys.append(Patch(facecolor="#f1f3f5", edgecolor=PALE, hatch="///", label="reached only the rung named"))
+        keys.append(Patch(facecolor="#f1f3f5", edgecolor=PALE, hatch="///", label="reached only the rung shown"))
     legend(figure, keys)
     return figure
 

@@ -1,4 +1,4 @@
-"""the first tables"""
+"""Create the initial tables."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def _root(demo_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_digits_of_select_and_test_appear_in_no_other_split(kind: str) -> None:
+def test_the_select_and_test_splits_share_no_digits_with_other_splits(kind: str) -> None:
     shown = {split: set(MAKERS[kind](split).digits.tolist()) for split in SPLITS}
     trained = shown["train"] | shown["probe"]
     assert not trained & shown["select"]
@@ -124,7 +124,7 @@ def _decoded(split: str, count: int) -> Features:
     return Features(values.astype(np.float32) / 255, np.array([int(line.split()[1]) for line in lines]))
 
 
-def test_clips_are_h264_mp4_files_of_eight_frames_close_to_the_rendered_ones() -> None:
+def test_clips_are_h264_files_of_eight_frames_that_match_the_rendered_frames() -> None:
     listing = Path(demo.ensure_demo("moving-digits", "select"))
     samples = demo.clip_samples("select")
     lines = listing.read_text().splitlines()

@@ -123,7 +123,7 @@ def test_a_long_list_of_problems_is_truncated(tmp_path: Path) -> None:
         ("{}/blank.txt", "has no samples"),
         ("{}/x-{{0..2}}.tar", "shard {}/x-0.tar does not exist"),
         ("{}/*.tar", "matches no tar shard"),
-        ("nosuch://bucket/x", "no filesystem for this URL"),
+        ("nosuch://bucket/x", "no filesystem is installed for this URL"),
         ("demo:nothing", "does not exist"),
     ],
 )

@@ -210,7 +210,7 @@ def test_frame_folders_on_s3_are_read(s3_root: str) -> None:
     reader.close()
 
 
-def test_a_read_that_stalls_is_a_bad_sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_stalled_read_raises_bad_sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The server accepts the connection and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         for key, value in {

@@ -187,7 +187,7 @@ def test_closing_leaves_no_process_behind() -> None:
 
 
 def test_leaving_the_loop_early_discards_prefetched_work() -> None:
-    """The same processes start on other steps immediately, although 20 samples of 0.2 s each were queued."""
+    """The same processes start on other steps immediately, although 20 samples that take 0.2 s each were queued."""
     data = {"loader_workers": 1, "prefetch_batches": 5}
     with _loader(data=data, open_reader=SlowReader, micro_batch=2) as loader:
         steps = loader.steps(0, 1000)
@@ -214,7 +214,7 @@ def test_reading_does_not_change_the_global_random_state() -> None:
         assert torch.equal(torch.rand(3), expected)
 
 
-def test_extras_of_a_transform_match_their_rows() -> None:
+def test_extras_returned_by_a_transform_stay_with_their_clips() -> None:
     (batch,) = _stream(_loader(FakeManifest(10, bad=frozenset({1})), transform=_crop_and_name, train=False), 0, 1)[0]
     assert batch.extras == ("clip-0", "clip-2", "clip-3")  # the unreadable record leaves no gap
     assert batch.records.tolist() == [0, 2, 3]
@@ -244,7 +244,7 @@ IMAGE = ClipConfig(frames=1, size=16, patch=4, tubelet=1)
 @pytest.mark.parametrize(("segments", "crops"), [(1, 1), (2, 3), (3, 1), (1, 3)])
 @pytest.mark.parametrize("sampling", ["dense", "segments"])
 @pytest.mark.parametrize("clip", [CLIP, IMAGE], ids=["video", "image"])
-def test_row_k_of_a_sample_uses_segment_k_div_crops_and_crop_k_mod_crops(
+def test_views_of_a_sample_are_ordered_by_segment_then_crop(
     clip: ClipConfig, sampling: Any, segments: int, crops: int
 ) -> None:
     views = ViewsConfig(segments=segments, crops=crops, sampling=sampling)

@@ -68,5 +68,5 @@ def test_a_policy_that_timm_rejects_is_a_config_error(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", [None, K400, IN1K])
-def test_the_policies_of_the_recipes_are_accepted(policy: str | None) -> None:
+def test_the_policies_used_in_presets_are_accepted(policy: str | None) -> None:
     check_rand_augment(policy)

@@ -117,7 +117,7 @@ def test_augmentation_is_the_same_in_all_frames(crop: Crop, flip: bool, seed: in
     assert torch.equal(got, transforms.augment(still, data, clip, random.Random(seed)))
 
 
-def test_flips_mirror_half_of_the_clips_only_if_enabled() -> None:
+def test_flips_mirror_about_half_of_the_clips_if_enabled_and_none_otherwise() -> None:
     frames, clip = _frames(2), ClipConfig(frames=2, size=32)
     plain = transforms.center(frames, DataConfig(train="x"), clip)
     data = DataConfig(train="x", crop="center", flip=True)

@@ -136,7 +136,7 @@ def start(folder: Path, config: EmbedConfig, *args: str, local: bool = True) -> 
     return subprocess.Popen([*command, *(["--local"] if local else [])], stdout=subprocess.PIPE, text=True)
 
 
-def test_a_run_on_an_object_store_resumes(tmp_path: Path, s3_root: str) -> None:
+def test_an_interrupted_run_on_an_object_store_resumes(tmp_path: Path, s3_root: str) -> None:
     write_images(tmp_path / "images", 10)
     bulk_config = config(tmp_path, output=f"{s3_root}/out")
     embed_all(bulk_config, local=True)
@@ -184,7 +184,7 @@ def test_a_complete_set_is_unchanged_and_a_damaged_file_is_rewritten(tmp_path: P
     assert_each_record_once(first.output)
 
 
-def test_a_folder_cannot_contain_two_sets(tmp_path: Path) -> None:
+def test_an_output_folder_with_other_embeddings_is_rejected(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 10)
     embed_all(config(tmp_path), local=True)
     publish(tmp_path / "encoders" / "other", seed=1)

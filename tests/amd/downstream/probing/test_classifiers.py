@@ -58,7 +58,7 @@ def test_centring_removes_the_common_component() -> None:
     assert top1(knn(train, train.values, neighbours=41, centre=True), labels) == 100
 
 
-def test_all_training_samples_vote_if_there_are_fewer_than_neighbours() -> None:
+def test_every_training_sample_votes_if_there_are_fewer_than_k() -> None:
     train = clouds(1, 5)
     assert knn(train, train.values, neighbours=20).shape == (5,)
 

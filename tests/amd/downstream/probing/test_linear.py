@@ -27,7 +27,7 @@ def trained(train: Features, config: LinearConfig, seed: int = 0) -> LinearHead:
 
 
 @pytest.mark.parametrize("method", ["lars", "sgd"])
-def test_training_matches_a_manual_implementation_of_the_mae_probe(method: str) -> None:
+def test_training_matches_a_reference_implementation_of_the_mae_probe(method: str) -> None:
     """The reference computes BatchNorm, the cross-entropy gradient, LARS (util/lars.py of MAE) and momentum by hand."""
     train = clouds(1, 96)
     config = LinearConfig.model_validate(

@@ -68,7 +68,7 @@ def test_leftover_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     assert checkpoints.load_newest()[0] == 10
 
 
-def test_the_best_and_the_pinned_checkpoints_are_also_kept(tmp_path: Path) -> None:
+def test_the_best_and_pinned_checkpoints_are_also_kept(tmp_path: Path) -> None:
     checkpoints = store(str(tmp_path), [10, 20, 30, 40, 50], keep_last=1, keep_best=1, pin_steps=(10,))
     assert checkpoints.committed() == [10, 20, 50]
     assert listdir(checkpoints.folder) == ["step-00000010", "step-00000020", "step-00000050"]

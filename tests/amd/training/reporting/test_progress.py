@@ -31,7 +31,7 @@ START = {
 VALUES = {"loss/total": 1.25, "optim/lr": 1e-3, "speed/samples_per_s": 80.0, "time/step_s": 0.2, "time/data_s": 0.05}
 
 
-def test_a_log_describes_the_run_and_then_prints_one_line_per_step() -> None:
+def test_the_log_starts_with_a_run_summary_followed_by_one_line_per_step() -> None:
     out = io.StringIO()
     lines = LineWatcher(out, seconds=0)
     lines.on_event(START)

@@ -121,10 +121,10 @@ def test_bf16_on_cpu_is_close_to_full_precision() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("config", [tiny_video_config(optim__clip_norm=1.0), tiny_image_config()])
-def test_a_step_never_synchronizes_with_the_gpu(config: TrainConfig) -> None:
+def test_a_step_never_synchronises_with_the_gpu(config: TrainConfig) -> None:
     learner = Distiller(config, ProcessGroup(device=torch.device("cuda", 0)), teacher_of(config))
     batches = [batch._replace(clips=batch.clips.pin_memory()) for batch in batches_of(config)]
-    learner.learn(0, batches, lr=1e-3)  # the first step may synchronize: allocations, lazy loading
+    learner.learn(0, batches, lr=1e-3)  # the first step may synchronise: allocations, lazy loading
     torch.cuda.set_sync_debug_mode("error")
     try:
         learner.learn(1, batches, lr=1e-3)
@@ -133,7 +133,7 @@ def test_a_step_never_synchronizes_with_the_gpu(config: TrainConfig) -> None:
 
 
 def run_rank(rank: int, world: int, values: dict[str, Any], folder: str) -> None:
-    """Save the gradients and norms of two steps; runs in a process per rank."""
+    """Save the gradients and norms of two steps. Runs in one process per rank."""
     import torch.distributed as dist
 
     from amd.config import validate
@@ -156,8 +156,8 @@ def run_rank(rank: int, world: int, values: dict[str, Any], folder: str) -> None
 
 
 @pytest.mark.parametrize("world", [3])
-def test_the_gradient_over_several_ranks_matches_the_gradient_of_the_whole_batch(world: int, tmp_path: Path) -> None:
-    """Three ranks share eight samples unevenly, in micro-batches of two. Their norms are bit-identical."""
+def test_the_gradient_across_ranks_matches_the_gradient_of_the_whole_batch(world: int, tmp_path: Path) -> None:
+    """Three ranks share eight samples unevenly, in micro-batches of two; their gradient norms are bit-identical."""
     config = tiny_video_config(scaling__micro_batch=2, scaling__workers=[1, world])
     context = torch.multiprocessing.get_context("spawn")
     ranks = [

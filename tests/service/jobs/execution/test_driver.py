@@ -1,4 +1,4 @@
-"""Driver with real child processes: logs, heartbeats, and an outcome for every kind of exit."""
+"""Tests for the driver with real child processes: logs, heartbeats, and an outcome for every kind of exit."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def python_command(code: str) -> list[str]:
 
 
 def run_program(root: Path, code: str, attempt: int = 1) -> AttemptOutcome:
-    """Run a program with the driver in a separate process, since the driver handles signals in its main thread."""
+    """Run a program with the driver in a separate process, because the driver handles signals in its main thread."""
     return run_in_subprocess(run, python_command(code), JobFolder(str(root), "job"), attempt)
 
 
-def test_output_is_logged_in_order_and_its_last_json_line_is_the_result(tmp_path: Path) -> None:
+def test_output_is_logged_in_order_and_the_last_json_line_is_the_result(tmp_path: Path) -> None:
     result = {"state": "succeeded", "message": "", "encoder_folder": "e"}
     outcome = run_program(tmp_path, f"print('one'); print('two ä'); print({json.dumps(result)!r})")
     assert (outcome.state, outcome.exit_code, outcome.result) == ("succeeded", 0, result)
@@ -146,7 +146,7 @@ def test_a_storage_outage_loses_neither_log_nor_outcome(monkeypatch: pytest.Monk
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL_S3": server.url,
-        "AWS_MAX_ATTEMPTS": "1",  # retries by boto would only slow the test down
+        "AWS_MAX_ATTEMPTS": "1",  # retries in boto would only slow the test down
     }.items():
         monkeypatch.setenv(name, value)
     boto3.client("s3", endpoint_url=server.url).create_bucket(Bucket="away")

@@ -1,4 +1,4 @@
-"""Discovery of runs that were started outside the service."""
+"""Tests for the discovery of runs that were started outside the service."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_state_of_an_external_run_is_derived_from_its_lease_and_result(
     assert store.get("alive").state == "succeeded"
 
 
-def test_runs_of_jobs_and_unreadable_folders_are_not_listed_as_external(sqlite_engine: Engine, tmp_path: Path) -> None:
+def test_job_runs_and_unreadable_folders_are_not_listed_as_external(sqlite_engine: Engine, tmp_path: Path) -> None:
     store = JobStore(sqlite_engine)
     ours = queued(store)
     for name, facts in {

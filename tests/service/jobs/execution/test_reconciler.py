@@ -1,4 +1,4 @@
-"""Reconciler with a fake cluster: transitions, retries, stop requests, admission and faults."""
+"""Tests for the reconciler with a fake cluster: transitions, retries, stop requests, admission and faults."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.service.fake_cluster import FakeCluster, queued, report_statu
 
 
 class FakeControlPlane:
-    """A job store, a fake cluster, and a clock that the test advances."""
+    """A job store, a fake cluster, and a clock that tests can advance."""
 
     def __init__(self, engine: Engine, root: Path, **settings: Any) -> None:
         self.store, self.cluster, self.root, self.offset_s = JobStore(engine), FakeCluster(), str(root), 0.0
@@ -86,7 +86,7 @@ def test_a_published_encoder_is_registered_when_its_job_succeeds(
     assert EncoderStore(plane.store.engine).get(job.id).job_id == job.id
 
 
-def test_an_outcome_reported_by_an_attempt_takes_precedence_over_the_status_in_ray(plane: FakeControlPlane) -> None:
+def test_the_outcome_reported_by_an_attempt_takes_precedence_over_its_ray_status(plane: FakeControlPlane) -> None:
     job = plane.running()
     plane.cluster.jobs[job.id] = plane.cluster.jobs[job.id]._replace(status="FAILED", message="head restarted")
     plane.step()
@@ -110,7 +110,7 @@ def test_an_attempt_that_sends_heartbeats_is_alive_even_if_ray_does_not_know_it(
     assert (plane.now(job).state, plane.now(job).reason) == ("retrying", "node_lost")
 
 
-def test_infrastructure_failures_are_retried_with_backoff_and_user_errors_are_not(plane: FakeControlPlane) -> None:
+def test_infrastructure_failures_but_not_user_errors_are_retried_with_backoff(plane: FakeControlPlane) -> None:
     job = plane.running()
     report_status(plane.root, job, "failed", "node_lost", message="lost")
     plane.step()
@@ -169,8 +169,8 @@ def test_a_stop_request_is_repeated_until_the_attempt_ends_and_frees_its_resourc
     assert plane.now(behind).state == "starting"
 
 
-def test_the_stop_deadline_is_taken_from_the_request_or_else_from_the_config(plane: FakeControlPlane) -> None:
-    """The deadline from the config is extended by the time that the workers need to report back."""
+def test_the_stop_deadline_comes_from_the_request_with_the_config_as_the_fallback(plane: FakeControlPlane) -> None:
+    """Check that the config's deadline is extended by the time that the workers need to report back."""
     for deadline_s, seconds in ((5.0, 5.0), (None, 60.0)):
         job = plane.running()
         act(plane.store, job.id, None, "cancel", "me", deadline_s)
@@ -189,7 +189,7 @@ def test_a_driver_that_cannot_start_is_reported_with_the_last_line_of_its_traceb
     plane.offset_s += 30
     plane.step()
     assert plane.now(job).state == "retrying"
-    expected = "its driver could not start: ModuleNotFoundError: No module named 'service'"
+    expected = "the driver could not start: ModuleNotFoundError: No module named 'service'"
     assert expected in plane.now(job).message
 
 
@@ -203,7 +203,7 @@ def test_a_paused_job_resumes_as_a_new_attempt(plane: FakeControlPlane) -> None:
     assert (plane.now(job).state, plane.now(job).attempt) == ("starting", 2)
 
 
-def test_a_job_that_succeeds_while_being_cancelled_is_succeeded(plane: FakeControlPlane) -> None:
+def test_a_job_that_succeeds_while_being_cancelled_ends_as_succeeded(plane: FakeControlPlane) -> None:
     job = plane.running()
     act(plane.store, job.id, None, "cancel", "me")
     report_status(plane.root, job, "succeeded")
@@ -211,7 +211,7 @@ def test_a_job_that_succeeds_while_being_cancelled_is_succeeded(plane: FakeContr
     assert plane.now(job).state == "succeeded"
 
 
-def test_a_driver_lost_with_its_node_is_requeued_and_one_stopped_through_ray_is_not(plane: FakeControlPlane) -> None:
+def test_a_job_is_requeued_if_its_node_is_lost_but_not_if_it_was_stopped_through_ray(plane: FakeControlPlane) -> None:
     job = plane.running()
     report_status(plane.root, job, "cancelled", "cancelled_by_user", asked_to_stop=True)
     plane.step()
@@ -331,7 +331,7 @@ def test_a_rejected_action_reports_the_allowed_actions(plane: FakeControlPlane) 
 def test_every_attempt_is_started_once_and_every_job_ends_despite_random_faults(
     engine: Engine, tmp_path: Path, seed: int
 ) -> None:
-    """Once random actions, outcomes, outages and failovers stop, every job ends and each attempt was started once."""
+    """Apply random actions, outcomes, outages and failovers, then let all jobs end."""
     rng = random.Random(seed)
     plane = FakeControlPlane(engine, tmp_path)
     jobs = [queued(plane.store, cpus=rng.choice([1.0, 2.0])) for _ in range(4)]
