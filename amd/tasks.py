@@ -1,4 +1,4 @@
-"""`python -m amd.tasks COMMAND --config FILE_OR_URL key=value…`: import or export weights or prepare data, as jobs do.
+"""Entry point of import, export and prepare jobs: `python -m amd.tasks COMMAND --config FILE_OR_URL key=value…`.
 
     import      publish third-party weights as an encoder
     export      write a published encoder in another format

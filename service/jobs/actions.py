@@ -66,9 +66,10 @@ def check_allowed(job: Job, action: Action) -> None:
     """Raise IllegalAction unless the job's state allows the action."""
     allowed = allowed_actions(job)
     if action not in allowed:
-        remedy = f"; it allows {', '.join(allowed)}" if allowed else ""
-        outside = " and was started outside the service" if job.origin != "api" else ""
-        raise IllegalAction(f"{action}: {job.id} is {job.state}{outside}{remedy}", allowed_actions=allowed)
+        outside = " and it was started outside the service" if job.origin != "api" else ""
+        remedy = f"; allowed actions: {', '.join(allowed)}" if allowed else ""
+        message = f"cannot {action} {job.id}: its state is {job.state}{outside}{remedy}"
+        raise IllegalAction(message, allowed_actions=allowed)
 
 
 def act(

@@ -276,7 +276,7 @@ def job_logs(
     """
     number = attempt or max(job.attempt, 1)
     if number > max(job.attempt, 1):
-        raise NotFound(f"attempt={number}: {job.id} has started {job.attempt} attempts")
+        raise NotFound(f"attempt={number}: does not exist; attempts of {job.id} so far: {job.attempt}")
     folder = JobFolder(settings.root, job.id)
     start = last_event_id or offset
     if tail is not None and not last_event_id:

@@ -106,7 +106,7 @@ class Fetcher:
 
 def _complete(content: bytes, size: int | None) -> bytes:
     if size is not None and len(content) < size:
-        raise FetchError(f"is cut short: {len(content)} of {size} bytes")
+        raise FetchError(f"is truncated: {len(content)} of {size} bytes")
     return content
 
 

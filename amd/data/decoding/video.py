@@ -118,7 +118,7 @@ def _open(source: Source) -> Any:
             metadata_errors="ignore",
         )
     except av.error.FFmpegError as error:
-        raise UnknownContainer(f"is not a video that can be opened ({error.strerror}); it may be cut short") from None
+        raise UnknownContainer(f"is not a video that can be opened ({error.strerror}); it may be truncated") from None
 
 
 def _video_stream(container: Any) -> Any:
@@ -165,12 +165,12 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[Any], bool]:
         if not packet.size:
             continue
         if packet.is_corrupt:
-            raise VideoError(f"is cut short: packet {len(packets)} is not complete")
+            raise VideoError(f"is truncated: packet {len(packets)} is incomplete")
         packets.append(packet)
         total += packet.size
     declared = stream.frames
     if declared > len(packets) and not any(packet.is_discard for packet in packets):
-        raise VideoError(f"is cut short: it has {len(packets)} of {declared} frames")
+        raise VideoError(f"is truncated: it has {len(packets)} of {declared} frames")
     return packets, total <= MAX_KEPT_PACKET_BYTES
 
 
@@ -191,7 +191,7 @@ def _check_complete(source: Source, container: str) -> None:
     length = int.from_bytes(head[at : at + width], "big") & ~(1 << 7 * width)
     unknown = length == (1 << 7 * width) - 1
     if not unknown and at + width + length > size:
-        raise VideoError(f"is cut short: {size} of {at + width + length} bytes")
+        raise VideoError(f"is truncated: {size} of {at + width + length} bytes")
 
 
 class MappedVideo:
@@ -346,7 +346,7 @@ class SequentialVideo:
         try:
             for packet in container.demux(stream):
                 if packet.is_corrupt:
-                    raise VideoError("is cut short: its last packet is not complete")
+                    raise VideoError("is truncated: its last packet is incomplete")
                 yield from packet.decode()
         except av.error.FFmpegError as error:
             raise VideoError(f"is damaged: decoding stops with {error.strerror}") from None

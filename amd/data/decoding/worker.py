@@ -117,7 +117,7 @@ class Worker:
         try:
             self._video = open_video(source, self._decoder, limits and limits.video_limits)
         except UnknownContainer:
-            raise VideoError("is neither an image nor a video that can be opened; it may be cut short") from None
+            raise VideoError("is neither an image nor a video that can be opened; it may be truncated") from None
         return self._video.frames
 
     def _frames(self, indices: Sequence[int]) -> Pixels:

@@ -80,9 +80,9 @@ def center_box(frame: Size, size: Size, fraction: float = 1.0) -> Box:
 
 
 def resize_box(frames: Tensor, box: Box, size: Size, interpolation: Interpolation = "bilinear") -> Tensor:
-    """Crop every frame to the box and resize it, antialiased: (T, H, W, 3) uint8 -> (T, *size, 3) uint8.
+    """Crop every frame to the box and resize it with antialiasing: (T, H, W, 3) uint8 -> (T, *size, 3) uint8.
 
-    Within 1 of 255 of PIL's crop and resize, and ten times as fast.
+    Pixel values differ from PIL's crop and resize by at most 1 (out of 255); ten times as fast.
     """
     cut = frames[:, box.top : box.top + box.height, box.left : box.left + box.width]
     if (box.height, box.width) == size:

@@ -256,7 +256,7 @@ class _Bulk:
         if not np.isfinite(part.values).all():
             raise ConfigError(
                 [
-                    f"encoder={self.config.encoder}: produces NaN or infinite vectors, so its training diverged; "
+                    f"encoder={self.config.encoder}: produces NaN or infinite vectors; its training probably diverged; "
                     "choose another encoder"
                 ]
             )

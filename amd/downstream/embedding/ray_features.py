@@ -102,11 +102,11 @@ def _count(scaling: ScalingConfig, gpu: bool) -> int:
     if gpu:
         capacity = min(capacity, int(resources.get("GPU", 0)))
     if capacity < minimum:
+        need = f"{scaling.cpus_per_worker:g} CPUs{' and a GPU' if gpu else ''}"
         raise ConfigError(
             [
-                f"scaling.workers={minimum} need {scaling.cpus_per_worker:g} CPUs{' and a GPU' if gpu else ''} each; "
-                f"the cluster has capacity for {capacity}; lower scaling.workers or scaling.cpus_per_worker, or "
-                "add nodes"
+                f"scaling.workers={minimum}: each worker needs {need}, but the cluster has capacity for only "
+                f"{capacity}; lower scaling.workers or scaling.cpus_per_worker, or add nodes"
             ]
         )
     return min(maximum, capacity)

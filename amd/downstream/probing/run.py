@@ -150,8 +150,8 @@ class ProbedEncoder:
         if not np.isfinite(embedded.values).all():
             raise ConfigError(
                 [
-                    f"encoder: produces NaN or infinite features on {field}={data.train}, so its training "
-                    "diverged; choose another encoder"
+                    f"encoder: produces NaN or infinite features on {field}={data.train}; its training "
+                    "probably diverged; choose another encoder"
                 ]
             )
         return Features(embedded.values, labels[embedded.records])

@@ -91,7 +91,7 @@ def _start_own_cluster(cpus: int, quiet: dict[str, Any], attempts: int = 3) -> N
             ray.shutdown()
             if not left:
                 raise NoCluster(
-                    f"Ray did not start on this machine: {error} Try again, or train with --local"
+                    f"Ray did not start on this machine ({str(error).rstrip('.')}); try again, or train with --local"
                 ) from None
 
 
@@ -148,7 +148,7 @@ def _infeasible_message(scaling: ScalingConfig, need: dict[str, float]) -> str:
         return ", ".join(f"{resources.get(name, 0):g} {name}" for name in need)
 
     return (
-        f"scaling.workers={scaling.workers[0]} need {shown(need)} each; the cluster has "
+        f"scaling.workers={scaling.workers[0]}: each worker needs {shown(need)}; the cluster has "
         f"{shown(ray.cluster_resources())}, of which {shown(ray.available_resources())} are free, after "
         f"scaling.start_timeout_s={scaling.start_timeout_s:g}. "
         "Request fewer workers or CPUs (scaling.workers, scaling.cpus_per_worker), wait for other jobs, or add nodes"

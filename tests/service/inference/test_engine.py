@@ -164,7 +164,7 @@ def test_a_bad_item_fails_only_its_own_request(engine: Engine, folder: Path) -> 
 
     mixed, alone, missing, nothing, empty = run(infer_all())
     assert isinstance(mixed, ItemRefused)
-    assert str(mixed) == "item 1 is neither an image nor a video that can be opened; it may be cut short"
+    assert str(mixed) == "item 1 is neither an image nor a video that can be opened; it may be truncated"
     assert isinstance(alone, InferenceResult)
     assert isinstance(missing, ItemRefused)
     assert missing.reason == "does not exist"

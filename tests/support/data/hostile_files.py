@@ -281,13 +281,13 @@ def unusual_videos(folder: Path) -> Iterator[HostileFile]:
 def broken_videos(folder: Path) -> Iterator[HostileFile]:
     frames = pictures(30, 64, 48)
     whole = write_video(folder / "whole.mp4", frames).read_bytes()
-    yield HostileFile("truncated mp4", whole[: len(whole) // 2], rejection="cut short")
+    yield HostileFile("truncated mp4", whole[: len(whole) // 2], rejection="truncated")
     fast = write_video(folder / "fast.mp4", frames, container={"movflags": "faststart"}).read_bytes()
     yield HostileFile(
-        "truncated mp4 with its index in front", fast[: len(fast) * 2 // 3], rejection="cut short|damaged"
+        "truncated mp4 with its index in front", fast[: len(fast) * 2 // 3], rejection="truncated|damaged"
     )
     webm = write_video(folder / "whole.webm", frames, codec="libvpx-vp9").read_bytes()
-    yield HostileFile("truncated WebM", webm[: len(webm) // 2], rejection="cut short")
+    yield HostileFile("truncated WebM", webm[: len(webm) // 2], rejection="truncated")
     stream = write_video(folder / "whole.ts", frames).read_bytes()
     yield HostileFile("truncated transport stream", stream[: len(stream) // 2])
     damaged = bytearray(whole)
@@ -330,7 +330,7 @@ def broken_videos(folder: Path) -> Iterator[HostileFile]:
     small, large = (write_video(folder / f"{n}.ts", pictures(9, 16 * n, 16 * n)).read_bytes() for n in (2, 4))
     yield HostileFile("a stream whose frame size grows", small + large)
     ebml = b"\x1a\x45\xdf\xa3\x01\xff\xff\xff\xff\xff\xff\xff" + b"\x42\x82\x88matroska" + b"\x18\x53\x80\x67" * 2000
-    yield HostileFile("recursively nested Matroska", ebml, rejection="opened|no video|cut short|read")
+    yield HostileFile("recursively nested Matroska", ebml, rejection="opened|no video|truncated|read")
     boxes = b"\0\0\0\x18ftypisom\0\0\2\0isomiso2"
     for depth in range(1000):
         boxes += struct.pack(">I", 8 * (1000 - depth) + 8) + (b"moov", b"trak", b"mdia")[depth % 3]

@@ -110,7 +110,7 @@ def test_a_truncated_shard_keeps_its_complete_samples_and_reports_the_others(tmp
     assert len(manifest) == 2
     reader = SampleReader(DataConfig(train="x"))
     assert reader.read_clip(manifest[0], np.arange).shape == (1, 4, 4, 3)
-    with pytest.raises(BadSample, match=r"x.tar::1.png is cut short: \d+ of \d+ bytes"):
+    with pytest.raises(BadSample, match=r"x.tar::1.png is truncated: \d+ of \d+ bytes"):
         reader.read_clip(manifest[1], np.arange)
     reader.close()
 

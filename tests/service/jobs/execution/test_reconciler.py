@@ -318,7 +318,9 @@ def test_the_number_of_running_jobs_is_limited(engine: Engine, tmp_path: Path) -
 
 def test_a_rejected_action_reports_the_allowed_actions(plane: FakeControlPlane) -> None:
     job = queued(plane.store)
-    with pytest.raises(IllegalAction, match=r"resume: .* is queued; it allows cancel, pause") as error:
+    with pytest.raises(
+        IllegalAction, match=r"cannot resume .* state is queued; allowed actions: cancel, pause"
+    ) as error:
         act(plane.store, job.id, None, "resume", "me")
     assert error.value.extra["allowed_actions"] == ["cancel", "pause"]
     with pytest.raises(NotFound):
