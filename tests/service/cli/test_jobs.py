@@ -69,7 +69,7 @@ def service(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("AMD_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
         monkeypatch.setenv("AMD_KEY", key_to(engine, "submit")["Authorization"].removeprefix("Bearer "))
         monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr("service.client.jobs.POLL_INTERVAL_S", 0.01)
+        monkeypatch.setattr("service.client._sync.jobs.POLL_INTERVAL_S", 0.01)
         yield Service(app.state.jobs, settings.root, reconciler.step)
         server.should_exit = server.force_exit = True
         thread.join()

@@ -1,0 +1,1 @@
+"""One variant of the client: its base, and one module per group of methods."""

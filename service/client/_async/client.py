@@ -1,0 +1,113 @@
+"""The client: connection settings, method groups, and the methods that belong to no group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from service.client._async.deployments import AsyncDeployments
+from service.client._async.encoders import AsyncAliases, AsyncEncoders
+from service.client._async.jobs import AsyncJobs
+from service.client._async.keys import AsyncKeys
+from service.client._async.requests import AsyncApiMethods
+from service.client._async.webhooks import AsyncWebhooks
+from service.client.discovery import find_service
+from service.client.messages import api_path, fields_of, input_item
+from service.client.retries import Patience
+from service.jobs.kinds import JobKind
+from service.jobs.schemas import JobRequest, ValidateView
+from service.serving.schemas import ClassificationView, EmbeddingView, ReconstructionView
+
+V = TypeVar("V", bound=BaseModel)
+
+TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+
+
+class AsyncClient(AsyncApiMethods):
+    """Client of a service. Raises ApiError for an error response, and NoAnswer if the service cannot be reached."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        patience: Patience | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        http = httpx.AsyncClient(base_url=url, headers=headers, timeout=TIMEOUT, transport=transport)
+        super().__init__(http, patience or Patience())
+        self.jobs = AsyncJobs(self._http, self._patience)
+        self.keys = AsyncKeys(self._http, self._patience)
+        self.webhooks = AsyncWebhooks(self._http, self._patience)
+        self.encoders = AsyncEncoders(self._http, self._patience)
+        self.aliases = AsyncAliases(self._http, self._patience)
+        self.deployments = AsyncDeployments(self._http, self._patience)
+
+    @classmethod
+    def from_environment(cls, **options: Any) -> AsyncClient:
+        """Connect to AMD_URL with AMD_KEY or AMD_KEY_FILE, or to the local stack of `amd up`. Raises NoAnswer."""
+        return cls(*find_service(), **options)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def presets(self) -> list[dict[str, Any]]:
+        return await self._request("GET", api_path("presets"), list[dict[str, Any]])
+
+    async def preset(self, name: str) -> dict[str, Any]:
+        return await self._request("GET", api_path("presets", name), dict[str, Any])
+
+    async def schema(self, kind: JobKind) -> dict[str, Any]:
+        """Get the JSON schema of the config of a job kind."""
+        return await self._request("GET", api_path("schemas", kind), dict[str, Any])
+
+    async def validate(self, request: JobRequest) -> ValidateView:
+        """Resolve a request and estimate its cost, without running it."""
+        body = fields_of(request)
+        return await self._request("POST", api_path("validate"), ValidateView, body=body, repeatable=True)
+
+    async def health(self) -> dict[str, Any]:
+        """Get the readiness of each part of the service. Does not raise if a part is not ready."""
+        return await self._request("GET", "/readyz", dict[str, Any], accepted=(503,))
+
+    async def embeddings(
+        self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
+    ) -> list[EmbeddingView]:
+        """Embed images and videos with a deployed encoder, identified by id, alias or deployment name.
+
+        `files`: local paths and bytes are uploaded; URIs (`s3://…`) are read by the service.
+        `options`: fields of the request, such as normalize=True.
+        """
+        return await self._infer(encoder, "embeddings", files, options, EmbeddingView)
+
+    async def classifications(
+        self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
+    ) -> list[ClassificationView]:
+        """Predict the most likely labels with a deployed fine-tuned encoder. `options`: fields such as top_k=3."""
+        return await self._infer(encoder, "classifications", files, options, ClassificationView)
+
+    async def reconstructions(
+        self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
+    ) -> list[ReconstructionView]:
+        """Reconstruct masked files with a deployed encoder and its decoder. `options`: mask_ratio and seed."""
+        return await self._infer(encoder, "reconstructions", files, options, ReconstructionView)
+
+    async def _infer(
+        self, encoder: str, task: str, files: Sequence[str | Path | bytes], options: dict[str, Any], kind: type[V]
+    ) -> list[V]:
+        body = {"input": [input_item(file) for file in files], **options}
+        path = api_path("encoders", encoder, task)
+        found = await self._request("POST", path, dict[str, Any], body=body, repeatable=True)
+        items = [{"encoder": found["encoder"], **item} for item in found["data"]]
+        return [kind.model_validate(item, extra="ignore") for item in items]

@@ -1,0 +1,46 @@
+"""Methods for deployments: `client.deployments`."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+from service.client._async.requests import POLL_INTERVAL_S, AsyncApiMethods
+from service.client.errors import NoAnswer
+from service.client.messages import api_path, fields_of
+from service.serving.schemas import DeploymentList, DeploymentRequest, DeploymentView, DriftView
+
+
+class AsyncDeployments(AsyncApiMethods):
+    async def put(self, name: str, request: DeploymentRequest) -> DeploymentView:
+        """Create or update a deployment; it serves requests once its state is `healthy`."""
+        path = api_path("deployments", name)
+        return await self._request("PUT", path, DeploymentView, body=fields_of(request))
+
+    async def get(self, name: str) -> DeploymentView:
+        return await self._request("GET", api_path("deployments", name), DeploymentView)
+
+    async def list(self, project: str | None = None) -> list[DeploymentView]:
+        path = api_path("deployments")
+        return (await self._request("GET", path, DeploymentList, query={"project": project})).items
+
+    async def delete(self, name: str) -> None:
+        """Delete a deployment. Requests in progress are completed; the encoder is kept."""
+        await self._send("DELETE", api_path("deployments", name))
+
+    async def drift(self, name: str) -> DriftView:
+        """Compare the candidate's embeddings with those of the deployed encoder."""
+        return await self._request("GET", api_path("deployments", name, "drift"), DriftView)
+
+    async def wait(self, name: str, timeout_s: float | None = None) -> DeploymentView:
+        """Wait until a deployment is healthy or has failed. Raises NoAnswer after the timeout."""
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            found = await self.get(name)
+            if found.state in ("healthy", "failed"):
+                return found
+            if time.monotonic() > until:
+                reason = found.message or "no reason reported"
+                raise NoAnswer(f"{name} is still {found.state} after {timeout_s:g} s: {reason}")
+            await asyncio.sleep(POLL_INTERVAL_S)

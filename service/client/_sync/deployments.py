@@ -1,0 +1,46 @@
+# Generated from service/client/_async/deployments.py by `python -m tests.support.blocking_client`; do not edit.
+"""Methods for deployments: `client.deployments`."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from service.client._sync.requests import POLL_INTERVAL_S, ApiMethods
+from service.client.errors import NoAnswer
+from service.client.messages import api_path, fields_of
+from service.serving.schemas import DeploymentList, DeploymentRequest, DeploymentView, DriftView
+
+
+class Deployments(ApiMethods):
+    def put(self, name: str, request: DeploymentRequest) -> DeploymentView:
+        """Create or update a deployment; it serves requests once its state is `healthy`."""
+        path = api_path("deployments", name)
+        return self._request("PUT", path, DeploymentView, body=fields_of(request))
+
+    def get(self, name: str) -> DeploymentView:
+        return self._request("GET", api_path("deployments", name), DeploymentView)
+
+    def list(self, project: str | None = None) -> list[DeploymentView]:
+        path = api_path("deployments")
+        return (self._request("GET", path, DeploymentList, query={"project": project})).items
+
+    def delete(self, name: str) -> None:
+        """Delete a deployment. Requests in progress are completed; the encoder is kept."""
+        self._send("DELETE", api_path("deployments", name))
+
+    def drift(self, name: str) -> DriftView:
+        """Compare the candidate's embeddings with those of the deployed encoder."""
+        return self._request("GET", api_path("deployments", name, "drift"), DriftView)
+
+    def wait(self, name: str, timeout_s: float | None = None) -> DeploymentView:
+        """Wait until a deployment is healthy or has failed. Raises NoAnswer after the timeout."""
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            found = self.get(name)
+            if found.state in ("healthy", "failed"):
+                return found
+            if time.monotonic() > until:
+                reason = found.message or "no reason reported"
+                raise NoAnswer(f"{name} is still {found.state} after {timeout_s:g} s: {reason}")
+            time.sleep(POLL_INTERVAL_S)

@@ -1,0 +1,98 @@
+# Generated from service/client/_async/encoders.py by `python -m tests.support.blocking_client`; do not edit.
+"""Methods for encoders and their aliases: `client.encoders` and `client.aliases`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from service.client._sync.requests import ApiMethods
+from service.client.messages import ANY, api_path, fields_of, idempotency
+from service.jobs.schemas import JobView
+from service.registry.schemas import (
+    AliasDetail,
+    AliasList,
+    AliasRequest,
+    AliasView,
+    CompareView,
+    EncoderDetail,
+    EncoderPage,
+    EncoderView,
+    ImportRequest,
+    Objective,
+)
+
+
+class Encoders(ApiMethods):
+    def list(
+        self,
+        *,
+        objective: Objective | None = None,
+        size: str | None = None,
+        alias: str | None = None,
+        job: str | None = None,
+        project: str | None = None,
+        page: int = 200,
+    ) -> Iterator[EncoderView]:
+        """List matching encoders, newest first; pages are fetched as needed."""
+        query = {"objective": objective, "size": size, "alias": alias, "job": job, "project": project, "limit": page}
+        return self._pages(api_path("encoders"), EncoderPage, query)
+
+    def get(self, name: str, project: str | None = None) -> EncoderDetail:
+        """Get an encoder by id or alias. `project` selects the alias if the key covers all projects."""
+        return self._request("GET", api_path("encoders", name), EncoderDetail, query={"project": project})
+
+    def import_(self, request: ImportRequest, key: str | None = None) -> JobView:
+        """Start a job that publishes external weights. `key` is the Idempotency-Key; by default one is generated."""
+        body, headers = fields_of(request), idempotency(key)
+        return self._request("POST", api_path("encoders"), JobView, body=body, headers=headers)
+
+    def delete(self, encoder_id: str) -> None:
+        """Delete an encoder and its weights. Fails while it is in use."""
+        self._send("DELETE", api_path("encoders", encoder_id))
+
+    def compare(self, name: str, other: str, project: str | None = None) -> CompareView:
+        path = api_path("encoders", name, "compare", other)
+        return self._request("GET", path, CompareView, query={"project": project})
+
+    def download(self, name: str, to: str | Path, file: str | None = None, project: str | None = None) -> Path:
+        """Download an encoder to the path `to`, atomically: all files as a tar, or only `file`.
+
+        A broken connection is resumed if the service supports byte ranges.
+        """
+        target = Path(to)
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        query = {"file": file, "project": project}
+        try:
+            with part.open("wb") as written:
+                self._download(api_path("encoders", name, "download"), query, written)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+        return target
+
+
+class Aliases(ApiMethods):
+    def list(self, project: str | None = None) -> list[AliasView]:
+        path = api_path("encoders", "aliases")
+        return (self._request("GET", path, AliasList, query={"project": project})).items
+
+    def get(self, alias: str, project: str | None = None) -> AliasDetail:
+        """Get an alias with its history."""
+        path = api_path("encoders", "aliases", alias)
+        return self._request("GET", path, AliasDetail, query={"project": project})
+
+    def move(self, alias: str, encoder: str, *, expected: str | None = ANY, project: str | None = None) -> AliasView:
+        """Point an alias to an encoder, identified by id or by another alias.
+
+        `expected` is the encoder that the alias must currently point to, or None if the alias must not exist; if the
+        condition does not hold, the call fails with `alias_moved`.
+        """
+        condition = {} if expected is ANY else {"expected": expected}
+        body = fields_of(AliasRequest(encoder=encoder, project=project, **condition))
+        return self._request("PUT", api_path("encoders", "aliases", alias), AliasView, body=body)
+
+    def delete(self, alias: str, project: str | None = None) -> None:
+        """Delete an alias; its history is kept."""
+        self._send("DELETE", api_path("encoders", "aliases", alias), query={"project": project})

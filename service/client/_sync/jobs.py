@@ -1,0 +1,165 @@
+# Generated from service/client/_async/jobs.py by `python -m tests.support.blocking_client`; do not edit.
+"""Methods for jobs: `client.jobs`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from httpx_sse import ServerSentEvent
+
+from service.client._sync.requests import POLL_INTERVAL_S, ApiMethods
+from service.client.messages import api_path, fields_of, idempotency, input_item, parse, present
+from service.jobs.kinds import JobKind
+from service.jobs.schemas import (
+    ENDED,
+    CancelRequest,
+    CheckpointView,
+    EventView,
+    JobDetail,
+    JobPage,
+    JobRequest,
+    JobView,
+    MetricsView,
+    State,
+    TrialView,
+)
+from service.serving.schemas import NeighbourView
+
+MAX_POLL_INTERVAL_S = 3.0  # upper bound of the polling interval of `wait`, which grows
+
+
+class Jobs(ApiMethods):
+    def submit(self, request: JobRequest, key: str | None = None) -> JobView:
+        """Submit a job. `key` is the Idempotency-Key; by default one is generated."""
+        headers = idempotency(key)
+        return self._request("POST", api_path("jobs"), JobView, body=fields_of(request), headers=headers)
+
+    def get(self, job_id: str) -> JobDetail:
+        return self._request("GET", api_path("jobs", job_id), JobDetail)
+
+    def cancel(self, job_id: str, deadline_s: float | None = None) -> JobView:
+        """Cancel a job after a final checkpoint, which must be saved within `deadline_s`."""
+        body = CancelRequest(deadline_s=deadline_s).model_dump(mode="json", exclude_none=True)
+        path = api_path("jobs", job_id, "cancel")
+        return self._request("POST", path, JobView, body=body, repeatable=True)
+
+    def pause(self, job_id: str) -> JobView:
+        """Pause a job after a final checkpoint, from which `resume` continues."""
+        return self._request("POST", api_path("jobs", job_id, "pause"), JobView, repeatable=True)
+
+    def resume(self, job_id: str) -> JobView:
+        return self._request("POST", api_path("jobs", job_id, "resume"), JobView)
+
+    def retry(self, job_id: str) -> JobView:
+        """Retry an ended job from its newest checkpoint."""
+        return self._request("POST", api_path("jobs", job_id, "retry"), JobView)
+
+    def delete(self, job_id: str) -> None:
+        """Delete an ended job."""
+        self._send("DELETE", api_path("jobs", job_id))
+
+    def wait(self, job_id: str, timeout_s: float | None = None) -> JobDetail:
+        """Wait until a job ends. Raises TimeoutError after the timeout."""
+        until, interval = None if timeout_s is None else time.monotonic() + timeout_s, POLL_INTERVAL_S
+        while True:
+            job = self.get(job_id)
+            if job.state in ENDED:
+                return job
+            if until is not None and time.monotonic() + interval > until:
+                raise TimeoutError(f"{job_id} is still {job.state} after {timeout_s:g} s")
+            time.sleep(interval)
+            interval = min(MAX_POLL_INTERVAL_S, interval * 1.5)
+
+    def logs(
+        self, job_id: str, *, follow: bool = False, attempt: int | None = None, tail: int | None = None
+    ) -> Iterator[str]:
+        """Stream the log of a job in chunks. `tail` limits it to the last lines; `attempt` defaults to the newest.
+
+        With `follow`, the stream continues until the attempt ends; without `attempt`, until the job ends or is paused.
+        """
+        path = api_path("jobs", job_id, "logs")
+        if not follow:
+            response = self._send("GET", path, query={"attempt": attempt, "tail": tail})
+            yield response.text
+            return
+        followed_attempt = 0
+        while True:
+            job = self.get(job_id)
+            if job.attempt > followed_attempt:
+                first, followed_attempt = followed_attempt == 0, attempt or job.attempt
+                query = {"follow": "true", "attempt": followed_attempt, "tail": tail if first else None}
+                with closing(self._events(path, _log_chunk, query)) as chunks:
+                    for chunk in chunks:
+                        yield chunk
+                if attempt is not None:
+                    return
+            elif job.state in (*ENDED, "paused"):
+                return
+            else:
+                time.sleep(POLL_INTERVAL_S)
+
+    def events(self, job_id: str, *, after: int = 0) -> Iterator[EventView]:
+        """Stream the history of a job until it ends. `after` skips events up to this id."""
+        last_id = str(after) if after else None
+        return self._events(api_path("jobs", job_id, "events"), _job_event, {}, last_id)
+
+    def metrics(self, job_id: str, names: Sequence[str] = (), max_points: int | None = None) -> MetricsView:
+        query = {"names": ",".join(names) or None, "max_points": max_points}
+        return self._request("GET", api_path("jobs", job_id, "metrics"), MetricsView, query=query)
+
+    def trials(self, job_id: str) -> list[TrialView]:
+        return self._request("GET", api_path("jobs", job_id, "trials"), list[TrialView])
+
+    def checkpoints(self, job_id: str) -> list[CheckpointView]:
+        return self._request("GET", api_path("jobs", job_id, "checkpoints"), list[CheckpointView])
+
+    def neighbours(
+        self,
+        job_id: str,
+        *,
+        record: int | None = None,
+        location: str | None = None,
+        vector: Sequence[float] | None = None,
+        file: str | Path | bytes | None = None,
+        k: int = 10,
+    ) -> list[NeighbourView]:
+        """Find the nearest neighbours of one query in the embeddings of an embed job.
+
+        `file` is a local path, bytes or a URI; a deployment of the same encoder must be available to embed it.
+        """
+        query: dict[str, Any] = {
+            "record": record,
+            "location": location,
+            "vector": None if vector is None else list(vector),
+            "input": None if file is None else input_item(file),
+        }
+        body = {**present(query), "k": k}
+        path = api_path("jobs", job_id, "neighbours")
+        return self._request("POST", path, list[NeighbourView], body=body, repeatable=True)
+
+    def list(  # the last method, since the class hides the builtin from here on
+        self,
+        *,
+        kind: JobKind | None = None,
+        state: State | None = None,
+        labels: Mapping[str, str] | None = None,
+        project: str | None = None,
+        page: int = 200,
+    ) -> Iterator[JobView]:
+        """List matching jobs, newest first; pages are fetched as needed."""
+        pairs = [f"{key}={value}" for key, value in (labels or {}).items()]
+        query = {"kind": kind, "state": state, "label": pairs or None, "project": project, "limit": page}
+        return self._pages(api_path("jobs"), JobPage, query)
+
+
+def _log_chunk(event: ServerSentEvent) -> str | None:
+    return str(json.loads(event.data)["text"]) if event.event == "log" else None
+
+
+def _job_event(event: ServerSentEvent) -> EventView | None:
+    return parse(EventView, event.data) if event.event == "job" else None

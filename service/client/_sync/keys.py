@@ -1,0 +1,23 @@
+# Generated from service/client/_async/keys.py by `python -m tests.support.blocking_client`; do not edit.
+"""Methods for API keys: `client.keys`."""
+
+from __future__ import annotations
+
+from service.auth.api_keys import KeyList, KeyRequest, KeyView, NewKeyView
+from service.client._sync.requests import ApiMethods
+from service.client.messages import api_path
+
+
+class Keys(ApiMethods):
+    def create(self, request: KeyRequest) -> NewKeyView:
+        """Create a key, which only this response contains.
+
+        Never repeated once it was sent: a lost response would leave an unknown key.
+        """
+        return self._request("POST", api_path("keys"), NewKeyView, body=request.model_dump(mode="json"))
+
+    def list(self) -> list[KeyView]:
+        return (self._request("GET", api_path("keys"), KeyList)).items
+
+    def revoke(self, key_id: str) -> None:
+        self._send("DELETE", api_path("keys", key_id))

@@ -1,0 +1,129 @@
+# Generated from service/client/_async/requests.py by `python -m tests.support.blocking_client`; do not edit.
+"""Requests with retries, listings, resumed event streams and resumed downloads: the base of all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO, TypeVar
+
+import httpx
+from httpx_sse import EventSource, ServerSentEvent
+from tenacity import Retrying
+
+from service.client.errors import NoAnswer, translated_errors
+from service.client.messages import parse, present
+from service.client.retries import Patience, retry_options
+
+T = TypeVar("T")
+
+STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # longer than the interval of the server's heartbeats
+POLL_INTERVAL_S = 0.5  # pause between requests that wait for a state
+PARTIAL_CONTENT = 206
+END_EVENT = "end"  # the stream's last event
+
+
+class ApiMethods:
+    """Base of the client and of its groups of methods."""
+
+    def __init__(self, http: httpx.Client, patience: Patience) -> None:
+        self._http = http
+        self._patience = patience
+
+    def _request(self, method: str, path: str, kind: type[T], **options: Any) -> T:
+        """Send a request and parse its response. `options` are those of `_send`."""
+        response = self._send(method, path, **options)
+        return parse(kind, response.content)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        accepted: tuple[int, ...] = (),
+        repeatable: bool = False,
+    ) -> httpx.Response:
+        """Send a request, with retries. Raises ApiError or NoAnswer.
+
+        `accepted`: error statuses that are returned. `repeatable`: whether repeating a POST has no second effect, as
+        with an Idempotency-Key; other methods are always repeatable.
+        """
+        repeatable = repeatable or method != "POST" or "Idempotency-Key" in (headers or {})
+        request = self._http.build_request(method, path, params=present(query or {}), json=body, headers=headers)
+
+        def attempt() -> httpx.Response:
+            response = self._http.send(request)
+            return response if response.status_code in accepted else response.raise_for_status()
+
+        with translated_errors():
+            return self._retrying(repeatable)(attempt)
+
+    def _pages(self, path: str, kind: type[Any], query: Mapping[str, Any]) -> Iterator[Any]:
+        """Yield the items of a listing, fetching pages as needed."""
+        cursor: str | None = None
+        while True:
+            page = self._request("GET", path, kind, query={**query, "cursor": cursor})
+            for item in page.items:
+                yield item
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def _events(
+        self,
+        path: str,
+        read: Callable[[ServerSentEvent], T | None],
+        query: Mapping[str, Any],
+        last_id: str | None = None,
+    ) -> Generator[T]:
+        """Yield the result of `read` for each event of a stream until its `end` event, except None.
+
+        A broken connection is resumed after the last event.
+        """
+        with translated_errors():
+            for attempt in self._retrying(repeatable=True):
+                headers = present({"Accept": "text/event-stream", "Last-Event-ID": last_id})
+                with attempt, self._open(path, query, headers) as response:
+                    for event in EventSource(response).iter_sse():
+                        if not event.data:  # a heartbeat
+                            continue
+                        attempt.retry_state.attempt_number = 1  # the connection works: failures count anew
+                        if event.event == END_EVENT:
+                            return
+                        if (item := read(event)) is not None:
+                            yield item
+                        last_id = event.id or last_id
+                    raise NoAnswer(f"{path}: the stream was interrupted repeatedly before its end")
+
+    def _download(self, path: str, query: Mapping[str, Any], into: BinaryIO) -> None:
+        """Write the response body to a file. A broken connection is resumed if the service supports byte ranges."""
+        tag: str | None = None
+        with translated_errors():
+            for attempt in self._retrying(repeatable=True):
+                headers = {"Accept-Encoding": "identity"}
+                if tag is not None and (known := into.tell()):
+                    headers |= {"Range": f"bytes={known}-", "If-Range": tag}
+                with attempt, self._open(path, query, headers) as response:
+                    if response.status_code != PARTIAL_CONTENT:
+                        into.seek(0)
+                        into.truncate()
+                    tag = response.headers.get("ETag")
+                    for chunk in response.iter_bytes():
+                        attempt.retry_state.attempt_number = 1
+                        into.write(chunk)
+
+    @contextmanager
+    def _open(self, path: str, query: Mapping[str, Any], headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """Open a response, whose body is read only for an error. Raises HTTPStatusError."""
+        query = present(query)
+        with self._http.stream("GET", path, params=query, headers=headers, timeout=STREAM_TIMEOUT) as response:
+            if not response.is_success:
+                response.read()
+                response.raise_for_status()
+            yield response
+
+    def _retrying(self, repeatable: bool) -> Retrying:
+        return Retrying(**retry_options(self._patience, repeatable=repeatable))
