@@ -35,7 +35,7 @@ from service.serving.gateway import Gateway
 from service.settings import Settings
 from service.similarity import routes as neighbours
 from service.similarity.neighbours import EmbeddingCache
-from service.web import errors
+from service.web import error_handlers, errors
 from service.web.middleware import BodyLimitMiddleware, RequestIdMiddleware
 from service.webhooks import routes as webhooks
 from service.webhooks.store import job_store
@@ -89,7 +89,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     ):
         app.include_router(router, prefix="/v1")
     app.include_router(serving.openai)
-    errors.install(app)
+    error_handlers.install(app)
     app.add_middleware(RateLimitHeaders)
     app.add_middleware(GZipMiddleware, minimum_size=1024, exclude_content_types=(*UNCOMPRESSED, BINARY, TAR))
     limit, files_limit = (int(mib * 2**20) for mib in (settings.max_body_mib, settings.max_upload_mib))

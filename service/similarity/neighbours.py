@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from amd.data.dataset.manifest import Names
 from amd.downstream.embedding.files import EmbeddingIndex, SearchRows, Vectors, read_index, read_rows
-from service.web.errors import NotPossible
+from service.web.errors import Refusal
 
 MAX_CACHED_BYTES = 256 * 2**20
 MAX_CACHED_INDEXES = 16
@@ -95,19 +95,21 @@ class NeighbourQuery(NamedTuple):
 
 
 def query_by_vector(index: EmbeddingIndex, values: Sequence[float] | npt.NDArray[np.floating]) -> NeighbourQuery:
-    """Build a query from a vector. Raises NotPossible if its width differs from the set's or it has no direction."""
+    """Build a query from a vector. Raises Refusal if its width differs from the set's or it has no direction."""
     vector = np.asarray(values, np.float64)
     if vector.shape != (index.width,):
-        raise NotPossible(f"the vector has {vector.size} values; embeddings of {index.encoder} have {index.width}")
+        raise Refusal(
+            "not_possible", f"the vector has {vector.size} values; embeddings of {index.encoder} have {index.width}"
+        )
     largest = np.abs(vector).max()
     if not largest > 0 or not np.isfinite(largest):
-        raise NotPossible("the vector has no direction: its values must be finite and not all zero")
+        raise Refusal("not_possible", "the vector has no direction: its values must be finite and not all zero")
     vector = vector / largest
     return NeighbourQuery(np.asarray(vector / np.linalg.norm(vector), np.float32))
 
 
 def query_by_record(cache: EmbeddingCache, output: str, index: EmbeddingIndex, record: int) -> NeighbourQuery:
-    """Build a query from a record number. Raises NotPossible if the record does not exist or could not be read."""
+    """Build a query from a record number. Raises Refusal if the record does not exist or could not be read."""
     spans = [file.span for file in index.files if record in file.span]
     for rows in cache.rows(output, spans):
         position = int(np.searchsorted(rows.records, record))
@@ -115,12 +117,12 @@ def query_by_record(cache: EmbeddingCache, output: str, index: EmbeddingIndex, r
             return NeighbourQuery(rows.vectors[position], record)
     for bad in index.bad:
         if bad["record"] == record:
-            raise NotPossible(f"record {record} could not be read: {bad['location']} {bad['reason']}")
-    raise NotPossible(f"record {record} does not exist; the set has records 0 to {index.samples - 1}")
+            raise Refusal("not_possible", f"record {record} could not be read: {bad['location']} {bad['reason']}")
+    raise Refusal("not_possible", f"record {record} does not exist; the set has records 0 to {index.samples - 1}")
 
 
 def query_by_location(cache: EmbeddingCache, output: str, index: EmbeddingIndex, location: str) -> NeighbourQuery:
-    """Build a query from a file location. Raises NotPossible if the set does not contain it or it could not be read."""
+    """Build a query from a file location. Raises Refusal if the set does not contain it or it could not be read."""
     name = location.encode("utf-8", "surrogateescape")
     for rows in cache.rows(output, (file.span for file in index.files)):
         position = _find_location(rows.locations, name)
@@ -128,8 +130,10 @@ def query_by_location(cache: EmbeddingCache, output: str, index: EmbeddingIndex,
             return NeighbourQuery(rows.vectors[position], int(rows.records[position]))
     for bad in index.bad:
         if bad["location"] == location:
-            raise NotPossible(f"{location} could not be read: {bad['reason']}")
-    raise NotPossible(f"{location!r} is not in this set; use a location exactly as the set's files contain it")
+            raise Refusal("not_possible", f"{location} could not be read: {bad['reason']}")
+    raise Refusal(
+        "not_possible", f"{location!r} is not in this set; use a location exactly as the set's files contain it"
+    )
 
 
 def _find_location(names: Names, name: bytes) -> int | None:

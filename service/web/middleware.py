@@ -19,7 +19,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.web.errors import BodyTooLarge, UnsupportedMediaType, error_response
+from service.web.error_handlers import error_response
+from service.web.errors import BodyTooLarge, UnsupportedMediaType
 
 M = TypeVar("M", bound=BaseModel)
 logger = logging.getLogger("service.access")
