@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import httpx
+from cachetools import TTLCache
 from prometheus_client import CollectorRegistry, Histogram
 from starlette.requests import Request
 
@@ -21,7 +22,7 @@ from service.serving.protocol import CANDIDATE, MAIN, MEDIA_TYPE, pack, refusal_
 from service.web.errors import Refusal, ServiceError
 
 CONNECT_S = 5.0
-LOOKUP_CACHE_S = 1.0  # how long a deployment lookup is cached
+LOOKUP_CACHE_S, MAX_CACHED_LOOKUPS = 1.0, 10_000  # how long deployment lookups are cached, and how many
 MARGIN_S = 5.0  # added to a request's deadline for transport
 
 
@@ -46,7 +47,7 @@ class Gateway:
             "amd_inference_seconds", "Requests to encoders, by task and outcome.", ["task", "outcome"],
             registry=self.registry, buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
         )  # fmt: skip
-        self._lookups: dict[tuple[str, str | None], tuple[float, Deployment | None]] = {}
+        self._lookups = TTLCache[tuple[str, str | None], Deployment | None](MAX_CACHED_LOOKUPS, LOOKUP_CACHE_S)
         self._client: httpx.AsyncClient | None = None
 
     async def close(self) -> None:
@@ -116,15 +117,14 @@ class Gateway:
         return _unpack_reply(await self._exchange("GET", deployment.name, None, CONNECT_S), deployment.name)
 
     async def _find(self, name: str, project: str | None) -> Deployment:
-        lookup = self._lookups.get((name, project))
-        if lookup is None or time.monotonic() - lookup[0] > LOOKUP_CACHE_S:
-            if len(self._lookups) > 10_000:
-                self._lookups.clear()
-            lookup = time.monotonic(), await asyncio.to_thread(self._deployments.find_serving, name, project)
-            self._lookups[(name, project)] = lookup
-        if lookup[1] is None:
+        try:
+            found = self._lookups[name, project]
+        except KeyError:
+            found = await asyncio.to_thread(self._deployments.find_serving, name, project)
+            self._lookups[name, project] = found
+        if found is None:
             raise _not_deployed(name)
-        return lookup[1]
+        return found
 
     async def _send(self, name: str, body: bytes, deadline_s: float) -> httpx.Response:
         """Send a request, retrying once if the replica fails; inference is idempotent."""

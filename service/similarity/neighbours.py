@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache
 
 from amd.data.dataset.manifest import Names
 from amd.downstream.embedding.files import EmbeddingIndex, SearchRows, Vectors, read_index, read_rows
@@ -43,7 +44,7 @@ class EmbeddingCache:
     def __init__(self, limit_bytes: int = MAX_CACHED_BYTES) -> None:
         self._limit, self._cached_bytes = limit_bytes, 0
         self._sets: OrderedDict[str, dict[int, SearchRows]] = OrderedDict()
-        self._indexes: OrderedDict[str, EmbeddingIndex] = OrderedDict()
+        self._indexes = LRUCache[str, EmbeddingIndex](MAX_CACHED_INDEXES)
         self._lock = threading.Lock()
 
     def index(self, output: str) -> EmbeddingIndex:
@@ -54,8 +55,6 @@ class EmbeddingCache:
             found = read_index(output)
             with self._lock:
                 self._indexes[output] = found
-                while len(self._indexes) > MAX_CACHED_INDEXES:
-                    self._indexes.popitem(last=False)
         return found
 
     def rows(self, output: str, spans: Iterable[range]) -> Iterator[SearchRows]:
