@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from asgi_correlation_id import correlation_id
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -36,15 +37,14 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(error, handler)
 
 
-def error_response(request: Request, error: ServiceError) -> JSONResponse:
+def error_response(error: ServiceError) -> JSONResponse:
     """Return the response to a ServiceError."""
     unauthorized = ERROR_RESPONSES[error.code].status == HTTPStatus.UNAUTHORIZED
     headers = {"WWW-Authenticate": "Bearer"} if unauthorized else {}
-    return _problem(request, error.code, error.message, headers=headers, **error.extra)
+    return _problem(error.code, error.message, headers=headers, **error.extra)
 
 
 def _problem(
-    request: Request,
     code: str,
     detail: str,
     response: ErrorResponse | None = None,
@@ -61,7 +61,7 @@ def _problem(
         status=status,
         detail=detail,
         code=code,
-        request_id=getattr(request.state, "request_id", ""),
+        request_id=correlation_id.get() or "",
         retryable=retry_after_s is not None,
         errors=list(errors),
         **extra,
@@ -74,22 +74,22 @@ def _problem(
 
 def _service_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
-    return error_response(request, error)
+    return error_response(error)
 
 
 def _config_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ConfigError)
     errors = [_located(line) for line in error.problems]
-    return _problem(request, "config_invalid", str(error), errors=errors)
+    return _problem("config_invalid", str(error), errors=errors)
 
 
 def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     if any(found["type"] == "json_invalid" for found in error.errors()):
-        return _problem(request, "json_invalid", "the body is not valid JSON")
+        return _problem("json_invalid", "the body is not valid JSON")
     errors = [FieldProblem(pointer=_pointer(found["loc"]), detail=found["msg"]) for found in error.errors()]
     detail = "; ".join(f"{found.pointer}: {found.detail}" for found in errors[:5])
-    return _problem(request, "request_invalid", detail, errors=errors)
+    return _problem("request_invalid", detail, errors=errors)
 
 
 def _framework_error(request: Request, error: Exception) -> JSONResponse:
@@ -99,18 +99,18 @@ def _framework_error(request: Request, error: Exception) -> JSONResponse:
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_methods(request))
     code = FRAMEWORK_CODES.get(status, status.phrase.lower().replace(" ", "_"))
-    return _problem(request, code, str(error.detail), ErrorResponse(status), headers=headers)
+    return _problem(code, str(error.detail), ErrorResponse(status), headers=headers)
 
 
 def _database_unavailable(request: Request, error: Exception) -> JSONResponse:
     logger.error("the database does not respond: %s", error)
-    return _problem(request, "database_unavailable", "the database does not respond; nothing was changed, try again")
+    return _problem("database_unavailable", "the database does not respond; nothing was changed, try again")
 
 
 def _database_value_error(request: Request, error: Exception) -> JSONResponse:
     """Handle a value that one database accepts and another rejects, such as NUL characters in text."""
     detail = "a value of the request cannot be stored: text must not contain NUL characters; remove them"
-    return _problem(request, "request_invalid", detail)
+    return _problem("request_invalid", detail)
 
 
 def _database_driver_error(request: Request, error: Exception) -> JSONResponse:
@@ -120,13 +120,13 @@ def _database_driver_error(request: Request, error: Exception) -> JSONResponse:
 
 def _storage_unavailable(request: Request, error: Exception) -> JSONResponse:
     logger.error("the storage does not respond: %s", error)
-    return _problem(request, "storage_unavailable", "the storage root is temporarily unavailable; try again")
+    return _problem("storage_unavailable", "the storage root is temporarily unavailable; try again")
 
 
 def _unhandled_error(request: Request, error: Exception) -> JSONResponse:
     logger.exception("unhandled error", exc_info=error)
     detail = "internal error; the service's log contains the details under this request id"
-    return _problem(request, "internal", detail)
+    return _problem("internal", detail)
 
 
 _HANDLERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = {
