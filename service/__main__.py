@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 import uvicorn
+from asgi_correlation_id import CorrelationIdFilter
 from pydantic import ValidationError
 from sqlalchemy.exc import ArgumentError, OperationalError
 
@@ -24,7 +25,6 @@ from service.registry.discovery import EncoderDiscovery
 from service.serving.deployments import Deployer, reserved_cpus
 from service.serving.serve_api import ServeApi
 from service.settings import Settings
-from service.web.middleware import WithRequestId
 from service.webhooks.sender import WebhookSender
 
 logger = logging.getLogger(__name__)
@@ -104,8 +104,8 @@ def serve(settings: Settings) -> int:
 
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
-    handler.addFilter(WithRequestId())
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
+    handler.addFilter(CorrelationIdFilter(default_value="-"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(correlation_id)s] %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("alembic").setLevel(logging.WARNING)
 

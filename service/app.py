@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import Any
 
+from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from sqlalchemy import Engine
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES as UNCOMPRESSED
@@ -35,8 +36,8 @@ from service.serving.gateway import Gateway
 from service.settings import Settings
 from service.similarity import routes as neighbours
 from service.similarity.neighbours import EmbeddingCache
-from service.web import errors
-from service.web.middleware import BodyLimitMiddleware, RequestIdMiddleware
+from service.web import error_handlers, errors
+from service.web.middleware import AccessLogMiddleware, BodyLimitMiddleware, plain_request_id
 from service.webhooks import routes as webhooks
 from service.webhooks.store import job_store
 
@@ -90,12 +91,19 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     ):
         app.include_router(router, prefix="/v1")
     app.include_router(serving.openai)
-    errors.install(app)
+    error_handlers.install(app)
     app.add_middleware(RateLimitHeaders)
     app.add_middleware(GZipMiddleware, minimum_size=1024, exclude_content_types=(*UNCOMPRESSED, BINARY, TAR))
     limit, files_limit = (int(mib * 2**20) for mib in (settings.max_body_mib, settings.max_upload_mib))
     app.add_middleware(BodyLimitMiddleware, limit=limit, files=serving.UPLOAD_PATHS, files_limit=files_limit)
-    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(AccessLogMiddleware)
+    app.add_middleware(
+        CorrelationIdMiddleware,
+        header_name="X-Request-Id",
+        update_request_header=False,
+        validator=None,
+        transformer=plain_request_id,
+    )
     return app
 
 

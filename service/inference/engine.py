@@ -25,35 +25,11 @@ from amd.device import choose_device
 from service.inference.batching import Batcher, Network
 from service.inference.decoders import MIB, DecoderPool
 from service.inference.model import InferencePlan, LoadedEncoder, RequestedOutputs
-from service.inference.options import (
-    DeadlineExceeded,
-    EngineSettings,
-    InferenceError,
-    InferenceOptions,
-    InferenceResult,
-    Item,
-    ItemRefused,
-    NotLoaded,
-    QueueFull,
-    RequestLimits,
-    UnsupportedRequest,
-)
+from service.inference.options import EngineSettings, InferenceOptions, InferenceResult, Item, RequestLimits
 from service.inference.reconstruction import ReconstructionNetwork
+from service.web.errors import Refusal
 
-__all__ = [
-    "DeadlineExceeded",
-    "Engine",
-    "EngineSettings",
-    "InferenceError",
-    "InferenceOptions",
-    "InferenceResult",
-    "Item",
-    "ItemRefused",
-    "NotLoaded",
-    "QueueFull",
-    "RequestLimits",
-    "UnsupportedRequest",
-]
+__all__ = ["Engine", "EngineSettings", "InferenceOptions", "InferenceResult", "Item", "RequestLimits"]
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32_768}
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.1, 60.0
@@ -205,12 +181,12 @@ class Engine:
     ) -> InferenceResult:
         """Run all items through the encoder currently in the slot.
 
-        Raises NotLoaded, UnsupportedRequest, QueueFull, DeadlineExceeded, or ItemRefused for the first bad item, which
-        fails the whole request. Cancelling the caller removes its items from the queue.
+        Raises Refusal; the first bad item fails the whole request. Cancelling the caller removes its items from the
+        queue.
         """
         loaded = self._slots.get(slot)
         if loaded is None:
-            raise NotLoaded(slot)
+            raise _not_loaded(slot)
         plan = loaded.plan(options, self.settings.limits)
         network: Network = ReconstructionNetwork(loaded, options) if options.task == "reconstruction" else loaded
         shares = self._shares(loaded, plan, items)
@@ -218,7 +194,8 @@ class Engine:
             return InferenceResult(loaded.id, [])
         if not self._backlog.admit(shares):
             self._count["full"] += 1
-            raise QueueFull(self._retry_after_s())
+            retry_after = self._retry_after_s()
+            raise Refusal("overloaded", f"the queue is full; retry in {retry_after:.1f} s", retry_after=retry_after)
         request = PendingRequest(slot, loaded, network, plan, len(items), deadline_s)
         pending = [
             PendingItem(request, index, item, share, self._handle_decoded)
@@ -234,7 +211,8 @@ class Engine:
                 await request.done
         except TimeoutError:
             self._count["late"] += 1
-            raise DeadlineExceeded(deadline_s) from None
+            message = f"the request did not finish within its deadline of {deadline_s:g} s"
+            raise Refusal("deadline_exceeded", message) from None
         except asyncio.CancelledError:
             self._count["cancelled"] += 1
             raise
@@ -269,36 +247,34 @@ class Engine:
         }
 
     async def close(self) -> None:
-        """Stop threads and processes; requests in flight fail with NotLoaded."""
+        """Stop threads and processes; requests in flight are refused."""
         self._slots.clear()
         for request in list(self._requests):
-            request.fail(NotLoaded(request.slot))
+            request.fail(_not_loaded(request.slot))
         await asyncio.to_thread(self._decoders.close)
         await asyncio.to_thread(self._batcher.close)
 
     def _shares(self, loaded: LoadedEncoder, plan: InferencePlan, items: Sequence[Item]) -> list[BacklogShare]:
-        """Compute the backlog share of each item.
-
-        Raises UnsupportedRequest if the request exceeds a limit, ItemRefused if a file is missing or too large.
-        """
+        """Compute the backlog share of each item. Raises Refusal if the request or a file exceeds a limit."""
         limits, tokens = self.settings.limits, loaded.tokens * plan.clips
         max_items = limits.rebuilt_items if plan.options.task == "reconstruction" else limits.items
         if len(items) > max_items:
-            raise UnsupportedRequest(
-                f"{len(items)} items exceed the limit of {max_items} per request; split the request"
+            raise Refusal(
+                "not_possible", f"{len(items)} items exceed the limit of {max_items} per request; split the request"
             )
         if tokens * len(items) > self._backlog.max_tokens:
-            raise UnsupportedRequest(
+            raise Refusal(
+                "not_possible",
                 f"{len(items)} items of {tokens} tokens exceed the queue's capacity of "
-                f"{self._backlog.max_tokens} tokens; send fewer items or request fewer views"
+                f"{self._backlog.max_tokens} tokens; send fewer items or request fewer views",
             )
         shares = []
         for index, item in enumerate(items):
             size = len(item.content or b"")
             if item.content is None and item.uri is None:
-                raise ItemRefused(index, "has neither content nor a URI")
+                raise _invalid_item(index, "has neither content nor a URI")
             if size > limits.bytes_mib * MIB:
-                raise ItemRefused(index, f"has {size} bytes, more than the limit of {limits.bytes_mib * MIB}")
+                raise _invalid_item(index, f"has {size} bytes, more than the limit of {limits.bytes_mib * MIB}")
             shares.append(BacklogShare(tokens, size))
         return shares
 
@@ -315,7 +291,7 @@ class Engine:
         if isinstance(clips, Tensor):
             queued = [PendingClip(item, number, clip, self._backlog) for number, clip in enumerate(clips)]
         elif isinstance(clips, BadSample):
-            _in_loop(request.loop, request.fail, ItemRefused(item.index, clips.reason))
+            _in_loop(request.loop, request.fail, _invalid_item(item.index, clips.reason))
         elif clips is not None:
             _in_loop(request.loop, request.fail, clips)
         self._batcher.put(request.network, queued)
@@ -327,6 +303,14 @@ class Engine:
             loops.setdefault(clip.pending.request.loop, []).append((clip, outputs))
         for loop, pairs_of_loop in loops.items():
             _in_loop(loop, _complete, pairs_of_loop)
+
+
+def _not_loaded(slot: str) -> Refusal:
+    return Refusal("encoder_unavailable", f"no encoder is loaded as {slot!r}")
+
+
+def _invalid_item(index: int, reason: str) -> Refusal:
+    return Refusal("item_invalid", f"input {index}: {reason}", index)
 
 
 def _complete(pairs: Sequence[tuple[PendingClip, Any]]) -> None:

@@ -21,7 +21,8 @@ from amd.config import ConfigError, Precision, ViewsConfig
 from amd.device import autocast
 from amd.downstream.supervised.classification.metrics import probabilities
 from amd.storage import StorageError
-from service.inference.options import InferenceOptions, RequestLimits, UnsupportedRequest
+from service.inference.options import InferenceOptions, RequestLimits
+from service.web.errors import Refusal
 
 Floats = npt.NDArray[np.float32]
 _VIEWS = re.compile(r"([1-9][0-9]?)x([1-9][0-9]?)")
@@ -94,25 +95,27 @@ class LoadedEncoder:
         return self.card.id
 
     def plan(self, options: InferenceOptions, limits: RequestLimits) -> InferencePlan:
-        """Validate options. Raises UnsupportedRequest if the encoder does not support them."""
+        """Validate options. Raises Refusal if the encoder does not support them."""
         if options.task == "reconstruction" and self.decoder is None:
-            raise UnsupportedRequest(
-                f"{self.id} was published without its decoder, so it cannot reconstruct pixels; request embeddings"
+            raise Refusal(
+                "not_possible",
+                f"{self.id} was published without its decoder, so it cannot reconstruct pixels; request embeddings",
             )
         if options.task == "reconstruction" and options.views is not None:
-            raise UnsupportedRequest("views: a reconstruction uses a single clip; omit `views`")
+            raise Refusal("not_possible", "views: a reconstruction uses a single clip; omit `views`")
         if options.task == "classification" and self.head is None:
             reason = "its head classifies boxes, not whole clips" if self.card.head else "it has no classifier"
-            raise UnsupportedRequest(
-                f"{self.id} cannot classify: {reason}; request embeddings, or fine-tune the encoder first"
+            raise Refusal(
+                "not_possible",
+                f"{self.id} cannot classify: {reason}; request embeddings, or fine-tune the encoder first",
             )
         depth = len(self.encoder.blocks)
         invalid = [layer for layer in options.layers if not 1 <= layer <= depth]
         if invalid:
-            raise UnsupportedRequest(f"layers={invalid[0]}: {self.id} has {depth} blocks, numbered from 1")
+            raise Refusal("not_possible", f"layers={invalid[0]}: {self.id} has {depth} blocks, numbered from 1")
         views = self._parse_views(options.views, limits)
         if views is not None and (options.layers or options.tokens != "none"):
-            raise UnsupportedRequest("views: tokens and layers are per clip and cannot be averaged; omit `views`")
+            raise Refusal("not_possible", "views: tokens and layers are per clip and cannot be averaged; omit `views`")
         return InferencePlan(options, views, 1 if views is None else views.segments * views.crops)
 
     def _parse_views(self, text: str | None, limits: RequestLimits) -> ViewsConfig | None:
@@ -120,16 +123,16 @@ class LoadedEncoder:
             return None
         found = _VIEWS.fullmatch(text)
         if found is None:
-            raise UnsupportedRequest(f"views={text!r} must be segments x crops, such as 5x3")
+            raise Refusal("not_possible", f"views={text!r} must be segments x crops, such as 5x3")
         segments, crops = map(int, found.groups())
         if segments * crops > limits.views:
-            raise UnsupportedRequest(f"views={text}: {segments * crops} views exceed the limit of {limits.views}")
+            raise Refusal("not_possible", f"views={text}: {segments * crops} views exceed the limit of {limits.views}")
         # Sample frames as in the encoder's evaluation.
         tested = (self.card.config.get("evaluation") or {}).get("views") or {}
         try:
             return ViewsConfig(segments=segments, crops=crops, sampling=tested.get("sampling", "dense"))
         except ValidationError as error:
-            raise UnsupportedRequest(f"views={text}: {error.errors()[0]['msg']}") from None
+            raise Refusal("not_possible", f"views={text}: {error.errors()[0]['msg']}") from None
 
     def warm_up(self) -> None:
         """Run one forward pass, so that the first request is not slow. Skips the decoder, which is used rarely."""

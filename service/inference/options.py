@@ -1,4 +1,4 @@
-"""Options, results, errors and limits of an inference request. Does not import torch.
+"""Options, results and limits of an inference request. Does not import torch.
 
 Shapes: T frames, H height, W width, N tokens of a clip, D width of the encoder.
 """
@@ -54,59 +54,6 @@ class InferenceResult(NamedTuple):
     the indices of visible tokens, `loss` is the mean squared error on hidden tokens, as in training; clips are
     (3, T, H, W) uint8, `rebuilt` float32 in [0, 1].
     """
-
-
-class InferenceError(Exception):
-    """Base of errors that fail a request; the message is one sentence for the caller."""
-
-
-class ItemRefused(InferenceError):
-    """An item cannot be read or exceeds a limit."""
-
-    def __init__(self, index: int, reason: str) -> None:
-        super().__init__(index, reason)  # plain arguments: the exception may cross processes
-        self.index, self.reason = index, reason
-
-    def __str__(self) -> str:
-        return f"item {self.index} {self.reason}"
-
-
-class UnsupportedRequest(InferenceError):
-    """The encoder does not support the options, or the request exceeds a limit."""
-
-
-class NotLoaded(InferenceError):
-    """No encoder is loaded in the slot."""
-
-    def __init__(self, slot: str) -> None:
-        super().__init__(slot)
-        self.slot = slot
-
-    def __str__(self) -> str:
-        return f"no encoder is loaded as {self.slot!r}"
-
-
-class QueueFull(InferenceError):
-    """The backlog is full."""
-
-    def __init__(self, retry_after_s: float) -> None:
-        super().__init__(retry_after_s)
-        self.retry_after_s = retry_after_s
-        """Estimated seconds until the current queue is processed."""
-
-    def __str__(self) -> str:
-        return f"the queue is full; retry in {self.retry_after_s:.1f} s"
-
-
-class DeadlineExceeded(InferenceError):
-    """The request did not finish within its deadline."""
-
-    def __init__(self, deadline_s: float) -> None:
-        super().__init__(deadline_s)
-        self.deadline_s = deadline_s
-
-    def __str__(self) -> str:
-        return f"the request did not finish within its deadline of {self.deadline_s:g} s"
 
 
 class FrozenSettings(BaseModel):

@@ -14,7 +14,8 @@ from torch import Tensor
 from amd.device import autocast
 from amd.reconstruction import Reconstruction, draw_mask, reconstruct
 from service.inference.model import InferencePlan, LoadedEncoder, RequestedOutputs
-from service.inference.options import InferenceOptions, UnsupportedRequest
+from service.inference.options import InferenceOptions
+from service.web.errors import Refusal
 
 
 class ClipReconstruction(NamedTuple):
@@ -30,7 +31,7 @@ class ReconstructionNetwork:
     """An encoder and its decoder, applied with the mask of one request."""
 
     def __init__(self, loaded: LoadedEncoder, options: InferenceOptions) -> None:
-        """Draw the mask. Raises UnsupportedRequest if it leaves no visible or no hidden tokens."""
+        """Draw the mask. Raises Refusal if it leaves no visible or no hidden tokens."""
         described = loaded.card.decoder
         assert described is not None, "the plan checks for a decoder"
         assert loaded.decoder is not None, "the plan checks for a decoder"
@@ -39,7 +40,7 @@ class ReconstructionNetwork:
         try:
             self._mask = draw_mask(described.mask_strategy, self._ratio, loaded.encoder.grid, options.seed)
         except ValueError as error:
-            raise UnsupportedRequest(f"mask_ratio: {error}") from None
+            raise Refusal("not_possible", f"mask_ratio: {error}") from None
         self.tokens, self.device = loaded.tokens, loaded.device
 
     @torch.inference_mode()

@@ -20,7 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.serving.drift import Drift
-from service.serving.protocol import ARROW, CANDIDATE, MAIN, MEDIA_TYPE, PNG, SLOTS, pack, unpack
+from service.serving.protocol import ARROW, CANDIDATE, MAIN, MEDIA_TYPE, PNG, SLOTS, pack, pack_refusal, unpack
+from service.web.errors import ERROR_RESPONSES, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Replica:
         try:
             call = unpack(await request.body())
         except ValueError as error:
-            return _error_response(400, "bad_message", str(error))
+            return _refuse(Refusal("encoder_unavailable", str(error)))
         return await self._infer(call)
 
     async def _infer(self, call: dict[str, Any]) -> Response:
@@ -87,16 +88,8 @@ class Replica:
         slot = call["slot"] if call["slot"] in self._urls else MAIN
         try:
             result = await self._engine.infer(slot, items, options, call["deadline_s"])
-        except engine.ItemRefused as error:
-            return _error_response(422, "item_refused", error.reason, index=error.index)
-        except engine.UnsupportedRequest as error:
-            return _error_response(422, "not_possible", str(error))
-        except engine.QueueFull as error:
-            return _error_response(429, "queue_full", str(error), retry_after_s=error.retry_after_s)
-        except engine.NotLoaded as error:
-            return _error_response(409, "not_loaded", str(error))
-        except engine.DeadlineExceeded as error:
-            return _error_response(504, "deadline_exceeded", str(error))
+        except Refusal as refusal:
+            return _refuse(refusal)
         if slot == CANDIDATE and options.task == "embedding":
             self._measure_drift(items, [item["embedding"] for item in result.items])
         content: dict[str, Any] = {"items": result.items}
@@ -179,5 +172,5 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _error_response(status: int, kind: str, message: str, **facts: Any) -> Response:
-    return Response(pack({"error": kind, "message": message, **facts}), status, media_type=MEDIA_TYPE)
+def _refuse(refusal: Refusal) -> Response:
+    return Response(pack_refusal(refusal), ERROR_RESPONSES[refusal.code].status, media_type=MEDIA_TYPE)

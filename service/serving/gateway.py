@@ -12,25 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import httpx
+from cachetools import TTLCache
 from prometheus_client import CollectorRegistry, Histogram
 from starlette.requests import Request
 
 from service.db.models import Deployment
 from service.serving.deployments import DeploymentStore
-from service.serving.protocol import CANDIDATE, MAIN, MEDIA_TYPE, pack, unpack
-from service.web.errors import (
-    DeadlinePassed,
-    EncoderUnavailable,
-    ItemInvalid,
-    NotDeployed,
-    NotPossible,
-    Overloaded,
-    ServiceError,
-    error_code,
-)
+from service.serving.protocol import CANDIDATE, MAIN, MEDIA_TYPE, pack, refusal_in, unpack
+from service.web.errors import Refusal, ServiceError
 
 CONNECT_S = 5.0
-LOOKUP_CACHE_S = 1.0  # how long a deployment lookup is cached
+LOOKUP_CACHE_S, MAX_CACHED_LOOKUPS = 1.0, 10_000  # how long deployment lookups are cached, and how many
 MARGIN_S = 5.0  # added to a request's deadline for transport
 
 
@@ -45,7 +37,7 @@ class EncoderReply(NamedTuple):
 
 
 class Gateway:
-    """Sends requests to replicas and translates their errors."""
+    """Sends requests to replicas."""
 
     def __init__(self, deployments: DeploymentStore, url: str) -> None:
         """`url`: address of Ray Serve's HTTP proxy."""
@@ -55,7 +47,7 @@ class Gateway:
             "amd_inference_seconds", "Requests to encoders, by task and outcome.", ["task", "outcome"],
             registry=self.registry, buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
         )  # fmt: skip
-        self._lookups: dict[tuple[str, str | None], tuple[float, Deployment | None]] = {}
+        self._lookups = TTLCache[tuple[str, str | None], Deployment | None](MAX_CACHED_LOOKUPS, LOOKUP_CACHE_S)
         self._client: httpx.AsyncClient | None = None
 
     async def close(self) -> None:
@@ -77,8 +69,7 @@ class Gateway:
 
         `media_type`: ARROW or PNG if the replica should encode its reply.
         `exact`: `name` is an id, and no other encoder, such as a candidate, may serve the request.
-        Raises NotDeployed, ItemInvalid, NotPossible, Overloaded, DeadlinePassed or EncoderUnavailable; CancelledError
-        if the caller disconnects, which cancels the request on the replica.
+        Raises Refusal, or CancelledError if the caller disconnects, which cancels the request on the replica.
         """
         began, outcome = time.monotonic(), "failed"
         try:
@@ -90,7 +81,7 @@ class Gateway:
             outcome = "ok"
             return reply
         except ServiceError as error:
-            outcome = error_code(error)
+            outcome = error.code
             raise
         except asyncio.CancelledError:
             outcome = "caller_gone"
@@ -122,19 +113,18 @@ class Gateway:
         return _parse_reply(response, deployment.name)
 
     async def replica_state(self, deployment: Deployment) -> dict[str, Any]:
-        """Return the state of one of the deployment's replicas. Raises EncoderUnavailable."""
+        """Return the state of one of the deployment's replicas. Raises Refusal."""
         return _unpack_reply(await self._exchange("GET", deployment.name, None, CONNECT_S), deployment.name)
 
     async def _find(self, name: str, project: str | None) -> Deployment:
-        lookup = self._lookups.get((name, project))
-        if lookup is None or time.monotonic() - lookup[0] > LOOKUP_CACHE_S:
-            if len(self._lookups) > 10_000:
-                self._lookups.clear()
-            lookup = time.monotonic(), await asyncio.to_thread(self._deployments.find_serving, name, project)
-            self._lookups[(name, project)] = lookup
-        if lookup[1] is None:
+        try:
+            found = self._lookups[name, project]
+        except KeyError:
+            found = await asyncio.to_thread(self._deployments.find_serving, name, project)
+            self._lookups[name, project] = found
+        if found is None:
             raise _not_deployed(name)
-        return lookup[1]
+        return found
 
     async def _send(self, name: str, body: bytes, deadline_s: float) -> httpx.Response:
         """Send a request, retrying once if the replica fails; inference is idempotent."""
@@ -155,9 +145,9 @@ class Gateway:
                 method, f"{self._url}/{name}", content=body, headers=headers, timeout=timeout
             )
         except httpx.TimeoutException:
-            raise DeadlinePassed(f"{name}: no response within {seconds:g} s") from None
+            raise Refusal("deadline_exceeded", f"{name}: no response within {seconds:g} s") from None
         except httpx.HTTPError as error:
-            raise EncoderUnavailable(f"{name}: Ray Serve does not respond ({type(error).__name__})") from None
+            raise _unavailable(name, f"Ray Serve does not respond ({type(error).__name__})") from None
 
 
 def _choose_slot(deployment: Deployment) -> str:
@@ -165,15 +155,20 @@ def _choose_slot(deployment: Deployment) -> str:
 
 
 def _slot_of(deployment: Deployment, encoder: str) -> str:
-    """Return the slot that serves the encoder. Raises NotDeployed if there is none."""
+    """Return the slot that serves the encoder. Raises Refusal if there is none."""
     for slot, served in deployment.serving.items():
         if served == encoder:
             return slot
     raise _not_deployed(encoder)
 
 
-def _not_deployed(name: str) -> NotDeployed:
-    return NotDeployed(f"no deployment serves {name!r}; create one with PUT /v1/deployments/{{name}}")
+def _not_deployed(name: str) -> Refusal:
+    message = f"no deployment serves {name!r}; create one with PUT /v1/deployments/{{name}}"
+    return Refusal("encoder_not_deployed", message)
+
+
+def _unavailable(name: str, message: str) -> Refusal:
+    return Refusal("encoder_unavailable", f"{name}: {message}")
 
 
 async def _wait_for_disconnect(request: Request) -> None:
@@ -186,20 +181,14 @@ def _unpack_reply(response: httpx.Response, name: str) -> dict[str, Any]:
     try:
         return unpack(response.content)
     except ValueError:  # a response from Serve itself: no replica is running, or it died
-        raise EncoderUnavailable(f"{name}: no replica responded (Ray Serve returned {response.status_code})") from None
+        raise _unavailable(name, f"no replica responded (Ray Serve returned {response.status_code})") from None
 
 
 def _parse_reply(response: httpx.Response, name: str) -> EncoderReply:
     reply = _unpack_reply(response, name)
-    kind, message = reply.get("error"), reply.get("message", "")
-    if kind is None:
+    refusal = refusal_in(reply)
+    if refusal is None:
         return EncoderReply(reply["encoder"], reply.get("items", []), reply.get("content"))
-    if kind == "item_refused":
-        raise ItemInvalid(f"input {reply['index']}: {message}", index=reply["index"])
-    if kind == "not_possible":
-        raise NotPossible(message)
-    if kind == "queue_full":
-        raise Overloaded(message, retry_after=reply["retry_after_s"])
-    if kind == "deadline_exceeded":
-        raise DeadlinePassed(message)
-    raise EncoderUnavailable(f"{name}: {message}")
+    if refusal.code == "encoder_unavailable":
+        raise _unavailable(name, refusal.message)
+    raise refusal

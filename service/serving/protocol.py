@@ -2,16 +2,18 @@
 
 call      {"slot", "items": [{"content"} | {"uri"}], "want": {…}, "deadline_s", "form"}
 reply     {"encoder", "items": [{"embedding", …}]}, or encoded by the replica {"encoder", "content": bytes}
-error     {"error": kind, "message", …}
+refusal   {"error": code, "message"}, with "index" or "retry_after"
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
+
+from service.web.errors import Refusal, RefusalCode
 
 MEDIA_TYPE = "application/msgpack"
 ARROW, PNG = "application/vnd.apache.arrow.stream", "image/png"  # media types that replicas encode
@@ -26,6 +28,11 @@ def pack(message: Mapping[str, Any]) -> bytes:
     return packed
 
 
+def pack_refusal(refusal: Refusal) -> bytes:
+    """Serialize a refusal as a reply."""
+    return pack({"error": refusal.code, "message": refusal.message, **refusal.extra})
+
+
 def unpack(data: bytes) -> dict[str, Any]:
     """Deserialize a message. Raises ValueError if `data` was not produced by `pack`."""
     try:
@@ -35,6 +42,14 @@ def unpack(data: bytes) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise ValueError("not an inference message")
     return message
+
+
+def refusal_in(reply: Mapping[str, Any]) -> Refusal | None:
+    """Return the refusal that a reply contains. An unknown code, of a replica of another version, is an outage."""
+    if "error" not in reply:
+        return None
+    code: RefusalCode = reply["error"] if reply["error"] in get_args(RefusalCode) else "encoder_unavailable"
+    return Refusal(code, reply.get("message", ""), reply.get("index"), reply.get("retry_after"))
 
 
 def _encode(value: Any) -> Any:

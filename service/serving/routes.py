@@ -32,7 +32,7 @@ from service.serving.schemas import (
     OpenAIEmbeddings,
     ServingSettings,
 )
-from service.web.errors import NotPossible
+from service.web.errors import Refusal
 from service.web.schemas import ApiModel, utc_datetime
 
 DeploymentName = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -102,10 +102,12 @@ async def get_drift(name: DeploymentName, caller: Reader, store: DeploymentsDep,
     """Drift is measured on requests served by the candidate, up to 512 items, on a single replica."""
     deployment = store.get(name, caller.project)
     if deployment.candidate is None:
-        raise NotPossible(f"{name} has no candidate to compare with")
+        raise Refusal("not_possible", f"{name} has no candidate to compare with")
     state = await gateway.replica_state(deployment)
     if state["drift"] is None:
-        raise NotPossible(f"{name}: the candidate is not loaded{_load_error_suffix(state['trouble'].get(CANDIDATE))}")
+        raise Refusal(
+            "not_possible", f"{name}: the candidate is not loaded{_load_error_suffix(state['trouble'].get(CANDIDATE))}"
+        )
     return DriftView(**state["drift"])
 
 
@@ -171,7 +173,7 @@ async def _infer(
 ) -> Response:
     parsed = await read_request(request, policy)
     if media_type == PNG and len(parsed.items) > 1:
-        raise NotPossible(f"Accept: {PNG} supports one item, not {len(parsed.items)}; request JSON instead")
+        raise Refusal("not_possible", f"Accept: {PNG} supports one item, not {len(parsed.items)}; request JSON instead")
     options = parsed.options.for_engine(task)
     encoding = media_type if media_type in (ARROW, PNG) else None  # the replica encodes it
     deadline_s = parsed.options.deadline_s
@@ -245,7 +247,9 @@ async def openai_embeddings(
     reply = await gateway.infer(request, body.model, caller.project, items, options, DEADLINE_S)
     vectors = [item["embedding"] for item in reply.items]
     if body.dimensions not in (None, len(vectors[0])):
-        raise NotPossible(f"dimensions={body.dimensions}: this encoder returns {len(vectors[0])}; omit `dimensions`")
+        raise Refusal(
+            "not_possible", f"dimensions={body.dimensions}: this encoder returns {len(vectors[0])}; omit `dimensions`"
+        )
     shown = [to_base64(vector) if body.encoding_format == "base64" else vector.tolist() for vector in vectors]
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(shown)]
     usage = {"prompt_tokens": 0, "total_tokens": 0}

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache
 
 from amd.data.dataset.manifest import Names
 from amd.downstream.embedding.files import EmbeddingIndex, SearchRows, Vectors, read_index, read_rows
-from service.web.errors import NotPossible
+from service.web.errors import Refusal
 
 MAX_CACHED_BYTES = 256 * 2**20
 MAX_CACHED_INDEXES = 16
@@ -43,7 +44,7 @@ class EmbeddingCache:
     def __init__(self, limit_bytes: int = MAX_CACHED_BYTES) -> None:
         self._limit, self._cached_bytes = limit_bytes, 0
         self._sets: OrderedDict[str, dict[int, SearchRows]] = OrderedDict()
-        self._indexes: OrderedDict[str, EmbeddingIndex] = OrderedDict()
+        self._indexes = LRUCache[str, EmbeddingIndex](MAX_CACHED_INDEXES)
         self._lock = threading.Lock()
 
     def index(self, output: str) -> EmbeddingIndex:
@@ -54,8 +55,6 @@ class EmbeddingCache:
             found = read_index(output)
             with self._lock:
                 self._indexes[output] = found
-                while len(self._indexes) > MAX_CACHED_INDEXES:
-                    self._indexes.popitem(last=False)
         return found
 
     def rows(self, output: str, spans: Iterable[range]) -> Iterator[SearchRows]:
@@ -95,19 +94,21 @@ class NeighbourQuery(NamedTuple):
 
 
 def query_by_vector(index: EmbeddingIndex, values: Sequence[float] | npt.NDArray[np.floating]) -> NeighbourQuery:
-    """Build a query from a vector. Raises NotPossible if the vector has the wrong width or no direction."""
+    """Build a query from a vector. Raises Refusal if the vector has the wrong width or no direction."""
     vector = np.asarray(values, np.float64)
     if vector.shape != (index.width,):
-        raise NotPossible(f"the vector has {vector.size} values; embeddings of {index.encoder} have {index.width}")
+        raise Refusal(
+            "not_possible", f"the vector has {vector.size} values; embeddings of {index.encoder} have {index.width}"
+        )
     largest = np.abs(vector).max()
     if not largest > 0 or not np.isfinite(largest):
-        raise NotPossible("the vector has no direction: its values must be finite and not all zero")
+        raise Refusal("not_possible", "the vector has no direction: its values must be finite and not all zero")
     vector = vector / largest
     return NeighbourQuery(np.asarray(vector / np.linalg.norm(vector), np.float32))
 
 
 def query_by_record(cache: EmbeddingCache, output: str, index: EmbeddingIndex, record: int) -> NeighbourQuery:
-    """Build a query from a record number. Raises NotPossible if the record does not exist or could not be read."""
+    """Build a query from a record number. Raises Refusal if the record does not exist or could not be read."""
     spans = [file.span for file in index.files if record in file.span]
     for rows in cache.rows(output, spans):
         position = int(np.searchsorted(rows.records, record))
@@ -115,12 +116,12 @@ def query_by_record(cache: EmbeddingCache, output: str, index: EmbeddingIndex, r
             return NeighbourQuery(rows.vectors[position], record)
     for bad in index.bad:
         if bad["record"] == record:
-            raise NotPossible(f"record {record} could not be read: {bad['location']} {bad['reason']}")
-    raise NotPossible(f"record {record} does not exist; the set has records 0 to {index.samples - 1}")
+            raise Refusal("not_possible", f"record {record} could not be read: {bad['location']} {bad['reason']}")
+    raise Refusal("not_possible", f"record {record} does not exist; the set has records 0 to {index.samples - 1}")
 
 
 def query_by_location(cache: EmbeddingCache, output: str, index: EmbeddingIndex, location: str) -> NeighbourQuery:
-    """Build a query from a file location. Raises NotPossible if the file is not in the set or could not be read."""
+    """Build a query from a file location. Raises Refusal if the file is not in the set or could not be read."""
     name = location.encode("utf-8", "surrogateescape")
     for rows in cache.rows(output, (file.span for file in index.files)):
         position = _find_location(rows.locations, name)
@@ -128,8 +129,10 @@ def query_by_location(cache: EmbeddingCache, output: str, index: EmbeddingIndex,
             return NeighbourQuery(rows.vectors[position], int(rows.records[position]))
     for bad in index.bad:
         if bad["location"] == location:
-            raise NotPossible(f"{location} could not be read: {bad['reason']}")
-    raise NotPossible(f"{location!r} is not in this set; use a location exactly as the set's files contain it")
+            raise Refusal("not_possible", f"{location} could not be read: {bad['reason']}")
+    raise Refusal(
+        "not_possible", f"{location!r} is not in this set; use a location exactly as the set's files contain it"
+    )
 
 
 def _find_location(names: Names, name: bytes) -> int | None:

@@ -25,7 +25,7 @@ from service.similarity.neighbours import (
     query_by_record,
     query_by_vector,
 )
-from service.web.errors import IllegalAction, NotPossible
+from service.web.errors import IllegalAction, Refusal
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -84,17 +84,19 @@ def _search(
 def _load_index(jobs: JobStore, job_id: str, project: str | None, cache: EmbeddingCache, output: str) -> EmbeddingIndex:
     """Return the index of a job's embeddings.
 
-    Raises NotFound, NotPossible if the job is not of kind embed or its embeddings are gone, or IllegalAction if it has
+    Raises NotFound, Refusal if the job is not of kind embed or its embeddings are gone, or IllegalAction if it has
     not succeeded.
     """
     job = jobs.get(job_id, project)
     if job.kind != "embed":
-        raise NotPossible(f"{job.id} is a job of kind {job.kind}; a neighbour search requires a job of kind embed")
+        raise Refusal(
+            "not_possible", f"{job.id} is a job of kind {job.kind}; a neighbour search requires a job of kind embed"
+        )
     try:
         if job.state == "succeeded":
             return cache.index(output)
     except FileNotFoundError:
-        raise NotPossible(f"the embeddings of {job.id} are no longer at {output}") from None
+        raise Refusal("not_possible", f"the embeddings of {job.id} are no longer at {output}") from None
     raise IllegalAction(
         f"{job.id} is {job.state}; its embeddings can be searched once it has succeeded",
         allowed_actions=allowed_actions(job),

@@ -1,4 +1,4 @@
-"""ASGI middleware for request IDs, body limits and media types, and response ETags.
+"""ASGI middleware for the access log, body limits and media types; request IDs and response ETags.
 
 Does not import routes or authentication.
 """
@@ -10,29 +10,29 @@ import logging
 import re
 import time
 import uuid
-from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.web.errors import BodyTooLarge, UnsupportedMediaType, error_response
+from service.web.error_handlers import error_response
+from service.web.errors import BodyTooLarge, UnsupportedMediaType
 
 M = TypeVar("M", bound=BaseModel)
 logger = logging.getLogger("service.access")
 
-request_id: ContextVar[str] = ContextVar("request_id", default="-")
 _PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
-class RequestIdMiddleware:
-    """Sets `X-Request-Id` to the caller's value if it is well-formed, and to a new ID otherwise.
+def plain_request_id(given: str) -> str:
+    """Return a caller's request ID if it is well-formed, and a new one otherwise."""
+    return given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
 
-    The ID appears in the response, in every log line and in errors.
-    """
+
+class AccessLogMiddleware:
+    """Logs every request with its status and duration."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -41,24 +41,19 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        own = given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = own
-        token, began, status = request_id.set(own), time.monotonic(), 0
+        began, status = time.monotonic(), 0
 
-        async def send_with_id(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", own.encode())]
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, receive, send_and_note_status)
         finally:
             took = (time.monotonic() - began) * 1000
             logger.info("%s %s %d %.1f ms", scope["method"], scope["path"], status, took)
-            request_id.reset(token)
 
 
 class BodyLimitMiddleware:
@@ -110,7 +105,7 @@ class BodyLimitMiddleware:
         await self.app(scope, replay, send)
 
     async def _reject(self, error: Any, scope: Scope, receive: Receive, send: Send) -> None:
-        await error_response(Request(scope), error)(scope, receive, send)
+        await error_response(error)(scope, receive, send)
 
 
 def _too_large(limit: int) -> BodyTooLarge:
@@ -128,11 +123,3 @@ def tagged(view: M, response: Response, if_none_match: str | None) -> M:
 
 def is_known(tag: str, if_none_match: str | None) -> bool:
     return if_none_match is not None and tag in (part.strip() for part in if_none_match.split(","))
-
-
-class WithRequestId(logging.Filter):
-    """Provides `%(request_id)s` to log formats."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = request_id.get()
-        return True

@@ -8,18 +8,17 @@ used, and only the status of a response is kept.
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
 import json
 import logging
 import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 import httpx
 from sqlalchemy import Engine
+from standardwebhooks import Webhook
 
 from service.webhooks.addresses import AddressNotAllowed, Resolve, checked_url, is_public, resolve
 from service.webhooks.store import DeliveryAttempt, WebhookStore
@@ -107,10 +106,5 @@ class WebhookSender:
 
 def signature_headers(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
     """Return the three headers with which a receiver verifies the origin, integrity and age of a message."""
-    key = base64.b64decode(secret.removeprefix("whsec_"))
-    digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
-    return {
-        "webhook-id": message_id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
-    }
+    signature = Webhook(secret).sign(message_id, datetime.fromtimestamp(timestamp, UTC), body.decode())
+    return {"webhook-id": message_id, "webhook-timestamp": str(timestamp), "webhook-signature": signature}

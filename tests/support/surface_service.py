@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import Body, HTTPException
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,7 +23,7 @@ from service.app import create_app
 from service.db.engine import migrate, open_engine
 from service.db.models import Base
 from service.settings import Settings
-from service.web.errors import ServiceError
+from service.web.errors import Refusal, RefusalCode, ServiceError
 from tests.support.stored import EXPECTED, copy_database, copy_root
 from tests.support.surface_schema import compact, openapi_lines, schema_lines
 
@@ -156,7 +156,9 @@ def event_lines(client: TestClient) -> Iterator[str]:
 
 def error_lines(client: TestClient) -> Iterator[str]:
     """Yield the code and status of every error as received by clients, using routes that raise them."""
-    failures: dict[str, Exception] = {f"service error {kind.__name__}": kind("…") for kind in _kinds(ServiceError)}
+    failures: dict[str, Exception] = {f"service error {code}": Refusal(code, "…") for code in get_args(RefusalCode)}
+    kinds = set(_kinds(ServiceError)) - {Refusal}
+    failures |= {f"service error {kind.__name__}": kind("…") for kind in kinds}
     failures |= {f"status {status}": HTTPException(status) for status in (400, 403, 404, 405, 413, 415, 422, 500, 503)}
     failures |= {
         "a config": ConfigError(["mask.teacher_ratio=2 must be below 1"]),

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.inference.engine import DeadlineExceeded, Engine, EngineSettings, QueueFull, UnsupportedRequest
+from service.inference.engine import Engine, EngineSettings
+from service.web.errors import Refusal
 from tests.support.service.engines import DEADLINE_S, EMBEDDING, NO_TIME_LIMIT, infer, load_slots, upload
 from tests.support.service.published_encoders import IMAGE, run
 
@@ -48,11 +49,13 @@ def test_a_full_queue_rejects_requests_with_a_retry_delay(folder: Path) -> None:
         with PausedModel(engine):
             waiting = [asyncio.create_task(engine.infer("main", [item], EMBEDDING, DEADLINE_S)) for _ in range(3)]
             await asyncio.sleep(0)
-            with pytest.raises(QueueFull) as full:
+            with pytest.raises(Refusal) as full:
                 await engine.infer("main", [item], EMBEDDING, DEADLINE_S)
-            assert 0 < full.value.retry_after_s <= 60
-            with pytest.raises(UnsupportedRequest, match="exceed the queue's capacity"):
+            assert full.value.code == "overloaded"
+            assert 0 < full.value.extra["retry_after"] <= 60
+            with pytest.raises(Refusal, match="exceed the queue's capacity") as too_large:
                 await engine.infer("main", [item] * 4, EMBEDDING, DEADLINE_S)
+            assert too_large.value.code == "not_possible"
             assert engine.state()["queued_tokens"] == 3 * tokens
             waiting[0].cancel()
             await asyncio.sleep(0.01)
@@ -79,8 +82,9 @@ def test_cancelled_and_expired_requests_never_reach_the_model(engine: Engine, fo
             late = asyncio.create_task(engine.infer("main", [item], EMBEDDING, 0.2))
             await wait_for_queued_clips(engine, 3)
             cancelled.cancel()
-            with pytest.raises(DeadlineExceeded, match=r"its deadline of 0\.2 s"):
+            with pytest.raises(Refusal, match=r"its deadline of 0\.2 s") as expired:
                 await late
+            assert expired.value.code == "deadline_exceeded"
             assert engine.state()["queued_tokens"] == IMAGE.grid.tokens
         assert len((await kept).items) == 1
         assert engine.state()["counters"]["clips"] == before + 1

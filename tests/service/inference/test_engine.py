@@ -23,10 +23,8 @@ from service.inference.engine import (
     EngineSettings,
     InferenceResult,
     Item,
-    ItemRefused,
-    NotLoaded,
-    UnsupportedRequest,
 )
+from service.web.errors import Refusal
 from tests.support.service.engines import (
     DEADLINE_S,
     EMBEDDING,
@@ -149,8 +147,9 @@ def test_unsupported_options_are_rejected_with_a_reason(
     engine: Engine, folder: Path, options: dict[str, object], reason: str
 ) -> None:
     load_slots(engine, main=folder / "image")
-    with pytest.raises(UnsupportedRequest, match=reason):
+    with pytest.raises(Refusal, match=reason) as refused:
         infer(engine, upload(folder / "0.png"), **options)
+    assert refused.value.code == "not_possible"
 
 
 def test_a_bad_item_fails_only_its_own_request(engine: Engine, folder: Path) -> None:
@@ -163,12 +162,14 @@ def test_a_bad_item_fails_only_its_own_request(engine: Engine, folder: Path) -> 
         return await asyncio.gather(*requests, return_exceptions=True)
 
     mixed, alone, missing, nothing, empty = run(infer_all())
-    assert isinstance(mixed, ItemRefused)
-    assert str(mixed) == "item 1 is neither an image nor a video that can be opened; it may be truncated"
+    assert isinstance(mixed, Refusal)
+    assert str(mixed) == "input 1: is neither an image nor a video that can be opened; it may be truncated"
+    assert (mixed.code, mixed.extra) == ("item_invalid", {"index": 1})
     assert isinstance(alone, InferenceResult)
-    assert isinstance(missing, ItemRefused)
-    assert missing.reason == "does not exist"
-    assert isinstance(nothing, ItemRefused)
+    assert isinstance(missing, Refusal)
+    assert str(missing) == "input 0: does not exist"
+    assert isinstance(nothing, Refusal)
+    assert nothing.code == "item_invalid"
     assert isinstance(empty, InferenceResult)
     assert empty.items == []
     assert engine.state()["in_flight"] == engine.state()["queued_tokens"] == engine.state()["queued_bytes"] == 0
@@ -183,8 +184,9 @@ def test_a_failed_load_keeps_the_previous_encoder(engine: Engine, folder: Path, 
             run(engine.load("main", str(url)))
     assert infer(engine, upload(folder / "0.png")).encoder == "image"
     run(engine.unload("main"))
-    with pytest.raises(NotLoaded, match="'main'"):
+    with pytest.raises(Refusal, match="'main'") as refused:
         infer(engine, upload(folder / "0.png"))
+    assert refused.value.code == "encoder_unavailable"
 
 
 def test_swapping_encoders_under_load_neither_fails_requests_nor_mixes_results(engine: Engine, folder: Path) -> None:
@@ -246,7 +248,7 @@ def test_a_killed_decoder_loses_only_its_current_item(engine: Engine, folder: Pa
     outcomes = run(infer_all())
     lost = [outcome for outcome in outcomes if not isinstance(outcome, InferenceResult)]
     assert len(lost) <= 2
-    assert all(str(error) == "item 0 crashed the decoder (SIGKILL)" for error in lost)
+    assert all(str(error) == "input 0: crashed the decoder (SIGKILL)" for error in lost)
     assert len(decoding_processes()) == engine.settings.decoders
 
 
@@ -271,7 +273,8 @@ def test_close_stops_processes_and_fails_requests_in_flight(folder: Path) -> Non
         await asyncio.sleep(0)
         await engine.close()
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-            assert isinstance(outcome, NotLoaded)
+            assert isinstance(outcome, Refusal)
+            assert outcome.code == "encoder_unavailable"
 
     run(close_under_load())
     assert decoding_processes() == before

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from service.inference.decoders import DecoderPool
-from service.inference.engine import Engine, EngineSettings, InferenceOptions, Item, ItemRefused, RequestLimits
+from service.inference.engine import Engine, EngineSettings, InferenceOptions, Item, RequestLimits
+from service.web.errors import Refusal
 from tests.support.data.hostile_decoder import HostileReader
 from tests.support.data.hostile_files import FRAMES, HostileFile, corpus
 from tests.support.service.published_encoders import VIDEO, decoding_processes, film, picture, publish, run
@@ -42,11 +43,11 @@ def engine(folder: Path) -> Iterator[Engine]:
     run(engine.close())
 
 
-async def infer_one(engine: Engine, content: bytes) -> np.ndarray | ItemRefused:
+async def infer_one(engine: Engine, content: bytes) -> np.ndarray | Refusal:
     try:
         return np.asarray((await engine.infer("main", [Item(content)], InferenceOptions(), 120)).items[0]["embedding"])
-    except ItemRefused as error:
-        return error
+    except Refusal as refusal:
+        return refusal
 
 
 def test_hostile_files_are_decoded_or_rejected_in_bounded_time_and_memory(
@@ -79,9 +80,11 @@ def test_hostile_files_are_decoded_or_rejected_in_bounded_time_and_memory(
     assert memory_mib() < memory_before + SLACK_MIB
 
 
-async def problems(engine: Engine, case: HostileFile, found: np.ndarray | ItemRefused) -> list[str]:
-    if isinstance(found, ItemRefused):
-        reason = found.reason
+async def problems(engine: Engine, case: HostileFile, found: np.ndarray | Refusal) -> list[str]:
+    if isinstance(found, Refusal):
+        if found.code != "item_invalid":
+            return [f"refused as {found.code}"]
+        reason = found.message.removeprefix("input 0: ")
         if case.rejection is None and (case.decodable or case.expected_png is not None):
             return [f"rejected: {reason}"]
         if case.rejection is not None and not re.search(case.rejection, reason):
@@ -94,7 +97,7 @@ async def problems(engine: Engine, case: HostileFile, found: np.ndarray | ItemRe
         return ["not finite"]
     if case.expected_png is not None:
         expected = await infer_one(engine, case.expected_png)
-        if isinstance(expected, ItemRefused) or np.abs(found - expected).max() > 1e-5:
+        if isinstance(expected, Refusal) or np.abs(found - expected).max() > 1e-5:
             return ["decoded to other content"]
     return []
 
@@ -141,15 +144,15 @@ def test_a_misbehaving_library_fails_only_its_item(folder: Path, fault: str, rea
     engine = HostileEngine(EngineSettings(device="cpu", threads=1, decoders=1, limits=limits))
     good = film(folder / f"{fault}.mp4").read_bytes()
 
-    async def infer_all() -> list[np.ndarray | ItemRefused]:
+    async def infer_all() -> list[np.ndarray | Refusal]:
         await engine.load("main", publish(folder / f"encoder-{fault}", VIDEO))
         contents = [good, good + b":" + fault.encode(), good]
         return await asyncio.gather(*(infer_one(engine, content) for content in contents))
 
     before, bad, after = run(infer_all())
     run(engine.close())
-    assert isinstance(bad, ItemRefused)
-    assert re.fullmatch(reason, bad.reason)
+    assert isinstance(bad, Refusal)
+    assert re.fullmatch(f"input 0: (?:{reason})", bad.message)
     assert isinstance(before, np.ndarray)
     assert isinstance(after, np.ndarray)
     np.testing.assert_allclose(after, before, atol=1e-6)

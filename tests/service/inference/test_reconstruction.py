@@ -42,11 +42,11 @@ from service.inference.engine import (
     InferenceResult,
     Item,
     RequestLimits,
-    UnsupportedRequest,
 )
 from service.inference.replica import Replica
 from service.serving.deployments import new_deployment
 from service.serving.schemas import ServingSettings
+from service.web.errors import Refusal
 from tests.support.runs.configs import tiny_image_config, tiny_video_config
 from tests.support.service.published_encoders import film, picture, publish, run
 from tests.support.service.server import Server, serving
@@ -197,10 +197,11 @@ def test_the_seed_and_ratio_determine_the_mask_of_every_item_and_request(engine:
 def test_unsupported_reconstructions_are_rejected_and_leave_the_queue_empty(
     engine: Engine, folder: Path, slot: str, options: dict[str, Any], reason: str
 ) -> None:
-    with pytest.raises(UnsupportedRequest, match=reason):
+    with pytest.raises(Refusal, match=reason) as refused:
         reconstruct(engine, slot, folder / "0.png", **options)
-    with pytest.raises(UnsupportedRequest, match="17 items exceed the limit of 16"):
+    with pytest.raises(Refusal, match="17 items exceed the limit of 16") as too_many:
         reconstruct(engine, "image", *[folder / "0.png"] * 17)
+    assert refused.value.code == too_many.value.code == "not_possible"
     assert engine.state()["queued_tokens"] == engine.state()["queued_bytes"] == 0
 
 

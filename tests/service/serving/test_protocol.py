@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, get_args
 
 import hypothesis.extra.numpy as arrays
 import numpy as np
@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.serving.protocol import pack, unpack
+from service.serving.protocol import pack, pack_refusal, refusal_in, unpack
+from service.web.errors import Refusal, RefusalCode
 
 vectors = arrays.arrays(np.float32, arrays.array_shapes(max_dims=3, max_side=5), elements=st.floats(width=32))
 
@@ -34,3 +35,25 @@ def test_arbitrary_bytes_are_a_message_or_raise_value_error(data: bytes) -> None
 def test_unsupported_values_are_rejected() -> None:
     with pytest.raises(TypeError, match="set cannot be serialized"):
         pack({"a": {1}})
+
+
+@given(
+    st.sampled_from(get_args(RefusalCode)),
+    st.text(),
+    st.none() | st.integers(0, 255),
+    st.none() | st.floats(0, 60),
+)
+def test_a_refusal_crosses_the_wire_unchanged(
+    code: RefusalCode, message: str, index: int | None, retry_after: float | None
+) -> None:
+    sent = Refusal(code, message, index, retry_after)
+    received = refusal_in(unpack(pack_refusal(sent)))
+    assert received is not None
+    assert (received.code, received.message, received.extra) == (sent.code, sent.message, sent.extra)
+
+
+def test_a_reply_with_items_is_not_a_refusal_and_an_unknown_code_is_an_outage() -> None:
+    assert refusal_in({"encoder": "a", "items": []}) is None
+    unknown = refusal_in({"error": "of another version"})
+    assert unknown is not None
+    assert unknown.code == "encoder_unavailable"

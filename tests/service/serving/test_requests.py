@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from service.auth.uri_policy import UriPolicy
 from service.serving.requests import read_request
-from service.web import errors
+from service.web import error_handlers
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def client(tmp_path: Path) -> TestClient:
         ]
         return {"items": items, "options": parsed.options.model_dump(), "single": parsed.single}
 
-    errors.install(app)
+    error_handlers.install(app)
     return TestClient(app)
 
 

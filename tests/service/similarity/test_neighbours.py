@@ -25,7 +25,7 @@ from service.serving.deployments import new_deployment
 from service.serving.protocol import CANDIDATE, MAIN, pack, unpack
 from service.serving.schemas import ServingSettings
 from service.similarity.neighbours import EmbeddingCache, nearest, query_by_location, query_by_record, query_by_vector
-from service.web.errors import NotPossible
+from service.web.errors import Refusal
 from tests.support.service.apps import key_to
 from tests.support.service.command import amd as run_command
 from tests.support.service.fake_cluster import FakeCluster, queued
@@ -129,16 +129,17 @@ def test_invalid_queries_are_rejected_with_a_reason(tmp_path: Path) -> None:
     output, cache = str(tmp_path), EmbeddingCache()
     index = write_embeddings(output, np.eye(8))
     for values in ([1.0], [0.0] * 8):
-        with pytest.raises(NotPossible, match="the vector has"):
+        with pytest.raises(Refusal, match="the vector has") as refused:
             query_by_vector(index, values)
-    with pytest.raises(NotPossible, match="record 3 could not be read"):
+        assert refused.value.code == "not_possible"
+    with pytest.raises(Refusal, match="record 3 could not be read"):
         query_by_record(cache, output, index, UNREADABLE)
-    with pytest.raises(NotPossible, match="records 0 to 7"):
+    with pytest.raises(Refusal, match="records 0 to 7"):
         query_by_record(cache, output, index, 8)
-    with pytest.raises(NotPossible, match="could not be read"):
+    with pytest.raises(Refusal, match="could not be read"):
         query_by_location(cache, output, index, location_of(UNREADABLE))
     for location in ("/data/a/4.pn", "data/a/4.png", "/nowhere"):
-        with pytest.raises(NotPossible, match="not in this set"):
+        with pytest.raises(Refusal, match="not in this set"):
             query_by_location(cache, output, index, location)
     np.testing.assert_allclose(np.linalg.norm(query_by_vector(index, [1e300] * 8).vector), 1, atol=1e-6)
 

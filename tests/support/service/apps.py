@@ -13,7 +13,7 @@ from service.auth.authentication import Authenticator, new_secret
 from service.auth.rate_limits import RateLimitHeaders
 from service.db.models import ApiKey
 from service.settings import Settings
-from service.web import errors
+from service.web import error_handlers
 
 
 def client_of(engine: Engine, *routers: APIRouter, settings: Settings | None = None) -> TestClient:
@@ -21,7 +21,7 @@ def client_of(engine: Engine, *routers: APIRouter, settings: Settings | None = N
     app.state.settings = settings or Settings()
     app.state.engine = engine
     app.state.authenticator = Authenticator(engine, app.state.settings)
-    errors.install(app)
+    error_handlers.install(app)
     app.add_middleware(RateLimitHeaders)
     for router in routers:
         app.include_router(router, prefix="/v1")

@@ -1,0 +1,157 @@
+"""Replies of replicas as HTTP responses, with a fake Ray Serve; tests/flows covers a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.testclient import TestClient
+
+from service.serving.deployments import new_deployment
+from service.serving.gateway import Gateway
+from service.serving.protocol import pack, pack_refusal
+from service.serving.schemas import ServingSettings
+from service.web import error_handlers
+from service.web.errors import Refusal
+
+ServeReply = Callable[[httpx.Request], httpx.Response]
+
+
+class OneDeployment:
+    """Lookup of deployments that finds one, `images`."""
+
+    def __init__(self) -> None:
+        self._deployment = new_deployment(
+            "images", "default", "me", encoder="first", candidate=None, share=0.0, settings=ServingSettings()
+        )
+        self._deployment.serving = {"main": "first"}
+
+    def find_serving(self, name: str, project: str | None) -> Any:
+        return self._deployment if name == "images" else None
+
+
+class GatewayFixture:
+    """A gateway behind a route; `reply` is what Ray Serve returns."""
+
+    def __init__(self) -> None:
+        self.reply: ServeReply = lambda _: httpx.Response(200, content=pack({"encoder": "first", "items": []}))
+        self.requests = 0
+        self.gateway = Gateway(OneDeployment(), "http://serve")
+        self.gateway._client = httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
+        app = FastAPI()
+
+        @app.post("/{name}")
+        async def infer(request: Request, name: str) -> Any:
+            await request.body()
+            reply = await self.gateway.infer(request, name, None, [], {"task": "embedding"}, deadline_s=5.0)
+            return {"encoder": reply.encoder}
+
+        error_handlers.install(app)
+        self.client = TestClient(app, raise_server_exceptions=False)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.requests += 1
+        return self.reply(request)
+
+    def count(self, outcome: str) -> float | None:
+        labels = {"task": "embedding", "outcome": outcome}
+        return self.gateway.registry.get_sample_value("amd_inference_seconds_count", labels)
+
+
+@pytest.fixture
+def fixture() -> GatewayFixture:
+    return GatewayFixture()
+
+
+def test_a_reply_is_passed_on(fixture: GatewayFixture) -> None:
+    response = fixture.client.post("/images")
+    assert (response.status_code, response.json()) == (200, {"encoder": "first"})
+    assert fixture.count("ok") == 1
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status", "retry_after", "members"),
+    [
+        (Refusal("item_invalid", "input 2: is empty", index=2), 422, None, {"index": 2}),
+        (Refusal("not_possible", "layers=9: first has 2 blocks"), 422, None, {}),
+        (Refusal("overloaded", "the queue is full", retry_after=2.6), 429, "3", {"retry_after": 2.6}),
+        (Refusal("overloaded", "the queue is full", retry_after=0.1), 429, "1", {"retry_after": 0.1}),
+        (Refusal("deadline_exceeded", "too late"), 504, "1", {}),
+    ],
+    ids=lambda value: value.code if isinstance(value, Refusal) else None,
+)
+def test_a_refusal_of_a_replica_is_the_response(
+    fixture: GatewayFixture, refusal: Refusal, status: int, retry_after: str | None, members: dict[str, Any]
+) -> None:
+    fixture.reply = lambda _: httpx.Response(status, content=pack_refusal(refusal))
+    response = fixture.client.post("/images")
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers.get("retry-after") == retry_after
+    assert response.json() == {
+        "type": f"urn:amd:problem:{refusal.code}",
+        "title": httpx.codes.get_reason_phrase(status),
+        "status": status,
+        "detail": refusal.message,
+        "code": refusal.code,
+        "request_id": "",
+        "retryable": retry_after is not None,
+        "errors": [],
+        **members,
+    }
+    assert fixture.requests == 1
+    assert fixture.count(refusal.code) == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "detail", "requests"),
+    [
+        (
+            lambda _: httpx.Response(503, content=pack_refusal(Refusal("encoder_unavailable", "nothing is loaded"))),
+            "images: nothing is loaded",
+            2,
+        ),
+        (
+            lambda _: httpx.Response(429, content=pack({"error": "of another version", "message": "why"})),
+            "images: why",
+            1,
+        ),
+        (lambda _: httpx.Response(500, text="died"), "images: no replica responded (Ray Serve returned 500)", 2),
+    ],
+    ids=["not loaded", "unknown code", "Serve itself"],
+)
+def test_a_replica_that_cannot_serve_is_an_outage_and_is_retried_if_it_failed(
+    fixture: GatewayFixture, reply: ServeReply, detail: str, requests: int
+) -> None:
+    fixture.reply = reply
+    response = fixture.client.post("/images")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert (response.json()["code"], response.json()["detail"]) == ("encoder_unavailable", detail)
+    assert fixture.requests == requests
+
+
+def test_transport_failures_are_refusals(fixture: GatewayFixture) -> None:
+    def fail(error: Exception) -> ServeReply:
+        def raise_error(_: httpx.Request) -> httpx.Response:
+            raise error
+
+        return raise_error
+
+    fixture.reply = fail(httpx.ReadTimeout("slow"))
+    response = fixture.client.post("/images")
+    assert (response.status_code, response.json()["detail"]) == (504, "images: no response within 5 s")
+    fixture.reply = fail(httpx.ConnectError("absent"))
+    response = fixture.client.post("/images")
+    assert response.status_code == 503
+    assert response.json()["detail"] == "images: Ray Serve does not respond (ConnectError)"
+
+
+def test_an_encoder_without_a_deployment_is_not_deployed(fixture: GatewayFixture) -> None:
+    response = fixture.client.post("/other")
+    assert (response.status_code, response.json()["code"]) == (409, "encoder_not_deployed")
+    assert "retry-after" not in response.headers
+    assert response.json()["detail"] == "no deployment serves 'other'; create one with PUT /v1/deployments/{name}"
+    assert fixture.requests == 0
