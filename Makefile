@@ -1,9 +1,9 @@
-# Targets for users: make venv | check | test | chaos | demo. Each target first installs what it needs.
+# Targets for users: make venv | check | test-fast | test | chaos | demo. Each first installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv check test chaos demo lock clean
+.PHONY: venv check check-install test test-fast chaos demo lock clean
 
 venv: $(STAMP)
 
@@ -22,8 +22,18 @@ check: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Fails if the newest permitted versions do not resolve on a supported Python or platform. Reads metadata only.
+check-install: venv
+	$(BIN)/python .ci/check_install.py
+
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+# For the edit loop: without Ray, server processes and slow files (tests/README.md).
+test-fast: venv
+	$(PYTEST) -m "not ray and not server and not slow and not chaos and not gpu"
+
 test: venv
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(PYTEST)
 
 chaos: venv
 	$(BIN)/python -m pytest -m chaos
@@ -31,9 +41,10 @@ chaos: venv
 demo: venv
 	$(BIN)/amd demo
 
-COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --no-emit-index-url --no-annotate
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-index-url --no-annotate
 
-# All locks share one set of versions, so the images contain subsets of what the tests use.
+# All locks share one set of versions, so the images contain subsets of what the tests use. Universal: environment markers
+# let the same lock install on every supported Python and platform.
 lock:
 	$(COMPILE) --extra dev pyproject.toml --output-file requirements.lock
 	$(COMPILE) --constraints requirements.lock --extra huggingface --extra mlflow --extra onnx pyproject.toml \

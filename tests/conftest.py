@@ -21,17 +21,62 @@ hypothesis.settings.register_profile("amd", deadline=None)
 hypothesis.settings.load_profile("amd")
 
 
+# Fixtures that start a server process, and the marker that their tests receive.
+MARKERS = {"ray_cluster": "ray", "s3_endpoint": "server", "postgresql": "server"}
+
+TESTS = Path(__file__).parent
+# Test files that `make test-fast` leaves out: they start processes that import torch, or train for many seconds.
+SLOW_FILES = frozenset(
+    TESTS / name
+    for name in (
+        "amd/demo/test_run.py",
+        "amd/downstream/embedding/test_bulk.py",
+        "amd/downstream/supervised/classification/test_evaluation.py",
+        "amd/downstream/supervised/classification/test_run.py",
+        "amd/downstream/supervised/classification/test_worker.py",
+        "amd/downstream/supervised/detection/test_run.py",
+        "amd/downstream/supervised/detection/test_worker.py",
+        "amd/exchange/test_export.py",
+        "amd/training/reporting/test_prober.py",
+        "amd/training/runs/test_launch.py",
+        "amd/training/test_main.py",
+        "amd/training/trainer/test_pretraining.py",
+        "service/jobs/execution/test_driver.py",
+        "service/test_control_planes.py",
+        "service/web/test_openapi.py",
+        "test_minimal_install.py",
+        "test_public_surface.py",
+        "test_store_0_1.py",
+    )
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group tests by file for the two processes of `make test`.
+    """Mark tests by the fixtures that they use, and group them by file for the two processes of `make test`.
 
     All tests that need Ray form one group, which starts first because it takes as long as all others together.
     """
     for item in items:
-        ray = "flows" in item.path.parts or "ray_cluster" in getattr(item, "fixturenames", ())
+        for name in _markers(item):
+            item.add_marker(name)
+        ray = item.get_closest_marker("ray") is not None
         item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.stem))
     if hasattr(config, "workerinput"):  # a worker of pytest-xdist
         items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
+
+
+def _markers(item: pytest.Item) -> set[str]:
+    """Return the markers that follow from a test's file, its fixtures and the kind of its database."""
+    used = {*getattr(item, "fixturenames", ())}
+    if hasattr(item, "callspec"):
+        used.add(item.callspec.params.get("database_url"))  # requests the fixture `postgresql` only while it runs
+    found = {marker for fixture, marker in MARKERS.items() if fixture in used}
+    if "flows" in item.path.parts:
+        found.add("ray")
+    if item.path in SLOW_FILES:
+        found.add("slow")
+    return found
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +89,7 @@ def _ordinary_scheduling() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    return Path(__file__).parent / "golden"
+    return TESTS / "golden"
 
 
 @pytest.fixture(scope="session")

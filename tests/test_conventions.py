@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SLOW_FILES
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("amd", "tune_spaces", "service", "tests")
 MODULES = sorted(
@@ -66,6 +68,10 @@ def test_class_names_are_unique() -> None:
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(str(path.relative_to(ROOT)))
     assert not {name: found for name, found in places.items() if len(found) > 1 and name not in SHARED_CLASSES}
+
+
+def test_files_that_the_fast_tests_leave_out_exist() -> None:
+    assert [str(file) for file in SLOW_FILES if not file.is_file()] == []
 
 
 def test_modules_have_at_most_400_lines() -> None:

@@ -3,7 +3,7 @@
 Our reader and bare decord read the same frames of each file back to back, in alternating order, since only such pairs
 are comparable on a shared machine. Everything runs on one core, so rates are per core. Without data, the benchmark
 writes and measures 10 s videos of 340x256 H.264 with frequent (GOP 12) and rare (GOP 250) key frames.
-Does not import Ray.
+Does not import Ray. av and Pillow, which `bench step` does not need, are imported where they are used.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import av
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
-from rich.table import Table
 
 from amd.config import ClipConfig, DataConfig
 from amd.data.dataset.manifest import Manifest
@@ -92,38 +90,10 @@ def recommend_workers(target: float, rate: float) -> int:
     return max(1, math.ceil(1.25 * target / rate))
 
 
-def bench_table(result: dict[str, Any]) -> Table:
-    """Render the result of `bench_data` as a table."""
-    height, width = result["size"]
-    table = Table(title=f"Reading clips of {result['frames']} x {height} x {width} on one core")
-    table.add_column()
-    for one in result["sets"]:
-        table.add_column(one["name"], justify="right")
-    for title, (key, form) in ROWS.items():
-        table.add_row(title, *["-" if one[key] is None else form.format(one[key]) for one in result["sets"]])
-    return table
-
-
-ROWS = {
-    "read a sample's bytes": ("read_ms", "{:.2f} ms"),
-    "decode its frames": ("decode_ms", "{:.2f} ms"),
-    "bare decord": ("decord_ms", "{:.2f} ms"),
-    "speed against bare decord": ("speed_against_decord", "{:.2f} x"),
-    "augment a clip": ("augment_ms", "{:.2f} ms"),
-    "augment / decode": ("augment_share", "{:.3f}"),
-    "augment a clip as in the official code": ("official_augment_ms", "{:.2f} ms"),
-    "collate a clip": ("collate_ms", "{:.2f} ms"),
-    "clips of one sample": ("repeats", "{}"),
-    "clips/s per core": ("clips_per_s", "{:.1f}"),
-    f"clips/s per core with repeats {REPEATS}": (f"clips_per_s_repeats_{REPEATS}", "{:.1f}"),
-    "speed against decord and official augmentation": (f"speed_against_official_repeats_{REPEATS}", "{:.2f} x"),
-    "unreadable samples": ("bad", "{}"),
-    "data.loader_workers for the target": ("loader_workers", "{}"),
-}
-
-
 def write_videos(folder: Path, gop: int, count: int = 2, seconds: int = 10, size: tuple[int, int] = (256, 340)) -> None:
     """Write H.264 videos (30 frames/s, x264 medium, crf 26, about 0.7 Mb/s) of a noisy, drifting texture."""
+    import av
+
     folder.mkdir(parents=True, exist_ok=True)
     height, width = size
     y, x = np.mgrid[:height, :width]
@@ -237,8 +207,8 @@ def _fetch(record: Record) -> bytes:
 
 
 def _decord(record: Record, fetched: bytes, choose: FrameChooser) -> npt.NDArray[np.uint8] | None:
-    """Decode a video with decord alone; None for other records and if decord fails."""
-    if record.kind != "video":
+    """Decode a video with decord alone; None for other records, and if decord fails or is not installed."""
+    if record.kind != "video" or find_spec("decord") is None:
         return None
     import decord
 
@@ -253,6 +223,8 @@ def _decord(record: Record, fetched: bytes, choose: FrameChooser) -> npt.NDArray
 
 def _official_clip(frames: npt.NDArray[np.uint8], clip: ClipConfig, draws: random.Random) -> torch.Tensor:
     """Augment as AMD's dataset/transforms.py does: crop and resize PIL images one by one, normalise in float32."""
+    from PIL import Image
+
     height, width = clip.size
     box = transforms.multi_scale_box((frames.shape[1], frames.shape[2]), clip.size, draws)
     corners = (box.left, box.top, box.left + box.width, box.top + box.height)

@@ -23,7 +23,15 @@ from amd.config.finetune import (
     ViewSampling,
     ViewsConfig,
 )
-from amd.config.overrides import ConfigError, flatten, overridden, parse_overrides, validate, with_overrides
+from amd.config.overrides import (
+    ConfigError,
+    data_fields,
+    flatten,
+    overridden,
+    parse_overrides,
+    validate,
+    with_overrides,
+)
 from amd.config.probe import (
     FewShotConfig,
     KnnConfig,
@@ -163,6 +171,7 @@ __all__ = [
     "TrainConfig",
     "ViewSampling",
     "ViewsConfig",
+    "data_fields",
     "encoder_id",
     "flatten",
     "overridden",

@@ -126,6 +126,15 @@ def parse_overrides(args: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
+def data_fields(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn `data=…` or `data.train=… data.crop=…` into fields of a DataConfig. Raises ConfigError on other keys."""
+    values = {"data.train" if key == "data" else key: value for key, value in overrides.items()}
+    unknown = [key for key in values if not key.startswith("data.")]
+    if unknown:
+        raise ConfigError([f"{key}: only data.… is accepted without --preset or --config" for key in unknown])
+    return {key.removeprefix("data."): value for key, value in values.items()}
+
+
 def _value(text: str) -> Any:
     try:
         value = yaml.safe_load(text)

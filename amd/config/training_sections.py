@@ -67,10 +67,10 @@ class DataConfig(Section):
     read_timeout_s: float = Field(30.0, gt=0)
     """Seconds allowed to read and decode one sample; a sample that takes longer counts as bad."""
     read_memory_mib: int = Field(4096, ge=1024)
-    """Address space limit of a decoding process, in MiB; a sample that needs more counts as bad."""
+    """Address space limit of a decoding process on Linux, in MiB; a sample that needs more counts as bad."""
     decoder: VideoDecoder = "pyav"
     """Video decoder. pyav: exact for every file, detects damage, and is faster. decord: used for files that it is known
-    to decode correctly; all others use pyav."""
+    to decode correctly; all others use pyav. decord has wheels for Linux on x86-64 only."""
     retries: int = Field(3, ge=0, le=20)
     """Retries of a failed read from remote storage."""
     cache_dir: str | None = None

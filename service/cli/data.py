@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from amd.config import ConfigError, DataConfig, parse_overrides
+from amd.config import DataConfig, data_fields, parse_overrides
 from amd.config import validate as validate_config
 from amd.presets.pretraining import load_config
 from service.cli.console import out
@@ -52,12 +51,3 @@ def validate(
         print(report.model_dump_json())
     else:
         out.print(str(report), highlight=False)
-
-
-def data_fields(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn `data=…` or `data.train=… data.crop=…` into fields of a DataConfig. Raises ConfigError on other keys."""
-    values = {"data.train" if key == "data" else key: value for key, value in overrides.items()}
-    unknown = [key for key in values if not key.startswith("data.")]
-    if unknown:
-        raise ConfigError([f"{key}: only data.… is accepted without --preset or --config" for key in unknown])
-    return {key.removeprefix("data."): value for key, value in values.items()}

@@ -22,6 +22,7 @@ import typer
 from tests.support.surface_schema import compact
 
 PROGRAMS: dict[str, tuple[str, ...]] = {
+    "amd.bench": ("step", "data"),
     "amd.training": ("",),
     "amd.downstream": ("probe", "embed", "finetune", "detect", "probe-checkpoint"),
     "amd.tasks": ("import", "export", "prepare"),
@@ -148,7 +149,7 @@ def exit_code_lines(job_root: str, job_id: str) -> Iterator[str]:
         if module != "service" and command != "probe-checkpoint":
             code = run_program(module, [*([command] if command else []), missing])
             yield f"python -m {module} {command} with a config that is missing: {code}".replace("  ", " ")
-    for module in ("amd.downstream", "amd.tasks"):
+    for module in ("amd.bench", "amd.downstream", "amd.tasks"):
         yield f"python -m {module} with an unknown command: {run_program(module, ['nothing'])}"
     yield f"python -m service.jobs.runner JOB ATTEMPT ROOT of a job that succeeded: {_runner(job_id, job_root)}"
     saved = dict(os.environ)

@@ -1,10 +1,19 @@
-"""Limits on untrusted files. Plain values, since they are sent to the decoding process."""
+"""Limits on untrusted files. Plain values, since they are sent to the decoding process. Imports no decoder."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from amd.data.decoding.video import VideoLimits
+
+class VideoLimits(NamedTuple):
+    """Maximum size of a video; a larger one is rejected before its frames are decoded."""
+
+    pixels: int
+    """Pixels per frame."""
+    frames: int
+    """Number of frames."""
+    duration_s: float
+    """Duration according to the header."""
 
 
 class FileLimits(NamedTuple):

@@ -2,24 +2,26 @@
 
 Everything that can hang, crash or exhaust memory (remote reads, FFmpeg, Pillow) runs in a child process under time and
 memory limits (isolation.py). Images are decoded there too: a request costs 0.5 ms, decoding a photograph 5 ms.
+Does not import a decoder.
 """
 
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from amd.config import DataConfig
+from amd.config import ConfigError, DataConfig
 from amd.data.dataset.manifest import ManifestError
 from amd.data.dataset.record import BadSample, FrameChooser, Record
 from amd.data.decoding.isolation import ChildFailed, ChildTimeout, DecodingChild
 from amd.data.decoding.limits import FileLimits
 from amd.storage import is_remote
 
-__all__ = ["BadSample", "DecodedFrames", "ManifestError", "SampleReader"]
+__all__ = ["BadSample", "DecodedFrames", "ManifestError", "SampleReader", "check_decoder"]
 
 
 class DecodedFrames(NamedTuple):
@@ -27,6 +29,17 @@ class DecodedFrames(NamedTuple):
 
     pixels: npt.NDArray[np.uint8]  # (U, H, W, 3)
     order: npt.NDArray[np.int64]  # (T,) index into pixels for each clip frame
+
+
+def check_decoder(data: DataConfig) -> None:
+    """Raise ConfigError if data.decoder is not installed: decord has no wheels for Linux on arm64 or for macOS."""
+    if data.decoder == "decord" and find_spec("decord") is None:
+        raise ConfigError(
+            [
+                "data.decoder=decord: decord is not installed, and has wheels for Linux on x86-64 only; "
+                "use data.decoder=pyav, which is exact and faster, or build decord from source"
+            ]
+        )
 
 
 class SampleReader:
@@ -39,7 +52,11 @@ class SampleReader:
     child: type[DecodingChild] = DecodingChild
 
     def __init__(self, data: DataConfig, limits: FileLimits | None = None) -> None:
-        """Create a reader. `limits` apply to untrusted files; None for data sets, which are trusted."""
+        """Create a reader. `limits` apply to untrusted files; None for data sets, which are trusted.
+
+        Raises ConfigError if the decoder is not installed.
+        """
+        check_decoder(data)
         names = (
             "retries",
             "cache_dir",

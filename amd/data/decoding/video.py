@@ -13,12 +13,13 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import av
 from av.stream import Disposition
 
 from amd.data.decoding.frames import Allocate, FrameBuffer, Pixels, Source, ToRGB, VideoError, new_pixels
+from amd.data.decoding.limits import VideoLimits
 from amd.data.decoding.packets import PacketMap, PacketRange, map_packets
 
 # Accepted containers. Other demuxers (playlists, image sequences, devices, network protocols) could open other files.
@@ -45,17 +46,6 @@ class Video(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-class VideoLimits(NamedTuple):
-    """Maximum size of a video; a larger one is rejected before its frames are decoded."""
-
-    pixels: int
-    """Pixels per frame."""
-    frames: int
-    """Number of frames."""
-    duration_s: float
-    """Duration according to the header."""
 
 
 def open_video(source: Source, decoder: str = "pyav", limits: VideoLimits | None = None) -> Video:

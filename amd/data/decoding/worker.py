@@ -205,15 +205,19 @@ def main() -> None:
     socket, memory, inbox, parent = map(int, sys.argv[1:5])
     options = json.loads(sys.argv[5])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    limit = options["read_memory_mib"] << 20
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    if sys.platform == "linux":  # macOS reserves more addresses for every process than any limit allows
+        _limit_memory(options["read_memory_mib"] << 20)
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     av.logging.set_level(None)  # FFmpeg errors are returned as reasons
     connection = Connection(socket)
     connection.send_bytes(b'{"ready": true}')
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # library output to stderr would fill a disk
     serve(connection, Worker(options, SharedMemory(memory), inbox), options["read_timeout_s"])
+
+
+def _limit_memory(limit: int) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _exit_with_parent(parent: int) -> None:

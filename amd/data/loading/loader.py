@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from amd.config import ClipConfig, ConfigError, DataConfig, ViewsConfig
 from amd.data.dataset.record import FrameChooser
-from amd.data.decoding.reader import BadSample, SampleReader
+from amd.data.decoding.reader import BadSample, SampleReader, check_decoder
 from amd.data.faults import BadSampleLedger, DataFault, LoaderCrash, UnreadableSample
 from amd.data.loading import frame_sampling, order, processes, transforms
 from amd.data.loading.order import EpochPlan, SampleRange
@@ -100,7 +100,7 @@ class ClipLoader:
     middle clip and a center crop; unreadable samples are reported and skipped without a substitute. `views`: several
     test views per record; row i x V + k of a Batch is view k of sample i, with k = segment x crops + crop. `transform`
     replaces the crop and flip of `data`; like `open_reader` it is pickled to the loader processes. Raises ConfigError
-    if the data has no samples, or fewer than one step needs.
+    if the data has no samples, or fewer than one step needs, or if its decoder is not installed.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class ClipLoader:
         open_reader: Callable[[DataConfig], Reader] = SampleReader,
     ) -> None:
         assert not (train and views), "views are for evaluation"
+        check_decoder(data)
         _check_counts(data, len(manifest), batch_size, train)
         share = len(order.share(batch_size, rank, world))
         micro_batch = min(micro_batch or share, share) or 1

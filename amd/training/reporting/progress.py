@@ -10,10 +10,11 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
 
 Event = dict[str, Any]  # {"kind": "start" | "step" | "checkpoint" | "warning", …}: plain data, to cross processes
 
@@ -72,6 +73,8 @@ class ProgressBarWatcher:
     """Shows a live bar with time left, speed, and the fraction of time spent waiting for data."""
 
     def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self._console = console
         self._pace = PaceEstimator()
         self._progress = Progress(
@@ -231,8 +234,14 @@ def choose_watcher(quiet: bool = False) -> Watcher:
 
     Both write to standard error, leaving standard output for results.
     """
-    console = Console(stderr=True)
-    shown: Watcher = (
-        NullWatcher() if quiet else ProgressBarWatcher(console) if console.is_terminal else LineWatcher(sys.stderr)
-    )
+    shown = NullWatcher() if quiet else _visible_watcher()
     return ProgressFileWatcher(shown) if PROGRESS_FILE in os.environ else shown
+
+
+def _visible_watcher() -> Watcher:
+    try:
+        from rich.console import Console  # not imported above: training works without rich
+    except ModuleNotFoundError:
+        return LineWatcher(sys.stderr)
+    console = Console(stderr=True)
+    return ProgressBarWatcher(console) if console.is_terminal else LineWatcher(sys.stderr)

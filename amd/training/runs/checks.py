@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from amd.config import ConfigError, RunConfig, TrainConfig
 from amd.data.dataset.open import open_manifest
+from amd.data.decoding.reader import check_decoder
 from amd.device import choose_device
 from amd.exchange.load import load_teacher
 from amd.storage import StorageError, check_writable
@@ -29,6 +30,7 @@ def check_storage(root: str) -> None:
 def check_machine(config: RunConfig, local: bool) -> None:
     """Check optional packages, and the device if this process trains. Raises ConfigError."""
     check_mlflow(config.tracking)
+    check_decoder(config.data)
     if local:
         choose_device(config.scaling.device)
 

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from amd.bench import data as bench
+from amd.bench.tables import data_table
 from amd.config import ClipConfig, DataConfig
 from amd.data.loading import transforms
 
@@ -35,9 +36,13 @@ def test_a_video_benchmark_measures_every_stage_and_counts_bad_samples(videos: P
     numbers = {key: value for key, value in one.items() if key not in ("name", "bad", "samples")}
     assert all(value is not None and value > 0 for value in numbers.values()), numbers
     assert one["loader_workers"] == bench.recommend_workers(1e6, one["clips_per_s"]) > 1
-    console = Console(width=100, record=True)
-    console.print(bench.bench_table(result))
-    assert "speed against bare decord" in console.export_text()
+    assert "speed against bare decord" in str(data_table(result))
+
+
+def test_a_benchmark_without_decord_omits_the_comparison(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "decord", None)
+    (one,) = bench.bench_data(DataConfig(train=str(videos), format="video_folder"), CLIP, samples=4)["sets"]
+    assert {key for key, value in one.items() if value is None} == {*VIDEO_ONLY, "loader_workers"}
 
 
 def test_an_image_benchmark_omits_the_comparison_with_decord(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 from amd.data.decoding import worker
 from amd.data.decoding.isolation import DecodingChild
+from amd.data.decoding.limits import VideoLimits
 from amd.data.decoding.reader import SampleReader
-from amd.data.decoding.video import VideoLimits, open_video
+from amd.data.decoding.video import open_video
 
 
 def _misbehave(source: Any, decoder: str = "pyav", limits: VideoLimits | None = None) -> Any:

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amd.config import DataConfig
+from amd.config import ConfigError, DataConfig
 from amd.data.dataset.open import open_manifest
 from amd.data.dataset.record import Record, kind_of
 from amd.data.decoding.fetch import Fetcher, FetchError
-from amd.data.decoding.reader import BadSample, SampleReader
+from amd.data.decoding.reader import BadSample, SampleReader, check_decoder
 from amd.storage import write_bytes
 from tests.support.data.videos import exact_frames, pictures, write_audio_only, write_video
 
@@ -47,6 +48,13 @@ def _reason(reader: SampleReader, record: Record, choose: Callable[[int], np.nda
     assert error.value.record == record
     assert "\n" not in error.value.reason
     return error.value.reason
+
+
+def test_decord_is_rejected_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "decord", None)
+    check_decoder(DataConfig(train="x"))
+    with pytest.raises(ConfigError, match=r"data\.decoder=decord: decord is not installed.*use data\.decoder=pyav"):
+        SampleReader(DataConfig(train="x", decoder="decord"))
 
 
 def test_frames_of_a_video_are_returned_in_the_requested_order(reader: SampleReader, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,16 @@ def test_each_invalid_config_raises_one_clear_message(
         train(with_overrides(config, overrides))
     assert message in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+def test_a_decoder_that_is_not_installed_is_rejected_before_the_run_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "decord", None)
+    config = tiny_run(tmp_path, data__decoder="decord")
+    with pytest.raises(ConfigError, match=r"data\.decoder=decord: decord is not installed"):
+        train(config)
+    assert not (tmp_path / "storage" / "runs").exists()
 
 
 def tiny_recipe(folder: Path) -> TrainConfig:

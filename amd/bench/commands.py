@@ -1,0 +1,60 @@
+"""Benchmarks as commands: the options of `amd bench` and `python -m amd.bench`, from overrides to figures.
+
+Imports torch only after the config is validated; does not parse arguments or print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from amd.config import DataConfig, data_fields, parse_overrides, validate
+from amd.presets.pretraining import UNSET, load_config
+
+STEP_PRESET = "k400-vit-b"
+BATCH, STEPS, SAMPLES = 8, 5, 40  # defaults
+HELP = {
+    "batch": "Clips per step.",
+    "steps": "Number of measured steps.",
+    "samples": "Number of samples to read.",
+    "target": "Clips/s that a training worker consumes; adds a recommended number of readers.",
+}
+
+
+def step_figures(
+    overrides: Sequence[str], preset: str | None, config: str | None, *, batch: int, steps: int
+) -> dict[str, Any]:
+    """Measure a training step of a preset or config, on a GPU if there is one. Raises ConfigError."""
+    name = None if config else preset
+    values = {"scaling.device": "auto", **parse_overrides(overrides)}
+    resolved = load_config(name, config, values, complete=False)
+    from amd.bench.step import bench_step
+
+    figures = bench_step(resolved, batch=batch, steps=steps)
+    return {"preset": name, **figures} if name else figures
+
+
+def data_figures(
+    overrides: Sequence[str],
+    preset: str | None,
+    config: str | None,
+    *,
+    samples: int,
+    target: float | None,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """Measure the data path of a preset, a config or `data.…` overrides; of synthetic videos if they name no data.
+
+    Raises ConfigError.
+    """
+    values = parse_overrides(overrides)
+    data = clip = None
+    if preset is not None or config is not None:
+        resolved = load_config(preset, config, values, complete=False)
+        clip = resolved.clip
+        data = None if resolved.data.train.startswith(UNSET) else resolved.data
+    elif values:
+        data = validate(DataConfig, data_fields(values))
+    from amd.bench.data import bench_data
+
+    return bench_data(data, clip, samples=samples, target=target, log=log)
