@@ -299,12 +299,14 @@ def rest_page(folder: Path) -> str:
     from service.settings import Settings
 
     settings = Settings(data_dir=folder, storage=str(folder))
-    document = create_app(settings, engine=open_engine(f"sqlite:///{folder / 'empty.db'}")).openapi()
+    app = create_app(settings, engine=open_engine(f"sqlite:///{folder / 'empty.db'}"))
+    document, scopes = app.openapi(), _scopes(app)
     definitions = document["components"]["schemas"]
     parts = [
         NOTE + "# REST",
         document["info"]["description"],
-        "Every path except `/livez`, `/readyz` and `/metrics` requires `Authorization: Bearer KEY`. A running service "
+        "Every path except `/livez`, `/readyz` and `/metrics` requires `Authorization: Bearer KEY`, with a key of the "
+        "scope that is stated: read, submit, which includes read, or admin, which includes both. A running service "
         "serves this reference at `/docs` and as OpenAPI at `/openapi.json`. [Errors](#errors) and the "
         "[models](#models) of bodies follow the paths.",
     ]
@@ -317,13 +319,40 @@ def rest_page(folder: Path) -> str:
         parts += [f"## {tag.capitalize()}"]
         for path, method, operation in operations:
             if operation["tags"][0] == tag:
-                parts += _operation(f"{method.upper()} {path}", operation, definitions)
+                name = f"{method.upper()} {path}"
+                parts += _operation(name, operation, scopes.get(name), definitions)
     return "\n\n".join([*parts, *_errors(), *_models(definitions)])
 
 
-def _operation(name: str, operation: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[str]:
+def _scopes(app: Any) -> dict[str, str]:
+    """Return the scope that each operation requires, by method and path."""
+    from service.auth.authentication import Admin, Inferrer, Reader, Submitter
+
+    callers = {Reader: "read", Inferrer: "read", Submitter: "submit", Admin: "admin"}
+    scopes = {caller.__metadata__[0].dependency: scope for caller, scope in callers.items()}
+    routers = [included.original_router for included in app.routes if hasattr(included, "original_router")]
+    found = {}
+    for route in (route for router in routers for route in router.routes):
+        scope = next((scopes[call] for call in _calls(route.dependant) if call in scopes), None)
+        if scope is not None:
+            for prefix in ("", "/v1"):
+                found |= {f"{method} {prefix}{route.path}": scope for method in route.methods}
+    return found
+
+
+def _calls(dependant: Any) -> Iterator[Any]:
+    """Yield the functions that a route depends on, directly or indirectly."""
+    yield dependant.call
+    for inner in dependant.dependencies:
+        yield from _calls(inner)
+
+
+def _operation(
+    name: str, operation: Mapping[str, Any], scope: str | None, definitions: Mapping[str, Any]
+) -> Iterator[str]:
     yield f"### {name}"
-    yield f"**{operation['summary']}.** {operation.get('description', '')}"
+    required = f" Scope: `{scope}`." if scope else ""
+    yield f"**{operation['summary']}.**{required} {operation.get('description', '')}".rstrip()
     rows = []
     for parameter in operation.get("parameters", []):
         schema = parameter["schema"]

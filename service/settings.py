@@ -43,19 +43,24 @@ class Settings(BaseSettings):
     """Whether the cluster grows on demand: jobs that do not fit its current size are submitted anyway."""
 
     serve_host: str = "127.0.0.1"
+    """Host of Ray Serve."""
     serve_port: int = 8000
     """Port of Ray Serve, open once an encoder is deployed. It has no authentication: never expose it."""
     serve_url: str | None = None
     """URL at which this process reaches Ray Serve; null: `http://{serve_host}:{serve_port}`."""
 
     host: str = "127.0.0.1"
+    """Address that the REST API listens on."""
     port: int = 8400
+    """Port of the REST API."""
     admin_key_file: Path | None = None
     """File for the first admin key, mode 0600; null: `admin-key` in the data directory."""
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = ()
     """URI prefixes that jobs may read data and weights from, in addition to the storage root; comma-separated."""
     oidc_issuer: str | None = None
+    """OIDC issuer whose bearer tokens are accepted; null: API keys only."""
     oidc_audience: str | None = None
+    """Audience that tokens of the issuer must have."""
     oidc_jwks_url: str | None = None
     """URL of the issuer's keys; null: taken from the issuer's `/.well-known/openid-configuration`."""
 
@@ -63,6 +68,7 @@ class Settings(BaseSettings):
     """Whether webhooks may use `http://`, which sends events unencrypted."""
 
     max_body_mib: float = Field(1.0, gt=0)
+    """Maximum size of a request, except requests to encoders."""
     max_upload_mib: float = Field(64.0, gt=0)
     """Maximum total size of the files in a request to an encoder."""
     rate_limit: str = "1200/minute"
@@ -74,7 +80,9 @@ class Settings(BaseSettings):
     max_running: int = Field(32, ge=1)
     """Maximum number of concurrent jobs, each of which has a driver process on the cluster."""
     project_max_running: int | None = Field(None, ge=1)
+    """Maximum number of concurrent jobs per project; null: no limit."""
     project_max_workers: int | None = Field(None, ge=1)
+    """Maximum number of workers of concurrent jobs per project; null: no limit."""
 
     reconcile_s: float = Field(1.0, gt=0)
     """Interval between reconcile steps."""
