@@ -37,7 +37,7 @@ docs-reference: venv
 
 # A searchable site in build/docs. Fails on broken links.
 docs: docs-reference
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints requirements.lock --extra docs -r pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints requirements.lock --group docs
 	$(BIN)/python docs/build_site.py
 	$(BIN)/zensical build --clean --strict
 
