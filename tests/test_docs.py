@@ -137,19 +137,19 @@ class SnippetError(AssertionError):
 def amd_commands(line: str) -> Iterator[list[str]]:
     """Yield the arguments of each `amd` command in a line; variables may precede it."""
     try:
-        words = shlex.split(line, comments=True)
+        arguments = shlex.split(line, comments=True)
     except ValueError:  # an unfinished quote: a JSON body over several lines
         return
-    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-        words = words[1:]
-    if words[:1] == ["amd"]:
-        yield words[1:]
+    while arguments and re.fullmatch(r"[A-Z_]+=\S*", arguments[0]):
+        arguments = arguments[1:]
+    if arguments[:1] == ["amd"]:
+        yield arguments[1:]
 
 
-def check_command(words: Sequence[str]) -> None:
-    """Check a command's name, options, preset and config keys. `…` and words in capitals are placeholders."""
+def check_command(arguments: Sequence[str]) -> None:
+    """Check a command's name, options, preset and config keys. `…` and arguments in capitals are placeholders."""
     command: Any = typer.main.get_command(app)
-    path, rest = ["amd"], list(words)
+    path, rest = ["amd"], list(arguments)
     while commands := getattr(command, "commands", None):
         if rest and rest[0] in commands:
             path.append(rest[0])
@@ -163,17 +163,17 @@ def check_command(words: Sequence[str]) -> None:
     options = {name: option for option in command.params for name in (*option.opts, *option.secondary_opts)}
     overrides, preset = [], None
     while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
-        if word.startswith("-") and name not in ("--help", "-h"):
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
+        if argument.startswith("-") and name not in ("--help", "-h"):
             if name not in options:
                 raise SnippetError(f"{' '.join(path)} has no option {name}")
             if not getattr(options[name], "is_flag", False) and not equals:
                 value = rest.pop(0)
             if name in ("--preset", "-p"):
                 preset = value
-        elif OVERRIDE.fullmatch(word) and word != "key=value":
-            overrides.append(word)
+        elif OVERRIDE.fullmatch(argument) and argument != "key=value":
+            overrides.append(argument)
     if preset is not None and not preset.isupper() and preset not in PRESET_NAMES:
         raise SnippetError(f"there is no preset {preset!r}")
     if "-" not in path[-1] and len(path) > 1:
@@ -183,8 +183,8 @@ def check_command(words: Sequence[str]) -> None:
 def check_overrides(command: str, preset: str | None, overrides: Sequence[str]) -> None:
     """Check that config keys exist and, if nothing is left out, that the preset with them is a valid config."""
     models: dict[str, list[type[BaseModel]]] = {"search": [SearchConfig, TrainConfig]}
-    for word in overrides:
-        key = word.partition("=")[0]
+    for argument in overrides:
+        key = argument.partition("=")[0]
         kinds = models.get(command) or [KINDS[command].config if command in KINDS else TrainConfig]
         if key == "data" and command in ("validate", "embed", "bench", "prepare"):
             key = "data.train"
@@ -214,15 +214,15 @@ def has_key(model: Any, parts: Sequence[str]) -> bool:
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
 def test_commands_in_snippets_exist(page: Path) -> None:
     for line in [*shell_lines(page), *(span for span in spans(page) if span.startswith("amd "))]:
-        for words in amd_commands(line):
+        for arguments in amd_commands(line):
             try:
-                check_command(words)
+                check_command(arguments)
             except Exception as error:
                 pytest.fail(f"{line.strip()}\n{error}")
 
 
 @pytest.mark.parametrize(
-    "words",
+    "command",
     [
         "trian",
         "train --no-such-option",
@@ -234,9 +234,9 @@ def test_commands_in_snippets_exist(page: Path) -> None:
         "search --study asymmetry no.such.key=1",
     ],
 )
-def test_wrong_commands_in_snippets_are_found(words: str) -> None:
+def test_wrong_commands_in_snippets_are_found(command: str) -> None:
     with pytest.raises(Exception, match=r"no command|no option|no preset|no config key|teacher"):
-        check_command(words.split())
+        check_command(command.split())
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
