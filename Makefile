@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv check check-install test test-fast chaos demo lock clean
+.PHONY: venv check check-install test test-fast chaos demo docs docs-reference lock clean
 
 venv: $(STAMP)
 
@@ -41,6 +41,16 @@ chaos: venv
 demo: venv
 	$(BIN)/amd demo
 
+# Reference pages, generated from the code; tests/test_docs.py fails if they are stale.
+docs-reference: venv
+	$(BIN)/python docs/generate.py
+
+# A searchable site in build/docs. Fails on broken links.
+docs: docs-reference
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints requirements.lock --group docs
+	$(BIN)/python docs/build_site.py
+	$(BIN)/zensical build --clean --strict
+
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-index-url --no-annotate
 
 # All locks share one set of versions, so the images contain subsets of what the tests use. Universal: environment markers
@@ -53,4 +63,4 @@ lock:
 		--output-file deploy/docker/control-plane.lock
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .cache build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -44,19 +44,24 @@ class Settings(BaseSettings):
     """Whether the cluster grows on demand. If so, jobs that do not fit its current size are submitted anyway."""
 
     serve_host: str = "127.0.0.1"
+    """Host of Ray Serve."""
     serve_port: int = 8000
     """Port of Ray Serve, open once an encoder is deployed. Never expose it: Ray Serve has no authentication."""
     serve_url: str | None = None
     """URL at which this process reaches Ray Serve. Default: `http://{serve_host}:{serve_port}`."""
 
     host: str = "127.0.0.1"
+    """Address that the REST API listens on."""
     port: int = 8400
+    """Port of the REST API."""
     admin_key_file: Path | None = None
     """File for the first admin key, created with mode 0600. Default: `admin-key` in the data directory."""
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = ()
     """Comma-separated URI prefixes from which jobs may read data and weights, in addition to the storage root."""
     oidc_issuer: str | None = None
+    """OIDC issuer whose bearer tokens are accepted; null: API keys only."""
     oidc_audience: str | None = None
+    """Audience that tokens of the issuer must have."""
     oidc_jwks_url: str | None = None
     """URL of the issuer's JWKS. Default: taken from the issuer's `/.well-known/openid-configuration`."""
 
@@ -64,6 +69,7 @@ class Settings(BaseSettings):
     """Whether webhooks may use `http://`, which sends events unencrypted."""
 
     max_body_mib: float = Field(1.0, gt=0)
+    """Maximum size of a request, except requests to encoders."""
     max_upload_mib: float = Field(64.0, gt=0)
     """Maximum total size of the files in a request to an encoder."""
     rate_limit: str = "1200/minute"
@@ -75,7 +81,9 @@ class Settings(BaseSettings):
     max_running: int = Field(32, ge=1)
     """Maximum number of concurrent jobs, each of which has a driver process on the cluster."""
     project_max_running: int | None = Field(None, ge=1)
+    """Maximum number of concurrent jobs per project; null: no limit."""
     project_max_workers: int | None = Field(None, ge=1)
+    """Maximum number of workers of concurrent jobs per project; null: no limit."""
 
     reconcile_s: float = Field(1.0, gt=0)
     """Interval between reconcile steps, in seconds."""

@@ -21,7 +21,9 @@ def prepare(
         int, typer.Option(min=16, help="Length of the shorter side in pixels; smaller files keep their size.")
     ] = 320,
     gop: Annotated[int, typer.Option(min=1, help="Key-frame interval of videos, in frames.")] = 12,
-    workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = max(1, os.cpu_count() or 1),
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes.", show_default="the number of CPUs")] = max(
+        1, os.cpu_count() or 1
+    ),
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Exit codes of the `amd` command, the same for every subcommand. Documented in README.md."""
+"""Exit codes of the `amd` command, the same for every subcommand. Documented in docs/pre-training.md."""
 
 from __future__ import annotations
 
