@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from amd.config import DataConfig, flatten, parse_overrides, validate
-from amd.presets.pretraining import UNSET, load_config
+from amd.config import DataConfig, TrainConfig, flatten, parse_overrides, validate
+from amd.presets.load import load_config
+from amd.presets.preset import UNSET
 from service.cli.console import out, print_progress
 from service.cli.data import data_fields
 from service.cli.options import AsJson, ConfigUrl, Overrides, PresetName
@@ -32,7 +33,7 @@ def step(
 
     name = None if config else preset
     values = {"scaling.device": "auto", **parse_overrides(overrides or [])}
-    figures = bench_step(load_config(name, config, values, complete=False), batch=batch, steps=steps)
+    figures = bench_step(load_config(TrainConfig, name, config, values, complete=False), batch=batch, steps=steps)
     figures = {"preset": name, **figures} if name else figures
     if as_json:
         print(json.dumps(figures))
@@ -63,7 +64,7 @@ def data(
         chosen = validate(DataConfig, data_fields(values)) if values else None
         figures = bench_data(chosen, samples=samples, target=target, log=print_progress)
     else:
-        resolved = load_config(preset, config, values, complete=False)
+        resolved = load_config(TrainConfig, preset, config, values, complete=False)
         chosen = None if resolved.data.train.startswith(UNSET) else resolved.data
         figures = bench_data(chosen, resolved.clip, samples=samples, target=target)
     if as_json:
