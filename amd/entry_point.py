@@ -1,4 +1,4 @@
-"""Exit codes and error messages of entry points: 2 for invalid input, 1 for other failures and interrupts.
+"""Arguments, exit codes and error messages of entry points: 2 for invalid input, 1 for other failures and interrupts.
 
 Used by the modules that jobs run: `amd.training`, `amd.downstream`, `amd.tasks` and `tune_spaces`. Expected errors are
 printed without a traceback.
@@ -6,12 +6,39 @@ printed without a traceback.
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from amd.config import ConfigError
+from amd.commands import AS_JSON, CONFIG, LOCAL, OVERRIDES, PRESET, TRAINING_COMMANDS, CommandOption
+from amd.config import ConfigError, parse_overrides
 from amd.data.faults import DataFault
 from amd.storage import StorageError
+
+
+def argument_parser(
+    program: str, *options: CommandOption, overrides: str = OVERRIDES, description: str | None = None
+) -> argparse.ArgumentParser:
+    """Return the parser of `python -m PROGRAM`: its options and its overrides."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
+    for option in options:
+        parser.add_argument(option.flags[0], action="store_true" if option.is_switch else "store", help=option.help)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=overrides)
+    return parser
+
+
+def run_training(name: str, program: str, args: Sequence[str] | None, description: str | None = None) -> int:
+    """Run the training command `name` with the arguments of `python -m PROGRAM`; return its exit code."""
+    command = TRAINING_COMMANDS[name]
+    parser = argument_parser(
+        program, CONFIG, PRESET, LOCAL, AS_JSON, overrides=command.overrides, description=description
+    )
+    options = parser.parse_args(args)
+    overrides = parse_overrides(options.overrides)
+    result = command.run(options.preset, options.config, overrides, local=options.local)
+    if options.json:
+        print(result.model_dump_json(), flush=True)
+    return int(result.exit_code)
 
 
 def run_entry_point(command: Callable[[], int], resume_note: str) -> int:

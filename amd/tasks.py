@@ -9,17 +9,16 @@ The last line of standard output is the result as JSON. Exit codes: 0 success, 1
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from amd.artifacts.discovery import encoder_url
-from amd.config import ConfigError, ExportConfig, ImportConfig, PrepareConfig, TaskConfig, overridden, parse_overrides
-from amd.config import validate as validate_config
-from amd.entry_point import run_entry_point
-from amd.presets.pretraining import read_config_file
+from amd.commands import CONFIG
+from amd.config import ConfigError, ExportConfig, ImportConfig, PrepareConfig, TaskConfig, parse_overrides
+from amd.entry_point import argument_parser, run_entry_point
+from amd.presets.load import load_file
 from amd.storage import join, resolve_root
 
 C = TypeVar("C", bound=TaskConfig)
@@ -81,18 +80,14 @@ def main(args: Sequence[str] | None = None) -> int:
     if name not in TASKS:
         print(f"error: {name!r} is not a command; choose one of {', '.join(TASKS)}\n\n{__doc__}", file=sys.stderr)
         return 2
-    parser = argparse.ArgumentParser(prog=f"python -m amd.tasks {name}")
-    parser.add_argument("--config", help="config file in JSON or YAML, a path or URL")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args(rest)
+    options = argument_parser(f"amd.tasks {name}", CONFIG, overrides="Config overrides.").parse_args(rest)
     return run_entry_point(
         lambda: _run(TASKS[name], options.config, options.overrides), "keeps the parts that are finished"
     )
 
 
 def _run(task: Task, file: str | None, overrides: Sequence[str]) -> int:
-    values = read_config_file(file) if file else {}
-    config = validate_config(task.config, overridden(values, parse_overrides(overrides)))
+    config = load_file(task.config, file, parse_overrides(overrides))
     print(json.dumps(task.run(config)), flush=True)
     return 0
 

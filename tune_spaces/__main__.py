@@ -5,23 +5,24 @@ Exit codes: 0 success, 1 failed or stopped, 2 invalid input.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from amd.commands import AS_JSON, CONFIG, PRESET
 from amd.config import parse_overrides
-from amd.entry_point import run_entry_point
+from amd.entry_point import argument_parser, run_entry_point
 from tune_spaces.load_config import load_search
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tune_spaces", description="Run a sweep over distillation settings."
+    parser = argument_parser(
+        "tune_spaces",
+        CONFIG,
+        PRESET,
+        AS_JSON,
+        overrides="Overrides of the run (optim.base_lr=…) or of the sweep (seeds=…).",
+        description="Run a sweep over distillation settings.",
     )
-    parser.add_argument("--config", help="path or URL of a JSON or YAML config")
-    parser.add_argument("--preset", help="preset that the sweep varies; overrides the preset in the config")
-    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args(args)
 
     def run() -> int:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from amd.config import ConfigError, TrainConfig, overridden, validate
-from amd.presets.pretraining import preset, read_config_file
+from amd.presets.load import find_preset, read_config_file
 from tune_spaces.config import SearchConfig
 
 TRAIN_SECTIONS = frozenset(TrainConfig.model_fields) - frozenset(SearchConfig.model_fields)
@@ -39,7 +39,7 @@ def search_from(preset_name: str | None, given: Mapping[str, Any], overrides: Ma
             raise ConfigError(
                 ["train: the file contains a complete run, but a preset is set too; keep only one of them"]
             )
-        values["train"] = preset(str(chosen_preset)).config.model_dump(mode="json")
+        values["train"] = find_preset(TrainConfig, str(chosen_preset)).config.model_dump(mode="json")
     elif "train" not in values:
         raise ConfigError(
             [

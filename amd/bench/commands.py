@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from amd.config import DataConfig, data_fields, parse_overrides, validate
-from amd.presets.pretraining import UNSET, load_config
+from amd.config import DataConfig, TrainConfig, data_fields, parse_overrides, validate
+from amd.presets.load import load_config
+from amd.presets.preset import UNSET
 
 STEP_PRESET = "k400-vit-b"
 BATCH, STEPS, SAMPLES = 8, 5, 40  # defaults
@@ -27,7 +28,7 @@ def step_figures(
     """Measure a training step of a preset or config, on a GPU if there is one. Raises ConfigError."""
     name = None if config else preset
     values = {"scaling.device": "auto", **parse_overrides(overrides)}
-    resolved = load_config(name, config, values, complete=False)
+    resolved = load_config(TrainConfig, name, config, values, complete=False)
     from amd.bench.step import bench_step
 
     figures = bench_step(resolved, batch=batch, steps=steps)
@@ -50,7 +51,7 @@ def data_figures(
     values = parse_overrides(overrides)
     data = clip = None
     if preset is not None or config is not None:
-        resolved = load_config(preset, config, values, complete=False)
+        resolved = load_config(TrainConfig, preset, config, values, complete=False)
         clip = resolved.clip
         data = None if resolved.data.train.startswith(UNSET) else resolved.data
     elif values:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from amd.config import FinetuneConfig, TrainConfig, with_overrides
-from amd.presets.finetuning import finetune_config
-from amd.presets.pretraining import from_preset
+from amd.presets.load import load_config
 
 
 class Modality(NamedTuple):
@@ -67,7 +66,7 @@ def undistilled(plan: DemoPlan, steps: int | None = None) -> TrainConfig:
 
 def symmetric(plan: DemoPlan) -> TrainConfig:
     """Return a config whose teacher and student see the same tokens, so there is no generation alignment."""
-    ratio = from_preset(f"demo-{plan.modality.key}-amd").mask.student_ratio
+    ratio = load_config(TrainConfig, f"demo-{plan.modality.key}-amd", None, {}).mask.student_ratio
     return distilled(plan, "symmetric", **{"mask.teacher_ratio": ratio})
 
 
@@ -81,7 +80,7 @@ def finetuned(plan: DemoPlan, arm: str, weights: str | None, test: str) -> Finet
     key = plan.modality.key
     common = {"seed": plan.seed, "storage": plan.storage, "weights": weights, "data.test": test}
     shared = {name: value for name, value in plan.overrides.items() if name in FINETUNE_OVERRIDES}
-    config = finetune_config(f"demo-{key}-finetune", None, {**shared, **common})
+    config = load_config(FinetuneConfig, f"demo-{key}-finetune", None, {**shared, **common})
     return with_overrides(config, {"name": f"demo-{key}-{arm}-s{plan.seed}-finetuned-{config.digest()[:8]}"})
 
 
@@ -91,6 +90,6 @@ FINETUNE_OVERRIDES = ("schedule.steps", "schedule.warmup_steps", "optim.batch_si
 def _config(plan: DemoPlan, preset: str, arm: str, changes: dict[str, Any]) -> TrainConfig:
     key = plan.modality.key
     common = {"seed": plan.seed, "storage": plan.storage}
-    config = from_preset(f"demo-{key}-{preset}", {**plan.overrides, **changes, **common})
+    config = load_config(TrainConfig, f"demo-{key}-{preset}", None, {**plan.overrides, **changes, **common})
     # Runs resume by name; the digest keeps names distinct after an upgrade that changes a preset.
     return with_overrides(config, {"name": f"demo-{key}-{arm}-s{plan.seed}-{config.digest()[:8]}"})

@@ -15,8 +15,8 @@ from amd.models.encoder import Encoder
 HEAD_STD = 0.02
 
 
-class Classifier(nn.Module):
-    """Encoder, mean pooling, norm, dropout and a linear head."""
+class EncoderWithHead(nn.Module):
+    """Encoder, dropout and a linear head. Subclasses define what the head reads."""
 
     def __init__(
         self,
@@ -36,6 +36,10 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
         with torch.no_grad():
             self.head.weight.mul_(init_scale)
+
+
+class Classifier(EncoderWithHead):
+    """Encoder, mean pooling, norm, dropout and a linear head."""
 
     def forward(self, tokens: Tensor, index: Tensor) -> Tensor:
         """Return logits (B, C) for normalised pixel tokens (B, K, P) at grid positions `index` (B, K)."""

@@ -5,22 +5,11 @@ Values that neither the paper nor its code states are marked "our default".
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from amd.config import ConfigError, DetectionConfig, overridden, validate
-from amd.presets.pretraining import UNSET, VIDEO, read_config_file
-
-
-class DetectionPreset(NamedTuple):
-    """A named detection config with its source and hardware."""
-
-    name: str
-    summary: str
-    source: str
-    hardware: str
-    config: DetectionConfig
+from amd.config import DetectionConfig, validate
+from amd.presets.preset import UNSET, Preset
+from amd.presets.pretraining import VIDEO
 
 
 def _ava(size: str, *, base_lr: float, layer_decay: float, gpus: int) -> DetectionConfig:
@@ -46,32 +35,17 @@ def _ava(size: str, *, base_lr: float, layer_decay: float, gpus: int) -> Detecti
     return validate(DetectionConfig, values)
 
 
-def _presets() -> dict[str, DetectionPreset]:
+def _presets() -> dict[str, Preset[DetectionConfig]]:
     source = "VideoMAE-Action-Detection's scripts/ava from unsupervised K400; AMD has no recipe; no colour jitter"
     recipes = {
         "S": _ava("S", base_lr=1e-3, layer_decay=0.6, gpus=16),
         "B": _ava("B", base_lr=2.5e-4, layer_decay=0.75, gpus=32),
     }
     found = [
-        DetectionPreset(
-            f"ava-vit-{size.lower()}", f"ViT-{size} on AVA 2.2", source, f"{config.scaling.workers[0]} GPUs", config
-        )
+        Preset(f"ava-vit-{size.lower()}", f"ViT-{size} on AVA 2.2", source, f"{config.scaling.workers[0]} GPUs", config)
         for size, config in recipes.items()
     ]
     return {preset.name: preset for preset in found}
 
 
 DETECTION_PRESETS = _presets()
-
-
-def detection_config(preset: str | None, url: str | None, overrides: Mapping[str, Any]) -> DetectionConfig:
-    """Return a preset or a config file (JSON or YAML, path or URL) with dotted overrides. Raises ConfigError."""
-    if (preset is None) == (url is None):
-        raise ConfigError(["specify either a preset or a config file: --preset NAME or --config FILE"])
-    if url is not None:
-        return validate(DetectionConfig, overridden(read_config_file(url), overrides))
-    if preset not in DETECTION_PRESETS:
-        close = difflib.get_close_matches(str(preset), DETECTION_PRESETS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known presets: {', '.join(DETECTION_PRESETS)}"
-        raise ConfigError([f"preset={preset!r}: unknown; {hint}"])
-    return validate(DetectionConfig, overridden(DETECTION_PRESETS[preset].config.model_dump(mode="json"), overrides))

@@ -5,27 +5,15 @@ Values that neither the paper nor its code states are marked "our default".
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from amd.config import ConfigError, FinetuneConfig, overridden, validate
+from amd.config import FinetuneConfig, validate
 from amd.presets.demo import ENCODER as DEMO_ENCODER
 from amd.presets.demo import IMAGE as DEMO_IMAGE
 from amd.presets.demo import PIXEL_MEAN, PIXEL_STD
 from amd.presets.demo import VIDEO as DEMO_VIDEO
-from amd.presets.pretraining import IMAGE, IMAGE_ENCODER, UNSET, VIDEO, read_config_file
-
-
-class FinetunePreset(NamedTuple):
-    """A named fine-tuning config with its source and hardware."""
-
-    name: str
-    summary: str
-    source: str
-    hardware: str
-    config: FinetuneConfig
-
+from amd.presets.preset import UNSET, Preset
+from amd.presets.pretraining import IMAGE, IMAGE_ENCODER, VIDEO
 
 DENSE = {"sampling": "window"}  # official training sampler of dense data sets; the test uses strided sampling
 TSN = {"sampling": "segments"}
@@ -133,7 +121,7 @@ def _demo(modality: dict[str, Any], *, epochs: int, lr: float, test: str) -> Fin
     return validate(FinetuneConfig, values)
 
 
-def _presets() -> dict[str, FinetunePreset]:
+def _presets() -> dict[str, Preset[FinetuneConfig]]:
     k400: dict[str, Any] = {"classes": 400, "batch": 512, "sampling": DENSE, "rate": 4, "views": (5, 3)}
     ssv2: dict[str, Any] = {"classes": 174, "batch": 256, "sampling": TSN, "rate": 2, "views": (2, 3), "flip": False}
     ucf: dict[str, Any] = {
@@ -223,27 +211,14 @@ def _presets() -> dict[str, FinetunePreset]:
         )
     )
     found = [
-        FinetunePreset(name, f"ViT-{size} on {what}", source, f"{config.scaling.workers[0]} GPUs", config)
+        Preset(name, f"ViT-{size} on {what}", source, f"{config.scaling.workers[0]} GPUs", config)
         for name, size, what, source, config in rows
     ]
     for key, modality, what in (("image", DEMO_IMAGE, "digits"), ("video", DEMO_VIDEO, "the motion of digits")):
         config = _demo(modality, epochs=60, lr=1e-3, test="test")
         summary = f"the demo's 64 x 4 encoder on {what}, 10 labelled samples per class"
-        found.append(FinetunePreset(f"demo-{key}-finetune", summary, "our default", "1 CPU core", config))
+        found.append(Preset(f"demo-{key}-finetune", summary, "our default", "1 CPU core", config))
     return {preset.name: preset for preset in found}
 
 
 FINETUNE_PRESETS = _presets()
-
-
-def finetune_config(preset: str | None, url: str | None, overrides: Mapping[str, Any]) -> FinetuneConfig:
-    """Return a preset or a config file (JSON or YAML, path or URL) with dotted overrides. Raises ConfigError."""
-    if (preset is None) == (url is None):
-        raise ConfigError(["specify either a preset or a config file: --preset NAME or --config FILE"])
-    if url is not None:
-        return validate(FinetuneConfig, overridden(read_config_file(url), overrides))
-    if preset not in FINETUNE_PRESETS:
-        close = difflib.get_close_matches(str(preset), FINETUNE_PRESETS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known presets: {', '.join(FINETUNE_PRESETS)}"
-        raise ConfigError([f"preset={preset!r}: unknown; {hint}"])
-    return validate(FinetuneConfig, overridden(FINETUNE_PRESETS[preset].config.model_dump(mode="json"), overrides))

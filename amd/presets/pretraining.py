@@ -5,44 +5,11 @@ Values that neither the paper nor its code states are marked "our default" in th
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from amd.config import ConfigError, TrainConfig, overridden, validate
-from amd.flops import step_flops
+from amd.config import TrainConfig, validate
 from amd.presets.demo import DEMO_PRESETS
-from amd.storage import read_bytes
-
-UNSET = "unset:"  # prefix of values that the user must set
-H100_BF16_FLOPS = 989.5e12  # data sheet, dense
-ASSUMED_MFU = 0.4  # model FLOPs utilisation assumed for estimated hours
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named config with its source and cost."""
-
-    name: str
-    summary: str
-    source: str
-    """Source of the values: a paper and its code, or "our default"."""
-    hardware: str
-    config: TrainConfig
-    samples: int | None = None
-    """Samples in the data set of the recipe."""
-
-    @property
-    def gpu_hours(self) -> float | None:
-        """Estimated hours on one H100 at 40 % of its bf16 rate, computed from FLOPs, not measured."""
-        if self.samples is None or self.config.schedule.epochs is None:
-            return None
-        clips = self.samples * self.config.schedule.epochs * self.config.data.repeats
-        return clips * step_flops(self.config).total / (ASSUMED_MFU * H100_BF16_FLOPS) / 3600
-
+from amd.presets.preset import UNSET, Preset
 
 VIDEO = {"frames": 16, "size": 224, "patch": 16, "tubelet": 2}
 IMAGE = {"frames": 1, "size": 224, "patch": 16, "tubelet": 1}
@@ -134,7 +101,7 @@ def _image_amd(size: str) -> TrainConfig:
     return validate(TrainConfig, values)
 
 
-def _presets() -> dict[str, Preset]:
+def _presets() -> dict[str, Preset[TrainConfig]]:
     found = []
     for data, samples in (("K400", K400[2]), ("SSv2", SSV2[2])):
         for size, figure in {"S": {"K400": 80.1, "SSv2": 70.2}, "B": {"K400": 82.2, "SSv2": 73.3}}.items():
@@ -186,68 +153,4 @@ def _presets() -> dict[str, Preset]:
     return {preset.name: preset for preset in found}
 
 
-PRESETS: dict[str, Preset] = _presets()
-
-
-def preset(name: str) -> Preset:
-    """Return the preset with this name. Raises ConfigError for an unknown name."""
-    if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known presets: {', '.join(PRESETS)}"
-        raise ConfigError([f"preset={name!r}: unknown; {hint}"])
-    return PRESETS[name]
-
-
-def from_preset(name: str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
-    """Return a preset's config with dotted overrides. Raises ConfigError, including for unset required values."""
-    return load_config(name, None, overrides or {})
-
-
-def load_config(
-    preset_name: str | None, url: str | None, overrides: Mapping[str, Any], *, complete: bool = True
-) -> TrainConfig:
-    """Return the config of a run: a preset or a file (JSON or YAML, path or fsspec URL), with dotted overrides.
-
-    Raises ConfigError; with `complete`, including for values that the user must set.
-    """
-    if (preset_name is None) == (url is None):
-        raise ConfigError(["specify either a preset or a config file: --preset NAME or --config FILE"])
-    values = read_config_file(url) if url is not None else preset(preset_name or "").config.model_dump(mode="json")
-    config = validate(TrainConfig, overridden(values, overrides))
-    if complete:
-        check_complete(config)
-    return config
-
-
-def read_config_file(url: str, option: str = "--config", expected: str = "the sections of a run") -> dict[str, Any]:
-    """Read the values of a JSON or YAML file, path or fsspec URL, without validation.
-
-    `option` and `expected`: command-line option and expected content, for error messages.
-    Raises ConfigError.
-    """
-    try:
-        content = read_bytes(url)
-    except Exception as error:  # every backend raises its own exceptions
-        raise ConfigError([f"{option} {url}: cannot be read ({error})"]) from None
-    try:
-        values = yaml.safe_load(content)  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{option} {url}: neither JSON nor YAML ({str(error).splitlines()[0]})"]) from None
-    if not isinstance(values, dict):
-        raise ConfigError([f"{option} {url}: must be an object with {expected}, not {type(values).__name__}"])
-    return values
-
-
-def check_complete(config: TrainConfig) -> None:
-    """Raise ConfigError if a value that the preset leaves to the user is not set."""
-    problems = []
-    if config.data.train.startswith(UNSET):
-        problems.append("data.train: presets contain no data; set data.train=<folder, list file or tar shards>")
-    if config.teacher and (config.teacher.weights or "").startswith(UNSET):
-        required = (config.teacher.weights or "").removeprefix(UNSET).strip()
-        problems.append(
-            f"teacher.weights: this preset needs {required}; set teacher.weights=<file, URI or encoder id>, or train "
-            "the teacher first with teacher.preset=<a …-teacher preset>"
-        )
-    if problems:
-        raise ConfigError(problems)
+PRESETS = _presets()

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from amd.config import DataConfig, data_fields, parse_overrides
+from amd.config import DataConfig, TrainConfig, data_fields, parse_overrides
 from amd.config import validate as validate_config
-from amd.presets.pretraining import load_config
+from amd.presets.load import load_config
 from service.cli.console import out
 from service.cli.options import AsJson, ConfigUrl, Overrides, PresetName
 
@@ -48,7 +48,7 @@ def validate(
     if preset is None and config is None:
         report = validate_data(validate_config(DataConfig, data_fields(values)))
     else:
-        report = validate_data(load_config(preset, config, values).data)
+        report = validate_data(load_config(TrainConfig, preset, config, values).data)
     if as_json:
         print(report.model_dump_json())
     else:

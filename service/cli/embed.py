@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from amd.config import ConfigError, EmbedConfig, overridden, parse_overrides, validate
-from amd.presets.pretraining import read_config_file
+from amd.config import ConfigError, EmbedConfig, parse_overrides
+from amd.presets.load import load_file
 from service.cli.console import fail, out, print_plain, print_progress
-from service.cli.options import ConfigUrl, EncoderName, Storage
+from service.cli.options import ConfigUrl, EncoderName, LocalEmbed, Storage
 from service.cli.submission import Submission, submittable
 
 OVERRIDE = re.compile(rf"(?:{'|'.join(EmbedConfig.model_fields)})(?:\.\w+)*=.*", re.DOTALL)
@@ -34,7 +34,7 @@ def embed(
         typer.Option("--output", "-o", help="Folder or URL for a data set's embeddings; default: under --storage."),
     ] = None,
     storage: Storage = None,
-    local: Annotated[bool, typer.Option("--local", help="Embed a data set in this process, without Ray.")] = False,
+    local: LocalEmbed = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs: one line per file.")] = False,
     job: Submission | None = None,
 ) -> None:
@@ -56,7 +56,7 @@ def embed(
     overrides |= {name: value for name, value in options.items() if value is not None}
     if job is not None:
         job.send("embed", None, config, overrides, as_json=as_json)
-    resolved = validate(EmbedConfig, overridden(read_config_file(config) if config else {}, overrides))
+    resolved = load_file(EmbedConfig, config, overrides)
 
     from amd.downstream.embedding.bulk import embed_all
 

@@ -1,20 +1,32 @@
-"""Arguments and options shared by several commands, with the same wording in every `--help`."""
+"""Arguments and options shared by several commands, with the same wording in every `--help`.
+
+Those that the programs of jobs accept too are defined in `amd.commands`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]…", help="Config overrides, e.g. mask.teacher_ratio=0.6."),
-]
-PresetName = Annotated[
-    str | None, typer.Option("--preset", "-p", help="Named recipe; `amd presets` lists all of them.")
-]
-ConfigUrl = Annotated[str | None, typer.Option("--config", "-c", help="File or URL of a JSON or YAML config.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")]
-Local = Annotated[bool, typer.Option("--local", help="Train in this process, without Ray.")]
+from amd import commands
+from amd.commands import CommandOption
+
+
+def overrides_argument(text: str) -> Any:
+    """Return the annotation of a command's overrides, with this help."""
+    return Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help=text)]
+
+
+def _option(option: CommandOption) -> Any:
+    return typer.Option(*option.flags, help=option.help)
+
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help=commands.OVERRIDES)]
+PresetName = Annotated[str | None, _option(commands.PRESET)]
+ConfigUrl = Annotated[str | None, _option(commands.CONFIG)]
+AsJson = Annotated[bool, _option(commands.AS_JSON)]
+Local = Annotated[bool, _option(commands.LOCAL)]
+LocalEmbed = Annotated[bool, _option(commands.LOCAL_EMBED)]
 Storage = Annotated[str | None, typer.Option(help="Storage root of runs and encoders; default: AMD_STORAGE.")]
 EncoderName = Annotated[str | None, typer.Option("--encoder", "-e", help="Published encoder: id, folder or URL.")]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from amd.config import ConfigError, ProbeConfig, overridden, parse_overrides, validate
-from amd.presets.pretraining import read_config_file
+from amd.commands import PROBE_OVERRIDES
+from amd.config import ConfigError, ProbeConfig, parse_overrides
+from amd.presets.load import load_file
 from service.cli.console import fail, out, print_plain, print_progress
 from service.cli.options import AsJson, ConfigUrl, EncoderName, Storage
 from service.cli.submission import Submission, submittable
@@ -20,12 +21,7 @@ if TYPE_CHECKING:  # requires torch
 
 @submittable
 def probe(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]…", help="Overrides: data.train=… (labelled), data.test=…, knn.neighbours=…"
-        ),
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help=PROBE_OVERRIDES)] = None,
     encoder: EncoderName = None,
     kinds: Annotated[
         str | None, typer.Option(help="Probes, comma-separated: knn, linear, few-shot; default: knn,linear.")
@@ -43,7 +39,7 @@ def probe(
     values |= {name: value for name, value in options.items() if value is not None}
     if job is not None:
         job.send("probe", None, config, values, as_json=as_json)
-    resolved = validate(ProbeConfig, overridden(read_config_file(config) if config else {}, values))
+    resolved = load_file(ProbeConfig, config, values)
 
     from amd.data.faults import DataFault
     from amd.downstream.probing.run import run_probe

@@ -16,7 +16,7 @@ import typer
 from pydantic import ValidationError
 
 from amd.config import ConfigError
-from amd.presets.pretraining import read_config_file
+from amd.presets.load import read_config_file
 from amd.storage import is_remote, local_path
 from amd.training.run_folder import DATA_FIELDS, WEIGHTS_FIELDS
 from service.cli.connection import connected

@@ -1,33 +1,47 @@
-"""`amd train`: pre-train an encoder here, on a Ray cluster, or as a job of the service."""
+"""`amd train`: pre-train an encoder here, on a Ray cluster, or as a job of the service.
+
+Its options are those of every training command; `amd finetune` and `amd detect` differ only in what they train.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import typer
 
+from amd.commands import TRAINING_COMMANDS
 from amd.config import parse_overrides
-from amd.presets.pretraining import load_config
-from service.cli.options import AsJson, ConfigUrl, Local, Overrides, PresetName
+from service.cli.options import AsJson, ConfigUrl, Local, PresetName, overrides_argument
 from service.cli.submission import Submission, submittable
 
+if TYPE_CHECKING:
+    from service.jobs.kinds import JobKind
 
-@submittable
-def train(
-    overrides: Overrides = None,
-    preset: PresetName = None,
-    config: ConfigUrl = None,
-    local: Local = False,
-    as_json: AsJson = False,
-    job: Submission | None = None,
-) -> None:
-    """Pre-train an encoder with Ray Train: on this machine, on the cluster at RAY_ADDRESS, or as a job."""
-    values = parse_overrides(overrides or [])
-    if job is not None:
-        job.send("train", preset, config, values, as_json=as_json)
-    resolved = load_config(preset, config, values)  # before torch is imported, so that invalid input fails fast
 
-    from amd.training.runs.launch import train as launch
+def training_command(name: JobKind) -> Callable[..., None]:
+    """Return the Typer command that runs a training command, or submits it as a job of the same kind."""
+    training = TRAINING_COMMANDS[name]
 
-    result = launch(resolved, local=local, quiet=as_json)
-    if as_json:
-        print(result.model_dump_json())
-    raise typer.Exit(result.exit_code)
+    def command(
+        overrides: list[str] | None = None,
+        preset: PresetName = None,
+        config: ConfigUrl = None,
+        local: Local = False,
+        as_json: AsJson = False,
+        job: Submission | None = None,
+    ) -> None:
+        values = parse_overrides(overrides or [])
+        if job is not None:
+            job.send(name, preset, config, values, as_json=as_json)
+        result = training.run(preset, config, values, local=local, quiet=as_json)
+        if as_json:
+            print(result.model_dump_json())
+        raise typer.Exit(result.exit_code)
+
+    command.__name__, command.__doc__ = name, training.summary
+    command.__annotations__["overrides"] = overrides_argument(training.overrides)
+    return submittable(command)
+
+
+train = training_command("train")

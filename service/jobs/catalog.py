@@ -8,9 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from amd.config import TrainConfig
-from amd.presets.detection import DETECTION_PRESETS
-from amd.presets.finetuning import FINETUNE_PRESETS
-from amd.presets.pretraining import PRESETS
+from amd.presets.load import PRESETS_BY_KIND
 from service.auth.authentication import Reader, Submitter
 from service.jobs.estimate import estimate
 from service.jobs.execution.ray_jobs import Capacity, Cluster
@@ -44,7 +42,6 @@ class PresetDetail(PresetView):
 
 
 def _presets() -> dict[str, PresetDetail]:
-    tables: dict[JobKind, Any] = {"train": PRESETS, "finetune": FINETUNE_PRESETS, "detect": DETECTION_PRESETS}
     return {
         name: PresetDetail(
             name=name,
@@ -52,10 +49,10 @@ def _presets() -> dict[str, PresetDetail]:
             summary=preset.summary,
             source=preset.source,
             hardware=preset.hardware,
-            gpu_hours_estimate=getattr(preset, "gpu_hours", None),
+            gpu_hours_estimate=preset.gpu_hours,
             config=preset.config.model_dump(mode="json"),
         )
-        for kind, table in tables.items()
+        for kind, table in PRESETS_BY_KIND.items()
         for name, preset in table.items()
     }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from amd.config import EncoderConfig, TrainConfig
 from amd.flops import step_flops
-from amd.presets.pretraining import ASSUMED_MFU, H100_BF16_FLOPS, PRESETS
+from amd.presets.preset import ASSUMED_MFU, H100_BF16_FLOPS
+from amd.presets.pretraining import PRESETS
 from service.jobs.execution.ray_jobs import Capacity
 from service.jobs.kinds import resources_of
 from service.jobs.schemas import Estimate

@@ -19,16 +19,15 @@ from amd.config import (
     ImportConfig,
     PrepareConfig,
     ProbeConfig,
+    RunConfig,
     Section,
     TaskConfig,
     TrainConfig,
     overridden,
     validate,
 )
-from amd.presets.detection import detection_config
-from amd.presets.finetuning import finetune_config
-from amd.presets.pretraining import UNSET, check_complete
-from amd.presets.pretraining import preset as train_preset
+from amd.presets.load import check_complete, find_preset
+from amd.presets.preset import UNSET
 from amd.training.run_folder import DATA_FIELDS, WEIGHTS_FIELDS
 from service.jobs.execution.protocol import JobFolder
 from tune_spaces.config import SearchConfig
@@ -62,23 +61,15 @@ class JobKindSpec(NamedTuple):
     """Further arguments for the program."""
 
 
-def _train(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
-    chosen = values if values is not None else train_preset(str(preset)).config.model_dump(mode="json")
-    config = validate(TrainConfig, overridden(chosen, overrides))
-    check_complete(config)
-    return config
+def _with_presets(config: type[RunConfig], *, complete: bool = False) -> Resolve:
+    def resolve(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
+        chosen = values if values is not None else find_preset(config, str(preset)).config.model_dump(mode="json")
+        resolved = validate(config, overridden(chosen, overrides))
+        if complete:
+            check_complete(resolved)
+        return resolved
 
-
-def _finetune(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
-    if values is not None:
-        return validate(FinetuneConfig, overridden(values, overrides))
-    return finetune_config(preset, None, overrides)
-
-
-def _detect(preset: str | None, values: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> BaseModel:
-    if values is not None:
-        return validate(DetectionConfig, overridden(values, overrides))
-    return detection_config(preset, None, overrides)
+    return resolve
 
 
 def _without_presets(kind: JobKind, config: type[Section]) -> Resolve:
@@ -97,9 +88,9 @@ def _search(preset: str | None, values: Mapping[str, Any] | None, overrides: Map
 
 
 KINDS: dict[JobKind, JobKindSpec] = {
-    "train": JobKindSpec(TrainConfig, _train, ("amd.training",)),
-    "finetune": JobKindSpec(FinetuneConfig, _finetune, ("amd.downstream", "finetune")),
-    "detect": JobKindSpec(DetectionConfig, _detect, ("amd.downstream", "detect")),
+    "train": JobKindSpec(TrainConfig, _with_presets(TrainConfig, complete=True), ("amd.training",)),
+    "finetune": JobKindSpec(FinetuneConfig, _with_presets(FinetuneConfig), ("amd.downstream", "finetune")),
+    "detect": JobKindSpec(DetectionConfig, _with_presets(DetectionConfig), ("amd.downstream", "detect")),
     "probe": JobKindSpec(ProbeConfig, _without_presets("probe", ProbeConfig), ("amd.downstream", "probe"), args=()),
     "embed": JobKindSpec(EmbedConfig, _without_presets("embed", EmbedConfig), ("amd.downstream", "embed"), args=()),
     "search": JobKindSpec(SearchConfig, _search, ("tune_spaces",)),

@@ -27,7 +27,7 @@ from amd.distillation import distill
 from amd.models.encoder import Encoder
 from amd.models.layers import Attention, Block
 from amd.models.predictor import Decoder, Predictor
-from amd.presets.pretraining import preset
+from amd.presets.load import find_preset
 from amd.tokens import TokenSets
 from amd.training.trainer.optimizer import parameter_groups
 
@@ -219,7 +219,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     config = with_overrides(
-        preset(arguments.preset).config,
+        find_preset(TrainConfig, arguments.preset).config,
         {"scaling.device": arguments.device, "scaling.precision": arguments.precision},
     )
     both = losses(config, arguments.batch, arguments.official_precision)

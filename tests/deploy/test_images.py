@@ -36,7 +36,7 @@ else:
     sys.exit("torch must not be importable here")
 
 import amd.artifacts.card, amd.config, amd.flops, amd.artifacts.model_card, amd.storage
-import amd.presets.pretraining, amd.presets.demo, amd.presets.detection, amd.presets.finetuning
+import amd.commands, amd.presets.load
 import tune_spaces.config
 import service
 from ray.job_submission import JobSubmissionClient

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from amd.config import ConfigError, RunProbeConfig, TrainConfig, validate, with_overrides
 from amd.downstream.embedding.features import with_absolute_paths
 from amd.downstream.probing.labels import open_labelled
-from amd.presets.pretraining import check_complete
+from amd.presets.load import check_complete
 from amd.storage import exists, join, read_json, remove, resolve_root, write_json
 from amd.training.failures import RunError
 from amd.training.lease import Lease

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from amd.config import ConfigError, TrainConfig, validate, with_overrides
-from amd.presets.pretraining import read_config_file
+from amd.presets.load import read_config_file
 from tune_spaces.config import Dimension, SpaceConfig, SpaceName, StudyName
 from tune_spaces.spaces import alignment, generator, masking, recipe
 from tune_spaces.spaces.draft import config_keys, draft_config, is_key, value_at, value_problem

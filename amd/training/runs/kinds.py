@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from amd.config import RunConfig, TrainConfig
-from amd.presets.pretraining import check_complete
+from amd.presets.load import check_complete
 from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import RunSpec
 from amd.training.runs.checks import DataFacts, check_data, check_teacher

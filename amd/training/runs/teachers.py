@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from amd.config import ClipConfig, ConfigError, TrainConfig, with_overrides
 from amd.exchange.source import license_of
-from amd.presets.pretraining import from_preset
+from amd.presets.load import load_config
 from amd.training.failures import TeacherError
 from amd.training.run_folder import RunResult
 from amd.training.runs.checks import check_data
@@ -61,7 +61,7 @@ def teacher_recipe(config: TrainConfig) -> TrainConfig:
     assert teacher is not None, "the config has a teacher"
     assert teacher.preset is not None, "the teacher is specified by a preset"
     shared = {name: getattr(config, name).model_dump(mode="json") for name in ("scaling", "checkpoint", "tracking")}
-    recipe = from_preset(teacher.preset, {**shared, "storage": config.storage, **teacher.overrides})
+    recipe = load_config(TrainConfig, teacher.preset, None, {**shared, "storage": config.storage, **teacher.overrides})
     problems = []
     if recipe.objective.kind != "mae":
         problems.append(

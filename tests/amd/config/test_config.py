@@ -113,7 +113,7 @@ def test_the_digest_covers_only_fields_that_determine_the_result() -> None:
 
 
 def test_config_and_presets_import_neither_torch_nor_ray() -> None:
-    modules = "amd.config, amd.presets.pretraining, amd.storage"
+    modules = "amd.commands, amd.config, amd.presets.load, amd.storage"
     code = f"import sys, {modules}; sys.exit(any(m in sys.modules for m in ('torch', 'ray')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

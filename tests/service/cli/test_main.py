@@ -73,12 +73,13 @@ def test_presets_are_listed_with_source_hardware_and_cost(
 def test_a_printed_preset_can_be_loaded_as_a_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from amd.presets.pretraining import load_config, preset
+    from amd.config import TrainConfig
+    from amd.presets.load import find_preset, load_config
 
     _, out, _ = amd(monkeypatch, capfd, "presets", "demo-video-amd")
     file = tmp_path / "run.json"
     file.write_text(out)
-    assert load_config(None, str(file), {}) == preset("demo-video-amd").config
+    assert load_config(TrainConfig, None, str(file), {}) == find_preset(TrainConfig, "demo-video-amd").config
 
 
 def test_parity_fails_and_reports_a_changed_number(

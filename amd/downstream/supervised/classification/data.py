@@ -34,6 +34,10 @@ class LabelledSplit(NamedTuple):
     names: tuple[str, ...] | None  # class names, in the order of data.train
     sets: LabelSets | None  # all labels of every sample, if multi-label
 
+    @property
+    def records(self) -> Manifest:
+        return self.manifest
+
     def digest(self) -> str:
         own = self.manifest.digest()
         # the manifest holds only one label per sample

@@ -12,19 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from amd.artifacts.weights import whole_clips
 from amd.config import FinetuneConfig, Precision, ViewsConfig
 from amd.data.faults import UnreadableSample
-from amd.data.loading.loader import Batch, ClipLoader
+from amd.data.loading.loader import Batch
 from amd.device import autocast
 from amd.downstream.supervised.classification import metrics
 from amd.downstream.supervised.classification.data import LabelledSplit
+from amd.downstream.supervised.evaluation import Rows, evaluation_loader, predict_rows
 from amd.models.classifier import Classifier
 from amd.training.process_group import ProcessGroup
-from amd.training.trainer.loop import Interrupted
 
 
 class ViewPredictions(NamedTuple):
@@ -43,10 +41,8 @@ class ClassificationScores(NamedTuple):
     merged: metrics.MergedViews
     truth: npt.NDArray[np.int64]  # (m,) or (m, C), of the merged records
     bad: list[UnreadableSample]
-    total: int
 
 
-@torch.inference_mode()
 def predict(
     classifier: Classifier,
     config: FinetuneConfig,
@@ -61,46 +57,17 @@ def predict(
     Raises Interrupted on all ranks once `stopped` is true on one of them.
     """
     count = views.segments * views.crops
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    bad: list[UnreadableSample] = []
-    loader = ClipLoader(
-        config.data.model_copy(update={"train": split.url, "repeats": 1}),
-        config.clip,
-        split.manifest,
-        batch_size=config.evaluation.batch_size,
-        rank=group.rank,
-        world=group.world,
-        micro_batch=max(1, config.evaluation.batch_size // (count * group.world)),
-        train=False,
-        views=views,
-    )
-    training = classifier.training
-    classifier.eval()
-    try:
-        with loader:
-            for step in loader.steps(0, loader.steps_per_epoch):
-                for batch in step:
-                    bad += batch.bad
-                    if len(batch.clips):
-                        parts.append(_forward(classifier, config, batch, count, group, precision))
-                if any(group.gather(stopped())):
-                    raise Interrupted
-    finally:
-        classifier.train(training)
-    if not parts:
-        none = np.zeros(0, np.int64)
-        return ViewPredictions(none, none, np.zeros((0, classifier.head.out_features), np.float32), bad)
-    records, numbers, logits = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-    return ViewPredictions(records, numbers, logits, bad)
+    micro_batch = max(1, config.evaluation.batch_size // (count * group.world))
+    loader = evaluation_loader(config, split, group, config.clip, micro_batch=micro_batch, views=views)
 
+    def forward(batch: Batch) -> Rows:
+        clips = batch.clips.to(group.device, non_blocking=True)
+        with autocast(precision, group.device):
+            logits = classifier(*whole_clips(classifier.encoder, config.clip, clips))
+        return batch.records.numpy(), np.arange(len(clips)) % count, logits.float().cpu().numpy()
 
-def _forward(
-    classifier: Classifier, config: FinetuneConfig, batch: Batch, views: int, group: ProcessGroup, precision: Precision
-) -> tuple[Tensor, Tensor, Tensor]:
-    clips = batch.clips.to(group.device, non_blocking=True)
-    with autocast(precision, group.device):
-        logits = classifier(*whole_clips(classifier.encoder, config.clip, clips))
-    return batch.records, torch.arange(len(clips)) % views, logits.float().cpu()
+    rows, bad = predict_rows(classifier, loader, forward, group, stopped)
+    return ViewPredictions(*rows, bad)
 
 
 def score(
@@ -122,6 +89,5 @@ def score(
         figures = metrics.single_label(merged.probabilities, truth, total)
         if len(truth):
             figures["eval/loss"] = metrics.cross_entropy(merged.probabilities, truth)
-    return ClassificationScores(
-        figures | {"eval/unreadable": float(total - len(merged.records))}, merged, truth, bad, total
-    )
+    figures["eval/unreadable"] = float(total - len(merged.records))
+    return ClassificationScores(figures, merged, truth, bad)

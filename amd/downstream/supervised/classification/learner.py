@@ -13,19 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from amd.artifacts.weights import whole_clips
 from amd.config import AugmentConfig, FinetuneConfig
 from amd.data.loading.loader import Batch
+from amd.downstream.supervised.learner import SupervisedLearner
 from amd.losses import unit_pixels
 from amd.models.classifier import Classifier
 from amd.training.checkpoints.state import stream_seed
 from amd.training.process_group import ProcessGroup
-from amd.training.trainer.learner import Learner, compile_blocks, count
-from amd.training.trainer.optimizer import build_optimizer, layer_scale
 
 EMA = "ema"
 Targets = Callable[[Batch], Tensor]  # (B,) class indices, or (B, C) zeros and ones
@@ -43,27 +42,17 @@ def new_classifier(config: FinetuneConfig) -> Classifier:
     )
 
 
-class Finetuner(Learner):
+class Finetuner(SupervisedLearner[Classifier]):
     """Classifier and optimizer of one rank."""
 
     def __init__(
         self, config: FinetuneConfig, group: ProcessGroup, start: Callable[[Classifier], Any] | None, targets: Targets
     ) -> None:
-        """Build the classifier; `start` loads pre-trained weights into its encoder."""
-        super().__init__(config, group)
+        super().__init__(config, group, lambda: new_classifier(config), start)
         self.config, self._targets = config, targets
-        classifier = new_classifier(config)
-        if start is not None:
-            start(classifier)
-        self.classifier = classifier.to(self.device).train()
-        self.network = self.model = self.classifier
-        if config.scaling.compile:
-            compile_blocks(self.classifier)
-        depth, decay = config.encoder.depth, config.optim.layer_decay
-        self.optimizer = build_optimizer(self.classifier, config.optim, lambda name: layer_scale(name, depth, decay))
         self.average: AveragedModel | None = None
         if config.optim.ema_decay is not None:
-            self.average = AveragedModel(self.classifier, multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema_decay))
+            self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema_decay))
         self._augment_batch = BatchAugmentation(
             config.augment, config.head.classes or 0, config.head.multi_label, self.device
         )
@@ -77,20 +66,20 @@ class Finetuner(Learner):
     def loss(self, clips: Tensor, batch: Batch, row: int) -> Sequence[Tensor]:
         targets = self._targets(batch).to(self.device, non_blocking=True)
         pixels, soft = self._augment_batch(self._normalized(clips), targets)
-        logits = self.model(*whole_clips(self.classifier.encoder, self.config.clip, pixels)).float()
+        logits = self.model(*whole_clips(self.network.encoder, self.config.clip, pixels)).float()
         if self.config.head.multi_label:
             return (functional.binary_cross_entropy_with_logits(logits, soft),)
         return (functional.cross_entropy(logits, soft),)
 
     def end(self) -> None:
         if self.average is not None:
-            self.average.update_parameters(self.classifier)
+            self.average.update_parameters(self.network)
 
     @property
     def tested(self) -> Classifier:
-        """Model to evaluate and publish: the trained weights, or their moving average."""
+        """Trained weights, or their moving average if there is one."""
         if self.average is None:
-            return self.classifier
+            return self.network
         assert isinstance(self.average.module, Classifier)
         return self.average.module
 
@@ -100,9 +89,6 @@ class Finetuner(Learner):
     def load_extra_state(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         if self.average is not None:
             self.average.load_state_dict(tensors[EMA])
-
-    def parameter_counts(self) -> dict[str, int]:
-        return {"encoder": count(self.classifier.encoder), "head": count(self.classifier.head)}
 
     def _normalized(self, clips: Tensor) -> Tensor:
         """Normalise clips (B, 3, T, H, W) from uint8 to the float input of the network."""
@@ -154,11 +140,13 @@ class BatchAugmentation:
         return exact * (1 - smoothing) + smoothing / self._classes
 
 
-def load_eval_weights(classifier: nn.Module, tensors: dict[str, dict[str, Tensor]]) -> None:
-    """Load the weights to evaluate from a checkpoint: the moving average if there is one."""
+def restore_classifier(config: FinetuneConfig, tensors: dict[str, dict[str, Tensor]]) -> Classifier:
+    """Build the classifier to evaluate from a checkpoint: the moving average of the weights if there is one."""
+    classifier = new_classifier(config)
     if EMA in tensors:
         prefix = "module."
         state = {key.removeprefix(prefix): value for key, value in tensors[EMA].items() if key.startswith(prefix)}
     else:
         state = tensors["model"]
     classifier.load_state_dict(state)
+    return classifier

@@ -4,15 +4,11 @@ test/views-0000.parquet     one row per view: sample, label, segment, crop, logi
 test/samples.parquet        one row per sample: label, prediction, probabilities, number of views
 test/confusion.csv          rows: true class, columns: predicted class (single label only)
 test/classes.csv            samples, recall, precision of every class
-test/bad_samples.jsonl      unreadable samples
-test/result.json            metrics; written last
 """
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 from typing import Any
 
 import numpy as np
@@ -21,9 +17,8 @@ from amd.config import FinetuneConfig, ViewsConfig
 from amd.downstream.supervised.classification import metrics
 from amd.downstream.supervised.classification.data import LabelledSplit
 from amd.downstream.supervised.classification.evaluation import ClassificationScores, ViewPredictions
-from amd.storage import exists, join, read_json, write_bytes, write_json
-
-RESULT = "result.json"
+from amd.downstream.supervised.report import write_csv, write_result
+from amd.storage import join, write_bytes
 
 
 def write_views(folder: str, predictions: ViewPredictions, split: LabelledSplit, views: ViewsConfig, rank: int) -> None:
@@ -55,30 +50,11 @@ def write_report(
     if not config.head.multi_label and len(merged.records):
         classes = merged.probabilities.shape[1]
         matrix = metrics.confusion(merged.probabilities.argmax(axis=1), scored.truth, classes)
-        write_bytes(join(folder, "confusion.csv"), _csv(matrix.tolist()))
+        write_csv(join(folder, "confusion.csv"), matrix.tolist())
         rows = metrics.class_report(matrix, split.names)
-        write_bytes(join(folder, "classes.csv"), _csv([list(rows[0]), *(list(row.values()) for row in rows)]))
-    write_bytes(join(folder, "bad_samples.jsonl"), "".join(json.dumps(bad) + "\n" for bad in scored.bad).encode())
-    write_json(
-        join(folder, RESULT),
-        {
-            "data": split.url,
-            "digest": split.digest(),
-            "samples": scored.total,
-            "unreadable": len(scored.bad),
-            "views": str(config.evaluation.views),
-            "sampling": config.evaluation.views.sampling,
-            "step": step,
-            "figures": scored.figures,
-        },
-    )
-
-
-def read_result(folder: str) -> dict[str, Any] | None:
-    """Read the result of a run's test; None if it was not tested."""
-    url = join(folder, RESULT)
-    found: dict[str, Any] | None = read_json(url) if exists(url) else None
-    return found
+        write_csv(join(folder, "classes.csv"), [rows[0], *(row.values() for row in rows)])
+    views = config.evaluation.views
+    write_result(folder, split, scored, step, views=str(views), sampling=views.sampling)
 
 
 def _labels(split: LabelledSplit, records: Any) -> list[Any]:
@@ -94,9 +70,3 @@ def _parquet(url: str, columns: dict[str, Any]) -> None:
     out = io.BytesIO()
     pq.write_table(pa.table(columns), out)
     write_bytes(url, out.getvalue())
-
-
-def _csv(rows: list[list[Any]]) -> bytes:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue().encode()

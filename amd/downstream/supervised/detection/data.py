@@ -26,6 +26,13 @@ class EvaluationSet:
     """All scored key frames; those without a detected box count as missed."""
 
     @property
+    def field(self) -> str:
+        return "data.val"
+
+    @property
+    def records(self) -> KeyFrames:
+        return self.key_frames
+
     def digest(self) -> str:
         return self.key_frames.digest()
 
@@ -54,7 +61,7 @@ class DetectionData:
     val: EvaluationSet | None
 
     def digest(self) -> str:
-        return "-".join([self.train.digest(), *([self.val.digest] if self.val else [])])
+        return "-".join([self.train.digest(), *([self.val.digest()] if self.val else [])])
 
 
 def open_data(config: DetectionConfig) -> DetectionData:

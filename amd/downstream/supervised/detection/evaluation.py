@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from amd.artifacts.weights import whole_clips
 from amd.config import DetectionConfig, Precision
 from amd.data.faults import UnreadableSample
-from amd.data.loading.loader import Batch, ClipLoader
+from amd.data.loading.loader import Batch
 from amd.device import autocast
 from amd.downstream.supervised.detection.augment import EvaluationTransform
 from amd.downstream.supervised.detection.boxes import Boxes
@@ -23,12 +22,8 @@ from amd.downstream.supervised.detection.data import EvaluationSet, reader_of
 from amd.downstream.supervised.detection.frame_map import DetectedActions, average_precisions
 from amd.downstream.supervised.detection.learner import rois_of
 from amd.downstream.supervised.detection.model import Detector, resized_detector
+from amd.downstream.supervised.evaluation import Rows, evaluation_loader, predict_rows
 from amd.training.process_group import ProcessGroup
-from amd.training.trainer.loop import Interrupted
-
-BatchPredictions = tuple[
-    npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]
-]  # BoxPredictions of one batch
 
 
 class BoxPredictions(NamedTuple):
@@ -48,8 +43,11 @@ class DetectionScores(NamedTuple):
     """Average precision in percent of every evaluated action that is annotated."""
     predictions: BoxPredictions
 
+    @property
+    def bad(self) -> list[UnreadableSample]:
+        return self.predictions.bad
 
-@torch.inference_mode()
+
 def predict(
     detector: Detector,
     config: DetectionConfig,
@@ -63,46 +61,20 @@ def predict(
     Raises Interrupted on all ranks once `stopped` is true on one of them.
     """
     clip = config.clip.model_copy(update={"size": config.evaluation.size or config.clip.size})
-    parts: list[BatchPredictions] = []
-    bad: list[UnreadableSample] = []
-    loader = ClipLoader(
-        config.data.model_copy(update={"train": val.url}),
-        clip,
-        val.key_frames,
-        batch_size=config.evaluation.batch_size,
-        rank=group.rank,
-        world=group.world,
-        train=False,
-        transform=EvaluationTransform(config.data, clip, config.evaluation.extend),
-        open_reader=reader_of(clip),
-    )
-    training = detector.training
-    tested = resized_detector(detector.eval(), clip)
-    try:
-        with loader:
-            for step in loader.steps(0, loader.steps_per_epoch):
-                for batch in step:
-                    bad += batch.bad
-                    if len(batch.clips):
-                        parts.append(_forward(tested, batch, group, precision))
-                if any(group.gather(stopped())):
-                    raise Interrupted
-    finally:
-        detector.train(training)
-    if not parts:
-        none = np.zeros(0, np.int64)
-        return BoxPredictions(none, none, np.zeros((0, detector.head.out_features), np.float32), bad)
-    records, numbers, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return BoxPredictions(records, numbers, scores, bad)
+    transform = EvaluationTransform(config.data, clip, config.evaluation.extend)
+    loader = evaluation_loader(config, val, group, clip, transform=transform, open_reader=reader_of(clip))
+    tested = resized_detector(detector, clip)
 
+    def forward(batch: Batch) -> Rows:
+        clips, rois = batch.clips.to(group.device, non_blocking=True), rois_of(batch.extras).to(group.device)
+        with autocast(precision, group.device):
+            logits = tested(*whole_clips(tested.encoder, tested.clip, clips), rois)
+        records = np.repeat(batch.records.numpy(), [len(clip_boxes.boxes) for clip_boxes in batch.extras])
+        numbers = np.concatenate([clip_boxes.numbers for clip_boxes in batch.extras])
+        return records, numbers, logits.float().sigmoid().cpu().numpy()
 
-def _forward(detector: Detector, batch: Batch, group: ProcessGroup, precision: Precision) -> BatchPredictions:
-    clips, rois = batch.clips.to(group.device, non_blocking=True), rois_of(batch.extras).to(group.device)
-    with autocast(precision, group.device):
-        logits = detector(*whole_clips(detector.encoder, detector.clip, clips), rois)
-    records = np.repeat(batch.records.numpy(), [len(clip_boxes.boxes) for clip_boxes in batch.extras])
-    numbers = np.concatenate([clip_boxes.numbers for clip_boxes in batch.extras])
-    return records, numbers, logits.float().sigmoid().cpu().numpy()
+    rows, bad = predict_rows(tested, loader, forward, group, stopped)
+    return BoxPredictions(*rows, bad)
 
 
 def score(

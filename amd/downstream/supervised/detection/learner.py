@@ -19,16 +19,22 @@ from amd.data.loading.loader import Batch
 from amd.downstream.supervised.detection.augment import ClipBoxes
 from amd.downstream.supervised.detection.ava import KeyFrames
 from amd.downstream.supervised.detection.model import Detector
+from amd.downstream.supervised.learner import SupervisedLearner
 from amd.training.process_group import ProcessGroup
-from amd.training.trainer.learner import Learner, compile_blocks, count
-from amd.training.trainer.optimizer import build_optimizer, layer_scale
 
 
 def new_detector(config: DetectionConfig, actions: int) -> Detector:
     return Detector(config.encoder, config.clip, actions, config.head)
 
 
-class DetectionLearner(Learner):
+def restore_detector(config: DetectionConfig, actions: int, tensors: dict[str, dict[str, Tensor]]) -> Detector:
+    """Build the detector of a checkpoint."""
+    detector = new_detector(config, actions)
+    detector.load_state_dict(tensors["model"])
+    return detector
+
+
+class DetectionLearner(SupervisedLearner[Detector]):
     """Detector and optimizer of one rank."""
 
     def __init__(
@@ -39,18 +45,8 @@ class DetectionLearner(Learner):
         start: Callable[[Detector], Any] | None,
         key_frames: KeyFrames,
     ) -> None:
-        """Build the detector; `start` loads pre-trained weights into its encoder."""
-        super().__init__(config, group)
+        super().__init__(config, group, lambda: new_detector(config, actions), start)
         self.config, self._key_frames = config, key_frames
-        detector = new_detector(config, actions)
-        if start is not None:
-            start(detector)
-        self.detector = detector.to(self.device).train()
-        self.network = self.model = self.detector
-        if config.scaling.compile:
-            compile_blocks(self.detector)
-        depth, decay = config.encoder.depth, config.optim.layer_decay
-        self.optimizer = build_optimizer(self.detector, config.optim, lambda name: layer_scale(name, depth, decay))
 
     def loss(self, clips: Tensor, batch: Batch, row: int) -> Sequence[Tensor]:
         """Average over a clip's boxes, then over clips; a clip without boxes contributes zero.
@@ -62,20 +58,17 @@ class DetectionLearner(Learner):
         share = np.concatenate([np.full(len(one.boxes), 1 / max(1, len(one.boxes))) for one in clip_boxes])
         weights = torch.from_numpy(share.astype(np.float32) / len(clips)).to(self.device)  # (n,)
         rois = rois_of(clip_boxes).to(self.device)
-        logits = self.model(*whole_clips(self.detector.encoder, self.config.clip, clips), rois).float()
+        logits = self.model(*whole_clips(self.network.encoder, self.config.clip, clips), rois).float()
         each = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)  # (n,)
         return ((each * weights).sum(),)
 
     def _targets(self, records: list[int], clip_boxes: Sequence[ClipBoxes]) -> Any:
         """Return the targets (n, C), zeros and ones."""
         rows = [(record, number) for record, one in zip(records, clip_boxes, strict=True) for number in one.numbers]
-        targets = np.zeros((len(rows), self.detector.head.out_features), np.float32)
+        targets = np.zeros((len(rows), self.network.head.out_features), np.float32)
         for row, (record, number) in enumerate(rows):
             targets[row, [action - 1 for action in self._key_frames.persons[record].actions[number]]] = 1
         return targets
-
-    def parameter_counts(self) -> dict[str, int]:
-        return {"encoder": count(self.detector.encoder), "head": count(self.detector.head)}
 
 
 def rois_of(clip_boxes: Sequence[ClipBoxes]) -> Tensor:

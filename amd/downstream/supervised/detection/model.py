@@ -5,29 +5,22 @@ Shapes: B clips, N tokens of grid (t, h, w), D width, n boxes of all clips, C ac
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import roi_align
 
 from amd.artifacts.card import Card
 from amd.artifacts.weights import load_encoder, load_head
 from amd.config import ClipConfig, ConfigError, DetectionHeadConfig, EncoderConfig, validate
 from amd.exchange.positions import resample
-from amd.models.classifier import HEAD_STD
-from amd.models.encoder import Encoder
+from amd.models.classifier import EncoderWithHead
 
 
-class Detector(nn.Module):
+class Detector(EncoderWithHead):
     def __init__(self, encoder: EncoderConfig, clip: ClipConfig, actions: int, head: DetectionHeadConfig) -> None:
-        super().__init__()
+        super().__init__(
+            encoder, clip.grid, clip.token_values, actions, dropout=head.dropout, init_scale=head.init_scale
+        )
         self.clip, self.config = clip, head
-        self.encoder = Encoder(encoder, clip.grid, clip.token_values)
-        self.dropout = nn.Dropout(head.dropout)
-        self.head = nn.Linear(encoder.width, actions)
-        nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
-        nn.init.zeros_(self.head.bias)
-        with torch.no_grad():
-            self.head.weight.mul_(head.init_scale)
 
     def forward(self, tokens: Tensor, index: Tensor, rois: Tensor) -> Tensor:
         """Compute logits (n, C) from tokens (B, N, P) at `index` (B, N) and boxes (n, 5).

@@ -2,54 +2,33 @@
 
 test/results.csv         video,timestamp,x1,y1,x2,y2,action,score: the input of AVA's official evaluation
 test/classes.csv         action, name, number of annotations, average precision
-test/bad_samples.jsonl   unreadable key frames
-test/result.json         metrics; written last
 """
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 from collections import Counter
-from typing import Any
 
 from amd.config import DetectionConfig
 from amd.downstream.supervised.detection.data import DetectionData, EvaluationSet
 from amd.downstream.supervised.detection.evaluation import BoxPredictions, DetectionScores, boxes_of
-from amd.storage import exists, join, read_json, write_bytes, write_json
+from amd.downstream.supervised.report import write_csv, write_result
+from amd.storage import join, write_bytes
 
-RESULT = "result.json"
 
-
-def write_report(folder: str, scored: DetectionScores, data: DetectionData, config: DetectionConfig, step: int) -> None:
+def write_report(
+    folder: str,
+    scored: DetectionScores,
+    val: EvaluationSet,
+    data: DetectionData,
+    config: DetectionConfig,
+    step: int,
+) -> None:
     """Write the detections, the per-action report and the metrics."""
-    val = data.val
-    assert val is not None, "reports are written only after scoring"
     write_bytes(join(folder, "results.csv"), _results(scored.predictions, val, data.evaluated).encode())
-    write_bytes(join(folder, "classes.csv"), _classes(scored, data, val).encode())
-    bad = "".join(json.dumps(sample) + "\n" for sample in scored.predictions.bad)
-    write_bytes(join(folder, "bad_samples.jsonl"), bad.encode())
-    write_json(
-        join(folder, RESULT),
-        {
-            "data": val.url,
-            "digest": val.digest,
-            "samples": len(val.key_frames),
-            "unreadable": len(scored.predictions.bad),
-            "boxes": config.data.boxes or "annotated",
-            "size": list(config.evaluation.size or config.clip.size),
-            "step": step,
-            "figures": scored.figures,
-        },
-    )
-
-
-def read_result(folder: str) -> dict[str, Any] | None:
-    """Read the result of a run's test; None if it was not tested."""
-    url = join(folder, RESULT)
-    found: dict[str, Any] | None = read_json(url) if exists(url) else None
-    return found
+    write_csv(join(folder, "classes.csv"), _classes(scored, data, val))
+    size = list(config.evaluation.size or config.clip.size)
+    write_result(folder, val, scored, step, boxes=config.data.boxes or "annotated", size=size)
 
 
 def _results(predictions: BoxPredictions, val: EvaluationSet, evaluated: list[int]) -> str:
@@ -63,13 +42,11 @@ def _results(predictions: BoxPredictions, val: EvaluationSet, evaluated: list[in
     return out.getvalue()
 
 
-def _classes(scored: DetectionScores, data: DetectionData, val: EvaluationSet) -> str:
+def _classes(scored: DetectionScores, data: DetectionData, val: EvaluationSet) -> list[list[str | int]]:
     annotated = Counter(a for persons in val.annotated.values() for actions in persons.actions for a in actions)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["action", "name", "annotated", "average_precision"])
+    rows: list[list[str | int]] = [["action", "name", "annotated", "average_precision"]]
     for action in data.evaluated:
         precision = scored.precisions.get(action)
         shown = "" if precision is None else f"{precision:.4f}"
-        writer.writerow([action, data.label_map.names[action], annotated[action], shown])
-    return out.getvalue()
+        rows.append([action, data.label_map.names[action], annotated[action], shown])
+    return rows

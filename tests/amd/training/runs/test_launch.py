@@ -18,7 +18,7 @@ from safetensors import safe_open
 from amd.artifacts.weights import load_decoder, load_encoder
 from amd.config import ConfigError, TrainConfig, with_overrides
 from amd.presets import pretraining
-from amd.presets.pretraining import Preset
+from amd.presets.preset import Preset
 from amd.storage import join, listdir, read_bytes, read_json
 from amd.training.lease import Lease
 from amd.training.reporting.metrics_reader import read_metrics

@@ -16,8 +16,7 @@ from amd.downstream.supervised.classification.learner import (
     EMA,
     BatchAugmentation,
     Finetuner,
-    load_eval_weights,
-    new_classifier,
+    restore_classifier,
 )
 from amd.training.process_group import ProcessGroup
 from tests.support.runs.finetuning import tiny_finetuning
@@ -139,9 +138,7 @@ def test_every_parameter_receives_a_gradient(tmp_path: Path, encoder: dict[str, 
     overrides = {f"encoder__{key}": value for key, value in encoder.items()}
     learner = new_learner(tiny_finetuning(tmp_path, encoder__drop_path=0.0, **overrides))
     learner.accumulate(1, [batch_of(learner.config)])
-    without = [
-        name for name, value in learner.classifier.named_parameters() if value.grad is None or not value.grad.any()
-    ]
+    without = [name for name, value in learner.network.named_parameters() if value.grad is None or not value.grad.any()]
     assert without == []
 
 
@@ -151,7 +148,7 @@ def test_micro_batches_yield_the_gradient_of_the_whole_batch(tmp_path: Path) -> 
     batch = batch_of(config)
     whole.accumulate(0, [batch])
     parts.accumulate(0, [Batch(*(value[rows] for value in batch[:3]), []) for rows in (slice(0, 6), slice(6, 8))])
-    for ours, theirs in zip(whole.classifier.parameters(), parts.classifier.parameters(), strict=True):
+    for ours, theirs in zip(whole.network.parameters(), parts.network.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
 
 
@@ -161,22 +158,22 @@ def test_the_moving_average_is_used_for_testing_and_restored_from_a_checkpoint(t
     expected: dict[str, Tensor] = {}
     for step in range(3):
         learner.learn(step, [batch_of(config, seed=step)], lr=0.01)
-        now = learner.classifier.state_dict()
+        now = learner.network.state_dict()
         expected = {
             name: 0.9 * expected[name] + 0.1 * value if expected else value.clone() for name, value in now.items()
         }
-    assert learner.tested is not learner.classifier
+    assert learner.tested is not learner.network
     torch.testing.assert_close(dict(learner.tested.state_dict()), expected, rtol=1e-5, atol=1e-7)
-    assert not torch.equal(learner.tested.head.weight, learner.classifier.head.weight)
+    assert not torch.equal(learner.tested.head.weight, learner.network.head.weight)
 
-    resumed, loaded = new_learner(config), new_classifier(config)
+    resumed = new_learner(config)
     resumed.load_extra_state(learner.extra_state())
-    load_eval_weights(loaded, {"model": dict(learner.classifier.state_dict()), **learner.extra_state()})
+    loaded = restore_classifier(config, {"model": dict(learner.network.state_dict()), **learner.extra_state()})
     for other in (resumed.tested, loaded):
         torch.testing.assert_close(dict(other.state_dict()), dict(learner.tested.state_dict()), rtol=0, atol=0)
 
 
 def test_the_trained_weights_are_used_for_testing_without_a_moving_average(tmp_path: Path) -> None:
     learner = new_learner(tiny_finetuning(tmp_path))
-    assert learner.tested is learner.classifier
+    assert learner.tested is learner.network
     assert EMA not in learner.extra_state()

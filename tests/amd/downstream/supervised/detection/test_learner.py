@@ -43,7 +43,7 @@ def test_every_parameter_receives_a_gradient_and_a_step_lowers_the_loss(config: 
     learner, batch = _learner(config), _batch([[0], [0, 1], [1], [0]])
     (before,) = learner.loss(batch.clips, batch, 0)
     learner.accumulate(0, [batch])
-    assert [name for name, p in learner.detector.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert [name for name, p in learner.network.named_parameters() if p.grad is None or not p.grad.any()] == []
     learner.learn(0, [batch], 1e-3)
     assert learner.loss(batch.clips, batch, 0)[0] < before
 
@@ -53,7 +53,7 @@ def test_a_batch_without_boxes_has_zero_loss_and_gradients(config: DetectionConf
     (loss,) = learner.loss(batch.clips, batch, 0)
     loss.backward()  # DDP waits for every parameter on every rank
     assert loss.item() == 0
-    assert all(p.grad is not None and not p.grad.any() for p in learner.detector.parameters())
+    assert all(p.grad is not None and not p.grad.any() for p in learner.network.parameters())
 
 
 def test_the_gradient_does_not_depend_on_micro_batches(config: DetectionConfig) -> None:
@@ -65,7 +65,7 @@ def test_the_gradient_does_not_depend_on_micro_batches(config: DetectionConfig) 
     one, other = _learner(config), _learner(config)
     one.accumulate(0, [whole])
     other.accumulate(0, parts)
-    for ours, theirs in zip(one.detector.parameters(), other.detector.parameters(), strict=True):
+    for ours, theirs in zip(one.network.parameters(), other.network.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
@@ -88,8 +88,8 @@ def test_targets_cover_only_the_boxes_inside_the_crop(config: DetectionConfig) -
 def test_the_loss_of_confident_correct_logits_is_zero(config: DetectionConfig) -> None:
     learner, batch = _learner(config), _batch([[0], [0]])
     with torch.no_grad():
-        learner.detector.head.weight.zero_()
-        learner.detector.head.bias.copy_(torch.tensor([30.0, -30.0, -30.0]))
+        learner.network.head.weight.zero_()
+        learner.network.head.bias.copy_(torch.tensor([30.0, -30.0, -30.0]))
     assert learner.loss(batch.clips, batch, 0)[0].item() < 1e-9
 
 
@@ -152,8 +152,8 @@ def test_the_detector_learns_the_action_of_each_person(config: DetectionConfig) 
     for step in range(80):
         learner.learn(step, [clips_of([(4 * step + i) % 6 for i in range(4)])], 2e-3)
     held_out = clips_of([6, 7])
-    inputs = whole_clips(learner.detector.encoder, config.clip, held_out.clips)
-    logits = learner.detector.eval()(*inputs, rois_of(held_out.extras))
+    inputs = whole_clips(learner.network.encoder, config.clip, held_out.clips)
+    logits = learner.network.eval()(*inputs, rois_of(held_out.extras))
     assert (logits.argmax(dim=1) + 1).tolist() == [RIGHT, DOWN, RIGHT, DOWN]
 
 

@@ -1,0 +1,71 @@
+"""Commands that take a config: their options and help, shared by `amd NAME` (Typer) and `python -m …` (argparse).
+
+Imports neither, and no torch: the function that a command calls is imported once its config is valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
+
+from amd.config import DetectionConfig, FinetuneConfig, RunConfig, TrainConfig
+from amd.presets.load import load_config
+
+
+class CommandOption(NamedTuple):
+    """An option of the command line."""
+
+    flags: tuple[str, ...]
+    """Long form, then the short form, which only `amd` accepts."""
+    help: str
+    is_switch: bool = False
+    """Whether the option has no value."""
+
+
+CONFIG = CommandOption(("--config", "-c"), "File or URL of a JSON or YAML config.")
+PRESET = CommandOption(("--preset", "-p"), "Named recipe; `amd presets` lists all of them.")
+LOCAL = CommandOption(("--local",), "Train in this process, without Ray.", is_switch=True)
+LOCAL_EMBED = CommandOption(("--local",), "Embed a data set in this process, without Ray.", is_switch=True)
+AS_JSON = CommandOption(("--json",), "Print JSON for programs instead of text.", is_switch=True)
+
+OVERRIDES = "Config overrides, e.g. mask.teacher_ratio=0.6."
+PROBE_OVERRIDES = "Overrides: data.train=… (labelled), data.test=…, knn.neighbours=…"
+
+
+class TrainingCommand(NamedTuple):
+    """A command that trains from a preset or a config file."""
+
+    config: type[RunConfig]
+    function: str
+    """Function that trains a config and returns a RunResult, as `module:name`; its module may import torch."""
+    summary: str
+    overrides: str
+    """Help of the overrides."""
+
+    def run(self, preset: str | None, url: str | None, overrides: Mapping[str, Any], **options: Any) -> Any:
+        """Load the config and train it; `options` are passed to `launch`. Raises ConfigError before importing torch."""
+        config = load_config(self.config, preset, url, overrides)
+        return resolve_name(self.function)(config, **options)
+
+
+TRAINING_COMMANDS = {
+    "train": TrainingCommand(
+        TrainConfig,
+        "amd.training.runs.launch:train",
+        "Pre-train an encoder with Ray Train: on this machine, on the cluster at RAY_ADDRESS, or as a job.",
+        OVERRIDES,
+    ),
+    "finetune": TrainingCommand(
+        FinetuneConfig,
+        "amd.downstream.supervised.classification.run:finetune",
+        "Fine-tune an encoder on labelled data, test its best checkpoint with all views, and publish it.",
+        "Overrides: weights=ENCODER, data.train=…, data.val=…, data.test=…",
+    ),
+    "detect": TrainingCommand(
+        DetectionConfig,
+        "amd.downstream.supervised.detection.run:detect",
+        "Train an action detector on annotated key frames, score its best checkpoint by frame-mAP, and publish it.",
+        "Overrides: weights=ENCODER, data.train=CSV, data.root=VIDEOS, data.val=CSV, …",
+    ),
+}

@@ -1,0 +1,99 @@
+"""Predict labelled data across ranks in eval mode: each rank reads its share of every step.
+
+Shapes: n rows of this rank (views of samples, or boxes), C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from amd.config import ClipConfig
+from amd.data.faults import UnreadableSample
+from amd.data.loading.loader import Batch, ClipLoader, Records
+from amd.downstream.supervised.learner import SupervisedConfig
+from amd.models.classifier import EncoderWithHead
+from amd.training.process_group import ProcessGroup
+from amd.training.trainer.loop import Interrupted
+
+Rows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
+"""Record (n,), number within the record (n,) and outputs (n, C) of each row."""
+
+
+class EvaluationData(Protocol):
+    """A labelled data set to evaluate on."""
+
+    @property
+    def field(self) -> str:
+        """Config field of the data set, such as data.val."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def records(self) -> Records:
+        """Samples to predict."""
+
+    def digest(self) -> str: ...
+
+
+class EvaluationScores(Protocol):
+    """Metrics of a data set, equal on all ranks."""
+
+    @property
+    def figures(self) -> dict[str, float]: ...
+
+    @property
+    def bad(self) -> list[UnreadableSample]: ...
+
+
+def evaluation_loader(
+    config: SupervisedConfig, data: EvaluationData, group: ProcessGroup, clip: ClipConfig, **more: Any
+) -> ClipLoader:
+    """Open the loader of this rank's share of a data set; `more` is passed to ClipLoader."""
+    return ClipLoader(
+        config.data.model_copy(update={"train": data.url, "repeats": 1}),
+        clip,
+        data.records,
+        batch_size=config.evaluation.batch_size,
+        rank=group.rank,
+        world=group.world,
+        train=False,
+        **more,
+    )
+
+
+@torch.inference_mode()
+def predict_rows(
+    network: EncoderWithHead,
+    loader: ClipLoader,
+    forward: Callable[[Batch], Rows],
+    group: ProcessGroup,
+    stopped: Callable[[], bool],
+) -> tuple[Rows, list[UnreadableSample]]:
+    """Call `forward` on every batch, with the network in eval mode; return all rows, and the unreadable samples.
+
+    Raises Interrupted on all ranks once `stopped` is true on one of them.
+    """
+    none = np.zeros(0, np.int64)
+    parts: list[Rows] = [(none, none, np.zeros((0, network.head.out_features), np.float32))]
+    bad: list[UnreadableSample] = []
+    training = network.training
+    network.eval()
+    try:
+        with loader:
+            for step in loader.steps(0, loader.steps_per_epoch):
+                for batch in step:
+                    bad += batch.bad
+                    if len(batch.clips):
+                        parts.append(forward(batch))
+                if any(group.gather(stopped())):
+                    raise Interrupted
+    finally:
+        network.train(training)
+    records, numbers, outputs = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return (records, numbers, outputs), bad

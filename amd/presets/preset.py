@@ -1,0 +1,38 @@
+"""What a preset is: a named config with its source and estimated cost, for every kind of run. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from amd.config import RunConfig, TrainConfig
+from amd.flops import step_flops
+
+UNSET = "unset:"  # prefix of values that the user must set
+H100_BF16_FLOPS = 989.5e12  # data sheet, dense
+ASSUMED_MFU = 0.4  # model FLOPs utilisation assumed for estimated hours
+
+C = TypeVar("C", bound=RunConfig)
+
+
+@dataclass(frozen=True)
+class Preset(Generic[C]):
+    """A named config with its source and cost."""
+
+    name: str
+    summary: str
+    source: str
+    """Source of the values: a paper and its code, or "our default"."""
+    hardware: str
+    config: C
+    samples: int | None = None
+    """Samples in the data set of a pre-training recipe."""
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Estimated hours of pre-training on one H100 at 40 % of its bf16 rate, computed from FLOPs, not measured."""
+        config = self.config
+        if self.samples is None or config.schedule.epochs is None or not isinstance(config, TrainConfig):
+            return None
+        clips = self.samples * config.schedule.epochs * config.data.repeats
+        return clips * step_flops(config).total / (ASSUMED_MFU * H100_BF16_FLOPS) / 3600

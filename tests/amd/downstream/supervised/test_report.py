@@ -1,0 +1,60 @@
+"""The files and the warning that every kind of supervised run shares."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from amd.data.faults import UnreadableSample
+from amd.downstream.supervised.report import read_result, unreadable_warning, write_csv, write_result
+
+
+class Labelled(NamedTuple):
+    """Eight samples to evaluate on."""
+
+    field: str = "data.val"
+    url: str = "s3://bucket/val"
+    records: Any = range(8)
+
+    def digest(self) -> str:
+        return "d1"
+
+
+class Scored(NamedTuple):
+    bad: list[UnreadableSample]
+    figures: dict[str, float]
+
+
+def unreadable(count: int) -> list[UnreadableSample]:
+    return [{"record": n, "location": f"{n}.png", "reason": "truncated"} for n in range(count)]
+
+
+def test_the_result_records_data_scores_and_settings_of_the_test(tmp_path: Path) -> None:
+    assert read_result(str(tmp_path)) is None
+    write_result(str(tmp_path), Labelled(), Scored(unreadable(2), {"eval/map": 50.0}), 12, views="2x3")
+    assert read_result(str(tmp_path)) == {
+        "data": "s3://bucket/val",
+        "digest": "d1",
+        "samples": 8,
+        "unreadable": 2,
+        "views": "2x3",
+        "step": 12,
+        "figures": {"eval/map": 50.0},
+    }
+    listed = (tmp_path / "bad_samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["location"] for line in listed] == ["0.png", "1.png"]
+
+
+def test_the_warning_lists_five_unreadable_samples_and_counts_the_others() -> None:
+    assert unreadable_warning(Labelled(), unreadable(1), "samples", "wrong") == (
+        "data.val: 1 of 8 samples cannot be read and count as wrong: 0.png truncated"
+    )
+    text = unreadable_warning(Labelled(), unreadable(7), "key frames", "missed")
+    assert text.startswith("data.val: 7 of 8 key frames cannot be read and count as missed: 0.png truncated; ")
+    assert text.endswith("4.png truncated; and 2 more")
+
+
+def test_values_with_commas_are_quoted(tmp_path: Path) -> None:
+    write_csv(str(tmp_path / "classes.csv"), [["action", "name"], [1, "stand, still"]])
+    assert (tmp_path / "classes.csv").read_text() == 'action,name\n1,"stand, still"\n'
