@@ -41,6 +41,7 @@ from service.client.transport import (
     Steps,
     once,
 )
+from service.client.webhooks import AsyncWebhooks, Webhooks
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import JobRequest, ValidateView
 from service.registry.schemas import ImportRequest
@@ -104,6 +105,7 @@ class Client(BlockingMethods):
         self.encoders = Encoders(self._run)
         self.aliases = Aliases(self._run)
         self.deployments = Deployments(self._run)
+        self.webhooks = Webhooks(self._run)
 
     presets = one(preset_list)
     preset = one(preset_get)
@@ -174,6 +176,7 @@ class AsyncClient(AsyncMethods):
         self.encoders = AsyncEncoders(self._run)
         self.aliases = AsyncAliases(self._run)
         self.deployments = AsyncDeployments(self._run)
+        self.webhooks = AsyncWebhooks(self._run)
 
     presets = async_one(preset_list)
     preset = async_one(preset_get)
