@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TRIES = 4
 PERSISTENT_TRIES = 16
+NO_SERVICE = "no service found: start one with `amd up`, log in to one with `amd login URL`, or set AMD_URL and AMD_KEY"
 
 selected_context: ContextVar[str | None] = ContextVar("selected_context", default=None)
 """Value of --context."""
@@ -66,12 +67,14 @@ def configured_target() -> ServiceTarget | None:
 
 def service_target() -> ServiceTarget:
     """Return the configured service, else the stack on this machine. Exits if there is none."""
-    target = configured_target() or local_stack()
-    if target is None:
-        fail(
-            "no service found: start one with `amd up`, log in to one with `amd login URL`, or set AMD_URL and AMD_KEY"
-        )
-    return target
+    target = configured_target()
+    if target is not None:
+        return target
+    stack = local_stack()
+    if stack is None:
+        fail(NO_SERVICE)
+    key = _environment_key() or read_key_file(str(stack.key_file), "key file")
+    return ServiceTarget(stack.url, key, None, f"amd up, {stack.data_dir}")
 
 
 def local_stack() -> Stack | None:
@@ -93,9 +96,8 @@ def default_project(project: str | None) -> str | None:
 
 
 def context_key(context: ServiceContext) -> str | None:
-    if context.key_file is None:
-        return context.key
-    return read_key_file(context.key_file, "key file")
+    """Return the key of a context, from its file if it has one."""
+    return read_key_file(context.key_file, "key file") if context.key_file else context.key
 
 
 def read_key_file(path: str, name: str) -> str:
