@@ -15,6 +15,7 @@ from tests.support.s3 import S3Server
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["AMD_CONFIG"] = os.devnull  # without the services that the user is logged in to
 
 # Disable deadlines: the first example of a test may import modules, which is slow on a busy machine.
 hypothesis.settings.register_profile("amd", deadline=None)

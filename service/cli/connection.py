@@ -1,38 +1,144 @@
-"""Connect commands to the service, turning client failures into a message and an exit code.
+"""Decide which service a command uses, connect to it, and turn client failures into a message and an exit code.
 
-The service is the one at AMD_URL, or the one that `amd up` started on this machine. The client is imported on first
-use.
+The first of these selects the service: --context, AMD_URL, AMD_CONTEXT, the current context of `amd login`, and the
+stack that `amd up` started on this machine. The client is imported on first use.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from service.cli.console import fail
+from service.cli.console import fail, print_progress
+from service.cli.context_store import ServiceContext, read_contexts
 from service.cli.exit_codes import BAD_INPUT, FAILURE
 
 if TYPE_CHECKING:
     from service.client import Client
+    from service.stack import Stack
     from service.web.errors import Problem
 
 TRIES = 4
 PERSISTENT_TRIES = 16
+NO_SERVICE = "no service found: start one with `amd up`, log in to one with `amd login URL`, or set AMD_URL and AMD_KEY"
+
+selected_context: ContextVar[str | None] = ContextVar("selected_context", default=None)
+"""Value of --context."""
+
+
+class ServiceTarget(NamedTuple):
+    """A service, and how it was selected."""
+
+    url: str
+    key: str | None
+    project: str | None
+    """Project of the context: the default of `--project`."""
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.url} ({self.source})"
+
+
+# Selection
+
+
+def configured_target() -> ServiceTarget | None:
+    """Return the service that an option, the environment or the current context selects, if any.
+
+    Raises ConfigError if the context does not exist. AMD_KEY and AMD_KEY_FILE override the key of a context, unless it
+    is selected by --context.
+    """
+    selected = selected_context.get()
+    if selected is None and (url := os.environ.get("AMD_URL")):
+        return ServiceTarget(url, _environment_key(), None, "AMD_URL")
+    contexts = read_contexts()
+    name = selected or os.environ.get("AMD_CONTEXT") or contexts.current
+    if name is None:
+        return None
+    context = contexts.get(name)
+    key = None if selected else _environment_key()
+    return ServiceTarget(context.url, key or context_key(context), context.project, f"context {name}")
+
+
+def service_target() -> ServiceTarget:
+    """Return the configured service, else the stack on this machine. Exits if there is none."""
+    target = configured_target()
+    if target is not None:
+        return target
+    stack = local_stack()
+    if stack is None:
+        fail(NO_SERVICE)
+    key = _environment_key() or read_key_file(str(stack.key_file), "key file")
+    return ServiceTarget(stack.url, key, None, f"amd up, {stack.data_dir}")
+
+
+def local_stack() -> Stack | None:
+    """Return the stack that `amd up` started on this machine, if it is running."""
+    from service.stack import StackError, find_stack
+
+    try:
+        return find_stack()
+    except StackError as error:
+        fail(str(error))
+
+
+def default_project(project: str | None) -> str | None:
+    """Return the project of an option, else that of the context."""
+    if project is not None:
+        return project
+    target = configured_target()
+    return target.project if target else None
+
+
+def context_key(context: ServiceContext) -> str | None:
+    """Return the key of a context, from its file if it has one."""
+    return read_key_file(context.key_file, "key file") if context.key_file else context.key
+
+
+def read_key_file(path: str, name: str) -> str:
+    """Return the key in a file. Exits with a message that starts with `name` if it cannot be read."""
+    try:
+        return Path(path).expanduser().read_text().strip()
+    except OSError as error:
+        fail(f"{name} {path}: cannot be read ({error.strerror})")
+
+
+def _environment_key() -> str | None:
+    if key := os.environ.get("AMD_KEY"):
+        return key
+    file = os.environ.get("AMD_KEY_FILE")
+    return read_key_file(file, "AMD_KEY_FILE") if file else None
+
+
+# Connection
 
 
 @contextmanager
-def connected(as_json: bool = False, *, persistent: bool = False) -> Iterator[Client]:
-    """Yield a client for the service. On failure, print the message and exit: code 2 for an invalid request, else 1.
+def connected(as_json: bool = False, *, persistent: bool = False, announce: bool = False) -> Iterator[Client]:
+    """Yield a client for the selected service. On failure, exit as `connected_to` does.
 
-    `persistent`: retry for as long as a restart of the service takes.
+    `persistent`: retry for as long as a restart of the service takes. `announce`: print which service is used.
     """
+    target = service_target()
+    if announce:
+        print_progress(str(target))
+    with connected_to(target, as_json, persistent=persistent) as client:
+        yield client
+
+
+@contextmanager
+def connected_to(target: ServiceTarget, as_json: bool = False, *, persistent: bool = False) -> Iterator[Client]:
+    """Yield a client. On failure, print the message and exit: code 2 for an invalid request, else 1."""
     from service.client import ApiError, Client, NoAnswer, Patience
 
     try:
         tries = PERSISTENT_TRIES if persistent else TRIES
-        with Client.from_environment(patience=Patience(tries=tries)) as client:
+        with Client(target.url, target.key, patience=Patience(tries=tries)) as client:
             yield client
     except ApiError as error:
         _fail_refused(error.problem, as_json)

@@ -27,6 +27,12 @@ def print_progress(line: str) -> None:
     err.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
+def print_secret(secret: str, note: str) -> None:
+    """Print a secret alone on standard output, so that it can be piped into a file, and a note on standard error."""
+    print_progress(note)
+    print_plain(secret)
+
+
 def print_errors(problems: Sequence[str]) -> None:
     """Print each problem on its own line of standard error."""
     for problem in problems:

@@ -10,24 +10,28 @@ import json
 import sys
 import typing
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from amd.config import ConfigError
 from amd.storage import local_path
-from service.cli.connection import connected
+from service.cli.connection import connected, default_project
 from service.cli.console import fail, out
-from service.cli.exit_codes import BAD_INPUT, FAILURE, SUCCESS
+from service.cli.exit_codes import FAILURE, SUCCESS
+from service.cli.ids import unique_id
+from service.cli.listing import Listing, Output, Watch, print_service_list
 from service.cli.options import AsJson
+from service.cli.tables import Column, facts_table, fitted_table
+from service.cli.times import ago, duration
 
 if TYPE_CHECKING:
     from service.client import Client
     from service.jobs.kinds import JobKind
     from service.jobs.schemas import JobDetail, JobView, State
+    from service.serving.schemas import NeighbourView
 
 SEARCHED_JOBS = 2000  # number of newest jobs searched for a shortened id
 COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelled": "yellow", "paused": "yellow"}
@@ -44,30 +48,28 @@ def list_jobs(
     kind: Annotated[str | None, typer.Option(help="Kind: train, finetune, detect, probe, embed, search, …")] = None,
     label: Labels = None,
     project: Annotated[
-        str | None, typer.Option(help="Project to list; default: all projects that the key covers.")
+        str | None,
+        typer.Option(help="Project to list; default: the project of the context, else all that the key covers."),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of jobs.")] = 20,
+    output: Output = "table",
+    watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    with connected(as_json) as client:
+    labels, selected = parse_labels(label), default_project(project)
+
+    def fetch(client: Client) -> list[JobView]:
         found = client.jobs.list(
             kind=typing.cast("JobKind | None", kind),
             state=typing.cast("State | None", state),
-            labels=parse_labels(label),
-            project=project,
+            labels=labels,
+            project=selected,
             page=min(limit, 200),
         )
-        jobs = list(itertools.islice(found, limit))
-    if as_json:
-        print(json.dumps([job.model_dump(mode="json") for job in jobs]))
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in ("id", "state", "name", "progress", "created"):
-        table.add_column(column, no_wrap=column == "id")
-    for job in jobs:
-        table.add_row(job.id, _state(job), escape(job.name or job.preset or ""), _progress(job), _ago(job.created_at))
-    out.print(table if jobs else "no jobs")
+        return list(itertools.islice(found, limit))
+
+    print_service_list(JOBS, fetch, output, watch, as_json)
 
 
 @app.command()
@@ -193,13 +195,7 @@ def neighbours(
     if as_json:
         print(json.dumps([each.model_dump(mode="json") for each in found]))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("score", "record", "label", "location"):
-        table.add_column(column, overflow="fold")
-    for each in found:
-        label = "" if each.label is None else str(each.label)
-        table.add_row(f"{each.score:.4f}", str(each.record), label, escape(each.location))
-    out.print(table)
+    out.print(fitted_table(NEIGHBOURS, found, out.width))
 
 
 # Lookup
@@ -215,14 +211,7 @@ def find_job(client: Client, text: str) -> JobDetail:
         if error.problem.status not in (404, 422):
             raise
     newest = itertools.islice(client.jobs.list(), SEARCHED_JOBS)
-    found = [job.id for job in newest if job.id.startswith(text) or job.id.rsplit("-", 1)[-1].startswith(text)]
-    if not found:
-        fail(f"no job {text!r}; `amd jobs list` lists the existing jobs", code=BAD_INPUT)
-    if len(found) > 1:
-        more = ", …" if len(found) > 5 else ""
-        ids = ", ".join(found[:5]) + more
-        fail(f"{text!r} matches {len(found)} jobs: {ids}; use a longer part of the id", code=BAD_INPUT)
-    return client.jobs.get(found[0])
+    return client.jobs.get(unique_id(text, (job.id for job in newest), "job", "amd jobs list"))
 
 
 def parse_labels(pairs: Sequence[str] | None) -> dict[str, str] | None:
@@ -249,7 +238,7 @@ def print_job(job: JobView, as_json: bool) -> None:
     if as_json:
         print(job.model_dump_json())
         return
-    out.print(f"{job.id}: {_state(job)}{escape(_why(job))}", highlight=False, soft_wrap=True)
+    out.print(Text.assemble(f"{job.id}: ", _state(job), _why(job)), soft_wrap=True)
 
 
 def _why(job: JobView) -> str:
@@ -261,9 +250,8 @@ def exit_code(job: JobView) -> int:
     return SUCCESS if job.state == "succeeded" else FAILURE
 
 
-def _state(job: JobView) -> str:
-    colour = COLOURS.get(job.state)
-    return f"[{colour}]{job.state}[/{colour}]" if colour else job.state
+def _state(job: JobView) -> Text:
+    return Text(job.state, style=COLOURS.get(job.state, ""))
 
 
 def _progress(job: JobView) -> str:
@@ -274,40 +262,44 @@ def _progress(job: JobView) -> str:
         return f"{progress.trials or 0}/{progress.of_trials} trials"
     if not progress.steps:
         return ""
-    left = f", {_duration(progress.seconds_left)} left" if progress.seconds_left and job.state == "running" else ""
+    left = f", {duration(progress.seconds_left)} left" if progress.seconds_left and job.state == "running" else ""
     return f"{progress.step or 0}/{progress.steps}{left}"
 
 
-def _ago(at: datetime) -> str:
-    return f"{_duration((datetime.now(UTC) - at).total_seconds())} ago"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0, seconds):.0f} s"
-
-
 def _details(job: JobDetail) -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    rows: list[tuple[str, str]] = [
-        ("id", job.id),
-        ("state", _state(job) + escape(_why(job))),
-        ("kind", job.kind + (f", preset {job.preset}" if job.preset else "")),
-        ("name", escape(job.name or "")),
-        ("labels", escape(", ".join(f"{key}={value}" for key, value in job.labels.items()))),
-        ("project", job.project),
-        ("progress", _progress(job)),
-        ("attempt", f"{job.attempt} (up to {job.max_retries} automatic retries)" if job.attempt else ""),
-        ("created", f"{_ago(job.created_at)} by {job.created_by}"),
-        ("run", job.run_folder),
-        ("encoder", job.encoder or ""),
-        ("actions", ", ".join(job.allowed_actions)),
-    ]
-    for name, value in rows:
-        if value:
-            table.add_row(f"[dim]{name}[/dim]", value)
-    if job.failure is not None and job.failure.log_tail:
-        table.add_row("[dim]log tail[/dim]", escape(job.failure.log_tail))
-    return table
+    return facts_table(
+        [
+            ("id", job.id),
+            ("state", Text.assemble(_state(job), _why(job))),
+            ("kind", job.kind + (f", preset {job.preset}" if job.preset else "")),
+            ("name", job.name or ""),
+            ("labels", ", ".join(f"{key}={value}" for key, value in job.labels.items())),
+            ("project", job.project),
+            ("progress", _progress(job)),
+            ("attempt", f"{job.attempt} (up to {job.max_retries} automatic retries)" if job.attempt else ""),
+            ("created", f"{ago(job.created_at)} by {job.created_by}"),
+            ("run", job.run_folder),
+            ("encoder", job.encoder or ""),
+            ("actions", ", ".join(job.allowed_actions)),
+            ("log tail", job.failure.log_tail if job.failure is not None and job.failure.log_tail else ""),
+        ]
+    )
+
+
+JOBS: Listing[JobView] = Listing(
+    columns=(
+        Column("id", lambda job: job.id, wraps=False),
+        Column("state", _state, wraps=False),
+        Column("name", lambda job: job.name or job.preset or ""),
+        Column("progress", _progress, drop=2),
+        Column("created", lambda job: ago(job.created_at), wraps=False, drop=1),
+    ),
+    empty="no jobs",
+)
+
+NEIGHBOURS: tuple[Column[NeighbourView], ...] = (
+    Column("score", lambda found: f"{found.score:.4f}", wraps=False),
+    Column("record", lambda found: str(found.record), wraps=False),
+    Column("label", lambda found: "" if found.label is None else str(found.label)),
+    Column("location", lambda found: found.location),
+)

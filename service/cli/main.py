@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, NoReturn
 
@@ -19,7 +19,11 @@ import typer
 from amd.config import ConfigError
 from amd.storage import StorageError
 from service.cli.bench import app as bench_app
+from service.cli.command_groups import RootGroup
+from service.cli.connection import selected_context
 from service.cli.console import print_errors
+from service.cli.contexts import app as contexts_app
+from service.cli.contexts import context_names, login, logout
 from service.cli.data import prepare, validate
 from service.cli.demo import demo
 from service.cli.detect import detect
@@ -28,32 +32,67 @@ from service.cli.encoders import app as encoders_app
 from service.cli.exit_codes import BAD_INPUT, SUCCESS
 from service.cli.finetune import finetune
 from service.cli.jobs import app as jobs_app
+from service.cli.keys import app as keys_app
 from service.cli.parity import parity
 from service.cli.presets import presets
 from service.cli.probe import probe
 from service.cli.search import app as search_app
 from service.cli.stack import down, status, up
 from service.cli.train import train
+from service.cli.webhooks import app as webhooks_app
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user enables it
 
+PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
+    "Train": {
+        "demo": demo,
+        "presets": presets,
+        "train": train,
+        "finetune": finetune,
+        "detect": detect,
+        "search": search_app,
+    },
+    "Evaluate": {"probe": probe, "embed": embed, "parity": parity, "bench": bench_app},
+    "Data": {"validate": validate, "prepare": prepare},
+    "Service": {"up": up, "status": status, "down": down, "jobs": jobs_app, "encoders": encoders_app},
+    "Access": {"login": login, "logout": logout, "contexts": contexts_app, "keys": keys_app, "webhooks": webhooks_app},
+}
+"""All commands, in the order and under the headings of `amd --help`."""
+
+
+class _OrderedGroup(RootGroup):
+    order = tuple(name for commands in PANELS.values() for name in commands)
+
+
 app = typer.Typer(
     name="amd",
+    cls=_OrderedGroup,
     help="Small vision encoders by Asymmetric Masked Distillation: pre-train, evaluate, serve.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (train, finetune, detect, probe, embed, presets, prepare, validate, demo, parity, up, down, status):
-    app.command()(_command)
-for _name, _group in {"bench": bench_app, "encoders": encoders_app, "search": search_app, "jobs": jobs_app}.items():
-    app.add_typer(_group, name=_name)
+for _panel, _commands in PANELS.items():
+    for _name, _command in _commands.items():
+        if isinstance(_command, typer.Typer):
+            app.add_typer(_command, name=_name, rich_help_panel=_panel)
+        else:
+            app.command(_name, rich_help_panel=_panel)(_command)
 
 
 @app.callback(invoke_without_command=True)
-def _version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if show:
+def _global_options(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            help="Service to use: a name from `amd contexts`; default: AMD_URL, AMD_CONTEXT, the current context.",
+            autocompletion=context_names,
+        ),
+    ] = None,
+) -> None:
+    selected_context.set(context)
+    if show_version:
         print(version("amd-service"))
         raise typer.Exit(SUCCESS)
 

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from amd.config import ConfigError, parse_overrides
+from amd.storage import join
+from service.cli.command_groups import default_command
 from service.cli.console import out
+from service.cli.ids import stored_id
 from service.cli.options import AsJson, PresetName
 from service.cli.submission import Submission, submittable
 
 RUN = "run"
 
-
-class _RunByDefault(TyperGroup):
-    """Reads `amd search --space masking …` as `amd search run --space masking …`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
-            args = [RUN, *args]
-        return super().parse_args(ctx, args)
-
-
 app = typer.Typer(
-    cls=_RunByDefault,
+    cls=default_command(RUN),
     help="Search masking ratios, alignment layers, generators or recipes: `amd search --space masking --preset …`.",
     no_args_is_help=True,
 )
@@ -114,18 +107,28 @@ def run(
 
 @app.command()
 def report(
-    sweep: Annotated[str, typer.Argument(metavar="RUN", help="Sweep id or folder.")],
+    sweep: Annotated[str, typer.Argument(metavar="RUN", help="Sweep id, its beginning, or folder.")],
     storage: Annotated[
         str | None, typer.Option(help="Storage root of runs and encoders; default: AMD_STORAGE.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Regenerate the report of a sweep, running or ended: table, plots, verdict, best.json."""
-    from amd.training.run_folder import find_run
     from tune_spaces.report import show, write_report
 
-    written = write_report(find_run(sweep, storage))
+    written = write_report(_sweep_folder(sweep, storage))
     if as_json:
         print(written.model_dump_json())
     else:
         out.print(show(written))
+
+
+def _sweep_folder(sweep: str, storage: str | None) -> str:
+    """Return the folder of a sweep, given its folder, its id, or the beginning of its id."""
+    from amd.training.run_folder import find_run
+
+    folder = find_run(sweep, storage)
+    if folder == sweep:
+        return folder
+    runs = posixpath.dirname(folder)
+    return join(runs, stored_id(sweep, runs, "run"))

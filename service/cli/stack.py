@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from service.cli.connection import configured_target
 from service.cli.console import fail, out, print_plain, print_progress
 from service.cli.exit_codes import FAILURE, SUCCESS
 from service.cli.options import AsJson
+from service.cli.tables import Column, fitted_table
 
 DataDir = Annotated[
     Path | None,
@@ -19,6 +20,13 @@ DataDir = Annotated[
         "--data-dir", help="Folder of the database, keys and logs; default: AMD_DATA_DIR, else ~/.local/share."
     ),
 ]
+
+PARTS: tuple[Column[tuple[str, ...]], ...] = (
+    Column("part", lambda row: row[0], wraps=False),
+    Column("pid", lambda row: row[1], wraps=False, drop=1),
+    Column("port", lambda row: row[2], wraps=False),
+    Column("health", lambda row: row[3]),
+)
 
 
 def up(
@@ -54,6 +62,9 @@ def up(
     print_plain(f"key file     {stack.key_file}")
     print_plain(f"data         {stack.data_dir}")
     print_plain("next         amd train --preset demo-image-amd --submit")
+    other = configured_target()
+    if other is not None and other.url != stack.url:
+        print_progress(f"commands use {other}, not this service; `amd login` makes this service the current context")
 
 
 def down(
@@ -86,12 +97,10 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     elif not found.parts:
         out.print(f"no stack in {found.data_dir}; start one with `amd up`", highlight=False, soft_wrap=True)
     else:
-        table = Table(caption=f"{found.url}, data in {found.data_dir}")
-        for column in ("part", "pid", "port", "health"):
-            table.add_column(column)
-        for part in found.parts:
-            table.add_row(part.name, str(part.pid or "–"), str(part.port), part.health)
-        for name, health in found.reports.items():
-            table.add_row(f"  {name}", "", "", health)
-        out.print(table)
+        rows: list[tuple[str, ...]] = [
+            (part.name, str(part.pid or "–"), str(part.port), part.health) for part in found.parts
+        ]
+        rows += [(f"  {name}", "", "", health) for name, health in found.reports.items()]
+        out.print(fitted_table(PARTS, rows, out.width))
+        print_plain(f"{found.url}, data in {found.data_dir}")
     raise typer.Exit(SUCCESS if found.healthy else FAILURE)

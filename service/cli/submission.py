@@ -19,7 +19,7 @@ from amd.config import ConfigError
 from amd.presets.load import read_config_file
 from amd.storage import is_remote, local_path
 from amd.training.run_folder import DATA_FIELDS, WEIGHTS_FIELDS
-from service.cli.connection import connected
+from service.cli.connection import connected, default_project
 from service.cli.console import print_progress
 from service.cli.exit_codes import SUCCESS
 from service.cli.jobs import Labels, exit_code, parse_labels, print_job, print_log
@@ -43,7 +43,8 @@ class Submission(NamedTuple):
     ) -> NoReturn:
         """Submit the command as a job, follow it if requested, and exit. `config` is a file or URL."""
         values = _absolute_config(read_config_file(config)) if config else {} if kind in ("probe", "embed") else None
-        metadata = {"name": self.name, "labels": self.labels, "priority": self.priority, "project": self.project}
+        metadata = {"name": self.name, "labels": self.labels, "priority": self.priority}
+        metadata["project"] = default_project(self.project)
         with connected(as_json, persistent=True) as client:
             from service.client import JobRequest
 
@@ -78,7 +79,10 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         0,
     ),
-    "project": (Annotated[str | None, typer.Option(help="Project of the job; default: the API key's project.")], None),
+    "project": (
+        Annotated[str | None, typer.Option(help="Project of the job; default: that of the context or the API key.")],
+        None,
+    ),
     "follow": (
         Annotated[
             bool | None,

@@ -157,6 +157,7 @@ def test_a_report_is_regenerated_by_id_and_by_folder(
     assert (code, err) == (0, "")
     assert "masking" in out or "student_ratio" in out
     assert (Path(folder) / "report" / "report.md").exists()
+    assert amd(monkeypatch, capfd, "search", "report", "a-sw", "--storage", str(tmp_path))[:2] == (code, out)
     code, out, _ = amd(monkeypatch, capfd, "search", "report", folder, "--json")
     assert (code, len(out.splitlines())) == (0, 1)
     assert json.loads(out)["folder"] == f"{folder}/report"

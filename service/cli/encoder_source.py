@@ -1,0 +1,77 @@
+"""Where a command finds a published encoder: at the selected service, or else under the storage root.
+
+The service is used if a context or AMD_URL selects one. `--storage`, and an encoder given as a path or URL, take
+precedence. Then nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amd.artifacts.discovery import encoder_folder, encoder_url, encoders_url
+from amd.storage import resolve_root
+from service.cli.connection import configured_target, connected, default_project
+from service.cli.ids import stored_id, unique_id
+
+if TYPE_CHECKING:
+    from service.client import Client
+
+SEARCHED_ENCODERS = 2000  # number of newest encoders searched for a shortened id
+
+
+def uses_service(storage: str | None) -> bool:
+    """Whether encoders are looked up at a service. `storage` is the value of --storage."""
+    return storage is None and configured_target() is not None
+
+
+@contextmanager
+def published_encoder(name: str, storage: str | None, file: str | None = None) -> Iterator[str]:
+    """Yield the folder of an encoder, given its id, the beginning of its id, or its path or URL.
+
+    From a service, `file` or by default all files are downloaded to a temporary folder; there, `name` may also be an
+    alias. Exits if the id is ambiguous or the service does not know it.
+    """
+    root = resolve_root(storage)
+    if encoder_url(root, name) == name:
+        yield name
+    elif uses_service(storage):
+        with tempfile.TemporaryDirectory(prefix="amd-encoder-") as folder:
+            yield _download(name, Path(folder), file)
+    else:
+        yield encoder_folder(root, stored_id(name, encoders_url(root), "encoder"))
+
+
+def _download(name: str, folder: Path, file: str | None) -> str:
+    project = default_project(None)
+    with connected(persistent=True, announce=True) as client:
+        encoder = find_encoder(client, name, project)
+        if file is not None:
+            client.encoders.download(encoder, folder / file, file, project)
+            return str(folder)
+        archive = folder / "encoder.tar"
+        client.encoders.download(encoder, archive, None, project)
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    archive.unlink()
+    (extracted,) = folder.iterdir()
+    return str(extracted)
+
+
+def find_encoder(client: Client, text: str, project: str | None) -> str:
+    """Return `text` if it is the id or alias of an encoder, else the only id that it shortens. Exits otherwise."""
+    from service.client import ApiError
+
+    try:
+        client.encoders.get(text, project)
+        return text
+    except ApiError as error:
+        if error.problem.status not in (404, 422):
+            raise
+    newest = itertools.islice(client.encoders.list(), SEARCHED_ENCODERS)
+    return unique_id(text, (encoder.id for encoder in newest), "encoder", "amd encoders list")

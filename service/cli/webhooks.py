@@ -1,0 +1,134 @@
+"""`amd webhooks …`: create, inspect and delete the webhooks of a service."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import ValidationError
+
+from amd.config import ConfigError
+from service.cli.connection import connected, default_project
+from service.cli.console import out, print_secret
+from service.cli.ids import unique_id
+from service.cli.listing import Listing, Output, Watch, print_service_list
+from service.cli.options import AsJson
+from service.cli.tables import Column, facts_table
+from service.cli.times import ago
+
+if TYPE_CHECKING:
+    from service.client import Client
+    from service.webhooks.routes import DeliveryView, WebhookView
+
+app = typer.Typer(help="Manage webhooks, which receive job events; requires an admin key.", no_args_is_help=True)
+
+WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", help="Id of the webhook, or its beginning.")]
+
+WEBHOOKS: Listing[WebhookView] = Listing(
+    columns=(
+        Column("id", lambda webhook: webhook.id, wraps=False),
+        Column("url", lambda webhook: webhook.url, narrow=30),
+        Column("events", lambda webhook: ", ".join(webhook.events) or "all"),
+        Column("project", lambda webhook: webhook.project or "all", drop=3),
+        Column("created", lambda webhook: ago(webhook.created_at), wraps=False, drop=2),
+        Column("by", lambda webhook: webhook.created_by, drop=1),
+    ),
+    empty="no webhooks",
+)
+
+DELIVERIES: Listing[DeliveryView] = Listing(
+    columns=(
+        Column("job", lambda delivery: delivery.job_id, wraps=False),
+        Column("event", lambda delivery: delivery.type),
+        Column("state", lambda delivery: delivery.state, wraps=False),
+        Column("tries", lambda delivery: str(delivery.tries), wraps=False, drop=2),
+        Column("outcome", lambda delivery: delivery.answer, narrow=20),
+        Column("created", lambda delivery: ago(delivery.created_at), wraps=False, drop=1),
+    ),
+    empty="no deliveries",
+)
+
+
+@app.command("list")
+def list_command(output: Output = "table", watch: Watch = False, as_json: AsJson = False) -> None:
+    """List webhooks; their secrets are not shown."""
+    print_service_list(WEBHOOKS, lambda client: client.webhooks.list(), output, watch, as_json)
+
+
+@app.command()
+def create(
+    url: Annotated[str, typer.Argument(help="Target of the deliveries: an https URL with a public address.")],
+    event: Annotated[
+        list[str] | None,
+        typer.Option("--event", "-e", help="Job event to deliver, such as succeeded; may be repeated; default: all."),
+    ] = None,
+    project: Annotated[
+        str | None, typer.Option(help="Project of the events; default: that of the context or of your key, if any.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a webhook and print its signing secret on standard output. It is not shown again."""
+    from service.webhooks.routes import WebhookRequest
+
+    try:
+        request = WebhookRequest.model_validate(
+            {"url": url, "events": event or [], "project": default_project(project)}
+        )
+    except ValidationError as error:
+        raise ConfigError([f"{found['loc'][0]}: {found['msg']}" for found in error.errors()]) from None
+    with connected(as_json) as client:
+        created = client.webhooks.create(request)
+    if as_json:
+        print(created.model_dump_json())
+        return
+    events = ", ".join(created.events) or "all events"
+    print_secret(created.secret, f"webhook {created.id} ({events}, {created.url}); the secret is not shown again")
+
+
+@app.command()
+def show(webhook: WebhookId, as_json: AsJson = False) -> None:
+    """Show a webhook."""
+    with connected(as_json) as client:
+        found = _find(client, webhook)
+    if as_json:
+        print(found.model_dump_json())
+        return
+    facts = [
+        ("id", found.id),
+        ("url", found.url),
+        ("events", ", ".join(found.events) or "all"),
+        ("project", found.project or "all"),
+        ("created", f"{ago(found.created_at)} by {found.created_by}"),
+    ]
+    out.print(facts_table(facts))
+
+
+@app.command()
+def deliveries(
+    webhook: WebhookId,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=200, help="Maximum number of deliveries.")] = 50,
+    output: Output = "table",
+    watch: Watch = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the latest deliveries of a webhook, newest first; finished ones are kept for a week."""
+
+    def fetch(client: Client) -> list[DeliveryView]:
+        return client.webhooks.deliveries(_find(client, webhook).id, limit)
+
+    print_service_list(DELIVERIES, fetch, output, watch, as_json)
+
+
+@app.command()
+def delete(webhook: WebhookId, as_json: AsJson = False) -> None:
+    """Delete a webhook and its pending deliveries."""
+    with connected(as_json) as client:
+        id = _find(client, webhook).id
+        client.webhooks.delete(id)
+    print(json.dumps({"id": id, "deleted": True}) if as_json else f"{id}: deleted")
+
+
+def _find(client: Client, text: str) -> WebhookView:
+    webhooks = {webhook.id: webhook for webhook in client.webhooks.list()}
+    return webhooks[unique_id(text, webhooks, "webhook", "amd webhooks list")]

@@ -1,0 +1,106 @@
+"""Where `amd encoders` looks: the selected service, else the storage root; the output says which."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.cli.context_store import ContextFile, ServiceContext, write_contexts
+from service.client import Client
+from tests.support.service.encoder_cards import publish
+from tests.support.service.server import Server
+
+Command = Callable[..., tuple[int, str, str]]
+LOCAL, REMOTE = "train-20260101-120000-1a2b3c4d", "train-20260102-120000-5e6f7a8b"
+
+
+@pytest.fixture
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a storage root with one encoder, which the service does not know."""
+    monkeypatch.setenv("AMD_STORAGE", str(tmp_path / "storage"))
+    publish(str(tmp_path / "storage"), LOCAL)
+    return tmp_path / "storage"
+
+
+@pytest.fixture
+def registered(server: Server, storage: Path) -> Server:
+    """Return a service with one encoder, which it has found in its own storage root."""
+    facts = {"weights_license": "CC-BY-NC-4.0", "scores": [score := {"protocol": "knn", "data": "d", "samples": 3}]}
+    publish(
+        server.app.state.settings.root, REMOTE, **facts | {"scores": [{**score, "values": {"eval/knn_top1": 61.5}}]}
+    )
+    with Client(server.url, server.key) as client:
+        while not list(client.encoders.list()):
+            pass
+    return server
+
+
+def select(server: Server) -> None:
+    write_contexts(ContextFile().with_context("prod", ServiceContext(url=server.url, key=server.key)))
+
+
+def listed(result: tuple[int, str, str]) -> list[str]:
+    return [row["id"] for row in json.loads(result[1])]
+
+
+def test_the_list_is_that_of_the_selected_service_or_of_the_storage_root(
+    registered: Server, storage: Path, amd: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out, err = amd("encoders", "list")
+    assert (LOCAL in out, REMOTE in out, err.strip()) == (True, False, f"storage root {storage}")
+    select(registered)
+    _, out, err = amd("encoders", "list")
+    assert (LOCAL in out, REMOTE in out, err.strip()) == (False, True, f"{registered.url} (context prod)")
+    assert "NC: non-commercial use only." in out
+    assert listed(amd("encoders", "list", "--storage", storage, "--json")) == [LOCAL]
+    write_contexts(ContextFile())
+    monkeypatch.setenv("AMD_URL", registered.url)
+    monkeypatch.setenv("AMD_KEY", registered.key)
+    assert listed(amd("encoders", "list", "--json")) == [REMOTE]
+
+
+def test_both_places_list_the_same_fields(registered: Server, storage: Path, amd: Command) -> None:
+    (local,) = json.loads(amd("encoders", "list", "--storage", registered.app.state.settings.root, "--json")[1])
+    select(registered)
+    (remote,) = json.loads(amd("encoders", "list", "--json")[1])
+    assert {**local, "project": None, "aliases": []} == remote
+
+
+def test_a_card_is_shown_and_an_alias_followed_by_the_same_rule(
+    registered: Server, storage: Path, amd: Command
+) -> None:
+    assert json.loads(amd("encoders", "show", "train-", "--json")[1])["id"] == LOCAL
+    select(registered)
+    assert json.loads(amd("encoders", "show", "5e6f", "--json")[1])["id"] == REMOTE
+    assert amd("encoders", "alias", "production", "train-")[:2] == (0, f"production: {REMOTE}\n")
+    assert json.loads(amd("encoders", "show", "production", "--json")[1])["id"] == REMOTE
+    assert json.loads(amd("encoders", "show", storage / "encoders" / LOCAL, "--json")[1])["id"] == LOCAL
+    code, _, err = amd("encoders", "show", LOCAL)
+    assert (code, f"no encoder '{LOCAL}'" in err) == (2, True)
+    _, out, _ = amd("encoders", "aliases")
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert REMOTE in out
+
+
+def test_a_download_of_all_files_is_unpacked(registered: Server, storage: Path) -> None:
+    from service.cli.encoder_source import published_encoder
+
+    select(registered)
+    with published_encoder("train-", None) as url:
+        assert Path(url).name == REMOTE
+        assert (Path(url) / "encoder.safetensors").read_bytes() == b"weights"
+    assert not Path(url).exists()
+
+
+def test_an_ambiguous_encoder_lists_the_candidates(registered: Server, storage: Path, amd: Command) -> None:
+    publish(str(storage), "train-other")
+    code, _, err = amd("encoders", "show", "train")
+    assert (code, f"'train' matches 2 encoders: {LOCAL}, train-other" in err) == (2, True)
+
+
+def test_a_project_needs_a_service(storage: Path, amd: Command) -> None:
+    code, _, err = amd("encoders", "list", "--project", "video")
+    assert (code, "--project" in err) == (2, True)
