@@ -399,27 +399,36 @@ def _fields(schema: Mapping[str, Any], fields: Mapping[str, Any], definitions: M
     return table(("field", "type", "default", "description"), rows)
 
 
-# Codes that the handlers in service/web/errors.py give to errors of other packages.
+# Meanings of codes that have no class of their own in service/web/errors.py.
 OTHER_CODES = {
-    "bad_request": (400, False, "The request is malformed."),
-    "json_invalid": (400, False, "The body is not valid JSON."),
-    "method_not_allowed": (405, False, "The path does not support the method; `Allow` lists those that it supports."),
-    "config_invalid": (422, False, "The config is invalid; `errors` has one entry per problem."),
-    "request_invalid": (422, False, "A parameter or field is invalid; `errors` has one entry per problem."),
-    "internal": (500, False, "Internal error; the service's log contains the details under `request_id`."),
-    "database_unavailable": (503, True, "The database does not respond; nothing was changed."),
-    "storage_unavailable": (503, True, "The storage root does not respond."),
+    "bad_request": "The request is malformed.",
+    "json_invalid": "The body is not valid JSON.",
+    "method_not_allowed": "The path does not support the method; `Allow` lists those that it supports.",
+    "config_invalid": "The config is invalid; `errors` has one entry per problem.",
+    "request_invalid": "A parameter or field is invalid; `errors` has one entry per problem.",
+    "internal": "Internal error; the service's log contains the details under `request_id`.",
+    "database_unavailable": "The database does not respond; nothing was changed.",
+    "storage_unavailable": "The storage root does not respond.",
+    "encoder_not_deployed": "No deployment serves the encoder.",
+    "encoder_unavailable": (
+        "The encoder's replicas do not respond: none is running yet, or one died during the request."
+    ),
+    "overloaded": "The replicas' queues are full; `retry_after` is in seconds.",
+    "deadline_exceeded": "The request's own deadline has passed.",
+    "item_invalid": "A file cannot be encoded; `index` is its position in the request.",
+    "not_possible": "The encoder does not support the request, for example because it has no head or too few layers.",
 }
 
 
 def _errors() -> Iterator[str]:
-    from service.web.errors import ERROR_RESPONSES
+    from service.web.errors import ERROR_RESPONSES, ServiceError
 
-    codes = {
-        found.code: (int(found.status), found.retryable, _paragraph(kind.__doc__))
-        for kind, found in ERROR_RESPONSES.items()
+    meanings = OTHER_CODES | {
+        kind.code: _paragraph(kind.__doc__) for kind in ServiceError.__subclasses__() if kind.code
     }
-    rows = sorted((status, code, retryable, text) for code, (status, retryable, text) in (codes | OTHER_CODES).items())
+    codes = {code: (int(found.status), found.retry_after_s is not None) for code, found in ERROR_RESPONSES.items()}
+    codes |= {"bad_request": (400, False), "method_not_allowed": (405, False)}  # raised by the framework
+    rows = sorted((status, code, retryable, meanings[code]) for code, (status, retryable) in codes.items())
     yield "## Errors"
     yield (
         "Errors are RFC 9457 problem details, `application/problem+json`, with the fields of [Problem](#problem). "
