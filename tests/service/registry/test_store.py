@@ -210,7 +210,7 @@ def test_paging_returns_every_matching_encoder_exactly_once(engine: Engine, stor
     for number in range(7):
         index_encoder(engine, f"e{number}", "video", hours=number // 2)
     index_encoder(engine, "big", "audio", encoder={"size": "B"}, objective="mae", run="job-1")
-    index_encoder(engine, "imported-encoder", None, objective=None, run=None)
+    index_encoder(engine, "custom", None, objective=None, run=None)
     store.move_alias("video", "production", "e3", "me")
     listed, cursor = list[str](), None
     while True:
@@ -218,12 +218,12 @@ def test_paging_returns_every_matching_encoder_exactly_once(engine: Engine, stor
         listed += [encoder.id for encoder in page.encoders]
         if (cursor := page.next_cursor) is None:
             break
-    assert listed == ["e6", "e5", "e4", "e3", "e2", "e1", "e0", "imported-encoder"]
+    assert listed == ["e6", "e5", "e4", "e3", "e2", "e1", "e0", "custom"]
 
     def ids(**where: str) -> list[str]:
         return [encoder.id for encoder in store.list(EncoderFilter(**where)).encoders]
 
     assert ids(objective="mae") == ids(size="B") == ids(job="job-1") == ids(project="audio", objective="mae") == ["big"]
-    assert ids(objective="imported") == ["imported-encoder"]
+    assert ids(objective="imported") == ["custom"]
     assert ids(alias="production") == ["e3"]
     assert ids(alias="production", project="audio") == []
