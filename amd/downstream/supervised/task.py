@@ -75,7 +75,7 @@ class SupervisedTask(ABC):
         return self.score(network, data, on)
 
     @abstractmethod
-    def test_note(self) -> str:
+    def test_note(self, data: Any) -> str:
         """Return what the test covers, to follow "testing step 12"."""
 
     @abstractmethod

@@ -63,7 +63,7 @@ class SupervisedTraining(Training):
         found = self.store.load_best() if group.is_main else None
         best = group.broadcast_from_main(lambda: found[0] if found else 0)
         network = self.task.restore((found[1] if found else self.store.load(best)).tensors)
-        self.emit("note", text=f"testing step {best}{self.task.test_note()}")
+        self.emit("note", text=f"testing step {best}{self.task.test_note(data)}")
         folder = join(self.spec.folder, TEST)
         scored = self.task.score_test(network.to(group.device), data, self.on, folder)
         self._warn_of_unreadable(scored, data)

@@ -82,9 +82,8 @@ class FinetuneTask(SupervisedTask):
         report.write_views(folder, predictions, data, views, on.group.rank)
         return score(predictions, data, self.config, on.group)
 
-    def test_note(self) -> str:
-        assert self.test is not None
-        return f": {self.config.evaluation.views} views of {len(self.test.records)} samples"
+    def test_note(self, data: LabelledSplit) -> str:
+        return f": {self.config.evaluation.views} views of {len(data.manifest)} samples"
 
     def write_report(self, folder: str, scored: ClassificationScores, data: LabelledSplit, step: int) -> None:
         report.write_report(folder, scored, data, self.config, step)

@@ -66,9 +66,8 @@ class DetectionTask(SupervisedTask):
         predictions = predict(network, self.config, data, on)
         return score(predictions, data, self.data.evaluated, on.group)
 
-    def test_note(self) -> str:
-        assert self.test is not None
-        return f" on {len(self.test.records)} key frames"
+    def test_note(self, data: EvaluationSet) -> str:
+        return f" on {len(data.key_frames)} key frames"
 
     def write_report(self, folder: str, scored: DetectionScores, data: EvaluationSet, step: int) -> None:
         report.write_report(folder, scored, data, self.data, self.config, step)
