@@ -6,13 +6,13 @@ Shapes: n rows of this rank (views of samples, or boxes), C classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from amd.config import ClipConfig
+from amd.config import ClipConfig, Precision
 from amd.data.faults import UnreadableSample
 from amd.data.loading.loader import Batch, ClipLoader, Records
 from amd.downstream.supervised.learner import SupervisedConfig
@@ -22,6 +22,14 @@ from amd.training.trainer.loop import Interrupted
 
 Rows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
 """Record (n,), number within the record (n,) and outputs (n, C) of each row."""
+
+
+class EvaluationContext(NamedTuple):
+    """Where an evaluation runs, and when it stops."""
+
+    group: ProcessGroup
+    precision: Precision
+    stopped: Callable[[], bool] = lambda: False
 
 
 class EvaluationData(Protocol):
@@ -52,7 +60,7 @@ class EvaluationScores(Protocol):
 
 
 def evaluation_loader(
-    config: SupervisedConfig, data: EvaluationData, group: ProcessGroup, clip: ClipConfig, **more: Any
+    config: SupervisedConfig, data: EvaluationData, clip: ClipConfig, group: ProcessGroup, **more: Any
 ) -> ClipLoader:
     """Open the loader of this rank's share of a data set; `more` is passed to ClipLoader."""
     return ClipLoader(
@@ -69,15 +77,11 @@ def evaluation_loader(
 
 @torch.inference_mode()
 def predict_rows(
-    network: EncoderWithHead,
-    loader: ClipLoader,
-    forward: Callable[[Batch], Rows],
-    group: ProcessGroup,
-    stopped: Callable[[], bool],
+    network: EncoderWithHead, loader: ClipLoader, forward: Callable[[Batch], Rows], on: EvaluationContext
 ) -> tuple[Rows, list[UnreadableSample]]:
     """Call `forward` on every batch, with the network in eval mode; return all rows, and the unreadable samples.
 
-    Raises Interrupted on all ranks once `stopped` is true on one of them.
+    Raises Interrupted on all ranks once `on.stopped` is true on one of them.
     """
     none = np.zeros(0, np.int64)
     parts: list[Rows] = [(none, none, np.zeros((0, network.head.out_features), np.float32))]
@@ -91,7 +95,7 @@ def predict_rows(
                     bad += batch.bad
                     if len(batch.clips):
                         parts.append(forward(batch))
-                if any(group.gather(stopped())):
+                if any(on.group.gather(on.stopped())):
                     raise Interrupted
     finally:
         network.train(training)

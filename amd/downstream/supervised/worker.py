@@ -2,70 +2,41 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any
 
-from torch import Tensor
-
-from amd.downstream.supervised.evaluation import EvaluationData, EvaluationScores
-from amd.downstream.supervised.learner import SupervisedConfig, SupervisedLearner, load_start
+from amd.data.loading.loader import ClipLoader, Records
+from amd.downstream.supervised.evaluation import EvaluationContext, EvaluationData, EvaluationScores
+from amd.downstream.supervised.learner import SupervisedLearner, load_start
 from amd.downstream.supervised.report import TEST, unreadable_warning
+from amd.downstream.supervised.task import SupervisedTask
 from amd.flops import encoder_flops
-from amd.models.classifier import EncoderWithHead
 from amd.storage import join
-from amd.training.trainer.loop import Training
-
-N = TypeVar("N", bound=EncoderWithHead)
-D = TypeVar("D", bound=EvaluationData)
-R = TypeVar("R", bound=EvaluationScores)
+from amd.training.process_group import ProcessGroup
+from amd.training.run_folder import RunSpec
+from amd.training.trainer.loop import LoopResult, RunHooks, Training
 
 
-class SupervisedTraining(Training, Generic[N, D, R]):
-    """Trains a network N, evaluates it on data D, and reports scores R.
+def work_on(task: type[SupervisedTask], spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
+    """Train a task on one rank; the `work` of its kind."""
+    return SupervisedTraining(task(spec.parsed(task.config_type)), spec, group, hooks).run()
 
-    Subclasses set `config` before this constructor, because it opens the data, and `learner` after it.
-    """
 
-    config: SupervisedConfig
+class SupervisedTraining(Training):
     learner: SupervisedLearner[Any]
-    final_norm: ClassVar[bool] = True
-    """Whether the encoder's last norm starts from the pre-trained weights too."""
-    unit: ClassVar[str]
-    """Name of the samples in messages."""
-    unreadable_as: ClassVar[str]
-    """Result that an unreadable sample counts as, in messages."""
 
-    @abstractmethod
-    def validation_data(self) -> D | None:
-        """Return the data to evaluate on during training."""
+    def __init__(self, task: SupervisedTask, spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> None:
+        self.task, self.config = task, task.config
+        super().__init__(spec, task.config, group, hooks)
+        self.learner = task.new_learner(
+            group, lambda network: load_start(network.encoder, task.config, final_norm=task.final_norm)
+        )
+        self.on = EvaluationContext(group, self.learner.precision, hooks.stop_requested)
 
-    def test_data(self) -> D | None:
-        """Return the data to test the best checkpoint on."""
-        return self.validation_data()
+    def open_manifest(self) -> Records:
+        return self.task.train
 
-    @abstractmethod
-    def restore(self, tensors: dict[str, dict[str, Tensor]]) -> N:
-        """Build the network to test from a checkpoint."""
-
-    @abstractmethod
-    def score(self, network: N, data: D) -> R:
-        """Evaluate a network during training. All ranks must call it."""
-
-    def score_test(self, network: N, data: D, folder: str) -> R:
-        """Evaluate a network in the final test; each rank may write its predictions to `folder`."""
-        return self.score(network, data)
-
-    @abstractmethod
-    def test_note(self, data: D) -> str:
-        """Return what the test covers, to follow "testing step 12"."""
-
-    @abstractmethod
-    def write_report(self, folder: str, scored: R, data: D, step: int) -> None:
-        """Write the reports of the test. Called on rank 0."""
-
-    def load_start(self, network: N) -> None:
-        """Load the pre-trained weights of the config, if there are any."""
-        load_start(network.encoder, self.config, final_norm=self.final_norm)
+    def open_loader(self, **more: Any) -> ClipLoader:
+        return super().open_loader(**self.task.loader_options(), **more)
 
     def flops_per_clip(self) -> float:
         """Return three times the FLOPs of a forward pass, twice for the patch embedding, as pixels need no gradient."""
@@ -75,10 +46,10 @@ class SupervisedTraining(Training, Generic[N, D, R]):
 
     def evaluate(self, done: int) -> dict[str, float]:
         every = self.config.evaluation.every_epochs * self.loader.steps_per_epoch
-        data = self.validation_data()
+        data = self.task.validation
         if data is None or (done % every and done != self.steps):
             return {}
-        scored = self.score(self.learner.tested, data)
+        scored = self.task.score(self.learner.tested, data, self.on)
         self._warn_of_unreadable(scored, data)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in scored.figures.items())
         self.emit("note", text=f"step {done}: {shown}")
@@ -86,20 +57,21 @@ class SupervisedTraining(Training, Generic[N, D, R]):
 
     def finalize(self, done: int) -> dict[str, float]:
         """Test the best checkpoint and write reports to the run's folder."""
-        data, group = self.test_data(), self.group
+        data, group = self.task.test, self.group
         if data is None:
             return {}
         found = self.store.load_best() if group.is_main else None
         best = group.broadcast_from_main(lambda: found[0] if found else 0)
-        network = self.restore((found[1] if found else self.store.load(best)).tensors)
-        self.emit("note", text=f"testing step {best}{self.test_note(data)}")
+        network = self.task.restore((found[1] if found else self.store.load(best)).tensors)
+        self.emit("note", text=f"testing step {best}{self.task.test_note(data)}")
         folder = join(self.spec.folder, TEST)
-        scored = self.score_test(network.to(group.device), data, folder)
+        scored = self.task.score_test(network.to(group.device), data, self.on, folder)
         self._warn_of_unreadable(scored, data)
         if group.is_main:
-            self.write_report(folder, scored, data, best)
+            self.task.write_report(folder, scored, data, best)
         return {name.replace("eval/", "test/"): value for name, value in scored.figures.items()}
 
-    def _warn_of_unreadable(self, scored: R, data: D) -> None:
+    def _warn_of_unreadable(self, scored: EvaluationScores, data: EvaluationData) -> None:
         if scored.bad:
-            self.emit("warning", text=unreadable_warning(data, scored.bad, self.unit, self.unreadable_as))
+            text = unreadable_warning(data, scored.bad, self.task.unit, self.task.unreadable_as)
+            self.emit("warning", text=text)

@@ -24,13 +24,13 @@ class ResolvedRun(Protocol):
 
 
 class RunKind(NamedTuple):
-    """Functions for one kind of run, all at module level, so that workers can import `work` by name."""
+    """Functions for one kind of run. `work` is at module level, so that workers can import it by name."""
 
     name: str
     """Name of the kind in run.json and in run ids."""
     check: Callable[[Any], DataFacts]
     """Check the config against its data. Raises ConfigError."""
-    check_weights: Callable[[Any], None]
+    check_weights: Callable[[Any], object]
     """Load the config's weights once, so that errors appear before the run starts. Raises ConfigError."""
     resolve: Callable[[Any, str, TrainTeacher], Any]
     """Train the teacher if needed: (config, root, train) -> ResolvedRun. Raises ConfigError, RunError or

@@ -7,20 +7,19 @@ Shapes: n views of this rank, m samples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from amd.artifacts.weights import whole_clips
-from amd.config import FinetuneConfig, Precision, ViewsConfig
+from amd.config import FinetuneConfig, ViewsConfig
 from amd.data.faults import UnreadableSample
 from amd.data.loading.loader import Batch
 from amd.device import autocast
 from amd.downstream.supervised.classification import metrics
 from amd.downstream.supervised.classification.data import LabelledSplit
-from amd.downstream.supervised.evaluation import Rows, evaluation_loader, predict_rows
+from amd.downstream.supervised.evaluation import EvaluationContext, Rows, evaluation_loader, predict_rows
 from amd.models.classifier import Classifier
 from amd.training.process_group import ProcessGroup
 
@@ -44,29 +43,23 @@ class ClassificationScores(NamedTuple):
 
 
 def predict(
-    classifier: Classifier,
-    config: FinetuneConfig,
-    split: LabelledSplit,
-    views: ViewsConfig,
-    group: ProcessGroup,
-    precision: Precision,
-    stopped: Callable[[], bool] = lambda: False,
+    classifier: Classifier, config: FinetuneConfig, split: LabelledSplit, views: ViewsConfig, on: EvaluationContext
 ) -> ViewPredictions:
     """Predict this rank's share of a data set with the classifier in eval mode.
 
-    Raises Interrupted on all ranks once `stopped` is true on one of them.
+    Raises Interrupted on all ranks once `on.stopped` is true on one of them.
     """
     count = views.segments * views.crops
-    micro_batch = max(1, config.evaluation.batch_size // (count * group.world))
-    loader = evaluation_loader(config, split, group, config.clip, micro_batch=micro_batch, views=views)
+    micro_batch = max(1, config.evaluation.batch_size // (count * on.group.world))
+    loader = evaluation_loader(config, split, config.clip, on.group, micro_batch=micro_batch, views=views)
 
     def forward(batch: Batch) -> Rows:
-        clips = batch.clips.to(group.device, non_blocking=True)
-        with autocast(precision, group.device):
+        clips = batch.clips.to(on.group.device, non_blocking=True)
+        with autocast(on.precision, on.group.device):
             logits = classifier(*whole_clips(classifier.encoder, config.clip, clips))
         return batch.records.numpy(), np.arange(len(clips)) % count, logits.float().cpu().numpy()
 
-    rows, bad = predict_rows(classifier, loader, forward, group, stopped)
+    rows, bad = predict_rows(classifier, loader, forward, on)
     return ViewPredictions(*rows, bad)
 
 

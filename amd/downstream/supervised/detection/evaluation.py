@@ -5,14 +5,13 @@ Shapes: n boxes of this rank or of all ranks, C actions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from amd.artifacts.weights import whole_clips
-from amd.config import DetectionConfig, Precision
+from amd.config import DetectionConfig
 from amd.data.faults import UnreadableSample
 from amd.data.loading.loader import Batch
 from amd.device import autocast
@@ -22,7 +21,7 @@ from amd.downstream.supervised.detection.data import EvaluationSet, reader_of
 from amd.downstream.supervised.detection.frame_map import DetectedActions, average_precisions
 from amd.downstream.supervised.detection.learner import rois_of
 from amd.downstream.supervised.detection.model import Detector, resized_detector
-from amd.downstream.supervised.evaluation import Rows, evaluation_loader, predict_rows
+from amd.downstream.supervised.evaluation import EvaluationContext, Rows, evaluation_loader, predict_rows
 from amd.training.process_group import ProcessGroup
 
 
@@ -48,32 +47,25 @@ class DetectionScores(NamedTuple):
         return self.predictions.bad
 
 
-def predict(
-    detector: Detector,
-    config: DetectionConfig,
-    val: EvaluationSet,
-    group: ProcessGroup,
-    precision: Precision,
-    stopped: Callable[[], bool] = lambda: False,
-) -> BoxPredictions:
+def predict(detector: Detector, config: DetectionConfig, val: EvaluationSet, on: EvaluationContext) -> BoxPredictions:
     """Predict this rank's share of the key frames with the detector in eval mode.
 
-    Raises Interrupted on all ranks once `stopped` is true on one of them.
+    Raises Interrupted on all ranks once `on.stopped` is true on one of them.
     """
     clip = config.clip.model_copy(update={"size": config.evaluation.size or config.clip.size})
     transform = EvaluationTransform(config.data, clip, config.evaluation.extend)
-    loader = evaluation_loader(config, val, group, clip, transform=transform, open_reader=reader_of(clip))
+    loader = evaluation_loader(config, val, clip, on.group, transform=transform, open_reader=reader_of(clip))
     tested = resized_detector(detector, clip)
 
     def forward(batch: Batch) -> Rows:
-        clips, rois = batch.clips.to(group.device, non_blocking=True), rois_of(batch.extras).to(group.device)
-        with autocast(precision, group.device):
+        clips, rois = batch.clips.to(on.group.device, non_blocking=True), rois_of(batch.extras).to(on.group.device)
+        with autocast(on.precision, on.group.device):
             logits = tested(*whole_clips(tested.encoder, tested.clip, clips), rois)
         records = np.repeat(batch.records.numpy(), [len(clip_boxes.boxes) for clip_boxes in batch.extras])
         numbers = np.concatenate([clip_boxes.numbers for clip_boxes in batch.extras])
         return records, numbers, logits.float().sigmoid().cpu().numpy()
 
-    rows, bad = predict_rows(tested, loader, forward, group, stopped)
+    rows, bad = predict_rows(tested, loader, forward, on)
     return BoxPredictions(*rows, bad)
 
 

@@ -12,7 +12,7 @@ import torch
 from amd.config import EncoderConfig, TokenGrid
 from amd.data.faults import UnreadableSample
 from amd.data.loading.loader import Batch
-from amd.downstream.supervised.evaluation import Rows, predict_rows
+from amd.downstream.supervised.evaluation import EvaluationContext, Rows, predict_rows
 from amd.models.classifier import Classifier
 from amd.training.trainer.loop import Interrupted
 
@@ -61,7 +61,7 @@ def predict(network: Classifier, loader: Any, group: Any, modes: list[bool]) -> 
         records = given.records.numpy()
         return records, np.zeros_like(records), np.ones((len(records), 5), np.float32)
 
-    return predict_rows(network, loader, forward, group, lambda: False)
+    return predict_rows(network, loader, forward, EvaluationContext(group, "fp32"))
 
 
 @pytest.mark.parametrize("training", [True, False])

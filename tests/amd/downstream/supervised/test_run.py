@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -88,3 +89,8 @@ def test_values_that_a_preset_leaves_unset_are_rejected(
     kind, config, _ = prepare(tmp_path)
     with pytest.raises(ConfigError, match=message):
         kind.check(with_overrides(config, overrides))
+
+
+@pytest.mark.parametrize("kind", [FINETUNING, DETECTION], ids=lambda kind: kind.name)
+def test_workers_can_import_the_work_of_a_kind_by_name(kind: RunKind) -> None:
+    assert resolve_name(f"{kind.work.__module__}:{kind.work.__qualname__}") is kind.work

@@ -14,6 +14,7 @@ from amd.config import FinetuneConfig, ViewsConfig, validate
 from amd.downstream.supervised.classification.data import open_splits
 from amd.downstream.supervised.classification.evaluation import ClassificationScores, ViewPredictions, predict, score
 from amd.downstream.supervised.classification.learner import new_classifier
+from amd.downstream.supervised.evaluation import EvaluationContext
 from amd.models.classifier import Classifier
 from amd.training.process_group import ProcessGroup
 from amd.training.trainer.loop import Interrupted
@@ -32,7 +33,7 @@ def scored(
     config: FinetuneConfig, group: ProcessGroup, views: ViewsConfig = VIEWS
 ) -> tuple[ViewPredictions, ClassificationScores]:
     split = open_splits(config)["data.val"]
-    predictions = predict(classifier_of(config), config, split, views, group, "fp32")
+    predictions = predict(classifier_of(config), config, split, views, EvaluationContext(group, "fp32"))
     return predictions, score(predictions, split, config, group)
 
 
@@ -106,16 +107,18 @@ def test_a_classifier_is_scored_in_eval_mode_and_returns_to_its_previous_mode(
     classifier, split = classifier_of(config).train(training), open_splits(config)["data.val"]
     modes: list[bool] = []
     classifier.encoder.blocks[1].register_forward_hook(lambda module, *_: modes.append(module.training))
-    first = predict(classifier, config, split, VIEWS, ProcessGroup(), "fp32")
+    first = predict(classifier, config, split, VIEWS, EvaluationContext(ProcessGroup(), "fp32"))
     assert set(modes) == {False}
     assert classifier.training is classifier.encoder.blocks[1].training is training
-    assert np.array_equal(first.logits, predict(classifier, config, split, VIEWS, ProcessGroup(), "fp32").logits)
+    assert np.array_equal(
+        first.logits, predict(classifier, config, split, VIEWS, EvaluationContext(ProcessGroup(), "fp32")).logits
+    )
 
 
 def test_a_stop_request_ends_evaluation_within_a_step_and_restores_the_mode(config: FinetuneConfig) -> None:
     classifier, split, stops = classifier_of(config).train(), open_splits(config)["data.val"], iter([False, True])
     with pytest.raises(Interrupted):
-        predict(classifier, config, split, VIEWS, ProcessGroup(), "fp32", lambda: next(stops))
+        predict(classifier, config, split, VIEWS, EvaluationContext(ProcessGroup(), "fp32", lambda: next(stops)))
     assert classifier.training
 
 

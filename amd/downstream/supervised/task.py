@@ -1,0 +1,83 @@
+"""What a kind of supervised run trains, on which data, and how that is scored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from amd.artifacts.weights import HeadCard, Pooling
+from amd.data.loading.loader import Records
+from amd.downstream.supervised.evaluation import EvaluationContext, EvaluationData, EvaluationScores
+from amd.downstream.supervised.learner import SupervisedConfig, SupervisedLearner
+from amd.models.classifier import EncoderWithHead
+from amd.training.process_group import ProcessGroup
+
+
+class SupervisedTask(ABC):
+    """A kind of supervised run on its data, which the constructor opens."""
+
+    name: ClassVar[str]  # in run.json and in run ids
+    config_type: ClassVar[type[SupervisedConfig]]
+    objective: ClassVar[Literal["finetune", "detection"]]
+    protocol: ClassVar[Literal["test", "detection"]]
+    pooling: ClassVar[Pooling] = "mean"
+    final_norm: ClassVar[bool] = True  # whether the encoder's last norm starts from the pre-trained weights too
+    unit: ClassVar[str]  # name of the samples in messages
+    unreadable_as: ClassVar[str]  # result that an unreadable sample counts as, in messages
+    score_settings: ClassVar[tuple[str, ...]]  # fields of the test's result that the card records with the score
+
+    config: Any
+    train: Records
+    validation: EvaluationData | None  # evaluated during training
+    test: EvaluationData | None  # predicted by the best checkpoint at the end
+
+    @abstractmethod
+    def __init__(self, config: Any) -> None:
+        """Open the data. Raises ConfigError."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Digest of all data sets of the run."""
+
+    def check(self) -> None:
+        """Check the data further, before training. Raises ConfigError."""
+
+    def completed_config(self) -> Any:
+        """Return the config with the values filled in that depend on the data."""
+        return self.config
+
+    def loader_options(self) -> dict[str, Any]:
+        """Return further arguments of the loader of the training data."""
+        return {}
+
+    @abstractmethod
+    def new_learner(self, group: ProcessGroup, start: Callable[[Any], Any]) -> SupervisedLearner[Any]: ...
+
+    @abstractmethod
+    def restore(self, tensors: dict[str, dict[str, Tensor]]) -> EncoderWithHead:
+        """Build the network to test and publish from a checkpoint."""
+
+    @abstractmethod
+    def head_card(self) -> HeadCard: ...
+
+    @abstractmethod
+    def train_digest(self) -> str: ...
+
+    @abstractmethod
+    def score(self, network: Any, data: Any, on: EvaluationContext) -> EvaluationScores:
+        """Evaluate a network during training. All ranks must call it."""
+
+    def score_test(self, network: Any, data: Any, on: EvaluationContext, folder: str) -> EvaluationScores:
+        """Evaluate a network in the final test; each rank may write its predictions to `folder`."""
+        return self.score(network, data, on)
+
+    @abstractmethod
+    def test_note(self, data: Any) -> str:
+        """Return what the test covers, to follow "testing step 12"."""
+
+    @abstractmethod
+    def write_report(self, folder: str, scored: Any, data: Any, step: int) -> None:
+        """Write the reports of the test. Called on rank 0."""
