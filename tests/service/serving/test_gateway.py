@@ -7,11 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
+from cachetools import TTLCache
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
 from service.serving.deployments import new_deployment
-from service.serving.gateway import Gateway
+from service.serving.gateway import LOOKUP_CACHE_S, MAX_CACHED_LOOKUPS, Gateway
 from service.serving.protocol import pack, pack_refusal
 from service.serving.schemas import ServingSettings
 from service.web import error_handlers
@@ -28,8 +29,10 @@ class OneDeployment:
             "images", "default", "me", encoder="first", candidate=None, share=0.0, settings=ServingSettings()
         )
         self._deployment.serving = {"main": "first"}
+        self.lookups = 0
 
     def find_serving(self, name: str, project: str | None) -> Any:
+        self.lookups += 1
         return self._deployment if name == "images" else None
 
 
@@ -39,7 +42,8 @@ class GatewayFixture:
     def __init__(self) -> None:
         self.reply: ServeReply = lambda _: httpx.Response(200, content=pack({"encoder": "first", "items": []}))
         self.requests = 0
-        self.gateway = Gateway(OneDeployment(), "http://serve")
+        self.deployments = OneDeployment()
+        self.gateway = Gateway(self.deployments, "http://serve")
         self.gateway._client = httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
         app = FastAPI()
 
@@ -70,6 +74,21 @@ def test_a_reply_is_passed_on(fixture: GatewayFixture) -> None:
     response = fixture.client.post("/images")
     assert (response.status_code, response.json()) == (200, {"encoder": "first"})
     assert fixture.count("ok") == 1
+
+
+def test_lookups_are_cached_for_a_while_also_of_names_without_a_deployment(
+    fixture: GatewayFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    cache = TTLCache(MAX_CACHED_LOOKUPS, LOOKUP_CACHE_S, timer=lambda: now)
+    monkeypatch.setattr(fixture.gateway, "_lookups", cache)
+    for _ in range(2):
+        assert fixture.client.post("/images").status_code == 200
+        assert fixture.client.post("/other").status_code == 409
+    assert fixture.deployments.lookups == 2
+    now += LOOKUP_CACHE_S
+    assert fixture.client.post("/images").status_code == 200
+    assert fixture.deployments.lookups == 3
 
 
 @pytest.mark.parametrize(
