@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Annotated, NoReturn
 
 import typer
@@ -100,7 +101,7 @@ def _global_options(
 def main() -> None:
     """Run the command. Invalid input is reported without a traceback, with exit code 2."""
     try:
-        app()
+        app(prog_name="amd")
     except ConfigError as error:
         _exit_on_bad_input(error.problems)
     except StorageError as error:
@@ -109,9 +110,15 @@ def main() -> None:
 
 def _exit_on_bad_input(problems: Sequence[str]) -> NoReturn:
     print_errors(problems)
-    if "--json" in sys.argv:
+    if _wants_json(sys.argv):
         print(json.dumps({"state": "invalid", "problems": list(problems)}))
     sys.exit(BAD_INPUT)
+
+
+def _wants_json(args: Sequence[str]) -> bool:
+    return any(arg in ("--json", "--output=json") for arg in args) or any(
+        pair in (("-o", "json"), ("--output", "json")) for pair in pairwise(args)
+    )
 
 
 if __name__ == "__main__":

@@ -72,10 +72,8 @@ def facts_table(facts: Sequence[tuple[str, str | Text]]) -> Table:
 
 def _fill(column: Column[T], rows: Sequence[T]) -> _FilledColumn:
     cells = [_as_text(column.cell(row)) for row in rows]
-    sizes = [Measurement.get(out, out.options, text) for text in (Text(column.title), *cells)]
-    widest = max(size.maximum for size in sizes)
-    longest_part = max(size.minimum for size in sizes)
-    narrowest = min(longest_part, column.narrow) if column.wraps else widest
+    widest = max(Measurement.get(out, out.options, text).maximum for text in (Text(column.title), *cells))
+    narrowest = min(widest, column.narrow) if column.wraps else widest
     return _FilledColumn(column.title, cells, widest, narrowest, column.drop)
 
 

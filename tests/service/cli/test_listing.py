@@ -103,6 +103,13 @@ def test_on_a_terminal_a_watched_table_is_updated_in_place() -> None:
     assert b"\x1b[1A" in shown[: shown.index(b"two")], "the cursor moves up before the second table"
 
 
+@pytest.mark.parametrize("args", [("--json",), ("-o", "json"), ("--output=json",)])
+def test_bad_input_is_reported_as_json_too(args: tuple[str, ...], amd: Any) -> None:
+    code, out, err = amd("jobs", "list", "--label", "odd", *args)
+    assert (code, json.loads(out)["state"]) == (2, "invalid")
+    assert "must have the form KEY=VALUE" in err
+
+
 def commands(group: Any, path: str = "amd") -> dict[str, Any]:
     found = {}
     for name, command in group.commands.items():
