@@ -15,7 +15,7 @@ ADDED = {"deploy/README.md": "deployment.md", "CONTRIBUTING.md": "contributing.m
 
 def main() -> None:
     shutil.rmtree(SITE, ignore_errors=True)
-    shutil.copytree(ROOT / "docs", SITE, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(ROOT / "docs", SITE, ignore=shutil.ignore_patterns("*.py", "__pycache__", "generator"))
     for source, name in ADDED.items():
         shutil.copy(ROOT / source, SITE / name)
     for page in SITE.rglob("*.md"):

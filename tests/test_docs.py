@@ -33,7 +33,8 @@ from tune_spaces.config import SearchConfig
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "deploy" / "README.md", *DOCS.rglob("*.md")])
+OTHERS = ("README.md", "CONTRIBUTING.md", "deploy/README.md", "tests/README.md")
+PAGES = sorted([*(path for name in OTHERS for path in ROOT.glob(name)), *DOCS.rglob("*.md")])
 GUIDES = [page for page in PAGES if page.parent != REFERENCE]
 PRESET_NAMES = {*PRESETS, *FINETUNE_PRESETS, *DETECTION_PRESETS}
 README_LINES = 125  # a screen and a half
