@@ -16,6 +16,7 @@ from pathlib import Path
 
 from uv import find_uv_bin
 
+UV = find_uv_bin()  # once, since it reads sysconfig, whose first use is not safe in several threads
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 PLATFORMS = {
     "Linux x86-64": "x86_64-manylinux_2_28",
@@ -34,7 +35,7 @@ def supported_pythons() -> list[str]:
 
 def resolve(python: str, platform: str) -> subprocess.CompletedProcess[str]:
     """Resolve all extras together, which includes every subset of them."""
-    command = [find_uv_bin(), "pip", "compile", "--quiet", "--all-extras", "--only-binary", ":all:", "--no-annotate"]
+    command = [UV, "pip", "compile", "--quiet", "--all-extras", "--only-binary", ":all:", "--no-annotate"]
     target = ["--python-version", python, "--python-platform", platform, "--no-header", str(PROJECT)]
     environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": MACOS}
     return subprocess.run([*command, *target], capture_output=True, text=True, env=environment)
