@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from amd.config import ConfigError
 from service.cli.connection import connected, default_project
 from service.cli.console import out
 from service.cli.encoder_source import find_encoder
@@ -76,6 +77,8 @@ def aliases(
     if name is None:
         print_service_list(ALIASES, lambda client: client.aliases.list(selected), output, watch, as_json)
     elif chosen != "table":
+        if watch:
+            raise ConfigError([f"--watch: the history of an alias can be watched as a table only, not as {chosen}"])
         with connected(as_json) as client:
             print_document(client.aliases.get(name, selected).model_dump(mode="json"), chosen)
     else:

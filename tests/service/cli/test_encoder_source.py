@@ -80,6 +80,9 @@ def test_a_card_is_shown_and_an_alias_followed_by_the_same_rule(
     assert json.loads(amd("encoders", "show", storage / "encoders" / LOCAL, "--json")[1])["id"] == LOCAL
     code, _, err = amd("encoders", "show", LOCAL)
     assert (code, f"no encoder '{LOCAL}'" in err) == (2, True)
+    history = json.loads(amd("encoders", "aliases", "production", "-o", "json")[1])["history"]
+    assert [move["after"] for move in history] == [REMOTE]
+    assert amd("encoders", "aliases", "production", "-o", "json", "--watch")[0] == 2
     _, out, _ = amd("encoders", "aliases")
     assert all(len(line) <= 80 for line in out.splitlines())
     assert REMOTE in out
