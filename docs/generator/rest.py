@@ -137,9 +137,7 @@ OTHER_CODES = {
 def _errors() -> Iterator[str]:
     from service.web.errors import ERROR_RESPONSES, ServiceError
 
-    meanings = OTHER_CODES | {
-        kind.code: paragraph(kind.__doc__) for kind in ServiceError.__subclasses__() if kind.code
-    }
+    meanings = OTHER_CODES | {kind.code: paragraph(kind.__doc__) for kind in ServiceError.__subclasses__() if kind.code}
     codes = {code: (int(found.status), found.retry_after_s is not None) for code, found in ERROR_RESPONSES.items()}
     codes |= {"bad_request": (400, False), "method_not_allowed": (405, False)}  # raised by the framework
     rows = sorted((status, code, retryable, meanings[code]) for code, (status, retryable) in codes.items())
