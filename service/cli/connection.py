@@ -145,7 +145,7 @@ def connected_to(target: ServiceTarget, as_json: bool = False, *, persistent: bo
     except NoAnswer as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("interrupted; the job continues on the service")
+        fail("interrupted; a job that was submitted continues on the service")
 
 
 def _fail_refused(problem: Problem, as_json: bool) -> NoReturn:

@@ -1,8 +1,7 @@
-"""`amd presets`: list the named recipes, or print one as a config. Does not import torch or Ray."""
+"""`amd presets`: list the presets, or print the config of one. Does not import torch or Ray."""
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -11,25 +10,32 @@ from rich.table import Table
 from amd.config import RunConfig
 from amd.presets.load import PRESETS_BY_KIND, find_preset
 from service.cli.console import out
+from service.cli.listing import Output, chosen_format, print_document
 from service.cli.options import AsJson
 
 
 def presets(
     name: Annotated[str | None, typer.Argument(help="Preset to print as a complete config.")] = None,
+    output: Output = "table",
     as_json: AsJson = False,
 ) -> None:
-    """List the named recipes with their source, hardware and cost, or print one as a config."""
+    """List the presets with their source, hardware and cost, or print the config of one, as JSON unless `-o yaml`."""
+    chosen = chosen_format(output, as_json)
     if name is not None:
-        print(find_preset(RunConfig, name).config.model_dump_json(indent=2))
+        config = find_preset(RunConfig, name).config
+        if chosen == "yaml":
+            print_document(config.model_dump(mode="json"), "yaml")
+        else:
+            print(config.model_dump_json(indent=2))
         return
     rows = [(kind, preset) for kind, group in PRESETS_BY_KIND.items() for preset in group.values()]
-    if as_json:
+    if chosen != "table":
         facts = ("name", "summary", "source", "hardware")
         listed = (
             {"kind": kind, **{fact: getattr(p, fact) for fact in facts}, "gpu_hours_estimate": p.gpu_hours}
             for kind, p in rows
         )
-        print(json.dumps(list(listed)))
+        print_document(list(listed), chosen)
         return
     table = Table(caption="GPU-hours: estimated from FLOPs for an H100 at 40 % of its bf16 peak.", show_lines=True)
     table.add_column("name", no_wrap=True)

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+import yaml
 
 from tests.support.service.command import amd
 
@@ -112,6 +114,15 @@ def test_bench_step_reports_the_share_of_each_part(
     assert set(figures["share"]) == {"data", "teacher", "student_forward", "backward", "optimizer"}
     assert figures["samples_per_s"] > 0
     assert figures["matmul_fraction"] > 0
+
+
+def test_presets_are_printed_as_yaml(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    _, listed, _ = amd(monkeypatch, capfd, "presets", "--json")
+    _, out, _ = amd(monkeypatch, capfd, "presets", "-o", "yaml")
+    assert yaml.safe_load(out) == json.loads(listed)
+    _, config, _ = amd(monkeypatch, capfd, "presets", "demo-video-amd")
+    _, out, _ = amd(monkeypatch, capfd, "presets", "demo-video-amd", "-o", "yaml")
+    assert yaml.safe_load(out) == json.loads(config)
 
 
 def test_presets_imports_neither_torch_nor_ray() -> None:
