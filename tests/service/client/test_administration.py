@@ -44,7 +44,7 @@ def test_a_webhook_is_created_listed_monitored_and_deleted(client_case: tuple[An
     assert [(found.id, found.events) for found in resolve(client.webhooks.list())] == [(created.id, ["created"])]
     job = resolve(client.jobs.submit(JobRequest(kind="train", preset="demo-image-amd")))
     deliveries = resolve(client.webhooks.deliveries(created.id, limit=1))
-    assert [(found.job_id, found.type) for found in deliveries] == [(job.id, "created")]
+    assert [(found.job_id, found.type) for found in deliveries] == [(job.id, "job.created")]
     resolve(client.webhooks.delete(created.id))
     assert resolve(client.webhooks.list()) == []
     with pytest.raises(ApiError, match="not_found"):
