@@ -37,7 +37,7 @@ def test_the_public_surface_matches_its_recording(name: str, surface: dict[str, 
         f"tests/golden/surface/{name} differs (- recorded, + current):\n"
         + "\n".join(changes[:SHOWN])
         + ("\n…" if len(changes) > SHOWN else "")
-        + f"\nIf the change is intcompleted, describe it in CHANGELOG.md and run `{WRITE}`."
+        + f"\nIf the change is intended, describe it in CHANGELOG.md and run `{WRITE}`."
     )
 
 

@@ -113,21 +113,19 @@ def _fields(schema: Mapping[str, Any], fields: Mapping[str, Any], definitions: M
     return table(("field", "type", "default", "description"), rows)
 
 
-# Meanings of codes that have no class of their own in service/web/errors.py.
-OTHER_CODES = {
+# Meanings of codes that have no exception class of their own.
+MEANINGS = {
     "bad_request": "The request is malformed.",
-    "json_invalid": "The body is not valid JSON.",
     "method_not_allowed": "The path does not support the method; `Allow` lists those that it supports.",
+    "json_invalid": "The body is not valid JSON.",
     "config_invalid": "The config is invalid; `errors` has one entry per problem.",
     "request_invalid": "A parameter or field is invalid; `errors` has one entry per problem.",
     "internal": "Internal error; the service's log contains the details under `request_id`.",
     "database_unavailable": "The database does not respond; nothing was changed.",
     "storage_unavailable": "The storage root does not respond.",
     "encoder_not_deployed": "No deployment serves the encoder.",
-    "encoder_unavailable": (
-        "The encoder's replicas do not respond: none is running yet, or one died during the request."
-    ),
-    "overloaded": "The replicas' queues are full; `retry_after` is in seconds.",
+    "encoder_unavailable": "The encoder's replicas do not respond: none runs yet, or one died during the request.",
+    "overloaded": "The replicas' queues are full.",
     "deadline_exceeded": "The request's own deadline has passed.",
     "item_invalid": "A file cannot be encoded; `index` is its position in the request.",
     "not_possible": "The encoder does not support the request, for example because it has no head or too few layers.",
@@ -135,18 +133,20 @@ OTHER_CODES = {
 
 
 def _errors() -> Iterator[str]:
-    from service.web.errors import ERROR_RESPONSES, ServiceError
+    from service.web.errors import ERROR_RESPONSES, FRAMEWORK_CODES, ServiceError
 
-    meanings = OTHER_CODES | {kind.code: paragraph(kind.__doc__) for kind in ServiceError.__subclasses__() if kind.code}
-    codes = {code: (int(found.status), found.retry_after_s is not None) for code, found in ERROR_RESPONSES.items()}
-    codes |= {"bad_request": (400, False), "method_not_allowed": (405, False)}  # raised by the framework
-    rows = sorted((status, code, retryable, meanings[code]) for code, (status, retryable) in codes.items())
+    meanings = {kind.code: paragraph(kind.__doc__) for kind in ServiceError.__subclasses__()} | MEANINGS
+    rows = [(int(found.status), name, found.retry_after_s is not None) for name, found in ERROR_RESPONSES.items()]
+    rows += [(status, name, False) for status, name in FRAMEWORK_CODES.items() if name not in ERROR_RESPONSES]
     yield "## Errors"
     yield (
         "Errors are RFC 9457 problem details, `application/problem+json`, with the fields of [Problem](#problem). "
         "Programs rely on `code`; `detail` may change. A retryable error has a `Retry-After` header."
     )
-    shown = ((f"`{name}`", str(status), "yes" if retryable else "no", text) for status, name, retryable, text in rows)
+    shown = (
+        (f"`{name}`", str(status), "yes" if retryable else "no", meanings[name])
+        for status, name, retryable in sorted(rows)
+    )
     yield table(("code", "status", "retryable", "meaning"), shown)
 
 

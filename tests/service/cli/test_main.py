@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-import yaml
 
 from tests.support.service.command import amd
 
