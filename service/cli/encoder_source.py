@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from amd.artifacts.discovery import encoder_folder, encoder_url, encoders_url
 from amd.storage import resolve_root
 from service.cli.connection import configured_target, connected, default_project
-from service.cli.ids import stored_id, unique_id
+from service.cli.ids import matching_ids, stored_id, unique_id
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -64,7 +64,10 @@ def _download(name: str, folder: Path, file: str | None) -> str:
 
 
 def find_encoder(client: Client, text: str, project: str | None) -> str:
-    """Return `text` if it is the id or alias of an encoder, else the only id that it shortens. Exits otherwise."""
+    """Return `text` if it is the ID or alias of an encoder, else the only ID that it shortens.
+
+    Raises the service's error if there is none; exits if several IDs match.
+    """
     from service.client import ApiError
 
     try:
@@ -73,5 +76,8 @@ def find_encoder(client: Client, text: str, project: str | None) -> str:
     except ApiError as error:
         if error.problem.status not in (404, 422):
             raise
-    newest = itertools.islice(client.encoders.list(), SEARCHED_ENCODERS)
-    return unique_id(text, (encoder.id for encoder in newest), "encoder", "amd encoders list")
+        newest = itertools.islice(client.encoders.list(), SEARCHED_ENCODERS)
+        matching = matching_ids(text, (encoder.id for encoder in newest))
+        if not matching:
+            raise
+    return unique_id(text, matching, "encoder", "amd encoders list")

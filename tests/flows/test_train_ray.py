@@ -184,5 +184,5 @@ def test_workers_that_do_not_fit_are_reported_with_the_cluster_resources(
         train_with_watcher, with_overrides(two_workers(tmp_path, "large"), overrides), NullWatcher()
     )
     assert (result.state, result.reason, result.exit_code) == ("failed", "infeasible_resources", 1)
-    assert "scaling.workers=2 need 64 CPU each; the cluster has 4 CPU" in result.message
+    assert "scaling.workers=2: each worker needs 64 CPU; the cluster has 4 CPU" in result.message
     assert len(listdir(join(result.run_folder, "errors"))) == 1, "a permanent error must not be retried"

@@ -63,6 +63,7 @@ def service(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     reconciler = Reconciler(app.state.jobs, cluster, settings, encoders)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen()  # connections wait until the server accepts them, instead of being refused
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -28,6 +28,7 @@ def url(server: FailingServer) -> Iterator[str]:
 
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen()  # connections wait until the server accepts them, instead of being refused
         runner = uvicorn.Server(uvicorn.Config(app, log_level="critical", http="h11"))
         thread = threading.Thread(target=runner.run, kwargs={"sockets": [listening]})
         thread.start()
