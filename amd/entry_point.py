@@ -1,14 +1,14 @@
 """Arguments, exit codes and error messages of entry points: 2 for invalid input, 1 for other failures and interrupts.
 
-Used by the modules that jobs run: `amd.training`, `amd.downstream`, `amd.tasks` and `tune_spaces`. Expected errors are
-printed without a traceback.
+Used by `amd.bench` and by the modules that jobs run: `amd.training`, `amd.downstream`, `amd.tasks` and `tune_spaces`.
+Expected errors are printed without a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from amd.commands import AS_JSON, CONFIG, LOCAL, OVERRIDES, PRESET, TRAINING_COMMANDS, CommandOption
 from amd.config import ConfigError, parse_overrides
@@ -41,6 +41,23 @@ def run_training(name: str, program: str, args: Sequence[str] | None, descriptio
     return int(result.exit_code)
 
 
+def run_named_command(
+    commands: Mapping[str, Callable[[Sequence[str]], int]],
+    args: Sequence[str] | None,
+    usage: str | None,
+    resume_note: str,
+) -> int:
+    """Run the command named by the first argument, by default of the process, as `run_entry_point` does.
+
+    `usage` is printed if there is no such command.
+    """
+    name, *rest = list(sys.argv[1:] if args is None else args) or [""]
+    if name not in commands:
+        print(f"error: unknown command {name!r}; use one of {', '.join(commands)}\n\n{usage}", file=sys.stderr)
+        return 2
+    return run_entry_point(lambda: commands[name](rest), resume_note)
+
+
 def run_entry_point(command: Callable[[], int], resume_note: str) -> int:
     """Run `command` and return its exit code.
 
@@ -60,6 +77,11 @@ def run_entry_point(command: Callable[[], int], resume_note: str) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; running the same command again {resume_note}", file=sys.stderr)
         return 1
+
+
+def print_progress(line: str) -> None:
+    """Print to standard error, which leaves standard output to results."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _print_errors(problems: list[str]) -> None:

@@ -18,7 +18,7 @@ from functools import partial
 
 from amd.commands import CONFIG, LOCAL_EMBED, PROBE_OVERRIDES
 from amd.config import EmbedConfig, ProbeConfig, parse_overrides
-from amd.entry_point import argument_parser, run_entry_point, run_training
+from amd.entry_point import argument_parser, print_progress, run_named_command, run_training
 from amd.presets.load import load_file
 
 
@@ -27,7 +27,7 @@ def probe(args: Sequence[str]) -> int:
     config = load_file(ProbeConfig, options.config, parse_overrides(options.overrides))
     from amd.downstream.probing.run import run_probe  # imports torch: only after the config is validated
 
-    print(run_probe(config, log=_log).model_dump_json(), flush=True)
+    print(run_probe(config, log=print_progress).model_dump_json(), flush=True)
     return 0
 
 
@@ -39,7 +39,7 @@ def embed(args: Sequence[str]) -> int:
     config = load_file(EmbedConfig, options.config, parse_overrides(options.overrides))
     from amd.downstream.embedding.bulk import embed_all
 
-    result = embed_all(config, local=options.local, log=_log)
+    result = embed_all(config, local=options.local, log=print_progress)
     print(result.model_dump_json(), flush=True)
     return result.exit_code
 
@@ -68,15 +68,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    name, *rest = list(sys.argv[1:] if args is None else args) or [""]
-    if name not in COMMANDS:
-        print(f"error: unknown command {name!r}; use one of {', '.join(COMMANDS)}\n\n{__doc__}", file=sys.stderr)
-        return 2
-    return run_entry_point(lambda: COMMANDS[name](rest), "resumes from finished work")
-
-
-def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return run_named_command(COMMANDS, args, __doc__, "resumes from finished work")
 
 
 if __name__ == "__main__":

@@ -27,13 +27,12 @@ class SupervisedLearner(Learner, Generic[N]):
         config: SupervisedConfig,
         group: ProcessGroup,
         build: Callable[[], N],
-        start: Callable[[N], Any] | None,
+        start: Callable[[N], Any],
     ) -> None:
         """Build the network; `start` loads pre-trained weights into its encoder."""
         super().__init__(config, group)
         network = build()  # after the seed is set
-        if start is not None:
-            start(network)
+        start(network)
         self.network = network.to(self.device).train()
         self.model = self.network
         if config.scaling.compile:

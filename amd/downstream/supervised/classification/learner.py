@@ -46,7 +46,7 @@ class Finetuner(SupervisedLearner[Classifier]):
     """Classifier and optimizer of one rank."""
 
     def __init__(
-        self, config: FinetuneConfig, group: ProcessGroup, start: Callable[[Classifier], Any] | None, targets: Targets
+        self, config: FinetuneConfig, group: ProcessGroup, start: Callable[[Classifier], Any], targets: Targets
     ) -> None:
         super().__init__(config, group, lambda: new_classifier(config), start)
         self.config, self._targets = config, targets

@@ -42,7 +42,7 @@ class DetectionLearner(SupervisedLearner[Detector]):
         config: DetectionConfig,
         group: ProcessGroup,
         actions: int,
-        start: Callable[[Detector], Any] | None,
+        start: Callable[[Detector], Any],
         key_frames: KeyFrames,
     ) -> None:
         super().__init__(config, group, lambda: new_detector(config, actions), start)

@@ -109,7 +109,7 @@ def batch_of(config: FinetuneConfig, clips: int = 8, seed: int = 0) -> Batch:
 def new_learner(config: FinetuneConfig, rank: int = 0) -> Finetuner:
     group = ProcessGroup()
     group.rank = rank
-    return Finetuner(config, group, None, lambda batch: batch.labels)
+    return Finetuner(config, group, lambda classifier: None, lambda batch: batch.labels)
 
 
 def loss(config: FinetuneConfig, step: int, rank: int = 0) -> float:

@@ -24,7 +24,7 @@ SQUARES = np.array([[0.0, 0.0, 16.0, 16.0], [16.0, 8.0, 32.0, 32.0]])
 
 def _learner(config: DetectionConfig) -> DetectionLearner:
     persons = {KeyFrameId("v", float(n)): PersonBoxes(SQUARES / 32, [[1], [2, 3]]) for n in range(4)}
-    return DetectionLearner(config, ProcessGroup(), 3, None, KeyFrames(persons, {}))
+    return DetectionLearner(config, ProcessGroup(), 3, lambda detector: None, KeyFrames(persons, {}))
 
 
 def _batch(boxes: list[list[int]]) -> Batch:
