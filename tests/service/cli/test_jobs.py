@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import uvicorn
 from sqlalchemy import Engine
 
 from amd.storage import write_bytes
@@ -26,6 +24,7 @@ from service.settings import Settings
 from tests.support.service.apps import key_to
 from tests.support.service.command import amd as run_command
 from tests.support.service.fake_cluster import FakeCluster, queued, report_status
+from tests.support.service.server import serve_app
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -61,19 +60,12 @@ def service(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     app = create_app(settings, engine=engine, cluster=cluster)
     encoders = EncoderDiscovery(app.state.encoders, settings.root)
     reconciler = Reconciler(app.state.jobs, cluster, settings, encoders)
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()  # connections wait until the server accepts them, instead of being refused
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        monkeypatch.setenv("AMD_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
+    with serve_app(app) as url:
+        monkeypatch.setenv("AMD_URL", url)
         monkeypatch.setenv("AMD_KEY", key_to(engine, "submit")["Authorization"].removeprefix("Bearer "))
         monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setattr("service.client._sync.jobs.POLL_INTERVAL_S", 0.01)
         yield Service(app.state.jobs, settings.root, reconciler.step)
-        server.should_exit = server.force_exit = True
-        thread.join()
 
 
 @pytest.fixture

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-import uvicorn
 
 from service.client import AsyncClient, Client
 from tests.support.service.failing_server import QUICK, ClientCase, FailingServer
+from tests.support.service.server import serve_app
 
 
 @pytest.fixture
@@ -26,15 +24,8 @@ def url(server: FailingServer) -> Iterator[str]:
         scope["transport"] = getattr(getattr(send, "__self__", None), "transport", None)
         await server.app(scope, receive, send)
 
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()  # connections wait until the server accepts them, instead of being refused
-        runner = uvicorn.Server(uvicorn.Config(app, log_level="critical", http="h11"))
-        thread = threading.Thread(target=runner.run, kwargs={"sockets": [listening]})
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        runner.should_exit = runner.force_exit = True
-        thread.join()
+    with serve_app(app, http="h11") as address:
+        yield address
 
 
 @pytest.fixture(params=["blocking", "async"])

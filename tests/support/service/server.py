@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -36,6 +37,23 @@ class Server(NamedTuple):
     url: str
     key: str
     app: Any
+
+
+@contextmanager
+def serve_app(app: Any, **options: Any) -> Iterator[str]:
+    """Serve an ASGI app from a thread; yield its URL. Connections wait until the server accepts them.
+
+    `options` are passed to uvicorn. The server ends without waiting for open connections.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", **options))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()
 
 
 @contextmanager
