@@ -20,8 +20,9 @@ from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.progress import Event, NullWatcher
 from amd.training.run_folder import RunResult
 from amd.training.runs.launch import train
+from tests.support.processes import run_in_subprocess
 from tests.support.ray_cluster import RayCluster, second_node
-from tests.support.runs.tiny_runs import assert_same_bits, final_state, run_in_subprocess, tiny_run, train_in_processes
+from tests.support.runs.tiny_runs import assert_same_bits, final_state, tiny_run, train_in_processes
 
 pytestmark = pytest.mark.ray
 STEPS = 120  # enough that a stop, which takes a second or two, arrives before the end

@@ -60,7 +60,7 @@ def fit(
 
     Raises InfeasibleResources, and the errors of Ray Train.
     """
-    group = worker_group(spec.run_id, scaling, stop)
+    group = worker_group(spec, scaling, stop)
     outcome = group.attempt(spec, work, deadline_s, stop, watcher)
     if not group.reusable:
         group.close()

@@ -43,7 +43,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     from amd.training.process_group import ProcessGroup
 
     context, coordinator = ray.train.get_context(), settings["coordinator"]
-    fork_server()  # it imports torch too, while this process waits for a run
+    if settings["loader_processes"]:
+        fork_server()  # it imports torch too, while this process waits for a run
     for module in PRELOADED_MODULES:
         importlib.import_module(module)
     device = ray.train.torch.get_device() if settings["gpu"] else torch.device("cpu")
@@ -76,7 +77,7 @@ class WorkerGroup:
     runs: a student after its teacher, or the demo's runs.
     """
 
-    def __init__(self, name: str, scaling: ScalingConfig, gpu: bool) -> None:
+    def __init__(self, name: str, scaling: ScalingConfig, gpu: bool, loader_processes: bool) -> None:
         import ray
 
         self.reusable = scaling.workers[0] == scaling.workers[1]
@@ -88,7 +89,8 @@ class WorkerGroup:
         def run() -> None:
             try:
                 with tempfile.TemporaryDirectory(prefix="amd-ray-train-", ignore_cleanup_errors=True) as scratch:
-                    _trainer(name, scaling, gpu, self._coordinator, scratch).fit()
+                    settings = {"coordinator": self._coordinator, "gpu": gpu, "loader_processes": loader_processes}
+                    _trainer(name, scaling, settings, scratch).fit()
             except BaseException as error:  # raised again on the driver's thread
                 self._error = error
 
@@ -168,8 +170,8 @@ class WorkerGroup:
 _reusable_groups: dict[str, WorkerGroup] = {}  # by size and resources; closed with the outermost `cluster`
 
 
-def worker_group(name: str, scaling: ScalingConfig, stop: threading.Event) -> WorkerGroup:
-    """Return a running group of this size, or start one. Raises InfeasibleResources or ConfigError."""
+def worker_group(spec: RunSpec, scaling: ScalingConfig, stop: threading.Event) -> WorkerGroup:
+    """Return a running group of this size, or start one for the run. Raises InfeasibleResources or ConfigError."""
     gpu = uses_gpu(scaling)
     key = f"{scaling.workers} of {scaling.worker_resources(gpu)}"
     found = _reusable_groups.get(key)
@@ -177,7 +179,7 @@ def worker_group(name: str, scaling: ScalingConfig, stop: threading.Event) -> Wo
         return found
     close_groups()  # they hold resources that the new one needs
     wait_for_resources(scaling, gpu, stop)
-    group = WorkerGroup(name, scaling, gpu)
+    group = WorkerGroup(spec.run_id, scaling, gpu, loader_processes=spec.config["data"]["loader_workers"] > 0)
     if group.reusable:
         _reusable_groups[key] = group
     return group
@@ -189,7 +191,7 @@ def close_groups() -> None:
         _reusable_groups.popitem()[1].close()
 
 
-def _trainer(name: str, scaling: ScalingConfig, gpu: bool, coordinator: Any, scratch: str) -> Any:
+def _trainer(name: str, scaling: ScalingConfig, settings: dict[str, Any], scratch: str) -> Any:
     from ray.train import FailureConfig, RunConfig
     from ray.train import ScalingConfig as RayScaling
     from ray.train.torch import TorchTrainer
@@ -209,11 +211,11 @@ def _trainer(name: str, scaling: ScalingConfig, gpu: bool, coordinator: Any, scr
     environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
     return Trainer(
         train_worker,
-        train_loop_config={"coordinator": coordinator, "gpu": gpu},
+        train_loop_config=settings,
         scaling_config=RayScaling(
             num_workers=most if least == most else (least, most),
-            use_gpu=gpu,
-            resources_per_worker=scaling.worker_resources(gpu),
+            use_gpu=settings["gpu"],
+            resources_per_worker=scaling.worker_resources(settings["gpu"]),
         ),
         run_config=RunConfig(
             name=name,

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import uuid
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,18 +23,8 @@ from amd.training.reporting.progress import Event
 from amd.training.run_folder import RunSpec, spec_of
 from amd.training.runs.kinds import Work
 from amd.training.trainer.pretraining import work
+from tests.support.processes import run_ranks
 from tests.support.runs.configs import tiny_image_config
-
-T = TypeVar("T")
-
-
-def run_in_subprocess(function: Callable[..., T], *args: Any) -> T:
-    """Run `function(*args)` in the main thread of a new process, so that it receives signals.
-
-    Use this for Ray drivers: if Ray's core kills its process, one test fails instead of the whole session.
-    """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
 
 
 def tiny_images(folder: Path, count: int = 24) -> Path:
@@ -121,18 +108,12 @@ def train_in_processes(config: RunConfig, world: int, work: Work = work, killed_
     assert config.storage is not None
     assert config.name is not None
     spec = spec_of(config.name, config.storage, config, "")
-    context = torch.multiprocessing.get_context("spawn")
     rendezvous = f"file://{config.storage}.rendezvous-{uuid.uuid4().hex}"
     hooks: list[NullHooks] = [NullHooks() for _ in range(world)]
     if killed_at_poll is not None:
         hooks[-1] = KilledAtPoll(killed_at_poll)
-    arguments = [(work, spec.to_dict(), rank, world, rendezvous, hooks[rank]) for rank in range(world)]
-    ranks = [context.Process(target=_rank, args=args) for args in arguments]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-        assert (process.exitcode == 0) == (killed_at_poll is None)
+    codes = run_ranks(_rank, [(work, spec.to_dict(), rank, world, rendezvous, hooks[rank]) for rank in range(world)])
+    assert all((code == 0) == (killed_at_poll is None) for code in codes), codes
     return spec.folder
 
 

@@ -10,9 +10,9 @@ from amd.downstream.embedding import cache
 from amd.downstream.probing.run import run_probe
 from tests.amd.downstream.embedding.test_features import write_images
 from tests.amd.downstream.probing.test_run import publish
+from tests.support.processes import run_in_subprocess
 from tests.support.ray_cluster import RayCluster
 from tests.support.runs.configs import tiny_image_config
-from tests.support.runs.tiny_runs import run_in_subprocess
 
 pytestmark = pytest.mark.ray
 

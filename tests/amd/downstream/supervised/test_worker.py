@@ -16,6 +16,7 @@ from amd.training.process_group import ProcessGroup
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import RunSpec, spec_of
 from tests.support.data.ava_videos import draw, tiny_detection
+from tests.support.processes import run_ranks
 from tests.support.runs.finetuning import tiny_finetuning
 from tests.support.runs.tiny_runs import NullHooks, assert_same_bits, final_state, train_in_processes
 
@@ -65,14 +66,8 @@ def test_two_detection_workers_produce_the_same_weights_and_metrics_as_one(tmp_p
     schedule = {"schedule__steps": 3, "encoder__drop_path": 0.0}  # drop path differs between ranks
     one, two = (tiny_detection(tmp_path, name=name, **schedule) for name in ("one", "two"))
     detection_work(_spec(one), ProcessGroup(), NullHooks())
-    context = torch.multiprocessing.get_context("spawn")
     rendezvous = f"file://{tmp_path / 'rendezvous'}"
-    ranks = [context.Process(target=_rank, args=(_spec(two).to_dict(), rank, 2, rendezvous)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-        assert process.exitcode == 0
+    assert run_ranks(_rank, [(_spec(two).to_dict(), rank, 2, rendezvous) for rank in range(2)]) == [0, 0]
     expected, state = final_state(_spec(one).folder, one), final_state(_spec(two).folder, two)
     for name, value in expected.items():
         torch.testing.assert_close(value, state[name], atol=1e-4, rtol=1e-3)

@@ -15,6 +15,7 @@ from amd.models.encoder import Encoder
 from amd.models.teachers.frozen import Teacher
 from amd.training.process_group import ProcessGroup
 from amd.training.trainer.distiller import Distiller
+from tests.support.processes import run_ranks
 from tests.support.runs.configs import mae, tiny_image_config, tiny_video_config
 
 
@@ -159,16 +160,8 @@ def run_rank(rank: int, world: int, values: dict[str, Any], folder: str) -> None
 def test_the_gradient_across_ranks_matches_the_gradient_of_the_whole_batch(world: int, tmp_path: Path) -> None:
     """Three ranks share eight samples unevenly, in micro-batches of two; their gradient norms are bit-identical."""
     config = tiny_video_config(scaling__micro_batch=2, scaling__workers=[1, world])
-    context = torch.multiprocessing.get_context("spawn")
-    ranks = [
-        context.Process(target=run_rank, args=(rank, world, config.model_dump(mode="json"), str(tmp_path)))
-        for rank in range(world)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-        assert process.exitcode == 0
+    values = config.model_dump(mode="json")
+    assert run_ranks(run_rank, [(rank, world, values, str(tmp_path)) for rank in range(world)]) == [0] * world
     for step in range(2):
         learner = Distiller(config, ProcessGroup(), teacher_of(config))
         learner.accumulate(step, batches_of(config, step=step))

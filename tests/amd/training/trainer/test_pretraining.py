@@ -15,6 +15,7 @@ from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import RunSpec, spec_of
 from amd.training.trainer.loop import LoopResult
 from amd.training.trainer.pretraining import work
+from tests.support.processes import run_ranks
 from tests.support.runs.tiny_runs import NullHooks, tiny_run
 
 
@@ -54,7 +55,7 @@ def test_all_ranks_end_with_the_same_result_or_error(tmp_path: Path) -> None:
         "stopped": healthy,
     }
     specs = [spec_of(name, str(tmp_path / "storage"), config, "").to_dict() for name, config in runs.items()]
-    torch.multiprocessing.spawn(_rank, args=(specs, world, str(tmp_path)), nprocs=world)
+    assert run_ranks(run_rank, [(specs, rank, world, str(tmp_path)) for rank in range(world)]) == [0] * world
     rank0, rank1 = (torch.load(tmp_path / f"outcomes-{rank}", weights_only=False) for rank in range(world))
 
     assert rank0[0] == rank1[0]
@@ -74,7 +75,3 @@ def test_all_ranks_end_with_the_same_result_or_error(tmp_path: Path) -> None:
         listdir(str(tmp_path / "storage" / "runs" / "stopped" / "checkpoints"))[-1]
         == f"step-{stopped_result.steps:08d}"
     )
-
-
-def _rank(rank: int, specs: list[dict[str, Any]], world: int, folder: str) -> None:
-    run_rank(specs, rank, world, folder)

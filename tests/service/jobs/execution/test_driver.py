@@ -18,7 +18,8 @@ from amd.storage import StorageUnreachable, write_json
 from service.jobs import logs
 from service.jobs.execution.driver import LogShipper, outcome_of_exit, report_outcome, run
 from service.jobs.execution.protocol import AttemptOutcome, Heartbeat, JobFolder
-from tests.support.runs.tiny_runs import run_in_subprocess, tiny_run
+from tests.support.processes import run_in_subprocess
+from tests.support.runs.tiny_runs import tiny_run
 from tests.support.s3 import S3Server
 from tests.support.service.control_plane import wait_for
 

@@ -18,6 +18,7 @@ from amd.downstream.supervised.evaluation import EvaluationContext
 from amd.models.classifier import Classifier
 from amd.training.process_group import ProcessGroup
 from amd.training.trainer.loop import Interrupted
+from tests.support.processes import run_ranks
 from tests.support.runs.finetuning import shaded_images, tiny_finetuning
 
 VIEWS = ViewsConfig(segments=1, crops=3)
@@ -63,9 +64,8 @@ def test_any_number_of_ranks_predicts_each_sample_once_and_returns_the_same_metr
     config: FinetuneConfig, tmp_path: Path
 ) -> None:
     _, expected = scored(config, ProcessGroup())
-    torch.multiprocessing.spawn(
-        score_on_two_and_three_ranks, args=(config.model_dump(mode="json"), str(tmp_path)), nprocs=3
-    )
+    values = config.model_dump(mode="json")
+    assert run_ranks(score_on_two_and_three_ranks, [(rank, values, str(tmp_path)) for rank in range(3)]) == [0, 0, 0]
     for world in (2, 3):
         results = [torch.load(tmp_path / f"{rank}-of-{world}", weights_only=False) for rank in range(world)]
         rows = [

@@ -1,0 +1,48 @@
+"""Child processes of tests, forked from one server per pytest process that has already imported torch.
+
+A new Python process takes seconds to import torch; a fork of the server takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+from amd.data.loading.processes import fork_server, hide_main_module
+
+T = TypeVar("T")
+# Imported by the server if its first user is a function of this module.
+PRELOADED = ("tests.support.runs.tiny_runs", "amd.training.runs.launch", "amd.downstream.supervised.worker")
+
+
+def run_in_subprocess(function: Callable[..., T], *args: Any) -> T:
+    """Run `function(*args)` in the main thread of a new process, so that it receives signals.
+
+    Use this for Ray drivers: if Ray's core kills its process, one test fails instead of the whole session.
+    """
+    with hide_main_module(), ProcessPoolExecutor(1, mp_context=fork_server(*PRELOADED)) as pool:
+        return pool.submit(_call, dict(os.environ), function, args).result()
+
+
+def run_ranks(function: Callable[..., object], ranks: Iterable[tuple[Any, ...]]) -> list[int | None]:
+    """Call the function once per tuple of arguments, each call in a process of its own, all at the same time.
+
+    Returns the exit codes of the processes.
+    """
+    context = fork_server(*PRELOADED)
+    processes = [context.Process(target=_call, args=(dict(os.environ), function, args)) for args in ranks]
+    with hide_main_module():
+        for process in processes:
+            process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def _call(environ: Mapping[str, str], function: Callable[..., T], args: tuple[Any, ...]) -> T:
+    """Call a function with the environment of the test, which may be newer than the server's."""
+    os.environ.clear()
+    os.environ.update(environ)
+    return function(*args)
