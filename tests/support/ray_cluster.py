@@ -52,6 +52,7 @@ _SETTINGS = {
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(STARTUP_S),
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_worker_niceness": "0",  # by default 15: the other pytest process would starve the workers of two cores
     "OMP_NUM_THREADS": "1",
 }
 

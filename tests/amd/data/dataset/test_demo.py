@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import av
@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from amd.data.dataset import demo
+from amd.data.loading.processes import fork_server
 from amd.downstream.arrays import Features
 from amd.downstream.probing.classifiers import knn, linear, top1
+from tests.support.processes import run_ranks
 
 SPLITS = ("train", "probe", "select", "test")
 MAKERS = {"images": cache(demo.image_samples), "clips": cache(demo.clip_samples)}
@@ -165,23 +167,18 @@ def test_a_second_call_writes_nothing(demo_dir: Path) -> None:
     assert os.stat(folder).st_mtime_ns == before
 
 
-def _ensure(root: str, start: object, results: object) -> None:
-    os.environ["AMD_DEMO_DIR"] = root
-    start.wait()  # type: ignore[attr-defined]
+def _ensure(root: Path, start: Barrier, process: int) -> None:
+    os.environ["AMD_DEMO_DIR"] = str(root)
+    start.wait()
     path = Path(demo.ensure_demo("digits", "test"))
-    results.put((str(path), len(list(path.glob("*/*.png")))))  # type: ignore[attr-defined]
+    (root / f"found-{process}").write_text(f"{path} {len(list(path.glob('*/*.png')))}")
 
 
 def test_concurrent_processes_create_one_complete_data_set(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(3), context.Queue()
-    workers = [context.Process(target=_ensure, args=(str(tmp_path), start, results)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    found = {results.get(timeout=120) for _ in workers}
-    for worker in workers:
-        worker.join()
-    assert found == {(str(tmp_path / "digits-1" / "test"), demo.IMAGES["test"])}
+    start = fork_server().Barrier(3)
+    assert run_ranks(_ensure, [(tmp_path, start, process) for process in range(3)]) == [0, 0, 0]
+    found = {(tmp_path / f"found-{process}").read_text() for process in range(3)}
+    assert found == {f"{tmp_path / 'digits-1' / 'test'} {demo.IMAGES['test']}"}
     assert not list((tmp_path / "digits-1").glob(".test.part-*"))
 
 
