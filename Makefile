@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Tests and demos start hundreds of processes; without cached bytecode, each compiles the project anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: venv check check-install test test-fast chaos demo docs docs-reference lock clean
 
