@@ -150,7 +150,7 @@ def test_running_and_new_jobs_survive_a_minute_without_storage(
     plane = ControlPlane(tmp_path / "data", cluster.dashboard, **environment)
     try:
         plane.start()
-        running = plane.submit(**run_request(tmp_path, 8000))
+        running = plane.submit(**run_request(tmp_path, LONG))
         plane.wait_until(running, "running")
         wait_for(lambda: step_of(plane, running) > 20, 200)
         store.stop()
@@ -158,10 +158,14 @@ def test_running_and_new_jobs_survive_a_minute_without_storage(
         time.sleep(60)
         assert plane.job(running)["state"] == "running"
         store.start()
-        for job, steps in {running: 8000, accepted: 30}.items():
-            ended = plane.wait_until(job, "succeeded", "failed", seconds=400)
-            assert (ended["state"], ended["attempt"]) == ("succeeded", 1), ended
-            assert ended["result"]["steps"] == steps
+        ended = plane.wait_until(accepted, "succeeded", "failed", seconds=400)
+        assert (ended["state"], ended["attempt"], ended["result"]["steps"]) == ("succeeded", 1, 30), ended
+        before = step_of(plane, running)
+        wait_for(lambda: step_of(plane, running) > before, 200)
+        plane.request("POST", f"/jobs/{running}/cancel")
+        ended = plane.wait_until(running, "cancelled")
+        assert (ended["attempt"], ended["reason"]) == (1, "cancelled_by_user"), ended
+        assert plane.request("GET", f"/jobs/{running}/checkpoints")[-1]["step"] == ended["result"]["steps"] > before
     finally:
         plane.kill()
         end_head(head, folder)
