@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
-from pydantic import BaseModel
 
 from service.client._async.deployments import AsyncDeployments
 from service.client._async.encoders import AsyncAliases, AsyncEncoders
 from service.client._async.jobs import AsyncJobs
 from service.client._async.keys import AsyncKeys
-from service.client._async.requests import AsyncApiMethods
+from service.client._async.requests import TIMEOUT, AsyncApiMethods
 from service.client._async.webhooks import AsyncWebhooks
 from service.client.discovery import find_service
+from service.client.inference import accepted_media_types, parse_embeddings, parse_items
 from service.client.messages import api_path, fields_of, input_item
 from service.client.retries import Patience
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import JobRequest, ValidateView
+from service.serving.requests import DEADLINE_S
 from service.serving.schemas import ClassificationView, EmbeddingView, ReconstructionView
-
-V = TypeVar("V", bound=BaseModel)
-
-TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
 
 class AsyncClient(AsyncApiMethods):
@@ -82,32 +79,47 @@ class AsyncClient(AsyncApiMethods):
         return await self._request("GET", "/readyz", dict[str, Any], accepted=(503,))
 
     async def embeddings(
-        self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
+        self, encoder: str, files: Sequence[str | Path | bytes], *, deadline_s: float = DEADLINE_S, **options: Any
     ) -> list[EmbeddingView]:
         """Embed images and videos with a deployed encoder, identified by id, alias or deployment name.
 
         `files`: local paths and bytes are uploaded; URIs (`s3://…`) are read by the service.
+        `deadline_s`: time limit in seconds; a request that exceeds it fails and is not repeated.
         `options`: fields of the request, such as normalize=True.
         """
-        return await self._infer(encoder, "embeddings", files, options, EmbeddingView)
+        headers = {"Accept": accepted_media_types(options)}
+        response = await self._infer(encoder, "embeddings", files, deadline_s, options, headers)
+        return parse_embeddings(response)
 
     async def classifications(
-        self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
+        self, encoder: str, files: Sequence[str | Path | bytes], *, deadline_s: float = DEADLINE_S, **options: Any
     ) -> list[ClassificationView]:
-        """Predict the most likely labels with a deployed fine-tuned encoder. `options`: fields such as top_k=3."""
-        return await self._infer(encoder, "classifications", files, options, ClassificationView)
+        """Predict the most likely labels with a deployed fine-tuned encoder.
+
+        `deadline_s`: as for `embeddings`. `options`: fields such as top_k=3.
+        """
+        response = await self._infer(encoder, "classifications", files, deadline_s, options)
+        return parse_items(ClassificationView, response)
 
     async def reconstructions(
-        self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
+        self, encoder: str, files: Sequence[str | Path | bytes], *, deadline_s: float = DEADLINE_S, **options: Any
     ) -> list[ReconstructionView]:
-        """Reconstruct masked files with a deployed encoder and its decoder. `options`: mask_ratio and seed."""
-        return await self._infer(encoder, "reconstructions", files, options, ReconstructionView)
+        """Reconstruct masked files with a deployed encoder and its decoder.
+
+        `deadline_s`: as for `embeddings`. `options`: mask_ratio and seed.
+        """
+        response = await self._infer(encoder, "reconstructions", files, deadline_s, options)
+        return parse_items(ReconstructionView, response)
 
     async def _infer(
-        self, encoder: str, task: str, files: Sequence[str | Path | bytes], options: dict[str, Any], kind: type[V]
-    ) -> list[V]:
-        body = {"input": [input_item(file) for file in files], **options}
+        self,
+        encoder: str,
+        task: str,
+        files: Sequence[str | Path | bytes],
+        deadline_s: float,
+        options: Mapping[str, Any],
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        body = {"input": [input_item(file) for file in files], "deadline_s": deadline_s, **options}
         path = api_path("encoders", encoder, task)
-        found = await self._request("POST", path, dict[str, Any], body=body, repeatable=True)
-        items = [{"encoder": found["encoder"], **item} for item in found["data"]]
-        return [kind.model_validate(item, extra="ignore") for item in items]
+        return await self._send("POST", path, body=body, headers=headers, repeatable=True, deadline_s=deadline_s)

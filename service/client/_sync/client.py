@@ -3,29 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
-from pydantic import BaseModel
 
 from service.client._sync.deployments import Deployments
 from service.client._sync.encoders import Aliases, Encoders
 from service.client._sync.jobs import Jobs
 from service.client._sync.keys import Keys
-from service.client._sync.requests import ApiMethods
+from service.client._sync.requests import TIMEOUT, ApiMethods
 from service.client._sync.webhooks import Webhooks
 from service.client.discovery import find_service
+from service.client.inference import accepted_media_types, parse_embeddings, parse_items
 from service.client.messages import api_path, fields_of, input_item
 from service.client.retries import Patience
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import JobRequest, ValidateView
+from service.serving.requests import DEADLINE_S
 from service.serving.schemas import ClassificationView, EmbeddingView, ReconstructionView
-
-V = TypeVar("V", bound=BaseModel)
-
-TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
 
 class Client(ApiMethods):
@@ -82,31 +79,48 @@ class Client(ApiMethods):
         """Get the readiness of each part of the service. Does not raise if a part is not ready."""
         return self._request("GET", "/readyz", dict[str, Any], accepted=(503,))
 
-    def embeddings(self, encoder: str, files: Sequence[str | Path | bytes], **options: Any) -> list[EmbeddingView]:
+    def embeddings(
+        self, encoder: str, files: Sequence[str | Path | bytes], *, deadline_s: float = DEADLINE_S, **options: Any
+    ) -> list[EmbeddingView]:
         """Embed images and videos with a deployed encoder, identified by id, alias or deployment name.
 
         `files`: local paths and bytes are uploaded; URIs (`s3://…`) are read by the service.
+        `deadline_s`: time limit in seconds; a request that exceeds it fails and is not repeated.
         `options`: fields of the request, such as normalize=True.
         """
-        return self._infer(encoder, "embeddings", files, options, EmbeddingView)
+        headers = {"Accept": accepted_media_types(options)}
+        response = self._infer(encoder, "embeddings", files, deadline_s, options, headers)
+        return parse_embeddings(response)
 
     def classifications(
-        self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
+        self, encoder: str, files: Sequence[str | Path | bytes], *, deadline_s: float = DEADLINE_S, **options: Any
     ) -> list[ClassificationView]:
-        """Predict the most likely labels with a deployed fine-tuned encoder. `options`: fields such as top_k=3."""
-        return self._infer(encoder, "classifications", files, options, ClassificationView)
+        """Predict the most likely labels with a deployed fine-tuned encoder.
+
+        `deadline_s`: as for `embeddings`. `options`: fields such as top_k=3.
+        """
+        response = self._infer(encoder, "classifications", files, deadline_s, options)
+        return parse_items(ClassificationView, response)
 
     def reconstructions(
-        self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
+        self, encoder: str, files: Sequence[str | Path | bytes], *, deadline_s: float = DEADLINE_S, **options: Any
     ) -> list[ReconstructionView]:
-        """Reconstruct masked files with a deployed encoder and its decoder. `options`: mask_ratio and seed."""
-        return self._infer(encoder, "reconstructions", files, options, ReconstructionView)
+        """Reconstruct masked files with a deployed encoder and its decoder.
+
+        `deadline_s`: as for `embeddings`. `options`: mask_ratio and seed.
+        """
+        response = self._infer(encoder, "reconstructions", files, deadline_s, options)
+        return parse_items(ReconstructionView, response)
 
     def _infer(
-        self, encoder: str, task: str, files: Sequence[str | Path | bytes], options: dict[str, Any], kind: type[V]
-    ) -> list[V]:
-        body = {"input": [input_item(file) for file in files], **options}
+        self,
+        encoder: str,
+        task: str,
+        files: Sequence[str | Path | bytes],
+        deadline_s: float,
+        options: Mapping[str, Any],
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        body = {"input": [input_item(file) for file in files], "deadline_s": deadline_s, **options}
         path = api_path("encoders", encoder, task)
-        found = self._request("POST", path, dict[str, Any], body=body, repeatable=True)
-        items = [{"encoder": found["encoder"], **item} for item in found["data"]]
-        return [kind.model_validate(item, extra="ignore") for item in items]
+        return self._send("POST", path, body=body, headers=headers, repeatable=True, deadline_s=deadline_s)
