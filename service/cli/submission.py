@@ -52,8 +52,9 @@ class Submission(NamedTuple):
         with connected(as_json, persistent=True) as client:
             from service.client import JobRequest
 
-            if (encoder := overrides.get("encoder")) is not None:
-                overrides["encoder"] = submitted_encoder(client, str(encoder), project)
+            for given in (values or {}, overrides):
+                if isinstance(encoder := given.get("encoder"), str):
+                    given["encoder"] = submitted_encoder(client, encoder, project)
             try:
                 request = JobRequest(kind=kind, preset=preset, config=values, overrides=overrides, **metadata)
             except ValidationError as error:
