@@ -79,48 +79,37 @@ class Client(ApiMethods):
         """Get the readiness of each part of the service. Does not raise if a part is not ready."""
         return self._request("GET", "/readyz", dict[str, Any], accepted=(503,))
 
-    def embeddings(
-        self, encoder: str, files: Sequence[str | Path | bytes], *, deadline_s: float = DEADLINE_S, **options: Any
-    ) -> list[EmbeddingView]:
+    def embeddings(self, encoder: str, files: Sequence[str | Path | bytes], **options: Any) -> list[EmbeddingView]:
         """Embed images and videos with a deployed encoder, identified by id, alias or deployment name.
 
         `files`: local paths and bytes are uploaded; URIs (`s3://…`) are read by the service.
-        `deadline_s`: time limit in seconds; a request that exceeds it fails and is not repeated.
-        `options`: fields of the request, such as normalize=True.
+        `options`: fields of the request, such as normalize=True, or deadline_s=300: the time limit in seconds. A
+        request that exceeds it fails, and is not repeated.
         """
         headers = {"Accept": accepted_media_types(options)}
-        response = self._infer(encoder, "embeddings", files, deadline_s, options, headers)
+        response = self._infer(encoder, "embeddings", files, options, headers)
         return parse_embeddings(response)
 
     def classifications(
-        self, encoder: str, files: Sequence[str | Path | bytes], *, deadline_s: float = DEADLINE_S, **options: Any
+        self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
     ) -> list[ClassificationView]:
-        """Predict the most likely labels with a deployed fine-tuned encoder.
-
-        `deadline_s`: as for `embeddings`. `options`: fields such as top_k=3.
-        """
-        response = self._infer(encoder, "classifications", files, deadline_s, options)
-        return parse_items(ClassificationView, response)
+        """Predict the most likely labels with a deployed fine-tuned encoder. `options`: top_k and deadline_s."""
+        return parse_items(ClassificationView, self._infer(encoder, "classifications", files, options))
 
     def reconstructions(
-        self, encoder: str, files: Sequence[str | Path | bytes], *, deadline_s: float = DEADLINE_S, **options: Any
+        self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
     ) -> list[ReconstructionView]:
-        """Reconstruct masked files with a deployed encoder and its decoder.
-
-        `deadline_s`: as for `embeddings`. `options`: mask_ratio and seed.
-        """
-        response = self._infer(encoder, "reconstructions", files, deadline_s, options)
-        return parse_items(ReconstructionView, response)
+        """Reconstruct masked files with a deployed encoder and its decoder. `options`: mask_ratio, seed, deadline_s."""
+        return parse_items(ReconstructionView, self._infer(encoder, "reconstructions", files, options))
 
     def _infer(
         self,
         encoder: str,
         task: str,
         files: Sequence[str | Path | bytes],
-        deadline_s: float,
         options: Mapping[str, Any],
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        body = {"input": [input_item(file) for file in files], "deadline_s": deadline_s, **options}
-        path = api_path("encoders", encoder, task)
+        body: dict[str, Any] = {"deadline_s": DEADLINE_S, **options, "input": [input_item(file) for file in files]}
+        path, deadline_s = api_path("encoders", encoder, task), float(body["deadline_s"])
         return self._send("POST", path, body=body, headers=headers, repeatable=True, deadline_s=deadline_s)
