@@ -18,14 +18,17 @@ def environment_key() -> str | None:
     if key := os.environ.get("AMD_KEY"):
         return key
     file = os.environ.get("AMD_KEY_FILE")
-    return read_key_file(file, "AMD_KEY_FILE") if file else None
+    return read_key_file(file, "AMD_KEY_FILE=") if file else None
 
 
 def read_key_file(path: str | Path, source: str) -> str:
-    """Return the key in a file. Raises KeyFileError, whose message names `source`, the setting that refers to it."""
+    """Return the key in a file. Raises KeyFileError.
+
+    `source`: text before the path in the message, which names the setting that refers to it.
+    """
     try:
         return Path(path).expanduser().read_text().strip()
     except OSError as error:
-        raise KeyFileError(f"{source}={path}: cannot be read ({error.strerror})") from None
+        raise KeyFileError(f"{source}{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise KeyFileError(f"{source}={path}: is not a text file; it must contain an API key") from None
+        raise KeyFileError(f"{source}{path}: is not a text file; it must contain an API key") from None

@@ -75,7 +75,7 @@ def service_target() -> ServiceTarget:
     stack = local_stack()
     if stack is None:
         fail(NO_SERVICE)
-    key = _environment_key() or read_key_file(stack.key_file, "key file")
+    key = _environment_key() or read_key_file(stack.key_file, "key file ")
     return ServiceTarget(stack.url, key, None, f"amd up, {stack.data_dir}")
 
 
@@ -99,11 +99,11 @@ def default_project(project: str | None) -> str | None:
 
 def context_key(context: ServiceContext) -> str | None:
     """Return the key of a context, from its file if it has one."""
-    return read_key_file(context.key_file, "key file") if context.key_file else context.key
+    return read_key_file(context.key_file, "key file ") if context.key_file else context.key
 
 
 def read_key_file(path: str | Path, source: str) -> str:
-    """Return the key in a file. Exits with a message that names `source` if it cannot be read."""
+    """Return the key in a file. Exits with a message that starts with `source` if it cannot be read."""
     try:
         return credentials.read_key_file(path, source)
     except KeyFileError as error:

@@ -27,6 +27,6 @@ def find_service() -> ServiceAddress:
         stack = find_stack()
         if stack is None:
             raise NoAnswer("no service found: start one with `amd up`, or set AMD_URL and AMD_KEY")
-        return ServiceAddress(stack.url, environment_key() or read_key_file(stack.key_file, "key file"))
+        return ServiceAddress(stack.url, environment_key() or read_key_file(stack.key_file, "key file "))
     except KeyFileError as error:
         raise NoAnswer(str(error)) from None
