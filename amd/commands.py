@@ -27,9 +27,11 @@ CONFIG = CommandOption(("--config", "-c"), "File or URL of a JSON or YAML config
 PRESET = CommandOption(("--preset", "-p"), "Named recipe; `amd presets` lists all of them.")
 LOCAL = CommandOption(("--local",), "Train in this process, without Ray.", is_switch=True)
 LOCAL_EMBED = CommandOption(("--local",), "Embed a data set in this process, without Ray.", is_switch=True)
+STORAGE = CommandOption(("--storage",), "Storage root of runs and encoders; default: AMD_STORAGE.")
 AS_JSON = CommandOption(("--json",), "Print JSON for programs instead of text.", is_switch=True)
 
 OVERRIDES = "Config overrides, e.g. mask.teacher_ratio=0.6."
+SWEEP_OVERRIDES = "Overrides of the run (optim.base_lr=…) or of the sweep (seeds=…)."
 PROBE_OVERRIDES = "Overrides: data.train=… (labelled), data.test=…, knn.neighbours=…"
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -41,6 +42,7 @@ SLOW_FILES = frozenset(
         "amd/training/runs/test_launch.py",
         "amd/training/test_main.py",
         "amd/training/trainer/test_pretraining.py",
+        "service/cli/test_demo.py",
         "service/jobs/execution/test_driver.py",
         "service/test_control_planes.py",
         "service/web/test_openapi.py",
@@ -49,6 +51,21 @@ SLOW_FILES = frozenset(
         "test_store_0_1.py",
     )
 )
+
+
+FOLDER_NODES = pytest.StashKey[dict[Path, pytest.Collector]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> Generator[None, Any, Any]:
+    """Return the same node each time a folder is collected.
+
+    A test file on the command line lets pytest collect its folder again. pytest 9.1 attaches the fixtures of a
+    conftest.py to the node of its folder, so tests below a second node of that folder would not find them:
+    https://github.com/pytest-dev/pytest/issues/14635, fixed after 9.1.1.
+    """
+    node = yield
+    return node and parent.stash.setdefault(FOLDER_NODES, {}).setdefault(path, node)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from amd.commands import AS_JSON, CONFIG, PRESET
+from amd.commands import AS_JSON, CONFIG, PRESET, SWEEP_OVERRIDES
 from amd.config import parse_overrides
 from amd.entry_point import argument_parser, run_entry_point
 from tune_spaces.load_config import load_search
@@ -20,7 +20,7 @@ def main(args: Sequence[str] | None = None) -> int:
         CONFIG,
         PRESET,
         AS_JSON,
-        overrides="Overrides of the run (optim.base_lr=…) or of the sweep (seeds=…).",
+        overrides=SWEEP_OVERRIDES,
         description="Run a sweep over distillation settings.",
     )
     options = parser.parse_args(args)

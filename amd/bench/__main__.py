@@ -19,10 +19,11 @@ from amd.entry_point import argument_parser, print_progress, run_named_command
 
 
 def step(args: Sequence[str]) -> int:
-    parser = argument_parser("amd.bench step", CONFIG, PRESET, AS_JSON)
+    preset = PRESET._replace(help=with_default(PRESET.help))
+    parser = argument_parser("amd.bench step", CONFIG, preset, AS_JSON)
     parser.set_defaults(preset=STEP_PRESET)
-    parser.add_argument("--batch", type=positive_int, default=BATCH, help=HELP["batch"])
-    parser.add_argument("--steps", type=positive_int, default=STEPS, help=HELP["steps"])
+    parser.add_argument("--batch", type=positive_int, default=BATCH, help=with_default(HELP["batch"]))
+    parser.add_argument("--steps", type=positive_int, default=STEPS, help=with_default(HELP["steps"]))
     options = parser.parse_args(args)
     figures = step_figures(options.overrides, options.preset, options.config, batch=options.batch, steps=options.steps)
     if options.json:
@@ -36,7 +37,7 @@ def step(args: Sequence[str]) -> int:
 
 def data(args: Sequence[str]) -> int:
     parser = argument_parser("amd.bench data", CONFIG, PRESET, AS_JSON)
-    parser.add_argument("--samples", type=positive_int, default=SAMPLES, help=HELP["samples"])
+    parser.add_argument("--samples", type=positive_int, default=SAMPLES, help=with_default(HELP["samples"]))
     parser.add_argument("--target", type=float, help=HELP["target"])
     options = parser.parse_args(args)
     figures = data_figures(
@@ -54,6 +55,11 @@ def data(args: Sequence[str]) -> int:
 
     print(data_table(figures), flush=True)
     return 0
+
+
+def with_default(text: str) -> str:
+    """Append the option's default, which argparse inserts, to its help."""
+    return f"{text} Default: %(default)s."
 
 
 def positive_int(text: str) -> int:

@@ -31,6 +31,7 @@ from amd.storage import resolve_root
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import RunResult, run_folder
 from amd.training.runs.launch import train
+from amd.training.stop_signals import StopSignals
 
 Runner = Callable[[Sequence[TrainConfig | FinetuneConfig]], list[RunResult]]
 """Executes independent runs to completion, possibly in parallel."""
@@ -89,10 +90,20 @@ def run_demo(
 
 
 def in_process(configs: Sequence[TrainConfig | FinetuneConfig]) -> list[RunResult]:
-    return [
-        finetune(config, local=True) if isinstance(config, FinetuneConfig) else train(config, local=True)
-        for config in configs
-    ]
+    """Execute runs one after the other. SIGTERM and SIGINT stop the current run, and start no other.
+
+    Raises DemoFailed if it was stopped.
+    """
+    results = list[RunResult]()
+    with StopSignals() as signals:
+        for config in configs:
+            if isinstance(config, FinetuneConfig):
+                results.append(finetune(config, local=True, stop=signals.stop))
+            else:
+                results.append(train(config, local=True, stop=signals.stop))
+            if signals.stop.is_set():
+                raise _stopped(config)
+    return results
 
 
 class Arm(NamedTuple):
@@ -180,7 +191,7 @@ class _Demo:
         results = self.runner([arm.config for arm in queue])
         for arm, result in zip(queue, results, strict=True):
             if result.state == "cancelled":
-                raise DemoFailed(f"{arm.config.name} was stopped; run the same command to continue")
+                raise _stopped(arm.config)
             if result.state != "succeeded" or result.encoder_folder is None:
                 raise DemoFailed(f"{arm.config.name} ended as {result.state}: {result.message or result.reason}")
             scores, picture = self.scores[arm.plan.modality.key], arm.plan.seed == self.seeds[0]
@@ -237,6 +248,10 @@ class _Demo:
             "width": len(values),
             "values": [round(float(v), 4) for v in values[:6]],
         }
+
+
+def _stopped(config: TrainConfig | FinetuneConfig) -> DemoFailed:
+    return DemoFailed(f"{config.name} was stopped; run the same command to continue")
 
 
 def training_seconds(folder: str) -> float:

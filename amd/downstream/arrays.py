@@ -1,6 +1,6 @@
-"""NumPy types of features and labels.
+"""NumPy types of features and labels, and the metric that every evaluation shares.
 
-Shapes: n samples, D features.
+Shapes: n samples, D features, C classes.
 """
 
 from __future__ import annotations
@@ -17,3 +17,9 @@ Labels: TypeAlias = npt.NDArray[np.int64]
 class Features(NamedTuple):
     values: Array  # (n, D)
     labels: Labels  # (n,)
+
+
+def top_k(scores: npt.NDArray[np.floating], labels: Labels, k: int) -> int:
+    """Count the samples whose label is among the k highest of (n, C) scores; ties go to the lower class."""
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return int((best == labels[:, None]).any(axis=1).sum())

@@ -202,7 +202,7 @@ def _view(key: ApiKey) -> KeyView:
 
 
 router = APIRouter(prefix="/keys", tags=["keys"])
-KeyId = Annotated[str, InPath(pattern=r"^[a-z0-9]{1,32}$")]
+KeyId = Annotated[str, InPath(pattern=r"^[a-z0-9]{1,32}$", description="ID of the key.")]
 
 
 @router.post("", status_code=HTTPStatus.CREATED)

@@ -14,9 +14,11 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+from service import credentials
 from service.cli.console import fail, print_progress
 from service.cli.context_store import ServiceContext, read_contexts
 from service.cli.exit_codes import BAD_INPUT, FAILURE
+from service.credentials import KeyFileError
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -73,7 +75,7 @@ def service_target() -> ServiceTarget:
     stack = local_stack()
     if stack is None:
         fail(NO_SERVICE)
-    key = _environment_key() or read_key_file(str(stack.key_file), "key file")
+    key = _environment_key() or read_key_file(stack.key_file, "key file ")
     return ServiceTarget(stack.url, key, None, f"amd up, {stack.data_dir}")
 
 
@@ -97,22 +99,22 @@ def default_project(project: str | None) -> str | None:
 
 def context_key(context: ServiceContext) -> str | None:
     """Return the key of a context, from its file if it has one."""
-    return read_key_file(context.key_file, "key file") if context.key_file else context.key
+    return read_key_file(context.key_file, "key file ") if context.key_file else context.key
 
 
-def read_key_file(path: str, name: str) -> str:
-    """Return the key in a file. Exits with a message that starts with `name` if it cannot be read."""
+def read_key_file(path: str | Path, source: str) -> str:
+    """Return the key in a file. Exits with a message that starts with `source` if it cannot be read."""
     try:
-        return Path(path).expanduser().read_text().strip()
-    except OSError as error:
-        fail(f"{name} {path}: cannot be read ({error.strerror})")
+        return credentials.read_key_file(path, source)
+    except KeyFileError as error:
+        fail(str(error))
 
 
 def _environment_key() -> str | None:
-    if key := os.environ.get("AMD_KEY"):
-        return key
-    file = os.environ.get("AMD_KEY_FILE")
-    return read_key_file(file, "AMD_KEY_FILE") if file else None
+    try:
+        return credentials.environment_key()
+    except KeyFileError as error:
+        fail(str(error))
 
 
 # Connection

@@ -95,7 +95,7 @@ def login(
     if key_file is not None:
         key_file = str(Path(key_file).expanduser().absolute())
         context = ServiceContext(url=url, key_file=key_file, project=project)
-        key = read_key_file(key_file, "--key-file")
+        key = read_key_file(key_file, "--key-file ")
     else:
         key = _entered_key(url)
         context = ServiceContext(url=url, key=key, project=project)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -69,8 +70,11 @@ def _demo_service(root: str, console: Console, local: bool) -> Iterator[DemoServ
     from service.client import ApiError, NoAnswer
     from service.stack import StackError
 
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the service, as Ctrl-C does
     try:
         with demo_service(root, console) as service:
             yield service
     except (StackError, ApiError, NoAnswer) as error:
         fail(str(error))
+    finally:
+        signal.signal(signal.SIGTERM, handler)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-from amd.config import ConfigError, EmbedConfig, parse_overrides
+from amd.config import ConfigError, EmbedConfig, parse_overrides, with_overrides
 from amd.presets.load import load_file
 from service.cli.console import fail, out, print_plain, print_progress
+from service.cli.encoder_source import published_encoder, stored_encoder
 from service.cli.options import ConfigUrl, EncoderName, LocalEmbed, Storage
 from service.cli.submission import Submission, submittable
 
@@ -57,6 +59,7 @@ def embed(
     if job is not None:
         job.send("embed", None, config, overrides, as_json=as_json)
     resolved = load_file(EmbedConfig, config, overrides)
+    resolved = with_overrides(resolved, {"encoder": stored_encoder(resolved.encoder, resolved.storage)})
 
     from amd.downstream.embedding.bulk import embed_all
 
@@ -72,22 +75,22 @@ def embed(
 
 
 def _embed_files(files: Sequence[str], encoder: str, storage: str | None, as_json: bool) -> None:
-    from amd.artifacts.discovery import encoder_url
     from amd.data.dataset.open import BadSample
     from amd.downstream.embedding.features import embed_file
-    from amd.storage import resolve_root
 
-    url, bad = encoder_url(resolve_root(storage), encoder), []
-    for file in files:
-        try:
-            vector: list[Any] = embed_file(url, file).tolist()
-        except BadSample as error:
-            bad.append(f"{file}: {error}")
-            continue
-        if as_json:
-            print(json.dumps({"file": file, "encoder": encoder, "embedding": vector}))
-        else:
-            head = ", ".join(f"{value:.4f}" for value in vector[:4])
-            out.print(f"{file}: {len(vector)} values [{head}, …]", markup=False, highlight=False)
+    bad = list[str]()
+    with published_encoder(encoder, storage, as_json=as_json) as url:
+        name = encoder if url == encoder else posixpath.basename(url)
+        for file in files:
+            try:
+                vector: list[Any] = embed_file(url, file).tolist()
+            except BadSample as error:
+                bad.append(f"{file}: {error}")
+                continue
+            if as_json:
+                print(json.dumps({"file": file, "encoder": name, "embedding": vector}))
+            else:
+                head = ", ".join(f"{value:.4f}" for value in vector[:4])
+                out.print(f"{file}: {len(vector)} values [{head}, …]", markup=False, highlight=False)
     if bad:
         fail(*bad)

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amd.artifacts.discovery import encoder_folder, encoder_url, encoders_url
+from amd.artifacts.discovery import encoder_url, encoders_url
 from amd.storage import resolve_root
 from service.cli.connection import configured_target, connected, default_project
-from service.cli.ids import matching_ids, stored_id, unique_id
+from service.cli.ids import UNKNOWN_ID_STATUSES, completed_id, stored_id
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -31,25 +31,53 @@ def uses_service(storage: str | None) -> bool:
 
 
 @contextmanager
-def published_encoder(name: str, storage: str | None, file: str | None = None) -> Iterator[str]:
+def published_encoder(
+    name: str, storage: str | None, file: str | None = None, *, as_json: bool = False
+) -> Iterator[str]:
     """Yield the folder of an encoder, given its id, the beginning of its id, or its path or URL.
 
     From a service, `file` or by default all files are downloaded to a temporary folder; there, `name` may also be an
-    alias. Exits if the id is ambiguous or the service does not know it.
+    alias. Raises ConfigError if the id is ambiguous. Exits if the service does not know it, with the error as JSON if
+    `as_json`.
     """
     root = resolve_root(storage)
-    if encoder_url(root, name) == name:
-        yield name
-    elif uses_service(storage):
+    if encoder_url(root, name) != name and uses_service(storage):
         with tempfile.TemporaryDirectory(prefix="amd-encoder-") as folder:
-            yield _download(name, Path(folder), file)
+            yield _download(name, Path(folder), file, as_json)
     else:
-        yield encoder_folder(root, stored_id(name, encoders_url(root), "encoder"))
+        yield encoder_url(root, stored_encoder(name, root))
 
 
-def _download(name: str, folder: Path, file: str | None) -> str:
+def stored_encoder(name: str, storage: str | None) -> str:
+    """Return the only id under the storage root that `name` shortens; `name` itself if it is a path or URL, or unknown.
+
+    For commands that run here and write beside the encoder: they use the storage root even if a service is selected.
+    Raises ConfigError if several ids match.
+    """
+    root = resolve_root(storage)
+    return name if encoder_url(root, name) == name else stored_id(name, encoders_url(root), "encoder")
+
+
+def submitted_encoder(client: Client, name: str, project: str | None) -> str:
+    """Return the only ID at the service that `name` shortens; `name` itself if it is a path or URL, or unknown.
+
+    The service verifies it when it receives the job. Raises ConfigError if several IDs match.
+    """
+    from service.client import ApiError
+
+    if encoder_url("", name) == name:
+        return name
+    try:
+        return find_encoder(client, name, project)
+    except ApiError as error:
+        if error.problem.status not in UNKNOWN_ID_STATUSES:
+            raise
+        return name
+
+
+def _download(name: str, folder: Path, file: str | None, as_json: bool) -> str:
     project = default_project(None)
-    with connected(persistent=True, announce=True) as client:
+    with connected(as_json, persistent=True, announce=True) as client:
         encoder = find_encoder(client, name, project)
         if file is not None:
             client.encoders.download(encoder, folder / file, file, project)
@@ -66,7 +94,7 @@ def _download(name: str, folder: Path, file: str | None) -> str:
 def find_encoder(client: Client, text: str, project: str | None) -> str:
     """Return `text` if it is the ID or alias of an encoder, else the only ID that it shortens.
 
-    Raises the service's error if there is none; exits if several IDs match.
+    Raises the service's error if there is none, and ConfigError if several match.
     """
     from service.client import ApiError
 
@@ -74,10 +102,5 @@ def find_encoder(client: Client, text: str, project: str | None) -> str:
         client.encoders.get(text, project)
         return text
     except ApiError as error:
-        if error.problem.status not in (404, 422):
-            raise
         newest = itertools.islice(client.encoders.list(), SEARCHED_ENCODERS)
-        matching = matching_ids(text, (encoder.id for encoder in newest))
-        if not matching:
-            raise
-    return unique_id(text, matching, "encoder", "amd encoders list")
+        return completed_id(text, (encoder.id for encoder in newest), "encoder", error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
 
 import typer
 from rich.markdown import Markdown
@@ -18,13 +18,14 @@ from amd.artifacts.card import Card
 from amd.artifacts.discovery import CARD, load_card, published_cards
 from amd.config import ENCODER_SIZES, ConfigError, ImportConfig, Interpolation, Positions, validate
 from amd.storage import resolve_root
-from service.cli.connection import default_project
+from service.cli.connection import connected, default_project
 from service.cli.console import err, out, print_plain, print_progress
 from service.cli.deployments import deploy, deployments, undeploy
 from service.cli.encoder_source import published_encoder, uses_service
 from service.cli.listing import Listing, Output, Watch, chosen_format, print_list, print_service_list
-from service.cli.options import AsJson, Storage
+from service.cli.options import AsJson, Follow, Storage
 from service.cli.registry import alias, aliases, compare, download
+from service.cli.submission import absolute_path, exit_submitted
 from service.cli.tables import Column
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ EncoderName = Annotated[
 ]
 
 NON_COMMERCIAL_MARK = "NC"
+NO_SERVICE = "applies only to a service; select one with --context, and omit --storage"
 
 
 def _licence(row: dict[str, Any]) -> Text:
@@ -87,7 +89,7 @@ def list_command(
         print_service_list(ENCODERS, fetch_views, output, watch, as_json)
         return
     if project is not None:
-        raise ConfigError(["--project: encoders under a storage root have no project; select a service with --context"])
+        raise ConfigError([f"--project: {NO_SERVICE}"])
     root, chosen = resolve_root(storage), chosen_format(output, as_json)
     if chosen == "table":
         print_progress(f"storage root {root}")
@@ -109,7 +111,7 @@ def show(encoder: EncoderName, storage: Storage = None, as_json: AsJson = False)
     """Show the card of an encoder: input format, origin, scores and licence."""
     from amd.artifacts.model_card import model_card
 
-    with published_encoder(encoder, storage, CARD) as url:
+    with published_encoder(encoder, storage, CARD, as_json=as_json) as url:
         card = load_card(url)
     if as_json:
         print(card.model_dump_json())
@@ -147,9 +149,14 @@ def import_command(
     ] = None,
     license: Annotated[str | None, typer.Option(help="Licence of the weights, e.g. CC-BY-NC-4.0.")] = None,
     storage: Storage = None,
+    project: Annotated[str | None, typer.Option(help="Project of the encoder; only with a service.")] = None,
+    follow: Follow = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish external weights as an encoder: official VideoMAE, MAE, MVD, AMD files, Hugging Face folders, timm."""
+    """Publish external weights as an encoder: official VideoMAE, MAE, MVD, AMD files, Hugging Face folders, timm.
+
+    If a context or AMD_URL selects a service, a job publishes them there; --storage publishes them from this machine.
+    """
     values = {
         "weights": weights,
         **({} if id is None else {"id": id}),
@@ -167,6 +174,10 @@ def import_command(
         "interpolation": _one_of("--interpolation", interpolation, get_args(Interpolation)),
         "license": license,
     }
+    if uses_service(storage):
+        _submit_import(values, default_project(project), follow, as_json)
+    if project is not None or follow is not None:
+        raise ConfigError([f"{'--follow' if project is None else '--project'}: {NO_SERVICE}"])
     config = validate(ImportConfig, values)
     from amd.exchange.importing import import_encoder
 
@@ -184,6 +195,22 @@ def import_command(
         out.print(
             f"  {NON_COMMERCIAL_MARK}: non-commercial use only ({imported.card.weights_license})", highlight=False
         )
+
+
+def _submit_import(values: dict[str, Any], project: str | None, follow: bool | None, as_json: bool) -> NoReturn:
+    """Start an import job at the selected service, and exit."""
+    from service.client import ApiError, ImportRequest
+
+    given = {**values, "weights": absolute_path(values["weights"]), "project": project}
+    request = validate(ImportRequest, {name: value for name, value in given.items() if value is not None})
+    with connected(as_json, persistent=True, announce=True) as client:
+        try:
+            job = client.encoders.import_(request)
+        except ApiError as error:
+            if error.problem.code == "uri_not_allowed":
+                print_progress("to publish weights from this machine, set --storage to the storage root")
+            raise
+        exit_submitted(client, job, follow, as_json)
 
 
 @app.command("export")
@@ -204,7 +231,7 @@ def export_command(
 
     formats = {str(name): name for name in EXPORTERS}
     chosen = formats[_one_of("--format", format, tuple(formats)) or "huggingface"]
-    with published_encoder(encoder, storage) as url:
+    with published_encoder(encoder, storage, as_json=as_json) as url:
         load_card(url)  # fails before torch is needed
         report = export(url, chosen, output)
     if as_json:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
+from amd.config import ConfigError
 from amd.storage import listdir
-from service.cli.console import fail
-from service.cli.exit_codes import BAD_INPUT
+
+if TYPE_CHECKING:
+    from service.client import ApiError
 
 SHOWN_MATCHES = 5
+UNKNOWN_ID_STATUSES = (404, 422)  # 422: `text` is not of the form of an id
 
 
 def matching_ids(text: str, ids: Iterable[str]) -> list[str]:
@@ -20,27 +23,38 @@ def matching_ids(text: str, ids: Iterable[str]) -> list[str]:
 
 
 def unique_id(text: str, ids: Iterable[str], kind: str, list_command: str) -> str:
-    """Return the only id that matches. Otherwise list the candidates and exit with code 2.
+    """Return the only id that matches. Raises ConfigError if there is none, and with the candidates if several match.
 
     `kind`: noun for the messages. `list_command`: command that lists the existing ids.
     """
-    found = matching_ids(text, ids) if text else []
-    if not found:
-        fail(f"no {kind} {text!r}; `{list_command}` lists the existing {kind}s", code=BAD_INPUT)
-    if len(found) > 1:
-        fail_ambiguous(text, found, kind)
-    return found[0]
+    found = _only_match(text, ids, kind) if text else None
+    if found is None:
+        raise ConfigError([f"no {kind} {text!r}; `{list_command}` lists the existing {kind}s"])
+    return found
+
+
+def completed_id(text: str, ids: Iterable[str], kind: str, error: ApiError) -> str:
+    """Return the only id that matches. Raises ConfigError if several match.
+
+    `error`: the service's response to `text` as an id, raised if no id matches or if it has another cause.
+    """
+    found = _only_match(text, ids, kind) if text and error.problem.status in UNKNOWN_ID_STATUSES else None
+    if found is None:
+        raise error
+    return found
 
 
 def stored_id(text: str, folder: str, kind: str) -> str:
-    """Return the only matching name in a folder or URL; `text` itself if there is none. Exits if several match."""
-    found = matching_ids(text, listdir(folder))
+    """Return the only matching name in a folder or URL; `text` itself if there is none.
+
+    Raises ConfigError if several match.
+    """
+    return _only_match(text, listdir(folder), kind) or text
+
+
+def _only_match(text: str, ids: Iterable[str], kind: str) -> str | None:
+    found = matching_ids(text, ids)
     if len(found) > 1:
-        fail_ambiguous(text, found, kind)
-    return found[0] if found else text
-
-
-def fail_ambiguous(text: str, candidates: list[str], kind: str) -> NoReturn:
-    more = ", …" if len(candidates) > SHOWN_MATCHES else ""
-    shown = ", ".join(candidates[:SHOWN_MATCHES]) + more
-    fail(f"{text!r} matches {len(candidates)} {kind}s: {shown}; use a longer part of the id", code=BAD_INPUT)
+        shown = ", ".join(found[:SHOWN_MATCHES]) + (", …" if len(found) > SHOWN_MATCHES else "")
+        raise ConfigError([f"{text!r} matches {len(found)} {kind}s: {shown}; use a longer part of the id"])
+    return found[0] if found else None

@@ -21,7 +21,7 @@ from amd.storage import local_path
 from service.cli.connection import connected, default_project
 from service.cli.console import fail, out
 from service.cli.exit_codes import FAILURE, SUCCESS
-from service.cli.ids import unique_id
+from service.cli.ids import completed_id
 from service.cli.listing import Listing, Output, Watch, print_service_list
 from service.cli.options import AsJson
 from service.cli.tables import Column, facts_table, fitted_table
@@ -202,16 +202,17 @@ def neighbours(
 
 
 def find_job(client: Client, text: str) -> JobDetail:
-    """Find a job by its id, or by the beginning of the id or of its last part among the newest jobs."""
+    """Find a job by its id, or by the beginning of the id or of its last part among the newest jobs.
+
+    Raises the service's error if there is none, and ConfigError if several match.
+    """
     from service.client import ApiError
 
     try:
         return client.jobs.get(text)
     except ApiError as error:
-        if error.problem.status not in (404, 422):
-            raise
-    newest = itertools.islice(client.jobs.list(), SEARCHED_JOBS)
-    return client.jobs.get(unique_id(text, (job.id for job in newest), "job", "amd jobs list"))
+        newest = itertools.islice(client.jobs.list(), SEARCHED_JOBS)
+        return client.jobs.get(completed_id(text, (job.id for job in newest), "job", error))
 
 
 def parse_labels(pairs: Sequence[str] | None) -> dict[str, str] | None:

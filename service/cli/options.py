@@ -15,18 +15,30 @@ from amd.commands import CommandOption
 
 def overrides_argument(text: str) -> Any:
     """Return the annotation of a command's overrides, with this help."""
-    return Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help=text)]
+    return Annotated[list[str] | None, _overrides(text)]
+
+
+def _overrides(text: str) -> Any:
+    return typer.Argument(metavar="[KEY=VALUE]…", help=text)
 
 
 def _option(option: CommandOption) -> Any:
     return typer.Option(*option.flags, help=option.help)
 
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help=commands.OVERRIDES)]
+Overrides = Annotated[list[str] | None, _overrides(commands.OVERRIDES)]
+ProbeOverrides = Annotated[list[str] | None, _overrides(commands.PROBE_OVERRIDES)]
+SweepOverrides = Annotated[list[str] | None, _overrides(commands.SWEEP_OVERRIDES)]
 PresetName = Annotated[str | None, _option(commands.PRESET)]
 ConfigUrl = Annotated[str | None, _option(commands.CONFIG)]
 AsJson = Annotated[bool, _option(commands.AS_JSON)]
 Local = Annotated[bool, _option(commands.LOCAL)]
 LocalEmbed = Annotated[bool, _option(commands.LOCAL_EMBED)]
-Storage = Annotated[str | None, typer.Option(help="Storage root of runs and encoders; default: AMD_STORAGE.")]
-EncoderName = Annotated[str | None, typer.Option("--encoder", "-e", help="Published encoder: id, folder or URL.")]
+Storage = Annotated[str | None, _option(commands.STORAGE)]
+EncoderName = Annotated[
+    str | None, typer.Option("--encoder", "-e", help="Published encoder: id, its beginning, folder or URL.")
+]
+Follow = Annotated[
+    bool | None,
+    typer.Option("--follow/--no-follow", help="Print the job's log until the job ends; default: only on a terminal."),
+]

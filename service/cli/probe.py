@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from amd.commands import PROBE_OVERRIDES
-from amd.config import ConfigError, ProbeConfig, parse_overrides
+from amd.config import ConfigError, ProbeConfig, parse_overrides, with_overrides
 from amd.presets.load import load_file
 from service.cli.console import fail, out, print_plain, print_progress
-from service.cli.options import AsJson, ConfigUrl, EncoderName, Storage
+from service.cli.encoder_source import stored_encoder
+from service.cli.options import AsJson, ConfigUrl, EncoderName, ProbeOverrides, Storage
 from service.cli.submission import Submission, submittable
 
 if TYPE_CHECKING:  # requires torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # requires torch
 
 @submittable
 def probe(
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help=PROBE_OVERRIDES)] = None,
+    overrides: ProbeOverrides = None,
     encoder: EncoderName = None,
     kinds: Annotated[
         str | None, typer.Option(help="Probes, comma-separated: knn, linear, few-shot; default: knn,linear.")
@@ -40,6 +40,7 @@ def probe(
     if job is not None:
         job.send("probe", None, config, values, as_json=as_json)
     resolved = load_file(ProbeConfig, config, values)
+    resolved = with_overrides(resolved, {"encoder": stored_encoder(resolved.encoder, resolved.storage)})
 
     from amd.data.faults import DataFault
     from amd.downstream.probing.run import run_probe

@@ -13,7 +13,7 @@ from amd.storage import join
 from service.cli.command_groups import default_command
 from service.cli.console import out
 from service.cli.ids import stored_id
-from service.cli.options import AsJson, PresetName
+from service.cli.options import AsJson, ConfigUrl, PresetName, Storage, SweepOverrides
 from service.cli.submission import Submission, submittable
 
 RUN = "run"
@@ -28,16 +28,9 @@ app = typer.Typer(
 @app.command(RUN)
 @submittable
 def run(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]…", help="Overrides of the run (optim.base_lr=…) or of the sweep (seeds=…)."
-        ),
-    ] = None,
+    overrides: SweepOverrides = None,
     preset: PresetName = None,
-    config: Annotated[
-        str | None, typer.Option("--config", "-c", help="File or URL of a JSON or YAML sweep config.")
-    ] = None,
+    config: ConfigUrl = None,
     space: Annotated[
         str | None,
         typer.Option(
@@ -108,9 +101,7 @@ def run(
 @app.command()
 def report(
     sweep: Annotated[str, typer.Argument(metavar="RUN", help="Sweep id, its beginning, or folder.")],
-    storage: Annotated[
-        str | None, typer.Option(help="Storage root of runs and encoders; default: AMD_STORAGE.")
-    ] = None,
+    storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
     """Regenerate the report of a sweep, running or ended: table, plots, verdict, best.json."""

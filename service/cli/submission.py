@@ -21,10 +21,13 @@ from amd.storage import is_remote, local_path
 from amd.training.run_folder import DATA_FIELDS, WEIGHTS_FIELDS
 from service.cli.connection import connected, default_project
 from service.cli.console import print_progress
+from service.cli.encoder_source import submitted_encoder
 from service.cli.exit_codes import SUCCESS
 from service.cli.jobs import Labels, exit_code, parse_labels, print_job, print_log
+from service.cli.options import Follow
 
 if TYPE_CHECKING:
+    from service.client import Client
     from service.jobs.kinds import JobKind
     from service.jobs.schemas import JobView
 
@@ -44,29 +47,38 @@ class Submission(NamedTuple):
         """Submit the command as a job, follow it if requested, and exit. `config` is a file or URL."""
         values = _absolute_config(read_config_file(config)) if config else {} if kind in ("probe", "embed") else None
         metadata = {"name": self.name, "labels": self.labels, "priority": self.priority}
-        metadata["project"] = default_project(self.project)
+        metadata["project"] = project = default_project(self.project)
+        overrides = _with_absolute_paths(overrides)
         with connected(as_json, persistent=True) as client:
             from service.client import JobRequest
 
+            for given in (values or {}, overrides):
+                if isinstance(encoder := given.get("encoder"), str):
+                    given["encoder"] = submitted_encoder(client, encoder, project)
             try:
-                request = JobRequest(
-                    kind=kind, preset=preset, config=values, overrides=_with_absolute_paths(overrides), **metadata
-                )
+                request = JobRequest(kind=kind, preset=preset, config=values, overrides=overrides, **metadata)
             except ValidationError as error:
                 raise ConfigError(
                     [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
                 ) from None
-            job: JobView = client.jobs.submit(request)
-            if not (self.follow if self.follow is not None else sys.stdout.isatty() and not as_json):
-                print(job.model_dump_json() if as_json else job.id)
-                raise typer.Exit(SUCCESS)
-            print_progress(f"{job.id}: {job.state}; Ctrl-C stops following, the job continues")
-            if not as_json:
-                print(job.id, flush=True)
-            print_log(client.jobs.logs(job.id, follow=True), sys.stderr if as_json else sys.stdout)
-            job = client.jobs.get(job.id)
-        print_job(job, as_json)
-        raise typer.Exit(exit_code(job))
+            exit_submitted(client, client.jobs.submit(request), self.follow, as_json)
+
+
+def exit_submitted(client: Client, job: JobView, follow: bool | None, as_json: bool) -> NoReturn:
+    """Print the id of a submitted job and exit. With `follow`, print its log and exit once the job ends.
+
+    `follow`: None follows only on a terminal.
+    """
+    if not (follow if follow is not None else sys.stdout.isatty() and not as_json):
+        print(job.model_dump_json() if as_json else job.id)
+        raise typer.Exit(SUCCESS)
+    print_progress(f"{job.id}: {job.state}; Ctrl-C stops following, the job continues")
+    if not as_json:
+        print(job.id, flush=True)
+    print_log(client.jobs.logs(job.id, follow=True), sys.stderr if as_json else sys.stdout)
+    ended = client.jobs.get(job.id)
+    print_job(ended, as_json)
+    raise typer.Exit(exit_code(ended))
 
 
 _OPTIONS: dict[str, tuple[Any, Any]] = {
@@ -83,15 +95,7 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[str | None, typer.Option(help="Project of the job; default: that of the context or the API key.")],
         None,
     ),
-    "follow": (
-        Annotated[
-            bool | None,
-            typer.Option(
-                "--follow/--no-follow", help="Print the job's log until the job ends; default: only on a terminal."
-            ),
-        ],
-        None,
-    ),
+    "follow": (Follow, None),
 }
 
 
@@ -131,14 +135,14 @@ def submittable(command: Callable[..., None]) -> Callable[..., None]:
 
 def _with_absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Make paths of local files absolute, because the job runs in another folder."""
-    return {key: _absolute_path(value) if _is_file_field(key) else value for key, value in overrides.items()}
+    return {key: absolute_path(value) if _is_file_field(key) else value for key, value in overrides.items()}
 
 
 def _absolute_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return {
         key: _absolute_config(value, f"{prefix}{key}.")
         if isinstance(value, dict)
-        else _absolute_path(value)
+        else absolute_path(value)
         if _is_file_field(f"{prefix}{key}")
         else value
         for key, value in values.items()
@@ -149,7 +153,8 @@ def _is_file_field(key: str) -> bool:
     return key.removeprefix("train.") in (*DATA_FIELDS, *WEIGHTS_FIELDS, "encoder")
 
 
-def _absolute_path(value: Any) -> Any:
+def absolute_path(value: Any) -> Any:
+    """Make the path of an existing local file absolute; return other values unchanged."""
     if isinstance(value, str) and value and not is_remote(value) and local_path(value).exists():
         return str(local_path(value))
     return value

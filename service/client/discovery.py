@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 from service.client.errors import NoAnswer
+from service.credentials import KeyFileError, environment_key, read_key_file
 
 
 class ServiceAddress(NamedTuple):
@@ -19,17 +19,14 @@ def find_service() -> ServiceAddress:
 
     Raises NoAnswer, with instructions, if there is none.
     """
-    url, key, key_file = (os.environ.get(name) or None for name in ("AMD_URL", "AMD_KEY", "AMD_KEY_FILE"))
-    if url is None:
+    try:
+        if url := os.environ.get("AMD_URL"):
+            return ServiceAddress(url, environment_key())
         from service.stack import find_stack
 
         stack = find_stack()
         if stack is None:
             raise NoAnswer("no service found: start one with `amd up`, or set AMD_URL and AMD_KEY")
-        url, key_file = stack.url, key_file or str(stack.key_file)
-    if key is None and key_file is not None:
-        try:
-            key = Path(key_file).expanduser().read_text().strip()
-        except OSError as error:
-            raise NoAnswer(f"AMD_KEY_FILE={key_file}: cannot be read ({error.strerror})") from None
-    return ServiceAddress(url, key)
+        return ServiceAddress(stack.url, environment_key() or read_key_file(stack.key_file, "key file "))
+    except KeyFileError as error:
+        raise NoAnswer(str(error)) from None

@@ -36,10 +36,13 @@ def translated_errors() -> Iterator[None]:
     except httpx.HTTPStatusError as error:
         raise ApiError(parse_problem(error.response)) from None
     except httpx.TransportError as error:
-        origin = ""
+        origin, reason = "", f"the service does not respond ({error or type(error).__name__})"
         with contextlib.suppress(RuntimeError):  # the error has no request
             origin = f"{error.request.url.scheme}://{error.request.url.netloc.decode()}: "
-        raise NoAnswer(f"{origin}the service does not respond ({error or type(error).__name__})") from error
+            if isinstance(error, httpx.ReadTimeout):
+                seconds = error.request.extensions["timeout"]["read"]
+                reason = f"no response within {seconds:g} s; the service may still be working on the request"
+        raise NoAnswer(f"{origin}{reason}") from error
 
 
 def parse_problem(response: httpx.Response) -> Problem:

@@ -39,10 +39,11 @@ class Patience:
         return max(requested_s, doubled * random.uniform(0.5, 1.0))
 
 
-def retry_options(patience: Patience, *, repeatable: bool) -> dict[str, Any]:
+def retry_options(patience: Patience, *, repeatable: bool, after_timeout: bool = True) -> dict[str, Any]:
     """Return the options of tenacity's `Retrying` and `AsyncRetrying`.
 
-    `repeatable`: whether the request may be resent although it may have been executed.
+    `repeatable`: whether the request may be resent although it may have been executed. `after_timeout`: whether it may
+    be resent although it may still be in execution.
     """
 
     def wait(state: RetryCallState) -> float:
@@ -51,15 +52,19 @@ def retry_options(patience: Patience, *, repeatable: bool) -> dict[str, Any]:
         return math.inf if pause is None else pause
 
     return {
-        "retry": retry_if_exception(lambda error: _is_retryable(error, repeatable)),
+        "retry": retry_if_exception(lambda error: _is_retryable(error, repeatable, after_timeout)),
         "wait": wait,
         "stop": lambda state: math.isinf(state.upcoming_sleep),
         "reraise": True,
     }
 
 
-def _is_retryable(error: BaseException, repeatable: bool) -> bool:
+def _is_retryable(error: BaseException, repeatable: bool, after_timeout: bool) -> bool:
     match error:
+        case httpx.ReadTimeout():
+            return repeatable and after_timeout
+        case httpx.HTTPStatusError(response=httpx.Response(status_code=httpx.codes.GATEWAY_TIMEOUT)):
+            return repeatable and after_timeout
         case httpx.HTTPStatusError(response=response):
             may_succeed = response.status_code in RETRYABLE_STATUSES or parse_problem(response).retryable
             return may_succeed and (repeatable or response.status_code == RATE_LIMITED)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel
 
 from amd.config import TrainConfig
@@ -63,7 +63,7 @@ def list_presets(caller: Reader) -> list[PresetView]:
 
 
 @router.get("/presets/{name}", summary="Get a preset with its config")
-def get_preset(name: str, caller: Reader) -> PresetDetail:
+def get_preset(name: Annotated[str, Path(description="Name of the preset.")], caller: Reader) -> PresetDetail:
     found = _presets().get(name)
     if found is None:
         raise NotFound(f"there is no preset {name!r}; GET /v1/presets lists them")
@@ -71,7 +71,7 @@ def get_preset(name: str, caller: Reader) -> PresetDetail:
 
 
 @router.get("/schemas/{kind}", summary="Get the JSON schema of the config for a job kind")
-def get_schema(kind: JobKind, caller: Reader) -> dict[str, Any]:
+def get_schema(kind: Annotated[JobKind, Path(description="Kind of job.")], caller: Reader) -> dict[str, Any]:
     return KINDS[kind].config.model_json_schema()
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from amd.config import ConfigError
@@ -36,6 +36,7 @@ from service.jobs.store import JobFilter, JobStore, StaleJob, new_job_id
 from service.settings import Settings
 from service.web.errors import NotFound
 from service.web.middleware import tagged
+from service.web.parameters import CURSOR, IdempotencyKey, IfNoneMatch, LastEventId, PageSize, ProjectFilter
 from service.web.schemas import DEFAULT_PROJECT
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -62,7 +63,7 @@ def _uris(request: Request) -> UriPolicy:
 Jobs = Annotated[JobStore, Depends(_store)]
 Config = Annotated[Settings, Depends(_settings)]
 Uris = Annotated[UriPolicy, Depends(_uris)]
-JobId = Annotated[str, Path(min_length=1, max_length=100)]
+JobId = Annotated[str, Path(min_length=1, max_length=100, description="Job ID.")]
 
 
 def _visible(job_id: JobId, jobs: Jobs, caller: Reader) -> Job:
@@ -112,7 +113,7 @@ def submit(
     settings: Config,
     policy: Uris,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Submit a job. Once accepted, it is stored durably and survives service restarts.
 
@@ -160,16 +161,19 @@ def list_jobs(
     caller: Reader,
     jobs: Jobs,
     settings: Config,
-    kind: Annotated[list[JobKind] | None, Query()] = None,
-    state: Annotated[list[State] | None, Query()] = None,
+    kind: Annotated[list[JobKind] | None, Query(description="Kinds to list. Default: all kinds.")] = None,
+    state: Annotated[list[State] | None, Query(description="States to list. Default: all states.")] = None,
     label: Annotated[
         list[Annotated[str, Query(pattern=r"^[^=]+=.*$", max_length=320)]] | None,
         Query(description="Label to filter by, as `key=value`; a job must match all of them."),
     ] = None,
-    origin: Literal["api", "external"] | None = None,
-    project: Annotated[str | None, Query(max_length=63)] = None,
-    cursor: Annotated[str | None, Query(max_length=300)] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    origin: Annotated[
+        Literal["api", "external"] | None,
+        Query(description="Where the job was started; external: with Ray, outside the service. Default: both."),
+    ] = None,
+    project: ProjectFilter = None,
+    cursor: Annotated[str | None, Query(max_length=300, description=CURSOR)] = None,
+    limit: PageSize = 50,
 ) -> JobPage:
     visible = caller.own_project(project)
     labels = dict(pair.split("=", 1) for pair in label or [])
@@ -189,7 +193,7 @@ def get_job(
     jobs: Jobs,
     settings: Config,
     response: Response,
-    if_none_match: Annotated[str | None, Header()] = None,
+    if_none_match: IfNoneMatch = None,
 ) -> JobDetail:
     return tagged(views.job_detail(job, jobs.attempts(job.id), settings.root), response, if_none_match)
 
@@ -259,7 +263,7 @@ def job_logs(
     job: Visible,
     jobs: Jobs,
     settings: Config,
-    follow: bool = False,
+    follow: Annotated[bool, Query(description="Stream new output until the attempt ends.")] = False,
     tail: Annotated[
         int | None,
         Query(ge=0, le=100_000, description="Number of lines to return from the end of the log. Default: all lines."),
@@ -268,7 +272,7 @@ def job_logs(
         int | None, Query(ge=1, description="Attempt number, starting at 1. Default: the newest attempt.")
     ] = None,
     offset: Annotated[int, Query(ge=0, description="Bytes to skip.")] = 0,
-    last_event_id: Annotated[int, Header(ge=0)] = 0,
+    last_event_id: LastEventId = 0,
 ) -> Response:
     """Return the log as text or, with `follow`, as server-sent events (`log`, then `end`).
 
@@ -293,7 +297,9 @@ def job_metrics(
     names: Annotated[
         str | None, Query(max_length=2000, description="Comma-separated metric names. Default: all metrics.")
     ] = None,
-    max_points: Annotated[int, Query(ge=2, le=10_000)] = 500,
+    max_points: Annotated[
+        int, Query(ge=2, le=10_000, description="Maximum number of points per series; longer series are thinned out.")
+    ] = 500,
 ) -> MetricsView:
     selected = [name.strip() for name in names.split(",")] if names else []
     return metrics.series(read_metrics(run_folder(settings.root, job.id)), selected, max_points)
@@ -305,7 +311,7 @@ def job_metrics(
     response_class=StreamingResponse,
     responses={200: {"content": EVENT_STREAM}},
 )
-def job_events(job: Visible, jobs: Jobs, request: Request, last_event_id: Annotated[int, Header(ge=0)] = 0) -> Response:
+def job_events(job: Visible, jobs: Jobs, request: Request, last_event_id: LastEventId = 0) -> Response:
     """Send a `job` event for each change, `progress` events in between, and a final `end` event.
 
     To resume, send the ID of the last `job` event as `Last-Event-ID`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from amd.artifacts.discovery import CARD, WEIGHTS, encoder_folder
 from amd.storage import files, join, remove
@@ -30,6 +30,7 @@ from service.registry.schemas import (
 from service.registry.store import EncoderFilter, EncoderStore
 from service.web.errors import IllegalAction, NotFound
 from service.web.middleware import tagged
+from service.web.parameters import CURSOR, IdempotencyKey, IfNoneMatch, PageSize
 
 router = APIRouter(prefix="/encoders", tags=["encoders"])
 
@@ -44,7 +45,7 @@ def _store(request: Request) -> EncoderStore:
 EncodersDep = Annotated[EncoderStore, Depends(_store)]
 EncoderName = Annotated[str, Path(pattern=ENCODER_PATTERN, description="Encoder ID or alias.")]
 EncoderId = Annotated[str, Path(pattern=ENCODER_PATTERN, description="Encoder ID; aliases are not resolved.")]
-AliasName = Annotated[str, Path(pattern=ALIAS_PATTERN)]
+AliasName = Annotated[str, Path(pattern=ALIAS_PATTERN, description="Name of the alias.")]
 ProjectQuery = Annotated[
     str | None,
     Query(
@@ -53,7 +54,6 @@ ProjectQuery = Annotated[
         "Default: encoders of every project, and aliases of `default`.",
     ),
 ]
-IfNoneMatch = Annotated[str | None, Header()]
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
     304: {"description": "Not modified: the ETag matches `If-None-Match`."}
 }
@@ -77,13 +77,18 @@ def _aliases(encoders: EncoderStore, caller: Principal, *rows: RegisteredEncoder
 def list_encoders(
     caller: Reader,
     encoders: EncodersDep,
-    objective: Objective | None = None,
+    objective: Annotated[
+        Objective | None, Query(description="Objective that the encoder was trained with. Default: all.")
+    ] = None,
     size: Annotated[str | None, Query(max_length=40, description="Named size: S, B, L, H, …")] = None,
-    alias: Annotated[str | None, Query(pattern=ALIAS_PATTERN)] = None,
-    job: Annotated[str | None, Query(pattern=ENCODER_PATTERN, max_length=100)] = None,
+    alias: Annotated[str | None, Query(pattern=ALIAS_PATTERN, description="Alias of the encoder.")] = None,
+    job: Annotated[
+        str | None,
+        Query(pattern=ENCODER_PATTERN, max_length=100, description="ID of the job that published the encoder."),
+    ] = None,
     project: ProjectQuery = None,
-    cursor: Annotated[str | None, Query(max_length=400)] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=400, description=CURSOR)] = None,
+    limit: PageSize = 50,
 ) -> EncoderPage:
     """List the encoders of your project and those that belong to no project."""
     where = EncoderFilter(caller.own_project(project), objective, size, alias, job)
@@ -100,7 +105,7 @@ def import_encoder(
     settings: Config,
     policy: Uris,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Start a job of kind `import`. Once it succeeds, the encoder is listed under the ID in the job's `encoder`
     field.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.auth.authentication import Inferrer, Principal, Reader, Submitter
@@ -33,10 +33,17 @@ from service.serving.schemas import (
     ServingSettings,
 )
 from service.web.errors import Refusal
+from service.web.parameters import ProjectFilter
 from service.web.schemas import ApiModel, utc_datetime
 
-DeploymentName = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-EncoderName = Annotated[str, Path(min_length=1, max_length=200)]
+DeploymentName = Annotated[
+    str,
+    Path(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
+        description="Name of the deployment: lower-case letters, digits and dashes.",
+    ),
+]
+EncoderName = Annotated[str, Path(min_length=1, max_length=200, description="Encoder ID, alias or deployment name.")]
 
 
 def _deployments(request: Request) -> DeploymentStore:
@@ -86,9 +93,7 @@ def put_deployment(
 
 
 @deployments.get("", summary="List deployments")
-def list_deployments(
-    caller: Reader, store: DeploymentsDep, project: Annotated[str | None, Query(max_length=63)] = None
-) -> DeploymentList:
+def list_deployments(caller: Reader, store: DeploymentsDep, project: ProjectFilter = None) -> DeploymentList:
     return DeploymentList(items=[_view(one) for one in store.all(caller.own_project(project))])
 
 
@@ -165,6 +170,8 @@ REQUEST_BODIES: dict[str, Any] = {
     }
 }
 
+Accept = Annotated[str | None, Header(description="Media type of the response. Default: JSON.")]
+
 inference = APIRouter(prefix="/encoders", tags=["requests"])
 
 
@@ -193,7 +200,7 @@ async def embeddings(
     caller: Inferrer,
     gateway: GatewayDep,
     policy: Uris,
-    accept: Annotated[str | None, Header()] = None,
+    accept: Accept = None,
 ) -> Response:
     """`encoder` is an encoder id, an alias or a deployment name. The body is a file, a form with files, or JSON."""
     media_type = negotiate_media_type(accept, (ARROW, NUMPY))
@@ -220,7 +227,7 @@ async def reconstructions(
     caller: Inferrer,
     gateway: GatewayDep,
     policy: Uris,
-    accept: Annotated[str | None, Header()] = None,
+    accept: Accept = None,
 ) -> Response:
     """Return the clip, its visible tokens and the reconstruction. Requires an encoder published with its decoder.
 

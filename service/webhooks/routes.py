@@ -6,7 +6,7 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi import Path as InPath
 from pydantic import ConfigDict, Field, StringConstraints
 
@@ -14,6 +14,7 @@ from service.auth.authentication import Admin
 from service.db.models import Delivery, Webhook
 from service.jobs.schemas import Action, State
 from service.web.errors import UriNotAllowed
+from service.web.parameters import PageSize
 from service.web.schemas import ApiModel, Project, utc_datetime
 from service.webhooks.addresses import AddressNotAllowed, checked_url
 from service.webhooks.store import WAITING, WebhookStore
@@ -84,7 +85,7 @@ class DeliveryList(ApiModel):
 
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"])
-WebhookId = Annotated[str, InPath(pattern=r"^wh_[0-9a-f]{1,29}$")]
+WebhookId = Annotated[str, InPath(pattern=r"^wh_[0-9a-f]{1,29}$", description="ID of the webhook.")]
 
 
 @router.post("", status_code=HTTPStatus.CREATED)
@@ -112,9 +113,7 @@ def delete_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> No
 
 
 @router.get("/{webhook_id}/deliveries")
-def list_deliveries(
-    request: Request, caller: Admin, webhook_id: WebhookId, limit: Annotated[int, Query(ge=1, le=200)] = 50
-) -> DeliveryList:
+def list_deliveries(request: Request, caller: Admin, webhook_id: WebhookId, limit: PageSize = 50) -> DeliveryList:
     """List the latest deliveries, newest first. Finished deliveries are kept for a week."""
     found = _webhooks(request).deliveries(webhook_id, caller.project, limit)
     return DeliveryList(items=[_delivery_view(delivery) for delivery in found])

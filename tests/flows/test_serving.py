@@ -22,6 +22,7 @@ from openai import OpenAI
 from PIL import Image
 
 from amd.downstream.embedding.features import embed_file
+from service.client import Client
 from service.serving.protocol import CANDIDATE, pack, unpack
 from service.serving.requests import RequestOptions
 from service.stack.ports import free_ports
@@ -139,6 +140,12 @@ def test_batches_keep_their_order_in_every_response_format(served: ServedEncoder
     table = pa.ipc.open_stream(served.post("first", json=body, headers={"Accept": ARROW}).content).read_all()
     np.testing.assert_allclose(table["embedding"].to_pylist(), expected, atol=1e-5)
     assert table.schema.metadata == {b"encoder": b"first"}
+    tokens = served.post("first", json={**body, "tokens": "patch"}).json()
+    with Client(served.plane.url, served.key) as client:
+        received = client.embeddings("first", list(map(str, files)), tokens="patch")
+    np.testing.assert_allclose(
+        [view.tokens for view in received], [item["tokens"] for item in tokens["data"]], atol=1e-5
+    )
     normal = served.post("first", json={**body, "normalize": True}).json()
     lengths = np.linalg.norm([item["embedding"] for item in normal["data"]], axis=1)
     np.testing.assert_allclose(lengths, 1.0, atol=1e-5)

@@ -74,12 +74,6 @@ def top1(predicted: Labels, labels: Labels) -> float:
     return float(100 * np.mean(predicted == labels))
 
 
-def top_k(logits: Array, labels: Labels, k: int) -> float:
-    """Return the top-k accuracy of logits (m, C) in percent."""
-    highest = np.argpartition(-logits, k - 1, axis=1)[:, :k]
-    return float(100 * np.mean((highest == labels[:, None]).any(axis=1)))
-
-
 def probe(train: Features, test: Features) -> dict[str, float]:
     """Run both probes and return top-1 in percent: eval/top1 (linear), eval/knn_top1 and eval/knn_centred_top1."""
     return {

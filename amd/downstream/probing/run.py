@@ -36,7 +36,7 @@ from amd.config import (
 from amd.data.dataset.manifest import Manifest
 from amd.data.faults import UnreadableSample
 from amd.data.loading.order import share
-from amd.downstream.arrays import Features, Labels
+from amd.downstream.arrays import Features, Labels, top_k
 from amd.downstream.embedding.cache import FeatureKey, Part, cached_parts, spans
 from amd.downstream.embedding.features import (
     Embedder,
@@ -46,7 +46,7 @@ from amd.downstream.embedding.features import (
     gather,
     with_absolute_paths,
 )
-from amd.downstream.probing.classifiers import knn, linear, top1, top_k
+from amd.downstream.probing.classifiers import knn, linear, top1
 from amd.downstream.probing.few_shot import check_enough, few_shot
 from amd.downstream.probing.labels import LabelledSets, check_several, open_labelled
 from amd.downstream.probing.linear import AUGMENTS, batch_size, logits, shuffled, train_head
@@ -209,7 +209,9 @@ def linear_values(probed: ProbedEncoder, config: LinearConfig, seed: int) -> dic
     )
     test_logits = logits(head, test.values)
     values = {"eval/top1": top1(test_logits.argmax(axis=1).astype(np.int64), test.labels)}
-    return values | ({"eval/top5": top_k(test_logits, test.labels, 5)} if classes > 5 else {})
+    if classes > 5:
+        values["eval/top5"] = 100 * top_k(test_logits, test.labels, 5) / len(test.labels)
+    return values
 
 
 def few_shot_values(probed: ProbedEncoder, config: FewShotConfig, seed: int) -> dict[str, float]:

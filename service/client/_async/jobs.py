@@ -28,6 +28,7 @@ from service.jobs.schemas import (
     State,
     TrialView,
 )
+from service.serving.requests import DEADLINE_S
 from service.serving.schemas import NeighbourView
 
 MAX_POLL_INTERVAL_S = 3.0  # upper bound of the polling interval of `wait`, which grows
@@ -140,7 +141,8 @@ class AsyncJobs(AsyncApiMethods):
         }
         body = {**present(query), "k": k}
         path = api_path("jobs", job_id, "neighbours")
-        return await self._request("POST", path, list[NeighbourView], body=body, repeatable=True)
+        options = {"body": body, "repeatable": True, "deadline_s": DEADLINE_S}
+        return await self._request("POST", path, list[NeighbourView], **options)
 
     def list(  # the last method, since the class hides the builtin from here on
         self,

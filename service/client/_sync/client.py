@@ -3,29 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
-from pydantic import BaseModel
 
 from service.client._sync.deployments import Deployments
 from service.client._sync.encoders import Aliases, Encoders
 from service.client._sync.jobs import Jobs
 from service.client._sync.keys import Keys
-from service.client._sync.requests import ApiMethods
+from service.client._sync.requests import TIMEOUT, ApiMethods
 from service.client._sync.webhooks import Webhooks
 from service.client.discovery import find_service
+from service.client.inference import accepted_media_types, parse_embeddings, parse_items
 from service.client.messages import api_path, fields_of, input_item
 from service.client.retries import Patience
 from service.jobs.kinds import JobKind
 from service.jobs.schemas import JobRequest, ValidateView
+from service.serving.requests import DEADLINE_S
 from service.serving.schemas import ClassificationView, EmbeddingView, ReconstructionView
-
-V = TypeVar("V", bound=BaseModel)
-
-TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
 
 class Client(ApiMethods):
@@ -86,27 +83,33 @@ class Client(ApiMethods):
         """Embed images and videos with a deployed encoder, identified by id, alias or deployment name.
 
         `files`: local paths and bytes are uploaded; URIs (`s3://…`) are read by the service.
-        `options`: fields of the request, such as normalize=True.
+        `options`: fields of the request, such as normalize=True, or deadline_s=300: the time limit in seconds. A
+        request that exceeds it fails, and is not repeated.
         """
-        return self._infer(encoder, "embeddings", files, options, EmbeddingView)
+        headers = {"Accept": accepted_media_types(options)}
+        response = self._infer(encoder, "embeddings", files, options, headers)
+        return parse_embeddings(response)
 
     def classifications(
         self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
     ) -> list[ClassificationView]:
-        """Predict the most likely labels with a deployed fine-tuned encoder. `options`: fields such as top_k=3."""
-        return self._infer(encoder, "classifications", files, options, ClassificationView)
+        """Predict the most likely labels with a deployed fine-tuned encoder. `options`: top_k and deadline_s."""
+        return parse_items(ClassificationView, self._infer(encoder, "classifications", files, options))
 
     def reconstructions(
         self, encoder: str, files: Sequence[str | Path | bytes], **options: Any
     ) -> list[ReconstructionView]:
-        """Reconstruct masked files with a deployed encoder and its decoder. `options`: mask_ratio and seed."""
-        return self._infer(encoder, "reconstructions", files, options, ReconstructionView)
+        """Reconstruct masked files with a deployed encoder and its decoder. `options`: mask_ratio, seed, deadline_s."""
+        return parse_items(ReconstructionView, self._infer(encoder, "reconstructions", files, options))
 
     def _infer(
-        self, encoder: str, task: str, files: Sequence[str | Path | bytes], options: dict[str, Any], kind: type[V]
-    ) -> list[V]:
-        body = {"input": [input_item(file) for file in files], **options}
-        path = api_path("encoders", encoder, task)
-        found = self._request("POST", path, dict[str, Any], body=body, repeatable=True)
-        items = [{"encoder": found["encoder"], **item} for item in found["data"]]
-        return [kind.model_validate(item, extra="ignore") for item in items]
+        self,
+        encoder: str,
+        task: str,
+        files: Sequence[str | Path | bytes],
+        options: Mapping[str, Any],
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        body: dict[str, Any] = {"deadline_s": DEADLINE_S, **options, "input": [input_item(file) for file in files]}
+        path, deadline_s = api_path("encoders", encoder, task), float(body["deadline_s"])
+        return self._send("POST", path, body=body, headers=headers, repeatable=True, deadline_s=deadline_s)

@@ -17,6 +17,8 @@ from service.client.retries import Patience, retry_options
 
 T = TypeVar("T")
 
+TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+DEADLINE_MARGIN_S = 10.0  # added to a request's deadline: the control plane's own margin, and transport
 STREAM_TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # longer than the interval of the server's heartbeats
 POLL_INTERVAL_S = 0.5  # pause between requests that wait for a state
 PARTIAL_CONTENT = 206
@@ -45,21 +47,26 @@ class ApiMethods:
         headers: Mapping[str, str] | None = None,
         accepted: tuple[int, ...] = (),
         repeatable: bool = False,
+        deadline_s: float | None = None,
     ) -> httpx.Response:
         """Send a request, with retries. Raises ApiError or NoAnswer.
 
         `accepted`: error statuses that are returned. `repeatable`: whether repeating a POST has no second effect, as
-        with an Idempotency-Key; other methods are always repeatable.
+        with an Idempotency-Key; other methods are always repeatable. `deadline_s`: time that the service may take to
+        respond; after it, the request is not repeated, since the service may still be working on it.
         """
         repeatable = repeatable or method != "POST" or "Idempotency-Key" in (headers or {})
-        request = self._http.build_request(method, path, params=present(query or {}), json=body, headers=headers)
+        timeout = TIMEOUT if deadline_s is None else response_timeout(deadline_s)
+        request = self._http.build_request(
+            method, path, params=present(query or {}), json=body, headers=headers, timeout=timeout
+        )
 
         def attempt() -> httpx.Response:
             response = self._http.send(request)
             return response if response.status_code in accepted else response.raise_for_status()
 
         with translated_errors():
-            return self._retrying(repeatable)(attempt)
+            return self._retrying(repeatable, after_timeout=deadline_s is None)(attempt)
 
     def _pages(self, path: str, kind: type[Any], query: Mapping[str, Any]) -> Iterator[Any]:
         """Yield the items of a listing, fetching pages as needed."""
@@ -125,5 +132,11 @@ class ApiMethods:
                 response.raise_for_status()
             yield response
 
-    def _retrying(self, repeatable: bool) -> Retrying:
-        return Retrying(**retry_options(self._patience, repeatable=repeatable))
+    def _retrying(self, repeatable: bool, after_timeout: bool = True) -> Retrying:
+        options = retry_options(self._patience, repeatable=repeatable, after_timeout=after_timeout)
+        return Retrying(**options)
+
+
+def response_timeout(deadline_s: float) -> httpx.Timeout:
+    """Return timeouts that let the service, rather than the client, report a missed deadline."""
+    return httpx.Timeout(TIMEOUT.read, connect=TIMEOUT.connect, read=deadline_s + DEADLINE_MARGIN_S)

@@ -33,6 +33,18 @@ def test_step_prints_figures_as_json_or_as_a_table(
     assert calls == [(0.6, "auto", {"batch": 2, "steps": commands.STEPS})] * 2
 
 
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [("step", [commands.STEP_PRESET, commands.BATCH, commands.STEPS]), ("data", [commands.SAMPLES])],
+)
+def test_the_help_states_the_defaults(command: str, defaults: list[object], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for default in defaults:
+        assert f"Default: {default}." in printed
+
+
 def test_data_measures_the_given_data_or_synthetic_videos(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

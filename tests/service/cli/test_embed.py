@@ -24,7 +24,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_data_set_is_embedded_into_files_and_a_single_file_into_a_line(
     root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["embed", "--encoder", "small", f"data.train={root / 'images'}", "data.loader_workers=0", "--local"]
+    args = ["embed", "--encoder", "sma", f"data.train={root / 'images'}", "data.loader_workers=0", "--local"]
     code, out, err = amd(monkeypatch, capfd, *args, "--json", "--output", str(root / "out"))
     assert code == 0, err
     assert json.loads(out)["samples"] == 6
@@ -33,9 +33,10 @@ def test_a_data_set_is_embedded_into_files_and_a_single_file_into_a_line(
     assert code == 0
     assert "6 samples" in out
     assert str(root / "embeddings" / "small") in out
-    code, out, _ = amd(monkeypatch, capfd, "embed", "-e", "small", str(root / "images" / "a" / "000.png"), "--json")
+    code, out, _ = amd(monkeypatch, capfd, "embed", "-e", "sm", str(root / "images" / "a" / "000.png"), "--json")
     assert code == 0
-    assert len(json.loads(out)["embedding"]) == 24
+    printed = json.loads(out)
+    assert (printed["encoder"], len(printed["embedding"])) == ("small", 24)
 
 
 MISTAKES = {
@@ -47,6 +48,15 @@ MISTAKES = {
     "-e small data.tran=x": "did you mean train?",
     "-e small data.train=nowhere --local": "nowhere does not exist",
 }
+
+
+def test_an_ambiguous_encoder_lists_the_candidates(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (root / "encoders" / "smaller").mkdir()
+    for args in (["cat.png"], ["data.train=x"]):
+        code, _, err = amd(monkeypatch, capfd, "embed", "-e", "sma", *args)
+        assert (code, "'sma' matches 2 encoders: small, smaller" in err) == (2, True)
 
 
 @pytest.mark.parametrize("args", MISTAKES)

@@ -105,5 +105,25 @@ def test_an_ambiguous_encoder_lists_the_candidates(registered: Server, storage: 
 
 
 def test_a_project_needs_a_service(storage: Path, amd: Command) -> None:
-    code, _, err = amd("encoders", "list", "--project", "video")
-    assert (code, "--project" in err) == (2, True)
+    for args in (("list", "--project", "video"), ("import", "timm:none", "--project", "video")):
+        code, _, err = amd("encoders", *args)
+        assert (code, "--project" in err) == (2, True)
+
+
+def test_weights_are_imported_by_the_selected_service_or_into_the_storage_root(
+    registered: Server, storage: Path, amd: Command, golden: Path
+) -> None:
+    select(registered)
+    code, out, err = amd("encoders", "import", "timm:vit_tiny_patch16_224", "--id", "tiny", "--heads", 3, "--json")
+    job = json.loads(out)
+    assert (code, err.strip()) == (0, f"{registered.url} (context prod)")
+    assert (job["kind"], job["name"], job["project"]) == ("import", "tiny", "default")
+    with Client(registered.url, registered.key) as client:
+        config = client.jobs.get(job["id"]).config
+    assert (config["weights"], config["heads"]) == ("timm:vit_tiny_patch16_224", 3)
+    weights = golden / "mae_state.safetensors"
+    code, out, err = amd("encoders", "import", weights, "--heads", 3, "--json")
+    assert (code, json.loads(out)["code"]) == (2, "uri_not_allowed")
+    assert "set --storage to the storage root" in err
+    code, out, _ = amd("encoders", "import", weights, "--heads", 3, "--storage", storage, "--json")
+    assert (code, json.loads(out)["url"]) == (0, str(storage / "encoders" / "mae_state"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-import typer
 
+from amd.config import ConfigError
 from service.cli.ids import matching_ids, stored_id, unique_id
 
 IDS = ["train-20260101-1a2b", "train-20260102-3c4d", "wh_5e6f", "train-20260101-1a2b-2"]
@@ -38,13 +39,9 @@ def test_an_id_is_found_by_its_beginning_or_that_of_its_last_part(text: str, fou
         ("", "no job ''"),
     ],
 )
-def test_other_text_exits_with_code_2_and_lists_the_candidates(
-    text: str, message: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(typer.Exit) as stopped:
+def test_other_text_is_an_error_that_lists_the_candidates(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
         unique_id(text, IDS, "job", "amd jobs list")
-    assert stopped.value.exit_code == 2
-    assert message in capfd.readouterr().err
 
 
 def test_a_stored_id_may_be_shortened_or_unknown(tmp_path: Path) -> None:
@@ -53,5 +50,5 @@ def test_a_stored_id_may_be_shortened_or_unknown(tmp_path: Path) -> None:
     assert stored_id("f", str(tmp_path), "run") == "first"
     assert stored_id("third", str(tmp_path), "run") == "third"
     (tmp_path / "second-2").mkdir()
-    with pytest.raises(typer.Exit):
+    with pytest.raises(ConfigError, match="matches 2 runs"):
         stored_id("second", str(tmp_path), "run")

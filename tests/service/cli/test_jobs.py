@@ -23,6 +23,7 @@ from service.registry.discovery import EncoderDiscovery
 from service.settings import Settings
 from tests.support.service.apps import key_to
 from tests.support.service.command import amd as run_command
+from tests.support.service.encoder_cards import publish
 from tests.support.service.fake_cluster import FakeCluster, queued, report_status
 from tests.support.service.server import serve_app
 
@@ -34,6 +35,8 @@ class Service(NamedTuple):
     root: str
     reconcile: Callable[[], object]
     """Run one step of the reconciler."""
+    discover: Callable[[], object]
+    """Register the encoders under the storage root."""
 
     def ended(self, **outcome: Any) -> Job:
         """Run a job that logs two lines and ends with this outcome."""
@@ -65,7 +68,7 @@ def service(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("AMD_KEY", key_to(engine, "submit")["Authorization"].removeprefix("Bearer "))
         monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setattr("service.client._sync.jobs.POLL_INTERVAL_S", 0.01)
-        yield Service(app.state.jobs, settings.root, reconciler.step)
+        yield Service(app.state.jobs, settings.root, reconciler.step, encoders.scan)
 
 
 @pytest.fixture
@@ -147,8 +150,38 @@ def test_a_rejected_request_prints_the_error_of_the_service_and_exits_with_code_
     assert code == 2
     assert MISTAKES[args] in err
     assert "Traceback" not in err
-    if "no job" not in err:
-        assert MISTAKES[args] in " ".join(json.loads(out.strip().splitlines()[-1])["problems"])
+    assert MISTAKES[args] in " ".join(json.loads(out.strip().splitlines()[-1])["problems"])
+
+
+@pytest.mark.parametrize("kind", ["probe", "embed"])
+def test_the_encoder_of_a_submitted_job_may_be_shortened(kind: str, service: Service, amd: Command) -> None:
+    for name in ("train-20260101-120000-1a2b3c4d", "train-20260102-120000-5e6f7a8b"):
+        publish(service.root, name)
+    service.discover()
+    submitted = SUBMISSIONS[kind].replace("mine", "1a2b")
+    code, out, err = amd(*submitted.split(), "--submit")
+    assert code == 0, err
+    assert service.store.get(out.strip()).config["encoder"] == "train-20260101-120000-1a2b3c4d"
+    code, out, err = amd(*submitted.replace("1a2b", "train").split(), "--submit", "--json")
+    assert (code, "'train' matches 2 encoders" in err, json.loads(out)["state"]) == (2, True, "invalid")
+
+
+@pytest.mark.parametrize(
+    "args",
+    ["jobs show", "jobs events", "jobs cancel", "jobs wait", "jobs delete", "encoders show", "encoders download"],
+)
+def test_an_unknown_id_is_reported_with_the_same_code_by_every_command(
+    args: str, service: Service, amd: Command
+) -> None:
+    code, out, err = amd(*args.split(), "nothing", "--json")
+    printed = json.loads(out.strip().splitlines()[-1])
+    assert (code, printed["state"], printed["code"]) == (2, "refused", "not_found"), err
+
+
+@pytest.mark.parametrize("args", ["keys revoke", "webhooks delete", "webhooks show"])
+def test_an_unknown_key_or_webhook_is_reported_as_json(args: str, service: Service, amd: Command) -> None:
+    code, out, _ = amd(*args.split(), "nothing", "--json")
+    assert (code, "nothing" in " ".join(json.loads(out)["problems"])) == (2, True)
 
 
 def test_following_prints_the_log_and_exits_with_the_outcome(service: Service, amd: Command) -> None:

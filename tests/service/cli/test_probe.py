@@ -47,7 +47,7 @@ def test_a_config_file_and_overrides_are_equivalent(
 ) -> None:
     data = {"train": str(tmp_path / "gallery"), "test": str(tmp_path / "nowhere"), "loader_workers": 0}
     file = tmp_path / "probe.json"
-    file.write_text(json.dumps({"encoder": "tiny", "kinds": ["knn"], "data": data}))
+    file.write_text(json.dumps({"encoder": "ti", "kinds": ["knn"], "data": data}))
     code, out, _ = amd(monkeypatch, capfd, "probe", "--config", str(file), f"data.test={tmp_path / 'query'}", "--json")
     assert code == 0
     assert json.loads(out)["scores"][0]["data"] == str(tmp_path / "query")

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from amd.downstream.arrays import top_k
+
 Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
 
@@ -52,12 +54,6 @@ def join(parts: Sequence[MergedViews]) -> MergedViews:
     return MergedViews(ids, scored[first], counts[first])
 
 
-def top_k(scored: Floats, labels: Numbers, k: int) -> int:
-    """Count the samples whose label is among the k highest of (m, C) scores; ties go to the lower class."""
-    best = np.argsort(-scored, axis=1, kind="stable")[:, :k]
-    return int((best == labels[:, None]).any(axis=1).sum())
-
-
 def single_label(scored: Floats, labels: Numbers, total: int) -> dict[str, float]:
     """Return top-1 and top-5 in percent of `total` samples; unreadable samples count as wrong."""
     k = min(5, scored.shape[1])
@@ -91,16 +87,14 @@ def confusion(predicted: Numbers, labels: Numbers, classes: int) -> Numbers:
 
 def class_report(matrix: Numbers, names: tuple[str, ...] | None) -> list[dict[str, float | int | str]]:
     """Return the number of samples, recall and precision (in percent) of every class, from a confusion matrix."""
-    rows: list[dict[str, float | int | str]] = []
-    for c in range(len(matrix)):
-        samples, predicted, correct = int(matrix[c].sum()), int(matrix[:, c].sum()), int(matrix[c, c])
-        rows.append(
-            {
-                "class": c,
-                "name": names[c] if names else str(c),
-                "samples": samples,
-                "recall": 100 * correct / samples if samples else float("nan"),
-                "precision": 100 * correct / predicted if predicted else float("nan"),
-            }
-        )
-    return rows
+    samples, predicted, correct = matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
+    with np.errstate(invalid="ignore"):  # NaN for a class that does not occur, or is never predicted
+        recall, precision = 100 * correct / samples, 100 * correct / predicted
+    columns: dict[str, Sequence[float | int | str]] = {
+        "class": range(len(matrix)),
+        "name": names or [str(c) for c in range(len(matrix))],
+        "samples": samples.tolist(),
+        "recall": recall.tolist(),
+        "precision": precision.tolist(),
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

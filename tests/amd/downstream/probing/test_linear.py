@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from amd.config import LinearConfig
 from amd.downstream.arrays import Features
-from amd.downstream.probing.classifiers import linear, top1, top_k
+from amd.downstream.probing.classifiers import linear, top1
 from amd.downstream.probing.linear import LinearHead, batch_size, logits, shuffled, train_head
 from amd.training.trainer.optimizer import cosine_lr
 from tests.amd.downstream.probing.test_classifiers import clouds
@@ -99,9 +99,3 @@ def test_the_default_batch_size_matches_mae_and_shrinks_for_small_data_sets(
     samples: int, requested: int | None, batch: int
 ) -> None:
     assert batch_size(LinearConfig(batch_size=requested), samples) == batch
-
-
-def test_top_k_counts_labels_within_the_k_highest_logits() -> None:
-    scores = np.array([[3, 2, 1, 0], [3, 2, 1, 0], [0, 1, 2, 3]], np.float32)
-    labels = np.array([1, 2, 3])
-    assert [round(top_k(scores, labels, k), 1) for k in (1, 2, 3, 4)] == [33.3, 66.7, 100.0, 100.0]

@@ -1,0 +1,34 @@
+"""API keys of clients in the environment and in files: AMD_KEY, else AMD_KEY_FILE.
+
+Shared by the Python client and the command line. Imports nothing of the service.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class KeyFileError(Exception):
+    """A file that should contain an API key cannot be read."""
+
+
+def environment_key() -> str | None:
+    """Return the API key that the environment contains or refers to, if any. Raises KeyFileError."""
+    if key := os.environ.get("AMD_KEY"):
+        return key
+    file = os.environ.get("AMD_KEY_FILE")
+    return read_key_file(file, "AMD_KEY_FILE=") if file else None
+
+
+def read_key_file(path: str | Path, source: str) -> str:
+    """Return the key in a file. Raises KeyFileError.
+
+    `source`: text before the path in the message, which names the setting that refers to it.
+    """
+    try:
+        return Path(path).expanduser().read_text().strip()
+    except OSError as error:
+        raise KeyFileError(f"{source}{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise KeyFileError(f"{source}{path}: is not a text file; it must contain an API key") from None

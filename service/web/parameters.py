@@ -1,0 +1,32 @@
+"""Parameters of requests that several packages share, as annotated types with their descriptions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Header, Query
+
+CURSOR = "`next_cursor` of the previous page. Default: the first page."
+"""Description of a cursor, whose maximum length differs between listings."""
+
+PageSize = Annotated[int, Query(ge=1, le=200, description="Maximum number of items to return.")]
+ProjectFilter = Annotated[
+    str | None,
+    Query(
+        max_length=63, description="Project to list; only for keys that cover all projects. Default: all visible ones."
+    ),
+]
+IfNoneMatch = Annotated[
+    str | None, Header(description="ETag of an earlier response. If it is still current, the status is 304.")
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        description="Key that makes the request repeatable: requests with the same key return the same job.",
+    ),
+]
+LastEventId = Annotated[
+    int, Header(ge=0, description="ID of the last event received, after which the stream resumes. 0: from the start.")
+]
