@@ -55,7 +55,7 @@ Resolve = Callable[[str | None, Mapping[str, Any] | None, Mapping[str, Any]], Ba
 class JobKindSpec(NamedTuple):
     """Config and program of a job kind."""
 
-    config: type[BaseModel]
+    config: type[Section]
     resolve: Resolve
     """Function (preset, config, overrides) -> complete config. Raises ConfigError."""
     module: tuple[str, ...]
