@@ -106,12 +106,10 @@ def check_fixed_fields(model: type[BaseModel], field: str, changes: Mapping[str,
     for key, value in changes.items():
         if _depth(key, value) > MAX_DEPTH:
             raise ValueError(f"{field}.{key[:80]}: is nested more than {MAX_DEPTH} levels deep; no config is")
-        if key.partition(".")[0] in FIXED_SECTIONS:
-            fixed.append(f"{field}.{key}")
-        else:
-            found, collect = _collector()
-            _visit_key(model, key, value, field, collect)
-            fixed += [location.field for location in found if location.role in WRITTEN]
+        found, collect = _collector()
+        _visit_key(model, key, value, field, collect)
+        written = [location.field for location in found if location.role in WRITTEN]
+        fixed += written or [f"{field}.{key}"] * (key.partition(".")[0] in FIXED_SECTIONS)
     if fixed:
         raise FixedFieldError("\n".join(f"{each}: {rule}" for each in dict.fromkeys(fixed)), fixed[0])
 

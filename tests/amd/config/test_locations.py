@@ -103,7 +103,8 @@ def test_the_values_of_an_invalid_or_older_config_can_be_searched() -> None:
     [
         ({"storage": "/x"}, "storage"),
         ({"name": "x"}, "name"),
-        ({"tracking": {"mlflow": "http://m"}}, "tracking"),
+        ({"tracking": {"mlflow": "http://m"}}, "tracking.mlflow"),
+        ({"tracking": {"tensorboard": False}}, "tracking"),
         ({"tracking.log_every_steps": 5}, "tracking.log_every_steps"),
         ({"data.cache_dir": "/x"}, "data.cache_dir"),
         ({"data": {"train": "/a", "cache_dir": "/x"}}, "data.cache_dir"),
