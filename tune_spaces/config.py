@@ -9,9 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from amd.config import ConfigError, Section, TrainConfig, validate
+from amd.config.locations import KeyedByConfig, StorageLocation, check_fixed_fields
 
 SpaceName = Literal["masking", "alignment", "generator", "recipe"]
 StudyName = Literal["asymmetry", "serial", "layers", "distance", "generator_depth", "reduction"]
@@ -93,10 +94,26 @@ class SpaceConfig(Section):
     """Named spaces to combine."""
     study: StudyName | None = None
     """Named study; cannot be combined with `use` or `dimensions`."""
-    dimensions: Annotated[dict[str, Dimension], BeforeValidator(_parse_dimensions)] = Field(default_factory=dict)
+    dimensions: Annotated[
+        dict[str, Dimension], BeforeValidator(_parse_dimensions), KeyedByConfig(lambda: TrainConfig, choices=True)
+    ] = Field(default_factory=dict)
     """Custom dimensions by name: a parameter of a named space (masking.student_ratio, alignment.layers, …) or any key
     of a training config (optim.base_lr). A list is short for `choices`. A dimension replaces a space's dimension
     of the same name."""
+
+    @field_validator("dimensions")
+    @classmethod
+    def _fixed(cls, dimensions: dict[str, Dimension]) -> dict[str, Dimension]:
+        for name, dimension in dimensions.items():
+            for choice in dimension.choices or (None,):
+                check_fixed_fields(
+                    TrainConfig,
+                    "dimensions",
+                    {name: choice},
+                    "a sweep cannot vary where runs write (storage, output, tracking, name, caches); remove the "
+                    "dimension, and set the field in the run's config",
+                )
+        return dimensions
 
     @model_validator(mode="after")
     def _not_empty(self) -> SpaceConfig:
@@ -161,7 +178,7 @@ class SearchConfig(Section):
     """Limits on trials, wall time and training clips."""
     retries: int = Field(2, ge=0)
     """Maximum number of times that a trial is restarted from its latest checkpoints after its processes are lost."""
-    storage: str | None = None
+    storage: StorageLocation | None = None
     """Storage root for runs and encoders. Default: train.storage if set, else the environment variable AMD_STORAGE."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$")
     """ID of the sweep. Running a sweep again with the same name and config resumes it."""

@@ -47,7 +47,7 @@ def search_from(preset_name: str | None, given: Mapping[str, Any], overrides: Ma
                 "`preset: NAME` or a complete run under `train`"
             ]
         )
-    moved = {_full_key(key): value for key, value in {**changes, **overrides}.items()}
+    moved = {full_key(key): value for key, value in {**changes, **overrides}.items()}
     dimension_keys = [key for key in moved if key.startswith(DIMENSIONS_PREFIX)]
     dimensions = {key.removeprefix(DIMENSIONS_PREFIX): moved.pop(key) for key in dimension_keys}
     changed = overridden(values, moved)
@@ -57,6 +57,6 @@ def search_from(preset_name: str | None, given: Mapping[str, Any], overrides: Ma
     return validate(SearchConfig, changed)
 
 
-def _full_key(key: str) -> str:
+def full_key(key: str) -> str:
     """Prefix keys of the run with `train.`: `optim.base_lr` becomes `train.optim.base_lr`."""
     return f"train.{key}" if key.split(".")[0] in TRAIN_SECTIONS else key

@@ -23,8 +23,10 @@ from amd.config.finetune import (
     ViewSampling,
     ViewsConfig,
 )
+from amd.config.locations import ConfigLocation, locations, locations_in
 from amd.config.overrides import (
     ConfigError,
+    LocationError,
     data_fields,
     flatten,
     overridden,
@@ -109,6 +111,7 @@ __all__ = [
     "CheckpointConfig",
     "ClipConfig",
     "ConfigError",
+    "ConfigLocation",
     "Crop",
     "DataConfig",
     "DataFormat",
@@ -141,6 +144,7 @@ __all__ = [
     "LinearAugment",
     "LinearConfig",
     "LinearMethod",
+    "LocationError",
     "LossWeights",
     "MaskConfig",
     "MaskStrategy",
@@ -174,6 +178,8 @@ __all__ = [
     "data_fields",
     "encoder_id",
     "flatten",
+    "locations",
+    "locations_in",
     "overridden",
     "parse_overrides",
     "validate",

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from amd.config.finetune import FinetuneOptimConfig
+from amd.config.locations import DataLocation, WeightsLocation
 from amd.config.run import RunConfig
 from amd.config.sections import EncoderConfig, Section, as_pair
 from amd.config.training_sections import DataConfig
@@ -38,17 +39,17 @@ class DetectionDataConfig(DataConfig):
 
     frame_name: str = "{folder}_{:06}.jpg"
     """Format string for frame file names, given the folder's name ({folder}) and the frame number, from 1."""
-    val: str | None = None
+    val: DataLocation | None = None
     """Validation annotations, a CSV in the same layout as `train`, scored during and after training. Default: no
     validation; the last checkpoint is published without a score."""
-    boxes: str | None = None
+    boxes: DataLocation | None = None
     """Boxes from a person detector for `val`: a CSV in the same layout, with an empty action and a score in the last
     column. Default: the annotated boxes, which overestimates the score."""
-    excluded: str | None = None
+    excluded: DataLocation | None = None
     """Key frames to exclude from `val`: a CSV of video and timestamp. Default: none."""
-    label_map: str
+    label_map: DataLocation
     """Label map with the names and numbers of all annotated actions: a .pbtxt file as in AVA, numbered from 1."""
-    evaluated: str | None = None
+    evaluated: DataLocation | None = None
     """Label map of the actions to score (AVA: 60 of 80), a .pbtxt file. Default: all actions in `label_map`."""
     fps: float | None = Field(None, gt=0)
     """Frame rate of the videos, in frames per second. Default: the rate stored in each video; 30 for frame folders."""
@@ -82,7 +83,7 @@ class DetectionConfig(RunConfig):
 
     encoder: EncoderConfig = EncoderConfig()
     """Encoder to fine-tune; must match the initial weights."""
-    weights: str | None = None
+    weights: WeightsLocation | None = None
     """Initial weights of the encoder: the id or folder of a published encoder, or a file or URI of any known layout.
     Default: random initialisation."""
     weights_license: str | None = None

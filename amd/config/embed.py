@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from amd.config.locations import EncoderLocation, OutputLocation, StorageLocation
 from amd.config.sections import Section
 from amd.config.training_sections import DataConfig, ScalingConfig
 
@@ -11,11 +12,11 @@ from amd.config.training_sections import DataConfig, ScalingConfig
 class EmbedConfig(Section):
     """Config for embedding a data set into Parquet files, preprocessed as the encoder's card specifies."""
 
-    encoder: str = Field(min_length=1)
+    encoder: EncoderLocation = Field(min_length=1)
     """Published encoder: its id, folder or URL."""
     data: DataConfig
     """Data set to embed."""
-    output: str | None = None
+    output: OutputLocation | None = None
     """Folder or URL for the Parquet files. Default: `<storage>/embeddings/<encoder>/<digest of the data>`; for jobs
     `<storage>/jobs/<job>/output`."""
     normalize: bool = False
@@ -24,5 +25,5 @@ class EmbedConfig(Section):
     """Samples per Parquet file; each file is one unit of work, which is repeated if it was interrupted."""
     scaling: ScalingConfig = ScalingConfig()
     """Workers (Ray actors) and their resources; micro_batch is the number of clips per forward pass (default 128)."""
-    storage: str | None = None
+    storage: StorageLocation | None = None
     """Storage root of published encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from amd.config.locations import DataLocation, WeightsLocation
 from amd.config.run import RunConfig
 from amd.config.sections import EncoderConfig, Section
 from amd.config.training_sections import DataConfig, OptimConfig
@@ -71,9 +72,9 @@ class ViewsConfig(Section):
 class LabelledDataConfig(DataConfig):
     """Labelled data: `train` as in pre-training, `val` to choose the best checkpoint, `test` for the final score."""
 
-    val: str | None = None
+    val: DataLocation | None = None
     """Validation data, in the same format as `train`. Default: none; the last checkpoint is tested and published."""
-    test: str | None = None
+    test: DataLocation | None = None
     """Test data, in the same format as `train`, scored once at the end. Default: `val`."""
 
 
@@ -110,7 +111,7 @@ class FinetuneConfig(RunConfig):
 
     encoder: EncoderConfig = EncoderConfig()
     """Encoder to fine-tune; must match the initial weights."""
-    weights: str | None = None
+    weights: WeightsLocation | None = None
     """Initial weights of the encoder: the id or folder of a published encoder, a file or URI of any known layout, or
     `timm:NAME`. Default: random initialisation."""
     weights_license: str | None = None

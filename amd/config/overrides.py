@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from amd.config.locations import FixedFieldError
 from amd.config.sections import EncoderSize, Section
 
 
@@ -27,6 +28,16 @@ class ConfigError(ValueError):
         return "\n".join(self.problems)
 
 
+class LocationError(ConfigError):
+    """Raised for a search dimension or a teacher's override that would change where a run writes."""
+
+    def __init__(self, problems: Sequence[str], field: str) -> None:
+        super().__init__(problems)
+        self.field = field
+        """Dotted field."""
+        self.args = (self.problems, field)
+
+
 S = TypeVar("S", bound=Section)
 
 
@@ -35,7 +46,11 @@ def validate(model: type[S], values: Mapping[str, Any]) -> S:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_lines(model, error)) from None
+        lines = _lines(model, error)
+        for problem in error.errors():
+            if isinstance(cause := problem.get("ctx", {}).get("error"), FixedFieldError):
+                raise LocationError(lines, ".".join([*map(str, problem["loc"][:-1]), cause.field])) from None
+        raise ConfigError(lines) from None
 
 
 def with_overrides(config: S, overrides: Mapping[str, Any]) -> S:

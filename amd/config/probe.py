@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from amd.config.locations import DataLocation, EncoderLocation, StorageLocation
 from amd.config.sections import Section
 from amd.config.training_sections import DataConfig, Device, ScalingConfig
 
@@ -18,7 +19,7 @@ LinearAugment = Literal["none", "image", "video", "data"]
 class ProbeDataConfig(DataConfig):
     """Labelled data: probes are fitted on `train` and scored on `test`."""
 
-    test: str
+    test: DataLocation
     """Test data, in the same format as `train`."""
 
 
@@ -91,7 +92,7 @@ class FewShotConfig(Section):
 class ProbeConfig(Section):
     """Complete config for probing a published encoder."""
 
-    encoder: str
+    encoder: EncoderLocation
     """Published encoder: its id, folder or URL."""
     data: ProbeDataConfig
     """Labelled data."""
@@ -112,7 +113,7 @@ class ProbeConfig(Section):
     cache: bool = True
     """Whether to cache features under the storage root. Samples are identified by name, so turn the cache off if files
     have changed but kept their names."""
-    storage: str | None = None
+    storage: StorageLocation | None = None
     """Storage root of encoders and features: path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Random seed."""

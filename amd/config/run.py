@@ -10,6 +10,7 @@ import json
 
 from pydantic import Field, model_validator
 
+from amd.config.locations import StorageLocation
 from amd.config.sections import ClipConfig, Section
 from amd.config.training_sections import (
     CheckpointConfig,
@@ -54,7 +55,7 @@ class RunConfig(Section):
     """Workers, devices and precision."""
     tracking: TrackingConfig = TrackingConfig()
     """Logging of metrics."""
-    storage: str | None = None
+    storage: StorageLocation | None = None
     """Storage root of runs and encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
     """ID of the run: letters, digits, - and _. Using the name and config of an earlier run resumes that run."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from amd.config.locations import KeyedByConfig, WeightsLocation, check_fixed_fields
 
 MaskStrategy = Literal["random", "tube"]
 DecoderTokens = Literal["all", "running_cell"]
@@ -226,21 +228,39 @@ class StudentConfig(Section):
     """Generators for generation alignment."""
 
 
+def _recipe() -> type[BaseModel]:
+    """Return the config of a teacher's preset, which is defined in terms of these sections."""
+    from amd.config.train import TrainConfig
+
+    return TrainConfig
+
+
 class TeacherConfig(Section):
     """The larger, frozen encoder: loaded from `weights`, or trained from `preset` before the student."""
 
     encoder: EncoderConfig = EncoderConfig(size="L")
     """Teacher encoder; must match the teacher's weights."""
-    weights: str | None = None
+    weights: WeightsLocation | None = None
     """Source of the teacher's weights: a file or URI (official checkpoint or safetensors), `timm:NAME`, or the id or
     folder of a published encoder."""
     preset: str | None = None
     """Preset with objective.kind=mae that trains the teacher before the student; its result is cached and reused by
     later runs with the same teacher config."""
-    overrides: dict[str, Any] = Field(default_factory=dict)
+    overrides: Annotated[dict[str, Any], KeyedByConfig(_recipe)] = Field(default_factory=dict)
     """Overrides for the teacher's preset, keyed by dotted field names."""
     weights_license: str | None = None
     """Licence of the teacher's weights, copied to the student's card; VideoMAE's are CC-BY-NC-4.0."""
+
+    @field_validator("overrides")
+    @classmethod
+    def _fixed(cls, overrides: dict[str, Any]) -> dict[str, Any]:
+        check_fixed_fields(
+            _recipe(),
+            "overrides",
+            overrides,
+            "a teacher uses its student's storage, tracking and cache, and its name is generated; remove the override",
+        )
+        return overrides
 
     @model_validator(mode="after")
     def _one_source(self) -> TeacherConfig:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from amd.config.locations import EncoderLocation, OutputLocation, StorageLocation, WeightsLocation
 from amd.config.sections import ENCODER_SIZES, FrameSize, Positions, Section
 from amd.config.training_sections import DataConfig, Interpolation
 
@@ -18,7 +19,7 @@ ExportFormat = Literal["timm", "huggingface", "official", "onnx", "torch-export"
 class TaskConfig(Section):
     """Base of all task configs."""
 
-    storage: str | None = None
+    storage: StorageLocation | None = None
     """Storage root of published encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
 
     @property
@@ -41,7 +42,7 @@ def _default_id(values: dict[str, Any]) -> str:
 class ThirdPartyWeights(Section):
     """Third-party weights, and metadata that their files do not contain. Unset fields are inferred or guessed."""
 
-    weights: str = Field(min_length=1)
+    weights: WeightsLocation = Field(min_length=1)
     """Weights to import: a file, folder or URL of any known layout, or timm:NAME."""
     id: str = Field(default_factory=_default_id, max_length=200)
     """ID of the published encoder. Default: the file name of the weights."""
@@ -99,11 +100,11 @@ class ImportConfig(ThirdPartyWeights, TaskConfig):
 class ExportConfig(TaskConfig):
     """Config for exporting a published encoder to another format."""
 
-    encoder: str = Field(min_length=1)
+    encoder: EncoderLocation = Field(min_length=1)
     """Published encoder: its id, folder or URL."""
     format: ExportFormat = "huggingface"
     """Format to export to."""
-    output: str | None = None
+    output: OutputLocation | None = None
     """Folder or URL for the exported files; required outside jobs, which write to `<storage>/jobs/<job>/output`."""
 
 
@@ -112,7 +113,7 @@ class PrepareConfig(TaskConfig):
 
     data: DataConfig
     """Data set to prepare."""
-    output: str | None = None
+    output: OutputLocation | None = None
     """Folder or URL for the shards; required outside jobs, which write to `<storage>/jobs/<job>/output`."""
     short_side: int = Field(320, ge=16)
     """Short side of the prepared frames, in pixels; smaller frames keep their size."""

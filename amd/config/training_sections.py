@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from amd.config.locations import CacheLocation, DataLocation, TrackingLocation
 from amd.config.sections import Section, as_pair
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -27,12 +28,12 @@ _FRAME_NAME = re.compile(r"([^{}\\]|\{0?(:0?\d{1,2}d?)?\}|\{folder\})+")
 class DataConfig(Section):
     """A data set, how clips are sampled from it, and how its files are read."""
 
-    train: str
+    train: DataLocation
     """Path or fsspec URL of the data: a folder, a list file or a shard pattern (`…/{000..099}.tar`); or `demo:digits` /
     `demo:moving-digits`, which are generated on first use."""
     format: DataFormat = "auto"
     """Layout of the data; auto detects it from the path and its contents."""
-    root: str = ""
+    root: DataLocation = ""
     """Folder that relative paths in list files start from. Default: the folder of the list file."""
     frame_name: str = "img_{:05}.jpg"
     """Format string for frame file names in frame folders; frame numbers start at 1."""
@@ -73,7 +74,7 @@ class DataConfig(Section):
     to decode correctly; all others use pyav. decord has wheels for Linux on x86-64 only."""
     retries: int = Field(3, ge=0, le=20)
     """Retries of a failed read from remote storage."""
-    cache_dir: str | None = None
+    cache_dir: CacheLocation | None = None
     """Local folder that caches remote files and evicts the least recently used. Default: no cache."""
     cache_limit_mib: int = Field(10_240, ge=1)
     """Size limit of the cache folder, in MiB."""
@@ -246,7 +247,7 @@ class TrackingConfig(Section):
     """Optimizer steps between logged metrics."""
     tensorboard: bool = True
     """Whether to write TensorBoard event files."""
-    mlflow: str | None = None
+    mlflow: TrackingLocation | None = None
     """MLflow tracking URI; requires the `mlflow` extra. Default: no MLflow."""
     mlflow_experiment: str = "amd"
     """Name of the MLflow experiment."""

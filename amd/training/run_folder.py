@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from amd.config import ConfigError, RunConfig, ScalingConfig, validate, with_overrides
+from amd.config import ConfigError, ConfigLocation, RunConfig, ScalingConfig, validate
+from amd.config.locations import replace_locations
 from amd.config.run import NOT_IN_DIGEST
 from amd.storage import exists, is_remote, join, local_path, read_json, resolve_root, write_json
 
@@ -23,22 +24,6 @@ State = Literal["succeeded", "failed", "cancelled", "paused"]
 C = TypeVar("C", bound=RunConfig)
 
 CONFIG, FACTS, RESULT, BAD_SAMPLES = "config.json", "run.json", "result.json", "bad_samples.jsonl"
-
-# Config fields that contain paths or URLs of data and weights.
-DATA_FIELDS = (
-    "data.train",
-    "data.val",
-    "data.test",
-    "data.root",
-    "data.boxes",
-    "data.excluded",
-    "data.label_map",
-    "data.evaluated",
-    "data.cache_dir",
-    "probe.data.train",
-    "probe.data.test",
-)
-WEIGHTS_FIELDS = ("weights", "teacher.weights")
 
 
 class RunResult(BaseModel):
@@ -104,24 +89,18 @@ def spec_of(
     parent: tuple[str, int] | None = None,
 ) -> RunSpec:
     """Build the spec for workers. Makes local paths absolute, since Ray workers start in other folders."""
-    overrides: dict[str, Any] = {"storage": root}
-    for key in DATA_FIELDS:
-        value = _field(config, key)
-        if value and not value.startswith("demo:") and not is_remote(value):
-            overrides[key] = str(local_path(value))
-    for key in WEIGHTS_FIELDS:
-        value = _field(config, key)
-        if value and not is_remote(value) and local_path(value).exists():
-            overrides[key] = str(local_path(value))
-    values = with_overrides(config, overrides).model_dump(mode="json")
+    values = replace_locations(type(config), config.model_dump(mode="json"), _absolute)
+    values = validate(type(config), {**values, "storage": root}).model_dump(mode="json")
     return RunSpec(run_id, root, values, data_digest, until, parent)
 
 
-def _field(config: RunConfig, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part, None)
-    return value
+def _absolute(location: ConfigLocation) -> str:
+    """Return a local path as an absolute one. Other locations, and names of encoders, are left unchanged."""
+    value = location.value
+    if is_remote(value) or value.startswith("demo:") or location.role == "tracking":
+        return value
+    path = local_path(value)
+    return str(path) if location.role != "weights" or path.exists() else value
 
 
 def run_folder(root: str, run_id: str) -> str:

@@ -60,6 +60,10 @@ class UriPolicy:
         """Parse the prefixes. Raises ValueError if any is invalid."""
         self._prefixes = [_prefix(text) for text in (root, *allowed)]
         self._prefix_names = ", ".join((root, *allowed))
+        self.allowed = tuple(
+            _path(at) if at.scheme == "file" else text for text, at in zip(allowed, self._prefixes[1:], strict=True)
+        )
+        """The allowed prefixes, with absolute paths, which mean the same on another machine."""
 
     def check(self, field: str, uri: str) -> None:
         """Check the URI of a config field. Raises UriNotAllowed."""

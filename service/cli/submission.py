@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 import typer
 from pydantic import ValidationError
 
-from amd.config import ConfigError
+from amd.config import ConfigError, ConfigLocation
+from amd.config.locations import replace_in_overrides, replace_locations
 from amd.presets.load import read_config_file
 from amd.storage import is_remote, local_path
-from amd.training.run_folder import DATA_FIELDS, WEIGHTS_FIELDS
 from service.cli.connection import connected, default_project
 from service.cli.console import print_progress
 from service.cli.encoder_source import submitted_encoder
@@ -45,10 +45,12 @@ class Submission(NamedTuple):
         self, kind: JobKind, preset: str | None, config: str | None, overrides: Mapping[str, Any], *, as_json: bool
     ) -> NoReturn:
         """Submit the command as a job, follow it if requested, and exit. `config` is a file or URL."""
-        values = _absolute_config(read_config_file(config)) if config else {} if kind in ("probe", "embed") else None
+        values: dict[str, Any] | None = {} if kind in ("probe", "embed") else None
+        if config:
+            values = _absolute_config(kind, read_config_file(config))
         metadata = {"name": self.name, "labels": self.labels, "priority": self.priority}
         metadata["project"] = project = default_project(self.project)
-        overrides = _with_absolute_paths(overrides)
+        overrides = _with_absolute_paths(kind, overrides)
         with connected(as_json, persistent=True) as client:
             from service.client import JobRequest
 
@@ -133,28 +135,30 @@ def submittable(command: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
-def _with_absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _with_absolute_paths(kind: JobKind, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Make paths of local files absolute, because the job runs in another folder."""
-    return {key: absolute_path(value) if _is_file_field(key) else value for key, value in overrides.items()}
+    from service.jobs.kinds import KINDS
+    from tune_spaces.load_config import full_key
+
+    absolute = dict[str, Any]()
+    for key, value in overrides.items():
+        full = full_key(key) if kind == "search" else key
+        absolute[key] = replace_in_overrides(KINDS[kind].config, {full: value}, _absolute_location)[full]
+    return absolute
 
 
-def _absolute_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    return {
-        key: _absolute_config(value, f"{prefix}{key}.")
-        if isinstance(value, dict)
-        else absolute_path(value)
-        if _is_file_field(f"{prefix}{key}")
-        else value
-        for key, value in values.items()
-    }
+def _absolute_config(kind: JobKind, values: Mapping[str, Any]) -> dict[str, Any]:
+    from service.jobs.kinds import KINDS
+
+    return replace_locations(KINDS[kind].config, values, _absolute_location)
 
 
-def _is_file_field(key: str) -> bool:
-    return key.removeprefix("train.") in (*DATA_FIELDS, *WEIGHTS_FIELDS, "encoder")
+def _absolute_location(location: ConfigLocation) -> str:
+    return location.value if location.role == "tracking" else absolute_path(location.value)
 
 
-def absolute_path(value: Any) -> Any:
+def absolute_path(value: str) -> str:
     """Make the path of an existing local file absolute; return other values unchanged."""
-    if isinstance(value, str) and value and not is_remote(value) and local_path(value).exists():
+    if value and not is_remote(value) and local_path(value).exists():
         return str(local_path(value))
     return value

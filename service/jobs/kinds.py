@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from amd.config import (
     ConfigError,
+    ConfigLocation,
     DetectionConfig,
     EmbedConfig,
     ExportConfig,
@@ -23,12 +24,14 @@ from amd.config import (
     Section,
     TaskConfig,
     TrainConfig,
+    locations,
+    locations_in,
     overridden,
     validate,
 )
 from amd.presets.load import check_complete, find_preset
 from amd.presets.preset import UNSET
-from amd.training.run_folder import DATA_FIELDS, WEIGHTS_FIELDS
+from amd.presets.teachers import teacher_recipe
 from service.jobs.execution.protocol import JobFolder
 from tune_spaces.config import SearchConfig
 from tune_spaces.load_config import search_from
@@ -52,7 +55,7 @@ Resolve = Callable[[str | None, Mapping[str, Any] | None, Mapping[str, Any]], Ba
 class JobKindSpec(NamedTuple):
     """Config and program of a job kind."""
 
-    config: type[BaseModel]
+    config: type[Section]
     resolve: Resolve
     """Function (preset, config, overrides) -> complete config. Raises ConfigError."""
     module: tuple[str, ...]
@@ -142,22 +145,36 @@ def resources_of(config: BaseModel) -> ResourceRequest:
     return ResourceRequest(workers, workers * scaling.cpus_per_worker, scaling.device)
 
 
+def locations_of(config: BaseModel) -> Iterator[ConfigLocation]:
+    """Yield every location in a job's config and in the recipe that trains its teacher.
+
+    Those of the recipe are named `teacher.overrides.…`, which can change them. Raises ConfigError for an incomplete
+    recipe.
+    """
+    yield from locations(config)
+    prefix, run = ("train.", config.train) if isinstance(config, SearchConfig) else ("", config)
+    if isinstance(run, TrainConfig) and run.teacher is not None and run.teacher.preset is not None:
+        for location in locations(teacher_recipe(run)):
+            yield location._replace(field=f"{prefix}teacher.overrides.{location.field}")
+
+
 def uris(config: BaseModel) -> Iterator[tuple[str, str]]:
-    """Yield (dotted field, value) for each location that a job reads."""
-    return uris_in(config.model_dump(mode="json"))
+    """Yield (dotted field, value) for each location in a job's config, except its storage root and output folder.
+
+    Includes the choices of every dimension of a sweep, and the recipe of the teacher. Raises ConfigError for an
+    incomplete recipe.
+    """
+    return _uris(locations_of(config))
 
 
-def uris_in(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Like `uris`, for a config given as a plain mapping."""
-    fields = [*DATA_FIELDS, *WEIGHTS_FIELDS, "encoder", "tracking.mlflow"]
-    for prefix in ("", "train."):
-        for field in fields:
-            value: Any = values
-            for part in f"{prefix}{field}".split("."):
-                value = value.get(part) if isinstance(value, dict) else None
-            if isinstance(value, str) and value:
-                yield f"{prefix}{field}", value
+def uris_in(kind: JobKind, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Like `uris`, for the plain values of a config that may be from another version; without the teacher's recipe."""
+    return _uris(locations_in(KINDS[kind].config, values))
+
+
+def _uris(found: Iterator[ConfigLocation]) -> Iterator[tuple[str, str]]:
+    return iter(dict.fromkeys((field, value) for field, value, role in found if role not in ("storage", "output")))
 
 
 def _unset(config: BaseModel) -> Iterator[tuple[str, str]]:
-    return ((key, value) for key, value in uris(config) if value.startswith(UNSET))
+    return ((field, value) for field, value, _ in locations(config) if value.startswith(UNSET))

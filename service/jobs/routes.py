@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from amd.config import ConfigError
+from amd.config import ConfigError, LocationError
 from amd.storage import remove
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import run_folder
@@ -19,7 +19,8 @@ from service.db.models import Job
 from service.jobs import logs, metrics, streams, views
 from service.jobs.actions import act, check_allowed
 from service.jobs.execution.protocol import JobFolder
-from service.jobs.kinds import JobKind, named, resolve, resources_of, uris
+from service.jobs.kinds import JobKind, named, resolve, resources_of
+from service.jobs.location_checks import check_locations
 from service.jobs.schemas import (
     Action,
     CancelRequest,
@@ -34,7 +35,7 @@ from service.jobs.schemas import (
 )
 from service.jobs.store import JobFilter, JobStore, StaleJob, new_job_id
 from service.settings import Settings
-from service.web.errors import NotFound
+from service.web.errors import NotFound, UriNotAllowed
 from service.web.middleware import tagged
 from service.web.parameters import CURSOR, IdempotencyKey, IfNoneMatch, LastEventId, PageSize, ProjectFilter
 from service.web.schemas import DEFAULT_PROJECT
@@ -81,27 +82,15 @@ def project_of(caller: Principal, requested: str | None) -> str:
 
 def resolved(request: JobRequest, policy: UriPolicy, root: str) -> Any:
     """Return the complete config for a request. Raises ConfigError or UriNotAllowed."""
-    config = resolve(request.kind, request.preset, request.config, request.overrides)
-    problems = [
-        f"{field}={value}: the service stores all runs under its own storage root; omit the field"
-        for field in ("storage", "train.storage")
-        if (value := _field(config, field)) not in (None, root)
-    ]
-    if (value := _field(config, "output")) is not None:
-        problems.append(f"output={value}: a job writes to its own folder; omit the field")
-    if (value := _field(config, "name")) is not None:
-        problems.append(
-            f"name={value}: the run is named after the job's ID; omit the field, and set the request's `name` instead"
+    try:
+        config = resolve(request.kind, request.preset, request.config, request.overrides)
+    except LocationError as error:
+        raise UriNotAllowed(str(error), field=error.field) from None
+    if (name := getattr(config, "name", None)) is not None:
+        raise ConfigError(
+            [f"name={name}: the run is named after the job's ID; omit the field, and set the request's `name` instead"]
         )
-    if problems:
-        raise ConfigError(problems)
-    policy.check_all(uris(config))
-    return config
-
-
-def _field(config: Any, dotted: str) -> Any:
-    for part in dotted.split("."):
-        config = getattr(config, part, None)
+    check_locations(config, policy, root)
     return config
 
 

@@ -294,7 +294,11 @@ def _find_uses(session: Session, encoder_id: str, url: str, project: str | None)
     for deployment in session.scalars(select(Deployment).order_by(Deployment.name)):
         if encoder_id in (deployment.encoder, deployment.candidate, *deployment.serving.values()):
             yield describe("deployment", deployment.name, deployment.project)
-    live = select(Job.id, Job.project, Job.config).where(Job.state.not_in(ENDED), Job.origin == "api").order_by(Job.id)
-    for job_id, owner, config in session.execute(live):
-        if any(value.rstrip("/") in (encoder_id, url) for _, value in uris_in(config)):
+    live = (
+        select(Job.id, Job.project, Job.kind, Job.config)
+        .where(Job.state.not_in(ENDED), Job.origin == "api")
+        .order_by(Job.id)
+    )
+    for job_id, owner, kind, config in session.execute(live):
+        if any(value.rstrip("/") in (encoder_id, url) for _, value in uris_in(kind, config)):
             yield describe("job", job_id, owner)

@@ -1,8 +1,8 @@
 """`python -m service.jobs.runner JOB ATTEMPT ROOT`: a job's driver, the entry point of its Ray submission.
 
-Starts the program of the job's kind as a child process, ships its output to the storage root, writes heartbeats with
-its progress, forwards a stop request, and reports the outcome. A job can therefore be monitored, and its outcome is
-known, even if the Ray head is lost. Does not use the database or HTTP.
+Verifies the job's config, starts the program of the job's kind as a child process, ships its output to the storage
+root, writes heartbeats with its progress, forwards a stop request, and reports the outcome. A job can therefore be
+monitored, and its outcome is known, even if the Ray head is lost. Does not use the database or HTTP.
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from amd.config import ConfigError, validate
 from amd.storage import StorageError, join, listdir, read_bytes, read_json, write_bytes
 from amd.training.lease import Lease
 from amd.training.reporting.progress import PROGRESS_FILE
 from amd.training.run_folder import run_folder
-from service.jobs.execution.protocol import AttemptOutcome, JobFolder
-from service.jobs.kinds import KINDS
+from service.auth.uri_policy import UriPolicy
+from service.jobs.execution.protocol import DRIVER_POLICY, AttemptOutcome, DriverPolicy, JobFolder, request_digest
+from service.jobs.kinds import KINDS, JobKind
+from service.jobs.location_checks import check_locations
+from service.web.errors import UriNotAllowed
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +106,47 @@ def main(args: Sequence[str] | None = None) -> int:
     if heartbeat is not None and heartbeat.outcome is not None:
         return heartbeat.outcome.exit_code or 0  # Ray restarted an attempt that has already ended
     wait_for_lease(folder, attempt)
-    kind = read_json(folder.request)["kind"]
-    program = [sys.executable, "-m", *KINDS[kind].module, "--config", folder.config, *KINDS[kind].args]
-    outcome = run(program, folder, attempt)
+    with tempfile.TemporaryDirectory(prefix="amd-job-") as scratch:
+        try:
+            kind, config = read_request(folder)
+        except (ConfigError, UriNotAllowed) as error:
+            outcome = AttemptOutcome(
+                state="failed", reason="config_invalid", message=str(error), exit_code=BAD_INPUT, ended=time.time()
+            )
+        else:
+            verified = Path(scratch) / "config.json"  # the file on the storage root may still change
+            verified.write_text(json.dumps(config))
+            program = [sys.executable, "-m", *KINDS[kind].module, "--config", str(verified), *KINDS[kind].args]
+            outcome = run(program, folder, attempt)
     report_outcome(folder, attempt, outcome)
     return 0 if outcome.state == "succeeded" else outcome.exit_code or 1
+
+
+def read_request(folder: JobFolder) -> tuple[JobKind, dict[str, Any]]:
+    """Return a job's kind and config, verified before anything that the config names is opened.
+
+    Attempts that an older control plane submitted have no policy and are not verified. Raises ConfigError for a config
+    that differs from the submitted one, and UriNotAllowed for a location that is not allowed on this machine.
+    """
+    try:
+        kind, config = read_json(folder.request)["kind"], read_json(folder.config)
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError([_changed(folder)]) from None
+    if (given := os.environ.get(DRIVER_POLICY)) is None:
+        return kind, config
+    policy = DriverPolicy.model_validate_json(given)
+    if request_digest(kind, config) != policy.digest:
+        raise ConfigError([_changed(folder)])
+    allowed = UriPolicy(folder.root, policy.allowed_uris)
+    check_locations(validate(KINDS[kind].config, config), allowed, folder.root, folder.output)
+    return kind, config
+
+
+def _changed(folder: JobFolder) -> str:
+    return (
+        f"{folder.config} or {folder.request} differs from what was submitted: it was changed on the storage root; "
+        "retry the job, which writes both files again"
+    )
 
 
 def wait_for_lease(folder: JobFolder, attempt: int) -> None:

@@ -1,6 +1,6 @@
 """Files through which a job and the control plane communicate, under `<root>/jobs/<job id>/`.
 
-    config.json               the config that the job's program reads
+    config.json               the config that the driver verifies and passes to the job's program
     request.json              the job's kind, which selects the program
     attempts/NNNN.json        the attempt's heartbeat: time, progress and, at the end, its outcome
     attempts/NNNN.stop.json   time that the attempt may take to stop, in seconds
@@ -13,9 +13,11 @@ Does not use HTTP or the database.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -26,6 +28,10 @@ RETRYABLE = frozenset(
     {"storage_unreachable", "node_lost", "oom_host", "cluster_unavailable", "loader_crashed", "preempted_budget"}
 )
 """Machine, network and storage failures. Errors in the config, data or code would recur, so they are not retried."""
+
+
+DRIVER_POLICY = "AMD_DRIVER_POLICY"
+"""Environment variable of a driver that contains its DriverPolicy as JSON."""
 
 
 class AttemptOutcome(BaseModel):
@@ -50,6 +56,25 @@ class AttemptOutcome(BaseModel):
     @property
     def retryable(self) -> bool:
         return self.state == "failed" and self.reason in RETRYABLE
+
+
+class DriverPolicy(BaseModel):
+    """What a driver verifies before it opens anything that a job's config names.
+
+    The control plane passes it with the submission, not through the storage root, which others can write to.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    digest: str
+    """Digest of the submitted kind and config; see `request_digest`."""
+    allowed_uris: tuple[str, ...]
+    """URI prefixes from which the job may read, in addition to the storage root."""
+
+
+def request_digest(kind: str, config: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a job's kind and config."""
+    return hashlib.sha256(json.dumps([kind, config], sort_keys=True).encode()).hexdigest()
 
 
 class Heartbeat(BaseModel):

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
+from service.jobs.execution.protocol import DRIVER_POLICY, DriverPolicy
 from service.web.errors import ClusterUnavailable
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,9 @@ class Capacity(NamedTuple):
 class Cluster(Protocol):
     """Interface of a cluster that runs jobs. Every method may raise ClusterUnavailable."""
 
-    def submit(self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float) -> None:
+    def submit(
+        self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float, policy: DriverPolicy
+    ) -> None:
         """Start an attempt's driver. No-op if this submission ID already exists."""
 
     def status(self, submission_id: str) -> RayJobStatus | None:
@@ -68,9 +71,15 @@ class RayJobs:
         self._dashboard, self._token_file, self._python = dashboard.rstrip("/"), token_file, python
         self._job_client: Any = None
 
-    def submit(self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float) -> None:
+    def submit(
+        self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float, policy: DriverPolicy
+    ) -> None:
         entrypoint = shlex.join([self._python, "-m", "service.jobs.runner", job_id, str(attempt), root])
-        environment = {"RAY_JOB_STOP_WAIT_TIME_S": f"{deadline_s + KILL_GRACE_S:g}", "AMD_JOB": job_id}
+        environment = {
+            "RAY_JOB_STOP_WAIT_TIME_S": f"{deadline_s + KILL_GRACE_S:g}",
+            "AMD_JOB": job_id,
+            DRIVER_POLICY: policy.model_dump_json(),
+        }
         with self._translated_errors():
             try:
                 self._client().submit_job(

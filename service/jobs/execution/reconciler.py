@@ -17,11 +17,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from amd.storage import StorageError, write_json
+from service.auth.uri_policy import UriPolicy
 from service.db.models import Job
 from service.jobs.actions import STOP_GRACE_S, checkpoint_deadline_s
 from service.jobs.execution.admission import AdmissionController
 from service.jobs.execution.external import ExternalRunDiscovery
-from service.jobs.execution.protocol import AttemptOutcome, Heartbeat, JobFolder
+from service.jobs.execution.protocol import AttemptOutcome, DriverPolicy, Heartbeat, JobFolder, request_digest
 from service.jobs.execution.ray_jobs import Cluster, RayJobStatus
 from service.jobs.schemas import ACTIVE, ENDED, WAITING
 from service.jobs.store import JobStore, StaleJob
@@ -72,6 +73,7 @@ class Reconciler:
         self._store, self._cluster, self._settings, self._encoders = store, cluster, settings, encoders
         self._clock, self._reserved_cpus = clock, reserved_cpus
         self._root = settings.root
+        self._allowed_uris = UriPolicy(self._root, settings.allowed_uris).allowed
         self._external_runs = ExternalRunDiscovery(store, self._root, clock)
         self.holder = uuid.uuid4().hex
         self._silent_since: dict[str, float] = {}  # by job: when its attempt was first missing without an outcome
@@ -296,7 +298,8 @@ class Reconciler:
         write_json(folder.request, {"kind": job.kind})
         write_json(folder.config, job.config)
         key, deadline_s = submission_id(job, job.attempt), checkpoint_deadline_s(job)
-        self._cluster.submit(key, job.id, job.attempt, self._root, deadline_s)
+        policy = DriverPolicy(digest=request_digest(job.kind, job.config), allowed_uris=self._allowed_uris)
+        self._cluster.submit(key, job.id, job.attempt, self._root, deadline_s, policy)
 
 
 def submission_id(job: Job, attempt: int) -> str:

@@ -71,7 +71,7 @@ BAD: dict[str, tuple[str, str, dict[str, Any], int, str, str]] = {
     ),
     "a different storage root": (
         *("POST", "/jobs", {"json": {**DEMO, "overrides": {"storage": "/elsewhere"}}}),
-        *(422, "config_invalid", "storage=/elsewhere: the service stores"),
+        *(422, "uri_not_allowed", "storage=/elsewhere: the service stores"),
     ),
     "bad cursor": ("GET", "/jobs?cursor=abc", {}, 422, "cursor_invalid", "next_cursor"),
     "too large a page": ("GET", "/jobs?limit=1000", {}, 422, "request_invalid", "limit"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -16,7 +17,7 @@ import pytest
 from sqlalchemy import Engine
 
 from amd.artifacts.discovery import encoder_folder
-from service.jobs.execution.protocol import JobFolder
+from service.jobs.execution.protocol import DRIVER_POLICY, DriverPolicy, JobFolder
 from service.jobs.store import JobStore
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
@@ -30,9 +31,12 @@ from tests.support.service.server import Server, serving
 class InProcessCluster(FakeCluster):
     """Runs a job's driver to completion before `submit` returns."""
 
-    def submit(self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float) -> None:
-        super().submit(submission_id, job_id, attempt, root, deadline_s)
-        subprocess.run([sys.executable, "-m", "service.jobs.runner", job_id, str(attempt), root], check=False)
+    def submit(
+        self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float, policy: DriverPolicy
+    ) -> None:
+        super().submit(submission_id, job_id, attempt, root, deadline_s, policy)
+        program = [sys.executable, "-m", "service.jobs.runner", job_id, str(attempt), root]
+        subprocess.run(program, env={**os.environ, DRIVER_POLICY: policy.model_dump_json()}, check=False)
 
 
 @pytest.fixture

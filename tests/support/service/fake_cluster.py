@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from service.db.models import Job
-from service.jobs.execution.protocol import AttemptOutcome, JobFolder
+from service.jobs.execution.protocol import AttemptOutcome, DriverPolicy, JobFolder
 from service.jobs.execution.ray_jobs import Capacity, RayJobStatus
 from service.jobs.store import JobStore, new_job_id
 from service.web.errors import ClusterUnavailable
@@ -19,13 +19,17 @@ class FakeCluster:
         self.total = Capacity(cpus, gpus, 1e9)
         self.jobs: dict[str, RayJobStatus] = {}
         self.submitted: list[str] = []
+        self.policies: dict[str, DriverPolicy] = {}
         self.stopped: list[str] = []
         self.unavailable = False
 
-    def submit(self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float) -> None:
+    def submit(
+        self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float, policy: DriverPolicy
+    ) -> None:
         self._check_available()
         if submission_id not in self.jobs:
             self.submitted.append(submission_id)
+            self.policies[submission_id] = policy
             self.jobs[submission_id] = RayJobStatus("RUNNING")
 
     def status(self, submission_id: str) -> RayJobStatus | None:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 
 from service.app import create_app
 from service.auth.api_keys import ensure_admin_key
-from service.jobs.execution.protocol import AttemptOutcome, JobFolder
+from service.jobs.execution.protocol import AttemptOutcome, DriverPolicy, JobFolder
 from service.jobs.execution.reconciler import Reconciler
 from service.registry.discovery import EncoderDiscovery
 from service.settings import Settings
@@ -26,8 +26,10 @@ from tests.support.service.fake_cluster import FakeCluster
 class InstantCluster(FakeCluster):
     """A fake cluster on which jobs succeed immediately."""
 
-    def submit(self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float) -> None:
-        super().submit(submission_id, job_id, attempt, root, deadline_s)
+    def submit(
+        self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float, policy: DriverPolicy
+    ) -> None:
+        super().submit(submission_id, job_id, attempt, root, deadline_s, policy)
         JobFolder(root, job_id).write_heartbeat(attempt, None, AttemptOutcome(state="succeeded", ended=time.time()))
 
 

@@ -19,13 +19,14 @@ from amd.artifacts.weights import load_decoder, load_encoder
 from amd.config import ConfigError, TrainConfig, with_overrides
 from amd.presets import pretraining
 from amd.presets.preset import Preset
+from amd.presets.teachers import teacher_recipe
 from amd.storage import join, listdir, read_bytes, read_json
 from amd.training.lease import Lease
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.progress import Event, NullWatcher
 from amd.training.run_folder import RunResult, run_folder
 from amd.training.runs import launch
-from amd.training.runs.teachers import teacher_id, teacher_recipe
+from amd.training.runs.teachers import teacher_id
 from tests.support.runs.configs import mae, tiny_image_config
 from tests.support.runs.tiny_runs import assert_same_bits, final_state, tiny_run
 

@@ -10,17 +10,27 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from amd.storage import StorageUnreachable, write_json
+from amd.storage import StorageUnreachable, read_json, write_json
 from service.jobs import logs
-from service.jobs.execution.driver import LogShipper, outcome_of_exit, report_outcome, run
-from service.jobs.execution.protocol import AttemptOutcome, Heartbeat, JobFolder
+from service.jobs.execution.driver import LogShipper, main, outcome_of_exit, report_outcome, run
+from service.jobs.execution.protocol import (
+    DRIVER_POLICY,
+    AttemptOutcome,
+    DriverPolicy,
+    Heartbeat,
+    JobFolder,
+    request_digest,
+)
+from service.jobs.kinds import named
 from tests.support.processes import run_in_subprocess
+from tests.support.runs.configs import tiny_image_config
 from tests.support.runs.tiny_runs import tiny_run
 from tests.support.s3 import S3Server
+from tests.support.service.connections import refused_connections
 from tests.support.service.control_plane import wait_for
 
 
@@ -174,6 +184,141 @@ def test_a_storage_outage_loses_neither_log_nor_outcome(monkeypatch: pytest.Monk
     assert heartbeat.outcome is not None
     assert heartbeat.outcome.state == "succeeded"
     server.stop()
+
+
+class Submitted(NamedTuple):
+    """A job on the storage root whose driver runs in this process, without starting its program."""
+
+    folder: JobFolder
+    programs: list[list[str]]
+    """Programs that the driver would have started."""
+    configs: list[Any]
+    """Contents of the files that these programs would have read."""
+
+    def run_driver(self) -> AttemptOutcome | None:
+        with refused_connections() as attempted:
+            main([self.folder.job_id, "1", self.folder.root])
+        assert not attempted
+        heartbeat = self.folder.read_heartbeat(1)
+        return heartbeat.outcome if heartbeat is not None else None
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submitted:
+    """Return a job as the control plane submits it; data under `tmp_path/data` is allowed."""
+    job = Submitted(JobFolder(str(tmp_path / "root"), "job"), [], [])
+
+    def record(program: list[str], *_: Any) -> AttemptOutcome:
+        job.programs.append(program)
+        job.configs.append(json.loads(Path(program[program.index("--config") + 1]).read_text()))
+        return AttemptOutcome(state="succeeded")
+
+    monkeypatch.setattr("service.jobs.execution.driver.run", record)
+    (tmp_path / "data").mkdir()
+    submit(job.folder, monkeypatch, data__train=str(tmp_path / "data"))
+    return job
+
+
+def submit(folder: JobFolder, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> None:
+    """Write a job's files and set the policy of its driver, without checking the config."""
+    config = named("train", tiny_image_config(**{"teacher__weights": "timm:one", **overrides}), "job", folder.root)
+    write_json(folder.request, {"kind": "train"})
+    write_json(folder.config, config)
+    allowed = (str(Path(folder.root).parent / "data"),)
+    policy = DriverPolicy(digest=request_digest("train", config), allowed_uris=allowed)
+    monkeypatch.setenv(DRIVER_POLICY, policy.model_dump_json())
+
+
+def test_the_driver_runs_a_verified_copy_of_the_submitted_config(submitted: Submitted) -> None:
+    outcome = submitted.run_driver()
+    assert outcome is not None
+    assert outcome.state == "succeeded"
+    assert submitted.configs == [read_json(submitted.folder.config)]
+    assert submitted.folder.config not in submitted.programs[0]  # it may change while the program starts
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config", {"data": {"train": "/etc"}}),
+        ("config", {"seed": 1}),
+        ("config", {"data": {"train": "http://169.254.169.254/latest/meta-data"}}),
+        ("request", {"kind": "embed"}),
+        ("request", {"kind": "no such kind"}),
+    ],
+)
+def test_a_config_edited_on_the_storage_root_is_refused(submitted: Submitted, file: str, change: Any) -> None:
+    url = getattr(submitted.folder, file)
+    values = read_json(url)
+    write_json(url, values | {key: values[key] | new if key == "data" else new for key, new in change.items()})
+    outcome = submitted.run_driver()
+    assert outcome is not None
+    assert (outcome.state, outcome.reason, outcome.retryable) == ("failed", "config_invalid", False)
+    assert "changed on the storage root; retry the job" in outcome.message
+    assert not submitted.programs
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null"])
+def test_a_damaged_request_is_refused(submitted: Submitted, content: bytes) -> None:
+    Path(submitted.folder.request).write_bytes(content)
+    outcome = submitted.run_driver()
+    assert outcome is not None
+    assert (outcome.state, outcome.reason) == ("failed", "config_invalid")
+    assert not submitted.programs
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("data.train", "/etc"),
+        ("data.root", "http://169.254.169.254/latest"),
+        ("data.cache_dir", "/var/cache"),
+        ("teacher.weights", "http://169.254.169.254/latest"),
+        ("tracking.mlflow", "http://169.254.169.254/latest"),
+    ],
+)
+def test_a_location_that_is_not_allowed_on_the_cluster_is_refused(
+    submitted: Submitted, monkeypatch: pytest.MonkeyPatch, field: str, value: str
+) -> None:
+    submit(submitted.folder, monkeypatch, **{field.replace(".", "__"): value})  # as if an older version had accepted it
+    outcome = submitted.run_driver()
+    assert outcome is not None
+    assert (outcome.state, outcome.reason, outcome.exit_code) == ("failed", "config_invalid", 2)
+    assert outcome.message.startswith(field)
+    assert not submitted.programs
+
+
+def test_a_link_that_leads_out_of_an_allowed_folder_on_the_node_is_refused(
+    submitted: Submitted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "data" / "link").symlink_to("/etc")
+    submit(submitted.folder, monkeypatch, data__train=str(tmp_path / "data" / "link"))
+    outcome = submitted.run_driver()
+    assert outcome is not None
+    assert outcome.message.startswith("data.train=")
+    assert not submitted.programs
+
+
+def test_the_storage_root_and_the_output_of_a_job_cannot_be_changed(
+    submitted: Submitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_json(submitted.folder.config) | {"storage": f"{submitted.folder.root}/runs/other"}
+    write_json(submitted.folder.config, config)
+    policy = DriverPolicy.model_validate_json(os.environ[DRIVER_POLICY])
+    digest = request_digest("train", config)
+    monkeypatch.setenv(DRIVER_POLICY, policy.model_copy(update={"digest": digest}).model_dump_json())
+    outcome = submitted.run_driver()
+    assert outcome is not None
+    assert outcome.message.startswith("storage=")
+    assert not submitted.programs
+
+
+def test_an_attempt_that_an_older_control_plane_submitted_still_runs(
+    submitted: Submitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(DRIVER_POLICY)
+    assert (submitted.run_driver() or AttemptOutcome(state="failed")).state == "succeeded"
+    assert len(submitted.programs) == 1
 
 
 def start(root: Path, config: dict[str, Any]) -> subprocess.Popen[bytes]:

@@ -12,9 +12,10 @@ import pytest
 from sqlalchemy import Engine
 
 from amd.artifacts.discovery import encoder_folder
+from amd.storage import read_json
 from service.db.models import Job
 from service.jobs.actions import act
-from service.jobs.execution.protocol import RETRYABLE, JobFolder
+from service.jobs.execution.protocol import RETRYABLE, JobFolder, request_digest
 from service.jobs.execution.ray_jobs import RayJobStatus
 from service.jobs.execution.reconciler import Reconciler
 from service.jobs.schemas import ACTIVE, ENDED
@@ -72,6 +73,16 @@ def test_every_transition_of_a_job_from_queued_to_succeeded_is_recorded_as_an_ev
     assert [event.version for event in plane.store.events(job.id)] == [1, 2, 3, 4]
     assert plane.cluster.submitted == [job.id]
     assert [(attempt.number, attempt.state) for attempt in plane.store.attempts(job.id)] == [(1, "succeeded")]
+
+
+def test_the_policy_of_a_driver_is_passed_with_the_submission(engine: Engine, tmp_path: Path) -> None:
+    plane = FakeControlPlane(engine, tmp_path, allowed_uris=("s3://bucket/sets", f"file://{tmp_path}/a/../data/"))
+    job = queued(plane.store, config={"seed": 1, "data": {"train": "ü"}, "lr": 1e-5})
+    plane.step()
+    policy, folder = plane.cluster.policies[job.id], JobFolder(plane.root, job.id)
+    assert policy.allowed_uris == ("s3://bucket/sets", f"{tmp_path}/data")
+    assert policy.digest == request_digest(read_json(folder.request)["kind"], read_json(folder.config))
+    assert policy.digest != request_digest("embed", job.config)
 
 
 def test_a_published_encoder_is_registered_when_its_job_succeeds(

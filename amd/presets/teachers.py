@@ -1,0 +1,59 @@
+"""Config of the run that trains a teacher from `teacher.preset` and `teacher.overrides`. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amd.config import ClipConfig, ConfigError, TrainConfig
+from amd.presets.load import load_config
+
+
+def teacher_recipe(config: TrainConfig) -> TrainConfig:
+    """Return the config that trains a teacher preset.
+
+    It has the student's storage, tracking and cache, and the student's scaling and checkpoints unless overridden.
+    Raises ConfigError for an incomplete recipe, or if the resulting teacher would not fit the student's config.
+    """
+    teacher = config.teacher
+    assert teacher is not None, "the config has a teacher"
+    assert teacher.preset is not None, "the teacher is specified by a preset"
+    shared = {name: getattr(config, name).model_dump(mode="json") for name in ("scaling", "checkpoint", "tracking")}
+    cache = {f"data.{name}": getattr(config.data, name) for name in ("cache_dir", "cache_limit_mib")}
+    overrides = {**shared, **cache, "storage": config.storage, **teacher.overrides}
+    try:
+        recipe = load_config(TrainConfig, teacher.preset, None, overrides)
+    except ConfigError as error:
+        raise ConfigError([_located(line) for line in error.problems]) from None
+    problems = []
+    if recipe.objective.kind != "mae":
+        problems.append(
+            f"teacher.preset={teacher.preset} has objective.kind={recipe.objective.kind}: a teacher must use mae"
+        )
+    if recipe.student.encoder != teacher.encoder:
+        problems.append(
+            f"teacher.preset={teacher.preset} trains a different encoder than teacher.encoder: "
+            f"{_difference(recipe.student.encoder.model_dump(), teacher.encoder.model_dump())}"
+        )
+    ours, theirs = config.clip, recipe.clip
+    if (ours.grid, ours.token_values) != (theirs.grid, theirs.token_values):
+        problems.append(
+            f"teacher.preset={teacher.preset} takes clips of {_clip_shape(theirs)}, the student {_clip_shape(ours)}: "
+            "student and teacher need the same token grid"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return recipe
+
+
+def _located(problem: str) -> str:
+    """Return a problem of the recipe with the field of the student's config that causes it."""
+    return f"teacher.{problem}" if problem.startswith("preset=") else f"teacher.overrides.{problem}"
+
+
+def _difference(preset: dict[str, Any], config: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {preset[key]}, not {config[key]}" for key in preset if preset[key] != config[key])
+
+
+def _clip_shape(clip: ClipConfig) -> str:
+    pixels = f"{clip.frames}x{clip.size[0]}x{clip.size[1]}"
+    return f"{pixels} in tokens of {clip.tubelet}x{clip.patch}x{clip.patch}"

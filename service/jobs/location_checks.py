@@ -1,0 +1,28 @@
+"""Check every location of a job's config against the URI policy, before anything is opened.
+
+The control plane checks a request; the driver checks the stored config again on the cluster, where links may have other
+targets.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from service.auth.uri_policy import UriPolicy
+from service.jobs.kinds import locations_of
+from service.web.errors import UriNotAllowed
+
+
+def check_locations(config: BaseModel, policy: UriPolicy, root: str, output: str | None = None) -> None:
+    """Check the locations of a config. `output` is the job's own output folder, once it has one.
+
+    Raises UriNotAllowed for the first location that is not allowed, and ConfigError for an incomplete teacher's recipe.
+    """
+    for field, value, role in locations_of(config):
+        if role == "storage" and value != root:
+            message = f"{field}={value}: the service stores all runs under its own storage root; omit the field"
+            raise UriNotAllowed(message, field=field)
+        if role == "output" and value != output:
+            message = f"{field}={value}: a job writes to its own folder; omit the field"
+            raise UriNotAllowed(message, field=field)
+        policy.check(field, value)

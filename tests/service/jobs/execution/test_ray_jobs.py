@@ -1,0 +1,33 @@
+"""Tests for the submission of a driver to Ray, without Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from service.jobs.execution.protocol import DRIVER_POLICY, DriverPolicy
+from service.jobs.execution.ray_jobs import RayJobs
+
+
+class RecordedSubmissions:
+    """A client of Ray Jobs that records submissions."""
+
+    def __init__(self) -> None:
+        self.submissions: list[dict[str, Any]] = []
+
+    def submit_job(self, **arguments: Any) -> None:
+        self.submissions.append(arguments)
+
+
+def test_a_drivers_policy_is_in_its_environment_and_the_recorded_command_stays_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster, client = RayJobs("http://127.0.0.1:1", None, "python"), RecordedSubmissions()
+    monkeypatch.setattr(cluster, "_client", lambda: client)
+    policy = DriverPolicy(digest="0" * 64, allowed_uris=("s3://bucket/sets", "/data"))
+    cluster.submit("job-2", "job", 2, "s3://bucket/root", 60.0, policy)
+    (submission,) = client.submissions
+    assert submission["entrypoint"] == "python -m service.jobs.runner job 2 s3://bucket/root"  # older nodes accept it
+    environment = submission["runtime_env"]["env_vars"]
+    assert DriverPolicy.model_validate_json(environment[DRIVER_POLICY]) == policy

@@ -1,0 +1,225 @@
+"""Tests that jobs use only allowed locations: in every field, by every way to set it, before anything is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import Engine
+from starlette.testclient import TestClient
+
+from amd.config import locations_in, overridden
+from service.app import create_app
+from service.jobs.kinds import KINDS, JobKind
+from service.settings import Settings
+from tests.support.config_fields import ANY_KEY, ITEM, nested, text_fields
+from tests.support.config_fields import Path as FieldPath
+from tests.support.runs.configs import mae, tiny_image_config
+from tests.support.service.apps import key_to
+from tests.support.service.connections import refused_connections
+from tests.support.service.fake_cluster import FakeCluster
+
+# Text fields that are not locations, and why they cannot name one.
+HARMLESS = {
+    "checkpoint.best_metric": "key of a dict of metrics",
+    "data.frame_name": "validated: a relative name inside a frame folder",
+    "data.rand_augment": "parsed by timm as the name and numbers of a policy",
+    "encoder.size": "validated: a key of ENCODER_SIZES",
+    "id": "validated: the name of a folder, without separators",
+    "license": "text for a card",
+    "name": "validated: the name of a folder, without separators; a job's name is its ID",
+    "size": "validated: a key of ENCODER_SIZES",
+    "teacher.encoder.size": "validated: a key of ENCODER_SIZES",
+    "teacher.preset": "key of a table of presets",
+    "teacher.weights_license": "text for a card",
+    "tracking.mlflow_experiment": "text in a request to the MLflow server",
+    "weights_license": "text for a card",
+}
+FORBIDDEN = ("/etc/shadow", "http://169.254.169.254/latest/meta-data")
+
+
+def text_paths(kind: JobKind) -> list[FieldPath]:
+    return sorted(set(text_fields(KINDS[kind].config.model_json_schema())))
+
+
+def is_harmless(path: FieldPath) -> bool:
+    while path[0] in ("train", "student", "probe"):
+        path = path[1:]
+    return ".".join(path) in HARMLESS
+
+
+def location_fields(kind: JobKind) -> list[str]:
+    """Return the dotted fields of a kind that are locations, except those that other dotted keys determine."""
+    return [".".join(path) for path in text_paths(kind) if not is_harmless(path) and ANY_KEY not in path]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_text_field_of_every_config_is_a_location_or_reviewed_as_harmless(kind: JobKind) -> None:
+    model = KINDS[kind].config
+    for path in text_paths(kind):
+        field = ".".join(path)
+        keys = tuple("data.train" if name == ANY_KEY else name for name in path)
+        found = [location.value for location in locations_in(model, nested(keys, "x"))]
+        assert found == ([] if is_harmless(path) else ["x"]), (
+            f"{field} contains text: give it a type of amd/config/locations.py, or review it and add it to HARMLESS"
+        )
+
+
+def test_the_enumeration_finds_text_in_lists_dicts_and_unions() -> None:
+    schema = {
+        "properties": {
+            "list": {"items": {"type": "string"}, "type": "array"},
+            "dict": {"additionalProperties": {"anyOf": [{"type": "null"}, {"type": "string"}]}, "type": "object"},
+            "any": {},
+            "open": {"additionalProperties": True, "type": "object"},
+            "literal": {"enum": ["a", "b"], "type": "string"},
+            "number": {"type": "number"},
+            "pair": {"prefixItems": [{"type": "integer"}, {"type": "string"}], "type": "array"},
+        },
+        "type": "object",
+    }
+    found = {("list", ITEM), ("dict", ANY_KEY), ("any",), ("open", ANY_KEY), ("pair", ITEM)}
+    assert set(text_fields(schema)) == found
+
+
+class JobService(NamedTuple):
+    """The application, called in-process."""
+
+    client: TestClient
+    root: str
+    submitted: list[str]
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Post a request that must not connect to anything."""
+        with refused_connections() as attempted:
+            response = self.client.post(f"/v1{path}", json=body)
+        assert not attempted
+        return response
+
+    def assert_refused(self, body: dict[str, Any], field: str, path: str = "/jobs") -> None:
+        response = self.post(path, body)
+        problem = response.json()
+        assert (response.status_code, problem["code"], problem.get("field")) == (422, "uri_not_allowed", field), problem
+        assert problem["detail"].startswith(field)
+
+
+@pytest.fixture
+def service(sqlite_engine: Engine, tmp_path: Path) -> JobService:
+    root = str(tmp_path / "root")
+    settings = Settings(data_dir=tmp_path, storage=root, rate_limit="1000000/minute", max_running=1)
+    cluster = FakeCluster()
+    app = create_app(settings, engine=sqlite_engine, cluster=cluster)
+    client = TestClient(app, headers=key_to(sqlite_engine, "submit"))
+    return JobService(client, root, cluster.submitted)
+
+
+def run_values() -> dict[str, Any]:
+    probe = {"data": {"train": "demo:digits", "test": "demo:digits"}}
+    return tiny_image_config(probe=probe, teacher__weights="timm:one").model_dump(mode="json")
+
+
+def base_of(kind: JobKind) -> dict[str, Any]:
+    """Return a valid config of a kind, all of whose locations are names."""
+    run = run_values()
+    shared = {name: run[name] for name in ("clip", "schedule", "scaling")}
+    data = {"train": "demo:digits"}
+    return {
+        "train": run,
+        "finetune": {**shared, "encoder": run["student"]["encoder"], "data": data, "augment": {"mix_prob": 0}},
+        "detect": {**shared, "encoder": run["student"]["encoder"], "data": {**data, "label_map": "labels"}},
+        "probe": {"encoder": "one", "data": {**data, "test": "demo:digits"}},
+        "embed": {"encoder": "one", "data": data},
+        "search": {"train": run, "space": {"use": ["masking"]}},
+        "import": {"weights": "timm:one"},
+        "export": {"encoder": "one"},
+        "prepare": {"data": data},
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_base_configs_of_these_tests_are_accepted(kind: JobKind, service: JobService) -> None:
+    response = service.post("/jobs", {"kind": kind, "config": base_of(kind)})
+    assert response.status_code == 202, response.text
+
+
+@pytest.mark.parametrize(("kind", "field"), [(kind, field) for kind in KINDS for field in location_fields(kind)])
+def test_a_forbidden_location_in_any_field_is_refused(kind: JobKind, field: str, service: JobService) -> None:
+    base = base_of(kind)
+    for value in FORBIDDEN:
+        service.assert_refused({"kind": kind, "config": overridden(base, {field: value})}, field)
+        service.assert_refused({"kind": kind, "config": base, "overrides": {field: value}}, field)
+    service.assert_refused({"kind": kind, "config": base, "overrides": {field: value}}, field, "/validate")
+
+
+@pytest.mark.parametrize("field", location_fields("train"))
+def test_a_forbidden_location_in_a_search_dimension_is_refused(field: str, service: JobService) -> None:
+    def request(dimensions: dict[str, Any]) -> dict[str, Any]:
+        return {"kind": "search", "config": {"train": run_values(), "space": {"dimensions": dimensions}}}
+
+    expected = f"space.dimensions.{field}"
+    for value in FORBIDDEN:
+        service.assert_refused(request({field: [value]}), expected)
+        service.assert_refused(request({field: {"choices": ["demo:digits", value]}}), expected)
+        overrides = {expected: [value]}
+        service.assert_refused({**request({"optim.base_lr": [0.1, 0.2]}), "overrides": overrides}, expected)
+    section, _, rest = field.partition(".")
+    if rest:
+        service.assert_refused(request({section: [nested(tuple(rest.split(".")), value)]}), expected)
+    as_override = f"teacher.overrides.{field}"
+    service.assert_refused(request({as_override: [value]}), f"space.dimensions.{as_override}")
+
+
+@pytest.mark.parametrize("field", location_fields("train"))
+@pytest.mark.parametrize("kind", ["train", "search"])
+def test_a_forbidden_location_in_a_teachers_override_is_refused(kind: JobKind, field: str, service: JobService) -> None:
+    prefix = "train." if kind == "search" else ""
+    request = {"kind": kind, **({"config": {"space": {"use": ["masking"]}}} if kind == "search" else {})}
+    request["preset"] = "demo-image-amd"
+    expected = f"{prefix}teacher.overrides.{field}"
+    section, _, rest = field.partition(".")
+    for value in FORBIDDEN:
+        service.assert_refused({**request, "overrides": {"teacher.overrides": {field: value}}}, expected)
+        service.assert_refused({**request, "overrides": {expected: value}}, expected)
+    if rest:
+        nested_value = {section: nested(tuple(rest.split(".")), value)}
+        service.assert_refused({**request, "overrides": {"teacher.overrides": nested_value}}, expected)
+
+
+@pytest.mark.parametrize("field", ["storage", "name", "tracking", "tracking.log_every_steps", "data.cache_dir"])
+def test_where_a_run_writes_is_neither_a_dimension_nor_a_teachers_override(field: str, service: JobService) -> None:
+    value = f"{service.root}/x"  # allowed elsewhere
+    run = {"kind": "train", "preset": "demo-image-amd", "overrides": {"teacher.overrides": {field: value}}}
+    service.assert_refused(run, f"teacher.overrides.{field}")
+    search = {"kind": "search", "config": {"train": run_values(), "space": {"dimensions": {field: [value]}}}}
+    service.assert_refused(search, f"space.dimensions.{field}")
+
+
+def test_the_data_of_a_teachers_preset_is_checked_too(service: JobService, monkeypatch: pytest.MonkeyPatch) -> None:
+    from amd.presets import pretraining
+    from amd.presets.preset import Preset
+
+    recipe = mae(tiny_image_config(), data__train="/etc/teacher", student__encoder=run_values()["teacher"]["encoder"])
+    monkeypatch.setitem(pretraining.PRESETS, "tiny-teacher", Preset("tiny-teacher", "", "", "", recipe))
+    body = {"kind": "train", "config": run_values(), "overrides": {"teacher.preset": "tiny-teacher"}}
+    service.assert_refused(body, "teacher.overrides.data.train")
+    body["overrides"] |= {"teacher.overrides": {"data.train": f"{service.root}/teacher"}}
+    assert service.post("/jobs", body).status_code == 202
+
+
+def test_an_incomplete_recipe_of_a_teacher_is_refused_when_it_is_submitted(service: JobService) -> None:
+    overrides = {"teacher.preset": "k400-vit-l-teacher"}
+    response = service.post("/jobs", {"kind": "train", "preset": "demo-video-amd", "overrides": overrides})
+    assert (response.status_code, response.json()["code"]) == (422, "config_invalid")
+    assert response.json()["detail"].startswith("teacher.overrides.data.train: ")
+
+
+def test_an_import_of_forbidden_weights_is_refused(service: JobService) -> None:
+    for value in FORBIDDEN:
+        service.assert_refused({"weights": value, "id": "one"}, "weights", "/encoders")
+
+
+def test_deeply_nested_overrides_are_a_problem_of_the_request(service: JobService) -> None:
+    overrides = {".".join(["teacher.overrides"] * 500): 1}
+    response = service.post("/jobs", {"kind": "train", "preset": "demo-image-amd", "overrides": overrides})
+    assert (response.status_code, response.json()["code"]) == (422, "config_invalid")
