@@ -64,8 +64,8 @@ class EncoderView(ApiModel):
     """A published encoder, as described by its card."""
 
     id: str
-    project: str | None
-    """Project that owns the encoder; null if it has no owner, so that every project can use it."""
+    project: str
+    """Project that owns the encoder: that of the job that published it, or `default` if no job did."""
     created_at: datetime
     objective: Objective
     size: str | None
