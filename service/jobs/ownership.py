@@ -11,10 +11,9 @@ contains its project, so that a lost database can be rebuilt. Does not use HTTP.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from amd.artifacts.card import Card
@@ -26,15 +25,18 @@ from service.db.models import Job, RegisteredEncoder
 from service.jobs.execution.protocol import JobFolder
 from service.web.schemas import DEFAULT_PROJECT
 
-_ID = re.compile(rf"(?=.{{1,200}}$){ENCODER_ID}")  # other names are no ids, and might not even be file names
+_ID = re.compile(rf"(?=.{{1,200}}$){ENCODER_ID}")  # anything else is not an id, and may not even be a file name
 
 
-class EncoderOwner(NamedTuple):
-    """The project that owns an encoder, and the job that published it."""
+class Owner(NamedTuple):
+    """The project that owns an encoder or a run, and the job that made it."""
 
     project: str
     job_id: str | None
-    """ID of the job, or None if no job did."""
+    """ID of the job; None if it was made outside the service."""
+
+
+NO_JOB = Owner(DEFAULT_PROJECT, None)
 
 
 class StorageOwners:
@@ -46,72 +48,63 @@ class StorageOwners:
 
     def of_run(self, run_id: str) -> str | None:
         """Return the project of a run or job, or None if it does not exist."""
-        if not _ID.fullmatch(run_id):
+        if (owner := self._job(run_id)) is not None:
+            return owner.project
+        if (facts := self._facts(run_id)) is None:
             return None
-        with Session(self._reading) as session:
-            found = session.get(Job, run_id) or session.get(RegisteredEncoder, run_id)
-        if found is not None:
-            return found.project
-        if (project := self._recorded(run_id)) is not None:
-            return project
-        facts = self._facts(run_id)
-        if facts is None:
-            return None
-        return self._of_job(str(facts["job"])) if facts.get("job") else DEFAULT_PROJECT
+        if not facts.get("job"):
+            return NO_JOB.project
+        owner = self._job(str(facts["job"]))
+        # After its job, a teacher's run belongs to the owner of its encoder.
+        return owner.project if owner is not None else self._indexed(run_id) or NO_JOB.project
 
     def of_encoder(self, encoder_id: str) -> str | None:
         """Return the project of an encoder, or of the job that will publish it, or None if there is neither."""
-        if not _ID.fullmatch(encoder_id):
-            return None
-        with Session(self._reading) as session:
-            found = session.get(RegisteredEncoder, encoder_id)
-        if found is not None:
-            return found.project
-        card = _read(join(encoder_folder(self._root, encoder_id), CARD))
+        if (project := self._indexed(encoder_id)) is not None:
+            return project
+        card = _read(encoder_id, join(encoder_folder(self._root, encoder_id), CARD))
         if card is not None:  # published since the last scan
-            return self._of_published(card.get("job"), card.get("run")).project
+            return self._publisher(card.get("job"), card.get("run")).project
         return self.of_run(encoder_id)
 
-    def of_card(self, card: Card) -> EncoderOwner:
+    def of_card(self, card: Card) -> Owner:
         """Return the owner of an encoder that is not indexed yet."""
-        return self._of_published(card.job, card.run)
+        return self._publisher(card.job, card.run)
 
-    def _of_published(self, job_id: str | None, run_id: str | None) -> EncoderOwner:
-        for candidate in self._candidate_jobs(job_id, run_id):
-            with Session(self._reading) as session:
-                found = session.get(Job, candidate)
-            if found is not None and found.origin == "api":
-                return EncoderOwner(found.project, found.id)
-            if found is None and (project := self._recorded(candidate)) is not None:
-                return EncoderOwner(project, candidate)
-        return EncoderOwner(DEFAULT_PROJECT, None)
+    def _publisher(self, job_id: str | None, run_id: str | None) -> Owner:
+        """Return the owner of an encoder, given the job and the run that its card names."""
+        if job_id:  # an import, whose card may be a copy that still names another encoder's run
+            return self._job(job_id) or NO_JOB
+        if not run_id:
+            return NO_JOB
+        parent = (self._facts(run_id) or {}).get("job")
+        return self._job(run_id) or (self._job(str(parent)) if parent else None) or NO_JOB
 
-    def _candidate_jobs(self, job_id: str | None, run_id: str | None) -> Iterator[str]:
-        """Yield the jobs that may have published an encoder, given the job and the run that its card names."""
-        if job_id:  # an import; its card may have been copied from another encoder, together with the name of a run
-            yield job_id
-        elif run_id:
-            yield run_id
-            parent = (self._facts(run_id) or {}).get("job")
-            if parent:
-                yield str(parent)
-
-    def _of_job(self, job_id: str) -> str:
+    def _job(self, job_id: str) -> Owner | None:
+        """Return the owner of what a job makes; None if there is no such job."""
         with Session(self._reading) as session:
-            found = session.get(Job, job_id)
-        return found.project if found is not None else self._recorded(job_id) or DEFAULT_PROJECT
+            row = session.execute(select(Job.project, Job.origin).where(Job.id == job_id)).first()
+        if row is not None:
+            return Owner(row.project, job_id if row.origin == "api" else None)
+        request = _read(job_id, JobFolder(self._root, job_id).request)
+        return None if request is None else Owner(str(request.get("project") or DEFAULT_PROJECT), job_id)
 
-    def _recorded(self, job_id: str) -> str | None:
-        """Return the project in a job's folder, or None if there is no such folder."""
-        request = _read(JobFolder(self._root, job_id).request)
-        return None if request is None else str(request.get("project") or DEFAULT_PROJECT)
+    def _indexed(self, encoder_id: str) -> str | None:
+        with Session(self._reading) as session:
+            query = select(RegisteredEncoder.project).where(RegisteredEncoder.id == encoder_id)
+            return session.scalar(query)
 
     def _facts(self, run_id: str) -> dict[str, Any] | None:
-        return _read(join(run_folder(self._root, run_id), FACTS))
+        return _read(run_id, join(run_folder(self._root, run_id), FACTS))
 
 
-def _read(url: str) -> dict[str, Any] | None:
-    """Return a JSON object, or None if there is no readable file. A file with other content is an empty object."""
+def _read(name: str, url: str) -> dict[str, Any] | None:
+    """Return a JSON object from the folder of an ID, or None if there is no readable file.
+
+    A file with other content is an empty object.
+    """
+    if not _ID.fullmatch(name):
+        return None
     try:
         found = read_json(url)
     except OSError:
