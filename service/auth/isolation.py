@@ -55,7 +55,8 @@ class LocationPolicy:
         if project is None:
             return
         if BARE_NAME.fullmatch(value) and self._owners.of_encoder(value) != project:
-            raise NotFound(f"{field}={value}: there is no encoder or run {value!r} in project {project!r}", field=field)
+            remedy = "use an id of this project, or the absolute path or URI of a file"
+            raise _not_found(field, value, f"encoder or run {value!r}", project, remedy)
         for location in locations:
             self._check_owner(field, value, location, project)
 
@@ -86,7 +87,11 @@ class LocationPolicy:
             raise UriNotAllowed(message, field=field)
         owner = self._owners.of_encoder(objects[0]) if kind == "encoder" else self._owners.of_run(objects[0])
         if owner != project:
-            raise NotFound(f"{field}={value}: there is no {kind} {objects[0]!r} in project {project!r}", field=field)
+            raise _not_found(field, value, f"{kind} {objects[0]!r}", project, "use one of this project, or shared data")
+
+
+def _not_found(field: str, value: str, what: str, project: str, remedy: str) -> NotFound:
+    return NotFound(f"{field}={value}: there is no {what} in project {project!r}; {remedy}", field=field)
 
 
 def _path_below(root: Location, location: Location) -> tuple[str, ...] | None:

@@ -99,16 +99,11 @@ class StorageOwners:
 
 
 def _read(name: str, url: str) -> dict[str, Any] | None:
-    """Return a JSON object from the folder of an ID, or None if there is no readable file.
-
-    A file with other content is an empty object.
-    """
+    """Return a JSON object from the folder of an ID, or None if there is none that can be read."""
     if not _ID.fullmatch(name):
         return None
     try:
         found = read_json(url)
-    except OSError:
+    except (OSError, ValueError):
         return None
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else None

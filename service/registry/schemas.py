@@ -64,7 +64,7 @@ class EncoderView(ApiModel):
     """A published encoder, as described by its card."""
 
     id: str
-    project: str
+    project: str | None
     """Project that owns the encoder: that of the job that published it, or `default` if no job did."""
     created_at: datetime
     objective: Objective
