@@ -154,7 +154,7 @@ def test_object_stores_are_compared_by_bucket_and_key(scheme: str) -> None:
 
 MARKER = "/marker"
 IMAGE = {"train": "demo:digits", "val": "demo:digits", "test": "demo:digits"}
-DETECTION = {"train": "a.csv", "root": "/videos", "val": "a.csv", "label_map": "a.pbtxt"}
+DETECTION = dict.fromkeys(("train", "root", "val", "label_map"), "demo:digits")
 PROBE = {"encoder": "e", "data": {"train": "demo:digits", "test": "demo:digits"}}
 BASE: dict[JobKind, dict[str, Any]] = {
     "train": {"preset": "demo-image-amd"},
