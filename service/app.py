@@ -19,12 +19,14 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from service.auth import api_keys
 from service.auth.authentication import Authenticator
+from service.auth.isolation import LocationPolicy
 from service.auth.rate_limits import RateLimitHeaders
 from service.auth.uri_policy import UriPolicy
 from service.db.engine import open_engine
 from service.jobs import catalog
 from service.jobs import routes as jobs
 from service.jobs.execution.ray_jobs import Cluster, RayJobs
+from service.jobs.ownership import StorageOwners
 from service.jobs.streams import JobWatcher
 from service.operations import health
 from service.registry import routes as encoders
@@ -82,7 +84,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.embedding_cache = EmbeddingCache()
     app.state.authenticator = Authenticator(engine, settings)
     app.state.checks = health.DependencyChecks(settings.root, app.state.cluster)
-    app.state.uris = UriPolicy(settings.root, settings.allowed_uris)
+    uris = UriPolicy(settings.root, settings.allowed_uris)
+    app.state.locations = LocationPolicy(uris, StorageOwners(engine, settings.root))
     app.include_router(health.router)
     for router in (
         *(jobs.router, neighbours.router, catalog.router),

@@ -94,6 +94,8 @@ class Card(BaseModel):
     decoder: DecoderCard | None = None
     """Decoder of an encoder trained with reconstruction, stored in decoder.safetensors."""
     run: str | None = None
+    job: str | None = None
+    """Job that imported the encoder; null for an encoder that was trained here (see `run`) or imported outside jobs."""
     objective: Literal["amd", "mae", "finetune", "detection"] | None = None
     steps: int | None = None
     teacher: dict[str, Any] | None = None

@@ -6,6 +6,7 @@ The config is inferred from tensor shapes and folder metadata; values that canno
 from __future__ import annotations
 
 import math
+import os
 import re
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -65,7 +66,9 @@ def import_encoder(config: ImportConfig) -> Imported:
         start=start.lineage,
         versions={"amd-service": version("amd-service"), "torch": torch.__version__},
     )
-    card = card.model_copy(update={"id": id, "weights_license": config.license or source.license})
+    # Never the job of a copied card: the service derives the owner of the encoder from it.
+    origin = {"id": id, "job": os.environ.get("AMD_JOB")}
+    card = card.model_copy(update={**origin, "weights_license": config.license or source.license})
     decoder = load_decoder(published(weights, root) or weights, card) if card.decoder is not None else None
     if exists(join(url, CARD)):  # perhaps by an earlier attempt of this job that ended before it reported success
         found = load_card(url)
@@ -77,7 +80,7 @@ def import_encoder(config: ImportConfig) -> Imported:
 
 def _comparable(card: Card) -> dict[str, Any]:
     """Return the card's fields that must be equal in two imports of the same weights."""
-    return card.model_dump(exclude={"created", "versions", "scores"})
+    return card.model_dump(exclude={"created", "job", "versions", "scores"})
 
 
 def _clip(source: Source, config: ImportConfig, notes: list[str]) -> ClipConfig:

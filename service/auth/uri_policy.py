@@ -1,5 +1,7 @@
 """Policy for the URIs of data, weights and folders: jobs may use those under the storage root or AMD_ALLOWED_URIS.
 
+`isolation` narrows the storage root to what the caller's project owns; this module knows no projects.
+
 A URI is parsed once, into scheme, host and path segments. Syntax that readers may interpret differently
 (percent-encoding, `..`, chains, queries, user names) is rejected rather than resolved, so that every location has a
 single canonical form that can be compared.
@@ -8,8 +10,8 @@ Covered: the URIs in a request and, on disks that this process can read, the cur
 Not covered: readers run on the nodes, with the nodes' permissions. A list file, folder or tar under an allowed prefix
 can refer or link to files elsewhere, and a link or a DNS entry can change after the check. Anyone who can write under
 an allowed prefix can therefore read everything that the nodes can read: grant the nodes no permissions that jobs must
-not have, and allow no prefix that untrusted parties can write to. All projects share the storage root: a job in one
-project can read what runs in another project have written there.
+not have, and allow no prefix that untrusted parties can write to. The same holds between projects: a list file that
+names another project's files is not detected.
 
 Does not read any files.
 """
@@ -28,11 +30,12 @@ from service.web.errors import UriNotAllowed
 
 # Names that are not locations. A bare name is the ID of an encoder or a run (amd.artifacts.discovery.encoder_url), or
 # a file in the job's working folder, which Ray creates.
-_NAME = re.compile(r"demo:[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?|timm:[A-Za-z0-9][A-Za-z0-9._-]*|[A-Za-z0-9][A-Za-z0-9_-]*")
+BARE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NAME = re.compile(rf"demo:[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?|timm:[A-Za-z0-9][A-Za-z0-9._-]*|{BARE_NAME.pattern}")
 
 _URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[^/]*)(?P<path>/.*)?")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(:[0-9]{1,5})?")  # or bucket; no user name, no IPv6, no pattern
-_RANGE = re.compile(r"\{\d+\.\.\d+\}")  # {000..099}
+RANGE = re.compile(r"\{\d+\.\.\d+\}")  # {000..099}
 _HTTP = ("http", "https")
 _INTERNAL = (".localhost", ".localdomain", ".local", ".internal", ".home.arpa")
 MAX_LENGTH = 2048
@@ -65,20 +68,35 @@ class UriPolicy:
         )
         """The allowed prefixes, with absolute paths, which mean the same on another machine."""
 
+    @property
+    def root(self) -> Location:
+        """The storage root, with links resolved."""
+        return _resolved(self._prefixes[0])
+
     def check(self, field: str, uri: str) -> None:
         """Check the URI of a config field. Raises UriNotAllowed."""
+        self.resolve(field, uri)
+
+    def resolve(self, field: str, uri: str) -> list[Location]:
+        """Check the URI of a config field. Returns its location and the targets of links that it matches.
+
+        Returns an empty list for a name that is not a location. Raises UriNotAllowed.
+        """
         if _NAME.fullmatch(uri):
-            return
+            return []
         try:
             location = _parsed(uri)
             # The location itself is checked first, so that patterns are expanded only under the prefixes.
-            within = self._is_allowed(_resolved(location)) and all(map(self._is_allowed, _linked(location)))
+            found = [_resolved(location)]
+            if self._is_allowed(found[0]):
+                found += _linked(location)
         except ValueError as error:
             # The message omits the URI, which may contain a password.
             raise UriNotAllowed(f"{field}: {error}", field=field) from None
-        if not within:
+        if not all(map(self._is_allowed, found)):
             message = f"{field}={uri} must be under one of: {self._prefix_names} (add others with AMD_ALLOWED_URIS)"
             raise UriNotAllowed(message, field=field)
+        return found
 
     def check_all(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Check (field, URI) pairs. Raises UriNotAllowed for the first that is not allowed."""
@@ -160,7 +178,7 @@ def _linked(location: Location) -> Iterator[Location]:
     """
     if location.scheme != "file":
         return
-    pieces = _RANGE.split(_path(location))
+    pieces = RANGE.split(_path(location))
     pattern = "[0-9]*".join(map(glob.escape, pieces)) if len(pieces) > 1 else pieces[0]
     for folder in accumulate(pattern.split("/"), "{}/{}".format):
         if glob.has_magic(folder):

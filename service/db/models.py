@@ -214,8 +214,8 @@ class RegisteredEncoder(Base):
 
     id: Mapped[str] = mapped_column(String(200), primary_key=True)
     """ID of the encoder, which is also the name of its folder."""
-    project: Mapped[str | None] = mapped_column(String(64))
-    """Project of the job that trained or imported the encoder, or None if every project can use it."""
+    project: Mapped[str] = mapped_column(String(64))
+    """Project of the job that trained or imported the encoder; `default` if no job did."""
     job_id: Mapped[str | None] = mapped_column(String(100))
     created_at: Mapped[float]
     card: Mapped[dict[str, Any]]

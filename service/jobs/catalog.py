@@ -13,7 +13,7 @@ from service.auth.authentication import Reader, Submitter
 from service.jobs.estimate import estimate
 from service.jobs.execution.ray_jobs import Capacity, Cluster
 from service.jobs.kinds import KINDS, JobKind, resources_of, uris
-from service.jobs.routes import Config, Uris, project_of, resolved
+from service.jobs.routes import Config, Locations, project_of, resolved
 from service.jobs.schemas import JobRequest, ValidateView
 from service.web.errors import ClusterUnavailable, NotFound
 from service.web.schemas import ApiModel
@@ -77,11 +77,10 @@ def get_schema(kind: Annotated[JobKind, Path(description="Kind of job.")], calle
 
 @router.post("/validate", summary="Validate a job without running it")
 def validate_request(
-    body: JobRequest, caller: Submitter, settings: Config, policy: Uris, request: Request
+    body: JobRequest, caller: Submitter, settings: Config, policy: Locations, request: Request
 ) -> ValidateView:
     """Return the resolved config, warnings and an estimate. Fails with the same errors as submitting the job."""
-    project_of(caller, body.project)
-    config: BaseModel = resolved(body, policy, settings.root)
+    config: BaseModel = resolved(body, policy, settings.root, project_of(caller, body.project))
     warnings, capacity = list[str](), None
     cluster: Cluster = request.app.state.cluster
     try:

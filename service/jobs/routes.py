@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from amd.config import ConfigError, LocationError
+from amd.config import ConfigError, ImportConfig, LocationError
 from amd.storage import remove
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import run_folder
 from service.auth.authentication import Principal, Reader, Submitter
-from service.auth.uri_policy import UriPolicy
+from service.auth.isolation import LocationPolicy
 from service.db.models import Job
 from service.jobs import logs, metrics, streams, views
 from service.jobs.actions import act, check_allowed
 from service.jobs.execution.protocol import JobFolder
-from service.jobs.kinds import JobKind, named, resolve, resources_of
+from service.jobs.kinds import JobKind, named, resolve, resources_of, uris_in
 from service.jobs.location_checks import check_locations
 from service.jobs.schemas import (
     Action,
@@ -56,14 +57,14 @@ def _settings(request: Request) -> Settings:
     return settings
 
 
-def _uris(request: Request) -> UriPolicy:
-    policy: UriPolicy = request.app.state.uris
+def _locations(request: Request) -> LocationPolicy:
+    policy: LocationPolicy = request.app.state.locations
     return policy
 
 
 Jobs = Annotated[JobStore, Depends(_store)]
 Config = Annotated[Settings, Depends(_settings)]
-Uris = Annotated[UriPolicy, Depends(_uris)]
+Locations = Annotated[LocationPolicy, Depends(_locations)]
 JobId = Annotated[str, Path(min_length=1, max_length=100, description="Job ID.")]
 
 
@@ -80,8 +81,11 @@ def project_of(caller: Principal, requested: str | None) -> str:
     return caller.own_project(requested) or DEFAULT_PROJECT
 
 
-def resolved(request: JobRequest, policy: UriPolicy, root: str) -> Any:
-    """Return the complete config for a request. Raises ConfigError or UriNotAllowed."""
+def resolved(request: JobRequest, policy: LocationPolicy, root: str, project: str) -> Any:
+    """Return the complete config for a request. Raises ConfigError, UriNotAllowed, or NotFound for an encoder or run.
+
+    A job uses what its project owns, whoever submits it: the project's members can read what it writes.
+    """
     try:
         config = resolve(request.kind, request.preset, request.config, request.overrides)
     except LocationError as error:
@@ -90,7 +94,9 @@ def resolved(request: JobRequest, policy: UriPolicy, root: str) -> Any:
         raise ConfigError(
             [f"name={name}: the run is named after the job's ID; omit the field, and set the request's `name` instead"]
         )
-    check_locations(config, policy, root)
+    check_locations(config, partial(policy.check, project=project), root)
+    if isinstance(config, ImportConfig):
+        policy.check_new_encoder(config.id, project)
     return config
 
 
@@ -100,7 +106,7 @@ def submit(
     caller: Submitter,
     jobs: Jobs,
     settings: Config,
-    policy: Uris,
+    policy: Locations,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
@@ -110,7 +116,7 @@ def submit(
     """
     project = project_of(caller, body.project)
     root = settings.root
-    config = resolved(body, policy, root)
+    config = resolved(body, policy, root, project)
     needs, now, job_id = resources_of(config), time.time(), new_job_id(body.kind)
     job = Job(
         id=job_id,
@@ -225,9 +231,16 @@ def _action_route(action: Action) -> Callable[..., JobView]:
 for _action, _summary in (
     ("pause", "Pause a job after a final checkpoint"),
     ("resume", "Resume a paused job"),
-    ("retry", "Restart a failed or cancelled job from its newest checkpoint"),
 ):
     router.post(f"/{{job_id}}/{_action}", status_code=202, summary=_summary)(_action_route(_action))  # type: ignore[arg-type]
+
+
+@router.post("/{job_id}/retry", status_code=202, summary="Restart a failed or cancelled job from its newest checkpoint")
+def retry_job(job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config, policy: Locations) -> JobView:
+    # Ended jobs do not protect the encoders that they name, so another project may have published one with the same id.
+    job = _allowed(jobs, job_id, caller, "retry")
+    policy.check_all(uris_in(job.kind, job.config), job.project)
+    return _act(jobs, settings, job_id, caller, "retry")
 
 
 def _act(

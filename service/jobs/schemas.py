@@ -85,7 +85,8 @@ class JobRequest(ApiModel):
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Config values to change, by dotted key: `{"mask.teacher_ratio": 0.6}`."""
     project: Project | None = None
-    """Project of the job. Default: the API key's project, or `default` if the key covers all projects."""
+    """Project of the job, whose encoders and runs it may use. Default: the API key's project, or `default` if the key
+    covers all projects."""
     name: Annotated[str, StringConstraints(max_length=200)] | None = None
     """Display name. The service generates the job's ID."""
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)

@@ -91,7 +91,7 @@ class JobStore:
                 session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < time.time() - IDEMPOTENCY_S))
                 known = session.get(IdempotencyKey, (actor, key))
                 if known is not None:
-                    return self._known(session, known, digest, key), False
+                    return self._known(session, known, digest, job.project), False
                 row = {"caller": actor, "key": key, "request": digest, "job_id": job.id, "created_at": time.time()}
                 session.execute(insert(IdempotencyKey).values(**row))
                 self._add(session, job, actor)
@@ -103,14 +103,14 @@ class JobStore:
                     raise KeyInFlight(
                         "the first request with this Idempotency-Key has not completed yet; try again"
                     ) from None
-                return self._known(session, known, digest, key), False
+                return self._known(session, known, digest, job.project), False
 
-    def _known(self, session: Session, known: IdempotencyKey, digest: str, key: str) -> Job:
+    def _known(self, session: Session, known: IdempotencyKey, digest: str, project: str) -> Job:
         if known.request != digest:
-            raise KeyReused(f"Idempotency-Key {key!r} was already sent with a different request; use a new key")
+            raise KeyReused(f"Idempotency-Key {known.key!r} was already sent with a different request; use a new key")
         job = session.get(Job, known.job_id)
-        if job is None:
-            raise KeyReused(f"Idempotency-Key {key!r} belongs to a job that was deleted; use a new key")
+        if job is None or job.project != project:  # the project of an OIDC subject may have changed since
+            raise KeyReused(f"Idempotency-Key {known.key!r} belongs to a job that was deleted; use a new key")
         return job
 
     def _add(self, session: Session, job: Job, actor: str) -> None:

@@ -10,12 +10,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from amd.artifacts.card import Card
 from amd.artifacts.discovery import CARD, encoder_folder, encoders_url, load_card
 from amd.config import ConfigError
-from amd.storage import exists, files, is_remote, join, read_json
-from amd.training.run_folder import FACTS, run_folder
+from amd.storage import exists, files, is_remote
 from service.db.models import RegisteredEncoder
+from service.jobs.ownership import StorageOwners
 from service.registry.store import EncoderStore
 
 logger = logging.getLogger(__name__)
@@ -29,6 +28,7 @@ class EncoderDiscovery:
 
     def __init__(self, store: EncoderStore, root: str, clock: Callable[[], float] = time.time) -> None:
         self._store, self._root, self._clock = store, root, clock
+        self._owners = StorageOwners(store.engine, root)
         self._unreadable: dict[str, str] = {}  # card stamps by encoder ID; logged once, then skipped
         self._last_scan = float("-inf")
 
@@ -76,25 +76,15 @@ class EncoderDiscovery:
             self._unreadable[encoder_id] = stamp
             return
         self._unreadable.pop(encoder_id, None)
-        owner = self._store.find_owner(encoder_id, self._candidate_jobs(card))
+        owner = self._owners.of_card(card)
         self._store.upsert(
             RegisteredEncoder(
                 id=encoder_id,
-                project=owner.project if owner is not None else None,
-                job_id=owner.job_id if owner is not None else None,
+                project=owner.project,
+                job_id=owner.job_id,
                 created_at=card.created.timestamp(),
                 card=card.model_dump(mode="json"),
                 stamp=stamp,
                 seen_at=self._clock(),
             )
         )
-
-    def _candidate_jobs(self, card: Card) -> list[str]:
-        """Return the IDs of jobs that may have published the encoder: its run, and the job named in the run folder."""
-        if card.run is None:
-            return []
-        try:
-            parent = read_json(join(run_folder(self._root, card.run), FACTS)).get("job")
-        except (FileNotFoundError, ValueError, AttributeError):
-            parent = None
-        return [name for name in (card.run, parent) if name]

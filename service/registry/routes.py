@@ -10,7 +10,7 @@ from amd.artifacts.discovery import CARD, WEIGHTS, encoder_folder
 from amd.storage import files, join, remove
 from service.auth.authentication import Principal, Reader, Submitter
 from service.db.models import Alias, RegisteredEncoder
-from service.jobs.routes import Config, Jobs, Uris, project_of, submit
+from service.jobs.routes import Config, Jobs, Locations, project_of, submit
 from service.jobs.schemas import JobRequest, JobView
 from service.registry import download, views
 from service.registry.schemas import (
@@ -90,7 +90,7 @@ def list_encoders(
     cursor: Annotated[str | None, Query(max_length=400, description=CURSOR)] = None,
     limit: PageSize = 50,
 ) -> EncoderPage:
-    """List the encoders of your project and those that belong to no project."""
+    """List the encoders of your project."""
     where = EncoderFilter(caller.own_project(project), objective, size, alias, job)
     page = encoders.list(where, cursor, limit)
     items = views.encoder_views(page.encoders, _aliases(encoders, caller, *page.encoders))
@@ -103,7 +103,7 @@ def import_encoder(
     caller: Submitter,
     jobs: Jobs,
     settings: Config,
-    policy: Uris,
+    policy: Locations,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:

@@ -11,15 +11,16 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Engine, and_, delete, func, or_, select, true
+from sqlalchemy import ColumnElement, Engine, delete, func, select, true
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from amd.artifacts.discovery import encoder_folder
+from amd.storage import is_remote, local_path
 from service.db.models import Alias, AliasMove, Deployment, Job, JobEvent, RegisteredEncoder
 from service.jobs.kinds import uris_in
 from service.jobs.schemas import ENDED
-from service.web.errors import AliasMoved, EncoderInUse, Forbidden, IllegalAction, NotFound
+from service.web.errors import AliasMoved, EncoderInUse, IllegalAction, NotFound
 from service.web.pagination import after, cursor_of
 from service.web.schemas import DEFAULT_PROJECT
 
@@ -43,23 +44,16 @@ class EncoderListing(NamedTuple):
     next_cursor: str | None
 
 
-class EncoderOwner(NamedTuple):
-    """The job that published an encoder, and its project."""
-
-    job_id: str
-    project: str
-
-
 class EncoderStore:
     """Encoders and aliases in the database."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
         self._reading = engine.execution_options(reads_only=True)
 
     @contextmanager
     def _write_session(self) -> Iterator[Session]:
-        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
@@ -109,16 +103,12 @@ class EncoderStore:
     def delete_encoder(self, encoder_id: str, project: str | None, root: str) -> None:
         """Delete an unused encoder's row. The caller removes its folder under `root`.
 
-        Raises NotFound, EncoderInUse, or Forbidden if only a key that covers all projects may delete the encoder.
+        Raises NotFound or EncoderInUse.
         """
         with self._write_session() as session:
             found = session.get(RegisteredEncoder, encoder_id, with_for_update=True)  # blocks concurrent alias moves
             if found is None or not _can_see(project, found):
                 raise _encoder_not_found(encoder_id)
-            if found.project is None and project is not None:
-                raise Forbidden(
-                    f"{encoder_id} belongs to no project; deleting it requires a key that covers all projects"
-                )
             uses = list(_find_uses(session, encoder_id, encoder_folder(root, encoder_id), project))
             if uses:
                 message = f"{encoder_id} is used by {', '.join(uses)}; remove those uses first"
@@ -217,32 +207,20 @@ class EncoderStore:
             return dict(session.execute(select(RegisteredEncoder.id, RegisteredEncoder.stamp)).tuples().all())
 
     def upsert(self, encoder: RegisteredEncoder) -> None:
-        """Insert an encoder, or update its card but not its owner."""
+        """Insert an encoder, or update its card, and its owner if another job or run has published it since."""
         with suppress(IntegrityError), self._write_session() as session:  # inserted concurrently by another scan
             known = session.get(RegisteredEncoder, encoder.id, with_for_update=True)
             if known is None:
                 session.add(encoder)
                 return
-            for field in ("created_at", "card", "stamp", "seen_at"):
+            moved = any(known.card.get(origin) != encoder.card.get(origin) for origin in ("job", "run"))
+            for field in ("created_at", "card", "stamp", "seen_at", *(("project", "job_id") if moved else ())):
                 setattr(known, field, getattr(encoder, field))
 
     def remove_missing(self, ids: Collection[str]) -> None:
         """Delete these encoders, which are gone from the storage root. Their aliases are kept but no longer resolve."""
         with self._write_session() as session:
             session.execute(delete(RegisteredEncoder).where(RegisteredEncoder.id.in_(ids)))
-
-    def find_owner(self, encoder_id: str, jobs: Collection[str]) -> EncoderOwner | None:
-        """Return the job that published an encoder: a job that imports it under this ID, otherwise one of `jobs`."""
-        importing = and_(
-            Job.kind == "import",
-            Job.config["id"].as_string() == encoder_id,
-            Job.state.not_in(("failed", "cancelled")),
-        )
-        query = select(Job.id, Job.project).order_by(importing.desc(), Job.created_at.desc()).limit(1)
-        query = query.where(Job.origin == "api", or_(importing, Job.id.in_(jobs)))
-        with self._read_session() as session:
-            found = session.execute(query).first()
-        return EncoderOwner(*found) if found is not None else None
 
     def job_succeeded_since(self, since: float) -> bool:
         """Return whether a job has succeeded since then, and so may have published an encoder."""
@@ -252,11 +230,11 @@ class EncoderStore:
 
 
 def _visible(project: str | None) -> ColumnElement[bool]:
-    return true() if project is None else or_(RegisteredEncoder.project == project, RegisteredEncoder.project.is_(None))
+    return true() if project is None else RegisteredEncoder.project == project
 
 
 def _can_see(project: str | None, encoder: RegisteredEncoder) -> bool:
-    return project is None or encoder.project in (None, project)
+    return project in (None, encoder.project)
 
 
 def _get(session: Session, encoder_id: str, project: str | None) -> RegisteredEncoder:
@@ -300,5 +278,11 @@ def _find_uses(session: Session, encoder_id: str, url: str, project: str | None)
         .order_by(Job.id)
     )
     for job_id, owner, kind, config in session.execute(live):
-        if any(value.rstrip("/") in (encoder_id, url) for _, value in uris_in(kind, config)):
+        if any(value == encoder_id or _is_below(value, url) for _, value in uris_in(kind, config)):
             yield describe("job", job_id, owner)
+
+
+def _is_below(value: str, url: str) -> bool:
+    """Whether a location is the folder at `url`, or a file in it."""
+    path = value.rstrip("/") if is_remote(value) else str(local_path(value))
+    return f"{path}/".startswith(f"{url}/")

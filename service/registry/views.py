@@ -28,7 +28,8 @@ from service.registry.schemas import (
 from service.registry.store import IMPORTED
 from service.web.schemas import utc_datetime
 
-NOT_COMPARED = {"id", "created", "scores", "sha256", "versions", "run"}  # always differ, or are compared elsewhere
+# Fields that always differ, or are compared elsewhere.
+NOT_COMPARED = {"id", "created", "scores", "sha256", "versions", "run", "job"}
 ABSENT = object()
 
 

@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from service.auth.uri_policy import UriPolicy
+from service.auth.isolation import LocationPolicy
 from service.web.errors import UnsupportedMediaType
 from service.web.schemas import ApiModel
 
@@ -93,14 +94,17 @@ class InferenceRequest(NamedTuple):
     """Whether the response is one object rather than a list."""
 
 
-async def read_request(request: Request, policy: UriPolicy) -> InferenceRequest:
-    """Parse a request by its Content-Type. Raises RequestValidationError, UnsupportedMediaType or UriNotAllowed."""
+async def read_request(request: Request, policy: LocationPolicy, project: str | None) -> InferenceRequest:
+    """Parse a request by its Content-Type. `project` is the caller's, or None for all projects.
+
+    Raises RequestValidationError, UnsupportedMediaType, UriNotAllowed or NotFound.
+    """
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     query: dict[str, Any] = dict(request.query_params)
     if "layers" in query:
         query["layers"] = request.query_params.getlist("layers")
     if media == JSON:
-        return _parse_json(await request.body(), policy)
+        return await run_in_threadpool(_parse_json, await request.body(), policy, project)
     if media == FORM:
         return await _parse_form(request, query)
     if media.startswith(RAW):
@@ -113,18 +117,27 @@ async def read_request(request: Request, policy: UriPolicy) -> InferenceRequest:
     )
 
 
-def _parse_json(body: bytes, policy: UriPolicy) -> InferenceRequest:
+def _parse_json(body: bytes, policy: LocationPolicy, project: str | None) -> InferenceRequest:
     try:
         parsed = EncodeRequest.model_validate_json(body)
     except ValidationError as error:
         raise _validation_error(error) from None
-    inputs = parsed.input if isinstance(parsed.input, list) else [parsed.input]
-    items = [parse_input(value, f"input.{number}", policy) for number, value in enumerate(inputs)]
-    return InferenceRequest(items, parsed, single=not isinstance(parsed.input, list))
+    return InferenceRequest(
+        parse_inputs(parsed.input, policy, project), parsed, single=not isinstance(parsed.input, list)
+    )
 
 
-def parse_input(value: Input, field: str, policy: UriPolicy) -> dict[str, Any]:
-    """Convert an input to an item. Raises RequestValidationError or UriNotAllowed."""
+def parse_inputs(value: Input | list[Input], policy: LocationPolicy, project: str | None) -> list[dict[str, Any]]:
+    """Convert the field `input` to items, as `parse_input` does for each."""
+    inputs = value if isinstance(value, list) else [value]
+    return [parse_input(each, f"input.{number}", policy, project) for number, each in enumerate(inputs)]
+
+
+def parse_input(value: Input, field: str, policy: LocationPolicy, project: str | None) -> dict[str, Any]:
+    """Convert an input to an item. Raises RequestValidationError, UriNotAllowed or NotFound.
+
+    Call it in a thread, because the policy may query the database.
+    """
     if isinstance(value, Base64Input):
         return {"content": _decode_base64(value.base64, field)}
     text = value.uri if isinstance(value, UriInput) else value
@@ -135,7 +148,7 @@ def parse_input(value: Input, field: str, policy: UriPolicy) -> dict[str, Any]:
         return {"content": _decode_base64(data, field)}
     if "/" not in text:
         raise _field_error(field, "must be base64, a data: URL, or the URI of a file")
-    policy.check(field, text)
+    policy.check(field, text, project)
     return {"uri": text}
 
 

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 
 from service.auth.authentication import Inferrer, Principal, Reader, Submitter
 from service.db.models import Deployment
-from service.jobs.routes import Uris, project_of
+from service.jobs.routes import Locations, project_of
 from service.registry.routes import BINARY, EncodersDep
 from service.serving.deployments import DeploymentStore, new_deployment
 from service.serving.gateway import Gateway
@@ -20,7 +21,7 @@ from service.serving.requests import (
     FORM,
     EncodeRequest,
     RequestOptions,
-    parse_input,
+    parse_inputs,
     read_request,
 )
 from service.serving.responses import NUMPY, negotiate_media_type, render_reply, to_base64
@@ -178,7 +179,7 @@ inference = APIRouter(prefix="/encoders", tags=["requests"])
 async def _infer(
     request: Request, name: str, caller: Principal, gateway: Gateway, policy: Any, task: str, media_type: str | None
 ) -> Response:
-    parsed = await read_request(request, policy)
+    parsed = await read_request(request, policy, caller.project)
     if media_type == PNG and len(parsed.items) > 1:
         raise Refusal("not_possible", f"Accept: {PNG} supports one item, not {len(parsed.items)}; request JSON instead")
     options = parsed.options.for_engine(task)
@@ -199,7 +200,7 @@ async def embeddings(
     encoder: EncoderName,
     caller: Inferrer,
     gateway: GatewayDep,
-    policy: Uris,
+    policy: Locations,
     accept: Accept = None,
 ) -> Response:
     """`encoder` is an encoder id, an alias or a deployment name. The body is a file, a form with files, or JSON."""
@@ -209,7 +210,7 @@ async def embeddings(
 
 @inference.post("/{encoder}/classifications", summary="Classify images and videos", openapi_extra=REQUEST_BODIES)
 async def classifications(
-    request: Request, encoder: EncoderName, caller: Inferrer, gateway: GatewayDep, policy: Uris
+    request: Request, encoder: EncoderName, caller: Inferrer, gateway: GatewayDep, policy: Locations
 ) -> Response:
     """Return the `top_k` most likely labels with their probabilities. Requires a fine-tuned encoder."""
     return await _infer(request, encoder, caller, gateway, policy, "classification", None)
@@ -226,7 +227,7 @@ async def reconstructions(
     encoder: EncoderName,
     caller: Inferrer,
     gateway: GatewayDep,
-    policy: Uris,
+    policy: Locations,
     accept: Accept = None,
 ) -> Response:
     """Return the clip, its visible tokens and the reconstruction. Requires an encoder published with its decoder.
@@ -246,10 +247,9 @@ openai = APIRouter(prefix="/openai/v1", tags=["openai"])
 
 @openai.post("/embeddings", summary="Embed images and videos (OpenAI-compatible)")
 async def openai_embeddings(
-    request: Request, body: OpenAIEmbeddings, caller: Inferrer, gateway: GatewayDep, policy: Uris
+    request: Request, body: OpenAIEmbeddings, caller: Inferrer, gateway: GatewayDep, policy: Locations
 ) -> Response:
-    inputs = body.input if isinstance(body.input, list) else [body.input]
-    items = [parse_input(value, f"input.{number}", policy) for number, value in enumerate(inputs)]
+    items = await run_in_threadpool(parse_inputs, body.input, policy, caller.project)
     options = RequestOptions().for_engine("embedding")
     reply = await gateway.infer(request, body.model, caller.project, items, options, DEADLINE_S)
     vectors = [item["embedding"] for item in reply.items]

@@ -11,7 +11,7 @@ from amd.downstream.embedding.files import EmbeddingIndex
 from service.auth.authentication import Inferrer
 from service.jobs.actions import allowed_actions
 from service.jobs.execution.protocol import JobFolder
-from service.jobs.routes import Config, JobId, Jobs, Uris
+from service.jobs.routes import Config, JobId, Jobs, Locations
 from service.jobs.store import JobStore
 from service.serving.requests import DEADLINE_S, RequestOptions, parse_input
 from service.serving.routes import GatewayDep
@@ -48,7 +48,7 @@ async def neighbours(
     settings: Config,
     cache: EmbeddingCacheDep,
     gateway: GatewayDep,
-    policy: Uris,
+    policy: Locations,
 ) -> list[NeighbourView]:
     """Search by record number, file location or vector, or by a file that a deployment of the encoder embeds.
 
@@ -58,7 +58,7 @@ async def neighbours(
     index = await run_in_threadpool(_load_index, jobs, job_id, caller.project, cache, output)
     vector: Any = body.vector
     if body.input is not None:
-        item = parse_input(body.input, "input", policy)
+        item = await run_in_threadpool(parse_input, body.input, "input", policy, caller.project)
         options = RequestOptions().for_engine("embedding")
         reply = await gateway.infer(request, index.encoder, caller.project, [item], options, DEADLINE_S, exact=True)
         vector = reply.items[0]["embedding"]

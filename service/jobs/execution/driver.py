@@ -138,7 +138,7 @@ def read_request(folder: JobFolder) -> tuple[JobKind, dict[str, Any]]:
     if request_digest(kind, config) != policy.digest:
         raise ConfigError([_changed(folder)])
     allowed = UriPolicy(folder.root, policy.allowed_uris)
-    check_locations(validate(KINDS[kind].config, config), allowed, folder.root, folder.output)
+    check_locations(validate(KINDS[kind].config, config), allowed.check, folder.root, folder.output)
     return kind, config
 
 

@@ -1,7 +1,7 @@
 """Files through which a job and the control plane communicate, under `<root>/jobs/<job id>/`.
 
     config.json               the config that the driver verifies and passes to the job's program
-    request.json              the job's kind, which selects the program
+    request.json              the job's kind, which selects the program, and the project that owns its files
     attempts/NNNN.json        the attempt's heartbeat: time, progress and, at the end, its outcome
     attempts/NNNN.stop.json   time that the attempt may take to stop, in seconds
     logs/NNNN/<offset>.log    the attempt's output, in immutable chunks named after their offset

@@ -295,7 +295,7 @@ class Reconciler:
     def _submit(self, job: Job) -> None:
         job = self._store.get(job.id)  # with its config
         folder = JobFolder(self._root, job.id)
-        write_json(folder.request, {"kind": job.kind})
+        write_json(folder.request, {"kind": job.kind, "project": job.project})
         write_json(folder.config, job.config)
         key, deadline_s = submission_id(job, job.attempt), checkpoint_deadline_s(job)
         policy = DriverPolicy(digest=request_digest(job.kind, job.config), allowed_uris=self._allowed_uris)

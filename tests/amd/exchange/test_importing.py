@@ -149,6 +149,19 @@ def test_importing_a_published_encoder_keeps_its_card(golden: Path, tmp_path: Pa
     assert second.card == first.card.model_copy(update={"id": "e2"})
 
 
+def test_a_card_names_the_job_that_imported_it_and_never_that_of_a_copied_card(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMD_JOB", "import-1")
+    first = import_weights(tmp_path, golden / "mae_state.safetensors", heads=3)
+    monkeypatch.setenv("AMD_JOB", "import-2")
+    assert import_weights(tmp_path, golden / "mae_state.safetensors", heads=3).card.job == "import-1"  # published once
+    second = import_weights(tmp_path / "other", first.url, "e2")
+    monkeypatch.delenv("AMD_JOB")
+    third = import_weights(tmp_path / "other", first.url, "e3")
+    assert (first.card.job, second.card.job, third.card.job) == ("import-1", "import-2", None)
+
+
 class TouchOnUnpickle:
     def __init__(self, marker: Path) -> None:
         self.marker = marker

@@ -6,6 +6,7 @@ is not visible to the caller, a route returns 404 and leaves the object unchange
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,10 +89,10 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/v1/encoders/{encoder}/embeddings"): Rule("read", PICTURE, unknown=409),
     ("POST", "/v1/encoders/{encoder}/classifications"): Rule("read", PICTURE, unknown=409),
     ("POST", "/v1/encoders/{encoder}/reconstructions"): Rule("read", PICTURE, unknown=409),
-    ("POST", "/openai/v1/embeddings"): Rule("read", {"model": "{encoder}", **PICTURE}),
+    ("POST", "/openai/v1/embeddings"): Rule("read", {"model": "{encoder}", **PICTURE}, unknown=409),
     ("GET", "/openai/v1/models"): Rule("read"),
     ("GET", "/v1/deployments"): Rule("read", lists=True),
-    ("PUT", "/v1/deployments/{name}"): Rule("submit", {"encoder": "{encoder}"}, names=True),
+    ("PUT", "/v1/deployments/{name}"): Rule("submit", {"encoder": "{encoder}", "candidate": "{other}"}, names=True),
     ("GET", "/v1/deployments/{name}"): Rule("read"),
     ("GET", "/v1/deployments/{name}/drift"): Rule("read"),
     ("DELETE", "/v1/deployments/{name}"): Rule("submit"),
@@ -107,7 +108,20 @@ PUBLIC = {  # parameters of routes whose objects belong to no project
     "/v1/presets/{name}": {"name": "demo-image-amd"},
     "/v1/schemas/{kind}": {"kind": "train"},
 }
-OF_OBJECTS = [route for route in RULES if "{" in route[1] and route[1] not in PUBLIC]
+NEVER = {  # IDs of objects that do not exist
+    "job_id": "train-never",
+    "key_id": "abc",
+    "webhook_id": "wh_abc",
+    **dict.fromkeys(("encoder", "other", "alias", "name"), "never"),
+}
+
+
+def ids_of(route: tuple[str, str]) -> list[str]:
+    """Return the placeholders of objects in a route's path and body."""
+    return [key for key in NEVER if route[1] not in PUBLIC and f"{{{key}}}" in f"{route[1]} {RULES[route].body}"]
+
+
+OF_OBJECTS = [route for route in RULES if ids_of(route)]
 
 
 class ApiFixture:
@@ -164,7 +178,8 @@ class ApiFixture:
 @pytest.fixture
 def api(sqlite_engine: Engine, tmp_path: Path) -> Iterator[ApiFixture]:
     many = "100000/minute"
-    settings = Settings(storage=str(tmp_path / "storage"), data_dir=tmp_path, rate_limit=many, failure_limit=many)
+    limits = {"rate_limit": many, "failure_limit": many}
+    settings = Settings(storage=str(tmp_path / "storage"), data_dir=tmp_path, serve_url="http://127.0.0.1:1", **limits)
     app = create_app(settings, engine=sqlite_engine, cluster=FakeCluster())
     with TestClient(app) as client:
         yield ApiFixture(sqlite_engine, client, settings.root)
@@ -228,9 +243,52 @@ def test_objects_in_other_projects_are_not_found(api: ApiFixture, route: tuple[s
     assert response.status_code == (unknown if SCOPES.index(scope) >= SCOPES.index(needed) else 403)
     assert api.state() == before
     if response.status_code == unknown:  # indistinguishable from an object that never existed
-        missing = dict.fromkeys(("encoder", "other", "alias", "name"), "never")
-        api.objects["theirs"] = {"job_id": "train-never", "key_id": "abc", "webhook_id": "wh_abc", **missing}
-        assert api.request(route, header, of="theirs").json()["code"] == response.json()["code"]
+        theirs, api.objects["theirs"] = api.objects["theirs"], NEVER
+        assert answer(api.request(route, header, of="theirs"), NEVER) == answer(response, theirs)
+
+
+def answer(response: Any, objects: dict[str, str]) -> dict[str, Any]:
+    """Return an error response without what differs from request to request, and with IDs replaced by placeholders."""
+    text = response.text
+    for name in sorted(objects.values(), key=len, reverse=True):  # some contain others
+        text = text.replace(name, "ID")
+    problem = json.loads(text) if response.is_error else {}
+    return {**problem, "status": response.status_code, "request_id": None}
+
+
+@pytest.mark.parametrize(
+    ("route", "key"),
+    [pytest.param(route, key, id=f"{' '.join(route)} {key}") for route in OF_OBJECTS for key in ids_of(route)],
+)
+def test_one_id_of_another_project_among_ones_own_answers_as_an_unknown_one(
+    api: ApiFixture, route: tuple[str, str], key: str
+) -> None:
+    header, before = key_to(api.engine, "admin", project="ours"), api.state()
+    found = {}
+    for of, objects in {"foreign": api.objects["theirs"], "unknown": NEVER}.items():
+        api.objects[of] = {**api.objects["ours"], key: objects[key]}
+        found[of] = answer(api.request(route, header, of=of), {key: objects[key]})
+    if (*route, key) == ("PUT", "/v1/deployments/{name}", "name"):  # names are unique in the service
+        assert "another project uses the name" in found["foreign"]["detail"]
+    else:
+        assert found["foreign"] == found["unknown"]
+    assert set(before) <= set(api.state())  # an alias of the same name may have been created in one's own project
+
+
+@pytest.mark.parametrize("route", [route for route, rule in RULES.items() if rule.unknown == 409], ids=" ".join)
+@pytest.mark.parametrize("named", ["encoder", "alias", "name"])
+def test_deployments_of_other_projects_serve_no_requests(api: ApiFixture, route: tuple[str, str], named: str) -> None:
+    theirs = api.objects["theirs"]
+    with Session(api.engine) as session, session.begin():
+        deployed = session.get(Deployment, theirs["name"])
+        assert deployed is not None
+        deployed.encoder, deployed.serving, deployed.state = theirs["alias"], {"main": theirs["encoder"]}, "healthy"
+    theirs["encoder"] = theirs[named]
+    codes = {"ours": "encoder_not_deployed", "theirs": "encoder_unavailable"}  # no replica runs here
+    for project, code in codes.items():
+        assert api.request(route, key_to(api.engine, "read", project=project), of="theirs").json()["code"] == code
+        models = api.client.get("/openai/v1/models", headers=key_to(api.engine, "read", project=project)).json()["data"]
+        assert {model["owned_by"] for model in models} == ({"theirs"} if project == "theirs" else set())
 
 
 @pytest.mark.parametrize("route", [route for route, rule in RULES.items() if rule.lists], ids=" ".join)

@@ -66,7 +66,7 @@ def test_both_places_list_the_same_fields(registered: Server, storage: Path, amd
     (local,) = json.loads(amd("encoders", "list", "--storage", registered.app.state.settings.root, "--json")[1])
     select(registered)
     (remote,) = json.loads(amd("encoders", "list", "--json")[1])
-    assert {**local, "project": None, "aliases": []} == remote
+    assert {**local, "project": "default", "aliases": []} == remote
 
 
 def test_a_card_is_shown_and_an_alias_followed_by_the_same_rule(

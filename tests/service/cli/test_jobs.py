@@ -23,7 +23,7 @@ from service.registry.discovery import EncoderDiscovery
 from service.settings import Settings
 from tests.support.service.apps import key_to
 from tests.support.service.command import amd as run_command
-from tests.support.service.encoder_cards import publish
+from tests.support.service.encoder_cards import index_encoder, publish
 from tests.support.service.fake_cluster import FakeCluster, queued, report_status
 from tests.support.service.server import serve_app
 
@@ -93,7 +93,8 @@ SUBMISSIONS = {
 
 
 @pytest.mark.parametrize("kind", SUBMISSIONS)
-def test_a_command_line_is_submitted_as_a_job(kind: str, service: Service, amd: Command) -> None:
+def test_a_command_line_is_submitted_as_a_job(kind: str, engine: Engine, service: Service, amd: Command) -> None:
+    index_encoder(engine, "mine", "vision")
     options = ("--name", "my job", "--label", "team=video", "--label", "a=b", "--priority", 7, "--project", "vision")
     code, out, err = amd(*SUBMISSIONS[kind].split(), "--submit", *options)
     assert (code, err) == (0, "")

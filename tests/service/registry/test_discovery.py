@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from amd import storage
 from amd.artifacts.discovery import CARD, encoder_folder
 from amd.storage import StorageUnreachable, join, remove, write_bytes, write_json
+from service.jobs.execution.protocol import JobFolder
 from service.jobs.store import JobStore
 from service.registry import discovery
 from service.registry.discovery import EncoderDiscovery
@@ -124,11 +125,12 @@ def test_an_encoder_belongs_to_the_project_of_the_job_that_published_it(
     parent = queued(jobs, project="sweeps")
     write_json(str(tmp_path / "runs" / "a-teacher" / "run.json"), {"job": parent.id})
     imported = queued(jobs, project="imports", kind="import", config={"id": "timm-s"}, state="running")
-    queued(jobs, project="others", kind="import", config={"id": "by-hand"}, state="failed")
+    for name in ("timm-s", "by-hand"):  # the same ids; these jobs publish nothing
+        queued(jobs, project="others", kind="import", config={"id": name}, state="running")
     external = queued(jobs, project="default", origin="external")
     publish(root, trained.id)
     publish(root, "a-teacher")
-    publish(root, "timm-s", run=None, objective=None)
+    publish(root, "timm-s", run=trained.id, job=imported.id, objective=None)  # imported from a copy of `trained`
     publish(root, "by-hand", run=None)
     publish(root, external.id)
     EncoderDiscovery(store, root).scan()
@@ -137,14 +139,28 @@ def test_an_encoder_belongs_to_the_project_of_the_job_that_published_it(
         trained.id: ("video", trained.id),
         "a-teacher": ("sweeps", parent.id),
         "timm-s": ("imports", imported.id),
-        "by-hand": (None, None),
-        external.id: (None, None),
+        "by-hand": ("default", None),
+        external.id: ("default", None),
     }
     jobs.delete(trained)
     publish(root, trained.id, scores=[score("knn", 50.0)])
     EncoderDiscovery(store, root).scan()
     assert store.get(trained.id).project == "video"  # a new card does not change the owner
     assert store.get(trained.id).card["scores"]
+    publish(root, "by-hand", run=None, job=imported.id)
+    EncoderDiscovery(store, root).scan()
+    assert store.get("by-hand").project == "imports"  # another job has published the id since
+
+
+def test_owners_are_rebuilt_from_the_storage_root_after_the_database_is_lost(store: EncoderStore, root: str) -> None:
+    write_json(JobFolder(root, "train-1").request, {"kind": "train", "project": "video"})
+    write_json(JobFolder(root, "train-0").request, {"kind": "train"})  # written by version 0.1
+    write_json(join(root, "runs", "a-teacher", "run.json"), {"job": "train-1"})
+    for name in ("train-0", "train-1", "a-teacher"):
+        publish(root, name)
+    EncoderDiscovery(store, root).scan()
+    owners = {encoder.id: encoder.project for encoder in store.list(EncoderFilter()).encoders}
+    assert owners == {"train-0": "default", "train-1": "video", "a-teacher": "video"}
 
 
 def test_a_succeeded_job_triggers_a_scan_before_the_interval_ends(

@@ -24,7 +24,7 @@ from service.registry.store import EncoderStore
 from tests.support.service.apps import key_to
 from tests.support.service.control_plane import wait_for
 from tests.support.service.encoder_cards import index_encoder, publish, score
-from tests.support.service.fake_cluster import FakeCluster
+from tests.support.service.fake_cluster import FakeCluster, queued
 from tests.support.service.server import Server, serving
 
 
@@ -36,7 +36,8 @@ class InProcessCluster(FakeCluster):
     ) -> None:
         super().submit(submission_id, job_id, attempt, root, deadline_s, policy)
         program = [sys.executable, "-m", "service.jobs.runner", job_id, str(attempt), root]
-        subprocess.run(program, env={**os.environ, DRIVER_POLICY: policy.model_dump_json()}, check=False)
+        environment = {**os.environ, "AMD_JOB": job_id, DRIVER_POLICY: policy.model_dump_json()}
+        subprocess.run(program, env=environment, check=False)
 
 
 @pytest.fixture
@@ -290,12 +291,29 @@ def test_a_folder_in_the_working_directory_is_not_an_encoder(
     assert not Path(encoder_folder(root, "mine")).exists()
 
 
-def test_an_unowned_encoder_is_visible_but_not_deletable_by_a_project(client: httpx.Client, engine: Engine) -> None:
-    index_encoder(engine, "free")
+def test_an_encoder_that_no_job_published_belongs_to_the_default_project(
+    client: httpx.Client, engine: Engine, root: str, scan: Callable[[], None]
+) -> None:
+    publish(root, "by-hand")
+    scan()
+    ours, default = (key_to(engine, "submit", project=project) for project in ("ours", "default"))
+    assert client.get("/encoders/by-hand", headers=default).json()["project"] == "default"
+    assert client.get("/encoders/by-hand", headers=ours).status_code == 404
+    assert client.put("/encoders/aliases/a", json={"encoder": "by-hand"}, headers=ours).status_code == 404
+
+
+def test_an_import_cannot_take_an_encoder_id_of_another_project(
+    client: httpx.Client, engine: Engine, root: str
+) -> None:
+    index_encoder(engine, "dino-s", "theirs")
+    publish(root, "not-indexed-yet")
     ours = key_to(engine, "submit", project="ours")
-    assert client.get("/encoders/free", headers=ours).json()["project"] is None
-    assert client.put("/encoders/aliases/a", json={"encoder": "free"}, headers=ours).json()["project"] == "ours"
-    assert client.delete("/encoders/free", headers=ours).json()["code"] == "forbidden"
+    for name in ("dino-s", "not-indexed-yet", queued(JobStore(engine), project="theirs").id):
+        body = {"weights": "timm:vit_small_patch16_224.dino", "id": name}
+        response = client.post("/encoders", json=body, headers=ours)
+        assert (response.status_code, response.json()["code"]) == (422, "config_invalid")
+        assert f"id={name}: this id is taken" in response.text
+    assert client.post("/encoders", json={**body, "id": "free"}, headers=ours).status_code == 202
 
 
 def test_repeating_an_import_with_an_idempotency_key_returns_the_same_job(client: httpx.Client, engine: Engine) -> None:
@@ -312,6 +330,7 @@ def test_repeating_an_import_with_an_idempotency_key_returns_the_same_job(client
 
 @pytest.mark.parametrize("kind", ["export", "prepare"])
 def test_a_job_writes_its_files_to_its_own_folder(client: httpx.Client, engine: Engine, root: str, kind: str) -> None:
+    index_encoder(engine, "mine")
     config = {"encoder": "mine"} if kind == "export" else {"data": {"train": "demo:digits"}, "workers": 3}
     job = JobStore(engine).get(client.post("/jobs", json={"kind": kind, "config": config}).json()["id"])
     assert job.config["output"] == JobFolder(root, job.id).output
@@ -340,6 +359,6 @@ def test_imported_weights_are_listed_after_their_job_and_can_be_exported(
             wait_for(lambda: client.get("/encoders/mine").status_code == 200, 10)
             view = client.get("/encoders/mine").json()
             assert (view["project"], view["objective"], view["lineage"]["job"]) == ("video", "imported", job["id"])
-            export = {"kind": "export", "config": {"encoder": "mine", "format": "official"}}
+            export = {"kind": "export", "config": {"encoder": "mine", "format": "official"}, "project": "video"}
             exported = wait_until_done(client.post("/jobs", json=export).json())["result"]
             assert Path(exported["output"]).stat().st_size > 0

@@ -13,7 +13,7 @@ from service.db.engine import open_engine
 from service.db.models import Deployment
 from service.jobs.store import JobStore
 from service.registry.store import EncoderFilter, EncoderStore
-from service.web.errors import AliasMoved, EncoderInUse, Forbidden, IllegalAction, NotFound
+from service.web.errors import AliasMoved, EncoderInUse, IllegalAction, NotFound
 from tests.support.service.encoder_cards import index_encoder
 from tests.support.service.fake_cluster import queued
 
@@ -57,24 +57,24 @@ def test_an_alias_belongs_to_a_project_and_points_to_a_visible_encoder(engine: E
     (
         index_encoder(engine, "ours", "video"),
         index_encoder(engine, "theirs", "audio"),
-        index_encoder(engine, "free", None),
+        index_encoder(engine, "external", "default"),
     )
     store.move_alias("video", "production", "ours", "me")
     store.move_alias("audio", "production", "theirs", "me")
-    store.move_alias("default", "production", "free", "me")
+    store.move_alias("default", "production", "external", "me")
     assert store.resolve("production", "video").id == "ours"
     assert store.resolve("production", "audio").id == "theirs"
-    assert store.resolve("production").id == "free"
-    assert store.resolve("free", "video").id == "free"
-    for name in ("theirs", "nowhere"):
+    assert store.resolve("production").id == "external"
+    for name in ("theirs", "external", "nowhere"):
         with pytest.raises(NotFound):
             store.move_alias("video", "production", name, "me")
         with pytest.raises(NotFound):
             store.resolve(name, "video")
-    store.move_alias("video", "candidate", "free", "me")
+    index_encoder(engine, "newer", "video")
+    store.move_alias("video", "candidate", "newer", "me")
     # A promotion resolves the other alias immediately.
     store.move_alias("video", "production", "candidate", "me")
-    assert store.alias("video", "production")[0].encoder_id == "free"
+    assert store.alias("video", "production")[0].encoder_id == "newer"
 
 
 def test_an_alias_cannot_reuse_an_encoder_id_but_shadows_an_encoder_published_later(
@@ -194,23 +194,29 @@ def test_a_deployment_protects_its_encoder_before_serving_it(engine: Engine, sto
         store.delete_encoder("e", "video", ROOT)
 
 
-def test_deletion_hides_encoders_in_other_projects_and_requires_a_global_key_for_unowned_ones(
-    engine: Engine, store: EncoderStore
+def test_encoders_of_other_projects_are_not_deleted(engine: Engine, store: EncoderStore) -> None:
+    index_encoder(engine, "theirs", "audio"), index_encoder(engine, "external", "default")
+    for name in ("theirs", "external"):
+        with pytest.raises(NotFound):
+            store.delete_encoder(name, "video", ROOT)
+        store.delete_encoder(name, None, ROOT)
+
+
+@pytest.mark.parametrize("value", ["e", "{root}/encoders/e", "file://{root}/encoders/e/encoder.safetensors"])
+def test_an_active_job_protects_the_encoder_that_it_names_in_any_form(
+    engine: Engine, store: EncoderStore, value: str
 ) -> None:
-    index_encoder(engine, "theirs", "audio"), index_encoder(engine, "free", None)
-    with pytest.raises(NotFound):
-        store.delete_encoder("theirs", "video", ROOT)
-    with pytest.raises(Forbidden):
-        store.delete_encoder("free", "video", ROOT)
-    store.delete_encoder("free", None, ROOT)
-    store.delete_encoder("theirs", None, ROOT)
+    index_encoder(engine, "e", "video")
+    queued(JobStore(engine), project="video", kind="probe", config={"encoder": value.format(root=ROOT)})
+    with pytest.raises(EncoderInUse):
+        store.delete_encoder("e", "video", ROOT)
 
 
 def test_paging_returns_every_matching_encoder_exactly_once(engine: Engine, store: EncoderStore) -> None:
     for number in range(7):
         index_encoder(engine, f"e{number}", "video", hours=number // 2)
     index_encoder(engine, "big", "audio", encoder={"size": "B"}, objective="mae", run="job-1")
-    index_encoder(engine, "custom", None, objective=None, run=None)
+    index_encoder(engine, "custom", "video", objective=None, run=None)
     store.move_alias("video", "production", "e3", "me")
     listed, cursor = list[str](), None
     while True:

@@ -9,19 +9,23 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine
 
+from service.auth.isolation import LocationPolicy
 from service.auth.uri_policy import UriPolicy
+from service.jobs.ownership import StorageOwners
 from service.serving.requests import read_request
 from service.web import error_handlers
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> TestClient:
-    app, policy = FastAPI(), UriPolicy(str(tmp_path), ())
+def client(tmp_path: Path, sqlite_engine: Engine) -> TestClient:
+    root = str(tmp_path)
+    app, policy = FastAPI(), LocationPolicy(UriPolicy(root, ()), StorageOwners(sqlite_engine, root))
 
     @app.post("/read")
     async def read(request: Request) -> Any:
-        parsed = await read_request(request, policy)
+        parsed = await read_request(request, policy, "default")
         items = [
             {"content": base64.b64encode(item["content"]).decode()} if "content" in item else item
             for item in parsed.items

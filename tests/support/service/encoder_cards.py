@@ -40,7 +40,7 @@ def publish(root: str, encoder_id: str, hours: int = 0, weights: bytes = b"weigh
     return published
 
 
-def index_encoder(engine: Engine, encoder_id: str, project: str | None = None, hours: int = 0, **facts: Any) -> str:
+def index_encoder(engine: Engine, encoder_id: str, project: str = "default", hours: int = 0, **facts: Any) -> str:
     """Insert an encoder into the registry's index and return its ID."""
     indexed = card(encoder_id, hours, **facts)
     with Session(engine) as session, session.begin():

@@ -51,6 +51,11 @@ class FakeCluster:
 
 def queued(store: JobStore, **fields: Any) -> Job:
     """Add a queued job to the store."""
+    return store.add(new_job(**fields), "test")
+
+
+def new_job(**fields: Any) -> Job:
+    """Return a queued job that is not stored."""
     now = time.time()
     values: dict[str, Any] = {
         "id": new_job_id("train"),
@@ -74,7 +79,7 @@ def queued(store: JobStore, **fields: Any) -> Job:
         "created_at": now,
         "changed_at": now,
     }
-    return store.add(Job(**{**values, **fields}), "test")
+    return Job(**{**values, **fields})
 
 
 def report_status(root: str, job: Job, state: Any = None, reason: str | None = None, **facts: Any) -> None:

@@ -1,0 +1,115 @@
+"""Project isolation: which locations and ids a project may use.
+
+Below the storage root, `FOLDERS` contain what runs, jobs and encoders of every project have written. A request may name
+only its own project's; any other is reported exactly as one that does not exist. A location that may cover several
+of them, such as the root itself or a pattern, is rejected. Everything else below the root is the users' own
+data, which all projects share, like the prefixes in AMD_ALLOWED_URIS.
+
+Locations are compared in the canonical form of `uri_policy`, whose limits apply here too. Who owns what is looked up
+through the `Owners` protocol.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+from amd.config import ConfigError
+from service.auth.uri_policy import BARE_NAME, RANGE, Location, UriPolicy
+from service.web.errors import NotFound, UriNotAllowed
+
+# Folders below the storage root by the kind of their sub-folders; None: a cache that only the service's programs use.
+FOLDERS = {"runs": "run", "jobs": "job", "encoders": "encoder", "embeddings": "encoder", "features": None}
+
+_MAGIC = re.compile(rf"[*?\[]|{RANGE.pattern}")
+_SAME_STORE = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs"}  # other schemes of the same stores
+
+
+class Owners(Protocol):
+    """Looks up owners. Methods may raise StorageError."""
+
+    def of_run(self, run_id: str) -> str | None:
+        """Return the project of a run or job, or None if it does not exist."""
+
+    def of_encoder(self, encoder_id: str) -> str | None:
+        """Return the project of an encoder, or of the job that will publish it, or None if there is neither."""
+
+
+class LocationPolicy:
+    """Checks the locations and ids in a request against the URI policy and the caller's project.
+
+    `project` is the project of the job or, for requests that start none, of the caller; None covers all projects.
+    """
+
+    def __init__(self, uris: UriPolicy, owners: Owners) -> None:
+        self._uris, self._owners = uris, owners
+
+    def check(self, field: str, value: str, project: str | None) -> None:
+        """Check a field's location or id.
+
+        Raises UriNotAllowed, or NotFound if it names a run, job or encoder that does not exist in the project.
+        """
+        locations = self._uris.resolve(field, value)
+        if project is None:
+            return
+        if BARE_NAME.fullmatch(value) and self._owners.of_encoder(value) != project:
+            remedy = "use an id of this project, or the absolute path or URI of a file"
+            raise _not_found(field, value, f"encoder or run {value!r}", project, remedy)
+        for location in locations:
+            self._check_owner(field, value, location, project)
+
+    def check_all(self, pairs: Iterable[tuple[str, str]], project: str | None) -> None:
+        """Check (field, location or id) pairs. Raises as `check` does, for the first that is not allowed."""
+        for field, value in pairs:
+            self.check(field, value, project)
+
+    def check_new_encoder(self, encoder_id: str, project: str) -> None:
+        """Check the id of an encoder that a project wants to publish. Raises ConfigError if another project has it.
+
+        All projects share one storage root and so one set of ids.
+        """
+        if self._owners.of_encoder(encoder_id) not in (None, project):
+            raise ConfigError([f"id={encoder_id}: this id is taken; choose another id"])
+
+    def _check_owner(self, field: str, value: str, location: Location, project: str) -> None:
+        path = _path_below(self._uris.root, location)
+        if path is None:
+            return
+        names = [name for name in FOLDERS if not path or _may_match(path[0], name)]
+        if not names:
+            return
+        kind, objects = FOLDERS[names[0]], path[1:]
+        if not objects or path[0] != names[0] or kind is None or _MAGIC.search(objects[0]):
+            folders = ", ".join(f"{name}/" for name in names)
+            message = f"{field}={value} covers {folders} of all projects; name a folder of your own data, or one run"
+            raise UriNotAllowed(message, field=field)
+        owner = self._owners.of_encoder(objects[0]) if kind == "encoder" else self._owners.of_run(objects[0])
+        if owner != project:
+            raise _not_found(field, value, f"{kind} {objects[0]!r}", project, "use one of this project, or shared data")
+
+
+def _not_found(field: str, value: str, what: str, project: str, remedy: str) -> NotFound:
+    return NotFound(f"{field}={value}: there is no {what} in project {project!r}; {remedy}", field=field)
+
+
+def _path_below(root: Location, location: Location) -> tuple[str, ...] | None:
+    """Return the path of a location or pattern below the root; empty if it covers the root, None if it is elsewhere."""
+    if (_store(root), root.host) != (_store(location), location.host):
+        return None
+    for part, own in zip(location.parts, root.parts, strict=False):
+        if "**" in part:
+            return ()
+        if not _may_match(part, own):
+            return None
+    return location.parts[len(root.parts) :]
+
+
+def _may_match(part: str, name: str) -> bool:
+    """Whether a path segment may stand for this name: as a pattern, or on a disk that ignores case."""
+    return "**" in part or fnmatchcase(name.casefold(), RANGE.sub("[0-9]*", part).casefold())
+
+
+def _store(location: Location) -> str:
+    return _SAME_STORE.get(location.scheme, location.scheme)

@@ -1,0 +1,109 @@
+"""Which project owns a run, a job's folder or an encoder under the storage root.
+
+- A job owns its run, and the runs that it starts: trials, and the teacher that it trains first.
+- An encoder belongs to the project of the job that trained or imported it, which its card and its run name.
+- What no job made belongs to `default`: runs and encoders of `amd train` or `ray job submit` outside the service.
+
+The database is asked first. What it does not know yet, or no longer, is read from the storage root: the job's folder
+contains its project, so that a lost database can be rebuilt. Does not use HTTP.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from amd.artifacts.card import Card
+from amd.artifacts.discovery import CARD, encoder_folder
+from amd.config.tasks import ENCODER_ID
+from amd.storage import join, read_json
+from amd.training.run_folder import FACTS, run_folder
+from service.db.models import Job, RegisteredEncoder
+from service.jobs.execution.protocol import JobFolder
+from service.web.schemas import DEFAULT_PROJECT
+
+_ID = re.compile(rf"(?=.{{1,200}}$){ENCODER_ID}")  # anything else is not an id, and may not even be a file name
+
+
+class Owner(NamedTuple):
+    """The project that owns an encoder or a run, and the job that made it."""
+
+    project: str
+    job_id: str | None
+    """ID of the job; None if it was made outside the service."""
+
+
+NO_JOB = Owner(DEFAULT_PROJECT, None)
+
+
+class StorageOwners:
+    """Looks up owners in the database and under the storage root. Methods may raise StorageError."""
+
+    def __init__(self, engine: Engine, root: str) -> None:
+        self._reading = engine.execution_options(reads_only=True)
+        self._root = root
+
+    def of_run(self, run_id: str) -> str | None:
+        """Return the project of a run or job, or None if it does not exist."""
+        if (owner := self._job(run_id)) is not None:
+            return owner.project
+        if (facts := self._facts(run_id)) is None:
+            return None
+        if not facts.get("job"):
+            return NO_JOB.project
+        owner = self._job(str(facts["job"]))
+        # After its job, a teacher's run belongs to the owner of its encoder.
+        return owner.project if owner is not None else self._indexed(run_id) or NO_JOB.project
+
+    def of_encoder(self, encoder_id: str) -> str | None:
+        """Return the project of an encoder, or of the job that will publish it, or None if there is neither."""
+        if (project := self._indexed(encoder_id)) is not None:
+            return project
+        card = _read(encoder_id, join(encoder_folder(self._root, encoder_id), CARD))
+        if card is not None:  # published since the last scan
+            return self._publisher(card.get("job"), card.get("run")).project
+        return self.of_run(encoder_id)
+
+    def of_card(self, card: Card) -> Owner:
+        """Return the owner of an encoder that is not indexed yet."""
+        return self._publisher(card.job, card.run)
+
+    def _publisher(self, job_id: str | None, run_id: str | None) -> Owner:
+        """Return the owner of an encoder, given the job and the run that its card names."""
+        if job_id:  # an import, whose card may be a copy that still names another encoder's run
+            return self._job(job_id) or NO_JOB
+        if not run_id:
+            return NO_JOB
+        parent = (self._facts(run_id) or {}).get("job")
+        return self._job(run_id) or (self._job(str(parent)) if parent else None) or NO_JOB
+
+    def _job(self, job_id: str) -> Owner | None:
+        """Return the owner of what a job makes; None if there is no such job."""
+        with Session(self._reading) as session:
+            row = session.execute(select(Job.project, Job.origin).where(Job.id == job_id)).first()
+        if row is not None:
+            return Owner(row.project, job_id if row.origin == "api" else None)
+        request = _read(job_id, JobFolder(self._root, job_id).request)
+        return None if request is None else Owner(str(request.get("project") or DEFAULT_PROJECT), job_id)
+
+    def _indexed(self, encoder_id: str) -> str | None:
+        with Session(self._reading) as session:
+            query = select(RegisteredEncoder.project).where(RegisteredEncoder.id == encoder_id)
+            return session.scalar(query)
+
+    def _facts(self, run_id: str) -> dict[str, Any] | None:
+        return _read(run_id, join(run_folder(self._root, run_id), FACTS))
+
+
+def _read(name: str, url: str) -> dict[str, Any] | None:
+    """Return a JSON object from the folder of an ID, or None if there is none that can be read."""
+    if not _ID.fullmatch(name):
+        return None
+    try:
+        found = read_json(url)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
