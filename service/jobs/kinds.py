@@ -6,7 +6,7 @@ Does not use HTTP, the database, Ray or torch; a config is checked as far as pos
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from pydantic import BaseModel
 
@@ -167,9 +167,9 @@ def uris(config: BaseModel) -> Iterator[tuple[str, str]]:
     return _uris(locations_of(config))
 
 
-def uris_in(kind: JobKind, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def uris_in(kind: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Like `uris`, for the plain values of a config that may be from another version; without the teacher's recipe."""
-    return _uris(locations_in(KINDS[kind].config, values))
+    return _uris(locations_in(KINDS[cast(JobKind, kind)].config, values))
 
 
 def _uris(found: Iterator[ConfigLocation]) -> Iterator[tuple[str, str]]:
