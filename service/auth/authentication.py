@@ -1,7 +1,7 @@
 """Authentication and authorization of requests, by API key or by bearer token from a configured OIDC issuer.
 
-Every credential arrives as `Authorization: Bearer …`. Routes declare the scope they need with Reader, Inferrer,
-Submitter or Admin. Keys are created in `api_keys`.
+Every credential arrives as `Authorization: Bearer …`. Routes declare the scope they need with Inferrer,
+Searcher, Reader, Submitter or Admin. Keys are created in `api_keys`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from service.db.models import ApiKey
 from service.settings import Settings
 from service.web.errors import Forbidden, Unauthenticated
 
-Scope = Literal["read", "submit", "admin"]
+Scope = Literal["infer", "read", "submit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)  # each scope includes those before it
 
 USED_EVERY_S = 60.0  # accuracy of `used_at`: avoids a write per request
@@ -44,6 +44,12 @@ class Principal(NamedTuple):
     def allowed(self, scope: Scope) -> bool:
         """Whether one of the caller's scopes includes this one."""
         return any(scope in SCOPES[: SCOPES.index(own) + 1] for own in self.scopes)
+
+    def require(self, scope: Scope) -> None:
+        """Raise Forbidden unless one of the caller's scopes includes this one."""
+        if not self.allowed(scope):
+            own = ", ".join(sorted(self.scopes)) or "none"
+            raise Forbidden(f"this requires the scope {scope!r}; your key has: {own}", needed_scope=scope)
 
     def own_project(self, requested: str | None) -> str | None:
         """Return the project for a request, or None for all projects. Raises Forbidden if the key does not cover it."""
@@ -167,19 +173,14 @@ def needs(scope: Scope, inference: bool = False) -> Any:
     def caller(request: Request, _: Annotated[object, Security(_bearer)]) -> Principal:
         authenticator: Authenticator = request.app.state.authenticator
         principal = authenticator.admit(request, inference)
-        if not principal.allowed(scope):
-            own = _scope_names(principal)
-            raise Forbidden(f"this requires the scope {scope!r}; your key has: {own}", needed_scope=scope)
+        principal.require(scope)
         return principal
 
     return Depends(caller)
 
 
-def _scope_names(principal: Principal) -> str:
-    return ", ".join(sorted(principal.scopes)) or "none"
-
-
+Inferrer = Annotated[Principal, needs("infer", inference=True)]
+Searcher = Annotated[Principal, needs("read", inference=True)]
 Reader = Annotated[Principal, needs("read")]
-Inferrer = Annotated[Principal, needs("read", inference=True)]
 Submitter = Annotated[Principal, needs("submit")]
 Admin = Annotated[Principal, needs("admin")]

@@ -2,8 +2,8 @@
 
 A token must have the claims `iss`, `aud`, `exp` and `sub`, and in addition:
 `amd_project`: its project, or `*` for all projects; a token without this claim is rejected.
-`amd_scopes` (a list, or text separated by spaces), or else OAuth's `scope`: read, submit or admin; other scopes are
-ignored.
+`amd_scopes` (a list, or text separated by spaces), or else OAuth's `scope`: infer, read, submit or admin; other
+scopes are ignored.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -168,10 +169,17 @@ REQUEST_BODIES: dict[str, Any] = {
 inference = APIRouter(prefix="/encoders", tags=["requests"])
 
 
+def _check_inputs(caller: Principal, items: Sequence[Mapping[str, Any]]) -> None:
+    """Raise Forbidden for a URI without the scope `read`: the service reads the file, and a result may show it."""
+    if any("uri" in item for item in items):
+        caller.require("read")
+
+
 async def _infer(
     request: Request, name: str, caller: Principal, gateway: Gateway, policy: Any, task: str, media_type: str | None
 ) -> Response:
     parsed = await read_request(request, policy)
+    _check_inputs(caller, parsed.items)
     if media_type == PNG and len(parsed.items) > 1:
         raise Refusal("not_possible", f"Accept: {PNG} supports one item, not {len(parsed.items)}; request JSON instead")
     options = parsed.options.for_engine(task)
@@ -243,6 +251,7 @@ async def openai_embeddings(
 ) -> Response:
     inputs = body.input if isinstance(body.input, list) else [body.input]
     items = [parse_input(value, f"input.{number}", policy) for number, value in enumerate(inputs)]
+    _check_inputs(caller, items)
     options = RequestOptions().for_engine("embedding")
     reply = await gateway.infer(request, body.model, caller.project, items, options, DEADLINE_S)
     vectors = [item["embedding"] for item in reply.items]
@@ -257,7 +266,7 @@ async def openai_embeddings(
 
 
 @openai.get("/models", summary="List served encoders (OpenAI-compatible)")
-def openai_models(caller: Reader, store: DeploymentsDep) -> dict[str, Any]:
+def openai_models(caller: Inferrer, store: DeploymentsDep) -> dict[str, Any]:
     served = [one for one in store.all(caller.project) if one.state == "healthy"]
     names = {one.encoder: one for one in served} | {one.serving[MAIN]: one for one in served if MAIN in one.serving}
     data = [
