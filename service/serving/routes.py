@@ -13,7 +13,7 @@ from service.auth.authentication import Inferrer, Principal, Reader, Submitter
 from service.db.models import Deployment
 from service.jobs.routes import Uris, project_of
 from service.registry.routes import BINARY, EncodersDep
-from service.serving.deployments import DeploymentStore, new_deployment
+from service.serving.deployments import DeploymentStore, etag_of, new_deployment
 from service.serving.gateway import Gateway
 from service.serving.protocol import ARROW, CANDIDATE, MAIN, PNG
 from service.serving.requests import (
@@ -38,6 +38,7 @@ from service.web.schemas import ApiModel, utc_datetime
 
 DeploymentName = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 EncoderName = Annotated[str, Path(min_length=1, max_length=200)]
+IfMatch = Annotated[str | None, Header(max_length=1000, description="ETag of the settings to change.")]
 
 
 def _deployments(request: Request) -> DeploymentStore:
@@ -64,8 +65,13 @@ def put_deployment(
     store: DeploymentsDep,
     encoders: EncodersDep,
     response: Response,
+    if_match: IfMatch = None,
 ) -> DeploymentView:
-    """The deployment serves requests once its `state` is `healthy`. No request fails while its encoder is replaced."""
+    """The deployment serves requests once its `state` is `healthy`. No request fails while its encoder is replaced.
+
+    With `If-Match`, the deployment changes only if its settings are still those with this ETag; otherwise the response
+    is 412.
+    """
     project = project_of(caller, body.project)
     for encoder in filter(None, (body.encoder, body.candidate)):
         encoders.resolve(encoder, project)
@@ -79,10 +85,12 @@ def put_deployment(
             candidate=body.candidate,
             share=body.share,
             settings=settings,
-        )
+        ),
+        if_match,
     )
     if created:
         response.headers["Location"] = f"/v1/deployments/{name}"
+    response.headers["ETag"] = etag_of(stored)
     return _view(stored)
 
 
@@ -94,8 +102,11 @@ def list_deployments(
 
 
 @deployments.get("/{name}", summary="Get a deployment and its state")
-def get_deployment(name: DeploymentName, caller: Reader, store: DeploymentsDep) -> DeploymentView:
-    return _view(store.get(name, caller.project))
+def get_deployment(name: DeploymentName, caller: Reader, store: DeploymentsDep, response: Response) -> DeploymentView:
+    """The `ETag` identifies the settings, for `If-Match`; a new `state` does not change it."""
+    found = store.get(name, caller.project)
+    response.headers["ETag"] = etag_of(found)
+    return _view(found)
 
 
 @deployments.get("/{name}/drift", summary="Compare the candidate's embeddings with the encoder's")
@@ -113,9 +124,9 @@ async def get_drift(name: DeploymentName, caller: Reader, store: DeploymentsDep,
 
 
 @deployments.delete("/{name}", status_code=204, summary="Delete a deployment")
-def delete_deployment(name: DeploymentName, caller: Submitter, store: DeploymentsDep) -> None:
-    """Requests in flight complete; the encoder is kept."""
-    store.delete(name, caller.project)
+def delete_deployment(name: DeploymentName, caller: Submitter, store: DeploymentsDep, if_match: IfMatch = None) -> None:
+    """Requests in flight complete; the encoder is kept. `If-Match` has the same effect as on an update."""
+    store.delete(name, caller.project, if_match)
 
 
 def _load_error_suffix(error: str | None) -> str:
@@ -136,6 +147,7 @@ def _view(one: Deployment) -> DeploymentView:
         created_by=one.created_by,
         created_at=utc_datetime(one.created_at),
         changed_at=utc_datetime(one.changed_at),
+        etag=etag_of(one),
     )
 
 

@@ -81,6 +81,8 @@ class DeploymentView(ApiModel):
     created_by: str
     created_at: datetime
     changed_at: datetime
+    etag: str | None = None
+    """ETag of the settings, for `If-Match`; null if the service is older than this field."""
 
 
 class DeploymentList(ApiModel):

@@ -48,9 +48,10 @@ class AsyncApiMethods:
         """Send a request, with retries. Raises ApiError or NoAnswer.
 
         `accepted`: error statuses that are returned. `repeatable`: whether repeating a POST has no second effect, as
-        with an Idempotency-Key; other methods are always repeatable.
+        with an Idempotency-Key; other methods are repeatable unless they have an If-Match.
         """
-        repeatable = repeatable or method != "POST" or "Idempotency-Key" in (headers or {})
+        given = headers or {}  # a change with If-Match fails if it is repeated, since it has changed the ETag
+        repeatable = repeatable or (method != "POST" and "If-Match" not in given) or "Idempotency-Key" in given
         request = self._http.build_request(method, path, params=present(query or {}), json=body, headers=headers)
 
         async def attempt() -> httpx.Response:

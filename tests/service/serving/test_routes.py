@@ -1,0 +1,80 @@
+"""The deployment routes: concurrent changes, conditional changes and validation, on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import Engine
+from starlette.testclient import TestClient
+
+from service.app import create_app
+from service.settings import Settings
+from tests.support.service.apps import key_to
+from tests.support.service.encoder_cards import index_encoder
+from tests.support.service.fake_cluster import FakeCluster
+
+URL = "/v1/deployments/one"
+
+
+@pytest.fixture
+def client(engine: Engine, tmp_path: Path) -> Iterator[TestClient]:
+    """Return a client with an admin key, to a service with the encoders `a` and `b`."""
+    for encoder in ("a", "b"):
+        index_encoder(engine, encoder)
+    app = create_app(Settings(storage=str(tmp_path), data_dir=tmp_path), engine=engine, cluster=FakeCluster())
+    with TestClient(app, headers=key_to(engine, "admin"), raise_server_exceptions=False) as client:
+        yield client
+
+
+def at_once(requests: int, send: Any) -> list[httpx.Response]:
+    with ThreadPoolExecutor(requests) as pool:
+        return list(pool.map(send, range(requests)))
+
+
+def test_concurrent_puts_create_one_deployment_and_apply_every_change(client: TestClient) -> None:
+    for number in range(5):
+        url = f"/v1/deployments/d{number}"
+        responses = at_once(8, lambda n, url=url: client.put(url, json={"encoder": "ab"[n % 2]}))
+        assert Counter(response.status_code for response in responses) == {202: 8}
+        assert sum("location" in response.headers for response in responses) == 1
+        assert len({response.headers["etag"] for response in responses}) == 8, "each change has an ETag of its own"
+
+
+def test_concurrent_puts_and_deletes_never_fail_with_an_internal_error(client: TestClient) -> None:
+    def send(number: int) -> httpx.Response:
+        return client.delete(URL) if number % 3 == 0 else client.put(URL, json={"encoder": "a"})
+
+    for _ in range(5):
+        assert {response.status_code for response in at_once(9, send)} <= {202, 204, 404}
+
+
+def test_of_concurrent_changes_of_one_version_only_one_succeeds(client: TestClient) -> None:
+    tag = client.put(URL, json={"encoder": "a"}).headers["etag"]
+    responses = at_once(8, lambda n: client.put(URL, json={"encoder": "b"}, headers={"If-Match": tag}))
+    assert Counter(response.status_code for response in responses) == {202: 1, 412: 7}
+    problem = next(response for response in responses if response.status_code == 412).json()
+    assert (problem["code"], problem["current"]) == ("precondition_failed", client.get(URL).headers["etag"])
+
+
+def test_an_outdated_tag_prevents_a_change_and_a_deletion_and_a_missing_deployment_matches_none(
+    client: TestClient,
+) -> None:
+    assert client.put(URL, json={"encoder": "a"}, headers={"If-Match": "*"}).status_code == 412
+    first = client.put(URL, json={"encoder": "a"})
+    got = client.get(URL)
+    assert first.headers["etag"] == got.headers["etag"] == got.json()["etag"]
+    second = client.put(URL, json={"encoder": "b"}, headers={"If-Match": first.headers["etag"]})
+    assert second.status_code == 202
+    outdated = {"If-Match": first.headers["etag"]}
+    assert client.put(URL, json={"encoder": "a"}, headers=outdated).status_code == 412
+    assert client.delete(URL, headers=outdated).status_code == 412
+    assert client.get(URL).json()["encoder"] == "b"
+    assert client.delete(URL, headers={"If-Match": second.headers["etag"]}).status_code == 204
+    client.put(URL, json={"encoder": "a"})
+    assert client.delete(URL, headers=outdated).status_code == 412, "a new deployment of this name is another object"
