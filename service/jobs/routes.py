@@ -10,14 +10,13 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from amd.config import ConfigError
-from amd.storage import remove
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import run_folder
 from service.auth.authentication import Principal, Reader, Submitter
 from service.auth.uri_policy import UriPolicy
 from service.db.models import Job
 from service.jobs import logs, metrics, streams, views
-from service.jobs.actions import act, check_allowed
+from service.jobs.actions import act
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.kinds import JobKind, named, resolve, resources_of, uris
 from service.jobs.schemas import (
@@ -32,7 +31,7 @@ from service.jobs.schemas import (
     State,
     TrialView,
 )
-from service.jobs.store import JobFilter, JobStore, StaleJob, new_job_id
+from service.jobs.store import JobFilter, JobStore, new_job_id
 from service.settings import Settings
 from service.web.errors import NotFound
 from service.web.middleware import tagged
@@ -70,7 +69,13 @@ def _visible(job_id: JobId, jobs: Jobs, caller: Reader) -> Job:
     return jobs.get(job_id, caller.project)
 
 
+def _recorded(job_id: JobId, jobs: Jobs, caller: Reader) -> Job:
+    """Like `_visible`, but including deleted jobs, of which the history is kept."""
+    return jobs.get(job_id, caller.project, deleted=True)
+
+
 Visible = Annotated[Job, Depends(_visible)]
+Recorded = Annotated[Job, Depends(_recorded)]
 
 
 def project_of(caller: Principal, requested: str | None) -> str:
@@ -195,23 +200,13 @@ def get_job(
 
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a job that has ended")
-def delete_job(job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config) -> None:
-    """Delete a job with its log, metrics, checkpoints and output. An encoder that the job published is kept."""
-    job = _allowed(jobs, job_id, caller, "delete")
-    remove(JobFolder(settings.root, job.id).url)
-    remove(run_folder(settings.root, job.id))
-    while True:
-        try:
-            jobs.delete(job)
-            return
-        except StaleJob:
-            job = _allowed(jobs, job_id, caller, "delete")
+def delete_job(job_id: JobId, caller: Submitter, jobs: Jobs) -> None:
+    """Delete a job with its log, metrics, checkpoints and output, and the trials of a sweep. Its encoders are kept.
 
-
-def _allowed(jobs: JobStore, job_id: str, caller: Principal, action: Action) -> Job:
-    job = jobs.get(job_id, caller.project)
-    check_allowed(job, action)
-    return job
+    The job disappears at once, and its files shortly afterwards. Its history, which names who deleted it, is kept:
+    `GET /v1/jobs?state=deleted` lists deleted jobs.
+    """
+    act(jobs, job_id, caller.project, "delete", caller.id)
 
 
 @router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job after a final checkpoint")
@@ -305,10 +300,12 @@ def job_metrics(
     response_class=StreamingResponse,
     responses={200: {"content": EVENT_STREAM}},
 )
-def job_events(job: Visible, jobs: Jobs, request: Request, last_event_id: Annotated[int, Header(ge=0)] = 0) -> Response:
+def job_events(
+    job: Recorded, jobs: Jobs, request: Request, last_event_id: Annotated[int, Header(ge=0)] = 0
+) -> Response:
     """Send a `job` event for each change, `progress` events in between, and a final `end` event.
 
-    To resume, send the ID of the last `job` event as `Last-Event-ID`.
+    To resume, send the ID of the last `job` event as `Last-Event-ID`. The history of a deleted job is kept.
     """
     return _stream(streams.job_events(jobs, request.app.state.watcher, job, last_event_id))
 

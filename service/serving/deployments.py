@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from amd.artifacts.discovery import encoder_folder
-from service.db.models import Deployment
+from service.db.models import Deletion, Deployment
 from service.jobs.store import JobStore
 from service.registry.store import EncoderStore
 from service.serving.protocol import CANDIDATE, MAIN, SLOTS
@@ -108,14 +108,16 @@ class DeploymentStore:
         ranks = ("healthy", "unhealthy", "deploying", "failed")
         return min(found, key=lambda one: (ranks.index(one.state), one.name), default=None)
 
-    def delete(self, name: str, project: str | None, if_match: str | None = None) -> None:
-        """Delete a deployment. Raises NotFound, or PreconditionFailed as `put` does."""
+    def delete(self, name: str, project: str | None, actor: str, if_match: str | None = None) -> None:
+        """Delete a deployment, which the deployer then stops. Raises NotFound, or PreconditionFailed as `put` does."""
         with Session(self._engine) as session, session.begin():
             found = session.get(Deployment, name, with_for_update=True)
             if found is None or project not in (None, found.project):
                 raise _not_found(name)
             check_match(if_match, etag_of(found))
             session.delete(found)
+            same, now = {"kind": "deployment", "object_id": name, "project": found.project}, time.time()
+            session.add(Deletion(**same, actor=actor, at=now, done_at=now))
 
     def record_status(self, deployment: Deployment, state: str, message: str, serving: Mapping[str, str]) -> None:
         """Store the observed status, unless the deployment has changed in the meantime."""

@@ -126,7 +126,7 @@ async def get_drift(name: DeploymentName, caller: Reader, store: DeploymentsDep,
 @deployments.delete("/{name}", status_code=204, summary="Delete a deployment")
 def delete_deployment(name: DeploymentName, caller: Submitter, store: DeploymentsDep, if_match: IfMatch = None) -> None:
     """Requests in flight complete; the encoder is kept. `If-Match` has the same effect as on an update."""
-    store.delete(name, caller.project, if_match)
+    store.delete(name, caller.project, caller.id, if_match)
 
 
 def _load_error_suffix(error: str | None) -> str:

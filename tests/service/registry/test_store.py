@@ -150,7 +150,7 @@ def test_a_concurrent_move_and_deletion_leave_no_dangling_alias(
         def delete() -> bool:
             barrier.wait()  # noqa: B023
             try:
-                store.delete_encoder(encoder, "video", ROOT)  # noqa: B023
+                store.delete_encoder(encoder, "video", ROOT, "me")  # noqa: B023
             except EncoderInUse:
                 return False
             return True
@@ -171,18 +171,18 @@ def test_an_encoder_in_use_is_not_deleted_and_the_error_lists_its_uses(engine: E
     queued(jobs, config={"encoder": "e"}, state="succeeded")
     sweep = queued(jobs, project="video", kind="search", config={"train": {"teacher": {"weights": "e"}}})
     with pytest.raises(EncoderInUse) as rejected:
-        store.delete_encoder("e", "video", ROOT)
+        store.delete_encoder("e", "video", ROOT, "me")
     uses = rejected.value.extra["used_by"]
     assert uses[:2] == ["alias production", "deployment eyes"]
     assert set(uses[2:]) == {f"job {training.id}", f"job {sweep.id}", "job of another project"}
     with pytest.raises(EncoderInUse, match=probing.id):
-        store.delete_encoder("e", None, ROOT)
+        store.delete_encoder("e", None, ROOT, "me")
     store.delete_alias("video", "production", "me")
     with Session(engine) as session, session.begin():
         session.query(Deployment).delete()
     for job in (training, probing, sweep):
-        jobs.delete(job)
-    store.delete_encoder("e", "video", ROOT)
+        jobs.change(job, "cancelled", state="cancelled")
+    store.delete_encoder("e", "video", ROOT, "me")
     assert store.list(EncoderFilter()).encoders == []
 
 
@@ -191,7 +191,7 @@ def test_a_deployment_protects_its_encoder_before_serving_it(engine: Engine, sto
     index_encoder(engine, "e", "video")
     add_deployment(engine, **{field: "e"})
     with pytest.raises(EncoderInUse, match="deployment eyes"):
-        store.delete_encoder("e", "video", ROOT)
+        store.delete_encoder("e", "video", ROOT, "me")
 
 
 def test_deletion_hides_encoders_in_other_projects_and_requires_a_global_key_for_unowned_ones(
@@ -199,11 +199,11 @@ def test_deletion_hides_encoders_in_other_projects_and_requires_a_global_key_for
 ) -> None:
     index_encoder(engine, "theirs", "audio"), index_encoder(engine, "free", None)
     with pytest.raises(NotFound):
-        store.delete_encoder("theirs", "video", ROOT)
+        store.delete_encoder("theirs", "video", ROOT, "me")
     with pytest.raises(Forbidden):
-        store.delete_encoder("free", "video", ROOT)
-    store.delete_encoder("free", None, ROOT)
-    store.delete_encoder("theirs", None, ROOT)
+        store.delete_encoder("free", "video", ROOT, "me")
+    store.delete_encoder("free", None, ROOT, "me")
+    store.delete_encoder("theirs", None, ROOT, "me")
 
 
 def test_paging_returns_every_matching_encoder_exactly_once(engine: Engine, store: EncoderStore) -> None:
