@@ -51,6 +51,8 @@ class Claims(NamedTuple):
     project: str | None
     """Project that the token is limited to, or None for all projects."""
     scopes: frozenset[str]
+    expires_at: float
+    """When the token stops being accepted, in seconds since the epoch."""
 
 
 class Issuer:
@@ -150,5 +152,6 @@ def _claims(claims: Mapping[str, Any]) -> Claims:
     if not isinstance(project, str) or not (project == ALL_PROJECTS or _PROJECT.fullmatch(project)):
         raise ValueError("amd_project must be the name of a project, or * for all projects")
     scopes = claims["amd_scopes"] if "amd_scopes" in claims else claims.get("scope", "")
+    expires_at = float(claims["exp"]) + LEEWAY_S
     names = scopes.split() if isinstance(scopes, str) else scopes
-    return Claims(subject, None if project == ALL_PROJECTS else project, frozenset(map(str, names)))
+    return Claims(subject, None if project == ALL_PROJECTS else project, frozenset(map(str, names)), expires_at)

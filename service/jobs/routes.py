@@ -13,6 +13,7 @@ from amd.config import ConfigError
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import run_folder
 from service.auth.authentication import Principal, Reader, Submitter
+from service.auth.stream_limits import LimitedStream, StreamLimits
 from service.auth.uri_policy import UriPolicy
 from service.db.models import Job
 from service.jobs import logs, metrics, streams, views
@@ -39,6 +40,7 @@ from service.web.schemas import DEFAULT_PROJECT
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
+MAX_NUMBER = 2**53  # of offsets and event numbers: exact in JSON, and fits the databases' integers
 EVENT = {"type": "object", "properties": {name: {"type": "string"} for name in ("id", "event", "data")}}
 EVENT_STREAM = {"text/event-stream": {"schema": EVENT}}
 
@@ -58,9 +60,15 @@ def _uris(request: Request) -> UriPolicy:
     return policy
 
 
+def _stream_limits(request: Request) -> StreamLimits:
+    limits: StreamLimits = request.app.state.stream_limits
+    return limits
+
+
 Jobs = Annotated[JobStore, Depends(_store)]
 Config = Annotated[Settings, Depends(_settings)]
 Uris = Annotated[UriPolicy, Depends(_uris)]
+StreamLimitsDep = Annotated[StreamLimits, Depends(_stream_limits)]
 JobId = Annotated[str, Path(min_length=1, max_length=100)]
 
 
@@ -252,6 +260,8 @@ def _act(
 )
 def job_logs(
     job: Visible,
+    caller: Reader,
+    limits: StreamLimitsDep,
     jobs: Jobs,
     settings: Config,
     follow: bool = False,
@@ -260,14 +270,16 @@ def job_logs(
         Query(ge=0, le=100_000, description="Number of lines to return from the end of the log. Default: all lines."),
     ] = None,
     attempt: Annotated[
-        int | None, Query(ge=1, description="Attempt number, starting at 1. Default: the newest attempt.")
+        int | None,
+        Query(ge=1, le=MAX_NUMBER, description="Attempt number, starting at 1. Default: the newest attempt."),
     ] = None,
-    offset: Annotated[int, Query(ge=0, description="Bytes to skip.")] = 0,
-    last_event_id: Annotated[int, Header(ge=0)] = 0,
+    offset: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="Bytes to skip.")] = 0,
+    last_event_id: Annotated[int, Header(ge=0, le=MAX_NUMBER)] = 0,
 ) -> Response:
     """Return the log as text or, with `follow`, as server-sent events (`log`, then `end`).
 
-    The ID of each event is the offset from which a client can resume.
+    The ID of each event is the offset from which a client can resume. A stream ends with the key that opened it, and
+    with a `reconnect` event after the maximum lifetime; the client then resumes with `Last-Event-ID`.
     """
     number = attempt or max(job.attempt, 1)
     if number > max(job.attempt, 1):
@@ -278,7 +290,7 @@ def job_logs(
         start = logs.tail_offset(folder, number, tail)
     if not follow:
         return StreamingResponse(logs.pieces(folder, number, start), media_type="text/plain; charset=utf-8")
-    return _stream(streams.job_log(jobs, folder, job, number, start))
+    return LimitedStream(streams.job_log(jobs, folder, job, number, start), caller, limits)
 
 
 @router.get("/{job_id}/metrics", summary="Get a job's metrics as series")
@@ -301,13 +313,19 @@ def job_metrics(
     responses={200: {"content": EVENT_STREAM}},
 )
 def job_events(
-    job: Recorded, jobs: Jobs, request: Request, last_event_id: Annotated[int, Header(ge=0)] = 0
+    job: Recorded,
+    caller: Reader,
+    limits: StreamLimitsDep,
+    jobs: Jobs,
+    request: Request,
+    last_event_id: Annotated[int, Header(ge=0, le=MAX_NUMBER)] = 0,
 ) -> Response:
     """Send a `job` event for each change, `progress` events in between, and a final `end` event.
 
-    To resume, send the ID of the last `job` event as `Last-Event-ID`. The history of a deleted job is kept.
+    To resume, as after a `reconnect` event, send the ID of the last `job` event as `Last-Event-ID`. The history of a
+    deleted job is kept.
     """
-    return _stream(streams.job_events(jobs, request.app.state.watcher, job, last_event_id))
+    return LimitedStream(streams.job_events(jobs, request.app.state.watcher, job, last_event_id), caller, limits)
 
 
 @router.get("/{job_id}/trials", summary="List the trials of a sweep")
@@ -318,8 +336,3 @@ def job_trials(job: Visible, settings: Config) -> list[TrialView]:
 @router.get("/{job_id}/checkpoints", summary="List the checkpoints that a job can resume from")
 def job_checkpoints(job: Visible, settings: Config) -> list[CheckpointView]:
     return list(views.checkpoints(run_folder(settings.root, job.id)))
-
-
-def _stream(events: Any) -> StreamingResponse:
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
