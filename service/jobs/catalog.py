@@ -81,7 +81,7 @@ def validate_request(
 ) -> ValidateView:
     """Return the resolved config, warnings and an estimate. Fails with the same errors as submitting the job."""
     project_of(caller, body.project)
-    config: BaseModel = resolved(body, policy, settings.root)
+    config: BaseModel = resolved(body, policy, settings.root, settings.project_max_workers)
     warnings, capacity = list[str](), None
     cluster: Cluster = request.app.state.cluster
     try:

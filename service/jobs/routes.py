@@ -18,6 +18,7 @@ from service.auth.uri_policy import UriPolicy
 from service.db.models import Job
 from service.jobs import logs, metrics, streams, views
 from service.jobs.actions import act
+from service.jobs.config_bounds import check_bounds
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.kinds import JobKind, named, resolve, resources_of, uris
 from service.jobs.schemas import (
@@ -91,7 +92,7 @@ def project_of(caller: Principal, requested: str | None) -> str:
     return caller.own_project(requested) or DEFAULT_PROJECT
 
 
-def resolved(request: JobRequest, policy: UriPolicy, root: str) -> Any:
+def resolved(request: JobRequest, policy: UriPolicy, root: str, max_workers: int | None = None) -> Any:
     """Return the complete config for a request. Raises ConfigError or UriNotAllowed."""
     config = resolve(request.kind, request.preset, request.config, request.overrides)
     problems = [
@@ -108,6 +109,7 @@ def resolved(request: JobRequest, policy: UriPolicy, root: str) -> Any:
     if problems:
         raise ConfigError(problems)
     policy.check_all(uris(config))
+    check_bounds(config, max_workers)
     return config
 
 
@@ -133,7 +135,7 @@ def submit(
     """
     project = project_of(caller, body.project)
     root = settings.root
-    config = resolved(body, policy, root)
+    config = resolved(body, policy, root, settings.project_max_workers)
     needs, now, job_id = resources_of(config), time.time(), new_job_id(body.kind)
     job = Job(
         id=job_id,

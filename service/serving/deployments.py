@@ -213,7 +213,8 @@ class Deployer:
         urls = {slot: encoder_folder(self._root, serving[slot]) if slot in serving else None for slot in SLOTS}
         scale: dict[str, Any] = {"num_replicas": settings.replicas.min}
         if settings.replicas.min != settings.replicas.max:
-            bounds = {"min_replicas": settings.replicas.min, "max_replicas": settings.replicas.max}
+            most = max(settings.replicas.min, settings.replicas.max)  # stored before min <= max was a rule
+            bounds = {"min_replicas": settings.replicas.min, "max_replicas": most}
             scale = {"autoscaling_config": {**bounds, "target_ongoing_requests": 8}}
         return {
             "name": APP_PREFIX + deployment.name,
