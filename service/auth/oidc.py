@@ -39,6 +39,7 @@ _MALFORMED = (
     KeyError,
     AttributeError,
     RecursionError,
+    OverflowError,
 )  # raised by malformed tokens
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _SUBJECT = re.compile(r"[!-~]{1,90}")  # fits the database column and is printable in logs

@@ -110,7 +110,7 @@ def test_a_disallowed_action_is_rejected_but_repeating_a_cancel_is_a_no_op(
     assert client.delete(f"/jobs/{job}").status_code == 204
     assert client.get(f"/jobs/{job}").status_code == 404
     assert client.get("/jobs").json()["items"] == []
-    wait_for(lambda: client.get("/jobs?state=deleted").json()["items"])
+    wait_for(lambda: bool(client.get("/jobs?state=deleted").json()["items"]))
     history = [event[2] for event in events(client, f"/jobs/{job}/events") if event[1] == "job"]
     deletion = next(event for event in history if event["type"] == "delete")
     assert deletion["actor"] == server.key.split("_")[1]
