@@ -101,6 +101,13 @@ def test_deployments_are_applied_once_and_removed_when_deleted(fixture: Deployer
         assert (deletion.kind, deletion.object_id, deletion.actor) == ("deployment", "one", "alice")
 
 
+def test_a_deployment_stored_before_its_bounds_had_an_order_is_still_applied(fixture: DeployerFixture) -> None:
+    fixture.publish("a")
+    fixture.put("one", "a", settings={"replicas": {"min": 3, "max": 1}})
+    fixture.deployer.step()
+    assert fixture.serve.deployed("one")["autoscaling_config"]["max_replicas"] == 3
+
+
 def test_a_withdrawn_candidate_is_removed_from_the_replicas(fixture: DeployerFixture) -> None:
     fixture.publish("a", "b")
     fixture.put("one", "a", candidate="b", share=0.5)

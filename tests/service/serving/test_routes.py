@@ -78,3 +78,30 @@ def test_an_outdated_tag_prevents_a_change_and_a_deletion_and_a_missing_deployme
     assert client.delete(URL, headers={"If-Match": second.headers["etag"]}).status_code == 204
     client.put(URL, json={"encoder": "a"})
     assert client.delete(URL, headers=outdated).status_code == 412, "a new deployment of this name is another object"
+
+
+INFEASIBLE: list[tuple[dict[str, Any], str, str]] = [
+    ({"replicas": {"min": 3, "max": 1}}, "#/replicas", "replicas.min=3 must not be above replicas.max=1"),
+    ({"replicas": {"min": 2}}, "#/replicas", "raise max or lower min"),
+    ({"gpus": 1.5}, "#/gpus", "gpus=1.5 must be a whole number above 1"),
+    ({"gpus": 1e-6}, "#/gpus", "gpus=1e-06 must be 0 or at least 0.01"),
+    ({"cpus": 0.001}, "#/cpus", "cpus=0.001 must be 0 or at least 0.01"),
+    ({"share": 1.5}, "#/share", "less than or equal to 1"),
+    (
+        {"max_batch_tokens": 4096, "max_queued_tokens": 4095},
+        *("#/max_queued_tokens", "max_queued_tokens=4095 must not be below max_batch_tokens=4096"),
+    ),
+    ({"max_batch_tokens": 10**30}, "#/max_batch_tokens", "less than or equal to"),
+]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_settings_that_cannot_be_deployed_are_rejected_with_the_rule(client: TestClient) -> None:
+    for settings, pointer, rule in INFEASIBLE:
+        response = client.put(URL, json={"encoder": "a", **settings})
+        assert (response.status_code, response.json()["code"]) == (422, "request_invalid"), settings
+        (error,) = response.json()["errors"]
+        assert (error["pointer"], rule in error["detail"]) == (pointer, True), error
+    feasible = {"replicas": {"min": 0, "max": 3}, "gpus": 0.5, "cpus": 2.5, "max_queued_tokens": 4096}
+    assert client.put(URL, json={"encoder": "a", **feasible}).status_code == 202
+    assert client.put(URL, json={"encoder": "a", "gpus": 2}).status_code == 202
