@@ -41,7 +41,7 @@ from service.web.schemas import DEFAULT_PROJECT
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-MAX_NUMBER = 2**53  # of offsets and event numbers: exact in JSON, and fits the databases' integers
+MAX_NUMBER = 10**15  # of offsets and event numbers: exact in JSON, and fits the integers of the databases
 EVENT = {"type": "object", "properties": {name: {"type": "string"} for name in ("id", "event", "data")}}
 EVENT_STREAM = {"text/event-stream": {"schema": EVENT}}
 

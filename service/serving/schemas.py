@@ -36,11 +36,11 @@ class ServingSettings(ApiModel):
     """CPU threads of the model in each replica. null: the number of reserved CPUs, but at least 1."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass."""
-    max_batch_tokens: int | None = Field(None, ge=1, le=2**31)
+    max_batch_tokens: int | None = Field(None, ge=1, le=10**9)
     """Maximum number of tokens per forward pass. null: the engine's default."""
     max_wait_ms: float | None = Field(None, ge=0, le=1000)
     """Maximum time in milliseconds that an idle model waits for further clips. null: the engine's default."""
-    max_queued_tokens: int | None = Field(None, ge=1, le=2**31)
+    max_queued_tokens: int | None = Field(None, ge=1, le=10**9)
     """Maximum number of queued tokens; requests beyond it fail with status 429. null: the engine's default."""
     decoders: int | None = Field(None, ge=1, le=64)
     """Number of decoding processes per replica. null: the engine's default."""
@@ -228,6 +228,6 @@ class OpenAIEmbeddings(ApiModel):
     input: Input | Annotated[list[Input], Field(min_length=1, max_length=MAX_ITEMS)]
     """Files as base64 `data:` URLs, or URIs under the allowed prefixes."""
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Width of the embeddings; must equal the encoder's."""
     user: str | None = None
