@@ -21,6 +21,7 @@ from service.auth import api_keys
 from service.auth.authentication import Authenticator
 from service.auth.isolation import LocationPolicy
 from service.auth.rate_limits import RateLimitHeaders
+from service.auth.stream_limits import StreamLimits
 from service.auth.uri_policy import UriPolicy
 from service.db.engine import open_engine
 from service.jobs import catalog
@@ -58,11 +59,12 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        polling = asyncio.create_task(watcher.run())
+        polling = [asyncio.create_task(task) for task in (watcher.run(), app.state.stream_limits.run())]
         try:
             yield
         finally:
-            polling.cancel()
+            for task in polling:
+                task.cancel()
             await app.state.gateway.close()
 
     app = FastAPI(
@@ -83,6 +85,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.gateway = Gateway(app.state.deployments, settings.serve)
     app.state.embedding_cache = EmbeddingCache()
     app.state.authenticator = Authenticator(engine, settings)
+    app.state.stream_limits = StreamLimits(app.state.authenticator, settings.max_streams, settings.stream_lifetime_s)
     app.state.checks = health.DependencyChecks(settings.root, app.state.cluster)
     uris = UriPolicy(settings.root, settings.allowed_uris)
     app.state.locations = LocationPolicy(uris, StorageOwners(engine, settings.root))

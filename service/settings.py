@@ -78,6 +78,10 @@ class Settings(BaseSettings):
     """Separate rate limit per key for requests to encoders."""
     failure_limit: str = "30/minute"
     """Rate limit for failed authentications, per client address."""
+    max_streams: int = Field(100, ge=1)
+    """Maximum number of open event and log streams per key."""
+    stream_lifetime_s: float = Field(3600.0, gt=0)
+    """Maximum lifetime of an event or log stream, in seconds; the client then reconnects and continues."""
     max_running: int = Field(32, ge=1)
     """Maximum number of concurrent jobs, each of which has a driver process on the cluster."""
     project_max_running: int | None = Field(None, ge=1)

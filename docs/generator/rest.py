@@ -22,7 +22,7 @@ def rest_page(folder: Path) -> str:
         NOTE + "# REST",
         document["info"]["description"],
         "Every path except `/livez`, `/readyz` and `/metrics` requires `Authorization: Bearer KEY`, with a key of the "
-        "scope that is stated: read, submit, which includes read, or admin, which includes both. A running service "
+        "scope that is stated: infer, read, submit or admin, each of which includes the previous. A running service "
         "serves this reference at `/docs` and as OpenAPI at `/openapi.json`. [Errors](#errors) and the "
         "[models](#models) of bodies follow the paths.",
     ]
@@ -42,9 +42,9 @@ def rest_page(folder: Path) -> str:
 
 def _scopes(app: Any) -> dict[str, str]:
     """Return the scope that each operation requires, by method and path."""
-    from service.auth.authentication import Admin, Inferrer, Reader, Submitter
+    from service.auth.authentication import Admin, Inferrer, Reader, Searcher, Submitter
 
-    callers = {Reader: "read", Inferrer: "read", Submitter: "submit", Admin: "admin"}
+    callers = {Inferrer: "infer", Searcher: "read", Reader: "read", Submitter: "submit", Admin: "admin"}
     scopes = {caller.__metadata__[0].dependency: scope for caller, scope in callers.items()}
     routers = [included.original_router for included in app.routes if hasattr(included, "original_router")]
     found = {}

@@ -40,8 +40,8 @@ class KeyRequest(ApiModel):
     name: Name
     """Name of the person or program that uses the key."""
     scopes: list[Scope] = Field(min_length=1, max_length=len(SCOPES))
-    """Scopes of the key. read: view jobs and encoders. submit: also run, cancel and delete jobs.
-    admin: also manage keys and webhooks."""
+    """Scopes of the key, each including the previous. infer: send files to deployed encoders. read: also view jobs and
+    encoders. submit: also run, cancel and delete jobs. admin: also manage keys and webhooks."""
     project: Project | None = None
     """Project that the key is limited to. Default: your key's project, or all projects if your key covers them all."""
     expires_at: AwareDatetime | None = None

@@ -1,7 +1,7 @@
 """Authentication and authorization of requests, by API key or by bearer token from a configured OIDC issuer.
 
-Every credential arrives as `Authorization: Bearer …`. Routes declare the scope they need with Reader, Inferrer,
-Submitter or Admin. Keys are created in `api_keys`.
+Every credential arrives as `Authorization: Bearer …`. Routes declare the scope they need with Inferrer,
+Searcher, Reader, Submitter or Admin. Keys are created in `api_keys`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
-from sqlalchemy import Engine, or_, update
+from sqlalchemy import Engine, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.auth.oidc import Issuer
@@ -25,9 +25,10 @@ from service.db.models import ApiKey
 from service.settings import Settings
 from service.web.errors import Forbidden, Unauthenticated
 
-Scope = Literal["read", "submit", "admin"]
+Scope = Literal["infer", "read", "submit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)  # each scope includes those before it
 
+TOKEN_PREFIX = "oidc:"  # of the IDs of callers with a token
 USED_EVERY_S = 60.0  # accuracy of `used_at`: avoids a write per request
 _KEY = re.compile(r"amd_([a-z0-9]{1,32})_([A-Za-z0-9_-]{43})")
 
@@ -40,10 +41,18 @@ class Principal(NamedTuple):
     project: str | None
     """Project that the caller is limited to, or None for all projects."""
     scopes: frozenset[Scope]
+    expires_at: float | None = None
+    """When the key or token expires; None if it does not."""
 
     def allowed(self, scope: Scope) -> bool:
         """Whether one of the caller's scopes includes this one."""
         return any(scope in SCOPES[: SCOPES.index(own) + 1] for own in self.scopes)
+
+    def require(self, scope: Scope) -> None:
+        """Raise Forbidden unless one of the caller's scopes includes this one."""
+        if not self.allowed(scope):
+            own = ", ".join(sorted(self.scopes)) or "none"
+            raise Forbidden(f"this requires the scope {scope!r}; your key has: {own}", needed_scope=scope)
 
     def own_project(self, requested: str | None) -> str | None:
         """Return the project for a request, or None for all projects. Raises Forbidden if the key does not cover it."""
@@ -142,7 +151,15 @@ class Authenticator:
             raise rejected
         if key.used_at is None or key.used_at <= now - USED_EVERY_S:
             self._note_use(key.id, now)
-        return Principal(key.id, key.project, _scopes(key.scopes))
+        return Principal(key.id, key.project, _scopes(key.scopes), key.expires_at)
+
+    def invalid_callers(self, ids: Collection[str]) -> set[str]:
+        """Return those callers whose API key is revoked or expired. A token is only invalid once it expires."""
+        keys = {caller for caller in ids if not caller.startswith(TOKEN_PREFIX)}
+        now = self._clock()
+        with Session(self._reading) as session:
+            found = session.scalars(select(ApiKey).where(ApiKey.id.in_(keys)))
+            return keys - {key.id for key in found if is_live(key, now)}
 
     def _note_use(self, key_id: str, now: float) -> None:
         stale = or_(ApiKey.used_at.is_(None), ApiKey.used_at <= now - USED_EVERY_S)
@@ -151,7 +168,7 @@ class Authenticator:
 
     def _principal_of_token(self, issuer: Issuer, token: str) -> Principal:
         claims = issuer.claims(token)
-        return Principal(f"oidc:{claims.subject}", claims.project, _scopes(claims.scopes))
+        return Principal(f"{TOKEN_PREFIX}{claims.subject}", claims.project, _scopes(claims.scopes), claims.expires_at)
 
 
 def _scopes(names: Any) -> frozenset[Scope]:
@@ -167,19 +184,14 @@ def needs(scope: Scope, inference: bool = False) -> Any:
     def caller(request: Request, _: Annotated[object, Security(_bearer)]) -> Principal:
         authenticator: Authenticator = request.app.state.authenticator
         principal = authenticator.admit(request, inference)
-        if not principal.allowed(scope):
-            own = _scope_names(principal)
-            raise Forbidden(f"this requires the scope {scope!r}; your key has: {own}", needed_scope=scope)
+        principal.require(scope)
         return principal
 
     return Depends(caller)
 
 
-def _scope_names(principal: Principal) -> str:
-    return ", ".join(sorted(principal.scopes)) or "none"
-
-
+Inferrer = Annotated[Principal, needs("infer", inference=True)]
+Searcher = Annotated[Principal, needs("read", inference=True)]
 Reader = Annotated[Principal, needs("read")]
-Inferrer = Annotated[Principal, needs("read", inference=True)]
 Submitter = Annotated[Principal, needs("submit")]
 Admin = Annotated[Principal, needs("admin")]

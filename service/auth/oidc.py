@@ -2,8 +2,8 @@
 
 A token must have the claims `iss`, `aud`, `exp` and `sub`, and in addition:
 `amd_project`: its project, or `*` for all projects; a token without this claim is rejected.
-`amd_scopes` (a list, or text separated by spaces), or else OAuth's `scope`: read, submit or admin; other scopes are
-ignored.
+`amd_scopes` (a list, or text separated by spaces), or else OAuth's `scope`: infer, read, submit or admin; other
+scopes are ignored.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _MALFORMED = (
     KeyError,
     AttributeError,
     RecursionError,
+    OverflowError,
 )  # raised by malformed tokens
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _SUBJECT = re.compile(r"[!-~]{1,90}")  # fits the database column and is printable in logs
@@ -51,6 +52,8 @@ class Claims(NamedTuple):
     project: str | None
     """Project that the token is limited to, or None for all projects."""
     scopes: frozenset[str]
+    expires_at: float
+    """When the token stops being accepted, in seconds since the epoch."""
 
 
 class Issuer:
@@ -150,5 +153,6 @@ def _claims(claims: Mapping[str, Any]) -> Claims:
     if not isinstance(project, str) or not (project == ALL_PROJECTS or _PROJECT.fullmatch(project)):
         raise ValueError("amd_project must be the name of a project, or * for all projects")
     scopes = claims["amd_scopes"] if "amd_scopes" in claims else claims.get("scope", "")
+    expires_at = float(claims["exp"]) + LEEWAY_S
     names = scopes.split() if isinstance(scopes, str) else scopes
-    return Claims(subject, None if project == ALL_PROJECTS else project, frozenset(map(str, names)))
+    return Claims(subject, None if project == ALL_PROJECTS else project, frozenset(map(str, names)), expires_at)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 import typing
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from service.serving.schemas import NeighbourView
 
 SEARCHED_JOBS = 2000  # number of newest jobs searched for a shortened id
+COMPLETE_ID = re.compile(r"[a-z]+-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")  # as `service.jobs.store.new_job_id` creates it
 COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelled": "yellow", "paused": "yellow"}
 
 app = typer.Typer(help="List, follow, stop and resume jobs of the service.", no_args_is_help=True)
@@ -100,9 +102,13 @@ def logs(
 
 @app.command()
 def events(job: JobId, as_json: AsJson = False) -> None:
-    """Print the history of a job, with the actor of each event, until the job ends."""
+    """Print the history of a job, with the actor of each event, until the job ends.
+
+    The history of a deleted job is kept under its complete id.
+    """
     with connected(as_json, persistent=True) as client:
-        for event in client.jobs.events(find_job(client, job).id):
+        id = job if COMPLETE_ID.fullmatch(job) else find_job(client, job).id
+        for event in client.jobs.events(id):
             if as_json:
                 print(event.model_dump_json(), flush=True)
                 continue

@@ -59,7 +59,9 @@ def create(
     name: Annotated[str, typer.Argument(help="Name of the person or program that uses the key.")],
     scope: Annotated[
         list[str] | None,
-        typer.Option("--scope", "-s", help="Scope: read, submit or admin, each including the previous; default: read."),
+        typer.Option(
+            "--scope", "-s", help="Scope: infer, read, submit or admin, each including the previous; default: read."
+        ),
     ] = None,
     project: Annotated[
         str | None,

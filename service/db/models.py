@@ -56,7 +56,7 @@ class Job(Base):
     device: Mapped[str] = mapped_column(String(8))
 
     wanted: Mapped[str] = mapped_column(String(16))
-    """Desired state: run, pause, cancel, or limit once the time limit has passed."""
+    """Desired state: run, pause, cancel, delete, or limit once the time limit has passed."""
     state: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(String(40))
     message: Mapped[str] = mapped_column(Text)
@@ -274,3 +274,26 @@ class Deployment(Base):
     created_at: Mapped[float]
     changed_at: Mapped[float]
     version: Mapped[int]
+
+
+class Deletion(Base):
+    """The deletion of an encoder or a deployment: what was deleted, by whom, and whether its files are gone.
+
+    Written together with the deletion and kept. A deleted job stays as a row of its own instead.
+    """
+
+    __tablename__ = "deletions"
+    __table_args__ = (
+        Index("deletions_of_object", "kind", "object_id"),
+        Index("deletions_pending", "done_at"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    """Kind of the object: encoder or deployment."""
+    object_id: Mapped[str] = mapped_column(String(200))
+    project: Mapped[str | None] = mapped_column(String(64))
+    actor: Mapped[str] = mapped_column(String(100))
+    at: Mapped[float]
+    done_at: Mapped[float | None]
+    """When the files were removed; None while they may remain."""

@@ -4,6 +4,7 @@ An action only records the desired state; the reconciler applies it. Does not us
 
     queued → starting → running → succeeded | failed | cancelled
     retrying (after an infrastructure failure) → starting      pausing → paused → queued      cancelling → cancelled
+    succeeded | failed | cancelled → deleting → deleted
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ ACTIONS: dict[str, tuple[Action, ...]] = {
     "succeeded": ("delete",),
     "failed": ("retry", "delete"),
     "cancelled": ("retry", "delete"),
+    "deleting": (),
+    "deleted": (),
 }
 
 # Actions that are already in effect in each state; repeating them is a no-op.
@@ -40,6 +43,8 @@ _FULFILLED: dict[str, tuple[Action, ...]] = {
     "cancelling": ("cancel",),
     "paused": ("pause",),
     "pausing": ("pause",),
+    "deleting": ("delete",),
+    "deleted": ("delete",),
 }
 
 
@@ -83,7 +88,7 @@ def act(
 ) -> Job:
     """Apply an action to a job. No-op if the action is already in effect. Raises IllegalAction or NotFound."""
     while True:
-        job = store.get(job_id, project)
+        job = store.get(job_id, project, deleted=action == "delete")
         if action in _FULFILLED.get(job.state, ()):
             return job
         check_allowed(job, action)
@@ -98,6 +103,8 @@ def _fields(job: Job, action: Action, deadline_s: float | None, now: float) -> d
     if action in ("resume", "retry"):
         restart = {"state": "queued", "wanted": "run", "retries": 0, "not_before": now, "stop_by": None}
         return {**restart, "reason": None, "message": "", "ended_at": None}
+    if action == "delete":
+        return {"wanted": "delete", "state": "deleting", "message": "removing its files"}
     target = _STOP_TARGETS[action]
     if job.state in ACTIVE:
         seconds = deadline_s if deadline_s is not None else checkpoint_deadline_s(job) + STOP_GRACE_S

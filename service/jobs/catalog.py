@@ -80,7 +80,7 @@ def validate_request(
     body: JobRequest, caller: Submitter, settings: Config, policy: Locations, request: Request
 ) -> ValidateView:
     """Return the resolved config, warnings and an estimate. Fails with the same errors as submitting the job."""
-    config: BaseModel = resolved(body, policy, settings.root, project_of(caller, body.project))
+    config: BaseModel = resolved(body, policy, settings, project_of(caller, body.project))
     warnings, capacity = list[str](), None
     cluster: Cluster = request.app.state.cluster
     try:

@@ -11,14 +11,15 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from amd.config import ConfigError, ImportConfig, LocationError
-from amd.storage import remove
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import run_folder
 from service.auth.authentication import Principal, Reader, Submitter
 from service.auth.isolation import LocationPolicy
+from service.auth.stream_limits import LimitedStream, StreamLimits
 from service.db.models import Job
 from service.jobs import logs, metrics, streams, views
 from service.jobs.actions import act, check_allowed
+from service.jobs.config_bounds import check_bounds
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.kinds import JobKind, named, resolve, resources_of, uris_in
 from service.jobs.location_checks import check_locations
@@ -34,11 +35,11 @@ from service.jobs.schemas import (
     State,
     TrialView,
 )
-from service.jobs.store import JobFilter, JobStore, StaleJob, new_job_id
+from service.jobs.store import JobFilter, JobStore, new_job_id
 from service.settings import Settings
 from service.web.errors import NotFound, UriNotAllowed
 from service.web.middleware import tagged
-from service.web.parameters import CURSOR, IdempotencyKey, IfNoneMatch, LastEventId, PageSize, ProjectFilter
+from service.web.parameters import CURSOR, MAX_NUMBER, IdempotencyKey, IfNoneMatch, LastEventId, PageSize, ProjectFilter
 from service.web.schemas import DEFAULT_PROJECT
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -62,9 +63,15 @@ def _locations(request: Request) -> LocationPolicy:
     return policy
 
 
+def _stream_limits(request: Request) -> StreamLimits:
+    limits: StreamLimits = request.app.state.stream_limits
+    return limits
+
+
 Jobs = Annotated[JobStore, Depends(_store)]
 Config = Annotated[Settings, Depends(_settings)]
 Locations = Annotated[LocationPolicy, Depends(_locations)]
+StreamLimitsDep = Annotated[StreamLimits, Depends(_stream_limits)]
 JobId = Annotated[str, Path(min_length=1, max_length=100, description="Job ID.")]
 
 
@@ -73,7 +80,13 @@ def _visible(job_id: JobId, jobs: Jobs, caller: Reader) -> Job:
     return jobs.get(job_id, caller.project)
 
 
+def _recorded(job_id: JobId, jobs: Jobs, caller: Reader) -> Job:
+    """Like `_visible`, but including deleted jobs, of which the history is kept."""
+    return jobs.get(job_id, caller.project, deleted=True)
+
+
 Visible = Annotated[Job, Depends(_visible)]
+Recorded = Annotated[Job, Depends(_recorded)]
 
 
 def project_of(caller: Principal, requested: str | None) -> str:
@@ -81,7 +94,7 @@ def project_of(caller: Principal, requested: str | None) -> str:
     return caller.own_project(requested) or DEFAULT_PROJECT
 
 
-def resolved(request: JobRequest, policy: LocationPolicy, root: str, project: str) -> Any:
+def resolved(request: JobRequest, policy: LocationPolicy, settings: Settings, project: str) -> Any:
     """Return the complete config for a request. Raises ConfigError, UriNotAllowed, or NotFound for an encoder or run.
 
     A job uses what its project owns, whoever submits it: the project's members can read what it writes.
@@ -94,9 +107,10 @@ def resolved(request: JobRequest, policy: LocationPolicy, root: str, project: st
         raise ConfigError(
             [f"name={name}: the run is named after the job's ID; omit the field, and set the request's `name` instead"]
         )
-    check_locations(config, partial(policy.check, project=project), root)
+    check_locations(config, partial(policy.check, project=project), settings.root)
     if isinstance(config, ImportConfig):
         policy.check_new_encoder(config.id, project)
+    check_bounds(config, settings.project_max_workers)
     return config
 
 
@@ -116,7 +130,7 @@ def submit(
     """
     project = project_of(caller, body.project)
     root = settings.root
-    config = resolved(body, policy, root, project)
+    config = resolved(body, policy, settings, project)
     needs, now, job_id = resources_of(config), time.time(), new_job_id(body.kind)
     job = Job(
         id=job_id,
@@ -194,23 +208,13 @@ def get_job(
 
 
 @router.delete("/{job_id}", status_code=204, summary="Delete a job that has ended")
-def delete_job(job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config) -> None:
-    """Delete a job with its log, metrics, checkpoints and output. An encoder that the job published is kept."""
-    job = _allowed(jobs, job_id, caller, "delete")
-    remove(JobFolder(settings.root, job.id).url)
-    remove(run_folder(settings.root, job.id))
-    while True:
-        try:
-            jobs.delete(job)
-            return
-        except StaleJob:
-            job = _allowed(jobs, job_id, caller, "delete")
+def delete_job(job_id: JobId, caller: Submitter, jobs: Jobs) -> None:
+    """Delete a job with its log, metrics, checkpoints and output, and the trials of a sweep. Its encoders are kept.
 
-
-def _allowed(jobs: JobStore, job_id: str, caller: Principal, action: Action) -> Job:
-    job = jobs.get(job_id, caller.project)
-    check_allowed(job, action)
-    return job
+    The job disappears at once, and its files shortly afterwards. Its history, which names who deleted it, is kept:
+    `GET /v1/jobs?state=deleted` lists deleted jobs.
+    """
+    act(jobs, job_id, caller.project, "delete", caller.id)
 
 
 @router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job after a final checkpoint")
@@ -238,7 +242,8 @@ for _action, _summary in (
 @router.post("/{job_id}/retry", status_code=202, summary="Restart a failed or cancelled job from its newest checkpoint")
 def retry_job(job_id: JobId, caller: Submitter, jobs: Jobs, settings: Config, policy: Locations) -> JobView:
     # Ended jobs do not protect the encoders that they name, so another project may have published one with the same id.
-    job = _allowed(jobs, job_id, caller, "retry")
+    job = jobs.get(job_id, caller.project)
+    check_allowed(job, "retry")
     policy.check_all(uris_in(job.kind, job.config), job.project)
     return _act(jobs, settings, job_id, caller, "retry")
 
@@ -263,6 +268,8 @@ def _act(
 )
 def job_logs(
     job: Visible,
+    caller: Reader,
+    limits: StreamLimitsDep,
     jobs: Jobs,
     settings: Config,
     follow: Annotated[bool, Query(description="Stream new output until the attempt ends.")] = False,
@@ -271,14 +278,16 @@ def job_logs(
         Query(ge=0, le=100_000, description="Number of lines to return from the end of the log. Default: all lines."),
     ] = None,
     attempt: Annotated[
-        int | None, Query(ge=1, description="Attempt number, starting at 1. Default: the newest attempt.")
+        int | None,
+        Query(ge=1, le=MAX_NUMBER, description="Attempt number, starting at 1. Default: the newest attempt."),
     ] = None,
-    offset: Annotated[int, Query(ge=0, description="Bytes to skip.")] = 0,
+    offset: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="Bytes to skip.")] = 0,
     last_event_id: LastEventId = 0,
 ) -> Response:
     """Return the log as text or, with `follow`, as server-sent events (`log`, then `end`).
 
-    The ID of each event is the offset from which a client can resume.
+    The ID of each event is the offset from which a client can resume. A stream ends with the key that opened it, and
+    with a `reconnect` event after the maximum lifetime; the client then resumes with `Last-Event-ID`.
     """
     number = attempt or max(job.attempt, 1)
     if number > max(job.attempt, 1):
@@ -289,7 +298,7 @@ def job_logs(
         start = logs.tail_offset(folder, number, tail)
     if not follow:
         return StreamingResponse(logs.pieces(folder, number, start), media_type="text/plain; charset=utf-8")
-    return _stream(streams.job_log(jobs, folder, job, number, start))
+    return LimitedStream(streams.job_log(jobs, folder, job, number, start), caller, limits)
 
 
 @router.get("/{job_id}/metrics", summary="Get a job's metrics as series")
@@ -313,12 +322,20 @@ def job_metrics(
     response_class=StreamingResponse,
     responses={200: {"content": EVENT_STREAM}},
 )
-def job_events(job: Visible, jobs: Jobs, request: Request, last_event_id: LastEventId = 0) -> Response:
+def job_events(
+    job: Recorded,
+    caller: Reader,
+    limits: StreamLimitsDep,
+    jobs: Jobs,
+    request: Request,
+    last_event_id: LastEventId = 0,
+) -> Response:
     """Send a `job` event for each change, `progress` events in between, and a final `end` event.
 
-    To resume, send the ID of the last `job` event as `Last-Event-ID`.
+    To resume, as after a `reconnect` event, send the ID of the last `job` event as `Last-Event-ID`. The history of a
+    deleted job is kept.
     """
-    return _stream(streams.job_events(jobs, request.app.state.watcher, job, last_event_id))
+    return LimitedStream(streams.job_events(jobs, request.app.state.watcher, job, last_event_id), caller, limits)
 
 
 @router.get("/{job_id}/trials", summary="List the trials of a sweep")
@@ -329,8 +346,3 @@ def job_trials(job: Visible, settings: Config) -> list[TrialView]:
 @router.get("/{job_id}/checkpoints", summary="List the checkpoints that a job can resume from")
 def job_checkpoints(job: Visible, settings: Config) -> list[CheckpointView]:
     return list(views.checkpoints(run_folder(settings.root, job.id)))
-
-
-def _stream(events: Any) -> StreamingResponse:
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)

@@ -21,10 +21,13 @@ State = Literal[
     "succeeded",
     "failed",
     "cancelled",
+    "deleting",
+    "deleted",
 ]
 ACTIVE: frozenset[State] = frozenset({"starting", "running", "pausing", "cancelling"})
 WAITING: frozenset[State] = frozenset({"queued", "retrying"})
-ENDED: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"})
+DELETED: frozenset[State] = frozenset({"deleting", "deleted"})
+ENDED: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"}) | DELETED
 
 Action = Literal["cancel", "pause", "resume", "retry", "delete"]
 Reason = Literal[

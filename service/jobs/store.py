@@ -1,5 +1,7 @@
 """Jobs in the database: every change is a compare-and-set on the job's version and is recorded as an event.
 
+A deleted job stays as a row with its events: a listing by its state and its history show it, nothing else does.
+
 State transitions are decided in `actions` and `execution.reconciler`. A listener delivers the events, so this module
 knows nothing about webhooks. Behaves identically on SQLite and PostgreSQL.
 """
@@ -18,6 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, defer
 
 from service.db.models import Attempt, IdempotencyKey, Job, JobEvent, JobLabel, TaskLease
+from service.jobs.schemas import DELETED
 from service.web.errors import KeyInFlight, KeyReused, NotFound
 from service.web.pagination import after, cursor_of
 
@@ -109,7 +112,8 @@ class JobStore:
         if known.request != digest:
             raise KeyReused(f"Idempotency-Key {known.key!r} was already sent with a different request; use a new key")
         job = session.get(Job, known.job_id)
-        if job is None or job.project != project:  # the project of an OIDC subject may have changed since
+        # The project of an OIDC subject may have changed since.
+        if job is None or job.state in DELETED or job.project != project:
             raise KeyReused(f"Idempotency-Key {known.key!r} belongs to a job that was deleted; use a new key")
         return job
 
@@ -133,16 +137,22 @@ class JobStore:
 
     # Reading
 
-    def get(self, job_id: str, project: str | None = None) -> Job:
-        """Return a job. Raises NotFound, including for a job in another project, whose existence is not disclosed."""
+    def get(self, job_id: str, project: str | None = None, *, deleted: bool = False) -> Job:
+        """Return a job; `deleted` includes jobs whose deletion was requested, of which the history is kept.
+
+        Raises NotFound, including for a job in another project, whose existence is not disclosed.
+        """
         with self._read() as session:
             job = session.get(Job, job_id)
-        if job is None or (project is not None and job.project != project):
+        if job is None or project not in (None, job.project) or (job.state in DELETED and not deleted):
             raise NotFound(f"there is no job {job_id!r}")
         return job
 
     def list(self, where: JobFilter, cursor: str | None = None, limit: int = 50) -> JobPageRows:
-        """List jobs, newest first, without their configs. Raises BadCursor if the cursor is invalid."""
+        """List jobs, newest first, without their configs. Deleted jobs are listed only if the filter names their state.
+
+        Raises BadCursor if the cursor is invalid.
+        """
         query = select(Job).options(_WITHOUT_CONFIG).limit(limit + 1)
         at, job_id = Job.created_at, Job.id  # the columns that order the listing
         for key, value in where.labels.items():
@@ -154,8 +164,7 @@ class JobStore:
             query = query.where(Job.project == where.project)
         if where.kinds:
             query = query.where(Job.kind.in_(where.kinds))
-        if where.states:
-            query = query.where(Job.state.in_(where.states))
+        query = query.where(Job.state.in_(where.states) if where.states else Job.state.not_in(DELETED))
         if where.origin:
             query = query.where(Job.origin == where.origin)
         if cursor:
@@ -178,9 +187,10 @@ class JobStore:
             return list(session.scalars(query.order_by(Job.created_at.desc()).limit(limit)))
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """Return the number of jobs by (kind, state)."""
+        """Return the number of jobs by (kind, state), without deleted jobs."""
+        count = select(Job.kind, Job.state, func.count()).where(Job.state != "deleted")
         with self._read() as session:
-            rows = session.execute(select(Job.kind, Job.state, func.count()).group_by(Job.kind, Job.state))
+            rows = session.execute(count.group_by(Job.kind, Job.state))
             return {(kind, state): count for kind, state, count in rows}
 
     def known(self, ids: Collection[str]) -> set[str]:
@@ -267,13 +277,14 @@ class JobStore:
         with self._write() as session:
             session.execute(update(Job).where(Job.id == job.id, Job.version == job.version).values(**values))
 
-    def delete(self, job: Job) -> None:
-        """Delete the job with its attempts and events. Raises StaleJob if the job has changed since it was read."""
+    def finish_deletion(self, job: Job) -> None:
+        """Record that a job's files are gone, and drop its config and attempts, whose outcomes quote the log.
+
+        The job and its events stay, since they say who deleted it. Raises StaleJob if another process recorded it.
+        """
         with self._write() as session:
-            result = session.execute(delete(Job).where(Job.id == job.id, Job.version == job.version))
-            assert isinstance(result, CursorResult)
-            if result.rowcount != 1:
-                raise StaleJob(job.id)
+            session.execute(delete(Attempt).where(Attempt.job_id == job.id))
+        self.change(job, "deleted", state="deleted", message="", config={}, progress=None)
 
     # Leases
 

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from service.db.models import Job
 from service.jobs import logs
 from service.jobs.execution.protocol import JobFolder
-from service.jobs.schemas import ENDED
+from service.jobs.schemas import DELETED, ENDED
 from service.jobs.store import JobStore
 from service.jobs.views import event_view
 from service.web.errors import NotFound
@@ -84,16 +84,12 @@ async def job_events(store: JobStore, watcher: JobWatcher, job: Job, after: int)
             for event in events:
                 after = event.version
                 yield message("job", event_view(event).model_dump(mode="json"), after)
-            try:
-                job = await run_in_threadpool(store.get, job.id)
-            except NotFound:
-                yield message("end", {"state": "deleted"})
-                return
+            job = await run_in_threadpool(store.get, job.id, deleted=True)
             if job.progress and job.progress != progress:
                 progress = job.progress
                 yield message("progress", progress)
             if job.state in ENDED and after >= job.version:
-                yield message("end", {"state": job.state})
+                yield message("end", {"state": "deleted" if job.state in DELETED else job.state})
                 return
             try:
                 await asyncio.wait_for(changed.wait(), KEEPALIVE_S)

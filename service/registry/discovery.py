@@ -1,7 +1,7 @@
 """Encoder discovery: keep the database in sync with the encoder cards under the storage root.
 
 The cards are authoritative, however an encoder was published: by a job, an import, `amd train` outside the service, or
-a copied folder.
+a copied folder. A deletion is recorded in the database; it removes the card and the other files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from amd.artifacts.discovery import CARD, encoder_folder, encoders_url, load_card
 from amd.config import ConfigError
-from amd.storage import exists, files, is_remote
+from amd.storage import exists, files, is_remote, join, remove
 from service.db.models import RegisteredEncoder
 from service.jobs.ownership import StorageOwners
 from service.registry.store import EncoderStore
@@ -33,7 +33,11 @@ class EncoderDiscovery:
         self._last_scan = float("-inf")
 
     def scan(self) -> None:
-        """Scan if SCAN_INTERVAL_S has passed, a job has succeeded, or cards remain to be read. Raises StorageError."""
+        """Scan if SCAN_INTERVAL_S has passed, a job has succeeded, or cards remain to be read. Raises StorageError.
+
+        Removes the files of deleted encoders in any case.
+        """
+        self._remove_deleted()
         now = self._clock()
         if now - self._last_scan < SCAN_INTERVAL_S and not self._store.job_succeeded_since(self._last_scan):
             return
@@ -49,6 +53,13 @@ class EncoderDiscovery:
         missing = known.keys() - cards.keys()
         if missing and (cards or self._root_is_available()):
             self._store.remove_missing(missing)
+
+    def _remove_deleted(self) -> None:
+        for encoder_id in self._store.pending_deletions():
+            url = encoder_folder(self._root, encoder_id)
+            remove(join(url, CARD))  # first: an encoder without a card is not published
+            remove(url)
+            self._store.finish_deletion(encoder_id)
 
     def register(self, folder: str) -> None:
         """Index an encoder reported by a job, without a full scan. Raises StorageError."""

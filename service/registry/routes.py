@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from amd.artifacts.discovery import CARD, WEIGHTS, encoder_folder
-from amd.storage import files, join, remove
+from amd.storage import files
 from service.auth.authentication import Principal, Reader, Submitter
 from service.db.models import Alias, RegisteredEncoder
 from service.jobs.routes import Config, Jobs, Locations, project_of, submit
@@ -168,11 +168,11 @@ def get_encoder(
 
 @router.delete("/{encoder}", status_code=204, summary="Delete an unused encoder")
 def delete_encoder(encoder: EncoderId, caller: Submitter, encoders: EncodersDep, settings: Config) -> None:
-    """Delete the encoder and its weights permanently. Fails while an alias, a deployment or an active job uses it."""
-    encoders.delete_encoder(encoder, caller.project, settings.root)
-    url = encoder_folder(settings.root, encoder)
-    remove(join(url, CARD))  # first: an encoder without a card is not published
-    remove(url)
+    """Delete the encoder permanently, and its files shortly afterwards.
+
+    Fails while an alias, a deployment or an active job uses it.
+    """
+    encoders.delete_encoder(encoder, caller.project, settings.root, caller.id)
 
 
 @router.get(

@@ -11,19 +11,20 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Engine, delete, func, select, true
+from sqlalchemy import ColumnElement, Engine, delete, func, select, true, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from amd.artifacts.discovery import encoder_folder
 from amd.storage import is_remote, local_path
-from service.db.models import Alias, AliasMove, Deployment, Job, JobEvent, RegisteredEncoder
+from service.db.models import Alias, AliasMove, Deletion, Deployment, Job, JobEvent, RegisteredEncoder
 from service.jobs.kinds import uris_in
 from service.jobs.schemas import ENDED
 from service.web.errors import AliasMoved, EncoderInUse, IllegalAction, NotFound
 from service.web.pagination import after, cursor_of
 from service.web.schemas import DEFAULT_PROJECT
 
+ENCODER = "encoder"  # kind of the deletions recorded here
 IMPORTED = "imported"  # objective of encoders that this service did not train
 
 
@@ -100,8 +101,8 @@ class EncoderStore:
         last = found[limit - 1] if len(found) > limit else None
         return EncoderListing(found[:limit], cursor_of(last.created_at, last.id) if last is not None else None)
 
-    def delete_encoder(self, encoder_id: str, project: str | None, root: str) -> None:
-        """Delete an unused encoder's row. The caller removes its folder under `root`.
+    def delete_encoder(self, encoder_id: str, project: str | None, root: str, actor: str) -> None:
+        """Delete an unused encoder's row, and record the deletion. `discovery` then removes its folder under `root`.
 
         Raises NotFound or EncoderInUse.
         """
@@ -114,6 +115,19 @@ class EncoderStore:
                 message = f"{encoder_id} is used by {', '.join(uses)}; remove those uses first"
                 raise EncoderInUse(message, used_by=uses)
             session.delete(found)
+            row = Deletion(kind=ENCODER, object_id=encoder_id, project=found.project, actor=actor, at=time.time())
+            session.add(row)
+
+    def pending_deletions(self) -> Sequence[str]:
+        """Return the IDs of deleted encoders whose files may remain."""
+        with self._read_session() as session:
+            return list(session.scalars(select(Deletion.object_id).where(*_pending()).order_by(Deletion.id)))
+
+    def finish_deletion(self, encoder_id: str) -> None:
+        """Record that a deleted encoder's files are gone. From now on, an encoder can be published under its ID."""
+        with self._write_session() as session:
+            pending = (*_pending(), Deletion.object_id == encoder_id)
+            session.execute(update(Deletion).where(*pending).values(done_at=time.time()))
 
     # Aliases
 
@@ -207,11 +221,16 @@ class EncoderStore:
             return dict(session.execute(select(RegisteredEncoder.id, RegisteredEncoder.stamp)).tuples().all())
 
     def upsert(self, encoder: RegisteredEncoder) -> None:
-        """Insert an encoder, or update its card, and its owner if another job or run has published it since."""
+        """Insert an encoder, or update its card, and its owner if another job or run has published it since.
+
+        No-op while its deletion removes its files.
+        """
         with suppress(IntegrityError), self._write_session() as session:  # inserted concurrently by another scan
             known = session.get(RegisteredEncoder, encoder.id, with_for_update=True)
             if known is None:
-                session.add(encoder)
+                pending = select(Deletion.id).where(*_pending(), Deletion.object_id == encoder.id).limit(1)
+                if session.scalar(pending) is None:  # its card was read before it was removed
+                    session.add(encoder)
                 return
             moved = any(known.card.get(origin) != encoder.card.get(origin) for origin in ("job", "run"))
             for field in ("created_at", "card", "stamp", "seen_at", *(("project", "job_id") if moved else ())):
@@ -227,6 +246,10 @@ class EncoderStore:
         query = select(JobEvent.at).where(JobEvent.at >= since, JobEvent.type == "succeeded").limit(1)
         with self._read_session() as session:
             return session.execute(query).first() is not None
+
+
+def _pending() -> tuple[ColumnElement[bool], ...]:
+    return Deletion.kind == ENCODER, Deletion.done_at.is_(None)
 
 
 def _visible(project: str | None) -> ColumnElement[bool]:

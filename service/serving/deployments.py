@@ -12,11 +12,12 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, delete, or_, select, update
+from sqlalchemy import Engine, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from amd.artifacts.discovery import encoder_folder
-from service.db.models import Deployment
+from service.db.models import Deletion, Deployment
 from service.jobs.store import JobStore
 from service.registry.store import EncoderStore
 from service.serving.protocol import CANDIDATE, MAIN, SLOTS
@@ -24,6 +25,7 @@ from service.serving.schemas import ServingSettings
 from service.serving.serve_api import ServeApplication, ServeClient
 from service.settings import Settings
 from service.web.errors import ClusterUnavailable, NotFound
+from service.web.preconditions import check_match
 
 logger = logging.getLogger(__name__)
 
@@ -42,24 +44,34 @@ class DeploymentStore:
         self._engine = engine
         self._reading = engine.execution_options(reads_only=True)
 
-    def put(self, desired: Deployment) -> tuple[Deployment, bool]:
+    def put(self, desired: Deployment, if_match: str | None = None) -> tuple[Deployment, bool]:
         """Create or update a deployment. Returns it and whether it is new.
 
-        Raises NotFound if the name belongs to another project.
+        Raises NotFound if the name belongs to another project, or PreconditionFailed if `if_match` does not name the
+        ETag of the current settings.
         """
-        with Session(self._engine, expire_on_commit=False) as session, session.begin():
-            found = session.get(Deployment, desired.name)
-            if found is None:
-                session.add(desired)
-                return desired, True
-            if found.project != desired.project:
-                raise NotFound(
-                    f"there is no deployment {desired.name!r} in your project, and another project uses the name"
-                )
-            for field in ("encoder", "candidate", "share", "settings", "changed_at", "state", "message"):
-                setattr(found, field, getattr(desired, field))
-            found.version += 1
-            return found, False
+        while True:
+            try:
+                with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                    return self._put(session, desired, if_match)
+            except IntegrityError:  # created concurrently
+                continue
+
+    def _put(self, session: Session, desired: Deployment, if_match: str | None) -> tuple[Deployment, bool]:
+        found = session.get(Deployment, desired.name, with_for_update=True)
+        if found is None:
+            check_match(if_match, None)
+            session.add(desired)
+            return desired, True
+        if found.project != desired.project:
+            raise NotFound(
+                f"there is no deployment {desired.name!r} in your project, and another project uses the name"
+            )
+        check_match(if_match, etag_of(found))
+        for field in ("encoder", "candidate", "share", "settings", "changed_at", "state", "message"):
+            setattr(found, field, getattr(desired, field))
+        found.version += 1
+        return found, False
 
     def all(self, project: str | None = None) -> Sequence[Deployment]:
         """Return the deployments of a project, or of all projects, sorted by name."""
@@ -74,7 +86,7 @@ class DeploymentStore:
         with Session(self._reading, expire_on_commit=False) as session:
             found = session.get(Deployment, name)
         if found is None or project not in (None, found.project):
-            raise NotFound(f"there is no deployment {name!r}")
+            raise _not_found(name)
         return found
 
     def find_serving(self, name: str, project: str | None) -> Deployment | None:
@@ -96,11 +108,16 @@ class DeploymentStore:
         ranks = ("healthy", "unhealthy", "deploying", "failed")
         return min(found, key=lambda one: (ranks.index(one.state), one.name), default=None)
 
-    def delete(self, name: str, project: str | None) -> None:
-        """Delete a deployment. Raises NotFound."""
-        found = self.get(name, project)
+    def delete(self, name: str, project: str | None, actor: str, if_match: str | None = None) -> None:
+        """Delete a deployment, which the deployer then stops. Raises NotFound, or PreconditionFailed as `put` does."""
         with Session(self._engine) as session, session.begin():
-            session.execute(delete(Deployment).where(Deployment.name == found.name))
+            found = session.get(Deployment, name, with_for_update=True)
+            if found is None or project not in (None, found.project):
+                raise _not_found(name)
+            check_match(if_match, etag_of(found))
+            session.delete(found)
+            same, now = {"kind": "deployment", "object_id": name, "project": found.project}, time.time()
+            session.add(Deletion(**same, actor=actor, at=now, done_at=now))
 
     def record_status(self, deployment: Deployment, state: str, message: str, serving: Mapping[str, str]) -> None:
         """Store the observed status, unless the deployment has changed in the meantime."""
@@ -112,6 +129,15 @@ class DeploymentStore:
                 .where(Deployment.name == deployment.name, Deployment.version == deployment.version)
                 .values(state=state, message=message, serving=dict(serving))
             )
+
+
+def etag_of(deployment: Deployment) -> str:
+    """Return the ETag of a deployment's settings, which its observed state does not change."""
+    return f'"{deployment.version}-{int(deployment.created_at * 1e6):x}"'
+
+
+def _not_found(name: str) -> NotFound:
+    return NotFound(f"there is no deployment {name!r}")
 
 
 class Deployer:
@@ -187,7 +213,8 @@ class Deployer:
         urls = {slot: encoder_folder(self._root, serving[slot]) if slot in serving else None for slot in SLOTS}
         scale: dict[str, Any] = {"num_replicas": settings.replicas.min}
         if settings.replicas.min != settings.replicas.max:
-            bounds = {"min_replicas": settings.replicas.min, "max_replicas": settings.replicas.max}
+            most = max(settings.replicas.min, settings.replicas.max)  # stored before min <= max was a rule
+            bounds = {"min_replicas": settings.replicas.min, "max_replicas": most}
             scale = {"autoscaling_config": {**bounds, "target_ongoing_requests": 8}}
         return {
             "name": APP_PREFIX + deployment.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
@@ -13,7 +14,7 @@ from service.auth.authentication import Inferrer, Principal, Reader, Submitter
 from service.db.models import Deployment
 from service.jobs.routes import Locations, project_of
 from service.registry.routes import BINARY, EncodersDep
-from service.serving.deployments import DeploymentStore, new_deployment
+from service.serving.deployments import DeploymentStore, etag_of, new_deployment
 from service.serving.gateway import Gateway
 from service.serving.protocol import ARROW, CANDIDATE, MAIN, PNG
 from service.serving.requests import (
@@ -45,6 +46,7 @@ DeploymentName = Annotated[
     ),
 ]
 EncoderName = Annotated[str, Path(min_length=1, max_length=200, description="Encoder ID, alias or deployment name.")]
+IfMatch = Annotated[str | None, Header(max_length=1000, description="ETag of the settings to change.")]
 
 
 def _deployments(request: Request) -> DeploymentStore:
@@ -71,8 +73,13 @@ def put_deployment(
     store: DeploymentsDep,
     encoders: EncodersDep,
     response: Response,
+    if_match: IfMatch = None,
 ) -> DeploymentView:
-    """The deployment serves requests once its `state` is `healthy`. No request fails while its encoder is replaced."""
+    """The deployment serves requests once its `state` is `healthy`. No request fails while its encoder is replaced.
+
+    With `If-Match`, the deployment changes only if its settings are still those with this ETag; otherwise the response
+    is 412.
+    """
     project = project_of(caller, body.project)
     for encoder in filter(None, (body.encoder, body.candidate)):
         encoders.resolve(encoder, project)
@@ -86,10 +93,12 @@ def put_deployment(
             candidate=body.candidate,
             share=body.share,
             settings=settings,
-        )
+        ),
+        if_match,
     )
     if created:
         response.headers["Location"] = f"/v1/deployments/{name}"
+    response.headers["ETag"] = etag_of(stored)
     return _view(stored)
 
 
@@ -99,8 +108,11 @@ def list_deployments(caller: Reader, store: DeploymentsDep, project: ProjectFilt
 
 
 @deployments.get("/{name}", summary="Get a deployment and its state")
-def get_deployment(name: DeploymentName, caller: Reader, store: DeploymentsDep) -> DeploymentView:
-    return _view(store.get(name, caller.project))
+def get_deployment(name: DeploymentName, caller: Reader, store: DeploymentsDep, response: Response) -> DeploymentView:
+    """The `ETag` identifies the settings, for `If-Match`; a new `state` does not change it."""
+    found = store.get(name, caller.project)
+    response.headers["ETag"] = etag_of(found)
+    return _view(found)
 
 
 @deployments.get("/{name}/drift", summary="Compare the candidate's embeddings with the encoder's")
@@ -118,9 +130,9 @@ async def get_drift(name: DeploymentName, caller: Reader, store: DeploymentsDep,
 
 
 @deployments.delete("/{name}", status_code=204, summary="Delete a deployment")
-def delete_deployment(name: DeploymentName, caller: Submitter, store: DeploymentsDep) -> None:
-    """Requests in flight complete; the encoder is kept."""
-    store.delete(name, caller.project)
+def delete_deployment(name: DeploymentName, caller: Submitter, store: DeploymentsDep, if_match: IfMatch = None) -> None:
+    """Requests in flight complete; the encoder is kept. `If-Match` has the same effect as on an update."""
+    store.delete(name, caller.project, caller.id, if_match)
 
 
 def _load_error_suffix(error: str | None) -> str:
@@ -141,6 +153,7 @@ def _view(one: Deployment) -> DeploymentView:
         created_by=one.created_by,
         created_at=utc_datetime(one.created_at),
         changed_at=utc_datetime(one.changed_at),
+        etag=etag_of(one),
     )
 
 
@@ -176,10 +189,17 @@ Accept = Annotated[str | None, Header(description="Media type of the response. D
 inference = APIRouter(prefix="/encoders", tags=["requests"])
 
 
+def _check_inputs(caller: Principal, items: Sequence[Mapping[str, Any]]) -> None:
+    """Raise Forbidden for a URI without the scope `read`: the service reads the file, and a result may show it."""
+    if any("uri" in item for item in items):
+        caller.require("read")
+
+
 async def _infer(
     request: Request, name: str, caller: Principal, gateway: Gateway, policy: Any, task: str, media_type: str | None
 ) -> Response:
     parsed = await read_request(request, policy, caller.project)
+    _check_inputs(caller, parsed.items)
     if media_type == PNG and len(parsed.items) > 1:
         raise Refusal("not_possible", f"Accept: {PNG} supports one item, not {len(parsed.items)}; request JSON instead")
     options = parsed.options.for_engine(task)
@@ -250,6 +270,7 @@ async def openai_embeddings(
     request: Request, body: OpenAIEmbeddings, caller: Inferrer, gateway: GatewayDep, policy: Locations
 ) -> Response:
     items = await run_in_threadpool(parse_inputs, body.input, policy, caller.project)
+    _check_inputs(caller, items)
     options = RequestOptions().for_engine("embedding")
     reply = await gateway.infer(request, body.model, caller.project, items, options, DEADLINE_S)
     vectors = [item["embedding"] for item in reply.items]
@@ -264,7 +285,7 @@ async def openai_embeddings(
 
 
 @openai.get("/models", summary="List served encoders (OpenAI-compatible)")
-def openai_models(caller: Reader, store: DeploymentsDep) -> dict[str, Any]:
+def openai_models(caller: Inferrer, store: DeploymentsDep) -> dict[str, Any]:
     served = [one for one in store.all(caller.project) if one.state == "healthy"]
     names = {one.encoder: one for one in served} | {one.serving[MAIN]: one for one in served if MAIN in one.serving}
     data = [

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from service.serving.requests import MAX_ITEMS, Input
 from service.web.schemas import ApiModel, Project
 
+MIN_SHARE = 0.01  # of a CPU or GPU; Ray rounds to 0.0001, and a model does not run on less than a hundredth
 State = Literal["deploying", "healthy", "unhealthy", "failed"]
 
 
@@ -35,11 +36,11 @@ class ServingSettings(ApiModel):
     """CPU threads of the model in each replica. null: the number of reserved CPUs, but at least 1."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass."""
-    max_batch_tokens: int | None = Field(None, ge=1)
+    max_batch_tokens: int | None = Field(None, ge=1, le=10**9)
     """Maximum number of tokens per forward pass. null: the engine's default."""
     max_wait_ms: float | None = Field(None, ge=0, le=1000)
     """Maximum time in milliseconds that an idle model waits for further clips. null: the engine's default."""
-    max_queued_tokens: int | None = Field(None, ge=1)
+    max_queued_tokens: int | None = Field(None, ge=1, le=10**9)
     """Maximum number of queued tokens; requests beyond it fail with status 429. null: the engine's default."""
     decoders: int | None = Field(None, ge=1, le=64)
     """Number of decoding processes per replica. null: the engine's default."""
@@ -64,6 +65,41 @@ class DeploymentRequest(ServingSettings):
     project: Project | None = None
     """Project of the deployment. null: the API key's project, or `default` if the key covers all projects."""
 
+    # Rules for requests alone: a deployment that was stored before a rule existed stays readable.
+
+    @field_validator("replicas")
+    @classmethod
+    def _ordered(cls, value: Replicas) -> Replicas:
+        if value.min > value.max:
+            raise ValueError(
+                f"replicas.min={value.min} must not be above replicas.max={value.max}; raise max or lower min"
+            )
+        return value
+
+    @field_validator("cpus", "gpus")
+    @classmethod
+    def _allocatable(cls, value: float, info: ValidationInfo) -> float:
+        if 0 < value < MIN_SHARE:
+            raise ValueError(
+                f"{info.field_name}={value:g} must be 0 or at least {MIN_SHARE:g}, the smallest share; raise it"
+            )
+        if info.field_name == "gpus" and value > 1 and value != int(value):
+            raise ValueError(
+                f"gpus={value:g} must be a whole number above 1: a replica shares one GPU, but not several; round it"
+            )
+        return value
+
+    @field_validator("max_queued_tokens")
+    @classmethod
+    def _holds_a_batch(cls, value: int | None, info: ValidationInfo) -> int | None:
+        batch = info.data.get("max_batch_tokens")
+        if value is not None and batch is not None and value < batch:
+            raise ValueError(
+                f"max_queued_tokens={value} must not be below max_batch_tokens={batch}: no batch would be full; "
+                "raise it or lower max_batch_tokens"
+            )
+        return value
+
 
 class DeploymentView(ApiModel):
     """A deployment and its state."""
@@ -81,6 +117,8 @@ class DeploymentView(ApiModel):
     created_by: str
     created_at: datetime
     changed_at: datetime
+    etag: str | None = None
+    """ETag of the settings, for `If-Match`; null if the service is older than this field."""
 
 
 class DeploymentList(ApiModel):
@@ -190,6 +228,6 @@ class OpenAIEmbeddings(ApiModel):
     input: Input | Annotated[list[Input], Field(min_length=1, max_length=MAX_ITEMS)]
     """Files as base64 `data:` URLs, or URIs under the allowed prefixes."""
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Width of the embeddings; must equal the encoder's."""
     user: str | None = None

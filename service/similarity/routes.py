@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from amd.downstream.embedding.files import EmbeddingIndex
-from service.auth.authentication import Inferrer
+from service.auth.authentication import Searcher
 from service.jobs.actions import allowed_actions
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.routes import Config, JobId, Jobs, Locations
@@ -43,7 +43,7 @@ async def neighbours(
     request: Request,
     job_id: JobId,
     body: NeighboursRequest,
-    caller: Inferrer,
+    caller: Searcher,
     jobs: Jobs,
     settings: Config,
     cache: EmbeddingCacheDep,

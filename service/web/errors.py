@@ -49,6 +49,10 @@ class AliasMoved(ServiceError, code="alias_moved"):
     """The alias points to a different encoder than the request expects; `current` is its id."""
 
 
+class PreconditionFailed(ServiceError, code="precondition_failed"):
+    """The object has changed since the version that the request's `If-Match` names; `current` is its ETag."""
+
+
 class BadCursor(ServiceError, code="cursor_invalid"):
     """The cursor of a listing is invalid."""
 
@@ -134,6 +138,7 @@ ERROR_RESPONSES: dict[str, ErrorResponse] = {
     "illegal_action": ErrorResponse(HTTPStatus.CONFLICT),
     "encoder_in_use": ErrorResponse(HTTPStatus.CONFLICT),
     "alias_moved": ErrorResponse(HTTPStatus.CONFLICT),
+    "precondition_failed": ErrorResponse(HTTPStatus.PRECONDITION_FAILED),
     "cursor_invalid": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),
     "idempotency_key_reused": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),
     "idempotency_key_in_flight": ErrorResponse(HTTPStatus.CONFLICT, retry_after_s=1),

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from fastapi import Header, Query
 
+MAX_NUMBER = 10**15  # of offsets and event numbers: exact in JSON, and fits the integers of the databases
+
 CURSOR = "`next_cursor` of the previous page. Default: the first page."
 """Description of a cursor, whose maximum length differs between listings."""
 
@@ -28,5 +30,10 @@ IdempotencyKey = Annotated[
     ),
 ]
 LastEventId = Annotated[
-    int, Header(ge=0, description="ID of the last event received, after which the stream resumes. 0: from the start.")
+    int,
+    Header(
+        ge=0,
+        le=MAX_NUMBER,
+        description="ID of the last event received, after which the stream resumes. 0: from the start.",
+    ),
 ]

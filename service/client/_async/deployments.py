@@ -8,15 +8,19 @@ import time
 
 from service.client._async.requests import POLL_INTERVAL_S, AsyncApiMethods
 from service.client.errors import NoAnswer
-from service.client.messages import api_path, fields_of
+from service.client.messages import api_path, fields_of, present
 from service.serving.schemas import DeploymentList, DeploymentRequest, DeploymentView, DriftView
 
 
 class AsyncDeployments(AsyncApiMethods):
-    async def put(self, name: str, request: DeploymentRequest) -> DeploymentView:
-        """Create or update a deployment; it serves requests once its state is `healthy`."""
-        path = api_path("deployments", name)
-        return await self._request("PUT", path, DeploymentView, body=fields_of(request))
+    async def put(self, name: str, request: DeploymentRequest, etag: str | None = None) -> DeploymentView:
+        """Create or update a deployment; it serves requests once its state is `healthy`.
+
+        With `etag`, only if its settings are still those of the view with this ETag; otherwise raises ApiError with the
+        code `precondition_failed`.
+        """
+        path, headers = api_path("deployments", name), present({"If-Match": etag})
+        return await self._request("PUT", path, DeploymentView, body=fields_of(request), headers=headers)
 
     async def get(self, name: str) -> DeploymentView:
         return await self._request("GET", api_path("deployments", name), DeploymentView)

@@ -51,10 +51,12 @@ class AsyncApiMethods:
         """Send a request, with retries. Raises ApiError or NoAnswer.
 
         `accepted`: error statuses that are returned. `repeatable`: whether repeating a POST has no second effect, as
-        with an Idempotency-Key; other methods are always repeatable. `deadline_s`: time that the service may take to
-        respond; after it, the request is not repeated, since the service may still be working on it.
+        with an Idempotency-Key; other methods are repeatable unless they have an If-Match. `deadline_s`: time
+        that the service may take to respond; after it, the request is not repeated, since the service may still be
+        working on it.
         """
-        repeatable = repeatable or method != "POST" or "Idempotency-Key" in (headers or {})
+        given = headers or {}  # a change with If-Match fails if it is repeated, since it has changed the ETag
+        repeatable = repeatable or (method != "POST" and "If-Match" not in given) or "Idempotency-Key" in given
         timeout = TIMEOUT if deadline_s is None else response_timeout(deadline_s)
         request = self._http.build_request(
             method, path, params=present(query or {}), json=body, headers=headers, timeout=timeout

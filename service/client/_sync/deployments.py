@@ -8,15 +8,19 @@ import time
 
 from service.client._sync.requests import POLL_INTERVAL_S, ApiMethods
 from service.client.errors import NoAnswer
-from service.client.messages import api_path, fields_of
+from service.client.messages import api_path, fields_of, present
 from service.serving.schemas import DeploymentList, DeploymentRequest, DeploymentView, DriftView
 
 
 class Deployments(ApiMethods):
-    def put(self, name: str, request: DeploymentRequest) -> DeploymentView:
-        """Create or update a deployment; it serves requests once its state is `healthy`."""
-        path = api_path("deployments", name)
-        return self._request("PUT", path, DeploymentView, body=fields_of(request))
+    def put(self, name: str, request: DeploymentRequest, etag: str | None = None) -> DeploymentView:
+        """Create or update a deployment; it serves requests once its state is `healthy`.
+
+        With `etag`, only if its settings are still those of the view with this ETag; otherwise raises ApiError with the
+        code `precondition_failed`.
+        """
+        path, headers = api_path("deployments", name), present({"If-Match": etag})
+        return self._request("PUT", path, DeploymentView, body=fields_of(request), headers=headers)
 
     def get(self, name: str) -> DeploymentView:
         return self._request("GET", api_path("deployments", name), DeploymentView)

@@ -21,6 +21,7 @@ from service.auth.uri_policy import UriPolicy
 from service.db.models import Job
 from service.jobs.actions import STOP_GRACE_S, checkpoint_deadline_s
 from service.jobs.execution.admission import AdmissionController
+from service.jobs.execution.deletion import JobDeletions
 from service.jobs.execution.external import ExternalRunDiscovery
 from service.jobs.execution.protocol import AttemptOutcome, DriverPolicy, Heartbeat, JobFolder, request_digest
 from service.jobs.execution.ray_jobs import Cluster, RayJobStatus
@@ -75,6 +76,7 @@ class Reconciler:
         self._root = settings.root
         self._allowed_uris = UriPolicy(self._root, settings.allowed_uris).allowed
         self._external_runs = ExternalRunDiscovery(store, self._root, clock)
+        self._deletions = JobDeletions(store, self._root)
         self.holder = uuid.uuid4().hex
         self._silent_since: dict[str, float] = {}  # by job: when its attempt was first missing without an outcome
         self._heartbeats: dict[str, tuple[float, float]] = {}  # by missing job: (node's clock, when observed)
@@ -89,6 +91,7 @@ class Reconciler:
                 self.step()
             except Exception:
                 logger.exception("reconcile step failed; will retry")
+        self._deletions.close()
         try:
             self._store.release_lease(TASK, self.holder)
         except Exception as error:
@@ -101,6 +104,7 @@ class Reconciler:
         for job in self._store.in_states(ACTIVE):
             self._guarded(self._follow, job)
         self._start_waiting()
+        self._deletions.advance()
         scans = (("external runs", self._external_runs.scan), ("published encoders", self._encoders.scan))
         for what, scan in scans:
             try:

@@ -43,7 +43,7 @@ def test_a_created_key_has_the_requested_scopes_and_is_shown_once(engine: Engine
     assert response.headers["Cache-Control"] == "no-store"
     created = response.json()
     principal = Authenticator(engine, Settings()).authenticate(f"Bearer {created['key']}")
-    assert principal == Principal(created["id"], "video", frozenset({"submit"}))
+    assert principal == Principal(created["id"], "video", frozenset({"submit"}), expires.timestamp())
     assert datetime.fromisoformat(created["expires_at"]) == expires
     listed = client.get("/v1/keys", headers=root)
     assert {item["name"] for item in listed.json()["items"]} == {"CI", "test key"}

@@ -86,11 +86,11 @@ RULES: dict[tuple[str, str], Rule] = {
     ("DELETE", "/v1/encoders/{encoder}"): Rule("submit"),
     ("GET", "/v1/encoders/{encoder}/download"): Rule("read"),
     ("GET", "/v1/encoders/{encoder}/compare/{other}"): Rule("read"),
-    ("POST", "/v1/encoders/{encoder}/embeddings"): Rule("read", PICTURE, unknown=409),
-    ("POST", "/v1/encoders/{encoder}/classifications"): Rule("read", PICTURE, unknown=409),
-    ("POST", "/v1/encoders/{encoder}/reconstructions"): Rule("read", PICTURE, unknown=409),
-    ("POST", "/openai/v1/embeddings"): Rule("read", {"model": "{encoder}", **PICTURE}, unknown=409),
-    ("GET", "/openai/v1/models"): Rule("read"),
+    ("POST", "/v1/encoders/{encoder}/embeddings"): Rule("infer", PICTURE, unknown=409),
+    ("POST", "/v1/encoders/{encoder}/classifications"): Rule("infer", PICTURE, unknown=409),
+    ("POST", "/v1/encoders/{encoder}/reconstructions"): Rule("infer", PICTURE, unknown=409),
+    ("POST", "/openai/v1/embeddings"): Rule("infer", {"model": "{encoder}", **PICTURE}, unknown=409),
+    ("GET", "/openai/v1/models"): Rule("infer"),
     ("GET", "/v1/deployments"): Rule("read", lists=True),
     ("PUT", "/v1/deployments/{name}"): Rule("submit", {"encoder": "{encoder}", "candidate": "{other}"}, names=True),
     ("GET", "/v1/deployments/{name}"): Rule("read"),
@@ -300,7 +300,7 @@ def test_lists_are_limited_to_the_callers_project(api: ApiFixture, route: tuple[
     assert not any(name in shown.text for name in api.objects["theirs"].values())
 
 
-CREATING = [route for route, rule in RULES.items() if rule.body is not None and rule.needs != "read"]
+CREATING = [route for route, rule in RULES.items() if rule.body is not None and rule.needs not in ("infer", "read")]
 
 
 @pytest.mark.parametrize("route", CREATING, ids=" ".join)
@@ -308,3 +308,15 @@ def test_creating_objects_in_other_projects_is_rejected(api: ApiFixture, route: 
     header, before = key_to(api.engine, "admin", project="ours"), api.state()
     assert api.request(route, header, of="theirs", project="theirs").status_code == 403
     assert api.state() == before
+
+
+@pytest.mark.parametrize(
+    "route", [route for route, rule in RULES.items() if rule.body and "input" in rule.body], ids=" ".join
+)
+def test_reading_a_file_by_its_uri_requires_more_than_inference(api: ApiFixture, route: tuple[str, str]) -> None:
+    by_uri = f"{api.root}/encoders/picture.png"
+    for scope, status in (("infer", 403), ("read", 409)):  # 409: no deployment serves the encoder
+        response = api.request(route, key_to(api.engine, scope, project="ours"), input=by_uri)
+        assert response.status_code == status, response.text
+        if status == 403:
+            assert response.json()["needed_scope"] == "read"

@@ -99,7 +99,8 @@ def settings(provider: Provider, **more: Any) -> Settings:
 def test_a_token_grants_the_project_and_scopes_in_its_claims(sqlite_engine: Engine, provider: Provider) -> None:
     authenticator = Authenticator(sqlite_engine, settings(provider))
     principal = authenticator.authenticate(f"Bearer {provider.token()}")
-    assert principal == Principal("oidc:someone", "video", frozenset({"submit"}))
+    assert principal == Principal("oidc:someone", "video", frozenset({"submit"}), principal.expires_at)
+    assert principal.expires_at is not None
     assert principal.allowed("read")
     assert not principal.allowed("admin")
 
@@ -108,6 +109,7 @@ def test_a_token_grants_the_project_and_scopes_in_its_claims(sqlite_engine: Engi
     ("claims", "scopes"),
     [
         ({"amd_scopes": "read submit"}, {"read", "submit"}),
+        ({"amd_scopes": "infer"}, {"infer"}),
         ({"amd_scopes": ["admin", "other"]}, {"admin"}),
         ({"amd_scopes": None, "scope": "openid profile read"}, {"read"}),
         ({"amd_scopes": [], "scope": "admin"}, set()),

@@ -276,6 +276,8 @@ def test_a_job_is_paused_and_resumed(service: Service, amd: Command) -> None:
     amd("jobs", "cancel", short(job))
     assert amd("jobs", "delete", short(job))[:2] == (0, f"{job.id}: deleted\n")
     assert amd("jobs", "show", job.id)[0] == 2
+    history = amd("jobs", "events", job.id)[1]
+    assert "delete  by" in history
 
 
 def test_wait_exits_with_the_outcome_of_the_job(service: Service, amd: Command) -> None:

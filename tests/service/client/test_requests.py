@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.client import ApiError, AsyncClient, Client, JobRequest, NoAnswer, Patience
+from service.client import ApiError, AsyncClient, Client, DeploymentRequest, JobRequest, NoAnswer, Patience
 from tests.support.service.failing_server import QUICK, ClientCase, FailingServer
 
 REQUEST = JobRequest(kind="train", preset="demo-image-amd")
@@ -53,6 +53,19 @@ def test_a_request_that_may_have_been_executed_is_not_repeated(server: FailingSe
         client_case.resolve(client_case.client.jobs.cancel("a")).message == "cancel"
     )  # cancelling twice has no further effect
     assert len(server.requests) == 3
+
+
+def test_a_change_with_a_condition_is_not_repeated_once_it_may_have_been_made(
+    server: FailingServer, client_case: ClientCase
+) -> None:
+    request = DeploymentRequest(encoder="e")
+    for etag, sent in ((None, 2), ('"1-a"', 1)):
+        server.requests.clear()
+        server.faults = ["break", 404]
+        with pytest.raises(ApiError if etag is None else NoAnswer):
+            client_case.resolve(client_case.client.deployments.put("a", request, etag))
+        assert len(server.requests) == sent
+        assert server.requests[0].headers.get("if-match") == etag
 
 
 def test_a_rate_limited_request_is_retried(server: FailingServer, client_case: ClientCase) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -105,6 +106,22 @@ def test_a_stream_that_always_ends_early_raises_an_error() -> None:
     ):
         list(client.jobs.events("a"))
     assert len(requests) == QUICK.tries
+
+
+def test_a_stream_that_asks_to_reconnect_is_resumed_however_often() -> None:
+    event = {"id": 1, "at": "2026-01-01T00:00:00Z", "type": "created", "actor": "key", "data": {}}
+    streams = [f"id: 1\nevent: job\ndata: {json.dumps(event)}\n\n", *[""] * (2 * QUICK.tries)]
+    requests: list[httpx.Request] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        body = f"{streams.pop(0)}event: reconnect\ndata: {{}}\n\n" if streams else "event: end\ndata: {}\n\n"
+        return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, text=body)
+
+    with Client("http://service", patience=QUICK, transport=httpx.MockTransport(respond)) as client:
+        assert [event.id for event in client.jobs.events("a")] == [1]
+    assert len(requests) == 2 * QUICK.tries + 2
+    assert [request.headers.get("last-event-id") for request in requests] == [None, *["1"] * (len(requests) - 1)]
 
 
 def test_an_abandoned_stream_is_closed_and_the_client_remains_usable(server: FailingServer, url: str) -> None:

@@ -27,7 +27,7 @@ DEMO = {"kind": "train", "preset": "demo-image-amd"}
 
 @pytest.fixture
 def server(engine: Engine, tmp_path: Path) -> Iterator[Server]:
-    with serving(engine, tmp_path, FakeCluster(cpus=0.0)) as server:  # no job ever starts
+    with serving(engine, tmp_path, FakeCluster(cpus=0.0), max_streams=200) as server:  # no job ever starts
         yield server
 
 
@@ -96,7 +96,9 @@ def test_every_error_response_is_problem_details_with_a_code(client: httpx.Clien
     assert problem["request_id"] == response.headers["x-request-id"]
 
 
-def test_a_disallowed_action_is_rejected_but_repeating_a_cancel_is_a_no_op(client: httpx.Client) -> None:
+def test_a_disallowed_action_is_rejected_but_repeating_a_cancel_is_a_no_op(
+    client: httpx.Client, server: Server
+) -> None:
     job = client.post("/jobs", json=DEMO).json()["id"]
     rejected = client.post(f"/jobs/{job}/retry")
     assert (rejected.status_code, rejected.json()["code"]) == (409, "illegal_action")
@@ -107,6 +109,11 @@ def test_a_disallowed_action_is_rejected_but_repeating_a_cancel_is_a_no_op(clien
     assert first.json()["changed_at"] == second.json()["changed_at"]
     assert client.delete(f"/jobs/{job}").status_code == 204
     assert client.get(f"/jobs/{job}").status_code == 404
+    assert client.get("/jobs").json()["items"] == []
+    wait_for(lambda: bool(client.get("/jobs?state=deleted").json()["items"]))
+    history = [event[2] for event in events(client, f"/jobs/{job}/events") if event[1] == "job"]
+    deletion = next(event for event in history if event["type"] == "delete")
+    assert deletion["actor"] == server.key.split("_")[1]
 
 
 def test_a_hundred_requests_with_the_same_idempotency_key_create_one_job(client: httpx.Client) -> None:

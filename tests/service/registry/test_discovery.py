@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from amd import storage
 from amd.artifacts.discovery import CARD, encoder_folder
 from amd.storage import StorageUnreachable, join, remove, write_bytes, write_json
+from service.db.models import Deletion, RegisteredEncoder
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.store import JobStore
 from service.registry import discovery
@@ -142,7 +144,7 @@ def test_an_encoder_belongs_to_the_project_of_the_job_that_published_it(
         "by-hand": ("default", None),
         external.id: ("default", None),
     }
-    jobs.delete(trained)
+    jobs.finish_deletion(trained)
     publish(root, trained.id, scores=[score("knn", 50.0)])
     EncoderDiscovery(store, root).scan()
     assert store.get(trained.id).project == "video"  # a new card does not change the owner
@@ -196,3 +198,34 @@ def test_many_encoders_are_read_in_several_scans(
         counts.append(len(listed(store)))
     assert 0 < counts[0] < counts[1]
     assert listed(store) == [f"e{number}" for number in range(5)]
+
+
+def test_the_deletion_of_an_encoder_survives_a_crash_and_its_id_can_be_published_again(
+    engine: Engine, store: EncoderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(tmp_path)
+    publish(root, "e")
+    EncoderDiscovery(store, root).scan()
+    found = store.get("e")
+    columns = RegisteredEncoder.__mapper__.columns
+    read = RegisteredEncoder(**{column.key: getattr(found, column.key) for column in columns})
+    store.delete_encoder("e", None, root, "alice")
+
+    def crash(url: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(discovery, "remove", crash)
+        with pytest.raises(KeyboardInterrupt):
+            EncoderDiscovery(store, root).scan()
+    store.upsert(read)  # by a scan that had read the card before the deletion
+    assert listed(store) == []
+    EncoderDiscovery(store, root).scan()
+    assert (listed(store), (tmp_path / "encoders" / "e").exists()) == ([], False)
+    with Session(engine) as session:
+        deletion = session.query(Deletion).one()
+        assert (deletion.kind, deletion.object_id, deletion.actor) == ("encoder", "e", "alice")
+        assert deletion.done_at is not None
+    publish(root, "e")
+    EncoderDiscovery(store, root).scan()
+    assert listed(store) == ["e"]

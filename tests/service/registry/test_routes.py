@@ -273,7 +273,8 @@ def test_deletion_removes_all_files_and_is_rejected_while_the_encoder_is_in_use(
     assert Path(encoder_folder(root, "mine"), "encoder.safetensors").exists()
     client.delete("/encoders/aliases/production")
     assert client.delete("/encoders/mine").status_code == 204
-    assert not Path(encoder_folder(root, "mine")).exists()
+    assert client.get("/encoders/mine").status_code == 404
+    wait_for(lambda: not Path(encoder_folder(root, "mine")).exists())
     scan()
     assert client.get("/encoders/mine").status_code == 404
 

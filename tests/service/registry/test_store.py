@@ -150,7 +150,7 @@ def test_a_concurrent_move_and_deletion_leave_no_dangling_alias(
         def delete() -> bool:
             barrier.wait()  # noqa: B023
             try:
-                store.delete_encoder(encoder, "video", ROOT)  # noqa: B023
+                store.delete_encoder(encoder, "video", ROOT, "me")  # noqa: B023
             except EncoderInUse:
                 return False
             return True
@@ -171,18 +171,18 @@ def test_an_encoder_in_use_is_not_deleted_and_the_error_lists_its_uses(engine: E
     queued(jobs, config={"encoder": "e"}, state="succeeded")
     sweep = queued(jobs, project="video", kind="search", config={"train": {"teacher": {"weights": "e"}}})
     with pytest.raises(EncoderInUse) as rejected:
-        store.delete_encoder("e", "video", ROOT)
+        store.delete_encoder("e", "video", ROOT, "me")
     uses = rejected.value.extra["used_by"]
     assert uses[:2] == ["alias production", "deployment eyes"]
     assert set(uses[2:]) == {f"job {training.id}", f"job {sweep.id}", "job of another project"}
     with pytest.raises(EncoderInUse, match=probing.id):
-        store.delete_encoder("e", None, ROOT)
+        store.delete_encoder("e", None, ROOT, "me")
     store.delete_alias("video", "production", "me")
     with Session(engine) as session, session.begin():
         session.query(Deployment).delete()
     for job in (training, probing, sweep):
-        jobs.delete(job)
-    store.delete_encoder("e", "video", ROOT)
+        jobs.change(job, "cancelled", state="cancelled")
+    store.delete_encoder("e", "video", ROOT, "me")
     assert store.list(EncoderFilter()).encoders == []
 
 
@@ -191,15 +191,15 @@ def test_a_deployment_protects_its_encoder_before_serving_it(engine: Engine, sto
     index_encoder(engine, "e", "video")
     add_deployment(engine, **{field: "e"})
     with pytest.raises(EncoderInUse, match="deployment eyes"):
-        store.delete_encoder("e", "video", ROOT)
+        store.delete_encoder("e", "video", ROOT, "me")
 
 
 def test_encoders_of_other_projects_are_not_deleted(engine: Engine, store: EncoderStore) -> None:
     index_encoder(engine, "theirs", "audio"), index_encoder(engine, "external", "default")
     for name in ("theirs", "external"):
         with pytest.raises(NotFound):
-            store.delete_encoder(name, "video", ROOT)
-        store.delete_encoder(name, None, ROOT)
+            store.delete_encoder(name, "video", ROOT, "me")
+        store.delete_encoder(name, None, ROOT, "me")
 
 
 @pytest.mark.parametrize("value", ["e", "{root}/encoders/e", "file://{root}/encoders/e/encoder.safetensors"])
@@ -209,7 +209,7 @@ def test_an_active_job_protects_the_encoder_that_it_names_in_any_form(
     index_encoder(engine, "e", "video")
     queued(JobStore(engine), project="video", kind="probe", config={"encoder": value.format(root=ROOT)})
     with pytest.raises(EncoderInUse):
-        store.delete_encoder("e", "video", ROOT)
+        store.delete_encoder("e", "video", ROOT, "me")
 
 
 def test_paging_returns_every_matching_encoder_exactly_once(engine: Engine, store: EncoderStore) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
+from service.db.models import Deletion
 from service.jobs.store import JobStore
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
@@ -91,9 +93,19 @@ def test_deployments_are_applied_once_and_removed_when_deleted(fixture: Deployer
     assert fixture.store.get("one", None).state == "deploying"
     assert fixture.serve.deployed("one")["autoscaling_config"]["max_replicas"] == 4
     assert reserved_cpus(fixture.store)() == 2.0
-    fixture.store.delete("one", "default")
+    fixture.store.delete("one", "default", "alice")
     fixture.deployer.step()
     assert fixture.serve.apps == {}
+    with Session(fixture.store._engine) as session:
+        deletion = session.query(Deletion).one()
+        assert (deletion.kind, deletion.object_id, deletion.actor) == ("deployment", "one", "alice")
+
+
+def test_a_deployment_stored_before_its_bounds_had_an_order_is_still_applied(fixture: DeployerFixture) -> None:
+    fixture.publish("a")
+    fixture.put("one", "a", settings={"replicas": {"min": 3, "max": 1}})
+    fixture.deployer.step()
+    assert fixture.serve.deployed("one")["autoscaling_config"]["max_replicas"] == 3
 
 
 def test_a_withdrawn_candidate_is_removed_from_the_replicas(fixture: DeployerFixture) -> None:
@@ -155,7 +167,7 @@ def test_a_deployment_name_belongs_to_one_project(fixture: DeployerFixture) -> N
     with pytest.raises(NotFound):
         fixture.store.get("one", "theirs")
     with pytest.raises(NotFound):
-        fixture.store.delete("one", "theirs")
+        fixture.store.delete("one", "theirs", "me")
     fixture.deployer.step()
     for name in ("one", "a"):
         assert fixture.store.find_serving(name, "theirs") is None

@@ -5,11 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import Engine
 
+from amd.config import ImportConfig
+from service.app import create_app
+from service.settings import Settings
+from tests.support.service.fake_cluster import FakeCluster
 from tests.support.service.server import serving
 
 UNLIMITED = "1000000/minute"
@@ -47,3 +52,35 @@ def test_the_schema_is_openapi_3_1_with_examples_descriptions_and_problem_detail
             assert operation.get("summary"), (method, path)
             for parameter in operation.get("parameters", ()):
                 assert parameter.get("description"), (method, path, parameter["name"])
+
+
+def test_every_number_of_a_request_has_bounds(sqlite_engine: Engine, tmp_path: Path) -> None:
+    """A number without bounds can be absurd. Those of configs are checked by `service.jobs.config_bounds`."""
+    app = create_app(Settings(storage=str(tmp_path), data_dir=tmp_path), engine=sqlite_engine, cluster=FakeCluster())
+    document = app.openapi()
+    schemas, unbounded = document["components"]["schemas"], list[str]()
+    config_fields = {f"ImportRequest.{name}" for name in ImportConfig.model_fields}
+
+    def visit(schema: dict[str, Any], where: str, seen: frozenset[str] = frozenset()) -> None:
+        name = schema.get("$ref", "").rpartition("/")[2]
+        if name and name not in seen:
+            visit(schemas[name], name, seen | {name})
+        if schema.get("type") in ("integer", "number"):
+            bounds = schema.keys() & {"minimum", "exclusiveMinimum"}, schema.keys() & {"maximum", "exclusiveMaximum"}
+            if not all(bounds):
+                unbounded.append(where)
+        for each in (*schema.get("anyOf", ()), *schema.get("allOf", ()), *schema.get("prefixItems", ())):
+            visit(each, where, seen)
+        if isinstance(schema.get("items"), dict):
+            visit(schema["items"], where, seen)
+        for key, value in schema.get("properties", {}).items():
+            visit(value, f"{where}.{key}", seen)
+
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            for parameter in operation.get("parameters", ()):
+                visit(parameter["schema"], f"{method} {path} {parameter['name']}")
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                visit(content["schema"], f"{method} {path}")
+    harmless = {"NeighboursRequest.vector"}  # finite, and scaled to unit length
+    assert set(unbounded) - config_fields == harmless

@@ -1,0 +1,67 @@
+"""Deletion of jobs: remove the files of jobs in the state `deleting`, then record that they are gone.
+
+A job whose deletion was requested allows no other action, so nothing restarts it while its files disappear. Every step
+may be repeated: if a control plane dies in between, the job stays `deleting`, and the next one continues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from amd.storage import join, listdir, remove
+from amd.training.run_folder import run_folder
+from service.db.models import Job
+from service.jobs.execution.protocol import JobFolder
+from service.jobs.store import JobStore, StaleJob
+
+logger = logging.getLogger(__name__)
+
+
+class JobDeletions:
+    """Removes the files of deleted jobs in a thread, since a large run must not delay other jobs."""
+
+    def __init__(self, store: JobStore, root: str) -> None:
+        self._store, self._root = store, root
+        self._remover = ThreadPoolExecutor(1, "job-deletion")
+        self._removals: dict[str, Future[None]] = {}
+
+    def advance(self) -> None:
+        """Start each requested deletion, and record those whose files are gone. A failed one is started again."""
+        deleting = {job.id: job for job in self._store.in_states(("deleting",))}
+        for job_id in self._removals.keys() - deleting.keys():  # completed by another control plane
+            self._removals.pop(job_id).cancel()
+        for job_id, job in deleting.items():
+            removal = self._removals.get(job_id)
+            if removal is None:
+                self._removals[job_id] = self._remover.submit(remove_files, self._root, job)
+            elif removal.done():
+                del self._removals[job_id]
+                self._record(job, removal.exception())
+
+    def _record(self, job: Job, error: BaseException | None) -> None:
+        if error is not None:
+            logger.warning("%s: its files cannot be removed now; will retry: %s", job.id, error)
+            return
+        with contextlib.suppress(StaleJob):  # completed by another control plane
+            self._store.finish_deletion(job)
+
+    def close(self) -> None:
+        """Abandon removals that have not started; the next control plane continues."""
+        self._remover.shutdown(wait=False, cancel_futures=True)
+
+
+def remove_files(root: str, job: Job) -> None:
+    """Remove a job's run with its checkpoints, the runs of a sweep's trials, and the job's log and output.
+
+    Encoders that it published are kept. Raises StorageError.
+    """
+    # Found by their names, not in the sweep's ledger, which a job writes: its content must not choose what is removed.
+    trial = re.compile(rf"{re.escape(job.id)}-[0-9]{{4,}}-s[0-9]+")
+    runs = listdir(join(root, "runs")) if job.kind == "search" else []
+    for name in filter(trial.fullmatch, runs):
+        remove(run_folder(root, name))
+    remove(run_folder(root, job.id))
+    remove(JobFolder(root, job.id).url)
