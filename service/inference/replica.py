@@ -87,7 +87,7 @@ class Replica:
         # Without a loaded candidate, `main` serves the request; the reply contains its id.
         slot = call["slot"] if call["slot"] in self._urls else MAIN
         try:
-            result = await self._engine.infer(slot, items, options, call["deadline_s"])
+            result = await self._engine.infer(slot, items, options, call["deadline_s"], call.get("json", False))
         except Refusal as refusal:
             return _refuse(refusal)
         if slot == CANDIDATE and options.task == "embedding":
@@ -95,7 +95,8 @@ class Replica:
         content: dict[str, Any] = {"items": result.items}
         if call.get("form") is not None or options.task == "reconstruction":
             content = await asyncio.to_thread(encode_items, result.encoder, result.items, call.get("form"))
-        return Response(pack({"encoder": result.encoder, **content}), media_type=MEDIA_TYPE)
+        reply = await asyncio.to_thread(pack, {"encoder": result.encoder, **content})
+        return Response(reply, media_type=MEDIA_TYPE)
 
     def _measure_drift(self, items: list[Any], vectors: list[Any]) -> None:
         """Run the same items through `main` in the background until the drift report has enough items."""
@@ -154,22 +155,29 @@ def to_arrow(encoder: str, items: list[dict[str, Any]]) -> bytes:
     """Encode items as an Arrow stream with one row each; the schema metadata contains the `encoder` id."""
     import pyarrow as pa
 
-    columns = {name: [_plain(item[name]) for item in items] for name in items[0]} if items else {}
-    types = {"embedding": pa.list_(pa.float32())}
-    arrays = {name: pa.array(values, types.get(name)) for name, values in columns.items()}
-    table = pa.table(arrays).replace_schema_metadata({"encoder": encoder})
+    columns = {name: _column([item[name] for item in items]) for name in items[0]} if items else {}
+    table = pa.table(columns).replace_schema_metadata({"encoder": encoder})
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue()
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist() if value.ndim > 1 else value
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    return value
+def _column(values: list[Any]) -> Any:
+    """Convert the values of a column to Arrow. Arrays become nested lists of float32, without a Python object each."""
+    import pyarrow as pa
+
+    if isinstance(values[0], np.ndarray):
+        stacked = np.stack(values).astype(np.float32, copy=False)
+        column = pa.array(stacked.reshape(-1))
+        for size in reversed(stacked.shape[1:]):
+            offsets = np.arange(0, len(column) + 1, size, dtype=np.int32)
+            column = pa.ListArray.from_arrays(pa.array(offsets), column)
+        return column
+    if isinstance(values[0], dict):
+        names = list(values[0])
+        return pa.StructArray.from_arrays([_column([value[name] for value in values]) for name in names], names)
+    return pa.array(values)
 
 
 def _refuse(refusal: Refusal) -> Response:

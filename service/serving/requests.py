@@ -20,6 +20,7 @@ from starlette.requests import Request
 
 from service.auth.uri_policy import UriPolicy
 from service.web.errors import UnsupportedMediaType
+from service.web.request_bodies import run_by_size
 from service.web.schemas import ApiModel
 
 RAW = ("image/", "video/", "application/octet-stream")
@@ -100,7 +101,8 @@ async def read_request(request: Request, policy: UriPolicy) -> InferenceRequest:
     if "layers" in query:
         query["layers"] = request.query_params.getlist("layers")
     if media == JSON:
-        return _parse_json(await request.body(), policy)
+        body = await request.body()
+        return await run_by_size(len(body), _parse_json, body, policy)
     if media == FORM:
         return await _parse_form(request, query)
     if media.startswith(RAW):
@@ -118,9 +120,23 @@ def _parse_json(body: bytes, policy: UriPolicy) -> InferenceRequest:
         parsed = EncodeRequest.model_validate_json(body)
     except ValidationError as error:
         raise _validation_error(error) from None
-    inputs = parsed.input if isinstance(parsed.input, list) else [parsed.input]
-    items = [parse_input(value, f"input.{number}", policy) for number, value in enumerate(inputs)]
-    return InferenceRequest(items, parsed, single=not isinstance(parsed.input, list))
+    return InferenceRequest(_parse_inputs(parsed.input, policy), parsed, single=not isinstance(parsed.input, list))
+
+
+async def parse_inputs(inputs: Input | list[Input], policy: UriPolicy) -> list[dict[str, Any]]:
+    """Convert inputs to items. Raises RequestValidationError or UriNotAllowed."""
+    size = sum(map(_size, inputs)) if isinstance(inputs, list) else _size(inputs)
+    return await run_by_size(size, _parse_inputs, inputs, policy)
+
+
+def _size(value: Input) -> int:
+    return len(value if isinstance(value, str) else value.base64 if isinstance(value, Base64Input) else value.uri)
+
+
+def _parse_inputs(inputs: Input | list[Input], policy: UriPolicy) -> list[dict[str, Any]]:
+    if not isinstance(inputs, list):
+        return [parse_input(inputs, "input", policy)]
+    return [parse_input(value, f"input.{number}", policy) for number, value in enumerate(inputs)]
 
 
 def parse_input(value: Input, field: str, policy: UriPolicy) -> dict[str, Any]:

@@ -13,17 +13,17 @@ from service.db.models import Deployment
 from service.jobs.routes import Uris, project_of
 from service.registry.routes import BINARY, EncodersDep
 from service.serving.deployments import DeploymentStore, new_deployment
-from service.serving.gateway import Gateway
+from service.serving.gateway import EncoderReply, Gateway
 from service.serving.protocol import ARROW, CANDIDATE, MAIN, PNG
 from service.serving.requests import (
     DEADLINE_S,
     FORM,
     EncodeRequest,
     RequestOptions,
-    parse_input,
+    parse_inputs,
     read_request,
 )
-from service.serving.responses import NUMPY, negotiate_media_type, render_reply, to_base64
+from service.serving.responses import NUMPY, check_array, negotiate_media_type, render_reply, to_base64
 from service.serving.schemas import (
     DeploymentList,
     DeploymentRequest,
@@ -33,6 +33,7 @@ from service.serving.schemas import (
     ServingSettings,
 )
 from service.web.errors import Refusal
+from service.web.request_bodies import LargeJsonRoute, run_by_size
 from service.web.schemas import ApiModel, utc_datetime
 
 DeploymentName = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -172,13 +173,17 @@ async def _infer(
     request: Request, name: str, caller: Principal, gateway: Gateway, policy: Any, task: str, media_type: str | None
 ) -> Response:
     parsed = await read_request(request, policy)
+    if media_type == NUMPY:
+        check_array(parsed.options)
     if media_type == PNG and len(parsed.items) > 1:
         raise Refusal("not_possible", f"Accept: {PNG} supports one item, not {len(parsed.items)}; request JSON instead")
     options = parsed.options.for_engine(task)
     encoding = media_type if media_type in (ARROW, PNG) else None  # the replica encodes it
     deadline_s = parsed.options.deadline_s
-    reply = await gateway.infer(request, name, caller.project, parsed.items, options, deadline_s, encoding)
-    return render_reply(reply, parsed, media_type)
+    reply = await gateway.infer(
+        request, name, caller.project, parsed.items, options, deadline_s, encoding, as_json=media_type is None
+    )
+    return await run_by_size(reply.size, render_reply, reply, parsed, media_type)
 
 
 @inference.post(
@@ -195,7 +200,10 @@ async def embeddings(
     policy: Uris,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """`encoder` is an encoder id, an alias or a deployment name. The body is a file, a form with files, or JSON."""
+    """`encoder` is an encoder id, an alias or a deployment name. The body is a file, a form with files, or JSON.
+
+    Tokens and layers of more than 4 MiB are not sent as JSON, only as Arrow or NumPy.
+    """
     media_type = negotiate_media_type(accept, (ARROW, NUMPY))
     return await _infer(request, encoder, caller, gateway, policy, "embedding", media_type)
 
@@ -234,17 +242,20 @@ async def reconstructions(
 
 # OpenAI-compatible endpoints: https://platform.openai.com/docs/api-reference/embeddings
 
-openai = APIRouter(prefix="/openai/v1", tags=["openai"])
+openai = APIRouter(prefix="/openai/v1", tags=["openai"], route_class=LargeJsonRoute)
 
 
 @openai.post("/embeddings", summary="Embed images and videos (OpenAI-compatible)")
 async def openai_embeddings(
     request: Request, body: OpenAIEmbeddings, caller: Inferrer, gateway: GatewayDep, policy: Uris
 ) -> Response:
-    inputs = body.input if isinstance(body.input, list) else [body.input]
-    items = [parse_input(value, f"input.{number}", policy) for number, value in enumerate(inputs)]
+    items = await parse_inputs(body.input, policy)
     options = RequestOptions().for_engine("embedding")
     reply = await gateway.infer(request, body.model, caller.project, items, options, DEADLINE_S)
+    return await run_by_size(reply.size, _openai_response, reply, body)
+
+
+def _openai_response(reply: EncoderReply, body: OpenAIEmbeddings) -> Response:
     vectors = [item["embedding"] for item in reply.items]
     if body.dimensions not in (None, len(vectors[0])):
         raise Refusal(
@@ -267,7 +278,7 @@ def openai_models(caller: Reader, store: DeploymentsDep) -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
-UPLOAD_PATHS = re.compile(
+INFERENCE_PATHS = re.compile(
     r"/v1/encoders/[^/]+/(embeddings|classifications|reconstructions)|/openai/v1/embeddings|/v1/jobs/[^/]+/neighbours"
 )
-"""Paths that accept file uploads, with a larger body limit."""
+"""Paths of requests to encoders, which have a rate limit of their own and accept files, with a larger body limit."""
