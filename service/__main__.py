@@ -92,6 +92,7 @@ def serve(settings: Settings) -> int:
             port=settings.port,
             access_log=False,  # AccessLogMiddleware logs requests
             log_config=None,
+            ws="none",
             timeout_graceful_shutdown=DRAIN_S,
         )
         uvicorn.Server(config).run()

@@ -112,8 +112,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0)
     seconds = parser.parse_args().seconds
     folder = Path(tempfile.mkdtemp(prefix="body-flood-"))
-    plane = ControlPlane(folder, "http://127.0.0.1:1", AMD_RATE_LIMIT="10000000/minute").start()
+    plane = ControlPlane(folder, "http://127.0.0.1:1", AMD_RATE_LIMIT="10000000/minute")
     try:
+        plane.start()
         headers = {"Authorization": f"Bearer {plane.key}"}
         with httpx.Client(base_url=plane.url, headers=headers, timeout=60) as client:
             for route in OTHER_ROUTES * 50:  # caches and thread pools take their memory

@@ -220,8 +220,9 @@ def main() -> int:
     options = parser.parse_args()
     folder, many = Path(tempfile.mkdtemp(prefix="fuzz-")), "100000000/minute"
     limits = dict.fromkeys(("AMD_RATE_LIMIT", "AMD_INFERENCE_RATE_LIMIT", "AMD_FAILURE_LIMIT"), many)
-    plane = ControlPlane(folder, "http://127.0.0.1:1", AMD_LOG_FORMAT=options.log_format, **limits).start()
+    plane = ControlPlane(folder, "http://127.0.0.1:1", AMD_LOG_FORMAT=options.log_format, **limits)
     try:
+        plane.start()
         paths = httpx.get(f"{plane.url}/openapi.json").json()["paths"]
         statuses = asyncio.run(run(plane.port, RequestFuzzer(options.seed, plane.key, paths), options.requests))
         assert plane.process is not None

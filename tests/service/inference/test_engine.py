@@ -318,7 +318,7 @@ def test_json_has_a_smaller_limit_and_the_refusal_names_the_binary_format() -> N
     with pytest.raises(Refusal, match=r"limit of 4 MiB for JSON; send Accept: application/vnd\.apache\.arrow"):
         output_bytes(VIT_B, tokens, 8, limits, as_json=True)
     assert output_bytes(VIT_B, tokens, 8, limits, as_json=False)
-    with pytest.raises(Refusal, match="or request fewer layers$"):
+    with pytest.raises(Refusal, match=r"or request fewer layers$"):
         output_bytes(VIT_B, plan_of(VIT_B), 1, limits, as_json=True)
 
 

@@ -38,7 +38,7 @@ def rendered(options: RequestOptions, media_type: str | None) -> Any:
         (
             RequestOptions(layers=[1, 2]),
             np.stack([[item["layers"][n] for n in "12"] for item in ITEMS]),
-        ),  # (I, L, N, D)
+        ),  # I, L, N, D
     ],
     ids=["embedding", "tokens", "layers"],
 )
