@@ -68,9 +68,8 @@ class AccessLogMiddleware:
             finally:
                 fields.setdefault("job", scope.get("path_params", {}).get("job_id"))
                 took = (time.monotonic() - began) * 1000
-                path = quote(scope["path"], _PATH, errors="replace")[
-                    :MAX_LOGGED_PATH
-                ]  # not every handler would escape a line break
+                # Quoted here, since a handler other than ours would not escape a line break.
+                path = quote(scope["path"], _PATH, errors="replace")[:MAX_LOGGED_PATH]
                 status = status or HTTPStatus.INTERNAL_SERVER_ERROR
                 logger.info("%s %s %d %.1f ms", scope["method"], path, status, took)
 

@@ -48,12 +48,15 @@ def has_body(headers: Headers) -> bool:
 
 
 async def reject_unread(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-    """Respond to a request whose body has not been read, and close the connection.
+    """Respond to a request whose body, if it has one, has not been read; if so, close the connection.
 
     A part of the body is discarded before: closing a connection with unread data resets it, and a client that is still
     sending may then lose the response.
     """
     response = error_response(Request(scope), error)
+    if not has_body(Headers(scope=scope)):
+        await response(scope, receive, send)
+        return
     response.headers["Connection"] = "close"
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
