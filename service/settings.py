@@ -74,8 +74,8 @@ class Settings(BaseSettings):
     max_upload_mib: float = Field(64.0, gt=0)
     """Maximum total size of the files in a request to an encoder."""
     max_bodies_mib: float | None = Field(None, gt=0)
-    """Maximum total size of the request bodies in memory; requests beyond it are rejected with 429. Default: four times
-    the larger one of the two limits above."""
+    """Maximum total size of request bodies and encoders' replies in memory; requests beyond it are rejected with 429.
+    Default: four times the larger one of the two limits above."""
     rate_limit: str = "1200/minute"
     """Rate limit per key; requests beyond it are rejected with 429."""
     inference_rate_limit: str = "60000/minute"

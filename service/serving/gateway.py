@@ -20,7 +20,7 @@ from service.db.models import Deployment
 from service.serving.deployments import DeploymentStore
 from service.serving.protocol import CANDIDATE, MAIN, MEDIA_TYPE, pack, refusal_in, unpack
 from service.web.errors import Refusal, ServiceError
-from service.web.request_bodies import run_by_size
+from service.web.request_bodies import reserve_reply, run_by_size
 
 CONNECT_S = 5.0
 LOOKUP_CACHE_S, MAX_CACHED_LOOKUPS = 1.0, 10_000  # how long deployment lookups are cached, and how many
@@ -109,6 +109,7 @@ class Gateway:
         finally:
             sending.cancel()
             disconnect.cancel()
+        reserve_reply(request, len(response.content))
         return await run_by_size(len(response.content), _parse_reply, response, name)
 
     async def replica_state(self, deployment: Deployment) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import anyio.to_thread
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -70,8 +71,18 @@ async def reject_unread(error: Exception, scope: Scope, receive: Receive, send: 
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def reserve_reply(request: HTTPConnection, size: int) -> None:
+    """Count bytes of a reply against the budget of bodies until the request ends: slow callers may hold many.
+
+    Raises Refusal if too few bytes are left. No-op outside of BodyLimitMiddleware and for requests without a body.
+    """
+    body: _BodyReader | None = request.scope.get("state", {}).get("body")
+    if body is not None:
+        body.reserve_reply(size)
+
+
 class BodyBudget:
-    """Memory for the request bodies of a process. Used on the event loop only."""
+    """Memory for the request bodies and the replies of encoders in a process. Used on the event loop only."""
 
     def __init__(self, limit: int) -> None:
         """`limit` is in bytes."""
@@ -80,7 +91,7 @@ class BodyBudget:
     def reserve(self, size: int) -> None:
         """Reserve bytes until `release`. Raises Refusal if too few are left."""
         if self.used + size > self.limit:
-            message = f"bodies of other requests use {self.used} of {self.limit} bytes; try again in a second"
+            message = f"other requests and their replies use {self.used} of {self.limit} bytes; try again in a second"
             raise Refusal("overloaded", message, retry_after=1.0)
         self.used += size
 
@@ -110,6 +121,7 @@ class BodyLimitMiddleware:
             try:
                 body.check_headers(accepts_files)
                 parts = await body.read(receive)
+                scope.setdefault("state", {})["body"] = body
             except ServiceError as error:
                 await reject_unread(error, scope, receive, send)
                 return
@@ -181,6 +193,9 @@ class _BodyReader:
         if missing > 0:
             self._budget.reserve(missing)
             self._reserved = size
+
+    def reserve_reply(self, size: int) -> None:
+        self._reserve(self._reserved + size)
 
     def release(self) -> None:
         self._budget.release(self._reserved)

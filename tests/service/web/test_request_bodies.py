@@ -20,6 +20,7 @@ from service.web.request_bodies import (
     BodyBudget,
     BodyLimitMiddleware,
     LargeJsonRoute,
+    reserve_reply,
     run_by_size,
 )
 
@@ -42,6 +43,7 @@ class BodiesFixture:
             return sum(self.parts)
 
         error_handlers.install(app)
+        self.routes = app
         self.app = BodyLimitMiddleware(app, LIMIT, re.compile("/files"), FILES_LIMIT, self.budget)
         self.client = TestClient(self.app)
 
@@ -97,6 +99,22 @@ def test_bodies_beyond_the_budget_are_rejected_until_others_end() -> None:
     assert fixture.client.post("/files", content=b"x" * (FILES_LIMIT - 1000)).status_code == 200
     assert fixture.used == [FILES_LIMIT]  # reserved while the route runs
     assert fixture.budget.used == 1000
+
+
+def test_a_reply_counts_against_the_budget_until_the_request_ends() -> None:
+    fixture = BodiesFixture(budget=FILES_LIMIT)
+
+    def reply(request: Request) -> int:
+        reserve_reply(request, FILES_LIMIT - 10)
+        return fixture.budget.used
+
+    fixture.routes.add_api_route("/reply", reply, methods=["POST"])
+    headers = {"Content-Type": "application/json"}
+    assert fixture.client.post("/reply", content=b"0" * 10, headers=headers).json() == FILES_LIMIT
+    assert fixture.budget.used == 0
+    response = fixture.client.post("/reply", content=b"0" * 11, headers=headers)
+    assert (response.status_code, response.json()["code"]) == (429, "overloaded")
+    assert fixture.budget.used == 0
 
 
 def test_a_json_body_has_a_bounded_number_of_values() -> None:
