@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any, Literal
 
 from asgi_correlation_id import correlation_id
@@ -93,13 +94,19 @@ def configure_logging(log_format: LogFormat) -> None:
     for chatty in ("alembic", "httpx"):  # httpx logs every URL, and those of webhooks may contain secrets
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.captureWarnings(True)
-    sys.excepthook = lambda *exc_info: logging.critical("uncaught exception", exc_info=exc_info)
+    sys.excepthook = _log_exception
     threading.excepthook = _log_thread_exception
 
 
+def _log_exception(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    logging.critical("uncaught exception", exc_info=(kind, error, traceback))
+
+
 def _log_thread_exception(failure: threading.ExceptHookArgs) -> None:
+    if failure.exc_value is None or isinstance(failure.exc_value, SystemExit):
+        return
     name = failure.thread.name if failure.thread is not None else "unknown"
-    exc_info = (failure.exc_type, failure.exc_value or failure.exc_type(), failure.exc_traceback)
+    exc_info = (failure.exc_type, failure.exc_value, failure.exc_traceback)
     logging.critical("uncaught exception in the thread %s", name, exc_info=exc_info)
 
 

@@ -29,7 +29,7 @@ from service.web.errors import Forbidden, Unauthenticated
 Scope = Literal["read", "submit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)  # each scope includes those before it
 
-AUTHENTICATION_THREADS = 8  # apart from those that run handlers, so that invalid keys cannot occupy them
+AUTHENTICATION_THREADS = 16  # apart from those that run handlers, so that invalid keys cannot occupy them
 USED_EVERY_S = 60.0  # accuracy of `used_at`: avoids a write per request
 _KEY = re.compile(r"amd_([a-z0-9]{1,32})_([A-Za-z0-9_-]{43})")
 
