@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -27,14 +26,14 @@ LogFormat = Literal["text", "json"]
 FIELDS = ("request_id", "key", "project", "job")
 """Fields of JSON records that say which request, key, project and job a record is about, if any."""
 TRACEBACK_INDENT = "    | "
-# Control characters, line separators, marks that change the direction of text, and surrogates.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _context: ContextVar[dict[str, Any]] = ContextVar("log_context")
 
 
 def escape(text: str) -> str:
-    """Escape the characters of a text that could end a line of the log or change how it is displayed."""
-    return _UNSAFE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+    """Escape the characters of a text that are not printable: they could end a line or change how it is displayed."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 @contextmanager
