@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import logging
 from typing import Any
 
-import numpy as np
 import ray
 from ray import serve
 from starlette.requests import Request
@@ -95,8 +93,9 @@ class Replica:
         content: dict[str, Any] = {"items": result.items}
         if call.get("form") is not None or options.task == "reconstruction":
             content = await asyncio.to_thread(encode_items, result.encoder, result.items, call.get("form"))
-        reply = await asyncio.to_thread(pack, {"encoder": result.encoder, **content})
-        return Response(reply, media_type=MEDIA_TYPE)
+        reply = {"encoder": result.encoder, **content}
+        is_large = options.tokens != "none" or options.layers or "content" in content
+        return Response(await asyncio.to_thread(pack, reply) if is_large else pack(reply), media_type=MEDIA_TYPE)
 
     def _measure_drift(self, items: list[Any], vectors: list[Any]) -> None:
         """Run the same items through `main` in the background until the drift report has enough items."""
@@ -143,41 +142,14 @@ def bind_to_node_address() -> None:
 def encode_items(encoder: str, items: list[dict[str, Any]], media_type: str | None) -> dict[str, Any]:
     """Encode items as `media_type`; if it is None, replace the clips of reconstructions with PNGs."""
     if media_type == ARROW:
+        from service.inference.arrow import to_arrow
+
         return {"content": to_arrow(encoder, items)}
     from service.inference.images import overview_png, with_pngs  # imports Pillow, which only replicas have
 
     if media_type == PNG:
         return {"content": overview_png(encoder, items[0])}
     return {"items": [with_pngs(item) for item in items]}
-
-
-def to_arrow(encoder: str, items: list[dict[str, Any]]) -> bytes:
-    """Encode items as an Arrow stream with one row each; the schema metadata contains the `encoder` id."""
-    import pyarrow as pa
-
-    columns = {name: _column([item[name] for item in items]) for name in items[0]} if items else {}
-    table = pa.table(columns).replace_schema_metadata({"encoder": encoder})
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-def _column(values: list[Any]) -> Any:
-    """Convert the values of a column to Arrow. Arrays become nested lists of float32, without a Python object each."""
-    import pyarrow as pa
-
-    if isinstance(values[0], np.ndarray):
-        stacked = np.stack(values).astype(np.float32, copy=False)
-        column = pa.array(stacked.reshape(-1))
-        for size in reversed(stacked.shape[1:]):
-            offsets = np.arange(0, len(column) + 1, size, dtype=np.int32)
-            column = pa.ListArray.from_arrays(pa.array(offsets), column)
-        return column
-    if isinstance(values[0], dict):
-        names = list(values[0])
-        return pa.StructArray.from_arrays([_column([value[name] for value in values]) for name in names], names)
-    return pa.array(values)
 
 
 def _refuse(refusal: Refusal) -> Response:
