@@ -124,19 +124,18 @@ def _parse_json(body: bytes, policy: UriPolicy) -> InferenceRequest:
 
 
 async def parse_inputs(inputs: Input | list[Input], policy: UriPolicy) -> list[dict[str, Any]]:
-    """Convert inputs to items. Raises RequestValidationError or UriNotAllowed."""
-    size = sum(map(_size, inputs)) if isinstance(inputs, list) else _size(inputs)
+    """Convert the field `input` to items. Raises RequestValidationError or UriNotAllowed."""
+    size = sum(map(input_size, inputs)) if isinstance(inputs, list) else input_size(inputs)
     return await run_by_size(size, _parse_inputs, inputs, policy)
 
 
-def _size(value: Input) -> int:
+def input_size(value: Input) -> int:
     return len(value if isinstance(value, str) else value.base64 if isinstance(value, Base64Input) else value.uri)
 
 
 def _parse_inputs(inputs: Input | list[Input], policy: UriPolicy) -> list[dict[str, Any]]:
-    if not isinstance(inputs, list):
-        return [parse_input(inputs, "input", policy)]
-    return [parse_input(value, f"input.{number}", policy) for number, value in enumerate(inputs)]
+    values = inputs if isinstance(inputs, list) else [inputs]
+    return [parse_input(value, f"input.{number}", policy) for number, value in enumerate(values)]
 
 
 def parse_input(value: Input, field: str, policy: UriPolicy) -> dict[str, Any]:

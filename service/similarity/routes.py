@@ -13,7 +13,7 @@ from service.jobs.actions import allowed_actions
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.routes import Config, JobId, Jobs, Uris
 from service.jobs.store import JobStore
-from service.serving.requests import DEADLINE_S, RequestOptions, parse_inputs
+from service.serving.requests import DEADLINE_S, RequestOptions, input_size, parse_input
 from service.serving.routes import GatewayDep
 from service.serving.schemas import NeighboursRequest, NeighbourView
 from service.similarity.neighbours import (
@@ -26,7 +26,7 @@ from service.similarity.neighbours import (
     query_by_vector,
 )
 from service.web.errors import IllegalAction, Refusal
-from service.web.request_bodies import LargeJsonRoute
+from service.web.request_bodies import LargeJsonRoute, run_by_size
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=LargeJsonRoute)
 
@@ -59,9 +59,9 @@ async def neighbours(
     index = await run_in_threadpool(_load_index, jobs, job_id, caller.project, cache, output)
     vector: Any = body.vector
     if body.input is not None:
-        items = await parse_inputs(body.input, policy)
+        item = await run_by_size(input_size(body.input), parse_input, body.input, "input", policy)
         options = RequestOptions().for_engine("embedding")
-        reply = await gateway.infer(request, index.encoder, caller.project, items, options, DEADLINE_S, exact=True)
+        reply = await gateway.infer(request, index.encoder, caller.project, [item], options, DEADLINE_S, exact=True)
         vector = reply.items[0]["embedding"]
 
     def search() -> list[Neighbour]:
