@@ -228,7 +228,7 @@ def main() -> int:
     finally:
         plane.kill()
     path = folder / "control-plane.log"
-    log = path.read_text(errors="backslashreplace", newline="")
+    log = path.read_bytes().decode(errors="backslashreplace")  # without translating line breaks
     problems = problems_in(log, options.log_format)
     print(f"{options.requests} requests, statuses {dict(sorted(statuses.items()))}")
     print(f"{log.count(chr(10))} lines in {path}, {len(problems)} with a traceback or not a record")
