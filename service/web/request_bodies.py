@@ -31,7 +31,7 @@ INLINE_BYTES = 256 * 2**10
 MAX_JSON_VALUES = 100_000
 """Maximum number of values in a JSON body. Validation may report each one, at a hundred times the body's size."""
 STALL_S = 30.0  # longest pause while a body is received
-LINGER_BYTES, LINGER_S = 2**20, 1.0  # how much of a rejected body is discarded, and for how long
+LINGER_BYTES, LINGER_S = 2**18, 1.0  # how much of a rejected body is discarded, and for how long
 
 _large = anyio.CapacityLimiter(4)  # threads for large bodies, apart from those that run handlers
 
