@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Sequence
 
 import uvicorn
-from asgi_correlation_id import CorrelationIdFilter
 from pydantic import ValidationError
 from sqlalchemy.exc import ArgumentError, OperationalError
 
@@ -21,6 +20,7 @@ from service.app import create_app
 from service.auth.api_keys import ensure_admin_key
 from service.db.engine import is_migrated, migrate, open_engine
 from service.jobs.execution.reconciler import Reconciler
+from service.logs import configure_logging
 from service.registry.discovery import EncoderDiscovery
 from service.serving.deployments import Deployer, reserved_cpus
 from service.serving.serve_api import ServeApi
@@ -37,13 +37,13 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m service", description=__doc__)
     parser.add_argument("command", nargs="?", choices=("serve", "migrate"), default="serve")
     command = parser.parse_args(args).command
-    _log_to_stderr()
     try:
         settings = Settings()
     except ValidationError as error:
         for found in error.errors():
             print(f"error: AMD_{'_'.join(map(str, found['loc'])).upper()}: {found['msg']}", file=sys.stderr)
         return BAD_INPUT
+    configure_logging(settings.log_format)
     try:
         return serve(settings) if command == "serve" else _migrate(settings)
     except ArgumentError as error:
@@ -90,8 +90,9 @@ def serve(settings: Settings) -> int:
             app,
             host=settings.host,
             port=settings.port,
-            access_log=False,  # RequestIdMiddleware logs requests with their IDs
+            access_log=False,  # AccessLogMiddleware logs requests
             log_config=None,
+            ws="none",
             timeout_graceful_shutdown=DRAIN_S,
         )
         uvicorn.Server(config).run()
@@ -100,14 +101,6 @@ def serve(settings: Settings) -> int:
         for thread in threads:
             thread.join(DRAIN_S)
     return 0
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.addFilter(CorrelationIdFilter(default_value="-"))
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(correlation_id)s] %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

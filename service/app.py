@@ -20,6 +20,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from service.auth import api_keys
 from service.auth.authentication import Authenticator
 from service.auth.isolation import LocationPolicy
+from service.auth.middleware import AuthenticationMiddleware
 from service.auth.rate_limits import RateLimitHeaders
 from service.auth.stream_limits import StreamLimits
 from service.auth.uri_policy import UriPolicy
@@ -36,11 +37,14 @@ from service.registry.store import EncoderStore
 from service.serving import routes as serving
 from service.serving.deployments import DeploymentStore
 from service.serving.gateway import Gateway
+from service.serving.protocol import ARROW
+from service.serving.responses import NUMPY
 from service.settings import Settings
 from service.similarity import routes as neighbours
 from service.similarity.neighbours import EmbeddingCache
 from service.web import error_handlers, errors
-from service.web.middleware import AccessLogMiddleware, BodyLimitMiddleware, plain_request_id
+from service.web.middleware import AccessLogMiddleware, plain_request_id
+from service.web.request_bodies import BodyBudget, BodyLimitMiddleware
 from service.webhooks import routes as webhooks
 from service.webhooks.store import job_store
 
@@ -98,10 +102,32 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
         app.include_router(router, prefix="/v1")
     app.include_router(serving.openai)
     error_handlers.install(app)
+    _add_middleware(app, settings)
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    """Add the middleware from the innermost to the outermost. Bodies are read once their caller is known."""
+    app.add_middleware(
+        GZipMiddleware, minimum_size=1024, exclude_content_types=(*UNCOMPRESSED, BINARY, TAR, ARROW, NUMPY)
+    )
+    limit, files_limit, budget = (
+        int(mib * 2**20) for mib in (settings.max_body_mib, settings.max_upload_mib, settings.bodies_mib)
+    )
+    app.add_middleware(
+        BodyLimitMiddleware,
+        limit=limit,
+        files=serving.INFERENCE_PATHS,
+        files_limit=files_limit,
+        budget=BodyBudget(budget),
+    )
+    app.add_middleware(
+        AuthenticationMiddleware,
+        authenticator=app.state.authenticator,
+        settings=settings,
+        inference=serving.INFERENCE_PATHS,
+    )
     app.add_middleware(RateLimitHeaders)
-    app.add_middleware(GZipMiddleware, minimum_size=1024, exclude_content_types=(*UNCOMPRESSED, BINARY, TAR))
-    limit, files_limit = (int(mib * 2**20) for mib in (settings.max_body_mib, settings.max_upload_mib))
-    app.add_middleware(BodyLimitMiddleware, limit=limit, files=serving.UPLOAD_PATHS, files_limit=files_limit)
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(
         CorrelationIdMiddleware,
@@ -110,7 +136,6 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
         validator=None,
         transformer=plain_request_id,
     )
-    return app
 
 
 def _problem(description: str) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from amd.storage import resolve_root
+from service.logs import LogFormat
 
 
 def default_data_dir() -> Path:
@@ -72,6 +73,9 @@ class Settings(BaseSettings):
     """Maximum size of a request, except requests to encoders."""
     max_upload_mib: float = Field(64.0, gt=0)
     """Maximum total size of the files in a request to an encoder."""
+    max_bodies_mib: float | None = Field(None, gt=0)
+    """Maximum total size of request bodies and encoders' replies in memory; requests beyond it are rejected with 429.
+    Default: four times the larger one of the two limits above."""
     rate_limit: str = "1200/minute"
     """Rate limit per key; requests beyond it are rejected with 429."""
     inference_rate_limit: str = "60000/minute"
@@ -82,12 +86,19 @@ class Settings(BaseSettings):
     """Maximum number of open event and log streams per key."""
     stream_lifetime_s: float = Field(3600.0, gt=0)
     """Maximum lifetime of an event or log stream, in seconds; the client then reconnects and continues."""
+    concurrency_limit: int = Field(256, ge=1)
+    """Maximum number of concurrent requests per key, streams included; further ones are rejected with 429."""
+    anonymous_concurrency_limit: int = Field(64, ge=1)
+    """Maximum number of concurrent requests without a valid key, from all addresses together."""
     max_running: int = Field(32, ge=1)
     """Maximum number of concurrent jobs, each of which has a driver process on the cluster."""
     project_max_running: int | None = Field(None, ge=1)
     """Maximum number of concurrent jobs per project; null: no limit."""
     project_max_workers: int | None = Field(None, ge=1)
     """Maximum number of workers of concurrent jobs per project; null: no limit."""
+
+    log_format: LogFormat = "text"
+    """Format of the log on stderr. json: one object per line, with the request, key, project and job as fields."""
 
     reconcile_s: float = Field(1.0, gt=0)
     """Interval between reconcile steps, in seconds."""
@@ -100,6 +111,18 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("max_bodies_mib")
+    @classmethod
+    def _fits_one_body(cls, value: float | None, info: ValidationInfo) -> float | None:
+        largest = max(info.data.get(name, 0.0) for name in ("max_body_mib", "max_upload_mib"))
+        if value is not None and value < largest:
+            raise ValueError(f"{value:g} must be at least AMD_MAX_BODY_MIB and AMD_MAX_UPLOAD_MIB: {largest:g}")
+        return value
+
+    @property
+    def bodies_mib(self) -> float:
+        return self.max_bodies_mib or 4 * max(self.max_body_mib, self.max_upload_mib)
 
     @property
     def root(self) -> str:

@@ -1,7 +1,7 @@
 """Authentication and authorization of requests, by API key or by bearer token from a configured OIDC issuer.
 
-Every credential arrives as `Authorization: Bearer …`. Routes declare the scope they need with Inferrer,
-Searcher, Reader, Submitter or Admin. Keys are created in `api_keys`.
+Every credential arrives as `Authorization: Bearer …`. `middleware` identifies the caller before a body is read; routes
+declare the scope they need with Inferrer, Reader, Submitter or Admin. Keys are created in `api_keys`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, MutableMapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 from sqlalchemy import Engine, or_, select, update
@@ -28,6 +29,7 @@ from service.web.errors import Forbidden, Unauthenticated
 Scope = Literal["infer", "read", "submit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)  # each scope includes those before it
 
+AUTHENTICATION_THREADS = 16  # apart from those that run handlers, so that invalid keys cannot occupy them
 TOKEN_PREFIX = "oidc:"  # of the IDs of callers with a token
 USED_EVERY_S = 60.0  # accuracy of `used_at`: avoids a write per request
 _KEY = re.compile(r"amd_([a-z0-9]{1,32})_([A-Za-z0-9_-]{43})")
@@ -104,6 +106,7 @@ class Authenticator:
         self._issuer = Issuer.of(settings)
         self._limits = {False: RateLimit(settings.rate_limit), True: RateLimit(settings.inference_rate_limit)}
         self._failures = RateLimit(settings.failure_limit)
+        self._threads = CapacityLimiter(AUTHENTICATION_THREADS)
 
     def authenticate(self, authorization_header: str | None) -> Principal:
         """Identify the caller. Raises Unauthenticated or IssuerUnavailable."""
@@ -115,26 +118,37 @@ class Authenticator:
             return self._principal_of_token(self._issuer, credentials)
         return self._principal_of_key(credentials)
 
-    def admit(self, request: Request, inference: bool = False) -> Principal:
-        """Identify the caller of a request and count the request against the caller's rate limit.
+    async def identify(self, authorization_header: str | None) -> Principal | Exception:
+        """Identify the caller without blocking the event loop. Returns the error if that fails.
 
-        If `inference` is true, the separate rate limit for encoder requests applies.
-        Raises Unauthenticated, IssuerUnavailable or TooMany.
+        Besides the errors of `authenticate`, that may be one of the database.
         """
         try:
-            principal = self.authenticate(request.headers.get("authorization"))
-        except Unauthenticated:
-            # Only failures count against an address: other callers behind the same proxy are not locked out.
-            address = request.client.host if request.client else "unknown"
-            if not self._failures.take(address):
-                raise self._failures.too_many(address, "failed authentications from this address") from None
-            raise
+            if not authorization_header:
+                return self.authenticate(authorization_header)
+            return await to_thread.run_sync(self.authenticate, authorization_header, limiter=self._threads)
+        except Exception as error:
+            return error
+
+    def count(self, caller: Principal, state: MutableMapping[str, Any], inference: bool) -> None:
+        """Count a request against the caller's rate limit, and store the limit's status for RateLimitHeaders.
+
+        If `inference` is true, the separate rate limit for encoder requests applies. Raises TooMany.
+        """
         limit = self._limits[inference]
-        within = limit.take(principal.id)
-        request.state.rate_limit = limit.status(principal.id)
+        within = limit.take(caller.id)
+        state["rate_limit"] = limit.status(caller.id)
         if not within:
-            raise limit.too_many(principal.id, "requests with this key")
-        return principal
+            raise limit.too_many(caller.id, "requests with this key")
+
+    def rejection(self, error: Exception, client: tuple[str, int] | None) -> Exception:
+        """Return the error for a request whose caller could not be identified, and count it against its address."""
+        if isinstance(error, Unauthenticated):
+            # Only failures count against an address: other callers behind the same proxy are not locked out.
+            address = client[0] if client else "unknown"
+            if not self._failures.take(address):
+                return self._failures.too_many(address, "failed authentications from this address")
+        return error
 
     def _principal_of_key(self, credentials: str) -> Principal:
         # The response does not disclose which of these applies.
@@ -178,20 +192,21 @@ def _scopes(names: Any) -> frozenset[Scope]:
 _bearer = HTTPBearer(auto_error=False, description="An API key `amd_…`, or a token from the configured OIDC issuer.")
 
 
-def needs(scope: Scope, inference: bool = False) -> Any:
+def needs(scope: Scope) -> Any:
     """Return a route dependency that requires this scope."""
 
-    def caller(request: Request, _: Annotated[object, Security(_bearer)]) -> Principal:
-        authenticator: Authenticator = request.app.state.authenticator
-        principal = authenticator.admit(request, inference)
+    async def caller(request: Request, _: Annotated[object, Security(_bearer)]) -> Principal:
+        principal: Principal | Exception = request.state.caller  # set by AuthenticationMiddleware
+        if isinstance(principal, Exception):
+            authenticator: Authenticator = request.app.state.authenticator
+            raise authenticator.rejection(principal, request.client)
         principal.require(scope)
         return principal
 
     return Depends(caller)
 
 
-Inferrer = Annotated[Principal, needs("infer", inference=True)]
-Searcher = Annotated[Principal, needs("read", inference=True)]
+Inferrer = Annotated[Principal, needs("infer")]
 Reader = Annotated[Principal, needs("read")]
 Submitter = Annotated[Principal, needs("submit")]
 Admin = Annotated[Principal, needs("admin")]

@@ -27,6 +27,7 @@ from service.inference.decoders import MIB, DecoderPool
 from service.inference.model import InferencePlan, LoadedEncoder, RequestedOutputs
 from service.inference.options import EngineSettings, InferenceOptions, InferenceResult, Item, RequestLimits
 from service.inference.reconstruction import ReconstructionNetwork
+from service.serving.protocol import ARROW
 from service.web.errors import Refusal
 
 __all__ = ["Engine", "EngineSettings", "InferenceOptions", "InferenceResult", "Item", "RequestLimits"]
@@ -41,24 +42,30 @@ class BacklogShare:
 
     tokens: int
     bytes: int
+    output: int
 
 
 class Backlog:
-    """Admission limit on tokens waiting for a forward pass and bytes waiting to be decoded."""
+    """Admission limit on tokens waiting for a forward pass, bytes waiting to be decoded, and bytes of outputs."""
 
-    def __init__(self, max_tokens: int, max_bytes: int) -> None:
-        self.max_tokens, self.max_bytes = max_tokens, max_bytes
+    def __init__(self, max_tokens: int, max_bytes: int, max_output: int) -> None:
+        self.max_tokens, self.max_bytes, self.max_output = max_tokens, max_bytes, max_output
         self._lock = threading.Lock()
-        self.tokens = self.bytes = 0
+        self.tokens = self.bytes = self.output = 0
 
     def admit(self, shares: Sequence[BacklogShare]) -> bool:
         """Add a request's shares if they fit. Returns whether they did."""
         tokens, content = sum(share.tokens for share in shares), sum(share.bytes for share in shares)
+        output = sum(share.output for share in shares)
         with self._lock:
-            # With no bytes queued, any request is admitted: each file has its own limit.
-            if self.tokens + tokens > self.max_tokens or (self.bytes and self.bytes + content > self.max_bytes):
+            # With nothing queued, any request is admitted: each one has its own limits.
+            if (
+                self.tokens + tokens > self.max_tokens
+                or (self.bytes and self.bytes + content > self.max_bytes)
+                or (self.output and self.output + output > self.max_output)
+            ):
                 return False
-            self.tokens, self.bytes = self.tokens + tokens, self.bytes + content
+            self.tokens, self.bytes, self.output = self.tokens + tokens, self.bytes + content, self.output + output
             return True
 
     def release(self, share: BacklogShare, tokens: int = 0, content: int = 0) -> None:
@@ -67,6 +74,12 @@ class Backlog:
             tokens, content = min(tokens, share.tokens), min(content, share.bytes)
             share.tokens, share.bytes = share.tokens - tokens, share.bytes - content
             self.tokens, self.bytes = self.tokens - tokens, self.bytes - content
+
+    def release_all(self, share: BacklogShare) -> None:
+        """Remove all that the share still holds, outputs included."""
+        self.release(share, share.tokens, share.bytes)
+        with self._lock:
+            self.output, share.output = self.output - share.output, 0
 
 
 class PendingRequest:
@@ -150,7 +163,9 @@ class Engine:
         self.settings = settings
         self._device = choose_device(settings.device)
         self._precision: Precision = "bf16" if settings.dtype == "bfloat16" else "fp32"
-        self._backlog = Backlog(settings.max_queued_tokens, settings.max_queued_mib * MIB)
+        self._backlog = Backlog(
+            settings.max_queued_tokens, settings.max_queued_mib * MIB, settings.max_output_mib * MIB
+        )
         budget = settings.max_batch_tokens or BATCH_TOKENS[self._device.type]
         threads = settings.threads or torch.get_num_threads()  # read before decoder threads set theirs to 1
         self._batcher = Batcher(self._deliver, budget, settings.max_wait_ms / 1000, threads)
@@ -177,10 +192,11 @@ class Engine:
         self._slots.pop(slot, None)
 
     async def infer(
-        self, slot: str, items: Sequence[Item], options: InferenceOptions, deadline_s: float
+        self, slot: str, items: Sequence[Item], options: InferenceOptions, deadline_s: float, as_json: bool = False
     ) -> InferenceResult:
         """Run all items through the encoder currently in the slot.
 
+        `as_json`: the results will be sent as JSON, which has a smaller limit for tokens and layers.
         Raises Refusal; the first bad item fails the whole request. Cancelling the caller removes its items from the
         queue.
         """
@@ -189,7 +205,9 @@ class Engine:
             raise _not_loaded(slot)
         plan = loaded.plan(options, self.settings.limits)
         network: Network = ReconstructionNetwork(loaded, options) if options.task == "reconstruction" else loaded
-        shares = self._shares(loaded, plan, items)
+        shares = self._shares(
+            loaded, plan, items, output_bytes(loaded, plan, len(items), self.settings.limits, as_json)
+        )
         if not items:
             return InferenceResult(loaded.id, [])
         if not self._backlog.admit(shares):
@@ -220,7 +238,7 @@ class Engine:
             request.drop()
             self._requests.discard(request)
             for share in shares:
-                self._backlog.release(share, share.tokens, share.bytes)
+                self._backlog.release_all(share)
         self._count["answered"] += 1
         return InferenceResult(loaded.id, request.results)
 
@@ -254,8 +272,13 @@ class Engine:
         await asyncio.to_thread(self._decoders.close)
         await asyncio.to_thread(self._batcher.close)
 
-    def _shares(self, loaded: LoadedEncoder, plan: InferencePlan, items: Sequence[Item]) -> list[BacklogShare]:
-        """Compute the backlog share of each item. Raises Refusal if the request or a file exceeds a limit."""
+    def _shares(
+        self, loaded: LoadedEncoder, plan: InferencePlan, items: Sequence[Item], output: int
+    ) -> list[BacklogShare]:
+        """Compute the backlog share of each item, which returns `output` bytes of tokens and layers.
+
+        Raises Refusal if the request or a file exceeds a limit.
+        """
         limits, tokens = self.settings.limits, loaded.tokens * plan.clips
         max_items = limits.rebuilt_items if plan.options.task == "reconstruction" else limits.items
         if len(items) > max_items:
@@ -275,7 +298,7 @@ class Engine:
                 raise _invalid_item(index, "has neither content nor a URI")
             if size > limits.bytes_mib * MIB:
                 raise _invalid_item(index, f"has {size} bytes, more than the limit of {limits.bytes_mib * MIB}")
-            shares.append(BacklogShare(tokens, size))
+            shares.append(BacklogShare(tokens, size, output))
         return shares
 
     def _retry_after_s(self) -> float:
@@ -303,6 +326,27 @@ class Engine:
             loops.setdefault(clip.pending.request.loop, []).append((clip, outputs))
         for loop, pairs_of_loop in loops.items():
             _in_loop(loop, _complete, pairs_of_loop)
+
+
+def output_bytes(loaded: LoadedEncoder, plan: InferencePlan, items: int, limits: RequestLimits, as_json: bool) -> int:
+    """Return the size of the tokens and layers that an item returns, in bytes.
+
+    Raises Refusal if those of all items exceed the limit.
+    """
+    outputs = len(plan.outputs.layers) + plan.outputs.tokens
+    size = outputs * loaded.tokens * loaded.width * 4  # float32
+    limit_mib = limits.json_output_mib if as_json else limits.output_mib
+    if items * size > limit_mib * MIB:
+        fits = limit_mib * MIB // size
+        fewer = f"request at most {fits} items at once" if fits else "request fewer layers"
+        remedy = f"send Accept: {ARROW}, or {fewer}" if as_json else fewer
+        raise Refusal(
+            "not_possible",
+            f"{items} items x {outputs} outputs (tokens and layers) x {loaded.tokens} tokens x {loaded.width} values x "
+            f"4 bytes are {items * size / MIB:.1f} MiB, more than the limit of {limit_mib} MiB"
+            f"{' for JSON' if as_json else ''}; {remedy}",
+        )
+    return size
 
 
 def _not_loaded(slot: str) -> Refusal:

@@ -89,6 +89,7 @@ class LoadedEncoder:
             self.decoder = self.decoder.requires_grad_(False).to(device)
         self.tokens = encoder.grid.tokens
         """Number of tokens per clip."""
+        self.width = encoder.config.width
 
     @property
     def id(self) -> str:

@@ -69,6 +69,10 @@ class RequestLimits(FrozenSettings):
     """Maximum number of items per request."""
     rebuilt_items: int = Field(16, ge=1)
     """Maximum number of items per reconstruction request; each result holds three clips."""
+    output_mib: int = Field(64, ge=1)
+    """Maximum size in MiB of the tokens and layers that a request returns, as float32."""
+    json_output_mib: int = Field(4, ge=1)
+    """Maximum size in MiB of tokens and layers that are returned as JSON, which takes ten times the memory."""
     views: int = Field(64, ge=1)
     """Maximum number of views (segments times crops) per item."""
     bytes_mib: int = Field(64, ge=1)
@@ -107,6 +111,8 @@ class EngineSettings(FrozenSettings):
     """Maximum number of admitted tokens waiting for a forward pass; further requests are rejected."""
     max_queued_mib: int = Field(1024, ge=1)
     """Maximum size in MiB of admitted files waiting to be decoded."""
+    max_output_mib: int = Field(512, ge=1)
+    """Maximum size in MiB of the tokens and layers of all admitted requests; further requests are rejected."""
     decoders: int = Field(2, ge=1, le=64)
     """Number of decoding processes."""
     limits: RequestLimits = RequestLimits()

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import logging
 from typing import Any
 
-import numpy as np
 import ray
 from ray import serve
 from starlette.requests import Request
@@ -87,7 +85,7 @@ class Replica:
         # Without a loaded candidate, `main` serves the request; the reply contains its id.
         slot = call["slot"] if call["slot"] in self._urls else MAIN
         try:
-            result = await self._engine.infer(slot, items, options, call["deadline_s"])
+            result = await self._engine.infer(slot, items, options, call["deadline_s"], call.get("json", False))
         except Refusal as refusal:
             return _refuse(refusal)
         if slot == CANDIDATE and options.task == "embedding":
@@ -95,7 +93,9 @@ class Replica:
         content: dict[str, Any] = {"items": result.items}
         if call.get("form") is not None or options.task == "reconstruction":
             content = await asyncio.to_thread(encode_items, result.encoder, result.items, call.get("form"))
-        return Response(pack({"encoder": result.encoder, **content}), media_type=MEDIA_TYPE)
+        reply = {"encoder": result.encoder, **content}
+        is_large = options.tokens != "none" or options.layers or "content" in content
+        return Response(await asyncio.to_thread(pack, reply) if is_large else pack(reply), media_type=MEDIA_TYPE)
 
     def _measure_drift(self, items: list[Any], vectors: list[Any]) -> None:
         """Run the same items through `main` in the background until the drift report has enough items."""
@@ -142,34 +142,14 @@ def bind_to_node_address() -> None:
 def encode_items(encoder: str, items: list[dict[str, Any]], media_type: str | None) -> dict[str, Any]:
     """Encode items as `media_type`; if it is None, replace the clips of reconstructions with PNGs."""
     if media_type == ARROW:
+        from service.inference.arrow import to_arrow
+
         return {"content": to_arrow(encoder, items)}
     from service.inference.images import overview_png, with_pngs  # imports Pillow, which only replicas have
 
     if media_type == PNG:
         return {"content": overview_png(encoder, items[0])}
     return {"items": [with_pngs(item) for item in items]}
-
-
-def to_arrow(encoder: str, items: list[dict[str, Any]]) -> bytes:
-    """Encode items as an Arrow stream with one row each; the schema metadata contains the `encoder` id."""
-    import pyarrow as pa
-
-    columns = {name: [_plain(item[name]) for item in items] for name in items[0]} if items else {}
-    types = {"embedding": pa.list_(pa.float32())}
-    arrays = {name: pa.array(values, types.get(name)) for name, values in columns.items()}
-    table = pa.table(arrays).replace_schema_metadata({"encoder": encoder})
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist() if value.ndim > 1 else value
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    return value
 
 
 def _refuse(refusal: Refusal) -> Response:

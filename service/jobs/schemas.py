@@ -27,7 +27,7 @@ State = Literal[
 ACTIVE: frozenset[State] = frozenset({"starting", "running", "pausing", "cancelling"})
 WAITING: frozenset[State] = frozenset({"queued", "retrying"})
 DELETED: frozenset[State] = frozenset({"deleting", "deleted"})
-ENDED: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"}) | DELETED
+ENDED: frozenset[State] = frozenset({"succeeded", "failed", "cancelled", *DELETED})
 
 Action = Literal["cancel", "pause", "resume", "retry", "delete"]
 Reason = Literal[

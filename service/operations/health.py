@@ -48,7 +48,7 @@ class DependencyChecks:
 
 
 @router.get("/livez", summary="Liveness: the process responds")
-def livez() -> dict[str, str]:
+async def livez() -> dict[str, str]:
     return {"status": "ok"}
 
 

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import httpx
 from cachetools import TTLCache
 from prometheus_client import CollectorRegistry, Histogram
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service.db.models import Deployment
 from service.serving.deployments import DeploymentStore
 from service.serving.protocol import CANDIDATE, MAIN, MEDIA_TYPE, pack, refusal_in, unpack
 from service.web.errors import Refusal, ServiceError
+from service.web.request_bodies import reserve_reply, run_by_size
 
 CONNECT_S = 5.0
 LOOKUP_CACHE_S, MAX_CACHED_LOOKUPS = 1.0, 10_000  # how long deployment lookups are cached, and how many
@@ -34,6 +35,8 @@ class EncoderReply(NamedTuple):
     items: list[dict[str, Any]]
     content: bytes | None
     """Encoded items, if a media type was requested."""
+    size: int
+    """Size in bytes of the reply."""
 
 
 class Gateway:
@@ -63,19 +66,25 @@ class Gateway:
         options: Mapping[str, Any],
         deadline_s: float,
         media_type: str | None = None,
+        as_json: bool = False,
         exact: bool = False,
     ) -> EncoderReply:
         """Run items through an encoder, identified by its id, alias or deployment.
 
         `media_type`: ARROW or PNG if the replica should encode its reply.
+        `as_json`: the reply will be sent as JSON, which has a smaller limit for tokens.
         `exact`: `name` is an id, and no other encoder, such as a candidate, may serve the request.
-        Raises Refusal, or CancelledError if the caller disconnects, which cancels the request on the replica.
+        Raises Refusal, or ClientDisconnect if the caller disconnects, which cancels the request on the replica.
         """
         began, outcome = time.monotonic(), "failed"
         try:
             deployment = await self._find(name, project)
             slot = _slot_of(deployment, name) if exact else _choose_slot(deployment)
-            reply = await self._send_until_disconnect(request, deployment, slot, items, options, deadline_s, media_type)
+            call = {"slot": slot, "items": items, "want": options, "deadline_s": deadline_s}
+            call |= {"form": media_type, "json": as_json}
+            size = sum(len(item.get("content", b"")) for item in items)
+            body = await run_by_size(size, pack, call)
+            reply = await self._send_until_disconnect(request, deployment.name, body, deadline_s)
             if exact and reply.encoder != name:  # replaced since the lookup
                 raise _not_deployed(name)
             outcome = "ok"
@@ -83,34 +92,25 @@ class Gateway:
         except ServiceError as error:
             outcome = error.code
             raise
-        except asyncio.CancelledError:
+        except ClientDisconnect:
             outcome = "caller_gone"
             raise
         finally:
             self._seconds.labels(options["task"], outcome).observe(time.monotonic() - began)
 
-    async def _send_until_disconnect(
-        self,
-        request: Request,
-        deployment: Deployment,
-        slot: str,
-        items: Sequence[Mapping[str, Any]],
-        options: Mapping[str, Any],
-        deadline_s: float,
-        media_type: str | None,
-    ) -> EncoderReply:
-        call = {"slot": slot, "items": items, "want": options, "deadline_s": deadline_s, "form": media_type}
-        sending = asyncio.create_task(self._send(deployment.name, pack(call), deadline_s))
+    async def _send_until_disconnect(self, request: Request, name: str, body: bytes, deadline_s: float) -> EncoderReply:
+        sending = asyncio.create_task(self._send(name, body, deadline_s))
         disconnect = asyncio.create_task(_wait_for_disconnect(request))
         try:
             await asyncio.wait((sending, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
-                raise asyncio.CancelledError
+                raise ClientDisconnect
             response = await sending
         finally:
             sending.cancel()
             disconnect.cancel()
-        return _parse_reply(response, deployment.name)
+        reserve_reply(request, len(response.content))
+        return await run_by_size(len(response.content), _parse_reply, response, name)
 
     async def replica_state(self, deployment: Deployment) -> dict[str, Any]:
         """Return the state of one of the deployment's replicas. Raises Refusal."""
@@ -188,7 +188,7 @@ def _parse_reply(response: httpx.Response, name: str) -> EncoderReply:
     reply = _unpack_reply(response, name)
     refusal = refusal_in(reply)
     if refusal is None:
-        return EncoderReply(reply["encoder"], reply.get("items", []), reply.get("content"))
+        return EncoderReply(reply["encoder"], reply.get("items", []), reply.get("content"), len(response.content))
     if refusal.code == "encoder_unavailable":
         raise _unavailable(name, refusal.message)
     raise refusal

@@ -1,6 +1,6 @@
 """Messages between the gateway and replicas: MessagePack, since JSON cannot hold bytes. Does not import torch.
 
-call      {"slot", "items": [{"content"} | {"uri"}], "want": {…}, "deadline_s", "form"}
+call      {"slot", "items": [{"content"} | {"uri"}], "want": {…}, "deadline_s", "form", "json"}
 reply     {"encoder", "items": [{"embedding", …}]}, or encoded by the replica {"encoder", "content": bytes}
 refusal   {"error": code, "message"}, with "index" or "retry_after"
 """

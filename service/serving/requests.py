@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from service.auth.isolation import LocationPolicy
 from service.web.errors import UnsupportedMediaType
+from service.web.request_bodies import run_in_thread
 from service.web.schemas import ApiModel
 
 RAW = ("image/", "video/", "application/octet-stream")
@@ -104,7 +104,8 @@ async def read_request(request: Request, policy: LocationPolicy, project: str | 
     if "layers" in query:
         query["layers"] = request.query_params.getlist("layers")
     if media == JSON:
-        return await run_in_threadpool(_parse_json, await request.body(), policy, project)
+        body = await request.body()
+        return await run_in_thread(len(body), _parse_json, body, policy, project)
     if media == FORM:
         return await _parse_form(request, query)
     if media.startswith(RAW):
@@ -122,15 +123,25 @@ def _parse_json(body: bytes, policy: LocationPolicy, project: str | None) -> Inf
         parsed = EncodeRequest.model_validate_json(body)
     except ValidationError as error:
         raise _validation_error(error) from None
-    return InferenceRequest(
-        parse_inputs(parsed.input, policy, project), parsed, single=not isinstance(parsed.input, list)
-    )
+    items = _parse_inputs(parsed.input, policy, project)
+    return InferenceRequest(items, parsed, single=not isinstance(parsed.input, list))
 
 
-def parse_inputs(value: Input | list[Input], policy: LocationPolicy, project: str | None) -> list[dict[str, Any]]:
-    """Convert the field `input` to items, as `parse_input` does for each."""
-    inputs = value if isinstance(value, list) else [value]
-    return [parse_input(each, f"input.{number}", policy, project) for number, each in enumerate(inputs)]
+async def parse_inputs(
+    inputs: Input | list[Input], policy: LocationPolicy, project: str | None
+) -> list[dict[str, Any]]:
+    """Convert the field `input` to items. Raises RequestValidationError, UriNotAllowed or NotFound."""
+    size = sum(map(input_size, inputs)) if isinstance(inputs, list) else input_size(inputs)
+    return await run_in_thread(size, _parse_inputs, inputs, policy, project)
+
+
+def input_size(value: Input) -> int:
+    return len(value if isinstance(value, str) else value.base64 if isinstance(value, Base64Input) else value.uri)
+
+
+def _parse_inputs(inputs: Input | list[Input], policy: LocationPolicy, project: str | None) -> list[dict[str, Any]]:
+    values = inputs if isinstance(inputs, list) else [inputs]
+    return [parse_input(value, f"input.{number}", policy, project) for number, value in enumerate(values)]
 
 
 def parse_input(value: Input, field: str, policy: LocationPolicy, project: str | None) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from service.serving.gateway import EncoderReply
-from service.serving.protocol import PNG
-from service.serving.requests import InferenceRequest
+from service.serving.protocol import ARROW, PNG
+from service.serving.requests import InferenceRequest, RequestOptions
+from service.web.errors import Refusal
 
 NUMPY = "application/x-npy"
 ENCODER = "X-Encoder"  # response header with the encoder id, set for every media type
@@ -32,13 +33,29 @@ def render_reply(reply: EncoderReply, request: InferenceRequest, media_type: str
         return Response(reply.content, media_type=media_type, headers=headers)
     if media_type == NUMPY:
         out = io.BytesIO()
-        np.save(out, np.stack([item["embedding"] for item in reply.items]), allow_pickle=False)
+        np.save(out, _to_array(reply.items, request.options), allow_pickle=False)
         return Response(out.getvalue(), media_type=NUMPY, headers=headers)
     items = [_to_json(item, request.options.encoding_format) for item in reply.items]
     if request.single:
         return JSONResponse({"encoder": reply.encoder, **items[0]}, headers=headers)
     data = [{"index": index, **item} for index, item in enumerate(items)]
     return JSONResponse({"encoder": reply.encoder, "data": data}, headers=headers)
+
+
+def check_array(options: RequestOptions) -> None:
+    """Raise Refusal if the results do not fit into the single array of a `.npy` file."""
+    if options.tokens != "none" and options.layers:
+        message = f"Accept: {NUMPY} holds one array; request either tokens or layers, or Accept: {ARROW} for both"
+        raise Refusal("not_possible", message)
+
+
+def _to_array(items: Sequence[Mapping[str, Any]], options: RequestOptions) -> Any:
+    """Stack what was requested of each item: its tokens (N, D), its layers (L, N, D), or else its embedding (D,)."""
+    if options.tokens != "none":
+        return np.stack([item["tokens"] for item in items])
+    if options.layers:
+        return np.stack([[item["layers"][str(number)] for number in options.layers] for item in items])
+    return np.stack([item["embedding"] for item in items])
 
 
 def _to_json(value: Any, encoding: str) -> Any:

@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.concurrency import run_in_threadpool
 
 from service.auth.authentication import Inferrer, Principal, Reader, Submitter
 from service.db.models import Deployment
 from service.jobs.routes import Locations, project_of
 from service.registry.routes import BINARY, EncodersDep
 from service.serving.deployments import DeploymentStore, etag_of, new_deployment
-from service.serving.gateway import Gateway
+from service.serving.gateway import EncoderReply, Gateway
 from service.serving.protocol import ARROW, CANDIDATE, MAIN, PNG
 from service.serving.requests import (
     DEADLINE_S,
@@ -25,7 +24,7 @@ from service.serving.requests import (
     parse_inputs,
     read_request,
 )
-from service.serving.responses import NUMPY, negotiate_media_type, render_reply, to_base64
+from service.serving.responses import NUMPY, check_array, negotiate_media_type, render_reply, to_base64
 from service.serving.schemas import (
     DeploymentList,
     DeploymentRequest,
@@ -36,6 +35,7 @@ from service.serving.schemas import (
 )
 from service.web.errors import Refusal
 from service.web.parameters import ProjectFilter
+from service.web.request_bodies import LargeJsonRoute, run_by_size
 from service.web.schemas import ApiModel, utc_datetime
 
 DeploymentName = Annotated[
@@ -200,13 +200,17 @@ async def _infer(
 ) -> Response:
     parsed = await read_request(request, policy, caller.project)
     _check_inputs(caller, parsed.items)
+    if media_type == NUMPY:
+        check_array(parsed.options)
     if media_type == PNG and len(parsed.items) > 1:
         raise Refusal("not_possible", f"Accept: {PNG} supports one item, not {len(parsed.items)}; request JSON instead")
     options = parsed.options.for_engine(task)
     encoding = media_type if media_type in (ARROW, PNG) else None  # the replica encodes it
     deadline_s = parsed.options.deadline_s
-    reply = await gateway.infer(request, name, caller.project, parsed.items, options, deadline_s, encoding)
-    return render_reply(reply, parsed, media_type)
+    reply = await gateway.infer(
+        request, name, caller.project, parsed.items, options, deadline_s, encoding, as_json=media_type is None
+    )
+    return await run_by_size(reply.size, render_reply, reply, parsed, media_type)
 
 
 @inference.post(
@@ -223,7 +227,10 @@ async def embeddings(
     policy: Locations,
     accept: Accept = None,
 ) -> Response:
-    """`encoder` is an encoder id, an alias or a deployment name. The body is a file, a form with files, or JSON."""
+    """`encoder` is an encoder id, an alias or a deployment name. The body is a file, a form with files, or JSON.
+
+    Tokens and layers of more than 4 MiB are not sent as JSON, only as Arrow or NumPy.
+    """
     media_type = negotiate_media_type(accept, (ARROW, NUMPY))
     return await _infer(request, encoder, caller, gateway, policy, "embedding", media_type)
 
@@ -262,17 +269,21 @@ async def reconstructions(
 
 # OpenAI-compatible endpoints: https://platform.openai.com/docs/api-reference/embeddings
 
-openai = APIRouter(prefix="/openai/v1", tags=["openai"])
+openai = APIRouter(prefix="/openai/v1", tags=["openai"], route_class=LargeJsonRoute)
 
 
 @openai.post("/embeddings", summary="Embed images and videos (OpenAI-compatible)")
 async def openai_embeddings(
     request: Request, body: OpenAIEmbeddings, caller: Inferrer, gateway: GatewayDep, policy: Locations
 ) -> Response:
-    items = await run_in_threadpool(parse_inputs, body.input, policy, caller.project)
+    items = await parse_inputs(body.input, policy, caller.project)
     _check_inputs(caller, items)
     options = RequestOptions().for_engine("embedding")
     reply = await gateway.infer(request, body.model, caller.project, items, options, DEADLINE_S)
+    return await run_by_size(reply.size, _openai_response, reply, body)
+
+
+def _openai_response(reply: EncoderReply, body: OpenAIEmbeddings) -> Response:
     vectors = [item["embedding"] for item in reply.items]
     if body.dimensions not in (None, len(vectors[0])):
         raise Refusal(
@@ -295,7 +306,7 @@ def openai_models(caller: Inferrer, store: DeploymentsDep) -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
-UPLOAD_PATHS = re.compile(
+INFERENCE_PATHS = re.compile(
     r"/v1/encoders/[^/]+/(embeddings|classifications|reconstructions)|/openai/v1/embeddings|/v1/jobs/[^/]+/neighbours"
 )
-"""Paths that accept file uploads, with a larger body limit."""
+"""Paths of requests to encoders, which have a rate limit of their own and accept files, with a larger body limit."""

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from amd.downstream.embedding.files import EmbeddingIndex
-from service.auth.authentication import Searcher
+from service.auth.authentication import Reader
 from service.jobs.actions import allowed_actions
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.routes import Config, JobId, Jobs, Locations
 from service.jobs.store import JobStore
-from service.serving.requests import DEADLINE_S, RequestOptions, parse_input
+from service.serving.requests import DEADLINE_S, RequestOptions, input_size, parse_input
 from service.serving.routes import GatewayDep
 from service.serving.schemas import NeighboursRequest, NeighbourView
 from service.similarity.neighbours import (
@@ -26,8 +26,9 @@ from service.similarity.neighbours import (
     query_by_vector,
 )
 from service.web.errors import IllegalAction, Refusal
+from service.web.request_bodies import LargeJsonRoute, run_in_thread
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=LargeJsonRoute)
 
 
 def _embedding_cache(request: Request) -> EmbeddingCache:
@@ -43,7 +44,7 @@ async def neighbours(
     request: Request,
     job_id: JobId,
     body: NeighboursRequest,
-    caller: Searcher,
+    caller: Reader,
     jobs: Jobs,
     settings: Config,
     cache: EmbeddingCacheDep,
@@ -58,7 +59,7 @@ async def neighbours(
     index = await run_in_threadpool(_load_index, jobs, job_id, caller.project, cache, output)
     vector: Any = body.vector
     if body.input is not None:
-        item = await run_in_threadpool(parse_input, body.input, "input", policy, caller.project)
+        item = await run_in_thread(input_size(body.input), parse_input, body.input, "input", policy, caller.project)
         options = RequestOptions().for_engine("embedding")
         reply = await gateway.infer(request, index.encoder, caller.project, [item], options, DEADLINE_S, exact=True)
         vector = reply.items[0]["embedding"]

@@ -14,11 +14,14 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.routing import Match
 
 from amd.config import ConfigError
 from amd.storage import StorageError
 from service.web.errors import (
+    CLIENT_CLOSED_REQUEST,
     ERROR_RESPONSES,
     FRAMEWORK_CODES,
     MEDIA_TYPE,
@@ -30,6 +33,9 @@ from service.web.errors import (
 
 logger = logging.getLogger(__name__)
 
+MAX_FIELD_PROBLEMS = 100
+"""Maximum number of problems that a response lists."""
+
 
 def install(app: FastAPI) -> None:
     """Install the handlers."""
@@ -37,11 +43,10 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(error, handler)
 
 
-def error_response(error: ServiceError) -> JSONResponse:
-    """Return the response to a ServiceError."""
-    unauthorized = ERROR_RESPONSES[error.code].status == HTTPStatus.UNAUTHORIZED
-    headers = {"WWW-Authenticate": "Bearer"} if unauthorized else {}
-    return _problem(error.code, error.message, headers=headers, **error.extra)
+def error_response(request: Request, error: Exception) -> Response:
+    """Return the response to any error, for middleware, whose errors the app's handlers do not see."""
+    handle = next(_HANDLERS[kind] for kind in type(error).__mro__ if kind in _HANDLERS)
+    return handle(request, error)
 
 
 def _problem(
@@ -74,7 +79,9 @@ def _problem(
 
 def _service_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
-    return error_response(error)
+    unauthorized = ERROR_RESPONSES[error.code].status == HTTPStatus.UNAUTHORIZED
+    headers = {"WWW-Authenticate": "Bearer"} if unauthorized else {}
+    return _problem(error.code, error.message, headers=headers, **error.extra)
 
 
 def _config_error(request: Request, error: Exception) -> JSONResponse:
@@ -87,7 +94,8 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     if any(found["type"] == "json_invalid" for found in error.errors()):
         return _problem("json_invalid", "the body is not valid JSON")
-    errors = [FieldProblem(pointer=_pointer(found["loc"]), detail=found["msg"]) for found in error.errors()]
+    found_errors = error.errors()[:MAX_FIELD_PROBLEMS]
+    errors = [FieldProblem(pointer=_pointer(found["loc"]), detail=found["msg"]) for found in found_errors]
     detail = "; ".join(f"{found.pointer}: {found.detail}" for found in errors[:5])
     return _problem("request_invalid", detail, errors=errors)
 
@@ -123,13 +131,17 @@ def _storage_unavailable(request: Request, error: Exception) -> JSONResponse:
     return _problem("storage_unavailable", "the storage root is temporarily unavailable; try again")
 
 
+def _client_disconnected(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
 def _unhandled_error(request: Request, error: Exception) -> JSONResponse:
     logger.exception("unhandled error", exc_info=error)
     detail = "internal error; the service's log contains the details under this request id"
     return _problem("internal", detail)
 
 
-_HANDLERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = {
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {
     ServiceError: _service_error,
     ConfigError: _config_error,
     RequestValidationError: _validation_error,
@@ -139,6 +151,7 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] =
     DataError: _database_value_error,
     DBAPIError: _database_driver_error,
     StorageError: _storage_unavailable,
+    ClientDisconnect: _client_disconnected,
     Exception: _unhandled_error,
 }
 

@@ -74,7 +74,7 @@ class Forbidden(ServiceError, code="forbidden"):
 
 
 class TooMany(ServiceError, code="rate_limited"):
-    """The caller exceeded its rate limit; `retry_after` is in seconds."""
+    """The caller exceeded a limit on the rate or number of its requests; `retry_after` is in seconds."""
 
 
 class UriNotAllowed(ServiceError, code="uri_not_allowed"):
@@ -83,6 +83,10 @@ class UriNotAllowed(ServiceError, code="uri_not_allowed"):
 
 class BodyTooLarge(ServiceError, code="body_too_large"):
     """The request's body exceeds the limit."""
+
+
+class BodyTimeout(ServiceError, code="body_timeout"):
+    """The request's body stopped arriving."""
 
 
 class UnsupportedMediaType(ServiceError, code="unsupported_media_type"):
@@ -108,7 +112,7 @@ RefusalCode = Literal[
 
 
 class Refusal(ServiceError):
-    """A request to an encoder that cannot be served; the same error from the engine of a replica to the response.
+    """A request that cannot be served now, or by its encoder; the same error from a replica's engine to the response.
 
     `index` is the position of the item that cannot be encoded, `retry_after` the seconds until the queue is processed.
     """
@@ -147,6 +151,7 @@ ERROR_RESPONSES: dict[str, ErrorResponse] = {
     "rate_limited": ErrorResponse(HTTPStatus.TOO_MANY_REQUESTS, retry_after_s=1),
     "uri_not_allowed": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),
     "body_too_large": ErrorResponse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    "body_timeout": ErrorResponse(HTTPStatus.REQUEST_TIMEOUT, retry_after_s=1),
     "unsupported_media_type": ErrorResponse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     "cluster_unavailable": ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, retry_after_s=1),
     "encoder_not_deployed": ErrorResponse(HTTPStatus.CONFLICT),
@@ -164,6 +169,8 @@ ERROR_RESPONSES: dict[str, ErrorResponse] = {
     "storage_unavailable": ErrorResponse(HTTPStatus.SERVICE_UNAVAILABLE, retry_after_s=5),
     "internal": ErrorResponse(HTTPStatus.INTERNAL_SERVER_ERROR),
 }
+CLIENT_CLOSED_REQUEST = 499
+"""Status, as in nginx, of a request whose caller left before the response. It is logged, and nobody receives it."""
 # Codes of errors raised by the framework, by status.
 FRAMEWORK_CODES = {
     400: "bad_request",

@@ -1,28 +1,35 @@
-"""ASGI middleware for the access log, body limits and media types; request IDs and response ETags.
-
-Does not import routes or authentication.
-"""
+"""ASGI middleware for the access log; request IDs and response ETags. Does not import routes or authentication."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import re
 import time
 import uuid
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import TypeVar
+from urllib.parse import quote
 
+import anyio
 from pydantic import BaseModel
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.web.error_handlers import error_response
-from service.web.errors import BodyTooLarge, UnsupportedMediaType
+from service.logs import log_context
+from service.web.errors import CLIENT_CLOSED_REQUEST
+from service.web.request_bodies import has_body
 
 M = TypeVar("M", bound=BaseModel)
 logger = logging.getLogger("service.access")
 
+MAX_LOGGED_PATH = 1000
+
+_DISCONNECT_ERRORS = (ClientDisconnect, asyncio.CancelledError, anyio.BrokenResourceError, anyio.ClosedResourceError)
+_PATH = "/:@!$&'()*+,;=~"  # characters of a path that are not quoted
 _PLAIN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
@@ -32,7 +39,7 @@ def plain_request_id(given: str) -> str:
 
 
 class AccessLogMiddleware:
-    """Logs every request with its status and duration."""
+    """Logs every request on one line with its status and duration; 499 if the caller left before the response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -42,74 +49,62 @@ class AccessLogMiddleware:
             await self.app(scope, receive, send)
             return
         began, status = time.monotonic(), 0
+        caller = _CallerConnection(receive, has_body(Headers(scope=scope)))
 
         async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = CLIENT_CLOSED_REQUEST if await caller.has_left() else message["status"]
             await send(message)
 
-        try:
-            await self.app(scope, receive, send_and_note_status)
-        finally:
-            took = (time.monotonic() - began) * 1000
-            logger.info("%s %s %d %.1f ms", scope["method"], scope["path"], status, took)
+        with log_context() as fields:
+            try:
+                await self.app(scope, caller.receive, send_and_note_status)
+                status = status or CLIENT_CLOSED_REQUEST
+            except _DISCONNECT_ERRORS:
+                if _is_cancelled() or not await caller.has_left():
+                    raise
+                status = status or CLIENT_CLOSED_REQUEST
+            finally:
+                fields.setdefault("job", scope.get("path_params", {}).get("job_id"))
+                took = (time.monotonic() - began) * 1000
+                # Quoted here, since a handler other than ours would not escape a line break.
+                path = quote(scope["path"], _PATH, errors="replace")[:MAX_LOGGED_PATH]
+                status = status or HTTPStatus.INTERNAL_SERVER_ERROR
+                logger.info("%s %s %d %.1f ms", scope["method"], path, status, took)
 
 
-class BodyLimitMiddleware:
-    """Rejects bodies that are too large or not JSON, before a route reads them.
+class _CallerConnection:
+    """Passes the messages of the caller on, and observes whether it closes its connection."""
 
-    Paths that accept files have a larger limit and check media types themselves.
-    """
+    def __init__(self, receive: Receive, has_body: bool) -> None:
+        self._receive, self._unread, self._left = receive, has_body, False
+        self._early: list[Message] = []  # received by `has_left`
 
-    def __init__(self, app: ASGIApp, limit: int, files: re.Pattern[str], files_limit: int) -> None:
-        """`files` is a pattern for the paths that accept files. Limits are in bytes."""
-        self.app, self._limit, self._files, self._files_limit = app, limit, files, files_limit
+    async def receive(self) -> Message:
+        return self._early.pop(0) if self._early else await self._next()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"")
-        has_body = (length.isdigit() and int(length) > 0) or b"transfer-encoding" in headers
-        accepts_files = self._files.fullmatch(scope["path"]) is not None
-        limit = self._files_limit if accepts_files else self._limit
-        if length.isdigit() and int(length) > limit:
-            await self._reject(_too_large(limit), scope, receive, send)
-            return
-        media = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if has_body and media != b"application/json" and not accepts_files:
-            detail = f"Content-Type: {media.decode('latin-1') or 'none'}; send application/json"
-            await self._reject(UnsupportedMediaType(detail), scope, receive, send)
-            return
-        if not has_body:
-            await self.app(scope, receive, send)
-            return
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            if len(body) > limit:
-                await self._reject(_too_large(limit), scope, receive, send)
-                return
-            if not message.get("more_body", False):
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._left |= message["type"] == "http.disconnect"
+        self._unread &= message.get("more_body", False)
+        return message
+
+    async def has_left(self) -> bool:
+        """Whether the caller closed its connection. Does not wait, and is False while a body has not been read."""
+        while not self._unread and not self._left:
+            with anyio.CancelScope() as scope:
+                scope.cancel()  # ends the call unless a message is available
+                self._early.append(await self._next())
+            if scope.cancelled_caught:
                 break
-        buffered: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def replay() -> Message:
-            return buffered.pop() if buffered else await receive()
-
-        await self.app(scope, replay, send)
-
-    async def _reject(self, error: Any, scope: Scope, receive: Receive, send: Send) -> None:
-        await error_response(error)(scope, receive, send)
+        return self._left
 
 
-def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the body is larger than {limit} bytes; store large data on the storage root and pass its URI")
+def _is_cancelled() -> bool:
+    """Whether this task itself is cancelled, as on shutdown."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def tagged(view: M, response: Response, if_none_match: str | None) -> M:

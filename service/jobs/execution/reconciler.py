@@ -27,6 +27,7 @@ from service.jobs.execution.protocol import AttemptOutcome, DriverPolicy, Heartb
 from service.jobs.execution.ray_jobs import Cluster, RayJobStatus
 from service.jobs.schemas import ACTIVE, ENDED, WAITING
 from service.jobs.store import JobStore, StaleJob
+from service.logs import log_context
 from service.settings import Settings
 from service.web.errors import ClusterUnavailable
 
@@ -115,17 +116,18 @@ class Reconciler:
 
     def _guarded(self, move: Callable[[Job], None], job: Job) -> None:
         """Move one job. Its errors do not affect other jobs."""
-        try:
-            move(job)
-            self.outage = ""
-        except StaleJob:
-            pass  # its owner changed it first; the next step reads the new version
-        except ClusterUnavailable as error:
-            self._note_outage(job, error.message)
-        except StorageError as error:
-            logger.warning("%s: %s", job.id, error)
-        except Exception:
-            logger.exception("%s: cannot be reconciled now; will retry", job.id)
+        with log_context(job=job.id, project=job.project):
+            try:
+                move(job)
+                self.outage = ""
+            except StaleJob:
+                pass  # its owner changed it first; the next step reads the new version
+            except ClusterUnavailable as error:
+                self._note_outage(job, error.message)
+            except StorageError as error:
+                logger.warning("%s: %s", job.id, error)
+            except Exception:
+                logger.exception("%s: cannot be reconciled now; will retry", job.id)
 
     def _note_outage(self, job: Job, outage: str) -> None:
         if self.outage != outage:

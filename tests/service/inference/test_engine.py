@@ -8,6 +8,8 @@ import shutil
 import signal
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +21,17 @@ from amd.data.decoding.reader import SampleReader
 from amd.downstream.embedding.features import cut_clips, embed_file, file_chooser
 from amd.downstream.supervised.classification.metrics import probabilities
 from service.inference.engine import (
+    Backlog,
+    BacklogShare,
     Engine,
     EngineSettings,
+    InferenceOptions,
     InferenceResult,
     Item,
+    RequestLimits,
+    output_bytes,
 )
+from service.inference.model import InferencePlan
 from service.web.errors import Refusal
 from tests.support.service.engines import (
     DEADLINE_S,
@@ -278,3 +286,66 @@ def test_close_stops_processes_and_fails_requests_in_flight(folder: Path) -> Non
 
     run(close_under_load())
     assert decoding_processes() == before
+
+
+VIT_B: Any = SimpleNamespace(tokens=196, width=768, blocks=12)
+VIT_B_VIDEO: Any = SimpleNamespace(tokens=1568, width=768, blocks=12)
+
+
+def plan_of(encoder: Any, tokens: bool = True, layers: bool = True) -> InferencePlan:
+    blocks = tuple(range(1, encoder.blocks + 1)) if layers else ()
+    return InferencePlan(InferenceOptions(tokens="patch" if tokens else "none", layers=blocks), None, 1)
+
+
+def test_256_items_with_patch_tokens_and_all_layers_of_a_vit_b_are_refused_with_the_numbers() -> None:
+    limits = RequestLimits()
+    for encoder, fits in ((VIT_B, "at most 8 items"), (VIT_B_VIDEO, "at most 1 items")):
+        with pytest.raises(Refusal) as refused:
+            output_bytes(encoder, plan_of(encoder), 256, limits, as_json=False)
+        size = 256 * 13 * encoder.tokens * 768 * 4 / 2**20
+        numbers = f"256 items x 13 outputs (tokens and layers) x {encoder.tokens} tokens x 768 values x 4 bytes"
+        assert refused.value.code == "not_possible"
+        assert refused.value.message.startswith(f"{numbers} are {size:.1f} MiB, more than the limit of 64 MiB; request")
+        assert fits in refused.value.message
+    assert output_bytes(VIT_B, plan_of(VIT_B), 8, limits, as_json=False) == 13 * 196 * 768 * 4
+    assert output_bytes(VIT_B, plan_of(VIT_B, tokens=False, layers=False), 256, limits, as_json=True) == 0
+
+
+def test_json_has_a_smaller_limit_and_the_refusal_names_the_binary_format() -> None:
+    limits = RequestLimits()
+    tokens = plan_of(VIT_B, layers=False)
+    assert output_bytes(VIT_B, tokens, 6, limits, as_json=True) == 196 * 768 * 4
+    with pytest.raises(Refusal, match=r"limit of 4 MiB for JSON; send Accept: application/vnd\.apache\.arrow"):
+        output_bytes(VIT_B, tokens, 8, limits, as_json=True)
+    assert output_bytes(VIT_B, tokens, 8, limits, as_json=False)
+    with pytest.raises(Refusal, match=r"or request fewer layers$"):
+        output_bytes(VIT_B, plan_of(VIT_B), 1, limits, as_json=True)
+
+
+def test_a_refused_output_never_reaches_the_encoder(engine: Engine, folder: Path) -> None:
+    load_slots(engine, main=folder / "image")
+    loaded = engine._slots["main"]
+    before = engine.state()["counters"]
+    small = RequestLimits(output_mib=1, items=10**6)
+    engine.settings, settings = engine.settings.model_copy(update={"limits": small}), engine.settings
+    items = [upload(folder / "0.png")] * (2**20 // (loaded.tokens * loaded.width * 4) + 1)
+    try:
+        with pytest.raises(Refusal, match="more than the limit of 1 MiB"):
+            infer(engine, *items, tokens="patch")
+    finally:
+        engine.settings = settings
+    assert engine.state()["counters"] == before
+
+
+def test_outputs_of_all_admitted_requests_are_bounded() -> None:
+    backlog = Backlog(max_tokens=100, max_bytes=100, max_output=100)
+    first, second = [BacklogShare(1, 1, 60)], [BacklogShare(1, 1, 50)]
+    assert backlog.admit(first)
+    assert not backlog.admit(second)
+    backlog.release(first[0], tokens=1, content=1)
+    assert not backlog.admit(second)  # outputs are held until the request ends
+    backlog.release_all(first[0])
+    assert backlog.admit(second)
+    backlog.release_all(second[0])
+    assert (backlog.tokens, backlog.bytes, backlog.output) == (0, 0, 0)
+    assert backlog.admit([BacklogShare(1, 1, 1000)])  # nothing else is queued; each request has its own limit

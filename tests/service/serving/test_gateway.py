@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 from cachetools import TTLCache
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
+from starlette.requests import ClientDisconnect
 
 from service.serving.deployments import new_deployment
 from service.serving.gateway import LOOKUP_CACHE_S, MAX_CACHED_LOOKUPS, Gateway
-from service.serving.protocol import pack, pack_refusal
+from service.serving.protocol import pack, pack_refusal, unpack
 from service.serving.schemas import ServingSettings
 from service.web import error_handlers
 from service.web.errors import Refusal
@@ -42,6 +44,7 @@ class GatewayFixture:
     def __init__(self) -> None:
         self.reply: ServeReply = lambda _: httpx.Response(200, content=pack({"encoder": "first", "items": []}))
         self.requests = 0
+        self.calls = list[Any]()
         self.deployments = OneDeployment()
         self.gateway = Gateway(self.deployments, "http://serve")
         self.gateway._client = httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
@@ -58,6 +61,7 @@ class GatewayFixture:
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.requests += 1
+        self.calls.append(unpack(request.content))
         return self.reply(request)
 
     def count(self, outcome: str) -> float | None:
@@ -174,3 +178,43 @@ def test_an_encoder_without_a_deployment_is_not_deployed(fixture: GatewayFixture
     assert "retry-after" not in response.headers
     assert response.json()["detail"] == "no deployment serves 'other'; create one with PUT /v1/deployments/{name}"
     assert fixture.requests == 0
+
+
+def test_a_caller_who_leaves_cancels_the_request_and_is_neither_an_error_nor_a_failure(fixture: GatewayFixture) -> None:
+    cancelled = False
+
+    async def wait(*_: Any) -> Any:
+        nonlocal cancelled
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def leave() -> None:
+        fixture.gateway._send = wait  # type: ignore[method-assign]
+        request = Request({"type": "http"}, receive)
+        with pytest.raises(ClientDisconnect):
+            await fixture.gateway.infer(request, "images", None, [], {"task": "embedding"}, deadline_s=5.0)
+        await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    assert cancelled
+    assert (fixture.count("caller_gone"), fixture.count("failed")) == (1, None)
+
+
+def test_a_replica_learns_whether_its_reply_becomes_json(fixture: GatewayFixture) -> None:
+    async def infer(as_json: bool) -> None:
+        async def receive() -> Any:
+            return await asyncio.Event().wait()
+
+        request = Request({"type": "http"}, receive)
+        options = {"task": "embedding"}
+        await fixture.gateway.infer(request, "images", None, [], options, deadline_s=5.0, as_json=as_json)
+
+    for as_json in (True, False):
+        asyncio.run(infer(as_json))
+        assert fixture.calls[-1]["json"] is as_json

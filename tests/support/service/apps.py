@@ -10,8 +10,10 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from service.auth.authentication import Authenticator, new_secret
+from service.auth.middleware import AuthenticationMiddleware
 from service.auth.rate_limits import RateLimitHeaders
 from service.db.models import ApiKey
+from service.serving.routes import INFERENCE_PATHS
 from service.settings import Settings
 from service.web import error_handlers
 
@@ -22,6 +24,10 @@ def client_of(engine: Engine, *routers: APIRouter, settings: Settings | None = N
     app.state.engine = engine
     app.state.authenticator = Authenticator(engine, app.state.settings)
     error_handlers.install(app)
+    authenticator = app.state.authenticator
+    app.add_middleware(
+        AuthenticationMiddleware, authenticator=authenticator, settings=app.state.settings, inference=INFERENCE_PATHS
+    )
     app.add_middleware(RateLimitHeaders)
     for router in routers:
         app.include_router(router, prefix="/v1")

@@ -1,0 +1,38 @@
+"""Limits on the number of requests that a caller has in progress, counted in this process.
+
+Like rate limits, each replica counts separately.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from service.web.errors import TooMany
+
+RETRY_AFTER_S = 1.0
+
+
+class ConcurrencyLimit:
+    """A limit on concurrent requests, applied to each caller separately. Used on the event loop only."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._in_progress = limit, Counter[str]()
+
+    @contextmanager
+    def slot(self, caller: str, what: str) -> Iterator[None]:
+        """Count a request as in progress. Raises TooMany if the caller has as many requests as the limit allows.
+
+        `what` describes the requests in the error's message.
+        """
+        if self._in_progress[caller] >= self._limit:
+            message = f"{self._limit} {what} are in progress, the maximum; wait for one to end"
+            raise TooMany(message, retry_after=RETRY_AFTER_S)
+        self._in_progress[caller] += 1
+        try:
+            yield
+        finally:
+            self._in_progress[caller] -= 1
+            if not self._in_progress[caller]:
+                del self._in_progress[caller]

@@ -1,0 +1,64 @@
+"""ASGI middleware that identifies the caller of each request and applies its limits, from the headers alone.
+
+FastAPI reads a body before it resolves the dependencies of a route, so authentication in a dependency alone would let
+anyone fill the memory. Scopes are checked by the dependencies in `authentication`.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.auth.authentication import Authenticator, Principal
+from service.auth.concurrency import ConcurrencyLimit
+from service.logs import add_log_fields
+from service.settings import Settings
+from service.web.request_bodies import has_body, reject_unread
+
+PROBES = ("/livez", "/readyz")
+"""Paths without limits: an orchestrator would restart a service that rejects its probes."""
+
+
+class AuthenticationMiddleware:
+    """Rejects requests beyond their caller's limits, and requests with a body but without a valid key.
+
+    A request without a body and without a valid key continues, since its route may be public.
+    """
+
+    def __init__(
+        self, app: ASGIApp, authenticator: Authenticator, settings: Settings, inference: re.Pattern[str]
+    ) -> None:
+        """`inference` is a pattern for the paths to which the rate limit for requests to encoders applies."""
+        self.app, self._authenticator, self._inference = app, authenticator, inference
+        self._keys = ConcurrencyLimit(settings.concurrency_limit)
+        self._anonymous = ConcurrencyLimit(settings.anonymous_concurrency_limit)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if scope["type"] != "http" or (scope["path"] in PROBES and not has_body(headers)):
+            await self.app(scope, receive, send)
+            return
+        with ExitStack() as slots:
+            try:
+                await self._admit(scope, headers, slots)
+            except Exception as error:
+                await reject_unread(error, scope, receive, send)
+                return
+            await self.app(scope, receive, send)
+
+    async def _admit(self, scope: Scope, headers: Headers, slots: ExitStack) -> None:
+        """Raise an error if the request must be rejected; otherwise enter its slot and store its caller."""
+        state = scope.setdefault("state", {})
+        caller = await self._authenticator.identify(headers.get("authorization"))
+        state["caller"] = caller
+        if isinstance(caller, Principal):
+            add_log_fields(key=caller.id, project=caller.project)
+            slots.enter_context(self._keys.slot(caller.id, "requests with this key"))
+            self._authenticator.count(caller, state, self._inference.fullmatch(scope["path"]) is not None)
+            return
+        slots.enter_context(self._anonymous.slot("anonymous", "requests without a valid key"))
+        if has_body(headers):
+            raise self._authenticator.rejection(caller, scope["client"])
