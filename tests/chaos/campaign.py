@@ -85,7 +85,7 @@ def plan(kills: int, seed: int, roles: Sequence[Role]) -> list[Kill]:
     planned: list[Kill] = []
     for role in order[:kills]:
         waits = not planned or not planned[-1].after_recovery or rng.random() < 0.5
-        planned.append(Kill(role, rng.random(), waits, round(rng.uniform(0.0, 4.0), 2)))
+        planned.append(Kill(role, rng.random(), waits, round(rng.uniform(0.0, 8.0), 2)))
     return planned
 
 
