@@ -177,7 +177,8 @@ class SearchConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     """Limits on trials, wall time and training clips."""
     retries: int = Field(2, ge=0)
-    """Maximum number of times that a trial is restarted from its latest checkpoints after its processes are lost."""
+    """Maximum number of times that a trial is restarted from its latest checkpoints after its processes are lost. A
+    newer checkpoint resets the count."""
     storage: StorageLocation | None = None
     """Storage root for runs and encoders. Default: train.storage if set, else the environment variable AMD_STORAGE."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$")

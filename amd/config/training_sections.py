@@ -187,7 +187,8 @@ class CheckpointConfig(Section):
 
 
 class Retries(Section):
-    """Maximum number of restarts from the newest checkpoint, by cause of failure."""
+    """Maximum number of restarts from the newest checkpoint, by cause of failure. A newer checkpoint resets the
+    count."""
 
     infrastructure: int = Field(3, ge=0)
     """Restarts after infrastructure failures, such as a lost node or a crashed worker."""

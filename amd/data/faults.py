@@ -22,7 +22,7 @@ class DataFault(Exception):
 
 
 class LoaderCrash(RuntimeError):
-    """Raised when a loader process was killed, ran out of memory or crashed, not because of a particular sample."""
+    """Raised when a loader or decoding process was killed or crashed, not because of a particular sample."""
 
 
 class BadSampleLedger:

@@ -160,13 +160,30 @@ def _classify_one(error: BaseException) -> tuple[int, Verdict]:
 
 @dataclass
 class Budgets:
-    """Remaining retries (`scaling.retries`), with a budget per cause of failure."""
+    """Remaining retries (`scaling.retries`), with a budget per cause of failure.
+
+    Progress, such as a newer checkpoint, refills all budgets: they limit failures without progress, not the failures of
+    a whole run.
+    """
 
     limits: Retries
     spent: dict[Budget, int] = field(default_factory=dict)
+    step: int = 0
+    """Step of the newest checkpoint, or another measure of progress, at the last failure."""
 
-    def charge(self, budget: Budget) -> bool:
-        """Count a failure; return whether the run may be retried."""
+    def charge(self, budget: Budget, step: int) -> bool:
+        """Count a failure after `step`; return whether the run may be retried."""
+        if step > self.step:
+            self.spent.clear()
+            self.step = step
         self.spent[budget] = self.spent.get(budget, 0) + 1
+        return self.spent[budget] <= self.limit(budget)
+
+    def limit(self, budget: Budget) -> int:
         allowed: int = getattr(self.limits, budget)
-        return self.spent[budget] <= allowed
+        return allowed
+
+    def describe(self, budget: Budget, unit: str = "step") -> str:
+        """Describe the last failure, such as `infrastructure failure 1 of 3 since step 40`."""
+        since = f"{unit} {self.step}" if self.step else "the start"
+        return f"{budget} failure {self.spent[budget]} of {self.limit(budget)} since {since}"

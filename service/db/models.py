@@ -63,7 +63,7 @@ class Job(Base):
     attempt: Mapped[int]
     """Number of attempts started."""
     retries: Mapped[int]
-    """Number of automatic retries since the owner last started the job."""
+    """Number of automatic retries since the owner last started the job, or since it last committed work."""
     not_before: Mapped[float]
     """Earliest start of a queued job."""
     stop_by: Mapped[float | None]

@@ -97,7 +97,8 @@ class JobRequest(ApiModel):
     priority: int = Field(0, ge=-100, le=100)
     """Priority in the queue; jobs with a higher priority start first."""
     max_retries: int = Field(3, ge=0, le=100)
-    """Maximum number of automatic retries after machine, network or storage failures. Others are not retried."""
+    """Maximum number of automatic retries after machine, network or storage failures without new progress, such as a
+    newer checkpoint, in between. Other failures are not retried."""
     time_limit_s: float | None = Field(None, gt=0, le=366 * 86400)
     """Maximum running time of an attempt, in seconds. When it is exceeded, the job saves a checkpoint and fails."""
 

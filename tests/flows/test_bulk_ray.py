@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from amd.downstream.embedding.bulk import EmbedResult, embed_all
@@ -15,6 +16,7 @@ from amd.downstream.embedding.features import embed_file
 from tests.amd.downstream.embedding.test_bulk import ENCODER, assert_each_record_once, config, rows_of, start
 from tests.amd.downstream.embedding.test_features import write_images
 from tests.support.ray_cluster import RayCluster
+from tests.support.service.control_plane import wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -44,6 +46,28 @@ def test_bulk_embedding_resumes_after_a_stop_and_writes_each_record_once(
     for row in (0, 6, 7, 8):
         expected = embed_file(str(tmp_path / "encoders" / ENCODER), found["location"][row])
         np.testing.assert_allclose(found["embedding"][row], expected, rtol=0, atol=1e-5)
+
+
+def test_lost_workers_are_replaced_as_long_as_files_are_finished_in_between(
+    ray_cluster: RayCluster, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "images", 24)
+    scaling = {"device": "cpu", "workers": 1, "retries": {"infrastructure": 1}}
+    process = start(tmp_path, config(tmp_path, rows_per_file=1, scaling=scaling), local=False)
+    folder, finished = tmp_path / "out" / "embeddings", 0
+    for _ in range(2):  # more often than the budget allows without progress
+        wait_for(lambda: len(list(folder.glob("*.parquet"))) > finished)  # noqa: B023  called before the next loop
+        for worker in span_workers():
+            worker.kill()
+        finished = len(list(folder.glob("*.parquet"))) + 1
+    ended = result_of(process)
+    assert (ended.state, ended.samples) == ("succeeded", 24)
+    assert_each_record_once(ended.output)
+
+
+def span_workers() -> list[psutil.Process]:
+    found = psutil.process_iter()
+    return [process for process in found if (process.cmdline() or [""])[0].startswith("ray::SpanWorker")]
 
 
 def result_of(process: subprocess.Popen[str]) -> EmbedResult:

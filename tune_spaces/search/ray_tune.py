@@ -78,17 +78,24 @@ class _LedgerCallback(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         self._sweep.record_result(trial.config["number"], result)
+        _allow_failures(trial, self._sweep.config.retries)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._sweep.record_end(trial.config["number"])
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         _free_trial_workers(self._sweep, trial.config["number"])
-        self._sweep.record_retry(trial.config["number"])
+        if self._sweep.record_retry(trial.config["number"]):
+            _allow_failures(trial, self._sweep.config.retries - 1)  # this failure is the first since the checkpoint
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         _free_trial_workers(self._sweep, trial.config["number"])
         self._sweep.record_loss(trial.config["number"], "its process was lost more often than `retries` allows")
+
+
+def _allow_failures(trial: Any, count: int) -> None:
+    """Allow a trial `count` more failures: Tune's own limit is on the failures of its whole life."""
+    trial.max_failures = trial.num_failures + count
 
 
 def _free_trial_workers(sweep: Sweep, number: int) -> None:

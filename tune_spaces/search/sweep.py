@@ -5,12 +5,15 @@ Every change is written to the ledger immediately. Does not import Ray; `ray_tun
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import Any
 
 from amd.config import with_overrides
 from amd.flops import step_flops
+from amd.storage import StorageUnreachable
+from amd.training.checkpoints.listing import newest_step
 from amd.training.run_folder import run_folder, spec_of
 from tune_spaces.config import SearchConfig
 from tune_spaces.ledger import Ledger, Rung, TrialRecord
@@ -34,6 +37,7 @@ class Sweep:
         """Placement group of each running trial's workers, by trial number."""
         self._population = config.algorithm == "pbt"
         self._population_created = False
+        self._restarted_at: dict[int, int] = {}  # by trial: newest checkpoint step at its last restart, over all seeds
         self._running: set[int] = set()
         self._previous_seconds = max((record.sweep_seconds for record in self.ledger.records.values()), default=0.0)
         self._began = time.monotonic()
@@ -199,11 +203,15 @@ class Sweep:
         if record.state == "running" and not self.stopping.is_set():
             self._end(record, "failed", reason="node_lost", message=message)
 
-    def record_retry(self, number: int) -> None:
-        """Record that Tune is restarting the trial."""
+    def record_retry(self, number: int) -> bool:
+        """Record that Tune is restarting the trial. Returns whether it has a newer checkpoint than at the last time."""
         record = self.ledger.records[number]
         self._write(record.model_copy(update={"attempts": record.attempts + 1}))
         self.progress.log(f"trial {number}: its process was lost; resuming from its latest checkpoints")
+        before = self._restarted_at.get(number, 0)
+        with contextlib.suppress(StorageUnreachable):
+            self._restarted_at[number] = sum(newest_step(run_folder(self.root, run)) for run in record.runs)
+        return self._restarted_at.get(number, 0) > before
 
     def _end(self, record: TrialRecord, state: Any, reason: str | None = None, message: str = "") -> None:
         record = record.model_copy(update={"state": state, "reason": reason, "message": message, "ended": time.time()})

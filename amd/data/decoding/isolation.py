@@ -21,7 +21,10 @@ import weakref
 from multiprocessing.connection import Connection
 from typing import Any
 
+from amd.data.faults import LoaderCrash
+
 START_LIMIT_S = 120.0
+START_TRIES = 3  # for a process that is killed while it starts
 KEEP_BYTES = 16 << 20  # shared memory that is kept between responses
 
 
@@ -43,9 +46,9 @@ class DecodingChild:
         self._process: _ChildProcess | None = None
 
     def request(self, message: dict[str, Any], deadline: float, content: bytes | None = None) -> dict[str, Any]:
-        """Send a request and wait for the response until `deadline` (time.monotonic). Raises ChildFailed.
+        """Send a request and wait for the response until `deadline` (time.monotonic).
 
-        `content`: bytes to pass along in shared memory.
+        `content`: bytes to pass along in shared memory. Raises ChildFailed, or LoaderCrash if no process starts.
         """
         running = self.start()
         if content is not None:
@@ -56,7 +59,7 @@ class DecodingChild:
                 self.close()
                 raise ChildTimeout("did not respond in time")
             response: dict[str, Any] = json.loads(running.connection.recv_bytes())
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             exit_reason = running.exit_reason()
             self.close()
             raise ChildFailed(exit_reason) from None
@@ -88,9 +91,22 @@ class DecodingChild:
             self._process.detach()
             self._process = None
         if self._process is None:
-            self._process = _ChildProcess(self.module, self._options)
+            self._process = self._new_process()
             weakref.finalize(self, self._process.terminate)
         return self._process
+
+    def _new_process(self) -> _ChildProcess:
+        """Start a process. One that is killed while it starts is replaced, since no sample can be the cause."""
+        for tries_left in reversed(range(START_TRIES)):
+            try:
+                return _ChildProcess(self.module, self._options)
+            except ChildFailed as error:
+                if not tries_left:
+                    raise LoaderCrash(
+                        f"the decoding process was killed {START_TRIES} times while it started ({error}); if memory is "
+                        "short, lower data.loader_workers"
+                    ) from None
+        raise AssertionError("the last try returns or raises")
 
     def ensure_running(self) -> None:
         """Restart the process if it was killed while idle, so that the next sample does not fail because of it."""
@@ -127,13 +143,21 @@ class _ChildProcess:
             )
             child_end.close()
             self.connection = Connection(parent_end.detach())
-            with contextlib.suppress(EOFError, ConnectionError):
+            killed_by = None
+            try:
                 if self.connection.poll(START_LIMIT_S) and self.connection.recv_bytes():
                     return
+            except (EOFError, OSError):
+                killed_by = self._killed_by()
+            is_late = self.process.poll() is None
             self.terminate()
+            if killed_by is not None:
+                raise ChildFailed(killed_by)
             errors.seek(0)
-            stderr = errors.read()[-2000:].decode("utf-8", "replace").strip()
-        raise RuntimeError(f"the decoding process did not start within {START_LIMIT_S:.0f} s: {stderr or 'no output'}")
+            stderr = errors.read()[-2000:].decode("utf-8", "replace").strip() or "no output"
+        if is_late:
+            raise LoaderCrash(f"the decoding process did not start within {START_LIMIT_S:.0f} s: {stderr}")
+        raise RuntimeError(f"the decoding process exited while it started: {stderr}")
 
     def send(self, content: bytes) -> None:
         """Write `content` to the child's inbox, replacing its previous content."""
@@ -144,14 +168,22 @@ class _ChildProcess:
 
     def exit_reason(self) -> str:
         """Return why the process stopped responding."""
-        try:
-            code = self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
+        killed_by = self._killed_by()
+        if killed_by is not None:
+            return f"crashed the decoder ({killed_by})"
+        if self.process.returncode is None:
             return "made the decoding process unresponsive"
-        if code >= 0:
-            return f"terminated the decoding process (exit code {code})"
+        return f"terminated the decoding process (exit code {self.process.returncode})"
+
+    def _killed_by(self) -> str | None:
+        """Wait for the process to end; return the signal that killed it, or None if it exited or is alive."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=10)
+        code = self.process.returncode
+        if code is None or code >= 0:
+            return None
         names = {number.value: number.name for number in signal.Signals}
-        return f"crashed the decoder ({names.get(-code, f'signal {-code}')})"
+        return names.get(-code, f"signal {-code}")
 
     def terminate(self) -> None:
         """Kill the process and wait for it. No-op in a forked copy, which does not own it."""

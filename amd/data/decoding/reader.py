@@ -2,14 +2,16 @@
 
 Everything that can hang, crash or exhaust memory (remote reads, FFmpeg, Pillow) runs in a child process under time and
 memory limits (isolation.py). Images are decoded there too: a request costs 0.5 ms, decoding a photograph 5 ms.
-Does not import a decoder.
+A process may die for reasons outside the sample, such as a lack of memory, so only a sample on which a fresh process
+dies as well is bad. Does not import a decoder.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,8 @@ from amd.data.decoding.limits import FileLimits
 from amd.storage import is_remote
 
 __all__ = ["BadSample", "DecodedFrames", "ManifestError", "SampleReader", "check_decoder"]
+
+T = TypeVar("T")
 
 
 class DecodedFrames(NamedTuple):
@@ -57,6 +61,7 @@ class SampleReader:
         Raises ConfigError if the decoder is not installed.
         """
         check_decoder(data)
+        self._retries_stalls = limits is None
         names = (
             "retries",
             "cache_dir",
@@ -72,6 +77,9 @@ class SampleReader:
 
     def read_clip(self, record: Record, choose: FrameChooser) -> npt.NDArray[np.uint8]:
         """Decode the frames that `choose(total_frames)` returns, (T, H, W, 3) uint8. Raises BadSample."""
+        return self._read(record, lambda: self._clip(record, choose))
+
+    def _clip(self, record: Record, choose: FrameChooser) -> npt.NDArray[np.uint8]:
         deadline = self._deadline(self._limit)
         if record.kind == "video":
             total = self._request(record, {"task": "open", "record": record}, deadline)["frames"]
@@ -93,11 +101,16 @@ class SampleReader:
         remote file, separate from the limit for decoding. Raises BadSample.
         """
         record = Record(location, None, "video")
+        return self._read(record, lambda: self._file(record, choose, content, fetch_limit_s))
+
+    def _file(
+        self, record: Record, choose: FrameChooser, content: bytes | None, fetch_limit_s: float | None
+    ) -> DecodedFrames:
         deadline = self._deadline(self._limit)
-        load: dict[str, Any] = {"task": "load", "location": location, "content": None}
+        load: dict[str, Any] = {"task": "load", "location": record.location, "content": None}
         if content is not None:
             self._request(record, {**load, "content": len(content)}, deadline, content)
-        elif fetch_limit_s is not None and is_remote(location):
+        elif fetch_limit_s is not None and is_remote(record.location):
             self._request(record, {**load, "limit_s": fetch_limit_s}, self._deadline(fetch_limit_s))
             deadline = time.monotonic() + self._limit
         else:
@@ -119,13 +132,18 @@ class SampleReader:
 
     def frame_rate(self, record: Record) -> float:
         """Return a video's frames per second according to its header. Raises BadSample."""
-        return float(self._request(record, {"task": "rate", "record": record}, self._deadline(self._limit))["fps"])
+        message = {"task": "rate", "record": record}
+        return self._read(record, lambda: float(self._request(record, message, self._deadline(self._limit))["fps"]))
 
     def transcode(self, record: Record, settings: dict[str, Any], limit_s: float) -> tuple[bytes, str, dict[str, Any]]:
         """Transcode a sample; return bytes, suffix and facts (frames, width, height). Raises BadSample."""
         message = {"task": "transcode", "record": record, "settings": settings, "limit_s": limit_s}
-        response = self._request(record, message, self._deadline(limit_s))
-        return bytes(self._child.shared_bytes(response["size"])), response["suffix"], response["facts"]
+
+        def read() -> tuple[bytes, str, dict[str, Any]]:
+            response = self._request(record, message, self._deadline(limit_s))
+            return bytes(self._child.shared_bytes(response["size"])), response["suffix"], response["facts"]
+
+        return self._read(record, read)
 
     def close(self) -> None:
         """Stop the child process."""
@@ -135,16 +153,30 @@ class SampleReader:
         self._child.ensure_running()
         return time.monotonic() + limit_s
 
+    def _read(self, record: Record, read: Callable[[], T]) -> T:
+        """Return the result of `read`, which is repeated in a fresh process if the first one dies or stalls.
+
+        A stall on an untrusted file is not repeated, since a caller waits for it. Raises BadSample.
+        """
+        try:
+            return read()
+        except ChildFailed as error:
+            if isinstance(error, ChildTimeout) and not self._retries_stalls:
+                raise BadSample(record, str(error)) from None
+        try:
+            return read()
+        except ChildFailed as error:
+            raise BadSample(record, f"{error}, also in a fresh process") from None
+
     def _request(
         self, record: Record, message: dict[str, Any], deadline: float, content: bytes | None = None
     ) -> dict[str, Any]:
+        """Return the child's response. Raises BadSample for the child's verdict on the sample, and ChildFailed."""
         try:
             response = self._child.request(message, deadline, content)
         except ChildTimeout:
             limit = message.get("limit_s", self._limit)
-            raise BadSample(record, f"took longer than its limit of {limit:g} s to read and decode") from None
-        except ChildFailed as error:
-            raise BadSample(record, str(error)) from None
+            raise ChildTimeout(f"took longer than its limit of {limit:g} s to read and decode") from None
         if "bad" in response:
             raise BadSample(record, response["bad"])
         return response

@@ -187,7 +187,7 @@ class ClipLoader:
             batches = iter(self._loader)
         while True:
             try:
-                batch: WorkerBatch | DataFault | None = next(batches, None)
+                batch: WorkerBatch | DataFault | LoaderCrash | None = next(batches, None)
             except RuntimeError as error:
                 if not processes.is_worker_death(error):
                     raise
@@ -199,7 +199,7 @@ class ClipLoader:
                 ) from None
             if batch is None:
                 return
-            if isinstance(batch, DataFault):
+            if isinstance(batch, DataFault | LoaderCrash):
                 raise batch
             labels, records = torch.from_numpy(batch.labels), torch.from_numpy(batch.records)
             yield Batch(batch.clips, labels, records, batch.bad, batch.extras)
@@ -243,7 +243,7 @@ class _ClipDataset(Dataset[Any]):
         self._reader: Reader | None = None
         self._unreadable: dict[int, UnreadableSample] = {}
 
-    def __getitem__(self, item: WorkItem) -> WorkerBatch | DataFault:
+    def __getitem__(self, item: WorkItem) -> WorkerBatch | DataFault | LoaderCrash:
         repeats, sample_range = self.clips_per_sample, item.sample_range
         clips = processes.empty_uint8(sample_range.size * repeats, self.clip.frames, *self.clip.size, 3)
         labels: list[int] = []
@@ -255,7 +255,7 @@ class _ClipDataset(Dataset[Any]):
                 break
             try:
                 found = self._fill(clips[len(labels) :][:repeats], item, i, bad, extras)
-            except DataFault as fault:
+            except (DataFault, LoaderCrash) as fault:
                 return fault  # returned, since torch adds a traceback to the message of a raised one
             if found is not None:
                 number, label = found

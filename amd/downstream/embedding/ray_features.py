@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from amd.artifacts.weights import load_encoder
-from amd.config import ConfigError, DataConfig, Precision, ScalingConfig
+from amd.config import ConfigError, DataConfig, Precision, Retries, ScalingConfig
 from amd.data.dataset.manifest import Manifest
 from amd.data.dataset.record import Record
 from amd.device import choose_precision
 from amd.downstream.embedding.cache import Part
 from amd.downstream.embedding.features import Embedder, FeaturePooling, embed_records
+from amd.training.failures import Budgets, classify_failure
 from amd.training.ray.ray_train import FORWARDED, cluster, uses_gpu
 
 POLL_INTERVAL_S = 0.5  # between checks of the stop event
@@ -48,14 +50,12 @@ def workers(
 ) -> Iterator[tuple[Callable[[DataConfig, Manifest, Iterable[range]], Iterator[Part]], Precision]]:
     """Start actors and yield a function that embeds spans of records, and its precision.
 
-    Actors live until the context exits.
-
+    Actors live until the context exits. A lost one is replaced, within `scaling.retries` since the last finished span.
     Once `stop` is set, work in progress is discarded and no more parts are returned.
     Raises ConfigError if the cluster cannot fit the minimum number of workers.
     """
     with cluster(scaling, log):
         import ray
-        from ray.util import ActorPool
 
         gpu = uses_gpu(scaling)
         count = _count(scaling, gpu)
@@ -65,31 +65,81 @@ def workers(
         options: dict[str, Any] = {
             "num_cpus": scaling.cpus_per_worker,
             "num_gpus": int(gpu),
-            "max_restarts": scaling.retries.infrastructure,
-            "max_task_retries": scaling.retries.infrastructure,
             "runtime_env": {"env_vars": environment},
         }
-        actors = [ray.remote(SpanWorker).options(**options).remote(url, pooling, actor_scaling) for _ in range(count)]
+        worker_class = ray.remote(SpanWorker).options(**options)
+        pool = _SpanWorkerPool(lambda: worker_class.remote(url, pooling, actor_scaling), count, scaling.retries, log)
 
         def embed(data: DataConfig, manifest: Manifest, spans: Iterable[range]) -> Iterator[Part]:
             def submit(actor: Any, span: range) -> Any:
                 return actor.embed.remote(data, [manifest[number] for number in span], span.start)
 
-            pool = ActorPool(actors)
-            for span in spans:
-                pool.submit(submit, span)
-            try:
-                while pool.has_next() and not (stop is not None and stop.is_set()):
-                    with suppress(TimeoutError):
-                        yield pool.get_next_unordered(timeout=None if stop is None else POLL_INTERVAL_S)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None  # re-raise as if it had been raised in this process
+            return pool.map(submit, spans, stop)
 
         try:
             yield embed, choose_precision(scaling.precision, device)
         finally:
-            for actor in actors:
-                ray.kill(actor)
+            pool.close()
+
+
+class _SpanWorkerPool:
+    """Actors that each process one span at a time.
+
+    Replaces Ray's ActorPool, and the restarts of Ray's actors, whose number cannot be refilled: a run of days would end
+    after a few lost nodes.
+    """
+
+    def __init__(
+        self, start_actor: Callable[[], Any], count: int, retries: Retries, log: Callable[[str], None]
+    ) -> None:
+        self._start_actor, self._log = start_actor, log
+        self._actors = [start_actor() for _ in range(count)]
+        self._budgets, self._finished = Budgets(retries), 0
+
+    def map(
+        self, submit: Callable[[Any, range], Any], spans: Iterable[range], stop: threading.Event | None
+    ) -> Iterator[Part]:
+        """Yield the part of each span, in order of completion, until `stop` is set."""
+        import ray
+
+        waiting, idle = deque(spans), [*self._actors]
+        running: dict[Any, tuple[Any, range]] = {}  # by the reference of the result
+        while (waiting or running) and not (stop is not None and stop.is_set()):
+            while waiting and idle:
+                actor, span = idle.pop(), waiting.popleft()
+                running[submit(actor, span)] = (actor, span)
+            ended, _ = ray.wait([*running], timeout=POLL_INTERVAL_S)
+            for result in ended:
+                actor, span = running.pop(result)
+                try:
+                    part: Part = ray.get(result)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None  # re-raise as if it had been raised in this process
+                except ray.exceptions.RayError as error:
+                    idle.append(self._replace(actor, error))
+                    waiting.appendleft(span)
+                else:
+                    self._finished += 1
+                    idle.append(actor)
+                    yield part
+
+    def close(self) -> None:
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _replace(self, actor: Any, error: Exception) -> Any:
+        """Replace a lost actor. Raises `error` if its retry budget is exhausted."""
+        import ray
+
+        budget = classify_failure([error]).budget
+        if not self._budgets.charge(budget, self._finished):
+            raise error
+        self._log(f"a worker was lost ({self._budgets.describe(budget, 'part')}); replacing it")
+        ray.kill(actor)
+        self._actors[self._actors.index(actor)] = replacement = self._start_actor()
+        return replacement
 
 
 def _count(scaling: ScalingConfig, gpu: bool) -> int:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import tempfile
 import threading
 import time
@@ -34,7 +33,6 @@ from amd.storage import (
     filesystem,
     is_remote,
     join,
-    listdir,
     local_path,
     read_json,
     remove,
@@ -42,11 +40,10 @@ from amd.storage import (
     retry_on_outage,
     write_json,
 )
+from amd.training.checkpoints.listing import MANIFEST, checkpoint_url, committed_steps, stored_steps
 from amd.training.failures import UploadError
 
-MANIFEST = "manifest.json"
 STATE = "state.json"
-_FOLDER = re.compile(r"step-(\d{8,})")
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +72,7 @@ class CheckpointStore:
 
     def committed(self) -> list[int]:
         """Return the steps of the committed checkpoints, ascending."""
-        return sorted(step for step in self._folders() if MANIFEST in listdir(self.url(step)))
+        return committed_steps(self.folder)
 
     def load_newest(self) -> tuple[int, Snapshot] | None:
         """Load the newest intact checkpoint. Damaged ones are logged and skipped."""
@@ -207,7 +204,7 @@ class CheckpointStore:
     def sweep(self) -> list[int]:
         """Remove uncommitted folders and return their steps. Only the run's writer may call this."""
         self.wait()
-        orphans = sorted(set(self._folders()) - set(self.committed()))
+        orphans = sorted(set(stored_steps(self.folder)) - set(self.committed()))
         for step in orphans:
             remove(self.url(step))
         for step in self.committed():
@@ -215,10 +212,7 @@ class CheckpointStore:
         return orphans
 
     def url(self, step: int) -> str:
-        return join(self.folder, f"step-{step:08d}")
-
-    def _folders(self) -> list[int]:
-        return [int(match[1]) for name in listdir(self.folder) if (match := _FOLDER.fullmatch(name))]
+        return checkpoint_url(self.folder, step)
 
 
 def _to_files(snapshot: Snapshot, folder: Path) -> list[Path]:

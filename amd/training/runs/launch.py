@@ -17,6 +17,7 @@ from typing import Any
 
 from amd.config import ConfigError, RunConfig, TrainConfig, with_overrides
 from amd.storage import StorageUnreachable, join, remove, resolve_root, write_bytes, write_json
+from amd.training.checkpoints.listing import newest_step
 from amd.training.failures import Budgets, RunError, Verdict, classify_failure
 from amd.training.lease import Lease
 from amd.training.reporting.metrics_reader import read_metrics
@@ -200,12 +201,11 @@ class _Runner:
                 self._store_traceback(spec, error)
                 if self.stop.is_set() and verdict.budget != "user":
                     return None  # the stop terminated the workers too
-                if not budgets.charge(verdict.budget):
+                if not budgets.charge(verdict.budget, _newest_step(spec)):
                     return verdict
-                limit = getattr(config.scaling.retries, verdict.budget)
                 self.watcher.log(
-                    f"{verdict.message.splitlines()[0]} ({verdict.budget} failure {budgets.spent[verdict.budget]} of "
-                    f"{limit}); retrying from the newest checkpoint"
+                    f"{verdict.message.splitlines()[0]} ({budgets.describe(verdict.budget)}); "
+                    "retrying from the newest checkpoint"
                 )
 
     def _local_attempt(self, kind: RunKind) -> Attempt:
@@ -324,6 +324,14 @@ class LocalRunHooks:
 
     def emit(self, event: Event) -> None:
         self._watcher.on_event(event)
+
+
+def _newest_step(spec: RunSpec) -> int:
+    """Return the step of the newest checkpoint, or 0 if the storage, perhaps the cause of the failure, is away."""
+    try:
+        return newest_step(spec.folder)
+    except StorageUnreachable:
+        return 0
 
 
 def _errors_in(error: BaseException) -> list[BaseException]:

@@ -52,6 +52,8 @@ class AttemptOutcome(BaseModel):
     result: dict[str, Any] | None = None
     """Last JSON line that the program printed: RunResult, SearchResult, EmbedResult or a probe's report."""
     ended: float = 0.0
+    committed: dict[str, int] = {}
+    """Committed work when a retryable attempt failed: steps of checkpoints by run, and numbers of files and trials."""
 
     @property
     def retryable(self) -> bool:

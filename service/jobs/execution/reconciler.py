@@ -21,6 +21,7 @@ from service.auth.uri_policy import UriPolicy
 from service.db.models import Job
 from service.jobs.actions import STOP_GRACE_S, checkpoint_deadline_s
 from service.jobs.execution.admission import AdmissionController
+from service.jobs.execution.committed import committed_work, has_grown, newest_checkpoint
 from service.jobs.execution.deletion import JobDeletions
 from service.jobs.execution.external import ExternalRunDiscovery
 from service.jobs.execution.protocol import AttemptOutcome, DriverPolicy, Heartbeat, JobFolder, request_digest
@@ -230,10 +231,14 @@ class Reconciler:
         self._silent_since.pop(job.id, None)
         self._heartbeats.pop(job.id, None)
         now = self._clock()
-        state, reason, message = next_transition(job, outcome, stopped_through_ray)
+        failures = 0
+        if outcome.retryable:
+            outcome = outcome.model_copy(update={"committed": committed_work(self._root, job)})
+            failures = self._failures_without_progress(job, outcome)
+        state, reason, message = next_transition(job, outcome, stopped_through_ray, failures)
         fields: dict[str, Any] = {"state": state, "reason": reason, "message": message, "stop_by": None}
         if state == "retrying":
-            fields |= {"retries": job.retries + 1, "not_before": now + backoff_s(job.retries)}
+            fields |= {"retries": failures, "not_before": now + backoff_s(failures - 1)}
         elif state == "queued":
             fields |= {"not_before": now + BACKOFF_S}
         elif state in ENDED:
@@ -250,6 +255,14 @@ class Reconciler:
             "outcome": outcome.model_dump(mode="json"),
         }
         self._store.change(job, state, attempt=attempt, **fields)
+
+    def _failures_without_progress(self, job: Job, outcome: AttemptOutcome) -> int:
+        """Return the number of failures, including this one, since the job last committed work."""
+        if not job.retries:
+            return 1
+        failed = [attempt.outcome for attempt in self._store.attempts(job.id) if attempt.state == "failed"]
+        before: dict[str, int] = (failed[-1] or {}).get("committed", {}) if failed else {}
+        return 1 if has_grown(before, outcome.committed) else job.retries + 1
 
     def _register(self, encoder: str) -> None:
         """Register an encoder before its job succeeds, so that clients waiting for the job can then deploy it."""
@@ -331,8 +344,11 @@ def outcome_of_lost(job: Job, ray_job: RayJobStatus | None, *, started: bool) ->
     return AttemptOutcome(state="failed", reason="node_lost", message=message, log_tail=ray_job.message)
 
 
-def next_transition(job: Job, outcome: AttemptOutcome, stopped_through_ray: bool) -> JobTransition:
-    """Return the job's next state, given its attempt's outcome and its desired state."""
+def next_transition(job: Job, outcome: AttemptOutcome, stopped_through_ray: bool, failures: int = 1) -> JobTransition:
+    """Return the job's next state, given its attempt's outcome and its desired state.
+
+    `failures`: retryable failures, including this one, since the job last committed work.
+    """
     if outcome.state == "succeeded":
         return JobTransition("succeeded", None, outcome.message)
     if job.wanted == "cancel":
@@ -347,9 +363,14 @@ def next_transition(job: Job, outcome: AttemptOutcome, stopped_through_ray: bool
         if outcome.asked_to_stop and outcome.reason == "cancelled_by_user" and not stopped_through_ray:
             return JobTransition("queued", None, "the node was lost; resuming from the newest checkpoint")
         return JobTransition("cancelled", outcome.reason, outcome.message)
-    if outcome.retryable and job.retries < job.max_retries:
-        message = f"retry {job.retries + 1} of {job.max_retries} after: {outcome.message}"
-        return JobTransition("retrying", outcome.reason, message)
+    if outcome.retryable and job.max_retries:
+        step = newest_checkpoint(job, outcome.committed)
+        since = f" since step {step}" if step else ""
+        if failures <= job.max_retries:
+            message = f"failure {failures} of {job.max_retries}{since}, retrying after: {outcome.message}"
+            return JobTransition("retrying", outcome.reason, message)
+        message = f"{outcome.message}; failure {failures}{since}, max_retries={job.max_retries} allows no more"
+        return JobTransition("failed", outcome.reason, message)
     return JobTransition("failed", outcome.reason or "unknown", outcome.message)
 
 

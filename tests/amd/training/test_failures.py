@@ -71,6 +71,24 @@ def test_gpu_out_of_memory_is_a_user_error_with_a_remedy() -> None:
 
 def test_each_failure_counts_against_its_own_budget() -> None:
     budgets = Budgets(Retries(infrastructure=2, preemption=1, user=0))
-    assert [budgets.charge("infrastructure") for _ in range(3)] == [True, True, False]
-    assert [budgets.charge("preemption") for _ in range(2)] == [True, False]
-    assert budgets.charge("user") is False
+    assert [budgets.charge("infrastructure", 0) for _ in range(3)] == [True, True, False]
+    assert [budgets.charge("preemption", 0) for _ in range(2)] == [True, False]
+    assert budgets.charge("user", 0) is False
+
+
+def test_a_newer_checkpoint_refills_all_budgets_and_an_older_one_does_not() -> None:
+    budgets = Budgets(Retries(infrastructure=2, preemption=1))
+    assert all(budgets.charge("infrastructure", step) for step in range(0, 400, 4)), "each failure follows progress"
+    assert budgets.charge("preemption", 396)
+    assert [budgets.charge("infrastructure", 396), budgets.charge("infrastructure", 392)] == [True, False]
+    assert budgets.charge("preemption", 400), "the other budget is refilled too"
+    assert budgets.charge("infrastructure", 400)
+
+
+def test_a_failure_is_described_with_its_budget_and_the_checkpoint_that_it_counts_from() -> None:
+    budgets = Budgets(Retries(infrastructure=3))
+    budgets.charge("infrastructure", 0)
+    assert budgets.describe("infrastructure") == "infrastructure failure 1 of 3 since the start"
+    budgets.charge("infrastructure", 40)
+    budgets.charge("infrastructure", 40)
+    assert budgets.describe("infrastructure") == "infrastructure failure 2 of 3 since step 40"

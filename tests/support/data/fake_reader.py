@@ -11,6 +11,7 @@ import numpy as np
 from amd.config import DataConfig
 from amd.data.dataset.record import Record
 from amd.data.decoding.reader import BadSample
+from amd.data.faults import LoaderCrash
 
 FRAMES = 20
 
@@ -80,3 +81,10 @@ class BuggyReader(FakeReader):
 
     def read_clip(self, record: Record, choose: Callable[[int], np.ndarray]) -> np.ndarray:
         raise ZeroDivisionError("a bug")
+
+
+class StarvedReader(FakeReader):
+    """Reader whose decoding process cannot start."""
+
+    def read_clip(self, record: Record, choose: Callable[[int], np.ndarray]) -> np.ndarray:
+        raise LoaderCrash("no decoding process")

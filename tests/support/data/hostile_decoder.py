@@ -1,12 +1,14 @@
 """Decoding process whose decoder misbehaves like a broken library.
 
-The file name, or the text after the last colon in its content, selects the behaviour.
+The file name, or the text after the last colon in its content, selects the behaviour. A name that ends in `_once`
+misbehaves only in the first process that opens the file.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,16 @@ from amd.data.decoding.video import open_video
 
 def _misbehave(source: Any, decoder: str = "pyav", limits: VideoLimits | None = None) -> Any:
     name = source.stem if isinstance(source, Path) else source[-16:].rpartition(b":")[2].decode("latin-1")
+    if name.endswith("_once") and _is_first(source.with_suffix(".opened")):
+        name = name.removesuffix("_once")
     if name == "hangs":
         time.sleep(3600)
     if name == "spins":  # blocks in C while holding the GIL, so no Python thread of the child runs again
         ctypes.PyDLL(None).pause()
     if name == "segfaults":
         ctypes.string_at(0)
+    if name == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     if name == "exits":
         os._exit(7)
     if name == "eats":
@@ -33,6 +39,22 @@ def _misbehave(source: Any, decoder: str = "pyav", limits: VideoLimits | None = 
     if name == "raises":
         raise ZeroDivisionError("unexpected")
     return open_video(source, decoder, limits)
+
+
+def _is_first(mark: Path) -> bool:
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _die_at_start() -> None:
+    """Kill this process if the file named by KILLED_STARTS is not empty, and remove one byte from it."""
+    path = Path(os.environ.get("KILLED_STARTS", os.devnull))
+    if left := path.read_bytes():
+        path.write_bytes(left[1:])
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class HostileChild(DecodingChild):
@@ -44,5 +66,6 @@ class HostileReader(SampleReader):
 
 
 if __name__ == "__main__":
+    _die_at_start()
     worker.open_video = _misbehave
     worker.main()

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amd.config import RunConfig, TrainConfig, validate, with_overrides
-from amd.storage import join
+from amd.storage import join, write_json
 from tests.support.runs import ledgers
 from tests.support.runs.configs import tiny_video_config
 from tune_spaces.config import SearchConfig
@@ -152,6 +152,17 @@ def test_a_trial_whose_process_is_lost_too_often_fails(tmp_path: Path) -> None:
     sweep.record_loss(0, "its process was lost again and again")
     assert (sweep.records[0].state, sweep.records[0].reason) == ("failed", "node_lost")
     assert open_sweep(tmp_path).records == sweep.records
+
+
+def test_a_restart_reports_whether_the_trial_has_a_newer_checkpoint(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path)
+    runs = begin_trial(sweep).runs
+    assert len(runs) == 2
+    assert sweep.record_retry(0) is False
+    for run in runs:
+        write_json(join(str(tmp_path), "runs", run, "checkpoints", "step-00000010", "manifest.json"), {})
+        assert sweep.record_retry(0) is True
+        assert sweep.record_retry(0) is False
 
 
 def test_a_rung_reported_twice_is_recorded_once(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,14 @@ import pytest
 
 from amd.config import DataConfig
 from amd.data.dataset.record import Record
+from amd.data.decoding.isolation import START_TRIES
+from amd.data.decoding.limits import FileLimits
 from amd.data.decoding.reader import BadSample, SampleReader
+from amd.data.faults import LoaderCrash
 from tests.support.data.hostile_decoder import HostileReader
 from tests.support.data.videos import pictures, write_video
+
+LIMITS = FileLimits(bytes=1 << 20, pixels=10_000, frames=20, duration_s=5.0, decoded_bytes=1_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +67,11 @@ def _is_ours(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("hangs", r"took longer than its limit of 1\.5 s to read and decode"),
-        ("spins", r"took longer than its limit of 1\.5 s to read and decode"),
-        ("segfaults", r"crashed the decoder \(SIGSEGV\)"),
-        ("exits", r"terminated the decoding process \(exit code 7\)"),
+        ("hangs", r"took longer than its limit of 1\.5 s to read and decode, also in a fresh process"),
+        ("spins", r"took longer than its limit of 1\.5 s to read and decode, also in a fresh process"),
+        ("segfaults", r"crashed the decoder \(SIGSEGV\), also in a fresh process"),
+        ("killed", r"crashed the decoder \(SIGKILL\), also in a fresh process"),
+        ("exits", r"terminated the decoding process \(exit code 7\), also in a fresh process"),
         ("eats", "needs more memory than data.read_memory_mib allows"),
         ("raises", "ZeroDivisionError: unexpected"),
     ],
@@ -78,6 +85,42 @@ def test_a_misbehaving_decoder_loses_only_one_sample(name: str, reason: str, goo
     assert error.value.record == _video(path)
     assert reader.read_clip(_video(good), _first).shape == (1, 64, 96, 3)
     reader.close()
+
+
+@pytest.mark.parametrize("name", ["killed_once", "hangs_once", "exits_once"])
+def test_a_sample_is_not_blamed_for_a_process_that_dies_or_stalls_only_once(
+    name: str, good: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / f"{name}.mp4"
+    shutil.copy(good, path)
+    with closing(HostileReader(DataConfig(train="x", read_timeout_s=1.5))) as reader:
+        np.testing.assert_array_equal(reader.read_clip(_video(path), _first), reader.read_clip(_video(good), _first))
+    assert path.with_suffix(".opened").exists(), "the first process did not reach the file"
+
+
+def test_a_stall_on_an_untrusted_file_is_not_repeated_but_a_death_is(good: Path, tmp_path: Path) -> None:
+    for name in ("hangs_once", "killed_once"):
+        shutil.copy(good, tmp_path / f"{name}.mp4")
+    with closing(HostileReader(DataConfig(train="", read_timeout_s=1.5), LIMITS)) as reader:
+        with pytest.raises(BadSample, match=r"took longer than its limit of 1\.5 s to read and decode$"):
+            reader.read_file(str(tmp_path / "hangs_once.mp4"), _first)
+        assert reader.read_file(str(tmp_path / "killed_once.mp4"), _first).pixels.shape == (1, 64, 96, 3)
+
+
+def test_a_process_that_is_killed_while_it_starts_is_replaced_and_no_sample_is_blamed(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = tmp_path / "kills"
+    monkeypatch.setenv("KILLED_STARTS", str(kills))
+    kills.write_bytes(b"x" * (START_TRIES - 1))
+    with closing(HostileReader(DataConfig(train="x"))) as reader:
+        assert reader.read_clip(_video(good), _first).shape == (1, 64, 96, 3)
+    kills.write_bytes(b"x" * START_TRIES)
+    with (
+        closing(HostileReader(DataConfig(train="x"))) as reader,
+        pytest.raises(LoaderCrash, match=r"killed 3 times while it started \(SIGKILL\).*data\.loader_workers"),
+    ):
+        reader.read_clip(_video(good), _first)
 
 
 def test_closing_or_deleting_a_reader_ends_its_process(good: Path) -> None:

@@ -23,6 +23,7 @@ from tests.support.data.fake_reader import (
     FakeManifest,
     FakeReader,
     SlowReader,
+    StarvedReader,
 )
 
 CLIP = ClipConfig(frames=4, size=16, patch=4, sampling_rate_frames=2)
@@ -162,6 +163,13 @@ def shutil_usage(total: int) -> Any:
 def test_a_killed_loader_process_raises_instead_of_hanging() -> None:
     with pytest.raises(LoaderCrash, match=r"data\.train=fake"):
         _stream(_loader(data={"loader_workers": 2}, open_reader=DyingReader), 0, 4)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_reader_whose_decoding_process_cannot_start_raises_one_message(workers: int) -> None:
+    with pytest.raises(LoaderCrash) as error:
+        _stream(_loader(data={"loader_workers": workers}, open_reader=StarvedReader), 0, 1)
+    assert str(error.value) == "no decoding process"
 
 
 def test_an_unexpected_reader_error_keeps_its_traceback() -> None:

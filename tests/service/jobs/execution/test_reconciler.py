@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +16,13 @@ from service.db.models import Job
 from service.jobs.actions import act
 from service.jobs.execution.protocol import RETRYABLE, JobFolder, request_digest
 from service.jobs.execution.ray_jobs import RayJobStatus
-from service.jobs.execution.reconciler import Reconciler
 from service.jobs.schemas import ACTIVE, ENDED
-from service.jobs.store import JobStore
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
-from service.settings import Settings
 from service.web.errors import IllegalAction, NotFound
 from tests.support.service.encoder_cards import publish
-from tests.support.service.fake_cluster import FakeCluster, queued, report_status
-
-
-class FakeControlPlane:
-    """A job store, a fake cluster, and a clock that tests can advance."""
-
-    def __init__(self, engine: Engine, root: Path, **settings: Any) -> None:
-        self.store, self.cluster, self.root, self.offset_s = JobStore(engine), FakeCluster(), str(root), 0.0
-        self.settings = Settings(storage=self.root, data_dir=root, **settings)
-        self.reconciler = self.replica()
-
-    def replica(self) -> Reconciler:
-        encoders = EncoderDiscovery(EncoderStore(self.store.engine), self.root)
-        return Reconciler(self.store, self.cluster, self.settings, encoders, lambda: time.time() + self.offset_s)
-
-    def step(self, times: int = 1) -> None:
-        for _ in range(times):
-            assert self.reconciler.step()
-
-    def now(self, job: Job) -> Job:
-        return self.store.get(job.id)
-
-    def running(self, **fields: Any) -> Job:
-        job = queued(self.store, **fields)
-        self.step()
-        report_status(self.root, self.now(job))
-        self.step()
-        assert self.now(job).state == "running"
-        return self.now(job)
+from tests.support.service.fake_cluster import queued, report_status
+from tests.support.service.fake_control_plane import FakeControlPlane
 
 
 @pytest.fixture
@@ -145,6 +114,7 @@ def test_infrastructure_failures_but_not_user_errors_are_retried_with_backoff(pl
     report_status(plane.root, job, "failed", "storage_unreachable", message="unreachable")
     plane.step()
     assert (plane.now(job).state, plane.now(job).reason) == ("failed", "storage_unreachable"), "max_retries=2"
+    assert plane.now(job).message == "unreachable; failure 3, max_retries=2 allows no more"
 
     other = plane.running()
     report_status(plane.root, other, "failed", "config_invalid", message="bad")
