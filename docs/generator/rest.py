@@ -42,9 +42,9 @@ def rest_page(folder: Path) -> str:
 
 def _scopes(app: Any) -> dict[str, str]:
     """Return the scope that each operation requires, by method and path."""
-    from service.auth.authentication import Admin, Inferrer, Reader, Searcher, Submitter
+    from service.auth.authentication import Admin, Inferrer, Reader, Submitter
 
-    callers = {Inferrer: "infer", Searcher: "read", Reader: "read", Submitter: "submit", Admin: "admin"}
+    callers = {Inferrer: "infer", Reader: "read", Submitter: "submit", Admin: "admin"}
     scopes = {caller.__metadata__[0].dependency: scope for caller, scope in callers.items()}
     routers = [included.original_router for included in app.routes if hasattr(included, "original_router")]
     found = {}
