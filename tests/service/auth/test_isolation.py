@@ -50,7 +50,7 @@ def answer(policy: LocationPolicy, value: str, project: str | None = "ours") -> 
     return None
 
 
-class Tree(NamedTuple):
+class RootOnDisk(NamedTuple):
     """A storage root with the users' own folder, which contains links to a run of each project and to all runs."""
 
     root: str
@@ -58,7 +58,7 @@ class Tree(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+def tree(tmp_path_factory: pytest.TempPathFactory) -> RootOnDisk:
     base = tmp_path_factory.mktemp("disk")
     root = base / "data" / "amd"
     for folder in ("runs/mine", "runs/other", "sets"):
@@ -67,7 +67,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
         (root / "sets" / name).symlink_to(root / target)
     (base / "storage").symlink_to(root)
     uri_policy = UriPolicy(str(base / "storage"), (str(base / "data"), "s3a://bucket", "s3://bucket"))
-    return Tree(str(root), LocationPolicy(uri_policy, FixedOwners()))
+    return RootOnDisk(str(root), LocationPolicy(uri_policy, FixedOwners()))
 
 
 OWNED = [name for name, kind in FOLDERS.items() if kind is not None]
@@ -75,14 +75,14 @@ OWNED = [name for name, kind in FOLDERS.items() if kind is not None]
 
 @pytest.mark.parametrize("folder", OWNED)
 @pytest.mark.parametrize("form", ["{root}/{path}", "file://{root}/{path}", "{root}/{path}/", "{root}/{path}/a/*.tar"])
-def test_a_location_is_accepted_only_if_its_owner_is_the_project(tree: Tree, folder: str, form: str) -> None:
+def test_a_location_is_accepted_only_if_its_owner_is_the_project(tree: RootOnDisk, folder: str, form: str) -> None:
     for name, expected in {"mine": None, "other": NotFound, "unknown": NotFound}.items():
         value = form.format(root=tree.root, path=f"{folder}/{name}")
         assert answer(tree.policy, value) is expected, value
         assert answer(tree.policy, value, project=None) is None  # a caller with all projects sees everything
 
 
-def test_another_projects_object_is_reported_exactly_as_one_that_does_not_exist(tree: Tree) -> None:
+def test_another_projects_object_is_reported_exactly_as_one_that_does_not_exist(tree: RootOnDisk) -> None:
     for form in ("{name}", *(f"{tree.root}/{folder}/{{name}}/x" for folder in OWNED)):
         messages = []
         for name in ("other", "unknown"):
@@ -101,7 +101,7 @@ def test_another_projects_object_is_reported_exactly_as_one_that_does_not_exist(
         *("/features", "/features/abc", "/sets/link-runs", "/sets/link-runs/*", "/sets/link-r*/other"),
     ],
 )
-def test_a_location_that_may_cover_several_projects_is_rejected(tree: Tree, path: str) -> None:
+def test_a_location_that_may_cover_several_projects_is_rejected(tree: RootOnDisk, path: str) -> None:
     assert answer(tree.policy, f"{tree.root}{path}") is UriNotAllowed
     assert answer(tree.policy, f"file://{tree.root}{path}") is UriNotAllowed
 
@@ -109,13 +109,13 @@ def test_a_location_that_may_cover_several_projects_is_rejected(tree: Tree, path
 @pytest.mark.parametrize(
     "path", ["", "/*", "/a*", "/**", "/*/runs/other", "/[a]md/jobs/other", "/amd*/sets/link-other/x"]
 )
-def test_a_location_above_the_root_is_rejected(tree: Tree, path: str) -> None:
+def test_a_location_above_the_root_is_rejected(tree: RootOnDisk, path: str) -> None:
     above = tree.root.rpartition("/")[0]  # an allowed prefix that contains the root
     assert answer(tree.policy, above + path) in (UriNotAllowed, NotFound)
     assert answer(tree.policy, f"{above}/sets{path}") is None
 
 
-def test_links_are_followed(tree: Tree) -> None:
+def test_links_are_followed(tree: RootOnDisk) -> None:
     assert answer(tree.policy, f"{tree.root}/sets/link-mine/x") is None
     assert answer(tree.policy, f"{tree.root}/sets/link-m*/x.tar") is None
     assert answer(tree.policy, f"{tree.root}/sets/link-other/x") is NotFound
@@ -126,17 +126,17 @@ def test_links_are_followed(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("path", ["sets", "sets/a.tar", "sets/{000..099}.tar", "*.tar", "runs.txt", "my-runs/other"])
-def test_other_folders_under_the_root_are_shared(tree: Tree, path: str) -> None:
+def test_other_folders_under_the_root_are_shared(tree: RootOnDisk, path: str) -> None:
     assert answer(tree.policy, f"{tree.root}/{path}") is None
 
 
-def test_data_beside_the_root_is_shared(tree: Tree) -> None:
+def test_data_beside_the_root_is_shared(tree: RootOnDisk) -> None:
     assert answer(tree.policy, f"{tree.root}-2/runs/other") is None
     assert answer(tree.policy, "s3://bucket/runs/other") is None
 
 
 @pytest.mark.parametrize("name", ["demo:digits", "timm:vit_small_patch16_224.dino"])
-def test_names_without_an_owner_are_shared(tree: Tree, name: str) -> None:
+def test_names_without_an_owner_are_shared(tree: RootOnDisk, name: str) -> None:
     assert answer(tree.policy, name) is None
 
 
