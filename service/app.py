@@ -28,11 +28,11 @@ from service.db.engine import open_engine
 from service.jobs import catalog
 from service.jobs import routes as jobs
 from service.jobs.execution.ray_jobs import Cluster, RayJobs
-from service.jobs.ownership import StorageOwners
 from service.jobs.streams import JobWatcher
 from service.operations import health
 from service.registry import routes as encoders
 from service.registry.download import BINARY, TAR
+from service.registry.ownership import StorageOwners
 from service.registry.store import EncoderStore
 from service.serving import routes as serving
 from service.serving.deployments import DeploymentStore

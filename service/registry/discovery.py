@@ -14,7 +14,7 @@ from amd.artifacts.discovery import CARD, encoder_folder, encoders_url, load_car
 from amd.config import ConfigError
 from amd.storage import exists, files, is_remote, join, remove
 from service.db.models import RegisteredEncoder
-from service.jobs.ownership import StorageOwners
+from service.registry.ownership import StorageOwners
 from service.registry.store import EncoderStore
 
 logger = logging.getLogger(__name__)

@@ -130,7 +130,7 @@ def test_one_key_remains_when_admins_revoke_each_other_concurrently(engine: Engi
     [
         {"scopes": []},
         {"scopes": ["root"]},
-        {"scopes": ["read"] * 4},
+        {"scopes": ["read"] * 5},
         {"name": ""},
         {"name": "a\u0000b"},
         {"name": "x" * 201},

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from service.auth.authentication import (
     Admin,
     Authenticator,
+    Inferrer,
     Principal,
     Reader,
     Scope,
@@ -30,6 +31,11 @@ from tests.support.service.apps import client_of, key_to
 from tests.support.service.webhooks import SettableClock
 
 router = APIRouter()
+
+
+@router.get("/infer")
+def infer(caller: Inferrer) -> str:
+    return caller.id
 
 
 @router.get("/read")

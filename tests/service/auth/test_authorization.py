@@ -314,7 +314,7 @@ def test_creating_objects_in_other_projects_is_rejected(api: ApiFixture, route: 
     "route", [route for route, rule in RULES.items() if rule.body and "input" in rule.body], ids=" ".join
 )
 def test_reading_a_file_by_its_uri_requires_more_than_inference(api: ApiFixture, route: tuple[str, str]) -> None:
-    by_uri = f"{api.root}/encoders/picture.png"
+    by_uri = f"{api.root}/shared/picture.png"
     for scope, status in (("infer", 403), ("read", 409)):  # 409: no deployment serves the encoder
         response = api.request(route, key_to(api.engine, scope, project="ours"), input=by_uri)
         assert response.status_code == status, response.text

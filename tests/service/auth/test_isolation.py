@@ -207,10 +207,10 @@ def location_fields(kind: JobKind) -> list[str]:
         request = with_field(kind, field, MARKER)
         try:
             config = resolve(kind, request.get("preset"), request.get("config"), request["overrides"])
+            if (field, MARKER) in set(uris(config)):
+                found.append(field)
         except ConfigError:
             continue  # not a location: it must be one of several names, or match a pattern
-        if (field, MARKER) in set(uris(config)):
-            found.append(field)
     return found
 
 
@@ -297,7 +297,7 @@ def test_a_retry_checks_again_what_the_job_names(projects: TwoProjects) -> None:
     headers = projects.keys["ours"]
     assert projects.client.post(f"/v1/jobs/{failed[0].id}/retry", headers=headers).status_code == 202
     jobs.change(jobs.get(failed[0].id), "cancelled", state="cancelled")
-    encoders.delete_encoder("dino-s", "ours", projects.root)
+    encoders.delete_encoder("dino-s", "ours", projects.root, "me")
     index_encoder(projects.engine, "dino-s", "theirs")  # another project publishes an encoder with the same id
     response = projects.client.post(f"/v1/jobs/{failed[1].id}/retry", headers=headers)
     assert (response.status_code, response.json()["field"]) == (404, "encoder")

@@ -65,7 +65,7 @@ def service(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     reconciler = Reconciler(app.state.jobs, cluster, settings, encoders)
     with serve_app(app) as url:
         monkeypatch.setenv("AMD_URL", url)
-        monkeypatch.setenv("AMD_KEY", key_to(engine, "submit")["Authorization"].removeprefix("Bearer "))
+        monkeypatch.setenv("AMD_KEY", key_to(engine, "admin")["Authorization"].removeprefix("Bearer "))
         monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setattr("service.client._sync.jobs.POLL_INTERVAL_S", 0.01)
         yield Service(app.state.jobs, settings.root, reconciler.step, encoders.scan)

@@ -78,7 +78,7 @@ def service_with(*offered: str) -> Respond:
         media_type = negotiate_media_type(request.headers["Accept"], offered)
         content = arrow_stream(items) if media_type == ARROW else None
         reply = render_reply(
-            EncoderReply("first", items, content), InferenceRequest([], parsed, single=False), media_type
+            EncoderReply("first", items, content, 0), InferenceRequest([], parsed, single=False), media_type
         )
         return httpx.Response(200, headers=dict(reply.headers), content=bytes(reply.body))
 

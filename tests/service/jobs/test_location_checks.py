@@ -18,6 +18,7 @@ from tests.support.config_fields import Path as FieldPath
 from tests.support.runs.configs import mae, tiny_image_config
 from tests.support.service.apps import key_to
 from tests.support.service.connections import refused_connections
+from tests.support.service.encoder_cards import index_encoder
 from tests.support.service.fake_cluster import FakeCluster
 
 # Text fields that are not locations, and why they cannot name one.
@@ -109,6 +110,7 @@ def service(sqlite_engine: Engine, tmp_path: Path) -> JobService:
     root = str(tmp_path / "root")
     settings = Settings(data_dir=tmp_path, storage=root, rate_limit="1000000/minute", max_running=1)
     cluster = FakeCluster()
+    index_encoder(sqlite_engine, "one")
     app = create_app(settings, engine=sqlite_engine, cluster=cluster)
     client = TestClient(app, headers=key_to(sqlite_engine, "submit"))
     return JobService(client, root, cluster.submitted)
@@ -127,7 +129,7 @@ def base_of(kind: JobKind) -> dict[str, Any]:
     return {
         "train": run,
         "finetune": {**shared, "encoder": run["student"]["encoder"], "data": data, "augment": {"mix_prob": 0}},
-        "detect": {**shared, "encoder": run["student"]["encoder"], "data": {**data, "label_map": "labels"}},
+        "detect": {**shared, "encoder": run["student"]["encoder"], "data": {**data, "label_map": "demo:digits"}},
         "probe": {"encoder": "one", "data": {**data, "test": "demo:digits"}},
         "embed": {"encoder": "one", "data": data},
         "search": {"train": run, "space": {"use": ["masking"]}},

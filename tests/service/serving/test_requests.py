@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from service.auth.isolation import LocationPolicy
 from service.auth.uri_policy import UriPolicy
-from service.jobs.ownership import StorageOwners
+from service.registry.ownership import StorageOwners
 from service.serving.requests import read_request
 from service.web import error_handlers
 

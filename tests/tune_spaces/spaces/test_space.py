@@ -141,7 +141,7 @@ REFUSED = {
     "student.generator.depth={low: 1, high: 4}": "set step=1, or choices",
     "mask.teacher_ratio={low: 0.5, high: 1.5}": "input should be less than 1",
     "objective.layers.0.teacher=[6, half]": "space.dimensions.objective.layers.0.teacher='half'",
-    "tracking.log_every_steps=[10, 20]": "does not affect training",
+    "scaling.threads_per_worker=[1, 2]": "does not affect training",
     "data.loader_workers=[1, 2]": "does not affect training",
     "optim.weight_decay=[0.05]": "its points all produce the same run",
     "student.generator.heads=[3, 5]": "none of 2 points is a valid config; first error: student.generator.heads=3",

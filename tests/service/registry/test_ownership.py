@@ -11,8 +11,8 @@ from amd.artifacts.discovery import CARD, encoder_folder
 from amd.storage import join, write_bytes, write_json
 from amd.training.run_folder import FACTS, run_folder
 from service.jobs.execution.protocol import JobFolder
-from service.jobs.ownership import Owner, StorageOwners
 from service.jobs.store import JobStore
+from service.registry.ownership import Owner, StorageOwners
 from tests.support.service.encoder_cards import card, index_encoder, publish
 from tests.support.service.fake_cluster import queued
 
@@ -81,7 +81,7 @@ def test_a_teacher_keeps_its_owner_after_its_job_is_deleted(
     job = queued(jobs, project="video", state="succeeded")
     teacher = start_run(root, "a-teacher", job.id)
     index_encoder(sqlite_engine, teacher, "video")
-    jobs.delete(job)
+    jobs.finish_deletion(job)
     assert [owners.of_run(teacher), owners.of_encoder(teacher)] == ["video", "video"]
 
 
