@@ -78,10 +78,10 @@ class Violation(Exception):
 
 def plan(kills: int, seed: int, roles: Sequence[Role]) -> list[Kill]:
     """Return the kills in order. Every role comes once in each round; a third of the kills hit during a recovery."""
-    rng = random.Random(seed)
+    shuffled, rng = random.Random(f"roles {seed}"), random.Random(f"kills {seed}")  # more kills only extend the plan
     order: list[Role] = []
     while len(order) < kills:
-        order += rng.sample(roles, len(roles))
+        order += shuffled.sample(roles, len(roles))
     planned: list[Kill] = []
     for role in order[:kills]:
         waits = not planned or not planned[-1].after_recovery or rng.random() < 0.5

@@ -115,6 +115,8 @@ def listening_addresses(process: psutil.Process) -> set[str]:
 @pytest.mark.ray
 @pytest.mark.timeout(3 * TIMEOUT_S)
 def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack_command: StackCommand) -> None:
+    encoder = publish(stack_command.storage / "encoders" / "tiny")
+
     # Two concurrent `up` commands start a single stack.
     args = ("up", "--port", "0", "--storage", str(stack_command.storage), "--num-cpus", "2", "--json")
     processes = [stack_command.start(*args) for _ in range(2)]
@@ -129,9 +131,9 @@ def test_a_job_continues_from_its_checkpoint_after_every_process_is_killed(stack
     # An existing encoder is deployed.
     file = stack_command.data / "picture.png"
     file.write_bytes(picture())
-    expected = embed_file(publish(stack_command.storage / "encoders" / "tiny"), str(file))
+    expected = embed_file(encoder, str(file))
     with stack_command.client(first) as client:
-        until(lambda: list(client.encoders.list()))  # discovered by a scan that runs every 30 s
+        until(lambda: list(client.encoders.list()))
     assert stack_command.json("encoders", "deploy", "tiny", "--json")["state"] == "healthy"
     with stack_command.client(first) as client:
         np.testing.assert_allclose(client.embeddings("tiny", [file])[0].embedding, expected, atol=1e-5)

@@ -66,7 +66,6 @@ def serving(engine: Engine, folder: Path, cluster: FakeCluster | None = None, **
     port, stop = free_ports(1)[0], threading.Event()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
     encoders = EncoderDiscovery(app.state.encoders, chosen.root)
-    encoders.scan()  # a later first scan would remove what a test has only indexed
     reconciler = Reconciler(app.state.jobs, app.state.cluster, chosen, encoders)
     threads = [threading.Thread(target=server.run), threading.Thread(target=reconciler.run, args=(stop,))]
     for thread in threads:
