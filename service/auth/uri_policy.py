@@ -21,7 +21,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
 from typing import NamedTuple
 
@@ -97,11 +97,6 @@ class UriPolicy:
             message = f"{field}={uri} must be under one of: {self._prefix_names} (add others with AMD_ALLOWED_URIS)"
             raise UriNotAllowed(message, field=field)
         return found
-
-    def check_all(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Check (field, URI) pairs. Raises UriNotAllowed for the first that is not allowed."""
-        for field, uri in pairs:
-            self.check(field, uri)
 
     def _is_allowed(self, location: Location) -> bool:
         return any(_resolved(prefix).contains(location) for prefix in self._prefixes)

@@ -29,6 +29,7 @@ from amd.config import (
     overridden,
     validate,
 )
+from amd.config.locations import LocationRole
 from amd.presets.load import check_complete, find_preset
 from amd.presets.preset import UNSET
 from amd.presets.teachers import teacher_recipe
@@ -37,6 +38,10 @@ from tune_spaces.config import SearchConfig
 from tune_spaces.load_config import search_from
 
 JobKind = Literal["train", "finetune", "detect", "probe", "embed", "search", "import", "export", "prepare"]
+
+
+OWN_ROLES: tuple[LocationRole, ...] = ("storage", "output")
+"""Roles of the locations that the service chooses for a job."""
 
 
 class ResourceRequest(NamedTuple):
@@ -173,7 +178,7 @@ def uris_in(kind: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _uris(found: Iterator[ConfigLocation]) -> Iterator[tuple[str, str]]:
-    return iter(dict.fromkeys((field, value) for field, value, role in found if role not in ("storage", "output")))
+    return iter(dict.fromkeys((field, value) for field, value, role in found if role not in OWN_ROLES))
 
 
 def _unset(config: BaseModel) -> Iterator[tuple[str, str]]:

@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 from pydantic import BaseModel
 
-from service.jobs.kinds import locations_of
+from service.jobs.kinds import OWN_ROLES, locations_of
 from service.web.errors import UriNotAllowed
 
 
 def check_locations(config: BaseModel, check: Callable[[str, str], None], root: str, output: str | None = None) -> None:
     """Check the locations of a config. `output` is the job's own output folder, once it has one.
 
-    `check`: called with (dotted field, value) of each location that the job does not own; raises if it is not allowed.
+    `check`: called with (dotted field, value) of each other location; raises if it is not allowed.
 
     Raises UriNotAllowed for the first location that is not allowed, and ConfigError for an incomplete teacher's recipe.
     """
@@ -28,5 +28,5 @@ def check_locations(config: BaseModel, check: Callable[[str, str], None], root: 
         if role == "output" and value != output:
             message = f"{field}={value}: a job writes to its own folder; omit the field"
             raise UriNotAllowed(message, field=field)
-        if role not in ("storage", "output"):
+        if role not in OWN_ROLES:
             check(field, value)

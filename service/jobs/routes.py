@@ -97,7 +97,8 @@ def project_of(caller: Principal, requested: str | None) -> str:
 def resolved(request: JobRequest, policy: LocationPolicy, settings: Settings, project: str) -> Any:
     """Return the complete config for a request. Raises ConfigError, UriNotAllowed, or NotFound for an encoder or run.
 
-    A job uses what its project owns, whoever submits it: the project's members can read what it writes.
+    A job may use only its own project's runs and encoders, even if the submitter's key covers all projects, since every
+    member of the project can read what the job writes.
     """
     try:
         config = resolve(request.kind, request.preset, request.config, request.overrides)

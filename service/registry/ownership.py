@@ -4,8 +4,8 @@
 - An encoder belongs to the project of the job that trained or imported it, which its card and its run name.
 - What no job made belongs to `default`: runs and encoders of `amd train` or `ray job submit` outside the service.
 
-The database is asked first. What it does not know yet, or no longer, is read from the storage root: the job's folder
-contains its project, so that a lost database can be rebuilt. Does not use HTTP.
+Owners are looked up in the database first, and under the storage root if they are not in it yet, or no longer: a job's
+folder contains its project, so that a lost database can be rebuilt. Does not use HTTP.
 """
 
 from __future__ import annotations
@@ -77,8 +77,10 @@ class StorageOwners:
             return self._job(job_id) or NO_JOB
         if not run_id:
             return NO_JOB
+        if (owner := self._job(run_id)) is not None:
+            return owner
         parent = (self._facts(run_id) or {}).get("job")
-        return self._job(run_id) or (self._job(str(parent)) if parent else None) or NO_JOB
+        return (self._job(str(parent)) if parent else None) or NO_JOB
 
     def _job(self, job_id: str) -> Owner | None:
         """Return the owner of what a job makes; None if there is no such job."""

@@ -84,10 +84,7 @@ class DeploymentStore:
     def get(self, name: str, project: str | None) -> Deployment:
         """Get a deployment by name. Raises NotFound."""
         with Session(self._reading, expire_on_commit=False) as session:
-            found = session.get(Deployment, name)
-        if found is None or project not in (None, found.project):
-            raise _not_found(name)
-        return found
+            return _visible(session.get(Deployment, name), name, project)
 
     def find_serving(self, name: str, project: str | None) -> Deployment | None:
         """Find a deployment by its name, or by its encoder's id or alias.
@@ -111,13 +108,12 @@ class DeploymentStore:
     def delete(self, name: str, project: str | None, actor: str, if_match: str | None = None) -> None:
         """Delete a deployment, which the deployer then stops. Raises NotFound, or PreconditionFailed as `put` does."""
         with Session(self._engine) as session, session.begin():
-            found = session.get(Deployment, name, with_for_update=True)
-            if found is None or project not in (None, found.project):
-                raise _not_found(name)
+            found = _visible(session.get(Deployment, name, with_for_update=True), name, project)
             check_match(if_match, etag_of(found))
             session.delete(found)
-            same, now = {"kind": "deployment", "object_id": name, "project": found.project}, time.time()
-            session.add(Deletion(**same, actor=actor, at=now, done_at=now))
+            now = time.time()
+            row = Deletion(kind="deployment", object_id=name, project=found.project, actor=actor, at=now, done_at=now)
+            session.add(row)
 
     def record_status(self, deployment: Deployment, state: str, message: str, serving: Mapping[str, str]) -> None:
         """Store the observed status, unless the deployment has changed in the meantime."""
@@ -136,8 +132,11 @@ def etag_of(deployment: Deployment) -> str:
     return f'"{deployment.version}-{int(deployment.created_at * 1e6):x}"'
 
 
-def _not_found(name: str) -> NotFound:
-    return NotFound(f"there is no deployment {name!r}")
+def _visible(found: Deployment | None, name: str, project: str | None) -> Deployment:
+    """Return the deployment. Raises NotFound if there is none, or if it belongs to another project."""
+    if found is None or project not in (None, found.project):
+        raise NotFound(f"there is no deployment {name!r}")
+    return found
 
 
 class Deployer:

@@ -223,8 +223,5 @@ class LargeJsonRoute(APIRoute):
 
 class _LargeJsonRequest(Request):
     async def json(self) -> Any:
-        size = len(await self.body())
-        return await (super().json() if size <= INLINE_BYTES else anyio.to_thread.run_sync(self._parse, limiter=_large))
-
-    def _parse(self) -> Any:
-        return json.loads(self._body)
+        body = await self.body()
+        return await run_by_size(len(body), json.loads, body)

@@ -326,3 +326,22 @@ def test_inference_reads_only_files_of_the_callers_project(projects: TwoProjects
     assert found["detail"].replace(projects.theirs, "train-1") == missing["detail"]
     everything = ask(f"{projects.root}/jobs/{projects.theirs}/output/a.png", key_to(projects.engine, "read"))
     assert everything["code"] == "encoder_not_deployed"  # the location was accepted
+
+
+class NoOwners:
+    """Owners of a storage root without runs and encoders."""
+
+    def of_run(self, run_id: str) -> str | None:
+        return None
+
+    def of_encoder(self, encoder_id: str) -> str | None:
+        return None
+
+
+def test_all_fields_are_checked_and_the_error_reports_the_invalid_one() -> None:
+    policy = LocationPolicy(UriPolicy("/nowhere/root", ()), NoOwners())
+    allowed = ("data.train", "/nowhere/root/a")
+    policy.check_all([allowed, ("teacher.weights", "timm:vit_base_patch16_224")], None)
+    with pytest.raises(UriNotAllowed, match=r"teacher\.weights") as error:
+        policy.check_all([allowed, ("teacher.weights", "/etc/passwd")], None)
+    assert error.value.extra == {"field": "teacher.weights"}
