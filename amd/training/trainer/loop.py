@@ -10,7 +10,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from amd.training.run_folder import RunSpec, run_folder
 from amd.training.trainer.learner import Learner
 from amd.training.trainer.meters import matmul_rate
 from amd.training.trainer.optimizer import cosine_lr
+from amd.training.trainer.periodic import PeriodicRequest
 
 PREEMPTION_POLL_S = 5.0  # between joint checks for a pending preemption
 
@@ -74,7 +75,14 @@ class Training(ABC):
 
     learner: Learner
 
-    def __init__(self, spec: RunSpec, config: RunConfig, group: ProcessGroup, hooks: RunHooks) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        config: RunConfig,
+        group: ProcessGroup,
+        hooks: RunHooks,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.spec, self.group, self.hooks = spec, group, hooks
         self.run_config = config
         self.manifest = self.open_manifest()
@@ -86,7 +94,10 @@ class Training(ABC):
         self.bad = BadSamples(spec.folder, group, config.data.max_bad_fraction, len(self.manifest))
         self.metrics: MetricsWriter | None = None  # on rank 0
         self.values: dict[str, float] = {}
-        self.saved_at = self.polled_at = time.monotonic()
+        every_minutes = config.checkpoint.every_minutes
+        self.timed_save = PeriodicRequest(None if every_minutes is None else 60 * every_minutes, clock)
+        self.preemption_poll = PeriodicRequest(PREEMPTION_POLL_S, clock)
+        self.saved_step = 0  # of the last checkpoint of this attempt
         self.preemption_reported = False
         self.workers_before = group.world
 
@@ -109,7 +120,7 @@ class Training(ABC):
             batch_size=config.optim.batch_size,
             rank=self.group.rank,
             world=self.group.world,
-            micro_batch=config.scaling.micro_batch,
+            micro_batch=config.micro_batch,
             seed=config.seed,
             **more,
         )
@@ -187,20 +198,21 @@ class Training(ABC):
     def _signals(self, batches: list[Batch]) -> Signals:
         found = [bad for batch in batches for bad in batch.bad]
         self.bad.add(found)
-        now, minutes = time.monotonic(), self.run_config.checkpoint.every_minutes
         return Signals(
             stop=int(self.hooks.stop_requested()),
-            save=int(self.group.is_main and minutes is not None and now - self.saved_at >= 60 * minutes),
-            poll_preemption=int(self.group.is_main and now - self.polled_at >= PREEMPTION_POLL_S),
+            save=int(self.group.is_main and self.timed_save.due()),
+            poll_preemption=int(self.group.is_main and self.preemption_poll.due()),
             bad=len(found),
         )
 
     def _between_steps(self, done: int, batches: list[Batch], signals: Signals) -> None:
         if signals.bad:
             self.bad.share()
-        save = bool(signals.stop or signals.save) or self._save_is_due(done) or self.bad.too_many
+        # A checkpoint of the step that raised the signal has carried out the request already.
+        timed = bool(signals.save) and self.saved_step < done - self.group.signal_delay
+        save = bool(signals.stop) or timed or self._save_is_due(done) or self.bad.too_many
         if signals.poll_preemption:
-            self.polled_at = time.monotonic()
+            self.preemption_poll.restart()
             if self.hooks.preempted() and not self.preemption_reported:
                 self.preemption_reported = save = True
                 self.emit("warning", text=f"step {done}: a node is about to be preempted; saving a checkpoint")
@@ -310,7 +322,8 @@ class Training(ABC):
         )
 
     def _save(self, done: int, metrics: dict[str, float]) -> None:
-        self.saved_at = time.monotonic()
+        self.saved_step = done
+        self.timed_save.restart()
         if self.metrics is None:
             return
         self.metrics.flush()  # store metrics before the checkpoint that follows them
