@@ -222,6 +222,9 @@ class ScalingConfig(Section):
     """Restarts after a failure."""
     start_timeout_s: float = Field(300.0, gt=0)
     """Seconds to wait for the cluster to provide the workers' resources before the run fails as infeasible."""
+    stall_timeout_s: float | None = Field(1800.0, gt=0)
+    """Seconds without a completed step or evaluation batch after which a worker counts as stalled: its stack traces are
+    logged, and the run restarts from the newest checkpoint. null: no limit."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ScalingConfig:

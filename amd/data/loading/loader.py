@@ -156,6 +156,10 @@ class ClipLoader:
             self._drop_pending()
             raise
 
+    def pids(self) -> list[int]:
+        """Return the ids of the loader processes."""
+        return [] if self._loader is None else processes.worker_pids(self._loader)
+
     def close(self) -> None:
         """Stop the loader processes; each may first finish its current sample."""
         self._drop_pending()

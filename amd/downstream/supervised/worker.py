@@ -30,7 +30,7 @@ class SupervisedTraining(Training):
         self.learner = task.new_learner(
             group, lambda network: load_start(network.encoder, task.config, final_norm=task.final_norm)
         )
-        self.on = EvaluationContext(group, self.learner.precision, hooks.stop_requested)
+        self.on = EvaluationContext(group, self.learner.precision, self.stop_requested)
 
     def open_manifest(self) -> Records:
         return self.task.train

@@ -7,6 +7,7 @@ until it ends or a retry budget is exhausted. Does not depend on the kind of run
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 from amd.config import ConfigError, RunConfig, TrainConfig, with_overrides
 from amd.storage import StorageUnreachable, join, remove, resolve_root, write_json
-from amd.training.failures import RunError, Verdict
+from amd.training.failures import RunError, Stalled, Verdict
 from amd.training.lease import Lease
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.prober import Prober
@@ -191,7 +192,12 @@ class _Runner:
             if scaling.threads_per_worker:
                 torch.set_num_threads(scaling.threads_per_worker)
             group = ProcessGroup(device=choose_device(scaling.device))
-            return asdict(kind.work(spec, group, LocalRunHooks(self.stop, self.watcher)))
+            hooks = LocalRunHooks(self.stop, self.watcher)
+            try:
+                return asdict(kind.work(spec, group, hooks))
+            except Stalled as error:
+                error.add_note(hooks.stall_report)
+                raise
 
         return attempt
 
@@ -276,6 +282,8 @@ class LocalRunHooks:
 
     def __init__(self, stop: threading.Event, watcher: Watcher) -> None:
         self._stop, self._watcher = stop, watcher
+        self._training_thread = threading.get_ident()
+        self.stall_report = ""
 
     def stop_requested(self) -> bool:
         return self._stop.is_set()
@@ -285,3 +293,10 @@ class LocalRunHooks:
 
     def emit(self, event: Event) -> None:
         self._watcher.on_event(event)
+
+    def stalled(self, report: str) -> None:
+        """Raise Stalled in the training thread, once it executes Python code again."""
+        self.stall_report = report
+        self._watcher.log(report)
+        thread, error = ctypes.c_ulong(self._training_thread), ctypes.py_object(Stalled)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)

@@ -28,6 +28,7 @@ from amd.training.reporting.bad_samples import BadSamples
 from amd.training.reporting.metrics import MetricsWriter, open_metrics
 from amd.training.reporting.progress import Event
 from amd.training.run_folder import RunSpec, run_folder
+from amd.training.stall_watchdog import StallWatchdog
 from amd.training.trainer.learner import Learner
 from amd.training.trainer.meters import matmul_rate
 from amd.training.trainer.optimizer import cosine_lr
@@ -47,6 +48,9 @@ class RunHooks(Protocol):
 
     def emit(self, event: Event) -> None:
         """Report an event to the run's watcher. Called only on rank 0."""
+
+    def stalled(self, report: str) -> None:
+        """Report that this rank hangs, and end it. Called on any rank, from a thread that does not hang."""
 
 
 class Interrupted(Exception):
@@ -99,6 +103,7 @@ class Training(ABC):
         self.preemption_poll = PeriodicRequest(PREEMPTION_POLL_S, clock)
         self.saved_step = 0  # of the last checkpoint of this attempt
         self.preemption_reported = False
+        self.watchdog = StallWatchdog(config.scaling.stall_timeout_s, group.rank, self.loader.pids, hooks.stalled)
         self.workers_before = group.world
 
     # Methods that subclasses define, in addition to `learner`
@@ -151,16 +156,22 @@ class Training(ABC):
         return {}
 
     def run(self) -> LoopResult:
+        with self.watchdog:
+            return self._run()
+
+    def _run(self) -> LoopResult:
         interrupted = False
         with self.loader:
             done = self._resume()
             self._introduce(done)
             self.learner.join()
+            self.watchdog.progress(done)
             try:
                 self._catch_up(done)
                 for step, batches, waited_s in self._read(done):
                     self.learner.learn(step, batches, self._lr(step), waited_s)
                     done = step + 1
+                    self.watchdog.progress(done)
                     signals = self.group.exchange(self._signals(batches))
                     self._between_steps(done, batches, signals)
                     if signals.stop:
@@ -199,7 +210,7 @@ class Training(ABC):
         found = [bad for batch in batches for bad in batch.bad]
         self.bad.add(found)
         return Signals(
-            stop=int(self.hooks.stop_requested()),
+            stop=int(self.stop_requested()),
             save=int(self.group.is_main and self.timed_save.due()),
             poll_preemption=int(self.group.is_main and self.preemption_poll.due()),
             bad=len(found),
@@ -372,6 +383,11 @@ class Training(ABC):
         return LoopResult(done, finished, saved, self.values | metrics)
 
     # Methods that subclasses also call
+
+    def stop_requested(self) -> bool:
+        """Return whether to stop. Called once per step and per evaluation batch, and so a sign of progress."""
+        self.watchdog.progress()
+        return self.hooks.stop_requested()
 
     def write_metrics(self, done: int, values: dict[str, float]) -> None:
         """Write a step's metrics, on rank 0 only."""
