@@ -94,10 +94,13 @@ def logs(
         typer.Option("--tail", "-n", min=0, help="Number of lines to print from the end of the log; default: all."),
     ] = None,
     attempt: Annotated[int | None, typer.Option(min=1, help="Attempt number; default: the newest.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="Rank whose output to print, over all attempts; default: the job's log.")
+    ] = None,
 ) -> None:
-    """Print the log of a job."""
+    """Print the log of a job, or of one of its ranks."""
     with connected(persistent=follow) as client:
-        print_log(client.jobs.logs(find_job(client, job).id, follow=follow, attempt=attempt, tail=tail))
+        print_log(client.jobs.logs(find_job(client, job).id, follow=follow, attempt=attempt, tail=tail, rank=rank))
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""Read a job's log from the chunks that its driver writes to the storage root. Offsets are in bytes."""
+"""Read the logs of a job's attempts and of its ranks from the chunks on the storage root. Offsets are in bytes.
+
+A `folder` contains the chunks of one log: `JobFolder.logs` of an attempt, or `rank_log_folder` of a run.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from amd.storage import join, listdir, read_bytes
-from service.jobs.execution.protocol import JobFolder
 
 READ_BYTES = 256 * 1024
 MAX_TAIL_BYTES = 4 * 2**20  # maximum number of bytes read to find the last lines
@@ -20,16 +22,16 @@ class LogSlice(NamedTuple):
     """Offset of the next slice."""
 
 
-def read(folder: JobFolder, attempt: int, offset: int, *, whole_lines: bool = True) -> LogSlice:
+def read(folder: str, offset: int, *, whole_lines: bool = True) -> LogSlice:
     """Read about READ_BYTES from an offset, in whole lines so that no character is split.
 
     Returns an empty slice if nothing has been stored at that offset yet.
     """
     found = bytearray()
-    for start, name in _chunks(folder, attempt, offset):
+    for start, name in _chunks(folder, offset):
         if start > offset + len(found):
             break  # a gap: the chunk in between has not been written yet
-        found += read_bytes(join(folder.logs(attempt), name))[offset + len(found) - start :]
+        found += read_bytes(join(folder, name))[offset + len(found) - start :]
         if len(found) >= READ_BYTES:
             break
     line_end = found.rfind(b"\n") + 1
@@ -38,22 +40,22 @@ def read(folder: JobFolder, attempt: int, offset: int, *, whole_lines: bool = Tr
     return LogSlice(found.decode(errors="replace"), offset + len(found))
 
 
-def pieces(folder: JobFolder, attempt: int, offset: int = 0) -> Iterator[str]:
+def pieces(folder: str, offset: int = 0) -> Iterator[str]:
     """Yield the text from an offset to the end, in pieces."""
     while True:
-        found = read(folder, attempt, offset)
+        found = read(folder, offset)
         if found.end == offset:
             return
         yield found.text
         offset = found.end
 
 
-def tail_offset(folder: JobFolder, attempt: int, lines: int) -> int:
+def tail_offset(folder: str, lines: int) -> int:
     """Return the offset at which the last `lines` lines start."""
-    chunks = list(_chunks(folder, attempt, 0))
+    chunks = list(_chunks(folder, 0))
     count = bytes_read = 0
     for start, name in reversed(chunks):
-        chunk = read_bytes(join(folder.logs(attempt), name))
+        chunk = read_bytes(join(folder, name))
         position = len(chunk)
         while (position := chunk.rfind(b"\n", 0, position)) >= 0:
             if count == lines:
@@ -65,9 +67,9 @@ def tail_offset(folder: JobFolder, attempt: int, lines: int) -> int:
     return 0
 
 
-def _chunks(folder: JobFolder, attempt: int, offset: int) -> Iterator[tuple[int, str]]:
+def _chunks(folder: str, offset: int) -> Iterator[tuple[int, str]]:
     """Yield (first byte, name) for each chunk, starting with the one that contains the offset."""
-    names = [name for name in listdir(folder.logs(attempt)) if name.endswith(".log")]
+    names = [name for name in listdir(folder) if name.endswith(".log")]
     starts = [int(name.removesuffix(".log")) for name in names]
     first = max((index for index, start in enumerate(starts) if start <= offset), default=0)
     yield from zip(starts[first:], names[first:], strict=True)

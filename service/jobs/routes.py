@@ -11,6 +11,8 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from amd.config import ConfigError, ImportConfig, LocationError
+from amd.storage import join, listdir
+from amd.training.reporting.log_chunks import rank_log_folder
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import run_folder
 from service.auth.authentication import Principal, Reader, Submitter
@@ -19,7 +21,7 @@ from service.auth.stream_limits import LimitedStream, StreamLimits
 from service.db.models import Job
 from service.jobs import logs, metrics, streams, views
 from service.jobs.actions import act, check_allowed
-from service.jobs.config_bounds import check_bounds
+from service.jobs.config_bounds import MAX_WORKERS, check_bounds
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.kinds import JobKind, named, resolve, resources_of, uris_in
 from service.jobs.location_checks import check_locations
@@ -282,6 +284,14 @@ def job_logs(
         int | None,
         Query(ge=1, le=MAX_NUMBER, description="Attempt number, starting at 1. Default: the newest attempt."),
     ] = None,
+    rank: Annotated[
+        int | None,
+        Query(
+            ge=0,
+            lt=MAX_WORKERS,
+            description="Rank whose output to return, over all attempts. Default: the log of the attempt.",
+        ),
+    ] = None,
     offset: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="Bytes to skip.")] = 0,
     last_event_id: LastEventId = 0,
 ) -> Response:
@@ -293,13 +303,24 @@ def job_logs(
     number = attempt or max(job.attempt, 1)
     if number > max(job.attempt, 1):
         raise NotFound(f"attempt={number}: does not exist; attempts of {job.id} so far: {job.attempt}")
-    folder = JobFolder(settings.root, job.id)
+    attempts = JobFolder(settings.root, job.id)
+    folder = attempts.logs(number) if rank is None else _rank_log(run_folder(settings.root, job.id), rank, follow)
     start = last_event_id or offset
     if tail is not None and not last_event_id:
-        start = logs.tail_offset(folder, number, tail)
+        start = logs.tail_offset(folder, tail)
     if not follow:
-        return StreamingResponse(logs.pieces(folder, number, start), media_type="text/plain; charset=utf-8")
-    return LimitedStream(streams.job_log(jobs, folder, job, number, start), caller, limits)
+        return StreamingResponse(logs.pieces(folder, start), media_type="text/plain; charset=utf-8")
+    stream = streams.job_log(jobs, folder, job, number, start, attempts.interval_s)
+    return LimitedStream(stream, caller, limits)
+
+
+def _rank_log(run: str, rank: int, follow: bool) -> str:
+    """Return the folder of a rank's log. Raises NotFound if there is none, unless a stream may wait for it."""
+    folder = rank_log_folder(run, rank)
+    if not follow and not listdir(folder):
+        found = [name.removeprefix("rank-").lstrip("0") or "0" for name in listdir(join(run, "logs"))]
+        raise NotFound(f"rank={rank}: has no log; ranks with a log: {', '.join(found) or 'none'}")
+    return folder
 
 
 @router.get("/{job_id}/metrics", summary="Get a job's metrics as series")

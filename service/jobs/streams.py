@@ -17,7 +17,6 @@ from starlette.concurrency import run_in_threadpool
 
 from service.db.models import Job
 from service.jobs import logs
-from service.jobs.execution.protocol import JobFolder
 from service.jobs.schemas import DELETED, ENDED
 from service.jobs.store import JobStore
 from service.jobs.views import event_view
@@ -97,13 +96,15 @@ async def job_events(store: JobStore, watcher: JobWatcher, job: Job, after: int)
                 yield KEEPALIVE
 
 
-async def job_log(store: JobStore, folder: JobFolder, job: Job, attempt: int, offset: int) -> AsyncIterator[str]:
-    """Stream an attempt's log from an offset as it grows, then `end` once the attempt has ended."""
+async def job_log(
+    store: JobStore, folder: str, job: Job, attempt: int, offset: int, interval_s: float
+) -> AsyncIterator[str]:
+    """Stream a log from an offset as it grows, then `end` once the attempt has ended."""
     yield f"retry: {RETRY_MS}\n\n"
     silent = 0.0
     while True:
         over = job.attempt > attempt or job.state not in ("starting", "running", "pausing", "cancelling")
-        found = await run_in_threadpool(logs.read, folder, attempt, offset, whole_lines=not over)
+        found = await run_in_threadpool(logs.read, folder, offset, whole_lines=not over)
         if found.end > offset:
             offset, silent = found.end, 0.0
             yield message("log", {"text": found.text}, offset)
@@ -111,8 +112,8 @@ async def job_log(store: JobStore, folder: JobFolder, job: Job, attempt: int, of
         if over:
             yield message("end", {"state": job.state, "attempt": attempt})
             return
-        await asyncio.sleep(folder.interval_s)
-        silent += folder.interval_s
+        await asyncio.sleep(interval_s)
+        silent += interval_s
         if silent >= KEEPALIVE_S:
             silent = 0.0
             yield KEEPALIVE

@@ -178,6 +178,41 @@ def test_a_preempted_node_loses_no_work_and_the_run_continues_with_fewer_workers
     assert result.steps == last > saved
 
 
+class RankFreezer(NullWatcher):
+    """Suspends rank 1 after step 12, as a hung file system does."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.pids: list[int] = []
+        self.frozen = False
+
+    def on_event(self, event: Event) -> None:
+        if event["kind"] == "start":
+            self.pids = event["pids"]
+        if event["kind"] == "step" and event["step"] >= 12 and not self.frozen:
+            self.frozen = True
+            os.kill(self.pids[1], signal.SIGSTOP)
+
+    def log(self, text: str) -> None:
+        self.messages.append(text)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+def test_a_run_with_a_hung_rank_is_reported_and_continues(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    """The suspended rank cannot report; the one that waits for it does."""
+    config = with_overrides(two_workers(tmp_path, "hung"), {"scaling.stall_timeout_s": 60})
+    result, freezer = run_in_subprocess(train_with_watcher, config, RankFreezer())
+    assert (result.state, result.steps, result.restarts) == ("succeeded", STEPS, {"stalled": 1}), result.message
+    (report,) = (text for text in freezer.messages if "stack traces:" in text)
+    assert report.startswith("rank 0 has made no progress for scaling.stall_timeout_s=60 s after step ")
+    assert "amd/training/trainer/loop.py" in report
+    assert any("infrastructure failure 1 of 3" in text for text in freezer.messages)
+    (error,) = listdir(join(result.run_folder, "errors"))
+    assert "amd/training/trainer/loop.py" in fsspec.open(join(result.run_folder, "errors", error), "rt").open().read()
+    assert {*listdir(join(result.run_folder, "logs"))} == {"rank-00000", "rank-00001"}
+
+
 class GrowthObserver(NullWatcher):
     """Stops the run some steps after it continues with two workers."""
 

@@ -45,6 +45,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     from amd.data.loading.processes import fork_server
     from amd.training.process_group import ProcessGroup
+    from amd.training.reporting.log_chunks import rank_log
 
     context, coordinator = ray.train.get_context(), settings["coordinator"]
     if settings["loader_processes"]:
@@ -61,7 +62,8 @@ def train_worker(settings: dict[str, Any]) -> None:
         number, spec = task["number"], RunSpec(**task["spec"])
         torch.set_num_threads(spec.scaling().threads_per_worker or max(1, cores))
         group = ProcessGroup(context.get_world_rank(), context.get_world_size(), device)
-        with contextlib.closing(RayRunHooks(coordinator, group.rank)) as hooks:
+        hooks = RayRunHooks(coordinator, group.rank)
+        with contextlib.closing(hooks), rank_log(spec.folder, group.rank, group.world):
             outcome = _import_function(task["work"])(spec, group, hooks)
         if group.is_main:
             ray.get(coordinator.finish.remote(number, asdict(outcome)))

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 from amd.config import ConfigError, RunConfig, with_overrides
 from amd.data.faults import DataFault
 from amd.training.failures import RunError
+from amd.training.reporting.log_chunks import rank_log
 from amd.training.reporting.progress import Event, NullWatcher, Watcher
 from amd.training.run_folder import RunSpec
 from amd.training.stop_signals import StopSignals
@@ -110,6 +111,7 @@ class TorchRanks:
     def __init__(self, place: Place, config: RunConfig) -> None:
         import torch
         import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
 
         from amd.device import choose_device
 
@@ -121,7 +123,7 @@ class TorchRanks:
         self.device = choose_device(config.scaling.device)
         # Served by the agent of torchrun, or by rank 0.
         url = f"tcp://{place.address}:{place.port}?rank={place.rank}&world_size={place.world}"
-        self._store, _, _ = next(dist.rendezvous(url))
+        self._store, _, _ = next(rendezvous(url))
         backend, store = "cpu:gloo,cuda:nccl" if gpu else "gloo", _fresh_store(self._store, place)
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
         self._tasks: Any = dist.new_group(backend="gloo", timeout=IDLE)
@@ -160,7 +162,9 @@ class TorchRanks:
 
         cores = (os.cpu_count() or 1) // self.place.local_world
         torch.set_num_threads(spec.scaling().threads_per_worker or max(1, cores))
-        return asdict(work(spec, ProcessGroup(self.place.rank, self.place.world, self.device), hooks))
+        rank, world = self.place.rank, self.place.world
+        with rank_log(spec.folder, rank, world):
+            return asdict(work(spec, ProcessGroup(rank, world, self.device), hooks))
 
     def _broadcast(self, task: Any) -> Any:
         import torch.distributed as dist
@@ -181,7 +185,7 @@ def _fresh_store(store: Any, place: Place) -> Any:
     The agent of torchrun keeps one store over all restarts (torch 2.15), so a rank could read the address of an ended
     peer and fail to connect. Rank 0 chooses a new prefix, and sends it to each rank in answer to a random key.
     """
-    from torch.distributed import PrefixStore
+    from torch.distributed.distributed_c10d import PrefixStore
 
     if place.rank:
         key = uuid.uuid4().hex

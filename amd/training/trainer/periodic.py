@@ -19,7 +19,7 @@ class PeriodicRequest:
     def __init__(self, interval_s: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         """With an interval of None, the request is never due."""
         self._interval_s, self._clock = interval_s, clock
-        self.restart()
+        self._since, self._pending = clock(), False
 
     def due(self) -> bool:
         """Return whether to raise the request now."""

@@ -77,15 +77,23 @@ class AsyncJobs(AsyncApiMethods):
             interval = min(MAX_POLL_INTERVAL_S, interval * 1.5)
 
     async def logs(
-        self, job_id: str, *, follow: bool = False, attempt: int | None = None, tail: int | None = None
+        self,
+        job_id: str,
+        *,
+        follow: bool = False,
+        attempt: int | None = None,
+        tail: int | None = None,
+        rank: int | None = None,
     ) -> AsyncIterator[str]:
         """Stream the log of a job in chunks. `tail` limits it to the last lines; `attempt` defaults to the newest.
 
+        `rank`: the output of a rank over all attempts, instead of the log of an attempt; with `follow`, until the
+        current attempt ends.
         With `follow`, the stream continues until the attempt ends; without `attempt`, until the job ends or is paused.
         """
         path = api_path("jobs", job_id, "logs")
         if not follow:
-            response = await self._send("GET", path, query={"attempt": attempt, "tail": tail})
+            response = await self._send("GET", path, query={"attempt": attempt, "tail": tail, "rank": rank})
             yield response.text
             return
         followed_attempt = 0
@@ -93,11 +101,11 @@ class AsyncJobs(AsyncApiMethods):
             job = await self.get(job_id)
             if job.attempt > followed_attempt:
                 first, followed_attempt = followed_attempt == 0, attempt or job.attempt
-                query = {"follow": "true", "attempt": followed_attempt, "tail": tail if first else None}
+                query = {"follow": "true", "attempt": followed_attempt, "tail": tail if first else None, "rank": rank}
                 async with aclosing(self._events(path, _log_chunk, query)) as chunks:
                     async for chunk in chunks:
                         yield chunk
-                if attempt is not None:
+                if attempt is not None or rank is not None:
                     return
             elif job.state in (*ENDED, "paused"):
                 return

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from amd.config import ConfigError, validate
-from amd.storage import StorageError, join, listdir, read_bytes, read_json, write_bytes
+from amd.storage import StorageError, join, read_json
 from amd.training.lease import Lease
+from amd.training.reporting.log_chunks import LogShipper
 from amd.training.reporting.progress import PROGRESS_FILE
 from amd.training.run_folder import run_folder
 from service.auth.uri_policy import UriPolicy
@@ -37,8 +38,7 @@ from service.web.errors import UriNotAllowed
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 256 * 1024
-TAIL_LINES, TAIL_CHARS = 40, 8000
+TAIL_CHARS = 8000
 OUTAGE_S = 600.0  # how long writing the outcome is retried while the storage is unavailable
 REPORT_RETRY_S = 5.0
 READER_TIMEOUT_S = 30.0  # a grandchild may keep the pipe open
@@ -46,57 +46,6 @@ BAD_INPUT = 2
 # Ray's core aborts a process whose cluster has disappeared or been replaced. It logs a line of severity C and then a
 # stack trace.
 RAY_FATAL = re.compile(r"\[[\d-]+ [\d:,]+ C \d+ \d+\] (.*)")
-
-
-class LogShipper:
-    """Ships an attempt's log as immutable chunks, each named after its offset. `write` is thread-safe."""
-
-    def __init__(self, folder: str, interval_s: float) -> None:
-        self._folder, self._interval_s = folder, interval_s
-        self._lock = threading.Lock()
-        self._pending = bytearray()
-        self._offset = next_offset(folder)
-        self._closing = threading.Event()
-        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._thread = threading.Thread(target=self._work, name="log-shipper", daemon=True)
-        self._thread.start()
-
-    def write(self, line: bytes) -> None:
-        with self._lock:
-            self._pending += line
-        self.tail.append(line.decode(errors="replace").rstrip("\n"))
-
-    def close(self) -> None:
-        self._closing.set()
-        self._thread.join()
-
-    def _work(self) -> None:
-        while not self._closing.wait(self._interval_s):
-            self._ship()
-        until = time.monotonic() + OUTAGE_S
-        while self._pending and time.monotonic() < until and not self._ship():
-            time.sleep(self._interval_s)
-
-    def _ship(self) -> bool:
-        """Write the pending bytes. Returns whether all were written; bytes that could not be written stay pending."""
-        while self._pending:
-            with self._lock:
-                part = bytes(self._pending[:CHUNK_BYTES])
-            try:
-                write_bytes(join(self._folder, f"{self._offset:016d}.log"), part)
-            except Exception as error:  # an unavailable storage must not fail the job
-                logger.warning("the log cannot be written; will retry: %s", error)
-                return False
-            with self._lock:
-                del self._pending[: len(part)]
-            self._offset += len(part)
-        return True
-
-
-def next_offset(folder: str) -> int:
-    """Return the offset at which to continue a log: an attempt that Ray restarts appends to its earlier log."""
-    names = [name for name in listdir(folder) if name.endswith(".log")]
-    return int(names[-1].removesuffix(".log")) + len(read_bytes(join(folder, names[-1]))) if names else 0
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -184,7 +133,7 @@ def run(program: Sequence[str], folder: JobFolder, attempt: int) -> AttemptOutco
 
         signal.signal(signal.SIGTERM, forward_stop)
         signal.signal(signal.SIGINT, forward_stop)
-        shipper = LogShipper(folder.logs(attempt), folder.interval_s)
+        shipper = LogShipper(folder.logs(attempt), folder.interval_s, outage_s=OUTAGE_S)
         printed: deque[str] = deque(maxlen=1)
         assert child.stdout is not None
         assert child.stderr is not None

@@ -16,7 +16,8 @@ import httpx
 import pytest
 from sqlalchemy import Engine
 
-from service.jobs.execution.driver import LogShipper
+from amd.training.reporting.log_chunks import LogShipper, rank_log_folder
+from amd.training.run_folder import run_folder
 from service.jobs.execution.protocol import JobFolder
 from tests.support.service.control_plane import wait_for
 from tests.support.service.fake_cluster import FakeCluster, queued, report_status
@@ -210,6 +211,19 @@ def test_interrupted_streams_resume_without_losing_or_repeating_events(
     text = "".join(found[2]["text"] for found in received if found[1] == "log")
     assert text == "".join(f"line {chunk} ä\n" for chunk in range(20))
     assert client.get(f"/jobs/{job.id}/logs?tail=2").text == "line 18 ä\nline 19 ä\n"
+
+
+def test_the_log_of_each_rank_can_be_requested(client: httpx.Client, server: Server, tmp_path: Path) -> None:
+    job, root = queued(server.app.state.jobs), str(tmp_path / "root")
+    for rank in (0, 3):
+        shipper = LogShipper(rank_log_folder(run_folder(root, job.id), rank), 0.01)
+        shipper.write(f"first line of rank {rank}\nsecond line\n".encode())
+        shipper.close()
+    assert client.get(f"/jobs/{job.id}/logs?rank=3").text == "first line of rank 3\nsecond line\n"
+    assert client.get(f"/jobs/{job.id}/logs?rank=0&tail=1").text == "second line\n"
+    missing = client.get(f"/jobs/{job.id}/logs?rank=1")
+    assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+    assert "rank=1: has no log; ranks with a log: 0, 3" in missing.json()["detail"]
 
 
 def test_two_hundred_event_streams_receive_the_same_end_event(server: Server) -> None:

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from amd.storage import StorageUnreachable, read_json, write_json
+from amd.training.reporting.log_chunks import LogShipper
 from service.jobs import logs
-from service.jobs.execution.driver import LogShipper, main, outcome_of_exit, report_outcome, run
+from service.jobs.execution.driver import main, outcome_of_exit, report_outcome, run
 from service.jobs.execution.protocol import (
     DRIVER_POLICY,
     AttemptOutcome,
@@ -48,7 +49,7 @@ def test_output_is_logged_in_order_and_the_last_json_line_is_the_result(tmp_path
     outcome = run_program(tmp_path, f"print('one'); print('two ä'); print({json.dumps(result)!r})")
     assert (outcome.state, outcome.exit_code, outcome.result) == ("succeeded", 0, result)
     folder = JobFolder(str(tmp_path), "job")
-    assert "".join(logs.pieces(folder, 1)).splitlines()[:2] == ["one", "two ä"]
+    assert "".join(logs.pieces(folder.logs(1))).splitlines()[:2] == ["one", "two ä"]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_a_stop_is_forwarded_once_and_recorded_in_the_outcome(tmp_path: Path) ->
     assert (outcome.state, outcome.reason, outcome.asked_to_stop) == ("cancelled", "cancelled_by_user", True)
     assert outcome.result is not None
     assert outcome.result["steps"] > 3
-    text = "".join(logs.pieces(JobFolder(str(tmp_path), "job"), 1))
+    text = "".join(logs.pieces(JobFolder(str(tmp_path), "job").logs(1)))
     assert "stopped after step" in text
 
 
@@ -111,7 +112,7 @@ def test_a_program_that_misses_its_stop_deadline_is_killed(tmp_path: Path) -> No
         f"driver.report_outcome(folder, 1, driver.run([sys.executable, '-c', {program!r}], folder, 1))"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as job:
-        wait_for(lambda: "started" in "".join(logs.pieces(folder, 1)))
+        wait_for(lambda: "started" in "".join(logs.pieces(folder.logs(1))))
         job.send_signal(signal.SIGTERM)
     outcome = heartbeat_of(tmp_path).outcome
     assert outcome is not None
@@ -138,14 +139,14 @@ def test_a_log_of_several_chunks_can_be_read_completely_and_from_any_offset(tmp_
         shipper.write(line)
     shipper.close()
     whole = b"".join(lines)
-    assert "".join(logs.pieces(folder, 1)).encode() == whole
+    assert "".join(logs.pieces(folder.logs(1))).encode() == whole
     offset = len(b"".join(lines[:12_345]))
-    assert "".join(logs.pieces(folder, 1, offset)).encode() == whole[offset:]
-    assert "".join(logs.pieces(folder, 1, logs.tail_offset(folder, 1, 3))).encode() == b"".join(lines[-3:])
+    assert "".join(logs.pieces(folder.logs(1), offset)).encode() == whole[offset:]
+    assert "".join(logs.pieces(folder.logs(1), logs.tail_offset(folder.logs(1), 3))).encode() == b"".join(lines[-3:])
     restarted = LogShipper(folder.logs(1), 0.01)
     restarted.write(b"more\n")
     restarted.close()
-    assert "".join(logs.pieces(folder, 1)).encode() == whole + b"more\n"
+    assert "".join(logs.pieces(folder.logs(1))).encode() == whole + b"more\n"
 
 
 def test_a_storage_outage_loses_neither_log_nor_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +179,7 @@ def test_a_storage_outage_loses_neither_log_nor_outcome(monkeypatch: pytest.Monk
     server.start()
     shipper.close()
     reporting.join()
-    assert "".join(logs.pieces(folder, 1)) == "".join(lines)
+    assert "".join(logs.pieces(folder.logs(1))) == "".join(lines)
     heartbeat = folder.read_heartbeat(1)
     assert heartbeat is not None
     assert heartbeat.outcome is not None
