@@ -1,11 +1,11 @@
-# Targets for users: make venv | check | test-fast | test | chaos | demo. Each first installs what it needs.
+# Targets for users: make venv | check | test-fast | test | test-ray | chaos | demo. Each first installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Tests and demos start hundreds of processes; without cached bytecode, each compiles the project anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv check check-install test test-fast chaos demo docs docs-reference lock clean
+.PHONY: venv check check-install test test-fast test-ray chaos demo docs docs-reference lock clean
 
 venv: $(STAMP)
 
@@ -35,7 +35,11 @@ test-fast: venv
 	$(PYTEST) -m "not ray and not server and not slow and not chaos and not gpu"
 
 test: venv
-	$(PYTEST)
+	$(PYTEST) -m "not ray and not chaos"
+
+# Whole programs on one shared Ray cluster. In one process, since each test keeps both cores of a small machine busy.
+test-ray: venv
+	$(BIN)/python -m pytest -m "ray and not chaos"
 
 chaos: venv
 	$(BIN)/python -m pytest -m chaos

@@ -74,7 +74,7 @@ def pytest_collect_directory(path: Path, parent: pytest.Collector) -> Generator[
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests by the fixtures that they use, and group them by file for the two processes of `make test`.
 
-    All tests that need Ray form one group, which starts first because it takes as long as all others together.
+    Slow files start first, so that both processes end at about the same time. All tests that need Ray form one group.
     """
     for item in items:
         for name in _markers(item):
@@ -82,7 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ray = item.get_closest_marker("ray") is not None
         item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.stem))
     if hasattr(config, "workerinput"):  # a worker of pytest-xdist
-        items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
+        items.sort(key=lambda item: item.path not in SLOW_FILES)
 
 
 def _markers(item: pytest.Item) -> set[str]:

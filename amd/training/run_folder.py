@@ -142,6 +142,7 @@ def open_run(
         "kind": kind,
         "parent": parent,
         "job": os.environ.get("AMD_JOB"),
+        "project": os.environ.get("AMD_PROJECT"),
         "created": datetime.now(UTC).isoformat(),
         "digest": config.digest(),
         "data": data,

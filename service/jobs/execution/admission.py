@@ -2,17 +2,55 @@
 
 Jobs are offered in queue order (`JobStore.in_states`): highest priority first, then oldest. A job that fits the
 cluster but not its free resources closes admission, so that smaller jobs behind it cannot overtake it indefinitely.
-This module only makes the decision; it does not access the database or Ray.
+What programs outside the queue hold (`ray job submit`, notebooks) is not free. This module only makes the decision; it
+does not access the database or Ray.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from service.db.models import Job
 from service.jobs.execution.ray_jobs import Capacity
 from service.settings import Settings
+
+RELEASE_S = 15.0  # until Ray reports resources of an ended job as free
+START_S = 120.0  # until a started job holds its resources
+
+
+class Usage(NamedTuple):
+    """Resources held on the cluster."""
+
+    cpus: float = 0.0
+    gpus: float = 0.0
+
+
+class ExternalUsage:
+    """Estimates what programs outside the queue hold: what Ray reports, minus what our jobs may hold."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._ours: deque[tuple[float, Usage]] = deque()  # of the last RELEASE_S seconds
+        self._found = Usage()
+
+    def update(self, capacity: Capacity, ours: Usage, active: Iterable[Job]) -> Usage:
+        """Return the estimate. `ours`: reserved for active jobs and deployments.
+
+        While a job of ours starts, it does not hold its resources yet, which would hide as much of others' usage; the
+        estimate then does not decrease.
+        """
+        now = self._clock()
+        self._ours.append((now, ours))
+        while self._ours[0][0] < now - RELEASE_S:
+            self._ours.popleft()
+        cpus, gpus = (max(usage[index] for _, usage in self._ours) for index in range(2))
+        found = Usage(max(0.0, capacity.used_cpus - cpus), max(0.0, capacity.used_gpus - gpus))
+        if any(job.progress is None and now - (job.started_at or now) < START_S for job in active):
+            found = Usage(max(found.cpus, self._found.cpus), max(found.gpus, self._found.gpus))
+        self._found = found
+        return found
 
 
 class AdmissionController:
@@ -20,6 +58,7 @@ class AdmissionController:
 
     def __init__(self, settings: Settings, capacity: Capacity, active: Iterable[Job]) -> None:
         self._settings, self._capacity = settings, capacity
+        self._external = Usage()
         self._cpus = self._gpus = 0.0
         self._running = 0
         self._jobs: Counter[str] = Counter()
@@ -28,6 +67,15 @@ class AdmissionController:
         """Whether no further job may start in this step."""
         for job in active:
             self.admit(job)
+
+    @property
+    def usage(self) -> Usage:
+        """Resources reserved for active jobs."""
+        return Usage(self._cpus, self._gpus)
+
+    def exclude(self, external: Usage) -> None:
+        """Treat resources that are held outside the queue as unavailable."""
+        self._external = external
 
     def admit(self, job: Job) -> None:
         """Count a job's resources as used."""
@@ -59,9 +107,11 @@ class AdmissionController:
                 f"waiting for the cluster to grow: the job needs {request}, "
                 f"and the cluster has {total.cpus:g} CPUs and {total.gpus:g} GPUs in total"
             )
-        if self._cpus + job.cpus > total.cpus or self._gpus + gpus > total.gpus:
+        held = self._external
+        if self._cpus + job.cpus + held.cpus > total.cpus or self._gpus + gpus + held.gpus > total.gpus:
             self.is_closed = True  # otherwise jobs behind this one would overtake it indefinitely
-            return f"waiting for {request} to become free"
+            others = f"; programs outside the queue hold {held.cpus:g} CPUs and {held.gpus:g} GPUs" if any(held) else ""
+            return f"waiting for {request} to become free{others}"
         return None
 
     def _gpus_of(self, job: Job) -> float:

@@ -14,13 +14,15 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from amd.storage import join, listdir, read_json
 from amd.training.lease import Lease
 from amd.training.run_folder import CONFIG, FACTS, RESULT, run_folder
 from service.db.models import Job
 from service.jobs.kinds import KINDS
 from service.jobs.store import JobStore, StaleJob
-from service.web.schemas import DEFAULT_PROJECT
+from service.web.schemas import DEFAULT_PROJECT, Project
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ class ExternalRunDiscovery:
         workers = (read_json(join(folder, CONFIG)).get("scaling") or {}).get("workers") or [1]
         job = Job(
             id=name,
-            project=DEFAULT_PROJECT,
+            project=_project(facts),
             kind=facts["kind"],
             labels={},
             priority=0,
@@ -99,6 +101,14 @@ class ExternalRunDiscovery:
         if any(getattr(job, name) != value for name, value in found.items() if name != "ended_at"):
             with contextlib.suppress(StaleJob):
                 self._store.change(job, found["state"], **found)
+
+
+def _project(facts: dict[str, Any]) -> str:
+    """Return the project that a run was started for; the default one without a valid name in AMD_PROJECT."""
+    try:
+        return TypeAdapter(Project).validate_python(facts.get("project"))
+    except ValidationError:
+        return DEFAULT_PROJECT
 
 
 def state_of(folder: str, now: float) -> dict[str, Any]:

@@ -39,12 +39,15 @@ class RayJobStatus(NamedTuple):
 
 
 class Capacity(NamedTuple):
-    """Total resources of all alive nodes."""
+    """Resources of all alive nodes."""
 
     cpus: float
     gpus: float
     memory: float
     """Memory of the largest node, in bytes."""
+    used_cpus: float = 0.0
+    """CPUs that anything on the cluster holds; Ray updates it every few seconds."""
+    used_gpus: float = 0.0
 
 
 class Cluster(Protocol):
@@ -112,15 +115,22 @@ class RayJobs:
 
     def capacity(self) -> Capacity:
         with self._translated_errors():
-            response = self._client()._do_request("GET", "/api/v0/nodes?detail=1&limit=10000")
-            response.raise_for_status()
-            nodes = response.json()["data"]["result"]["result"]
+            nodes = self._get("/api/v0/nodes?detail=1&limit=10000")["result"]["result"]
+            status = self._get("/api/cluster_status")["clusterStatus"] or {}  # None until Ray's first report
+        usage = status.get("loadMetricsReport", {}).get("usage", {})
         alive = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
         return Capacity(
             sum(node.get("CPU", 0.0) for node in alive),
             sum(node.get("GPU", 0.0) for node in alive),
             max((_bytes(node.get("memory", 0)) for node in alive), default=0.0),
+            float(usage.get("CPU", [0.0])[0]),
+            float(usage.get("GPU", [0.0])[0]),
         )
+
+    def _get(self, path: str) -> Any:
+        response = self._client()._do_request("GET", path)
+        response.raise_for_status()
+        return response.json()["data"]
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from amd.storage import StorageError, write_json
 from service.auth.uri_policy import UriPolicy
 from service.db.models import Job
 from service.jobs.actions import STOP_GRACE_S, checkpoint_deadline_s
-from service.jobs.execution.admission import AdmissionController
+from service.jobs.execution.admission import AdmissionController, ExternalUsage
 from service.jobs.execution.committed import committed_work, has_grown, newest_checkpoint
 from service.jobs.execution.deletion import JobDeletions
 from service.jobs.execution.external import ExternalRunDiscovery
@@ -77,6 +77,7 @@ class Reconciler:
         self._clock, self._reserved_cpus = clock, reserved_cpus
         self._root = settings.root
         self._allowed_uris = UriPolicy(self._root, settings.allowed_uris).allowed
+        self._external_usage = ExternalUsage(clock)
         self._external_runs = ExternalRunDiscovery(store, self._root, clock)
         self._deletions = JobDeletions(store, self._root)
         self.holder = uuid.uuid4().hex
@@ -278,14 +279,17 @@ class Reconciler:
         if not waiting:
             return
         try:
-            capacity = self._cluster.capacity()
-            capacity = capacity._replace(cpus=max(0.0, capacity.cpus - self._reserved_cpus()))
+            capacity, reserved = self._cluster.capacity(), self._reserved_cpus()
         except ClusterUnavailable as error:
             for job in waiting[:MAX_MARKED]:
                 self._note_outage(job, error.message)
             return
         self.outage = ""
-        admission = AdmissionController(self._settings, capacity, self._store.in_states(ACTIVE))
+        active = self._store.in_states(ACTIVE)
+        available = capacity._replace(cpus=max(0.0, capacity.cpus - reserved))
+        admission = AdmissionController(self._settings, available, active)
+        ours = admission.usage._replace(cpus=admission.usage.cpus + reserved)
+        admission.exclude(self._external_usage.update(capacity, ours, active))
         for job in waiting:
             obstacle = admission.obstacle(job)
             if obstacle is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import pytest
 from sqlalchemy import Engine
 
 from amd.storage import write_json
@@ -26,6 +27,19 @@ def test_an_external_run_is_listed_with_its_result_and_allows_no_actions(sqlite_
     assert (job.id, job.kind, job.state, job.origin) == ("by-hand", "train", "succeeded", "external")
     assert store.get(job.id).result == result.model_dump(mode="json")
     assert allowed_actions(job) == []
+
+
+def test_an_external_run_belongs_to_the_project_it_was_started_for(
+    sqlite_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, expected = JobStore(sqlite_engine), {}
+    for number, project in enumerate((None, "vision", "not a project!")):
+        if project is not None:
+            monkeypatch.setenv("AMD_PROJECT", project)
+        train(tiny_run(tmp_path, name=f"run-{number}", schedule__steps=4), local=True, quiet=True)
+        expected[f"run-{number}"] = "vision" if project == "vision" else "default"
+    ExternalRunDiscovery(store, str(tmp_path / "storage")).scan()
+    assert {job.id: job.project for job in store.list(JobFilter(origin="external")).jobs} == expected
 
 
 def test_the_state_of_an_external_run_is_derived_from_its_lease_and_result(

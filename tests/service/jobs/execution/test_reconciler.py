@@ -267,6 +267,20 @@ def test_one_of_two_replicas_reconciles_and_the_other_takes_over(plane: FakeCont
     assert len(plane.cluster.submitted) == 1
 
 
+def test_jobs_wait_for_resources_that_programs_outside_the_queue_hold(plane: FakeControlPlane) -> None:
+    """Otherwise Ray Train would wait for them, and fail the job as infeasible after scaling.start_timeout_s."""
+    ours = plane.running(cpus=1.0)
+    plane.cluster.total = plane.cluster.total._replace(used_cpus=3.0)  # of which 1 is ours
+    behind = queued(plane.store, cpus=2.0)
+    plane.step()
+    message = "waiting for 2 CPUs to become free; programs outside the queue hold 2 CPUs and 0 GPUs"
+    assert (plane.now(behind).state, plane.now(behind).message) == ("queued", message)
+    plane.cluster.total = plane.cluster.total._replace(used_cpus=1.0)
+    plane.store.note_progress(plane.now(ours), {"step": 1}, "")
+    plane.step()
+    assert plane.now(behind).state == "starting"
+
+
 def test_jobs_with_higher_priority_start_first_and_smaller_jobs_never_overtake_them(plane: FakeControlPlane) -> None:
     low = queued(plane.store, cpus=1.0)
     high = queued(plane.store, cpus=3.0, priority=5)
