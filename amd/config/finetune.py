@@ -86,7 +86,8 @@ class FinetuneOptimConfig(OptimConfig):
     base_lr: float = Field(5e-4, gt=0)
     """Peak learning rate, per 256 samples: lr = base_lr x batch_size / 256. Repeats are not counted, as in AMD."""
     min_lr: float = Field(1e-6, ge=0)
-    """Learning rate at the end of the schedule, per 256 samples."""
+    """Learning rate at the end of the schedule, per 256 samples. For an absolute rate such as MAE's 1e-6, set 1e-6 x
+    256 / batch_size, also after a change of batch_size."""
     layer_decay: float = Field(0.75, gt=0, le=1)
     """Layer-wise learning rate decay: ratio of each block's learning rate to the next block's; the head and the last
     norm are not scaled."""
