@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from amd.artifacts.weights import Card, Score, save_encoder
+from amd.config import with_overrides
 from amd.downstream.supervised.learner import SupervisedConfig, load_start
 from amd.downstream.supervised.report import TEST, read_result
 from amd.downstream.supervised.task import SupervisedTask
@@ -23,7 +24,7 @@ from amd.training.runs.teachers import TrainTeacher
 
 class ResolvedSupervised(NamedTuple):
     config: SupervisedConfig
-    """Config with the values filled in that depend on the data."""
+    """Config with the values filled in that depend on the data and the initial weights."""
     start: StartingPoint | None
 
 
@@ -55,7 +56,11 @@ def _load_start(task: type[SupervisedTask], config: SupervisedConfig) -> Startin
 def _resolve(
     task: type[SupervisedTask], config: SupervisedConfig, root: str, train: TrainTeacher
 ) -> ResolvedSupervised:
-    return ResolvedSupervised(task(config).completed_config(), _load_start(task, config))
+    start = _load_start(task, config)
+    completed = task(config).completed_config()
+    if start is not None and start.position_grid is not None:
+        completed = with_overrides(completed, {"encoder.position_grid": start.position_grid})
+    return ResolvedSupervised(completed, start)
 
 
 def _publish(

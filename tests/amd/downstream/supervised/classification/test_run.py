@@ -24,6 +24,7 @@ from amd.downstream.supervised.classification.run import finetune
 from amd.models.classifier import Classifier
 from amd.models.encoder import Encoder
 from amd.storage import join, listdir, read_bytes, read_json, write_bytes
+from amd.tokens import position_table
 from amd.training.checkpoints.store import CheckpointStore
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.progress import Event, NullWatcher
@@ -293,6 +294,9 @@ def test_an_image_classifier_starts_from_a_class_token_encoder_of_a_different_si
     assert result.state == "succeeded", result.message
     classifier, card = load_classifier(str(result.encoder_folder))
     assert classifier.encoder.class_token is not None
+    assert card.encoder.position_grid == (6, 6), "of the initial weights"
+    expected = position_table("sincos_2d", config.clip.grid, 24, origin=(6, 6))
+    assert torch.equal(classifier.encoder.positions, expected)
     assert accuracy(classifier, card, tmp_path / "val") == pytest.approx(card.scores[0].values["eval/top1"])
 
 
