@@ -56,10 +56,13 @@ def train_worker(settings: dict[str, Any]) -> None:
             continue
         number, spec = task["number"], RunSpec(**task["spec"])
         torch.set_num_threads(spec.scaling().threads_per_worker or max(1, cores))
-        group = ProcessGroup(context.get_world_rank(), context.get_world_size(), device)
-        with contextlib.closing(RayRunHooks(coordinator, group.rank)) as hooks:
+        rank = context.get_world_rank()
+        with (
+            contextlib.closing(ProcessGroup(rank, context.get_world_size(), device)) as group,
+            contextlib.closing(RayRunHooks(coordinator, rank)) as hooks,
+        ):
             outcome = _import_function(task["work"])(spec, group, hooks)
-        if group.is_main:
+        if rank == 0:
             ray.get(coordinator.finish.remote(number, asdict(outcome)))
 
 

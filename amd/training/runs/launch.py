@@ -220,8 +220,8 @@ class _Runner:
             scaling = spec.scaling()
             if scaling.threads_per_worker:
                 torch.set_num_threads(scaling.threads_per_worker)
-            group = ProcessGroup(device=choose_device(scaling.device))
-            return asdict(kind.work(spec, group, LocalRunHooks(self.stop, self.watcher)))
+            with closing(ProcessGroup(device=choose_device(scaling.device))) as group:
+                return asdict(kind.work(spec, group, LocalRunHooks(self.stop, self.watcher)))
 
         return attempt
 
