@@ -12,6 +12,7 @@ from amd.config.sections import EncoderConfig, Section
 from amd.config.training_sections import DataConfig, OptimConfig
 
 ViewSampling = Literal["dense", "segments"]
+TestedCheckpoint = Literal["best", "last"]
 
 # Both keyed by head.multi_label.
 MAIN_METRIC = {False: "eval/top1", True: "eval/map"}
@@ -102,7 +103,10 @@ class EvaluationConfig(Section):
     every_epochs: int = Field(1, ge=1)
     """Epochs between validations, which use only the central view."""
     batch_size: int = Field(32, ge=1)
-    """Samples per forward pass, across all workers."""
+    """Clips per forward pass of each worker; a sample's views are at least one forward pass."""
+    checkpoint: TestedCheckpoint = "best"
+    """Checkpoint that is tested and published: the best on data.val by checkpoint.best_metric, or the last, as in the
+    official code. The best overestimates the score if data.val is also the test set."""
     views: ViewsConfig = ViewsConfig()
     """Views per sample in the final test."""
 

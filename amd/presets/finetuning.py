@@ -55,11 +55,12 @@ def _video(
         "optim": {"batch_size": batch, "base_lr": base_lr, "min_lr": min_lr, "layer_decay": layer_decay},
         "schedule": {"epochs": epochs, "warmup_epochs": 5},
         "evaluation": {
+            "checkpoint": "last",
             "views": {
                 "segments": views[0],
                 "crops": views[1],
                 "sampling": "segments" if sampling is TSN else "dense",
-            }
+            },
         },
         "scaling": {"workers": batch // 16, "device": "cuda"},
     }
@@ -91,6 +92,7 @@ def _image(size: str, *, epochs: int, base_lr: float, layer_decay: float) -> Fin
             "layer_decay": layer_decay,
         },
         "schedule": {"epochs": epochs, "warmup_epochs": 5},
+        "evaluation": {"checkpoint": "last"},
         "scaling": {"workers": 8, "device": "cuda"},
     }
     return validate(FinetuneConfig, values)

@@ -1,4 +1,4 @@
-"""Supervised runs: check the config, load the initial weights, and publish the best checkpoint with its score."""
+"""Supervised runs: check the config, load the initial weights, and publish the tested checkpoint with its score."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from amd.training.run_folder import run_folder, versions
 from amd.training.runs.checks import DataFacts, check_counts
 from amd.training.runs.kinds import RunKind, Work
 from amd.training.runs.teachers import TrainTeacher
+
+SELECTION = ("checkpoint", "selected_on_test")  # how the tested checkpoint was chosen
 
 
 class ResolvedSupervised(NamedTuple):
@@ -71,17 +73,20 @@ def _publish(
     run_id: str,
     data: DataFacts,
 ) -> str:
-    """Publish the encoder and head of the best checkpoint; return the folder's URL."""
+    """Publish the encoder and head of the best or the last checkpoint; return the folder's URL."""
     folder = run_folder(root, run_id)
     store = CheckpointStore(join(folder, "checkpoints"), config.checkpoint)
-    found = store.load_best()
-    if found is None or store.committed()[-1] < data.steps:
+    if data.steps not in store.committed():
         raise UploadError(f"the last checkpoint of {run_id} is not the final one; start the run again to finish it")
-    (best, snapshot), config, start = found, resolved.config, resolved.start
+    config, start = resolved.config, resolved.start
     opened = task(config)
+    found = opened.load_tested(store, data.steps)
+    if found is None:
+        raise UploadError(f"no checkpoint of {run_id} can be read; start the run again")
+    step, snapshot = found
     network = opened.restore(snapshot.tensors)
     tested = read_result(join(folder, TEST))
-    if tested is not None and tested["step"] != best:
+    if tested is not None and tested["step"] != step:
         raise UploadError(
             f"step {tested['step']} of {run_id} was tested but can no longer be read; start the run again"
         )
@@ -94,7 +99,7 @@ def _publish(
         head=opened.head_card(),
         run=run_id,
         objective=task.objective,
-        steps=best,
+        steps=step,
         start=None if start is None else start.lineage,
         weights_license=config.weights_license or (start.weights_license if start else None),
         data={"train": config.data.train, "samples": data.samples, "digest": opened.train_digest()},
@@ -115,6 +120,6 @@ def _score(task: type[SupervisedTask], tested: dict[str, Any], run_id: str) -> S
         samples=tested["samples"],
         views=tested.get("views"),
         values=tested["figures"],
-        settings={name: tested[name] for name in task.score_settings},
+        settings={name: tested[name] for name in (*task.score_settings, *SELECTION) if name in tested},
         run=run_id,
     )
