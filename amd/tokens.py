@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from amd.config import Positions, TokenGrid
 
@@ -59,15 +60,25 @@ def put_tokens(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
     return tokens.scatter(1, index.unsqueeze(-1).expand_as(values), values)
 
 
-def position_table(kind: Positions, grid: TokenGrid, width: int, base: float = 10_000.0) -> Tensor:
+def position_table(
+    kind: Positions, grid: TokenGrid, width: int, base: float = 10_000.0, origin: tuple[int, int] | None = None
+) -> Tensor:
     """Return the sine-cosine position embedding of every token, (N, width) float32, computed in float64.
 
     sincos_1d: over the flattened index, sine and cosine interleaved (VideoMAE, AMD).
     sincos_2d: half the width from the column, half from the row, sines before cosines in each, the same in every
     frame (MAE). sincos_3d: a quarter of the width from the frame, the rest 2-D (MVD). learned: the same as sincos_1d,
     which initialises the encoder's table and is the predictors' fixed table.
+    `origin`: rows and columns of the sincos_2d table to interpolate to `grid` (bicubic), as in MAE's fine-tuning.
     """
     t, h, w = grid
+    if origin is not None and origin != (h, w):
+        assert kind == "sincos_2d", "validated: only 2-D tables are interpolated"
+        plane = position_table(kind, TokenGrid(1, *origin), width, base).T.unflatten(
+            1, origin
+        )  # (width, rows, columns)
+        resized = functional.interpolate(plane[None], size=(h, w), mode="bicubic", align_corners=False)[0]
+        return resized.flatten(1).T.repeat(t, 1)
     if kind in ("sincos_1d", "learned"):
         angles = torch.arange(grid.tokens, dtype=torch.float64)[:, None] / _frequencies_1d(width, base)
         table = torch.where(torch.arange(width) % 2 == 0, angles.sin(), angles.cos())

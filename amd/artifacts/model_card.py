@@ -170,7 +170,8 @@ def _scores(card: Card) -> str:
 
 def _row(score: Score) -> str:
     values = ", ".join(f"{name.removeprefix('eval/')} {value:.2f}" for name, value in score.values.items())
-    cells = (PROTOCOLS[score.protocol], score.data, score.samples, score.views or "", values)
+    chosen = ", checkpoint chosen on the same data" if score.settings.get("selected_on_test") else ""
+    cells = (PROTOCOLS[score.protocol] + chosen, score.data, score.samples, score.views or "", values)
     return f"| {' | '.join(_plain(cell).replace('|', '/') for cell in cells)} |"
 
 

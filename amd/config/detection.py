@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from amd.config.finetune import FinetuneOptimConfig
+from amd.config.finetune import FinetuneOptimConfig, TestedCheckpoint
 from amd.config.locations import DataLocation, WeightsLocation
 from amd.config.run import RunConfig
 from amd.config.sections import EncoderConfig, Section, as_pair
@@ -69,7 +69,10 @@ class DetectionEvaluationConfig(Section):
     every_epochs: int = Field(1, ge=1)
     """Epochs between evaluations on `data.val`."""
     batch_size: int = Field(8, ge=1)
-    """Key frames per forward pass, across all workers."""
+    """Key frames per forward pass of each worker."""
+    checkpoint: TestedCheckpoint = "best"
+    """Checkpoint that is tested and published: the best on data.val by checkpoint.best_metric, which overestimates the
+    score, since data.val is also the test set; or the last, as in the official code."""
     size: Annotated[tuple[int, int] | None, BeforeValidator(as_pair)] = None
     """Height and width, in pixels, to which whole frames are padded with the mean colour. Default: clip.size."""
     min_score: float = Field(0.8, ge=0, le=1)

@@ -12,6 +12,7 @@ from amd.config.sections import EncoderConfig, Section
 from amd.config.training_sections import DataConfig, OptimConfig
 
 ViewSampling = Literal["dense", "segments"]
+TestedCheckpoint = Literal["best", "last"]
 
 # Both keyed by head.multi_label.
 MAIN_METRIC = {False: "eval/top1", True: "eval/map"}
@@ -86,7 +87,8 @@ class FinetuneOptimConfig(OptimConfig):
     base_lr: float = Field(5e-4, gt=0)
     """Peak learning rate, per 256 samples: lr = base_lr x batch_size / 256. Repeats are not counted, as in AMD."""
     min_lr: float = Field(1e-6, ge=0)
-    """Learning rate at the end of the schedule, per 256 samples."""
+    """Learning rate at the end of the schedule, per 256 samples. For an absolute rate such as MAE's 1e-6, set 1e-6 x
+    256 / batch_size, also after a change of batch_size."""
     layer_decay: float = Field(0.75, gt=0, le=1)
     """Layer-wise learning rate decay: ratio of each block's learning rate to the next block's; the head and the last
     norm are not scaled."""
@@ -101,7 +103,10 @@ class EvaluationConfig(Section):
     every_epochs: int = Field(1, ge=1)
     """Epochs between validations, which use only the central view."""
     batch_size: int = Field(32, ge=1)
-    """Samples per forward pass, across all workers."""
+    """Clips per forward pass of each worker; a sample's views are at least one forward pass."""
+    checkpoint: TestedCheckpoint = "best"
+    """Checkpoint that is tested and published: the best on data.val by checkpoint.best_metric, or the last, as in the
+    official code. The best overestimates the score if data.val is also the test set."""
     views: ViewsConfig = ViewsConfig()
     """Views per sample in the final test."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -36,6 +37,10 @@ READER_FIELDS = (
     "cache_dir",
     "cache_limit_mib",
 )
+
+# Section, name and default of fields added after version 0.1: at their default they are not in the digest, so that runs
+# of earlier versions can resume.
+ADDED_FIELDS: dict[tuple[str, str], Any] = {("encoder", "position_grid"): None, ("evaluation", "checkpoint"): "best"}
 
 
 class RunConfig(Section):
@@ -97,4 +102,14 @@ class RunConfig(Section):
         for field in READER_FIELDS:
             del values["data"][field]
         values["precision"] = self.scaling.precision
+        _remove_added(values)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _remove_added(values: dict[str, Any], section: str = "") -> None:
+    """Remove fields of ADDED_FIELDS that have their default."""
+    for name, value in list(values.items()):
+        if isinstance(value, dict):
+            _remove_added(value, name)
+        elif (section, name) in ADDED_FIELDS and value == ADDED_FIELDS[section, name]:
+            del values[name]

@@ -125,6 +125,8 @@ ENCODER_SIZES: dict[str, EncoderSize] = {
 # The width is split evenly among the sines and cosines of every axis, so it must be a multiple of this.
 POSITION_PARTS: dict[Positions, int] = {"sincos_1d": 1, "sincos_2d": 4, "sincos_3d": 16, "learned": 1}
 
+MAX_POSITION_GRID = 256  # rows or columns of a table that is interpolated: bounds its memory
+
 
 class EncoderConfig(Section):
     """A plain pre-norm ViT. `size` sets width, depth and heads together."""
@@ -147,6 +149,9 @@ class EncoderConfig(Section):
     Hugging Face ViT)."""
     position_base: float = Field(10_000.0, gt=1)
     """Base of the wavelengths in sine-cosine position embeddings."""
+    position_grid: Annotated[tuple[int, int] | None, BeforeValidator(as_pair)] = None
+    """Rows and columns of the sincos_2d table that is interpolated to the token grid of the clip, as in MAE. Runs that
+    start from weights of another input size set it. Default: the table is computed for the grid of the clip."""
     init: Init = "videomae"
     """Weight initialisation. xavier: Xavier-uniform for every linear layer, including the patch embedding (MAE).
     videomae: the same, except that the patch embedding and the decoder's input layer keep PyTorch's default.
@@ -182,6 +187,12 @@ class EncoderConfig(Section):
         if self.width % parts:
             raise ValueError(
                 f"encoder.width={self.width} must be a multiple of {parts} for encoder.positions={self.positions}"
+            )
+        grid = self.position_grid
+        if grid is not None and (self.positions != "sincos_2d" or not 1 <= min(grid) <= max(grid) <= MAX_POSITION_GRID):
+            raise ValueError(
+                f"encoder.position_grid={list(grid)} must be two numbers from 1 to {MAX_POSITION_GRID}, and requires "
+                f"encoder.positions=sincos_2d, not {self.positions}: other fixed tables are computed for every size"
             )
         return self
 

@@ -50,8 +50,9 @@ class DataConfig(Section):
     flip: bool = False
     """Random horizontal flips, with probability 0.5; disable where left and right determine the label (SSv2)."""
     rand_augment: str | None = None
-    """RandAugment policy in timm's notation, such as rand-m7-n4-mstd0.5-inc1, applied consistently to all frames of a
-    clip. Default: no RandAugment."""
+    """RandAugment policy in timm's notation, such as rand-m7-n4-mstd0.5-inc1, applied after the crop for images (as in
+    timm and MAE); for video before it, consistently to all frames of a clip (as in VideoMAE). Default: no
+    RandAugment."""
     center_fraction: float = Field(1.0, gt=0, le=1)
     """Side of the center crop in evaluation, as a fraction of the largest possible one; 0.875 resizes to 256 and crops
     224."""

@@ -1,8 +1,8 @@
 """Initialise an encoder from existing weights, possibly at a different input size.
 
-As strict as `load`, with three exceptions: fixed position tables are computed and learned ones resampled for the new
-size, image weights can initialise a video encoder (the patch embedding is inflated), and the last norm may keep
-its own initialisation.
+As strict as `load`, with three exceptions: position tables are adapted to the new size (2-D sine-cosine tables are
+interpolated as in MAE, other fixed ones computed, learned ones resampled), image weights can initialise a video encoder
+(the patch embedding is inflated), and the last norm may keep its own initialisation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from amd.artifacts.weights import Pooling
 from amd.config import ClipConfig, Positions, TokenGrid
 from amd.exchange.layouts import PATCHES, State
-from amd.exchange.load import fill
+from amd.exchange.load import fill, match_position_grid
 from amd.exchange.positions import fixed_kind, grid_of, resample
 from amd.exchange.source import Source, config_mismatches, open_source
 from amd.models.encoder import Encoder
@@ -36,6 +36,8 @@ class StartingPoint(NamedTuple):
     """Licence of the weights, if stated."""
     pooling: Pooling
     """Whether the last norm applies to each token or (mean_then_norm) to their mean, as after fine-tuning."""
+    position_grid: tuple[int, int] | None
+    """Grid of the position table that is interpolated; None if it is not."""
     lineage: dict[str, Any]
     """Origin, as recorded on the card of the resulting encoder."""
 
@@ -81,6 +83,7 @@ def fill_from(
         source.weights.layout,
         source.license,
         "mean_then_norm" if source.is_pooled else "mean",
+        encoder.config.position_grid,
         _lineage(source),
     )
 
@@ -108,17 +111,20 @@ def _fit_patches(state: State, source: Source, clip: ClipConfig) -> list[str]:
 
 
 def _fit_positions(encoder: Encoder, state: State, source: Source, section: str) -> list[str]:
-    """Add the position table to `state` if the encoder's position embeddings are learned; fixed ones need none."""
+    """Add the position table to `state` if the encoder's position embeddings are learned.
+
+    A fixed table is not stored; a 2-D one of another grid replaces the encoder's.
+    """
     ours = encoder.config
     table = state.pop("positions", None)
     if table is None:
         kind = _kind_without_table(source)
         if ours.positions == "learned" and kind is not None:
             base = source.card.encoder.position_base if source.card else ours.position_base
-            state["positions"] = position_table(kind, encoder.grid, ours.width, base)
+            state["positions"] = position_table(kind, encoder.grid, ours.width, base, source.position_grid)
         elif kind not in (None, ours.positions):
             return [f"its position embeddings are {kind}, not {ours.positions}: set {section}.positions={kind}"]
-        return []
+        return match_position_grid(encoder, source.position_grid, section)
     table = table[0] if table.ndim == 3 else table  # ([1 +] N, D)
     if table.shape[1] != ours.width:
         return []  # the width differs, which the errors for other tensors explain better
@@ -137,7 +143,7 @@ def _fit_positions(encoder: Encoder, state: State, source: Source, section: str)
         return []
     kind = fixed_kind(table, grid, ours.position_base)
     if kind == ours.positions:
-        return []
+        return match_position_grid(encoder, (grid.height, grid.width), section)
     kind = kind or "learned"
     return [f"its position embeddings are {kind}, not {ours.positions}: set {section}.positions={kind}"]
 

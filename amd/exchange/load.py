@@ -38,8 +38,23 @@ def load_teacher(config: TrainConfig) -> Teacher:
     encoder = Encoder(config.teacher.encoder, clip.grid, clip.token_values)
     source = open_source(weights, config.storage, clip, field="teacher.weights")
     problems = config_mismatches(encoder.config, source, clip, section)
+    problems += match_position_grid(encoder, source.position_grid, section)
     _fill_encoder(encoder, source.weights, str(source), problems, intermediates_only=True, section=section)
     return Teacher(encoder, tuple(pair.teacher for pair in config.objective.layers))
+
+
+def match_position_grid(encoder: Encoder, origin: tuple[int, int] | None, section: str) -> list[str]:
+    """Interpolate the 2-D position table if the weights were trained with another grid, `origin`, as MAE does.
+
+    List the mismatch if the config specifies yet another grid.
+    """
+    config, own = encoder.config, (encoder.grid.height, encoder.grid.width)
+    if origin is None or config.positions != "sincos_2d" or origin == (config.position_grid or own):
+        return []
+    if config.position_grid is not None:
+        return [f"its position table is of {origin[0]}x{origin[1]} tokens: set {section}.position_grid={list(origin)}"]
+    encoder.interpolate_positions(origin)
+    return []
 
 
 def load_encoder_state(

@@ -49,6 +49,13 @@ class Source(NamedTuple):
         return self.card.clip.grid if self.card else self.facts.grid
 
     @property
+    def position_grid(self) -> tuple[int, int] | None:
+        """Rows and columns that the fixed 2-D position table of a published encoder was computed for."""
+        if self.card is None or self.card.encoder.positions != "sincos_2d":
+            return None
+        return self.card.encoder.position_grid or (self.card.clip.grid.height, self.card.clip.grid.width)
+
+    @property
     def is_ours(self) -> bool:
         return self.weights.layout in (OUR_ENCODER.name, OUR_STUDENT.name)
 

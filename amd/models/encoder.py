@@ -39,7 +39,7 @@ class Encoder(nn.Module):
         rates = [config.drop_path * block / max(1, config.depth - 1) for block in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio, rate) for rate in rates)
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        table = position_table(config.positions, grid, config.width, config.position_base)
+        table = position_table(config.positions, grid, config.width, config.position_base, config.position_grid)
         if config.positions == "learned":
             self.positions = nn.Parameter(table)  # (N, D)
         else:
@@ -49,6 +49,12 @@ class Encoder(nn.Module):
             init_like_torch(self.patch_embed)
         if self.class_token is not None:
             init_token(self.class_token, config.init)
+
+    def interpolate_positions(self, origin: tuple[int, int]) -> None:
+        """Replace the 2-D position table by the one of the grid `origin`, interpolated to this encoder's grid."""
+        config = self.config = self.config.model_copy(update={"position_grid": origin})
+        table = position_table(config.positions, self.grid, config.width, config.position_base, origin)
+        self.positions = table.to(self.positions)
 
     def forward(
         self, tokens: Tensor, index: Tensor, *, intermediates: Sequence[int] = (), final: bool = True

@@ -29,7 +29,7 @@ def _ava(size: str, *, base_lr: float, layer_decay: float, gpus: int) -> Detecti
         },
         "optim": {"batch_size": 128, "base_lr": base_lr, "min_lr": 1e-6, "layer_decay": layer_decay},
         "schedule": {"epochs": 30, "warmup_epochs": 5},
-        "evaluation": {"every_epochs": 10, "batch_size": 6 * gpus, "size": (256, 464)},
+        "evaluation": {"every_epochs": 10, "batch_size": 6, "checkpoint": "last", "size": (256, 464)},
         "scaling": {"workers": gpus, "device": "cuda"},
     }
     return validate(DetectionConfig, values)

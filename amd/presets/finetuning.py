@@ -17,6 +17,7 @@ from amd.presets.pretraining import IMAGE, IMAGE_ENCODER, VIDEO
 
 DENSE = {"sampling": "window"}  # official training sampler of dense data sets; the test uses strided sampling
 TSN = {"sampling": "segments"}
+MAE_FINAL_LR = 1e-6
 
 
 def _video(
@@ -54,11 +55,12 @@ def _video(
         "optim": {"batch_size": batch, "base_lr": base_lr, "min_lr": min_lr, "layer_decay": layer_decay},
         "schedule": {"epochs": epochs, "warmup_epochs": 5},
         "evaluation": {
+            "checkpoint": "last",
             "views": {
                 "segments": views[0],
                 "crops": views[1],
                 "sampling": "segments" if sampling is TSN else "dense",
-            }
+            },
         },
         "scaling": {"workers": batch // 16, "device": "cuda"},
     }
@@ -66,6 +68,7 @@ def _video(
 
 
 def _image(size: str, *, epochs: int, base_lr: float, layer_decay: float) -> FinetuneConfig:
+    batch = 1024
     values: dict[str, Any] = {
         "clip": IMAGE,
         "encoder": {"size": size, **IMAGE_ENCODER, "drop_path": 0.1},
@@ -81,8 +84,15 @@ def _image(size: str, *, epochs: int, base_lr: float, layer_decay: float) -> Fin
             "rand_augment": "rand-m9-mstd0.5-inc1",
             "loader_workers": 10,
         },
-        "optim": {"batch_size": 1024, "base_lr": base_lr, "layer_decay": layer_decay},
+        # MAE does not scale its final learning rate with the batch; ours is per 256 samples.
+        "optim": {
+            "batch_size": batch,
+            "base_lr": base_lr,
+            "min_lr": MAE_FINAL_LR * 256 / batch,
+            "layer_decay": layer_decay,
+        },
         "schedule": {"epochs": epochs, "warmup_epochs": 5},
+        "evaluation": {"checkpoint": "last"},
         "scaling": {"workers": 8, "device": "cuda"},
     }
     return validate(FinetuneConfig, values)
@@ -190,7 +200,9 @@ def _presets() -> dict[str, Preset[FinetuneConfig]]:
                 _video(size, "K400", **hmdb),
             )
         )
-    note = "AMD has no image recipe: MAE's FINETUNE.md for ViT-B"
+    note = (
+        "AMD has no image recipe: MAE's FINETUNE.md for ViT-B; min_lr = 1e-6 x 256 / batch_size, as MAE's is absolute"
+    )
     rows.append(
         (
             "in1k-vit-b-finetune",

@@ -37,6 +37,12 @@ class ProcessGroup:
         self._control: Any = dist.new_group(backend="gloo") if world > 1 else None
         self._pending: tuple[Any, Tensor] | None = None
 
+    def close(self) -> None:
+        """Release the control group's connections and threads. Local: never waits for other ranks."""
+        group, self._control, self._pending = self._control, None, None
+        if group is not None:
+            dist.destroy_process_group(group)
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0

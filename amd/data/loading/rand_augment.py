@@ -54,11 +54,20 @@ def check_rand_augment(policy: str | None) -> None:
 @cache
 def _policy(policy: str, side: int, mean: tuple[float, ...]) -> Any:
     from PIL import Image
-    from timm.data.auto_augment import rand_augment_transform  # slow import: torchvision takes seconds
+    from timm.data import auto_augment  # slow import: torchvision takes seconds
 
     settings = {
         "translate_const": int(side * 0.45),
         "img_mean": tuple(min(255, round(255 * value)) for value in mean),
         "interpolation": Image.Resampling.BICUBIC,
     }
-    return rand_augment_transform(policy, settings)
+    transform = auto_augment.rand_augment_transform(policy, settings)
+    for operation in transform.ops:
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Any, bits: int, **_: Any) -> Any:
+    """Keep the highest bits of every channel. timm draws 0 bits at magnitude 10, which recent Pillow rejects: black."""
+    return image.point([value & ~(255 >> bits) for value in range(256)] * len(image.getbands()))

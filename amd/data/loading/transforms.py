@@ -1,4 +1,4 @@
-"""Crop, resize and flip frames to clips. Input and output are uint8; randomness is passed in.
+"""Crop, resize, flip and augment frames to clips. Input and output are uint8; randomness is passed in.
 
 Frames are (T, H, W, 3) with channels last, as decoded; resizing keeps that memory order, in which it is twice as fast,
 and `clip_view` views the result as (3, T, H, W). Does not import models.
@@ -112,15 +112,18 @@ BOXES: dict[Crop, Callable[[Size, Size, DataConfig, random.Random], Box]] = {
 
 
 def augment(frames: Tensor, data: DataConfig, clip: ClipConfig, draws: random.Random) -> Tensor:
-    """Crop and flip all frames in the same way: (T, H, W, 3) -> (T, *clip.size, 3) uint8.
+    """Crop, flip and augment all frames in the same way: (T, H, W, 3) -> (T, *clip.size, 3) uint8.
 
+    RandAugment follows the flip for images, as in timm and MAE, and precedes the crop for video, as in VideoMAE.
     Called once per repeat, with new draws on the same decoded frames.
     """
-    if data.rand_augment is not None:
-        frames = rand_augment(frames, data.rand_augment, clip, draws)
+    policy = data.rand_augment
+    if policy is not None and not clip.is_image:
+        frames = rand_augment(frames, policy, clip, draws)
     box = BOXES[data.crop](_frame_size(frames), clip.size, data, draws)
     resized = resize_box(frames, box, clip.size, data.interpolation)
-    return mirror(resized) if data.flip and draws.random() < 0.5 else resized
+    flipped = mirror(resized) if data.flip and draws.random() < 0.5 else resized
+    return rand_augment(flipped, policy, clip, draws) if policy is not None and clip.is_image else flipped
 
 
 def center(frames: Tensor, data: DataConfig, clip: ClipConfig) -> Tensor:

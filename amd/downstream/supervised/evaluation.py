@@ -62,12 +62,15 @@ class EvaluationScores(Protocol):
 def evaluation_loader(
     config: SupervisedConfig, data: EvaluationData, clip: ClipConfig, group: ProcessGroup, **more: Any
 ) -> ClipLoader:
-    """Open the loader of this rank's share of a data set; `more` is passed to ClipLoader."""
+    """Open the loader of this rank's share of a data set; `more` is passed to ClipLoader.
+
+    In every step each rank reads up to evaluation.batch_size samples, for any number of ranks.
+    """
     return ClipLoader(
         config.data.model_copy(update={"train": data.url, "repeats": 1}),
         clip,
         data.records,
-        batch_size=config.evaluation.batch_size,
+        batch_size=config.evaluation.batch_size * group.world,
         rank=group.rank,
         world=group.world,
         train=False,

@@ -51,6 +51,14 @@ def write_csv(url: str, rows: Iterable[Iterable[Any]]) -> None:
     write_bytes(url, out.getvalue().encode())
 
 
+def selection_warning(data: EvaluationData) -> str:
+    """Return a warning that the test set is also the data on which the best checkpoint was chosen."""
+    return (
+        f"{data.field}={data.url} is also the validation set: the best checkpoint was chosen on it, which "
+        "overestimates its score; evaluation.checkpoint=last tests the last one"
+    )
+
+
 def unreadable_warning(data: EvaluationData, bad: list[UnreadableSample], unit: str, counted_as: str) -> str:
     """Return a warning that lists unreadable samples: how many of which `unit`, and as what they count."""
     names = "; ".join(f"{sample['location']} {sample['reason']}" for sample in bad[:LISTED_SAMPLES])

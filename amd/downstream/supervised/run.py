@@ -1,4 +1,4 @@
-"""Supervised runs: check the config, load the initial weights, and publish the best checkpoint with its score."""
+"""Supervised runs: check the config, load the initial weights, and publish the tested checkpoint with its score."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from amd.artifacts.weights import Card, Score, save_encoder
+from amd.config import with_overrides
 from amd.downstream.supervised.learner import SupervisedConfig, load_start
 from amd.downstream.supervised.report import TEST, read_result
 from amd.downstream.supervised.task import SupervisedTask
@@ -20,10 +21,12 @@ from amd.training.runs.checks import DataFacts, check_counts
 from amd.training.runs.kinds import RunKind, Work
 from amd.training.runs.teachers import TrainTeacher
 
+SELECTION = ("checkpoint", "selected_on_test")  # how the tested checkpoint was chosen
+
 
 class ResolvedSupervised(NamedTuple):
     config: SupervisedConfig
-    """Config with the values filled in that depend on the data."""
+    """Config with the values filled in that depend on the data and the initial weights."""
     start: StartingPoint | None
 
 
@@ -55,7 +58,11 @@ def _load_start(task: type[SupervisedTask], config: SupervisedConfig) -> Startin
 def _resolve(
     task: type[SupervisedTask], config: SupervisedConfig, root: str, train: TrainTeacher
 ) -> ResolvedSupervised:
-    return ResolvedSupervised(task(config).completed_config(), _load_start(task, config))
+    start = _load_start(task, config)
+    completed = task(config).completed_config()
+    if start is not None and start.position_grid is not None:
+        completed = with_overrides(completed, {"encoder.position_grid": start.position_grid})
+    return ResolvedSupervised(completed, start)
 
 
 def _publish(
@@ -66,17 +73,20 @@ def _publish(
     run_id: str,
     data: DataFacts,
 ) -> str:
-    """Publish the encoder and head of the best checkpoint; return the folder's URL."""
+    """Publish the encoder and head of the best or the last checkpoint; return the folder's URL."""
     folder = run_folder(root, run_id)
     store = CheckpointStore(join(folder, "checkpoints"), config.checkpoint)
-    found = store.load_best()
-    if found is None or store.committed()[-1] < data.steps:
+    if data.steps not in store.committed():
         raise UploadError(f"the last checkpoint of {run_id} is not the final one; start the run again to finish it")
-    (best, snapshot), config, start = found, resolved.config, resolved.start
+    config, start = resolved.config, resolved.start
     opened = task(config)
+    found = opened.load_tested(store, data.steps)
+    if found is None:
+        raise UploadError(f"no checkpoint of {run_id} can be read; start the run again")
+    step, snapshot = found
     network = opened.restore(snapshot.tensors)
     tested = read_result(join(folder, TEST))
-    if tested is not None and tested["step"] != best:
+    if tested is not None and tested["step"] != step:
         raise UploadError(
             f"step {tested['step']} of {run_id} was tested but can no longer be read; start the run again"
         )
@@ -89,7 +99,7 @@ def _publish(
         head=opened.head_card(),
         run=run_id,
         objective=task.objective,
-        steps=best,
+        steps=step,
         start=None if start is None else start.lineage,
         weights_license=config.weights_license or (start.weights_license if start else None),
         data={"train": config.data.train, "samples": data.samples, "digest": opened.train_digest()},
@@ -110,6 +120,6 @@ def _score(task: type[SupervisedTask], tested: dict[str, Any], run_id: str) -> S
         samples=tested["samples"],
         views=tested.get("views"),
         values=tested["figures"],
-        settings={name: tested[name] for name in task.score_settings},
+        settings={name: tested[name] for name in (*task.score_settings, *SELECTION) if name in tested},
         run=run_id,
     )

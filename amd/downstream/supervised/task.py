@@ -13,6 +13,7 @@ from amd.data.loading.loader import Records
 from amd.downstream.supervised.evaluation import EvaluationContext, EvaluationData, EvaluationScores
 from amd.downstream.supervised.learner import SupervisedConfig, SupervisedLearner
 from amd.models.classifier import EncoderWithHead
+from amd.training.checkpoints.store import CheckpointStore, Snapshot
 from amd.training.process_group import ProcessGroup
 
 
@@ -32,11 +33,22 @@ class SupervisedTask(ABC):
     config: Any
     train: Records
     validation: EvaluationData | None  # evaluated during training
-    test: EvaluationData | None  # predicted by the best checkpoint at the end
+    test: EvaluationData | None  # predicted by the best or the last checkpoint at the end
 
     @abstractmethod
     def __init__(self, config: Any) -> None:
         """Open the data. Raises ConfigError."""
+
+    @property
+    def selected_on_test(self) -> bool:
+        """Whether the best checkpoint is chosen on the test set itself, which overestimates its score."""
+        if self.config.evaluation.checkpoint == "last" or self.validation is None or self.test is None:
+            return False
+        return self.validation is self.test or self.validation.digest() == self.test.digest()
+
+    def load_tested(self, store: CheckpointStore, last: int) -> tuple[int, Snapshot] | None:
+        """Load the checkpoint to test and publish, `last` or the best one; None if there is none."""
+        return (last, store.load(last)) if self.config.evaluation.checkpoint == "last" else store.load_best()
 
     @abstractmethod
     def digest(self) -> str:
@@ -79,5 +91,5 @@ class SupervisedTask(ABC):
         """Return what the test covers, to follow "testing step 12"."""
 
     @abstractmethod
-    def write_report(self, folder: str, scored: Any, data: Any, step: int) -> None:
-        """Write the reports of the test. Called on rank 0."""
+    def write_report(self, folder: str, scored: Any, data: Any, step: int, **settings: Any) -> None:
+        """Write the reports of the test, with further `settings` in its result. Called on rank 0."""

@@ -1,4 +1,4 @@
-"""A supervised run on one rank: the training loop, periodic validation and the test of the best checkpoint."""
+"""A supervised run on one rank: the training loop, periodic validation and the test of a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from amd.data.loading.loader import ClipLoader, Records
 from amd.downstream.supervised.evaluation import EvaluationContext, EvaluationData, EvaluationScores
 from amd.downstream.supervised.learner import SupervisedLearner, load_start
-from amd.downstream.supervised.report import TEST, unreadable_warning
+from amd.downstream.supervised.report import TEST, selection_warning, unreadable_warning
 from amd.downstream.supervised.task import SupervisedTask
 from amd.flops import encoder_flops
 from amd.storage import join
@@ -56,19 +56,25 @@ class SupervisedTraining(Training):
         return scored.figures
 
     def finalize(self, done: int) -> dict[str, float]:
-        """Test the best checkpoint and write reports to the run's folder."""
+        """Test the best or the last checkpoint and write reports to the run's folder."""
         data, group = self.task.test, self.group
         if data is None:
             return {}
-        found = self.store.load_best() if group.is_main else None
-        best = group.broadcast_from_main(lambda: found[0] if found else 0)
-        network = self.task.restore((found[1] if found else self.store.load(best)).tensors)
-        self.emit("note", text=f"testing step {best}{self.task.test_note(data)}")
+        found = self.task.load_tested(self.store, done) if group.is_main else None
+        tested = group.broadcast_from_main(lambda: found[0] if found else 0)
+        network = self.task.restore((found[1] if found else self.store.load(tested)).tensors)
+        self.emit("note", text=f"testing step {tested}{self.task.test_note(data)}")
+        if self.task.selected_on_test:
+            self.emit("warning", text=selection_warning(data))
         folder = join(self.spec.folder, TEST)
         scored = self.task.score_test(network.to(group.device), data, self.on, folder)
         self._warn_of_unreadable(scored, data)
         if group.is_main:
-            self.task.write_report(folder, scored, data, best)
+            selection = {
+                "checkpoint": self.config.evaluation.checkpoint,
+                "selected_on_test": self.task.selected_on_test,
+            }
+            self.task.write_report(folder, scored, data, tested, **selection)
         return {name.replace("eval/", "test/"): value for name, value in scored.figures.items()}
 
     def _warn_of_unreadable(self, scored: EvaluationScores, data: EvaluationData) -> None:

@@ -19,7 +19,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,11 +137,20 @@ class CheckpointStore:
 
     # Writing
 
-    def save(self, step: int, snapshot: Snapshot, metrics: dict[str, float]) -> None:
-        """Write a checkpoint in the background. Waits for the previous write, and raises its error."""
+    def save(
+        self,
+        step: int,
+        snapshot: Snapshot,
+        metrics: dict[str, float],
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write a checkpoint in the background. Waits for the previous write, and raises its error.
+
+        `before`: called before anything is written; if it fails, so does the checkpoint.
+        """
         self.wait()
         self._writer = threading.Thread(
-            target=self._write_safely, args=(step, snapshot, metrics), name=f"checkpoint-{step}", daemon=True
+            target=self._write_safely, args=(step, snapshot, metrics, before), name=f"checkpoint-{step}", daemon=True
         )
         self._writer.start()
 
@@ -157,8 +166,11 @@ class CheckpointStore:
             raise UploadError(f"checkpoint could not be written to {self.folder}: {type(error).__name__}: {error}")
         return True
 
-    def _write_safely(self, step: int, snapshot: Snapshot, metrics: dict[str, float]) -> None:
+    def _write_safely(
+        self, step: int, snapshot: Snapshot, metrics: dict[str, float], before: Callable[[], None]
+    ) -> None:
         try:
+            before()
             self._write(step, snapshot, metrics)
             self.prune()
         except Exception as error:  # raised by wait(), on the training thread

@@ -61,11 +61,14 @@ def train_worker(settings: dict[str, Any]) -> None:
             continue
         number, spec = task["number"], RunSpec(**task["spec"])
         torch.set_num_threads(spec.scaling().threads_per_worker or max(1, cores))
-        group = ProcessGroup(context.get_world_rank(), context.get_world_size(), device)
-        hooks = RayRunHooks(coordinator, group.rank)
-        with contextlib.closing(hooks), rank_log(spec.folder, group.rank, group.world):
+        rank, world = context.get_world_rank(), context.get_world_size()
+        with (
+            contextlib.closing(ProcessGroup(rank, world, device)) as group,
+            contextlib.closing(RayRunHooks(coordinator, rank)) as hooks,
+            rank_log(spec.folder, rank, world),
+        ):
             outcome = _import_function(task["work"])(spec, group, hooks)
-        if group.is_main:
+        if rank == 0:
             ray.get(coordinator.finish.remote(number, asdict(outcome)))
 
 

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -178,22 +178,72 @@ class MLflowSink:
 
 
 class MetricsWriter:
-    """Writes metrics to all sinks of a run."""
+    """Writes metrics to all sinks of a run, in order, in its own thread: slow storage must not delay a step.
+
+    The next call raises an error of a sink; until then, further lines are dropped. The thread ends whenever nothing is
+    left to write, so that a run that fails leaves none behind. Calls may come from several threads.
+    """
+
+    MAX_WAITING = 10_000
 
     def __init__(self, sinks: list[MetricsSink]) -> None:
         self._sinks = sinks
+        self._calls: deque[Callable[[MetricsSink], None]] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
 
     def write(self, line: Line) -> None:
-        for sink in self._sinks:
-            sink.write(line)
+        """Queue a line. Waits only if MAX_WAITING calls are queued."""
+        self._submit(lambda sink: sink.write(line))
 
     def flush(self) -> None:
-        for sink in self._sinks:
-            sink.flush()
+        """Wait until all lines are stored."""
+        self._submit(lambda sink: sink.flush())
+        self._wait()
 
     def close(self) -> None:
-        for sink in self._sinks:
-            sink.close()
+        """Store all lines, close the sinks, and end the thread."""
+        self._submit(lambda sink: sink.close())
+        self._wait()
+
+    def _submit(self, call: Callable[[MetricsSink], None]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._calls) < self.MAX_WAITING)
+            self._raise_error()
+            self._calls.append(call)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
+                self._thread.start()
+
+    def _wait(self) -> None:
+        with self._changed:
+            thread = self._thread
+            self._changed.wait_for(lambda: self._thread is None)
+            self._raise_error()
+        if thread is not None:
+            thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.notify_all()
+                if self._error is not None:
+                    self._calls.clear()
+                if not self._calls:
+                    self._thread = None
+                    return
+                call = self._calls.popleft()
+            try:
+                for sink in self._sinks:
+                    call(sink)
+            except Exception as error:  # raised by the next call, on the thread of the run
+                self._error = error
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
 
 def open_metrics(run_folder: str, run_id: str, tracking: TrackingConfig, config: Line, from_step: int) -> MetricsWriter:

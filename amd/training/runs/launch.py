@@ -205,13 +205,13 @@ class _Runner:
             scaling = spec.scaling()
             if scaling.threads_per_worker:
                 torch.set_num_threads(scaling.threads_per_worker)
-            group = ProcessGroup(device=choose_device(scaling.device))
             hooks = LocalRunHooks(self.stop, self.watcher)
-            try:
-                return asdict(kind.work(spec, group, hooks))
-            except Stalled as error:
-                error.add_note(hooks.stall_report)
-                raise
+            with closing(ProcessGroup(device=choose_device(scaling.device))) as group:
+                try:
+                    return asdict(kind.work(spec, group, hooks))
+                except Stalled as error:
+                    error.add_note(hooks.stall_report)
+                    raise
 
         return attempt
 

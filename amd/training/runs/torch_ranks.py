@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pkgutil import resolve_name
@@ -163,8 +163,8 @@ class TorchRanks:
         cores = (os.cpu_count() or 1) // self.place.local_world
         torch.set_num_threads(spec.scaling().threads_per_worker or max(1, cores))
         rank, world = self.place.rank, self.place.world
-        with rank_log(spec.folder, rank, world):
-            return asdict(work(spec, ProcessGroup(rank, world, self.device), hooks))
+        with closing(ProcessGroup(rank, world, self.device)) as group, rank_log(spec.folder, rank, world):
+            return asdict(work(spec, group, hooks))
 
     def _broadcast(self, task: Any) -> Any:
         import torch.distributed as dist

@@ -337,7 +337,6 @@ class Training(ABC):
         self.timed_save.restart()
         if self.metrics is None:
             return
-        self.metrics.flush()  # store metrics before the checkpoint that follows them
         cursor = {
             "step": done,
             "samples": done * self.run_config.optim.batch_size,
@@ -348,7 +347,8 @@ class Training(ABC):
             "data": self.spec.data_digest,
         }
         snapshot = capture(self.learner.network, self.learner.optimizer, cursor, self.learner.extra_state())
-        self.store.save(done, snapshot, self.values | metrics)
+        # Metrics are stored before the checkpoint that follows them, off this thread.
+        self.store.save(done, snapshot, self.values | metrics, before=self.metrics.flush)
         self.emit("checkpoint", step=done)
 
     def _wait_for_checkpoint(self) -> bool:

@@ -29,6 +29,11 @@ WRONG = {
     "objective.kind=mae": ("teacher", "objective.kind=mae does not use a teacher"),
     "name=../../x": ("name='../../x'",),
     "student.encoder.width=50": ("student.encoder.width=50", "encoder.heads=3"),
+    "student.encoder.position_grid=[4,4]": (
+        "position_grid=[4, 4]",
+        "requires encoder.positions=sincos_2d, not sincos_1d",
+    ),
+    "student.encoder.positions=sincos_2d student.encoder.position_grid=1000": ("from 1 to 256",),
     "student.encoder.size=XL": ("'XL' is not one of S, B, L, H"),
     "student.generator.heads=5": ("student.generator.heads=5", "64"),
     "student.generator.width=48 student.generator.heads=5": ("student.generator.heads=5", "student.generator.width=48"),

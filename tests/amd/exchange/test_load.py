@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from amd.artifacts.weights import Card, save_encoder
 from amd.config import ConfigError, TrainConfig, with_overrides
 from amd.exchange.load import load_teacher
 from amd.models.encoder import Encoder
@@ -156,6 +157,16 @@ def test_a_published_encoder_loads_by_folder_and_by_id(tmp_path: Path) -> None:
     for teacher in (by_id, by_folder):
         for key, tensor in source.state_dict().items():
             assert torch.equal(teacher.encoder.state_dict()[key], tensor)
+
+
+def test_a_published_teacher_of_another_size_interpolates_its_2d_positions(tmp_path: Path) -> None:
+    config = with_overrides(tiny_image_config(), {"clip.size": [24, 32], "teacher.weights": str(tmp_path)})
+    assert config.teacher is not None
+    clip = tiny_image_config().clip
+    source = Encoder(config.teacher.encoder, clip.grid, clip.token_values)
+    save_encoder(str(tmp_path), source, Card(id="teacher", encoder=source.config, clip=clip))
+    expected = position_table("sincos_2d", config.clip.grid, source.config.width, origin=(4, 4))
+    assert torch.equal(load_teacher(config).encoder.positions, expected)
 
 
 def test_missing_teacher_weights_are_reported_in_one_line() -> None:

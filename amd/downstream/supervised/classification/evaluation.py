@@ -50,7 +50,7 @@ def predict(
     Raises Interrupted on all ranks once `on.stopped` is true on one of them.
     """
     count = views.segments * views.crops
-    micro_batch = max(1, config.evaluation.batch_size // (count * on.group.world))
+    micro_batch = max(1, config.evaluation.batch_size // count)
     loader = evaluation_loader(config, split, config.clip, on.group, micro_batch=micro_batch, views=views)
 
     def forward(batch: Batch) -> Rows:

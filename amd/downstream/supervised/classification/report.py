@@ -35,7 +35,12 @@ def write_views(folder: str, predictions: ViewPredictions, split: LabelledSplit,
 
 
 def write_report(
-    folder: str, scored: ClassificationScores, split: LabelledSplit, config: FinetuneConfig, step: int
+    folder: str,
+    scored: ClassificationScores,
+    split: LabelledSplit,
+    config: FinetuneConfig,
+    step: int,
+    **settings: Any,
 ) -> None:
     """Write the per-sample and per-class reports and the metrics."""
     merged = scored.merged
@@ -54,7 +59,7 @@ def write_report(
         rows = metrics.class_report(matrix, split.names)
         write_csv(join(folder, "classes.csv"), [rows[0], *(row.values() for row in rows)])
     views = config.evaluation.views
-    write_result(folder, split, scored, step, views=str(views), sampling=views.sampling)
+    write_result(folder, split, scored, step, views=str(views), sampling=views.sampling, **settings)
 
 
 def _labels(split: LabelledSplit, records: Any) -> list[Any]:

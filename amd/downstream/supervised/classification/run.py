@@ -27,7 +27,7 @@ from amd.training.trainer.loop import LoopResult, RunHooks
 
 
 def finetune(config: FinetuneConfig, **options: Any) -> RunResult:
-    """Fine-tune to the end, test the best checkpoint and publish it; `options` are passed to `launch`."""
+    """Fine-tune to the end, test the best or the last checkpoint and publish it; `options` are passed to `launch`."""
     return launch(config, FINETUNING, **options)
 
 
@@ -85,12 +85,14 @@ class FinetuneTask(SupervisedTask):
     def test_note(self, data: LabelledSplit) -> str:
         return f": {self.config.evaluation.views} views of {len(data.manifest)} samples"
 
-    def write_report(self, folder: str, scored: ClassificationScores, data: LabelledSplit, step: int) -> None:
-        report.write_report(folder, scored, data, self.config, step)
+    def write_report(
+        self, folder: str, scored: ClassificationScores, data: LabelledSplit, step: int, **settings: Any
+    ) -> None:
+        report.write_report(folder, scored, data, self.config, step, **settings)
 
 
 def work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
-    """Fine-tune from the newest checkpoint and test the best one, unless stopped earlier."""
+    """Fine-tune from the newest checkpoint and test the result, unless stopped earlier."""
     return work_on(FinetuneTask, spec, group, hooks)
 
 

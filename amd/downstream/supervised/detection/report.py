@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from typing import Any
 
 from amd.config import DetectionConfig
 from amd.downstream.supervised.detection.data import DetectionData, EvaluationSet
@@ -23,12 +24,13 @@ def write_report(
     data: DetectionData,
     config: DetectionConfig,
     step: int,
+    **settings: Any,
 ) -> None:
     """Write the detections, the per-action report and the metrics."""
     write_bytes(join(folder, "results.csv"), _results(scored.predictions, val, data.evaluated).encode())
     write_csv(join(folder, "classes.csv"), _classes(scored, data, val))
     size = list(config.evaluation.size or config.clip.size)
-    write_result(folder, val, scored, step, boxes=config.data.boxes or "annotated", size=size)
+    write_result(folder, val, scored, step, boxes=config.data.boxes or "annotated", size=size, **settings)
 
 
 def _results(predictions: BoxPredictions, val: EvaluationSet, evaluated: list[int]) -> str:

@@ -26,7 +26,7 @@ from amd.training.trainer.loop import LoopResult, RunHooks
 
 
 def detect(config: DetectionConfig, **options: Any) -> RunResult:
-    """Train to the end, test the best checkpoint and publish it; `options` are passed to `launch`."""
+    """Train to the end, test the best or the last checkpoint and publish it; `options` are passed to `launch`."""
     return launch(config, DETECTION, **options)
 
 
@@ -69,12 +69,14 @@ class DetectionTask(SupervisedTask):
     def test_note(self, data: EvaluationSet) -> str:
         return f" on {len(data.key_frames)} key frames"
 
-    def write_report(self, folder: str, scored: DetectionScores, data: EvaluationSet, step: int) -> None:
-        report.write_report(folder, scored, data, self.data, self.config, step)
+    def write_report(
+        self, folder: str, scored: DetectionScores, data: EvaluationSet, step: int, **settings: Any
+    ) -> None:
+        report.write_report(folder, scored, data, self.data, self.config, step, **settings)
 
 
 def work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
-    """Train from the newest checkpoint and test the best one, unless stopped earlier."""
+    """Train from the newest checkpoint and test the result, unless stopped earlier."""
     return work_on(DetectionTask, spec, group, hooks)
 
 

@@ -61,6 +61,14 @@ def test_repeats_of_a_sample_are_augmented_differently() -> None:
     assert not torch.equal(augment(still(), data, CLIP, draws), augment(still(), data, CLIP, draws))
 
 
+@pytest.mark.parametrize("magnitude", range(11))
+@pytest.mark.parametrize("increasing", ["", "-inc1"])
+def test_every_magnitude_of_every_operation_can_be_applied(magnitude: int, increasing: str) -> None:
+    frames = still(1)
+    for seed in range(40):  # each draws one of 15 operations
+        rand_augment(frames, f"rand-m{magnitude}-n1-p1.0{increasing}", CLIP, random.Random(seed))
+
+
 @pytest.mark.parametrize("policy", ["rand-m7-q4", "augmix-m3", "original", ""])
 def test_a_policy_that_timm_rejects_is_a_config_error(policy: str) -> None:
     with pytest.raises(ConfigError, match=r"^data\.rand_augment='.*rejected by timm.*set it to a policy"):
@@ -70,3 +78,70 @@ def test_a_policy_that_timm_rejects_is_a_config_error(policy: str) -> None:
 @pytest.mark.parametrize("policy", [None, K400, IN1K])
 def test_the_policies_used_in_presets_are_accepted(policy: str | None) -> None:
     check_rand_augment(policy)
+
+
+IMAGE = ClipConfig(frames=1, size=32, patch=8, tubelet=1)
+
+
+def timm_training_images(frame: Tensor, policy: str, seeds: list[int]) -> list[Tensor]:
+    """Return what timm makes of a square image: the whole image, flipped, with one RandAugment seed per result."""
+    timm_data = pytest.importorskip("timm.data")
+    from PIL import Image
+
+    transform = timm_data.create_transform(
+        IMAGE.size[0],
+        is_training=True,
+        auto_augment=policy,
+        interpolation="bicubic",
+        scale=(1.0, 1.0),
+        ratio=(1.0, 1.0),
+        hflip=1.0,
+        mean=IMAGE.mean,
+        std=IMAGE.std,
+        normalize=False,
+        use_prefetcher=True,  # ends with uint8 pixels
+    )
+    results = []
+    for seed in seeds:
+        picture = Image.fromarray(frame.numpy())
+        for part in transform.transforms:
+            random.seed(seed)
+            np.random.seed(seed)
+            picture = part(picture)
+        results.append(torch.as_tensor(picture).permute(1, 2, 0))
+    return results
+
+
+class FixedSeed(random.Random):
+    """A generator that always flips, and whose seed of RandAugment is known."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(0)
+        self.augment_seed = seed
+
+    def getrandbits(self, bits: int, /) -> int:
+        return self.augment_seed if bits == 32 else super().getrandbits(bits)
+
+    def random(self) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0-inc1", "rand-m7-n4-mstd0.5-inc1"])
+def test_an_image_is_augmented_after_crop_and_flip_as_in_timm(policy: str) -> None:
+    coarse = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (1, 3, 5, 5), dtype=np.uint8)).float()
+    frame = torch.nn.functional.interpolate(coarse, (96, 96), mode="bicubic").clamp(0, 255)[0].permute(1, 2, 0).byte()
+    data = DataConfig(train="x", crop="center", interpolation="bicubic", flip=True, rand_augment=policy)
+    seeds = list(range(40))
+    theirs = timm_training_images(frame.contiguous(), policy, seeds)
+    for seed, expected in zip(seeds, theirs, strict=True):
+        (ours,) = augment(frame[None].contiguous(), data, IMAGE, FixedSeed(seed))
+        assert torch.equal(ours, expected), f"seed {seed}"
+
+
+def test_the_frames_of_a_video_are_augmented_before_the_crop_as_in_videomae() -> None:
+    frames, draws = still(), random.Random(7)
+    data = DataConfig(train="x", crop="center", rand_augment=K400)
+    ours = augment(frames, data, CLIP, random.Random(7))
+    augmented = rand_augment(frames, K400, CLIP, draws)
+    plain = data.model_copy(update={"rand_augment": None})
+    assert torch.equal(ours, augment(augmented, plain, CLIP, draws))

@@ -64,6 +64,8 @@ def test_only_the_best_checkpoint_of_a_finished_run_is_published(prepare: Prepar
     _, card = load_encoder(publish(kind, config))
     assert (card.steps, card.scores, card.data["samples"]) == (3, (), 24)
     assert (card.start, card.run, card.config) == (None, "one", config.model_dump(mode="json"))
+    _, card = load_encoder(publish(kind, with_overrides(config, {"evaluation.checkpoint": "last"})))
+    assert card.steps == 6
 
 
 @pytest.mark.parametrize("prepare", [finetuning, detection])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from amd.config import CheckpointConfig
-from amd.storage import join, listdir, remove, write_bytes
+from amd.storage import StorageUnreachable, join, listdir, remove, write_bytes
 from amd.training.checkpoints.store import MANIFEST, CheckpointStore, Snapshot
 from amd.training.failures import UploadError
 
@@ -40,6 +40,22 @@ def test_the_newest_checkpoint_is_restored_and_old_ones_are_removed(root: str) -
     assert torch.equal(loaded.tensors["model"]["w"], torch.full((3,), 30.0))
     assert loaded.tensors["optimizer"]["w:step"].item() == 30
     assert loaded.state == {"step": 30}
+
+
+def test_a_checkpoint_follows_the_call_before_it_and_is_not_written_if_that_fails(root: str) -> None:
+    checkpoints = CheckpointStore(join(root, "checkpoints"), CheckpointConfig())
+    found: list[list[str]] = []
+    checkpoints.save(10, snapshot(10), {}, before=lambda: found.append(listdir(checkpoints.folder)))
+    assert checkpoints.wait()
+    assert found == [[]], "called before the first file"
+
+    def fail() -> None:
+        raise StorageUnreachable("metrics: the store has not responded")
+
+    checkpoints.save(20, snapshot(20), {}, before=fail)
+    with pytest.raises(UploadError, match="metrics: the store has not responded"):
+        checkpoints.wait()
+    assert checkpoints.committed() == [10]
 
 
 def test_a_damaged_checkpoint_is_skipped(root: str) -> None:

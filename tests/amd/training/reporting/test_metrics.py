@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from amd.config import ConfigError, TrackingConfig
-from amd.storage import join, listdir
-from amd.training.reporting.metrics import ChunkSink, check_mlflow, open_metrics
+from amd.storage import StorageUnreachable, join, listdir
+from amd.training.failures import classify_failure
+from amd.training.reporting.metrics import ChunkSink, MetricsWriter, check_mlflow, open_metrics
 from amd.training.reporting.metrics_reader import read_metrics
 
 
@@ -49,6 +51,110 @@ def test_tensorboard_receives_the_same_values(run_folder: str, tmp_path: Path) -
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss/total")] == [(1, 9.0), (2, 8.0)]
+
+
+class RecordingSink:
+    """Records its calls and the threads that made them; the calls named in `errors` raise."""
+
+    def __init__(self, **errors: Exception) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.threads: set[threading.Thread] = set()
+        self.errors = errors
+        self.open = threading.Event()  # until it is set, writing blocks, as with slow storage
+        self.open.set()
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._record("write", line["step"])
+
+    def flush(self) -> None:
+        self._record("flush", None)
+
+    def close(self) -> None:
+        self._record("close", None)
+
+    def _record(self, name: str, value: Any) -> None:
+        self.open.wait()
+        self.threads.add(threading.current_thread())
+        self.calls.append((name, value))
+        if name in self.errors:
+            raise self.errors[name]
+
+
+def test_slow_sinks_receive_all_lines_in_order_off_the_training_thread() -> None:
+    sink = RecordingSink()
+    writer = MetricsWriter([sink])
+    writer.write(line(0, 9.0))
+    writer.flush()
+    assert threading.current_thread() not in sink.threads
+    sink.open.clear()
+    for step in range(1, 100):
+        writer.write(line(step, 9.0))
+    assert len(sink.calls) == 2, "nothing else has been written yet"
+    sink.open.set()
+    writer.flush()
+    assert sink.calls == [("write", 0), ("flush", None), *(("write", step) for step in range(1, 100)), ("flush", None)]
+    writer.close()
+    assert sink.calls[-1] == ("close", None)
+    assert not any(thread.is_alive() for thread in sink.threads), "close ends the thread"
+
+
+def test_the_writer_of_an_abandoned_run_leaves_no_thread() -> None:
+    sink = RecordingSink()
+    writer = MetricsWriter([sink])
+    writer.write(line(1, 9.0))
+    writer.flush()
+    for thread in sink.threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_no_more_lines_wait_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MetricsWriter, "MAX_WAITING", 3)
+    sink = RecordingSink()
+    writer = MetricsWriter([sink])
+    sink.open.clear()
+    written: list[int] = []
+
+    def train() -> None:
+        for step in range(20):
+            writer.write(line(step, 9.0))
+            written.append(step)
+
+    training = threading.Thread(target=train)
+    training.start()
+    training.join(0.2)
+    assert training.is_alive()
+    assert len(written) <= 4, "three lines wait, one is being written"
+    sink.open.set()
+    training.join(60)
+    writer.close()
+    assert [step for name, step in sink.calls if name == "write"] == list(range(20))
+
+
+@pytest.mark.parametrize("call", ["write", "flush", "close"])
+def test_an_error_of_a_sink_is_raised_to_the_run(call: str) -> None:
+    error = StorageUnreachable("s3://runs/metrics/000001.jsonl: the store has not responded")
+    writer = MetricsWriter([RecordingSink(**{call: error})])
+
+    def train() -> None:
+        writer.write(line(1, 9.0))
+        writer.flush()
+        writer.close()
+
+    with pytest.raises(StorageUnreachable) as raised:
+        train()
+    assert classify_failure([raised.value]).reason == "storage_unreachable"
+
+
+def test_a_flush_waits_until_every_line_is_stored(run_folder: str) -> None:
+    metrics = open_metrics(run_folder, "one", TrackingConfig(tensorboard=False), {}, from_step=0)
+    for step in (1, 2, 3):
+        metrics.write(line(step, 9.0 - step))
+    metrics.flush()
+    assert [line["step"] for line in read_metrics(run_folder)] == [1, 2, 3]
+    metrics.write(line(4, 5.0))
+    metrics.close()
+    assert listdir(join(run_folder, "metrics")) == ["000000.jsonl", "000001.jsonl"]
 
 
 def test_a_resumed_run_continues_the_same_mlflow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,31 @@ def test_any_number_of_ranks_predicts_each_sample_once_and_returns_the_same_metr
             assert scores.bad == expected.bad
 
 
+class OneOfMany(ProcessGroup):
+    """The first rank of several, alone."""
+
+    def __init__(self, world: int) -> None:
+        super().__init__()
+        self.world = world
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+@pytest.mark.parametrize(("crops", "clips"), [(1, 8), (3, 6)])
+def test_a_forward_pass_is_as_large_on_many_ranks_as_on_one(tmp_path: Path, crops: int, clips: int) -> None:
+    shaded_images(tmp_path / "many", 72, seed=1)
+    config = tiny_finetuning(tmp_path, data__val=str(tmp_path / "many"), evaluation__batch_size=8)
+    views, split = ViewsConfig(segments=1, crops=crops), open_splits(config)["data.val"]
+    for world in (1, 8):
+        sizes: list[int] = []
+        classifier = classifier_of(config)
+        classifier.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0])))
+        predict(classifier, config, split, views, EvaluationContext(OneOfMany(world), "fp32"))
+        assert max(sizes) == clips
+        assert sum(sizes) == 72 // world * crops
+
+
 def test_an_unreadable_sample_is_reported_and_counts_as_wrong(config: FinetuneConfig) -> None:
     _, scores = scored(config, ProcessGroup())
     assert [Path(sample["location"]).name for sample in scores.bad] == ["004.png"]

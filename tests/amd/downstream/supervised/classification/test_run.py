@@ -24,6 +24,7 @@ from amd.downstream.supervised.classification.run import finetune
 from amd.models.classifier import Classifier
 from amd.models.encoder import Encoder
 from amd.storage import join, listdir, read_bytes, read_json, write_bytes
+from amd.tokens import position_table
 from amd.training.checkpoints.store import CheckpointStore
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.progress import Event, NullWatcher
@@ -91,6 +92,20 @@ def test_the_best_checkpoint_rather_than_the_last_is_tested_and_published(uninte
     assert not torch.equal(classifier.head.weight, store_of(result, config).load(best).tensors["model"]["head.weight"])
 
 
+def test_the_last_checkpoint_is_tested_and_published_on_request(tmp_path: Path) -> None:
+    config = reversed_validation_config(tmp_path, evaluation__checkpoint="last", data__test=None)
+    result = run(config)
+    assert result.state == "succeeded", result.message
+    figures = evaluations(result)
+    assert figures[12] < max(figures.values()), "an earlier checkpoint is better on data.val"
+    classifier, card = load_classifier(str(result.encoder_folder))
+    average = store_of(result, config).load(12).tensors[EMA]
+    assert torch.equal(classifier.head.weight, average["module.head.weight"])
+    (score,) = card.scores
+    assert (card.steps, score.settings["step"]) == (12, 12)
+    assert (score.settings["checkpoint"], score.settings["selected_on_test"]) == ("last", False)
+
+
 def test_the_card_records_head_score_and_pooling(uninterrupted: UninterruptedRun) -> None:
     folder, _, result = uninterrupted
     _, card = load_encoder(str(result.encoder_folder))
@@ -101,6 +116,7 @@ def test_the_card_records_head_score_and_pooling(uninterrupted: UninterruptedRun
     assert (score.protocol, score.samples, score.views) == ("test", 11, "1x3")
     assert score.data == str(folder / "test")
     assert score.settings["step"] == card.steps
+    assert (score.settings["checkpoint"], score.settings["selected_on_test"]) == ("best", False)
     line = [line for line in read_metrics(result.run_folder) if "test/top1" in line][-1]
     assert line["test/top1"] == score.values["eval/top1"]
 
@@ -293,6 +309,9 @@ def test_an_image_classifier_starts_from_a_class_token_encoder_of_a_different_si
     assert result.state == "succeeded", result.message
     classifier, card = load_classifier(str(result.encoder_folder))
     assert classifier.encoder.class_token is not None
+    assert card.encoder.position_grid == (6, 6), "of the initial weights"
+    expected = position_table("sincos_2d", config.clip.grid, 24, origin=(6, 6))
+    assert torch.equal(classifier.encoder.positions, expected)
     assert accuracy(classifier, card, tmp_path / "val") == pytest.approx(card.scores[0].values["eval/top1"])
 
 
@@ -331,6 +350,8 @@ def test_classes_are_counted_and_matched_by_folder_name(tmp_path: Path, monkeypa
     classes = read_bytes(join(result.run_folder, "test", "classes.csv")).decode().splitlines()
     assert [line.split(",")[1:3] for line in classes[1:]] == [["bright", "0"], ["dark", "5"]]
     assert card.scores[0].settings["unreadable"] == 1
+    assert card.scores[0].settings["selected_on_test"] is True
+    assert any("is also the validation set: the best checkpoint was chosen on it" in text for text in watcher.warnings)
     assert watcher.warnings
     assert "data.val: 1 of 6 samples cannot be read and count as wrong" in watcher.warnings[0]
     assert "000.png" in watcher.warnings[0]
