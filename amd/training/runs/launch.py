@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from amd.config import ConfigError, RunConfig, TrainConfig, with_overrides
+from amd.data.dataset.manifest_cache import ManifestCache, keep_manifests
 from amd.storage import StorageUnreachable, join, remove, resolve_root, write_bytes, write_json
 from amd.training.checkpoints.listing import newest_step
 from amd.training.failures import Budgets, RunError, Verdict, classify_failure
@@ -28,6 +29,7 @@ from amd.training.runs.checks import DataFacts, check_machine, check_storage
 from amd.training.runs.kinds import PRETRAINING, ResolvedRun, RunKind
 from amd.training.runs.teachers import TeacherStopped
 from amd.training.stop_signals import StopSignals
+from amd.training.trainer.open_data import MANIFESTS
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,19 @@ class _Runner:
         parent: tuple[str, int] | None = None,
     ) -> RunResult:
         """Train one run. If another process is already training it, raise, or with `wait` wait for its result."""
+        with keep_manifests() as manifests:
+            return self._train(config, kind, run_id, manifests, wait, until, parent)
+
+    def _train(
+        self,
+        config: RunConfig,
+        kind: RunKind,
+        run_id: str,
+        manifests: ManifestCache,
+        wait: bool,
+        until: int | None,
+        parent: tuple[str, int] | None,
+    ) -> RunResult:
         started = time.monotonic()
         data = kind.check(config)
         with self._exclusive(run_id, wait) as stopped:
@@ -124,7 +139,10 @@ class _Runner:
             if previous is not None:
                 self.watcher.log(f"{run_id} has already succeeded; its encoder is {previous.encoder_folder}")
                 return previous
-            remove(join(run_folder(self.root, run_id), RESULT))
+            folder = run_folder(self.root, run_id)
+            remove(join(folder, RESULT))
+            if not self.local:
+                manifests.move_to(join(folder, MANIFESTS))  # the workers are other processes
             result = self._run(config, kind, run_id, data, started, until, parent)
             write_json(join(result.run_folder, RESULT), result.model_dump(mode="json"))
             return result

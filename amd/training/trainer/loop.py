@@ -30,6 +30,7 @@ from amd.training.reporting.progress import Event
 from amd.training.run_folder import RunSpec, run_folder
 from amd.training.trainer.learner import Learner
 from amd.training.trainer.meters import matmul_rate
+from amd.training.trainer.open_data import open_on_main
 from amd.training.trainer.optimizer import cosine_lr
 
 PREEMPTION_POLL_S = 5.0  # between joint checks for a pending preemption
@@ -97,7 +98,8 @@ class Training(ABC):
         """Return the FLOPs per clip of a whole step, forward and backward."""
 
     def open_manifest(self) -> Records:
-        return open_manifest(self.run_config.data)
+        data = self.run_config.data
+        return open_on_main(self.group, data, self.spec.folder, lambda: open_manifest(data))
 
     def open_loader(self, **more: Any) -> ClipLoader:
         """Open the loader of the training data; `more` is passed to ClipLoader."""
