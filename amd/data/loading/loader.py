@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -31,6 +31,7 @@ from amd.data.decoding.reader import BadSample, SampleReader, check_decoder
 from amd.data.faults import BadSampleLedger, DataFault, LoaderCrash, UnreadableSample
 from amd.data.loading import frame_sampling, order, processes, transforms
 from amd.data.loading.order import EpochPlan, SampleRange
+from amd.storage import is_remote
 
 __all__ = ["BadSampleLedger", "Batch", "ClipLoader", "DataFault", "LoaderCrash", "UnreadableSample"]
 
@@ -62,6 +63,9 @@ class Records(Protocol):
 
 
 class Reader(Protocol):
+    def expect(self, samples: Iterable[tuple[Any, FrameChooser]]) -> None:
+        """Start to fetch samples that will be read next from remote storage."""
+
     def read_clip(self, record: Any, choose: FrameChooser) -> npt.NDArray[np.uint8]: ...
     def close(self) -> None: ...
 
@@ -90,6 +94,7 @@ class WorkItem(NamedTuple):
     run: int
     sample_range: SampleRange
     records: list[Sample]  # of sample_range.numbers
+    following: WorkItem | None = None  # the next item of the same loader process, if its samples are fetched ahead
 
 
 class ClipLoader:
@@ -173,8 +178,13 @@ class ClipLoader:
     def __iter__(self) -> Iterator[WorkItem]:
         """Yield the work items of the requested steps, which the DataLoader distributes to its processes."""
         run = self._current_run.value if self._current_run is not None else 0
-        for sample_range in self.plan.sample_ranges(self._steps.start, self._steps.stop):
-            yield WorkItem(run, sample_range, [self.manifest[number] for number in sample_range.numbers])
+        ranges = self.plan.sample_ranges(self._steps.start, self._steps.stop)
+        items = (WorkItem(run, one, [self.manifest[number] for number in one.numbers]) for one in ranges)
+        if self.data.read_ahead_mib and is_remote(self.manifest[0].name):
+            # torch hands items to its processes in turn, so that item n is followed by item n + loader_workers.
+            pairs = order.with_following(items, max(1, self.data.loader_workers))
+            items = (item._replace(following=following) for item, following in pairs)
+        yield from items
 
     def _drop_pending(self) -> None:
         if self._current_run is not None:
@@ -251,9 +261,11 @@ class _ClipDataset(Dataset[Any]):
         bad: list[UnreadableSample] = []
         extras: list[Any] = []
         for i in range(sample_range.size):
-            if self._current_run is not None and item.run != self._current_run.value:
+            if self._is_outdated(item):
                 break
             try:
+                if i == 0:
+                    self._expect(item)
                 found = self._fill(clips[len(labels) :][:repeats], item, i, bad, extras)
             except (DataFault, LoaderCrash) as fault:
                 return fault  # returned, since torch adds a traceback to the message of a raised one
@@ -269,6 +281,20 @@ class _ClipDataset(Dataset[Any]):
             self._reader.close()
             self._reader = None
 
+    def _expect(self, item: WorkItem) -> None:
+        """Start to fetch the remote samples of this item and the following one, without substitutes."""
+        if not self.data.read_ahead_mib or not is_remote(item.records[0].name):
+            return
+        samples = []
+        for part in (item,) if item.following is None else (item, item.following):
+            for i, number in enumerate(part.sample_range.numbers[: part.sample_range.size]):
+                if number not in self._unreadable:
+                    samples.append((part.records[i], self._chooser(self._draws(part.sample_range, i))))
+        self._reader_of_process().expect(samples)
+
+    def _is_outdated(self, item: WorkItem) -> bool:
+        return self._current_run is not None and item.run != self._current_run.value
+
     def _fill(
         self, out: Tensor, item: WorkItem, i: int, bad: list[UnreadableSample], extras: list[Any]
     ) -> tuple[int, int] | None:
@@ -280,7 +306,7 @@ class _ClipDataset(Dataset[Any]):
         sample_range, unreadable = item.sample_range, list[UnreadableSample]()
         for attempt in range(1 + len(sample_range.numbers) - sample_range.size):
             number, record = sample_range.numbers[i + attempt], item.records[i + attempt]
-            draws = order.sample_draws(self.seed, sample_range.epoch, sample_range.position + i, attempt)
+            draws = self._draws(sample_range, i, attempt)
             frames = self._read(number, record, draws)
             if isinstance(frames, Tensor):
                 for row, clip in zip(out, self._clips(frames, record, draws, extras), strict=True):
@@ -304,13 +330,19 @@ class _ClipDataset(Dataset[Any]):
         """
         if number in self._unreadable:
             return self._unreadable[number]
-        if self._reader is None:
-            self._reader = self._open_reader(self.data)
         try:
-            return torch.from_numpy(self._reader.read_clip(record, self._chooser(draws)))
+            return torch.from_numpy(self._reader_of_process().read_clip(record, self._chooser(draws)))
         except BadSample as error:
             self._unreadable[number] = UnreadableSample(record=number, location=record.name, reason=error.reason)
             return self._unreadable[number]
+
+    def _reader_of_process(self) -> Reader:
+        if self._reader is None:
+            self._reader = self._open_reader(self.data)
+        return self._reader
+
+    def _draws(self, sample_range: SampleRange, i: int, attempt: int = 0) -> random.Random:
+        return order.sample_draws(self.seed, sample_range.epoch, sample_range.position + i, attempt)
 
     def _chooser(self, draws: frame_sampling.Draws) -> FrameChooser:
         if self.train:

@@ -7,12 +7,14 @@ the number of ranks nor on the step at which a run resumed.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+T = TypeVar("T")
 Numbers = npt.NDArray[np.int32]
 
 MAX_ATTEMPTS = 32  # records tried per position; with 50 % bad files, all of them fail once in 4 billion positions
@@ -42,6 +44,17 @@ def share(batch: int, rank: int, world: int) -> range:
 def micro_batches(positions: range, most: int) -> list[range]:
     """Split a range into consecutive slices of at most `most` positions."""
     return [positions[i : i + most] for i in range(0, len(positions), most)]
+
+
+def with_following(items: Iterable[T], distance: int) -> Iterator[tuple[T, T | None]]:
+    """Yield each item with the one `distance` places after it, or with None near the end."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > distance:
+            yield waiting.popleft(), item
+    for item in waiting:
+        yield item, None
 
 
 class SampleRange(NamedTuple):
