@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from amd.data.loading.processes import shared_memory_id
+
 T = TypeVar("T")
 
 
@@ -37,6 +39,9 @@ class ProcessGroup:
         # A separate CPU group: signals must neither wait for the device nor mix with gradients.
         self._control: Any = dist.new_group(backend="gloo") if world > 1 else None
         self._pending: tuple[Any, Tensor] | None = None
+        machine = shared_memory_id()
+        self.node_ranks = self.gather(machine).count(machine)
+        """Ranks on this machine that share its memory, including this one."""
 
     @property
     def is_main(self) -> bool:

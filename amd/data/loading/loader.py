@@ -104,8 +104,9 @@ class ClipLoader:
     With train=False, for evaluation, every record is read once in manifest order (the last step may be short), with the
     middle clip and a center crop; unreadable samples are reported and skipped without a substitute. `views`: several
     test views per record; row i x V + k of a Batch is view k of sample i, with k = segment x crops + crop. `transform`
-    replaces the crop and flip of `data`; like `open_reader` it is pickled to the loader processes. Raises ConfigError
-    if the data has no samples, or fewer than one step needs, or if its decoder is not installed.
+    replaces the crop and flip of `data`; like `open_reader` it is pickled to the loader processes. `node_ranks`: ranks
+    that share this machine's memory. Raises ConfigError if the data has no samples, or fewer than one step needs, or if
+    its decoder is not installed.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class ClipLoader:
         views: ViewsConfig | None = None,
         transform: ClipTransform | None = None,
         open_reader: Callable[[DataConfig], Reader] = SampleReader,
+        node_ranks: int = 1,
     ) -> None:
         assert not (train and views), "views are for evaluation"
         check_decoder(data)
@@ -137,7 +139,7 @@ class ClipLoader:
         self._current_run = None
         if data.loader_workers:
             clip_bytes = clip.frames * clip.size[0] * clip.size[1] * 3
-            processes.check_shared_memory(data, micro_batch, _clips_per_sample(data, views), clip_bytes)
+            processes.check_shared_memory(data, micro_batch, _clips_per_sample(data, views), clip_bytes, node_ranks)
             self._current_run = processes.fork_server(*_heavy_modules(data, train)).Value("q", 0)
         self._dataset = _ClipDataset(data, clip, seed, train, views, transform, open_reader, self._current_run)
         self._loader: DataLoader[Any] | None = None

@@ -113,6 +113,7 @@ class Training(ABC):
             world=self.group.world,
             micro_batch=config.scaling.micro_batch,
             seed=config.seed,
+            node_ranks=self.group.node_ranks,
             **more,
         )
 
