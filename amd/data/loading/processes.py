@@ -103,8 +103,8 @@ def check_shared_memory(data: DataConfig, micro_batch: int, clips: int, clip_byt
             [
                 f"data.loader_workers={data.loader_workers} x data.prefetch_batches={data.prefetch_batches} "
                 f"micro-batches of {micro_batch} samples x {clips} clips of each{shared} take {need >> 20} MiB of "
-                f"shared memory, but {SHARED_MEMORY} has {size >> 20} MiB: lower them or scaling.micro_batch, or enlarge "
-                "it (docker run --shm-size, a memory volume in Kubernetes)"
+                f"shared memory, but {SHARED_MEMORY} has {size >> 20} MiB: lower them or scaling.micro_batch, or "
+                "enlarge it (docker run --shm-size, a memory volume in Kubernetes)"
             ]
         )
 
