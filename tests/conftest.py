@@ -41,6 +41,7 @@ SLOW_FILES = frozenset(
         "amd/training/reporting/test_prober.py",
         "amd/training/runs/test_launch.py",
         "amd/training/test_main.py",
+        "amd/training/test_stall_watchdog.py",
         "amd/training/trainer/test_pretraining.py",
         "service/cli/test_demo.py",
         "service/jobs/execution/test_driver.py",

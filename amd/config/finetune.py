@@ -160,7 +160,7 @@ class FinetuneConfig(RunConfig):
         """Check that every batch has an even number of clips, because timm mixes a batch with its own reverse."""
         min_workers, max_workers = self.scaling.workers
         share = self.optim.batch_size // max_workers
-        for samples in sorted({share, min(self.scaling.micro_batch or share, share)}, reverse=True):
+        for samples in sorted({share, min(self.micro_batch, share)}, reverse=True):
             clips = samples * self.data.repeats
             if min_workers == max_workers and clips % 2:
                 each = "each worker" if samples == share else "each micro-batch"

@@ -83,6 +83,15 @@ class RunConfig(Section):
         """Clips per optimizer step, across all workers."""
         return self.optim.batch_size * self.data.repeats
 
+    @property
+    def micro_batch(self) -> int:
+        """Maximum samples per forward pass of a worker.
+
+        Without scaling.micro_batch, the share of a worker when all of scaling.workers run: with fewer workers, an
+        elastic run accumulates gradients instead of needing more memory per worker.
+        """
+        return self.scaling.micro_batch or -(-self.optim.batch_size // self.scaling.workers[1])
+
     def digest(self) -> str:
         """Return the SHA-256 of the fields that determine the result: not storage, name, tracking or scaling."""
         values = self.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))

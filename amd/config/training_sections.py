@@ -214,8 +214,9 @@ class ScalingConfig(Section):
     threads_per_worker: int | None = Field(None, ge=1)
     """PyTorch threads per worker on CPU. Default: the machine's cores divided among its workers."""
     micro_batch: int | None = Field(None, ge=1)
-    """Maximum samples per forward pass of a worker; gradients accumulate up to optim.batch_size. Default: the
-    worker's entire share of the batch."""
+    """Maximum samples per forward pass of a worker; gradients accumulate up to optim.batch_size. Default: a worker's
+    share of the batch when the maximum number of workers runs, so an elastic run needs no more memory per worker when
+    it shrinks. Halved for the next attempt when a GPU runs out of memory."""
     precision: Precision = "auto"
     """Numeric precision. bf16: bfloat16 autocast. auto: bf16 on GPU, fp32 on CPU."""
     compile: bool = False
@@ -224,6 +225,9 @@ class ScalingConfig(Section):
     """Restarts after a failure."""
     start_timeout_s: float = Field(300.0, gt=0)
     """Seconds to wait for the cluster to provide the workers' resources before the run fails as infeasible."""
+    stall_timeout_s: float | None = Field(1800.0, gt=0)
+    """Seconds without a completed step or evaluation batch after which a worker counts as stalled: its stack traces are
+    logged, and the run restarts from the newest checkpoint. null: no limit."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ScalingConfig:

@@ -27,6 +27,7 @@ Reason = Literal[
     "nan_loss",
     "oom_gpu",
     "oom_host",
+    "stalled",
     "node_lost",
     "preempted_budget",
     "deadline_exceeded",
@@ -77,6 +78,15 @@ class UploadError(RunError):
     reason: Reason = "storage_unreachable"
 
 
+class Stalled(RunError):
+    """Raised when a worker makes no progress for scaling.stall_timeout_s. Retryable."""
+
+    reason: Reason = "stalled"
+
+    def __init__(self, message: str = "the run made no progress for scaling.stall_timeout_s") -> None:
+        super().__init__(message)
+
+
 @dataclass(frozen=True)
 class Verdict:
     budget: Budget
@@ -121,7 +131,7 @@ def _classify_one(error: BaseException) -> tuple[int, Verdict]:
     inner = getattr(error, "health_check_failure", None) or getattr(error, "cause", None)
     if isinstance(inner, BaseException) and inner is not error:
         return _classify_one(inner)
-    if isinstance(error, UploadError):
+    if isinstance(error, UploadError | Stalled):
         return 0, Verdict("infrastructure", error.reason, text)
     if isinstance(error, StorageUnreachable):
         return 0, Verdict("infrastructure", "storage_unreachable", text)

@@ -47,6 +47,11 @@ class ProcessGroup:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def signal_delay(self) -> int:
+        """Number of steps after which `exchange` returns a signal."""
+        return int(self.world > 1)
+
     def exchange(self, signals: Signals) -> Signals:
         """Send this step's signals and return the sum of the previous step's, so that no rank waits for a message.
 

@@ -45,6 +45,8 @@ class RunResult(BaseModel):
     """Wall time of this call, including checks and publishing."""
     figures: dict[str, float] = {}
     """Last logged metrics: losses, learning rate, speed."""
+    restarts: dict[str, int] = {}
+    """Restarts during this call, by the reason of the failure."""
 
     @property
     def exit_code(self) -> int:

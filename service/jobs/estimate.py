@@ -72,9 +72,8 @@ def _gpu_hours(config: TrainConfig, preset: str | None, flops: float) -> float |
 
 def _memory(config: TrainConfig, trained: int, frozen: int) -> float:
     """Estimate the bytes per worker. Only the student's activations count: the teacher has no backward pass."""
-    min_workers = config.scaling.workers[0]
-    share = -(-config.clips_per_step // min_workers)
-    clips = min(config.scaling.micro_batch or share, share)
+    share = -(-config.optim.batch_size // config.scaling.workers[0])
+    clips = min(config.micro_batch, share) * config.data.repeats
     per_cell = config.clip.grid.tokens // config.cells
     visible = (config.cells - config.student_hidden_cells) * per_cell
     student, decoder = config.student.encoder, config.student.decoder

@@ -42,6 +42,7 @@ Reason = Literal[
     "oom_gpu",
     "oom_host",
     "nan_loss",
+    "stalled",
     "loader_crashed",
     "time_limit",
     "deadline_exceeded",

@@ -58,7 +58,7 @@ def main(ranks: int = 32, files: int = 1_300_000) -> None:
         SyntheticBucket.reset()
         group = SimulatedGroup(ranks)
         started = time.perf_counter()
-        manifest = open_on_main(group, data, folder, lambda: open_manifest(data))  # type: ignore[arg-type]
+        manifest = open_on_main(group, data, folder, open_manifest)  # type: ignore[arg-type]
         open_s = time.perf_counter() - started
     assert {manifest.digest(), *group.digests, before["digest"]} == {digest}
     print(

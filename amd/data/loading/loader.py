@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from amd.config import ClipConfig, ConfigError, DataConfig, ViewsConfig
+from amd.config import ClipConfig, DataConfig, ViewsConfig
 from amd.data.dataset.record import FrameChooser
 from amd.data.decoding.reader import BadSample, SampleReader, check_decoder
 from amd.data.faults import BadSampleLedger, DataFault, LoaderCrash, UnreadableSample
@@ -128,7 +128,7 @@ class ClipLoader:
     ) -> None:
         assert not (train and views), "views are for evaluation"
         check_decoder(data)
-        _check_counts(data, len(manifest), batch_size, train)
+        order.check_counts(data, len(manifest), batch_size, train)
         share = len(order.share(batch_size, rank, world))
         micro_batch = min(micro_batch or share, share) or 1
         self.data, self.manifest = data, manifest
@@ -162,6 +162,10 @@ class ClipLoader:
         except GeneratorExit:
             self._drop_pending()
             raise
+
+    def pids(self) -> list[int]:
+        """Return the ids of the loader processes."""
+        return [] if self._loader is None else processes.worker_pids(self._loader)
 
     def close(self) -> None:
         """Stop the loader processes; each may first finish its current sample."""
@@ -386,15 +390,3 @@ def _heavy_modules(data: DataConfig, train: bool) -> list[str]:
 
 def _identity(batch: Any) -> Any:
     return batch
-
-
-def _check_counts(data: DataConfig, records: int, batch_size: int, train: bool) -> None:
-    if not records:
-        raise ConfigError([f"data.train={data.train}: has no samples; check it with `amd validate`"])
-    if train and records < batch_size:
-        raise ConfigError(
-            [
-                f"optim.batch_size={batch_size} is above the {records} samples of data.train={data.train}: a step "
-                f"needs distinct samples; lower optim.batch_size to {records} or less, or add data"
-            ]
-        )

@@ -14,6 +14,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from amd.config import ConfigError, DataConfig
+
 T = TypeVar("T")
 Numbers = npt.NDArray[np.int32]
 
@@ -103,3 +105,16 @@ class EpochPlan:
             manifest_order = np.arange(self.records, dtype=np.int32)
             self._order = epoch, epoch_order(self.records, self.seed, epoch) if self.train else manifest_order
         return self._order[1]
+
+
+def check_counts(data: DataConfig, records: int, batch_size: int, train: bool) -> None:
+    """Raise ConfigError if the data has no samples, or in training fewer than one step needs."""
+    if not records:
+        raise ConfigError([f"data.train={data.train}: has no samples; check it with `amd validate`"])
+    if train and records < batch_size:
+        raise ConfigError(
+            [
+                f"optim.batch_size={batch_size} is above the {records} samples of data.train={data.train}: a step "
+                f"needs distinct samples; lower optim.batch_size to {records} or less, or add data"
+            ]
+        )

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from amd.config import ConfigError, DataConfig
+from amd.data.loading.stack_traces import dump_on_signal
 
 SHARED_MEMORY = "/dev/shm"
 
@@ -67,6 +68,7 @@ def init_worker(environ: Mapping[str, str], worker: int) -> None:
     """Initialise a loader process with the current environment, which may be newer than the fork server's."""
     os.environ.clear()
     os.environ.update(environ)
+    dump_on_signal()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process handles Ctrl-C and stops this one
     threading.Thread(target=_exit_with_training, daemon=True).start()
 
@@ -118,6 +120,11 @@ def shared_memory_id() -> str:
 def is_worker_death(error: RuntimeError) -> bool:
     """Return whether torch reports the death of a loader process rather than an exception in it."""
     return "exited unexpectedly" in str(error) or "is killed by signal" in str(error)
+
+
+def worker_pids(loader: DataLoader[Any]) -> list[int]:
+    """Return the ids of a loader's processes; empty before the first batch."""
+    return [worker.pid for worker in getattr(loader._iterator, "_workers", [])]
 
 
 def stop_workers(loader: DataLoader[Any]) -> None:

@@ -20,7 +20,7 @@ from amd.training.trainer.open_data import open_on_main
 def work_on(task: type[SupervisedTask], spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
     """Train a task on one rank; the `work` of its kind."""
     config = spec.parsed(task.config_type)
-    opened = open_on_main(group, config.data, spec.folder, lambda: task(config))
+    opened = open_on_main(group, config.data, spec.folder, lambda _: task(config))
     return SupervisedTraining(opened, spec, group, hooks).run()
 
 
@@ -33,7 +33,7 @@ class SupervisedTraining(Training):
         self.learner = task.new_learner(
             group, lambda network: load_start(network.encoder, task.config, final_norm=task.final_norm)
         )
-        self.on = EvaluationContext(group, self.learner.precision, hooks.stop_requested)
+        self.on = EvaluationContext(group, self.learner.precision, self.stop_requested)
 
     def open_manifest(self) -> Records:
         return self.task.train

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
+import time
 from typing import Any
 
 from amd.training.reporting.progress import Event
+
+STALL_REPORT_S = 10.0  # watchdogs of different ranks act within 5 s of each other
 
 
 class RayRunHooks:
@@ -32,6 +37,18 @@ class RayRunHooks:
 
     def emit(self, event: Event) -> None:
         self._coordinator.emit.remote(event)
+
+    def stalled(self, report: str) -> None:
+        """Send the report to the driver and exit: a blocked thread cannot be interrupted.
+
+        Ray Train ends the other workers once it notices. The wait lets them send their reports first.
+        """
+        import ray
+
+        with contextlib.suppress(Exception):  # the coordinator may be gone too
+            ray.get(self._coordinator.emit.remote({"kind": "stall", "text": report}), timeout=STALL_REPORT_S)
+        time.sleep(STALL_REPORT_S)
+        os._exit(1)
 
     def close(self) -> None:
         self._closed.set()

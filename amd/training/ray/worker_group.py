@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from amd.config import ScalingConfig
+from amd.training.failures import Stalled
 from amd.training.ray.cluster import FORWARDED, free_workers, uses_gpu, wait_for_resources
 from amd.training.ray.coordinator import WAIT, CoordinatorActor
 from amd.training.ray.hooks import RayRunHooks
@@ -84,6 +85,7 @@ class WorkerGroup:
         self._coordinator = ray.remote(num_cpus=0)(CoordinatorActor).remote()
         self._error: BaseException | None = None
         self._lost = False
+        self._stalls: list[str] = []  # reports of stalled workers
         self._placement_group: str | None = None
 
         def run() -> None:
@@ -130,6 +132,8 @@ class WorkerGroup:
         outcome = self._forward_events(watcher)
         if outcome is None:
             self._free()
+            if self._stalls:
+                raise _stalled(self._stalls)
             raise self._error or RuntimeError("the workers exited without reporting an outcome")
         return outcome
 
@@ -160,11 +164,22 @@ class WorkerGroup:
         for event in ray.get(self._coordinator.drain_events.remote()):
             if event["kind"] == "outcome":
                 outcome = {key: value for key, value in event.items() if key != "kind"}
+            elif event["kind"] == "stall":
+                self._stalls.append(event["text"])
+                watcher.log(event["text"])
             else:
                 if event["kind"] == "workers":
                     self._placement_group = event["placement_group"]
                 watcher.on_event(event)
         return outcome
+
+
+def _stalled(reports: list[str]) -> Stalled:
+    """Return the error for an attempt whose workers stalled, with their reports as notes."""
+    error = Stalled(f"{reports[0].splitlines()[0].removesuffix('; stack traces:')}; {len(reports)} workers stalled")
+    for report in reports:
+        error.add_note(report)
+    return error
 
 
 _reusable_groups: dict[str, WorkerGroup] = {}  # by size and resources; closed with the outermost `cluster`

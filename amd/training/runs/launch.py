@@ -7,34 +7,28 @@ until it ends or a retry budget is exhausted. Does not depend on the kind of run
 
 from __future__ import annotations
 
-import logging
+import ctypes
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from amd.config import ConfigError, RunConfig, TrainConfig, with_overrides
 from amd.data.dataset.manifest_cache import ManifestCache, keep_manifests
-from amd.storage import StorageUnreachable, join, remove, resolve_root, write_bytes, write_json
-from amd.training.checkpoints.listing import newest_step
-from amd.training.failures import Budgets, RunError, Verdict, classify_failure
+from amd.storage import StorageUnreachable, join, remove, resolve_root, write_json
+from amd.training.failures import RunError, Stalled, Verdict
 from amd.training.lease import Lease
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.prober import Prober
 from amd.training.reporting.progress import Event, Watcher, choose_watcher
 from amd.training.run_folder import RESULT, RunResult, RunSpec, new_run_id, open_run, run_folder, spec_of
+from amd.training.runs.attempts import Attempt, attempt_until_done
 from amd.training.runs.checks import DataFacts, check_machine, check_storage
 from amd.training.runs.kinds import PRETRAINING, ResolvedRun, RunKind
 from amd.training.runs.teachers import TeacherStopped
 from amd.training.stop_signals import StopSignals
 from amd.training.trainer.open_data import MANIFESTS
-
-logger = logging.getLogger(__name__)
-
-# Returns a LoopResult as plain data, or None if the deadline has passed.
-Attempt = Callable[[RunSpec], dict[str, Any] | None]
 
 
 def train(config: TrainConfig, **options: Any) -> RunResult:
@@ -169,17 +163,20 @@ class _Runner:
             return self._result(run_id, "failed", started, reason=error.reason, message=error.message)
         spec = spec_of(run_id, self.root, resolved.config, data.digest, until, parent)
         with self._probing(config, kind, spec):
-            outcome = self._attempt_until_done(spec, config, kind)
+            attempt = self._local_attempt(kind) if self.local else self._ray_attempt(config, kind)
+            outcome, restarts = attempt_until_done(spec, config, attempt, self.stop, self.watcher)
         if isinstance(outcome, Verdict):
-            return self._result(run_id, "failed", started, reason=outcome.reason, message=outcome.message)
-        if outcome is None:
-            return self._cancelled(run_id, started, None)
-        if outcome["finished"]:
-            return self._publish(config, kind, resolved, run_id, data, started)
-        if until is not None and outcome["steps"] >= until and outcome["saved"]:
+            result = self._result(run_id, "failed", started, reason=outcome.reason, message=outcome.message)
+        elif outcome is None:
+            result = self._cancelled(run_id, started, None)
+        elif outcome["finished"]:
+            result = self._publish(config, kind, resolved, run_id, data, started)
+        elif until is not None and outcome["steps"] >= until and outcome["saved"]:
             message = f"paused after step {outcome['steps']}"
-            return self._result(run_id, "paused", started, steps=outcome["steps"], message=message)
-        return self._cancelled(run_id, started, outcome)
+            result = self._result(run_id, "paused", started, steps=outcome["steps"], message=message)
+        else:
+            result = self._cancelled(run_id, started, outcome)
+        return result.model_copy(update={"restarts": restarts})
 
     @contextmanager
     def _probing(self, config: RunConfig, kind: RunKind, spec: RunSpec) -> Iterator[None]:
@@ -200,32 +197,6 @@ class _Runner:
         self.watcher.log(f"training the teacher first: {run_id}")
         return self.train(config, PRETRAINING, run_id, wait=True)
 
-    def _attempt_until_done(self, spec: RunSpec, config: RunConfig, kind: RunKind) -> dict[str, Any] | Verdict | None:
-        """Attempt the run until it ends, is stopped, or exhausts a retry budget.
-
-        Returns a LoopResult as plain data, None if the deadline has passed, or the verdict on the last failure.
-        """
-        budgets = Budgets(config.scaling.retries)
-        attempt = self._local_attempt(kind) if self.local else self._ray_attempt(config, kind)
-        while True:
-            if self.stop.is_set():
-                return {"steps": 0, "finished": False, "saved": True}
-            try:
-                return attempt(spec)
-            except ConfigError:
-                raise
-            except Exception as error:
-                verdict = classify_failure(_errors_in(error))
-                self._store_traceback(spec, error)
-                if self.stop.is_set() and verdict.budget != "user":
-                    return None  # the stop terminated the workers too
-                if not budgets.charge(verdict.budget, _newest_step(spec)):
-                    return verdict
-                self.watcher.log(
-                    f"{verdict.message.splitlines()[0]} ({budgets.describe(verdict.budget)}); "
-                    "retrying from the newest checkpoint"
-                )
-
     def _local_attempt(self, kind: RunKind) -> Attempt:
         from dataclasses import asdict
 
@@ -239,7 +210,12 @@ class _Runner:
             if scaling.threads_per_worker:
                 torch.set_num_threads(scaling.threads_per_worker)
             group = ProcessGroup(device=choose_device(scaling.device))
-            return asdict(kind.work(spec, group, LocalRunHooks(self.stop, self.watcher)))
+            hooks = LocalRunHooks(self.stop, self.watcher)
+            try:
+                return asdict(kind.work(spec, group, hooks))
+            except Stalled as error:
+                error.add_note(hooks.stall_report)
+                raise
 
         return attempt
 
@@ -298,15 +274,6 @@ class _Runner:
         seconds = round(time.monotonic() - started, 3)
         return RunResult(state=state, run_id=run_id, run_folder=folder, figures=figures, seconds=seconds, **facts)
 
-    def _store_traceback(self, spec: RunSpec, error: BaseException) -> None:
-        """Store the full traceback in the run folder, since the user sees only one message."""
-        text = "".join(traceback.format_exception(error))
-        url = join(spec.folder, "errors", f"{time.time_ns()}.txt")
-        try:
-            write_bytes(url, text.encode())
-        except Exception as write_error:  # storage may be the cause of the failure
-            logger.warning("the traceback could not be written to %s: %s", url, write_error)
-
     @contextmanager
     def _exclusive(self, run_id: str, wait: bool) -> Iterator[bool]:
         """Hold the run's lease. Yields whether a stop was requested while waiting for it."""
@@ -333,6 +300,8 @@ class LocalRunHooks:
 
     def __init__(self, stop: threading.Event, watcher: Watcher) -> None:
         self._stop, self._watcher = stop, watcher
+        self._training_thread = threading.get_ident()
+        self.stall_report = ""
 
     def stop_requested(self) -> bool:
         return self._stop.is_set()
@@ -343,19 +312,9 @@ class LocalRunHooks:
     def emit(self, event: Event) -> None:
         self._watcher.on_event(event)
 
-
-def _newest_step(spec: RunSpec) -> int:
-    """Return the step of the newest checkpoint, or 0 if the storage, perhaps the cause of the failure, is away."""
-    try:
-        return newest_step(spec.folder)
-    except StorageUnreachable:
-        return 0
-
-
-def _errors_in(error: BaseException) -> list[BaseException]:
-    """Unwrap the workers' own errors from a Ray Train error."""
-    inner = getattr(error, "worker_failures", None)
-    if inner:
-        return list(inner.values())
-    cause = getattr(error, "controller_failure", None)
-    return [cause if isinstance(cause, BaseException) else error]
+    def stalled(self, report: str) -> None:
+        """Raise Stalled in the training thread, once it executes Python code again."""
+        self.stall_report = report
+        self._watcher.log(report)
+        thread, error = ctypes.c_ulong(self._training_thread), ctypes.py_object(Stalled)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)

@@ -78,7 +78,7 @@ class Learner(ABC):
 
     @property
     def _largest(self) -> int:
-        return min(len(self.share), self.run.scaling.micro_batch or len(self.share))
+        return min(len(self.share), self.run.micro_batch)
 
     def join(self) -> None:
         """Wrap the model in DDP, so that gradients are averaged over ranks from now on."""

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -28,10 +28,12 @@ from amd.training.reporting.bad_samples import BadSamples
 from amd.training.reporting.metrics import MetricsWriter, open_metrics
 from amd.training.reporting.progress import Event
 from amd.training.run_folder import RunSpec, run_folder
+from amd.training.stall_watchdog import StallWatchdog
 from amd.training.trainer.learner import Learner
 from amd.training.trainer.meters import matmul_rate
 from amd.training.trainer.open_data import open_on_main
 from amd.training.trainer.optimizer import cosine_lr
+from amd.training.trainer.periodic import PeriodicRequest
 
 PREEMPTION_POLL_S = 5.0  # between joint checks for a pending preemption
 
@@ -47,6 +49,9 @@ class RunHooks(Protocol):
 
     def emit(self, event: Event) -> None:
         """Report an event to the run's watcher. Called only on rank 0."""
+
+    def stalled(self, report: str) -> None:
+        """Report that this rank hangs, and end it. Called on any rank, from a thread that does not hang."""
 
 
 class Interrupted(Exception):
@@ -75,7 +80,14 @@ class Training(ABC):
 
     learner: Learner
 
-    def __init__(self, spec: RunSpec, config: RunConfig, group: ProcessGroup, hooks: RunHooks) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        config: RunConfig,
+        group: ProcessGroup,
+        hooks: RunHooks,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.spec, self.group, self.hooks = spec, group, hooks
         self.run_config = config
         self.manifest = self.open_manifest()
@@ -87,8 +99,12 @@ class Training(ABC):
         self.bad = BadSamples(spec.folder, group, config.data.max_bad_fraction, len(self.manifest))
         self.metrics: MetricsWriter | None = None  # on rank 0
         self.values: dict[str, float] = {}
-        self.saved_at = self.polled_at = time.monotonic()
+        every_minutes = config.checkpoint.every_minutes
+        self.timed_save = PeriodicRequest(None if every_minutes is None else 60 * every_minutes, clock)
+        self.preemption_poll = PeriodicRequest(PREEMPTION_POLL_S, clock)
+        self.saved_step = 0  # of the last checkpoint of this attempt
         self.preemption_reported = False
+        self.watchdog = StallWatchdog(config.scaling.stall_timeout_s, group.rank, self.loader.pids, hooks.stalled)
         self.workers_before = group.world
 
     # Methods that subclasses define, in addition to `learner`
@@ -98,8 +114,7 @@ class Training(ABC):
         """Return the FLOPs per clip of a whole step, forward and backward."""
 
     def open_manifest(self) -> Records:
-        data = self.run_config.data
-        return open_on_main(self.group, data, self.spec.folder, lambda: open_manifest(data))
+        return open_on_main(self.group, self.run_config.data, self.spec.folder, open_manifest)
 
     def open_loader(self, **more: Any) -> ClipLoader:
         """Open the loader of the training data; `more` is passed to ClipLoader."""
@@ -111,7 +126,7 @@ class Training(ABC):
             batch_size=config.optim.batch_size,
             rank=self.group.rank,
             world=self.group.world,
-            micro_batch=config.scaling.micro_batch,
+            micro_batch=config.micro_batch,
             seed=config.seed,
             node_ranks=self.group.node_ranks,
             **more,
@@ -143,16 +158,22 @@ class Training(ABC):
         return {}
 
     def run(self) -> LoopResult:
+        with self.watchdog:
+            return self._run()
+
+    def _run(self) -> LoopResult:
         interrupted = False
         with self.loader:
             done = self._resume()
             self._introduce(done)
             self.learner.join()
+            self.watchdog.progress(done)
             try:
                 self._catch_up(done)
                 for step, batches, waited_s in self._read(done):
                     self.learner.learn(step, batches, self._lr(step), waited_s)
                     done = step + 1
+                    self.watchdog.progress(done)
                     signals = self.group.exchange(self._signals(batches))
                     self._between_steps(done, batches, signals)
                     if signals.stop:
@@ -190,20 +211,21 @@ class Training(ABC):
     def _signals(self, batches: list[Batch]) -> Signals:
         found = [bad for batch in batches for bad in batch.bad]
         self.bad.add(found)
-        now, minutes = time.monotonic(), self.run_config.checkpoint.every_minutes
         return Signals(
-            stop=int(self.hooks.stop_requested()),
-            save=int(self.group.is_main and minutes is not None and now - self.saved_at >= 60 * minutes),
-            poll_preemption=int(self.group.is_main and now - self.polled_at >= PREEMPTION_POLL_S),
+            stop=int(self.stop_requested()),
+            save=int(self.group.is_main and self.timed_save.due()),
+            poll_preemption=int(self.group.is_main and self.preemption_poll.due()),
             bad=len(found),
         )
 
     def _between_steps(self, done: int, batches: list[Batch], signals: Signals) -> None:
         if signals.bad:
             self.bad.share()
-        save = bool(signals.stop or signals.save) or self._save_is_due(done) or self.bad.too_many
+        # A checkpoint of the step that raised the signal has carried out the request already.
+        timed = bool(signals.save) and self.saved_step < done - self.group.signal_delay
+        save = bool(signals.stop) or timed or self._save_is_due(done) or self.bad.too_many
         if signals.poll_preemption:
-            self.polled_at = time.monotonic()
+            self.preemption_poll.restart()
             if self.hooks.preempted() and not self.preemption_reported:
                 self.preemption_reported = save = True
                 self.emit("warning", text=f"step {done}: a node is about to be preempted; saving a checkpoint")
@@ -313,7 +335,8 @@ class Training(ABC):
         )
 
     def _save(self, done: int, metrics: dict[str, float]) -> None:
-        self.saved_at = time.monotonic()
+        self.saved_step = done
+        self.timed_save.restart()
         if self.metrics is None:
             return
         self.metrics.flush()  # store metrics before the checkpoint that follows them
@@ -362,6 +385,11 @@ class Training(ABC):
         return LoopResult(done, finished, saved, self.values | metrics)
 
     # Methods that subclasses also call
+
+    def stop_requested(self) -> bool:
+        """Return whether to stop. Called once per step and per evaluation batch, and so a sign of progress."""
+        self.watchdog.progress()
+        return self.hooks.stop_requested()
 
     def write_metrics(self, done: int, values: dict[str, float]) -> None:
         """Write a step's metrics, on rank 0 only."""

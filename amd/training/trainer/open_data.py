@@ -17,15 +17,16 @@ from amd.training.process_group import ProcessGroup
 MANIFESTS = "manifests"  # folder in the run's folder
 
 T = TypeVar("T")
+D = TypeVar("D", bound=DataConfig)
 
 
-def open_on_main(group: ProcessGroup, data: DataConfig, run_folder: str, open_data: Callable[[], T]) -> T:
-    """Return the result of `open_data`, called on rank 0. Raises its error on all ranks."""
+def open_on_main(group: ProcessGroup, data: D, run_folder: str, open_data: Callable[[D], T]) -> T:
+    """Return the result of `open_data(data)`, called on rank 0. Raises its error on all ranks."""
     if any(is_generated(getattr(data, field, None) or "") for field in ("train", "val", "test")):
-        return open_data()  # every node generates its own files
+        return open_data(data)  # every node generates its own files
 
     def open_stored() -> T:
         with keep_manifests(join(run_folder, MANIFESTS)):
-            return open_data()
+            return open_data(data)
 
     return group.broadcast_from_main(open_stored)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,9 +34,11 @@ def work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
 class Pretraining(Training):
     learner: Distiller
 
-    def __init__(self, spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> None:
+    def __init__(
+        self, spec: RunSpec, group: ProcessGroup, hooks: RunHooks, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.config = config = spec.parsed(TrainConfig)
-        super().__init__(spec, config, group, hooks)
+        super().__init__(spec, config, group, hooks, clock)
         self.learner = Distiller(config, group, load_teacher(config) if config.teacher is not None else None)
 
     def flops_per_clip(self) -> float:

@@ -25,7 +25,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from amd.storage import StorageUnreachable, filesystem, is_remote, join, write_json
 
 RETRYABLE = frozenset(
-    {"storage_unreachable", "node_lost", "oom_host", "cluster_unavailable", "loader_crashed", "preempted_budget"}
+    {
+        "storage_unreachable",
+        "node_lost",
+        "oom_host",
+        "cluster_unavailable",
+        "loader_crashed",
+        "preempted_budget",
+        "stalled",
+    }
 )
 """Machine, network and storage failures. Errors in the config, data or code would recur, so they are not retried."""
 

@@ -82,6 +82,9 @@ class NullHooks:
     def emit(self, event: Event) -> None:
         pass
 
+    def stalled(self, report: str) -> None:
+        pass
+
 
 class KilledAtPoll(NullHooks):
     """Run hooks that kill the process at the given poll of `stop_requested`.

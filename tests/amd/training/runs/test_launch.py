@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import fsspec
 import pytest
+import torch
 from safetensors import safe_open
 
 from amd.artifacts.weights import load_decoder, load_encoder
@@ -21,12 +23,17 @@ from amd.presets import pretraining
 from amd.presets.preset import Preset
 from amd.presets.teachers import teacher_recipe
 from amd.storage import join, listdir, read_bytes, read_json
+from amd.training.checkpoints.listing import newest_step
 from amd.training.lease import Lease
+from amd.training.process_group import ProcessGroup
 from amd.training.reporting.metrics_reader import read_metrics
-from amd.training.reporting.progress import Event, NullWatcher
-from amd.training.run_folder import RunResult, run_folder
+from amd.training.reporting.progress import Event, LineWatcher, NullWatcher
+from amd.training.run_folder import RunResult, RunSpec, run_folder
 from amd.training.runs import launch
+from amd.training.runs.kinds import PRETRAINING
 from amd.training.runs.teachers import teacher_id
+from amd.training.trainer.loop import LoopResult, RunHooks
+from amd.training.trainer.pretraining import work
 from tests.support.runs.configs import mae, tiny_image_config
 from tests.support.runs.tiny_runs import assert_same_bits, final_state, tiny_run
 
@@ -336,3 +343,38 @@ def test_a_run_waits_for_a_teacher_that_another_process_is_training(
     assert lease.acquire()
     assert launch.train(config, local=True).state == "succeeded"
     assert messages == [f"waiting for {teacher}, which process {os.getpid()} on {socket.gethostname()} is training"]
+
+
+def test_a_run_out_of_gpu_memory_continues_with_half_the_micro_batch(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The batch stays the same, no retry budget is charged, and each restart continues from the checkpoint."""
+    forwards: list[tuple[int, int]] = []  # (first step, samples per forward pass) of each attempt
+
+    def limited_work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
+        samples = spec.parsed(TrainConfig).micro_batch
+        forwards.append((newest_step(spec.folder), samples))
+        if samples > 2:
+            work(dataclasses.replace(spec, until=4 * len(forwards)), group, hooks)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return work(spec, group, hooks)
+
+    config = tiny_run(tmp_path, name="limited")
+    result = launch.launch(config, PRETRAINING._replace(work=limited_work), local=True, watcher=LineWatcher(sys.stdout))
+    assert (result.state, result.steps, result.restarts) == ("succeeded", 12, {"oom_gpu": 2})
+    assert forwards == [(0, 8), (4, 4), (8, 2)]
+    assert "retrying from the newest checkpoint with at most 4 samples per forward pass" in capfd.readouterr().out
+
+    whole = train(tiny_run(tmp_path, name="whole"))
+    final, expected = (final_state(run.run_folder, config) for run in (result, whole))
+    for name, value in expected.items():
+        torch.testing.assert_close(final[name], value, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_a_run_out_of_gpu_memory_with_one_sample_fails(tmp_path: Path) -> None:
+    def failing_work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    config = tiny_run(tmp_path, optim__batch_size=8)
+    result = launch.launch(config, PRETRAINING._replace(work=failing_work), local=True, quiet=True)
+    assert (result.state, result.reason, result.restarts) == ("failed", "oom_gpu", {"oom_gpu": 3})

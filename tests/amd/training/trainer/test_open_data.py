@@ -41,7 +41,7 @@ def run_rank(urls: list[str], folder: str, rank: int) -> None:
     for url in urls:
         data = DataConfig(train=url)
         try:
-            manifest = open_on_main(group, data, folder, lambda data=data: open_manifest(data))
+            manifest = open_on_main(group, data, folder, open_manifest)
             found.append((list(manifest), manifest.digest(), manifest.labels.tolist(), manifest.classes))
         except ConfigError as error:
             found.append(error.problems)
@@ -90,6 +90,6 @@ def test_rank_0_loads_the_manifest_that_the_launch_stored(tmp_path: Path) -> Non
         listed = open_manifest(data)
         cache.move_to(str(tmp_path / MANIFESTS))
     SyntheticBucket.reset()
-    opened = open_on_main(ProcessGroup(), data, str(tmp_path), lambda: open_manifest(data))
+    opened = open_on_main(ProcessGroup(), data, str(tmp_path), open_manifest)
     assert list(opened) == list(listed)
     assert SyntheticBucket.requests == 0

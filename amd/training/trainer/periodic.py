@@ -1,0 +1,33 @@
+"""Requests that rank 0 raises by its clock and that all ranks carry out together, a step later.
+
+Does not depend on torch: the clock is injected.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class PeriodicRequest:
+    """A request that is due once per interval. After `due` has returned True, it waits for `restart`.
+
+    Signals between ranks arrive one step late, so a request that stayed due until it is carried out would be raised
+    twice.
+    """
+
+    def __init__(self, interval_s: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        """With an interval of None, the request is never due."""
+        self._interval_s, self._clock = interval_s, clock
+        self.restart()
+
+    def due(self) -> bool:
+        """Return whether to raise the request now."""
+        if self._pending or self._interval_s is None or self._clock() - self._since < self._interval_s:
+            return False
+        self._pending = True
+        return True
+
+    def restart(self) -> None:
+        """Start the next interval: the request has been carried out, or something else has made it unnecessary."""
+        self._since, self._pending = self._clock(), False
