@@ -1,9 +1,10 @@
 """Compare reading from storage with a latency of 50 ms per request to reading local files, with the same readers.
 
-Run as `python -m tests.benchmarks.storage_latency [--workers N] [--turns N]`. Writes 340x256 videos, photographs, frame
-folders and a tar of photographs, and reads them through ClipLoader in turn: locally, from a stub store that serves the
-same files and waits before each request, and from that store without reading ahead. Prints one line of JSON per
-kind of data, with the medians over the turns: local samples per second, and the ratios of both others to it.
+Run as `python -m tests.benchmarks.storage_latency [--workers N] [--turns N] [--steps N]`. Writes 340x256 videos,
+photographs, frame folders and a tar of photographs, and reads them through ClipLoader in turn: locally, from a stub
+store that serves the same files and waits before each request, and from that store without reading ahead. Prints one
+line of JSON per kind of data, with the medians over the turns: local samples per second, and the ratios of both others
+to it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from tests.support.data import remote_folder
 from tests.support.data.remote_decoder import RemoteReader
 
 LATENCY_S = 0.05
-SAMPLES, BATCH, STEPS = 64, 8, 24
+SAMPLES, BATCH = 64, 8
 FRAMES = 64  # per frame folder
 VIDEO, IMAGE = ClipConfig(), ClipConfig(frames=1, tubelet=1)
 
@@ -63,7 +65,9 @@ def write_frame_folders(folder: Path) -> Path:
     return path
 
 
-def write_tar(path: Path) -> Path:
+def write_tar(folder: Path) -> Path:
+    folder.mkdir()
+    path = folder / "000.tar"
     writer = ShardWriter()
     for n in range(SAMPLES):
         writer.add(f"{n:03d}", ".jpg", _photograph(n, (500, 375)), 0)
@@ -80,7 +84,15 @@ def _photograph(seed: int, size: tuple[int, int]) -> bytes:
     return out.getvalue()
 
 
-def measure(local: Path, clip: ClipConfig, workers: int, turns: int) -> dict[str, float]:
+KINDS: dict[str, tuple[Callable[[Path], Path], ClipConfig]] = {
+    "videos": (write_clips, VIDEO),
+    "images": (write_photographs, IMAGE),
+    "frames": (write_frame_folders, VIDEO),
+    "tar": (write_tar, IMAGE),
+}
+
+
+def measure(local: Path, clip: ClipConfig, workers: int, turns: int, steps: int) -> dict[str, float]:
     """Read the data in turn in three ways; return the local rate and the others relative to it."""
     ways = {"local": ("", 64), "ahead": ("remote://", 64), "not_ahead": ("remote://", 0)}
     with ExitStack() as stack:
@@ -93,7 +105,7 @@ def measure(local: Path, clip: ClipConfig, workers: int, turns: int) -> dict[str
         rates: dict[str, list[float]] = {way: [] for way in ways}
         for turn in range(turns):
             for way, loader in loaders.items():
-                rates[way].append(_rate(loader, range(turn * STEPS, (turn + 1) * STEPS)))
+                rates[way].append(_rate(loader, range(turn * steps, (turn + 1) * steps)))
     ratios = {
         way: statistics.median(b / a for a, b in zip(rates["local"], rates[way], strict=True)) for way in list(ways)[1:]
     }
@@ -112,22 +124,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--kinds", nargs="+", default=["videos", "images", "frames", "tar"])
+    parser.add_argument("--steps", type=int, default=24, help="steps of 8 samples per turn")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     options = parser.parse_args()
     remote_folder.register()
-    os.environ[remote_folder.LATENCY] = "0"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
-        kinds = {
-            "videos": (write_clips(folder / "videos"), VIDEO),
-            "images": (write_photographs(folder / "images"), IMAGE),
-            "frames": (write_frame_folders(folder / "frames"), VIDEO),
-            "tar": (write_tar(folder / "images.tar"), IMAGE),
-        }
         os.environ[remote_folder.LATENCY] = str(LATENCY_S)
         for kind in options.kinds:
-            path, clip = kinds[kind]
-            print(json.dumps({"data": kind, **measure(path, clip, options.workers, options.turns)}), flush=True)
+            write, clip = KINDS[kind]
+            figures = measure(write(folder / kind), clip, options.workers, options.turns, options.steps)
+            print(json.dumps({"data": kind, **figures}), flush=True)
 
 
 if __name__ == "__main__":
