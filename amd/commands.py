@@ -26,6 +26,9 @@ class CommandOption(NamedTuple):
 CONFIG = CommandOption(("--config", "-c"), "File or URL of a JSON or YAML config.")
 PRESET = CommandOption(("--preset", "-p"), "Named recipe; `amd presets` lists all of them.")
 LOCAL = CommandOption(("--local",), "Train in this process, without Ray.", is_switch=True)
+DISTRIBUTED = CommandOption(
+    ("--distributed",), "Train on the processes that torchrun or srun started, without Ray.", is_switch=True
+)
 LOCAL_EMBED = CommandOption(("--local",), "Embed a data set in this process, without Ray.", is_switch=True)
 STORAGE = CommandOption(("--storage",), "Storage root of runs and encoders; default: AMD_STORAGE.")
 AS_JSON = CommandOption(("--json",), "Print JSON for programs instead of text.", is_switch=True)

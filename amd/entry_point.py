@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from amd.commands import AS_JSON, CONFIG, LOCAL, OVERRIDES, PRESET, TRAINING_COMMANDS, CommandOption
+from amd.commands import AS_JSON, CONFIG, DISTRIBUTED, LOCAL, OVERRIDES, PRESET, TRAINING_COMMANDS, CommandOption
 from amd.config import ConfigError, parse_overrides
 from amd.data.faults import DataFault
 from amd.storage import StorageError
@@ -31,11 +31,13 @@ def run_training(name: str, program: str, args: Sequence[str] | None, descriptio
     """Run the training command `name` with the arguments of `python -m PROGRAM`; return its exit code."""
     command = TRAINING_COMMANDS[name]
     parser = argument_parser(
-        program, CONFIG, PRESET, LOCAL, AS_JSON, overrides=command.overrides, description=description
+        program, CONFIG, PRESET, LOCAL, DISTRIBUTED, AS_JSON, overrides=command.overrides, description=description
     )
     options = parser.parse_args(args)
     overrides = parse_overrides(options.overrides)
-    result = command.run(options.preset, options.config, overrides, local=options.local)
+    result = command.run(
+        options.preset, options.config, overrides, local=options.local, distributed=options.distributed
+    )
     if options.json:
         print(result.model_dump_json(), flush=True)
     return int(result.exit_code)

@@ -40,6 +40,7 @@ SLOW_FILES = frozenset(
         "amd/exchange/test_export.py",
         "amd/training/reporting/test_prober.py",
         "amd/training/runs/test_launch.py",
+        "amd/training/runs/test_torch_ranks.py",
         "amd/training/test_main.py",
         "amd/training/test_stall_watchdog.py",
         "amd/training/trainer/test_pretraining.py",

@@ -223,6 +223,9 @@ class ScalingConfig(Section):
     """Whether to compile the transformer blocks with torch.compile."""
     retries: Retries = Retries()
     """Restarts after a failure."""
+    resize_interval_s: float = Field(60.0, ge=0)
+    """Seconds between checks whether an elastic run can use more or fewer workers. A resize stops the run with a
+    checkpoint first."""
     start_timeout_s: float = Field(300.0, gt=0)
     """Seconds to wait for the cluster to provide the workers' resources before the run fails as infeasible."""
     stall_timeout_s: float | None = Field(1800.0, gt=0)

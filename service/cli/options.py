@@ -33,6 +33,7 @@ PresetName = Annotated[str | None, _option(commands.PRESET)]
 ConfigUrl = Annotated[str | None, _option(commands.CONFIG)]
 AsJson = Annotated[bool, _option(commands.AS_JSON)]
 Local = Annotated[bool, _option(commands.LOCAL)]
+Distributed = Annotated[bool, _option(commands.DISTRIBUTED)]
 LocalEmbed = Annotated[bool, _option(commands.LOCAL_EMBED)]
 Storage = Annotated[str | None, _option(commands.STORAGE)]
 EncoderName = Annotated[

@@ -12,7 +12,7 @@ import typer
 
 from amd.commands import TRAINING_COMMANDS
 from amd.config import parse_overrides
-from service.cli.options import AsJson, ConfigUrl, Local, PresetName, overrides_argument
+from service.cli.options import AsJson, ConfigUrl, Distributed, Local, PresetName, overrides_argument
 from service.cli.submission import Submission, submittable
 
 if TYPE_CHECKING:
@@ -28,13 +28,14 @@ def training_command(name: JobKind) -> Callable[..., None]:
         preset: PresetName = None,
         config: ConfigUrl = None,
         local: Local = False,
+        distributed: Distributed = False,
         as_json: AsJson = False,
         job: Submission | None = None,
     ) -> None:
         values = parse_overrides(overrides or [])
         if job is not None:
             job.send(name, preset, config, values, as_json=as_json)
-        result = training.run(preset, config, values, local=local, quiet=as_json)
+        result = training.run(preset, config, values, local=local, distributed=distributed, quiet=as_json)
         if as_json:
             print(result.model_dump_json())
         raise typer.Exit(result.exit_code)

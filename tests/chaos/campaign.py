@@ -48,6 +48,7 @@ STEPS, LOG_EVERY = 600, 10
 PICTURES, PICTURE_PX = 24, 192  # large enough that decoding takes most of a step's time
 RECOVERY_S = 900.0  # without a newer checkpoint of any job, the campaign fails
 JOB_S = 3600.0
+MAX_RETRIES = 20  # a job may be hit many times before its next checkpoint; the default of 3 is a matter of policy
 SERVED = "served"
 
 
@@ -152,7 +153,8 @@ class Campaign:
             tracking__log_every_steps=LOG_EVERY,
             data__loader_workers=1,
         )
-        return JobRequest(kind="train", config={**config.model_dump(mode="json"), "storage": None})
+        config_values = {**config.model_dump(mode="json"), "storage": None}
+        return JobRequest(kind="train", config=config_values, max_retries=MAX_RETRIES)
 
     def _submit(self, client: Client) -> str:
         return client.jobs.submit(self.request).id

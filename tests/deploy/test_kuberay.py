@@ -287,4 +287,7 @@ def test_ray_runs_the_tested_version_with_authentication_and_no_tasks_on_the_hea
     assert spec["authOptions"]["mode"] == "token"
     assert f"ray=={spec['rayVersion']}\n" in (ROOT / "requirements.lock").read_text()
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    assert {group["groupName"] for group in spec["workerGroupSpecs"]} == {"gpu", "cpu"}
+    groups = {group["groupName"]: group["template"]["spec"] for group in spec["workerGroupSpecs"]}
+    assert groups.keys() == {"gpu", "cpu"}
+    gpus = groups["gpu"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
+    assert gpus == 8, "a worker pod is a whole node, so that its ranks share NVLink"

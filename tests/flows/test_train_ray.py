@@ -1,4 +1,4 @@
-"""Tests for training on Ray Train and S3 with a killed rank, a SIGTERM, a resubmitted job and a preempted node."""
+"""Tests for training on Ray Train and S3: killed ranks, SIGTERM, resubmitted jobs, preempted and added nodes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +19,7 @@ from amd.config import TrainConfig, with_overrides
 from amd.storage import join, listdir
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.progress import Event, NullWatcher
-from amd.training.run_folder import RunResult
+from amd.training.run_folder import RunResult, run_folder
 from amd.training.runs.launch import train
 from tests.support.processes import run_in_subprocess
 from tests.support.ray_cluster import RayCluster, second_node
@@ -175,6 +176,58 @@ def test_a_preempted_node_loses_no_work_and_the_run_continues_with_fewer_workers
     assert (after["batch"], after["lr"]) == (before["batch"], before["lr"])
     assert (before["micro_batches"], after["micro_batches"]) == (2, 4)
     assert result.steps == last > saved
+
+
+class GrowthObserver(NullWatcher):
+    """Stops the run some steps after it continues with two workers."""
+
+    def __init__(self, steps: int = 20) -> None:
+        self._steps = steps
+        self._deadline = time.monotonic() + 400
+        self.starts: list[Event] = []
+        self.logged: list[int] = []  # steps before the last start
+        self.saved: list[int] = []
+
+    def on_event(self, event: Event) -> None:
+        if event["kind"] == "start":
+            self.starts.append(event)
+        elif event["kind"] == "checkpoint":
+            self.saved.append(event["step"])
+        elif event["kind"] == "step":
+            grown = self.starts[-1]["workers"] == 2
+            if not grown:
+                self.logged.append(event["step"])
+            if (grown and event["step"] >= self.starts[-1]["done"] + self._steps) or time.monotonic() > self._deadline:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+def test_a_run_grows_onto_a_new_node_and_loses_no_step(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    shape = {"scaling.workers": [1, 2], "scaling.cpus_per_worker": 3, "scaling.resize_interval_s": 5}
+    limits = {"schedule.steps": 100_000, "checkpoint.every_steps": None, "checkpoint.deadline_s": 120}
+    config = with_overrides(two_workers(tmp_path, "grown"), {**shape, **limits, "tracking.log_every_steps": 1})
+    folder = run_folder(str(config.storage), "grown")
+    added = threading.Event()
+
+    def add_node() -> None:
+        while not read_metrics(folder):
+            time.sleep(0.2)
+        with second_node(ray_cluster, cpus=3, mark="added"):
+            added.wait()
+
+    thread = threading.Thread(target=add_node)
+    thread.start()
+    try:
+        result, observer = run_in_subprocess(train_with_watcher, config, GrowthObserver())
+    finally:
+        added.set()
+        thread.join()
+    assert (result.state, result.reason, result.restarts) == ("cancelled", "cancelled_by_user", {}), result.message
+    before, after = observer.starts
+    assert (before["workers"], after["workers"], after["workers_before"]) == (1, 2, 1)
+    assert after["done"] == observer.saved[0] == observer.logged[-1], "a step was lost or repeated"
+    assert (before["micro_batches"], after["micro_batches"]) == (4, 2)
 
 
 def test_workers_that_do_not_fit_are_reported_with_the_cluster_resources(

@@ -18,6 +18,7 @@ class CoordinatorActor:
         self._task: dict[str, Any] | None = None
         self._number = self._finished = 0
         self._stop = self._closed = False
+        self._running = self._resizing = False
 
     # Called by the driver
 
@@ -39,6 +40,21 @@ class CoordinatorActor:
         """Make workers exit when they poll for the next run."""
         self._closed = True
 
+    # Called by Ray Train's controller
+
+    def begin_resize(self) -> bool:
+        """Request a checkpoint before the workers are replaced; return whether a run is in progress."""
+        self._resizing = self._running
+        return self._running
+
+    def is_checkpointed(self) -> bool:
+        """Return whether the workers have stopped the run since `begin_resize`."""
+        return not self._running
+
+    def end_resize(self) -> None:
+        """Let new workers continue the run."""
+        self._running = self._resizing = False
+
     # Called by the workers
 
     def next_task(self, number: int) -> dict[str, Any] | str | None:
@@ -47,6 +63,7 @@ class CoordinatorActor:
         A worker that Ray has restarted passes 0 and joins the current run.
         """
         if self._task is not None and self._number > max(number, self._finished):
+            self._running = True
             return self._task
         return None if self._closed else WAIT
 
@@ -55,9 +72,12 @@ class CoordinatorActor:
         self._events.append(event)
 
     def finish(self, number: int, outcome: dict[str, Any]) -> None:
-        """Record the outcome of run `number`."""
+        """Record the outcome of run `number`, unless its workers stopped to be replaced."""
+        self._running = False
+        if self._resizing and not self._stop and not outcome["finished"]:
+            return
         self._finished = number
         self._events.append({"kind": "outcome", **outcome})
 
     def stop_requested(self) -> bool:
-        return self._stop
+        return self._stop or self._resizing

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import tempfile
 import threading
@@ -23,6 +24,8 @@ from amd.training.ray.coordinator import WAIT, CoordinatorActor
 from amd.training.ray.hooks import RayRunHooks
 from amd.training.reporting.progress import Watcher
 from amd.training.run_folder import RunSpec
+
+logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
 STEP_GRACE_S = 15.0  # beyond checkpoint.deadline_s, for the step during which a stop arrives
@@ -78,7 +81,7 @@ class WorkerGroup:
     runs: a student after its teacher, or the demo's runs.
     """
 
-    def __init__(self, name: str, scaling: ScalingConfig, gpu: bool, loader_processes: bool) -> None:
+    def __init__(self, name: str, scaling: ScalingConfig, gpu: bool, loader_processes: bool, deadline_s: float) -> None:
         import ray
 
         self.reusable = scaling.workers[0] == scaling.workers[1]
@@ -92,7 +95,7 @@ class WorkerGroup:
             try:
                 with tempfile.TemporaryDirectory(prefix="amd-ray-train-", ignore_cleanup_errors=True) as scratch:
                     settings = {"coordinator": self._coordinator, "gpu": gpu, "loader_processes": loader_processes}
-                    _trainer(name, scaling, settings, scratch).fit()
+                    _trainer(name, scaling, settings, scratch, deadline_s + STEP_GRACE_S).fit()
             except BaseException as error:  # raised again on the driver's thread
                 self._error = error
 
@@ -182,6 +185,23 @@ def _stalled(reports: list[str]) -> Stalled:
     return error
 
 
+def await_checkpoint(coordinator: Any, limit_s: float) -> None:
+    """Stop the run that the workers process, if any, and wait until its checkpoint is committed, up to `limit_s`.
+
+    Raises nothing: after a failure or a timeout, the run continues from its previous checkpoint.
+    """
+    import ray
+
+    until = time.monotonic() + limit_s
+    try:
+        if ray.get(coordinator.begin_resize.remote(), timeout=limit_s):
+            while not ray.get(coordinator.is_checkpointed.remote(), timeout=limit_s) and time.monotonic() < until:
+                time.sleep(POLL_S)
+        ray.get(coordinator.end_resize.remote(), timeout=limit_s)
+    except Exception as error:
+        logger.warning("no checkpoint before the resize: %s", error)
+
+
 _reusable_groups: dict[str, WorkerGroup] = {}  # by size and resources; closed with the outermost `cluster`
 
 
@@ -194,7 +214,8 @@ def worker_group(spec: RunSpec, scaling: ScalingConfig, stop: threading.Event) -
         return found
     close_groups()  # they hold resources that the new one needs
     wait_for_resources(scaling, gpu, stop)
-    group = WorkerGroup(spec.run_id, scaling, gpu, loader_processes=spec.config["data"]["loader_workers"] > 0)
+    loader_processes = spec.config["data"]["loader_workers"] > 0
+    group = WorkerGroup(spec.run_id, scaling, gpu, loader_processes, spec.config["checkpoint"]["deadline_s"])
     if group.reusable:
         _reusable_groups[key] = group
     return group
@@ -206,10 +227,19 @@ def close_groups() -> None:
         _reusable_groups.popitem()[1].close()
 
 
-def _trainer(name: str, scaling: ScalingConfig, settings: dict[str, Any], scratch: str) -> Any:
+def _trainer(name: str, scaling: ScalingConfig, settings: dict[str, Any], scratch: str, checkpoint_s: float) -> Any:
     from ray.train import FailureConfig, RunConfig
     from ray.train import ScalingConfig as RayScaling
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    coordinator = settings["coordinator"]
+
+    class CheckpointBeforeResize(ControllerCallback):  # type: ignore[misc]  # Ray's is untyped
+        """Stops the run with a checkpoint before Ray Train replaces its workers by more or fewer of them."""
+
+        def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+            await_checkpoint(coordinator, checkpoint_s)
 
     class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's is untyped
         """A TorchTrainer without Ray's placement group cleaner.
@@ -220,7 +250,8 @@ def _trainer(name: str, scaling: ScalingConfig, settings: dict[str, Any], scratc
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+            kept = [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+            return [*kept, CheckpointBeforeResize()]
 
     least, most = scaling.workers
     environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
@@ -231,6 +262,7 @@ def _trainer(name: str, scaling: ScalingConfig, settings: dict[str, Any], scratc
             num_workers=most if least == most else (least, most),
             use_gpu=settings["gpu"],
             resources_per_worker=scaling.worker_resources(settings["gpu"]),
+            elastic_resize_monitor_interval_s=scaling.resize_interval_s,
         ),
         run_config=RunConfig(
             name=name,

@@ -38,9 +38,18 @@ class AttemptsResult(NamedTuple):
 
 
 def attempt_until_done(
-    spec: RunSpec, config: RunConfig, attempt: Attempt, stop: threading.Event, watcher: Watcher
+    spec: RunSpec,
+    config: RunConfig,
+    attempt: Attempt,
+    stop: threading.Event,
+    watcher: Watcher,
+    *,
+    retry: bool = True,
 ) -> AttemptsResult:
-    """Attempt the run until it ends, is stopped, or exhausts a retry budget. Raises ConfigError."""
+    """Attempt the run until it ends, is stopped, or exhausts a retry budget. Raises ConfigError.
+
+    `retry`: whether to retry failures here; False if a launcher restarts the whole process instead.
+    """
     budgets, restarts = Budgets(config.scaling.retries), Counter[str]()
     while True:
         if stop.is_set():
@@ -54,6 +63,8 @@ def attempt_until_done(
             _store_traceback(spec, error)
         if stop.is_set() and verdict.budget != "user":
             return AttemptsResult(None, dict(restarts))  # the stop terminated the workers too
+        if not retry:
+            return AttemptsResult(verdict, dict(restarts))
         message = verdict.message.splitlines()[0]
         smaller = halve_micro_batch(config) if verdict.reason == "oom_gpu" else None
         if smaller is not None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from typing import Any
 
 from amd.config import ConfigError, RunConfig, TrainConfig, with_overrides
@@ -27,6 +28,7 @@ from amd.training.runs.attempts import Attempt, attempt_until_done
 from amd.training.runs.checks import DataFacts, check_machine, check_storage
 from amd.training.runs.kinds import PRETRAINING, ResolvedRun, RunKind
 from amd.training.runs.teachers import TeacherStopped
+from amd.training.runs.torch_ranks import RankHooks, TorchRanks, find_place, join_ranks
 from amd.training.stop_signals import StopSignals
 from amd.training.trainer.open_data import MANIFESTS
 
@@ -41,6 +43,7 @@ def launch(
     kind: RunKind,
     *,
     local: bool = False,
+    distributed: bool = False,
     run_id: str | None = None,
     quiet: bool = False,
     until: int | None = None,
@@ -56,6 +59,8 @@ def launch(
     RAY_JOB_STOP_WAIT_TIME_S in its environment, since Ray kills the job after 3 s by default.
 
     `local`: train in this process, without Ray.
+    `distributed`: train on the processes that torchrun or srun started. Each of them calls this function, which returns
+    on rank 0 only: the other processes exit with its exit code. torchrun is recognised without this option.
     `until`: pause after this step with its checkpoint kept (state `paused`); call again with another value to continue.
     `parent`: run and step of the checkpoint that a new run starts from, under the same storage root.
     `wait`: if another process is already training the run, wait for its result instead of raising.
@@ -64,14 +69,16 @@ def launch(
     Raises ConfigError for problems that the user can fix; the result reports all other failures.
     """
     root = resolve_root(config.storage)
-    run_id = run_id or config.name or new_run_id(kind.name)
-    config = with_overrides(config, {"name": run_id})  # also validates the name
-    watcher = watcher or choose_watcher(quiet)
-    try:
-        with StopSignals(stop) as signals:
+    with join_ranks(None if local else find_place(distributed), config, stop) as ranks:
+        if ranks is not None:
+            config, wait = ranks.config, True  # after a restart, the lease of a killed process may still be valid
+        run_id = run_id or config.name or new_run_id(kind.name)
+        config = with_overrides(config, {"name": run_id})  # also validates the name
+        watcher = watcher or choose_watcher(quiet)
+        with closing(watcher), StopSignals(stop) as signals:
             check_storage(root)
             check_machine(config, local)
-            with closing(_Runner(root, local, signals, watcher)) as runner:
+            with closing(_Runner(root, local, ranks, signals, watcher)) as runner:
                 try:
                     result = runner.train(config, kind, run_id, wait, until, parent)
                 except StorageUnreachable as error:
@@ -79,18 +86,20 @@ def launch(
                     result = RunResult(
                         state="failed", reason=reason, message=str(error), run_id=run_id, run_folder=folder
                     )
-        if result.state not in ("succeeded", "paused"):
-            watcher.log(f"{result.state} ({result.reason}): {result.message}")
+            if result.state not in ("succeeded", "paused"):
+                watcher.log(f"{result.state} ({result.reason}): {result.message}")
+        if ranks is not None:
+            ranks.exit_code = result.exit_code
         return result
-    finally:
-        watcher.close()
 
 
 class _Runner:
     """Trains one or two runs on the same cluster: the teacher if needed, then the student."""
 
-    def __init__(self, root: str, local: bool, signals: StopSignals, watcher: Watcher) -> None:
-        self.root, self.local, self.signals, self.stop = root, local, signals, signals.stop
+    def __init__(
+        self, root: str, local: bool, ranks: TorchRanks | None, signals: StopSignals, watcher: Watcher
+    ) -> None:
+        self.root, self.local, self.ranks, self.signals, self.stop = root, local, ranks, signals, signals.stop
         self.watcher = watcher
         self._stack = ExitStack()
         self._on_cluster = False
@@ -135,7 +144,7 @@ class _Runner:
                 return previous
             folder = run_folder(self.root, run_id)
             remove(join(folder, RESULT))
-            if not self.local:
+            if not self.local and self.ranks is None:
                 manifests.move_to(join(folder, MANIFESTS))  # the workers are other processes
             result = self._run(config, kind, run_id, data, started, until, parent)
             write_json(join(result.run_folder, RESULT), result.model_dump(mode="json"))
@@ -155,7 +164,7 @@ class _Runner:
             resolved: ResolvedRun = kind.resolve(config, self.root, self._train_teacher)
             if resolved.config != config:
                 kind.check_weights(resolved.config)
-            if not self.local:
+            if not self.local and self.ranks is None:
                 self._join_cluster(config)
         except TeacherStopped:
             return self._result(run_id, "cancelled", started, reason="cancelled_by_user", message="stopped")
@@ -163,8 +172,8 @@ class _Runner:
             return self._result(run_id, "failed", started, reason=error.reason, message=error.message)
         spec = spec_of(run_id, self.root, resolved.config, data.digest, until, parent)
         with self._probing(config, kind, spec):
-            attempt = self._local_attempt(kind) if self.local else self._ray_attempt(config, kind)
-            outcome, restarts = attempt_until_done(spec, config, attempt, self.stop, self.watcher)
+            attempt, retry = self._attempt(config, kind), self.ranks is None
+            outcome, restarts = attempt_until_done(spec, config, attempt, self.stop, self.watcher, retry=retry)
         if isinstance(outcome, Verdict):
             result = self._result(run_id, "failed", started, reason=outcome.reason, message=outcome.message)
         elif outcome is None:
@@ -196,6 +205,11 @@ class _Runner:
     def _train_teacher(self, config: TrainConfig, run_id: str) -> RunResult:
         self.watcher.log(f"training the teacher first: {run_id}")
         return self.train(config, PRETRAINING, run_id, wait=True)
+
+    def _attempt(self, config: RunConfig, kind: RunKind) -> Attempt:
+        if self.ranks is not None:
+            return partial(self.ranks.attempt, kind.work, RankHooks(self.stop, self.watcher))
+        return self._local_attempt(kind) if self.local else self._ray_attempt(config, kind)
 
     def _local_attempt(self, kind: RunKind) -> Attempt:
         from dataclasses import asdict

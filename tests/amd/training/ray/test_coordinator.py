@@ -29,6 +29,37 @@ def test_a_restarted_worker_joins_an_unfinished_run_but_not_a_finished_one() -> 
     assert coordinator.next_task(0) == WAIT
 
 
+def test_a_resize_stops_a_run_that_new_workers_continue() -> None:
+    coordinator = CoordinatorActor()
+    assert not coordinator.begin_resize(), "no run is in progress before the first workers start"
+    coordinator.end_resize()
+    coordinator.submit({"spec": "one"})
+    coordinator.next_task(0)
+    assert coordinator.begin_resize()
+    assert coordinator.stop_requested()
+    assert not coordinator.is_checkpointed()
+    coordinator.finish(1, {"finished": False})
+    assert coordinator.is_checkpointed()
+    assert coordinator.next_task(1) == WAIT, "workers that will be replaced must not continue the run"
+    coordinator.end_resize()
+    assert not coordinator.stop_requested()
+    assert coordinator.next_task(0) == {"spec": "one", "number": 1}
+    coordinator.finish(1, {"finished": True})
+    assert [event["finished"] for event in coordinator.drain_events()] == [True]
+
+
+def test_a_run_that_ends_or_is_stopped_during_a_resize_is_reported() -> None:
+    for stopped, finished in ((False, True), (True, False)):
+        coordinator = CoordinatorActor()
+        coordinator.submit({"spec": "one"})
+        coordinator.next_task(0)
+        coordinator.begin_resize()
+        if stopped:
+            coordinator.stop()
+        coordinator.finish(1, {"finished": finished})
+        assert len(coordinator.drain_events()) == 1
+
+
 def test_a_stop_request_applies_to_the_current_run_only() -> None:
     coordinator = CoordinatorActor()
     coordinator.submit({"spec": "one"})
