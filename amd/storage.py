@@ -204,6 +204,13 @@ def files(url: str) -> dict[str, FileFacts]:
     }
 
 
+def file_version(url: str) -> str:
+    """Return a fingerprint of a remote file's size and version, from one request. Raises the errors of the store."""
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    return _stamp(fs.info(path))
+
+
 def _stamp(info: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(info, sort_keys=True, default=str).encode()).hexdigest()
 

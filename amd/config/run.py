@@ -34,6 +34,7 @@ READER_FIELDS = (
     "read_memory_mib",
     "decoder",
     "retries",
+    "read_ahead_mib",
     "cache_dir",
     "cache_limit_mib",
 )

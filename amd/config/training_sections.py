@@ -75,6 +75,9 @@ class DataConfig(Section):
     to decode correctly; all others use pyav. decord has wheels for Linux on x86-64 only."""
     retries: int = Field(3, ge=0, le=20)
     """Retries of a failed read from remote storage."""
+    read_ahead_mib: int = Field(64, ge=0, le=65_536)
+    """MiB of remote files that each data loader process fetches before it needs them, so that decoding does not wait
+    for storage. 0: each file is fetched when it is needed."""
     cache_dir: CacheLocation | None = None
     """Local folder that caches remote files and evicts the least recently used. Default: no cache."""
     cache_limit_mib: int = Field(10_240, ge=1)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from amd.config import ConfigError
-from amd.storage import StorageError, filesystem, is_remote, join, listdir, read_bytes
+from amd.downloads import shared_copy
+from amd.storage import StorageError, filesystem, join, listdir, read_bytes
 
 # Files tried in a folder, in this order: our artifact, Hugging Face, DeepSpeed.
 FOLDER_FILES = (
@@ -78,8 +77,7 @@ def read_state(url: str, *, field: str = "weights") -> dict[str, Tensor]:
     url = _file_of(url, field)
     if url.endswith(INDEX):
         return _read_shards(url, field)
-    with _local_copy(url, field) as path:
-        return _unwrap(_read(path, url, field), url, field)
+    return _unwrap(_read(_local_copy(url, field), url, field), url, field)
 
 
 def _read_shards(index: str, field: str) -> dict[str, Tensor]:
@@ -126,19 +124,13 @@ def _file_of(url: str, field: str) -> str:
     )
 
 
-@contextmanager
-def _local_copy(url: str, field: str) -> Iterator[Path]:
-    fs, path = filesystem(url)
-    if not is_remote(url):
-        yield Path(path)
-        return
-    with tempfile.TemporaryDirectory(prefix="amd-weights-") as folder:
-        local = Path(folder) / "weights"
-        try:
-            fs.get_file(path, str(local))
-        except Exception as error:  # each backend raises its own exceptions
-            raise _unreadable(url, field, error) from None
-        yield local
+def _local_copy(url: str, field: str) -> Path:
+    try:
+        return shared_copy(url)
+    except StorageError:
+        raise
+    except Exception as error:  # each backend raises its own exceptions
+        raise _unreadable(url, field, error) from None
 
 
 def _unreadable(url: str, field: str, error: Exception) -> ConfigError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from amd.config import DetectionConfig, validate
-from amd.presets.preset import UNSET, Preset
+from amd.presets.preset import GPU_CPUS, GPU_READERS, UNSET, Preset
 from amd.presets.pretraining import VIDEO
 
 
@@ -25,12 +25,12 @@ def _ava(size: str, *, base_lr: float, layer_decay: float, gpus: int) -> Detecti
             "label_map": f"{UNSET} ava_action_list_v2.2.pbtxt",
             "evaluated": f"{UNSET} ava_action_list_v2.2_for_activitynet_2019.pbtxt, or null",
             "flip": True,
-            "loader_workers": 10,
+            **GPU_READERS,
         },
         "optim": {"batch_size": 128, "base_lr": base_lr, "min_lr": 1e-6, "layer_decay": layer_decay},
         "schedule": {"epochs": 30, "warmup_epochs": 5},
         "evaluation": {"every_epochs": 10, "batch_size": 6, "checkpoint": "last", "size": (256, 464)},
-        "scaling": {"workers": gpus, "device": "cuda"},
+        "scaling": {"workers": gpus, "device": "cuda", **GPU_CPUS},
     }
     return validate(DetectionConfig, values)
 

@@ -12,7 +12,7 @@ from amd.presets.demo import ENCODER as DEMO_ENCODER
 from amd.presets.demo import IMAGE as DEMO_IMAGE
 from amd.presets.demo import PIXEL_MEAN, PIXEL_STD
 from amd.presets.demo import VIDEO as DEMO_VIDEO
-from amd.presets.preset import UNSET, Preset
+from amd.presets.preset import GPU_CPUS, GPU_READERS, UNSET, Preset
 from amd.presets.pretraining import IMAGE, IMAGE_ENCODER, VIDEO
 
 DENSE = {"sampling": "window"}  # official training sampler of dense data sets; the test uses strided sampling
@@ -49,7 +49,7 @@ def _video(
             "flip": flip,
             "rand_augment": "rand-m7-n4-mstd0.5-inc1",
             "repeats": 2,
-            "loader_workers": 10,
+            **GPU_READERS,
             **sampling,
         },
         "optim": {"batch_size": batch, "base_lr": base_lr, "min_lr": min_lr, "layer_decay": layer_decay},
@@ -62,7 +62,7 @@ def _video(
                 "sampling": "segments" if sampling is TSN else "dense",
             },
         },
-        "scaling": {"workers": batch // 16, "device": "cuda"},
+        "scaling": {"workers": batch // 16, "device": "cuda", **GPU_CPUS},
     }
     return validate(FinetuneConfig, values)
 
@@ -82,7 +82,7 @@ def _image(size: str, *, epochs: int, base_lr: float, layer_decay: float) -> Fin
             "interpolation": "bicubic",
             "center_fraction": 0.875,
             "rand_augment": "rand-m9-mstd0.5-inc1",
-            "loader_workers": 10,
+            **GPU_READERS,
         },
         # MAE does not scale its final learning rate with the batch; ours is per 256 samples.
         "optim": {
@@ -93,7 +93,7 @@ def _image(size: str, *, epochs: int, base_lr: float, layer_decay: float) -> Fin
         },
         "schedule": {"epochs": epochs, "warmup_epochs": 5},
         "evaluation": {"checkpoint": "last"},
-        "scaling": {"workers": 8, "device": "cuda"},
+        "scaling": {"workers": 8, "device": "cuda", **GPU_CPUS},
     }
     return validate(FinetuneConfig, values)
 

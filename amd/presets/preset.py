@@ -12,6 +12,10 @@ UNSET = "unset:"  # prefix of values that the user must set
 H100_BF16_FLOPS = 989.5e12  # data sheet, dense
 ASSUMED_MFU = 0.4  # model FLOPs utilisation assumed for estimated hours
 
+# Loader processes per GPU, and CPUs for them and the training process: 88 CPUs for 8 GPUs. Our default.
+GPU_READERS = {"loader_workers": 10}
+GPU_CPUS = {"cpus_per_worker": 11}
+
 C = TypeVar("C", bound=RunConfig)
 
 

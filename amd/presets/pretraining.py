@@ -9,7 +9,7 @@ from typing import Any
 
 from amd.config import TrainConfig, validate
 from amd.presets.demo import DEMO_PRESETS
-from amd.presets.preset import UNSET, Preset
+from amd.presets.preset import GPU_CPUS, GPU_READERS, UNSET, Preset
 
 VIDEO = {"frames": 16, "size": 224, "patch": 16, "tubelet": 2}
 IMAGE = {"frames": 1, "size": 224, "patch": 16, "tubelet": 1}
@@ -42,10 +42,10 @@ def _video_amd(data: str, size: str) -> TrainConfig:
             },
             "mask": {"strategy": "tube", "student_ratio": 0.9, "teacher_ratio": 0.75},
             "objective": {"kind": "amd", "layers": MIDDLE_AND_LAST, "pixels": "per_channel"},
-            "data": {"train": UNSET, "crop": "multi_scale", "repeats": 4, "loader_workers": 16, **sampling},
+            "data": {"train": UNSET, "crop": "multi_scale", "repeats": 4, **GPU_READERS, **sampling},
             "optim": {"batch_size": 512, "base_lr": 1.2e-3, "min_lr": 1e-5, "clip_norm": 0.02},
             "schedule": {"epochs": 200, "warmup_epochs": 10},
-            "scaling": {"workers": 32, "device": "cuda"},
+            "scaling": {"workers": 32, "device": "cuda", **GPU_CPUS},
         },
     )
 
@@ -59,10 +59,10 @@ def _video_teacher(data: str, batch: int, epochs: int) -> TrainConfig:
             "student": {"encoder": {"size": "L"}, "decoder": VIDEO_DECODERS["L"]},
             "mask": {"strategy": "tube", "student_ratio": 0.9, "teacher_ratio": 0.9},
             "objective": {"kind": "mae", "pixels": "per_channel"},
-            "data": {"train": UNSET, "crop": "multi_scale", "loader_workers": 16, **sampling},
+            "data": {"train": UNSET, "crop": "multi_scale", **GPU_READERS, **sampling},
             "optim": {"batch_size": batch, "base_lr": 1.5e-4, "min_lr": 1e-5},
             "schedule": {"epochs": epochs, "warmup_epochs": 40},
-            "scaling": {"workers": 32, "device": "cuda"},
+            "scaling": {"workers": 32, "device": "cuda", **GPU_CPUS},
         },
     )
 
@@ -80,11 +80,11 @@ def _image(encoder: str) -> dict[str, Any]:
             "crop_scale": (0.2, 1.0),
             "flip": True,
             "interpolation": "bicubic",
-            "loader_workers": 10,
+            **GPU_READERS,
         },
         "optim": {"batch_size": 4096, "base_lr": 1.5e-4, "min_lr": 0.0},
         "schedule": {"epochs": 800, "warmup_epochs": 40},
-        "scaling": {"workers": 32, "device": "cuda"},
+        "scaling": {"workers": 32, "device": "cuda", **GPU_CPUS},
     }
 
 

@@ -5,6 +5,7 @@ A single rank does not communicate. Uses torch.distributed; does not import Ray.
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from amd.data.loading.processes import shared_memory_id
 
 T = TypeVar("T")
 
@@ -36,6 +39,9 @@ class ProcessGroup:
         # A separate CPU group: signals must neither wait for the device nor mix with gradients.
         self._control: Any = dist.new_group(backend="gloo") if world > 1 else None
         self._pending: tuple[Any, Tensor] | None = None
+        machine = shared_memory_id()
+        self.node_ranks = self.gather(machine).count(machine)
+        """Ranks on this machine that share its memory, including this one."""
 
     def close(self) -> None:
         """Release the control group's connections and threads. Local: never waits for other ranks."""
@@ -104,13 +110,33 @@ class ProcessGroup:
         return values
 
     def broadcast_from_main(self, make: Callable[[], T]) -> T:
-        """Call `make` on rank 0 and return its result on every rank."""
+        """Call `make` on rank 0 and return its result, or raise its error, on every rank."""
         if self.world == 1:
             return make()
-        box = [make() if self.is_main else None]
+        value: Any = None
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                value = make()
+            except Exception as raised:  # sent too, or the other ranks would wait until their connection times out
+                error = raised
+        box: list[Any] = [value, _picklable(error)]
         dist.broadcast_object_list(box, src=0, group=self._control)
-        value: Any = box[0]
+        if error is not None:
+            raise error
+        value, error = box
+        if error is not None:
+            raise error
         return value  # type: ignore[no-any-return]
+
+
+def _picklable(error: Exception | None) -> Exception | None:
+    """Return an error that other processes can unpickle: itself, or its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def average_in_rank_order(world: int, bucket: Any) -> torch.futures.Future[Tensor]:

@@ -109,7 +109,7 @@ class Manifest:
         notes: Sequence[str] = (),
     ) -> None:
         """Create a manifest. `root` is prepended to relative names; `amd validate` reports `notes` as warnings."""
-        self._names = names
+        self.names = names
         self.labels = labels  # (N,) int64, NO_LABEL for unlabelled records
         self.labels.flags.writeable = False
         self.root = root
@@ -120,11 +120,11 @@ class Manifest:
         self._digest: str | None = None
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __getitem__(self, i: int) -> Record:
         i = range(len(self))[i]
-        name, label = self._names[i], int(self.labels[i])
+        name, label = self.names[i], int(self.labels[i])
         known = None if label == NO_LABEL else label
         if self.shards is not None:
             shards = self.shards
@@ -137,18 +137,18 @@ class Manifest:
 
     def name_hashes(self) -> np.ndarray:
         """Return hashes of the names, (N,) int64; comparable only within this process."""
-        return np.fromiter((hash(self._names.raw(i)) for i in range(len(self))), np.int64, len(self))
+        return np.fromiter((hash(self.names.raw(i)) for i in range(len(self))), np.int64, len(self))
 
     def digest(self) -> str:
         """Return the SHA-256 of names, labels, frame counts and shard member sizes; independent of the mount point."""
         if self._digest is None:
             digest = hashlib.sha256(b"amd manifest 1\n")
-            self._names.hash_into(digest)
+            self.names.hash_into(digest)
             digest.update(self.labels.astype("<i8").tobytes())
             if self.frames is not None:
                 digest.update(self.frames.astype("<i8").tobytes())
             if self.shards is not None:
-                digest.update("\n".join(map(posixpath.basename, self.shards.urls)).encode())
+                digest.update("\n".join(map(posixpath.basename, self.shards.urls)).encode("utf-8", "surrogateescape"))
                 for numbers in (self.shards.shard, self.shards.sizes):
                     digest.update(numbers.astype("<i8").tobytes())
             self._digest = digest.hexdigest()

@@ -1,6 +1,7 @@
 """Open a data set of any format as a manifest; `format=auto` detects the format from the files.
 
-Reads only file names and lists, never samples. Raises ManifestError if the data does not match the config.
+Reads only file names and lists, never samples. Inside `keep_manifests`, lists each data set once. Raises ManifestError
+if the data does not match the config.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from amd.data.dataset.manifest import (
     ManifestError,
     Names,
 )
+from amd.data.dataset.manifest_cache import active_cache, request_key
 from amd.data.dataset.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BadSample, Record, kind_of
 from amd.data.dataset.shards import TAR_SUFFIXES, expand, has_pattern, open_shards
 from amd.storage import StorageError, filesystem, is_remote, local_path
@@ -36,12 +38,18 @@ def open_manifest(data: DataConfig, url: str | None = None) -> Manifest:
     requested = data.train if url is None else url
     with manifest_errors(requested):
         real = resolve_url(requested)
-        name: DataFormat = _detect(real, requested) if data.format == "auto" else data.format
-        manifest = OPENERS[name](real, data)
+        cache, key = active_cache(), request_key(real, data)
+        if cache is not None and (known := cache.get(key)) is not None:
+            return known
+        listing = _Listing(real)
+        name: DataFormat = _detect(listing, requested) if data.format == "auto" else data.format
+        manifest = OPENERS[name](listing, data)
     if not len(manifest):
         raise ManifestError(
             [f"data.train: {requested} has no samples (read as {name}); set data.format if that format is wrong"]
         )
+    if cache is not None:
+        cache.put(key, manifest)
     return manifest
 
 
@@ -71,6 +79,11 @@ def manifest_errors(requested: str) -> Iterator[None]:
         ) from None
 
 
+def is_generated(url: str) -> bool:
+    """Return whether data is demo data, which every machine generates for itself."""
+    return url.startswith("demo:")
+
+
 def list_url(data: DataConfig, manifest: Manifest) -> str | None:
     """Return the URL of the list file behind a manifest of data.train; None for folders and shards."""
     if manifest.shards is not None:
@@ -82,7 +95,7 @@ def list_url(data: DataConfig, manifest: Manifest) -> str | None:
 
 def resolve_url(url: str) -> str:
     """Resolve to an absolute URL or path without a trailing slash; demo data is written on first use."""
-    if url.startswith("demo:"):
+    if is_generated(url):
         from amd.data.dataset.demo import ensure_demo  # imports scikit-learn, so imported only on demand
 
         name, _, split = url.removeprefix("demo:").partition("/")
@@ -95,7 +108,23 @@ def resolve_url(url: str) -> str:
     return url.rstrip("/") if is_remote(url) else str(local_path(url))
 
 
-def _detect(url: str, requested: str) -> DataFormat:
+class _Listing:
+    """File names relative to a folder, recursively. Names in remote storage are listed once for all uses."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._names: list[str] | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        if not is_remote(self.url):
+            return _walk(self.url)
+        if self._names is None:
+            self._names = list(_walk(self.url))
+        return iter(self._names)
+
+
+def _detect(listing: _Listing, requested: str) -> DataFormat:
+    url = listing.url
     fs, path = filesystem(url)
     fs.invalidate_cache()
     if has_pattern(url) or url.lower().endswith(TAR_SUFFIXES):
@@ -106,7 +135,7 @@ def _detect(url: str, requested: str) -> DataFormat:
     names = [posixpath.basename(str(entry).rstrip("/")).lower() for entry in fs.ls(path, detail=False)]
     if any(name.endswith(TAR_SUFFIXES) for name in names):
         return "shards"
-    for count, name in enumerate(_walk(url)):
+    for count, name in enumerate(listing):
         lowered = name.lower()
         if lowered.endswith(IMAGE_SUFFIXES):
             return "image_folder"
@@ -135,23 +164,25 @@ def _detect_list(head: bytes, requested: str) -> DataFormat:
     return "frame_list" if counted and counted == len(lines) else "list"
 
 
-def _open_list(url: str, data: DataConfig, *, with_frames: bool = False) -> Manifest:
+def _open_list(listing: _Listing, data: DataConfig, *, with_frames: bool = False) -> Manifest:
+    url = listing.url
     parsed = parse_list(text_blocks(url), url, with_frames=with_frames)
     root = data.root or posixpath.dirname(url)
     root = root.rstrip("/") if is_remote(root) else str(local_path(root))
     return Manifest(parsed.names, parsed.labels, root=root, frames=parsed.frames)
 
 
-def _open_frame_list(url: str, data: DataConfig) -> Manifest:
-    return _open_list(url, data, with_frames=True)
+def _open_frame_list(listing: _Listing, data: DataConfig) -> Manifest:
+    return _open_list(listing, data, with_frames=True)
 
 
-def _open_folder(url: str, suffixes: tuple[str, ...]) -> Manifest:
-    """Open files with one of the suffixes; classes are the sorted sub-folders, unless `url` itself has files."""
+def _open_folder(listing: _Listing, suffixes: tuple[str, ...]) -> Manifest:
+    """Open files with one of the suffixes; classes are the sorted sub-folders, unless the folder itself has files."""
+    url = listing.url
     fs, path = filesystem(url)
     if not fs.isdir(path):
         raise ManifestError([f"data.train: {url} is not a folder; set data.format to the actual format, or to auto"])
-    all_names = [os.fsencode(name) for name in _walk(url)]
+    all_names = [os.fsencode(name) for name in listing]
     encoded_suffixes = tuple(suffix.encode() for suffix in suffixes)
     names = sorted(name for name in all_names if name.lower().endswith(encoded_suffixes))
     notes = []
@@ -169,19 +200,19 @@ def _open_folder(url: str, suffixes: tuple[str, ...]) -> Manifest:
     return Manifest(Names.of(names), labels, root=url, classes=class_names, notes=notes)
 
 
-def _open_images(url: str, data: DataConfig) -> Manifest:
-    return _open_folder(url, IMAGE_SUFFIXES)
+def _open_images(listing: _Listing, data: DataConfig) -> Manifest:
+    return _open_folder(listing, IMAGE_SUFFIXES)
 
 
-def _open_videos(url: str, data: DataConfig) -> Manifest:
-    return _open_folder(url, VIDEO_SUFFIXES)
+def _open_videos(listing: _Listing, data: DataConfig) -> Manifest:
+    return _open_folder(listing, VIDEO_SUFFIXES)
 
 
-def _open_shards(url: str, data: DataConfig) -> Manifest:
-    return open_shards(expand(url))
+def _open_shards(listing: _Listing, data: DataConfig) -> Manifest:
+    return open_shards(expand(listing.url))
 
 
-OPENERS: dict[DataFormat, Callable[[str, DataConfig], Manifest]] = {
+OPENERS: dict[DataFormat, Callable[[_Listing, DataConfig], Manifest]] = {
     "image_folder": _open_images,
     "video_folder": _open_videos,
     "list": _open_list,

@@ -25,6 +25,7 @@ from amd.storage import filesystem, is_remote, join, write_bytes
 TAR_SUFFIXES = (".tar",)
 INDEX_SUFFIX = ".index.json"
 SCAN_THREADS = 8
+MAX_LABEL_BYTES = 16 << 20  # of a .cls or .json member, which is read whole
 _BRACE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -118,7 +119,7 @@ def _members_or_problem(url: str) -> list[Member] | str:
 
 
 def shard_members(url: str) -> list[Member]:
-    """Return the samples of one shard, from its index if it matches the tar's size, else from the tar headers."""
+    """Return the samples of one shard, from its index if that matches the tar, else from the tar headers."""
     fs, path = filesystem(url)
     size = int(fs.size(path))
     try:
@@ -126,7 +127,9 @@ def shard_members(url: str) -> list[Member]:
     except FileNotFoundError:
         index = None
     if index is not None and index.get("size") == size:
-        return [Member(str(name), int(at), int(length), int(label)) for name, at, length, label in index["members"]]
+        members = [Member(str(name), int(at), int(length), int(label)) for name, at, length, label in index["members"]]
+        if all(0 <= member.offset <= member.offset + member.size <= size for member in members):
+            return members
     with fs.open(path, "rb") as file:
         return scan(file, url)
 
@@ -144,6 +147,11 @@ def scan(file: Any, url: str) -> list[Member]:
                 if suffix.endswith((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)):
                     media.setdefault(key, info)
                 elif suffix.endswith((".cls", ".json")):
+                    if info.size > MAX_LABEL_BYTES:
+                        raise ValueError(
+                            f"{url}::{info.name} has {info.size} bytes, more than {MAX_LABEL_BYTES} for a label file; "
+                            "give files that are not labels another suffix"
+                        )
                     content = tar.extractfile(info)
                     label = None if content is None else _label(content.read(), suffix, f"{url}::{info.name}")
                     if label is not None:

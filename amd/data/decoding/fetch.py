@@ -5,6 +5,7 @@ Runs in the decoding process, since remote filesystems must not cross a fork. De
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable
@@ -62,8 +63,9 @@ class Fetcher:
                     self._check_size(found.st_size)
                 return path
             with path.open("rb") as file:
-                file.seek(offset)
-                content = file.read(size or 0)
+                available = max(0, os.fstat(file.fileno()).st_size - offset)
+                file.seek(offset if available else 0)
+                content = file.read(min(size or 0, available))  # read() allocates what it is asked for
         except OSError as error:
             raise FetchError(_reason(error)) from None
         return _complete(content, size)

@@ -128,6 +128,7 @@ class _ChildProcess:
         self.mapped: mmap.mmap | None = None
         parent_end, child_end = socket.socketpair()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment["MALLOC_ARENA_MAX"] = "2"  # each arena of a thread takes 64 MiB of the limited address space
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         numbers = (child_end.fileno(), self.memory, self.inbox, self.owner)
         arguments = [*map(str, numbers), json.dumps(options)]

@@ -9,7 +9,8 @@ dies as well is bad. Does not import a decoder.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +22,7 @@ from amd.data.dataset.manifest import ManifestError
 from amd.data.dataset.record import BadSample, FrameChooser, Record
 from amd.data.decoding.isolation import ChildFailed, ChildTimeout, DecodingChild
 from amd.data.decoding.limits import FileLimits
+from amd.data.decoding.read_ahead import FileRange, frame_files
 from amd.storage import is_remote
 
 __all__ = ["BadSample", "DecodedFrames", "ManifestError", "SampleReader", "check_decoder"]
@@ -64,6 +66,7 @@ class SampleReader:
         self._retries_stalls = limits is None
         names = (
             "retries",
+            "read_ahead_mib",
             "cache_dir",
             "cache_limit_mib",
             "frame_name",
@@ -71,7 +74,7 @@ class SampleReader:
             "read_timeout_s",
             "read_memory_mib",
         )
-        self._limit = data.read_timeout_s
+        self._limit, self._frame_name = data.read_timeout_s, data.frame_name
         options = {name: getattr(data, name) for name in names}
         self._child = self.child({**options, "limits": None if limits is None else limits._asdict()})
 
@@ -119,6 +122,18 @@ class SampleReader:
         distinct, order = np.unique(_chosen_indices(choose, total), return_inverse=True)
         response = self._request(record, {"task": "frames", "indices": distinct.tolist()}, deadline)
         return DecodedFrames(self._pixels(response["shape"]), order)
+
+    def expect(self, samples: Iterable[tuple[Record, FrameChooser]]) -> None:
+        """Fetch the remote files of the next samples ahead, in this order; forget samples that were expected before."""
+        files: list[FileRange] = []
+        for record, choose in samples:
+            if record.kind == "frames":
+                numbers = sorted(set(_chosen_indices(choose, record.frames or 0))) if record.frames else []
+                files += frame_files(record.location, numbers, self._frame_name)
+            else:
+                files.append(FileRange(record.location, record.offset, record.size))
+        with suppress(ChildFailed):  # the next read starts a new process, which fetches what it reads
+            self._child.request({"task": "expect", "files": files}, self._deadline(self._limit))
 
     def start(self) -> None:
         """Start the child now rather than on the next read."""

@@ -30,6 +30,7 @@ from amd.data.decoding.fetch import Fetcher, FetchError
 from amd.data.decoding.frames import VideoError
 from amd.data.decoding.images import MAX_PIXELS, ImageError, is_image, read_image
 from amd.data.decoding.limits import FileLimits
+from amd.data.decoding.read_ahead import FileRange, ReadAhead, frame_files
 from amd.data.decoding.video import UnknownContainer, Video, frame_rate, open_video
 
 Pixels = npt.NDArray[np.uint8]
@@ -67,7 +68,8 @@ class Worker:
         self.memory_limit = "data.read_memory_mib allows" if self._limits is None else "is allowed for one file"
         if options["cache_dir"]:
             cache = LocalCache(options["cache_dir"], options["cache_limit_mib"] << 20)
-        self._fetcher = Fetcher(options["retries"], cache, max_bytes=self._limits and self._limits.bytes)
+        fetcher = Fetcher(options["retries"], cache, max_bytes=self._limits and self._limits.bytes)
+        self._fetcher = ReadAhead(fetcher, options["read_ahead_mib"] << 20)
         self._frame_name, self._decoder = options["frame_name"], options["decoder"]
         self._memory, self._inbox = memory, inbox
         self._video: Video | None = None
@@ -96,6 +98,9 @@ class Worker:
         if task == "rate":
             record = Record(*request["record"])
             return {"fps": frame_rate(self._fetcher.fetch(record.location, record.offset, record.size))}
+        if task == "expect":
+            self._fetcher.expect(FileRange(*file) for file in request["files"])
+            return {}
         if task == "stills":
             return {"shape": self._stills(Record(*request["record"]), request["indices"]).shape}
         if task == "transcode":
@@ -142,14 +147,18 @@ class Worker:
             output[:] = pixels
             return output
         numbers = sorted(set(indices))
-        folder = record.location.rstrip("/").rpartition("/")[2]
-        names = [self._frame_name.format(n + 1, folder=folder) for n in numbers]
+        files = frame_files(record.location, numbers, self._frame_name)
+        names = [file.location.removeprefix(f"{record.location}/") for file in files]
         images: dict[int, Pixels] = {}
-        for n, name in zip(numbers, names, strict=True):
-            try:
-                images[n] = read_image(self._fetcher.fetch(f"{record.location}/{name}"))
-            except (FetchError, ImageError) as error:
-                raise ImageError(f"frame {name} {error}") from None
+        self._fetcher.start(files)
+        try:
+            for n, name, file in zip(numbers, names, files, strict=True):
+                try:
+                    images[n] = read_image(self._fetcher.fetch(*file))
+                except (FetchError, ImageError) as error:
+                    raise ImageError(f"frame {name} {error}") from None
+        finally:
+            self._fetcher.discard(files)
         shape = images[numbers[0]].shape
         for n, name in zip(numbers, names, strict=True):
             if images[n].shape != shape:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from amd.config import ClipConfig, ConfigError, DataConfig, ViewsConfig
+from amd.config import ClipConfig, DataConfig, ViewsConfig
 from amd.data.dataset.record import FrameChooser
 from amd.data.decoding.reader import BadSample, SampleReader, check_decoder
 from amd.data.faults import BadSampleLedger, DataFault, LoaderCrash, UnreadableSample
 from amd.data.loading import frame_sampling, order, processes, transforms
 from amd.data.loading.order import EpochPlan, SampleRange
+from amd.storage import is_remote
 
 __all__ = ["BadSampleLedger", "Batch", "ClipLoader", "DataFault", "LoaderCrash", "UnreadableSample"]
 
@@ -62,6 +63,9 @@ class Records(Protocol):
 
 
 class Reader(Protocol):
+    def expect(self, samples: Iterable[tuple[Any, FrameChooser]]) -> None:
+        """Start to fetch samples that will be read next from remote storage."""
+
     def read_clip(self, record: Any, choose: FrameChooser) -> npt.NDArray[np.uint8]: ...
     def close(self) -> None: ...
 
@@ -90,6 +94,7 @@ class WorkItem(NamedTuple):
     run: int
     sample_range: SampleRange
     records: list[Sample]  # of sample_range.numbers
+    following: WorkItem | None = None  # the next item of the same loader process, if its samples are fetched ahead
 
 
 class ClipLoader:
@@ -99,8 +104,9 @@ class ClipLoader:
     With train=False, for evaluation, every record is read once in manifest order (the last step may be short), with the
     middle clip and a center crop; unreadable samples are reported and skipped without a substitute. `views`: several
     test views per record; row i x V + k of a Batch is view k of sample i, with k = segment x crops + crop. `transform`
-    replaces the crop and flip of `data`; like `open_reader` it is pickled to the loader processes. Raises ConfigError
-    if the data has no samples, or fewer than one step needs, or if its decoder is not installed.
+    replaces the crop and flip of `data`; like `open_reader` it is pickled to the loader processes. `node_ranks`: ranks
+    that share this machine's memory. Raises ConfigError if the data has no samples, or fewer than one step needs, or if
+    its decoder is not installed.
     """
 
     def __init__(
@@ -118,10 +124,11 @@ class ClipLoader:
         views: ViewsConfig | None = None,
         transform: ClipTransform | None = None,
         open_reader: Callable[[DataConfig], Reader] = SampleReader,
+        node_ranks: int = 1,
     ) -> None:
         assert not (train and views), "views are for evaluation"
         check_decoder(data)
-        _check_counts(data, len(manifest), batch_size, train)
+        order.check_counts(data, len(manifest), batch_size, train)
         share = len(order.share(batch_size, rank, world))
         micro_batch = min(micro_batch or share, share) or 1
         self.data, self.manifest = data, manifest
@@ -132,7 +139,7 @@ class ClipLoader:
         self._current_run = None
         if data.loader_workers:
             clip_bytes = clip.frames * clip.size[0] * clip.size[1] * 3
-            processes.check_shared_memory(data, micro_batch, _clips_per_sample(data, views), clip_bytes)
+            processes.check_shared_memory(data, micro_batch, _clips_per_sample(data, views), clip_bytes, node_ranks)
             self._current_run = processes.fork_server(*_heavy_modules(data, train)).Value("q", 0)
         self._dataset = _ClipDataset(data, clip, seed, train, views, transform, open_reader, self._current_run)
         self._loader: DataLoader[Any] | None = None
@@ -177,8 +184,13 @@ class ClipLoader:
     def __iter__(self) -> Iterator[WorkItem]:
         """Yield the work items of the requested steps, which the DataLoader distributes to its processes."""
         run = self._current_run.value if self._current_run is not None else 0
-        for sample_range in self.plan.sample_ranges(self._steps.start, self._steps.stop):
-            yield WorkItem(run, sample_range, [self.manifest[number] for number in sample_range.numbers])
+        ranges = self.plan.sample_ranges(self._steps.start, self._steps.stop)
+        items = (WorkItem(run, one, [self.manifest[number] for number in one.numbers]) for one in ranges)
+        if self.data.read_ahead_mib and is_remote(self.manifest[0].name):
+            # torch hands items to its processes in turn, so that item n is followed by item n + loader_workers.
+            pairs = order.with_following(items, max(1, self.data.loader_workers))
+            items = (item._replace(following=following) for item, following in pairs)
+        yield from items
 
     def _drop_pending(self) -> None:
         if self._current_run is not None:
@@ -255,9 +267,11 @@ class _ClipDataset(Dataset[Any]):
         bad: list[UnreadableSample] = []
         extras: list[Any] = []
         for i in range(sample_range.size):
-            if self._current_run is not None and item.run != self._current_run.value:
+            if self._is_outdated(item):
                 break
             try:
+                if i == 0:
+                    self._expect(item)
                 found = self._fill(clips[len(labels) :][:repeats], item, i, bad, extras)
             except (DataFault, LoaderCrash) as fault:
                 return fault  # returned, since torch adds a traceback to the message of a raised one
@@ -273,6 +287,20 @@ class _ClipDataset(Dataset[Any]):
             self._reader.close()
             self._reader = None
 
+    def _expect(self, item: WorkItem) -> None:
+        """Start to fetch the remote samples of this item and the following one, without substitutes."""
+        if not self.data.read_ahead_mib or not is_remote(item.records[0].name):
+            return
+        samples = []
+        for part in (item,) if item.following is None else (item, item.following):
+            for i, number in enumerate(part.sample_range.numbers[: part.sample_range.size]):
+                if number not in self._unreadable:
+                    samples.append((part.records[i], self._chooser(self._draws(part.sample_range, i))))
+        self._reader_of_process().expect(samples)
+
+    def _is_outdated(self, item: WorkItem) -> bool:
+        return self._current_run is not None and item.run != self._current_run.value
+
     def _fill(
         self, out: Tensor, item: WorkItem, i: int, bad: list[UnreadableSample], extras: list[Any]
     ) -> tuple[int, int] | None:
@@ -284,7 +312,7 @@ class _ClipDataset(Dataset[Any]):
         sample_range, unreadable = item.sample_range, list[UnreadableSample]()
         for attempt in range(1 + len(sample_range.numbers) - sample_range.size):
             number, record = sample_range.numbers[i + attempt], item.records[i + attempt]
-            draws = order.sample_draws(self.seed, sample_range.epoch, sample_range.position + i, attempt)
+            draws = self._draws(sample_range, i, attempt)
             frames = self._read(number, record, draws)
             if isinstance(frames, Tensor):
                 for row, clip in zip(out, self._clips(frames, record, draws, extras), strict=True):
@@ -308,13 +336,19 @@ class _ClipDataset(Dataset[Any]):
         """
         if number in self._unreadable:
             return self._unreadable[number]
-        if self._reader is None:
-            self._reader = self._open_reader(self.data)
         try:
-            return torch.from_numpy(self._reader.read_clip(record, self._chooser(draws)))
+            return torch.from_numpy(self._reader_of_process().read_clip(record, self._chooser(draws)))
         except BadSample as error:
             self._unreadable[number] = UnreadableSample(record=number, location=record.name, reason=error.reason)
             return self._unreadable[number]
+
+    def _reader_of_process(self) -> Reader:
+        if self._reader is None:
+            self._reader = self._open_reader(self.data)
+        return self._reader
+
+    def _draws(self, sample_range: SampleRange, i: int, attempt: int = 0) -> random.Random:
+        return order.sample_draws(self.seed, sample_range.epoch, sample_range.position + i, attempt)
 
     def _chooser(self, draws: frame_sampling.Draws) -> FrameChooser:
         if self.train:
@@ -356,15 +390,3 @@ def _heavy_modules(data: DataConfig, train: bool) -> list[str]:
 
 def _identity(batch: Any) -> Any:
     return batch
-
-
-def _check_counts(data: DataConfig, records: int, batch_size: int, train: bool) -> None:
-    if not records:
-        raise ConfigError([f"data.train={data.train}: has no samples; check it with `amd validate`"])
-    if train and records < batch_size:
-        raise ConfigError(
-            [
-                f"optim.batch_size={batch_size} is above the {records} samples of data.train={data.train}: a step "
-                f"needs distinct samples; lower optim.batch_size to {records} or less, or add data"
-            ]
-        )

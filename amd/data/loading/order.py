@@ -7,12 +7,16 @@ the number of ranks nor on the step at which a run resumed.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from amd.config import ConfigError, DataConfig
+
+T = TypeVar("T")
 Numbers = npt.NDArray[np.int32]
 
 MAX_ATTEMPTS = 32  # records tried per position; with 50 % bad files, all of them fail once in 4 billion positions
@@ -42,6 +46,17 @@ def share(batch: int, rank: int, world: int) -> range:
 def micro_batches(positions: range, most: int) -> list[range]:
     """Split a range into consecutive slices of at most `most` positions."""
     return [positions[i : i + most] for i in range(0, len(positions), most)]
+
+
+def with_following(items: Iterable[T], distance: int) -> Iterator[tuple[T, T | None]]:
+    """Yield each item with the one `distance` places after it, or with None near the end."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > distance:
+            yield waiting.popleft(), item
+    for item in waiting:
+        yield item, None
 
 
 class SampleRange(NamedTuple):
@@ -90,3 +105,16 @@ class EpochPlan:
             manifest_order = np.arange(self.records, dtype=np.int32)
             self._order = epoch, epoch_order(self.records, self.seed, epoch) if self.train else manifest_order
         return self._order[1]
+
+
+def check_counts(data: DataConfig, records: int, batch_size: int, train: bool) -> None:
+    """Raise ConfigError if the data has no samples, or in training fewer than one step needs."""
+    if not records:
+        raise ConfigError([f"data.train={data.train}: has no samples; check it with `amd validate`"])
+    if train and records < batch_size:
+        raise ConfigError(
+            [
+                f"optim.batch_size={batch_size} is above the {records} samples of data.train={data.train}: a step "
+                f"needs distinct samples; lower optim.batch_size to {records} or less, or add data"
+            ]
+        )

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -88,24 +89,32 @@ def empty_uint8(*shape: int) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(storage).reshape(shape)
 
 
-def check_shared_memory(data: DataConfig, micro_batch: int, clips: int, clip_bytes: int) -> None:
+def check_shared_memory(data: DataConfig, micro_batch: int, clips: int, clip_bytes: int, ranks: int = 1) -> None:
     """Raise ConfigError if prefetched clips exceed shared memory, which would kill a loader process with a bus error.
 
-    `clips`: clips per sample, that is data.repeats or the number of test views.
+    `clips`: clips per sample, that is data.repeats or the number of test views. `ranks`: training workers that share
+    the memory.
     """
     if not os.path.isdir(SHARED_MEMORY):
         return
-    need = data.loader_workers * data.prefetch_batches * micro_batch * clips * clip_bytes
+    need = ranks * data.loader_workers * data.prefetch_batches * micro_batch * clips * clip_bytes
     size = shutil.disk_usage(SHARED_MEMORY).total
     if need > size:
+        shared = f", for {ranks} training workers on this node," if ranks > 1 else ""
         raise ConfigError(
             [
                 f"data.loader_workers={data.loader_workers} x data.prefetch_batches={data.prefetch_batches} "
-                f"micro-batches of {micro_batch} samples x {clips} clips of each take {need >> 20} MiB of shared "
-                f"memory, but {SHARED_MEMORY} has {size >> 20} MiB: lower them or scaling.micro_batch, or enlarge it "
-                "(docker run --shm-size, a memory volume in Kubernetes)"
+                f"micro-batches of {micro_batch} samples x {clips} clips of each{shared} take {need >> 20} MiB of "
+                f"shared memory, but {SHARED_MEMORY} has {size >> 20} MiB: lower them or scaling.micro_batch, or "
+                "enlarge it (docker run --shm-size, a memory volume in Kubernetes)"
             ]
         )
+
+
+def shared_memory_id() -> str:
+    """Return an identifier of this machine's shared memory, or of this container's own."""
+    device = os.stat(SHARED_MEMORY).st_dev if os.path.isdir(SHARED_MEMORY) else 0
+    return f"{socket.gethostname()}/{device}"
 
 
 def is_worker_death(error: RuntimeError) -> bool:

@@ -74,6 +74,7 @@ def evaluation_loader(
         rank=group.rank,
         world=group.world,
         train=False,
+        node_ranks=group.node_ranks,
         **more,
     )
 

@@ -14,11 +14,14 @@ from amd.storage import join
 from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import RunSpec
 from amd.training.trainer.loop import LoopResult, RunHooks, Training
+from amd.training.trainer.open_data import open_on_main
 
 
 def work_on(task: type[SupervisedTask], spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
     """Train a task on one rank; the `work` of its kind."""
-    return SupervisedTraining(task(spec.parsed(task.config_type)), spec, group, hooks).run()
+    config = spec.parsed(task.config_type)
+    opened = open_on_main(group, config.data, spec.folder, lambda _: task(config))
+    return SupervisedTraining(opened, spec, group, hooks).run()
 
 
 class SupervisedTraining(Training):

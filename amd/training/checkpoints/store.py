@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from amd.config import CheckpointConfig
+from amd.downloads import shared_copy
 from amd.storage import (
     filesystem,
     is_remote,
@@ -44,6 +45,7 @@ from amd.training.checkpoints.listing import MANIFEST, checkpoint_url, committed
 from amd.training.failures import UploadError
 
 STATE = "state.json"
+WEIGHTS = ".safetensors"
 
 logger = logging.getLogger(__name__)
 
@@ -92,14 +94,14 @@ class CheckpointStore:
 
     def load(self, step: int) -> Snapshot:
         """Read a checkpoint and verify its digests. Raises DamagedCheckpoint."""
-        with tempfile.TemporaryDirectory(prefix="amd-checkpoint-") as scratch:
-            paths = self._fetch(step, Path(scratch))
-            try:
-                tensors = {path.stem: load_file(path) for path in paths if path.suffix == ".safetensors"}
-            except SafetensorError as error:
-                raise DamagedCheckpoint(f"{self.url(step)}: {error}") from None
-            state = json.loads(next(path for path in paths if path.name == STATE).read_bytes())
-        return Snapshot(tensors, state)
+        paths = self._fetch(step)
+        try:
+            tensors = {
+                name.removesuffix(WEIGHTS): load_file(path) for name, path in paths.items() if name.endswith(WEIGHTS)
+            }
+        except SafetensorError as error:
+            raise DamagedCheckpoint(f"{self.url(step)}: {error}") from None
+        return Snapshot(tensors, json.loads(paths[STATE].read_bytes()))
 
     def metrics(self, step: int) -> dict[str, float]:
         values: dict[str, float] = read_json(join(self.url(step), MANIFEST)).get("metrics", {})
@@ -111,28 +113,26 @@ class CheckpointStore:
         manifest = read_json(url)
         write_json(url, {**manifest, "metrics": {**manifest.get("metrics", {}), **metrics}})
 
-    def _fetch(self, step: int, scratch: Path) -> list[Path]:
-        """Return local paths of a checkpoint's verified files; remote files are downloaded to `scratch`."""
+    def _fetch(self, step: int) -> dict[str, Path]:
+        """Return local paths of a checkpoint's verified files, by name; remote files are downloaded once per node."""
         url = self.url(step)
-        fs, folder = filesystem(url)
-        paths = []
+        paths = {}
         try:
             files = read_json(join(url, MANIFEST))["files"]
         except FileNotFoundError:
             raise DamagedCheckpoint(f"{url}: checkpoint not found") from None
         for name, facts in files.items():
+            file = join(url, name)
             try:
-                if is_remote(url):
-                    path = scratch / name
-                    retry_on_outage(url, partial(fs.get_file, f"{folder}/{name}", str(path)))
-                else:
-                    path = local_path(url) / name
+                path = retry_on_outage(url, partial(shared_copy, file))
                 digest = _sha256(path)
             except FileNotFoundError:
                 raise DamagedCheckpoint(f"{url}: {name} is missing") from None
             if digest != facts["sha256"]:
+                if is_remote(url):
+                    path.unlink(missing_ok=True)  # perhaps damaged while it was downloaded
                 raise DamagedCheckpoint(f"{url}: {name} is corrupt: its sha256 does not match the manifest")
-            paths.append(path)
+            paths[name] = path
         return paths
 
     # Writing

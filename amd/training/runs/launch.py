@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from amd.config import ConfigError, RunConfig, TrainConfig, with_overrides
+from amd.data.dataset.manifest_cache import ManifestCache, keep_manifests
 from amd.storage import StorageUnreachable, join, remove, resolve_root, write_json
 from amd.training.failures import RunError, Stalled, Verdict
 from amd.training.lease import Lease
@@ -29,6 +30,7 @@ from amd.training.runs.kinds import PRETRAINING, ResolvedRun, RunKind
 from amd.training.runs.teachers import TeacherStopped
 from amd.training.runs.torch_ranks import RankHooks, TorchRanks, find_place, join_ranks
 from amd.training.stop_signals import StopSignals
+from amd.training.trainer.open_data import MANIFESTS
 
 
 def train(config: TrainConfig, **options: Any) -> RunResult:
@@ -115,6 +117,19 @@ class _Runner:
         parent: tuple[str, int] | None = None,
     ) -> RunResult:
         """Train one run. If another process is already training it, raise, or with `wait` wait for its result."""
+        with keep_manifests() as manifests:
+            return self._train(config, kind, run_id, manifests, wait, until, parent)
+
+    def _train(
+        self,
+        config: RunConfig,
+        kind: RunKind,
+        run_id: str,
+        manifests: ManifestCache,
+        wait: bool,
+        until: int | None,
+        parent: tuple[str, int] | None,
+    ) -> RunResult:
         started = time.monotonic()
         data = kind.check(config)
         with self._exclusive(run_id, wait) as stopped:
@@ -127,7 +142,10 @@ class _Runner:
             if previous is not None:
                 self.watcher.log(f"{run_id} has already succeeded; its encoder is {previous.encoder_folder}")
                 return previous
-            remove(join(run_folder(self.root, run_id), RESULT))
+            folder = run_folder(self.root, run_id)
+            remove(join(folder, RESULT))
+            if not self.local and self.ranks is None:
+                manifests.move_to(join(folder, MANIFESTS))  # the workers are other processes
             result = self._run(config, kind, run_id, data, started, until, parent)
             write_json(join(result.run_folder, RESULT), result.model_dump(mode="json"))
             return result

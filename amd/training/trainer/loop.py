@@ -31,6 +31,7 @@ from amd.training.run_folder import RunSpec, run_folder
 from amd.training.stall_watchdog import StallWatchdog
 from amd.training.trainer.learner import Learner
 from amd.training.trainer.meters import matmul_rate
+from amd.training.trainer.open_data import open_on_main
 from amd.training.trainer.optimizer import cosine_lr
 from amd.training.trainer.periodic import PeriodicRequest
 
@@ -73,8 +74,7 @@ class LoopResult:
 class Training(ABC):
     """Runs one rank from the newest checkpoint to the end of the run or to a stop.
 
-    Subclasses set `learner` after calling this constructor, define the FLOPs of a clip, and may add start facts,
-    evaluation and checks between steps.
+    Subclasses set `learner` after calling this constructor, and may add start facts, evaluation and further checks.
     """
 
     learner: Learner
@@ -87,8 +87,7 @@ class Training(ABC):
         hooks: RunHooks,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.spec, self.group, self.hooks = spec, group, hooks
-        self.run_config = config
+        self.spec, self.run_config, self.group, self.hooks = spec, config, group, hooks
         self.manifest = self.open_manifest()
         self.loader = self.open_loader()
         self.steps = config.schedule.total_steps(self.loader.steps_per_epoch)
@@ -101,8 +100,7 @@ class Training(ABC):
         every_minutes = config.checkpoint.every_minutes
         self.timed_save = PeriodicRequest(None if every_minutes is None else 60 * every_minutes, clock)
         self.preemption_poll = PeriodicRequest(PREEMPTION_POLL_S, clock)
-        self.saved_step = 0  # of the last checkpoint of this attempt
-        self.preemption_reported = False
+        self.saved_step, self.preemption_reported = 0, False  # step of the last checkpoint of this attempt
         self.watchdog = StallWatchdog(config.scaling.stall_timeout_s, group.rank, self.loader.pids, hooks.stalled)
         self.workers_before = group.world
 
@@ -113,7 +111,7 @@ class Training(ABC):
         """Return the FLOPs per clip of a whole step, forward and backward."""
 
     def open_manifest(self) -> Records:
-        return open_manifest(self.run_config.data)
+        return open_on_main(self.group, self.run_config.data, self.spec.folder, open_manifest)
 
     def open_loader(self, **more: Any) -> ClipLoader:
         """Open the loader of the training data; `more` is passed to ClipLoader."""
@@ -127,6 +125,7 @@ class Training(ABC):
             world=self.group.world,
             micro_batch=config.micro_batch,
             seed=config.seed,
+            node_ranks=self.group.node_ranks,
             **more,
         )
 

@@ -11,6 +11,7 @@ import pytest
 
 from amd.config import ConfigError, DetectionConfig, FinetuneConfig, ProbeConfig, RunConfig, TrainConfig
 from amd.presets.load import PRESETS_BY_KIND, find_preset, load_config, load_file
+from amd.presets.preset import Preset
 
 
 @pytest.mark.parametrize(
@@ -114,3 +115,11 @@ def test_an_unreadable_config_url_raises_with_the_reason(monkeypatch: pytest.Mon
     with pytest.raises(ConfigError, match=r"s3://bucket/c\.yaml: cannot be read .*credentials"):
         load_config(TrainConfig, None, "s3://bucket/c.yaml", {})
     fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.mark.parametrize("preset", [one for group in PRESETS_BY_KIND.values() for one in group.values()])
+def test_workers_with_a_gpu_reserve_cpus_for_their_readers(preset: Preset[Any]) -> None:
+    config = preset.config
+    if config.scaling.device == "cuda":
+        assert config.scaling.cpus_per_worker >= config.data.loader_workers + 1
+        assert 8 * config.scaling.cpus_per_worker <= 96, "eight workers fit on a node of 96 CPUs"

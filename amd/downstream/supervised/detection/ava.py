@@ -16,7 +16,7 @@ import hashlib
 import math
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -303,6 +303,11 @@ class KeyFrameReader:
         self._clip, self._data = clip, data
         self._reader = SampleReader(data)
         self._rates: dict[str, float] = {}  # cached per video file
+
+    def expect(self, samples: Iterable[tuple[KeyFrame, FrameChooser]]) -> None:
+        """Start to fetch the videos of these key frames; frame folders are fetched when they are read."""
+        videos = ((key_frame.record, choose) for key_frame, choose in samples)
+        self._reader.expect((record, choose) for record, choose in videos if record.kind != "frames")
 
     def read_clip(self, key_frame: KeyFrame, choose: FrameChooser) -> npt.NDArray[np.uint8]:
         """Read (T, H, W, 3) uint8 frames around the timestamp; ignores `choose`. Raises BadSample."""

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from amd.config import DataConfig
+from amd.data.dataset import shards
 from amd.data.dataset.open import Manifest, ManifestError, open_manifest
 from amd.data.dataset.shards import INDEX_SUFFIX, ShardWriter, expand, shard_members, write_index
+from amd.data.decoding.fetch import Fetcher, FetchError
 from amd.data.decoding.reader import BadSample, SampleReader
 from amd.storage import write_bytes
 
@@ -133,3 +135,26 @@ def test_shards_on_s3_are_read_by_byte_ranges(s3_root: str, tmp_path: Path) -> N
         assert _open(url).labels.tolist() == [0, 1, 2]
     assert _values(_open(f"{s3_root}/set")) == [0, 1, 2]
     assert _open(f"{s3_root}/set").digest() == _open(path).digest()
+
+
+@pytest.mark.parametrize("member", [(-1, 5), (0, -1), (0, 10**15), (10**15, 5), (600, 10**6)])
+def test_an_index_whose_members_are_outside_the_tar_is_not_used(member: tuple[int, int], tmp_path: Path) -> None:
+    tar = _tar(tmp_path / "a.tar", {"a.png": _png(3)})
+    scanned = shard_members(str(tar))
+    index = {"size": tar.stat().st_size, "members": [["a.png", *member, 0]]}
+    Path(f"{tar}{INDEX_SUFFIX}").write_text(json.dumps(index))
+    assert shard_members(str(tar)) == scanned
+
+
+def test_a_label_file_that_is_too_large_to_read_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MAX_LABEL_BYTES", 3)
+    with pytest.raises(ManifestError, match=r"a\.cls has 4 bytes, more than 3 for a label file"):
+        _open(_tar(tmp_path / "a.tar", {"a.png": _png(3), "a.cls": b"1000"}))
+
+
+def test_a_member_that_declares_more_bytes_than_its_shard_has_is_truncated(tmp_path: Path) -> None:
+    tar = _tar(tmp_path / "a.tar", {"a.png": _png(3)})
+    with pytest.raises(FetchError, match=rf"is truncated: {tar.stat().st_size - 512} of {10**15} bytes"):
+        Fetcher().fetch(str(tar), 512, 10**15)
+    with pytest.raises(FetchError, match="is truncated: 0 of 5 bytes"):
+        Fetcher().fetch(str(tar), 10**15, 5)

@@ -156,6 +156,14 @@ def test_too_little_shared_memory_is_a_config_error(monkeypatch: pytest.MonkeyPa
         _loader(data=data)
 
 
+def test_shared_memory_must_hold_the_clips_of_all_ranks_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"loader_workers": 2, "prefetch_batches": 2}
+    monkeypatch.setattr(processes.shutil, "disk_usage", lambda path: shutil_usage(120_000))
+    _loader(data=data).close()
+    with pytest.raises(ConfigError, match=r"for 8 training workers on this node, take \d+ MiB of shared memory"):
+        _loader(data=data, node_ranks=8)
+
+
 def shutil_usage(total: int) -> Any:
     return type("Usage", (), {"total": total})()
 

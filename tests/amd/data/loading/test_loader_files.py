@@ -8,15 +8,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from amd.bench.data import write_videos
 from amd.config import ClipConfig, DataConfig
 from amd.data.dataset.open import open_manifest
 from amd.data.loading.loader import Batch, ClipLoader
 from amd.storage import filesystem, write_bytes
+from tests.support.data import remote_folder
+from tests.support.data.remote_decoder import RemoteReader
 
 CLIP = ClipConfig(frames=4, size=32, patch=16, sampling_rate_frames=2)
 
@@ -128,3 +133,45 @@ def test_killing_a_decoding_process_between_two_samples_loses_neither(videos: Pa
 
 def _command(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def _frame_folders(folder: Path, count: int = 5) -> Path:
+    """Write frame folders with a list file; a frame of the second one is missing, one of the fourth is no image."""
+    noise = np.random.default_rng(0)
+    for n in range(count):
+        (folder / f"video {n}").mkdir(parents=True)
+        for frame in range(12):
+            image = Image.fromarray(noise.integers(0, 256, (40, 48, 3), dtype=np.uint8))
+            image.save(folder / f"video {n}" / f"img_{frame + 1:05}.jpg")
+    for frame in range(1, 13):
+        (folder / "video 1" / f"img_{frame:05}.jpg").unlink()
+        (folder / "video 3" / f"img_{frame:05}.jpg").write_bytes(b"not an image")
+    (folder / "list.txt").write_text("".join(f"video {n} 12 {n}\n" for n in range(count)))
+    return folder / "list.txt"
+
+
+@pytest.mark.parametrize("kind", ["videos", "frames"])
+def test_reading_ahead_changes_neither_samples_nor_bad_samples(kind: str, videos: Path, tmp_path: Path) -> None:
+    remote_folder.register()
+    local = videos if kind == "videos" else _frame_folders(tmp_path)
+    changes = {"format": "auto", "flip": True, "max_bad_fraction": 1.0}
+
+    def read(prefix: str, workers: int, *starts: int) -> list[list[Batch]]:
+        data = _data(f"{prefix}{local}", loader_workers=workers, **changes)
+        manifest = open_manifest(data)
+        options: dict[str, Any] = {"batch_size": 3, "micro_batch": 2, "seed": 1, "open_reader": RemoteReader}
+        with ClipLoader(data, CLIP, manifest, **options) as loader:
+            return [[batch for step in loader.steps(start, 4) for batch in step] for start in starts]
+
+    def facts(batches: list[Batch]) -> list[Any]:
+        places = [[(bad["record"], Path(bad["location"]).name, bad["reason"]) for bad in one.bad] for one in batches]
+        return [[one.records.tolist() for one in batches], [one.labels.tolist() for one in batches], places]
+
+    (expected,) = read("", 0, 0)
+    (in_process,) = read("remote://", 0, 0)
+    assert facts(in_process) == facts(expected)
+    assert torch.equal(_pixels(in_process), _pixels(expected))
+    in_workers, resumed = read("remote://", 2, 0, 2)
+    assert torch.equal(_pixels(in_workers), _pixels(expected))
+    assert torch.equal(_pixels(resumed), _pixels(expected)[-len(_pixels(resumed)) :])
+    assert any(batch.bad for batch in expected)
