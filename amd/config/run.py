@@ -32,6 +32,8 @@ READER_FIELDS = (
     "read_timeout_s",
     "read_memory_mib",
     "decoder",
+    "damage",
+    "min_decoded_share",
     "retries",
     "cache_dir",
     "cache_limit_mib",
