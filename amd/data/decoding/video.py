@@ -152,7 +152,8 @@ class MappedVideo:
         limits: VideoLimits | None = None,
         min_decoded_share: float | None = None,
     ) -> None:
-        self.frames, self.damage = map_.frames, None
+        self.frames = map_.frames
+        self.damage: Damage | None = None
         self._source, self._container, self._stream, self._limits = source, container, stream, limits
         self._map, self._packets, self._packet_count = map_, packets, map_.packets
         self._total, self._min_share = map_.frames, min_decoded_share

@@ -214,7 +214,7 @@ class ClipLoader:
             if not self._dataset.train:  # a training run lists them in its folder
                 for sample in self._damaged.add(batch.damaged):
                     logger.warning("used as far as it decodes: %s %s", sample["location"], sample["reason"])
-            yield Batch(batch.clips, labels, records, *batch[3:])
+            yield Batch(batch.clips, labels, records, batch.bad, batch.extras, batch.damaged, batch.decoders)
 
     def _open(self) -> DataLoader[Any]:
         worker_options: dict[str, Any] = {

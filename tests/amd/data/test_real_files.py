@@ -93,7 +93,7 @@ def test_a_run_over_real_files_ends_well_and_names_the_damaged_ones(collection: 
             tracking__log_every_steps=1,
         )
     )
-    result = train(config)
+    result = train(config, local=True)
     assert result.state == "succeeded", result.message
     assert result.figures["data/bad_samples"] == 0
     listed = [json.loads(line) for line in read_bytes(join(result.run_folder, "damaged_samples.jsonl")).splitlines()]
@@ -117,7 +117,7 @@ def test_a_run_reports_the_share_of_videos_that_decord_read(collection: Path, tm
         storage=str(tmp_path),
         tracking__log_every_steps=1,
     )
-    result = train(mae(config))
+    result = train(mae(config), local=True)
     assert result.state == "succeeded", result.message
     assert result.figures["data/decord_share"] == 0.25
 
