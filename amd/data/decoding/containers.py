@@ -94,7 +94,9 @@ def check_limits(container: Any, stream: Any, limits: VideoLimits) -> None:
 def stored_packets(container: Any, stream: Any) -> Iterator[Any]:
     """Yield the packets that contain data, as an empty one would flush the decoder; then the error that ends them."""
     try:
-        yield from (packet for packet in container.demux(stream) if packet.size)
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
     except av.error.FFmpegError as error:
         yield Unreadable(error.strerror)
     except IndexError:  # raised by PyAV
@@ -135,7 +137,7 @@ def _declared_bytes(source: Source, container: str, stream: Any, packets: int) -
     """Return the number of bytes that the container needs; 0 if it does not tell."""
     if "matroska" in container:
         return _matroska_bytes(_head(source))
-    if "mp4" in container.split(","):
+    if "mp4" in container.split(",") and stream.frames != packets:  # reading the index takes as long as the packets
         entries = stream.index_entries
         if not len(entries):
             return 0

@@ -365,19 +365,20 @@ class SequentialVideo:
         container, stream = open_stream(self._source, self._limits)
         with container:
             for packet in chain(stored_packets(container, stream), (None,)):
+                frames: list[Any] = [None]
                 if isinstance(packet, Unreadable):
-                    yield self._broken(f"is damaged: reading stops ({packet.reason})")
+                    self._note(f"is damaged: reading stops ({packet.reason})")
                 elif packet is not None and packet.is_corrupt:
-                    yield self._broken("is truncated: its last packet is incomplete")
+                    self._note("is truncated: its last packet is incomplete")
                 else:
                     try:
                         frames = stream.codec_context.decode(packet)
                     except av.error.FFmpegError as error:
-                        frames = [self._broken(f"is damaged: decoding stops with {error.strerror}")]
-                    yield from frames
+                        self._note(f"is damaged: decoding stops with {error.strerror}")
+                yield from frames
 
-    def _broken(self, fault: str) -> None:
-        """Record a packet that does not decode. Raises VideoError unless damaged files are used."""
+    def _note(self, fault: str) -> None:
+        """Note why a packet does not decode. Raises VideoError unless damaged files are used."""
         if not self._tolerant:
             raise VideoError(fault)
         self._fault = self._fault or fault
