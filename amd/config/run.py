@@ -33,6 +33,8 @@ READER_FIELDS = (
     "read_timeout_s",
     "read_memory_mib",
     "decoder",
+    "damage",
+    "min_decoded_share",
     "retries",
     "read_ahead_mib",
     "cache_dir",

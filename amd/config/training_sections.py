@@ -21,6 +21,7 @@ FrameSampling = Literal["strided", "window", "segments"]
 Crop = Literal["multi_scale", "random_resized", "center"]
 Interpolation = Literal["bilinear", "bicubic"]
 VideoDecoder = Literal["pyav", "decord"]
+DamagePolicy = Literal["tolerant", "strict"]
 
 _FRAME_NAME = re.compile(r"([^{}\\]|\{0?(:0?\d{1,2}d?)?\}|\{folder\})+")
 
@@ -73,6 +74,12 @@ class DataConfig(Section):
     decoder: VideoDecoder = "pyav"
     """Video decoder. pyav: exact for every file, detects damage, and is faster. decord: used for files that it is known
     to decode correctly; all others use pyav. decord has wheels for Linux on x86-64 only."""
+    damage: DamagePolicy = "tolerant"
+    """Treatment of damaged videos. tolerant: their frames that decode are used, and they are listed in
+    damaged_samples.jsonl. strict: they count as bad. A wrong frame count in a header or an index is no damage."""
+    min_decoded_share: float = Field(0.5, gt=0, le=1)
+    """Share of the frames in a damaged video that must decode, with damage=tolerant; below it, the video counts as bad.
+    Of a truncated video, only the frames that the file contains are counted."""
     retries: int = Field(3, ge=0, le=20)
     """Retries of a failed read from remote storage."""
     read_ahead_mib: int = Field(64, ge=0, le=65_536)

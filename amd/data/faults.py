@@ -1,12 +1,13 @@
-"""Unreadable samples and the limit on their number. Performs no I/O.
+"""Unreadable samples and the limit on their number, and damaged samples. Performs no I/O.
 
-An unreadable sample is counted, reported and skipped, never replaced silently.
+An unreadable sample is counted, reported and skipped, never replaced silently. A damaged one is counted and reported
+apart from those, and used as far as it decodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypedDict
+from typing import Generic, TypedDict, TypeVar
 
 
 class UnreadableSample(TypedDict):
@@ -17,6 +18,17 @@ class UnreadableSample(TypedDict):
     reason: str
 
 
+class DamagedSample(TypedDict):
+    """A video of which only the frames that decode are used, with the damage."""
+
+    record: int  # index in the manifest
+    location: str
+    reason: str
+
+
+S = TypeVar("S", UnreadableSample, DamagedSample)
+
+
 class DataFault(Exception):
     """Raised when too many samples cannot be read. The message lists them with reasons and how to fix them."""
 
@@ -25,31 +37,38 @@ class LoaderCrash(RuntimeError):
     """Raised when a loader or decoding process was killed or crashed, not because of a particular sample."""
 
 
-class BadSampleLedger:
-    """Unreadable samples of a run, each recorded once.
+class SampleLedger(Generic[S]):
+    """Samples of a run, each recorded once. A resumed run starts with the samples that it has already recorded."""
 
-    Ranks read different samples, so they exchange their records (`add`) before checking `exceeds`; all ranks then stop
-    at the same step. A resumed run starts with the samples that it has already recorded.
-    """
-
-    def __init__(self, known: Iterable[UnreadableSample] = ()) -> None:
-        self._bad: dict[int, UnreadableSample] = {}
+    def __init__(self, known: Iterable[S] = ()) -> None:
+        self._samples: dict[int, S] = {}
         self.add(known)
 
-    def add(self, bad: Iterable[UnreadableSample]) -> list[UnreadableSample]:
+    def add(self, samples: Iterable[S]) -> list[S]:
         """Record samples; return the new ones in order."""
         new = []
-        for sample in bad:
-            if sample["record"] not in self._bad:
-                self._bad[sample["record"]] = sample
+        for sample in samples:
+            if sample["record"] not in self._samples:
+                self._samples[sample["record"]] = sample
                 new.append(sample)
         return new
 
-    def __len__(self) -> int:
-        return len(self._bad)
+    def __contains__(self, record: int) -> bool:
+        return record in self._samples
 
-    def __iter__(self) -> Iterator[UnreadableSample]:
-        return iter(self._bad.values())
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[S]:
+        return iter(self._samples.values())
+
+
+class BadSampleLedger(SampleLedger[UnreadableSample]):
+    """Unreadable samples of a run.
+
+    Ranks read different samples, so they exchange their records (`add`) before checking `exceeds`; all ranks then stop
+    at the same step.
+    """
 
     def exceeds(self, limit_fraction: float, total: int) -> bool:
         """Return whether more than `limit_fraction` of `total` records are unreadable."""

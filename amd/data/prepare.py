@@ -49,6 +49,8 @@ class PrepareReport(BaseModel):
     seconds: float = 0.0
     bad: list[dict[str, Any]] = Field(default_factory=list)
     """Record, location and reason of each skipped sample."""
+    damaged: list[dict[str, Any]] = Field(default_factory=list)
+    """Record, location and reason of each video of which only the frames that decode were written."""
 
     def __str__(self) -> str:
         size = f"{self.bytes_written / 2**20:.1f} MiB"
@@ -58,6 +60,9 @@ class PrepareReport(BaseModel):
         if self.bad:
             lines.append(f"{len(self.bad)} samples could not be read and were skipped:")
             lines += capped([f"  {bad['location']} {bad['reason']}" for bad in self.bad])
+        if self.damaged:
+            lines.append(f"{len(self.damaged)} samples are damaged and were written as far as they decode:")
+            lines += capped([f"  {damaged['location']} {damaged['reason']}" for damaged in self.damaged])
         return "\n".join(lines)
 
 
@@ -107,6 +112,7 @@ def prepare(
         report.bytes_written += facts["size"]
         report.frames += facts["frames"]
         report.bad += facts["bad"]
+        report.damaged += facts.get("damaged", [])  # absent in shards of older versions
         report.shards_kept += kept
     remove_leftovers(job.output)
     report.seconds = round(time.monotonic() - started, 1)
@@ -179,7 +185,7 @@ class _PrepareJob:
         url = shard_url(self.output, number)
         if exists(url + INDEX_SUFFIX):
             return read_json(url + INDEX_SUFFIX)["facts"], True
-        writer, bad, frames = ShardWriter(), [], 0
+        writer, bad, damaged, frames = ShardWriter(), [], [], 0
         with closing(SampleReader(self.data)) as reader:
             for i in range(number * samples, min(count, (number + 1) * samples)):
                 if self.stop.is_set():
@@ -191,10 +197,13 @@ class _PrepareJob:
                     bad.append({"record": i, "location": record.name, "reason": error.reason})
                     log.warning("skipped: %s", error)
                     continue
+                if reader.last_read is not None and reader.last_read.damage is not None:
+                    damaged.append({"record": i, "location": record.name, "reason": str(reader.last_read.damage)})
+                    log.warning("written as far as it decodes: %s %s", record.name, reader.last_read.damage)
                 writer.add(f"{i:09d}", suffix, content, record.label)
                 frames += facts["frames"]
         content = writer.finish()
-        facts = {"samples": len(writer.members), "size": len(content), "frames": frames, "bad": bad}
+        facts = {"samples": len(writer.members), "size": len(content), "frames": frames, "bad": bad, "damaged": damaged}
         write_bytes(url, content)
         write_index(url, len(content), writer.members, {"facts": facts})
         return facts, False

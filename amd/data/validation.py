@@ -25,6 +25,7 @@ from amd.storage import StorageError, filesystem, is_remote, join
 ALL_UP_TO = 20_000  # records up to which every file is checked; larger sets are sampled
 ALL_REMOTE_UP_TO = 1_000
 READ = 16
+PROBED_FRAMES = 3  # frames read of a sample: the first, the middle and the last
 _CONCURRENT_CHECKS = 16
 
 
@@ -45,6 +46,8 @@ class DataReport(BaseModel):
     """Number of records whose files were checked for existence."""
     read: int
     """Number of decoded samples."""
+    damaged: list[str] = Field(default_factory=list)
+    """Decoded videos of which only some frames are used, with the damage."""
     warnings: list[str] = Field(default_factory=list)
 
     def __str__(self) -> str:
@@ -53,6 +56,9 @@ class DataReport(BaseModel):
             f"{self.url}: {self.samples} samples ({kinds}), {self.labelled} labelled with {self.classes} classes",
             f"files checked: {self.looked_for}; samples decoded: {self.read}; digest {self.digest[:16]}",
         ]
+        if self.damaged:
+            lines.append(f"damaged, used as far as they decode: {len(self.damaged)} of {self.read}")
+            lines += capped([f"  {damaged}" for damaged in self.damaged])
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
@@ -67,7 +73,7 @@ def validate_data(data: DataConfig, *, read: int = READ) -> DataReport:
         problems = capped(_missing_messages(data, manifest, missing[:MAX_PROBLEMS]), len(missing))
         raise ManifestError([f"data.train: {len(missing)} files do not exist{scope}", *problems])
     tried = _sample_indices(len(manifest), read, draws)
-    bad = _unreadable(data, [manifest[i] for i in tried])
+    bad, damaged = _try_reading(data, [manifest[i] for i in tried])
     if bad and len(bad) == len(tried):
         raise ManifestError([f"data.train: none of the {len(tried)} samples tried can be read", *capped(bad)])
     labels = manifest.labels
@@ -85,6 +91,7 @@ def validate_data(data: DataConfig, *, read: int = READ) -> DataReport:
         digest=manifest.digest(),
         looked_for=len(numbers),
         read=len(tried),
+        damaged=damaged,
         warnings=[
             *manifest.notes,
             *_label_warnings(manifest),
@@ -142,16 +149,18 @@ def _missing_messages(data: DataConfig, manifest: Manifest, records: Sequence[in
     return messages
 
 
-def _unreadable(data: DataConfig, records: Sequence[Record]) -> list[str]:
-    """Return a message for each of these records that cannot be decoded."""
-    bad = []
+def _try_reading(data: DataConfig, records: Sequence[Record]) -> tuple[list[str], list[str]]:
+    """Return a message for each of these records that cannot be decoded, and for each that is damaged."""
+    bad, damaged = [], []
     with closing(SampleReader(data)) as reader:
         for record in records:
             try:
-                reader.read_clip(record, lambda total: np.array([0, total // 2]))
+                reader.read_clip(record, lambda total: np.linspace(0, total - 1, PROBED_FRAMES).astype(np.int64))
+                if reader.last_read is not None and reader.last_read.damage is not None:
+                    damaged.append(f"{record.name} {reader.last_read.damage}")
             except BadSample as error:
                 bad.append(str(error))
-    return bad
+    return bad, damaged
 
 
 def _label_warnings(manifest: Manifest) -> list[str]:

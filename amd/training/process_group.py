@@ -27,7 +27,7 @@ class Signals(NamedTuple):
     stop: int = 0  # stop requested by SIGTERM or cancel
     save: int = 0  # a checkpoint is due by rank 0's clock
     poll_preemption: int = 0  # a preemption check is due by rank 0's clock
-    bad: int = 0  # newly found bad samples
+    bad: int = 0  # newly found bad or damaged samples
 
 
 class ProcessGroup:

@@ -24,6 +24,7 @@ State = Literal["succeeded", "failed", "cancelled", "paused"]
 C = TypeVar("C", bound=RunConfig)
 
 CONFIG, FACTS, RESULT, BAD_SAMPLES = "config.json", "run.json", "result.json", "bad_samples.jsonl"
+DAMAGED_SAMPLES = "damaged_samples.jsonl"
 
 
 class RunResult(BaseModel):

@@ -84,7 +84,11 @@ class DecoderPool:
         use_threads(1)  # leave the other cores to the model
         limits = self._limits
         data = DataConfig(
-            train="", read_timeout_s=limits.decode_timeout_s, read_memory_mib=limits.memory_mib, retries=1
+            train="",
+            read_timeout_s=limits.decode_timeout_s,
+            read_memory_mib=limits.memory_mib,
+            retries=1,
+            damage="strict",  # a response cannot say which part of an upload it describes
         )
         file_limits = FileLimits(
             limits.bytes_mib * MIB, limits.pixels, limits.frames, limits.duration_s, limits.decoded_mib * MIB

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from amd.config import ConfigError
-from amd.data.dataset.record import Record, kind_of
+from amd.data.dataset.record import VIDEO_PREFIX, Record, kind_of
 from amd.storage import join
 
 MAX_PROBLEMS = 20
@@ -130,10 +130,12 @@ class Manifest:
             shards = self.shards
             byte_range = (int(shards.offsets[i]), int(shards.sizes[i]))
             return Record(shards.urls[shards.shard[i]], known, kind_of(name), None, name, *byte_range)
+        kind = "video" if name.startswith(VIDEO_PREFIX) else kind_of(name)
+        name = name.removeprefix(VIDEO_PREFIX)
         location = name if name.startswith("/") or "://" in name or not self.root else join(self.root, name)
         if self.frames is not None:
             return Record(location, known, "frames", int(self.frames[i]))
-        return Record(location, known, kind_of(name))
+        return Record(location, known, kind)
 
     def name_hashes(self) -> np.ndarray:
         """Return hashes of the names, (N,) int64; comparable only within this process."""

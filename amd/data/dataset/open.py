@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from amd.config import DataConfig, DataFormat
 from amd.data.dataset.lists import BLOCK, parse_list
 from amd.data.dataset.manifest import (
+    MAX_PROBLEMS,
     NO_LABEL,
     Manifest,
     ManifestError,
@@ -187,7 +189,10 @@ def _open_folder(listing: _Listing, suffixes: tuple[str, ...]) -> Manifest:
     names = sorted(name for name in all_names if name.lower().endswith(encoded_suffixes))
     notes = []
     if len(names) < len(all_names):
-        notes.append(f"{url}: {len(all_names) - len(names)} files with other suffixes are ignored")
+        ignored = (name for name in all_names if not name.lower().endswith(encoded_suffixes))
+        notes.append(
+            f"{url}: {len(all_names) - len(names)} files with other suffixes are ignored: {_suffixes(ignored)}"
+        )
     folders = [name.partition(b"/")[0] if b"/" in name else None for name in names]
     if any(folder is None for folder in folders):
         if any(folder is not None for folder in folders):
@@ -198,6 +203,13 @@ def _open_folder(listing: _Listing, suffixes: tuple[str, ...]) -> Manifest:
     labels: npt.NDArray[np.int64] = np.fromiter((number[folder] for folder in folders), np.int64, len(names))
     class_names = tuple(os.fsdecode(folder) for folder in classes if folder is not None)
     return Manifest(Names.of(names), labels, root=url, classes=class_names, notes=notes)
+
+
+def _suffixes(names: Iterable[bytes]) -> str:
+    """Return the suffixes of files with their counts, the most frequent first."""
+    counts = Counter(os.path.splitext(os.fsdecode(name))[1].lower() or "no suffix" for name in names)
+    shown = [f"{suffix} {count}" for suffix, count in counts.most_common(MAX_PROBLEMS)]
+    return ", ".join(shown) + (", …" if len(counts) > len(shown) else "")
 
 
 def _open_images(listing: _Listing, data: DataConfig) -> Manifest:

@@ -21,12 +21,21 @@ VIDEO_SUFFIXES = (
     ".avi",
     ".mpg",
     ".mpeg",
+    ".m1v",
+    ".vob",
     ".ts",
+    ".mts",
     ".m2ts",
     ".wmv",
+    ".asf",
     ".flv",
+    ".f4v",
     ".3gp",
+    ".3g2",
+    ".ogv",
+    ".rm",
 )
+VIDEO_PREFIX = "video:"  # of names in list files, for videos whose suffix is an image's
 
 
 def kind_of(name: str) -> SampleKind:

@@ -3,18 +3,24 @@
 Compared with PyAV's exact decoding, decord 0.6 silently returns wrong frames for open GOPs, edit lists, intra refresh,
 HEVC from x265, MPEG transport and program streams, H.264 in AVI, interlaced video and 10-bit video, and does not
 report damaged frames. It is also slower than video.py. Only progressive 8-bit H.264 in mp4 with closed key frames is
-passed to decord; damage inside such a stream goes undetected.
+passed to decord. If decord counts other frames than the file has packets, fails, or returns one frame for two, as it
+does for frames it cannot decode, PyAV decodes instead; other damage goes undetected.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from amd.data.decoding.frames import Allocate, Pixels, Source, VideoError, new_pixels
+import numpy as np
+
+from amd.data.decoding.damage import Damage
+from amd.data.decoding.frames import Allocate, Pixels, Source, new_pixels
 from amd.data.decoding.packets import PacketMap
+from amd.data.decoding.video import MappedVideo, check_indices
 
 
 def decord_supports(container: Any, stream: Any, map_: PacketMap) -> bool:
@@ -39,31 +45,65 @@ def _rewind(container: Any) -> bool:
 
 
 class DecordVideo:
-    def __init__(self, source: Source, frames: int) -> None:
+    """A video read by decord, or by `exact` from the first sign that decord cannot read it."""
+
+    def __init__(self, source: Source, exact: MappedVideo) -> None:
         import decord
 
         self._errors = (RuntimeError, decord.DECORDError)
+        self._exact = exact
+        self.decoder = "pyav"
         opened = str(source) if isinstance(source, Path) else io.BytesIO(source)
         try:
             self._reader = decord.VideoReader(opened, num_threads=1)
         except self._errors:
-            raise VideoError("cannot be opened by decord") from None
-        self.frames = frames
-        if len(self._reader) != frames:
-            raise VideoError(f"has {frames} frames, but decord counts {len(self._reader)}")
+            self._reader = None
+        else:
+            if len(self._reader) == exact.frames:
+                self.decoder = "decord"
+
+    @property
+    def frames(self) -> int:
+        return self._exact.frames
+
+    @property
+    def damage(self) -> Damage | None:
+        return self._exact.damage
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        return self._exact.numbers
 
     def read(self, indices: Sequence[int], allocate: Allocate = new_pixels) -> Pixels:
-        try:
-            frames = self._reader.get_batch(list(indices)).asnumpy()
-        except self._errors:
-            raise VideoError(f"cannot be decoded by decord near frame {min(indices)}") from None
+        check_indices(indices, self.frames)
+        frames = self._batch(indices) if self.decoder == "decord" else None
+        if frames is None:
+            self.decoder = "pyav"
+            return self._exact.read(indices, allocate)
         output = allocate(frames.shape)
         output[...] = frames
         return output
+
+    def _batch(self, indices: Sequence[int]) -> Pixels | None:
+        """Return frames, or None if decord cannot read them."""
+        try:
+            frames: Pixels = self._reader.get_batch(list(indices)).asnumpy()
+        except self._errors:
+            return None
+        if len(frames) != len(indices):
+            return None
+        rows = dict(zip(indices, frames, strict=True))
+        ordered = [rows[n] for n in sorted(rows)]
+        repeats = any(np.array_equal(one, other) for one, other in pairwise(ordered))
+        return None if repeats else frames
 
     def iter_frames(self, indices: Sequence[int]) -> Iterator[Pixels]:
         for n in indices:
             yield self.read([n])[0]
 
+    def exclude_damaged(self) -> None:
+        self._exact.exclude_damaged()
+
     def close(self) -> None:
         self._reader = None
+        self._exact.close()

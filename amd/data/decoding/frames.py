@@ -19,6 +19,10 @@ class VideoError(Exception):
     """Raised for a video that cannot be decoded correctly, with a one-sentence reason."""
 
 
+class DamagedFrames(VideoError):
+    """Raised for requested frames that do not decode, while other frames of the video may."""
+
+
 def new_pixels(shape: tuple[int, ...]) -> Pixels:
     return np.empty(shape, np.uint8)
 

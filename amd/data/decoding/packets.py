@@ -8,8 +8,10 @@ Sources: ITU-T H.264 (7.4.1.2.4, D.2.8), ITU-T H.265 (7.4.2.2), VP9 bitstream (6
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from enum import Enum
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +49,7 @@ class PacketMap:
         indexed = enumerate(packets)
         shown = sorted((packet.pts or 0, position) for position, packet in indexed if not packet.discard)
         self.pts = [pts for pts, _ in shown]  # of frame n
+        self.numbers: Sequence[int] = range(len(shown))  # of frame n, counting those that `without` left out
         self._position = [position for _, position in shown]  # packet of frame n in decoding order
         self._starts = _starts(packets)
         self.closed = all(packet.entry is EntryPoint.CLOSED for packet in packets if packet.key)
@@ -55,6 +58,27 @@ class PacketMap:
     @property
     def frames(self) -> int:
         return len(self.pts)
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """Position of the packet of each frame, by the frame's timestamp."""
+        return dict(zip(self.pts, self._position, strict=True))
+
+    @property
+    def packets(self) -> int:
+        return len(self._starts)
+
+    def without(self, broken: Iterable[int]) -> PacketMap:
+        """Return a map of the frames that need none of the packets at these positions, numbered anew."""
+        before = np.zeros(len(self._starts) + 1, np.int64)  # broken packets before each position
+        before[np.array(list(broken), np.int64) + 1] = 1
+        before = before.cumsum()
+        intact = [before[position + 1] == before[self._starts[position]] for position in self._position]
+        reduced = copy(self)
+        reduced.pts = list(compress(self.pts, intact))
+        reduced._position = list(compress(self._position, intact))
+        reduced.numbers = list(compress(self.numbers, intact))
+        return reduced
 
     def ranges(self, frames: Sequence[int]) -> list[PacketRange]:
         """Return the smallest packet ranges that contain these frames."""

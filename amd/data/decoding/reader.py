@@ -20,12 +20,13 @@ import numpy.typing as npt
 from amd.config import ConfigError, DataConfig
 from amd.data.dataset.manifest import ManifestError
 from amd.data.dataset.record import BadSample, FrameChooser, Record
+from amd.data.decoding.damage import Damage
 from amd.data.decoding.isolation import ChildFailed, ChildTimeout, DecodingChild
 from amd.data.decoding.limits import FileLimits
 from amd.data.decoding.read_ahead import FileRange, frame_files
 from amd.storage import is_remote
 
-__all__ = ["BadSample", "DecodedFrames", "ManifestError", "SampleReader", "check_decoder"]
+__all__ = ["BadSample", "DecodedFrames", "ManifestError", "ReadFacts", "SampleReader", "check_decoder"]
 
 T = TypeVar("T")
 
@@ -35,6 +36,14 @@ class DecodedFrames(NamedTuple):
 
     pixels: npt.NDArray[np.uint8]  # (U, H, W, 3)
     order: npt.NDArray[np.int64]  # (T,) index into pixels for each clip frame
+
+
+class ReadFacts(NamedTuple):
+    """How a video was read."""
+
+    decoder: str
+    """pyav or decord."""
+    damage: Damage | None
 
 
 def check_decoder(data: DataConfig) -> None:
@@ -75,18 +84,33 @@ class SampleReader:
             "read_memory_mib",
         )
         self._limit, self._frame_name = data.read_timeout_s, data.frame_name
-        options = {name: getattr(data, name) for name in names}
+        self._min_share = data.min_decoded_share if data.damage == "tolerant" else None
+        options = {name: getattr(data, name) for name in names} | {"min_decoded_share": self._min_share}
+        self.last_read: ReadFacts | None = None
+        """How the last sample was read; None if it was not a video."""
         self._child = self.child({**options, "limits": None if limits is None else limits._asdict()})
 
-    def read_clip(self, record: Record, choose: FrameChooser) -> npt.NDArray[np.uint8]:
-        """Decode the frames that `choose(total_frames)` returns, (T, H, W, 3) uint8. Raises BadSample."""
-        return self._read(record, lambda: self._clip(record, choose))
+    def read_clip(self, record: Record, choose: FrameChooser, *, timeline: bool = False) -> npt.NDArray[np.uint8]:
+        """Decode the frames that `choose(total_frames)` returns, (T, H, W, 3) uint8. Raises BadSample.
 
-    def _clip(self, record: Record, choose: FrameChooser) -> npt.NDArray[np.uint8]:
+        Of a damaged video, `choose` numbers only the frames that decode, and is called again if the damage is found
+        after the first choice. With `timeline`, it numbers all frames, so that numbers correspond to times, and a frame
+        that does not decode is read as the last one before it that does.
+        """
+        return self._read(record, lambda: self._clip(record, choose, timeline))
+
+    def _clip(self, record: Record, choose: FrameChooser, timeline: bool) -> npt.NDArray[np.uint8]:
         deadline = self._deadline(self._limit)
+        self.last_read = None
         if record.kind == "video":
-            total = self._request(record, {"task": "open", "record": record}, deadline)["frames"]
-            response = self._request(record, {"task": "frames", "indices": _chosen_indices(choose, total)}, deadline)
+            opened = self._request(record, {"task": "open", "record": record, "timeline": timeline}, deadline)
+
+            def indices(found: dict[str, Any]) -> list[int]:
+                if "numbers" not in found:
+                    return _chosen_indices(choose, found["frames"])
+                return self._on_timeline(record, choose, found)
+
+            response = self._read_frames(record, opened, indices, deadline, timeline=timeline)
         else:
             total = record.frames if record.kind == "frames" else 1
             if not total:
@@ -118,9 +142,17 @@ class SampleReader:
             deadline = time.monotonic() + self._limit
         else:
             self._request(record, load, deadline)
-        total = self._request(record, {"task": "probe"}, deadline)["frames"]
-        distinct, order = np.unique(_chosen_indices(choose, total), return_inverse=True)
-        response = self._request(record, {"task": "frames", "indices": distinct.tolist()}, deadline)
+        self.last_read = None
+        opened = self._request(record, {"task": "probe"}, deadline)
+        order = np.zeros(0, np.int64)
+
+        def indices(found: dict[str, Any]) -> list[int]:
+            nonlocal order
+            distinct, order = np.unique(_chosen_indices(choose, found["frames"]), return_inverse=True)
+            numbers: list[int] = distinct.tolist()
+            return numbers
+
+        response = self._read_frames(record, opened, indices, deadline)
         return DecodedFrames(self._pixels(response["shape"]), order)
 
     def expect(self, samples: Iterable[tuple[Record, FrameChooser]]) -> None:
@@ -134,6 +166,31 @@ class SampleReader:
                 files.append(FileRange(record.location, record.offset, record.size))
         with suppress(ChildFailed):  # the next read starts a new process, which fetches what it reads
             self._child.request({"task": "expect", "files": files}, self._deadline(self._limit))
+
+    def _read_frames(
+        self,
+        record: Record,
+        opened: dict[str, Any],
+        choose: Callable[[dict[str, Any]], list[int]],
+        deadline: float,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Return the response with the chosen frames. They are chosen again if damage leaves fewer frames."""
+        found = opened
+        while "shape" not in found:
+            found = self._request(record, {"task": "frames", "indices": choose(found), **options}, deadline)
+        if "decoder" in found:
+            self.last_read = ReadFacts(found["decoder"], _damage(found["damage"]))
+        return found
+
+    def _on_timeline(self, record: Record, choose: FrameChooser, found: dict[str, Any]) -> list[int]:
+        """Return the frames of a damaged video for numbers that count all its frames. Raises BadSample."""
+        chosen, numbers = _chosen_indices(choose, found["total"]), np.array(found["numbers"])
+        decoded = int(np.isin(chosen, numbers).sum())
+        if decoded < (self._min_share or 0) * len(chosen):
+            raise BadSample(record, f"is damaged there: {decoded} of {len(chosen)} requested frames decode")
+        before: list[int] = (np.searchsorted(numbers, chosen, side="right") - 1).clip(min=0).tolist()
+        return before
 
     def start(self) -> None:
         """Start the child now rather than on the next read."""
@@ -155,7 +212,9 @@ class SampleReader:
         message = {"task": "transcode", "record": record, "settings": settings, "limit_s": limit_s}
 
         def read() -> tuple[bytes, str, dict[str, Any]]:
+            self.last_read = None
             response = self._request(record, message, self._deadline(limit_s))
+            self.last_read = ReadFacts("pyav", _damage(response["damage"])) if record.kind == "video" else None
             return bytes(self._child.shared_bytes(response["size"])), response["suffix"], response["facts"]
 
         return self._read(record, read)
@@ -195,6 +254,10 @@ class SampleReader:
         if "bad" in response:
             raise BadSample(record, response["bad"])
         return response
+
+
+def _damage(fields: list[Any] | None) -> Damage | None:
+    return None if fields is None else Damage(*fields)
 
 
 def _chosen_indices(choose: FrameChooser, total: int) -> list[int]:

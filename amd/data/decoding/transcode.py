@@ -17,7 +17,8 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
-from amd.data.decoding.frames import Pixels, Source, VideoError
+from amd.data.decoding.damage import Damage
+from amd.data.decoding.frames import DamagedFrames, Pixels, Source, VideoError
 from amd.data.decoding.images import load_rgb
 from amd.data.decoding.video import open_video
 
@@ -28,23 +29,44 @@ class Transcoded(NamedTuple):
     content: bytes
     suffix: str
     facts: dict[str, Any]  # frames, width, height
+    damage: Damage | None = None  # of a video of which only some frames were used
 
 
 def transcode(
-    source: Source, kind: str, *, short_side: int, gop: int, crf: int, frame_rate: float | None, quality: int
+    source: Source,
+    kind: str,
+    *,
+    short_side: int,
+    gop: int,
+    crf: int,
+    frame_rate: float | None,
+    quality: int,
+    min_decoded_share: float | None = None,
 ) -> Transcoded:
     """Transcode an image to JPEG, or a video to mp4 (H.264, closed GOPs, fastdecode); frames are never enlarged.
 
-    `frame_rate`: frames per second; the frame nearest to each tick is kept. Raises ImageError or VideoError.
+    `frame_rate`: frames per second; the frame nearest to each tick is kept. `min_decoded_share`: share of the frames in
+    a damaged video that must decode for it to be used; None rejects damaged videos. Raises ImageError or VideoError.
     """
     if kind == "image":
         return _image(source, short_side, quality)
-    video = open_video(source)
+    video = open_video(source, min_decoded_share=min_decoded_share)
     try:
         rate = _rate(source)
-        indices = _kept_frames(video.frames, rate, frame_rate)
         output_rate = Fraction(frame_rate).limit_denominator(1001) if frame_rate and frame_rate < rate else rate
-        return _encode(video.iter_frames(indices), output_rate, short_side, gop, crf)
+
+        def encode() -> Transcoded:
+            indices = _kept_frames(video.frames, rate, frame_rate)
+            return _encode(video.iter_frames(indices), output_rate, short_side, gop, crf)
+
+        try:
+            encoded = encode()
+        except DamagedFrames:
+            if min_decoded_share is None:
+                raise
+            video.exclude_damaged()
+            encoded = encode()
+        return encoded._replace(damage=video.damage)
     finally:
         video.close()
 

@@ -27,7 +27,7 @@ from PIL import Image
 from amd.data.dataset.record import Record
 from amd.data.decoding.cache import LocalCache
 from amd.data.decoding.fetch import Fetcher, FetchError
-from amd.data.decoding.frames import VideoError
+from amd.data.decoding.frames import DamagedFrames, VideoError
 from amd.data.decoding.images import MAX_PIXELS, ImageError, is_image, read_image
 from amd.data.decoding.limits import FileLimits
 from amd.data.decoding.read_ahead import FileRange, ReadAhead, frame_files
@@ -71,6 +71,7 @@ class Worker:
         fetcher = Fetcher(options["retries"], cache, max_bytes=self._limits and self._limits.bytes)
         self._fetcher = ReadAhead(fetcher, options["read_ahead_mib"] << 20)
         self._frame_name, self._decoder = options["frame_name"], options["decoder"]
+        self._min_share: float | None = options["min_decoded_share"]  # None: damaged videos are rejected
         self._memory, self._inbox = memory, inbox
         self._video: Video | None = None
         self._source: Path | bytes | None = None
@@ -81,8 +82,9 @@ class Worker:
         if task == "open":  # a video, whose length is known only once it is open
             self._reset()
             record = Record(*request["record"])
-            self._video = open_video(self._fetcher.fetch(record.location, record.offset, record.size), self._decoder)
-            return {"frames": self._video.frames}
+            source = self._fetcher.fetch(record.location, record.offset, record.size)
+            self._video = open_video(source, self._decoder, None, self._min_share)
+            return _frame_numbers(self._video, request)
         if task == "load":  # a file of any kind, from the inbox or its location
             self._reset()
             size = request["content"]
@@ -91,10 +93,7 @@ class Worker:
         if task == "probe":
             return {"frames": self._probe()}
         if task == "frames":
-            try:
-                return {"shape": self._frames(request["indices"]).shape}
-            finally:
-                self._reset()
+            return self._read_frames(request)
         if task == "rate":
             record = Record(*request["record"])
             return {"fps": frame_rate(self._fetcher.fetch(record.location, record.offset, record.size))}
@@ -108,8 +107,9 @@ class Worker:
 
             record = Record(*request["record"])
             source = self._fetcher.fetch(record.location, record.offset, record.size)
-            result = transcode(source, record.kind, **request["settings"])
-            return {"size": self._memory.put(result.content), "suffix": result.suffix, "facts": result.facts}
+            result = transcode(source, record.kind, min_decoded_share=self._min_share, **request["settings"])
+            size = self._memory.put(result.content)
+            return {"size": size, "suffix": result.suffix, "facts": result.facts, "damage": result.damage}
         raise ValueError(f"unknown task {task!r}")
 
     def _probe(self) -> int:
@@ -120,10 +120,28 @@ class Worker:
             self._image = read_image(source, MAX_PIXELS if limits is None else limits.pixels)
             return 1
         try:
-            self._video = open_video(source, self._decoder, limits and limits.video_limits)
+            self._video = open_video(source, self._decoder, limits and limits.video_limits, self._min_share)
         except UnknownContainer:
             raise VideoError("is neither an image nor a video that can be opened; it may be truncated") from None
         return self._video.frames
+
+    def _read_frames(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Read frames and close the video. If some do not decode, respond with those that do, to choose again."""
+        video, choose_again = self._video, False
+        try:
+            response: dict[str, Any] = {"shape": self._frames(request["indices"]).shape}
+            if video is not None:
+                response |= {"decoder": video.decoder, "damage": video.damage}
+            return response
+        except DamagedFrames:
+            if video is None or self._min_share is None:
+                raise
+            video.exclude_damaged()
+            choose_again = True
+            return _frame_numbers(video, request)
+        finally:
+            if not choose_again:
+                self._reset()
 
     def _frames(self, indices: Sequence[int]) -> Pixels:
         if self._image is None:
@@ -173,6 +191,13 @@ class Worker:
         if self._video is not None:
             self._video.close()
             self._video = None
+
+
+def _frame_numbers(video: Video, request: dict[str, Any]) -> dict[str, Any]:
+    """Return the number of frames and, if requested, the numbers that they have in the undamaged video."""
+    if video.damage is None or not request.get("timeline"):
+        return {"frames": video.frames}
+    return {"frames": video.frames, "numbers": list(video.numbers), "total": video.damage.total}
 
 
 def _read_inbox(inbox: int, size: int) -> bytes:

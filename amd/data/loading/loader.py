@@ -12,9 +12,10 @@ Shapes: B samples, R repeats, T frames, H height, W width.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -27,13 +28,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from amd.config import ClipConfig, DataConfig, ViewsConfig
 from amd.data.dataset.record import FrameChooser
-from amd.data.decoding.reader import BadSample, SampleReader, check_decoder
-from amd.data.faults import BadSampleLedger, DataFault, LoaderCrash, UnreadableSample
+from amd.data.decoding.reader import BadSample, ReadFacts, SampleReader, check_decoder
+from amd.data.faults import BadSampleLedger, DamagedSample, DataFault, LoaderCrash, SampleLedger, UnreadableSample
 from amd.data.loading import frame_sampling, order, processes, transforms
 from amd.data.loading.order import EpochPlan, SampleRange
 from amd.storage import is_remote
 
 __all__ = ["BadSampleLedger", "Batch", "ClipLoader", "DataFault", "LoaderCrash", "UnreadableSample"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -44,6 +48,8 @@ class Batch(NamedTuple):
     records: Tensor  # (B x R,) int64, record numbers
     bad: list[UnreadableSample]  # samples that could not be read; in training, others replace them
     extras: tuple[Any, ...] = ()  # B x R values that a ClipTransform returned with the clips
+    damaged: Sequence[DamagedSample] = ()  # videos of which only some frames are used
+    decoders: Sequence[str] = ()  # decoder of each video
 
 
 class Sample(Protocol):
@@ -86,6 +92,8 @@ class WorkerBatch(NamedTuple):
     records: npt.NDArray[np.int64]
     bad: list[UnreadableSample]
     extras: tuple[Any, ...]
+    damaged: list[DamagedSample]
+    decoders: list[str]
 
 
 class WorkItem(NamedTuple):
@@ -143,6 +151,7 @@ class ClipLoader:
             self._current_run = processes.fork_server(*_heavy_modules(data, train)).Value("q", 0)
         self._dataset = _ClipDataset(data, clip, seed, train, views, transform, open_reader, self._current_run)
         self._loader: DataLoader[Any] | None = None
+        self._damaged = SampleLedger[DamagedSample]()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -218,7 +227,10 @@ class ClipLoader:
             if isinstance(batch, DataFault | LoaderCrash):
                 raise batch
             labels, records = torch.from_numpy(batch.labels), torch.from_numpy(batch.records)
-            yield Batch(batch.clips, labels, records, batch.bad, batch.extras)
+            if not self._dataset.train:  # a training run lists them in its folder
+                for sample in self._damaged.add(batch.damaged):
+                    logger.warning("used as far as it decodes: %s %s", sample["location"], sample["reason"])
+            yield Batch(batch.clips, labels, records, batch.bad, batch.extras, batch.damaged, batch.decoders)
 
     def _open(self) -> DataLoader[Any]:
         worker_options: dict[str, Any] = {
@@ -258,6 +270,8 @@ class _ClipDataset(Dataset[Any]):
         self._transform, self._open_reader, self._current_run = transform, open_reader, current_run
         self._reader: Reader | None = None
         self._unreadable: dict[int, UnreadableSample] = {}
+        self._damaged: list[DamagedSample] = []  # of the current batch
+        self._decoders: list[str] = []
 
     def __getitem__(self, item: WorkItem) -> WorkerBatch | DataFault | LoaderCrash:
         repeats, sample_range = self.clips_per_sample, item.sample_range
@@ -266,6 +280,7 @@ class _ClipDataset(Dataset[Any]):
         numbers: list[int] = []
         bad: list[UnreadableSample] = []
         extras: list[Any] = []
+        self._damaged, self._decoders = [], []
         for i in range(sample_range.size):
             if self._is_outdated(item):
                 break
@@ -280,7 +295,8 @@ class _ClipDataset(Dataset[Any]):
                 numbers += [number] * repeats
                 labels += [label] * repeats
         clips = transforms.clip_view(clips[: len(labels)])
-        return WorkerBatch(clips, np.array(labels, np.int64), np.array(numbers, np.int64), bad, tuple(extras))
+        arrays = np.array(labels, np.int64), np.array(numbers, np.int64)
+        return WorkerBatch(clips, *arrays, bad, tuple(extras), self._damaged, self._decoders)
 
     def close(self) -> None:
         if self._reader is not None:
@@ -337,7 +353,10 @@ class _ClipDataset(Dataset[Any]):
         if number in self._unreadable:
             return self._unreadable[number]
         try:
-            return torch.from_numpy(self._reader_of_process().read_clip(record, self._chooser(draws)))
+            reader = self._reader_of_process()
+            frames = torch.from_numpy(reader.read_clip(record, self._chooser(draws)))
+            self._note(number, record, getattr(reader, "last_read", None))
+            return frames
         except BadSample as error:
             self._unreadable[number] = UnreadableSample(record=number, location=record.name, reason=error.reason)
             return self._unreadable[number]
@@ -349,6 +368,14 @@ class _ClipDataset(Dataset[Any]):
 
     def _draws(self, sample_range: SampleRange, i: int, attempt: int = 0) -> random.Random:
         return order.sample_draws(self.seed, sample_range.epoch, sample_range.position + i, attempt)
+
+    def _note(self, number: int, record: Sample, facts: ReadFacts | None) -> None:
+        """Note how a video was read, for the current batch."""
+        if facts is None:
+            return
+        self._decoders.append(facts.decoder)
+        if facts.damage is not None:
+            self._damaged.append(DamagedSample(record=number, location=record.name, reason=str(facts.damage)))
 
     def _chooser(self, draws: frame_sampling.Draws) -> FrameChooser:
         if self.train:

@@ -94,6 +94,8 @@ def embed_file(url: str, path: str) -> Array:
     encoder, card = load_encoder(url)
     with closing(SampleReader(DataConfig(train=path))) as reader:
         clips = cut_clips(reader.read_file(path, file_chooser(card)), card)
+        if reader.last_read is not None and reader.last_read.damage is not None:
+            logger.warning("used as far as it decodes: %s %s", path, reader.last_read.damage)
     values: Array = encode(encoder, card.clip, clips, card.pooling)[0].float().numpy()
     return values
 

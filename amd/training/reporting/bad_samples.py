@@ -1,26 +1,38 @@
-"""Merge a run's bad samples across ranks, list them in `bad_samples.jsonl`, and check the allowed fraction."""
+"""Merge a run's bad and damaged samples across ranks, list them in its folder, and check the allowed fraction.
+
+bad_samples.jsonl       samples that could not be read
+damaged_samples.jsonl   videos of which only the frames that decode are used
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from typing import Any
 
-from amd.data.faults import BadSampleLedger, DataFault, UnreadableSample
+from amd.data.faults import BadSampleLedger, DamagedSample, DataFault, SampleLedger, UnreadableSample
 from amd.storage import exists, join, read_bytes, write_bytes
 from amd.training.process_group import ProcessGroup
-from amd.training.run_folder import BAD_SAMPLES
+from amd.training.run_folder import BAD_SAMPLES, DAMAGED_SAMPLES
 
 
 class BadSamples:
-    """Bad samples of a run, identical on every rank after each `share`."""
+    """Bad and damaged samples of a run, identical on every rank after each `share`. `len` counts the bad ones."""
 
     def __init__(self, run_folder: str, group: ProcessGroup, limit_fraction: float, total: int) -> None:
-        self._url = join(run_folder, BAD_SAMPLES)
+        self._urls = (join(run_folder, BAD_SAMPLES), join(run_folder, DAMAGED_SAMPLES))
         self._group, self._limit, self._total = group, limit_fraction, total
-        self._ledger = BadSampleLedger(group.broadcast_from_main(self._read))
-        self._pending: list[UnreadableSample] = []
+        bad, damaged = group.broadcast_from_main(lambda: tuple(_read(url) for url in self._urls))
+        self._ledger, self._damaged = BadSampleLedger(bad), SampleLedger[DamagedSample](damaged)
+        self._pending: tuple[list[UnreadableSample], list[DamagedSample]] = ([], [])
 
     def __len__(self) -> int:
         return len(self._ledger)
+
+    @property
+    def damaged(self) -> int:
+        """Number of damaged samples."""
+        return len(self._damaged)
 
     @property
     def too_many(self) -> bool:
@@ -29,19 +41,25 @@ class BadSamples:
     def fault(self) -> DataFault:
         return self._ledger.fault(self._limit, self._total)
 
-    def add(self, bad: list[UnreadableSample]) -> None:
-        """Record bad samples found on this rank; they are counted after the next `share`."""
-        self._pending += bad
+    def add(self, bad: Iterable[UnreadableSample], damaged: Iterable[DamagedSample] = ()) -> int:
+        """Record samples found on this rank, counted after the next `share`; return the number of new ones."""
+        new_bad, new_damaged = list(bad), [sample for sample in damaged if sample["record"] not in self._damaged]
+        self._pending[0].extend(new_bad)
+        self._pending[1].extend(new_damaged)
+        return len(new_bad) + len(new_damaged)
 
     def share(self) -> None:
-        """Merge bad samples across all ranks. Rewrites the whole file, since object stores cannot append."""
+        """Merge samples across all ranks. Rewrites whole files, since object stores cannot append."""
         everyone = self._group.gather(self._pending)
-        self._pending = []
-        new = self._ledger.add(bad for rank in everyone for bad in rank)
-        if new and self._group.is_main:
-            write_bytes(self._url, "".join(json.dumps(bad) + "\n" for bad in self._ledger).encode())
+        self._pending = ([], [])
+        new_bad = self._ledger.add(sample for bad, _ in everyone for sample in bad)
+        new_damaged = self._damaged.add(sample for _, damaged in everyone for sample in damaged)
+        if not self._group.is_main:
+            return
+        for url, new, ledger in zip(self._urls, (new_bad, new_damaged), (self._ledger, self._damaged), strict=True):
+            if new:
+                write_bytes(url, "".join(json.dumps(sample) + "\n" for sample in ledger).encode())
 
-    def _read(self) -> list[UnreadableSample]:
-        if not exists(self._url):
-            return []
-        return [json.loads(line) for line in read_bytes(self._url).decode().splitlines()]
+
+def _read(url: str) -> list[Any]:
+    return [json.loads(line) for line in read_bytes(url).decode().splitlines()] if exists(url) else []

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -95,6 +96,7 @@ class Training(ABC):
         self.warmup = config.schedule.total_warmup_steps(self.loader.steps_per_epoch)
         self.store = self.origin = CheckpointStore(join(spec.folder, "checkpoints"), config.checkpoint)
         self.bad = BadSamples(spec.folder, group, config.data.max_bad_fraction, len(self.manifest))
+        self.decoders: Counter[str] = Counter()  # videos read for this rank since the start, by decoder
         self.metrics: MetricsWriter | None = None  # on rank 0
         self.values: dict[str, float] = {}
         every_minutes = config.checkpoint.every_minutes
@@ -206,13 +208,16 @@ class Training(ABC):
     # Between steps: all ranks take every action at the same step
 
     def _signals(self, batches: list[Batch]) -> Signals:
-        found = [bad for batch in batches for bad in batch.bad]
-        self.bad.add(found)
+        found = self.bad.add(
+            (bad for batch in batches for bad in batch.bad),
+            (damaged for batch in batches for damaged in batch.damaged),
+        )
+        self.decoders.update(decoder for batch in batches for decoder in batch.decoders)
         return Signals(
             stop=int(self.stop_requested()),
             save=int(self.group.is_main and self.timed_save.due()),
             poll_preemption=int(self.group.is_main and self.preemption_poll.due()),
-            bad=len(found),
+            bad=found,
         )
 
     def _between_steps(self, done: int, batches: list[Batch], signals: Signals) -> None:
@@ -256,12 +261,20 @@ class Training(ABC):
         values = self.learner.meter.read(self.run_config.clips_per_step)
         values["optim/lr"] = self._lr(done - 1)
         values["data/bad_samples"] = float(len(self.bad))
+        values["data/damaged_samples"] = float(self.bad.damaged)
+        if self.run_config.data.decoder == "decord":
+            values["data/decord_share"] = self._decord_share()
         values["speed/mfu"] = self.step_flops / values["time/step_s"] / self.machine_rate
         if not all(map(math.isfinite, values.values())):
             raise NonFinite(f"step {done}: the gradient is finite, but some metrics are not: {values}")
         self.values = values
         self.write_metrics(done, values)
         self.emit("step", step=done, values=values)
+
+    def _decord_share(self) -> float:
+        """Return the share of the videos read since the start that decord decoded, on all ranks."""
+        counts = self.group.gather((self.decoders["decord"], self.decoders.total()))
+        return sum(decord for decord, _ in counts) / max(1, sum(total for _, total in counts))
 
     def _non_finite_message(self, bad_step: int) -> str:
         """Return a message with the first non-finite step and its samples on all ranks."""

@@ -15,12 +15,11 @@ from typing import Any
 
 from amd.data.decoding import worker
 from amd.data.decoding.isolation import DecodingChild
-from amd.data.decoding.limits import VideoLimits
 from amd.data.decoding.reader import SampleReader
 from amd.data.decoding.video import open_video
 
 
-def _misbehave(source: Any, decoder: str = "pyav", limits: VideoLimits | None = None) -> Any:
+def _misbehave(source: Any, *options: Any) -> Any:
     name = source.stem if isinstance(source, Path) else source[-16:].rpartition(b":")[2].decode("latin-1")
     if name.endswith("_once") and _is_first(source.with_suffix(".opened")):
         name = name.removesuffix("_once")
@@ -38,7 +37,7 @@ def _misbehave(source: Any, decoder: str = "pyav", limits: VideoLimits | None = 
         return bytearray(1 << 34)
     if name == "raises":
         raise ZeroDivisionError("unexpected")
-    return open_video(source, decoder, limits)
+    return open_video(source, *options)
 
 
 def _is_first(mark: Path) -> bool:

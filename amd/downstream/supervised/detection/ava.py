@@ -26,7 +26,7 @@ import numpy.typing as npt
 from amd.config import ClipConfig, ConfigError, DataConfig, DetectionDataConfig
 from amd.data.dataset.manifest import capped
 from amd.data.dataset.record import VIDEO_SUFFIXES, FrameChooser, Record
-from amd.data.decoding.reader import BadSample, SampleReader
+from amd.data.decoding.reader import BadSample, ReadFacts, SampleReader
 from amd.downstream.supervised.detection.boxes import Boxes
 from amd.storage import filesystem, join, listdir, read_bytes
 
@@ -324,7 +324,11 @@ class KeyFrameReader:
                 )
             return centred(total, centre, clip.frames, clip.sampling_rate_frames)
 
-        return self._reader.read_clip(record, around)
+        return self._reader.read_clip(record, around, timeline=True)
+
+    @property
+    def last_read(self) -> ReadFacts | None:
+        return self._reader.last_read
 
     def close(self) -> None:
         self._reader.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,11 @@ from amd.config import DataConfig
 from amd.data.dataset.lists import line_numbers, parse_list
 from amd.data.dataset.manifest import Names
 from amd.data.dataset.open import Manifest, ManifestError, open_manifest
+from amd.data.decoding.reader import SampleReader
 from amd.data.validation import validate_data
 from amd.storage import write_bytes
+from tests.support.data.damage import cut
+from tests.support.data.videos import pictures, write_video
 
 PIXEL = Image.new("RGB", (4, 4))
 
@@ -59,7 +63,7 @@ def test_a_flat_folder_has_no_labels_and_its_ignored_files_are_reported(tmp_path
     manifest = _open(_images(tmp_path, ["b.png", "a.png"]))
     assert [r.label for r in manifest] == [None, None]
     assert manifest.labels.tolist() == [-1, -1]
-    assert "1 files with other suffixes" in manifest.notes[0]
+    assert "1 files with other suffixes are ignored: .txt 1" in manifest.notes[0]
 
 
 def test_a_folder_that_links_to_itself_is_traversed_once(tmp_path: Path) -> None:
@@ -215,6 +219,41 @@ def test_validate_rejects_data_with_no_readable_sample(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("no video")
     with pytest.raises(ManifestError, match="none of the 1 samples tried can be read"):
         validate_data(DataConfig(train=str(tmp_path)))
+
+
+def test_a_folder_of_videos_contains_every_video_suffix_and_names_the_others(tmp_path: Path) -> None:
+    videos = ["mp4", "MTS", "m2ts", "vob", "ogv", "asf", "f4v", "3g2", "m1v", "rm"]
+    for suffix in [*videos, "swf", "SWF", "srt", "gif"]:
+        (tmp_path / f"{len(list(tmp_path.iterdir()))}.{suffix}").write_bytes(b"")
+    (tmp_path / "LICENSE").write_bytes(b"")
+    manifest = _open(tmp_path, format="video_folder")
+    assert sorted(record.location.rpartition(".")[2] for record in manifest) == sorted(videos)
+    assert "5 files with other suffixes are ignored: .swf 2, .gif 1, .srt 1, no suffix 1" in _sorted(manifest.notes[0])
+
+
+def _sorted(note: str) -> str:
+    """Return the note with suffixes of equal counts in alphabetical order."""
+    head, _, found = note.partition("ignored: ")
+    return head + "ignored: " + ", ".join(sorted(found.split(", "), key=lambda item: (-int(item[-1]), item)))
+
+
+def test_a_list_can_call_an_animated_image_a_video(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "green", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    records = _open(_list(tmp_path / "l.txt", "a.gif 0\nvideo:a.gif 1\n"))
+    assert [(r.kind, r.location) for r in records] == [(k, f"{tmp_path}/a.gif") for k in ("image", "video")]
+    with closing(SampleReader(DataConfig(train="x"))) as reader:
+        assert [len(reader.read_clip(record, np.arange)) for record in records] == [1, 3]
+
+
+def test_validate_names_damaged_videos(tmp_path: Path) -> None:
+    cut(write_video(tmp_path / "a.avi", pictures(24), codec="mpeg4"), 0.8)
+    write_video(tmp_path / "b.avi", pictures(24), codec="mpeg4")
+    report = validate_data(DataConfig(train=str(tmp_path)))
+    assert len(report.damaged) == 1
+    assert "a.avi is truncated" in report.damaged[0]
+    assert "damaged, used as far as they decode: 1 of 2" in str(report)
+    assert "bad:" in str(validate_data(DataConfig(train=str(tmp_path), damage="strict")))
 
 
 def test_folders_and_lists_on_s3_open_like_local_ones(s3_root: str, tmp_path: Path) -> None:

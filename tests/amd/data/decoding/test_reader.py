@@ -29,7 +29,7 @@ FRAMES = pictures(12)
 
 @pytest.fixture(scope="module")
 def reader() -> Iterator[SampleReader]:
-    reader = SampleReader(DataConfig(train="x"))
+    reader = SampleReader(DataConfig(train="x", damage="strict"))  # test_damage.py uses damaged files
     yield reader
     reader.close()
 

@@ -1,0 +1,167 @@
+"""Open video containers, read their packets, and find where a file ends too early. Decodes nothing.
+
+A count of frames in a header or an index may be wrong without any damage, so a file counts as truncated only if its
+container declares bytes that the file does not contain, or its last packet is incomplete.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+from av.stream import Disposition
+
+from amd.data.decoding.frames import Source, VideoError
+from amd.data.decoding.limits import VideoLimits
+
+# Accepted containers. Other demuxers (playlists, image sequences, devices, network protocols) could open other files.
+FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,rm,mxf,h264,hevc,m4v,obu,ivf,nut,dv,gif"
+_UNKNOWN_RIFF_SIZE = 0xFFFFFF00  # writers that cannot seek back store 0 or a value near the maximum
+
+
+class UnknownContainer(VideoError):
+    """Raised when FFmpeg does not recognise the container."""
+
+
+class Unreadable(NamedTuple):
+    """The reason why the rest of a file cannot be read."""
+
+    reason: str
+
+
+class StreamPackets(NamedTuple):
+    """The packets of a stream in decoding order."""
+
+    packets: list[Any]
+    incomplete: list[int]  # positions of packets of which the file contains only a part
+    size: int  # bytes of all packets
+    fault: str | None  # why reading stopped before the end of the file
+
+
+def open_container(source: Source) -> Any:
+    """Open a file or its bytes. Raises VideoError."""
+    if (isinstance(source, Path) and not source.stat().st_size) or source == b"":
+        raise VideoError("is empty (zero bytes)")
+    try:
+        return av.open(
+            str(source) if isinstance(source, Path) else io.BytesIO(source),
+            options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
+            metadata_errors="ignore",
+        )
+    except av.error.FFmpegError as error:
+        raise UnknownContainer(f"is not a video that can be opened ({error.strerror}); it may be truncated") from None
+
+
+def video_stream(container: Any) -> Any:
+    """Return the first video stream that is not a cover picture. Raises VideoError."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise VideoError("has a video codec that this build of FFmpeg cannot decode")
+            return stream
+    raise VideoError("has no video stream")
+
+
+def open_stream(source: Source, limits: VideoLimits | None) -> tuple[Any, Any]:
+    """Open a file and return its container and its video stream, configured for decoding. Raises VideoError."""
+    container = open_container(source)
+    try:
+        stream = video_stream(container)
+    except VideoError:
+        container.close()
+        raise
+    context = stream.codec_context
+    context.thread_count = 1
+    if limits is not None:  # frames may grow after the header, so the decoder enforces the limit too
+        context.options = {**context.options, "max_pixels": str(limits.pixels)}
+    return container, stream
+
+
+def check_limits(container: Any, stream: Any, limits: VideoLimits) -> None:
+    """Raise VideoError if the header exceeds the limits."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > limits.pixels:
+        raise VideoError(f"has {width}x{height} pixels per frame, more than {limits.pixels}")
+    times = [container.duration / 1e6] if container.duration else []
+    times += [float(stream.duration * stream.time_base)] if stream.duration and stream.time_base else []
+    if times and max(times) > limits.duration_s:
+        raise VideoError(f"is {max(times):.0f} s long, more than {limits.duration_s:g} s")
+
+
+def stored_packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the packets that contain data, as an empty one would flush the decoder; then the error that ends them."""
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    except av.error.FFmpegError as error:
+        yield Unreadable(error.strerror)
+    except IndexError:  # raised by PyAV
+        yield Unreadable("a stream that the header does not declare")
+
+
+def read_packets(container: Any, stream: Any) -> StreamPackets:
+    """Read all packets of the stream that contain data."""
+    packets: list[Any] = []
+    incomplete: list[int] = []
+    total, fault = 0, None
+    for packet in stored_packets(container, stream):
+        if isinstance(packet, Unreadable):
+            fault = f"is damaged: reading stops after packet {len(packets)} ({packet.reason})"
+            break
+        if packet.is_corrupt:
+            incomplete.append(len(packets))
+        packets.append(packet)
+        total += packet.size
+    return StreamPackets(packets, incomplete, total, fault)
+
+
+def find_truncation(source: Source, container: Any, stream: Any, read: StreamPackets) -> str | None:
+    """Return how a file ends too early, or None."""
+    if read.incomplete:
+        first, last = read.incomplete[0], len(read.packets) - 1
+        return f"is {'truncated' if first == last else 'damaged'}: packet {first} is incomplete"
+    declared = _declared_bytes(source, container.format.name, stream, len(read.packets))
+    size = source.stat().st_size if isinstance(source, Path) else len(source)
+    if declared <= size:
+        return read.fault
+    if stream.frames > len(read.packets):
+        return f"is truncated: it has {len(read.packets)} of {stream.frames} frames"
+    return f"is truncated: {size} of {declared} bytes"
+
+
+def _declared_bytes(source: Source, container: str, stream: Any, packets: int) -> int:
+    """Return the number of bytes that the container needs; 0 if it does not tell."""
+    if "matroska" in container:
+        return _matroska_bytes(_head(source))
+    if "mp4" in container.split(",") and stream.frames != packets:  # reading the index takes as long as the packets
+        entries = stream.index_entries
+        if not len(entries):
+            return 0
+        last = entries[len(entries) - 1]
+        return int(last.pos + last.size)
+    if container == "avi" and stream.frames > packets:
+        size = int.from_bytes(_head(source)[4:8], "little")
+        return size + 8 if 0 < size < _UNKNOWN_RIFF_SIZE else 0
+    return 0
+
+
+def _matroska_bytes(head: bytes) -> int:
+    """Return the size that Matroska and WebM files declare and their demuxer ignores."""
+    at = head.find(b"\x18\x53\x80\x67") + 4  # the Segment element, then its size as a variable-length number
+    if at < 4 or at + 8 > len(head) or not head[at]:
+        return 0
+    width = 9 - head[at].bit_length()
+    length = int.from_bytes(head[at : at + width], "big") & ~(1 << 7 * width)
+    unknown = length == (1 << 7 * width) - 1
+    return 0 if unknown else at + width + length
+
+
+def _head(source: Source) -> bytes:
+    if isinstance(source, bytes):
+        return source[:4096]
+    with source.open("rb") as file:
+        return file.read(4096)

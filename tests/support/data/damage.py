@@ -1,0 +1,39 @@
+"""Damage video files as transfers and recorders do: cut them short, overwrite packets, declare wrong counts."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import av
+
+
+def cut(path: Path, share: float) -> Path:
+    """Keep the first `share` of the bytes."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    return path
+
+
+def overwrite_packets(path: Path, numbers: Iterable[int]) -> Path:
+    """Overwrite these video packets, in decoding order, with noise."""
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    content, draws = bytearray(path.read_bytes()), random.Random(0)
+    for number in numbers:
+        at, size = packets[number]
+        content[at : at + size] = draws.randbytes(size)
+    path.write_bytes(content)
+    return path
+
+
+def declare_frames(path: Path, count: int) -> Path:
+    """Set the frame count in an AVI's headers, which its index and its packets contradict."""
+    content = bytearray(path.read_bytes())
+    for box, offset in ((b"avih", 4 + 4 + 16), (b"strh", 4 + 4 + 32)):
+        at = content.find(box) + offset
+        content[at : at + 4] = struct.pack("<I", count)
+    path.write_bytes(content)
+    return path
