@@ -18,7 +18,7 @@ from amd.data.loading.loader import Batch, ClipLoader, Records
 from amd.downstream.supervised.learner import SupervisedConfig
 from amd.models.classifier import EncoderWithHead
 from amd.training.process_group import ProcessGroup
-from amd.training.trainer.loop import Interrupted
+from amd.training.trainer.run_hooks import Interrupted
 
 Rows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
 """Record (n,), number within the record (n,) and outputs (n, C) of each row."""

@@ -13,8 +13,9 @@ from amd.flops import encoder_flops
 from amd.storage import join
 from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import RunSpec
-from amd.training.trainer.loop import LoopResult, RunHooks, Training
+from amd.training.trainer.loop import Training
 from amd.training.trainer.open_data import open_on_main
+from amd.training.trainer.run_hooks import LoopResult, RunHooks
 
 
 def work_on(task: type[SupervisedTask], spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:

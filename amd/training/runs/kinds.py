@@ -12,8 +12,8 @@ from amd.training.run_folder import RunSpec
 from amd.training.runs.checks import DataFacts, check_data, check_teacher
 from amd.training.runs.publishing import publish
 from amd.training.runs.teachers import TrainTeacher, resolve_teacher
-from amd.training.trainer.loop import LoopResult, RunHooks
 from amd.training.trainer.pretraining import work
+from amd.training.trainer.run_hooks import LoopResult, RunHooks
 
 Work = Callable[[RunSpec, ProcessGroup, RunHooks], LoopResult]
 

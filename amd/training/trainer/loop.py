@@ -12,8 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -27,7 +26,6 @@ from amd.training.failures import NonFinite
 from amd.training.process_group import ProcessGroup, Signals
 from amd.training.reporting.bad_samples import BadSamples
 from amd.training.reporting.metrics import MetricsWriter, open_metrics
-from amd.training.reporting.progress import Event
 from amd.training.run_folder import RunSpec, run_folder
 from amd.training.stall_watchdog import StallWatchdog
 from amd.training.trainer.learner import Learner
@@ -35,41 +33,9 @@ from amd.training.trainer.meters import matmul_rate
 from amd.training.trainer.open_data import open_on_main
 from amd.training.trainer.optimizer import cosine_lr
 from amd.training.trainer.periodic import PeriodicRequest
+from amd.training.trainer.run_hooks import Interrupted, LoopResult, RunHooks
 
 PREEMPTION_POLL_S = 5.0  # between joint checks for a pending preemption
-
-
-class RunHooks(Protocol):
-    """The loop's connection to its environment: stop requests, preemption and events."""
-
-    def stop_requested(self) -> bool:
-        """Return whether this process has received SIGTERM or a cancel request. Called every step; must be cheap."""
-
-    def preempted(self) -> bool:
-        """Return whether a node of the group is about to be preempted. This is a barrier, so call it on all ranks."""
-
-    def emit(self, event: Event) -> None:
-        """Report an event to the run's watcher. Called only on rank 0."""
-
-    def stalled(self, report: str) -> None:
-        """Report that this rank hangs, and end it. Called on any rank, from a thread that does not hang."""
-
-
-class Interrupted(Exception):
-    """Raised on all ranks when a stop request interrupts `evaluate` or `finalize`. A resumed run repeats the call."""
-
-
-@dataclass(frozen=True)
-class LoopResult:
-    """Progress of the loop when it returned."""
-
-    steps: int
-    """Completed optimizer steps."""
-    finished: bool
-    """Whether the run is complete; False after a stop or a pause."""
-    saved: bool
-    """Whether the last step's checkpoint is committed."""
-    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Training(ABC):

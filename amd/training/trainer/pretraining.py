@@ -18,7 +18,8 @@ from amd.training.reporting.prober import is_probed
 from amd.training.run_folder import RunSpec
 from amd.training.trainer import collapse_guard
 from amd.training.trainer.distiller import Distiller
-from amd.training.trainer.loop import LoopResult, RunHooks, Training
+from amd.training.trainer.loop import Training
+from amd.training.trainer.run_hooks import LoopResult, RunHooks
 
 GUARDED_CLIPS = 256
 

@@ -16,8 +16,8 @@ from amd.training.run_folder import RunSpec
 from amd.training.runs import launch
 from amd.training.runs.kinds import PRETRAINING
 from amd.training.stall_watchdog import StallWatchdog
-from amd.training.trainer.loop import LoopResult, RunHooks
 from amd.training.trainer.pretraining import Pretraining
+from amd.training.trainer.run_hooks import LoopResult, RunHooks
 from tests.support.runs.tiny_runs import tiny_run
 
 

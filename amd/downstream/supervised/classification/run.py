@@ -23,7 +23,7 @@ from amd.storage import remove
 from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import RunResult, RunSpec
 from amd.training.runs.launch import launch
-from amd.training.trainer.loop import LoopResult, RunHooks
+from amd.training.trainer.run_hooks import LoopResult, RunHooks
 
 
 def finetune(config: FinetuneConfig, **options: Any) -> RunResult:

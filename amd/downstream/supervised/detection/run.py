@@ -22,7 +22,7 @@ from amd.downstream.supervised.worker import work_on
 from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import RunResult, RunSpec
 from amd.training.runs.launch import launch
-from amd.training.trainer.loop import LoopResult, RunHooks
+from amd.training.trainer.run_hooks import LoopResult, RunHooks
 
 
 def detect(config: DetectionConfig, **options: Any) -> RunResult:

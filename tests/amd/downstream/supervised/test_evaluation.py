@@ -14,7 +14,7 @@ from amd.data.faults import UnreadableSample
 from amd.data.loading.loader import Batch
 from amd.downstream.supervised.evaluation import EvaluationContext, Rows, predict_rows
 from amd.models.classifier import Classifier
-from amd.training.trainer.loop import Interrupted
+from amd.training.trainer.run_hooks import Interrupted
 
 BAD: UnreadableSample = {"record": 3, "location": "3.png", "reason": "truncated"}
 

@@ -32,8 +32,8 @@ from amd.training.run_folder import RunResult, RunSpec, run_folder
 from amd.training.runs import launch
 from amd.training.runs.kinds import PRETRAINING
 from amd.training.runs.teachers import teacher_id
-from amd.training.trainer.loop import LoopResult, RunHooks
 from amd.training.trainer.pretraining import work
+from amd.training.trainer.run_hooks import LoopResult, RunHooks
 from tests.support.runs.configs import mae, tiny_image_config
 from tests.support.runs.tiny_runs import assert_same_bits, final_state, tiny_run
 

@@ -13,8 +13,8 @@ from amd.storage import listdir
 from amd.training.failures import NonFinite
 from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import RunSpec, spec_of
-from amd.training.trainer.loop import LoopResult
 from amd.training.trainer.pretraining import work
+from amd.training.trainer.run_hooks import LoopResult
 from tests.support.processes import run_ranks
 from tests.support.runs.tiny_runs import NullHooks, tiny_run
 

@@ -17,7 +17,7 @@ from amd.downstream.supervised.classification.learner import new_classifier
 from amd.downstream.supervised.evaluation import EvaluationContext
 from amd.models.classifier import Classifier
 from amd.training.process_group import ProcessGroup
-from amd.training.trainer.loop import Interrupted
+from amd.training.trainer.run_hooks import Interrupted
 from tests.support.processes import run_ranks
 from tests.support.runs.finetuning import shaded_images, tiny_finetuning
 
