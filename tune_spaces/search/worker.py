@@ -12,8 +12,8 @@ from amd.downstream.probing.run import probe_now
 from amd.training.process_group import ProcessGroup
 from amd.training.run_folder import RunSpec
 from amd.training.runs.kinds import PRETRAINING
-from amd.training.trainer.loop import LoopResult, RunHooks
 from amd.training.trainer.pretraining import Pretraining
+from amd.training.trainer.run_hooks import LoopResult, RunHooks
 
 
 def work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:

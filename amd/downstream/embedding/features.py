@@ -25,8 +25,9 @@ from amd.data.dataset.open import open_manifest
 from amd.data.dataset.record import FrameChooser
 from amd.data.decoding.reader import DecodedFrames, SampleReader
 from amd.data.faults import BadSampleLedger, UnreadableSample
+from amd.data.loading.clip_dataset import Records, Sample
 from amd.data.loading.frame_sampling import middle_chooser, views_chooser
-from amd.data.loading.loader import ClipLoader, Records, Sample
+from amd.data.loading.loader import ClipLoader
 from amd.data.loading.transforms import clip_view, spatial_views
 from amd.device import autocast, choose_device, choose_precision
 from amd.downstream.arrays import Array, Features, Labels

@@ -14,7 +14,8 @@ import torch
 
 from amd.config import ClipConfig, Precision
 from amd.data.faults import UnreadableSample
-from amd.data.loading.loader import Batch, ClipLoader, Records
+from amd.data.loading.clip_dataset import Records
+from amd.data.loading.loader import Batch, ClipLoader
 from amd.downstream.supervised.learner import SupervisedConfig
 from amd.models.classifier import EncoderWithHead
 from amd.training.process_group import ProcessGroup

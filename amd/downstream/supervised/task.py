@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from amd.artifacts.weights import HeadCard, Pooling
-from amd.data.loading.loader import Records
+from amd.data.loading.clip_dataset import Records
 from amd.downstream.supervised.evaluation import EvaluationContext, EvaluationData, EvaluationScores
 from amd.downstream.supervised.learner import SupervisedConfig, SupervisedLearner
 from amd.models.classifier import EncoderWithHead

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from amd.data.loading.loader import ClipLoader, Records
+from amd.data.loading.clip_dataset import Records
+from amd.data.loading.loader import ClipLoader
 from amd.downstream.supervised.evaluation import EvaluationContext, EvaluationData, EvaluationScores
 from amd.downstream.supervised.learner import SupervisedLearner, load_start
 from amd.downstream.supervised.report import TEST, selection_warning, unreadable_warning

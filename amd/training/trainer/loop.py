@@ -18,7 +18,8 @@ import torch
 
 from amd.config import RunConfig
 from amd.data.dataset.open import open_manifest
-from amd.data.loading.loader import Batch, ClipLoader, Records
+from amd.data.loading.clip_dataset import Records
+from amd.data.loading.loader import Batch, ClipLoader
 from amd.storage import join
 from amd.training.checkpoints.state import capture, restore
 from amd.training.checkpoints.store import CheckpointStore

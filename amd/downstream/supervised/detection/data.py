@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from amd.config import ClipConfig, ConfigError, DataConfig, DetectionConfig
-from amd.data.loading.loader import Reader
+from amd.data.loading.clip_dataset import Reader
 from amd.downstream.supervised.detection import ava
 from amd.downstream.supervised.detection.ava import KeyFrameId, KeyFrames, LabelMap, PersonBoxes
 from amd.downstream.supervised.detection.frame_map import AnnotatedActions
