@@ -23,7 +23,7 @@ from amd.data.dataset.record import BadSample, FrameChooser, Record
 from amd.data.decoding.damage import Damage
 from amd.data.decoding.isolation import ChildFailed, ChildTimeout, DecodingChild
 from amd.data.decoding.limits import FileLimits
-from amd.data.decoding.read_ahead import FileRange, frame_files
+from amd.data.fetching.read_ahead import FileRange, frame_files
 from amd.storage import is_remote
 
 __all__ = ["BadSample", "DecodedFrames", "ManifestError", "ReadFacts", "SampleReader", "check_decoder"]

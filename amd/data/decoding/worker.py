@@ -25,13 +25,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from amd.data.dataset.record import Record
-from amd.data.decoding.cache import LocalCache
-from amd.data.decoding.fetch import Fetcher, FetchError
 from amd.data.decoding.frames import DamagedFrames, VideoError
 from amd.data.decoding.images import MAX_PIXELS, ImageError, is_image, read_image
 from amd.data.decoding.limits import FileLimits
-from amd.data.decoding.read_ahead import FileRange, ReadAhead, frame_files
 from amd.data.decoding.video import UnknownContainer, Video, frame_rate, open_video
+from amd.data.fetching.cache import LocalCache
+from amd.data.fetching.fetch import Fetcher, FetchError
+from amd.data.fetching.read_ahead import FileRange, ReadAhead, frame_files
 
 Pixels = npt.NDArray[np.uint8]
 _GRACE_S = 30  # in addition to the parent's time limit

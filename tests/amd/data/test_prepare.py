@@ -17,9 +17,9 @@ from PIL import Image
 from amd.config import DataConfig
 from amd.data.dataset.open import ManifestError, open_manifest
 from amd.data.dataset.shards import INDEX_SUFFIX
-from amd.data.decoding.fetch import Fetcher
 from amd.data.decoding.packets import map_packets
 from amd.data.decoding.reader import SampleReader
+from amd.data.fetching.fetch import Fetcher
 from amd.data.prepare import REPORT, prepare
 from amd.storage import listdir, read_json, write_bytes
 from tests.support.data.videos import exact_frames, pictures, write_audio_only, write_video

@@ -14,8 +14,8 @@ from amd.config import DataConfig
 from amd.data.dataset import shards
 from amd.data.dataset.open import Manifest, ManifestError, open_manifest
 from amd.data.dataset.shards import INDEX_SUFFIX, ShardWriter, expand, shard_members, write_index
-from amd.data.decoding.fetch import Fetcher, FetchError
 from amd.data.decoding.reader import BadSample, SampleReader
+from amd.data.fetching.fetch import Fetcher, FetchError
 from amd.storage import write_bytes
 
 

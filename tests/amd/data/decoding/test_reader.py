@@ -19,8 +19,8 @@ from PIL import Image
 from amd.config import ConfigError, DataConfig
 from amd.data.dataset.open import open_manifest
 from amd.data.dataset.record import Record, kind_of
-from amd.data.decoding.fetch import Fetcher, FetchError
 from amd.data.decoding.reader import BadSample, SampleReader, check_decoder
+from amd.data.fetching.fetch import Fetcher, FetchError
 from amd.storage import write_bytes
 from tests.support.data.videos import exact_frames, pictures, write_audio_only, write_video
 
@@ -265,7 +265,7 @@ def test_transient_errors_are_retried_and_permanent_ones_are_not(
     failures: list[Exception], retries: int, requests: int, reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flaky = _Flaky(failures)
-    monkeypatch.setattr("amd.data.decoding.fetch.filesystem", lambda url: (flaky, url))
+    monkeypatch.setattr("amd.data.fetching.fetch.filesystem", lambda url: (flaky, url))
     fetcher = Fetcher(retries, pause_s=0)
     if reason is None:
         assert fetcher.fetch("s3://b/x", 2, 3) == b"234"
@@ -281,7 +281,7 @@ def test_a_member_that_extends_past_the_end_of_its_shard_is_rejected(
     (tmp_path / "x.tar").write_bytes(bytes(100))
     with pytest.raises(FetchError, match="is truncated: 40 of 50 bytes"):
         Fetcher().fetch(str(tmp_path / "x.tar"), 60, 50)
-    monkeypatch.setattr("amd.data.decoding.fetch.filesystem", lambda url: (_Flaky([]), url))
+    monkeypatch.setattr("amd.data.fetching.fetch.filesystem", lambda url: (_Flaky([]), url))
     with pytest.raises(FetchError, match="is truncated: 4 of 9 bytes"):
         Fetcher().fetch("s3://b/x", 6, 9)
 

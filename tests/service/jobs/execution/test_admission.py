@@ -10,7 +10,7 @@ from service.jobs.execution.ray_jobs import Capacity
 from tests.support.service.fake_cluster import new_job
 
 
-class Clock:
+class SimulatedClock:
     now = 1000.0
 
     def __call__(self) -> float:
@@ -22,7 +22,7 @@ def capacity(used: float) -> Capacity:
 
 
 def test_resources_of_a_job_that_has_just_ended_are_not_counted_as_external() -> None:
-    clock = Clock()
+    clock = SimulatedClock()
     external = ExternalUsage(clock)
     assert external.update(capacity(6.0), Usage(4.0), []) == Usage(2.0)
     clock.now += RELEASE_S / 2
@@ -32,7 +32,7 @@ def test_resources_of_a_job_that_has_just_ended_are_not_counted_as_external() ->
 
 
 def test_a_starting_job_does_not_hide_external_usage() -> None:
-    clock = Clock()
+    clock = SimulatedClock()
     external = ExternalUsage(clock)
     external.update(capacity(3.0), Usage(), [])
     starting = new_job(progress=None, started_at=clock.now)
@@ -43,7 +43,7 @@ def test_a_starting_job_does_not_hide_external_usage() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 8), st.floats(0, 8)), min_size=1, max_size=8))
 def test_external_usage_is_exact_once_jobs_hold_what_they_reserve(usages: list[tuple[float, float]]) -> None:
-    clock = Clock()
+    clock = SimulatedClock()
     external = ExternalUsage(clock)
     for ours, others in usages:
         clock.now += RELEASE_S + 1

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from amd.data.decoding.fetch import Fetcher, FetchError
+from amd.data.fetching.fetch import Fetcher, FetchError
 from amd.storage import is_remote
 
 THREADS = 16

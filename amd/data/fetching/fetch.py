@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from amd.data.decoding.cache import LocalCache
+from amd.data.fetching.cache import LocalCache
 from amd.storage import filesystem, is_remote, local_path
 
 _T = TypeVar("_T")

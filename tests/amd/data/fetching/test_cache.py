@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amd.data.decoding.cache import LocalCache
+from amd.data.fetching.cache import LocalCache
 
 ROOT = Path(__file__).parents[4]
 
@@ -75,7 +75,7 @@ def test_an_invalid_total_is_recomputed(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from amd.data.decoding.cache import LocalCache
+from amd.data.fetching.cache import LocalCache
 cache = LocalCache(sys.argv[1], 200_000)
 seed = int(sys.argv[2])
 n = 0

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amd.data.decoding.fetch import Fetcher, FetchError
-from amd.data.decoding.read_ahead import FileRange, ReadAhead
+from amd.data.fetching.fetch import Fetcher, FetchError
+from amd.data.fetching.read_ahead import FileRange, ReadAhead
 
 SIZES = [0, 1, 10, 60, 100, 250]  # of files 0 to 5; file 6 does not exist, and file 7 needs much memory
 
