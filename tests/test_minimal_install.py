@@ -67,6 +67,7 @@ print(json.dumps({"missing": missing, "figures": json.loads(printed.getvalue())}
 
 # Decoders run in their own process, the demo prints with rich, and detection pools regions with torchvision.
 NEEDS_MORE = {
+    "amd.data.decoding.containers": "av",
     "amd.data.decoding.decord_video": "av",
     "amd.data.decoding.frames": "av",
     "amd.data.decoding.images": "PIL",

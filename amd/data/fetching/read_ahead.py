@@ -1,8 +1,9 @@
 """Fetch remote files before they are decoded, several at a time, so that decoding does not wait for storage.
 
-The files in memory, and those being fetched, are bounded in bytes. A file that is requested before it was fetched is
-fetched directly, and one whose fetch failed raises that error when it is requested, so only times change. Runs in the
-decoding process. Decodes nothing.
+The files in memory, and those being fetched, are bounded in bytes, where a file of unknown size counts as large as the
+largest of the recent ones until it has arrived. A file that is requested before it was fetched is fetched directly, and
+one whose fetch failed raises that error when it is requested, so only times change. Runs in the decoding process.
+Decodes nothing.
 """
 
 from __future__ import annotations
