@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from amd.config import ConfigError, Section, TrainConfig, validate
 from amd.config.locations import KeyedByConfig, StorageLocation, check_fixed_fields
+from amd.config.run import READER_FIELDS
 
 SpaceName = Literal["masking", "alignment", "generator", "recipe"]
 StudyName = Literal["asymmetry", "serial", "layers", "distance", "generator_depth", "reduction"]
@@ -279,3 +280,19 @@ class SearchConfig(Section):
         probe = self.train.probe.model_dump(mode="json") if self.train.probe else None
         settings = {**self.model_dump(mode="json", exclude=excluded), "train": self.train.digest(), "probe": probe}
         return settings | ({"budget.trials": self.budget.trials} if self.algorithm == "pbt" else {})
+
+    def differences(self, recorded: dict[str, Any]) -> list[str]:
+        """Return the settings that differ from a recorded identity.
+
+        How samples are read does not count: it changes no score, and other versions record other fields.
+        """
+        ours, theirs = _without_reader_fields(self.identity()), _without_reader_fields(recorded)
+        return sorted(key for key in ours if theirs.get(key) != ours[key])
+
+
+def _without_reader_fields(identity: dict[str, Any]) -> dict[str, Any]:
+    probe = identity.get("probe")
+    if not probe:
+        return identity
+    data = {name: value for name, value in probe["data"].items() if name not in READER_FIELDS}
+    return {**identity, "probe": {**probe, "data": data}}

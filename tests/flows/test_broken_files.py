@@ -67,6 +67,7 @@ def amd_train(
             data__loader_workers=1,
             data__read_timeout_s=5.0,
             data__max_bad_fraction=limit,
+            data__damage="strict",  # test_real_files.py covers files that are used as far as they decode
             optim__batch_size=7,
             schedule__steps=30,  # one epoch: 210 samples
             tracking__log_every_steps=5,

@@ -338,9 +338,7 @@ def _create_or_resume(folder: str, config: SearchConfig) -> None:
             raise ConfigError(
                 [f"name={config.name}: already used by a run of kind {facts.get('kind')}; use a different name"]
             )
-        recorded, requested = facts["decides"], config.identity()
-        changed = sorted(key for key in requested if recorded.get(key) != requested[key])
-        if changed:
+        if changed := config.differences(facts["decides"]):
             raise ConfigError(
                 [
                     f"name={config.name}: the sweep with that name has a different {', '.join(changed)}; only budget, "

@@ -117,10 +117,16 @@ def _copied(descriptor: int, shipper: LogShipper) -> Iterator[None]:
     os.close(writer)
 
     def copy() -> None:
+        line = b""  # without its end; whole lines are shipped, since two descriptors share a log
         while part := os.read(reader, 65536):
-            shipper.write(part)
             with contextlib.suppress(OSError):
                 os.write(previous, part)
+            lines, end, line = (line + part).rpartition(b"\n")
+            shipper.write(lines + end)
+            if len(line) > CHUNK_BYTES:
+                shipper.write(line)
+                line = b""
+        shipper.write(line)
         os.close(reader)
         os.close(previous)
 

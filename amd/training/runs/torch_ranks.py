@@ -7,11 +7,13 @@ to the other ranks, which only train. A failed attempt ends all processes: torch
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -136,6 +138,7 @@ class TorchRanks:
             return self._work(work, hooks, spec)
         except BaseException:
             self._failed = True  # the other ranks fail too, and do not wait for a task
+            atexit.register(exit_at_once, 1)
             raise
 
     def follow(self, stop: threading.Event) -> NoReturn:
@@ -145,7 +148,10 @@ class TorchRanks:
             try:
                 self._work(resolve_name(path), RankHooks(stop, NullWatcher()), spec)
             except (RunError, DataFault):  # rank 0 raises and reports the same error
-                sys.exit(1)
+                exit_at_once(1)
+            except Exception:
+                traceback.print_exc()
+                exit_at_once(1)
         self._leave()
         sys.exit(task)
 
@@ -177,6 +183,13 @@ class TorchRanks:
         import torch.distributed as dist
 
         dist.destroy_process_group()
+
+
+def exit_at_once(code: int) -> NoReturn:
+    """Exit without the destructors of process groups, which wait for peers that wait for this process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _fresh_store(store: Any, place: Place) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import traceback
 import uuid
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from amd.training.process_group import ProcessGroup
 from amd.training.reporting.progress import Event
 from amd.training.run_folder import RunSpec, spec_of
 from amd.training.runs.kinds import Work
+from amd.training.runs.torch_ranks import exit_at_once
 from amd.training.trainer.pretraining import work
 from tests.support.processes import run_ranks
 from tests.support.runs.configs import tiny_image_config
@@ -123,7 +125,11 @@ def train_in_processes(config: RunConfig, world: int, work: Work = work, killed_
 def _rank(work: Work, spec: dict[str, Any], rank: int, world: int, rendezvous: str, hooks: NullHooks) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
-    work(RunSpec(**spec), ProcessGroup(rank, world), hooks)
+    try:
+        work(RunSpec(**spec), ProcessGroup(rank, world), hooks)
+    except Exception:
+        traceback.print_exc()
+        exit_at_once(1)
     torch.distributed.destroy_process_group()
 
 

@@ -89,7 +89,8 @@ def test_a_finished_run_publishes_its_encoder_and_reports_metrics(
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
     assert lines[-1]["epoch"] == 4
     names = {"loss/total", "loss/reconstruction", "loss/direct", "loss/generation", "optim/lr", "optim/grad_norm"}
-    names |= {"time/step_s", "time/data_s", "data/bad_samples", "speed/samples_per_s", "speed/mfu"}
+    names |= {"time/step_s", "time/data_s", "speed/samples_per_s", "speed/mfu"}
+    names |= {"data/bad_samples", "data/damaged_samples"}
     assert names <= set(lines[-1])
     assert result.figures.keys() == names
     assert listdir(join(result.run_folder, "tensorboard"))

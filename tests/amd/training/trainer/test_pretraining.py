@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from amd.config import with_overrides
@@ -16,7 +17,7 @@ from amd.training.run_folder import RunSpec, spec_of
 from amd.training.trainer.pretraining import work
 from amd.training.trainer.run_hooks import LoopResult
 from tests.support.processes import run_ranks
-from tests.support.runs.tiny_runs import NullHooks, tiny_run
+from tests.support.runs.tiny_runs import NullHooks, assert_same_bits, final_state, tiny_run, train_in_processes
 
 
 class StopHooks(NullHooks):
@@ -42,6 +43,15 @@ def run_rank(specs: list[dict[str, Any]], rank: int, world: int, folder: str) ->
             outcomes.append((type(error).__name__, str(error)))
     torch.save(outcomes, f"{folder}/outcomes-{rank}")
     torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_a_run_of_any_world_size_resumes_bit_for_bit_after_a_rank_is_killed(tmp_path: Path, world: int) -> None:
+    config = tiny_run(tmp_path, name="killed", schedule__steps=8, checkpoint__every_steps=3, scaling__workers=world)
+    train_in_processes(config, world, killed_at_poll=5)
+    resumed = final_state(train_in_processes(config, world), config)
+    whole = train_in_processes(with_overrides(config, {"name": "whole"}), world)
+    assert_same_bits(resumed, final_state(whole, config))
 
 
 def test_all_ranks_end_with_the_same_result_or_error(tmp_path: Path) -> None:
