@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from http import HTTPStatus
@@ -28,20 +29,24 @@ class DependencyChecks:
     def __init__(self, root: str, cluster: Cluster) -> None:
         self._checks: dict[str, Callable[[], object]] = {"storage": lambda: listdir(root), "ray": cluster.capacity}
         self._pool = ThreadPoolExecutor(len(self._checks), "health")
-        self._running: dict[str, Future[object]] = {}
+        self._lock = threading.Lock()  # probes run in threads, several at a time
+        self._newest: dict[str, Future[object]] = {}
 
     def report(self) -> dict[str, str]:
-        """Return the status of each dependency: `ok` or a description of the problem."""
-        for part, check in self._checks.items():
-            if part not in self._running:  # a check that hangs is not started again
-                self._running[part] = self._pool.submit(check)
-        wait(self._running.values(), PROBE_TIMEOUT_S)
-        return {part: self._result(part) for part in self._checks}
+        """Return the status of each dependency: `ok` or a description of the problem. Thread-safe."""
+        with self._lock:
+            for part, check in self._checks.items():
+                if part not in self._newest or self._newest[part].done():  # a check that hangs is not started again
+                    self._newest[part] = self._pool.submit(check)
+            running = dict(self._newest)
+        wait(running.values(), PROBE_TIMEOUT_S)
+        return {part: self._result(check) for part, check in running.items()}
 
-    def _result(self, part: str) -> str:
-        if not self._running[part].done():
+    @staticmethod
+    def _result(check: Future[object]) -> str:
+        if not check.done():
             return f"did not respond within {PROBE_TIMEOUT_S:g} s"
-        error = self._running.pop(part).exception()
+        error = check.exception()
         if error is None:
             return "ok"
         return error.message if isinstance(error, ClusterUnavailable) else f"cannot be read: {type(error).__name__}"

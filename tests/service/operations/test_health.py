@@ -1,0 +1,54 @@
+"""Probes of orchestrators and load balancers arrive at the same time, and each gets an answer."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from service.jobs.execution.ray_jobs import Capacity
+from service.operations import health
+from service.operations.health import DependencyChecks
+from tests.support.service.fake_cluster import FakeCluster
+
+PROBES = 400
+
+
+@pytest.fixture
+def _frequent_thread_switches() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("_frequent_thread_switches")
+def test_concurrent_probes_report_every_dependency(tmp_path: Path) -> None:
+    checks = DependencyChecks(str(tmp_path), FakeCluster())
+    with ThreadPoolExecutor(8) as pool:
+        reports = [pool.submit(checks.report) for _ in range(PROBES)]
+    answers = {"ok", f"did not respond within {health.PROBE_TIMEOUT_S:g} s"}  # the latter on a busy machine
+    assert all(report.result().keys() == {"storage", "ray"} for report in reports)
+    assert all({*report.result().values()} <= answers for report in reports)
+
+
+def test_a_check_that_hangs_is_not_started_again(tmp_path: Path) -> None:
+    started, ended = [], threading.Event()
+
+    class HangingCluster(FakeCluster):
+        def capacity(self) -> Capacity:
+            started.append(1)
+            ended.wait(60)
+            return super().capacity()
+
+    checks = DependencyChecks(str(tmp_path), HangingCluster())
+    try:
+        reports = [checks.report() for _ in range(2)]
+    finally:
+        ended.set()
+    assert [report["ray"] for report in reports] == [f"did not respond within {health.PROBE_TIMEOUT_S:g} s"] * 2
+    assert len(started) == 1
