@@ -46,6 +46,7 @@ def run_rank(specs: list[dict[str, Any]], rank: int, world: int, folder: str) ->
 
 
 # With 4 and 8 ranks only in `make chaos`: each rank starts three decoding processes.
+@pytest.mark.timeout(1500)  # eight ranks on two cores take minutes
 @pytest.mark.parametrize("world", [2, *(pytest.param(world, marks=pytest.mark.chaos) for world in (4, 8))])
 def test_a_run_of_any_world_size_resumes_bit_for_bit_after_a_rank_is_killed(tmp_path: Path, world: int) -> None:
     config = tiny_run(tmp_path, name="killed", schedule__steps=8, checkpoint__every_steps=3, scaling__workers=world)
