@@ -6,15 +6,14 @@ complete download is renamed into place, so a process killed at any moment neith
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
+from amd.file_lock import exclusive_lock
 from amd.storage import StorageError, file_version, filesystem, is_remote, local_path
 
 KEEP_S = 600.0  # copies that no process has requested for this long are removed by the next request
@@ -32,7 +31,7 @@ def shared_copy(url: str) -> Path:
     name = hashlib.sha256(f"{url}\n{file_version(url)}".encode("utf-8", "surrogateescape")).hexdigest()
     folder = _folder()
     path = folder / name
-    with _exclusive_lock(folder / f"lock-{int(name, 16) % LOCKS:02d}"):
+    with exclusive_lock(folder / f"lock-{int(name, 16) % LOCKS:02d}"):
         _remove_unused(folder)
         if not path.exists():
             fs, remote = filesystem(url)
@@ -50,13 +49,6 @@ def _folder() -> Path:
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise StorageError(f"{folder} belongs to another user; remove it, or set TMPDIR to another folder")
     return folder
-
-
-@contextmanager
-def _exclusive_lock(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _remove_unused(folder: Path) -> None:

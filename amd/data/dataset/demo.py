@@ -11,19 +11,19 @@ Shapes: N samples, T frames, S frame side in pixels.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+from amd.file_lock import exclusive_lock
 
 DemoName = Literal["digits", "moving-digits"]
 DemoSplit = Literal["train", "probe", "few", "select", "test"]
@@ -82,7 +82,7 @@ def ensure_demo(name: str, split: str = "train") -> str:
     target = folder / split
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with _exclusive_lock(folder / f".{split}.lock"):
+        with exclusive_lock(folder / f".{split}.lock"):
             if not target.exists():
                 for leftover in folder.glob(f".{split}.part-*"):  # from a process that died while writing
                     shutil.rmtree(leftover)
@@ -90,13 +90,6 @@ def ensure_demo(name: str, split: str = "train") -> str:
                 WRITERS[name](part, split)
                 os.replace(part, target)
     return str(target / "list.txt") if name == "moving-digits" else str(target)
-
-
-@contextmanager
-def _exclusive_lock(lock: Path) -> Iterator[None]:
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the kernel releases it even if the process dies
-        yield
 
 
 def image_samples(split: str, count: int | None = None) -> Samples:

@@ -6,12 +6,13 @@ kernel when its holder dies) serialises writers, and the running total only over
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from amd.file_lock import exclusive_lock
 
 _EVICT_TO_FRACTION = 0.9  # evict down to this fraction of the limit, so that evictions stay rare
 
@@ -56,8 +57,7 @@ class LocalCache:
     @contextmanager
     def _exclusive_lock(self) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with exclusive_lock(self.folder / "lock"):
             yield
 
     def _total(self) -> int:

@@ -65,7 +65,7 @@ class Fetcher:
             with path.open("rb") as file:
                 available = max(0, os.fstat(file.fileno()).st_size - offset)
                 file.seek(offset if available else 0)
-                content = file.read(min(size or 0, available))  # read() allocates what it is asked for
+                content = file.read(min(size or 0, available))  # read() allocates the requested size at once
         except OSError as error:
             raise FetchError(_reason(error)) from None
         return _complete(content, size)

@@ -14,11 +14,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from pkgutil import resolve_name
 from typing import Any
 
 from amd.config import ScalingConfig
 from amd.training.failures import Stalled
+from amd.training.rank_work import work_on_rank, work_path
 from amd.training.ray.cluster import FORWARDED, free_workers, uses_gpu, wait_for_resources
 from amd.training.ray.coordinator import WAIT, CoordinatorActor
 from amd.training.ray.hooks import RayRunHooks
@@ -44,8 +45,6 @@ def train_worker(settings: dict[str, Any]) -> None:
     import torch
 
     from amd.data.loading.processes import fork_server
-    from amd.training.process_group import ProcessGroup
-    from amd.training.reporting.log_chunks import rank_log
 
     context, coordinator = ray.train.get_context(), settings["coordinator"]
     if settings["loader_processes"]:
@@ -53,30 +52,24 @@ def train_worker(settings: dict[str, Any]) -> None:
     for module in PRELOADED_MODULES:
         importlib.import_module(module)
     device = ray.train.torch.get_device() if settings["gpu"] else torch.device("cpu")
-    cores = (os.cpu_count() or 1) // context.get_local_world_size()
-    number = 0
+    rank, number = context.get_world_rank(), 0
     while (task := ray.get(coordinator.next_task.remote(number))) is not None:
         if task == WAIT:
             time.sleep(POLL_S)
             continue
         number, spec = task["number"], RunSpec(**task["spec"])
-        torch.set_num_threads(spec.scaling().threads_per_worker or max(1, cores))
-        rank, world = context.get_world_rank(), context.get_world_size()
-        with (
-            contextlib.closing(ProcessGroup(rank, world, device)) as group,
-            contextlib.closing(RayRunHooks(coordinator, rank)) as hooks,
-            rank_log(spec.folder, rank, world),
-        ):
-            outcome = _import_function(task["work"])(spec, group, hooks)
+        with contextlib.closing(RayRunHooks(coordinator, rank)) as hooks:
+            outcome = work_on_rank(
+                resolve_name(task["work"]),
+                spec,
+                hooks,
+                rank=rank,
+                world=context.get_world_size(),
+                local_world=context.get_local_world_size(),
+                device=device,
+            )
         if rank == 0:
-            ray.get(coordinator.finish.remote(number, asdict(outcome)))
-
-
-def _import_function(path: str) -> Callable[..., Any]:
-    """Import a function given as `module:name`."""
-    module, _, name = path.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
+            ray.get(coordinator.finish.remote(number, outcome))
 
 
 class WorkerGroup:
@@ -121,9 +114,7 @@ class WorkerGroup:
         """
         import ray
 
-        # By name: with the function itself, the coordinator would import torch to unpickle it.
-        path = f"{work.__module__}:{work.__qualname__}"
-        ray.get(self._coordinator.submit.remote({"spec": spec.to_dict(), "work": path}))
+        ray.get(self._coordinator.submit.remote({"spec": spec.to_dict(), "work": work_path(work)}))
         give_up_at = float("inf")
         while self._thread.is_alive():
             self._thread.join(POLL_S)

@@ -33,7 +33,7 @@ class AttemptsResult(NamedTuple):
 
     outcome: dict[str, Any] | Verdict | None
     """A LoopResult as plain data, None if a stop exceeded its deadline, or the verdict on the last failure."""
-    restarts: dict[str, int]
+    restarts: Counter[str]
     """Number of restarts by the reason of the failure."""
 
 
@@ -53,18 +53,18 @@ def attempt_until_done(
     budgets, restarts = Budgets(config.scaling.retries), Counter[str]()
     while True:
         if stop.is_set():
-            return AttemptsResult({"steps": 0, "finished": False, "saved": True}, dict(restarts))
+            return AttemptsResult({"steps": 0, "finished": False, "saved": True}, restarts)
         try:
-            return AttemptsResult(attempt(spec), dict(restarts))
+            return AttemptsResult(attempt(spec), restarts)
         except ConfigError:
             raise
         except Exception as error:
             verdict = classify_failure(_errors_in(error))
             _store_traceback(spec, error)
         if stop.is_set() and verdict.budget != "user":
-            return AttemptsResult(None, dict(restarts))  # the stop terminated the workers too
+            return AttemptsResult(None, restarts)  # the stop terminated the workers too
         if not retry:
-            return AttemptsResult(verdict, dict(restarts))
+            return AttemptsResult(verdict, restarts)
         message = verdict.message.splitlines()[0]
         smaller = halve_micro_batch(config) if verdict.reason == "oom_gpu" else None
         if smaller is not None:
@@ -73,7 +73,7 @@ def attempt_until_done(
         elif budgets.charge(verdict.budget, _newest_step(spec)):
             message, change = f"{message} ({budgets.describe(verdict.budget)})", ""
         else:
-            return AttemptsResult(verdict, dict(restarts))
+            return AttemptsResult(verdict, restarts)
         restarts[verdict.reason] += 1
         watcher.log(f"{message}; retrying from the newest checkpoint{change}")
 

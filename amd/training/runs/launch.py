@@ -22,7 +22,7 @@ from amd.training.failures import RunError, Stalled, Verdict
 from amd.training.lease import Lease
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.prober import Prober
-from amd.training.reporting.progress import Event, Watcher, choose_watcher
+from amd.training.reporting.progress import Watcher, choose_watcher
 from amd.training.run_folder import RESULT, RunResult, RunSpec, new_run_id, open_run, run_folder, spec_of
 from amd.training.runs.attempts import Attempt, attempt_until_done
 from amd.training.runs.checks import DataFacts, check_machine, check_storage
@@ -185,7 +185,7 @@ class _Runner:
             result = self._result(run_id, "paused", started, steps=outcome["steps"], message=message)
         else:
             result = self._cancelled(run_id, started, outcome)
-        return result.model_copy(update={"restarts": restarts})
+        return result.model_copy(update={"restarts": dict(restarts)})
 
     @contextmanager
     def _probing(self, config: RunConfig, kind: RunKind, spec: RunSpec) -> Iterator[None]:
@@ -309,22 +309,13 @@ class _Runner:
             yield False
 
 
-class LocalRunHooks:
-    """Hooks of a run in this process: stop requests and events; never preempted."""
+class LocalRunHooks(RankHooks):
+    """Hooks of a run in this process, which goes on after a stall."""
 
     def __init__(self, stop: threading.Event, watcher: Watcher) -> None:
-        self._stop, self._watcher = stop, watcher
+        super().__init__(stop, watcher)
         self._training_thread = threading.get_ident()
         self.stall_report = ""
-
-    def stop_requested(self) -> bool:
-        return self._stop.is_set()
-
-    def preempted(self) -> bool:
-        return False
-
-    def emit(self, event: Event) -> None:
-        self._watcher.on_event(event)
 
     def stalled(self, report: str) -> None:
         """Raise Stalled in the training thread, once it executes Python code again."""

@@ -16,8 +16,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager
 from datetime import timedelta
 from pkgutil import resolve_name
 from typing import Any, NamedTuple, NoReturn
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 from amd.config import ConfigError, RunConfig, with_overrides
 from amd.data.faults import DataFault
 from amd.training.failures import RunError
-from amd.training.reporting.log_chunks import rank_log
+from amd.training.rank_work import work_on_rank, work_path
 from amd.training.reporting.progress import Event, NullWatcher, Watcher
 from amd.training.run_folder import RunSpec
 from amd.training.stop_signals import StopSignals
@@ -133,7 +132,7 @@ class TorchRanks:
 
     def attempt(self, work: Callable[..., Any], hooks: RankHooks, spec: RunSpec) -> dict[str, Any]:
         """Run one attempt on all ranks. Called on rank 0."""
-        self._broadcast((f"{work.__module__}:{work.__qualname__}", spec))
+        self._broadcast((work_path(work), spec))
         try:
             return self._work(work, hooks, spec)
         except BaseException:
@@ -162,15 +161,8 @@ class TorchRanks:
             self._leave()
 
     def _work(self, work: Callable[..., Any], hooks: RankHooks, spec: RunSpec) -> dict[str, Any]:
-        import torch
-
-        from amd.training.process_group import ProcessGroup
-
-        cores = (os.cpu_count() or 1) // self.place.local_world
-        torch.set_num_threads(spec.scaling().threads_per_worker or max(1, cores))
-        rank, world = self.place.rank, self.place.world
-        with closing(ProcessGroup(rank, world, self.device)) as group, rank_log(spec.folder, rank, world):
-            return asdict(work(spec, group, hooks))
+        rank, world, local_world = self.place.rank, self.place.world, self.place.local_world
+        return work_on_rank(work, spec, hooks, rank=rank, world=world, local_world=local_world, device=self.device)
 
     def _broadcast(self, task: Any) -> Any:
         import torch.distributed as dist
@@ -221,7 +213,7 @@ def _fresh_store(store: Any, place: Place) -> Any:
 
 
 class RankHooks:
-    """Hooks of one of several processes: signals and events; a stalled process exits, and its launcher notices."""
+    """Hooks of a process: signals and events, never a preemption. If it stalls, it exits, and its launcher notices."""
 
     def __init__(self, stop: threading.Event, watcher: Watcher) -> None:
         self._stop, self._watcher = stop, watcher
