@@ -116,15 +116,14 @@ class RayJobs:
     def capacity(self) -> Capacity:
         with self._translated_errors():
             nodes = self._get("/api/v0/nodes?detail=1&limit=10000")["result"]["result"]
-            status = self._get("/api/cluster_status")["clusterStatus"] or {}  # None until Ray's first report
-        usage = status.get("loadMetricsReport", {}).get("usage", {})
+            used = used_resources(self._get("/api/cluster_status").get("clusterStatus"))
         alive = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
         return Capacity(
             sum(node.get("CPU", 0.0) for node in alive),
             sum(node.get("GPU", 0.0) for node in alive),
             max((_bytes(node.get("memory", 0)) for node in alive), default=0.0),
-            float(usage.get("CPU", [0.0])[0]),
-            float(usage.get("GPU", [0.0])[0]),
+            used.get("CPU", 0.0),
+            used.get("GPU", 0.0),
         )
 
     def _get(self, path: str) -> Any:
@@ -161,6 +160,12 @@ class RayJobs:
             headers = {"Authorization": f"Bearer {token}"} if token else {}
             self._job_client = ClientWithTimeout(self._dashboard, headers=headers)
         return self._job_client
+
+
+def used_resources(status: dict[str, Any] | None) -> dict[str, float]:
+    """Return the used amount of each resource; empty before the first report, and if the autoscaler writes none."""
+    report = (status or {}).get("loadMetricsReport") or {}
+    return {name: float(used) for name, (used, _) in (report.get("usage") or {}).items()}
 
 
 def _bytes(value: Any) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.jobs.execution.protocol import DRIVER_POLICY, DriverPolicy
-from service.jobs.execution.ray_jobs import RayJobs
+from service.jobs.execution.ray_jobs import RayJobs, used_resources
 
 
 class RecordedSubmissions:
@@ -31,3 +31,19 @@ def test_a_drivers_policy_is_in_its_environment_and_the_recorded_command_stays_t
     assert submission["entrypoint"] == "python -m service.jobs.runner job 2 s3://bucket/root"  # older nodes accept it
     environment = submission["runtime_env"]["env_vars"]
     assert DriverPolicy.model_validate_json(environment[DRIVER_POLICY]) == policy
+
+
+@pytest.mark.parametrize(
+    ("status", "used"),
+    [
+        (None, {}),
+        ({}, {}),
+        ({"loadMetricsReport": None}, {}),
+        ({"loadMetricsReport": {"usage": None}}, {}),
+        ({"loadMetricsReport": {"usage": {"CPU": [2.0, 4.0], "GPU": [1.0, 8.0]}}}, {"CPU": 2.0, "GPU": 1.0}),
+    ],
+)
+def test_a_cluster_that_reports_no_usage_counts_as_unused(
+    status: dict[str, Any] | None, used: dict[str, float]
+) -> None:
+    assert used_resources(status) == used
