@@ -6,13 +6,16 @@ A new Python process takes seconds to import torch; a fork of the server takes m
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from amd.data.loading.processes import fork_server, hide_main_module
 
 T = TypeVar("T")
+FAILURE_GRACE_S = 30.0
 # Imported by the server if its first user is a function of this module.
 PRELOADED = ("tests.support.runs.tiny_runs", "amd.training.runs.launch", "amd.downstream.supervised.worker")
 
@@ -29,15 +32,24 @@ def run_in_subprocess(function: Callable[..., T], *args: Any) -> T:
 def run_ranks(function: Callable[..., object], ranks: Iterable[tuple[Any, ...]]) -> list[int | None]:
     """Call the function once per tuple of arguments, each call in a process of its own, all at the same time.
 
-    Returns the exit codes of the processes.
+    Returns the exit codes of the processes. Once one of them has failed, the others have FAILURE_GRACE_S to end and are
+    then killed, as by torchrun and Ray Train: with gloo, two ranks can wait for each other while all others are gone.
     """
     context = fork_server(*PRELOADED)
     processes = [context.Process(target=_call, args=(dict(os.environ), function, args)) for args in ranks]
     with hide_main_module():
         for process in processes:
             process.start()
-    for process in processes:
-        process.join()
+    running = list(processes)
+    while running and not any(process.exitcode for process in processes):
+        wait([process.sentinel for process in running])
+        running = [process for process in running if process.exitcode is None]
+    deadline = time.monotonic() + FAILURE_GRACE_S
+    for process in running:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
     return [process.exitcode for process in processes]
 
 
