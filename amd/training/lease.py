@@ -51,7 +51,7 @@ class Lease:
         return True
 
     def taken_by(self) -> dict[str, Any] | None:
-        """Return the lease entry (host, pid, renewed) if its holder is alive, else None."""
+        """Return the lease entry (host, pid, renewed, ray_submission) if its holder is alive, else None."""
         holder = self._read()
         if not holder or holder.get("token") == self._token:
             return None
@@ -105,6 +105,7 @@ class Lease:
             "pid": pid,
             "born": _start_time(pid),
             "renewed": time.time(),
+            "ray_submission": _ray_submission(),
         }
         return json.dumps(value).encode()
 
@@ -131,6 +132,15 @@ def _create(url: str, body: bytes) -> bool:
             return False
         fs.pipe_file(path_in_store, body)
     return True
+
+
+def _ray_submission() -> str | None:
+    """Return the ID under which `ray job submit` started this process; None if it did not."""
+    try:
+        metadata = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])["metadata"]
+        return str(metadata["job_submission_id"])
+    except (KeyError, ValueError, TypeError):
+        return None
 
 
 def _start_time(pid: int) -> str | None:

@@ -25,6 +25,7 @@ C = TypeVar("C", bound=RunConfig)
 
 CONFIG, FACTS, RESULT, BAD_SAMPLES = "config.json", "run.json", "result.json", "bad_samples.jsonl"
 DAMAGED_SAMPLES = "damaged_samples.jsonl"
+LEASE = "lease.json"
 
 
 class RunResult(BaseModel):

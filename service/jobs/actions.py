@@ -63,8 +63,14 @@ _STOP_TARGETS: dict[Action, _StopTarget] = {
 
 
 def allowed_actions(job: Job) -> list[Action]:
-    """Return the actions that the job's state allows; there are none for a run started outside the service."""
-    return list(ACTIONS[job.state]) if job.origin == "api" else []
+    """Return the actions that the job's state allows.
+
+    Of the runs that were started outside the service, those that `ray job submit` started can be cancelled: they have
+    an attempt.
+    """
+    if job.origin == "api":
+        return list(ACTIONS[job.state])
+    return ["cancel"] if job.state == "running" and job.attempt else []
 
 
 def check_allowed(job: Job, action: Action) -> None:

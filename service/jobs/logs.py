@@ -34,6 +34,11 @@ def read(folder: str, offset: int, *, whole_lines: bool = True) -> LogSlice:
         found += read_bytes(join(folder, name))[offset + len(found) - start :]
         if len(found) >= READ_BYTES:
             break
+    return cut(found, offset, whole_lines)
+
+
+def cut(found: bytearray, offset: int, whole_lines: bool) -> LogSlice:
+    """Return the bytes found at an offset as a slice; with `whole_lines`, up to the last line break."""
     line_end = found.rfind(b"\n") + 1
     if whole_lines and line_end:
         del found[line_end:]

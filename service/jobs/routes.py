@@ -19,12 +19,14 @@ from service.auth.authentication import Principal, Reader, Submitter
 from service.auth.isolation import LocationPolicy
 from service.auth.stream_limits import LimitedStream, StreamLimits
 from service.db.models import Job
-from service.jobs import logs, metrics, streams, views
+from service.jobs import metrics, streams, views
 from service.jobs.actions import act, check_allowed
 from service.jobs.config_bounds import MAX_WORKERS, check_bounds
 from service.jobs.execution.protocol import JobFolder
+from service.jobs.execution.ray_jobs import Cluster
 from service.jobs.kinds import JobKind, named, resolve, resources_of, uris_in
 from service.jobs.location_checks import check_locations
+from service.jobs.log_sources import LogSource, RayLog, StoredLog
 from service.jobs.schemas import (
     Action,
     CancelRequest,
@@ -65,6 +67,11 @@ def _locations(request: Request) -> LocationPolicy:
     return policy
 
 
+def _cluster(request: Request) -> Cluster:
+    cluster: Cluster = request.app.state.cluster
+    return cluster
+
+
 def _stream_limits(request: Request) -> StreamLimits:
     limits: StreamLimits = request.app.state.stream_limits
     return limits
@@ -73,6 +80,7 @@ def _stream_limits(request: Request) -> StreamLimits:
 Jobs = Annotated[JobStore, Depends(_store)]
 Config = Annotated[Settings, Depends(_settings)]
 Locations = Annotated[LocationPolicy, Depends(_locations)]
+ClusterDep = Annotated[Cluster, Depends(_cluster)]
 StreamLimitsDep = Annotated[StreamLimits, Depends(_stream_limits)]
 JobId = Annotated[str, Path(min_length=1, max_length=100, description="Job ID.")]
 
@@ -274,6 +282,7 @@ def job_logs(
     caller: Reader,
     limits: StreamLimitsDep,
     jobs: Jobs,
+    cluster: ClusterDep,
     settings: Config,
     follow: Annotated[bool, Query(description="Stream new output until the attempt ends.")] = False,
     tail: Annotated[
@@ -297,6 +306,8 @@ def job_logs(
 ) -> Response:
     """Return the log as text or, with `follow`, as server-sent events (`log`, then `end`).
 
+    For a run that `ray job submit` started outside the service, the log is the output that Ray keeps of it.
+
     The ID of each event is the offset from which a client can resume. A stream ends with the key that opened it, and
     with a `reconnect` event after the maximum lifetime; the client then resumes with `Last-Event-ID`.
     """
@@ -304,13 +315,20 @@ def job_logs(
     if number > max(job.attempt, 1):
         raise NotFound(f"attempt={number}: does not exist; attempts of {job.id} so far: {job.attempt}")
     attempts = JobFolder(settings.root, job.id)
-    folder = attempts.logs(number) if rank is None else _rank_log(run_folder(settings.root, job.id), rank, follow)
+    source: LogSource
+    if rank is not None:
+        source = StoredLog(_rank_log(run_folder(settings.root, job.id), rank, follow))
+    elif job.origin == "external":
+        submissions = {attempt.number: attempt.submission_id for attempt in jobs.attempts(job.id)}
+        source = RayLog(cluster, job, submissions.get(number))
+    else:
+        source = StoredLog(attempts.logs(number))
     start = last_event_id or offset
     if tail is not None and not last_event_id:
-        start = logs.tail_offset(folder, tail)
+        start = source.tail_offset(tail)
     if not follow:
-        return StreamingResponse(logs.pieces(folder, start), media_type="text/plain; charset=utf-8")
-    stream = streams.job_log(jobs, folder, job, number, start, attempts.interval_s)
+        return StreamingResponse(source.pieces(start), media_type="text/plain; charset=utf-8")
+    stream = streams.job_log(jobs, source, job, number, start, attempts.interval_s)
     return LimitedStream(stream, caller, limits)
 
 

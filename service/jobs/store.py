@@ -174,9 +174,9 @@ class JobStore:
         last = jobs[limit - 1] if len(jobs) > limit else None
         return JobPageRows(jobs[:limit], cursor_of(last.created_at, last.id) if last is not None else None)
 
-    def in_states(self, states: Collection[str]) -> Sequence[Job]:
+    def in_states(self, states: Collection[str], origin: str = "api") -> Sequence[Job]:
         """List the jobs in these states, without their configs, in queue order: highest priority first, then oldest."""
-        query = select(Job).options(_WITHOUT_CONFIG).where(Job.state.in_(states), Job.origin == "api")
+        query = select(Job).options(_WITHOUT_CONFIG).where(Job.state.in_(states), Job.origin == origin)
         with self._read() as session:
             return list(session.scalars(query.order_by(Job.priority.desc(), Job.created_at, Job.id)))
 

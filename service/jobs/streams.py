@@ -16,7 +16,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from service.db.models import Job
-from service.jobs import logs
+from service.jobs.log_sources import LogSource
 from service.jobs.schemas import DELETED, ENDED
 from service.jobs.store import JobStore
 from service.jobs.views import event_view
@@ -97,14 +97,14 @@ async def job_events(store: JobStore, watcher: JobWatcher, job: Job, after: int)
 
 
 async def job_log(
-    store: JobStore, folder: str, job: Job, attempt: int, offset: int, interval_s: float
+    store: JobStore, source: LogSource, job: Job, attempt: int, offset: int, interval_s: float
 ) -> AsyncIterator[str]:
     """Stream a log from an offset as it grows, then `end` once the attempt has ended."""
     yield f"retry: {RETRY_MS}\n\n"
     silent = 0.0
     while True:
         over = job.attempt > attempt or job.state not in ("starting", "running", "pausing", "cancelling")
-        found = await run_in_threadpool(logs.read, folder, offset, whole_lines=not over)
+        found = await run_in_threadpool(source.read, offset, not over)
         if found.end > offset:
             offset, silent = found.end, 0.0
             yield message("log", {"text": found.text}, offset)

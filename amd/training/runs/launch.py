@@ -23,7 +23,7 @@ from amd.training.lease import Lease
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.reporting.prober import Prober
 from amd.training.reporting.progress import Watcher, choose_watcher
-from amd.training.run_folder import RESULT, RunResult, RunSpec, new_run_id, open_run, run_folder, spec_of
+from amd.training.run_folder import LEASE, RESULT, RunResult, RunSpec, new_run_id, open_run, run_folder, spec_of
 from amd.training.runs.attempts import Attempt, attempt_until_done
 from amd.training.runs.checks import DataFacts, check_machine, check_storage
 from amd.training.runs.kinds import PRETRAINING, ResolvedRun, RunKind
@@ -291,7 +291,7 @@ class _Runner:
     @contextmanager
     def _exclusive(self, run_id: str, wait: bool) -> Iterator[bool]:
         """Hold the run's lease. Yields whether a stop was requested while waiting for it."""
-        lease = Lease(join(run_folder(self.root, run_id), "lease.json"))
+        lease = Lease(join(run_folder(self.root, run_id), LEASE))
         announced = False
         while not lease.acquire():
             holder = lease.holder()

@@ -29,7 +29,7 @@ from amd.storage import StorageError, join, read_json
 from amd.training.lease import Lease
 from amd.training.reporting.log_chunks import LogShipper
 from amd.training.reporting.progress import PROGRESS_FILE
-from amd.training.run_folder import run_folder
+from amd.training.run_folder import LEASE, run_folder
 from service.auth.uri_policy import UriPolicy
 from service.jobs.execution.protocol import DRIVER_POLICY, AttemptOutcome, DriverPolicy, JobFolder, request_digest
 from service.jobs.kinds import KINDS, JobKind
@@ -103,7 +103,7 @@ def wait_for_lease(folder: JobFolder, attempt: int) -> None:
 
     A node reported as lost may still be running it.
     """
-    lease = Lease(join(run_folder(folder.root, folder.job_id), "lease.json"))
+    lease = Lease(join(run_folder(folder.root, folder.job_id), LEASE))
     while (holder := lease.taken_by()) is not None:
         folder.write_heartbeat(attempt, None)
         print(f"waiting for the attempt on {holder['host']} to release the run", file=sys.stderr, flush=True)

@@ -1,7 +1,8 @@
 """Discovery of runs under the storage root that were started outside the service, e.g. with `amd train`.
 
-They are listed read-only: the service cannot cancel runs that it did not start. Trials and teachers of a job belong to
-that job and are not listed.
+A run that `ray job submit` started can be cancelled, and its log can be read: its lease names the submission, which is
+recorded as an attempt. Other runs are listed read-only. Trials and teachers of a job belong to that job and are not
+listed.
 """
 
 from __future__ import annotations
@@ -18,23 +19,31 @@ from pydantic import TypeAdapter, ValidationError
 
 from amd.storage import join, listdir, read_json
 from amd.training.lease import Lease
-from amd.training.run_folder import CONFIG, FACTS, RESULT, run_folder
-from service.db.models import Job
+from amd.training.run_folder import CONFIG, FACTS, LEASE, RESULT, run_folder
+from service.db.models import Attempt, Job
+from service.jobs.execution.ray_jobs import Cluster
 from service.jobs.kinds import KINDS
+from service.jobs.schemas import ENDED
 from service.jobs.store import JobStore, StaleJob
 from service.web.schemas import DEFAULT_PROJECT, Project
 
 logger = logging.getLogger(__name__)
 
 SCAN_S = 30.0
+STOP_AGAIN_S = 10.0
 WATCHED = 100  # unfinished runs that each scan rereads, newest first, because they may have been resumed
+KILLED = (
+    "Ray ended it before it had saved a final checkpoint; its newest checkpoint is kept. RAY_JOB_STOP_WAIT_TIME_S in "
+    "the env_vars of its runtime environment sets how long Ray waits"
+)
 
 
 class ExternalRunDiscovery:
     """Maintains a job row for each run started outside the service. `scan` is cheap if there are no new runs."""
 
-    def __init__(self, store: JobStore, root: str, clock: Callable[[], float] = time.time) -> None:
-        self._store, self._root, self._clock = store, root, clock
+    def __init__(self, store: JobStore, cluster: Cluster, root: str, clock: Callable[[], float] = time.time) -> None:
+        self._store, self._cluster, self._root, self._clock = store, cluster, root, clock
+        self._stopped_at: dict[str, float] = {}
         self._ignored: set[str] = set()  # names of runs that are already listed, belong to jobs, or cannot be read
         self._scanned_at = float("-inf")
 
@@ -93,14 +102,55 @@ class ExternalRunDiscovery:
             started_at=created,
             **state_of(folder, self._clock()),
         )
-        self._store.add(job, user)
+        self._record_submission(self._store.add(job, user))
         return True
 
     def _refresh(self, job: Job) -> None:
         found = state_of(run_folder(self._root, job.id), self._clock())
-        if any(getattr(job, name) != value for name, value in found.items() if name != "ended_at"):
-            with contextlib.suppress(StaleJob):
-                self._store.change(job, found["state"], **found)
+        with contextlib.suppress(StaleJob):
+            if found["state"] == "running":
+                if job.state in ENDED:
+                    job = self._store.change(job, "running", wanted="run", **found)
+                self._record_submission(job)
+                return
+            if job.state == "cancelling" and found["reason"] == "unknown":
+                found |= {"state": "cancelled", "reason": "deadline_exceeded", "message": KILLED}
+            if any(getattr(job, name) != value for name, value in found.items() if name != "ended_at"):
+                ending = {name: found[name] for name in ("state", "reason", "message", "ended_at")}
+                self._store.change(job, found["state"], attempt=ending if job.attempt else None, **found)
+
+    def _record_submission(self, job: Job) -> None:
+        """Add an attempt if the run has been started by a submission that is not known yet. Raises StaleJob."""
+        holder = Lease(join(run_folder(self._root, job.id), LEASE)).taken_by() or {}
+        newest = self._newest(job)
+        submission = holder.get("ray_submission")
+        if newest is not None and submission == newest.submission_id:
+            return
+        if submission is None or self._is_ours(submission):
+            if job.state == "cancelling":  # someone resumed it in another way before Ray stopped the submission
+                message = f"cannot be cancelled here: now run by process {holder.get('pid')} on {holder.get('host')}"
+                self._store.change(job, "running", state="running", wanted="run", message=message)
+            return
+        attempt = {"submission_id": submission, "started_at": self._clock(), "ended_at": None, "state": "running"}
+        attempt |= {"reason": None, "message": "", "outcome": None}
+        self._store.change(job, "running", attempt=attempt, number=job.attempt + 1, state="running")
+
+    def _is_ours(self, submission: str) -> bool:
+        """Whether a submission is an attempt of a job: whoever can write to the storage root must not stop those."""
+        return bool(self._store.known({submission, submission.rpartition("-")[0]}))
+
+    def _newest(self, job: Job) -> Attempt | None:
+        return self._store.newest_attempts([job]).get(job.id)
+
+    def stop_cancelled(self) -> None:
+        """Ask Ray to stop the runs whose cancellation was requested, every STOP_AGAIN_S. Raises ClusterUnavailable."""
+        cancelled = self._store.in_states(("cancelling",), origin="external")
+        submissions = self._store.newest_attempts(cancelled)
+        for job in cancelled:
+            if self._clock() - self._stopped_at.get(job.id, float("-inf")) >= STOP_AGAIN_S:
+                self._cluster.stop(submissions[job.id].submission_id)
+                self._stopped_at[job.id] = self._clock()
+                self._scanned_at = float("-inf")  # its result is expected soon
 
 
 def _project(facts: dict[str, Any]) -> str:
@@ -117,7 +167,7 @@ def state_of(folder: str, now: float) -> dict[str, Any]:
         result = read_json(join(folder, RESULT))
         ending = {"state": result["state"], "reason": result.get("reason"), "message": result.get("message") or ""}
         return {**ending, "result": result, "ended_at": now}
-    if Lease(join(folder, "lease.json")).taken_by() is not None:
+    if Lease(join(folder, LEASE)).taken_by() is not None:
         return {"state": "running", "reason": None, "message": "", "result": None, "ended_at": None}
     name = posixpath.basename(folder)
     message = f"exited without reporting a result; run the same command again to resume {name}"

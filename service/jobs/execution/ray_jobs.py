@@ -64,6 +64,9 @@ class Cluster(Protocol):
     def stop(self, submission_id: str) -> None:
         """Ask a submission to stop. No-op if it does not exist."""
 
+    def logs(self, submission_id: str) -> str | None:
+        """Return the output of a submission's driver so far, or None if Ray does not know it."""
+
     def capacity(self) -> Capacity: ...
 
 
@@ -112,6 +115,15 @@ class RayJobs:
             except RuntimeError as error:
                 if "status code 404" not in str(error):
                     raise
+
+    def logs(self, submission_id: str) -> str | None:
+        with self._translated_errors():
+            try:
+                return str(self._client().get_job_logs(submission_id))
+            except RuntimeError as error:
+                if "status code 404" in str(error):
+                    return None
+                raise
 
     def capacity(self) -> Capacity:
         with self._translated_errors():

@@ -9,6 +9,7 @@ encoder registry.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -78,7 +79,7 @@ class Reconciler:
         self._root = settings.root
         self._allowed_uris = UriPolicy(self._root, settings.allowed_uris).allowed
         self._external_usage = ExternalUsage(clock)
-        self._external_runs = ExternalRunDiscovery(store, self._root, clock)
+        self._external_runs = ExternalRunDiscovery(store, cluster, self._root, clock)
         self._deletions = JobDeletions(store, self._root)
         self.holder = uuid.uuid4().hex
         self._silent_since: dict[str, float] = {}  # by job: when its attempt was first missing without an outcome
@@ -108,6 +109,8 @@ class Reconciler:
             self._guarded(self._follow, job)
         self._start_waiting()
         self._deletions.advance()
+        with contextlib.suppress(ClusterUnavailable):  # tried again in the next step
+            self._external_runs.stop_cancelled()
         scans = (("external runs", self._external_runs.scan), ("published encoders", self._encoders.scan))
         for what, scan in scans:
             try:

@@ -226,6 +226,29 @@ def test_the_log_of_each_rank_can_be_requested(client: httpx.Client, server: Ser
     assert "rank=1: has no log; ranks with a log: 0, 3" in missing.json()["detail"]
 
 
+def test_the_log_of_a_run_that_ray_job_submit_started_comes_from_ray(client: httpx.Client, server: Server) -> None:
+    store, cluster = server.app.state.jobs, server.app.state.cluster
+    by_hand = queued(store, id="by-hand", origin="external", state="running")
+    started = queued(store, id="by-ray", origin="external", state="running")
+    attempt = {"submission_id": "raysubmit_1", "started_at": 1.0, "ended_at": None, "state": "running"}
+    attempt |= {"reason": None, "message": "", "outcome": None}
+    store.change(started, "running", attempt=attempt, number=1)
+    cluster.outputs["raysubmit_1"] = "one\ntwo ä\nthree"
+    assert client.get("/jobs/by-ray/logs").text == "one\ntwo ä\nthree"
+    assert client.get("/jobs/by-ray/logs?tail=2").text == "two ä\nthree"
+    store.change(store.get("by-ray"), "succeeded", state="succeeded")
+    streamed = events(client, "/jobs/by-ray/logs?follow=true", None)
+    assert [found[2] for found in streamed] == [
+        {"text": "one\ntwo ä\nthree"},
+        {"state": "succeeded", "attempt": 1},
+    ]
+    del cluster.outputs["raysubmit_1"]
+    for path in ("/jobs/by-ray/logs", "/jobs/by-ray/logs?follow=true", f"/jobs/{by_hand.id}/logs"):
+        missing = client.get(path)
+        assert missing.status_code == 404
+        assert "--rank 0" in missing.json()["detail"]
+
+
 def test_two_hundred_event_streams_receive_the_same_end_event(server: Server) -> None:
     store = server.app.state.jobs
     job = queued(store)

@@ -21,6 +21,7 @@ class FakeCluster:
         self.submitted: list[str] = []
         self.policies: dict[str, DriverPolicy] = {}
         self.stopped: list[str] = []
+        self.outputs: dict[str, str] = {}
         self.unavailable = False
 
     def submit(
@@ -39,6 +40,10 @@ class FakeCluster:
     def stop(self, submission_id: str) -> None:
         self._check_available()
         self.stopped.append(submission_id)
+
+    def logs(self, submission_id: str) -> str | None:
+        self._check_available()
+        return self.outputs.get(submission_id)
 
     def capacity(self) -> Capacity:
         self._check_available()

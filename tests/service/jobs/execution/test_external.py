@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from sqlalchemy import Engine
@@ -11,18 +13,18 @@ from sqlalchemy import Engine
 from amd.storage import write_json
 from amd.training.lease import Lease
 from amd.training.runs.launch import train
-from service.jobs.actions import allowed_actions
+from service.jobs.actions import act, allowed_actions
 from service.jobs.execution.external import SCAN_S, ExternalRunDiscovery
 from service.jobs.store import JobFilter, JobStore
 from tests.support.runs.tiny_runs import tiny_run
-from tests.support.service.fake_cluster import queued
+from tests.support.service.fake_cluster import FakeCluster, queued
 
 
 def test_an_external_run_is_listed_with_its_result_and_allows_no_actions(sqlite_engine: Engine, tmp_path: Path) -> None:
     store = JobStore(sqlite_engine)
     config = tiny_run(tmp_path, name="by-hand", schedule__steps=4)
     result = train(config, local=True, quiet=True)
-    ExternalRunDiscovery(store, str(tmp_path / "storage")).scan()
+    ExternalRunDiscovery(store, FakeCluster(), str(tmp_path / "storage")).scan()
     (job,) = store.list(JobFilter(origin="external")).jobs
     assert (job.id, job.kind, job.state, job.origin) == ("by-hand", "train", "succeeded", "external")
     assert store.get(job.id).result == result.model_dump(mode="json")
@@ -38,7 +40,7 @@ def test_an_external_run_belongs_to_the_project_it_was_started_for(
             monkeypatch.setenv("AMD_PROJECT", project)
         train(tiny_run(tmp_path, name=f"run-{number}", schedule__steps=4), local=True, quiet=True)
         expected[f"run-{number}"] = "vision" if project == "vision" else "default"
-    ExternalRunDiscovery(store, str(tmp_path / "storage")).scan()
+    ExternalRunDiscovery(store, FakeCluster(), str(tmp_path / "storage")).scan()
     assert {job.id: job.project for job in store.list(JobFilter(origin="external")).jobs} == expected
 
 
@@ -50,7 +52,7 @@ def test_the_state_of_an_external_run_is_derived_from_its_lease_and_result(
     facts = {"id": "alive", "kind": "train", "created": "2026-01-01T00:00:00+00:00", "host": {"user": "me"}}
     write_json(str(folder / "run.json"), facts)
     write_json(str(folder / "config.json"), {"scaling": {"workers": [2, 2]}})
-    discovery = ExternalRunDiscovery(store, root, clock=itertools.count(step=SCAN_S).__next__)
+    discovery = ExternalRunDiscovery(store, FakeCluster(), root, clock=itertools.count(step=SCAN_S).__next__)
     lease = Lease(str(folder / "lease.json"))
     assert lease.acquire()
     discovery.scan()
@@ -62,6 +64,111 @@ def test_the_state_of_an_external_run_is_derived_from_its_lease_and_result(
     write_json(str(folder / "result.json"), {"state": "succeeded", "message": ""})
     discovery.scan()
     assert store.get("alive").state == "succeeded"
+
+
+class RunningSubmission(NamedTuple):
+    """A discovered run `by-ray`, with its lease held as by a process that `ray job submit` started."""
+
+    discovery: ExternalRunDiscovery
+    store: JobStore
+    cluster: FakeCluster
+    lease: Lease
+    folder: Path
+
+    def cancel(self) -> None:
+        act(self.store, "by-ray", None, "cancel", "me")
+
+
+@pytest.fixture
+def running_submission(sqlite_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunningSubmission:
+    store, cluster, folder = JobStore(sqlite_engine), FakeCluster(), tmp_path / "runs" / "by-ray"
+    facts = {"id": "by-ray", "kind": "train", "created": "2026-01-01T00:00:00+00:00", "host": {"user": "me"}}
+    write_json(str(folder / "run.json"), facts)
+    write_json(str(folder / "config.json"), {})
+    submitted_as(monkeypatch, "raysubmit_1")
+    lease = Lease(str(folder / "lease.json"))
+    assert lease.acquire()
+    discovery = ExternalRunDiscovery(store, cluster, str(tmp_path), clock=itertools.count(step=SCAN_S).__next__)
+    discovery.scan()
+    return RunningSubmission(discovery, store, cluster, lease, folder)
+
+
+def submitted_as(monkeypatch: pytest.MonkeyPatch, submission: str) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": submission}}))
+
+
+def test_a_run_that_ray_job_submit_started_can_be_cancelled(running_submission: RunningSubmission) -> None:
+    discovery, store, cluster, lease, folder = running_submission
+    assert allowed_actions(store.get("by-ray")) == ["cancel"]
+    running_submission.cancel()
+    discovery.stop_cancelled()
+    discovery.scan()
+    assert (cluster.stopped, store.get("by-ray").state) == (["raysubmit_1"], "cancelling")
+    lease.release()
+    write_json(str(folder / "result.json"), {"state": "cancelled", "reason": "cancelled_by_user", "message": "step 3"})
+    discovery.scan()
+    job = store.get("by-ray")
+    assert (job.state, job.reason, job.message) == ("cancelled", "cancelled_by_user", "step 3")
+    assert [(attempt.submission_id, attempt.state) for attempt in store.attempts("by-ray")] == [
+        ("raysubmit_1", "cancelled")
+    ]
+
+
+def test_a_cancelled_submission_that_ray_kills_without_a_result_counts_as_cancelled(
+    running_submission: RunningSubmission,
+) -> None:
+    running_submission.cancel()
+    running_submission.lease.release()
+    running_submission.discovery.scan()
+    job = running_submission.store.get("by-ray")
+    assert (job.state, job.reason) == ("cancelled", "deadline_exceeded")
+    assert "RAY_JOB_STOP_WAIT_TIME_S" in job.message
+
+
+def test_a_run_resumed_outside_ray_can_no_longer_be_cancelled(
+    running_submission: RunningSubmission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running_submission.cancel()
+    running_submission.lease.release()
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    by_hand = Lease(running_submission.lease.url)
+    assert by_hand.acquire()
+    running_submission.discovery.scan()
+    by_hand.release()
+    job = running_submission.store.get("by-ray")
+    assert (job.state, job.wanted) == ("running", "run")
+    assert "cannot be cancelled here" in job.message
+
+
+def test_a_resubmitted_run_has_an_attempt_for_each_submission(
+    running_submission: RunningSubmission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running_submission.lease.release()
+    running_submission.discovery.scan()
+    submitted_as(monkeypatch, "raysubmit_2")
+    again = Lease(running_submission.lease.url)
+    assert again.acquire()
+    running_submission.discovery.scan()
+    again.release()
+    attempts = running_submission.store.attempts("by-ray")
+    assert [(attempt.submission_id, attempt.state) for attempt in attempts] == [
+        ("raysubmit_1", "failed"),
+        ("raysubmit_2", "running"),
+    ]
+
+
+def test_a_lease_that_names_the_submission_of_a_job_cannot_stop_it(
+    running_submission: RunningSubmission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = queued(running_submission.store)
+    running_submission.lease.release()
+    for submission in (victim.id, f"{victim.id}-2"):
+        submitted_as(monkeypatch, submission)
+        forged = Lease(running_submission.lease.url)
+        assert forged.acquire()
+        running_submission.discovery.scan()
+        forged.release()
+    assert [attempt.submission_id for attempt in running_submission.store.attempts("by-ray")] == ["raysubmit_1"]
 
 
 def test_job_runs_and_unreadable_folders_are_not_listed_as_external(sqlite_engine: Engine, tmp_path: Path) -> None:
@@ -76,5 +183,5 @@ def test_job_runs_and_unreadable_folders_are_not_listed_as_external(sqlite_engin
         write_json(str(tmp_path / "runs" / name / "run.json"), facts)
         write_json(str(tmp_path / "runs" / name / "config.json"), {})
     (tmp_path / "runs" / "empty").mkdir()
-    ExternalRunDiscovery(store, str(tmp_path)).scan()
+    ExternalRunDiscovery(store, FakeCluster(), str(tmp_path)).scan()
     assert [job.id for job in store.list(JobFilter()).jobs] == [ours.id]

@@ -1,0 +1,75 @@
+"""Sources of a job's log: chunks on the storage root, or Ray for a run that `ray job submit` started.
+
+Offsets are in bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from service.db.models import Job
+from service.jobs import logs
+from service.jobs.execution.ray_jobs import Cluster
+from service.jobs.logs import LogSlice
+from service.web.errors import NotFound
+
+
+class LogSource(Protocol):
+    """A log that can be read from an offset."""
+
+    def read(self, offset: int, whole_lines: bool) -> LogSlice:
+        """Return a slice that starts at the offset, empty if there is nothing yet."""
+
+    def pieces(self, offset: int) -> Iterable[str]:
+        """Return the text from the offset to the end, in pieces."""
+
+    def tail_offset(self, lines: int) -> int:
+        """Return the offset at which the last `lines` lines start."""
+
+
+class StoredLog:
+    """A log in a folder of the storage root."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def read(self, offset: int, whole_lines: bool) -> LogSlice:
+        return logs.read(self._folder, offset, whole_lines=whole_lines)
+
+    def pieces(self, offset: int) -> Iterable[str]:
+        return logs.pieces(self._folder, offset)
+
+    def tail_offset(self, lines: int) -> int:
+        return logs.tail_offset(self._folder, lines)
+
+
+class RayLog:
+    """Output of a submission's driver, which Ray keeps while the node that ran it is alive.
+
+    All methods raise NotFound if Ray does not have it, or ClusterUnavailable.
+    """
+
+    def __init__(self, cluster: Cluster, job: Job, submission: str | None) -> None:
+        """Check that the log exists. `submission` is None for a run that was started without `ray job submit`."""
+        self._cluster, self._submission = cluster, submission
+        self._remedy = f"the output of its workers is kept: amd jobs logs {job.id} --rank 0 (rank=0 in the REST API)"
+        if submission is None:
+            raise NotFound(f"{job.id} was started outside the service and wrote its log there; {self._remedy}")
+        self._content()
+
+    def read(self, offset: int, whole_lines: bool) -> LogSlice:
+        return logs.cut(bytearray(self._content()[offset:]), offset, whole_lines)
+
+    def pieces(self, offset: int) -> Iterable[str]:
+        return [self.read(offset, whole_lines=False).text]
+
+    def tail_offset(self, lines: int) -> int:
+        every_line = self._content().splitlines(keepends=True)
+        return sum(map(len, every_line[: max(0, len(every_line) - lines)]))
+
+    def _content(self) -> bytes:
+        content = self._cluster.logs(self._submission) if self._submission is not None else None
+        if content is None:
+            raise NotFound(f"Ray does not have the log of submission {self._submission!r}; {self._remedy}")
+        return content.encode()
