@@ -142,6 +142,39 @@ def write_bytes(url: str, data: bytes) -> None:
     retry_on_outage(url, lambda: _write_once(url, data))
 
 
+def create(url: str, data: bytes) -> bool:
+    """Write a file atomically unless it exists; return whether it was written.
+
+    In a store without conditional writes, the last of several simultaneous writers wins.
+    """
+    return retry_on_outage(url, lambda: _create_once(url, data))
+
+
+def _create_once(url: str, data: bytes) -> bool:
+    if not is_remote(url):
+        path = local_path(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        temporary.write_bytes(data)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        return True
+    fs, path_in_store = filesystem(url)
+    try:
+        fs.pipe_file(path_in_store, data, mode="create")
+    except FileExistsError:
+        return False
+    except (TypeError, NotImplementedError):  # a store without conditional writes
+        if fs.exists(path_in_store):
+            return False
+        fs.pipe_file(path_in_store, data)
+    return True
+
+
 def _write_once(url: str, data: bytes) -> None:
     fs, path = filesystem(url)
     if is_remote(url):

@@ -125,10 +125,14 @@ class PrepareConfig(TaskConfig):
     """Frame rate of the prepared videos, in frames per second. Default: the frame rate of the source."""
     quality: int = Field(90, ge=1, le=100)
     """JPEG quality of images."""
+    segment_s: float | None = Field(None, gt=0)
+    """Cut videos into samples of about this many seconds. Default: one sample per video."""
     shard_mib: int = Field(128, ge=1)
     """Size of a shard, in MiB."""
     workers: int = Field(2, ge=1)
     """Processes that decode and encode."""
+    part: str = "1/1"
+    """K/N: prepare only every N-th shard, from the K-th, so that N machines can share the work."""
     limit: int | None = Field(None, ge=1)
     """Number of samples to prepare, from the start of the data set. Default: all."""
     sample_timeout_s: float = Field(600.0, gt=0)

@@ -7,6 +7,8 @@ process (isolation.py), so neither a broken file nor a hung decoder stops the ot
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 import threading
 import time
@@ -18,12 +20,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from amd.config import DataConfig
+from amd.config import ConfigError, DataConfig
 from amd.data.dataset.manifest import Manifest, ManifestError, capped
 from amd.data.dataset.open import open_manifest
 from amd.data.dataset.shards import INDEX_SUFFIX, ShardWriter, shard_url, write_index
+from amd.data.decoding.damage import Damage
 from amd.data.decoding.reader import BadSample, SampleReader
-from amd.storage import exists, join, read_json, remove_leftovers, write_bytes, write_json
+from amd.storage import create, exists, join, read_json, remove_leftovers, write_bytes, write_json
 
 PLAN, REPORT = "prepare.json", "report.json"
 TRIAL_SAMPLES = 8  # samples transcoded to estimate the samples per shard
@@ -41,11 +44,14 @@ class PrepareReport(BaseModel):
 
     url: str
     samples: int = 0
+    """Number of samples written; each segment of a video is one."""
     shards: int = 0
     shards_kept: int = 0
     """Number of shards already complete from an earlier run."""
     bytes_written: int = 0
     frames: int = 0
+    shards_missing: int = 0
+    """Number of shards that other parts have not completed yet; the report counts the complete ones."""
     seconds: float = 0.0
     bad: list[dict[str, Any]] = Field(default_factory=list)
     """Record, location and reason of each skipped sample."""
@@ -57,6 +63,8 @@ class PrepareReport(BaseModel):
         lines = [f"{self.samples} samples in {self.shards} shards, {size}, {self.seconds:.0f} s: {self.url}"]
         if self.shards_kept:
             lines.append(f"{self.shards_kept} shards were already complete")
+        if self.shards_missing:
+            lines.append(f"{self.shards_missing} shards are left to other parts")
         if self.bad:
             lines.append(f"{len(self.bad)} samples could not be read and were skipped:")
             lines += capped([f"  {bad['location']} {bad['reason']}" for bad in self.bad])
@@ -75,49 +83,71 @@ def prepare(
     crf: int = 23,
     frame_rate: float | None = None,
     quality: int = 90,
+    segment_s: float | None = None,
     shard_mib: int = 128,
     workers: int = 2,
+    part: str = "1/1",
     limit: int | None = None,
     sample_timeout_s: float = 600.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> PrepareReport:
     """Write `data` to tar shards under `output_url`; `limit`: number of samples, from the start.
 
-    `progress(done, total)` is called after each shard with the numbers of samples. Raises ManifestError if the data
-    cannot be read, the output belongs to another preparation, or the samples are frame folders (already small files).
+    `segment_s`: cut videos into samples of about this many seconds. `part`: "k/n" writes every n-th shard, from the
+    k-th; n calls, perhaps on different machines, write all. `progress(done, total)` is called after each shard of this
+    part with the numbers of records. Raises ManifestError if the data cannot be read, the output belongs to another
+    preparation, or the samples are frame folders (already small files), and ConfigError for an invalid part.
     """
+    first, parts = _parse_part(part)
     started = time.monotonic()
     manifest = open_manifest(data)
     if manifest.frames is not None:
         raise ManifestError(["frame folders cannot be prepared; encode them to videos first"])
     count = len(manifest) if limit is None else min(limit, len(manifest))
     settings = {"short_side": short_side, "gop": gop, "crf": crf, "frame_rate": frame_rate, "quality": quality}
+    settings["segment_s"] = segment_s
     job = _PrepareJob(data, manifest, output_url.rstrip("/"), settings, sample_timeout_s)
     plan = job.plan(count, shard_mib)
-    shards = -(-count // plan["samples_per_shard"])
-    report = PrepareReport(url=job.output, shards=shards)
+    per_shard = plan["samples_per_shard"]
+    shards = range(-(-count // per_shard))
+    own = shards[first - 1 :: parts]
+    total = sum(min(count, (number + 1) * per_shard) - number * per_shard for number in own)
+    report = PrepareReport(url=job.output)
     with ThreadPoolExecutor(workers) as pool:
-        tasks = [pool.submit(job.shard, number, plan["samples_per_shard"], count) for number in range(shards)]
+        tasks = [pool.submit(job.shard, number, per_shard, count) for number in own]
         for task in tasks:
-            task.add_done_callback(lambda _: progress and progress(_done(tasks, plan, count), count))
+            task.add_done_callback(lambda _: progress and progress(min(total, per_shard * _done(tasks)), total))
         try:
             wait(tasks, return_when=FIRST_EXCEPTION)
         finally:  # after Ctrl-C or a failed shard, the others stop at the end of their current sample
             if not all(task.done() for task in tasks):
                 job.stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
-    for task in sorted(tasks, key=_was_stopped):
-        facts, kept = task.result()
+    complete = [task.result() for task in sorted(tasks, key=_was_stopped)]
+    others = [job.finished(number) for number in shards if number not in own]
+    complete += [(facts, False) for facts in others if facts is not None]
+    report.shards, report.shards_missing = len(complete), others.count(None)
+    for facts, kept in complete:
         report.samples += facts["samples"]
         report.bytes_written += facts["size"]
         report.frames += facts["frames"]
         report.bad += facts["bad"]
         report.damaged += facts.get("damaged", [])  # absent in shards of older versions
         report.shards_kept += kept
+    for samples in (report.bad, report.damaged):
+        samples.sort(key=lambda sample: sample["record"])
     remove_leftovers(job.output)
     report.seconds = round(time.monotonic() - started, 1)
-    write_json(join(job.output, REPORT), report.model_dump())
+    if not report.shards_missing:
+        write_json(join(job.output, REPORT), report.model_dump())
     return report
+
+
+def _parse_part(part: str) -> tuple[int, int]:
+    first, separator, parts = part.partition("/")
+    if not (separator and first.isdecimal() and parts.isdecimal() and 1 <= int(first) <= int(parts)):
+        raise ConfigError([f"part={part}: must be K/N with 1 <= K <= N, e.g. 2/4 for the second of four"])
+    return int(first), int(parts)
 
 
 def _was_stopped(task: Future[Any]) -> bool:
@@ -129,9 +159,8 @@ def _samples_per_shard(mib: int, mean_bytes: float) -> int:
     return max(1, round(mib * 2**20 / mean_bytes))
 
 
-def _done(tasks: list[Future[Any]], plan: dict[str, Any], count: int) -> int:
-    samples: int = plan["samples_per_shard"]
-    return min(count, samples * [task.done() for task in tasks].count(True))
+def _done(tasks: list[Future[Any]]) -> int:
+    return [task.done() for task in tasks].count(True)
 
 
 @dataclass
@@ -165,7 +194,8 @@ class _PrepareJob:
         mean = self._mean_size(count)
         samples = _samples_per_shard(shard_mib, mean)
         plan = {**expected, "classes": self.manifest.classes, "samples_per_shard": samples}
-        write_json(url, plan)
+        if not create(url, json.dumps(plan).encode()):  # another part was faster; it may have measured another mean
+            return self.plan(count, shard_mib)
         return plan
 
     def _mean_size(self, count: int) -> float:
@@ -175,33 +205,49 @@ class _PrepareJob:
             for trial in range(min(TRIAL_SAMPLES, count)):
                 record = self.manifest[trial * count // min(TRIAL_SAMPLES, count)]
                 try:
-                    sizes.append(len(reader.transcode(record, self.settings, self.limit_s)[0]) + 2048)
+                    whole = {**self.settings, "segment_s": None}
+                    sizes.append(len(reader.transcode(record, whole, self.limit_s)[0]) + 2048)
                 except BadSample as error:
                     log.warning("%s", error)
         return sum(sizes) / len(sizes) if sizes else 2.0**20
 
+    def finished(self, number: int) -> dict[str, Any] | None:
+        """Return the facts of a shard that is complete, else None."""
+        url = shard_url(self.output, number) + INDEX_SUFFIX
+        return read_json(url)["facts"] if exists(url) else None
+
     def shard(self, number: int, samples: int, count: int) -> tuple[dict[str, Any], bool]:
         """Write one shard unless its index exists; return its facts and whether it existed."""
         url = shard_url(self.output, number)
-        if exists(url + INDEX_SUFFIX):
-            return read_json(url + INDEX_SUFFIX)["facts"], True
+        if (finished := self.finished(number)) is not None:
+            return finished, True
         writer, bad, damaged, frames = ShardWriter(), [], [], 0
         with closing(SampleReader(self.data)) as reader:
             for i in range(number * samples, min(count, (number + 1) * samples)):
                 if self.stop.is_set():
                     raise ShardCancelled
                 record = self.manifest[i]
-                try:
-                    content, suffix, facts = reader.transcode(record, self.settings, self.limit_s)
-                except BadSample as error:
-                    bad.append({"record": i, "location": record.name, "reason": error.reason})
-                    log.warning("skipped: %s", error)
-                    continue
-                if reader.last_read is not None and reader.last_read.damage is not None:
-                    damaged.append({"record": i, "location": record.name, "reason": str(reader.last_read.damage)})
-                    log.warning("written as far as it decodes: %s %s", record.name, reader.last_read.damage)
-                writer.add(f"{i:09d}", suffix, content, record.label)
-                frames += facts["frames"]
+                damage: Damage | None = None
+                segments = itertools.count() if self.settings["segment_s"] else range(1)
+                for segment in segments:
+                    try:
+                        wanted = {**self.settings, "segment": segment}
+                        content, suffix, facts = reader.transcode(record, wanted, self.limit_s)
+                    except BadSample as error:
+                        where = f"segment {segment} " if segment else ""
+                        bad.append({"record": i, "location": record.name, "reason": where + error.reason})
+                        log.warning("skipped: %s", error)
+                        break
+                    if reader.last_read is not None:
+                        damage = reader.last_read.damage or damage
+                    name = f"{i:09d}-{segment:04d}" if self.settings["segment_s"] else f"{i:09d}"
+                    writer.add(name, suffix, content, record.label)
+                    frames += facts["frames"]
+                    if segment + 1 >= facts.get("segments", 1):
+                        break
+                if damage is not None:
+                    damaged.append({"record": i, "location": record.name, "reason": str(damage)})
+                    log.warning("written as far as it decodes: %s %s", record.name, damage)
         content = writer.finish()
         facts = {"samples": len(writer.members), "size": len(content), "frames": frames, "bad": bad, "damaged": damaged}
         write_bytes(url, content)

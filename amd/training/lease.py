@@ -17,7 +17,7 @@ import uuid
 from types import TracebackType
 from typing import Any
 
-from amd.storage import filesystem, is_remote, local_path, read_bytes, remove, retry_on_outage, write_bytes
+from amd.storage import create, is_remote, read_bytes, remove, write_bytes
 
 STALE_S = 90.0
 RENEW_S = 15.0
@@ -39,7 +39,7 @@ class Lease:
         holder = self.taken_by()
         if holder is not None:
             return False
-        if not retry_on_outage(self.url, lambda: _create(self.url, self._body())):
+        if not create(self.url, self._body()):
             if self.taken_by() is not None:
                 return False
             write_bytes(self.url, self._body())  # its holder has died, or it is ours and the first response was lost
@@ -108,30 +108,6 @@ class Lease:
             "ray_submission": _ray_submission(),
         }
         return json.dumps(value).encode()
-
-
-def _create(url: str, body: bytes) -> bool:
-    """Create a file; return False if it exists."""
-    if not is_remote(url):
-        path = local_path(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            return False
-        with os.fdopen(handle, "wb") as file:
-            file.write(body)
-        return True
-    fs, path_in_store = filesystem(url)
-    try:
-        fs.pipe_file(path_in_store, body, mode="create")
-    except FileExistsError:
-        return False
-    except (TypeError, NotImplementedError):  # a store without conditional writes: the last writer wins
-        if fs.exists(path_in_store):
-            return False
-        fs.pipe_file(path_in_store, body)
-    return True
 
 
 def _ray_submission() -> str | None:

@@ -21,6 +21,14 @@ def prepare(
         int, typer.Option(min=16, help="Length of the shorter side in pixels; smaller files keep their size.")
     ] = 320,
     gop: Annotated[int, typer.Option(min=1, help="Key-frame interval of videos, in frames.")] = 12,
+    segment_s: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Cut videos into samples of about this many seconds.", show_default="whole videos"),
+    ] = None,
+    part: Annotated[
+        str,
+        typer.Option(metavar="K/N", help="Prepare every N-th shard, from the K-th: N machines can share the work."),
+    ] = "1/1",
     workers: Annotated[int, typer.Option(min=1, help="Number of processes.", show_default="the number of CPUs")] = max(
         1, os.cpu_count() or 1
     ),
@@ -31,7 +39,7 @@ def prepare(
     from amd.data.prepare import prepare as run_prepare
 
     data = validate_config(DataConfig, {"train": source, **data_fields(parse_overrides(overrides or []))})
-    report = run_prepare(data, output, short_side=short_side, gop=gop, workers=workers)
+    report = run_prepare(data, output, short_side=short_side, gop=gop, segment_s=segment_s, part=part, workers=workers)
     if as_json:
         print(report.model_dump_json())
     else:

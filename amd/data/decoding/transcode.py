@@ -28,7 +28,7 @@ SCALING = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.BIT
 class Transcoded(NamedTuple):
     content: bytes
     suffix: str
-    facts: dict[str, Any]  # frames, width, height
+    facts: dict[str, Any]  # frames, width, height; segments of the source, if it is cut
     damage: Damage | None = None  # of a video of which only some frames were used
 
 
@@ -41,12 +41,16 @@ def transcode(
     crf: int,
     frame_rate: float | None,
     quality: int,
+    segment_s: float | None = None,
+    segment: int = 0,
     min_decoded_share: float | None = None,
 ) -> Transcoded:
     """Transcode an image to JPEG, or a video to mp4 (H.264, closed GOPs, fastdecode); frames are never enlarged.
 
-    `frame_rate`: frames per second; the frame nearest to each tick is kept. `min_decoded_share`: share of the frames in
-    a damaged video that must decode for it to be used; None rejects damaged videos. Raises ImageError or VideoError.
+    `frame_rate`: frames per second; the frame nearest to each tick is kept. `segment_s`: cut videos into segments of
+    about this many seconds, and transcode only the one with the number `segment`. `min_decoded_share`: share of the
+    frames in a damaged video that must decode for it to be used; None rejects damaged videos. Raises ImageError or
+    VideoError.
     """
     if kind == "image":
         return _image(source, short_side, quality)
@@ -56,8 +60,10 @@ def transcode(
         output_rate = Fraction(frame_rate).limit_denominator(1001) if frame_rate and frame_rate < rate else rate
 
         def encode() -> Transcoded:
-            indices = _kept_frames(video.frames, rate, frame_rate)
-            return _encode(video.iter_frames(indices), output_rate, short_side, gop, crf)
+            segments = _segments(_kept_frames(video.frames, rate, frame_rate), output_rate, segment_s)
+            indices = segments[min(segment, len(segments) - 1)]  # damage may leave fewer than were announced
+            encoded = _encode(video.iter_frames(indices), output_rate, short_side, gop, crf)
+            return encoded._replace(facts={**encoded.facts, "segments": len(segments)})
 
         try:
             encoded = encode()
@@ -103,6 +109,15 @@ def _kept_frames(frames: int, rate: Fraction, target: float | None) -> list[int]
         return list(range(frames))
     step = float(rate) / target
     return [min(frames - 1, int(n * step + 0.5)) for n in range(max(1, round(frames / step)))]
+
+
+def _segments(frames: list[int], rate: Fraction, seconds: float | None) -> list[list[int]]:
+    """Cut frames into segments of equal length; a rest shorter than half a segment belongs to the last one."""
+    if seconds is None:
+        return [frames]
+    length = max(1, round(seconds * rate))
+    count = max(1, round(len(frames) / length))
+    return [frames[n * length : (n + 1) * length if n < count - 1 else None] for n in range(count)]
 
 
 def _encode(frames: Iterator[Pixels], rate: Fraction, short_side: int, gop: int, crf: int) -> Transcoded:

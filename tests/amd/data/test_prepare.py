@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amd.config import DataConfig
+from amd.config import ConfigError, DataConfig
 from amd.data.dataset.open import ManifestError, open_manifest
 from amd.data.dataset.shards import INDEX_SUFFIX
 from amd.data.decoding.packets import map_packets
@@ -110,6 +110,42 @@ def test_a_second_run_keeps_complete_shards(videos: Path, tmp_path: Path, monkey
     assert (second.shards_kept, second.samples, len(second.bad)) == (2, 6, 2)
     assert not list(tmp_path.glob(".*"))
     assert _digests(tmp_path) == before
+
+
+def test_parts_on_several_machines_write_the_same_shards_as_one(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amd.data.prepare._samples_per_shard", lambda mib, mean: 3)
+    data, whole, shared = DataConfig(train=str(videos)), tmp_path / "whole", tmp_path / "shared"
+    expected = prepare(data, str(whole), short_side=32)
+    second = prepare(data, str(shared), short_side=32, part="2/2")
+    assert (second.shards, second.shards_missing, second.samples) == (1, 2, 2)
+    assert not (shared / REPORT).exists()
+    first = prepare(data, str(shared), short_side=32, part="1/2")
+    differing = {"url", "seconds", "shards_kept"}
+    assert first.model_dump(exclude=differing) == expected.model_dump(exclude=differing)
+    assert _digests(shared) == _digests(whole)
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "-1/2", ""])
+def test_an_invalid_part_is_rejected(videos: Path, tmp_path: Path, part: str) -> None:
+    with pytest.raises(ConfigError, match="K/N with 1 <= K <= N"):
+        prepare(DataConfig(train=str(videos)), str(tmp_path), part=part)
+
+
+def test_long_videos_are_cut_into_segments_without_losing_or_repeating_frames(tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw", str(tmp_path / "out")
+    raw.mkdir()
+    write_video(raw / "long.mp4", pictures(65, seed=1), gop=250)  # 65 frames at 30 per second
+    write_video(raw / "short.mp4", pictures(10, seed=2), gop=250)
+    report = prepare(DataConfig(train=str(raw)), out, segment_s=0.8)  # segments of 24 frames; 17 are above half of it
+    assert (report.samples, report.frames) == (4, 75)
+    reader, manifest = SampleReader(DataConfig(train="x")), open_manifest(DataConfig(train=out))
+    clips = [reader.read_clip(record, np.arange) for record in manifest]
+    reader.close()
+    assert [len(clip) for clip in clips] == [24, 24, 17, 10]
+    error = np.abs(np.concatenate(clips[:3]).astype(int) - exact_frames(raw / "long.mp4"))
+    assert error.mean() < 12
 
 
 JOB = """
