@@ -93,11 +93,18 @@ def up(
     folder = StackFolder(resolve_data_dir(data_dir))
     folder.prepare()
     with folder.lock():
+        previous = folder.read()
+        for part in START_ORDER:  # before the ports are chosen, which the remains of a killed part may still use
+            if previous is None or not previous.alive(part):
+                end_leftovers(folder, previous, part)
         state = _plan_state(folder, port, storage, num_cpus)
         folder.write(state)
+        control_plane = state.alive("control-plane")
+        if control_plane is not None and previous is not None and previous.ray != state.ray:
+            on_progress("restarting control-plane, since another program has taken a port of Ray")
+            end([control_plane])
         for part in START_ORDER:  # concurrently: neither needs the other in order to start
             if not state.alive(part):
-                end_leftovers(folder, state, part)
                 start(folder, state, part, on_progress)
         _wait_until_ready(folder, state, on_progress)
         return folder.stack(state)

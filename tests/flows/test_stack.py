@@ -24,7 +24,7 @@ from amd.downstream.embedding.features import embed_file
 from service.client import Client
 from service.jobs.execution.protocol import JobFolder
 from service.stack import StackError, down, find_stack, status, up
-from service.stack.ports import free_ports
+from service.stack.ports import free_ports, is_free
 from service.stack.processes import find_problem
 from service.stack.state import MARK, PartProcess, StackFolder, StackState
 from tests.support.service.published_encoders import picture, publish
@@ -209,6 +209,47 @@ def test_a_port_in_use_is_reported(tmp_path: Path) -> None:
         with pytest.raises(StackError, match=f"port {port} is in use by another program; choose another with --port"):
             up(tmp_path / "data", port=port, storage=str(tmp_path / "storage"))
     assert find_stack(tmp_path / "data") is None
+
+
+class Listener:
+    """Ray's dashboard port in use, by a process with the given environment."""
+
+    CODE = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(600)"
+
+    def __init__(self, **environment: str) -> None:
+        self.port = free_ports(1)[0]
+        command = [sys.executable, "-c", self.CODE, str(self.port)]
+        self.process = subprocess.Popen(command, env={**os.environ, **environment})
+        while is_free(self.port):
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("remains", [True, False], ids=["remains of Ray", "another program"])
+def test_a_control_plane_always_has_the_ports_of_ray(
+    tmp_path: Path, sleeper: psutil.Process, monkeypatch: pytest.MonkeyPatch, remains: bool
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("service.stack.start", lambda folder, state, part, on_progress: started.append(part))
+    monkeypatch.setattr("service.stack._wait_until_ready", lambda *args: None)
+    listener = Listener(**{MARK: f"{StackFolder(tmp_path).mark}:ray"} if remains else {})
+    alive = PartProcess(pid=sleeper.pid, started=sleeper.create_time())
+    ray = STOPPED.ray.model_copy(update={name: free_ports(1)[0] for name in type(STOPPED.ray).model_fields})
+    values = {"storage": str(tmp_path / "root"), "processes": {"control-plane": alive}}
+    state = STOPPED.model_copy(update={**values, "ray": ray.model_copy(update={"dashboard": listener.port})})
+    (tmp_path / "stack.json").write_text(state.model_dump_json())
+    try:
+        up(tmp_path)
+    finally:
+        listener.process.kill()
+        listener.process.wait()
+    found = StackFolder(tmp_path).read()
+    assert found is not None
+    if remains:  # they are ended first, so Ray keeps its port, and the control plane keeps running
+        assert (found.ray, started, sleeper.is_running()) == (state.ray, ["ray"], True)
+    else:
+        assert found.ray.dashboard != listener.port
+        assert sorted(started) == ["control-plane", "ray"]
+        assert not sleeper.is_running()
 
 
 def test_a_head_whose_agent_does_not_listen_is_not_ready(tmp_path: Path) -> None:
