@@ -20,7 +20,8 @@ import numpy as np
 from amd.data.decoding.damage import Damage
 from amd.data.decoding.frames import Allocate, Pixels, Source, new_pixels
 from amd.data.decoding.packets import PacketMap
-from amd.data.decoding.video import MappedVideo, check_indices
+from amd.data.decoding.sequential import check_indices
+from amd.data.decoding.video import MappedVideo
 
 
 def decord_supports(container: Any, stream: Any, map_: PacketMap) -> bool:

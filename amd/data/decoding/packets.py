@@ -8,7 +8,7 @@ Sources: ITU-T H.264 (7.4.1.2.4, D.2.8), ITU-T H.265 (7.4.2.2), VP9 bitstream (6
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from enum import Enum
 from itertools import compress
@@ -37,6 +37,7 @@ class PacketRange(NamedTuple):
 
 class PacketInfo(NamedTuple):
     pts: int | None
+    dts: int | None
     key: bool  # flagged as a key frame, not necessarily correctly
     entry: EntryPoint
     discard: bool
@@ -52,6 +53,8 @@ class PacketMap:
         self.numbers: Sequence[int] = range(len(shown))  # of frame n, counting those that `without` left out
         self._position = [position for _, position in shown]  # packet of frame n in decoding order
         self._starts = _starts(packets)
+        self.times = _times(packets)
+        """Of each packet in decoding order: its pts, and a time to seek to for it. None unless pts are unique."""
         self.closed = all(packet.entry is EntryPoint.CLOSED for packet in packets if packet.key)
         self.edited = any(packet.discard for packet in packets)
 
@@ -92,6 +95,33 @@ class PacketMap:
                 ranges.append(PacketRange(start, stop, (frame,)))
         return [packet_range._replace(frames=tuple(sorted(packet_range.frames))) for packet_range in ranges]
 
+    def to_arrays(self) -> dict[str, np.ndarray] | None:
+        """Return the map as arrays from which `from_arrays` restores it; None if `times` is missing."""
+        if self.times is None:
+            return None
+        flags = np.array([self.closed, self.edited])
+        return {"pts": np.array(self.pts), "position": np.array(self._position), "starts": self._starts} | {
+            "times": self.times,
+            "flags": flags,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PacketMap:
+        restored = cls([])
+        restored.pts, restored._position = arrays["pts"].tolist(), arrays["position"].tolist()
+        restored.numbers = range(len(restored.pts))
+        restored._starts, restored.times = arrays["starts"], arrays["times"]
+        restored.closed, restored.edited = arrays["flags"].tolist()
+        return restored
+
+
+def _times(packets: Sequence[PacketInfo]) -> np.ndarray | None:
+    # mp4 seeks by dts, Matroska by pts; its first dts are unknown.
+    times = [(p.pts, min(p.pts, p.pts if p.dts is None else p.dts)) for p in packets if p.pts is not None]
+    if len({pts for pts, _ in times}) < len(packets):
+        return None
+    return np.array(times, np.int64).reshape(-1, 2)
+
 
 def _starts(packets: Sequence[PacketInfo]) -> np.ndarray:
     """Return the position of each packet's entry point."""
@@ -118,7 +148,7 @@ def map_packets(packets: Sequence[Any], codec: str, container: str, extradata: b
     """
     if codec not in CODECS or not CONTAINERS & set(container.split(",")) or not packets:
         return None
-    infos = [PacketInfo(p.pts, p.is_keyframe, entry_point(p, codec, extradata), p.is_discard) for p in packets]
+    infos = [PacketInfo(p.pts, p.dts, p.is_keyframe, entry_point(p, codec, extradata), p.is_discard) for p in packets]
     shown = [info.pts for info in infos if not info.discard]
     if not shown or None in shown or len(set(shown)) < len(shown) or infos[0].entry is EntryPoint.NONE:
         return None

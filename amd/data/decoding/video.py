@@ -19,7 +19,6 @@ import av
 
 from amd.data.decoding.containers import (
     UnknownContainer,
-    Unreadable,
     check_limits,
     find_truncation,
     open_container,
@@ -40,12 +39,13 @@ from amd.data.decoding.frames import (
     new_pixels,
 )
 from amd.data.decoding.limits import VideoLimits
+from amd.data.decoding.map_cache import load_map, save_map, seek_packets
 from amd.data.decoding.packets import PacketMap, PacketRange, map_packets
+from amd.data.decoding.sequential import SequentialVideo, check_indices, tolerable
 
 __all__ = ["MappedVideo", "SequentialVideo", "UnknownContainer", "Video", "frame_rate", "open_video"]
 
 MAX_KEPT_PACKET_BYTES = 128 << 20  # bytes of packets kept from the first pass; larger files are read twice
-MAX_KEPT_FRAME_BYTES = 256 << 20  # bytes of decoded frames kept when counting frames requires decoding
 
 
 class Video(Protocol):
@@ -97,6 +97,8 @@ def open_video(
     try:
         if limits is not None:
             check_limits(container, stream, limits)
+        elif (known := load_map(source)) is not None:
+            return _preferred(MappedVideo(source, container, stream, known, None, limits, min_decoded_share), decoder)
         read = read_packets(container, stream)
         fault = find_truncation(source, container, stream, read)
         if fault is not None and min_decoded_share is None:
@@ -113,18 +115,26 @@ def open_video(
         video = MappedVideo(source, container, stream, map_, kept, limits, min_decoded_share)
         if fault is not None:
             video.exclude(read.incomplete, fault)
-        elif decoder == "decord":
-            from amd.data.decoding.decord_video import DecordVideo, decord_supports
-
-            if decord_supports(container, stream, map_):
-                return DecordVideo(source, video)
-        return video
+            return video
+        if limits is None:
+            save_map(source, map_)
+        return _preferred(video, decoder)
     except av.error.FFmpegError as error:
         container.close()
         raise VideoError(f"cannot be read as a video ({error.strerror})") from None
     except VideoError:
         container.close()
         raise
+
+
+def _preferred(video: MappedVideo, decoder: str) -> Video:
+    """Return the video, or a reader by decord if it is preferred and decodes the stream correctly."""
+    if decoder == "decord":
+        from amd.data.decoding.decord_video import DecordVideo, decord_supports
+
+        if decord_supports(video.container, video.stream, video.packet_map):
+            return DecordVideo(video.source, video)
+    return video
 
 
 def frame_rate(source: Source) -> float:
@@ -154,8 +164,8 @@ class MappedVideo:
     ) -> None:
         self.frames = map_.frames
         self.damage: Damage | None = None
-        self._source, self._container, self._stream, self._limits = source, container, stream, limits
-        self._map, self._packets, self._packet_count = map_, packets, map_.packets
+        self.source, self.container, self.stream, self._limits = source, container, stream, limits
+        self.packet_map, self._packets, self._packet_count = map_, packets, map_.packets
         self._total, self._min_share = map_.frames, min_decoded_share
         self._broken = set[int]()  # positions of packets that do not decode
         self._is_complete = True  # whether frames that do not decode may still be numbered
@@ -164,12 +174,12 @@ class MappedVideo:
 
     @property
     def numbers(self) -> Sequence[int]:
-        return self._map.numbers
+        return self.packet_map.numbers
 
     def read(self, indices: Sequence[int], allocate: Allocate = new_pixels) -> Pixels:
         check_indices(indices, self.frames)
         output = FrameBuffer(indices, allocate)
-        for packet_range in self._map.ranges(indices):
+        for packet_range in self.packet_map.ranges(indices):
             for skip in (True, False) if self._can_skip else (False,):
                 for number, frame in self._decode(packet_range, skip):
                     if output.is_missing(number):
@@ -184,7 +194,7 @@ class MappedVideo:
     def iter_frames(self, indices: Sequence[int]) -> Iterator[Pixels]:
         check_indices(indices, self.frames)
         to_rgb = ToRGB()
-        for packet_range in self._map.ranges(indices):
+        for packet_range in self.packet_map.ranges(indices):
             decoded = 0
             for number, frame in self._decode(packet_range, False):
                 if number != packet_range.frames[decoded]:
@@ -207,16 +217,16 @@ class MappedVideo:
     def exclude(self, broken: Iterable[int], reason: str) -> None:
         """Number only the frames that need none of the `broken` packets. Raises VideoError if they are too few."""
         assert self._min_share is not None, "damaged videos are rejected"
-        self._map = self._map.without(broken)
-        self.frames = self._map.frames
+        self.packet_map = self.packet_map.without(broken)
+        self.frames = self.packet_map.frames
         self._broken |= set(broken)
         reason = reason if self.damage is None else self.damage.reason
         damage = Damage(reason, self.frames, self._total - len(self._broken), self._total)
-        self.damage = _tolerable(damage, self._min_share)
+        self.damage = tolerable(damage, self._min_share)
 
     def _broken_packets(self) -> set[int]:
         """Return the positions of the packets that do not decode."""
-        missing, broken = self._map.positions, set[int]()
+        missing, broken = self.packet_map.positions, set[int]()
         positions = dict(missing)
         with self._packets_between(0, self._packet_count) as (packets, context):
             context.flush_buffers()
@@ -237,9 +247,15 @@ class MappedVideo:
     def _packets_between(self, start: int, stop: int) -> Iterator[tuple[Iterable[Any], Any]]:
         """Return packets in decoding order, and the context that decodes them."""
         if self._packets is not None:
-            yield self._packets[start:stop], self._stream.codec_context
+            yield self._packets[start:stop], self.stream.codec_context
             return
-        container, stream = open_stream(self._source, self._limits)
+        container, stream = open_stream(self.source, self._limits)
+        with container:
+            found = seek_packets(container, stream, self.packet_map, start, stop)
+            if found is not None:
+                yield found, stream.codec_context
+                return
+        container, stream = open_stream(self.source, self._limits)
         with container:
             yield islice(stored_packets(container, stream), start, stop), stream.codec_context
 
@@ -251,7 +267,7 @@ class MappedVideo:
     def _requested_frames(
         self, packet_range: PacketRange, packets: Iterable[Any], context: Any, skip: bool
     ) -> Iterator[tuple[int, Any]]:
-        requested = {self._map.pts[n]: n for n in packet_range.frames}
+        requested = {self.packet_map.pts[n]: n for n in packet_range.frames}
         context.flush_buffers()
         first: int | None = None
         mode = None
@@ -274,127 +290,4 @@ class MappedVideo:
 
     def close(self) -> None:
         self._packets = None
-        self._container.close()
-
-
-class SequentialVideo:
-    """A video that must be decoded from the start to count its frames. Those of small videos are kept in memory."""
-
-    decoder = "pyav"
-
-    def __init__(
-        self,
-        source: Source,
-        limits: VideoLimits | None = None,
-        min_decoded_share: float | None = None,
-        fault: str | None = None,
-    ) -> None:
-        self._source, self._limits, self._tolerant, self._fault = source, limits, min_decoded_share is not None, fault
-        self._kept: list[Any] | None = []
-        self._intact: list[bool] = []  # for each frame and each packet that does not decode
-        self._undecodable = 0
-        self._count()
-        self.numbers: Sequence[int] = range(len(self._intact))
-        self.damage: Damage | None = None
-        if min_decoded_share is not None:
-            self.numbers = [number for number, intact in enumerate(self._intact) if intact]
-            if self._fault is not None or len(self.numbers) < len(self._intact):
-                total = len(self._intact)
-                fault = self._fault or "is damaged"
-                damage = Damage(fault, len(self.numbers), total - self._undecodable, total)
-                self.damage = _tolerable(damage, min_decoded_share)
-        self.frames = len(self.numbers)
-
-    def _count(self) -> None:
-        """Decode all frames; find those that may be wrong because they or their references are damaged."""
-        size = decoded = start = 0  # start: the last key frame
-        intact, clean = self._intact, True
-        for frame in self._all_frames():
-            if frame is None:
-                self._undecodable += 1
-                clean = False
-            else:
-                decoded += 1
-                if self._limits is not None and decoded > self._limits.frames:
-                    raise VideoError(f"has more than {self._limits.frames} frames")
-                if frame.key_frame:
-                    start, clean = len(intact), True
-                if frame.is_corrupt:
-                    self._undecodable += 1
-                    self._fault = self._fault or f"is damaged near frame {len(intact)}"
-                    intact[start:] = [False] * (len(intact) - start)  # frames shown before may refer to this one
-                    clean = False
-                size += sum(plane.buffer_size for plane in frame.planes)
-            intact.append(clean)
-            if size > MAX_KEPT_FRAME_BYTES:
-                self._kept = None
-            if self._kept is not None:
-                self._kept.append(frame)
-        if not decoded:
-            raise VideoError("has no frame that can be decoded")
-
-    def read(self, indices: Sequence[int], allocate: Allocate = new_pixels) -> Pixels:
-        output = FrameBuffer(indices, allocate)
-        for number, frame in self._select(indices):
-            output.put(number, frame)
-        return output.result()
-
-    def iter_frames(self, indices: Sequence[int]) -> Iterator[Pixels]:
-        to_rgb = ToRGB()
-        for _, frame in self._select(indices):
-            yield to_rgb(frame)
-
-    def exclude_damaged(self) -> None:
-        """Frames that do not decode were excluded when the frames were counted."""
-
-    def _select(self, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        check_indices(indices, self.frames)
-        requested = {self.numbers[n]: n for n in indices}
-        last = max(requested)
-        for number, index in requested.items():
-            if not self._intact[number]:
-                raise VideoError(f"is damaged near frame {index}")
-        for number, frame in enumerate(self._kept if self._kept is not None else self._all_frames()):
-            if number in requested:
-                yield requested[number], frame
-            if number >= last:
-                return
-
-    def _all_frames(self) -> Iterator[Any]:
-        """Yield all frames in presentation order, and None for a packet that does not decode."""
-        container, stream = open_stream(self._source, self._limits)
-        with container:
-            for packet in chain(stored_packets(container, stream), (None,)):
-                frames: list[Any] = [None]
-                if isinstance(packet, Unreadable):
-                    self._note(f"is damaged: reading stops ({packet.reason})")
-                elif packet is not None and packet.is_corrupt:
-                    self._note("is truncated: its last packet is incomplete")
-                else:
-                    try:
-                        frames = stream.codec_context.decode(packet)
-                    except av.error.FFmpegError as error:
-                        self._note(f"is damaged: decoding stops with {error.strerror}")
-                yield from frames
-
-    def _note(self, fault: str) -> None:
-        """Note why a packet does not decode. Raises VideoError unless damaged files are used."""
-        if not self._tolerant:
-            raise VideoError(fault)
-        self._fault = self._fault or fault
-
-    def close(self) -> None:
-        self._kept = None
-
-
-def _tolerable(damage: Damage, min_share: float) -> Damage:
-    """Return the damage if enough frames decode. Raises VideoError if not."""
-    if damage.is_above(min_share):
-        raise VideoError(f"{damage}, fewer than data.min_decoded_share={min_share:g} requires")
-    return damage
-
-
-def check_indices(indices: Iterable[int], frames: int) -> None:
-    for n in indices:
-        if not 0 <= n < frames:
-            raise IndexError(f"frame {n} of a video of {frames} frames")
+        self.container.close()

@@ -194,7 +194,7 @@ def test_a_large_damaged_file_is_reread_correctly(tmp_path: Path, monkeypatch: p
         path = overwrite_packets(_write(tmp_path, name), [30])
         _, expected = _all_usable(path)
         monkeypatch.setattr("amd.data.decoding.video.MAX_KEPT_PACKET_BYTES", 1000)
-        monkeypatch.setattr("amd.data.decoding.video.MAX_KEPT_FRAME_BYTES", 1000)
+        monkeypatch.setattr("amd.data.decoding.sequential.MAX_KEPT_FRAME_BYTES", 1000)
         _, frames = _all_usable(path)
         np.testing.assert_array_equal(frames, expected)
         monkeypatch.undo()
@@ -242,7 +242,7 @@ class TestDecord:
 def test_a_reduced_map_leaves_out_every_frame_that_needs_a_broken_packet(tmp_path: Path) -> None:
     video = open_video(_write(tmp_path, "a.mp4"))
     assert isinstance(video, MappedVideo)
-    whole: PacketMap = video._map
+    whole: PacketMap = video.packet_map
     for broken in ([0], [5, 40], [47], []):
         reduced = whole.without(broken)
         needed = {n: range(r.start, r.stop) for n in range(whole.frames) for r in whole.ranges([n])}

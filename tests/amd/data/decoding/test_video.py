@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from amd.data.decoding.frames import VideoError
-from amd.data.decoding.video import MappedVideo, SequentialVideo, open_video
+from amd.data.decoding.sequential import SequentialVideo
+from amd.data.decoding.video import MappedVideo, open_video
 from tests.support.data.videos import (
     cut_copy,
     exact_frames,
@@ -113,7 +114,7 @@ def test_mp4_is_decoded_by_packet_ranges_and_avi_sequentially(tmp_path: Path) ->
 
 def test_a_file_too_large_to_buffer_is_reread_correctly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("amd.data.decoding.video.MAX_KEPT_PACKET_BYTES", 1000)
-    monkeypatch.setattr("amd.data.decoding.video.MAX_KEPT_FRAME_BYTES", 1000)
+    monkeypatch.setattr("amd.data.decoding.sequential.MAX_KEPT_FRAME_BYTES", 1000)
     for path in (write_video(tmp_path / "a.mp4", FRAMES), write_video(tmp_path / "a.avi", FRAMES, codec="mpeg4")):
         exact = exact_frames(path)
         for chosen in ([40, 3, 17, 3], [49], [12, 13]):
