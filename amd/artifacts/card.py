@@ -53,9 +53,9 @@ class Score(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    protocol: Literal["test", "linear", "knn", "few_shot", "detection"]
-    """Evaluation protocol. test: fine-tuned classifier. linear, knn, few_shot: probes on frozen features. detection:
-    frame-mAP."""
+    protocol: Literal["test", "linear", "knn", "few_shot", "attentive", "detection"]
+    """Evaluation protocol. test: fine-tuned classifier. linear, knn, few_shot, attentive: probes on frozen features.
+    detection: frame-mAP."""
     data: str
     """Location of the scored samples."""
     digest: str | None = None
@@ -126,7 +126,7 @@ class Card(BaseModel):
     @property
     def best_score(self) -> tuple[str, float] | None:
         """First metric of the best evaluation under the strictest protocol available."""
-        for protocol in ("test", "detection", "linear", "knn", "few_shot"):
+        for protocol in ("test", "detection", "linear", "attentive", "knn", "few_shot"):
             values = [next(iter(score.values.items())) for score in self.scores if score.protocol == protocol]
             if values:
                 return max(values, key=lambda pair: pair[1])

@@ -17,6 +17,7 @@ PROTOCOLS = {
     "linear": "linear probe",
     "knn": "nearest neighbours",
     "few_shot": "few-shot probe",
+    "attentive": "attentive probe",
     "detection": "action detection",
 }
 

@@ -35,6 +35,7 @@ from amd.config.overrides import (
     with_overrides,
 )
 from amd.config.probe import (
+    AttentiveConfig,
     FewShotConfig,
     KnnConfig,
     LinearAugment,
@@ -107,6 +108,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "POSITION_PARTS",
+    "AttentiveConfig",
     "AugmentConfig",
     "CheckpointConfig",
     "ClipConfig",

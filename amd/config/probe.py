@@ -10,7 +10,7 @@ from amd.config.locations import DataLocation, EncoderLocation, StorageLocation
 from amd.config.sections import Section
 from amd.config.training_sections import DataConfig, Device, ScalingConfig
 
-ProbeKind = Literal["knn", "linear", "few_shot"]
+ProbeKind = Literal["knn", "linear", "few_shot", "attentive"]
 ProbePooling = Literal["card", "mean", "mean_then_norm", "class_token"]
 LinearMethod = Literal["lars", "sgd", "logistic"]
 LinearAugment = Literal["none", "image", "video", "data"]
@@ -89,6 +89,34 @@ class FewShotConfig(Section):
         return self
 
 
+class AttentiveConfig(Section):
+    """A cross-attention block with one learned query and a linear classifier, on all tokens of a frozen encoder."""
+
+    augment: LinearAugment = "none"
+    """Augmentation of the training samples. none: tokens of the central view, computed once and kept in memory. All
+    other choices recompute the tokens in every epoch, as in linear.augment."""
+    epochs: int = Field(20, ge=1)
+    """Epochs of training."""
+    warmup_epochs: int = Field(0, ge=0)
+    """Epochs of linear warm-up."""
+    batch_size: int | None = Field(None, ge=1)
+    """Samples per step. Default: 256, or fewer so that an epoch has at least 16 steps."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate of AdamW, for any batch size; decayed to 0 by a cosine."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Weight decay of AdamW."""
+    heads: int | None = Field(None, ge=1)
+    """Attention heads; must divide the encoder's width. Default: as many as the encoder's."""
+    memory_mib: int = Field(4096, ge=1)
+    """Memory limit of the tokens that augment=none keeps, in MiB."""
+
+    @model_validator(mode="after")
+    def _warmup(self) -> AttentiveConfig:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"attentive.warmup_epochs={self.warmup_epochs} must not be above epochs={self.epochs}")
+        return self
+
+
 class ProbeConfig(Section):
     """Complete config for probing a published encoder."""
 
@@ -108,8 +136,11 @@ class ProbeConfig(Section):
     """Linear probe."""
     few_shot: FewShotConfig = FewShotConfig()
     """Few-shot probe."""
+    attentive: AttentiveConfig = AttentiveConfig()
+    """Attentive probe."""
     scaling: ScalingConfig = ScalingConfig()
-    """Workers (Ray actors) that compute features; micro_batch is the number of clips per forward pass (default 128)."""
+    """Workers (Ray actors) that compute features; micro_batch is the number of clips per forward pass
+    (default 128). The attentive probe and augmented samples are computed in one process."""
     cache: bool = True
     """Whether to cache features under the storage root. Samples are identified by name, so turn the cache off if files
     have changed but kept their names."""

@@ -1,6 +1,6 @@
 """NumPy types of features and labels, and the metric that every evaluation shares.
 
-Shapes: n samples, D features, C classes.
+Shapes: n samples, N tokens, D features, C classes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ Labels: TypeAlias = npt.NDArray[np.int64]
 
 class Features(NamedTuple):
     values: Array  # (n, D)
+    labels: Labels  # (n,)
+
+
+class TokenFeatures(NamedTuple):
+    values: npt.NDArray[np.float16]  # (n, N, D), in half precision, since they are N times as many
     labels: Labels  # (n,)
 
 

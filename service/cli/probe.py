@@ -1,4 +1,4 @@
-"""`amd probe`: score a published encoder by nearest neighbours, a linear classifier and few labels."""
+"""`amd probe`: score a published encoder by nearest neighbours, linear and attentive classifiers, and few labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def probe(
     overrides: ProbeOverrides = None,
     encoder: EncoderName = None,
     kinds: Annotated[
-        str | None, typer.Option(help="Probes, comma-separated: knn, linear, few-shot; default: knn,linear.")
+        str | None, typer.Option(help="Probes, comma-separated: knn, linear, few-shot, attentive; default: knn,linear.")
     ] = None,
     config: ConfigUrl = None,
     storage: Storage = None,

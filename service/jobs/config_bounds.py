@@ -31,6 +31,7 @@ BOUNDS: dict[str, float] = {
     "heads": 1024,
     "image_size": 16_384,
     "keep_last": 100_000,
+    "memory_mib": 2**20,
     "micro_batch": 2**24,
     "mlp_ratio": 64,
     "patch": 1024,

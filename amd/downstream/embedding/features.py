@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Literal, NamedTuple, TypeVar
 
@@ -27,7 +27,7 @@ from amd.data.decoding.reader import DecodedFrames, SampleReader
 from amd.data.faults import BadSampleLedger, UnreadableSample
 from amd.data.loading.clip_dataset import Records, Sample
 from amd.data.loading.frame_sampling import middle_chooser, views_chooser
-from amd.data.loading.loader import ClipLoader
+from amd.data.loading.loader import Batch, ClipLoader
 from amd.data.loading.transforms import clip_view, spatial_views
 from amd.device import autocast, choose_device, choose_precision
 from amd.downstream.arrays import Array, Features, Labels
@@ -139,12 +139,19 @@ class Embedder:
     def __call__(self, clips: Tensor) -> Tensor:
         """Embed clips: (B, 3, T, H, W) uint8 -> (B, D) float32 on the device."""
         clips = clips.to(self.device, non_blocking=True)
+        if self.pooling == "class_token":
+            return self.tokens(clips)[:, 0]
         with autocast(self.precision, self.device):
-            if self.pooling != "class_token":
-                return encode(self.encoder, self.clip, clips, self.pooling).float()
+            return encode(self.encoder, self.clip, clips, self.pooling).float()
+
+    @torch.no_grad()
+    def tokens(self, clips: Tensor) -> Tensor:
+        """Encode clips: (B, 3, T, H, W) uint8 -> (B, [1 +] N, D) float32 after the last norm, class token first."""
+        clips = clips.to(self.device, non_blocking=True)
+        with autocast(self.precision, self.device):
             final: Tensor | None = self.encoder(*whole_clips(self.encoder, self.clip, clips)).final
-            assert final is not None
-            return final[:, 0].float()
+        assert final is not None
+        return final.float()
 
 
 def embed_spans(embedder: Embedder, data: DataConfig, manifest: Records, spans: Iterable[range]) -> Iterator[Part]:
@@ -155,16 +162,21 @@ def embed_spans(embedder: Embedder, data: DataConfig, manifest: Records, spans: 
 
 def embed_records(embedder: Embedder, data: DataConfig, records: Records, start: int) -> Part:
     """Embed consecutive records; `start` is the number of the first one in its manifest."""
-    data = data.model_copy(update={"repeats": 1})
     values, numbers, bad = [torch.zeros(0, embedder.width)], [], list[UnreadableSample]()
+    for found in whole_samples(embedder, data, records):
+        if len(found.clips):
+            values.append(embedder(found.clips).cpu())
+        numbers.append(found.records + start)
+        bad += [UnreadableSample({**sample, "record": sample["record"] + start}) for sample in found.bad]
+    return Part(start, torch.cat(values).numpy(), torch.cat(numbers).numpy(), bad)
+
+
+def whole_samples(embedder: Embedder, data: DataConfig, records: Records) -> Iterator[Batch]:
+    """Yield the middle clips of all records in order, in batches for the embedder."""
+    data = data.model_copy(update={"repeats": 1})
     loader = ClipLoader(data, embedder.clip, records, batch_size=min(embedder.batch, len(records)), train=False)
     with loader:
-        for found in itertools.chain.from_iterable(loader.steps(0, loader.steps_per_epoch)):
-            if len(found.clips):
-                values.append(embedder(found.clips).cpu())
-            numbers.append(found.records + start)
-            bad += [UnreadableSample({**sample, "record": sample["record"] + start}) for sample in found.bad]
-    return Part(start, torch.cat(values).numpy(), torch.cat(numbers).numpy(), bad)
+        yield from itertools.chain.from_iterable(loader.steps(0, loader.steps_per_epoch))
 
 
 class EmbeddedRecords(NamedTuple):
@@ -195,10 +207,18 @@ def gather(parts: Iterable[Part], samples: int, max_bad_fraction: float) -> Embe
 
 
 def augmented(
-    embedder: Embedder, data: DataConfig, manifest: Manifest, *, batch: int, epochs: int, seed: int
+    embedder: Embedder,
+    data: DataConfig,
+    manifest: Manifest,
+    *,
+    batch: int,
+    epochs: int,
+    seed: int,
+    compute: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield features (B, D) and labels (B,) of augmented samples, in a new order every epoch.
 
+    `compute`: computes the features of clips, such as `embedder.tokens`; by default the embedder itself.
     An unreadable sample is replaced by the next one of the epoch's order, as in training.
     """
     ledger = BadSampleLedger()
@@ -209,7 +229,8 @@ def augmented(
                     logger.warning("replaced by the next sample: %s: %s", bad["location"], bad["reason"])
             if ledger.exceeds(data.max_bad_fraction, len(manifest)):
                 raise ledger.fault(data.max_bad_fraction, len(manifest))
-            yield torch.cat([embedder(found.clips) for found in step]), torch.cat([found.labels for found in step])
+            features = [(compute or embedder)(found.clips) for found in step]
+            yield torch.cat(features), torch.cat([found.labels for found in step])
 
 
 class ManifestSlice:

@@ -1,1 +1,1 @@
-"""Probes of frozen features: k-nearest neighbours, linear and few-shot classifiers."""
+"""Probes of frozen features: k-nearest neighbours, linear, few-shot and attentive classifiers."""

@@ -2,7 +2,7 @@
 
 Features are either cached and shuffled, or computed on the fly from augmented samples.
 Source: facebookresearch/mae, `main_linprobe.py`.
-Shapes: B batch, n training samples, m test samples, D features, C classes.
+Shapes: B batch, n training samples, m test samples, N tokens, D features, C classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from amd.config import LinearAugment, LinearConfig
-from amd.downstream.arrays import Array, Features
+from amd.downstream.arrays import Array, Features, TokenFeatures
 from amd.training.checkpoints.state import stream_seed
 from amd.training.trainer.optimizer import cosine_lr, set_lr
 
@@ -53,8 +53,8 @@ def batch_size(config: LinearConfig, samples: int) -> int:
     return min(samples, config.batch_size or max(MIN_BATCH, min(BATCH, samples // MIN_STEPS)))
 
 
-def shuffled(train: Features, batch: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches (B, D) and labels (B,) in a new order every epoch; an incomplete last batch is dropped."""
+def shuffled(train: Features | TokenFeatures, batch: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches (B, D) or (B, N, D) and labels (B,) in a new order every epoch; drops an incomplete last batch."""
     values, labels = torch.from_numpy(train.values), torch.from_numpy(train.labels)
     for epoch in range(epochs):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(stream_seed(seed, "order", epoch)))
@@ -78,16 +78,34 @@ def train_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "head"))
         head = LinearHead(width, classes).to(device)
-    optimizer = OPTIMIZERS[config.method](head, config)
-    steps, warmup = config.epochs * steps_per_epoch, config.warmup_epochs * steps_per_epoch
-    peak = config.base_lr * batch / 256
+    fit(
+        head,
+        OPTIMIZERS[config.method](head, config),
+        batches,
+        peak=config.base_lr * batch / 256,
+        steps=config.epochs * steps_per_epoch,
+        warmup=config.warmup_epochs * steps_per_epoch,
+    )
+    return head.eval()
+
+
+def fit(
+    head: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    peak: float,
+    steps: int,
+    warmup: int,
+) -> None:
+    """Minimise the cross-entropy of a head on batches; the learning rate follows a cosine from `peak` to 0."""
+    device = next(head.parameters()).device
     for step, (features, labels) in enumerate(batches):
         set_lr(optimizer, cosine_lr(step, peak=peak, final=0.0, steps=steps, warmup=warmup))
         loss = functional.cross_entropy(head(features.to(device)), labels.to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return head.eval()
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict
 
 from amd.artifacts.weights import WEIGHTS, Card, Score, encoder_url, load_card, load_encoder, write_card
 from amd.config import (
+    AttentiveConfig,
     ClipConfig,
-    ConfigError,
     DataConfig,
     FewShotConfig,
     Interpolation,
@@ -28,34 +28,38 @@ from amd.config import (
     LinearConfig,
     Precision,
     ProbeConfig,
-    ProbeDataConfig,
     ProbeKind,
     RunProbeConfig,
     ScalingConfig,
 )
 from amd.data.dataset.manifest import Manifest
-from amd.data.faults import UnreadableSample
 from amd.data.loading.order import share
-from amd.downstream.arrays import Features, Labels, top_k
+from amd.downstream.arrays import Array, Labels, top_k
 from amd.downstream.embedding.cache import FeatureKey, Part, cached_parts, spans
 from amd.downstream.embedding.features import (
     Embedder,
     FeaturePooling,
     augmented,
     embed_spans,
-    gather,
     with_absolute_paths,
+)
+from amd.downstream.probing.attentive import (
+    attentive_batch_size,
+    check_heads,
+    classify,
+    collect_tokens,
+    train_attentive,
 )
 from amd.downstream.probing.classifiers import knn, linear, top1
 from amd.downstream.probing.few_shot import check_enough, few_shot
-from amd.downstream.probing.labels import LabelledSets, check_several, open_labelled
+from amd.downstream.probing.labels import open_labelled
 from amd.downstream.probing.linear import AUGMENTS, batch_size, logits, shuffled, train_head
+from amd.downstream.probing.probed_encoder import Log, ProbedEncoder
 from amd.models.encoder import Encoder
 from amd.storage import is_remote, join, local_path, read_bytes, resolve_root
 from amd.training.process_group import ProcessGroup
 
 logger = logging.getLogger(__name__)
-Log = Callable[[str], None]
 
 
 class ProbeReport(BaseModel):
@@ -117,46 +121,6 @@ def add_scores(url: str, scores: Iterable[Score]) -> None:
     write_card(url, card.model_copy(update={"scores": kept + new}))
 
 
-class ProbedEncoder:
-    """A frozen encoder with its labelled data; features are computed on first access."""
-
-    def __init__(
-        self,
-        data: ProbeDataConfig,
-        sets: LabelledSets,
-        embedder: Embedder,
-        parts: Callable[[DataConfig, Manifest], Iterable[Part]],
-        log: Log,
-    ) -> None:
-        self.data, self.sets, self.embedder, self.log = data, sets, embedder, log
-        self._parts = parts
-        self.left_out: list[UnreadableSample] = []
-
-    @cached_property
-    def train(self) -> Features:
-        features = self._features("data.train", self.data, self.sets.train, self.sets.train_labels)
-        check_several(features.labels, self.data.train)
-        return features
-
-    @cached_property
-    def test(self) -> Features:
-        data = self.data.model_copy(update={"train": self.data.test})
-        return self._features("data.test", data, self.sets.test, self.sets.test_labels)
-
-    def _features(self, field: str, data: DataConfig, manifest: Manifest, labels: Labels) -> Features:
-        self.log(f"computing features of {field}={data.train}: {len(manifest)} samples")
-        embedded = gather(self._parts(data, manifest), len(manifest), data.max_bad_fraction)
-        self.left_out += embedded.bad
-        if not np.isfinite(embedded.values).all():
-            raise ConfigError(
-                [
-                    f"encoder: produces NaN or infinite features on {field}={data.train}; its training "
-                    "probably diverged; choose another encoder"
-                ]
-            )
-        return Features(embedded.values, labels[embedded.records])
-
-
 # Probes; each returns scores by metric name
 
 
@@ -178,7 +142,7 @@ def knn_values(probed: ProbedEncoder, config: KnnConfig) -> dict[str, float]:
 
 
 def linear_values(probed: ProbedEncoder, config: LinearConfig, seed: int) -> dict[str, float]:
-    test, classes = probed.test, probed.sets.classes
+    test = probed.test
     if config.method == "logistic":
         predicted = linear(probed.train, test.values, strength=config.strength)
         return {"eval/top1": top1(predicted, test.labels)}
@@ -201,16 +165,20 @@ def linear_values(probed: ProbedEncoder, config: LinearConfig, seed: int) -> dic
         batches,
         config,
         width=probed.embedder.width,
-        classes=classes,
+        classes=probed.sets.classes,
         batch=batch,
         steps_per_epoch=samples // batch,
         seed=seed,
         device=probed.embedder.device,
     )
-    test_logits = logits(head, test.values)
-    values = {"eval/top1": top1(test_logits.argmax(axis=1).astype(np.int64), test.labels)}
-    if classes > 5:
-        values["eval/top5"] = 100 * top_k(test_logits, test.labels, 5) / len(test.labels)
+    return top_values(logits(head, test.values), test.labels)
+
+
+def top_values(scores: Array, labels: Labels) -> dict[str, float]:
+    """Return top-1, and top-5 if there are more than five classes, of logits (m, C)."""
+    values = {"eval/top1": top1(scores.argmax(axis=1).astype(np.int64), labels)}
+    if scores.shape[1] > 5:
+        values["eval/top5"] = 100 * top_k(scores, labels, 5) / len(labels)
     return values
 
 
@@ -227,10 +195,46 @@ def few_shot_values(probed: ProbedEncoder, config: FewShotConfig, seed: int) -> 
     return values
 
 
+def attentive_values(probed: ProbedEncoder, config: AttentiveConfig, seed: int) -> dict[str, float]:
+    embedder = probed.embedder
+    heads = check_heads(config, embedder.encoder.config)
+    samples = len(probed.sets.train)
+    if config.augment == "none":
+        tokens = collect_tokens(probed.tokens("train"), samples, config)
+        samples = len(tokens.labels)
+        batch = attentive_batch_size(config, samples)
+        batches = shuffled(tokens, batch, config.epochs, seed)
+    else:
+        probed.log(f"attentive: {config.epochs} epochs of {samples} augmented samples")
+        batch = attentive_batch_size(config, samples)
+        data = probed.data.model_copy(update=AUGMENTS[config.augment])
+        batches = augmented(
+            embedder,
+            data,
+            probed.sets.train,
+            batch=batch,
+            epochs=config.epochs,
+            seed=seed,
+            compute=embedder.tokens,
+        )
+    head = train_attentive(
+        batches,
+        config,
+        width=embedder.width,
+        heads=heads,
+        classes=probed.sets.classes,
+        steps_per_epoch=samples // batch,
+        seed=seed,
+        device=embedder.device,
+    )
+    return top_values(*classify(head, probed.tokens("test")))
+
+
 PROBES: dict[ProbeKind, Callable[[ProbedEncoder, ProbeConfig], dict[str, float]]] = {
     "knn": lambda probed, config: knn_values(probed, config.knn),
     "linear": lambda probed, config: linear_values(probed, config.linear, config.seed),
     "few_shot": lambda probed, config: few_shot_values(probed, config.few_shot, config.seed),
+    "attentive": lambda probed, config: attentive_values(probed, config.attentive, config.seed),
 }
 
 
@@ -277,7 +281,7 @@ def _score(kind: ProbeKind, probed: ProbedEncoder, config: ProbeConfig) -> Score
         protocol=kind,
         data=probed.data.test,
         digest=probed.sets.test.digest(),
-        samples=len(probed.test.labels),
+        samples=probed.scored,
         views="1x1",
         values=values,
         settings={**settings, "seed": config.seed, "pooling": probed.embedder.pooling, "learnt_on": learnt_on},
