@@ -1,16 +1,19 @@
-"""`amd prepare` and `amd validate`: convert a data set for training, and check a data set without training."""
+"""`amd prepare`, `amd validate` and `amd dataset`: convert, check, and write data sets that packages contain."""
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
-from amd.config import DataConfig, TrainConfig, data_fields, parse_overrides
+from amd.config import ConfigError, DataConfig, TrainConfig, data_fields, parse_overrides
 from amd.config import validate as validate_config
 from amd.presets.load import load_config
-from service.cli.console import out
+from service.cli.console import out, print_plain
 from service.cli.options import AsJson, ConfigUrl, Overrides, PresetName
 
 
@@ -61,3 +64,49 @@ def validate(
         print(report.model_dump_json())
     else:
         out.print(str(report), highlight=False)
+
+
+def dataset(
+    name: Annotated[str | None, typer.Argument(help="Data set to write; leave it out to list all data sets.")] = None,
+    output: Annotated[Path | None, typer.Argument(help="Folder to write to; must not exist, or be empty.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Maximum number of samples per split; default: all of them.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random splits and rendered clips.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write a data set that an installed package contains to ordinary folders and lists, or list these data sets."""
+    from amd.data.packaged.catalog import CATALOG
+    from amd.data.packaged.source import WriteOptions, write
+
+    if name is None:
+        _list_datasets(as_json)
+        return
+    if name not in CATALOG:
+        raise ConfigError([f"dataset {name} does not exist; data sets are {', '.join(CATALOG)}"])
+    if output is None:
+        raise ConfigError([f"dataset {name}: specify the folder to write to, as in `amd dataset {name} FOLDER`"])
+    data = CATALOG[name]
+    counts = write(name, data, output, WriteOptions(samples, seed))
+    parts = {str(output / part): count for part, count in counts.items()}
+    if as_json:
+        print(json.dumps({"name": name, "licence": data.licence, "samples": parts}))
+        return
+    print_plain(f"{name}: {data.content}; licence: {data.licence}")
+    print_plain(f"labels: {data.labels}")
+    for part, count in parts.items():
+        print_plain(f"  {part}  {count} samples")
+
+
+def _list_datasets(as_json: bool) -> None:
+    from amd.data.packaged.catalog import CATALOG
+
+    rows = {name: {**data._asdict(), "installed": data.locate() is not None} for name, data in CATALOG.items()}
+    if as_json:
+        shown = ("package", "install", "licence", "content", "labels", "installed")
+        print(json.dumps([{"name": name, **{key: row[key] for key in shown}} for name, row in rows.items()]))
+        return
+    table = Table("data set", "content", "licence", "install with")
+    for name, row in rows.items():
+        table.add_row(name, row["content"], row["licence"], "installed" if row["installed"] else row["install"])
+    out.print(table)

@@ -25,7 +25,7 @@ from service.cli.connection import selected_context
 from service.cli.console import print_errors
 from service.cli.contexts import app as contexts_app
 from service.cli.contexts import context_names, login, logout
-from service.cli.data import prepare, validate
+from service.cli.data import dataset, prepare, validate
 from service.cli.demo import demo
 from service.cli.detect import detect
 from service.cli.embed import embed
@@ -54,7 +54,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "search": search_app,
     },
     "Evaluate": {"probe": probe, "embed": embed, "parity": parity, "bench": bench_app},
-    "Data": {"validate": validate, "prepare": prepare},
+    "Data": {"dataset": dataset, "validate": validate, "prepare": prepare},
     "Service": {"up": up, "status": status, "down": down, "jobs": jobs_app, "encoders": encoders_app},
     "Access": {"login": login, "logout": logout, "contexts": contexts_app, "keys": keys_app, "webhooks": webhooks_app},
 }

@@ -16,13 +16,13 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from amd.data.dataset.clip_files import LIST, write_clips
 from amd.file_lock import exclusive_lock
 
 DemoName = Literal["digits", "moving-digits"]
@@ -89,7 +89,7 @@ def ensure_demo(name: str, split: str = "train") -> str:
                 part = folder / f".{split}.part-{uuid.uuid4().hex[:8]}"
                 WRITERS[name](part, split)
                 os.replace(part, target)
-    return str(target / "list.txt") if name == "moving-digits" else str(target)
+    return str(target / LIST) if name == "moving-digits" else str(target)
 
 
 def image_samples(split: str, count: int | None = None) -> Samples:
@@ -202,31 +202,10 @@ def write_images(folder: Path, split: str, count: int | None = None) -> None:
         Image.fromarray(pixels[0]).convert("RGB").save(folder / str(label) / f"{i:05}.png")
 
 
-def write_clips(folder: Path, split: str, count: int | None = None) -> None:
-    """Write `folder/NNNNN.mp4` and `folder/list.txt` with lines `path label`, as in VideoMAE."""
+def write_moving_digits(folder: Path, split: str, count: int | None = None) -> None:
+    """Write the clips of a split with their list."""
     samples = clip_samples(split, count)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{i:05}.mp4" for i in range(len(samples.labels))]
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:  # libx264 releases the GIL
-        list(pool.map(encode_h264, [folder / name for name in names], samples.pixels))
-    lines = [f"{name} {label}\n" for name, label in zip(names, samples.labels, strict=True)]
-    (folder / "list.txt").write_text("".join(lines))
+    write_clips(folder, samples.pixels, samples.labels.tolist())
 
 
-def encode_h264(path: Path, frames: Pixels, rate: int = 8) -> None:
-    """Encode grey frames (T, S, S) as a near-lossless H.264 mp4 (crf 8), so that compression preserves the motion."""
-    import av
-
-    count, height, width = frames.shape
-    # yuv420p in video range: luma rows, then half as many rows of neutral chroma.
-    planes = np.full((count, height * 3 // 2, width), 128, np.uint8)
-    planes[:, :height] = np.rint(16 + frames.astype(np.float32) * (219 / 255)).astype(np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "8", "preset": "veryfast", "bf": "0"})
-        stream.width, stream.height, stream.pix_fmt, stream.thread_count = width, height, "yuv420p", 1
-        for picture in planes:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="yuv420p")))
-        container.mux(stream.encode())
-
-
-WRITERS: dict[str, Callable[[Path, str], None]] = {"digits": write_images, "moving-digits": write_clips}
+WRITERS: dict[str, Callable[[Path, str], None]] = {"digits": write_images, "moving-digits": write_moving_digits}

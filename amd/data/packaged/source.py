@@ -1,0 +1,90 @@
+"""A data set inside an installed package: where its files are, what it may be used for, and how it is written.
+
+The writers of the data sets are in the other modules of this package.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from amd.config import ConfigError
+
+SPLITS = ("train", "select", "test")
+"""Splits of every labelled data set. `select` is for choosing settings, so that `test` is used once."""
+
+
+class WriteOptions(NamedTuple):
+    samples: int | None
+    """Maximum number of samples per split; None: all, or the data set's default if it is rendered."""
+    seed: int
+
+
+class PackagedData(NamedTuple):
+    """A data set that a package contains or renders."""
+
+    package: str
+    """Name of the package that must be installed."""
+    install: str
+    """Command that installs the package."""
+    licence: str
+    content: str
+    labels: str
+    locate: Callable[[], Path | None]
+    """Returns the folder of the package's files; None if the package is not installed."""
+    write: Callable[[Path, Path, WriteOptions], dict[str, int]]
+    """Writes the data set of the source folder to an empty folder; returns the number of samples by list or folder."""
+
+
+def python_package(name: str) -> Callable[[], Path | None]:
+    """Return a function that locates an installed Python package without importing it."""
+
+    def locate() -> Path | None:
+        spec = find_spec(name)
+        return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+
+    return locate
+
+
+def locate(name: str, data: PackagedData) -> Path:
+    """Return the folder of the package's files. Raises ConfigError with the command that installs the package."""
+    found = data.locate()
+    if found is None:
+        raise ConfigError([f"dataset {name}: the package {data.package} is not installed; run `{data.install}`"])
+    return found
+
+
+def write(name: str, data: PackagedData, output: Path, options: WriteOptions) -> dict[str, int]:
+    """Write a data set to the folder `output`, atomically, with its origin and licence in README.txt.
+
+    Raises ConfigError if the package is not installed, or if `output` is not an empty folder.
+    """
+    source, output = locate(name, data), output.expanduser().absolute()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError([f"output={output} exists and is not empty; specify another folder, or remove it"])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(f".{output.name}.part-{uuid.uuid4().hex[:8]}")
+    try:
+        part.mkdir()
+        counts = data.write(source, part, options)
+        (part / "README.txt").write_text(_readme(name, data, counts))
+        os.replace(part, output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return counts
+
+
+def _readme(name: str, data: PackagedData, counts: dict[str, int]) -> str:
+    lines = [
+        f"{name}: {data.content}",
+        f"Source: the package {data.package}",
+        f"Licence: {data.licence}",
+        f"Labels: {data.labels}",
+        *(f"{key}: {count} samples" for key, count in counts.items()),
+    ]
+    return "\n".join(lines) + "\n"
