@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from service.app import create_app
 from service.auth.api_keys import ensure_admin_key
 from service.db.engine import is_migrated, migrate, open_engine
+from service.db.leases import LeaseKeeper
+from service.jobs.execution.external import ExternalRunDiscovery
 from service.jobs.execution.reconciler import Reconciler
 from service.logs import configure_logging
 from service.registry.discovery import EncoderDiscovery
+from service.registry.scanner import StorageScanner
 from service.serving.deployments import Deployer, reserved_cpus
 from service.serving.serve_api import ServeApi
 from service.settings import Settings
@@ -74,15 +79,7 @@ def serve(settings: Settings) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     stop = threading.Event()
-    encoders = EncoderDiscovery(app.state.encoders, settings.root)
-    reserved = reserved_cpus(app.state.deployments)
-    serve_api = ServeApi(settings.ray_dashboard, settings.ray_token_file, settings.serve_host, settings.serve_port)
-    tasks: list[Callable[[threading.Event], None]] = [
-        Reconciler(app.state.jobs, app.state.cluster, settings, encoders, reserved_cpus=reserved).run,
-        Deployer(app.state.deployments, app.state.encoders, app.state.jobs, serve_api, settings).run,
-        WebhookSender(engine, allow_http=settings.webhooks_http).run,
-    ]
-    threads = [threading.Thread(target=task, args=(stop,), daemon=True) for task in tasks]
+    threads = [threading.Thread(target=run, args=(stop,), daemon=True) for run in _background_loops(app, settings)]
     for thread in threads:
         thread.start()
     try:
@@ -103,5 +100,28 @@ def serve(settings: Settings) -> int:
     return 0
 
 
+def _background_loops(app: FastAPI, settings: Settings) -> list[Callable[[threading.Event], None]]:
+    """Create the loops that move jobs, deployments and webhooks, and let readiness observe them."""
+    state, engine = app.state, app.state.engine
+    encoders = EncoderDiscovery(state.encoders, settings.root)
+    serve_api = ServeApi(settings.ray_dashboard, settings.ray_token_file, settings.serve_host, settings.serve_port)
+    reserved = reserved_cpus(state.deployments)
+    runs = ExternalRunDiscovery(state.jobs, state.cluster, settings.root)
+    loops = (
+        Reconciler(state.jobs, state.cluster, settings, encoders, reserved_cpus=reserved),
+        Deployer(state.deployments, state.encoders, LeaseKeeper(engine, "deployer"), serve_api, settings),
+        StorageScanner(
+            ExternalRunDiscovery(state.jobs, state.cluster, settings.root), encoders, LeaseKeeper(engine, "discovery")
+        ),
+        WebhookSender(engine, allow_http=settings.webhooks_http),
+    )
+    state.monitors += [loop.monitor for loop in loops]
+    return [loop.run for loop in loops]
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # a thread that waits for a dependency which hangs must not keep the process alive

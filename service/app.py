@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES as UNCOMPRESSED
 from starlette.middleware.gzip import GZipMiddleware
 
+from amd.storage import read_json
 from service.auth import api_keys
 from service.auth.authentication import Authenticator
 from service.auth.isolation import LocationPolicy
@@ -24,6 +25,7 @@ from service.auth.middleware import AuthenticationMiddleware
 from service.auth.rate_limits import RateLimitHeaders
 from service.auth.stream_limits import StreamLimits
 from service.auth.uri_policy import UriPolicy
+from service.background import StepMonitor
 from service.db.engine import open_engine
 from service.jobs import catalog
 from service.jobs import routes as jobs
@@ -43,10 +45,14 @@ from service.settings import Settings
 from service.similarity import routes as neighbours
 from service.similarity.neighbours import EmbeddingCache
 from service.web import error_handlers, errors
+from service.web.bounded_calls import BoundedCalls
+from service.web.errors import ClusterNotResponding, StorageUnavailable
 from service.web.middleware import AccessLogMiddleware, plain_request_id
 from service.web.request_bodies import BodyBudget, BodyLimitMiddleware
 from service.webhooks import routes as webhooks
 from service.webhooks.store import job_store
+
+RAY_THREADS, RAY_TIMEOUT_S = 4, 5.0
 
 DESCRIPTION = """Pre-train small vision encoders with Asymmetric Masked Distillation, tune hyperparameters and monitor
 runs.
@@ -70,6 +76,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
             for task in polling:
                 task.cancel()
             await app.state.gateway.close()
+            for calls in (app.state.storage_calls, app.state.ray_calls):
+                calls.close()
 
     app = FastAPI(
         title="AMD service",
@@ -84,15 +92,21 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.jobs = store
     app.state.watcher = watcher
     app.state.cluster = cluster or RayJobs(settings.ray_dashboard, settings.ray_token_file, settings.ray_python)
+    app.state.storage_calls = storage = BoundedCalls(
+        "storage root", settings.storage_threads, settings.storage_timeout_s, StorageUnavailable
+    )
+    app.state.ray_calls = BoundedCalls("cluster", RAY_THREADS, RAY_TIMEOUT_S, ClusterNotResponding)
+    app.state.monitors = list[StepMonitor]()
     app.state.encoders = EncoderStore(engine)
     app.state.deployments = DeploymentStore(engine)
     app.state.gateway = Gateway(app.state.deployments, settings.serve)
     app.state.embedding_cache = EmbeddingCache()
     app.state.authenticator = Authenticator(engine, settings)
     app.state.stream_limits = StreamLimits(app.state.authenticator, settings.max_streams, settings.stream_lifetime_s)
-    app.state.checks = health.DependencyChecks(settings.root, app.state.cluster)
+    app.state.checks = health.DependencyChecks(engine, settings.root, app.state.cluster)
     uris = UriPolicy(settings.root, settings.allowed_uris)
-    app.state.locations = LocationPolicy(uris, StorageOwners(engine, settings.root))
+    owners = StorageOwners(engine, settings.root, lambda url: storage.run_from_thread(read_json, url))
+    app.state.locations = LocationPolicy(uris, owners)
     app.include_router(health.router)
     for router in (
         *(jobs.router, neighbours.router, catalog.router),

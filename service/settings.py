@@ -66,6 +66,12 @@ class Settings(BaseSettings):
     oidc_jwks_url: str | None = None
     """URL of the issuer's JWKS. Default: taken from the issuer's `/.well-known/openid-configuration`."""
 
+    key_cache_s: float = Field(10.0, gt=0)
+    """Time for which an API key is cached, in seconds: a key revoked through another control plane stays valid for so
+    long."""
+    key_outage_s: float = Field(300.0, ge=0)
+    """Time for which a cached API key stays valid while the database does not respond, in seconds."""
+
     webhooks_http: bool = False
     """Whether webhooks may use `http://`, which sends events unencrypted."""
 
@@ -96,6 +102,11 @@ class Settings(BaseSettings):
     """Maximum number of concurrent jobs per project; null: no limit."""
     project_max_workers: int | None = Field(None, ge=1)
     """Maximum number of workers of concurrent jobs per project; null: no limit."""
+
+    storage_threads: int = Field(32, ge=1)
+    """Maximum number of concurrent requests that read the storage root; they have threads of their own."""
+    storage_timeout_s: float = Field(5.0, gt=0)
+    """Time without progress after which a request that needs the storage root fails with 503."""
 
     log_format: LogFormat = "text"
     """Format of the log on stderr. json: one object per line, with the request, key, project and job as fields."""

@@ -20,6 +20,7 @@ from fastapi import Path as InPath
 from pydantic import AwareDatetime, Field, StringConstraints, field_validator
 from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from service.auth.authentication import SCOPES, Admin, Scope, Secret, is_live, new_secret, read_secret
 from service.db.models import ApiKey
@@ -224,9 +225,10 @@ def list_keys(request: Request, caller: Admin) -> KeyList:
 
 
 @router.delete("/{key_id}", status_code=HTTPStatus.NO_CONTENT)
-def revoke_key(request: Request, caller: Admin, key_id: KeyId) -> None:
-    """Revoke a key immediately and permanently."""
-    _keys(request).revoke(key_id, caller.project)
+async def revoke_key(request: Request, caller: Admin, key_id: KeyId) -> None:
+    """Revoke a key permanently. Other control planes accept it for up to `AMD_KEY_CACHE_S`, by default 10 s."""
+    await run_in_threadpool(_keys(request).revoke, key_id, caller.project)
+    request.app.state.authenticator.forget_key(key_id)
     logger.info("key %s revoked by %s", key_id, caller.id)
 
 

@@ -1,7 +1,9 @@
 """Authentication and authorization of requests, by API key or by bearer token from a configured OIDC issuer.
 
-Every credential arrives as `Authorization: Bearer …`. `middleware` identifies the caller before a body is read; routes
-declare the scope they need with Inferrer, Reader, Submitter or Admin. Keys are created in `api_keys`.
+Every credential arrives as `Authorization: Bearer …`. Keys are cached, so that callers are identified while the
+database does not respond; a revoked key stays valid for at most AMD_KEY_CACHE_S. `middleware` identifies the caller
+before a body is read; routes declare the scope they need with Inferrer, Reader, Submitter or Admin. Keys are created in
+`api_keys`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from sqlalchemy.orm import Session
 
 from service.auth.oidc import Issuer
 from service.auth.rate_limits import RateLimit
+from service.db.cached_reads import CachedReads
 from service.db.models import ApiKey
 from service.settings import Settings
 from service.web.errors import Forbidden, Unauthenticated
@@ -30,6 +33,7 @@ Scope = Literal["infer", "read", "submit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)  # each scope includes those before it
 
 AUTHENTICATION_THREADS = 16  # apart from those that run handlers, so that invalid keys cannot occupy them
+TOKEN_THREADS = 4  # validate tokens, which needs the processor, and rarely the issuer's keys
 TOKEN_PREFIX = "oidc:"  # of the IDs of callers with a token
 USED_EVERY_S = 60.0  # accuracy of `used_at`: avoids a write per request
 _KEY = re.compile(r"amd_([a-z0-9]{1,32})_([A-Za-z0-9_-]{43})")
@@ -106,17 +110,20 @@ class Authenticator:
         self._issuer = Issuer.of(settings)
         self._limits = {False: RateLimit(settings.rate_limit), True: RateLimit(settings.inference_rate_limit)}
         self._failures = RateLimit(settings.failure_limit)
-        self._threads = CapacityLimiter(AUTHENTICATION_THREADS)
+        self._token_threads = CapacityLimiter(TOKEN_THREADS)
+        self._keys = CachedReads(
+            self._read_key,
+            ttl_s=settings.key_cache_s,
+            outage_s=settings.key_outage_s,
+            threads=AUTHENTICATION_THREADS,
+        )
 
     def authenticate(self, authorization_header: str | None) -> Principal:
-        """Identify the caller. Raises Unauthenticated or IssuerUnavailable."""
-        scheme, _, credentials = (authorization_header or "").partition(" ")
-        credentials = credentials.strip()
-        if scheme.lower() != "bearer" or not credentials:
-            raise Unauthenticated("an API key is required: Authorization: Bearer amd_…")
-        if not credentials.startswith("amd_") and self._issuer is not None:
-            return self._principal_of_token(self._issuer, credentials)
-        return self._principal_of_key(credentials)
+        """Identify the caller without the cache; blocks. Raises Unauthenticated or IssuerUnavailable."""
+        credentials = _credentials(authorization_header)
+        if self._is_token(credentials):
+            return self._principal_of_token(credentials)
+        return self._unexpired(self._read_key(_parsed_key(credentials)))
 
     async def identify(self, authorization_header: str | None) -> Principal | Exception:
         """Identify the caller without blocking the event loop. Returns the error if that fails.
@@ -124,9 +131,10 @@ class Authenticator:
         Besides the errors of `authenticate`, that may be one of the database.
         """
         try:
-            if not authorization_header:
-                return self.authenticate(authorization_header)
-            return await to_thread.run_sync(self.authenticate, authorization_header, limiter=self._threads)
+            credentials = _credentials(authorization_header)
+            if self._is_token(credentials):
+                return await to_thread.run_sync(self._principal_of_token, credentials, limiter=self._token_threads)
+            return self._unexpired(await self._keys.get(_parsed_key(credentials)))
         except Exception as error:
             return error
 
@@ -150,22 +158,27 @@ class Authenticator:
                 return self._failures.too_many(address, "failed authentications from this address")
         return error
 
-    def _principal_of_key(self, credentials: str) -> Principal:
-        # The response does not disclose which of these applies.
-        rejected = Unauthenticated("this API key does not exist, has expired or was revoked")
-        secret = read_secret(credentials)
-        if secret is None:
-            raise rejected
+    def forget_key(self, key_id: str) -> None:
+        """Reject a key from now on that was revoked in this process. Call it on the event loop."""
+        self._keys.forget(lambda secret, _: secret.id == key_id)
+
+    def _is_token(self, credentials: str) -> bool:
+        return self._issuer is not None and not credentials.startswith("amd_")
+
+    def _read_key(self, secret: Secret) -> Principal:
         with Session(self._reading, expire_on_commit=False) as session:
             key = session.get(ApiKey, secret.id)
-        if key is None or not hmac.compare_digest(key.digest, secret.digest):
-            raise rejected
         now = self._clock()
-        if not is_live(key, now):
-            raise rejected
+        if key is None or not hmac.compare_digest(key.digest, secret.digest) or not is_live(key, now):
+            raise _rejected()
         if key.used_at is None or key.used_at <= now - USED_EVERY_S:
             self._note_use(key.id, now)
         return Principal(key.id, key.project, _scopes(key.scopes), key.expires_at)
+
+    def _unexpired(self, caller: Principal) -> Principal:
+        if caller.expires_at is not None and self._clock() >= caller.expires_at:
+            raise _rejected()
+        return caller
 
     def invalid_callers(self, ids: Collection[str]) -> set[str]:
         """Return those callers whose API key is revoked or expired. A token is only invalid once it expires."""
@@ -180,9 +193,30 @@ class Authenticator:
         with Session(self._engine) as session, session.begin():
             session.execute(update(ApiKey).where(ApiKey.id == key_id, stale).values(used_at=now))
 
-    def _principal_of_token(self, issuer: Issuer, token: str) -> Principal:
-        claims = issuer.claims(token)
+    def _principal_of_token(self, token: str) -> Principal:
+        assert self._issuer is not None
+        claims = self._issuer.claims(token)
         return Principal(f"{TOKEN_PREFIX}{claims.subject}", claims.project, _scopes(claims.scopes), claims.expires_at)
+
+
+def _credentials(authorization_header: str | None) -> str:
+    scheme, _, credentials = (authorization_header or "").partition(" ")
+    credentials = credentials.strip()
+    if scheme.lower() != "bearer" or not credentials:
+        raise Unauthenticated("an API key is required: Authorization: Bearer amd_…")
+    return credentials
+
+
+def _parsed_key(credentials: str) -> Secret:
+    secret = read_secret(credentials)
+    if secret is None:
+        raise _rejected()
+    return secret
+
+
+def _rejected() -> Unauthenticated:
+    # The response does not disclose which of these applies.
+    return Unauthenticated("this API key does not exist, has expired or was revoked")
 
 
 def _scopes(names: Any) -> frozenset[Scope]:

@@ -2,24 +2,69 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import Dialect, Engine, create_engine, event, make_url, text
 from sqlalchemy.pool import ConnectionPoolEntry
 
 BUSY_TIMEOUT_S = 30  # how long SQLite waits for another writer
+
+# Limits for PostgreSQL, so that a server or network that stops responding costs each caller seconds.
+CONNECT_TIMEOUT_S = 3
+LOCK_TIMEOUT_S = 5
+STATEMENT_TIMEOUT_S = 10
+RESPONSE_TIMEOUT_S = 12.0
+"""How long a connection waits for a response. The server applies the other limits; it may itself have stopped."""
+POOL_TIMEOUT_S = 5
+PAUSE_S = 1.0
+"""Time after a failed connection attempt in which further ones fail at once, so that requests do not queue for it."""
+NETWORK_OPTIONS = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds without an acknowledgement, after which the connection is closed
+}
+
+
+class TimedConnection(psycopg.Connection[Any]):
+    """A connection that is closed if the server does not respond within RESPONSE_TIMEOUT_S."""
+
+    _waits_forever = False
+
+    def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+        """Consume a generator, as psycopg does, with a timeout. Raises OperationalError once it has passed."""
+        if self._waits_forever:
+            return super().wait(gen, *args, **options)
+        began = time.monotonic()
+        try:
+            return super().wait(gen, *args, **{"timeout": RESPONSE_TIMEOUT_S, **options})
+        except psycopg.OperationalError:
+            if time.monotonic() - began >= RESPONSE_TIMEOUT_S:
+                self.pgconn.finish()  # it may respond later, to a question that nobody asks any more
+            raise
+
+    def wait_forever(self) -> None:
+        """Remove the timeout, for migrations."""
+        self._waits_forever = True
 
 
 def open_engine(url: str) -> Engine:
     """Create an engine that behaves identically on both databases. Raises ArgumentError for an invalid URL."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=10)
+        engine = create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=POOL_TIMEOUT_S)
+        if parsed.get_driver_name() == "psycopg":
+            _limit_waits(engine)
+        return engine
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S}, pool_size=10, max_overflow=20)
@@ -39,9 +84,51 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
+def _limit_waits(engine: Engine) -> None:
+    """Make every wait for PostgreSQL end: for a connection, a lock, a statement and a response."""
+    limits = {
+        "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
+        "lock_timeout": f"{LOCK_TIMEOUT_S}s",
+        "idle_in_transaction_session_timeout": "60s",
+    }
+    settings = " ".join(f"-c {name}={value}" for name, value in limits.items())
+    connect = _ConnectionAttempts()
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(dialect: Dialect, entry: ConnectionPoolEntry, args: list[Any], options: dict[str, Any]) -> Any:
+        chosen = {"connect_timeout": CONNECT_TIMEOUT_S, **NETWORK_OPTIONS, **options}  # those of the URL win
+        chosen["options"] = f"{settings} {options.get('options', '')}".strip()
+        return connect(lambda: TimedConnection.connect(*args, **chosen))
+
+
+class _ConnectionAttempts:
+    """Fails at once for PAUSE_S after an attempt to connect has failed. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._error: Exception | None = None
+        self._failed_at = float("-inf")
+
+    def __call__(self, connect: Callable[[], TimedConnection]) -> TimedConnection:
+        with self._lock:
+            error = self._error if time.monotonic() - self._failed_at < PAUSE_S else None
+        if error is not None:
+            raise psycopg.OperationalError(f"no attempt to connect, since the last one has just failed: {error}")
+        try:
+            return connect()
+        except psycopg.OperationalError as failure:
+            with self._lock:
+                self._error, self._failed_at = failure, time.monotonic()
+            raise
+
+
 def migrate(engine: Engine) -> None:
-    """Upgrade the schema to the latest migration."""
+    """Upgrade the schema to the latest migration, without a limit on the duration of its statements."""
     with engine.begin() as connection:
+        if isinstance(own := connection.connection.driver_connection, TimedConnection):
+            connection.execute(text("SET statement_timeout = 0; SET lock_timeout = '60s'"))
+            own.wait_forever()
+            connection.detach()  # closed at the end instead of returned to the pool
         config = _alembic()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

@@ -15,6 +15,7 @@ from service.jobs.execution.ray_jobs import Capacity, Cluster
 from service.jobs.kinds import KINDS, JobKind, resources_of, uris
 from service.jobs.routes import Config, Locations, project_of, resolved
 from service.jobs.schemas import JobRequest, ValidateView
+from service.web.bounded_calls import BoundedCalls
 from service.web.errors import ClusterUnavailable, NotFound
 from service.web.schemas import ApiModel
 from tune_spaces.config import SearchConfig
@@ -83,8 +84,9 @@ def validate_request(
     config: BaseModel = resolved(body, policy, settings, project_of(caller, body.project))
     warnings, capacity = list[str](), None
     cluster: Cluster = request.app.state.cluster
+    calls: BoundedCalls = request.app.state.ray_calls
     try:
-        capacity = cluster.capacity()
+        capacity = calls.run_from_thread(cluster.capacity)
     except ClusterUnavailable as error:
         warnings.append(f"cannot check whether the cluster can run the job: {error.message}")
     run = config.train if isinstance(config, SearchConfig) else config

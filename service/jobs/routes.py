@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from amd.config import ConfigError, ImportConfig, LocationError
-from amd.storage import join, listdir
-from amd.training.reporting.log_chunks import rank_log_folder
 from amd.training.reporting.metrics_reader import read_metrics
 from amd.training.run_folder import run_folder
 from service.auth.authentication import Principal, Reader, Submitter
@@ -22,11 +22,11 @@ from service.db.models import Job
 from service.jobs import metrics, streams, views
 from service.jobs.actions import act, check_allowed
 from service.jobs.config_bounds import MAX_WORKERS, check_bounds
+from service.jobs.execution.log_sources import LogSource, RayLog, StoredLog, rank_log
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.execution.ray_jobs import Cluster
 from service.jobs.kinds import JobKind, named, resolve, resources_of, uris_in
 from service.jobs.location_checks import check_locations
-from service.jobs.log_sources import LogSource, RayLog, StoredLog
 from service.jobs.schemas import (
     Action,
     CancelRequest,
@@ -41,6 +41,7 @@ from service.jobs.schemas import (
 )
 from service.jobs.store import JobFilter, JobStore, new_job_id
 from service.settings import Settings
+from service.web.bounded_calls import BoundedCalls, report_progress, with_progress
 from service.web.errors import NotFound, UriNotAllowed
 from service.web.middleware import tagged
 from service.web.parameters import CURSOR, MAX_NUMBER, IdempotencyKey, IfNoneMatch, LastEventId, PageSize, ProjectFilter
@@ -52,29 +53,34 @@ EVENT = {"type": "object", "properties": {name: {"type": "string"} for name in (
 EVENT_STREAM = {"text/event-stream": {"schema": EVENT}}
 
 
-def _store(request: Request) -> JobStore:
+async def _store(request: Request) -> JobStore:
     store: JobStore = request.app.state.jobs
     return store
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def _locations(request: Request) -> LocationPolicy:
+async def _locations(request: Request) -> LocationPolicy:
     policy: LocationPolicy = request.app.state.locations
     return policy
 
 
-def _cluster(request: Request) -> Cluster:
+async def _cluster(request: Request) -> Cluster:
     cluster: Cluster = request.app.state.cluster
     return cluster
 
 
-def _stream_limits(request: Request) -> StreamLimits:
+async def _stream_limits(request: Request) -> StreamLimits:
     limits: StreamLimits = request.app.state.stream_limits
     return limits
+
+
+async def _storage_calls(request: Request) -> BoundedCalls:
+    calls: BoundedCalls = request.app.state.storage_calls
+    return calls
 
 
 Jobs = Annotated[JobStore, Depends(_store)]
@@ -82,6 +88,8 @@ Config = Annotated[Settings, Depends(_settings)]
 Locations = Annotated[LocationPolicy, Depends(_locations)]
 ClusterDep = Annotated[Cluster, Depends(_cluster)]
 StreamLimitsDep = Annotated[StreamLimits, Depends(_stream_limits)]
+StorageCalls = Annotated[BoundedCalls, Depends(_storage_calls)]
+"""Calls to the storage root. A handler that needs the storage root makes all of them through it."""
 JobId = Annotated[str, Path(min_length=1, max_length=100, description="Job ID.")]
 
 
@@ -277,13 +285,15 @@ def _act(
     response_class=StreamingResponse,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}, **EVENT_STREAM}}},
 )
-def job_logs(
+async def job_logs(
     job: Visible,
     caller: Reader,
+    request: Request,
     limits: StreamLimitsDep,
     jobs: Jobs,
     cluster: ClusterDep,
     settings: Config,
+    storage: StorageCalls,
     follow: Annotated[bool, Query(description="Stream new output until the attempt ends.")] = False,
     tail: Annotated[
         int | None,
@@ -315,36 +325,30 @@ def job_logs(
     if number > max(job.attempt, 1):
         raise NotFound(f"attempt={number}: does not exist; attempts of {job.id} so far: {job.attempt}")
     attempts = JobFolder(settings.root, job.id)
-    source: LogSource
+    calls, source = storage, cast(LogSource, StoredLog(attempts.logs(number)))
     if rank is not None:
-        source = StoredLog(_rank_log(run_folder(settings.root, job.id), rank, follow))
+        source = StoredLog(await storage.run(rank_log, run_folder(settings.root, job.id), rank, follow))
     elif job.origin == "external":
-        submissions = {attempt.number: attempt.submission_id for attempt in jobs.attempts(job.id)}
-        source = RayLog(cluster, job, submissions.get(number))
-    else:
-        source = StoredLog(attempts.logs(number))
+        submissions = {each.number: each.submission_id for each in await run_in_threadpool(jobs.attempts, job.id)}
+        calls = request.app.state.ray_calls
+        source = await calls.run(RayLog, cluster, job, submissions.get(number))
     start = last_event_id or offset
     if tail is not None and not last_event_id:
-        start = source.tail_offset(tail)
+        start = await calls.run(source.tail_offset, tail)
     if not follow:
-        return StreamingResponse(source.pieces(start), media_type="text/plain; charset=utf-8")
-    stream = streams.job_log(jobs, source, job, number, start, attempts.interval_s)
+        pieces = iter(await calls.run(source.pieces, start))
+        first = await calls.run(next, pieces, "")  # an outage is reported by the status of the response
+        text = calls.iterate(itertools.chain([first], pieces))
+        return StreamingResponse(text, media_type="text/plain; charset=utf-8")
+    stream = streams.job_log(jobs, calls, source, job, number, start, attempts.interval_s)
     return LimitedStream(stream, caller, limits)
 
 
-def _rank_log(run: str, rank: int, follow: bool) -> str:
-    """Return the folder of a rank's log. Raises NotFound if there is none, unless a stream may wait for it."""
-    folder = rank_log_folder(run, rank)
-    if not follow and not listdir(folder):
-        found = [name.removeprefix("rank-").lstrip("0") or "0" for name in listdir(join(run, "logs"))]
-        raise NotFound(f"rank={rank}: has no log; ranks with a log: {', '.join(found) or 'none'}")
-    return folder
-
-
 @router.get("/{job_id}/metrics", summary="Get a job's metrics as series")
-def job_metrics(
+async def job_metrics(
     job: Visible,
     settings: Config,
+    storage: StorageCalls,
     names: Annotated[
         str | None, Query(max_length=2000, description="Comma-separated metric names. Default: all metrics.")
     ] = None,
@@ -353,7 +357,12 @@ def job_metrics(
     ] = 500,
 ) -> MetricsView:
     selected = [name.strip() for name in names.split(",")] if names else []
-    return metrics.series(read_metrics(run_folder(settings.root, job.id)), selected, max_points)
+
+    def read() -> MetricsView:
+        lines = read_metrics(run_folder(settings.root, job.id), before_chunk=report_progress)
+        return metrics.series(lines, selected, max_points)
+
+    return await storage.run(read)
 
 
 @router.get(
@@ -362,7 +371,7 @@ def job_metrics(
     response_class=StreamingResponse,
     responses={200: {"content": EVENT_STREAM}},
 )
-def job_events(
+async def job_events(
     job: Recorded,
     caller: Reader,
     limits: StreamLimitsDep,
@@ -379,10 +388,12 @@ def job_events(
 
 
 @router.get("/{job_id}/trials", summary="List the trials of a sweep")
-def job_trials(job: Visible, settings: Config) -> list[TrialView]:
-    return list(views.trials(run_folder(settings.root, job.id)))
+async def job_trials(job: Visible, settings: Config, storage: StorageCalls) -> list[TrialView]:
+    trials = views.trials(run_folder(settings.root, job.id))
+    return await storage.run(lambda: list(with_progress(trials)))
 
 
 @router.get("/{job_id}/checkpoints", summary="List the checkpoints that a job can resume from")
-def job_checkpoints(job: Visible, settings: Config) -> list[CheckpointView]:
-    return list(views.checkpoints(run_folder(settings.root, job.id)))
+async def job_checkpoints(job: Visible, settings: Config, storage: StorageCalls) -> list[CheckpointView]:
+    checkpoints = views.checkpoints(run_folder(settings.root, job.id))
+    return await storage.run(lambda: list(with_progress(checkpoints)))

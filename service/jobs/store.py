@@ -15,11 +15,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from sqlalchemy import CursorResult, Engine, and_, delete, func, insert, or_, select, update
+from sqlalchemy import CursorResult, Engine, and_, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, defer
 
-from service.db.models import Attempt, IdempotencyKey, Job, JobEvent, JobLabel, TaskLease
+from service.db.models import Attempt, IdempotencyKey, Job, JobEvent, JobLabel
 from service.jobs.schemas import DELETED
 from service.web.errors import KeyInFlight, KeyReused, NotFound
 from service.web.pagination import after, cursor_of
@@ -55,7 +55,7 @@ class JobFilter(NamedTuple):
 
 
 class JobStore:
-    """Jobs with their attempts, labels and events, and leases for background tasks."""
+    """Jobs with their attempts, labels and events."""
 
     def __init__(self, engine: Engine, on_event: EventListener | None = None) -> None:
         """`on_event` is called for each event, within the transaction that writes it."""
@@ -285,32 +285,6 @@ class JobStore:
         with self._write() as session:
             session.execute(delete(Attempt).where(Attempt.job_id == job.id))
         self.change(job, "deleted", state="deleted", message="", config={}, progress=None)
-
-    # Leases
-
-    def acquire_lease(self, task: str, holder: str, seconds: float) -> bool:
-        """Acquire or renew the lease on a task for `seconds`. Returns whether the holder now has the lease."""
-        now = time.time()
-        lease = {"holder": holder, "until": now + seconds}
-        with self._write() as session:
-            free = or_(TaskLease.holder == holder, TaskLease.until < now)
-            result = session.execute(update(TaskLease).where(TaskLease.task == task, free).values(**lease))
-            assert isinstance(result, CursorResult)
-            if result.rowcount == 1:
-                return True
-        try:
-            with self._write() as session:
-                if session.get(TaskLease, task) is not None:
-                    return False
-                session.execute(insert(TaskLease).values(task=task, **lease))
-            return True
-        except IntegrityError:
-            return False
-
-    def release_lease(self, task: str, holder: str) -> None:
-        """Release the lease on a task, if this holder has it."""
-        with self._write() as session:
-            session.execute(delete(TaskLease).where(TaskLease.task == task, TaskLease.holder == holder))
 
 
 def new_job_id(kind: str) -> str:

@@ -13,14 +13,17 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
+from amd.storage import StorageError
 from service.db.models import Job
-from service.jobs.log_sources import LogSource
+from service.jobs.execution.log_sources import LogSource
 from service.jobs.schemas import DELETED, ENDED
 from service.jobs.store import JobStore
 from service.jobs.views import event_view
-from service.web.errors import NotFound
+from service.web.bounded_calls import BoundedCalls
+from service.web.errors import ClusterUnavailable, NotFound, StorageUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +82,17 @@ async def job_events(store: JobStore, watcher: JobWatcher, job: Job, after: int)
     with watcher.subscribe(job.id) as changed:
         while True:
             changed.clear()
-            events = await run_in_threadpool(store.events, job.id, after)
+            try:
+                events = await run_in_threadpool(store.events, job.id, after)
+                job = await run_in_threadpool(store.get, job.id, deleted=True)
+            except SQLAlchemyError:  # the stream outlives an outage of the database
+                await asyncio.sleep(POLL_S)
+                yield KEEPALIVE
+                changed.set()
+                continue
             for event in events:
                 after = event.version
                 yield message("job", event_view(event).model_dump(mode="json"), after)
-            job = await run_in_threadpool(store.get, job.id, deleted=True)
             if job.progress and job.progress != progress:
                 progress = job.progress
                 yield message("progress", progress)
@@ -97,21 +106,28 @@ async def job_events(store: JobStore, watcher: JobWatcher, job: Job, after: int)
 
 
 async def job_log(
-    store: JobStore, source: LogSource, job: Job, attempt: int, offset: int, interval_s: float
+    store: JobStore, calls: BoundedCalls, source: LogSource, job: Job, attempt: int, offset: int, interval_s: float
 ) -> AsyncIterator[str]:
-    """Stream a log from an offset as it grows, then `end` once the attempt has ended."""
+    """Stream a log from an offset as it grows, then `end` once the attempt has ended.
+
+    The stream outlives outages of the storage root, Ray and the database.
+    """
     yield f"retry: {RETRY_MS}\n\n"
     silent = 0.0
     while True:
         over = job.attempt > attempt or job.state not in ("starting", "running", "pausing", "cancelling")
-        found = await run_in_threadpool(source.read, offset, not over)
-        if found.end > offset:
-            offset, silent = found.end, 0.0
-            yield message("log", {"text": found.text}, offset)
-            continue
-        if over:
-            yield message("end", {"state": job.state, "attempt": attempt})
-            return
+        try:
+            found = await calls.run(source.read, offset, not over)
+        except (StorageUnavailable, ClusterUnavailable, StorageError):
+            yield KEEPALIVE
+        else:
+            if found.end > offset:
+                offset, silent = found.end, 0.0
+                yield message("log", {"text": found.text}, offset)
+                continue
+            if over:
+                yield message("end", {"state": job.state, "attempt": attempt})
+                return
         await asyncio.sleep(interval_s)
         silent += interval_s
         if silent >= KEEPALIVE_S:
@@ -119,6 +135,8 @@ async def job_log(
             yield KEEPALIVE
         try:
             job = await run_in_threadpool(store.get, job.id)
+        except SQLAlchemyError:
+            yield KEEPALIVE
         except NotFound:
             yield message("end", {"state": "deleted", "attempt": attempt})
             return

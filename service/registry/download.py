@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from amd.storage import FileFacts, filesystem, is_remote, join, local_path
+from service.web.bounded_calls import BoundedCalls
 from service.web.errors import NotFound
 from service.web.middleware import is_known
 
@@ -17,7 +18,9 @@ CHUNK_BYTES = 2**20
 BINARY, TAR = "application/octet-stream", "application/x-tar"  # excluded from gzip: weights do not compress
 
 
-def file_response(url: str, name: str, facts: FileFacts, if_none_match: str | None) -> Response:
+async def file_response(
+    storage: BoundedCalls, url: str, name: str, facts: FileFacts, if_none_match: str | None
+) -> Response:
     """Stream one file; `Range` is supported on local disks. Raises NotFound if the file no longer exists."""
     headers = _headers(name, _etag(name, facts.stamp))
     if is_known(headers["ETag"], if_none_match):
@@ -25,15 +28,17 @@ def file_response(url: str, name: str, facts: FileFacts, if_none_match: str | No
     path = join(url, name)
     if is_remote(url):
         headers |= {"Content-Length": str(facts.size), "Accept-Ranges": "none"}
-        return StreamingResponse(_chunks(path, facts.size), media_type=BINARY, headers=headers)
+        return StreamingResponse(storage.iterate(_chunks(path, facts.size)), media_type=BINARY, headers=headers)
     try:
-        stat_result = os.stat(local_path(path))
+        stat_result = await storage.run(os.stat, local_path(path))
     except FileNotFoundError:
         raise NotFound(f"{name} no longer exists") from None
     return FileResponse(local_path(path), media_type=BINARY, headers=headers, stat_result=stat_result)
 
 
-def archive_response(url: str, encoder_id: str, files: Mapping[str, FileFacts], if_none_match: str | None) -> Response:
+def archive_response(
+    storage: BoundedCalls, url: str, encoder_id: str, files: Mapping[str, FileFacts], if_none_match: str | None
+) -> Response:
     """Stream all files as a tar with one folder, named after the encoder ID."""
     etag = _etag(*(f"{name}:{facts.stamp}" for name, facts in sorted(files.items())))
     if is_known(etag, if_none_match):
@@ -49,7 +54,7 @@ def archive_response(url: str, encoder_id: str, files: Mapping[str, FileFacts], 
         yield bytes(2 * tarfile.BLOCKSIZE)  # end-of-archive marker
 
     headers = _headers(f"{encoder_id}.tar", etag) | {"Content-Length": str(length + 2 * tarfile.BLOCKSIZE)}
-    return StreamingResponse(archive(), media_type=TAR, headers=headers)
+    return StreamingResponse(storage.iterate(archive()), media_type=TAR, headers=headers)
 
 
 def _tar_header(name: str, size: int) -> bytes:

@@ -11,6 +11,7 @@ folder contains its project, so that a lost database can be rebuilt. Does not us
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, select
@@ -42,9 +43,10 @@ NO_JOB = Owner(DEFAULT_PROJECT, None)
 class StorageOwners:
     """Looks up owners in the database and under the storage root. Methods may raise StorageError."""
 
-    def __init__(self, engine: Engine, root: str) -> None:
+    def __init__(self, engine: Engine, root: str, read_json: Callable[[str], Any] = read_json) -> None:
+        """`read_json` reads a JSON file under the storage root."""
         self._reading = engine.execution_options(reads_only=True)
-        self._root = root
+        self._root, self._read_json = root, read_json
 
     def of_run(self, run_id: str) -> str | None:
         """Return the project of a run or job, or None if it does not exist."""
@@ -62,7 +64,7 @@ class StorageOwners:
         """Return the project of an encoder, or of the job that will publish it, or None if there is neither."""
         if (project := self._indexed(encoder_id)) is not None:
             return project
-        card = _read(encoder_id, join(encoder_folder(self._root, encoder_id), CARD))
+        card = self._read(encoder_id, join(encoder_folder(self._root, encoder_id), CARD))
         if card is not None:  # published since the last scan
             return self._publisher(card.get("job"), card.get("run")).project
         return self.of_run(encoder_id)
@@ -88,7 +90,7 @@ class StorageOwners:
             row = session.execute(select(Job.project, Job.origin).where(Job.id == job_id)).first()
         if row is not None:
             return Owner(row.project, job_id if row.origin == "api" else None)
-        request = _read(job_id, JobFolder(self._root, job_id).request)
+        request = self._read(job_id, JobFolder(self._root, job_id).request)
         return None if request is None else Owner(str(request.get("project") or DEFAULT_PROJECT), job_id)
 
     def _indexed(self, encoder_id: str) -> str | None:
@@ -97,15 +99,14 @@ class StorageOwners:
             return session.scalar(query)
 
     def _facts(self, run_id: str) -> dict[str, Any] | None:
-        return _read(run_id, join(run_folder(self._root, run_id), FACTS))
+        return self._read(run_id, join(run_folder(self._root, run_id), FACTS))
 
-
-def _read(name: str, url: str) -> dict[str, Any] | None:
-    """Return a JSON object from the folder of an ID, or None if there is none that can be read."""
-    if not _ID.fullmatch(name):
-        return None
-    try:
-        found = read_json(url)
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    def _read(self, name: str, url: str) -> dict[str, Any] | None:
+        """Return a JSON object from the folder of an ID, or None if there is none that can be read."""
+        if not _ID.fullmatch(name):
+            return None
+        try:
+            found = self._read_json(url)
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None

@@ -10,7 +10,7 @@ from amd.artifacts.discovery import CARD, WEIGHTS, encoder_folder
 from amd.storage import files
 from service.auth.authentication import Principal, Reader, Submitter
 from service.db.models import Alias, RegisteredEncoder
-from service.jobs.routes import Config, Jobs, Locations, project_of, submit
+from service.jobs.routes import Config, Jobs, Locations, StorageCalls, project_of, submit
 from service.jobs.schemas import JobRequest, JobView
 from service.registry import download, views
 from service.registry.schemas import (
@@ -37,7 +37,7 @@ router = APIRouter(prefix="/encoders", tags=["encoders"])
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-def _store(request: Request) -> EncoderStore:
+async def _store(request: Request) -> EncoderStore:
     store: EncoderStore = request.app.state.encoders
     return store
 
@@ -181,9 +181,10 @@ def delete_encoder(encoder: EncoderId, caller: Submitter, encoders: EncodersDep,
     response_class=Response,
     responses={200: {"content": {download.BINARY: BINARY, download.TAR: BINARY}}, **NOT_MODIFIED},
 )
-def download_encoder(
+async def download_encoder(
     encoder: VisibleEncoder,
     settings: Config,
+    storage: StorageCalls,
     file: Annotated[
         str | None,
         Query(
@@ -195,12 +196,12 @@ def download_encoder(
 ) -> Response:
     """Stream the files with `Content-Length` and `ETag`. Single files on a local disk support `Range`."""
     url = encoder_folder(settings.root, encoder.id)
-    found = files(url)
+    found = await storage.run(files, url)
     if file is None and found:
-        return download.archive_response(url, encoder.id, found, if_none_match)
+        return download.archive_response(storage, url, encoder.id, found, if_none_match)
     if file is None or file not in found:
         raise NotFound(f"{encoder.id} has no file {file or CARD!r}; it has {', '.join(sorted(found)) or 'none'}")
-    return download.file_response(url, file, found[file], if_none_match)
+    return await download.file_response(storage, url, file, found[file], if_none_match)
 
 
 @router.get("/{encoder}/compare/{other}", summary="Compare two encoders")

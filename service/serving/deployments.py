@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +16,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from amd.artifacts.discovery import encoder_folder
+from service.background import StepMonitor
+from service.db.leases import LeaseKeeper
 from service.db.models import Deletion, Deployment
-from service.jobs.store import JobStore
 from service.registry.store import EncoderStore
 from service.serving.protocol import CANDIDATE, MAIN, SLOTS
 from service.serving.schemas import ServingSettings
@@ -29,7 +29,7 @@ from service.web.preconditions import check_match
 
 logger = logging.getLogger(__name__)
 
-LEASE, LEASE_S = "deployer", 15.0
+TASK = "deployer"
 POLL_INTERVAL_S = 1.0
 APP_PREFIX = "amd-"  # prefix of our applications; others on the cluster are left unchanged
 STATE_BY_STATUS = {"RUNNING": "healthy", "UNHEALTHY": "unhealthy", "DEPLOY_FAILED": "failed"}
@@ -143,32 +143,30 @@ class Deployer:
     """Applies the database's deployments to Serve. With several control planes, only the lease holder acts."""
 
     def __init__(
-        self, store: DeploymentStore, encoders: EncoderStore, leases: JobStore, serve: ServeClient, settings: Settings
+        self, store: DeploymentStore, encoders: EncoderStore, lease: LeaseKeeper, serve: ServeClient, settings: Settings
     ) -> None:
-        self._store, self._encoders, self._leases, self._serve = store, encoders, leases, serve
-        self._root, self._holder = settings.root, uuid.uuid4().hex
+        self._store, self._encoders, self.lease, self._serve = store, encoders, lease, serve
+        self._root, self.monitor = settings.root, StepMonitor(TASK)
         self._last_warning = ""
 
     def run(self, stop: threading.Event) -> None:
         """Reconcile periodically until `stop` is set. Errors are logged, and the step is retried."""
-        while not stop.wait(POLL_INTERVAL_S):
-            try:
-                self.step()
-                self._last_warning = ""
-            except ClusterUnavailable as error:
-                if error.message != self._last_warning:
-                    logger.warning("%s", error.message)
-                self._last_warning = error.message
-            except Exception:
-                logger.exception("deployer step failed; will retry")
-        try:
-            self._leases.release_lease(LEASE, self._holder)
-        except Exception as error:
-            logger.warning("could not release the deployer's lease: %s", error)
+        with self.lease.renewing(while_=lambda: not self.monitor.is_stalled):
+            while not stop.wait(POLL_INTERVAL_S):
+                try:
+                    with self.monitor.step():
+                        self.monitor.has_lease = self.step()
+                    self._last_warning = ""
+                except ClusterUnavailable as error:
+                    if error.message != self._last_warning:
+                        logger.warning("%s", error.message)
+                    self._last_warning = error.message
+                except Exception:
+                    logger.exception("deployer step failed; will retry")
 
     def step(self) -> bool:
         """Reconcile all deployments once. Returns whether this process holds the lease."""
-        if not self._leases.acquire_lease(LEASE, self._holder, LEASE_S):
+        if not self.lease.acquire():
             return False
         desired = self._store.all()
         try:

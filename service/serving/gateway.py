@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import httpx
-from cachetools import TTLCache
 from prometheus_client import CollectorRegistry, Histogram
 from starlette.requests import ClientDisconnect, Request
 
+from service.db.cached_reads import CachedReads
 from service.db.models import Deployment
 from service.serving.deployments import DeploymentStore
 from service.serving.protocol import CANDIDATE, MAIN, MEDIA_TYPE, pack, refusal_in, unpack
@@ -23,7 +23,8 @@ from service.web.errors import Refusal, ServiceError
 from service.web.request_bodies import reserve_reply, run_by_size
 
 CONNECT_S = 5.0
-LOOKUP_CACHE_S, MAX_CACHED_LOOKUPS = 1.0, 10_000  # how long deployment lookups are cached, and how many
+LOOKUP_CACHE_S, LOOKUP_OUTAGE_S = 1.0, 3600.0  # how long lookups are cached, and while the database does not respond
+LOOKUP_THREADS = 8
 MARGIN_S = 5.0  # added to a request's deadline for transport
 
 
@@ -44,13 +45,18 @@ class Gateway:
 
     def __init__(self, deployments: DeploymentStore, url: str) -> None:
         """`url`: address of Ray Serve's HTTP proxy."""
-        self._deployments, self._url = deployments, url.rstrip("/")
+        self._url = url.rstrip("/")
         self.registry = CollectorRegistry()
         self._seconds = Histogram(
             "amd_inference_seconds", "Requests to encoders, by task and outcome.", ["task", "outcome"],
             registry=self.registry, buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
         )  # fmt: skip
-        self._lookups = TTLCache[tuple[str, str | None], Deployment | None](MAX_CACHED_LOOKUPS, LOOKUP_CACHE_S)
+        self._lookups = CachedReads[tuple[str, str | None], Deployment | None](
+            lambda key: deployments.find_serving(*key),
+            ttl_s=LOOKUP_CACHE_S,
+            outage_s=LOOKUP_OUTAGE_S,
+            threads=LOOKUP_THREADS,
+        )
         self._client: httpx.AsyncClient | None = None
 
     async def close(self) -> None:
@@ -117,11 +123,7 @@ class Gateway:
         return _unpack_reply(await self._exchange("GET", deployment.name, None, CONNECT_S), deployment.name)
 
     async def _find(self, name: str, project: str | None) -> Deployment:
-        try:
-            found = self._lookups[name, project]
-        except KeyError:
-            found = await asyncio.to_thread(self._deployments.find_serving, name, project)
-            self._lookups[name, project] = found
+        found = await self._lookups.get((name, project))
         if found is None:
             raise _not_deployed(name)
         return found

@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from service.auth.isolation import LocationPolicy
 from service.web.errors import UnsupportedMediaType
-from service.web.request_bodies import run_in_thread
+from service.web.request_bodies import run_by_size, run_in_thread
 from service.web.schemas import ApiModel
 
 RAW = ("image/", "video/", "application/octet-stream")
@@ -105,7 +105,9 @@ async def read_request(request: Request, policy: LocationPolicy, project: str | 
         query["layers"] = request.query_params.getlist("layers")
     if media == JSON:
         body = await request.body()
-        return await run_in_thread(len(body), _parse_json, body, policy, project)
+        parsed = await run_by_size(len(body), _validate_json, body)
+        items = await parse_inputs(parsed.input, policy, project)
+        return InferenceRequest(items, parsed, single=not isinstance(parsed.input, list))
     if media == FORM:
         return await _parse_form(request, query)
     if media.startswith(RAW):
@@ -118,21 +120,27 @@ async def read_request(request: Request, policy: LocationPolicy, project: str | 
     )
 
 
-def _parse_json(body: bytes, policy: LocationPolicy, project: str | None) -> InferenceRequest:
+def _validate_json(body: bytes) -> EncodeRequest:
     try:
-        parsed = EncodeRequest.model_validate_json(body)
+        return EncodeRequest.model_validate_json(body)
     except ValidationError as error:
         raise _validation_error(error) from None
-    items = _parse_inputs(parsed.input, policy, project)
-    return InferenceRequest(items, parsed, single=not isinstance(parsed.input, list))
 
 
 async def parse_inputs(
     inputs: Input | list[Input], policy: LocationPolicy, project: str | None
 ) -> list[dict[str, Any]]:
     """Convert the field `input` to items. Raises RequestValidationError, UriNotAllowed or NotFound."""
-    size = sum(map(input_size, inputs)) if isinstance(inputs, list) else input_size(inputs)
-    return await run_in_thread(size, _parse_inputs, inputs, policy, project)
+    values = inputs if isinstance(inputs, list) else [inputs]
+    size = sum(map(input_size, values))
+    if any(map(_is_location, values)):  # its owner is looked up, which blocks
+        return await run_in_thread(size, _parse_inputs, inputs, policy, project)
+    return await run_by_size(size, _parse_inputs, inputs, policy, project)
+
+
+def _is_location(value: Input) -> bool:
+    text = value.uri if isinstance(value, UriInput) else value if isinstance(value, str) else "data:"
+    return not text.startswith("data:")
 
 
 def input_size(value: Input) -> int:

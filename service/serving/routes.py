@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 
 from service.auth.authentication import Inferrer, Principal, Reader, Submitter
 from service.db.models import Deployment
@@ -49,12 +50,12 @@ EncoderName = Annotated[str, Path(min_length=1, max_length=200, description="Enc
 IfMatch = Annotated[str | None, Header(max_length=1000, description="ETag of the settings to change.")]
 
 
-def _deployments(request: Request) -> DeploymentStore:
+async def _deployments(request: Request) -> DeploymentStore:
     store: DeploymentStore = request.app.state.deployments
     return store
 
 
-def _gateway(request: Request) -> Gateway:
+async def _gateway(request: Request) -> Gateway:
     gateway: Gateway = request.app.state.gateway
     return gateway
 
@@ -118,7 +119,7 @@ def get_deployment(name: DeploymentName, caller: Reader, store: DeploymentsDep, 
 @deployments.get("/{name}/drift", summary="Compare the candidate's embeddings with the encoder's")
 async def get_drift(name: DeploymentName, caller: Reader, store: DeploymentsDep, gateway: GatewayDep) -> DriftView:
     """Drift is measured on requests served by the candidate, up to 512 items, on a single replica."""
-    deployment = store.get(name, caller.project)
+    deployment = await run_in_threadpool(store.get, name, caller.project)
     if deployment.candidate is None:
         raise Refusal("not_possible", f"{name} has no candidate to compare with")
     state = await gateway.replica_state(deployment)

@@ -9,10 +9,10 @@ from starlette.concurrency import run_in_threadpool
 
 from amd.downstream.embedding.files import EmbeddingIndex
 from service.auth.authentication import Reader
+from service.db.models import Job
 from service.jobs.actions import allowed_actions
 from service.jobs.execution.protocol import JobFolder
-from service.jobs.routes import Config, JobId, Jobs, Locations
-from service.jobs.store import JobStore
+from service.jobs.routes import Config, JobId, Jobs, Locations, StorageCalls
 from service.serving.requests import DEADLINE_S, RequestOptions, input_size, parse_input
 from service.serving.routes import GatewayDep
 from service.serving.schemas import NeighboursRequest, NeighbourView
@@ -25,13 +25,14 @@ from service.similarity.neighbours import (
     query_by_record,
     query_by_vector,
 )
+from service.web.bounded_calls import with_progress
 from service.web.errors import IllegalAction, Refusal
 from service.web.request_bodies import LargeJsonRoute, run_in_thread
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=LargeJsonRoute)
 
 
-def _embedding_cache(request: Request) -> EmbeddingCache:
+async def _embedding_cache(request: Request) -> EmbeddingCache:
     cache: EmbeddingCache = request.app.state.embedding_cache
     return cache
 
@@ -50,13 +51,15 @@ async def neighbours(
     cache: EmbeddingCacheDep,
     gateway: GatewayDep,
     policy: Locations,
+    storage: StorageCalls,
 ) -> list[NeighbourView]:
     """Search by record number, file location or vector, or by a file that a deployment of the encoder embeds.
 
     Neighbours are ordered by cosine similarity, nearest first. A record is not its own neighbour.
     """
     output = JobFolder(settings.root, job_id).output
-    index = await run_in_threadpool(_load_index, jobs, job_id, caller.project, cache, output)
+    job = await run_in_threadpool(jobs.get, job_id, caller.project)
+    index = await storage.run(_load_index, job, cache, output)
     vector: Any = body.vector
     if body.input is not None:
         item = await run_in_thread(input_size(body.input), parse_input, body.input, "input", policy, caller.project)
@@ -73,22 +76,21 @@ async def neighbours(
             query = query_by_location(cache, output, index, str(body.location))
         return _search(cache, output, index, query, body.k)
 
-    return [NeighbourView(**found._asdict()) for found in await run_in_threadpool(search)]
+    return [NeighbourView(**found._asdict()) for found in await storage.run(search)]
 
 
 def _search(
     cache: EmbeddingCache, output: str, index: EmbeddingIndex, query: NeighbourQuery, k: int
 ) -> list[Neighbour]:
-    return nearest(cache.rows(output, (file.span for file in index.files)), query, k)
+    return nearest(with_progress(cache.rows(output, (file.span for file in index.files))), query, k)
 
 
-def _load_index(jobs: JobStore, job_id: str, project: str | None, cache: EmbeddingCache, output: str) -> EmbeddingIndex:
+def _load_index(job: Job, cache: EmbeddingCache, output: str) -> EmbeddingIndex:
     """Return the index of a job's embeddings.
 
-    Raises NotFound, Refusal if the job is not of kind embed or its embeddings are gone, or IllegalAction if it has
+    Raises Refusal if the job is not of kind embed or its embeddings are gone, or IllegalAction if it has
     not succeeded.
     """
-    job = jobs.get(job_id, project)
     if job.kind != "embed":
         raise Refusal(
             "not_possible", f"{job.id} is a job of kind {job.kind}; a neighbour search requires a job of kind embed"

@@ -97,6 +97,14 @@ class ClusterUnavailable(ServiceError, code="cluster_unavailable"):
     """The request needs Ray, which does not respond."""
 
 
+class ClusterNotResponding(ClusterUnavailable, code="cluster_unavailable"):
+    """Ray cannot be reached or does not answer, so further requests to it would wait in vain, too."""
+
+
+class StorageUnavailable(ServiceError, code="storage_unavailable"):
+    """The request needs the storage root, which does not respond."""
+
+
 class IssuerUnavailable(ServiceError, code="issuer_unavailable"):
     """The OIDC issuer's keys are needed but unavailable."""
 

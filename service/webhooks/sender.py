@@ -20,6 +20,7 @@ import httpx
 from sqlalchemy import Engine
 from standardwebhooks import Webhook
 
+from service.background import StepMonitor
 from service.webhooks.addresses import AddressNotAllowed, Resolve, checked_url, is_public, resolve
 from service.webhooks.store import DeliveryAttempt, WebhookStore
 
@@ -50,13 +51,15 @@ class WebhookSender:
         self._resolve, self._clock = resolve, clock
         self._tls = tls or httpx.create_ssl_context(trust_env=False)
         self._purged_at = float("-inf")
+        self.monitor = StepMonitor("webhooks")
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs complete URLs, which may contain a token
 
     def run(self, stop: threading.Event) -> None:
         """Send deliveries until `stop` is set. Any error is logged, and the next step retries."""
         while not stop.is_set():
             try:
-                self.step()
+                with self.monitor.step():
+                    self.step()
             except Exception:
                 logger.exception("webhook step failed; will retry")
             stop.wait(PAUSE_S)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from service.jobs.execution.protocol import DRIVER_POLICY, DriverPolicy
-from service.web.errors import ClusterUnavailable
+from service.web.errors import ClusterNotResponding, ClusterUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,53 @@ class Cluster(Protocol):
         """Return the output of a submission's driver so far, or None if Ray does not know it."""
 
     def capacity(self) -> Capacity: ...
+
+
+class OnceSilentCluster:
+    """A cluster that fails at once after it has not responded, until `reset`.
+
+    The reconciler calls it for each job: a Ray that accepts connections and does not answer then costs one timeout in a
+    step, not one for each job.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._silence: ClusterNotResponding | None = None
+
+    def reset(self) -> None:
+        self._silence = None
+
+    def submit(
+        self, submission_id: str, job_id: str, attempt: int, root: str, deadline_s: float, policy: DriverPolicy
+    ) -> None:
+        with self._remembered_silence():
+            self._cluster.submit(submission_id, job_id, attempt, root, deadline_s, policy)
+
+    def status(self, submission_id: str) -> RayJobStatus | None:
+        with self._remembered_silence():
+            return self._cluster.status(submission_id)
+
+    def stop(self, submission_id: str) -> None:
+        with self._remembered_silence():
+            self._cluster.stop(submission_id)
+
+    def logs(self, submission_id: str) -> str | None:
+        with self._remembered_silence():
+            return self._cluster.logs(submission_id)
+
+    def capacity(self) -> Capacity:
+        with self._remembered_silence():
+            return self._cluster.capacity()
+
+    @contextmanager
+    def _remembered_silence(self) -> Iterator[None]:
+        if self._silence is not None:
+            raise self._silence
+        try:
+            yield
+        except ClusterNotResponding as error:
+            self._silence = error
+            raise
 
 
 class RayJobs:
@@ -153,7 +200,9 @@ class RayJobs:
         except (requests.RequestException, ConnectionError, RuntimeError, json.JSONDecodeError, KeyError) as error:
             self._job_client = None  # the next call may reach another head
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ClusterUnavailable(f"Ray at {self._dashboard} does not respond as expected: {first[:300]}") from error
+            is_silent = isinstance(error, requests.ConnectionError | requests.Timeout | ConnectionError)
+            kind = ClusterNotResponding if is_silent else ClusterUnavailable
+            raise kind(f"Ray at {self._dashboard} does not respond as expected: {first[:300]}") from error
 
     def _client(self) -> Any:
         if self._job_client is None:

@@ -3,62 +3,53 @@
 There are three sources of truth, in descending order of authority: the desired state in the database, the attempts'
 reports under the storage root, and the submission status in Ray. The desired state is committed before Ray is called,
 and every call to Ray may be repeated, so a control plane may die at any point and another can continue.
-`service.jobs.actions` decides what an owner may do, `admission` which job starts next. Does not import HTTP or the
-encoder registry.
+`service.jobs.actions` decides what an owner may do, `admission` which job starts next. A storage root or a cluster that
+hangs costs one timeout in a step, not one for each job. Does not import HTTP or the encoder registry.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from amd.storage import StorageError, write_json
 from service.auth.uri_policy import UriPolicy
+from service.background import StepMonitor
+from service.db.leases import LeaseKeeper
 from service.db.models import Job
 from service.jobs.actions import STOP_GRACE_S, checkpoint_deadline_s
 from service.jobs.execution.admission import AdmissionController, ExternalUsage
-from service.jobs.execution.committed import committed_work, has_grown, newest_checkpoint
+from service.jobs.execution.committed import committed_work, has_grown
 from service.jobs.execution.deletion import JobDeletions
-from service.jobs.execution.external import ExternalRunDiscovery
 from service.jobs.execution.protocol import AttemptOutcome, DriverPolicy, Heartbeat, JobFolder, request_digest
-from service.jobs.execution.ray_jobs import Cluster, RayJobStatus
+from service.jobs.execution.ray_jobs import Cluster, OnceSilentCluster, RayJobStatus
+from service.jobs.execution.transitions import BACKOFF_S, backoff_s, next_transition, outcome_of_lost
 from service.jobs.schemas import ACTIVE, ENDED, WAITING
 from service.jobs.store import JobStore, StaleJob
 from service.logs import log_context
 from service.settings import Settings
-from service.web.errors import ClusterUnavailable
+from service.web.bounded_calls import BoundedCalls
+from service.web.errors import ClusterUnavailable, StorageUnavailable
 
 logger = logging.getLogger(__name__)
 
-TASK, LEASE_S = "reconciler", 15.0
+TASK = "reconciler"
+STORAGE_THREADS, STORAGE_TIMEOUT_S = 16, 10.0
 STOPPING = ("pausing", "cancelling")
 ENDED_SILENCE_S = 20.0  # after Ray reports the end, because the attempt's own report may still arrive
 STOP_AGAIN_S = 10.0
-BACKOFF_S, MAX_BACKOFF_S = 5.0, 300.0
 MAX_MARKED = 10  # number of waiting jobs whose message reports an outage
 
 
 class PublishedEncoders(Protocol):
-    """Interface of the encoder registry used by jobs. Both methods may raise StorageError."""
-
-    def scan(self) -> None:
-        """Synchronise the registry with the storage root. Cheap when nothing has changed."""
+    """Interface of the encoder registry used by jobs."""
 
     def register(self, folder: str) -> None:
-        """Register the encoder that a job has just published in this folder."""
-
-
-class JobTransition(NamedTuple):
-    """A job's next state, with its reason and message."""
-
-    state: str
-    reason: str | None
-    message: str
+        """Register the encoder that a job has just published in this folder. May raise StorageError."""
 
 
 class Reconciler:
@@ -74,14 +65,16 @@ class Reconciler:
         reserved_cpus: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """`reserved_cpus` returns the number of cluster CPUs that are not available to jobs."""
-        self._store, self._cluster, self._settings, self._encoders = store, cluster, settings, encoders
+        self._store, self._settings, self._encoders = store, settings, encoders
+        self._cluster = OnceSilentCluster(cluster)
+        self._storage = BoundedCalls("storage root", STORAGE_THREADS, STORAGE_TIMEOUT_S, StorageUnavailable)
         self._clock, self._reserved_cpus = clock, reserved_cpus
         self._root = settings.root
         self._allowed_uris = UriPolicy(self._root, settings.allowed_uris).allowed
         self._external_usage = ExternalUsage(clock)
-        self._external_runs = ExternalRunDiscovery(store, cluster, self._root, clock)
         self._deletions = JobDeletions(store, self._root)
-        self.holder = uuid.uuid4().hex
+        self.lease, self.monitor = LeaseKeeper(store.engine, TASK), StepMonitor(TASK)
+        self._is_storage_out = False  # during this step
         self._silent_since: dict[str, float] = {}  # by job: when its attempt was first missing without an outcome
         self._heartbeats: dict[str, tuple[float, float]] = {}  # by missing job: (node's clock, when observed)
         self._stopped_at: dict[str, float] = {}
@@ -90,33 +83,32 @@ class Reconciler:
 
     def run(self, stop: threading.Event) -> None:
         """Reconcile until `stop` is set. Any error is logged, and the next step retries."""
-        while not stop.wait(self._settings.reconcile_s):
-            try:
-                self.step()
-            except Exception:
-                logger.exception("reconcile step failed; will retry")
+        with self.lease.renewing(while_=lambda: not self.monitor.is_stalled):
+            while not stop.wait(self._settings.reconcile_s):
+                try:
+                    with self.monitor.step():
+                        self.monitor.has_lease = self.step()
+                except Exception:
+                    logger.exception("reconcile step failed; will retry")
         self._deletions.close()
-        try:
-            self._store.release_lease(TASK, self.holder)
-        except Exception as error:
-            logger.warning("the reconciler's lease could not be released: %s", error)
+        self._storage.close()
 
     def step(self) -> bool:
         """Reconcile every job once. Returns whether this replica holds the lease."""
-        if not self._store.acquire_lease(TASK, self.holder, LEASE_S):
+        if not self.lease.acquire():
             return False
-        for job in self._store.in_states(ACTIVE):
-            self._guarded(self._follow, job)
-        self._start_waiting()
+        self._cluster.reset()
+        self._is_storage_out = False
+        active = self._store.in_states(ACTIVE)
+        for job, heartbeat in zip(
+            active, self._storage.map_from_thread(_read_heartbeat(self._root), active), strict=True
+        ):
+            if not self.lease.is_held:
+                return False
+            self._guarded(partial(self._follow, heartbeat=heartbeat), job)
+        if not self._is_storage_out:  # starting a job writes its config
+            self._start_waiting()
         self._deletions.advance()
-        with contextlib.suppress(ClusterUnavailable):  # tried again in the next step
-            self._external_runs.stop_cancelled()
-        scans = (("external runs", self._external_runs.scan), ("published encoders", self._encoders.scan))
-        for what, scan in scans:
-            try:
-                scan()
-            except StorageError as error:
-                logger.warning("%s cannot be scanned: %s", what, error)
         return True
 
     def _guarded(self, move: Callable[[Job], None], job: Job) -> None:
@@ -129,6 +121,9 @@ class Reconciler:
                 pass  # its owner changed it first; the next step reads the new version
             except ClusterUnavailable as error:
                 self._note_outage(job, error.message)
+            except StorageUnavailable as error:
+                self._is_storage_out = True
+                logger.warning("%s: %s", job.id, error.message)
             except StorageError as error:
                 logger.warning("%s: %s", job.id, error)
             except Exception:
@@ -143,8 +138,10 @@ class Reconciler:
 
     # Active jobs
 
-    def _follow(self, job: Job) -> None:
-        heartbeat = JobFolder(self._root, job.id).read_heartbeat(job.attempt)
+    def _follow(self, job: Job, heartbeat: Heartbeat | Exception | None) -> None:
+        """Move an active job. `heartbeat`: its newest one, or the error with which it could not be read."""
+        if isinstance(heartbeat, Exception):
+            raise heartbeat
         if heartbeat is not None and heartbeat.outcome is not None:
             self._finish(job, heartbeat.outcome, self._stopped_through_ray(job, heartbeat.outcome))
             return
@@ -185,7 +182,8 @@ class Reconciler:
         if self._clock() - self._stopped_at.get(key, 0.0) >= STOP_AGAIN_S:
             if job.stop_by is not None:  # relative, because the node's clock may differ
                 seconds = max(0.0, job.stop_by - self._clock())
-                JobFolder(self._root, job.id).write_stop_deadline(job.attempt, seconds)
+                folder = JobFolder(self._root, job.id)
+                self._storage.run_from_thread(folder.write_stop_deadline, job.attempt, seconds)
             self._cluster.stop(key)
             self._stopped_at[key] = self._clock()
 
@@ -237,7 +235,7 @@ class Reconciler:
         now = self._clock()
         failures = 0
         if outcome.retryable:
-            outcome = outcome.model_copy(update={"committed": committed_work(self._root, job)})
+            outcome = outcome.model_copy(update={"committed": self._committed_work(job)})
             failures = self._failures_without_progress(job, outcome)
         state, reason, message = next_transition(job, outcome, stopped_through_ray, failures)
         fields: dict[str, Any] = {"state": state, "reason": reason, "message": message, "stop_by": None}
@@ -260,6 +258,9 @@ class Reconciler:
         }
         self._store.change(job, state, attempt=attempt, **fields)
 
+    def _committed_work(self, job: Job) -> dict[str, int]:
+        return self._storage.run_from_thread(committed_work, self._root, job)
+
     def _failures_without_progress(self, job: Job, outcome: AttemptOutcome) -> int:
         """Return the number of failures, including this one, since the job last committed work."""
         if not job.retries:
@@ -271,8 +272,8 @@ class Reconciler:
     def _register(self, encoder: str) -> None:
         """Register an encoder before its job succeeds, so that clients waiting for the job can then deploy it."""
         try:
-            self._encoders.register(encoder)
-        except StorageError as error:
+            self._storage.run_from_thread(self._encoders.register, encoder)
+        except (StorageError, StorageUnavailable) as error:
             logger.warning("%s is not registered yet; the next scan retries: %s", encoder, error)
 
     # Waiting jobs
@@ -300,7 +301,7 @@ class Reconciler:
                 self._guarded(self._start, job)
             elif job.message != obstacle and job.state == "queued":
                 self._store.note_progress(job, job.progress, obstacle)
-            if admission.is_closed:
+            if admission.is_closed or self._is_storage_out or not self.lease.is_held:
                 return
 
     def _start(self, job: Job) -> None:
@@ -320,67 +321,22 @@ class Reconciler:
 
     def _submit(self, job: Job) -> None:
         job = self._store.get(job.id)  # with its config
-        folder = JobFolder(self._root, job.id)
-        write_json(folder.request, {"kind": job.kind, "project": job.project})
-        write_json(folder.config, job.config)
+        self._storage.run_from_thread(_write_request, self._root, job)
         key, deadline_s = submission_id(job, job.attempt), checkpoint_deadline_s(job)
         policy = DriverPolicy(digest=request_digest(job.kind, job.config), allowed_uris=self._allowed_uris)
         self._cluster.submit(key, job.id, job.attempt, self._root, deadline_s, policy)
 
 
+def _read_heartbeat(root: str) -> Callable[[Job], Heartbeat | None]:
+    return lambda job: JobFolder(root, job.id).read_heartbeat(job.attempt)
+
+
+def _write_request(root: str, job: Job) -> None:
+    folder = JobFolder(root, job.id)
+    write_json(folder.request, {"kind": job.kind, "project": job.project})
+    write_json(folder.config, job.config)
+
+
 def submission_id(job: Job, attempt: int) -> str:
     """Return an attempt's Ray submission ID: the job's ID, followed by a number from the second attempt onwards."""
     return job.id if attempt == 1 else f"{job.id}-{attempt}"
-
-
-def outcome_of_lost(job: Job, ray_job: RayJobStatus | None, *, started: bool) -> AttemptOutcome:
-    """Derive the outcome of an attempt that reported none. `started` is whether the attempt ever sent a heartbeat."""
-    if job.wanted != "run":
-        message = "exited without reporting a result; its newest checkpoint is kept"
-        return AttemptOutcome(state="cancelled", reason="deadline_exceeded", message=message)
-    if ray_job is not None and ray_job.status == "STOPPED":
-        message = "stopped through Ray, not the service"
-        return AttemptOutcome(state="cancelled", reason="cancelled_by_user", message=message)
-    if ray_job is None:
-        return AttemptOutcome(state="failed", reason="node_lost", message="the cluster no longer knows the job")
-    lines = [line for line in ray_job.message.splitlines() if line.strip()]
-    if started:
-        message = "the driver exited without reporting a result" + (f"; Ray reports: {lines[0][:300]}" if lines else "")
-    else:  # the last line of a traceback names the error
-        message = f"the driver could not start: {lines[-1][:300] if lines else 'Ray reports no reason'}"
-    return AttemptOutcome(state="failed", reason="node_lost", message=message, log_tail=ray_job.message)
-
-
-def next_transition(job: Job, outcome: AttemptOutcome, stopped_through_ray: bool, failures: int = 1) -> JobTransition:
-    """Return the job's next state, given its attempt's outcome and its desired state.
-
-    `failures`: retryable failures, including this one, since the job last committed work.
-    """
-    if outcome.state == "succeeded":
-        return JobTransition("succeeded", None, outcome.message)
-    if job.wanted == "cancel":
-        reason = outcome.reason if outcome.reason == "deadline_exceeded" else "cancelled_by_user"
-        return JobTransition("cancelled", reason, outcome.message)
-    if job.wanted == "pause" and (outcome.state == "cancelled" or outcome.retryable):
-        return JobTransition("paused", None, outcome.message)
-    if job.wanted == "limit":
-        message = f"time_limit_s={job.time_limit_s:g} has passed. {outcome.message}".strip()
-        return JobTransition("failed", "time_limit", message)
-    if outcome.state == "cancelled":
-        if outcome.asked_to_stop and outcome.reason == "cancelled_by_user" and not stopped_through_ray:
-            return JobTransition("queued", None, "the node was lost; resuming from the newest checkpoint")
-        return JobTransition("cancelled", outcome.reason, outcome.message)
-    if outcome.retryable and job.max_retries:
-        step = newest_checkpoint(job, outcome.committed)
-        since = f" since step {step}" if step else ""
-        if failures <= job.max_retries:
-            message = f"failure {failures} of {job.max_retries}{since}, retrying after: {outcome.message}"
-            return JobTransition("retrying", outcome.reason, message)
-        message = f"{outcome.message}; failure {failures}{since}, max_retries={job.max_retries} allows no more"
-        return JobTransition("failed", outcome.reason, message)
-    return JobTransition("failed", outcome.reason or "unknown", outcome.message)
-
-
-def backoff_s(retries: int) -> float:
-    """Return the pause before the next retry: 5, 10, 20 … s, up to five minutes."""
-    return float(min(MAX_BACKOFF_S, BACKOFF_S * 2**retries))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 from service.jobs.execution.ray_jobs import Capacity
 from service.operations import health
@@ -27,16 +28,19 @@ def _frequent_thread_switches() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_frequent_thread_switches")
-def test_concurrent_probes_report_every_dependency(tmp_path: Path) -> None:
-    checks = DependencyChecks(str(tmp_path), FakeCluster())
-    with ThreadPoolExecutor(8) as pool:
-        reports = [pool.submit(checks.report) for _ in range(PROBES)]
+def test_concurrent_probes_report_every_dependency(sqlite_engine: Engine, tmp_path: Path) -> None:
+    checks = DependencyChecks(sqlite_engine, str(tmp_path), FakeCluster())
+
+    async def probe() -> list[dict[str, str]]:
+        return await asyncio.gather(*(checks.report() for _ in range(PROBES)))
+
+    reports = asyncio.run(probe())
     answers = {"ok", f"did not respond within {health.PROBE_TIMEOUT_S:g} s"}  # the latter on a busy machine
-    assert all(report.result().keys() == {"storage", "ray"} for report in reports)
-    assert all({*report.result().values()} <= answers for report in reports)
+    assert all(report.keys() == {"database", "storage", "ray"} for report in reports)
+    assert all({*report.values()} <= answers for report in reports)
 
 
-def test_a_check_that_hangs_is_not_started_again(tmp_path: Path) -> None:
+def test_a_check_that_hangs_is_not_started_again(sqlite_engine: Engine, tmp_path: Path) -> None:
     started, ended = [], threading.Event()
 
     class HangingCluster(FakeCluster):
@@ -45,9 +49,9 @@ def test_a_check_that_hangs_is_not_started_again(tmp_path: Path) -> None:
             ended.wait(60)
             return super().capacity()
 
-    checks = DependencyChecks(str(tmp_path), HangingCluster())
+    checks = DependencyChecks(sqlite_engine, str(tmp_path), HangingCluster())
     try:
-        reports = [checks.report() for _ in range(2)]
+        reports = [asyncio.run(checks.report()) for _ in range(2)]
     finally:
         ended.set()
     assert [report["ray"] for report in reports] == [f"did not respond within {health.PROBE_TIMEOUT_S:g} s"] * 2

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from service.db.leases import LeaseKeeper
 from service.db.models import Deletion
-from service.jobs.store import JobStore
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
 from service.serving.deployments import Deployer, DeploymentStore, new_deployment, reserved_cpus
@@ -51,7 +51,7 @@ class DeployerFixture:
         self.root = root
         self.store, self.encoders, self.serve = DeploymentStore(engine), EncoderStore(engine), FakeServe()
         settings = Settings(storage=str(root), data_dir=root)
-        self.deployer = Deployer(self.store, self.encoders, JobStore(engine), self.serve, settings)
+        self.deployer = Deployer(self.store, self.encoders, LeaseKeeper(engine, "deployer"), self.serve, settings)
 
     def publish(self, *names: str) -> None:
         for name in names:

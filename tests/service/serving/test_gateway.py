@@ -8,13 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
-from cachetools import TTLCache
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from starlette.requests import ClientDisconnect
 
 from service.serving.deployments import new_deployment
-from service.serving.gateway import LOOKUP_CACHE_S, MAX_CACHED_LOOKUPS, Gateway
+from service.serving.gateway import LOOKUP_CACHE_S, Gateway
 from service.serving.protocol import pack, pack_refusal, unpack
 from service.serving.schemas import ServingSettings
 from service.web import error_handlers
@@ -84,8 +83,7 @@ def test_lookups_are_cached_for_a_while_also_of_names_without_a_deployment(
     fixture: GatewayFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    cache = TTLCache(MAX_CACHED_LOOKUPS, LOOKUP_CACHE_S, timer=lambda: now)
-    monkeypatch.setattr(fixture.gateway, "_lookups", cache)
+    monkeypatch.setattr(fixture.gateway._lookups, "_clock", lambda: now)
     for _ in range(2):
         assert fixture.client.post("/images").status_code == 200
         assert fixture.client.post("/other").status_code == 409

@@ -8,10 +8,13 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from service.db.leases import LeaseKeeper
 from service.db.models import Job
+from service.jobs.execution.external import ExternalRunDiscovery
 from service.jobs.execution.reconciler import Reconciler
 from service.jobs.store import JobStore
 from service.registry.discovery import EncoderDiscovery
+from service.registry.scanner import StorageScanner
 from service.registry.store import EncoderStore
 from service.settings import Settings
 from tests.support.service.fake_cluster import FakeCluster, queued, report_status
@@ -24,6 +27,11 @@ class FakeControlPlane:
         self.store, self.cluster, self.root, self.offset_s = JobStore(engine), FakeCluster(), str(root), 0.0
         self.settings = Settings(storage=self.root, data_dir=root, **settings)
         self.reconciler = self.replica()
+        self.scanner = StorageScanner(
+            ExternalRunDiscovery(self.store, self.cluster, self.root, lambda: time.time() + self.offset_s),
+            EncoderDiscovery(EncoderStore(engine), self.root),
+            LeaseKeeper(engine, "discovery"),
+        )
 
     def replica(self) -> Reconciler:
         encoders = EncoderDiscovery(EncoderStore(self.store.engine), self.root)

@@ -15,9 +15,12 @@ from sqlalchemy import Engine
 
 from service.app import create_app
 from service.auth.api_keys import ensure_admin_key
+from service.db.leases import LeaseKeeper
+from service.jobs.execution.external import ExternalRunDiscovery
 from service.jobs.execution.protocol import AttemptOutcome, DriverPolicy, JobFolder
 from service.jobs.execution.reconciler import Reconciler
 from service.registry.discovery import EncoderDiscovery
+from service.registry.scanner import StorageScanner
 from service.settings import Settings
 from service.stack.ports import free_ports
 from tests.support.service.fake_cluster import FakeCluster
@@ -67,7 +70,14 @@ def serving(engine: Engine, folder: Path, cluster: FakeCluster | None = None, **
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
     encoders = EncoderDiscovery(app.state.encoders, chosen.root)
     reconciler = Reconciler(app.state.jobs, app.state.cluster, chosen, encoders)
-    threads = [threading.Thread(target=server.run), threading.Thread(target=reconciler.run, args=(stop,))]
+    runs = ExternalRunDiscovery(app.state.jobs, app.state.cluster, chosen.root)
+    scanner = StorageScanner(runs, encoders, LeaseKeeper(engine, "discovery"))
+    app.state.monitors += [reconciler.monitor, scanner.monitor]
+    threads = [
+        threading.Thread(target=server.run),
+        threading.Thread(target=reconciler.run, args=(stop,)),
+        threading.Thread(target=scanner.run, args=(stop,)),
+    ]
     for thread in threads:
         thread.start()
     try:

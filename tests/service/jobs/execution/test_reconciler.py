@@ -249,7 +249,7 @@ def test_a_job_is_submitted_once_after_a_crash_between_commit_and_submission(pla
     assert plane.now(job).state == "starting", "the desired state is committed"
     del plane.cluster.submit  # type: ignore[method-assign]
     plane.offset_s += 20
-    plane.store.release_lease("reconciler", plane.reconciler.holder)
+    plane.reconciler.lease.release()
     plane.reconciler = plane.replica()
     plane.step(3)
     assert plane.cluster.submitted == [job.id]
@@ -261,7 +261,7 @@ def test_one_of_two_replicas_reconciles_and_the_other_takes_over(plane: FakeCont
     queued(plane.store)
     assert first.step()
     assert not second.step()
-    plane.store.release_lease("reconciler", first.holder)
+    first.lease.release()
     assert second.step()
     assert not first.step()
     assert len(plane.cluster.submitted) == 1
@@ -354,7 +354,7 @@ def test_every_attempt_is_started_once_and_every_job_ends_despite_random_faults(
         elif event == "forget":
             plane.cluster.jobs.clear()
         elif event == "replica":
-            plane.store.release_lease("reconciler", plane.reconciler.holder)
+            plane.reconciler.lease.release()
             plane.reconciler = plane.replica()
         elif event == "time":
             plane.offset_s += rng.choice([1, 30, 300])

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from amd.storage import join, listdir
+from amd.training.reporting.log_chunks import rank_log_folder
 from service.db.models import Job
 from service.jobs import logs
 from service.jobs.execution.ray_jobs import Cluster
@@ -42,6 +44,15 @@ class StoredLog:
 
     def tail_offset(self, lines: int) -> int:
         return logs.tail_offset(self._folder, lines)
+
+
+def rank_log(run: str, rank: int, follow: bool) -> str:
+    """Return the folder of a rank's log. Raises NotFound if there is none, unless a stream may wait for it."""
+    folder = rank_log_folder(run, rank)
+    if not follow and not listdir(folder):
+        found = [name.removeprefix("rank-").lstrip("0") or "0" for name in listdir(join(run, "logs"))]
+        raise NotFound(f"rank={rank}: has no log; ranks with a log: {', '.join(found) or 'none'}")
+    return folder
 
 
 class RayLog:
