@@ -110,9 +110,7 @@ def _background_loops(app: FastAPI, settings: Settings) -> list[Callable[[thread
     loops = (
         Reconciler(state.jobs, state.cluster, settings, encoders, reserved_cpus=reserved),
         Deployer(state.deployments, state.encoders, LeaseKeeper(engine, "deployer"), serve_api, settings),
-        StorageScanner(
-            ExternalRunDiscovery(state.jobs, state.cluster, settings.root), encoders, LeaseKeeper(engine, "discovery")
-        ),
+        StorageScanner(runs, encoders, LeaseKeeper(engine, "discovery")),
         WebhookSender(engine, allow_http=settings.webhooks_http),
     )
     state.monitors += [loop.monitor for loop in loops]

@@ -16,12 +16,15 @@ from service.db.models import ApiKey
 from service.serving.routes import INFERENCE_PATHS
 from service.settings import Settings
 from service.web import error_handlers
+from service.web.bounded_calls import BoundedCalls
+from service.web.errors import StorageUnavailable
 
 
 def client_of(engine: Engine, *routers: APIRouter, settings: Settings | None = None) -> TestClient:
     app = FastAPI()
     app.state.settings = settings or Settings()
     app.state.engine = engine
+    app.state.storage_calls = BoundedCalls("storage root", 4, 60.0, StorageUnavailable)
     app.state.authenticator = Authenticator(engine, app.state.settings)
     error_handlers.install(app)
     authenticator = app.state.authenticator
