@@ -168,7 +168,8 @@ def test_a_preempted_node_loses_no_work_and_the_run_continues_with_fewer_workers
     assert (result.state, result.reason) == ("cancelled", "cancelled_by_user"), result.message
     assert reclaimer.reclaimed is not None, "the run never had two workers"
     before, after = reclaimer.starts[reclaimer.reclaimed], reclaimer.starts[-1]
-    saved, last = reclaimer.saved  # one checkpoint at the preemption notice, one at the stop
+    *resized, saved, last = reclaimer.saved  # at each resize, at the preemption notice, and at the stop
+    assert len(resized) == reclaimer.reclaimed, "every earlier start has ended with a resize"
     assert any(f"step {saved}: a node is about to be preempted" in text for text in reclaimer.messages)
     assert any("preemption failure 1 of 10" in text for text in reclaimer.messages)
     assert (before["workers"], after["workers"], after["workers_before"]) == (2, 1, 2)
