@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
+from sqlalchemy import Engine
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from service.app import create_app
@@ -35,6 +36,7 @@ from service.webhooks.sender import WebhookSender
 logger = logging.getLogger(__name__)
 
 BAD_INPUT, FAILED = 2, 1
+MIGRATION_POLL_S = 2.0
 DRAIN_S = 5  # how long streams may continue after a stop signal
 
 
@@ -68,11 +70,11 @@ def serve(settings: Settings) -> int:
     engine = open_engine(settings.database)
     if settings.migrate or engine.dialect.name == "sqlite":
         migrate(engine)
-    if not is_migrated(engine):
-        print("error: the database schema is not up to date: run `python -m service migrate`", file=sys.stderr)
-        return FAILED
-    if ensure_admin_key(engine, settings.admin_key_path):
-        logger.info("the first admin key was written to %s", settings.admin_key_path)
+    is_ready = is_migrated(engine)
+    if is_ready:
+        _write_admin_key(engine, settings)
+    else:
+        logger.warning("the database schema is not up to date; waiting for `python -m service migrate`")
     try:
         app = create_app(settings, engine=engine)
     except ValueError as error:  # inconsistent settings
@@ -80,8 +82,8 @@ def serve(settings: Settings) -> int:
         return BAD_INPUT
     stop = threading.Event()
     threads = [threading.Thread(target=run, args=(stop,), daemon=True) for run in _background_loops(app, settings)]
-    for thread in threads:
-        thread.start()
+    starting = threading.Thread(target=_start_migrated, args=(engine, settings, is_ready, threads, stop), daemon=True)
+    starting.start()
     try:
         config = uvicorn.Config(
             app,
@@ -95,9 +97,33 @@ def serve(settings: Settings) -> int:
         uvicorn.Server(config).run()
     finally:
         stop.set()
+        starting.join(DRAIN_S)
         for thread in threads:
-            thread.join(DRAIN_S)
+            if thread.is_alive():
+                thread.join(DRAIN_S)
     return 0
+
+
+def _start_migrated(
+    engine: Engine, settings: Settings, is_ready: bool, threads: Sequence[threading.Thread], stop: threading.Event
+) -> None:
+    """Start the loops once the schema is up to date. Until then, liveness and readiness are reported as usual."""
+    while not is_ready:
+        if stop.wait(MIGRATION_POLL_S):
+            return
+        try:
+            if is_ready := is_migrated(engine):
+                _write_admin_key(engine, settings)
+        except Exception as error:
+            is_ready = False
+            logger.warning("the database cannot be used yet; will retry: %s", error)
+    for thread in threads:
+        thread.start()
+
+
+def _write_admin_key(engine: Engine, settings: Settings) -> None:
+    if ensure_admin_key(engine, settings.admin_key_path):
+        logger.info("the first admin key was written to %s", settings.admin_key_path)
 
 
 def _background_loops(app: FastAPI, settings: Settings) -> list[Callable[[threading.Event], None]]:

@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 
 from service.auth.oidc import Issuer
 from service.auth.rate_limits import RateLimit
+from service.db.batches import in_batches
 from service.db.cached_reads import CachedReads
 from service.db.models import ApiKey
 from service.settings import Settings
@@ -185,8 +186,8 @@ class Authenticator:
         keys = {caller for caller in ids if not caller.startswith(TOKEN_PREFIX)}
         now = self._clock()
         with Session(self._reading) as session:
-            found = session.scalars(select(ApiKey).where(ApiKey.id.in_(keys)))
-            return keys - {key.id for key in found if is_live(key, now)}
+            batches = (session.scalars(select(ApiKey).where(ApiKey.id.in_(batch))) for batch in in_batches(keys))
+            return keys - {key.id for found in batches for key in found if is_live(key, now)}
 
     def _note_use(self, key_id: str, now: float) -> None:
         stale = or_(ApiKey.used_at.is_(None), ApiKey.used_at <= now - USED_EVERY_S)

@@ -33,6 +33,7 @@ class Job(Base):
         Index("jobs_of_project", "project", "created_at", "id"),
         Index("jobs_by_state", "state", "created_at", "id"),
         Index("jobs_by_state_and_kind", "state", "kind", "created_at", "id"),
+        Index("jobs_in_queue", "state", "priority", "created_at", "id"),
         Index("jobs_of_kind", "kind", "created_at", "id"),
     )
 

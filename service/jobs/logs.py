@@ -22,19 +22,43 @@ class LogSlice(NamedTuple):
     """Offset of the next slice."""
 
 
-def read(folder: str, offset: int, *, whole_lines: bool = True) -> LogSlice:
-    """Read about READ_BYTES from an offset, in whole lines so that no character is split.
+class LogReader:
+    """Reads a log onwards from an offset. The chunks are listed once: each one is named after the end of the last."""
 
-    Returns an empty slice if nothing has been stored at that offset yet.
-    """
-    found = bytearray()
-    for start, name in _chunks(folder, offset):
-        if start > offset + len(found):
-            break  # a gap: the chunk in between has not been written yet
-        found += read_bytes(join(folder, name))[offset + len(found) - start :]
-        if len(found) >= READ_BYTES:
-            break
-    return cut(found, offset, whole_lines)
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._offset: int | None = None  # of `_unread`; None until the log is located
+        self._unread, self._next = bytearray(), 0
+
+    def read(self, offset: int, *, whole_lines: bool = True) -> LogSlice:
+        """Read about READ_BYTES from an offset, in whole lines so that no character is split.
+
+        Without `whole_lines`, the end of the log may be an unfinished line. Returns an empty slice if nothing has been stored at that offset yet.
+        """
+        if offset != self._offset:
+            self._locate(offset)
+        is_end = False
+        while self._offset is not None and len(self._unread) < READ_BYTES:
+            try:
+                chunk = read_bytes(join(self._folder, f"{self._next:016d}.log"))
+            except FileNotFoundError:
+                is_end = True
+                break
+            self._unread += chunk
+            self._next += len(chunk)
+        found = cut(bytearray(self._unread), offset, whole_lines or not is_end)
+        if self._offset is not None:
+            del self._unread[: found.end - offset]
+            self._offset = found.end
+        return found
+
+    def _locate(self, offset: int) -> None:
+        """Find the chunk that contains the offset, or the place where it will be stored."""
+        self._offset, self._unread = None, bytearray()
+        start, name = next(_chunks(self._folder, offset), (0, ""))
+        chunk = read_bytes(join(self._folder, name)) if name else b""
+        if start <= offset <= start + len(chunk):
+            self._offset, self._next, self._unread = offset, start + len(chunk), bytearray(chunk[offset - start :])
 
 
 def cut(found: bytearray, offset: int, whole_lines: bool) -> LogSlice:
@@ -47,8 +71,9 @@ def cut(found: bytearray, offset: int, whole_lines: bool) -> LogSlice:
 
 def pieces(folder: str, offset: int = 0) -> Iterator[str]:
     """Yield the text from an offset to the end, in pieces."""
+    reader = LogReader(folder)
     while True:
-        found = read(folder, offset)
+        found = reader.read(offset)
         if found.end == offset:
             return
         yield found.text

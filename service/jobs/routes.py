@@ -375,7 +375,6 @@ async def job_events(
     job: Recorded,
     caller: Reader,
     limits: StreamLimitsDep,
-    jobs: Jobs,
     request: Request,
     last_event_id: LastEventId = 0,
 ) -> Response:
@@ -384,7 +383,7 @@ async def job_events(
     To resume, as after a `reconnect` event, send the ID of the last `job` event as `Last-Event-ID`. The history of a
     deleted job is kept.
     """
-    return LimitedStream(streams.job_events(jobs, request.app.state.watcher, job, last_event_id), caller, limits)
+    return LimitedStream(streams.job_events(request.app.state.watcher, job, last_event_id), caller, limits)
 
 
 @router.get("/{job_id}/trials", summary="List the trials of a sweep")

@@ -19,6 +19,7 @@ from sqlalchemy import CursorResult, Engine, and_, delete, func, insert, select,
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, defer
 
+from service.db.batches import in_batches
 from service.db.models import Attempt, IdempotencyKey, Job, JobEvent, JobLabel
 from service.jobs.schemas import DELETED
 from service.web.errors import KeyInFlight, KeyReused, NotFound
@@ -174,11 +175,14 @@ class JobStore:
         last = jobs[limit - 1] if len(jobs) > limit else None
         return JobPageRows(jobs[:limit], cursor_of(last.created_at, last.id) if last is not None else None)
 
-    def in_states(self, states: Collection[str], origin: str = "api") -> Sequence[Job]:
-        """List the jobs in these states, without their configs, in queue order: highest priority first, then oldest."""
+    def in_states(self, states: Collection[str], origin: str = "api", limit: int | None = None) -> Sequence[Job]:
+        """List the jobs in these states, of which there are few, without their configs: by priority, then oldest first.
+
+        `limit`: for states in which there may be many. Waiting jobs are read by `execution.queue`.
+        """
         query = select(Job).options(_WITHOUT_CONFIG).where(Job.state.in_(states), Job.origin == origin)
         with self._read() as session:
-            return list(session.scalars(query.order_by(Job.priority.desc(), Job.created_at, Job.id)))
+            return list(session.scalars(query.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(limit)))
 
     def external(self, limit: int) -> Sequence[Job]:
         """List the newest external runs that have not succeeded."""
@@ -196,7 +200,8 @@ class JobStore:
     def known(self, ids: Collection[str]) -> set[str]:
         """Return the IDs that belong to existing jobs."""
         with self._read() as session:
-            return set(session.scalars(select(Job.id).where(Job.id.in_(ids))))
+            batches = (session.scalars(select(Job.id).where(Job.id.in_(batch))) for batch in in_batches(ids))
+            return {job_id for found in batches for job_id in found}
 
     def attempts(self, job_id: str) -> Sequence[Attempt]:
         with self._read() as session:
@@ -219,8 +224,11 @@ class JobStore:
     def versions(self, ids: Collection[str]) -> dict[str, tuple[int, float]]:
         """Return (version, changed_at) by job ID, which event streams use to detect changes."""
         with self._read() as session:
-            rows = session.execute(select(Job.id, Job.version, Job.changed_at).where(Job.id.in_(ids)))
-            return {job_id: (version, changed) for job_id, version, changed in rows}
+            found = dict[str, tuple[int, float]]()
+            for batch in in_batches(ids):
+                rows = session.execute(select(Job.id, Job.version, Job.changed_at).where(Job.id.in_(batch)))
+                found |= {job_id: (version, changed) for job_id, version, changed in rows}
+            return found
 
     # Changing
 

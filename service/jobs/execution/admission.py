@@ -1,6 +1,6 @@
 """Admission: decide which queued jobs may start now, given the cluster's resources and the configured limits.
 
-Jobs are offered in queue order (`JobStore.in_states`): highest priority first, then oldest. A job that fits the
+Jobs are offered in queue order (`queue.JobQueue`): highest priority first, then oldest. A job that fits the
 cluster but not its free resources closes admission, so that smaller jobs behind it cannot overtake it indefinitely.
 What programs outside the queue hold (`ray job submit`, notebooks) is not free. This module only makes the decision; it
 does not access the database or Ray.
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from service.db.models import Job
+from service.jobs.execution.queue import Exclusions
 from service.jobs.execution.ray_jobs import Capacity
 from service.settings import Settings
 
@@ -85,6 +86,20 @@ class AdmissionController:
         self._cpus += job.cpus
         self._gpus += self._gpus_of(job)
         self.is_closed = self.is_closed or self._running >= self._settings.max_running
+
+    @property
+    def exclusions(self) -> Exclusions:
+        """Jobs that cannot start in this step, whichever others are admitted: the rest of the queue is read without."""
+        max_jobs, max_workers = self._settings.project_max_running, self._settings.project_max_workers
+        limits = dict[str, int]()
+        for project, jobs in self._jobs.items():
+            if max_jobs is not None and jobs >= max_jobs:
+                limits[project] = 0
+            elif max_workers is not None:
+                limits[project] = max_workers - self._workers[project]
+        if self._settings.autoscaling:
+            return Exclusions(limits)
+        return Exclusions(limits, self._capacity.cpus, self._capacity.gpus)
 
     def obstacle(self, job: Job) -> str | None:
         """Return why a job must wait, or None if it may start."""

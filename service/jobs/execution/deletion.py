@@ -19,6 +19,8 @@ from service.jobs.store import JobStore, StaleJob
 
 logger = logging.getLogger(__name__)
 
+MAX_DELETIONS = 100  # that are considered at a time; the others follow
+
 
 class JobDeletions:
     """Removes the files of deleted jobs in a thread, since a large run must not delay other jobs."""
@@ -30,7 +32,7 @@ class JobDeletions:
 
     def advance(self) -> None:
         """Start each requested deletion, and record those whose files are gone. A failed one is started again."""
-        deleting = {job.id: job for job in self._store.in_states(("deleting",))}
+        deleting = {job.id: job for job in self._store.in_states(("deleting",), limit=MAX_DELETIONS)}
         for job_id in self._removals.keys() - deleting.keys():  # completed by another control plane
             self._removals.pop(job_id).cancel()
         for job_id, job in deleting.items():

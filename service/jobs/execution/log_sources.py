@@ -34,10 +34,10 @@ class StoredLog:
     """A log in a folder of the storage root."""
 
     def __init__(self, folder: str) -> None:
-        self._folder = folder
+        self._folder, self._reader = folder, logs.LogReader(folder)
 
     def read(self, offset: int, whole_lines: bool) -> LogSlice:
-        return logs.read(self._folder, offset, whole_lines=whole_lines)
+        return self._reader.read(offset, whole_lines=whole_lines)
 
     def pieces(self, offset: int) -> Iterable[str]:
         return logs.pieces(self._folder, offset)

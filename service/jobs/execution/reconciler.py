@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 from amd.storage import StorageError, write_json
@@ -26,9 +27,10 @@ from service.jobs.execution.admission import AdmissionController, ExternalUsage
 from service.jobs.execution.committed import committed_work, has_grown
 from service.jobs.execution.deletion import JobDeletions
 from service.jobs.execution.protocol import AttemptOutcome, DriverPolicy, Heartbeat, JobFolder, request_digest
+from service.jobs.execution.queue import JobQueue
 from service.jobs.execution.ray_jobs import Cluster, OnceSilentCluster, RayJobStatus
 from service.jobs.execution.transitions import BACKOFF_S, backoff_s, next_transition, outcome_of_lost
-from service.jobs.schemas import ACTIVE, ENDED, WAITING
+from service.jobs.schemas import ACTIVE, ENDED
 from service.jobs.store import JobStore, StaleJob
 from service.logs import log_context
 from service.settings import Settings
@@ -71,7 +73,7 @@ class Reconciler:
         self._clock, self._reserved_cpus = clock, reserved_cpus
         self._root = settings.root
         self._allowed_uris = UriPolicy(self._root, settings.allowed_uris).allowed
-        self._external_usage = ExternalUsage(clock)
+        self._external_usage, self._queue = ExternalUsage(clock), JobQueue(store.engine)
         self._deletions = JobDeletions(store, self._root)
         self.lease, self.monitor = LeaseKeeper(store.engine, TASK), StepMonitor(TASK)
         self._is_storage_out = False  # during this step
@@ -279,13 +281,13 @@ class Reconciler:
     # Waiting jobs
 
     def _start_waiting(self) -> None:
-        waiting = [job for job in self._store.in_states(WAITING) if job.not_before <= self._clock()]
-        if not waiting:
+        now = self._clock()
+        if not (first := list(islice(self._queue.waiting(now), MAX_MARKED))):
             return
         try:
             capacity, reserved = self._cluster.capacity(), self._reserved_cpus()
         except ClusterUnavailable as error:
-            for job in waiting[:MAX_MARKED]:
+            for job in first:
                 self._note_outage(job, error.message)
             return
         self.outage = ""
@@ -294,7 +296,7 @@ class Reconciler:
         admission = AdmissionController(self._settings, available, active)
         ours = admission.usage._replace(cpus=admission.usage.cpus + reserved)
         admission.exclude(self._external_usage.update(capacity, ours, active))
-        for job in waiting:
+        for job in self._queue.waiting(now, lambda: admission.exclusions):
             obstacle = admission.obstacle(job)
             if obstacle is None:
                 admission.admit(job)

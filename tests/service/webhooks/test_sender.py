@@ -191,3 +191,42 @@ def test_old_finished_deliveries_are_purged_and_waiting_ones_are_kept(
     clock.now += 8 * 24 * 3600
     sender.step()
     assert [row.state for row in deliveries(engine)] == ["waiting"]
+
+
+@pytest.mark.timeout(60)
+def test_a_slow_receiver_delays_only_its_own_deliveries(
+    sqlite_engine: Engine, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "PAUSE_S", 0.02)
+    answer, stop, third = threading.Event(), threading.Event(), threading.Event()
+
+    def wait(_: Received) -> Reply:
+        answer.wait(30)
+        return Reply()
+
+    def count(_: Received) -> Reply:
+        if len(receiver.received) == 3:
+            third.set()
+        return Reply()
+
+    receiver.reply = count
+    sender = sending.WebhookSender(sqlite_engine, allow_http=True, allow_private=True)
+    running = threading.Thread(target=sender.run, args=(stop,))
+    with serving(Receiver(wait)) as slow:
+        add_webhook(sqlite_engine, slow.url())
+        add_webhook(sqlite_engine, receiver.url())
+        store = job_store(sqlite_engine)
+        running.start()
+        try:
+            for number in range(3):  # each in a step of its own, while the first one's other delivery waits
+                queued(store)
+                while len(receiver.received) <= number:
+                    assert running.is_alive()
+                    stop.wait(0.01)
+            assert third.wait(10)
+            assert slow.received
+            assert not answer.is_set()
+        finally:
+            answer.set()
+            stop.set()
+            running.join()

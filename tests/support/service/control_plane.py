@@ -35,11 +35,12 @@ class ControlPlane:
         data.mkdir(parents=True, exist_ok=True)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> ControlPlane:
+    def start(self, until_ready: bool = True) -> ControlPlane:
         with (self.data / "control-plane.log").open("ab") as log:
             command = [sys.executable, "-m", "service"]
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-        wait_for(self._responds, READY_S)
+        if until_ready:
+            wait_for(self._responds, READY_S)
         return self
 
     def _responds(self) -> bool:
