@@ -28,7 +28,8 @@ from service.jobs.execution.reconciler import Reconciler
 from service.logs import configure_logging
 from service.registry.discovery import EncoderDiscovery
 from service.registry.scanner import StorageScanner
-from service.serving.deployments import Deployer, reserved_cpus
+from service.serving.deployments import Deployer
+from service.serving.reservations import running_reservation
 from service.serving.serve_api import ServeApi
 from service.settings import Settings
 from service.webhooks.sender import WebhookSender
@@ -130,11 +131,13 @@ def _background_loops(app: FastAPI, settings: Settings) -> list[Callable[[thread
     """Create the loops that move jobs, deployments and webhooks, and let readiness observe them."""
     state, engine = app.state, app.state.engine
     encoders = EncoderDiscovery(state.encoders, settings.root)
-    serve_api = ServeApi(settings.ray_dashboard, settings.ray_token_file, settings.serve_host, settings.serve_port)
-    reserved = reserved_cpus(state.deployments)
+    serve_api = ServeApi(
+        settings.ray_dashboard, settings.ray_token_file, settings.serve_host, settings.serve_port, settings.serve
+    )
+    reserved = running_reservation(state.deployments)
     runs = ExternalRunDiscovery(state.jobs, state.cluster, settings.root)
     loops = (
-        Reconciler(state.jobs, state.cluster, settings, encoders, reserved_cpus=reserved),
+        Reconciler(state.jobs, state.cluster, settings, encoders, reserved=reserved),
         Deployer(state.deployments, state.encoders, LeaseKeeper(engine, "deployer"), serve_api, settings),
         StorageScanner(runs, encoders, LeaseKeeper(engine, "discovery")),
         WebhookSender(engine, allow_http=settings.webhooks_http),

@@ -271,6 +271,8 @@ class Deployment(Base):
     """Encoder IDs last sent to the replicas, for `encoder` and `candidate`."""
     state: Mapped[str] = mapped_column(String(16))
     message: Mapped[str] = mapped_column(Text)
+    replicas: Mapped[int] = mapped_column(server_default="0", default=0)
+    """Number of replicas that hold resources, as last observed."""
     created_by: Mapped[str] = mapped_column(String(100))
     created_at: Mapped[float]
     changed_at: Mapped[float]

@@ -18,6 +18,8 @@ from torch import Tensor
 from amd.device import use_threads
 from service.inference.model import InferencePlan, RequestedOutputs
 
+STICKY_ERROR = "CUDA error"
+"""In the message of errors after which a process cannot use its GPU any more, such as an illegal memory access."""
 SMOOTHING = 0.2  # weight of the newest batch in the throughput average
 
 
@@ -78,12 +80,20 @@ class Batcher:
         self._change = threading.Condition()
         self._closed = False
         self._free_since = 0.0  # when the last batch finished
+        self._problem = ""
         self.batches = self.clips = 0
         self.busy_s = 0.0
         self.tokens_per_s = 0.0
         """Moving average; 0 before the first batch."""
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
+
+    @property
+    def problem(self) -> str:
+        """Why no further batch can succeed in this process; empty if batches can."""
+        if not self._problem and not self._closed and not self._thread.is_alive():
+            return "the model thread has ended"
+        return self._problem
 
     def expect(self, network: Network, items: int) -> None:
         """Announce items that will be `put` one by one."""
@@ -117,6 +127,17 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
+        try:
+            self._run_batches()
+        except BaseException as error:
+            self._problem = f"the model thread has ended: {type(error).__name__}: {error}"
+            raise
+
+    def _note_failure(self, error: Exception) -> None:
+        if STICKY_ERROR in str(error) and not isinstance(error, torch.OutOfMemoryError):
+            self._problem = f"the device failed: {str(error).splitlines()[0]}"
+
+    def _run_batches(self) -> None:
         use_threads(self._threads)
         launched: _InFlightBatch | None = None
         while not self._closed:
@@ -152,6 +173,7 @@ class Batcher:
             function()
             future.set_result(None)
         except Exception as error:
+            self._note_failure(error)
             future.set_exception(error)
         return None, []
 
@@ -188,6 +210,7 @@ class Batcher:
         try:
             return _InFlightBatch(network, clips, network.forward([clip.clip for clip in clips], union), began)
         except Exception as error:  # such as running out of memory; only these clips fail
+            self._note_failure(error)
             self._on_results([(clip, error) for clip in clips])
             return None
 
@@ -196,6 +219,7 @@ class Batcher:
         try:
             results: list[Any] = list(launched.network.collect(launched.batch))
         except Exception as error:
+            self._note_failure(error)
             results = [error] * len(clips)
         self._free_since = time.monotonic()
         duration = self._free_since - launched.began

@@ -203,6 +203,8 @@ class Engine:
         loaded = self._slots.get(slot)
         if loaded is None:
             raise _not_loaded(slot)
+        if self.problem:
+            raise Refusal("encoder_unavailable", self.problem)
         plan = loaded.plan(options, self.settings.limits)
         network: Network = ReconstructionNetwork(loaded, options) if options.task == "reconstruction" else loaded
         shares = self._shares(
@@ -241,6 +243,11 @@ class Engine:
                 self._backlog.release_all(share)
         self._count["answered"] += 1
         return InferenceResult(loaded.id, request.results)
+
+    @property
+    def problem(self) -> str:
+        """Why this process cannot serve any more and must be replaced; empty while it can."""
+        return self._batcher.problem
 
     def state(self) -> dict[str, Any]:
         """Return the encoders by slot, queue length, requests in flight, and counters since the start."""

@@ -66,6 +66,11 @@ class Replica:
                 self._load_errors[slot] = str(error)
         self._drift = Drift() if CANDIDATE in self._urls else None
 
+    async def check_health(self) -> None:
+        """Raise RuntimeError if this process cannot serve any more. Serve then replaces the replica."""
+        if problem := self._engine.problem:
+            raise RuntimeError(problem)
+
     async def __call__(self, request: Request) -> Response:
         if request.method == "GET":
             drift = self._drift.report() if self._drift is not None else None

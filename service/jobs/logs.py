@@ -33,7 +33,8 @@ class LogReader:
     def read(self, offset: int, *, whole_lines: bool = True) -> LogSlice:
         """Read about READ_BYTES from an offset, in whole lines so that no character is split.
 
-        Without `whole_lines`, the end of the log may be an unfinished line. Returns an empty slice if nothing has been stored at that offset yet.
+        Without `whole_lines`, the end of the log may be an unfinished line. Returns an empty slice if nothing has been
+        stored at that offset yet.
         """
         if offset != self._offset:
             self._locate(offset)

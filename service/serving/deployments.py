@@ -31,8 +31,10 @@ logger = logging.getLogger(__name__)
 
 TASK = "deployer"
 POLL_INTERVAL_S = 1.0
+LOAD_CHECK_S = 15.0  # between questions to a healthy deployment's replicas whether they loaded their encoders
 APP_PREFIX = "amd-"  # prefix of our applications; others on the cluster are left unchanged
 STATE_BY_STATUS = {"RUNNING": "healthy", "UNHEALTHY": "unhealthy", "DEPLOY_FAILED": "failed"}
+MESSAGE_CHARS = 2000
 IN_FLIGHT = 1000  # requests per replica; high, because the engine limits its own queue
 DRAIN_S = 30.0
 
@@ -115,15 +117,22 @@ class DeploymentStore:
             row = Deletion(kind="deployment", object_id=name, project=found.project, actor=actor, at=now, done_at=now)
             session.add(row)
 
-    def record_status(self, deployment: Deployment, state: str, message: str, serving: Mapping[str, str]) -> None:
-        """Store the observed status, unless the deployment has changed in the meantime."""
-        if (deployment.state, deployment.message, deployment.serving) == (state, message, serving):
+    def record_status(
+        self, deployment: Deployment, state: str, message: str, serving: Mapping[str, str], replicas: int | None = None
+    ) -> None:
+        """Store the observed status, unless the deployment has changed in the meantime.
+
+        `replicas`: number of replicas that hold resources; None keeps the last number.
+        """
+        replicas = deployment.replicas if replicas is None else replicas
+        known = (deployment.state, deployment.message, deployment.serving, deployment.replicas)
+        if known == (state, message, serving, replicas):
             return
         with Session(self._engine) as session, session.begin():
             session.execute(
                 update(Deployment)
                 .where(Deployment.name == deployment.name, Deployment.version == deployment.version)
-                .values(state=state, message=message, serving=dict(serving))
+                .values(state=state, message=message, serving=dict(serving), replicas=replicas)
             )
 
 
@@ -143,11 +152,18 @@ class Deployer:
     """Applies the database's deployments to Serve. With several control planes, only the lease holder acts."""
 
     def __init__(
-        self, store: DeploymentStore, encoders: EncoderStore, lease: LeaseKeeper, serve: ServeClient, settings: Settings
+        self,
+        store: DeploymentStore,
+        encoders: EncoderStore,
+        lease: LeaseKeeper,
+        serve: ServeClient,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._encoders, self.lease, self._serve = store, encoders, lease, serve
         self._root, self.monitor = settings.root, StepMonitor(TASK)
         self._last_warning = ""
+        self._clock, self._asked_at = clock, dict[str, float]()
 
     def run(self, stop: threading.Event) -> None:
         """Reconcile periodically until `stop` is set. Errors are logged, and the step is retried."""
@@ -188,8 +204,29 @@ class Deployer:
             name = APP_PREFIX + deployment.name
             found = None if name in changed else running.get(name)  # the reported status predates the change
             state, message = self._state(deployment, serving[deployment.name], found)
-            self._store.record_status(deployment, state, message, serving[deployment.name])
+            replicas = found.replicas if found is not None else None
+            if state == "healthy" and replicas:
+                state, message = self._loaded_state(deployment, serving[deployment.name])
+            self._store.record_status(deployment, state, message, serving[deployment.name], replicas)
         return True
+
+    def _loaded_state(self, deployment: Deployment, serving: Mapping[str, str]) -> tuple[str, str]:
+        """Return the state of running replicas, which keep the previous encoder if the new one cannot be loaded."""
+        known = (deployment.state, deployment.message)
+        was_healthy = known == ("healthy", "") and deployment.serving == serving
+        if was_healthy and self._clock() - self._asked_at.get(deployment.name, float("-inf")) < LOAD_CHECK_S:
+            return known
+        try:
+            errors = self._serve.load_errors(deployment.name)
+        except ClusterUnavailable:
+            return "healthy", ""  # according to Serve
+        self._asked_at[deployment.name] = self._clock()
+        found = [f"{serving.get(slot, slot)} cannot be loaded: {error}" for slot, error in sorted(errors.items())]
+        return (
+            ("unhealthy", f"{'; '.join(found)}; the previous encoder serves instead"[:2000])
+            if found
+            else ("healthy", "")
+        )
 
     def _resolve_slots(self, deployment: Deployment) -> dict[str, str]:
         """Return encoder ids by slot; a name that no longer resolves keeps its previous encoder."""
@@ -239,7 +276,7 @@ class Deployer:
         if found is None:
             return "deploying", ""
         state = STATE_BY_STATUS.get(found.status, "deploying")
-        return state, "" if state == "healthy" else found.message[:2000]
+        return state, "" if state == "healthy" else found.message[:MESSAGE_CHARS]
 
 
 def _is_up_to_date(desired: Mapping[str, Any] | None, running: ServeApplication | None) -> bool:
@@ -253,16 +290,6 @@ def _matches(has: Any, desired: Any) -> bool:
     if isinstance(desired, list):
         return isinstance(has, list) and len(has) == len(desired) and all(map(_matches, has, desired))
     return bool(has == desired)
-
-
-def reserved_cpus(store: DeploymentStore) -> Callable[[], float]:
-    """Return a function that computes the maximum number of CPUs that deployments reserve."""
-
-    def count() -> float:
-        settings = [ServingSettings.model_validate(one.settings) for one in store.all()]
-        return sum(one.cpus * one.replicas.max for one in settings)
-
-    return count
 
 
 def new_deployment(
@@ -279,6 +306,7 @@ def new_deployment(
         serving={},
         state="deploying",
         message="",
+        replicas=0,
         created_by=actor,
         created_at=now,
         changed_at=now,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
@@ -12,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.auth.authentication import Inferrer, Principal, Reader, Submitter
 from service.db.models import Deployment
-from service.jobs.routes import Locations, project_of
+from service.jobs.routes import Config, Locations, project_of
 from service.registry.routes import BINARY, EncodersDep
 from service.serving.deployments import DeploymentStore, etag_of, new_deployment
 from service.serving.gateway import EncoderReply, Gateway
@@ -25,6 +26,7 @@ from service.serving.requests import (
     parse_inputs,
     read_request,
 )
+from service.serving.reservations import check_fits
 from service.serving.responses import NUMPY, check_array, negotiate_media_type, render_reply, to_base64
 from service.serving.schemas import (
     DeploymentList,
@@ -34,7 +36,8 @@ from service.serving.schemas import (
     OpenAIEmbeddings,
     ServingSettings,
 )
-from service.web.errors import Refusal
+from service.web.bounded_calls import BoundedCalls
+from service.web.errors import ClusterUnavailable, Refusal
 from service.web.parameters import ProjectFilter
 from service.web.request_bodies import LargeJsonRoute, run_by_size
 from service.web.schemas import ApiModel, utc_datetime
@@ -73,10 +76,15 @@ def put_deployment(
     caller: Submitter,
     store: DeploymentsDep,
     encoders: EncodersDep,
+    settings: Config,
+    request: Request,
     response: Response,
     if_match: IfMatch = None,
 ) -> DeploymentView:
     """The deployment serves requests once its `state` is `healthy`. No request fails while its encoder is replaced.
+
+    Replicas reserve their `cpus` and `gpus`, at least those of the minimum number; if these do not fit the cluster, the
+    response is 409 `infeasible_resources` with the numbers.
 
     With `If-Match`, the deployment changes only if its settings are still those with this ETag; otherwise the response
     is 412.
@@ -84,19 +92,21 @@ def put_deployment(
     project = project_of(caller, body.project)
     for encoder in filter(None, (body.encoder, body.candidate)):
         encoders.resolve(encoder, project)
-    settings = ServingSettings.model_validate(body.model_dump(include=set(ServingSettings.model_fields)))
-    stored, created = store.put(
-        new_deployment(
-            name,
-            project,
-            caller.id,
-            encoder=body.encoder,
-            candidate=body.candidate,
-            share=body.share,
-            settings=settings,
-        ),
-        if_match,
+    serving = ServingSettings.model_validate(body.model_dump(include=set(ServingSettings.model_fields)))
+    desired = new_deployment(
+        name,
+        project,
+        caller.id,
+        encoder=body.encoder,
+        candidate=body.candidate,
+        share=body.share,
+        settings=serving,
     )
+    if (serving.cpus or serving.gpus) and not settings.autoscaling:
+        calls: BoundedCalls = request.app.state.ray_calls
+        with suppress(ClusterUnavailable):  # then it is stored, and waits for the cluster
+            check_fits(desired, store.all(), calls.run_from_thread(request.app.state.cluster.capacity))
+    stored, created = store.put(desired, if_match)
     if created:
         response.headers["Location"] = f"/v1/deployments/{name}"
     response.headers["ETag"] = etag_of(stored)
@@ -151,6 +161,7 @@ def _view(one: Deployment) -> DeploymentView:
         serving=one.serving,
         state=one.state,
         message=one.message,
+        running=one.replicas,
         created_by=one.created_by,
         created_at=utc_datetime(one.created_at),
         changed_at=utc_datetime(one.changed_at),

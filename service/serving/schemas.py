@@ -114,6 +114,8 @@ class DeploymentView(ApiModel):
     """Ids of the encoders last sent to the replicas, by slot: `main` and `candidate`."""
     state: State
     message: str
+    running: int = 0
+    """Number of replicas that run, and so reserve their CPUs and GPUs."""
     created_by: str
     created_at: datetime
     changed_at: datetime

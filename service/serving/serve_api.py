@@ -5,15 +5,20 @@ One request declares all applications; Serve removes those that it does not list
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import httpx
 
+from service.serving.protocol import unpack
 from service.web.errors import ClusterUnavailable
 
 TIMEOUT_S = 30.0
+_ERROR_LINE = re.compile(r"^[A-Za-z_.]*(Error|Exception): ", re.MULTILINE)
+STATE_TIMEOUT_S = 3.0
+HOLDING = frozenset({"RUNNING", "UPDATING", "RECOVERING", "STOPPING"})  # states of replicas that hold resources
 
 
 class ServeApplication(NamedTuple):
@@ -25,7 +30,7 @@ class ServeApplication(NamedTuple):
     config: Mapping[str, Any]
     """The configuration it was last deployed with."""
     replicas: int
-    """Number of running replicas."""
+    """Number of replicas that run or shut down, and so hold resources."""
 
 
 class ServeClient(Protocol):
@@ -36,12 +41,16 @@ class ServeClient(Protocol):
     def put(self, applications: Sequence[Mapping[str, Any]]) -> None:
         """Declare the applications to run; Serve removes all others."""
 
+    def load_errors(self, name: str) -> Mapping[str, str]:
+        """Return why encoders could not be loaded, by slot, according to one replica of a deployment."""
+
 
 class ServeApi:
     """ServeClient over the dashboard's REST API."""
 
-    def __init__(self, dashboard: str, token_file: Path | None, host: str, port: int) -> None:
-        """`host`, `port`: address that Serve listens on once the first application starts it."""
+    def __init__(self, dashboard: str, token_file: Path | None, host: str, port: int, url: str) -> None:
+        """`host`, `port`: address that Serve listens on once the first application starts it; `url`: to reach it."""
+        self._url = url.rstrip("/")
         self._dashboard, self._token_file = dashboard.rstrip("/"), token_file
         self._start = {
             "proxy_location": "HeadOnly",
@@ -54,6 +63,14 @@ class ServeApi:
 
     def put(self, applications: Sequence[Mapping[str, Any]]) -> None:
         self._request("PUT", {**self._start, "applications": list(applications)})
+
+    def load_errors(self, name: str) -> Mapping[str, str]:
+        try:
+            response = httpx.get(f"{self._url}/{name}", timeout=STATE_TIMEOUT_S, trust_env=False)
+            errors: Mapping[str, str] = unpack(response.content).get("trouble") or {}
+            return errors
+        except (httpx.HTTPError, ValueError) as error:
+            raise ClusterUnavailable(f"{name}: no replica reports its state: {error or type(error).__name__}") from None
 
     def _request(self, method: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         token = self._token_file.read_text().strip() if self._token_file is not None else ""
@@ -77,11 +94,18 @@ class ServeApi:
 
 def _parse_application(details: Mapping[str, Any]) -> ServeApplication:
     parts = (details.get("deployments") or {}).values()
-    messages = [details.get("message") or "", *(part.get("message") or "" for part in parts)]
+    messages = [*(part.get("message") or "" for part in parts), details.get("message") or ""]
     replicas = [replica["state"] for part in parts for replica in part.get("replicas") or []]
+    holding = sum(state in HOLDING for state in replicas)
     return ServeApplication(
         details.get("status", "NOT_STARTED"),
-        next((message for message in messages if message), ""),
+        next((_cause(message) for message in messages if message), ""),
         details.get("deployed_app_config") or {},
-        replicas.count("RUNNING"),
+        holding,
     )
+
+
+def _cause(message: str) -> str:
+    """Return the error that ends a traceback in a message of Serve, or the message without one."""
+    errors = [match.start() for match in _ERROR_LINE.finditer(message)]
+    return message[errors[-1] :].strip() if errors else message

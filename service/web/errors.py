@@ -45,6 +45,10 @@ class EncoderInUse(ServiceError, code="encoder_in_use"):
     """Aliases, deployments or jobs use the encoder; `used_by` lists them."""
 
 
+class InfeasibleDeployment(ServiceError, code="infeasible_resources"):
+    """The replicas of a deployment do not fit the cluster: `needed`, `reserved` and `total` of the resource `field`."""
+
+
 class AliasMoved(ServiceError, code="alias_moved"):
     """The alias points to a different encoder than the request expects; `current` is its id."""
 
@@ -149,6 +153,7 @@ ERROR_RESPONSES: dict[str, ErrorResponse] = {
     "not_found": ErrorResponse(HTTPStatus.NOT_FOUND),
     "illegal_action": ErrorResponse(HTTPStatus.CONFLICT),
     "encoder_in_use": ErrorResponse(HTTPStatus.CONFLICT),
+    "infeasible_resources": ErrorResponse(HTTPStatus.CONFLICT),
     "alias_moved": ErrorResponse(HTTPStatus.CONFLICT),
     "precondition_failed": ErrorResponse(HTTPStatus.PRECONDITION_FAILED),
     "cursor_invalid": ErrorResponse(HTTPStatus.UNPROCESSABLE_ENTITY),

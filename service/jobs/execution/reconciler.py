@@ -23,7 +23,7 @@ from service.background import StepMonitor
 from service.db.leases import LeaseKeeper
 from service.db.models import Job
 from service.jobs.actions import STOP_GRACE_S, checkpoint_deadline_s
-from service.jobs.execution.admission import AdmissionController, ExternalUsage
+from service.jobs.execution.admission import AdmissionController, ExternalUsage, Usage
 from service.jobs.execution.committed import committed_work, has_grown
 from service.jobs.execution.deletion import JobDeletions
 from service.jobs.execution.protocol import AttemptOutcome, DriverPolicy, Heartbeat, JobFolder, request_digest
@@ -64,13 +64,13 @@ class Reconciler:
         settings: Settings,
         encoders: PublishedEncoders,
         clock: Callable[[], float] = time.time,
-        reserved_cpus: Callable[[], float] = lambda: 0.0,
+        reserved: Callable[[], Usage] = Usage,
     ) -> None:
-        """`reserved_cpus` returns the number of cluster CPUs that are not available to jobs."""
+        """`reserved` returns what deployments reserve on the cluster, which is not available to jobs."""
         self._store, self._settings, self._encoders = store, settings, encoders
         self._cluster = OnceSilentCluster(cluster)
         self._storage = BoundedCalls("storage root", STORAGE_THREADS, STORAGE_TIMEOUT_S, StorageUnavailable)
-        self._clock, self._reserved_cpus = clock, reserved_cpus
+        self._clock, self._reserved = clock, reserved
         self._root = settings.root
         self._allowed_uris = UriPolicy(self._root, settings.allowed_uris).allowed
         self._external_usage, self._queue = ExternalUsage(clock), JobQueue(store.engine)
@@ -285,16 +285,18 @@ class Reconciler:
         if not (first := list(islice(self._queue.waiting(now), MAX_MARKED))):
             return
         try:
-            capacity, reserved = self._cluster.capacity(), self._reserved_cpus()
+            capacity, reserved = self._cluster.capacity(), self._reserved()
         except ClusterUnavailable as error:
             for job in first:
                 self._note_outage(job, error.message)
             return
         self.outage = ""
         active = self._store.in_states(ACTIVE)
-        available = capacity._replace(cpus=max(0.0, capacity.cpus - reserved))
+        available = capacity._replace(
+            cpus=max(0.0, capacity.cpus - reserved.cpus), gpus=max(0.0, capacity.gpus - reserved.gpus)
+        )
         admission = AdmissionController(self._settings, available, active)
-        ours = admission.usage._replace(cpus=admission.usage.cpus + reserved)
+        ours = Usage(admission.usage.cpus + reserved.cpus, admission.usage.gpus + reserved.gpus)
         admission.exclude(self._external_usage.update(capacity, ours, active))
         for job in self._queue.waiting(now, lambda: admission.exclusions):
             obstacle = admission.obstacle(job)

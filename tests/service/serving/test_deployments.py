@@ -12,13 +12,16 @@ from sqlalchemy.orm import Session
 
 from service.db.leases import LeaseKeeper
 from service.db.models import Deletion
+from service.jobs.execution.admission import Usage
+from service.jobs.execution.ray_jobs import Capacity
 from service.registry.discovery import EncoderDiscovery
 from service.registry.store import EncoderStore
-from service.serving.deployments import Deployer, DeploymentStore, new_deployment, reserved_cpus
+from service.serving.deployments import Deployer, DeploymentStore, new_deployment
+from service.serving.reservations import check_fits, running_reservation
 from service.serving.schemas import ServingSettings
 from service.serving.serve_api import ServeApplication
 from service.settings import Settings
-from service.web.errors import ClusterUnavailable, NotFound
+from service.web.errors import ClusterUnavailable, InfeasibleDeployment, NotFound
 from tests.support.service.published_encoders import publish
 
 
@@ -28,11 +31,16 @@ class FakeServe:
     def __init__(self) -> None:
         self.apps: dict[str, ServeApplication] = {}
         self.puts, self.unreachable, self.status = 0, False, "RUNNING"
+        self.errors: dict[str, str] = {}
+        self.replicas = 1
 
     def applications(self) -> dict[str, ServeApplication]:
         if self.unreachable:
             raise ClusterUnavailable("Ray Serve does not respond")
-        return {name: app._replace(status=self.status) for name, app in self.apps.items()}
+        return {name: app._replace(status=self.status, replicas=self.replicas) for name, app in self.apps.items()}
+
+    def load_errors(self, name: str) -> Mapping[str, str]:
+        return self.errors
 
     def put(self, applications: Sequence[Mapping[str, Any]]) -> None:
         self.puts += 1
@@ -92,7 +100,6 @@ def test_deployments_are_applied_once_and_removed_when_deleted(fixture: Deployer
     fixture.deployer.step()
     assert fixture.store.get("one", None).state == "deploying"
     assert fixture.serve.deployed("one")["autoscaling_config"]["max_replicas"] == 4
-    assert reserved_cpus(fixture.store)() == 2.0
     fixture.store.delete("one", "default", "alice")
     fixture.deployer.step()
     assert fixture.serve.apps == {}
@@ -175,3 +182,59 @@ def test_a_deployment_name_belongs_to_one_project(fixture: DeployerFixture) -> N
         assert found is not None
         assert found.name == "one"
     assert fixture.store.find_serving("b", None) is None
+
+
+def test_running_replicas_and_at_least_the_minimum_reserve_cpus_and_gpus(fixture: DeployerFixture) -> None:
+    fixture.publish("a")
+    settings = {"replicas": {"min": 2, "max": 1000}, "cpus": 0.5, "gpus": 1}
+    fixture.put("one", "a", settings=settings)
+    reserved = running_reservation(fixture.store)
+    assert reserved() == Usage(1.0, 2.0), "the maximum is not reserved"
+    fixture.serve.replicas = 3
+    fixture.deployer.step()
+    fixture.deployer.step()
+    assert fixture.store.get("one", None).replicas == 3
+    assert reserved() == Usage(1.5, 3.0)
+    fixture.serve.replicas = 0
+    fixture.deployer.step()
+    assert reserved() == Usage(1.0, 2.0)
+
+
+def test_a_deployment_that_does_not_fit_is_refused_with_the_numbers(fixture: DeployerFixture) -> None:
+    capacity = Capacity(8.0, 4.0, 1e9)
+
+    def check(name: str, **settings: Any) -> None:
+        desired = {"encoder": "a", "candidate": None, "share": 0.0, "settings": ServingSettings(**settings)}
+        check_fits(new_deployment(name, "default", "me", **desired), fixture.store.all(), capacity)
+
+    fixture.put("other", "a", settings={"replicas": {"min": 2, "max": 9}, "gpus": 1, "cpus": 1})
+    check("one", gpus=2, cpus=6)
+    check("one", gpus=1, replicas={"min": 2, "max": 1000})
+    check("other", gpus=1, replicas={"min": 4, "max": 4})
+    with pytest.raises(
+        InfeasibleDeployment, match="3 x 1 GPUs do not fit: the cluster has 4 GPUs, of which the min"
+    ) as error:
+        check("one", gpus=1, replicas={"min": 3, "max": 3})
+    assert error.value.extra == {"field": "gpus", "needed": 3.0, "reserved": 2.0, "total": 4.0}
+    with pytest.raises(InfeasibleDeployment, match="CPUs"):
+        check("one", cpus=7)
+    with pytest.raises(InfeasibleDeployment, match="GPUs"):
+        check("idle", gpus=4, replicas={"min": 0, "max": 1})
+
+
+def test_a_deployment_whose_new_encoder_cannot_be_loaded_says_why(fixture: DeployerFixture) -> None:
+    fixture.publish("a", "b")
+    fixture.put("one", "a")
+    fixture.deployer.step()
+    fixture.deployer.step()
+    assert fixture.store.get("one", None).state == "healthy"
+    fixture.put("one", "b")
+    fixture.serve.errors = {"main": "b: encoder.safetensors is damaged"}
+    fixture.deployer.step()
+    fixture.deployer.step()
+    found = fixture.store.get("one", None)
+    message = "b cannot be loaded: b: encoder.safetensors is damaged; the previous encoder serves instead"
+    assert (found.state, found.message) == ("unhealthy", message)
+    fixture.serve.errors = {}
+    fixture.deployer.step()
+    assert (fixture.store.get("one", None).state, fixture.store.get("one", None).message) == ("healthy", "")
