@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # Tests and demos start hundreds of processes; without cached bytecode, each compiles the project anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv check check-install test test-fast test-ray chaos demo docs docs-reference lock clean
+.PHONY: venv check check-install test test-fast test-ray test-browser chaos demo vendor docs docs-reference lock clean
 
 venv: $(STAMP)
 
@@ -46,6 +46,10 @@ chaos: venv
 
 demo: venv
 	$(BIN)/amd demo
+
+# Copies the console's pinned libraries from the npm registry; they are committed, so only a new version needs this.
+vendor: venv
+	$(BIN)/python .ci/vendor.py
 
 # Reference pages, generated from the code; tests/test_docs.py fails if they are stale.
 docs-reference: venv

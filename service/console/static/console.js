@@ -1,0 +1,92 @@
+// Behaviour that all pages share: theme, CSRF header, copy buttons, confirmation, refreshing lists, search in tables.
+(function () {
+  "use strict";
+  const root = document.documentElement;
+  const csrf = () => document.querySelector("meta[name=csrf]")?.content || "";
+
+  document.addEventListener("htmx:configRequest", (event) => {
+    event.detail.headers["X-CSRF-Token"] = csrf();
+  });
+
+  document.addEventListener("click", async (event) => {
+    const target = event.target.closest("[data-copy],[data-theme-toggle],[data-dismiss]");
+    if (!target) return;
+    if ("themeToggle" in target.dataset) {
+      root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
+      localStorage.setItem("amd-theme", root.dataset.theme);
+      document.dispatchEvent(new CustomEvent("theme"));
+    } else if ("dismiss" in target.dataset) {
+      target.closest(".notice").remove();
+    } else {
+      const source = document.getElementById(target.dataset.copy);
+      try {
+        await navigator.clipboard.writeText(source.textContent);
+        announce(target, "Copied");
+      } catch {
+        const range = document.createRange();
+        range.selectNodeContents(source);
+        getSelection().removeAllRanges();
+        getSelection().addRange(range);
+        announce(target, "Selected");
+      }
+    }
+  });
+
+  function announce(button, text) {
+    const before = button.dataset.label || button.textContent;
+    button.dataset.label = before;
+    button.textContent = text;
+    setTimeout(() => { button.textContent = before; }, 1500);
+  }
+
+  // Lists refresh while the page is visible, unless the user reads a menu or has selected text in them.
+  setInterval(() => {
+    if (document.visibilityState !== "visible" || !getSelection().isCollapsed) return;
+    for (const element of document.querySelectorAll("[data-refresh]")) {
+      if (!element.querySelector("details[open]")) htmx.trigger(element, "refresh");
+    }
+  }, 4000);
+
+  // An open menu closes with Escape, and with a click elsewhere.
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") document.querySelectorAll("details.menu[open]").forEach((menu) => { menu.open = false; });
+    if (event.key === "/" && !event.target.closest("input,textarea,select") && !event.metaKey && !event.ctrlKey) {
+      const search = document.querySelector("input[type=search]");
+      if (search) { event.preventDefault(); search.focus(); }
+    }
+  });
+  document.addEventListener("click", (event) => {
+    document.querySelectorAll("details.menu[open]").forEach((menu) => { if (!menu.contains(event.target)) menu.open = false; });
+  });
+
+  // A search field that hides the rows that do not contain its text.
+  document.addEventListener("input", (event) => {
+    const field = event.target.closest("[data-filter]");
+    if (!field) return;
+    const wanted = field.value.trim().toLowerCase();
+    let shown = 0;
+    for (const row of document.querySelectorAll(field.dataset.filter)) {
+      row.hidden = Boolean(wanted) && !row.dataset.text.toLowerCase().includes(wanted);
+      shown += row.hidden ? 0 : 1;
+    }
+    const count = document.getElementById(field.dataset.count || "");
+    if (count) count.textContent = `${shown} shown`;
+  });
+  document.addEventListener("change", (event) => {
+    event.target.closest("[data-autosubmit]")?.form.requestSubmit();
+    const field = event.target.closest("[data-only-changed]");
+    if (field) document.getElementById(field.dataset.onlyChanged).classList.toggle("only-changed", field.checked);
+  });
+
+  // Colours of the theme, for charts, which draw on canvases.
+  window.amdColours = () => {
+    const style = getComputedStyle(root);
+    const read = (name) => style.getPropertyValue(`--${name}`).trim();
+    return {
+      text: read("text"), muted: read("muted"), line: read("line"), surface: read("surface"), sunken: read("sunken"),
+      good: read("good"), bad: read("bad"), wait: read("wait"), accent: read("accent"),
+      series: [1, 2, 3, 4, 5, 6, 7, 8].map((index) => read(`c${index}`)),
+    };
+  };
+  window.amdCsrf = csrf;
+})();

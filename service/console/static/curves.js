@@ -1,0 +1,216 @@
+// Live curves of a job: one chart per group of metrics, refreshed by the job's event stream, with other jobs overlaid.
+(function () {
+  "use strict";
+  const place = document.getElementById("curves");
+  if (!place) return;
+  const note = document.getElementById("curves-note");
+  const smoothing = document.getElementById("smoothing");
+  const logScale = document.getElementById("log-scale");
+  const overlayField = document.getElementById("overlay");
+  const GROUPED = ["loss"]; // prefixes whose metrics share a chart
+  const ORDER = ["loss", "eval", "optim", "speed", "time", "data", "rank"];
+  const NAMES = {
+    "optim/lr": "Learning rate", "optim/grad_norm": "Gradient norm", "speed/samples_per_s": "Samples per second",
+    "time/step_s": "Seconds per step", "time/data_s": "Seconds of data wait per step", "speed/mfu": "Model FLOPs utilisation",
+    "data/bad_samples": "Bad samples", "eval/knn_top1": "Nearest-neighbour top-1", loss: "Loss",
+  };
+  const series = new Map(); // name → {steps, values} of this job
+  const overlays = new Map(); // job → Map of its series
+  const charts = new Map(); // group → {plot, element}
+  let lastStep = -1;
+
+  function merge(target, found) {
+    for (const one of found.series) {
+      const known = target.get(one.name);
+      if (!known) target.set(one.name, { steps: one.steps.slice(), values: one.values.slice() });
+      else if (one.steps.length) {
+        // Keep what is older than the new points: a resumed run repeats steps.
+        let kept = known.steps.findIndex((step) => step >= one.steps[0]);
+        if (kept < 0) kept = known.steps.length;
+        known.steps = known.steps.slice(0, kept).concat(one.steps);
+        known.values = known.values.slice(0, kept).concat(one.values);
+        if (known.steps.length > 4000) thin(known);
+      }
+    }
+  }
+
+  // Bound the memory of a page that stays open for days: every second of the older points goes.
+  function thin(one) {
+    const half = one.steps.length >> 1;
+    const keep = (_, index) => index >= half || index % 2 === 0;
+    one.steps = one.steps.filter(keep);
+    one.values = one.values.filter(keep);
+  }
+
+  async function load() {
+    const response = await fetch(`${place.dataset.url}?since_step=${lastStep + 1}`, { headers: { "HX-Request": "true" } });
+    if (!response.ok || response.status === 204) throw new Error(`the service answered ${response.status}`);
+    const found = await response.json();
+    merge(series, found);
+    if (found.last_step !== null) lastStep = found.last_step;
+    draw();
+  }
+
+  function groupOf(name) {
+    const prefix = name.split("/")[0];
+    return GROUPED.includes(prefix) ? prefix : name;
+  }
+
+  function smooth(values, weight) {
+    if (!weight) return values;
+    let mean = 0, total = 0;
+    return values.map((value) => {
+      if (value === null || value === undefined) return null;
+      mean = mean * weight + value * (1 - weight);
+      total = total * weight + (1 - weight);
+      return mean / total;
+    });
+  }
+
+  function rowsOf(group) {
+    const rows = [];
+    for (const [name, one] of series) if (groupOf(name) === group) rows.push({ label: name, ...one });
+    rows.sort((a, b) => a.label.localeCompare(b.label));
+    for (const [job, found] of overlays) {
+      for (const row of rows.slice()) {
+        const other = found.get(row.label);
+        if (other && !row.overlay) rows.push({ label: `${row.label} of ${job}`, overlay: true, ...other });
+      }
+    }
+    return rows;
+  }
+
+  function draw() {
+    const groups = [...new Set([...series.keys()].map(groupOf))];
+    const rank = (group) => { const found = ORDER.indexOf(group.split("/")[0]); return found < 0 ? ORDER.length : found; };
+    groups.sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
+    note.hidden = groups.length > 0;
+    if (!groups.length) note.textContent = "No metrics yet. They appear here while the job runs.";
+    for (const group of groups) drawGroup(group);
+  }
+
+  function drawGroup(group) {
+    const rows = rowsOf(group);
+    const weight = Number(smoothing.value);
+    const tables = rows.map((row) => [row.steps, smooth(row.values, weight)]);
+    if (weight) rows.forEach((row) => { if (!row.overlay && rows.length === 1) tables.push([row.steps, row.values]); });
+    const data = uPlot.join(tables);
+    const key = JSON.stringify([rows.map((row) => row.label), tables.length, logScale.checked, document.documentElement.dataset.theme]);
+    let chart = charts.get(group);
+    if (chart && chart.key === key) { chart.plot.setData(data); showLast(chart, rows, data); return; }
+    if (chart) { chart.plot.destroy(); } else { chart = create(group); }
+    chart.key = key;
+    chart.plot = new uPlot(options(rows, tables.length, chart.target), data, chart.target);
+    charts.set(group, chart);
+    showLast(chart, rows, data);
+  }
+
+  function create(group) {
+    const panel = document.createElement("figure");
+    panel.className = "panel";
+    const header = document.createElement("header");
+    const title = document.createElement("h3");
+    title.textContent = NAMES[group] || group;
+    const last = document.createElement("span");
+    last.className = "small muted";
+    header.append(title, last);
+    const body = document.createElement("div");
+    body.className = "body tight";
+    const target = document.createElement("div");
+    target.className = "chart";
+    target.setAttribute("role", "img");
+    target.setAttribute("aria-label", `${NAMES[group] || group} over steps`);
+    const legend = document.createElement("figcaption");
+    legend.className = "legend";
+    body.append(target, legend);
+    panel.append(header, body);
+    place.append(panel);
+    return { target, last, legend, panel };
+  }
+
+  function showLast(chart, rows, data) {
+    const parts = rows.map((row, index) => [row, lastOf(data[index + 1])]);
+    chart.last.textContent = parts.length === 1 ? format(parts[0][1]) : "";
+    chart.legend.replaceChildren(...(rows.length < 2 ? [] : parts.map(([row, value], index) => {
+      const item = document.createElement("span");
+      const mark = document.createElement("i");
+      mark.className = `c${(index % 8) + 1}`;
+      item.append(mark, `${row.label.slice(0, 80)} ${format(value)}`);
+      return item;
+    })));
+    const total = parts.map(([row, value]) => `${row.label} ${format(value)}`).join(", ");
+    chart.target.setAttribute("aria-label", `Over steps, last: ${total}`.slice(0, 300));
+  }
+
+  const lastOf = (values) => { for (let i = values.length - 1; i >= 0; i--) if (values[i] !== null && values[i] !== undefined) return values[i]; return null; };
+  const format = (value) => (value === null ? "–" : Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : String(Number(value.toPrecision(4))));
+
+  function options(rows, count, target) {
+    const colours = window.amdColours();
+    const font = "11px system-ui, sans-serif";
+    const axis = { stroke: colours.muted, font, grid: { stroke: colours.line, width: 1 }, ticks: { show: false } };
+    const lines = rows.map((row, index) => ({
+      label: row.label, stroke: colours.series[index % 8], width: 1.5, spanGaps: true,
+      dash: row.overlay ? [4, 3] : undefined, points: { show: row.steps.length < 2 },
+    }));
+    while (lines.length < count) lines.push({ label: "not smoothed", stroke: `${colours.series[0]}55`, width: 1, spanGaps: true, points: { show: false } });
+    return {
+      width: Math.max(200, target.clientWidth), height: target.clientHeight || 190,
+      legend: { show: false }, padding: [10, 14, 0, 0],
+      cursor: { sync: { key: "steps" }, points: { size: 6 } },
+      scales: { x: { time: false }, y: { distr: logScale.checked ? 3 : 1 } },
+      axes: [{ ...axis, values: (_, ticks) => ticks.map(short) }, { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))) }],
+      series: [{ label: "step" }, ...lines],
+      hooks: { setCursor: [(plot) => showCursor(plot, rows, target)] },
+    };
+  }
+
+  const short = (value) => (Math.abs(value) >= 1e4 || (value && Math.abs(value) < 1e-3) ? value.toExponential(0) : String(Number(value.toPrecision(4))));
+
+  function showCursor(plot, rows, target) {
+    const chart = [...charts.values()].find((one) => one.target === target);
+    if (!chart) return;
+    const index = plot.cursor.idx;
+    if (index === null || index === undefined) { showLast(chart, rows, plot.data); return; }
+    const step = plot.data[0][index];
+    if (rows.length === 1) chart.last.textContent = `step ${step}: ${format(plot.data[1][index] ?? null)}`;
+    else chart.last.textContent = `step ${step}`;
+  }
+
+  async function overlay() {
+    const job = overlayField.value.trim();
+    overlays.clear();
+    if (job) {
+      const response = await fetch(`${place.dataset.jobs}${encodeURIComponent(job)}/metrics.json`, { headers: { "HX-Request": "true" } });
+      if (response.ok && response.status !== 204) {
+        const found = new Map();
+        merge(found, await response.json());
+        overlays.set(job.slice(0, 60), found);
+        overlayField.removeAttribute("aria-invalid");
+      } else overlayField.setAttribute("aria-invalid", "true");
+    }
+    draw();
+  }
+
+  let pending = null;
+  function later() {
+    if (pending) return;
+    pending = setTimeout(() => {
+      pending = null;
+      load().catch(() => {}); // the next event tries again
+    }, 1000);
+  }
+
+  document.body.addEventListener("htmx:sseMessage", later);
+  smoothing.addEventListener("input", draw);
+  logScale.addEventListener("change", draw);
+  overlayField.addEventListener("change", overlay);
+  document.addEventListener("theme", draw);
+  let width = 0;
+  new ResizeObserver(() => {
+    if (place.clientWidth === width) return;
+    width = place.clientWidth;
+    for (const chart of charts.values()) chart.plot.setSize({ width: Math.max(200, chart.target.clientWidth), height: chart.target.clientHeight });
+  }).observe(place);
+  load().catch((error) => { note.textContent = `The metrics cannot be read: ${error.message}. Reload the page to try again.`; });
+})();
