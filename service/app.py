@@ -18,19 +18,24 @@ from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES as UNCOMPRE
 from starlette.middleware.gzip import GZipMiddleware
 
 from amd.storage import read_json
-from service.auth import api_keys
+from service.auth import api_keys, session_routes
 from service.auth.authentication import Authenticator
 from service.auth.isolation import LocationPolicy
 from service.auth.middleware import AuthenticationMiddleware
 from service.auth.rate_limits import RateLimitHeaders
+from service.auth.sessions import BrowserSessions
 from service.auth.stream_limits import StreamLimits
 from service.auth.uri_policy import UriPolicy
 from service.background import StepMonitor
+from service.console import routes as console
+from service.console.security import BrowserHeaders
 from service.db.engine import open_engine
 from service.jobs import catalog
 from service.jobs import routes as jobs
+from service.jobs.details import routes as job_details
 from service.jobs.execution.ray_jobs import Cluster, RayJobs
 from service.jobs.streams import JobWatcher
+from service.operations import cluster as cluster_state
 from service.operations import health
 from service.registry import routes as encoders
 from service.registry.download import BINARY, TAR
@@ -102,6 +107,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.gateway = Gateway(app.state.deployments, settings.serve)
     app.state.embedding_cache = EmbeddingCache()
     app.state.authenticator = Authenticator(engine, settings)
+    app.state.sessions = BrowserSessions(engine, app.state.authenticator)
     app.state.stream_limits = StreamLimits(app.state.authenticator, settings.max_streams, settings.stream_lifetime_s)
     app.state.checks = health.DependencyChecks(engine, settings.root, app.state.cluster)
     uris = UriPolicy(settings.root, settings.allowed_uris)
@@ -109,12 +115,14 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
     app.state.locations = LocationPolicy(uris, owners)
     app.include_router(health.router)
     for router in (
-        *(jobs.router, neighbours.router, catalog.router),
+        *(jobs.router, job_details.router, neighbours.router, catalog.router, cluster_state.router),
         *(encoders.router, serving.inference, serving.deployments),
-        *(api_keys.router, webhooks.router),
+        *(api_keys.router, session_routes.router, webhooks.router),
     ):
         app.include_router(router, prefix="/v1")
     app.include_router(serving.openai)
+    for router in console.ROUTERS:
+        app.include_router(router, include_in_schema=False)
     error_handlers.install(app)
     _add_middleware(app, settings)
     return app
@@ -131,16 +139,19 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(
         BodyLimitMiddleware,
         limit=limit,
-        files=serving.INFERENCE_PATHS,
+        files=console.FILE_PATHS,
         files_limit=files_limit,
+        forms=console.FORM_PATHS,
         budget=BodyBudget(budget),
     )
     app.add_middleware(
         AuthenticationMiddleware,
         authenticator=app.state.authenticator,
         settings=settings,
-        inference=serving.INFERENCE_PATHS,
+        inference=console.FILE_PATHS,
+        sessions=app.state.sessions,
     )
+    app.add_middleware(BrowserHeaders)
     app.add_middleware(RateLimitHeaders)
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(

@@ -169,8 +169,14 @@ class Authenticator:
     def _read_key(self, secret: Secret) -> Principal:
         with Session(self._reading, expire_on_commit=False) as session:
             key = session.get(ApiKey, secret.id)
+        if key is None or not hmac.compare_digest(key.digest, secret.digest):
+            raise _rejected()
+        return self.principal_of(key)
+
+    def principal_of(self, key: ApiKey) -> Principal:
+        """Return the caller that a stored key stands for, and record its use. Raises Unauthenticated; blocks."""
         now = self._clock()
-        if key is None or not hmac.compare_digest(key.digest, secret.digest) or not is_live(key, now):
+        if not is_live(key, now):
             raise _rejected()
         if key.used_at is None or key.used_at <= now - USED_EVERY_S:
             self._note_use(key.id, now)

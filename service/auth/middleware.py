@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.auth.authentication import Authenticator, Principal
 from service.auth.concurrency import ConcurrencyLimit
+from service.auth.sessions import BrowserSessions, is_browser_path, is_sign_in, session_cookie
 from service.logs import add_log_fields
 from service.settings import Settings
 from service.web.request_bodies import has_body, reject_unread
@@ -29,10 +30,19 @@ class AuthenticationMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, authenticator: Authenticator, settings: Settings, inference: re.Pattern[str]
+        self,
+        app: ASGIApp,
+        authenticator: Authenticator,
+        settings: Settings,
+        inference: re.Pattern[str],
+        sessions: BrowserSessions | None = None,
     ) -> None:
-        """`inference` is a pattern for the paths to which the rate limit for requests to encoders applies."""
+        """`inference` is a pattern for the paths to which the rate limit for requests to encoders applies.
+
+        `sessions` identifies the callers of the console, by cookie; its paths accept no other credentials.
+        """
         self.app, self._authenticator, self._inference = app, authenticator, inference
+        self._sessions = sessions
         self._keys = ConcurrencyLimit(settings.concurrency_limit)
         self._anonymous = ConcurrencyLimit(settings.anonymous_concurrency_limit)
 
@@ -52,7 +62,10 @@ class AuthenticationMiddleware:
     async def _admit(self, scope: Scope, headers: Headers, slots: ExitStack) -> None:
         """Raise an error if the request must be rejected; otherwise enter its slot and store its caller."""
         state = scope.setdefault("state", {})
-        caller = await self._authenticator.identify(headers.get("authorization"))
+        if self._sessions is not None and is_browser_path(scope["path"]):
+            caller = await self._sessions.identify(session_cookie(scope, headers))
+        else:
+            caller = await self._authenticator.identify(headers.get("authorization"))
         state["caller"] = caller
         if isinstance(caller, Principal):
             add_log_fields(key=caller.id, project=caller.project)
@@ -60,5 +73,5 @@ class AuthenticationMiddleware:
             self._authenticator.count(caller, state, self._inference.fullmatch(scope["path"]) is not None)
             return
         slots.enter_context(self._anonymous.slot("anonymous", "requests without a valid key"))
-        if has_body(headers):
+        if has_body(headers) and not is_sign_in(scope, headers):
             raise self._authenticator.rejection(caller, scope["client"])

@@ -19,6 +19,7 @@ from amd.storage import is_remote
 from amd.training.run_folder import RunResult
 from service.cli.connection import PERSISTENT_TRIES
 from service.cli.console import print_plain
+from service.cli.open_console import NOTE, console_link
 from service.client import Client, DeploymentRequest, JobRequest, NoAnswer, Patience
 from service.jobs.schemas import ENDED, JobView
 from service.settings import default_data_dir
@@ -54,6 +55,7 @@ class DemoService:
         with self._client(stack) as client:
             deploy(client, DEPLOYMENT, DeploymentRequest(encoder=encoder))
             (found,) = client.embeddings(DEPLOYMENT, [file])
+            link = console_link(client, stack.url)
         self.keep_running = True
         media = "video/mp4" if file.endswith(".mp4") else "image/png"
         command = (
@@ -64,6 +66,9 @@ class DemoService:
         for line in (
             f"The deployment is healthy. This request embeds the same file as [{head}, …]:",
             f"  {command}",
+            "The console shows the jobs, their curves and the encoders, and lets you try them:",
+            f"  {link}",
+            f"  ({NOTE})",
             f"The service keeps running ({stack.url}/docs); stop it with: amd down --data-dir {stack.data_dir}",
         ):
             print_plain(line, self._console)

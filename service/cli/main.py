@@ -34,6 +34,7 @@ from service.cli.exit_codes import BAD_INPUT, SUCCESS
 from service.cli.finetune import finetune
 from service.cli.jobs import app as jobs_app
 from service.cli.keys import app as keys_app
+from service.cli.open_console import console
 from service.cli.parity import parity
 from service.cli.presets import presets
 from service.cli.probe import probe
@@ -55,7 +56,14 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     },
     "Evaluate": {"probe": probe, "embed": embed, "parity": parity, "bench": bench_app},
     "Data": {"dataset": dataset, "validate": validate, "prepare": prepare},
-    "Service": {"up": up, "status": status, "down": down, "jobs": jobs_app, "encoders": encoders_app},
+    "Service": {
+        "up": up,
+        "status": status,
+        "down": down,
+        "console": console,
+        "jobs": jobs_app,
+        "encoders": encoders_app,
+    },
     "Access": {"login": login, "logout": logout, "contexts": contexts_app, "keys": keys_app, "webhooks": webhooks_app},
 }
 """All commands, in the order and under the headings of `amd --help`."""

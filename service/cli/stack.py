@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from service.cli.connection import configured_target
+from service.cli.connection import configured_target, read_key_file
 from service.cli.console import fail, out, print_plain, print_progress
 from service.cli.exit_codes import FAILURE, SUCCESS
+from service.cli.open_console import NOTE, link_of_stack
 from service.cli.options import AsJson
 from service.cli.tables import Column, fitted_table
 
@@ -58,7 +59,10 @@ def up(
     if as_json:
         print(json.dumps({"url": stack.url, "key_file": str(stack.key_file), "data_dir": str(stack.data_dir)}))
         return
+    link = link_of_stack(stack.url, read_key_file(stack.key_file, "key file "))
     print_plain(f"AMD service  {stack.url}  (API: {stack.url}/docs)")
+    print_plain(f"console      {link}")
+    print_plain(f"             ({NOTE})")
     print_plain(f"key file     {stack.key_file}")
     print_plain(f"data         {stack.data_dir}")
     print_plain("next         amd train --preset demo-image-amd --submit")

@@ -142,6 +142,21 @@ class ApiKey(Base):
     used_at: Mapped[float | None]
 
 
+class BrowserSession(Base):
+    """A browser's session with the console, or a single-use link that opens one. Ends with its API key."""
+
+    __tablename__ = "browser_sessions"
+    __table_args__ = (Index("browser_sessions_by_expiry", "expires_at"),)
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """SHA-256 of the token, which only the browser knows."""
+    kind: Mapped[str] = mapped_column(String(8))
+    """Kind: session or link."""
+    key_id: Mapped[str] = mapped_column(ForeignKey("keys.id", ondelete="CASCADE"))
+    created_at: Mapped[float]
+    expires_at: Mapped[float]
+
+
 class IdempotencyKey(Base):
     """The job that a request with an Idempotency-Key created."""
 

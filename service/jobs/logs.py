@@ -70,6 +70,27 @@ def cut(found: bytearray, offset: int, whole_lines: bool) -> LogSlice:
     return LogSlice(found.decode(errors="replace"), offset + len(found))
 
 
+def read_raw(folder: str, offset: int) -> bytes:
+    """Read about READ_BYTES from an offset, to the end of a chunk. Empty if nothing is stored there yet."""
+    found = bytearray()
+    for start, name in _chunks(folder, offset):
+        if start > offset + len(found):
+            break  # a gap: the chunk in between has not been written yet
+        found += read_bytes(join(folder, name))[offset + len(found) - start :]
+        if len(found) >= READ_BYTES:
+            break
+    return bytes(found)
+
+
+def size(folder: str) -> int:
+    """Return the number of bytes stored of a log."""
+    chunks = list(_chunks(folder, 0))
+    if not chunks:
+        return 0
+    start, name = chunks[-1]
+    return start + len(read_bytes(join(folder, name)))
+
+
 def pieces(folder: str, offset: int = 0) -> Iterator[str]:
     """Yield the text from an offset to the end, in pieces."""
     reader = LogReader(folder)

@@ -11,9 +11,11 @@ from service.jobs.schemas import MetricsView, SeriesView
 Points = Sequence[tuple[int, float]]  # (step, value)
 
 
-def series(lines: Sequence[Line], names: Collection[str], max_points: int) -> MetricsView:
-    """Return a series for each metric in `names`, or for all metrics if `names` is empty."""
+def series(lines: Sequence[Line], names: Collection[str], max_points: int, since_step: int = 0) -> MetricsView:
+    """Return a series for each metric in `names`, or for all metrics if `names` is empty, from a step on."""
     known = sorted({name for line in lines for name in line if "/" in name})
+    last_step = int(lines[-1]["step"]) if lines else None
+    lines = [line for line in lines if line["step"] >= since_step] if since_step else lines
     found = []
     for name in known:
         if names and name not in names:
@@ -22,7 +24,7 @@ def series(lines: Sequence[Line], names: Collection[str], max_points: int) -> Me
         kept = downsample(points, max_points)
         values = [value if math.isfinite(value) else None for _, value in kept]
         found.append(SeriesView(name=name, steps=[step for step, _ in kept], values=values, points=len(points)))
-    return MetricsView(series=found, names=known, last_step=int(lines[-1]["step"]) if lines else None)
+    return MetricsView(series=found, names=known, last_step=last_step)
 
 
 def downsample(points: Points, limit: int) -> Points:

@@ -6,11 +6,11 @@ import itertools
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.concurrency import run_in_threadpool
+from pydantic import AwareDatetime
 
 from amd.config import ConfigError, ImportConfig, LocationError
 from amd.training.reporting.metrics_reader import read_metrics
@@ -22,9 +22,7 @@ from service.db.models import Job
 from service.jobs import metrics, streams, views
 from service.jobs.actions import act, check_allowed
 from service.jobs.config_bounds import MAX_WORKERS, check_bounds
-from service.jobs.execution.log_sources import LogSource, RayLog, StoredLog, rank_log
 from service.jobs.execution.protocol import JobFolder
-from service.jobs.execution.ray_jobs import Cluster
 from service.jobs.kinds import JobKind, named, resolve, resources_of, uris_in
 from service.jobs.location_checks import check_locations
 from service.jobs.schemas import (
@@ -32,6 +30,7 @@ from service.jobs.schemas import (
     CancelRequest,
     CheckpointView,
     JobDetail,
+    JobFacets,
     JobPage,
     JobRequest,
     JobView,
@@ -42,7 +41,7 @@ from service.jobs.schemas import (
 from service.jobs.store import JobFilter, JobStore, new_job_id
 from service.settings import Settings
 from service.web.bounded_calls import BoundedCalls, report_progress, with_progress
-from service.web.errors import NotFound, UriNotAllowed
+from service.web.errors import UriNotAllowed
 from service.web.middleware import tagged
 from service.web.parameters import CURSOR, MAX_NUMBER, IdempotencyKey, IfNoneMatch, LastEventId, PageSize, ProjectFilter
 from service.web.schemas import DEFAULT_PROJECT
@@ -68,11 +67,6 @@ async def _locations(request: Request) -> LocationPolicy:
     return policy
 
 
-async def _cluster(request: Request) -> Cluster:
-    cluster: Cluster = request.app.state.cluster
-    return cluster
-
-
 async def _stream_limits(request: Request) -> StreamLimits:
     limits: StreamLimits = request.app.state.stream_limits
     return limits
@@ -86,7 +80,6 @@ async def _storage_calls(request: Request) -> BoundedCalls:
 Jobs = Annotated[JobStore, Depends(_store)]
 Config = Annotated[Settings, Depends(_settings)]
 Locations = Annotated[LocationPolicy, Depends(_locations)]
-ClusterDep = Annotated[Cluster, Depends(_cluster)]
 StreamLimitsDep = Annotated[StreamLimits, Depends(_stream_limits)]
 StorageCalls = Annotated[BoundedCalls, Depends(_storage_calls)]
 """Calls to the storage root. A handler that needs the storage root makes all of them through it."""
@@ -199,16 +192,24 @@ def list_jobs(
         Literal["api", "external"] | None,
         Query(description="Where the job was started; external: with Ray, outside the service. Default: both."),
     ] = None,
+    q: Annotated[
+        str, Query(max_length=200, description="Text that the ID, name or preset contains, in any case.")
+    ] = "",
+    since: Annotated[AwareDatetime | None, Query(description="Earliest creation time.")] = None,
+    until: Annotated[AwareDatetime | None, Query(description="Creation time before which jobs are listed.")] = None,
+    facets: Annotated[bool, Query(description="Whether to count the matching jobs by state and kind.")] = False,
     project: ProjectFilter = None,
     cursor: Annotated[str | None, Query(max_length=300, description=CURSOR)] = None,
     limit: PageSize = 50,
 ) -> JobPage:
-    visible = caller.own_project(project)
     labels = dict(pair.split("=", 1) for pair in label or [])
-    page = jobs.list(JobFilter(visible, kind or (), state or (), labels, origin), cursor, limit)
+    bounds = (since.timestamp() if since else None, until.timestamp() if until else None)
+    where = JobFilter(caller.own_project(project), kind or (), state or (), labels, origin, q.strip(), *bounds)
+    page = jobs.list(where, cursor, limit)
     newest = jobs.newest_attempts(page.jobs)
     items = [views.job_view(job, newest.get(job.id), settings.root) for job in page.jobs]
-    return JobPage(items=items, next_cursor=page.next_cursor)
+    counts = JobFacets(**jobs.facets(where)) if facets else None
+    return JobPage(items=items, next_cursor=page.next_cursor, facets=counts)
 
 
 @router.get(
@@ -291,9 +292,7 @@ async def job_logs(
     request: Request,
     limits: StreamLimitsDep,
     jobs: Jobs,
-    cluster: ClusterDep,
     settings: Config,
-    storage: StorageCalls,
     follow: Annotated[bool, Query(description="Stream new output until the attempt ends.")] = False,
     tail: Annotated[
         int | None,
@@ -321,17 +320,7 @@ async def job_logs(
     The ID of each event is the offset from which a client can resume. A stream ends with the key that opened it, and
     with a `reconnect` event after the maximum lifetime; the client then resumes with `Last-Event-ID`.
     """
-    number = attempt or max(job.attempt, 1)
-    if number > max(job.attempt, 1):
-        raise NotFound(f"attempt={number}: does not exist; attempts of {job.id} so far: {job.attempt}")
-    attempts = JobFolder(settings.root, job.id)
-    calls, source = storage, cast(LogSource, StoredLog(attempts.logs(number)))
-    if rank is not None:
-        source = StoredLog(await storage.run(rank_log, run_folder(settings.root, job.id), rank, follow))
-    elif job.origin == "external":
-        submissions = {each.number: each.submission_id for each in await run_in_threadpool(jobs.attempts, job.id)}
-        calls = request.app.state.ray_calls
-        source = await calls.run(RayLog, cluster, job, submissions.get(number))
+    calls, source = await open_log(request.app.state, job, attempt, rank, wait=follow)
     start = last_event_id or offset
     if tail is not None and not last_event_id:
         start = await calls.run(source.tail_offset, tail)
@@ -340,7 +329,9 @@ async def job_logs(
         first = await calls.run(next, pieces, "")  # an outage is reported by the status of the response
         text = calls.iterate(itertools.chain([first], pieces))
         return StreamingResponse(text, media_type="text/plain; charset=utf-8")
-    stream = streams.job_log(jobs, calls, source, job, number, start, attempts.interval_s)
+    number = attempt or max(job.attempt, 1)
+    interval_s = JobFolder(settings.root, job.id).interval_s
+    stream = streams.job_log(jobs, calls, source, job, number, start, interval_s)
     return LimitedStream(stream, caller, limits)
 
 
@@ -355,12 +346,15 @@ async def job_metrics(
     max_points: Annotated[
         int, Query(ge=2, le=10_000, description="Maximum number of points per series; longer series are thinned out.")
     ] = 500,
+    since_step: Annotated[
+        int, Query(ge=0, le=MAX_NUMBER, description="First step to return, for the points after an earlier response.")
+    ] = 0,
 ) -> MetricsView:
     selected = [name.strip() for name in names.split(",")] if names else []
 
     def read() -> MetricsView:
         lines = read_metrics(run_folder(settings.root, job.id), before_chunk=report_progress)
-        return metrics.series(lines, selected, max_points)
+        return metrics.series(lines, selected, max_points, since_step)
 
     return await storage.run(read)
 

@@ -186,12 +186,21 @@ class JobDetail(JobView):
     attempts: list[AttemptView]
 
 
+class JobFacets(ApiModel):
+    """Numbers of jobs that match a filter, each by one field and without the filter of that field."""
+
+    state: dict[str, int]
+    kind: dict[str, int]
+
+
 class JobPage(ApiModel):
     """A page of jobs, newest first."""
 
     items: list[JobView]
     next_cursor: str | None
     """Cursor for the next page; null on the last page."""
+    facets: JobFacets | None = None
+    """Numbers of matching jobs by state and kind; null unless requested."""
 
 
 class EventView(ApiModel):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from sqlalchemy import CursorResult, Engine, and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, CursorResult, Engine, and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, defer
 
@@ -53,6 +53,11 @@ class JobFilter(NamedTuple):
     states: Collection[str] = ()
     labels: Mapping[str, str] = {}
     origin: str | None = None
+    text: str = ""
+    """Text that the ID, name or preset contains, in any case."""
+    since: float | None = None
+    until: float | None = None
+    """Bounds of the creation time."""
 
 
 class JobStore:
@@ -160,14 +165,7 @@ class JobStore:
             label = aliased(JobLabel)
             query = query.join(label, and_(label.job_id == Job.id, label.key == key, label.value == value))
             at, job_id = label.created_at, label.job_id
-        query = query.order_by(at.desc(), job_id.desc())
-        if where.project is not None:
-            query = query.where(Job.project == where.project)
-        if where.kinds:
-            query = query.where(Job.kind.in_(where.kinds))
-        query = query.where(Job.state.in_(where.states) if where.states else Job.state.not_in(DELETED))
-        if where.origin:
-            query = query.where(Job.origin == where.origin)
+        query = query.order_by(at.desc(), job_id.desc()).where(*_conditions(where))
         if cursor:
             query = query.where(after(cursor, at, job_id))
         with self._read() as session:
@@ -196,6 +194,21 @@ class JobStore:
         with self._read() as session:
             rows = session.execute(count.group_by(Job.kind, Job.state))
             return {(kind, state): count for kind, state, count in rows}
+
+    def facets(self, where: JobFilter) -> dict[str, dict[str, int]]:
+        """Return the number of matching jobs by state and by kind, each without the filter's own states or kinds."""
+        found = {}
+        for name, column, others in (
+            ("state", Job.state, where._replace(states=())),
+            ("kind", Job.kind, where._replace(kinds=())),
+        ):
+            query = select(column, func.count()).where(*_conditions(others)).group_by(column)
+            for key, value in where.labels.items():
+                label = aliased(JobLabel)
+                query = query.join(label, and_(label.job_id == Job.id, label.key == key, label.value == value))
+            with self._read() as session:
+                found[name] = dict(session.execute(query).tuples().all())
+        return found
 
     def known(self, ids: Collection[str]) -> set[str]:
         """Return the IDs that belong to existing jobs."""
@@ -277,6 +290,18 @@ class JobStore:
             self._notify(session, changed, row)
             return changed
 
+    def edit(self, job: Job, fields: Mapping[str, Any], actor: str) -> Job:
+        """Set what users may change of a job: name, labels and priority. Raises StaleJob as `change` does."""
+        changed = self.change(job, "edit", actor=actor, data=fields, **fields)
+        if "labels" in fields:
+            same = {"job_id": job.id, "created_at": job.created_at}
+            rows = [{"key": key, "value": value, **same} for key, value in changed.labels.items()]
+            with self._write() as session:
+                session.execute(delete(JobLabel).where(JobLabel.job_id == job.id))
+                if rows:
+                    session.execute(insert(JobLabel), rows)
+        return changed
+
     def note_progress(self, job: Job, progress: Mapping[str, Any] | None, message: str | None = None) -> None:
         """Set progress and message without an event or a new version, unless the job has changed since it was read."""
         values: dict[str, Any] = {"progress": progress, "changed_at": time.time()}
@@ -293,6 +318,24 @@ class JobStore:
         with self._write() as session:
             session.execute(delete(Attempt).where(Attempt.job_id == job.id))
         self.change(job, "deleted", state="deleted", message="", config={}, progress=None)
+
+
+def _conditions(where: JobFilter) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions of a filter, except for its labels, which need joins."""
+    if where.project is not None:
+        yield Job.project == where.project
+    if where.kinds:
+        yield Job.kind.in_(where.kinds)
+    yield Job.state.in_(where.states) if where.states else Job.state.not_in(DELETED)
+    if where.origin:
+        yield Job.origin == where.origin
+    if where.text:
+        columns = (Job.id, Job.name, Job.preset)
+        yield or_(*(func.lower(column).contains(where.text.lower(), autoescape=True) for column in columns))
+    if where.since is not None:
+        yield Job.created_at >= where.since
+    if where.until is not None:
+        yield Job.created_at < where.until
 
 
 def new_job_id(kind: str) -> str:

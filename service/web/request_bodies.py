@@ -30,6 +30,7 @@ INLINE_BYTES = 256 * 2**10
 """Size up to which bodies are parsed and responses rendered on the event loop; more would delay other requests."""
 MAX_JSON_VALUES = 100_000
 """Maximum number of values in a JSON body. Validation may report each one, at a hundred times the body's size."""
+FORM = "application/x-www-form-urlencoded"
 STALL_S = 30.0  # longest pause while a body is received
 LINGER_BYTES, LINGER_S = 2**18, 1.0  # how much of a rejected body is discarded, and for how long
 
@@ -108,10 +109,18 @@ class BodyLimitMiddleware:
     Paths that accept files have a larger limit and check media types themselves.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, files: re.Pattern[str], files_limit: int, budget: BodyBudget) -> None:
-        """`files` is a pattern for the paths that accept files. Limits are in bytes."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        limit: int,
+        files: re.Pattern[str],
+        files_limit: int,
+        budget: BodyBudget,
+        forms: re.Pattern[str] | None = None,
+    ) -> None:
+        """`files` and `forms` are patterns for the paths that accept files and HTML forms. Limits are in bytes."""
         self.app, self._limit, self._files, self._files_limit = app, limit, files, files_limit
-        self._budget = budget
+        self._budget, self._forms = budget, forms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
@@ -122,7 +131,8 @@ class BodyLimitMiddleware:
         body = _BodyReader(self._files_limit if accepts_files else self._limit, headers, self._budget)
         try:
             try:
-                body.check_headers(accepts_files)
+                accepts_forms = self._forms is not None and self._forms.fullmatch(scope["path"]) is not None
+                body.check_headers(accepts_files, accepts_forms)
                 parts = await body.read(receive)
                 scope.setdefault("state", {})["body"] = body
             except ServiceError as error:
@@ -152,11 +162,12 @@ class _BodyReader:
         self._media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         self._is_json = self._media_type == "application/json"
 
-    def check_headers(self, accepts_files: bool) -> None:
+    def check_headers(self, accepts_files: bool, accepts_forms: bool = False) -> None:
         """Raise a ServiceError if the headers suffice to reject the body; otherwise reserve its announced length."""
         if self._length > self._limit:
             raise _too_large(self._limit)
-        if not self._is_json and not accepts_files:
+        is_form = accepts_forms and self._media_type == FORM
+        if not (self._is_json or accepts_files or is_form):
             raise UnsupportedMediaType(f"Content-Type: {self._media_type or 'none'}; send application/json")
         self._reserve(self._length)
 

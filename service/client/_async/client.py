@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from service.auth.session_routes import CallerView, ConsoleLinkView
 from service.client._async.deployments import AsyncDeployments
 from service.client._async.encoders import AsyncAliases, AsyncEncoders
 from service.client._async.jobs import AsyncJobs
@@ -73,6 +74,14 @@ class AsyncClient(AsyncApiMethods):
         """Resolve a request and estimate its cost, without running it."""
         body = fields_of(request)
         return await self._request("POST", api_path("validate"), ValidateView, body=body, repeatable=True)
+
+    async def me(self) -> CallerView:
+        """Get the caller: its key, project and scopes."""
+        return await self._request("GET", api_path("me"), CallerView)
+
+    async def console_link(self) -> ConsoleLinkView:
+        """Create a link that opens the web console once, with the scopes and the project of the API key."""
+        return await self._request("POST", api_path("console-links"), ConsoleLinkView)
 
     async def health(self) -> dict[str, Any]:
         """Get the readiness of each part of the service. Does not raise if a part is not ready."""

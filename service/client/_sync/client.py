@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from service.auth.session_routes import CallerView, ConsoleLinkView
 from service.client._sync.deployments import Deployments
 from service.client._sync.encoders import Aliases, Encoders
 from service.client._sync.jobs import Jobs
@@ -74,6 +75,14 @@ class Client(ApiMethods):
         """Resolve a request and estimate its cost, without running it."""
         body = fields_of(request)
         return self._request("POST", api_path("validate"), ValidateView, body=body, repeatable=True)
+
+    def me(self) -> CallerView:
+        """Get the caller: its key, project and scopes."""
+        return self._request("GET", api_path("me"), CallerView)
+
+    def console_link(self) -> ConsoleLinkView:
+        """Create a link that opens the web console once, with the scopes and the project of the API key."""
+        return self._request("POST", api_path("console-links"), ConsoleLinkView)
 
     def health(self) -> dict[str, Any]:
         """Get the readiness of each part of the service. Does not raise if a part is not ready."""

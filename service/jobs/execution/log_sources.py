@@ -6,14 +6,19 @@ Offsets are in bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
+
+from starlette.concurrency import run_in_threadpool
 
 from amd.storage import join, listdir
 from amd.training.reporting.log_chunks import rank_log_folder
+from amd.training.run_folder import run_folder
 from service.db.models import Job
 from service.jobs import logs
+from service.jobs.execution.protocol import JobFolder
 from service.jobs.execution.ray_jobs import Cluster
 from service.jobs.logs import LogSlice
+from service.web.bounded_calls import BoundedCalls
 from service.web.errors import NotFound
 
 
@@ -28,6 +33,12 @@ class LogSource(Protocol):
 
     def tail_offset(self, lines: int) -> int:
         """Return the offset at which the last `lines` lines start."""
+
+    def read_raw(self, offset: int) -> bytes:
+        """Return some bytes from the offset on, none if there are none yet."""
+
+    def size(self) -> int:
+        """Return the number of bytes so far."""
 
 
 class StoredLog:
@@ -45,14 +56,25 @@ class StoredLog:
     def tail_offset(self, lines: int) -> int:
         return logs.tail_offset(self._folder, lines)
 
+    def read_raw(self, offset: int) -> bytes:
+        return logs.read_raw(self._folder, offset)
+
+    def size(self) -> int:
+        return logs.size(self._folder)
+
 
 def rank_log(run: str, rank: int, follow: bool) -> str:
     """Return the folder of a rank's log. Raises NotFound if there is none, unless a stream may wait for it."""
     folder = rank_log_folder(run, rank)
     if not follow and not listdir(folder):
-        found = [name.removeprefix("rank-").lstrip("0") or "0" for name in listdir(join(run, "logs"))]
-        raise NotFound(f"rank={rank}: has no log; ranks with a log: {', '.join(found) or 'none'}")
+        found = ", ".join(map(str, ranks_with_log(run))) or "none"
+        raise NotFound(f"rank={rank}: has no log; ranks with a log: {found}")
     return folder
+
+
+def ranks_with_log(run: str) -> list[int]:
+    """Return the ranks of a run that have a log."""
+    return [int(name.removeprefix("rank-")) for name in listdir(join(run, "logs")) if name.startswith("rank-")]
 
 
 class RayLog:
@@ -79,8 +101,33 @@ class RayLog:
         every_line = self._content().splitlines(keepends=True)
         return sum(map(len, every_line[: max(0, len(every_line) - lines)]))
 
+    def read_raw(self, offset: int) -> bytes:
+        return self._content()[offset:]
+
+    def size(self) -> int:
+        return len(self._content())
+
     def _content(self) -> bytes:
         content = self._cluster.logs(self._submission) if self._submission is not None else None
         if content is None:
             raise NotFound(f"Ray does not have the log of submission {self._submission!r}; {self._remedy}")
         return content.encode()
+
+
+async def open_log(
+    state: Any, job: Job, attempt: int | None, rank: int | None, *, wait: bool = False
+) -> tuple[BoundedCalls, LogSource]:
+    """Return the log of an attempt, by default the newest one, or of a rank, and how to call it. `state` is the app's.
+
+    Raises NotFound if there is no such attempt, or no such rank unless a stream may `wait` for it.
+    """
+    number = attempt or max(job.attempt, 1)
+    if number > max(job.attempt, 1):
+        raise NotFound(f"attempt={number}: does not exist; attempts of {job.id} so far: {job.attempt}")
+    if rank is not None:
+        folder = await state.storage_calls.run(rank_log, run_folder(state.settings.root, job.id), rank, wait)
+        return state.storage_calls, StoredLog(folder)
+    if job.origin == "external":
+        submissions = {each.number: each.submission_id for each in await run_in_threadpool(state.jobs.attempts, job.id)}
+        return state.ray_calls, await state.ray_calls.run(RayLog, state.cluster, job, submissions.get(number))
+    return state.storage_calls, StoredLog(JobFolder(state.settings.root, job.id).logs(number))

@@ -1,0 +1,61 @@
+"""Routes /v1/me and /v1/console-links: who the caller is, and a link that opens the web console as the caller."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from http import HTTPStatus
+
+from fastapi import APIRouter, Request, Response
+
+from service.auth.authentication import SCOPES, TOKEN_PREFIX, Inferrer, Reader, Scope
+from service.auth.sessions import PREFIX, BrowserSessions
+from service.web.errors import Refusal
+from service.web.schemas import ApiModel, utc_datetime, utc_datetime_or_none
+
+
+class CallerView(ApiModel):
+    """The caller of the request."""
+
+    id: str
+    """ID of the API key, or `oidc:` followed by the token's subject."""
+    project: str | None
+    """Project that the caller is limited to; null if it covers all projects."""
+    scopes: list[Scope]
+    """Scopes of the caller, including those that others of its scopes include."""
+    expires_at: datetime | None
+    """Time at which the key or token expires; null if it does not."""
+
+
+class ConsoleLinkView(ApiModel):
+    """A link that opens the web console once."""
+
+    path: str
+    """Path and query of the link, to be appended to the URL of the service."""
+    expires_at: datetime
+
+
+router = APIRouter(tags=["keys"])
+
+
+@router.get("/me", summary="Get the caller")
+def get_caller(caller: Inferrer) -> CallerView:
+    return CallerView(
+        id=caller.id,
+        project=caller.project,
+        scopes=[scope for scope in SCOPES if caller.allowed(scope)],
+        expires_at=utc_datetime_or_none(caller.expires_at),
+    )
+
+
+@router.post("/console-links", status_code=HTTPStatus.CREATED, summary="Create a link that opens the console")
+def create_console_link(request: Request, caller: Reader, response: Response) -> ConsoleLinkView:
+    """The link opens the web console with the scopes and the project of the caller's API key.
+
+    It works once, within ten minutes. The session ends with the key.
+    """
+    if caller.id.startswith(TOKEN_PREFIX):
+        raise Refusal("not_possible", "links to the console require an API key, not a token; create a key first")
+    response.headers["Cache-Control"] = "no-store"
+    sessions: BrowserSessions = request.app.state.sessions
+    token, expires_at = sessions.create(caller.id, "link")
+    return ConsoleLinkView(path=f"{PREFIX}/link?token={token}", expires_at=utc_datetime(expires_at))

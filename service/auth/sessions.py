@@ -1,0 +1,132 @@
+"""Sessions of the web console: a cookie that stands for an API key, and single-use links that open a session.
+
+Only hashes of cookies and links are stored. A session has its key's scopes and project, and ends with it. Cookies are
+accepted under `/console` alone, so that no other site can make a browser call the REST API.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Callable
+from http.cookies import CookieError, SimpleCookie
+from typing import Literal
+
+from anyio import CapacityLimiter, to_thread
+from sqlalchemy import CursorResult, Engine, delete
+from sqlalchemy.orm import Session
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from service.auth.authentication import AUTHENTICATION_THREADS, Authenticator, Principal
+from service.db.models import ApiKey, BrowserSession
+from service.web.errors import Unauthenticated
+
+PREFIX = "/console"
+SIGN_IN_PATH = f"{PREFIX}/sign-in"
+SESSION_S = 7 * 86400.0
+LINK_S = 600.0
+MAX_SIGN_IN_BYTES = 4096  # of a body whose sender is unknown
+TOKEN_LENGTH = 43  # of 32 random bytes
+
+SessionKind = Literal["session", "link"]
+
+
+def is_browser_path(path: str) -> bool:
+    return path == PREFIX or path.startswith(f"{PREFIX}/")
+
+
+def is_sign_in(scope: Scope, headers: Headers) -> bool:
+    """Whether the request is a sign-in with a small body, which callers without a session may send."""
+    length = headers.get("content-length", "")
+    small = length.isdecimal() and int(length) <= MAX_SIGN_IN_BYTES and "transfer-encoding" not in headers
+    return bool(scope["path"] == SIGN_IN_PATH and scope["method"] == "POST" and small)
+
+
+def cookie_name(scope: Scope) -> str:
+    """Return the name of the session cookie.
+
+    Behind TLS, browsers enforce the rules of `__Host-`: set by this host alone, over TLS. Otherwise the name contains
+    the port, since a machine's services share their cookies.
+    """
+    if scope["scheme"] == "https":
+        return "__Host-amd_session"
+    return f"amd_session_{(scope.get('server') or ('', 0))[1] or 0}"
+
+
+def session_cookie(scope: Scope, headers: Headers) -> str | None:
+    """Return the session token that the browser sent, if any."""
+    cookies = SimpleCookie()
+    try:
+        cookies.load(headers.get("cookie", ""))
+    except CookieError:
+        return None
+    found = cookies.get(cookie_name(scope))
+    return found.value if found is not None and len(found.value) == TOKEN_LENGTH else None
+
+
+def csrf_token(session: str) -> str:
+    """Return the token that forms and scripts of a session's pages send; other sites cannot know it."""
+    return hmac.new(session.encode(), b"csrf", hashlib.sha256).hexdigest()
+
+
+class BrowserSessions:
+    """Sessions and links in the database."""
+
+    def __init__(self, engine: Engine, authenticator: Authenticator, clock: Callable[[], float] = time.time) -> None:
+        self._engine, self._authenticator, self._clock = engine, authenticator, clock
+        self._reading = engine.execution_options(reads_only=True)
+        self._threads = CapacityLimiter(AUTHENTICATION_THREADS)
+
+    async def identify(self, token: str | None) -> Principal | Exception:
+        """Return the caller of a session without blocking the event loop, or the error, as for API keys."""
+        try:
+            if not token:
+                return self.authenticate(token)
+            return await to_thread.run_sync(self.authenticate, token, limiter=self._threads)
+        except Exception as error:
+            return error
+
+    def authenticate(self, token: str | None) -> Principal:
+        """Return the caller of a session. Raises Unauthenticated once the session or its key has ended; blocks."""
+        if token:
+            with Session(self._reading, expire_on_commit=False) as session:
+                row = session.get(BrowserSession, _digest(token))
+                key = session.get(ApiKey, row.key_id) if row is not None else None
+            if row is not None and key is not None and row.kind == "session" and self._clock() < row.expires_at:
+                return self._authenticator.principal_of(key)
+        raise Unauthenticated("sign in first: there is no session, or it has ended")
+
+    def create(self, key_id: str, kind: SessionKind) -> tuple[str, float]:
+        """Create a session or a link for a key. Returns its token and when it expires."""
+        token, now = secrets.token_urlsafe(32), self._clock()
+        expires_at = now + (SESSION_S if kind == "session" else LINK_S)
+        row = BrowserSession(digest=_digest(token), kind=kind, key_id=key_id, created_at=now, expires_at=expires_at)
+        with Session(self._engine) as session, session.begin():
+            session.execute(delete(BrowserSession).where(BrowserSession.expires_at < now))
+            session.add(row)
+        return token, expires_at
+
+    def redeem(self, link: str) -> str:
+        """Use a link up and return the token of a new session. Raises Unauthenticated if it was used or has expired."""
+        now = self._clock()
+        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            row = session.get(BrowserSession, _digest(link))
+            used = delete(BrowserSession).where(BrowserSession.digest == _digest(link), BrowserSession.kind == "link")
+            result = session.execute(used)
+            assert isinstance(result, CursorResult)
+        if row is None or result.rowcount != 1 or now >= row.expires_at:
+            raise Unauthenticated("this link was used already, or has expired; `amd console` creates a new one")
+        return self.create(row.key_id, "session")[0]
+
+    def end(self, token: str) -> None:
+        """End a session. No-op if it does not exist."""
+        with Session(self._engine) as session, session.begin():
+            session.execute(delete(BrowserSession).where(BrowserSession.digest == _digest(token)))
+
+
+def _digest(token: str) -> str:
+    # A fast hash suffices, as for API keys: 256 random bits cannot be guessed.
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,126 @@
+"""How the console's templates show numbers, times and values."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from service.jobs.details.log_search import ANSI
+
+DASH = "–"
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def duration(seconds: float | None) -> str:
+    """Format a duration: `42 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`."""
+    if seconds is None or not math.isfinite(seconds):
+        return DASH
+    total = max(0, round(seconds))
+    for size, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if total >= size:
+            rest = total % size // part
+            return f"{total // size} {name} {rest} {part_name}" if rest else f"{total // size} {name}"
+    return f"{total} s"
+
+
+def between(start: datetime | None, end: datetime | None) -> str:
+    """Format the time between two moments; until now if the second is None."""
+    return DASH if start is None else duration(((end or now()) - start).total_seconds())
+
+
+def ago(moment: datetime | None) -> str:
+    """Format a moment relative to now, to one unit."""
+    if moment is None:
+        return DASH
+    seconds = (now() - moment).total_seconds()
+    if seconds < 0:
+        return f"in {duration(-seconds)}"
+    if seconds < 10:
+        return "now"
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {name} ago"
+    return "now"
+
+
+def moment(value: datetime | None) -> str:
+    return DASH if value is None else value.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """Format a number with significant digits; other values as text."""
+    if value is None:
+        return DASH
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u202f")
+    return f"{value:.{digits}g}" if math.isfinite(value) else "not finite"
+
+
+def large(value: float | None) -> str:
+    """Format a large number with a suffix: `5.7 M`, `1.2 G`."""
+    if value is None:
+        return DASH
+    for size, suffix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {suffix}"
+    return f"{value:.3g}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return DASH if value is None else f"{100 * value:.{digits}f} %"
+
+
+def compact(value: Any) -> str:
+    """Format a config value on one line."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "), default=str)
+
+
+def ordinal(value: int) -> str:
+    suffix = "th" if value % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(value % 10, "th")
+    return f"{value}{suffix}"
+
+
+def plural(count: int, singular: str, plural_form: str | None = None) -> str:
+    return f"{number(count)} {singular if count == 1 else plural_form or singular + 's'}"
+
+
+def shortened(text: Any, length: int = 200) -> str:
+    """Cut long text, so that a name of 10,000 characters does not fill a page."""
+    text = str(text)
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def joined(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def plain(text: str) -> str:
+    """Remove the colour codes of a terminal."""
+    return ANSI.sub("", text)
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "ago": ago,
+    "between": between,
+    "compact": compact,
+    "duration": duration,
+    "joined": joined,
+    "large": large,
+    "moment": moment,
+    "num": number,
+    "ordinal": ordinal,
+    "percent": percent,
+    "plain": plain,
+    "plural": plural,
+    "shortened": shortened,
+}

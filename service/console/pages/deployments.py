@@ -1,0 +1,210 @@
+"""Deployments: state, candidate against main, promotion and withdrawal; and trying an encoder with a file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.responses import Response
+
+from service.auth.authentication import Inferrer, Reader, Submitter
+from service.auth.sessions import PREFIX
+from service.console.forms import FormDep, parse
+from service.console.rendering import redirect, render
+from service.console.security import ConsoleRoute
+from service.db.models import Deployment
+from service.jobs.routes import Config, Jobs, Locations, StorageCalls
+from service.registry import routes as registry_api
+from service.registry.routes import EncodersDep
+from service.registry.schemas import AliasRequest
+from service.serving import routes as serving_api
+from service.serving.deployments import etag_of
+from service.serving.requests import DEADLINE_S, RequestOptions
+from service.serving.routes import DeploymentName, DeploymentsDep, EncoderName, GatewayDep
+from service.serving.schemas import DeploymentRequest, DeploymentView, DriftView, NeighboursRequest, NeighbourView
+from service.similarity.routes import EmbeddingCacheDep, neighbours
+from service.web.errors import Refusal, ServiceError
+
+router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
+
+BARS = 96  # of a drawn vector
+NEIGHBOURS = 8
+TOP = 5
+
+
+class Bar(NamedTuple):
+    """One bar of a drawn vector, in a box of 40 units height."""
+
+    x: float
+    y: float
+    height: float
+
+
+@router.get("/deployments")
+def list_deployments(request: Request, caller: Reader, store: DeploymentsDep) -> Response:
+    return render(request, "deployments.html", deployments=serving_api.list_deployments(caller, store).items)
+
+
+@router.get("/deployments/{name}")
+async def show_deployment(
+    request: Request,
+    name: DeploymentName,
+    caller: Reader,
+    store: DeploymentsDep,
+    encoders: EncodersDep,
+    gateway: GatewayDep,
+) -> Response:
+    found = await run_in_threadpool(serving_api.get_deployment, name, caller, store, Response())
+    drift: DriftView | None = None
+    problem = ""
+    if found.candidate is not None:
+        try:
+            drift = await serving_api.get_drift(name, caller, store, gateway)
+        except ServiceError as error:
+            problem = error.message
+    aliases = await run_in_threadpool(encoders.aliases, found.project)
+    alias = next((one for one in aliases if one.name == found.encoder), None)
+    return render(request, "deployment.html", deployment=found, drift=drift, problem=problem, alias=alias)
+
+
+@router.post("/deployments/{name}/candidate")
+def set_candidate(
+    request: Request,
+    name: DeploymentName,
+    caller: Submitter,
+    store: DeploymentsDep,
+    encoders: EncodersDep,
+    form: FormDep,
+) -> Response:
+    """Set or change the encoder that serves a share of the requests."""
+    share = form.text("percent") or "10"
+    changes = {"candidate": form.text("candidate") or None, "share": float(share) / 100 if _is_number(share) else share}
+    _change(name, caller, store, encoders, changes)
+    return redirect(request, f"{PREFIX}/deployments/{name}")
+
+
+@router.post("/deployments/{name}/promote")
+def promote(
+    request: Request, name: DeploymentName, caller: Submitter, store: DeploymentsDep, encoders: EncodersDep
+) -> Response:
+    """Make the candidate the main encoder: move the alias that the deployment follows, or change its encoder."""
+    found = store.get(name, caller.project)
+    if found.candidate is None:
+        raise Refusal("not_possible", f"{name} has no candidate to promote")
+    candidate = encoders.resolve(found.candidate, found.project).id
+    alias = next((one for one in encoders.aliases(found.project) if one.name == found.encoder), None)
+    changes: dict[str, Any] = {"candidate": None}
+    if alias is not None:
+        body = AliasRequest(encoder=candidate, expected=alias.encoder_id, project=found.project)
+        registry_api.move_alias(alias.name, body, caller, encoders)
+    else:
+        changes["encoder"] = candidate
+    _change(name, caller, store, encoders, changes)
+    return redirect(request, f"{PREFIX}/deployments/{name}")
+
+
+@router.post("/deployments/{name}/withdraw")
+def withdraw(
+    request: Request, name: DeploymentName, caller: Submitter, store: DeploymentsDep, encoders: EncodersDep
+) -> Response:
+    """Remove the candidate."""
+    _change(name, caller, store, encoders, {"candidate": None})
+    return redirect(request, f"{PREFIX}/deployments/{name}")
+
+
+@router.post("/deployments/{name}/delete")
+def delete_deployment(request: Request, name: DeploymentName, caller: Submitter, store: DeploymentsDep) -> Response:
+    serving_api.delete_deployment(name, caller, store)
+    return redirect(request, f"{PREFIX}/deployments")
+
+
+def _change(
+    name: str, caller: Submitter, store: DeploymentsDep, encoders: EncodersDep, changes: dict[str, Any]
+) -> DeploymentView:
+    found: Deployment = store.get(name, caller.project)
+    values = {"encoder": found.encoder, "candidate": found.candidate, "share": found.share, "project": found.project}
+    body = parse(DeploymentRequest, {**found.settings, **values, **changes})
+    return serving_api.put_deployment(name, body, caller, store, encoders, Response(), etag_of(found))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+# Trying an encoder
+
+
+@router.post("/encoders/{encoder}/try")
+async def try_encoder(
+    request: Request,
+    encoder: EncoderName,
+    caller: Inferrer,
+    jobs: Jobs,
+    settings: Config,
+    gateway: GatewayDep,
+    policy: Locations,
+    cache: EmbeddingCacheDep,
+    storage: StorageCalls,
+) -> Response:
+    """Show what an encoder computes for a file: its vector, its classes, and its neighbours in an embedded data set."""
+    form = await request.form()
+    file = form.get("file")
+    content = await file.read() if isinstance(file, UploadFile) else b""
+    if not content:
+        raise Refusal("not_possible", "choose an image or a video first")
+    item = {"content": content}
+    reply = await gateway.infer(
+        request, encoder, caller.project, [item], RequestOptions().for_engine("embedding"), DEADLINE_S, exact=False
+    )
+    vector = [float(value) for value in reply.items[0]["embedding"]]
+    classes = await _classes(request, encoder, caller, gateway, item)
+    job_id = str(form.get("job", "")).strip()
+    near: list[NeighbourView] = []
+    problem = ""
+    if job_id:
+        try:
+            body = NeighboursRequest(vector=vector, k=NEIGHBOURS)
+            near = await neighbours(request, job_id, body, caller, jobs, settings, cache, gateway, policy, storage)
+        except ServiceError as error:
+            problem = error.message
+    return render(
+        request,
+        "fragments/try_result.html",
+        encoder=reply.encoder,
+        vector=vector,
+        bars=bars(vector),
+        classes=classes,
+        near=near,
+        problem=problem,
+        norm=math.sqrt(sum(value * value for value in vector)),
+    )
+
+
+async def _classes(
+    request: Request, encoder: str, caller: Inferrer, gateway: GatewayDep, item: dict[str, Any]
+) -> list[tuple[str, float]]:
+    """Return the most likely classes with their probabilities; none for an encoder without a classifier."""
+    options = RequestOptions(top_k=TOP).for_engine("classification")
+    try:
+        reply = await gateway.infer(request, encoder, caller.project, [item], options, DEADLINE_S)
+    except Refusal:
+        return []
+    found = reply.items[0]
+    return list(zip(map(str, found["labels"]), map(float, found["scores"]), strict=True))
+
+
+def bars(vector: Sequence[float]) -> list[Bar]:
+    """Return the bars of a vector, averaged to at most BARS groups of neighbouring values."""
+    count = min(BARS, len(vector))
+    groups = [vector[index * len(vector) // count : (index + 1) * len(vector) // count] for index in range(count)]
+    means = [sum(group) / len(group) for group in groups]
+    largest = max((abs(value) for value in means), default=0.0) or 1.0
+    heights = [19 * value / largest for value in means]
+    return [Bar(index, 20 - max(height, 0), max(abs(height), 0.5)) for index, height in enumerate(heights)]

@@ -1,0 +1,181 @@
+"""Encoders: the list, an encoder's page with its lineage and aliases, the comparison of two, and moving an alias."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+from fastapi import APIRouter, Query, Request
+from pydantic import StringConstraints
+from starlette.responses import Response
+
+from service.auth.authentication import Principal, Reader, Submitter
+from service.auth.sessions import PREFIX
+from service.console.forms import FormDep, parse
+from service.console.rendering import redirect, render
+from service.console.security import ConsoleRoute
+from service.db.models import Deployment, RegisteredEncoder
+from service.jobs.routes import Config
+from service.registry import routes as registry_api
+from service.registry import views
+from service.registry.routes import AliasName, EncodersDep, VisibleEncoder
+from service.registry.schemas import ALIAS_PATTERN, AliasRequest, EncoderDetail, Objective
+from service.serving import routes as serving_api
+from service.serving.routes import DeploymentsDep
+from service.serving.schemas import DeploymentRequest
+from service.web.errors import NotFound
+from service.web.schemas import DEFAULT_PROJECT, ApiModel
+
+router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
+
+SHOWN = 200  # encoders offered for a comparison
+
+
+class AliasForm(ApiModel):
+    """The name of an alias."""
+
+    alias: Annotated[str, StringConstraints(pattern=ALIAS_PATTERN)]
+
+
+class DeploymentForm(ApiModel):
+    """The name of a deployment."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+
+
+class LineageNode(NamedTuple):
+    """One step of an encoder's lineage."""
+
+    what: str
+    name: str
+    path: str | None
+    """Page of the console that shows it."""
+    own: bool = False
+
+
+@router.get("/encoders")
+def list_encoders(
+    request: Request,
+    caller: Reader,
+    encoders: EncodersDep,
+    objective: Annotated[Objective | None, Query()] = None,
+    cursor: Annotated[str | None, Query(max_length=400)] = None,
+) -> Response:
+    page = registry_api.list_encoders(caller, encoders, objective, cursor=cursor or None)
+    aliases = registry_api.list_aliases(caller, encoders).items
+    return render(request, "encoders.html", page=page, aliases=aliases, objective=objective)
+
+
+@router.get("/encoders/{encoder}")
+def show_encoder(
+    request: Request,
+    encoder: VisibleEncoder,
+    caller: Reader,
+    encoders: EncodersDep,
+    deployments: DeploymentsDep,
+) -> Response:
+    detail = registry_api.get_encoder(encoder, caller, encoders, Response())
+    histories = [encoders.alias(alias.project, alias.name) for alias in detail.aliases]
+    others = [one.id for one in registry_api.list_encoders(caller, encoders, limit=SHOWN).items if one.id != encoder.id]
+    serving = [one for one in deployments.all(caller.project) if encoder.id in one.serving.values()]
+    return render(
+        request,
+        "encoder.html",
+        encoder=detail,
+        lineage=lineage(detail, serving),
+        histories=[views.alias_detail(*one) for one in histories],
+        others=others,
+        serving=serving,
+        project=_project(caller, encoder),
+    )
+
+
+@router.get("/encoders/{encoder}/compare")
+def compare_encoders(
+    request: Request,
+    encoder: VisibleEncoder,
+    caller: Reader,
+    encoders: EncodersDep,
+    other: Annotated[str, Query(min_length=1, max_length=200)],
+) -> Response:
+    found = registry_api.compare_encoders(encoder, other, caller, encoders)
+    return render(request, "compare.html", found=found)
+
+
+@router.post("/encoders/{encoder}/alias")
+def set_alias(
+    request: Request, encoder: VisibleEncoder, caller: Submitter, encoders: EncodersDep, form: FormDep
+) -> Response:
+    """Point an alias to the encoder. `expected` is what the page showed, so that a concurrent move is noticed."""
+    project = _project(caller, encoder)
+    name = form.text("alias")
+    current = next((one.encoder_id for one in encoders.aliases(project) if one.name == name), None)
+    expected = form.text("expected") or current
+    body = parse(AliasRequest, {"encoder": encoder.id, "expected": expected, "project": project})
+    registry_api.move_alias(parse(AliasForm, {"alias": name}).alias, body, caller, encoders)
+    return redirect(request, f"{PREFIX}/encoders/{encoder.id}")
+
+
+@router.post("/aliases/{alias}/roll-back")
+def roll_back_alias(
+    request: Request, alias: AliasName, caller: Submitter, encoders: EncodersDep, form: FormDep
+) -> Response:
+    """Point an alias to the encoder that it pointed to before."""
+    project = caller.own_project(form.text("project") or None) or DEFAULT_PROJECT
+    detail = views.alias_detail(*encoders.alias(project, alias))
+    before = next((move.before for move in reversed(detail.history) if move.before and move.after), None)
+    if before is None:
+        raise NotFound(f"the alias {alias} has pointed to no other encoder before")
+    body = AliasRequest(encoder=before, expected=form.text("expected") or detail.encoder, project=project)
+    registry_api.move_alias(alias, body, caller, encoders)
+    return redirect(request, f"{PREFIX}/encoders/{before}")
+
+
+@router.post("/encoders/{encoder}/deploy")
+def deploy(
+    request: Request,
+    encoder: VisibleEncoder,
+    caller: Submitter,
+    encoders: EncodersDep,
+    store: DeploymentsDep,
+    form: FormDep,
+) -> Response:
+    name = form.text("name")
+    values = {"encoder": form.text("as") or encoder.id, "project": _project(caller, encoder)}
+    values |= {field: form.text(field) for field in ("cpus", "gpus") if form.text(field)}
+    body = parse(DeploymentRequest, values)
+    serving_api.put_deployment(parse(DeploymentForm, {"name": name}).name, body, caller, store, encoders, Response())
+    return redirect(request, f"{PREFIX}/deployments/{name}")
+
+
+@router.post("/encoders/{encoder}/delete")
+def delete_encoder(
+    request: Request, encoder: VisibleEncoder, caller: Submitter, encoders: EncodersDep, settings: Config
+) -> Response:
+    registry_api.delete_encoder(encoder.id, caller, encoders, settings)
+    return redirect(request, f"{PREFIX}/encoders")
+
+
+def lineage(encoder: EncoderDetail, serving: list[Deployment]) -> list[LineageNode]:
+    """Return where an encoder comes from and where it goes: teacher, run, encoder, aliases, deployments."""
+    nodes = []
+    origin = encoder.lineage
+    if origin.teacher:
+        source = str(origin.teacher.get("preset") or origin.teacher.get("weights") or "teacher")
+        nodes.append(LineageNode("teacher", source, None))
+    if origin.start:
+        nodes.append(LineageNode("started from", str(next(iter(origin.start.values()), "weights")), None))
+    if origin.data.get("train"):
+        samples = f" ({origin.data['samples']} samples)" if "samples" in origin.data else ""
+        nodes.append(LineageNode("data", f"{origin.data['train']}{samples}", None))
+    if origin.job or origin.run:
+        job = origin.job or origin.run
+        nodes.append(LineageNode("run", str(job), f"{PREFIX}/jobs/{origin.job}" if origin.job else None))
+    nodes.append(LineageNode("encoder", encoder.id, None, own=True))
+    nodes += [LineageNode("alias", alias.name, None) for alias in encoder.aliases]
+    nodes += [LineageNode("deployment", one.name, f"{PREFIX}/deployments/{one.name}") for one in serving]
+    return nodes
+
+
+def _project(caller: Principal, encoder: RegisteredEncoder) -> str:
+    """Return the project of an encoder's aliases and deployments. Raises Forbidden."""
+    return caller.own_project(encoder.project) or DEFAULT_PROJECT

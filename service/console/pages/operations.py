@@ -1,0 +1,101 @@
+"""Operations: the cluster and its queue, failures by reason, keys and webhooks."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, NamedTuple
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from service.auth import api_keys
+from service.auth.authentication import SCOPES, Admin, Reader
+from service.auth.sessions import PREFIX
+from service.console.forms import FormDep, parse
+from service.console.rendering import redirect, render
+from service.console.security import ConsoleRoute
+from service.jobs import routes as jobs_api
+from service.jobs.routes import Config, Jobs
+from service.jobs.schemas import JobView
+from service.operations.cluster import get_cluster
+from service.web.schemas import utc_datetime
+from service.webhooks import routes as webhooks_api
+
+router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
+
+FAILURES = 200  # newest ones that are grouped
+DELIVERIES = 20
+
+
+class FailureGroup(NamedTuple):
+    """Failed jobs with the same reason."""
+
+    reason: str
+    jobs: list[JobView]
+    ranks: list[tuple[int, int]]
+    """Ranks that failed first, with their numbers, most frequent first."""
+
+
+@router.get("/cluster")
+def show_cluster(request: Request, caller: Reader, jobs: Jobs) -> Response:
+    return render(request, "cluster.html", cluster=get_cluster(request, caller, jobs))
+
+
+@router.get("/failures")
+def show_failures(
+    request: Request, caller: Reader, jobs: Jobs, settings: Config, days: Annotated[int, Query(ge=1, le=365)] = 7
+) -> Response:
+    since = utc_datetime(time.time() - days * 86400)
+    page = jobs_api.list_jobs(caller, jobs, settings, state=["failed"], since=since, limit=FAILURES)
+    return render(
+        request, "failures.html", groups=failure_groups(page.items), days=days, more=page.next_cursor is not None
+    )
+
+
+def failure_groups(jobs: Iterable[JobView]) -> list[FailureGroup]:
+    """Group failed jobs by reason, the most frequent first."""
+    groups: dict[str, list[JobView]] = {}
+    for job in jobs:
+        groups.setdefault(job.reason or "unknown", []).append(job)
+    return [
+        FailureGroup(
+            reason,
+            found,
+            Counter(job.failure.rank for job in found if job.failure and job.failure.rank is not None).most_common(5),
+        )
+        for reason, found in sorted(groups.items(), key=lambda group: -len(group[1]))
+    ]
+
+
+@router.get("/keys")
+def show_keys(request: Request, caller: Admin) -> Response:
+    return render(request, "keys.html", keys=api_keys.list_keys(request, caller).items, scopes=SCOPES, new=None)
+
+
+@router.post("/keys")
+def create_key(request: Request, caller: Admin, form: FormDep) -> Response:
+    """Create a key, and show it once."""
+    values = {"name": form.text("name"), "scopes": [form.text("scope")], "project": form.text("project") or None}
+    new = api_keys.create_key(request, caller, parse(api_keys.KeyRequest, values), Response())
+    return render(request, "fragments/new_key.html", new=new)
+
+
+@router.post("/keys/{key_id}/revoke")
+async def revoke_key(request: Request, caller: Admin, key_id: api_keys.KeyId) -> Response:
+    await api_keys.revoke_key(request, caller, key_id)
+    return redirect(request, f"{PREFIX}/keys")
+
+
+@router.get("/webhooks")
+def show_webhooks(request: Request, caller: Admin) -> Response:
+    webhooks = webhooks_api.list_webhooks(request, caller).items
+    deliveries = {one.id: webhooks_api.list_deliveries(request, caller, one.id, DELIVERIES).items for one in webhooks}
+    return render(request, "webhooks.html", webhooks=webhooks, deliveries=deliveries)
+
+
+@router.post("/webhooks/{webhook_id}/delete")
+def delete_webhook(request: Request, caller: Admin, webhook_id: webhooks_api.WebhookId) -> Response:
+    webhooks_api.delete_webhook(request, caller, webhook_id)
+    return redirect(request, f"{PREFIX}/webhooks")

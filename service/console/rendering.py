@@ -1,0 +1,74 @@
+"""Render the console's templates. Everything in them is escaped; no template marks a value as safe."""
+
+from __future__ import annotations
+
+import hashlib
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from service.auth.authentication import SCOPES, Principal
+from service.auth.sessions import PREFIX, csrf_token, session_cookie
+from service.console import formats, wording
+
+FOLDER = Path(__file__).parent
+STATIC = FOLDER / "static"
+
+
+def _fingerprint() -> str:
+    """Return a digest of all static files, which their URLs contain so that browsers may keep them for good."""
+    digest = hashlib.sha256()
+    for path in sorted(STATIC.rglob("*")):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+STATIC_PREFIX = f"{PREFIX}/static/{_fingerprint()}"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= formats.FILTERS
+    environment.globals |= {"wording": wording, "static": STATIC_PREFIX, "base": PREFIX}
+    return environment
+
+
+_ENVIRONMENT = _environment()
+
+
+def is_fragment(request: Request) -> bool:
+    """Whether htmx requests a part of a page. It follows history and boosted links with whole pages."""
+    return "hx-request" in request.headers and "hx-history-restore-request" not in request.headers
+
+
+def render(request: Request, template: str, *, status: int = HTTPStatus.OK, **context: Any) -> HTMLResponse:
+    """Return a page. Templates know the caller's scopes, so that they show only what the caller may do."""
+    caller = getattr(request.state, "caller", None)
+    caller = caller if isinstance(caller, Principal) else None
+    session = session_cookie(request.scope, request.headers)
+    context = {
+        "request": request,
+        "caller": caller,
+        "may": {scope: caller is not None and caller.allowed(scope) for scope in SCOPES},
+        "csrf": csrf_token(session) if caller is not None and session is not None else "",
+        **context,
+    }
+    return HTMLResponse(_ENVIRONMENT.get_template(template).render(context), status)
+
+
+def redirect(request: Request, path: str) -> Response:
+    """Show another page after a change; for htmx, as a new page, so that its streams open again."""
+    if is_fragment(request):
+        return Response(status_code=HTTPStatus.NO_CONTENT, headers={"HX-Redirect": path})
+    return RedirectResponse(path, HTTPStatus.SEE_OTHER)

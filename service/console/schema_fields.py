@@ -1,0 +1,95 @@
+"""The fields of a config as a form needs them: dotted key, type, choices, default and description, from its schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+from amd.config import flatten
+from service.console.formats import compact
+from service.jobs.details.changes import CHOSEN_BY_SERVICE
+from service.jobs.kinds import KINDS, JobKind
+
+COMMON: dict[str, tuple[str, ...]] = {
+    "train": (
+        *("data.train", "teacher.weights", "schedule.epochs", "schedule.steps", "optim.batch_size", "optim.base_lr"),
+        *("mask.student_ratio", "mask.teacher_ratio", "scaling.workers", "scaling.device", "seed"),
+    ),
+    "finetune": (
+        *("data.train", "data.val", "weights", "schedule.epochs", "optim.batch_size", "optim.base_lr"),
+        *("scaling.workers", "scaling.device", "seed"),
+    ),
+    "detect": ("data.train", "data.val", "weights", "schedule.epochs", "optim.base_lr", "scaling.workers"),
+    "probe": ("encoder", "train", "val", "kinds", "device"),
+    "embed": ("encoder", "data", "batch_size", "device"),
+    "search": (
+        *("space.use", "space.study", "algorithm", "stopping", "budget.trials", "budget.hours", "seeds", "at_once"),
+        *("metric", "train.data.train", "train.schedule.steps", "train.scaling.workers"),
+    ),
+    "import": ("weights", "id", "license"),
+    "export": ("encoder", "format"),
+    "prepare": ("data", "output"),
+}
+"""Fields that most people change, by kind. Those that a kind does not have are left out."""
+
+
+class ConfigField(NamedTuple):
+    """One field of a config."""
+
+    key: str
+    kind: str
+    """Type in words, such as `integer or null`."""
+    choices: tuple[str, ...]
+    """Permitted values, if there are few."""
+    value: str
+    """Value in the preset, or the default; empty if there is none."""
+    description: str
+    common: bool
+
+
+@cache
+def config_fields(kind: JobKind) -> tuple[ConfigField, ...]:
+    """Return the fields of a kind's config, the common ones first, in their usual order."""
+    schema = KINDS[kind].config.model_json_schema()
+    found = {field.key: field for field in _fields(schema, schema.get("$defs", {}), "")}
+    common = [found[key]._replace(common=True) for key in COMMON.get(kind, ()) if key in found]
+    return (*common, *(field for key, field in found.items() if key not in {one.key for one in common}))
+
+
+def with_values(fields: tuple[ConfigField, ...], values: Mapping[str, Any]) -> list[ConfigField]:
+    """Return the fields with the values of a preset or of another job."""
+    flat = flatten(values)
+    return [field._replace(value=_shown(flat[field.key])) if field.key in flat else field for field in fields]
+
+
+def _fields(schema: Mapping[str, Any], defs: Mapping[str, Any], prefix: str) -> Iterator[ConfigField]:
+    for name, raw in schema.get("properties", {}).items():
+        key = f"{prefix}{name}"
+        if key in CHOSEN_BY_SERVICE or key.removeprefix("train.") in CHOSEN_BY_SERVICE:
+            continue
+        own = _resolved(raw, defs)
+        section = next((one for one in (own, *_alternatives(own, defs)) if "properties" in one), None)
+        if section is not None:
+            yield from _fields(section, defs, f"{key}.")
+            continue
+        alternatives = _alternatives(own, defs) or [own]
+        choices = tuple(str(value) for one in alternatives for value in one.get("enum", ()))
+        kinds = dict.fromkeys(str(one.get("type", "value")) for one in alternatives)
+        if any(one.get("type") == "boolean" for one in alternatives):
+            choices = ("true", "false")
+        default = _shown(raw["default"]) if "default" in raw else ""
+        yield ConfigField(key, " or ".join(kinds), choices, default, str(raw.get("description", "")), False)
+
+
+def _resolved(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> Mapping[str, Any]:
+    reference = schema.get("$ref", "")
+    return defs[reference.rpartition("/")[2]] if reference else schema
+
+
+def _alternatives(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [_resolved(one, defs) for one in (*schema.get("anyOf", ()), *schema.get("oneOf", ()))]
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else compact(value)

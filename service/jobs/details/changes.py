@@ -1,0 +1,52 @@
+"""Change a job's name, labels and priority, and copy a job with changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.db.models import Job
+from service.jobs.details.schemas import CloneRequest, JobChange
+from service.jobs.schemas import WAITING, JobRequest
+from service.jobs.store import JobStore, StaleJob
+from service.web.errors import IllegalAction
+
+CHOSEN_BY_SERVICE = ("name", "storage", "output")  # fields of a config that the service sets for each job
+
+
+def change(store: JobStore, job_id: str, project: str | None, changes: JobChange, actor: str) -> Job:
+    """Apply changes to a job. Raises NotFound, or IllegalAction for the priority of a job that does not wait."""
+    fields = changes.model_dump(exclude_unset=True)
+    if fields.get("labels", ...) is None:
+        fields["labels"] = {}
+    if fields.get("priority", ...) is None:
+        del fields["priority"]
+    while True:
+        job = store.get(job_id, project)
+        new = {name: value for name, value in fields.items() if getattr(job, name) != value}
+        if not new:
+            return job
+        if "priority" in new and job.state not in (*WAITING, "paused"):
+            message = f"priority={new['priority']}: {job.id} is {job.state}; only jobs that wait have a priority"
+            raise IllegalAction(message, allowed_actions=[])
+        try:
+            return store.edit(job, new, actor)
+        except StaleJob:
+            continue
+
+
+def clone_request(job: Job, changes: CloneRequest) -> JobRequest:
+    """Return the request for a copy of a job with changes, in the job's project."""
+    config: dict[str, Any] = {name: value for name, value in job.config.items() if name not in CHOSEN_BY_SERVICE}
+    if isinstance(config.get("train"), dict):
+        config["train"] = {name: value for name, value in config["train"].items() if name not in CHOSEN_BY_SERVICE}
+    return JobRequest(
+        kind=job.kind,
+        config=config,
+        overrides=changes.overrides,
+        project=job.project,
+        name=changes.name if changes.name is not None else job.name,
+        labels=changes.labels if changes.labels is not None else job.labels,
+        priority=changes.priority if changes.priority is not None else job.priority,
+        max_retries=job.max_retries,
+        time_limit_s=job.time_limit_s,
+    )

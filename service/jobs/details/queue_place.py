@@ -1,0 +1,40 @@
+"""Where a waiting job stands in the queue, and which job is right before it. Reads a few rows, however long it is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import Session, defer
+
+from service.db.models import Job
+from service.jobs.schemas import WAITING
+from service.jobs.store import JobStore
+
+
+class QueuePlace(NamedTuple):
+    """Place of a waiting job in the queue."""
+
+    place: int
+    """Place, starting at 1."""
+    length: int
+    """Number of waiting jobs."""
+    ahead: Job | None
+    """The job right before it, without its config; None for the first job, or if the caller cannot see that job."""
+
+
+def queue_place(jobs: JobStore, job: Job, project: str | None) -> QueuePlace | None:
+    """Return the place of a job, or None if it does not wait. `project` is the caller's."""
+    if job.state not in WAITING:
+        return None
+    waiting = (Job.state.in_(WAITING), Job.origin == "api")
+    older = or_(Job.created_at < job.created_at, and_(Job.created_at == job.created_at, Job.id < job.id))
+    before = or_(Job.priority > job.priority, and_(Job.priority == job.priority, older))
+    nearest = select(Job).options(defer(Job.config, raiseload=True)).where(*waiting, before)
+    nearest = nearest.order_by(Job.priority, Job.created_at.desc(), Job.id.desc()).limit(1)
+    count = select(func.count()).select_from(Job).where(*waiting)
+    with Session(jobs.engine.execution_options(reads_only=True), expire_on_commit=False) as session:
+        length, ahead = session.scalar(count) or 0, session.scalar(nearest)
+        place = 1 + (session.scalar(count.where(before)) or 0)
+    visible = ahead is not None and project in (None, ahead.project)
+    return QueuePlace(place, length, ahead if visible else None)

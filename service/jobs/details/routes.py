@@ -1,0 +1,103 @@
+"""Routes under /v1/jobs/{id} for details: history, log search and ranges, bad samples, changes and clones."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from service.auth.authentication import Submitter
+from service.jobs import views
+from service.jobs.config_bounds import MAX_WORKERS
+from service.jobs.details import changes, log_search, samples
+from service.jobs.details.schemas import CloneRequest, HistoryView, JobChange, LogMatches, LogRange, SampleFaults
+from service.jobs.execution.log_sources import open_log
+from service.jobs.routes import Config, JobId, Jobs, Locations, Recorded, StorageCalls, Visible, submit
+from service.jobs.schemas import JobView
+from service.web.parameters import MAX_NUMBER, IdempotencyKey, PageSize
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+MAX_RANGE = 2**20
+
+AttemptNumber = Annotated[
+    int | None, Query(ge=1, le=MAX_NUMBER, description="Attempt number. Default: the newest attempt.")
+]
+RankNumber = Annotated[
+    int | None,
+    Query(ge=0, lt=MAX_WORKERS, description="Rank whose output to read. Default: the log of the attempt."),
+]
+
+
+@router.get("/{job_id}/history", summary="Get a job's history")
+def job_history(
+    job: Recorded,
+    jobs: Jobs,
+    after: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="Number of the event to continue after.")] = 0,
+    limit: PageSize = 100,
+) -> HistoryView:
+    """The same events as in the stream `GET /v1/jobs/{id}/events`, at once. The history of a deleted job is kept."""
+    events = jobs.events(job.id, after, limit + 1)
+    items = [views.event_view(event) for event in events[:limit]]
+    return HistoryView(items=items, next_after=items[-1].id if len(events) > limit else None)
+
+
+@router.get("/{job_id}/logs/search", summary="Search a job's log")
+async def search_log(
+    request: Request,
+    job: Visible,
+    q: Annotated[str, Query(max_length=500, description="Text that a line contains, in any case. Default: any.")] = "",
+    attempt: AttemptNumber = None,
+    rank: RankNumber = None,
+    limit: PageSize = 100,
+) -> LogMatches:
+    """Return the first matching lines, without colour codes."""
+    calls, log = await open_log(request.app.state, job, attempt, rank)
+    return await calls.run(log_search.search, log, q, limit)
+
+
+@router.get("/{job_id}/logs/range", summary="Get a range of a job's log")
+async def log_range(
+    request: Request,
+    job: Visible,
+    before: Annotated[int | None, Query(ge=0, le=MAX_NUMBER, description="Offset at which the range ends.")] = None,
+    after: Annotated[
+        int, Query(ge=0, le=MAX_NUMBER, description="Offset at which the range starts, unless `before` is set.")
+    ] = 0,
+    size: Annotated[int, Query(ge=1024, le=MAX_RANGE, description="Maximum number of bytes.")] = 256 * 1024,
+    attempt: AttemptNumber = None,
+    rank: RankNumber = None,
+) -> LogRange:
+    """Return whole lines before or after an offset, which log streams and search results contain."""
+    calls, log = await open_log(request.app.state, job, attempt, rank)
+    if before is not None:
+        return await calls.run(log_search.before, log, before, size)
+    return await calls.run(log_search.after, log, after, size)
+
+
+@router.get("/{job_id}/bad-samples", summary="List a job's bad and damaged samples")
+async def bad_samples(job: Visible, settings: Config, storage: StorageCalls, limit: PageSize = 200) -> SampleFaults:
+    return await storage.run(samples.sample_faults, settings.root, job.id, limit)
+
+
+@router.patch("/{job_id}", summary="Change a job's name, labels or priority")
+def change_job(job_id: JobId, body: JobChange, caller: Submitter, jobs: Jobs, settings: Config) -> JobView:
+    """The priority can change while the job waits."""
+    job = changes.change(jobs, job_id, caller.project, body, caller.id)
+    return views.job_view(job, jobs.newest_attempts([job]).get(job.id), settings.root)
+
+
+@router.post("/{job_id}/clone", status_code=202, summary="Submit a copy of a job with changes")
+def clone_job(
+    job_id: JobId,
+    caller: Submitter,
+    jobs: Jobs,
+    settings: Config,
+    policy: Locations,
+    response: Response,
+    body: CloneRequest | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """Start from the beginning with the config of the original, in its project."""
+    request = changes.clone_request(jobs.get(job_id, caller.project), body or CloneRequest())
+    return submit(request, caller, jobs, settings, policy, response, idempotency_key)

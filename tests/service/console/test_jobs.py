@@ -1,0 +1,258 @@
+"""Tests for the list of jobs and the pages of a job."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from service.jobs.actions import ACTIONS
+from tests.service.console.conftest import new_app
+from tests.support.browser import scenes
+from tests.support.service.apps import key_to
+from tests.support.service.browser import ConsoleClient, text_of
+from tests.support.service.fake_cluster import queued
+
+
+@pytest.fixture(scope="module")
+def app(database: Engine, folder: Path) -> Any:
+    app = new_app(database, folder)
+    scenes.populate(app, app.state.settings.root)
+    return app
+
+
+def rows(page: str) -> list[str]:
+    return re.findall(r'id="job-([^"]+)"', page)
+
+
+def test_the_list_shows_the_newest_jobs_with_progress_and_why_they_wait(console: ConsoleClient) -> None:
+    page = console.get("/console/jobs").text
+    assert rows(page)[0] == scenes.QUEUED
+    text = text_of(page)
+    assert "waiting for 8 CPUs to become free" in text
+    assert "1\u202f320 / 2\u202f000" in text
+    assert "7 min 11 s" in text
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("q=TEACHER+RATIO", {scenes.RUNNING}),
+        ("q=3a4b5c6d", {scenes.QUEUED}),
+        ("q=%25", set()),
+        ("state=failed&label=study%3Dlr", {scenes.FAILED}),
+        ("kind=search", {scenes.SWEEP}),
+        ("label=no-equals-sign&state=queued", {scenes.QUEUED}),
+    ],
+)
+def test_the_list_is_filtered_by_text_state_kind_and_label(console: ConsoleClient, query: str, found: set[str]) -> None:
+    assert set(rows(console.get(f"/console/jobs?{query}").text)) == found
+
+
+def test_facets_count_the_jobs_of_the_other_filters(console: ConsoleClient, database: Engine) -> None:
+    headers = key_to(database, "read")
+    found = console.get("/v1/jobs?facets=true&state=failed&q=Ablation", headers=headers).json()["facets"]
+    assert found["state"]["succeeded"] > found["state"]["failed"] == found["kind"]["train"] > 0
+    assert console.get("/v1/jobs", headers=headers).json()["facets"] is None
+
+
+def test_jobs_are_listed_by_their_time(console: ConsoleClient, database: Engine) -> None:
+    headers = key_to(database, "read")
+    day = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 86400))
+    recent, old = (
+        console.get(f"/v1/jobs?{bound}={day}&limit=200", headers=headers).json()["items"]
+        for bound in ("since", "until")
+    )
+    assert {job["id"] for job in recent} >= {scenes.RUNNING, scenes.SUCCEEDED}
+    assert {job["name"].split()[0] for job in old} == {"Ablation"}
+
+
+def test_pages_of_the_list_are_linked(console: ConsoleClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.console.pages.jobs.PAGE", 10)
+    page = console.get("/console/jobs?state=succeeded").text
+    (older,) = re.findall(r'href="(/console/jobs\?[^"]*cursor=[^"]*)"', page)
+    second = console.get(older.replace("&amp;", "&")).text
+    assert len(rows(page)) == 10
+    assert rows(second)
+    assert not {*rows(page)} & {*rows(second)}
+    assert "Newest" in second
+
+
+@pytest.mark.parametrize("tab", ["", "/log", "/config", "/history", "/files", "/head"])
+def test_every_page_of_a_job_shows_its_state(console: ConsoleClient, tab: str) -> None:
+    response = console.get(f"/console/jobs/{scenes.RUNNING}{tab}")
+    assert response.status_code == 200
+    assert "Digits, teacher ratio 0.6" in response.text
+    assert 'class="state busy">running' in response.text
+
+
+def test_a_waiting_job_shows_its_place_and_what_it_waits_for(console: ConsoleClient, app: Any) -> None:
+    first = queued(app.state.jobs, priority=5, name="urgent")
+    text = text_of(console.get(f"/console/jobs/{scenes.QUEUED}").text)
+    assert "2nd of 2 waiting jobs" in text
+    assert "waiting for 8 CPUs to become free" in text
+    assert "urgent" in text
+    console.submit(f"/console/jobs/{first.id}/cancel")
+
+
+def test_a_failure_is_explained_in_words(console: ConsoleClient) -> None:
+    text = text_of(console.get(f"/console/jobs/{scenes.FAILED}").text)
+    assert "The loss became NaN or infinite. Lower optim.base_lr" in text
+    assert "loss/total is not finite at step 241" in text
+
+
+def test_the_config_is_compared_with_its_preset(console: ConsoleClient) -> None:
+    page = console.get(f"/console/jobs/{scenes.RUNNING}/config").text
+    changed = re.findall(r'<tr class="changed"[^>]*><td[^>]*>([^<]+)</td><td[^>]*>([^<]+)</td><td[^>]*>([^<]+)', page)
+    assert ("mask.teacher_ratio", "0.6") in [row[:2] for row in changed]
+    assert not any(key in ("name", "storage") for key, *_ in changed)
+
+
+def test_files_show_checkpoints_and_bad_samples(console: ConsoleClient) -> None:
+    text = text_of(console.get(f"/console/jobs/{scenes.RUNNING}/files").text)
+    assert "step-00001000" in text
+    assert "moov atom not found" in text
+
+
+def test_metrics_after_a_step_are_few(console: ConsoleClient) -> None:
+    whole = console.get(f"/console/jobs/{scenes.RUNNING}/metrics.json").json()
+    new = console.get(f"/console/jobs/{scenes.RUNNING}/metrics.json?since_step=1300").json()
+    assert new["last_step"] == whole["last_step"] == 1315
+    assert {one["name"] for one in new["series"]} == {one["name"] for one in whole["series"]}
+    assert [one["steps"] for one in new["series"] if one["name"] == "loss/total"] == [[1300, 1305, 1310, 1315]]
+
+
+# Buttons
+
+
+@pytest.mark.parametrize("job_id", [scenes.RUNNING, scenes.QUEUED, scenes.SUCCEEDED, scenes.FAILED])
+def test_buttons_are_those_that_the_state_allows(console: ConsoleClient, app: Any, job_id: str) -> None:
+    page = console.get(f"/console/jobs/{job_id}").text
+    found = set(re.findall(r'id="act-(\w+)"', page)) - {"clone"}
+    assert found == set(ACTIONS[app.state.jobs.get(job_id).state])
+
+
+def test_a_key_that_may_only_read_sees_no_button_and_is_refused(reader: ConsoleClient, app: Any) -> None:
+    job = queued(app.state.jobs)
+    for path in ("/console/jobs", f"/console/jobs/{job.id}", f"/console/jobs/{job.id}/files"):
+        page = reader.get(path).text
+        assert "hx-post" not in page
+        assert "New job" not in page
+    for action in ("cancel", "pause", "resume", "retry", "delete", "edit"):
+        assert reader.submit(f"/console/jobs/{job.id}/{action}").status_code == 403
+    assert app.state.jobs.get(job.id).state == "queued"
+    app.state.jobs.change(job, "cancelled", state="cancelled")
+
+
+def test_buttons_change_the_job(console: ConsoleClient, app: Any) -> None:
+    job = queued(app.state.jobs)
+    for action, state in (
+        ("pause", "paused"),
+        ("resume", "queued"),
+        ("cancel", "cancelled"),
+        ("retry", "queued"),
+        ("cancel", "cancelled"),
+        ("delete", "deleting"),
+    ):
+        response = console.submit(f"/console/jobs/{job.id}/{action}")
+        assert response.status_code == 204, response.text
+        assert app.state.jobs.get(job.id, deleted=True).state == state
+    assert response.headers["hx-redirect"] == "/console/jobs"
+
+
+def test_an_action_that_came_too_late_is_explained(console: ConsoleClient) -> None:
+    response = console.submit(f"/console/jobs/{scenes.SUCCEEDED}/pause")
+    assert response.status_code == 409
+    assert "its state is succeeded" in response.text
+    assert "<html" not in response.text
+
+
+def test_a_job_of_another_project_does_not_exist(app: Any, database: Engine) -> None:
+    client = ConsoleClient(app)
+    client.sign_in(key_to(database, "read", project="other")["Authorization"])
+    assert rows(client.get("/console/jobs").text) == []
+    response = client.get(f"/console/jobs/{scenes.RUNNING}")
+    assert response.status_code == 404
+    assert "there is no job" in response.text
+
+
+# Details in the REST API
+
+
+def test_names_labels_and_priority_change_with_an_event(console: ConsoleClient, app: Any, database: Engine) -> None:
+    job, headers = queued(app.state.jobs, labels={"a": "1"}), key_to(database, "submit")
+    body = {"name": "new", "labels": {"b": "2"}, "priority": 7}
+    found = console.patch(f"/v1/jobs/{job.id}", json=body, headers=headers).json()
+    assert {name: found[name] for name in body} == body
+    listed = [console.get(f"/v1/jobs?label={pair}", headers=headers).json()["items"] for pair in ("a=1", "b=2")]
+    assert [len(items) for items in listed] == [0, 1]
+    history = console.get(f"/v1/jobs/{job.id}/history", headers=headers).json()["items"]
+    assert [(event["type"], event["data"]) for event in history][1:] == [("edit", body)]
+    assert console.patch(f"/v1/jobs/{job.id}", json={"name": None}, headers=headers).json()["name"] is None
+    app.state.jobs.change(app.state.jobs.get(job.id), "cancelled", state="cancelled")
+    late = console.patch(f"/v1/jobs/{job.id}", json={"priority": 1}, headers=headers)
+    assert (late.status_code, late.json()["code"]) == (409, "illegal_action")
+
+
+def test_a_form_edits_labels_by_line(console: ConsoleClient, app: Any) -> None:
+    job = queued(app.state.jobs)
+    assert console.submit(f"/console/jobs/{job.id}/edit", name="x", labels="a=1\n\nb = two words ").status_code == 204
+    assert app.state.jobs.get(job.id).labels == {"a": "1", "b": "two words"}
+    assert console.submit(f"/console/jobs/{job.id}/edit", labels="no value\x00").status_code == 422
+    console.submit(f"/console/jobs/{job.id}/cancel")
+
+
+def test_a_clone_has_the_config_of_the_original_with_changes(console: ConsoleClient, database: Engine) -> None:
+    headers = key_to(database, "submit")
+    body = {"overrides": {"seed": 5}, "name": "copy"}
+    found = console.post(f"/v1/jobs/{scenes.SUCCEEDED}/clone", json=body, headers=headers)
+    assert found.status_code == 202, found.text
+    before, after = (
+        console.get(f"/v1/jobs/{job_id}", headers=headers).json()["config"]
+        for job_id in (scenes.SUCCEEDED, found.json()["id"])
+    )
+    assert after == {**before, "name": found.json()["id"], "seed": 5}
+    assert found.json()["name"] == "copy"
+    console.post(f"/v1/jobs/{found.json()['id']}/cancel", headers=headers)
+
+
+def test_the_log_is_searched_and_read_backwards(console: ConsoleClient, database: Engine) -> None:
+    headers, url = key_to(database, "read"), f"/v1/jobs/{scenes.RUNNING}/logs"
+    log = console.get(url, headers=headers).text.encode()
+    found = console.get(f"{url}/search?q=CANNOT+be+read", headers=headers).json()
+    (match,) = found["items"]
+    assert (match["line"], found["lines"], found["complete"]) == (201, 400, True)
+    assert log[match["offset"] :].startswith(b"\x1b[33mWARNING")
+    assert "\x1b" not in match["text"]
+    text, end = "", 10**15
+    while end > 0:
+        piece = console.get(f"{url}/range?before={end}&size=4096", headers=headers).json()
+        text, end = piece["text"] + text, piece["start"]
+    assert text.encode() == log
+    forward = console.get(f"{url}/range?after={match['offset']}&size=1024", headers=headers).json()
+    assert log[match["offset"] : forward["end"]].decode() == forward["text"]
+    assert forward["text"].endswith("\n")
+    limited = console.get(f"{url}/search?q=step&limit=3", headers=headers).json()
+    assert (len(limited["items"]), limited["complete"]) == (3, False)
+
+
+def test_the_cluster_shows_its_queue_without_names_of_other_projects(
+    console: ConsoleClient, app: Any, database: Engine
+) -> None:
+    own = console.get("/v1/cluster", headers=key_to(database, "read")).json()
+    assert own["resources"]["cpus"] == 4.0
+    assert scenes.QUEUED in [job["job"] for job in own["waiting"]]
+    other = console.get("/v1/cluster", headers=key_to(database, "read", project="other")).json()
+    assert len(other["waiting"]) == len(own["waiting"])
+    assert {(job["job"], job["name"], job["message"]) for job in other["waiting"] + other["running"]} == {
+        (None, None, "")
+    }
+    app.state.cluster.unavailable = True
+    broken = console.get("/v1/cluster", headers=key_to(database, "read")).json()
+    app.state.cluster.unavailable = False
+    assert broken["resources"] is None
+    assert "does not respond" in broken["problem"]

@@ -1,0 +1,253 @@
+"""A realistic service for the console: jobs in every state with curves and logs, a sweep, encoders and deployments."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from typing import Any
+
+from amd.storage import join, write_bytes, write_json
+from amd.training.run_folder import run_folder
+from service.db.models import Job
+from service.jobs.execution.protocol import JobFolder
+from service.jobs.kinds import named, resolve, resources_of
+from service.jobs.store import JobStore
+from service.registry.discovery import EncoderDiscovery
+from service.serving.deployments import new_deployment
+from service.serving.schemas import ServingSettings
+from tests.support.service.encoder_cards import publish, score
+from tests.support.service.fake_cluster import new_job
+
+RUNNING = "train-20261129-081500-1a2b3c4d"
+SUCCEEDED = "train-20261128-190000-5e6f7a8b"
+FAILED = "train-20261128-143000-9c0d1e2f"
+QUEUED = "train-20261129-093000-3a4b5c6d"
+SWEEP = "search-20261129-070000-7e8f9a0b"
+ENCODER = "digits-amd-small"
+OTHER_ENCODER = "digits-mae-small"
+DEPLOYMENT = "digits"
+
+
+def populate(app: Any, root: str, cluster: Any = None) -> None:
+    """Fill the service's database and storage root."""
+    store: JobStore = app.state.jobs
+    now = time.time()
+    job = add_job(
+        *(store, root, RUNNING, "Digits, teacher ratio 0.6", now - 900),
+        labels={"team": "vision", "study": "ratios"},
+        state="running",
+        started_at=now - 840,
+        progress={"step": 1320, "steps": 2000, "samples_per_s": 812.4, "seconds_left": 431.0},
+    )
+    start(store, job)
+    write_metrics(root, RUNNING, 1320)
+    write_log(root, RUNNING, 400)
+    write_checkpoints(root, RUNNING, (500, 1000))
+    write_faults(root, RUNNING)
+    job = add_job(store, root, SUCCEEDED, "Digits baseline without a teacher", now - 54000, preset="demo-image-mae")
+    start(store, job)
+    write_metrics(root, SUCCEEDED, 2000, 0.2)
+    write_log(root, SUCCEEDED, 200)
+    finish(store, job.id, "succeeded", result={"figures": {"loss/total": 0.2871, "eval/knn_top1": 96.4}})
+    job = add_job(store, root, FAILED, "Learning rate times four", now - 70000, labels={"study": "lr"})
+    start(store, job)
+    write_metrics(root, FAILED, 240, 0.4)
+    write_log(root, FAILED, 60)
+    message = "loss/total is not finite at step 241; lower optim.base_lr, or raise schedule.warmup_epochs"
+    finish(store, job.id, "failed", reason="nan_loss", message=message)
+    add_job(
+        *(store, root, QUEUED, "Digits, four workers", now - 300),
+        message="waiting for 8 CPUs to become free",
+        cpus=8.0,
+        workers=4,
+    )
+    add_sweep(store, root, now - 7200)
+    for number in range(24):
+        old = add_job(
+            *(store, root, f"train-20261126-{number:02d}0000-{number:08x}", f"Ablation {number + 1}"),
+            now - 200000 - number * 3600,
+            labels={"study": "ablation", "seed": str(number % 3)},
+        )
+        start(store, old)
+        state, reason = ("failed", "oom_gpu") if number % 7 == 3 else ("succeeded", None)
+        finish(store, old.id, state if number % 11 else "cancelled", reason=reason)
+    add_encoders(app, root)
+
+
+def add_job(store: JobStore, root: str, job_id: str, name: str, at: float, **fields: Any) -> Job:
+    preset = fields.pop("preset", "demo-image-amd")
+    config = resolve("train", preset, None, {"mask.teacher_ratio": 0.6} if preset == "demo-image-amd" else {})
+    needs = resources_of(config)
+    values: dict[str, Any] = {
+        "id": job_id,
+        "name": name,
+        "preset": preset,
+        "config": named("train", config, job_id, root),
+        "created_at": at,
+        "changed_at": at,
+        "not_before": at,
+        "cpus": needs.cpus,
+        "workers": needs.workers,
+        "created_by": "3f9a1c07d2be4488",
+        **fields,
+    }
+    progress, state = values.pop("progress", None), values.pop("state", "queued")
+    started_at = values.pop("started_at", None)
+    job = store.add(new_job(**values), "3f9a1c07d2be4488")
+    return job if progress is None else store.change(job, state, state=state, progress=progress, started_at=started_at)
+
+
+def start(store: JobStore, job: Job) -> Job:
+    job = store.get(job.id)
+    attempt = {"submission_id": job.id, "started_at": job.created_at + 20, "state": "running", "message": ""}
+    fields = {"started_at": job.created_at + 20, "state": "starting"}
+    job = store.change(job, "starting", attempt=attempt, number=1, **fields)
+    return store.change(job, "running", state="running", message="")
+
+
+def finish(store: JobStore, job_id: str, state: str, **fields: Any) -> None:
+    job = store.get(job_id)
+    outcome = {"log_tail": "Traceback (most recent call last):\n  …\nRuntimeError: stopped", "rank": 0}
+    attempt = {
+        "state": state,
+        "ended_at": job.created_at + 1500,
+        "reason": fields.get("reason"),
+        "message": fields.get("message", ""),
+        "outcome": outcome,
+    }
+    ended = {"ended_at": job.created_at + 1500, "progress": {"step": 2000, "steps": 2000}}
+    store.change(job, state, attempt=attempt, state=state, **ended, **fields)
+
+
+def write_metrics(root: str, job_id: str, steps: int, shift: float = 0.0) -> None:
+    noise = random.Random(job_id)
+    lines = []
+    for step in range(0, steps, 5):
+        decay = math.exp(-step / 420)
+        jitter = noise.gauss(0, 0.012)
+        line = {
+            "step": step,
+            "time": 1.0 * step,
+            "loss/total": 0.42 + 1.5 * decay + shift + jitter,
+            "loss/reconstruction": 0.21 + 0.6 * decay + shift / 2 + jitter,
+            "loss/direct": 0.11 + 0.5 * decay + jitter / 2,
+            "loss/generation": 0.10 + 0.4 * decay + jitter / 2,
+            "optim/lr": 1.5e-3 * min(1.0, step / 200) * (0.5 + 0.5 * math.cos(math.pi * step / 2000)),
+            "optim/grad_norm": 0.4 + 1.2 * decay + abs(noise.gauss(0, 0.08)),
+            "speed/samples_per_s": 810 + noise.gauss(0, 14),
+            "time/step_s": 0.157 + abs(noise.gauss(0, 0.004)),
+            "time/data_s": 0.009 + abs(noise.gauss(0, 0.003)),
+        }
+        if step % 100 == 0:
+            line["eval/knn_top1"] = 97 - 45 * decay + noise.gauss(0, 0.4)
+        lines.append(json.dumps(line))
+    write_bytes(join(run_folder(root, job_id), "metrics", "000000.jsonl"), "\n".join(lines).encode() + b"\n")
+
+
+def write_log(root: str, job_id: str, lines: int, text: str | None = None) -> None:
+    rows = [
+        f"\x1b[2m08:15:{index % 60:02d}\x1b[0m \x1b[32mINFO\x1b[0m  step {index * 5} of 2000  "
+        f"loss {1.9 / (1 + index / 40):.4f}  812 samples/s  data wait 5.4 %"
+        for index in range(lines)
+    ]
+    rows[len(rows) // 2] = (
+        "\x1b[33mWARNING\x1b[0m  a sample cannot be read: demo:digits/17 (1 so far); see bad_samples.jsonl"
+    )
+    content = text if text is not None else "\n".join(rows) + "\n"
+    write_bytes(join(JobFolder(root, job_id).logs(1), f"{0:016d}.log"), content.encode())
+
+
+def write_checkpoints(root: str, job_id: str, steps: tuple[int, ...]) -> None:
+    for step in steps:
+        folder = join(run_folder(root, job_id), "checkpoints", f"step-{step:08d}")
+        write_json(join(folder, "manifest.json"), {"step": step})
+
+
+def write_faults(root: str, job_id: str) -> None:
+    rows = [{"record": 17, "location": "videos/broken clip.mp4", "reason": "cannot be opened: moov atom not found"}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_bytes(join(run_folder(root, job_id), "bad_samples.jsonl"), text.encode())
+
+
+def add_sweep(store: JobStore, root: str, at: float) -> None:
+    config = resolve(
+        "search", "demo-image-amd", {"space": {"use": ["masking"]}, "budget": {"trials": 20}, "seeds": 3}, {}
+    )
+    values = named("search", config, SWEEP, root)
+    job = store.add(
+        new_job(
+            id=SWEEP, kind="search", name="Mask ratios of the digits", preset="demo-image-amd", config=values,
+            created_at=at, changed_at=at, workers=3, cpus=3.0, created_by="3f9a1c07d2be4488",
+        ),
+        "3f9a1c07d2be4488",
+    )  # fmt: skip
+    start(store, job)
+    store.note_progress(store.get(SWEEP), {"trials": 18, "of_trials": 20, "seconds_left": 1260.0})
+    write_json(join(run_folder(root, SWEEP), "config.json"), values)
+    noise = random.Random(7)
+    points = [(s / 100, t / 100) for s in (60, 70, 80, 90) for t in (30, 45, 60, 75) if t <= s]
+    for number, (student, teacher) in enumerate(
+        [*points, (0.85, 0.5), (0.75, 0.4), (0.95, 0.6), (0.9, 0.2), (0.65, 0.65)]
+    ):
+        best = 97.2 - 60 * (student - 0.8) ** 2 - 28 * (teacher - 0.5) ** 2
+        reached = 3 if number % 3 == 0 or best > 96.6 else 1 + number % 2
+        rungs = [
+            {
+                "fraction": fraction,
+                "step": int(500 * fraction),
+                "score": best - loss + noise.gauss(0, 0.2),
+                "figures": {"eval/knn_top1": [best - loss + noise.gauss(0, 0.5) for _ in range(3)]},
+                "clips": int(64000 * fraction),
+                "seconds": 80 * fraction * (1 - 0.4 * (teacher - 0.3)),
+                "time": at + 60 * number,
+            }
+            for fraction, loss in ((0.2, 6.0), (0.5, 2.2), (1.0, 0.0))[:reached]
+        ]
+        state = "failed" if number == 11 else "running" if number == 17 else "succeeded" if reached == 3 else "stopped"
+        point = {"masking.student_ratio": student, "masking.teacher_ratio": teacher}
+        write_json(
+            join(run_folder(root, SWEEP), "trials", f"{number:04d}.json"),
+            {
+                "number": number,
+                "point": point,
+                "overrides": {"mask.student_ratio": student, "mask.teacher_ratio": teacher},
+                "baseline": number == 0,
+                "state": state,
+                "reason": "nan_loss" if state == "failed" else None,
+                "message": "loss/total is not finite" if state == "failed" else "",
+                "runs": [f"{SWEEP}-t{number:04d}-s{seed}" for seed in range(3)],
+                "rungs": rungs,
+                "costs": {"teacher_gflops": 0.42 * (1 - teacher), "step_gflops": 0.9 * (1 - student) + 0.4},
+                "began": at + 60 * number,
+                "ended": None if state == "running" else at + 60 * number + 200,
+            },
+        )
+
+
+def add_encoders(app: Any, root: str) -> None:
+    teacher = {"preset": "demo-image-teacher", "encoder": {"size": "demo-teacher"}}
+    publish(
+        *(root, ENCODER, 900),
+        teacher=teacher,
+        run=SUCCEEDED,
+        scores=(score("knn", 96.4, "eval/knn_top1"), score("linear", 97.1)),
+        weights_license="Apache-2.0",
+    )
+    publish(root, OTHER_ENCODER, 800, objective="mae", scores=(score("knn", 94.8, "eval/knn_top1"),))
+    head = {"classes": 10, "labels": [str(number) for number in range(10)]}
+    publish(root, "digits-classifier", 700, objective="finetune", head=head, scores=(score("test", 98.3),))
+    EncoderDiscovery(app.state.encoders, root).scan()
+    app.state.encoders.move_alias("default", "production", OTHER_ENCODER, "test")
+    app.state.encoders.move_alias("default", "production", ENCODER, "test")
+    deployment = new_deployment(
+        *(DEPLOYMENT, "default", "test"),
+        encoder="production",
+        candidate=OTHER_ENCODER,
+        share=0.1,
+        settings=ServingSettings(),
+    )
+    stored, _ = app.state.deployments.put(deployment)
+    serving = {"main": ENCODER, "candidate": OTHER_ENCODER}
+    app.state.deployments.record_status(stored, "healthy", "", serving)

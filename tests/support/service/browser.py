@@ -1,0 +1,36 @@
+"""A browser without scripts: a client of the console that keeps cookies and sends forms with their CSRF token."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx
+from starlette.testclient import TestClient
+
+from service.auth.sessions import csrf_token
+
+
+class ConsoleClient(TestClient):
+    """A test client with a session of the console."""
+
+    def sign_in(self, key: str) -> httpx.Response:
+        return self.post("/console/sign-in", data={"key": key.removeprefix("Bearer ")})
+
+    @property
+    def session(self) -> str:
+        (cookie,) = [cookie.value for cookie in self.cookies.jar if "amd_session" in cookie.name]
+        assert cookie is not None
+        return cookie
+
+    def submit(self, path: str, **fields: Any) -> httpx.Response:
+        """Send a form as htmx does. Redirects are not followed."""
+        headers = {"X-CSRF-Token": csrf_token(self.session), "HX-Request": "true"}
+        return self.post(path, data=fields, headers=headers, follow_redirects=False)
+
+
+def text_of(page: str) -> str:
+    """Return the text of a page, with its tags removed and its entities resolved."""
+    import html
+
+    return html.unescape(re.sub(r"<[^>]*>", " ", page))
