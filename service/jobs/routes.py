@@ -22,6 +22,7 @@ from service.db.models import Job
 from service.jobs import metrics, streams, views
 from service.jobs.actions import act, check_allowed
 from service.jobs.config_bounds import MAX_WORKERS, check_bounds
+from service.jobs.execution.log_sources import open_log
 from service.jobs.execution.protocol import JobFolder
 from service.jobs.kinds import JobKind, named, resolve, resources_of, uris_in
 from service.jobs.location_checks import check_locations

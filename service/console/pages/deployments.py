@@ -83,7 +83,7 @@ def set_candidate(
     """Set or change the encoder that serves a share of the requests."""
     share = form.text("percent") or "10"
     changes = {"candidate": form.text("candidate") or None, "share": float(share) / 100 if _is_number(share) else share}
-    _change(name, caller, store, encoders, changes)
+    _change(request, name, caller, store, encoders, changes)
     return redirect(request, f"{PREFIX}/deployments/{name}")
 
 
@@ -103,7 +103,7 @@ def promote(
         registry_api.move_alias(alias.name, body, caller, encoders)
     else:
         changes["encoder"] = candidate
-    _change(name, caller, store, encoders, changes)
+    _change(request, name, caller, store, encoders, changes)
     return redirect(request, f"{PREFIX}/deployments/{name}")
 
 
@@ -112,7 +112,7 @@ def withdraw(
     request: Request, name: DeploymentName, caller: Submitter, store: DeploymentsDep, encoders: EncodersDep
 ) -> Response:
     """Remove the candidate."""
-    _change(name, caller, store, encoders, {"candidate": None})
+    _change(request, name, caller, store, encoders, {"candidate": None})
     return redirect(request, f"{PREFIX}/deployments/{name}")
 
 
@@ -123,12 +123,19 @@ def delete_deployment(request: Request, name: DeploymentName, caller: Submitter,
 
 
 def _change(
-    name: str, caller: Submitter, store: DeploymentsDep, encoders: EncodersDep, changes: dict[str, Any]
+    request: Request,
+    name: str,
+    caller: Submitter,
+    store: DeploymentsDep,
+    encoders: EncodersDep,
+    changes: dict[str, Any],
 ) -> DeploymentView:
     found: Deployment = store.get(name, caller.project)
     values = {"encoder": found.encoder, "candidate": found.candidate, "share": found.share, "project": found.project}
     body = parse(DeploymentRequest, {**found.settings, **values, **changes})
-    return serving_api.put_deployment(name, body, caller, store, encoders, Response(), etag_of(found))
+    return serving_api.put_deployment(
+        name, body, caller, store, encoders, request.app.state.settings, request, Response(), etag_of(found)
+    )
 
 
 def _is_number(text: str) -> bool:

@@ -143,7 +143,8 @@ def deploy(
     values = {"encoder": form.text("as") or encoder.id, "project": _project(caller, encoder)}
     values |= {field: form.text(field) for field in ("cpus", "gpus") if form.text(field)}
     body = parse(DeploymentRequest, values)
-    serving_api.put_deployment(parse(DeploymentForm, {"name": name}).name, body, caller, store, encoders, Response())
+    settings, valid = request.app.state.settings, parse(DeploymentForm, {"name": name}).name
+    serving_api.put_deployment(valid, body, caller, store, encoders, settings, request, Response())
     return redirect(request, f"{PREFIX}/deployments/{name}")
 
 
