@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 
 from service.app import create_app
 from service.auth.api_keys import ensure_admin_key
+from service.auth.stream_limits import StreamLimits
 from service.db.engine import is_migrated, migrate, open_engine
 from service.db.leases import LeaseKeeper
 from service.jobs.execution.external import ExternalRunDiscovery
@@ -38,7 +41,19 @@ logger = logging.getLogger(__name__)
 
 BAD_INPUT, FAILED = 2, 1
 MIGRATION_POLL_S = 2.0
-DRAIN_S = 5  # how long streams may continue after a stop signal
+DRAIN_S = 5  # how long background loops may take to end
+
+
+class DrainingServer(uvicorn.Server):
+    """Ends streams when it shuts down, which would otherwise last as long as it waits for requests in progress."""
+
+    def __init__(self, config: uvicorn.Config, streams: StreamLimits) -> None:
+        super().__init__(config)
+        self._streams = streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._streams.end_all()
+        await super().shutdown(sockets)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -93,9 +108,9 @@ def serve(settings: Settings) -> int:
             access_log=False,  # AccessLogMiddleware logs requests
             log_config=None,
             ws="none",
-            timeout_graceful_shutdown=DRAIN_S,
+            timeout_graceful_shutdown=math.ceil(settings.drain_s),
         )
-        uvicorn.Server(config).run()
+        DrainingServer(config, app.state.stream_limits).run()
     finally:
         stop.set()
         starting.join(DRAIN_S)

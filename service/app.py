@@ -13,6 +13,7 @@ from typing import Any
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES as UNCOMPRESSED
 from starlette.middleware.gzip import GZipMiddleware
@@ -37,6 +38,7 @@ from service.jobs.execution.ray_jobs import Cluster, RayJobs
 from service.jobs.streams import JobWatcher
 from service.operations import cluster as cluster_state
 from service.operations import health
+from service.operations.metrics import RequestMetrics
 from service.registry import routes as encoders
 from service.registry.download import BINARY, TAR
 from service.registry.ownership import StorageOwners
@@ -101,6 +103,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
         "storage root", settings.storage_threads, settings.storage_timeout_s, StorageUnavailable
     )
     app.state.ray_calls = BoundedCalls("cluster", RAY_THREADS, RAY_TIMEOUT_S, ClusterNotResponding)
+    app.state.http_metrics = CollectorRegistry()
     app.state.monitors = list[StepMonitor]()
     app.state.encoders = EncoderStore(engine)
     app.state.deployments = DeploymentStore(engine)
@@ -153,6 +156,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     )
     app.add_middleware(BrowserHeaders)
     app.add_middleware(RateLimitHeaders)
+    app.add_middleware(RequestMetrics, registry=app.state.http_metrics)
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(
         CorrelationIdMiddleware,

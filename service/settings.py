@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """Address that the REST API listens on."""
     port: int = 8400
     """Port of the REST API."""
+    drain_s: float = Field(90.0, ge=0)
+    """Time that requests in progress may take after a stop signal, in seconds; streams end at once and reconnect."""
     admin_key_file: Path | None = None
     """File for the first admin key, created with mode 0600. Default: `admin-key` in the data directory."""
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = ()

@@ -53,6 +53,12 @@ class StreamLimits:
                 for stream in self._open[caller]:
                     stream.cancel()
 
+    def end_all(self) -> None:
+        """Ask the clients of all streams to reconnect, which reaches another control plane during a shutdown."""
+        for streams in self._open.values():
+            for stream in streams:
+                stream.cancel()
+
     @contextmanager
     def admit(self, caller: Principal) -> Iterator[CancelScope]:
         """Count a stream while it is open. Yields the scope for sending it. Raises TooMany."""

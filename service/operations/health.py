@@ -10,13 +10,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from amd.storage import listdir
 from service.db.engine import is_migrated
 from service.jobs.execution.ray_jobs import Cluster
+from service.operations import metrics
 from service.web.errors import ClusterUnavailable
 
 router = APIRouter(tags=["health"])
@@ -86,10 +87,8 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 def prometheus(request: Request) -> Response:
-    """Return metrics that contain only counts, without names or user-defined labels."""
-    registry = CollectorRegistry()
-    jobs = Gauge("amd_jobs", "Number of jobs by kind and state.", ["kind", "state"], registry=registry)
-    for (kind, state), count in request.app.state.jobs.counts().items():
-        jobs.labels(kind, state).set(count)
-    text = generate_latest(registry) + generate_latest(request.app.state.gateway.registry)
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+    """Return metrics that contain only counts and times, without names or user-defined labels.
+
+    Of several control planes, the one that reconciles jobs reports the state of jobs and webhooks.
+    """
+    return Response(metrics.render(request.app.state), media_type=CONTENT_TYPE_LATEST)

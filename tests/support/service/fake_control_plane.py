@@ -17,11 +17,20 @@ from service.registry.discovery import EncoderDiscovery
 from service.registry.scanner import StorageScanner
 from service.registry.store import EncoderStore
 from service.settings import Settings
+from service.web.bounded_calls import BoundedCalls
+from service.web.errors import StorageUnavailable
 from tests.support.service.fake_cluster import FakeCluster, queued, report_status
+
+STORAGE_THREADS = 16
 
 
 class FakeControlPlane:
-    """A job store, a fake cluster, and a clock that tests can advance."""
+    """A job store, a fake cluster, and a clock that tests can advance.
+
+    Its lease and its calls to the storage root last long, since a busy machine may pause a test for many seconds.
+    """
+
+    storage_timeout_s = 300.0
 
     def __init__(self, engine: Engine, root: Path, **settings: Any) -> None:
         self.store, self.cluster, self.root, self.offset_s = JobStore(engine), FakeCluster(), str(root), 0.0
@@ -35,7 +44,10 @@ class FakeControlPlane:
 
     def replica(self) -> Reconciler:
         encoders = EncoderDiscovery(EncoderStore(self.store.engine), self.root)
-        return Reconciler(self.store, self.cluster, self.settings, encoders, lambda: time.time() + self.offset_s)
+        reconciler = Reconciler(self.store, self.cluster, self.settings, encoders, lambda: time.time() + self.offset_s)
+        reconciler.lease = LeaseKeeper(self.store.engine, "reconciler", seconds=3600.0)
+        reconciler._storage = BoundedCalls("storage root", STORAGE_THREADS, self.storage_timeout_s, StorageUnavailable)
+        return reconciler
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from service.jobs.execution import reconciler as reconcilers
 from service.jobs.execution.ray_jobs import Capacity, RayJobs, RayJobStatus
 from service.settings import Settings
 from service.web.errors import ClusterNotResponding
@@ -63,10 +62,10 @@ def test_ray_that_accepts_connections_and_does_not_answer_is_silent(monkeypatch:
 
 @pytest.mark.timeout(120)
 def test_storage_that_hangs_costs_one_timeout_in_a_step_and_stops_no_decision_that_does_not_need_it(
-    sqlite_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sqlite_engine: Engine, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(reconcilers, "STORAGE_TIMEOUT_S", 1.0)
     plane = FakeControlPlane(sqlite_engine, tmp_path, max_running=JOBS + 1)
+    plane.storage_timeout_s = 2.0
     plane.root = f"hanging://disk{tmp_path}"
     plane.settings = Settings(storage=plane.root, data_dir=tmp_path, max_running=JOBS + 1)
     plane.reconciler = plane.replica()

@@ -1,0 +1,87 @@
+"""Metrics of a control plane: requests by route, loops, pools, and the state of jobs, which one replica exports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+
+from service.app import create_app
+from service.background import StepMonitor
+from service.settings import Settings
+from tests.support.service.apps import key_to
+from tests.support.service.fake_cluster import FakeCluster, queued
+
+
+@pytest.fixture
+def client(sqlite_engine: Engine, tmp_path: Path) -> Iterator[TestClient]:
+    app = create_app(Settings(data_dir=tmp_path, storage=str(tmp_path)), engine=sqlite_engine, cluster=FakeCluster())
+    with TestClient(app, headers=key_to(sqlite_engine, "read")) as client:
+        yield client
+
+
+def samples(client: TestClient) -> dict[tuple[str, str], float]:
+    """Return values by name and labels."""
+    response = client.get("/metrics")
+    assert response.status_code == 200
+    return {
+        (sample.name, ",".join(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def test_requests_are_measured_by_the_template_of_their_route(client: TestClient) -> None:
+    for path in ("/v1/jobs/a", "/v1/jobs/b", "/v1/jobs", "/nowhere", "/livez"):
+        client.get(path)
+    found = samples(client)
+    counts = {labels: value for (name, labels), value in found.items() if name == "amd_http_request_seconds_count"}
+    assert counts == {
+        "GET,/v1/jobs/{job_id},404": 2,
+        "GET,/v1/jobs,200": 1,
+        "GET,unmatched,404": 1,
+        "GET,/livez,200": 1,
+    }
+
+
+def test_loops_pools_and_the_queue_are_measured(client: TestClient) -> None:
+    state = client.app.state  # type: ignore[attr-defined]  # FastAPI
+    monitor = StepMonitor("reconciler")
+    state.monitors.append(monitor)
+    queued(state.jobs, created_at=1.0)
+    found = samples(client)
+    assert found["amd_loop_age_seconds", "reconciler"] >= 0
+    assert found["amd_pool_size", "storage"] == 32
+    assert found["amd_pool_used", "storage"] == 0
+    assert found["amd_pool_size", "database"] == 30
+    assert found["amd_jobs", "train,queued"] == 1
+    assert found["amd_queue_age_seconds", ""] > 1e9
+    assert found["amd_webhook_backlog", ""] == 0
+    assert found["amd_database_up", ""] == 1
+
+
+def test_of_several_control_planes_the_one_that_reconciles_exports_the_state_of_jobs(client: TestClient) -> None:
+    state = client.app.state  # type: ignore[attr-defined]  # FastAPI
+    monitor = StepMonitor("reconciler")
+    state.monitors.append(monitor)
+    queued(state.jobs)
+    for has_lease in (True, False):
+        monitor.has_lease = has_lease
+        found = samples(client)
+        assert (("amd_jobs", "train,queued") in found) == has_lease
+        assert found["amd_lease_held", "reconciler"] == has_lease
+
+
+def test_metrics_are_exported_while_the_database_is_out(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OperationalError("SELECT", {}, Exception("out"))
+
+    monkeypatch.setattr(client.app.state.jobs, "counts", fail)  # type: ignore[attr-defined]  # FastAPI
+    found = samples(client)
+    assert found["amd_database_up", ""] == 0
+    assert ("amd_pool_used", "storage") in found
