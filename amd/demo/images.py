@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from amd.config import ClipConfig, TrainConfig
+from amd.demo.report import pictures_url
 from amd.losses import normalized_pixels, reconstructed_pixels
 from amd.masks import sample_token_sets
 from amd.models.student import Student
@@ -80,6 +81,6 @@ def draw_run(root: str, folder: str, config: TrainConfig, clips: Tensor) -> str:
     page = draw(views(student, shown, sets, config), title, caption, zoom=3 if wide else 4, across=3 if wide else None)
     data = io.BytesIO()
     page.save(data, "PNG")
-    url = join(root, "demo", f"{config.name or 'student'}.png")
+    url = join(pictures_url(root), f"{config.name or 'student'}.png")
     write_bytes(url, data.getvalue())
     return url

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from amd.storage import join
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -60,6 +62,11 @@ class DemoReport(BaseModel):
     served: dict[str, str] | None = None
     """Endpoint that serves the student: url, key_file, deployment, encoder."""
     seconds: float
+
+
+def pictures_url(root: str) -> str:
+    """Return the folder of the demo's pictures under a storage root."""
+    return join(root, "demo")
 
 
 def mean_and_sd(values: Sequence[float], digits: int = 1) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from service.cli.console import err, fail, out
+from service.cli.console import err, fail, out, print_plain
 from service.cli.options import AsJson, Local, Storage
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def demo(
     console = err if as_json else out
     root = resolve_root(storage)
     with _demo_service(root, console, local) as service:
+        from amd.demo.report import pictures_url
         from amd.demo.run import DemoFailed, run_demo  # imports torch while the service starts
 
         try:
@@ -54,8 +55,11 @@ def demo(
         except DemoFailed as error:
             fail(str(error))
         if service is not None:
-            served = service.serve(str(report.embedded["encoder"]), str(report.embedded["file"]))
+            served = service.serve(str(report.embedded["encoder"]), str(report.embedded["file"]), pictures_url(root))
             report = report.model_copy(update={"served": served})
+        else:
+            print_plain(f"Look:  pictures in {pictures_url(root)}", console)
+            print_plain(f"Try:   amd encoders list --storage {root}", console)
     if as_json:
         print(report.model_dump_json())
 

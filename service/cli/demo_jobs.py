@@ -46,11 +46,18 @@ class DemoService:
             return []
         with self._client(stack) as client:
             jobs = [submit_once(client, config) for config in configs]
-            return [run_result(job) for job in follow(client, jobs, self._console)]
+            results = [run_result(job) for job in follow(client, jobs, self._console)]
+            for config, result in zip(configs, results, strict=True):
+                if result.encoder_folder is not None:  # encoders are named after jobs, runs and pictures after configs
+                    client.aliases.move(str(config.name), encoder_id(result.encoder_folder))
+            return results
 
-    def serve(self, encoder_folder: str, file: str) -> dict[str, str]:
-        """Deploy an encoder, embed a file with it, and print how to send more requests. Keeps the service running."""
-        stack, encoder = self._starting.result(), encoder_folder.rstrip("/").rpartition("/")[2]
+    def serve(self, encoder_folder: str, file: str, pictures: str) -> dict[str, str]:
+        """Deploy an encoder, embed a file with it, and print where to look, a request, and how to stop the service.
+
+        Keeps the service running.
+        """
+        stack, encoder = self._starting.result(), encoder_id(encoder_folder)
         self._console.print(f"\nDeploying the encoder on Ray Serve as [bold]{DEPLOYMENT}[/bold]")
         with self._client(stack) as client:
             deploy(client, DEPLOYMENT, DeploymentRequest(encoder=encoder))
@@ -59,17 +66,15 @@ class DemoService:
         self.keep_running = True
         media = "video/mp4" if file.endswith(".mp4") else "image/png"
         command = (
-            f'curl -H "Authorization: Bearer $(cat {stack.key_file})" -H "Content-Type: {media}" \\\n'
-            f"       --data-binary @{file} {stack.url}/v1/encoders/{DEPLOYMENT}/embeddings"
+            f'curl -H "Authorization: Bearer $(cat {stack.key_file})" -H "Content-Type: {media}" '
+            f"--data-binary @{file} {stack.url}/v1/encoders/{DEPLOYMENT}/embeddings"
         )
         head = ", ".join(f"{value:.4f}" for value in found.embedding[:4])
         for line in (
-            f"The deployment is healthy. This request embeds the same file as [{head}, …]:",
-            f"  {command}",
-            "The console shows the jobs, their curves and the encoders, and lets you try them:",
-            f"  {link}",
-            f"  ({NOTE})",
-            f"The service keeps running ({stack.url}/docs); stop it with: amd down --data-dir {stack.data_dir}",
+            f"It is healthy, and embeds the same file as [{head}, …]\n",
+            f"Look:  pictures in {pictures}, the console at {link} ({NOTE})",
+            f"Try:   {command}",
+            f"Stop:  amd down --data-dir {stack.data_dir}",
         ):
             print_plain(line, self._console)
         return {"url": stack.url, "key_file": str(stack.key_file), "deployment": DEPLOYMENT, "encoder": encoder}
@@ -94,6 +99,11 @@ def demo_service(root: str, console: Console) -> Iterator[DemoService]:
             if found is None and not service.keep_running:
                 starting.exception()  # wait, so that no part starts while parts are being stopped
                 down(data_dir)
+
+
+def encoder_id(folder: str) -> str:
+    """Return the ID of the encoder in `folder`."""
+    return folder.rstrip("/").rpartition("/")[2]
 
 
 def submit_once(client: Client, config: TrainConfig | FinetuneConfig) -> JobView:

@@ -2,8 +2,10 @@
 
 `digits` contains 32x32 images labelled by digit. `moving-digits` contains mp4 clips of 8 frames in which one digit
 moves over a torus (leaving on one side, entering on the other) in one of 8 directions; the label is the direction,
-which no single frame reveals. Source: scikit-learn's digits (UCI Optical Recognition of Handwritten Digits, CC BY 4.0),
-1797 images of 8x8 pixels that ship with the package, so nothing is downloaded.
+which no single frame reveals. `noisy-digits` and `noisy-moving-digits` show the same in grey, under noise that is
+independent in every pixel, so it cannot be predicted from the rest of the picture. Source: scikit-learn's digits (UCI
+Optical Recognition of Handwritten Digits, CC BY 4.0), 1797 images of 8x8 pixels that ship with the package, so nothing
+is downloaded.
 
 Writes files that the ordinary readers read. Does not import models or loaders.
 Shapes: N samples, T frames, S frame side in pixels.
@@ -16,6 +18,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
@@ -25,7 +28,7 @@ import numpy.typing as npt
 from amd.data.dataset.clip_files import LIST, write_clips
 from amd.file_lock import exclusive_lock
 
-DemoName = Literal["digits", "moving-digits"]
+DemoName = Literal["digits", "moving-digits", "noisy-digits", "noisy-moving-digits"]
 DemoSplit = Literal["train", "probe", "few", "select", "test"]
 Array: TypeAlias = npt.NDArray[np.float32]
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -35,6 +38,8 @@ VERSION = 1  # part of the folder name; bump it when the pixels change
 SIDE = 32
 FRAMES = 8
 SPEEDS = (1.5, 3.0)  # pixels per frame
+GREY = (0.25, 0.75)  # brightness of background and digit under noise, from 0 (black) to 1 (white)
+NOISE = 0.2  # standard deviation of the noise
 DIRECTIONS = ("right", "down-right", "down", "down-left", "left", "up-left", "up", "up-right")
 
 # Digits are split once, by a fixed permutation. `train` (pre-training), `probe` (labelled samples for probes) and `few`
@@ -67,7 +72,7 @@ def demo_root() -> Path:
 
 
 def ensure_demo(name: str, split: str = "train") -> str:
-    """Return the path to open as a manifest: a folder of PNG files by class (digits) or a list file (moving-digits).
+    """Return the path to open as a manifest: a folder of PNG files by class, or a list file for clips.
 
     The data is written atomically on first use, which takes seconds; concurrent processes wait for the writer. `val` is
     an alias of `select`. Raises ValueError for an unknown name or split.
@@ -89,7 +94,7 @@ def ensure_demo(name: str, split: str = "train") -> str:
                 part = folder / f".{split}.part-{uuid.uuid4().hex[:8]}"
                 WRITERS[name](part, split)
                 os.replace(part, target)
-    return str(target / LIST) if name == "moving-digits" else str(target)
+    return str(target / LIST) if name.endswith("moving-digits") else str(target)
 
 
 def image_samples(split: str, count: int | None = None) -> Samples:
@@ -129,6 +134,19 @@ def clip_samples(split: str, count: int | None = None) -> Samples:
     side = rng.uniform(22, 28, number)
     angle = rng.uniform(-0.2, 0.2, number)
     return Samples(render(images[chosen], centre, side, angle, wrap=True), labels, chosen)
+
+
+def add_noise(pixels: Pixels, split: str) -> Pixels:
+    """Draw samples (N, T, S, S) of a split in grey, and add Gaussian noise that is independent in every pixel."""
+    rng = np.random.default_rng([SPLIT_SEEDS[split], 1])
+    dark, bright = GREY
+    noisy = np.empty_like(pixels)
+    for start in range(0, len(pixels), 256):
+        rows = slice(start, start + 256)
+        grey = dark + (bright - dark) / 255 * pixels[rows].astype(np.float32)
+        grey += rng.normal(0, NOISE, grey.shape).astype(np.float32)
+        noisy[rows] = np.rint(grey.clip(0, 1) * 255).astype(np.uint8)
+    return noisy
 
 
 def render(
@@ -191,21 +209,29 @@ def _choose(split: str, count: int) -> tuple[Labels, np.random.Generator]:
     return np.concatenate(rounds)[:count].astype(np.int64), rng
 
 
-def write_images(folder: Path, split: str, count: int | None = None) -> None:
+def write_digits(folder: Path, split: str, count: int | None = None, *, noisy: bool = False) -> None:
     """Write 32x32 RGB images to `folder/LABEL/NNNNN.png`."""
     from PIL import Image
 
     samples = image_samples(split, count)
+    if noisy:
+        samples = samples._replace(pixels=add_noise(samples.pixels, split))
     for label in range(10):
         (folder / str(label)).mkdir(parents=True, exist_ok=True)
     for i, (pixels, label) in enumerate(zip(samples.pixels, samples.labels, strict=True)):
         Image.fromarray(pixels[0]).convert("RGB").save(folder / str(label) / f"{i:05}.png")
 
 
-def write_moving_digits(folder: Path, split: str, count: int | None = None) -> None:
+def write_moving_digits(folder: Path, split: str, count: int | None = None, *, noisy: bool = False) -> None:
     """Write the clips of a split with their list."""
     samples = clip_samples(split, count)
-    write_clips(folder, samples.pixels, samples.labels.tolist())
+    pixels = add_noise(samples.pixels, split) if noisy else samples.pixels
+    write_clips(folder, pixels, samples.labels.tolist())
 
 
-WRITERS: dict[str, Callable[[Path, str], None]] = {"digits": write_images, "moving-digits": write_moving_digits}
+WRITERS: dict[str, Callable[[Path, str], None]] = {
+    "digits": write_digits,
+    "moving-digits": write_moving_digits,
+    "noisy-digits": partial(write_digits, noisy=True),
+    "noisy-moving-digits": partial(write_moving_digits, noisy=True),
+}

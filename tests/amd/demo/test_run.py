@@ -52,7 +52,14 @@ def test_the_demo_produces_a_table_images_and_an_embedding(tmp_path: Path, kind:
         row = section.row(key)
         assert row.steps == (3,)
         assert row.seconds[0] > 0
-        assert load_card(row.encoders[0]).steps == 3
+        card = load_card(row.encoders[0])
+        assert card.steps == 3
+        assert {score.protocol: next(iter(score.values.values())) for score in card.scores} == {
+            "knn": row.knn[0],
+            "linear": row.linear[0],
+        }
+        assert card.best_score == ("eval/top1", row.linear[0])
+        assert Path(row.pictures[0]).stem == card.run == card.id
     assert load_card(section.row("amd").encoders[0]).teacher["weights"] == section.row("teacher").encoders[0]  # type: ignore[index]
 
     for key in ("teacher", "mae", "amd"):
@@ -65,7 +72,7 @@ def test_the_demo_produces_a_table_images_and_an_embedding(tmp_path: Path, kind:
         "student (64 x 4), AMD",
         "Pictures",
         "Embedding of one file",
-        "Next:",
+        "Runs:",
         str(tmp_path),
     ):
         assert expected in output.getvalue()

@@ -160,6 +160,29 @@ def test_images_are_png_files_in_one_folder_per_label() -> None:
             np.testing.assert_array_equal(np.asarray(image)[..., 0], samples.pixels[i, 0])
 
 
+def test_noise_is_independent_in_every_pixel_and_the_same_on_every_machine() -> None:
+    samples = demo.image_samples("select", 50)
+    noisy = demo.add_noise(samples.pixels, "select")
+    np.testing.assert_array_equal(noisy, demo.add_noise(samples.pixels, "select"))
+    dark, bright = demo.GREY
+    clean = dark + (bright - dark) * samples.pixels / 255
+    middle = abs(clean - 0.5) < 0.1  # where brightness is not clipped
+    noise = np.where(middle, noisy / 255 - clean, 0)
+    assert noise[middle].std() == pytest.approx(demo.NOISE, rel=0.05)
+    right, neighbours = noise[..., 1:], middle[..., 1:] & middle[..., :-1]
+    assert abs(np.corrcoef(right[neighbours], noise[..., :-1][neighbours])[0, 1]) < 0.05
+
+
+def test_noisy_data_sets_have_the_labels_of_the_clean_ones() -> None:
+    def names(folder: str) -> list[str]:
+        return sorted(str(path.relative_to(folder)) for path in Path(folder).glob("*/*.png"))
+
+    clean, noisy = (demo.ensure_demo(name, "few") for name in ("digits", "noisy-digits"))
+    assert names(clean) == names(noisy)
+    clean, noisy = (demo.ensure_demo(name, "few") for name in ("moving-digits", "noisy-moving-digits"))
+    assert Path(clean).read_text() == Path(noisy).read_text()
+
+
 def test_a_second_call_writes_nothing(demo_dir: Path) -> None:
     folder = Path(demo.ensure_demo("digits", "select"))
     before = os.stat(folder).st_mtime_ns
