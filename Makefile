@@ -1,4 +1,4 @@
-# Targets for users: make venv | check | test-fast | test | test-ray | chaos | demo. Each first installs what it needs.
+# Targets for users: make venv | check | test-fast | test | test-ray | test-browser | chaos | demo. Each first installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -40,6 +40,12 @@ test: venv
 # Whole programs on one shared Ray cluster. In one process, since each test keeps both cores of a small machine busy.
 test-ray: venv
 	$(BIN)/python -m pytest -m "ray and not chaos"
+
+# The console in Chromium. Installs Chromium and npm with apt-get if they are missing, which needs root.
+test-browser: venv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints requirements.lock --group browser
+	PYTHON=$(BIN)/python .ci/browser_tools
+	AMD_AXE=build/axe $(BIN)/python -m pytest tests/browser
 
 chaos: venv
 	$(BIN)/python -m pytest -m chaos

@@ -27,6 +27,7 @@ hypothesis.settings.load_profile("amd")
 MARKERS = {"ray_cluster": "ray", "s3_endpoint": "server", "postgresql": "server"}
 
 TESTS = Path(__file__).parent
+collect_ignore = [] if "AMD_AXE" in os.environ else ["browser"]  # needs what only `make test-browser` installs
 # Test files that `make test-fast` leaves out: they start processes that import torch, or train for many seconds.
 SLOW_FILES = frozenset(
     TESTS / name

@@ -13,8 +13,8 @@ from sqlalchemy import Engine
 from service.app import create_app
 from service.db.engine import open_engine
 from service.settings import Settings
+from tests.support.browser.console_client import ConsoleClient
 from tests.support.service.apps import key_to
-from tests.support.service.browser import ConsoleClient
 from tests.support.service.fake_cluster import FakeCluster
 
 

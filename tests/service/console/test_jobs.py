@@ -13,15 +13,15 @@ from sqlalchemy import Engine
 from service.jobs.actions import ACTIONS
 from tests.service.console.conftest import new_app
 from tests.support.browser import scenes
+from tests.support.browser.console_client import ConsoleClient, text_of
 from tests.support.service.apps import key_to
-from tests.support.service.browser import ConsoleClient, text_of
 from tests.support.service.fake_cluster import queued
 
 
 @pytest.fixture(scope="module")
 def app(database: Engine, folder: Path) -> Any:
     app = new_app(database, folder)
-    scenes.populate(app, app.state.settings.root)
+    scenes.populate(database, app.state.settings.root)
     return app
 
 
@@ -99,7 +99,7 @@ def test_a_waiting_job_shows_its_place_and_what_it_waits_for(console: ConsoleCli
     console.submit(f"/console/jobs/{first.id}/cancel")
 
 
-def test_a_failure_is_explained_in_words(console: ConsoleClient) -> None:
+def test_a_failure_is_explained(console: ConsoleClient) -> None:
     text = text_of(console.get(f"/console/jobs/{scenes.FAILED}").text)
     assert "The loss became NaN or infinite. Lower optim.base_lr" in text
     assert "loss/total is not finite at step 241" in text

@@ -12,7 +12,7 @@ import pytest
 
 from service.auth.sessions import csrf_token
 from service.console import rendering as pages
-from tests.support.service.browser import ConsoleClient
+from tests.support.browser.console_client import ConsoleClient
 from tests.support.service.fake_cluster import queued
 
 

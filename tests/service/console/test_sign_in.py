@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 from service.auth.sessions import BrowserSessions
 from service.db.models import ApiKey, BrowserSession
 from tests.service.console.conftest import new_app
+from tests.support.browser.console_client import ConsoleClient
 from tests.support.service.apps import key_to
-from tests.support.service.browser import ConsoleClient
 
 
 def test_a_page_without_a_session_leads_to_the_sign_in_and_back(anonymous: ConsoleClient, database: Engine) -> None:

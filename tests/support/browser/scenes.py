@@ -8,6 +8,8 @@ import random
 import time
 from typing import Any
 
+from sqlalchemy import Engine
+
 from amd.storage import join, write_bytes, write_json
 from amd.training.run_folder import run_folder
 from service.db.models import Job
@@ -15,7 +17,8 @@ from service.jobs.execution.protocol import JobFolder
 from service.jobs.kinds import named, resolve, resources_of
 from service.jobs.store import JobStore
 from service.registry.discovery import EncoderDiscovery
-from service.serving.deployments import new_deployment
+from service.registry.store import EncoderStore
+from service.serving.deployments import DeploymentStore, new_deployment
 from service.serving.schemas import ServingSettings
 from tests.support.service.encoder_cards import publish, score
 from tests.support.service.fake_cluster import new_job
@@ -30,9 +33,9 @@ OTHER_ENCODER = "digits-mae-small"
 DEPLOYMENT = "digits"
 
 
-def populate(app: Any, root: str, cluster: Any = None) -> None:
-    """Fill the service's database and storage root."""
-    store: JobStore = app.state.jobs
+def populate(engine: Engine, root: str) -> None:
+    """Fill a database and a storage root, before a service uses them."""
+    store = JobStore(engine)
     now = time.time()
     job = add_job(
         *(store, root, RUNNING, "Digits, teacher ratio 0.6", now - 900),
@@ -62,6 +65,7 @@ def populate(app: Any, root: str, cluster: Any = None) -> None:
         message="waiting for 8 CPUs to become free",
         cpus=8.0,
         workers=4,
+        priority=-50,  # otherwise jobs that tests submit could not start before it
     )
     add_sweep(store, root, now - 7200)
     for number in range(24):
@@ -73,7 +77,7 @@ def populate(app: Any, root: str, cluster: Any = None) -> None:
         start(store, old)
         state, reason = ("failed", "oom_gpu") if number % 7 == 3 else ("succeeded", None)
         finish(store, old.id, state if number % 11 else "cancelled", reason=reason)
-    add_encoders(app, root)
+    add_encoders(engine, root)
 
 
 def add_job(store: JobStore, root: str, job_id: str, name: str, at: float, **fields: Any) -> Job:
@@ -226,7 +230,7 @@ def add_sweep(store: JobStore, root: str, at: float) -> None:
         )
 
 
-def add_encoders(app: Any, root: str) -> None:
+def add_encoders(engine: Engine, root: str) -> None:
     teacher = {"preset": "demo-image-teacher", "encoder": {"size": "demo-teacher"}}
     publish(
         *(root, ENCODER, 900),
@@ -238,9 +242,10 @@ def add_encoders(app: Any, root: str) -> None:
     publish(root, OTHER_ENCODER, 800, objective="mae", scores=(score("knn", 94.8, "eval/knn_top1"),))
     head = {"classes": 10, "labels": [str(number) for number in range(10)]}
     publish(root, "digits-classifier", 700, objective="finetune", head=head, scores=(score("test", 98.3),))
-    EncoderDiscovery(app.state.encoders, root).scan()
-    app.state.encoders.move_alias("default", "production", OTHER_ENCODER, "test")
-    app.state.encoders.move_alias("default", "production", ENCODER, "test")
+    encoders, deployments = EncoderStore(engine), DeploymentStore(engine)
+    EncoderDiscovery(encoders, root).scan()
+    encoders.move_alias("default", "production", OTHER_ENCODER, "test")
+    encoders.move_alias("default", "production", ENCODER, "test")
     deployment = new_deployment(
         *(DEPLOYMENT, "default", "test"),
         encoder="production",
@@ -248,6 +253,6 @@ def add_encoders(app: Any, root: str) -> None:
         share=0.1,
         settings=ServingSettings(),
     )
-    stored, _ = app.state.deployments.put(deployment)
+    stored, _ = deployments.put(deployment)
     serving = {"main": ENCODER, "candidate": OTHER_ENCODER}
-    app.state.deployments.record_status(stored, "healthy", "", serving)
+    deployments.record_status(stored, "healthy", "", serving)

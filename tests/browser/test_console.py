@@ -1,0 +1,263 @@
+"""The console in a real browser, from the sign-in to the sign-out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import PATIENCE_MS, ConsoleService
+from tests.support.browser import scenes
+from tests.support.service.published_encoders import picture
+
+expect.set_options(timeout=PATIENCE_MS)
+OpenPage = Callable[..., Page]
+
+
+def path(service: ConsoleService, rest: str) -> str:
+    return f"{service.server.url}/console{rest}"
+
+
+def job_of(page: Page) -> str:
+    return page.url.rpartition("/")[2]
+
+
+def test_a_job_is_submitted_from_the_form_watched_to_its_end_and_cloned(
+    open_page: OpenPage, service: ConsoleService
+) -> None:
+    page = open_page()
+    page.get_by_role("link", name="New job").click()
+    page.get_by_label("mask.teacher_ratio").fill("0.95")
+    expect(page.get_by_text("It cannot run yet")).to_be_visible()
+    expect(page.locator("#check")).to_contain_text("mask.teacher_ratio=0.95")
+    page.get_by_label("mask.teacher_ratio").fill("0.4")
+    page.get_by_label("Name", exact=True).fill("from the browser")
+    expect(page.get_by_text("It can be submitted")).to_be_visible()
+    expect(page.locator("#check")).to_contain_text("--preset demo-image-amd mask.teacher_ratio=0.4 --submit")
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url(re.compile("/console/jobs/train-"))
+    job_id = job_of(page)
+    assert service.api("GET", f"/jobs/{job_id}")["config"]["mask"]["teacher_ratio"] == 0.4
+
+    scenes.write_metrics(service.root, job_id, 50)
+    service.report(job_id)
+    expect(page.locator("#job-head .state")).to_have_text("running")
+    expect(page.locator("#job-head")).to_contain_text("30 %")
+    expect(page.locator("#curves figure").first).to_be_visible()
+    service.report(job_id, "succeeded")
+    expect(page.locator("#job-head .state")).to_have_text("succeeded")
+    expect(page.locator("#job-head").get_by_role("button", name="Pause")).to_have_count(0)
+
+    page.get_by_role("link", name="Clone with changes").click()
+    page.get_by_label("seed", exact=True).fill("7")
+    expect(page.get_by_text("It can be submitted")).to_be_visible()
+    page.get_by_role("button", name="Submit the copy").click()
+    page.wait_for_url(re.compile(f"/console/jobs/train-(?!{job_id[6:]})"))
+    clone = service.api("GET", f"/jobs/{job_of(page)}")
+    assert (clone["config"]["seed"], clone["config"]["mask"]["teacher_ratio"]) == (7, 0.4)
+    page.get_by_role("button", name="Cancel").click()
+    service.report(job_of(page), "cancelled")
+    expect(page.locator("#job-head .state")).to_have_text("cancelled")
+
+
+def test_a_job_is_cancelled_and_retried(open_page: OpenPage, service: ConsoleService) -> None:
+    job_id = service.api("POST", "/jobs", json={"kind": "train", "preset": "demo-image-mae"})["id"]
+    service.report(job_id)
+    page = open_page()
+    page.goto(path(service, f"/jobs/{job_id}"))
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#job-head .state")).to_have_text(re.compile("cancelling|cancelled"))
+    service.report(job_id, "cancelled")
+    expect(page.locator("#job-head .state")).to_have_text("cancelled")
+    page.get_by_role("button", name="Retry").click()
+    expect(page.locator("#job-head .state")).to_have_text(re.compile("queued|starting|running"))
+    page.get_by_role("link", name="History").click()
+    for line in ("Submitted", "Cancellation requested", "Cancelled", "Retry requested"):
+        expect(page.locator(".timeline")).to_contain_text(line)
+    service.report(job_id, "succeeded")
+
+
+def test_a_waiting_job_says_what_it_waits_for(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.get_by_role("link", name="Digits, four workers").click()
+    expect(page.locator("#job-head")).to_contain_text("1st of 1 waiting job")
+    expect(page.locator("#job-head")).to_contain_text("to become free")
+
+
+def test_the_list_is_searched_and_filtered_in_place(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.get_by_label("Search jobs").fill("ablation 7")
+    expect(page.locator("#jobs tbody tr")).to_have_count(1)
+    assert "q=ablation+7" in page.url or "q=ablation%207" in page.url
+    page.get_by_label("Search jobs").fill("")
+    page.locator("label.chip", has_text="failed").click()
+    expect(page.locator("#jobs tbody tr .state").first).to_have_text("failed")
+    page.reload()
+    expect(page.locator("label.chip input:checked")).to_have_count(1)
+
+
+def test_the_log_is_coloured_searched_and_shown_in_context(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(path(service, f"/jobs/{scenes.RUNNING}/log"))
+    expect(page.locator("#log .line .ansi-green-fg").first).to_have_text("INFO")
+    expect(page.locator("#log")).to_contain_text("step 1995 of 2000")  # the end is shown
+    page.get_by_label("Search the whole log").fill("cannot be read")
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#matches-title")).to_have_text("1 lines of 400")
+    page.locator("#matches-list button").click()
+    expect(page.locator("#log .line.current")).to_contain_text("a sample cannot be read")
+
+
+def test_hostile_text_is_shown_as_text(open_page: OpenPage, service: ConsoleService) -> None:
+    evil = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+    job_id = service.api("POST", "/jobs", json={"kind": "train", "preset": "demo-image-mae", "name": evil})["id"]
+    service.report(job_id)
+    link = "\x1b]8;;javascript:alert(1)\x07link\x1b]8;;\x07"
+    log = f"{evil}\n{link}\n\x1b[1m\x1b[38;2;1;2;3m{evil}\x1b[0m\n" + "\x1b[31m" * 9000
+    scenes.write_log(service.root, job_id, 2, log)
+    page = open_page()
+    page.goto(path(service, f"/jobs/{job_id}/log"))
+    expect(page.locator("#log .line").first).to_have_text(evil)
+    expect(page.locator("#log a")).to_have_count(0)
+    expect(page.locator("h1")).to_have_text(evil)
+    assert page.evaluate("window.hacked") is None
+    service.report(job_id, "succeeded")
+
+
+def test_a_sweep_shows_its_map_and_the_trials_of_a_cell(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.get_by_role("link", name="Sweeps").click()
+    page.get_by_role("link", name="Mask ratios of the digits").click()
+    expect(page.locator("#map canvas")).to_be_visible()
+    expect(page.locator("#parallel canvas")).to_be_visible()
+    expect(page.locator(".notice").first).to_contain_text("Best so far")
+    rows = page.locator("#trials tbody tr:visible")
+    before = rows.count()
+    found = page.evaluate(
+        """() => {
+        const chart = echarts.getInstanceByDom(document.getElementById("map"));
+        return chart.convertToPixel({seriesIndex: 0}, chart.getOption().series[0].data[0].slice(0, 2));
+    }"""
+    )
+    page.locator("#map canvas").click(position={"x": found[0], "y": found[1]})
+    expect(rows).to_have_count(1)
+    page.get_by_role("button", name="Show all trials").click()
+    expect(rows).to_have_count(before)
+
+
+def test_an_encoder_is_tried_and_deployed(open_page: OpenPage, service: ConsoleService, tmp_path: Path) -> None:
+    (tmp_path / "three.png").write_bytes(picture())
+    page = open_page()
+    page.goto(path(service, f"/encoders/{scenes.OTHER_ENCODER}"))
+    page.get_by_label("An image or a video").set_input_files(tmp_path / "three.png")
+    page.get_by_role("button", name="Encode").click()
+    expect(page.locator("#try-result")).to_contain_text("64 values")
+    expect(page.locator("#try-result")).to_contain_text("91.0 %")
+    page.locator("summary", has_text="Deploy").click()
+    page.locator("#deploy-name").fill("from-the-browser")
+    page.locator("form.sheet button", has_text="Deploy").click()
+    page.wait_for_url("**/deployments/from-the-browser")
+    assert service.api("GET", "/deployments/from-the-browser")["encoder"] == scenes.OTHER_ENCODER
+    page.get_by_role("button", name="Delete").click()
+    page.wait_for_url("**/deployments")
+
+
+def test_a_candidate_is_promoted_and_the_alias_rolled_back(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.goto(path(service, f"/deployments/{scenes.DEPLOYMENT}"))
+    expect(page.locator("main")).to_contain_text("0.94")
+    page.get_by_role("button", name="Promote").click()
+    expect(page.get_by_role("button", name="Set the candidate")).to_be_visible()
+    assert service.api("GET", "/encoders/aliases/production")["encoder"] == scenes.OTHER_ENCODER
+    assert service.api("GET", f"/deployments/{scenes.DEPLOYMENT}")["candidate"] is None
+    page.goto(path(service, f"/encoders/{scenes.OTHER_ENCODER}"))
+    page.get_by_role("button", name="Roll back").click()
+    page.wait_for_url(f"**/encoders/{scenes.ENCODER}")
+    assert service.api("GET", "/encoders/aliases/production")["encoder"] == scenes.ENCODER
+
+
+def test_a_key_that_may_only_read_sees_no_buttons(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page(key=service.key("read"))
+    for rest in (
+        "/jobs",
+        f"/jobs/{scenes.RUNNING}",
+        f"/encoders/{scenes.ENCODER}",
+        f"/deployments/{scenes.DEPLOYMENT}",
+    ):
+        page.goto(path(service, rest))
+        names = ("New job", "Cancel", "Pause", "Clone", "Edit", "Deploy", "Promote", "Withdraw", "Delete")
+        for role in ("button", "link"):
+            for name in names:
+                expect(page.get_by_role(role, name=name)).to_have_count(1 if (role, name) == ("link", "Deploy") else 0)
+
+
+def test_signing_out_ends_the_session_and_a_revoked_key_too(open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url("**/sign-in")
+    page.goto(path(service, "/jobs"))
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    key = service.key("read")
+    other = open_page(key=key)
+    service.api("DELETE", f"/keys/{key.split('_')[1]}")
+    other.wait_for_url("**/sign-in*")  # with the next refresh of the list
+
+
+def test_a_link_signs_in_once(browser: object, open_page: OpenPage, service: ConsoleService) -> None:
+    page = open_page()
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url("**/sign-in")
+    link = service.api("POST", "/console-links")["path"]
+    page.goto(service.server.url + link)
+    page.wait_for_url("**/console/jobs")
+
+
+PAGES = {
+    "jobs": "/jobs",
+    "job": f"/jobs/{scenes.RUNNING}",
+    "failed job": f"/jobs/{scenes.FAILED}",
+    "log": f"/jobs/{scenes.RUNNING}/log",
+    "config": f"/jobs/{scenes.RUNNING}/config",
+    "history": f"/jobs/{scenes.RUNNING}/history",
+    "files": f"/jobs/{scenes.RUNNING}/files",
+    "new job": "/new",
+    "clone": f"/jobs/{scenes.RUNNING}/clone",
+    "sweeps": "/sweeps",
+    "sweep": f"/sweeps/{scenes.SWEEP}",
+    "encoders": "/encoders",
+    "encoder": f"/encoders/{scenes.ENCODER}",
+    "compare": f"/encoders/{scenes.ENCODER}/compare?other={scenes.OTHER_ENCODER}",
+    "deployments": "/deployments",
+    "deployment": f"/deployments/{scenes.DEPLOYMENT}",
+    "cluster": "/cluster",
+    "failures": "/failures",
+    "keys": "/keys",
+    "webhooks": "/webhooks",
+}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious_and_no_page_is_wider_than_a_phone(
+    open_page: OpenPage, service: ConsoleService, axe: str, theme: str
+) -> None:
+    problems = []
+    for width in (1440, 390):
+        page = open_page(theme, width)
+        for name, rest in PAGES.items():
+            page.goto(path(service, rest))
+            page.wait_for_load_state("load")
+            if page.locator("#curves").count():
+                expect(page.locator("#curves figure").first).to_be_visible()
+            overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            if overflow > 0:
+                problems.append(f"{name}, {width}: {overflow} px too wide")
+            # In an isolated world, to which the page's content security policy does not apply.
+            found = page.evaluate(f"() => {{ {axe}; return axe.run(document, {{resultTypes: ['violations']}}); }}")
+            for rule in found["violations"]:
+                if rule["impact"] in ("serious", "critical"):
+                    node, where = rule["nodes"][0], f"{name}, {theme}, {width}"
+                    problems.append(f"{where}: {rule['id']}: {node['html'][:160]} {node['failureSummary'][:200]}")
+    assert problems == []
