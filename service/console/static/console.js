@@ -78,6 +78,17 @@
     if (field) document.getElementById(field.dataset.onlyChanged).classList.toggle("only-changed", field.checked);
   });
 
+  // What scrolls sideways can be reached with the keyboard.
+  function markScrolling() {
+    for (const element of document.querySelectorAll(".table, .tabs, .nav")) {
+      if (element.scrollWidth > element.clientWidth) element.tabIndex = 0;
+      else element.removeAttribute("tabindex");
+    }
+  }
+  window.addEventListener("resize", markScrolling);
+  document.addEventListener("htmx:afterSettle", markScrolling);
+  markScrolling();
+
   // Colours of the theme, for charts, which draw on canvases.
   window.amdColours = () => {
     const style = getComputedStyle(root);

@@ -5,14 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.routing import iter_route_contexts
+from sqlalchemy import Engine
 
+from amd.storage import join, write_bytes
+from amd.training.run_folder import run_folder
 from service.auth.sessions import csrf_token
 from service.console import rendering as pages
+from service.jobs.store import JobFilter
+from service.serving.deployments import new_deployment
+from service.serving.schemas import ServingSettings
+from service.webhooks.store import WebhookStore
+from tests.support.browser import scenes
 from tests.support.browser.console_client import ConsoleClient
+from tests.support.service.apps import key_to
+from tests.support.service.encoder_cards import index_encoder, score
 from tests.support.service.fake_cluster import queued
 
 
@@ -113,3 +125,110 @@ def test_forms_send_the_token_in_a_field(console: ConsoleClient) -> None:
     assert f'name="csrf" value="{csrf_token(console.session)}"' in console.get("/console/jobs").text
     response = console.post("/console/sign-out", data={"csrf": csrf_token(console.session)}, follow_redirects=False)
     assert response.status_code == 303
+
+
+# Hostile text
+
+NASTY = (
+    "<script>alert(1)</script>",
+    "\"'><img src=x onerror=alert(1)>",
+    "{{ 7 * 7 }}{% raw %}",
+    "\u202egnp.exe\u202c\u200b\u2066",
+    "\x1b[31m\x1b]8;;javascript:alert(1)\x07x",
+    "x" * 180,
+)
+
+
+@pytest.fixture(scope="module")
+def hostile(app: Any, database: Engine) -> dict[str, dict[str, Any]]:
+    """Create jobs, encoders, aliases' targets, keys and webhooks whose texts are hostile. Returns path parameters."""
+    root, store = app.state.settings.root, app.state.jobs
+    for text in NASTY:
+        labels = {"label": text[:200]}
+        job = queued(store, name=text, labels=labels, preset=text[:90], message=text, created_by=text[:90])
+        scenes.start(store, job)
+        scenes.finish(store, job.id, "failed", reason="unknown", message=text)
+        queued(store, name=text, message=text)
+        key_to(database, "read")
+        metrics = "".join(json.dumps({"step": step, f"loss/{text}": 1.0}) + "\n" for step in range(2))
+        write_bytes(join(run_folder(root, job.id), "metrics", "000000.jsonl"), metrics.encode())
+        scenes.write_log(root, job.id, 2, f"{text}\n")
+        fault = json.dumps({"record": 0, "location": text, "reason": text}) + "\n"
+        write_bytes(join(run_folder(root, job.id), "bad_samples.jsonl"), fault.encode())
+    config = {"note": NASTY[0], NASTY[1]: NASTY[2]}
+    facts: dict[str, Any] = {"config": config, "weights_license": NASTY[1], "data": {"train": NASTY[0]}}
+    for name in ("first", "second"):
+        scores = (score("knn", 1.0, NASTY[0], NASTY[1]),)
+        index_encoder(database, name, teacher={"preset": NASTY[0]}, scores=scores, **facts)
+    app.state.encoders.move_alias("default", "alias", "first", "test")
+    deployment = new_deployment(
+        "deployed", "default", "test", encoder="alias", candidate=None, share=0.0, settings=ServingSettings()
+    )
+    stored, _ = app.state.deployments.put(deployment)
+    app.state.deployments.record_status(stored, "failed", NASTY[0], {"main": "first"})
+    WebhookStore(database).add(f"https://example.com/{NASTY[0]}", None, [], "test")
+    return {"job_id": {"job_id": job.id}, "encoder": {"encoder": "first"}, "name": {"name": "deployed"}}
+
+
+CONSOLE_PAGES = {
+    *("/console/jobs", "/console/sweeps", "/console/encoders", "/console/deployments", "/console/cluster"),
+    *("/console/failures", "/console/keys", "/console/webhooks", "/console/new", "/console/jobs/{job_id}"),
+    *(f"/console/jobs/{{job_id}}/{tab}" for tab in ("head", "log", "config", "history", "files", "clone")),
+    *("/console/encoders/{encoder}", "/console/encoders/{encoder}/compare", "/console/deployments/{name}"),
+}
+OTHER_ROUTES = {  # no pages: files, data for scripts, streams, redirects and the sign-in, which shows no stored text
+    *("/console", "/console/sign-in", "/console/link", "/console/{path:path}", "/console/sweeps/{job_id}"),
+    *("/console/jobs/{job_id}/metrics.json", "/console/jobs/{job_id}/events", "/console/sweeps/{job_id}/charts.json"),
+    *(f"/console/jobs/{{job_id}}/log/{data}" for data in ("follow", "range", "search", "download")),
+    f"{pages.STATIC_PREFIX}/{{file:path}}",
+}
+
+
+def test_every_route_of_the_console_is_a_page_or_listed(app: Any) -> None:
+    routes = {route.path for route in iter_route_contexts(app.routes) if "GET" in (route.methods or ())}
+    assert {path for path in routes if path.startswith("/console")} == CONSOLE_PAGES | OTHER_ROUTES
+
+
+@pytest.mark.parametrize("path", sorted(CONSOLE_PAGES))
+def test_hostile_text_is_text_on_every_page(
+    console: ConsoleClient, hostile: dict[str, dict[str, Any]], app: Any, path: str
+) -> None:
+    jobs = [job.id for job in app.state.jobs.list(JobFilter(), limit=200).jobs] if "{job_id}" in path else [""]
+    for job_id in jobs:
+        url = path.format(job_id=job_id, encoder="first", name="deployed")
+        response = console.get(url + ("?other=second" if path.endswith("/compare") else ""))
+        assert response.status_code == 200, response.text[:300]
+        assert "text/html" in response.headers["content-type"]
+        assert dangerous(response.text) == []
+        assert "49{%" not in response.text
+
+
+def dangerous(page: str) -> list[str]:
+    """Return the elements and attributes of a page that its templates do not contain."""
+    found: list[str] = []
+
+    class TagCollector(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            given = dict(attributes)
+            foreign = tag == "img" or (tag == "script" and not (given.get("src") or "").startswith(pages.STATIC_PREFIX))
+            found.extend([tag] * foreign)
+            found.extend(name for name in given if name.startswith("on") or name == "style")
+
+    TagCollector().feed(page)
+    return found
+
+
+def test_a_page_that_does_not_escape_is_found() -> None:
+    assert dangerous("".join(NASTY)) == ["script", "img", "onerror"]
+
+
+def test_every_change_is_refused_to_a_key_that_may_only_read(app: Any, reader: ConsoleClient) -> None:
+    posts = {route.path for route in iter_route_contexts(app.routes) if "POST" in (route.methods or ())}
+    changes = {path for path in posts if path.startswith("/console")} - {"/console/sign-in", "/console/sign-out"}
+    job = queued(app.state.jobs)
+    values = {"job_id": job.id, "action": "cancel", "encoder": "first", "name": "deployed", "alias": "alias"}
+    for path in sorted(changes - {"/console/encoders/{encoder}/try"}):
+        url = path.format(**values, number=0, key_id="abc", webhook_id="wh_abc")
+        assert reader.submit(url).status_code == 403, path
+        assert ConsoleClient(app).post(url, follow_redirects=False).status_code == 303, path
+    assert len(changes) > 15
