@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import uvicorn
@@ -117,7 +118,20 @@ def serve(settings: Settings) -> int:
         for thread in threads:
             if thread.is_alive():
                 thread.join(DRAIN_S)
+    _exit_if_hanging()
     return 0
+
+
+def _exit_if_hanging() -> None:
+    """End the process if a thread still waits for a dependency that hangs: Python would wait for the thread."""
+    until = time.monotonic() + DRAIN_S
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                logger.warning("%s still waits for a dependency that does not respond; it is abandoned", thread.name)
+                logging.shutdown()
+                os._exit(0)
 
 
 def _start_migrated(
@@ -162,8 +176,4 @@ def _background_loops(app: FastAPI, settings: Settings) -> list[Callable[[thread
 
 
 if __name__ == "__main__":
-    status = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # a thread that waits for a dependency which hangs must not keep the process alive
+    sys.exit(main())

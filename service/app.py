@@ -83,8 +83,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, cluster: Clu
             for task in polling:
                 task.cancel()
             await app.state.gateway.close()
-            for calls in (app.state.storage_calls, app.state.ray_calls):
-                calls.close()
+            for pool in (app.state.storage_calls, app.state.ray_calls, app.state.checks):
+                pool.close()
 
     app = FastAPI(
         title="AMD service",

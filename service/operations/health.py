@@ -47,6 +47,10 @@ class DependencyChecks:
         await asyncio.wait([_observed(check) for check in running.values()], timeout=PROBE_TIMEOUT_S)
         return {part: self._result(check) for part, check in running.items()}
 
+    def close(self) -> None:
+        """End the threads that are idle; a check that hangs is abandoned."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     @staticmethod
     def _result(check: Future[object]) -> str:
         if not check.done():

@@ -79,9 +79,8 @@ def measure_encoders(engine: Engine, folder: Path, encoders: int) -> None:
         first += cpu_s(discovery.scan)
     took = time.monotonic() - began
     discovery._last_scan = float("-inf")
-    print(
-        f"{encoders} encoders: indexed in {took:.0f} s ({first:.0f} s of CPU), then {cpu_s(discovery.scan):.2f} s per scan"
-    )
+    scan = cpu_s(discovery.scan)
+    print(f"{encoders} encoders: indexed in {took:.0f} s ({first:.0f} s of CPU), then {scan:.2f} s per scan")
 
 
 def _card(name: str) -> dict[str, Any]:
@@ -117,9 +116,7 @@ def measure_streams(engine: Engine, streams: int) -> None:
         return idle
 
     idle = asyncio.run(scenario())
-    print(
-        f"{streams} event streams of a job: {idle:.1%} of a core while idle, {statements} statements for a change and 5 s"
-    )
+    print(f"{streams} event streams of a job: {idle:.1%} of a core while idle, {statements} statements in 5 s")
 
 
 def main() -> None:
