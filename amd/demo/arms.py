@@ -23,7 +23,7 @@ class Modality(NamedTuple):
 
 
 IMAGE = Modality("image", "Images: which digit", "digits", 10)
-VIDEO = Modality("video", "Clips: which way the digit moves", "moving-digits", 8)
+VIDEO = Modality("video", "Clips: which way the digit moves under noise", "noisy-moving-digits", 8)
 
 TITLES = {
     "pixels": "raw pixels",

@@ -10,7 +10,6 @@ from typing import Any
 from amd.config import FinetuneConfig, validate
 from amd.presets.demo import ENCODER as DEMO_ENCODER
 from amd.presets.demo import IMAGE as DEMO_IMAGE
-from amd.presets.demo import PIXEL_MEAN, PIXEL_STD
 from amd.presets.demo import VIDEO as DEMO_VIDEO
 from amd.presets.preset import GPU_CPUS, GPU_READERS, UNSET, Preset
 from amd.presets.pretraining import IMAGE, IMAGE_ENCODER, VIDEO
@@ -103,7 +102,7 @@ def _demo(modality: dict[str, Any], *, epochs: int, lr: float, test: str) -> Fin
     data = modality["data"]["train"]
     batch = 20
     values: dict[str, Any] = {
-        "clip": {**modality["clip"], "mean": (PIXEL_MEAN,) * 3, "std": (PIXEL_STD,) * 3},
+        "clip": modality["clip"],
         "encoder": {"size": "demo-student", **DEMO_ENCODER},
         "weights": f"{UNSET} an encoder of the demo, such as `amd encoders list` shows after `make demo`",
         "data": {

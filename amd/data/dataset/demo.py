@@ -39,7 +39,7 @@ SIDE = 32
 FRAMES = 8
 SPEEDS = (1.5, 3.0)  # pixels per frame
 GREY = (0.25, 0.75)  # brightness of background and digit under noise, from 0 (black) to 1 (white)
-NOISE = 0.2  # standard deviation of the noise
+NOISE = 0.15  # standard deviation of the noise
 DIRECTIONS = ("right", "down-right", "down", "down-left", "left", "up-left", "up", "up-right")
 
 # Digits are split once, by a fixed permutation. `train` (pre-training), `probe` (labelled samples for probes) and `few`
