@@ -72,7 +72,7 @@ def dataset(
     samples: Annotated[
         int | None, typer.Option(min=2, help="Maximum number of samples per split; default: all of them.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of random splits and rendered clips.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for random splits and rendered clips.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Write a data set that an installed package contains to ordinary folders and lists, or list these data sets."""

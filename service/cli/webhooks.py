@@ -64,7 +64,10 @@ def create(
         typer.Option("--event", "-e", help="Job event to deliver, such as succeeded; may be repeated; default: all."),
     ] = None,
     project: Annotated[
-        str | None, typer.Option(help="Project of the events; default: that of the context or of your key, if any.")
+        str | None,
+        typer.Option(
+            help="Project whose events to receive. Default: the project of the context or of your key, if any."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

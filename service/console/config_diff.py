@@ -29,7 +29,7 @@ def preset_values(kind: str, preset: str | None) -> dict[str, Any] | None:
 
 
 def config_rows(config: Mapping[str, Any], base: Mapping[str, Any] | None) -> list[ConfigRow]:
-    """Return the values of a config by dotted key, without those that the service chooses."""
+    """Return the values of a config by dotted key, without those that the service sets."""
     own = _flat(config)
     if base is None:
         return [ConfigRow(key, value, None, False) for key, value in own.items()]

@@ -194,7 +194,8 @@ def list_jobs(
         Query(description="Where the job was started; external: with Ray, outside the service. Default: both."),
     ] = None,
     q: Annotated[
-        str, Query(max_length=200, description="Text that the ID, name or preset contains, in any case.")
+        str,
+        Query(max_length=200, description="Jobs whose ID, name or preset contains this text; case does not matter."),
     ] = "",
     since: Annotated[AwareDatetime | None, Query(description="Earliest creation time.")] = None,
     until: Annotated[AwareDatetime | None, Query(description="Creation time before which jobs are listed.")] = None,

@@ -1,8 +1,8 @@
 """Which project owns a run, a job's folder or an encoder under the storage root.
 
 - A job owns its run, and the runs that it starts: trials, and the teacher that it trains first.
-- An encoder belongs to the project of the job that trained or imported it, which its card and its run name.
-- What no job made belongs to `default`: runs and encoders of `amd train` or `ray job submit` outside the service.
+- An encoder belongs to the project of the job that trained or imported it, as recorded in its card and its run.
+- Everything else belongs to `default`: runs and encoders of `amd train` or `ray job submit` outside the service.
 
 Owners are looked up in the database first, and under the storage root if they are not in it yet, or no longer: a job's
 folder contains its project, so that a lost database can be rebuilt. Does not use HTTP.

@@ -53,7 +53,7 @@ async def neighbours(
     policy: Locations,
     storage: StorageCalls,
 ) -> list[NeighbourView]:
-    """Search by record number, file location or vector, or by a file that a deployment of the encoder embeds.
+    """Search by record number, file location or vector, or by an uploaded file that a deployment embeds.
 
     Neighbours are ordered by cosine similarity, nearest first. A record is not its own neighbour.
     """

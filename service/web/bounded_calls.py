@@ -63,7 +63,7 @@ class BoundedCalls:
         return len(self._running)
 
     async def run(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        """Return the result of the function. Raises its error, or that of the dependency if it hangs."""
+        """Call the function and return its result. Raises what it raises, or this object's error if the call hangs."""
         call, future = self._submit(lambda: function(*args, **options))
         waiting = asyncio.wrap_future(future)
         waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be waiting for it

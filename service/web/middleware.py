@@ -75,7 +75,7 @@ class AccessLogMiddleware:
 
 
 class _CallerConnection:
-    """Passes the messages of the caller on, and observes whether it closes its connection."""
+    """Forwards the caller's messages and detects when it disconnects."""
 
     def __init__(self, receive: Receive, has_body: bool) -> None:
         self._receive, self._unread, self._left = receive, has_body, False

@@ -1,4 +1,4 @@
-"""Child processes of tests, forked from one server per pytest process that has already imported torch.
+"""Child processes for tests, forked from a server that has already imported torch (one per pytest process).
 
 A new Python process takes seconds to import torch; a fork of the server takes milliseconds.
 """

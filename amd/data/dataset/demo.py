@@ -137,7 +137,7 @@ def clip_samples(split: str, count: int | None = None) -> Samples:
 
 
 def add_noise(pixels: Pixels, split: str) -> Pixels:
-    """Draw samples (N, T, S, S) of a split in grey, and add Gaussian noise that is independent in every pixel."""
+    """Render samples (N, T, S, S) of a split in grey, and add independent Gaussian noise to every pixel."""
     rng = np.random.default_rng([SPLIT_SEEDS[split], 1])
     dark, bright = GREY
     noisy = np.empty_like(pixels)

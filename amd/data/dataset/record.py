@@ -51,7 +51,7 @@ class Record(NamedTuple):
     label: int | None
     kind: SampleKind
     frames: int | None = None
-    """Frames in a frame folder."""
+    """Number of frames in a frame folder."""
     member: str | None = None
     """Member name inside a tar shard."""
     offset: int | None = None

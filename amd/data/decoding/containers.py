@@ -120,7 +120,7 @@ def read_packets(container: Any, stream: Any) -> StreamPackets:
 
 
 def find_truncation(source: Source, container: Any, stream: Any, read: StreamPackets) -> str | None:
-    """Return how a file ends too early, or None."""
+    """Describe how a file is truncated, or return None if it is complete."""
     if read.incomplete:
         first, last = read.incomplete[0], len(read.packets) - 1
         return f"is {'truncated' if first == last else 'damaged'}: packet {first} is incomplete"

@@ -64,7 +64,7 @@ class Video(Protocol):
 
     @property
     def numbers(self) -> Sequence[int]:
-        """Number of each frame in presentation order, counting those that damage excludes."""
+        """Number of each frame in presentation order; frames that are excluded because of damage count too."""
         ...
 
     def read(self, indices: Sequence[int], allocate: Allocate = new_pixels) -> Pixels:

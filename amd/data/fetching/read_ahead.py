@@ -99,7 +99,7 @@ class ReadAhead:
         return found
 
     def discard(self, files: Iterable[FileRange]) -> None:
-        """Forget those of the files that are not needed any more."""
+        """Forget the given files that are no longer needed."""
         with self._lock:
             for file in files:
                 if file in self._fetches:

@@ -1,8 +1,8 @@
 """Frozen features of labelled data.
 
-Small sets that several encoders embed are decoded into memory once; large sets are embedded batch by batch, which needs
-only the memory of the features. Clips are the middle of each sample, without random augmentation. Unreadable samples
-are skipped, counted and reported, never replaced. Does not import Ray.
+Small sets that several encoders embed are decoded into memory once; large sets are embedded batch by batch, so only the
+features are held in memory. Clips are taken from the middle of each sample, without random augmentation. Unreadable
+samples are skipped, counted and reported, never replaced. Does not import Ray.
 Shapes: n samples, B batch, T frames, H height, W width, D width of the encoder.
 """
 

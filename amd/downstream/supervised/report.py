@@ -21,7 +21,7 @@ LISTED_SAMPLES = 5  # unreadable samples listed in a warning
 
 
 def write_result(folder: str, data: EvaluationData, scored: EvaluationScores, step: int, **settings: Any) -> None:
-    """Write the unreadable samples and the metrics; `settings` of the test are stored with them."""
+    """Write the list of unreadable samples, and the metrics together with the `settings` of the test."""
     bad = "".join(json.dumps(sample) + "\n" for sample in scored.bad)
     write_bytes(join(folder, "bad_samples.jsonl"), bad.encode())
     write_json(

@@ -149,7 +149,7 @@ class Training(ABC):
         return self._close(done, interrupted)
 
     def _catch_up(self, done: int) -> None:
-        """Evaluate the loaded checkpoint if a stop prevented that earlier. A parent's checkpoint is never evaluated."""
+        """Evaluate the loaded checkpoint if the run was stopped before that, but never a parent's checkpoint."""
         if not done or self.origin is not self.store:
             return
         known = self.group.broadcast_from_main(lambda: self.store.metrics(done))

@@ -1,4 +1,4 @@
-"""Runs that hang are reported with the stack traces of ranks and loader processes, and are tried again."""
+"""Hung runs are reported with the stack traces of ranks and loader processes, and are retried."""
 
 from __future__ import annotations
 

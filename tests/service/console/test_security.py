@@ -141,7 +141,7 @@ NASTY = (
 
 @pytest.fixture(scope="module")
 def hostile(app: Any, database: Engine) -> dict[str, dict[str, Any]]:
-    """Create jobs, encoders, aliases' targets, keys and webhooks whose texts are hostile. Returns path parameters."""
+    """Create jobs, encoders, aliases, keys and webhooks that contain hostile strings. Returns path parameters."""
     root, store = app.state.settings.root, app.state.jobs
     for text in NASTY:
         labels = {"label": text[:200]}
