@@ -71,9 +71,14 @@ NEEDS_MORE = {
     "amd.data.decoding.decord_video": "av",
     "amd.data.decoding.frames": "av",
     "amd.data.decoding.images": "PIL",
+    "amd.data.decoding.map_cache": "av",
+    "amd.data.decoding.sequential": "av",
     "amd.data.decoding.transcode": "av",
     "amd.data.decoding.video": "av",
     "amd.data.decoding.worker": "av",
+    "amd.data.packaged.catalog": "av",
+    "amd.data.packaged.films": "av",
+    "amd.data.packaged.photos": "PIL",
     "amd.demo": "rich",
 }
 DETECTION = "amd.downstream.supervised.detection."

@@ -131,8 +131,6 @@ class PrepareConfig(TaskConfig):
     """Size of a shard, in MiB."""
     workers: int = Field(2, ge=1)
     """Processes that decode and encode."""
-    part: str = "1/1"
-    """K/N: prepare only every N-th shard, from the K-th, so that N machines can share the work."""
     limit: int | None = Field(None, ge=1)
     """Number of samples to prepare, from the start of the data set. Default: all."""
     sample_timeout_s: float = Field(600.0, gt=0)

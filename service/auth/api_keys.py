@@ -17,7 +17,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
 from fastapi import Path as InPath
-from pydantic import AwareDatetime, Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator
 from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -25,6 +25,7 @@ from starlette.concurrency import run_in_threadpool
 from service.auth.authentication import SCOPES, Admin, Scope, Secret, is_live, new_secret, read_secret
 from service.db.models import ApiKey
 from service.web.errors import IllegalAction, NotFound
+from service.web.parameters import Timestamp
 from service.web.schemas import ApiModel, Project, utc_datetime, utc_datetime_or_none
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class KeyRequest(ApiModel):
     encoders. submit: also run, cancel and delete jobs. admin: also manage keys and webhooks."""
     project: Project | None = None
     """Project that the key is limited to. Default: your key's project, or all projects if your key covers them all."""
-    expires_at: AwareDatetime | None = None
+    expires_at: Timestamp | None = None
     """Time at which the key expires. Default: never."""
 
     @field_validator("expires_at")

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import AwareDatetime
 
 from amd.config import ConfigError, ImportConfig, LocationError
 from amd.training.reporting.metrics_reader import read_metrics
@@ -44,7 +43,16 @@ from service.settings import Settings
 from service.web.bounded_calls import BoundedCalls, report_progress, with_progress
 from service.web.errors import UriNotAllowed
 from service.web.middleware import tagged
-from service.web.parameters import CURSOR, MAX_NUMBER, IdempotencyKey, IfNoneMatch, LastEventId, PageSize, ProjectFilter
+from service.web.parameters import (
+    CURSOR,
+    MAX_NUMBER,
+    IdempotencyKey,
+    IfNoneMatch,
+    LastEventId,
+    PageSize,
+    ProjectFilter,
+    Timestamp,
+)
 from service.web.schemas import DEFAULT_PROJECT
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -197,8 +205,8 @@ def list_jobs(
         str,
         Query(max_length=200, description="Jobs whose ID, name or preset contains this text; case does not matter."),
     ] = "",
-    since: Annotated[AwareDatetime | None, Query(description="Earliest creation time.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Creation time before which jobs are listed.")] = None,
+    since: Annotated[Timestamp | None, Query(description="Earliest creation time.")] = None,
+    until: Annotated[Timestamp | None, Query(description="Creation time before which jobs are listed.")] = None,
     facets: Annotated[bool, Query(description="Whether to count the matching jobs by state and kind.")] = False,
     project: ProjectFilter = None,
     cursor: Annotated[str | None, Query(max_length=300, description=CURSOR)] = None,

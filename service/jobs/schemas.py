@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 
 from service.jobs.kinds import JobKind
-from service.web.schemas import ApiModel, LabelKey, LabelValue, Project
+from service.web.schemas import ApiModel, LabelKey, LabelValue, Priority, Project
 
 State = Literal[
     "queued",
@@ -95,7 +95,7 @@ class JobRequest(ApiModel):
     """Display name. The service generates the job's ID."""
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, max_length=32)
     """Key-value pairs for filtering jobs."""
-    priority: int = Field(0, ge=-100, le=100)
+    priority: Priority = 0
     """Priority in the queue; jobs with a higher priority start first."""
     max_retries: int = Field(3, ge=0, le=100)
     """Maximum number of automatic retries after machine, network or storage failures without new progress, such as a

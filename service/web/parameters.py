@@ -5,12 +5,24 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Header, Query
+from pydantic import AwareDatetime, BeforeValidator
 
 MAX_NUMBER = 10**15  # of offsets and event numbers: exact in JSON, and fits the integers of the databases
 
 CURSOR = "`next_cursor` of the previous page. Default: the first page."
 """Description of a cursor, whose maximum length differs between listings."""
 
+
+def _not_a_number(value: object) -> object:
+    """Reject numbers, which pydantic would read as seconds or milliseconds, depending on their size."""
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return value
+    raise ValueError("must be a date and time with a time zone, such as 2026-01-31T12:00:00Z")
+
+
+Timestamp = Annotated[AwareDatetime, BeforeValidator(_not_a_number)]
 PageSize = Annotated[int, Query(ge=1, le=200, description="Maximum number of items to return.")]
 ProjectFilter = Annotated[
     str | None,

@@ -5,10 +5,20 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=255)]
+
+
+def _not_a_boolean(value: object) -> object:
+    """Reject true and false, which pydantic would read as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("must be an integer")
+    return value
+
+
+Priority = Annotated[int, BeforeValidator(_not_a_boolean), Field(ge=-100, le=100)]
 Project = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 DEFAULT_PROJECT = "default"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints
 
 from service.jobs.schemas import EventView
-from service.web.schemas import ApiModel, LabelKey, LabelValue
+from service.web.schemas import ApiModel, LabelKey, LabelValue, Priority
 
 
 class HistoryView(ApiModel):
@@ -73,7 +73,7 @@ class JobChange(ApiModel):
     """Display name; null removes it."""
     labels: dict[LabelKey, LabelValue] | None = Field(None, max_length=32)
     """Labels, which replace the previous ones."""
-    priority: int | None = Field(None, ge=-100, le=100)
+    priority: Priority | None = None
     """Priority in the queue."""
 
 
@@ -86,5 +86,5 @@ class CloneRequest(ApiModel):
     """Display name. Default: that of the original."""
     labels: dict[LabelKey, LabelValue] | None = Field(None, max_length=32)
     """Labels. Default: those of the original."""
-    priority: int | None = Field(None, ge=-100, le=100)
+    priority: Priority | None = None
     """Priority. Default: that of the original."""

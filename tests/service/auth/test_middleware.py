@@ -126,7 +126,7 @@ def test_a_database_that_does_not_respond_is_an_outage_before_a_body_is_read(
     def fail(_: Any) -> Any:
         raise OperationalError("SELECT", {}, Exception("gone"))
 
-    monkeypatch.setattr(app.state.authenticator, "_principal_of_key", fail)
+    monkeypatch.setattr(app.state.authenticator._keys, "_read", fail)
     header = key_to(sqlite_engine, "admin")
     chunked = {"Transfer-Encoding": "chunked", "Content-Type": "application/json"}
     assert request_in_parts(app, "/v1/jobs", header, **chunked) == (503, 0)

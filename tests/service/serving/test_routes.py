@@ -27,7 +27,9 @@ def client(engine: Engine, tmp_path: Path) -> Iterator[TestClient]:
     """Return a client with an admin key, to a service with the encoders `a` and `b`."""
     for encoder in ("a", "b"):
         index_encoder(engine, encoder)
-    app = create_app(Settings(storage=str(tmp_path), data_dir=tmp_path), engine=engine, cluster=FakeCluster())
+    app = create_app(
+        Settings(storage=str(tmp_path), data_dir=tmp_path), engine=engine, cluster=FakeCluster(cpus=16.0, gpus=4.0)
+    )
     with TestClient(app, headers=key_to(engine, "admin"), raise_server_exceptions=False) as client:
         yield client
 
