@@ -51,7 +51,7 @@ class Encoder(nn.Module):
             init_token(self.class_token, config.init)
 
     def interpolate_positions(self, origin: tuple[int, int]) -> None:
-        """Replace the 2-D position table by the one of the grid `origin`, interpolated to this encoder's grid."""
+        """Replace the 2-D position table with one interpolated from the grid `origin` to this encoder's grid."""
         config = self.config = self.config.model_copy(update={"position_grid": origin})
         table = position_table(config.positions, self.grid, config.width, config.position_base, origin)
         self.positions = table.to(self.positions)

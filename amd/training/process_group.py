@@ -92,7 +92,7 @@ class ProcessGroup:
         return wrapped
 
     def quiet(self, model: nn.Module, quiet: bool) -> AbstractContextManager[None]:
-        """Return a context that skips gradient synchronisation if `quiet`: before the last micro-batch of a step."""
+        """Return a context that skips gradient synchronisation if `quiet`, as before a step's last micro-batch."""
         return model.no_sync() if quiet and isinstance(model, DistributedDataParallel) else nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def validate(
 
 def dataset(
     name: Annotated[str | None, typer.Argument(help="Data set to write; leave it out to list all data sets.")] = None,
-    output: Annotated[Path | None, typer.Argument(help="Folder to write to; must not exist, or be empty.")] = None,
+    output: Annotated[Path | None, typer.Argument(help="Output folder; must be empty or not exist yet.")] = None,
     samples: Annotated[
         int | None, typer.Option(min=2, help="Maximum number of samples per split; default: all of them.")
     ] = None,

@@ -202,8 +202,7 @@ def list_jobs(
         Query(description="Where the job was started; external: with Ray, outside the service. Default: both."),
     ] = None,
     q: Annotated[
-        str,
-        Query(max_length=200, description="Jobs whose ID, name or preset contains this text; case does not matter."),
+        str, Query(max_length=200, description="Text in the ID, name or preset, in lower or upper case.")
     ] = "",
     since: Annotated[Timestamp | None, Query(description="Earliest creation time.")] = None,
     until: Annotated[Timestamp | None, Query(description="Creation time before which jobs are listed.")] = None,
@@ -216,9 +215,8 @@ def list_jobs(
     bounds = (since.timestamp() if since else None, until.timestamp() if until else None)
     where = JobFilter(caller.own_project(project), kind or (), state or (), labels, origin, q.strip(), *bounds)
     page = jobs.list(where, cursor, limit)
-    newest = jobs.newest_attempts(page.jobs)
+    newest, counts = jobs.newest_attempts(page.jobs), JobFacets(**jobs.facets(where)) if facets else None
     items = [views.job_view(job, newest.get(job.id), settings.root) for job in page.jobs]
-    counts = JobFacets(**jobs.facets(where)) if facets else None
     return JobPage(items=items, next_cursor=page.next_cursor, facets=counts)
 
 

@@ -302,7 +302,7 @@ def test_a_process_with_a_reused_pid_is_not_signalled(tmp_path: Path, sleeper: p
     assert sleeper.status() != psutil.STATUS_ZOMBIE
 
 
-def test_leftover_processes_are_ended_even_without_a_state_file(tmp_path: Path) -> None:
+def test_leftover_processes_are_terminated_even_without_a_state_file(tmp_path: Path) -> None:
     mark = f"{StackFolder(tmp_path).mark}:control-plane"
     with subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(600)"], env={**os.environ, MARK: mark}

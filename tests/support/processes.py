@@ -54,7 +54,7 @@ def run_ranks(function: Callable[..., object], ranks: Iterable[tuple[Any, ...]])
 
 
 def _call(environ: Mapping[str, str], function: Callable[..., T], args: tuple[Any, ...]) -> T:
-    """Call a function with the environment of the test, which may be newer than the server's."""
+    """Call a function with the test's environment, which may be newer than the server's."""
     os.environ.clear()
     os.environ.update(environ)
     return function(*args)

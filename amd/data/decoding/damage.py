@@ -10,7 +10,7 @@ class Damage(NamedTuple):
 
     reason: str
     usable: int
-    """Frames that decode, and refer to no frame that does not."""
+    """Frames that decode and reference only frames that also decode."""
     decoded: int
     """Frames that decode."""
     total: int

@@ -112,7 +112,7 @@ def _kept_frames(frames: int, rate: Fraction, target: float | None) -> list[int]
 
 
 def _segments(frames: list[int], rate: Fraction, seconds: float | None) -> list[list[int]]:
-    """Cut frames into segments of equal length; a rest shorter than half a segment belongs to the last one."""
+    """Split frames into segments of equal length; a remainder shorter than half a segment joins the last one."""
     if seconds is None:
         return [frames]
     length = max(1, round(seconds * rate))

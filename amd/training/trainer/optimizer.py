@@ -71,7 +71,7 @@ def build_optimizer(
 
 
 def cosine_lr(step: int, *, peak: float, final: float, steps: int, warmup: int, start: float = 0.0) -> float:
-    """Return the learning rate of a step: linear warm-up from `start` to `peak`, then a half cosine to `final`.
+    """Return the learning rate at a step: linear warm-up from `start` to `peak`, then a half cosine to `final`.
 
     Exactly as in the official `cosine_scheduler`: the first step has the learning rate `start`, the last step of the
     warm-up and the one after it have the peak. Departures: a warm-up specified only in steps works (the official

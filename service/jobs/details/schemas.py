@@ -49,7 +49,7 @@ class LogRange(ApiModel):
 
 
 class SampleFault(ApiModel):
-    """A sample that could not be read, or only in part."""
+    """A sample that could not be read, or could only be read in part."""
 
     record: int | None
     location: str

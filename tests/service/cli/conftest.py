@@ -17,7 +17,7 @@ SERVICE_VARIABLES = ("AMD_URL", "AMD_KEY", "AMD_KEY_FILE", "AMD_CONTEXT")
 
 @pytest.fixture(autouse=True)
 def context_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Remove the services of the environment, and use a context file that does not exist yet."""
+    """Clear the environment's service settings, and use a context file that does not exist yet."""
     for name in SERVICE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AMD_CONFIG", str(tmp_path / "config" / "contexts.yaml"))

@@ -28,7 +28,7 @@ def test_the_signature_matches_the_published_example() -> None:
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_a_failing_delivery_is_retried_for_a_day_with_growing_pauses_and_then_given_up(
+def test_a_failing_delivery_is_retried_with_growing_pauses_for_a_day_then_abandoned(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     receiver.reply = Reply(503)

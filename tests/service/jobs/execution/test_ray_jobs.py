@@ -1,4 +1,4 @@
-"""Tests for the submission of a driver to Ray, without Ray."""
+"""Tests for submitting a driver to Ray, without a Ray cluster."""
 
 from __future__ import annotations
 
