@@ -18,7 +18,7 @@ def _not_a_boolean(value: object) -> object:
     return value
 
 
-Priority = Annotated[int, BeforeValidator(_not_a_boolean), Field(ge=-100, le=100)]
+Priority = Annotated[int, Field(ge=-100, le=100), BeforeValidator(_not_a_boolean)]
 Project = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 DEFAULT_PROJECT = "default"
