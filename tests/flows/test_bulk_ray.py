@@ -66,8 +66,8 @@ def test_lost_workers_are_replaced_as_long_as_files_are_finished_in_between(
 
 
 def span_workers() -> list[psutil.Process]:
-    found = psutil.process_iter()
-    return [process for process in found if (process.cmdline() or [""])[0].startswith("ray::SpanWorker")]
+    found = psutil.process_iter(["cmdline"])  # None for a process that is ending
+    return [process for process in found if (process.info["cmdline"] or [""])[0].startswith("ray::SpanWorker")]
 
 
 def result_of(process: subprocess.Popen[str]) -> EmbedResult:
