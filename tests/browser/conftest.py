@@ -18,6 +18,10 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from service.db.engine import migrate, open_engine
+from service.jobs.execution.protocol import JobFolder
+from service.jobs.execution.ray_jobs import RayJobStatus
+from service.jobs.execution.reconciler import submission_id
+from service.jobs.store import JobStore
 from service.serving.gateway import EncoderReply
 from tests.support.browser import scenes
 from tests.support.service.fake_cluster import FakeCluster, report_status
@@ -62,27 +66,28 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleService
     many = {"rate_limit": "100000/minute", "failure_limit": "100000/minute"}
     root = str(folder / "root")
     scenes.populate(engine, root)
+    _report_alive(JobStore(engine), cluster, root)  # before the service looks at the jobs
     with serving(engine, folder, cluster, storage=root, **many) as server:
         _serve_vectors(server.app.state.gateway)
         stop = threading.Event()
-        beating = threading.Thread(target=_keep_alive, args=(server.app, cluster, root, stop))
+        beating = threading.Thread(target=_keep_alive, args=(server.app.state.jobs, cluster, root, stop))
         beating.start()
         yield ConsoleService(server, cluster, root)
         stop.set()
         beating.join()
 
 
-def _keep_alive(app: Any, cluster: FakeCluster, root: str, stop: threading.Event) -> None:
-    """Keep the running jobs of the store alive, whose attempts the cluster would not know."""
-    from service.jobs.execution.protocol import JobFolder
-    from service.jobs.execution.ray_jobs import RayJobStatus
-    from service.jobs.execution.transitions import submission_id
-
+def _keep_alive(store: JobStore, cluster: FakeCluster, root: str, stop: threading.Event) -> None:
+    """Keep the running jobs of the store alive, which the service would otherwise start again."""
     while not stop.wait(0.2):
-        for job_id in (scenes.RUNNING, scenes.SWEEP):
-            job = app.state.jobs.get(job_id)
-            cluster.jobs.setdefault(submission_id(job, job.attempt), RayJobStatus("RUNNING"))
-            JobFolder(root, job_id).write_heartbeat(job.attempt, job.progress)
+        _report_alive(store, cluster, root)
+
+
+def _report_alive(store: JobStore, cluster: FakeCluster, root: str) -> None:
+    for job_id in (scenes.RUNNING, scenes.SWEEP):
+        job = store.get(job_id)
+        cluster.jobs.setdefault(submission_id(job, job.attempt), RayJobStatus("RUNNING"))
+        JobFolder(root, job_id).write_heartbeat(job.attempt, job.progress)
 
 
 def _serve_vectors(gateway: Any) -> None:
