@@ -1,13 +1,14 @@
-"""Unreadable samples and the limit on their number, and damaged samples. Performs no I/O.
+"""Records of unreadable and damaged samples, and the limit on unreadable ones. Performs no I/O.
 
-An unreadable sample is counted, reported and skipped, never replaced silently. A damaged one is counted and reported
-apart from those, and used as far as it decodes.
+Unreadable samples are counted, reported and skipped, never replaced silently. Damaged samples are counted and reported
+separately; the frames that decode are used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Generic, TypedDict, TypeVar
+from itertools import chain
+from typing import Generic, NamedTuple, Self, TypedDict, TypeVar
 
 
 class UnreadableSample(TypedDict):
@@ -19,33 +20,46 @@ class UnreadableSample(TypedDict):
 
 
 class DamagedSample(TypedDict):
-    """A video of which only the frames that decode are used, with the damage."""
+    """A damaged video, of which only the decodable frames are used, with a description of the damage."""
 
     record: int  # index in the manifest
     location: str
     reason: str
 
 
+class FaultySamples(NamedTuple):
+    """Unreadable samples, and damaged samples that were partly used."""
+
+    bad: list[UnreadableSample]
+    damaged: list[DamagedSample]
+
+    @classmethod
+    def merge(cls, parts: Iterable[Self]) -> Self:
+        """Concatenate the samples found on several ranks."""
+        bad, damaged = zip(*parts, strict=True)
+        return cls([*chain.from_iterable(bad)], [*chain.from_iterable(damaged)])
+
+
 S = TypeVar("S", UnreadableSample, DamagedSample)
 
 
 class DataFault(Exception):
-    """Raised when too many samples cannot be read. The message lists them with reasons and how to fix them."""
+    """Raised when too many samples cannot be read. The message lists the samples, the reasons and the remedy."""
 
 
 class LoaderCrash(RuntimeError):
-    """Raised when a loader or decoding process was killed or crashed, not because of a particular sample."""
+    """Raised when a loader or decoding process dies for a reason unrelated to a particular sample."""
 
 
 class SampleLedger(Generic[S]):
-    """Samples of a run, each recorded once. A resumed run starts with the samples that it has already recorded."""
+    """Faulty samples of a run, each recorded once. A resumed run starts with the samples recorded before the resume."""
 
     def __init__(self, known: Iterable[S] = ()) -> None:
         self._samples: dict[int, S] = {}
         self.add(known)
 
     def add(self, samples: Iterable[S]) -> list[S]:
-        """Record samples; return the new ones in order."""
+        """Record samples; return those not recorded before, in order."""
         new = []
         for sample in samples:
             if sample["record"] not in self._samples:
@@ -75,7 +89,7 @@ class BadSampleLedger(SampleLedger[UnreadableSample]):
         return len(self) > limit_fraction * total
 
     def fault(self, limit_fraction: float, total: int, shown: int = 20) -> DataFault:
-        """Return the error for an exceeded limit: counts, the first `shown` samples, and how to fix them."""
+        """Return the error for an exceeded limit, with counts, the first `shown` samples and the remedy."""
         lines = [f"  {bad['location']}: {bad['reason']}" for bad in list(self)[:shown]]
         if len(self) > shown:
             lines.append(f"  … and {len(self) - shown} more")

@@ -49,7 +49,7 @@ def embed(
         if encoder is None:
             raise ConfigError(["--encoder: required"])
         if job is not None or output is not None:
-            raise ConfigError(["--submit, --output: only for a data set (data.train=…)"])
+            raise ConfigError(["--submit, --output: apply only to a data set (data.train=…)"])
         _embed_files(files, encoder, storage, as_json)
         return
     if "data" in overrides:
@@ -68,7 +68,8 @@ def embed(
         print(result.model_dump_json())
     elif result.state == "succeeded":
         bad = f", {result.bad} skipped" if result.bad else ""
-        print_plain(f"{result.output}: {result.samples} samples{bad}")
+        damaged = f", {result.damaged} damaged and used in part" if result.damaged else ""
+        print_plain(f"{result.output}: {result.samples} samples{bad}{damaged}")
     else:
         fail(result.message)
     raise typer.Exit(result.exit_code)

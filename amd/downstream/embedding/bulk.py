@@ -28,7 +28,7 @@ from amd.artifacts.weights import WEIGHTS, Card, encoder_url, load_card, load_en
 from amd.config import ConfigError, DataConfig, EmbedConfig
 from amd.data.dataset.manifest import NO_LABEL, Manifest
 from amd.data.dataset.open import open_manifest
-from amd.data.faults import BadSampleLedger, UnreadableSample
+from amd.data.faults import BadSampleLedger, DamagedSample, UnreadableSample
 from amd.downstream.embedding.cache import FeatureKey, Part
 from amd.downstream.embedding.features import Embedder, embed_spans, with_absolute_paths
 from amd.downstream.embedding.files import (
@@ -68,7 +68,7 @@ REPORT_INTERVAL_S = 5.0  # between progress lines
 
 
 class EmbedResult(BaseModel):
-    """Result of a bulk embedding; the last line of `python -m amd.downstream embed`."""
+    """Result of a bulk embedding, printed as the last line of `python -m amd.downstream embed`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -83,6 +83,8 @@ class EmbedResult(BaseModel):
     """Number of samples embedded so far."""
     bad: int
     """Number of samples that could not be read."""
+    damaged: int = 0
+    """Number of damaged videos of which only the decodable frames were used."""
     seconds: float
     """Wall time of this call."""
 
@@ -97,6 +99,7 @@ class FinishedSpan(NamedTuple):
     rows: int
     width: int
     bad: list[UnreadableSample]
+    damaged: list[DamagedSample]
 
 
 def embed_all(
@@ -104,7 +107,7 @@ def embed_all(
 ) -> EmbedResult:
     """Embed a data set into Parquet files; calling it again with the same config resumes an interrupted run.
 
-    `local` embeds in this process, without Ray. SIGTERM, SIGINT and setting `stop` end it after the current span.
+    `local` embeds in this process, without Ray. SIGTERM, SIGINT or setting `stop` stops the run after the current span.
     Raises ConfigError for invalid input; all other failures are reported in the result.
     """
     with StopSignals(stop) as signals:
@@ -132,7 +135,7 @@ class _Bulk:
         self.ledger = BadSampleLedger()
 
     def _key(self) -> dict[str, Any]:
-        """Return everything that determines the files; all files of an output folder have the same key."""
+        """Return everything that determines the files; all files in an output folder have the same key."""
         key = FeatureKey(
             encoder=self.sha256,
             data=self.data.train,
@@ -151,7 +154,7 @@ class _Bulk:
             if self._is_complete():
                 self.log(f"{self.output} is complete")
                 index = read_index(self.output)
-                return self._result("succeeded", samples=index.count, bad=len(index.bad))
+                return self._result("succeeded", samples=index.count, bad=len(index.bad), damaged=len(index.damaged))
             self._find_finished()
             missing = [span for span in self.spans if span not in self.done]
             if self.done:
@@ -185,7 +188,7 @@ class _Bulk:
         return True
 
     def _find_finished(self) -> None:
-        """Collect the spans that an interrupted run has finished."""
+        """Collect the spans that an interrupted run had already finished."""
         folder, search = join(self.output, "embeddings"), join(self.output, "search")
         remove_leftovers(folder)
         remove_leftovers(search)
@@ -202,7 +205,9 @@ class _Bulk:
                 elif footer["made_of"] != self.key:
                     raise self._mismatch(name, footer["made_of"])
                 elif f"{span_name(planned[name])}.npz" in searchable:
-                    self.done[planned[name]] = FinishedSpan(footer["rows"], footer["width"], footer["bad"])
+                    self.done[planned[name]] = FinishedSpan(
+                        footer["rows"], footer["width"], footer["bad"], footer.get("damaged", [])
+                    )
         bad = BadSampleLedger(sample for done in self.done.values() for sample in done.bad)
         if bad.exceeds(self.data.max_bad_fraction, len(self.manifest)):
             # The run failed because of these samples, which may be readable now.
@@ -252,7 +257,9 @@ class _Bulk:
         """Write the files of a span; the Parquet file comes last and marks the span as finished."""
         span = self.spans[part.start // self.config.rows_per_file]
         if sorted([*part.records.tolist(), *(bad["record"] for bad in part.bad)]) != list(span):
-            raise RuntimeError(f"records {span.start} to {span.stop - 1} were not returned exactly once each")
+            raise RuntimeError(
+                f"records {span.start} to {span.stop - 1} must each be returned exactly once, but were not"
+            )
         if not np.isfinite(part.values).all():
             raise ConfigError(
                 [
@@ -265,8 +272,8 @@ class _Bulk:
         names = [self.manifest[number].name for number in part.records.tolist()]
         labels = self.manifest.labels[part.records]
         write_rows(self.output, span, part.values, part.records, labels, names)
-        done = FinishedSpan(len(part.records), part.values.shape[1], part.bad)
-        footer = {"made_of": self.key, "encoder": self.card.id, "rows": done.rows, "width": done.width, "bad": done.bad}
+        done = FinishedSpan(len(part.records), part.values.shape[1], part.bad, part.damaged)
+        footer = {"made_of": self.key, "encoder": self.card.id, **done._asdict()}
         values = unit(part.values) if self.config.normalize else part.values
         write_bytes(parquet_url(self.output, span), _parquet(part._replace(values=values), names, labels, footer))
         self.done[span] = done
@@ -300,6 +307,7 @@ class _Bulk:
                 width=spans[0][1].width,
                 normalize=self.config.normalize,
                 bad=tuple({**bad} for _, done in spans for bad in done.bad),
+                damaged=tuple({**damaged} for _, done in spans for damaged in done.damaged),
                 files=tuple(files),
                 made_of=self.key,
             ),
@@ -308,16 +316,14 @@ class _Bulk:
     def _processed(self) -> int:
         return sum(len(span) for span in self.done)
 
-    def _result(self, state: Any, samples: int | None = None, bad: int | None = None, **facts: Any) -> EmbedResult:
-        return EmbedResult(
-            state=state,
-            output=self.output,
-            encoder=self.card.id,
-            samples=sum(done.rows for done in self.done.values()) if samples is None else samples,
-            bad=len(self.ledger) if bad is None else bad,
-            seconds=round(time.monotonic() - self.started, 3),
-            **facts,
-        )
+    def _result(self, state: Any, **facts: Any) -> EmbedResult:
+        counts = {
+            "samples": sum(done.rows for done in self.done.values()),
+            "bad": len(self.ledger),
+            "damaged": sum(len(done.damaged) for done in self.done.values()),
+        }
+        seconds = round(time.monotonic() - self.started, 3)
+        return EmbedResult(state=state, output=self.output, encoder=self.card.id, seconds=seconds, **(counts | facts))
 
 
 class _ProgressReporter:
@@ -363,7 +369,7 @@ def _parquet(part: Part, names: list[str], labels: Any, footer: dict[str, Any]) 
 
 
 def _footer(url: str) -> dict[str, Any] | None:
-    """Read our metadata from a Parquet file; None if the file is damaged or was not written by us."""
+    """Read our metadata from a Parquet file; returns None if the file is damaged or was not written by this module."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from amd.config import ClipConfig, Interpolation, Precision
-from amd.data.faults import UnreadableSample
+from amd.data.faults import DamagedSample, UnreadableSample
 from amd.downstream.arrays import Array, Labels
 from amd.storage import exists, join, read_bytes, read_json, remove, write_bytes, write_json
 
@@ -34,12 +34,13 @@ logger = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
-    """Features of consecutive records, and those records that could not be read."""
+    """Features of consecutive records, and the records that could not be read."""
 
     start: int  # number of the first record in the data set's manifest
     values: Array  # (r, D)
     records: Labels  # (r,) record numbers
     bad: list[UnreadableSample]
+    damaged: list[DamagedSample]  # videos of which only the decodable frames were used
 
 
 class FeatureKey(BaseModel):
@@ -51,7 +52,7 @@ class FeatureKey(BaseModel):
     encoder: str
     """sha256 of the weights."""
     data: str
-    """Location of the samples: two splits may contain the same names and labels."""
+    """Location of the samples; included because two splits may contain the same names and labels."""
     digest: str
     """Digest of the data set's manifest."""
     clip: ClipConfig
@@ -101,6 +102,7 @@ def write_parts(folder: str, key: FeatureKey, parts: Iterable[Part]) -> Iterator
             "rows": len(part.records),
             "sha256": hashlib.sha256(data).hexdigest(),
             "left_out": part.bad,
+            "damaged": part.damaged,
         }
         yield part
     write_json(join(folder, MANIFEST), {"key": key.model_dump(mode="json"), "files": dict(sorted(files.items()))})
@@ -120,7 +122,7 @@ def read_parts(folder: str) -> Iterator[Part]:
             tensors = load(data)
         except SafetensorError as error:
             raise DamagedFeatures(f"{url}: {error}") from None
-        yield Part(entry["start"], tensors["values"], tensors["records"], entry["left_out"])
+        yield Part(entry["start"], tensors["values"], tensors["records"], entry["left_out"], entry.get("damaged", []))
 
 
 def _packed(part: Part) -> bytes:

@@ -24,7 +24,7 @@ from amd.data.dataset.manifest import Manifest
 from amd.data.dataset.open import open_manifest
 from amd.data.dataset.record import FrameChooser
 from amd.data.decoding.reader import DecodedFrames, SampleReader
-from amd.data.faults import BadSampleLedger, UnreadableSample
+from amd.data.faults import BadSampleLedger, DamagedSample, UnreadableSample
 from amd.data.loading.clip_dataset import Records, Sample
 from amd.data.loading.frame_sampling import middle_chooser, views_chooser
 from amd.data.loading.loader import Batch, ClipLoader
@@ -47,7 +47,7 @@ class LabelledClips(NamedTuple):
 
 
 def read_labelled(data: DataConfig, clip: ClipConfig) -> LabelledClips:
-    """Decode the middle clip of every sample of `data.train`, in the order of the manifest.
+    """Decode the middle clip of every sample of `data.train`, in manifest order.
 
     Keeps all clips in memory, so it suits the small data sets of probes. Raises ConfigError for samples without a
     label, and DataFault if more than data.max_bad_fraction of the samples cannot be read.
@@ -91,7 +91,7 @@ def embed(encoder: Encoder, clip: ClipConfig, labelled: LabelledClips, pooling: 
 
 @torch.inference_mode()
 def embed_file(url: str, path: str) -> Array:
-    """Embed one image or video file with a published encoder, (D,). Raises BadSample if it cannot be read."""
+    """Embed one image or video file with a published encoder: (D,). Raises BadSample if it cannot be read."""
     encoder, card = load_encoder(url)
     with closing(SampleReader(DataConfig(train=path))) as reader:
         clips = cut_clips(reader.read_file(path, file_chooser(card)), card)
@@ -102,7 +102,7 @@ def embed_file(url: str, path: str) -> Array:
 
 
 def file_chooser(card: Card, views: ViewsConfig | None = None) -> FrameChooser:
-    """Return the chooser of a file's frames: the middle clip, or the clips of a multi-view test.
+    """Return the frame chooser for a file: for the middle clip, or for the clips of a multi-view test.
 
     The single frame of an image is repeated for a video encoder.
     """
@@ -110,7 +110,7 @@ def file_chooser(card: Card, views: ViewsConfig | None = None) -> FrameChooser:
 
 
 def cut_clips(frames: DecodedFrames, card: Card, views: ViewsConfig | None = None) -> Tensor:
-    """Cut chosen frames into the clips that a card specifies: (views, 3, T, H, W) uint8, by segment, then crop."""
+    """Cut chosen frames into the clips that a card specifies: (views, 3, T, H, W) uint8, by segment and crop."""
     data, crops = DataConfig(train="", interpolation=card.interpolation), 1 if views is None else views.crops
     cuts = spatial_views(torch.from_numpy(frames.pixels), data, card.clip, crops)  # crops of (U, *size, 3)
     segments = torch.from_numpy(frames.order).split(card.clip.frames)
@@ -121,7 +121,7 @@ class Embedder:
     """A frozen encoder on its device: one feature per clip."""
 
     def __init__(self, encoder: Encoder, clip: ClipConfig, pooling: FeaturePooling, scaling: ScalingConfig) -> None:
-        """Use device, precision and micro_batch of `scaling`. Raises ConfigError for a missing class token or GPU."""
+        """Use device, precision and micro_batch from `scaling`. Raises ConfigError for a missing class token or GPU."""
         if pooling == "class_token" and encoder.class_token is None:
             raise ConfigError(
                 ["pooling=class_token: this encoder has no class token; set pooling=card or pooling=mean"]
@@ -161,14 +161,16 @@ def embed_spans(embedder: Embedder, data: DataConfig, manifest: Records, spans: 
 
 
 def embed_records(embedder: Embedder, data: DataConfig, records: Records, start: int) -> Part:
-    """Embed consecutive records; `start` is the number of the first one in its manifest."""
-    values, numbers, bad = [torch.zeros(0, embedder.width)], [], list[UnreadableSample]()
+    """Embed consecutive records; `start` is the first record's number in its manifest."""
+    values, numbers = [torch.zeros(0, embedder.width)], []
+    bad, damaged = list[UnreadableSample](), list[DamagedSample]()
     for found in whole_samples(embedder, data, records):
         if len(found.clips):
             values.append(embedder(found.clips).cpu())
         numbers.append(found.records + start)
         bad += [UnreadableSample({**sample, "record": sample["record"] + start}) for sample in found.bad]
-    return Part(start, torch.cat(values).numpy(), torch.cat(numbers).numpy(), bad)
+        damaged += [DamagedSample({**sample, "record": sample["record"] + start}) for sample in found.damaged]
+    return Part(start, torch.cat(values).numpy(), torch.cat(numbers).numpy(), bad, damaged)
 
 
 def whole_samples(embedder: Embedder, data: DataConfig, records: Records) -> Iterator[Batch]:
@@ -180,7 +182,7 @@ def whole_samples(embedder: Embedder, data: DataConfig, records: Records) -> Ite
 
 
 class EmbeddedRecords(NamedTuple):
-    """Features of the readable records of a data set, in the order of the manifest."""
+    """Features of the readable records of a data set, in manifest order."""
 
     values: Array  # (n, D)
     records: Labels  # (n,) record numbers
@@ -218,7 +220,7 @@ def augmented(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield features (B, D) and labels (B,) of augmented samples, in a new order every epoch.
 
-    `compute`: computes the features of clips, such as `embedder.tokens`; by default the embedder itself.
+    `compute`: function that computes features of clips, such as `embedder.tokens`. Default: the embedder itself.
     An unreadable sample is replaced by the next one of the epoch's order, as in training.
     """
     ledger = BadSampleLedger()

@@ -42,7 +42,7 @@ def index_url(output: str) -> str:
 
 
 class SpanFile(BaseModel):
-    """Parquet file of the records [start, stop) of a data set."""
+    """Parquet file that contains the records [start, stop) of a data set."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
@@ -78,13 +78,15 @@ class EmbeddingIndex(BaseModel):
     normalize: bool
     bad: tuple[dict[str, Any], ...]
     """Record, location and reason of each sample that could not be read."""
+    damaged: tuple[dict[str, Any], ...] = ()
+    """Record, location and damage of each video of which only the decodable frames were used."""
     files: tuple[SpanFile, ...]
     made_of: dict[str, Any]
     """Everything that determines the vectors."""
 
 
 def read_index(output: str) -> EmbeddingIndex:
-    """Read the index of a set. Raises FileNotFoundError if the set is incomplete."""
+    """Read the index of an embedded data set. Raises FileNotFoundError if the set is incomplete."""
     return EmbeddingIndex.model_validate(read_json(index_url(output)))
 
 

@@ -1,4 +1,4 @@
-"""Compute features in Ray actors that each embed the next span of records. The only module here that imports Ray.
+"""Compute features in Ray actors that each embed the next span of records. No other module of the package imports Ray.
 
 Actors receive the records to read and never list data themselves; features are returned through Ray's object store,
 about ten MiB at a time.
@@ -50,8 +50,8 @@ def workers(
 ) -> Iterator[tuple[Callable[[DataConfig, Manifest, Iterable[range]], Iterator[Part]], Precision]]:
     """Start actors and yield a function that embeds spans of records, and its precision.
 
-    Actors live until the context exits. A lost one is replaced, within `scaling.retries` since the last finished span.
-    Once `stop` is set, work in progress is discarded and no more parts are returned.
+    Actors live until the context exits. Lost actors are replaced, at most `scaling.retries` times since the last
+    finished span. Once `stop` is set, work in progress is discarded and no more parts are returned.
     Raises ConfigError if the cluster cannot fit the minimum number of workers.
     """
     with cluster(scaling, log):
@@ -85,8 +85,8 @@ def workers(
 class _SpanWorkerPool:
     """Actors that each process one span at a time.
 
-    Replaces Ray's ActorPool, and the restarts of Ray's actors, whose number cannot be refilled: a run of days would end
-    after a few lost nodes.
+    Used instead of Ray's ActorPool with restarting actors: Ray never resets its restart count, so a run that takes days
+    would fail after losing a few nodes.
     """
 
     def __init__(

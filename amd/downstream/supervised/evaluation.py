@@ -1,6 +1,6 @@
 """Predict labelled data across ranks in eval mode: each rank reads its share of every step.
 
-Shapes: n rows of this rank (views of samples, or boxes), C classes.
+Shapes: n rows on this rank (sample views or boxes), C classes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from amd.config import ClipConfig, Precision
-from amd.data.faults import UnreadableSample
+from amd.data.faults import FaultySamples
 from amd.data.loading.clip_dataset import Records
 from amd.data.loading.loader import Batch, ClipLoader
 from amd.downstream.supervised.learner import SupervisedConfig
@@ -26,7 +26,7 @@ Rows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float3
 
 
 class EvaluationContext(NamedTuple):
-    """Where an evaluation runs, and when it stops."""
+    """Settings of an evaluation: the process group, the precision, and a callback that requests a stop."""
 
     group: ProcessGroup
     precision: Precision
@@ -38,7 +38,7 @@ class EvaluationData(Protocol):
 
     @property
     def field(self) -> str:
-        """Config field of the data set, such as data.val."""
+        """Config field that specifies the data set, such as data.val."""
 
     @property
     def url(self) -> str: ...
@@ -51,21 +51,21 @@ class EvaluationData(Protocol):
 
 
 class EvaluationScores(Protocol):
-    """Metrics of a data set, equal on all ranks."""
+    """Metrics on a data set, identical on all ranks."""
 
     @property
     def figures(self) -> dict[str, float]: ...
 
     @property
-    def bad(self) -> list[UnreadableSample]: ...
+    def faults(self) -> FaultySamples: ...
 
 
 def evaluation_loader(
     config: SupervisedConfig, data: EvaluationData, clip: ClipConfig, group: ProcessGroup, **more: Any
 ) -> ClipLoader:
-    """Open the loader of this rank's share of a data set; `more` is passed to ClipLoader.
+    """Open a loader for this rank's share of a data set; `more` is passed to ClipLoader.
 
-    In every step each rank reads up to evaluation.batch_size samples, for any number of ranks.
+    At every step, each rank reads up to evaluation.batch_size samples, regardless of the number of ranks.
     """
     return ClipLoader(
         config.data.model_copy(update={"train": data.url, "repeats": 1}),
@@ -83,21 +83,22 @@ def evaluation_loader(
 @torch.inference_mode()
 def predict_rows(
     network: EncoderWithHead, loader: ClipLoader, forward: Callable[[Batch], Rows], on: EvaluationContext
-) -> tuple[Rows, list[UnreadableSample]]:
-    """Call `forward` on every batch, with the network in eval mode; return all rows, and the unreadable samples.
+) -> tuple[Rows, FaultySamples]:
+    """Call `forward` on every batch with the model in eval mode; return all rows and the unreadable samples.
 
-    Raises Interrupted on all ranks once `on.stopped` is true on one of them.
+    Raises Interrupted on all ranks once `on.stopped` is true on any of them.
     """
     none = np.zeros(0, np.int64)
     parts: list[Rows] = [(none, none, np.zeros((0, network.head.out_features), np.float32))]
-    bad: list[UnreadableSample] = []
+    faults = FaultySamples([], [])
     training = network.training
     network.eval()
     try:
         with loader:
             for step in loader.steps(0, loader.steps_per_epoch):
                 for batch in step:
-                    bad += batch.bad
+                    faults.bad.extend(batch.bad)
+                    faults.damaged.extend(batch.damaged)
                     if len(batch.clips):
                         parts.append(forward(batch))
                 if any(on.group.gather(on.stopped())):
@@ -105,4 +106,4 @@ def predict_rows(
     finally:
         network.train(training)
     records, numbers, outputs = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return (records, numbers, outputs), bad
+    return (records, numbers, outputs), faults

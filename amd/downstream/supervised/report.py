@@ -1,7 +1,8 @@
-"""Files in a run's folder that record its test, for every kind of supervised run.
+"""Test results in the run folder, written by every kind of supervised run.
 
-test/bad_samples.jsonl   unreadable samples
-test/result.json         metrics; written last
+test/bad_samples.jsonl       unreadable samples
+test/damaged_samples.jsonl   videos of which only the decodable frames were used
+test/result.json             metrics; written last
 """
 
 from __future__ import annotations
@@ -12,25 +13,27 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from amd.data.faults import UnreadableSample
+from amd.data.faults import DamagedSample, UnreadableSample
 from amd.downstream.supervised.evaluation import EvaluationData, EvaluationScores
 from amd.storage import exists, join, read_json, write_bytes, write_json
+from amd.training.run_folder import BAD_SAMPLES, DAMAGED_SAMPLES
 
 TEST, RESULT = "test", "result.json"
 LISTED_SAMPLES = 5  # unreadable samples listed in a warning
 
 
 def write_result(folder: str, data: EvaluationData, scored: EvaluationScores, step: int, **settings: Any) -> None:
-    """Write the list of unreadable samples, and the metrics together with the `settings` of the test."""
-    bad = "".join(json.dumps(sample) + "\n" for sample in scored.bad)
-    write_bytes(join(folder, "bad_samples.jsonl"), bad.encode())
+    """Write the list of unreadable samples and the metrics; `settings` of the test are stored with the metrics."""
+    for name, samples in ((BAD_SAMPLES, scored.faults.bad), (DAMAGED_SAMPLES, scored.faults.damaged)):
+        write_bytes(join(folder, name), "".join(json.dumps(sample) + "\n" for sample in samples).encode())
     write_json(
         join(folder, RESULT),
         {
             "data": data.url,
             "digest": data.digest(),
             "samples": len(data.records),
-            "unreadable": len(scored.bad),
+            "unreadable": len(scored.faults.bad),
+            "damaged": len(scored.faults.damaged),
             **settings,
             "step": step,
             "figures": scored.figures,
@@ -39,7 +42,7 @@ def write_result(folder: str, data: EvaluationData, scored: EvaluationScores, st
 
 
 def read_result(folder: str) -> dict[str, Any] | None:
-    """Read the result of a run's test; None if it was not tested."""
+    """Read a run's test result; returns None if the run has not been tested."""
     url = join(folder, RESULT)
     found: dict[str, Any] | None = read_json(url) if exists(url) else None
     return found
@@ -52,7 +55,7 @@ def write_csv(url: str, rows: Iterable[Iterable[Any]]) -> None:
 
 
 def selection_warning(data: EvaluationData) -> str:
-    """Return a warning that the test set is also the data on which the best checkpoint was chosen."""
+    """Return a warning that the best checkpoint was chosen on the test set."""
     return (
         f"{data.field}={data.url} is also the validation set: the best checkpoint was chosen on it, which "
         "overestimates its score; evaluation.checkpoint=last tests the last one"
@@ -60,8 +63,16 @@ def selection_warning(data: EvaluationData) -> str:
 
 
 def unreadable_warning(data: EvaluationData, bad: list[UnreadableSample], unit: str, counted_as: str) -> str:
-    """Return a warning that lists unreadable samples: how many of which `unit`, and as what they count."""
+    """Return a warning with the number of unreadable samples, the first of them, and how they are counted."""
     names = "; ".join(f"{sample['location']} {sample['reason']}" for sample in bad[:LISTED_SAMPLES])
     more = f"; and {len(bad) - LISTED_SAMPLES} more" if len(bad) > LISTED_SAMPLES else ""
     count = f"{len(bad)} of {len(data.records)} {unit}"
     return f"{data.field}: {count} cannot be read and count as {counted_as}: {names}{more}"
+
+
+def damaged_warning(data: EvaluationData, damaged: list[DamagedSample]) -> str:
+    """Return a warning with the number of damaged samples and where they are listed."""
+    return (
+        f"{data.field}: {len(damaged)} of {len(data.records)} samples are damaged videos, of which only the decodable "
+        f"frames were used; see {TEST}/{DAMAGED_SAMPLES}"
+    )

@@ -1,4 +1,4 @@
-"""A supervised run on one rank: the training loop, periodic validation and the test of a checkpoint."""
+"""A supervised run on one rank: the training loop, periodic validation and the final test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from amd.data.loading.clip_dataset import Records
 from amd.data.loading.loader import ClipLoader
 from amd.downstream.supervised.evaluation import EvaluationContext, EvaluationData, EvaluationScores
 from amd.downstream.supervised.learner import SupervisedLearner, load_start
-from amd.downstream.supervised.report import TEST, selection_warning, unreadable_warning
+from amd.downstream.supervised.report import TEST, damaged_warning, selection_warning, unreadable_warning
 from amd.downstream.supervised.task import SupervisedTask
 from amd.flops import encoder_flops
 from amd.storage import join
@@ -20,7 +20,7 @@ from amd.training.trainer.run_hooks import LoopResult, RunHooks
 
 
 def work_on(task: type[SupervisedTask], spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
-    """Train a task on one rank; the `work` of its kind."""
+    """Train a task on one rank; implements `work` for supervised run kinds."""
     config = spec.parsed(task.config_type)
     opened = open_on_main(group, config.data, spec.folder, lambda _: task(config))
     return SupervisedTraining(opened, spec, group, hooks).run()
@@ -44,7 +44,7 @@ class SupervisedTraining(Training):
         return super().open_loader(**self.task.loader_options(), **more)
 
     def flops_per_clip(self) -> float:
-        """Return three times the FLOPs of a forward pass, twice for the patch embedding, as pixels need no gradient."""
+        """Return three times the forward FLOPs, but only twice for the patch embedding: pixels need no gradient."""
         clip = self.config.clip
         embedding, blocks = encoder_flops(self.config.encoder, clip.grid.tokens, clip.token_values)
         return 2 * embedding + 3 * blocks
@@ -61,7 +61,7 @@ class SupervisedTraining(Training):
         return scored.figures
 
     def finalize(self, done: int) -> dict[str, float]:
-        """Test the best or the last checkpoint and write reports to the run's folder."""
+        """Test the best or the last checkpoint and write reports to the run folder."""
         data, group = self.task.test, self.group
         if data is None:
             return {}
@@ -74,6 +74,8 @@ class SupervisedTraining(Training):
         folder = join(self.spec.folder, TEST)
         scored = self.task.score_test(network.to(group.device), data, self.on, folder)
         self._warn_of_unreadable(scored, data)
+        if scored.faults.damaged:
+            self.emit("warning", text=damaged_warning(data, scored.faults.damaged))
         if group.is_main:
             selection = {
                 "checkpoint": self.config.evaluation.checkpoint,
@@ -83,6 +85,6 @@ class SupervisedTraining(Training):
         return {name.replace("eval/", "test/"): value for name, value in scored.figures.items()}
 
     def _warn_of_unreadable(self, scored: EvaluationScores, data: EvaluationData) -> None:
-        if scored.bad:
-            text = unreadable_warning(data, scored.bad, self.task.unit, self.task.unreadable_as)
+        if scored.faults.bad:
+            text = unreadable_warning(data, scored.faults.bad, self.task.unit, self.task.unreadable_as)
             self.emit("warning", text=text)

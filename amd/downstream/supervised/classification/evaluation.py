@@ -1,4 +1,4 @@
-"""Evaluate a classifier on labelled data across ranks: each sample counts exactly once on any number of ranks.
+"""Evaluate a classifier on labelled data across ranks: each sample counts exactly once for any number of ranks.
 
 Each rank reads its share of every step. All views of a sample are on one rank, which merges them, so ranks exchange one
 row per sample and compute the same metrics from all rows. Unreadable samples are reported and count as wrong.
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from amd.artifacts.weights import whole_clips
 from amd.config import FinetuneConfig, ViewsConfig
-from amd.data.faults import UnreadableSample
+from amd.data.faults import FaultySamples
 from amd.data.loading.loader import Batch
 from amd.device import autocast
 from amd.downstream.supervised.classification import metrics
@@ -30,16 +30,16 @@ class ViewPredictions(NamedTuple):
     records: npt.NDArray[np.int64]  # (n,)
     views: npt.NDArray[np.int64]  # (n,) segment x crops + crop
     logits: npt.NDArray[np.float32]  # (n, C)
-    bad: list[UnreadableSample]
+    faults: FaultySamples
 
 
 class ClassificationScores(NamedTuple):
-    """Metrics of a data set, equal on all ranks."""
+    """Metrics on a data set, identical on all ranks."""
 
     figures: dict[str, float]
     merged: metrics.MergedViews
     truth: npt.NDArray[np.int64]  # (m,) or (m, C), of the merged records
-    bad: list[UnreadableSample]
+    faults: FaultySamples
 
 
 def predict(
@@ -47,7 +47,7 @@ def predict(
 ) -> ViewPredictions:
     """Predict this rank's share of a data set with the classifier in eval mode.
 
-    Raises Interrupted on all ranks once `on.stopped` is true on one of them.
+    Raises Interrupted on all ranks once `on.stopped` is true on any of them.
     """
     count = views.segments * views.crops
     micro_batch = max(1, config.evaluation.batch_size // count)
@@ -59,19 +59,19 @@ def predict(
             logits = classifier(*whole_clips(classifier.encoder, config.clip, clips))
         return batch.records.numpy(), np.arange(len(clips)) % count, logits.float().cpu().numpy()
 
-    rows, bad = predict_rows(classifier, loader, forward, on)
-    return ViewPredictions(*rows, bad)
+    rows, faults = predict_rows(classifier, loader, forward, on)
+    return ViewPredictions(*rows, faults)
 
 
 def score(
     predictions: ViewPredictions, split: LabelledSplit, config: FinetuneConfig, group: ProcessGroup
 ) -> ClassificationScores:
-    """Merge the samples of all ranks and score them. All ranks must call it and get the same result."""
+    """Merge the samples of all ranks and score them. All ranks must call this, and all get the same result."""
     multi_label = config.head.multi_label
     mine = metrics.merge(predictions.records, predictions.views, predictions.logits, multi_label)
-    gathered = group.gather((mine, predictions.bad))
+    gathered = group.gather((mine, predictions.faults))
     merged = metrics.join([part for part, _ in gathered])
-    bad = [sample for _, unreadable in gathered for sample in unreadable]
+    faults = FaultySamples.merge(found for _, found in gathered)
     classes, total = merged.probabilities.shape[1], len(split.manifest)
     truth = split.truth(merged.records, classes)
     if multi_label:
@@ -83,4 +83,4 @@ def score(
         if len(truth):
             figures["eval/loss"] = metrics.cross_entropy(merged.probabilities, truth)
     figures["eval/unreadable"] = float(total - len(merged.records))
-    return ClassificationScores(figures, merged, truth, bad)
+    return ClassificationScores(figures, merged, truth, faults)

@@ -1,6 +1,6 @@
 """Evaluate a detector on the key frames of data.val across ranks. Unreadable frames are reported and count as missed.
 
-Shapes: n boxes of this rank or of all ranks, C actions.
+Shapes: n boxes on one rank or all ranks, C actions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from amd.artifacts.weights import whole_clips
 from amd.config import DetectionConfig
-from amd.data.faults import UnreadableSample
+from amd.data.faults import FaultySamples
 from amd.data.loading.loader import Batch
 from amd.device import autocast
 from amd.downstream.supervised.detection.augment import EvaluationTransform
@@ -26,31 +26,31 @@ from amd.training.process_group import ProcessGroup
 
 
 class BoxPredictions(NamedTuple):
-    """Predictions of one rank or of all ranks."""
+    """Predictions from one rank or all ranks."""
 
     records: npt.NDArray[np.int64]  # (n,) key frames of val.key_frames
     numbers: npt.NDArray[np.int64]  # (n,) box numbers within the key frame
     scores: npt.NDArray[np.float32]  # (n, C)
-    bad: list[UnreadableSample]
+    faults: FaultySamples
 
 
 class DetectionScores(NamedTuple):
-    """Metrics of a data set, equal on all ranks."""
+    """Metrics on a data set, identical on all ranks."""
 
     figures: dict[str, float]
     precisions: dict[int, float]
-    """Average precision in percent of every evaluated action that is annotated."""
+    """Average precision, in percent, of each evaluated action with annotations."""
     predictions: BoxPredictions
 
     @property
-    def bad(self) -> list[UnreadableSample]:
-        return self.predictions.bad
+    def faults(self) -> FaultySamples:
+        return self.predictions.faults
 
 
 def predict(detector: Detector, config: DetectionConfig, val: EvaluationSet, on: EvaluationContext) -> BoxPredictions:
     """Predict this rank's share of the key frames with the detector in eval mode.
 
-    Raises Interrupted on all ranks once `on.stopped` is true on one of them.
+    Raises Interrupted on all ranks once `on.stopped` is true on any of them.
     """
     clip = config.clip.model_copy(update={"size": config.evaluation.size or config.clip.size})
     transform = EvaluationTransform(config.data, clip, config.evaluation.extend)
@@ -65,28 +65,28 @@ def predict(detector: Detector, config: DetectionConfig, val: EvaluationSet, on:
         numbers = np.concatenate([clip_boxes.numbers for clip_boxes in batch.extras])
         return records, numbers, logits.float().sigmoid().cpu().numpy()
 
-    rows, bad = predict_rows(tested, loader, forward, on)
-    return BoxPredictions(*rows, bad)
+    rows, faults = predict_rows(tested, loader, forward, on)
+    return BoxPredictions(*rows, faults)
 
 
 def score(
     predictions: BoxPredictions, val: EvaluationSet, evaluated: list[int], group: ProcessGroup
 ) -> DetectionScores:
-    """Merge the predictions of all ranks and score them. All ranks must call it."""
+    """Merge the predictions of all ranks and score them. All ranks must call this."""
     gathered = group.gather(predictions)
-    bad = [sample for rank in gathered for sample in rank.bad]
+    faults = FaultySamples.merge(rank.faults for rank in gathered)
     records, numbers, scores = (
         np.concatenate([getattr(rank, name) for rank in gathered]) for name in ("records", "numbers", "scores")
     )
     order = np.lexsort((numbers, records))  # ties must not depend on the distribution over ranks
-    whole = BoxPredictions(records[order], numbers[order], scores[order], bad)
+    whole = BoxPredictions(records[order], numbers[order], scores[order], faults)
     truth, boxes = val.truth(val.numbers()), boxes_of(whole, val)
     precisions: dict[int, float] = {}
     for action in evaluated:  # one at a time: AVA's 60 actions together make millions of rows
         found = DetectedActions(whole.records, boxes, np.full(len(boxes), action), whole.scores[:, action - 1])
         precisions |= average_precisions(truth, found, [action])
     precisions = {action: 100 * value for action, value in precisions.items()}
-    figures = {"eval/map": float(np.mean(list(precisions.values()))), "eval/unreadable": float(len(bad))}
+    figures = {"eval/map": float(np.mean(list(precisions.values()))), "eval/unreadable": float(len(faults.bad))}
     return DetectionScores(figures, precisions, whole)
 
 

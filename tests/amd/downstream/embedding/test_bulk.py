@@ -1,4 +1,4 @@
-"""Bulk embedding: contents of the files, and resumption after interruptions."""
+"""Tests for bulk embedding: file contents, and resumption after interruptions."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from amd.downstream.embedding.files import read_index, read_rows
 from amd.storage import filesystem, listdir
 from amd.training.reporting.progress import PROGRESS_FILE
 from tests.amd.downstream.embedding.test_features import write_images
+from tests.support.data.damage import overwrite_packets
 from tests.support.service.published_encoders import VIDEO, film, publish
 
 ENCODER = "small"
@@ -129,7 +130,7 @@ def test_an_interrupted_run_resumes_and_keeps_finished_files(tmp_path: Path, num
 
 
 def start(folder: Path, config: EmbedConfig, *args: str, local: bool = True) -> subprocess.Popen[str]:
-    """Start the program as a job does."""
+    """Start the program in the same way as a job."""
     file = folder / "embed.json"
     file.write_text(config.model_dump_json())
     command = [sys.executable, "-m", "amd.downstream", "embed", "--config", str(file), *args]
@@ -151,6 +152,23 @@ def test_an_interrupted_run_on_an_object_store_resumes(tmp_path: Path, s3_root: 
     assert fs.modified(f"{path}/embeddings/0000000000-0000000004.parquet") == kept
 
 
+def test_damaged_videos_are_embedded_and_listed_even_after_a_resume(tmp_path: Path) -> None:
+    publish(tmp_path / "encoders" / ENCODER, VIDEO)
+    (tmp_path / "images").mkdir()
+    videos = [film(tmp_path / "images" / f"{number}.mp4", seed=number, frames=48) for number in range(3)]
+    overwrite_packets(videos[1], [40])
+    resolved = config(tmp_path, rows_per_file=1)
+    result = embed_all(resolved, local=True)
+    assert (result.state, result.samples, result.bad, result.damaged) == ("succeeded", 3, 0, 1)
+    (tmp_path / "out" / "index.json").unlink()  # as if the run had been killed before its last step
+    resumed = embed_all(resolved, local=True)
+    assert (resumed.samples, resumed.damaged) == (3, 1)
+    assert [(video["record"], video["location"]) for video in read_index(result.output).damaged] == [
+        (1, str(videos[1]))
+    ]
+    assert embed_all(resolved, local=True).damaged == 1, "read from the complete set"
+
+
 def test_a_run_with_too_many_bad_samples_lists_them_and_fails_until_they_are_fixed(tmp_path: Path) -> None:
     pictures = write_images(tmp_path / "images", 10)
     files = sorted(pictures)
@@ -169,7 +187,7 @@ def test_a_run_with_too_many_bad_samples_lists_them_and_fails_until_they_are_fix
     assert_each_record_once(fixed.output)
 
 
-def test_a_complete_set_is_unchanged_and_a_damaged_file_is_rewritten(tmp_path: Path) -> None:
+def test_complete_output_is_unchanged_and_a_damaged_file_is_rewritten(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 10)
     bulk_config = config(tmp_path)
     first = embed_all(bulk_config, local=True)

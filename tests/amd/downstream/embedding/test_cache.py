@@ -29,9 +29,10 @@ def key(**changes: object) -> FeatureKey:
 def some_parts() -> list[Part]:
     values = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
     bad = {"record": 5, "location": "/data/train/5.png", "reason": "is not an image"}
+    damaged = {"record": 2, "location": "/data/train/2.mp4", "reason": "3 of 20 packets do not decode"}
     return [  # in any order; record 5 could not be read
-        Part(4, values[4:6], np.array([4, 6]), [bad]),
-        Part(0, values[:4], np.arange(4), []),
+        Part(4, values[4:6], np.array([4, 6]), [bad], []),
+        Part(0, values[:4], np.arange(4), [], [damaged]),
     ]
 
 
@@ -43,7 +44,7 @@ def same(found: list[Part], expected: list[Part]) -> bool:
     found, expected = (sorted(parts, key=lambda part: part.start) for parts in (found, expected))
     return len(found) == len(expected) and all(
         a.start == b.start
-        and a.bad == b.bad
+        and (a.bad, a.damaged) == (b.bad, b.damaged)
         and np.array_equal(a.values, b.values)
         and np.array_equal(a.records, b.records)
         for a, b in zip(found, expected, strict=True)
@@ -62,7 +63,7 @@ def test_features_are_computed_once_and_then_read(remote: bool, tmp_path: Path, 
     assert left_out == some_parts()[0].bad
 
 
-def test_files_of_an_interrupted_writer_are_not_read(tmp_path: Path) -> None:
+def test_files_left_by_an_interrupted_writer_are_not_read(tmp_path: Path) -> None:
     folder = key().folder(str(tmp_path))
     writer = write_parts(folder, key(), some_parts())
     next(writer)

@@ -29,7 +29,7 @@ CONFIG = tiny_image_config()
 
 
 def write_images(folder: Path, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Write dark images of class `a` and bright ones of class `b`, of the clip's size."""
+    """Write dark images of class `a` and bright images of class `b` at the clip's size."""
     rng = np.random.default_rng(seed)
     written = {}
     for i in range(count):
@@ -95,7 +95,7 @@ def test_features_do_not_depend_on_how_samples_are_batched() -> None:
     np.testing.assert_allclose(found.values[::37], one_by_one.numpy(), atol=1e-5)
 
 
-def test_a_single_file_is_embedded_as_in_a_batch(tmp_path: Path) -> None:
+def test_a_single_file_has_the_same_features_as_in_a_batch(tmp_path: Path) -> None:
     written = write_images(tmp_path, 2)
     url = published(tmp_path / "encoder")
     path, pixels = next(iter(written.items()))
@@ -117,7 +117,7 @@ def test_features_computed_span_by_span_match_a_single_pass(tmp_path: Path) -> N
     assert streamed.records.tolist() == list(range(23))
 
 
-def test_unreadable_samples_of_any_span_are_listed_by_record_number(tmp_path: Path) -> None:
+def test_unreadable_samples_in_any_span_are_listed_by_record_number(tmp_path: Path) -> None:
     written = sorted(write_images(tmp_path, 12))
     for number in (0, 5, 6, 7):  # includes one whole batch
         Path(written[number]).write_bytes(b"not an image")

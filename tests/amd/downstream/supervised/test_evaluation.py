@@ -1,4 +1,4 @@
-"""The prediction loop that every kind of supervised run shares."""
+"""Tests for the prediction loop shared by all supervised runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BAD: UnreadableSample = {"record": 3, "location": "3.png", "reason": "truncated"
 
 
 class BatchList(AbstractContextManager["BatchList"]):
-    """A loader of given batches, two per step, that records whether it was closed."""
+    """A loader that yields the given batches, two per step, and records whether it was closed."""
 
     def __init__(self, batches: list[Batch]) -> None:
         self.pairs = [batches[i : i + 2] for i in range(0, len(batches), 2)]
@@ -34,7 +34,7 @@ class BatchList(AbstractContextManager["BatchList"]):
 
 
 class OtherRank:
-    """A group of two ranks, of which the other one is stopped after some steps."""
+    """A group of two ranks whose second rank requests a stop after some steps."""
 
     def __init__(self, stopped_after: int = 100) -> None:
         self.gathered, self.stopped_after = 0, stopped_after
@@ -76,13 +76,13 @@ def test_readable_batches_are_predicted_in_eval_mode_and_the_mode_is_restored(
     assert loader.closed
 
 
-def test_a_rank_without_readable_samples_returns_no_rows_of_the_same_width(network: Classifier) -> None:
+def test_a_rank_without_readable_samples_returns_empty_arrays_of_the_same_width(network: Classifier) -> None:
     (records, numbers, outputs), bad = predict(network, BatchList([batch(bad=[BAD])]), OtherRank(), [])
     assert (len(records), len(numbers), outputs.shape, len(bad)) == (0, 0, (0, 5), 1)
     assert (records.dtype, outputs.dtype) == (np.int64, np.float32)
 
 
-def test_a_stop_of_another_rank_interrupts_after_the_step_and_restores_the_mode(network: Classifier) -> None:
+def test_a_stop_on_another_rank_interrupts_prediction_and_restores_the_mode(network: Classifier) -> None:
     loader, modes = BatchList([batch(0), batch(1), batch(2), batch(3), batch(4)]), list[bool]()
     with pytest.raises(Interrupted):
         predict(network.train(), loader, OtherRank(stopped_after=2), modes)

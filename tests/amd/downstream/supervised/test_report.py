@@ -1,4 +1,4 @@
-"""The files and the warning that every kind of supervised run shares."""
+"""Tests for the result files and the warning shared by all supervised runs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from amd.data.faults import UnreadableSample
-from amd.downstream.supervised.report import read_result, unreadable_warning, write_csv, write_result
+from amd.data.faults import DamagedSample, FaultySamples, UnreadableSample
+from amd.downstream.supervised.report import damaged_warning, read_result, unreadable_warning, write_csv, write_result
 
 
 class Labelled(NamedTuple):
@@ -22,7 +22,7 @@ class Labelled(NamedTuple):
 
 
 class Scored(NamedTuple):
-    bad: list[UnreadableSample]
+    faults: FaultySamples
     figures: dict[str, float]
 
 
@@ -30,23 +30,30 @@ def unreadable(count: int) -> list[UnreadableSample]:
     return [{"record": n, "location": f"{n}.png", "reason": "truncated"} for n in range(count)]
 
 
-def test_the_result_records_data_scores_and_settings_of_the_test(tmp_path: Path) -> None:
+def test_the_result_contains_data_scores_and_test_settings(tmp_path: Path) -> None:
     assert read_result(str(tmp_path)) is None
-    write_result(str(tmp_path), Labelled(), Scored(unreadable(2), {"eval/map": 50.0}), 12, views="2x3")
+    damaged: list[DamagedSample] = [{"record": 5, "location": "5.mp4", "reason": "3 of 20 packets do not decode"}]
+    faults = FaultySamples(unreadable(2), damaged)
+    write_result(str(tmp_path), Labelled(), Scored(faults, {"eval/map": 50.0}), 12, views="2x3")
     assert read_result(str(tmp_path)) == {
         "data": "s3://bucket/val",
         "digest": "d1",
         "samples": 8,
         "unreadable": 2,
+        "damaged": 1,
         "views": "2x3",
         "step": 12,
         "figures": {"eval/map": 50.0},
     }
-    listed = (tmp_path / "bad_samples.jsonl").read_text().splitlines()
-    assert [json.loads(line)["location"] for line in listed] == ["0.png", "1.png"]
+    for name, samples in (("bad_samples.jsonl", faults.bad), ("damaged_samples.jsonl", faults.damaged)):
+        assert [json.loads(line) for line in (tmp_path / name).read_text().splitlines()] == samples
+    assert damaged_warning(Labelled(), damaged) == (
+        "data.val: 1 of 8 samples are damaged videos, of which only the decodable frames were used; "
+        "see test/damaged_samples.jsonl"
+    )
 
 
-def test_the_warning_lists_five_unreadable_samples_and_counts_the_others() -> None:
+def test_the_warning_lists_five_unreadable_samples_and_counts_the_remaining_ones() -> None:
     assert unreadable_warning(Labelled(), unreadable(1), "samples", "wrong") == (
         "data.val: 1 of 8 samples cannot be read and count as wrong: 0.png truncated"
     )

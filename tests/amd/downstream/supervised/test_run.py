@@ -1,4 +1,4 @@
-"""What both kinds of supervised runs check before publishing, without training."""
+"""Tests for the checks that all supervised runs make before training and before publishing."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_only_the_best_checkpoint_of_a_finished_run_is_published(prepare: Prepar
 
 
 @pytest.mark.parametrize("prepare", [finetuning, detection])
-def test_a_score_of_another_checkpoint_is_not_published(prepare: Prepare, tmp_path: Path) -> None:
+def test_publishing_fails_if_the_tested_checkpoint_no_longer_exists(prepare: Prepare, tmp_path: Path) -> None:
     kind, config, network = prepare(tmp_path)
     save(config, network, 6, score=50.0)
     write_json(join(run_folder(str(config.storage), "one"), "test", "result.json"), {"step": 3})
@@ -94,5 +94,5 @@ def test_values_that_a_preset_leaves_unset_are_rejected(
 
 
 @pytest.mark.parametrize("kind", [FINETUNING, DETECTION], ids=lambda kind: kind.name)
-def test_workers_can_import_the_work_of_a_kind_by_name(kind: RunKind) -> None:
+def test_workers_can_import_the_work_function_of_each_kind_by_name(kind: RunKind) -> None:
     assert resolve_name(f"{kind.work.__module__}:{kind.work.__qualname__}") is kind.work

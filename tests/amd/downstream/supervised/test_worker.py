@@ -1,4 +1,4 @@
-"""Supervised runs on two ranks in separate processes, one of them killed."""
+"""Tests for supervised runs on two ranks in separate processes, one of which may be killed."""
 
 from __future__ import annotations
 

@@ -18,6 +18,8 @@ from amd.downstream.supervised.evaluation import EvaluationContext
 from amd.models.classifier import Classifier
 from amd.training.process_group import ProcessGroup
 from amd.training.trainer.run_hooks import Interrupted
+from tests.support.data.damage import overwrite_packets
+from tests.support.data.videos import pictures, write_video
 from tests.support.processes import run_ranks
 from tests.support.runs.finetuning import shaded_images, tiny_finetuning
 
@@ -49,7 +51,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> FinetuneConfig:
 
 
 def score_on_two_and_three_ranks(rank: int, config: dict[str, Any], folder: str) -> None:
-    """Score the same data on two ranks, then on three; runs in a process per rank."""
+    """Score the same data on two ranks, then on three. Runs in one process per rank."""
     torch.set_num_threads(1)
     for world in (2, 3):
         if rank < world:
@@ -80,11 +82,11 @@ def test_any_number_of_ranks_predicts_each_sample_once_and_returns_the_same_metr
             assert scores.merged.views.tolist() == [3] * 10
             assert scores.merged.probabilities == pytest.approx(expected.merged.probabilities, abs=1e-6)
             assert scores.figures == pytest.approx(expected.figures, abs=1e-4)
-            assert scores.bad == expected.bad
+            assert scores.faults == expected.faults
 
 
 class OneOfMany(ProcessGroup):
-    """The first rank of several, alone."""
+    """Rank 0 of a group of `world` ranks, running without the other ranks."""
 
     def __init__(self, world: int) -> None:
         super().__init__()
@@ -95,7 +97,7 @@ class OneOfMany(ProcessGroup):
 
 
 @pytest.mark.parametrize(("crops", "clips"), [(1, 8), (3, 6)])
-def test_a_forward_pass_is_as_large_on_many_ranks_as_on_one(tmp_path: Path, crops: int, clips: int) -> None:
+def test_the_forward_batch_size_does_not_depend_on_the_number_of_ranks(tmp_path: Path, crops: int, clips: int) -> None:
     shaded_images(tmp_path / "many", 72, seed=1)
     config = tiny_finetuning(tmp_path, data__val=str(tmp_path / "many"), evaluation__batch_size=8)
     views, split = ViewsConfig(segments=1, crops=crops), open_splits(config)["data.val"]
@@ -110,11 +112,20 @@ def test_a_forward_pass_is_as_large_on_many_ranks_as_on_one(tmp_path: Path, crop
 
 def test_an_unreadable_sample_is_reported_and_counts_as_wrong(config: FinetuneConfig) -> None:
     _, scores = scored(config, ProcessGroup())
-    assert [Path(sample["location"]).name for sample in scores.bad] == ["004.png"]
+    assert [Path(sample["location"]).name for sample in scores.faults.bad] == ["004.png"]
     assert scores.figures["eval/unreadable"] == 1
     assert scores.figures["eval/top5"] == pytest.approx(100 * 10 / 11), "two classes: all but the unreadable one"
     correct = (scores.merged.probabilities.argmax(axis=1) == scores.truth).sum()
     assert scores.figures["eval/top1"] == pytest.approx(100 * correct / 11)
+
+
+def test_a_damaged_video_is_scored_and_listed(tmp_path: Path) -> None:
+    config = tiny_finetuning(tmp_path)
+    video = write_video(tmp_path / "val" / "dark" / "clip.mp4", pictures(48))
+    overwrite_packets(video, [40])
+    _, scores = scored(config, ProcessGroup())
+    assert [Path(sample["location"]).name for sample in scores.faults.damaged] == ["clip.mp4"]
+    assert scores.figures["eval/unreadable"] == 0
 
 
 def test_data_without_readable_samples_scores_zero(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_mixed_and_unmixed_labels_are_smoothed_in_the_same_way() -> None:
     torch.testing.assert_close(mixed, plain)
 
 
-def test_an_odd_batch_of_an_elastic_run_is_not_mixed() -> None:
+def test_an_odd_batch_in_an_elastic_run_is_not_mixed() -> None:
     clips = torch.rand(3, 3, 1, 8, 8)
     out, soft = augmented(clips, torch.tensor([0, 1, 2]), mix_prob=1.0)
     assert torch.equal(out, clips)

@@ -1,4 +1,4 @@
-"""Complete fine-tuning runs in this process: published classifiers, test results, interruptions."""
+"""Tests for complete in-process fine-tuning runs: published classifiers, test results and interruptions."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_the_card_records_head_score_and_pooling(uninterrupted: UninterruptedRun
 
 
 def accuracy(classifier: Classifier, card: Card, folder: Path) -> float:
-    """Return the accuracy on 20x20 images resized with PIL; the official three crops of a square are identical."""
+    """Return the accuracy on 20x20 images resized with PIL; the three official crops of a square are identical."""
     correct = []
     names = sorted(path.name for path in folder.iterdir())
     for path in sorted(folder.rglob("*.png")):

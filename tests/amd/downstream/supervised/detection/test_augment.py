@@ -96,7 +96,7 @@ def test_each_transform_moves_boxes_with_the_pixels(step: str) -> None:
     np.testing.assert_allclose(boxes[0], _bright_box(moved), atol=0.5)
 
 
-def test_a_box_outside_the_crop_is_dropped_and_the_others_keep_their_indices() -> None:
+def test_a_box_outside_the_crop_is_dropped_and_the_remaining_boxes_keep_their_indices() -> None:
     frames, key_frame = _scene(50, 400, (0, 0, 20, 20))
     both = key_frame._replace(boxes=np.array([[0, 0, 0.05, 0.4], [0, 0, 1, 1]]))
     for seed in range(20):
@@ -113,7 +113,7 @@ def test_evaluated_boxes_are_extended_within_the_frame_but_not_into_the_padding(
     assert clip[0, 0, 40].tolist() == [124, 116, 104]  # padding has the mean colour
 
 
-def test_equal_seeds_produce_the_same_clip_and_boxes() -> None:
+def test_the_same_seed_produces_the_same_clip_and_boxes() -> None:
     scene = _scene(60, 80, (20, 15, 50, 40))
     transform = TrainingTransform(_data(jitter_out=(0.2, 0.1), jitter_in=(0.1, 0.05), flip=True), CLIP)
     one, other = (transform(*scene, random.Random(7)) for _ in range(2))

@@ -27,7 +27,7 @@ def _file(folder: Path, *lines: str) -> str:
     return str(path)
 
 
-def test_lines_of_one_person_become_one_box_with_several_actions(tmp_path: Path) -> None:
+def test_lines_for_one_person_are_merged_into_one_box_with_several_actions(tmp_path: Path) -> None:
     other = "1j20qq1JyX4,0902,0.1,0.1,0.5,0.9,1,1"
     found = ava.read_annotations("data.train", _file(tmp_path, GOOD, other, GOOD.replace(",12,", ",80,")), LABELS)
     (frame_id,) = found
@@ -57,9 +57,9 @@ def test_detected_boxes_below_the_minimum_score_are_dropped(tmp_path: Path) -> N
         ("v,1,0,0,1.2,1,12,0", "box 0,0,1.2,1 extends outside the frame"),
         ("v,1,-0.1,0,1,1,12,0", "box -0.1,0,1,1 extends outside the frame"),
         ("v,1,0.6,0,0.4,1,12,0", "box 0.6,0,0.4,1 has no area; x1 must be below x2, and y1 below y2"),
-        ("v,1,0,0,1,1,13,0", "action '13' is not in data.label_map, which has 1, 12, 80"),
+        ("v,1,0,0,1,1,13,0", "action '13' is not in data.label_map, which contains 1, 12, 80"),
         ("v,1,0,0,1,1,,0", "action '' is not in data.label_map"),
-        (",1,0,0,1,1,12,0", "the first column, the video's name, is empty"),
+        (",1,0,0,1,1,12,0", "the first column is empty; it must contain the name of the video"),
     ],
 )
 def test_an_invalid_line_is_reported(tmp_path: Path, line: str, message: str) -> None:
@@ -156,7 +156,7 @@ def _read(record: Record, timestamp: float, clip: ClipConfig, **data: Any) -> np
         reader.close()
 
 
-def test_a_video_is_read_at_its_own_frame_rate(tmp_path: Path) -> None:
+def test_a_video_is_read_at_its_native_frame_rate(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", pictures(40), fps=10)
     record, clip, frames = (
         Record(str(path), None, "video"),

@@ -63,7 +63,7 @@ def test_undetected_annotations_count_as_missed() -> None:
 
 
 def _reference_average_precision(truth: AnnotatedActions, found: DetectedActions, action: int) -> float:
-    """Compute the average precision as the official evaluation defines it, one detection at a time."""
+    """Compute the average precision as defined by the official evaluation, one detection at a time."""
     persons = {f: [b for g, b, a in zip(*truth, strict=True) if (g, a) == (f, action)] for f in truth.frames.tolist()}
     matched: set[tuple[int, int]] = set()
     rows = [row for row in zip(*found, strict=True) if row[2] == action]

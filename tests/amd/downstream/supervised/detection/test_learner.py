@@ -56,7 +56,7 @@ def test_a_batch_without_boxes_has_zero_loss_and_gradients(config: DetectionConf
     assert all(p.grad is not None and not p.grad.any() for p in learner.network.parameters())
 
 
-def test_the_gradient_does_not_depend_on_micro_batches(config: DetectionConfig) -> None:
+def test_the_gradient_does_not_depend_on_the_micro_batch_size(config: DetectionConfig) -> None:
     whole = _batch([[0], [0, 1], [], [1]])
     parts = [
         Batch(whole.clips[i : i + 2], whole.labels[i : i + 2], whole.records[i : i + 2], [], whole.extras[i : i + 2])
@@ -69,7 +69,7 @@ def test_the_gradient_does_not_depend_on_micro_batches(config: DetectionConfig) 
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_every_clip_has_the_same_weight_regardless_of_its_boxes(config: DetectionConfig) -> None:
+def test_every_clip_has_the_same_weight_regardless_of_its_number_of_boxes(config: DetectionConfig) -> None:
     learner, clips = _learner(config), _batch([[0], [0]]).clips
 
     def loss(*boxes: list[int]) -> float:
@@ -93,7 +93,7 @@ def test_the_loss_of_confident_correct_logits_is_zero(config: DetectionConfig) -
     assert learner.loss(batch.clips, batch, 0)[0].item() < 1e-9
 
 
-def test_a_box_pools_its_own_part_of_the_feature_map(config: DetectionConfig) -> None:
+def test_each_box_pools_the_features_inside_it(config: DetectionConfig) -> None:
     detector = new_detector(config, 3)
     features = torch.zeros(2, 48, 4, 4)  # 8 pixels per token
     features[0, :, 0, 0], features[1, :, 3, 3] = 1.0, 2.0
@@ -131,7 +131,7 @@ def test_a_resized_detector_keeps_its_weights_and_interpolates_its_positions(
 
 
 def test_the_detector_learns_the_action_of_each_person(config: DetectionConfig) -> None:
-    """Persons swap sides, so only the content of a box reveals the action. Scores are measured on held-out videos."""
+    """People swap sides, so only a box's content reveals the action. Scores are measured on held-out videos."""
     learner = _learner(config)
     transform = EvaluationTransform(config.data, config.clip, (0, 0))
 

@@ -1,4 +1,4 @@
-"""Detection runs on synthetic videos: training, frame mAP, result files, stop and resume, invalid input."""
+"""Tests for detection runs on synthetic videos: training, frame mAP, result files, resumption and invalid input."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_the_command_runs_a_config_and_reports_invalid_input(
     (tmp_path / "map.pbtxt").write_text(label_map(RIGHT))
     args = [f"data.label_map={tmp_path / 'map.pbtxt'}", "name=other", "--local"]
     assert main(["detect", "--config", str(file), *args]) == 2
-    assert "train.csv:2: action '3' is not in data.label_map, which has 1" in capfd.readouterr().err
+    assert "train.csv:2: action '3' is not in data.label_map, which contains 1" in capfd.readouterr().err
     assert main(["detect", "--preset", "ava-vit-s"]) == 2
     stderr = capfd.readouterr().err
     assert "data.label_map: presets contain no data; set data.label_map=<ava_action_list_v2.2.pbtxt>" in stderr
