@@ -1,6 +1,6 @@
 """Commands that take a config: their options and help, shared by `amd NAME` (Typer) and `python -m …` (argparse).
 
-Imports neither, and no torch: the function that a command calls is imported once its config is valid.
+Imports neither Typer, argparse nor torch: a command's function is imported only after its config is validated.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from amd.presets.load import load_config
 
 
 class CommandOption(NamedTuple):
-    """An option of the command line."""
+    """A command-line option."""
 
     flags: tuple[str, ...]
-    """Long form, then the short form, which only `amd` accepts."""
+    """Flags: the long form, then optionally a short form, which only `amd` accepts."""
     help: str
     is_switch: bool = False
-    """Whether the option has no value."""
+    """Whether the option is a switch, which takes no value."""
 
 
 CONFIG = CommandOption(("--config", "-c"), "File or URL of a JSON or YAML config.")
@@ -43,10 +43,10 @@ class TrainingCommand(NamedTuple):
 
     config: type[RunConfig]
     function: str
-    """Function that trains a config and returns a RunResult, as `module:name`; its module may import torch."""
+    """Training function, as `module:name`; takes a config and returns a RunResult. The module may import torch."""
     summary: str
     overrides: str
-    """Help of the overrides."""
+    """Help text for the overrides."""
 
     def run(self, preset: str | None, url: str | None, overrides: Mapping[str, Any], **options: Any) -> Any:
         """Load the config and train it; `options` are passed to `launch`. Raises ConfigError before importing torch."""

@@ -8,7 +8,7 @@ from amd.config import ConfigError, Device, Precision
 
 
 def choose_device(device: Device) -> torch.device:
-    """Return the device to use; `auto` selects a GPU if there is one.
+    """Return the device to use; `auto` selects a GPU if one is available.
 
     Raises ConfigError if cuda is requested on a machine without a GPU.
     """

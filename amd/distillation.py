@@ -1,8 +1,8 @@
-"""AMD on one page: a student reconstructs pixels and the features of a teacher that sees more of the clip.
+"""The complete AMD method: a student reconstructs pixels and the features of a teacher that sees more of the clip.
 
 Three loss terms (Zhao et al., CVPR 2024): reconstruction of hidden pixels, direct alignment with the teacher on
-student-visible tokens, and generation alignment on teacher-only tokens. Without a teacher only reconstruction remains,
-which is MAE, or VideoMAE for video. Does not depend on devices, optimizers or logging.
+student-visible tokens, and generation alignment on teacher-only tokens. Without a teacher, only reconstruction remains,
+as in MAE for images and VideoMAE for video. Does not depend on devices, optimizers or logging.
 Shapes: B batch, C channels, T frames, H height, W width, N tokens, P pixel values per token, V student-visible,
 O teacher-only, R reconstructed, E teacher width.
 """

@@ -1,7 +1,8 @@
 """Download remote files once per node: processes that need the same file at about the same time share one copy.
 
-One process downloads while the others wait for its file lock, which the kernel releases when its holder dies, and a
-complete download is renamed into place, so a process killed at any moment neither blocks nor misleads the next.
+One process downloads while the others wait for its file lock. The kernel releases the lock when its holder dies, and
+only complete downloads are renamed into place, so a process that is killed at any moment neither blocks other processes
+nor leaves a partial file.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ LOCKS = 16  # lock files, which are never removed: a process may be waiting for 
 
 
 def shared_copy(url: str) -> Path:
-    """Return a local path with the content of a file: the file itself, or a copy that the node's processes share.
+    """Return a local path with the content of a file: the file itself, or a copy shared by the node's processes.
 
-    Open it soon: later calls remove copies that have not been requested for KEEP_S, which does not affect open files.
-    A file that has changed in the store is downloaded again. Raises the errors of the store.
+    Open the file promptly: later calls remove copies that were not requested for KEEP_S seconds, although files that
+    are already open remain readable. A file that has changed in the store is downloaded again. Raises the store's
+    errors.
     """
     if not is_remote(url):
         return local_path(url)

@@ -19,7 +19,7 @@ from amd.storage import StorageError
 def argument_parser(
     program: str, *options: CommandOption, overrides: str = OVERRIDES, description: str | None = None
 ) -> argparse.ArgumentParser:
-    """Return the parser of `python -m PROGRAM`: its options and its overrides."""
+    """Return the argument parser for `python -m PROGRAM`, with its options and overrides."""
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
     for option in options:
         parser.add_argument(option.flags[0], action="store_true" if option.is_switch else "store", help=option.help)
@@ -28,7 +28,7 @@ def argument_parser(
 
 
 def run_training(name: str, program: str, args: Sequence[str] | None, description: str | None = None) -> int:
-    """Run the training command `name` with the arguments of `python -m PROGRAM`; return its exit code."""
+    """Run the training command `name` with the arguments given to `python -m PROGRAM`; return the exit code."""
     command = TRAINING_COMMANDS[name]
     parser = argument_parser(
         program, CONFIG, PRESET, LOCAL, DISTRIBUTED, AS_JSON, overrides=command.overrides, description=description
@@ -49,9 +49,9 @@ def run_named_command(
     usage: str | None,
     resume_note: str,
 ) -> int:
-    """Run the command named by the first argument, by default of the process, as `run_entry_point` does.
+    """Run the command selected by the first argument, with error handling as in `run_entry_point`.
 
-    `usage` is printed if there is no such command.
+    `args`: arguments, by default from the command line. `usage`: text printed if there is no such command.
     """
     name, *rest = list(sys.argv[1:] if args is None else args) or [""]
     if name not in commands:
@@ -63,7 +63,8 @@ def run_named_command(
 def run_entry_point(command: Callable[[], int], resume_note: str) -> int:
     """Run `command` and return its exit code.
 
-    `resume_note`: what repeating the command after an interrupt does, such as "continues from the newest checkpoint".
+    `resume_note`: effect of running the command again after an interrupt, such as "continues from the newest
+    checkpoint".
     """
     try:
         return command()
@@ -82,7 +83,7 @@ def run_entry_point(command: Callable[[], int], resume_note: str) -> int:
 
 
 def print_progress(line: str) -> None:
-    """Print to standard error, which leaves standard output to results."""
+    """Print to standard error, so that standard output contains only results."""
     print(line, file=sys.stderr, flush=True)
 
 

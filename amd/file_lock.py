@@ -1,4 +1,4 @@
-"""A lock between the processes of a node, in the form of a file."""
+"""A file lock shared by all processes on a node."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Wait for the lock and hold it inside the context. The kernel releases it even if the process dies."""
+    """Wait for the lock and hold it inside the context. The kernel releases the lock even if the process dies."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -26,7 +26,7 @@ class StepFlops(NamedTuple):
 
 
 def block_flops(tokens: int, queries: int, width: int, mlp_ratio: float) -> float:
-    """Return the FLOPs of one block's forward pass over `tokens`, if only `queries` of them produce outputs."""
+    """Return the FLOPs of one block's forward pass over `tokens` tokens, of which `queries` produce outputs."""
     keys_values = 4 * width**2 * tokens
     queries_output_mlp = (4 + 4 * mlp_ratio) * width**2 * queries
     attention = 4 * queries * tokens * width

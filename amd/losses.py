@@ -42,7 +42,7 @@ def normalized_pixels(tokens: Tensor, clip: ClipConfig) -> Tensor:
 
 
 def _channel_statistics(tokens: Tensor, clip: ClipConfig) -> tuple[Tensor, Tensor]:
-    """Return the mean and standard deviation repeated along P, where the channel varies fastest."""
+    """Return the per-channel mean and standard deviation, repeated along P, in which the channel varies fastest."""
     dtype = tokens.dtype if tokens.is_floating_point() else torch.float32
     return _repeated(clip.mean, clip.std, tokens.shape[-1], dtype, tokens.device)
 
@@ -83,8 +83,8 @@ def reconstructed_pixels(predictions: Tensor, original: Tensor, clip: ClipConfig
 
     (B, K, P) -> (B, K, P).
 
-    Targets normalised per token lack the token's mean and standard deviation, so those of the `original` tokens are
-    used, as in MAE's demo: only the structure is reconstructed, not brightness and contrast.
+    Targets normalised per token do not contain the token's mean and standard deviation, so both are taken from the
+    `original` tokens, as in MAE's demo: the prediction determines structure, but not brightness and contrast.
     """
     if kind == "unit":
         return predictions
@@ -140,7 +140,7 @@ def reconstruction(reconstructed: Tensor, targets: Tensor) -> Tensor:
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
-    """Convert half precision, produced by autocast, to float32; keep float64, used by parity tests."""
+    """Convert half-precision tensors, as produced by autocast, to float32; keep float64, which parity tests use."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 

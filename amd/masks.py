@@ -21,7 +21,7 @@ CellFunction = Callable[[TokenGrid], Tensor]  # returns the tokens of every cell
 
 
 def random_cells(grid: TokenGrid) -> Tensor:
-    """Make every token its own cell (MAE)."""
+    """Make every token a separate cell (MAE)."""
     return torch.arange(grid.tokens).reshape(1, grid.tokens)
 
 
@@ -36,8 +36,8 @@ STRATEGIES: dict[MaskStrategy, CellFunction] = {"random": random_cells, "tube": 
 def sample_token_sets(mask: MaskConfig, grid: TokenGrid, batch: int, generator: torch.Generator) -> TokenSets:
     """Sample the token sets of a batch on the generator's device.
 
-    Both networks share one random order of the cells: the first cells are visible to both and the next ones to the
-    teacher only, so the teacher always sees the student's tokens.
+    Both networks share one random order of the cells: the first cells are visible to both, the next cells only to the
+    teacher, so the teacher sees all tokens that the student sees.
     """
     device = generator.device
     cells = _cells(mask.strategy, grid, device)  # (S, G)
@@ -65,11 +65,11 @@ def _tokens(cells: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _running_cell(student_masked: Tensor, grid: TokenGrid, ratio: float, generator: torch.Generator) -> Tensor:
-    """Drop `ratio` of the student-masked tokens, preferring those that VideoMAE V2's running cell drops.
+    """Drop `ratio` of the student-masked tokens, preferably the tokens that VideoMAE V2's running cell drops.
 
     Every 2x2 cell drops 4 * ratio of its positions; the dropped positions advance by one per frame. VideoMAE V2 also
-    decodes visible tokens of the cell and gives them weight 0 in the loss. Here the number of reconstructed tokens is
-    fixed instead, by adding or dropping random ones: shapes stay static and no visible token is decoded.
+    decodes the cell's visible tokens and gives them weight 0 in the loss. Here, random tokens are added or dropped to
+    make the number of reconstructed tokens constant, so shapes stay static and no visible token is decoded.
     """
     device, batch = generator.device, student_masked.shape[0]
     phase = torch.randint(4, (batch, 1), generator=generator, device=device)

@@ -28,7 +28,7 @@ class MaskedTokens(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """Masked and reconstructed clips, and the losses of a batch."""
+    """Masked and reconstructed clips of a batch, and the losses."""
 
     masked: Tensor  # (B, 3, T, H, W) uint8, hidden tokens painted over
     reconstructed: Tensor  # (B, 3, T, H, W) float32 in [0, 1]; the clip at visible tokens, predictions elsewhere
@@ -36,7 +36,7 @@ class Reconstruction(NamedTuple):
 
 
 def draw_mask(strategy: MaskStrategy, ratio: float, grid: TokenGrid, seed: int) -> MaskedTokens:
-    """Sample a mask as in training; the same seed and ratio always produce the same mask.
+    """Sample a mask as in training. The same seed and ratio always produce the same mask.
 
     Raises ValueError if the ratio leaves no visible or no hidden token.
     """
@@ -72,7 +72,7 @@ def reconstruct(
 
 
 def cover_hidden(pixels: Tensor, visible: Tensor, clip: ClipConfig) -> Tensor:
-    """Paint over all tokens except the visible ones: (B, N, P) and (B, V) -> (B, N, P) uint8."""
+    """Paint over all hidden tokens: (B, N, P) and (B, V) -> (B, N, P) uint8."""
     colour = torch.tensor(HIDDEN, dtype=torch.uint8, device=pixels.device)
     blank = colour.repeat(clip.token_values // 3).expand_as(pixels)
     return put_tokens(blank, visible, take_tokens(pixels, visible))

@@ -1,4 +1,4 @@
-"""File access by URL, local or remote: read, write, list and remove bytes and JSON, with retries during outages.
+"""Access local and remote files by URL: read, write, list and remove bytes and JSON, with retries during outages.
 
 The only module that resolves fsspec filesystems.
 """
@@ -36,7 +36,7 @@ class StorageError(Exception):
 
 
 class StorageUnreachable(StorageError):
-    """Raised when a remote store has not responded for OUTAGE_LIMIT_S seconds, or when a disk is full or broken."""
+    """Raised when a remote store does not respond for OUTAGE_LIMIT_S seconds, or when a disk is full or broken."""
 
 
 def default_root() -> str:
@@ -49,7 +49,7 @@ def default_root() -> str:
 
 
 def resolve_root(storage: str | None) -> str:
-    """Return the storage root as a URL or absolute path, since Ray workers run in different working directories."""
+    """Return the storage root as a URL or absolute path, because Ray workers run in different working directories."""
     root = storage or default_root()
     return root.rstrip("/") if is_remote(root) else str(local_path(root))
 
@@ -103,7 +103,9 @@ def retry_on_outage(url: str, operation: Callable[[], T]) -> T:
                 raise
             reason = f"{type(error).__name__}: {error}"
             if not is_remote(url):
-                raise StorageUnreachable(f"{url}: the disk cannot be used ({reason}); fix it, then run again") from None
+                raise StorageUnreachable(
+                    f"{url}: the disk cannot be used ({reason}); fix the disk, then run the command again"
+                ) from None
             if time.monotonic() + pause > until:
                 message = (
                     f"{url}: the store has not responded for {OUTAGE_LIMIT_S:.0f} s ({reason}); "
@@ -145,7 +147,7 @@ def write_bytes(url: str, data: bytes) -> None:
 def create(url: str, data: bytes) -> bool:
     """Write a file atomically unless it exists; return whether it was written.
 
-    In a store without conditional writes, the last of several simultaneous writers wins.
+    In stores without conditional writes, the last of several concurrent writers wins.
     """
     return retry_on_outage(url, lambda: _create_once(url, data))
 
@@ -208,10 +210,10 @@ def listdir(url: str) -> list[str]:
 
 
 class FileFacts(NamedTuple):
-    """Size and version of a file, from a listing."""
+    """Size and version of a file, as listed by the store."""
 
     size: int
-    """Bytes."""
+    """Size in bytes."""
     stamp: str
     """Fingerprint of the file; changes with its content."""
 
@@ -238,7 +240,7 @@ def files(url: str) -> dict[str, FileFacts]:
 
 
 def file_version(url: str) -> str:
-    """Return a fingerprint of a remote file's size and version, from one request. Raises the errors of the store."""
+    """Return a fingerprint of a remote file's size and version, from one request. Raises the store's errors."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
     return _stamp(fs.info(path))
@@ -257,7 +259,7 @@ def remove(url: str) -> None:
 
 
 def remove_leftovers(folder: str) -> None:
-    """Remove temporary files of killed writers from a local folder; object stores have none."""
+    """Remove temporary files that killed writers left in a local folder; object stores have none."""
     if is_remote(folder):
         return
     for path in local_path(folder).glob(".*"):
@@ -267,13 +269,13 @@ def remove_leftovers(folder: str) -> None:
 
 
 def check_writable(root: str) -> None:
-    """Write, read and remove one small file. Raises StorageError with the reason if that fails."""
+    """Write, read and remove one small file. Raises StorageError with the reason on failure."""
     probe = join(root, f".amd-write-test-{uuid.uuid4().hex[:8]}")
     try:
         _write_once(probe, b"amd")  # no retries: a store that does not respond at startup is misconfigured
         if read_bytes(probe) != b"amd":
             raise StorageError(
-                f"storage={root}: a test file reads back with different content; choose another storage root"
+                f"storage={root}: a test file was read back with different content; choose another storage root"
             )
         remove(probe)
     except StorageError:

@@ -1,4 +1,4 @@
-"""Entry point of import, export and prepare jobs: `python -m amd.tasks COMMAND --config FILE_OR_URL key=value…`.
+"""Entry point for import, export and prepare jobs: `python -m amd.tasks COMMAND --config FILE_OR_URL key=value…`.
 
     import      publish third-party weights as an encoder
     export      write a published encoder in another format
@@ -62,7 +62,7 @@ def _print_progress(done: int, total: int) -> None:
 
 
 class Task(NamedTuple):
-    """A command of this entry point: its config class, and the function that runs it and returns its result."""
+    """A command: its config class, and the function that runs it and returns the result."""
 
     config: type[TaskConfig]
     run: Callable[[Any], dict[str, Any]]

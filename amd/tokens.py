@@ -24,7 +24,7 @@ class TokenSets(NamedTuple):
     reconstructed: Tensor  # (B, R), the student-masked tokens that the decoder reconstructs
 
     def rows(self, start: int, stop: int) -> TokenSets:
-        """Return the token sets of a slice of the batch."""
+        """Return the token sets for a slice of the batch."""
         return TokenSets(*(index[start:stop] for index in self))
 
 
@@ -36,7 +36,10 @@ def patchify(clips: Tensor, tubelet: int, patch: int) -> Tensor:
     """
     b, c, t, h, w = clips.shape
     if t % tubelet or h % patch or w % patch:
-        raise ValueError(f"a clip of {t}x{h}x{w} cannot be cut into tokens of {tubelet}x{patch}x{patch}")
+        raise ValueError(
+            f"a clip of {t}x{h}x{w} cannot be cut into tokens of {tubelet}x{patch}x{patch}: "
+            "each clip dimension must be a multiple of the token's"
+        )
     cut = clips.reshape(b, c, t // tubelet, tubelet, h // patch, patch, w // patch, patch)
     return cut.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(b, -1, tubelet * patch * patch * c)
 
@@ -66,9 +69,10 @@ def position_table(
     """Return the sine-cosine position embedding of every token, (N, width) float32, computed in float64.
 
     sincos_1d: over the flattened index, sine and cosine interleaved (VideoMAE, AMD).
-    sincos_2d: half the width from the column, half from the row, sines before cosines in each, the same in every
-    frame (MAE). sincos_3d: a quarter of the width from the frame, the rest 2-D (MVD). learned: the same as sincos_1d,
-    which initialises the encoder's table and is the predictors' fixed table.
+    sincos_2d: half the width from the column, half from the row, sines before cosines in each half, the same in every
+    frame (MAE).
+    sincos_3d: a quarter of the width from the frame, the remainder as in sincos_2d (MVD).
+    learned: the same as sincos_1d, which initialises the encoder's table and serves as the predictors' fixed table.
     `origin`: rows and columns of the sincos_2d table to interpolate to `grid` (bicubic), as in MAE's fine-tuning.
     """
     t, h, w = grid
@@ -94,7 +98,7 @@ def position_table(
 
 
 def _frequencies_1d(width: int, base: float) -> Tensor:
-    """Return base^(2 floor(j / 2) / width) for each j; a pair of sine and cosine shares one value."""
+    """Return base^(2 floor(j / 2) / width) for each j; each pair of sine and cosine shares one value."""
     pairs = torch.arange(width, dtype=torch.float64).div(2, rounding_mode="floor")
     return torch.tensor(base, dtype=torch.float64) ** (2 * pairs / width)
 

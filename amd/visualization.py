@@ -29,12 +29,12 @@ class Views(NamedTuple):
 
 
 def as_bytes(unit: Tensor) -> Tensor:
-    """Convert pixels in [0, 1] to uint8; values outside are clamped."""
+    """Convert pixels in [0, 1] to uint8; values outside this range are clamped."""
     return (unit * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def draw(views: Views, title: str, caption: str, *, zoom: int = 4, frames: int = 4, across: int | None = None) -> Image:
-    """Render one page with a row per view and a column per sample, each with up to `frames` frames side by side.
+    """Render one page with a row per view and a column per sample; a cell shows up to `frames` frames side by side.
 
     `across`: maximum samples per line; further samples continue on a new line.
     """

@@ -1,7 +1,7 @@
 """`python -m service` runs the control plane; `python -m service migrate` brings the database schema up to date.
 
 Configured entirely through the environment (`service.settings`). Several replicas may share a PostgreSQL database: all
-of them serve requests, and one at a time reconciles jobs.
+of them serve requests, but only one at a time reconciles jobs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DRAIN_S = 5  # how long background loops may take to end
 
 
 class DrainingServer(uvicorn.Server):
-    """Ends streams when it shuts down, which would otherwise last as long as it waits for requests in progress."""
+    """Server that closes open streams on shutdown, so that they do not delay it."""
 
     def __init__(self, config: uvicorn.Config, streams: StreamLimits) -> None:
         super().__init__(config)
@@ -123,7 +123,7 @@ def serve(settings: Settings) -> int:
 
 
 def _exit_if_hanging() -> None:
-    """End the process if a thread still waits for a dependency that hangs: Python would wait for the thread."""
+    """Exit the process if a thread is blocked by a hanging dependency; otherwise, Python would wait for it."""
     until = time.monotonic() + DRAIN_S
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
@@ -137,7 +137,7 @@ def _exit_if_hanging() -> None:
 def _start_migrated(
     engine: Engine, settings: Settings, is_ready: bool, threads: Sequence[threading.Thread], stop: threading.Event
 ) -> None:
-    """Start the loops once the schema is up to date. Until then, liveness and readiness are reported as usual."""
+    """Start the background loops once the schema is up to date. Health routes respond in the meantime."""
     while not is_ready:
         if stop.wait(MIGRATION_POLL_S):
             return
@@ -157,7 +157,7 @@ def _write_admin_key(engine: Engine, settings: Settings) -> None:
 
 
 def _background_loops(app: FastAPI, settings: Settings) -> list[Callable[[threading.Event], None]]:
-    """Create the loops that move jobs, deployments and webhooks, and let readiness observe them."""
+    """Create the background loops for jobs, deployments and webhooks, and add their monitors to the app's state."""
     state, engine = app.state, app.state.engine
     encoders = EncoderDiscovery(state.encoders, settings.root)
     serve_api = ServeApi(

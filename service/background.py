@@ -1,7 +1,7 @@
 """Progress of background loops, such as the reconciler's: when each one last completed a step.
 
-Readiness and metrics read it. A loop that does not complete steps also stops renewing its lease (`service.db.leases`).
-Does not start threads.
+Used by the readiness check and the metrics. A loop that does not complete steps also stops renewing its lease
+(`service.db.leases`). Does not start threads.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class StepMonitor:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Record a step. A step that raises counts as completed, since the loop goes on; its error is reported."""
+        """Record a step. A step that raises counts as completed, since the loop continues; its error is reported."""
         with self._lock:
             self._began_at = self._clock()
         error = ""

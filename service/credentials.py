@@ -1,6 +1,6 @@
-"""API keys of clients in the environment and in files: AMD_KEY, else AMD_KEY_FILE.
+"""Read a client's API key from AMD_KEY or, if that is not set, from the file at AMD_KEY_FILE.
 
-Shared by the Python client and the command line. Imports nothing of the service.
+Shared by the Python client and the command line. Does not import other modules of the service.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 
 
 class KeyFileError(Exception):
-    """A file that should contain an API key cannot be read."""
+    """Raised when an API key file cannot be read."""
 
 
 def environment_key() -> str | None:
-    """Return the API key that the environment contains or refers to, if any. Raises KeyFileError."""
+    """Return the API key from AMD_KEY or from the file at AMD_KEY_FILE, if either is set. Raises KeyFileError."""
     if key := os.environ.get("AMD_KEY"):
         return key
     file = os.environ.get("AMD_KEY_FILE")
@@ -24,7 +24,7 @@ def environment_key() -> str | None:
 def read_key_file(path: str | Path, source: str) -> str:
     """Return the key in a file. Raises KeyFileError.
 
-    `source`: text before the path in the message, which names the setting that refers to it.
+    `source`: text before the path in the message, such as the setting that contains the path.
     """
     try:
         return Path(path).expanduser().read_text().strip()

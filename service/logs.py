@@ -1,9 +1,9 @@
-"""Logging of the control plane: one setup for every logger, as lines of text or of JSON.
+"""Control-plane logging: one setup for all loggers, with records as lines of text or JSON.
 
-Paths, names and error messages may contain text that a caller chose. Control characters in it are escaped, so a record
-is one line and cannot imitate another; the lines of a traceback are indented. This is done by the formatters of the
-standard library's logging, because uvicorn, SQLAlchemy and httpx log through it: another library would need the same
-formatters for their records. Does not import another module of the service.
+Paths, names and error messages may contain text supplied by a caller. Control characters in such text are escaped, so
+each record is one line and cannot imitate another record; the lines of a traceback are indented. This is done by the
+formatters of the standard library's logging, because uvicorn, SQLAlchemy and httpx log through it: another library
+would need the same formatters for their records. Does not import other modules of the service.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _context: ContextVar[dict[str, Any]] = ContextVar("log_context")
 
 
 def escape(text: str) -> str:
-    """Escape the characters of a text that are not printable: they could end a line or change how it is displayed."""
+    """Escape non-printable characters in a text, which could end a line or change how it is displayed."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
@@ -38,9 +38,9 @@ def escape(text: str) -> str:
 
 @contextmanager
 def log_context(**fields: str | None) -> Iterator[dict[str, Any]]:
-    """Add fields to the records that are logged in this context, and in the threads and tasks that copy it.
+    """Add fields to records logged in this context, and in threads and tasks that copy the context.
 
-    Yields the fields, which may be changed.
+    Yields the fields as a dict that may be modified.
     """
     own = {**_context.get({}), **fields}
     token = _context.set(own)
@@ -51,7 +51,7 @@ def log_context(**fields: str | None) -> Iterator[dict[str, Any]]:
 
 
 def add_log_fields(**fields: str | None) -> None:
-    """Add fields to the innermost `log_context`, so that the code that opened it logs them, too."""
+    """Add fields to the innermost `log_context`, so that the code that opened it also logs them."""
     _context.get({}).update(fields)
 
 

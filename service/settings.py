@@ -56,34 +56,34 @@ class Settings(BaseSettings):
     port: int = 8400
     """Port of the REST API."""
     drain_s: float = Field(90.0, ge=0)
-    """Time that requests in progress may take after a stop signal, in seconds; streams end at once and reconnect."""
+    """Time limit in seconds for requests in progress after a stop signal; streams close immediately and reconnect."""
     admin_key_file: Path | None = None
     """File for the first admin key, created with mode 0600. Default: `admin-key` in the data directory."""
     allowed_uris: Annotated[tuple[str, ...], NoDecode] = ()
     """Comma-separated URI prefixes from which jobs may read data and weights, in addition to the storage root."""
     oidc_issuer: str | None = None
-    """OIDC issuer whose bearer tokens are accepted; null: API keys only."""
+    """OIDC issuer whose bearer tokens are accepted. Default: none; only API keys are accepted."""
     oidc_audience: str | None = None
-    """Audience that tokens of the issuer must have."""
+    """Audience that the issuer's tokens must have."""
     oidc_jwks_url: str | None = None
     """URL of the issuer's JWKS. Default: taken from the issuer's `/.well-known/openid-configuration`."""
 
     key_cache_s: float = Field(10.0, gt=0)
-    """Time for which an API key is cached, in seconds: a key revoked through another control plane stays valid for so
+    """Cache lifetime of an API key, in seconds. A key revoked through another control plane may stay valid for that
     long."""
     key_outage_s: float = Field(300.0, ge=0)
-    """Time for which a cached API key stays valid while the database does not respond, in seconds."""
+    """Time in seconds for which a cached API key stays valid while the database does not respond."""
 
     webhooks_http: bool = False
     """Whether webhooks may use `http://`, which sends events unencrypted."""
 
     max_body_mib: float = Field(1.0, gt=0)
-    """Maximum size of a request, except requests to encoders."""
+    """Maximum size of a request body, except for requests to encoders."""
     max_upload_mib: float = Field(64.0, gt=0)
     """Maximum total size of the files in a request to an encoder."""
     max_bodies_mib: float | None = Field(None, gt=0)
     """Maximum total size of request bodies and encoders' replies in memory; requests beyond it are rejected with 429.
-    Default: four times the larger one of the two limits above."""
+    Default: four times the larger of the two limits above."""
     rate_limit: str = "1200/minute"
     """Rate limit per key; requests beyond it are rejected with 429."""
     inference_rate_limit: str = "60000/minute"
@@ -95,18 +95,18 @@ class Settings(BaseSettings):
     stream_lifetime_s: float = Field(3600.0, gt=0)
     """Maximum lifetime of an event or log stream, in seconds; the client then reconnects and continues."""
     concurrency_limit: int = Field(256, ge=1)
-    """Maximum number of concurrent requests per key, streams included; further ones are rejected with 429."""
+    """Maximum number of concurrent requests per key, including streams; further requests are rejected with 429."""
     anonymous_concurrency_limit: int = Field(64, ge=1)
-    """Maximum number of concurrent requests without a valid key, from all addresses together."""
+    """Maximum number of concurrent requests without a valid key, across all addresses."""
     max_running: int = Field(32, ge=1)
     """Maximum number of concurrent jobs, each of which has a driver process on the cluster."""
     project_max_running: int | None = Field(None, ge=1)
-    """Maximum number of concurrent jobs per project; null: no limit."""
+    """Maximum number of concurrent jobs per project. Default: no limit."""
     project_max_workers: int | None = Field(None, ge=1)
-    """Maximum number of workers of concurrent jobs per project; null: no limit."""
+    """Maximum number of workers across a project's concurrent jobs. Default: no limit."""
 
     storage_threads: int = Field(32, ge=1)
-    """Maximum number of concurrent requests that read the storage root; they have threads of their own."""
+    """Maximum number of concurrent requests that read the storage root; they run in separate threads."""
     storage_timeout_s: float = Field(5.0, gt=0)
     """Time without progress after which a request that needs the storage root fails with 503."""
 

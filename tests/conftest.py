@@ -63,8 +63,8 @@ FOLDER_NODES = pytest.StashKey[dict[Path, pytest.Collector]]()
 def pytest_collect_directory(path: Path, parent: pytest.Collector) -> Generator[None, Any, Any]:
     """Return the same node each time a folder is collected.
 
-    A test file on the command line lets pytest collect its folder again. pytest 9.1 attaches the fixtures of a
-    conftest.py to the node of its folder, so tests below a second node of that folder would not find them:
+    A test file named on the command line makes pytest collect its folder again. pytest 9.1 attaches the fixtures of a
+    conftest.py to its folder's node, so tests below a second node for that folder would not find them:
     https://github.com/pytest-dev/pytest/issues/14635, fixed after 9.1.1.
     """
     node = yield
@@ -75,7 +75,7 @@ def pytest_collect_directory(path: Path, parent: pytest.Collector) -> Generator[
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests by the fixtures that they use, and group them by file for the two processes of `make test`.
 
-    Slow files start first, so that both processes end at about the same time. All tests that need Ray form one group.
+    Slow files start first, so both processes finish at about the same time. All tests that need Ray form one group.
     """
     for item in items:
         for name in _markers(item):
@@ -87,7 +87,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _markers(item: pytest.Item) -> set[str]:
-    """Return the markers that follow from a test's file, its fixtures and the kind of its database."""
+    """Return the markers implied by a test's file, its fixtures and its kind of database."""
     used = {*getattr(item, "fixturenames", ())}
     if hasattr(item, "callspec"):
         used.add(item.callspec.params.get("database_url"))  # requests the fixture `postgresql` only while it runs
@@ -114,7 +114,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """Start an S3 server (moto) on loopback and point the environment to it. Returns its URL."""
+    """Start an S3 server (moto) on loopback and point the environment variables at it. Returns its URL."""
     server = S3Server()
     saved = dict(os.environ)
     os.environ.update(

@@ -1,11 +1,11 @@
-"""The hooks of conftest.py."""
+"""Tests for the hooks in conftest.py."""
 
 from __future__ import annotations
 
 import pytest
 
 
-def test_a_folder_that_is_collected_again_has_the_same_node(request: pytest.FixtureRequest) -> None:
+def test_collecting_a_folder_again_returns_the_same_node(request: pytest.FixtureRequest) -> None:
     tests = request.node.getparent(pytest.Dir)
     first, second = (
         {node.path.name: node for node in tests.collect() if isinstance(node, pytest.Directory)} for _ in range(2)

@@ -46,7 +46,7 @@ def defined(tree: ast.AST) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ["Room", "wait_for_room", "RayEdge", "words", "keyboard", "backwards", "BOARD_S"])
-def test_a_metaphor_is_found_only_as_a_whole_part_of_a_name(name: str) -> None:
+def test_a_metaphor_is_detected_only_as_a_whole_part_of_a_name(name: str) -> None:
     assert bool(parts(name) & METAPHORS) == (name not in {"keyboard", "backwards"})
 
 
@@ -71,7 +71,7 @@ def test_class_names_are_unique() -> None:
     assert not {name: found for name, found in places.items() if len(found) > 1 and name not in SHARED_CLASSES}
 
 
-def test_files_that_the_fast_tests_leave_out_exist() -> None:
+def test_files_excluded_from_the_fast_tests_exist() -> None:
     assert [str(file) for file in SLOW_FILES if not file.is_file()] == []
 
 

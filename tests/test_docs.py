@@ -1,6 +1,6 @@
-"""Tests of the documentation: references are up to date, links resolve, and what snippets use exists.
+"""Tests for the documentation: references are current, links resolve, and snippets use only things that exist.
 
-Checks README.md, CONTRIBUTING.md, deploy/README.md and docs/. Runs no snippet.
+Checks README.md, CONTRIBUTING.md, deploy/README.md and docs/. Does not run the snippets.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def shell_lines(page: Path) -> Iterator[str]:
 
 
 def spans(page: Path) -> Iterator[str]:
-    """Yield the code spans of the text."""
+    """Yield the code spans in the text."""
     yield from CODE_SPAN.findall(FENCE.sub("", page.read_text()))
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, by GitHub's rule."""
+    """Return the anchors that GitHub generates for a page's headings."""
     found: dict[str, int] = {}
     for heading in re.findall(r"^#{1,6} (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE):
         text = LINK.sub(lambda link: link[0][1:].split("]")[0], heading).strip().lower()
@@ -79,7 +79,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generate the references in a separate process, since that changes the environment."""
+    """Generate the references in a separate process, because doing so changes the environment."""
     folder = tmp_path_factory.mktemp("reference")
     command = [sys.executable, str(DOCS / "generate.py"), str(folder)]
     completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -122,7 +122,7 @@ def test_every_page_is_linked_from_the_readme_and_the_index() -> None:
     assert not pages - index
 
 
-def test_the_readme_stays_short_and_names_the_test_command() -> None:
+def test_the_readme_is_short_and_contains_the_test_command() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= README_LINES
     assert "make test" in text
@@ -132,11 +132,11 @@ def test_the_readme_stays_short_and_names_the_test_command() -> None:
 
 
 class SnippetError(AssertionError):
-    """A snippet uses something that does not exist."""
+    """Raised when a snippet uses something that does not exist."""
 
 
 def amd_commands(line: str) -> Iterator[list[str]]:
-    """Yield the arguments of each `amd` command in a line; variables may precede it."""
+    """Yield the arguments of each `amd` command in a line; environment variables may precede the command."""
     try:
         arguments = shlex.split(line, comments=True)
     except ValueError:  # an unfinished quote: a JSON body over several lines
@@ -182,7 +182,7 @@ def check_command(arguments: Sequence[str]) -> None:
 
 
 def check_overrides(command: str, preset: str | None, overrides: Sequence[str]) -> None:
-    """Check that config keys exist and, if nothing is left out, that the preset with them is a valid config."""
+    """Check that config keys exist and, unless the snippet is abridged, that the preset with them is a valid config."""
     models: dict[str, list[type[BaseModel]]] = {"search": [SearchConfig, TrainConfig]}
     for argument in overrides:
         key = argument.partition("=")[0]
@@ -199,7 +199,7 @@ def check_overrides(command: str, preset: str | None, overrides: Sequence[str]) 
 
 
 def has_key(model: Any, parts: Sequence[str]) -> bool:
-    """Whether a dotted key exists; below a field that is not a section, anything may exist."""
+    """Whether a dotted key exists. Any key below a field that is not a section counts as existing."""
     if not parts:
         return True
     fields = getattr(model, "model_fields", None)
@@ -235,7 +235,7 @@ def test_commands_in_snippets_exist(page: Path) -> None:
         "search --study asymmetry no.such.key=1",
     ],
 )
-def test_wrong_commands_in_snippets_are_found(command: str) -> None:
+def test_wrong_commands_in_snippets_are_detected(command: str) -> None:
     with pytest.raises(Exception, match=r"no command|no option|no preset|no config key|teacher"):
         check_command(command.split())
 
@@ -253,7 +253,7 @@ def test_programs_and_make_targets_in_snippets_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
-def test_python_snippets_import_what_exists(page: Path) -> None:
+def test_python_snippets_import_only_existing_names(page: Path) -> None:
     for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in ("amd", "service", "tune_spaces"):
@@ -271,7 +271,7 @@ def rest_operations() -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
-def test_requests_in_snippets_exist(page: Path) -> None:
+def test_requests_in_snippets_match_existing_routes(page: Path) -> None:
     requests = []
     for line in shell_lines(page):
         for address in re.findall(r"(?:\$URL|http://127\.0\.0\.1:8400)(/[\w/.-]+)", line) if "curl" in line else []:
@@ -296,6 +296,6 @@ def test_every_error_code_is_documented() -> None:
     assert codes <= set(re.findall(r"^\| `(\w+)` \| \d+ \|", (REFERENCE / "rest.md").read_text(), re.MULTILINE))
 
 
-def test_every_reason_is_documented() -> None:
+def test_every_failure_reason_is_documented() -> None:
     listed = re.findall(r"^\| `(\w+)` \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(get_args(Reason))

@@ -1,7 +1,7 @@
-"""Tests that the method, training and `python -m amd.bench` need few packages: torch, numpy, pydantic, safetensors,
-fsspec and pyyaml, with their own requirements.
+"""Tests that the method, training and `python -m amd.bench` need only a few packages: torch, numpy, pydantic,
+safetensors, fsspec and pyyaml, plus their dependencies.
 
-A separate process hides all other installed packages.
+Runs in a separate process in which all other installed packages are hidden.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tests that current code reads, continues and serves data written by version 0.1 (see `tests/support/stored.py`).
 
-Programs that have a public entry point are started through it.
+Programs are started through their public entry point where they have one.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def assert_recorded_embedding(root: Path, encoder_id: str) -> None:
 
 
 def assert_extended(read: Any, written: Any) -> None:
-    """Check that a value read by this version has everything that version 0.1 wrote; it may have more keys."""
+    """Check that a value read by this version contains all that version 0.1 wrote; extra keys are allowed."""
     if isinstance(written, dict):
         assert written.keys() <= read.keys()
         for key, value in written.items():

@@ -257,7 +257,7 @@ class SearchConfig(Section):
         return problems
 
     def fractions(self) -> tuple[float, ...]:
-        """Return the fraction of a trial's length at each rung, ascending to 1."""
+        """Return the fraction of a trial's length at each rung, in ascending order, ending at 1."""
         if self.algorithm == "pbt":
             return tuple((rung + 1) / self.rungs for rung in range(self.rungs))
         gaps = self.rungs - 1
@@ -284,7 +284,7 @@ class SearchConfig(Section):
     def differences(self, recorded: dict[str, Any]) -> list[str]:
         """Return the settings that differ from a recorded identity.
 
-        How samples are read does not count: it changes no score, and other versions record other fields.
+        Settings for reading samples are ignored: they do not affect scores, and their fields differ between versions.
         """
         ours, theirs = _without_reader_fields(self.identity()), _without_reader_fields(recorded)
         return sorted(key for key in ours if theirs.get(key) != ours[key])

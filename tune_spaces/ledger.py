@@ -1,6 +1,6 @@
 """Sweep ledger: one JSON record per trial in the sweep's folder.
 
-The searcher, the scheduler and the report rebuild their state from these records alone; Ray Tune's own pickled state is
+The searcher, the scheduler and the report rebuild their state from these records only; Ray Tune's pickled state is
 never read. Only the sweep's driver writes. Imports neither torch nor Ray.
 """
 
@@ -65,7 +65,7 @@ class TrialRecord(BaseModel):
     born: int = 0
     """Level of the trial's first rung; earlier rungs belong to its parent."""
     state: TrialState = "running"
-    """State of the trial. running: not finished, although its processes may no longer be alive. stopped: ended early
+    """State of the trial. running: not finished, although its processes may have died. stopped: stopped early
     or replaced at a rung."""
     reason: str | None = None
     message: str = ""

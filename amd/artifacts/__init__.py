@@ -1,7 +1,7 @@
 """Published encoders: weights, card, model card and storage layout.
 
-`from amd.artifacts import encode, load_encoder` is public. Both are imported on first use, so cards and discovery work
-without torch.
+Public functions: `from amd.artifacts import encode, load_encoder`. Both are imported on first use, so cards and
+discovery work without torch.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class DecoderCard(BaseModel):
     mask_ratio: float = Field(ge=0, lt=1)
     """Fraction of tokens hidden from the encoder in training."""
     pixels: PixelTarget
-    """Pixel targets used in training. Displaying targets that are normalised per token requires the token's mean and
+    """Pixel targets used in training. Displaying per-token normalised targets requires each token's mean and
     variance."""
     sha256: str | None = None
     """SHA-256 of decoder.safetensors, verified on loading."""
@@ -65,11 +65,11 @@ class Score(BaseModel):
     views: str | None = None
     """Views per sample: temporal segments x spatial crops, such as 5x3."""
     values: dict[str, float]
-    """Metrics by name, such as eval/top1 in percent."""
+    """Metric values by name, such as eval/top1 in percent."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Further settings of the evaluation, such as neighbours, labels per class and the training data of a probe."""
     run: str | None = None
-    """Run that the score belongs to."""
+    """Run that produced the score."""
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
@@ -86,9 +86,9 @@ class Card(BaseModel):
     interpolation: Interpolation = "bilinear"
     pooling: Pooling = "mean"
     """Pooling of tokens into one embedding. mean: mean of all tokens after the last norm, without the class token.
-    mean_then_norm: last norm of the tokens' mean, as in fine-tuned encoders (fc_norm)."""
+    mean_then_norm: last norm applied to the mean of all tokens, as in fine-tuned encoders (fc_norm)."""
     final_norm: bool = True
-    """Whether the last norm was trained; it is not trained without reconstruction."""
+    """Whether the last norm was trained; false for encoders trained without reconstruction."""
     head: HeadCard | None = None
     """Classifier of a fine-tuned encoder, stored in head.safetensors."""
     decoder: DecoderCard | None = None
@@ -99,11 +99,11 @@ class Card(BaseModel):
     objective: Literal["amd", "mae", "finetune", "detection"] | None = None
     steps: int | None = None
     teacher: dict[str, Any] | None = None
-    """Teacher of the encoder: source (weights or preset), encoder config and digest of the weights."""
+    """Teacher that the encoder was distilled from: source (weights or preset), encoder config and weight digest."""
     start: dict[str, Any] | None = None
     """Origin of the initial weights; null if they were random."""
     weights_license: str | None = None
-    """Licence inherited from the teacher's or the initial weights; null if neither restricts use."""
+    """Licence inherited from the teacher's weights or the initial weights; null if neither restricts use."""
     data: dict[str, Any] = Field(default_factory=dict)
     """Training data: location (train), number of samples, and digest of the manifest."""
     config: dict[str, Any] = Field(default_factory=dict)

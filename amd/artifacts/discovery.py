@@ -16,12 +16,12 @@ CARD, MODEL_CARD = "encoder.json", "README.md"
 
 
 def encoders_url(root: str) -> str:
-    """Return the folder of all published encoders."""
+    """Return the folder that contains all published encoders."""
     return join(root, "encoders")
 
 
 def encoder_folder(root: str, encoder_id: str) -> str:
-    """Return the folder of a published encoder by id."""
+    """Return the folder of the published encoder with this id."""
     return join(encoders_url(root), encoder_id)
 
 
@@ -43,7 +43,7 @@ def load_card(url: str) -> Card:
 
 
 def published_cards(root: str) -> tuple[list[Card], list[str]]:
-    """Return the cards of all encoders under a storage root, newest first, and one problem per unreadable card."""
+    """Return the cards of all encoders under a storage root, newest first, and a message per unreadable card."""
     cards, problems = [], []
     for name in listdir(encoders_url(root)):
         try:

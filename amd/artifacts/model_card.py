@@ -1,6 +1,6 @@
 """Render a card as Markdown with Hugging Face front matter. Accesses no files.
 
-Exporters pass their own instructions for loading the exported format.
+Exporters pass instructions for loading the exported format.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PROTOCOLS = {
 
 
 def model_card(card: Card, usage: str | None = None) -> str:
-    """Return the text of README.md. `usage`: loading instructions in Markdown; default: those for this package."""
+    """Return the text of README.md. `usage`: loading instructions in Markdown, by default for this package."""
     parts = [
         _front_matter(card),
         f"# {card.id}",
@@ -51,7 +51,7 @@ def _front_matter(card: Card) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a plain YAML scalar, or a quoted one (JSON strings are valid YAML)."""
+    """Return a YAML scalar, quoted if necessary (JSON strings are valid YAML)."""
     return text if text.replace("-", "").replace(".", "").isalnum() else json.dumps(text)
 
 
@@ -154,7 +154,7 @@ def _lineage(card: Card) -> str:
 
 
 def _origin(facts: dict[str, Any]) -> str:
-    """Describe the origin of weights in one line, including their own teacher."""
+    """Describe the origin of weights in one line, including the teacher that they were distilled from."""
     name = facts.get("id") or facts.get("preset") or facts.get("weights") or "unknown"
     encoder = facts.get("encoder") or {}
     size = f" (width {encoder['width']}, {encoder['depth']} blocks)" if {"width", "depth"} <= set(encoder) else ""

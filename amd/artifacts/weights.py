@@ -54,7 +54,7 @@ def save_encoder(
 def serialize_encoder(
     encoder: Encoder, card: Card, head: nn.Linear | None = None, decoder: Decoder | None = None
 ) -> tuple[Card, dict[str, bytes]]:
-    """Return the card with the digests of its weights, and the weights by file name."""
+    """Return the card with the digests of the weights, and the serialised weights by file name."""
     files = {WEIGHTS: _bytes_of(encoder)}
     card = card.model_copy(update={"sha256": _sha256(files[WEIGHTS])})
     if head is not None:
@@ -69,7 +69,7 @@ def serialize_encoder(
 
 
 def write_card(url: str, card: Card) -> None:
-    """Write or replace the model card and the card in the folder `url`, the card last."""
+    """Write or replace the model card and then the card in the folder `url`."""
     write_bytes(join(url, MODEL_CARD), model_card(card).encode())
     write_json(join(url, CARD), card.model_dump(mode="json"))
 
@@ -83,7 +83,7 @@ def _sha256(data: bytes) -> str:
 
 
 def load_encoder(url: str) -> tuple[Encoder, Card]:
-    """Load an encoder in eval mode on the CPU, with its card.
+    """Load an encoder with its card, in eval mode on the CPU.
 
     Raises ConfigError if weights are missing, damaged or inconsistent with the card.
     """
@@ -94,7 +94,7 @@ def load_encoder(url: str) -> tuple[Encoder, Card]:
 
 
 def load_classifier(url: str) -> tuple[Classifier, Card]:
-    """Load a fine-tuned encoder with its head, in eval mode on the CPU, with its card.
+    """Load a fine-tuned encoder with its head and card, in eval mode on the CPU.
 
     Raises ConfigError if the encoder has no head, or if weights are missing, damaged or inconsistent with the card.
     """
@@ -143,7 +143,7 @@ def _load(path: str, network: nn.Module, sha256: str | None) -> None:
 
 
 def encode(encoder: Encoder, clip: ClipConfig, clips: Tensor, pooling: Pooling = "mean") -> Tensor:
-    """Embed whole clips: (B, 3, T, H, W), uint8 or normalised float, -> (B, D)."""
+    """Embed whole clips: (B, 3, T, H, W) uint8 or normalised float -> (B, D)."""
     tokens, index = whole_clips(encoder, clip, clips)
     if pooling == "mean_then_norm":
         last = len(encoder.blocks)
@@ -157,7 +157,7 @@ def encode(encoder: Encoder, clip: ClipConfig, clips: Tensor, pooling: Pooling =
 
 
 def whole_clips(encoder: Encoder, clip: ClipConfig, clips: Tensor) -> tuple[Tensor, Tensor]:
-    """Return all tokens of clips (B, 3, T, H, W), normalised, and their indices: (B, N, P) and (B, N)."""
+    """Return the normalised tokens of clips (B, 3, T, H, W) and the token indices: (B, N, P) and (B, N)."""
     pixels = patchify(clips, clip.tubelet, clip.patch)
     index = torch.arange(encoder.grid.tokens, device=clips.device).expand(clips.shape[0], -1)
     return normalized_pixels(pixels, clip), index

@@ -1,1 +1,1 @@
-"""Benchmarks of a training step and of data loading, without Ray."""
+"""Benchmarks for training steps and data loading, without Ray."""

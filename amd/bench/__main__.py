@@ -1,4 +1,4 @@
-"""`python -m amd.bench COMMAND …`: the measurements of `amd bench`, where only the training packages are installed.
+"""`python -m amd.bench COMMAND …`: run the measurements of `amd bench` with only the training packages installed.
 
     step [--config FILE_OR_URL | --preset NAME] key=value…   measure a training step, by default of k400-vit-b
     data [--config FILE_OR_URL | --preset NAME] key=value…   measure reading, decoding and augmentation

@@ -1,9 +1,9 @@
 """Benchmark data loading: read, decode and augmentation times, and the loader workers a training run needs.
 
-Our reader and bare decord read the same frames of each file back to back, in alternating order, since only such pairs
-are comparable on a shared machine. Everything runs on one core, so rates are per core. Without data, the benchmark
-writes and measures 10 s videos of 340x256 H.264 with frequent (GOP 12) and rare (GOP 250) key frames.
-Does not import Ray. av and Pillow, which `bench step` does not need, are imported where they are used.
+Our reader and plain decord read the same frames of each file back to back, in alternating order, because only such
+pairs are comparable on a shared machine. Everything runs on one core, so rates are per core. Without data, the
+benchmark writes and measures 10 s videos of 340x256 H.264 with frequent (GOP 12) and rare (GOP 250) key frames. Does
+not import Ray. av and Pillow, which `bench step` does not need, are imported where they are used.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 class SampleTimings(NamedTuple):
-    """Times of one sample, in milliseconds."""
+    """Timings of one sample, in milliseconds."""
 
     read: float  # fetch the bytes, without decoding
     whole: float  # fetch and decode with our reader
@@ -71,7 +71,7 @@ def bench_data(
 ) -> dict[str, Any]:
     """Measure `samples` samples of `data`, by default synthetic videos; `clip` defaults to 16 frames of 224x224.
 
-    `target`: clips per second that a training worker consumes; the result then recommends data.loader_workers.
+    `target`: clips per second that a training worker consumes; if given, the result recommends data.loader_workers.
     Times are medians in milliseconds: read, decode and decord per sample, augment and collate per clip.
     Rates are clips per second of CPU time on one core, measured with the loader used in training.
     """
@@ -86,7 +86,7 @@ def bench_data(
 
 
 def recommend_workers(target: float, rate: float) -> int:
-    """Return the loader workers for `target` clips per second at `rate` per core, with 25 % headroom."""
+    """Return the number of loader workers for `target` clips per second at `rate` per core, with 25 % headroom."""
     return max(1, math.ceil(1.25 * target / rate))
 
 
@@ -155,7 +155,7 @@ def _bench(name: str, data: DataConfig, clip: ClipConfig, samples: int, log: Cal
 
 
 def _timings(data: DataConfig, clip: ClipConfig, manifest: Manifest, samples: int) -> tuple[list[SampleTimings], int]:
-    """Return timings of the readable samples and the number of unreadable ones."""
+    """Return the timings of readable samples, and the number of unreadable samples."""
     timings, bad, reader = [], 0, SampleReader(data)
     out = torch.empty((clip.frames, *clip.size, 3), dtype=torch.uint8)
     picks = random.Random(0)
@@ -197,7 +197,7 @@ def _time_sample(
 
 
 def _fetch(record: Record) -> bytes:
-    """Fetch the bytes of a sample; empty for a frame folder, which has many files."""
+    """Fetch the bytes of a sample; returns empty bytes for a frame folder, which consists of many files."""
     if record.kind == "frames":
         return b""
     fs, path = filesystem(record.location)
@@ -207,7 +207,7 @@ def _fetch(record: Record) -> bytes:
 
 
 def _decord(record: Record, fetched: bytes, choose: FrameChooser) -> npt.NDArray[np.uint8] | None:
-    """Decode a video with decord alone; None for other records, and if decord fails or is not installed."""
+    """Decode a video using only decord; None for other records, or if decord fails or is not installed."""
     if record.kind != "video" or find_spec("decord") is None:
         return None
     import decord
@@ -222,7 +222,7 @@ def _decord(record: Record, fetched: bytes, choose: FrameChooser) -> npt.NDArray
 
 
 def _official_clip(frames: npt.NDArray[np.uint8], clip: ClipConfig, draws: random.Random) -> torch.Tensor:
-    """Augment as AMD's dataset/transforms.py does: crop and resize PIL images one by one, normalise in float32."""
+    """Augment as in AMD's dataset/transforms.py: crop and resize PIL images one by one, normalise in float32."""
     from PIL import Image
 
     height, width = clip.size
@@ -241,7 +241,7 @@ def _official_clip(frames: npt.NDArray[np.uint8], clip: ClipConfig, draws: rando
 def _rate(data: DataConfig, clip: ClipConfig, manifest: Manifest, samples: int, repeats: int) -> float | None:
     """Measure the training loader, with its decoding process, in clips per second of CPU time.
 
-    CPU time is used because wall time depends on other load on the machine. None if nothing is readable.
+    CPU time is used because wall time depends on other load on the machine. Returns None if no sample is readable.
     """
     data = data.model_copy(update={"repeats": repeats})
     batch_size = min(4, len(manifest))
@@ -257,7 +257,7 @@ def _rate(data: DataConfig, clip: ClipConfig, manifest: Manifest, samples: int, 
 
 
 def _core_seconds() -> float:
-    """Return the CPU seconds of this process and its children; running children count only if /proc exists."""
+    """Return the CPU seconds used by this process and its children; running children count only if /proc exists."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = time.process_time() + children.ru_utime + children.ru_stime
     for file in Path("/proc").glob("[0-9]*/stat"):

@@ -1,7 +1,7 @@
 """Benchmark a training step: throughput, time per part, and the fraction of the machine's matrix-multiply rate.
 
-Clips are random decoded bytes; `amd.bench.data` measures reading. Parts are timed in separate steps with a device
-synchronisation between them, throughput in uninterrupted steps. Does not import Ray.
+Clips are random bytes, so no data is read (see `amd.bench.data` for reading). Throughput is measured over uninterrupted
+steps; the parts are timed in separate steps, with a device synchronisation between parts. Does not import Ray.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PARTS = ("data", "teacher", "student_forward", "backward", "optimizer")
 
 
 class StepBench:
-    """A training step of a config with random weights and random clips, run as a whole or part by part."""
+    """Runs a config's training step with random weights and clips, as a whole or part by part."""
 
     def __init__(self, config: TrainConfig, batch: int) -> None:
         self.config = config
@@ -66,7 +66,7 @@ class StepBench:
         self._optimize()
 
     def timed_parts(self) -> dict[str, float]:
-        """Time each part of one step in seconds; same work and order, with a synchronisation between parts."""
+        """Time each part of a step in seconds. Same as `step`, except that the device is synchronised between parts."""
         config, objective = self.config, self.config.objective
         clock = _Clock(self.device)
         clips, sets = self.inputs()
@@ -137,8 +137,8 @@ def bench_step(config: TrainConfig, *, batch: int = 8, steps: int = 5, warmup: i
     """Measure a training step of `batch` clips; results are medians over `steps` steps.
 
     Returns samples/s, each part's share of the step, and the step's FLOP/s as a fraction of the machine's
-    matrix-multiply rate in the same precision. Shares refer to the synchronised step, which is slower
-    than an uninterrupted one.
+    matrix-multiply rate in the same precision. Shares refer to the synchronised step, which is slower than an
+    uninterrupted step.
     """
     bench = StepBench(config, batch)
     for _ in range(warmup):

@@ -1,4 +1,4 @@
-"""Lay out the results of benchmarks as rows of text. Does not depend on what prints them."""
+"""Lay out benchmark results as rows of text. Does not depend on how the rows are printed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from amd.config import flatten
 
 
 class TextTable(NamedTuple):
-    """A table of formatted cells; the first cell of a row describes the others."""
+    """A table of formatted cells; the first cell of a row is its label."""
 
     title: str
     header: list[str]  # empty: the table has no header
@@ -24,7 +24,7 @@ class TextTable(NamedTuple):
 
 
 def step_table(figures: Mapping[str, Any]) -> TextTable:
-    """Lay out the result of `bench_step`, without figures that were not measured."""
+    """Lay out the result of `bench_step`, omitting figures that were not measured."""
     rows = [
         [key, f"{value:.4g}" if isinstance(value, float) else str(value)]
         for key, value in flatten(figures).items()

@@ -2,7 +2,7 @@
 
 The same JSON serves as preset, REST body and saved run config.
 
-Validators enforce the rules between fields, so a valid config can be built and trained. Imports neither torch nor
+Validators enforce cross-field rules, so any config that validates can be built and trained. Imports neither torch nor
 Ray, and accesses no files.
 """
 

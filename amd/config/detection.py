@@ -32,13 +32,13 @@ class DetectionDataConfig(DataConfig):
     person.
 
     Box coordinates are fractions of the frame. `root` contains the videos, each as VIDEO.mp4 (or with another
-    extension) or as a folder VIDEO of numbered frames; default: the folder of the CSV. `sampling`, `crop` and
-    `center_fraction` are
-    ignored: the boxes determine time and place.
+    extension) or as a folder VIDEO of numbered frames. Default: the folder that contains the CSV. `sampling`, `crop`
+    and `center_fraction` are ignored, because the boxes determine time and place.
     """
 
     frame_name: str = "{folder}_{:06}.jpg"
-    """Format string for frame file names, given the folder's name ({folder}) and the frame number, from 1."""
+    """Format string for frame file names, containing the folder's name ({folder}) and the frame number, which starts at
+    1."""
     val: DataLocation | None = None
     """Validation annotations, a CSV in the same layout as `train`, scored during and after training. Default: no
     validation; the last checkpoint is published without a score."""
@@ -56,7 +56,7 @@ class DetectionDataConfig(DataConfig):
     first_frame_s: float | None = None
     """Timestamp of the first frame, in seconds. Default: 0 for videos; 900 for frame folders, as in AVA."""
     short_side: int = Field(256, ge=1)
-    """Short side of the resized frames, in pixels; training then takes random crops of clip.size."""
+    """Short side of the resized frames, in pixels, from which training takes random crops of clip.size."""
     jitter_out: tuple[Fraction, Fraction] = (0.2, 0.1)
     """Maximum outward shift of each side of a training box, as fractions of the box's width and height."""
     jitter_in: tuple[Half, Half] = (0.1, 0.05)
@@ -71,8 +71,8 @@ class DetectionEvaluationConfig(Section):
     batch_size: int = Field(8, ge=1)
     """Key frames per forward pass of each worker."""
     checkpoint: TestedCheckpoint = "best"
-    """Checkpoint that is tested and published: the best on data.val by checkpoint.best_metric, which overestimates the
-    score, since data.val is also the test set; or the last, as in the official code."""
+    """Checkpoint to test and publish: the best on data.val by checkpoint.best_metric, or the last, as in the official
+    code. The best overestimates the score, because data.val is also the test set."""
     size: Annotated[tuple[int, int] | None, BeforeValidator(as_pair)] = None
     """Height and width, in pixels, to which whole frames are padded with the mean colour. Default: clip.size."""
     min_score: float = Field(0.8, ge=0, le=1)

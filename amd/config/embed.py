@@ -22,7 +22,7 @@ class EmbedConfig(Section):
     normalize: bool = False
     """Whether to scale the embeddings to unit length."""
     rows_per_file: int = Field(4096, ge=1, le=2**17)
-    """Samples per Parquet file; each file is one unit of work, which is repeated if it was interrupted."""
+    """Samples per Parquet file; each file is a unit of work that is repeated if interrupted."""
     scaling: ScalingConfig = ScalingConfig()
     """Workers (Ray actors) and their resources; micro_batch is the number of clips per forward pass (default 128)."""
     storage: StorageLocation | None = None

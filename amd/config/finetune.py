@@ -34,7 +34,7 @@ class HeadConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Batch augmentation: mixup, CutMix, label smoothing and random erasing. Frames are augmented by `data`."""
+    """Batch augmentation: mixup, CutMix, label smoothing and random erasing. See `data` for frame augmentation."""
 
     mixup: float = Field(0.8, ge=0)
     """Alpha of mixup's Beta distribution; 0 disables mixup."""
@@ -88,7 +88,7 @@ class FinetuneOptimConfig(OptimConfig):
     """Peak learning rate, per 256 samples: lr = base_lr x batch_size / 256. Repeats are not counted, as in AMD."""
     min_lr: float = Field(1e-6, ge=0)
     """Learning rate at the end of the schedule, per 256 samples. For an absolute rate such as MAE's 1e-6, set 1e-6 x
-    256 / batch_size, also after a change of batch_size."""
+    256 / batch_size, and adjust it whenever batch_size changes."""
     layer_decay: float = Field(0.75, gt=0, le=1)
     """Layer-wise learning rate decay: ratio of each block's learning rate to the next block's; the head and the last
     norm are not scaled."""
@@ -103,10 +103,10 @@ class EvaluationConfig(Section):
     every_epochs: int = Field(1, ge=1)
     """Epochs between validations, which use only the central view."""
     batch_size: int = Field(32, ge=1)
-    """Clips per forward pass of each worker; a sample's views are at least one forward pass."""
+    """Clips per forward pass of each worker; never fewer than the views of one sample."""
     checkpoint: TestedCheckpoint = "best"
-    """Checkpoint that is tested and published: the best on data.val by checkpoint.best_metric, or the last, as in the
-    official code. The best overestimates the score if data.val is also the test set."""
+    """Checkpoint to test and publish: the best on data.val by checkpoint.best_metric, or the last, as in the official
+    code. The best overestimates the score if data.val is also the test set."""
     views: ViewsConfig = ViewsConfig()
     """Views per sample in the final test."""
 
@@ -162,7 +162,7 @@ class FinetuneConfig(RunConfig):
         return [*problems, *super()._problems()]
 
     def _mixing_problems(self) -> list[str]:
-        """Check that every batch has an even number of clips, because timm mixes a batch with its own reverse."""
+        """Check that every batch has an even number of clips, because timm mixes each batch with the reversed batch."""
         min_workers, max_workers = self.scaling.workers
         share = self.optim.batch_size // max_workers
         for samples in sorted({share, min(self.micro_batch, share)}, reverse=True):

@@ -1,7 +1,7 @@
-"""Types of config values that name locations, and functions that find or replace them in a config.
+"""Types for locations in configs, and functions that find or replace the locations in a config.
 
-A location is a path, a URI, or a name that is resolved to one: `demo:NAME`, `timm:NAME`, an encoder's ID. Every config
-value that names one has a type of this module. Torch-free; opens nothing.
+A location is a path, a URI, or a name that resolves to either: `demo:NAME`, `timm:NAME` or an encoder ID. Every config
+field that holds a location uses a type from this module. Torch-free; opens no files.
 """
 
 from __future__ import annotations
@@ -41,30 +41,30 @@ TrackingLocation = Annotated[str, LocationType("tracking")]
 
 @dataclass(frozen=True)
 class KeyedByConfig:
-    """Marks a dict that maps dotted keys of a config to values for them."""
+    """Marks a dict that maps dotted config keys to values."""
 
     model: Callable[[], type[BaseModel]]
-    """Function that returns the config; a function, because the config may be defined later."""
+    """Function that returns the config class, which may be defined later than this annotation."""
     choices: bool = False
-    """Whether each value is a dimension, which contains values as `choices`."""
+    """Whether each value is a search dimension, whose `choices` are the config values."""
 
 
 class ConfigLocation(NamedTuple):
     """A location in a config."""
 
     field: str
-    """Dotted field."""
+    """Dotted name of the field."""
     value: str
     role: LocationRole
 
 
 class FixedFieldError(ValueError):
-    """Raised for a search dimension or a teacher's override that would change where a run writes."""
+    """Raised for a search dimension or teacher override that would change where a run writes."""
 
     def __init__(self, message: str, field: str) -> None:
         super().__init__(message, field)
         self.field = field
-        """Dotted field, relative to the section that is validated."""
+        """Dotted name of the field, relative to the validated section."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -79,33 +79,33 @@ def locations(config: BaseModel) -> Iterator[ConfigLocation]:
 
 
 def locations_in(model: type[BaseModel], values: Mapping[str, Any]) -> Iterator[ConfigLocation]:
-    """Like `locations`, for the plain values of a config, which need not be valid."""
+    """Like `locations`, but for plain config values, which need not be valid."""
     found, collect = _collector()
     replace_locations(model, values, collect)
     return iter(found)
 
 
 def replace_locations(model: type[BaseModel], values: Mapping[str, Any], replace: Replace) -> dict[str, Any]:
-    """Return the plain values of a config with every location replaced."""
+    """Return plain config values with every location replaced."""
     replaced: dict[str, Any] = _visit(model, values, "", replace)
     return replaced
 
 
 def replace_in_overrides(model: type[BaseModel], overrides: Mapping[str, Any], replace: Replace) -> dict[str, Any]:
-    """Return dotted overrides of a config with every location replaced."""
+    """Return dotted config overrides with every location replaced."""
     return {key: _visit_key(model, key, value, "", replace) for key, value in overrides.items()}
 
 
 def check_fixed_fields(model: type[BaseModel], field: str, changes: Mapping[str, Any], rule: str) -> None:
-    """Check that dotted changes of a config leave the places that it writes to unchanged.
+    """Check that dotted overrides do not change where a run writes.
 
-    `field` contains the changes; `rule` completes the message. Raises FixedFieldError with one line per change, and
-    ValueError for values that are nested too deeply to be visited.
+    `field`: config field that contains the overrides; `rule`: end of each line of the message. Raises FixedFieldError
+    with one line per rejected override, and ValueError for values that are nested too deeply.
     """
     fixed = []
     for key, value in changes.items():
         if _depth(key, value) > MAX_DEPTH:
-            raise ValueError(f"{field}.{key[:80]}: is nested more than {MAX_DEPTH} levels deep; no config is")
+            raise ValueError(f"{field}.{key[:80]}: is nested more than {MAX_DEPTH} levels deep; reduce the nesting")
         found, collect = _collector()
         _visit_key(model, key, value, field, collect)
         written = [location.field for location in found if location.role in WRITTEN]
@@ -115,7 +115,7 @@ def check_fixed_fields(model: type[BaseModel], field: str, changes: Mapping[str,
 
 
 def _collector() -> tuple[list[ConfigLocation], Replace]:
-    """Return an empty list, and a function that adds each location to it and leaves its value unchanged."""
+    """Return an empty list, and a function that appends each location to it and returns the value unchanged."""
     found: list[ConfigLocation] = []
 
     def collect(location: ConfigLocation) -> str:
@@ -126,7 +126,7 @@ def _collector() -> tuple[list[ConfigLocation], Replace]:
 
 
 def _depth(key: str, value: Any) -> int:
-    """Return the number of nested keys of the value at a dotted key. Not recursive, because any depth is possible."""
+    """Return the nesting depth of a dotted key and its value. Iterative, because the depth is unbounded."""
     deepest, pending = 0, [(value, key.count(".") + 1)]
     while pending:
         item, depth = pending.pop()
@@ -139,7 +139,7 @@ def _depth(key: str, value: Any) -> int:
 
 
 def _visit(kind: Any, value: Any, field: str, replace: Replace) -> Any:
-    """Return a value of type `kind` with its locations replaced; what does not have that type is left unchanged."""
+    """Return a value of type `kind` with its locations replaced; values of any other type are returned unchanged."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         for mark in arguments[1:]:
@@ -162,7 +162,7 @@ def _visit(kind: Any, value: Any, field: str, replace: Replace) -> Any:
 
 
 def _kind_at(kind: Any, name: str) -> Any:
-    """Return the type of a field of a config, of a value of a dict, or of an item of a sequence; None if unknown."""
+    """Return the type of a config field, dict value or sequence item; None if unknown."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return _annotation(kind.model_fields[name]) if name in kind.model_fields else None
     origin, arguments = get_origin(kind), get_args(kind)
@@ -189,7 +189,7 @@ def _visit_key(model: type[BaseModel], key: str, value: Any, field: str, replace
 
 
 def _visit_choices(model: type[BaseModel], key: str, dimension: Any, field: str, replace: Replace) -> Any:
-    """Visit the choices of a dimension, which is a list of them or has a field `choices`."""
+    """Visit the choices of a search dimension, which is a list of choices or has a `choices` field."""
     if isinstance(dimension, Mapping) and "choices" in dimension:
         return {**dimension, "choices": _visit_choices(model, key, dimension["choices"], field, replace)}
     if isinstance(dimension, list | tuple):

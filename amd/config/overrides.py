@@ -29,7 +29,7 @@ class ConfigError(ValueError):
 
 
 class LocationError(ConfigError):
-    """Raised for a search dimension or a teacher's override that would change where a run writes."""
+    """Raised for a search dimension or teacher override that would change where a run writes."""
 
     def __init__(self, problems: Sequence[str], field: str) -> None:
         super().__init__(problems)
@@ -92,7 +92,7 @@ def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten nested sections to dotted keys, the inverse of `overridden`. An empty section keeps its own key."""
+    """Flatten nested sections to dotted keys; the inverse of `overridden`. An empty section is kept under its key."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -130,7 +130,8 @@ def _step(node: Any, part: str) -> Any:
 def parse_overrides(args: Sequence[str]) -> dict[str, Any]:
     """Parse `["mask.teacher_ratio=0.6", "scaling.workers=[2,4]"]` into a dict.
 
-    Values are parsed as YAML, except that 1e-3 is a number. Raises ConfigError for an argument that is not `key=value`.
+    Values are parsed as YAML, except that 1e-3 is parsed as a number. Raises ConfigError for an argument that is not
+    `key=value`.
     """
     overrides: dict[str, Any] = {}
     for arg in args:

@@ -43,8 +43,7 @@ class LinearConfig(Section):
     augment: LinearAugment = "none"
     """Augmentation of the training samples. none: features of the central view, computed once. All other choices
     recompute the features in every epoch. image: MAE's protocol (random resized crop, flip). video: random start and
-    multi-scale
-    crop. data: the augmentation that data.crop, data.flip and related fields define."""
+    multi-scale crop. data: the augmentation configured by data.crop, data.flip and related fields."""
     epochs: int = Field(90, ge=1)
     """Epochs of training, for sgd and lars."""
     warmup_epochs: int = Field(10, ge=0)
@@ -108,7 +107,7 @@ class AttentiveConfig(Section):
     heads: int | None = Field(None, ge=1)
     """Attention heads; must divide the encoder's width. Default: as many as the encoder's."""
     memory_mib: int = Field(4096, ge=1)
-    """Memory limit of the tokens that augment=none keeps, in MiB."""
+    """Memory limit for the tokens kept by augment=none, in MiB."""
 
     @model_validator(mode="after")
     def _warmup(self) -> AttentiveConfig:
@@ -140,10 +139,10 @@ class ProbeConfig(Section):
     """Attentive probe."""
     scaling: ScalingConfig = ScalingConfig()
     """Workers (Ray actors) that compute features; micro_batch is the number of clips per forward pass
-    (default 128). The attentive probe and augmented samples are computed in one process."""
+    (default 128). The attentive probe and probes on augmented samples run in a single process."""
     cache: bool = True
     """Whether to cache features under the storage root. Samples are identified by name, so turn the cache off if files
-    have changed but kept their names."""
+    were changed without being renamed."""
     storage: StorageLocation | None = None
     """Storage root of encoders and features: path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -158,7 +157,7 @@ class RunProbeConfig(Section):
     every_epochs: int = Field(10, ge=1)
     """Epochs between probes."""
     device: Device = "cpu"
-    """Device of the probes; cpu leaves the GPUs to training."""
+    """Device that runs the probes; cpu leaves the GPUs free for training."""
     classes: int | None = Field(None, ge=2)
     """Number of classes. Default: one more than the highest label in data.train."""
     pooling: ProbePooling = "card"

@@ -47,24 +47,24 @@ ADDED_FIELDS: dict[tuple[str, str], Any] = {("encoder", "position_grid"): None, 
 
 
 class RunConfig(Section):
-    """A run on a data set: its input, length, resources and storage."""
+    """Settings shared by all training runs: input, length, resources and storage."""
 
     clip: ClipConfig = ClipConfig()
-    """Size, sampling and normalisation of clips, the model's input."""
+    """Size, sampling and normalisation of the clips that the model receives."""
     data: DataConfig
     """Training data."""
     optim: OptimConfig = OptimConfig()
     """Optimizer."""
     schedule: ScheduleConfig
-    """Length of the run, and its learning rate schedule."""
+    """Length and learning rate schedule of the run."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """Checkpoints."""
+    """Schedule and retention of checkpoints."""
     scaling: ScalingConfig = ScalingConfig()
     """Workers, devices and precision."""
     tracking: TrackingConfig = TrackingConfig()
-    """Logging of metrics."""
+    """Metric logging and the collapse guard."""
     storage: StorageLocation | None = None
-    """Storage root of runs and encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
+    """Storage root for runs and encoders: a path or fsspec URL. Default: AMD_STORAGE, else the user's data folder."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
     """ID of the run: letters, digits, - and _. Using the name and config of an earlier run resumes that run."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -92,15 +92,15 @@ class RunConfig(Section):
 
     @property
     def micro_batch(self) -> int:
-        """Maximum samples per forward pass of a worker.
+        """Maximum number of samples per forward pass of a worker.
 
-        Without scaling.micro_batch, the share of a worker when all of scaling.workers run: with fewer workers, an
-        elastic run accumulates gradients instead of needing more memory per worker.
+        Without scaling.micro_batch, this is a worker's share of the batch when the maximum number of workers runs. With
+        fewer workers, an elastic run accumulates gradients instead of needing more memory per worker.
         """
         return self.scaling.micro_batch or -(-self.optim.batch_size // self.scaling.workers[1])
 
     def digest(self) -> str:
-        """Return the SHA-256 of the fields that determine the result: not storage, name, tracking or scaling."""
+        """Return the SHA-256 of the fields that determine the result, excluding storage, name, tracking and scaling."""
         values = self.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
         for field in READER_FIELDS:
             del values["data"][field]
@@ -110,7 +110,7 @@ class RunConfig(Section):
 
 
 def _remove_added(values: dict[str, Any], section: str = "") -> None:
-    """Remove fields of ADDED_FIELDS that have their default."""
+    """Remove fields listed in ADDED_FIELDS whose value is the default."""
     for name, value in list(values.items()):
         if isinstance(value, dict):
             _remove_added(value, name)

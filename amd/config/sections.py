@@ -58,7 +58,7 @@ FrameSize = Annotated[tuple[int, int], BeforeValidator(as_pair)]
 
 
 class ClipConfig(Section):
-    """Model input, and how it is divided into tokens. An image is a clip of one frame with tubelet 1."""
+    """Model input and its division into tokens. An image is a clip of one frame with tubelet 1."""
 
     frames: int = Field(16, ge=1, le=1024)
     """Frames per clip; 1 for images."""
@@ -106,7 +106,7 @@ class ClipConfig(Section):
 
 
 class EncoderSize(NamedTuple):
-    """Dimensions that `encoder.size` sets."""
+    """Dimensions set by `encoder.size`."""
 
     width: int
     depth: int
@@ -143,15 +143,16 @@ class EncoderConfig(Section):
     mlp_ratio: float = Field(4.0, gt=0)
     """Hidden dimension of each MLP, as a multiple of the width."""
     class_token: bool = False
-    """Whether the encoder has a class token, as MAE does and VideoMAE does not."""
+    """Whether the encoder has a class token (MAE has one, VideoMAE does not)."""
     positions: Positions = "sincos_1d"
     """Position embedding: a fixed table, sincos_1d (VideoMAE), sincos_2d (MAE) or sincos_3d (MVD); or learned (timm,
     Hugging Face ViT)."""
     position_base: float = Field(10_000.0, gt=1)
     """Base of the wavelengths in sine-cosine position embeddings."""
     position_grid: Annotated[tuple[int, int] | None, BeforeValidator(as_pair)] = None
-    """Rows and columns of the sincos_2d table that is interpolated to the token grid of the clip, as in MAE. Runs that
-    start from weights of another input size set it. Default: the table is computed for the grid of the clip."""
+    """Rows and columns of the sincos_2d table that is interpolated to the clip's token grid, as in MAE. Set
+    automatically when training starts from weights for another input size. Default: the table is computed for the
+    clip's token grid."""
     init: Init = "videomae"
     """Weight initialisation. xavier: Xavier-uniform for every linear layer, including the patch embedding (MAE).
     videomae: the same, except that the patch embedding and the decoder's input layer keep PyTorch's default.
@@ -240,7 +241,7 @@ class StudentConfig(Section):
 
 
 def _recipe() -> type[BaseModel]:
-    """Return the config of a teacher's preset, which is defined in terms of these sections."""
+    """Return the config class of teacher presets, imported late because it depends on this module."""
     from amd.config.train import TrainConfig
 
     return TrainConfig
@@ -255,12 +256,12 @@ class TeacherConfig(Section):
     """Source of the teacher's weights: a file or URI (official checkpoint or safetensors), `timm:NAME`, or the id or
     folder of a published encoder."""
     preset: str | None = None
-    """Preset with objective.kind=mae that trains the teacher before the student; its result is cached and reused by
-    later runs with the same teacher config."""
+    """Preset with objective.kind=mae that trains the teacher before the student; the trained teacher is cached and
+    reused by later runs with the same teacher config."""
     overrides: Annotated[dict[str, Any], KeyedByConfig(_recipe)] = Field(default_factory=dict)
     """Overrides for the teacher's preset, keyed by dotted field names."""
     weights_license: str | None = None
-    """Licence of the teacher's weights, copied to the student's card; VideoMAE's are CC-BY-NC-4.0."""
+    """Licence of the teacher's weights, copied to the student's card; CC-BY-NC-4.0 for VideoMAE weights."""
 
     @field_validator("overrides")
     @classmethod
@@ -289,7 +290,7 @@ class TeacherConfig(Section):
 
 
 class MaskConfig(Section):
-    """Asymmetric masking: the tokens that the student, the teacher and the decoder process."""
+    """Asymmetric masking: which tokens the student, the teacher and the decoder process."""
 
     strategy: MaskStrategy = "tube"
     """Masking strategy. random: each token is hidden independently (MAE). tube: the same positions are hidden in every
@@ -297,7 +298,7 @@ class MaskConfig(Section):
     student_ratio: float = Field(0.9, ge=0, lt=1)
     """Fraction of tokens hidden from the student."""
     teacher_ratio: float = Field(0.75, ge=0, lt=1)
-    """Fraction of tokens hidden from the teacher, at most the student's; 0 shows the teacher the full clip."""
+    """Fraction of tokens hidden from the teacher, at most student_ratio; 0 shows the teacher the full clip."""
     decoder: DecoderTokens = "all"
     """Student-masked tokens that the decoder reconstructs: all of them, or VideoMAE V2's running_cell subset."""
     decoder_ratio: float = Field(0.5, gt=0, lt=1)
@@ -315,7 +316,7 @@ class MaskConfig(Section):
         return self
 
     def hidden_cells(self, ratio: float, cells: int) -> int:
-        """Return how many of `cells` cells a ratio hides, rounded down as in the official mask generator."""
+        """Return the number of cells out of `cells` that a ratio hides, rounded down as in the official code."""
         return int(ratio * cells)
 
 
@@ -340,7 +341,7 @@ class LossWeights(Section):
 
 
 class ObjectiveConfig(Section):
-    """The training objective: its loss terms and how each of them compares prediction and target."""
+    """Training objective: the loss terms and how predictions are compared with targets."""
 
     kind: Literal["amd", "mae"] = "amd"
     """Training objective. amd: distillation from a teacher, with reconstruction. mae: reconstruction only (MAE,
@@ -355,7 +356,7 @@ class ObjectiveConfig(Section):
     """Threshold between the quadratic and linear parts of smooth_l1."""
     target_norm: TargetNorm = "none"
     """Normalisation of features before comparison. none: raw features (AMD). layer_norm: LayerNorm without parameters
-    on the teacher's features. l2: every token of both networks is scaled to unit length (DMAE)."""
+    on the teacher's features. l2: student and teacher features of every token are scaled to unit length (DMAE)."""
     reduction: Reduction = "mean"
     """Reduction over layer pairs: mean, as in the official code, or sum, as in the paper."""
     pixels: PixelTarget = "per_channel"

@@ -24,7 +24,7 @@ class TaskConfig(Section):
 
     @property
     def cpus(self) -> float:
-        """CPUs the task reserves."""
+        """CPUs that the task reserves."""
         return 1.0
 
 
@@ -40,7 +40,7 @@ def _default_id(values: dict[str, Any]) -> str:
 
 
 class ThirdPartyWeights(Section):
-    """Third-party weights, and metadata that their files do not contain. Unset fields are inferred or guessed."""
+    """Third-party weights, with metadata that is missing from their files. Unset fields are inferred or guessed."""
 
     weights: WeightsLocation = Field(min_length=1)
     """Weights to import: a file, folder or URL of any known layout, or timm:NAME."""
@@ -49,7 +49,7 @@ class ThirdPartyWeights(Section):
     size: str | None = None
     """Name of a standard encoder: S, B, L, H, demo-student or demo-teacher. Default: inferred from the weights."""
     heads: int | None = Field(None, ge=1)
-    """Attention heads per block, which no tensor shape reveals. Default: width / 64."""
+    """Attention heads per block, which cannot be inferred from tensor shapes. Default: width / 64."""
     frames: int | None = Field(None, ge=1, le=1024)
     """Frames per clip; 1 for images. Default: inferred from the weights or their metadata, else 16 (reported as a
     guess)."""
@@ -130,7 +130,7 @@ class PrepareConfig(TaskConfig):
     shard_mib: int = Field(128, ge=1)
     """Size of a shard, in MiB."""
     workers: int = Field(2, ge=1)
-    """Processes that decode and encode."""
+    """Number of processes that decode and encode samples."""
     limit: int | None = Field(None, ge=1)
     """Number of samples to prepare, from the start of the data set. Default: all."""
     sample_timeout_s: float = Field(600.0, gt=0)

@@ -19,7 +19,7 @@ class TrainConfig(RunConfig):
     objective: ObjectiveConfig = ObjectiveConfig()
     """Training objective."""
     probe: RunProbeConfig | None = None
-    """Probes of the encoder every few epochs on labelled data, in a separate process. Default: no probes."""
+    """Probes that evaluate the encoder on labelled data during training, in a separate process. Default: no probes."""
 
     def _problems(self) -> list[str]:
         return [*self._teacher_problems(), *self._mask_problems(), *super()._problems()]

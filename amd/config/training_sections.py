@@ -27,7 +27,7 @@ _FRAME_NAME = re.compile(r"([^{}\\]|\{0?(:0?\d{1,2}d?)?\}|\{folder\})+")
 
 
 class DataConfig(Section):
-    """A data set, how clips are sampled from it, and how its files are read."""
+    """Data set, clip sampling and file reading."""
 
     train: DataLocation
     """Path or fsspec URL of the data: a folder, a list file or a shard pattern (`…/{000..099}.tar`); or `demo:digits` /
@@ -35,7 +35,7 @@ class DataConfig(Section):
     format: DataFormat = "auto"
     """Layout of the data; auto detects it from the path and its contents."""
     root: DataLocation = ""
-    """Folder that relative paths in list files start from. Default: the folder of the list file."""
+    """Base folder of relative paths in list files. Default: the folder that contains the list file."""
     frame_name: str = "img_{:05}.jpg"
     """Format string for frame file names in frame folders; frame numbers start at 1."""
     sampling: FrameSampling = "strided"
@@ -49,20 +49,20 @@ class DataConfig(Section):
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest area of a random_resized crop, as fractions of the frame."""
     flip: bool = False
-    """Random horizontal flips, with probability 0.5; disable where left and right determine the label (SSv2)."""
+    """Whether to flip clips horizontally with probability 0.5; disable if labels depend on left and right (SSv2)."""
     rand_augment: str | None = None
-    """RandAugment policy in timm's notation, such as rand-m7-n4-mstd0.5-inc1, applied after the crop for images (as in
-    timm and MAE); for video before it, consistently to all frames of a clip (as in VideoMAE). Default: no
+    """RandAugment policy in timm's notation, such as rand-m7-n4-mstd0.5-inc1. Images are augmented after the crop, as
+    in timm and MAE; videos before the crop, identically in all frames of a clip, as in VideoMAE. Default: no
     RandAugment."""
     center_fraction: float = Field(1.0, gt=0, le=1)
-    """Side of the center crop in evaluation, as a fraction of the largest possible one; 0.875 resizes to 256 and crops
+    """Side of the center crop in evaluation, as a fraction of the largest possible crop; 0.875 resizes to 256 and crops
     224."""
     interpolation: Interpolation = "bilinear"
     """Interpolation used to resize frames."""
     repeats: int = Field(1, ge=1, le=64)
     """Clips cut from each decoded sample (repeated augmentation)."""
     loader_workers: int = Field(4, ge=0, le=256)
-    """Data loader processes per training worker; 0 reads in the training process itself."""
+    """Data loader processes per training worker; 0 reads data in the training process itself."""
     prefetch_batches: int = Field(2, ge=1)
     """Batches that each data loader process prepares in advance."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
@@ -72,21 +72,22 @@ class DataConfig(Section):
     read_memory_mib: int = Field(4096, ge=1024)
     """Address space limit of a decoding process on Linux, in MiB; a sample that needs more counts as bad."""
     decoder: VideoDecoder = "pyav"
-    """Video decoder. pyav: exact for every file, detects damage, and is faster. decord: used for files that it is known
-    to decode correctly; all others use pyav. decord has wheels for Linux on x86-64 only."""
+    """Video decoder. pyav: exact for every file, detects damage, and is faster. decord: used only for files that decord
+    is known to decode correctly; all other files use pyav. decord has wheels for Linux on x86-64 only."""
     damage: DamagePolicy = "tolerant"
-    """Treatment of damaged videos. tolerant: their frames that decode are used, and they are listed in
-    damaged_samples.jsonl. strict: they count as bad. A wrong frame count in a header or an index is no damage."""
+    """Treatment of damaged videos. tolerant: the frames that decode are used, and the video is listed in
+    damaged_samples.jsonl. strict: the video counts as bad. A wrong frame count in a header or an index does not count
+    as damage."""
     min_decoded_share: float = Field(0.5, gt=0, le=1)
-    """Share of the frames in a damaged video that must decode, with damage=tolerant; below it, the video counts as bad.
-    Of a truncated video, only the frames that the file contains are counted."""
+    """Minimum share of a damaged video's frames that must decode with damage=tolerant; otherwise the video counts as
+    bad. For a truncated video, the share refers to the frames that the file contains."""
     retries: int = Field(3, ge=0, le=20)
     """Retries of a failed read from remote storage."""
     read_ahead_mib: int = Field(64, ge=0, le=65_536)
-    """MiB of remote files that each data loader process fetches before it needs them, so that decoding does not wait
-    for storage. 0: each file is fetched when it is needed."""
+    """Remote data that each data loader process fetches in advance, in MiB, so that decoding does not wait for storage.
+    0: each file is fetched when it is needed."""
     cache_dir: CacheLocation | None = None
-    """Local folder that caches remote files and evicts the least recently used. Default: no cache."""
+    """Local cache folder for remote files; the least recently used files are evicted. Default: no cache."""
     cache_limit_mib: int = Field(10_240, ge=1)
     """Size limit of the cache folder, in MiB."""
 
@@ -179,14 +180,14 @@ class CheckpointConfig(Section):
     every_steps: int | None = Field(None, ge=1)
     """Optimizer steps between checkpoints. Default: steps do not trigger checkpoints."""
     every_minutes: float | None = Field(15.0, gt=0)
-    """Minutes between checkpoints, in addition to every_steps; whichever comes first triggers one."""
+    """Minutes between checkpoints, in addition to every_steps; whichever comes first triggers a checkpoint."""
     keep_last: int = Field(2, ge=1)
     """Number of most recent checkpoints to keep."""
     keep_best: int = Field(0, ge=0)
     """Number of checkpoints with the best value of best_metric to keep, in addition to keep_last."""
     best_metric: str = "loss/total"
-    """Metric that ranks checkpoints, as named in the run's metrics. Lower is better for losses, higher for all
-    others."""
+    """Metric that ranks checkpoints, as named in the run's metrics. Lower is better for losses, higher for all other
+    metrics."""
     pin_steps: tuple[int, ...] = ()
     """Steps at which a checkpoint is always written and never removed."""
     deadline_s: float = Field(60.0, gt=0)
@@ -214,7 +215,7 @@ class ScalingConfig(Section):
 
     workers: Annotated[tuple[int, int], BeforeValidator(as_pair)] = (1, 1)
     """Training workers (DDP ranks): a number, or [min, max] for an elastic run, which adapts gradient accumulation to
-    keep batch size and learning rate."""
+    keep the batch size and learning rate constant."""
     device: Device = "auto"
     """Device of the workers; auto uses a GPU if one is available."""
     cpus_per_worker: float = Field(1.0, gt=0)
@@ -232,8 +233,8 @@ class ScalingConfig(Section):
     retries: Retries = Retries()
     """Restarts after a failure."""
     resize_interval_s: float = Field(60.0, ge=0)
-    """Seconds between checks whether an elastic run can use more or fewer workers. A resize stops the run with a
-    checkpoint first."""
+    """Seconds between checks of how many workers an elastic run can use. Before a resize, the
+    run writes a checkpoint and stops."""
     start_timeout_s: float = Field(300.0, gt=0)
     """Seconds to wait for the cluster to provide the workers' resources before the run fails as infeasible."""
     stall_timeout_s: float | None = Field(1800.0, gt=0)
@@ -274,4 +275,5 @@ class TrackingConfig(Section):
     """Optimizer steps between measurements by the collapse guard (the effective rank of the student's features);
     0 disables it."""
     guard_min_rank: float = Field(0.02, ge=0, le=1)
-    """Minimum effective rank of the student's features, as a fraction of their width; below it the guard warns."""
+    """Minimum effective rank of the student's features, as a fraction of their width; the guard warns below this
+    value."""

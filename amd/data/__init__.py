@@ -1,4 +1,4 @@
-"""Data pipeline: manifests of records, isolated decoding, batches of clips, and preparation of raw data sets.
+"""Data pipeline: manifests, isolated decoding, batching of clips, and preparation of raw data sets.
 
 Readers never substitute samples: an unreadable sample raises `BadSample` with the reason, and the caller handles it.
 """

@@ -1,8 +1,8 @@
 """Prepare a raw data set for fast reading: small frames, short GOPs, indexed tar shards.
 
-Resumable: the plan, written first, assigns records to shards; the index, written last, marks a shard as complete. A
-restart keeps complete shards and produces the same bytes for the rest. Each worker is a thread that drives one decoding
-process (isolation.py), so neither a broken file nor a hung decoder stops the others.
+Resumable: the plan, written first, assigns records to shards; a shard's index, written last, marks the shard as
+complete. A restart keeps complete shards and produces identical bytes for the remaining ones. Each worker is a thread
+that drives a separate decoding process (isolation.py), so a broken file or hung decoder does not stop other workers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class ShardCancelled(Exception):
-    """Raised to abandon an unfinished shard after another shard has failed or the run was interrupted."""
+    """Raised to abandon an unfinished shard after another shard failed or the run was interrupted."""
 
 
 class PrepareReport(BaseModel):
@@ -44,19 +44,19 @@ class PrepareReport(BaseModel):
 
     url: str
     samples: int = 0
-    """Number of samples written; each segment of a video is one."""
+    """Number of samples written; each segment of a video counts as one sample."""
     shards: int = 0
     shards_kept: int = 0
-    """Number of shards already complete from an earlier run."""
+    """Number of shards completed by an earlier run."""
     bytes_written: int = 0
     frames: int = 0
     shards_missing: int = 0
-    """Number of shards that other parts have not completed yet; the report counts the complete ones."""
+    """Number of shards that other parts have not completed yet; all other figures cover only the complete shards."""
     seconds: float = 0.0
     bad: list[dict[str, Any]] = Field(default_factory=list)
     """Record, location and reason of each skipped sample."""
     damaged: list[dict[str, Any]] = Field(default_factory=list)
-    """Record, location and reason of each video of which only the frames that decode were written."""
+    """Record, location and reason of each damaged video, for which only the decodable frames were written."""
 
     def __str__(self) -> str:
         size = f"{self.bytes_written / 2**20:.1f} MiB"
@@ -91,18 +91,19 @@ def prepare(
     sample_timeout_s: float = 600.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> PrepareReport:
-    """Write `data` to tar shards under `output_url`; `limit`: number of samples, from the start.
+    """Write `data` to tar shards under `output_url`.
 
-    `segment_s`: cut videos into samples of about this many seconds. `part`: "k/n" writes every n-th shard, from the
-    k-th; n calls, perhaps on different machines, write all. `progress(done, total)` is called after each shard of this
-    part with the numbers of records. Raises ManifestError if the data cannot be read, the output belongs to another
-    preparation, or the samples are frame folders (already small files), and ConfigError for an invalid part.
+    `limit`: number of samples to prepare, from the start of the data set. `segment_s`: cut videos into samples of about
+    this many seconds. `part`: "k/n" writes every n-th shard, starting with the k-th; n calls, possibly on different
+    machines, write all shards. `progress(done, total)` is called with record counts after each shard of this part.
+    Raises ManifestError if the data cannot be read, the output belongs to another preparation, or the samples are frame
+    folders (already small files), and ConfigError for an invalid part.
     """
     first, parts = _parse_part(part)
     started = time.monotonic()
     manifest = open_manifest(data)
     if manifest.frames is not None:
-        raise ManifestError(["frame folders cannot be prepared; encode them to videos first"])
+        raise ManifestError(["frame folders cannot be prepared; encode them as videos first"])
     count = len(manifest) if limit is None else min(limit, len(manifest))
     settings = {"short_side": short_side, "gop": gop, "crf": crf, "frame_rate": frame_rate, "quality": quality}
     settings["segment_s"] = segment_s
@@ -151,7 +152,7 @@ def _parse_part(part: str) -> tuple[int, int]:
 
 
 def _was_stopped(task: Future[Any]) -> bool:
-    """Return a sort key that puts the failed task before those that were cancelled because of it."""
+    """Return a sort key that puts the failed task before tasks that were cancelled because of the failure."""
     return task.cancelled() or isinstance(task.exception(), ShardCancelled)
 
 
@@ -173,7 +174,7 @@ class _PrepareJob:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def plan(self, count: int, shard_mib: int) -> dict[str, Any]:
-        """Return the existing plan if its data and settings match, else write a new one. Raises ManifestError."""
+        """Return the existing plan if there is one, else write a new plan. Raises ManifestError on a mismatch."""
         expected = {"data": self.manifest.digest(), "samples": count, "shard_mib": shard_mib, **self.settings}
         url = join(self.output, PLAN)
         if exists(url):
@@ -199,7 +200,7 @@ class _PrepareJob:
         return plan
 
     def _mean_size(self, count: int) -> float:
-        """Return the mean transcoded size, in bytes, of a few samples spread over the data."""
+        """Return the mean transcoded size in bytes, measured on a few samples spread over the data."""
         sizes = []
         with closing(SampleReader(self.data)) as reader:
             for trial in range(min(TRIAL_SAMPLES, count)):
@@ -212,12 +213,12 @@ class _PrepareJob:
         return sum(sizes) / len(sizes) if sizes else 2.0**20
 
     def finished(self, number: int) -> dict[str, Any] | None:
-        """Return the facts of a shard that is complete, else None."""
+        """Return the facts stored in a complete shard's index, or None if the shard is incomplete."""
         url = shard_url(self.output, number) + INDEX_SUFFIX
         return read_json(url)["facts"] if exists(url) else None
 
     def shard(self, number: int, samples: int, count: int) -> tuple[dict[str, Any], bool]:
-        """Write one shard unless its index exists; return its facts and whether it existed."""
+        """Write one shard unless its index exists; return the shard's facts and whether it already existed."""
         url = shard_url(self.output, number)
         if (finished := self.finished(number)) is not None:
             return finished, True

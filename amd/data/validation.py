@@ -1,7 +1,7 @@
-"""Validate a data set before GPU time is spent (`amd validate`). Errors state file:line, the rule and how to fix it.
+"""Validate a data set before spending GPU time (`amd validate`). Errors state file:line, the rule and the remedy.
 
-Opening the manifest checks the lines; this module checks that files exist, finds duplicates and decodes a few samples.
-Does not import training.
+List lines are checked when the manifest is opened; this module checks that files exist, finds duplicates and decodes a
+few samples. Does not import training.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DataReport(BaseModel):
     url: str
     samples: int
     kinds: dict[str, int]
-    """Number of checked samples by kind."""
+    """Number of checked samples of each kind."""
     labelled: int
     classes: int
     """Number of distinct labels."""
@@ -47,7 +47,7 @@ class DataReport(BaseModel):
     read: int
     """Number of decoded samples."""
     damaged: list[str] = Field(default_factory=list)
-    """Decoded videos of which only some frames are used, with the damage."""
+    """Damaged videos, of which only some frames are used, with a description of the damage."""
     warnings: list[str] = Field(default_factory=list)
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class DataReport(BaseModel):
 
 
 def validate_data(data: DataConfig, *, read: int = READ) -> DataReport:
-    """Check data.train and decode `read` of its samples. Raises ManifestError listing every error found."""
+    """Check data.train and decode `read` of its samples. Raises ManifestError that lists every error found."""
     manifest = open_manifest(data)
     draws = random.Random(0)
     numbers = _sample_indices(len(manifest), ALL_REMOTE_UP_TO if is_remote(manifest[0].location) else ALL_UP_TO, draws)
@@ -75,7 +75,7 @@ def validate_data(data: DataConfig, *, read: int = READ) -> DataReport:
     tried = _sample_indices(len(manifest), read, draws)
     bad, damaged = _try_reading(data, [manifest[i] for i in tried])
     if bad and len(bad) == len(tried):
-        raise ManifestError([f"data.train: none of the {len(tried)} samples tried can be read", *capped(bad)])
+        raise ManifestError([f"data.train: none of the {len(tried)} tested samples can be read", *capped(bad)])
     labels = manifest.labels
     known = labels[labels != NO_LABEL]
     kinds: dict[str, int] = {}
@@ -106,7 +106,7 @@ def _sample_indices(count: int, most: int, draws: random.Random) -> list[int]:
 
 
 def _missing(manifest: Manifest, numbers: Sequence[int], data: DataConfig) -> list[int]:
-    """Return records whose file (for frame folders: first or last frame) is missing. Shards were checked on opening."""
+    """Return records with a missing file (for frame folders: first or last frame). Shards were checked on opening."""
     if manifest.shards is not None:
         return []
 
@@ -132,7 +132,7 @@ def _exists(url: str) -> bool:
 
 
 def _missing_messages(data: DataConfig, manifest: Manifest, records: Sequence[int]) -> list[str]:
-    """Return messages for missing files: `list:line: file …` for records of a list, else only the file."""
+    """Return messages for missing files: `list:line: file …` for records from a list file, else only the file."""
     url = list_url(data, manifest)
     lines = line_numbers(text_blocks(url), records) if url else {}
     messages = []
@@ -150,7 +150,7 @@ def _missing_messages(data: DataConfig, manifest: Manifest, records: Sequence[in
 
 
 def _try_reading(data: DataConfig, records: Sequence[Record]) -> tuple[list[str], list[str]]:
-    """Return a message for each of these records that cannot be decoded, and for each that is damaged."""
+    """Return one message per record that cannot be decoded, and one per damaged record."""
     bad, damaged = [], []
     with closing(SampleReader(data)) as reader:
         for record in records:

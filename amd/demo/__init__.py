@@ -1,4 +1,4 @@
-"""`amd demo`: train a teacher and its students on a laptop and tabulate what distillation adds."""
+"""`amd demo`: train a teacher on a laptop, and compare students trained with and without distillation."""
 
 from amd.demo.report import DemoReport, markdown
 from amd.demo.run import DemoFailed, run_demo

@@ -1,4 +1,4 @@
-"""The arms that the demo compares, each with its own config. With the same seed they differ only in what is compared.
+"""The arms that the demo compares, and the config of each. Arms with the same seed differ only in the compared setting.
 
 Does not import torch.
 """
@@ -44,34 +44,34 @@ class DemoPlan(NamedTuple):
     seed: int
     storage: str
     overrides: dict[str, Any]
-    """Overrides of every student's config."""
+    """Overrides for every student's config."""
     teacher_overrides: dict[str, Any]
-    """Overrides of the teacher's config."""
+    """Overrides for the teacher's config."""
 
 
 def distilled(plan: DemoPlan, arm: str = "amd", **changes: Any) -> TrainConfig:
-    """Return the config of the AMD run. Its teacher, one per seed, is trained first from the preset."""
+    """Return the config of the AMD run. The teacher, one per seed, is trained first, from its preset."""
     teacher = {"seed": plan.seed, **plan.teacher_overrides}
     return _config(plan, "amd", arm, {"teacher.overrides": teacher, **changes})
 
 
 def undistilled(plan: DemoPlan, steps: int | None = None) -> TrainConfig:
-    """Return the config of the same student without a teacher.
+    """Return the config for training the same student without a teacher.
 
-    `steps` overrides the length of the run; the warm-up is a tenth of that, as in the preset.
+    `steps` overrides the length of the run; the warm-up is a tenth of the run, as in the preset.
     """
     schedule = {} if steps is None else {"schedule.steps": steps, "schedule.warmup_steps": steps // 10}
     return _config(plan, "mae", "mae" if steps is None else f"mae-{steps}", schedule)
 
 
 def symmetric(plan: DemoPlan) -> TrainConfig:
-    """Return a config whose teacher and student see the same tokens, so there is no generation alignment."""
+    """Return a config in which teacher and student see the same tokens, so there is no generation alignment."""
     ratio = load_config(TrainConfig, f"demo-{plan.modality.key}-amd", None, {}).mask.student_ratio
     return distilled(plan, "symmetric", **{"mask.teacher_ratio": ratio})
 
 
 def direct_only(plan: DemoPlan) -> TrainConfig:
-    """Return a config whose teacher sees more tokens, but which uses only the direct alignment loss."""
+    """Return a config in which the teacher sees more tokens, but only the direct alignment loss is used."""
     return distilled(plan, "direct", **{"objective.weights.generation": 0.0})
 
 

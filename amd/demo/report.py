@@ -15,36 +15,36 @@ if TYPE_CHECKING:
 
 
 class DemoRow(BaseModel):
-    """One row of the table: an arm and its scores, one per seed."""
+    """One row of the table: an arm and its scores for each seed."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     key: str
     title: str
     knn: tuple[float, ...] = ()
-    """Top-1 of the nearest-neighbour probe, in percent."""
+    """Top-1 accuracy of the nearest-neighbour probe, in percent."""
     linear: tuple[float, ...] = ()
-    """Top-1 of the linear probe, in percent."""
+    """Top-1 accuracy of the linear probe, in percent."""
     finetuned: tuple[float, ...] = ()
-    """Top-1 after fine-tuning the whole encoder on few labels, in percent."""
+    """Top-1 accuracy after fine-tuning the whole encoder on a few labels, in percent."""
     steps: tuple[int, ...] = ()
     seconds: tuple[float, ...] = ()
-    """Training time without start-up; a student's time excludes its teacher's."""
+    """Training time in seconds, without start-up; a student's time excludes the training of the teacher."""
     encoders: tuple[str, ...] = ()
     pictures: tuple[str, ...] = ()
 
 
 class DemoSection(BaseModel):
-    """Rows of one modality."""
+    """The rows for one modality."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     key: str
     title: str
     chance: float
-    """Top-1 of random guessing, in percent."""
+    """Top-1 accuracy of random guessing, in percent."""
     samples: int
-    """Number of held-out samples that are scored."""
+    """Number of held-out samples used for scoring."""
     rows: tuple[DemoRow, ...]
 
     def row(self, key: str) -> DemoRow:
@@ -58,19 +58,19 @@ class DemoReport(BaseModel):
     seeds: tuple[int, ...]
     sections: tuple[DemoSection, ...]
     embedded: dict[str, str | int | list[float]]
-    """Embedding of one file by the published student: path, encoder, width, first values."""
+    """Embedding of one file, computed by the published student: path, encoder, width and first values."""
     served: dict[str, str] | None = None
-    """Endpoint that serves the student: url, key_file, deployment, encoder."""
+    """Endpoint that serves the student; keys: url, key_file, deployment, encoder."""
     seconds: float
 
 
 def pictures_url(root: str) -> str:
-    """Return the folder of the demo's pictures under a storage root."""
+    """Return the folder under a storage root in which the demo saves its pictures."""
     return join(root, "demo")
 
 
 def mean_and_sd(values: Sequence[float], digits: int = 1) -> str:
-    """Format one value as is, several as mean ± sample standard deviation."""
+    """Format a single value as is, and several values as mean ± sample standard deviation."""
     if not values:
         return "–"
     if len(values) == 1:

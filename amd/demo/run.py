@@ -1,8 +1,8 @@
 """The demo: train a teacher and its students on digits, probe them on held-out digits, print a table and pictures.
 
-The demo uses the components of real runs: files on disk, readers, published encoders. The caller chooses how runs are
-executed (`Runner`): one after the other in this process, or as jobs of a service. An interrupted demo resumes, since
-runs resume by name.
+The demo uses the same components as real runs: files on disk, readers and published encoders. The caller chooses how
+runs are executed (`Runner`): one after another in this process, or as service jobs. An interrupted demo can be resumed,
+because runs resume by name.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def run_demo(
 ) -> DemoReport:
     """Train and score all arms, print the table to `console` and return the report.
 
-    `runner`: executes the runs; by default one after the other in this process, without Ray. `seeds`: number of
-    repetitions, each with its own teacher. `full`: adds the control arms: an undistilled student trained for as long as
-    AMD takes, a teacher that sees no more than the student, and only direct alignment. `finetuned`: fine-tunes the AMD
-    student, the undistilled student and random weights on few labels. `overrides` and `teacher_overrides`: overrides of
-    every student's and teacher's config, by dotted key. `split`: data to score; settings were tuned on `select`.
-    Raises DemoFailed if a run does not succeed, or ConfigError for invalid overrides.
+    `runner`: executes the runs; by default one after another in this process, without Ray. `seeds`: number of
+    repetitions, each with a separate teacher. `full`: adds the control arms: an undistilled student trained for as long
+    as AMD takes, a teacher that sees no more than the student, and only direct alignment. `finetuned`: fine-tunes the
+    AMD student, the undistilled student and random weights on few labels. `overrides` and `teacher_overrides`:
+    overrides of every student's and teacher's config, by dotted key. `split`: data to score; settings were tuned on
+    `select`. Raises DemoFailed if a run does not succeed, or ConfigError for invalid overrides.
     """
     started = time.monotonic()
     console = console or Console()
@@ -90,9 +90,9 @@ def run_demo(
 
 
 def in_process(configs: Sequence[TrainConfig | FinetuneConfig]) -> list[RunResult]:
-    """Execute runs one after the other. SIGTERM and SIGINT stop the current run, and start no other.
+    """Execute runs one after another. After SIGTERM or SIGINT, the current run stops and no further run starts.
 
-    Raises DemoFailed if it was stopped.
+    Raises DemoFailed if a run was stopped.
     """
     results = list[RunResult]()
     with StopSignals() as signals:
@@ -107,7 +107,7 @@ def in_process(configs: Sequence[TrainConfig | FinetuneConfig]) -> list[RunResul
 
 
 class Arm(NamedTuple):
-    """A run of the demo with the arm and plan it belongs to."""
+    """A demo run, with the arm and plan that it belongs to."""
 
     key: str
     plan: DemoPlan
@@ -161,13 +161,13 @@ class _Demo:
             scores.add("random", Encoder(config.student.encoder, grid, values).eval(), config.clip)
 
     def main_arms(self) -> list[Arm]:
-        """Return the AMD and undistilled arms, longer runs first so that parallel runs end together."""
+        """Return the AMD and undistilled arms, longer runs first, so that parallel runs end at about the same time."""
         plans = self.plans()
         distilled = [Arm("amd", plan, arms.distilled(plan)) for plan in plans]
         return distilled + [Arm("mae", plan, arms.undistilled(plan)) for plan in plans]
 
     def finetuning_arms(self) -> Iterator[Arm]:
-        """Yield the fine-tuning of the main arms and of random weights, scored on the same held-out samples."""
+        """Yield runs that fine-tune the main arms and random weights, scored on the same held-out samples."""
         for plan in self.plans():
             rows, test = self.scores[plan.modality.key], f"demo:{plan.modality.data}/{self.split}"
             for key in ("random", "mae", "amd"):
@@ -195,7 +195,7 @@ class _Demo:
             if result.state == "cancelled":
                 raise _stopped(arm.config)
             if result.state != "succeeded" or result.encoder_folder is None:
-                raise DemoFailed(f"{arm.config.name} ended as {result.state}: {result.message or result.reason}")
+                raise DemoFailed(f"{arm.config.name} ended in state {result.state}: {result.message or result.reason}")
             scores, picture = self.scores[arm.plan.modality.key], arm.plan.seed == self.seeds[0]
             if isinstance(arm.config, FinetuneConfig):
                 scores.add_finetuned(arm.key, result.figures["test/top1"])
@@ -257,7 +257,7 @@ def _stopped(config: TrainConfig | FinetuneConfig) -> DemoFailed:
 
 
 def training_seconds(folder: str) -> float:
-    """Sum the seconds of a run's steps from its metrics, without start-up, teacher, final checkpoint and probes."""
+    """Sum a run's step times in seconds, excluding start-up, teacher training, the final checkpoint and probes."""
     seconds, last_step = 0.0, 0
     for line in read_metrics(folder):
         if "time/step_s" in line:

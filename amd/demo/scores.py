@@ -19,13 +19,13 @@ from amd.models.encoder import Encoder
 
 
 class DemoSamples(NamedTuple):
-    """Labelled samples in memory, and the data set that they are from."""
+    """Labelled samples in memory, and the data set that they were read from."""
 
     clips: LabelledClips
     data: str
-    """Location, such as demo:digits/test."""
+    """Location of the data set, such as demo:digits/test."""
     digest: str
-    """Digest of the manifest."""
+    """Digest of the data set's manifest."""
 
 
 class DemoScores:
@@ -50,7 +50,7 @@ class DemoScores:
         folder: str | None = None,
         picture: str | None = None,
     ) -> None:
-        """Score the encoder of one arm and seed. `folder`: published encoder, whose card receives the scores."""
+        """Score the encoder of one arm and seed. `folder`: published encoder, to whose card the scores are added."""
         figures = self._probe(key, embed(encoder, clip, self.train.clips), embed(encoder, clip, self.test.clips))
         if folder is not None:
             add_scores(folder, self._card_scores(figures))
@@ -64,7 +64,7 @@ class DemoScores:
         self._rows[key] = row.model_copy(update=updates)
 
     def add_finetuned(self, key: str, top1: float) -> None:
-        """Add the fine-tuned top-1 of an arm that was added before."""
+        """Add the fine-tuned top-1 accuracy to the row of an existing arm."""
         row = self._rows[key]
         self._rows[key] = row.model_copy(update={"finetuned": (*row.finetuned, top1)})
 
@@ -72,7 +72,7 @@ class DemoScores:
         return self._rows[key]
 
     def rows(self) -> tuple[DemoRow, ...]:
-        """Return the rows in the order of the table."""
+        """Return the rows in table order."""
         return tuple(self._rows[key] for key in TITLES if key in self._rows)
 
     def _probe(self, key: str, train: Features, test: Features) -> dict[str, float]:
@@ -84,7 +84,7 @@ class DemoScores:
         return figures
 
     def _card_scores(self, figures: dict[str, float]) -> tuple[Score, Score]:
-        """Return the same scores as `amd probe` would add with linear.method=logistic."""
+        """Return scores in the form in which `amd probe` with linear.method=logistic adds them to a card."""
         train, test = self.train, self.test
         learnt_on = {"data": train.data, "digest": train.digest, "samples": len(train.clips.labels)}
         shared = {"data": test.data, "digest": test.digest, "samples": len(test.clips.labels), "views": "1x1"}

@@ -48,8 +48,8 @@ def probe_checkpoint(args: Sequence[str]) -> int:
     parser = argument_parser(
         "amd.downstream probe-checkpoint", overrides="Overrides of the section `probe` in the run's config."
     )
-    parser.add_argument("--run", required=True, help="Folder or id of the run.")
-    parser.add_argument("--step", type=int, help="Step of a committed checkpoint; default: the newest.")
+    parser.add_argument("--run", required=True, help="Run folder or run ID.")
+    parser.add_argument("--step", type=int, help="Step of a committed checkpoint. Default: the newest one.")
     options = parser.parse_args(args)
     overrides = parse_overrides(options.overrides)
     from amd.downstream.probing.checkpoint_probe import probe_checkpoint

@@ -1,4 +1,4 @@
-"""NumPy types of features and labels, and the metric that every evaluation shares.
+"""NumPy types for features and labels, and a metric shared by all evaluations.
 
 Shapes: n samples, N tokens, D features, C classes.
 """
@@ -25,6 +25,6 @@ class TokenFeatures(NamedTuple):
 
 
 def top_k(scores: npt.NDArray[np.floating], labels: Labels, k: int) -> int:
-    """Count the samples whose label is among the k highest of (n, C) scores; ties go to the lower class."""
+    """Count the samples whose label is among the k highest of the scores (n, C); ties go to the lower class index."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return int((best == labels[:, None]).any(axis=1).sum())

@@ -1,6 +1,7 @@
 """Export a published encoder to another format, and verify that the export produces the same output.
 
-Files are written to a temporary folder and moved only after the reloaded export and our encoder agree on random pixels.
+Files are written to a temporary folder and moved only after the reloaded export and the published encoder agree on
+random pixels.
 """
 
 from __future__ import annotations
@@ -40,21 +41,22 @@ class ExportReport(BaseModel):
     output: str
     files: tuple[str, ...]
     deviation: float
-    """Largest difference from our encoder's output, as a fraction of that output's largest value."""
+    """Largest difference from the published encoder's output, as a fraction of the largest value in that output."""
     size_mib: float
     weights_license: str | None
 
     def __str__(self) -> str:
         text = f"{self.encoder} as {self.format}: {self.output} ({self.size_mib:.1f} MiB: {', '.join(self.files)})\n"
-        text += f"the reloaded export differs from our encoder by at most {self.deviation:.1e} of the largest value"
+        text += "the reloaded export differs from the published encoder by at most "
+        text += f"{self.deviation:.1e} of the largest value"
         return text + (f"\nlicence of the weights: {self.weights_license}" if self.weights_license else "")
 
 
 def export(url: str, format: Format, output: str) -> ExportReport:
     """Export the published encoder in the folder `url` to `output`: a folder for timm and huggingface, else a file.
 
-    A JSON file next to it describes input and output. Raises ConfigError if the format cannot represent the encoder,
-    `output` exists or has the wrong suffix, or the reloaded export produces a different output.
+    A JSON file next to it describes the input and output. Raises ConfigError if the format cannot represent the
+    encoder, `output` exists or has the wrong suffix, or the reloaded export produces a different output.
     """
     if format not in EXPORTERS:
         raise ConfigError([f"format={format}: choose one of {', '.join(get_args(Format))}"])
@@ -104,7 +106,7 @@ def _check(card: Card, format: Format, exporter: Exporter, output: str) -> None:
 
 
 def _without_warnings(write: Callable[[], Written]) -> Written:
-    """Suppress the warnings of exporting libraries."""
+    """Suppress warnings from the export libraries."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return write()
@@ -127,15 +129,15 @@ def _deviation(model: PixelEncoder, run: Callable[[Tensor], Tensor], format: For
             hint = "; transformers' VideoMAE classifier uses a norm with epsilon 1e-5, ours uses 1e-6"
         raise ConfigError(
             [
-                f"{format}: the reloaded export differs from our encoder by {worst:.1e} of the largest value, more "
-                f"than {TOLERANCE:.0e}; nothing was written{hint}"
+                f"{format}: the reloaded export differs from the published encoder by {worst:.1e} of the largest "
+                f"value, more than {TOLERANCE:.0e}; nothing was written{hint}"
             ]
         )
     return worst
 
 
 def _describe(card: Card, format: Format, path: Path, written: Written, deviation: float) -> None:
-    """Write the JSON next to the export and, in a folder, the model card."""
+    """Write the JSON file next to the export and, if the export is a folder, the model card."""
     if path.is_dir():
         (path / "README.md").write_text(model_card(card, written.usage))
     files = sorted(path.iterdir() if path.is_dir() else path.parent.iterdir())

@@ -1,4 +1,4 @@
-"""Export formats: for each, the encoders it can represent, how it is written, and how the written export is run.
+"""Export formats: which encoders each format can represent, how an export is written, and how it is run.
 
 A writer writes files to a local path, reloads them, and returns a function from pixels to output that `export` compares
 with our encoder. Optional libraries are imported where they are used.
@@ -62,7 +62,7 @@ class Exporter(NamedTuple):
     suffixes: tuple[str, ...]
     """Suffixes of the exported file; empty if the export is a folder."""
     obstacle: Callable[[Card], str | None]
-    """Function that returns why the format cannot represent an encoder, or None if it can."""
+    """Function that returns the reason why the format cannot represent an encoder, or None if it can."""
     write: Callable[[PixelEncoder, Path], Written]
 
 

@@ -1,4 +1,4 @@
-"""VideoMAE, ViTMAE and ViT of transformers: key tables for published files and for version 5, and folder metadata.
+"""VideoMAE, ViTMAE and ViT from transformers: key tables for published files and version 5, and folder metadata.
 
 Attention keys differ: published files use `attention.attention.q_bias`, version 5 uses
 `attention.attention.query.bias`. A table with only one of them would silently leave biases at zero.
@@ -135,7 +135,7 @@ _RESAMPLING: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # constan
 
 
 def sidecar_facts(url: str, *, field: str = "weights") -> FolderFacts:
-    """Read the JSON that `export` writes next to a file; return empty metadata if there is none."""
+    """Read the JSON file that `export` writes next to a file; return empty metadata if there is none."""
     sidecar = _json(f"{url}.json", field)
     try:
         inputs, labels = sidecar["input"], sidecar["output"]["labels"]

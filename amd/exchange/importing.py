@@ -25,7 +25,7 @@ from amd.models.encoder import Encoder
 from amd.models.teachers.timm import TIMM, timm_clip
 from amd.storage import exists, join, resolve_root
 
-# Number of heads by (width, depth), because no tensor reveals it. The last entry is the giant model of VideoMAE V2.
+# Number of heads by (width, depth), which tensors do not reveal. The last entry is the giant model of VideoMAE V2.
 KNOWN_HEADS = {(size.width, size.depth): size.heads for size in ENCODER_SIZES.values()} | {(1408, 40): 16}
 FRAMES, SIZE = 16, 224  # as in VideoMAE, if neither the file nor the user specifies them
 
@@ -79,7 +79,7 @@ def import_encoder(config: ImportConfig) -> Imported:
 
 
 def _comparable(card: Card) -> dict[str, Any]:
-    """Return the card's fields that must be equal in two imports of the same weights."""
+    """Return the card's fields that must match between two imports of the same weights."""
     return card.model_dump(exclude={"created", "job", "versions", "scores"})
 
 
@@ -89,7 +89,7 @@ def _clip(source: Source, config: ImportConfig, notes: list[str]) -> ClipConfig:
     tubelet = config.tubelet or ((1 if len(kernel) == 2 else kernel[0]) if kernel else None)
     if patch is None or tubelet is None:
         raise ConfigError(
-            [f"{source}: flat patch embeddings do not reveal the token shape; pass --patch and --tubelet"]
+            [f"{source}: the token shape cannot be inferred from flat patch embeddings; pass --patch and --tubelet"]
         )
     frames = config.frames or facts.frames or (1 if len(kernel) == 2 else None)
     if frames is None:
@@ -112,7 +112,7 @@ def _clip(source: Source, config: ImportConfig, notes: list[str]) -> ClipConfig:
 
 
 def _size_of_table(source: Source, patch: int, frames: int) -> tuple[int, int] | None:
-    """Infer the frame size in pixels from the position table of square frames."""
+    """Infer the frame size in pixels from the position table, assuming square frames."""
     table = source.weights.state.get("encoder.positions")
     if table is None:
         return None
@@ -135,7 +135,7 @@ def _encoder(source: Source, config: ImportConfig, clip: ClipConfig, notes: list
     if config.size is None and heads is None:
         heads = KNOWN_HEADS.get((width, depth), width // 64 if width % 64 == 0 else None)
         if heads is None:
-            raise ConfigError([f"{source}: no tensor reveals the number of heads; pass --heads"])
+            raise ConfigError([f"{source}: the number of heads cannot be inferred from the tensors; pass --heads"])
         if (width, depth) not in KNOWN_HEADS:
             notes.append(f"heads={heads}: guessed as width / 64; pass --heads if it is wrong")
     shape = {"width": width, "depth": depth, "heads": heads}
@@ -164,7 +164,7 @@ def _positions(source: Source, state: dict[str, Tensor], clip: ClipConfig) -> Po
 
 
 def _head(source: Source, width: int, notes: list[str]) -> nn.Linear | None:
-    """Return the classifier if it takes the same input as ours: the normalised mean of the tokens."""
+    """Return the classifier if it takes the same input as our classifier: the normalised mean of the tokens."""
     weights = source.head()
     if "weight" not in weights:
         return None

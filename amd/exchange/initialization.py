@@ -27,19 +27,19 @@ NORM = ("norm.weight", "norm.bias")
 
 
 class StartingPoint(NamedTuple):
-    """The weights that an encoder was initialised from."""
+    """Weights from which an encoder was initialised."""
 
     source: str
-    """Name, path or URL, as the caller wrote it."""
+    """Name, path or URL, as passed by the caller."""
     layout: str
     weights_license: str | None
     """Licence of the weights, if stated."""
     pooling: Pooling
     """Whether the last norm applies to each token or (mean_then_norm) to their mean, as after fine-tuning."""
     position_grid: tuple[int, int] | None
-    """Grid of the position table that is interpolated; None if it is not."""
+    """Grid of the position table before interpolation; None if it is not interpolated."""
     lineage: dict[str, Any]
-    """Origin, as recorded on the card of the resulting encoder."""
+    """Origin of the weights, as recorded in the resulting encoder's card."""
 
 
 def load_starting_point(
@@ -113,7 +113,7 @@ def _fit_patches(state: State, source: Source, clip: ClipConfig) -> list[str]:
 def _fit_positions(encoder: Encoder, state: State, source: Source, section: str) -> list[str]:
     """Add the position table to `state` if the encoder's position embeddings are learned.
 
-    A fixed table is not stored; a 2-D one of another grid replaces the encoder's.
+    Fixed tables are not stored, but a 2-D table for another grid is interpolated and replaces the encoder's.
     """
     ours = encoder.config
     table = state.pop("positions", None)
@@ -149,7 +149,7 @@ def _fit_positions(encoder: Encoder, state: State, source: Source, section: str)
 
 
 def _kind_without_table(source: Source) -> Positions | None:
-    """Return the kind of fixed position embeddings if the weights have no table: from the card, else sincos_1d."""
+    """Return the kind of fixed position embeddings for weights without a table: from the card, else sincos_1d."""
     if source.card:
         return source.card.encoder.positions
     return None if source.is_ours else "sincos_1d"
@@ -192,7 +192,7 @@ def _lineage(source: Source) -> dict[str, Any]:
 
 
 def _warn_of_zero_biases(state: State, origin: str) -> None:
-    """Warn if all attention biases are zero: transformers 5.0 could lose those of published files and save zeros."""
+    """Warn if all attention biases are zero: transformers 5.0 could lose biases on loading and save zeros."""
     biases = [value for key, value in state.items() if key.endswith(("q_bias", "v_bias"))]
     others = [value for key, value in state.items() if key.endswith("fc1.bias")]
     if not any(value.any() for value in biases) and any(value.any() for value in others):

@@ -1,6 +1,6 @@
 """Load third-party weights strictly into our models: one error lists all missing, unexpected and mismatched tensors.
 
-Defines which parts of a file are optional; key tables are in `official` and `huggingface`.
+Defines which parts of a file are optional. The key tables are in `official` and `huggingface`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_teacher(config: TrainConfig) -> Teacher:
-    """Load the frozen teacher of a run from `teacher.weights`: a file, folder or URI, `timm:NAME`, or an encoder id.
+    """Load a run's frozen teacher from `teacher.weights`: a file, folder or URI, `timm:NAME`, or an encoder ID.
 
     Raises ConfigError if the weights are missing, unreadable or of a different architecture.
     """
@@ -34,7 +34,9 @@ def load_teacher(config: TrainConfig) -> Teacher:
     assert config.teacher.weights is not None, "a teacher preset has been replaced by its weights"
     weights, clip, section = config.teacher.weights, config.clip, "teacher.encoder"
     if weights.startswith(TIMM) and not clip.is_image:
-        raise ConfigError([f"teacher.weights={weights}: timm teachers take images, but clip.frames={clip.frames}"])
+        raise ConfigError(
+            [f"teacher.weights={weights}: timm teachers take images, but clip.frames={clip.frames}; set clip.frames=1"]
+        )
     encoder = Encoder(config.teacher.encoder, clip.grid, clip.token_values)
     source = open_source(weights, config.storage, clip, field="teacher.weights")
     problems = config_mismatches(encoder.config, source, clip, section)
@@ -46,7 +48,7 @@ def load_teacher(config: TrainConfig) -> Teacher:
 def match_position_grid(encoder: Encoder, origin: tuple[int, int] | None, section: str) -> list[str]:
     """Interpolate the 2-D position table if the weights were trained with another grid, `origin`, as MAE does.
 
-    List the mismatch if the config specifies yet another grid.
+    Returns the mismatch as a list if the config specifies a third grid.
     """
     config, own = encoder.config, (encoder.grid.height, encoder.grid.width)
     if origin is None or config.positions != "sincos_2d" or origin == (config.position_grid or own):
@@ -124,7 +126,7 @@ def load_student_state(student: Student, state: State, name: str, *, field: str 
 
 
 def _take_positions(encoder: Encoder, state: State, table: Tensor, intermediates_only: bool, section: str) -> list[str]:
-    """Compare the file's position table with ours, or adopt it if learned positions are accepted."""
+    """Compare the file's position table with ours, or use it if learned position embeddings are accepted."""
     table = table[0].float() if table.ndim == 3 else table.float()  # ([1 +] N, D)
     ours = encoder.positions
     if table.shape[0] == ours.shape[0] + 1 and table.shape[1] == ours.shape[1]:
@@ -186,8 +188,8 @@ def fill(
 ) -> None:
     """Copy `state` into `module`; keys in `absent` may be missing. Raises ConfigError that lists every mismatch.
 
-    `origin`: field, value and layout of the weights, as the prefix of every message. `section`: config section of the
-    module.
+    `origin`: field, value and layout of the weights, as the prefix of every message. `section`: config section that
+    describes the module.
     """
     own = module.state_dict()
     missing = sorted(set(own) - set(state) - absent)
@@ -214,7 +216,7 @@ def fill(
 
 
 def _fields(keys: list[str], theirs: State, ours: Mapping[str, Tensor], section: str) -> list[str]:
-    """Return the config fields that determine the shapes of `keys`; biases and norms follow the matrices."""
+    """Return the config fields that determine the shapes of `keys`, ignoring biases and norms if there are matrices."""
     matrices = [key for key in keys if ours[key].ndim == 2] or keys
     return sorted({_field(key, theirs[key].shape, ours[key].shape, section) for key in matrices})
 

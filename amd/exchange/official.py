@@ -65,7 +65,7 @@ OFFICIAL = (PRETRAIN, PLAIN, OUR_STUDENT, OUR_ENCODER)
 def to_official(state: Mapping[str, Tensor], clip: ClipConfig) -> State:
     """Convert our student to AMD's layout (or, without projections and generators, to VideoMAE's).
 
-    The norm of each generator, which the official code builds and never uses, is filled with ones and zeros. Generator
+    Each generator's norm, which the official code builds but never uses, is filled with ones and zeros. Generator
     mask tokens are stored as `generator_mask_tokens.I`, which the official loader ignores.
     """
     out: State = {}
@@ -141,7 +141,7 @@ def videomae_encoder(state: Mapping[str, Tensor], clip: ClipConfig, *, pooled: b
 
 
 def mvd_encoder(state: Mapping[str, Tensor], table: Tensor, clip: ClipConfig, *, pooled: bool) -> State:
-    """Convert an encoder to the layout of MVD: as VideoMAE after fine-tuning, but with a position table (N, D).
+    """Convert an encoder to the layout of MVD: like VideoMAE's after fine-tuning, but with a position table (N, D).
 
     As in MVD, a class token has no position embedding.
     """

@@ -1,6 +1,6 @@
 """Position tables in third-party files: identify their kind and grid, and resample them to another grid.
 
-Shapes: N tokens, (t, h, w) grid of the file, (T, H, W) our grid, D width.
+Shapes: N tokens, (t, h, w) the file's grid, (T, H, W) our grid, D width.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TABLE_TOLERANCE = 2e-3  # half-precision files round positions; different kinds 
 
 
 def fixed_kind(table: Tensor, grid: TokenGrid, base: float) -> Positions | None:
-    """Return the kind of a fixed position table (N, D) of `grid`, or None for a learned one."""
+    """Return the kind of a fixed position table (N, D) for `grid`, or None if the table is learned."""
     width = table.shape[1]
     kinds: dict[Positions, int] = {"sincos_1d": 1, "sincos_2d": 4, "sincos_3d": 16}
     assert {*kinds, "learned"} == set(get_args(Positions))
@@ -31,10 +31,10 @@ def fixed_kind(table: Tensor, grid: TokenGrid, base: float) -> Positions | None:
 
 
 def grid_of(tokens: int, ours: TokenGrid, *, image: bool) -> TokenGrid | None:
-    """Infer the token grid from the number of tokens: ours if it fits, else square frames.
+    """Infer the token grid from the number of tokens: our grid if it fits, else square frames.
 
-    `image`: whether the weights embed single frames, so that all tokens belong to one frame. Otherwise the grid has as
-    many frames as ours, or frames of the same size as ours. None if neither fits.
+    `image`: whether the weights embed single frames, so that all tokens belong to one frame. Otherwise the grid must
+    have as many frames as ours, or frames of the same size. Returns None if neither fits.
     """
     if tokens == (ours.per_frame if image else ours.tokens):
         return TokenGrid(1 if image else ours.frames, ours.height, ours.width)

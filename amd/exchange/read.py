@@ -68,7 +68,7 @@ class _Placeholder:
 
 
 def read_state(url: str, *, field: str = "weights") -> dict[str, Tensor]:
-    """Read the state dict of a weight file or folder, on the CPU, with wrapping prefixes removed from the keys.
+    """Read the state dict of a weight file or folder, on the CPU, with wrapper prefixes removed from the keys.
 
     `url`: a safetensors or torch file, or a folder that contains one, at any fsspec URL.
     `field`: config field to report in error messages.
@@ -120,7 +120,7 @@ def _file_of(url: str, field: str) -> str:
         if name in names:
             return join(url, name)
     raise ConfigError(
-        [f"{field}={url}: the folder contains none of {', '.join(FOLDER_FILES)}; pass the path of the file"]
+        [f"{field}={url}: the folder contains none of {', '.join(FOLDER_FILES)}; pass the path of the weight file"]
     )
 
 

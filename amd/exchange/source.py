@@ -24,7 +24,7 @@ SHOWN = 8  # keys listed per message
 
 
 class Source(NamedTuple):
-    """Weights under our keys, and metadata that tensor shapes do not reveal."""
+    """Weights translated to our keys, and metadata that tensor shapes do not reveal."""
 
     name: str  # as the caller wrote it
     weights: Translated
@@ -50,7 +50,7 @@ class Source(NamedTuple):
 
     @property
     def position_grid(self) -> tuple[int, int] | None:
-        """Rows and columns that the fixed 2-D position table of a published encoder was computed for."""
+        """Rows and columns for which a published encoder's fixed 2-D position table was computed."""
         if self.card is None or self.card.encoder.positions != "sincos_2d":
             return None
         return self.card.encoder.position_grid or (self.card.clip.grid.height, self.card.clip.grid.width)
@@ -96,9 +96,9 @@ def open_source(weights: str, storage: str | None, clip: ClipConfig, *, field: s
 
 
 def license_of(weights: str, storage: str | None, *, field: str = "weights") -> str | None:
-    """Return the licence of weights: from a card, a Hugging Face model card, or the JSON next to an export.
+    """Return the licence of weights: from a card, a Hugging Face model card, or the JSON file next to an export.
 
-    Reads no weights. None if no licence is stated. `field`: config field to report in error messages.
+    Reads no weights. Returns None if no licence is stated. `field`: config field to report in error messages.
     """
     if weights.startswith(TIMM):
         return None
@@ -132,12 +132,12 @@ def config_mismatches(ours: EncoderConfig, source: Source, clip: ClipConfig, sec
 
 
 def to_student(state: Mapping[str, Tensor]) -> Translated:
-    """Translate third-party weights to the keys of `Student`; parts that the file lacks are absent."""
+    """Translate third-party weights to the keys of `Student`; parts that are not in the file stay absent."""
     return translate(state, (*OFFICIAL, *HUGGING_FACE))
 
 
 def published(name: str, storage: str | None) -> str | None:
-    """Return the folder of the published encoder with this id, or None."""
+    """Return the folder of the published encoder with this ID, or None if there is none."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         return None
     folder = join(resolve_root(storage), "encoders", name)
@@ -145,7 +145,7 @@ def published(name: str, storage: str | None) -> str | None:
 
 
 def translated_state(state: State, url: str, *, field: str = "weights") -> Translated:
-    """Translate weights, with their source in error messages. Raises ConfigError, also if a weight is not finite."""
+    """Translate weights, naming their source in errors. Raises ConfigError for unknown keys or non-finite values."""
     try:
         translated = to_student(state)
     except ConfigError as error:
@@ -159,7 +159,7 @@ def translated_state(state: State, url: str, *, field: str = "weights") -> Trans
 
 
 def listed(keys: list[str]) -> str:
-    """Join the first keys and count the rest."""
+    """Join the first few keys and count the remaining ones."""
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     return ", ".join(keys[:SHOWN]) + more
 

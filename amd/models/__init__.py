@@ -1,1 +1,1 @@
-"""Models: the plain ViT encoder of students and teachers, the classifier, and predictors of hidden tokens."""
+"""Models: the plain ViT encoder used for students and teachers, the classifier, and predictors of hidden tokens."""

@@ -16,7 +16,7 @@ HEAD_STD = 0.02
 
 
 class EncoderWithHead(nn.Module):
-    """Encoder, dropout and a linear head. Subclasses define what the head reads."""
+    """Encoder, dropout and a linear head. Subclasses define the input of the head."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""The ViT encoder of students, teachers and published models.
+"""The ViT encoder used for students, teachers and published models.
 
 Takes flat pixel tokens with their indices, from any masking strategy. Only these tokens are embedded, by a linear layer
-equivalent to the official convolution, whose stride equals its kernel size.
+that is equivalent to the official convolution, whose stride equals its kernel size.
 Shapes: B batch, K given tokens, P pixel values per token, D width.
 """
 
@@ -19,7 +19,7 @@ from amd.tokens import position_table
 
 
 class EncoderOutput(NamedTuple):
-    """Features of an encoder."""
+    """Features computed by an encoder."""
 
     final: Tensor | None  # (B, [1 +] K, D) after the last norm, class token first if there is one
     intermediates: list[Tensor]  # (B, K, D) after the requested blocks, before any norm, without class token

@@ -17,9 +17,9 @@ LAYER_NORM_EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with a bias on queries and values only.
+    """Multi-head self-attention with biases only on queries and values.
 
-    A bias on keys adds a constant to all logits of a row, which softmax cancels, so omitting it is exact.
+    A bias on keys adds a constant to all logits in a row, which softmax cancels, so omitting it changes nothing.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         return projected
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """Split into parts and heads: (B, N, parts * D) -> parts of (B, heads, N, D / heads)."""
+        """Split a projection into heads: (B, N, parts * D) -> `parts` tensors of (B, heads, N, D / heads)."""
         b, n, _ = x.shape
         return x.reshape(b, n, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
@@ -67,7 +67,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); each branch dropped per sample at rate `drop_path` in training."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), with per-sample stochastic depth at rate `drop_path`."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Block(nn.Module):
         return x + self._drop_branch(self.mlp(self.norm2(x)))
 
     def _drop_branch(self, branch: Tensor) -> Tensor:
-        """Apply stochastic depth: zero the branch for some samples and scale it for the others."""
+        """Apply stochastic depth: zero the branch for some samples and scale it for all others."""
         if not self.training or self.drop_path == 0:
             return branch
         keep = 1 - self.drop_path
@@ -110,7 +110,7 @@ def init_weights(module: nn.Module, init: Init) -> None:
 
 
 def init_like_torch(linear: nn.Linear) -> None:
-    """Apply PyTorch's default init, U(+-1/sqrt(fan in)), as VideoMAE's patch embedding and decoder input layer do."""
+    """Apply PyTorch's default init, U(+-1/sqrt(fan in)), as in VideoMAE's patch embedding and decoder input layer."""
     bound = 1 / math.sqrt(linear.in_features)
     nn.init.uniform_(linear.weight, -bound, bound)
     if linear.bias is not None:
@@ -118,7 +118,7 @@ def init_like_torch(linear: nn.Linear) -> None:
 
 
 def init_token(token: Tensor, init: Init) -> None:
-    """Initialise a mask or class token. VideoMAE truncates at one standard deviation, MAE uses a plain normal."""
+    """Initialise a mask or class token from a normal distribution, truncated at one standard deviation in VideoMAE."""
     if init == "videomae":
         nn.init.trunc_normal_(token, std=0.02, a=-0.02, b=0.02)
     else:

@@ -1,4 +1,4 @@
-"""Predictors of hidden tokens from visible ones: the decoder predicts pixels, a generator predicts teacher features.
+"""Predict hidden tokens from visible tokens: the decoder predicts pixels, a generator predicts teacher features.
 
 Does not depend on masking strategies or losses.
 Shapes: B batch, K visible tokens, Q query tokens, D width, E teacher width, P pixel values per token.
@@ -15,7 +15,7 @@ from amd.tokens import position_table
 
 
 class Predictor(nn.Module):
-    """Transformer blocks over visible tokens and mask tokens (queries); the last block computes only the queries."""
+    """Transformer blocks over visible tokens and mask tokens (queries); the last block outputs only the queries."""
 
     positions: Tensor
 
@@ -73,7 +73,7 @@ class Decoder(Predictor):
 
 
 class Generator(Predictor):
-    """Predicts teacher features with blocks whose width may differ from the teacher's; in AMD the widths are equal."""
+    """Predicts teacher features; the width of the blocks may differ from the teacher's, but is equal in AMD."""
 
     def __init__(
         self, encoder: EncoderConfig, grid: TokenGrid, teacher_width: int, width: int, depth: int, heads: int

@@ -1,4 +1,4 @@
-"""The student: encoder, projections, generators and decoder, all trained together.
+"""The student: encoder, projections, generators and decoder, which are trained together.
 
 Parts without a loss term are not built, so every parameter receives a gradient in every step. Depends on the teacher
 only through its width.
@@ -27,7 +27,7 @@ class StudentOutput(NamedTuple):
 
 
 class Student(nn.Module):
-    """Encoder, projections and generators per layer pair, and decoder."""
+    """Encoder, decoder, and one projection and generator per layer pair."""
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Student(nn.Module):
             self.encoder.norm.requires_grad_(False)  # only the decoder uses its output
 
     def forward(self, tokens: Tensor, sets: TokenSets) -> StudentOutput:
-        """Take normalised student-visible tokens (B, V, P) and their token sets; return the predictions."""
+        """Return the predictions for normalised student-visible tokens (B, V, P) and the batch's token sets."""
         visible = sets.student_visible
         encoded = self.encoder(tokens, visible, intermediates=self.aligned_blocks, final=self.decoder is not None)
         projected = [

@@ -5,7 +5,7 @@ The command compares all features, targets, losses, gradients and gradient norms
 steps; position tables, schedules, parameter groups with layer decay, masks, frame sampling, crops, fine-tuned heads,
 and multi-view tests.
 
-A tensor that no check reads is a failure, as is a file or tensor that the layout requires and the folder lacks. Unknown
+A tensor that no check reads is a failure, as is a file or tensor that the layout requires but the folder lacks. Unknown
 JSON files and unknown keys of the meta files are reported as notes. Unused tensors of a state (the classifier head of
 a teacher, norms of generators) are checked by name and shape only, since they affect no result.
 """

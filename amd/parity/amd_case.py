@@ -95,12 +95,14 @@ def _indices(mask: Tensor) -> Tensor:
 
 
 def _config(sizes: dict[str, Any], sets: TokenSets) -> TrainConfig:
-    """Return the config of the run that the meta file describes. Token counts come from the masks, not from ratios."""
+    """Return the config of the recorded run from the meta file. Token counts come from the masks, not from ratios."""
     student, teacher = sizes["student"], sizes["teacher"]
     if sizes.get("ln_eps", LAYER_NORM_EPS) != LAYER_NORM_EPS:
-        raise ConfigError([f"ln_eps={sizes['ln_eps']}: our norms use {LAYER_NORM_EPS}, as the official ones do"])
+        raise ConfigError(
+            [f"ln_eps={sizes['ln_eps']}: must be {LAYER_NORM_EPS}, as in our norms and the official code"]
+        )
     if not sizes.get("qkv_bias", True):
-        raise ConfigError(["qkv_bias=false: our attention has a bias on queries and values, as the official one does"])
+        raise ConfigError(["qkv_bias=false: must be true, because our attention has a bias on queries and values"])
     shared = {"mlp_ratio": sizes.get("mlp_ratio", 4.0)}
     hidden, only = sets.student_masked.shape[1], sets.teacher_only.shape[1]
     tokens = hidden + sets.student_visible.shape[1]

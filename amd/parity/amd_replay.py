@@ -1,6 +1,6 @@
 """Replay of the official AMD model with our student, teacher, losses and optimizer, from recorded files.
 
-The official mask tokens of the generators are not parameters (they are in a plain list), so the five steps keep them
+The official generator mask tokens are not parameters (they are stored in a plain list), so the five steps keep them
 fixed and exclude them from the clipped norm.
 Shapes: B batch, N tokens, V student-visible, O teacher-only, M student-masked, P values per token, E teacher width.
 """

@@ -1,4 +1,4 @@
-"""Files of a golden folder. They record which tensors were read, so that unread ones can be reported.
+"""Access to the files in a golden folder, recording which tensors were read so that unread ones can be reported.
 
 Does not interpret the tensors.
 """

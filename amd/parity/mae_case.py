@@ -1,8 +1,8 @@
 """Replay of the official MAE with our student trained without a teacher.
 
-The official decoder predicts all tokens and computes the loss on the masked ones. Ours normally predicts only masked
-tokens; here it also predicts the visible ones, so that the whole golden prediction is compared.
-Shapes: B batch, N tokens, V kept, P pixel values per token, D width.
+The official decoder predicts all tokens and computes the loss on the masked ones. Our decoder normally predicts only
+masked tokens; here it also predicts the visible ones, so that the whole golden prediction is compared.
+Shapes: B batch, N tokens, V visible tokens, P pixel values per token, D width.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _read_case(
 
 def _config(sizes: dict[str, Any], tokens: int, hidden: int) -> TrainConfig:
     if sizes.get("in_chans", 3) != 3:
-        raise ConfigError([f"in_chans={sizes['in_chans']}: our clips have 3 colours"])
+        raise ConfigError([f"in_chans={sizes['in_chans']}: must be 3, because our clips have 3 colour channels"])
     values = {
         "clip": {"frames": 1, "tubelet": 1, "size": sizes["img_size"], "patch": sizes["patch_size"]},
         "student": {
@@ -156,7 +156,7 @@ def _check_features(case: MaeCase, precision: str, golden: GoldenTensors, report
 
 
 def _check_losses(case: MaeCase, precision: str, golden: GoldenTensors, report: ParityReport) -> dict[str, Tensor]:
-    """Compare both losses and the gradients of the normalised one, under official names."""
+    """Compare both losses, and the gradients of the normalised loss, under official names."""
     tolerance = TOLERANCE[precision]
     losses: dict[str, Tensor] = {}
     for flag, pixels in ((1, "per_patch"), (0, "normalized")):
@@ -198,7 +198,7 @@ def _check_info(case: MaeCase, info: dict[str, Any], losses: dict[str, Tensor], 
 
 
 def _check_tables(golden: GoldenTensors, report: ParityReport) -> None:
-    """Compare position tables; ours are computed in float64 and stored in float32."""
+    """Compare position tables; our tables are computed in float64 and stored in float32."""
     for rest, stored in list(golden.all("pos2d.")):
         name = f"pos2d.{rest}"
         found = re.fullmatch(r"d(\d+)_g(\d+)(?:x(\d+))?(_cls)?", rest)

@@ -1,7 +1,7 @@
 """Checks of the smaller golden files: position tables, schedules, parameter groups, masks, sampling, crops, views.
 
-Each check reads one file and adds rows to the report. Official random draws come from the generators of NumPy and
-Python, which are regenerated here from their seeds.
+Each check reads one file and adds rows to the report. Official random draws come from NumPy's and Python's generators
+and are regenerated here from their seeds.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ Verdict = Literal["ok", "fail", "note"]
 
 class ParityRow(NamedTuple):
     source: str
-    """Golden file of the comparison."""
+    """Golden file that contains the expected value."""
     name: str
     verdict: Verdict
     deviation: float | None = None
@@ -103,7 +103,7 @@ class ParityReport:
         return json.dumps({"folder": self.folder, "ok": self.ok, "failed": len(self.failures), "rows": rows})
 
     def lines(self) -> list[str]:
-        """Return one line per row, the failures again, and the summary."""
+        """Return one line per row, followed by the failures again and a summary."""
         width = max((len(f"{row.source} {row.name}") for row in self.rows), default=0)
         lines = [_line(row, width) for row in self.rows]
         if self.failures:

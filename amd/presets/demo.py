@@ -1,8 +1,8 @@
-"""Demo presets for a laptop: a teacher, an AMD student and a student without distillation, on digits, in minutes.
+"""Demo presets for a laptop: teacher, AMD student and student without distillation, trained on digits in minutes.
 
-All values are our default, since the paper has no runs of this size. They depart from its recipes where small runs
-require it: 2-D positions with a small base, truncated-normal weights, plain pixel targets, few large tokens. They were
-tuned by probes on the split `select` of the demo data. Torch-free.
+All values are our defaults, since the paper has no runs of this size. They depart from the paper's recipes where small
+runs require it: 2-D position embeddings with a small base, truncated-normal weights, plain pixel targets, few large
+tokens. They were tuned by probes on the `select` split of the demo data. Torch-free.
 """
 
 from __future__ import annotations
@@ -100,35 +100,35 @@ def _pairs(*pairs: tuple[int, int]) -> list[dict[str, int]]:
 
 
 def demo_image_teacher() -> TrainConfig:
-    """MAE of a 128 x 6 encoder on 6000 jittered digits, 2000 steps of 32; about 70 s."""
+    """MAE pre-training of a 128 x 6 encoder on 6000 jittered digits: 2000 steps, batch size 32; about 70 s."""
     return _teacher(IMAGE, steps=2000)
 
 
 def demo_image_mae() -> TrainConfig:
-    """Student without distillation: MAE of a 64 x 4 encoder on the digits, 500 steps of 32; about 10 s."""
+    """MAE pre-training of a 64 x 4 student without distillation on the digits: 500 steps, batch size 32; about 10 s."""
     return validate(TrainConfig, _undistilled(IMAGE, steps=500))
 
 
 def demo_image_amd() -> TrainConfig:
-    """AMD of the same 64 x 4 student, middle and last block aligned, 500 steps of 32; about 20 s after its teacher."""
+    """AMD of the same student with middle and last block aligned: 500 steps, batch size 32; about 20 s plus teacher."""
     return _distilled(IMAGE, 500, "demo-image-teacher", layers=_pairs((2, 3), (4, 6)))
 
 
 def demo_video_teacher() -> TrainConfig:
-    """VideoMAE of a 128 x 6 encoder on 4000 clips of digits that move under noise, 1000 steps of 64; about 80 s."""
+    """VideoMAE pre-training of a 128 x 6 encoder on 4000 noisy clips of moving digits: 1000 steps of 64; about 80 s."""
     return _teacher(VIDEO, steps=1000)
 
 
 def demo_video_mae() -> TrainConfig:
-    """Student without distillation: VideoMAE of a 64 x 4 encoder on the clips, 150 steps of 64; about 10 s."""
+    """VideoMAE pre-training of a 64 x 4 student without distillation on the clips: 150 steps of 64; about 10 s."""
     return validate(TrainConfig, _undistilled(VIDEO, steps=150))
 
 
 def demo_video_amd() -> TrainConfig:
-    """AMD of the same 64 x 4 student on the clips, 150 steps of 64; about 15 s after its teacher.
+    """AMD of the same student on the clips: 150 steps, batch size 64; about 15 s plus teacher.
 
-    Middle and last block aligned, where the teacher's nearest neighbours are best (43 %; 36 % after block 1). Direct
-    alignment has weight 10, since normalised targets keep its term at a tenth of the others.
+    Aligns the middle and last blocks, where the teacher's nearest-neighbour accuracy is highest (43 %; 36 % after block
+    1). Direct alignment has weight 10, because normalised targets keep its loss at a tenth of the other terms.
     """
     weights = {"reconstruction": 1.0, "direct": 10.0, "generation": 1.0}
     return _distilled(VIDEO, 150, "demo-video-teacher", layers=_pairs((2, 3), (4, 6)), weights=weights)

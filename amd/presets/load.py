@@ -38,7 +38,7 @@ def load_config(
 ) -> C:
     """Return the config of a run: a preset or a file (JSON or YAML, path or fsspec URL), with dotted overrides.
 
-    Raises ConfigError; with `complete`, including for values that the user must set.
+    Raises ConfigError; with `complete`, also if the user has not set a required value.
     """
     if (preset is None) == (url is None):
         raise ConfigError(["specify either a preset or a config file: --preset NAME or --config FILE"])
@@ -52,7 +52,7 @@ def load_config(
 
 
 def load_file(kind: type[S], url: str | None, overrides: Mapping[str, Any]) -> S:
-    """Return a config from a file, or from overrides alone. Raises ConfigError."""
+    """Return a config from a file, or from overrides only. Raises ConfigError."""
     return validate(kind, overridden({} if url is None else read_config_file(url), overrides))
 
 

@@ -1,4 +1,4 @@
-"""What a preset is: a named config with its source and estimated cost, for every kind of run. Torch-free."""
+"""The `Preset` type: a named config with its source and estimated cost, for any kind of run. Torch-free."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Preset(Generic[C]):
     hardware: str
     config: C
     samples: int | None = None
-    """Samples in the data set of a pre-training recipe."""
+    """Number of samples in a pre-training recipe's data set."""
 
     @property
     def gpu_hours(self) -> float | None:

@@ -11,7 +11,8 @@ from amd.presets.load import load_config
 def teacher_recipe(config: TrainConfig) -> TrainConfig:
     """Return the config that trains a teacher preset.
 
-    It has the student's storage, tracking and cache, and the student's scaling and checkpoints unless overridden.
+    It uses the student's storage, tracking and cache, and the student's scaling and checkpoint settings unless
+    overridden.
     Raises ConfigError for an incomplete recipe, or if the resulting teacher would not fit the student's config.
     """
     teacher = config.teacher
@@ -46,7 +47,7 @@ def teacher_recipe(config: TrainConfig) -> TrainConfig:
 
 
 def _located(problem: str) -> str:
-    """Return a problem of the recipe with the field of the student's config that causes it."""
+    """Prefix a recipe's problem with the field of the student's config that causes it."""
     return f"teacher.{problem}" if problem.startswith("preset=") else f"teacher.overrides.{problem}"
 
 

@@ -1,7 +1,7 @@
 """`python -m amd.training --config FILE_OR_URL key=value…`: the entry point for `ray job submit`.
 
-The config is a JSON or YAML file, or a named preset; override keys are dotted. Exit codes: 0 success, 1 failed or
-stopped, 2 invalid input.
+The config is a JSON or YAML file, or a preset; override keys are dotted. Exit codes: 0 success, 1 failed or stopped, 2
+invalid input.
 """
 
 from __future__ import annotations

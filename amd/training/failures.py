@@ -172,8 +172,8 @@ def _classify_one(error: BaseException) -> tuple[int, Verdict]:
 class Budgets:
     """Remaining retries (`scaling.retries`), with a budget per cause of failure.
 
-    Progress, such as a newer checkpoint, refills all budgets: they limit failures without progress, not the failures of
-    a whole run.
+    Progress, such as a newer checkpoint, refills all budgets, so they limit consecutive failures without progress
+    rather than failures per run.
     """
 
     limits: Retries

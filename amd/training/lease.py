@@ -1,4 +1,4 @@
-"""Ensure one writer per run, with a lease file that names the training process and is renewed while it lives.
+"""Ensure one writer per run, with a lease file that identifies the training process and is renewed while it runs.
 
 Two processes training the same run would overwrite each other's checkpoints. The file is created only if it does not
 exist (exclusively on disk, by a conditional put on S3). A lease expires if it is not renewed for `STALE_S`, or if its
@@ -51,7 +51,7 @@ class Lease:
         return True
 
     def taken_by(self) -> dict[str, Any] | None:
-        """Return the lease entry (host, pid, renewed, ray_submission) if its holder is alive, else None."""
+        """Return the lease entry (host, pid, renewed, ray_submission) if its holder is still alive, else None."""
         holder = self._read()
         if not holder or holder.get("token") == self._token:
             return None
@@ -111,7 +111,7 @@ class Lease:
 
 
 def _ray_submission() -> str | None:
-    """Return the ID under which `ray job submit` started this process; None if it did not."""
+    """Return the ID of the `ray job submit` job that runs this process; None if there is none."""
     try:
         metadata = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])["metadata"]
         return str(metadata["job_submission_id"])
@@ -120,7 +120,7 @@ def _ray_submission() -> str | None:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return the start time of a process, which distinguishes reused pids; None if unknown."""
+    """Return the start time of a process, to detect reused PIDs; None if unknown."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[19]

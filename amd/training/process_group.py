@@ -44,7 +44,7 @@ class ProcessGroup:
         """Ranks on this machine that share its memory, including this one."""
 
     def close(self) -> None:
-        """Release the control group's connections and threads. Local: never waits for other ranks."""
+        """Release the control group's connections and threads. Does not wait for other ranks."""
         group, self._control, self._pending = self._control, None, None
         if group is not None:
             dist.destroy_process_group(group)
@@ -55,7 +55,7 @@ class ProcessGroup:
 
     @property
     def signal_delay(self) -> int:
-        """Number of steps after which `exchange` returns a signal."""
+        """Number of steps before `exchange` returns a signal."""
         return int(self.world > 1)
 
     def exchange(self, signals: Signals) -> Signals:
@@ -71,7 +71,7 @@ class ProcessGroup:
         return received
 
     def collect(self) -> Signals:
-        """Return the sum of the pending signals; all zero if none are pending."""
+        """Return the sum of the pending signals, or zeros if none are pending."""
         if self._pending is None:
             return Signals()
         work, message = self._pending
@@ -131,7 +131,7 @@ class ProcessGroup:
 
 
 def _picklable(error: Exception | None) -> Exception | None:
-    """Return an error that other processes can unpickle: itself, or its text."""
+    """Return the error if other processes can unpickle it, else a RuntimeError with its text."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -140,11 +140,12 @@ def _picklable(error: Exception | None) -> Exception | None:
 
 
 def average_in_rank_order(world: int, bucket: Any) -> torch.futures.Future[Tensor]:
-    """Average gradients in rank order, so that sums do not depend on the bucket layout. A DDP hook for the CPU.
+    """Average gradients in rank order, so that sums do not depend on the bucket layout. DDP hook for use on CPU.
 
     DDP rebuilds its buckets after the first step, and a ring all-reduce adds ranks in an order that depends on the
-    layout: with three or more ranks, a resumed run, which starts with the first layout again, would differ in the last
-    bit. With two ranks addition commutes. Costs more traffic than a ring, which is not the bottleneck on CPU.
+    layout: with three or more ranks, a resumed run, which starts again with the first layout, would differ in the last
+    bit. With two ranks, the order does not matter. Costs more traffic than a ring all-reduce, but traffic is not the
+    bottleneck on CPU.
     """
     mine = bucket.buffer()
     parts = [torch.empty_like(mine) for _ in range(world)]

@@ -1,4 +1,4 @@
-"""Run an attempt on one of several ranks, for any launcher: threads, process group and log of the rank."""
+"""Run an attempt on one of several ranks, for any launcher: set up the rank's threads, process group and log."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def work_on_rank(
 ) -> dict[str, Any]:
     """Call `work(spec, group, hooks)`, and return its LoopResult as plain data. All ranks call this together.
 
-    `local_world`: ranks on this node, among which its cores are divided.
+    `local_world`: number of ranks on this node, which share its cores.
     """
     import torch
 

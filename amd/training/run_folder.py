@@ -48,7 +48,7 @@ class RunResult(BaseModel):
     figures: dict[str, float] = {}
     """Last logged metrics: losses, learning rate, speed."""
     restarts: dict[str, int] = {}
-    """Restarts during this call, by the reason of the failure."""
+    """Number of restarts during this call, by the reason for the failure."""
 
     @property
     def exit_code(self) -> int:
@@ -57,7 +57,7 @@ class RunResult(BaseModel):
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Input of a worker as plain data, since the worker may start on another machine."""
+    """Worker input as plain data, because the worker may start on another machine."""
 
     run_id: str
     root: str
@@ -65,7 +65,7 @@ class RunSpec:
     """Resolved config, in which the teacher is specified by weights."""
     data_digest: str
     until: int | None = None
-    """Step after which the run pauses with its checkpoint kept; None trains to the end."""
+    """Step after which the run saves a checkpoint and pauses; None trains to the end."""
     parent: tuple[str, int] | None = None
     """Run and step of the checkpoint to start from if this run has no checkpoint; None starts from scratch."""
 
@@ -99,7 +99,7 @@ def spec_of(
 
 
 def _absolute(location: ConfigLocation) -> str:
-    """Return a local path as an absolute one. Other locations, and names of encoders, are left unchanged."""
+    """Make a local path absolute. Other locations and encoder names are returned unchanged."""
     value = location.value
     if is_remote(value) or value.startswith("demo:") or location.role == "tracking":
         return value
@@ -112,7 +112,7 @@ def run_folder(root: str, run_id: str) -> str:
 
 
 def find_run(name: str, storage: str | None = None) -> str:
-    """Return the folder of a run, given its folder, URL, or id under the storage root."""
+    """Return a run's folder, given a path, a URL, or a run ID under the storage root."""
     is_path = is_remote(name) or "/" in name or local_path(name).exists()
     return name if is_path else run_folder(resolve_root(storage), name)
 

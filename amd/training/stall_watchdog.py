@@ -1,6 +1,6 @@
 """Detect a rank that makes no progress, and report the stack traces of the rank and its loader processes.
 
-Runs in its own thread, since the training thread is blocked: in a collective, a read or a library.
+Runs in a separate thread, because the training thread itself is blocked in a collective, a read or a library call.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class StallWatchdog:
         self._closed = threading.Event()
 
     def progress(self, step: int | None = None) -> None:
-        """Note that the rank works: it has completed a step or an evaluation batch."""
+        """Record that the rank has made progress: it has completed a step or an evaluation batch."""
         self._since = self._clock()
         self._step = self._step if step is None else step
 

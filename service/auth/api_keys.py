@@ -161,7 +161,7 @@ def _write(path: Path, secret: Secret) -> None:
 
 @contextmanager
 def _exclusive(engine: Engine) -> Iterator[Session]:
-    """Open a transaction during which no other one, in any replica, can change keys, so that counts stay valid."""
+    """Open a transaction that blocks all other changes to keys, in any replica, so that counts stay valid."""
     with Session(engine) as session, session.begin():
         if engine.dialect.name == "postgresql":  # SQLite allows one writer at a time anyway
             session.execute(text("LOCK TABLE keys IN SHARE ROW EXCLUSIVE MODE"))
@@ -209,7 +209,7 @@ KeyId = Annotated[str, InPath(pattern=r"^[a-z0-9]{1,32}$", description="ID of th
 
 @router.post("", status_code=HTTPStatus.CREATED)
 def create_key(request: Request, caller: Admin, body: KeyRequest, response: Response) -> NewKeyView:
-    """Create a key. An admin of one project can create keys for that project only."""
+    """Create a key. An admin of one project can create keys only for that project."""
     response.headers["Cache-Control"] = "no-store"
     key, secret = _keys(request).create(body, caller.own_project(body.project), caller.id)
     logger.info("key %s created by %s", key.id, caller.id)

@@ -49,7 +49,7 @@ class Principal(NamedTuple):
     """Project that the caller is limited to, or None for all projects."""
     scopes: frozenset[Scope]
     expires_at: float | None = None
-    """When the key or token expires; None if it does not."""
+    """Time at which the key or token expires; None if it never expires."""
 
     def allowed(self, scope: Scope) -> bool:
         """Whether one of the caller's scopes includes this one."""
@@ -129,7 +129,7 @@ class Authenticator:
     async def identify(self, authorization_header: str | None) -> Principal | Exception:
         """Identify the caller without blocking the event loop. Returns the error if that fails.
 
-        Besides the errors of `authenticate`, that may be one of the database.
+        The error may be any that `authenticate` raises, or a database error.
         """
         try:
             credentials = _credentials(authorization_header)
@@ -151,7 +151,7 @@ class Authenticator:
             raise limit.too_many(caller.id, "requests with this key")
 
     def rejection(self, error: Exception, client: tuple[str, int] | None) -> Exception:
-        """Return the error for a request whose caller could not be identified, and count it against its address."""
+        """Return the error for a request from an unidentified caller, and count it against the client's address."""
         if isinstance(error, Unauthenticated):
             # Only failures count against an address: other callers behind the same proxy are not locked out.
             address = client[0] if client else "unknown"
@@ -160,7 +160,7 @@ class Authenticator:
         return error
 
     def forget_key(self, key_id: str) -> None:
-        """Reject a key from now on that was revoked in this process. Call it on the event loop."""
+        """Stop accepting a key that was revoked in this process. Must be called on the event loop."""
         self._keys.forget(lambda secret, _: secret.id == key_id)
 
     def _is_token(self, credentials: str) -> bool:
@@ -174,7 +174,7 @@ class Authenticator:
         return self.principal_of(key)
 
     def principal_of(self, key: ApiKey) -> Principal:
-        """Return the caller that a stored key stands for, and record its use. Raises Unauthenticated; blocks."""
+        """Return the caller that a stored key represents, and record its use. Raises Unauthenticated; blocks."""
         now = self._clock()
         if not is_live(key, now):
             raise _rejected()
@@ -188,7 +188,7 @@ class Authenticator:
         return caller
 
     def invalid_callers(self, ids: Collection[str]) -> set[str]:
-        """Return those callers whose API key is revoked or expired. A token is only invalid once it expires."""
+        """Return those callers whose API key is revoked or expired. A token becomes invalid only when it expires."""
         keys = {caller for caller in ids if not caller.startswith(TOKEN_PREFIX)}
         now = self._clock()
         with Session(self._reading) as session:

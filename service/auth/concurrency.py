@@ -1,6 +1,6 @@
 """Limits on the number of requests that a caller has in progress, counted in this process.
 
-Like rate limits, each replica counts separately.
+As with rate limits, each replica counts separately.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ConcurrencyLimit:
         `what` describes the requests in the error's message.
         """
         if self._in_progress[caller] >= self._limit:
-            message = f"{self._limit} {what} are in progress, the maximum; wait for one to end"
+            message = f"{self._limit} {what} are in progress, which is the maximum; wait for one to end"
             raise TooMany(message, retry_after=RETRY_AFTER_S)
         self._in_progress[caller] += 1
         try:

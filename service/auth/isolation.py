@@ -1,12 +1,12 @@
 """Project isolation: which locations and ids a project may use.
 
-Below the storage root, `FOLDERS` contain what runs, jobs and encoders of every project have written. A request may name
-only its own project's; any other is reported exactly as one that does not exist. A location that may cover several
-of them, such as the root itself or a pattern, is rejected. Everything else below the root is the users' own
-data, which all projects share, like the prefixes in AMD_ALLOWED_URIS.
+Under the storage root, `FOLDERS` contain the runs, jobs and encoders of every project. A request may refer only to
+those of its own project; any others are reported as if they did not exist. A location that may cover several of them,
+such as the root itself or a pattern, is rejected. Everything else under the root is user data, which all projects
+share, like the prefixes in AMD_ALLOWED_URIS.
 
-Locations are compared in the canonical form of `uri_policy`, whose limits apply here too. Who owns what is looked up
-through the `Owners` protocol.
+Locations are compared in the canonical form of `uri_policy`, whose limits apply here too. Owners are looked up through
+the `Owners` protocol.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Owners(Protocol):
 class LocationPolicy:
     """Checks the locations and ids in a request against the URI policy and the caller's project.
 
-    `project` is the project of the job or, for requests that start none, of the caller; None covers all projects.
+    `project`: the job's project or, for requests that do not start a job, the caller's; None covers all projects.
     """
 
     def __init__(self, uris: UriPolicy, owners: Owners) -> None:
@@ -49,7 +49,7 @@ class LocationPolicy:
     def check(self, field: str, value: str, project: str | None) -> None:
         """Check a field's location or id.
 
-        Raises UriNotAllowed, or NotFound if it names a run, job or encoder that does not exist in the project.
+        Raises UriNotAllowed, or NotFound if it refers to a run, job or encoder that does not exist in the project.
         """
         locations = self._uris.resolve(field, value)
         if project is None:
@@ -61,14 +61,14 @@ class LocationPolicy:
             self._check_owner(field, value, location, project)
 
     def check_all(self, pairs: Iterable[tuple[str, str]], project: str | None) -> None:
-        """Check (field, location or id) pairs. Raises as `check` does, for the first that is not allowed."""
+        """Check (field, location or id) pairs. Raises like `check` for the first pair that is not allowed."""
         for field, value in pairs:
             self.check(field, value, project)
 
     def check_new_encoder(self, encoder_id: str, project: str) -> None:
-        """Check the id of an encoder that a project wants to publish. Raises ConfigError if another project has it.
+        """Check the id of an encoder that a project wants to publish. Raises ConfigError if another project uses it.
 
-        All projects share one storage root and so one set of ids.
+        All projects share one storage root, and therefore one set of ids.
         """
         if self._owners.of_encoder(encoder_id) not in (None, project):
             raise ConfigError([f"id={encoder_id}: this id is taken; choose another id"])
@@ -83,11 +83,15 @@ class LocationPolicy:
         kind, objects = FOLDERS[names[0]], path[1:]
         if not objects or path[0] != names[0] or kind is None or _MAGIC.search(objects[0]):
             folders = ", ".join(f"{name}/" for name in names)
-            message = f"{field}={value} covers {folders} of all projects; name a folder of your own data, or one run"
+            message = (
+                f"{field}={value} covers {folders} of all projects; use a folder of your own data, or a single run"
+            )
             raise UriNotAllowed(message, field=field)
         owner = self._owners.of_encoder(objects[0]) if kind == "encoder" else self._owners.of_run(objects[0])
         if owner != project:
-            raise _not_found(field, value, f"{kind} {objects[0]!r}", project, "use one of this project, or shared data")
+            raise _not_found(
+                field, value, f"{kind} {objects[0]!r}", project, "use one from this project, or shared data"
+            )
 
 
 def _not_found(field: str, value: str, what: str, project: str, remedy: str) -> NotFound:
@@ -95,7 +99,7 @@ def _not_found(field: str, value: str, what: str, project: str, remedy: str) -> 
 
 
 def _path_below(root: Location, location: Location) -> tuple[str, ...] | None:
-    """Return the path of a location or pattern below the root; empty if it covers the root, None if it is elsewhere."""
+    """Return the path of a location or pattern under the root; empty if it covers the root, None if it is elsewhere."""
     if (_store(root), root.host) != (_store(location), location.host):
         return None
     for part, own in zip(location.parts, root.parts, strict=False):
@@ -107,7 +111,7 @@ def _path_below(root: Location, location: Location) -> tuple[str, ...] | None:
 
 
 def _may_match(part: str, name: str) -> bool:
-    """Whether a path segment may stand for this name: as a pattern, or on a disk that ignores case."""
+    """Whether a path segment may match this name: as a pattern, or on a case-insensitive disk."""
     return "**" in part or fnmatchcase(name.casefold(), RANGE.sub("[0-9]*", part).casefold())
 
 

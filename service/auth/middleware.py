@@ -1,7 +1,7 @@
-"""ASGI middleware that identifies the caller of each request and applies its limits, from the headers alone.
+"""ASGI middleware that identifies each request's caller from its headers and applies the caller's limits.
 
-FastAPI reads a body before it resolves the dependencies of a route, so authentication in a dependency alone would let
-anyone fill the memory. Scopes are checked by the dependencies in `authentication`.
+FastAPI reads a body before it resolves a route's dependencies, so authenticating only in a dependency would let anyone
+fill the memory. Scopes are checked by the dependencies in `authentication`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class AuthenticationMiddleware:
         inference: re.Pattern[str],
         sessions: BrowserSessions | None = None,
     ) -> None:
-        """`inference` is a pattern for the paths to which the rate limit for requests to encoders applies.
+        """`inference` is a pattern for the paths that have the separate rate limit for encoder requests.
 
         `sessions` identifies the callers of the console, by cookie; its paths accept no other credentials.
         """
@@ -60,7 +60,7 @@ class AuthenticationMiddleware:
             await self.app(scope, receive, send)
 
     async def _admit(self, scope: Scope, headers: Headers, slots: ExitStack) -> None:
-        """Raise an error if the request must be rejected; otherwise enter its slot and store its caller."""
+        """Raise an error if the request must be rejected; otherwise take a concurrency slot and store the caller."""
         state = scope.setdefault("state", {})
         if self._sessions is not None and is_browser_path(scope["path"]):
             caller = await self._sessions.identify(session_cookie(scope, headers))

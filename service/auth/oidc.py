@@ -1,4 +1,4 @@
-"""Validation of bearer tokens from one OIDC issuer, using the keys that the issuer publishes.
+"""Validate bearer tokens from one OIDC issuer with the keys that the issuer publishes.
 
 A token must have the claims `iss`, `aud`, `exp` and `sub`, and in addition:
 `amd_project`: its project, or `*` for all projects; a token without this claim is rejected.
@@ -53,7 +53,7 @@ class Claims(NamedTuple):
     """Project that the token is limited to, or None for all projects."""
     scopes: frozenset[str]
     expires_at: float
-    """When the token stops being accepted, in seconds since the epoch."""
+    """Time after which the token is rejected, in seconds since the epoch."""
 
 
 class Issuer:

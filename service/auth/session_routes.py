@@ -1,4 +1,4 @@
-"""Routes /v1/me and /v1/console-links: who the caller is, and a link that opens the web console as the caller."""
+"""Routes /v1/me and /v1/console-links: details of the caller, and a link that opens the web console as the caller."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class CallerView(ApiModel):
     project: str | None
     """Project that the caller is limited to; null if it covers all projects."""
     scopes: list[Scope]
-    """Scopes of the caller, including those that others of its scopes include."""
+    """Scopes of the caller, including those implied by broader scopes."""
     expires_at: datetime | None
-    """Time at which the key or token expires; null if it does not."""
+    """Time at which the key or token expires; null if it never expires."""
 
 
 class ConsoleLinkView(ApiModel):
-    """A link that opens the web console once."""
+    """A single-use link that opens the web console."""
 
     path: str
-    """Path and query of the link, to be appended to the URL of the service."""
+    """Path and query of the link, to append to the service's URL."""
     expires_at: datetime
 
 
@@ -51,7 +51,7 @@ def get_caller(caller: Inferrer) -> CallerView:
 def create_console_link(request: Request, caller: Reader, response: Response) -> ConsoleLinkView:
     """The link opens the web console with the scopes and the project of the caller's API key.
 
-    It works once, within ten minutes. The session ends with the key.
+    It works once, within ten minutes. The session ends when the key becomes invalid.
     """
     if caller.id.startswith(TOKEN_PREFIX):
         raise Refusal("not_possible", "links to the console require an API key, not a token; create a key first")

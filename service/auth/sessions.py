@@ -1,7 +1,7 @@
-"""Sessions of the web console: a cookie that stands for an API key, and single-use links that open a session.
+"""Web console sessions: a cookie that represents an API key, and single-use links that open a session.
 
-Only hashes of cookies and links are stored. A session has its key's scopes and project, and ends with it. Cookies are
-accepted under `/console` alone, so that no other site can make a browser call the REST API.
+Only hashes of cookies and links are stored. A session has the scopes and the project of its key, and ends when the key
+becomes invalid. Cookies are accepted only under `/console`, so that no other site can make a browser call the REST API.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def is_sign_in(scope: Scope, headers: Headers) -> bool:
 def cookie_name(scope: Scope) -> str:
     """Return the name of the session cookie.
 
-    Behind TLS, browsers enforce the rules of `__Host-`: set by this host alone, over TLS. Otherwise the name contains
-    the port, since a machine's services share their cookies.
+    Behind TLS, the prefix `__Host-` makes browsers accept the cookie only from this host and over TLS. Otherwise the
+    name contains the port, because all services on a host share their cookies.
     """
     if scope["scheme"] == "https":
         return "__Host-amd_session"
@@ -68,7 +68,7 @@ def session_cookie(scope: Scope, headers: Headers) -> str | None:
 
 
 def csrf_token(session: str) -> str:
-    """Return the token that forms and scripts of a session's pages send; other sites cannot know it."""
+    """Return the token that forms and scripts on a session's pages send; other sites cannot know it."""
     return hmac.new(session.encode(), b"csrf", hashlib.sha256).hexdigest()
 
 
@@ -81,7 +81,7 @@ class BrowserSessions:
         self._threads = CapacityLimiter(AUTHENTICATION_THREADS)
 
     async def identify(self, token: str | None) -> Principal | Exception:
-        """Return the caller of a session without blocking the event loop, or the error, as for API keys."""
+        """Identify a session's caller without blocking the event loop. Returns the error on failure."""
         try:
             if not token:
                 return self.authenticate(token)
@@ -90,7 +90,7 @@ class BrowserSessions:
             return error
 
     def authenticate(self, token: str | None) -> Principal:
-        """Return the caller of a session. Raises Unauthenticated once the session or its key has ended; blocks."""
+        """Return a session's caller. Raises Unauthenticated if the session or its key is no longer valid; blocks."""
         if token:
             with Session(self._reading, expire_on_commit=False) as session:
                 row = session.get(BrowserSession, _digest(token))
@@ -100,7 +100,7 @@ class BrowserSessions:
         raise Unauthenticated("sign in first: there is no session, or it has ended")
 
     def create(self, key_id: str, kind: SessionKind) -> tuple[str, float]:
-        """Create a session or a link for a key. Returns its token and when it expires."""
+        """Create a session or a link for a key. Returns its token and expiry time."""
         token, now = secrets.token_urlsafe(32), self._clock()
         expires_at = now + (SESSION_S if kind == "session" else LINK_S)
         row = BrowserSession(digest=_digest(token), kind=kind, key_id=key_id, created_at=now, expires_at=expires_at)
@@ -110,7 +110,7 @@ class BrowserSessions:
         return token, expires_at
 
     def redeem(self, link: str) -> str:
-        """Use a link up and return the token of a new session. Raises Unauthenticated if it was used or has expired."""
+        """Consume a link and return a new session's token. Raises Unauthenticated if the link was used or expired."""
         now = self._clock()
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             row = session.get(BrowserSession, _digest(link))
@@ -118,7 +118,7 @@ class BrowserSessions:
             result = session.execute(used)
             assert isinstance(result, CursorResult)
         if row is None or result.rowcount != 1 or now >= row.expires_at:
-            raise Unauthenticated("this link was used already, or has expired; `amd console` creates a new one")
+            raise Unauthenticated("this link was already used or has expired; run `amd console` to create a new one")
         return self.create(row.key_id, "session")[0]
 
     def end(self, token: str) -> None:

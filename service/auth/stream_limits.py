@@ -1,8 +1,8 @@
-"""Limits of event and log streams: their number per caller, their lifetime, and their end with the caller's key.
+"""Limits on event and log streams: number per caller, maximum lifetime, and validity of the caller's key.
 
 A stream is authenticated once, when it is opened, and may then stay open for days. It therefore ends when the key or
 token stops being valid, and after a maximum lifetime. Its last event then asks the client to reconnect with
-`Last-Event-ID`; the new request is authenticated. Counts are those of this process.
+`Last-Event-ID`; the new request is authenticated. Streams are counted per process.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ RECONNECT = "event: reconnect\ndata: {}\n\n"
 
 
 class StreamLimits:
-    """The open streams of each caller."""
+    """Tracks and limits the open streams of each caller."""
 
     def __init__(self, authenticator: Authenticator, max_per_caller: int, lifetime_s: float) -> None:
         self._authenticator, self._max_per_caller, self._lifetime_s = authenticator, max_per_caller, lifetime_s
         self._open: dict[str, set[CancelScope]] = {}
 
     async def run(self) -> None:
-        """End the streams of keys that are revoked, until cancelled. One query serves all streams."""
+        """End the streams of revoked keys, until cancelled. One query serves all streams."""
         while True:
             await asyncio.sleep(CHECK_S)
             if not self._open:
@@ -54,14 +54,14 @@ class StreamLimits:
                     stream.cancel()
 
     def end_all(self) -> None:
-        """Ask the clients of all streams to reconnect, which reaches another control plane during a shutdown."""
+        """Ask all streams' clients to reconnect; during a shutdown, they then reach another control plane."""
         for streams in self._open.values():
             for stream in streams:
                 stream.cancel()
 
     @contextmanager
     def admit(self, caller: Principal) -> Iterator[CancelScope]:
-        """Count a stream while it is open. Yields the scope for sending it. Raises TooMany."""
+        """Count a stream while it is open. Yields the cancel scope in which to send the stream. Raises TooMany."""
         opened = self._open.setdefault(caller.id, set())
         if len(opened) >= self._max_per_caller:
             raise TooMany(
@@ -81,7 +81,8 @@ class StreamLimits:
 
 
 class LimitedStream(StreamingResponse):
-    """A stream of server-sent events that ends with its caller's key or token, or after the maximum lifetime."""
+    """A server-sent event stream that ends when the caller's key or token is no longer valid, or at its maximum
+    lifetime."""
 
     def __init__(self, events: AsyncIterator[str], caller: Principal, limits: StreamLimits) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

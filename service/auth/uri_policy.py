@@ -1,6 +1,6 @@
 """Policy for the URIs of data, weights and folders: jobs may use those under the storage root or AMD_ALLOWED_URIS.
 
-`isolation` narrows the storage root to what the caller's project owns; this module knows no projects.
+`isolation` narrows the storage root to what the caller's project owns; this module is independent of projects.
 
 A URI is parsed once, into scheme, host and path segments. Syntax that readers may interpret differently
 (percent-encoding, `..`, chains, queries, user names) is rejected rather than resolved, so that every location has a

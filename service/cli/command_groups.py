@@ -20,10 +20,10 @@ def default_command(name: str) -> type[TyperGroup]:
 
 
 class RootGroup(TyperGroup):
-    """Lists commands in the order of `order`, and accepts --context after a command too."""
+    """Lists commands in the order of `order`, and also accepts --context after a command."""
 
     order: tuple[str, ...] = ()
-    """Names of all commands."""
+    """Names of all commands, in display order."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [name for name in self.order if name in self.commands]
@@ -33,7 +33,7 @@ class RootGroup(TyperGroup):
 
 
 def _context_first(args: list[str]) -> list[str]:
-    """Move `--context NAME` and `--context=NAME` to the front. Arguments after `--` are left alone."""
+    """Move `--context NAME` and `--context=NAME` to the front. Arguments after `--` are left unchanged."""
     end = args.index("--") if "--" in args else len(args)
     first: list[str] = []
     rest: list[str] = []

@@ -39,7 +39,7 @@ class ServiceTarget(NamedTuple):
     url: str
     key: str | None
     project: str | None
-    """Project of the context: the default of `--project`."""
+    """Project of the context, used as the default for `--project`."""
     source: str
 
     def __str__(self) -> str:
@@ -90,7 +90,7 @@ def local_stack() -> Stack | None:
 
 
 def default_project(project: str | None) -> str | None:
-    """Return the project of an option, else that of the context."""
+    """Return the project given by an option, or else the context's project."""
     if project is not None:
         return project
     target = configured_target()

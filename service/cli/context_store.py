@@ -1,4 +1,4 @@
-"""Named contexts: services that the user logged in to, in a file that only the user can read.
+"""Named contexts: services that the user has logged in to, in a file that only the user can read.
 
 The file is AMD_CONFIG, else `contexts.yaml` in the user's configuration directory. It may contain API keys.
 """
@@ -28,7 +28,7 @@ class ServiceContext(BaseModel):
     key_file: str | None = None
     """File that contains the key, read for each command."""
     project: str | None = None
-    """Default of `--project`."""
+    """Default value of `--project`."""
 
 
 class ContextFile(BaseModel):
@@ -41,7 +41,7 @@ class ContextFile(BaseModel):
     contexts: dict[str, ServiceContext] = Field(default_factory=dict)
 
     def get(self, name: str) -> ServiceContext:
-        """Return a context. Raises ConfigError if there is none of this name."""
+        """Return a context. Raises ConfigError if no context has this name."""
         if name not in self.contexts:
             known = ", ".join(self.contexts) or "none"
             raise ConfigError(
@@ -86,7 +86,7 @@ def read_contexts() -> ContextFile:
 
 
 def write_contexts(contexts: ContextFile) -> None:
-    """Replace the file atomically, with mode 0600. Raises ConfigError if that is impossible."""
+    """Replace the file atomically, with mode 0600. Raises ConfigError if the file cannot be written."""
     path = contexts_path()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`amd login`, `amd logout` and `amd contexts`: log in to services and choose the one that commands use."""
+"""`amd login`, `amd logout` and `amd contexts`: log in to services and choose the service that commands use."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Name = Annotated[str, typer.Argument(metavar="CONTEXT", help="Name of a context.
 
 
 class NamedContext(NamedTuple):
-    """A context as it is listed."""
+    """A context with its name, as shown in listings."""
 
     name: str
     context: ServiceContext
@@ -50,7 +50,7 @@ class NamedContext(NamedTuple):
         return self.context.key_file or ("stored" if self.context.key else "none")
 
     def record(self) -> dict[str, Any]:
-        """Return its fields, without the key."""
+        """Return the context's fields, without the key."""
         facts = self.context.model_dump(exclude={"key"})
         return {"name": self.name, "current": self.is_current, **facts}
 
@@ -70,7 +70,7 @@ CONTEXTS: Listing[NamedContext] = Listing(
 
 def login(
     url: Annotated[
-        str | None, typer.Argument(help="URL of the service; default: the service of `amd up` on this machine.")
+        str | None, typer.Argument(help="URL of the service; default: the service started by `amd up` on this machine.")
     ] = None,
     name: Annotated[
         str | None, typer.Option("--name", "-n", help=f"Name of the context; default: the host, or `{LOCAL}`.")
@@ -82,7 +82,7 @@ def login(
     project: Annotated[str | None, typer.Option(help="Default of --project for this service.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Log in to a service: check the API key and store both as a context, which becomes the current one."""
+    """Log in to a service: check the API key, and store the URL and the key as the current context."""
     if url is None:
         stack = local_stack()
         if stack is None:

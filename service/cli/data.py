@@ -1,4 +1,4 @@
-"""`amd prepare`, `amd validate` and `amd dataset`: convert, check, and write data sets that packages contain."""
+"""`amd prepare`, `amd validate` and `amd dataset`: convert and check data sets, and write bundled ones to disk."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def prepare(
     ] = None,
     part: Annotated[
         str,
-        typer.Option(metavar="K/N", help="Prepare every N-th shard, from the K-th: N machines can share the work."),
+        typer.Option(
+            metavar="K/N", help="Prepare every N-th shard, starting with the K-th, to share the work among N machines."
+        ),
     ] = "1/1",
     workers: Annotated[int, typer.Option(min=1, help="Number of processes.", show_default="the number of CPUs")] = max(
         1, os.cpu_count() or 1
@@ -75,7 +77,7 @@ def dataset(
     seed: Annotated[int, typer.Option(min=0, help="Seed for random splits and rendered clips.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Write a data set that an installed package contains to ordinary folders and lists, or list these data sets."""
+    """Write a data set bundled with an installed package to ordinary folders and lists, or list these data sets."""
     from amd.data.packaged.catalog import CATALOG
     from amd.data.packaged.source import WriteOptions, write
 

@@ -31,7 +31,7 @@ def demo(
 ) -> None:
     """Compare a teacher, an AMD student and an undistilled student on real digits, in minutes on two CPU cores.
 
-    The runs are jobs of a service that the demo starts on this machine; it then serves the distilled student.
+    The runs are jobs on a service that the demo starts on this machine; the service then serves the distilled student.
     """
     from amd.storage import resolve_root
 

@@ -53,7 +53,7 @@ class DemoService:
             return results
 
     def serve(self, encoder_folder: str, file: str, pictures: str) -> dict[str, str]:
-        """Deploy an encoder, embed a file with it, and print where to look, a request, and how to stop the service.
+        """Deploy an encoder, embed a file with it, and print links, an example request, and how to stop the service.
 
         Keeps the service running.
         """
@@ -85,7 +85,7 @@ class DemoService:
 
 @contextmanager
 def demo_service(root: str, console: Console) -> Iterator[DemoService]:
-    """Start a stack in the background. At the end, stop it if it was started here and serves no encoder."""
+    """Start a stack in the background. At the end, stop it if this call started it and it serves no encoder."""
     data_dir = default_data_dir() / "demo" if is_remote(root) else Path(root) / "service"
     found = find_stack(data_dir)
     message = "Found the service of an earlier demo" if found else "Starting Ray and the API on this machine"
@@ -107,7 +107,7 @@ def encoder_id(folder: str) -> str:
 
 
 def submit_once(client: Client, config: TrainConfig | FinetuneConfig) -> JobView:
-    """Return the job of a run: the job of an earlier demo, resumed if it was stopped, or a new one."""
+    """Return the job for a run: a job from an earlier demo, resumed if it was stopped, or a new job."""
     name = str(config.name)
     for job in client.jobs.list(labels={LABEL: name}):
         if job.state == "paused":

@@ -1,7 +1,7 @@
-"""Where a command finds a published encoder: at the selected service, or else under the storage root.
+"""Locate a published encoder for a command: at the selected service, or otherwise under the storage root.
 
 The service is used if a context or AMD_URL selects one. `--storage`, and an encoder given as a path or URL, take
-precedence. Then nothing is downloaded.
+precedence; nothing is downloaded then.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def published_encoder(
 ) -> Iterator[str]:
     """Yield the folder of an encoder, given its id, the beginning of its id, or its path or URL.
 
-    From a service, `file` or by default all files are downloaded to a temporary folder; there, `name` may also be an
-    alias. Raises ConfigError if the id is ambiguous. Exits if the service does not know it, with the error as JSON if
-    `as_json`.
+    If a service is used, `file`, or by default every file, is downloaded to a temporary folder, and `name` may also be
+    an alias. Raises ConfigError if the id is ambiguous. Exits if the service does not know it, with the error as JSON
+    if `as_json`.
     """
     root = resolve_root(storage)
     if encoder_url(root, name) != name and uses_service(storage):
@@ -49,9 +49,10 @@ def published_encoder(
 
 
 def stored_encoder(name: str, storage: str | None) -> str:
-    """Return the only id under the storage root that `name` shortens; `name` itself if it is a path or URL, or unknown.
+    """Return the id under the storage root that `name` abbreviates, or `name` itself if it is a path, a URL or unknown.
 
-    For commands that run here and write beside the encoder: they use the storage root even if a service is selected.
+    For commands that run on this machine and write next to the encoder: they use the storage root even if a service is
+    selected.
     Raises ConfigError if several ids match.
     """
     root = resolve_root(storage)
@@ -59,7 +60,7 @@ def stored_encoder(name: str, storage: str | None) -> str:
 
 
 def submitted_encoder(client: Client, name: str, project: str | None) -> str:
-    """Return the only ID at the service that `name` shortens; `name` itself if it is a path or URL, or unknown.
+    """Return the ID at the service that `name` abbreviates, or `name` itself if it is a path, a URL or unknown.
 
     The service verifies it when it receives the job. Raises ConfigError if several IDs match.
     """
@@ -92,7 +93,7 @@ def _download(name: str, folder: Path, file: str | None, as_json: bool) -> str:
 
 
 def find_encoder(client: Client, text: str, project: str | None) -> str:
-    """Return `text` if it is the ID or alias of an encoder, else the only ID that it shortens.
+    """Return `text` if it is an encoder's ID or alias, or otherwise the only ID that it abbreviates.
 
     Raises the service's error if there is none, and ConfigError if several match.
     """

@@ -1,7 +1,7 @@
 """`amd encoders`: list and show published encoders, import and export weights, and manage aliases and deployments.
 
-Cards and weights are read as `encoder_source` decides. Aliases, comparisons, downloads and deployments require the
-service; their commands are defined in `registry` and `deployments`.
+Cards and weights are read from the location that `encoder_source` selects. Aliases, comparisons, downloads and
+deployments require the service; their commands are defined in `registry` and `deployments`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Manage published encoders, their aliases and deployments.", no_args_is_help=True)
 EncoderName = Annotated[
-    str, typer.Argument(metavar="ENCODER", help="Published encoder: id, its beginning, folder or URL.")
+    str, typer.Argument(metavar="ENCODER", help="Published encoder: ID, its beginning, folder or URL.")
 ]
 
 NON_COMMERCIAL_MARK = "NC"
@@ -71,7 +71,7 @@ ENCODERS: Listing[dict[str, Any]] = Listing(
 @app.command("list")
 def list_command(
     storage: Storage = None,
-    project: Annotated[str | None, typer.Option(help="Project of the encoders; only with a service.")] = None,
+    project: Annotated[str | None, typer.Option(help="Project of the encoders; applies only with a service.")] = None,
     output: Output = "table",
     watch: Watch = False,
     as_json: AsJson = False,
@@ -123,7 +123,7 @@ def show(encoder: EncoderName, storage: Storage = None, as_json: AsJson = False)
 @app.command("import")
 def import_command(
     weights: Annotated[str, typer.Argument(help="File, folder or URL in any supported layout, or timm:NAME.")],
-    id: Annotated[str | None, typer.Option(help="Id to publish under; default: the file name.")] = None,
+    id: Annotated[str | None, typer.Option(help="ID to publish under; default: the file name.")] = None,
     size: Annotated[
         str | None, typer.Option(help=f"{', '.join(ENCODER_SIZES)}; default: inferred from the tensor shapes.")
     ] = None,
@@ -149,7 +149,7 @@ def import_command(
     ] = None,
     license: Annotated[str | None, typer.Option(help="Licence of the weights, e.g. CC-BY-NC-4.0.")] = None,
     storage: Storage = None,
-    project: Annotated[str | None, typer.Option(help="Project of the encoder; only with a service.")] = None,
+    project: Annotated[str | None, typer.Option(help="Project of the encoder; applies only with a service.")] = None,
     follow: Follow = None,
     as_json: AsJson = False,
 ) -> None:
@@ -256,7 +256,7 @@ def _card_facts(card: Card) -> dict[str, Any]:
 
 
 def _view_facts(view: EncoderView) -> dict[str, Any]:
-    """Return the facts of `_card_facts`, and those that only a service knows."""
+    """Return the facts from `_card_facts`, and those that only a service can provide."""
     clip = view.input
     return {
         "id": view.id,

@@ -17,13 +17,13 @@ UNKNOWN_ID_STATUSES = (404, 422)  # 422: `text` is not of the form of an id
 
 
 def matching_ids(text: str, ids: Iterable[str]) -> list[str]:
-    """Return the id that equals `text`, else all ids that start with it or whose last part does."""
+    """Return the id that equals `text`, or otherwise all ids that start with `text` or whose last part does."""
     found = [id for id in ids if id.startswith(text) or re.split("[-_]", id)[-1].startswith(text)]
     return [text] if text in found else found
 
 
 def unique_id(text: str, ids: Iterable[str], kind: str, list_command: str) -> str:
-    """Return the only id that matches. Raises ConfigError if there is none, and with the candidates if several match.
+    """Return the only id that matches. Raises ConfigError if none matches, or if several match; lists the candidates.
 
     `kind`: noun for the messages. `list_command`: command that lists the existing ids.
     """
@@ -36,7 +36,7 @@ def unique_id(text: str, ids: Iterable[str], kind: str, list_command: str) -> st
 def completed_id(text: str, ids: Iterable[str], kind: str, error: ApiError) -> str:
     """Return the only id that matches. Raises ConfigError if several match.
 
-    `error`: the service's response to `text` as an id, raised if no id matches or if it has another cause.
+    `error`: the service's error for `text` as an id; raised if no id matches or if the error has another cause.
     """
     found = _only_match(text, ids, kind) if text and error.problem.status in UNKNOWN_ID_STATUSES else None
     if found is None:
@@ -45,7 +45,7 @@ def completed_id(text: str, ids: Iterable[str], kind: str, error: ApiError) -> s
 
 
 def stored_id(text: str, folder: str, kind: str) -> str:
-    """Return the only matching name in a folder or URL; `text` itself if there is none.
+    """Return the only matching name in a folder or URL, or `text` itself if there is none.
 
     Raises ConfigError if several match.
     """

@@ -40,7 +40,7 @@ COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "cancelled"
 
 app = typer.Typer(help="List, follow, stop and resume jobs of the service.", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, or the beginning of the id or of its last part.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job ID, or the beginning of the ID or of its last part.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", "-l", help="Label as KEY=VALUE; may be repeated.")]
 
 
@@ -51,7 +51,7 @@ def list_jobs(
     label: Labels = None,
     project: Annotated[
         str | None,
-        typer.Option(help="Project to list; default: the project of the context, else all that the key covers."),
+        typer.Option(help="Project to list; default: the project of the context, or else all projects of the key."),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Maximum number of jobs.")] = 20,
     output: Output = "table",
@@ -95,7 +95,7 @@ def logs(
     ] = None,
     attempt: Annotated[int | None, typer.Option(min=1, help="Attempt number; default: the newest.")] = None,
     rank: Annotated[
-        int | None, typer.Option(min=0, help="Rank whose output to print, over all attempts; default: the job's log.")
+        int | None, typer.Option(min=0, help="Rank whose output to print, across all attempts; default: the job's log.")
     ] = None,
 ) -> None:
     """Print the log of a job, or of one of its ranks."""

@@ -65,7 +65,9 @@ def create(
     ] = None,
     project: Annotated[
         str | None,
-        typer.Option(help="Project that the key is limited to; default: that of the context or of your key, if any."),
+        typer.Option(
+            help="Project that the key is limited to; default: the project of the context or of your key, if any."
+        ),
     ] = None,
     expires_in: Annotated[
         str | None, typer.Option(help="Validity, such as 12h, 30d or 8w; default: the key does not expire.")
@@ -91,7 +93,7 @@ def create(
 
 @app.command()
 def revoke(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="Id of the key, or its beginning.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="ID of the key, or its beginning.")],
     as_json: AsJson = False,
 ) -> None:
     """Revoke an API key, immediately and permanently."""

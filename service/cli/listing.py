@@ -1,4 +1,4 @@
-"""Lists: as a table, JSON or YAML, once or repeatedly with `--watch`. The options and formats of every list command."""
+"""Options and output formats of all list commands: table, JSON or YAML, once or repeatedly with `--watch`."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def _model_fields(row: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Listing(Generic[T]):
-    """How to print a list of values of type T."""
+    """Defines how to print a list of values of type T."""
 
     columns: tuple[Column[T], ...]
     empty: str
-    """Text instead of a table without rows."""
+    """Text to print instead of an empty table."""
     record: Callable[[T], dict[str, Any]] = _model_fields
-    """Convert a row to a JSON object."""
+    """Function that converts a row to a JSON object."""
     footnote: Callable[[Sequence[T]], str] = lambda rows: ""
-    """Text below the table; empty: none."""
+    """Text to print below the table; empty for none."""
 
 
 def print_list(listing: Listing[T], fetch: Callable[[], Sequence[T]], output: OutputFormat, watch: bool) -> None:
@@ -76,7 +76,7 @@ def print_list(listing: Listing[T], fetch: Callable[[], Sequence[T]], output: Ou
 def print_service_list(
     listing: Listing[T], fetch: Callable[[Client], Sequence[T]], output: OutputFormat, watch: bool, as_json: bool
 ) -> None:
-    """Print a list of the selected service, and with a table which service that is."""
+    """Print a list from the selected service; for a table, also print which service was selected."""
     chosen = chosen_format(output, as_json)
     with connected(chosen == "json", persistent=watch, announce=chosen == "table") as client:
         print_list(listing, lambda: fetch(client), chosen, watch)

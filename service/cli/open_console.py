@@ -1,4 +1,4 @@
-"""`amd console`: print a link that opens the web console of a service, signed in."""
+"""`amd console`: print a link that opens a service's web console and signs you in."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def console(
 
 
 def link_of_stack(url: str, key: str) -> str:
-    """Return a link that opens the console of a stack, or the console's URL if the key opens nothing any more."""
+    """Return a link that opens the console of a stack, or the console's URL if the key is no longer valid."""
     from service.client import ApiError, Client, NoAnswer
 
     try:
@@ -47,5 +47,5 @@ def link_of_stack(url: str, key: str) -> str:
 
 
 def console_link(client: Client, url: str) -> str:
-    """Return a link that opens the console of the service at `url` once."""
+    """Return a single-use link that opens the console of the service at `url`."""
     return url.rstrip("/") + client.console_link().path

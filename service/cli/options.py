@@ -1,6 +1,6 @@
 """Arguments and options shared by several commands, with the same wording in every `--help`.
 
-Those that the programs of jobs accept too are defined in `amd.commands`.
+Those that job programs also accept are defined in `amd.commands`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from amd.commands import CommandOption
 
 
 def overrides_argument(text: str) -> Any:
-    """Return the annotation of a command's overrides, with this help."""
+    """Return the annotation for a command's overrides argument, with the given help text."""
     return Annotated[list[str] | None, _overrides(text)]
 
 
@@ -37,7 +37,7 @@ Distributed = Annotated[bool, _option(commands.DISTRIBUTED)]
 LocalEmbed = Annotated[bool, _option(commands.LOCAL_EMBED)]
 Storage = Annotated[str | None, _option(commands.STORAGE)]
 EncoderName = Annotated[
-    str | None, typer.Option("--encoder", "-e", help="Published encoder: id, its beginning, folder or URL.")
+    str | None, typer.Option("--encoder", "-e", help="Published encoder: ID, its beginning, folder or URL.")
 ]
 Follow = Annotated[
     bool | None,

@@ -1,4 +1,4 @@
-"""`amd parity`: replay numbers recorded from the official code with this implementation."""
+"""`amd parity`: check this implementation against reference values recorded from the official code."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from service.cli.options import AsJson
 
 
 def parity(
-    folder: Annotated[str, typer.Argument(help="Folder of numbers recorded from the official code.")],
+    folder: Annotated[str, typer.Argument(help="Folder of reference values recorded from the official code.")],
     as_json: AsJson = False,
 ) -> None:
-    """Replay numbers recorded from the official code; the exit code is 1 if any deviates by more than its tolerance."""
+    """Compare with values recorded from the official code; the exit code is 1 if any deviates beyond its tolerance."""
     from amd.parity import run
 
     report = run(folder)

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 IdOrAlias = Annotated[
     str,
-    typer.Argument(
-        metavar="ENCODER", help="Id, beginning of the id, or alias of an encoder registered with the service."
-    ),
+    typer.Argument(metavar="ENCODER", help="ID, its beginning, or alias of an encoder registered with the service."),
 ]
 Project = Annotated[str | None, typer.Option(help="Project; default: the project of the context or the API key.")]
 ALIASES: Listing[AliasView] = Listing(
@@ -78,7 +76,7 @@ def aliases(
         print_service_list(ALIASES, lambda client: client.aliases.list(selected), output, watch, as_json)
     elif chosen != "table":
         if watch:
-            raise ConfigError([f"--watch: the history of an alias can be watched as a table only, not as {chosen}"])
+            raise ConfigError([f"--watch: the history of an alias can be watched only as a table, not as {chosen}"])
         with connected(as_json) as client:
             print_document(client.aliases.get(name, selected).model_dump(mode="json"), chosen)
     else:
@@ -109,7 +107,7 @@ def download(
     project: Project = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download an encoder from the service; a broken connection is resumed."""
+    """Download an encoder from the service. Resumes if the connection drops."""
     project = default_project(project)
     with connected(as_json, persistent=True) as client:
         found = find_encoder(client, encoder, project)

@@ -55,7 +55,7 @@ def run(
         int | None, typer.Option(help="Maximum number of parallel trials; default: as many as the resources allow.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Sweep id; reusing it continues the sweep. With --submit: display name.")
+        str | None, typer.Option(help="Sweep ID; reusing it continues the sweep. With --submit: display name.")
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the plan without running it.")] = False,
     as_json: AsJson = False,
@@ -100,11 +100,11 @@ def run(
 
 @app.command()
 def report(
-    sweep: Annotated[str, typer.Argument(metavar="RUN", help="Sweep id, its beginning, or folder.")],
+    sweep: Annotated[str, typer.Argument(metavar="RUN", help="Sweep ID, its beginning, or folder.")],
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Regenerate the report of a sweep, running or ended: table, plots, verdict, best.json."""
+    """Regenerate the report of a running or ended sweep: table, plots, verdict, best.json."""
     from tune_spaces.report import show, write_report
 
     written = write_report(_sweep_folder(sweep, storage))

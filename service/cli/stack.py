@@ -18,7 +18,7 @@ from service.cli.tables import Column, fitted_table
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", help="Folder of the database, keys and logs; default: AMD_DATA_DIR, else ~/.local/share."
+        "--data-dir", help="Folder for the database, keys and logs; default: AMD_DATA_DIR, else ~/.local/share."
     ),
 ]
 
@@ -40,7 +40,7 @@ def up(
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option(help="Storage root of runs and encoders: a path or fsspec URL; default: the previous one."),
+        typer.Option(help="Storage root for runs and encoders: a path or fsspec URL; default: the previous one."),
     ] = None,
     num_cpus: Annotated[
         int | None,
@@ -48,7 +48,7 @@ def up(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start the service on this machine, or the parts of it that are down: Ray and the control plane, on loopback."""
+    """Start the service on this machine, or any parts that are down: Ray and the control plane, on loopback."""
     from service.stack import StackError
     from service.stack import up as start
 

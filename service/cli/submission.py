@@ -1,4 +1,4 @@
-"""`--submit`: send a command to the service as a job, and follow its log like `amd jobs logs -f`.
+"""`--submit`: submit a command to the service as a job, and follow its log like `amd jobs logs -f`.
 
 `submittable` adds the options to a command; `Submission` sends the config that the command resolved.
 """
@@ -94,7 +94,9 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         0,
     ),
     "project": (
-        Annotated[str | None, typer.Option(help="Project of the job; default: that of the context or the API key.")],
+        Annotated[
+            str | None, typer.Option(help="Project of the job; default: the project of the context or the API key.")
+        ],
         None,
     ),
     "follow": (Follow, None),
@@ -102,9 +104,9 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 
 
 def submittable(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the command's `job` parameter with the options of a submission; without --submit, `job` is None.
+    """Replace the command's `job` parameter with the submission options; without --submit, `job` is None.
 
-    If the command has a `name` option itself, that option is used.
+    If the command already has a `name` option, that option is used.
     """
     own = inspect.signature(command).parameters
     hints = typing.get_type_hints(command, include_extras=True)

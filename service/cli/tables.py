@@ -1,4 +1,4 @@
-"""Tables that fit a terminal of any width: names wrap, columns are left out in a defined order, no character is cut."""
+"""Tables that fit a terminal of any width: names wrap, columns are dropped in a fixed order, no text is cut off."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Column(NamedTuple, Generic[T]):
     cell: Callable[[T], str | Text]
     """Content for a row. A str is printed verbatim, without markup."""
     wraps: bool = True
-    """Whether the content may continue on the next line. Ids do not wrap, so that they can be copied."""
+    """Whether the content may continue on the next line. IDs do not wrap, so that they can be copied."""
     narrow: int = NARROW
-    """Width down to which a wrapping column shrinks before another column is left out."""
+    """Width down to which a wrapping column shrinks before another column is dropped."""
     drop: int | None = None
-    """Position in the order in which columns are left out, lowest first, but empty ones before. None: always shown."""
+    """Position in the order in which columns are dropped, lowest first, after all empty columns. None: always shown."""
 
 
 class _FilledColumn(NamedTuple):
@@ -78,7 +78,7 @@ def _fill(column: Column[T], rows: Sequence[T]) -> _FilledColumn:
 
 
 def _widths(columns: Sequence[_FilledColumn], width: int) -> list[int]:
-    """Narrow the widest columns until all fit; below its narrowest width, a column is narrowed last."""
+    """Narrow the widest columns until all fit; columns fall below their minimum width only as a last resort."""
     widths = [column.widest for column in columns]
     while _total(widths) > width and max(widths) > 1:
         index = max(range(len(widths)), key=lambda i: (widths[i] > columns[i].narrowest, widths[i]))

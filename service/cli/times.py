@@ -1,4 +1,4 @@
-"""Times and durations as text."""
+"""Format times and durations as text."""
 
 from __future__ import annotations
 

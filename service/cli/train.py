@@ -1,6 +1,6 @@
 """`amd train`: pre-train an encoder here, on a Ray cluster, or as a job of the service.
 
-Its options are those of every training command; `amd finetune` and `amd detect` differ only in what they train.
+All training commands share the same options; `amd finetune` and `amd detect` differ only in what they train.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def training_command(name: JobKind) -> Callable[..., None]:
-    """Return the Typer command that runs a training command, or submits it as a job of the same kind."""
+    """Return a Typer command that runs a training, or submits it as a job of the same kind."""
     training = TRAINING_COMMANDS[name]
 
     def command(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Manage webhooks, which receive job events; requires an admin key.", no_args_is_help=True)
 
-WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", help="Id of the webhook, or its beginning.")]
+WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", help="ID of the webhook, or its beginning.")]
 
 WEBHOOKS: Listing[WebhookView] = Listing(
     columns=(
@@ -58,7 +58,7 @@ def list_command(output: Output = "table", watch: Watch = False, as_json: AsJson
 
 @app.command()
 def create(
-    url: Annotated[str, typer.Argument(help="Target of the deliveries: an https URL with a public address.")],
+    url: Annotated[str, typer.Argument(help="Delivery target: an https URL with a public address.")],
     event: Annotated[
         list[str] | None,
         typer.Option("--event", "-e", help="Job event to deliver, such as succeeded; may be repeated; default: all."),

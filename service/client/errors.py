@@ -1,4 +1,4 @@
-"""Errors that the client raises, and their translation from those of httpx."""
+"""Errors raised by the client, and their translation from httpx errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def translated_errors() -> Iterator[None]:
 
 
 def parse_problem(response: httpx.Response) -> Problem:
-    """Return the problem details of an error response, or a substitute for those of a proxy."""
+    """Return the problem details of an error response, or a substitute if a proxy sent the response."""
     try:
         return Problem.model_validate_json(response.content)
     except ValidationError:

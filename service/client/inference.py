@@ -1,8 +1,8 @@
 """Responses to inference: the media types that the client accepts, and their conversion to views.
 
-Embeddings are transferred in binary form: vectors alone as NumPy, with tokens or layers as Arrow. JSON is parsed, too:
-for `encoding_format="base64"`, and from services that offer nothing else. NumPy and pyarrow are imported on first use,
-because most calls need neither.
+Embeddings are transferred in binary form: only vectors as NumPy, vectors with tokens or layers as Arrow. JSON is also
+parsed, for `encoding_format="base64"` and for services that offer nothing else. NumPy and pyarrow are imported on first
+use, because most calls need neither.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ JSON = "application/json"
 
 
 def accepted_media_types(options: Mapping[str, Any]) -> str:
-    """Return the Accept header of a request for embeddings with these options."""
+    """Return the Accept header for an embeddings request with these options."""
     from service.serving.protocol import ARROW
     from service.serving.responses import NUMPY
 

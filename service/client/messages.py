@@ -1,4 +1,4 @@
-"""Paths, bodies and views: how the methods of the clients become requests, and responses become values."""
+"""Build request paths and bodies for the client methods, and parse responses."""
 
 from __future__ import annotations
 

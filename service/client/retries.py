@@ -1,4 +1,4 @@
-"""Retry policy: which failures the client retries, and after which pause. tenacity performs the retries."""
+"""Retry policy: which failures the client retries, and how long it waits in between. Retries use tenacity."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Patience:
     tries: int = 8
     """Maximum number of attempts."""
     first_s: float = 0.25
-    """Upper bound of the first pause in seconds."""
+    """Upper bound on the first pause, in seconds."""
     most_s: float = 8.0
-    """Upper bound of all pauses in seconds, except those that the service requests."""
+    """Upper bound on every pause, in seconds, except those that the service requests."""
     retry_after_most_s: float = 120.0
     """Longest Retry-After in seconds that is honoured; after a longer one, the client gives up."""
 
@@ -43,7 +43,7 @@ def retry_options(patience: Patience, *, repeatable: bool, after_timeout: bool =
     """Return the options of tenacity's `Retrying` and `AsyncRetrying`.
 
     `repeatable`: whether the request may be resent although it may have been executed. `after_timeout`: whether it may
-    be resent although it may still be in execution.
+    be resent although it may still be running.
     """
 
     def wait(state: RetryCallState) -> float:

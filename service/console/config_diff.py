@@ -1,4 +1,4 @@
-"""A job's config compared with its preset: which values differ, which are the preset's."""
+"""Compare a job's config with its preset, value by value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ABSENT = object()
 
 
 class ConfigRow(NamedTuple):
-    """One value of a config, and of the config that it is compared with."""
+    """One config value, and the corresponding value in the config that it is compared with."""
 
     key: str
     value: Any
@@ -29,7 +29,7 @@ def preset_values(kind: str, preset: str | None) -> dict[str, Any] | None:
 
 
 def config_rows(config: Mapping[str, Any], base: Mapping[str, Any] | None) -> list[ConfigRow]:
-    """Return the values of a config by dotted key, without those that the service sets."""
+    """Return a config's values by dotted key, except those that the service sets."""
     own = _flat(config)
     if base is None:
         return [ConfigRow(key, value, None, False) for key, value in own.items()]

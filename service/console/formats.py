@@ -1,4 +1,4 @@
-"""How the console's templates show numbers, times and values."""
+"""Formatters for numbers, times and values in the console's templates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def between(start: datetime | None, end: datetime | None) -> str:
 
 
 def ago(moment: datetime | None) -> str:
-    """Format a moment relative to now, to one unit."""
+    """Format a moment relative to now, in a single unit."""
     if moment is None:
         return DASH
     seconds = (now() - moment).total_seconds()
@@ -95,7 +95,7 @@ def plural(count: int, singular: str, plural_form: str | None = None) -> str:
 
 
 def shortened(text: Any, length: int = 200) -> str:
-    """Cut long text, so that a name of 10,000 characters does not fill a page."""
+    """Truncate long text, so that a name of 10,000 characters does not fill a page."""
     text = str(text)
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
@@ -105,7 +105,7 @@ def joined(values: Iterable[Any]) -> str:
 
 
 def plain(text: str) -> str:
-    """Remove the colour codes of a terminal."""
+    """Remove terminal colour codes."""
     return ANSI.sub("", text)
 
 

@@ -1,4 +1,4 @@
-"""Values of HTML forms."""
+"""Read and validate the values of HTML forms."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class FormValues:
         return [value for value in self._form.getlist(name) if isinstance(value, str)]
 
     def below(self, prefix: str) -> dict[str, str]:
-        """Return the fields whose names start with a prefix, without it."""
+        """Return the fields whose names start with a prefix, with the prefix removed."""
         names = [name for name in self._form if name.startswith(prefix)]
         return {name.removeprefix(prefix): self.text(name) for name in names}
 
 
 def parse(model: type[M], values: Mapping[str, Any]) -> M:
-    """Validate the values of a form. Raises RequestValidationError, which names the fields."""
+    """Validate the values of a form. Raises RequestValidationError, which lists the invalid fields."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

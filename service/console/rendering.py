@@ -1,4 +1,4 @@
-"""Render the console's templates. Everything in them is escaped; no template marks a value as safe."""
+"""Render the console's templates. All values are escaped; no template marks a value as safe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATIC = FOLDER / "static"
 
 
 def _fingerprint() -> str:
-    """Return a digest of all static files, which their URLs contain so that browsers may keep them for good."""
+    """Return a digest of all static files. It is part of their URLs, so browsers may cache them indefinitely."""
     digest = hashlib.sha256()
     for path in sorted(STATIC.rglob("*")):
         if path.is_file():
@@ -48,12 +48,12 @@ _ENVIRONMENT = _environment()
 
 
 def is_fragment(request: Request) -> bool:
-    """Whether htmx requests a part of a page. It follows history and boosted links with whole pages."""
+    """Whether htmx requests part of a page. For history navigation and boosted links, it requests whole pages."""
     return "hx-request" in request.headers and "hx-history-restore-request" not in request.headers
 
 
 def render(request: Request, template: str, *, status: int = HTTPStatus.OK, **context: Any) -> HTMLResponse:
-    """Return a page. Templates know the caller's scopes, so that they show only what the caller may do."""
+    """Return a page. Templates receive the caller's scopes, so that they show only permitted actions."""
     caller = getattr(request.state, "caller", None)
     caller = caller if isinstance(caller, Principal) else None
     session = session_cookie(request.scope, request.headers)
@@ -68,7 +68,7 @@ def render(request: Request, template: str, *, status: int = HTTPStatus.OK, **co
 
 
 def redirect(request: Request, path: str) -> Response:
-    """Show another page after a change; for htmx, as a new page, so that its streams open again."""
+    """Redirect to another page after a change; for htmx, as a full page load, so that event streams are reopened."""
     if is_fragment(request):
         return Response(status_code=HTTPStatus.NO_CONTENT, headers={"HX-Redirect": path})
     return RedirectResponse(path, HTTPStatus.SEE_OTHER)

@@ -1,4 +1,4 @@
-"""The router of the console: its pages, its static files, and the paths that accept forms and files."""
+"""Console router: the pages, the static files, and the paths that accept forms and files."""
 
 from __future__ import annotations
 

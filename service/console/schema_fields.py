@@ -1,4 +1,4 @@
-"""The fields of a config as a form needs them: dotted key, type, choices, default and description, from its schema."""
+"""Config fields for a form: dotted key, type, choices, default and description, taken from the config's schema."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ConfigField(NamedTuple):
 
     key: str
     kind: str
-    """Type in words, such as `integer or null`."""
+    """Human-readable type, such as `integer or null`."""
     choices: tuple[str, ...]
     """Permitted values, if there are few."""
     value: str
@@ -50,7 +50,7 @@ class ConfigField(NamedTuple):
 
 @cache
 def config_fields(kind: JobKind) -> tuple[ConfigField, ...]:
-    """Return the fields of a kind's config, the common ones first, in their usual order."""
+    """Return the fields of a kind's config, with those in COMMON first."""
     schema = KINDS[kind].config.model_json_schema()
     found = {field.key: field for field in _fields(schema, schema.get("$defs", {}), "")}
     common = [found[key]._replace(common=True) for key in COMMON.get(kind, ()) if key in found]
@@ -58,7 +58,7 @@ def config_fields(kind: JobKind) -> tuple[ConfigField, ...]:
 
 
 def with_values(fields: tuple[ConfigField, ...], values: Mapping[str, Any]) -> list[ConfigField]:
-    """Return the fields with the values of a preset or of another job."""
+    """Return the fields with values from a preset or another job."""
     flat = flatten(values)
     return [field._replace(value=_shown(flat[field.key])) if field.key in flat else field for field in fields]
 

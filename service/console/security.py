@@ -1,6 +1,6 @@
 """Security of the console's pages: headers, protection from cross-site requests, and errors as pages.
 
-The content security policy allows files of this service alone: neither inline code nor `eval`, and no other host.
+The content security policy allows only files served by this service: no inline code, no `eval` and no other hosts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
 class BrowserHeaders:
-    """ASGI middleware that adds the security headers to all responses below /console, including errors."""
+    """ASGI middleware that adds the security headers to all responses under /console, including errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -65,7 +65,7 @@ class BrowserHeaders:
 
 
 class ConsoleRoute(APIRoute):
-    """A route of the console: rejects cross-site changes, and shows errors as pages or, for htmx, as fragments."""
+    """A console route, which rejects cross-site changes and renders errors as pages or, for htmx, as fragments."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -82,7 +82,7 @@ class ConsoleRoute(APIRoute):
 
 
 async def check_same_site(request: Request) -> None:
-    """Raise Forbidden for a change that another site requested, or that lacks the session's CSRF token."""
+    """Raise Forbidden for a change that was requested by another site or lacks the session's CSRF token."""
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     if site not in (None, "same-origin", "none") or (

@@ -1,4 +1,4 @@
-"""States, reasons and events of jobs in sentences, for people who do not know the service's vocabulary."""
+"""Plain-language descriptions of job states, failure reasons and events, for users new to the service."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from service.jobs.schemas import EventView
 from service.jobs.store import SERVICE
 
 STATES: dict[str, str] = {
-    "queued": "Waits in the queue",
-    "starting": "Starts on the cluster",
-    "running": "Runs",
-    "retrying": "Waits to start again after a failure",
-    "pausing": "Saves a checkpoint, then pauses",
+    "queued": "Waiting in the queue",
+    "starting": "Starting on the cluster",
+    "running": "Running",
+    "retrying": "Waiting to restart after a failure",
+    "pausing": "Saving a checkpoint before pausing",
     "paused": "Paused; resume it to continue from its newest checkpoint",
-    "cancelling": "Saves a checkpoint, then ends",
+    "cancelling": "Saving a checkpoint before stopping",
     "succeeded": "Succeeded",
     "failed": "Failed",
     "cancelled": "Cancelled",
-    "deleting": "Its files are being removed",
+    "deleting": "Files are being removed",
     "deleted": "Deleted",
 }
 
@@ -46,14 +46,14 @@ TONES: dict[str, str] = {
 """Colour of a state, which is never its only sign."""
 
 REASONS: dict[str, str] = {
-    "config_invalid": "The config breaks a rule. Clone the job and change the field that the message names.",
-    "dataset_invalid": "The data cannot be used as described. See the bad samples and the message.",
+    "config_invalid": "The config is invalid. Clone the job and change the field named in the message.",
+    "dataset_invalid": "The data cannot be used with this config. See the bad samples and the message.",
     "teacher_load_failed": "The teacher's weights could not be loaded. Check teacher.weights.",
     "storage_unreachable": "The storage did not respond for too long. Retry continues from the newest checkpoint.",
-    "infeasible_resources": "The cluster cannot offer what the job needs. Lower scaling.workers, or add nodes.",
+    "infeasible_resources": "The cluster lacks resources that the job needs. Lower scaling.workers, or add nodes.",
     "cluster_unavailable": "The cluster did not respond. Retry once it is back.",
     "node_lost": "A node disappeared. Retry continues from the newest checkpoint.",
-    "preempted_budget": "The nodes were taken away too often.",
+    "preempted_budget": "The nodes were preempted too often.",
     "oom_gpu": "A GPU ran out of memory. Lower scaling.micro_batch.",
     "oom_host": "A node ran out of memory. Lower data.workers or the batch size.",
     "nan_loss": "The loss became NaN or infinite. Lower optim.base_lr or raise the warm-up.",
@@ -61,7 +61,7 @@ REASONS: dict[str, str] = {
     "loader_crashed": "A data loader process died.",
     "time_limit": "The attempt reached its time limit. Retry continues from its checkpoint.",
     "deadline_exceeded": "The final checkpoint took longer than allowed, so the attempt was killed.",
-    "cancelled_by_user": "Somebody cancelled it.",
+    "cancelled_by_user": "A user cancelled the job.",
     "user_code_error": "The program raised an error. See the end of the log.",
     "unknown": "No cause was reported. See the end of the log.",
 }
@@ -83,7 +83,7 @@ _EVENTS: dict[str, str] = {
     "created": "Submitted",
     "starting": "Attempt {attempt} submitted to the cluster",
     "running": "Running",
-    "retrying": "Will start again",
+    "retrying": "Restart scheduled",
     "queued": "Back in the queue",
     "pause": "Pause requested",
     "paused": "Paused",
@@ -101,13 +101,13 @@ _EVENTS: dict[str, str] = {
 
 
 def event_title(event: EventView) -> str:
-    """Return what happened, in a few words."""
+    """Return a short title for an event."""
     template = _EVENTS.get(event.type, event.type.replace("_", " ").capitalize())
     return template.replace("{attempt}", str(event.data.get("attempt", "")))
 
 
 def event_details(event: EventView) -> list[str]:
-    """Return the explanations of an event: its reason in words, its message, and what was changed."""
+    """Return an event's details: a description of its reason, its message, and any changed fields."""
     lines = []
     reason, message = event.data.get("reason"), event.data.get("message")
     if reason:

@@ -1,4 +1,4 @@
-"""Split collections whose size is unlimited, since a statement takes a limited number of parameters."""
+"""Split collections of unlimited size, because a statement accepts a limited number of parameters."""
 
 from __future__ import annotations
 

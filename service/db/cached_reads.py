@@ -1,8 +1,8 @@
-"""A cache of reads from the database that every request needs: of API keys and of deployments.
+"""Cache for database reads that every request needs: API keys and deployments.
 
 While the database responds, a value is at most `ttl_s` old. While it does not, known values stay in use for up to
-`outage_s`, so requests that need nothing else from the database are still served. Values are read in threads of their
-own, which requests to the rest of the API cannot occupy. Independent of what is cached.
+`outage_s`, so requests that need nothing else from the database are still served. Values are read in separate threads,
+which other API requests cannot occupy. Independent of what is cached.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PATIENCE_S = 1.0  # how long a request waits for a new value if it may use an ex
 class _Entry(NamedTuple, Generic[V]):
     value: V
     read_at: float
-    """When the read began: what changed later may not be in the value."""
+    """Time at which the read began; later changes may be missing from the value."""
 
 
 class CachedReads(Generic[K, V]):
@@ -44,7 +44,7 @@ class CachedReads(Generic[K, V]):
         size: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`read` blocks. If it raises, the key is not cached; an SQLAlchemyError means that the database is out."""
+        """`read` blocks. If it raises, the key is not cached; an SQLAlchemyError means that the database is down."""
         self._read, self._ttl_s, self._outage_s, self._clock = read, ttl_s, outage_s, clock
         self._limiter = CapacityLimiter(threads)
         self._entries: LRUCache[K, _Entry[V]] = LRUCache(size)
@@ -52,7 +52,7 @@ class CachedReads(Generic[K, V]):
         self._is_out = False
 
     async def get(self, key: K) -> V:
-        """Return the value of a key. Raises what `read` raises."""
+        """Return the value of a key. Raises any error that `read` raises."""
         entry = self._entries.get(key)
         age = self._clock() - entry.read_at if entry is not None else float("inf")
         if entry is not None and age < self._ttl_s / 2:
@@ -68,7 +68,7 @@ class CachedReads(Generic[K, V]):
         return entry.value
 
     def forget(self, matches: Callable[[K, V], bool]) -> None:
-        """Remove the entries that match, and ignore reads that have begun, which may return their old values."""
+        """Remove matching entries, and ignore reads in progress, which may return old values."""
         for key, entry in list(self._entries.items()):
             if matches(key, entry.value):
                 del self._entries[key]

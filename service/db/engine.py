@@ -41,7 +41,7 @@ class TimedConnection(psycopg.Connection[Any]):
     _waits_forever = False
 
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
-        """Consume a generator, as psycopg does, with a timeout. Raises OperationalError once it has passed."""
+        """Consume a generator, as psycopg does, with a timeout. Raises OperationalError when the timeout expires."""
         if self._waits_forever:
             return super().wait(gen, *args, **options)
         began = time.monotonic()
@@ -85,7 +85,7 @@ def open_engine(url: str) -> Engine:
 
 
 def _limit_waits(engine: Engine) -> None:
-    """Make every wait for PostgreSQL end: for a connection, a lock, a statement and a response."""
+    """Limit every wait for PostgreSQL: for a connection, a lock, a statement and a response."""
     limits = {
         "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
         "lock_timeout": f"{LOCK_TIMEOUT_S}s",
@@ -102,7 +102,7 @@ def _limit_waits(engine: Engine) -> None:
 
 
 class _ConnectionAttempts:
-    """Fails at once for PAUSE_S after an attempt to connect has failed. Thread-safe."""
+    """Fails immediately for PAUSE_S after a failed connection attempt. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -113,7 +113,7 @@ class _ConnectionAttempts:
         with self._lock:
             error = self._error if time.monotonic() - self._failed_at < PAUSE_S else None
         if error is not None:
-            raise psycopg.OperationalError(f"no attempt to connect, since the last one has just failed: {error}")
+            raise psycopg.OperationalError(f"not connecting, because the last attempt has just failed: {error}")
         try:
             return connect()
         except psycopg.OperationalError as failure:
@@ -123,7 +123,7 @@ class _ConnectionAttempts:
 
 
 def migrate(engine: Engine) -> None:
-    """Upgrade the schema to the latest migration, without a limit on the duration of its statements."""
+    """Upgrade the schema to the latest migration, without a time limit on its statements."""
     with engine.begin() as connection:
         if isinstance(own := connection.connection.driver_connection, TimedConnection):
             connection.execute(text("SET statement_timeout = 0; SET lock_timeout = '60s'"))

@@ -1,7 +1,7 @@
 """Leases on tasks that only one control plane may perform, such as reconciling jobs.
 
-Times are those of the database's clock, so control planes whose clocks differ agree on who holds a lease. A lease is
-renewed by a thread of its own, so a long step does not lose it.
+Times are taken from the database's clock, so control planes whose clocks differ agree on who holds a lease. A separate
+thread renews the lease, so a long step does not lose it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class LeaseKeeper:
 
     @property
     def is_held(self) -> bool:
-        """Whether the lease is certainly held still, by this process's monotonic clock. Does not use the database."""
+        """Whether the lease is certainly still held, by this process's monotonic clock. Does not use the database."""
         return self._clock() < self._held_until
 
     def acquire(self) -> bool:
@@ -56,9 +56,9 @@ class LeaseKeeper:
 
     @contextmanager
     def renewing(self, while_: Callable[[], bool] = lambda: True) -> Iterator[None]:
-        """Renew the lease in a thread, once it has been acquired and as long as `while_` holds; release it at the end.
+        """Renew the acquired lease in a thread as long as `while_` returns true, then release it.
 
-        Errors of the database are logged, and the next renewal is tried as usual.
+        Database errors are logged, and the next renewal is attempted as usual.
         """
         ended = threading.Event()
         thread = threading.Thread(target=self._renew, args=(ended, while_), name=f"lease-{self._task}", daemon=True)

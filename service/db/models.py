@@ -53,7 +53,7 @@ class Job(Base):
     workers: Mapped[int]
     """Minimum number of workers."""
     cpus: Mapped[float]
-    """Total CPUs of those workers."""
+    """Total CPUs of these workers."""
     device: Mapped[str] = mapped_column(String(8))
 
     wanted: Mapped[str] = mapped_column(String(16))
@@ -143,7 +143,7 @@ class ApiKey(Base):
 
 
 class BrowserSession(Base):
-    """A browser's session with the console, or a single-use link that opens one. Ends with its API key."""
+    """A browser's console session, or a single-use link that opens one. Ends when its API key becomes invalid."""
 
     __tablename__ = "browser_sessions"
     __table_args__ = (Index("browser_sessions_by_expiry", "expires_at"),)
@@ -197,7 +197,7 @@ class Webhook(Base):
 
 
 class Delivery(Base):
-    """Delivery of one event to one webhook, until it is accepted or given up."""
+    """Delivery of one event to one webhook, until it is accepted or abandoned."""
 
     __tablename__ = "deliveries"
     __table_args__ = (
@@ -297,7 +297,7 @@ class Deployment(Base):
 class Deletion(Base):
     """The deletion of an encoder or a deployment: what was deleted, by whom, and whether its files are gone.
 
-    Written together with the deletion and kept. A deleted job stays as a row of its own instead.
+    Written together with the deletion and kept. Deleted jobs instead keep their rows in the jobs table.
     """
 
     __tablename__ = "deletions"
@@ -314,4 +314,4 @@ class Deletion(Base):
     actor: Mapped[str] = mapped_column(String(100))
     at: Mapped[float]
     done_at: Mapped[float | None]
-    """When the files were removed; None while they may remain."""
+    """Time at which the files were removed; None while they may remain."""

@@ -1,4 +1,4 @@
-"""Dynamic batching on the model thread: group queued clips, in order, into batches, each for one network.
+"""Dynamic batching on the model thread: group queued clips, in order, into batches that each run on one network.
 
 An idle model briefly waits for clips that are being decoded; a busy one takes the clips that arrived in the meantime.
 """
@@ -24,7 +24,7 @@ SMOOTHING = 0.2  # weight of the newest batch in the throughput average
 
 
 class Network(Protocol):
-    """A network that clips run through: an encoder, or an encoder and its decoder with a mask."""
+    """A network that processes clips: an encoder, or an encoder and its decoder with a mask."""
 
     tokens: int  # per clip
     device: torch.device
@@ -50,7 +50,7 @@ class QueuedClip(Protocol):
 
     @property
     def is_active(self) -> bool:
-        """Whether a caller still waits for the result."""
+        """Whether a caller is still waiting for the result."""
         ...
 
     def on_dequeue(self) -> None:
@@ -90,7 +90,7 @@ class Batcher:
 
     @property
     def problem(self) -> str:
-        """Why no further batch can succeed in this process; empty if batches can."""
+        """Reason why no further batch can succeed in this process; empty if there is none."""
         if not self._problem and not self._closed and not self._thread.is_alive():
             return "the model thread has ended"
         return self._problem
@@ -151,7 +151,7 @@ class Batcher:
                 launched = None
 
     def _next(self, wait: bool) -> tuple[Network | None, list[QueuedClip]]:
-        """Return the next batch; (None, []) after a callback, once closed, or if nothing is queued and not `wait`."""
+        """Return the next batch; (None, []) after a callback, once closed, or if none is queued and `wait` is off."""
         with self._change:
             while not self._closed and not self._callbacks:
                 network = self._oldest()
@@ -178,7 +178,7 @@ class Batcher:
         return None, []
 
     def _oldest(self) -> Network | None:
-        """Return the network whose first clip has waited longest, dropping clips that no caller waits for."""
+        """Return the network whose first clip has waited longest, dropping clips that no caller is waiting for."""
         for network, queue in list(self._queues.items()):
             while queue and not queue[0][1].is_active:
                 queue.popleft()

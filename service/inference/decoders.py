@@ -39,7 +39,7 @@ class DecodeTask(Protocol):
 
     @property
     def is_active(self) -> bool:
-        """Whether a caller still waits for the clips."""
+        """Whether a caller is still waiting for the clips."""
         ...
 
     def on_decoded(self, clips: Tensor | Exception | None) -> None:

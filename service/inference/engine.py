@@ -76,7 +76,7 @@ class Backlog:
             self.tokens, self.bytes = self.tokens - tokens, self.bytes - content
 
     def release_all(self, share: BacklogShare) -> None:
-        """Remove all that the share still holds, outputs included."""
+        """Remove everything that the share still holds, including outputs."""
         self.release(share, share.tokens, share.bytes)
         with self._lock:
             self.output, share.output = self.output - share.output, 0
@@ -118,7 +118,7 @@ class PendingRequest:
 
 
 class PendingItem:
-    """One item of a request, waiting to be decoded or for the outputs of its clips."""
+    """One item of a request, which is first decoded and then waits for the outputs of its clips."""
 
     def __init__(
         self, request: PendingRequest, index: int, item: Item, share: BacklogShare, on_decoded: OnDecoded
@@ -246,7 +246,7 @@ class Engine:
 
     @property
     def problem(self) -> str:
-        """Why this process cannot serve any more and must be replaced; empty while it can."""
+        """Reason why this process can no longer serve and must be replaced; empty while it can serve."""
         return self._batcher.problem
 
     def state(self) -> dict[str, Any]:
@@ -272,7 +272,7 @@ class Engine:
         }
 
     async def close(self) -> None:
-        """Stop threads and processes; requests in flight are refused."""
+        """Stop threads and processes; requests in flight fail."""
         self._slots.clear()
         for request in list(self._requests):
             request.fail(_not_loaded(request.slot))
@@ -338,7 +338,7 @@ class Engine:
 def output_bytes(loaded: LoadedEncoder, plan: InferencePlan, items: int, limits: RequestLimits, as_json: bool) -> int:
     """Return the size of the tokens and layers that an item returns, in bytes.
 
-    Raises Refusal if those of all items exceed the limit.
+    Raises Refusal if the total over all items exceeds the limit.
     """
     outputs = len(plan.outputs.layers) + plan.outputs.tokens
     size = outputs * loaded.tokens * loaded.width * 4  # float32

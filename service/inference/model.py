@@ -74,7 +74,7 @@ class LoadedEncoder:
     """A published encoder on its device, with its classifier head and decoder if it has them."""
 
     def __init__(self, url: str, device: torch.device, precision: Precision) -> None:
-        """Load the encoder published at `url`. Raises ConfigError if there is no valid one."""
+        """Load the encoder published at `url`. Raises ConfigError if there is no valid encoder."""
         try:
             encoder, self.card = load_encoder(url)
             self.head = load_head(url, self.card) if _classifies(self.card) else None

@@ -15,7 +15,7 @@ class Item(NamedTuple):
 
     content: bytes | None = None
     uri: str | None = None
-    """A path or an fsspec URL; the caller must have checked that reading it is allowed."""
+    """Path or fsspec URL; the caller must already have checked that reading it is allowed."""
 
 
 class InferenceOptions(BaseModel):
@@ -33,18 +33,18 @@ class InferenceOptions(BaseModel):
     top_k: int = Field(5, ge=1)
     """Number of classes that a classification returns, most likely first."""
     views: str | None = None
-    """Segments x crops, such as 5x3. Probabilities or embeddings are averaged over them. None: one center clip."""
+    """Segments x crops, such as 5x3. Probabilities or embeddings are averaged over them. Default: one center clip."""
     mask_ratio: float | None = None
-    """Fraction of tokens that a reconstruction hides. None: the ratio that the encoder was trained with."""
+    """Fraction of tokens that a reconstruction hides. Default: the ratio that the encoder was trained with."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of a reconstruction's mask; equal seeds and ratios hide the same tokens of every item."""
+    """Seed for a reconstruction's mask; the same seed and ratio hide the same tokens in every item."""
 
 
 class InferenceResult(NamedTuple):
     """Results of one request; one encoder computes all of them."""
 
     encoder: str
-    """Id of the encoder."""
+    """ID of the encoder."""
     items: list[dict[str, Any]]
     """One dict per item; its keys depend on the task.
 
@@ -57,7 +57,7 @@ class InferenceResult(NamedTuple):
 
 
 class FrozenSettings(BaseModel):
-    """Base of immutable settings that reject unknown fields."""
+    """Base class for immutable settings that reject unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -99,11 +99,11 @@ class EngineSettings(FrozenSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int | None = Field(None, ge=1)
-    """Number of CPU threads of the model. None: PyTorch's default."""
+    """Number of CPU threads of the model. Default: set by PyTorch."""
     max_batch_tokens: int | None = Field(None, ge=1)
-    """Maximum number of tokens per forward pass; a clip with more tokens runs as a batch of its own.
+    """Maximum number of tokens per forward pass; a clip with more tokens runs as a separate batch.
 
-    None: 2048 on a CPU, where larger batches are not faster, and 32768 on a GPU.
+    Default: 2048 on a CPU, where larger batches are not faster, and 32768 on a GPU.
     """
     max_wait_ms: float = Field(5.0, ge=0)
     """Maximum time in milliseconds that an idle model waits for items that are being decoded."""

@@ -67,7 +67,7 @@ class Replica:
         self._drift = Drift() if CANDIDATE in self._urls else None
 
     async def check_health(self) -> None:
-        """Raise RuntimeError if this process cannot serve any more. Serve then replaces the replica."""
+        """Raise RuntimeError if this process can no longer serve. Serve then replaces the replica."""
         if problem := self._engine.problem:
             raise RuntimeError(problem)
 

@@ -65,8 +65,8 @@ _STOP_TARGETS: dict[Action, _StopTarget] = {
 def allowed_actions(job: Job) -> list[Action]:
     """Return the actions that the job's state allows.
 
-    Of the runs that were started outside the service, those that `ray job submit` started can be cancelled: they have
-    an attempt.
+    A run that was started outside the service can be cancelled only if it has an attempt, that is, if `ray job submit`
+    started it.
     """
     if job.origin == "api":
         return list(ACTIONS[job.state])

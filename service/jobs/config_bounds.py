@@ -1,7 +1,8 @@
 """Bounds on the numbers of a job's config, checked when the job is submitted.
 
-Configs bound few numbers, since a run on one's own machine may use any size it can hold. A service also has to reject
-sizes that no cluster runs, before they wait in the queue for ever or exhaust a node. Does not know the cluster.
+Configs limit only a few numbers, because a run on the user's own machine may use any size that fits. A service must
+also reject sizes that no cluster can run, before such jobs wait in the queue forever or exhaust a node. Independent of
+the actual cluster.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _VALUES_OF_A_DIMENSION = ("choices", "low", "high", "step")
 
 
 def check_bounds(config: BaseModel, max_project_workers: int | None = None) -> None:
-    """Raise ConfigError for numbers beyond all clusters, and for more workers than the project may ever use."""
+    """Raise ConfigError for numbers that no cluster can handle, and for more workers than the project may use."""
     problems = [
         f"{field}={value}: must be at most {bound:g}, since no job needs more; lower it"
         for field, value, bound in _numbers(config.model_dump(mode="json"), "", "")
@@ -75,7 +76,7 @@ def check_bounds(config: BaseModel, max_project_workers: int | None = None) -> N
 
 
 def _numbers(value: Any, field: str, name: str) -> Iterator[tuple[str, float, float]]:
-    """Yield (dotted field, number, bound) for each number in a config and in the values that its dimensions try."""
+    """Yield (dotted field, number, bound) for each number in a config, including the values of sweep dimensions."""
     if isinstance(value, dict):
         for key, inner in value.items():
             last = name if key in _VALUES_OF_A_DIMENSION else key.rpartition(".")[2]

@@ -64,9 +64,9 @@ class JobKindSpec(NamedTuple):
     resolve: Resolve
     """Function (preset, config, overrides) -> complete config. Raises ConfigError."""
     module: tuple[str, ...]
-    """Arguments of `python -m`; the program must accept `--config URL`."""
+    """Arguments to `python -m`; the program must accept `--config URL`."""
     args: tuple[str, ...] = ("--json",)
-    """Further arguments for the program."""
+    """Additional arguments for the program."""
 
 
 def _with_presets(config: type[RunConfig], *, complete: bool = False) -> Resolve:
@@ -115,7 +115,9 @@ def resolve(
 ) -> BaseModel:
     """Return the complete config for a request. Raises ConfigError with one line per problem."""
     if preset is not None and config is not None and kind != "search":
-        raise ConfigError(["preset, config: specify only one of them; `overrides` change individual values of either"])
+        raise ConfigError(
+            ["preset, config: specify only one of them; use `overrides` to change individual values of either"]
+        )
     if preset is None and config is None:
         raise ConfigError(["preset, config: specify one of them (`GET /v1/presets` lists the presets)"])
     resolved = KINDS[kind].resolve(preset, config, overrides)
@@ -127,7 +129,7 @@ def resolve(
 
 
 def named(kind: JobKind, config: BaseModel, job_id: str, root: str) -> dict[str, Any]:
-    """Return the config that the job runs: named after the job, on the service's storage root."""
+    """Return the config that the job runs, with the job's ID as its name and the service's storage root."""
     values = config.model_dump(mode="json")
     values["storage"] = root
     if "name" in values:
@@ -153,8 +155,8 @@ def resources_of(config: BaseModel) -> ResourceRequest:
 def locations_of(config: BaseModel) -> Iterator[ConfigLocation]:
     """Yield every location in a job's config and in the recipe that trains its teacher.
 
-    Those of the recipe are named `teacher.overrides.…`, which can change them. Raises ConfigError for an incomplete
-    recipe.
+    Locations in the recipe are reported as `teacher.overrides.…`, the keys that can change them. Raises ConfigError if
+    the recipe is incomplete.
     """
     yield from locations(config)
     prefix, run = ("train.", config.train) if isinstance(config, SearchConfig) else ("", config)
@@ -166,14 +168,14 @@ def locations_of(config: BaseModel) -> Iterator[ConfigLocation]:
 def uris(config: BaseModel) -> Iterator[tuple[str, str]]:
     """Yield (dotted field, value) for each location in a job's config, except its storage root and output folder.
 
-    Includes the choices of every dimension of a sweep, and the recipe of the teacher. Raises ConfigError for an
-    incomplete recipe.
+    Includes the choices of every sweep dimension, and the teacher's recipe. Raises ConfigError if the recipe is
+    incomplete.
     """
     return _uris(locations_of(config))
 
 
 def uris_in(kind: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Like `uris`, for the plain values of a config that may be from another version; without the teacher's recipe."""
+    """Like `uris`, but for plain values of a config from any version, and without the teacher's recipe."""
     return _uris(locations_in(KINDS[cast(JobKind, kind)].config, values))
 
 

@@ -1,7 +1,7 @@
 """Check every location of a job's config against the URI policy, before anything is opened.
 
-The control plane checks a request; the driver checks the stored config again on the cluster, where links may have other
-targets.
+The control plane checks a request; the driver checks the stored config again on the cluster, where links may resolve
+differently.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from service.web.errors import UriNotAllowed
 
 
 def check_locations(config: BaseModel, check: Callable[[str, str], None], root: str, output: str | None = None) -> None:
-    """Check the locations of a config. `output` is the job's own output folder, once it has one.
+    """Check the locations of a config. `output` is the job's own output folder, if it already has one.
 
-    `check`: called with (dotted field, value) of each other location; raises if it is not allowed.
+    `check`: called with (dotted field, value) for every other location; raises if the location is not allowed.
 
-    Raises UriNotAllowed for the first location that is not allowed, and ConfigError for an incomplete teacher's recipe.
+    Raises UriNotAllowed for the first location that is not allowed, and ConfigError if the teacher's recipe is
+    incomplete.
     """
     for field, value, role in locations_of(config):
         if role == "storage" and value != root:

@@ -1,6 +1,6 @@
-"""Read the logs of a job's attempts and of its ranks from the chunks on the storage root. Offsets are in bytes.
+"""Read the logs of a job's attempts and ranks from chunks under the storage root. Offsets are in bytes.
 
-A `folder` contains the chunks of one log: `JobFolder.logs` of an attempt, or `rank_log_folder` of a run.
+A `folder` contains the chunks of one log: `JobFolder.logs` for an attempt, or `rank_log_folder` for a rank.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_TAIL_BYTES = 4 * 2**20  # maximum number of bytes read to find the last line
 
 
 class LogSlice(NamedTuple):
-    """A part of a log."""
+    """A slice of a log."""
 
     text: str
     end: int
@@ -23,7 +23,7 @@ class LogSlice(NamedTuple):
 
 
 class LogReader:
-    """Reads a log onwards from an offset. The chunks are listed once: each one is named after the end of the last."""
+    """Reads a log from an offset onwards. Lists chunks only once, since each is named after the end of the last."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -71,7 +71,7 @@ def cut(found: bytearray, offset: int, whole_lines: bool) -> LogSlice:
 
 
 def read_raw(folder: str, offset: int) -> bytes:
-    """Read about READ_BYTES from an offset, to the end of a chunk. Empty if nothing is stored there yet."""
+    """Read about READ_BYTES from an offset, up to the end of a chunk; empty if nothing is stored there yet."""
     found = bytearray()
     for start, name in _chunks(folder, offset):
         if start > offset + len(found):
@@ -83,7 +83,7 @@ def read_raw(folder: str, offset: int) -> bytes:
 
 
 def size(folder: str) -> int:
-    """Return the number of bytes stored of a log."""
+    """Return the stored size of a log in bytes."""
     chunks = list(_chunks(folder, 0))
     if not chunks:
         return 0

@@ -12,7 +12,7 @@ Points = Sequence[tuple[int, float]]  # (step, value)
 
 
 def series(lines: Sequence[Line], names: Collection[str], max_points: int, since_step: int = 0) -> MetricsView:
-    """Return a series for each metric in `names`, or for all metrics if `names` is empty, from a step on."""
+    """Return a series for each metric in `names`, or for all metrics if `names` is empty, starting at `since_step`."""
     known = sorted({name for line in lines for name in line if "/" in name})
     last_step = int(lines[-1]["step"]) if lines else None
     lines = [line for line in lines if line["step"] >= since_step] if since_step else lines
@@ -30,7 +30,7 @@ def series(lines: Sequence[Line], names: Collection[str], max_points: int, since
 def downsample(points: Points, limit: int) -> Points:
     """Reduce points to at most `limit`.
 
-    Keeps the first and last point, and the lowest and highest of each of several equal buckets in between, so that
+    Keeps the first and last point, and the lowest and highest point of each equal-sized bucket in between, so that
     spikes stay visible at every zoom level.
     """
     if len(points) <= limit:

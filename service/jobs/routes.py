@@ -101,7 +101,7 @@ def _visible(job_id: JobId, jobs: Jobs, caller: Reader) -> Job:
 
 
 def _recorded(job_id: JobId, jobs: Jobs, caller: Reader) -> Job:
-    """Like `_visible`, but including deleted jobs, of which the history is kept."""
+    """Like `_visible`, but includes deleted jobs, whose history is kept."""
     return jobs.get(job_id, caller.project, deleted=True)
 
 
@@ -117,8 +117,8 @@ def project_of(caller: Principal, requested: str | None) -> str:
 def resolved(request: JobRequest, policy: LocationPolicy, settings: Settings, project: str) -> Any:
     """Return the complete config for a request. Raises ConfigError, UriNotAllowed, or NotFound for an encoder or run.
 
-    A job may use only its own project's runs and encoders, even if the submitter's key covers all projects, since every
-    member of the project can read what the job writes.
+    A job may use only its own project's runs and encoders, even if the submitter's key covers all projects, because
+    every member of the project can read the job's output.
     """
     try:
         config = resolve(request.kind, request.preset, request.config, request.overrides)
@@ -195,17 +195,15 @@ def list_jobs(
     state: Annotated[list[State] | None, Query(description="States to list. Default: all states.")] = None,
     label: Annotated[
         list[Annotated[str, Query(pattern=r"^[^=]+=.*$", max_length=320)]] | None,
-        Query(description="Label to filter by, as `key=value`; a job must match all of them."),
+        Query(description="Labels to filter by, as `key=value`; a job must match all of them."),
     ] = None,
     origin: Annotated[
         Literal["api", "external"] | None,
-        Query(description="Where the job was started; external: with Ray, outside the service. Default: both."),
+        Query(description="Where the job was started; `external` means outside the service. Default: both."),
     ] = None,
-    q: Annotated[
-        str, Query(max_length=200, description="Text in the ID, name or preset, in lower or upper case.")
-    ] = "",
+    q: Annotated[str, Query(max_length=200, description="Text to find in the ID, name or preset, ignoring case.")] = "",
     since: Annotated[Timestamp | None, Query(description="Earliest creation time.")] = None,
-    until: Annotated[Timestamp | None, Query(description="Creation time before which jobs are listed.")] = None,
+    until: Annotated[Timestamp | None, Query(description="Latest creation time, exclusive.")] = None,
     facets: Annotated[bool, Query(description="Whether to count the matching jobs by state and kind.")] = False,
     project: ProjectFilter = None,
     cursor: Annotated[str | None, Query(max_length=300, description=CURSOR)] = None,
@@ -239,8 +237,8 @@ def get_job(
 def delete_job(job_id: JobId, caller: Submitter, jobs: Jobs) -> None:
     """Delete a job with its log, metrics, checkpoints and output, and the trials of a sweep. Its encoders are kept.
 
-    The job disappears at once, and its files shortly afterwards. Its history, which names who deleted it, is kept:
-    `GET /v1/jobs?state=deleted` lists deleted jobs.
+    The job disappears immediately, and its files are removed shortly afterwards. Its history, which shows who deleted
+    it, is kept: `GET /v1/jobs?state=deleted` lists deleted jobs.
     """
     act(jobs, job_id, caller.project, "delete", caller.id)
 
@@ -315,7 +313,7 @@ async def job_logs(
         Query(
             ge=0,
             lt=MAX_WORKERS,
-            description="Rank whose output to return, over all attempts. Default: the log of the attempt.",
+            description="Rank whose output to return, across all attempts. Default: the attempt's log.",
         ),
     ] = None,
     offset: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="Bytes to skip.")] = 0,
@@ -323,10 +321,10 @@ async def job_logs(
 ) -> Response:
     """Return the log as text or, with `follow`, as server-sent events (`log`, then `end`).
 
-    For a run that `ray job submit` started outside the service, the log is the output that Ray keeps of it.
+    For a run that `ray job submit` started outside the service, the log is the output stored by Ray.
 
-    The ID of each event is the offset from which a client can resume. A stream ends with the key that opened it, and
-    with a `reconnect` event after the maximum lifetime; the client then resumes with `Last-Event-ID`.
+    The ID of each event is the offset from which a client can resume. A stream ends when its API key becomes invalid
+    and, with a `reconnect` event, after the maximum lifetime; the client then resumes with `Last-Event-ID`.
     """
     calls, source = await open_log(request.app.state, job, attempt, rank, wait=follow)
     start = last_event_id or offset
@@ -355,7 +353,7 @@ async def job_metrics(
         int, Query(ge=2, le=10_000, description="Maximum number of points per series; longer series are thinned out.")
     ] = 500,
     since_step: Annotated[
-        int, Query(ge=0, le=MAX_NUMBER, description="First step to return, for the points after an earlier response.")
+        int, Query(ge=0, le=MAX_NUMBER, description="First step to return, to continue after an earlier response.")
     ] = 0,
 ) -> MetricsView:
     selected = [name.strip() for name in names.split(",")] if names else []

@@ -98,8 +98,8 @@ class JobRequest(ApiModel):
     priority: Priority = 0
     """Priority in the queue; jobs with a higher priority start first."""
     max_retries: int = Field(3, ge=0, le=100)
-    """Maximum number of automatic retries after machine, network or storage failures without new progress, such as a
-    newer checkpoint, in between. Other failures are not retried."""
+    """Maximum number of automatic retries after machine, network or storage failures. The count restarts when the job
+    makes progress, such as a newer checkpoint. Other failures are not retried."""
     time_limit_s: float | None = Field(None, gt=0, le=366 * 86400)
     """Maximum running time of an attempt, in seconds. When it is exceeded, the job saves a checkpoint and fails."""
 
@@ -118,7 +118,7 @@ class ProgressView(ApiModel):
 
 
 class FailureView(ApiModel):
-    """Why an attempt failed."""
+    """Details of an attempt's failure."""
 
     reason: Reason
     message: str
@@ -130,11 +130,11 @@ class FailureView(ApiModel):
 
 
 class AttemptView(ApiModel):
-    """One run of a job on the cluster."""
+    """One execution of a job on the cluster."""
 
     number: int
     submission_id: str
-    """ID of the attempt in Ray."""
+    """Ray submission ID of the attempt."""
     state: str
     started_at: datetime
     ended_at: datetime | None
@@ -187,7 +187,7 @@ class JobDetail(JobView):
 
 
 class JobFacets(ApiModel):
-    """Numbers of jobs that match a filter, each by one field and without the filter of that field."""
+    """Counts of jobs that match a filter, by state and by kind. Each count ignores the filter on its own field."""
 
     state: dict[str, int]
     kind: dict[str, int]
@@ -200,11 +200,11 @@ class JobPage(ApiModel):
     next_cursor: str | None
     """Cursor for the next page; null on the last page."""
     facets: JobFacets | None = None
-    """Numbers of matching jobs by state and kind; null unless requested."""
+    """Counts of matching jobs by state and kind; null unless requested."""
 
 
 class EventView(ApiModel):
-    """One entry of a job's history."""
+    """An entry in a job's history."""
 
     id: int
     """Event number within the job, sent as `id:` in the event stream."""
@@ -216,11 +216,11 @@ class EventView(ApiModel):
 
 
 class CancelRequest(ApiModel):
-    """Options for a cancellation."""
+    """Options for cancelling a job."""
 
     deadline_s: float | None = Field(None, gt=0, le=86400)
-    """Time for the final checkpoint before the job is killed, in seconds. Default: based on checkpoint.deadline_s in
-    the config, after which the workers give up in any case."""
+    """Time for the final checkpoint before the job is killed, in seconds. Default: derived from checkpoint.deadline_s
+    in the config, after which the workers give up in any case."""
 
 
 class SeriesView(ApiModel):

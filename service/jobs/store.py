@@ -1,6 +1,6 @@
 """Jobs in the database: every change is a compare-and-set on the job's version and is recorded as an event.
 
-A deleted job stays as a row with its events: a listing by its state and its history show it, nothing else does.
+A deleted job keeps its row and its events, but appears only in its history and in listings that filter by its state.
 
 State transitions are decided in `actions` and `execution.reconciler`. A listener delivers the events, so this module
 knows nothing about webhooks. Behaves identically on SQLite and PostgreSQL.
@@ -54,10 +54,10 @@ class JobFilter(NamedTuple):
     labels: Mapping[str, str] = {}
     origin: str | None = None
     text: str = ""
-    """Text that the ID, name or preset contains, in any case."""
+    """Text to find in the ID, name or preset, ignoring case."""
     since: float | None = None
     until: float | None = None
-    """Bounds of the creation time."""
+    """Bounds on the creation time."""
 
 
 class JobStore:
@@ -144,7 +144,7 @@ class JobStore:
     # Reading
 
     def get(self, job_id: str, project: str | None = None, *, deleted: bool = False) -> Job:
-        """Return a job; `deleted` includes jobs whose deletion was requested, of which the history is kept.
+        """Return a job. With `deleted`, includes jobs whose deletion was requested, because their history is kept.
 
         Raises NotFound, including for a job in another project, whose existence is not disclosed.
         """
@@ -155,7 +155,7 @@ class JobStore:
         return job
 
     def list(self, where: JobFilter, cursor: str | None = None, limit: int = 50) -> JobPageRows:
-        """List jobs, newest first, without their configs. Deleted jobs are listed only if the filter names their state.
+        """List jobs, newest first, without their configs. Includes deleted jobs only if filtered by their state.
 
         Raises BadCursor if the cursor is invalid.
         """
@@ -174,9 +174,9 @@ class JobStore:
         return JobPageRows(jobs[:limit], cursor_of(last.created_at, last.id) if last is not None else None)
 
     def in_states(self, states: Collection[str], origin: str = "api", limit: int | None = None) -> Sequence[Job]:
-        """List the jobs in these states, of which there are few, without their configs: by priority, then oldest first.
+        """List the jobs in these states, without their configs: highest priority first, then oldest.
 
-        `limit`: for states in which there may be many. Waiting jobs are read by `execution.queue`.
+        Set `limit` for states that may contain many jobs. Waiting jobs are read by `execution.queue`.
         """
         query = select(Job).options(_WITHOUT_CONFIG).where(Job.state.in_(states), Job.origin == origin)
         with self._read() as session:
@@ -189,14 +189,14 @@ class JobStore:
             return list(session.scalars(query.order_by(Job.created_at.desc()).limit(limit)))
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """Return the number of jobs by (kind, state), without deleted jobs."""
+        """Return the number of jobs by (kind, state), excluding deleted jobs."""
         count = select(Job.kind, Job.state, func.count()).where(Job.state != "deleted")
         with self._read() as session:
             rows = session.execute(count.group_by(Job.kind, Job.state))
             return {(kind, state): count for kind, state, count in rows}
 
     def facets(self, where: JobFilter) -> dict[str, dict[str, int]]:
-        """Return the number of matching jobs by state and by kind, each without the filter's own states or kinds."""
+        """Return the number of matching jobs by state and by kind. Each count ignores the filter on its own field."""
         found = {}
         for name, column, others in (
             ("state", Job.state, where._replace(states=())),
@@ -291,7 +291,7 @@ class JobStore:
             return changed
 
     def edit(self, job: Job, fields: Mapping[str, Any], actor: str) -> Job:
-        """Set what users may change of a job: name, labels and priority. Raises StaleJob as `change` does."""
+        """Set the fields that users may change: name, labels and priority. Raises StaleJob like `change`."""
         changed = self.change(job, "edit", actor=actor, data=fields, **fields)
         if "labels" in fields:
             same = {"job_id": job.id, "created_at": job.created_at}
@@ -311,9 +311,10 @@ class JobStore:
             session.execute(update(Job).where(Job.id == job.id, Job.version == job.version).values(**values))
 
     def finish_deletion(self, job: Job) -> None:
-        """Record that a job's files are gone, and drop its config and attempts, whose outcomes quote the log.
+        """Record that a job's files are removed, and delete its config and its attempts, which quote the log.
 
-        The job and its events stay, since they say who deleted it. Raises StaleJob if another process recorded it.
+        The job and its events are kept, since they show who deleted it. Raises StaleJob if another process has already
+        recorded it.
         """
         with self._write() as session:
             session.execute(delete(Attempt).where(Attempt.job_id == job.id))

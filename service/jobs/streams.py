@@ -1,7 +1,7 @@
-"""Server-sent event streams of jobs and logs, which can be resumed. One poll of the database serves all subscribers.
+"""Resumable server-sent event streams for jobs and logs. One poll of the database serves all subscribers.
 
-`id:` is the number of an event or a byte offset in a log; a client that reconnects with `Last-Event-ID` receives every
-event exactly once.
+`id:` is an event number or a byte offset in a log; a client that reconnects with `Last-Event-ID` receives every event
+exactly once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class JobUpdate(NamedTuple):
 
 
 class JobWatcher:
-    """Polls the jobs that have subscribers, wakes the subscribers of a job when it changes, and reads it once for all.
+    """Polls jobs with subscribers, wakes a job's subscribers when it changes, and reads each changed job only once.
 
     Used on the event loop only.
     """
@@ -85,7 +85,7 @@ class JobWatcher:
     async def read(self, job_id: str, after: int) -> JobUpdate:
         """Return a subscribed job and its events after a version, as of its last known change or later.
 
-        Subscribers that ask for the same share one read. Raises errors of the database.
+        Subscribers with the same arguments share one read. Raises database errors.
         """
         reads = self._reads.setdefault(job_id, {})
         if (reading := reads.get(after)) is None:
@@ -108,7 +108,7 @@ def message(event: str, data: Any, event_id: int | None = None) -> str:
 
 
 async def job_events(watcher: JobWatcher, job: Job, after: int) -> AsyncIterator[str]:
-    """Stream the job's events after a given one and its progress, as they happen, then `end` once the job has ended."""
+    """Stream the job's progress and its events after a given event as they happen, then `end` once the job ends."""
     yield f"retry: {RETRY_MS}\n\n"
     progress: Any = None
     with watcher.subscribe(job.id) as changed:
@@ -139,9 +139,9 @@ async def job_events(watcher: JobWatcher, job: Job, after: int) -> AsyncIterator
 async def job_log(
     store: JobStore, calls: BoundedCalls, source: LogSource, job: Job, attempt: int, offset: int, interval_s: float
 ) -> AsyncIterator[str]:
-    """Stream a log from an offset as it grows, then `end` once the attempt has ended.
+    """Stream a log from an offset as it grows, then `end` once the attempt ends.
 
-    The stream outlives outages of the storage root, Ray and the database.
+    The stream survives outages of the storage root, Ray and the database.
     """
     yield f"retry: {RETRY_MS}\n\n"
     silent = 0.0

@@ -64,7 +64,7 @@ def trials(folder: str) -> Iterator[TrialView]:
 
 
 def checkpoints(folder: str) -> Iterator[CheckpointView]:
-    """Yield the committed checkpoints, which are those with a manifest: it is written last."""
+    """Yield committed checkpoints: those with a manifest, which is written last."""
     for name in listdir(join(folder, "checkpoints")):
         url = join(folder, "checkpoints", name)
         if name.startswith("step-") and "manifest.json" in listdir(url):

@@ -32,21 +32,21 @@ class ResourcesView(ApiModel):
 
 
 class OccupantView(ApiModel):
-    """A job that uses the cluster or waits for it."""
+    """A job that uses the cluster or is waiting for it."""
 
     job: str | None
-    """ID of the job; null for a job of another project."""
+    """ID of the job; null for a job in another project."""
     name: str | None
     kind: str
     state: str
     project: str | None
-    """Project of the job; null for another project."""
+    """Project of the job; null for a job in another project."""
     workers: int
     cpus: float
     device: str
     priority: int
     message: str
-    """Explanation of why the job waits."""
+    """Explanation of why the job is waiting."""
     started_at: datetime | None
 
 
@@ -59,12 +59,12 @@ class ClusterView(ApiModel):
     """Explanation of why the cluster does not respond; empty if it does."""
     running: list[OccupantView]
     waiting: list[OccupantView]
-    """Jobs that wait, in queue order: highest priority first, then oldest; the first 500."""
+    """Waiting jobs in queue order: highest priority first, then oldest; at most 500."""
 
 
 @router.get("/cluster", summary="Get the cluster's resources and queue")
 def get_cluster(request: Request, caller: Reader, jobs: Jobs) -> ClusterView:
-    """Jobs of other projects are counted without their IDs and names."""
+    """Jobs in other projects are listed without their IDs and names."""
     cluster: Cluster = request.app.state.cluster
     calls: BoundedCalls = request.app.state.ray_calls
     resources, problem = None, ""

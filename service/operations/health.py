@@ -27,7 +27,7 @@ NOT_MIGRATED = "its schema is not up to date: run `python -m service migrate`"
 
 
 class DependencyChecks:
-    """Checks the database, storage and Ray, waiting at most PROBE_TIMEOUT_S: a probe never hangs on a dependency."""
+    """Checks the database, storage and Ray, waiting at most PROBE_TIMEOUT_S, so that a probe never hangs."""
 
     def __init__(self, engine: Engine, root: str, cluster: Cluster) -> None:
         self._checks: dict[str, Callable[[], object]] = {
@@ -48,7 +48,7 @@ class DependencyChecks:
         return {part: self._result(check) for part, check in running.items()}
 
     def close(self) -> None:
-        """End the threads that are idle; a check that hangs is abandoned."""
+        """Stop idle threads; a check that hangs is abandoned."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     @staticmethod
@@ -93,6 +93,6 @@ async def readyz(request: Request) -> Response:
 def prometheus(request: Request) -> Response:
     """Return metrics that contain only counts and times, without names or user-defined labels.
 
-    Of several control planes, the one that reconciles jobs reports the state of jobs and webhooks.
+    Only the control plane that reconciles jobs reports the state of jobs and webhooks.
     """
     return Response(metrics.render(request.app.state), media_type=CONTENT_TYPE_LATEST)

@@ -1,7 +1,7 @@
-"""Prometheus metrics of a control plane: what it counts itself, and the state of jobs in the database.
+"""Prometheus metrics of a control plane: its own counters, and the state of jobs in the database.
 
-The state of jobs and webhooks is exported by one control plane, the one that reconciles jobs, so that a sum over
-control planes counts nothing twice. Metrics contain counts and times, without names or user-defined labels.
+Only the control plane that reconciles jobs exports the state of jobs and webhooks, so that a sum over control planes
+counts nothing twice. Metrics contain counts and times, without names or user-defined labels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class RequestMetrics:
-    """ASGI middleware that measures requests by the template of their route."""
+    """ASGI middleware that measures requests by route template."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
         self._app = app
@@ -54,7 +54,7 @@ class RequestMetrics:
 
 
 def _template(scope: Scope) -> str:
-    """Return the path of the request's route, with the prefix of its router; `unmatched` without a route."""
+    """Return the path template of the request's route, including its router's prefix, or `unmatched`."""
     route: str | None = getattr(scope.get("route"), "path", None)
     if route is None:
         return "unmatched"
@@ -63,7 +63,7 @@ def _template(scope: Scope) -> str:
 
 
 def render(state: Any) -> bytes:
-    """Return the metrics of an application, given its state. Those of the database are omitted while it is out."""
+    """Return the metrics of an application, given its state. Omits database metrics while the database is down."""
     own = CollectorRegistry()
     _add_loops(own, state)
     _add_pools(own, state)

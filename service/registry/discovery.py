@@ -35,7 +35,7 @@ class EncoderDiscovery:
     def scan(self) -> None:
         """Scan if SCAN_INTERVAL_S has passed, a job has succeeded, or cards remain to be read. Raises StorageError.
 
-        Removes the files of deleted encoders in any case.
+        The files of deleted encoders are removed in any case.
         """
         self._remove_deleted()
         now = self._clock()

@@ -1,11 +1,11 @@
-"""Which project owns a run, a job's folder or an encoder under the storage root.
+"""Determine which project owns a run, a job's folder or an encoder under the storage root.
 
 - A job owns its run, and the runs that it starts: trials, and the teacher that it trains first.
 - An encoder belongs to the project of the job that trained or imported it, as recorded in its card and its run.
 - Everything else belongs to `default`: runs and encoders of `amd train` or `ray job submit` outside the service.
 
-Owners are looked up in the database first, and under the storage root if they are not in it yet, or no longer: a job's
-folder contains its project, so that a lost database can be rebuilt. Does not use HTTP.
+Owners are looked up in the database first, and under the storage root if the database does not (or no longer) contain
+them: a job's folder records its project, so that a lost database can be rebuilt. Does not use HTTP.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _ID = re.compile(rf"(?=.{{1,200}}$){ENCODER_ID}")  # anything else is not an id,
 
 
 class Owner(NamedTuple):
-    """The project that owns an encoder or a run, and the job that made it."""
+    """The project that owns an encoder or a run, and the job that created it."""
 
     project: str
     job_id: str | None
-    """ID of the job; None if it was made outside the service."""
+    """ID of the job; None if the object was created outside the service."""
 
 
 NO_JOB = Owner(DEFAULT_PROJECT, None)
@@ -74,7 +74,7 @@ class StorageOwners:
         return self._publisher(card.job, card.run)
 
     def _publisher(self, job_id: str | None, run_id: str | None) -> Owner:
-        """Return the owner of an encoder, given the job and the run that its card names."""
+        """Return the owner of an encoder, given the job and the run recorded in its card."""
         if job_id:  # an import, whose card may be a copy that still names another encoder's run
             return self._job(job_id) or NO_JOB
         if not run_id:
@@ -85,7 +85,7 @@ class StorageOwners:
         return (self._job(str(parent)) if parent else None) or NO_JOB
 
     def _job(self, job_id: str) -> Owner | None:
-        """Return the owner of what a job makes; None if there is no such job."""
+        """Return the owner of a job's runs and encoders, or None if there is no such job."""
         with Session(self._reading) as session:
             row = session.execute(select(Job.project, Job.origin).where(Job.id == job_id)).first()
         if row is not None:
@@ -102,7 +102,7 @@ class StorageOwners:
         return self._read(run_id, join(run_folder(self._root, run_id), FACTS))
 
     def _read(self, name: str, url: str) -> dict[str, Any] | None:
-        """Return a JSON object from the folder of an ID, or None if there is none that can be read."""
+        """Return a JSON object from the folder of an ID, or None if it does not exist or cannot be read."""
         if not _ID.fullmatch(name):
             return None
         try:

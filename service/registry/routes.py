@@ -90,7 +90,7 @@ def list_encoders(
     cursor: Annotated[str | None, Query(max_length=400, description=CURSOR)] = None,
     limit: PageSize = 50,
 ) -> EncoderPage:
-    """List the encoders of your project."""
+    """List the encoders in your project."""
     where = EncoderFilter(caller.own_project(project), objective, size, alias, job)
     page = encoders.list(where, cursor, limit)
     items = views.encoder_views(page.encoders, _aliases(encoders, caller, *page.encoders))
@@ -107,8 +107,7 @@ def import_encoder(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """Start a job of kind `import`. Once it succeeds, the encoder is listed under the ID in the job's `encoder`
-    field.
+    """Start a job of kind `import`. When it succeeds, the encoder is listed under the ID in its `encoder` field.
 
     Repeating a request with the same `Idempotency-Key` returns the same job.
     """
@@ -168,7 +167,7 @@ def get_encoder(
 
 @router.delete("/{encoder}", status_code=204, summary="Delete an unused encoder")
 def delete_encoder(encoder: EncoderId, caller: Submitter, encoders: EncodersDep, settings: Config) -> None:
-    """Delete the encoder permanently, and its files shortly afterwards.
+    """Delete the encoder permanently; its files are removed shortly afterwards.
 
     Fails while an alias, a deployment or an active job uses it.
     """

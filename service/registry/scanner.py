@@ -1,7 +1,7 @@
-"""Periodic discovery of what the storage root contains: runs started outside the service, and published encoders.
+"""Periodically discover runs started outside the service, and published encoders, under the storage root.
 
-Runs apart from the reconciler, since listing a large storage root takes long and jobs must not wait for it. Of several
-control planes, one discovers at a time.
+Separate from the reconciler, because listing a large storage root takes a long time and must not delay jobs. Only one
+of several control planes scans at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INTERVAL_S = 1.0
 
 
 class StorageScanner:
-    """Scans the storage root periodically; most steps find that nothing has to be read."""
+    """Scans the storage root periodically; most scans find nothing new to read."""
 
     def __init__(self, runs: ExternalRunDiscovery, encoders: EncoderDiscovery, lease: LeaseKeeper) -> None:
         self._runs = runs

@@ -65,7 +65,7 @@ class EncoderView(ApiModel):
 
     id: str
     project: str | None
-    """Project that owns the encoder: that of the job that published it, or `default` if no job did."""
+    """Project that owns the encoder: the project of the job that published it, or `default` if no job did."""
     created_at: datetime
     objective: Objective
     size: str | None

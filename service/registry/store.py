@@ -125,7 +125,7 @@ class EncoderStore:
             return list(session.scalars(select(Deletion.object_id).where(*_pending()).order_by(Deletion.id)))
 
     def finish_deletion(self, encoder_id: str) -> None:
-        """Record that a deleted encoder's files are gone. From now on, an encoder can be published under its ID."""
+        """Record that a deleted encoder's files have been removed. Its ID can then be used for a new encoder."""
         with self._write_session() as session:
             pending = (*_pending(), Deletion.object_id == encoder_id)
             session.execute(update(Deletion).where(*pending).values(done_at=time.time()))
@@ -222,9 +222,9 @@ class EncoderStore:
             return dict(session.execute(select(RegisteredEncoder.id, RegisteredEncoder.stamp)).tuples().all())
 
     def upsert(self, encoder: RegisteredEncoder) -> None:
-        """Insert an encoder, or update its card, and its owner if another job or run has published it since.
+        """Insert an encoder, or update its card and, if another job or run has republished the encoder, its owner.
 
-        No-op while its deletion removes its files.
+        No-op while the encoder's files are being removed.
         """
         with suppress(IntegrityError), self._write_session() as session:  # inserted concurrently by another scan
             known = session.get(RegisteredEncoder, encoder.id, with_for_update=True)
@@ -244,7 +244,7 @@ class EncoderStore:
                 session.execute(delete(RegisteredEncoder).where(RegisteredEncoder.id.in_(batch)))
 
     def job_succeeded_since(self, since: float) -> bool:
-        """Return whether a job has succeeded since then, and so may have published an encoder."""
+        """Return whether a job has succeeded since this time and may therefore have published an encoder."""
         query = select(JobEvent.at).where(JobEvent.at >= since, JobEvent.type == "succeeded").limit(1)
         with self._read_session() as session:
             return session.execute(query).first() is not None
@@ -287,7 +287,7 @@ def _alias_not_found(name: str) -> NotFound:
 
 
 def _find_uses(session: Session, encoder_id: str, url: str, project: str | None) -> Iterator[str]:
-    """Describe each use that prevents a deletion, without the names of uses in other projects."""
+    """Describe each use that prevents a deletion, omitting names from other projects."""
 
     def describe(kind: str, name: str, owner: str) -> str:
         return f"{kind} {name}" if project in (None, owner) else f"{kind} of another project"

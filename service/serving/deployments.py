@@ -49,7 +49,7 @@ class DeploymentStore:
     def put(self, desired: Deployment, if_match: str | None = None) -> tuple[Deployment, bool]:
         """Create or update a deployment. Returns it and whether it is new.
 
-        Raises NotFound if the name belongs to another project, or PreconditionFailed if `if_match` does not name the
+        Raises NotFound if the name belongs to another project, or PreconditionFailed if `if_match` does not match the
         ETag of the current settings.
         """
         while True:
@@ -67,7 +67,7 @@ class DeploymentStore:
             return desired, True
         if found.project != desired.project:
             raise NotFound(
-                f"there is no deployment {desired.name!r} in your project, and another project uses the name"
+                f"there is no deployment {desired.name!r} in your project, but another project uses the name"
             )
         check_match(if_match, etag_of(found))
         for field in ("encoder", "candidate", "share", "settings", "changed_at", "state", "message"):
@@ -91,7 +91,7 @@ class DeploymentStore:
     def find_serving(self, name: str, project: str | None) -> Deployment | None:
         """Find a deployment by its name, or by its encoder's id or alias.
 
-        Of several, returns the healthiest, or the first by name if they are equally healthy.
+        If several match, returns the healthiest, or the first by name if they are equally healthy.
         """
         query = select(Deployment).where(
             or_(
@@ -108,7 +108,7 @@ class DeploymentStore:
         return min(found, key=lambda one: (ranks.index(one.state), one.name), default=None)
 
     def delete(self, name: str, project: str | None, actor: str, if_match: str | None = None) -> None:
-        """Delete a deployment, which the deployer then stops. Raises NotFound, or PreconditionFailed as `put` does."""
+        """Delete a deployment, which the deployer then stops. Raises NotFound, or PreconditionFailed like `put`."""
         with Session(self._engine) as session, session.begin():
             found = _visible(session.get(Deployment, name, with_for_update=True), name, project)
             check_match(if_match, etag_of(found))
@@ -122,7 +122,7 @@ class DeploymentStore:
     ) -> None:
         """Store the observed status, unless the deployment has changed in the meantime.
 
-        `replicas`: number of replicas that hold resources; None keeps the last number.
+        `replicas`: number of replicas that hold resources; None leaves the stored number unchanged.
         """
         replicas = deployment.replicas if replicas is None else replicas
         known = (deployment.state, deployment.message, deployment.serving, deployment.replicas)
@@ -137,7 +137,7 @@ class DeploymentStore:
 
 
 def etag_of(deployment: Deployment) -> str:
-    """Return the ETag of a deployment's settings, which its observed state does not change."""
+    """Return the ETag of a deployment's settings, which does not depend on its observed state."""
     return f'"{deployment.version}-{int(deployment.created_at * 1e6):x}"'
 
 
@@ -284,7 +284,7 @@ def _is_up_to_date(desired: Mapping[str, Any] | None, running: ServeApplication 
 
 
 def _matches(has: Any, desired: Any) -> bool:
-    """Return whether `has` contains all desired values; Serve adds fields of its own."""
+    """Return whether `has` contains all desired values; Serve may add other fields."""
     if isinstance(desired, Mapping):
         return isinstance(has, Mapping) and all(_matches(has.get(key), value) for key, value in desired.items())
     if isinstance(desired, list):

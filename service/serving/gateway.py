@@ -32,7 +32,7 @@ class EncoderReply(NamedTuple):
     """Reply of a replica."""
 
     encoder: str
-    """Id of the encoder that computed it."""
+    """ID of the encoder that computed the reply."""
     items: list[dict[str, Any]]
     content: bytes | None
     """Encoded items, if a media type was requested."""
@@ -75,7 +75,7 @@ class Gateway:
         as_json: bool = False,
         exact: bool = False,
     ) -> EncoderReply:
-        """Run items through an encoder, identified by its id, alias or deployment.
+        """Run items through an encoder, identified by its ID, alias or deployment name.
 
         `media_type`: ARROW or PNG if the replica should encode its reply.
         `as_json`: the reply will be sent as JSON, which has a smaller limit for tokens.

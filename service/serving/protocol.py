@@ -45,7 +45,7 @@ def unpack(data: bytes) -> dict[str, Any]:
 
 
 def refusal_in(reply: Mapping[str, Any]) -> Refusal | None:
-    """Return the refusal that a reply contains. An unknown code, of a replica of another version, is an outage."""
+    """Return the refusal in a reply. An unknown code, from a replica of another version, counts as an outage."""
     if "error" not in reply:
         return None
     code: RefusalCode = reply["error"] if reply["error"] in get_args(RefusalCode) else "encoder_unavailable"

@@ -1,6 +1,7 @@
-"""What deployments reserve on the cluster: the CPUs and GPUs of the replicas that run, and of at least the minimum.
+"""Cluster resources reserved by deployments: CPUs and GPUs of the running replicas, but at least of the minimum.
 
-Replicas beyond the minimum start on what jobs leave idle; only while they run, jobs cannot have it. Does not call Ray.
+Replicas beyond the minimum start on resources that jobs leave idle, and reserve them only while running. Does not call
+Ray.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from service.web.errors import InfeasibleDeployment
 
 
 def running_reservation(store: DeploymentStore) -> Callable[[], Usage]:
-    """Return a function that computes what all deployments reserve now."""
+    """Return a function that computes the resources that all deployments currently reserve."""
 
     def compute() -> Usage:
         return _sum((one, max(_settings(one).replicas.min, one.replicas)) for one in store.all())
@@ -27,7 +28,8 @@ def running_reservation(store: DeploymentStore) -> Callable[[], Usage]:
 def check_fits(desired: Deployment, others: Iterable[Deployment], capacity: Capacity) -> None:
     """Raise InfeasibleDeployment unless the minimum number of replicas of all deployments fits the cluster.
 
-    `others` may contain an earlier version of the deployment. Jobs do not count: replicas wait for them to end.
+    `others` may contain an earlier version of the deployment. Jobs are ignored, since replicas can wait for them to
+    end.
     """
     settings = _settings(desired)
     rest = _sum((one, _settings(one).replicas.min) for one in others if one.name != desired.name)

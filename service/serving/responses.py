@@ -50,7 +50,7 @@ def check_array(options: RequestOptions) -> None:
 
 
 def _to_array(items: Sequence[Mapping[str, Any]], options: RequestOptions) -> Any:
-    """Stack what was requested of each item: its tokens (N, D), its layers (L, N, D), or else its embedding (D,)."""
+    """Stack the requested output of each item: tokens (N, D), layers (L, N, D), or otherwise the embedding (D,)."""
     if options.tokens != "none":
         return np.stack([item["tokens"] for item in items])
     if options.layers:

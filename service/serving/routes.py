@@ -1,4 +1,4 @@
-"""/v1/deployments, inference under /v1/encoders/{encoder}, and the OpenAI-compatible endpoints."""
+"""Routes for deployments, inference under /v1/encoders/{encoder}, and the OpenAI-compatible endpoints."""
 
 from __future__ import annotations
 
@@ -83,11 +83,10 @@ def put_deployment(
 ) -> DeploymentView:
     """The deployment serves requests once its `state` is `healthy`. No request fails while its encoder is replaced.
 
-    Replicas reserve their `cpus` and `gpus`, at least those of the minimum number; if these do not fit the cluster, the
-    response is 409 `infeasible_resources` with the numbers.
+    The minimum number of replicas always reserves its `cpus` and `gpus`; if these do not fit the cluster, the response
+    is 409 `infeasible_resources` with the amounts.
 
-    With `If-Match`, the deployment changes only if its settings are still those with this ETag; otherwise the response
-    is 412.
+    With `If-Match`, the deployment changes only if its settings still have this ETag; otherwise the response is 412.
     """
     project = project_of(caller, body.project)
     for encoder in filter(None, (body.encoder, body.candidate)):
@@ -120,7 +119,7 @@ def list_deployments(caller: Reader, store: DeploymentsDep, project: ProjectFilt
 
 @deployments.get("/{name}", summary="Get a deployment and its state")
 def get_deployment(name: DeploymentName, caller: Reader, store: DeploymentsDep, response: Response) -> DeploymentView:
-    """The `ETag` identifies the settings, for `If-Match`; a new `state` does not change it."""
+    """The `ETag` identifies the settings and can be sent as `If-Match`; it does not depend on the `state`."""
     found = store.get(name, caller.project)
     response.headers["ETag"] = etag_of(found)
     return _view(found)
@@ -202,7 +201,7 @@ inference = APIRouter(prefix="/encoders", tags=["requests"])
 
 
 def _check_inputs(caller: Principal, items: Sequence[Mapping[str, Any]]) -> None:
-    """Raise Forbidden for a URI without the scope `read`: the service reads the file, and a result may show it."""
+    """Raise Forbidden if a caller without the scope `read` sends a URI: results may reveal the file's content."""
     if any("uri" in item for item in items):
         caller.require("read")
 
@@ -239,7 +238,7 @@ async def embeddings(
     policy: Locations,
     accept: Accept = None,
 ) -> Response:
-    """`encoder` is an encoder id, an alias or a deployment name. The body is a file, a form with files, or JSON.
+    """`encoder` is an encoder ID, an alias or a deployment name. The body is a file, a form with files, or JSON.
 
     Tokens and layers of more than 4 MiB are not sent as JSON, only as Arrow or NumPy.
     """

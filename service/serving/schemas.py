@@ -1,4 +1,4 @@
-"""Request and response schemas of deployments and inference."""
+"""Request and response schemas for deployments and inference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Replicas(ApiModel):
     """Autoscaling bounds."""
 
     min: int = Field(1, ge=0, le=1000)
-    """Minimum number of replicas. 0: scale to zero when idle; the next request waits for a replica to start."""
+    """Minimum number of replicas. If 0, scales to zero when idle, and the next request waits for a replica to start."""
     max: int = Field(1, ge=1, le=1000)
     """Maximum number of replicas."""
 
@@ -29,21 +29,21 @@ class ServingSettings(ApiModel):
     replicas: Replicas = Replicas()
     """Minimum and maximum number of replicas; more are started while requests queue."""
     cpus: float = Field(0.0, ge=0, le=256)
-    """CPUs reserved per replica, not available to jobs. 0: the replica uses CPUs that jobs leave idle."""
+    """CPUs reserved per replica, not available to jobs. If 0, the replica uses CPUs that jobs leave idle."""
     gpus: float = Field(0.0, ge=0, le=16)
     """GPUs reserved per replica; fractions share one GPU."""
     threads: int | None = Field(None, ge=1, le=256)
-    """CPU threads of the model in each replica. null: the number of reserved CPUs, but at least 1."""
+    """CPU threads of the model in each replica. Default: the number of reserved CPUs, but at least 1."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass."""
     max_batch_tokens: int | None = Field(None, ge=1, le=10**9)
-    """Maximum number of tokens per forward pass. null: the engine's default."""
+    """Maximum number of tokens per forward pass. Default: set by the engine."""
     max_wait_ms: float | None = Field(None, ge=0, le=1000)
-    """Maximum time in milliseconds that an idle model waits for further clips. null: the engine's default."""
+    """Maximum time in milliseconds that an idle model waits for further clips. Default: set by the engine."""
     max_queued_tokens: int | None = Field(None, ge=1, le=10**9)
-    """Maximum number of queued tokens; requests beyond it fail with status 429. null: the engine's default."""
+    """Maximum number of queued tokens; requests beyond it fail with status 429. Default: set by the engine."""
     decoders: int | None = Field(None, ge=1, le=64)
-    """Number of decoding processes per replica. null: the engine's default."""
+    """Number of decoding processes per replica. Default: set by the engine."""
 
     def engine(self) -> dict[str, Any]:
         """Return the fields of the engine's settings."""
@@ -57,13 +57,13 @@ class DeploymentRequest(ServingSettings):
     """An encoder to serve, with its resources and engine settings."""
 
     encoder: Annotated[str, Field(min_length=1, max_length=200)]
-    """Encoder id or alias. The deployment follows an alias when it moves."""
+    """Encoder ID or alias. If the alias moves, the deployment follows it."""
     candidate: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    """Second encoder, which serves a share of the requests; null for none."""
+    """Second encoder, which serves a share of the requests. Default: none."""
     share: float = Field(0.1, ge=0, le=1)
     """Fraction of requests sent to the candidate."""
     project: Project | None = None
-    """Project of the deployment. null: the API key's project, or `default` if the key covers all projects."""
+    """Project of the deployment. Default: the API key's project, or `default` if the key covers all projects."""
 
     # Rules for requests alone: a deployment that was stored before a rule existed stays readable.
 
@@ -85,7 +85,8 @@ class DeploymentRequest(ServingSettings):
             )
         if info.field_name == "gpus" and value > 1 and value != int(value):
             raise ValueError(
-                f"gpus={value:g} must be a whole number above 1: a replica shares one GPU, but not several; round it"
+                f"gpus={value:g} must be a whole number if above 1: a replica can share one GPU, but not several; "
+                "round it"
             )
         return value
 
@@ -111,11 +112,11 @@ class DeploymentView(ApiModel):
     share: float
     settings: ServingSettings
     serving: dict[str, str]
-    """Ids of the encoders last sent to the replicas, by slot: `main` and `candidate`."""
+    """IDs of the encoders last sent to the replicas, by slot: `main` and `candidate`."""
     state: State
     message: str
     running: int = 0
-    """Number of replicas that run, and so reserve their CPUs and GPUs."""
+    """Number of running replicas, which reserve their CPUs and GPUs."""
     created_by: str
     created_at: datetime
     changed_at: datetime
@@ -130,7 +131,7 @@ class DeploymentList(ApiModel):
 
 
 class DriftView(ApiModel):
-    """Distance of the candidate's embeddings from the encoder's on the same items, measured on a single replica."""
+    """Distance between the candidate's and the encoder's embeddings of the same items, measured on a single replica."""
 
     items: int
     """Number of items compared."""
@@ -148,7 +149,7 @@ class EmbeddingView(ApiModel):
     """Embedding of one file."""
 
     encoder: str
-    """Id of the encoder that computed it."""
+    """ID of the encoder that computed the embedding."""
     index: int
     embedding: list[float] | str
     """Vector of D values, or base64 if requested."""
@@ -226,7 +227,7 @@ class OpenAIEmbeddings(ApiModel):
     """OpenAI-compatible embeddings request whose inputs are files."""
 
     model: Annotated[str, Field(min_length=1, max_length=200)]
-    """Encoder id, alias or deployment name."""
+    """Encoder ID, alias or deployment name."""
     input: Input | Annotated[list[Input], Field(min_length=1, max_length=MAX_ITEMS)]
     """Files as base64 `data:` URLs, or URIs under the allowed prefixes."""
     encoding_format: Literal["float", "base64"] = "float"

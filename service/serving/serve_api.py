@@ -22,15 +22,15 @@ HOLDING = frozenset({"RUNNING", "UPDATING", "RECOVERING", "STOPPING"})  # states
 
 
 class ServeApplication(NamedTuple):
-    """An application as Serve reports it."""
+    """An application, as reported by Serve."""
 
     status: str
     """One of DEPLOYING, RUNNING, UNHEALTHY, DEPLOY_FAILED, DELETING, NOT_STARTED."""
     message: str
     config: Mapping[str, Any]
-    """The configuration it was last deployed with."""
+    """Configuration that was last deployed."""
     replicas: int
-    """Number of replicas that run or shut down, and so hold resources."""
+    """Number of replicas that are running or shutting down and therefore hold resources."""
 
 
 class ServeClient(Protocol):
@@ -42,14 +42,14 @@ class ServeClient(Protocol):
         """Declare the applications to run; Serve removes all others."""
 
     def load_errors(self, name: str) -> Mapping[str, str]:
-        """Return why encoders could not be loaded, by slot, according to one replica of a deployment."""
+        """Return why encoders could not be loaded, by slot, as reported by one replica of a deployment."""
 
 
 class ServeApi:
     """ServeClient over the dashboard's REST API."""
 
     def __init__(self, dashboard: str, token_file: Path | None, host: str, port: int, url: str) -> None:
-        """`host`, `port`: address that Serve listens on once the first application starts it; `url`: to reach it."""
+        """`host`, `port`: address that Serve listens on once the first application starts it; `url`: URL of Serve."""
         self._url = url.rstrip("/")
         self._dashboard, self._token_file = dashboard.rstrip("/"), token_file
         self._start = {
@@ -106,6 +106,6 @@ def _parse_application(details: Mapping[str, Any]) -> ServeApplication:
 
 
 def _cause(message: str) -> str:
-    """Return the error that ends a traceback in a message of Serve, or the message without one."""
+    """Return the error at the end of a traceback in a Serve message, or the message if it has no traceback."""
     errors = [match.start() for match in _ERROR_LINE.finditer(message)]
     return message[errors[-1] :].strip() if errors else message

@@ -1,7 +1,7 @@
 """Exact nearest-neighbour search by cosine similarity in a job's embeddings, one file at a time.
 
-Files are cached up to a byte limit. The rest of a larger set is read again for each query, so a set does not have to
-fit in memory.
+Files are cached up to a byte limit. The remaining files of a larger set are read again for each query, so a set does
+not have to fit in memory.
 Shapes: r rows of a file, D width.
 """
 
@@ -131,7 +131,7 @@ def query_by_location(cache: EmbeddingCache, output: str, index: EmbeddingIndex,
         if bad["location"] == location:
             raise Refusal("not_possible", f"{location} could not be read: {bad['reason']}")
     raise Refusal(
-        "not_possible", f"{location!r} is not in this set; use a location exactly as the set's files contain it"
+        "not_possible", f"{location!r} is not in this set; use a location exactly as it appears in the set's files"
     )
 
 

@@ -88,8 +88,8 @@ def _search(
 def _load_index(job: Job, cache: EmbeddingCache, output: str) -> EmbeddingIndex:
     """Return the index of a job's embeddings.
 
-    Raises Refusal if the job is not of kind embed or its embeddings are gone, or IllegalAction if it has
-    not succeeded.
+    Raises Refusal if the job is not of kind embed or its embeddings no longer exist, or IllegalAction if it has not
+    succeeded.
     """
     if job.kind != "embed":
         raise Refusal(

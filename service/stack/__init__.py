@@ -101,7 +101,7 @@ def up(
         folder.write(state)
         control_plane = state.alive("control-plane")
         if control_plane is not None and previous is not None and previous.ray != state.ray:
-            on_progress("restarting control-plane, since another program has taken a port of Ray")
+            on_progress("restarting control-plane, because another program has taken one of Ray's ports")
             end([control_plane])
         for part in START_ORDER:  # concurrently: neither needs the other in order to start
             if not state.alive(part):

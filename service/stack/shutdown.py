@@ -68,7 +68,7 @@ def end(
     processes: Sequence[psutil.Process],
     signals: Sequence[Callable[[psutil.Process], None]] = TERMINATE_THEN_KILL,
 ) -> None:
-    """End processes, sending each signal to those that survived the previous one."""
+    """Terminate processes, sending each signal to those that survived the previous signal."""
     for send in signals:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,7 +1,7 @@
 """A stack's state on disk: its folder, and its ports and processes in `<data_dir>/stack.json`.
 
-A process is identified by its pid and its start time, so that a reused pid is never signalled. Does not start
-or end processes.
+A process is identified by its pid and its start time, so that a reused pid is never signalled. Does not start or
+terminate processes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class RayPorts(BaseModel):
 
 
 class StackState(BaseModel):
-    """Content of stack.json, which the next start reuses."""
+    """Contents of stack.json, which the next start reuses."""
 
     port: int
     storage: str
@@ -144,7 +144,7 @@ class StackFolder:
                         file.seek(0)
                         raise StackError(
                             f"process {file.read().strip() or '?'} has been starting or stopping this stack for "
-                            f"{LOCK_S:.0f} s; end it and retry"
+                            f"{LOCK_S:.0f} s; terminate it and retry"
                         ) from None
                     time.sleep(0.2)
             file.truncate(0)

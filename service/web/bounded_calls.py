@@ -1,8 +1,8 @@
-"""Blocking calls to one dependency, such as the storage root, in threads of their own and with a timeout.
+"""Run blocking calls to one dependency, such as the storage root, in separate threads with a timeout.
 
-A dependency that hangs occupies only its own threads: other requests keep theirs. A call that has made no progress for
-the timeout is abandoned, and its thread stays occupied until the call returns; while all threads are, further calls are
-rejected at once. Does not know which dependency it calls.
+A hanging dependency blocks only its own threads; other requests are unaffected. A call that makes no progress within
+the timeout is abandoned, and its thread stays occupied until the call returns. While all threads are occupied, further
+calls are rejected immediately. Independent of which dependency is called.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class _Call:
 
 
 def report_progress() -> None:
-    """Extend the timeout of the call that this thread works on, if any: some calls read many files."""
+    """Extend the timeout of the call that this thread is running, if any. Useful for calls that read many files."""
     if (call := _call.get(None)) is not None:
         call.progress_at = time.monotonic()
 
 
 def with_progress(items: Iterable[T]) -> Iterator[T]:
-    """Yield the items, each of which extends the timeout of the call that this thread works on."""
+    """Yield the items; each one extends the timeout of the call that this thread is running."""
     for item in items:
         report_progress()
         yield item
@@ -51,7 +51,7 @@ class BoundedCalls:
     """Runs blocking calls to one dependency."""
 
     def __init__(self, name: str, threads: int, timeout_s: float, error: Callable[[str], ServiceError]) -> None:
-        """`error` makes the exception for a call that is abandoned or rejected, from a message for the caller."""
+        """`error` builds the exception for an abandoned or rejected call from a message for the caller."""
         self.name, self.threads, self._timeout_s, self._error = name, threads, timeout_s, error
         self._pool = ThreadPoolExecutor(threads, name)
         self._lock = threading.Lock()
@@ -59,7 +59,7 @@ class BoundedCalls:
 
     @property
     def running(self) -> int:
-        """Number of threads that are occupied."""
+        """Number of occupied threads."""
         return len(self._running)
 
     async def run(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
@@ -76,7 +76,7 @@ class BoundedCalls:
         return waiting.result()
 
     def run_from_thread(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        """Like `run`, but blocks. Not for the event loop, nor for a function that runs in one of these threads."""
+        """Like `run`, but blocks. Must not be called on the event loop or from one of these threads."""
         call, future = self._submit(lambda: function(*args, **options))
         while True:
             remaining = call.progress_at + self._timeout_s - time.monotonic()
@@ -90,7 +90,7 @@ class BoundedCalls:
                     raise self._hangs() from None
 
     def map_from_thread(self, function: Callable[[S], T], items: Sequence[S]) -> list[T | Exception]:
-        """Return the result for each item, or its error. All calls together have the timeout. Blocks."""
+        """Return the result or the error for each item. The timeout applies to all calls together. Blocks."""
         try:
             futures = [self._submit(partial(function, item))[1] for item in items]
         except ServiceError as error:  # all threads are occupied
@@ -107,7 +107,7 @@ class BoundedCalls:
         return results
 
     async def iterate(self, items: Iterator[T]) -> AsyncIterator[T]:
-        """Yield items of an iterator that blocks. Each one has the whole timeout."""
+        """Yield the items of a blocking iterator. The timeout applies to each item separately."""
         while (item := await self.run(next, items, _END)) is not _END:
             yield item  # type: ignore[misc]  # not the end
 
@@ -135,7 +135,7 @@ class BoundedCalls:
                 self._running.discard(call)
 
     def _hangs(self) -> ServiceError:
-        return self._error(f"the {self.name} does not respond within {self._timeout_s:g} s; try again")
+        return self._error(f"the {self.name} did not respond within {self._timeout_s:g} s; try again")
 
 
 def _result_or_error(future: Future[T]) -> T | Exception:

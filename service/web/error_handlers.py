@@ -1,4 +1,4 @@
-"""Exception handlers that turn every error of the app into problem details as in RFC 9457."""
+"""Exception handlers that turn every error into problem details, as defined in RFC 9457."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def install(app: FastAPI) -> None:
 
 
 def error_response(request: Request, error: Exception) -> Response:
-    """Return the response to any error, for middleware, whose errors the app's handlers do not see."""
+    """Return the response to any error. For middleware, whose errors do not reach the app's handlers."""
     handle = next(_HANDLERS[kind] for kind in type(error).__mro__ if kind in _HANDLERS)
     return handle(request, error)
 
@@ -125,7 +125,7 @@ def _database_value_error(request: Request, error: Exception) -> JSONResponse:
 def _database_driver_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, DBAPIError)
     if getattr(error.orig, "sqlstate", None) in _OTHER_SCHEMA:
-        logger.error("the database schema is not that of this version: %s", error.orig)
+        logger.error("the database schema does not match this version: %s", error.orig)
         return _problem("database_unavailable", "the database is being migrated; nothing was changed, try again")
     return _database_unavailable(request, error) if error.connection_invalidated else _unhandled_error(request, error)
 
@@ -161,7 +161,7 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {
 
 
 def _methods(request: Request) -> list[str]:
-    """Return the methods of all routes that match the path; the framework lists only those of the first route."""
+    """Return the methods of all routes that match the path; the framework considers only the first match."""
     found = set[str]()
     for route in request.app.routes:
         match, _ = route.matches({**request.scope, "method": "?"})

@@ -1,8 +1,8 @@
-"""Errors of requests, with their HTTP statuses and stable codes. The only module with HTTP statuses of errors.
+"""Request errors, with their HTTP statuses and stable codes. The only module that contains HTTP error statuses.
 
-The service's packages raise ServiceError subclasses, which are independent of HTTP; ERROR_RESPONSES maps the code of
-each one to a status. `error_handlers` sends the responses. Imports neither FastAPI nor another package of the service:
-replicas raise these errors too.
+The service's packages raise ServiceError subclasses, which are independent of HTTP; ERROR_RESPONSES maps each error's
+code to a status. `error_handlers` sends the responses. Imports neither FastAPI nor other packages of the service,
+because replicas also raise these errors.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class ServiceError(Exception):
-    """Base of the errors that a request can cause, with a message for the caller.
+    """Base class for errors that a request can cause, with a message for the caller.
 
-    `extra` is added to the members of the response.
+    `extra` contains additional members for the response.
     """
 
     code: str
@@ -46,7 +46,7 @@ class EncoderInUse(ServiceError, code="encoder_in_use"):
 
 
 class InfeasibleDeployment(ServiceError, code="infeasible_resources"):
-    """The replicas of a deployment do not fit the cluster: `needed`, `reserved` and `total` of the resource `field`."""
+    """The replicas do not fit the cluster; `needed`, `reserved` and `total` are amounts of the resource `field`."""
 
 
 class AliasMoved(ServiceError, code="alias_moved"):
@@ -54,7 +54,7 @@ class AliasMoved(ServiceError, code="alias_moved"):
 
 
 class PreconditionFailed(ServiceError, code="precondition_failed"):
-    """The object has changed since the version that the request's `If-Match` names; `current` is its ETag."""
+    """The object does not match the request's `If-Match`; `current` is its ETag."""
 
 
 class BadCursor(ServiceError, code="cursor_invalid"):
@@ -90,7 +90,7 @@ class BodyTooLarge(ServiceError, code="body_too_large"):
 
 
 class BodyTimeout(ServiceError, code="body_timeout"):
-    """The request's body stopped arriving."""
+    """The request's body did not arrive in time."""
 
 
 class UnsupportedMediaType(ServiceError, code="unsupported_media_type"):
@@ -102,7 +102,7 @@ class ClusterUnavailable(ServiceError, code="cluster_unavailable"):
 
 
 class ClusterNotResponding(ClusterUnavailable, code="cluster_unavailable"):
-    """Ray cannot be reached or does not answer, so further requests to it would wait in vain, too."""
+    """Ray cannot be reached or does not answer, so further requests to it would also fail."""
 
 
 class StorageUnavailable(ServiceError, code="storage_unavailable"):
@@ -124,9 +124,10 @@ RefusalCode = Literal[
 
 
 class Refusal(ServiceError):
-    """A request that cannot be served now, or by its encoder; the same error from a replica's engine to the response.
+    """The request cannot be served now, or not by its encoder. Replicas and the control plane share this error.
 
-    `index` is the position of the item that cannot be encoded, `retry_after` the seconds until the queue is processed.
+    `index` is the position of the item that cannot be encoded, `retry_after` is the number of seconds until the queue
+    is processed.
     """
 
     def __init__(
@@ -142,11 +143,11 @@ class Refusal(ServiceError):
 
 
 class ErrorResponse(NamedTuple):
-    """How HTTP reports an error code."""
+    """HTTP response for an error code."""
 
     status: HTTPStatus
     retry_after_s: int | None = None
-    """Default of the Retry-After header in seconds; None: repeating the request does not help."""
+    """Default Retry-After in seconds; None if repeating the request does not help."""
 
 
 ERROR_RESPONSES: dict[str, ErrorResponse] = {
@@ -195,7 +196,7 @@ FRAMEWORK_CODES = {
 
 
 class FieldProblem(BaseModel):
-    """One problem of the request."""
+    """One problem with the request."""
 
     pointer: str
     """Location of the problem: a JSON pointer into the body (`#/config/mask`) or the name of a parameter."""
@@ -203,7 +204,7 @@ class FieldProblem(BaseModel):
 
 
 class Problem(BaseModel):
-    """Problem details of an error as in RFC 9457, sent as `application/problem+json`."""
+    """Problem details for an error, as defined in RFC 9457, sent as `application/problem+json`."""
 
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 

@@ -39,7 +39,7 @@ def plain_request_id(given: str) -> str:
 
 
 class AccessLogMiddleware:
-    """Logs every request on one line with its status and duration; 499 if the caller left before the response."""
+    """Logs every request on one line with its status (499 if the caller disconnected first) and duration."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -91,7 +91,7 @@ class _CallerConnection:
         return message
 
     async def has_left(self) -> bool:
-        """Whether the caller closed its connection. Does not wait, and is False while a body has not been read."""
+        """Whether the caller has disconnected. Does not wait; returns False until the body has been read."""
         while not self._unread and not self._left:
             with anyio.CancelScope() as scope:
                 scope.cancel()  # ends the call unless a message is available

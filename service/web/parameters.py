@@ -1,4 +1,4 @@
-"""Parameters of requests that several packages share, as annotated types with their descriptions."""
+"""Request parameters shared by several packages, as annotated types with descriptions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ PageSize = Annotated[int, Query(ge=1, le=200, description="Maximum number of ite
 ProjectFilter = Annotated[
     str | None,
     Query(
-        max_length=63, description="Project to list; only for keys that cover all projects. Default: all visible ones."
+        max_length=63,
+        description="Project to list; only for keys that cover all projects. Default: all visible projects.",
     ),
 ]
 IfNoneMatch = Annotated[
@@ -46,6 +47,6 @@ LastEventId = Annotated[
     Header(
         ge=0,
         le=MAX_NUMBER,
-        description="ID of the last event received, after which the stream resumes. 0: from the start.",
+        description="ID of the last event received, after which the stream resumes; 0 to start from the beginning.",
     ),
 ]

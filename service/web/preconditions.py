@@ -6,7 +6,7 @@ from service.web.errors import PreconditionFailed
 
 
 def check_match(if_match: str | None, tag: str | None) -> None:
-    """Raise PreconditionFailed unless `If-Match` is absent, or names the object's ETag. `tag` is None for no object.
+    """Raise PreconditionFailed unless `If-Match` is absent or matches the object's ETag. `tag` is None for no object.
 
     Weak tags never match.
     """

@@ -1,4 +1,4 @@
-"""Limits on request bodies: ASGI middleware, a budget of memory for all bodies, and JSON that is parsed in a thread.
+"""Limits on request bodies: ASGI middleware, a memory budget for all bodies, and JSON parsing in a thread.
 
 Does not import routes or authentication, which checks the caller before a body is read (`service.auth.middleware`).
 """
@@ -38,12 +38,12 @@ _large = anyio.CapacityLimiter(4)  # threads for large bodies, apart from those 
 
 
 async def run_by_size(size: int, function: Callable[..., T], *args: Any) -> T:
-    """Call a function that processes `size` bytes: in a thread if they are many."""
+    """Call a function that processes `size` bytes, in a thread if there are many."""
     return function(*args) if size <= INLINE_BYTES else await run_in_thread(size, function, *args)
 
 
 async def run_in_thread(size: int, function: Callable[..., T], *args: Any) -> T:
-    """Call a function that processes `size` bytes in a thread; few threads process many bytes at a time."""
+    """Call a function that processes `size` bytes in a thread; the number of threads for large bodies is limited."""
     return await anyio.to_thread.run_sync(function, *args, limiter=_large if size > INLINE_BYTES else None)
 
 
@@ -53,10 +53,10 @@ def has_body(headers: Headers) -> bool:
 
 
 async def reject_unread(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-    """Respond to a request whose body, if it has one, has not been read; if so, close the connection.
+    """Respond to a request without reading its body. If the request has a body, close the connection afterwards.
 
-    A part of the body is discarded before: closing a connection with unread data resets it, and a client that is still
-    sending may then lose the response.
+    Part of the body is read and discarded first: closing a connection with unread data resets it, and a client that is
+    still sending may then lose the response.
     """
     response = error_response(Request(scope), error)
     if not has_body(Headers(scope=scope)):
@@ -76,7 +76,7 @@ async def reject_unread(error: Exception, scope: Scope, receive: Receive, send: 
 
 
 def reserve_reply(request: HTTPConnection, size: int) -> None:
-    """Count bytes of a reply against the budget of bodies until the request ends: slow callers may hold many.
+    """Count a reply's bytes against the body budget until the request ends: replies to slow callers stay in memory.
 
     Raises Refusal if too few bytes are left. No-op outside of BodyLimitMiddleware and for requests without a body.
     """
@@ -86,7 +86,7 @@ def reserve_reply(request: HTTPConnection, size: int) -> None:
 
 
 class BodyBudget:
-    """Memory for the request bodies and the replies of encoders in a process. Used on the event loop only."""
+    """Memory budget for the request bodies and encoder replies in a process. Used on the event loop only."""
 
     def __init__(self, limit: int) -> None:
         """`limit` is in bytes."""
@@ -104,7 +104,7 @@ class BodyBudget:
 
 
 class BodyLimitMiddleware:
-    """Rejects bodies that are too large, not JSON, or beyond the budget of memory, before a route reads them.
+    """Rejects bodies that are too large, not JSON, or beyond the memory budget, before a route reads them.
 
     Paths that accept files have a larger limit and check media types themselves.
     """

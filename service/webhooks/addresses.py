@@ -1,4 +1,4 @@
-"""Rules for webhook targets: the form of a URL and the addresses of its host. Sends nothing."""
+"""Rules for webhook targets: the form of a URL and the addresses of its host. Does not send requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def checked_url(text: str, *, allow_http: bool, allow_private: bool = False) -> 
     if url.scheme != "https" and not (allow_http and url.scheme == "http"):
         raise AddressNotAllowed("it must start with https://")
     if not url.host or url.userinfo or url.fragment:
-        raise AddressNotAllowed("it must have a host, and neither a user name nor a fragment")
+        raise AddressNotAllowed("it must have a host, but no user name and no fragment")
     if url.port is not None and not 0 < url.port < 1 << 16:
         raise AddressNotAllowed("its port must be between 1 and 65535")
     with suppress(ValueError):  # raised for host names, which are checked once resolved

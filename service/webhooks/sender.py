@@ -62,7 +62,7 @@ class WebhookSender:
         asyncio.run(self._run(stop))
 
     async def _run(self, stop: threading.Event) -> None:
-        """Send the attempts of each webhook in a task of its own: a slow receiver delays only its own deliveries."""
+        """Send each webhook's attempts in a separate task, so that a slow receiver delays only its own deliveries."""
         sending = dict[str, asyncio.Task[None]]()
         async with self._client() as client:
             while not stop.is_set():
@@ -88,7 +88,7 @@ class WebhookSender:
             asyncio.run(send())
 
     def _claim(self, busy: Collection[str]) -> list[tuple[str, list[DeliveryAttempt]]]:
-        """Claim attempts of webhooks that are not busy, by webhook, and sometimes delete old deliveries."""
+        """Claim attempts for webhooks that are not busy, by webhook. Occasionally deletes old deliveries."""
         now = self._clock()
         attempts = self._store.claim(now, min(MAX_WEBHOOKS, MAX_BUSY - len(busy)), MAX_ATTEMPTS_EACH, busy)
         if now > self._purged_at + PURGE_EVERY_S:
@@ -121,7 +121,7 @@ class WebhookSender:
         host = url.raw_host.decode("ascii")
         addresses = await self._resolve(host, url.port or (443 if url.scheme == "https" else 80))
         if not addresses or not (self._allow_private or all(map(is_public, addresses))):
-            raise AddressNotAllowed("its host must have public addresses only")
+            raise AddressNotAllowed("its host must have only public addresses")
         body = json.dumps(attempt.body, separators=(",", ":")).encode()
         headers = {"Host": url.netloc.decode("ascii"), "Content-Type": "application/json", "User-Agent": "amd-service"}
         headers |= signature_headers(attempt.secret, attempt.message_id, int(self._clock()), body)

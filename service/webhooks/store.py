@@ -140,7 +140,7 @@ class WebhookStore:
     # Sending
 
     def claim(self, now: float, webhooks: int, each: int, busy: Collection[str] = ()) -> list[DeliveryAttempt]:
-        """Claim due attempts for the caller to send, except those of the webhooks that are busy.
+        """Claim due attempts for the caller to send, except those of busy webhooks.
 
         Claims attempts for at most `webhooks` webhooks, longest waiting first, and at most `each` attempts per webhook,
         so that an unresponsive receiver does not block the others.

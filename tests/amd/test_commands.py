@@ -1,4 +1,4 @@
-"""The commands that `amd` and `python -m …` share."""
+"""Tests for the commands shared by `amd` and `python -m …`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from amd.training.run_folder import RunResult
 
 
 @pytest.mark.parametrize("name", TRAINING_COMMANDS)
-def test_a_training_command_calls_a_function_of_its_config(name: str) -> None:
+def test_a_training_command_calls_a_function_that_accepts_its_config(name: str) -> None:
     command = TRAINING_COMMANDS[name]
     function = resolve_name(command.function)
     hints = get_type_hints(function)
@@ -23,7 +23,7 @@ def test_a_training_command_calls_a_function_of_its_config(name: str) -> None:
     assert list(inspect.signature(function).parameters) == ["config", "options"]
 
 
-def test_every_training_command_has_presets_of_its_config() -> None:
+def test_every_training_command_has_presets_for_its_config() -> None:
     assert list(TRAINING_COMMANDS) == list(PRESETS_BY_KIND)
     for name, command in TRAINING_COMMANDS.items():
         assert {type(preset.config) for preset in PRESETS_BY_KIND[name].values()} == {command.config}

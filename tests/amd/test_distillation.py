@@ -156,7 +156,7 @@ def test_bf16_autocast_is_close_to_float32() -> None:
     torch.testing.assert_close(approximate.total, exact.total, rtol=2e-2, atol=0)
 
 
-def test_a_teacher_stays_in_eval_mode_and_outside_the_students_state() -> None:
+def test_the_teacher_stays_in_eval_mode_and_out_of_the_student_state_dict() -> None:
     config = with_overrides(tiny_video_config(), {"teacher.encoder.drop_path": 0.5})
     student, teacher = networks(config)
     assert teacher is not None

@@ -1,4 +1,4 @@
-"""Files are downloaded once per node, also after a process was killed while it downloaded."""
+"""Files are downloaded once per node, even if a process is killed during its download."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RANKS = 4
 
 @pytest.fixture(autouse=True)
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A node with an empty folder for temporary files, and a store that records requests."""
+    """Simulate a node with an empty temporary folder, and a store that records requests."""
     remote_folder.register()
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -48,7 +48,7 @@ def test_the_ranks_of_a_node_share_one_download(node: Path, monkeypatch: pytest.
     assert gets(node) == 1
 
 
-def test_a_killed_download_neither_blocks_nor_misleads_the_next(node: Path) -> None:
+def test_a_killed_download_neither_blocks_nor_corrupts_the_next_one(node: Path) -> None:
     content = os.urandom(100_000)
     (node / "kill-once").write_bytes(content)
     codes = run_ranks(download, [(f"remote://{node}/kill-once", content)] * RANKS)
@@ -67,7 +67,7 @@ def test_a_changed_file_is_downloaded_again(node: Path) -> None:
     assert gets(node) == 2
 
 
-def test_copies_that_nobody_requests_are_removed(node: Path) -> None:
+def test_copies_that_are_no_longer_requested_are_removed(node: Path) -> None:
     (node / "a").write_bytes(b"a")
     (node / "b").write_bytes(b"b")
     old = shared_copy(f"remote://{node}/a")
@@ -77,13 +77,13 @@ def test_copies_that_nobody_requests_are_removed(node: Path) -> None:
     assert recent.exists()
 
 
-def test_errors_of_the_store_are_raised_and_local_files_are_not_copied(node: Path) -> None:
+def test_store_errors_are_raised_and_local_files_are_not_copied(node: Path) -> None:
     with pytest.raises(FileNotFoundError):
         shared_copy(f"remote://{node}/missing")
     assert shared_copy(str(node / "missing")) == node / "missing"
 
 
-def test_a_folder_that_is_a_link_is_rejected(node: Path) -> None:
+def test_a_download_folder_that_is_a_symlink_is_rejected(node: Path) -> None:
     (Path(tempfile.gettempdir()) / f"amd-downloads-{os.getuid()}").symlink_to(node)
     (node / "a").write_bytes(b"a")
     with pytest.raises(StorageError, match="remove it, or set TMPDIR"):

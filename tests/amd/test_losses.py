@@ -56,7 +56,7 @@ def test_alignment_is_zero_for_equal_features_and_positive_otherwise(distance: D
     assert alignment([same + 1], [target], objective) > 0
 
 
-def test_summing_over_layers_equals_the_mean_times_the_number_of_layers() -> None:
+def test_the_sum_over_layers_equals_the_mean_times_the_number_of_layers() -> None:
     pairs = [torch.randn(2, 5, 8) for _ in range(3)], [torch.randn(2, 5, 8) for _ in range(3)]
     mean = alignment(*pairs, ObjectiveConfig(reduction="mean"))
     torch.testing.assert_close(alignment(*pairs, ObjectiveConfig(reduction="sum")), 3 * mean)
@@ -68,7 +68,7 @@ def test_l2_normalised_alignment_ignores_feature_norms() -> None:
     torch.testing.assert_close(alignment([a], [b], objective), alignment([7 * a], [3 * b], objective))
 
 
-def test_smooth_l1_uses_the_beta_of_the_config() -> None:
+def test_smooth_l1_uses_the_configured_beta() -> None:
     a, b = torch.zeros(1, 1, 4), torch.full((1, 1, 4), 0.5)
     assert alignment([a], [b], ObjectiveConfig(distance="smooth_l1")) == pytest.approx(0.125)
     assert alignment([a], [b], ObjectiveConfig(distance="smooth_l1", smooth_l1_beta=0.25)) == pytest.approx(0.375)

@@ -62,14 +62,14 @@ def test_tube_masking_hides_the_same_positions_in_all_frames() -> None:
         ((8, 14, 14), 0.90, 0.0, (160, 1408, 1408)),  # and here: the teacher sees the full clip
     ],
 )
-def test_token_counts_match_the_official_ones(
+def test_token_counts_match_the_official_code(
     grid: tuple[int, int, int], student: float, teacher: float, counts: tuple[int, int, int]
 ) -> None:
     sets = draw(MaskConfig(strategy="tube", student_ratio=student, teacher_ratio=teacher), TokenGrid(*grid))
     assert tuple(index.shape[1] for index in sets[:3]) == counts
 
 
-def test_token_counts_match_recorded_masks_of_the_official_generator(golden: Path) -> None:
+def test_token_counts_match_masks_recorded_from_the_official_generator(golden: Path) -> None:
     cases = json.loads((golden / "masks.json").read_text())
     assert len(cases) >= 3
     for case in cases:

@@ -1,4 +1,4 @@
-"""Outages of remote storage: short ones are retried, long ones raise. Uses a real S3 server that stops and restarts."""
+"""Short outages of remote storage are retried, long outages raise. Uses a real S3 server that stops and restarts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.s3 import S3Server
 
 @pytest.fixture
 def store(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """Start an S3 server that also serves the bucket of `s3_root`, since moto keeps one state per process."""
+    """Start an S3 server that also serves the bucket of `s3_root`, because moto keeps a single state per process."""
     server = S3Server()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
     # Each retry of s3fs and of botocore takes seconds.

@@ -1,4 +1,4 @@
-"""Run `python -m amd.tasks` as jobs do."""
+"""Tests for `python -m amd.tasks`, which jobs run."""
 
 from __future__ import annotations
 

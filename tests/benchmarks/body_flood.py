@@ -1,9 +1,9 @@
-"""Send 100 concurrent bodies of 64 MiB without a key to a control plane, and measure its memory and other requests.
+"""Send a control plane 100 concurrent 64 MiB bodies without a key, and measure memory use and other requests.
 
 Run as `python tests/benchmarks/body_flood.py [--seconds 20]`. Starts `python -m service` with SQLite. 100 clients send
 bodies of 1 KiB, then of 64 MiB, while a client with a key calls other routes. Prints statuses, growth of the server's
 resident memory, and the latencies of the other routes. Exits with 1 if a body is accepted, memory grows by 64 MiB or
-more, or the p99 latency beside large bodies exceeds three times that beside small ones.
+more, or the p99 latency with large bodies exceeds three times the p99 latency with small ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NO_RESPONSE = 0
 
 
 class Measurement(NamedTuple):
-    """What one phase observed."""
+    """Measurements from one phase."""
 
     statuses: Counter[int]
     latencies_ms: list[float]
@@ -48,7 +48,7 @@ class Measurement(NamedTuple):
 
 
 async def send_body(port: int, size: int) -> int:
-    """Send one body until the response arrives; return its status."""
+    """Send one body until the response arrives; return the response status."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = "POST /openai/v1/embeddings HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {size}\r\n\r\n".encode())
@@ -70,7 +70,7 @@ async def send_body(port: int, size: int) -> int:
 
 
 def flood(port: int, size: int, seconds: float, results: Any) -> None:
-    """Let the clients send bodies one after another. Runs in a process of its own."""
+    """Run clients that each send bodies one after another. Runs in a separate process."""
 
     async def client(statuses: Counter[int], until: float) -> None:
         while time.monotonic() < until:

@@ -1,7 +1,7 @@
 """Measure the control plane with a long queue, many encoders and many event streams.
 
 Run as `python -m tests.benchmarks.control_plane_scale [--jobs 100000] [--encoders 10000] [--streams 1000]`. Measures
-CPU time of this process and of its threads, which other programs on the machine do not change.
+the CPU time of this process and its threads, which other programs on the machine do not affect.
 """
 
 from __future__ import annotations

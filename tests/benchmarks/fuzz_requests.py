@@ -2,8 +2,8 @@
 
 Run as `python tests/benchmarks/fuzz_requests.py [--requests 50000] [--seed 0] [--log-format text]`. Starts
 `python -m service` with SQLite and without a cluster. Methods, paths, headers and bodies are random bytes, mutations of
-valid requests, and texts that imitate lines of the log; some clients leave before the response. Exits with 1 if a
-response is a 500, if the log contains a traceback, or if a line of it is not a record.
+valid requests, and text that imitates log lines; some clients disconnect before the response. Exits with 1 if a
+response is a 500, if the log contains a traceback, or if any line is not a log record.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class RequestFuzzer:
         return target
 
     def _text(self) -> str:
-        """Return text: an imitated line of the log after a line break, an ordinary value, or random characters."""
+        """Return text: a forged log line after a line break, an ordinary value, or random characters."""
         choose = self.random
         kind = choose.random()
         if kind < 0.4:
@@ -168,7 +168,7 @@ class RequestFuzzer:
 
 
 async def send(port: int, request: bytes, leave: bool) -> int:
-    """Send a request on a connection of its own; return the status of the response, or LEFT."""
+    """Send a request on a new connection; return the response status, or LEFT if the client disconnected."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(request)

@@ -1,7 +1,7 @@
 """Measure job throughput on a real Ray cluster.
 
 Run as `python tests/benchmarks/jobs_on_ray.py [--jobs 1000]`. Each job's driver is a shell script that immediately
-reports success, so this measures accepting and queueing jobs, starting drivers in Ray, and observing their end. It
+reports success, so this measures accepting and queueing jobs, starting drivers in Ray, and detecting their exit. It
 also checks that each job runs exactly once.
 """
 

@@ -2,8 +2,9 @@
 
 Run as `python -m tests.benchmarks.listing [RANKS] [FILES]`. A stub filesystem synthesises the listing of FILES files in
 1000 class folders, in pages of 1000 keys as S3 sends them; RANKS simulated ranks open it. Before: every rank lists the
-data itself, which is measured for one rank, as all send the same requests. After: the launch lists it and stores the
-manifest; rank 0 reads that and sends it to the others. Prints one line of JSON; times are without any network.
+data itself; only one rank is measured, because all send the same requests. After: the launcher lists the data once and
+stores the manifest, which rank 0 reads and sends to the other ranks. Prints one line of JSON; times exclude the
+network.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CLASSES = 1000
 
 
 class SimulatedGroup:
-    """Ranks of a run in one process: pickles what rank 0 sends, and counts its bytes."""
+    """The ranks of a run, simulated in one process: pickles the values that rank 0 sends and counts their bytes."""
 
     def __init__(self, ranks: int) -> None:
         self.ranks, self.sent_bytes = ranks, 0

@@ -78,7 +78,7 @@ class OfficialStep:
         return self.config.clip.mean, self.config.clip.std
 
     def _labels(self, videos: Tensor, hidden: Tensor) -> Tensor:
-        """Compute the normalised pixels of all tokens, then select those of the hidden tokens."""
+        """Compute the normalised pixels of all tokens, then select the hidden tokens."""
         clip = self.config.clip
         mean, std = (torch.tensor(v, device=videos.device)[:, None, None, None] for v in self._colours())
         unit = videos * std + mean
@@ -144,7 +144,7 @@ def _mask(index: Tensor, tokens: int) -> Tensor:
 
 
 def _table(positions: Tensor, like: Tensor) -> Tensor:
-    """Copy the position table for every clip in every pass, from the CPU, as the official code does."""
+    """Copy the position table from the CPU for every clip in every pass, as the official code does."""
     return positions.cpu()[None].expand(len(like), -1, -1).type_as(like).to(like.device).clone().detach()
 
 
@@ -198,7 +198,7 @@ def compare(config: TrainConfig, batch: int, pairs: int, official_precision: Pre
 
 
 def losses(config: TrainConfig, batch: int, official_precision: Precision) -> tuple[float, float]:
-    """Return the official total loss of the first step, and ours, for the same weights, clips and masks."""
+    """Return the official total loss at the first step, and ours, for the same weights, clips and masks."""
     bench = StepBench(config, batch)
     official = OfficialStep(bench, official_precision)
     clips, sets = bench.inputs()

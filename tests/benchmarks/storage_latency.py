@@ -1,10 +1,10 @@
-"""Compare reading from storage with a latency of 50 ms per request to reading local files, with the same readers.
+"""Compare reading from storage that takes 50 ms per request with reading local files, using the same readers.
 
 Run as `python -m tests.benchmarks.storage_latency [--workers N] [--turns N] [--steps N]`. Writes 340x256 videos,
 photographs, frame folders and a tar of photographs, and reads them through ClipLoader in turn: locally, from a stub
 store that serves the same files and waits before each request, and from that store without reading ahead. Prints one
-line of JSON per kind of data, with the medians over the turns: local samples per second, and the ratios of both others
-to it.
+line of JSON per kind of data, with the medians over the turns: local samples per second, and the rates of the other
+two relative to it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def write_photographs(folder: Path) -> Path:
 
 
 def write_frame_folders(folder: Path) -> Path:
-    """Write one folder of frames, and a list that names it as many videos by links."""
+    """Write one folder of frames, links to it, and a list that contains each of them as a video."""
     (folder / "0").mkdir(parents=True)
     for frame in range(FRAMES):
         (folder / "0" / f"img_{frame + 1:05}.jpg").write_bytes(_photograph(frame, (340, 256)))
@@ -93,7 +93,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], ClipConfig]] = {
 
 
 def measure(local: Path, clip: ClipConfig, workers: int, turns: int, steps: int) -> dict[str, float]:
-    """Read the data in turn in three ways; return the local rate and the others relative to it."""
+    """Read the data in turn in three ways; return the local rate, and the other two relative to it."""
     ways = {"local": ("", 64), "ahead": ("remote://", 64), "not_ahead": ("remote://", 0)}
     with ExitStack() as stack:
         loaders: dict[str, ClipLoader] = {}

@@ -1,14 +1,15 @@
-"""Does distillation pay, and does asymmetry? Train small students on Fashion-MNIST, and compare them by seed.
+"""Measure the benefit of distillation and of asymmetry: train small students on Fashion-MNIST, compared by seed.
 
     python -m tests.benchmarks.value_study run OUT --phase select --seeds 0-2 [--arms A,B] [--processes 2] [--minutes M]
     python -m tests.benchmarks.value_study run OUT --phase confirm --seeds 10-14
     python -m tests.benchmarks.value_study tables OUT
 
-Needs the package of the data set `fashion-mnist` (`amd dataset`). The optimizer steps are those of training
-(`Distiller`), on images in memory. Each seed has its own teacher, and its arms share data order, masks and initial
-weights. A finished run is one JSON file in OUT, so the same command continues an interrupted study. Settings are chosen
-with `--phase select`, which scores the split `select`; `--phase confirm` scores `test`, with seeds fixed beforehand.
-Time is CPU time of one thread, so that two processes and other programs do not distort it.
+Needs the package of the data set `fashion-mnist` (`amd dataset`). Optimizer steps run the training code
+(`Distiller`) on images in memory. Each seed has its own teacher, and its arms share data order, masks and initial
+weights. Each finished run is a JSON file in OUT, so the same command continues an interrupted study. Settings are
+chosen with `--phase select`, which scores the split `select`; `--phase confirm` scores `test`, with seeds
+fixed beforehand. Time is measured as the CPU time of one thread, so that two processes and other programs do not
+distort it.
 """
 
 from __future__ import annotations
@@ -77,12 +78,12 @@ DISTILLED: dict[str, Any] = {
 
 
 class StudyArm(NamedTuple):
-    """One way to train the student of a seed."""
+    """One way to train the student for a seed."""
 
     values: dict[str, Any]
     overrides: dict[str, Any]
     as_long_as: tuple[str, ...] = ()
-    """Arms and `teacher` whose CPU time this arm uses up; empty: the usual number of steps."""
+    """Arms (or `teacher`) whose total CPU time this arm trains for. Empty: the usual number of steps."""
 
 
 ARMS: dict[str, StudyArm] = {
@@ -161,7 +162,7 @@ def pretrain(config: TrainConfig, images: Tensor, teacher: Teacher | None) -> tu
 
 @torch.inference_mode()
 def score(encoder: Encoder, config: TrainConfig, data: StudyData, probes: Iterable[str], seed: int) -> dict[str, float]:
-    """Return top-1 in percent by probe."""
+    """Return the top-1 accuracy of each probe, in percent."""
     clip, found = config.clip, {}
     train, test = (
         Features(torch.cat([encode(encoder, clip, part) for part in set_.clips.split(500)]).numpy(), set_.labels)
@@ -203,7 +204,7 @@ def _attentive(encoder: Encoder, config: TrainConfig, data: StudyData, seed: int
 
 
 class SeedStudy:
-    """The runs of one seed, in order, each stored in a file when it is finished."""
+    """Runs the arms for one seed in order, and stores each finished run in a file."""
 
     def __init__(self, folder: Path, phase: str, seed: int, probes: tuple[str, ...], until: float) -> None:
         self.folder, self.phase, self.seed, self.probes, self.until = folder, phase, seed, probes, until
@@ -283,7 +284,7 @@ def tables(folder: Path) -> str:
 
 
 def table(phase: str, results: list[dict[str, Any]]) -> str:
-    """Return one row per arm: scores as mean ± sd over the seeds, and paired differences with 95 % intervals."""
+    """Return one row per arm: scores as mean ± sd across seeds, and paired differences with 95 % intervals."""
     by_arm: dict[str, dict[int, dict[str, Any]]] = {}
     for result in results:
         by_arm.setdefault(result["arm"], {})[result["seed"]] = result
@@ -347,7 +348,7 @@ def main() -> None:
     parser.add_argument("--arms", default=";".join(HEADLINE), help="names, separated by semicolons")
     parser.add_argument("--probes", default=",".join(PROBES))
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=480, help="no run starts after this time")
+    parser.add_argument("--minutes", type=float, default=480, help="minutes after which no new run starts")
     args = parser.parse_args()
     if args.action == "run":
         first, _, last = args.seeds.partition("-")

@@ -1,4 +1,4 @@
-"""A service with a realistic store, on a real port, and a Chromium that fails a test for any error of a page.
+"""Fixtures for browser tests: a service with realistic data, and a Chromium that fails a test on any page error.
 
 `make test-browser` installs Chromium, Playwright and axe-core, and sets AMD_CHROMIUM and AMD_AXE.
 """
@@ -32,7 +32,7 @@ PATIENCE_MS = 60_000  # the machine may be busy
 
 
 class ConsoleService(NamedTuple):
-    """The service, and the cluster whose jobs tests move."""
+    """A running service and its fake cluster, whose jobs the tests advance."""
 
     server: Server
     cluster: FakeCluster
@@ -78,7 +78,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleService
 
 
 def _keep_alive(store: JobStore, cluster: FakeCluster, root: str, stop: threading.Event) -> None:
-    """Keep the running jobs of the store alive, which the service would otherwise start again."""
+    """Send heartbeats for the stored running jobs, because the service would otherwise restart them."""
     while not stop.wait(0.2):
         _report_alive(store, cluster, root)
 
@@ -91,7 +91,7 @@ def _report_alive(store: JobStore, cluster: FakeCluster, root: str) -> None:
 
 
 def _serve_vectors(gateway: Any) -> None:
-    """Let the gateway answer as a replica would: no replica runs here."""
+    """Make the gateway return vectors as a replica would, because no replica runs in these tests."""
 
     async def infer(request: Any, name: str, project: Any, items: Any, options: Any, *more: Any, **rest: Any) -> Any:
         found: dict[str, Any] = {"embedding": [0.1 * (index % 7) - 0.3 for index in range(64)]}
@@ -117,7 +117,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, service: ConsoleService) -> Iterator[Callable[..., Page]]:
-    """Open pages of a signed-in browser. Fails for console errors, policy violations and requests to other hosts."""
+    """Open pages in a signed-in browser. Fails on console errors, policy violations and requests to other hosts."""
     problems: list[str] = []
     contexts: list[BrowserContext] = []
 
@@ -152,7 +152,7 @@ def _is_foreign(url: str, service: ConsoleService) -> bool:
 
 @pytest.fixture(scope="session")
 def axe() -> str:
-    """Return the source of axe-core."""
+    """Return the axe-core source code."""
     folder = os.environ.get("AMD_AXE")
     assert folder, "axe-core is not installed; run `make test-browser`, or set AMD_AXE to the folder of axe.min.js"
     return (Path(folder) / "axe.min.js").read_text()

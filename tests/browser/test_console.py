@@ -1,4 +1,4 @@
-"""The console in a real browser, from the sign-in to the sign-out."""
+"""Tests for the console in a real browser, from signing in to signing out."""
 
 from __future__ import annotations
 
@@ -25,17 +25,15 @@ def job_of(page: Page) -> str:
     return page.url.rpartition("/")[2]
 
 
-def test_a_job_is_submitted_from_the_form_watched_to_its_end_and_cloned(
-    open_page: OpenPage, service: ConsoleService
-) -> None:
+def test_a_job_can_be_submitted_watched_until_it_ends_and_cloned(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     page.get_by_role("link", name="New job").click()
     page.get_by_label("mask.teacher_ratio").fill("0.95")
-    expect(page.get_by_text("It cannot run yet")).to_be_visible()
+    expect(page.get_by_text("This job cannot run yet")).to_be_visible()
     expect(page.locator("#check")).to_contain_text("mask.teacher_ratio=0.95")
     page.get_by_label("mask.teacher_ratio").fill("0.4")
     page.get_by_label("Name", exact=True).fill("from the browser")
-    expect(page.get_by_text("It can be submitted")).to_be_visible()
+    expect(page.get_by_text("This job can be submitted")).to_be_visible()
     expect(page.locator("#check")).to_contain_text("--preset demo-image-amd mask.teacher_ratio=0.4 --submit")
     page.get_by_role("button", name="Submit").click()
     page.wait_for_url(re.compile("/console/jobs/train-"))
@@ -53,7 +51,7 @@ def test_a_job_is_submitted_from_the_form_watched_to_its_end_and_cloned(
 
     page.get_by_role("link", name="Clone with changes").click()
     page.get_by_label("seed", exact=True).fill("7")
-    expect(page.get_by_text("It can be submitted")).to_be_visible()
+    expect(page.get_by_text("This job can be submitted")).to_be_visible()
     page.get_by_role("button", name="Submit the copy").click()
     page.wait_for_url(re.compile(f"/console/jobs/train-(?!{job_id[6:]})"))
     clone = service.api("GET", f"/jobs/{job_of(page)}")
@@ -63,7 +61,7 @@ def test_a_job_is_submitted_from_the_form_watched_to_its_end_and_cloned(
     expect(page.locator("#job-head .state")).to_have_text("cancelled")
 
 
-def test_a_job_is_cancelled_and_retried(open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_job_can_be_cancelled_and_retried(open_page: OpenPage, service: ConsoleService) -> None:
     job_id = service.api("POST", "/jobs", json={"kind": "train", "preset": "demo-image-mae"})["id"]
     service.report(job_id)
     page = open_page()
@@ -80,14 +78,14 @@ def test_a_job_is_cancelled_and_retried(open_page: OpenPage, service: ConsoleSer
     service.report(job_id, "succeeded")
 
 
-def test_a_waiting_job_says_what_it_waits_for(open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_waiting_job_shows_what_it_is_waiting_for(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     page.get_by_role("link", name="Digits, four workers").click()
     expect(page.locator("#job-head")).to_contain_text("1st of 1 waiting job")
     expect(page.locator("#job-head")).to_contain_text("to become free")
 
 
-def test_the_list_is_searched_and_filtered_in_place(open_page: OpenPage, service: ConsoleService) -> None:
+def test_the_list_can_be_searched_and_filtered_in_place(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     page.get_by_label("Search jobs").fill("ablation 7")
     expect(page.locator("#jobs tbody tr")).to_have_count(1)
@@ -99,7 +97,7 @@ def test_the_list_is_searched_and_filtered_in_place(open_page: OpenPage, service
     expect(page.locator("label.chip input:checked")).to_have_count(1)
 
 
-def test_the_log_is_coloured_searched_and_shown_in_context(open_page: OpenPage, service: ConsoleService) -> None:
+def test_the_log_is_coloured_and_search_results_open_in_context(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     page.goto(path(service, f"/jobs/{scenes.RUNNING}/log"))
     expect(page.locator("#log .line .ansi-green-fg").first).to_have_text("INFO")
@@ -111,7 +109,7 @@ def test_the_log_is_coloured_searched_and_shown_in_context(open_page: OpenPage, 
     expect(page.locator("#log .line.current")).to_contain_text("a sample cannot be read")
 
 
-def test_hostile_text_is_shown_as_text(open_page: OpenPage, service: ConsoleService) -> None:
+def test_hostile_text_is_displayed_as_plain_text(open_page: OpenPage, service: ConsoleService) -> None:
     evil = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
     job_id = service.api("POST", "/jobs", json={"kind": "train", "preset": "demo-image-mae", "name": evil})["id"]
     service.report(job_id)
@@ -127,7 +125,7 @@ def test_hostile_text_is_shown_as_text(open_page: OpenPage, service: ConsoleServ
     service.report(job_id, "succeeded")
 
 
-def test_a_sweep_shows_its_map_and_the_trials_of_a_cell(open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_sweep_page_shows_its_map_and_the_trials_in_a_cell(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     page.get_by_role("link", name="Sweeps").click()
     page.get_by_role("link", name="Mask ratios of the digits").click()
@@ -148,7 +146,7 @@ def test_a_sweep_shows_its_map_and_the_trials_of_a_cell(open_page: OpenPage, ser
     expect(rows).to_have_count(before)
 
 
-def test_an_encoder_is_tried_and_deployed(open_page: OpenPage, service: ConsoleService, tmp_path: Path) -> None:
+def test_an_encoder_can_be_tried_out_and_deployed(open_page: OpenPage, service: ConsoleService, tmp_path: Path) -> None:
     (tmp_path / "three.png").write_bytes(picture())
     page = open_page()
     page.goto(path(service, f"/encoders/{scenes.OTHER_ENCODER}"))
@@ -165,7 +163,7 @@ def test_an_encoder_is_tried_and_deployed(open_page: OpenPage, service: ConsoleS
     page.wait_for_url("**/deployments")
 
 
-def test_a_candidate_is_promoted_and_the_alias_rolled_back(open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_candidate_can_be_promoted_and_its_alias_rolled_back(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     page.goto(path(service, f"/deployments/{scenes.DEPLOYMENT}"))
     expect(page.locator("main")).to_contain_text("0.94")
@@ -179,7 +177,7 @@ def test_a_candidate_is_promoted_and_the_alias_rolled_back(open_page: OpenPage, 
     assert service.api("GET", "/encoders/aliases/production")["encoder"] == scenes.ENCODER
 
 
-def test_a_key_that_may_only_read_sees_no_buttons(open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_read_only_key_sees_no_buttons(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page(key=service.key("read"))
     for rest in (
         "/jobs",
@@ -194,7 +192,7 @@ def test_a_key_that_may_only_read_sees_no_buttons(open_page: OpenPage, service: 
                 expect(page.get_by_role(role, name=name)).to_have_count(1 if (role, name) == ("link", "Deploy") else 0)
 
 
-def test_signing_out_ends_the_session_and_a_revoked_key_too(open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_session_ends_on_sign_out_or_when_its_key_is_revoked(open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     page.get_by_role("button", name="Sign out").click()
     page.wait_for_url("**/sign-in")
@@ -206,7 +204,7 @@ def test_signing_out_ends_the_session_and_a_revoked_key_too(open_page: OpenPage,
     other.wait_for_url("**/sign-in*")  # with the next refresh of the list
 
 
-def test_a_link_signs_in_once(browser: object, open_page: OpenPage, service: ConsoleService) -> None:
+def test_a_sign_in_link_can_be_used_once(browser: object, open_page: OpenPage, service: ConsoleService) -> None:
     page = open_page()
     page.get_by_role("button", name="Sign out").click()
     page.wait_for_url("**/sign-in")
@@ -242,7 +240,7 @@ PAGES = {
 @pytest.mark.timeout(1800)  # axe takes seconds a page, and minutes on a busy machine
 @pytest.mark.parametrize("width", [1440, 390])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_serious_and_no_page_is_wider_than_a_phone(
+def test_pages_have_no_serious_accessibility_violations_and_fit_the_screen(
     open_page: OpenPage, service: ConsoleService, axe: str, theme: str, width: int
 ) -> None:
     problems = []

@@ -1,11 +1,12 @@
-"""Train equal jobs on a real stack while random processes of it are killed, and check that nothing is lost.
+"""Train identical jobs on a real stack while killing its processes at random, and check that nothing is lost.
 
-Run as `python tests/chaos/campaign.py --kills 12 --seed 0`. A stack of its own (`amd up` with a temporary data
-directory) first trains one job undisturbed. Then equal jobs run, a few at once, while `kill -9` hits processes in an
-order that the seed determines; parts of the stack are restarted as systemd or Kubernetes would. In the end every job
-must have succeeded, none may have run twice at once, every checkpoint and encoder must equal the undisturbed one to the
-bit, and a deployed encoder must be served if replicas were killed. Prints a table of kills and jobs; the exit code is 1
-if a check fails. Everything it starts is ended, and its folder is removed unless a check fails or --keep is given.
+Run as `python tests/chaos/campaign.py --kills 12 --seed 0`. A separate stack (`amd up` with a temporary data directory)
+first trains one job undisturbed. Then identical jobs run, a few at a time, while `kill -9` hits processes in an order
+that the seed determines; parts of the stack are restarted as systemd or Kubernetes would restart them. At the end, each
+job must have succeeded without ever running twice at the same time, every checkpoint and encoder must be bitwise equal
+to the undisturbed one, and a deployed encoder must still be served if replicas were killed. Prints a table of kills and
+jobs; the exit code is 1 if a check fails. Stops everything that it started, and removes its folder unless a check fails
+or --keep is given.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ SERVED = "served"
 
 
 class Kill(NamedTuple):
-    """One step of the plan."""
+    """A planned kill."""
 
     role: Role
     choice: float
@@ -78,7 +79,7 @@ class Violation(Exception):
 
 
 def plan(kills: int, seed: int, roles: Sequence[Role]) -> list[Kill]:
-    """Return the kills in order. Every role comes once in each round; a third of the kills hit during a recovery."""
+    """Return the kills in order. Each round contains every role once; a third of the kills happen during a recovery."""
     shuffled, rng = random.Random(f"roles {seed}"), random.Random(f"kills {seed}")  # more kills only extend the plan
     order: list[Role] = []
     while len(order) < kills:
@@ -91,7 +92,7 @@ def plan(kills: int, seed: int, roles: Sequence[Role]) -> list[Kill]:
 
 
 class Campaign:
-    """A stack under test, the jobs submitted to it, and what was observed."""
+    """A stack under test, with the submitted jobs and the observed kills and violations."""
 
     def __init__(self, folder: Path, planned: Sequence[Kill], at_once: int) -> None:
         self.folder, self.planned, self.at_once = folder, planned, at_once
@@ -184,7 +185,7 @@ class Campaign:
             time.sleep(0.5)
 
     def _find_and_kill(self, client: Client, kill: Kill) -> str:
-        """Kill a process, waiting until there is one; return its pid, and its job if known."""
+        """Wait for a process to kill, and kill it. Returns its PID and, if known, its job."""
         until = time.monotonic() + RECOVERY_S
         while True:
             if found := with_role(kill.role, self.stack.processes()):
@@ -198,7 +199,7 @@ class Campaign:
             time.sleep(0.2)
 
     def _keep_busy(self, client: Client) -> None:
-        """Replace jobs that have ended."""
+        """Submit a new job for each one that has ended."""
         self.running = [job for job in self.running if client.jobs.get(job).state not in ENDED]
         while len(self.running) < self.at_once:
             self.running.append(self._submit(client))
@@ -262,7 +263,7 @@ class Campaign:
 
 
 def write_pictures(folder: Path) -> None:
-    """Write PNG files of noise in two folders."""
+    """Write PNG files of random noise to two folders."""
     noise = np.random.default_rng(0)
     for i in range(PICTURES):
         path = folder / "ab"[i % 2] / f"{i:03d}.png"
@@ -271,7 +272,7 @@ def write_pictures(folder: Path) -> None:
 
 
 def digest_of(root: str, job: str) -> str:
-    """Return a digest of all tensors of a run's last checkpoint and of its encoder; empty if it has no encoder."""
+    """Return a digest of all tensors in a run's last checkpoint and its encoder; empty if it has no encoder."""
     from safetensors.numpy import load_file
 
     encoder = Path(root) / "encoders" / job / "encoder.safetensors"
@@ -300,7 +301,7 @@ def say(text: str) -> None:
 
 
 def run_campaign(folder: Path, planned: Sequence[Kill], at_once: int = 2) -> Campaign:
-    """Run a campaign in a folder and end everything that it started."""
+    """Run a campaign in a folder, then stop everything that it started."""
     (folder / "tmp").mkdir()
     variables = {
         "TMPDIR": str(folder / "tmp"),  # killed processes leave their temporary files
@@ -322,9 +323,11 @@ def run_campaign(folder: Path, planned: Sequence[Kill], at_once: int = 2) -> Cam
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=12, help="number of processes to kill")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the order and the victims")
-    parser.add_argument("--at-once", type=int, default=2, help="jobs that run at the same time")
-    parser.add_argument("--roles", nargs="+", choices=get_args(Role), default=ROLES, help="roles of the victims")
+    parser.add_argument("--seed", type=int, default=0, help="seed for the order and the choice of processes")
+    parser.add_argument("--at-once", type=int, default=2, help="number of jobs to run at the same time")
+    parser.add_argument(
+        "--roles", nargs="+", choices=get_args(Role), default=ROLES, help="roles whose processes are killed"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the folder with the stack's logs and runs")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack is ended

@@ -1,7 +1,7 @@
-"""Brown-outs of each dependency under load: what does not need it stays as fast, the rest is 503, and all recovers.
+"""Tests for brown-outs under load: requests that need the dependency return 503, others stay fast, and all recover.
 
-The clients, the control plane and the replicas share this machine, so only ratios are compared: the p99 of a path
-during an outage with its p99 under the same clients before.
+The clients, the control plane and the replicas share this machine, so only ratios are compared: the p99 latency of a
+path during an outage, divided by its p99 latency under the same load before the outage.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ANSWER_S = 30.0
 
 
 class LoadRequest(NamedTuple):
-    """A request of the load, and the outages during which it must be answered as before."""
+    """A request in the load, and the outages that must not affect it."""
 
     method: str
     path: str
@@ -61,7 +61,7 @@ def paths(job: str) -> dict[str, LoadRequest]:
 
 
 class Load:
-    """Clients that send the same requests all the time, and record status and duration by phase."""
+    """Clients that continuously send the same requests, and record the status and duration of each by phase."""
 
     def __init__(self, plane: ControlPlane, requests: Mapping[str, LoadRequest]) -> None:
         self._plane, self._requests = plane, requests
@@ -174,7 +174,7 @@ def brown_out_stack(folder: Path) -> Iterator[tuple[Load, dict[str, StallingProx
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("dependency", ["storage", "database", "ray"])
-def test_a_brown_out_affects_only_what_needs_the_dependency(dependency: str, tmp_path: Path) -> None:
+def test_a_brown_out_affects_only_requests_that_need_the_dependency(dependency: str, tmp_path: Path) -> None:
     with brown_out_stack(tmp_path) as (load, proxies):
         with proxies[dependency].outage():
             load.phase = "starting"

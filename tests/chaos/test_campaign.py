@@ -1,4 +1,4 @@
-"""Tests for the chaos campaign: its plan, and a short run of it."""
+"""Tests for the chaos campaign: its plan, and a short campaign."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.chaos.victims import ROLES
 KILLS, SEED = 12, 0
 
 
-def test_a_plan_depends_only_on_its_seed_and_every_role_comes_once_in_each_round() -> None:
+def test_a_plan_depends_only_on_its_seed_and_contains_each_role_once_per_round() -> None:
     planned = plan(3 * len(ROLES), 7, ROLES)
     assert planned == plan(3 * len(ROLES), 7, ROLES)
     assert planned != plan(3 * len(ROLES), 8, ROLES)
@@ -27,7 +27,7 @@ def test_a_plan_depends_only_on_its_seed_and_every_role_comes_once_in_each_round
 @pytest.mark.ray
 @pytest.mark.chaos
 @pytest.mark.timeout(5400)
-def test_equal_jobs_survive_random_kills_of_every_process_with_equal_weights() -> None:
+def test_identical_jobs_train_identical_weights_despite_random_kills() -> None:
     with tempfile.TemporaryDirectory(prefix="amd-chaos-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         campaign = run_campaign(Path(folder), plan(KILLS, SEED, ROLES))
         report = "\n".join(campaign.report())

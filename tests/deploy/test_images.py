@@ -1,4 +1,4 @@
-"""Tests for the images: their contents are pinned and complete."""
+"""Tests for the container images: their contents are pinned and complete."""
 
 import re
 import subprocess

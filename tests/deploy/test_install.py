@@ -1,4 +1,4 @@
-"""Tests that the metadata installs on every supported Python and platform; `make check-install` resolves it."""
+"""Tests for the package metadata on supported Pythons and platforms; `make check-install` resolves dependencies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_decord_is_required_only_where_it_has_wheels(sys_platform: str, machine:
     assert decord.marker.evaluate({"sys_platform": sys_platform, "platform_machine": machine}) == installed
 
 
-def test_classifiers_requirements_and_tools_agree_on_the_oldest_python(check_install: ModuleType) -> None:
+def test_classifiers_requirements_and_tools_agree_on_the_oldest_python_version(check_install: ModuleType) -> None:
     pythons = check_install.supported_pythons()
     assert pythons == ["3.11", "3.12", "3.13"]
     allowed = SpecifierSet(PROJECT["project"]["requires-python"])
@@ -47,7 +47,7 @@ def test_classifiers_requirements_and_tools_agree_on_the_oldest_python(check_ins
     assert PROJECT["tool"]["ruff"]["target-version"] == "py" + pythons[0].replace(".", "")
 
 
-def test_check_install_fails_if_one_combination_does_not_resolve(
+def test_check_install_fails_if_any_combination_does_not_resolve(
     check_install: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def resolve(python: str, platform: str) -> subprocess.CompletedProcess[str]:

@@ -46,7 +46,7 @@ DAMAGE_BY_NAME: dict[str, Callable[[Path, Path], object]] = {
 
 @pytest.fixture(scope="module")
 def damaged_data_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
-    """Write a list of 200 clips (20 files, ten times each) and ten broken ones, and return the broken paths."""
+    """Write a list of 200 clips (20 files, each listed ten times) and ten broken ones; return the broken paths."""
     folder = tmp_path_factory.mktemp("damaged")
     good = [write_video(folder / f"good {n}.mp4", pictures(12, 32, 24, seed=n)) for n in range(20)]
     broken = [folder / f"broken {name}.mp4" for name in DAMAGE_BY_NAME]

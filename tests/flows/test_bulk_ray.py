@@ -48,9 +48,7 @@ def test_bulk_embedding_resumes_after_a_stop_and_writes_each_record_once(
         np.testing.assert_allclose(found["embedding"][row], expected, rtol=0, atol=1e-5)
 
 
-def test_lost_workers_are_replaced_as_long_as_files_are_finished_in_between(
-    ray_cluster: RayCluster, tmp_path: Path
-) -> None:
+def test_lost_workers_are_replaced_as_long_as_the_job_makes_progress(ray_cluster: RayCluster, tmp_path: Path) -> None:
     write_images(tmp_path / "images", 24)
     scaling = {"device": "cpu", "workers": 1, "retries": {"infrastructure": 1}}
     process = start(tmp_path, config(tmp_path, rows_per_file=1, scaling=scaling), local=False)

@@ -176,7 +176,7 @@ def is_idle(cluster: RayCluster) -> bool:
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
 def test_random_stops_leak_no_resources_and_the_sweep_finishes(ray_cluster: RayCluster, tmp_path: Path) -> None:
-    """Request four concurrent trials with two workers each, of which only two trials fit."""
+    """Request four concurrent trials with two workers each on a cluster that fits only two trials."""
     config = with_overrides(
         a_sweep(tmp_path),
         {"train.scaling.workers": 2, "at_once": 4, "stopping": "none", "rungs": 1, "name": "stopped-at-random"},

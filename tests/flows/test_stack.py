@@ -46,7 +46,7 @@ STOPPED = StackState.model_validate(
 
 
 class StackCommand:
-    """The `amd` command with its own data directory."""
+    """Runs the `amd` command with a separate data directory."""
 
     def __init__(self, folder: Path) -> None:
         self.data, self.storage = folder / "data", folder / "storage"
@@ -77,7 +77,7 @@ class StackCommand:
         return Client(stack["url"], Path(stack["key_file"]).read_text().strip())
 
     def processes(self) -> list[psutil.Process]:
-        """Return all processes of the stack, found as descendants of its two parts."""
+        """Return all processes of the stack, found as descendants of its two parts (Ray and the control plane)."""
         state = json.loads((self.data / "stack.json").read_text())
         parts = [psutil.Process(part["pid"]) for part in state["processes"].values()]
         return parts + [child for part in parts for child in part.children(recursive=True)]
@@ -212,7 +212,7 @@ def test_a_port_in_use_is_reported(tmp_path: Path) -> None:
 
 
 class Listener:
-    """Ray's dashboard port in use, by a process with the given environment."""
+    """A process with the given environment that occupies Ray's dashboard port."""
 
     CODE = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(600)"
 
@@ -225,7 +225,7 @@ class Listener:
 
 
 @pytest.mark.parametrize("remains", [True, False], ids=["remains of Ray", "another program"])
-def test_a_control_plane_always_has_the_ports_of_ray(
+def test_a_control_plane_is_restarted_if_the_ports_of_ray_change(
     tmp_path: Path, sleeper: psutil.Process, monkeypatch: pytest.MonkeyPatch, remains: bool
 ) -> None:
     started: list[str] = []

@@ -201,7 +201,7 @@ class RankFreezer(NullWatcher):
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
 def test_a_run_with_a_hung_rank_is_reported_and_continues(ray_cluster: RayCluster, tmp_path: Path) -> None:
-    """The suspended rank cannot report; the one that waits for it does."""
+    """The suspended rank cannot report the hang, so the rank that waits for it must do so."""
     config = with_overrides(two_workers(tmp_path, "hung"), {"scaling.stall_timeout_s": 60})
     result, freezer = run_in_subprocess(train_with_watcher, config, RankFreezer())
     assert (result.state, result.steps, result.restarts) == ("succeeded", STEPS, {"stalled": 1}), result.message

@@ -77,7 +77,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    """Return an engine for the test's own database."""
+    """Return an engine for the test's database."""
     engine = open_engine(database_url)
     yield engine
     engine.dispose()

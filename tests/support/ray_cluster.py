@@ -33,7 +33,7 @@ class RayCluster(NamedTuple):
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3_endpoint: str) -> Iterator[RayCluster]:
-    """Start a cluster and set RAY_ADDRESS. It starts after the S3 server, so that workers inherit that address."""
+    """Start a cluster and set RAY_ADDRESS. Depends on the S3 server, so that workers inherit its address."""
     environment = {**os.environ, **_SETTINGS}
     cluster, head, folder = start_head(environment)
     saved = dict(os.environ)
@@ -141,7 +141,7 @@ def _wait_until_up(cluster: RayCluster, agent: int, head: subprocess.Popen[bytes
 
 
 def end_head(head: subprocess.Popen[bytes], folder: Path) -> None:
-    """Stop the head and its children: the processes of its session, and those whose command line names its folder."""
+    """Stop the head and every process whose command line contains its folder."""
     head.send_signal(signal.SIGTERM)
     try:
         head.wait(5)

@@ -49,7 +49,7 @@ def collect(folder: Path) -> dict[str, list[str]]:
 
 
 def _collected(lines: Iterable[str]) -> list[str]:
-    """Return the sorted unique lines, or a traceback if collecting them fails, so that the other parts are listed."""
+    """Return the sorted unique lines, or a traceback if collecting them fails; other parts are still listed."""
     try:
         return sorted(set(lines))
     except Exception:

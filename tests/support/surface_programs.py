@@ -1,6 +1,6 @@
 """List the `amd` command, the programs that run as `python -m …`, and the Python interface, one fact per line.
 
-To list a program's options, the program runs in this process until it has built its argument parser.
+To list a program's options, the program is run in this process until it has built its argument parser.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def run_program(module: str, args: Sequence[str]) -> object:
 def exit_code_lines(job_root: str, job_id: str) -> Iterator[str]:
     """Yield the exit codes of each program: 0 for success, 1 for failure, 2 for bad input.
 
-    The job in the store has ended, so its runner does nothing.
+    The job in the store has already finished, so its runner does nothing.
     """
     missing = "--config=/does/not/exist.json"
     for module, command in [(module, command) for module, commands in PROGRAMS.items() for command in commands]:

@@ -1,6 +1,6 @@
 """List the service's REST API, errors, events, metrics, database, environment, configs and presets, one fact per line.
 
-Uses HTTP where possible, against a service that runs on the store of version 0.1, to depend on few modules.
+Where possible, sends HTTP requests to a service that runs on the version 0.1 store, in order to depend on few modules.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def environment_lines(repository: Path) -> Iterator[str]:
 
 
 def database_lines(engine: Engine) -> Iterator[str]:
-    """Yield the tables declared by the models, and those that the migrations create in an empty SQLite database."""
+    """Yield the tables declared by the models, and the tables that migrations create in an empty SQLite database."""
     migrate(engine)
     migrated = MetaData()
     migrated.reflect(engine)
@@ -94,7 +94,7 @@ def database_lines(engine: Engine) -> Iterator[str]:
 
 
 def served(folder: Path) -> TestClient:
-    """Return a client for a service that runs on a copy of the store of version 0.1."""
+    """Return a client for a service that runs on a copy of the version 0.1 store."""
     root = copy_root(folder)
     engine = open_engine(f"sqlite:///{copy_database(folder, root)}")
     migrate(engine)
@@ -134,7 +134,7 @@ def metric_lines(client: TestClient) -> Iterator[str]:
 
 
 def event_lines(client: TestClient) -> Iterator[str]:
-    """Yield the server-sent events for ended jobs, and the fields that webhooks receive."""
+    """Yield the server-sent events for finished jobs, and the fields that webhooks receive."""
     for job, path in ((JOBS["failed"], "events"), (JOBS["succeeded"], "logs?follow=true")):
         for block in client.get(f"/v1/jobs/{job}/{path}").text.split("\n\n"):
             fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))

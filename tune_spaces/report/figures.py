@@ -38,7 +38,7 @@ class TrialRow(BaseModel):
     """Number of the highest rung reached, starting at 1."""
     fraction: float | None = None
     score: float | None = None
-    """Score at that rung, averaged over seeds."""
+    """Score at the highest rung reached, averaged over seeds."""
     by_seed: tuple[float, ...] = ()
     difference: float | None = None
     """Difference from the baseline at the highest rung that both reached."""
@@ -68,11 +68,11 @@ class Report(BaseModel):
     metric: str
     rungs: int
     rows: tuple[TrialRow, ...]
-    """Trials, best first: compared ones, then those that ended earlier, then failed ones."""
+    """Trials, best first: compared trials, then trials that stopped earlier, then failed trials."""
     folder: str
     """Folder that contains the report."""
     files: tuple[str, ...]
-    """Files in that folder."""
+    """Names of the files in that folder."""
 
 
 class Difference(NamedTuple):
@@ -167,14 +167,14 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def speed_front(sweep: SweepHistory) -> list[TrialHistory]:
-    """Return the compared trials that no other beats in both score and measured speed."""
+    """Return the compared trials that no other trial beats in both score and measured speed."""
     timed = [trial for trial in sweep.compared if trial.rungs[sweep.top_level].clips_per_s]
     points = [(trial.rungs[sweep.top_level].score, trial.rungs[sweep.top_level].clips_per_s) for trial in timed]
     return [timed[number] for number in pareto_front(points)]
 
 
 class TrialGroup(NamedTuple):
-    """Trials that share a value."""
+    """A group of trials that share a value."""
 
     label: str
     trials: list[TrialHistory]

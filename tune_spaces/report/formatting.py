@@ -9,7 +9,7 @@ from typing import Any
 
 
 def title(point: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """Return the title of a point; for a study, its variant."""
+    """Return the title of a point; in a study, this is the name of its variant."""
     if set(point) == {"variant"}:
         return short(point["variant"])
     return ", ".join(f"{names[name]} {short(point[name])}" for name in names if name in point) or "as given"
@@ -43,7 +43,7 @@ def signed(value: float) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Format a single value as is, and several values as mean ± sample standard deviation."""
+    """Format a single value unchanged, and several values as mean ± sample standard deviation."""
     if not values:
         return "–"
     sd = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""

@@ -68,7 +68,7 @@ def _state(row: TrialRow) -> str:
 
 
 def headings(report: Report) -> list[str]:
-    """Return the names of the columns that are not empty."""
+    """Return the names of the non-empty columns."""
     return [name for name, cell in COLUMNS.items() if any(cell(row) != "–" for row in report.rows)]
 
 

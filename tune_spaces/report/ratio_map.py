@@ -31,7 +31,7 @@ class RatioMap(NamedTuple):
 
 
 def ratio_map(sweep: SweepHistory, level: int) -> RatioMap | None:
-    """Return the scores by mask ratio, each cell at the highest level, up to `level`, that any of its trials reached.
+    """Return the scores by mask ratio; each cell uses the highest level, up to `level`, that any of its trials reached.
 
     A cell's score is the mean over the trials that reached that level. Returns None if the ratios do not vary.
     """

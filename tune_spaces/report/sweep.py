@@ -104,7 +104,7 @@ def read_sweep(run_folder: str) -> SweepHistory:
     """Read the sweep in a folder. Raises ConfigError if there is none, or if no trial has been scored yet."""
     path = join(run_folder, "config.json")
     if not exists(path):
-        raise ConfigError([f"{run_folder}: not a sweep, because it has no config.json; pass the folder of a sweep"])
+        raise ConfigError([f"{run_folder}: not a sweep, because it has no config.json; pass a sweep folder"])
     try:
         config = validate(SearchConfig, read_json(path))
     except (ConfigError, ValueError, TypeError) as error:

@@ -193,7 +193,7 @@ def _costs(sweep: SweepHistory, best: TrialHistory) -> list[str]:
 
 
 def _rest(sweep: SweepHistory) -> list[str]:
-    """Describe the other trials."""
+    """Describe the remaining trials."""
     count = {state: sum(trial.record.state == state for trial in sweep.trials) for state in ("running", "failed")}
     early = sum(trial.record.state == "stopped" and trial.reach < sweep.top_level for trial in sweep.trials)
     parts = []

@@ -62,7 +62,7 @@ class SweepPlan(NamedTuple):
 
 
 def make_plan(search: SearchConfig, space: Space, steps: int, nodes: Sequence[Resources], gpu: bool) -> SweepPlan:
-    """Plan a sweep whose full runs take `steps` steps, on nodes with these total resources.
+    """Plan a sweep with full runs of `steps` steps, on nodes with these total resources.
 
     Raises ConfigError if the sweep cannot run.
     """
@@ -99,7 +99,7 @@ def make_plan(search: SearchConfig, space: Space, steps: int, nodes: Sequence[Re
 
 
 def max_concurrent_trials(scaling: ScalingConfig, nodes: Sequence[Resources], gpu: bool) -> int:
-    """Return how many trials fit concurrently with all their workers; each worker runs on a single node."""
+    """Return how many trials can run concurrently with all their workers; each worker must fit on a single node."""
     required = scaling.worker_resources(gpu)
     workers = sum(int(min(node.get(name, 0) / amount + 1e-9 for name, amount in required.items())) for node in nodes)
     return workers // scaling.workers[0]

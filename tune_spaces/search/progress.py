@@ -1,4 +1,4 @@
-"""Progress output of a sweep: a live table on a terminal, plain lines in a log, nothing in quiet mode."""
+"""Progress output for a sweep: a live table on a terminal, plain lines in a log, nothing in quiet mode."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ NUM_SAMPLES = 1_000_000  # effectively unlimited: the sweep decides when to stop
 
 
 def run_tuner(sweep: Sweep, coordinator: Any, at_once: int, scratch: str) -> None:
-    """Run trials until all have ended and no more can start."""
+    """Run trials until all have finished and no more can start."""
     slot = tune.PlacementGroupFactory([{"memory": TRIAL_DRIVER_MIB * 2**20}])
     trainable = tune.with_resources(tune.with_parameters(run_trial, coordinator=coordinator), slot)
     tune.Tuner(
@@ -94,12 +94,12 @@ class _LedgerCallback(tune.Callback):
 
 
 def _allow_failures(trial: Any, count: int) -> None:
-    """Allow a trial `count` more failures: Tune's own limit is on the failures of its whole life."""
+    """Allow a trial `count` more failures, because Tune's limit applies to all failures since the trial was created."""
     trial.max_failures = trial.num_failures + count
 
 
 def _free_trial_workers(sweep: Sweep, number: int) -> None:
-    """Release the resources of a trial whose driver died; otherwise its workers would keep them."""
+    """Release the resources of a trial whose driver died, because its workers would otherwise keep them."""
     group = sweep.workers.pop(number, None)
     if group is not None:
         free_workers(group)

@@ -56,7 +56,7 @@ class Sweep:
     def next_trial(self) -> TrialRecord | None:
         """Return the next trial: an interrupted one, a new point, or a member of a population due for its next rung.
 
-        Returns None if no trial can start now; another can start later only while `is_waiting` is true.
+        Returns None if no trial can start now; a trial can start later only while `is_waiting` is true.
         """
         if self.stopping.is_set():
             return None
@@ -69,7 +69,7 @@ class Sweep:
         return record
 
     def is_waiting(self) -> bool:
-        """Whether more trials can start once the running ones reach their rung."""
+        """Whether more trials can start once the running trials reach their rung."""
         return self._population and bool(self._running) and not self.stopping.is_set()
 
     def _next_independent(self) -> TrialRecord | None:
@@ -186,7 +186,7 @@ class Sweep:
             self.progress.on_rung(record)
 
     def record_end(self, number: int) -> None:
-        """Record that Tune ended the trial, at its last rung or earlier."""
+        """Record that Tune stopped the trial, at its last rung or earlier."""
         record = self.ledger.records[number]
         self._running.discard(number)
         if record.state != "running":
@@ -204,7 +204,7 @@ class Sweep:
             self._end(record, "failed", reason="node_lost", message=message)
 
     def record_retry(self, number: int) -> bool:
-        """Record that Tune is restarting the trial. Returns whether it has a newer checkpoint than at the last time."""
+        """Record that Tune is restarting the trial; return whether it has saved a checkpoint since the last restart."""
         record = self.ledger.records[number]
         self._write(record.model_copy(update={"attempts": record.attempts + 1}))
         self.progress.log(f"trial {number}: its process was lost; resuming from its latest checkpoints")

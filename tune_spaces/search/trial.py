@@ -93,7 +93,7 @@ class _RunAtRung:
 def _train_to_rung(
     config: TrainConfig, run_id: str, step: int, steps: int, inherited: int, launch_run: Callable[..., RunResult]
 ) -> _RunAtRung:
-    """Train a run to a step and probe it. Raises RungNotReached if it ends earlier."""
+    """Train a run to a step and probe it. Raises RungNotReached if the run ends earlier."""
     assert config.storage is not None, "set by the sweep"
     folder = run_folder(config.storage, run_id)
     if step < steps and _figures(read_metrics(folder), step):

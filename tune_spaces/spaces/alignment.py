@@ -59,7 +59,7 @@ def dimensions(base: TrainConfig) -> dict[str, Dimension]:
 
 
 def layer_sets(base: TrainConfig) -> tuple[str, ...]:
-    """Return the names of the layer sets that differ at the depths of `base`, including the base's own."""
+    """Return the names of the layer sets that differ at the depths of `base`, including the set that `base` uses."""
     by_pairs: dict[tuple[tuple[int, int], ...], str] = {}
     for name in (current_layers(base), *LAYERS):
         by_pairs.setdefault(tuple(_pairs(name, base)), name)
@@ -120,7 +120,7 @@ def _weights(point: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
 
 
 def _weight(config: TrainConfig) -> float:
-    """Return the weight of the branch enabled in `config`, which is the default for the disabled one."""
+    """Return the weight of the enabled branch in `config`, which is also the default weight of the disabled branch."""
     return config.objective.weights.direct or config.objective.weights.generation or 1.0
 
 
@@ -128,7 +128,8 @@ def _pairs(chosen: Any, config: TrainConfig) -> list[tuple[int, int]]:
     """Return pairs of blocks (student, teacher), ascending, one per student block.
 
     In shallow encoders several fractions can map to one student block; the pair with the deepest teacher block wins.
-    Without reconstruction the student's last block would get no gradient, so it is aligned with the teacher's last.
+    Without reconstruction the student's last block would get no gradient, so it is aligned with the teacher's last
+    block.
     """
     if chosen == BASE_LAYERS:
         return sorted((pair.student, pair.teacher) for pair in config.objective.layers)

@@ -1,6 +1,7 @@
 """Draft configs: each section is validated, but rules that span sections are not checked yet.
 
-Space parameters are resolved against a draft, which provides depths, cells and weights. Imports neither torch nor Ray.
+Space parameters are resolved against a draft config, which provides depths, cells and weights. Imports neither torch
+nor Ray.
 """
 
 from __future__ import annotations

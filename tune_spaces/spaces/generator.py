@@ -35,7 +35,7 @@ def dimensions(base: TrainConfig) -> dict[str, Dimension]:
 
 
 def _widths(base: TrainConfig) -> tuple[str | int, ...]:
-    """Return the names of distinct widths, plus the base's own width if no name matches it."""
+    """Return the names of distinct widths, plus the base config's width if it has no name."""
     named: dict[int, str] = {}
     for name, width in WIDTHS.items():
         named.setdefault(width(base), name)

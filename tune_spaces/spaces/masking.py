@@ -39,7 +39,7 @@ def dimensions(base: TrainConfig) -> dict[str, Dimension]:
 
 
 def _distinct_ratios(ratios: tuple[float, ...], current: float, base: TrainConfig, minimum: int) -> tuple[float, ...]:
-    """Return one ratio for each number of hidden cells, preferring the base's own ratio."""
+    """Return one ratio for each number of hidden cells, preferring the base config's ratio."""
     by_count: dict[int, float] = {}
     for ratio in (current, *ratios):
         by_count.setdefault(base.mask.hidden_cells(ratio, base.cells), ratio)

@@ -20,7 +20,7 @@ class Parameter(NamedTuple):
 
 
 def with_current(values: tuple[Any, ...], current: Any) -> tuple[Any, ...]:
-    """Return the values including a config's current one, sorted, with None first."""
+    """Return the values together with a config's current value, sorted, with None first."""
     return tuple(sorted({*values, current}, key=lambda value: (value is not None, value)))
 
 

@@ -109,7 +109,7 @@ def _study(name: StudyName, base: TrainConfig) -> Space:
 
 
 def overrides_of(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the overrides that change the base config to a point's, sorted by key; empty if the point is the base.
+    """Return the overrides that turn the base config into a point's config, sorted by key; empty for the base point.
 
     Parameters missing from the point keep the base's values. Raises ConfigError for invalid values.
     """

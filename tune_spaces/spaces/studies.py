@@ -23,7 +23,7 @@ Variants = dict[str, Point]
 
 
 def asymmetry(base: TrainConfig) -> Variants:
-    """Vary what the teacher sees beyond the student's tokens: nothing, some tokens, or all of them."""
+    """Vary what the teacher sees beyond the student's tokens: nothing, some, or all of the remaining tokens."""
     student, teacher = base.mask.student_ratio, base.mask.teacher_ratio
     hidden = base.teacher_hidden_cells
     between = 0 < hidden < base.student_hidden_cells

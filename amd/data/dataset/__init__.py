@@ -1,1 +1,1 @@
-"""Data sets as manifests, built from folders, list files and tar shards. Decodes nothing."""
+"""Build manifests of data sets from folders, list files and tar shards. Decodes nothing."""

@@ -1,4 +1,4 @@
-"""Write generated clips: H.264 files, and the list file that names them with their labels.
+"""Write generated clips: H.264 files, and a list file with their paths and labels.
 
 Depends on PyAV only inside `encode_h264`.
 Shapes: T frames, H height, W width.
@@ -26,7 +26,7 @@ CHUNK = 64  # clips in memory
 def write_clips(folder: Path, clips: Iterable[Pixels], labels: Sequence[int], *, rate: int = 8) -> None:
     """Write `folder/NNNNN.mp4` for clips of (T, H, W) or (T, H, W, 3), and list.txt with lines `path label`.
 
-    Holds only a few clips of an iterator in memory.
+    `clips` may be an iterator; only a few clips are held in memory.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{i:05}.mp4" for i in range(len(labels))]
@@ -43,7 +43,7 @@ def write_list(path: Path, names: Sequence[str], labels: Sequence[int]) -> None:
 
 
 def encode_h264(path: Path, frames: Pixels, rate: int = 8, crf: int = NEAR_LOSSLESS) -> None:
-    """Encode grey (T, H, W) or RGB (T, H, W, 3) frames as an H.264 mp4; by default compression preserves the motion."""
+    """Encode grey (T, H, W) or RGB (T, H, W, 3) frames as an H.264 mp4; the default quality preserves motion."""
     import av
 
     if frames.ndim == 3:

@@ -2,12 +2,12 @@
 
 `digits` contains 32x32 images labelled by digit. `moving-digits` contains mp4 clips of 8 frames in which one digit
 moves over a torus (leaving on one side, entering on the other) in one of 8 directions; the label is the direction,
-which no single frame reveals. `noisy-digits` and `noisy-moving-digits` show the same in grey, under noise that is
-independent in every pixel, so it cannot be predicted from the rest of the picture. Source: scikit-learn's digits (UCI
-Optical Recognition of Handwritten Digits, CC BY 4.0), 1797 images of 8x8 pixels that ship with the package, so nothing
-is downloaded.
+which no single frame reveals. `noisy-digits` and `noisy-moving-digits` show the same samples in grey, with independent
+noise in every pixel, so the noise cannot be predicted from other pixels. Source: scikit-learn's digits (UCI Optical
+Recognition of Handwritten Digits, CC BY 4.0), 1797 images of 8x8 pixels that ship with the package, so nothing is
+downloaded.
 
-Writes files that the ordinary readers read. Does not import models or loaders.
+The files are read like any other data set. Does not import models or loaders.
 Shapes: N samples, T frames, S frame side in pixels.
 """
 
@@ -98,9 +98,9 @@ def ensure_demo(name: str, split: str = "train") -> str:
 
 
 def image_samples(split: str, count: int | None = None) -> Samples:
-    """Generate the digits of a split as 32x32 images, labelled by digit.
+    """Generate a split's digits as 32x32 images, labelled by digit.
 
-    `train` is jittered (shift +-2 pixels, scale 0.85 to 1.1, rotation +-0.2 rad); other splits are not.
+    The `train` split is jittered (shift +-2 pixels, scale 0.85 to 1.1, rotation +-0.2 rad); other splits are not.
     """
     images, classes = _digits()
     chosen, rng = _choose(split, count or IMAGES[split])
@@ -116,7 +116,7 @@ def image_samples(split: str, count: int | None = None) -> Samples:
 
 
 def clip_samples(split: str, count: int | None = None) -> Samples:
-    """Generate the moving digits of a split, (N, 8, 32, 32), labelled by direction (see DIRECTIONS).
+    """Generate a split's moving digits, (N, 8, 32, 32), labelled by direction (see DIRECTIONS).
 
     Digits of 22 to 28 pixels, rotated by up to 0.2 rad, move 1.5 to 3 pixels per frame. The start is uniform on the
     torus and independent of the direction, so single frames have the same distribution for every label.
@@ -201,7 +201,7 @@ def _digits() -> tuple[Array, Labels]:
 
 
 def _choose(split: str, count: int) -> tuple[Labels, np.random.Generator]:
-    """Choose the digits of a split, balanced across classes; also return the split's random generator."""
+    """Choose a split's digits, balanced across classes; also return the split's random generator."""
     order = np.random.default_rng(20_240_311).permutation(1797)
     start, stop = DIGIT_RANGES[split]
     rng = np.random.default_rng(SPLIT_SEEDS[split])
@@ -223,7 +223,7 @@ def write_digits(folder: Path, split: str, count: int | None = None, *, noisy: b
 
 
 def write_moving_digits(folder: Path, split: str, count: int | None = None, *, noisy: bool = False) -> None:
-    """Write the clips of a split with their list."""
+    """Write a split's clips and the list file."""
     samples = clip_samples(split, count)
     pixels = add_noise(samples.pixels, split) if noisy else samples.pixels
     write_clips(folder, pixels, samples.labels.tolist())

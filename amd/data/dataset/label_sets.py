@@ -1,7 +1,7 @@
 """Parse multi-label list files: `path 3,17` or, for frame folders, `path total_frames 3,17`.
 
-`-` marks a sample without labels. Lines are parsed one at a time, since their label counts differ; lists of
-multi-label data sets have at most a few hundred thousand lines.
+`-` marks a sample without labels. Lines are parsed one at a time, because their label counts differ; lists for
+multi-label data sets rarely exceed a few hundred thousand lines.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_LABEL_DIGITS = 9
 
 
 class LabelSets:
-    """Labels of every record: `label_sets[i]` is an array of class indices."""
+    """The labels of each record: `label_sets[i]` is an array of class indices."""
 
     def __init__(self, sets: list[tuple[int, ...]]) -> None:
         self.offsets = np.zeros(len(sets) + 1, np.int64)
@@ -47,7 +47,7 @@ def open_label_sets(data: DataConfig, url: str | None = None) -> tuple[Manifest,
         real = resolve_url(requested)
         fs, path = filesystem(real)
         if fs.isdir(path):
-            raise ManifestError([f"data.train: {requested} is a folder; multi-label data needs a list file"])
+            raise ManifestError([f"data.train: {requested} is a folder; multi-label data requires a list file"])
         lines = [(number, line.strip()) for number, line in enumerate(_lines(real), start=1) if line.strip()]
     if not lines:
         raise ManifestError([f"data.train: {requested} has no samples; each line must have the form `path 3,17`"])
@@ -84,7 +84,7 @@ def _labels(text: str) -> tuple[int, ...] | None:
 
 
 def _counts_frames(line: str) -> bool:
-    """Return whether a line belongs to a frame list: a folder, its frame count, and labels."""
+    """Return whether a line is from a frame list: a folder, its frame count, and labels."""
     path, *numbers = line.rsplit(maxsplit=2)
     is_file = path.lower().endswith((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
     return len(numbers) == 2 and numbers[0].isdecimal() and not is_file

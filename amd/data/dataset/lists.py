@@ -35,7 +35,7 @@ class _Block(NamedTuple):
 def parse_list(blocks: Iterable[bytes], url: str, *, with_frames: bool) -> ParsedList:
     """Parse a list file given as blocks of bytes.
 
-    Raises ManifestError with file:line, the rule and how to fix it, for each invalid line.
+    Raises ManifestError with file:line, the rule and the remedy for each invalid line.
     """
     paths = bytearray()  # grows in place: the text is never in memory twice
     lengths, frames, labels = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
@@ -61,7 +61,7 @@ def parse_list(blocks: Iterable[bytes], url: str, *, with_frames: bool) -> Parse
 
 
 def line_numbers(blocks: Iterable[bytes], records: Iterable[int]) -> dict[int, int]:
-    """Return the 1-based line number of each record; blank lines are not records."""
+    """Return the 1-based line number of each given record; blank lines do not count as records."""
     remaining = sorted(set(records), reverse=True)
     found: dict[int, int] = {}
     record, line = -1, 0
@@ -93,7 +93,7 @@ def _whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _lines(text: bytes) -> Any:
-    """Return the lines of whole-line text as an Arrow array of strings, which may not be valid UTF-8."""
+    """Return the lines of a block as an Arrow array of strings, which may not be valid UTF-8."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -104,7 +104,7 @@ def _lines(text: bytes) -> Any:
 
 
 def _parse(lines: Any, with_frames: bool) -> tuple[_Block, np.ndarray]:
-    """Parse lines; also return the indices of invalid ones. Blank lines are skipped."""
+    """Parse lines; also return the indices of invalid lines. Blank lines are skipped."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -126,7 +126,7 @@ def _parse(lines: Any, with_frames: bool) -> tuple[_Block, np.ndarray]:
 
 
 def _integers(texts: Any) -> np.ndarray:
-    """Convert strings to integers; those that are not integers of at most 18 digits become _NOT_AN_INTEGER."""
+    """Convert strings to integers; strings other than integers of up to 18 digits become _NOT_AN_INTEGER."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,7 +1,7 @@
 """The manifest of a data set: a compact, immutable list of records, for any storage format.
 
-Names are stored in one byte buffer with offsets and numbers in arrays, so ten million records fit in a gigabyte and
-are shared with forked readers. Reads no files.
+Names are stored in a byte buffer with offsets, and numbers in arrays, so ten million records fit in a gigabyte that
+forked readers share. Reads no files.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ NO_LABEL = -1
 
 
 class ManifestError(ConfigError):
-    """Raised for data that does not match the config. One line per problem, with its location."""
+    """Raised for data that does not match the config; contains one line per problem, with its location."""
 
 
 def capped(problems: Sequence[str], total: int | None = None) -> list[str]:
-    """Return the first MAX_PROBLEMS problems, followed by the number of omitted ones."""
+    """Return the first MAX_PROBLEMS problems, followed by the number of omitted problems."""
     total = len(problems) if total is None else total
     shown = list(problems[:MAX_PROBLEMS])
     return shown if total <= len(shown) else [*shown, f"… and {total - len(shown)} more"]
 
 
 class Names:
-    """Strings stored in one byte buffer: `names[i]` in constant time, with 8 bytes of overhead per string."""
+    """Strings stored in one byte buffer; `names[i]` takes constant time, and each string has 8 bytes of overhead."""
 
     def __init__(self, blob: bytes | bytearray, lengths: np.ndarray) -> None:
         self.blob = blob
@@ -56,7 +56,7 @@ class Names:
         return self.raw(i).decode("utf-8", "surrogateescape")
 
     def hash_into(self, digest: Any) -> None:
-        """Update `digest` with the names, without the folder that absolute names share, as mount points differ."""
+        """Update `digest` with the names, omitting the shared folder of absolute names because mount points differ."""
         skip = self._shared_folder()
         digest.update((np.diff(self.offsets) - skip).astype("<i8").tobytes())
         if not skip:
@@ -86,7 +86,7 @@ class Names:
 
 
 class ShardLocations(NamedTuple):
-    """Byte ranges of the records inside tar shards."""
+    """Byte ranges of records inside tar shards."""
 
     urls: tuple[str, ...]
     shard: np.ndarray  # (N,) int32, index into urls
@@ -95,7 +95,8 @@ class ShardLocations(NamedTuple):
 
 
 class Manifest:
-    """A data set: `len(manifest)`, `manifest[i]`, `manifest.labels`, `manifest.digest()`. Immutable."""
+    """Immutable list of a data set's records: `len(manifest)`, `manifest[i]`, `manifest.labels`,
+    `manifest.digest()`."""
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class Manifest:
         return Record(location, known, kind)
 
     def name_hashes(self) -> np.ndarray:
-        """Return hashes of the names, (N,) int64; comparable only within this process."""
+        """Return hashes of the names, (N,) int64, which are comparable only within this process."""
         return np.fromiter((hash(self.names.raw(i)) for i in range(len(self))), np.int64, len(self))
 
     def digest(self) -> str:

@@ -1,8 +1,8 @@
-"""List each data set of a run once: keep opened manifests for later calls, and in files for other processes.
+"""Cache manifests, so that a run lists each data set only once: in memory for later calls, in files for workers.
 
-A launch lists the data and moves its manifests, tar members included, to the run's folder; workers load them from
-there. A manifest is found by a digest of what was listed: URL, format and root. Files contain arrays and JSON, never
-pickled objects. Lists nothing itself.
+The launching process lists the data and moves the manifests, including tar members, to the run folder, from which
+workers load them. Manifests are keyed by a digest of the URL, format and root. Files contain arrays and JSON, never
+pickled objects. Does not list data itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class ManifestCache:
-    """Manifests that were opened while the cache was active: in memory, or in a folder that other processes read."""
+    """Stores manifests opened while the cache is active, in memory or in a folder that other processes can read."""
 
     def __init__(self, folder: str | None = None, outer: ManifestCache | None = None) -> None:
         self._folder, self._outer = folder, outer
@@ -47,7 +47,7 @@ class ManifestCache:
         self._kept[key] = manifest
 
     def move_to(self, folder: str) -> None:
-        """Write the manifests to files in a folder and free their memory; later calls read the files."""
+        """Write the manifests to files in a folder and free their memory; later calls read these files."""
         for key, manifest in self._kept.items():
             write_bytes(join(folder, key + SUFFIX), manifest_bytes(manifest))
         self._kept.clear()
@@ -59,9 +59,9 @@ _active: ContextVar[ManifestCache | None] = ContextVar("active_manifest_cache", 
 
 @contextmanager
 def keep_manifests(folder: str | None = None) -> Iterator[ManifestCache]:
-    """Keep the manifests that `open_manifest` opens inside the block, and use those stored in `folder`.
+    """Cache the manifests that `open_manifest` opens inside the block, and use manifests stored in `folder`.
 
-    A cache inside another one also uses the manifests of the outer one.
+    A nested cache also uses manifests from the outer cache.
     """
     cache = ManifestCache(folder, _active.get())
     token = _active.set(cache)
@@ -76,7 +76,7 @@ def active_cache() -> ManifestCache | None:
 
 
 def request_key(url: str, data: DataConfig) -> str:
-    """Return a digest of what `open_manifest` lists: the resolved URL, the format and the root."""
+    """Return a digest of the resolved URL, the format and the root, which determine what `open_manifest` lists."""
     root = data.root if not data.root or is_remote(data.root) else str(local_path(data.root))
     return hashlib.sha256(json.dumps([url, data.format, root]).encode()).hexdigest()[:24]
 
@@ -131,7 +131,7 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 def read_manifest(url: str) -> Manifest | None:
-    """Read a stored manifest; None if there is none, or if it cannot be parsed and the data must be listed again."""
+    """Read a stored manifest. Returns None if it does not exist or cannot be parsed, so the data must be listed."""
     try:
         content = read_bytes(url)
     except FileNotFoundError:

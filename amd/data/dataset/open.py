@@ -1,7 +1,7 @@
 """Open a data set of any format as a manifest; `format=auto` detects the format from the files.
 
-Reads only file names and lists, never samples. Inside `keep_manifests`, lists each data set once. Raises ManifestError
-if the data does not match the config.
+Reads only file names and lists, never samples. Inside `keep_manifests`, each data set is listed only once. Raises
+ManifestError if the data does not match the config.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def open_manifest(data: DataConfig, url: str | None = None) -> Manifest:
 
 @contextmanager
 def manifest_errors(requested: str) -> Iterator[None]:
-    """Convert file errors raised inside the block to a ManifestError about `requested`."""
+    """Convert file errors raised inside the block to a ManifestError that mentions `requested`."""
     try:
         yield
     except StorageError as error:
@@ -68,7 +68,7 @@ def manifest_errors(requested: str) -> Iterator[None]:
         ) from None
     except PermissionError as error:
         raise ManifestError(
-            [f"data.train: {requested} cannot be read ({error}); fix its permissions or credentials"]
+            [f"data.train: {requested} cannot be read ({error}); fix the permissions or credentials"]
         ) from None
     except ManifestError:
         raise
@@ -77,17 +77,17 @@ def manifest_errors(requested: str) -> Iterator[None]:
             raise
         reason = f"{type(error).__name__}: {error}"
         raise ManifestError(
-            [f"data.train: {requested} cannot be reached ({reason}); fix its address or credentials"]
+            [f"data.train: {requested} cannot be reached ({reason}); fix the URL or the credentials"]
         ) from None
 
 
 def is_generated(url: str) -> bool:
-    """Return whether data is demo data, which every machine generates for itself."""
+    """Return whether `url` refers to demo data, which each machine generates locally."""
     return url.startswith("demo:")
 
 
 def list_url(data: DataConfig, manifest: Manifest) -> str | None:
-    """Return the URL of the list file behind a manifest of data.train; None for folders and shards."""
+    """Return the URL of the list file that data.train refers to; None for folders and shards."""
     if manifest.shards is not None:
         return None
     url = resolve_url(data.train)
@@ -111,7 +111,7 @@ def resolve_url(url: str) -> str:
 
 
 class _Listing:
-    """File names relative to a folder, recursively. Names in remote storage are listed once for all uses."""
+    """All file names under a folder, relative to it. Remote folders are listed once and the names reused."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -154,7 +154,7 @@ def _detect(listing: _Listing, requested: str) -> DataFormat:
 
 
 def _detect_list(head: bytes, requested: str) -> DataFormat:
-    """Detect a frame list: names without a media suffix, and a frame count before the label."""
+    """Detect a frame list, which has names without a media suffix and a frame count before the label."""
     if b"\0" in head:
         raise ManifestError([f"data.train: {requested} is a binary file; specify a folder, a list file or tar shards"])
     lines = [line for line in head.decode("utf-8", "replace").splitlines()[:100] if line.strip()]
@@ -179,7 +179,7 @@ def _open_frame_list(listing: _Listing, data: DataConfig) -> Manifest:
 
 
 def _open_folder(listing: _Listing, suffixes: tuple[str, ...]) -> Manifest:
-    """Open files with one of the suffixes; classes are the sorted sub-folders, unless the folder itself has files."""
+    """Open files with one of the suffixes; classes are the sorted subfolders, unless files are in the folder itself."""
     url = listing.url
     fs, path = filesystem(url)
     if not fs.isdir(path):
@@ -206,7 +206,7 @@ def _open_folder(listing: _Listing, suffixes: tuple[str, ...]) -> Manifest:
 
 
 def _suffixes(names: Iterable[bytes]) -> str:
-    """Return the suffixes of files with their counts, the most frequent first."""
+    """Return file suffixes with their counts, most frequent first."""
     counts = Counter(os.path.splitext(os.fsdecode(name))[1].lower() or "no suffix" for name in names)
     shown = [f"{suffix} {count}" for suffix, count in counts.most_common(MAX_PROBLEMS)]
     return ", ".join(shown) + (", …" if len(counts) > len(shown) else "")
@@ -243,12 +243,12 @@ def text_blocks(url: str) -> Iterator[bytes]:
     with fs.open(path, "rb") as file:
         while block := file.read(BLOCK):
             if b"\0" in block[:4096]:
-                raise ManifestError([f"data.train: {url} is not a text file with lines `path label`"])
+                raise ManifestError([f"data.train: {url} is not a text file with lines of the form `path label`"])
             yield block
 
 
 def _walk(url: str) -> Iterator[str]:
-    """Yield file names relative to a folder, recursively; skips hidden entries and follows each link once."""
+    """Yield all file names under a folder, relative to it; skips hidden entries and follows each link once."""
     fs, path = filesystem(url)
     if is_remote(url):
         start = len(path.rstrip("/")) + 1

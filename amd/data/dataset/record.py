@@ -1,4 +1,4 @@
-"""One sample of a data set as plain values. Performs no I/O; cheap to import in the decoding process."""
+"""Describe one sample of a data set with plain values. Performs no I/O; cheap to import in the decoding process."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ VIDEO_PREFIX = "video:"  # of names in list files, for videos whose suffix is an
 
 
 def kind_of(name: str) -> SampleKind:
-    """Return the kind that a file suffix implies; anything without an image suffix is treated as a video."""
+    """Return the kind implied by a file suffix; any file without an image suffix is treated as a video."""
     return "image" if name.lower().endswith(IMAGE_SUFFIXES) else "video"
 
 
 class Record(NamedTuple):
-    """One sample: its location and how to open it."""
+    """The location of a sample, and the information needed to open it."""
 
     location: str
     """URL or path of the file, the frame folder, or the tar shard."""

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset layout: members of one sample share a key, and a `.cls` or `.json` member holds the label.
+"""Tar shards in WebDataset layout: a sample's members share a key, and a `.cls` or `.json` member holds the label.
 
 An index (`x.tar` -> `x.tar.index.json`) stores each sample's byte range for random access; if it is missing or stale,
 the tar headers are scanned instead. Decodes nothing.
@@ -84,7 +84,7 @@ def _with_protocol(url: str, path: str) -> str:
 
 
 def open_shards(urls: Sequence[str]) -> Manifest:
-    """Open the samples of these shards. Raises ManifestError listing every shard that is missing or not a tar."""
+    """Open the samples in these shards. Raises ManifestError that lists every missing or invalid shard."""
     with ThreadPoolExecutor(SCAN_THREADS) as pool:  # hide the latency of remote storage
         results = list(pool.map(_members_or_problem, urls))
     problems = [result for result in results if isinstance(result, str)]
@@ -119,7 +119,7 @@ def _members_or_problem(url: str) -> list[Member] | str:
 
 
 def shard_members(url: str) -> list[Member]:
-    """Return the samples of one shard, from its index if that matches the tar, else from the tar headers."""
+    """Return the samples in one shard, from its index if the index matches the tar, else from the tar headers."""
     fs, path = filesystem(url)
     size = int(fs.size(path))
     try:
@@ -205,7 +205,7 @@ class ShardWriter:
 
 
 def write_index(url: str, size: int, members: Sequence[Member], extra: dict[str, Any] | None = None) -> None:
-    """Write the shard's index; written last, it marks a prepared shard as complete."""
+    """Write the shard's index, which marks a prepared shard as complete and is therefore written last."""
     lines = ",\n".join(json.dumps(list(member)) for member in members)
     head = json.dumps({"size": size, **(extra or {})})[:-1]
     write_bytes(url + INDEX_SUFFIX, f'{head}, "members": [\n{lines}\n]}}\n'.encode())

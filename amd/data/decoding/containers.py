@@ -1,7 +1,7 @@
-"""Open video containers, read their packets, and find where a file ends too early. Decodes nothing.
+"""Open video containers, read their packets, and detect truncated files. Decodes nothing.
 
-A count of frames in a header or an index may be wrong without any damage, so a file counts as truncated only if its
-container declares bytes that the file does not contain, or its last packet is incomplete.
+The frame count in a header or an index may be wrong in an intact file, so a file counts as truncated only if its
+container declares bytes that the file does not contain, or if the last packet is incomplete.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class UnknownContainer(VideoError):
 
 
 class Unreadable(NamedTuple):
-    """The reason why the rest of a file cannot be read."""
+    """The reason why the remainder of a file cannot be read."""
 
     reason: str
 
 
 class StreamPackets(NamedTuple):
-    """The packets of a stream in decoding order."""
+    """A stream's packets in decoding order, with any fault found while reading."""
 
     packets: list[Any]
     incomplete: list[int]  # positions of packets of which the file contains only a part
@@ -42,7 +42,7 @@ class StreamPackets(NamedTuple):
 
 
 def open_container(source: Source) -> Any:
-    """Open a file or its bytes. Raises VideoError."""
+    """Open a container from a path or bytes. Raises VideoError."""
     if (isinstance(source, Path) and not source.stat().st_size) or source == b"":
         raise VideoError("is empty (zero bytes)")
     try:
@@ -56,7 +56,7 @@ def open_container(source: Source) -> Any:
 
 
 def video_stream(container: Any) -> Any:
-    """Return the first video stream that is not a cover picture. Raises VideoError."""
+    """Return the first video stream that is not cover art. Raises VideoError."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             if stream.codec_context is None:
@@ -92,7 +92,7 @@ def check_limits(container: Any, stream: Any, limits: VideoLimits) -> None:
 
 
 def stored_packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Yield the packets that contain data, as an empty one would flush the decoder; then the error that ends them."""
+    """Yield all non-empty packets (an empty packet flushes the decoder), then Unreadable if reading failed."""
     try:
         for packet in container.demux(stream):
             if packet.size:
@@ -104,7 +104,7 @@ def stored_packets(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def read_packets(container: Any, stream: Any) -> StreamPackets:
-    """Read all packets of the stream that contain data."""
+    """Read all non-empty packets of the stream."""
     packets: list[Any] = []
     incomplete: list[int] = []
     total, fault = 0, None
@@ -134,7 +134,7 @@ def find_truncation(source: Source, container: Any, stream: Any, read: StreamPac
 
 
 def _declared_bytes(source: Source, container: str, stream: Any, packets: int) -> int:
-    """Return the number of bytes that the container needs; 0 if it does not tell."""
+    """Return the file size in bytes that the container declares; 0 if unknown."""
     if "matroska" in container:
         return _matroska_bytes(_head(source))
     if "mp4" in container.split(",") and stream.frames != packets:  # reading the index takes as long as the packets
@@ -150,7 +150,7 @@ def _declared_bytes(source: Source, container: str, stream: Any, packets: int) -
 
 
 def _matroska_bytes(head: bytes) -> int:
-    """Return the size that Matroska and WebM files declare and their demuxer ignores."""
+    """Return the declared size of a Matroska or WebM file, which FFmpeg's demuxer ignores; 0 if unknown."""
     at = head.find(b"\x18\x53\x80\x67") + 4  # the Segment element, then its size as a variable-length number
     if at < 4 or at + 8 > len(head) or not head[at]:
         return 0

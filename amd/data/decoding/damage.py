@@ -1,4 +1,4 @@
-"""Damage of a video of which some frames decode. Plain values, sent by the decoding process. Imports no decoder."""
+"""Damage in a partly decodable video, as plain values sent by the decoding process. Imports no decoder."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import NamedTuple
 
 
 class Damage(NamedTuple):
-    """What is wrong with a video of which only some frames are used."""
+    """Reason and extent of the damage in a partly decodable video."""
 
     reason: str
     usable: int
-    """Frames that decode and reference only frames that also decode."""
+    """Number of frames that decode and reference only frames that also decode."""
     decoded: int
-    """Frames that decode."""
+    """Number of frames that decode."""
     total: int
-    """Frames whose packets the file contains."""
+    """Number of frames whose packets are in the file."""
 
     def __str__(self) -> str:
         unused = self.decoded - self.usable
-        others = f", of which {unused} refer to damaged ones" if unused else ""
+        others = f", of which {unused} reference damaged frames" if unused else ""
         return f"{self.reason}; {self.decoded} of {self.total} frames decode{others}"
 
     def is_above(self, min_share: float) -> bool:

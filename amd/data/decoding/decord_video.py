@@ -1,10 +1,10 @@
-"""Decode streams with decord where it is exact: an alternative decoder (data.decoder=decord) for comparison.
+"""Decode streams with decord if it is exact for them: an alternative decoder (data.decoder=decord) for comparison.
 
 Compared with PyAV's exact decoding, decord 0.6 silently returns wrong frames for open GOPs, edit lists, intra refresh,
 HEVC from x265, MPEG transport and program streams, H.264 in AVI, interlaced video and 10-bit video, and does not
 report damaged frames. It is also slower than video.py. Only progressive 8-bit H.264 in mp4 with closed key frames is
-passed to decord. If decord counts other frames than the file has packets, fails, or returns one frame for two, as it
-does for frames it cannot decode, PyAV decodes instead; other damage goes undetected.
+passed to decord. PyAV is used instead if decord fails, if its frame count differs from the number of packets, or if it
+returns the same frame twice, as it does for frames that it cannot decode; other damage is not detected.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _rewind(container: Any) -> bool:
 
 
 class DecordVideo:
-    """A video read by decord, or by `exact` from the first sign that decord cannot read it."""
+    """A video read by decord until decord fails, and by `exact` from then on."""
 
     def __init__(self, source: Source, exact: MappedVideo) -> None:
         import decord

@@ -20,7 +20,7 @@ class VideoError(Exception):
 
 
 class DamagedFrames(VideoError):
-    """Raised for requested frames that do not decode, while other frames of the video may."""
+    """Raised when requested frames do not decode, although other frames of the video may."""
 
 
 def new_pixels(shape: tuple[int, ...]) -> Pixels:
@@ -74,14 +74,14 @@ class FrameBuffer:
 
 
 def _upright(frame: Any, pixels: Pixels) -> Pixels:
-    """Apply the display matrix (ISO/IEC 14496-12, 6.2.2). Raises VideoError unless it is a quarter turn or a flip."""
+    """Apply the display matrix (ISO/IEC 14496-12, 6.2.2). Raises VideoError if it is not a quarter turn or flip."""
     matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
     if matrix is None:
         return pixels
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
     rotate = ROTATIONS.get((_sign(a), _sign(b), _sign(c), _sign(d)))
     if rotate is None:
-        raise VideoError("is rotated by an angle that is not a quarter turn")
+        raise VideoError("is rotated by an angle that is not a multiple of 90 degrees")
     return rotate(pixels)
 
 

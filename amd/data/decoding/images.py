@@ -1,7 +1,7 @@
 """Decode still images to upright 8-bit RGB. Does not import configs or storage.
 
-Truncated images, and images with more than MAX_PIXELS, raise an error. Only listed formats are opened: Pillow passes
-some others to external programs (EPS to Ghostscript) or guesses them without a magic number.
+Truncated images, and images with more than MAX_PIXELS, raise an error. Only listed formats are opened, because Pillow
+passes some other formats to external programs (EPS to Ghostscript) or guesses them without a magic number.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Isolate decoding in a child process: a decoder that hangs, crashes or exhausts memory loses one sample, not the run.
+"""Isolate decoding in a child process: a decoder that hangs, crashes or exhausts memory costs one sample, not the run.
 
 Uses a plain subprocess rather than multiprocessing: loader workers are daemons, which may not have multiprocessing
 children, and the child must not be forked from a process with CUDA, threads or remote filesystems. Two requests and
@@ -37,7 +37,7 @@ class ChildTimeout(ChildFailed):
 
 
 class DecodingChild:
-    """A decoding process. Starts on the first request, and again after a failure or in a forked copy of its owner."""
+    """A decoding process, started on the first request, and again after a failure or in a forked copy of its owner."""
 
     module = "amd.data.decoding.worker"
 
@@ -86,7 +86,7 @@ class DecodingChild:
             self._process = None
 
     def start(self) -> _ChildProcess:
-        """Return the running process, starting it if necessary. Startup is not part of a sample's time limit."""
+        """Return the running process, starting it if necessary. A sample's time limit does not include startup."""
         if self._process is not None and self._process.owner != os.getpid():
             self._process.detach()
             self._process = None
@@ -96,17 +96,17 @@ class DecodingChild:
         return self._process
 
     def _new_process(self) -> _ChildProcess:
-        """Start a process. One that is killed while it starts is replaced, since no sample can be the cause."""
+        """Start a process. If it is killed during startup, start another one, because no sample can be the cause."""
         for tries_left in reversed(range(START_TRIES)):
             try:
                 return _ChildProcess(self.module, self._options)
             except ChildFailed as error:
                 if not tries_left:
                     raise LoaderCrash(
-                        f"the decoding process was killed {START_TRIES} times while it started ({error}); if memory is "
+                        f"the decoding process was killed during startup {START_TRIES} times ({error}); if memory is "
                         "short, lower data.loader_workers"
                     ) from None
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def ensure_running(self) -> None:
         """Restart the process if it was killed while idle, so that the next sample does not fail because of it."""
@@ -158,7 +158,7 @@ class _ChildProcess:
             stderr = errors.read()[-2000:].decode("utf-8", "replace").strip() or "no output"
         if is_late:
             raise LoaderCrash(f"the decoding process did not start within {START_LIMIT_S:.0f} s: {stderr}")
-        raise RuntimeError(f"the decoding process exited while it started: {stderr}")
+        raise RuntimeError(f"the decoding process exited during startup: {stderr}")
 
     def send(self, content: bytes) -> None:
         """Write `content` to the child's inbox, replacing its previous content."""
@@ -168,7 +168,7 @@ class _ChildProcess:
             rest = rest[os.pwrite(self.inbox, rest, len(content) - len(rest)) :]
 
     def exit_reason(self) -> str:
-        """Return why the process stopped responding."""
+        """Return the reason why the process stopped responding."""
         killed_by = self._killed_by()
         if killed_by is not None:
             return f"crashed the decoder ({killed_by})"
@@ -177,7 +177,7 @@ class _ChildProcess:
         return f"terminated the decoding process (exit code {self.process.returncode})"
 
     def _killed_by(self) -> str | None:
-        """Wait for the process to end; return the signal that killed it, or None if it exited or is alive."""
+        """Wait for the process to exit; return the signal that killed it, or None if it exited or is still alive."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=10)
         code = self.process.returncode
@@ -187,7 +187,7 @@ class _ChildProcess:
         return names.get(-code, f"signal {-code}")
 
     def terminate(self) -> None:
-        """Kill the process and wait for it. No-op in a forked copy, which does not own it."""
+        """Kill the process and wait for it. No-op in a forked copy, which does not own the process."""
         if self.owner != os.getpid() or self.memory < 0:
             return
         self.process.kill()
@@ -198,7 +198,7 @@ class _ChildProcess:
         self.memory = -1
 
     def detach(self) -> None:
-        """Forget the process in a forked copy of its owner."""
+        """Drop the reference to the process in a forked copy of its owner."""
         self.process.returncode = 0  # the owner waits for it
         with contextlib.suppress(OSError):
             self.connection.close()

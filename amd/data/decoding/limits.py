@@ -1,4 +1,4 @@
-"""Limits on untrusted files. Plain values, since they are sent to the decoding process. Imports no decoder."""
+"""Limits on untrusted files, as plain values that can be sent to the decoding process. Imports no decoder."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class VideoLimits(NamedTuple):
-    """Maximum size of a video; a larger one is rejected before its frames are decoded."""
+    """Maximum size of a video; larger videos are rejected before decoding."""
 
     pixels: int
     """Pixels per frame."""
     frames: int
     """Number of frames."""
     duration_s: float
-    """Duration according to the header."""
+    """Duration in seconds, according to the header."""
 
 
 class FileLimits(NamedTuple):
@@ -28,7 +28,7 @@ class FileLimits(NamedTuple):
     duration_s: float
     """Duration of a video, in seconds."""
     decoded_bytes: int
-    """Size of all requested frames as RGB, in bytes."""
+    """Total size of the requested frames as RGB, in bytes."""
 
     @property
     def video_limits(self) -> VideoLimits:

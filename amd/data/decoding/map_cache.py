@@ -1,7 +1,7 @@
-"""Remember the packet maps of long local files, so that reading a clip does not read the whole file.
+"""Cache the packet maps of long local files, so that reading a clip does not require reading the whole file.
 
-A map needs a pass over all packets of a file: half a second for a film. Processes of a node share maps in a folder for
-temporary files. Decodes nothing.
+Building a map takes a pass over all packets of the file: half a second for a feature film. All processes on a node
+share maps in a temporary folder. Decodes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_SOUGHT_PACKETS = 2000  # longer ranges are read from the start of the file
 
 
 def load_map(source: Source) -> PacketMap | None:
-    """Return the map of a file, if it was saved and the file has not changed since."""
+    """Return the saved map of a file, or None if there is none or the file has changed since."""
     if not isinstance(source, Path):
         return None
     try:
@@ -39,7 +39,7 @@ def load_map(source: Source) -> PacketMap | None:
 
 
 def save_map(source: Source, packet_map: PacketMap) -> None:
-    """Save the map of a long file. A failure, such as a full disk, has no effect."""
+    """Save the map of a long file. Failures, such as a full disk, are ignored."""
     if not isinstance(source, Path) or packet_map.packets < MIN_PACKETS:
         return
     arrays = packet_map.to_arrays()
@@ -57,7 +57,7 @@ def save_map(source: Source, packet_map: PacketMap) -> None:
 def seek_packets(container: Any, stream: Any, packet_map: PacketMap, start: int, stop: int) -> list[Any] | None:
     """Return the packets [start, stop) in decoding order by seeking; None if they must be read from the start.
 
-    Every packet is compared with the map, because demuxers may land elsewhere or number packets differently.
+    Every packet is compared with the map, because a demuxer may seek to another position or number packets differently.
     """
     times = packet_map.times
     if times is None or not start or stop - start > MAX_SOUGHT_PACKETS:
@@ -77,7 +77,7 @@ def seek_packets(container: Any, stream: Any, packet_map: PacketMap, start: int,
 
 
 def _path(source: Path) -> Path:
-    """Return where a file's map is kept. Raises OSError if the folder belongs to another user."""
+    """Return the path at which a file's map is stored. Raises OSError if the folder belongs to another user."""
     facts = source.stat()
     name = f"{source.resolve()}\n{facts.st_size}\n{facts.st_mtime_ns}".encode("utf-8", "surrogateescape")
     folder = Path(tempfile.gettempdir()) / f"amd-packet-maps-{os.getuid()}"

@@ -1,8 +1,9 @@
 """Find the packets that must be decoded to obtain given frames of a video exactly. Decodes nothing.
 
 Frames are numbered in presentation order. A frame needs all packets from its entry point onwards, which is the last
-packet in decoding order at which a decoder can start without any earlier packet. Videos in which a packet may not be
-exactly one frame (by codec, container, or missing or duplicate timestamps) have no map and are decoded from the start.
+packet in decoding order at which a decoder can start without any earlier packet. If a packet may not be exactly one
+frame, because of the codec, the container, or missing or duplicate timestamps, the video has no map and is decoded from
+the start.
 Sources: ITU-T H.264 (7.4.1.2.4, D.2.8), ITU-T H.265 (7.4.2.2), VP9 bitstream (6.2).
 """
 
@@ -28,7 +29,7 @@ class EntryPoint(Enum):
 
 
 class PacketRange(NamedTuple):
-    """Packets [start, stop) in decoding order, and the requested frames among them, ascending."""
+    """Packets [start, stop) in decoding order, and the requested frames that they contain, in ascending order."""
 
     start: int
     stop: int
@@ -44,7 +45,7 @@ class PacketInfo(NamedTuple):
 
 
 class PacketMap:
-    """Maps frame numbers in presentation order to ranges of packets."""
+    """Maps frame numbers in presentation order to packet ranges."""
 
     def __init__(self, packets: Sequence[PacketInfo]) -> None:
         indexed = enumerate(packets)
@@ -64,7 +65,7 @@ class PacketMap:
 
     @property
     def positions(self) -> dict[int, int]:
-        """Position of the packet of each frame, by the frame's timestamp."""
+        """Packet position of each frame, keyed by the frame's timestamp."""
         return dict(zip(self.pts, self._position, strict=True))
 
     @property
@@ -72,7 +73,7 @@ class PacketMap:
         return len(self._starts)
 
     def without(self, broken: Iterable[int]) -> PacketMap:
-        """Return a map of the frames that need none of the packets at these positions, numbered anew."""
+        """Return a map of the frames that do not depend on the packets at these positions, with new frame numbers."""
         before = np.zeros(len(self._starts) + 1, np.int64)  # broken packets before each position
         before[np.array(list(broken), np.int64) + 1] = 1
         before = before.cumsum()
@@ -96,7 +97,7 @@ class PacketMap:
         return [packet_range._replace(frames=tuple(sorted(packet_range.frames))) for packet_range in ranges]
 
     def to_arrays(self) -> dict[str, np.ndarray] | None:
-        """Return the map as arrays from which `from_arrays` restores it; None if `times` is missing."""
+        """Return the map as arrays that `from_arrays` can restore; None if `times` is missing."""
         if self.times is None:
             return None
         flags = np.array([self.closed, self.edited])
@@ -144,7 +145,7 @@ def _starts(packets: Sequence[PacketInfo]) -> np.ndarray:
 def map_packets(packets: Sequence[Any], codec: str, container: str, extradata: bytes | None) -> PacketMap | None:
     """Return a map if every packet is known to be exactly one frame, else None.
 
-    `packets`: in decoding order, with their data.
+    `packets`: packets in decoding order, including their data.
     """
     if codec not in CODECS or not CONTAINERS & set(container.split(",")) or not packets:
         return None
@@ -160,7 +161,7 @@ def map_packets(packets: Sequence[Any], codec: str, container: str, extradata: b
 
 
 def entry_point(packet: Any, codec: str, extradata: bytes | None) -> EntryPoint:
-    """Return whether and how a decoder can start at this packet."""
+    """Classify a packet as a closed or open entry point for decoding, or as none."""
     if not packet.is_keyframe:
         return EntryPoint.NONE
     if codec not in ("h264", "hevc"):
@@ -170,7 +171,8 @@ def entry_point(packet: Any, codec: str, extradata: bytes | None) -> EntryPoint:
 
 
 def _h264_entry(data: bytes, extradata: bytes | None) -> EntryPoint:
-    """Classify a packet: an IDR picture is closed, a recovery point with exact match and frame count 0 is open."""
+    """Classify an H.264 packet: IDR pictures are closed, recovery points with exact match and frame count 0 are
+    open."""
     recovers = False
     for unit in _units(data, extradata[4] & 3 if extradata and extradata[0] == 1 and len(extradata) > 4 else None):
         kind = unit[0] & 31
@@ -196,7 +198,7 @@ def _hevc_entry(data: bytes, extradata: bytes | None) -> EntryPoint:
 
 
 def _units(data: bytes, length_size: int | None) -> Iterator[bytes]:
-    """Yield a packet's NAL units, split by length prefixes (of `length_size` + 1 bytes; mp4, mkv) or start codes."""
+    """Yield a packet's NAL units, delimited by start codes, or in mp4 and mkv by `length_size` + 1 byte lengths."""
     if length_size is None:
         for piece in data.split(b"\0\0\1")[1:]:
             if piece:
@@ -233,7 +235,7 @@ def _exact_recovery(message: bytes) -> bool:
 
 
 def _hidden(data: memoryview) -> bool:
-    """Return whether a VP9 packet shows nothing: a single frame with show_existing_frame 0 and show_frame 0."""
+    """Return whether a VP9 packet is hidden: a single frame with show_existing_frame 0 and show_frame 0."""
     first, last = data[0], data[-1]
     if last & 0xE0 == 0xC0:
         return False  # a superframe: hidden frames with the shown one after them

@@ -1,9 +1,9 @@
 """Read the frames of a record, or raise BadSample with the reason: the entry point to decoding.
 
-Everything that can hang, crash or exhaust memory (remote reads, FFmpeg, Pillow) runs in a child process under time and
-memory limits (isolation.py). Images are decoded there too: a request costs 0.5 ms, decoding a photograph 5 ms.
-A process may die for reasons outside the sample, such as a lack of memory, so only a sample on which a fresh process
-dies as well is bad. Does not import a decoder.
+Anything that can hang, crash or exhaust memory (remote reads, FFmpeg, Pillow) runs in a child process with time and
+memory limits (isolation.py). Images are decoded there too: a request costs 0.5 ms, decoding a photograph 5 ms. A
+process may die for reasons unrelated to the sample, such as a lack of memory, so a sample is bad only if a fresh
+process also dies on it. Does not import a decoder.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ T = TypeVar("T")
 
 
 class DecodedFrames(NamedTuple):
-    """Distinct frames of a file, and their order in the clip, which repeats frames of short files."""
+    """Distinct frames of a file, and their order in the clip; clips from short files repeat frames."""
 
     pixels: npt.NDArray[np.uint8]  # (U, H, W, 3)
     order: npt.NDArray[np.int64]  # (T,) index into pixels for each clip frame
 
 
 class ReadFacts(NamedTuple):
-    """How a video was read."""
+    """Decoder that read a video, and the damage that it found."""
 
     decoder: str
-    """pyav or decord."""
+    """Decoder that was used: pyav or decord."""
     damage: Damage | None
 
 
@@ -51,7 +51,7 @@ def check_decoder(data: DataConfig) -> None:
     if data.decoder == "decord" and find_spec("decord") is None:
         raise ConfigError(
             [
-                "data.decoder=decord: decord is not installed, and has wheels for Linux on x86-64 only; "
+                "data.decoder=decord: decord is not installed; its wheels support only Linux on x86-64; "
                 "use data.decoder=pyav, which is exact and faster, or build decord from source"
             ]
         )
@@ -60,8 +60,8 @@ def check_decoder(data: DataConfig) -> None:
 class SampleReader:
     """Reads samples one at a time through a child process.
 
-    The child starts with the first read and lives until `close()` or garbage collection; a copy of the reader in a
-    forked or spawned process starts its own.
+    The child starts on the first read and lives until `close()` or garbage collection; a copy of the reader in a forked
+    or spawned process starts a separate child.
     """
 
     child: type[DecodingChild] = DecodingChild
@@ -93,9 +93,9 @@ class SampleReader:
     def read_clip(self, record: Record, choose: FrameChooser, *, timeline: bool = False) -> npt.NDArray[np.uint8]:
         """Decode the frames that `choose(total_frames)` returns, (T, H, W, 3) uint8. Raises BadSample.
 
-        Of a damaged video, `choose` numbers only the frames that decode, and is called again if the damage is found
-        after the first choice. With `timeline`, it numbers all frames, so that numbers correspond to times, and a frame
-        that does not decode is read as the last one before it that does.
+        For a damaged video, the frame numbers that `choose` returns count only the frames that decode, and `choose` is
+        called again if damage is found later. With `timeline`, they count all frames, so that numbers correspond to
+        times, and a frame that does not decode is replaced by the last decodable frame before it.
         """
         return self._read(record, lambda: self._clip(record, choose, timeline))
 
@@ -124,8 +124,8 @@ class SampleReader:
     ) -> DecodedFrames:
         """Decode frames of any image or video file, detected by its content rather than its name.
 
-        `content`: the file's bytes; `location` is then only a name. `fetch_limit_s`: time limit for fetching a
-        remote file, separate from the limit for decoding. Raises BadSample.
+        `content`: the file's bytes; if given, `location` is only a display name. `fetch_limit_s`: time limit for
+        fetching a remote file, separate from the limit for decoding. Raises BadSample.
         """
         record = Record(location, None, "video")
         return self._read(record, lambda: self._file(record, choose, content, fetch_limit_s))
@@ -156,7 +156,7 @@ class SampleReader:
         return DecodedFrames(self._pixels(response["shape"]), order)
 
     def expect(self, samples: Iterable[tuple[Record, FrameChooser]]) -> None:
-        """Fetch the remote files of the next samples ahead, in this order; forget samples that were expected before."""
+        """Fetch remote files for the next samples ahead of use, in this order; forget previously expected samples."""
         files: list[FileRange] = []
         for record, choose in samples:
             if record.kind == "frames":
@@ -175,7 +175,7 @@ class SampleReader:
         deadline: float,
         **options: Any,
     ) -> dict[str, Any]:
-        """Return the response with the chosen frames. They are chosen again if damage leaves fewer frames."""
+        """Return the response with the chosen frames. Frames are chosen again if damage leaves fewer frames."""
         found = opened
         while "shape" not in found:
             found = self._request(record, {"task": "frames", "indices": choose(found), **options}, deadline)
@@ -184,16 +184,16 @@ class SampleReader:
         return found
 
     def _on_timeline(self, record: Record, choose: FrameChooser, found: dict[str, Any]) -> list[int]:
-        """Return the frames of a damaged video for numbers that count all its frames. Raises BadSample."""
+        """Convert frame numbers that count all frames to numbers that count only decodable frames. Raises BadSample."""
         chosen, numbers = _chosen_indices(choose, found["total"]), np.array(found["numbers"])
         decoded = int(np.isin(chosen, numbers).sum())
         if decoded < (self._min_share or 0) * len(chosen):
-            raise BadSample(record, f"is damaged there: {decoded} of {len(chosen)} requested frames decode")
+            raise BadSample(record, f"is damaged in the requested range: {decoded} of {len(chosen)} frames decode")
         before: list[int] = (np.searchsorted(numbers, chosen, side="right") - 1).clip(min=0).tolist()
         return before
 
     def start(self) -> None:
-        """Start the child now rather than on the next read."""
+        """Start the child immediately rather than on the next read."""
         self._child.ensure_running()
 
     def _pixels(self, shape: list[int]) -> npt.NDArray[np.uint8]:
@@ -203,12 +203,12 @@ class SampleReader:
         return pixels
 
     def frame_rate(self, record: Record) -> float:
-        """Return a video's frames per second according to its header. Raises BadSample."""
+        """Return a video's frame rate according to its header, in frames per second. Raises BadSample."""
         message = {"task": "rate", "record": record}
         return self._read(record, lambda: float(self._request(record, message, self._deadline(self._limit))["fps"]))
 
     def transcode(self, record: Record, settings: dict[str, Any], limit_s: float) -> tuple[bytes, str, dict[str, Any]]:
-        """Transcode a sample; return bytes, suffix and facts (frames, width, height). Raises BadSample."""
+        """Transcode a sample; return its bytes, file suffix and facts (frames, width, height). Raises BadSample."""
         message = {"task": "transcode", "record": record, "settings": settings, "limit_s": limit_s}
 
         def read() -> tuple[bytes, str, dict[str, Any]]:
@@ -228,9 +228,9 @@ class SampleReader:
         return time.monotonic() + limit_s
 
     def _read(self, record: Record, read: Callable[[], T]) -> T:
-        """Return the result of `read`, which is repeated in a fresh process if the first one dies or stalls.
+        """Return the result of `read`, which is retried in a fresh process if the first process dies or stalls.
 
-        A stall on an untrusted file is not repeated, since a caller waits for it. Raises BadSample.
+        A stall on an untrusted file is not retried, because a caller is waiting. Raises BadSample.
         """
         try:
             return read()
@@ -245,7 +245,7 @@ class SampleReader:
     def _request(
         self, record: Record, message: dict[str, Any], deadline: float, content: bytes | None = None
     ) -> dict[str, Any]:
-        """Return the child's response. Raises BadSample for the child's verdict on the sample, and ChildFailed."""
+        """Return the child's response. Raises BadSample if the child reports a bad sample, or ChildFailed."""
         try:
             response = self._child.request(message, deadline, content)
         except ChildTimeout:
@@ -263,5 +263,5 @@ def _damage(fields: list[Any] | None) -> Damage | None:
 def _chosen_indices(choose: FrameChooser, total: int) -> list[int]:
     indices = [int(n) for n in choose(total)]
     if not indices or not 0 <= min(indices) <= max(indices) < total:
-        raise IndexError(f"chose frames {indices} of a sample of {total}")
+        raise IndexError(f"chosen frames {indices} are out of range for a sample of {total} frames")
     return indices

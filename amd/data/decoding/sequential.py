@@ -1,4 +1,4 @@
-"""Decode a video from its start, for files whose packets do not reveal which frames depend on which. Uses PyAV."""
+"""Decode a video from its start, for files whose packets do not reveal the frame dependencies. Uses PyAV."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_KEPT_FRAME_BYTES = 256 << 20  # bytes of decoded frames kept when counting f
 
 
 class SequentialVideo:
-    """A video that must be decoded from the start to count its frames. Those of small videos are kept in memory."""
+    """A video that must be decoded from the start to count its frames. Frames of small videos are kept in memory."""
 
     decoder = "pyav"
 
@@ -45,7 +45,7 @@ class SequentialVideo:
         self.frames = len(self.numbers)
 
     def _count(self) -> None:
-        """Decode all frames; find those that may be wrong because they or their references are damaged."""
+        """Decode all frames, and mark frames that may be wrong because they or their references are damaged."""
         size = decoded = start = 0  # start: the last key frame
         intact, clean = self._intact, True
         for frame in self._all_frames():
@@ -84,7 +84,7 @@ class SequentialVideo:
             yield to_rgb(frame)
 
     def exclude_damaged(self) -> None:
-        """Frames that do not decode were excluded when the frames were counted."""
+        """No-op: frames that do not decode were already excluded while counting the frames."""
 
     def _select(self, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
         check_indices(indices, self.frames)
@@ -100,7 +100,7 @@ class SequentialVideo:
                 return
 
     def _all_frames(self) -> Iterator[Any]:
-        """Yield all frames in presentation order, and None for a packet that does not decode."""
+        """Yield all frames in presentation order, and None for each packet that does not decode."""
         container, stream = open_stream(self._source, self._limits)
         with container:
             for packet in chain(stored_packets(container, stream), (None,)):
@@ -117,7 +117,7 @@ class SequentialVideo:
                 yield from frames
 
     def _note(self, fault: str) -> None:
-        """Note why a packet does not decode. Raises VideoError unless damaged files are used."""
+        """Record why a packet does not decode. Raises VideoError if damaged files are rejected."""
         if not self._tolerant:
             raise VideoError(fault)
         self._fault = self._fault or fault
@@ -127,13 +127,13 @@ class SequentialVideo:
 
 
 def tolerable(damage: Damage, min_share: float) -> Damage:
-    """Return the damage if enough frames decode. Raises VideoError if not."""
+    """Return the damage if enough frames decode, else raise VideoError."""
     if damage.is_above(min_share):
-        raise VideoError(f"{damage}, fewer than data.min_decoded_share={min_share:g} requires")
+        raise VideoError(f"{damage}, which is below data.min_decoded_share={min_share:g}")
     return damage
 
 
 def check_indices(indices: Iterable[int], frames: int) -> None:
     for n in indices:
         if not 0 <= n < frames:
-            raise IndexError(f"frame {n} of a video of {frames} frames")
+            raise IndexError(f"frame {n} is out of range for a video of {frames} frames")

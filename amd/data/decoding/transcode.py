@@ -1,7 +1,7 @@
 """Transcode one raw sample for fast reading: smaller frames, short GOPs, cheap decoding.
 
-Runs in the decoding process. Deterministic: the same source produces the same bytes, since no threads are used and the
-file contains no timestamps or versions.
+Runs in the decoding process. Deterministic: the same source always produces the same bytes, because no threads are used
+and no timestamps or versions are written.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ def transcode(
     """Transcode an image to JPEG, or a video to mp4 (H.264, closed GOPs, fastdecode); frames are never enlarged.
 
     `frame_rate`: frames per second; the frame nearest to each tick is kept. `segment_s`: cut videos into segments of
-    about this many seconds, and transcode only the one with the number `segment`. `min_decoded_share`: share of the
-    frames in a damaged video that must decode for it to be used; None rejects damaged videos. Raises ImageError or
-    VideoError.
+    about this many seconds, and transcode only segment number `segment`. `min_decoded_share`: minimum share of a
+    damaged video's frames that must decode; None rejects damaged videos. Raises ImageError or VideoError.
     """
     if kind == "image":
         return _image(source, short_side, quality)
@@ -112,7 +111,7 @@ def _kept_frames(frames: int, rate: Fraction, target: float | None) -> list[int]
 
 
 def _segments(frames: list[int], rate: Fraction, seconds: float | None) -> list[list[int]]:
-    """Split frames into segments of equal length; a remainder shorter than half a segment joins the last one."""
+    """Split frames into segments of equal length; a remainder shorter than half a segment joins the last segment."""
     if seconds is None:
         return [frames]
     length = max(1, round(seconds * rate))

@@ -1,10 +1,10 @@
-"""Decode given frames of a video exactly as sequential decoding does, or raise an error.
+"""Decode given frames of a video with the same result as sequential decoding, or raise an error.
 
 Frame n is the n-th in presentation order, regardless of edit lists, variable frame rates and B-frames; the display
-matrix is applied. Uses PyAV. If the packets reveal frame dependencies (packets.py), only the needed ones are decoded;
-other files are decoded from the start. Damage that the decoder detects in a requested frame or its references is an
-error, or, with `min_decoded_share`, excludes the frame: frame n is then the n-th that decodes. Does not import configs
-or storage.
+matrix is applied. Uses PyAV. If the packets reveal frame dependencies (packets.py), only the required packets are
+decoded; other files are decoded from the start. Damage that the decoder detects in a requested frame or its references
+is an error, or, with `min_decoded_share`, excludes the frame: frame n is then the n-th that decodes. Does not import
+configs or storage.
 Shapes: T frames, H, W after rotation.
 """
 
@@ -59,7 +59,7 @@ class Video(Protocol):
 
     @property
     def decoder(self) -> str:
-        """Decoder of the last frames read: pyav or decord."""
+        """Decoder used for the most recent read: pyav or decord."""
         ...
 
     @property
@@ -70,16 +70,16 @@ class Video(Protocol):
     def read(self, indices: Sequence[int], allocate: Allocate = new_pixels) -> Pixels:
         """Decode frames by number, in any order and with repeats, to (T, H, W, 3).
 
-        Raises VideoError; DamagedFrames if `exclude_damaged` may help.
+        Raises VideoError, or DamagedFrames if the read may succeed after `exclude_damaged`.
         """
         ...
 
     def iter_frames(self, indices: Sequence[int]) -> Iterator[Pixels]:
-        """Decode frames one at a time, in ascending order; each (H, W, 3) array is valid only until the next one."""
+        """Decode frames one at a time, in ascending order; each (H, W, 3) array is valid only until the next frame."""
         ...
 
     def exclude_damaged(self) -> None:
-        """Find the frames that decode, and number only those. Raises VideoError if they are too few."""
+        """Find the frames that decode, and number only those frames. Raises VideoError if there are too few."""
         ...
 
     def close(self) -> None: ...
@@ -88,10 +88,10 @@ class Video(Protocol):
 def open_video(
     source: Source, decoder: str = "pyav", limits: VideoLimits | None = None, min_decoded_share: float | None = None
 ) -> Video:
-    """Open a file or its bytes. `decoder="decord"` uses decord for streams it decodes correctly.
+    """Open a video from a path or bytes. `decoder="decord"` uses decord for streams that it decodes correctly.
 
-    `min_decoded_share`: share of the frames in a damaged file that must decode for it to be used; None rejects damaged
-    files. Raises VideoError with the reason.
+    `min_decoded_share`: minimum share of a damaged file's frames that must decode; None rejects damaged files. Raises
+    VideoError with the reason.
     """
     container, stream = open_stream(source, limits)
     try:
@@ -128,7 +128,7 @@ def open_video(
 
 
 def _preferred(video: MappedVideo, decoder: str) -> Video:
-    """Return the video, or a reader by decord if it is preferred and decodes the stream correctly."""
+    """Return a decord reader if decord is preferred and decodes the stream correctly, else the video."""
     if decoder == "decord":
         from amd.data.decoding.decord_video import DecordVideo, decord_supports
 
@@ -138,7 +138,7 @@ def _preferred(video: MappedVideo, decoder: str) -> Video:
 
 
 def frame_rate(source: Source) -> float:
-    """Return the frame rate, on average if it varies, in frames per second. Raises VideoError."""
+    """Return the average frame rate in frames per second. Raises VideoError."""
     with open_container(source) as container:
         stream = video_stream(container)
         rate = stream.average_rate or stream.guessed_rate
@@ -148,7 +148,7 @@ def frame_rate(source: Source) -> float:
 
 
 class MappedVideo:
-    """A video with exactly one frame per packet; decodes only the ranges with requested frames."""
+    """A video with exactly one frame per packet; decodes only packet ranges that contain requested frames."""
 
     decoder = "pyav"
 
@@ -209,13 +209,13 @@ class MappedVideo:
     def exclude_damaged(self) -> None:
         assert self._min_share is not None, "damaged videos are rejected"
         if not self._is_complete:
-            raise VideoError("is damaged, and decodes differently each time")
+            raise VideoError("is damaged and decodes to different frames each time")
         self._is_complete = False
         broken = self._broken_packets()
         self.exclude(broken, f"is damaged: packet {min(broken)} does not decode" if broken else "is damaged")
 
     def exclude(self, broken: Iterable[int], reason: str) -> None:
-        """Number only the frames that need none of the `broken` packets. Raises VideoError if they are too few."""
+        """Number only the frames that do not depend on `broken` packets. Raises VideoError if there are too few."""
         assert self._min_share is not None, "damaged videos are rejected"
         self.packet_map = self.packet_map.without(broken)
         self.frames = self.packet_map.frames
@@ -245,7 +245,7 @@ class MappedVideo:
 
     @contextmanager
     def _packets_between(self, start: int, stop: int) -> Iterator[tuple[Iterable[Any], Any]]:
-        """Return packets in decoding order, and the context that decodes them."""
+        """Return packets in decoding order, and the codec context that decodes them."""
         if self._packets is not None:
             yield self._packets[start:stop], self.stream.codec_context
             return

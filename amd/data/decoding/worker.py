@@ -1,7 +1,7 @@
 """Run the decoding process (`python -m amd.data.decoding.worker`), which isolation.py starts.
 
 Imports only light modules. Requests and responses are JSON messages over a socket, one at a time; pixels and files are
-passed in shared memory. Exits when its parent has died, even while a decoder hangs.
+passed in shared memory. Exits when its parent dies, even if a decoder hangs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _GRACE_S = 30  # in addition to the parent's time limit
 
 
 class SharedMemory:
-    """An anonymous file mapped by both processes; the child grows it to the size of a response."""
+    """An anonymous file mapped by both processes; the child enlarges the file to fit a response."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -113,7 +113,7 @@ class Worker:
         raise ValueError(f"unknown task {task!r}")
 
     def _probe(self) -> int:
-        """Open the loaded file by its content; return its number of frames."""
+        """Open the loaded file, whose type is detected from its content; return the number of frames."""
         source, limits = self._source, self._limits
         assert source is not None
         if is_image(_head(source)):
@@ -126,7 +126,7 @@ class Worker:
         return self._video.frames
 
     def _read_frames(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Read frames and close the video. If some do not decode, respond with those that do, to choose again."""
+        """Read frames and close the video. If some do not decode, return the decodable frames to choose from."""
         video, choose_again = self._video, False
         try:
             response: dict[str, Any] = {"shape": self._frames(request["indices"]).shape}
@@ -158,7 +158,7 @@ class Worker:
         return self._memory.allocate(shape)
 
     def _stills(self, record: Record, indices: Sequence[int]) -> Pixels:
-        """Read an image (at any index), or numbered images of a folder; frame 0 is file number 1."""
+        """Read an image (the same for every index), or numbered images from a folder; frame 0 is file number 1."""
         if record.kind == "image":
             pixels = read_image(self._fetcher.fetch(record.location, record.offset, record.size))
             output = self._memory.allocate((len(indices), *pixels.shape))
@@ -180,7 +180,7 @@ class Worker:
         shape = images[numbers[0]].shape
         for n, name in zip(numbers, names, strict=True):
             if images[n].shape != shape:
-                raise ImageError(f"frame {name} is {images[n].shape[:2]}, others are {shape[:2]} (height, width)")
+                raise ImageError(f"frame {name} is {images[n].shape[:2]}, other frames are {shape[:2]} (height, width)")
         output = self._memory.allocate((len(indices), *shape))
         for row, n in enumerate(indices):
             output[row] = images[n]
@@ -194,7 +194,7 @@ class Worker:
 
 
 def _frame_numbers(video: Video, request: dict[str, Any]) -> dict[str, Any]:
-    """Return the number of frames and, if requested, the numbers that they have in the undamaged video."""
+    """Return the number of decodable frames and, if requested, their numbers in the undamaged video."""
     if video.damage is None or not request.get("timeline"):
         return {"frames": video.frames}
     return {"frames": video.frames, "numbers": list(video.numbers), "total": video.damage.total}
@@ -215,7 +215,7 @@ def _head(source: Path | bytes) -> bytes:
 
 
 def serve(connection: Connection, worker: Worker, limit_s: float) -> None:
-    """Handle requests until the other end closes. An unreadable sample is a response, not an error."""
+    """Handle requests until the connection is closed. An unreadable sample is reported as a response, not raised."""
     while True:
         try:
             request = json.loads(connection.recv_bytes())

@@ -1,1 +1,1 @@
-"""Bytes of samples: local files, and remote ones with retries, a cache and reading ahead. Decodes nothing."""
+"""Fetch the bytes of samples from local and remote files, with retries, a cache and read-ahead. Decodes nothing."""

@@ -1,7 +1,8 @@
 """A bounded LRU cache of remote files on the local disk.
 
-Safe for concurrent processes and for SIGKILL at any moment: files are renamed into place, a file lock (released by the
-kernel when its holder dies) serialises writers, and the running total only overestimates until the next count.
+Safe under concurrent access and if a process is killed at any moment: files are renamed into place, a file lock
+(released by the kernel when its holder dies) serialises writers, and the running total can only overestimate the size
+until files are counted again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _EVICT_TO_FRACTION = 0.9  # evict down to this fraction of the limit, so that ev
 
 
 class LocalCache:
-    """Cache of files: `get` returns a path, or None; `put` stores a copy, or returns None if it is too large."""
+    """File cache: `get` returns a path or None; `put` stores a copy, or returns None if the file is too large."""
 
     def __init__(self, folder: str | Path, limit_bytes: int) -> None:
         self.folder = Path(folder).expanduser().absolute()
@@ -72,7 +73,7 @@ class LocalCache:
         os.replace(written, self.folder / "total")
 
     def _evict(self, size: int) -> int:
-        """Remove least recently used files until `size` more bytes fit, with a margin; return the bytes kept."""
+        """Remove least recently used files until `size` more bytes fit, with a margin; return the bytes that remain."""
         files = sorted(self._entries())
         total = sum(size for _, size, _ in files)
         target = max(0, min(int(self.limit * _EVICT_TO_FRACTION), self.limit - size))

@@ -1,6 +1,6 @@
-"""Fetch the bytes of a sample: local files by path, remote ones with retries and a cache.
+"""Fetch the bytes of a sample: local files by path, remote files with retries and a cache.
 
-Runs in the decoding process, since remote filesystems must not cross a fork. Decodes nothing.
+Runs in the decoding process, because remote filesystem clients are not fork-safe. Decodes nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Fetcher:
         self._retries, self._cache, self._pause, self._max_bytes = retries, cache, pause_s, max_bytes
 
     def fetch(self, location: str, offset: int | None = None, size: int | None = None) -> Path | bytes:
-        """Return a local path, or bytes: the whole file, or `size` bytes from `offset`. Raises FetchError."""
+        """Return a local path, or the bytes of the whole file or of a range (`offset`, `size`). Raises FetchError."""
         if is_remote(location):
             key = location if offset is None else f"{location}#{offset}+{size}"
             if self._cache is not None and (cached := self._cache.get(key)) is not None:

@@ -1,9 +1,9 @@
 """Fetch remote files before they are decoded, several at a time, so that decoding does not wait for storage.
 
-The files in memory, and those being fetched, are bounded in bytes, where a file of unknown size counts as large as the
-largest of the recent ones until it has arrived. A file that is requested before it was fetched is fetched directly, and
-one whose fetch failed raises that error when it is requested, so only times change. Runs in the decoding process.
-Decodes nothing.
+The total size of fetched files and fetches in progress is bounded; until a file of unknown size has been fetched, it is
+assumed to be as large as the largest recent file. Requesting a file that is still queued fetches it directly, and an
+error of a fetch is raised when the file is requested, so results are the same as without read-ahead. Runs in the
+decoding process. Decodes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ THREADS = 16
 
 
 class FileRange(NamedTuple):
-    """A file, or `size` bytes of it from `offset`."""
+    """A file, or the `size` bytes that start at `offset`."""
 
     location: str
     offset: int | None = None
@@ -39,10 +39,10 @@ class _Fetch:
 
 
 class ReadAhead:
-    """Fetches files with a Fetcher, directly or ahead of their use.
+    """Fetches files with a Fetcher, either on request or ahead of their use.
 
-    `expect` replaces the files to fetch ahead, `start` adds some in front of them, and `fetch` returns one. Only one
-    thread may call these.
+    `expect` replaces the queue of files to fetch ahead, `start` adds files at the front of the queue, and `fetch`
+    returns a file. Not thread-safe.
     """
 
     def __init__(self, fetcher: Fetcher, limit_bytes: int) -> None:
@@ -56,11 +56,11 @@ class ReadAhead:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of fetched files, and the estimate for those being fetched."""
+        """Total size in bytes of fetched files and, as an estimate, of files being fetched."""
         return self._reserved
 
     def expect(self, files: Iterable[FileRange]) -> None:
-        """Fetch these files ahead, in this order, and forget all others."""
+        """Fetch these files ahead of use, in this order, and discard all other files."""
         expected = self._remote(files)
         with self._lock:
             for file in [file for file in self._fetches if file not in expected]:
@@ -69,7 +69,7 @@ class ReadAhead:
             self._start_fetches()
 
     def start(self, files: Iterable[FileRange]) -> None:
-        """Fetch these files before the expected ones."""
+        """Fetch these files before the expected files."""
         needed = self._remote(files)
         with self._lock:
             rest = [file for file in self._queue if file not in needed]
@@ -77,7 +77,7 @@ class ReadAhead:
             self._start_fetches()
 
     def fetch(self, location: str, offset: int | None = None, size: int | None = None) -> Path | bytes:
-        """Return a local path, or bytes, as the Fetcher does. Raises FetchError."""
+        """Return a local path or bytes, like Fetcher.fetch. Raises FetchError."""
         file = FileRange(location, offset, size)
         with self._lock:
             ahead = self._fetches.get(file)
@@ -158,6 +158,6 @@ class ReadAhead:
 
 
 def frame_files(location: str, numbers: Sequence[int], frame_name: str) -> list[FileRange]:
-    """Return the files of these frames in a frame folder; frame 0 is file number 1."""
+    """Return the files that contain these frames of a frame folder; frame 0 is file number 1."""
     folder = location.rstrip("/").rpartition("/")[2]
     return [FileRange(f"{location}/{frame_name.format(number + 1, folder=folder)}") for number in numbers]

@@ -1,6 +1,6 @@
 """Read, augment and collate work items, in a loader process or in the training process.
 
-What the DataLoader distributes are work items that carry their records, so no manifest is copied to a loader process.
+Each work item that the DataLoader distributes contains its records, so no manifest is copied to a loader process.
 Shapes: B samples, R repeats, T frames, H height, W width.
 """
 
@@ -26,7 +26,7 @@ from amd.storage import is_remote
 
 
 class Sample(Protocol):
-    """A record, or a task-specific sample with more attributes."""
+    """A record, or a task-specific sample with additional attributes."""
 
     @property
     def name(self) -> str: ...
@@ -43,7 +43,7 @@ class Records(Protocol):
 
 class Reader(Protocol):
     def expect(self, samples: Iterable[tuple[Any, FrameChooser]]) -> None:
-        """Start to fetch samples that will be read next from remote storage."""
+        """Start fetching samples from remote storage that will be read next."""
 
     def read_clip(self, record: Any, choose: FrameChooser) -> npt.NDArray[np.uint8]: ...
     def close(self) -> None: ...
@@ -70,7 +70,7 @@ class WorkerBatch(NamedTuple):
 
 
 class WorkItem(NamedTuple):
-    """A micro-batch to read. Items of an earlier `run` of the loop are discarded."""
+    """A micro-batch to read. Items from an earlier `run` of the loop are discarded."""
 
     run: int
     sample_range: SampleRange
@@ -79,7 +79,7 @@ class WorkItem(NamedTuple):
 
 
 class ClipDataset(Dataset[Any]):
-    """Reads work items, in a loader process or in the training process; opens its reader where it runs."""
+    """Reads work items in a loader process or the training process, in which it also opens its reader."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class ClipDataset(Dataset[Any]):
             self._reader = None
 
     def _expect(self, item: WorkItem) -> None:
-        """Start to fetch the remote samples of this item and the following one, without substitutes."""
+        """Start fetching the remote samples of this item and the next one, without substitutes."""
         if not self.data.read_ahead_mib or not is_remote(item.records[0].name):
             return
         samples = []
@@ -149,8 +149,8 @@ class ClipDataset(Dataset[Any]):
     ) -> tuple[int, int] | None:
         """Write the clips of the first readable record for position i to `out` (R, T, H, W, 3); return (index, label).
 
-        Appends unreadable samples to `bad` and the values of a ClipTransform to `extras`. Evaluation tries only the
-        record at that position.
+        Appends unreadable samples to `bad`, and values returned by a ClipTransform to `extras`. Evaluation tries only
+        the record at position i.
         """
         sample_range, unreadable = item.sample_range, list[UnreadableSample]()
         for attempt in range(1 + len(sample_range.numbers) - sample_range.size):
@@ -167,15 +167,15 @@ class ClipDataset(Dataset[Any]):
         if not self.train:
             return None
         raise DataFault(
-            f"data.train={self.data.train}: {len(unreadable)} samples in a row cannot be read; check with "
+            f"data.train={self.data.train}: {len(unreadable)} samples in a row cannot be read; check the data with "
             f"`amd validate data.train={self.data.train}`\n"
             + "\n".join(f"  {sample['location']}: {sample['reason']}" for sample in unreadable)
         )
 
     def _read(self, number: int, record: Sample, draws: frame_sampling.Draws) -> Tensor | UnreadableSample:
-        """Return frames (T, H, W, 3) uint8, or the unreadable sample.
+        """Return frames (T, H, W, 3) uint8, or the sample's record if it is unreadable.
 
-        A sample that has failed is not read again, because reading it may take until the time limit.
+        A failed sample is not read again, because every attempt may take as long as the time limit.
         """
         if number in self._unreadable:
             return self._unreadable[number]
@@ -197,7 +197,7 @@ class ClipDataset(Dataset[Any]):
         return order.sample_draws(self.seed, sample_range.epoch, sample_range.position + i, attempt)
 
     def _note(self, number: int, record: Sample, facts: ReadFacts | None) -> None:
-        """Note how a video was read, for the current batch."""
+        """Record for the current batch how a video was read."""
         if facts is None:
             return
         self._decoders.append(facts.decoder)

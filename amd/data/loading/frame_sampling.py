@@ -1,7 +1,7 @@
 """Sample the frames of a clip: pure functions from a frame count and a random generator to frame numbers.
 
-Frames are numbered from 0. The rules follow VideoMAE and AMD (`dataset/datasets.py`); tests/golden/frame_sampling.json
-pins the official indices.
+Frames are numbered from 0. The rules follow VideoMAE and AMD (`dataset/datasets.py`); the official indices are recorded
+in tests/golden/frame_sampling.json.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Draws(Protocol):
 def strided(total: int, frames: int, step: int, draws: Draws) -> Indices:
     """Take every `step`-th frame from a random start, as in K400 pre-training.
 
-    A sample shorter than frames x step starts at 0, and the index stops advancing when the next one would reach the
-    last frame, so that late frames repeat. (The official code stops one frame early: of 41 frames, the last one (40) is
-    never used. We keep this, since the released weights were trained this way.)
+    A sample shorter than frames x step starts at 0, and the index stops advancing when the next index would reach the
+    last frame, so that late frames repeat. (As in the official code, this is one frame early: in a sample of 41 frames,
+    frame 40 is never used. This is preserved because the released weights were trained this way.)
     """
     _check(total)
     slack = total - frames * step + 1
@@ -43,8 +43,8 @@ def strided(total: int, frames: int, step: int, draws: Draws) -> Indices:
 def window(total: int, frames: int, step: int, draws: Draws) -> Indices:
     """Spread `frames` frames over a random window of frames x step, as in SSv2 pre-training and K400 fine-tuning.
 
-    The stride is not exactly `step`: 16 frames over a window of 32 are 32 / 15 apart. A shorter sample yields
-    total // step frames spread over its whole length, then repeats the last one.
+    The stride is not exactly `step`: 16 frames over a window of 32 are 32 / 15 apart. A shorter sample yields total //
+    step frames spread over its whole length, then repeats the last of these frames.
     """
     _check(total)
     span = frames * step
@@ -68,7 +68,7 @@ def segments(total: int, frames: int, draws: Draws) -> Indices:
 def dense_views(total: int, frames: int, step: int, views: int) -> list[Indices]:
     """Space `views` clips of every `step`-th frame evenly, as in K400 testing. Short samples repeat their last frame.
 
-    A single view is the middle of the sample, where the official code divides by zero.
+    A single view is taken from the middle of the sample (the official code divides by zero in this case).
     """
     _check(total)
     index = np.arange(0, total, step, dtype=np.int64)
@@ -81,8 +81,9 @@ def dense_views(total: int, frames: int, step: int, views: int) -> list[Indices]
 def segment_views(total: int, frames: int, views: int) -> list[Indices]:
     """Interleave `views` clips over the whole sample, with one frame per segment, as in SSv2 testing.
 
-    Indices are the segment starts for view 1, their middles for view 2, and so on, sorted together; view i takes every
-    `views`-th index from i. Official runs use 2 views; larger numbers follow the same rule.
+    Each segment contributes the indices at its start and at 1/2, 1/3, … 1/views of its length. All indices are sorted
+    together, and view i takes every `views`-th index, starting at i. Official runs use 2 views; larger numbers follow
+    the same rule.
     """
     _check(total)
     segment = total / frames
@@ -124,4 +125,4 @@ def views_chooser(clip: ClipConfig, views: ViewsConfig) -> FrameChooser:
 def _check(total: int) -> None:
     if total <= 0:
         # The official code returns frame -1 here, fails to read it and substitutes another sample.
-        raise ValueError(f"a sample of {total} frames has no frame to choose")
+        raise ValueError(f"cannot choose a frame from a sample of {total} frames")

@@ -1,4 +1,4 @@
-"""Load batches of clips for one training worker: loader processes read, augment and collate in a fixed order.
+"""Load batches of clips for one training worker: loader processes read, augment and collate in deterministic order.
 
 Imports neither models nor Ray. Every random choice is a function of (seed, epoch, position in the epoch's order), so
 the stream is bit-identical for any number of loader processes and training workers, and from any step.
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """The clips of one micro-batch. Row i x R + k is the k-th clip of sample i."""
+    """The clips of one micro-batch. Row i x R + k is clip k of sample i."""
 
     clips: Tensor  # (B x R, 3, T, H, W) uint8; channels last in memory, as decoded
     labels: Tensor  # (B x R,) int64, -1 if unlabelled
@@ -64,9 +64,9 @@ class ClipLoader:
     With train=False, for evaluation, every record is read once in manifest order (the last step may be short), with the
     middle clip and a center crop; unreadable samples are reported and skipped without a substitute. `views`: several
     test views per record; row i x V + k of a Batch is view k of sample i, with k = segment x crops + crop. `transform`
-    replaces the crop and flip of `data`; like `open_reader` it is pickled to the loader processes. `node_ranks`: ranks
-    that share this machine's memory. Raises ConfigError if the data has no samples, or fewer than one step needs, or if
-    its decoder is not installed.
+    replaces the crop and flip configured in `data`; like `open_reader`, it is pickled and sent to the loader processes.
+    `node_ranks`: number of ranks that share this machine's memory. Raises ConfigError if the data has no samples or too
+    few for one step, or if the decoder is not installed.
     """
 
     def __init__(
@@ -112,8 +112,9 @@ class ClipLoader:
     def steps(self, start_step: int, stop_step: int) -> Iterator[list[Batch]]:
         """Yield this rank's micro-batches for each optimizer step; steps are numbered over the whole run, from 0.
 
-        Each loader process prefetches data.prefetch_batches micro-batches. Leaving the loop early discards them.
-        Raises DataFault if a position has no readable record, or LoaderCrash if a loader process dies.
+        Each loader process prefetches data.prefetch_batches micro-batches. Prefetched micro-batches are discarded if
+        the loop exits early. Raises DataFault if a position has no readable record, or LoaderCrash if a loader process
+        dies.
         """
         self._steps = range(start_step, stop_step)
         batches = self._batches()
@@ -125,7 +126,7 @@ class ClipLoader:
             raise
 
     def pids(self) -> list[int]:
-        """Return the ids of the loader processes."""
+        """Return the process IDs of the loader processes."""
         return [] if self._loader is None else processes.worker_pids(self._loader)
 
     def close(self) -> None:
@@ -143,7 +144,7 @@ class ClipLoader:
         self.close()
 
     def __iter__(self) -> Iterator[WorkItem]:
-        """Yield the work items of the requested steps, which the DataLoader distributes to its processes."""
+        """Yield the work items for the requested steps; the DataLoader distributes them to its processes."""
         run = self._current_run.value if self._current_run is not None else 0
         ranges = self.plan.sample_ranges(self._steps.start, self._steps.stop)
         items = (WorkItem(run, one, [self.manifest[number] for number in one.numbers]) for one in ranges)
@@ -204,7 +205,7 @@ class ClipLoader:
 
 
 def _heavy_modules(data: DataConfig, train: bool) -> list[str]:
-    """Return slow imports to preload in the fork server rather than in every loader process."""
+    """Return slow-to-import modules to preload in the fork server rather than in every loader process."""
     return ["timm.data.auto_augment"] if train and data.rand_augment else []
 
 

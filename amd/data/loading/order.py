@@ -25,8 +25,8 @@ MAX_ATTEMPTS = 32  # records tried per position; with 50 % bad files, all of the
 def epoch_order(records: int, seed: int, epoch: int) -> Numbers:
     """Return the permutation of the record numbers for a seed and epoch. 10 million records take about a second.
 
-    numpy guarantees a stable stream for RandomState but not for Generator, so a run that resumes with another numpy
-    version keeps its order.
+    Uses RandomState, whose stream numpy guarantees to be stable, so a run that resumes with another numpy version keeps
+    its order.
     """
     order = np.arange(records, dtype=np.int32)
     np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch]))).shuffle(order)
@@ -34,7 +34,10 @@ def epoch_order(records: int, seed: int, epoch: int) -> Numbers:
 
 
 def sample_draws(seed: int, epoch: int, position: int, attempt: int = 0) -> random.Random:
-    """Return the random generator for a sample's frames, crops and flips; `attempt`: records tried at the position."""
+    """Return the random generator for a sample's frames, crops and flips.
+
+    `attempt`: number of records already tried at this position.
+    """
     return random.Random(f"{seed}/{epoch}/{position}/{attempt}")
 
 
@@ -44,12 +47,12 @@ def share(batch: int, rank: int, world: int) -> range:
 
 
 def micro_batches(positions: range, most: int) -> list[range]:
-    """Split a range into consecutive slices of at most `most` positions."""
+    """Split a range into consecutive slices of up to `most` positions."""
     return [positions[i : i + most] for i in range(0, len(positions), most)]
 
 
 def with_following(items: Iterable[T], distance: int) -> Iterator[tuple[T, T | None]]:
-    """Yield each item with the one `distance` places after it, or with None near the end."""
+    """Yield each item together with the item `distance` places later, or with None near the end."""
     waiting: deque[T] = deque()
     for item in items:
         waiting.append(item)
@@ -69,7 +72,7 @@ class SampleRange(NamedTuple):
 
 
 class EpochPlan:
-    """Records that one rank reads in each step, numbered over the whole run.
+    """Records that one rank reads in each step; steps are numbered over the whole run.
 
     Incomplete last steps are dropped. With train=False, records are in manifest order, the last step may be short, and
     there are no substitutes.
@@ -84,7 +87,7 @@ class EpochPlan:
         self._order: tuple[int, Numbers] | None = None
 
     def rank_micro_batches(self, step: int) -> list[range]:
-        """Return this rank's micro-batches, as positions in the step's global batch."""
+        """Return this rank's micro-batches as positions in a step's global batch."""
         start = step % self.steps_per_epoch * self.batch_size
         size = min(self.batch_size, self.records - start)
         return micro_batches(share(size, self.rank, self.world), self.micro_batch)
@@ -108,9 +111,9 @@ class EpochPlan:
 
 
 def check_counts(data: DataConfig, records: int, batch_size: int, train: bool) -> None:
-    """Raise ConfigError if the data has no samples, or in training fewer than one step needs."""
+    """Raise ConfigError if the data has no samples, or too few for one training step."""
     if not records:
-        raise ConfigError([f"data.train={data.train}: has no samples; check it with `amd validate`"])
+        raise ConfigError([f"data.train={data.train}: has no samples; check the data with `amd validate`"])
     if train and records < batch_size:
         raise ConfigError(
             [

@@ -1,6 +1,6 @@
-"""Start and stop loader processes and check their shared memory, beyond what torch's DataLoader provides.
+"""Start and stop loader processes and check their shared memory, which torch's DataLoader does not do.
 
-loader.py explains why a fork server starts them.
+See loader.py for why the processes are started by a fork server.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _start_server() -> None:
 
 @contextmanager
 def hide_main_module() -> Iterator[None]:
-    """Prevent multiprocessing from importing the user's main script in each process it starts.
+    """Prevent multiprocessing from importing the user's main script in the processes that it starts.
 
     Loader processes do not need it; otherwise every training script would need an `if __name__ == "__main__"` guard,
     and every loader process of a Ray worker would import Ray.
@@ -82,7 +82,7 @@ def _exit_with_training() -> None:
 
 
 def empty_uint8(*shape: int) -> Tensor:
-    """Allocate a uint8 tensor, in shared memory in a loader process, so that it is sent without a copy."""
+    """Allocate a uint8 tensor; a loader process allocates it in shared memory, so that it is sent without a copy."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))  # as in torch's default collate
@@ -105,14 +105,14 @@ def check_shared_memory(data: DataConfig, micro_batch: int, clips: int, clip_byt
             [
                 f"data.loader_workers={data.loader_workers} x data.prefetch_batches={data.prefetch_batches} "
                 f"micro-batches of {micro_batch} samples x {clips} clips of each{shared} take {need >> 20} MiB of "
-                f"shared memory, but {SHARED_MEMORY} has {size >> 20} MiB: lower them or scaling.micro_batch, or "
-                "enlarge it (docker run --shm-size, a memory volume in Kubernetes)"
+                f"shared memory, but {SHARED_MEMORY} has {size >> 20} MiB: lower these settings or "
+                "scaling.micro_batch, or enlarge it (docker run --shm-size, a memory volume in Kubernetes)"
             ]
         )
 
 
 def shared_memory_id() -> str:
-    """Return an identifier of this machine's shared memory, or of this container's own."""
+    """Return an identifier of this machine's shared memory, or of the container's if it has separate shared memory."""
     device = os.stat(SHARED_MEMORY).st_dev if os.path.isdir(SHARED_MEMORY) else 0
     return f"{socket.gethostname()}/{device}"
 
@@ -123,7 +123,7 @@ def is_worker_death(error: RuntimeError) -> bool:
 
 
 def worker_pids(loader: DataLoader[Any]) -> list[int]:
-    """Return the ids of a loader's processes; empty before the first batch."""
+    """Return the process IDs of a loader; empty before the first batch."""
     return [worker.pid for worker in getattr(loader._iterator, "_workers", [])]
 
 

@@ -1,7 +1,7 @@
 """timm's RandAugment with the same operations and magnitudes in every frame of a clip, as in VideoMAE.
 
-timm draws from the global generators of `random` and numpy. Both are seeded from the sample's generator for every
-frame, so that all frames match and the clip is a function of (seed, epoch, position), and restored afterwards.
+timm draws from the global generators of `random` and numpy. For every frame, both are seeded from the sample's
+generator and restored afterwards, so that all frames match and the clip is a function of (seed, epoch, position).
 Shapes: T frames, H height, W width.
 """
 
@@ -37,7 +37,7 @@ def rand_augment(frames: Tensor, policy: str, clip: ClipConfig, draws: random.Ra
 
 
 def check_rand_augment(policy: str | None) -> None:
-    """Check a policy. Raises ConfigError if timm rejects it."""
+    """Raise ConfigError if timm rejects a policy."""
     if policy is None:
         return
     try:
@@ -69,5 +69,5 @@ def _policy(policy: str, side: int, mean: tuple[float, ...]) -> Any:
 
 
 def _posterize(image: Any, bits: int, **_: Any) -> Any:
-    """Keep the highest bits of every channel. timm draws 0 bits at magnitude 10, which recent Pillow rejects: black."""
+    """Keep the highest bits of every channel; 0 bits, which timm may draw but recent Pillow rejects, gives black."""
     return image.point([value & ~(255 >> bits) for value in range(256)] * len(image.getbands()))

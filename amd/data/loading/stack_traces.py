@@ -1,7 +1,7 @@
-"""Stack traces of this process and of its loader processes, also while their interpreter is blocked.
+"""Collect stack traces from this process and its loader processes, even if their interpreter is blocked.
 
-A loader process dumps its traces on SIGUSR1, into memory that another process reads through /proc, so nothing remains
-on disk. Elsewhere than on Linux only this process's traces are available.
+A loader process dumps its traces on SIGUSR1, into memory that another process reads through /proc, so no file is left
+on disk. Only this process's traces are available on systems other than Linux.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LIMIT = 1_000_000  # bytes read per process
 
 
 def dump_on_signal() -> None:
-    """Make this process dump its traces when `traces_of` asks for them."""
+    """Make this process dump its traces when `traces_of` requests them."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create(_NAME)  # open until the process ends
         faulthandler.register(signal.SIGUSR1, file=descriptor, all_threads=True)
@@ -34,7 +34,7 @@ def own_traces() -> str:
 
 
 def traces_of(pids: Iterable[int], wait_s: float = 2.0) -> dict[int, str]:
-    """Return the traces of processes that called `dump_on_signal`; empty for those that do not answer in time."""
+    """Return the traces of processes that called `dump_on_signal`; empty for processes that do not respond in time."""
     files = {pid: file for pid in pids if (file := _memory_of(pid)) is not None}
     sizes = {pid: file.stat().st_size for pid, file in files.items()}
     for pid in files:
@@ -47,7 +47,7 @@ def traces_of(pids: Iterable[int], wait_s: float = 2.0) -> dict[int, str]:
 
 
 def _memory_of(pid: int) -> Path | None:
-    """Return the path of the memory that a process dumps to; None if it has none, so that it must not be signalled."""
+    """Return the path of the memory that a process dumps to; None for a process that must not be signalled."""
     try:
         descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
         return next((path for path in descriptors if _NAME in os.readlink(path)), None)

@@ -1,7 +1,7 @@
 """Crop, resize, flip and augment frames to clips. Input and output are uint8; randomness is passed in.
 
-Frames are (T, H, W, 3) with channels last, as decoded; resizing keeps that memory order, in which it is twice as fast,
-and `clip_view` views the result as (3, T, H, W). Does not import models.
+Frames are (T, H, W, 3) with channels last, as decoded; resizing preserves this memory order, which makes it twice as
+fast, and `clip_view` views the result as (3, T, H, W). Does not import models.
 Shapes: T frames, H height, W width.
 """
 
@@ -37,8 +37,8 @@ class Box(NamedTuple):
 def multi_scale_box(frame: Size, size: Size, draws: random.Random) -> Box:
     """Draw one of four scales per side, at most one scale apart, and one of 13 positions; as in AMD and VideoMAE.
 
-    The sides scale the largest box of the output's shape that fits the frame. For square outputs that is the official
-    rule (the frame's short side); the official code would squeeze a square into a non-square output.
+    The sides scale the largest box of the output's shape that fits the frame. For square outputs, this is the official
+    rule (the frame's short side); for non-square outputs, the official code would distort a square crop.
     """
     full_height, full_width = _largest(frame, size)
     heights = [_snap(max(1, int(full_height * scale)), size[0]) for scale in SCALES]
@@ -51,7 +51,7 @@ def multi_scale_box(frame: Size, size: Size, draws: random.Random) -> Box:
 
 
 def random_resized_box(frame: Size, size: Size, scale: tuple[float, float], draws: random.Random) -> Box:
-    """Draw a box of random area, aspect ratio (3:4 to 4:3 of the output's) and position, as in MAE.
+    """Draw a box of random area, position and aspect ratio (3:4 to 4:3, relative to the output), as in MAE.
 
     `scale`: range of the area, as fractions of the frame. After ten draws that do not fit the frame, the result is the
     largest central box with an allowed aspect ratio, as in torchvision.
@@ -71,9 +71,9 @@ def random_resized_box(frame: Size, size: Size, scale: tuple[float, float], draw
 
 
 def center_box(frame: Size, size: Size, fraction: float = 1.0) -> Box:
-    """Return the largest centered box with the output's aspect ratio, its sides scaled by `fraction`.
+    """Return the largest centered box with the output's aspect ratio, with its sides scaled by `fraction`.
 
-    Equivalent to resizing the short side to the output's and taking a center crop.
+    Equivalent to resizing the frame's short side and taking a center crop.
     """
     height, width = _largest(frame, size)
     return _middle(frame, max(1, round(height * fraction)), max(1, round(width * fraction)))
@@ -82,7 +82,7 @@ def center_box(frame: Size, size: Size, fraction: float = 1.0) -> Box:
 def resize_box(frames: Tensor, box: Box, size: Size, interpolation: Interpolation = "bilinear") -> Tensor:
     """Crop every frame to the box and resize it with antialiasing: (T, H, W, 3) uint8 -> (T, *size, 3) uint8.
 
-    Pixel values differ from PIL's crop and resize by at most 1 (out of 255); ten times as fast.
+    Pixel values differ from PIL's crop and resize by at most 1 (out of 255), but resizing is ten times as fast.
     """
     cut = frames[:, box.top : box.top + box.height, box.left : box.left + box.width]
     if (box.height, box.width) == size:
@@ -135,8 +135,8 @@ def center(frames: Tensor, data: DataConfig, clip: ClipConfig) -> Tensor:
 def spatial_views(frames: Tensor, data: DataConfig, clip: ClipConfig, crops: int) -> list[Tensor]:
     """Return `crops` views along the longer side, each (T, *clip.size, 3), as in the official evaluation.
 
-    Frames are resized to just cover clip.size; crop j of n starts at int(j * slack / (n - 1)). A single crop is the
-    center, where the official code divides by zero.
+    Frames are resized to just cover clip.size; crop j of n starts at int(j * slack / (n - 1)). A single crop is taken
+    from the center (the official code divides by zero in this case).
     """
     if crops == 1:
         return [center(frames, data, clip)]
@@ -165,5 +165,5 @@ def _middle(frame: Size, height: int, width: int) -> Box:
 
 
 def _snap(side: int, output: int) -> int:
-    """Snap a side to the output's if they differ by at most 2 pixels, so that no resizing is needed."""
+    """Snap a side to the output's length if they differ by at most 2 pixels, so that no resizing is needed."""
     return output if abs(side - output) < 3 else side

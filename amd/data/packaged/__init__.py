@@ -1,1 +1,1 @@
-"""Data sets that installed packages contain, written as ordinary folders and lists. Nothing is downloaded."""
+"""Data sets that ship with installed packages, written as ordinary folders and list files. Nothing is downloaded."""

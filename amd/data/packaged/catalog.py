@@ -1,4 +1,4 @@
-"""The data sets inside packages, by name, with their licences."""
+"""Catalog of the packaged data sets by name, with their licences."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Clips of a viewer who moves through a 3-D world, rendered by ViZDoom and labelled by the viewer's own motion.
+"""Clips of a camera moving through a 3-D world, rendered by ViZDoom and labelled by the camera's motion.
 
-Left and right turns, and the other opposite motions, are time reversals of each other, so single frames do not reveal
-the label. Each split uses its own levels. Nothing of the game's rules remains: no opponents, no weapon, no display.
+Opposite motions, such as left and right turns, are time reversals of each other, so single frames do not reveal the
+label. Each split uses different levels. Game elements are removed: there are no opponents, weapons or status displays.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLIPS_PER_LEVEL = 30  # before the next level is loaded
 
 
 def write_ego_motion(source: Path, output: Path, options: WriteOptions) -> dict[str, int]:
-    """Write SPLIT/list.txt and SPLIT/NNNNN.mp4: clips of 16 frames of 160x120."""
+    """Write SPLIT/list.txt and SPLIT/NNNNN.mp4: clips of 16 frames of 160x120 pixels."""
     counts = {}
     for number, (split, levels) in enumerate(LEVELS.items()):
         count = min(options.samples or COUNTS[split], COUNTS[split])
@@ -39,7 +39,7 @@ def write_ego_motion(source: Path, output: Path, options: WriteOptions) -> dict[
 
 
 def record(source: Path, levels: range, labels: list[int], seed: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield one clip (16, 120, 160, 3) per label, moving to another place after each."""
+    """Yield one clip (16, 120, 160, 3) per label, each recorded at a different place."""
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder, chdir(folder):  # ViZDoom writes files to the working directory
         game = _game(source, int(rng.integers(2**31)))
@@ -69,7 +69,7 @@ def _clip(game: Any, label: int, rng: np.random.Generator) -> npt.NDArray[np.uin
 
 
 def _wander(game: Any, rng: np.random.Generator) -> None:
-    """Turn by a random angle, walk, and stand still, so that no earlier motion remains."""
+    """Turn by a random angle, walk, then stand still until no earlier motion remains."""
     game.make_action(_action(4 + int(rng.integers(2))), int(rng.integers(1, 40)))
     game.make_action(_action(0), int(rng.integers(10, 60)))
     game.make_action([0] * len(MOTIONS), 20)

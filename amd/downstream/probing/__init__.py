@@ -1,1 +1,1 @@
-"""Probes of frozen features: k-nearest neighbours, linear, few-shot and attentive classifiers."""
+"""Probes on frozen features: k-nearest neighbours, linear, few-shot and attentive classifiers."""

@@ -1,8 +1,8 @@
 """Attentive probe: a cross-attention block with one learned query, then a linear classifier, on a frozen ViT's tokens.
 
 Unlike a linear probe on the mean of the tokens, it can weigh tokens by their content. Source: V-JEPA's attentive probe
-(Bardes et al. 2024), with its AdamW settings. Departures: the class token, if there is one, is among the tokens, and a
-video is one clip.
+(Bardes et al. 2024), with its AdamW settings. Departures: the class token, if any, is included, and each video is
+represented by a single clip.
 Shapes: B batch, n training samples, N tokens, D width, C classes.
 """
 
@@ -25,7 +25,7 @@ MLP_RATIO = 4.0
 
 
 class AttentiveHead(nn.Module):
-    """A pre-norm block whose only query is learned, and a linear classifier of its output."""
+    """A pre-norm cross-attention block with a single learned query, followed by a linear classifier."""
 
     def __init__(self, width: int, heads: int, classes: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def attentive_batch_size(config: AttentiveConfig, samples: int) -> int:
 
 
 def collect_tokens(batches: Iterable[tuple[Tensor, Tensor]], samples: int, config: AttentiveConfig) -> TokenFeatures:
-    """Keep the tokens of up to `samples` samples in memory. Raises ConfigError if they exceed attentive.memory_mib."""
+    """Collect the tokens of up to `samples` samples. Raises ConfigError if they exceed attentive.memory_mib."""
     values, labels, read = np.zeros((0, 0, 0), np.float16), [], 0
     for tokens, batch_labels in batches:
         if not values.size:
@@ -120,7 +120,7 @@ def train_attentive(
 
 @torch.inference_mode()
 def classify(head: AttentiveHead, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Array, Labels]:
-    """Return the logits (m, C) and the labels (m,) of all batches of tokens."""
+    """Return the logits (m, C) and labels (m,) for all batches of tokens."""
     found = [(head(tokens.to(head.query.device)).cpu(), labels) for tokens, labels in batches]
     logits: Array = torch.cat([part for part, _ in found]).numpy()
     return logits, torch.cat([labels for _, labels in found]).numpy()

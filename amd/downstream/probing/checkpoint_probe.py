@@ -25,8 +25,8 @@ SECTION = "probe"  # of a run's config
 def probe_checkpoint(run: str, step: int | None = None, overrides: Mapping[str, Any] | None = None) -> Line:
     """Probe a committed checkpoint of a run, by default the newest, and return the line added to its metrics.
 
-    `run`: folder of the run, or its id under AMD_STORAGE. Settings come from the section `probe` of the run's
-    config, changed by `overrides`. Raises ConfigError if the run, the checkpoint or the settings do not exist.
+    `run`: run folder, or run ID under AMD_STORAGE. Settings come from the `probe` section of the run's config, modified
+    by `overrides`. Raises ConfigError if the run, the checkpoint or the settings do not exist.
     """
     folder = find_run(run)
     values, settings = _read(folder, overrides or {})

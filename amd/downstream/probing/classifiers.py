@@ -53,7 +53,7 @@ def knn(
 def linear(train: Features, test: Array, *, strength: float = 0.1, iterations: int = 300) -> Labels:
     """Predict labels of `test` (m, D) by logistic regression on standardised features; `strength` is scikit-learn's C.
 
-    Mean and deviation are computed on the training samples; constant features become 0.
+    The mean and standard deviation come from the training samples; constant features become 0.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -91,12 +91,14 @@ def unit(values: Array, mean: Array) -> Array:
 
 
 def check_features(train: Features, test: Array) -> None:
-    """Check features for consistent shapes and finite values. Raises ValueError."""
+    """Check that features have consistent shapes and finite values. Raises ValueError."""
     if len(train.values) != len(train.labels):
-        raise ValueError(f"{len(train.values)} features but {len(train.labels)} labels")
+        raise ValueError(f"{len(train.values)} features but {len(train.labels)} labels; every feature needs a label")
     if len(train.values) == 0 or len(test) == 0:
         raise ValueError("a probe needs at least one training sample and one test sample")
     if train.values.shape[1] != test.shape[1]:
-        raise ValueError(f"training features are {train.values.shape[1]} wide, test features {test.shape[1]}")
+        raise ValueError(
+            f"training features have width {train.values.shape[1]}, but test features have width {test.shape[1]}"
+        )
     if not (np.isfinite(train.values).all() and np.isfinite(test).all()):
         raise ValueError("features contain non-finite values: the encoder has diverged, or its input was not finite")

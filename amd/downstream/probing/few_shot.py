@@ -1,8 +1,8 @@
-"""Few-shot probe: train on a few labels per class, drawn several times.
+"""Few-shot probe: train on a few labelled samples per class, drawn several times.
 
 Logistic regression on standardised features, as in MSN's low-shot test (Assran et al. 2022). The nearest class mean,
-which needs no fitting, is far worse when a few directions dominate the features: 29 % versus 78 % on features of the
-digits from a randomly initialised ViT, with 10 labels per class.
+which needs no fitting, is far worse when a few directions dominate the features: 29 % versus 78 % on digit features
+from a randomly initialised ViT, with 10 labels per class.
 Shapes: n training samples, m test samples, D features, C classes, S labels per class.
 """
 
@@ -23,7 +23,7 @@ class FewShotScore(NamedTuple):
 
     mean: float
     std: float
-    """Population standard deviation; 0 for one draw."""
+    """Population standard deviation; 0 for a single draw."""
 
 
 def few_shot(
@@ -43,7 +43,7 @@ def few_shot(
 
 
 def draw_samples(train: Labels, labels: int, rng: np.random.Generator) -> Labels:
-    """Draw the indices of `labels` distinct samples of each class, (C x S,)."""
+    """Draw the indices of `labels` distinct samples from each class: (C x S,)."""
     shuffled = rng.permutation(len(train))
     by_class = shuffled[np.argsort(train[shuffled], kind="stable")]
     starts = np.unique(train[by_class], return_index=True)[1]

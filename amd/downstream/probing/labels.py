@@ -23,7 +23,7 @@ class LabelledSets(NamedTuple):
 
 
 def open_labelled(data: ProbeDataConfig, classes: int | None = None) -> LabelledSets:
-    """Open both manifests of a probe. `classes`: number of classes, by default the highest training label + 1.
+    """Open both manifests of a probe. `classes`: number of classes. Default: the highest training label + 1.
 
     If both sets are class folders, classes are matched by name. Raises ConfigError for missing or invalid labels.
     """
@@ -62,8 +62,9 @@ def _check_present(field: str, url: str, manifest: Manifest, labels: Labels) -> 
         first = manifest[int(unlabelled[0])].name
         raise ConfigError(
             [
-                f"{field}={url}: {len(unlabelled)} samples have no label (first: {first}); every sample of "
-                "a probe must be labelled: use one folder per class, or a list with lines `path label`, labels from 0"
+                f"{field}={url}: {len(unlabelled)} samples have no label (first: {first}); every sample of a "
+                "probe must be labelled: use one folder per class, or a list of `path label` lines, with labels "
+                "starting at 0"
             ]
         )
 

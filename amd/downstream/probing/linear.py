@@ -54,7 +54,7 @@ def batch_size(config: LinearConfig, samples: int) -> int:
 
 
 def shuffled(train: Features | TokenFeatures, batch: int, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches (B, D) or (B, N, D) and labels (B,) in a new order every epoch; drops an incomplete last batch."""
+    """Yield batches (B, D) or (B, N, D) and labels (B,) in a new order every epoch; incomplete batches are dropped."""
     values, labels = torch.from_numpy(train.values), torch.from_numpy(train.labels)
     for epoch in range(epochs):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(stream_seed(seed, "order", epoch)))

@@ -1,4 +1,4 @@
-"""A frozen encoder with its labelled data: the pooled features and the tokens that probes are trained and scored on.
+"""A frozen encoder with its labelled data: the pooled features and tokens on which probes are trained and scored.
 
 Shapes: B batch, N tokens, D width.
 """
@@ -48,7 +48,7 @@ class ProbedEncoder:
 
     @property
     def scored(self) -> int:
-        """Number of test samples that were read, once a probe has run."""
+        """Number of test samples that could be read; valid once a probe has run."""
         return len(self.sets.test) - len(self._bad["test"])
 
     @cached_property
@@ -62,7 +62,7 @@ class ProbedEncoder:
         return self._features("test")
 
     def tokens(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the tokens (B, N, D) and labels (B,) of the readable samples of a split, in order, in this process."""
+        """Yield tokens (B, N, D) and labels (B,) for a split's readable samples, in order; runs in this process."""
         data, manifest, labels = self._split(split)
         self.log(f"computing tokens of data.{split}={data.train}: {len(manifest)} samples")
         ledger = self._bad[split]

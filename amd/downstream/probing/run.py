@@ -1,4 +1,4 @@
-"""Run probes from a config: compute features, score the requested probes, write the encoder's card.
+"""Run probes from a config: compute features, run the requested probes, and add their scores to the encoder's card.
 
 Features are computed in this process or in Ray actors.
 """
@@ -63,12 +63,12 @@ logger = logging.getLogger(__name__)
 
 
 class ProbeReport(BaseModel):
-    """Result of a probe; the last line of `amd probe --json`."""
+    """Result of a probe, printed as the last line of `amd probe --json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     encoder: str
-    """Folder of the encoder."""
+    """Folder that contains the encoder."""
     scores: tuple[Score, ...]
     """Scores written to the encoder's card."""
     left_out: tuple[dict[str, Any], ...] = ()
@@ -175,7 +175,7 @@ def linear_values(probed: ProbedEncoder, config: LinearConfig, seed: int) -> dic
 
 
 def top_values(scores: Array, labels: Labels) -> dict[str, float]:
-    """Return top-1, and top-5 if there are more than five classes, of logits (m, C)."""
+    """Return the top-1 accuracy of logits (m, C), and the top-5 accuracy if there are more than five classes."""
     values = {"eval/top1": top1(scores.argmax(axis=1).astype(np.int64), labels)}
     if scores.shape[1] > 5:
         values["eval/top5"] = 100 * top_k(scores, labels, 5) / len(labels)
@@ -183,7 +183,7 @@ def top_values(scores: Array, labels: Labels) -> dict[str, float]:
 
 
 def few_shot_values(probed: ProbedEncoder, config: FewShotConfig, seed: int) -> dict[str, float]:
-    """Return the mean and standard deviation over the draws, for each number of labels per class."""
+    """Return the mean accuracy and its standard deviation across draws, for each number of labels per class."""
     check_enough(probed.train.labels, config.labels, f"data.train={probed.data.train}", probed.sets.train.classes)
     values = {}
     for labels in config.labels:
@@ -248,8 +248,8 @@ def probe_now(
 ) -> dict[str, float]:
     """Probe an encoder in memory during a run, without caching or writing. Freezes the encoder, so pass a copy.
 
-    `group`: its ranks share the embedding, so all must call this; all get the same scores. `scaling`: device and
-    precision of the embedding, by default config.device.
+    `group`: ranks that share the work; all of them must call this function, and all get the same scores. `scaling`:
+    device and precision for embedding. Default: config.device.
     """
     data = with_absolute_paths(config.data).model_copy(update={"interpolation": interpolation})
     sets = open_labelled(data, config.classes)

@@ -1,4 +1,4 @@
-"""Learner of supervised runs: a pre-trained encoder with a new head, and layer decay. Subclasses define the loss."""
+"""Learner for supervised runs: a pre-trained encoder with a new head and layer decay. Subclasses define the loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ N = TypeVar("N", bound=EncoderWithHead)
 
 
 class SupervisedLearner(Learner, Generic[N]):
-    """Network with a head and its optimizer, on one rank."""
+    """Model with a head, and its optimizer, on one rank."""
 
     network: N
 
@@ -29,7 +29,7 @@ class SupervisedLearner(Learner, Generic[N]):
         build: Callable[[], N],
         start: Callable[[N], Any],
     ) -> None:
-        """Build the network; `start` loads pre-trained weights into its encoder."""
+        """Build the model; `start` loads pre-trained weights into its encoder."""
         super().__init__(config, group)
         network = build()  # after the seed is set
         start(network)
@@ -42,7 +42,7 @@ class SupervisedLearner(Learner, Generic[N]):
 
     @property
     def tested(self) -> N:
-        """Network to evaluate and publish."""
+        """Model to evaluate and publish."""
         return self.network
 
     def parameter_counts(self) -> dict[str, int]:
@@ -50,7 +50,7 @@ class SupervisedLearner(Learner, Generic[N]):
 
 
 def load_start(encoder: Encoder, config: SupervisedConfig, *, final_norm: bool) -> StartingPoint | None:
-    """Load `weights` of the config into an encoder; None if they are random. Raises ConfigError."""
+    """Load the config's `weights` into an encoder; returns None if none are configured. Raises ConfigError."""
     if config.weights is None:
         return None
     return load_starting_point(encoder, config.weights, config.storage, config.clip, final_norm=final_norm)

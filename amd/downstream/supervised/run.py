@@ -26,12 +26,12 @@ SELECTION = ("checkpoint", "selected_on_test")  # how the tested checkpoint was 
 
 class ResolvedSupervised(NamedTuple):
     config: SupervisedConfig
-    """Config with the values filled in that depend on the data and the initial weights."""
+    """Config with values filled in from the data and the initial weights."""
     start: StartingPoint | None
 
 
 def supervised_kind(task: type[SupervisedTask], work: Work) -> RunKind:
-    """Return the kind of run that `launch` needs to train a task."""
+    """Return the RunKind that `launch` needs to train a task."""
     return RunKind(
         task.name,
         check=partial(_check, task),

@@ -1,4 +1,4 @@
-"""What a kind of supervised run trains, on which data, and how that is scored."""
+"""Interface for kinds of supervised runs: the model to train, its data, and how it is scored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from amd.training.process_group import ProcessGroup
 
 
 class SupervisedTask(ABC):
-    """A kind of supervised run on its data, which the constructor opens."""
+    """A kind of supervised run together with its data, which the constructor opens."""
 
     name: ClassVar[str]  # in run.json and in run ids
     config_type: ClassVar[type[SupervisedConfig]]
@@ -41,28 +41,28 @@ class SupervisedTask(ABC):
 
     @property
     def selected_on_test(self) -> bool:
-        """Whether the best checkpoint is chosen on the test set itself, which overestimates its score."""
+        """Whether the best checkpoint is chosen on the test set itself, so that its score is overestimated."""
         if self.config.evaluation.checkpoint == "last" or self.validation is None or self.test is None:
             return False
         return self.validation is self.test or self.validation.digest() == self.test.digest()
 
     def load_tested(self, store: CheckpointStore, last: int) -> tuple[int, Snapshot] | None:
-        """Load the checkpoint to test and publish, `last` or the best one; None if there is none."""
+        """Load the checkpoint to test and publish: step `last` or the best one. Returns None if there is none."""
         return (last, store.load(last)) if self.config.evaluation.checkpoint == "last" else store.load_best()
 
     @abstractmethod
     def digest(self) -> str:
-        """Digest of all data sets of the run."""
+        """Digest of all the run's data sets."""
 
     def check(self) -> None:
-        """Check the data further, before training. Raises ConfigError."""
+        """Run further checks on the data before training. Raises ConfigError."""
 
     def completed_config(self) -> Any:
-        """Return the config with the values filled in that depend on the data."""
+        """Return the config with data-dependent values filled in."""
         return self.config
 
     def loader_options(self) -> dict[str, Any]:
-        """Return further arguments of the loader of the training data."""
+        """Return additional arguments for the training data loader."""
         return {}
 
     @abstractmethod
@@ -70,7 +70,7 @@ class SupervisedTask(ABC):
 
     @abstractmethod
     def restore(self, tensors: dict[str, dict[str, Tensor]]) -> EncoderWithHead:
-        """Build the network to test and publish from a checkpoint."""
+        """Build the model to test and publish from a checkpoint."""
 
     @abstractmethod
     def head_card(self) -> HeadCard: ...
@@ -80,16 +80,16 @@ class SupervisedTask(ABC):
 
     @abstractmethod
     def score(self, network: Any, data: Any, on: EvaluationContext) -> EvaluationScores:
-        """Evaluate a network during training. All ranks must call it."""
+        """Evaluate a model during training. All ranks must call this."""
 
     def score_test(self, network: Any, data: Any, on: EvaluationContext, folder: str) -> EvaluationScores:
-        """Evaluate a network in the final test; each rank may write its predictions to `folder`."""
+        """Evaluate a model in the final test; each rank may write its predictions to `folder`."""
         return self.score(network, data, on)
 
     @abstractmethod
     def test_note(self, data: Any) -> str:
-        """Return what the test covers, to follow "testing step 12"."""
+        """Describe what the test covers, as a suffix to "testing step 12"."""
 
     @abstractmethod
     def write_report(self, folder: str, scored: Any, data: Any, step: int, **settings: Any) -> None:
-        """Write the reports of the test, with further `settings` in its result. Called on rank 0."""
+        """Write the test reports, and include `settings` in the test result. Called on rank 0."""

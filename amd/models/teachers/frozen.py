@@ -14,7 +14,7 @@ from amd.models.encoder import Encoder
 
 
 class FeatureTeacher(Protocol):
-    """Interface of the teacher in distillation; any model can implement it."""
+    """Interface for teachers in distillation; any model can implement it."""
 
     def __call__(self, tokens: Tensor, index: Tensor) -> list[Tensor]: ...
 

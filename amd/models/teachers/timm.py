@@ -1,8 +1,8 @@
-"""Load plain timm ViTs, named `timm:NAME`, as image teachers, after checking that their architecture matches ours.
+"""Load plain timm ViTs (`timm:NAME`) as image teachers, after checking that the architecture matches our encoder.
 
-Learned position embeddings and layer scale are supported (`amd.exchange.load` adopts the former, `layouts` folds the
-latter). Differences that would silently change features (norm epsilon, activation, pixel normalisation, register
-tokens) raise ConfigError.
+Learned position embeddings are loaded by `amd.exchange.load`, and layer scale is folded into the weights by `layouts`.
+Differences that would silently change features (norm epsilon, activation, pixel normalisation, register tokens) raise
+ConfigError.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TIMM = "timm:"
 
 
 def load_timm(weights: str, clip: ClipConfig, *, pretrained: bool = True, field: str = "teacher.weights") -> Any:
-    """Return the pre-trained model `timm:NAME`, its position embeddings resampled by timm to the clip's size.
+    """Return the pre-trained model `timm:NAME`, with its position embeddings resampled by timm to the clip's size.
 
     `field`: config field to mention in error messages.
     Raises ConfigError if the model is unknown, its weights cannot be downloaded, or it is not a plain ViT for the clip.
@@ -37,7 +37,7 @@ def load_timm(weights: str, clip: ClipConfig, *, pretrained: bool = True, field:
     except Exception as error:  # model builders raise their own exceptions
         reason = str(error).split("\n")[0][:200]
         raise ConfigError(
-            [f"{field}={weights}: cannot be built at {list(clip.size)} pixels ({reason}); is it a plain ViT?"]
+            [f"{field}={weights}: cannot be built for {list(clip.size)} pixels ({reason}); choose a plain ViT"]
         ) from None
     check_plain(model, clip, weights, field)  # before anything is downloaded
     try:
@@ -55,7 +55,7 @@ def load_timm(weights: str, clip: ClipConfig, *, pretrained: bool = True, field:
 
 
 def timm_clip(weights: str) -> ClipConfig:
-    """Return the input that `timm:NAME` was trained on. Raises ConfigError if there is no such plain ViT."""
+    """Return the input config that `timm:NAME` was trained with. Raises ConfigError if it is not a known plain ViT."""
     import timm
 
     name = weights.removeprefix(TIMM)
@@ -73,7 +73,7 @@ def check_plain(model: Any, clip: ClipConfig, weights: str, field: str = "teache
     """Raise ConfigError unless a timm model and our encoder compute the same features from the same weights."""
     problems = []
     if type(model).__name__ != "VisionTransformer":
-        raise ConfigError([f"{field}={weights}: a {type(model).__name__}, not a plain VisionTransformer"])
+        raise ConfigError([f"{field}={weights}: is a {type(model).__name__}, not a plain VisionTransformer"])
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
     if any(norm.eps != LAYER_NORM_EPS for norm in norms):
         problems.append(f"its norms do not have epsilon {LAYER_NORM_EPS}")

@@ -195,7 +195,7 @@ class CheckpointStore:
     # Retention
 
     def prune(self) -> None:
-        """Remove checkpoints except those the policy keeps: the last k, the best k by metric, and pinned steps."""
+        """Remove checkpoints except those that the policy keeps: the last k, the best k by metric, and pinned steps."""
         steps = self.committed()
         keep = {*steps[-self.policy.keep_last :], *self.policy.pin_steps}
         if self.policy.keep_best:

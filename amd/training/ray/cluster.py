@@ -1,4 +1,4 @@
-"""Join or start a Ray cluster, and wait for the resources of a worker group."""
+"""Join or start a Ray cluster, and wait for the resources that a worker group needs."""
 
 from __future__ import annotations
 

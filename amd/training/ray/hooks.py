@@ -41,7 +41,7 @@ class RayRunHooks:
     def stalled(self, report: str) -> None:
         """Send the report to the driver and exit: a blocked thread cannot be interrupted.
 
-        Ray Train ends the other workers once it notices. The wait lets them send their reports first.
+        Ray Train terminates the other workers once it notices. Waiting first gives them time to send their reports.
         """
         import ray
 
@@ -71,7 +71,7 @@ def listen_for_stop(coordinator: Any, stop: threading.Event, closed: threading.E
 
 
 def _placement_group() -> str | None:
-    """Return the id of this worker's placement group, so that another process can release it."""
+    """Return the ID of this worker's placement group, so that another process can release it."""
     from ray.util.placement_group import get_current_placement_group
 
     group = get_current_placement_group()

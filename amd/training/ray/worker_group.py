@@ -75,8 +75,8 @@ def train_worker(settings: dict[str, Any]) -> None:
 class WorkerGroup:
     """A group of Ray Train workers that process runs one at a time.
 
-    Starting them takes tens of seconds on a small machine, mostly imports, so a group of fixed size is reused for later
-    runs: a student after its teacher, or the demo's runs.
+    Starting them takes tens of seconds on a small machine, mostly for imports, so a group of fixed size is reused for
+    later runs: a student after its teacher, or the demo's runs.
     """
 
     def __init__(self, name: str, scaling: ScalingConfig, gpu: bool, loader_processes: bool, deadline_s: float) -> None:
@@ -184,7 +184,7 @@ def _stalled(reports: list[str]) -> Stalled:
 def await_checkpoint(coordinator: Any, limit_s: float) -> None:
     """Stop the run that the workers process, if any, and wait until its checkpoint is committed, up to `limit_s`.
 
-    Raises nothing: after a failure or a timeout, the run continues from its previous checkpoint.
+    Never raises: after a failure or a timeout, the run continues from its previous checkpoint.
     """
     import ray
 
@@ -232,7 +232,7 @@ def _trainer(name: str, scaling: ScalingConfig, settings: dict[str, Any], scratc
     coordinator = settings["coordinator"]
 
     class CheckpointBeforeResize(ControllerCallback):  # type: ignore[misc]  # Ray's is untyped
-        """Stops the run with a checkpoint before Ray Train replaces its workers by more or fewer of them."""
+        """Saves a checkpoint and stops the run before Ray Train resizes the worker group."""
 
         def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
             await_checkpoint(coordinator, checkpoint_s)
@@ -241,7 +241,7 @@ def _trainer(name: str, scaling: ScalingConfig, settings: dict[str, Any], scratc
         """A TorchTrainer without Ray's placement group cleaner.
 
         The cleaner is a process of 230 MB per run that never exits after its controller is killed: its exit call runs
-        in a thread and ends only that thread (Ray 2.60). `free_workers` replaces it.
+        in a thread and terminates only that thread (Ray 2.60). `free_workers` replaces it.
         """
 
         def _create_default_callbacks(self) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Ship a growing log to storage as immutable chunks, and capture the output of a rank's process for it.
+"""Ship a growing log to storage as immutable chunks, and capture a rank's output in such a log.
 
     logs/0000000000000000.log, 0000000000262144.log, …      each chunk is named after its offset in bytes
 
@@ -92,9 +92,9 @@ def next_offset(folder: str) -> int:
 
 @contextlib.contextmanager
 def rank_log(run_folder: str, rank: int, world: int) -> Iterator[None]:
-    """Ship what this process and its loader processes print, also from C libraries, to the log of this rank.
+    """Ship the output of this process and its loader processes, including C libraries, to this rank's log.
 
-    The output still reaches its previous destination.
+    The output is still written to its original destination too.
     """
     shipper = LogShipper(rank_log_folder(run_folder, rank), RANK_CHUNKS_S, outage_s=RANK_OUTAGE_S)
     started = (
@@ -110,7 +110,7 @@ def rank_log(run_folder: str, rank: int, world: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _copied(descriptor: int, shipper: LogShipper) -> Iterator[None]:
-    """Copy everything that is written to a file descriptor."""
+    """Copy all output written to a file descriptor."""
     previous, (reader, writer) = os.dup(descriptor), os.pipe()
     (sys.stdout if descriptor == 1 else sys.stderr).flush()
     os.dup2(writer, descriptor)

@@ -1,6 +1,6 @@
 """Write a run's metrics to immutable JSONL chunks under the storage root, TensorBoard event files and MLflow.
 
-Ray keeps only metrics that are tied to a checkpoint, so runs write their own. `metrics_reader`
+Ray keeps only metrics that are tied to a checkpoint, so runs write their metrics themselves. `metrics_reader`
 reads the chunks.
 """
 
@@ -59,7 +59,7 @@ class ChunkSink:
 
 
 class EventFileSink:
-    """Writes event files to `tensorboard/`: in place on local storage, else copied there every few minutes."""
+    """Writes event files to `tensorboard/`: in place on local storage, otherwise copied there every few minutes."""
 
     def __init__(self, run_folder: str, from_step: int, upload_seconds: float = 300.0) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
@@ -94,8 +94,8 @@ class EventFileSink:
 class MLflowSink:
     """Sends metrics to a run on an MLflow server, which is found by its tag when training resumes.
 
-    Sends from its own thread and buffers lines while the server is unavailable, since tracking must never delay or stop
-    a run.
+    Sends from a separate thread and buffers lines while the server is unavailable, because tracking must never delay or
+    stop a run.
     """
 
     RETRY_S = 30.0
@@ -178,10 +178,10 @@ class MLflowSink:
 
 
 class MetricsWriter:
-    """Writes metrics to all sinks of a run, in order, in its own thread: slow storage must not delay a step.
+    """Writes metrics to all of a run's sinks in order, from a separate thread so that slow storage never delays a step.
 
-    The next call raises an error of a sink; until then, further lines are dropped. The thread ends whenever nothing is
-    left to write, so that a run that fails leaves none behind. Calls may come from several threads.
+    If a sink fails, further lines are dropped and the next call raises the error. The thread exits whenever nothing is
+    left to write, so a failed run leaves no thread behind. Safe to call from several threads.
     """
 
     MAX_WAITING = 10_000
@@ -203,7 +203,7 @@ class MetricsWriter:
         self._wait()
 
     def close(self) -> None:
-        """Store all lines, close the sinks, and end the thread."""
+        """Store all lines, close the sinks, and stop the thread."""
         self._submit(lambda sink: sink.close())
         self._wait()
 

@@ -18,7 +18,7 @@ Line = dict[str, Any]  # {"step": …, "epoch": …, "time": …, "loss/total": 
 def read_metrics(run_folder: str, before_chunk: Callable[[], object] = lambda: None) -> list[Line]:
     """Return all lines of a run by step, merged so that later chunks override earlier ones.
 
-    `before_chunk` is called before each chunk is read, of which there may be many.
+    `before_chunk` is called before each chunk is read; a run may have many chunks.
     """
     lines: dict[int, Line] = {}
     for name in chunk_names(run_folder):

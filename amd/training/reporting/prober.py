@@ -1,7 +1,7 @@
 """Probe a run's checkpoints during training, in subprocesses of the driver; training never waits for them.
 
-Starts `python -m amd.downstream probe-checkpoint` for each due checkpoint, one at a time. Failures are logged and
-never end the run. Does not import the probes, which belong to a layer above training.
+Starts `python -m amd.downstream probe-checkpoint` for each due checkpoint, one at a time. Failures are logged and never
+stop the run. Does not import the probes, which belong to a layer above training.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class ProgressFileWatcher:
 
 
 def write_progress(progress: dict[str, Any]) -> None:
-    """Replace the progress file, if AMD_PROGRESS_FILE names one."""
+    """Replace the progress file, if AMD_PROGRESS_FILE is set."""
     file = os.environ.get(PROGRESS_FILE)
     if file:
         temporary = Path(f"{file}.new")

@@ -1,4 +1,4 @@
-"""Attempt a run until it ends: which failures are retried, how often, and with which changes.
+"""Attempt a run until it ends, and decide which failures are retried, how often, and with which changes.
 
 A failure is charged to a retry budget, which a newer checkpoint refills. Running out of GPU memory is not charged: the
 next attempt uses half the samples per forward pass. Does not depend on how an attempt is carried out.
@@ -29,12 +29,12 @@ Attempt = Callable[[RunSpec], dict[str, Any] | None]
 
 
 class AttemptsResult(NamedTuple):
-    """How the last attempt ended, and the restarts before it."""
+    """Outcome of the last attempt, and the restarts before it."""
 
     outcome: dict[str, Any] | Verdict | None
     """A LoopResult as plain data, None if a stop exceeded its deadline, or the verdict on the last failure."""
     restarts: Counter[str]
-    """Number of restarts by the reason of the failure."""
+    """Number of restarts, by the reason for the failure."""
 
 
 def attempt_until_done(
@@ -79,9 +79,9 @@ def attempt_until_done(
 
 
 def halve_micro_batch(config: RunConfig) -> RunConfig | None:
-    """Return the config with about half the samples per forward pass, or None if it permits no fewer.
+    """Return the config with about half the samples per forward pass, or None if that is not possible.
 
-    Mixing augmentations need an even number of clips, so one sample less is tried too.
+    Mixing augmentations need an even number of clips, so one sample fewer is tried too.
     """
     share = -(-config.optim.batch_size // config.scaling.workers[0])
     half = min(config.micro_batch, share) // 2
@@ -100,7 +100,7 @@ def _with_micro_batch(spec: RunSpec, samples: int) -> RunSpec:
 
 
 def _store_traceback(spec: RunSpec, error: BaseException) -> None:
-    """Store the full traceback in the run folder, since the user sees only one message."""
+    """Store the full traceback in the run folder, because the user sees only a short message."""
     text = "".join(traceback.format_exception(error))
     url = join(spec.folder, "errors", f"{time.time_ns()}.txt")
     try:
@@ -110,7 +110,7 @@ def _store_traceback(spec: RunSpec, error: BaseException) -> None:
 
 
 def _newest_step(spec: RunSpec) -> int:
-    """Return the step of the newest checkpoint, or 0 if the storage, perhaps the cause of the failure, is away."""
+    """Return the step of the newest checkpoint, or 0 if the storage is unreachable, which may be why the run failed."""
     try:
         return newest_step(spec.folder)
     except StorageUnreachable:
@@ -118,7 +118,7 @@ def _newest_step(spec: RunSpec) -> int:
 
 
 def _errors_in(error: BaseException) -> list[BaseException]:
-    """Unwrap the workers' own errors from a Ray Train error."""
+    """Unwrap the workers' original errors from a Ray Train error."""
     inner = getattr(error, "worker_failures", None)
     if inner:
         return list(inner.values())

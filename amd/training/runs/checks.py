@@ -36,7 +36,7 @@ def check_machine(config: RunConfig, local: bool) -> None:
 
 
 def check_data(config: RunConfig) -> DataFacts:
-    """Count samples and steps. Raises ConfigError for missing or too little data, or an invalid schedule."""
+    """Count samples and steps. Raises ConfigError if data is missing or insufficient, or the schedule is invalid."""
     manifest = open_manifest(config.data)
     return check_counts(config, len(manifest), manifest.digest())
 
@@ -57,7 +57,7 @@ def check_counts(config: RunConfig, samples: int, digest: str) -> DataFacts:
     warmup = config.schedule.total_warmup_steps(samples // batch)
     if warmup > steps:
         raise ConfigError(
-            [f"schedule: the warm-up is {warmup} steps long, the whole run only {steps}; shorten schedule.warmup_*"]
+            [f"schedule: the warm-up is {warmup} steps long, but the run has only {steps}; shorten schedule.warmup_*"]
         )
     return DataFacts(samples, digest, steps)
 

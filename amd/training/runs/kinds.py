@@ -24,10 +24,10 @@ class ResolvedRun(Protocol):
 
 
 class RunKind(NamedTuple):
-    """Functions for one kind of run. `work` is at module level, so that workers can import it by name."""
+    """Functions for one kind of run. `work` is defined at module level, so that workers can import it by name."""
 
     name: str
-    """Name of the kind in run.json and in run ids."""
+    """Name of the kind in run.json and in run IDs."""
     check: Callable[[Any], DataFacts]
     """Check the config against its data. Raises ConfigError."""
     check_weights: Callable[[Any], object]

@@ -61,10 +61,10 @@ def launch(
     `local`: train in this process, without Ray.
     `distributed`: train on the processes that torchrun or srun started. Each of them calls this function, which returns
     on rank 0 only: the other processes exit with its exit code. torchrun is recognised without this option.
-    `until`: pause after this step with its checkpoint kept (state `paused`); call again with another value to continue.
+    `until`: save a checkpoint and pause after this step (state `paused`); call again with another value to continue.
     `parent`: run and step of the checkpoint that a new run starts from, under the same storage root.
     `wait`: if another process is already training the run, wait for its result instead of raising.
-    `stop`: event that stops the run as SIGTERM does.
+    `stop`: event that stops the run in the same way as SIGTERM.
     `watcher`: receives the events; by default they are shown as a progress bar or as log lines.
     Raises ConfigError for problems that the user can fix; the result reports all other failures.
     """
@@ -310,7 +310,7 @@ class _Runner:
 
 
 class LocalRunHooks(RankHooks):
-    """Hooks of a run in this process, which goes on after a stall."""
+    """Hooks for a run in this process; a stall stops the run but not the process."""
 
     def __init__(self, stop: threading.Event, watcher: Watcher) -> None:
         super().__init__(stop, watcher)
@@ -318,7 +318,7 @@ class LocalRunHooks(RankHooks):
         self.stall_report = ""
 
     def stalled(self, report: str) -> None:
-        """Raise Stalled in the training thread, once it executes Python code again."""
+        """Raise Stalled in the training thread as soon as it executes Python code again."""
         self.stall_report = report
         self._watcher.log(report)
         thread, error = ctypes.c_ulong(self._training_thread), ctypes.py_object(Stalled)

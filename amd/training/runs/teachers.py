@@ -1,4 +1,4 @@
-"""Resolve a run's teacher: existing weights, or a preset, which is trained before the student and only once."""
+"""Resolve a run's teacher: existing weights, or a preset that is trained once before the student."""
 
 from __future__ import annotations
 
@@ -53,6 +53,6 @@ _NO_PRESET: dict[str, Any] = {"teacher.preset": None, "teacher.overrides": {}}
 
 
 def teacher_id(preset: str, recipe: TrainConfig) -> str:
-    """Return a run id derived from the recipe and its data, so that the same teacher is trained only once."""
+    """Return a run ID derived from the recipe and its data, so that the same teacher is trained only once."""
     digest = hashlib.sha256(f"{recipe.digest()}/{check_data(recipe).digest}".encode()).hexdigest()
     return f"{preset}-{digest[:12]}"

@@ -34,12 +34,12 @@ PORT = 29500
 
 
 class Place(NamedTuple):
-    """Where this process stands among all processes of the run."""
+    """Position of this process among all processes of the run."""
 
     rank: int
     world: int
     local_rank: int
-    """Number of the process on its node, which selects its GPU."""
+    """Index of the process on its node, which selects its GPU."""
     local_world: int
     address: str
     """Host of rank 0."""
@@ -47,10 +47,11 @@ class Place(NamedTuple):
 
 
 def find_place(distributed: bool, environ: Mapping[str, str] = os.environ) -> Place | None:
-    """Return this process's place; None if it was started alone.
+    """Return this process's place, or None if no launcher started it.
 
-    torchrun is always recognised, any other launcher only with `distributed` (option --distributed): a batch script of
-    Slurm has the variables of its tasks without being one. Raises ConfigError if there is no launcher.
+    torchrun is always recognised, any other launcher only with `distributed` (option --distributed), because a Slurm
+    batch script has the same variables as its tasks. Raises ConfigError if `distributed` is set but there is no
+    launcher.
     """
     if "TORCHELASTIC_RUN_ID" in environ or (distributed and {"RANK", "WORLD_SIZE"} <= environ.keys()):
         rank, world = int(environ["RANK"]), int(environ["WORLD_SIZE"])
@@ -86,10 +87,10 @@ def first_host(hosts: str) -> str:
 
 @contextmanager
 def join_ranks(place: Place | None, config: RunConfig, stop: threading.Event | None) -> Iterator[TorchRanks | None]:
-    """Connect the processes of a launcher for the duration of the context; None if this process was started alone.
+    """Connect a launcher's processes for the duration of the context. Yields None if no launcher started this process.
 
-    Yields on rank 0 only: the other ranks train what rank 0 sends them, and then exit with its exit code. Raises
-    ConfigError, on rank 0.
+    Yields on rank 0 only: the other ranks train what rank 0 sends them, and then exit with rank 0's exit code. Raises
+    ConfigError on rank 0.
     """
     if place is None:
         yield None
@@ -107,7 +108,7 @@ def join_ranks(place: Place | None, config: RunConfig, stop: threading.Event | N
 
 
 class TorchRanks:
-    """This process and its peers, which a launcher started."""
+    """This process and its peers, all started by a launcher."""
 
     def __init__(self, place: Place, config: RunConfig) -> None:
         import torch
@@ -141,7 +142,7 @@ class TorchRanks:
             raise
 
     def follow(self, stop: threading.Event) -> NoReturn:
-        """Train what rank 0 sends, and exit with its exit code. Called on all other ranks."""
+        """Train what rank 0 sends, then exit with rank 0's exit code. Called on all other ranks."""
         while not isinstance(task := self._broadcast(None), int):
             path, spec = task
             try:
@@ -155,7 +156,7 @@ class TorchRanks:
         sys.exit(task)
 
     def close(self) -> None:
-        """End the other ranks. Called on rank 0."""
+        """Make the other ranks exit. Called on rank 0."""
         if not self._failed:
             self._broadcast(self.exit_code)
             self._leave()
@@ -178,17 +179,17 @@ class TorchRanks:
 
 
 def exit_at_once(code: int) -> NoReturn:
-    """Exit without the destructors of process groups, which wait for peers that wait for this process."""
+    """Exit without running process-group destructors, which would wait for peers that wait for this process."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _fresh_store(store: Any, place: Place) -> Any:
-    """Return a view of the store that contains no keys of processes before a restart.
+    """Return a view of the store that excludes all keys written before a restart.
 
-    The agent of torchrun keeps one store over all restarts (torch 2.15), so a rank could read the address of an ended
-    peer and fail to connect. Rank 0 chooses a new prefix, and sends it to each rank in answer to a random key.
+    torchrun's agent keeps one store across all restarts (torch 2.15), so a rank could read the address of a peer that
+    has exited and fail to connect. Rank 0 chooses a new prefix, and sends it to each rank in reply to a random key.
     """
     from torch.distributed.distributed_c10d import PrefixStore
 
@@ -213,7 +214,7 @@ def _fresh_store(store: Any, place: Place) -> Any:
 
 
 class RankHooks:
-    """Hooks of a process: signals and events, never a preemption. If it stalls, it exits, and its launcher notices."""
+    """Hooks for one rank: signals and events, but no preemption. A stalled rank exits, which the launcher detects."""
 
     def __init__(self, stop: threading.Event, watcher: Watcher) -> None:
         self._stop, self._watcher = stop, watcher
@@ -241,4 +242,4 @@ def _fit_workers(config: RunConfig, world: int) -> RunConfig:
 def _check_restarts(config: RunConfig, environ: Mapping[str, str] = os.environ) -> None:
     """Raise ConfigError if restarted processes would not find the run that they should continue."""
     if config.name is None and int(environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
-        raise ConfigError(["name: torchrun's --max-restarts continues a run by its name; add name=NAME"])
+        raise ConfigError(["name: required with torchrun's --max-restarts, which resumes a run by name; add name=NAME"])

@@ -36,7 +36,7 @@ def student_features(encoder: Encoder, clips: Tensor, sets: TokenSets, config: T
 
 
 def feature_health(features: Tensor) -> FeatureHealth:
-    """Compute the effective rank as a fraction of min(n - 1, D), and the relative spread, of (n, D) features."""
+    """Compute the effective rank of features (n, D) as a fraction of min(n - 1, D), and their relative spread."""
     centred = features - features.mean(dim=0)
     values = torch.linalg.svdvals(centred)
     total = values.sum()

@@ -25,7 +25,7 @@ from amd.training.trainer.optimizer import build_optimizer
 
 
 class Distiller(Learner):
-    """Student, frozen teacher and optimizer of one rank."""
+    """Student, frozen teacher and optimizer on one rank."""
 
     losses = tuple(f"loss/{name}" for name in LossTerms._fields)
 
@@ -54,7 +54,7 @@ class Distiller(Learner):
         return distill(self.model, self.teacher, clips, self._sets.rows(row, row + len(clips)), self.config)
 
     def token_sets(self, step: int) -> TokenSets:
-        """Sample the token sets of the whole global batch as a function of seed and step."""
+        """Sample the token sets for the whole global batch as a function of seed and step."""
         self._generator.manual_seed(stream_seed(self.config.seed, "masks", step))
         config = self.config
         return sample_token_sets(config.mask, config.clip.grid, config.clips_per_step, self._generator)

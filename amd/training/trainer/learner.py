@@ -26,7 +26,7 @@ from amd.training.trainer.optimizer import clip_gradients, set_lr
 
 
 class Learner(ABC):
-    """Model, optimizer and loss of one rank.
+    """Model, optimizer and loss on one rank.
 
     Subclasses set `network` and `optimizer` after calling this constructor.
     """

@@ -42,7 +42,8 @@ PREEMPTION_POLL_S = 5.0  # between joint checks for a pending preemption
 class Training(ABC):
     """Runs one rank from the newest checkpoint to the end of the run or to a stop.
 
-    Subclasses set `learner` after calling this constructor, and may add start facts, evaluation and further checks.
+    Subclasses set `learner` after calling this constructor, and may add fields to the `start` event, evaluation and
+    checks.
     """
 
     learner: Learner
@@ -112,7 +113,7 @@ class Training(ABC):
     def evaluate(self, done: int) -> dict[str, float]:
         """Return the `eval/…` metrics due after this step, equal on all ranks; empty on most steps.
 
-        A checkpoint follows any metrics. May raise Interrupted.
+        If any metrics are returned, a checkpoint is saved. May raise Interrupted.
         """
         return {}
 
@@ -161,7 +162,7 @@ class Training(ABC):
                 self.store.add_metrics(done, metrics)
 
     def _read(self, start: int) -> Iterator[tuple[int, list[Batch], float]]:
-        """Yield the step (from 0), this rank's micro-batches, and the seconds spent waiting for them."""
+        """Yield the step (starting at 0), this rank's micro-batches, and the seconds spent waiting for them."""
         steps = self.loader.steps(start, self.last)
         for step in range(start, self.last):
             start_s = time.perf_counter()
@@ -239,12 +240,12 @@ class Training(ABC):
         self.emit("step", step=done, values=values)
 
     def _decord_share(self) -> float:
-        """Return the share of the videos read since the start that decord decoded, on all ranks."""
+        """Return the fraction of videos that decord has decoded since the start, across all ranks."""
         counts = self.group.gather((self.decoders["decord"], self.decoders.total()))
         return sum(decord for decord, _ in counts) / max(1, sum(total for _, total in counts))
 
     def _non_finite_message(self, bad_step: int) -> str:
-        """Return a message with the first non-finite step and its samples on all ranks."""
+        """Return a message that identifies the first non-finite step and its samples on all ranks."""
         mine = [self.manifest[number].name for number in self.learner.suspect_records(bad_step)]
         names = [name for rank in self.group.gather(mine) for name in rank]
         more = f"\n  and {len(names) - 20} more" if len(names) > 20 else ""
@@ -364,7 +365,7 @@ class Training(ABC):
     # Methods that subclasses also call
 
     def stop_requested(self) -> bool:
-        """Return whether to stop. Called once per step and per evaluation batch, and so a sign of progress."""
+        """Return whether to stop. Called once per step and evaluation batch, so it also notifies the stall watchdog."""
         self.watchdog.progress()
         return self.hooks.stop_requested()
 

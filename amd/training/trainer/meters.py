@@ -12,12 +12,12 @@ from amd.training.process_group import ProcessGroup
 
 
 class GradientHealth:
-    """Tracks on the device whether all gradients so far were finite.
+    """Tracks, on the device, whether all gradients so far have been finite.
 
-    Reading synchronises with the device, so read rarely.
+    Reading the result synchronises with the device, so read it rarely.
 
     `found` is the fused optimizer's `found_inf`: from the first non-finite step on, steps have no effect, so the
-    weights stay those of the last good step.
+    weights remain as they were after the last good step.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,7 +37,7 @@ class GradientHealth:
 
 
 class StepMeter:
-    """Averages metrics over the steps since the last log line, equal on all ranks."""
+    """Averages metrics over the steps since the last log line; the averages are identical on all ranks."""
 
     def __init__(self, group: ProcessGroup, names: Sequence[str]) -> None:
         """Create a meter. `names`: metric names of the loss terms, in order."""

@@ -16,7 +16,7 @@ UNDECAYED_LEAVES = ("mask_token", "class_token", "cls_token", "pos_embed", "posi
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Return whether weight decay applies to a parameter: not to vectors, biases, tokens and position embeddings.
+    """Return whether weight decay applies to a parameter; it skips vectors, biases, tokens and position embeddings.
 
     Source: the official `get_parameter_groups`. Departure: its skip list matches the full name `mask_token` only; here
     the last part of the name decides, which covers the generators' mask tokens (never trained there) and MAE's class
@@ -73,10 +73,9 @@ def build_optimizer(
 def cosine_lr(step: int, *, peak: float, final: float, steps: int, warmup: int, start: float = 0.0) -> float:
     """Return the learning rate at a step: linear warm-up from `start` to `peak`, then a half cosine to `final`.
 
-    Exactly as in the official `cosine_scheduler`: the first step has the learning rate `start`, the last step of the
-    warm-up and the one after it have the peak. Departures: a warm-up specified only in steps works (the official
-    function fails its own assertion), and steps beyond the end keep the final rate (the official index would be out of
-    range).
+    Exactly as in the official `cosine_scheduler`: the first step uses `start`; the last warm-up step and the step after
+    it use `peak`. Departures: a warm-up specified only in steps works (the official function fails its own assertion),
+    and steps beyond the end keep the final rate (the official index would be out of range).
     """
     if step < warmup:
         return start + (peak - start) * step / (warmup - 1) if warmup > 1 else start

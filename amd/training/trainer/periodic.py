@@ -1,4 +1,4 @@
-"""Requests that rank 0 raises by its clock and that all ranks carry out together, a step later.
+"""Periodic requests, which rank 0 raises by its clock and all ranks carry out together one step later.
 
 Does not depend on torch: the clock is injected.
 """
@@ -12,12 +12,12 @@ from collections.abc import Callable
 class PeriodicRequest:
     """A request that is due once per interval. After `due` has returned True, it waits for `restart`.
 
-    Signals between ranks arrive one step late, so a request that stayed due until it is carried out would be raised
+    Signals between ranks arrive one step late, so a request that stayed due until it was carried out would be raised
     twice.
     """
 
     def __init__(self, interval_s: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        """With an interval of None, the request is never due."""
+        """Create a request. With an interval of None, it is never due."""
         self._interval_s, self._clock = interval_s, clock
         self._since, self._pending = clock(), False
 
@@ -29,5 +29,5 @@ class PeriodicRequest:
         return True
 
     def restart(self) -> None:
-        """Start the next interval: the request has been carried out, or something else has made it unnecessary."""
+        """Start the next interval, once the request has been carried out or has become unnecessary."""
         self._since, self._pending = self._clock(), False

@@ -58,7 +58,7 @@ class Pretraining(Training):
         return probe is not None and is_probed(done, self.steps, self.loader.steps_per_epoch, probe.every_epochs)
 
     def after_step(self, done: int, batches: list[Batch]) -> None:
-        """Run the collapse guard on rank 0, on its own clips."""
+        """Run the collapse guard on rank 0, using that rank's clips."""
         tracking, learner = self.config.tracking, self.learner
         if self.metrics is None or not tracking.guard_every_steps or done % tracking.guard_every_steps:
             return

@@ -1,4 +1,4 @@
-"""What connects the training loop to its environment: hooks for Ray, signals and terminals, and the loop's result."""
+"""Interface between the training loop and its environment: hooks for Ray, signals and terminals, and LoopResult."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RunHooks(Protocol):
         """Report an event to the run's watcher. Called only on rank 0."""
 
     def stalled(self, report: str) -> None:
-        """Report that this rank hangs, and end it. Called on any rank, from a thread that does not hang."""
+        """Report that this rank hangs, and terminate it. Called on any rank, from a thread that is not blocked."""
 
 
 class Interrupted(Exception):

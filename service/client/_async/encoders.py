@@ -58,7 +58,7 @@ class AsyncEncoders(AsyncApiMethods):
     async def download(self, name: str, to: str | Path, file: str | None = None, project: str | None = None) -> Path:
         """Download an encoder to the path `to`, atomically: all files as a tar, or only `file`.
 
-        A broken connection is resumed if the service supports byte ranges.
+        Resumes if the connection drops and the service supports byte ranges.
         """
         target = Path(to)
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")

@@ -87,9 +87,9 @@ class AsyncJobs(AsyncApiMethods):
     ) -> AsyncIterator[str]:
         """Stream the log of a job in chunks. `tail` limits it to the last lines; `attempt` defaults to the newest.
 
-        `rank`: the output of a rank over all attempts, instead of the log of an attempt; with `follow`, until the
-        current attempt ends.
-        With `follow`, the stream continues until the attempt ends; without `attempt`, until the job ends or is paused.
+        `rank`: stream a rank's output across all attempts instead of an attempt's log; with `follow`, until the current
+        attempt ends. With `follow`, the stream continues until the attempt ends; without `attempt`, until the job ends
+        or is paused.
         """
         path = api_path("jobs", job_id, "logs")
         if not follow:

@@ -9,9 +9,9 @@ from service.client.messages import api_path
 
 class AsyncKeys(AsyncApiMethods):
     async def create(self, request: KeyRequest) -> NewKeyView:
-        """Create a key, which only this response contains.
+        """Create a key. Only this response contains it.
 
-        Never repeated once it was sent: a lost response would leave an unknown key.
+        Never retried once sent, because a lost response would leave an unknown key.
         """
         return await self._request("POST", api_path("keys"), NewKeyView, body=request.model_dump(mode="json"))
 

@@ -1,4 +1,4 @@
-"""Requests with retries, listings, resumed event streams and resumed downloads: the base of all methods."""
+"""Base of all client methods: requests with retries, listings, and resumable event streams and downloads."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ END_EVENT = "end"  # the stream's last event
 
 
 class AsyncApiMethods:
-    """Base of the client and of its groups of methods."""
+    """Base class of the client and its method groups."""
 
     def __init__(self, http: httpx.AsyncClient, patience: Patience) -> None:
         self._http = http
         self._patience = patience
 
     async def _request(self, method: str, path: str, kind: type[T], **options: Any) -> T:
-        """Send a request and parse its response. `options` are those of `_send`."""
+        """Send a request and parse its response. `options` are passed to `_send`."""
         response = await self._send(method, path, **options)
         return parse(kind, response.content)
 
@@ -50,9 +50,9 @@ class AsyncApiMethods:
     ) -> httpx.Response:
         """Send a request, with retries. Raises ApiError or NoAnswer.
 
-        `accepted`: error statuses that are returned. `repeatable`: whether repeating a POST has no second effect, as
-        with an Idempotency-Key; other methods are repeatable unless they have an If-Match. `deadline_s`: time
-        that the service may take to respond; after it, the request is not repeated, since the service may still be
+        `accepted`: error statuses that are returned. `repeatable`: whether a POST can be repeated without a second
+        effect, as with an Idempotency-Key; other methods are repeatable unless they have an If-Match. `deadline_s`:
+        time that the service may take to respond; after it, the request is not repeated, since the service may still be
         working on it.
         """
         given = headers or {}  # a change with If-Match fails if it is repeated, since it has changed the ETag
@@ -87,9 +87,9 @@ class AsyncApiMethods:
         query: Mapping[str, Any],
         last_id: str | None = None,
     ) -> AsyncGenerator[T]:
-        """Yield the result of `read` for each event of a stream until its `end` event, except None.
+        """Yield the result of `read` for each event of a stream until its `end` event, skipping None.
 
-        A broken connection is resumed after the last event.
+        If the connection drops, the stream resumes after the last event.
         """
         with translated_errors():
             async for attempt in self._retrying(repeatable=True):
@@ -107,7 +107,7 @@ class AsyncApiMethods:
                     raise NoAnswer(f"{path}: the stream was interrupted repeatedly before its end")
 
     async def _download(self, path: str, query: Mapping[str, Any], into: BinaryIO) -> None:
-        """Write the response body to a file. A broken connection is resumed if the service supports byte ranges."""
+        """Write the response body to a file. Resumes if the connection drops and the service supports byte ranges."""
         tag: str | None = None
         with translated_errors():
             async for attempt in self._retrying(repeatable=True):
@@ -127,7 +127,7 @@ class AsyncApiMethods:
     async def _open(
         self, path: str, query: Mapping[str, Any], headers: Mapping[str, str]
     ) -> AsyncIterator[httpx.Response]:
-        """Open a response, whose body is read only for an error. Raises HTTPStatusError."""
+        """Open a streaming response; its body is read only if it is an error. Raises HTTPStatusError."""
         query = present(query)
         async with self._http.stream("GET", path, params=query, headers=headers, timeout=STREAM_TIMEOUT) as response:
             if not response.is_success:

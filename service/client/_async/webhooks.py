@@ -9,9 +9,9 @@ from service.webhooks.routes import DeliveryList, DeliveryView, NewWebhookView, 
 
 class AsyncWebhooks(AsyncApiMethods):
     async def create(self, request: WebhookRequest) -> NewWebhookView:
-        """Deliver future job events to a URL. Only this response contains the secret of the signatures.
+        """Deliver future job events to a URL. Only this response contains the signing secret.
 
-        Never repeated once it was sent: a lost response would leave a webhook whose secret is unknown.
+        Never retried once sent, because a lost response would leave a webhook whose secret is unknown.
         """
         return await self._request("POST", api_path("webhooks"), NewWebhookView, body=fields_of(request))
 
@@ -20,7 +20,7 @@ class AsyncWebhooks(AsyncApiMethods):
         await self._send("DELETE", api_path("webhooks", webhook_id))
 
     async def deliveries(self, webhook_id: str, limit: int | None = None) -> list[DeliveryView]:
-        """List the latest deliveries, newest first. `limit` defaults to the service's."""
+        """List the latest deliveries, newest first. By default, the service sets `limit`."""
         path = api_path("webhooks", webhook_id, "deliveries")
         return (await self._request("GET", path, DeliveryList, query={"limit": limit})).items
 

@@ -27,7 +27,7 @@ from service.serving.schemas import ClassificationView, EmbeddingView, Reconstru
 
 
 class Client(ApiMethods):
-    """Client of a service. Raises ApiError for an error response, and NoAnswer if the service cannot be reached."""
+    """Client for a service. Raises ApiError for an error response, and NoAnswer if the service cannot be reached."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Client(ApiMethods):
         return self._request("GET", api_path("presets", name), dict[str, Any])
 
     def schema(self, kind: JobKind) -> dict[str, Any]:
-        """Get the JSON schema of the config of a job kind."""
+        """Get the JSON schema of a job kind's config."""
         return self._request("GET", api_path("schemas", kind), dict[str, Any])
 
     def validate(self, request: JobRequest) -> ValidateView:
@@ -81,7 +81,7 @@ class Client(ApiMethods):
         return self._request("GET", api_path("me"), CallerView)
 
     def console_link(self) -> ConsoleLinkView:
-        """Create a link that opens the web console once, with the scopes and the project of the API key."""
+        """Create a single-use link that opens the web console with the API key's scopes and project."""
         return self._request("POST", api_path("console-links"), ConsoleLinkView)
 
     def health(self) -> dict[str, Any]:
@@ -92,8 +92,8 @@ class Client(ApiMethods):
         """Embed images and videos with a deployed encoder, identified by id, alias or deployment name.
 
         `files`: local paths and bytes are uploaded; URIs (`s3://…`) are read by the service.
-        `options`: fields of the request, such as normalize=True, or deadline_s=300: the time limit in seconds. A
-        request that exceeds it fails, and is not repeated.
+        `options`: fields of the request, such as normalize=True or deadline_s=300. A request that exceeds the deadline,
+        in seconds, fails and is not retried.
         """
         headers = {"Accept": accepted_media_types(options)}
         response = self._infer(encoder, "embeddings", files, options, headers)

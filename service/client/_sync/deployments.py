@@ -16,8 +16,8 @@ class Deployments(ApiMethods):
     def put(self, name: str, request: DeploymentRequest, etag: str | None = None) -> DeploymentView:
         """Create or update a deployment; it serves requests once its state is `healthy`.
 
-        With `etag`, only if its settings are still those of the view with this ETag; otherwise raises ApiError with the
-        code `precondition_failed`.
+        With `etag`, the deployment changes only if its settings still have this ETag; otherwise raises ApiError with
+        the code `precondition_failed`.
         """
         path, headers = api_path("deployments", name), present({"If-Match": etag})
         return self._request("PUT", path, DeploymentView, body=fields_of(request), headers=headers)

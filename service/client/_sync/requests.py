@@ -1,5 +1,5 @@
 # Generated from service/client/_async/requests.py by `python -m tests.support.blocking_client`; do not edit.
-"""Requests with retries, listings, resumed event streams and resumed downloads: the base of all methods."""
+"""Base of all client methods: requests with retries, listings, and resumable event streams and downloads."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ END_EVENT = "end"  # the stream's last event
 
 
 class ApiMethods:
-    """Base of the client and of its groups of methods."""
+    """Base class of the client and its method groups."""
 
     def __init__(self, http: httpx.Client, patience: Patience) -> None:
         self._http = http
         self._patience = patience
 
     def _request(self, method: str, path: str, kind: type[T], **options: Any) -> T:
-        """Send a request and parse its response. `options` are those of `_send`."""
+        """Send a request and parse its response. `options` are passed to `_send`."""
         response = self._send(method, path, **options)
         return parse(kind, response.content)
 
@@ -51,9 +51,9 @@ class ApiMethods:
     ) -> httpx.Response:
         """Send a request, with retries. Raises ApiError or NoAnswer.
 
-        `accepted`: error statuses that are returned. `repeatable`: whether repeating a POST has no second effect, as
-        with an Idempotency-Key; other methods are repeatable unless they have an If-Match. `deadline_s`: time
-        that the service may take to respond; after it, the request is not repeated, since the service may still be
+        `accepted`: error statuses that are returned. `repeatable`: whether a POST can be repeated without a second
+        effect, as with an Idempotency-Key; other methods are repeatable unless they have an If-Match. `deadline_s`:
+        time that the service may take to respond; after it, the request is not repeated, since the service may still be
         working on it.
         """
         given = headers or {}  # a change with If-Match fails if it is repeated, since it has changed the ETag
@@ -88,9 +88,9 @@ class ApiMethods:
         query: Mapping[str, Any],
         last_id: str | None = None,
     ) -> Generator[T]:
-        """Yield the result of `read` for each event of a stream until its `end` event, except None.
+        """Yield the result of `read` for each event of a stream until its `end` event, skipping None.
 
-        A broken connection is resumed after the last event.
+        If the connection drops, the stream resumes after the last event.
         """
         with translated_errors():
             for attempt in self._retrying(repeatable=True):
@@ -108,7 +108,7 @@ class ApiMethods:
                     raise NoAnswer(f"{path}: the stream was interrupted repeatedly before its end")
 
     def _download(self, path: str, query: Mapping[str, Any], into: BinaryIO) -> None:
-        """Write the response body to a file. A broken connection is resumed if the service supports byte ranges."""
+        """Write the response body to a file. Resumes if the connection drops and the service supports byte ranges."""
         tag: str | None = None
         with translated_errors():
             for attempt in self._retrying(repeatable=True):
@@ -126,7 +126,7 @@ class ApiMethods:
 
     @contextmanager
     def _open(self, path: str, query: Mapping[str, Any], headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-        """Open a response, whose body is read only for an error. Raises HTTPStatusError."""
+        """Open a streaming response; its body is read only if it is an error. Raises HTTPStatusError."""
         query = present(query)
         with self._http.stream("GET", path, params=query, headers=headers, timeout=STREAM_TIMEOUT) as response:
             if not response.is_success:

@@ -1,1 +1,1 @@
-"""The pages of the console, one module per part of the navigation."""
+"""The console's pages, one module per navigation section."""

@@ -1,4 +1,4 @@
-"""Deployments: state, candidate against main, promotion and withdrawal; and trying an encoder with a file."""
+"""Deployment pages: state, comparison with the candidate, promotion and withdrawal; and trying an encoder on a file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TOP = 5
 
 
 class Bar(NamedTuple):
-    """One bar of a drawn vector, in a box of 40 units height."""
+    """One bar in a bar chart of a vector; the chart is 40 units high."""
 
     x: float
     y: float

@@ -1,4 +1,4 @@
-"""Encoders: the list, an encoder's page with its lineage and aliases, the comparison of two, and moving an alias."""
+"""Encoder pages: the list, details with lineage and aliases, comparison, and moving aliases."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ SHOWN = 200  # encoders offered for a comparison
 
 
 class AliasForm(ApiModel):
-    """The name of an alias."""
+    """Form field for the name of an alias."""
 
     alias: Annotated[str, StringConstraints(pattern=ALIAS_PATTERN)]
 
 
 class DeploymentForm(ApiModel):
-    """The name of a deployment."""
+    """Form field for the name of a deployment."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
@@ -48,7 +48,7 @@ class LineageNode(NamedTuple):
     what: str
     name: str
     path: str | None
-    """Page of the console that shows it."""
+    """Path of the console page that shows this step."""
     own: bool = False
 
 
@@ -105,7 +105,7 @@ def compare_encoders(
 def set_alias(
     request: Request, encoder: VisibleEncoder, caller: Submitter, encoders: EncodersDep, form: FormDep
 ) -> Response:
-    """Point an alias to the encoder. `expected` is what the page showed, so that a concurrent move is noticed."""
+    """Point an alias to the encoder. `expected` is the target shown on the page, to detect concurrent moves."""
     project = _project(caller, encoder)
     name = form.text("alias")
     current = next((one.encoder_id for one in encoders.aliases(project) if one.name == name), None)
@@ -124,7 +124,7 @@ def roll_back_alias(
     detail = views.alias_detail(*encoders.alias(project, alias))
     before = next((move.before for move in reversed(detail.history) if move.before and move.after), None)
     if before is None:
-        raise NotFound(f"the alias {alias} has pointed to no other encoder before")
+        raise NotFound(f"the alias {alias} has never pointed to another encoder")
     body = AliasRequest(encoder=before, expected=form.text("expected") or detail.encoder, project=project)
     registry_api.move_alias(alias, body, caller, encoders)
     return redirect(request, f"{PREFIX}/encoders/{before}")
@@ -157,7 +157,7 @@ def delete_encoder(
 
 
 def lineage(encoder: EncoderDetail, serving: list[Deployment]) -> list[LineageNode]:
-    """Return where an encoder comes from and where it goes: teacher, run, encoder, aliases, deployments."""
+    """Return the lineage of an encoder: teacher, run, encoder, aliases, deployments."""
     nodes = []
     origin = encoder.lineage
     if origin.teacher:

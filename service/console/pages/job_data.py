@@ -1,4 +1,4 @@
-"""What the scripts of a job's pages read: metrics, events and logs. The responses are those of the REST routes."""
+"""Data for the scripts on a job's pages: metrics, events and logs, with the same responses as the REST routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of jobs, the pages of a job, and its buttons."""
+"""The job list, the pages of a job, and the actions on them."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def show_job(request: Request, job: Visible, jobs: Jobs, settings: Config, calle
 
 @router.get("/jobs/{job_id}/head")
 def job_head(request: Request, job: Visible, jobs: Jobs, settings: Config, caller: Reader) -> Response:
-    """The part of a job's pages that changes while it runs."""
+    """Render the part of a job's pages that changes while the job runs."""
     context = _job_context(job, jobs, settings.root, caller.project, "")
     return render(request, "fragments/job_head.html", **context)
 
@@ -172,6 +172,6 @@ def act_on_job(
 
 
 def _job_context(job: Job, jobs: JobStore, root: str, project: str | None, tab: str) -> dict[str, Any]:
-    """Return what the templates of a job's pages have in common."""
+    """Return the template context shared by all pages of a job."""
     detail = views.job_detail(job, jobs.attempts(job.id), root)
     return {"job": detail, "tab": tab, "place": queue_place(jobs, job, project)}

@@ -1,6 +1,6 @@
-"""The form for a new job, or for a copy of one with changes: presets, fields from the config's schema, and a check.
+"""The form for a new job or a modified copy of a job: presets, fields from the config's schema, and a check.
 
-The check runs while one types; it is the same validation as that of the REST route, and so is the submission.
+The check runs while the user types. Validation and submission use the same code as the REST routes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def check_job(
     policy: Locations,
     form: FormDep,
 ) -> Response:
-    """Validate the form as it is, and show the estimate and the same job as commands."""
+    """Validate the current form, and show the estimate and the equivalent commands."""
     commands: dict[str, str] = {}
     try:
         body = _request_of(form, jobs, caller)
@@ -111,7 +111,7 @@ def submit_job(
 
 
 def _request_of(form: FormValues, jobs: JobStore, caller: Principal) -> JobRequest:
-    """Return the request of a form. Raises ConfigError, NotFound, or RequestValidationError, which name the fields."""
+    """Build a request from a form. Raises ConfigError, NotFound, or RequestValidationError, which list the fields."""
     overrides = _overrides(form)
     labels = dict(part.strip().split("=", 1) for part in form.text("labels").split(",") if "=" in part)
     common: dict[str, Any] = {
@@ -132,7 +132,7 @@ def _request_of(form: FormValues, jobs: JobStore, caller: Principal) -> JobReque
 
 
 def _overrides(form: FormValues) -> dict[str, Any]:
-    """Return the config values of a form, as JSON where they are JSON and as text otherwise."""
+    """Return a form's config values, parsed as JSON where possible and kept as text otherwise."""
     found = {}
     for key, text in form.below(FIELD).items():
         if text:
@@ -144,7 +144,7 @@ def _overrides(form: FormValues) -> dict[str, Any]:
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:
-    """Return dotted keys as nested sections."""
+    """Convert dotted keys to nested sections."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         *parents, last = key.split(".")
@@ -168,7 +168,7 @@ def _name(location: Sequence[Any]) -> str:
 
 
 def _commands(request: JobRequest, form: FormValues, url: str) -> dict[str, str]:
-    """Return the same job as lines for curl, the amd command and Ray."""
+    """Return the equivalent curl, `amd` and Ray commands for a job."""
     original = form.text("original")
     overrides = _overrides(form)
     body = request.model_dump(mode="json", exclude_defaults=True)

@@ -1,4 +1,4 @@
-"""Operations: the cluster and its queue, failures by reason, keys and webhooks."""
+"""Operations pages: the cluster and its queue, failures by reason, keys and webhooks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FailureGroup(NamedTuple):
     reason: str
     jobs: list[JobView]
     ranks: list[tuple[int, int]]
-    """Ranks that failed first, with their numbers, most frequent first."""
+    """Ranks that failed first, with the number of failures, most frequent first."""
 
 
 @router.get("/cluster")
@@ -76,7 +76,7 @@ def show_keys(request: Request, caller: Admin) -> Response:
 
 @router.post("/keys")
 def create_key(request: Request, caller: Admin, form: FormDep) -> Response:
-    """Create a key, and show it once."""
+    """Create a key and show it once."""
     values = {"name": form.text("name"), "scopes": [form.text("scope")], "project": form.text("project") or None}
     new = api_keys.create_key(request, caller, parse(api_keys.KeyRequest, values), Response())
     return render(request, "fragments/new_key.html", new=new)

@@ -1,4 +1,4 @@
-"""Sign in with an API key or a single-use link, and sign out. A session is new after every sign-in."""
+"""Sign in with an API key or a single-use link, and sign out. Every sign-in creates a new session."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _signed_in(request: Request, session: str, target: str) -> Response:
 
 
 def _end_presented_session(request: Request) -> None:
-    """End the session that the browser had, so that no two sessions of a browser stay open."""
+    """End the browser's existing session, so that it never has two open sessions."""
     presented = session_cookie(request.scope, request.headers)
     if presented is not None:
         sessions: BrowserSessions = request.app.state.sessions
@@ -101,6 +101,6 @@ def _is_secure(request: Request) -> bool:
 
 
 def _safe(target: str) -> str:
-    """Return a path of the console: a link must not lead elsewhere after the sign-in."""
+    """Return `target` if it is a safe console path, else the start page: links must not redirect to other sites."""
     inside = target.startswith(f"{PREFIX}/") or target == PREFIX
     return target if inside and "\\" not in target and target.isprintable() and "//" not in target else PREFIX

@@ -30,7 +30,7 @@ router = APIRouter(prefix=PREFIX, route_class=ConsoleRoute)
 
 
 class TrialPoint(NamedTuple):
-    """One trial as the sweep's page and its charts show it."""
+    """One trial, as shown on the sweep's page and in its charts."""
 
     number: int
     title: str
@@ -40,7 +40,7 @@ class TrialPoint(NamedTuple):
     """Number of the highest rung reached; 0 if there is none."""
     score: float | None
     spread: float | None
-    """Standard deviation of the seeds at that rung."""
+    """Standard deviation across seeds at that rung."""
     speed: float | None
     gflops: float | None
     best: bool
@@ -85,7 +85,7 @@ def show_sweep(
 
 @router.get("/sweeps/{job_id}/charts.json")
 def chart_data(job: Visible, settings: Config, storage: StorageCalls, caller: Reader) -> dict[str, Any]:
-    """What the charts of a sweep draw."""
+    """Return the data for a sweep's charts."""
     sweep, _ = storage.run_from_thread(_read, job, settings.root)
     if sweep is None:
         return {"trials": [], "dimensions": [], "map": None, "rungs": []}
@@ -125,7 +125,7 @@ def train_trial(
     policy: Locations,
     storage: StorageCalls,
 ) -> Response:
-    """Submit a training with the config of a trial, at full length."""
+    """Submit a full-length training job with a trial's config."""
     sweep, _ = storage.run_from_thread(_read, job, settings.root)
     trial = next((one for one in sweep.trials if one.number == number), None) if sweep is not None else None
     if trial is None or sweep is None:
@@ -140,7 +140,7 @@ def train_trial(
 
 
 def _read(job: Job, root: str) -> tuple[SweepHistory | None, str]:
-    """Return the sweep's history, or None and why there is none yet."""
+    """Return the sweep's history, or None and the reason why it is not available yet."""
     if job.kind != "search":
         raise NotFound(f"{job.id} is not a sweep")
     folder = run_folder(root, job.id)
@@ -180,7 +180,7 @@ def _point(sweep: SweepHistory, trial: TrialHistory, names: dict[str, str], best
 
 
 def current_verdict(job: Job, sweep: SweepHistory | None, root: str) -> str:
-    """Return the verdict of the sweep's report or, while there is none, the best trial so far.
+    """Return the verdict of the sweep's report or, if there is no report yet, the best trial so far.
 
     The report's intervals need SciPy, which the control plane does not install.
     """

@@ -1,1 +1,1 @@
-"""Details of a job for people and programs: history, log search, bad samples, changes and clones."""
+"""Job details: history, log search, bad samples, changes and clones."""

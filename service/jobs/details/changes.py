@@ -14,7 +14,7 @@ CHOSEN_BY_SERVICE = ("name", "storage", "output")  # fields of a config that the
 
 
 def change(store: JobStore, job_id: str, project: str | None, changes: JobChange, actor: str) -> Job:
-    """Apply changes to a job. Raises NotFound, or IllegalAction for the priority of a job that does not wait."""
+    """Apply changes to a job. Raises NotFound, or IllegalAction if the priority can no longer change."""
     fields = changes.model_dump(exclude_unset=True)
     if fields.get("labels", ...) is None:
         fields["labels"] = {}
@@ -26,7 +26,10 @@ def change(store: JobStore, job_id: str, project: str | None, changes: JobChange
         if not new:
             return job
         if "priority" in new and job.state not in (*WAITING, "paused"):
-            message = f"priority={new['priority']}: {job.id} is {job.state}; only jobs that wait have a priority"
+            message = (
+                f"priority={new['priority']}: {job.id} is {job.state}; "
+                "the priority can be changed only while a job is waiting or paused"
+            )
             raise IllegalAction(message, allowed_actions=[])
         try:
             return store.edit(job, new, actor)

@@ -14,7 +14,7 @@ ANSI = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))
 
 
 def search(log: LogSource, text: str, limit: int) -> LogMatches:
-    """Find the lines that contain a text, in any case and without colour codes."""
+    """Find the lines that contain a text, ignoring case and colour codes."""
     found: list[LogMatch] = []
     sought, number = text.casefold(), 0
     for number, (offset, line) in enumerate(_lines(log), start=1):
@@ -44,7 +44,7 @@ def _lines(log: LogSource) -> Iterator[tuple[int, str]]:
 
 
 def before(log: LogSource, end: int, size: int) -> LogRange:
-    """Return about `size` bytes that end at an offset, starting with a whole line. `end` may be beyond the log's."""
+    """Return about `size` bytes that end at an offset, starting with a whole line. `end` may be beyond the log."""
     end = min(end, log.size())
     start = max(0, end - size)
     content = b"".join(_pieces(log, start, end))
@@ -55,7 +55,7 @@ def before(log: LogSource, end: int, size: int) -> LogRange:
 
 
 def after(log: LogSource, start: int, size: int) -> LogRange:
-    """Return about `size` bytes from an offset on, ending with a whole line unless the log ends there."""
+    """Return about `size` bytes starting at an offset, ending with a whole line unless the log ends there."""
     content = b"".join(_pieces(log, start, start + size))
     if len(content) == size and (line_end := content.rfind(b"\n")) >= 0:
         content = content[: line_end + 1]

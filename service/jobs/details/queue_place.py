@@ -1,4 +1,4 @@
-"""Where a waiting job stands in the queue, and which job is right before it. Reads a few rows, however long it is."""
+"""Find a waiting job's place in the queue and the job directly ahead of it. Reads few rows, even in a long queue."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class QueuePlace(NamedTuple):
     length: int
     """Number of waiting jobs."""
     ahead: Job | None
-    """The job right before it, without its config; None for the first job, or if the caller cannot see that job."""
+    """Job directly ahead, without its config; None for the first job, or if the caller may not see that job."""
 
 
 def queue_place(jobs: JobStore, job: Job, project: str | None) -> QueuePlace | None:
-    """Return the place of a job, or None if it does not wait. `project` is the caller's."""
+    """Return a job's place in the queue, or None if it is not waiting. `project` is the caller's project."""
     if job.state not in WAITING:
         return None
     waiting = (Job.state.in_(WAITING), Job.origin == "api")

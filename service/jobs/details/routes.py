@@ -25,7 +25,7 @@ AttemptNumber = Annotated[
 ]
 RankNumber = Annotated[
     int | None,
-    Query(ge=0, lt=MAX_WORKERS, description="Rank whose output to read. Default: the log of the attempt."),
+    Query(ge=0, lt=MAX_WORKERS, description="Rank whose output to read. Default: the attempt's log."),
 ]
 
 
@@ -33,10 +33,10 @@ RankNumber = Annotated[
 def job_history(
     job: Recorded,
     jobs: Jobs,
-    after: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="Number of the event to continue after.")] = 0,
+    after: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="Event number after which to continue.")] = 0,
     limit: PageSize = 100,
 ) -> HistoryView:
-    """The same events as in the stream `GET /v1/jobs/{id}/events`, at once. The history of a deleted job is kept."""
+    """Return the events of the stream `GET /v1/jobs/{id}/events` in one response. A deleted job's history is kept."""
     events = jobs.events(job.id, after, limit + 1)
     items = [views.event_view(event) for event in events[:limit]]
     return HistoryView(items=items, next_after=items[-1].id if len(events) > limit else None)
@@ -46,7 +46,9 @@ def job_history(
 async def search_log(
     request: Request,
     job: Visible,
-    q: Annotated[str, Query(max_length=500, description="Text that a line contains, in any case. Default: any.")] = "",
+    q: Annotated[
+        str, Query(max_length=500, description="Text to find in a line, ignoring case. Default: match every line.")
+    ] = "",
     attempt: AttemptNumber = None,
     rank: RankNumber = None,
     limit: PageSize = 100,
@@ -68,7 +70,7 @@ async def log_range(
     attempt: AttemptNumber = None,
     rank: RankNumber = None,
 ) -> LogRange:
-    """Return whole lines before or after an offset, which log streams and search results contain."""
+    """Return whole lines before or after an offset from a log stream or a search result."""
     calls, log = await open_log(request.app.state, job, attempt, rank)
     if before is not None:
         return await calls.run(log_search.before, log, before, size)
@@ -82,7 +84,7 @@ async def bad_samples(job: Visible, settings: Config, storage: StorageCalls, lim
 
 @router.patch("/{job_id}", summary="Change a job's name, labels or priority")
 def change_job(job_id: JobId, body: JobChange, caller: Submitter, jobs: Jobs, settings: Config) -> JobView:
-    """The priority can change while the job waits."""
+    """The priority can be changed only while the job is waiting or paused."""
     job = changes.change(jobs, job_id, caller.project, body, caller.id)
     return views.job_view(job, jobs.newest_attempts([job]).get(job.id), settings.root)
 
@@ -98,6 +100,6 @@ def clone_job(
     body: CloneRequest | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """Start from the beginning with the config of the original, in its project."""
+    """The copy starts from the beginning, with the original job's config and in its project."""
     request = changes.clone_request(jobs.get(job_id, caller.project), body or CloneRequest())
     return submit(request, caller, jobs, settings, policy, response, idempotency_key)

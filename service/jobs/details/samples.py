@@ -1,4 +1,4 @@
-"""The bad and damaged samples of a run, read from its folder."""
+"""Read a run's bad and damaged samples from its folder."""
 
 from __future__ import annotations
 

@@ -11,35 +11,35 @@ from service.web.schemas import ApiModel, LabelKey, LabelValue, Priority
 
 
 class HistoryView(ApiModel):
-    """A part of a job's history, oldest first."""
+    """Part of a job's history, oldest first."""
 
     items: list[EventView]
     next_after: int | None
-    """Number of the last event, to be sent as `after` for the next part; null if the history ends here."""
+    """Number of the last event, to send as `after` for the next part; null at the end of the history."""
 
 
 class LogMatch(ApiModel):
-    """A line of a log that contains the searched text."""
+    """A log line that contains the search text."""
 
     line: int
-    """Number of the line, starting at 1."""
+    """Line number, starting at 1."""
     offset: int
-    """Offset of the line in bytes."""
+    """Byte offset of the line."""
     text: str
 
 
 class LogMatches(ApiModel):
-    """Lines of a log that contain the searched text, in order."""
+    """Log lines that contain the search text, in order."""
 
     items: list[LogMatch]
     lines: int
     """Number of lines searched."""
     complete: bool
-    """Whether the whole log was searched; false if the limit was reached before."""
+    """Whether the whole log was searched; false if the limit was reached first."""
 
 
 class LogRange(ApiModel):
-    """A range of a log in whole lines."""
+    """A range of whole lines from a log."""
 
     text: str
     start: int
@@ -55,7 +55,7 @@ class SampleFault(ApiModel):
     location: str
     message: str
     damaged: bool
-    """Whether a part of the sample is used; false if it is skipped."""
+    """Whether part of the sample is used; false if the whole sample is skipped."""
 
 
 class SampleFaults(ApiModel):
@@ -67,24 +67,24 @@ class SampleFaults(ApiModel):
 
 
 class JobChange(ApiModel):
-    """Changes to a job; omitted fields stay as they are."""
+    """Changes to a job; omitted fields are left unchanged."""
 
     name: Annotated[str, StringConstraints(max_length=200)] | None = None
     """Display name; null removes it."""
     labels: dict[LabelKey, LabelValue] | None = Field(None, max_length=32)
-    """Labels, which replace the previous ones."""
+    """Labels; they replace all previous labels."""
     priority: Priority | None = None
     """Priority in the queue."""
 
 
 class CloneRequest(ApiModel):
-    """Changes for the copy of a job."""
+    """Changes to apply to the copy of a job."""
 
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Config values to change, by dotted key."""
     name: Annotated[str, StringConstraints(max_length=200)] | None = None
-    """Display name. Default: that of the original."""
+    """Display name. Default: the original job's name."""
     labels: dict[LabelKey, LabelValue] | None = Field(None, max_length=32)
-    """Labels. Default: those of the original."""
+    """Labels. Default: the original job's labels."""
     priority: Priority | None = None
-    """Priority. Default: that of the original."""
+    """Priority. Default: the original job's priority."""

@@ -1,9 +1,9 @@
 """Admission: decide which queued jobs may start now, given the cluster's resources and the configured limits.
 
-Jobs are offered in queue order (`queue.JobQueue`): highest priority first, then oldest. A job that fits the
-cluster but not its free resources closes admission, so that smaller jobs behind it cannot overtake it indefinitely.
-What programs outside the queue hold (`ray job submit`, notebooks) is not free. This module only makes the decision; it
-does not access the database or Ray.
+Jobs are offered in queue order (`queue.JobQueue`): highest priority first, then oldest. A job that fits the cluster but
+not its free resources closes admission, so that smaller jobs behind it cannot overtake it indefinitely. Resources held
+by programs outside the queue (`ray job submit`, notebooks) do not count as free. This module only makes the decision;
+it does not access the database or Ray.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Usage(NamedTuple):
 
 
 class ExternalUsage:
-    """Estimates what programs outside the queue hold: what Ray reports, minus what our jobs may hold."""
+    """Estimates the resources held outside the queue: the usage that Ray reports, minus what our jobs may hold."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -37,10 +37,10 @@ class ExternalUsage:
         self._found = Usage()
 
     def update(self, capacity: Capacity, ours: Usage, active: Iterable[Job]) -> Usage:
-        """Return the estimate. `ours`: reserved for active jobs and deployments.
+        """Return the estimate. `ours`: resources reserved for active jobs and deployments.
 
-        While a job of ours starts, it does not hold its resources yet, which would hide as much of others' usage; the
-        estimate then does not decrease.
+        A starting job does not hold its reserved resources yet, so subtracting them would hide other programs' usage;
+        the estimate therefore does not decrease during a start.
         """
         now = self._clock()
         self._ours.append((now, ours))
@@ -89,7 +89,7 @@ class AdmissionController:
 
     @property
     def exclusions(self) -> Exclusions:
-        """Jobs that cannot start in this step, whichever others are admitted: the rest of the queue is read without."""
+        """Jobs that cannot start in this step whatever else is admitted; later pages of the queue omit them."""
         max_jobs, max_workers = self._settings.project_max_running, self._settings.project_max_workers
         limits = dict[str, int]()
         for project, jobs in self._jobs.items():

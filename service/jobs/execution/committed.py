@@ -1,7 +1,7 @@
-"""Measure a job's committed work: what a new attempt continues from rather than repeats.
+"""Measure a job's committed work, from which a new attempt continues.
 
-A failure that follows new committed work does not count against the job's retries, so a long job may outlive any number
-of failures, and one that fails at the same point again and again ends. Reads only listings and a sweep's ledger.
+A failure after new committed work does not count against the job's retries. A long job may therefore survive any number
+of failures, while a job that repeatedly fails at the same point is stopped. Reads only listings and a sweep's ledger.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def has_grown(before: Mapping[str, int], now: Mapping[str, int]) -> bool:
 
 
 def newest_checkpoint(job: Job, committed: Mapping[str, int]) -> int:
-    """Return the step of the newest checkpoint of the run that the job was training, or 0 if there is none."""
+    """Return the step of the newest checkpoint in the run that the job was training, or 0 if there is none."""
     return next((committed[run] for run in reversed(_runs(job)) if run in committed), 0)
 
 
 def _runs(job: Job) -> list[str]:
-    """Return the job's own run, and the one it was training, which is its teacher's at first."""
+    """Return the job's own run and the run it was training, if different: a job may train its teacher first."""
     current = (job.progress or {}).get("run")
     return [job.id, current] if current and current != job.id else [job.id]
 

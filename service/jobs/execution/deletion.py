@@ -1,7 +1,8 @@
-"""Deletion of jobs: remove the files of jobs in the state `deleting`, then record that they are gone.
+"""Delete jobs: remove the files of jobs in the state `deleting`, then mark the jobs as deleted.
 
-A job whose deletion was requested allows no other action, so nothing restarts it while its files disappear. Every step
-may be repeated: if a control plane dies in between, the job stays `deleting`, and the next one continues.
+A job whose deletion was requested allows no other action, so nothing restarts it while its files are being removed.
+Every step may be repeated: if a control plane dies in between, the job stays `deleting`, and the next control plane
+continues.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class JobDeletions:
         self._removals: dict[str, Future[None]] = {}
 
     def advance(self) -> None:
-        """Start each requested deletion, and record those whose files are gone. A failed one is started again."""
+        """Start requested deletions, and record those whose files have been removed. Failed deletions are restarted."""
         deleting = {job.id: job for job in self._store.in_states(("deleting",), limit=MAX_DELETIONS)}
         for job_id in self._removals.keys() - deleting.keys():  # completed by another control plane
             self._removals.pop(job_id).cancel()
@@ -51,7 +52,7 @@ class JobDeletions:
             self._store.finish_deletion(job)
 
     def close(self) -> None:
-        """Abandon removals that have not started; the next control plane continues."""
+        """Cancel removals that have not started; the next control plane performs them."""
         self._remover.shutdown(wait=False, cancel_futures=True)
 
 

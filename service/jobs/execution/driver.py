@@ -1,7 +1,7 @@
 """`python -m service.jobs.runner JOB ATTEMPT ROOT`: a job's driver, the entry point of its Ray submission.
 
 Verifies the job's config, starts the program of the job's kind as a child process, ships its output to the storage
-root, writes heartbeats with its progress, forwards a stop request, and reports the outcome. A job can therefore be
+root, writes heartbeats with its progress, forwards stop requests, and reports the outcome. A job can therefore be
 monitored, and its outcome is known, even if the Ray head is lost. Does not use the database or HTTP.
 """
 
@@ -72,9 +72,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def read_request(folder: JobFolder) -> tuple[JobKind, dict[str, Any]]:
-    """Return a job's kind and config, verified before anything that the config names is opened.
+    """Return a job's kind and config, verified before any location in the config is opened.
 
-    Attempts that an older control plane submitted have no policy and are not verified. Raises ConfigError for a config
+    Attempts submitted by an older control plane have no policy and are not verified. Raises ConfigError for a config
     that differs from the submitted one, and UriNotAllowed for a location that is not allowed on this machine.
     """
     try:
@@ -199,7 +199,7 @@ def outcome_of_exit(
 
 
 def report_outcome(folder: JobFolder, attempt: int, outcome: AttemptOutcome) -> None:
-    """Write the outcome, which must not be lost; retries for OUTAGE_S while the storage is unavailable."""
+    """Write the outcome, retrying for OUTAGE_S while the storage is unavailable: the outcome must not be lost."""
     until = time.monotonic() + OUTAGE_S
     while True:
         try:

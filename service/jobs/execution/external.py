@@ -1,8 +1,8 @@
-"""Discovery of runs under the storage root that were started outside the service, e.g. with `amd train`.
+"""Discover runs under the storage root that were started outside the service, e.g. with `amd train`.
 
-A run that `ray job submit` started can be cancelled, and its log can be read: its lease names the submission, which is
-recorded as an attempt. Other runs are listed read-only. Trials and teachers of a job belong to that job and are not
-listed.
+A run that `ray job submit` started can be cancelled, and its log can be read: its lease contains the submission ID,
+which is recorded as an attempt. Other runs are listed read-only. Trials and teachers of a job belong to that job and
+are not listed.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class ExternalRunDiscovery:
                 self._store.change(job, found["state"], attempt=ending if job.attempt else None, **found)
 
     def _record_submission(self, job: Job) -> None:
-        """Add an attempt if the run has been started by a submission that is not known yet. Raises StaleJob."""
+        """Add an attempt if the run was started by a submission that is not recorded yet. Raises StaleJob."""
         holder = Lease(join(run_folder(self._root, job.id), LEASE)).taken_by() or {}
         newest = self._newest(job)
         submission = holder.get("ray_submission")
@@ -136,7 +136,7 @@ class ExternalRunDiscovery:
         self._store.change(job, "running", attempt=attempt, number=job.attempt + 1, state="running")
 
     def _is_ours(self, submission: str) -> bool:
-        """Whether a submission is an attempt of a job: whoever can write to the storage root must not stop those."""
+        """Whether a submission is a job's attempt, which must not be stoppable by writing to the storage root."""
         return bool(self._store.known({submission, submission.rpartition("-")[0]}))
 
     def _newest(self, job: Job) -> Attempt | None:
@@ -154,7 +154,7 @@ class ExternalRunDiscovery:
 
 
 def _project(facts: dict[str, Any]) -> str:
-    """Return the project that a run was started for; the default one without a valid name in AMD_PROJECT."""
+    """Return the project that a run was started for, or the default project if AMD_PROJECT is not a valid name."""
     try:
         return TypeAdapter(Project).validate_python(facts.get("project"))
     except ValidationError:

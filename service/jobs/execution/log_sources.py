@@ -1,4 +1,4 @@
-"""Sources of a job's log: chunks on the storage root, or Ray for a run that `ray job submit` started.
+"""Sources of a job's log: chunks under the storage root, or Ray for a run that `ray job submit` started.
 
 Offsets are in bytes.
 """
@@ -35,14 +35,14 @@ class LogSource(Protocol):
         """Return the offset at which the last `lines` lines start."""
 
     def read_raw(self, offset: int) -> bytes:
-        """Return some bytes from the offset on, none if there are none yet."""
+        """Return some bytes starting at the offset; empty if there are none yet."""
 
     def size(self) -> int:
-        """Return the number of bytes so far."""
+        """Return the current size of the log in bytes."""
 
 
 class StoredLog:
-    """A log in a folder of the storage root."""
+    """A log in a folder under the storage root."""
 
     def __init__(self, folder: str) -> None:
         self._folder, self._reader = folder, logs.LogReader(folder)
@@ -80,7 +80,7 @@ def ranks_with_log(run: str) -> list[int]:
 class RayLog:
     """Output of a submission's driver, which Ray keeps while the node that ran it is alive.
 
-    All methods raise NotFound if Ray does not have it, or ClusterUnavailable.
+    All methods raise NotFound if Ray does not have the output, or ClusterUnavailable.
     """
 
     def __init__(self, cluster: Cluster, job: Job, submission: str | None) -> None:
@@ -117,7 +117,7 @@ class RayLog:
 async def open_log(
     state: Any, job: Job, attempt: int | None, rank: int | None, *, wait: bool = False
 ) -> tuple[BoundedCalls, LogSource]:
-    """Return the log of an attempt, by default the newest one, or of a rank, and how to call it. `state` is the app's.
+    """Return the log of a rank or an attempt, by default the newest, and the pool for calling it. `state`: app state.
 
     Raises NotFound if there is no such attempt, or no such rank unless a stream may `wait` for it.
     """

@@ -61,7 +61,7 @@ class AttemptOutcome(BaseModel):
     """Last JSON line that the program printed: RunResult, SearchResult, EmbedResult or a probe's report."""
     ended: float = 0.0
     committed: dict[str, int] = {}
-    """Committed work when a retryable attempt failed: steps of checkpoints by run, and numbers of files and trials."""
+    """Work committed before a retryable failure: checkpoint steps by run, and numbers of files and trials."""
 
     @property
     def retryable(self) -> bool:
@@ -69,9 +69,9 @@ class AttemptOutcome(BaseModel):
 
 
 class DriverPolicy(BaseModel):
-    """What a driver verifies before it opens anything that a job's config names.
+    """Rules that a driver checks before it opens any location in a job's config.
 
-    The control plane passes it with the submission, not through the storage root, which others can write to.
+    The control plane passes the policy with the submission, not through the storage root, which others can write to.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)

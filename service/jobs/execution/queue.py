@@ -1,7 +1,7 @@
-"""The waiting jobs in queue order: highest priority first, then oldest. Read in pages, and only as far as needed.
+"""Waiting jobs in queue order: highest priority first, then oldest. Read in pages, only as far as needed.
 
-Admission usually closes after a few jobs, while the queue may contain any number. Jobs that cannot start before others
-end are left out of the pages that follow. Does not decide which job starts.
+Admission usually closes after a few jobs, while the queue may contain any number. Jobs that cannot start before other
+jobs end are left out of the following pages. Does not decide which job starts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ FIRST_PAGE, PAGE = 20, 200
 
 
 class Exclusions(NamedTuple):
-    """Jobs that cannot start now, whichever others come before them."""
+    """Criteria for jobs that cannot start now, whichever jobs come before them."""
 
     max_workers: Mapping[str, int] = {}
-    """Largest number of workers with which a job may start, by project; 0 if no job of the project may start."""
+    """Maximum number of workers of a job that may start, by project; 0 if no job in the project may start."""
     max_cpus: float | None = None
     """CPUs of the whole cluster; None if it grows on demand."""
     max_gpus: float | None = None
@@ -46,7 +46,7 @@ class JobQueue:
     def waiting(self, now: float, excluded: Callable[[], Exclusions] = Exclusions) -> Iterator[Job]:
         """Yield the jobs that may start at a time, without their configs.
 
-        `excluded` is called before each page but the first, so that the first jobs learn why they wait.
+        `excluded` is called before every page except the first, so that the first jobs always report why they wait.
         """
         states = (self._in_state(state, now, excluded) for state in sorted(WAITING))
         return heapq.merge(*states, key=lambda job: (-job.priority, job.created_at, job.id))

@@ -39,14 +39,14 @@ class RayJobStatus(NamedTuple):
 
 
 class Capacity(NamedTuple):
-    """Resources of all alive nodes."""
+    """Total resources of all live nodes."""
 
     cpus: float
     gpus: float
     memory: float
     """Memory of the largest node, in bytes."""
     used_cpus: float = 0.0
-    """CPUs that anything on the cluster holds; Ray updates it every few seconds."""
+    """CPUs in use by any program on the cluster; updated by Ray every few seconds."""
     used_gpus: float = 0.0
 
 
@@ -71,10 +71,10 @@ class Cluster(Protocol):
 
 
 class OnceSilentCluster:
-    """A cluster that fails at once after it has not responded, until `reset`.
+    """A cluster wrapper that, once the cluster has not responded, fails immediately until `reset`.
 
-    The reconciler calls it for each job: a Ray that accepts connections and does not answer then costs one timeout in a
-    step, not one for each job.
+    The reconciler calls the cluster for each job, so a Ray head that accepts connections but does not answer costs one
+    timeout per step instead of one per job.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -224,7 +224,7 @@ class RayJobs:
 
 
 def used_resources(status: dict[str, Any] | None) -> dict[str, float]:
-    """Return the used amount of each resource; empty before the first report, and if the autoscaler writes none."""
+    """Return the used amount of each resource; empty before the autoscaler's first report, or if it writes none."""
     report = (status or {}).get("loadMetricsReport") or {}
     return {name: float(used) for name, (used, _) in (report.get("usage") or {}).items()}
 

@@ -4,7 +4,7 @@ There are three sources of truth, in descending order of authority: the desired 
 reports under the storage root, and the submission status in Ray. The desired state is committed before Ray is called,
 and every call to Ray may be repeated, so a control plane may die at any point and another can continue.
 `service.jobs.actions` decides what an owner may do, `admission` which job starts next. A storage root or a cluster that
-hangs costs one timeout in a step, not one for each job. Does not import HTTP or the encoder registry.
+hangs costs one timeout per step, not one per job. Does not import HTTP or the encoder registry.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Reconciler:
         clock: Callable[[], float] = time.time,
         reserved: Callable[[], Usage] = Usage,
     ) -> None:
-        """`reserved` returns what deployments reserve on the cluster, which is not available to jobs."""
+        """`reserved` returns the resources that deployments reserve on the cluster, which jobs cannot use."""
         self._store, self._settings, self._encoders = store, settings, encoders
         self._cluster = OnceSilentCluster(cluster)
         self._storage = BoundedCalls("storage root", STORAGE_THREADS, STORAGE_TIMEOUT_S, StorageUnavailable)
@@ -114,7 +114,7 @@ class Reconciler:
         return True
 
     def _guarded(self, move: Callable[[Job], None], job: Job) -> None:
-        """Move one job. Its errors do not affect other jobs."""
+        """Reconcile one job. Errors do not affect other jobs."""
         with log_context(job=job.id, project=job.project):
             try:
                 move(job)
@@ -141,7 +141,7 @@ class Reconciler:
     # Active jobs
 
     def _follow(self, job: Job, heartbeat: Heartbeat | Exception | None) -> None:
-        """Move an active job. `heartbeat`: its newest one, or the error with which it could not be read."""
+        """Reconcile an active job. `heartbeat`: the newest heartbeat, or the error raised when reading it."""
         if isinstance(heartbeat, Exception):
             raise heartbeat
         if heartbeat is not None and heartbeat.outcome is not None:
@@ -219,7 +219,7 @@ class Reconciler:
         return job.started_at is not None and self._clock() - job.started_at > self._settings.start_timeout_s
 
     def _stopped_through_ray(self, job: Job, outcome: AttemptOutcome) -> bool:
-        """Whether someone stopped the attempt through Ray, rather than its node shutting down."""
+        """Whether a user stopped the attempt through Ray, as opposed to a shutdown of its node."""
         if outcome.state != "cancelled" or job.wanted != "run":
             return False
         try:

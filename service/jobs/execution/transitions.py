@@ -1,6 +1,6 @@
-"""The state that follows from an attempt's outcome, the job's desired state, and its earlier failures.
+"""Compute a job's next state from its attempt's outcome, its desired state and its earlier failures.
 
-Only decides; the reconciler applies the decision. Does not use the database, Ray or the storage root.
+Only makes the decision; the reconciler applies it. Does not use the database, Ray or the storage root.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def test_unreadable_data_yields_counts_but_no_rates(tmp_path: Path) -> None:
     assert one["clips_per_s"] is one["loader_workers"] is None
 
 
-def test_the_official_augmentation_produces_the_same_clip_as_ours() -> None:
+def test_augmentation_matches_the_official_code() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (4, 60, 80, 3), dtype=np.uint8)
     official = bench._official_clip(frames, CLIP, random.Random(1))
     ours = transforms.augment(torch.from_numpy(frames), DataConfig(train="x"), CLIP, random.Random(1))
@@ -72,6 +72,6 @@ def test_the_official_augmentation_produces_the_same_clip_as_ours() -> None:
     assert (official - normalised).abs().max() < 1.01 / 255 / min(CLIP.std)
 
 
-def test_recommended_workers_include_a_quarter_of_headroom() -> None:
+def test_recommended_workers_include_25_percent_headroom() -> None:
     assert bench.recommend_workers(100, 50) == 3
     assert bench.recommend_workers(1, 500) == 1

@@ -69,20 +69,20 @@ def test_data_measures_the_given_data_or_synthetic_videos(
         (["data", "mask.teacher_ratio=0.6"], "mask.teacher_ratio: only data.… is accepted"),
     ],
 )
-def test_invalid_input_exits_with_2_and_names_the_field(
+def test_invalid_input_exits_with_code_2_and_reports_the_field(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
-def test_an_unknown_command_exits_with_2_and_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_exits_with_code_2_and_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == main(["model"]) == 2
     assert "unknown command 'model'; use one of step, data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["step", "--batch", "0"], ["data", "--samples", "many"]])
-def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_command_line_exits_with_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
         main(arguments)
     assert exited.value.code == 2

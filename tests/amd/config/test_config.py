@@ -94,7 +94,7 @@ def test_an_argument_without_a_value_raises() -> None:
         parse_overrides(["mask.teacher_ratio"])
 
 
-def test_an_encoder_size_override_resets_its_dimensions() -> None:
+def test_overriding_the_encoder_size_resets_its_dimensions() -> None:
     config = with_overrides(
         tiny_video_config(objective__layers=[{"student": 12, "teacher": 4}], student__encoder__size="S"), {}
     )

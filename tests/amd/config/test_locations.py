@@ -71,7 +71,7 @@ def test_locations_are_found_in_overrides_and_dimensions(overrides: dict[str, An
     assert in_space == {f"space.dimensions.{field}": value for field, value in expected.items()}
 
 
-def test_every_choice_of_a_dimension_is_found() -> None:
+def test_locations_are_found_in_every_choice_of_a_dimension() -> None:
     sweep = search({"data.train": {"choices": ["/a", "/b"]}, "optim.base_lr": {"low": 0.1, "high": 0.2}})
     values = [location.value for location in locations(sweep) if location.field == "space.dimensions.data.train"]
     assert values == ["/a", "/b"]
@@ -93,7 +93,7 @@ def test_dotted_overrides_keep_their_keys_when_locations_are_replaced() -> None:
     assert replaced == {**overrides, "data.train": "/a", "data.val": "/b", "data": {"test": "/c"}}
 
 
-def test_the_values_of_an_invalid_or_older_config_can_be_searched() -> None:
+def test_locations_are_found_in_invalid_and_outdated_configs() -> None:
     values = {"data": {"train": "/a", "gone": "/b"}, "teacher": None, "probe": "text", "gone": {"train": "/c"}}
     assert [location.value for location in locations_in(TrainConfig, values)] == ["/a"]
 
@@ -111,7 +111,7 @@ def test_the_values_of_an_invalid_or_older_config_can_be_searched() -> None:
         ({"probe": {"data": {"cache_dir": "/x"}}}, "probe.data.cache_dir"),
     ],
 )
-def test_where_a_run_writes_is_neither_an_override_of_a_teacher_nor_a_dimension(
+def test_output_and_cache_settings_are_rejected_as_teacher_overrides_and_dimensions(
     change: dict[str, Any], field: str
 ) -> None:
     preset = {"teacher.weights": None, "teacher.preset": "a-teacher"}
@@ -125,13 +125,13 @@ def test_where_a_run_writes_is_neither_an_override_of_a_teacher_nor_a_dimension(
     assert (restored.problems, restored.field) == (refused.value.problems, refused.value.field)
 
 
-def test_a_range_over_a_fixed_field_is_refused_too() -> None:
+def test_a_range_over_a_fixed_field_is_rejected() -> None:
     with pytest.raises(LocationError, match=r"^space\.dimensions\.tracking\.guard_min_rank: "):
         search({"tracking.guard_min_rank": {"low": 0.1, "high": 0.2}})
 
 
 @pytest.mark.parametrize("nest", [lambda value: {"teacher.overrides": value}, lambda value: [value]])
-def test_values_of_any_depth_are_a_problem_of_the_config(nest: Any) -> None:
+def test_values_nested_too_deeply_are_rejected(nest: Any) -> None:
     value: Any = 1
     for _ in range(100):
         value = nest(value)
@@ -142,5 +142,5 @@ def test_values_of_any_depth_are_a_problem_of_the_config(nest: Any) -> None:
         search({"seed": [value]})
 
 
-def test_a_config_without_a_teacher_has_no_teachers_locations() -> None:
+def test_a_config_without_a_teacher_has_no_teacher_locations() -> None:
     assert found(mae(tiny_image_config())) == {"data.train": "demo:digits"}

@@ -1,4 +1,4 @@
-"""`amd prepare` writes tar shards of small files with short closed GOPs, byte-identical after any interruption."""
+"""`amd prepare` writes tar shards of small files with short, closed GOPs; interruptions do not change a single byte."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def test_images_become_upright_jpegs_with_the_configured_short_side(tmp_path: Pa
     reader.close()
 
 
-def test_a_second_run_keeps_complete_shards(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_does_not_rewrite_complete_shards(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("amd.data.prepare._samples_per_shard", lambda mib, mean: 3)
     data = DataConfig(train=str(videos))
     first = prepare(data, str(tmp_path), short_side=32)
@@ -112,7 +114,7 @@ def test_a_second_run_keeps_complete_shards(videos: Path, tmp_path: Path, monkey
     assert _digests(tmp_path) == before
 
 
-def test_parts_on_several_machines_write_the_same_shards_as_one(
+def test_parts_prepared_separately_produce_the_same_shards_as_a_single_run(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("amd.data.prepare._samples_per_shard", lambda mib, mean: 3)
@@ -194,7 +196,7 @@ def test_preparation_reads_from_and_writes_to_s3(s3_root: str, videos: Path) -> 
     reader.close()
 
 
-def test_a_failing_worker_stops_the_others_and_its_error_is_raised(
+def test_an_error_in_one_worker_stops_the_other_workers_and_is_raised(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("amd.data.prepare._samples_per_shard", lambda mib, mean: 1)

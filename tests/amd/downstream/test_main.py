@@ -1,4 +1,4 @@
-"""Run `python -m amd.downstream` as `ray job submit` does."""
+"""Tests for `python -m amd.downstream`, the entry point for `ray job submit`."""
 
 from __future__ import annotations
 

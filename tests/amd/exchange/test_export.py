@@ -248,7 +248,7 @@ def test_an_export_with_different_output_is_never_written(tmp_path: Path, monkey
 
     monkeypatch.setitem(EXPORTERS, "official", accurate._replace(write=write_inaccurate))
     message = rejection_message(tmp_path / "e1", "official", tmp_path / "out.pth")
-    assert "differs from our encoder by 1.0e-04" in message
+    assert "differs from the published encoder by 1.0e-04" in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e1"]
 
 

@@ -1,4 +1,4 @@
-"""Import third-party weights as published encoders."""
+"""Tests for importing third-party weights as published encoders."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class TouchOnUnpickle:
         return Path.touch, (self.marker,)
 
 
-def test_malicious_truncated_and_wrong_files_are_rejected_and_leave_no_files(golden: Path, tmp_path: Path) -> None:
+def test_malicious_truncated_and_wrong_files_are_rejected_without_leaving_files(golden: Path, tmp_path: Path) -> None:
     payload = TouchOnUnpickle(tmp_path / "executed")
     (tmp_path / "hostile.pth").write_bytes(pickle.dumps({"model": {"patch_embed.proj.weight": payload}}, protocol=2))
     torch.save({"model": {"patch_embed.proj.weight": torch.zeros(4, 3, 2, 2)}, "extra": payload}, tmp_path / "zip.pth")
@@ -192,7 +192,7 @@ def test_malicious_truncated_and_wrong_files_are_rejected_and_leave_no_files(gol
     assert not (tmp_path / "encoders").exists()
 
 
-def test_a_taken_or_invalid_id_is_rejected(golden: Path, tmp_path: Path) -> None:
+def test_an_invalid_or_already_used_id_is_rejected(golden: Path, tmp_path: Path) -> None:
     import_weights(tmp_path, golden / "mae_state.safetensors", heads=3)
     with pytest.raises(ConfigError, match="another encoder is already published"):
         import_weights(tmp_path, golden / "mae_state.safetensors", heads=6)

@@ -1,4 +1,4 @@
-"""Initialise encoders from transformers, timm and our own weights; covers initialization.py and positions.py."""
+"""Tests for initialising encoders from transformers, timm and AMD weights (initialization.py, positions.py)."""
 
 from __future__ import annotations
 
@@ -267,14 +267,14 @@ def test_missing_biases_become_zero_and_zero_biases_trigger_a_warning(
         ("model_type", "bert", "is not one of videomae, vit_mae, vit"),
     ],
 )
-def test_a_folder_with_an_incompatible_network_is_rejected(tmp_path: Path, field: str, value: Any, values: str) -> None:
+def test_a_folder_with_an_incompatible_model_is_rejected(tmp_path: Path, field: str, value: Any, values: str) -> None:
     saved(ViTModel(ViTConfig(**PEER)), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
     assert values in rejection_message(LEARNED_IMAGE, IMAGE, tmp_path)
 
 
-def test_a_different_pixel_normalisation_of_a_folder_is_reported(tmp_path: Path) -> None:
+def test_a_different_pixel_normalisation_in_a_folder_is_reported(tmp_path: Path) -> None:
     saved(ViTModel(ViTConfig(**PEER)), tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
     message = rejection_message(LEARNED_IMAGE, IMAGE, tmp_path)
@@ -335,7 +335,7 @@ def test_the_last_norm_can_be_reinitialised(golden: Path) -> None:
     assert encoder.blocks[0].attn.q_bias.any()
 
 
-def test_a_fine_tuned_encoder_initialises_another_with_its_pooled_norm(tmp_path: Path) -> None:
+def test_a_fine_tuned_encoder_initialises_another_encoder_with_its_pooled_norm(tmp_path: Path) -> None:
     classifier = perturbed(Classifier(validate(EncoderConfig, BASE), VIDEO.grid, VIDEO.token_values, 5))
     official = {"head.weight": classifier.head.weight, "head.bias": classifier.head.bias}
     for key, value in classifier.encoder.state_dict().items():

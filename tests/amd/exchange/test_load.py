@@ -1,4 +1,4 @@
-"""Load weights strictly into teachers, encoders and students; covers load.py and source.py."""
+"""Tests for loading weights strictly into teachers, encoders and students (load.py, source.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Round trips between our keys and the official layouts; covers official.py and layouts.py."""
+"""Tests for round trips between our keys and the official layouts (official.py, layouts.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixed 2-D position tables at another input size, compared with transformers and timm."""
+"""Fixed 2-D position tables at a different input size match those of transformers and timm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read weight files: wrapped state dicts, malicious pickles, broken files, folders, S3."""
+"""Tests for reading weight files: wrapped state dicts, malicious pickles, broken files, folders and S3."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def same(got: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("wrapper", ["model", "module", "state_dict", None])
-def test_a_state_dict_is_found_bare_or_wrapped(tmp_path: Path, wrapper: str | None) -> None:
+def test_bare_and_wrapped_state_dicts_are_found(tmp_path: Path, wrapper: str | None) -> None:
     torch.save({wrapper: STATE, "epoch": 3} if wrapper else STATE, tmp_path / "weights.pth")
     assert same(read_state(str(tmp_path / "weights.pth")))
 
@@ -39,7 +39,7 @@ def test_prefixes_of_wrapping_modules_are_removed(tmp_path: Path, prefix: str) -
 
 
 def official_checkpoint() -> dict[str, Any]:
-    """Return what the official training scripts save next to the weights, plus what other scripts add."""
+    """Return a checkpoint with the entries that official and other training scripts save next to the weights."""
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.AdamW([parameter])
     parameter.sum().backward()
@@ -57,7 +57,7 @@ def official_checkpoint() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_file_with_a_namespace_numpy_and_random_state_loads(tmp_path: Path, zipped: bool) -> None:
+def test_a_checkpoint_with_a_namespace_numpy_values_and_random_states_loads(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "official.pth"
     torch.save(official_checkpoint(), path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(pickle.UnpicklingError):
@@ -144,7 +144,7 @@ def test_a_missing_file_and_a_file_without_a_state_dict_are_reported(tmp_path: P
         read_state(str(tmp_path / "nothing.pth"))
 
 
-def test_a_deepspeed_folder_and_its_newest_tag_are_read(tmp_path: Path) -> None:
+def test_deepspeed_checkpoints_are_read_directly_or_through_the_latest_tag(tmp_path: Path) -> None:
     tag = tmp_path / "checkpoint-9"
     tag.mkdir()
     torch.save({"module": STATE, "dp_world_size": 8, "args": argparse.Namespace()}, tag / "mp_rank_00_model_states.pt")

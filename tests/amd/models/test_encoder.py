@@ -31,7 +31,7 @@ def test_the_class_token_is_the_first_token_and_is_excluded_from_intermediates()
     assert encoded.intermediates[0].shape == (2, 4, 48)
 
 
-def test_features_depend_on_token_positions_but_not_on_their_order() -> None:
+def test_features_depend_on_token_positions_but_not_on_token_order() -> None:
     config = tiny_video_config()
     encoder = Encoder(config.student.encoder, config.clip.grid, config.clip.token_values)
     tokens, index = torch.randn(1, 6, 96), torch.tensor([[1, 4, 9, 16, 25, 31]])

@@ -21,17 +21,17 @@ from amd.training.trainer.optimizer import cosine_lr
         ("ucf101-vit-b-finetune", 2.5e-4, 5e-6),
     ],
 )
-def test_the_presets_reach_the_learning_rates_of_the_official_code(name: str, peak: float, last: float) -> None:
+def test_learning_rates_of_the_presets_match_the_official_code(name: str, peak: float, last: float) -> None:
     optim = FINETUNE_PRESETS[name].config.optim
     assert optim.lr == pytest.approx(peak)
     final = cosine_lr(1000, peak=optim.lr, final=optim.final_lr, steps=1000, warmup=50)
     assert final == pytest.approx(last)
 
 
-def test_recipes_of_the_paper_test_the_last_checkpoint_and_others_the_best() -> None:
+def test_paper_presets_test_the_last_checkpoint_and_demo_presets_the_best_one() -> None:
     for name, preset in (FINETUNE_PRESETS | DETECTION_PRESETS).items():
         assert preset.config.evaluation.checkpoint == ("best" if name.startswith("demo-") else "last"), name
 
 
-def test_the_batch_of_an_evaluation_does_not_depend_on_the_number_of_gpus() -> None:
+def test_the_evaluation_batch_size_does_not_depend_on_the_number_of_gpus() -> None:
     assert {preset.config.evaluation.batch_size for preset in DETECTION_PRESETS.values()} == {6}

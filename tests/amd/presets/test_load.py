@@ -1,4 +1,4 @@
-"""One loader for presets and config files of every kind of run."""
+"""Tests for loading presets and config files for every kind of run."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_an_unknown_preset_raises_with_a_suggestion(kind: type[RunConfig], name:
         load_config(kind, name, None, {})
 
 
-def test_a_preset_of_another_kind_is_unknown_and_the_known_ones_are_listed() -> None:
+def test_a_preset_for_another_kind_of_run_is_rejected_with_a_list_of_known_presets() -> None:
     with pytest.raises(ConfigError, match=r"preset='demo-image-amd': unknown; known presets: ava-vit-s, ava-vit-b$"):
         find_preset(DetectionConfig, "demo-image-amd")
     assert find_preset(RunConfig, "demo-image-amd").config.data.train == "demo:digits"
 
 
-def test_preset_names_are_unique_over_all_kinds() -> None:
+def test_preset_names_are_unique_across_all_kinds_of_run() -> None:
     names = [name for group in PRESETS_BY_KIND.values() for name in group]
     assert len(names) == len(set(names))
 
@@ -44,7 +44,7 @@ def test_either_a_preset_or_a_file_is_required(chosen: tuple[str | None, str | N
         load_config(TrainConfig, *chosen, {})
 
 
-def test_a_task_without_a_file_is_built_from_overrides_alone() -> None:
+def test_a_task_config_can_be_built_from_overrides_without_a_file() -> None:
     config = load_file(ProbeConfig, None, {"encoder": "tiny", "data.train": "a", "data.test": "b"})
     assert (config.encoder, config.data.train, config.data.test) == ("tiny", "a", "b")
 

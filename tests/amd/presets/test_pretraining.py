@@ -31,7 +31,7 @@ def test_every_preset_documents_source_and_hardware(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, found in PRESETS.items() if found.config.teacher])
-def test_a_teacher_preset_trains_the_teacher_of_its_student(name: str) -> None:
+def test_a_teacher_preset_trains_the_teacher_that_its_student_needs(name: str) -> None:
     teacher = PRESETS[name].config.teacher
     assert teacher is not None
     teacher_preset = teacher.preset or f"{name.split('-')[0]}-vit-l-teacher"

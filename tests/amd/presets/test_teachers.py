@@ -1,4 +1,4 @@
-"""Tests for the config of the run that trains a teacher's preset."""
+"""Tests for the config of a run that trains a teacher from a preset."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_teacher_uses_its_students_storage_tracking_and_cache() -> None:
         ({"teacher.overrides": {"optim.base_rl": 1}}, "teacher.overrides.optim.base_rl: unknown key"),
     ],
 )
-def test_a_problem_of_the_recipe_names_the_field_of_the_students_config(
+def test_an_invalid_teacher_recipe_is_reported_with_the_field_in_the_student_config(
     overrides: dict[str, object], problem: str
 ) -> None:
     with pytest.raises(ConfigError) as invalid:

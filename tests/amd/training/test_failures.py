@@ -8,7 +8,7 @@ from amd.training.failures import Budgets, NonFinite, UploadError, classify_fail
 
 
 class RayActorError(Exception):
-    """Has the name of Ray's error, because errors are classified by class name without importing Ray."""
+    """Stand-in with the name of Ray's error: errors are classified by class name, without importing Ray."""
 
     preempted = False
 
@@ -85,7 +85,7 @@ def test_a_newer_checkpoint_refills_all_budgets_and_an_older_one_does_not() -> N
     assert budgets.charge("infrastructure", 400)
 
 
-def test_a_failure_is_described_with_its_budget_and_the_checkpoint_that_it_counts_from() -> None:
+def test_a_failure_message_states_its_budget_and_the_checkpoint_it_counts_from() -> None:
     budgets = Budgets(Retries(infrastructure=3))
     budgets.charge("infrastructure", 0)
     assert budgets.describe("infrastructure") == "infrastructure failure 1 of 3 since the start"

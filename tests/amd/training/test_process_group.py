@@ -1,4 +1,4 @@
-"""Process groups of consecutive runs in the same processes."""
+"""Tests for the process groups of consecutive runs in the same processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.processes import run_ranks
 
 
 def resources() -> tuple[int, int]:
-    """Return the number of open file descriptors and of threads of this process."""
+    """Return how many open file descriptors and threads this process has."""
     return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
 
@@ -38,7 +38,7 @@ def run_many(rank: int, world: int, rendezvous: str, fails: bool) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts file descriptors in /proc")
 @pytest.mark.parametrize("fails", [False, True], ids=["success", "failure"])
-def test_consecutive_runs_do_not_accumulate_connections_and_threads(tmp_path: Path, fails: bool) -> None:
+def test_consecutive_runs_do_not_accumulate_connections_or_threads(tmp_path: Path, fails: bool) -> None:
     world, rendezvous = 2, f"file://{tmp_path / 'rendezvous'}"
     assert run_ranks(run_many, [(rank, world, rendezvous, fails) for rank in range(world)]) == [0] * world
 

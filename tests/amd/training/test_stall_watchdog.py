@@ -30,7 +30,7 @@ class RecordingWatcher(NullWatcher):
 
 
 class HangingOnce(Pretraining):
-    """Pre-training that hangs after a step in its first attempt."""
+    """Pre-training that hangs after a step on its first attempt."""
 
     hung = False
 
@@ -67,7 +67,7 @@ def test_a_stalled_run_logs_all_stack_traces_and_continues_from_its_checkpoint(t
     assert any("in wait_for_a_lost_peer" in error for error in errors)
 
 
-def test_progress_of_any_kind_prevents_a_stall() -> None:
+def test_regular_progress_prevents_a_stall_report() -> None:
     now, reports, reported = 0.0, list[str](), threading.Event()
 
     def on_stall(report: str) -> None:
@@ -85,7 +85,7 @@ def test_progress_of_any_kind_prevents_a_stall() -> None:
     assert reports[0].startswith("rank 3 has made no progress for scaling.stall_timeout_s=0.2 s")
 
 
-def test_runs_have_a_stall_limit_by_default_and_can_do_without() -> None:
+def test_runs_have_a_default_stall_limit_that_can_be_disabled() -> None:
     with StallWatchdog(None, 0, list, print):
         assert "stall-watchdog" not in [thread.name for thread in threading.enumerate()]
     limit = TrainConfig.model_fields["scaling"].default.stall_timeout_s

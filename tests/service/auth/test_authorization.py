@@ -130,7 +130,7 @@ NEVER = {  # IDs of objects that do not exist
 
 
 def ids_of(route: tuple[str, str]) -> list[str]:
-    """Return the placeholders of objects in a route's path and body."""
+    """Return the placeholders for objects in a route's path and body."""
     return [key for key in NEVER if route[1] not in PUBLIC and f"{{{key}}}" in f"{route[1]} {RULES[route].body}"]
 
 
@@ -162,7 +162,7 @@ class ApiFixture:
     def request(
         self, route: tuple[str, str], header: dict[str, str], of: str = "ours", named: bool = False, **more: str
     ) -> Any:
-        """Send a request. `named` passes the project of a named object; `more` adds fields to the body."""
+        """Send a request. `named` adds the project for routes that take a name; `more` adds fields to the body."""
         method, path = route
         objects, rule = self.objects[of] | PUBLIC.get(path, {}), RULES[route]
         texts = {key: value for key, value in (rule.body or {}).items() if isinstance(value, str)}
@@ -262,7 +262,7 @@ def test_objects_in_other_projects_are_not_found(api: ApiFixture, route: tuple[s
 
 
 def answer(response: Any, objects: dict[str, str]) -> dict[str, Any]:
-    """Return an error response without what differs from request to request, and with IDs replaced by placeholders."""
+    """Return an error response without its request ID, and with object IDs replaced by a placeholder."""
     text = response.text
     for name in sorted(objects.values(), key=len, reverse=True):  # some contain others
         text = text.replace(name, "ID")
@@ -274,7 +274,7 @@ def answer(response: Any, objects: dict[str, str]) -> dict[str, Any]:
     ("route", "key"),
     [pytest.param(route, key, id=f"{' '.join(route)} {key}") for route in OF_OBJECTS for key in ids_of(route)],
 )
-def test_one_id_of_another_project_among_ones_own_answers_as_an_unknown_one(
+def test_an_id_from_another_project_is_reported_as_unknown_even_among_valid_ids(
     api: ApiFixture, route: tuple[str, str], key: str
 ) -> None:
     header, before = key_to(api.engine, "admin", project="ours"), api.state()
@@ -328,7 +328,7 @@ def test_creating_objects_in_other_projects_is_rejected(api: ApiFixture, route: 
 @pytest.mark.parametrize(
     "route", [route for route, rule in RULES.items() if rule.body and "input" in rule.body], ids=" ".join
 )
-def test_reading_a_file_by_its_uri_requires_more_than_inference(api: ApiFixture, route: tuple[str, str]) -> None:
+def test_reading_a_file_by_its_uri_requires_more_than_the_infer_scope(api: ApiFixture, route: tuple[str, str]) -> None:
     by_uri = f"{api.root}/shared/picture.png"
     for scope, status in (("infer", 403), ("read", 409)):  # 409: no deployment serves the encoder
         response = api.request(route, key_to(api.engine, scope, project="ours"), input=by_uri)

@@ -1,7 +1,7 @@
-"""Tests for project isolation: another project's runs, jobs and encoders are reported as ones that do not exist.
+"""Tests for project isolation: another project's runs, jobs and encoders are reported as nonexistent.
 
-The second half submits jobs that name another project's objects in every location field of every kind of job. The
-fields are found by setting each text field of each config to a location and asking `uris`.
+The second half submits jobs that reference another project's objects in every location field of every kind of job. The
+fields are found by setting each text field of each config to a location and calling `uris`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.support.service.fake_cluster import FakeCluster, new_job, queued
 
 
 class FixedOwners:
-    """Two projects with one object each, which is a run, a job and an encoder."""
+    """Fixed owners of runs and encoders: `mine` belongs to `ours`, and `other` to `theirs`."""
 
     def of_run(self, run_id: str) -> str | None:
         return {"mine": "ours", "other": "theirs"}.get(run_id)
@@ -42,7 +42,7 @@ class FixedOwners:
 
 
 def answer(policy: LocationPolicy, value: str, project: str | None = "ours") -> type[ServiceError] | None:
-    """Return the type of the error for a value, or None if it is accepted."""
+    """Return the type of error that a value raises, or None if the value is accepted."""
     try:
         policy.check("data.train", value, project)
     except ServiceError as error:
@@ -51,7 +51,7 @@ def answer(policy: LocationPolicy, value: str, project: str | None = "ours") -> 
 
 
 class RootOnDisk(NamedTuple):
-    """A storage root with the users' own folder, which contains links to a run of each project and to all runs."""
+    """A storage root with a user folder that contains links to one run of each project and to all runs."""
 
     root: str
     policy: LocationPolicy
@@ -82,7 +82,7 @@ def test_a_location_is_accepted_only_if_its_owner_is_the_project(tree: RootOnDis
         assert answer(tree.policy, value, project=None) is None  # a caller with all projects sees everything
 
 
-def test_another_projects_object_is_reported_exactly_as_one_that_does_not_exist(tree: RootOnDisk) -> None:
+def test_another_projects_object_is_reported_exactly_like_a_nonexistent_one(tree: RootOnDisk) -> None:
     for form in ("{name}", *(f"{tree.root}/{folder}/{{name}}/x" for folder in OWNED)):
         messages = []
         for name in ("other", "unknown"):
@@ -130,7 +130,7 @@ def test_other_folders_under_the_root_are_shared(tree: RootOnDisk, path: str) ->
     assert answer(tree.policy, f"{tree.root}/{path}") is None
 
 
-def test_data_beside_the_root_is_shared(tree: RootOnDisk) -> None:
+def test_data_outside_the_root_is_shared(tree: RootOnDisk) -> None:
     assert answer(tree.policy, f"{tree.root}-2/runs/other") is None
     assert answer(tree.policy, "s3://bucket/runs/other") is None
 
@@ -199,7 +199,7 @@ def with_field(kind: JobKind, field: str, value: str, **others: Any) -> dict[str
 
 
 def location_fields(kind: JobKind) -> list[str]:
-    """Return the fields of a kind of job whose values `uris` yields."""
+    """Return the fields whose values `uris` yields for a kind of job."""
     found = []
     for field in dict.fromkeys(text_fields(KINDS[kind].config)):
         if field.rpartition(".")[2] in ("storage", "output", "name"):
@@ -227,7 +227,7 @@ class TwoProjects:
         self.keys = {project: key_to(engine, "submit", project=project) for project in ("ours", "theirs")}
 
     def values(self, job: str) -> list[str]:
-        """Return what a config may name of a job: its encoder, the run of its trial, and its output."""
+        """Return all values by which a config may refer to a job: its encoder, its trial's run, and its output."""
         paths = f"runs/{job}-0000-s0/checkpoints", f"jobs/{job}/output"
         return [job, f"file://{self.root}/encoders/{job}/x.safetensors", *(f"{self.root}/{path}" for path in paths)]
 
@@ -248,7 +248,7 @@ def projects(sqlite_engine: Engine, tmp_path: Path) -> Iterator[TwoProjects]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_projects_objects_answer_as_unknown_ones_in_every_location_field(
+def test_another_projects_objects_are_reported_as_unknown_in_every_location_field(
     projects: TwoProjects, kind: JobKind
 ) -> None:
     fields = location_fields(kind)
@@ -272,7 +272,7 @@ def test_another_projects_objects_answer_as_unknown_ones_in_every_location_field
     ("kind", "field"),
     [("probe", "encoder"), ("finetune", "weights"), ("train", "teacher.weights"), ("embed", "data.train")],
 )
-def test_a_project_uses_its_own_objects_and_shared_data(projects: TwoProjects, kind: JobKind, field: str) -> None:
+def test_a_project_can_use_its_own_objects_and_shared_data(projects: TwoProjects, kind: JobKind, field: str) -> None:
     index_encoder(projects.engine, "f", "theirs")
     for value in (*projects.values(projects.theirs), "f", f"{projects.root}/encoders/f", f"{projects.root}/sets/a"):
         base = {"encoder": "f"} if field == "data.train" else {}
@@ -280,7 +280,7 @@ def test_a_project_uses_its_own_objects_and_shared_data(projects: TwoProjects, k
         assert status == 202, (value, problem)
 
 
-def test_a_job_runs_as_its_project_whoever_submits_it(projects: TwoProjects) -> None:
+def test_a_job_runs_as_its_project_regardless_of_who_submits_it(projects: TwoProjects) -> None:
     projects.keys["all"] = key_to(projects.engine, "admin")
     probe = {"kind": "probe", "config": {**PROBE, "encoder": projects.theirs}}
     assert projects.submit({**probe, "project": "theirs"}, "all")[0] == 202
@@ -290,7 +290,7 @@ def test_a_job_runs_as_its_project_whoever_submits_it(projects: TwoProjects) -> 
         assert f"in project {project or 'default'!r}" in problem["detail"]
 
 
-def test_a_retry_checks_again_what_the_job_names(projects: TwoProjects) -> None:
+def test_a_retry_checks_the_locations_of_the_job_again(projects: TwoProjects) -> None:
     jobs, encoders = JobStore(projects.engine), EncoderStore(projects.engine)
     index_encoder(projects.engine, "dino-s", "ours")
     failed = [queued(jobs, project="ours", kind="probe", config={"encoder": "dino-s"}, state="failed") for _ in "ab"]
@@ -304,7 +304,7 @@ def test_a_retry_checks_again_what_the_job_names(projects: TwoProjects) -> None:
     assert jobs.get(failed[1].id).state == "failed"
 
 
-def test_an_idempotency_key_returns_no_job_of_another_project(projects: TwoProjects) -> None:
+def test_an_idempotency_key_never_returns_a_job_of_another_project(projects: TwoProjects) -> None:
     jobs, request = JobStore(projects.engine), b"{}"
     first, _ = jobs.add_once(new_job(project="theirs"), "oidc:someone", "key", request)
     again, is_new = jobs.add_once(new_job(project="theirs"), "oidc:someone", "key", request)
@@ -329,7 +329,7 @@ def test_inference_reads_only_files_of_the_callers_project(projects: TwoProjects
 
 
 class NoOwners:
-    """Owners of a storage root without runs and encoders."""
+    """Owners for a storage root that contains no runs or encoders."""
 
     def of_run(self, run_id: str) -> str | None:
         return None

@@ -1,4 +1,4 @@
-"""Keys and limits are checked before a body is read, and concurrent requests are limited per caller."""
+"""Tests that keys and limits are checked before a body is read, and that each caller's concurrency is limited."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def infer(name: str, caller: Inferrer) -> str:
 
 
 def request_in_parts(app: Any, path: str, header: dict[str, str], **headers: str) -> tuple[int, int]:
-    """Send a body of endless parts; return the status and how many parts were read before the response."""
+    """Send an endless body in parts; return the status and the number of parts read before the response."""
     read, statuses = 0, list[tuple[int, int]]()
 
     async def receive() -> Any:
@@ -105,14 +105,14 @@ def test_public_and_unknown_routes_need_no_key_and_do_not_count_as_failures(sqli
     assert [client.get("/v1/private").status_code for _ in range(2)] == [401, 429]
 
 
-def test_requests_to_encoders_have_a_rate_limit_of_their_own(sqlite_engine: Engine) -> None:
+def test_inference_requests_have_a_separate_rate_limit(sqlite_engine: Engine) -> None:
     settings = Settings(rate_limit="1/minute", inference_rate_limit="2/minute")
     client, header = client_of(sqlite_engine, router, settings=settings), key_to(sqlite_engine, "read")
     for path, statuses in (("/v1/private", [200, 429]), ("/v1/encoders/a/embeddings", [200, 200, 429])):
         assert [client.get(path, headers=header).status_code for _ in statuses] == statuses
 
 
-def test_the_paths_of_inference_are_those_of_the_routes_with_a_body_for_encoders(app: Any) -> None:
+def test_inference_paths_match_exactly_the_inference_routes(app: Any) -> None:
     posts = {route.path for route in iter_route_contexts(app.routes) if "POST" in (route.methods or ())}
     matching = {path for path in posts if INFERENCE_PATHS.fullmatch(path.replace("{", "").replace("}", ""))}
     tasks = ("embeddings", "classifications", "reconstructions")
@@ -120,7 +120,7 @@ def test_the_paths_of_inference_are_those_of_the_routes_with_a_body_for_encoders
     assert matching == expected | {"/openai/v1/embeddings", "/v1/jobs/{job_id}/neighbours"}
 
 
-def test_a_database_that_does_not_respond_is_an_outage_before_a_body_is_read(
+def test_a_database_outage_is_reported_before_a_body_is_read(
     sqlite_engine: Engine, app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: Any) -> Any:
@@ -171,7 +171,7 @@ def test_concurrent_requests_are_limited_per_key_and_for_anonymous_callers_but_n
     asyncio.run(check())
 
 
-def test_a_slot_is_free_again_after_its_request_fails() -> None:
+def test_a_failed_request_releases_its_slot() -> None:
     limit = ConcurrencyLimit(1)
 
     def fail(caller: str) -> None:

@@ -1,4 +1,4 @@
-"""Event and log streams end with their key or token and after a maximum lifetime, and their number is limited."""
+"""Tests that streams end with their key or token or after a maximum lifetime, and are limited in number."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def store(server: Server) -> JobStore:
 
 
 def paths(store: JobStore) -> list[str]:
-    """Return the paths of two streams that do not end by themselves."""
+    """Return the paths of two streams that do not end on their own."""
     return [f"/jobs/{queued(store).id}/events", f"/jobs/{queued(store, state='starting', attempt=1).id}/logs?follow=1"]
 
 
@@ -102,7 +102,7 @@ def test_a_stream_ends_when_its_key_or_token_expires(remaining_s: float) -> None
 
 
 @pytest.mark.parametrize("limits", [{"stream_lifetime_s": 0.2}], indirect=True)
-def test_a_stream_ends_after_its_lifetime_and_resumes(server: Server, store: JobStore) -> None:
+def test_a_stream_ends_after_its_lifetime_and_can_be_resumed(server: Server, store: JobStore) -> None:
     path = paths(store)[0]
     with client_of(server, key_to(store.engine, "read")) as client:
         assert client.get(path).text.endswith(RECONNECT)
@@ -112,7 +112,9 @@ def test_a_stream_ends_after_its_lifetime_and_resumes(server: Server, store: Job
 
 
 @pytest.mark.parametrize("limits", [{"stream_lifetime_s": 0.2}], indirect=True)
-def test_a_client_follows_a_silent_job_over_more_streams_than_it_has_tries(server: Server, store: JobStore) -> None:
+def test_a_client_follows_a_silent_job_across_more_streams_than_its_retry_limit(
+    server: Server, store: JobStore
+) -> None:
     job, opened = queued(store), list[httpx.Response]()
 
     def end_the_job_at_last(response: httpx.Response) -> None:
@@ -126,7 +128,7 @@ def test_a_client_follows_a_silent_job_over_more_streams_than_it_has_tries(serve
     assert len(opened) > QUICK.tries
 
 
-def test_a_key_may_open_a_limited_number_of_streams_at_once(server: Server, store: JobStore) -> None:
+def test_the_number_of_concurrent_streams_per_key_is_limited(server: Server, store: JobStore) -> None:
     events, log = paths(store)
     own = key_to(store.engine, "read")
     with client_of(server, own) as client, ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Fixtures of command-line tests: an empty context file, a served control plane, and the `amd` command."""
+"""Fixtures for command-line tests: an empty context file, a served control plane, and the `amd` command."""
 
 from __future__ import annotations
 

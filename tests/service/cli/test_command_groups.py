@@ -1,4 +1,4 @@
-"""The order of commands, default commands, and --context after a command."""
+"""Tests for the order of commands, for default commands, and for --context after a command."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_completion_lists_the_commands_for_bash(amd: Command, monkeypatch: pytes
     assert (code, out.split()) == (0, ["webhooks"])
 
 
-def test_a_group_with_a_default_command_still_has_its_help(amd: Command) -> None:
+def test_a_group_with_a_default_command_still_has_group_help(amd: Command) -> None:
     assert "Make a context the current one" in amd("contexts", "--help")[1]
     assert "no contexts" in amd("contexts")[1]
     assert "Usage" in "".join(amd("search")[1:])

@@ -1,4 +1,4 @@
-"""Which service a command uses: the option, the environment, the context, the local stack."""
+"""Tests for how a command selects its service: by option, environment, context or local stack."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_current_context_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(service_target()) == "https://one (context one)"
 
 
-def test_each_source_precedes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_source_takes_precedence_over_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMD_CONTEXT", "two")
     assert service_target() == ("https://two", "key two", None, "context two")
     monkeypatch.setenv("AMD_URL", "https://environment")
@@ -53,7 +53,7 @@ def test_each_source_precedes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     assert service_target() == ("https://one", "key one", "video", "context one")
 
 
-def test_a_key_in_the_environment_overrides_that_of_the_current_context(
+def test_a_key_in_the_environment_overrides_the_key_of_the_current_context(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "key").write_text("file key\n")
@@ -72,7 +72,7 @@ def test_without_a_context_the_local_stack_is_used(tmp_path: Path, monkeypatch: 
     assert configured_target() is None, "the storage root remains the place of encoders"
 
 
-def test_without_any_service_the_ways_to_one_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_a_service_the_error_lists_the_ways_to_select_one(capfd: pytest.CaptureFixture[str]) -> None:
     write_contexts(ContextFile())
     with pytest.raises(typer.Exit):
         service_target()
@@ -80,20 +80,20 @@ def test_without_any_service_the_ways_to_one_are_listed(capfd: pytest.CaptureFix
     assert all(text in err for text in ("amd up", "amd login", "AMD_URL"))
 
 
-def test_an_unknown_context_lists_the_existing_ones() -> None:
+def test_an_unknown_context_is_rejected_with_a_list_of_existing_contexts() -> None:
     selected_context.set("three")
     with pytest.raises(ConfigError, match="existing contexts: two, one"):
         service_target()
 
 
-def test_an_unreadable_key_file_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_key_file_is_reported(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     write_contexts(ContextFile().with_context("one", ServiceContext(url="https://one", key_file="/nowhere/key")))
     with pytest.raises(typer.Exit):
         service_target()
     assert "/nowhere/key: cannot be read" in capfd.readouterr().err
 
 
-def test_the_project_of_the_context_is_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_context_sets_the_default_project(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (default_project(None), default_project("other")) == ("video", "other")
     monkeypatch.setenv("AMD_URL", "https://environment")
     assert default_project(None) is None

@@ -1,4 +1,4 @@
-"""The context file: contents, errors and permissions."""
+"""Tests for the context file: its contents, errors and permissions."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from service.cli.context_store import ContextFile, ServiceContext, contexts_path
 CONTEXT = ServiceContext(url="https://amd.example.com", key="secret")
 
 
-def test_written_contexts_are_read_again(context_file: Path) -> None:
+def test_contexts_survive_a_round_trip(context_file: Path) -> None:
     contexts = ContextFile().with_context("prod", CONTEXT)
     write_contexts(contexts)
     assert read_contexts() == contexts
     assert [path.name for path in context_file.parent.iterdir()] == [context_file.name]
 
 
-def test_rewriting_restores_the_permissions(context_file: Path) -> None:
+def test_rewriting_the_file_restores_its_permissions(context_file: Path) -> None:
     write_contexts(ContextFile())
     context_file.chmod(0o644)
     write_contexts(ContextFile().with_context("prod", CONTEXT))
     assert context_file.stat().st_mode & 0o777 == 0o600
 
 
-def test_removing_the_current_context_leaves_none_current() -> None:
+def test_removing_the_current_context_leaves_no_current_context() -> None:
     contexts = ContextFile().with_context("one", CONTEXT).with_context("two", CONTEXT)
     assert contexts.current == "two"
     assert contexts.without("one").current == "two"
@@ -50,6 +50,6 @@ def test_an_unwritable_folder_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
         write_contexts(ContextFile())
 
 
-def test_the_file_is_in_the_configuration_directory_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_in_the_users_configuration_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AMD_CONFIG")
     assert contexts_path().parts[-2:] == ("amd", "contexts.yaml")

@@ -1,4 +1,4 @@
-"""`amd login`, `amd logout` and `amd contexts` against a real control plane."""
+"""Tests for `amd login`, `amd logout` and `amd contexts` against a real control plane."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def key_file(server: Server, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_login_is_stored_for_the_user_alone_and_used_by_other_commands(
+def test_a_login_is_readable_only_by_the_user_and_is_used_by_other_commands(
     server: Server, key_file: Path, context_file: Path, amd: Command
 ) -> None:
     code, out, _ = amd("login", server.url, "--key-file", key_file, "--name", "prod", "--project", "video")
@@ -77,13 +77,13 @@ def test_bad_input_exits_with_code_2(args: tuple[str, ...], message: str, amd: C
     assert (code, message in err) == (2, True)
 
 
-def test_without_a_url_and_a_stack_login_explains_both(amd: Command) -> None:
+def test_login_without_a_url_or_a_stack_explains_how_to_start_one(amd: Command) -> None:
     code, _, err = amd("login")
     assert code == 1
     assert "amd up" in err
 
 
-def test_contexts_are_listed_chosen_and_deleted(amd: Command) -> None:
+def test_contexts_can_be_listed_selected_and_deleted(amd: Command) -> None:
     first, second = (
         ServiceContext(url="https://one.example.com", key="k"),
         ServiceContext(url="https://two.example.com"),

@@ -1,4 +1,4 @@
-"""`amd dataset`: the list of data sets, the files that it writes, and messages for bad input."""
+"""Tests for `amd dataset`: the list of data sets, the files that it writes, and error messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.service.command import amd
 
 @pytest.fixture
 def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the package of `films` by a folder with one file."""
+    """Replace the package of `films` with a folder that contains one file."""
     source = tmp_path / "package" / "datasets" / "data"
     source.mkdir(parents=True)
     (source / "a.mp4").write_bytes(b"video")
@@ -35,7 +35,7 @@ def test_data_sets_are_listed_with_their_licences(
     assert max(len(line) for line in out.splitlines()) <= 80
 
 
-def test_a_data_set_is_written_and_its_licence_printed(
+def test_a_data_set_is_written_and_its_licence_is_printed(
     films: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = amd(monkeypatch, capfd, "dataset", "films", str(tmp_path / "out"))
@@ -52,7 +52,7 @@ def test_a_data_set_is_written_and_its_licence_printed(
         (["ego-motion", "x"], "the package vizdoom is not installed; run `pip install vizdoom`"),
     ],
 )
-def test_bad_input_ends_with_code_2(
+def test_bad_input_exits_with_code_2(
     args: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(CATALOG, "ego-motion", CATALOG["ego-motion"]._replace(locate=lambda: None))

@@ -1,4 +1,4 @@
-"""`amd demo --local`, stopped by a signal."""
+"""Tests for stopping `amd demo --local` with a signal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ main()
 """
 
 
-def test_one_signal_stops_the_demo_instead_of_its_current_run_alone(tmp_path: Path) -> None:
+def test_one_signal_stops_the_whole_demo_instead_of_only_its_current_run(tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     command = [sys.executable, "-c", SMALL_DEMO, "demo", "--local", "--no-video", "--storage", str(storage)]
     environment = {**os.environ, "AMD_DEMO_DIR": str(tmp_path / "digits")}

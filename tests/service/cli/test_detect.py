@@ -1,4 +1,4 @@
-"""`amd detect`: bad input exits with code 2 and a message."""
+"""Tests that `amd detect` exits with code 2 and an error message on bad input."""
 
 from __future__ import annotations
 

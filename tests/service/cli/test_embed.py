@@ -1,4 +1,4 @@
-"""`amd embed`: files, or a whole data set."""
+"""Tests for `amd embed` with single files and whole data sets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_data_set_is_embedded_into_files_and_a_single_file_into_a_line(
+def test_embedding_a_data_set_writes_files_and_embedding_a_file_prints_a_line(
     root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     args = ["embed", "--encoder", "sma", f"data.train={root / 'images'}", "data.loader_workers=0", "--local"]
@@ -43,14 +43,14 @@ MISTAKES = {
     "-e small": "data: required",
     "cat.png": "--encoder: required",
     "-e small cat.png data.train=x": "cat.png: pass files or a data set",
-    "-e small cat.png --output x": "--submit, --output: only for a data set",
+    "-e small cat.png --output x": "--submit, --output: apply only to a data set",
     "-e nowhere data.train=x": "nowhere: not a published encoder",
     "-e small data.tran=x": "did you mean train?",
     "-e small data.train=nowhere --local": "nowhere does not exist",
 }
 
 
-def test_an_ambiguous_encoder_lists_the_candidates(
+def test_an_ambiguous_encoder_id_is_rejected_with_the_candidates(
     root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (root / "encoders" / "smaller").mkdir()

@@ -1,4 +1,4 @@
-"""Where `amd encoders` looks: the selected service, else the storage root; the output says which."""
+"""Tests that `amd encoders` uses the selected service or, without one, the storage root, and reports which."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOCAL, REMOTE = "train-20260101-120000-1a2b3c4d", "train-20260102-120000-5e6f7a8
 
 @pytest.fixture
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a storage root with one encoder, which the service does not know."""
+    """Return a storage root with one encoder, which is not registered with the service."""
     monkeypatch.setenv("AMD_STORAGE", str(tmp_path / "storage"))
     publish(str(tmp_path / "storage"), LOCAL)
     return tmp_path / "storage"
@@ -27,7 +27,7 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def registered(server: Server, storage: Path) -> Server:
-    """Return a service with one encoder, which it has found in its own storage root."""
+    """Return a service with one encoder, which it has discovered in its storage root."""
     facts = {"weights_license": "CC-BY-NC-4.0", "scores": [score := {"protocol": "knn", "data": "d", "samples": 3}]}
     publish(
         server.app.state.settings.root, REMOTE, **facts | {"scores": [{**score, "values": {"eval/knn_top1": 61.5}}]}
@@ -46,7 +46,7 @@ def listed(result: tuple[int, str, str]) -> list[str]:
     return [row["id"] for row in json.loads(result[1])]
 
 
-def test_the_list_is_that_of_the_selected_service_or_of_the_storage_root(
+def test_encoders_are_listed_from_the_selected_service_or_the_storage_root(
     registered: Server, storage: Path, amd: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, out, err = amd("encoders", "list")
@@ -62,14 +62,14 @@ def test_the_list_is_that_of_the_selected_service_or_of_the_storage_root(
     assert listed(amd("encoders", "list", "--json")) == [REMOTE]
 
 
-def test_both_places_list_the_same_fields(registered: Server, storage: Path, amd: Command) -> None:
+def test_the_service_and_the_storage_root_list_the_same_fields(registered: Server, storage: Path, amd: Command) -> None:
     (local,) = json.loads(amd("encoders", "list", "--storage", registered.app.state.settings.root, "--json")[1])
     select(registered)
     (remote,) = json.loads(amd("encoders", "list", "--json")[1])
     assert {**local, "project": "default", "aliases": []} == remote
 
 
-def test_a_card_is_shown_and_an_alias_followed_by_the_same_rule(
+def test_cards_and_aliases_are_read_from_the_selected_service_or_the_storage_root(
     registered: Server, storage: Path, amd: Command
 ) -> None:
     assert json.loads(amd("encoders", "show", "train-", "--json")[1])["id"] == LOCAL
@@ -88,7 +88,7 @@ def test_a_card_is_shown_and_an_alias_followed_by_the_same_rule(
     assert REMOTE in out
 
 
-def test_a_download_of_all_files_is_unpacked(registered: Server, storage: Path) -> None:
+def test_downloading_all_files_unpacks_them(registered: Server, storage: Path) -> None:
     from service.cli.encoder_source import published_encoder
 
     select(registered)
@@ -98,13 +98,15 @@ def test_a_download_of_all_files_is_unpacked(registered: Server, storage: Path) 
     assert not Path(url).exists()
 
 
-def test_an_ambiguous_encoder_lists_the_candidates(registered: Server, storage: Path, amd: Command) -> None:
+def test_an_ambiguous_encoder_id_is_rejected_with_the_candidates(
+    registered: Server, storage: Path, amd: Command
+) -> None:
     publish(str(storage), "train-other")
     code, _, err = amd("encoders", "show", "train")
     assert (code, f"'train' matches 2 encoders: {LOCAL}, train-other" in err) == (2, True)
 
 
-def test_a_project_needs_a_service(storage: Path, amd: Command) -> None:
+def test_the_project_option_requires_a_service(storage: Path, amd: Command) -> None:
     for args in (("list", "--project", "video"), ("import", "timm:none", "--project", "video")):
         code, _, err = amd("encoders", *args)
         assert (code, "--project" in err) == (2, True)

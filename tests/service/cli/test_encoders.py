@@ -1,4 +1,4 @@
-"""`amd encoders`: list, show, import and export, without a service."""
+"""Tests for listing, showing, importing and exporting encoders with `amd encoders`, without a service."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_weights_are_imported_listed_shown_and_exported(amd: Any, golden: Path, 
 
     output = tmp_path / "out"
     code, out, _ = amd("export", "mine", "--format", "huggingface", "--output", output)
-    assert (code, "differs from our encoder by at most" in out) == (0, True)
+    assert (code, "differs from the published encoder by at most" in out) == (0, True)
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "export.json", "README.md"} == {
         path.name for path in output.iterdir()
     }
@@ -74,7 +74,7 @@ def test_every_command_prints_only_json_on_standard_output(amd: Any, golden: Pat
         assert (tmp_path / name).exists()
 
 
-def test_a_broken_card_is_reported_and_the_others_are_listed(amd: Any, golden: Path, tmp_path: Path) -> None:
+def test_a_broken_card_is_reported_and_the_other_encoders_are_listed(amd: Any, golden: Path, tmp_path: Path) -> None:
     amd("import", golden / "mae_state.safetensors", "--id", "mine", "--heads", 3)
     (tmp_path / "encoders" / "broken").mkdir()
     (tmp_path / "encoders" / "broken" / "encoder.json").write_text("{")

@@ -1,4 +1,4 @@
-"""`amd finetune`: bad input prints one message and exits with code 2."""
+"""Tests that `amd finetune` prints one message and exits with code 2 on bad input."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def other_architecture(folder: Path) -> list[str]:
 
 
 class MaliciousPickle:
-    """Prints when unpickled."""
+    """An object that prints when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return print, ("this must never run",)

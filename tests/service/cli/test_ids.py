@@ -1,4 +1,4 @@
-"""Shortened ids: unique beginnings are accepted, others list the candidates."""
+"""Tests for shortened IDs: a unique prefix is accepted, and an ambiguous one is rejected with its candidates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IDS = ["train-20260101-1a2b", "train-20260102-3c4d", "wh_5e6f", "train-20260101-
         ("4d", []),
     ],
 )
-def test_an_id_is_found_by_its_beginning_or_that_of_its_last_part(text: str, found: list[str]) -> None:
+def test_an_id_is_found_by_a_prefix_of_the_id_or_of_its_last_part(text: str, found: list[str]) -> None:
     assert matching_ids(text, IDS) == found
 
 
@@ -39,12 +39,12 @@ def test_an_id_is_found_by_its_beginning_or_that_of_its_last_part(text: str, fou
         ("", "no job ''"),
     ],
 )
-def test_other_text_is_an_error_that_lists_the_candidates(text: str, message: str) -> None:
+def test_an_ambiguous_or_unknown_id_is_rejected_with_an_explanation(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         unique_id(text, IDS, "job", "amd jobs list")
 
 
-def test_a_stored_id_may_be_shortened_or_unknown(tmp_path: Path) -> None:
+def test_a_shortened_stored_id_is_expanded_and_an_unknown_one_is_returned_as_is(tmp_path: Path) -> None:
     for name in ("first", "second-1"):
         (tmp_path / name).mkdir()
     assert stored_id("f", str(tmp_path), "run") == "first"

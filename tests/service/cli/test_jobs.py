@@ -1,4 +1,4 @@
-"""`amd jobs` and `--submit` against a real control plane over HTTP; only the cluster is fake."""
+"""Tests for `amd jobs` and `--submit` against a real control plane over HTTP; only the cluster is fake."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def amd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 
 def short(job: Job) -> str:
-    """Return the last part of a job's id."""
+    """Return the last part of a job's ID."""
     return job.id.rsplit("-", 1)[-1]
 
 
@@ -144,7 +144,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("args", MISTAKES)
-def test_a_rejected_request_prints_the_error_of_the_service_and_exits_with_code_2(
+def test_a_rejected_request_prints_the_services_error_and_exits_with_code_2(
     args: str, service: Service, amd: Command
 ) -> None:
     code, out, err = amd(*args.split(), "--json")
@@ -155,7 +155,7 @@ def test_a_rejected_request_prints_the_error_of_the_service_and_exits_with_code_
 
 
 @pytest.mark.parametrize("kind", ["probe", "embed"])
-def test_the_encoder_of_a_submitted_job_may_be_shortened(kind: str, service: Service, amd: Command) -> None:
+def test_a_submission_accepts_a_shortened_encoder_id(kind: str, service: Service, amd: Command) -> None:
     for name in ("train-20260101-120000-1a2b3c4d", "train-20260102-120000-5e6f7a8b"):
         publish(service.root, name)
     service.discover()
@@ -171,9 +171,7 @@ def test_the_encoder_of_a_submitted_job_may_be_shortened(kind: str, service: Ser
     "args",
     ["jobs show", "jobs events", "jobs cancel", "jobs wait", "jobs delete", "encoders show", "encoders download"],
 )
-def test_an_unknown_id_is_reported_with_the_same_code_by_every_command(
-    args: str, service: Service, amd: Command
-) -> None:
+def test_every_command_reports_an_unknown_id_with_the_same_exit_code(args: str, service: Service, amd: Command) -> None:
     code, out, err = amd(*args.split(), "nothing", "--json")
     printed = json.loads(out.strip().splitlines()[-1])
     assert (code, printed["state"], printed["code"]) == (2, "refused", "not_found"), err
@@ -185,11 +183,11 @@ def test_an_unknown_key_or_webhook_is_reported_as_json(args: str, service: Servi
     assert (code, "nothing" in " ".join(json.loads(out)["problems"])) == (2, True)
 
 
-def test_following_prints_the_log_and_exits_with_the_outcome(service: Service, amd: Command) -> None:
+def test_following_a_job_prints_its_log_and_the_exit_code_reflects_the_outcome(service: Service, amd: Command) -> None:
     stop = threading.Event()
 
     def run_jobs() -> None:
-        """Start and end the submitted jobs."""
+        """Run submitted jobs to completion until stopped."""
         while not stop.wait(0.05):
             service.reconcile()
             for job in service.store.in_states({"starting"}):
@@ -249,7 +247,7 @@ def test_a_job_id_may_be_shortened_if_it_is_unambiguous(service: Service, amd: C
     assert other.id in err
 
 
-def test_logs_and_events_of_an_ended_job_are_printed_without_waiting(service: Service, amd: Command) -> None:
+def test_logs_and_events_of_a_finished_job_are_printed_without_waiting(service: Service, amd: Command) -> None:
     job = service.ended(state="succeeded")
     assert amd("jobs", "logs", short(job))[:2] == (0, "step 1\nstep 2\n")
     assert amd("jobs", "logs", short(job), "-f")[:2] == (0, "step 1\nstep 2\n")
@@ -280,7 +278,7 @@ def test_a_job_is_paused_and_resumed(service: Service, amd: Command) -> None:
     assert "delete  by" in history
 
 
-def test_wait_exits_with_the_outcome_of_the_job(service: Service, amd: Command) -> None:
+def test_the_exit_code_of_wait_reflects_the_outcome_of_the_job(service: Service, amd: Command) -> None:
     assert amd("jobs", "wait", short(service.ended(state="succeeded")))[0] == 0
     assert amd("jobs", "wait", short(service.ended(state="failed", reason="nan_loss")))[0] == 1
     code, _, err = amd("jobs", "wait", short(queued(service.store)), "--timeout", 0)

@@ -1,4 +1,4 @@
-"""`amd keys` against a real control plane."""
+"""Tests for `amd keys` against a real control plane."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_json_contains_the_key_and_its_fields(service: Server, amd: Command) -> 
     assert created["scopes"] == ["read"]
 
 
-def test_tables_of_keys_are_whole_at_80_columns(service: Server, amd: Command) -> None:
+def test_key_tables_fit_in_80_columns_without_truncation(service: Server, amd: Command) -> None:
     name = "a person with a rather long name who uses this key"
     amd("keys", "create", name, "--scope", "admin")
     _, out, _ = amd("keys", "list")

@@ -1,4 +1,4 @@
-"""`--output`, `--json` and `--watch` of list commands."""
+"""Tests for the `--output`, `--json` and `--watch` options of list commands."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_list_is_printed_as_a_table_json_or_yaml(capfd: pytest.CaptureFixture[
     assert [line.strip() for line in capfd.readouterr().out.splitlines()] == ["id", "first", "a note"]
 
 
-def test_an_empty_list_is_a_sentence_or_an_empty_document(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_list_is_printed_as_a_sentence_or_an_empty_document(capfd: pytest.CaptureFixture[str]) -> None:
     for output, text in (("table", "no rows"), ("json", "[]"), ("yaml", "[]")):
         print_list(ROWS, list, output, watch=False)  # type: ignore[arg-type]
         assert capfd.readouterr().out.strip() == text
@@ -49,7 +49,7 @@ def test_json_is_short_for_output_json() -> None:
 
 
 @pytest.mark.parametrize("output", ["table", "json", "yaml"])
-def test_a_watched_list_is_printed_when_it_changes_until_ctrl_c(
+def test_a_watched_list_is_printed_on_every_change_until_ctrl_c(
     output: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(listing, "WATCH_INTERVAL_S", 0.0)
@@ -104,7 +104,7 @@ def test_on_a_terminal_a_watched_table_is_updated_in_place() -> None:
 
 
 @pytest.mark.parametrize("args", [("--json",), ("-o", "json"), ("--output=json",)])
-def test_bad_input_is_reported_as_json_too(args: tuple[str, ...], amd: Any) -> None:
+def test_bad_input_is_also_reported_as_json(args: tuple[str, ...], amd: Any) -> None:
     code, out, err = amd("jobs", "list", "--label", "odd", *args)
     assert (code, json.loads(out)["state"]) == (2, "invalid")
     assert "must have the form KEY=VALUE" in err
@@ -130,7 +130,7 @@ LISTS = {
 }
 
 
-def test_every_list_has_the_three_options() -> None:
+def test_every_list_command_has_the_three_options() -> None:
     found = commands(typer.main.get_command(app))
     with_watch = {
         name for name, command in found.items() if "--watch" in {opt for p in command.params for opt in p.opts}

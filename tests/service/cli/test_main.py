@@ -1,4 +1,4 @@
-"""The `amd` command as users run it: output and exit codes."""
+"""Tests for the output and exit codes of the `amd` command, run as a user would run it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_bad_input_prints_one_message_and_exits_with_code_2(
     assert MISTAKES[args] in " ".join(last["problems"])
 
 
-def test_an_empty_folder_is_bad_input(
+def test_an_empty_folder_is_rejected_as_bad_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -83,7 +83,7 @@ def test_a_printed_preset_can_be_loaded_as_a_config(
     assert load_config(TrainConfig, None, str(file), {}) == find_preset(TrainConfig, "demo-video-amd").config
 
 
-def test_parity_fails_and_reports_a_changed_number(
+def test_parity_fails_and_reports_a_changed_value(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import shutil

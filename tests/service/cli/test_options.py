@@ -1,4 +1,4 @@
-"""A command and the program that its job runs describe the same options in the same words."""
+"""Tests that a command and the program that its job runs have the same help for the same options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.cli.main import app
         ("embed", downstream.main, ["embed"], {"--config", "--local"}),
     ],
 )
-def test_the_program_of_a_job_has_the_help_of_the_command(
+def test_the_program_that_a_job_runs_has_the_same_help_as_the_command(
     command: str,
     program: Callable[[Sequence[str]], int],
     args: list[str],

@@ -1,4 +1,4 @@
-"""`amd probe`: its output, its config, and one message with exit code 2 for bad input."""
+"""Tests for `amd probe`: its output, its config, and one message with exit code 2 on bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`amd search`: its config, its output, and one line with exit code 2 for bad input."""
+"""Tests for `amd search`: its config, its output, and a one-line error with exit code 2 on bad input."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_plan_is_printed_without_running_the_sweep(
     assert not stub.run
 
 
-def test_plan_is_one_line_of_json(
+def test_plan_is_printed_as_one_line_of_json(
     stub: SearchStub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = amd(monkeypatch, capfd, "search", "--space", "masking", *PRESET, "--plan", "--json")

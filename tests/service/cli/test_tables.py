@@ -1,4 +1,4 @@
-"""Tables at several widths: they fit, wrap names, leave out columns in order, and cut no character."""
+"""Tests for tables at several widths: they fit, wrap names, omit columns in order, and truncate nothing."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_a_table_is_one_line_per_row_if_it_fits() -> None:
     ]
 
 
-def test_names_wrap_before_a_column_is_left_out() -> None:
+def test_names_wrap_before_a_column_is_omitted() -> None:
     found = lines([(ID, "a long name of several parts", "1200/40000, 12 min left", "5 min ago")], 80)
     assert found[0].split() == ["id", "name", "progress", "created"]
     assert len(found) > 2, "the name continues on other lines"
 
 
-def test_columns_are_left_out_in_the_defined_order_and_the_id_stays_whole() -> None:
+def test_columns_are_omitted_in_the_defined_order_and_the_id_is_never_truncated() -> None:
     row = (ID, "a long name of several parts", "1200/40000, 12 min left", "5 min ago")
     headers = {width: lines([row], width)[0].split() for width in (80, 65, 45)}
     assert headers == {
@@ -51,7 +51,7 @@ def test_columns_are_left_out_in_the_defined_order_and_the_id_stays_whole() -> N
     assert all(any(line.startswith(ID) for line in lines([row], width)) for width in headers)
 
 
-def test_an_empty_column_is_left_out_first() -> None:
+def test_an_empty_column_is_omitted_first() -> None:
     found = lines([(ID, "a long name of several parts", "", "5 min ago")], 60)
     assert found[0].split() == ["id", "name", "created"]
 

@@ -1,4 +1,4 @@
-"""`amd webhooks` against a real control plane."""
+"""Tests for `amd webhooks` against a real control plane."""
 
 from __future__ import annotations
 

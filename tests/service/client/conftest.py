@@ -1,4 +1,4 @@
-"""Both clients, connected to a service that fails on request."""
+"""Fixtures for client tests: both clients, connected to a service that fails on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys and webhooks through both clients, against a real service."""
+"""Tests for managing keys and webhooks through both clients, against a real service."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Resolve = Callable[[Any], Any]
 
 @pytest.fixture(params=["blocking", "async"])
 def client_case(request: pytest.FixtureRequest, server: Server) -> Iterator[tuple[Any, Resolve]]:
-    """Return each client in turn, with a function that completes a call."""
+    """Return each client in turn, with a function that returns the result of a call."""
     if request.param == "blocking":
         with Client(server.url, server.key) as client:
             yield client, lambda call: call

@@ -1,4 +1,4 @@
-"""The generated blocking client: it is current, and has the methods and parameters of the asynchronous client."""
+"""Tests that the generated blocking client is up to date and matches the asynchronous client's methods."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from service.client import AsyncClient, Client
 from tests.support.blocking_client import COMMAND, TARGET, generate
 
 
-def test_the_blocking_client_is_current(tmp_path: Path) -> None:
+def test_the_blocking_client_is_up_to_date(tmp_path: Path) -> None:
     generate(tmp_path)
     current, expected = ({path.name: path.read_text() for path in folder.glob("*.py")} for folder in (TARGET, tmp_path))
     assert current == expected, f"run `{COMMAND}`"
 
 
-def test_the_blocking_client_awaits_nothing() -> None:
+def test_the_blocking_client_contains_no_await() -> None:
     code = "".join(path.read_text() for path in TARGET.glob("*.py"))
     assert not [name for name in ("async ", "await ", "asyncio", "AsyncI", "aclose") if name in code]
 

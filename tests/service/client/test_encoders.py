@@ -1,4 +1,4 @@
-"""Encoders and aliases through both clients and through `amd encoders`, against a real service."""
+"""Tests for managing encoders and aliases through both clients and `amd encoders`, against a real service."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def client_case(request: pytest.FixtureRequest, server: Server) -> Iterator[Enco
         runner.run(async_client.close())
 
 
-def test_every_encoder_and_alias_call_works(client_case: EncoderClientCase, tmp_path: Path) -> None:
+def test_encoders_and_aliases_can_be_managed_through_both_clients(
+    client_case: EncoderClientCase, tmp_path: Path
+) -> None:
     encoders, aliases, resolve = client_case.client.encoders, client_case.client.aliases, client_case.resolve
     assert [encoder.id for encoder in resolve(encoders.list(page=1))] == ["b", "a"]
     assert [encoder.id for encoder in resolve(encoders.list(size="demo-teacher"))] == ["b"]
@@ -92,7 +94,7 @@ def amd(
     return lambda *args: run_command(monkeypatch, capfd, "encoders", *map(str, args))
 
 
-def test_the_command_moves_and_lists_aliases_and_compares_and_downloads_encoders(amd: Any, tmp_path: Path) -> None:
+def test_aliases_and_encoders_can_be_managed_with_the_command(amd: Any, tmp_path: Path) -> None:
     assert amd("aliases")[:2] == (0, "no aliases\n")
     assert amd("alias", "production", "a") == (0, "production: a\n", "")
     code, _, err = amd("alias", "production", "b", "--expected", "b")

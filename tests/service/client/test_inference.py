@@ -1,4 +1,4 @@
-"""Inference through both clients: media types, timeouts, and which failures are retried."""
+"""Tests for inference through both clients: media types, timeouts, and which failures are retried."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class InferenceCase(NamedTuple):
 
 @pytest.fixture(params=["blocking", "async"])
 def connect(request: pytest.FixtureRequest) -> Callable[[Respond], InferenceCase]:
-    """Return a function that connects each client in turn to a service with this response."""
+    """Return a function that connects each client in turn to a service that sends the given response."""
     requests: list[httpx.Request] = []
 
     def connected(respond: Respond) -> InferenceCase:
@@ -69,7 +69,7 @@ def _method(client: Any, name: str) -> Any:
 
 
 def service_with(*offered: str) -> Respond:
-    """Return the response of a service that offers these media types for embeddings besides JSON."""
+    """Return a response function for a service that offers these media types, besides JSON, for embeddings."""
 
     def respond(request: httpx.Request) -> httpx.Response:
         parsed = EncodeRequest.model_validate_json(request.content)
@@ -103,7 +103,7 @@ def arrow_stream(items: list[dict[str, Any]]) -> bytes:
         ((), "patch", "application/json"),
     ],
 )
-def test_embeddings_are_equal_in_every_media_type(
+def test_embeddings_are_identical_in_every_media_type(
     connect: Connect, offered: tuple[str, ...], tokens: str, transferred: str
 ) -> None:
     received: list[str] = []
@@ -139,7 +139,7 @@ def no_response(request: httpx.Request) -> httpx.Response:
 
 
 @pytest.mark.parametrize(("method", "args"), INFERENCE)
-def test_inference_is_not_repeated_after_a_timeout(connect: Connect, method: str, args: tuple[Any, ...]) -> None:
+def test_inference_is_not_retried_after_a_timeout(connect: Connect, method: str, args: tuple[Any, ...]) -> None:
     case = connect(no_response)
     with pytest.raises(NoAnswer, match=r"http://service: no response within 70 s; the service may still be working"):
         case.call(method, *args)
@@ -147,7 +147,7 @@ def test_inference_is_not_repeated_after_a_timeout(connect: Connect, method: str
 
 
 @pytest.mark.parametrize(("method", "args"), INFERENCE)
-def test_inference_is_not_repeated_after_its_deadline(connect: Connect, method: str, args: tuple[Any, ...]) -> None:
+def test_inference_is_not_retried_after_its_deadline(connect: Connect, method: str, args: tuple[Any, ...]) -> None:
     case = connect(lambda _: httpx.Response(504))
     with pytest.raises(ApiError):
         case.call(method, *args)
@@ -155,7 +155,7 @@ def test_inference_is_not_repeated_after_its_deadline(connect: Connect, method: 
 
 
 @pytest.mark.parametrize(("method", "args"), INFERENCE)
-def test_inference_is_repeated_after_a_broken_connection(connect: Connect, method: str, args: tuple[Any, ...]) -> None:
+def test_inference_is_retried_after_a_broken_connection(connect: Connect, method: str, args: tuple[Any, ...]) -> None:
     def respond(request: httpx.Request) -> httpx.Response:
         raise httpx.RemoteProtocolError("disconnected", request=request)
 
@@ -165,7 +165,7 @@ def test_inference_is_repeated_after_a_broken_connection(connect: Connect, metho
     assert len(case.requests) == QUICK.tries
 
 
-def test_other_requests_are_repeated_after_a_timeout(connect: Connect) -> None:
+def test_other_requests_are_retried_after_a_timeout(connect: Connect) -> None:
     case = connect(no_response)
     with pytest.raises(NoAnswer):
         case.call("jobs.get", "job")
@@ -173,7 +173,7 @@ def test_other_requests_are_repeated_after_a_timeout(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("method", ["embeddings", "classifications", "reconstructions"])
-def test_the_client_waits_a_little_longer_than_the_deadline_of_a_request(connect: Connect, method: str) -> None:
+def test_the_client_waits_slightly_longer_than_the_deadline_of_a_request(connect: Connect, method: str) -> None:
     body = {"encoder": "first", "data": []}
     case = connect(lambda _: httpx.Response(200, json=body))
     for deadline_s, options in ((DEADLINE_S, {}), (300.0, {"deadline_s": 300.0})):

@@ -1,4 +1,4 @@
-"""Requests and their retries through both clients, and the discovery of the service."""
+"""Tests for requests and retries through both clients, and for how the clients find the service."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_retry_after_is_respected(server: FailingServer, client_case: ClientCase
     assert QUICK.requested_s == [7.0, 7.0]
 
 
-def test_exhausted_retries_raise_the_error_of_the_service(server: FailingServer, client_case: ClientCase) -> None:
+def test_exhausted_retries_raise_the_services_error(server: FailingServer, client_case: ClientCase) -> None:
     server.faults = [503] * 9
     with pytest.raises(ApiError) as rejected:
         client_case.resolve(client_case.client.jobs.get("a"))
     assert (rejected.value.problem.status, rejected.value.problem.code, len(server.requests)) == (503, "busy", 4)
 
 
-def test_a_request_that_may_have_been_executed_is_not_repeated(server: FailingServer, client_case: ClientCase) -> None:
+def test_a_request_that_may_have_been_executed_is_not_retried(server: FailingServer, client_case: ClientCase) -> None:
     server.faults = ["break"]
     with pytest.raises(NoAnswer):
         client_case.resolve(client_case.client.jobs.retry("a"))
@@ -55,7 +55,7 @@ def test_a_request_that_may_have_been_executed_is_not_repeated(server: FailingSe
     assert len(server.requests) == 3
 
 
-def test_a_change_with_a_condition_is_not_repeated_once_it_may_have_been_made(
+def test_a_conditional_change_that_may_have_been_made_is_not_retried(
     server: FailingServer, client_case: ClientCase
 ) -> None:
     request = DeploymentRequest(encoder="e")
@@ -80,7 +80,7 @@ def test_a_client_error_is_not_retried(server: FailingServer, client_case: Clien
     assert len(server.requests) == 1
 
 
-def test_an_error_page_of_a_proxy_is_an_api_error(server: FailingServer, client_case: ClientCase) -> None:
+def test_an_error_page_from_a_proxy_raises_an_api_error(server: FailingServer, client_case: ClientCase) -> None:
     server.faults = ["proxy"]
     with pytest.raises(ApiError) as rejected:
         client_case.resolve(client_case.client.jobs.get("a"))

@@ -1,4 +1,4 @@
-"""Event streams, followed logs and downloads over broken connections, through both clients."""
+"""Tests for event streams, followed logs and downloads over broken connections, through both clients."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_stream_that_always_ends_early_raises_an_error() -> None:
     assert len(requests) == QUICK.tries
 
 
-def test_a_stream_that_asks_to_reconnect_is_resumed_however_often() -> None:
+def test_reconnecting_on_request_does_not_count_against_the_retry_limit() -> None:
     event = {"id": 1, "at": "2026-01-01T00:00:00Z", "type": "created", "actor": "key", "data": {}}
     streams = [f"id: 1\nevent: job\ndata: {json.dumps(event)}\n\n", *[""] * (2 * QUICK.tries)]
     requests: list[httpx.Request] = []

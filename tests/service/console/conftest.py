@@ -1,4 +1,4 @@
-"""Fixtures for the console: an application with a fake cluster, and browsers that are signed in."""
+"""Fixtures for the console: an application with a fake cluster, and signed-in browsers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def database(sqlite_template: Path, folder: Path) -> Iterator[Engine]:
-    """Return an engine for the module's own database: creating an application takes half a second."""
+    """Return an engine for one database per module, because creating an application takes half a second."""
     shutil.copy(sqlite_template, folder / "control-plane.db")
     engine = open_engine(f"sqlite:///{folder / 'control-plane.db'}")
     yield engine
@@ -56,7 +56,7 @@ def console(anonymous: ConsoleClient, database: Engine) -> ConsoleClient:
 
 @pytest.fixture
 def reader(app: Any, database: Engine) -> ConsoleClient:
-    """Return a browser that is signed in with a key that may only read."""
+    """Return a browser that is signed in with a read-only key."""
     client = ConsoleClient(app, raise_server_exceptions=False)
     client.sign_in(key_to(database, "read")["Authorization"])
     return client

@@ -1,4 +1,4 @@
-"""Tests for the list of jobs and the pages of a job."""
+"""Tests for the job list and the pages of a job."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rows(page: str) -> list[str]:
     return re.findall(r'id="job-([^"]+)"', page)
 
 
-def test_the_list_shows_the_newest_jobs_with_progress_and_why_they_wait(console: ConsoleClient) -> None:
+def test_the_list_shows_the_newest_jobs_with_their_progress_or_reason_for_waiting(console: ConsoleClient) -> None:
     page = console.get("/console/jobs").text
     assert rows(page)[0] == scenes.QUEUED
     text = text_of(page)
@@ -53,14 +53,14 @@ def test_the_list_is_filtered_by_text_state_kind_and_label(console: ConsoleClien
     assert set(rows(console.get(f"/console/jobs?{query}").text)) == found
 
 
-def test_facets_count_the_jobs_of_the_other_filters(console: ConsoleClient, database: Engine) -> None:
+def test_a_facet_counts_the_jobs_that_match_all_other_filters(console: ConsoleClient, database: Engine) -> None:
     headers = key_to(database, "read")
     found = console.get("/v1/jobs?facets=true&state=failed&q=Ablation", headers=headers).json()["facets"]
     assert found["state"]["succeeded"] > found["state"]["failed"] == found["kind"]["train"] > 0
     assert console.get("/v1/jobs", headers=headers).json()["facets"] is None
 
 
-def test_jobs_are_listed_by_their_time(console: ConsoleClient, database: Engine) -> None:
+def test_jobs_can_be_filtered_by_time(console: ConsoleClient, database: Engine) -> None:
     headers = key_to(database, "read")
     day = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 86400))
     recent, old = (
@@ -90,7 +90,7 @@ def test_every_page_of_a_job_shows_its_state(console: ConsoleClient, tab: str) -
     assert 'class="state busy">running' in response.text
 
 
-def test_a_waiting_job_shows_its_place_and_what_it_waits_for(console: ConsoleClient, app: Any) -> None:
+def test_a_waiting_job_shows_its_queue_position_and_what_it_is_waiting_for(console: ConsoleClient, app: Any) -> None:
     first = queued(app.state.jobs, priority=5, name="urgent")
     text = text_of(console.get(f"/console/jobs/{scenes.QUEUED}").text)
     assert "2nd of 2 waiting jobs" in text
@@ -112,13 +112,13 @@ def test_the_config_is_compared_with_its_preset(console: ConsoleClient) -> None:
     assert not any(key in ("name", "storage") for key, *_ in changed)
 
 
-def test_files_show_checkpoints_and_bad_samples(console: ConsoleClient) -> None:
+def test_the_files_page_shows_checkpoints_and_bad_samples(console: ConsoleClient) -> None:
     text = text_of(console.get(f"/console/jobs/{scenes.RUNNING}/files").text)
     assert "step-00001000" in text
     assert "moov atom not found" in text
 
 
-def test_metrics_after_a_step_are_few(console: ConsoleClient) -> None:
+def test_metrics_can_be_requested_from_a_given_step(console: ConsoleClient) -> None:
     whole = console.get(f"/console/jobs/{scenes.RUNNING}/metrics.json").json()
     new = console.get(f"/console/jobs/{scenes.RUNNING}/metrics.json?since_step=1300").json()
     assert new["last_step"] == whole["last_step"] == 1315
@@ -130,13 +130,13 @@ def test_metrics_after_a_step_are_few(console: ConsoleClient) -> None:
 
 
 @pytest.mark.parametrize("job_id", [scenes.RUNNING, scenes.QUEUED, scenes.SUCCEEDED, scenes.FAILED])
-def test_buttons_are_those_that_the_state_allows(console: ConsoleClient, app: Any, job_id: str) -> None:
+def test_buttons_match_the_actions_that_the_state_allows(console: ConsoleClient, app: Any, job_id: str) -> None:
     page = console.get(f"/console/jobs/{job_id}").text
     found = set(re.findall(r'id="act-(\w+)"', page)) - {"clone"}
     assert found == set(ACTIONS[app.state.jobs.get(job_id).state])
 
 
-def test_a_key_that_may_only_read_sees_no_button_and_is_refused(reader: ConsoleClient, app: Any) -> None:
+def test_a_read_only_key_sees_no_buttons_and_cannot_change_a_job(reader: ConsoleClient, app: Any) -> None:
     job = queued(app.state.jobs)
     for path in ("/console/jobs", f"/console/jobs/{job.id}", f"/console/jobs/{job.id}/files"):
         page = reader.get(path).text
@@ -148,7 +148,7 @@ def test_a_key_that_may_only_read_sees_no_button_and_is_refused(reader: ConsoleC
     app.state.jobs.change(job, "cancelled", state="cancelled")
 
 
-def test_buttons_change_the_job(console: ConsoleClient, app: Any) -> None:
+def test_buttons_perform_their_action_on_the_job(console: ConsoleClient, app: Any) -> None:
     job = queued(app.state.jobs)
     for action, state in (
         ("pause", "paused"),
@@ -164,14 +164,14 @@ def test_buttons_change_the_job(console: ConsoleClient, app: Any) -> None:
     assert response.headers["hx-redirect"] == "/console/jobs"
 
 
-def test_an_action_that_came_too_late_is_explained(console: ConsoleClient) -> None:
+def test_an_action_that_comes_too_late_is_rejected_with_an_explanation(console: ConsoleClient) -> None:
     response = console.submit(f"/console/jobs/{scenes.SUCCEEDED}/pause")
     assert response.status_code == 409
     assert "its state is succeeded" in response.text
     assert "<html" not in response.text
 
 
-def test_a_job_of_another_project_does_not_exist(app: Any, database: Engine) -> None:
+def test_a_job_of_another_project_is_not_found(app: Any, database: Engine) -> None:
     client = ConsoleClient(app)
     client.sign_in(key_to(database, "read", project="other")["Authorization"])
     assert rows(client.get("/console/jobs").text) == []
@@ -183,7 +183,9 @@ def test_a_job_of_another_project_does_not_exist(app: Any, database: Engine) -> 
 # Details in the REST API
 
 
-def test_names_labels_and_priority_change_with_an_event(console: ConsoleClient, app: Any, database: Engine) -> None:
+def test_changing_the_name_labels_or_priority_records_an_event(
+    console: ConsoleClient, app: Any, database: Engine
+) -> None:
     job, headers = queued(app.state.jobs, labels={"a": "1"}), key_to(database, "submit")
     body = {"name": "new", "labels": {"b": "2"}, "priority": 7}
     found = console.patch(f"/v1/jobs/{job.id}", json=body, headers=headers).json()
@@ -198,7 +200,7 @@ def test_names_labels_and_priority_change_with_an_event(console: ConsoleClient, 
     assert (late.status_code, late.json()["code"]) == (409, "illegal_action")
 
 
-def test_a_form_edits_labels_by_line(console: ConsoleClient, app: Any) -> None:
+def test_labels_are_edited_in_a_form_with_one_label_per_line(console: ConsoleClient, app: Any) -> None:
     job = queued(app.state.jobs)
     assert console.submit(f"/console/jobs/{job.id}/edit", name="x", labels="a=1\n\nb = two words ").status_code == 204
     assert app.state.jobs.get(job.id).labels == {"a": "1", "b": "two words"}
@@ -206,7 +208,7 @@ def test_a_form_edits_labels_by_line(console: ConsoleClient, app: Any) -> None:
     console.submit(f"/console/jobs/{job.id}/cancel")
 
 
-def test_a_clone_has_the_config_of_the_original_with_changes(console: ConsoleClient, database: Engine) -> None:
+def test_a_clone_has_the_original_config_with_the_requested_changes(console: ConsoleClient, database: Engine) -> None:
     headers = key_to(database, "submit")
     body = {"overrides": {"seed": 5}, "name": "copy"}
     found = console.post(f"/v1/jobs/{scenes.SUCCEEDED}/clone", json=body, headers=headers)
@@ -220,7 +222,7 @@ def test_a_clone_has_the_config_of_the_original_with_changes(console: ConsoleCli
     console.post(f"/v1/jobs/{found.json()['id']}/cancel", headers=headers)
 
 
-def test_the_log_is_searched_and_read_backwards(console: ConsoleClient, database: Engine) -> None:
+def test_the_log_can_be_searched_and_read_backwards(console: ConsoleClient, database: Engine) -> None:
     headers, url = key_to(database, "read"), f"/v1/jobs/{scenes.RUNNING}/logs"
     log = console.get(url, headers=headers).text.encode()
     found = console.get(f"{url}/search?q=CANNOT+be+read", headers=headers).json()
@@ -240,7 +242,7 @@ def test_the_log_is_searched_and_read_backwards(console: ConsoleClient, database
     assert (len(limited["items"]), limited["complete"]) == (3, False)
 
 
-def test_the_cluster_shows_its_queue_without_names_of_other_projects(
+def test_the_cluster_queue_hides_the_job_names_of_other_projects(
     console: ConsoleClient, app: Any, database: Engine
 ) -> None:
     own = console.get("/v1/cluster", headers=key_to(database, "read")).json()

@@ -1,4 +1,4 @@
-"""Tests for the console's headers, its protection from other sites, and hostile text."""
+"""Tests for the console's headers, protection against other sites, and escaping of hostile text."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_responses_outside_the_console_are_unchanged(console: ConsoleClient) -> 
     assert "content-security-policy" not in console.get("/livez").headers
 
 
-def test_templates_contain_neither_inline_code_nor_unescaped_values_nor_other_hosts() -> None:
+def test_templates_contain_no_inline_code_unescaped_values_or_other_hosts() -> None:
     for path in (pages.FOLDER / "templates").rglob("*.html"):
         text = path.read_text()
         assert not re.search(r"\son\w+=|\sstyle=|<script(?![^>]*\ssrc=)|\|\s*safe|javascript:|https?://", text), path
 
 
-def test_files_of_other_projects_are_those_of_their_registry() -> None:
+def test_vendored_files_match_their_recorded_hashes_and_have_allowed_licenses() -> None:
     pins = json.loads((pages.STATIC / "vendor" / "vendor.json").read_text())
     for package in pins["packages"]:
         for file in package["files"] if package["shipped"] else []:
@@ -60,7 +60,7 @@ def test_files_of_other_projects_are_those_of_their_registry() -> None:
         assert package["license"] in {"0BSD", "MIT", "Apache-2.0", "MPL-2.0"}
 
 
-def test_static_files_are_kept_for_good_and_no_other_file_is_served(console: ConsoleClient) -> None:
+def test_static_files_are_cached_permanently_and_no_other_file_is_served(console: ConsoleClient) -> None:
     response = console.get(f"{pages.STATIC_PREFIX}/vendor/uplot.min.js")
     assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
     for path in (
@@ -74,7 +74,9 @@ def test_static_files_are_kept_for_good_and_no_other_file_is_served(console: Con
         assert console.get(f"{pages.STATIC_PREFIX}/{path}").status_code in (404, 422), path
 
 
-def test_the_version_in_static_paths_changes_with_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_in_static_paths_changes_when_any_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.js").write_text("1")
     monkeypatch.setattr(pages, "STATIC", tmp_path)
     before = pages._fingerprint()
@@ -100,7 +102,7 @@ CANCEL = "/console/jobs/{}/cancel"
         ({"X-CSRF-Token": "own", "Origin": "https://evil.example"}, 403),
     ],
 )
-def test_a_change_needs_the_token_of_the_session(
+def test_a_change_requires_the_token_of_the_session(
     app: Any, console: ConsoleClient, headers: dict[str, str], status: int
 ) -> None:
     job = queued(app.state.jobs)
@@ -110,18 +112,18 @@ def test_a_change_needs_the_token_of_the_session(
     assert app.state.jobs.get(job.id).state == ("cancelled" if status == 204 else "queued")
 
 
-def test_a_form_of_another_site_cannot_sign_the_browser_in(anonymous: ConsoleClient) -> None:
+def test_a_form_on_another_site_cannot_sign_in_to_the_console(anonymous: ConsoleClient) -> None:
     response = anonymous.post("/console/sign-in", data={"key": "amd_x"}, headers={"Origin": "https://evil.example"})
     assert response.status_code == 403
 
 
-def test_a_token_of_another_session_is_refused(app: Any, console: ConsoleClient, reader: ConsoleClient) -> None:
+def test_a_token_of_another_session_is_rejected(app: Any, console: ConsoleClient, reader: ConsoleClient) -> None:
     job = queued(app.state.jobs)
     response = console.post(CANCEL.format(job.id), headers={"X-CSRF-Token": csrf_token(reader.session)})
     assert response.status_code == 403
 
 
-def test_forms_send_the_token_in_a_field(console: ConsoleClient) -> None:
+def test_forms_contain_the_token_in_a_field(console: ConsoleClient) -> None:
     assert f'name="csrf" value="{csrf_token(console.session)}"' in console.get("/console/jobs").text
     response = console.post("/console/sign-out", data={"csrf": csrf_token(console.session)}, follow_redirects=False)
     assert response.status_code == 303
@@ -184,13 +186,13 @@ OTHER_ROUTES = {  # no pages: files, data for scripts, streams, redirects and th
 }
 
 
-def test_every_route_of_the_console_is_a_page_or_listed(app: Any) -> None:
+def test_every_console_route_is_listed_as_a_page_or_an_exception(app: Any) -> None:
     routes = {route.path for route in iter_route_contexts(app.routes) if "GET" in (route.methods or ())}
     assert {path for path in routes if path.startswith("/console")} == CONSOLE_PAGES | OTHER_ROUTES
 
 
 @pytest.mark.parametrize("path", sorted(CONSOLE_PAGES))
-def test_hostile_text_is_text_on_every_page(
+def test_hostile_text_is_escaped_on_every_page(
     console: ConsoleClient, hostile: dict[str, dict[str, Any]], app: Any, path: str
 ) -> None:
     jobs = [job.id for job in app.state.jobs.list(JobFilter(), limit=200).jobs] if "{job_id}" in path else [""]
@@ -204,7 +206,7 @@ def test_hostile_text_is_text_on_every_page(
 
 
 def dangerous(page: str) -> list[str]:
-    """Return the elements and attributes of a page that its templates do not contain."""
+    """Return the elements and attributes on a page that do not come from its templates."""
     found: list[str] = []
 
     class TagCollector(HTMLParser):
@@ -218,11 +220,11 @@ def dangerous(page: str) -> list[str]:
     return found
 
 
-def test_a_page_that_does_not_escape_is_found() -> None:
+def test_a_page_without_escaping_is_detected() -> None:
     assert dangerous("".join(NASTY)) == ["script", "img", "onerror"]
 
 
-def test_every_change_is_refused_to_a_key_that_may_only_read(app: Any, reader: ConsoleClient) -> None:
+def test_a_read_only_key_cannot_make_any_change(app: Any, reader: ConsoleClient) -> None:
     posts = {route.path for route in iter_route_contexts(app.routes) if "POST" in (route.methods or ())}
     changes = {path for path in posts if path.startswith("/console")} - {"/console/sign-in", "/console/sign-out"}
     job = queued(app.state.jobs)

@@ -1,4 +1,4 @@
-"""Tests for signing in to the console and out of it: sessions, links, cookies and what ends them."""
+"""Tests for signing in to and out of the console: sessions, sign-in links, cookies, and when they end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.browser.console_client import ConsoleClient
 from tests.support.service.apps import key_to
 
 
-def test_a_page_without_a_session_leads_to_the_sign_in_and_back(anonymous: ConsoleClient, database: Engine) -> None:
+def test_a_page_without_a_session_redirects_to_sign_in_and_back(anonymous: ConsoleClient, database: Engine) -> None:
     response = anonymous.get("/console/jobs?state=failed", follow_redirects=False)
     assert response.headers["location"] == "/console/sign-in?next=%2Fconsole%2Fjobs%3Fstate%3Dfailed"
     key = key_to(database, "read")["Authorization"].removeprefix("Bearer ")
@@ -30,7 +30,7 @@ def test_a_page_without_a_session_leads_to_the_sign_in_and_back(anonymous: Conso
 @pytest.mark.parametrize(
     "target", ["https://evil.example/", "//evil.example", "/console//evil.example", "/\\evil", "/v1/jobs", ""]
 )
-def test_the_sign_in_leads_nowhere_but_to_the_console(anonymous: ConsoleClient, database: Engine, target: str) -> None:
+def test_signing_in_redirects_only_to_console_pages(anonymous: ConsoleClient, database: Engine, target: str) -> None:
     key = key_to(database, "read")["Authorization"].removeprefix("Bearer ")
     response = anonymous.post("/console/sign-in", data={"key": key, "next": target}, follow_redirects=False)
     assert response.headers["location"] == "/console"
@@ -59,31 +59,31 @@ def test_scripts_cannot_read_the_cookie_and_tls_protects_it(app: Any, database: 
         ("amd_0000000000000000_" + "x" * 43, "does not exist, has expired or was revoked"),
     ],
 )
-def test_a_wrong_key_is_explained_and_opens_no_session(anonymous: ConsoleClient, key: str, problem: str) -> None:
+def test_an_invalid_key_is_explained_and_starts_no_session(anonymous: ConsoleClient, key: str, problem: str) -> None:
     response = anonymous.post("/console/sign-in", data={"key": key})
     assert response.status_code == 422
     assert problem in response.text
     assert not anonymous.cookies
 
 
-def test_a_key_that_may_only_infer_is_refused(anonymous: ConsoleClient, database: Engine) -> None:
+def test_a_key_with_only_the_infer_scope_is_rejected(anonymous: ConsoleClient, database: Engine) -> None:
     response = anonymous.sign_in(key_to(database, "infer")["Authorization"])
     assert "requires the scope &#39;read&#39;" in response.text
 
 
-def test_wrong_keys_from_one_address_are_limited(database: Engine, folder: Path) -> None:
+def test_invalid_keys_are_rate_limited_per_address(database: Engine, folder: Path) -> None:
     client = ConsoleClient(new_app(database, folder, failure_limit="2/minute"))
     statuses = [client.sign_in("amd_0000000000000000_" + "x" * 43).status_code for _ in range(3)]
     assert statuses == [422, 422, 429]
 
 
-def test_a_body_without_a_session_is_refused_elsewhere_and_if_it_is_large(anonymous: ConsoleClient) -> None:
+def test_without_a_session_only_a_small_sign_in_body_is_accepted(anonymous: ConsoleClient) -> None:
     assert anonymous.post("/console/jobs/x/cancel", data={"a": "b"}, follow_redirects=False).status_code == 401
     assert anonymous.post("/console/sign-in", data={"key": "x" * 5000}).status_code == 401
 
 
 def test_the_browser_cannot_choose_its_session(anonymous: ConsoleClient, database: Engine) -> None:
-    """Session fixation: a cookie that an attacker planted is not the one that is signed in."""
+    """Check for session fixation: signing in replaces a cookie that an attacker planted."""
     planted = "p" * 43
     response = anonymous.post(
         "/console/sign-in",
@@ -112,7 +112,9 @@ def test_signing_out_ends_the_session_for_every_copy_of_its_cookie(console: Cons
 
 
 @pytest.mark.parametrize("field", ["revoked_at", "expires_at"])
-def test_a_session_ends_with_its_key(console: ConsoleClient, database: Engine, field: str) -> None:
+def test_a_session_ends_when_its_key_expires_or_is_revoked(
+    console: ConsoleClient, database: Engine, field: str
+) -> None:
     assert console.get("/console/jobs", follow_redirects=False).status_code == 200
     with Session(database) as session, session.begin():
         session.execute(update(ApiKey).values({field: time.time() - 1}))
@@ -128,19 +130,19 @@ def test_a_session_ends_after_its_lifetime(console: ConsoleClient, database: Eng
     assert response.headers["hx-redirect"] == "/console/sign-in?next=%2Fconsole%2Fjobs%3Fq%3Da"
 
 
-def test_only_hashes_of_sessions_are_stored(console: ConsoleClient, database: Engine) -> None:
+def test_only_session_hashes_are_stored(console: ConsoleClient, database: Engine) -> None:
     with Session(database) as session:
         rows = session.query(BrowserSession).all()
         assert rows
         assert not any(console.session in (row.digest, row.key_id) for row in rows)
 
 
-def test_the_cookie_opens_nothing_outside_the_console(console: ConsoleClient) -> None:
+def test_the_cookie_is_valid_only_in_the_console(console: ConsoleClient) -> None:
     assert console.get("/v1/jobs").status_code == 401
     assert console.get("/console/jobs", headers={"Authorization": "Bearer amd_x"}).status_code == 200
 
 
-def test_a_key_in_the_header_does_not_open_the_console(anonymous: ConsoleClient, database: Engine) -> None:
+def test_a_key_in_the_header_gives_no_access_to_the_console(anonymous: ConsoleClient, database: Engine) -> None:
     headers = key_to(database, "admin")
     assert anonymous.get("/console/jobs", headers=headers, follow_redirects=False).status_code == 303
 
@@ -154,22 +156,24 @@ def link(anonymous: ConsoleClient, engine: Engine, *scopes: str) -> str:
     return str(response.json()["path"])
 
 
-def test_a_link_opens_the_console_once(anonymous: ConsoleClient, database: Engine) -> None:
+def test_a_sign_in_link_can_be_used_only_once(anonymous: ConsoleClient, database: Engine) -> None:
     path = link(anonymous, database, "read")
     assert anonymous.get(path).url.path == "/console/jobs"
     second = ConsoleClient(anonymous.app).get(path)
     assert second.status_code == 422
-    assert "used already" in second.text
+    assert "already used" in second.text
 
 
-def test_a_link_expires(app: Any, anonymous: ConsoleClient, database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sign_in_link_expires(
+    app: Any, anonymous: ConsoleClient, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = link(anonymous, database, "read")
     later = BrowserSessions(database, app.state.authenticator, lambda: time.time() + 601)
     monkeypatch.setattr(app.state, "sessions", later)
     assert "has expired" in anonymous.get(path).text
 
 
-def test_a_link_is_no_session_and_a_session_no_link(console: ConsoleClient, database: Engine) -> None:
+def test_links_and_sessions_are_not_interchangeable(console: ConsoleClient, database: Engine) -> None:
     token = link(console, database, "read").partition("token=")[2]
     other = ConsoleClient(console.app, cookies={"amd_session_80": token})
     assert other.get("/console/jobs", follow_redirects=False).status_code == 303
@@ -177,15 +181,15 @@ def test_a_link_is_no_session_and_a_session_no_link(console: ConsoleClient, data
     assert console.get("/console/jobs", follow_redirects=False).status_code == 200
 
 
-def test_a_link_has_the_scopes_of_its_key(anonymous: ConsoleClient, database: Engine) -> None:
+def test_a_link_grants_the_scopes_of_its_key(anonymous: ConsoleClient, database: Engine) -> None:
     anonymous.get(link(anonymous, database, "read"))
     assert "New job" not in anonymous.get("/console/jobs").text
 
 
-def test_a_key_that_may_only_infer_gets_no_link(anonymous: ConsoleClient, database: Engine) -> None:
+def test_a_key_with_only_the_infer_scope_cannot_create_a_link(anonymous: ConsoleClient, database: Engine) -> None:
     assert anonymous.post("/v1/console-links", headers=key_to(database, "infer")).status_code == 403
 
 
-def test_the_caller_is_described(anonymous: ConsoleClient, database: Engine) -> None:
+def test_me_describes_the_caller(anonymous: ConsoleClient, database: Engine) -> None:
     found = anonymous.get("/v1/me", headers=key_to(database, "submit", project="video")).json()
     assert (found["project"], found["scopes"], found["expires_at"]) == ("video", ["infer", "read", "submit"], None)

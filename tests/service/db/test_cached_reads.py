@@ -1,4 +1,4 @@
-"""Cached values are fresh while the database responds, and stay in use while it does not."""
+"""Tests for cached reads: values are fresh while the database responds, and remain in use while it does not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OUT = OperationalError("SELECT", {}, Exception("out"))
 
 
 class CachedDatabase:
-    """A database with one value, which may be out or hang, and a cache of it with a clock that tests set."""
+    """A one-value database that can fail or hang, and a cache for it whose clock the tests set."""
 
     def __init__(self) -> None:
         self.value, self.error, self.now, self.reads = "old", None, 0.0, 0
@@ -33,7 +33,7 @@ class CachedDatabase:
         return self.value
 
     async def at(self, now: float) -> str:
-        """Return the value at a time, and let a read in the background end if it can."""
+        """Return the value at the given time, and wait for any background read unless the database hangs."""
         self.now = now
         found = await self.cache.get("key")
         while self.answers.is_set() and self.cache._reads:
@@ -64,7 +64,7 @@ def test_a_value_is_at_most_as_old_as_its_time_to_live() -> None:
     run(scenario)
 
 
-def test_known_values_stay_in_use_while_the_database_is_out_but_not_for_ever() -> None:
+def test_known_values_remain_in_use_for_a_limited_time_while_the_database_is_down() -> None:
     async def scenario(database: CachedDatabase) -> None:
         assert await database.at(0) == "old"
         database.error, database.value = OUT, "new"
@@ -78,7 +78,9 @@ def test_known_values_stay_in_use_while_the_database_is_out_but_not_for_ever() -
     run(scenario)
 
 
-def test_while_the_database_hangs_one_read_waits_and_requests_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_the_database_hangs_a_single_read_waits_without_blocking_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("service.db.cached_reads.PATIENCE_S", 0.01)
 
     async def scenario(database: CachedDatabase) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures: an engine, encoders to load, and files to run through them."""
+"""Fixtures for inference tests: an engine, encoders to load, and files to embed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.service.published_encoders import IMAGE, VIDEO, film, picture
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with three image encoders, a video encoder, images and videos."""
+    """Create a folder with three image encoders, a video encoder, images and videos."""
     folder = tmp_path_factory.mktemp("engine")
     publish(folder / "image", IMAGE, seed=1)
     publish(folder / "other", IMAGE, seed=2)

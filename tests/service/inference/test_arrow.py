@@ -1,4 +1,4 @@
-"""Arrow streams of results: values, types and order of the items."""
+"""Tests for results as Arrow streams: values, types and item order."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def test_embeddings_tokens_and_layers_are_nested_lists_of_float32() -> None:
         assert row["layers"] == {name: layer.tolist() for name, layer in item["layers"].items()}
 
 
-def test_no_items_are_an_empty_table() -> None:
+def test_a_result_without_items_is_an_empty_table() -> None:
     assert pa.ipc.open_stream(to_arrow("first", [])).read_all().num_rows == 0

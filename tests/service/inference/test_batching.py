@@ -1,4 +1,4 @@
-"""Queue limits, cancellation and batching of the engine."""
+"""Tests for queue limits, cancellation and batching in the engine."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_an_idle_model_waits_only_for_clips_that_are_being_decoded(folder: Path)
     run(engine.close())
 
 
-def test_the_model_thread_keeps_its_configured_number_of_threads(folder: Path) -> None:
+def test_decoding_does_not_change_the_thread_count_of_the_model(folder: Path) -> None:
     engine = Engine(EngineSettings(device="cpu", threads=3, decoders=2, limits=NO_TIME_LIMIT))
     load_slots(engine, main=folder / "image")
     infer(engine, *[upload(folder / "0.png")] * 4)

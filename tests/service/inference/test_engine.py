@@ -1,4 +1,4 @@
-"""Results, errors, loading and shutdown of the engine."""
+"""Tests for the engine: results, errors, loading and shutdown."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def plan_of(encoder: Any, tokens: bool = True, layers: bool = True) -> Inference
     return InferencePlan(InferenceOptions(tokens="patch" if tokens else "none", layers=blocks), None, 1)
 
 
-def test_256_items_with_patch_tokens_and_all_layers_of_a_vit_b_are_refused_with_the_numbers() -> None:
+def test_an_oversized_output_is_rejected_with_its_size_and_a_remedy() -> None:
     limits = RequestLimits()
     for encoder, fits in ((VIT_B, "at most 8 items"), (VIT_B_VIDEO, "at most 1 items")):
         with pytest.raises(Refusal) as refused:
@@ -311,7 +311,7 @@ def test_256_items_with_patch_tokens_and_all_layers_of_a_vit_b_are_refused_with_
     assert output_bytes(VIT_B, plan_of(VIT_B, tokens=False, layers=False), 256, limits, as_json=True) == 0
 
 
-def test_json_has_a_smaller_limit_and_the_refusal_names_the_binary_format() -> None:
+def test_json_has_a_smaller_limit_and_the_error_suggests_the_binary_format() -> None:
     limits = RequestLimits()
     tokens = plan_of(VIT_B, layers=False)
     assert output_bytes(VIT_B, tokens, 6, limits, as_json=True) == 196 * 768 * 4
@@ -322,7 +322,7 @@ def test_json_has_a_smaller_limit_and_the_refusal_names_the_binary_format() -> N
         output_bytes(VIT_B, plan_of(VIT_B), 1, limits, as_json=True)
 
 
-def test_a_refused_output_never_reaches_the_encoder(engine: Engine, folder: Path) -> None:
+def test_a_request_with_an_oversized_output_never_reaches_the_encoder(engine: Engine, folder: Path) -> None:
     load_slots(engine, main=folder / "image")
     loaded = engine._slots["main"]
     before = engine.state()["counters"]
@@ -337,7 +337,7 @@ def test_a_refused_output_never_reaches_the_encoder(engine: Engine, folder: Path
     assert engine.state()["counters"] == before
 
 
-def test_outputs_of_all_admitted_requests_are_bounded() -> None:
+def test_the_total_output_of_admitted_requests_is_bounded() -> None:
     backlog = Backlog(max_tokens=100, max_bytes=100, max_output=100)
     first, second = [BacklogShare(1, 1, 60)], [BacklogShare(1, 1, 50)]
     assert backlog.admit(first)

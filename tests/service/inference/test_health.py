@@ -1,4 +1,4 @@
-"""A replica is unhealthy once no further batch can succeed in its process."""
+"""Tests that a replica becomes unhealthy once no further batch can succeed in its process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from service.web.errors import Refusal
 
 
 class FailingNetwork:
-    """A network on a fake device, whose forward pass raises an error."""
+    """A model on a fake device whose forward pass raises an error."""
 
     tokens, device = 1, torch.device("cpu")
 
@@ -36,7 +36,7 @@ def clip() -> Any:
 
 
 def engine_with(batcher: Batcher) -> Any:
-    """Return an engine that has nothing but a batcher and a loaded encoder: no decoding processes."""
+    """Return an engine that has only a batcher and a loaded encoder, and no decoding processes."""
     engine = Engine.__new__(Engine)
     engine._batcher, engine._slots = batcher, {"main": SimpleNamespace()}
     return engine
@@ -50,9 +50,7 @@ def engine_with(batcher: Batcher) -> Any:
         (ValueError("of one batch"), ""),
     ],
 )
-def test_an_error_after_which_the_device_cannot_be_used_makes_the_replica_unhealthy(
-    error: Exception, problem: str
-) -> None:
+def test_an_unrecoverable_device_error_makes_the_replica_unhealthy(error: Exception, problem: str) -> None:
     results, arrived = list[Any](), threading.Event()
 
     def deliver(pairs: Sequence[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Hostile files fail their own item only, with a clear reason and in bounded time and memory."""
+"""Tests that a hostile file fails only its own item, with a clear reason and in bounded time and memory."""
 
 from __future__ import annotations
 

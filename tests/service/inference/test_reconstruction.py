@@ -1,4 +1,4 @@
-"""Reconstructions by a published student: in the engine, and over HTTP with a replica in this process."""
+"""Tests for reconstructions by a published student, in the engine and over HTTP with a replica in this process."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ DEADLINE_S = 120.0
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with an image, a video, and an encoder without a decoder."""
+    """Create a folder with an image, a video, and an encoder without a decoder."""
     folder = tmp_path_factory.mktemp("reconstructions")
     publish(folder / "bare")
     (folder / "0.png").write_bytes(picture())
@@ -67,21 +67,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def decode_clips(url: str, file: Path) -> torch.Tensor:
-    """Return the clip of a file as the encoder receives it, (1, 3, T, H, W) uint8."""
+    """Return a file's clip as the encoder receives it: (1, 3, T, H, W) uint8."""
     card = load_card(url)
     with closing(SampleReader(DataConfig(train=""))) as reader:
         return cut_clips(reader.read_file(str(file), file_chooser(card)), card)
 
 
 class PublishedStudent:
-    """A student and the folder of its encoder."""
+    """A student, and the folder with its published encoder."""
 
     def __init__(self, student: Student, config: TrainConfig, url: str) -> None:
         self.student, self.config, self.url = student.eval(), config, url
 
     @torch.inference_mode()
     def expected_reconstruction(self, file: Path, ratio: float, seed: int) -> dict[str, Any]:
-        """Compute the student's own reconstruction, using the mask sampler of training."""
+        """Compute the reconstruction directly with the student and the mask sampler used in training."""
         config, clip = self.config, self.config.clip
         clips = decode_clips(self.url, file)
         mask = config.mask.model_copy(update={"student_ratio": ratio, "teacher_ratio": 0.0})
@@ -165,7 +165,7 @@ def test_reconstruction_matches_the_student(
     assert torch.equal(tokens[found["visible"]], visible_tokens[found["visible"]])
 
 
-def test_the_seed_and_ratio_determine_the_mask_of_every_item_and_request(engine: Engine, folder: Path) -> None:
+def test_the_mask_depends_only_on_the_seed_and_ratio(engine: Engine, folder: Path) -> None:
     files = [folder / "0.png", folder / "0.mp4"]
 
     async def infer_all() -> list[InferenceResult]:
@@ -316,7 +316,9 @@ def test_reconstructions_are_returned_as_pngs_for_every_content_type(
     np.testing.assert_array_equal(row[:, 16:32], frames[:, 1].transpose(1, 2, 0))
 
 
-def test_one_item_has_an_overview_image_and_errors_have_codes(service: ReconstructionService, folder: Path) -> None:
+def test_a_single_item_can_be_returned_as_a_png_and_errors_have_codes(
+    service: ReconstructionService, folder: Path
+) -> None:
     png = (folder / "0.png").read_bytes()
     picture: dict[str, Any] = {"content": png, "headers": {"Content-Type": "image/png"}}
     accept = {"Accept": "image/png"}

@@ -1,4 +1,4 @@
-"""Bounds on the numbers of a job's config."""
+"""Tests for the bounds on numbers in a job's config."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ SWEEP = {"space": {"use": ["masking"]}}
         ("scaling.retries.infrastructure", 10**30),
     ],
 )
-def test_a_number_beyond_every_cluster_is_rejected_with_its_bound(field: str, value: float) -> None:
+def test_an_implausibly_large_number_is_rejected_with_its_bound(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"^{field}=.*: must be at most .*; lower it$"):
         check_bounds(resolve("train", "demo-image-amd", None, {field: value}))
 
 
-def test_the_values_that_a_sweep_tries_are_bounded_like_the_fields_themselves() -> None:
+def test_search_dimensions_have_the_same_bounds_as_their_fields() -> None:
     for dimension in ({"choices": [1, 10**9]}, {"low": 1, "high": 10**9}):
         config = {"space": {"dimensions": {"student.generator.depth": dimension}}}
         with pytest.raises(ConfigError, match=r"space.dimensions.student.generator.depth.*must be at most 1024"):
             check_bounds(resolve("search", "demo-image-amd", config, {}))
 
 
-def test_the_workers_of_all_concurrent_trials_count() -> None:
+def test_workers_are_counted_across_all_concurrent_trials() -> None:
     many = {**SWEEP, "at_once": 4000}
     check_bounds(resolve("search", "demo-image-amd", many, {}))
     with pytest.raises(ConfigError, match="the job needs 8000 workers, of all trials at once"):

@@ -1,4 +1,4 @@
-"""Tests that jobs use only allowed locations: in every field, by every way to set it, before anything is opened."""
+"""Tests that jobs use only allowed locations: in every field, however it is set, and before any file is opened."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def is_harmless(path: FieldPath) -> bool:
 
 
 def location_fields(kind: JobKind) -> list[str]:
-    """Return the dotted fields of a kind that are locations, except those that other dotted keys determine."""
+    """Return the dotted location fields of a kind of job, except those below arbitrary keys."""
     return [".".join(path) for path in text_paths(kind) if not is_harmless(path) and ANY_KEY not in path]
 
 
@@ -92,7 +92,7 @@ class JobService(NamedTuple):
     submitted: list[str]
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        """Post a request that must not connect to anything."""
+        """Post a request and check that handling it attempts no connection."""
         with refused_connections() as attempted:
             response = self.client.post(f"/v1{path}", json=body)
         assert not attempted
@@ -122,7 +122,7 @@ def run_values() -> dict[str, Any]:
 
 
 def base_of(kind: JobKind) -> dict[str, Any]:
-    """Return a valid config of a kind, all of whose locations are names."""
+    """Return a valid config for a kind of job in which every location is a name."""
     run = run_values()
     shared = {name: run[name] for name in ("clip", "schedule", "scaling")}
     data = {"train": "demo:digits"}
@@ -140,13 +140,13 @@ def base_of(kind: JobKind) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_base_configs_of_these_tests_are_accepted(kind: JobKind, service: JobService) -> None:
+def test_the_base_configs_are_accepted(kind: JobKind, service: JobService) -> None:
     response = service.post("/jobs", {"kind": kind, "config": base_of(kind)})
     assert response.status_code == 202, response.text
 
 
 @pytest.mark.parametrize(("kind", "field"), [(kind, field) for kind in KINDS for field in location_fields(kind)])
-def test_a_forbidden_location_in_any_field_is_refused(kind: JobKind, field: str, service: JobService) -> None:
+def test_a_forbidden_location_in_any_field_is_rejected(kind: JobKind, field: str, service: JobService) -> None:
     base = base_of(kind)
     for value in FORBIDDEN:
         service.assert_refused({"kind": kind, "config": overridden(base, {field: value})}, field)
@@ -155,7 +155,7 @@ def test_a_forbidden_location_in_any_field_is_refused(kind: JobKind, field: str,
 
 
 @pytest.mark.parametrize("field", location_fields("train"))
-def test_a_forbidden_location_in_a_search_dimension_is_refused(field: str, service: JobService) -> None:
+def test_a_forbidden_location_in_a_search_dimension_is_rejected(field: str, service: JobService) -> None:
     def request(dimensions: dict[str, Any]) -> dict[str, Any]:
         return {"kind": "search", "config": {"train": run_values(), "space": {"dimensions": dimensions}}}
 
@@ -174,7 +174,7 @@ def test_a_forbidden_location_in_a_search_dimension_is_refused(field: str, servi
 
 @pytest.mark.parametrize("field", location_fields("train"))
 @pytest.mark.parametrize("kind", ["train", "search"])
-def test_a_forbidden_location_in_a_teachers_override_is_refused(kind: JobKind, field: str, service: JobService) -> None:
+def test_a_forbidden_location_in_a_teacher_override_is_rejected(kind: JobKind, field: str, service: JobService) -> None:
     prefix = "train." if kind == "search" else ""
     request = {"kind": kind, **({"config": {"space": {"use": ["masking"]}}} if kind == "search" else {})}
     request["preset"] = "demo-image-amd"
@@ -189,7 +189,7 @@ def test_a_forbidden_location_in_a_teachers_override_is_refused(kind: JobKind, f
 
 
 @pytest.mark.parametrize("field", ["storage", "name", "tracking", "tracking.log_every_steps", "data.cache_dir"])
-def test_where_a_run_writes_is_neither_a_dimension_nor_a_teachers_override(field: str, service: JobService) -> None:
+def test_an_output_location_cannot_be_a_dimension_or_a_teacher_override(field: str, service: JobService) -> None:
     value = f"{service.root}/x"  # allowed elsewhere
     run = {"kind": "train", "preset": "demo-image-amd", "overrides": {"teacher.overrides": {field: value}}}
     service.assert_refused(run, f"teacher.overrides.{field}")
@@ -197,7 +197,7 @@ def test_where_a_run_writes_is_neither_a_dimension_nor_a_teachers_override(field
     service.assert_refused(search, f"space.dimensions.{field}")
 
 
-def test_the_data_of_a_teachers_preset_is_checked_too(service: JobService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_locations_in_a_teacher_preset_are_checked(service: JobService, monkeypatch: pytest.MonkeyPatch) -> None:
     from amd.presets import pretraining
     from amd.presets.preset import Preset
 
@@ -209,19 +209,19 @@ def test_the_data_of_a_teachers_preset_is_checked_too(service: JobService, monke
     assert service.post("/jobs", body).status_code == 202
 
 
-def test_an_incomplete_recipe_of_a_teacher_is_refused_when_it_is_submitted(service: JobService) -> None:
+def test_an_incomplete_teacher_recipe_is_rejected_on_submission(service: JobService) -> None:
     overrides = {"teacher.preset": "k400-vit-l-teacher"}
     response = service.post("/jobs", {"kind": "train", "preset": "demo-video-amd", "overrides": overrides})
     assert (response.status_code, response.json()["code"]) == (422, "config_invalid")
     assert response.json()["detail"].startswith("teacher.overrides.data.train: ")
 
 
-def test_an_import_of_forbidden_weights_is_refused(service: JobService) -> None:
+def test_importing_weights_from_a_forbidden_location_is_rejected(service: JobService) -> None:
     for value in FORBIDDEN:
         service.assert_refused({"weights": value, "id": "one"}, "weights", "/encoders")
 
 
-def test_deeply_nested_overrides_are_a_problem_of_the_request(service: JobService) -> None:
+def test_deeply_nested_overrides_are_rejected_as_an_invalid_config(service: JobService) -> None:
     overrides = {".".join(["teacher.overrides"] * 500): 1}
     response = service.post("/jobs", {"kind": "train", "preset": "demo-image-amd", "overrides": overrides})
     assert (response.status_code, response.json()["code"]) == (422, "config_invalid")

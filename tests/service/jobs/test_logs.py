@@ -1,4 +1,4 @@
-"""Logs are read from their chunks: completely, without splitting lines, and without listing them again."""
+"""Tests for reading logs from chunks: completely, without splitting lines, and without listing the chunks again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.jobs.logs import LogReader, pieces
 
 
 def write(folder: Path, text: bytes, sizes: list[int]) -> None:
-    """Write a log in chunks of these sizes, in turn."""
+    """Write a log in chunks, cycling through the given sizes."""
     folder.mkdir(exist_ok=True)
     offset = sum(file.stat().st_size for file in folder.glob("*.log"))
     while offset < len(text):
@@ -44,7 +44,7 @@ def test_a_growing_log_is_read_completely_from_any_offset(
     assert "".join(pieces(str(tmp_path))).encode() == text
 
 
-def test_an_offset_beyond_the_log_is_found_once_it_is_stored(tmp_path: Path) -> None:
+def test_an_offset_beyond_the_end_of_the_log_can_be_read_once_it_is_stored(tmp_path: Path) -> None:
     reader = LogReader(str(tmp_path))
     assert reader.read(10) == ("", 10)
     write(tmp_path, b"0123456\n", [8])

@@ -226,7 +226,7 @@ def test_the_log_of_each_rank_can_be_requested(client: httpx.Client, server: Ser
     assert "rank=1: has no log; ranks with a log: 0, 3" in missing.json()["detail"]
 
 
-def test_the_log_of_a_run_that_ray_job_submit_started_comes_from_ray(client: httpx.Client, server: Server) -> None:
+def test_the_log_of_a_run_started_by_ray_job_submit_comes_from_ray(client: httpx.Client, server: Server) -> None:
     store, cluster = server.app.state.jobs, server.app.state.cluster
     by_hand = queued(store, id="by-hand", origin="external", state="running")
     started = queued(store, id="by-ray", origin="external", state="running")

@@ -1,4 +1,4 @@
-"""Event streams: one read serves all who watch a job, and every stream is complete."""
+"""Tests for event streams: one read serves all streams of a job, and every stream is complete."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_events_are_read_once_for_all_streams_of_a_job(sqlite_engine: Engine, mo
 
 
 @pytest.mark.timeout(60)
-def test_a_read_that_fails_is_repeated(sqlite_engine: Engine) -> None:
+def test_a_failed_read_is_retried(sqlite_engine: Engine) -> None:
     store = JobStore(sqlite_engine)
     job = queued(store)
     watcher, failures = JobWatcher(store), [OSError("out")]

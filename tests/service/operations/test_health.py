@@ -1,4 +1,4 @@
-"""Probes of orchestrators and load balancers arrive at the same time, and each gets an answer."""
+"""Tests that concurrent health probes from orchestrators and load balancers all get a response."""
 
 from __future__ import annotations
 

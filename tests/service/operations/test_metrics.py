@@ -1,4 +1,4 @@
-"""Metrics of a control plane: requests by route, loops, pools, and the state of jobs, which one replica exports."""
+"""Tests for control plane metrics: requests by route, loops, pools, and job states, which only one replica exports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def client(sqlite_engine: Engine, tmp_path: Path) -> Iterator[TestClient]:
 
 
 def samples(client: TestClient) -> dict[tuple[str, str], float]:
-    """Return values by name and labels."""
+    """Return metric values by name and labels."""
     response = client.get("/metrics")
     assert response.status_code == 200
     return {
@@ -36,7 +36,7 @@ def samples(client: TestClient) -> dict[tuple[str, str], float]:
     }
 
 
-def test_requests_are_measured_by_the_template_of_their_route(client: TestClient) -> None:
+def test_requests_are_measured_by_route_template(client: TestClient) -> None:
     for path in ("/v1/jobs/a", "/v1/jobs/b", "/v1/jobs", "/nowhere", "/livez"):
         client.get(path)
     found = samples(client)
@@ -65,7 +65,7 @@ def test_loops_pools_and_the_queue_are_measured(client: TestClient) -> None:
     assert found["amd_database_up", ""] == 1
 
 
-def test_of_several_control_planes_the_one_that_reconciles_exports_the_state_of_jobs(client: TestClient) -> None:
+def test_only_the_control_plane_that_reconciles_exports_job_states(client: TestClient) -> None:
     state = client.app.state  # type: ignore[attr-defined]  # FastAPI
     monitor = StepMonitor("reconciler")
     state.monitors.append(monitor)
@@ -77,7 +77,7 @@ def test_of_several_control_planes_the_one_that_reconciles_exports_the_state_of_
         assert found["amd_lease_held", "reconciler"] == has_lease
 
 
-def test_metrics_are_exported_while_the_database_is_out(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_exported_while_the_database_is_down(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise OperationalError("SELECT", {}, Exception("out"))
 

@@ -200,7 +200,7 @@ def test_many_encoders_are_read_in_several_scans(
     assert listed(store) == [f"e{number}" for number in range(5)]
 
 
-def test_the_deletion_of_an_encoder_survives_a_crash_and_its_id_can_be_published_again(
+def test_deleting_an_encoder_survives_a_crash_and_its_id_can_be_reused(
     engine: Engine, store: EncoderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = str(tmp_path)

@@ -1,4 +1,4 @@
-"""Tests that owners of runs and encoders are found in the database and, where it knows nothing, in the storage root."""
+"""Tests that owners of runs and encoders are found in the database or, if it has no record, in the storage root."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_a_job_owns_its_run_its_future_encoder_and_the_runs_that_it_starts(
     assert [owners.of_run(job), owners.of_run(trial), owners.of_encoder(job)] == ["video"] * 3
 
 
-def test_what_no_job_made_belongs_to_the_default_project(owners: StorageOwners, root: str) -> None:
+def test_objects_that_no_job_created_belong_to_the_default_project(owners: StorageOwners, root: str) -> None:
     publish(root, "by-hand", run=None)
     assert owners.of_encoder("by-hand") == "default"
     assert owners.of_run(start_run(root, "amd-train", None)) == "default"
 
 
 @pytest.mark.parametrize("name", ["train-1", "..", "../runs/mine", ".hidden", "", "x" * 300, "ü", "a b", "a\n"])
-def test_what_does_not_exist_has_no_owner(owners: StorageOwners, name: str) -> None:
+def test_nonexistent_objects_have_no_owner(owners: StorageOwners, name: str) -> None:
     assert owners.of_run(name) is None
     assert owners.of_encoder(name) is None
 
@@ -85,7 +85,7 @@ def test_a_teacher_keeps_its_owner_after_its_job_is_deleted(
     assert [owners.of_run(teacher), owners.of_encoder(teacher)] == ["video", "video"]
 
 
-def test_the_folder_of_a_job_names_its_project_if_the_database_was_lost(owners: StorageOwners, root: str) -> None:
+def test_the_project_is_read_from_the_job_folder_if_the_database_was_lost(owners: StorageOwners, root: str) -> None:
     write_json(JobFolder(root, "train-1").request, {"kind": "train", "project": "video"})
     write_json(JobFolder(root, "train-0").request, {"kind": "train"})  # written by version 0.1
     trial = start_run(root, "trial", "train-1")
@@ -95,7 +95,7 @@ def test_the_folder_of_a_job_names_its_project_if_the_database_was_lost(owners: 
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
-def test_what_cannot_be_read_has_no_owner(owners: StorageOwners, root: str, content: bytes) -> None:
+def test_unreadable_objects_have_no_owner(owners: StorageOwners, root: str, content: bytes) -> None:
     write_bytes(join(run_folder(root, "broken"), FACTS), content)
     write_bytes(join(encoder_folder(root, "broken"), CARD), content)
     assert [owners.of_run("broken"), owners.of_encoder("broken")] == [None, None]

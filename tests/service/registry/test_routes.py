@@ -279,7 +279,7 @@ def test_deletion_removes_all_files_and_is_rejected_while_the_encoder_is_in_use(
     assert client.get("/encoders/mine").status_code == 404
 
 
-def test_a_folder_in_the_working_directory_is_not_an_encoder(
+def test_a_folder_in_the_working_directory_is_not_mistaken_for_an_encoder(
     client: httpx.Client, root: str, scan: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(root, "mine")

@@ -203,7 +203,7 @@ def test_encoders_of_other_projects_are_not_deleted(engine: Engine, store: Encod
 
 
 @pytest.mark.parametrize("value", ["e", "{root}/encoders/e", "file://{root}/encoders/e/encoder.safetensors"])
-def test_an_active_job_protects_the_encoder_that_it_names_in_any_form(
+def test_an_active_job_protects_an_encoder_referenced_in_any_form(
     engine: Engine, store: EncoderStore, value: str
 ) -> None:
     index_encoder(engine, "e", "video")

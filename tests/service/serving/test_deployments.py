@@ -1,4 +1,4 @@
-"""The deployer with a fake Serve; tests/flows covers a real one."""
+"""Tests for the deployer with a fake Ray Serve; tests/flows uses a real one."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class FakeServe:
 
 
 class DeployerFixture:
-    """A deployer on a fake Serve, with encoders published below a local root."""
+    """A deployer on a fake Serve, with encoders published under a local root."""
 
     def __init__(self, engine: Engine, root: Path) -> None:
         self.root = root
@@ -108,7 +108,7 @@ def test_deployments_are_applied_once_and_removed_when_deleted(fixture: Deployer
         assert (deletion.kind, deletion.object_id, deletion.actor) == ("deployment", "one", "alice")
 
 
-def test_a_deployment_stored_before_its_bounds_had_an_order_is_still_applied(fixture: DeployerFixture) -> None:
+def test_a_stored_deployment_with_a_minimum_above_its_maximum_is_still_applied(fixture: DeployerFixture) -> None:
     fixture.publish("a")
     fixture.put("one", "a", settings={"replicas": {"min": 3, "max": 1}})
     fixture.deployer.step()
@@ -125,7 +125,7 @@ def test_a_withdrawn_candidate_is_removed_from_the_replicas(fixture: DeployerFix
     assert fixture.serve.deployed("one")["user_config"] == fixture.urls(main="a")
 
 
-def test_deployments_are_reapplied_and_other_applications_are_kept(
+def test_deployments_are_reapplied_and_other_applications_are_unchanged(
     fixture: DeployerFixture,
 ) -> None:
     fixture.publish("a")
@@ -184,7 +184,7 @@ def test_a_deployment_name_belongs_to_one_project(fixture: DeployerFixture) -> N
     assert fixture.store.find_serving("b", None) is None
 
 
-def test_running_replicas_and_at_least_the_minimum_reserve_cpus_and_gpus(fixture: DeployerFixture) -> None:
+def test_a_deployment_reserves_resources_for_at_least_its_minimum_replicas(fixture: DeployerFixture) -> None:
     fixture.publish("a")
     settings = {"replicas": {"min": 2, "max": 1000}, "cpus": 0.5, "gpus": 1}
     fixture.put("one", "a", settings=settings)
@@ -200,7 +200,7 @@ def test_running_replicas_and_at_least_the_minimum_reserve_cpus_and_gpus(fixture
     assert reserved() == Usage(1.0, 2.0)
 
 
-def test_a_deployment_that_does_not_fit_is_refused_with_the_numbers(fixture: DeployerFixture) -> None:
+def test_a_deployment_that_does_not_fit_is_rejected_with_the_available_resources(fixture: DeployerFixture) -> None:
     capacity = Capacity(8.0, 4.0, 1e9)
 
     def check(name: str, **settings: Any) -> None:
@@ -222,7 +222,7 @@ def test_a_deployment_that_does_not_fit_is_refused_with_the_numbers(fixture: Dep
         check("idle", gpus=4, replicas={"min": 0, "max": 1})
 
 
-def test_a_deployment_whose_new_encoder_cannot_be_loaded_says_why(fixture: DeployerFixture) -> None:
+def test_a_deployment_whose_new_encoder_cannot_be_loaded_reports_why(fixture: DeployerFixture) -> None:
     fixture.publish("a", "b")
     fixture.put("one", "a")
     fixture.deployer.step()

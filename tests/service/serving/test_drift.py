@@ -1,4 +1,4 @@
-"""Drift statistics on synthetic embeddings."""
+"""Tests for drift statistics on synthetic embeddings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def pairs(count: int, width: int = 8) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
 
 
-def test_an_encoder_does_not_drift_from_itself_scaled_or_rotated() -> None:
+def test_scaling_or_rotating_embeddings_causes_no_drift() -> None:
     vectors = pairs(40)
     rotated = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0].astype(np.float32)
     for other, cosine in ((vectors, 1.0), (vectors * 3, 1.0), (vectors @ rotated, None)):
@@ -25,7 +25,7 @@ def test_an_encoder_does_not_drift_from_itself_scaled_or_rotated() -> None:
             assert found["cosine_min"] == pytest.approx(cosine, abs=1e-5)
 
 
-def test_random_vectors_keep_neighbours_at_chance_level() -> None:
+def test_random_vectors_share_neighbours_at_chance_level() -> None:
     drift = Drift()
     for one, two in zip(pairs(200), np.random.default_rng(2).normal(size=(200, 8)), strict=True):
         drift.add(one, two)

@@ -1,4 +1,4 @@
-"""Replies of replicas as HTTP responses, with a fake Ray Serve; tests/flows covers a real one."""
+"""Tests for converting replica replies to HTTP responses, with a fake Ray Serve; tests/flows uses a real one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ServeReply = Callable[[httpx.Request], httpx.Response]
 
 
 class OneDeployment:
-    """Lookup of deployments that finds one, `images`."""
+    """Deployment lookup that finds only `images`."""
 
     def __init__(self) -> None:
         self._deployment = new_deployment(
@@ -38,7 +38,7 @@ class OneDeployment:
 
 
 class GatewayFixture:
-    """A gateway behind a route; `reply` is what Ray Serve returns."""
+    """A gateway behind a route; `reply` returns Ray Serve's response."""
 
     def __init__(self) -> None:
         self.reply: ServeReply = lambda _: httpx.Response(200, content=pack({"encoder": "first", "items": []}))
@@ -73,13 +73,13 @@ def fixture() -> GatewayFixture:
     return GatewayFixture()
 
 
-def test_a_reply_is_passed_on(fixture: GatewayFixture) -> None:
+def test_a_reply_is_forwarded(fixture: GatewayFixture) -> None:
     response = fixture.client.post("/images")
     assert (response.status_code, response.json()) == (200, {"encoder": "first"})
     assert fixture.count("ok") == 1
 
 
-def test_lookups_are_cached_for_a_while_also_of_names_without_a_deployment(
+def test_lookups_are_cached_briefly_even_for_names_without_a_deployment(
     fixture: GatewayFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
@@ -104,7 +104,7 @@ def test_lookups_are_cached_for_a_while_also_of_names_without_a_deployment(
     ],
     ids=lambda value: value.code if isinstance(value, Refusal) else None,
 )
-def test_a_refusal_of_a_replica_is_the_response(
+def test_a_refusal_by_a_replica_is_returned_as_problem_details(
     fixture: GatewayFixture, refusal: Refusal, status: int, retry_after: str | None, members: dict[str, Any]
 ) -> None:
     fixture.reply = lambda _: httpx.Response(status, content=pack_refusal(refusal))
@@ -144,7 +144,7 @@ def test_a_refusal_of_a_replica_is_the_response(
     ],
     ids=["not loaded", "unknown code", "Serve itself"],
 )
-def test_a_replica_that_cannot_serve_is_an_outage_and_is_retried_if_it_failed(
+def test_a_replica_that_cannot_serve_is_reported_and_retried_only_if_it_failed(
     fixture: GatewayFixture, reply: ServeReply, detail: str, requests: int
 ) -> None:
     fixture.reply = reply
@@ -154,7 +154,7 @@ def test_a_replica_that_cannot_serve_is_an_outage_and_is_retried_if_it_failed(
     assert fixture.requests == requests
 
 
-def test_transport_failures_are_refusals(fixture: GatewayFixture) -> None:
+def test_a_timeout_returns_504_and_a_connection_failure_503(fixture: GatewayFixture) -> None:
     def fail(error: Exception) -> ServeReply:
         def raise_error(_: httpx.Request) -> httpx.Response:
             raise error
@@ -170,7 +170,7 @@ def test_transport_failures_are_refusals(fixture: GatewayFixture) -> None:
     assert response.json()["detail"] == "images: Ray Serve does not respond (ConnectError)"
 
 
-def test_an_encoder_without_a_deployment_is_not_deployed(fixture: GatewayFixture) -> None:
+def test_an_encoder_without_a_deployment_is_reported_as_not_deployed(fixture: GatewayFixture) -> None:
     response = fixture.client.post("/other")
     assert (response.status_code, response.json()["code"]) == (409, "encoder_not_deployed")
     assert "retry-after" not in response.headers
@@ -178,7 +178,7 @@ def test_an_encoder_without_a_deployment_is_not_deployed(fixture: GatewayFixture
     assert fixture.requests == 0
 
 
-def test_a_caller_who_leaves_cancels_the_request_and_is_neither_an_error_nor_a_failure(fixture: GatewayFixture) -> None:
+def test_a_disconnect_cancels_the_request_and_is_not_counted_as_a_failure(fixture: GatewayFixture) -> None:
     cancelled = False
 
     async def wait(*_: Any) -> Any:
@@ -204,7 +204,7 @@ def test_a_caller_who_leaves_cancels_the_request_and_is_neither_an_error_nor_a_f
     assert (fixture.count("caller_gone"), fixture.count("failed")) == (1, None)
 
 
-def test_a_replica_learns_whether_its_reply_becomes_json(fixture: GatewayFixture) -> None:
+def test_a_request_to_a_replica_states_whether_the_reply_becomes_json(fixture: GatewayFixture) -> None:
     async def infer(as_json: bool) -> None:
         async def receive() -> Any:
             return await asyncio.Event().wait()

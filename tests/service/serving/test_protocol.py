@@ -1,4 +1,4 @@
-"""Properties of the message format between the gateway and replicas."""
+"""Tests for the message format used between the gateway and replicas."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_unpack_restores_what_pack_serialized(items: list[dict[str, Any]]) -> No
 
 
 @given(st.binary())
-def test_arbitrary_bytes_are_a_message_or_raise_value_error(data: bytes) -> None:
+def test_arbitrary_bytes_are_unpacked_or_raise_value_error(data: bytes) -> None:
     with contextlib.suppress(ValueError):
         assert isinstance(unpack(data), dict)
 
@@ -43,7 +43,7 @@ def test_unsupported_values_are_rejected() -> None:
     st.none() | st.integers(0, 255),
     st.none() | st.floats(0, 60),
 )
-def test_a_refusal_crosses_the_wire_unchanged(
+def test_a_refusal_is_unchanged_by_a_round_trip(
     code: RefusalCode, message: str, index: int | None, retry_after: float | None
 ) -> None:
     sent = Refusal(code, message, index, retry_after)
@@ -52,7 +52,7 @@ def test_a_refusal_crosses_the_wire_unchanged(
     assert (received.code, received.message, received.extra) == (sent.code, sent.message, sent.extra)
 
 
-def test_a_reply_with_items_is_not_a_refusal_and_an_unknown_code_is_an_outage() -> None:
+def test_only_errors_are_refusals_and_an_unknown_code_is_an_outage() -> None:
     assert refusal_in({"encoder": "a", "items": []}) is None
     unknown = refusal_in({"error": "of another version"})
     assert unknown is not None

@@ -1,4 +1,4 @@
-"""Parsing of inference requests, through a real HTTP stack and without a replica."""
+"""Tests for parsing inference requests, through a real HTTP stack and without a replica."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_options_are_parsed_identically_from_a_query_a_form_and_json(client: Tes
         ({"json": {"input": {"base64": "eA=="}, "seed": -1}}, 422, "#/seed"),
     ],
 )
-def test_the_error_of_an_invalid_request_contains_the_field(
+def test_the_error_for_an_invalid_request_contains_the_field(
     client: TestClient, case: dict[str, Any], status: int, pointer: str | None
 ) -> None:
     response = client.post("/read", **case)

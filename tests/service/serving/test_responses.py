@@ -1,4 +1,4 @@
-"""Rendering of replies as NumPy arrays and JSON."""
+"""Tests for rendering replies as NumPy arrays and JSON."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def rendered(options: RequestOptions, media_type: str | None) -> Any:
     ],
     ids=["embedding", "tokens", "layers"],
 )
-def test_a_npy_file_holds_what_was_requested_of_each_item(options: RequestOptions, expected: Any) -> None:
+def test_an_npy_file_contains_the_requested_output_for_each_item(options: RequestOptions, expected: Any) -> None:
     array = np.load(io.BytesIO(rendered(options, NUMPY)), allow_pickle=False)
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, expected)
 
 
-def test_a_npy_file_cannot_hold_both_tokens_and_layers() -> None:
+def test_an_npy_file_cannot_contain_both_tokens_and_layers() -> None:
     check_array(RequestOptions(tokens="patch"))
     check_array(RequestOptions(layers=[1]))
     with pytest.raises(Refusal, match="holds one array; request either tokens or layers"):
         check_array(RequestOptions(tokens="patch", layers=[1]))
 
 
-def test_json_holds_everything_in_order() -> None:
+def test_json_contains_all_outputs_in_order() -> None:
     body = json.loads(rendered(RequestOptions(tokens="patch", layers=[1, 2]), None))
     assert [item["index"] for item in body["data"]] == [0, 1]
     assert body["data"][1]["tokens"] == ITEMS[1]["tokens"].tolist()

@@ -1,4 +1,4 @@
-"""The deployment routes: concurrent changes, conditional changes and validation, on SQLite and PostgreSQL."""
+"""Tests for the deployment routes: concurrent changes, conditional changes and validation, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_concurrent_puts_and_deletes_never_fail_with_an_internal_error(client: T
         assert {response.status_code for response in at_once(9, send)} <= {202, 204, 404}
 
 
-def test_of_concurrent_changes_of_one_version_only_one_succeeds(client: TestClient) -> None:
+def test_only_one_of_several_concurrent_changes_to_a_version_succeeds(client: TestClient) -> None:
     tag = client.put(URL, json={"encoder": "a"}).headers["etag"]
     responses = at_once(8, lambda n: client.put(URL, json={"encoder": "b"}, headers={"If-Match": tag}))
     assert Counter(response.status_code for response in responses) == {202: 1, 412: 7}
@@ -64,7 +64,7 @@ def test_of_concurrent_changes_of_one_version_only_one_succeeds(client: TestClie
     assert (problem["code"], problem["current"]) == ("precondition_failed", client.get(URL).headers["etag"])
 
 
-def test_an_outdated_tag_prevents_a_change_and_a_deletion_and_a_missing_deployment_matches_none(
+def test_an_outdated_tag_prevents_changes_and_deletions(
     client: TestClient,
 ) -> None:
     assert client.put(URL, json={"encoder": "a"}, headers={"If-Match": "*"}).status_code == 412
@@ -85,7 +85,7 @@ def test_an_outdated_tag_prevents_a_change_and_a_deletion_and_a_missing_deployme
 INFEASIBLE: list[tuple[dict[str, Any], str, str]] = [
     ({"replicas": {"min": 3, "max": 1}}, "#/replicas", "replicas.min=3 must not be above replicas.max=1"),
     ({"replicas": {"min": 2}}, "#/replicas", "raise max or lower min"),
-    ({"gpus": 1.5}, "#/gpus", "gpus=1.5 must be a whole number above 1"),
+    ({"gpus": 1.5}, "#/gpus", "gpus=1.5 must be a whole number if above 1"),
     ({"gpus": 1e-6}, "#/gpus", "gpus=1e-06 must be 0 or at least 0.01"),
     ({"cpus": 0.001}, "#/cpus", "cpus=0.001 must be 0 or at least 0.01"),
     ({"share": 1.5}, "#/share", "less than or equal to 1"),
@@ -98,7 +98,7 @@ INFEASIBLE: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_settings_that_cannot_be_deployed_are_rejected_with_the_rule(client: TestClient) -> None:
+def test_infeasible_settings_are_rejected_with_the_rule(client: TestClient) -> None:
     for settings, pointer, rule in INFEASIBLE:
         response = client.put(URL, json={"encoder": "a", **settings})
         assert (response.status_code, response.json()["code"]) == (422, "request_invalid"), settings

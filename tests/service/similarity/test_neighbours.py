@@ -1,4 +1,4 @@
-"""Tests for nearest-neighbour search: results match plain NumPy, and the routes, clients and command agree."""
+"""Tests for nearest-neighbour search: results match plain NumPy, and routes, clients and the command agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls to a dependency that hangs end, and leave the threads of other requests alone."""
+"""Tests that calls to a hung dependency end, and do not occupy the threads of other requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ THREADS = 3
 
 @pytest.fixture
 def hang() -> Iterator[threading.Event]:
-    """An event that is set at the end, so that functions which wait for it return."""
+    """An event that is set on teardown, so that functions waiting for it return."""
     event = threading.Event()
     yield event
     event.set()
@@ -28,7 +28,7 @@ def calls(hang: threading.Event) -> BoundedCalls:
     return BoundedCalls("storage root", THREADS, TIMEOUT_S, StorageUnavailable)
 
 
-def test_the_result_or_error_of_a_call_is_that_of_its_function(calls: BoundedCalls) -> None:
+def test_a_call_returns_the_result_or_raises_the_error_of_its_function(calls: BoundedCalls) -> None:
     def fail() -> None:
         raise TimeoutError("of the function")
 
@@ -40,7 +40,7 @@ def test_the_result_or_error_of_a_call_is_that_of_its_function(calls: BoundedCal
         calls.run_from_thread(fail)
 
 
-def test_a_call_that_hangs_is_abandoned_and_those_after_it_are_rejected_until_a_thread_is_free(
+def test_a_hung_call_is_abandoned_and_later_calls_are_rejected_until_a_thread_is_free(
     calls: BoundedCalls, hang: threading.Event
 ) -> None:
     started = threading.Semaphore(0)
@@ -52,7 +52,7 @@ def test_a_call_that_hangs_is_abandoned_and_those_after_it_are_rejected_until_a_
     async def fail(times: int) -> None:
         for error in await asyncio.gather(*(calls.run(wait) for _ in range(times)), return_exceptions=True):
             assert isinstance(error, StorageUnavailable)
-            assert "storage root does not respond within 0.1 s" in error.message
+            assert "storage root did not respond within 0.1 s" in error.message
 
     asyncio.run(fail(4 * THREADS))
     for _ in range(THREADS):
@@ -79,7 +79,7 @@ def test_a_call_that_makes_progress_may_take_longer_than_the_timeout(calls: Boun
     assert calls.run_from_thread(read_many_files) == 6
 
 
-def test_an_iterator_is_read_in_order_and_its_outage_ends_it(calls: BoundedCalls, hang: threading.Event) -> None:
+def test_an_iterator_yields_items_in_order_until_an_outage_ends_it(calls: BoundedCalls, hang: threading.Event) -> None:
     def items() -> Iterator[int]:
         yield from (1, 2)
         hang.wait(60)
@@ -94,7 +94,7 @@ def test_an_iterator_is_read_in_order_and_its_outage_ends_it(calls: BoundedCalls
     assert found == [1, 2]
 
 
-def test_of_many_calls_those_that_hang_cost_one_timeout_together(calls: BoundedCalls, hang: threading.Event) -> None:
+def test_concurrent_hung_calls_cost_one_timeout_in_total(calls: BoundedCalls, hang: threading.Event) -> None:
     def read(number: int) -> int:
         if number == 1:
             hang.wait(60)

@@ -1,4 +1,4 @@
-"""Error codes, their statuses, and refusals that cross processes."""
+"""Tests for error codes and their statuses, and for passing refusals between processes."""
 
 from __future__ import annotations
 

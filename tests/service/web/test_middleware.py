@@ -1,4 +1,4 @@
-"""Request ids in responses, errors and the access log; the access log's lines."""
+"""Tests for the access log, and for request IDs in responses, errors and the access log."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def client(sqlite_engine: Engine, tmp_path: Path) -> TestClient:
     return TestClient(create_app(Settings(data_dir=tmp_path, storage=str(tmp_path)), engine=sqlite_engine))
 
 
-def test_a_well_formed_request_id_is_kept_in_the_response_the_error_and_the_access_log(
+def test_a_well_formed_request_id_appears_in_responses_errors_and_the_access_log(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.handler.addFilter(CorrelationIdFilter())
@@ -51,7 +51,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "service.access"]
 
 
-def test_a_path_cannot_start_a_line_of_the_access_log(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_path_cannot_forge_a_line_in_the_access_log(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "service.access"):
         client.get("/v1/nope%0AERROR%20all%20jobs%20are%20lost%E2%80%A8")
         client.get("/v1/" + "x" * 5000)
@@ -61,7 +61,7 @@ def test_a_path_cannot_start_a_line_of_the_access_log(client: TestClient, caplog
 
 
 def send_request(path: str, body: bytes = b"", leaves: bool = True) -> list[Any]:
-    """Send a request with the first half of a body and close the connection; return the messages of the response."""
+    """Send a request with the first half of a body, then disconnect; return the response messages."""
     app, sent = FastAPI(), list[Any]()
 
     @app.get("/slow")
@@ -112,7 +112,7 @@ def send_request(path: str, body: bytes = b"", leaves: bool = True) -> list[Any]
 
 
 @pytest.mark.parametrize("path", ["/slow", "/waits", "/cancelled", "/broken"])
-def test_a_caller_who_leaves_before_the_response_is_one_line_with_499(
+def test_a_disconnect_before_the_response_is_logged_once_with_status_499(
     caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -121,14 +121,14 @@ def test_a_caller_who_leaves_before_the_response_is_one_line_with_499(
     assert re.fullmatch(rf"GET {path} 499 [\d.]+ ms", line)
 
 
-def test_a_caller_who_leaves_while_sending_its_body_is_one_line_with_499(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disconnect_while_sending_the_body_is_logged_once_with_status_499(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         send_request("/body", b"half")
     (line,) = logged(caplog)
     assert line.startswith("POST /body 499 ")
 
 
-def test_other_requests_are_logged_with_their_status_and_an_error_stays_an_error(
+def test_other_requests_are_logged_with_their_status_and_errors_with_500(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO):

@@ -54,8 +54,8 @@ def test_the_schema_is_openapi_3_1_with_examples_descriptions_and_problem_detail
                 assert parameter.get("description"), (method, path, parameter["name"])
 
 
-def test_every_number_of_a_request_has_bounds(sqlite_engine: Engine, tmp_path: Path) -> None:
-    """A number without bounds can be absurd. Those of configs are checked by `service.jobs.config_bounds`."""
+def test_every_number_in_a_request_has_bounds(sqlite_engine: Engine, tmp_path: Path) -> None:
+    """Numbers in configs are exempt, because `service.jobs.config_bounds` checks them."""
     app = create_app(Settings(storage=str(tmp_path), data_dir=tmp_path), engine=sqlite_engine, cluster=FakeCluster())
     document = app.openapi()
     schemas, unbounded = document["components"]["schemas"], list[str]()

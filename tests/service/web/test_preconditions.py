@@ -1,4 +1,4 @@
-"""Conditional changes with `If-Match`."""
+"""Tests for conditional changes with `If-Match`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits on request bodies: sizes, JSON values, the budget of memory, and connections that stall or are closed."""
+"""Tests for limits on request bodies: size, JSON values, the memory budget, and connections that stall or close."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class BodiesFixture:
         self.client = TestClient(self.app)
 
     def send(self, messages: Iterable[dict[str, Any]], headers: dict[str, str]) -> list[Any]:
-        """Send a request for /files in these messages; return the messages of the response and those left unread."""
+        """Send a request to /files as these ASGI messages; return the response messages and a list of unread ones."""
         pending, sent = list(messages), list[Any]()
 
         async def receive() -> Any:
@@ -68,7 +68,7 @@ def body_part(size: int, more: bool = True) -> dict[str, Any]:
     return {"type": "http.request", "body": b"x" * size, "more_body": more}
 
 
-def test_a_body_reaches_the_route_in_parts_of_bounded_number() -> None:
+def test_a_body_reaches_the_route_in_a_bounded_number_of_parts() -> None:
     fixture = BodiesFixture()
     parts = [body_part(1000)] * 599 + [body_part(1000, more=False)]
     assert fixture.send(parts, {"Transfer-Encoding": "chunked"})[0]["status"] == 200
@@ -89,7 +89,7 @@ def test_a_body_above_the_limit_of_its_path_is_rejected(chunked: bool) -> None:
     assert fixture.budget.used == 0
 
 
-def test_bodies_beyond_the_budget_are_rejected_until_others_end() -> None:
+def test_bodies_beyond_the_budget_are_rejected_until_other_requests_end() -> None:
     fixture = BodiesFixture(budget=FILES_LIMIT)
     fixture.budget.reserve(1000)
     for content in (b"x" * (FILES_LIMIT - 999), iter([b"x" * (FILES_LIMIT - 999)])):
@@ -118,7 +118,7 @@ def test_a_reply_counts_against_the_budget_until_the_request_ends() -> None:
     assert fixture.budget.used == 0
 
 
-def test_a_json_body_has_a_bounded_number_of_values() -> None:
+def test_the_number_of_values_in_a_json_body_is_limited() -> None:
     fixture = BodiesFixture()
     fits = b"[" + b"1," * MAX_JSON_VALUES + b"1]"
     assert fixture.client.post("/files", content=fits, headers=JSON).status_code == 200
@@ -148,7 +148,7 @@ def test_a_body_that_stops_arriving_times_out(monkeypatch: pytest.MonkeyPatch) -
     assert fixture.budget.used == 0
 
 
-def test_a_caller_who_leaves_releases_its_reservation_and_gets_no_response() -> None:
+def test_a_disconnected_caller_releases_its_reservation_and_gets_no_response() -> None:
     fixture = BodiesFixture()
     sent = fixture.send([body_part(5), {"type": "http.disconnect"}], {"Content-Length": "20"})
     assert sent == [[]]
@@ -165,7 +165,7 @@ def test_large_values_are_processed_in_a_thread() -> None:
     assert large != small
 
 
-def test_a_large_json_body_is_parsed_in_a_thread_and_errors_stay_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_json_body_is_parsed_in_a_thread_with_the_same_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = []
 
     def loads(body: bytes) -> Any:

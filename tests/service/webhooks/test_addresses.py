@@ -126,7 +126,7 @@ def test_no_url_causes_an_internal_error(text: str) -> None:
 
 
 class Authority(NamedTuple):
-    """TLS contexts of a server and a client."""
+    """TLS contexts for a server and a client."""
 
     server: ssl.SSLContext
     client: ssl.SSLContext

@@ -115,7 +115,7 @@ def test_a_receiver_that_never_completes_its_response_times_out(
     assert "no response" in row.answer or "Timeout" in row.answer
 
 
-def test_an_unreachable_receiver_does_not_block_the_others(
+def test_an_unreachable_receiver_does_not_block_other_receivers(
     engine: Engine, receiver: Receiver, clock: SettableClock
 ) -> None:
     with serving(Receiver()) as closed:
@@ -166,7 +166,7 @@ def test_a_sender_that_dies_mid_delivery_counts_as_an_attempt(
     assert (row.state, row.tries) == ("taken", 2)
 
 
-def test_a_delivery_is_given_up_if_the_sender_dies_during_the_last_attempt(
+def test_a_delivery_is_abandoned_if_the_sender_dies_during_the_last_attempt(
     engine: Engine, clock: SettableClock
 ) -> None:
     add_webhook(engine, "https://a.example.com")

@@ -1,4 +1,4 @@
-"""A browser without scripts: a client of the console that keeps cookies and sends forms with their CSRF token."""
+"""A client for the console that, like a browser without scripts, stores cookies and sends forms with CSRF tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.auth.sessions import csrf_token
 
 
 class ConsoleClient(TestClient):
-    """A test client with a session of the console."""
+    """A test client with a console session."""
 
     def sign_in(self, key: str) -> httpx.Response:
         return self.post("/console/sign-in", data={"key": key.removeprefix("Bearer ")})

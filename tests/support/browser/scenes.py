@@ -34,7 +34,7 @@ DEPLOYMENT = "digits"
 
 
 def populate(engine: Engine, root: str) -> None:
-    """Fill a database and a storage root, before a service uses them."""
+    """Fill a database and a storage root before a service uses them."""
     store = JobStore(engine)
     now = time.time()
     job = add_job(

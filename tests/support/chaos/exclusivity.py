@@ -1,4 +1,4 @@
-"""Watch whether a job ever runs twice at once, by its lease, its programs and its training workers."""
+"""Detect jobs that run twice at the same time, by their leases, programs and training workers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ExclusivityObserver:
             self._check_processes(list(psutil.process_iter()))
 
     def _check_leases(self) -> None:
-        """A lease may change hands only when its holder is dead or has released it."""
+        """Report leases whose holder has changed although the previous holder is alive."""
         for file in self._storage.glob("runs/*/lease.json"):
             try:
                 entry = json.loads(file.read_text())
@@ -54,7 +54,7 @@ class ExclusivityObserver:
             self._holders[run] = holder
 
     def _check_processes(self, processes: list[psutil.Process]) -> None:
-        """A job has one program, and one training worker that decodes: the campaign's jobs train with one worker."""
+        """Report jobs with several programs or training workers. Every job in the campaign trains with one worker."""
         programs, workers = defaultdict[str, set[int]](set), defaultdict[str, set[int]](set)
         for process in processes:
             if has_role("program", process) and (job := job_of(process)):

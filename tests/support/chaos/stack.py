@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class SupervisedStack:
-    """A stack with its own data directory and storage root, and a thread that starts the parts that have died."""
+    """A stack with its own data directory and storage root, and a thread that restarts parts that have died."""
 
     def __init__(self, folder: Path, cpus: int) -> None:
         self.storage, self.restarts = folder / "storage", dict.fromkeys(PARTS, 0)

@@ -1,4 +1,4 @@
-"""Find the processes of a stack by their role, and the job that a training process works for."""
+"""Find a stack's processes by role, and the job that a training process belongs to."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ assert MATCHES.keys() == set(ROLES)
 
 
 def with_role(role: Role, processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Return the processes with a role, by pid. Decoders are those of jobs, not those of replicas."""
+    """Return the processes with a role, in order of PID. Includes decoders of jobs, but not decoders of replicas."""
     found = [process for process in processes if has_role(role, process)]
     if role == "decoder":
         found = [process for process in found if job_of(process)]
@@ -56,7 +56,7 @@ def has_role(role: Role, process: psutil.Process) -> bool:
 
 
 def job_of(process: psutil.Process) -> str | None:
-    """Return the job that a process works for, or None if it cannot be told from its environment."""
+    """Return the job ID in a process's environment, or None if it has none or cannot be read."""
     try:
         job: str | None = process.environ().get(JOB)
     except (psutil.Error, OSError):
@@ -65,7 +65,7 @@ def job_of(process: psutil.Process) -> str | None:
 
 
 def training_worker_of(decoder: psutil.Process) -> psutil.Process | None:
-    """Return the living training worker for which a decoder reads."""
+    """Return the running training worker that started a decoder, or None."""
     try:
         return next((parent for parent in decoder.parents() if has_role("worker", parent)), None)
     except psutil.Error:

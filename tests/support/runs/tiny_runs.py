@@ -107,8 +107,8 @@ class KilledAtPoll(NullHooks):
 def train_in_processes(config: RunConfig, world: int, work: Work = work, killed_at_poll: int | None = None) -> str:
     """Train with `world` gloo processes, without Ray or `launch`, and return the run folder.
 
-    Tests compare other launchers with the result. With `killed_at_poll`, the last rank is killed at that poll of
-    `stop_requested`, and the other ranks then fail too.
+    The result is the reference for tests of other launchers. With `killed_at_poll`, the last rank is killed at that
+    poll of `stop_requested`, and the other ranks then fail too.
     """
     assert config.storage is not None
     assert config.name is not None

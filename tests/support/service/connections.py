@@ -1,4 +1,4 @@
-"""Refuse network connections, so that a test which would dial a forbidden address fails without dialling it."""
+"""Refuse network connections, so that tests can detect connection attempts without making a real connection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _installed = False
 
 @contextmanager
 def refused_connections() -> Iterator[list[str]]:
-    """Refuse connections and lookups of this process; yield the list of those that were attempted."""
+    """Refuse connections and DNS lookups made by this process; yield the list of attempts."""
     global _refused, _installed
     if not _installed:
         sys.addaudithook(_refuse)  # cannot be removed, so it is active only while the list exists

@@ -1,4 +1,4 @@
-"""A service that rejects requests, breaks streams and sends unexpected responses, and clients that retry at once."""
+"""A service that rejects requests, breaks streams and sends unexpected responses; clients that retry immediately."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RecordedRequest(NamedTuple):
 
 
 class FailingServer:
-    """A minimal service. `faults` are returned to the next requests, one each, instead of a response."""
+    """A minimal service. Each of the next requests gets one of the `faults` instead of a response."""
 
     def __init__(self) -> None:
         self.faults: list[int | str] = []
@@ -79,7 +79,7 @@ class FailingServer:
         return job(job_id, state=state, attempt=self.attempt)
 
     def _stream(self, request: Request, pieces: list[tuple[int, bytes]], after: int) -> StreamingResponse:
-        """Stream two events and half of a third, then break the connection; complete the last two."""
+        """Stream two and a half events, then break the connection; the last two events are streamed in full."""
 
         async def body() -> AsyncIterator[bytes]:
             remaining = [piece for number, piece in pieces if number > after]

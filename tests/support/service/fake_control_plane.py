@@ -27,7 +27,7 @@ STORAGE_THREADS = 16
 class FakeControlPlane:
     """A job store, a fake cluster, and a clock that tests can advance.
 
-    Its lease and its calls to the storage root last long, since a busy machine may pause a test for many seconds.
+    The lease and the timeout for storage calls are long, because a busy machine may pause a test for many seconds.
     """
 
     storage_timeout_s = 300.0

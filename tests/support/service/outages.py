@@ -1,4 +1,4 @@
-"""Dependencies that accept requests and do not answer: a storage root that hangs, and a proxy that stops forwarding."""
+"""Dependencies that accept requests but never respond: a storage root that hangs, a proxy that stops forwarding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HANG_S = 60.0  # longer than any limit of the service
 
 
 class HangingStorage(LocalFileSystem):
-    """A local folder as `hanging://disk/path`, whose calls block while an outage lasts, and then fail."""
+    """A local folder served as `hanging://disk/path`. Calls block during an outage and fail when it ends."""
 
     protocol = "hanging"
     cachable = False
@@ -77,13 +77,13 @@ fsspec.register_implementation("hanging", HangingStorage, clobber=True)
 
 @contextmanager
 def black_hole() -> Iterator[int]:
-    """Listen on a port of this machine, and never answer. Yields the port."""
+    """Listen on a loopback port and never respond. Yields the port."""
     with socket.create_server(("127.0.0.1", 0), backlog=512) as server:
         yield server.getsockname()[1]
 
 
 class StallingProxy:
-    """Forwards connections to a TCP port or Unix socket, until it is told to swallow everything."""
+    """Forwards connections to a TCP port or Unix socket, except during an outage."""
 
     def __init__(self, target: int | str) -> None:
         self._target = target
@@ -104,7 +104,7 @@ class StallingProxy:
 
     @contextmanager
     def outage(self) -> Iterator[None]:
-        """Forward nothing: connections are accepted and stay open, and nobody answers."""
+        """Stop forwarding: connections are accepted and stay open, but receive no response."""
         self._forwards.clear()
         try:
             yield

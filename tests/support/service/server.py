@@ -1,4 +1,4 @@
-"""The application, served on a real loopback port, with a reconciler. By default jobs succeed immediately."""
+"""Serve the application with a reconciler on a real loopback port. By default, jobs succeed immediately."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Server(NamedTuple):
 def serve_app(app: Any, **options: Any) -> Iterator[str]:
     """Serve an ASGI app from a thread; yield its URL. Connections wait until the server accepts them.
 
-    `options` are passed to uvicorn. The server ends without waiting for open connections.
+    `options` are passed to uvicorn. The server stops without waiting for open connections.
     """
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", **options))

@@ -78,7 +78,7 @@ def test_the_runner_up_is_reported_if_the_baseline_is_best() -> None:
     assert "is 2.0 points behind, 95 % interval +1.8 to +2.2" in found
 
 
-def test_differences_use_the_highest_rung_that_both_reached() -> None:
+def test_differences_use_the_highest_rung_that_both_trials_reached() -> None:
     records = [
         trial(0, ratios(0.75, 0.5), [rung(1 / 9, [60.0, 61.0])], "stopped", baseline=True),
         trial(1, ratios(0.75, 0.25), [rung(1 / 9, [62.0, 64.0]), rung(1 / 3, [70.0, 71.0]), rung(1.0, [80.0, 81.0])]),
@@ -145,7 +145,7 @@ def test_there_is_no_ratio_map_if_the_ratios_do_not_vary() -> None:
 
 
 @given(st.lists(st.floats(0, 0.99), min_size=1, max_size=60))
-def test_bins_keep_the_order_of_values_and_0_has_its_own_bin(values: list[float]) -> None:
+def test_bins_preserve_the_order_of_values_and_zero_has_a_separate_bin(values: list[float]) -> None:
     labels, places = bins(values)
     assert set(places) == set(values)
     assert [places[value] for value in sorted(values)] == sorted(places[value] for value in values)

@@ -1,4 +1,4 @@
-"""Tests for the text and files of a report on synthetic ledgers: page.py, verdict.py, plots/ and formatting.py."""
+"""Tests for the text and files of reports on synthetic ledgers (page.py, verdict.py, plots/ and formatting.py)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def memory() -> str:
 
 
 def three(*scores: float) -> list:  # type: ignore[type-arg]
-    """Return the rungs of one trial; the last has these scores, one per seed."""
+    """Return one trial's rungs; the last one has these scores, one per seed."""
     return [rung(NINTH, [50.0] * len(scores)), rung(THIRD, [60.0] * len(scores)), rung(1.0, scores)]
 
 

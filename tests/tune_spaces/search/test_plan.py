@@ -32,7 +32,7 @@ def scaled(**fields: Any) -> dict[str, Any]:
 
 
 def packed(config: SearchConfig, nodes: list[dict[str, float]], gpu: bool) -> int:
-    """Count the trials whose workers all fit, placing them one by one in Ray's resource unit of 1/10,000."""
+    """Count the trials whose workers all fit when placed one by one, in Ray's resource units of 1/10,000."""
     scaling = config.train.scaling
     need = round(Fraction(scaling.cpus_per_worker) * 10_000)
     free = [[round(node.get("CPU", 0) * 10_000), int(node.get("GPU", 0))] for node in nodes]
@@ -117,7 +117,7 @@ def test_a_plan_reports_that_fewer_trials_run_concurrently_than_requested() -> N
     assert "not enough resources" not in "".join(planned(ledgers.search(at_once=8)).lines())
 
 
-def test_having_fewer_trials_than_the_concurrency_limit_is_not_reported_as_a_lack_of_resources() -> None:
+def test_having_fewer_trials_than_concurrency_allows_causes_no_resource_warning() -> None:
     plan = planned(ledgers.search(at_once=20, budget={"trials": 3}))
     assert (plan.at_once, plan.lowered) == (3, False)
 
@@ -135,7 +135,7 @@ def test_an_infinite_space_is_limited_by_the_budget() -> None:
 
 
 def test_clip_counts_with_and_without_stopping_match_a_manual_calculation() -> None:
-    """All trials run the first 60 of 540 steps, a third runs 120 more and a ninth the remaining 360."""
+    """All trials run the first 60 of 540 steps, a third run 120 more, and a ninth run the remaining 360."""
     fields: dict[str, Any] = {"seeds": 2, "budget": {"trials": 10}, "first_rung": 1 / 9}
     clips = ledgers.search().train.clips_per_step
     stopped, whole = planned(ledgers.search(**fields)), planned(ledgers.search(**fields, stopping="none"))

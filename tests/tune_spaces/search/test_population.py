@@ -278,7 +278,7 @@ def population_config(folder: Path) -> SearchConfig:
 
 
 def run_with_kill(folder: Path, config: SearchConfig, killed_after: int) -> Sweep:
-    """Run a sweep in this process. After some rungs, kill it before the last one is written, and restart it."""
+    """Run a sweep in this process, kill it just before a given rung is written, and restart it."""
     root = str(folder)
     config, space = prepare_search(config.model_copy(update={"storage": root}), root, "live")
     sweep, rungs = Sweep(config, space, root, "live", NullProgress()), 0

@@ -295,7 +295,7 @@ def test_invalid_combinations_of_custom_dimensions_are_skipped(tmp_path: Path, a
 # TPE
 
 
-def test_a_point_is_proposed_for_two_objectives_after_the_budget_ended_a_trial(tmp_path: Path) -> None:
+def test_points_are_proposed_for_two_objectives_after_trials_stop_early_or_fail(tmp_path: Path) -> None:
     config, made = swept(algorithm="tpe", against="teacher_gflops", stopping="none", space=SMOOTH)
     history = ledger(tmp_path)
     run_trials(config, made, history, 10)

@@ -29,7 +29,7 @@ WITH_WEIGHTS = tiny_video_config().model_dump(mode="json")  # the demo's teacher
 
 
 class Clock:
-    """Fake of `time.time` and `time.monotonic` that the test advances."""
+    """Fake for `time.time` and `time.monotonic` that tests can advance."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -179,7 +179,7 @@ def test_a_rung_reported_twice_is_recorded_once(tmp_path: Path) -> None:
 # Restarts
 
 
-def test_interrupted_trials_resume_first_and_ended_ones_are_unchanged(tmp_path: Path) -> None:
+def test_interrupted_trials_resume_first_and_ended_trials_are_unchanged(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path, train=WITH_WEIGHTS)
     run_trial(sweep)
     running = [begin_trial(sweep), begin_trial(sweep)]
@@ -283,7 +283,7 @@ def test_the_budget_limits_hours_across_restarts(tmp_path: Path, clock: Clock) -
     assert again.next_trial() is None
 
 
-def test_the_hours_between_two_executions_of_a_sweep_are_not_counted(tmp_path: Path, clock: Clock) -> None:
+def test_the_hours_between_two_executions_do_not_count_towards_the_budget(tmp_path: Path, clock: Clock) -> None:
     sweep = open_sweep(tmp_path)
     begin_trial(sweep)
     clock.now += 100

@@ -50,7 +50,7 @@ def test_any_custom_width_gets_heads_that_divide_it(name: str, width: int) -> No
     assert config.generator_width % config.generator_heads == 0
 
 
-def test_a_custom_head_count_is_kept() -> None:
+def test_a_custom_head_count_is_preserved() -> None:
     space = Space({}, BASES["tiny video"])
     assert config_of(space, {"student.generator.width": 48, "student.generator.heads": 6}).generator_heads == 6
     with pytest.raises(ConfigError, match=r"student\.generator\.heads=5 must divide student\.generator\.width=48"):

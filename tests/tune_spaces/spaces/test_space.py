@@ -1,4 +1,4 @@
-"""Tests for spaces over every base config, including draft.py and parameter.py."""
+"""Tests for spaces built over every base config. Also covers draft.py and parameter.py."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_studies_cover_the_ablations_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("name", ["symmetric", "full view", "k400-vit-b"])
-def test_asymmetry_compares_three_teacher_ratios_regardless_of_the_base(name: str) -> None:
+def test_the_asymmetry_study_compares_three_teacher_ratios_regardless_of_the_base(name: str) -> None:
     space = space_of(name, study="asymmetry")
     asymmetric, symmetric, full = (
         config_of(space, {VARIANT: variant}) for variant in ("asymmetric", "symmetric", "full view")

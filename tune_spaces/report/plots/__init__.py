@@ -28,7 +28,7 @@ class Picture(NamedTuple):
 
 
 def pictures(sweep: SweepHistory) -> list[Picture]:
-    """Return the plots that are not empty, in the order in which they appear in the report."""
+    """Return the non-empty plots, in the order in which they appear in the report."""
     drawn = ((name, draw(sweep)) for name, draw in DRAWN.items())
     return [Picture(name, CAPTIONS[name], figure) for name, figure in drawn if figure is not None]
 

@@ -94,7 +94,7 @@ def _cost_panel(
 def _name_points(
     figure: Any, axes: Any, named: Sequence[tuple[float, float, str]], line: Sequence[tuple[float, float]]
 ) -> None:
-    """Label points where a label fits, clear of the line and other labels; earlier points take precedence."""
+    """Label points where a label fits without covering the line or other labels; earlier points take precedence."""
     figure.draw_without_rendering()
     frame, taken = axes.get_window_extent(), list[Any]()
     dots = [axes.transData.transform((x, y)) for x, y, _ in named]

@@ -1,1 +1,1 @@
-"""Fine-tuning of a classifier on a pre-trained encoder, with multi-view evaluation."""
+"""Fine-tuning a pre-trained encoder as a classifier, with multi-view evaluation."""

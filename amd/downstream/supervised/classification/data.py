@@ -1,6 +1,6 @@
-"""Labelled data of a fine-tuning run: opened, matched by class and checked before training.
+"""Labelled data for a fine-tuning run: open it, match classes and check everything before training.
 
-Errors are ConfigErrors that state the field, the rule and how to fix it. Builds no networks.
+Errors are ConfigErrors that state the field, the rule and how to fix it. Builds no models.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LabelledSplit(NamedTuple):
         return own if self.sets is None else f"{own}-{self.sets.digest()}"
 
     def targets(self, batch: Batch, classes: int) -> Tensor:
-        """Return class indices (B,), or zeros and ones (B, C) if multi-label."""
+        """Return class indices (B,), or multi-hot vectors (B, C) if multi-label."""
         return torch.from_numpy(self.truth(batch.records.numpy(), classes))
 
     def truth(self, records: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
@@ -72,7 +72,7 @@ def open_split(config: FinetuneConfig, field: str) -> LabelledSplit | None:
 
 
 def open_splits(config: FinetuneConfig) -> dict[str, LabelledSplit]:
-    """Open all data sets of the run, by field; class folders are matched by name with data.train."""
+    """Open the run's data sets, keyed by field; class folders are matched by name to those in data.train."""
     found = {field: open_split(config, field) for field in ("data.train", "data.val", "data.test")}
     splits = {field: split for field, split in found.items() if split is not None}
     train = splits["data.train"]
@@ -121,7 +121,7 @@ def check_splits(config: FinetuneConfig, splits: dict[str, LabelledSplit]) -> No
             first = split.manifest[int(unlabelled[0])].name
             problems.append(
                 f"{split.field}={split.url}: {len(unlabelled)} samples have no label (first: {first}); "
-                "use one folder per class, or a list with lines `path label`, labels from 0"
+                "use one folder per class, or a list of `path label` lines, with labels starting at 0"
             )
     if problems:
         raise ConfigError(problems)
@@ -174,7 +174,7 @@ def _out_of_range(split: LabelledSplit, classes: int) -> list[str]:
 
 
 def _too_short(config: FinetuneConfig, split: LabelledSplit) -> list[str]:
-    """Report a data set whose samples all have fewer frames than a clip: every clip would repeat frames."""
+    """Report a data set whose samples are all shorter than a clip, so that every clip would repeat frames."""
     frames, manifest = config.clip.frames, split.manifest
     if frames == 1:
         return []

@@ -1,8 +1,8 @@
-"""Learner of fine-tuning runs: a classifier with batch augmentation, layer decay and an average of the weights.
+"""Learner for fine-tuning runs: a classifier with batch augmentation, layer decay and a moving average of the weights.
 
 Mixing uses the global generators of `random` and numpy, as timm does, seeded from (seed, step, rank) at every step: a
-resumed run is bit-identical on the same number of workers; on a different number, different pairs are mixed.
-Shapes: B clips of a micro-batch, T frames, H height, W width, C classes.
+resumed run is bit-identical with the same number of workers; with a different number, other pairs are mixed.
+Shapes: B clips in a micro-batch, T frames, H height, W width, C classes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def new_classifier(config: FinetuneConfig) -> Classifier:
 
 
 class Finetuner(SupervisedLearner[Classifier]):
-    """Classifier and optimizer of one rank."""
+    """Classifier and its optimizer on one rank."""
 
     def __init__(
         self, config: FinetuneConfig, group: ProcessGroup, start: Callable[[Classifier], Any], targets: Targets
@@ -91,7 +91,7 @@ class Finetuner(SupervisedLearner[Classifier]):
             self.average.load_state_dict(tensors[EMA])
 
     def _normalized(self, clips: Tensor) -> Tensor:
-        """Normalise clips (B, 3, T, H, W) from uint8 to the float input of the network."""
+        """Normalise clips (B, 3, T, H, W) from uint8 to float input for the model."""
         clip = self.config.clip
         shape = (1, 3, 1, 1, 1)
         mean, std = (torch.tensor(values, device=clips.device).reshape(shape) for values in (clip.mean, clip.std))
@@ -122,7 +122,7 @@ class BatchAugmentation:
             )
 
     def __call__(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Augment clips (B, 3, T, H, W); turn class indices (B,) or zeros and ones (B, C) into soft targets (B, C)."""
+        """Augment clips (B, 3, T, H, W); turn class indices (B,) or multi-hot vectors (B, C) into soft targets."""
         flat = clips.flatten(1, 2)  # (B, 3 T, H, W): one box for all frames of a clip
         if self._erase is not None:
             flat = self._erase(flat.contiguous())

@@ -1,6 +1,6 @@
 """Classification metrics: merged views, top-1 and top-5, mean average precision, confusion matrix, per-class report.
 
-Pure functions of arrays.
+Pure functions on arrays.
 Shapes: n views, m samples, C classes.
 """
 

@@ -3,7 +3,7 @@
 test/views-0000.parquet     one row per view: sample, label, segment, crop, logits; one file per rank
 test/samples.parquet        one row per sample: label, prediction, probabilities, number of views
 test/confusion.csv          rows: true class, columns: predicted class (single label only)
-test/classes.csv            samples, recall, precision of every class
+test/classes.csv            number of samples, recall and precision per class
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class KeyFrameId(NamedTuple):
 
 
 class AvaRow(NamedTuple):
-    """One line of annotations or of detected boxes."""
+    """Parsed line of an annotation file or a file of detected boxes."""
 
     frame_id: KeyFrameId
     box: tuple[float, float, float, float]
@@ -58,7 +58,7 @@ class AvaRow(NamedTuple):
 
 
 class PersonBoxes(NamedTuple):
-    """Person boxes of a key frame."""
+    """Person boxes in a key frame."""
 
     boxes: Boxes  # (n, 4) fractions of the frame
     actions: list[list[int]]  # per box, numbered from 1; empty for detected boxes
@@ -120,7 +120,7 @@ class LabelMap(NamedTuple):
 
 
 def read_annotations(field: str, url: str, label_map: LabelMap) -> dict[KeyFrameId, PersonBoxes]:
-    """Read annotations by key frame; lines of the same person and box become one box with several actions."""
+    """Read annotations by key frame; lines with the same person and box become one box with several actions."""
     return _grouped(_rows(field, url, partial(_annotation, label_map)))
 
 
@@ -151,7 +151,7 @@ def read_label_map(field: str, url: str) -> LabelMap:
 
 
 def read_evaluated(data: DetectionDataConfig, label_map: LabelMap) -> list[int]:
-    """Read the ids of the actions to score."""
+    """Read the IDs of the actions to score."""
     if data.evaluated is None:
         return sorted(label_map.names)
     scored = sorted(read_label_map("data.evaluated", data.evaluated).names)
@@ -164,7 +164,7 @@ def read_evaluated(data: DetectionDataConfig, label_map: LabelMap) -> list[int]:
 
 
 def _rows(field: str, url: str, parse: Callable[[list[str]], T | None]) -> list[T]:
-    """Parse every line and drop None; problems of all lines are reported together."""
+    """Parse every line, dropping None results; the problems in all lines are reported together."""
     rows: list[T] = []
     problems: list[str] = []
     for number, fields in enumerate(csv.reader(_read(field, url).splitlines()), start=1):
@@ -199,7 +199,9 @@ def _annotation(label_map: LabelMap, fields: list[str]) -> AvaRow:
     _columns(fields, 8, form)
     action = fields[6]
     if not action.isdecimal() or int(action) not in label_map.names:
-        raise ValueError(f"action {action!r} is not in data.label_map, which has {_shorten(sorted(label_map.names))}")
+        raise ValueError(
+            f"action {action!r} is not in data.label_map, which contains {_shorten(sorted(label_map.names))}"
+        )
     return AvaRow(_frame_id(fields), _box(fields), int(action), fields[7], 1.0)
 
 
@@ -221,7 +223,7 @@ def _columns(fields: list[str], expected: int, form: str) -> None:
 
 def _frame_id(fields: list[str]) -> KeyFrameId:
     if not fields[0]:
-        raise ValueError("the first column, the video's name, is empty")
+        raise ValueError("the first column is empty; it must contain the name of the video")
     return KeyFrameId(fields[0], _number("timestamp", fields[1]))
 
 
@@ -262,7 +264,7 @@ def _grouped(rows: Sequence[AvaRow]) -> dict[KeyFrameId, PersonBoxes]:
 
 
 def find_videos(field: str, url: str, root: str, names: Sequence[str]) -> dict[str, Record]:
-    """Find the file or frame folder of each video below `root`."""
+    """Find the file or frame folder of each video under `root`."""
     entries = listdir(root)
     files = {name.rpartition(".")[0]: name for name in entries if name.lower().endswith(VIDEO_SUFFIXES)}
     folders = set(entries)
@@ -296,7 +298,7 @@ def video_root(data: DetectionDataConfig, url: str) -> str:
 
 
 class KeyFrameReader:
-    """Reads the clip around a key frame, in a separate process as in SampleReader."""
+    """Reads the clip around a key frame; like SampleReader, it decodes in a separate process."""
 
     def __init__(self, clip: ClipConfig, data: DataConfig) -> None:
         assert isinstance(data, DetectionDataConfig), "fps and first_frame_s convert seconds to frames"
@@ -305,7 +307,7 @@ class KeyFrameReader:
         self._rates: dict[str, float] = {}  # cached per video file
 
     def expect(self, samples: Iterable[tuple[KeyFrame, FrameChooser]]) -> None:
-        """Start to fetch the videos of these key frames; frame folders are fetched when they are read."""
+        """Start fetching the videos of these key frames; frame folders are fetched only when they are read."""
         videos = ((key_frame.record, choose) for key_frame, choose in samples)
         self._reader.expect((record, choose) for record, choose in videos if record.kind != "frames")
 

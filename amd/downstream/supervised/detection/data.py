@@ -37,7 +37,7 @@ class EvaluationSet:
         return self.key_frames.digest()
 
     def truth(self, numbers: dict[KeyFrameId, int]) -> AnnotatedActions:
-        """Return the ground truth, with key frames given by number."""
+        """Return the ground truth, with key frames identified by number."""
         rows = [
             (numbers[frame_id], box, action)
             for frame_id, persons in self.annotated.items()
@@ -96,5 +96,5 @@ def _key_frames(config: DetectionConfig, field: str, url: str, persons: dict[Key
 
 
 def reader_of(clip: ClipConfig) -> Callable[[DataConfig], Reader]:
-    """Return a factory of readers for the loader's processes."""
+    """Return a factory that creates readers in the loader processes."""
     return partial(ava.KeyFrameReader, clip)

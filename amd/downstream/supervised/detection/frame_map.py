@@ -65,7 +65,7 @@ def match(
     scores: npt.NDArray[np.floating[Any]],
     iou: float,
 ) -> npt.NDArray[np.bool_]:
-    """Return which detections of one action are correct, highest score first: (n,).
+    """Return whether each detection of one action is correct, highest score first: (n,).
 
     A detection matches the annotated box with the highest IoU if that IoU reaches the threshold; only the first match
     of a box is correct.

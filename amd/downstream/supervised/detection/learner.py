@@ -1,6 +1,6 @@
-"""Learner of detection runs: binary cross entropy per annotated person, layer decay as in fine-tuning.
+"""Learner for detection runs: binary cross entropy per annotated person, with layer decay as in fine-tuning.
 
-Shapes: B clips of a micro-batch, n boxes in all of them, C actions.
+Shapes: B clips in a micro-batch, n boxes in these clips, C actions.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def new_detector(config: DetectionConfig, actions: int) -> Detector:
 
 
 def restore_detector(config: DetectionConfig, actions: int, tensors: dict[str, dict[str, Tensor]]) -> Detector:
-    """Build the detector of a checkpoint."""
+    """Build the detector from a checkpoint."""
     detector = new_detector(config, actions)
     detector.load_state_dict(tensors["model"])
     return detector
 
 
 class DetectionLearner(SupervisedLearner[Detector]):
-    """Detector and optimizer of one rank."""
+    """Detector and its optimizer on one rank."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class DetectionLearner(SupervisedLearner[Detector]):
         return ((each * weights).sum(),)
 
     def _targets(self, records: list[int], clip_boxes: Sequence[ClipBoxes]) -> Any:
-        """Return the targets (n, C), zeros and ones."""
+        """Return the multi-hot targets (n, C)."""
         rows = [(record, number) for record, one in zip(records, clip_boxes, strict=True) for number in one.numbers]
         targets = np.zeros((len(rows), self.network.head.out_features), np.float32)
         for row, (record, number) in enumerate(rows):

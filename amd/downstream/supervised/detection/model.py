@@ -50,7 +50,7 @@ class Detector(EncoderWithHead):
 
 
 def resized_detector(detector: Detector, clip: ClipConfig) -> Detector:
-    """Copy a detector to another frame size; positions are resampled, as in the official code."""
+    """Copy a detector to another frame size; position embeddings are resampled, as in the official code."""
     if clip == detector.clip:
         return detector
     old = detector.encoder
@@ -66,7 +66,7 @@ def resized_detector(detector: Detector, clip: ClipConfig) -> Detector:
 
 
 def load_detector(url: str) -> tuple[Detector, Card]:
-    """Load a published detector in eval mode on the CPU, with its card. Raises ConfigError for any other encoder."""
+    """Load a published detector in eval mode on the CPU, with its card. Raises ConfigError for other encoders."""
     encoder, card = load_encoder(url)
     if card.objective != "detection" or card.head is None:
         raise ConfigError([f"{url}: this encoder has no detection head; train one first (`amd detect`)"])

@@ -1,4 +1,4 @@
-"""Give every encoder a project: encoders that no job published belong to `default`."""
+"""Add a project to every encoder; encoders that no job published belong to `default`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Add an index in the order of the queue, so that only its beginning is read."""
+"""Add an index in queue order, so that only the start of the queue is read."""
 
 from __future__ import annotations
 

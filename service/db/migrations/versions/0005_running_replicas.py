@@ -1,4 +1,4 @@
-"""Record the number of running replicas of each deployment."""
+"""Add the number of running replicas to deployments."""
 
 from __future__ import annotations
 

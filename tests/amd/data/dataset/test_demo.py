@@ -1,4 +1,4 @@
-"""Demo data sets: splits, rendering, encoding and atomic writes."""
+"""Tests for the demo data sets: splits, rendering, encoding and atomic writes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_digit_that_leaves_the_frame_reenters_on_the_opposite_side() -> None:
 
 
 def test_the_label_is_the_direction_of_motion() -> None:
-    """The shift between two frames, estimated by circular cross-correlation, points along the label."""
+    """The shift between two frames, estimated by circular cross-correlation, points in the labelled direction."""
     samples = demo.clip_samples("select", 64)
     steps = {"right": (0, 1), "left": (0, -1), "up": (-1, 0), "down": (1, 0)}
     matches = 0
@@ -173,7 +173,7 @@ def test_noise_is_independent_in_every_pixel_and_the_same_on_every_machine() -> 
     assert abs(np.corrcoef(right[neighbours], noise[..., :-1][neighbours])[0, 1]) < 0.05
 
 
-def test_noisy_data_sets_have_the_labels_of_the_clean_ones() -> None:
+def test_noisy_data_sets_have_the_same_labels_as_the_clean_ones() -> None:
     def names(folder: str) -> list[str]:
         return sorted(str(path.relative_to(folder)) for path in Path(folder).glob("*/*.png"))
 

@@ -71,7 +71,7 @@ def test_a_folder_that_links_to_itself_is_traversed_once(tmp_path: Path) -> None
     assert len(_open(tmp_path)) == 1
 
 
-def test_the_label_comes_last_in_a_line_and_paths_may_contain_spaces(tmp_path: Path) -> None:
+def test_the_label_comes_last_on_a_line_and_paths_may_contain_spaces(tmp_path: Path) -> None:
     path = _list(
         tmp_path / "l.csv", "\ufeffa b/c d.mp4 3\r\n\n  /abs/x.mp4\t-1\n s3://bucket/é.webm  00012 \nlast.jpg 7"
     )
@@ -217,11 +217,11 @@ def test_validate_reports_duplicates_label_gaps_and_bad_samples(tmp_path: Path) 
 
 def test_validate_rejects_data_with_no_readable_sample(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("no video")
-    with pytest.raises(ManifestError, match="none of the 1 samples tried can be read"):
+    with pytest.raises(ManifestError, match="none of the 1 tested samples can be read"):
         validate_data(DataConfig(train=str(tmp_path)))
 
 
-def test_a_folder_of_videos_contains_every_video_suffix_and_names_the_others(tmp_path: Path) -> None:
+def test_a_video_folder_includes_every_video_suffix_and_reports_ignored_suffixes(tmp_path: Path) -> None:
     videos = ["mp4", "MTS", "m2ts", "vob", "ogv", "asf", "f4v", "3g2", "m1v", "rm"]
     for suffix in [*videos, "swf", "SWF", "srt", "gif"]:
         (tmp_path / f"{len(list(tmp_path.iterdir()))}.{suffix}").write_bytes(b"")
@@ -237,7 +237,7 @@ def _sorted(note: str) -> str:
     return head + "ignored: " + ", ".join(sorted(found.split(", "), key=lambda item: (-int(item[-1]), item)))
 
 
-def test_a_list_can_call_an_animated_image_a_video(tmp_path: Path) -> None:
+def test_an_animated_image_can_be_listed_as_a_video(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (16, 16), color) for color in ("red", "green", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     records = _open(_list(tmp_path / "l.txt", "a.gif 0\nvideo:a.gif 1\n"))
@@ -246,7 +246,7 @@ def test_a_list_can_call_an_animated_image_a_video(tmp_path: Path) -> None:
         assert [len(reader.read_clip(record, np.arange)) for record in records] == [1, 3]
 
 
-def test_validate_names_damaged_videos(tmp_path: Path) -> None:
+def test_validate_lists_damaged_videos(tmp_path: Path) -> None:
     cut(write_video(tmp_path / "a.avi", pictures(24), codec="mpeg4"), 0.8)
     write_video(tmp_path / "b.avi", pictures(24), codec="mpeg4")
     report = validate_data(DataConfig(train=str(tmp_path)))

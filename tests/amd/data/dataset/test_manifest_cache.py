@@ -1,4 +1,4 @@
-"""Each data set of a run is listed once; stored manifests equal the listed ones."""
+"""Each data set in a run is listed only once; a stored manifest is identical to the listed one."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_remote_folder_is_listed_once_per_call() -> None:
     assert SyntheticBucket.requests <= pages + 3, "the pages of one listing, and what the folder is"
 
 
-def test_data_is_listed_once_while_manifests_are_kept(tmp_path: Path) -> None:
+def test_data_is_listed_once_while_manifests_are_cached(tmp_path: Path) -> None:
     synthetic_bucket.register()
     data = DataConfig(train="synthetic://data/3x5")
     with keep_manifests() as cache:
@@ -97,7 +97,7 @@ def test_the_key_of_stored_data_includes_its_format_and_root(tmp_path: Path) -> 
             open_manifest(data.model_copy(update={"format": "image_folder"}))
 
 
-def test_members_of_tars_without_an_index_are_stored_too(tmp_path: Path) -> None:
+def test_members_of_tars_without_an_index_are_stored(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         info = tarfile.TarInfo("x.jpg")
         info.size = 5

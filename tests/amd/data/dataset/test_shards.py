@@ -1,4 +1,4 @@
-"""Tar shards: patterns, indexes, labels and errors."""
+"""Tests for tar shards: patterns, indexes, labels and errors."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_scanning_a_written_shard_returns_its_index(tmp_path: Path) -> None:
     assert _values(_open(tmp_path)) == [3, 4]
 
 
-def test_a_truncated_shard_keeps_its_complete_samples_and_reports_the_others(tmp_path: Path) -> None:
+def test_only_the_incomplete_sample_of_a_truncated_shard_is_reported(tmp_path: Path) -> None:
     members = {f"{n}.png": _png(n) + bytes(3000) for n in range(3)}
     path = _tar(tmp_path / "x.tar", members)
     path.write_bytes(path.read_bytes()[: 512 + 3584 + 512 + 1000])
@@ -152,7 +152,7 @@ def test_a_label_file_that_is_too_large_to_read_is_rejected(tmp_path: Path, monk
         _open(_tar(tmp_path / "a.tar", {"a.png": _png(3), "a.cls": b"1000"}))
 
 
-def test_a_member_that_declares_more_bytes_than_its_shard_has_is_truncated(tmp_path: Path) -> None:
+def test_a_member_larger_than_the_remaining_shard_is_reported_as_truncated(tmp_path: Path) -> None:
     tar = _tar(tmp_path / "a.tar", {"a.png": _png(3)})
     with pytest.raises(FetchError, match=rf"is truncated: {tar.stat().st_size - 512} of {10**15} bytes"):
         Fetcher().fetch(str(tar), 512, 10**15)

@@ -98,7 +98,7 @@ def test_a_sample_is_not_blamed_for_a_process_that_dies_or_stalls_only_once(
     assert path.with_suffix(".opened").exists(), "the first process did not reach the file"
 
 
-def test_a_stall_on_an_untrusted_file_is_not_repeated_but_a_death_is(good: Path, tmp_path: Path) -> None:
+def test_an_untrusted_file_is_retried_after_a_crash_but_not_after_a_stall(good: Path, tmp_path: Path) -> None:
     for name in ("hangs_once", "killed_once"):
         shutil.copy(good, tmp_path / f"{name}.mp4")
     with closing(HostileReader(DataConfig(train="", read_timeout_s=1.5), LIMITS)) as reader:
@@ -107,7 +107,7 @@ def test_a_stall_on_an_untrusted_file_is_not_repeated_but_a_death_is(good: Path,
         assert reader.read_file(str(tmp_path / "killed_once.mp4"), _first).pixels.shape == (1, 64, 96, 3)
 
 
-def test_a_process_that_is_killed_while_it_starts_is_replaced_and_no_sample_is_blamed(
+def test_a_process_killed_during_startup_is_replaced_without_blaming_a_sample(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills = tmp_path / "kills"
@@ -118,12 +118,12 @@ def test_a_process_that_is_killed_while_it_starts_is_replaced_and_no_sample_is_b
     kills.write_bytes(b"x" * START_TRIES)
     with (
         closing(HostileReader(DataConfig(train="x"))) as reader,
-        pytest.raises(LoaderCrash, match=r"killed 3 times while it started \(SIGKILL\).*data\.loader_workers"),
+        pytest.raises(LoaderCrash, match=r"killed during startup 3 times \(SIGKILL\).*data\.loader_workers"),
     ):
         reader.read_clip(_video(good), _first)
 
 
-def test_closing_or_deleting_a_reader_ends_its_process(good: Path) -> None:
+def test_closing_or_deleting_a_reader_stops_its_process(good: Path) -> None:
     for drop in (False, True):
         reader = SampleReader(DataConfig(train="x"))
         reader.read_clip(_video(good), _first)
@@ -195,7 +195,7 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("name", ["hangs", "idle"])
-def test_the_process_ends_when_its_owner_is_killed(name: str, good: Path, tmp_path: Path) -> None:
+def test_the_process_exits_when_its_owner_is_killed(name: str, good: Path, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.mp4"
     shutil.copy(good, path)
     command = [sys.executable, "-c", OWNER, str(path)]

@@ -1,4 +1,4 @@
-"""A file whose packet map is remembered is read without a pass over its packets, and yields the same frames."""
+"""A file with a cached packet map is read without scanning its packets, and yields the same frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.data.videos import exact_frames, write_video
 
 @pytest.fixture(autouse=True)
 def maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep maps of short videos too, in a folder of the test."""
+    """Cache packet maps in a temporary folder, including maps of short videos."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setattr(map_cache, "MIN_PACKETS", 1)
@@ -30,7 +30,7 @@ def maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return a list to which each pass over all packets of a file is added."""
+    """Return a list that records each pass over all packets of a file."""
     found: list[Any] = []
     read = video.read_packets
     monkeypatch.setattr(video, "read_packets", lambda *args: found.append(args) or read(*args))
@@ -56,7 +56,7 @@ def test_frames_match_sequential_decoding(kind: str, decoder: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov"])
-def test_a_clip_is_found_by_seeking(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_is_read_by_seeking(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / name, FRAMES, gop=10)
     open_video(path).close()
     sought: list[Any] = []
@@ -68,7 +68,7 @@ def test_a_clip_is_found_by_seeking(name: str, tmp_path: Path, monkeypatch: pyte
     assert len(packets) <= 10
 
 
-def test_a_file_that_changes_is_read_anew(tmp_path: Path, passes: list[Any]) -> None:
+def test_the_map_of_a_changed_file_is_rebuilt(tmp_path: Path, passes: list[Any]) -> None:
     path = write_video(tmp_path / "a.mp4", FRAMES)
     open_video(path).close()
     write_video(path, FRAMES[:20])
@@ -76,7 +76,7 @@ def test_a_file_that_changes_is_read_anew(tmp_path: Path, passes: list[Any]) -> 
     assert len(passes) == 2
 
 
-def test_an_unreadable_map_is_written_anew(tmp_path: Path, maps: Path, passes: list[Any]) -> None:
+def test_an_unreadable_map_is_rewritten(tmp_path: Path, maps: Path, passes: list[Any]) -> None:
     path = write_video(tmp_path / "a.mp4", FRAMES)
     open_video(path).close()
     (saved,) = maps.iterdir()
@@ -86,7 +86,9 @@ def test_an_unreadable_map_is_written_anew(tmp_path: Path, maps: Path, passes: l
     assert len(passes) == 2
 
 
-def test_damaged_and_short_files_leave_no_map(tmp_path: Path, maps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_map_is_stored_for_damaged_or_short_files(
+    tmp_path: Path, maps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = write_video(tmp_path / "a.mkv", FRAMES)
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(whole.read_bytes()[:-500])

@@ -52,7 +52,7 @@ def test_bytes_and_paths_yield_the_same_frames_for_any_file_name(reader: SampleR
     np.testing.assert_array_equal(reader.read_file("?", all_of, video.read_bytes()).pixels, exact_frames(video))
 
 
-def test_fetching_a_remote_file_has_its_own_time_limit(s3_root: str) -> None:
+def test_fetching_a_remote_file_has_a_separate_time_limit(s3_root: str) -> None:
     reader = SampleReader(
         DataConfig(train="", retries=0), LIMITS
     )  # the decoding process inherits the environment of the store

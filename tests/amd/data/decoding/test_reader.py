@@ -50,7 +50,7 @@ def _reason(reader: SampleReader, record: Record, choose: Callable[[int], np.nda
     return error.value.reason
 
 
-def test_decord_is_rejected_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decord_is_rejected_if_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "decord", None)
     check_decoder(DataConfig(train="x"))
     with pytest.raises(ConfigError, match=r"data\.decoder=decord: decord is not installed.*use data\.decoder=pyav"):
@@ -90,7 +90,7 @@ def test_files_in_frame_folders_are_numbered_from_one(tmp_path: Path) -> None:
     )
     assert _reason(reader, record, lambda _: np.array([0])) == "frame f1.png does not exist"
     Image.new("RGB", (9, 9)).save(folder / "f1.png")
-    assert "frame f3.png is (64, 96), others are (9, 9)" in _reason(reader, record, lambda _: np.array([0, 2]))
+    assert "frame f3.png is (64, 96), other frames are (9, 9)" in _reason(reader, record, lambda _: np.array([0, 2]))
     reader.close()
 
 

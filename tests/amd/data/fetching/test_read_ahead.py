@@ -1,4 +1,4 @@
-"""Reading ahead changes when files are fetched, not what is returned, and holds a bounded number of bytes."""
+"""Reading ahead changes when files are fetched but not what is returned, and uses a bounded amount of memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = [0, 1, 10, 60, 100, 250]  # of files 0 to 5; file 6 does not exist, and 
 
 
 class StubFetcher(Fetcher):
-    """Fetches files of known sizes; records every fetch and the largest number at the same time."""
+    """Fetches files of known sizes, and records which fetches run in the main thread."""
 
     def __init__(self, pause_s: float = 0.0, barrier: threading.Barrier | None = None) -> None:
         super().__init__()
@@ -63,9 +63,7 @@ STEPS = st.lists(
 
 @settings(max_examples=60)
 @given(STEPS, st.sampled_from([0, 1, 70, 1000]))
-def test_files_and_errors_are_those_of_direct_reads_in_any_order(
-    steps: list[tuple[str, list[int]]], limit: int
-) -> None:
+def test_files_and_errors_match_direct_reads_in_any_order(steps: list[tuple[str, list[int]]], limit: int) -> None:
     ahead, direct = ReadAhead(StubFetcher(), limit), StubFetcher()
     for action, numbers in steps:
         if action == "fetch":
@@ -79,7 +77,7 @@ def test_files_and_errors_are_those_of_direct_reads_in_any_order(
         time.sleep(0.001)  # of fetches that have started
 
 
-def test_expected_files_are_fetched_at_the_same_time_and_once() -> None:
+def test_expected_files_are_fetched_concurrently_and_only_once() -> None:
     fetcher = StubFetcher(barrier=threading.Barrier(4))  # broken unless four fetches wait at the same time
     ahead = ReadAhead(fetcher, 1000)
     files = [FileRange(url(1), offset=0, size=1)._replace(location=url(number)) for number in (1, 2, 3, 4)]
@@ -129,7 +127,7 @@ def test_a_file_that_the_local_cache_has_evicted_is_fetched_again(tmp_path: Path
 
 
 @pytest.mark.parametrize(("location", "limit"), [("/local/1", 1000), (url(1), 0)])
-def test_local_files_and_a_limit_of_0_are_read_directly(location: str, limit: int) -> None:
+def test_a_file_is_read_directly_if_it_is_local_or_the_limit_is_0(location: str, limit: int) -> None:
     fetcher = StubFetcher()
     ahead = ReadAhead(fetcher, limit)
     ahead.expect([FileRange(location)])

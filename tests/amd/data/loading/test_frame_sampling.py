@@ -50,7 +50,7 @@ def test_segment_sampling_matches_official_ssv2_finetuning(cases: dict[str, list
         assert got.tolist() == case["frames"], case
 
 
-def test_views_at_test_time_match_the_official_ones(cases: dict[str, list[dict[str, Any]]]) -> None:
+def test_evaluation_views_match_the_official_code(cases: dict[str, list[dict[str, Any]]]) -> None:
     for case in cases["finetune_test"]:
         views = frame_sampling.dense_views(case["num_frames"], 16, case["step"], case["num_segment"])
         assert [view.tolist() for view in views] == case["clips"], case
@@ -61,7 +61,7 @@ def test_views_at_test_time_match_the_official_ones(cases: dict[str, list[dict[s
 
 
 def _reference_strided(total: int, frames: int, step: int, start: int) -> list[int]:
-    """Apply the official rule: advance a 1-based offset while the next one is below the end."""
+    """Apply the official rule: advance a 1-based offset as long as the next offset is below `total`."""
     offset, index = start + 1, []
     for _ in range(frames):
         index.append(offset - 1)

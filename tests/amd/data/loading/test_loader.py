@@ -1,4 +1,4 @@
-"""The clip loader with fake readers: a deterministic stream, unreadable samples, and killed processes."""
+"""Tests for the clip loader with fake readers: a deterministic stream, unreadable samples and killed processes."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_too_little_shared_memory_is_a_config_error(monkeypatch: pytest.MonkeyPa
         _loader(data=data)
 
 
-def test_shared_memory_must_hold_the_clips_of_all_ranks_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_memory_must_hold_the_clips_of_all_ranks_on_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
     data = {"loader_workers": 2, "prefetch_batches": 2}
     monkeypatch.setattr(processes.shutil, "disk_usage", lambda path: shutil_usage(120_000))
     _loader(data=data).close()
@@ -215,7 +215,7 @@ def test_leaving_the_loop_early_discards_prefetched_work() -> None:
     assert _same(got, _stream(_loader(micro_batch=2), 4, 6))
 
 
-def test_loader_processes_have_the_environment_of_the_training_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loader_processes_inherit_the_environment_of_the_training_process(monkeypatch: pytest.MonkeyPatch) -> None:
     _stream(_loader(data={"loader_workers": 1}), 0, 1)  # starts the fork server
     monkeypatch.setenv("AMD_TEST_CREDENTIAL", "secret")
     _stream(_loader(data={"loader_workers": 1}, open_reader=EnvironmentReader), 0, 1)

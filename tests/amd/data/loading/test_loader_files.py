@@ -117,7 +117,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def test_killing_a_decoding_process_between_two_samples_loses_neither(videos: Path) -> None:
-    """A process that dies while reading a sample is tested in test_isolation."""
+    """See test_isolation for processes that die while reading a sample."""
     data = _data(str(videos), loader_workers=0)
     with ClipLoader(data, CLIP, open_manifest(data), batch_size=3, seed=1) as loader:
         steps = loader.steps(0, 50)
@@ -136,7 +136,7 @@ def _command(pid: int) -> bytes:
 
 
 def _frame_folders(folder: Path, count: int = 5) -> Path:
-    """Write frame folders with a list file; a frame of the second one is missing, one of the fourth is no image."""
+    """Write frame folders and a list file. The second folder has no frames; the frames of the fourth are not images."""
     noise = np.random.default_rng(0)
     for n in range(count):
         (folder / f"video {n}").mkdir(parents=True)

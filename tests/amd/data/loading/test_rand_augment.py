@@ -84,7 +84,7 @@ IMAGE = ClipConfig(frames=1, size=32, patch=8, tubelet=1)
 
 
 def timm_training_images(frame: Tensor, policy: str, seeds: list[int]) -> list[Tensor]:
-    """Return what timm makes of a square image: the whole image, flipped, with one RandAugment seed per result."""
+    """Augment a square image with timm, uncropped and flipped. Returns one result per RandAugment seed."""
     timm_data = pytest.importorskip("timm.data")
     from PIL import Image
 
@@ -113,7 +113,7 @@ def timm_training_images(frame: Tensor, policy: str, seeds: list[int]) -> list[T
 
 
 class FixedSeed(random.Random):
-    """A generator that always flips, and whose seed of RandAugment is known."""
+    """A generator that always flips and uses a known seed for RandAugment."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(0)

@@ -1,4 +1,4 @@
-"""Crops, resizing and flips: official boxes, PIL parity and invariants."""
+"""Tests for crops, resizing and flips: official boxes, PIL parity and invariants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets inside packages are written as folders and lists that the ordinary readers read. Absent packages skip."""
+"""Tests for exporting data sets bundled with packages. Tests that need a missing package are skipped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def frames_of(data: DataConfig, record: Record) -> np.ndarray:
         return reader.read_clip(record, np.arange)
 
 
-def test_an_idx_file_is_read_in_the_order_of_its_header(tmp_path: Path) -> None:
+def test_an_idx_file_is_read_with_the_shape_in_its_header(tmp_path: Path) -> None:
     idx(tmp_path / "images.gz", IMAGES)
     np.testing.assert_array_equal(photos.read_idx(tmp_path / "images.gz"), IMAGES)
 
@@ -47,7 +47,7 @@ def test_an_idx_file_is_read_in_the_order_of_its_header(tmp_path: Path) -> None:
     ("content", "message"),
     [(b"\x89PNG....", "an IDX file of bytes starts with"), (b"\0\0\x08\x01\0\0\0\x05abc", r"3 values, .* \(5,\)")],
 )
-def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_an_invalid_idx_file_is_rejected(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.gz").write_bytes(gzip.compress(content))
     with pytest.raises(ValueError, match=message):
         photos.read_idx(tmp_path / "x.gz")
@@ -72,7 +72,7 @@ def test_images_are_written_by_split_and_class(tmp_path: Path, monkeypatch: pyte
     assert "Licence: MIT" in (tmp_path / "out" / "README.txt").read_text()
 
 
-def test_a_missing_package_is_named_with_its_install_command(tmp_path: Path) -> None:
+def test_a_missing_package_is_reported_with_its_install_command(tmp_path: Path) -> None:
     data = CATALOG["ego-motion"]._replace(locate=lambda: None)
     with pytest.raises(ConfigError, match=r"the package vizdoom is not installed; run `pip install vizdoom`"):
         write("ego-motion", data, tmp_path / "out", WriteOptions(None, 0))
@@ -86,7 +86,7 @@ def test_a_folder_with_files_is_not_overwritten(tmp_path: Path) -> None:
         write("films", data, tmp_path, WriteOptions(None, 0))
 
 
-def test_a_failed_writer_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_failed_writer_leaves_no_files_behind(tmp_path: Path) -> None:
     def fail(source: Path, output: Path, options: WriteOptions) -> dict[str, int]:
         (output / "half").write_text("written")
         raise OSError("no space left on device")
@@ -101,7 +101,7 @@ def test_a_failed_writer_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_clip_and_its_reversal_have_opposite_labels_and_no_frame_is_in_two_splits(
+def test_reversed_clips_have_opposite_labels_and_splits_share_no_frames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(films, "ARROW_FILMS", ("film.mp4",))
@@ -122,7 +122,7 @@ def test_a_clip_and_its_reversal_have_opposite_labels_and_no_frame_is_in_two_spl
     assert min(np.abs(frames - frame).mean(axis=(1, 2, 3)).min() for frame in first) > 4
 
 
-def test_rendered_clips_show_the_motion_of_their_label(tmp_path: Path) -> None:
+def test_rendered_clips_show_the_labelled_motion(tmp_path: Path) -> None:
     data = installed("ego-motion")
     counts = write("ego-motion", data, tmp_path / "out", WriteOptions(12, 0))
     assert counts == {"train/list.txt": 12, "select/list.txt": 12, "test/list.txt": 12}
@@ -138,13 +138,13 @@ def test_rendered_clips_show_the_motion_of_their_label(tmp_path: Path) -> None:
 
 
 def _shift(first: np.ndarray, second: np.ndarray) -> int:
-    """Return by how many columns to the right the picture moved."""
+    """Return the number of columns by which the picture moved to the right."""
     shifts = range(-40, 41)
     return min(shifts, key=lambda d: np.abs(first[:, 40 - d : 120 - d] - second[:, 40:120]).mean())
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "solar-cells", "films", "arrow-of-time", "containers"])
-def test_files_of_installed_packages_are_written_and_read(tmp_path: Path, name: str) -> None:
+def test_data_sets_of_installed_packages_can_be_written_and_read(tmp_path: Path, name: str) -> None:
     counts = write(name, installed(name), tmp_path / "out", WriteOptions(6, 0))
     assert min(counts.values()) >= 4
     for part in counts:

@@ -27,7 +27,7 @@ WIDTH, TOKENS, CLASSES = 16, 9, 4
 
 
 def marked(seed: int, samples: int) -> TokenFeatures:
-    """Return tokens of which a marked one carries the class; the other tokens cancel it in the mean."""
+    """Return samples in which one marked token encodes the class; the remaining tokens cancel it in the mean."""
     rng = np.random.default_rng(seed)
     labels = np.arange(samples) % CLASSES
     tokens = rng.normal(0, 0.1, (samples, TOKENS, WIDTH))
@@ -54,7 +54,7 @@ def trained(train: TokenFeatures, config: AttentiveConfig, seed: int = 0) -> Att
     )
 
 
-def test_it_finds_what_a_linear_probe_on_the_mean_cannot() -> None:
+def test_the_head_learns_classes_that_a_linear_probe_on_mean_tokens_cannot() -> None:
     train, test = marked(0, 400), marked(1, 200)
     mean = Features(train.values.astype(np.float32).mean(axis=1), train.labels)
     on_mean = top1(linear(mean, test.values.astype(np.float32).mean(axis=1)), test.labels)
@@ -77,7 +77,7 @@ def test_training_is_deterministic_for_a_seed() -> None:
     assert not torch.equal(first, other)
 
 
-def test_the_probe_is_scored_on_the_card_without_pooled_features(
+def test_the_score_is_written_to_the_card_without_computing_pooled_features(
     images: Callable[..., ProbeConfig], tmp_path: Path
 ) -> None:
     report = run_probe(images(kinds=["attentive"], attentive={"epochs": 5}))
@@ -93,7 +93,7 @@ def test_tokens_of_augmented_samples_are_recomputed_in_every_epoch(images: Calla
     assert run_probe(images(kinds=["attentive"], attentive=attentive)).scores[0].values == {"eval/top1": 100.0}
 
 
-def test_unreadable_samples_are_left_out_of_the_score(images: Callable[..., ProbeConfig], tmp_path: Path) -> None:
+def test_unreadable_samples_are_excluded_from_the_score(images: Callable[..., ProbeConfig], tmp_path: Path) -> None:
     files = sorted((tmp_path / "test").rglob("*.png"))
     files[0].write_bytes(b"cannot be decoded")
     config = images(kinds=["attentive", "knn"], attentive={"epochs": 2}, data__max_bad_fraction=0.1)
@@ -102,13 +102,13 @@ def test_unreadable_samples_are_left_out_of_the_score(images: Callable[..., Prob
     assert [bad["location"] for bad in report.left_out] == [str(files[0])]
 
 
-def test_tokens_that_exceed_the_memory_limit_are_refused_before_they_are_kept() -> None:
+def test_tokens_that_exceed_the_memory_limit_are_rejected_before_they_are_stored() -> None:
     batches = [(torch.zeros(2, 196, 384), torch.zeros(2, dtype=torch.int64))]
     with pytest.raises(ConfigError, match=r"memory_mib=100: .* 1000 samples .* take 144 MiB; raise the limit"):
         collect_tokens(batches, 1000, AttentiveConfig(memory_mib=100))
 
 
-def test_heads_must_divide_the_width() -> None:
+def test_the_number_of_heads_must_divide_the_width() -> None:
     encoder = EncoderConfig(size="demo-student")
     assert check_heads(AttentiveConfig(), encoder) == encoder.heads
     with pytest.raises(ConfigError, match=r"attentive.heads=5 must divide the encoder's width 64"):
@@ -118,5 +118,5 @@ def test_heads_must_divide_the_width() -> None:
 @pytest.mark.parametrize(
     ("samples", "requested", "batch"), [(20, None, 20), (1000, None, 62), (10**6, None, 256), (9, 32, 9)]
 )
-def test_the_batch_leaves_enough_steps(samples: int, requested: int | None, batch: int) -> None:
+def test_the_batch_size_is_reduced_for_small_data_sets(samples: int, requested: int | None, batch: int) -> None:
     assert attentive_batch_size(AttentiveConfig(batch_size=requested), samples) == batch

@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     return result.run_folder
 
 
-def test_scores_of_the_newest_checkpoint_are_merged_into_the_line_of_its_step(run: str) -> None:
+def test_scores_of_the_newest_checkpoint_are_merged_into_its_metrics_line(run: str) -> None:
     before = read_metrics(run)
     line = probe_checkpoint(run)
     assert line["step"] == 12

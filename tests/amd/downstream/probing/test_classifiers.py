@@ -40,7 +40,7 @@ def test_predictions_do_not_depend_on_the_chunk_size(chunk: int, monkeypatch: py
 
 
 def test_one_close_neighbour_outvotes_two_distant_ones() -> None:
-    """A similarity of 1 has weight e^(1/0.07) = 1.6e6; two of 0.8 together have 2 * e^(0.8/0.07) = 1.8e5."""
+    """A similarity of 1 weighs e^(1/0.07) = 1.6e6; two similarities of 0.8 together weigh 2 * e^(0.8/0.07) = 1.8e5."""
     train = Features(np.array([[1, 0], [0.8, 0.6], [0.8, -0.6]], np.float32), np.array([7, 3, 3]))
     test = np.array([[2, 0]], np.float32)  # the norm of a vector does not matter
     assert knn(train, test).tolist() == [7]

@@ -15,7 +15,7 @@ from tests.amd.downstream.probing.test_classifiers import clouds
 
 
 @given(st.integers(1, 5), st.integers(0, 1000))
-def test_a_draw_contains_the_same_number_of_distinct_samples_of_every_class(labels: int, seed: int) -> None:
+def test_a_draw_contains_the_same_number_of_distinct_samples_from_every_class(labels: int, seed: int) -> None:
     train = np.random.default_rng(seed).permutation(np.repeat([0, 3, 7], [5, 9, 20]))
     drawn = draw_samples(train, labels, np.random.default_rng(seed))
     assert len(set(drawn.tolist())) == 3 * labels
@@ -30,7 +30,7 @@ def test_samples_of_a_class_are_drawn_uniformly() -> None:
     np.testing.assert_allclose(counts / 3000, [1 / 4] * 4 + [1 / 2] * 2, atol=0.03)
 
 
-def test_mean_and_deviation_over_draws_match_scikit_learn_logistic_regression() -> None:
+def test_mean_and_deviation_across_draws_match_scikit_learn_logistic_regression() -> None:
     train, test = clouds(1, 200), clouds(2, 100)
     scores = []
     for draw in range(3):
@@ -44,7 +44,7 @@ def test_mean_and_deviation_over_draws_match_scikit_learn_logistic_regression() 
     assert found.std > 0
 
 
-def test_more_labels_score_higher() -> None:
+def test_accuracy_increases_with_more_labels() -> None:
     train, test = clouds(1, 400, spread=1.5), clouds(2, 400, spread=1.5)
     one, many = (few_shot(train, test, labels=labels, draws=5, seed=0) for labels in (1, 20))
     assert many.mean > one.mean + 10

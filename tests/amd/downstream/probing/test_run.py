@@ -88,7 +88,7 @@ def test_features_are_not_cached_when_the_cache_is_off(images: Callable[..., Pro
     assert report.scores[0].values["eval/knn_top1"] == 100
 
 
-def test_scores_on_other_data_or_with_other_protocols_are_kept(tmp_path: Path) -> None:
+def test_scores_on_other_data_or_with_other_protocols_are_preserved(tmp_path: Path) -> None:
     publish(tmp_path, tiny_image_config())
     url = str(tmp_path / "encoders" / "tiny")
     old = [Score(protocol=p, data=d, samples=1, values={}) for p in ("knn", "linear") for d in ("a", "b")]

@@ -115,7 +115,7 @@ def test_unknown_models_and_unreachable_weights_are_reported(monkeypatch: pytest
     with pytest.raises(ConfigError, match=r"no route to the hub.*set the path of a downloaded file"):
         load_teacher(teacher_config())
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match=r"is it a plain ViT\?"):
+    with pytest.raises(ConfigError, match=r"choose a plain ViT"):
         load_teacher(teacher_config(teacher__weights="timm:resnet18"))
     with pytest.raises(ConfigError, match=r"timm teachers take images"):
         load_teacher(teacher_config(clip__frames=2))

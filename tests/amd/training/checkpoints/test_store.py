@@ -42,7 +42,7 @@ def test_the_newest_checkpoint_is_restored_and_old_ones_are_removed(root: str) -
     assert loaded.state == {"step": 30}
 
 
-def test_a_checkpoint_follows_the_call_before_it_and_is_not_written_if_that_fails(root: str) -> None:
+def test_a_checkpoint_is_written_only_after_its_before_callback_succeeds(root: str) -> None:
     checkpoints = CheckpointStore(join(root, "checkpoints"), CheckpointConfig())
     found: list[list[str]] = []
     checkpoints.save(10, snapshot(10), {}, before=lambda: found.append(listdir(checkpoints.folder)))

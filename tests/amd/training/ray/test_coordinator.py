@@ -1,4 +1,4 @@
-"""Runs are handed to long-lived workers once and in order; only a restarted worker receives its run again."""
+"""Long-lived workers receive each run once and in order; only a restarted worker receives its run again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_restarted_worker_joins_an_unfinished_run_but_not_a_finished_one() -> 
     assert coordinator.next_task(0) == WAIT
 
 
-def test_a_resize_stops_a_run_that_new_workers_continue() -> None:
+def test_a_resize_stops_a_run_and_new_workers_continue_it() -> None:
     coordinator = CoordinatorActor()
     assert not coordinator.begin_resize(), "no run is in progress before the first workers start"
     coordinator.end_resize()

@@ -1,4 +1,4 @@
-"""The output of a rank, also of C libraries and child processes, is stored while the process still prints it."""
+"""A rank's output, including output from C libraries and child processes, is stored while the rank is running."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stored_log(run: str, rank: int) -> str:
     return b"".join(read_bytes(join(folder, name)) for name in listdir(folder)).decode()
 
 
-def test_each_rank_has_a_log_of_all_its_output_over_all_runs(tmp_path: Path) -> None:
+def test_each_rank_has_one_log_with_its_output_from_all_runs(tmp_path: Path) -> None:
     outputs = [str(tmp_path / f"output-{rank}") for rank in range(2)]
     assert run_ranks(print_in_two_runs, [(str(tmp_path), rank, outputs[rank]) for rank in range(2)]) == [0, 0]
     for rank, output in enumerate(outputs):

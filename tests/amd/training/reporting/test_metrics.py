@@ -54,7 +54,7 @@ def test_tensorboard_receives_the_same_values(run_folder: str, tmp_path: Path) -
 
 
 class RecordingSink:
-    """Records its calls and the threads that made them; the calls named in `errors` raise."""
+    """Records each call and the calling thread; methods listed in `errors` raise the given error."""
 
     def __init__(self, **errors: Exception) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -98,7 +98,7 @@ def test_slow_sinks_receive_all_lines_in_order_off_the_training_thread() -> None
     assert not any(thread.is_alive() for thread in sink.threads), "close ends the thread"
 
 
-def test_the_writer_of_an_abandoned_run_leaves_no_thread() -> None:
+def test_an_abandoned_run_leaves_no_writer_thread_behind() -> None:
     sink = RecordingSink()
     writer = MetricsWriter([sink])
     writer.write(line(1, 9.0))
@@ -108,7 +108,7 @@ def test_the_writer_of_an_abandoned_run_leaves_no_thread() -> None:
         assert not thread.is_alive()
 
 
-def test_no_more_lines_wait_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_blocks_while_too_many_lines_are_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MetricsWriter, "MAX_WAITING", 3)
     sink = RecordingSink()
     writer = MetricsWriter([sink])
@@ -132,7 +132,7 @@ def test_no_more_lines_wait_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("call", ["write", "flush", "close"])
-def test_an_error_of_a_sink_is_raised_to_the_run(call: str) -> None:
+def test_a_sink_error_is_raised_in_the_run(call: str) -> None:
     error = StorageUnreachable("s3://runs/metrics/000001.jsonl: the store has not responded")
     writer = MetricsWriter([RecordingSink(**{call: error})])
 

@@ -1,4 +1,4 @@
-"""Probes during a run: at the configured epochs, in a separate process, without delaying or failing the run."""
+"""Probes run at the configured epochs in a separate process, and neither delay nor fail the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Complete runs in this process: from a config to a published encoder, including stops, failures and rejections."""
+"""Tests for complete in-process runs, from a config to a published encoder, with stops, failures and rejections."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def train(config: TrainConfig) -> RunResult:
 
 @pytest.fixture(scope="module")
 def reference_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainConfig, RunResult]:
-    """Return an uninterrupted run to compare other runs with."""
+    """Return an uninterrupted run as the reference for other runs."""
     folder = tmp_path_factory.mktemp("reference")
     config = tiny_run(folder, name="reference", teacher__weights_license="CC-BY-NC-4.0", tracking__tensorboard=True)
     return folder, config, train(config)
@@ -244,7 +244,7 @@ def dotted(**overrides: Any) -> dict[str, Any]:
         (dotted(data__train="missing"), "missing does not exist"),
         (dotted(optim__batch_size=32), "optim.batch_size=32 is above the 24 samples"),
         (dotted(name="../../x"), "name"),
-        (dotted(schedule__warmup_epochs=5, schedule__warmup_steps=None), "is 15 steps long, the whole run only 12"),
+        (dotted(schedule__warmup_epochs=5, schedule__warmup_steps=None), "is 15 steps long, but the run has only 12"),
         (dotted(scaling__device="cuda"), "no CUDA device"),
     ],
 )
@@ -260,7 +260,7 @@ def test_each_invalid_config_raises_one_clear_message(
     assert "Traceback" not in str(caught.value)
 
 
-def test_a_decoder_that_is_not_installed_is_rejected_before_the_run_exists(
+def test_a_decoder_that_is_not_installed_is_rejected_before_the_run_is_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "decord", None)
@@ -346,7 +346,7 @@ def test_a_run_waits_for_a_teacher_that_another_process_is_training(
     assert messages == [f"waiting for {teacher}, which process {os.getpid()} on {socket.gethostname()} is training"]
 
 
-def test_a_run_out_of_gpu_memory_continues_with_half_the_micro_batch(
+def test_a_run_that_exhausts_gpu_memory_continues_with_half_the_micro_batch(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The batch stays the same, no retry budget is charged, and each restart continues from the checkpoint."""
@@ -372,7 +372,7 @@ def test_a_run_out_of_gpu_memory_continues_with_half_the_micro_batch(
         torch.testing.assert_close(final[name], value, atol=1e-4, rtol=1e-3, msg=name)
 
 
-def test_a_run_out_of_gpu_memory_with_one_sample_fails(tmp_path: Path) -> None:
+def test_a_run_that_exhausts_gpu_memory_with_a_single_sample_fails(tmp_path: Path) -> None:
     def failing_work(spec: RunSpec, group: ProcessGroup, hooks: RunHooks) -> LoopResult:
         raise torch.OutOfMemoryError("CUDA out of memory")
 

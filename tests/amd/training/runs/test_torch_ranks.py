@@ -1,4 +1,4 @@
-"""Runs on processes that torchrun and Slurm start equal those of Ray's and the tests' launchers, to the bit."""
+"""Runs started by torchrun or Slurm are bit-identical to runs started by other launchers."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ SLURM = {
     ("hosts", "first"),
     [("gpu7", "gpu7"), ("gpu[07-09,12],cpu1", "gpu07"), ("a-1,b[2-3]", "a-1"), ("rack2-gpu[3,5]", "rack2-gpu3")],
 )
-def test_the_first_host_of_slurms_compact_list_is_found(hosts: str, first: str) -> None:
+def test_the_first_host_in_a_compact_slurm_node_list_is_found(hosts: str, first: str) -> None:
     assert first_host(hosts) == first
 
 
-def test_only_torchrun_is_recognised_without_the_option() -> None:
+def test_without_the_distributed_option_only_torchrun_is_detected() -> None:
     ranks = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     rendezvous = {"MASTER_ADDR": "node1", "MASTER_PORT": "1234"}
     torchrun = {**ranks, **rendezvous, "TORCHELASTIC_RUN_ID": "none"}
@@ -74,8 +74,8 @@ def write_config(config: TrainConfig, path: Path) -> str:
     return str(path)
 
 
-def test_a_run_on_slurm_tasks_equals_one_of_another_launcher(tmp_path: Path) -> None:
-    """A teacher of a preset would be trained by all ranks too; here both runs share one."""
+def test_a_run_on_slurm_tasks_is_bit_identical_to_a_run_in_plain_processes(tmp_path: Path) -> None:
+    """All ranks would also train a teacher preset; here both runs share the same teacher weights."""
     world = 4
     config = tiny_run(tmp_path, name="tasks", scaling__workers=world)
     path, port = write_config(config, tmp_path / "config.json"), free_ports(1)[0]
@@ -87,7 +87,7 @@ def test_a_run_on_slurm_tasks_equals_one_of_another_launcher(tmp_path: Path) -> 
     )
 
 
-def test_an_invalid_config_ends_all_tasks_with_its_exit_code(tmp_path: Path) -> None:
+def test_all_tasks_exit_with_code_2_on_an_invalid_config(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, data__train=str(tmp_path / "missing"))
     path, port = write_config(config, tmp_path / "config.json"), free_ports(1)[0]
     assert run_ranks(slurm_task, [(path, rank, 2, port) for rank in range(2)]) == [2, 2]
@@ -96,7 +96,7 @@ def test_an_invalid_config_ends_all_tasks_with_its_exit_code(tmp_path: Path) -> 
     assert not errors[1]
 
 
-def test_torchrun_restarts_a_run_with_a_killed_rank_and_it_continues_bit_for_bit(tmp_path: Path) -> None:
+def test_torchrun_restarts_a_run_after_a_rank_is_killed_and_it_resumes_bit_for_bit(tmp_path: Path) -> None:
     steps, world = 48, 2
     config = tiny_run(tmp_path, name="killed", schedule__steps=steps, checkpoint__every_steps=4, scaling__workers=world)
     path, folder = write_config(config, tmp_path / "config.json"), run_folder(str(config.storage), "killed")

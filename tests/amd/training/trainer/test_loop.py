@@ -1,4 +1,4 @@
-"""Tests for what the ranks of a run do together between steps. See also test_pretraining.py."""
+"""Tests for timed checkpoints and preemption polls in the training loop. See also test_pretraining.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS = 12
 
 
 class DelayedGroup(ProcessGroup):
-    """One rank whose signals arrive a step late, as those of several ranks do."""
+    """A single rank whose signals arrive one step late, as they do with several ranks."""
 
     signal_delay = 1
     sent = Signals()
@@ -35,7 +35,7 @@ class DelayedGroup(ProcessGroup):
 
 
 class TimedHooks(NullHooks):
-    """Hooks that let each step take the given number of seconds of a simulated clock, and record what is done."""
+    """Hooks that advance a simulated clock by the given seconds at each step, and record checkpoints and polls."""
 
     def __init__(self, step_seconds: list[float]) -> None:
         self.step_seconds, self.now = step_seconds, 0.0

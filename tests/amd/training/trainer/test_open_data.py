@@ -1,4 +1,4 @@
-"""Rank 0 opens the data of a run: all ranks get the same manifest, or the same error."""
+"""Rank 0 opens a run's data, and all ranks get the same manifest or the same error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def raise_error(error: Exception) -> Any:
 
 
 def run_rank(urls: list[str], folder: str, rank: int) -> None:
-    """Open each data set on this rank; write the manifests, the list requests and the errors to a file."""
+    """Open each data set on this rank; write the manifests, the errors and the number of list requests to a file."""
     synthetic_bucket.register()
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     group = ProcessGroup(rank, WORLD)
@@ -55,7 +55,7 @@ def run_rank(urls: list[str], folder: str, rank: int) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_every_rank_gets_the_same_manifest_or_error_and_only_rank_0_lists(tmp_path: Path) -> None:
+def test_every_rank_gets_the_same_manifest_or_error_and_only_rank_0_lists_files(tmp_path: Path) -> None:
     images = tiny_images(tmp_path / "images", 7)
     odd = tmp_path / "odd \udcff names"
     odd.mkdir()
@@ -83,7 +83,7 @@ def test_every_rank_gets_the_same_manifest_or_error_and_only_rank_0_lists(tmp_pa
         assert raised[1][1].endswith("1 and 2"), "an error that cannot be pickled is sent as text"
 
 
-def test_rank_0_loads_the_manifest_that_the_launch_stored(tmp_path: Path) -> None:
+def test_rank_0_loads_the_manifest_stored_at_launch(tmp_path: Path) -> None:
     synthetic_bucket.register()
     data = DataConfig(train="synthetic://data/2x15")
     with keep_manifests() as cache:

@@ -1,4 +1,4 @@
-"""All ranks of a run stop, fail and report together, each in a separate process."""
+"""All ranks of a run stop, fail and report together. Each rank runs in a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resources held outside the queue are estimated from Ray's report, which lags behind our own jobs."""
+"""Tests for estimating resources held outside the queue from Ray's report, which lags behind our own jobs."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_a_job_that_trains_its_teacher_first_commits_the_checkpoints_of_both_run
     assert newest_checkpoint(job, student) == 4
 
 
-def test_a_sweep_commits_the_checkpoints_of_its_running_trials_and_the_trials_that_have_ended(tmp_path: Path) -> None:
+def test_a_sweep_commits_the_checkpoints_of_running_trials_and_every_ended_trial(tmp_path: Path) -> None:
     job = job_of("search")
     trials = tmp_path / "runs" / "job" / "trials"
     for number, state in enumerate(("running", "running", "stopped", "failed")):

@@ -1,4 +1,4 @@
-"""Deletion of jobs: what is removed, what is kept, and what a crash or a concurrent retry changes about it."""
+"""Tests for deleting jobs: which files are removed, and how deletion handles crashes and concurrent retries."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write(file: Path) -> None:
 
 
 def complete(store: JobStore, root: Path, job: Job) -> Job:
-    """Advance the deletions as a new control plane until the job is deleted."""
+    """Advance deletions as a restarted control plane would, until the job is deleted."""
     deletions = JobDeletions(store, str(root))
     while (found := store.get(job.id, deleted=True)).state != "deleted":
         deletions.advance()
@@ -61,9 +61,7 @@ def files(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
-def test_a_deleted_job_loses_its_files_and_keeps_the_event_that_names_who_deleted_it(
-    store: JobStore, root: Path
-) -> None:
+def test_deleting_a_job_removes_its_files_and_records_who_deleted_it(store: JobStore, root: Path) -> None:
     job, other = ended(store, root), ended(store, root)
     act(store, job.id, None, "delete", "alice")
     with pytest.raises(NotFound):
@@ -80,7 +78,7 @@ def test_a_deleted_job_loses_its_files_and_keeps_the_event_that_names_who_delete
     assert act(store, job.id, None, "delete", "bob").version == deleted.version, "repeating a deletion has no effect"
 
 
-def test_the_trials_of_a_sweep_are_deleted_with_it_and_nothing_else_is(store: JobStore, root: Path) -> None:
+def test_deleting_a_sweep_deletes_its_trials_and_nothing_else(store: JobStore, root: Path) -> None:
     sweep = ended(store, root, kind="search")
     kept = [f"runs/{sweep.id}-teacher/run.json", f"runs/{sweep.id}0-0000-s0/run.json", "runs/mine/run.json"]
     trials = [f"runs/{sweep.id}-{number:04d}-s{seed}/run.json" for number in (0, 12, 10_000) for seed in (0, 1)]
@@ -96,7 +94,7 @@ def test_the_trials_of_a_sweep_are_deleted_with_it_and_nothing_else_is(store: Jo
     assert files(root) == {*kept, *encoder}
 
 
-def test_a_deletion_continues_after_a_crash_and_after_a_failure(
+def test_a_deletion_continues_after_a_crash_or_a_failure(
     store: JobStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = ended(store, root, kind="search")
@@ -134,7 +132,7 @@ def test_a_retry_and_a_deletion_exclude_each_other(store: JobStore, root: Path) 
         act(store, job.id, None, "retry", "bob")
 
 
-def test_of_a_concurrent_retry_and_deletion_exactly_one_happens(store: JobStore, root: Path) -> None:
+def test_exactly_one_of_a_concurrent_retry_and_deletion_succeeds(store: JobStore, root: Path) -> None:
     for _ in range(10):
         job, start = ended(store, root), Barrier(2)
 
@@ -155,7 +153,7 @@ def test_of_a_concurrent_retry_and_deletion_exactly_one_happens(store: JobStore,
         assert (root / "runs" / job.id).exists() == retried, "a job that was started again keeps its files"
 
 
-def test_the_idempotency_key_of_a_deleted_job_is_used_up(store: JobStore, root: Path) -> None:
+def test_the_idempotency_key_of_a_deleted_job_cannot_be_reused(store: JobStore, root: Path) -> None:
     job = queued(store, state="failed")
     row = {"caller": "me", "key": "key", "request": hashlib.sha256(b"request").hexdigest(), "job_id": job.id}
     with Session(store.engine) as session, session.begin():
@@ -165,7 +163,7 @@ def test_the_idempotency_key_of_a_deleted_job_is_used_up(store: JobStore, root: 
         store.add_once(job, "me", "key", b"request")
 
 
-def test_a_deleted_job_does_not_use_encoders(store: JobStore, root: Path) -> None:
+def test_a_deleted_job_does_not_protect_its_encoders(store: JobStore, root: Path) -> None:
     index_encoder(store.engine, "e", "default")
     job = ended(store, root, config={"encoder": "e"})
     act(store, job.id, None, "delete", "alice")

@@ -206,7 +206,7 @@ class Submitted(NamedTuple):
 
 @pytest.fixture
 def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submitted:
-    """Return a job as the control plane submits it; data under `tmp_path/data` is allowed."""
+    """Return a job as submitted by the control plane; data under `tmp_path/data` is allowed."""
     job = Submitted(JobFolder(str(tmp_path / "root"), "job"), [], [])
 
     def record(program: list[str], *_: Any) -> AttemptOutcome:
@@ -221,7 +221,7 @@ def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submitted:
 
 
 def submit(folder: JobFolder, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> None:
-    """Write a job's files and set the policy of its driver, without checking the config."""
+    """Write a job's files and set its driver's policy, without checking the config."""
     config = named("train", tiny_image_config(**{"teacher__weights": "timm:one", **overrides}), "job", folder.root)
     write_json(folder.request, {"kind": "train"})
     write_json(folder.config, config)
@@ -248,7 +248,7 @@ def test_the_driver_runs_a_verified_copy_of_the_submitted_config(submitted: Subm
         ("request", {"kind": "no such kind"}),
     ],
 )
-def test_a_config_edited_on_the_storage_root_is_refused(submitted: Submitted, file: str, change: Any) -> None:
+def test_a_config_edited_on_the_storage_root_is_rejected(submitted: Submitted, file: str, change: Any) -> None:
     url = getattr(submitted.folder, file)
     values = read_json(url)
     write_json(url, values | {key: values[key] | new if key == "data" else new for key, new in change.items()})
@@ -260,7 +260,7 @@ def test_a_config_edited_on_the_storage_root_is_refused(submitted: Submitted, fi
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null"])
-def test_a_damaged_request_is_refused(submitted: Submitted, content: bytes) -> None:
+def test_a_damaged_request_is_rejected(submitted: Submitted, content: bytes) -> None:
     Path(submitted.folder.request).write_bytes(content)
     outcome = submitted.run_driver()
     assert outcome is not None
@@ -278,7 +278,7 @@ def test_a_damaged_request_is_refused(submitted: Submitted, content: bytes) -> N
         ("tracking.mlflow", "http://169.254.169.254/latest"),
     ],
 )
-def test_a_location_that_is_not_allowed_on_the_cluster_is_refused(
+def test_a_location_that_is_not_allowed_on_the_cluster_is_rejected(
     submitted: Submitted, monkeypatch: pytest.MonkeyPatch, field: str, value: str
 ) -> None:
     submit(submitted.folder, monkeypatch, **{field.replace(".", "__"): value})  # as if an older version had accepted it
@@ -289,7 +289,7 @@ def test_a_location_that_is_not_allowed_on_the_cluster_is_refused(
     assert not submitted.programs
 
 
-def test_a_link_that_leads_out_of_an_allowed_folder_on_the_node_is_refused(
+def test_a_link_out_of_an_allowed_folder_on_the_node_is_rejected(
     submitted: Submitted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "data" / "link").symlink_to("/etc")
@@ -300,7 +300,7 @@ def test_a_link_that_leads_out_of_an_allowed_folder_on_the_node_is_refused(
     assert not submitted.programs
 
 
-def test_the_storage_root_and_the_output_of_a_job_cannot_be_changed(
+def test_the_storage_root_and_the_output_folder_of_a_job_cannot_be_changed(
     submitted: Submitted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = read_json(submitted.folder.config) | {"storage": f"{submitted.folder.root}/runs/other"}
@@ -314,7 +314,7 @@ def test_the_storage_root_and_the_output_of_a_job_cannot_be_changed(
     assert not submitted.programs
 
 
-def test_an_attempt_that_an_older_control_plane_submitted_still_runs(
+def test_an_attempt_submitted_by_an_older_control_plane_still_runs(
     submitted: Submitted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(DRIVER_POLICY)
@@ -323,7 +323,7 @@ def test_an_attempt_that_an_older_control_plane_submitted_still_runs(
 
 
 def start(root: Path, config: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """Start a training run without Ray, an option that the real entry point does not offer."""
+    """Start a training run without Ray, which the real entry point does not allow."""
     folder = JobFolder(str(root), "job")
     write_json(folder.request, {"kind": "train"})
     write_json(folder.config, config)

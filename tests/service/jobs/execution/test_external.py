@@ -1,4 +1,4 @@
-"""Tests for the discovery of runs that were started outside the service."""
+"""Tests for discovering runs that were started outside the service."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_state_of_an_external_run_is_derived_from_its_lease_and_result(
 
 
 class RunningSubmission(NamedTuple):
-    """A discovered run `by-ray`, with its lease held as by a process that `ray job submit` started."""
+    """A discovered run, `by-ray`, whose lease appears to be held by a process that `ray job submit` started."""
 
     discovery: ExternalRunDiscovery
     store: JobStore
@@ -97,7 +97,7 @@ def submitted_as(monkeypatch: pytest.MonkeyPatch, submission: str) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": submission}}))
 
 
-def test_a_run_that_ray_job_submit_started_can_be_cancelled(running_submission: RunningSubmission) -> None:
+def test_a_run_started_by_ray_job_submit_can_be_cancelled(running_submission: RunningSubmission) -> None:
     discovery, store, cluster, lease, folder = running_submission
     assert allowed_actions(store.get("by-ray")) == ["cancel"]
     running_submission.cancel()
@@ -114,7 +114,7 @@ def test_a_run_that_ray_job_submit_started_can_be_cancelled(running_submission: 
     ]
 
 
-def test_a_cancelled_submission_that_ray_kills_without_a_result_counts_as_cancelled(
+def test_a_submission_that_ray_kills_after_a_cancel_counts_as_cancelled(
     running_submission: RunningSubmission,
 ) -> None:
     running_submission.cancel()
@@ -157,7 +157,7 @@ def test_a_resubmitted_run_has_an_attempt_for_each_submission(
     ]
 
 
-def test_a_lease_that_names_the_submission_of_a_job_cannot_stop_it(
+def test_a_lease_that_names_the_submission_of_a_job_cannot_stop_the_job(
     running_submission: RunningSubmission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victim = queued(running_submission.store)

@@ -1,4 +1,4 @@
-"""A cluster or storage root that hangs costs the reconciler one timeout in a step, and it goes on afterwards."""
+"""Tests for the reconciler during outages: a hung cluster or storage root costs one timeout per step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JOBS = 5
 
 
 class SilentRay(FakeControlPlane):
-    """A control plane whose cluster may stop answering; counts the calls that would have waited for a timeout."""
+    """A control plane whose cluster can stop responding; records the calls that would have waited for a timeout."""
 
     def silence(self) -> list[str]:
         calls = list[str]()
@@ -36,7 +36,7 @@ class SilentRay(FakeControlPlane):
         return calls
 
 
-def test_a_cluster_that_does_not_answer_costs_one_timeout_in_a_step(engine: Engine, tmp_path: Path) -> None:
+def test_an_unresponsive_cluster_costs_one_timeout_per_step(engine: Engine, tmp_path: Path) -> None:
     plane = SilentRay(engine, tmp_path, max_running=JOBS)
     plane.cluster.total = plane.cluster.total._replace(cpus=100.0)
     jobs = [plane.running() for _ in range(JOBS)]
@@ -51,7 +51,7 @@ def test_a_cluster_that_does_not_answer_costs_one_timeout_in_a_step(engine: Engi
     assert plane.now(jobs[0]).state == "succeeded", "the outcome on the storage root suffices"
 
 
-def test_ray_that_accepts_connections_and_does_not_answer_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_server_that_accepts_connections_but_never_responds_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.jobs.execution.ray_jobs.TIMEOUT_S", 0.2)
     with black_hole() as port:
         cluster = RayJobs(f"http://127.0.0.1:{port}", None, "python")
@@ -61,7 +61,7 @@ def test_ray_that_accepts_connections_and_does_not_answer_is_silent(monkeypatch:
 
 
 @pytest.mark.timeout(120)
-def test_storage_that_hangs_costs_one_timeout_in_a_step_and_stops_no_decision_that_does_not_need_it(
+def test_hung_storage_costs_one_timeout_per_step_and_delays_only_jobs_that_need_it(
     sqlite_engine: Engine, tmp_path: Path
 ) -> None:
     plane = FakeControlPlane(sqlite_engine, tmp_path, max_running=JOBS + 1)

@@ -1,4 +1,4 @@
-"""The queue is read in order, completely, and only as far as it is asked for."""
+"""Tests for reading the queue: in order, completely, and only as far as needed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def random_jobs(rng: random.Random) -> list[Job]:
     ]
 
 
-def test_jobs_are_read_by_priority_then_age_without_those_that_wait_for_a_retry(engine: Engine) -> None:
+def test_jobs_are_read_by_priority_then_age_except_those_waiting_for_a_retry(engine: Engine) -> None:
     jobs = random_jobs(random.Random(0))
     add_many(engine, jobs)
     due = [job for job in jobs if job.state in ("queued", "retrying") and job.not_before <= 10]
@@ -57,7 +57,7 @@ def test_jobs_are_read_by_priority_then_age_without_those_that_wait_for_a_retry(
     assert [job.id for job in JobQueue(engine).waiting(now=10)] == [job.id for job in expected]
 
 
-def test_excluded_jobs_are_left_out_after_the_first_page(engine: Engine) -> None:
+def test_excluded_jobs_are_skipped_after_the_first_page(engine: Engine) -> None:
     jobs = random_jobs(random.Random(1))
     add_many(engine, jobs)
     exclusions = Exclusions({"a": 0, "b": 2}, max_cpus=32.0, max_gpus=2.0)
@@ -74,7 +74,7 @@ def test_excluded_jobs_are_left_out_after_the_first_page(engine: Engine) -> None
     assert len(others) <= 2 * queues.FIRST_PAGE, "those of the first page of each state"
 
 
-def test_a_step_reads_the_beginning_of_a_long_queue(engine: Engine, tmp_path: Path) -> None:
+def test_a_step_reads_only_the_beginning_of_a_long_queue(engine: Engine, tmp_path: Path) -> None:
     plane = FakeControlPlane(engine, tmp_path, max_running=2)
     jobs = [new_job(id=f"job-{number:05}", created_at=float(number), not_before=0.0) for number in range(2000)]
     add_many(engine, jobs)
@@ -92,7 +92,7 @@ def test_a_step_reads_the_beginning_of_a_long_queue(engine: Engine, tmp_path: Pa
     assert len(loaded) < 100
 
 
-def test_jobs_of_a_project_at_its_limit_do_not_hide_those_of_others(engine: Engine, tmp_path: Path) -> None:
+def test_a_project_at_its_limit_does_not_hide_the_jobs_of_other_projects(engine: Engine, tmp_path: Path) -> None:
     plane = FakeControlPlane(engine, tmp_path, project_max_running=1)
     first = [new_job(id=f"a-{number:04}", created_at=float(number), not_before=0.0) for number in range(500)]
     other = new_job(id="b-0000", project="b", created_at=1e6, not_before=0.0)
@@ -103,7 +103,7 @@ def test_jobs_of_a_project_at_its_limit_do_not_hide_those_of_others(engine: Engi
     assert 0 < len(told) <= 2 * queues.FIRST_PAGE
 
 
-def test_states_are_merged(engine: Engine) -> None:
+def test_queued_and_retrying_jobs_are_merged_in_order(engine: Engine) -> None:
     jobs = [new_job(id=f"{state}-{at}", state=state, created_at=float(at), not_before=0.0)
             for state, at in itertools.product(("queued", "retrying"), range(20))]  # fmt: skip
     add_many(engine, jobs)

@@ -11,7 +11,7 @@ from service.jobs.execution.ray_jobs import RayJobs, used_resources
 
 
 class RecordedSubmissions:
-    """A client of Ray Jobs that records submissions."""
+    """A fake Ray Jobs client that records submissions."""
 
     def __init__(self) -> None:
         self.submissions: list[dict[str, Any]] = []
@@ -20,7 +20,7 @@ class RecordedSubmissions:
         self.submissions.append(arguments)
 
 
-def test_a_drivers_policy_is_in_its_environment_and_the_recorded_command_stays_the_same(
+def test_a_drivers_policy_is_passed_in_its_environment_rather_than_its_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cluster, client = RayJobs("http://127.0.0.1:1", None, "python"), RecordedSubmissions()

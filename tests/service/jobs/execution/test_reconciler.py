@@ -44,7 +44,7 @@ def test_every_transition_of_a_job_from_queued_to_succeeded_is_recorded_as_an_ev
     assert [(attempt.number, attempt.state) for attempt in plane.store.attempts(job.id)] == [(1, "succeeded")]
 
 
-def test_the_policy_of_a_driver_is_passed_with_the_submission(engine: Engine, tmp_path: Path) -> None:
+def test_the_drivers_policy_is_passed_with_the_submission(engine: Engine, tmp_path: Path) -> None:
     plane = FakeControlPlane(engine, tmp_path, allowed_uris=("s3://bucket/sets", f"file://{tmp_path}/a/../data/"))
     job = queued(plane.store, config={"seed": 1, "data": {"train": "ü"}, "lr": 1e-5})
     plane.step()
@@ -267,8 +267,8 @@ def test_one_of_two_replicas_reconciles_and_the_other_takes_over(plane: FakeCont
     assert len(plane.cluster.submitted) == 1
 
 
-def test_jobs_wait_for_resources_that_programs_outside_the_queue_hold(plane: FakeControlPlane) -> None:
-    """Otherwise Ray Train would wait for them, and fail the job as infeasible after scaling.start_timeout_s."""
+def test_jobs_wait_for_resources_held_by_programs_outside_the_queue(plane: FakeControlPlane) -> None:
+    """If started early, the job would wait in Ray Train and fail as infeasible after scaling.start_timeout_s."""
     ours = plane.running(cpus=1.0)
     plane.cluster.total = plane.cluster.total._replace(used_cpus=3.0)  # of which 1 is ours
     behind = queued(plane.store, cpus=2.0)

@@ -1,4 +1,4 @@
-"""Tests for the reconciler's count of failures: a job that makes progress may fail any number of times."""
+"""Tests for the reconciler's failure count: a job that makes progress may fail any number of times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plane(sqlite_engine: Engine, tmp_path: Path) -> FakeControlPlane:
 
 
 def fail_and_restart(plane: FakeControlPlane, job: Job) -> Job:
-    """Report an infrastructure failure, and start the next attempt if there is one. Returns the job in between."""
+    """Report an infrastructure failure, then start the next attempt, if any. Returns the job before that start."""
     report_status(plane.root, plane.now(job), "failed", "node_lost", message="lost")
     plane.step()
     failed = plane.now(job)
@@ -28,7 +28,7 @@ def fail_and_restart(plane: FakeControlPlane, job: Job) -> Job:
     return failed
 
 
-def test_failures_count_since_the_newest_checkpoint(plane: FakeControlPlane) -> None:
+def test_failures_are_counted_since_the_newest_checkpoint(plane: FakeControlPlane) -> None:
     job = plane.running()
     for step in range(10, 110, 10):
         write_json(f"{plane.root}/runs/{job.id}/checkpoints/step-{step:08d}/manifest.json", {})
@@ -41,7 +41,7 @@ def test_failures_count_since_the_newest_checkpoint(plane: FakeControlPlane) -> 
     assert failed.message == "lost; failure 3 since step 100, max_retries=2 allows no more"
 
 
-def test_a_pause_does_not_hide_a_newer_checkpoint_and_an_uncommitted_one_does_not_count(
+def test_only_a_newer_committed_checkpoint_resets_the_failure_count(
     plane: FakeControlPlane,
 ) -> None:
     job = plane.running()
