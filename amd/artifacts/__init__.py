@@ -1,4 +1,4 @@
-"""Published encoders: weights, card, model card and storage layout.
+"""Published encoders: weights, JSON card, README model card, and storage layout.
 
 Public functions: `from amd.artifacts import encode, load_encoder`. Both are imported on first use, so cards and
 discovery work without torch.

@@ -58,7 +58,7 @@ FrameSize = Annotated[tuple[int, int], BeforeValidator(as_pair)]
 
 
 class ClipConfig(Section):
-    """Model input and its division into tokens. An image is a clip of one frame with tubelet 1."""
+    """Model input and how it is split into tokens. An image is a one-frame clip with a tubelet size of 1."""
 
     frames: int = Field(16, ge=1, le=1024)
     """Frames per clip; 1 for images."""

@@ -36,7 +36,7 @@ class DemoScores:
         self._rows: dict[str, DemoRow] = {}
 
     def add_pixels(self) -> None:
-        """Score raw pixels as features."""
+        """Add the scores of raw pixels used as features."""
         self._probe("pixels", pixel_features(self.train.clips), pixel_features(self.test.clips))
 
     def add(

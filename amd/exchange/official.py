@@ -135,7 +135,7 @@ def mae_encoder(state: Mapping[str, Tensor], table: Tensor, clip: ClipConfig, *,
 
 
 def videomae_encoder(state: Mapping[str, Tensor], clip: ClipConfig, *, pooled: bool) -> State:
-    """Convert an encoder to the layout of VideoMAE and AMD, after pre-training or (`pooled`) after fine-tuning."""
+    """Convert an encoder to the VideoMAE and AMD layout: the pre-trained variant or, if `pooled`, the fine-tuned one."""
     out = to_official({f"encoder.{key}": tensor for key, tensor in state.items()}, clip)
     return _rename_norm(_strip_prefix(out)) if pooled else out
 

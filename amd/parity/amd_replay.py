@@ -166,7 +166,7 @@ def _named(terms: LossTerms, suffix: str) -> dict[str, Tensor]:
 
 
 def official_gradients(student: Student, config: TrainConfig) -> dict[str, Tensor]:
-    """Return gradients by official key, without parameters that the official code never uses."""
+    """Return gradients keyed by official name, omitting parameters that the official code never uses."""
     own = {name: parameter.grad for name, parameter in student.named_parameters() if parameter.grad is not None}
     renamed = to_official(own, config.clip)
     return {name: tensor for name, tensor in renamed.items() if not _is_unused(name)}

@@ -24,9 +24,9 @@ PROBES = ("/livez", "/readyz")
 
 
 class AuthenticationMiddleware:
-    """Rejects requests beyond their caller's limits, and requests with a body but without a valid key.
+    """Rejects requests that exceed the caller's limits, and requests that have a body but no valid key.
 
-    A request without a body and without a valid key continues, since its route may be public.
+    A request with neither a body nor a valid key is passed on, since its route may be public.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class AuthenticationMiddleware:
             await self.app(scope, receive, send)
 
     async def _admit(self, scope: Scope, headers: Headers, slots: ExitStack) -> None:
-        """Raise an error if the request must be rejected; otherwise take a concurrency slot and store the caller."""
+        """Raise an error if the request must be rejected; otherwise acquire a concurrency slot and record the caller on the request."""
         state = scope.setdefault("state", {})
         if self._sessions is not None and is_browser_path(scope["path"]):
             caller = await self._sessions.identify(session_cookie(scope, headers))

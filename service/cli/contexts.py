@@ -112,7 +112,11 @@ def login(
 def logout(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[CONTEXT]", help="Default: the current context.", autocompletion=context_names),
+        typer.Argument(
+            metavar="[CONTEXT]",
+            help="Context to log out of. Default: the current context.",
+            autocompletion=context_names,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

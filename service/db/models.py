@@ -94,7 +94,7 @@ class JobLabel(Base):
 
 
 class Attempt(Base):
-    """One attempt of a job: a submission to Ray."""
+    """One attempt to run a job: a single submission to Ray."""
 
     __tablename__ = "attempts"
 

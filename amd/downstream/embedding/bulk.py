@@ -369,7 +369,7 @@ def _parquet(part: Part, names: list[str], labels: Any, footer: dict[str, Any]) 
 
 
 def _footer(url: str) -> dict[str, Any] | None:
-    """Read our metadata from a Parquet file; returns None if the file is damaged or was not written by this module."""
+    """Read our metadata from a Parquet file; return None if the file is damaged or was not written by this module."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

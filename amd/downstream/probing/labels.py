@@ -13,7 +13,7 @@ from amd.downstream.arrays import Labels
 
 
 class LabelledSets(NamedTuple):
-    """Training and test sets of a probe, with labels numbered consistently in both."""
+    """A probe's training and test sets, with labels numbered consistently across both."""
 
     train: Manifest
     test: Manifest

@@ -1,1 +1,1 @@
-"""Teachers: the frozen encoder that provides target features, and loading of timm ViTs."""
+"""Teachers: frozen encoders that provide target features, including ViTs from timm."""

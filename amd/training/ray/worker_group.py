@@ -156,7 +156,7 @@ class WorkerGroup:
         self._placement_group = None
 
     def _forward_events(self, watcher: Watcher) -> dict[str, Any] | None:
-        """Forward the workers' events to the watcher; return the outcome if one of them contains it."""
+        """Forward the workers' events to the watcher; return the outcome if an event carries one."""
         import ray
 
         outcome = None

@@ -1,4 +1,4 @@
-"""Optimizer steps for a model on one rank. A step never waits for the device, reads files or logs.
+"""Optimizer steps for a model on one rank. A step never waits for the device, reads files, or writes logs.
 
 The global batch may be split over any number of ranks and micro-batches: each micro-batch is weighted by its number of
 samples, so the gradient equals that of the whole batch. Subclasses define the loss: `distiller` for pre-training,
@@ -125,7 +125,7 @@ class Learner(ABC):
         return sorted({int(number) for records in suspects for number in records.tolist()})
 
     def warm_up(self) -> float:
-        """Run two micro-batches of noise forward and backward; return the estimated seconds per step without data.
+        """Run two micro-batches of noise forward and backward; return the estimated seconds per step, excluding data loading.
 
         Compiles and allocates before the first step, and changes no state. Must be called before `join`.
         """

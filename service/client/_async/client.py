@@ -48,7 +48,7 @@ class AsyncClient(AsyncApiMethods):
 
     @classmethod
     def from_environment(cls, **options: Any) -> AsyncClient:
-        """Connect to AMD_URL with AMD_KEY or AMD_KEY_FILE, or to the local stack of `amd up`. Raises NoAnswer."""
+        """Connect to AMD_URL with AMD_KEY or AMD_KEY_FILE. Default: the stack that `amd up` started. Raises NoAnswer."""
         return cls(*find_service(), **options)
 
     async def __aenter__(self) -> AsyncClient:

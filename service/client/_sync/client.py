@@ -49,7 +49,7 @@ class Client(ApiMethods):
 
     @classmethod
     def from_environment(cls, **options: Any) -> Client:
-        """Connect to AMD_URL with AMD_KEY or AMD_KEY_FILE, or to the local stack of `amd up`. Raises NoAnswer."""
+        """Connect to AMD_URL with AMD_KEY or AMD_KEY_FILE. Default: the stack that `amd up` started. Raises NoAnswer."""
         return cls(*find_service(), **options)
 
     def __enter__(self) -> Client:

@@ -14,7 +14,7 @@ CHOSEN_BY_SERVICE = ("name", "storage", "output")  # fields of a config that the
 
 
 def change(store: JobStore, job_id: str, project: str | None, changes: JobChange, actor: str) -> Job:
-    """Apply changes to a job. Raises NotFound, or IllegalAction if the priority can no longer change."""
+    """Apply changes to a job. Raises NotFound, or IllegalAction if the priority can no longer be changed."""
     fields = changes.model_dump(exclude_unset=True)
     if fields.get("labels", ...) is None:
         fields["labels"] = {}

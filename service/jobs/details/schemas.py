@@ -59,7 +59,7 @@ class SampleFault(ApiModel):
 
 
 class SampleFaults(ApiModel):
-    """Bad and damaged samples of a job's run."""
+    """Unreadable and damaged samples found during a job's run."""
 
     items: list[SampleFault]
     bad: int

@@ -1,4 +1,4 @@
-"""Tests for the console's headers, protection against other sites, and escaping of hostile text."""
+"""Tests for the console's security headers, CSRF protection, and escaping of untrusted text."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def test_one_of_two_control_planes_holds_a_lease_until_it_is_released(engine: En
     assert [second.acquire(), first.acquire()] == [True, False]
 
 
-def test_leases_depend_only_on_the_clock_of_the_database(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leases_depend_only_on_the_database_clock(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = LeaseKeeper(engine, "task"), LeaseKeeper(engine, "task")
     assert first.acquire()
     monkeypatch.setattr(time, "time", lambda: 9e9)  # a control plane whose clock is decades ahead

@@ -1,4 +1,5 @@
-"""Tests for webhook targets: only public addresses, in any notation, and servers with a certificate for the host."""
+"""Tests for webhook targets: non-public addresses are rejected in any notation, and the server's certificate must match
+the host."""
 
 from __future__ import annotations
 
@@ -116,7 +117,7 @@ def test_internet_addresses_are_public(address: str) -> None:
 
 
 @given(st.text())
-def test_no_url_causes_an_internal_error(text: str) -> None:
+def test_malformed_urls_never_cause_an_internal_error(text: str) -> None:
     for url in (text, f"https://{text}", f"https://a.example.com{text}"):
         with suppress(AddressNotAllowed):
             checked_url(url, allow_http=False)

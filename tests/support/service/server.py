@@ -46,7 +46,7 @@ class Server(NamedTuple):
 
 @contextmanager
 def serve_app(app: Any, **options: Any) -> Iterator[str]:
-    """Serve an ASGI app from a thread; yield its URL. Connections wait until the server accepts them.
+    """Serve an ASGI app in a background thread; yield its URL. Connections wait until the server accepts them.
 
     `options` are passed to uvicorn. The server stops without waiting for open connections.
     """

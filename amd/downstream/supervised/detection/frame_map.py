@@ -40,7 +40,7 @@ class DetectedActions(NamedTuple):
 def average_precisions(
     truth: AnnotatedActions, found: DetectedActions, actions: Iterable[int], iou: float = IOU
 ) -> dict[int, float]:
-    """Return the average precision, in [0, 1], of each given action that is annotated."""
+    """Return the average precision, in [0, 1], of each given action that has annotations."""
     result: dict[int, float] = {}
     for action in actions:
         mine, theirs = truth.actions == action, found.actions == action

@@ -156,7 +156,7 @@ def test_damaged_videos_are_embedded_and_listed_even_after_a_resume(tmp_path: Pa
     publish(tmp_path / "encoders" / ENCODER, VIDEO)
     (tmp_path / "images").mkdir()
     videos = [film(tmp_path / "images" / f"{number}.mp4", seed=number, frames=48) for number in range(3)]
-    overwrite_packets(videos[1], [40])
+    overwrite_packets(videos[1], range(18, 26))  # around the middle, which is embedded
     resolved = config(tmp_path, rows_per_file=1)
     result = embed_all(resolved, local=True)
     assert (result.state, result.samples, result.bad, result.damaged) == ("succeeded", 3, 0, 1)
