@@ -34,7 +34,8 @@ from tests.support.service.postgresql import socket_of
 from tests.support.service.server import serve_app
 
 CLIENTS = 100
-HEALTHY_S, OUTAGE_S, RECOVERY_S = 20.0, 120.0, 60.0
+PAUSE_S = 4.0  # of each client between requests, so that the load is below what a small machine can serve
+WARM_UP_S, HEALTHY_S, OUTAGE_S, RECOVERY_S = 20.0, 40.0, 120.0, 60.0
 FACTOR, MIN_LIMIT_S = 3.0, 0.25  # p99 may grow by this factor; below the least limit, a busy machine's noise dominates
 ANSWER_S = 30.0
 
@@ -65,7 +66,7 @@ class Load:
 
     def __init__(self, plane: ControlPlane, requests: Mapping[str, LoadRequest]) -> None:
         self._plane, self._requests = plane, requests
-        self.phase = "healthy"
+        self.phase = "warm-up"
         self.durations = defaultdict[tuple[str, str], list[float]](list)
         self.statuses = defaultdict[tuple[str, str], Counter[str]](Counter)
         self._stop = threading.Event()
@@ -86,9 +87,11 @@ class Load:
         headers = {"Authorization": f"Bearer {self._plane.key}", "Content-Type": "image/png"}
         names = list(self._requests)
         with httpx.Client(base_url=self._plane.url, headers=headers, timeout=ANSWER_S) as client:
+            pause = PAUSE_S * number / CLIENTS  # spreads the clients' first requests
             for turn in itertools.count(number):
-                if self._stop.wait(0.5):  # a steady load below what the machine can serve
+                if self._stop.wait(pause):
                     return
+                pause = PAUSE_S
                 name = names[turn % len(names)]
                 request, phase, began = self._requests[name], self.phase, time.monotonic()
                 try:
@@ -116,7 +119,8 @@ class Load:
 
 
 def replicas() -> FastAPI:
-    """Ray Serve's proxy with replicas that answer from memory, and Ray's dashboard with an idle cluster."""
+    """A fake of Ray Serve's proxy, with replicas that respond from memory, and of Ray's dashboard, with an idle
+    cluster."""
     app = FastAPI()
 
     @app.post("/images")
@@ -167,6 +171,8 @@ def brown_out_stack(folder: Path) -> Iterator[tuple[Load, dict[str, StallingProx
         plane.start()
         load = Load(plane, paths(job))
         stack.enter_context(load.running())
+        time.sleep(WARM_UP_S)
+        load.phase = "healthy"
         time.sleep(HEALTHY_S)
         yield load, proxies
 

@@ -121,10 +121,12 @@ def test_an_unreadable_sample_is_reported_and_counts_as_wrong(config: FinetuneCo
 
 def test_a_damaged_video_is_scored_and_listed(tmp_path: Path) -> None:
     config = tiny_finetuning(tmp_path)
-    video = write_video(tmp_path / "val" / "dark" / "clip.mp4", pictures(48))
-    overwrite_packets(video, range(18, 26))  # around the middle, which is tested
+    for picture in (tmp_path / "val").rglob("*.png"):
+        picture.unlink()
+    write_video(tmp_path / "val" / "bright" / "whole.mp4", pictures(48))
+    overwrite_packets(write_video(tmp_path / "val" / "dark" / "damaged.mp4", pictures(48)), range(12, 24))
     _, scores = scored(config, ProcessGroup())
-    assert [Path(sample["location"]).name for sample in scores.faults.damaged] == ["clip.mp4"]
+    assert [Path(sample["location"]).name for sample in scores.faults.damaged] == ["damaged.mp4"]
     assert scores.figures["eval/unreadable"] == 0
 
 
